@@ -1,0 +1,125 @@
+"""The command `sovfed`: one group for each role, imported only when it is used.
+
+This file names the roles' command modules but imports none of them, so that `sovfed --help` is instant. Errors that we
+raise on purpose become one line and an exit code:
+
+    0 done   1 the work failed   2 wrong usage or configuration   3 refused (identity, policy, privacy)   4 not running
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Final, NamedTuple, NoReturn
+
+import click
+
+from sovfed import __version__
+from sovfed.federation.errors import (
+    ConfigError,
+    IdentityError,
+    PolicyError,
+    PrivacyError,
+    ServiceError,
+    SovfedError,
+)
+
+EXIT_CODES: Final[dict[type[SovfedError], int]] = {
+    ConfigError: 2,
+    IdentityError: 3,
+    PolicyError: 3,
+    PrivacyError: 3,
+    ServiceError: 4,
+}
+INTERRUPTED: Final = 130  # what a shell reports for SIGINT
+
+
+class Lazy(NamedTuple):
+    """Where a command lives, and its line in `sovfed --help`."""
+
+    module: str
+    attribute: str
+    help: str
+
+
+COMMANDS: Final[dict[str, Lazy]] = {
+    "demo": Lazy("sovfed.simulations.cli", "demo", "Build a federation on this machine, train, show the gain."),
+    "run": Lazy("sovfed.server.cli.run", "cli", "Start, list, show, resume and stop training runs (agency)."),
+    "server": Lazy("sovfed.server.cli.server", "cli", "Set up and run the aggregation server (agency)."),
+    "client": Lazy("sovfed.clients.cli", "cli", "Enrol and run an institution's node (hospital, ministry)."),
+    "authority": Lazy("sovfed.server.cli.authority", "cli", "Sign and revoke identities (certificate authority)."),
+    "simulate": Lazy("sovfed.simulations.cli", "simulate", "Run a federation in one process (researcher)."),
+    "bench": Lazy("sovfed.simulations.cli", "bench", "Measure sovfed against its peers on this machine."),
+    "config": Lazy("sovfed.federation.cli", "config", "Show the configuration and where each value comes from."),
+    "doctor": Lazy("sovfed.federation.cli", "doctor", "Check that this machine is ready, and say what to fix."),
+}
+
+
+class Root(click.Group):
+    """A group that lists its commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        lazy = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(lazy.module), lazy.attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from sovfed.federation.schema import nearest
+
+            ctx.fail(f"No such command '{args[0]}'{nearest(args[0], COMMANDS)}.")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, lazy.help) for name, lazy in COMMANDS.items()])
+
+
+@click.command(
+    cls=Root,
+    epilog="""\b
+Examples:
+  sovfed demo                               the whole thing, on this machine, in about a minute
+  sovfed doctor                             is this machine ready?
+  sovfed config show task=heart rounds=20   what would run, and who chose it
+  sovfed run start task=heart rounds=20     train, on the agency's server
+  sovfed COMMAND --help                     more examples
+""",
+)
+@click.version_option(__version__, prog_name="sovfed")
+@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+def cli(debug: bool) -> None:
+    """Train one model across institutions that keep their records at home."""
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the code that this module's docstring gives."""
+    given = list(sys.argv[1:] if args is None else args)
+    try:
+        sys.exit(_run(given))
+    except SovfedError as error:
+        if "--debug" in given:
+            traceback.print_exc()
+        click.echo(f"error: {error}", err=True)
+        sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _run(args: list[str]) -> int:
+    try:
+        result = cli.main(args=args, prog_name="sovfed", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,36 @@
+# `make demo` and `make test` need nothing but Python 3.11 and a package registry: the first call builds .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+PROTOS := $(wildcard federation/*.proto)
+.DEFAULT_GOAL := help
+.PHONY: help demo test check proto clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## a whole federation on this machine: authority, agency, four institutions; prints the gain
+	@$(BIN)/sovfed demo
+
+test: check ## the checks, then every test
+	$(BIN)/pytest -n 2 -m "not deploy"
+	$(BIN)/pytest -m deploy
+
+check: $(STAMP) ## lint, format, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_imports.py
+
+proto: $(STAMP) ## regenerate the code of federation/*.proto
+	$(BIN)/python -m grpc_tools.protoc -I.src --python_out=.src --pyi_out=.src $(PROTOS:%=sovfed/%)
+
+clean: ## remove .venv and everything that tools leave behind
+	rm -rf .venv build dist .src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Reinstalled only when the requirements change; the package itself is editable.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
