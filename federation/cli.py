@@ -1,0 +1,129 @@
+"""`sovfed config` and `sovfed doctor`: the commands that belong to no role."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sovfed.federation.compose import Composed
+
+
+@click.group()
+def config() -> None:
+    """Show the configuration and where each value comes from.
+
+    \b
+    Examples:
+      sovfed config show                          what runs when nothing is chosen
+      sovfed config show task=heart rounds=20     with overrides, as for `sovfed run start`
+      sovfed config show strategy=fedadam --json  for machines
+      sovfed config options                       the groups and what can be chosen
+    """
+
+
+@config.command()
+@click.argument("overrides", nargs=-1)
+@click.option("--config-dir", type=click.Path(path_type=Path), help="Folder with further options, as conf/ has them.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: {config, origins}.")
+def show(overrides: tuple[str, ...], config_dir: Path | None, as_json: bool) -> None:
+    """Print the composed configuration and who chose what.
+
+    \b
+    Examples:
+      sovfed config show
+      sovfed config show task=heart data.path=/srv/heart strategy=fedprox
+      sovfed config show --config-dir ./conf task=mine
+    """
+    from dataclasses import asdict
+
+    from sovfed.federation.compose import compose
+
+    composed = compose(overrides, config_dir)
+    if as_json:
+        click.echo(json.dumps({"config": asdict(composed.config), "origins": dict(composed.origins)}, indent=2))
+        return
+    from rich.console import Console
+
+    Console().print(_table(composed))
+
+
+def _table(composed: Composed) -> Table:
+    """The configuration as YAML in the first column, who chose each value in the second."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from sovfed.federation.compose import DEFAULT, OVERRIDE, leaves
+
+    styles = {DEFAULT: "dim", OVERRIDE: "bold green"}
+    table = Table("configuration", "chosen by", box=None, pad_edge=False)
+    above: list[str] = []
+    for key, value in leaves(composed.config):
+        *path, name = key.split(".")
+        for depth, group in enumerate(path):
+            if path[: depth + 1] != above[: depth + 1]:
+                table.add_row(Text(f"{'  ' * depth}{group}:", style="bold"), "")
+        above = path
+        origin = composed.origins[key]
+        line = Text(f"{'  ' * len(path)}{name}: {json.dumps(value)}", style=styles.get(origin, ""))
+        table.add_row(line, Text(origin, style=styles.get(origin, "cyan")))
+    return table
+
+
+@config.command()
+@click.option("--config-dir", type=click.Path(path_type=Path), help="Folder with further options, as conf/ has them.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: {group: [option, …]}.")
+def options(config_dir: Path | None, as_json: bool) -> None:
+    """List what GROUP=OPTION can choose.
+
+    \b
+    Example:
+      sovfed config options
+    """
+    from sovfed.federation.compose import PACKAGED, groups
+
+    found = groups([PACKAGED] if config_dir is None else [PACKAGED, config_dir])
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    width = max(map(len, found))
+    for group, names in found.items():
+        click.echo(f"{group.ljust(width)}  {', '.join(names)}")
+
+
+@click.command()
+@click.option("--home", type=click.Path(path_type=Path), help="Folder of an agency, institution or authority to check.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: [{name, state, found, fix}].")
+@click.pass_context
+def doctor(ctx: click.Context, home: Path | None, as_json: bool) -> None:
+    """Check that this machine is ready, and say what to fix.
+
+    Exits with 1 if a check fails; a warning is no failure. Nothing outside this machine is contacted.
+
+    \b
+    Examples:
+      sovfed doctor
+      sovfed doctor --home institution
+      sovfed doctor --json
+    """
+    from dataclasses import asdict
+
+    from sovfed.federation.doctor import examine
+
+    findings = list(examine(home))
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+        width = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            state = click.style(finding.state.ljust(4), fg=colours[finding.state])
+            click.echo(f"{state}  {finding.name.ljust(width)}  {finding.found}")
+            if finding.fix:
+                click.echo(f"{' ' * (width + 8)}→ {finding.fix}")
+    ctx.exit(1 if any(finding.state == "fail" for finding in findings) else 0)

@@ -1,0 +1,198 @@
+"""From `conf/` and the overrides on a command line to one checked `Config`, with the origin of every value.
+
+Hydra composes (groups, defaults, interpolation) and nothing more: the result is bound to frozen dataclasses, and a
+configuration that carries `_target_`, Hydra's way to name code, is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sovfed.federation.config import Config
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.schema import bind, nearest
+
+PACKAGED: Final = Path(__file__).parent.parent / "conf"
+DEFAULT: Final = "default"
+OVERRIDE: Final = "override"
+_NO_CODE: Final = "configuration chooses values and never names code"
+_KEY: Final = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A checked configuration; `origins` tells for each dotted key the file that chose it, `override` or `default`."""
+
+    config: Config
+    origins: Mapping[str, str]
+
+
+def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Composed:
+    """The configuration that `overrides` (`task=heart`, `rounds=20`) choose; raises ConfigError on anything else.
+
+    `config_dir` may hold further options (`task/mine.yaml`); it cannot replace a packaged one.
+    """
+    folders = [PACKAGED] if config_dir is None else [PACKAGED, config_dir.resolve()]
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigError(f"configuration folder {config_dir} does not exist")
+    checked = dict(_check_override(text, folders) for text in overrides)  # the last of two for the same key counts
+    values, choices = _hydra(list(checked.values()), folders)
+    config = bind(Config, values)
+    return Composed(config, _origins(config, choices, list(checked), folders))
+
+
+def groups(folders: Iterable[Path] = (PACKAGED,)) -> dict[str, list[str]]:
+    """Every configuration group and its options."""
+    found: dict[str, set[str]] = {}
+    for path in (path for folder in folders for path in folder.glob("*/*.yaml")):
+        found.setdefault(path.parent.name, set()).add(path.stem)
+    return {name: sorted(options) for name, options in sorted(found.items())}
+
+
+def schema() -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
+    """Every dotted key with its type and dataclass field."""
+    return dict(_fields(Config, ""))
+
+
+def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a configuration dataclass with its value, in the order of the dataclass."""
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+def _fields(cls: type[Any], prefix: str) -> Iterator[tuple[str, tuple[Any, dataclasses.Field[Any]]]]:
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from _fields(typing.cast("type[Any]", kind), f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, (kind, field)
+
+
+def _check_override(text: str, folders: Sequence[Path]) -> tuple[str, str]:
+    """The key of `text`, and the text as Hydra is to read it. A key is a group (task=…) or a value (rounds=…)."""
+    key, equals, raw = text.partition("=")
+    if "_target_" in key:
+        raise ConfigError(f"override {text!r} is refused: {_NO_CODE}")
+    if not equals or not _KEY.fullmatch(key):
+        raise ConfigError(f"override {text!r} is not of the form key=value, such as task=heart or rounds=20")
+    options, known = groups(folders), schema()
+    if key in options:
+        if raw not in options[key]:
+            raise ConfigError(f"unknown option '{raw}' of group '{key}'{nearest(raw, options[key])}")
+        return key, f"{key}={raw}"
+    if key not in known:
+        raise ConfigError(f"unknown key '{key}'{_nearest_key(key, [*known, *options])}")
+    kind, _ = known[key]
+    if str in (kind, *typing.get_args(kind)) and typing.get_origin(kind) is not tuple:
+        return key, f"++{key}={_quote(raw)}"
+    return key, f"++{key}={raw}"
+
+
+def _nearest_key(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return nearest(key, close or [name for name in known if "." not in name])
+
+
+def _quote(raw: str) -> str:
+    """Text as given, so that paths, addresses and sites such as 0 need no quoting; null stays null."""
+    if raw == "null" or (len(raw) > 1 and raw[0] == raw[-1] and raw[0] in "'\""):
+        return raw
+    escaped = raw.replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _hydra(overrides: list[str], folders: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The composed plain values and the option chosen in each group."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    search = [f"'file://{folder}'" for folder in folders[1:]]
+    more = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
+    try:
+        with initialize_config_dir(str(folders[0].resolve()), version_base="1.3"):
+            composed = hydra_compose("config", overrides=[*overrides, *more], return_hydra_config=True)
+        choices = dict(composed.hydra.runtime.choices)
+        OmegaConf.set_struct(composed, False)
+        del composed["hydra"]
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as problem:
+        raise ConfigError(_plain(problem)) from problem
+    if not isinstance(values, dict):
+        raise ConfigError("the configuration is not a mapping")
+    _refuse_code(values)
+    return {str(key): value for key, value in values.items()}, {str(k): str(v) for k, v in choices.items() if v}
+
+
+def _plain(problem: Exception) -> str:
+    """Hydra's error in one line, without its stack of wrapped causes and its internal prefixes."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    if override := getattr(problem, "override", None):
+        return f"override '{override.removeprefix('++')}' cannot be read: {lines[0]}"
+    if lines and lines[0].startswith("Missing mandatory value"):
+        key = getattr(problem, "full_key", None) or lines[0].rpartition(" ")[2]
+        return f"'{key}' must be given, as in {key}=…"
+    return (lines[0] if lines else type(problem).__name__).replace("'++", "'")
+
+
+def _refuse_code(values: object, where: str = "") -> None:
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            if str(key) == "_target_":
+                raise ConfigError(f"'{where}_target_' is refused: {_NO_CODE}")
+            _refuse_code(value, f"{where}{key}.")
+    elif isinstance(values, list):
+        for value in values:
+            _refuse_code(value, where)
+
+
+def _origins(
+    config: Config, choices: Mapping[str, str], overridden: Sequence[str], folders: Sequence[Path]
+) -> dict[str, str]:
+    """Who chose each key; later sources win, as in the defaults list: groups, config.yaml, experiment, overrides."""
+    options = {group: f"{group}/{option}.yaml" for group, option in choices.items() if group in groups(folders)}
+    experiment = options.pop("experiment", None)
+    files = [(f"{group}.", file) for group, file in options.items()] + [("", "config.yaml")]
+    if experiment:
+        files.append(("", experiment))
+    origins = {key: DEFAULT for key, _ in leaves(config)}
+    for prefix, name in files:
+        folder = next(folder for folder in folders if (folder / name).exists())
+        shown = f"conf/{name}" if folder == PACKAGED else str(folder / name)
+        for key, value in _chosen(folder / name, prefix):
+            by = f"{shown}: {value}" if isinstance(value, str) and "${" in value else shown
+            origins |= {leaf: by for leaf in origins if leaf == key or leaf.startswith(f"{key}.")}
+    return origins | {key: OVERRIDE for key in overridden if key in origins}
+
+
+def _chosen(path: Path, prefix: str) -> Iterator[tuple[str, Any]]:
+    """The dotted keys that the YAML file at `path` chooses, with their uninterpolated values."""
+    from omegaconf import OmegaConf
+
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    if isinstance(content, dict):
+        content.pop("defaults", None)
+        yield from _dotted(content, prefix)
+
+
+def _dotted(content: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,174 @@
+"""Every setting there is: key, type, default, range, unit and meaning. The YAML in `conf/` only chooses values.
+
+One configuration group is one frozen dataclass. `federation/compose.py` reads and overrides the YAML with Hydra and
+binds the result here, so an unknown key, a wrong type or a value out of range is refused before anything starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from sovfed.federation.messages import MAX_PARAMETERS
+from sovfed.federation.schema import bounded, choice
+
+PORT_MAX: Final = 65_535
+MESSAGE_BYTES_MAX: Final = 2**31 - 1  # of one protobuf message
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is learned, and how each institution trains on it between two exchanges."""
+
+    name: str = choice(
+        "breast_cancer", ("breast_cancer", "digits", "echo", "heart"), doc="the task, in federation/tasks/"
+    )
+    local_epochs: int = bounded(1, 1, 10_000, doc="passes over the local training records in a round")
+    batch_size: int = bounded(32, 1, 1_000_000, unit="records", doc="records in one local gradient step")
+    learning_rate: float = bounded(0.1, 1e-9, 1e3, doc="step size of local SGD")
+    parameters: int = bounded(2_500, 1, MAX_PARAMETERS, doc="length of the model vector; read by the task 'echo' only")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where an institution's records come from; read by its trainer and by nothing else."""
+
+    source: str = choice(
+        "breast_cancer",
+        ("breast_cancer", "csv", "digits", "none", "uci_heart"),
+        doc="the data connector, in clients/data/",
+    )
+    path: str | None = bounded(None, 1, 4096, doc="the connector's file or folder; null where the data are embedded")
+    site: str = bounded("0", 1, 64, doc="the institution whose records to read: '0', '1', … or a name such as 'va'")
+    sites: int = bounded(4, 1, 1_000, doc="institutions that a simulated split is made for")
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """How the server turns the mean update of a round into the next model."""
+
+    name: str = choice(
+        "fedavg",
+        ("fedavg", "fedprox", "fedadam", "fedyogi", "fedavgm", "fedadagrad"),
+        doc="the server optimizer; sources in server/strategies/__init__.py",
+    )
+    proximal_mu: float = bounded(0.0, 0.0, 1e6, doc="weight of FedProx's pull of local training towards the model")
+    server_learning_rate: float = bounded(1.0, 1e-9, 1e3, doc="server step size (eta in Reddi et al. 2021)")
+    server_momentum: float = bounded(0.0, 0.0, 0.9999, doc="momentum of FedAvgM")
+    beta_1: float = bounded(0.9, 0.0, 0.999999, doc="first-moment decay of FedAdam and FedYogi")
+    beta_2: float = bounded(0.99, 0.0, 0.999999, doc="second-moment decay of FedAdam and FedYogi")
+    tau: float = bounded(1e-3, 1e-12, 1e3, doc="degree of adaptivity of FedAdam, FedYogi and FedAdagrad")
+
+    def __post_init__(self) -> None:
+        if self.proximal_mu and self.name != "fedprox":
+            raise ValueError(f"proximal_mu is {self.proximal_mu:g}, but only strategy=fedprox uses it")
+
+
+@dataclass(frozen=True)
+class PrivacyConfig:
+    """Differential privacy. Off: no mechanism is built yet, and every other name is refused rather than ignored."""
+
+    mechanism: str = choice("none", ("none",), doc="'none' is the only mechanism so far: updates carry no noise")
+
+
+@dataclass(frozen=True)
+class SecaggConfig:
+    """Secure aggregation. Off: no protocol is built yet, and asking for one is refused rather than ignored."""
+
+    enabled: bool = bounded(False, doc="must be false so far: the server sees each institution's update")
+
+    def __post_init__(self) -> None:
+        if self.enabled:
+            raise ValueError("enabled is true, but no protocol is built yet; the server would see each update")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The agency's processes: what they listen on, whom they wait for and how long."""
+
+    home: str = bounded("agency", 1, 4096, doc="folder of keys, state, runs and logs, created with mode 0700")
+    host: str = bounded("127.0.0.1", 1, 255, doc="address that the fleet, enrolment and lane ports listen on")
+    fleet_port: int = bounded(8443, 0, PORT_MAX, doc="SuperLink's gated Fleet port (mutual TLS); 0 = any free port")
+    enrolment_port: int = bounded(8444, 0, PORT_MAX, doc="registry's enrolment port (server TLS, one-time token)")
+    lane_port: int = bounded(8445, 0, PORT_MAX, doc="registry's lane port (mutual TLS), where models travel")
+    control_port: int = bounded(8446, 0, PORT_MAX, doc="SuperLink's Control and Runtime port, on loopback only")
+    names: tuple[str, ...] = bounded((), doc="DNS names and IP addresses in the server's certificate; [] = host")
+    lane_address: str | None = bounded(None, 3, 262, doc="host:port that institutions are told; null = the first name")
+    lane: str = choice("auto", ("auto", "stream", "flower"), doc="auto falls back from the stream to Flower's Grid")
+    lane_timeout_s: float = bounded(20.0, 0.1, 3_600, unit="s", doc="longest wait for institutions to open their lane")
+    min_cohort: int = bounded(2, 1, 100_000, unit="institutions", doc="fewer updates than this void a round")
+    start_cohort: int = bounded(0, 0, 100_000, unit="institutions", doc="wait for this many at the start; 0 = no wish")
+    round_deadline_s: float = bounded(600.0, 0.1, 604_800, unit="s", doc="longest wait for the updates of one round")
+    node_wait_s: float = bounded(120.0, 0.1, 604_800, unit="s", doc="longest wait for the minimum cohort to connect")
+    max_message_bytes: int = bounded(
+        2**30, 2**16, MESSAGE_BYTES_MAX, unit="bytes", doc="larger messages are refused before allocation"
+    )
+
+    def __post_init__(self) -> None:
+        if 0 < self.start_cohort < self.min_cohort:
+            raise ValueError(f"start_cohort {self.start_cohort} is below min_cohort {self.min_cohort}")
+        ports = [port for port in (self.fleet_port, self.enrolment_port, self.lane_port, self.control_port) if port]
+        if len(set(ports)) < len(ports):
+            raise ValueError(f"two services share a port: {ports}")
+
+    @property
+    def certificate_names(self) -> tuple[str, ...]:
+        """The names that the server's certificate must carry."""
+        return self.names or (self.host,)
+
+    @property
+    def announced_lane_address(self) -> str:
+        """host:port at which institutions reach the lane."""
+        return self.lane_address or f"{self.certificate_names[0]}:{self.lane_port}"
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """An institution's processes. The addresses are normally what enrolment wrote to identity/institution.json."""
+
+    home: str = bounded("institution", 1, 4096, doc="folder of keys, policy, state and logs, created with mode 0700")
+    fleet_address: str | None = bounded(None, 3, 262, doc="host:port of the agency's Fleet port; null = as enrolled")
+    lane_address: str | None = bounded(None, 3, 262, doc="host:port of the agency's lane; null = as the run announces")
+    runtime_port: int = bounded(0, 0, PORT_MAX, doc="SuperNode's Runtime port, on loopback only; 0 = any free port")
+    device: str = choice("auto", ("auto", "cpu", "cuda", "mps"), doc="auto takes the best; cuda is also ROCm's name")
+    precision: str = choice("float32", ("float32", "bf16", "fp16"), doc="arithmetic of local training")
+    max_message_bytes: int = bounded(
+        2**30, 2**16, MESSAGE_BYTES_MAX, unit="bytes", doc="larger messages are refused before allocation"
+    )
+    data: DataConfig = DataConfig()
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """MLflow."""
+
+    uri: str | None = bounded(None, 1, 4096, doc="MLflow tracking URI; null = an SQLite file in the agency's home")
+    experiment: str = bounded("sovfed", 1, 256, doc="MLflow experiment that runs are filed under")
+    serve: bool = bounded(False, doc="start MLflow's web interface beside the agency's processes, on loopback")
+    serve_port: int = bounded(5000, 1, PORT_MAX, doc="port of that web interface")
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """The federation in one process."""
+
+    institutions: int = bounded(4, 1, 100_000, doc="simulated institutions")
+    workers: int = bounded(1, 1, 1_024, doc="institutions trained at the same time")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run and everything around it."""
+
+    run_name: str | None = bounded(None, 1, 64, doc="the run's name; null = task, date and a random part")
+    rounds: int = bounded(10, 1, 100_000, doc="exchanges between the coordinator and the cohort")
+    seed: int = bounded(0, 0, 2**63 - 1, doc="seed of initialisation, splits and batches; equal seeds, equal models")
+    task: TaskConfig = TaskConfig()
+    data: DataConfig = DataConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    secagg: SecaggConfig = SecaggConfig()
+    server: ServerConfig = ServerConfig()
+    client: ClientConfig = ClientConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    simulation: SimulationConfig = SimulationConfig()

@@ -1,0 +1,81 @@
+"""The one exception tree, and the fixed sentences that may cross the wire.
+
+    SovfedError
+    ├── ConfigError       a configuration value is unknown, of the wrong type or out of range
+    ├── IdentityError     a certificate, key, token or signature does not hold
+    ├── ProtocolError     a message from another process is malformed, oversized or out of place
+    ├── PolicyError       the institution's own policy forbids what was asked
+    ├── DataError         an institution's data is missing or does not fit the task's schema
+    ├── PrivacyError      a privacy rule would be broken
+    ├── TrainingError     local training failed (non-finite values, device out of memory)
+    ├── CohortError       too few institutions took part
+    └── ServiceError      a process of ours is not running, or would start unsafely
+
+What an institution tells the coordinator about a failure is a `code` and the sentence in
+`WIRE_SENTENCES`; exception text stays in the institution's own log.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+
+class SovfedError(Exception):
+    """Base of every error raised on purpose. `code` is what crosses the wire."""
+
+    code = "internal"
+
+
+class ConfigError(SovfedError):
+    code = "config"
+
+
+class IdentityError(SovfedError):
+    code = "identity"
+
+
+class ProtocolError(SovfedError):
+    code = "protocol"
+
+
+class PolicyError(SovfedError):
+    code = "policy"
+
+
+class DataError(SovfedError):
+    code = "data"
+
+
+class PrivacyError(SovfedError):
+    code = "privacy"
+
+
+class TrainingError(SovfedError):
+    code = "training"
+
+
+class CohortError(SovfedError):
+    code = "cohort"
+
+
+class ServiceError(SovfedError):
+    code = "service"
+
+
+WIRE_SENTENCES: Final[dict[str, str]] = {
+    "internal": "The institution met an unexpected error; see its own log.",
+    "config": "The institution's configuration does not allow this request.",
+    "identity": "The institution could not verify an identity.",
+    "protocol": "The institution refused a malformed message.",
+    "policy": "The institution's policy forbids this request.",
+    "data": "The institution's data is missing or does not fit the task.",
+    "privacy": "The institution refused to break a privacy rule.",
+    "training": "Local training failed at the institution.",
+    "cohort": "Too few institutions took part.",
+    "service": "A process of the institution is not available.",
+}
+
+
+def wire_code(error: BaseException) -> str:
+    """The code that may cross the wire for `error`: its own if ours, else `internal`."""
+    return error.code if isinstance(error, SovfedError) else "internal"

@@ -1,0 +1,68 @@
+"""Files that must be whole or secret: written in one step, read only while nobody else can read them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from sovfed.federation.errors import IdentityError, ServiceError
+
+MAX_FILE_BYTES: Final = 4 * 1024 * 1024  # of a key, certificate or revocation list
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Put `data` at `path` in one step, on disk before this returns: readers see the old or the new, never half."""
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """`write_atomic`, readable by the owner alone from its first byte."""
+    write_atomic(path, data, 0o600)
+
+
+def read_private(path: Path) -> bytes:
+    """The bytes of a secret file; refuses one that another user could read, or that is not a plain file of ours."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise IdentityError(f"{path}: secret file missing or not readable") from error
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(file.fileno())
+        if found.st_mode & 0o177077 != 0o100000 or found.st_uid != os.geteuid():
+            raise IdentityError(f"{path}: mode {found.st_mode & 0o7777:04o}, expected 0600 and owned by this user")
+        return file.read(MAX_FILE_BYTES)
+
+
+def private_directory(path: Path) -> Path:
+    """`path`, made with mode 0700 if missing; ServiceError if it exists and anyone else may enter it."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.stat()
+    if found.st_mode & 0o077 or found.st_uid != os.geteuid():
+        raise ServiceError(f"{path}: mode {found.st_mode & 0o7777:04o}, expected 0700 and owned by this user")
+    return path
+
+
+def read_bounded(path: Path) -> bytes:
+    """The bytes of the public file `path`, at most 4 MiB; raises IdentityError."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_FILE_BYTES)
+    except OSError as error:
+        raise IdentityError(f"{path}: missing or not readable") from error

@@ -1,0 +1,150 @@
+"""The Flower edge of the codec: our messages as Flower `Message`s and back. One ConfigRecord, one ArrayRecord."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Message as FlowerMessage
+from flwr.app.message import make_message
+from flwr.app.metadata import Metadata
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp.grid import Grid
+from flwr.supercore.date import now
+from flwr.supercore.run import Run
+
+from sovfed.federation.errors import ProtocolError
+from sovfed.federation.messages import MAX_PARAMETERS, Message, decode, encode
+
+RAW: Final = "sovfed.raw.le"  # serialisation type: the array's little-endian bytes, nothing else
+SERVER_NODE_ID: Final = 1  # flwr.common.constant.SUPERLINK_NODE_ID, held by a contract test
+TTL_S: Final = 12 * 3600.0
+_DTYPES: Final = ("float32", "float64")
+
+
+def to_records(message: Message) -> RecordDict:
+    """The RecordDict that carries `message`; vectors are serialised as raw little-endian bytes."""
+    kind, scalars, vectors = encode(message)
+    header = ConfigRecord({"kind": kind, **scalars})
+    arrays = {
+        name: Array(dtype=str(vector.dtype), shape=vector.shape, stype=RAW, data=vector.tobytes())
+        for name, vector in vectors.items()
+    }
+    return RecordDict({"header": header, "vectors": ArrayRecord(arrays)})
+
+
+def from_records(records: RecordDict) -> Message:
+    """The message that `records` carries. Raises ProtocolError on anything that does not fit exactly."""
+    if set(records) != {"header", "vectors"}:
+        raise ProtocolError(f"records {sorted(records)[:8]}, expected ['header', 'vectors']")
+    header, arrays = records["header"], records["vectors"]
+    if not isinstance(header, ConfigRecord) or not isinstance(arrays, ArrayRecord):
+        raise ProtocolError("records of the wrong type")
+    scalars = dict(header)
+    kind = scalars.pop("kind", None)
+    if not isinstance(kind, str):
+        raise ProtocolError("the header names no kind")
+    return decode(kind, scalars, {name: _vector(name, array) for name, array in arrays.items()})
+
+
+def _vector(name: str, array: Array) -> npt.NDArray[Any]:
+    if array.stype != RAW or array.dtype not in _DTYPES:
+        raise ProtocolError(f"vector {name[:40]!r}: serialised as {array.stype[:40]!r} of {array.dtype[:40]!r}")
+    dtype = np.dtype(array.dtype).newbyteorder("<")
+    if len(array.shape) != 1 or not 0 <= array.shape[0] <= MAX_PARAMETERS:
+        raise ProtocolError(f"vector {name[:40]!r}: shape {list(array.shape)[:8]}")
+    if len(array.data) != array.shape[0] * dtype.itemsize:
+        raise ProtocolError(f"vector {name[:40]!r}: {len(array.data)} bytes for shape {list(array.shape)} of {dtype}")
+    return np.frombuffer(array.data, dtype=dtype)
+
+
+def new_message(content: RecordDict, *, run_id: int, node_id: int, kind: str, group: str) -> FlowerMessage:
+    """A Flower message to node `node_id`; `kind` is Flower's type, such as "train", "evaluate" or "query.lane"."""
+    metadata = Metadata(
+        run_id=run_id, message_id="", src_node_id=SERVER_NODE_ID, dst_node_id=node_id, reply_to_message_id="",
+        group_id=group, created_at=now().timestamp(), ttl=TTL_S, message_type=kind,
+    )  # fmt: skip
+    return make_message(metadata=metadata, content=content)
+
+
+class StreamingGrid(Grid):
+    """Flower's Grid with one more verb, `replies`, and byte counters: what the coordinator's round loop drives.
+
+    Three implementations: in memory (simulation), the lane (deployment) and `FlowerGrid` (fall-back).
+    """
+
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+    @abstractmethod
+    def replies(self, messages: Iterable[FlowerMessage], timeout_s: float) -> Iterator[FlowerMessage]:
+        """Push `messages`, then yield each reply as it arrives, until all are in or `timeout_s` has passed."""
+
+    def close(self) -> None:
+        """Give back what this Grid itself holds: nothing, unless it says otherwise."""
+
+    def send_and_receive(
+        self, messages: Iterable[FlowerMessage], *, timeout: float | None = None
+    ) -> Iterable[FlowerMessage]:
+        return list(self.replies(messages, TTL_S if timeout is None else timeout))
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> FlowerMessage:
+        return new_message(content, run_id=self.run.run_id, node_id=dst_node_id, kind=message_type, group=group_id)
+
+
+class FlowerGrid(StreamingGrid):
+    """The fall-back: Flower's own Grid, polled briskly; messages lie in the SuperLink's database on their way."""
+
+    POLL_S: Final = (0.05, 1.0)  # first and longest pause between polls
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def set_run(self, run: Run) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self._grid.run
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return self._grid.get_nodes()
+
+    def push_messages(self, messages: Iterable[FlowerMessage]) -> Iterable[str]:
+        batch = list(messages)
+        self.bytes_down += sum(map(size_bytes, batch))
+        return self._grid.push_messages(batch)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[FlowerMessage]:
+        pulled = list(self._grid.pull_messages(message_ids))
+        self.bytes_up += sum(map(size_bytes, pulled))
+        return pulled
+
+    def replies(self, messages: Iterable[FlowerMessage], timeout_s: float) -> Iterator[FlowerMessage]:
+        waiting = set(self.push_messages(messages))
+        deadline, pause = time.monotonic() + timeout_s, self.POLL_S[0]
+        while waiting and time.monotonic() < deadline:
+            pulled = self.pull_messages(waiting)
+            for reply in pulled:
+                waiting.discard(reply.metadata.reply_to_message_id)
+                yield reply
+            pause = self.POLL_S[0] if pulled else min(2 * pause, self.POLL_S[1])
+            if waiting:
+                time.sleep(pause)
+
+
+def size_bytes(message: FlowerMessage) -> int:
+    """Bytes of the arrays that `message` carries (an error carries none)."""
+    if not message.has_content():
+        return 0
+    return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())

@@ -1,0 +1,292 @@
+"""Who is at the other end: what a peer's certificate must show, and the files an identity consists of.
+
+A home's `identity/` folder holds root.pem and crl.pem (from the authority) and cert.pem and key.pem (its own; key.pem
+is 0600 and never leaves). `Trust` is the one place that says yes or no to a peer. It fails closed: no revocation list,
+one that the root did not sign, older than one already seen, or past its nextUpdate, and nobody is trusted.
+
+Chain, dates, key usage and path length are checked by cryptography's X.509 verifier (RFC 5280, CA/Browser profile);
+names, the exact purpose and the revocation list are checked here. `federation/certificates.py` makes certificates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import ipaddress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509 import verification
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from sovfed.federation.certificates import (
+    CLOCK_SKEW,
+    InstitutionNames,
+    ServerNames,
+    check_csr,
+    create_csr,
+    create_key,
+    create_root,
+    key_fingerprint,
+    key_from_pem,
+    key_to_pem,
+    make_crl,
+    read_names,
+    sign_csr,
+    subject_of,
+    to_der,
+    to_pem,
+)
+from sovfed.federation.errors import IdentityError
+from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic, write_private
+
+__all__ = [
+    "PeerIdentity", "ServerIdentity", "Trust", "certificate_fingerprint", "check_crl", "check_csr", "create_csr",
+    "create_key", "create_root", "crl_number", "install_crl", "key_fingerprint", "key_from_pem", "key_to_pem",
+    "load_certificate", "load_crl", "make_crl", "node_key_bytes", "node_key_digest", "parse_certificate", "parse_crl",
+    "private_directory", "read_private", "sign_csr", "to_der", "to_pem", "verify_peer", "verify_server",
+    "write_atomic", "write_private",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PeerIdentity:
+    """An institution whose certificate has been verified; `fingerprint` is SHA-256 (hex) of the DER certificate."""
+
+    institution: str
+    node_key_digest: str
+    serial: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class ServerIdentity:
+    """The agency's server, verified likewise."""
+
+    hosts: tuple[str, ...]
+    serial: int
+    fingerprint: str
+
+
+def verify_peer(
+    cert_der: bytes, root: x509.Certificate, crl: x509.CertificateRevocationList, now: datetime
+) -> PeerIdentity:
+    """The institution that `cert_der` certifies. Raises IdentityError on anything that does not hold."""
+    certificate, names = _read_leaf(cert_der, ExtendedKeyUsageOID.CLIENT_AUTH)
+    if not isinstance(names, InstitutionNames):
+        raise IdentityError(f"{_label(certificate)}: a server's names, expected an institution's")
+    with _verifying(certificate, now):
+        _policy(root, now).build_client_verifier().verify(certificate, [])
+    _check_revoked(certificate, crl, root, now)
+    return PeerIdentity(names.institution, names.node_key_digest, certificate.serial_number, _sha256(cert_der))
+
+
+def verify_server(
+    cert_der: bytes, root: x509.Certificate, crl: x509.CertificateRevocationList, now: datetime
+) -> ServerIdentity:
+    """The server that `cert_der` certifies. Raises IdentityError on anything that does not hold."""
+    certificate, names = _read_leaf(cert_der, ExtendedKeyUsageOID.SERVER_AUTH)
+    if not isinstance(names, ServerNames):
+        raise IdentityError(f"{_label(certificate)}: an institution's names, expected a server's")
+    with _verifying(certificate, now):
+        _policy(root, now).build_server_verifier(_host_name(names.hosts[0])).verify(certificate, [])
+    _check_revoked(certificate, crl, root, now)
+    return ServerIdentity(names.hosts, certificate.serial_number, _sha256(cert_der))
+
+
+def check_crl(crl: x509.CertificateRevocationList, root: x509.Certificate, now: datetime) -> int:
+    """The number of `crl`. Raises IdentityError unless the root signed it and `now` is before its nextUpdate."""
+    key = root.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or crl.issuer != root.subject:
+        raise IdentityError("revocation list: issued by another authority")
+    known, number = {x509.CRLNumber.oid, x509.AuthorityKeyIdentifier.oid}, crl_number(crl)
+    if any(extension.oid not in known for extension in crl.extensions):
+        raise IdentityError(f"revocation list {number}: not complete by itself")
+    if not crl.is_signature_valid(key):
+        raise IdentityError(f"revocation list {number}: not signed by the authority's key")
+    expires = crl.next_update_utc
+    if expires is None or now >= expires:
+        raise IdentityError(
+            f"revocation list {number}: stale since {expires}, now {now:%F %T}; `authority crl` renews it"
+        )
+    if now < crl.last_update_utc - CLOCK_SKEW:
+        raise IdentityError(f"revocation list {number}: not valid before {crl.last_update_utc}, it is {now:%F %T}")
+    return number
+
+
+class Trust:
+    """Verifies peers against one home's root and its current revocation list, re-read when the file changes."""
+
+    def __init__(self, identity: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._path = identity / "crl.pem"
+        self._clock = clock
+        self._stamp: tuple[int, int, int] | None = None
+        self._number = -1
+        self.root = load_certificate(identity / "root.pem")
+        self.crl = self._fresh()
+
+    def verify(self, cert_der: bytes) -> PeerIdentity:
+        """The institution behind `cert_der` at this moment; raises IdentityError."""
+        return verify_peer(cert_der, self.root, self._fresh(), self._clock())
+
+    def verify_server(self, cert_der: bytes) -> ServerIdentity:
+        """The server behind `cert_der` at this moment; raises IdentityError."""
+        return verify_server(cert_der, self.root, self._fresh(), self._clock())
+
+    def check(self) -> None:
+        """Raises IdentityError when the revocation list is missing or stale, so that nobody can be trusted."""
+        check_crl(self._fresh(), self.root, self._clock())
+
+    def verify_auth_context(self, auth_context: Mapping[str, Iterable[bytes]]) -> PeerIdentity:
+        """The institution at the other end of a gRPC call: pass `context.auth_context()`."""
+        shown = list(auth_context.get("x509_pem_cert", ()))
+        if len(shown) != 1:
+            raise IdentityError(f"gRPC peer: {len(shown)} certificates, expected 1")
+        try:
+            certificate = x509.load_pem_x509_certificate(shown[0])
+        except ValueError as error:
+            raise IdentityError("gRPC peer: certificate not readable") from error
+        return self.verify(certificate.public_bytes(serialization.Encoding.DER))
+
+    def _fresh(self) -> x509.CertificateRevocationList:
+        try:
+            found = self._path.stat()
+        except OSError as error:
+            raise IdentityError(f"{self._path}: no revocation list") from error
+        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+        if stamp != self._stamp:
+            crl = load_crl(self._path)
+            number = check_crl(crl, self.root, self._clock())
+            if number < self._number:
+                raise IdentityError(f"{self._path}: revocation list {number}, but {self._number} was seen before")
+            self.crl, self._number, self._stamp = crl, number, stamp
+        return self.crl
+
+
+def certificate_fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 (hex) of the DER certificate: what two people compare over the telephone."""
+    return _sha256(to_der(certificate))
+
+
+def node_key_digest(public_key: ec.EllipticCurvePublicKey) -> str:
+    """SHA-256 (hex) of a Flower node key as Flower itself serialises it (PEM SubjectPublicKeyInfo)."""
+    return _sha256(node_key_bytes(public_key))
+
+
+def node_key_bytes(public_key: ec.EllipticCurvePublicKey) -> bytes:
+    """`public_key` as `flwr.supercore.primitives.asymmetric.public_key_to_bytes` gives it; a test holds this."""
+    return public_key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def load_certificate(path: Path) -> x509.Certificate:
+    """The one certificate in the PEM file `path`; raises IdentityError."""
+    return parse_certificate(read_bounded(path), str(path))
+
+
+def load_crl(path: Path) -> x509.CertificateRevocationList:
+    """The revocation list in the PEM file `path`; raises IdentityError."""
+    return parse_crl(read_bounded(path), str(path))
+
+
+def install_crl(identity: Path, pem: bytes, now: datetime | None = None) -> int:
+    """Put the revocation list `pem` in place once it holds and is not older than the one there; its number."""
+    root, crl, now = (
+        load_certificate(identity / "root.pem"),
+        parse_crl(pem, "revocation list"),
+        now or datetime.now(UTC),
+    )
+    number, path = check_crl(crl, root, now), identity / "crl.pem"
+    if path.exists() and (present := crl_number(load_crl(path))) > number:
+        raise IdentityError(f"revocation list {number}: {present} is already in place")
+    write_atomic(path, pem)
+    return number
+
+
+def crl_number(crl: x509.CertificateRevocationList) -> int:
+    """The number of `crl`, which grows with every list; raises IdentityError if it has none."""
+    try:
+        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        raise IdentityError("revocation list: malformed, or without a number") from error
+
+
+def parse_certificate(pem: bytes, where: str) -> x509.Certificate:
+    """The one certificate in `pem`; IdentityError names `where`."""
+    try:
+        (certificate,) = x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise IdentityError(f"{where}: expected one PEM certificate") from error
+    return certificate
+
+
+def parse_crl(pem: bytes, where: str) -> x509.CertificateRevocationList:
+    """The revocation list in `pem`; IdentityError names `where`."""
+    try:
+        return x509.load_pem_x509_crl(pem)
+    except ValueError as error:
+        raise IdentityError(f"{where}: expected a PEM revocation list") from error
+
+
+def _read_leaf(
+    cert_der: bytes, purpose: x509.ObjectIdentifier
+) -> tuple[x509.Certificate, InstitutionNames | ServerNames]:
+    """The certificate and its names, after its basic constraints, key usage and sole purpose."""
+    try:
+        certificate = x509.load_der_x509_certificate(cert_der)
+        extensions = certificate.extensions
+        constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
+        usage = extensions.get_extension_for_class(x509.KeyUsage).value
+        purposes = list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+        alternatives = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        raise IdentityError("certificate: unreadable, or an extension is missing") from error
+    if constraints.ca or not usage.digital_signature or usage.key_cert_sign or usage.crl_sign:
+        raise IdentityError(f"{_label(certificate)}: basic constraints or key usage are not a leaf's")
+    if purposes != [purpose]:
+        raise IdentityError(f"{_label(certificate)}: extended key usage is not {purpose.dotted_string} alone")
+    names = read_names(alternatives)
+    if certificate.subject != subject_of(names):
+        raise IdentityError(f"{_label(certificate)}: subject and alternative names differ")
+    return certificate, names
+
+
+def _policy(root: x509.Certificate, now: datetime) -> verification.PolicyBuilder:
+    return verification.PolicyBuilder().store(verification.Store([root])).time(now).max_chain_depth(0)
+
+
+@contextlib.contextmanager
+def _verifying(certificate: x509.Certificate, now: datetime) -> Iterator[None]:
+    try:
+        yield
+    except (verification.VerificationError, ValueError) as error:
+        dates = f"valid {certificate.not_valid_before_utc:%F %T} to {certificate.not_valid_after_utc:%F %T}"
+        raise IdentityError(f"{_label(certificate)}: no chain to the root ({dates}, now {now:%F %T})") from error
+
+
+def _check_revoked(
+    certificate: x509.Certificate, crl: x509.CertificateRevocationList, root: x509.Certificate, now: datetime
+) -> None:
+    check_crl(crl, root, now)
+    entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
+    if entry is not None:
+        raise IdentityError(f"{_label(certificate)}: revoked on {entry.revocation_date_utc:%F}")
+
+
+def _label(certificate: x509.Certificate) -> str:
+    return f"certificate {certificate.serial_number:x}"
+
+
+def _host_name(host: str) -> x509.IPAddress | x509.DNSName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

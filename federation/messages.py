@@ -1,0 +1,204 @@
+"""The messages between the coordinator and an institution's trainer, and their one codec.
+
+A message is a frozen dataclass of scalars and flat vectors. `encode` splits it into a kind, a mapping of scalars and
+named vectors; `decode` checks all three before building it again. Two edges use the codec: the Flower edge
+(`federation/flower.py`: ConfigRecord and ArrayRecord) and the trainer's socket (`clients/socket.py`: JSON
+and raw bytes). Nothing is pickled and no message names code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sovfed.federation.errors import WIRE_SENTENCES, ProtocolError
+from sovfed.federation.schema import bind, bounded, choice
+
+PROTOCOL_VERSION: Final = 1
+MAX_PARAMETERS: Final = 1_000_000_000  # of one vector, checked before allocation
+Vector: TypeAlias = npt.NDArray[np.float32]  # shape [d], the model or an update
+Sums: TypeAlias = npt.NDArray[np.float64]  # shape [k], totals over records
+Scalar: TypeAlias = bool | int | float | str
+
+
+def _vector(dtype: str) -> Any:
+    return dataclasses.field(metadata={"dtype": dtype})
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileRequest:
+    """Ask for the feature totals that federated standardisation needs (no model yet)."""
+
+    run: str = bounded(low=1, high=64)
+    task: str = bounded(low=1, high=64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProfileReply:
+    """`sums` = [count, Σx (f values), Σx² (f values)] over the training records, shape [1 + 2f]."""
+
+    sums: Sums = _vector("float64")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainRequest:
+    """Evaluate `model` on the held-out records, then train it locally on the training records.
+
+    `model` is the flat parameter vector, shape [d]; `scale` is [mean (f), standard deviation (f)], shape [2f].
+    """
+
+    run: str = bounded(low=1, high=64)
+    round: int = bounded(low=1, high=1_000_000)
+    task: str = bounded(low=1, high=64)
+    seed: int = bounded(low=0, high=2**63 - 1)
+    local_epochs: int = bounded(low=1, high=10_000)
+    batch_size: int = bounded(low=1, high=1_000_000)
+    learning_rate: float = bounded(low=1e-9, high=1e3)
+    proximal_mu: float = bounded(low=0.0, high=1e6)
+    model: Vector = _vector("float32")
+    scale: Sums = _vector("float64")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainReply:
+    """`update` = local − global, shape [d]; `count` training records; `evaluation` sums of the model received."""
+
+    round: int = bounded(low=1, high=1_000_000)
+    count: int = bounded(low=1, high=2**53)
+    seconds: float = bounded(low=0.0, high=1e9)
+    train_loss: float = bounded(low=-1e30, high=1e30)
+    update: Vector = _vector("float32")
+    evaluation: Sums = _vector("float64")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvaluateRequest:
+    """Evaluate `model` (shape [d]) on the held-out records; `scale` as in `TrainRequest`."""
+
+    run: str = bounded(low=1, high=64)
+    round: int = bounded(low=0, high=1_000_000)
+    task: str = bounded(low=1, high=64)
+    model: Vector = _vector("float32")
+    scale: Sums = _vector("float64")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvaluateReply:
+    """`evaluation` = the task's metric sums over the held-out records (`federation/metrics.py`), shape [k]."""
+
+    round: int = bounded(low=0, high=1_000_000)
+    seconds: float = bounded(low=0.0, high=1e9)
+    evaluation: Sums = _vector("float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class LaneOffer:
+    """Asks the gateway to open the run's lane; `token` is spent by the first stream that shows it."""
+
+    run: str = bounded(low=1, high=64)
+    address: str = bounded(low=1, high=255)
+    token: str = bounded(low=32, high=128)
+
+
+@dataclasses.dataclass(frozen=True)
+class LaneReply:
+    """Whether the gateway will open the stream."""
+
+    accepted: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A failure at the institution: a code and nothing else; `sentence` is fixed by the code."""
+
+    reason: str = choice("internal", WIRE_SENTENCES)
+
+    @property
+    def sentence(self) -> str:
+        return WIRE_SENTENCES[self.reason]
+
+
+Message: TypeAlias = (
+    ProfileRequest | ProfileReply | TrainRequest | TrainReply | EvaluateRequest | EvaluateReply | LaneOffer | LaneReply
+    | Refusal
+)  # fmt: skip
+Request: TypeAlias = ProfileRequest | TrainRequest | EvaluateRequest
+Reply: TypeAlias = ProfileReply | TrainReply | EvaluateReply | Refusal
+KINDS: Final[dict[str, type[Any]]] = {
+    "profile": ProfileRequest,
+    "profile-reply": ProfileReply,
+    "train": TrainRequest,
+    "train-reply": TrainReply,
+    "evaluate": EvaluateRequest,
+    "evaluate-reply": EvaluateReply,
+    "lane-offer": LaneOffer,
+    "lane-reply": LaneReply,
+    "refusal": Refusal,
+}
+_NAMES: Final = {cls: kind for kind, cls in KINDS.items()}
+
+
+def _vector_dtypes(cls: type[Any]) -> dict[str, np.dtype[Any]]:
+    return {
+        field.name: np.dtype(field.metadata["dtype"]) for field in dataclasses.fields(cls) if "dtype" in field.metadata
+    }
+
+
+def encode(message: Message) -> tuple[str, dict[str, Scalar], dict[str, npt.NDArray[Any]]]:
+    """Split `message` into its kind, its scalars (with the protocol version) and its vectors, uncopied."""
+    vectors = _vector_dtypes(type(message))
+    scalars: dict[str, Scalar] = {"version": PROTOCOL_VERSION}
+    for field in dataclasses.fields(message):
+        if field.name not in vectors:
+            scalars[field.name] = getattr(message, field.name)
+    return _NAMES[type(message)], scalars, {name: getattr(message, name) for name in vectors}
+
+
+def decode(kind: str, scalars: Mapping[str, Any], vectors: Mapping[str, npt.NDArray[Any]]) -> Message:
+    """Build the message of `kind` again; vectors must be finite, one-dimensional and of the declared dtype.
+
+    Raises ProtocolError on an unknown kind or version, a missing or unknown field, a value out of range, and on
+    a vector of another dtype or shape or with NaN or Inf.
+    """
+    cls = KINDS.get(kind)
+    if cls is None:
+        raise ProtocolError(f"unknown message kind {kind[:40]!r}")
+    values = dict(scalars)
+    if values.pop("version", None) != PROTOCOL_VERSION:
+        raise ProtocolError(f"{kind}: protocol version {scalars.get('version')!r}, expected {PROTOCOL_VERSION}")
+    dtypes = _vector_dtypes(cls)
+    if set(vectors) != set(dtypes):
+        raise ProtocolError(f"{kind}: vectors {sorted(vectors)}, expected {sorted(dtypes)}")
+    if taken := set(values) & set(dtypes):
+        raise ProtocolError(f"{kind}: {sorted(taken)} must be vectors")
+    for name, dtype in dtypes.items():
+        vector = vectors[name]
+        if vector.dtype != dtype or vector.ndim != 1 or vector.size > MAX_PARAMETERS:
+            raise ProtocolError(f"{kind}.{name}: {vector.dtype} of shape {vector.shape}, expected {dtype} of shape [d]")
+        with np.errstate(invalid="ignore"):  # +inf and -inf add up to NaN
+            suspicious = not np.isfinite(vector.sum(dtype=np.float64))
+        if suspicious and not np.isfinite(vector).all():
+            raise ProtocolError(f"{kind}.{name}: not finite")
+    checked = bind(_scalars_class(cls), values, kind, ProtocolError)
+    return cls(**{f.name: getattr(checked, f.name) for f in dataclasses.fields(checked)}, **vectors)  # type: ignore[no-any-return]
+
+
+def _scalars_class(cls: type[Any]) -> type[Any]:
+    """The dataclass of only the scalar fields of `cls`, which the binder can check."""
+    found = _SCALARS.get(cls)
+    if found is None:
+        hints = {field.name: field for field in dataclasses.fields(cls) if "dtype" not in field.metadata}
+        types = {"int": int, "float": float, "str": str, "bool": bool}
+        spec = [
+            (name, types[str(field.type)], dataclasses.field(default=field.default, metadata=field.metadata))
+            for name, field in hints.items()
+        ]
+        found = _SCALARS[cls] = dataclasses.make_dataclass(cls.__name__ + "Scalars", spec, frozen=True)
+    return found
+
+
+_SCALARS: dict[type[Any], type[Any]] = {}

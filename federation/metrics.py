@@ -1,0 +1,155 @@
+"""Evaluation as sums over records, so that institutions' vectors can be added (and securely aggregated) before a
+metric is computed. Undefined metrics (AUC when a class is absent, anything over no records) are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sovfed.federation.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from sovfed.federation.messages import Sums
+    from sovfed.federation.tasks import Task
+
+Floats = npt.NDArray[Any]  # of float32 or float64
+Labels = npt.NDArray[np.int64]
+CALIBRATION_BINS: Final = 15  # Guo et al. 2017, arXiv:1706.04599
+_SQUASH: Final = 4.0  # scores are binned by sigmoid(logit / 4): fine in the middle, resolved to |logit| of about 30
+_TOTALS: Final = 4  # both vectors begin with [records, Σ loss, correct, Σ squared error]
+
+
+class Metrics(Protocol):
+    """A task's metrics: how records become sums, and what the added sums mean."""
+
+    @property
+    def size(self) -> int:
+        """Length k of the evaluation vector."""
+
+    def sums(self, logits: Floats, labels: Labels, losses: Floats) -> Sums:
+        """The evaluation vector, shape [k], of logits [n, outputs], labels [n] and per-record losses [n]."""
+
+    def summarise(self, sums: Sums) -> dict[str, float]:
+        """The metrics of added evaluation vectors, by name."""
+
+
+def summarise(task: Task, sums: Sums) -> dict[str, float]:
+    """The task's metrics of added evaluation vectors. Raises ProtocolError if their shape is not the task's."""
+    if sums.shape != (task.evaluation_size,):
+        raise ProtocolError(f"{task.name}: evaluation of shape {sums.shape}, expected ({task.evaluation_size},)")
+    return task.metrics.summarise(sums)
+
+
+@dataclass(frozen=True)
+class NoMetrics:
+    """[records] and no metric: for a task that measures links, not models."""
+
+    size: int = 1
+
+    def sums(self, logits: Floats, labels: Labels, losses: Floats) -> Sums:
+        return np.array([float(len(labels))])
+
+    def summarise(self, sums: Sums) -> dict[str, float]:
+        return {}
+
+
+@dataclass(frozen=True)
+class BinaryMetrics:
+    """AUC, accuracy, log loss, Brier score and calibration error of one logit per record.
+
+    The vector is [records, Σ loss, correct, Σ (p − y)², histogram of negatives [bins], histogram of positives [bins]].
+    """
+
+    bins: int = 1024
+
+    @property
+    def size(self) -> int:
+        return _TOTALS + 2 * self.bins
+
+    def sums(self, logits: Floats, labels: Labels, losses: Floats) -> Sums:
+        logit = logits[:, 0].astype(np.float64)
+        brier = np.square(_sigmoid(logit) - labels).sum()
+        totals = [len(labels), losses.sum(dtype=np.float64), ((logit > 0) == (labels == 1)).sum(), brier]
+        bins = _bin(logit, self.bins)
+        negatives, positives = (np.bincount(bins[labels == label], minlength=self.bins) for label in (0, 1))
+        return np.concatenate([totals, negatives, positives]).astype(np.float64)
+
+    def summarise(self, sums: Sums) -> dict[str, float]:
+        histograms = sums[_TOTALS:].reshape(2, self.bins)
+        centres = (np.arange(self.bins) + 0.5) / self.bins
+        probability = _sigmoid(_SQUASH * np.log(centres / (1.0 - centres)))
+        which = np.minimum((probability * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+        cells = np.stack([histograms.sum(0), histograms.sum(0) * probability, histograms[1]])
+        calibration = np.array([np.bincount(which, cell, CALIBRATION_BINS) for cell in cells], dtype=np.float64)
+        return _common(sums, histograms[None, 0], histograms[None, 1], calibration)
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Macro one-vs-rest AUC, accuracy, log loss, Brier score and top-label calibration error of `classes` logits.
+
+    The vector is [records, Σ loss, correct, Σ |p − y|², calibration [3, 15], negatives [classes, bins], positives].
+    """
+
+    classes: int
+    bins: int = 128
+
+    @property
+    def size(self) -> int:
+        return _TOTALS + 3 * CALIBRATION_BINS + 2 * self.classes * self.bins
+
+    def sums(self, logits: Floats, labels: Labels, losses: Floats) -> Sums:
+        shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+        probability = shifted / shifted.sum(axis=1, keepdims=True)
+        truth = np.eye(self.classes, dtype=bool)[labels]
+        correct = probability.argmax(axis=1) == labels
+        top = probability.max(axis=1)
+        which = np.minimum((top * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+        calibration = [np.bincount(which, cell, CALIBRATION_BINS) for cell in (np.ones_like(top), top, correct)]
+        brier = np.square(probability - truth).sum()
+        totals = [len(labels), losses.sum(dtype=np.float64), correct.sum(), brier]
+        rest = np.clip(1.0 - probability, 1e-15, None)
+        bins = _bin(np.log(np.clip(probability, 1e-15, None) / rest), self.bins) + np.arange(self.classes) * self.bins
+        histograms = [np.bincount(bins[where], minlength=self.classes * self.bins) for where in (~truth, truth)]
+        return np.concatenate([totals, *calibration, *histograms]).astype(np.float64)
+
+    def summarise(self, sums: Sums) -> dict[str, float]:
+        calibration, histograms = np.split(sums[_TOTALS:], [3 * CALIBRATION_BINS])
+        negatives, positives = histograms.reshape(2, self.classes, self.bins)
+        return _common(sums, negatives, positives, calibration.reshape(3, CALIBRATION_BINS))
+
+
+def auc(negatives: Floats, positives: Floats) -> float | None:
+    """Area under the ROC curve of two score histograms, shape [bins] in ascending score; None if one is empty.
+
+    The Mann-Whitney statistic, with pairs in one bin counted half (Hanley and McNeil 1982).
+    """
+    pairs = negatives.sum() * positives.sum()
+    if pairs <= 0:
+        return None
+    below = np.cumsum(negatives) - negatives
+    return float((positives * (below + 0.5 * negatives)).sum() / pairs)
+
+
+def _common(sums: Sums, negatives: Floats, positives: Floats, calibration: Floats) -> dict[str, float]:
+    """The metrics; histograms of shape [classes, bins], calibration = [records, Σ confidence, correct] by bin."""
+    count, loss, correct, brier = (float(total) for total in sums[:_TOTALS])
+    if count <= 0:
+        return {}
+    found = {"accuracy": correct / count, "loss": loss / count, "brier": brier / count}
+    found["ece"] = float(np.abs(calibration[1] - calibration[2]).sum() / count)
+    areas = [area for pair in zip(negatives, positives, strict=True) if (area := auc(*pair)) is not None]
+    return {"auc": float(np.mean(areas)), **found} if areas else found
+
+
+def _sigmoid(logit: Floats) -> Floats:
+    """1 / (1 + exp(−logit)), without overflow."""
+    return 0.5 * (1.0 + np.tanh(0.5 * logit))
+
+
+def _bin(logit: Floats, bins: int) -> npt.NDArray[np.int64]:
+    return np.minimum((_sigmoid(logit / _SQUASH) * bins).astype(np.int64), bins - 1)

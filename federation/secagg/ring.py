@@ -1,0 +1,193 @@
+"""Real vectors to words of the ring Z/2^64 and back: weighting, clipping, stochastic rounding, lanes, header.
+
+A word carries 5, 4, 3 or 2 lanes of b = 12, 16, 21 or 32 bits, lane 0 lowest. A value takes q = b − ⌈log2 cohort⌉
+bits and is offset by 2^(q−1), so the honest sum over the cohort cannot leave its lane: |rounded| ≤ L + 1 with
+L ≤ 2^(q−1) − 2. Both halves stand here: `quantise` at the institution, `dequantise` at the coordinator.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from sovfed.federation.errors import PrivacyError, ServiceError
+from sovfed.federation.messages import Vector
+from sovfed.federation.secagg.mask import SEGMENT_WORDS, Words
+
+LANES: Final = {12: 5, 16: 4, 21: 3, 32: 2}  # bits → lanes of a word
+HEADER_COUNT, HEADER_WEIGHT, HEADER_METRICS = 0, 1, 2  # word positions; the rest of the header is metrics, then zeros
+HEADER_UNIT: Final = 8
+METRIC_BITS: Final = 54  # |metric| · 2^fraction_bits ≤ 2^54, so that 255 of them cannot leave 63 bits
+_PART: Final = 1 << 16  # values at a time: the temporaries stay in the L2 cache
+
+if sys.byteorder != "little":
+    raise ServiceError("secure aggregation: words are little-endian, and so must be the processor")
+
+
+@dataclass(frozen=True)
+class Ring:
+    """The encoding that all members of a cohort share: lane width, clip per coordinate, W_max and cohort size."""
+
+    bits: int
+    clip: float
+    max_weight: int
+    cohort: int
+
+    @cached_property
+    def lanes(self) -> int:
+        return LANES[self.bits]
+
+    @cached_property
+    def value_bits(self) -> int:
+        return self.bits - (self.cohort - 1).bit_length()
+
+    @cached_property
+    def half(self) -> int:
+        """The offset that makes values unsigned."""
+        return 1 << (self.value_bits - 1)
+
+    @cached_property
+    def limit(self) -> np.float32:
+        """L: the integer that the clip maps to, the largest float32 ≤ 2^(q−1) − 2."""
+        nearest = np.float32(self.half - 2)
+        return nearest if int(nearest) <= self.half - 2 else np.nextafter(nearest, np.float32(0))
+
+    def words(self, size: int) -> int:
+        """Words that a vector of `size` values takes."""
+        return -(-size // self.lanes)
+
+    def error_bound(self, survivors: int, total_weight: int) -> float:
+        """Largest error of a coordinate of the weighted mean: one rounding step a survivor, and float32 of the clip."""
+        step = self.clip / float(self.limit) * self.max_weight / total_weight
+        return survivors * step + 4 * self.clip * float(np.finfo(np.float32).eps)
+
+
+def header_size(metrics: int) -> int:
+    """Words of a header with `metrics` metrics: count, weight, metrics, and zeros up to a multiple of 8."""
+    return -(-(HEADER_METRICS + metrics) // HEADER_UNIT) * HEADER_UNIT
+
+
+def pack_header(weight: int, metrics: Sequence[float], fraction_bits: int) -> Words:
+    """[1, weight, metrics as fixed point modulo 2^64, zeros]; raises PrivacyError on a metric that does not fit."""
+    header = np.zeros(header_size(len(metrics)), np.uint64)
+    header[HEADER_COUNT], header[HEADER_WEIGHT] = 1, weight
+    values = np.ldexp(np.asarray(metrics, np.float64), fraction_bits)
+    if not np.all(np.abs(values) <= 2.0**METRIC_BITS):
+        raise PrivacyError(f"a metric is not finite or above 2^{METRIC_BITS - fraction_bits}")
+    header[HEADER_METRICS : HEADER_METRICS + values.size] = np.rint(values).astype(np.int64).view(np.uint64)
+    return header
+
+
+def unpack_metrics(header: Words, metrics: int, fraction_bits: int) -> npt.NDArray[np.float64]:
+    """The sums of the metrics, shape [metrics]."""
+    words = header[HEADER_METRICS : HEADER_METRICS + metrics].view(np.int64)
+    return np.ldexp(words.astype(np.float64), -fraction_bits)
+
+
+class Quantiser:
+    """Turns a segment's share of `update` into words; one per thread, since it owns the temporaries.
+
+    `key` seeds the stochastic rounding. Raises PrivacyError on a value that is not finite
+    and on a weight above W_max. `clipped` counts the values that the clip changed.
+    """
+
+    def __init__(self, ring: Ring, update: Vector, weight: int, key: bytes) -> None:
+        if not 1 <= weight <= ring.max_weight:
+            raise PrivacyError(
+                f"weight {weight} is outside 1 to {ring.max_weight}; the run's maximum weight is too small"
+            )
+        self._ring, self._update, self._key = ring, update, key
+        share = weight / ring.max_weight
+        self._factor = np.float32(float(ring.limit) / ring.clip * share)
+        self._bound = min(np.float32(float(ring.limit) * share), ring.limit)
+        self._scaled = np.empty(_PART, np.float32)
+        self._dither = np.empty(_PART, np.float32)
+        self._random = np.empty(_PART, np.uint16)
+        self.clipped = 0
+
+    def quantise(self, segment: int, out: Words) -> None:
+        """Write the segment's packed values to `out`."""
+        first = segment * SEGMENT_WORDS * self._ring.lanes
+        values = self._update[first : first + out.size * self._ring.lanes]
+        random = Cipher(algorithms.AES256(self._key), modes.GCM(segment.to_bytes(12, "big"))).encryptor()
+        step = _PART // self._ring.lanes * self._ring.lanes
+        for start in range(0, values.size, step):
+            part = values[start : start + step]
+            dither = self._random[: part.size]
+            random.update_into(_ZEROS[: dither.nbytes], dither.data.cast("B"))
+            integers = self._round(part, dither)
+            pack(integers, self._ring.bits, out[start // self._ring.lanes :][: self._ring.words(part.size)])
+
+    def _round(self, values: Vector, random: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
+        """⌊factor · value + u⌋ + offset with u uniform on [0, 1), so that its mean is the value."""
+        low, high = float(values.min()), float(values.max())  # both are NaN if any value is
+        if not math.isfinite(high - low):
+            raise PrivacyError("the update holds a value that is not finite")
+        scaled, dither = self._scaled[: values.size], self._dither[: values.size]
+        clip = np.float32(self._ring.clip)
+        beyond = max(high, -low) > clip * (1 - 2**-20)  # otherwise rounding cannot leave the bound
+        if beyond:
+            self.clipped += int(np.count_nonzero(np.abs(values) > clip))
+            values = np.clip(values, -clip, clip, out=scaled)
+        np.multiply(values, self._factor, out=scaled)
+        if beyond:
+            np.clip(scaled, -self._bound, self._bound, out=scaled)
+        np.multiply(random, np.float32(2**-16), out=dither, casting="unsafe")
+        np.add(scaled, dither, out=scaled)
+        np.floor(scaled, out=scaled)
+        integers = dither.view(np.int32)
+        np.copyto(integers, scaled, casting="unsafe")
+        unsigned = integers.view(np.uint32)
+        np.add(unsigned, np.uint32(self._ring.half), out=unsigned)
+        return unsigned
+
+
+_ZEROS: Final = memoryview(bytes(2 * _PART))
+
+
+def pack(values: npt.NDArray[np.uint32], bits: int, out: Words) -> None:
+    """Write `values` (each below 2^bits) to `out`, lane by lane; lanes beyond the last value are zero."""
+    if bits in (16, 32):
+        lanes = out.view(np.uint16 if bits == 16 else np.uint32)
+        lanes[values.size :] = 0
+        np.copyto(lanes[: values.size], values, casting="unsafe")
+        return
+    out[:] = 0
+    for lane in range(LANES[bits]):
+        own = values[lane :: LANES[bits]].astype(np.uint64)
+        np.left_shift(own, np.uint64(lane * bits), out=own)
+        out[: own.size] |= own
+
+
+def unpack(words: Words, bits: int, size: int) -> npt.NDArray[Any]:
+    """The first `size` lanes of `words`, as uint16 (a view) for 16 bits, else as uint32 (a view for 32)."""
+    if bits in (16, 32):
+        return words.view(np.uint16 if bits == 16 else np.uint32)[:size]
+    values = np.empty((words.size, LANES[bits]), np.uint32)
+    for lane in range(LANES[bits]):
+        values[:, lane] = (words >> np.uint64(lane * bits)) & np.uint64((1 << bits) - 1)
+    return values.reshape(-1)[:size]
+
+
+def dequantise(ring: Ring, words: Words, size: int, survivors: int, total_weight: int) -> Vector:
+    """Σ n_i Δ_i / Σ n_i, shape [size], from the unmasked sum over `survivors` members."""
+    mean = np.empty(size, np.float32)
+    scale = np.float32(ring.clip / float(ring.limit) * ring.max_weight / total_weight)
+    step = _PART // ring.lanes
+    for start in range(0, words.size, step):
+        part = mean[start * ring.lanes :][: step * ring.lanes]
+        sums = unpack(words[start : start + step], ring.bits, part.size)
+        centred = sums - sums.dtype.type(
+            survivors * ring.half
+        )  # modulo its width; |centred| < 2^(b−1), so its sign is right
+        np.copyto(part, centred.view(f"i{sums.itemsize}"), casting="unsafe")
+        np.multiply(part, scale, out=part)
+    return mean

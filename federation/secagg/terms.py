@@ -1,0 +1,85 @@
+"""What an institution's own policy allows of secure aggregation; the coordinator's word alone changes none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sovfed.federation.errors import PolicyError
+from sovfed.federation.schema import bounded
+from sovfed.federation.secagg.keys import CLASSICAL, SUITES
+from sovfed.federation.secagg.ring import LANES, Ring
+from sovfed.federation.secagg.shares import MAX_HOLDERS
+
+LEAST_COHORT: Final = 3  # below it one colluder learns the other's update from the sum
+LEAST_VALUE_BITS: Final = 7
+
+
+def threshold(members: int) -> int:
+    """t = ⌊2n/3⌋ + 1 shares of n; part of the protocol, so the coordinator cannot choose it."""
+    return 2 * members // 3 + 1
+
+
+def colluders_tolerated(members: int) -> int:
+    """The most colluders c with 2t > n + c, so that any two quorums share an honest holder."""
+    return 2 * threshold(members) - members - 1
+
+
+@dataclass(frozen=True)
+class Terms:
+    """An institution's bounds on a run. Defaults are for production; a demonstration must lower `min_cohort` itself."""
+
+    min_cohort: int = bounded(5, LEAST_COHORT, MAX_HOLDERS, doc="fewest institutions in any sum; colluders feared + 3")
+    colluders: int = bounded(1, 0, MAX_HOLDERS, doc="institutions that may side with the coordinator")
+    bits: tuple[int, ...] = bounded((12, 16, 21, 32), 12, 32, doc="ring widths allowed, per parameter")
+    min_clip: float = bounded(1e-6, 0.0, 1e9, doc="smallest clip per coordinate")
+    max_clip: float = bounded(1e3, 0.0, 1e9, doc="largest clip per coordinate")
+    max_weight: int = bounded(10_000_000, 1, 2**48, doc="largest W_max", unit="records")
+    max_size: int = bounded(1_000_000_000, 0, 2**40, doc="longest vector", unit="parameters")
+    max_metrics: int = bounded(4094, 0, 4094, doc="most metric words in the header")
+    max_run_s: float = bounded(30 * 86400.0, 60.0, 366 * 86400.0, doc="longest life of a run's keys", unit="s")
+    post_quantum: bool = bounded(True, doc="refuse a roster that falls back to X25519 alone")
+    members: tuple[str, ...] = bounded((), doc="the only institutions to aggregate with; empty = all certified")
+    expected: tuple[str, ...] = bounded((), doc="institutions that every roster must hold")
+
+    def check_offer(
+        self, *, ring: Ring, min_cohort: int, max_size: int, max_metrics: int, expires: int, now: float
+    ) -> None:
+        """Raise PolicyError unless a run may be joined under these parameters."""
+        _require(ring.bits in LANES and ring.bits in self.bits, f"ring of {ring.bits} bits", self.bits)
+        _require(self.min_clip <= ring.clip <= self.max_clip, f"clip {ring.clip:g}", (self.min_clip, self.max_clip))
+        _require(1 <= ring.max_weight <= self.max_weight, f"maximum weight {ring.max_weight}", self.max_weight)
+        _require(min_cohort >= self.min_cohort, f"minimum cohort {min_cohort}", self.min_cohort)
+        _require(max_size <= self.max_size, f"vectors of up to {max_size}", self.max_size)
+        _require(max_metrics <= self.max_metrics, f"{max_metrics} metrics", self.max_metrics)
+        _require(now < expires <= now + self.max_run_s, f"keys that last {expires - now:.0f} s", self.max_run_s)
+
+    def check_roster(self, names: Sequence[str], suite: int) -> None:
+        """Raise PolicyError unless these institutions, with keys of `suite`, may aggregate together."""
+        _require(len(names) >= self.min_cohort, f"a roster of {len(names)}", self.min_cohort)
+        tolerated = colluders_tolerated(len(names))
+        _require(
+            tolerated >= self.colluders, f"a roster of {len(names)} that bears {tolerated} colluders", self.colluders
+        )
+        _require(suite != CLASSICAL or not self.post_quantum, f"key agreement {SUITES[suite]}", "ML-KEM-768")
+        strangers = sorted(set(names) - set(self.members)) if self.members else []
+        _require(not strangers, f"institutions not on the list of members: {', '.join(strangers)}", self.members)
+        absent = sorted(set(self.expected) - set(names))
+        _require(not absent, f"institutions missing from the roster: {', '.join(absent)}", self.expected)
+
+    def check_cohort(self, size: int, offered: int) -> None:
+        """Raise PolicyError unless a sum over `size` institutions may be revealed."""
+        least = max(self.min_cohort, offered)
+        _require(size >= least, f"a sum over {size} institutions", least)
+
+
+def check_value_bits(ring: Ring) -> None:
+    """Raise PolicyError if the cohort leaves too few bits of the ring for a value."""
+    what = f"{ring.value_bits} of {ring.bits} bits for the values of a cohort of {ring.cohort}"
+    _require(ring.value_bits >= LEAST_VALUE_BITS, what, LEAST_VALUE_BITS)
+
+
+def _require(holds: bool, what: str, allowed: object) -> None:
+    if not holds:
+        raise PolicyError(f"secure aggregation: {what}; this institution's terms: {allowed}")

@@ -1,0 +1,122 @@
+"""What a supervisor tells about its processes: `home/status.json`, valid while `home/status.lock` is held."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from sovfed.federation.errors import ServiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+State: TypeAlias = Literal["waiting", "starting", "ready", "backing off", "failed", "stopped"]
+_FILE, _LOCK, _POLL_S = "status.json", "status.lock", 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessStatus:
+    """What the status file says of one child; `since` is Unix time in seconds."""
+
+    name: str
+    state: State
+    pid: int | None
+    restarts: int
+    since: float
+    exit_code: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """The supervisor's process id and its children."""
+
+    pid: int
+    since: float
+    processes: tuple[ProcessStatus, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether every process is."""
+        return all(process.state == "ready" for process in self.processes)
+
+
+def write_status(home: Path, status: Status) -> None:
+    """Replace the status file in one step."""
+    draft = home / f".{_FILE}"
+    draft.write_text(json.dumps(dataclasses.asdict(status)), encoding="utf-8")
+    draft.replace(home / _FILE)
+
+
+def read_status(home: Path) -> Status | None:
+    """The status of the supervisor of `home`, None when none is running."""
+    if not home.is_dir() or not _is_held(home):
+        return None
+    try:
+        found = json.loads((home / _FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # it has the lock and is about to write
+    return Status(found["pid"], found["since"], tuple(ProcessStatus(**entry) for entry in found["processes"]))
+
+
+def stop_supervisor(home: Path, timeout_s: float = 30.0) -> bool:
+    """Ask the supervisor of `home` to stop and wait for it; False when none was running.
+
+    Raises ServiceError if it is still there after `timeout_s`.
+    """
+    status = read_status(home)
+    if status is None:
+        return False
+    os.kill(status.pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while _is_held(home):
+        if time.monotonic() > deadline:
+            raise ServiceError(f"{home}: the supervisor (pid {status.pid}) has not stopped within {timeout_s:g} s")
+        time.sleep(_POLL_S)
+    return True
+
+
+@contextmanager
+def supervising(home: Path, patience_s: float = 2.0) -> Iterator[None]:
+    """Hold the lock of `home` and remove the status file at the end.
+
+    Raises ServiceError if another supervisor has it; a reader, which holds it for an instant, is waited for.
+    """
+    descriptor = os.open(home / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + patience_s
+        while not _try_lock(descriptor, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                raise ServiceError(f"{home} is in use: its processes are running already")
+            time.sleep(_POLL_S)
+        try:
+            yield
+        finally:
+            (home / _FILE).unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _is_held(home: Path) -> bool:
+    try:
+        descriptor = os.open(home / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_lock(descriptor, fcntl.LOCK_SH)  # shared: readers do not take each other for a supervisor
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

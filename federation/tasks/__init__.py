@@ -1,0 +1,100 @@
+"""Tasks: what is learnt from which columns, with which model, loss and metrics. One file a task.
+
+A run names a task; both sides look the name up here, so no message and no configuration ever carries code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.schema import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+    from torch.nn import Module
+
+    from sovfed.federation.messages import Vector
+    from sovfed.federation.metrics import Metrics
+
+NAMES: Final = ("breast_cancer", "digits", "echo", "heart")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A numeric column whose values must lie in [low, high]."""
+
+    name: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The columns a record has. `person` is the column that groups a person's records; "" declares a person a row."""
+
+    features: tuple[Feature, ...]
+    label: str
+    classes: tuple[str, ...]  # meaning of label 0, 1, …
+    person: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A learning task. Its model crosses the wire as a flat vector in torch's `parameters_to_vector` order."""
+
+    name: str
+    title: str
+    schema: Schema
+    parameters: int  # length d of the flat vector
+    metrics: Metrics
+    headline: str  # the metric to report first
+    simulated_split: bool  # True: one data set cut into made-up institutions
+    licence: str
+    citation: str
+    build: Callable[[], Module] | None  # a freshly initialised model; None: nothing is trained
+    loss: Callable[[Tensor, Tensor], Tensor] | None  # logits [n, outputs], labels [n] → loss of each record [n]
+    standardised: bool = True  # features are scaled with the federated mean and standard deviation
+
+    @property
+    def evaluation_size(self) -> int:
+        """Length of the evaluation vector."""
+        return self.metrics.size
+
+
+def get_task(name: str, parameters: int | None = None) -> Task:
+    """The task called `name`; `parameters` is the length of the echo's vector, other tasks have their own.
+
+    Raises ConfigError with the nearest known name.
+    """
+    match name:
+        case "breast_cancer":
+            from sovfed.federation.tasks.breast_cancer import TASK
+        case "digits":
+            from sovfed.federation.tasks.digits import TASK
+        case "echo":
+            from sovfed.federation.tasks.echo import TASK
+
+            return TASK if parameters is None else replace(TASK, parameters=parameters)
+        case "heart":
+            from sovfed.federation.tasks.heart import TASK
+        case _:
+            raise ConfigError(f"unknown task '{name[:64]}'{nearest(name, NAMES)}")
+    return TASK
+
+
+def initial_vector(task: Task, seed: int) -> Vector:
+    """The task's initial model, shape [d]: the same for the same seed, and zeros for a task that is not trained."""
+    if task.build is None:
+        return np.zeros(task.parameters, dtype=np.float32)
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vector: Vector = torch.nn.utils.parameters_to_vector(task.build().parameters()).detach().numpy()
+    return vector
