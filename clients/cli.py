@@ -1,0 +1,243 @@
+"""`sovfed client`: enrol and run an institution's node."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+    from sovfed.clients.enrol import Fingerprints
+    from sovfed.federation.status import Status
+
+NOT_RUNNING: Final = 4
+TASK_OF_SOURCE: Final = {"breast_cancer": "breast_cancer", "digits": "digits", "uci_heart": "heart", "none": "echo"}
+WAIT: Final = click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds to wait.")
+HOME: Final = click.option(
+    "--home", type=click.Path(path_type=Path, file_okay=False), default=Path.home() / ".sovfed" / "client",
+    show_default="~/.sovfed/client", envvar="SOVFED_CLIENT_HOME", help="The institution's home folder.",
+)  # fmt: skip
+JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+@click.group(name="client")
+def cli() -> None:
+    """Enrol and run an institution's node (hospital, ministry).
+
+    \b
+    First time:
+      sovfed client init data=heart data.path=/srv/heart data.site=cleveland
+      (read and edit ~/.sovfed/client/policy.yaml: what runs may ask of you)
+      sovfed client enrol hospital-1.invitation
+      sovfed client up
+    \b
+    Day by day:
+      sovfed client up --detach       in the background
+      sovfed client status            what runs, since when, restarted how often
+      sovfed client logs trainer -f   what it did
+      sovfed client down
+    """
+
+
+@cli.command()
+@click.argument("overrides", nargs=-1)
+@click.option("--task", "tasks", multiple=True, help="A task that runs may train here; default: the data source's.")
+@click.option("--allow-plain-updates", is_flag=True, help="Let the agency see this institution's own update.")
+@HOME
+def init(overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates: bool, home: Path) -> None:
+    """Make the home folder with client.yaml and policy.yaml, both commented. OVERRIDES as for `sovfed config show`.
+
+    \b
+    Examples:
+      sovfed client init
+      sovfed client init data=heart data.path=/srv/heart data.site=cleveland client.device=cuda
+    """
+    from sovfed.clients.home import create
+    from sovfed.clients.policy import Policy
+    from sovfed.federation.compose import compose
+
+    config = compose(overrides).config.client
+    served = TASK_OF_SOURCE.get(config.data.source)
+    allowed = tasks or ((served,) if served else ())
+    if not allowed:
+        raise click.UsageError(f"data source '{config.data.source}' serves no one task; name those allowed with --task")
+    create(home, config, Policy(allowed_tasks=allowed, allow_plain_updates=allow_plain_updates))
+    click.echo(f"wrote {home / 'client.yaml'} and {home / 'policy.yaml'}")
+    if not allow_plain_updates:
+        click.echo("read policy.yaml: until you set allow_plain_updates there, requests to train are refused", err=True)
+
+
+@cli.command()
+@click.option("--detach", is_flag=True, help="Return once everything runs; `sovfed client down` stops it.")
+@click.option("--plain", is_flag=True, help="No live table.")
+@HOME
+def up(detach: bool, plain: bool, home: Path) -> None:
+    """Run trainer, supernode and gateway; restart what dies. Ctrl-C stops all.
+
+    Refuses to start when not enrolled, without a policy, with a key that others can read or an expired certificate.
+
+    \b
+    Examples:
+      sovfed client up
+      sovfed client up --detach --home /srv/sovfed/hospital-1
+    """
+    from sovfed.clients.up import make_supervisor, supervise_detached
+
+    if detach:
+        supervise_detached(home)
+        click.echo(f"running; `sovfed client status --home {home}`")
+        return
+    supervisor = make_supervisor(home)
+    if plain or not sys.stdout.isatty():
+        supervisor.run(on_ready=lambda: click.echo(f"ready: {home}"))
+        return
+    from rich.live import Live
+
+    with Live(_table(supervisor.status(), home), refresh_per_second=2) as live:
+        supervisor.run(on_change=lambda status: live.update(_table(status, home)))
+
+
+@cli.command()
+@HOME
+def down(home: Path) -> None:
+    """Stop the processes that `up` started.
+
+    \b
+    Example:
+      sovfed client down
+    """
+    from sovfed.federation.status import stop_supervisor
+
+    click.echo("stopped" if stop_supervisor(home) else "it was not running")
+
+
+@cli.command()
+@JSON
+@HOME
+@click.pass_context
+def status(ctx: click.Context, as_json: bool, home: Path) -> None:
+    """Show the processes: state, since when, restarts. Exits with 4 when they are not running.
+
+    \b
+    Examples:
+      sovfed client status
+      sovfed client status --json
+    """
+    from sovfed.federation.status import read_status
+
+    found = read_status(home)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found) if found else {"processes": []}, indent=2))
+    elif found:
+        from rich.console import Console
+
+        Console().print(_table(found, home))
+    else:
+        click.echo(f"not running; `sovfed client up --home {home}` starts it", err=True)
+    ctx.exit(0 if found else NOT_RUNNING)
+
+
+@cli.command()
+@click.argument("name", type=click.Choice(["trainer", "supernode", "gateway", "supervisor"]))
+@click.option("--follow", "-f", is_flag=True, help="Go on printing what is added, until Ctrl-C.")
+@click.option("--lines", "-n", default=50, show_default=True, help="How many of the last lines to begin with.")
+@HOME
+def logs(name: str, follow: bool, lines: int, home: Path) -> None:
+    """Print the end of a process's log.
+
+    \b
+    Examples:
+      sovfed client logs trainer
+      sovfed client logs gateway -f
+    """
+    path = home / "logs" / f"{name}.log"
+    if not path.exists():
+        raise click.UsageError(f"{path} does not exist yet")
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]:
+        click.echo(line)
+    if follow:
+        for text in _added(path):
+            click.echo(text, nl=False)
+
+
+@cli.command()
+@click.argument("invitation", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--authority", help="The root's fingerprint as the authority itself gave it; another root is refused.")
+@WAIT
+@HOME
+def enrol(invitation: Path, authority: str | None, timeout_s: float, home: Path) -> None:
+    """Make this institution's keys here and have them certified, with the agency's INVITATION file.
+
+    Waits until the authority has signed; when interrupted, repeat the command.
+
+    \b
+    Example:
+      sovfed client enrol hospital-1.invitation --authority 5f2c…
+    """
+    from sovfed.clients.enrol import enrol as request_certificate
+    from sovfed.federation.enrolment import Invitation
+
+    invited = Invitation.from_json(invitation.read_text(encoding="utf-8"))
+    found = request_certificate(home, invited, timeout_s, authority=authority, announce=_announce)
+    click.echo(f"enrolled as {found.name}; `sovfed client up --home {home}` starts the node")
+
+
+@cli.command()
+@WAIT
+@HOME
+def renew(timeout_s: float, home: Path) -> None:
+    """Have the certificate renewed before it expires; restart the node afterwards.
+
+    \b
+    Example:
+      sovfed client renew
+    """
+    from sovfed.clients.enrol import renew as request_renewal
+
+    until = request_renewal(home, timeout_s, announce=_announce)
+    click.echo(f"valid until {until:%F}")
+
+
+def _announce(prints: Fingerprints) -> None:
+    click.echo(f"authority's root  SHA-256 {prints.root}\nour key           SHA-256 {prints.key}", err=True)
+    click.echo("compare both with the authority by telephone; waiting for its signature", err=True)
+
+
+def _added(path: Path) -> Iterator[str]:
+    """What is appended to `path` from now on, across rotations; never ends."""
+    import time
+
+    place = path.stat().st_size
+    while True:
+        size = path.stat().st_size if path.exists() else 0
+        place = place if size >= place else 0
+        if size > place:
+            with path.open("rb") as file:
+                file.seek(place)
+                found = file.read()
+            place += len(found)
+            yield found.decode("utf-8", errors="replace")
+        time.sleep(0.3)
+
+
+def _table(status: Status, home: Path) -> Table:
+    from datetime import UTC, datetime
+
+    from rich.table import Table
+
+    colours = {"ready": "green", "failed": "red", "backing off": "red"}
+    table = Table("process", "state", "since (UTC)", "restarts", "pid", title=str(home), title_justify="left")
+    for process in status.processes:
+        colour = colours.get(process.state, "yellow")
+        since = datetime.fromtimestamp(process.since, UTC).strftime("%F %T")
+        pid = "" if process.pid is None else str(process.pid)
+        table.add_row(process.name, f"[{colour}]{process.state}[/]", since, str(process.restarts), pid)
+    return table

@@ -1,0 +1,93 @@
+"""Data connectors: each turns an institution's own files into checked `Records`. One file a connector.
+
+A DataError says which file, line and column is wrong, never a value; only its code crosses the wire.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sovfed.federation.errors import DataError
+from sovfed.federation.schema import nearest
+
+if TYPE_CHECKING:
+    from sovfed.federation.config import DataConfig
+    from sovfed.federation.tasks import Schema, Task
+
+SOURCES: Final = ("breast_cancer", "csv", "digits", "none", "uci_heart")
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Records:
+    """An institution's records of one task; its text form shows counts only.
+
+    `features` [n, f], `labels` [n] from 0, `persons` [n] (equal number: same person), `train` and `test` disjoint rows.
+    """
+
+    features: npt.NDArray[np.float32]
+    labels: Indices
+    persons: Indices
+    train: Indices
+    test: Indices
+
+    def __repr__(self) -> str:
+        persons = len(np.unique(self.persons))
+        return f"<{len(self.labels)} records of {persons} persons: {len(self.train)} train, {len(self.test)} held out>"
+
+
+def load_records(task: Task, config: DataConfig) -> Records:
+    """The institution's records for `task`, checked against its schema. Raises DataError saying what is wrong."""
+    match config.source:
+        case "breast_cancer":
+            from sovfed.clients.data.breast_cancer import load
+        case "csv":
+            from sovfed.clients.data.csv import load
+        case "digits":
+            from sovfed.clients.data.digits import load
+        case "uci_heart":
+            from sovfed.clients.data.uci_heart import load
+        case "none":
+            raise DataError(f"data.source is 'none': this institution holds no records for task '{task.name}'")
+        case _:
+            raise DataError(f"unknown data.source '{config.source[:64]}'{nearest(config.source, SOURCES)}")
+    records = load(task, config)
+    check(records, task.schema, f"{config.source}, site {config.site}")
+    return records
+
+
+def require_task(task: Task, name: str, source: str) -> None:
+    """Raise DataError unless `task` is the one that connector `source` has records for."""
+    if task.name != name:
+        raise DataError(f"data.source '{source}' holds records for task '{name}', not for '{task.name}'")
+
+
+def check(records: Records, schema: Schema, where: str) -> None:
+    """Raise DataError unless `records` fit `schema`, and no person is both in the training and the held-out part."""
+    count, width = len(records.labels), len(schema.features)
+    if records.features.shape != (count, width) or records.persons.shape != (count,):
+        raise DataError(f"{where}: {records.features.shape} features for {count} labels, expected {width} columns")
+    for column, feature in enumerate(schema.features):
+        bad = _outside(records.features[:, column], feature.low, feature.high)
+        if bad:
+            bounds = f"[{feature.low:g}, {feature.high:g}]"
+            raise DataError(f"{where}: column '{feature.name}': {bad} of {count} values missing or outside {bounds}")
+    bad = _outside(records.labels, 0, len(schema.classes) - 1)
+    if bad:
+        raise DataError(f"{where}: label '{schema.label}': {bad} of {count} values are no known class")
+    parts = np.concatenate([records.train, records.test])
+    if not len(records.train) or not len(records.test):
+        raise DataError(f"{where}: {len(records.train)} training and {len(records.test)} held-out records; need both")
+    if len(np.unique(parts)) != len(parts) or parts.min() < 0 or parts.max() >= count:
+        raise DataError(f"{where}: training and held-out part overlap or point outside the {count} records")
+    shared = np.intersect1d(records.persons[records.train], records.persons[records.test])
+    if len(shared):
+        raise DataError(f"{where}: {len(shared)} persons are both in the training and the held-out part")
+
+
+def _outside(values: npt.NDArray[Any], low: float, high: float) -> int:
+    return int((~((values >= low) & (values <= high))).sum())

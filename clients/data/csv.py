@@ -1,0 +1,80 @@
+"""A CSV file whose header names the task's columns: the connector for an institution's own export."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sovfed.clients.data import Records
+from sovfed.clients.data.files import read_file
+from sovfed.clients.data.split import by_person
+from sovfed.federation.errors import DataError
+
+if TYPE_CHECKING:
+    from sovfed.federation.config import DataConfig
+    from sovfed.federation.tasks import Task
+
+MAX_BYTES: Final = 1 << 30
+PERSON: Final = "person"  # the column's name where the task's schema gives none; without it every row is a person
+
+
+def load(task: Task, config: DataConfig) -> Records:
+    """The records of the UTF-8 file `config.path`: the schema's features, label (a class number) and person column.
+
+    Other columns are ignored. The held-out part is chosen by person. Raises DataError.
+    """
+    if not config.path:
+        raise DataError("data.source 'csv' needs data.path: the file")
+    path = Path(config.path).expanduser()
+    try:
+        text = read_file(path, MAX_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text") from None
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header = next(rows, [])
+    numbers, person = _columns(task, header, path)
+    values: list[list[float]] = []
+    names: list[str] = []
+    try:
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise DataError(f"{path}, line {rows.line_num}: {len(row)} columns, expected {len(header)}")
+            values.append([float(row[column]) for column in numbers])
+            names.append(row[person] if person is not None else str(len(names)))
+    except csv.Error:
+        raise DataError(f"{path}, line {rows.line_num}: malformed CSV") from None
+    except ValueError:
+        raise DataError(f"{path}, line {rows.line_num}: one of the task's columns is not a number") from None
+    return _records(task, np.array(values, dtype=np.float64).reshape(-1, len(numbers)), names, path)
+
+
+def _columns(task: Task, header: list[str], path: Path) -> tuple[list[int], int | None]:
+    """Where the features and the label stand, and where the person."""
+    wanted = [*(feature.name for feature in task.schema.features), task.schema.label]
+    missing = [name for name in wanted if name not in header]
+    if missing or len(set(header)) != len(header):
+        problem = f"lacks columns {missing[:5]} ({len(missing)} in all)" if missing else "names a column twice"
+        raise DataError(f"{path}: the header {problem}; task '{task.name}' needs {len(wanted)} columns")
+    person = task.schema.person or PERSON
+    if task.schema.person and person not in header:
+        raise DataError(f"{path}: the header lacks the person column '{person}' of task '{task.name}'")
+    return [header.index(name) for name in wanted], header.index(person) if person in header else None
+
+
+def _records(task: Task, table: npt.NDArray[np.float64], names: list[str], path: Path) -> Records:
+    labels = table[:, -1]
+    if not np.array_equal(labels, np.rint(labels)):
+        raise DataError(f"{path}: column '{task.schema.label}' holds values that are no class numbers")
+    if not all(names):
+        raise DataError(f"{path}: {names.count('')} rows name no person")
+    codes = {name: code for code, name in enumerate(dict.fromkeys(names))}
+    train, test = by_person(task.name, names)
+    persons = np.array([codes[name] for name in names], dtype=np.int64)
+    return Records(table[:, :-1].astype(np.float32), labels.astype(np.int64), persons, train, test)

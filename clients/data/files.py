@@ -1,0 +1,30 @@
+"""Reading an institution's files with the checks that every connector makes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from sovfed.federation.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def read_file(path: Path, max_bytes: int, sha256: str | None = None) -> bytes:
+    """The bytes of a regular, non-empty file of at most `max_bytes`, with checksum `sha256` if one is known.
+
+    Raises DataError.
+    """
+    try:
+        if not path.is_file():
+            raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}; check data.path")
+        size = path.stat().st_size
+        if not 0 < size <= max_bytes:
+            raise DataError(f"{path}: {size} bytes, expected 1 to {max_bytes}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise DataError(f"{path}: SHA-256 is {found[:16]}…, the published file has {sha256[:16]}…")
+    return content

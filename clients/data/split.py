@@ -1,0 +1,62 @@
+"""Deterministic splits from hashes alone: the same on every machine and for every version of numpy."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sovfed.federation.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sovfed.clients.data import Indices
+
+SHARES_OF_FOUR: Final = (0.45, 0.30, 0.17, 0.08)
+HELD_OUT: Final = 0.3
+MIN_RECORDS: Final = 20  # of one simulated institution
+Floats = npt.NDArray[np.float64]
+
+
+def uniform(salt: str, names: Iterable[object]) -> Floats:
+    """For each name a number in [0, 1) that depends on `salt` and the name only."""
+    digests = (hashlib.sha256(f"{salt}/{name}".encode()).digest() for name in names)
+    return np.array([int.from_bytes(digest[:6], "big") / 2**48 for digest in digests])
+
+
+def simulated_site(salt: str, axis: Floats, noise: float, site: str, sites: int) -> Indices:
+    """The rows that belong to simulated institution `site` of `sites`: unequal in size and in case mix.
+
+    Records are ordered along `axis` (in [0, 1]) blurred by `noise`, and each institution takes a stretch: with little
+    noise institutions see different cases, with much they see alike. Raises DataError.
+    """
+    if not site.isdecimal() or int(site) >= sites:
+        raise DataError(f"data.site is '{site[:64]}', expected a number from 0 to {sites - 1} (data.sites is {sites})")
+    shares = np.array(SHARES_OF_FOUR) if sites == len(SHARES_OF_FOUR) else 0.6 ** np.arange(sites)
+    along = [*range((sites - 1) // 2 * 2, -1, -2), *range(1, sites, 2)]  # the largest in the middle: 2, 0, 1, 3
+    ends = np.rint(np.cumsum(shares[along]) / shares.sum() * len(axis)).astype(np.int64)
+    place = along.index(int(site))
+    start, end = (int(ends[place - 1]) if place else 0), int(ends[place])
+    if end - start < MIN_RECORDS:
+        raise DataError(f"site {site} of {sites} would hold {end - start} records, at least {MIN_RECORDS} are needed")
+    order = np.argsort(axis + noise * uniform(f"{salt}/mix", range(len(axis))), kind="stable")
+    return np.sort(order[start:end])
+
+
+def stratified(salt: str, labels: Indices) -> tuple[Indices, Indices]:
+    """Training and held-out rows, each label split by the same share. For records that are one person each."""
+    rank = uniform(f"{salt}/held-out", range(len(labels)))
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        held_out[rows[np.argsort(rank[rows], kind="stable")[: round(HELD_OUT * len(rows))]]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def by_person(salt: str, persons: Iterable[str]) -> tuple[Indices, Indices]:
+    """Training and held-out rows; a person stays on the same side whatever else the file holds."""
+    held_out = uniform(f"{salt}/held-out", persons) < HELD_OUT
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)

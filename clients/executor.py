@@ -1,0 +1,171 @@
+"""The resident executor of Flower's ClientApp: takes tasks from the SuperNode and answers them in this process.
+
+Stock Flower starts a process for each message, unpacks the app bundle that the server sent and imports it. Here the
+bundle's bytes are dropped unread: what runs is the ClientApp that `run_executor` was given. One task at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+import httpx
+from flwr.app import Context, Error, Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.serde import context_from_proto, message_from_proto, message_to_proto
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
+    PushAppMessagesRequest,
+    PushTaskOutputRequest,
+    SendTaskHeartbeatRequest,
+)
+from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    pull_and_inflate_object_from_tree,
+    push_objects,
+)
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.runtime import RuntimeHttpClient
+
+from sovfed.federation.errors import WIRE_SENTENCES, ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flwr.proto.message_pb2 import ObjectTree
+    from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+
+POLL_S: Final = (0.05, 0.5)  # between looks for a task: the first, and the longest while none comes
+RETRY_S: Final = (0.1, 1.0)  # between attempts to reach a SuperNode that is away
+HEARTBEAT_S: Final = 3.0
+ARRIVAL_S: Final = 10.0  # the SuperNode makes a message's task shortly before the message
+OBJECT_WAIT_S: Final = (0.02, 0.5)  # Flower: 1 to 10; while the SuperNode is still fetching the message's objects
+FETCH_S: Final = 3600.0
+ACQUIRE: Final = "/flwr.proto.Runtime/AcquireTask"
+log = logging.getLogger("sovfed.executor")
+
+
+def run_executor(
+    address: str, secret: bytes, client_app: Callable[[Message, Context], Message], stop: threading.Event
+) -> None:
+    """Answer tasks of the SuperNode at `address` (host:port) until `stop`.
+
+    `secret` is the SuperNode's superexec secret. A SuperNode that is away or restarts is waited for; a task that it has
+    forgotten meanwhile is dropped.
+    """
+    auth = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE})
+    poll_s, retry_s = POLL_S[0], RETRY_S[0]
+    with _connect(address, auth) as client:
+        while not stop.is_set():
+            try:
+                acquired = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+                if acquired.token:
+                    with _connect(address, RuntimeTokenHttpInterceptor(acquired.token)) as task:
+                        _answer(task, client_app)
+            except Exception as error:  # whatever befalls one task, the next one is served
+                log.warning("SuperNode at %s: %r; next try in %.1f s", address, error, retry_s)
+                stop.wait(retry_s)
+                retry_s = min(2 * retry_s, RETRY_S[1])
+                continue
+            retry_s = RETRY_S[0]
+            poll_s = POLL_S[0] if acquired.token else min(1.2 * poll_s, POLL_S[1])
+            stop.wait(poll_s)
+
+
+def _connect(address: str, interceptor: ProtobufClientInterceptor) -> RuntimeHttpClient:
+    versions = RuntimeVersionHttpInterceptor(component_name="SuperExec")
+    return RuntimeHttpClient.from_server_address(address, True, None, [versions, interceptor])
+
+
+def _answer(client: RuntimeHttpClient, client_app: Callable[[Message, Context], Message]) -> None:
+    """Pull the task's message, have it answered, push the reply and close the task."""
+    done = threading.Event()
+    heart = threading.Thread(target=_beat, args=(client, done), name="task-heartbeat", daemon=True)
+    heart.start()
+    try:
+        task = client.PullTaskInput(PullTaskInputRequest())  # its app bundle, task.fab, is never looked at
+        context = context_from_proto(task.context)
+        head, tree = _pull(client)
+        try:
+            reply = client_app(_inflate(client, tree, context), context)
+        except httpx.HTTPError:
+            raise  # the SuperNode is gone, and the task with it
+        except Exception:
+            log.exception("%s failed", head.metadata.message_type)  # the text stays in this log
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, WIRE_SENTENCES["internal"]), reply_to=head)
+        _push(client, reply, context)
+        client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED))
+    finally:
+        done.set()
+        heart.join()
+
+
+def _pull(client: RuntimeHttpClient) -> tuple[Message, ObjectTree]:
+    """The task's message without its content, and the tree of objects that make it up."""
+    deadline = time.monotonic() + ARRIVAL_S
+    while not (pulled := client.PullMessages(PullAppMessagesRequest())).messages_list:
+        if time.monotonic() > deadline:
+            raise ProtocolError("a task without a message")
+        time.sleep(OBJECT_WAIT_S[0])
+    return message_from_proto(pulled.messages_list[0]), pulled.message_object_trees[0]
+
+
+def _inflate(client: RuntimeHttpClient, tree: ObjectTree, context: Context) -> Message:
+    """The task's whole message. Raises ProtocolError if it belongs to another run."""
+    node = Node(node_id=context.node_id)
+    message = pull_and_inflate_object_from_tree(
+        tree,
+        make_pull_object_fn_protobuf(client.PullObject, node, context.run_id),
+        make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, context.run_id),
+        return_type=Message,
+        max_tries_per_object=None,
+        max_time=FETCH_S,
+        initial_backoff=OBJECT_WAIT_S[0],
+        backoff_cap=OBJECT_WAIT_S[1],
+    )
+    if message.metadata.run_id != context.run_id:
+        raise ProtocolError(f"a message of run {message.metadata.run_id} in a task of run {context.run_id}")
+    message.metadata.__dict__["_message_id"] = tree.object_id  # the message as sent cannot hold its own hash
+    return message
+
+
+def _push(client: RuntimeHttpClient, reply: Message, context: Context) -> None:
+    reply.metadata.__dict__["_message_id"] = reply.object_id
+    head = message_to_proto(remove_content_from_message(reply))
+    with no_object_id_recompute():
+        pushed = client.PushMessages(
+            PushAppMessagesRequest(messages_list=[head], message_object_trees=[get_object_tree(reply)])
+        )
+        push = make_push_object_fn_protobuf(
+            client.PushObject, Node(node_id=context.node_id), context.run_id, pushed.session_id
+        )
+        push_objects(get_all_nested_objects(reply), push, object_ids_to_push=set(pushed.objects_to_push))
+
+
+def _beat(client: RuntimeHttpClient, done: threading.Event) -> None:
+    """Keep the task's lease; a lost lease shows when the reply is pushed."""
+    while not done.wait(HEARTBEAT_S):
+        try:
+            client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+        except httpx.HTTPError as error:
+            log.warning("heartbeat: %s", error)

@@ -1,0 +1,176 @@
+"""The institution's end of the lane: one outbound stream per run, answered by the installed ClientApp alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import grpc
+from flwr.app import Context
+from flwr.app import Message as FlowerMessage
+from flwr.common.constant import ErrorCode
+
+from sovfed.federation.errors import WIRE_SENTENCES, IdentityError, ProtocolError
+from sovfed.federation.flower import SERVER_NODE_ID
+from sovfed.federation.identity import read_private
+from sovfed.federation.lane import Outgoing
+from sovfed.federation.lane_codec import error_reply, pack, unpack
+from sovfed.federation.lane_end import (
+    BACK_OFF_S,
+    CHANNEL_OPTIONS,
+    JOIN,
+    NODE_KEY,
+    RUN_KEY,
+    SESSION_KEY,
+    TOKEN_KEY,
+    LaneEnd,
+    LoopThread,
+    open_stream,
+    session_number,
+)
+from sovfed.federation.messages import LaneOffer
+
+log = logging.getLogger(__name__)
+App = Callable[[FlowerMessage, Context], FlowerMessage]
+MAX_LANES: Final = 16
+REPLIES_HELD: Final = 1  # replies that may wait for the coordinator before the next message is worked on
+
+
+class LaneClient:
+    """Opens a lane for each offer and answers its messages with `app`, one at a time per run.
+
+    The server is verified against `identity/root.pem` by the names in its certificate; `identity/cert.pem` and
+    `key.pem` are presented. With `address`, offers that name any other place are declined.
+    """
+
+    def __init__(self, home: Path, app: App, max_message_bytes: int, *, address: str | None = None) -> None:
+        self._identity, self._app = home / "identity", app
+        self._max_message_bytes, self._address = max_message_bytes, address
+        self._lanes: dict[str, asyncio.Task[None]] = {}
+        self._thread = LoopThread("lane")
+
+    def open(self, offer: LaneOffer, context: Context) -> bool:
+        """Join the run's lane in the background, in place of an older session of the same run; whether it was
+        accepted.
+        """
+        if self._address is not None and offer.address != self._address:
+            log.warning("lane: declined an offer to connect to %s, only %s is allowed", offer.address, self._address)
+            return False
+        return asyncio.run_coroutine_threadsafe(self._open(offer, context), self._thread.loop).result()
+
+    async def _open(self, offer: LaneOffer, context: Context) -> bool:
+        self._lanes = {run: task for run, task in self._lanes.items() if not task.done()}
+        if (older := self._lanes.pop(offer.run, None)) is not None:
+            older.cancel()
+        if len(self._lanes) >= MAX_LANES:
+            log.warning("lane: declined an offer, %d lanes are open", len(self._lanes))
+            return False
+        self._lanes[offer.run] = asyncio.create_task(self._keep(offer, context))
+        return True
+
+    def close(self) -> None:
+        """Leave all lanes. A message that is being worked on is not waited for."""
+        self._thread.close()
+
+    async def _keep(self, offer: LaneOffer, context: Context) -> None:
+        """Carry the run's messages until the coordinator ends it or the relay refuses us."""
+        inbox: asyncio.Queue[bytearray] = asyncio.Queue()
+        end = LaneEnd(
+            session_number(offer.token),
+            self._max_message_bytes,
+            lambda _, data: inbox.put_nowait(data),
+            asyncio.get_running_loop(),
+        )
+        worker = asyncio.create_task(self._work(end, inbox, context))
+        try:
+            await self._stay_connected(offer, context.node_id, end)
+        finally:
+            worker.cancel()
+
+    async def _stay_connected(self, offer: LaneOffer, node_id: int, end: LaneEnd) -> None:
+        proof, pause = (TOKEN_KEY, offer.token), BACK_OFF_S[0]
+        while True:
+            met = end.streams
+            try:
+                status, proof = await self._connect(offer, node_id, end, proof)
+            except IdentityError as error:
+                log.critical("lane: run %s: %s", offer.run, error)
+                status = grpc.StatusCode.UNAUTHENTICATED
+            if status is grpc.StatusCode.OK:
+                log.info("lane: run %s is over", offer.run)
+                return
+            if status is grpc.StatusCode.PERMISSION_DENIED:
+                log.warning("lane: run %s: refused; waiting for a new offer", offer.run)
+                return
+            log.info("lane: run %s: stream broken (%s), opening it again", offer.run, status.name)
+            pause = BACK_OFF_S[0] if end.streams > met else min(2 * pause, BACK_OFF_S[1])
+            await asyncio.sleep(pause)
+
+    async def _connect(
+        self, offer: LaneOffer, node_id: int, end: LaneEnd, proof: tuple[str, str]
+    ) -> tuple[grpc.StatusCode, tuple[str, str]]:
+        """Carry messages over one stream; how it ended, and what proves who we are on the next."""
+        metadata = ((RUN_KEY, offer.run), (NODE_KEY, str(node_id)), proof)
+        async with grpc.aio.secure_channel(offer.address, self._credentials(), options=CHANNEL_OPTIONS) as channel:
+            call = open_stream(channel, JOIN, *metadata)
+            try:
+                session = dict(await call.initial_metadata()).get(SESSION_KEY)
+                if isinstance(session, str):
+                    proof = (SESSION_KEY, session)
+                await end.pump(call)
+            except ProtocolError as error:
+                log.warning("lane: run %s: the stream is given up: %s", offer.run, error)
+                call.cancel()
+            except (grpc.RpcError, asyncio.InvalidStateError) as error:
+                log.debug("lane: run %s: %s", offer.run, error)
+            return await call.code(), proof
+
+    def _credentials(self) -> grpc.ChannelCredentials:
+        """Read afresh for each connection, so that a renewed certificate is used."""
+        return grpc.ssl_channel_credentials(
+            root_certificates=(self._identity / "root.pem").read_bytes(),
+            private_key=read_private(self._identity / "key.pem"),
+            certificate_chain=(self._identity / "cert.pem").read_bytes(),
+        )
+
+    async def _work(self, end: LaneEnd, inbox: asyncio.Queue[bytearray], context: Context) -> None:
+        """Answer messages one after another; a message is acknowledged once its reply is on its way."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="lane-app")
+        try:
+            while True:
+                data = await inbox.get()
+                reply = await asyncio.get_running_loop().run_in_executor(pool, self._answer, data, context)
+                del data
+                if reply is not None:
+                    await end.room(REPLIES_HELD)
+                    end.send(reply)
+                    del reply
+                end.consume()
+        finally:
+            pool.shutdown(wait=False)
+
+    def _answer(self, data: bytearray, context: Context) -> Outgoing | None:
+        """The serialised reply to `data`, or None where none is due: a message that is not for this node and run."""
+        try:
+            message = unpack(data)
+        except ProtocolError as error:
+            log.warning("lane: a message was refused: %s", error)
+            return None
+        metadata = message.metadata
+        found = (metadata.run_id, metadata.src_node_id, metadata.dst_node_id)
+        if found != (context.run_id, SERVER_NODE_ID, context.node_id):
+            log.warning("lane: a message was refused: run %d, from node %d to node %d", *found)
+            return None
+        try:
+            reply = pack(self._app(message, context))
+        except Exception:  # what the app could not turn into a reply of its own crosses the wire as a fixed sentence
+            log.exception("lane: the ClientApp failed")
+            return pack(error_reply(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, WIRE_SENTENCES["internal"], message))
+        if reply.size > self._max_message_bytes:
+            log.error("lane: a reply of %d bytes, limit is %d", reply.size, self._max_message_bytes)
+            return pack(error_reply(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, WIRE_SENTENCES["protocol"], message))
+        return reply

@@ -1,0 +1,72 @@
+"""The institution's own policy: what it lets a run ask of it, whoever asks. Read by the trainer, before any record is.
+
+`home/policy.yaml` is written by the institution and never changed by a message. Without it nothing starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sovfed.clients.settings import read_settings
+from sovfed.federation.errors import PolicyError
+from sovfed.federation.messages import MAX_PARAMETERS, EvaluateRequest, Request, TrainRequest
+from sovfed.federation.schema import bind, bounded
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+POLICY: Final = "policy.yaml"
+POLICY_HEAD: Final = """\
+What this institution lets a run ask of it. Read by the trainer alone, and changed by nobody but you.
+
+allow_plain_updates: there is no secure aggregation yet. Whoever runs the aggregation server sees this institution's own
+update, not only the sum of all, and an update can tell things about single records. While this is false the institution
+answers no request to train. Set it to true only if you trust the agency with that."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Bounds on every request. The defaults allow nothing that has not been named: no task, no plain update."""
+
+    allowed_tasks: tuple[str, ...] = bounded((), 1, 64, doc="tasks that runs may train and evaluate here")
+    allow_plain_updates: bool = bounded(
+        False, doc="let the server see this institution's own update, since secure aggregation is off"
+    )
+    max_rounds: int = bounded(1_000, 1, 1_000_000, doc="highest round of a run that is still answered")
+    max_local_epochs: int = bounded(20, 1, 10_000, doc="most passes over the records in one round")
+    min_batch_size: int = bounded(8, 1, 1_000_000, unit="records", doc="a smaller batch tells more of each record")
+    max_batch_size: int = bounded(100_000, 1, 1_000_000, unit="records", doc="bounds the memory of one step")
+    max_parameters: int = bounded(100_000_000, 1, MAX_PARAMETERS, doc="longest model vector")
+
+    def __post_init__(self) -> None:
+        if self.min_batch_size > self.max_batch_size:
+            raise ValueError(f"min_batch_size {self.min_batch_size} is above max_batch_size {self.max_batch_size}")
+
+    def check(self, request: Request) -> None:
+        """Raises PolicyError unless `request` is within these bounds; the message names the setting."""
+        if request.task not in self.allowed_tasks:
+            raise PolicyError(f"task '{request.task}' is not in allowed_tasks {list(self.allowed_tasks)}")
+        if isinstance(request, TrainRequest | EvaluateRequest):
+            _at_most("round", request.round, "max_rounds", self.max_rounds)
+            _at_most("parameters", request.model.size, "max_parameters", self.max_parameters)
+        if isinstance(request, TrainRequest):
+            if not self.allow_plain_updates:
+                raise PolicyError("this run aggregates without secure aggregation, and allow_plain_updates is false")
+            _at_most("local_epochs", request.local_epochs, "max_local_epochs", self.max_local_epochs)
+            _at_most("batch_size", request.batch_size, "max_batch_size", self.max_batch_size)
+            if request.batch_size < self.min_batch_size:
+                raise PolicyError(f"batch_size {request.batch_size} is below min_batch_size {self.min_batch_size}")
+
+
+def _at_most(what: str, value: int, name: str, bound: int) -> None:
+    if value > bound:
+        raise PolicyError(f"{what} {value} is above {name} {bound}")
+
+
+def load_policy(home: Path) -> Policy:
+    """The policy in `home/policy.yaml`. Raises PolicyError if it is missing, or says anything that is not known."""
+    path = home / POLICY
+    if not path.exists():
+        raise PolicyError(f"{path} is missing, so nothing is allowed; `sovfed client init --home {home}` writes one")
+    return bind(Policy, read_settings(path, PolicyError), str(path), PolicyError)

@@ -1,0 +1,58 @@
+"""Settings files of an institution: YAML of plain data, written from a dataclass with its documentation as comments."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from sovfed.federation.errors import ConfigError, SovfedError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from pathlib import Path
+
+    from _typeshed import DataclassInstance
+
+
+def read_settings(path: Path, error: type[SovfedError] = ConfigError) -> dict[str, Any]:
+    """The settings in the YAML file `path`, not yet checked. Raises `error`."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+        raise error(f"{path}: cannot be read: {problem}") from problem
+    if not isinstance(found, dict):
+        raise error(f"{path}: expected lines 'name: value', got {type(found).__name__}")
+    return found
+
+
+def settings_text(values: DataclassInstance, head: str, skip: Collection[str] = ()) -> str:
+    """The YAML file of `values` under `head`, with what each field means; without the fields in `skip`."""
+    lines = [f"# {line}".rstrip() for line in head.splitlines()]
+    return "\n".join([*lines, "", *_lines(values, skip, "")]) + "\n"
+
+
+def _lines(values: DataclassInstance, skip: Collection[str], indent: str) -> Iterator[str]:
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        if field.name in skip:
+            continue
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield f"{indent}{field.name}:"
+            yield from _lines(value, (), indent + "  ")
+            continue
+        comment = f"{field.metadata.get('doc', '')}{_takes(field.metadata)}"
+        yield from (f"{indent}# {line}" for line in textwrap.wrap(comment, 100))
+        yield f"{indent}{field.name}: {json.dumps(value)}"  # JSON's scalars and lists are YAML
+
+
+def _takes(rules: Any) -> str:
+    if rules.get("options"):
+        return f" [{', '.join(rules['options'])}]"
+    low, high, unit = rules.get("low"), rules.get("high"), rules.get("unit")
+    return (
+        f" [{low:g} to {high:g}{f' {unit}' if unit else ''}]" if unit and low is not None and high is not None else ""
+    )

@@ -1,0 +1,259 @@
+"""The trainer: the only process that reads records. It answers typed requests, over its Unix socket or in-process.
+
+Whatever goes wrong, the answer is a `Refusal`, a code and nothing else; the error goes to the institution's own log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+
+from sovfed.clients.data import Records, load_records
+from sovfed.clients.policy import load_policy
+from sovfed.clients.socket import NAME, TrainerStub, serve
+from sovfed.federation.config import ClientConfig
+from sovfed.federation.errors import ConfigError, ProtocolError, SovfedError, wire_code
+from sovfed.federation.files import private_directory
+from sovfed.federation.messages import (
+    EvaluateReply,
+    EvaluateRequest,
+    ProfileReply,
+    ProfileRequest,
+    Refusal,
+    Reply,
+    Request,
+    Sums,
+    TrainReply,
+    TrainRequest,
+    Vector,
+)
+from sovfed.federation.processes import die_with_parent
+from sovfed.federation.quiet import be_quiet
+from sovfed.federation.schema import bind
+from sovfed.federation.tasks import NAMES, Task, get_task
+from sovfed.federation.trainer_pb2 import HealthReply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["TrainerService", "TrainerStub", "main", "make_trainer"]
+log = logging.getLogger(__name__)
+MAX_RUNS: Final = 4  # whose last replies are kept
+STOP_GRACE_S: Final = 5.0
+
+
+class Workload(Protocol):
+    """One task at this institution: `clients/training.py`, or the echo."""
+
+    @property
+    def count(self) -> int:
+        """Training records."""
+
+    @property
+    def device_name(self) -> str: ...
+
+    def warm_up(self) -> None: ...
+
+    def profile(self) -> Sums: ...
+
+    def train(self, request: TrainRequest) -> tuple[Vector, float]: ...
+
+    def evaluate(self, model: Vector, scale: Sums) -> Sums: ...
+
+
+class Echo:
+    """The workload without records: every update is one at every place, whatever the model's length."""
+
+    count = 1
+    device_name = "cpu"
+
+    def __init__(self, task: Task) -> None:
+        self._task, self._ones = task, np.ones(0, dtype=np.float32)
+
+    def warm_up(self) -> None:
+        pass
+
+    def profile(self) -> Sums:
+        return np.ones(1)
+
+    def train(self, request: TrainRequest) -> tuple[Vector, float]:
+        if self._ones.shape != request.model.shape:
+            self._ones = np.ones_like(request.model)
+            self._ones.flags.writeable = False
+        return self._ones, 0.0
+
+    def evaluate(self, model: Vector, scale: Sums) -> Sums:
+        return np.ones(self._task.evaluation_size)
+
+
+class TrainerService:
+    """Answers the coordinator's requests from one institution's records; warm between rounds.
+
+    A request repeated with equal content gets the same reply again, so transports may retry. One request at a time.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Task], Records],
+        *,
+        site: str,
+        device: str = "auto",
+        precision: str = "float32",
+        check: Callable[[Request], None] = lambda _request: None,
+    ) -> None:
+        """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request."""
+        self._load, self._site, self._device, self._precision, self._check = load, site, device, precision, check
+        self._workloads: dict[str, Workload] = {}
+        self._replies: OrderedDict[str, dict[type[Request], tuple[Request, Reply]]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._answered, self._reason = 0, ""
+
+    def answer(self, request: Request) -> Reply:
+        """The reply to `request`, or a Refusal; never raises."""
+        with self._lock:
+            self._answered += 1
+            try:
+                self._check(request)
+                kept = self._replies.get(request.run, {}).get(type(request))
+                if kept is not None and _equal(kept[0], request):
+                    return kept[1]
+                reply = self._work(request)
+            except Exception as error:  # the boundary of the institution: only a code may pass
+                log.exception("refused a %s of run %s", type(request).__name__, request.run)
+                return Refusal(reason=wire_code(error))
+            self._keep(request, reply)
+            return reply
+
+    def prepare(self, task: str) -> None:
+        """Load model and records of `task` and warm up, rather than with the first request. Raises SovfedError."""
+        with self._lock:
+            try:
+                self._workload(task).warm_up()
+            except SovfedError as error:
+                self._reason = error.code
+                raise
+
+    def health(self) -> HealthReply:
+        """Whether the records could be read, and on which device training runs."""
+        devices = {workload.device_name for workload in self._workloads.values()}
+        return HealthReply(
+            ready=not self._reason, device=",".join(sorted(devices)) or self._device, precision=self._precision,
+            reason=self._reason, answered=self._answered,
+        )  # fmt: skip
+
+    def _work(self, request: Request) -> Reply:
+        start = time.monotonic()
+        workload = self._workload(request.task)
+        if isinstance(request, ProfileRequest):
+            return ProfileReply(sums=workload.profile())
+        evaluation = workload.evaluate(request.model, request.scale)
+        if isinstance(request, EvaluateRequest):
+            return EvaluateReply(round=request.round, seconds=time.monotonic() - start, evaluation=evaluation)
+        update, loss = workload.train(request)
+        seconds = time.monotonic() - start
+        log.info("run %s, round %d: %d records, %.3f s", request.run, request.round, workload.count, seconds)
+        return TrainReply(
+            round=request.round, count=workload.count, seconds=seconds, train_loss=loss, update=update,
+            evaluation=evaluation,
+        )  # fmt: skip
+
+    def _workload(self, name: str) -> Workload:
+        found = self._workloads.get(name)
+        if found is None:
+            found = self._workloads[name] = self._build(name)
+            self._reason = ""
+        return found
+
+    def _build(self, name: str) -> Workload:
+        if name not in NAMES:
+            raise ProtocolError(f"unknown task {name!r}")
+        task = get_task(name)
+        if task.build is None:
+            return Echo(task)
+        from sovfed.clients.training import LocalTraining
+
+        records = self._load(task)
+        found = LocalTraining(task, records, site=self._site, device=self._device, precision=self._precision)
+        log.info("task %s: %r on %s, %s", name, records, found.device_name, self._precision)
+        return found
+
+    def _keep(self, request: Request, reply: Reply) -> None:
+        self._replies.setdefault(request.run, {})[type(request)] = (request, reply)
+        self._replies.move_to_end(request.run)
+        while len(self._replies) > MAX_RUNS:
+            self._replies.popitem(last=False)
+
+
+def _equal(a: Request, b: Request) -> bool:
+    """Whether two requests of one type have equal content; scalars are compared before vectors."""
+    pairs = [(getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(a)]
+    pairs.sort(key=lambda pair: isinstance(pair[0], np.ndarray))
+    return all(np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y for x, y in pairs)
+
+
+def make_trainer(config: ClientConfig, check: Callable[[Request], None] = lambda _request: None) -> TrainerService:
+    """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
+    return TrainerService(
+        lambda task: load_records(task, config.data), site=config.data.site, device=config.device,
+        precision=config.precision, check=check,
+    )  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until SIGTERM; exit code 2 for a bad configuration, 3 for one that is refused.
+
+    Records that cannot be read do not end the process: requests are refused until they can.
+    """
+    parser = argparse.ArgumentParser(description="The institution's trainer, on a Unix socket")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--config", required=True, help="ClientConfig as JSON")
+    options = parser.parse_args(arguments)
+    die_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    os.umask(0o077)
+    be_quiet(options.home)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        config = bind(ClientConfig, json.loads(options.config))
+        home = private_directory(options.home)
+        trainer = make_trainer(config, load_policy(home).check)
+        _prepare(trainer, config)
+        server = serve(trainer, home / NAME, config.max_message_bytes)
+    except (SovfedError, json.JSONDecodeError) as error:
+        sys.stderr.write(f"trainer: {error}\n")
+        return 2 if isinstance(error, (ConfigError, json.JSONDecodeError)) else 3
+    log.info("listening on %s", home / NAME)
+    stop.wait()
+    server.stop(STOP_GRACE_S).wait()
+    return 0
+
+
+def _prepare(trainer: TrainerService, config: ClientConfig) -> None:
+    """Warm up the task that the data source serves; one that cannot be read is told in the log."""
+    task = {"breast_cancer": "breast_cancer", "digits": "digits", "uci_heart": "heart"}.get(config.data.source)
+    if task is None:
+        return
+    try:
+        trainer.prepare(task)
+    except ConfigError:
+        raise
+    except SovfedError as error:
+        log.warning("the records cannot be used yet: %s", error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

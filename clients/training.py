@@ -1,0 +1,263 @@
+"""Local training and evaluation: plain SGD with FedProx's term, on one institution's records, warm between rounds.
+
+The model's parameters are views of one flat tensor, and their gradients of another, so that a step is two vector
+operations and the update is one subtraction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
+from sovfed.federation.messages import TrainRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from sovfed.clients.data import Indices, Records
+    from sovfed.federation.messages import Sums, Vector
+    from sovfed.federation.tasks import Task
+
+STD_FLOOR: Final = 1e-6
+FP16_SCALE: Final = 2.0**10  # the first loss scale; it adapts from there
+RESIDENT_SHARE: Final = 0.25  # of free device memory that the records may take up; else they are copied batch by batch
+EVALUATION_BATCH: Final = 8192
+SMALL: Final = 1 << 20  # parameters; a smaller model trains on one CPU thread, which is faster where cores are shared
+PRECISIONS: Final = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device called `wanted`; "auto" takes a CUDA or ROCm GPU, then Apple's, then the CPU.
+
+    torch calls ROCm devices "cuda" (torch.version.hip is set). Raises ConfigError if the device is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(name for name, present in there.items() if present))
+    name = "cuda" if wanted == "rocm" else wanted
+    if not there.get(name) or (wanted == "rocm" and torch.version.hip is None):
+        raise ConfigError(f"device '{wanted}' is not there; present: {[name for name, here in there.items() if here]}")
+    return torch.device(name)
+
+
+class LocalTraining:
+    """A task's model and one institution's records on a device. Not safe for use from several threads at once."""
+
+    def __init__(
+        self, task: Task, records: Records, *, site: str, device: str = "auto", precision: str = "float32"
+    ) -> None:
+        """`site` makes the order of this institution's records its own. Raises ConfigError."""
+        if task.build is None or task.loss is None:
+            raise ConfigError(f"task '{task.name}' has no model to train")
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision is '{precision}', expected one of {sorted(PRECISIONS)}")
+        self.task, self.records, self.device, self.precision = task, records, choose_device(device), precision
+        self._site, self._loss = site, task.loss
+        self._module = task.build().to(self.device)
+        self._flat = _flatten(self._module)
+        if self._flat.numel() != task.parameters:
+            raise ConfigError(
+                f"task '{task.name}' declares {task.parameters} parameters, its model has {self._flat.numel()}"
+            )
+        self._scaled: tuple[bytes, Tensor] = (b"", torch.empty(0))
+        self._labels = self._place(torch.from_numpy(records.labels))
+
+    @property
+    def count(self) -> int:
+        """Training records."""
+        return len(self.records.train)
+
+    @property
+    def device_name(self) -> str:
+        """The device, with the maker's name of a GPU."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
+    def profile(self) -> Sums:
+        """[n, Σx, Σx²] over the training records, shape [1 + 2f]."""
+        features = self.records.features[self.records.train].astype(np.float64)
+        return np.concatenate([[float(len(features))], features.sum(0), np.square(features).sum(0)])
+
+    def warm_up(self) -> None:
+        """Take one step and one evaluation, so that the first round waits for nothing that torch loads late."""
+        scale = np.concatenate([np.zeros(self.records.features.shape[1]), np.ones(self.records.features.shape[1])])
+        model = np.zeros(self.task.parameters, dtype=np.float32)
+        request = TrainRequest(
+            run="warm-up", round=1, task=self.task.name, seed=0, local_epochs=1, batch_size=len(self.records.train),
+            learning_rate=1e-9, proximal_mu=0.0, model=model, scale=scale,
+        )  # fmt: skip
+        self.train(request)
+        self.evaluate(model, scale)
+
+    def train(self, request: TrainRequest) -> tuple[Vector, float]:
+        """The update (local − global, shape [d]) and the mean training loss of the last epoch.
+
+        Minimises F(w) + mu/2 · |w − w_global|² (Li et al. 2020, arXiv:1812.06127, equation 2) by SGD without momentum.
+        Deterministic on a CPU (with `SMALL` or more parameters: for a given number of threads). Raises TrainingError if
+        a value is not finite or memory runs out.
+        """
+        features = self._features(request.scale)
+        seed = _seed(request.seed, request.round, self._site)
+        cards = [self.device] if self.device.type == "cuda" else []
+        try:
+            with self._threads(), torch.random.fork_rng(devices=cards):
+                torch.manual_seed(seed)  # for models with dropout
+                return self._descend(request, features, torch.Generator().manual_seed(seed))
+        except torch.cuda.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise TrainingError(f"round {request.round}: out of memory on {self.device}") from error
+
+    def evaluate(self, model: Vector, scale: Sums) -> Sums:
+        """The task's metric sums of `model` (shape [d]) over the held-out records."""
+        logits = self.logits(model, scale, self.records.test)
+        labels = self.records.labels[self.records.test]
+        losses = self._loss(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
+        if not (np.isfinite(logits).all() and np.isfinite(losses).all()):
+            raise TrainingError(f"task '{self.task.name}': the model's outputs or losses are not finite")
+        return self.task.metrics.sums(logits, labels, losses)
+
+    @torch.no_grad()
+    def logits(self, model: Vector, scale: Sums, rows: Indices) -> npt.NDArray[np.float32]:
+        """The model's float32 outputs for `rows`, shape [n, outputs]."""
+        features = self._features(scale)
+        self._load(model)
+        self._module.eval()
+        parts = []
+        for index in torch.split(torch.from_numpy(rows), EVALUATION_BATCH):
+            with self._threads(), self._autocast():
+                parts.append(self._module(self._take(features, index)).float().cpu())
+        outputs: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+        return outputs
+
+    def _descend(self, request: TrainRequest, features: Tensor, generator: torch.Generator) -> tuple[Vector, float]:
+        start = self._load(request.model).clone()
+        step = self._scaled_step(request) if self.precision == "fp16" else self._plain_step(request)
+        rows = torch.from_numpy(self.records.train)
+        total = torch.zeros((), device=self.device)
+        self._module.train()
+        for _ in range(request.local_epochs):
+            total.zero_()
+            order = rows[torch.randperm(len(rows), generator=generator)]
+            for index in torch.split(order, request.batch_size):
+                self._gradient.zero_()
+                with self._autocast():
+                    outputs = self._module(self._take(features, index))
+                loss = self._loss(outputs.float(), self._take(self._labels, index)).mean()
+                step(loss, start)
+                total += loss.detach() * len(index)
+        update: Vector = (self._flat.detach() - start).cpu().numpy()
+        mean_loss = float(total) / len(rows)
+        if not (np.isfinite(mean_loss) and np.isfinite(update).all()):
+            raise TrainingError(f"round {request.round}: loss or update is not finite; is the learning rate too high?")
+        return update, mean_loss
+
+    def _plain_step(self, request: TrainRequest) -> Callable[[Tensor, Tensor], None]:
+        """w ← w − lr · (∇loss + mu · (w − start)), without torch.optim, whose import of the compiler takes seconds."""
+
+        def step(loss: Tensor, start: Tensor) -> None:
+            torch.autograd.backward(loss)
+            self._pull(request, start)
+            self._flat.data.sub_(self._gradient, alpha=request.learning_rate)
+
+        return step
+
+    def _scaled_step(self, request: TrainRequest) -> Callable[[Tensor, Tensor], None]:
+        """The same with a scaled loss, for fp16: a step whose gradient overflows is left out and the scale lowered."""
+        optimizer = torch.optim.SGD([self._flat], lr=request.learning_rate)
+        scaler = torch.amp.GradScaler(self.device.type, init_scale=FP16_SCALE)
+
+        def step(loss: Tensor, start: Tensor) -> None:
+            torch.autograd.backward(scaler.scale(loss))
+            scaler.unscale_(optimizer)
+            self._pull(request, start)
+            scaler.step(optimizer)
+            scaler.update()
+
+        return step
+
+    def _pull(self, request: TrainRequest, start: Tensor) -> None:
+        if request.proximal_mu:
+            self._gradient.add_(self._flat.detach() - start, alpha=request.proximal_mu)
+
+    @property
+    def _gradient(self) -> Tensor:
+        if self._flat.grad is None:
+            raise TrainingError("the model lost its gradient buffer")
+        return self._flat.grad
+
+    def _load(self, model: Vector) -> Tensor:
+        if model.shape != (self.task.parameters,):
+            raise ProtocolError(
+                f"model of shape {model.shape}, task '{self.task.name}' has {self.task.parameters} parameters"
+            )
+        if self.device.type == "cpu":
+            self._flat.data.numpy()[:] = model  # one copy, also of a read-only vector
+        else:
+            self._flat.data.copy_(torch.from_numpy(np.require(model, requirements="W")))
+        return self._flat.data
+
+    def _features(self, scale: Sums) -> Tensor:
+        """All features standardised with [mean (f), standard deviation (f)], kept until another scale comes."""
+        width = self.records.features.shape[1]
+        if scale.shape != (2 * width,):
+            raise ProtocolError(f"scale of shape {scale.shape}, expected ({2 * width},)")
+        key = scale.tobytes()
+        if self._scaled[0] != key:
+            mean, std = scale[:width], np.maximum(scale[width:], STD_FLOOR)
+            scaled = ((self.records.features - mean) / std).astype(np.float32)
+            self._scaled = (key, self._place(torch.from_numpy(scaled)))
+        return self._scaled[1]
+
+    def _place(self, rows: Tensor) -> Tensor:
+        """`rows` on the device if they fit there with room to spare, else in main memory."""
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if rows.nbytes > RESIDENT_SHARE * free:
+                return rows
+        return rows.to(self.device)
+
+    def _take(self, rows: Tensor, index: Tensor) -> Tensor:
+        """The rows of `index` on the device; from main memory through a pinned, asynchronous copy."""
+        if rows.device.type == self.device.type:
+            return rows[index.to(self.device, non_blocking=True)]
+        return rows[index].pin_memory().to(self.device, non_blocking=True)
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """One CPU thread for a small model: the number depends on the task, so that results do not on the machine."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1 if self.task.parameters < SMALL else before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        mixed = self.precision != "float32"
+        return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision] if mixed else None, enabled=mixed)
+
+
+def _flatten(module: torch.nn.Module) -> torch.nn.Parameter:
+    """One flat parameter with a gradient; the parameters of `module` and their gradients become views of the two."""
+    parameters = list(module.parameters())
+    flat = torch.nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
+    flat.grad = torch.zeros_like(flat)
+    place = 0
+    for parameter in parameters:
+        part = slice(place, place + parameter.numel())
+        parameter.data = flat.data[part].view_as(parameter)
+        parameter.grad = flat.grad[part].view_as(parameter)
+        place = part.stop
+    return flat
+
+
+def _seed(seed: int, round_number: int, site: str) -> int:
+    digest = hashlib.sha256(f"sovfed/order/{seed}/{round_number}/{site}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
