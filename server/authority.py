@@ -1,0 +1,224 @@
+"""The certificate authority: a role of its own, on another machine or offline, never the aggregation server's key.
+
+Its home (0700) holds root.key (0600, PKCS#8, optionally under a passphrase), root.pem, crl.pem, issued/ and
+authority.json, the register of everything it has signed. A certificate is in the register before it is handed out, so
+whatever exists can be revoked. The authority must compare the key fingerprint with the institution itself: the
+agency, which carries the requests, is the one that could swap a key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from sovfed.federation.certificates import ServerNames
+from sovfed.federation.errors import IdentityError
+from sovfed.federation.identity import (
+    check_csr,
+    create_root,
+    key_fingerprint,
+    key_from_pem,
+    key_to_pem,
+    load_certificate,
+    make_crl,
+    private_directory,
+    read_private,
+    sign_csr,
+    to_pem,
+    write_atomic,
+    write_private,
+)
+from sovfed.federation.schema import bind, bounded, choice
+
+Kind: TypeAlias = Literal["institution", "server"]
+LEAF_DAYS: Final = 365
+CRL_DAYS: Final = 30
+REGISTER: Final = "authority.json"
+
+
+@dataclass(frozen=True)
+class Issued:
+    """One certificate in the register; `name` is the institution's, or the server's first name."""
+
+    serial: str = bounded(low=1, high=40, doc="hexadecimal")
+    name: str = bounded(low=1, high=253)
+    key: str = bounded(low=64, high=64, doc="fingerprint of the public key")
+    until: str = bounded(low=1, high=40, doc="end of validity, ISO 8601")
+    kind: str = choice("institution", ("institution", "server"))
+    revoked: str | None = bounded(None, 1, 40, doc="when, ISO 8601")
+
+    def valid(self, now: datetime) -> bool:
+        """Whether the certificate is neither revoked nor expired."""
+        return self.revoked is None and now < datetime.fromisoformat(self.until)
+
+
+@dataclass(frozen=True)
+class Register:
+    """What the authority has done so far."""
+
+    name: str = bounded(low=1, high=64)
+    crl_number: int = bounded(0, 0)
+    issued: tuple[Issued, ...] = field(default=())
+
+
+def init(home: Path, name: str, *, passphrase: bytes | None = None, now: datetime | None = None) -> x509.Certificate:
+    """Make an authority in `home`; its root certificate. Refuses a home that already has one."""
+    now = now or datetime.now(UTC)
+    private_directory(home)
+    with _locked(home):
+        if (home / "root.key").exists():
+            raise IdentityError(f"{home}: already holds an authority; its key is never overwritten")
+        key, root = create_root(name, now)
+        (home / "issued").mkdir(mode=0o700, exist_ok=True)
+        _write_register(home, Register(name, 1))
+        write_atomic(home / "root.pem", to_pem(root))
+        write_atomic(home / "crl.pem", to_pem(make_crl(key, root, [], 1, now, CRL_DAYS)))
+        write_private(home / "root.key", key_to_pem(key, passphrase))  # last: its presence says that the rest is there
+    return root
+
+
+def sign(
+    home: Path,
+    csr_pem: bytes,
+    *,
+    server: bool = False,
+    days: int = LEAF_DAYS,
+    passphrase: bytes | None = None,
+    now: datetime | None = None,
+) -> bytes:
+    """The certificate (PEM) for the request `csr_pem`: an institution's, or with `server` the agency's server's.
+
+    An institution holds one key at a time: another key for its name is refused until the old certificate is revoked.
+    The same key again is a renewal. Raises IdentityError.
+    """
+    now = now or datetime.now(UTC)
+    kind, name, fingerprint = describe(csr_pem)
+    if (kind == "server") != server:
+        raise IdentityError(
+            f"signing request of {name!r}: it is {kind}'s, expected {'server' if server else 'institution'}'s"
+        )
+    with _locked(home):
+        register = read_register(home)
+        for issued in register.issued:
+            if not server and issued.kind == kind and issued.name == name and issued.valid(now):
+                _check_renewal(issued, fingerprint)
+        certificate = sign_csr(_root_key(home, passphrase), load_certificate(home / "root.pem"), csr_pem, now, days)
+        serial = f"{certificate.serial_number:x}"
+        record = Issued(serial, name, fingerprint, certificate.not_valid_after_utc.isoformat(), kind)
+        _write_register(home, replace(register, issued=(*register.issued, record)))
+        pem = to_pem(certificate)
+        write_atomic(home / "issued" / f"{serial}.pem", pem)
+    return pem
+
+
+def revoke(
+    home: Path,
+    target: str,
+    kind: Kind | None = None,
+    *,
+    passphrase: bytes | None = None,
+    now: datetime | None = None,
+) -> bytes:
+    """Revoke every certificate of the name, or the one of the serial, `target`; the new revocation list (PEM).
+
+    Raises IdentityError if there is no such certificate. Repeating a revocation changes nothing.
+    """
+    now = now or datetime.now(UTC)
+    with _locked(home):
+        register = read_register(home)
+        hit = [
+            record
+            for record in register.issued
+            if target in (record.name, record.serial) and kind in (None, record.kind)
+        ]
+        if not hit:
+            known = ", ".join(sorted({record.name for record in register.issued})) or "none"
+            raise IdentityError(f"revoke {target[:80]!r}: no certificate of that name or serial (issued: {known})")
+        serials = {record.serial for record in hit}
+        issued = tuple(
+            replace(record, revoked=record.revoked or now.isoformat()) if record.serial in serials else record
+            for record in register.issued
+        )
+        return _publish(home, replace(register, issued=issued), passphrase, now, CRL_DAYS)
+
+
+def refresh_crl(
+    home: Path, *, days: int = CRL_DAYS, passphrase: bytes | None = None, now: datetime | None = None
+) -> bytes:
+    """The revocation list (PEM) signed again, good for `days` from now. Without a fresh one nobody is trusted."""
+    with _locked(home):
+        return _publish(home, read_register(home), passphrase, now or datetime.now(UTC), days)
+
+
+def describe(csr_pem: bytes) -> tuple[Kind, str, str]:
+    """Kind, name and key fingerprint of a request: what the authority confirms before signing."""
+    names, key = check_csr(csr_pem)
+    if isinstance(names, ServerNames):
+        return "server", names.hosts[0], key_fingerprint(key)
+    return "institution", names.institution, key_fingerprint(key)
+
+
+def read_register(home: Path) -> Register:
+    """The register in `home`; IdentityError if there is no authority."""
+    try:
+        values = json.loads((home / REGISTER).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise IdentityError(f"{home}: no authority here; `sovfed authority init {home}` makes one") from error
+    return bind(Register, values, REGISTER, IdentityError)
+
+
+def _check_renewal(issued: Issued, fingerprint: str) -> None:
+    if issued.key != fingerprint:
+        raise IdentityError(
+            f"institution {issued.name!r}: key {fingerprint[:16]}… but certificate {issued.serial} is valid "
+            f"for key {issued.key[:16]}…; revoke that one first if the key has really changed"
+        )
+
+
+def _publish(home: Path, register: Register, passphrase: bytes | None, now: datetime, days: int) -> bytes:
+    """Write the register, then the revocation list that follows from it. A crash between is made good by the next."""
+    number = register.crl_number + 1
+    if days < 1:
+        raise IdentityError(f"revocation list: good for {days} days, expected at least 1")
+    key, root = _root_key(home, passphrase), load_certificate(home / "root.pem")
+    revoked = [
+        (int(record.serial, 16), datetime.fromisoformat(record.revoked))
+        for record in register.issued
+        if record.revoked and now < datetime.fromisoformat(record.until) + timedelta(days=1)
+    ]
+    pem = to_pem(make_crl(key, root, revoked, number, now, days))
+    _write_register(home, replace(register, crl_number=number))
+    write_atomic(home / "crl.pem", pem)
+    return pem
+
+
+def _root_key(home: Path, passphrase: bytes | None) -> ec.EllipticCurvePrivateKey:
+    return key_from_pem(read_private(home / "root.key"), str(home / "root.key"), passphrase)
+
+
+def _write_register(home: Path, register: Register) -> None:
+    write_private(home / REGISTER, json.dumps(asdict(register), indent=2).encode() + b"\n")
+
+
+@contextlib.contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """One signer at a time: the lock is the folder's own, and ends with the process."""
+    try:
+        handle = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise IdentityError(f"{home}: no authority here; `sovfed authority init {home}` makes one") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,103 @@
+"""A run's checkpoint: one safetensors file, replaced atomically after each round, so that a killed run resumes.
+
+The file holds the model (shape [d]), the feature scale and the server optimizer's slots; its metadata the round and a
+digest of the configuration. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sovfed.federation.config import Config
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.files import write_private
+from sovfed.federation.messages import Sums, Vector
+from sovfed.server.strategies import Slots
+
+NAME: Final = "checkpoint.safetensors"
+_SLOT: Final = "optimizer."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `round`; `model` has shape [d], `scale` shape [2f]."""
+
+    round: int
+    model: Vector
+    scale: Sums
+    slots: Slots
+    digest: str
+
+
+def config_digest(config: Config) -> str:
+    """SHA-256 of what decides the training: a resumed run must not change it. `rounds` may grow."""
+    parts = {name: asdict(getattr(config, name)) for name in ("task", "strategy", "privacy", "secagg")}
+    return hashlib.sha256(json.dumps([parts, config.seed], sort_keys=True).encode()).hexdigest()
+
+
+def write(folder: Path, checkpoint: Checkpoint) -> None:
+    """Replace the run's checkpoint; on return it is on disk (fsync of file and folder)."""
+    from safetensors.numpy import save
+
+    tensors: dict[str, npt.NDArray[Any]] = {"model": checkpoint.model, "scale": checkpoint.scale}
+    tensors |= {_SLOT + name: np.ascontiguousarray(value) for name, value in checkpoint.slots.items()}
+    write_private(folder / NAME, save(tensors, metadata={"round": str(checkpoint.round), "digest": checkpoint.digest}))
+
+
+def read(folder: Path, config: Config) -> Checkpoint | None:
+    """The run's last checkpoint, None if there is none yet. ConfigError if it belongs to another configuration."""
+    from safetensors import safe_open
+
+    path = folder / NAME
+    if not path.exists():
+        return None
+    with safe_open(path, framework="np") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if metadata.get("digest") != config_digest(config):
+        raise ConfigError(f"{path} was written with another task, strategy, privacy or seed; start a new run instead")
+    slots = {name.removeprefix(_SLOT): value for name, value in tensors.items() if name.startswith(_SLOT)}
+    return Checkpoint(int(metadata["round"]), tensors["model"], tensors["scale"], slots, metadata["digest"])
+
+
+class Writer:
+    """Writes checkpoints on a thread of its own, one behind at most, so that the disk does not slow the rounds."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._queue: queue.Queue[Checkpoint | None] = queue.Queue(maxsize=1)
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def submit(self, checkpoint: Checkpoint) -> None:
+        """Queue `checkpoint`; waits while the one before is being written. Raises what an earlier write raised."""
+        self._raise()
+        self._queue.put(checkpoint)
+
+    def close(self) -> None:
+        """Wait until everything submitted is on disk."""
+        self._queue.put(None)
+        self._thread.join()
+        self._raise()
+
+    def _work(self) -> None:
+        while (checkpoint := self._queue.get()) is not None:
+            if self._failure is None:
+                try:
+                    write(self._folder, checkpoint)
+                except BaseException as error:  # told to the round loop at its next submit
+                    self._failure = error
+
+    def _raise(self) -> None:
+        if self._failure is not None:
+            raise self._failure

@@ -1,0 +1,147 @@
+"""`sovfed authority`: the certificate authority that vouches for institutions and for the agency's server."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import click
+
+from sovfed.federation.errors import IdentityError
+
+ENVIRONMENT: Final = "SOVFED_AUTHORITY_PASSPHRASE"
+HOME: Final = click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+    default=Path("authority"),
+    show_default=True,
+    envvar="SOVFED_AUTHORITY_HOME",
+    help="The authority's folder.",
+)
+PASSPHRASE: Final = click.option(
+    "--passphrase", is_flag=True, help=f"Ask for the passphrase of the root key (or set {ENVIRONMENT})."
+)
+FILE: Final = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group(name="authority")
+def cli() -> None:
+    """Sign, renew and revoke identities. Run it apart from the agency's server, best on a machine without a network.
+
+    \b
+    Examples:
+      sovfed authority init authority --name "Ministry of Health" --passphrase
+      sovfed authority sign hospital-1.csr --out hospital-1.pem
+      sovfed authority sign server.csr --server --out server.pem
+      sovfed authority revoke hospital-1
+      sovfed authority crl --days 30
+    """
+
+
+@cli.command()
+@click.argument("home", metavar="DIR", type=click.Path(path_type=Path, file_okay=False, resolve_path=True))
+@click.option("--name", required=True, help="Name of the authority, in its root certificate.")
+@PASSPHRASE
+def init(home: Path, name: str, passphrase: bool) -> None:
+    """Make a new authority in DIR: root key (0600), root certificate and an empty revocation list."""
+    from sovfed.federation.identity import certificate_fingerprint
+    from sovfed.server import authority
+
+    root = authority.init(home, name, passphrase=_passphrase(passphrase, confirm=True))
+    click.echo(f"Authority '{name}' in {home}. Give {home / 'root.pem'} and {home / 'crl.pem'} to the agency.")
+    click.echo(f"Root fingerprint, for institutions to compare: {certificate_fingerprint(root)}")
+
+
+@cli.command()
+@click.argument("csr", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--out", type=FILE, required=True, help="Where to write the certificate (PEM).")
+@click.option("--server", is_flag=True, help="The request is the agency's server's, not an institution's.")
+@click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="Validity.")
+@click.option("--yes", is_flag=True, help="Do not ask: the fingerprint has been compared.")
+@HOME
+@PASSPHRASE
+def sign(csr: Path, out: Path, server: bool, days: int, yes: bool, home: Path, passphrase: bool) -> None:
+    """Sign the request CSR, once its key fingerprint has been compared with its owner (not with who carried it)."""
+    from sovfed.federation.files import read_bounded, write_atomic
+    from sovfed.server import authority
+
+    pem = read_bounded(csr)
+    kind, name, fingerprint = authority.describe(pem)
+    click.echo(f"{kind.capitalize()}: {name}\nKey fingerprint: {fingerprint}")
+    if not yes and not click.confirm("Has this fingerprint been compared with the key's owner?"):
+        raise IdentityError(f"{csr}: not signed, the fingerprint was not confirmed")
+    secret = _passphrase(passphrase)
+    write_atomic(out, authority.sign(home, pem, server=server, days=days, passphrase=secret))
+    click.echo(f"Wrote {out}")
+
+
+@cli.command()
+@click.argument("target", metavar="NAME|SERIAL")
+@click.option("--server", is_flag=True, help="NAME is a server's name.")
+@HOME
+@PASSPHRASE
+def revoke(target: str, server: bool, home: Path, passphrase: bool) -> None:
+    """Revoke all certificates of an institution, or the one with a SERIAL, and publish a new revocation list."""
+    from sovfed.server import authority
+
+    kind: authority.Kind | None = "server" if server else None if _is_serial(home, target) else "institution"
+    authority.revoke(home, target, kind, passphrase=_passphrase(passphrase))
+    click.echo(f"Revoked {target}. Give {home / 'crl.pem'} to the agency now; until then nothing has changed there.")
+
+
+@cli.command()
+@click.option("--days", type=click.IntRange(1, 365), default=30, show_default=True, help="How long the list is good.")
+@HOME
+@PASSPHRASE
+def crl(days: int, home: Path, passphrase: bool) -> None:
+    """Sign the revocation list again. Without a fresh list every process refuses every peer."""
+    from sovfed.server import authority
+
+    authority.refresh_crl(home, days=days, passphrase=_passphrase(passphrase))
+    click.echo(f"Wrote {home / 'crl.pem'}, good for {days} days. Give it to the agency.")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@HOME
+def show(as_json: bool, home: Path) -> None:
+    """Show every certificate that the authority has issued, and until when the revocation list is good."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from sovfed.federation.identity import certificate_fingerprint, load_certificate, load_crl
+    from sovfed.server import authority
+
+    register, now = authority.read_register(home), datetime.now(UTC)
+    fingerprint = certificate_fingerprint(load_certificate(home / "root.pem"))
+    expires = load_crl(home / "crl.pem").next_update_utc
+    if as_json:
+        extra = {"root_fingerprint": fingerprint, "crl_expires": expires.isoformat() if expires else None}
+        click.echo(json.dumps({**asdict(register), **extra}, indent=2))
+        return
+    table = Table(title=f"{register.name} · root {fingerprint[:16]}… · revocation list good until {expires:%F}")
+    for column in ("name", "kind", "state", "until", "serial", "key"):
+        table.add_column(column, overflow="fold")
+    for issued in register.issued:
+        state = "valid" if issued.valid(now) else "revoked" if issued.revoked else "expired"
+        table.add_row(issued.name, issued.kind, state, issued.until[:10], issued.serial, issued.key[:16] + "…")
+    Console().print(table)
+
+
+def _passphrase(ask: bool, *, confirm: bool = False) -> bytes | None:
+    """The passphrase from the environment or, if asked for, from the terminal."""
+    text = os.environ.get(ENVIRONMENT, "")
+    if not text and ask:
+        text = click.prompt("Passphrase of the root key", hide_input=True, confirmation_prompt=confirm)
+    return text.encode() or None
+
+
+def _is_serial(home: Path, target: str) -> bool:
+    from sovfed.server import authority
+
+    return any(issued.serial == target for issued in authority.read_register(home).issued)

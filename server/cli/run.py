@@ -1,0 +1,221 @@
+"""`sovfed run`: start, watch, stop and resume training runs on the agency's server."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from sovfed.federation.errors import ConfigError, ServiceError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from sovfed.server.control import ControlClient
+
+HOME: Final = click.option(
+    "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+    default=Path.home() / ".sovfed" / "server",
+    show_default="~/.sovfed/server", envvar="SOVFED_SERVER_HOME", help="The agency's home folder.",
+)  # fmt: skip
+JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+ENDED: Final = ("finished", "failed", "stopped")
+
+
+@click.group(name="run")
+def cli() -> None:
+    """Start, watch, stop and resume training runs. Run it on the agency's server, as the server's user.
+
+    \b
+    Examples:
+      sovfed run start task=breast_cancer rounds=20
+      sovfed run start task=heart strategy=fedadam --follow
+      sovfed run list
+      sovfed run show heart-20260301-101500-1f2e
+      sovfed run resume heart-20260301-101500-1f2e
+    """
+
+
+@cli.command()
+@click.argument("overrides", nargs=-1)
+@click.option(
+    "--follow/--no-follow", default=True, help="Show each round until the run ends (Ctrl-C only stops watching)."
+)
+@HOME
+@JSON
+def start(overrides: tuple[str, ...], follow: bool, home: Path, as_json: bool) -> None:
+    """Start a run. OVERRIDES choose task, strategy and values: `task=heart rounds=50 task.learning_rate=0.05`."""
+    from sovfed.federation.compose import compose
+    from sovfed.server.home import load_settings, with_settings
+    from sovfed.server.runs import new_run_name, start_run
+
+    config = with_settings(compose(list(overrides)).config, load_settings(home), overrides)
+    name = new_run_name(config)
+    start_run(_control(home), home, name, config, resume=False)
+    _report(home, name, follow, as_json)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--follow/--no-follow", default=True, help="Show each round until the run ends.")
+@HOME
+@JSON
+def resume(name: str, follow: bool, home: Path, as_json: bool) -> None:
+    """Go on with a run that failed or was stopped, from its last checkpoint."""
+    from sovfed.server.runs import read_run, start_run, stored_config
+
+    control = _control(home)
+    if read_run(home, name, control)["status"] == "running":
+        raise ConfigError(f"run '{name}' is still running; `sovfed run stop {name}` ends it")
+    start_run(control, home, name, stored_config(home, name), resume=True)
+    _report(home, name, follow, as_json)
+
+
+@cli.command(name="list")
+@HOME
+@JSON
+def list_(home: Path, as_json: bool) -> None:
+    """List the runs, the newest first."""
+    from sovfed.server.runs import read_runs
+
+    runs = read_runs(home, _control(home, required=False))
+    if as_json:
+        click.echo(json.dumps(runs, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("run", "task", "status", "rounds", "institutions", "started", "reason")
+    for run in runs:
+        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(run["started"]))
+        rounds = f"{run['rounds_done']}/{run['rounds']}"
+        table.add_row(run["name"], run["task"], run["status"], rounds, str(run["institutions"]), started, run["reason"])
+    Console().print(table)
+
+
+@cli.command()
+@click.argument("name")
+@HOME
+@JSON
+def show(name: str, home: Path, as_json: bool) -> None:
+    """Show one run: its state, last rounds and, once finished, its summary."""
+    from sovfed.server.coordinator import read_rounds
+    from sovfed.server.runs import read_run, read_summary, run_folder
+
+    run = read_run(home, name, _control(home, required=False))
+    lines, summary = read_rounds(run_folder(home, name)), read_summary(home, name)
+    if as_json:
+        click.echo(json.dumps({**run, "last_rounds": lines[-10:], "summary": summary}, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(f"[bold]{name}[/bold]  {run['status']}  {run['reason']}")
+    console.print(round_table(lines[-10:]))
+    if summary:
+        console.print("held-out metrics of all institutions:", summary["metrics"])
+    console.print(f"folder: {run_folder(home, name)}")
+
+
+@cli.command()
+@click.argument("name")
+@HOME
+def stop(name: str, home: Path) -> None:
+    """Stop a run. Its checkpoint stays, so `sovfed run resume` can go on with it."""
+    from sovfed.server.runs import stop_run
+
+    stop_run(_control(home), home, name)
+    click.echo(f"run '{name}' is stopped; `sovfed run resume {name}` goes on from its last round")
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--follow", "-f", is_flag=True, help="Go on printing as the run writes.")
+@HOME
+def logs(name: str, follow: bool, home: Path) -> None:
+    """Print the coordinator's log of a run."""
+    from sovfed.server.runs import follow_log
+
+    for line in follow_log(home, name, follow):
+        click.echo(line, nl=False)
+
+
+def _control(home: Path, required: bool = True) -> ControlClient:
+    from sovfed.server.control import ControlClient
+    from sovfed.server.home import load_settings
+
+    control = ControlClient(home, load_settings(home).server.control_port)
+    if required and not control.alive():
+        raise ServiceError(f"the agency's server is not running; start it with `sovfed server up --home {home}`")
+    return control
+
+
+def _report(home: Path, name: str, follow: bool, as_json: bool) -> None:
+    from sovfed.server.runs import read_run, read_summary
+
+    if not follow:
+        click.echo(
+            json.dumps({"run": name})
+            if as_json
+            else f"started run '{name}'; `sovfed run show {name}` tells how it goes"
+        )
+        return
+    run = watch(home, name, quiet=as_json)
+    if as_json:
+        click.echo(json.dumps({**read_run(home, name, _control(home)), "summary": read_summary(home, name)}, indent=2))
+    if run["status"] != "finished":
+        raise ServiceError(f"run '{name}' {run['status']}: {run['reason']}; `sovfed run resume {name}` goes on")
+
+
+def watch(home: Path, name: str, quiet: bool = False) -> dict[str, Any]:
+    """Show the run's progress until it ends; its final state."""
+    from rich.console import Console
+
+    from sovfed.server.control import ControlClient
+    from sovfed.server.coordinator import read_rounds
+    from sovfed.server.home import load_settings
+    from sovfed.server.runs import read_run, run_folder
+
+    control = ControlClient(home, load_settings(home).server.control_port)
+    console = Console(quiet=quiet)
+    with _progress(console) as progress:
+        bar = progress.add_task("waiting for institutions", total=None)
+        while True:
+            run, lines = read_run(home, name, control), read_rounds(run_folder(home, name))
+            if lines:
+                progress.update(bar, total=run["rounds"], completed=len(lines), description=round_text(lines[-1]))
+            if run["status"] in ENDED:
+                return run
+            time.sleep(0.3)
+
+
+def _progress(console: Any) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    )
+
+
+def round_text(line: dict[str, Any]) -> str:
+    """One line about a round: institutions, training loss, metrics of the model that it began with."""
+    metrics = "  ".join(
+        f"{name} {line['metrics'][name]:.3f}" for name in ("auc", "accuracy") if name in line["metrics"]
+    )
+    return f"round {line['round']}  {len(line['participants'])} institutions  loss {line['train_loss']:.4f}  {metrics}"
+
+
+def round_table(lines: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table("round", "institutions", "train loss", "held-out", "seconds", "overhead s", "kB up")
+    for line in lines:
+        metrics = "  ".join(f"{k} {v:.3f}" for k, v in line["metrics"].items() if k in ("auc", "accuracy"))
+        table.add_row(
+            str(line["round"]), str(len(line["participants"])), f"{line['train_loss']:.4f}", metrics,
+            f"{line['seconds']:.3f}", f"{line['overhead_seconds']:.3f}", f"{line['bytes_up'] / 1e3:.1f}",
+        )  # fmt: skip
+    return table

@@ -1,0 +1,198 @@
+"""`sovfed server`: set up and run the agency's aggregation server, enrol institutions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Final
+
+import click
+
+from sovfed.federation.errors import ServiceError
+
+HOME: Final = click.option(
+    "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+    default=Path.home() / ".sovfed" / "server",
+    show_default="~/.sovfed/server", envvar="SOVFED_SERVER_HOME", help="The agency's home folder.",
+)  # fmt: skip
+JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+PEM: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.group(name="server")
+def cli() -> None:
+    """Set up and run the agency's aggregation server.
+
+    \b
+    First time (the authority may be another machine; files travel by hand):
+      sovfed server init server.names='[agency.example]' server.host=0.0.0.0
+      sovfed authority sign ~/.sovfed/server/identity/server.csr --server --out server.pem
+      sovfed server certificate server.pem root.pem crl.pem
+      sovfed server up
+    \b
+    For each institution:
+      sovfed server invite hospital-1 > hospital-1.invitation     (give it to the hospital)
+      sovfed server requests                                      (after `sovfed client enrol`)
+      sovfed authority sign REQUEST --out hospital-1.pem
+      sovfed server accept hospital-1.pem
+    """
+
+
+@cli.command()
+@click.argument("overrides", nargs=-1)
+@HOME
+def init(overrides: tuple[str, ...], home: Path) -> None:
+    """Create the home folder, the server's key and a certificate request. OVERRIDES set `server.…` and `tracking.…`."""
+    from sovfed.federation.compose import compose
+    from sovfed.server import home as agency
+
+    request = agency.init(home, compose(list(overrides)).config)
+    click.echo(f"{request}")
+    click.echo(
+        f"next: `sovfed authority sign {request} --server --out server.pem`, then\n"
+        f"      `sovfed server certificate server.pem root.pem crl.pem --home {home}`",
+        err=True,
+    )
+
+
+@cli.command()
+@click.argument("certificate", type=PEM)
+@click.argument("root", type=PEM)
+@click.argument("crl", type=PEM)
+@HOME
+def certificate(certificate: Path, root: Path, crl: Path, home: Path) -> None:
+    """Install the signed CERTIFICATE with the authority's ROOT and revocation list CRL (all PEM)."""
+    from sovfed.server.home import install_certificate
+
+    install_certificate(home, certificate.read_bytes(), root.read_bytes(), crl.read_bytes())
+    click.echo(f"installed; start the server with `sovfed server up --home {home}`")
+
+
+@cli.command()
+@click.argument("crl", type=PEM)
+@HOME
+def crl(crl: Path, home: Path) -> None:
+    """Install a newer revocation list; running processes take it at once."""
+    from sovfed.federation.identity import install_crl
+
+    install_crl(home / "identity", crl.read_bytes())
+    click.echo("installed")
+
+
+@cli.command()
+@click.option("--detach", is_flag=True, help="Return once everything runs; `sovfed server down` stops it.")
+@HOME
+def up(detach: bool, home: Path) -> None:
+    """Run superlink, registry, executor and (if tracking.serve) MLflow's page; restart what dies. Ctrl-C stops all."""
+    from sovfed.server.up import supervise
+
+    supervise(home, detach)
+
+
+@cli.command()
+@HOME
+def down(home: Path) -> None:
+    """Stop a server that was started with `up --detach`."""
+    from sovfed.federation.processes import stop_supervisor
+
+    click.echo("stopped" if stop_supervisor(home) else "it was not running")
+
+
+@cli.command()
+@HOME
+@JSON
+def status(home: Path, as_json: bool) -> None:
+    """Show the server's processes and the institutions that are connected (exit code 4: not running)."""
+    from sovfed.federation.processes import read_status
+    from sovfed.server.control import ControlClient
+    from sovfed.server.home import load_settings
+
+    found = read_status(home)
+    control = ControlClient(home, load_settings(home).server.control_port)
+    nodes = control.list_nodes() if control.alive() else []
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "processes": [dataclasses.asdict(process) for process in found.processes] if found else [],
+                    "institutions": [{"name": n.name, "status": n.status, "node_id": n.node_id} for n in nodes],
+                },
+                indent=2,
+            )
+        )
+    elif found:
+        from rich.console import Console
+        from rich.table import Table
+
+        processes = Table("process", "state", "pid", "restarts", title=str(home))
+        for process in found.processes:
+            processes.add_row(process.name, process.state, str(process.pid), str(process.restarts))
+        institutions = Table("institution", "status", "node", title="institutions")
+        for node in nodes:
+            institutions.add_row(node.name, node.status, str(node.node_id))
+        Console().print(processes, institutions)
+    if found is None:
+        raise ServiceError(f"the server at {home} is not running; `sovfed server up --home {home}` starts it")
+
+
+@cli.command()
+@click.argument("name")
+@HOME
+def invite(name: str, home: Path) -> None:
+    """Print an invitation for institution NAME: the server's address, the authority's root and a one-time token."""
+    from sovfed.server.enrolment import invite
+
+    click.echo(invite(home, name).to_json())
+
+
+@cli.command()
+@HOME
+@JSON
+def requests(home: Path, as_json: bool) -> None:
+    """List the certificate requests that wait for the authority."""
+    paths = sorted((home / "registry" / "requests").glob("*.csr"))
+    if as_json:
+        click.echo(json.dumps([str(path) for path in paths]))
+    else:
+        click.echo("\n".join(map(str, paths)) if paths else "no request waits", nl=True)
+
+
+@cli.command()
+@click.argument("certificate", type=PEM)
+@HOME
+def accept(certificate: Path, home: Path) -> None:
+    """Put a CERTIFICATE in that the authority has signed; the waiting institution receives it and may connect."""
+    from sovfed.server.enrolment import accept_certificate
+
+    name = accept_certificate(home, certificate.read_bytes())
+    click.echo(f"{name} is enrolled; it connects with `sovfed client up`")
+
+
+@cli.command()
+@click.argument("name")
+@HOME
+def remove(name: str, home: Path) -> None:
+    """Forget institution NAME, so that it may be invited anew. To shut it out, have the authority revoke it too."""
+    from sovfed.server.control import ControlClient
+    from sovfed.server.enrolment import remove
+    from sovfed.server.home import load_settings
+
+    node_id = remove(home, name)
+    if node_id is not None:
+        with ControlClient(home, load_settings(home).server.control_port) as control:
+            control.unregister_node(node_id)
+    click.echo(f"{name} is forgotten; `sovfed authority revoke {name}` and `sovfed server crl` shut it out for good")
+
+
+@cli.command()
+@click.argument("name", type=click.Choice(["superlink", "registry", "executor", "mlflow"]))
+@click.option("--lines", default=50, show_default=True, help="How many of the last lines.")
+@HOME
+def logs(name: str, lines: int, home: Path) -> None:
+    """Print the last lines of one process's log."""
+    path = home / "logs" / f"{name}.log"
+    if not path.exists():
+        raise ServiceError(f"{path} is not there; has the server been started?")
+    for line in path.read_text(errors="replace").splitlines()[-lines:]:
+        click.echo(line)

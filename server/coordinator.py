@@ -1,0 +1,228 @@
+"""The coordinator: runs all rounds of one training run over whichever Grid it is given, and keeps the run's folder.
+
+A run's folder holds `run.json` (what was asked), `rounds.jsonl` (a line per round), `checkpoint.safetensors` (resume),
+`model.safetensors`, `curves.png` and `summary.json` (the end). The same function serves deployment and simulation.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from sovfed import __version__
+from sovfed.federation.config import Config
+from sovfed.federation.files import write_private
+from sovfed.federation.flower import StreamingGrid
+from sovfed.federation.messages import Sums, Vector
+from sovfed.federation.metrics import summarise
+from sovfed.federation.tasks import Task, get_task, initial_vector
+from sovfed.server import checkpoint
+from sovfed.server.rounds import Round, Rounds
+from sovfed.server.strategies import make_optimizer
+from sovfed.server.tracking import Tracker
+
+log = logging.getLogger(__name__)
+ROUNDS: Final = "rounds.jsonl"
+SUMMARY: Final = "summary.json"
+MODEL: Final = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The trained model (flat, shape [d]), the feature scale (shape [2f]) and the run's summary."""
+
+    model: Vector
+    scale: Sums
+    summary: dict[str, Any]
+
+
+def coordinate(
+    grid: StreamingGrid,
+    config: Config,
+    *,
+    run: str,
+    folder: Path,
+    transport: str,
+    tracker: Tracker | None = None,
+    resume: bool = False,
+    on_round: Callable[[dict[str, Any]], None] = lambda line: None,
+) -> Outcome:
+    """Train for `config.rounds` rounds and return the outcome; with `resume`, go on after the last checkpoint.
+
+    Raises CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
+    """
+    task = get_task(config.task.name)
+    if task.build is None:  # the echo: a vector of the length that is asked for
+        task = replace(task, parameters=config.task.parameters)
+    rounds = Rounds(config, run, grid, make_optimizer(config.strategy))
+    rounds.sums, rounds.features = task.evaluation_size, len(task.schema.features)
+    started = time.monotonic()
+    last = _begin(rounds, task, folder, resume)
+    names = {node.node_id: node.name or str(node.node_id) for node in grid.get_nodes()}
+    if tracker:
+        tracker.note({"transport": transport, "institutions": json.dumps(sorted(names.values())), **versions()})
+    writer = checkpoint.Writer(folder)
+    digest = checkpoint.config_digest(config)
+    with (folder / ROUNDS).open("a", encoding="utf-8") as lines:
+        for number in range(last + 1, config.rounds + 1):
+            done = rounds.train(number)
+            writer.submit(checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), digest))
+            line = _line(task, done, names)
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()
+            log.info(
+                "round %d/%d: %d institutions, loss %.4f, %.3f s (overhead %.3f s)",
+                number, config.rounds, len(done.participants), done.train_loss, done.seconds, done.overhead_seconds,
+            )  # fmt: skip
+            if tracker:
+                tracker.round(number, _figures(line))
+            on_round(line)
+    writer.close()
+    final = {names.get(node, str(node)): sums for node, sums in rounds.evaluate(config.rounds).items()}
+    summary = _summary(config, task, folder, final, transport, time.monotonic() - started)
+    _write_model(folder, task, rounds)
+    plot_curves(folder)
+    if tracker:
+        tracker.round(config.rounds + 1, {f"held_out.{key}": value for key, value in summary["metrics"].items()})
+        summary["mlflow_run_id"] = tracker.run_id
+    write_private(folder / SUMMARY, json.dumps(summary, indent=2).encode())
+    if tracker:
+        tracker.finish("FINISHED", [folder / name for name in (MODEL, SUMMARY, ROUNDS, "curves.png")], register=True)
+    return Outcome(rounds.model, rounds.scale, summary)
+
+
+def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool) -> int:
+    """Set model, scale and optimizer, new or from the checkpoint; the number of the last finished round."""
+    found = checkpoint.read(folder, rounds.config) if resume else None
+    if found is not None:
+        rounds.model, rounds.scale = found.model, found.scale
+        rounds.optimizer.restore(found.slots)
+        _truncate_lines(folder, found.round)
+        log.info("resumed after round %d", found.round)
+        return found.round
+    rounds.model = initial_vector(task, rounds.config.seed)
+    if task.standardised:
+        rounds.profile()
+    (folder / ROUNDS).unlink(missing_ok=True)
+    return 0
+
+
+def _truncate_lines(folder: Path, last: int) -> None:
+    """Drop lines of rounds after `last`: they ran, but their checkpoint was not yet written."""
+    path = folder / ROUNDS
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["round"] <= last]
+        write_private(path, "".join(line + "\n" for line in kept).encode())
+
+
+def _line(task: Task, done: Round, names: dict[int, str]) -> dict[str, Any]:
+    """A round as one JSON object; `metrics` are of the model that the round began with."""
+    return {
+        "round": done.number,
+        "participants": [names.get(node, str(node)) for node in sorted(done.participants)],
+        "refused": {names.get(node, str(node)): code for node, code in done.refused.items()},
+        "attempts": done.attempts,
+        "count": done.count,
+        "train_loss": done.train_loss,
+        "metrics": summarise(task, done.evaluation) if done.evaluation is not None else {},
+        "seconds": done.seconds,
+        "seconds_compute": done.seconds_compute,
+        "seconds_aggregate": done.seconds_aggregate,
+        "overhead_seconds": done.overhead_seconds,
+        "bytes_down": done.bytes_down,
+        "bytes_up": done.bytes_up,
+    }
+
+
+def _figures(line: dict[str, Any]) -> dict[str, float]:
+    figures = {key: float(value) for key, value in line.items() if isinstance(value, (int, float)) and key != "round"}
+    figures["participants"] = float(len(line["participants"]))
+    return {**figures, **line["metrics"]}
+
+
+def _summary(
+    config: Config, task: Task, folder: Path, final: dict[str, Sums], transport: str, seconds: float
+) -> dict[str, Any]:
+    lines = read_rounds(folder)
+    union = np.sum(list(final.values()), axis=0) if final else None
+    return {
+        "task": task.name,
+        "split": "simulated" if task.simulated_split else "natural",
+        "institutions": sorted(final),
+        "rounds": config.rounds,
+        "strategy": config.strategy.name,
+        "transport": transport,
+        "seconds_training": seconds,
+        "seconds_per_round_median": _median(lines, "seconds"),
+        "overhead_seconds_per_round_median": _median(lines, "overhead_seconds"),
+        "bytes_up_per_round": _median(lines, "bytes_up"),
+        "bytes_down_per_round": _median(lines, "bytes_down"),
+        "metric": task.headline,
+        "metrics": summarise(task, union) if union is not None else {},
+        "metrics_by_institution": {name: summarise(task, sums) for name, sums in sorted(final.items())},
+        "secure_aggregation": False,
+        "epsilon": None,
+        "config": asdict(config),
+    }
+
+
+def _median(lines: list[dict[str, Any]], key: str) -> float | None:
+    return statistics.median(line[key] for line in lines) if lines else None
+
+
+def read_rounds(folder: Path) -> list[dict[str, Any]]:
+    """The rounds finished so far; a line being written when the coordinator died is left out."""
+    path = folder / ROUNDS
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _write_model(folder: Path, task: Task, rounds: Rounds) -> None:
+    from safetensors.numpy import save
+
+    metadata = {"task": task.name, "format": "flat parameter vector, torch parameters_to_vector order"}
+    content = save({"model": rounds.model, "scale": rounds.scale}, metadata=metadata)
+    write_private(folder / MODEL, content)
+
+
+def plot_curves(folder: Path) -> None:
+    """Draw loss, the task's metrics and seconds by round into `curves.png`."""
+    lines = read_rounds(folder)
+    if not lines:
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    loss, metric, seconds = figure.subplots(1, 3)
+    numbers = [line["round"] for line in lines]
+    loss.plot(numbers, [line["train_loss"] for line in lines], label="training")
+    loss.plot([n - 1 for n in numbers], [line["metrics"].get("loss", np.nan) for line in lines], label="held out")
+    loss.set(title="Loss", xlabel="round")
+    loss.legend()
+    for name in [name for name in lines[0]["metrics"] if name in ("auc", "accuracy", "ece")]:
+        metric.plot([n - 1 for n in numbers], [line["metrics"].get(name, np.nan) for line in lines], label=name)
+    metric.set(title="Held-out metrics of all institutions", xlabel="round")
+    metric.legend()
+    compute, overhead = [line["seconds_compute"] for line in lines], [line["overhead_seconds"] for line in lines]
+    seconds.bar(numbers, compute, label="slowest institution's compute")
+    seconds.bar(numbers, overhead, bottom=compute, label="overhead")
+    seconds.set(title="Seconds per round", xlabel="round")
+    seconds.legend()
+    figure.savefig(folder / "curves.png", dpi=120)
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide the result, for the tracker."""
+    from importlib.metadata import version
+
+    return {"version.sovfed": __version__} | {f"version.{name}": version(name) for name in ("flwr", "torch", "numpy")}

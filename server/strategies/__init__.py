@@ -1,0 +1,62 @@
+"""Server optimizers: Flower's own strategies, driven with the mean update of a round.
+
+FedAvg and FedProx are the fold itself (`server/rounds.py`): new = model + mean update. The others are Flower's classes,
+fed with one reply that holds model + mean update, so the same adapter works when only a secure sum is known.
+
+Sources: FedAvg, McMahan et al. 2017, arXiv:1602.05629, Algorithm 1; FedProx, Li et al. 2020, arXiv:1812.06127 (its
+client half is `proximal_mu` in `clients/training.py`); FedAvgM, Hsu et al. 2019, arXiv:1909.06335; FedAdagrad,
+FedAdam and FedYogi, Reddi et al. 2021, arXiv:2003.00295, Algorithm 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sovfed.federation.config import StrategyConfig
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.messages import Vector
+from sovfed.federation.schema import nearest
+
+Slots = dict[str, npt.NDArray[Any]]
+
+
+class ServerOptimizer(Protocol):
+    """Turns the mean update of a round into the next model; its slots go into the checkpoint."""
+
+    def step(self, round: int, model: Vector, mean_update: Vector) -> Vector:
+        """The next model, shape [d]; `mean_update` = Σ nᵢ·updateᵢ / Σ nᵢ, shape [d]."""
+        ...
+
+    def slots(self) -> Slots:
+        """Everything that must survive a restart, by name."""
+        ...
+
+    def restore(self, slots: Slots) -> None: ...
+
+
+def make_optimizer(config: StrategyConfig) -> ServerOptimizer:
+    """The optimizer that `config.name` names; ConfigError with the nearest name otherwise."""
+    if config.name in ("fedavg", "fedprox"):
+        return Averaging()
+    from sovfed.server.strategies.adapter import FLOWER, FlowerOptimizer
+
+    if config.name not in FLOWER:
+        raise ConfigError(f"strategy.name is {config.name!r}{nearest(config.name, ('fedavg', 'fedprox', *FLOWER))}")
+    return FlowerOptimizer(config)
+
+
+class Averaging:
+    """FedAvg's server half: model + mean update, in float32."""
+
+    def step(self, round: int, model: Vector, mean_update: Vector) -> Vector:
+        return np.add(model, mean_update, dtype=np.float32)
+
+    def slots(self) -> Slots:
+        return {}
+
+    def restore(self, slots: Slots) -> None:
+        if slots:
+            raise ConfigError(f"the checkpoint holds optimizer state {sorted(slots)}, but this strategy keeps none")

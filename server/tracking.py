@@ -1,0 +1,146 @@
+"""MLflow: one parent run per training run, a step per round, curves and model as artefacts, a registered version.
+
+MLflow takes seconds to import and milliseconds per call, so it works on a thread of its own and never holds up a round.
+A tracker that fails is reported and the training goes on: `rounds.jsonl` in the run's folder holds the same figures.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.federation.config import Config
+from sovfed.federation.files import write_private
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+CLOSE_TIMEOUT_S: Final = 120.0
+
+
+def tracking_uri(config: Config, home: Path) -> str:
+    """The configured tracking URI, or the agency's own SQLite file."""
+    return config.tracking.uri or f"sqlite:///{home / 'mlflow.db'}"
+
+
+class Tracker:
+    """Logs a run; every method returns at once and the work happens in order on the tracker's thread."""
+
+    def __init__(self, config: Config, home: Path, folder: Path, name: str) -> None:
+        self._config, self._home, self._folder, self._name = config, home, folder, name
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._client: MlflowClient  # set by `_open`; jobs run only if that went well
+        self.run_id = ""
+        self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
+        self._thread.start()
+
+    def round(self, step: int, metrics: dict[str, float]) -> None:
+        """Log `metrics` of round `step`."""
+        self._jobs.put(lambda: self._log_metrics(step, metrics))
+
+    def note(self, tags: dict[str, str]) -> None:
+        """Set tags: cohort, lane, versions, outcome."""
+        self._jobs.put(lambda: self._set_tags(tags))
+
+    def finish(self, status: str, artefacts: list[Path], register: bool) -> None:
+        """Upload `artefacts`, register the model version if asked, end the run and wait until all is written."""
+        self._jobs.put(lambda: self._finish(status, artefacts, register))
+        self._jobs.put(None)
+        self._thread.join(CLOSE_TIMEOUT_S)
+        if self._thread.is_alive():
+            log.warning(
+                "MLflow is still busy after %g s; the run's folder %s holds everything", CLOSE_TIMEOUT_S, self._folder
+            )
+
+    def _work(self) -> None:
+        usable = self._try(self._open)
+        while (job := self._jobs.get()) is not None:
+            if usable:
+                self._try(job)
+
+    def _try(self, job: Callable[[], None]) -> bool:
+        try:
+            job()
+        except Exception:  # tracking must never end a training run
+            log.exception("MLflow tracking failed; the run goes on, its figures are in %s", self._folder)
+            return False
+        return True
+
+    def _open(self) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # tells of tables at its first start
+        client = MlflowClient(tracking_uri(self._config, self._home))
+        marker = self._folder / "mlflow_run_id"
+        if marker.exists():  # a resumed run goes on in the same MLflow run
+            self.run_id = marker.read_text().strip()
+            client.update_run(self.run_id, status="RUNNING")
+            self._client = client
+            return
+        run = client.create_run(self._experiment(client), run_name=self._name)
+        self.run_id = run.info.run_id
+        write_private(marker, self.run_id.encode())
+        params = [Param(key, str(value)[:500]) for key, value in flatten(asdict(self._config)).items()]
+        client.log_batch(self.run_id, params=params)
+        self._client = client
+
+    def _experiment(self, client: MlflowClient) -> str:
+        name = self._config.tracking.experiment
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        root = None if self._config.tracking.uri else (self._home / "mlartifacts").as_uri()
+        return client.create_experiment(name, artifact_location=root)
+
+    def _log_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        stamp = int(time.time() * 1000)
+        self._client.log_batch(
+            self.run_id, metrics=[Metric(name, value, stamp, step) for name, value in metrics.items()]
+        )
+
+    def _set_tags(self, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(self.run_id, tags=[RunTag(f"sovfed.{name}", value) for name, value in tags.items()])
+
+    def _finish(self, status: str, artefacts: list[Path], register: bool) -> None:
+        for path in artefacts:
+            if path.exists():
+                self._client.log_artifact(self.run_id, str(path))
+        if register:
+            self._register()
+        self._client.set_terminated(self.run_id, status)
+
+    def _register(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        name = f"sovfed-{self._config.task.name}"
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{self._client.get_run(self.run_id).info.artifact_uri}/model.safetensors"
+        self._client.create_model_version(name, source, run_id=self.run_id)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to leaves; lists become JSON text."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = json.dumps(value) if isinstance(value, (list, tuple)) else value
+    return flat

@@ -1,0 +1,92 @@
+"""`sovfed server up`: the agency's processes under one supervisor.
+
+superlink (Flower's server behind our gate), registry (enrolment and lane), executor (starts a coordinator per run) and,
+where `tracking.serve` asks for it, MLflow's page on the loopback.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from sovfed.federation.config import ServerConfig, TrackingConfig
+from sovfed.federation.errors import ServiceError
+from sovfed.federation.processes import Process, Supervisor, listening, read_status
+from sovfed.federation.quiet import quiet_environment
+from sovfed.server.home import load_settings
+
+START_TIMEOUT_S: Final = 90.0
+
+
+def processes(home: Path, config: ServerConfig, tracking: TrackingConfig) -> list[Process]:
+    """The agency's processes in starting order."""
+    env = quiet_environment(home)
+    settings = json.dumps(dataclasses.asdict(config))
+
+    def python(name: str) -> list[str]:
+        return [sys.executable, "-m", f"sovfed.server.{name}", "--home", str(home), "--config", settings]
+
+    found = [
+        Process("superlink", python("superlink"), env, listening(("127.0.0.1", config.control_port)), START_TIMEOUT_S),
+        Process("registry", python("registry"), env, listening(home / "lane.sock"), START_TIMEOUT_S),
+        Process("executor", python("executor"), env),
+    ]
+    if tracking.serve:
+        found.append(Process("mlflow", mlflow_command(home, tracking.serve_port), env))
+    return found
+
+
+def mlflow_command(home: Path, port: int) -> list[str]:
+    """MLflow's own page over the agency's runs, on the loopback only."""
+    return [
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}",
+        "--artifacts-destination", str(home / "mlartifacts"), "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1",
+    ]  # fmt: skip
+
+
+def make_supervisor(home: Path) -> Supervisor:
+    """The supervisor of an agency that is set up and has its certificate. ServiceError tells what is missing."""
+    settings = load_settings(home)
+    for name in ("cert.pem", "root.pem", "crl.pem"):
+        if not (home / "identity" / name).exists():
+            raise ServiceError(
+                f"{home / 'identity' / name} is missing; have the authority sign {home / 'identity' / 'server.csr'}, "
+                "then `sovfed server certificate CERT ROOT CRL`"
+            )
+    return Supervisor(home, processes(home, settings.server, settings.tracking))
+
+
+def supervise(home: Path, detach: bool) -> None:
+    """Run the agency's processes until SIGTERM or Ctrl-C, or detached in the background."""
+    import click
+
+    if detach:
+        detach_supervisor([sys.executable, "-m", "sovfed.cli", "server", "up", "--home", str(home)], home)
+        click.echo(f"running; `sovfed server status --home {home}`")
+        return
+    config = load_settings(home).server
+    make_supervisor(home).run(
+        on_ready=lambda: click.echo(
+            f"ready: fleet {config.host}:{config.fleet_port}  lane {config.host}:{config.lane_port}  "
+            f"enrolment {config.host}:{config.enrolment_port}  (Ctrl-C stops)"
+        )
+    )
+
+
+def detach_supervisor(argv: list[str], home: Path) -> None:
+    """Start `argv` in a session of its own and wait until the supervisor of `home` is ready."""
+    import time
+
+    with (home / "logs" / "supervisor.log").open("ab") as log:
+        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    while child.poll() is None:
+        status = read_status(home)
+        if status is not None and status.ready:
+            return
+        time.sleep(0.1)
+    raise ServiceError(f"the supervisor ended with code {child.returncode}; see {home / 'logs' / 'supervisor.log'}")
