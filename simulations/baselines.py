@@ -1,0 +1,152 @@
+"""What a federated model is compared with: one model on all records pooled, and each institution's own model.
+
+Both are trained by the institutions' own engine (`clients/training.py`) for as many epochs as the federation ran. Only
+a simulation or a demo can do this: it reads every institution's records in one process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sovfed.clients.data import Records, load_records
+from sovfed.clients.training import STD_FLOOR, LocalTraining
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.messages import Sums, TrainRequest, Vector
+from sovfed.federation.tasks import Task, get_task, initial_vector
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sovfed.clients.data import Indices
+    from sovfed.federation.config import Config, DataConfig
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A flat model (shape [d]) and the feature scale (shape [2f]) it was trained with."""
+
+    model: Vector
+    scale: Sums
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The headline metric on held-out records; None where it is undefined, as an AUC is with one class.
+
+    `pooled`, `federated` and `alone_mean` are on all institutions' held-out records together; `alone_mean` is the mean
+    over institutions' own models. A row is one institution's own held-out records: `train`, `test` (counts), `pooled`,
+    `alone`, `federated`, and `alone_union`, its own model on everybody's.
+    """
+
+    metric: str
+    pooled: float
+    alone_mean: float
+    federated: float
+    rows: list[dict[str, Any]]
+
+
+def compare(config: Config, data: Sequence[DataConfig], model: Vector, scale: Sums) -> Comparison:
+    """Train the baselines for `config` on the institutions `data`, and hold the federated model against them."""
+    task = get_task(config.task.name)
+    parts = [load_records(task, one) for one in data]
+    union = merge(parts)
+    models = {"pooled": pooled(config, union), "federated": Trained(model, scale)}
+    own = [alone(config, records, one.site) for records, one in zip(parts, data, strict=True)]
+    rows: list[dict[str, Any]] = [
+        {
+            "train": len(records.train),
+            "test": len(records.test),
+            **{name: score(task, trained, records) for name, trained in models.items()},
+            "alone": score(task, mine, records),
+            "alone_union": score(task, mine, union),
+        }
+        for records, mine in zip(parts, own, strict=True)
+    ]
+    overall = {name: _defined(task, score(task, trained, union)) for name, trained in models.items()}
+    alone_mean = float(np.mean([_defined(task, row["alone_union"]) for row in rows]))
+    return Comparison(task.headline, overall["pooled"], alone_mean, overall["federated"], rows)
+
+
+def merge(parts: Sequence[Records]) -> Records:
+    """All institutions' records as one, nobody's training record becoming a held-out one."""
+    starts = np.cumsum([0, *(len(part.labels) for part in parts)])[:-1]
+    people = np.cumsum([0, *(int(part.persons.max()) + 1 for part in parts)])[:-1]
+    return Records(
+        features=np.concatenate([part.features for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        persons=np.concatenate([part.persons + first for part, first in zip(parts, people, strict=True)]),
+        train=np.concatenate([part.train + start for part, start in zip(parts, starts, strict=True)]),
+        test=np.concatenate([part.test + start for part, start in zip(parts, starts, strict=True)]),
+    )
+
+
+def pooled(config: Config, union: Records) -> Trained:
+    """One model on all training records, as if the law let them be put together."""
+    return _train(config, union, "pooled")
+
+
+def alone(config: Config, records: Records, site: str) -> Trained:
+    """An institution's model on its own training records, scaled with its own mean and standard deviation."""
+    return _train(config, records, site)
+
+
+def _train(config: Config, records: Records, site: str) -> Trained:
+    task = get_task(config.task.name)
+    engine = LocalTraining(task, records, site=site, device=config.client.device, precision=config.client.precision)
+    scale = standardisation(engine.profile())
+    start = initial_vector(task, config.seed)
+    request = TrainRequest(
+        run="baseline",
+        round=1,
+        task=task.name,
+        seed=config.seed,
+        local_epochs=config.rounds * config.task.local_epochs,
+        batch_size=config.task.batch_size,
+        learning_rate=config.task.learning_rate,
+        proximal_mu=0.0,
+        model=start,
+        scale=scale,
+    )
+    update, _ = engine.train(request)
+    return Trained(start + update, scale)
+
+
+def standardisation(profile: Sums) -> Sums:
+    """[mean (f), standard deviation (f)] of a profile [n, Σx (f), Σx² (f)]."""
+    total, squares = np.split(profile[1:] / profile[0], 2)
+    return np.concatenate([total, np.sqrt(np.maximum(squares - total**2, STD_FLOOR**2))])
+
+
+def score(task: Task, trained: Trained, records: Records) -> float | None:
+    """The task's headline metric on the held-out records, exact (scikit-learn); None where it is undefined."""
+    engine = LocalTraining(task, records, site="", device="cpu")
+    return exact(task.headline, engine.logits(trained.model, trained.scale, records.test), records.labels[records.test])
+
+
+def exact(metric: str, logits: Logits, labels: Indices) -> float | None:
+    """`metric` ("auc" or "accuracy") of logits [n, outputs]; the AUC of several classes is the one-vs-rest mean."""
+    from sklearn.metrics import accuracy_score, roc_auc_score
+
+    binary = logits.shape[1] == 1
+    if metric == "accuracy":
+        return float(accuracy_score(labels, logits[:, 0] > 0 if binary else logits.argmax(axis=1)))
+    if metric != "auc":
+        raise ConfigError(f"metric '{metric}' has no exact form here")
+    if binary:
+        return float(roc_auc_score(labels, logits[:, 0])) if len(np.unique(labels)) == 2 else None
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probability = shifted / shifted.sum(axis=1, keepdims=True)
+    there = [label for label in np.unique(labels) if 0 < (labels == label).sum() < len(labels)]
+    return float(np.mean([roc_auc_score(labels == label, probability[:, label]) for label in there])) if there else None
+
+
+def _defined(task: Task, value: float | None) -> float:
+    if value is None:
+        raise ConfigError(f"{task.headline} is undefined on all held-out records of task '{task.name}' together")
+    return value

@@ -1,0 +1,109 @@
+"""Our side of a benchmark: a deployed federation that runs rounds of the echo, on the lane or on Flower's own Grid."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from sovfed.federation.compose import compose
+from sovfed.federation.errors import ServiceError
+from sovfed.server import runs
+from sovfed.server.coordinator import read_rounds
+from sovfed.simulations.benchmarks.process_tree import resident_bytes
+from sovfed.simulations.deployment import Institution, LocalFederation
+from sovfed.simulations.federation import institution_names, sites
+
+POLL_S: Final = 0.1
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The server after so many rounds: memory of superlink, registry and coordinator, and the superlink's database."""
+
+    rounds: int
+    resident_bytes: int
+    database_bytes: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """The coordinator's lines, with `bytes` both ways; its seconds from first round to summary; the server's weights.
+
+    Weights are taken ten times a second, the last one before the last round ends: then the coordinator draws curves,
+    which is not a cost of rounds.
+    """
+
+    lines: list[dict[str, Any]]
+    seconds: float
+    weights: list[Weight]
+
+
+class Ours:
+    """Use as a context: `with Ours(folder, 4) as ours: ours.run_rounds("stream", 200, 2_500, timeout_s=60)`."""
+
+    def __init__(self, folder: Path, institutions: int) -> None:
+        folder.mkdir(mode=0o700, parents=True)
+        counts = ("server.min_cohort", "server.start_cohort", "simulation.institutions")
+        self.config = compose(["task=echo", *(f"{key}={institutions}" for key in counts)]).config
+        data = sites(self.config)
+        places = [Institution(name, part) for name, part in zip(institution_names(data), data, strict=True)]
+        self.federation = LocalFederation(folder, places, self.config)
+        self._runs = 0
+
+    def start(self) -> Self:
+        """Build the federation and start it; returns when every process is ready."""
+        self.federation.start()
+        return self
+
+    def stop(self) -> None:
+        self.federation.stop()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def roots(self) -> list[int]:
+        """The process ids that the supervisors started."""
+        statuses = [supervisor.status() for supervisor in self.federation.supervisors.values()]
+        return [one.pid for status in statuses for one in status.processes if one.pid is not None]
+
+    def run_rounds(self, lane: str, rounds: int, parameters: int, timeout_s: float) -> Run:
+        """Run `rounds` rounds of the echo with a vector of `parameters`.
+
+        Raises ServiceError if the run fails, does not travel on `lane`, or time is out.
+        """
+        self._runs += 1
+        home, name, deadline = self.federation.home, f"{lane}-{self._runs}", time.monotonic() + timeout_s
+        server = dataclasses.replace(self.federation.config.server, lane=lane)
+        task = dataclasses.replace(self.config.task, parameters=parameters)
+        config = dataclasses.replace(self.config, rounds=rounds, task=task, server=server)
+        folder, control, weights = runs.run_folder(home, name), self.federation.control, list[Weight]()
+        runs.start_run(control, home, name, config, resume=False)
+        run = runs.read_run(home, name)
+        while run["status"] in runs.ACTIVE:
+            if 0 < run["rounds_done"] < rounds:
+                weights.append(self._weigh(folder, run["rounds_done"]))
+            if time.monotonic() > deadline:
+                raise ServiceError(f"sovfed: {rounds} rounds not within {timeout_s:g} s; logs in {home / 'logs'}")
+            time.sleep(POLL_S)
+            # Flower is asked only while the run's own process has not yet told that it is there.
+            run = runs.read_run(home, name, control if run["status"] == "starting" else None)
+        summary = runs.read_summary(home, name)
+        if run["status"] != "finished" or summary is None:
+            raise ServiceError(f"sovfed: run {name} {run['status']}: {run['reason']}; logs in {home / 'logs'}")
+        if summary["transport"] != lane:
+            raise ServiceError(f"sovfed: run {name} travelled on '{summary['transport']}', asked was '{lane}'")
+        lines = [{**line, "bytes": line["bytes_down"] + line["bytes_up"]} for line in read_rounds(folder)]
+        return Run(lines, summary["seconds_training"], weights)
+
+    def _weigh(self, folder: Path, done: int) -> Weight:
+        processes = [self.federation.pid("agency", name) for name in ("superlink", "registry")]
+        processes.append(json.loads((folder / runs.STATE).read_text())["pid"])
+        database = (self.federation.home / "superlink").glob("state.db*")  # with its write-ahead log
+        return Weight(done, sum(map(resident_bytes, processes)), sum(file.stat().st_size for file in database))

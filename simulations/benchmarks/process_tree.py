@@ -1,0 +1,62 @@
+"""Process trees, read from /proc: what a deployment consists of, to pause it, weigh it, and end it. Linux only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+def tree(roots: Iterable[int]) -> dict[int, int]:
+    """The living processes of `roots` and all their descendants: process id → start time in clock ticks.
+
+    The start time tells a process from a later one with the same id.
+    """
+    parents = {pid: found for pid in _pids() if (found := _stat(pid)) is not None}
+    members = {pid for pid in roots if pid in parents}
+    while more := {pid for pid, (parent, _) in parents.items() if parent in members} - members:
+        members |= more
+    return {pid: parents[pid][1] for pid in members}
+
+
+def send(members: dict[int, int], number: signal.Signals) -> None:
+    """Send a signal to those of `members` that still live."""
+    for pid, started in members.items():
+        found = _stat(pid)
+        if found is not None and found[1] == started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+@contextlib.contextmanager
+def paused(roots: Iterable[int]) -> Iterator[None]:
+    """Stop `roots` and their descendants inside the block (SIGSTOP), and let them go on after it, whatever happens."""
+    members = tree(roots)
+    try:
+        send(members, signal.SIGSTOP)
+        yield
+    finally:
+        send(members, signal.SIGCONT)
+
+
+def resident_bytes(pid: int) -> int:
+    """The resident set size of process `pid`; 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _stat(pid: int) -> tuple[int, int] | None:
+    """Parent and start time of a living process; None for one that is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else (int(fields[1]), int(fields[19]))

@@ -1,0 +1,156 @@
+"""What a benchmark hands back: rows and ratios as a table, JSON, CSV and a picture, and where they were measured."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.files import write_atomic
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Column:
+    """A key of the rows, its heading in the table, and how a value is shown there."""
+
+    key: str
+    heading: str
+    show: Callable[[Any], str] = str
+
+
+@dataclass(frozen=True)
+class Bars:
+    """The picture: `value` of each row as a bar, one colour per `series`, side by side in groups; logarithmic.
+
+    `low` and `high` name the ends of the error bars.
+    """
+
+    value: str
+    low: str
+    high: str
+    group: str
+    series: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows of equal keys; `ratios` are peer ÷ ours, above 1 where ours is better; `figures` is whatever else counts."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: list[dict[str, Any]]
+    ratios: dict[str, float]
+    figures: dict[str, float] = field(default_factory=dict)
+    conditions: dict[str, Any] = field(default_factory=dict)
+    bars: Bars | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` writes."""
+        return {
+            "rows": self.rows,
+            "ratios": self.ratios,
+            "figures": self.figures,
+            "conditions": self.conditions,
+        }
+
+
+def check_paths(*paths: Path | None) -> None:
+    """Raise ConfigError, before anything is measured, if a file could not be written afterwards."""
+    for path in paths:
+        if path is not None and (not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+            raise ConfigError(f"{path}: its folder does not exist or cannot be written")
+
+
+def conditions(**more: Any) -> dict[str, Any]:
+    """The machine and the versions that measure."""
+    from importlib.metadata import version
+
+    from sovfed import __version__
+
+    return {
+        "cpus": os.cpu_count(),
+        "load_1_min": os.getloadavg()[0],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "flwr": version("flwr"),
+        "sovfed": __version__,
+        **more,
+    }
+
+
+def publish(
+    report: Report, console: Console, json_path: Path | None, csv_path: Path | None, plot_path: Path | None
+) -> dict[str, Any]:
+    """Print the report, write the files that are asked for, and return what the JSON file holds."""
+    console.print(_table(report))
+    for name, value in {**report.ratios, **report.figures}.items():
+        console.print(f"  {name:<36} [bold]{_plain(value)}[/]")
+    console.print("  [dim]" + ", ".join(f"{key} {value}" for key, value in report.conditions.items()) + "[/]")
+    found = report.to_dict()
+    if json_path is not None:
+        write_atomic(json_path, json.dumps(found, indent=2).encode())
+    if csv_path is not None:
+        write_atomic(csv_path, _csv(report).encode())
+    if plot_path is not None:
+        write_atomic(plot_path, _picture(report))
+    return found
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.3g}"
+
+
+def _table(report: Report) -> Any:
+    from rich.table import Table
+
+    table = Table(title=report.title)
+    for number, column in enumerate(report.columns):
+        table.add_column(column.heading, justify="right" if number else "left")
+    for row in report.rows:
+        table.add_row(*(column.show(row[column.key]) for column in report.columns))
+    return table
+
+
+def _csv(report: Report) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(report.rows[0]) if report.rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(report.rows)
+    return text.getvalue()
+
+
+def _picture(report: Report) -> bytes:
+    from matplotlib.figure import Figure
+
+    if report.bars is None:
+        raise ConfigError(f"{report.title}: there is no picture of it")
+    bars, figure = report.bars, Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    groups = list(dict.fromkeys(row[bars.group] for row in report.rows))
+    series = list(dict.fromkeys(row[bars.series] for row in report.rows))
+    width = 0.8 / max(1, len(series))
+    for number, name in enumerate(series):
+        rows = [row for row in report.rows if row[bars.series] == name]
+        places = [groups.index(row[bars.group]) + (number - (len(series) - 1) / 2) * width for row in rows]
+        values = [row[bars.value] for row in rows]
+        errors = [[row[bars.value] - row[bars.low] for row in rows], [row[bars.high] - row[bars.value] for row in rows]]
+        drawn = axes.bar(places, values, width, yerr=errors, capsize=3, label=name)
+        axes.bar_label(drawn, [f"{value:.3g}" for value in values], padding=3)
+    axes.set_xticks(range(len(groups)), [str(group) for group in groups])
+    axes.set(title=report.title, ylabel=bars.label, yscale="log")
+    axes.margins(y=0.15)
+    axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    return content.getvalue()

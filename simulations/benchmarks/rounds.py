@@ -1,0 +1,220 @@
+"""`sovfed bench rounds`: what a round costs beyond the slowest institution's compute, against stock Flower.
+
+Both federations run on this machine at the same time, four institutions each, TLS everywhere. Their blocks of rounds
+alternate, and all processes of the one stand still (SIGSTOP) while the other is measured. Three systems:
+
+    stock     Flower 1.41 as documented: subprocess isolation, SQLite, FedAvg's own loop, `flwr run` for each block
+    lane      sovfed, rounds on the gRPC stream (server.lane=stream)
+    fallback  sovfed, rounds on Flower's own Grid (server.lane=flower); the same processes as `lane`
+
+A round is measured by whoever runs it, from before its first message to after its aggregation. Both tasks send a vector
+out and back and nothing is learned. Each block's first rounds warm up and are not counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.simulations.benchmarks.ours import Ours, Run
+from sovfed.simulations.benchmarks.process_tree import paused
+from sovfed.simulations.benchmarks.report import Bars, Column, Report, check_paths, conditions, publish
+from sovfed.simulations.benchmarks.stock_flower import StockFlower
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NODES: Final = 4
+PARAMETERS: Final = {"10kb": 2_500, "40mb": 10_000_000}  # float32
+BLOCK_TIMEOUT_S: Final = 900.0
+LANES: Final = {"lane": "stream", "fallback": "flower"}
+LONG_RUN, EARLY = 200, 20  # rounds: how long the server is watched, and when it is weighed first
+QUICK_S: Final = 130.0  # blocks that start later are cut to one round, so that the whole ends within 3 minutes
+MB: Final = 1e6
+
+
+@dataclass(frozen=True)
+class Block:
+    """So many rounds of one system, the first `warm_up` of them not counted."""
+
+    system: str
+    payload: str
+    rounds: int
+    warm_up: int = 0
+
+
+# Stock Flower alone needs 6.6–12 s for a round of 10 KB and 17–31 s for one of 40 MB.
+QUICK: Final = (
+    Block("stock", "10kb", 3, 1), Block("lane", "10kb", LONG_RUN - 10, 10), Block("fallback", "10kb", 3, 1),
+    Block("stock", "40mb", 2), Block("lane", "40mb", 4, 1), Block("fallback", "40mb", 2),
+)  # fmt: skip
+FULL: Final = 3 * (
+    Block("stock", "10kb", 5, 1), Block("lane", "10kb", LONG_RUN - 10, 10), Block("fallback", "10kb", 10, 1),
+    Block("stock", "40mb", 3, 1), Block("lane", "40mb", 10, 2), Block("fallback", "40mb", 4, 1),
+)  # fmt: skip
+
+
+def run(
+    quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None, console: Console
+) -> dict[str, Any]:
+    """Measure, print, write the files that are asked for; what the JSON file holds.
+
+    Everything that was started is ended whatever happens. A failure leaves the folder with the logs and names it.
+    """
+    check_paths(json_path, csv_path, plot_path)
+    started = time.monotonic()
+    measured_in = conditions(quick=quick)
+    with _workplace() as folder, _federations(folder, console) as (stock, ours):
+        deadline = started + QUICK_S if quick else math.inf
+        lines, long_run = _measure(QUICK if quick else FULL, stock, ours, deadline, console)
+        stock_database = _size(stock.database)
+    rows = [_row(*of, found) for of, found in lines.items()]
+    report = Report(
+        title=f"Round overhead, {NODES} institutions",
+        columns=COLUMNS,
+        rows=rows,
+        ratios=_ratios(rows),
+        figures={
+            **_figures(long_run),
+            "stock_database_mb": stock_database / MB,
+            "seconds_total": time.monotonic() - started,
+        },
+        conditions=measured_in,
+        bars=Bars(
+            "overhead_median_s", "overhead_min_s", "overhead_max_s", "payload", "system", "overhead of a round, s"
+        ),
+    )
+    return publish(report, console, json_path, csv_path, plot_path)
+
+
+def _measure(
+    blocks: Sequence[Block], stock: StockFlower, ours: Ours, deadline: float, console: Console
+) -> tuple[dict[tuple[str, str], list[dict[str, Any]]], Run]:
+    """The counted rounds of every (system, payload), and the last long run. One federation stands still meanwhile.
+
+    On a slow machine, blocks off the lane that start after `deadline` are cut to one round.
+    """
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    long_run = Run([], 0.0, [])
+    for block in blocks:
+        clock = time.monotonic()
+        warm_up, rounds = (0, 1) if clock > deadline and block.system != "lane" else (block.warm_up, block.rounds)
+        asked = (warm_up + rounds, PARAMETERS[block.payload], BLOCK_TIMEOUT_S)
+        with paused(ours.roots() if block.system == "stock" else stock.roots()):
+            if block.system == "stock":
+                lines = stock.run_rounds(*asked)
+            else:
+                run = ours.run_rounds(LANES[block.system], *asked)
+                lines = run.lines
+                long_run = run if len(lines) >= LONG_RUN else long_run
+        counted = lines[warm_up:]
+        found.setdefault((block.system, block.payload), []).extend(counted)
+        median = statistics.median(map(_overhead, counted))
+        console.print(
+            f"[green]✓[/] {block.system}, {block.payload}: {median:.3g} s overhead, "
+            f"median of {len(counted)} rounds [dim](block took {time.monotonic() - clock:.0f} s)[/]"
+        )
+    return found, long_run
+
+
+def _overhead(line: dict[str, Any]) -> float:
+    """Wall less the slowest institution's compute."""
+    return max(0.0, float(line["seconds"]) - float(line["seconds_compute"]))
+
+
+def _row(system: str, payload: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    overheads = [_overhead(line) for line in lines]
+    return {
+        "system": system,
+        "payload": payload,
+        "payload_bytes": 4 * PARAMETERS[payload],
+        "institutions": NODES,
+        "rounds": len(lines),
+        "overhead_median_s": statistics.median(overheads),
+        "overhead_min_s": min(overheads),
+        "overhead_max_s": max(overheads),
+        "wall_median_s": statistics.median(line["seconds"] for line in lines),
+        "bytes_per_round": statistics.median(line["bytes"] for line in lines),
+    }
+
+
+COLUMNS: Final = (
+    Column("system", "system"),
+    Column("payload", "payload"),
+    Column("rounds", "rounds"),
+    Column("overhead_median_s", "overhead s, median", "{:.4f}".format),
+    Column("overhead_min_s", "min", "{:.4f}".format),
+    Column("overhead_max_s", "max", "{:.4f}".format),
+    Column("wall_median_s", "wall s, median", "{:.4f}".format),
+    Column("bytes_per_round", "bytes a round", "{:,.0f}".format),
+)
+
+
+def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Stock's median overhead ÷ ours, for the lane (`ours`) and the fall-back, by payload."""
+    median = {(row["system"], row["payload"]): row["overhead_median_s"] for row in rows}
+    return {
+        f"stock_over_{name}_{payload}": median["stock", payload] / median[system, payload]
+        for system, name in (("lane", "ours"), ("fallback", "fallback"))
+        for payload in PARAMETERS
+    }
+
+
+def _figures(run: Run) -> dict[str, float]:
+    """The long run's seconds, and what the server weighed at round 20 or soon after it and before the last round."""
+    figures = {f"seconds_{len(run.lines)}_rounds_10kb": run.seconds}
+    weights = [weight for weight in run.weights if weight.rounds >= EARLY]
+    for weight in (*weights[:1], *weights[-1:]):
+        figures[f"server_memory_mb_round_{weight.rounds}"] = weight.resident_bytes / MB
+        figures[f"server_database_mb_round_{weight.rounds}"] = weight.database_bytes / MB
+    return figures
+
+
+def _size(database: Path) -> int:
+    """Bytes of an SQLite file and its write-ahead log."""
+    return sum(file.stat().st_size for file in database.parent.glob(f"{database.name}*"))
+
+
+@contextlib.contextmanager
+def _federations(folder: Path, console: Console) -> Iterator[tuple[StockFlower, Ours]]:
+    """Both federations, up; both are stopped at the end, also if only one of them started."""
+    stock, ours = StockFlower(folder / "stock", NODES), Ours(folder / "ours", NODES)
+    try:
+        with console.status("starting both federations"), ThreadPoolExecutor(2) as pool:
+            starting = (pool.submit(stock.start), pool.submit(ours.start))
+            starting[0].result()
+            starting[1].result()
+        yield stock, ours
+    finally:
+        with ThreadPoolExecutor(2) as pool:
+            pool.submit(ours.stop)
+            stock.stop()
+
+
+@contextlib.contextmanager
+def _workplace() -> Iterator[Path]:
+    """A folder that is removed unless the block raises an error; SIGTERM ends the block as Ctrl-C does."""
+    folder = Path(tempfile.mkdtemp(prefix="sovfed-bench-"))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield folder
+    except Exception:
+        raise  # the logs in the folder tell why
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,261 @@
+"""Our secure aggregation against Flower's SecAgg+, interleaved in one process: CPU, bytes, memory, round trips.
+
+CPU time of all threads, medians over interleaved repetitions. Ours includes hashing the model and everything from M1 to
+M4, signatures and the copy of the payload to bytes; keys are agreed once a run, outside. The keystream bound is one
+pass of the bare cipher over as many bytes as the client's masks take.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from sovfed.federation.messages import Vector
+from sovfed.federation.secagg.coordinator import Aggregate
+from sovfed.federation.secagg.local import Federation, found, random_updates
+from sovfed.federation.secagg.mask import Stream, apply_all
+
+CLIP: Final = 1.0
+MAX_WEIGHT: Final = 1000
+WEIGHT: Final = 500
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system in one setting; CPU in milliseconds, per client the median over clients and repetitions."""
+
+    system: str
+    clients: int
+    size: int
+    dropouts: int
+    client_cpu_ms: float
+    server_cpu_ms: float
+    keystream_ms: float
+    bytes_up: int
+    client_peak_bytes: int
+    trips: int
+    client_ratio: float = 1.0
+    server_ratio: float = 1.0
+    max_error: float = 0.0
+
+
+@dataclass
+class Sample:
+    """The figures of one round."""
+
+    client_s: float
+    server_s: float
+    bytes_up: int
+    trips: int
+    error: float
+
+
+def run(
+    quick: bool, json_path: Path | None = None, csv_path: Path | None = None, plot: Path | None = None
+) -> dict[str, Any]:
+    """Measure, write what was asked for, return rows and ratios. `quick`: n=16, d=1e6 only (under 3 minutes)."""
+    settings = [(16, 10**6, 0), (16, 10**6, 2)] if quick else [
+        (clients, size, dropouts)
+        for clients in (8, 16, 32) for size in (10**5, 10**6, 10**7) for dropouts in (0, 2)
+    ]  # fmt: skip
+    rows: list[Row] = []
+    for clients, size, dropouts in settings:
+        rows += measure(clients, size, dropouts, repetitions=3 if size < 10**7 else 1)
+    result = {"rows": [asdict(row) for row in rows], "ratios": _ratios(rows)}
+    if json_path:
+        json_path.write_text(json.dumps(result, indent=2))
+    if csv_path:
+        with csv_path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in rows)
+    if plot:
+        _plot(rows, plot)
+    return result
+
+
+def measure(clients: int, size: int, dropouts: int, repetitions: int) -> list[Row]:
+    """Rows for Flower, ours with b=32 and ours with b=16, taken in turns."""
+    updates = random_updates(clients, size)
+    lost = frozenset(range(dropouts))
+    ours = {bits: found(clients, bits=bits, clip=CLIP, max_weight=MAX_WEIGHT) for bits in (32, 16)}
+    samples: dict[str, list[Sample]] = {"flower": [], "b32": [], "b16": []}
+    for turn in range(repetitions):
+        samples["flower"].append(_flower(updates, lost))
+        for bits, federation in ours.items():
+            samples[f"b{bits}"].append(_ours(federation, turn + 1, updates, lost))
+    words = {"flower": size, "b32": -(-size // 2), "b16": -(-size // 4)}
+    peaks = {
+        "flower": _flower_peak(clients, size),
+        **{f"b{b}": _peak(f, repetitions + 1, updates) for b, f in ours.items()},
+    }
+    rows: list[Row] = []
+    for system, taken in samples.items():
+        bound = clients * keystream_s(words[system], "gcm") * 1e3
+        client, server = (statistics.median(getattr(s, name) for s in taken) * 1e3 for name in ("client_s", "server_s"))
+        rows.append(Row(
+            system, clients, size, dropouts, client, server, bound, taken[0].bytes_up, peaks[system], taken[0].trips,
+            rows[0].client_cpu_ms / client if rows else 1.0, rows[0].server_cpu_ms / server if rows else 1.0,
+            max(sample.error for sample in taken),
+        ))  # fmt: skip
+    return rows
+
+
+def _flower(updates: dict[int, Vector], lost: frozenset[int]) -> Sample:
+    from sovfed.simulations.benchmarks.secagg_flower import FlowerRound
+
+    nodes = {index + 1: update for index, update in updates.items()}
+    peer = FlowerRound(nodes, dict.fromkeys(nodes, WEIGHT), frozenset(index + 1 for index in lost))
+    mean, server_s = peer.aggregate(max_weight=MAX_WEIGHT, clip=CLIP)
+    alive = [node for node in nodes if node not in peer.lost]
+    client_s = statistics.median(peer.client_cpu_s[node] for node in alive)
+    bytes_up = int(statistics.median(peer.bytes_up[node] for node in alive))
+    return Sample(client_s, server_s, bytes_up, peer.trips, _error(mean, updates, lost))
+
+
+def _ours(federation: Federation, number: int, updates: dict[int, Vector], lost: frozenset[int]) -> Sample:
+    size = updates[0].size
+    model = np.full(size, number, np.float32)
+    server_s = 0.0
+    client_s: dict[int, float] = {}
+    bytes_up: dict[int, int] = {}
+
+    def at_server(work: Callable[[], T]) -> T:
+        nonlocal server_s
+        started = time.process_time()
+        result = work()
+        server_s += time.process_time() - started
+        return result
+
+    round_ = at_server(lambda: federation.open(number, model))
+    for index, update in updates.items():
+        if index in lost:
+            continue
+        started = time.process_time()
+        upload = federation.upload(round_, index, model, update, WEIGHT)
+        sent = upload.payload.tobytes()
+        client_s[index] = time.process_time() - started
+        bytes_up[index] = len(upload.message) + len(sent)
+        at_server(lambda: round_.add(upload.message, np.frombuffer(sent, np.uint64)))  # noqa: B023
+    for holder, ask in at_server(round_.ask).items():
+        if holder not in lost:
+            started = time.process_time()
+            answer = federation.institutions[holder].reveal(ask)
+            client_s[holder] += time.process_time() - started
+            bytes_up[holder] += len(answer)
+            at_server(lambda: round_.answer(answer))  # noqa: B023
+    aggregate: Aggregate | None = at_server(round_.solve)
+    if aggregate is None:
+        raise RuntimeError("too few holders to unmask")
+    error = _error(aggregate.mean, updates, lost)
+    return Sample(statistics.median(client_s.values()), server_s, int(statistics.median(bytes_up.values())), 2, error)
+
+
+def _error(mean: Vector, updates: dict[int, Vector], lost: frozenset[int]) -> float:
+    """Largest deviation from the mean of the survivors, over the clip."""
+    kept = [update for index, update in updates.items() if index not in lost]
+    plain = np.zeros(mean.size)
+    for update in kept:
+        plain += update
+    return float(np.abs(mean - plain / len(kept)).max() / CLIP)
+
+
+def keystream_s(words: int, mode: str) -> float:
+    """CPU seconds of the bare AES-256 keystream ("ctr" or "gcm") of `words` words, best of five."""
+    zeros, out = bytes(1 << 18), bytearray(1 << 18)
+    iv = modes.CTR(bytes(16)) if mode == "ctr" else modes.GCM(bytes(12))
+    best = float("inf")
+    for _ in range(5):
+        cipher = Cipher(algorithms.AES256(os.urandom(32)), iv).encryptor()
+        started = time.process_time()
+        for _ in range(max(1, round(8 * words / len(zeros)))):
+            cipher.update_into(zeros, out)
+        best = min(best, time.process_time() - started)
+    return best
+
+
+def mask_over_keystream(streams: int, words: int = 500_000) -> dict[str, float]:
+    """Time of the mask kernel over that of the bare cipher for as many bytes, for both backends; one thread."""
+    vector = np.zeros(words, np.uint64)
+    keys = [Stream(os.urandom(32), index % 2 == 0) for index in range(streams)]
+    taken: dict[str, list[float]] = {"mask": [], "gcm": [], "ctr": []}
+    for _ in range(7):
+        started = time.process_time()
+        apply_all(vector, keys, threads=1)
+        taken["mask"].append(time.process_time() - started)
+        for mode in ("gcm", "ctr"):
+            taken[mode].append(streams * keystream_s(words, mode))
+    median = {name: statistics.median(values) for name, values in taken.items()}
+    return {mode: median["mask"] / median[mode] for mode in ("gcm", "ctr")}
+
+
+def _ratios(rows: list[Row]) -> dict[str, float]:
+    chosen = {row.system: row for row in rows if (row.clients, row.size, row.dropouts) == (16, 10**6, 0)}
+    many, few = mask_over_keystream(32), mask_over_keystream(8)
+    return {
+        "client_b32": chosen["b32"].client_ratio,
+        "client_b16": chosen["b16"].client_ratio,
+        "server_b32": chosen["b32"].server_ratio,
+        "mask_over_keystream": many["ctr"],
+        "mask_over_keystream_n8": few["ctr"],
+        "mask_over_gcm": many["gcm"],
+        "mask_over_gcm_n8": few["gcm"],
+    }
+
+
+def _peak(federation: Federation, number: int, updates: dict[int, Vector]) -> int:
+    """Most bytes allocated by a client while it masks, payload included and its update not."""
+    model = np.full(updates[0].size, number, np.float32)
+    round_ = federation.open(number, model)
+    return _traced(lambda: federation.upload(round_, 0, model, updates[0], WEIGHT))
+
+
+def _flower_peak(clients: int, size: int) -> int:
+    """The same for Flower's stage that quantises and masks, run once more by itself."""
+    from sovfed.simulations.benchmarks.secagg_flower import collect_stage
+
+    return _traced(collect_stage(clients, size, MAX_WEIGHT, CLIP))
+
+
+def _traced(work: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def _plot(rows: list[Row], path: Path) -> None:
+    """Client and server CPU over n for every d, without dropouts."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sizes = sorted({row.size for row in rows})
+    figure, axes = pyplot.subplots(2, len(sizes), figsize=(4 * len(sizes), 6), squeeze=False, layout="constrained")
+    for column, size in enumerate(sizes):
+        for line, side in enumerate(("client_cpu_ms", "server_cpu_ms")):
+            axis = axes[line][column]
+            for system in ("flower", "b32", "b16"):
+                shown = [row for row in rows if (row.system, row.size, row.dropouts) == (system, size, 0)]
+                axis.plot([row.clients for row in shown], [getattr(row, side) for row in shown], "o-", label=system)
+            axis.set(
+                yscale="log", xlabel="institutions", ylabel=f"{side.split('_')[0]} CPU [ms]", title=f"d = {size:.0e}"
+            )
+            axis.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

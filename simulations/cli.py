@@ -1,0 +1,174 @@
+"""`sovfed simulate`, `sovfed demo`, `sovfed bench`: one process, one machine, and against peers."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from sovfed.federation.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sovfed.federation.config import Config
+
+JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON and nothing else.")
+FILE: Final = click.Path(dir_okay=False, path_type=Path)
+FOLDER: Final = click.Path(file_okay=False, resolve_path=True, path_type=Path)
+
+
+@click.command()
+@click.argument("overrides", nargs=-1)
+@click.option(
+    "--folder",
+    type=FOLDER,
+    default=None,
+    help="Where to build it; must be empty. Default: a new folder here.",
+)
+@click.option("--keep", is_flag=True, help="Leave the federation up, to be played with, until Ctrl-C.")
+@JSON
+def demo(overrides: tuple[str, ...], folder: Path | None, keep: bool, as_json: bool) -> None:
+    """Build a whole federation on this machine and train one model with it.
+
+    An authority, the agency's server and four institutions: real processes, keys and TLS on free loopback ports.
+    Trains, compares with pooled and lone training, stops everything, leaves summary.json, curves.png and MLflow's runs.
+
+    \b
+    Examples:
+      sovfed demo
+      sovfed demo task=digits rounds=20
+      sovfed demo task=heart data.path=/data/heart_disease
+      sovfed demo --keep
+      sovfed demo --json > summary.json
+    """
+    from sovfed.simulations.demo import run_demo
+
+    config = _compose(overrides, "server.min_cohort=4")
+    summary = run_demo(config, folder or _fresh("sovfed-demo-"), _console(as_json), keep=keep)
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+
+
+@click.command()
+@click.argument("overrides", nargs=-1)
+@click.option("--folder", type=FOLDER, default=None, help="The run's folder. Default: a new one here.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in --folder.")
+@click.option(
+    "--track/--no-track", default=True, help="Log the run to MLflow (in --folder unless tracking.uri is set)."
+)
+@JSON
+def simulate(overrides: tuple[str, ...], folder: Path | None, resume: bool, track: bool, as_json: bool) -> None:
+    """Run the federation in one process: the deployed coordinator, ClientApp and trainers, without the network.
+
+    \b
+    Examples:
+      sovfed simulate
+      sovfed simulate task=heart data.path=/data/heart_disease strategy=fedadam rounds=50
+      sovfed simulate task=digits simulation.institutions=20 --json
+    """
+    from sovfed.server.tracking import Tracker
+    from sovfed.simulations.federation import simulate as run
+    from sovfed.simulations.federation import sites
+
+    config = _compose(overrides)
+    if resume and folder is None:
+        raise ConfigError("--resume needs --folder, the folder of the run to go on with")
+    folder = folder or _fresh("sovfed-simulation-")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    tracker = Tracker(config, folder, folder, config.run_name or folder.name) if track else None
+    console = _console(as_json)
+    with _RoundsBar(console, config.rounds) as on_round:
+        outcome = run(config, sites(config), folder, tracker=tracker, resume=resume, on_round=on_round)
+    if as_json:
+        click.echo(json.dumps(outcome.summary, indent=2))
+        return
+    for name, metrics in outcome.summary["metrics_by_institution"].items():
+        console.print(f"  institution {name}: " + "  ".join(f"{key} {value:.3f}" for key, value in metrics.items()))
+    console.print(
+        "[bold]all[/]: " + "  ".join(f"{key} {value:.3f}" for key, value in outcome.summary["metrics"].items())
+    )
+    console.print(f"folder: {folder}")
+
+
+@click.group()
+def bench() -> None:
+    """Compare sovfed with its peers, both measured interleaved in one run.
+
+    \b
+    Examples:
+      sovfed bench rounds --quick
+      sovfed bench rounds --json rounds.json --plot rounds.png
+      sovfed bench utility --heart /data/heart_disease
+    """
+
+
+@bench.command()
+@click.option("--quick", is_flag=True, help="Few rounds: under 3 minutes.")
+@click.option("--json", "json_path", type=FILE, help='Write {"rows": […], "ratios": {…}}.')
+@click.option("--csv", "csv_path", type=FILE, help="Write the rows as CSV.")
+@click.option("--plot", "plot_path", type=FILE, help="Draw the rows into a PNG.")
+def rounds(quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None) -> None:
+    """Round overhead (round wall − slowest institution's compute), 4 nodes, 10 KB and 40 MB, against stock Flower."""
+    from sovfed.simulations.benchmarks.rounds import run
+
+    run(quick=quick, json_path=json_path, csv_path=csv_path, plot_path=plot_path, console=_console(False))
+
+
+@bench.command()
+@click.option("--heart", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of the UCI files.")
+@click.option("--quick", is_flag=True, help="Two seeds instead of five.")
+@click.option("--json", "json_path", type=FILE, help='Write {"rows": […], "ratios": {…}}.')
+@click.option("--csv", "csv_path", type=FILE, help="Write the rows as CSV.")
+@click.option("--plot", "plot_path", type=FILE, help="Draw the rows into a PNG.")
+def utility(
+    heart: Path | None, quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None
+) -> None:
+    """Federated against pooled and lone training on every task, five seeds."""
+    from sovfed.simulations.benchmarks.utility import run
+
+    run(heart=heart, quick=quick, json_path=json_path, csv_path=csv_path, plot_path=plot_path, console=_console(False))
+
+
+def _compose(overrides: tuple[str, ...], *defaults: str) -> Config:
+    from sovfed.federation.compose import compose
+
+    return compose([*defaults, *overrides]).config
+
+
+def _fresh(prefix: str) -> Path:
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=Path.cwd()))
+
+
+def _console(quiet: bool) -> Console:
+    from rich.console import Console
+
+    return Console(quiet=quiet)
+
+
+class _RoundsBar:
+    """A progress bar that each round advances."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console)
+        self._total = total
+
+    def __enter__(self) -> Any:
+        from sovfed.server.cli.run import round_text
+
+        self._progress.start()
+        bar = self._progress.add_task("starting", total=self._total)
+
+        def on_round(line: dict[str, Any]) -> None:
+            self._progress.update(bar, completed=line["round"], description=round_text(line))
+
+        return on_round
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()

@@ -1,0 +1,152 @@
+"""`sovfed demo`: a whole federation on this machine, from certificates to a trained, tracked and compared model."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from sovfed.federation.config import Config
+from sovfed.federation.errors import ServiceError
+from sovfed.federation.files import write_atomic
+from sovfed.federation.tasks import get_task
+from sovfed.server import runs
+from sovfed.server.cli.run import watch
+from sovfed.simulations.baselines import compare
+from sovfed.simulations.deployment import Institution, LocalFederation
+from sovfed.simulations.federation import institution_names, sites
+
+RUN: Final = "demo"
+KEYS: Final = (
+    "task", "institutions", "rounds", "seconds_total", "seconds_per_round_median", "overhead_seconds_per_round_median",
+    "metric", "pooled", "alone_mean", "federated", "secure_aggregation", "epsilon", "bytes_up_per_round",
+    "mlflow_run_id",
+)  # fmt: skip
+
+
+def run_demo(config: Config, folder: Path, console: Console, keep: bool = False) -> dict[str, Any]:
+    """Build the federation in `folder` (which must not exist or be empty), train, compare, stop; the summary.
+
+    `keep` leaves everything up until Ctrl-C. Raises ServiceError with the place of the logs if a step fails.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ServiceError(f"{folder} is not empty; choose another --folder or remove it")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    started = time.monotonic()
+    data = sites(config)
+    institutions = [Institution(name, part) for name, part in zip(institution_names(data), data, strict=True)]
+    federation = LocalFederation(folder, institutions, config)
+    try:
+        with _step(console, "authority and agency: root certificate, server key, server certificate"):
+            federation.build_agency()
+        with _step(console, "agency: superlink, registry and executor are up"):
+            federation.start_agency()
+        with _step(console, f"{len(institutions)} institutions enrolled: keys made on site, signed by the authority"):
+            federation.enrol()
+        with _step(console, f"{len(institutions)} institutions: trainer, supernode and gateway are up"):
+            federation.start_institutions()
+        federation.start_run(RUN)
+        run = watch(federation.home, RUN, quiet=console.quiet)
+        if run["status"] != "finished":
+            raise ServiceError(f"the run {run['status']}: {run['reason']}; logs in {federation.home / 'logs'}")
+        with _step(console, "baselines: pooled, and each institution alone"):
+            summary = _summarise(federation, institutions, started)
+        _print(console, federation, summary)
+        if keep:
+            _wait(console, federation)
+    finally:
+        with _step(console, "everything that was started is stopped"):
+            federation.stop()
+    return summary
+
+
+def _summarise(federation: LocalFederation, institutions: list[Institution], started: float) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    found = runs.read_summary(federation.home, RUN)
+    if found is None:
+        raise ServiceError("the run finished without a summary")
+    trained = load_file(runs.run_folder(federation.home, RUN) / "model.safetensors")
+    comparison = compare(federation.config, [one.data for one in institutions], trained["model"], trained["scale"])
+    summary = {
+        **found,
+        "institutions": len(institutions),
+        "institution_names": [one.name for one in institutions],
+        "seconds_total": time.monotonic() - started,
+        "pooled": comparison.pooled,
+        "alone_mean": comparison.alone_mean,
+        "federated": comparison.federated,
+        "by_institution": [
+            {"institution": one.name, **row} for one, row in zip(institutions, comparison.rows, strict=True)
+        ],
+    }
+    write_atomic(federation.folder / "summary.json", json.dumps(summary, indent=2).encode())
+    curves = runs.run_folder(federation.home, RUN) / "curves.png"
+    write_atomic(federation.folder / "curves.png", curves.read_bytes())
+    return summary
+
+
+def _print(console: Console, federation: LocalFederation, summary: dict[str, Any]) -> None:
+    task = get_task(summary["task"])
+    if summary["split"] == "simulated":
+        console.print("[yellow]The split is simulated:[/] one public data set, cut into four unequal 'hospitals'.")
+    table = Table(title=f"{task.title}: held-out {summary['metric']}")
+    for column in ("institution", "train", "test", "pooled", "alone", "federated", "gain"):
+        table.add_column(column, justify="left" if column == "institution" else "right")
+    for row in summary["by_institution"]:
+        gain = "–" if row["alone"] is None or row["federated"] is None else f"{row['federated'] - row['alone']:+.3f}"
+        table.add_row(
+            row["institution"], str(row["train"]), str(row["test"]), _figure(row["pooled"]), _figure(row["alone"]),
+            _figure(row["federated"]), gain,
+        )  # fmt: skip
+    table.add_section()
+    rows = summary["by_institution"]
+    table.add_row(
+        "all tests together", str(sum(row["train"] for row in rows)), str(sum(row["test"] for row in rows)),
+        _figure(summary["pooled"]), _figure(summary["alone_mean"]), _figure(summary["federated"]),
+        f"{summary['federated'] - summary['alone_mean']:+.3f}",
+    )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"secure aggregation: [yellow]off[/] (not built yet)   differential privacy: [yellow]off[/] (not built yet)\n"
+        f"transport: {summary['transport']}   {summary['rounds']} rounds in {summary['seconds_training']:.1f} s, "
+        f"{summary['seconds_per_round_median'] * 1e3:.0f} ms a round "
+        f"({summary['overhead_seconds_per_round_median'] * 1e3:.0f} ms overhead); "
+        f"{summary['seconds_total']:.0f} s in all\n"
+        f"summary: {federation.folder / 'summary.json'}\ncurves:  {federation.folder / 'curves.png'}\n"
+        f"MLflow:  mlflow ui --backend-store-uri sqlite:///{federation.home / 'mlflow.db'}"
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _wait(console: Console, federation: LocalFederation) -> None:
+    home = federation.home
+    console.print(
+        "The federation stays up. Try, in another terminal:\n"
+        f"  sovfed server status --home {home}\n"
+        f"  sovfed run start rounds=20 --home {home}\n"
+        f"  sovfed client status --home {federation.client_home(federation.institutions[0].name)}\n"
+        "Ctrl-C stops everything."
+    )
+    try:
+        while True:
+            time.sleep(1.0)
+    except KeyboardInterrupt:
+        console.print()
+
+
+@contextmanager
+def _step(console: Console, text: str) -> Iterator[None]:
+    started = time.monotonic()
+    with console.status(text):
+        yield
+    console.print(f"[green]✓[/] {text} [dim]({time.monotonic() - started:.1f} s)[/]")

@@ -1,0 +1,162 @@
+"""A whole federation of real processes on this machine: authority, agency and institutions, with real keys and TLS.
+
+The demo, the fault tests and the benchmarks stand on it. Everything listens on free loopback ports and lives in one
+folder; `stop` ends what was started.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from sovfed.clients import enrol as institution
+from sovfed.clients import home as client_home
+from sovfed.clients import up as client_up
+from sovfed.clients.policy import Policy
+from sovfed.federation.config import Config, DataConfig
+from sovfed.federation.processes import Supervisor
+from sovfed.federation.tasks import NAMES
+from sovfed.server import authority, enrolment, runs
+from sovfed.server import home as agency
+from sovfed.server import up as server_up
+from sovfed.server.control import ControlClient
+
+ENROLMENT_TIMEOUT_S: Final = 60.0
+# Plain updates are allowed because secure aggregation is not built yet; a real institution decides that for itself.
+POLICY: Final = Policy(allowed_tasks=NAMES, allow_plain_updates=True)
+
+
+@dataclass(frozen=True)
+class Institution:
+    """A name and where its records come from."""
+
+    name: str
+    data: DataConfig
+
+
+class LocalFederation:
+    """Use as a context: `with LocalFederation(folder, institutions, config) as federation: federation.start_run(…)`."""
+
+    def __init__(self, folder: Path, institutions: list[Institution], config: Config, policy: Policy = POLICY) -> None:
+        self.folder, self.institutions, self.policy = folder, institutions, policy
+        self.authority_home, self.home = folder / "authority", folder / "agency"
+        ports = free_ports(4)
+        server = dataclasses.replace(
+            config.server, home=str(self.home), host="127.0.0.1", names=("127.0.0.1", "localhost"),
+            fleet_port=ports[0], enrolment_port=ports[1], lane_port=ports[2], control_port=ports[3],
+        )  # fmt: skip
+        self.config = dataclasses.replace(config, server=server)
+        self.supervisors: dict[str, Supervisor] = {}
+        self._control: ControlClient | None = None
+
+    def client_home(self, name: str) -> Path:
+        return self.folder / "institutions" / name
+
+    @property
+    def control(self) -> ControlClient:
+        """The agency's Control API; one connection, closed by `stop`."""
+        if self._control is None:
+            self._control = ControlClient(self.home, self.config.server.control_port)
+        return self._control
+
+    def build_agency(self) -> None:
+        """The authority's root, the agency's home and its signed certificate."""
+        authority.init(self.authority_home, "Demonstration authority")
+        request = agency.init(self.home, self.config)
+        certificate = authority.sign(self.authority_home, request.read_bytes(), server=True)
+        root, crl = (self.authority_home / "root.pem").read_bytes(), (self.authority_home / "crl.pem").read_bytes()
+        agency.install_certificate(self.home, certificate, root, crl)
+
+    def start_agency(self) -> None:
+        """Start superlink, registry and executor; returns when they are ready."""
+        self._start("agency", server_up.make_supervisor(self.home))
+
+    def enrol(self) -> None:
+        """Enrol every institution: invitation, keys made on site, request, the authority's signature, certificate."""
+        with ThreadPoolExecutor(len(self.institutions)) as pool:
+            waiting = [pool.submit(self._enrol_one, one) for one in self.institutions]
+            for one in self.institutions:
+                request = enrolment.wait_for_request(self.home, one.name, ENROLMENT_TIMEOUT_S)
+                enrolment.accept_certificate(self.home, authority.sign(self.authority_home, request, server=False))
+            for job in waiting:
+                job.result()
+
+    def _enrol_one(self, one: Institution) -> None:
+        home = self.client_home(one.name)
+        home.parent.mkdir(parents=True, exist_ok=True)
+        config = dataclasses.replace(self.config.client, home=str(home), data=one.data)
+        client_home.create(home, config, self.policy)
+        institution.enrol(home, enrolment.invite(self.home, one.name), ENROLMENT_TIMEOUT_S)
+
+    def start_institutions(self) -> None:
+        """Start trainer, supernode and gateway of every institution, all institutions at the same time."""
+        with ThreadPoolExecutor(len(self.institutions)) as pool:
+            list(pool.map(lambda one: self.start_institution(one.name), self.institutions))
+
+    def start_institution(self, name: str) -> None:
+        self._start(name, client_up.make_supervisor(self.client_home(name)))
+
+    def _start(self, name: str, supervisor: Supervisor) -> None:
+        self.supervisors[name] = supervisor
+        supervisor.start()
+
+    def start_run(self, name: str, config: Config | None = None, *, resume: bool = False) -> None:
+        """Start (or resume) run `name`; its server settings are this federation's."""
+        chosen = config or self.config
+        runs.start_run(
+            self.control, self.home, name, dataclasses.replace(chosen, server=self.config.server), resume=resume
+        )
+
+    def pid(self, owner: str, process: str) -> int:
+        """The process id of `process` ("superlink", "trainer", …) of the agency or an institution."""
+        found = {one.name: one.pid for one in self.supervisors[owner].status().processes}[process]
+        if found is None:
+            raise ProcessLookupError(f"{owner}: {process} is not running")
+        return found
+
+    def stop(self) -> None:
+        """Stop institutions, then the agency."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        names = [name for name in self.supervisors if name != "agency"]
+        if names:
+            with ThreadPoolExecutor(len(names)) as pool:
+                list(pool.map(lambda name: self.supervisors[name].stop(), names))
+        if "agency" in self.supervisors:
+            self.supervisors["agency"].stop()
+        self.supervisors.clear()
+
+    def start(self) -> Self:
+        """Everything in order: agency, enrolment, institutions. Stops what it started if a step fails."""
+        try:
+            self.build_agency()
+            self.start_agency()
+            self.enrol()
+            self.start_institutions()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback TCP ports that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()

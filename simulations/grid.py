@@ -1,0 +1,68 @@
+"""The in-memory Grid: the same coordinator and the same ClientApp in one process, with no transport between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
+
+from flwr.app import Context, RecordDict
+from flwr.app import Message as FlowerMessage
+from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.run import Run
+
+from sovfed.federation.flower import StreamingGrid, size_bytes
+
+
+class InMemoryGrid(StreamingGrid):
+    """Answers each message by calling the node's ClientApp; replies come in the order of the messages."""
+
+    def __init__(self, apps: Mapping[int, ClientApp], names: Mapping[int, str] | None = None, run_id: int = 1) -> None:
+        self._apps, self._names = dict(apps), dict(names or {})
+        self._run = Run.create_empty(run_id)
+        self._ids = count(1)
+        self._answered: dict[str, FlowerMessage] = {}
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._apps)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=node, name=self._names.get(node, str(node))) for node in self._apps]
+
+    def push_messages(self, messages: Iterable[FlowerMessage]) -> Iterable[str]:
+        pushed = []
+        for message in messages:
+            self._number(message)
+            pushed.append(message.metadata.message_id)
+            self._answered[pushed[-1]] = self._call(message)
+        return pushed
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[FlowerMessage]:
+        return [self._answered.pop(message_id) for message_id in message_ids if message_id in self._answered]
+
+    def replies(self, messages: Iterable[FlowerMessage], timeout_s: float) -> Iterator[FlowerMessage]:
+        batch = list(messages)
+        for message in batch:
+            self._number(message)
+        for message in batch:
+            yield self._call(message)
+
+    def _number(self, message: FlowerMessage) -> None:
+        message.metadata.__dict__["_message_id"] = f"{self._run.run_id}-{next(self._ids)}"
+
+    def _call(self, message: FlowerMessage) -> FlowerMessage:
+        node = message.metadata.dst_node_id
+        context = Context(
+            run_id=self._run.run_id, node_id=node, node_config={}, state=RecordDict(), run_config={}
+        )  # fmt: skip
+        self.bytes_down += size_bytes(message)
+        reply = self._apps[node](message, context)
+        self.bytes_up += size_bytes(reply)
+        return reply
