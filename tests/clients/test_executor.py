@@ -1,0 +1,119 @@
+"""The resident executor behind a real SuperNode and superlink: answers, hides exceptions, ignores app bundles."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.proto.control_pb2 import StartRunRequest
+from flwr.proto.fab_pb2 import Fab
+from tests.clients.institution import Node, armed_bundle, claimed_run, executing, make_node, running, wait_online
+from tests.server.agency import Authority, make_home, server_config, superlink
+
+from sovfed.federation.errors import WIRE_SENTENCES
+from sovfed.federation.flower import FlowerGrid, new_message
+from sovfed.server.control import ControlClient
+
+pytestmark = pytest.mark.deploy
+PATIENT = "Maria Musterfrau"
+
+
+@dataclasses.dataclass
+class Federation:
+    """A superlink, one institution's SuperNode, and no run yet."""
+
+    agency: Path
+    port: int
+    control: ControlClient
+    node: Node
+
+    @contextlib.contextmanager
+    def run(self, bundle: bytes | None = None) -> Iterator[FlowerGrid]:
+        """A new run with the test as its coordinator; with `bundle`, one that was started past our own tools."""
+        if bundle is None:
+            self.control.start_run({"do": "nothing"})
+        else:
+            self.control._client.StartRun(StartRunRequest(fab=Fab(content=bundle)))
+        with claimed_run(self.agency, self.port) as grid:
+            yield grid
+
+    def ask(self, grid: FlowerGrid, content: dict[str, bytes], timeout_s: float = 30.0) -> Message:
+        """The reply to one message; its content is a ConfigRecord."""
+        records = RecordDict({"bytes": ConfigRecord(dict(content))})
+        message = new_message(records, run_id=grid.run.run_id, node_id=self.node.node_id, kind="query.echo", group="1")
+        (reply,) = grid.replies([message], timeout_s)
+        return reply
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    folder, authority = tmp_path_factory.mktemp("executor"), Authority()
+    agency = make_home(authority, folder / "agency")
+    config = server_config(agency)
+    with superlink(agency, config) as (_, control):
+        node = make_node(folder / "hospital", authority, config, control)
+        with running(node):
+            wait_online(control, node)
+            yield Federation(agency, config.control_port, control, node)
+
+
+def echo(message: Message, context: Context) -> Message:
+    return Message(message.content, reply_to=message)
+
+
+def test_messages_are_answered_whole_and_quickly(federation: Federation) -> None:
+    seconds = []
+    with executing(federation.node, echo), federation.run() as grid:
+        for size in (0, 10, 10_000, 10_000, 10_000, 12_000_000):
+            start = time.monotonic()
+            reply = federation.ask(grid, {"sent": bytes(size)})
+            seconds.append(time.monotonic() - start)
+            assert reply.content.config_records["bytes"]["sent"] == bytes(size)
+    assert statistics.median(seconds) < 3.0, seconds  # stock: 6.6–12 s on an idle machine
+
+
+def test_exception_text_stays_at_the_institution(federation: Federation, caplog: pytest.LogCaptureFixture) -> None:
+    def leak(message: Message, context: Context) -> Message:
+        raise RuntimeError(f"no diagnosis for {PATIENT}")
+
+    with executing(federation.node, leak), federation.run() as grid:
+        reply = federation.ask(grid, {})
+    assert reply.has_error()
+    assert reply.error.reason == WIRE_SENTENCES["internal"]
+    assert PATIENT in caplog.text  # the institution's own log has it
+    assert PATIENT not in str(reply)
+    for path in (federation.agency / "superlink").iterdir():
+        assert PATIENT.encode() not in path.read_bytes()
+    assert PATIENT not in (federation.agency / "logs" / "superlink.log").read_text()
+
+
+def test_code_in_an_app_bundle_does_not_run(federation: Federation, tmp_path: Path) -> None:
+    trace = tmp_path / "the-bundle-ran"
+    with executing(federation.node, echo), federation.run(armed_bundle(trace)) as grid:
+        reply = federation.ask(grid, {"sent": b"x"})
+    assert reply.content.config_records["bytes"]["sent"] == b"x"
+    assert not trace.exists()
+    assert not list(federation.node.home.rglob("armed*"))  # nor was it unpacked
+
+
+def test_supernode_that_restarts_is_served_again(federation: Federation, tmp_path: Path) -> None:
+    """The executor waits for a SuperNode that is not there yet, and survives one that goes away."""
+    authority = Authority()
+    agency = make_home(authority, tmp_path / "agency")
+    config = server_config(agency)
+    with superlink(agency, config) as (_, control):
+        node = make_node(tmp_path / "hospital", authority, config, control)
+        with executing(node, echo):
+            other = Federation(agency, config.control_port, control, node)
+            for _ in range(2):
+                with running(node) as child:
+                    wait_online(control, node)
+                    with other.run() as grid:
+                        other.ask(grid, {"sent": b"x"})
+                    child.kill()

@@ -1,0 +1,113 @@
+"""The institution's policy: fail closed, exact bounds, and the files that `init` writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sovfed.clients.home import create, load_config
+from sovfed.clients.policy import POLICY, Policy, load_policy
+from sovfed.federation.config import ClientConfig, DataConfig
+from sovfed.federation.errors import ConfigError, PolicyError
+from sovfed.federation.messages import EvaluateRequest, ProfileRequest, TrainRequest
+
+OPEN = Policy(
+    allowed_tasks=("heart",), allow_plain_updates=True, max_rounds=10, max_local_epochs=2, min_batch_size=8,
+    max_batch_size=64, max_parameters=100,
+)  # fmt: skip
+MODEL, SCALE = np.zeros(100, np.float32), np.zeros(4)
+TRAIN = TrainRequest(
+    run="r", round=10, task="heart", seed=0, local_epochs=2, batch_size=8, learning_rate=0.1, proximal_mu=0.0,
+    model=MODEL, scale=SCALE,
+)  # fmt: skip
+
+
+def test_requests_at_the_bounds_pass() -> None:
+    OPEN.check(TRAIN)
+    OPEN.check(dataclasses.replace(TRAIN, batch_size=64))
+    OPEN.check(ProfileRequest(run="r", task="heart"))
+    OPEN.check(EvaluateRequest(run="r", round=10, task="heart", model=MODEL, scale=SCALE))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task": "digits"}, "task 'digits' is not in allowed_tasks"),
+        ({"round": 11}, "round 11 is above max_rounds 10"),
+        ({"local_epochs": 3}, "local_epochs 3 is above max_local_epochs 2"),
+        ({"batch_size": 7}, "batch_size 7 is below min_batch_size 8"),
+        ({"batch_size": 65}, "batch_size 65 is above max_batch_size 64"),
+        ({"model": np.zeros(101, np.float32)}, "parameters 101 is above max_parameters 100"),
+    ],
+)
+def test_request_outside_the_bounds_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(PolicyError, match=words):
+        OPEN.check(dataclasses.replace(TRAIN, **change))
+
+
+def test_evaluation_and_profile_of_other_tasks_are_refused() -> None:
+    with pytest.raises(PolicyError):
+        OPEN.check(ProfileRequest(run="r", task="digits"))
+    with pytest.raises(PolicyError):
+        OPEN.check(EvaluateRequest(run="r", round=11, task="heart", model=MODEL, scale=SCALE))
+
+
+def test_default_policy_allows_nothing() -> None:
+    with pytest.raises(PolicyError, match="allowed_tasks"):
+        Policy().check(ProfileRequest(run="r", task="heart"))
+
+
+def test_plain_updates_need_consent() -> None:
+    with pytest.raises(PolicyError, match="allow_plain_updates is false"):
+        dataclasses.replace(OPEN, allow_plain_updates=False).check(TRAIN)
+
+
+def test_missing_policy_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="is missing, so nothing is allowed"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "- a list", "allowed_tasks: heart", "allow_plain_updates: 'yes'", "allow_plain_update: true",
+        "max_rounds: -1", "min_batch_size: 10\nmax_batch_size: 9", "max_rounds: .inf",
+        "allowed_tasks: !!python/name:os.system", "{", "\x00",
+    ],
+)  # fmt: skip
+def test_policy_that_says_anything_unknown_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / POLICY).write_text(text)
+    with pytest.raises(PolicyError, match=r"policy\.yaml"):
+        load_policy(tmp_path)
+
+
+def test_init_writes_private_files_that_read_back_equal(tmp_path: Path) -> None:
+    home = tmp_path / "hospital"
+    config = ClientConfig(home=str(home), device="cpu", data=DataConfig(source="uci_heart", path="/srv/ heart: #1"))
+    create(home, config, OPEN)
+    assert load_config(home) == config
+    assert load_policy(home) == OPEN
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in home.glob("*.yaml")} == {0o600}
+    assert "secure aggregation" in (home / POLICY).read_text()
+
+
+def test_init_overwrites_nothing(tmp_path: Path) -> None:
+    create(tmp_path / "h", ClientConfig(), OPEN)
+    (tmp_path / "h" / "client.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"policy\.yaml exists"):
+        create(tmp_path / "h", ClientConfig(), Policy())
+    assert load_policy(tmp_path / "h") == OPEN
+
+
+def test_settings_file_that_is_missing_or_wrong_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="client init"):
+        load_config(tmp_path)
+    (tmp_path / "client.yaml").write_text("devise: cpu")
+    with pytest.raises(ConfigError, match="did you mean 'device'"):
+        load_config(tmp_path)

@@ -1,0 +1,158 @@
+"""The trainer in-process: what it answers, refuses and repeats."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+
+from sovfed.clients.data import Records, load_records
+from sovfed.clients.trainer import MAX_RUNS, TrainerService, make_trainer
+from sovfed.federation.config import ClientConfig, DataConfig
+from sovfed.federation.errors import DataError, PolicyError
+from sovfed.federation.messages import (
+    EvaluateReply,
+    EvaluateRequest,
+    ProfileReply,
+    ProfileRequest,
+    Refusal,
+    Request,
+    TrainReply,
+    TrainRequest,
+)
+from sovfed.federation.tasks import Task, get_task, initial_vector
+
+TASK = get_task("breast_cancer")
+SCALE = np.concatenate([np.full(30, 50.0), np.full(30, 100.0)])
+
+
+def trainer(site: str = "3") -> TrainerService:
+    return make_trainer(ClientConfig(device="cpu", data=DataConfig(site=site)))
+
+
+def train_request(**changes: object) -> TrainRequest:
+    request = TrainRequest(
+        run="r", round=1, task=TASK.name, seed=1, local_epochs=1, batch_size=32, learning_rate=0.1, proximal_mu=0.0,
+        model=initial_vector(TASK, 0), scale=SCALE,
+    )  # fmt: skip
+    return dataclasses.replace(request, **changes)  # type: ignore[arg-type]
+
+
+def test_the_three_requests_are_answered() -> None:
+    service, request = trainer(), train_request()
+    profile = service.answer(ProfileRequest(run="r", task=TASK.name))
+    trained = service.answer(request)
+    evaluated = service.answer(
+        EvaluateRequest(run="r", round=0, task=TASK.name, model=request.model, scale=request.scale)
+    )
+    assert isinstance(profile, ProfileReply)
+    assert isinstance(trained, TrainReply)
+    assert isinstance(evaluated, EvaluateReply)
+    assert trained.count == profile.sums[0] == 32
+    assert trained.update.shape == request.model.shape
+    assert np.array_equal(trained.evaluation, evaluated.evaluation)
+    assert evaluated.evaluation[0] == 14
+
+
+def test_a_repeated_request_gets_the_same_reply_and_a_changed_one_does_not() -> None:
+    service = trainer()
+    first = service.answer(train_request())
+    assert service.answer(train_request(model=train_request().model.copy())) is first
+    other = service.answer(train_request(model=train_request().model + 1))
+    assert other is not first
+    assert service.answer(train_request(round=2)) is not first
+    again = service.answer(train_request())
+    assert isinstance(first, TrainReply)
+    assert isinstance(again, TrainReply)
+    assert again is not first
+    assert np.array_equal(first.update, again.update)
+
+
+def test_replies_are_kept_by_run_and_only_of_the_last_runs() -> None:
+    service = trainer()
+    first = service.answer(train_request())
+    for number in range(MAX_RUNS - 1):
+        service.answer(train_request(run=f"other-{number}"))
+    assert service.answer(train_request()) is first
+    service.answer(train_request(run="one more"))
+    assert service.answer(train_request()) is not first
+
+
+def test_a_failure_crosses_as_a_code_and_its_text_stays_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(task: Task) -> Records:
+        raise ValueError("patient Ada Lovelace, born 1815-12-10")
+
+    reply = TrainerService(broken, site="0", device="cpu").answer(train_request())
+    assert reply == Refusal(reason="internal")
+    assert "Lovelace" not in repr(reply)
+    assert "Lovelace" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"task": "hart"}, "protocol"),
+        ({"task": "heart"}, "data"),
+        ({"model": np.zeros(30, dtype=np.float32)}, "protocol"),
+        ({"scale": np.ones(2)}, "protocol"),
+        ({"learning_rate": 1e3, "proximal_mu": 1e6, "local_epochs": 20}, "training"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_its_code(changes: dict[str, object], reason: str) -> None:
+    assert trainer().answer(train_request(**changes)) == Refusal(reason=reason)
+
+
+def test_the_policy_is_asked_first_and_every_time() -> None:
+    allowed = True
+
+    def check(request: Request) -> None:
+        if not allowed:
+            raise PolicyError("no")
+
+    service = make_trainer(ClientConfig(device="cpu", data=DataConfig(site="3")), check)
+    assert isinstance(service.answer(train_request()), TrainReply)
+    allowed = False
+    assert service.answer(train_request()) == Refusal(reason="policy")
+
+
+def test_records_that_appear_later_are_then_read() -> None:
+    there = False
+
+    def load(task: Task) -> Records:
+        if not there:
+            raise DataError("not mounted yet")
+        return load_records(task, DataConfig(site="3"))
+
+    service = TrainerService(load, site="3", device="cpu")
+    with pytest.raises(DataError):
+        service.prepare(TASK.name)
+    assert not service.health().ready
+    assert service.health().reason == "data"
+    assert service.answer(train_request()) == Refusal(reason="data")
+    there = True
+    assert isinstance(service.answer(train_request()), TrainReply)
+    assert service.health().ready
+    assert service.health().device == "cpu"
+    assert service.health().answered == 2
+
+
+def test_no_record_stands_in_an_info_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    service = trainer()
+    service.prepare(TASK.name)
+    service.answer(train_request())
+    records = load_records(TASK, DataConfig(site="3"))
+    assert "46 records of 46 persons: 32 train, 14 held out" in caplog.text
+    assert not [value for value in records.features[:, 3] if f"{value:g}" in caplog.text]
+
+
+@pytest.mark.parametrize("length", [2_500, 7])
+def test_the_echo_adds_one_everywhere_and_needs_no_data(length: int) -> None:
+    service = make_trainer(ClientConfig(data=DataConfig(source="none")))
+    empty = np.zeros(0)
+    reply = service.answer(train_request(task="echo", model=np.zeros(length, dtype=np.float32), scale=empty))
+    assert isinstance(reply, TrainReply)
+    assert reply.update.tolist() == [1.0] * length
+    assert reply.evaluation.shape == (get_task("echo").evaluation_size,)

@@ -1,0 +1,188 @@
+"""Local training against plain torch and hand-made sums."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from sovfed.clients.data import load_records
+from sovfed.clients.training import LocalTraining, choose_device
+from sovfed.federation.config import DataConfig
+from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
+from sovfed.federation.messages import Sums, TrainRequest
+from sovfed.federation.metrics import summarise
+from sovfed.federation.tasks import get_task, initial_vector
+
+TASK = get_task("breast_cancer")
+RECORDS = load_records(TASK, DataConfig(site="0"))
+SCALE: Sums = np.concatenate([RECORDS.features.mean(0), RECORDS.features.std(0)]).astype(np.float64)
+
+
+def _engine(**settings: str) -> LocalTraining:
+    return LocalTraining(TASK, RECORDS, **{"site": "0", "device": "cpu", **settings})
+
+
+def _request(**changes: object) -> TrainRequest:
+    request = TrainRequest(
+        run="r", round=1, task=TASK.name, seed=1, local_epochs=2, batch_size=32, learning_rate=0.1, proximal_mu=0.0,
+        model=initial_vector(TASK, 0), scale=SCALE,
+    )  # fmt: skip
+    return dataclasses.replace(request, **changes)  # type: ignore[arg-type]
+
+
+def test_the_profile_is_the_sums_over_training_records() -> None:
+    training = RECORDS.features[RECORDS.train].astype(np.float64)
+    expected = [len(training), *training.sum(0), *(training**2).sum(0)]
+    assert _engine().profile().tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5])
+def test_full_batch_steps_equal_gradient_descent_by_hand(mu: float) -> None:
+    request = _request(batch_size=10_000, local_epochs=3, proximal_mu=mu)
+    scaled = (RECORDS.features[RECORDS.train] - SCALE[:30]) / SCALE[30:]
+    design = np.column_stack([scaled, np.ones(len(scaled))])
+    labels = RECORDS.labels[RECORDS.train]
+    weights = start = request.model.astype(np.float64)
+    for _ in range(3):
+        probability = 1 / (1 + np.exp(-design @ weights))
+        gradient = design.T @ (probability - labels) / len(labels) + mu * (weights - start)
+        weights = weights - 0.1 * gradient
+    update, _ = _engine().train(request)
+    assert update == pytest.approx(weights - start, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["digits", "heart"])
+def test_views_of_the_flat_vector_train_like_a_plain_torch_model(name: str) -> None:
+    task = get_task(name)
+    random = np.random.default_rng(0)
+    width, classes = len(task.schema.features), len(task.schema.classes)
+    features = random.normal(size=(50, width)).astype(np.float32)
+    records = dataclasses.replace(
+        RECORDS, features=features, labels=random.integers(0, classes, 50), persons=np.arange(50),
+        train=np.arange(40), test=np.arange(40, 50),
+    )  # fmt: skip
+    scale = np.concatenate([np.zeros(width), np.ones(width)])
+    start = initial_vector(task, 5)
+    request = _request(task=name, batch_size=50, local_epochs=4, model=start, scale=scale)
+    update, _ = LocalTraining(task, records, site="a", device="cpu").train(request)
+
+    assert task.build is not None
+    assert task.loss is not None
+    module = task.build()
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(start.copy()), module.parameters())
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = task.loss(module(torch.from_numpy(features[:40])), torch.from_numpy(records.labels[:40])).mean()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    expected = torch.nn.utils.parameters_to_vector(module.parameters()).detach().numpy() - start
+    assert update == pytest.approx(expected, abs=1e-6)
+
+
+def test_training_is_repeatable_and_leaves_no_trace() -> None:
+    engine, request = _engine(), _request()
+    state = torch.get_rng_state()
+    first, loss = engine.train(request)
+    engine.train(_request(round=2, learning_rate=0.7))
+    again, same_loss = engine.train(request)
+    assert np.array_equal(first, again)
+    assert loss == same_loss
+    assert torch.equal(state, torch.get_rng_state())
+    assert np.array_equal(first, _engine().train(request)[0])
+
+
+def test_round_seed_and_site_each_give_another_order() -> None:
+    updates = [
+        _engine().train(_request())[0],
+        _engine().train(_request(round=2))[0],
+        _engine().train(_request(seed=2))[0],
+        _engine(site="1").train(_request())[0],
+    ]
+    assert len({update.tobytes() for update in updates}) == 4
+
+
+def test_evaluation_counts_the_held_out_records_only() -> None:
+    engine = _engine()
+    update, _ = engine.train(_request(local_epochs=10))
+    model = _request().model + update
+    logits = engine.logits(model, SCALE, RECORDS.test)[:, 0]
+    labels = RECORDS.labels[RECORDS.test]
+    sums = engine.evaluate(model, SCALE)
+    found = summarise(TASK, sums)
+    assert sums[0] == len(RECORDS.test)
+    assert found["accuracy"] == pytest.approx(((logits > 0) == labels).mean())
+    assert found["loss"] == pytest.approx(np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_comes_close_to_float32(precision: str) -> None:
+    request = _request(local_epochs=5)
+    full, _ = _engine().train(request)
+    mixed, _ = _engine(precision=precision).train(request)
+    assert mixed.dtype == np.float32
+    assert not np.array_equal(mixed, full)
+    assert np.linalg.norm(mixed - full) < 0.02 * np.linalg.norm(full)
+
+
+def test_values_that_are_not_finite_end_the_round() -> None:
+    with pytest.raises(TrainingError, match="not finite"):
+        _engine().train(_request(learning_rate=1e3, proximal_mu=1e6, local_epochs=20))
+    with pytest.raises(TrainingError, match="not finite"):
+        _engine().evaluate(np.full(31, 3e38, dtype=np.float32), SCALE)
+
+
+def test_after_a_failure_the_next_round_is_not_tainted() -> None:
+    engine = _engine()
+    with pytest.raises(TrainingError):
+        engine.train(_request(learning_rate=1e3, proximal_mu=1e6, local_epochs=20))
+    assert np.array_equal(engine.train(_request())[0], _engine().train(_request())[0])
+
+
+def test_vectors_of_another_length_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="31 parameters"):
+        _engine().train(_request(model=np.zeros(30, dtype=np.float32)))
+    with pytest.raises(ProtocolError, match="scale of shape"):
+        _engine().train(_request(scale=np.ones(59)))
+
+
+def test_a_read_only_model_is_neither_copied_aside_nor_changed() -> None:
+    model = np.frombuffer(initial_vector(TASK, 0).tobytes(), dtype=np.float32)
+    before = model.copy()
+    assert np.array_equal(_engine().train(_request(model=model))[0], _engine().train(_request())[0])
+    assert np.array_equal(model, before)
+
+
+def test_a_feature_that_never_varies_does_no_harm() -> None:
+    scale = SCALE.copy()
+    scale[30] = 0.0
+    update, _ = _engine().train(_request(scale=scale, learning_rate=1e-9))
+    assert np.isfinite(update).all()
+
+
+@pytest.mark.parametrize("device", ["rocm", "tpu"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device '{device}' is not there"):
+        choose_device(device)
+
+
+def test_a_device_is_always_found() -> None:
+    assert choose_device("auto").type in ("cuda", "mps", "cpu")
+    assert choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device here")
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_gpu_gives_the_cpus_update(precision: str, resident: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not resident:
+        monkeypatch.setattr("sovfed.clients.training.RESIDENT_SHARE", 0.0)
+    expected, _ = _engine().train(_request())
+    engine = _engine(device="cuda", precision=precision)
+    update, _ = engine.train(_request())
+    tolerance = 1e-4 if precision == "float32" else 0.03
+    assert np.linalg.norm(update - expected) < tolerance * np.linalg.norm(expected)
+    assert engine.evaluate(_request().model + update, SCALE)[0] == len(RECORDS.test)

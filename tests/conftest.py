@@ -1,0 +1,39 @@
+"""What every test runs in: reports home switched off, Flower's files in a temporary folder, nobody outside called."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from sovfed.federation.quiet import be_quiet
+
+HOME = Path(tempfile.mkdtemp(prefix="sovfed-tests-"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    be_quiet(HOME)
+    os.environ["MPLBACKEND"] = "Agg"
+    sys.addaudithook(_refuse_outside)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+def _refuse_outside(event: str, args: tuple[object, ...]) -> None:
+    """Fail a test whose Python code connects to anything but this machine."""
+    if event == "socket.connect" and isinstance(args[1], tuple) and not _is_here(str(args[1][0])):
+        raise RuntimeError(f"a test tried to connect to {args[1]}")
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,73 @@
+"""Real federations for the tests that need one: authority, agency and institutions as processes on loopback ports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sovfed.federation.compose import compose
+from sovfed.federation.config import Config
+from sovfed.server import runs
+from sovfed.server.control import log_path
+from sovfed.server.coordinator import read_rounds
+from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
+from sovfed.simulations.federation import institution_names, sites
+
+RUN_TIMEOUT_S = 180.0
+
+
+def make_config(*overrides: str) -> Config:
+    return compose(["server.min_cohort=3", "server.start_cohort=4", *overrides]).config
+
+
+def make_federation(folder: Path, config: Config) -> LocalFederation:
+    data = sites(config)
+    institutions = [Institution(name, part) for name, part in zip(institution_names(data), data, strict=True)]
+    policy = dataclasses.replace(POLICY, max_local_epochs=1000, min_batch_size=1)
+    return LocalFederation(folder, institutions, config, policy)
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFederation]:
+    """Four simulated hospitals with the breast cancer data."""
+    with make_federation(tmp_path_factory.mktemp("federation"), make_config()) as running:
+        yield running
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = RUN_TIMEOUT_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.05)
+
+
+def wait_for_run(federation: LocalFederation, name: str, timeout_s: float = RUN_TIMEOUT_S) -> dict[str, Any]:
+    """The run's last state, with the coordinator's log in the failure message."""
+    wait_for(
+        lambda: runs.read_run(federation.home, name, federation.control)["status"] not in runs.ACTIVE,
+        f"run {name} to end", timeout_s,
+    )  # fmt: skip
+    return runs.read_run(federation.home, name, federation.control)
+
+
+def finished(federation: LocalFederation, name: str) -> list[dict[str, Any]]:
+    """Wait until run `name` has finished well; its rounds."""
+    run = wait_for_run(federation, name)
+    log = log_path(federation.home, run["flower_run_id"])
+    assert run["status"] == "finished", f"{run}\n{log.read_text()[-4000:] if log.exists() else 'no log'}"
+    return read_rounds(runs.run_folder(federation.home, name))
+
+
+def rounds_done(federation: LocalFederation, name: str) -> int:
+    return len(read_rounds(runs.run_folder(federation.home, name)))
+
+
+def summary(federation: LocalFederation, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((runs.run_folder(federation.home, name) / "summary.json").read_text())
+    return found

@@ -1,0 +1,105 @@
+"""kill -9 of every process in the middle of a run: the run ends right."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tests.deploy.conftest import finished, make_config, rounds_done, wait_for, wait_for_run
+
+from sovfed.server import runs
+from sovfed.simulations.deployment import LocalFederation
+from sovfed.simulations.federation import simulate
+
+pytestmark = pytest.mark.deploy
+# about 0.2 s of training a round, so that a kill lands inside one
+SLOW = ("rounds=15", "task.local_epochs=40", "task.batch_size=4", "server.min_cohort=4")
+
+
+def start(federation: LocalFederation, name: str, *overrides: str) -> None:
+    federation.start_run(name, make_config(*SLOW, *overrides))
+    wait_for(lambda: rounds_done(federation, name) >= 3, f"three rounds of {name}")
+
+
+def expected_model(federation: LocalFederation, folder: Path, *overrides: str) -> np.ndarray:
+    config = make_config(*SLOW, *overrides)
+    return simulate(config, [one.data for one in federation.institutions], folder).model
+
+
+def model(federation: LocalFederation, name: str) -> np.ndarray:
+    return load_file(runs.run_folder(federation.home, name) / "model.safetensors")["model"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(federation: LocalFederation, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    return expected_model(federation, tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.mark.parametrize("process", ["trainer", "gateway", "supernode"])
+def test_a_killed_process_of_an_institution_costs_no_round(
+    federation: LocalFederation, undisturbed: np.ndarray, process: str
+) -> None:
+    name = f"kill-{process}"
+    start(federation, name)
+    pid = federation.pid("hospital-2", process)
+    os.kill(pid, signal.SIGKILL)
+    lines = finished(federation, name)
+    assert [line["round"] for line in lines] == list(range(1, 16))
+    assert all(len(line["participants"]) == 4 for line in lines)
+    np.testing.assert_array_equal(model(federation, name), undisturbed)
+    assert federation.pid("hospital-2", process) != pid
+
+
+@pytest.mark.parametrize("process", ["superlink", "registry"])
+def test_a_killed_process_of_the_agency_comes_back_and_the_run_goes_on(
+    federation: LocalFederation, undisturbed: np.ndarray, process: str
+) -> None:
+    name = f"kill-{process}"
+    start(federation, name)
+    os.kill(federation.pid("agency", process), signal.SIGKILL)
+    lines = finished(federation, name)
+    assert [line["round"] for line in lines] == list(range(1, 16))
+    np.testing.assert_array_equal(model(federation, name), undisturbed)
+
+
+def coordinator_pid(federation: LocalFederation) -> int:
+    """The process whose command line is our coordinator's over this federation's home."""
+    wanted = str(federation.home).encode()
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"sovfed.server.app" in words and wanted in words:
+            return int(entry.parent.name)
+    raise AssertionError("no coordinator is running")
+
+
+def test_a_killed_coordinator_is_resumed_from_its_last_round(
+    federation: LocalFederation, undisturbed: np.ndarray
+) -> None:
+    name = "kill-coordinator"
+    start(federation, name)
+    os.kill(coordinator_pid(federation), signal.SIGKILL)
+    before = rounds_done(federation, name)
+    run = wait_for_run(federation, name)
+    assert run["status"] == "failed" and "coordinator" in run["reason"]
+    federation.start_run(name, make_config(*SLOW), resume=True)
+    lines = finished(federation, name)
+    assert [line["round"] for line in lines] == list(range(1, 16))
+    assert before >= 3
+    np.testing.assert_array_equal(model(federation, name), undisturbed)
+
+
+def test_a_stopped_run_is_resumed(federation: LocalFederation, undisturbed: np.ndarray) -> None:
+    name = "stopped"
+    start(federation, name)
+    runs.stop_run(federation.control, federation.home, name)
+    assert runs.read_run(federation.home, name)["status"] == "stopped"
+    federation.start_run(name, make_config(*SLOW), resume=True)
+    finished(federation, name)
+    np.testing.assert_array_equal(model(federation, name), undisturbed)

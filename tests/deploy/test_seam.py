@@ -1,0 +1,38 @@
+"""Simulation and deployment are one code path: the same seed gives the same model over all three Grids."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tests.deploy.conftest import finished, make_config, summary
+
+from sovfed.server import runs
+from sovfed.simulations.deployment import LocalFederation
+from sovfed.simulations.federation import simulate
+
+pytestmark = pytest.mark.deploy
+
+
+@pytest.mark.parametrize("lane", ["stream", "flower"])
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
+def test_deployment_and_simulation_train_the_same_model(
+    federation: LocalFederation, tmp_path: Path, lane: str, strategy: str
+) -> None:
+    config = make_config("rounds=3", "seed=5", f"strategy={strategy}", f"server.lane={lane}")
+    name = f"seam-{lane}-{strategy}"
+    settings = dataclasses.replace(federation.config.server, lane=lane)
+    runs.start_run(
+        federation.control, federation.home, name, dataclasses.replace(config, server=settings), resume=False
+    )
+    lines = finished(federation, name)
+    simulated = simulate(config, [one.data for one in federation.institutions], tmp_path)
+    deployed = load_file(runs.run_folder(federation.home, name) / "model.safetensors")
+    np.testing.assert_array_equal(deployed["scale"], simulated.scale)
+    np.testing.assert_array_equal(deployed["model"], simulated.model)
+    assert summary(federation, name)["transport"] == lane
+    assert summary(federation, name)["metrics"] == pytest.approx(simulated.summary["metrics"])
+    assert [len(line["participants"]) for line in lines] == [4, 4, 4]

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sovfed.federation.errors import PrivacyError
+from sovfed.federation.messages import Vector
+from sovfed.federation.secagg.mask import SEGMENT_WORDS, Words
+from sovfed.federation.secagg.ring import (
+    LANES,
+    Quantiser,
+    Ring,
+    dequantise,
+    header_size,
+    pack_header,
+    unpack_metrics,
+)
+
+
+def quantise(ring: Ring, update: Vector, weight: int) -> tuple[Words, int]:
+    words = np.empty(ring.words(update.size), np.uint64)
+    quantiser = Quantiser(ring, update, weight, os.urandom(32))
+    for segment, start in enumerate(range(0, words.size, SEGMENT_WORDS)):
+        quantiser.quantise(segment, words[start : start + SEGMENT_WORDS])
+    return words, quantiser.clipped
+
+
+@pytest.mark.parametrize("bits", LANES)
+@pytest.mark.parametrize("cohort", [3, 4, 5, 32])
+@pytest.mark.parametrize("value", [-1e30, 1e30])
+def test_the_honest_sum_never_leaves_its_lane(bits: int, cohort: int, value: float) -> None:
+    """Everybody at the clip with the largest weight: the mean is the clip, in every lane of every word."""
+    ring, size = Ring(bits, 0.5, 1000, cohort), 2 * LANES[bits] + 1
+    total = np.zeros(ring.words(size), np.uint64)
+    for _ in range(cohort):
+        words, clipped = quantise(ring, np.full(size, value, np.float32), 1000)
+        assert clipped == size
+        total += words
+    mean = dequantise(ring, total, size, cohort, 1000 * cohort)
+    assert np.abs(mean - np.sign(value) * 0.5).max() <= ring.error_bound(cohort, 1000 * cohort)
+
+
+@given(
+    bits=st.sampled_from(sorted(LANES)),
+    weights=st.lists(st.integers(1, 1000), min_size=3, max_size=6),
+    size=st.integers(1, 400),
+    seed=st.integers(0, 2**32),
+)
+@settings(deadline=None, max_examples=40)
+def test_weighted_mean_is_within_the_stated_bound(bits: int, weights: list[int], size: int, seed: int) -> None:
+    ring, random = Ring(bits, 2.0, 1000, len(weights)), np.random.default_rng(seed)
+    updates = random.uniform(-3, 3, (len(weights), size)).astype(np.float32)
+    total = np.zeros(ring.words(size), np.uint64)
+    for update, weight in zip(updates, weights, strict=True):
+        total += quantise(ring, update, weight)[0]
+    mean = dequantise(ring, total, size, len(weights), sum(weights))
+    plain = np.average(np.clip(updates, -2, 2).astype(np.float64), axis=0, weights=weights)
+    assert np.abs(mean - plain).max() <= ring.error_bound(len(weights), sum(weights))
+
+
+def test_rounding_has_no_bias() -> None:
+    """The mean of 200,000 roundings of one value, against a standard error of half a step at most."""
+    ring, count = Ring(12, 1.0, 10, 4), 200_000
+    value = np.float32(0.3 / float(ring.limit))
+    words, _ = quantise(ring, np.full(count, value, np.float32), 10)
+    mean = dequantise(ring, words, count, 1, 10).astype(np.float64).mean() * float(ring.limit)
+    assert abs(mean - 0.3) < 6 * 0.5 / np.sqrt(count) + 2**-16
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 70_000, 299_999])
+def test_non_finite_values_are_refused(bad: float, place: int) -> None:
+    update = np.zeros(300_000, np.float32)
+    update[place] = bad
+    with pytest.raises(PrivacyError, match="not finite"):
+        quantise(Ring(32, 1.0, 1000, 4), update, 10)
+
+
+@pytest.mark.parametrize("weight", [0, -1, 1001])
+def test_weights_out_of_range_are_refused(weight: int) -> None:
+    with pytest.raises(PrivacyError, match="weight"):
+        quantise(Ring(32, 1.0, 1000, 4), np.zeros(4, np.float32), weight)
+
+
+def test_metrics_sum_in_fixed_point() -> None:
+    values = [[0.25, -3.5, 1e6], [0.5, 1.25, -2e6], [-1.0, 0.0, 5e5]]
+    total = sum((pack_header(10, row, 24) for row in values), np.zeros(header_size(3), np.uint64))
+    assert total[0] == 3 and total[1] == 30 and not total[5:].any()
+    assert unpack_metrics(total, 3, 24).tolist() == [-0.25, -2.25, -5e5]
+
+
+@pytest.mark.parametrize("metric", [np.nan, np.inf, 2.0**31])
+def test_metrics_that_do_not_fit_are_refused(metric: float) -> None:
+    with pytest.raises(PrivacyError, match="metric"):
+        pack_header(1, [metric], 24)

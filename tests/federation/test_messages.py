@@ -1,0 +1,160 @@
+"""Messages survive the codec unchanged, and nothing malformed becomes a message."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sovfed.federation.errors import WIRE_SENTENCES, ConfigError, ProtocolError, SovfedError, wire_code
+from sovfed.federation.messages import (
+    KINDS,
+    EvaluateReply,
+    EvaluateRequest,
+    LaneOffer,
+    LaneReply,
+    Message,
+    ProfileReply,
+    ProfileRequest,
+    Refusal,
+    TrainReply,
+    TrainRequest,
+    decode,
+    encode,
+)
+
+MODEL, SCALE = np.arange(5, dtype=np.float32), np.ones(4)
+TRAIN = TrainRequest("r", 1, "heart", 2**63 - 1, 2, 16, 0.1, 0.0, MODEL, SCALE)
+MESSAGES: list[Message] = [
+    ProfileRequest("r", "heart"),
+    ProfileReply(np.arange(7.0)),
+    TRAIN,
+    TrainReply(1, 303, 0.5, 0.7, MODEL, SCALE),
+    EvaluateRequest("r", 0, "heart", MODEL, SCALE),
+    EvaluateReply(3, 0.1, SCALE),
+    LaneOffer("r", "agency.example:8445", "t" * 32),
+    LaneReply(True),
+    Refusal("data"),
+]
+
+
+def equal(a: object, b: object) -> bool:
+    return type(a) is type(b) and all(
+        np.array_equal(getattr(a, field.name), getattr(b, field.name))
+        for field in dataclasses.fields(a)  # type: ignore[arg-type]
+    )
+
+
+def with_scalars(**changes: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    kind, scalars, vectors = encode(TRAIN)
+    return kind, {**scalars, **changes}, dict(vectors)
+
+
+def test_every_kind_of_message_is_covered_here() -> None:
+    assert {type(message) for message in MESSAGES} == set(KINDS.values())
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_a_message_survives_the_codec(message: Message) -> None:
+    assert equal(decode(*encode(message)), message)
+
+
+@given(
+    st.integers(1, 1_000_000),
+    st.floats(0.0, 1e9),
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=50),
+)
+def test_any_values_in_range_survive_the_codec(number: int, seconds: float, values: list[float]) -> None:
+    message = TrainReply(number, 1, seconds, 0.0, np.array(values, dtype=np.float32), SCALE)
+    assert equal(decode(*encode(message)), message)
+
+
+def test_vectors_are_not_copied() -> None:
+    assert encode(TRAIN)[2]["model"] is MODEL
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="unknown message kind"):
+        decode("run-this-code", {"version": 1}, {})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": 2},
+        {"version": "1"},
+        {"version": True + 1},
+        {"extra": 1},
+        {"round": 0},
+        {"round": 1.0},
+        {"round": True},
+        {"run": ""},
+        {"run": "r" * 65},
+        {"seed": 2**63},
+        {"learning_rate": float("nan")},
+        {"learning_rate": float("inf")},
+        {"model": 1},
+    ],
+    ids=str,
+)
+def test_a_wrong_scalar_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        decode(*with_scalars(**changes))
+
+
+def test_a_missing_scalar_or_version_is_refused() -> None:
+    for name in ("round", "version"):
+        kind, scalars, vectors = with_scalars()
+        del scalars[name]
+        with pytest.raises(ProtocolError):
+            decode(kind, scalars, vectors)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MODEL.astype(np.float64),
+        MODEL.astype(">f4"),
+        MODEL.reshape(1, 5),
+        np.array(1.0, dtype=np.float32),
+        np.array([1.0, np.nan], dtype=np.float32),
+        np.array([1.0, np.inf], dtype=np.float32),
+        np.array([np.inf, -np.inf], dtype=np.float32),
+        np.broadcast_to(np.float32(0.0), (1_000_000_001,)),
+    ],
+    ids=["float64", "big-endian", "matrix", "scalar", "nan", "inf", "opposite-infs", "too-long"],
+)
+def test_a_wrong_vector_is_refused(model: Any) -> None:
+    kind, scalars, vectors = with_scalars()
+    with pytest.raises(ProtocolError):
+        decode(kind, scalars, {**vectors, "model": model})
+
+
+def test_finite_values_whose_sum_overflows_float32_are_accepted() -> None:
+    large = np.full(4, np.finfo(np.float32).max, dtype=np.float32)
+    kind, scalars, vectors = with_scalars()
+    assert equal(decode(kind, scalars, {**vectors, "model": large}), dataclasses.replace(TRAIN, model=large))
+
+
+@pytest.mark.parametrize("names", [[], ["model"], ["model", "scale", "more"]])
+def test_missing_or_additional_vectors_are_refused(names: list[str]) -> None:
+    kind, scalars, _ = with_scalars()
+    with pytest.raises(ProtocolError, match="vectors"):
+        decode(kind, scalars, dict.fromkeys(names, MODEL))
+
+
+def test_a_refusal_says_a_fixed_sentence_and_takes_no_other_text() -> None:
+    assert Refusal("data").sentence == WIRE_SENTENCES["data"]
+    with pytest.raises(ProtocolError):
+        decode("refusal", {"version": 1, "reason": "patient Maria Muster was not found"}, {})
+
+
+def test_only_the_code_of_an_error_crosses_the_wire() -> None:
+    assert wire_code(KeyError("Maria Muster")) == "internal"
+    assert wire_code(ConfigError("x")) == "config"
+    codes = {error.code for error in SovfedError.__subclasses__()} | {SovfedError.code}
+    assert codes == set(WIRE_SENTENCES)

@@ -1,0 +1,123 @@
+"""Server optimizers: stepping with the mean update equals Flower's own strategy over the individual replies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
+
+from sovfed.federation.config import StrategyConfig
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.flower import new_message
+from sovfed.server.rounds import Fold
+from sovfed.server.strategies import make_optimizer
+
+COUNTS = (256, 17, 90)
+
+
+def flower_strategy(name: str) -> Any:
+    strategies: dict[str, Callable[[], FedAvg]] = {
+        "fedavg": FedAvg,
+        "fedprox": FedAvg,
+        "fedavgm": lambda: FedAvgM(server_learning_rate=0.7, server_momentum=0.5),
+        "fedadam": lambda: FedAdam(eta=0.7, beta_1=0.8, beta_2=0.95, tau=0.01),
+        "fedyogi": lambda: FedYogi(eta=0.7, beta_1=0.8, beta_2=0.95, tau=0.01),
+        "fedadagrad": lambda: FedAdagrad(eta=0.7, tau=0.01),
+    }
+    return strategies[name]()
+
+
+def config(name: str) -> StrategyConfig:
+    return StrategyConfig(
+        name=name, server_learning_rate=0.7, server_momentum=0.5, beta_1=0.8, beta_2=0.95, tau=0.01
+    )  # fmt: skip
+
+
+def flower_step(strategy: Any, number: int, model: np.ndarray, updates: list[np.ndarray]) -> np.ndarray:
+    """One round of Flower's own strategy over the individual replies."""
+    if isinstance(strategy, FedAvgM):
+        strategy.current_arrays = ArrayRecord({"model": Array(model)})
+    elif type(strategy) is not FedAvg:
+        strategy.current_arrays = {"model": model}
+    replies = [
+        new_message(
+            RecordDict(
+                {
+                    "arrays": ArrayRecord({"model": Array(model + update)}),
+                    "metrics": MetricRecord({"num-examples": count}),
+                }
+            ),
+            run_id=1,
+            node_id=i,
+            kind="train",
+            group="1",
+        )
+        for i, (update, count) in enumerate(zip(updates, COUNTS, strict=True))
+    ]
+    arrays, _ = strategy.aggregate_train(number, replies)
+    assert arrays is not None
+    found: np.ndarray = arrays["model"].numpy()
+    return found
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
+def test_step_with_the_mean_update_equals_flowers_own_strategy(name: str) -> None:
+    rng = np.random.default_rng(0)
+    model = rng.normal(size=50).astype(np.float32)
+    theirs, ours = model.copy(), model.copy()
+    flower, optimizer = flower_strategy(name), make_optimizer(config(name))
+    for number in (1, 2, 3):
+        updates = [rng.normal(size=50).astype(np.float32) for _ in COUNTS]
+        fold = Fold(50)
+        for update, count in zip(updates, COUNTS, strict=True):
+            fold.add(update, count)
+        theirs = flower_step(flower, number, theirs, updates)
+        ours = optimizer.step(number, ours, fold.mean())
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
+def test_restored_slots_continue_as_if_uninterrupted(name: str) -> None:
+    rng = np.random.default_rng(1)
+    model = rng.normal(size=20).astype(np.float32)
+    updates = [rng.normal(size=20).astype(np.float32) for _ in range(4)]
+    whole, first, second = (make_optimizer(config(name)) for _ in range(3))
+    expected = got = model
+    for number, update in enumerate(updates, start=1):
+        expected = whole.step(number, expected, update)
+    for number, update in enumerate(updates[:2], start=1):
+        got = first.step(number, got, update)
+    second.restore(first.slots())
+    for number, update in enumerate(updates[2:], start=3):
+        got = second.step(number, got, update)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_state_of_another_strategy_is_refused() -> None:
+    with pytest.raises(ConfigError, match="optimizer state"):
+        make_optimizer(config("fedavg")).restore({"m": np.zeros(3)})
+    with pytest.raises(ConfigError, match="optimizer state"):
+        make_optimizer(config("fedavgm")).restore({"m": np.zeros(3)})
+
+
+def test_fold_is_the_weighted_mean_by_hand() -> None:
+    fold = Fold(2)
+    fold.add(np.array([1.0, 2.0], dtype=np.float32), 1)
+    fold.add(np.array([4.0, -1.0], dtype=np.float32), 3)
+    np.testing.assert_array_equal(fold.mean(), np.array([3.25, -0.25], dtype=np.float32))
+
+
+def test_fold_does_not_depend_on_the_order_of_replies() -> None:
+    rng = np.random.default_rng(2)
+    updates = [rng.normal(size=300_000).astype(np.float32) for _ in range(5)]
+    counts = [256, 170, 97, 46, 11]
+    forward, backward = Fold(300_000), Fold(300_000)
+    for i in range(5):
+        forward.add(updates[i], counts[i])
+        backward.add(updates[4 - i], counts[4 - i])
+    np.testing.assert_array_equal(forward.mean(), backward.mean())

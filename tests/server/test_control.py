@@ -1,0 +1,177 @@
+"""Nodes and runs through the real superlink, with our executor and a small coordinator process."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.server.agency import Authority, free_port, make_home, make_institution, server_config, superlink, wait_until
+
+from sovfed.federation.config import ServerConfig
+from sovfed.federation.errors import ConfigError, ServiceError
+from sovfed.server.control import MAX_CONFIG_BYTES, ControlClient, build_bundle, log_path
+from sovfed.server.executor import Executor
+from sovfed.server.serverapp_runner import FAILED
+
+COORDINATOR = Path(__file__).with_name("sample_coordinator.py")
+pytestmark = pytest.mark.deploy
+
+
+@contextlib.contextmanager
+def executor(home: Path, port: int) -> Iterator[Executor]:
+    command = [sys.executable, str(COORDINATOR), "--home", str(home), "--port", str(port)]
+    worker = Executor(home, port, command)
+    thread = threading.Thread(target=worker.work)
+    thread.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        thread.join(30)
+
+
+class Agency:
+    """A running superlink that can be killed and started again, its executor and a control client."""
+
+    def __init__(self, home: Path, config: ServerConfig, stack: contextlib.ExitStack) -> None:
+        self.home, self.config = home, config
+        self._stack = stack
+        self.process, self.control = self.start()
+        stack.enter_context(executor(home, config.control_port))
+
+    def start(self) -> tuple[subprocess.Popen[bytes], ControlClient]:
+        return self._stack.enter_context(superlink(self.home, self.config))
+
+    def ended(self, run_id: int, timeout_s: float = 40.0) -> str:
+        wait_until(lambda: self.control.get_run(run_id).finished, timeout_s, f"the end of run {run_id}")
+        return self.control.get_run(run_id).status
+
+    def log(self, run_id: int) -> str:
+        path = log_path(self.home, run_id)
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture(scope="module")
+def agency(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agency]:
+    home = make_home(Authority(), tmp_path_factory.mktemp("control") / "agency")
+    with contextlib.ExitStack() as stack:
+        yield Agency(home, server_config(home), stack)
+
+
+def test_a_node_is_registered_listed_and_forgotten(agency: Agency, tmp_path: Path) -> None:
+    hospital = make_institution(Authority(), tmp_path / "hospital", "hospital-1")
+    node_id = agency.control.register_node(hospital.public_key, "hospital-1")
+    (node,) = [node for node in agency.control.list_nodes() if node.node_id == node_id]
+    assert (node.name, node.status, node.public_key) == ("hospital-1", "registered", hospital.public_key)
+    with pytest.raises(ServiceError, match="already in use"):
+        agency.control.register_node(hospital.public_key, "hospital-1")
+    agency.control.unregister_node(node_id)
+    assert node_id not in [node.node_id for node in agency.control.list_nodes() if node.status != "unregistered"]
+
+
+def test_a_run_gets_its_configuration_and_completes(agency: Agency) -> None:
+    config = {"do": "count", "filler": "x" * (MAX_CONFIG_BYTES - 100)}
+    run_id = agency.control.start_run(config)
+    assert agency.ended(run_id) == "finished:completed"
+    assert "config of 1048" in agency.log(run_id)
+    assert agency.control.get_run(run_id).config == config
+    assert run_id in [run.run_id for run in agency.control.list_runs()]
+
+
+def test_a_larger_configuration_is_refused(agency: Agency) -> None:
+    with pytest.raises(ConfigError, match="at most 1048576"):
+        agency.control.start_run({"filler": "x" * MAX_CONFIG_BYTES})
+
+
+def test_a_failure_is_reported_as_a_fixed_sentence(agency: Agency) -> None:
+    run_id = agency.control.start_run({"do": "fail"})
+    assert agency.ended(run_id) == "finished:failed"
+    assert agency.control.get_run(run_id).details == FAILED
+    assert "Musterfrau" in agency.log(run_id)  # the detail stays in the agency's own log
+    assert "Musterfrau" not in (agency.home / "logs" / "superlink.log").read_text()
+
+
+def test_the_token_is_not_in_the_process_list(agency: Agency) -> None:
+    run_id = agency.control.start_run({"do": "poll", "seconds": 60})
+    wait_until(lambda: "config of" in agency.log(run_id), what="the coordinator's start")
+    lines = [line.split(b"\0") for line in _command_lines() if str(COORDINATOR).encode() in line]
+    expected = [sys.executable, str(COORDINATOR), "--home", str(agency.home), "--port", str(agency.config.control_port)]
+    assert [word.decode() for word in lines[0] if word] == expected
+    agency.control.stop_run(run_id)
+
+
+@pytest.mark.parametrize("do", ["poll", "hang"])
+def test_a_stopped_run_ends_its_coordinator_soon(agency: Agency, do: str) -> None:
+    run_id = agency.control.start_run({"do": do, "seconds": 300})
+    wait_until(lambda: "config of" in agency.log(run_id), what="the coordinator's start")
+    agency.control.stop_run(run_id)
+    stopped = time.monotonic()
+    wait_until(lambda: not _coordinators(agency.home), 10, "the coordinator's end")
+    assert time.monotonic() - stopped < 8
+    assert agency.control.get_run(run_id).status == "finished:stopped"
+    with pytest.raises(ServiceError):
+        agency.control.stop_run(run_id)
+
+
+def test_a_run_outlives_the_kill_of_the_superlink(agency: Agency) -> None:
+    run_id = agency.control.start_run({"do": "poll", "seconds": 12})
+    wait_until(lambda: "config of" in agency.log(run_id), what="the coordinator's start")
+    agency.process.send_signal(signal.SIGKILL)
+    agency.process.wait()
+    time.sleep(3)
+    with pytest.raises(ServiceError, match="no superlink at"):
+        agency.control.get_run(run_id)
+    agency.process, agency.control = agency.start()
+    assert agency.ended(run_id, 60) == "finished:completed"
+    assert agency.ended(agency.control.start_run({"do": "count"})) == "finished:completed"
+
+
+def test_coordinators_end_with_their_executor(tmp_path: Path) -> None:
+    home = make_home(Authority(), tmp_path / "agency")
+    config = server_config(home)
+    with superlink(home, config) as (_, control):
+        with executor(home, config.control_port):
+            run_id = control.start_run({"do": "hang", "seconds": 300})
+            wait_until(lambda: log_path(home, run_id).exists() and bool(log_path(home, run_id).read_text()))
+            assert _coordinators(home)
+        assert not _coordinators(home)
+        assert control.get_run(run_id).status == "finished:failed"
+
+
+def test_no_superlink_is_a_clear_error(tmp_path: Path) -> None:
+    home = make_home(Authority(), tmp_path / "agency")
+    from sovfed.federation.loopback import ensure_secret
+
+    ensure_secret(home / "secrets" / "loopback.secret")
+    with ControlClient(home, free_port()) as control:
+        assert not control.alive()
+        with pytest.raises(ServiceError, match="sovfed server up"):
+            control.list_runs()
+
+
+def test_the_bundle_holds_no_code() -> None:
+    import io
+    import zipfile
+
+    with zipfile.ZipFile(io.BytesIO(build_bundle())) as bundle:
+        assert sorted(bundle.namelist()) == [".info/CONTENT", "pyproject.toml"]
+
+
+def _command_lines() -> list[bytes]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes())
+    return found
+
+
+def _coordinators(home: Path) -> list[bytes]:
+    marks = (str(COORDINATOR).encode(), str(home).encode())
+    return [line for line in _command_lines() if all(mark in line.split(b"\0") for mark in marks)]

@@ -1,0 +1,117 @@
+"""The round loop over a real ClientApp in memory: hostile, failing and absent institutions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from sovfed.clients.app import make_client_app
+from sovfed.federation.config import Config, ServerConfig
+from sovfed.federation.errors import CohortError
+from sovfed.federation.messages import ProfileReply, ProfileRequest, Refusal, Reply, Request, TrainReply, TrainRequest
+from sovfed.server.rounds import Rounds
+from sovfed.server.strategies import make_optimizer
+from sovfed.simulations.grid import InMemoryGrid
+
+Behaviour = Callable[[Request], Reply]
+
+
+class Scripted:
+    """A trainer that answers as it is told."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.behaviour = behaviour
+
+    def answer(self, request: Request) -> Reply:
+        return self.behaviour(request)
+
+
+def honest(value: float, count: int) -> Behaviour:
+    def answer(request: Request) -> Reply:
+        if isinstance(request, ProfileRequest):
+            return ProfileReply(sums=np.array([count, value * count, value * value * count]))
+        assert isinstance(request, TrainRequest)
+        update = np.full(request.model.size, value, dtype=np.float32)
+        return TrainReply(
+            round=request.round, count=count, seconds=0.0, train_loss=value, update=update, evaluation=np.ones(2)
+        )  # fmt: skip
+
+    return answer
+
+
+def rounds(behaviours: list[Behaviour], min_cohort: int) -> Rounds:
+    config = dataclasses.replace(Config(), server=ServerConfig(min_cohort=min_cohort, node_wait_s=0.3))
+    apps = {node: make_client_app(Scripted(behaviour)) for node, behaviour in enumerate(behaviours, start=1)}
+    made = Rounds(config, "1", InMemoryGrid(apps), make_optimizer(config.strategy))
+    made.model, made.sums, made.features = np.zeros(4, dtype=np.float32), 2, 1
+    return made
+
+
+def test_round_is_the_weighted_mean_of_the_updates() -> None:
+    made = rounds([honest(1.0, 10), honest(4.0, 30)], min_cohort=2)
+    done = made.train(1)
+    np.testing.assert_allclose(made.model, np.full(4, 3.25))
+    assert (done.participants, done.count, done.train_loss) == ([1, 2], 40, 3.25)
+    np.testing.assert_array_equal(done.evaluation, [2.0, 2.0])
+
+
+def altered(**changes: object) -> Behaviour:
+    def answer(request: Request) -> Reply:
+        return dataclasses.replace(honest(9.0, 10)(request), **changes)  # type: ignore[arg-type]
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        pytest.param(altered(update=np.full(4, np.nan, dtype=np.float32)), id="NaN"),
+        pytest.param(altered(update=np.full(4, np.inf, dtype=np.float32)), id="Inf"),
+        pytest.param(altered(update=np.zeros(5, dtype=np.float32)), id="wrong length"),
+        pytest.param(altered(update=np.zeros((2, 2), dtype=np.float32)), id="wrong shape"),
+        pytest.param(altered(update=np.zeros(4, dtype=np.float64)), id="wrong dtype"),
+        pytest.param(altered(round=2), id="another round"),
+        pytest.param(altered(count=0), id="no records"),
+        pytest.param(altered(count=-5), id="negative records"),
+        pytest.param(altered(evaluation=np.ones(3)), id="wrong sums"),
+        pytest.param(lambda request: ProfileReply(sums=np.ones(3)), id="wrong kind"),
+        pytest.param(lambda request: Refusal(reason="policy"), id="refusal"),
+    ],
+)
+def test_a_bad_reply_is_left_out_and_the_round_goes_on(hostile: Behaviour) -> None:
+    made = rounds([honest(1.0, 10), hostile, honest(4.0, 30)], min_cohort=2)
+    done = made.train(1)
+    assert done.participants == [1, 3] and list(done.refused) == [2]
+    np.testing.assert_allclose(made.model, np.full(4, 3.25))
+
+
+def test_exception_text_of_an_institution_does_not_reach_the_server() -> None:
+    def leaking(request: Request) -> Reply:
+        raise ValueError("patient Erika Mustermann, HIV positive")
+
+    made = rounds([honest(1.0, 10), leaking], min_cohort=1)
+    done = made.train(1)
+    assert done.refused == {2: "internal"}
+
+
+def test_too_few_updates_end_the_run_with_the_reason_and_leave_the_model() -> None:
+    made = rounds([honest(1.0, 10), lambda request: Refusal(reason="data")], min_cohort=2)
+    with pytest.raises(CohortError, match=r"round 3: 1 updates .* minimum cohort is 2.*data"):
+        made.train(3)
+    np.testing.assert_array_equal(made.model, np.zeros(4))
+
+
+def test_a_round_waits_for_the_minimum_cohort_and_then_gives_up() -> None:
+    made = rounds([honest(1.0, 10)], min_cohort=3)
+    with pytest.raises(CohortError, match="1 institutions are connected"):
+        made.train(1)
+
+
+def test_scale_comes_from_sums_over_all_institutions() -> None:
+    made = rounds([honest(1.0, 10), honest(4.0, 30)], min_cohort=2)
+    made.profile()
+    values = np.array([1.0] * 10 + [4.0] * 30)
+    np.testing.assert_allclose(made.scale, [values.mean(), values.std()])

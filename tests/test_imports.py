@@ -1,0 +1,145 @@
+"""Who may import whom: the layers of the architecture, where Flower may be touched, and what a help text may load."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+from sovfed.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+LAYERS = {  # folder → the folders that its modules may import
+    "conf": set(),
+    "federation": {"federation"},
+    "server": {"federation", "server"},
+    "clients": {"federation", "clients"},
+    "simulations": {"federation", "server", "clients", "simulations"},
+}
+FLOWER_FACING = {
+    "clients/app.py",
+    "clients/executor.py",
+    "clients/lane.py",
+    "federation/flower.py",
+    "federation/lane_codec.py",
+    "server/app.py",
+    "server/grid.py",
+    "server/lane_links.py",
+    "server/rounds.py",
+    "server/strategies/adapter.py",
+    "simulations/grid.py",
+}
+HEAVY = {"torch", "flwr", "mlflow", "hydra", "omegaconf", "pandas", "sklearn", "opacus", "ray", "matplotlib", "grpc"}
+MODULES = {str(path.relative_to(ROOT)): path for folder in LAYERS for path in sorted((ROOT / folder).rglob("*.py"))}
+
+
+def module_name(file: str) -> str:
+    return "sovfed." + file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def root(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def imports(tree: ast.AST, *, top_only: bool = False) -> Iterator[str]:
+    """The dotted names that `tree` imports; `top_only` leaves out functions and `if TYPE_CHECKING` blocks."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif not (top_only and _runs_later(node)):
+            yield from imports(node, top_only=top_only)
+
+
+def _runs_later(node: ast.AST) -> bool:
+    checked_only = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    return checked_only or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+
+
+def parsed(file: str) -> ast.Module:
+    return ast.parse(MODULES[file].read_text(encoding="utf-8"), file)
+
+
+def test_folders_import_downwards_only() -> None:
+    wrong = []
+    for file in MODULES:
+        allowed = LAYERS[file.partition("/")[0]]
+        for name in imports(parsed(file)):
+            package, _, rest = name.partition(".")
+            layer = rest.partition(".")[0]
+            if package in LAYERS or (package == "sovfed" and layer in LAYERS and layer not in allowed):
+                wrong.append(f"{file} imports {name}")
+    assert not wrong
+
+
+def test_no_module_is_named_in_a_string_to_get_around_the_layers() -> None:
+    wrong = []
+    for file in MODULES:
+        allowed = LAYERS[file.partition("/")[0]]
+        for node in ast.walk(parsed(file)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+                for argument in (ast.unparse(argument).strip("'") for argument in node.args):
+                    layer = argument.removeprefix("sovfed.").partition(".")[0]
+                    if layer in LAYERS and layer not in allowed:
+                        wrong.append(f"{file} imports {argument}")
+    assert not wrong
+
+
+def test_exactly_the_flower_facing_files_import_flower_at_the_top() -> None:
+    tops = {file: {root(name) for name in imports(parsed(file), top_only=True)} for file in MODULES}
+    ours = {file for file in tops if not file.startswith("simulations/benchmarks/")}  # those measure Flower itself
+    assert {file for file in ours if "flwr" in tops[file]} == FLOWER_FACING
+
+
+def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
+    names = {"sklearn": "scikit-learn", "google": "protobuf", "grpc": "grpcio", "hydra": "hydra-core", "yaml": "pyyaml"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[^A-Za-z0-9-]", requirement)[0].lower() for requirement in project["dependencies"]}
+    imported = {root(name) for file in MODULES for name in imports(parsed(file))}
+    used = {names.get(name, name) for name in imported - sys.stdlib_module_names - {"sovfed", "_typeshed"}}
+    assert used - declared == set()
+
+
+def test_command_modules_load_nothing_heavy_at_the_top() -> None:
+    """Follows top-level imports from every command module through our own modules."""
+    by_name = {module_name(file): file for file in MODULES}
+    waiting, seen = [lazy.module for lazy in COMMANDS.values()], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in by_name:
+            continue
+        seen.add(name)
+        for imported in imports(parsed(by_name[name]), top_only=True):
+            assert root(imported) not in HEAVY, f"{name} imports {imported} at the top"
+            waiting.append(imported)
+
+
+def test_no_help_text_loads_a_heavy_library() -> None:
+    script = f"""
+import json, sys
+from click.testing import CliRunner
+from sovfed.cli import COMMANDS, cli
+
+def loaded(names):
+    return sorted(name for name in sys.modules if name.startswith(names))
+
+def show(*args):
+    return CliRunner().invoke(cli, [*args, "--help"]).exit_code
+
+codes = [show()]
+root = loaded(("sovfed.server", "sovfed.clients", "sovfed.simulations")) + sorted({HEAVY!r} & set(sys.modules))
+codes += [show(name) for name in COMMANDS]
+print(json.dumps([root, sorted({HEAVY!r} & set(sys.modules)), codes]))
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT / ".src")
+    after_root, after_groups, codes = json.loads(done.stdout)
+    assert (after_root, after_groups) == ([], [])
+    assert set(codes) == {0}
