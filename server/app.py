@@ -24,7 +24,7 @@ from sovfed.federation.flower import FlowerGrid, StreamingGrid
 from sovfed.federation.schema import bind
 from sovfed.server.coordinator import coordinate
 from sovfed.server.grid import open_stream_grid
-from sovfed.server.runs import run_folder, write_state
+from sovfed.server.runs import lock, run_folder, write_state
 from sovfed.server.serverapp_runner import Stopped, run
 from sovfed.server.tracking import Tracker
 
@@ -38,37 +38,36 @@ def serve_run(base: Grid, spec: dict[str, Any], home: Path) -> None:
     name, resume = str(spec.get("name", "")), bool(spec.get("resume", False))
     folder = run_folder(home, name)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    state = {
-        "name": name, "flower_run_id": base.run.run_id, "pid": os.getpid(), "started": time.time(),
-        "config": asdict(config),
-    }  # fmt: skip
-    write_state(folder, state, "running")
-    tracker = Tracker(config, home, folder, name)
-    try:
-        grid, transport = connect(base, config, home)
+    with lock(folder):
+        state = {
+            "name": name, "flower_run_id": base.run.run_id, "pid": os.getpid(), "started": time.time(),
+            "config": asdict(config),
+        }  # fmt: skip
+        write_state(folder, state, "running")
+        tracker = Tracker(config, home, folder, name)
         try:
-            coordinate(
-                grid,
-                config,
-                run=str(base.run.run_id),
-                folder=folder,
-                transport=transport,
-                tracker=tracker,
-                resume=resume,
-            )
-        finally:
-            grid.close()
-    except Stopped:
-        write_state(folder, state, "stopped", "stopped by the operator, or its task was dropped by the superlink")
-        tracker.finish("KILLED", [], register=False)
-        raise
-    except BaseException as error:
-        reason = str(error) if isinstance(error, SovfedError) else type(error).__name__
-        write_state(folder, state, "failed", reason)
-        tracker.note({"failure": reason[:500]})
-        tracker.finish("FAILED", [], register=False)
-        raise
-    write_state(folder, state, "finished")
+            _train(base, config, home, folder, tracker, resume)
+        except Stopped:
+            write_state(folder, state, "stopped", "stopped by the operator, or its task was dropped by the superlink")
+            tracker.finish("KILLED", [], register=False)
+            raise
+        except BaseException as error:
+            reason = str(error) if isinstance(error, SovfedError) else type(error).__name__
+            write_state(folder, state, "failed", reason)
+            tracker.note({"failure": reason[:500]})
+            tracker.finish("FAILED", [], register=False)
+            raise
+        write_state(folder, state, "finished")
+
+
+def _train(base: Grid, config: Config, home: Path, folder: Path, tracker: Tracker, resume: bool) -> None:
+    grid, transport = connect(base, config, home)
+    try:
+        coordinate(
+            grid, config, run=str(base.run.run_id), folder=folder, transport=transport, tracker=tracker, resume=resume
+        )
+    finally:
+        grid.close()
 
 
 def connect(base: Grid, config: Config, home: Path) -> tuple[StreamingGrid, str]:

@@ -17,10 +17,13 @@ from sovfed.federation.files import write_private
 from sovfed.federation.schema import bind, nearest
 
 if TYPE_CHECKING:
+    from filelock import FileLock
+
     from sovfed.server.control import ControlClient
 
 STATE: Final = "run.json"
 ACTIVE: Final = ("starting", "running")
+LOCK_S: Final = 30.0  # a coordinator that is told to stop finishes its tracking first
 START_GRACE_S: Final = 30.0  # between StartRun and the coordinator's first sign of life
 
 
@@ -34,6 +37,24 @@ def run_folder(home: Path, name: str) -> Path:
 def new_run_name(config: Config) -> str:
     """The configured name, or task, date and a random part."""
     return config.run_name or f"{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def lock(folder: Path) -> FileLock:
+    """The lock that the one process that may write into a run's folder holds, until it ends."""
+    from filelock import FileLock
+
+    return FileLock(folder / "lock", timeout=LOCK_S, mode=0o600)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    from filelock import Timeout
+
+    try:
+        with lock(folder):
+            yield
+    except Timeout as error:
+        raise ServiceError(f"the coordinator of run '{folder.name}' has not ended within {LOCK_S:g} s") from error
 
 
 def write_state(folder: Path, state: dict[str, Any], status: str, reason: str = "") -> None:
@@ -50,18 +71,21 @@ def start_run(control: ControlClient, home: Path, name: str, config: Config, *, 
         with contextlib.suppress(ServiceError):  # it has ended already, as it should
             control.stop_run(_state(home, name)["flower_run_id"])
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    run_id = control.start_run({"name": name, "resume": resume, "config": asdict(config)})
-    state = {"name": name, "flower_run_id": run_id, "started": time.time(), "config": asdict(config)}
-    write_state(folder, state, "starting")
+    with _locked(folder):  # the last coordinator has written its last word; the next one waits for ours
+        run_id = control.start_run({"name": name, "resume": resume, "config": asdict(config)})
+        state = {"name": name, "flower_run_id": run_id, "started": time.time(), "config": asdict(config)}
+        write_state(folder, state, "starting")
     return run_id
 
 
 def stop_run(control: ControlClient, home: Path, name: str) -> None:
-    """End the run's coordinator; the checkpoint stays."""
+    """End the run's coordinator and wait until it has ended; the checkpoint stays."""
     state = _state(home, name)
     if state["status"] in ACTIVE:
         control.stop_run(state["flower_run_id"])
-        write_state(run_folder(home, name), state, "stopped", "stopped by the operator")
+        with _locked(run_folder(home, name)):
+            if (state := _state(home, name))["status"] in ACTIVE:  # it had no time to say so itself
+                write_state(run_folder(home, name), state, "stopped", "stopped by the operator")
 
 
 def stored_config(home: Path, name: str) -> Config:
