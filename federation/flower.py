@@ -28,14 +28,23 @@ _DTYPES: Final = ("float32", "float64")
 
 
 def to_records(message: Message) -> RecordDict:
-    """The RecordDict that carries `message`; vectors are serialised as raw little-endian bytes."""
+    """The RecordDict that carries `message`; vectors are serialised as raw little-endian bytes, uncopied.
+
+    Whoever holds the vectors must not write into them any more.
+    """
     kind, scalars, vectors = encode(message)
     header = ConfigRecord({"kind": kind, **scalars})
-    arrays = {
-        name: Array(dtype=str(vector.dtype), shape=vector.shape, stype=RAW, data=vector.tobytes())
-        for name, vector in vectors.items()
-    }
-    return RecordDict({"header": header, "vectors": ArrayRecord(arrays)})
+    arrays = ArrayRecord()
+    for name, vector in vectors.items():
+        arrays[name] = _array(vector)
+    return RecordDict({"header": header, "vectors": arrays})
+
+
+def _array(vector: npt.NDArray[Any]) -> Array:
+    array = Array(dtype=str(vector.dtype), shape=vector.shape, stype=RAW, data=b"")
+    little = np.ascontiguousarray(vector, vector.dtype.newbyteorder("<"))
+    array.data = little.data.cast("B").toreadonly() if little.size else b""  # type: ignore[assignment]
+    return array
 
 
 def from_records(records: RecordDict) -> Message:

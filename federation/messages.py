@@ -179,8 +179,8 @@ def decode(kind: str, scalars: Mapping[str, Any], vectors: Mapping[str, npt.NDAr
         vector = vectors[name]
         if vector.dtype != dtype or vector.ndim != 1 or vector.size > MAX_PARAMETERS:
             raise ProtocolError(f"{kind}.{name}: {vector.dtype} of shape {vector.shape}, expected {dtype} of shape [d]")
-        with np.errstate(invalid="ignore"):  # +inf and -inf add up to NaN
-            suspicious = not np.isfinite(vector.sum(dtype=np.float64))
+        with np.errstate(invalid="ignore", over="ignore"):  # +inf and -inf add up to NaN; a sum may overflow by itself
+            suspicious = not np.isfinite(vector.sum())
         if suspicious and not np.isfinite(vector).all():
             raise ProtocolError(f"{kind}.{name}: not finite")
     checked = bind(_scalars_class(cls), values, kind, ProtocolError)

@@ -1,4 +1,4 @@
-"""The environment in which no library of ours reports home or looks for updates."""
+"""The environment of every process that we start: no library reports home or looks for updates."""
 
 from __future__ import annotations
 
@@ -36,15 +36,21 @@ REMOVED: Final = (
     "FLWR_LICENSE_KEY",
 )
 
+# Freed memory of a model's size stays with the process. glibc would hand it back and have the kernel zero it anew, page
+# by page, several times a message: half of a 40 MB round's CPU time. Blocks above 1 GiB are returned all the same.
+HEAP: Final[Mapping[str, str]] = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+
 
 def quiet_environment(home: Path | None = None) -> dict[str, str]:
     """A copy of this process's environment for a child, with every report and update check off.
 
-    With `home`, Flower's own files go to `home/state/flwr` rather than to the user's home directory.
+    With `home`, the child is one of ours: Flower's own files go to `home/state/flwr` rather than to the user's home
+    directory, and its heap is kept (`HEAP`).
     """
     environment = {name: value for name, value in os.environ.items() if name not in REMOVED}
     environment.update(QUIET)
     if home is not None:
+        environment = {**HEAP, **environment}
         environment["FLWR_HOME"] = str(home / "state" / "flwr")
     return environment
 

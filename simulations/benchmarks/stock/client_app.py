@@ -18,3 +18,13 @@ def train(message: Message, context: Context) -> Message:
     arrays = ArrayRecord([vector + 1])
     metrics = MetricRecord({"num-examples": 1, "seconds": time.monotonic() - started})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """The sum of the vector, as a metric."""
+    started = time.monotonic()
+    (vector,) = message.content.array_records["arrays"].to_numpy_ndarrays()
+    total = float(vector.sum())
+    metrics = MetricRecord({"num-examples": 1, "total": total, "seconds": time.monotonic() - started})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)

@@ -67,6 +67,7 @@ def test_overhead_is_wall_less_slowest_compute() -> None:
 def test_ratios_are_stock_over_ours() -> None:
     medians = {
         "stock": {"10kb": 8.0, "40mb": 30.0},
+        "stock_training": {"10kb": 4.0, "40mb": 20.0},
         "lane": {"10kb": 0.02, "40mb": 2.0},
         "fallback": {"10kb": 4.0, "40mb": 10.0},
     }
@@ -79,6 +80,8 @@ def test_ratios_are_stock_over_ours() -> None:
         {
             "stock_over_ours_10kb": 400.0, "stock_over_ours_40mb": 15.0,
             "stock_over_fallback_10kb": 2.0, "stock_over_fallback_40mb": 3.0,
+            "stock_training_over_ours_10kb": 200.0, "stock_training_over_ours_40mb": 10.0,
+            "stock_training_over_fallback_10kb": 1.0, "stock_training_over_fallback_40mb": 2.0,
         }
     )  # fmt: skip
 
@@ -134,13 +137,17 @@ def test_stock_server_writes_wall_and_slowest_compute_of_each_round(tmp_path: Pa
     clock.round_ended(0, arrays)
     started = time.monotonic()
     time.sleep(0.05)
-    clock.fold_metrics(replies, "num-examples")
+    clock.fold_training(replies, "num-examples")
+    time.sleep(0.05)
+    clock.fold_evaluation(replies[1:], "num-examples")
     clock.round_ended(1, arrays)
     most = time.monotonic() - started
     (line,) = map(json.loads, (tmp_path / "rounds.jsonl").read_text().splitlines())
-    assert (line["round"], line["replies"], line["seconds_compute"]) == (1, 3, 0.75)
-    assert 0.05 <= line["seconds"] <= most + 0.01
-    assert 6 * 10_000 <= line["bytes"] <= 6 * 10_200  # three down, three up, and numpy's header
+    assert (line["round"], line["replies"]) == (1, 2)
+    assert (line["seconds_compute"], line["training_seconds_compute"]) == (1.5, 0.75)
+    assert 0.05 <= line["training_seconds"] <= line["seconds"] - 0.05 <= most
+    assert 5 * 10_000 <= line["training_bytes"] <= 5 * 10_200  # two down, three up, and numpy's header
+    assert line["bytes"] - line["training_bytes"] == 2 * arrays.count_bytes()
 
 
 def test_tree_finds_grandchildren_in_other_sessions(family: subprocess.Popen[bytes]) -> None:
@@ -208,7 +215,7 @@ def test_three_systems_are_measured_and_nothing_stays_behind(tmp_path: Path) -> 
         members.pop(os.getpid())
         lines, _ = rounds._measure(blocks, stock, ours, math.inf, Console(quiet=True))
     assert {of: len(found) for of, found in lines.items()} == {
-        ("stock", "10kb"): 1, ("lane", "10kb"): 20, ("fallback", "10kb"): 1,
+        ("stock", "10kb"): 1, ("stock_training", "10kb"): 1, ("lane", "10kb"): 20, ("fallback", "10kb"): 1,
     }  # fmt: skip
     rows = {row["system"]: row for row in (rounds._row(*of, found) for of, found in lines.items())}
     assert all(80_000 <= row["bytes_per_round"] < 100_000 for row in rows.values())
