@@ -26,11 +26,12 @@ from sovfed.federation.messages import (
     Refusal,
     Reply,
     Request,
+    SecaggRequest,
     TrainRequest,
 )
 
 log = logging.getLogger(__name__)
-R = TypeVar("R", TrainRequest, EvaluateRequest, ProfileRequest, LaneOffer)
+R = TypeVar("R", TrainRequest, EvaluateRequest, ProfileRequest, SecaggRequest, LaneOffer)
 
 
 class Trainer(Protocol):
@@ -54,6 +55,10 @@ def make_client_app(trainer: Trainer, join: Callable[[LaneOffer, Context], bool]
     @app.query("profile")
     def profile(message: FlowerMessage, context: Context) -> FlowerMessage:
         return _reply(message, lambda: trainer.answer(_expect(message, ProfileRequest)))
+
+    @app.query("secagg")
+    def secagg(message: FlowerMessage, context: Context) -> FlowerMessage:
+        return _reply(message, lambda: trainer.answer(_expect(message, SecaggRequest)))
 
     @app.query("lane")
     def lane(message: FlowerMessage, context: Context) -> FlowerMessage:

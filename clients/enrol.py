@@ -55,6 +55,7 @@ from sovfed.federation.identity import (
     verify_peer,
 )
 from sovfed.federation.schema import bind, bounded
+from sovfed.federation.secagg.files import create_journal
 
 FIRST_POLL_S: Final = 0.1
 LONGEST_POLL_S: Final = 10.0
@@ -129,6 +130,7 @@ def enrol(
     write_atomic(identity / "root.pem", to_pem(root))
     install_crl(identity, reply.crl)
     write_atomic(identity / "cert.pem", reply.certificate)
+    create_journal(home)
     write_atomic(identity / INSTITUTION_FILE, json.dumps(asdict(found), indent=2).encode() + b"\n")
     (identity / "request.csr").unlink()
     return found

@@ -24,9 +24,15 @@ TASK_SECRET: Final = Path("secrets/superexec.secret")  # Flower's own: signs the
 SETTINGS_HEAD: Final = "How this institution takes part. Changes hold from the next `sovfed client up`."
 
 
-def create(home: Path, config: ClientConfig, policy: Policy) -> None:
-    """Make the home (0700) with `client.yaml` and `policy.yaml`. Raises ConfigError if either is there already."""
-    texts = {SETTINGS: settings_text(config, SETTINGS_HEAD, skip=("home",)), POLICY: settings_text(policy, POLICY_HEAD)}
+def create(home: Path, config: ClientConfig, policy: Policy, why: str = "") -> None:
+    """Make the home (0700) with `client.yaml` and `policy.yaml`, whose head ends with `why` it says what it says.
+
+    Raises ConfigError if either file is there already.
+    """
+    texts = {
+        SETTINGS: settings_text(config, SETTINGS_HEAD, skip=("home",)),
+        POLICY: settings_text(policy, f"{POLICY_HEAD}\n\n{why}".rstrip()),
+    }
     for name in texts:
         if (home / name).exists():
             raise ConfigError(f"{home / name} exists; edit it, or choose another --home")

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.settings import read_settings
 from sovfed.federation.errors import PolicyError
-from sovfed.federation.messages import MAX_PARAMETERS, EvaluateRequest, Request, TrainRequest
+from sovfed.federation.messages import MAX_PARAMETERS, EvaluateRequest, Request, SecaggRequest, TrainRequest
 from sovfed.federation.schema import bind, bounded
+from sovfed.federation.secagg.terms import Terms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,9 +21,13 @@ POLICY: Final = "policy.yaml"
 POLICY_HEAD: Final = """\
 What this institution lets a run ask of it. Read by the trainer alone, and changed by nobody but you.
 
-allow_plain_updates: there is no secure aggregation yet. Whoever runs the aggregation server sees this institution's own
-update, not only the sum of all, and an update can tell things about single records. While this is false the institution
-answers no request to train. Set it to true only if you trust the agency with that."""
+allow_plain_updates: a run without secure aggregation shows this institution's own update, record count and metrics to
+whoever runs the aggregation server, not only the sums over all institutions, and an update can tell things about single
+records. While this is false, such a run gets nothing from here. Set it to true only if you trust the agency with that.
+
+secure_aggregation: the terms on which this institution lets its share go into a sum. The agency proposes a run's
+parameters; what is outside these bounds is refused. min_cohort is the fewest institutions of any sum: c institutions
+that side with the agency learn the sum of the others, so it should be the number that you fear, plus 3."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,9 @@ class Policy:
 
     allowed_tasks: tuple[str, ...] = bounded((), 1, 64, doc="tasks that runs may train and evaluate here")
     allow_plain_updates: bool = bounded(
-        False, doc="let the server see this institution's own update, since secure aggregation is off"
+        False, doc="answer runs without secure aggregation: the server sees this institution's own update"
     )
+    secure_aggregation: Terms = field(default_factory=Terms)
     max_rounds: int = bounded(1_000, 1, 1_000_000, doc="highest round of a run that is still answered")
     max_local_epochs: int = bounded(20, 1, 10_000, doc="most passes over the records in one round")
     min_batch_size: int = bounded(8, 1, 1_000_000, unit="records", doc="a smaller batch tells more of each record")
@@ -44,15 +50,20 @@ class Policy:
             raise ValueError(f"min_batch_size {self.min_batch_size} is above max_batch_size {self.max_batch_size}")
 
     def check(self, request: Request) -> None:
-        """Raises PolicyError unless `request` is within these bounds; the message names the setting."""
+        """Raises PolicyError unless `request` is within these bounds; the message names the setting.
+
+        The terms of secure aggregation are checked where its messages are read (`clients/masking.py`).
+        """
+        if isinstance(request, SecaggRequest):
+            return
         if request.task not in self.allowed_tasks:
             raise PolicyError(f"task '{request.task}' is not in allowed_tasks {list(self.allowed_tasks)}")
+        if not request.begin.size and not self.allow_plain_updates:
+            raise PolicyError("this run aggregates without secure aggregation, and allow_plain_updates is false")
         if isinstance(request, TrainRequest | EvaluateRequest):
             _at_most("round", request.round, "max_rounds", self.max_rounds)
             _at_most("parameters", request.model.size, "max_parameters", self.max_parameters)
         if isinstance(request, TrainRequest):
-            if not self.allow_plain_updates:
-                raise PolicyError("this run aggregates without secure aggregation, and allow_plain_updates is false")
             _at_most("local_epochs", request.local_epochs, "max_local_epochs", self.max_local_epochs)
             _at_most("batch_size", request.batch_size, "max_batch_size", self.max_batch_size)
             if request.batch_size < self.min_batch_size:

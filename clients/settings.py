@@ -46,7 +46,13 @@ def _lines(values: DataclassInstance, skip: Collection[str], indent: str) -> Ite
             continue
         comment = f"{field.metadata.get('doc', '')}{_takes(field.metadata)}"
         yield from (f"{indent}# {line}" for line in textwrap.wrap(comment, 100))
-        yield f"{indent}{field.name}: {json.dumps(value)}"  # JSON's scalars and lists are YAML
+        yield f"{indent}{field.name}: {_scalar(value)}"
+
+
+def _scalar(value: Any) -> str:
+    """`value` in JSON, whose scalars and lists are YAML, but for 1e-06: YAML takes that for a text."""
+    text = json.dumps(value)
+    return text.replace("e", ".0e") if isinstance(value, float) and "." not in text else text
 
 
 def _takes(rules: Any) -> str:

@@ -22,16 +22,10 @@ from google.protobuf.message import DecodeError
 
 from sovfed.federation.errors import ProtocolError, ServiceError
 from sovfed.federation.messages import (
-    EvaluateReply,
-    EvaluateRequest,
     Message,
-    ProfileReply,
-    ProfileRequest,
     Refusal,
     Reply,
     Request,
-    TrainReply,
-    TrainRequest,
     decode,
     encode,
 )
@@ -48,7 +42,9 @@ MAX_PATH_BYTES: Final = 107  # of a Unix socket's address (unix(7))
 RETRY_PAUSE_S: Final = (0.05, 1.0)  # first and longest
 _LENGTH: Final = struct.Struct("<I")
 _ALIGNMENT: Final = 8
-_DTYPES: Final[dict[str, np.dtype[Any]]] = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
+_DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    name: np.dtype(name).newbyteorder("<") for name in ("float32", "float64", "uint8", "uint64")
+}
 
 
 class Service(Protocol):
@@ -142,7 +138,7 @@ def _answer(service: Service, frame: bytes) -> bytes:
     except ProtocolError as error:
         log.warning("refused a frame of %d bytes: %s", len(frame), error)
         return to_frame(Refusal(reason=error.code))
-    if not isinstance(request, ProfileRequest | TrainRequest | EvaluateRequest):
+    if not isinstance(request, Request):
         log.warning("refused a %s: a trainer answers none", type(request).__name__)
         return to_frame(Refusal(reason=ProtocolError.code))
     return to_frame(service.answer(request))
@@ -179,7 +175,7 @@ class TrainerStub:
             if self._closed.wait(pause):
                 raise ServiceError(f"{self._path}: closed while the trainer was away")
             pause = min(2 * pause, RETRY_PAUSE_S[1])
-        if not isinstance(reply, ProfileReply | TrainReply | EvaluateReply | Refusal):
+        if not isinstance(reply, Reply):
             raise ProtocolError(f"the trainer answered with a {type(reply).__name__}")
         return reply
 

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from sovfed.clients.data import Records, load_records
+from sovfed.clients.masking import Masking
 from sovfed.clients.policy import load_policy
 from sovfed.clients.socket import NAME, TrainerStub, serve
 from sovfed.federation.config import ClientConfig
-from sovfed.federation.errors import ConfigError, ProtocolError, SovfedError, wire_code
+from sovfed.federation.errors import ConfigError, PolicyError, ProtocolError, SovfedError, wire_code
 from sovfed.federation.files import private_directory
 from sovfed.federation.messages import (
     EvaluateReply,
@@ -34,6 +35,8 @@ from sovfed.federation.messages import (
     Refusal,
     Reply,
     Request,
+    SecaggRequest,
+    SumRequest,
     Sums,
     TrainReply,
     TrainRequest,
@@ -42,6 +45,7 @@ from sovfed.federation.messages import (
 from sovfed.federation.processes import die_with_parent
 from sovfed.federation.quiet import be_quiet
 from sovfed.federation.schema import bind
+from sovfed.federation.secagg.files import FileStore, load_identity
 from sovfed.federation.tasks import NAMES, Task, get_task
 from sovfed.federation.trainer_pb2 import HealthReply
 
@@ -112,9 +116,14 @@ class TrainerService:
         device: str = "auto",
         precision: str = "float32",
         check: Callable[[Request], None] = lambda _request: None,
+        masking: Masking | None = None,
     ) -> None:
-        """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request."""
+        """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
+
+        Without `masking`, every request of secure aggregation is refused.
+        """
         self._load, self._site, self._device, self._precision, self._check = load, site, device, precision, check
+        self._masking = masking
         self._workloads: dict[str, Workload] = {}
         self._replies: OrderedDict[str, dict[type[Request], tuple[Request, Reply]]] = OrderedDict()
         self._lock = threading.Lock()
@@ -155,6 +164,21 @@ class TrainerService:
 
     def _work(self, request: Request) -> Reply:
         start = time.monotonic()
+        if isinstance(request, SecaggRequest):
+            return self._require_masking().answer(request)
+        if not request.begin.size:
+            return self._compute(request, start)
+        masking = self._require_masking()
+        permit = masking.permit(request)
+        reply = self._compute(request, start)
+        return masking.mask(request.run, permit, reply, lambda: time.monotonic() - start)
+
+    def _require_masking(self) -> Masking:
+        if self._masking is None:
+            raise PolicyError("this trainer was given no identity, so it takes no part in secure aggregation")
+        return self._masking
+
+    def _compute(self, request: SumRequest, start: float) -> ProfileReply | TrainReply | EvaluateReply:
         workload = self._workload(request.task)
         if isinstance(request, ProfileRequest):
             return ProfileReply(sums=workload.profile())
@@ -203,11 +227,15 @@ def _equal(a: Request, b: Request) -> bool:
     return all(np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y for x, y in pairs)
 
 
-def make_trainer(config: ClientConfig, check: Callable[[Request], None] = lambda _request: None) -> TrainerService:
+def make_trainer(
+    config: ClientConfig,
+    check: Callable[[Request], None] = lambda _request: None,
+    masking: Masking | None = None,
+) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
         lambda task: load_records(task, config.data), site=config.data.site, device=config.device,
-        precision=config.precision, check=check,
+        precision=config.precision, check=check, masking=masking,
     )  # fmt: skip
 
 
@@ -230,7 +258,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = bind(ClientConfig, json.loads(options.config))
         home = private_directory(options.home)
-        trainer = make_trainer(config, load_policy(home).check)
+        policy = load_policy(home)
+        masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
+        trainer = make_trainer(config, policy.check, masking)
         _prepare(trainer, config)
         server = serve(trainer, home / NAME, config.max_message_bytes)
     except (SovfedError, json.JSONDecodeError) as error:

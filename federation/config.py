@@ -14,6 +14,8 @@ from sovfed.federation.schema import bounded, choice
 
 PORT_MAX: Final = 65_535
 MESSAGE_BYTES_MAX: Final = 2**31 - 1  # of one protobuf message
+LANE_BITS: Final = (12, 16, 21, 32)  # of a word of the ring; federation/secagg/ring.py
+SECURE_COHORT: Final = 3  # of two, one colluder learns the other's update from the sum
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,18 @@ class PrivacyConfig:
 
 @dataclass(frozen=True)
 class SecaggConfig:
-    """Secure aggregation. Off: no protocol is built yet, and asking for one is refused rather than ignored."""
+    """Secure aggregation: the coordinator sees sums over the cohort, and no institution's own update or metric."""
 
-    enabled: bool = bounded(False, doc="must be false so far: the server sees each institution's update")
+    enabled: bool = bounded(True, doc="false: the server sees each institution's update; their policies must allow it")
+    bits: int = bounded(32, 12, 32, unit="bits", doc="ring lane of a parameter: 12, 16, 21 or 32; fewer are coarser")
+    clip: float = bounded(8.0, 1e-6, 1e3, doc="bound on each coordinate of an update; what is beyond it is cut off")
+    max_weight: int = bounded(
+        10_000, 1, 2**48, unit="records", doc="most records of one institution; one with more is refused"
+    )
 
     def __post_init__(self) -> None:
-        if self.enabled:
-            raise ValueError("enabled is true, but no protocol is built yet; the server would see each update")
+        if self.bits not in LANE_BITS:
+            raise ValueError(f"bits is {self.bits}, expected one of {LANE_BITS}")
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ class ServerConfig:
     lane_address: str | None = bounded(None, 3, 262, doc="host:port that institutions are told; null = the first name")
     lane: str = choice("auto", ("auto", "stream", "flower"), doc="auto falls back from the stream to Flower's Grid")
     lane_timeout_s: float = bounded(20.0, 0.1, 3_600, unit="s", doc="longest wait for institutions to open their lane")
-    min_cohort: int = bounded(2, 1, 100_000, unit="institutions", doc="fewer updates than this void a round")
+    min_cohort: int = bounded(5, 1, 100_000, unit="institutions", doc="fewer updates than this void a round")
     start_cohort: int = bounded(0, 0, 100_000, unit="institutions", doc="wait for this many at the start; 0 = no wish")
     round_deadline_s: float = bounded(600.0, 0.1, 604_800, unit="s", doc="longest wait for the updates of one round")
     node_wait_s: float = bounded(120.0, 0.1, 604_800, unit="s", doc="longest wait for the minimum cohort to connect")
@@ -172,3 +179,10 @@ class Config:
     client: ClientConfig = ClientConfig()
     tracking: TrackingConfig = TrackingConfig()
     simulation: SimulationConfig = SimulationConfig()
+
+    def __post_init__(self) -> None:
+        if self.secagg.enabled and self.server.min_cohort < SECURE_COHORT:
+            raise ValueError(
+                f"server.min_cohort is {self.server.min_cohort}; secure aggregation needs at least {SECURE_COHORT}, "
+                "since a sum over two tells each the other's update"
+            )

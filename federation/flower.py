@@ -24,7 +24,7 @@ from sovfed.federation.messages import MAX_PARAMETERS, Message, decode, encode
 RAW: Final = "sovfed.raw.le"  # serialisation type: the array's little-endian bytes, nothing else
 SERVER_NODE_ID: Final = 1  # flwr.common.constant.SUPERLINK_NODE_ID, held by a contract test
 TTL_S: Final = 12 * 3600.0
-_DTYPES: Final = ("float32", "float64")
+_DTYPES: Final = ("float32", "float64", "uint8", "uint64")
 
 
 def to_records(message: Message) -> RecordDict:

@@ -22,6 +22,9 @@ PROTOCOL_VERSION: Final = 1
 MAX_PARAMETERS: Final = 1_000_000_000  # of one vector, checked before allocation
 Vector: TypeAlias = npt.NDArray[np.float32]  # shape [d], the model or an update
 Sums: TypeAlias = npt.NDArray[np.float64]  # shape [k], totals over records
+Bytes: TypeAlias = npt.NDArray[np.uint8]  # shape [n], a message of secure aggregation (federation/secagg/wire.py)
+Words: TypeAlias = npt.NDArray[np.uint64]  # shape [w], a masked vector
+STEPS: Final = ("offer", "roster", "capsules", "confirmations", "reveal")
 Scalar: TypeAlias = bool | int | float | str
 
 
@@ -29,12 +32,18 @@ def _vector(dtype: str) -> Any:
     return dataclasses.field(metadata={"dtype": dtype})
 
 
-@dataclasses.dataclass(frozen=True)
+def _begin() -> Any:
+    """M1 of a sum that is taken by secure aggregation; empty: the reply is the institution's own, in the clear."""
+    return dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.uint8), metadata={"dtype": "uint8"})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class ProfileRequest:
     """Ask for the feature totals that federated standardisation needs (no model yet)."""
 
     run: str = bounded(low=1, high=64)
     task: str = bounded(low=1, high=64)
+    begin: Bytes = _begin()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,6 +70,7 @@ class TrainRequest:
     proximal_mu: float = bounded(low=0.0, high=1e6)
     model: Vector = _vector("float32")
     scale: Sums = _vector("float64")
+    begin: Bytes = _begin()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,6 +94,7 @@ class EvaluateRequest:
     task: str = bounded(low=1, high=64)
     model: Vector = _vector("float32")
     scale: Sums = _vector("float64")
+    begin: Bytes = _begin()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,6 +104,35 @@ class EvaluateReply:
     round: int = bounded(low=0, high=1_000_000)
     seconds: float = bounded(low=0.0, high=1e9)
     evaluation: Sums = _vector("float64")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MaskedReply:
+    """M2: what a request with `begin` is answered with. `message` and its `payload`, the masked words, shape [w].
+
+    `seconds` of computing is the only thing that the institution tells about itself.
+    """
+
+    seconds: float = bounded(low=0.0, high=1e9)
+    message: Bytes = _vector("uint8")
+    payload: Words = _vector("uint64")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SecaggRequest:
+    """The other messages of secure aggregation: the steps of its setup, and M3 (`reveal`)."""
+
+    run: str = bounded(low=1, high=64)
+    body: Bytes = _vector("uint8")
+    step: str = choice("offer", STEPS)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SecaggReply:
+    """The institution's answer to a `SecaggRequest`; empty where the step ends the setup."""
+
+    body: Bytes = _vector("uint8")
+    step: str = choice("offer", STEPS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +163,12 @@ class Refusal:
 
 
 Message: TypeAlias = (
-    ProfileRequest | ProfileReply | TrainRequest | TrainReply | EvaluateRequest | EvaluateReply | LaneOffer | LaneReply
-    | Refusal
+    ProfileRequest | ProfileReply | TrainRequest | TrainReply | EvaluateRequest | EvaluateReply | MaskedReply
+    | SecaggRequest | SecaggReply | LaneOffer | LaneReply | Refusal
 )  # fmt: skip
-Request: TypeAlias = ProfileRequest | TrainRequest | EvaluateRequest
-Reply: TypeAlias = ProfileReply | TrainReply | EvaluateReply | Refusal
+SumRequest: TypeAlias = ProfileRequest | TrainRequest | EvaluateRequest  # its replies are added up
+Request: TypeAlias = SumRequest | SecaggRequest
+Reply: TypeAlias = ProfileReply | TrainReply | EvaluateReply | MaskedReply | SecaggReply | Refusal
 KINDS: Final[dict[str, type[Any]]] = {
     "profile": ProfileRequest,
     "profile-reply": ProfileReply,
@@ -135,6 +176,9 @@ KINDS: Final[dict[str, type[Any]]] = {
     "train-reply": TrainReply,
     "evaluate": EvaluateRequest,
     "evaluate-reply": EvaluateReply,
+    "masked-reply": MaskedReply,
+    "secagg": SecaggRequest,
+    "secagg-reply": SecaggReply,
     "lane-offer": LaneOffer,
     "lane-reply": LaneReply,
     "refusal": Refusal,
@@ -180,7 +224,7 @@ def decode(kind: str, scalars: Mapping[str, Any], vectors: Mapping[str, npt.NDAr
         if vector.dtype != dtype or vector.ndim != 1 or vector.size > MAX_PARAMETERS:
             raise ProtocolError(f"{kind}.{name}: {vector.dtype} of shape {vector.shape}, expected {dtype} of shape [d]")
         with np.errstate(invalid="ignore", over="ignore"):  # +inf and -inf add up to NaN; a sum may overflow by itself
-            suspicious = not np.isfinite(vector.sum())
+            suspicious = dtype.kind == "f" and not np.isfinite(vector.sum())
         if suspicious and not np.isfinite(vector).all():
             raise ProtocolError(f"{kind}.{name}: not finite")
     checked = bind(_scalars_class(cls), values, kind, ProtocolError)

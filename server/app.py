@@ -22,6 +22,7 @@ from sovfed.federation.config import Config
 from sovfed.federation.errors import CohortError, ServiceError, SovfedError
 from sovfed.federation.flower import FlowerGrid, StreamingGrid
 from sovfed.federation.schema import bind
+from sovfed.federation.secagg.files import load_identity
 from sovfed.server.coordinator import coordinate
 from sovfed.server.grid import open_stream_grid
 from sovfed.server.runs import lock, run_folder, write_state
@@ -61,11 +62,13 @@ def serve_run(base: Grid, spec: dict[str, Any], home: Path) -> None:
 
 
 def _train(base: Grid, config: Config, home: Path, folder: Path, tracker: Tracker, resume: bool) -> None:
+    identity = load_identity(home / "identity") if config.secagg.enabled else None
     grid, transport = connect(base, config, home)
     try:
         coordinate(
-            grid, config, run=str(base.run.run_id), folder=folder, transport=transport, tracker=tracker, resume=resume
-        )
+            grid, config, run=str(base.run.run_id), folder=folder, transport=transport,
+            identity=identity, tracker=tracker, resume=resume,
+        )  # fmt: skip
     finally:
         grid.close()
 

@@ -11,7 +11,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,13 +19,17 @@ import numpy as np
 
 from sovfed import __version__
 from sovfed.federation.config import Config
+from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.metrics import summarise
+from sovfed.federation.secagg.keys import Identity
 from sovfed.federation.tasks import Task, get_task, initial_vector
 from sovfed.server import checkpoint
+from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.rounds import Round, Rounds
+from sovfed.server.secure_aggregation import SecureAggregation
 from sovfed.server.strategies import make_optimizer
 from sovfed.server.tracking import Tracker
 
@@ -51,18 +55,19 @@ def coordinate(
     run: str,
     folder: Path,
     transport: str,
+    identity: Identity | None = None,
     tracker: Tracker | None = None,
     resume: bool = False,
     on_round: Callable[[dict[str, Any]], None] = lambda line: None,
 ) -> Outcome:
     """Train for `config.rounds` rounds and return the outcome; with `resume`, go on after the last checkpoint.
 
-    Raises CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
+    `identity` is the coordinator's, by which it speaks in secure aggregation; a run without it needs none. Raises
+    CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
     """
-    task = get_task(config.task.name)
-    if task.build is None:  # the echo: a vector of the length that is asked for
-        task = replace(task, parameters=config.task.parameters)
-    rounds = Rounds(config, run, grid, make_optimizer(config.strategy))
+    task = get_task(config.task.name, config.task.parameters)
+    aggregation = _aggregation(grid, config, run, task, identity)
+    rounds = Rounds(config, run, grid, make_optimizer(config.strategy), aggregation)
     rounds.sums, rounds.features = task.evaluation_size, len(task.schema.features)
     started = time.monotonic()
     last = _begin(rounds, task, folder, resume)
@@ -86,8 +91,11 @@ def coordinate(
                 tracker.round(number, _figures(line))
             on_round(line)
     writer.close()
-    final = {names.get(node, str(node)): sums for node, sums in rounds.evaluate(config.rounds).items()}
-    summary = _summary(config, task, folder, final, transport, time.monotonic() - started)
+    final = rounds.evaluate(config.rounds)
+    summary = {
+        **_summary(config, task, folder, final, names, transport, time.monotonic() - started),
+        **aggregation.describe(),
+    }
     _write_model(folder, task, rounds)
     plot_curves(folder)
     if tracker:
@@ -97,6 +105,19 @@ def coordinate(
     if tracker:
         tracker.finish("FINISHED", [folder / name for name in (MODEL, SUMMARY, ROUNDS, "curves.png")], register=True)
     return Outcome(rounds.model, rounds.scale, summary)
+
+
+def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, identity: Identity | None) -> Aggregation:
+    server = config.server
+    if not config.secagg.enabled:
+        log.warning("secure aggregation is off: this process sees every institution's own update")
+        return PlainAggregation(grid, server.round_deadline_s)
+    if identity is None:
+        raise ConfigError("secure aggregation needs the coordinator's certificate and key")
+    return SecureAggregation(
+        grid, identity, config.secagg, run=run, min_cohort=server.min_cohort, deadline_s=server.round_deadline_s,
+        max_size=task.parameters, config_digest=bytes.fromhex(checkpoint.config_digest(config)),
+    )  # fmt: skip
 
 
 def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool) -> int:
@@ -149,14 +170,14 @@ def _figures(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _summary(
-    config: Config, task: Task, folder: Path, final: dict[str, Sums], transport: str, seconds: float
+    config: Config, task: Task, folder: Path, final: Total, names: dict[int, str], transport: str, seconds: float
 ) -> dict[str, Any]:
     lines = read_rounds(folder)
-    union = np.sum(list(final.values()), axis=0) if final else None
+    by_name = {names.get(node, str(node)): sums for node, sums in final.by_node.items()}
     return {
         "task": task.name,
         "split": "simulated" if task.simulated_split else "natural",
-        "institutions": sorted(final),
+        "institutions": sorted(names.get(node, str(node)) for node in final.participants),
         "rounds": config.rounds,
         "strategy": config.strategy.name,
         "transport": transport,
@@ -166,9 +187,8 @@ def _summary(
         "bytes_up_per_round": _median(lines, "bytes_up"),
         "bytes_down_per_round": _median(lines, "bytes_down"),
         "metric": task.headline,
-        "metrics": summarise(task, union) if union is not None else {},
-        "metrics_by_institution": {name: summarise(task, sums) for name, sums in sorted(final.items())},
-        "secure_aggregation": False,
+        "metrics": summarise(task, final.sums) if final.sums is not None else {},
+        "metrics_by_institution": {name: summarise(task, sums) for name, sums in sorted(by_name.items())},
         "epsilon": None,
         "config": asdict(config),
     }

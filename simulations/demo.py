@@ -114,7 +114,7 @@ def _print(console: Console, federation: LocalFederation, summary: dict[str, Any
     )  # fmt: skip
     console.print(table)
     console.print(
-        f"secure aggregation: [yellow]off[/] (not built yet)   differential privacy: [yellow]off[/] (not built yet)\n"
+        f"secure aggregation: {_protection(summary)}   differential privacy: [yellow]off[/]\n"
         f"transport: {summary['transport']}   {summary['rounds']} rounds in {summary['seconds_training']:.1f} s, "
         f"{summary['seconds_per_round_median'] * 1e3:.0f} ms a round "
         f"({summary['overhead_seconds_per_round_median'] * 1e3:.0f} ms overhead); "
@@ -122,6 +122,11 @@ def _print(console: Console, federation: LocalFederation, summary: dict[str, Any
         f"summary: {federation.folder / 'summary.json'}\ncurves:  {federation.folder / 'curves.png'}\n"
         f"MLflow:  mlflow ui --backend-store-uri sqlite:///{federation.home / 'mlflow.db'}"
     )
+
+
+def _protection(summary: dict[str, Any]) -> str:
+    details = summary.get("secure_aggregation_details")
+    return f"[green]{details}[/]" if details else "[yellow]off[/]: the agency saw every institution's own update"
 
 
 def _figure(value: float | None) -> str:

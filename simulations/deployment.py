@@ -19,6 +19,7 @@ from sovfed.clients import up as client_up
 from sovfed.clients.policy import Policy
 from sovfed.federation.config import Config, DataConfig
 from sovfed.federation.processes import Supervisor
+from sovfed.federation.secagg.terms import LEAST_COHORT, Terms
 from sovfed.federation.tasks import NAMES
 from sovfed.server import authority, enrolment, runs
 from sovfed.server import home as agency
@@ -26,8 +27,10 @@ from sovfed.server import up as server_up
 from sovfed.server.control import ControlClient
 
 ENROLMENT_TIMEOUT_S: Final = 60.0
-# Plain updates are allowed because secure aggregation is not built yet; a real institution decides that for itself.
-POLICY: Final = Policy(allowed_tasks=NAMES, allow_plain_updates=True)
+POLICY: Final = Policy(allowed_tasks=NAMES, secure_aggregation=Terms(min_cohort=LEAST_COHORT))
+WHY: Final = """\
+This is a demonstration with four institutions, so min_cohort is 3: with 5, the default, they could never form a sum.
+One institution that sides with the agency then learns the sum of two others. Keep 5 or more where that matters."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class LocalFederation:
         home = self.client_home(one.name)
         home.parent.mkdir(parents=True, exist_ok=True)
         config = dataclasses.replace(self.config.client, home=str(home), data=one.data)
-        client_home.create(home, config, self.policy)
+        client_home.create(home, config, self.policy, WHY)
         institution.enrol(home, enrolment.invite(self.home, one.name), ENROLMENT_TIMEOUT_S)
 
     def start_institutions(self) -> None:

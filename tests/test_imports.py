@@ -27,10 +27,10 @@ FLOWER_FACING = {
     "clients/lane.py",
     "federation/flower.py",
     "federation/lane_codec.py",
+    "server/aggregation.py",
     "server/app.py",
     "server/grid.py",
     "server/lane_links.py",
-    "server/rounds.py",
     "server/strategies/adapter.py",
     "simulations/grid.py",
 }

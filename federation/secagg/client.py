@@ -114,7 +114,9 @@ def mask(
         raise ProtocolError(f"round {message.round}: {update.dtype} {update.shape} and {len(metrics)} metrics, "
                             f"expected float32 ({message.size},) and {message.metrics}")  # fmt: skip
     if not (1 if message.size else 0) <= weight <= ring.max_weight:
-        raise PrivacyError(f"round {message.round}: weight {weight} is outside 1 to {ring.max_weight}")
+        raise PrivacyError(
+            f"round {message.round}: {weight} records, the run's secagg.max_weight is {ring.max_weight}; raise it"
+        )
     peers = [peer for peer in message.cohort if peer != index]
     own_seed, rounding = entropy(32), entropy(32)
     seeds = [pair_seed(session, ctx, peer) for peer in peers]

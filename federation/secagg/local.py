@@ -48,6 +48,10 @@ class Authority:
         names = certificates.InstitutionNames(name, hashlib.sha256(name.encode()).hexdigest())
         return Identity(*self.certify(names, days), self.peers(), self.servers())
 
+    def server(self, name: str) -> Identity:
+        """The coordinator's."""
+        return Identity(*self.certify(certificates.ServerNames((name,))), self.peers(), self.servers())
+
     def peers(self) -> Callable[[bytes], Named]:
         crl = certificates.make_crl(self.key, self.root, self.revoked, 1, self.now, days=7)
         return lambda certificate: verify_peer(certificate, self.root, crl, self.now)

@@ -14,7 +14,7 @@ from sovfed.federation.errors import ServiceError
 from sovfed.server import runs
 from sovfed.server.coordinator import read_rounds
 from sovfed.simulations.benchmarks.process_tree import resident_bytes
-from sovfed.simulations.deployment import Institution, LocalFederation
+from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, sites
 
 POLL_S: Final = 0.1
@@ -48,10 +48,11 @@ class Ours:
     def __init__(self, folder: Path, institutions: int) -> None:
         folder.mkdir(mode=0o700, parents=True)
         counts = ("server.min_cohort", "server.start_cohort", "simulation.institutions")
-        self.config = compose(["task=echo", *(f"{key}={institutions}" for key in counts)]).config
+        self.config = compose(["task=echo", "secagg=none", *(f"{key}={institutions}" for key in counts)]).config
         data = sites(self.config)
         places = [Institution(name, part) for name, part in zip(institution_names(data), data, strict=True)]
-        self.federation = LocalFederation(folder, places, self.config)
+        policy = dataclasses.replace(POLICY, allow_plain_updates=True)
+        self.federation = LocalFederation(folder, places, self.config, policy)
         self._runs = 0
 
     def start(self) -> Self:

@@ -16,6 +16,7 @@ from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_atomic
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console
 
 
@@ -54,6 +55,7 @@ class Report:
     figures: dict[str, float] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
     bars: Bars | None = None
+    draw: Callable[[Figure], None] | None = None  # in place of bars
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` writes."""
@@ -133,24 +135,31 @@ def _csv(report: Report) -> str:
 def _picture(report: Report) -> bytes:
     from matplotlib.figure import Figure
 
-    if report.bars is None:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    if report.draw is not None:
+        report.draw(figure)
+    elif report.bars is not None:
+        _draw_bars(figure, report.title, report.bars, report.rows)
+    else:
         raise ConfigError(f"{report.title}: there is no picture of it")
-    bars, figure = report.bars, Figure(figsize=(7, 4), layout="constrained")
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    return content.getvalue()
+
+
+def _draw_bars(figure: Figure, title: str, bars: Bars, all_rows: list[dict[str, Any]]) -> None:
     axes = figure.subplots()
-    groups = list(dict.fromkeys(row[bars.group] for row in report.rows))
-    series = list(dict.fromkeys(row[bars.series] for row in report.rows))
+    groups = list(dict.fromkeys(row[bars.group] for row in all_rows))
+    series = list(dict.fromkeys(row[bars.series] for row in all_rows))
     width = 0.8 / max(1, len(series))
     for number, name in enumerate(series):
-        rows = [row for row in report.rows if row[bars.series] == name]
+        rows = [row for row in all_rows if row[bars.series] == name]
         places = [groups.index(row[bars.group]) + (number - (len(series) - 1) / 2) * width for row in rows]
         values = [row[bars.value] for row in rows]
         errors = [[row[bars.value] - row[bars.low] for row in rows], [row[bars.high] - row[bars.value] for row in rows]]
         drawn = axes.bar(places, values, width, yerr=errors, capsize=3, label=name)
         axes.bar_label(drawn, [f"{value:.3g}" for value in values], padding=3)
     axes.set_xticks(range(len(groups)), [str(group) for group in groups])
-    axes.set(title=report.title, ylabel=bars.label, yscale="log")
+    axes.set(title=title, ylabel=bars.label, yscale="log")
     axes.margins(y=0.15)
     axes.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150)
-    return content.getvalue()

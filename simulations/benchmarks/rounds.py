@@ -10,7 +10,8 @@ alternate, and all processes of the one stand still (SIGSTOP) while the other is
 A round is measured by whoever runs it, from before its first message to after its aggregation. It is what either
 system does by default, one local training and one evaluation at every node: two exchanges in stock Flower, one here.
 `stock_training` is the first half of the very same stock rounds, for those who would switch the evaluation off. The
-tasks send a vector out and back and nothing is learned. Each block's first rounds warm up and are not counted.
+tasks send a vector out and back and nothing is learned. Secure aggregation, which stock Flower's strategy loop has not,
+is off; `sovfed bench secagg` measures it. Each block's first rounds warm up and are not counted.
 """
 
 from __future__ import annotations

@@ -7,28 +7,32 @@ pass of the bare cipher over as many bytes as the client's masks take.
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import statistics
 import time
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from sovfed.federation.messages import Vector
-from sovfed.federation.secagg.coordinator import Aggregate
+from sovfed.federation.secagg.coordinator import Aggregate, Round
 from sovfed.federation.secagg.local import Federation, found, random_updates
-from sovfed.federation.secagg.mask import Stream, apply_all
+from sovfed.federation.secagg.mask import THREADS, Stream, apply_all
+from sovfed.simulations.benchmarks.report import Column, Report, check_paths, conditions, publish
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console
 
 CLIP: Final = 1.0
 MAX_WEIGHT: Final = 1000
 WEIGHT: Final = 500
+LARGE: Final = (100, 10**6, 10)  # institutions, parameters, dropouts
 T = TypeVar("T")
 
 
@@ -63,27 +67,74 @@ class Sample:
 
 
 def run(
-    quick: bool, json_path: Path | None = None, csv_path: Path | None = None, plot: Path | None = None
+    quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None, console: Console
 ) -> dict[str, Any]:
-    """Measure, write what was asked for, return rows and ratios. `quick`: n=16, d=1e6 only (under 3 minutes)."""
+    """Measure, print, write the files that are asked for; what the JSON file holds.
+
+    `quick`: n=16, d=1e6 alone against Flower; in either case one large round of ours by itself.
+    """
+    check_paths(json_path, csv_path, plot_path)
     settings = [(16, 10**6, 0), (16, 10**6, 2)] if quick else [
         (clients, size, dropouts)
         for clients in (8, 16, 32) for size in (10**5, 10**6, 10**7) for dropouts in (0, 2)
     ]  # fmt: skip
+    measured_in = conditions(quick=quick, threads=THREADS)
     rows: list[Row] = []
     for clients, size, dropouts in settings:
-        rows += measure(clients, size, dropouts, repetitions=3 if size < 10**7 else 1)
-    result = {"rows": [asdict(row) for row in rows], "ratios": _ratios(rows)}
-    if json_path:
-        json_path.write_text(json.dumps(result, indent=2))
-    if csv_path:
-        with csv_path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
-    if plot:
-        _plot(rows, plot)
-    return result
+        with console.status(f"{clients} institutions, {size:,} parameters, {dropouts} dropouts"):
+            rows += measure(clients, size, dropouts, repetitions=3 if size < 10**7 else 1)
+        console.print(
+            f"[green]✓[/] {clients} institutions, {size:,} parameters, {dropouts} dropouts: "
+            f"client {rows[-2].client_ratio:.1f}×, server {rows[-2].server_ratio:.1f}× Flower's speed at 32 bits"
+        )
+    with console.status(f"{LARGE[0]} institutions, {LARGE[1]:,} parameters, {LARGE[2]} dropouts"):
+        figures = large(*LARGE)
+    report = Report(
+        title="Secure aggregation: CPU of one round",
+        columns=COLUMNS,
+        rows=[asdict(row) for row in rows],
+        ratios=_ratios(rows),
+        figures=figures,
+        conditions=measured_in,
+        draw=lambda figure: _draw(figure, rows),
+    )
+    return publish(report, console, json_path, csv_path, plot_path)
+
+
+COLUMNS: Final = (
+    Column("system", "system"),
+    Column("clients", "n"),
+    Column("size", "d", "{:.0e}".format),
+    Column("dropouts", "lost"),
+    Column("client_cpu_ms", "client ms", "{:.1f}".format),
+    Column("server_cpu_ms", "server ms", "{:.1f}".format),
+    Column("keystream_ms", "keystream ms", "{:.1f}".format),
+    Column("bytes_up", "bytes up", "{:,}".format),
+    Column("client_peak_bytes", "peak bytes", "{:,}".format),
+    Column("trips", "trips"),
+    Column("client_ratio", "client ×", "{:.1f}".format),
+    Column("server_ratio", "server ×", "{:.1f}".format),
+)
+
+
+def large(clients: int, size: int, dropouts: int) -> dict[str, float]:
+    """One round of ours with so many institutions in this process: wall seconds, CPU a client, the server's memory."""
+    started = time.monotonic()
+    federation = found(clients, bits=32, clip=CLIP, max_weight=MAX_WEIGHT)
+    setup_s = time.monotonic() - started
+    updates, lost = random_updates(clients, size), frozenset(range(dropouts))
+    started = time.monotonic()
+    sample = _ours(federation, 1, updates, lost)
+    name = f"n{clients}_d{size:.0e}_lost{dropouts}".replace("+0", "")
+    return {
+        f"{name}_setup_s": setup_s,
+        f"{name}_round_s": time.monotonic() - started,
+        f"{name}_client_cpu_s": sample.client_s,
+        f"{name}_server_cpu_s": sample.server_s,
+        f"{name}_bytes_up": float(sample.bytes_up),
+        f"{name}_server_peak_bytes": float(_server_peak(federation, 2, updates)),
+        f"{name}_max_error": sample.error,
+    }
 
 
 def measure(clients: int, size: int, dropouts: int, repetitions: int) -> list[Row]:
@@ -238,15 +289,25 @@ def _traced(work: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-def _plot(rows: list[Row], path: Path) -> None:
+def _server_peak(federation: Federation, number: int, updates: dict[int, Vector]) -> int:
+    """Most bytes that the coordinator allocates while it takes 20 uploads one after the other; they are not its own."""
+    model = np.full(updates[0].size, number, np.float32)
+    round_: list[Round] = []
+    opened = _traced(lambda: round_.append(federation.open(number, model)))
+    uploads = [federation.upload(round_[0], index, model, updates[index], WEIGHT) for index in list(updates)[:20]]
+
+    def add_all() -> None:
+        for upload in uploads:
+            round_[0].add(upload.message, upload.payload)
+
+    return opened + _traced(add_all)
+
+
+def _draw(figure: Figure, rows: list[Row]) -> None:
     """Client and server CPU over n for every d, without dropouts."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     sizes = sorted({row.size for row in rows})
-    figure, axes = pyplot.subplots(2, len(sizes), figsize=(4 * len(sizes), 6), squeeze=False, layout="constrained")
+    figure.set_size_inches(4 * len(sizes), 6)
+    axes = figure.subplots(2, len(sizes), squeeze=False)
     for column, size in enumerate(sizes):
         for line, side in enumerate(("client_cpu_ms", "server_cpu_ms")):
             axis = axes[line][column]
@@ -257,5 +318,3 @@ def _plot(rows: list[Row], path: Path) -> None:
                 yscale="log", xlabel="institutions", ylabel=f"{side.split('_')[0]} CPU [ms]", title=f"d = {size:.0e}"
             )
             axis.legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)

@@ -29,7 +29,7 @@ def make_config(*overrides: str) -> Config:
 def make_federation(folder: Path, config: Config) -> LocalFederation:
     data = sites(config)
     institutions = [Institution(name, part) for name, part in zip(institution_names(data), data, strict=True)]
-    policy = dataclasses.replace(POLICY, max_local_epochs=1000, min_batch_size=1)
+    policy = dataclasses.replace(POLICY, max_local_epochs=1000, min_batch_size=1, allow_plain_updates=True)
     return LocalFederation(folder, institutions, config, policy)
 
 

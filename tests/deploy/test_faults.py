@@ -30,6 +30,11 @@ def expected_model(federation: LocalFederation, folder: Path, *overrides: str) -
     return simulate(config, [one.data for one in federation.institutions], folder).model
 
 
+def assert_undisturbed(federation: LocalFederation, name: str, expected: np.ndarray) -> None:
+    """The run's model is the undisturbed one, but for the random rounding of secure aggregation."""
+    np.testing.assert_allclose(model(federation, name), expected, atol=1e-4)
+
+
 def model(federation: LocalFederation, name: str) -> np.ndarray:
     return load_file(runs.run_folder(federation.home, name) / "model.safetensors")["model"]
 
@@ -50,7 +55,7 @@ def test_a_killed_process_of_an_institution_costs_no_round(
     lines = finished(federation, name)
     assert [line["round"] for line in lines] == list(range(1, 16))
     assert all(len(line["participants"]) == 4 for line in lines)
-    np.testing.assert_array_equal(model(federation, name), undisturbed)
+    assert_undisturbed(federation, name, undisturbed)
     assert federation.pid("hospital-2", process) != pid
 
 
@@ -63,7 +68,7 @@ def test_a_killed_process_of_the_agency_comes_back_and_the_run_goes_on(
     os.kill(federation.pid("agency", process), signal.SIGKILL)
     lines = finished(federation, name)
     assert [line["round"] for line in lines] == list(range(1, 16))
-    np.testing.assert_array_equal(model(federation, name), undisturbed)
+    assert_undisturbed(federation, name, undisturbed)
 
 
 def coordinator_pid(federation: LocalFederation) -> int:
@@ -92,7 +97,7 @@ def test_a_killed_coordinator_is_resumed_from_its_last_round(
     lines = finished(federation, name)
     assert [line["round"] for line in lines] == list(range(1, 16))
     assert before >= 3
-    np.testing.assert_array_equal(model(federation, name), undisturbed)
+    assert_undisturbed(federation, name, undisturbed)
 
 
 def test_a_stopped_run_is_resumed(federation: LocalFederation, undisturbed: np.ndarray) -> None:
@@ -102,4 +107,4 @@ def test_a_stopped_run_is_resumed(federation: LocalFederation, undisturbed: np.n
     assert runs.read_run(federation.home, name)["status"] == "stopped"
     federation.start_run(name, make_config(*SLOW), resume=True)
     finished(federation, name)
-    np.testing.assert_array_equal(model(federation, name), undisturbed)
+    assert_undisturbed(federation, name, undisturbed)

@@ -77,7 +77,8 @@ def test_wrong_values_are_refused_with_the_full_key(values: dict[str, Any], mess
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"secagg": {"enabled": True}}, "no protocol is built yet"),
+        ({"secagg": {"bits": 24}}, "bits is 24, expected one of"),
+        ({"server": {"min_cohort": 2}}, "secure aggregation needs at least 3"),
         ({"privacy": {"mechanism": "gaussian"}}, "'privacy.mechanism' is 'gaussian'"),
         ({"strategy": {"proximal_mu": 0.1}}, "only strategy=fedprox uses it"),
         ({"server": {"min_cohort": 4, "start_cohort": 3}}, "start_cohort 3 is below min_cohort 4"),

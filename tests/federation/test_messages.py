@@ -17,10 +17,13 @@ from sovfed.federation.messages import (
     EvaluateRequest,
     LaneOffer,
     LaneReply,
+    MaskedReply,
     Message,
     ProfileReply,
     ProfileRequest,
     Refusal,
+    SecaggReply,
+    SecaggRequest,
     TrainReply,
     TrainRequest,
     decode,
@@ -29,6 +32,7 @@ from sovfed.federation.messages import (
 
 MODEL, SCALE = np.arange(5, dtype=np.float32), np.ones(4)
 TRAIN = TrainRequest("r", 1, "heart", 2**63 - 1, 2, 16, 0.1, 0.0, MODEL, SCALE)
+BLOB, WORDS = np.arange(9, dtype=np.uint8), np.arange(3, dtype=np.uint64) - np.uint64(2)
 MESSAGES: list[Message] = [
     ProfileRequest("r", "heart"),
     ProfileReply(np.arange(7.0)),
@@ -36,6 +40,9 @@ MESSAGES: list[Message] = [
     TrainReply(1, 303, 0.5, 0.7, MODEL, SCALE),
     EvaluateRequest("r", 0, "heart", MODEL, SCALE),
     EvaluateReply(3, 0.1, SCALE),
+    MaskedReply(0.5, BLOB, WORDS),
+    SecaggRequest("r", BLOB, "reveal"),
+    SecaggReply(BLOB, "roster"),
     LaneOffer("r", "agency.example:8445", "t" * 32),
     LaneReply(True),
     Refusal("data"),

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from sovfed.clients.app import make_client_app
-from sovfed.federation.config import Config, ServerConfig
+from sovfed.federation.config import Config, SecaggConfig, ServerConfig
 from sovfed.federation.errors import CohortError
 from sovfed.federation.messages import ProfileReply, ProfileRequest, Refusal, Reply, Request, TrainReply, TrainRequest
+from sovfed.server.aggregation import PlainAggregation
 from sovfed.server.rounds import Rounds
 from sovfed.server.strategies import make_optimizer
 from sovfed.simulations.grid import InMemoryGrid
@@ -43,9 +44,12 @@ def honest(value: float, count: int) -> Behaviour:
 
 
 def rounds(behaviours: list[Behaviour], min_cohort: int) -> Rounds:
-    config = dataclasses.replace(Config(), server=ServerConfig(min_cohort=min_cohort, node_wait_s=0.3))
+    server, secagg = ServerConfig(min_cohort=min_cohort, node_wait_s=0.3), SecaggConfig(enabled=False)
+    config = dataclasses.replace(Config(), server=server, secagg=secagg)
     apps = {node: make_client_app(Scripted(behaviour)) for node, behaviour in enumerate(behaviours, start=1)}
-    made = Rounds(config, "1", InMemoryGrid(apps), make_optimizer(config.strategy))
+    grid = InMemoryGrid(apps)
+    aggregation = PlainAggregation(grid, config.server.round_deadline_s)
+    made = Rounds(config, "1", grid, make_optimizer(config.strategy), aggregation)
     made.model, made.sums, made.features = np.zeros(4, dtype=np.float32), 2, 1
     return made
 
@@ -99,7 +103,7 @@ def test_exception_text_of_an_institution_does_not_reach_the_server() -> None:
 
 def test_too_few_updates_end_the_run_with_the_reason_and_leave_the_model() -> None:
     made = rounds([honest(1.0, 10), lambda request: Refusal(reason="data")], min_cohort=2)
-    with pytest.raises(CohortError, match=r"round 3: 1 updates .* minimum cohort is 2.*data"):
+    with pytest.raises(CohortError, match=r"round 3: 1 replies .* minimum cohort is 2.*data"):
         made.train(3)
     np.testing.assert_array_equal(made.model, np.zeros(4))
 

@@ -1,0 +1,181 @@
+"""An institution's part in secure aggregation: it joins a run's roster, masks its sums, and helps to unmask totals.
+
+The rules stand in `federation/secagg/`; here they meet the trainer's requests, the policy's terms and the disk. What
+must be in the journal is there before the reply is returned.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+
+from sovfed.federation.errors import PrivacyError, ProtocolError
+from sovfed.federation.messages import (
+    EvaluateReply,
+    MaskedReply,
+    ProfileReply,
+    SecaggReply,
+    SecaggRequest,
+    SumRequest,
+    TrainReply,
+    Vector,
+)
+from sovfed.federation.secagg import client, setup, wire
+from sovfed.federation.secagg.request import model_digest, purpose, run_bytes, task_digest, widen
+from sovfed.federation.secagg.session import Session
+
+if TYPE_CHECKING:
+    from sovfed.federation.secagg.client import Permit
+    from sovfed.federation.secagg.journal import Entry, History
+    from sovfed.federation.secagg.keys import Identity
+    from sovfed.federation.secagg.terms import Terms
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Store(Protocol):
+    """Where the journal and the sessions are: `federation/secagg/files.py`."""
+
+    @property
+    def history(self) -> History: ...
+
+    def commit(self, entries: Iterable[Entry]) -> None: ...
+
+    def save_session(self, run: bytes, session: bytes) -> None: ...
+
+    def load_session(self, run: bytes) -> bytes | None: ...
+
+
+class Masking:
+    """All runs of one institution. `open_identity` and `open_store` are called with the first request."""
+
+    def __init__(
+        self,
+        open_identity: Callable[[], Identity],
+        open_store: Callable[[], Store],
+        terms: Terms,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._open_identity, self._open_store, self._terms, self._clock = open_identity, open_store, terms, clock
+        self._opened: tuple[Identity, Store] | None = None
+        self._joining: tuple[bytes, setup.Joining] | None = None
+        self._pairing: tuple[bytes, setup.Pairing] | None = None
+        self._sessions: dict[bytes, Session] = {}
+
+    def answer(self, request: SecaggRequest) -> SecaggReply:
+        """The reply to a step of the setup, or to M3. Raises SovfedError, and then nothing is given out."""
+        run, body = run_bytes(request.run), request.body.tobytes()
+        match request.step:
+            case "offer":
+                reply = self._join(run, body)
+            case "roster":
+                reply = self._encapsulate(run, body)
+            case "capsules":
+                pairing, reply = setup.confirm(_of(run, self._pairing), body)
+                self._pairing = (run, pairing)
+            case "confirmations":
+                reply = self._finish(run, body)
+            case _:
+                reply = self._reveal(run, body)
+        return SecaggReply(step=request.step, body=np.frombuffer(reply, np.uint8))
+
+    def permit(self, request: SumRequest) -> Permit:
+        """Agree to the round that `request.begin` (M1) opens, before any work is done for it."""
+        identity, store = self._open()
+        session = self._session(run_bytes(request.run), identity, store)
+        permit = client.begin(
+            session, store.history, self._terms, request.begin.tobytes(), model_digest(request), task_digest(request),
+            self._clock(),
+        )  # fmt: skip
+        if permit.begin.purpose != purpose(request):
+            raise ProtocolError(f"the round is to {client.Purpose(permit.begin.purpose).name}, the request is another")
+        return permit
+
+    def mask(
+        self, run: str, permit: Permit, reply: ProfileReply | TrainReply | EvaluateReply, seconds: Callable[[], float]
+    ) -> MaskedReply:
+        """`reply` masked: update, record count and metrics become part of sums that only a quorum can open."""
+        identity, store = self._open()
+        session = self._session(run_bytes(run), identity, store)
+        update, weight = np.zeros(0, np.float32), 0
+        match reply:
+            case ProfileReply():
+                metrics = widen(reply.sums)
+            case TrainReply():
+                update, weight = reply.update, reply.count
+                metrics = np.concatenate(
+                    [[reply.train_loss * weight, clipped(update, session.roster.offer.clip)], reply.evaluation]
+                )
+            case EvaluateReply():
+                metrics = reply.evaluation
+        upload, entry = client.mask(session, permit, update, weight, metrics.tolist(), identity.sign, os.urandom)
+        store.commit([entry])
+        return MaskedReply(seconds=seconds(), message=np.frombuffer(upload.message, np.uint8), payload=upload.payload)
+
+    def _open(self) -> tuple[Identity, Store]:
+        if self._opened is None:
+            self._opened = (self._open_identity(), self._open_store())
+        return self._opened
+
+    def _join(self, run: bytes, body: bytes) -> bytes:
+        identity, store = self._open()
+        joining, reply = setup.join(body, identity, self._terms, store.history, self._clock(), os.urandom)
+        if wire.Offer.decode(joining.offer).run != run:
+            raise ProtocolError("the offer is for another run than the request")
+        self._joining, self._pairing = (run, joining), None
+        return reply
+
+    def _encapsulate(self, run: bytes, body: bytes) -> bytes:
+        identity, _ = self._open()
+        pairing, reply = setup.encapsulate(_of(run, self._joining), body, identity, self._terms, self._clock())
+        self._joining, self._pairing = None, (run, pairing)
+        return reply
+
+    def _finish(self, run: bytes, body: bytes) -> bytes:
+        _, store = self._open()
+        session, entry = setup.finish(_of(run, self._pairing), body, os.urandom)
+        store.save_session(run, session.encode())
+        store.commit([entry])
+        self._pairing, self._sessions = None, {**self._sessions, run: session}
+        names = session.roster.names
+        log.info("secure aggregation with %s; %d of them unmask a sum", ", ".join(names), session.roster.threshold)
+        return b""
+
+    def _reveal(self, run: bytes, body: bytes) -> bytes:
+        identity, store = self._open()
+        session = self._session(run, identity, store)
+        reply, entries = client.reveal(session, store.history, self._terms, body, identity.sign)
+        store.commit(entries)
+        return reply
+
+    def _session(self, run: bytes, identity: Identity, store: Store) -> Session:
+        """The session of `run`, from the disk after a restart; its members' certificates are then verified anew."""
+        found = self._sessions.get(run)
+        if found is None:
+            stored = store.load_session(run)
+            if stored is None:
+                raise ProtocolError("this institution has not joined the run's secure aggregation")
+            found = Session.decode(stored, identity.verify, self._clock())
+            if found.roster.offer.epoch != store.history.epoch(run):
+                raise PrivacyError("the stored session is not the one that the journal names")
+            self._sessions[run] = found
+        return found
+
+
+def clipped(update: Vector, clip: float) -> int:
+    """How many values of `update` a clip per coordinate changes."""
+    if not update.size or max(float(update.max()), -float(update.min())) <= clip:
+        return 0
+    return int(np.count_nonzero(np.abs(update) > clip))
+
+
+def _of(run: bytes, held: tuple[bytes, T] | None) -> T:
+    if held is None or held[0] != run:
+        raise ProtocolError("a step of a setup that this institution has not begun, or not so far")
+    return held[1]

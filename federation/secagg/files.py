@@ -1,0 +1,85 @@
+"""Secure aggregation's files: an identity's folder as an `Identity`, and what an institution stores between messages.
+
+H/secagg/ (0700) holds the journal, made at enrolment and never again, and one session file per run (0600).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sovfed.federation.files import private_directory, read_private, write_private
+from sovfed.federation.identity import Trust, key_from_pem, load_certificate, to_der
+from sovfed.federation.secagg.journal import Entry, History, Journal
+from sovfed.federation.secagg.keys import Identity, signer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FOLDER: Final = "secagg"
+JOURNAL: Final = "journal"
+MAX_SESSIONS: Final = 16  # the newest are kept; a run whose session is gone is joined again, in a new epoch
+
+
+def load_identity(folder: Path) -> Identity:
+    """The certificate and key in an `identity/` folder, and its root and revocation list as judges of others.
+
+    Raises IdentityError.
+    """
+    trust = Trust(folder)
+    key = key_from_pem(read_private(folder / "key.pem"), str(folder / "key.pem"))
+    certificate = to_der(load_certificate(folder / "cert.pem"))
+    return Identity(certificate, signer(key), trust.verify, trust.verify_server)
+
+
+def create_journal(home: Path) -> None:
+    """Make the journal of an institution that enrols; one that is there already goes on."""
+    path = private_directory(home / FOLDER) / JOURNAL
+    if not path.exists():
+        Journal.create(path)
+
+
+class FileStore:
+    """The journal and the sessions of one institution's home. Raises ServiceError if the journal is missing."""
+
+    def __init__(self, home: Path) -> None:
+        self._folder = home / FOLDER
+        self._journal = Journal(self._folder / JOURNAL)
+
+    @property
+    def history(self) -> History:
+        return self._journal.history
+
+    def commit(self, entries: Iterable[Entry]) -> None:
+        self._journal.commit(entries)
+
+    def save_session(self, run: bytes, session: bytes) -> None:
+        write_private(self._path(run), session)
+        found = sorted(self._folder.glob("*.session"), key=lambda path: path.stat().st_mtime_ns)
+        for old in found[:-MAX_SESSIONS]:
+            old.unlink()
+
+    def load_session(self, run: bytes) -> bytes | None:
+        path = self._path(run)
+        return read_private(path) if path.exists() else None
+
+    def _path(self, run: bytes) -> Path:
+        return self._folder / f"{run.hex()}.session"
+
+
+class MemoryStore:
+    """The same for an institution of a simulation, which no crash outlives."""
+
+    def __init__(self) -> None:
+        self.history = History()
+        self._sessions: dict[bytes, bytes] = {}
+
+    def commit(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self.history.add(entry)
+
+    def save_session(self, run: bytes, session: bytes) -> None:
+        self._sessions[run] = session
+
+    def load_session(self, run: bytes) -> bytes | None:
+        return self._sessions.get(run)

@@ -1,0 +1,68 @@
+"""What a request of the round loop is to secure aggregation: its purpose, what it binds, its sums as header metrics.
+
+Both roles compute the digests from the request that they hold, so an institution that was sent another model, learning
+rate or scale than the rest masks under another context, and no sum comes out.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+import numpy as np
+
+from sovfed.federation.errors import ProtocolError
+from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector, encode
+from sovfed.federation.secagg.client import Purpose
+from sovfed.federation.secagg.keys import digest
+from sovfed.federation.secagg.mask import hash_vector
+from sovfed.federation.secagg.wire import RUN_BYTES
+
+FRACTION_BITS: Final = 24  # of every metric in the header
+WIDE: Final = 3  # words of a wide metric
+_COARSE: Final = 2.0**26
+_FINE: Final = 2.0**FRACTION_BITS
+_EMPTY: Final[Vector] = np.zeros(0, np.float32)
+
+
+def run_bytes(run: str) -> bytes:
+    """The name of a run on the wire, 16 bytes."""
+    return digest("run", run.encode())[:RUN_BYTES]
+
+
+def purpose(request: SumRequest) -> Purpose:
+    match request:
+        case ProfileRequest():
+            return Purpose.PROFILE
+        case TrainRequest():
+            return Purpose.TRAIN
+        case EvaluateRequest():
+            return Purpose.EVALUATE
+
+
+def model_digest(request: SumRequest) -> bytes:
+    """The digest of the model that arrived with the request, of an empty one where there is none."""
+    return hash_vector(_EMPTY if isinstance(request, ProfileRequest) else request.model)
+
+
+def task_digest(request: SumRequest) -> bytes:
+    """The digest of everything else: the kind of request, its scalars, its other vectors."""
+    kind, scalars, vectors = encode(request)
+    rest = [name.encode() + hash_vector(vectors[name]) for name in sorted(vectors) if name not in ("begin", "model")]
+    return digest("request", kind.encode(), json.dumps(scalars, sort_keys=True).encode(), *rest)
+
+
+def widen(sums: Sums) -> Sums:
+    """`sums` (shape [k], |sum| ≤ 2^56) as 3k metrics that keep 48 bits behind the point, where one keeps 24."""
+    coarse = np.trunc(sums / _COARSE)
+    rest = sums - coarse * _COARSE
+    middle = np.rint(rest * _FINE) / _FINE
+    return np.concatenate([coarse, middle, (rest - middle) * _FINE])
+
+
+def narrow(metrics: Sums) -> Sums:
+    """The sums, shape [k], that summed `widen`ed metrics (shape [3k]) stand for."""
+    if metrics.size % WIDE:
+        raise ProtocolError(f"{metrics.size} metrics, expected a multiple of {WIDE}")
+    coarse, middle, fine = np.split(metrics, WIDE)
+    return coarse * _COARSE + (middle + fine / _FINE)

@@ -1,0 +1,292 @@
+"""Secure aggregation at the coordinator: sets up a roster, sends M1 with each request, and opens nothing but sums.
+
+The protocol is `federation/secagg/`; here it meets the Grid. A roster is made anew (an epoch) when an institution has
+come, or too few of its members are left to unmask. A sum has a number of its own, which is never used again once
+holders were asked to reveal it; an attempt that too few joined is repeated under the same number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from sovfed.federation.config import SecaggConfig
+from sovfed.federation.errors import CohortError, IdentityError, ProtocolError, SovfedError
+from sovfed.federation.flower import StreamingGrid
+from sovfed.federation.messages import (
+    MaskedReply,
+    ProfileRequest,
+    SecaggReply,
+    SecaggRequest,
+    SumRequest,
+    TrainRequest,
+)
+from sovfed.federation.secagg import setup, wire
+from sovfed.federation.secagg.coordinator import Aggregate, Round, open_round
+from sovfed.federation.secagg.keys import Identity, generate
+from sovfed.federation.secagg.request import (
+    FRACTION_BITS,
+    WIDE,
+    model_digest,
+    narrow,
+    purpose,
+    run_bytes,
+    task_digest,
+)
+from sovfed.federation.secagg.roster import Roster
+from sovfed.federation.secagg.shares import MAX_HOLDERS
+from sovfed.server.aggregation import Total, ask
+
+log = logging.getLogger(__name__)
+SETUP_TRIES: Final = 3  # epochs, each without those that failed in the last
+SETUP_S: Final = 60.0  # longest wait for one step of the setup
+REVEAL_S: Final = 15.0  # longest wait for the shares of holders that are still connected
+LIFETIME_S: Final = 7 * 86400  # of a roster's keys
+TRAIN_METRICS: Final = 2  # before the evaluation: Σ countᵢ·lossᵢ and the values that the clip changed
+
+
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """A roster, the node behind each member, and the keys that authenticate their payloads."""
+
+    roster: Roster
+    nodes: tuple[int, ...]
+    upload_keys: tuple[bytes, ...]
+
+
+class SecureAggregation:
+    """All sums of one run. `config_digest` (32 bytes) says in the offer what the run is configured to do."""
+
+    def __init__(
+        self,
+        grid: StreamingGrid,
+        identity: Identity,
+        config: SecaggConfig,
+        *,
+        run: str,
+        min_cohort: int,
+        deadline_s: float,
+        max_size: int,
+        config_digest: bytes,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._grid, self._identity, self._config, self._run = grid, identity, config, run
+        self._min_cohort, self._deadline_s, self._clock = min_cohort, deadline_s, clock
+        self._max_size, self._config_digest = max_size, config_digest
+        self._epoch: Epoch | None = None
+        self._epochs = 0
+        self._outside: frozenset[int] = frozenset()  # nodes that the last setup left out
+        self._number, self._attempt = 1, 1
+        self._last: tuple[int, int, int] | None = None  # survivors, roster, threshold
+
+    def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
+        """As `Aggregation.collect`. Raises CohortError when no roster of the minimum cohort comes about."""
+        start = time.monotonic()
+        epoch = self._ready(nodes)
+        members = {node: index for index, node in enumerate(epoch.nodes) if node in set(nodes)}
+        total = Total(refused=dict.fromkeys((node for node in nodes if node not in epoch.nodes), "not in the roster"))
+        metrics = _metrics(request, width)
+        round_ = open_round(
+            epoch.roster, self._identity.sign, epoch.upload_keys, number=self._number, attempt=self._attempt,
+            purpose=purpose(request), cohort=list(members.values()),
+            size=request.model.size if isinstance(request, TrainRequest) else 0, metrics=metrics,
+            model=model_digest(request), task=task_digest(request),
+        )  # fmt: skip
+        begun = dataclasses.replace(request, begin=np.frombuffer(round_.begin_bytes, np.uint8))
+        self._upload(round_, begun, members, total)
+        if len(total.participants) < self._min_cohort:
+            self._attempt += 1  # nothing was revealed
+            return total
+        self._number, self._attempt = self._number + 1, 1
+        clock = time.monotonic()
+        found = self._reveal(round_, members)
+        total.seconds_aggregate += time.monotonic() - clock
+        if found is None:
+            log.warning("sum %d: too few holders answered; abandoned, nothing was revealed", round_.begin.round)
+            return total
+        self._last = (len(found.survivors), len(epoch.nodes), epoch.roster.threshold)
+        _fill(total, request, found)
+        log.debug("sum %d in %.3f s", round_.begin.round, time.monotonic() - start)
+        return total
+
+    def describe(self) -> dict[str, Any]:
+        survivors, members, threshold = self._last or (0, 0, 0)
+        ring = {"bits": self._config.bits, "clip": self._config.clip, "max_weight": self._config.max_weight}
+        return {
+            "secure_aggregation": True,
+            "secure_aggregation_details": f"on, cohort {survivors} of {members}, threshold {threshold}",
+            "secure_aggregation_terms": {"cohort": survivors, "roster": members, "threshold": threshold, **ring},
+        }
+
+    def _upload(self, round_: Round, request: SumRequest, members: Mapping[int, int], total: Total) -> None:
+        """M1 with the request, and every M2 added to the masked sum."""
+        group = "" if isinstance(request, ProfileRequest) else str(request.round)
+        for answer in ask(self._grid, dict.fromkeys(members, request), MaskedReply, self._deadline_s, group):
+            clock, refusal = time.monotonic(), answer.refusal
+            if answer.reply is not None:
+                try:
+                    if wire.Masked.decode(answer.reply.message.tobytes()).index != members[answer.node_id]:
+                        raise IdentityError("an upload in another member's name")
+                    round_.add(answer.reply.message.tobytes(), answer.reply.payload)
+                except SovfedError as error:
+                    log.warning("node %d: upload refused: %s", answer.node_id, error)
+                    refusal = "malformed"
+                else:
+                    total.participants.append(answer.node_id)
+                    total.seconds_compute = max(total.seconds_compute, answer.reply.seconds)
+            if refusal:
+                total.refused[answer.node_id] = refusal
+            total.seconds_aggregate += time.monotonic() - clock
+
+    def _reveal(self, round_: Round, members: Mapping[int, int]) -> Aggregate | None:
+        """M3 to every holder that is connected, cohort or not, and the sum once a quorum has answered."""
+        asks, epoch = round_.ask(), self._epoch
+        if epoch is None:
+            raise ProtocolError("no roster")
+        present = set(self._grid.get_node_ids()) | set(members)
+        bodies = {node: asks[index] for index, node in enumerate(epoch.nodes) if node in present}
+        found: Aggregate | None = None
+        for node, reply in self._step("reveal", bodies, REVEAL_S).items():
+            try:
+                round_.answer(reply)
+            except SovfedError as error:
+                log.warning("node %d: shares refused: %s", node, error)
+        try:
+            found = round_.solve()
+        except ProtocolError as error:
+            log.warning("%s", error)
+        for lie in found.lies if found else round_.suspects():
+            log.warning("sum %d: %s", round_.begin.round, lie)
+        return found
+
+    def _ready(self, nodes: Sequence[int]) -> Epoch:
+        """The epoch in force, or a new one where an institution has come or too few holders are left."""
+        present = frozenset(nodes)
+        epoch = self._epoch
+        if epoch is not None:
+            here = present & set(epoch.nodes)
+            come = present - set(epoch.nodes) - self._outside
+            enough = len(here) >= max(epoch.roster.threshold, self._min_cohort)
+            if enough and not come and self._clock() < epoch.roster.offer.expires - self._deadline_s:
+                return epoch
+        wanted = present
+        for _ in range(SETUP_TRIES):
+            if len(wanted) > MAX_HOLDERS:
+                raise CohortError(f"{len(wanted)} institutions; secure aggregation takes up to {MAX_HOLDERS}")
+            made, failed = self._set_up(sorted(wanted))
+            if made is not None:
+                self._epoch, self._outside = made, present - set(made.nodes)
+                self._number, self._attempt = self._number + 1, 1
+                return made
+            wanted -= set(failed)
+            if len(wanted) < self._min_cohort:
+                break
+        raise CohortError(
+            f"secure aggregation: {len(wanted)} institutions agree on keys, minimum cohort is {self._min_cohort}; "
+            f"refusals: {sorted(set(failed.values()))}"
+        )
+
+    def _set_up(self, nodes: Sequence[int]) -> tuple[Epoch | None, dict[int, str]]:
+        """One epoch with `nodes`: the new one, or None and why which nodes failed."""
+        self._epochs += 1
+        secret = generate(os.urandom, post_quantum=False)
+        expires, config = int(self._clock()) + LIFETIME_S, self._config
+        offer = setup.make_offer(
+            wire.Offer(
+                b"", run_bytes(self._run), self._epochs, self._config_digest, config.bits, config.clip,
+                config.max_weight, FRACTION_BITS, self._min_cohort, self._max_size, wire.MAX_HEADER - 2, expires,
+                secret.exchange_public, self._identity.certificate,
+            ),
+            self._identity.sign,
+        )  # fmt: skip
+        refused: dict[int, str] = {}
+        ads = self._step("offer", dict.fromkeys(nodes, offer), SETUP_S, refused)
+        names: dict[str, int] = {}
+        for node, ad in ads.items():
+            try:
+                names.setdefault(self._identity.verify(wire.KeyAd.decode(ad).certificate).institution, node)
+            except SovfedError as error:
+                log.warning("node %d: keys refused: %s", node, error)
+                refused[node] = "identity"
+        order = [names[name] for name in sorted(names)]
+        refused |= {node: "twice" for node in ads if node not in order and node not in refused}
+        if len(order) < self._min_cohort:
+            return None, refused
+        roster, listing = setup.gather(offer, [ads[node] for node in order], self._identity.verify, self._clock())
+        capsules = self._all("roster", dict.fromkeys(order, listing), refused)
+        if capsules is None:
+            return None, refused
+        try:
+            bodies = _by_node(order, setup.route_capsules(roster, dict(enumerate(capsules))))
+            confirmations = self._all("capsules", bodies, refused)
+            if confirmations is None:
+                return None, refused
+            bodies = _by_node(order, setup.route_confirmations(roster, dict(enumerate(confirmations))))
+        except ProtocolError as error:
+            log.warning("secure aggregation, epoch %d: %s", self._epochs, error)
+            return None, refused
+        if self._all("confirmations", bodies, refused) is None:
+            return None, refused
+        log.info(
+            "secure aggregation: epoch %d of %d institutions, threshold %d", self._epochs, len(order), roster.threshold
+        )
+        return Epoch(roster, tuple(order), setup.upload_keys(roster, secret)), refused
+
+    def _all(self, step: str, bodies: Mapping[int, bytes], refused: dict[int, str]) -> list[bytes] | None:
+        """The replies in the order of `bodies`, or None if one is missing."""
+        replies = self._step(step, bodies, SETUP_S, refused)
+        for node in bodies:
+            if node not in replies:
+                refused.setdefault(node, "no answer")
+        return [replies[node] for node in bodies] if len(replies) == len(bodies) else None
+
+    def _step(
+        self, step: str, bodies: Mapping[int, bytes], timeout_s: float, refused: dict[int, str] | None = None
+    ) -> dict[int, bytes]:
+        """Send each node its `body` and return the replies' bodies by node; `refused` is told of the others."""
+        made: dict[int, SecaggRequest] = {}  # by the identity of the body, which nodes may share
+        for body in bodies.values():
+            made.setdefault(id(body), SecaggRequest(run=self._run, step=step, body=np.frombuffer(body, np.uint8)))
+        requests = {node: made[id(body)] for node, body in bodies.items()}
+        found: dict[int, bytes] = {}
+        for answer in ask(self._grid, requests, SecaggReply, timeout_s, "secagg"):
+            if answer.reply is not None and answer.reply.step == step:
+                found[answer.node_id] = answer.reply.body.tobytes()
+                continue
+            log.warning("node %d refused the step '%s': %s", answer.node_id, step, answer.refusal or "malformed")
+            if refused is not None:
+                refused[answer.node_id] = answer.refusal or "malformed"
+        return found
+
+
+def _by_node(order: Sequence[int], bodies: Mapping[int, bytes]) -> dict[int, bytes]:
+    return {order[index]: body for index, body in bodies.items()}
+
+
+def _metrics(request: SumRequest, width: int) -> int:
+    """How many header words the request's sums of length `width` take."""
+    if isinstance(request, ProfileRequest):
+        return WIDE * width
+    return width + (TRAIN_METRICS if isinstance(request, TrainRequest) else 0)
+
+
+def _fill(total: Total, request: SumRequest, found: Aggregate) -> None:
+    """Put the opened sum into `total`."""
+    if isinstance(request, ProfileRequest):
+        total.sums = narrow(found.metrics)
+    elif isinstance(request, TrainRequest):
+        total.count, total.mean, total.loss = found.weight, found.mean, float(found.metrics[0])
+        total.sums = found.metrics[TRAIN_METRICS:]
+        if found.metrics[1]:
+            log.warning(
+                "round %d: %d values of the institutions' updates were cut to secagg.clip",
+                request.round, int(found.metrics[1]),
+            )  # fmt: skip
+    else:
+        total.sums = found.metrics

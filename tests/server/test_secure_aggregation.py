@@ -1,0 +1,357 @@
+"""Secure aggregation through the round loop: real trainers and keys, an in-memory Grid, and institutions that fail."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sovfed.clients.app import make_client_app
+from sovfed.clients.masking import Masking, Store
+from sovfed.clients.policy import Policy
+from sovfed.clients.trainer import TrainerService, make_trainer
+from sovfed.federation.compose import compose
+from sovfed.federation.config import DataConfig
+from sovfed.federation.errors import CohortError
+from sovfed.federation.flower import from_records
+from sovfed.federation.messages import (
+    EvaluateRequest,
+    MaskedReply,
+    ProfileRequest,
+    Refusal,
+    Reply,
+    Request,
+    SecaggReply,
+    SecaggRequest,
+    TrainRequest,
+)
+from sovfed.federation.secagg.files import FileStore, MemoryStore, create_journal
+from sovfed.federation.secagg.local import Authority
+from sovfed.federation.secagg.terms import Terms
+from sovfed.federation.tasks import get_task, initial_vector
+from sovfed.server.aggregation import PlainAggregation
+from sovfed.server.rounds import Rounds
+from sovfed.server.secure_aggregation import SecureAggregation
+from sovfed.server.strategies import make_optimizer
+from sovfed.simulations.grid import InMemoryGrid
+
+TASK = get_task("breast_cancer")
+Hook = Callable[[Request], None]
+
+
+class Place:
+    """An institution whose `before` may fail a request, as a crash would; `replies` is what left it."""
+
+    def __init__(self, trainer: TrainerService) -> None:
+        self.trainer = trainer
+        self.before: Hook = lambda request: None
+        self.replies: list[Reply] = []
+
+    def answer(self, request: Request) -> Reply:
+        self.before(request)
+        self.replies.append(self.trainer.answer(request))
+        return self.replies[-1]
+
+
+class World:
+    """`count` institutions with real records, and the round loop over them."""
+
+    def __init__(self, count: int, *overrides: str, terms: Terms | None = None, stores: list[Store] | None = None):
+        self.config = compose(["server.min_cohort=3", "server.node_wait_s=0.3", *overrides]).config
+        self.authority = Authority()
+        self.terms = terms or Terms(min_cohort=3)
+        self.places: dict[int, Place] = {}
+        self.grid = InMemoryGrid({})
+        for node in range(1, count + 1):
+            self.add(node, stores[node - 1] if stores else MemoryStore())
+        aggregation = (
+            SecureAggregation(
+                self.grid, self.authority.server("agency.test"), self.config.secagg, run="7",
+                min_cohort=self.config.server.min_cohort, deadline_s=60.0, max_size=TASK.parameters,
+                config_digest=bytes(32),
+            )
+            if self.config.secagg.enabled
+            else PlainAggregation(self.grid, 60.0)
+        )  # fmt: skip
+        self.rounds = Rounds(self.config, "7", self.grid, make_optimizer(self.config.strategy), aggregation)
+        self.rounds.model = initial_vector(TASK, 0)
+        self.rounds.sums, self.rounds.features = TASK.evaluation_size, len(TASK.schema.features)
+
+    def add(self, node: int, store: Store, authority: Authority | None = None) -> Place:
+        identity = (authority or self.authority).institution(f"hospital-{node}")
+        masking = Masking(lambda: identity, lambda: store, self.terms)
+        config = dataclasses.replace(self.config.client, data=DataConfig(site=str(node % 4)))
+        self.places[node] = Place(make_trainer(config, masking=masking))
+        self.grid._apps[node] = make_client_app(self.places[node])
+        return self.places[node]
+
+    def remove(self, node: int) -> None:
+        del self.grid._apps[node]
+
+
+def fail(kind: type[Request], times: int = 1, step: str = "") -> Hook:
+    """Fail the next `times` requests of `kind` (of secure aggregation: of `step`)."""
+    left = [times]
+
+    def hook(request: Request) -> None:
+        if isinstance(request, kind) and (not isinstance(request, SecaggRequest) or request.step == step) and left[0]:
+            left[0] -= 1
+            raise ConnectionError("the trainer was killed")
+
+    return hook
+
+
+def trained(world: World, rounds: int = 2) -> World:
+    world.rounds.profile()
+    for number in range(1, rounds + 1):
+        world.rounds.train(number)
+    return world
+
+
+def test_secure_and_plain_runs_agree_to_the_ring_s_resolution() -> None:
+    secure, plain = trained(World(5)), trained(World(5, "secagg=none"))
+    np.testing.assert_allclose(secure.rounds.scale, plain.rounds.scale, rtol=1e-12)
+    clip = secure.config.secagg.clip
+    np.testing.assert_allclose(secure.rounds.model, plain.rounds.model, atol=1e-6 * clip)
+    ours, theirs = secure.rounds.train(3), plain.rounds.train(3)
+    assert ours.count == theirs.count
+    assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-5)
+    sums = [one.rounds.evaluate(3).sums for one in (secure, plain)]
+    assert sums[0] is not None and sums[1] is not None
+    np.testing.assert_allclose(sums[0], sums[1], rtol=1e-4, atol=1e-3)
+
+
+def test_sixteen_bits_halve_the_upload_and_still_learn() -> None:
+    full, half = trained(World(5, "secagg.clip=1")), trained(World(5, "secagg=compact"))
+    sizes = [
+        next(r for r in w.places[1].replies if isinstance(r, MaskedReply) and r.payload.size) for w in (full, half)
+    ]
+    assert sizes[0].payload.nbytes == 8 * -(-TASK.parameters // 2)
+    assert sizes[1].payload.nbytes == 8 * -(-TASK.parameters // 4)
+    np.testing.assert_allclose(half.rounds.model, full.rounds.model, atol=0.5)
+    assert np.abs(half.rounds.model - full.rounds.model).max() > 0  # 16 bits are coarser
+
+
+def test_nothing_but_masked_words_and_shares_leaves_an_institution() -> None:
+    world = trained(World(4))
+    world.rounds.evaluate(2)
+    left = [reply for place in world.places.values() for reply in place.replies]
+    assert {type(reply) for reply in left} == {MaskedReply, SecaggReply}
+    payload = np.concatenate([r.payload for r in left if isinstance(r, MaskedReply)]).view(np.uint8)
+    assert abs(payload.mean() - 127.5) < 5 * 73.9 / np.sqrt(payload.size)  # uniform bytes: mean 127.5, deviation 73.9
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_the_sum_is_that_of_the_survivors_of_the_upload(lost: int) -> None:
+    world, plain = World(6), World(6, "secagg=none")
+    for one in (world, plain):
+        one.rounds.profile()
+        for node in range(1, lost + 1):
+            one.places[node].before = fail(TrainRequest)
+    done, expected = world.rounds.train(1), plain.rounds.train(1)
+    assert sorted(done.participants) == sorted(expected.participants) == list(range(lost + 1, 7))
+    assert done.count == expected.count
+    np.testing.assert_allclose(world.rounds.model, plain.rounds.model, atol=1e-5)
+
+
+def test_holders_up_to_the_tolerance_may_be_lost_before_the_unmasking() -> None:
+    world, plain = World(6), World(6, "secagg=none")  # t = 5 of 6: one holder to spare
+    for one in (world, plain):
+        one.rounds.profile()
+    world.places[2].before = fail(SecaggRequest, step="reveal")
+    done = world.rounds.train(1)
+    plain.rounds.train(1)
+    assert len(done.participants) == 6 and done.attempts == 1
+    np.testing.assert_allclose(world.rounds.model, plain.rounds.model, atol=1e-5)
+
+
+def test_beyond_the_tolerance_the_sum_is_abandoned_and_the_run_goes_on() -> None:
+    world = World(6)
+    world.rounds.profile()
+    before = world.rounds.model.copy()
+    for node in (2, 3):
+        world.places[node].before = fail(SecaggRequest, step="reveal")
+    done = world.rounds.train(1)
+    assert done.attempts == 2
+    assert not np.array_equal(world.rounds.model, before)
+
+
+def test_too_few_uploads_reveal_nothing_and_the_attempt_is_repeated() -> None:
+    world = World(4)
+    world.rounds.profile()
+    asked: list[Request] = []
+    for node in (1, 2):
+        world.places[node].before = fail(TrainRequest)
+    world.places[4].before = asked.append
+    done = world.rounds.train(1)
+    assert done.attempts == 2 and len(done.participants) == 4
+    kinds = [r.step if isinstance(r, SecaggRequest) else "train" for r in asked]
+    assert kinds == ["train", "train", "reveal"]
+
+
+def test_an_institution_that_comes_later_joins_a_new_epoch() -> None:
+    world = World(4)
+    world.rounds.profile()
+    world.rounds.train(1)
+    world.add(5, MemoryStore())
+    assert len(world.rounds.train(2).participants) == 5
+
+
+def test_when_too_few_holders_are_left_the_others_agree_anew() -> None:
+    world = World(6)
+    world.rounds.profile()
+    world.rounds.train(1)
+    for node in (1, 2):  # 4 of 6 are left, t = 5
+        world.remove(node)
+    assert sorted(world.rounds.train(2).participants) == [3, 4, 5, 6]
+
+
+def test_an_institution_of_another_authority_is_left_out() -> None:
+    world = World(4)
+    stranger = world.add(5, MemoryStore(), authority=Authority())
+    world.rounds.profile()
+    done = world.rounds.train(1)
+    assert sorted(done.participants) == [1, 2, 3, 4]
+    assert all(isinstance(reply, Refusal) and reply.reason == "identity" for reply in stranger.replies)
+
+
+def test_a_server_of_another_authority_gets_nothing() -> None:
+    world = World(4)
+    world.rounds.aggregation = SecureAggregation(
+        world.grid, Authority().server("agency.test"), world.config.secagg, run="8", min_cohort=3, deadline_s=60.0,
+        max_size=TASK.parameters, config_digest=bytes(32),
+    )  # fmt: skip
+    with pytest.raises(CohortError, match="identity"):
+        world.rounds.profile()
+    assert {type(reply) for place in world.places.values() for reply in place.replies} == {Refusal}
+
+
+@pytest.mark.parametrize(
+    ("terms", "overrides"),
+    [
+        pytest.param(Terms(), (), id="minimum cohort of 5"),
+        pytest.param(Terms(min_cohort=3, bits=(32,)), ("secagg=compact",), id="ring"),
+        pytest.param(Terms(min_cohort=3, max_clip=1.0), (), id="clip"),
+        pytest.param(Terms(min_cohort=3, max_weight=100), (), id="maximum weight"),
+        pytest.param(Terms(min_cohort=3, members=("hospital-1", "hospital-2", "hospital-3")), (), id="stranger"),
+        pytest.param(Terms(min_cohort=3, expected=("hospital-9",)), (), id="absent friend"),
+    ],
+)
+def test_what_an_institution_s_own_terms_forbid_does_not_happen(terms: Terms, overrides: tuple[str, ...]) -> None:
+    world = World(4, *overrides, terms=terms)
+    with pytest.raises(CohortError, match="policy"):
+        world.rounds.profile()
+
+
+def test_more_records_than_the_maximum_weight_are_refused_at_the_institution(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(4, "secagg.max_weight=20")
+    world.rounds.profile()
+    with pytest.raises(CohortError, match="privacy"):
+        world.rounds.train(1)
+    assert "secagg.max_weight is 20" in caplog.text
+
+
+def test_values_beyond_the_clip_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(4, "secagg.clip=0.001")
+    world.rounds.profile()
+    world.rounds.train(1)
+    assert "were cut to secagg.clip" in caplog.text
+
+
+def test_a_coordinator_that_sends_another_model_than_it_announced_gets_no_sum() -> None:
+    world = World(4)
+    world.rounds.profile()
+    other = world.rounds.model + np.float32(1)
+
+    class Swapping(Place):
+        def answer(self, request: Request) -> Reply:
+            changed = dataclasses.replace(request, model=other) if isinstance(request, TrainRequest) else request
+            return super().answer(changed)
+
+    for node in (1, 2):
+        world.grid._apps[node] = make_client_app(Swapping(world.places[node].trainer))
+    with pytest.raises(CohortError, match="protocol"):
+        world.rounds.train(1)
+
+
+def test_plain_requests_are_refused_unless_the_policy_allows_them() -> None:
+    world = World(3)
+    place = world.places[1]
+    place.trainer._check = Policy(allowed_tasks=("breast_cancer",)).check
+    train = TrainRequest("7", 1, "breast_cancer", 0, 1, 32, 0.1, 0.0, world.rounds.model, np.ones(60))
+    plain: list[Request] = [
+        ProfileRequest("7", "breast_cancer"), train,
+        EvaluateRequest("7", 1, "breast_cancer", world.rounds.model, np.ones(60)),
+    ]  # fmt: skip
+    assert [place.answer(request) for request in plain] == [Refusal("policy")] * 3
+
+
+def test_a_trainer_that_starts_again_goes_on_in_its_session_and_burns_a_masked_attempt(tmp_path: Path) -> None:
+    homes = [tmp_path / str(node) for node in range(1, 5)]
+    for home in homes:
+        home.mkdir(mode=0o700)
+        create_journal(home)
+    stores: list[Store] = [FileStore(home) for home in homes]
+    world = World(4, stores=stores)
+    world.rounds.profile()
+    world.rounds.train(1)
+
+    def restart(node: int) -> None:
+        """As after kill -9: nothing in memory, the journal and the session on the disk."""
+        store = stores[node - 1]
+        assert isinstance(store, FileStore)
+        store._journal.close()
+        stores[node - 1] = again = FileStore(homes[node - 1])
+        identity = world.authority.institution(f"hospital-{node}")
+        world.places[node].trainer._masking = Masking(lambda: identity, lambda: again, world.terms)
+        world.places[node].trainer._replies.clear()
+
+    first_certificate = world.places[2].trainer._masking._open()[0]  # type: ignore[union-attr]
+    restart(2)
+    world.places[2].trainer._masking._open_identity = lambda: first_certificate  # type: ignore[union-attr]
+    done = world.rounds.train(2)
+    assert len(done.participants) == 4 and done.attempts == 1  # no new setup was needed
+
+    lost: list[Reply] = []
+
+    def killed_after_masking(request: Request) -> None:
+        if isinstance(request, TrainRequest) and not lost:
+            lost.append(world.places[2].trainer.answer(request))
+            restart(2)
+            world.places[2].trainer._masking._open_identity = lambda: first_certificate  # type: ignore[union-attr]
+            again = world.places[2].trainer.answer(request)
+            assert again == Refusal("privacy")  # the attempt is burnt: no second masking under one context
+            raise ConnectionError
+
+    world.places[2].before = killed_after_masking
+    done = world.rounds.train(3)
+    assert isinstance(lost[0], MaskedReply)
+    assert sorted(done.participants) == [1, 3, 4]
+    assert len(world.rounds.train(4).participants) == 4
+
+
+def test_an_institution_without_a_journal_takes_no_part(tmp_path: Path) -> None:
+    world = World(4)
+    place = world.places[1]
+    place.trainer._masking = Masking(
+        lambda: world.authority.institution("hospital-1"), lambda: FileStore(tmp_path), world.terms
+    )
+    done_with = [2, 3, 4]
+    world.rounds.profile()
+    assert sorted(world.rounds.train(1).participants) == done_with
+    assert {r.reason for r in place.replies if isinstance(r, Refusal)} == {"service"}
+
+
+def test_the_messages_survive_flower_s_records() -> None:
+    from sovfed.federation.flower import to_records
+
+    world = World(3)
+    world.rounds.profile()
+    masked = next(reply for reply in world.places[1].replies if isinstance(reply, MaskedReply))
+    found = from_records(to_records(masked))
+    assert isinstance(found, MaskedReply)
+    np.testing.assert_array_equal(found.message, masked.message)
+    np.testing.assert_array_equal(found.payload, masked.payload)
