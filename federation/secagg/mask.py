@@ -10,7 +10,6 @@ GIL, so two threads use two cores on vectors of 8 MiB and more. No temporary is 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -102,12 +102,7 @@ def tag(cipher: AESGCM, segment: int, words: Words) -> bytes:
 
 
 def hash_vector(vector: npt.NDArray[Any]) -> bytes:
-    """A digest of a flat vector, its dtype and its length: the digest of the SHA-256 of each 1 MiB of it."""
+    """A digest of a flat vector, its dtype and its length, by BLAKE3: four times as fast as SHA-256 on one core."""
     flat = np.ascontiguousarray(vector).view(np.uint8).reshape(-1)
-    leaves = [b""] * -(-flat.size // (8 * SEGMENT_WORDS))
-
-    def work(segment: int, where: slice, _: Any) -> None:
-        leaves[segment] = hashlib.sha256(flat[where.start * 8 : where.stop * 8].data).digest()
-
-    for_segments(-(-flat.size // 8), work, lambda: None)
-    return digest("vector", vector.dtype.str.encode(), vector.size.to_bytes(8, "big"), *leaves)
+    content = blake3(flat.data).digest()
+    return digest("vector", vector.dtype.str.encode(), vector.size.to_bytes(8, "big"), content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from tests.deploy.conftest import finished, make_config, wait_for_run
 
 from sovfed.server import runs
 from sovfed.server.control import log_path
-from sovfed.simulations.deployment import Institution, LocalFederation
+from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 
 pytestmark = pytest.mark.deploy
 SECRET_FILES = ("secrets/*", "identity/key.pem", "identity/node_key", "superlink/*", "mlflow.db", "run.json")
@@ -76,7 +77,7 @@ def test_a_patients_name_in_an_error_stays_in_the_institution(tmp_path_factory: 
     if not source.exists():
         pytest.skip("the UCI heart disease files are not beside the project")
     config = make_config(
-        "task=heart", "rounds=1", "server.node_wait_s=5", "server.start_cohort=0", "server.min_cohort=2"
+        "task=heart", "rounds=1", "server.node_wait_s=5", "server.start_cohort=0", "server.min_cohort=2", "secagg=none"
     )
     institutions = []
     for site in ("cleveland", "hungarian"):
@@ -89,7 +90,8 @@ def test_a_patients_name_in_an_error_stays_in_the_institution(tmp_path_factory: 
         (folder / name).write_text("\n".join(rows) + "\n")
         data = make_config(f"data={'heart'}", f"data.path={folder}", f"data.site={site}").data
         institutions.append(Institution(site, data))
-    with LocalFederation(tmp_path / "f", institutions, config) as federation:
+    policy = dataclasses.replace(POLICY, allow_plain_updates=True)
+    with LocalFederation(tmp_path / "f", institutions, config, policy) as federation:
         federation.start_run("leak", config)
         run = wait_for_run(federation, "leak")
         assert run["status"] == "failed"
