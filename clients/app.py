@@ -22,6 +22,7 @@ from sovfed.federation.messages import (
     LaneOffer,
     LaneReply,
     Message,
+    PrivateRequest,
     ProfileRequest,
     Refusal,
     Reply,
@@ -31,7 +32,7 @@ from sovfed.federation.messages import (
 )
 
 log = logging.getLogger(__name__)
-R = TypeVar("R", TrainRequest, EvaluateRequest, ProfileRequest, SecaggRequest, LaneOffer)
+R = TypeVar("R", TrainRequest, PrivateRequest, EvaluateRequest, ProfileRequest, SecaggRequest, LaneOffer)
 
 
 class Trainer(Protocol):
@@ -55,6 +56,10 @@ def make_client_app(trainer: Trainer, join: Callable[[LaneOffer, Context], bool]
     @app.query("profile")
     def profile(message: FlowerMessage, context: Context) -> FlowerMessage:
         return _reply(message, lambda: trainer.answer(_expect(message, ProfileRequest)))
+
+    @app.train("private")
+    def private(message: FlowerMessage, context: Context) -> FlowerMessage:
+        return _reply(message, lambda: trainer.answer(_expect(message, PrivateRequest)))
 
     @app.query("secagg")
     def secagg(message: FlowerMessage, context: Context) -> FlowerMessage:

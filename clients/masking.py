@@ -10,14 +10,16 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from sovfed.federation.errors import PrivacyError, ProtocolError
+from sovfed.federation.errors import PolicyError, PrivacyError, ProtocolError
 from sovfed.federation.messages import (
     EvaluateReply,
     MaskedReply,
+    PrivateRequest,
     ProfileReply,
     SecaggReply,
     SecaggRequest,
@@ -33,10 +35,21 @@ if TYPE_CHECKING:
     from sovfed.federation.secagg.client import Permit
     from sovfed.federation.secagg.journal import Entry, History
     from sovfed.federation.secagg.keys import Identity
+    from sovfed.federation.secagg.ring import Integers
     from sovfed.federation.secagg.terms import Terms
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PrivateUpdate:
+    """What is private already: integers with a share of noise, or under `silo` a float update; shape [d]."""
+
+    vector: Vector | Integers
+
+
+Maskable: TypeAlias = ProfileReply | TrainReply | EvaluateReply | PrivateUpdate
 
 
 class Store(Protocol):
@@ -97,14 +110,16 @@ class Masking:
             raise ProtocolError(f"the round is to {client.Purpose(permit.begin.purpose).name}, the request is another")
         return permit
 
-    def mask(
-        self, run: str, permit: Permit, reply: ProfileReply | TrainReply | EvaluateReply, seconds: Callable[[], float]
-    ) -> MaskedReply:
+    def mask(self, run: str, permit: Permit, reply: Maskable, seconds: Callable[[], float]) -> MaskedReply:
         """`reply` masked: update, record count and metrics become part of sums that only a quorum can open."""
         identity, store = self._open()
         session = self._session(run_bytes(run), identity, store)
-        update, weight = np.zeros(0, np.float32), 0
+        update: Vector | Integers = np.zeros(0, np.float32)
+        weight, metrics = 0, np.zeros(0)
         match reply:
+            case PrivateUpdate():  # no count and no metric: they would not be private
+                update = reply.vector
+                weight = 1 if update.dtype == np.int32 else session.roster.offer.max_weight
             case ProfileReply():
                 metrics = widen(reply.sums)
             case TrainReply():
@@ -117,6 +132,22 @@ class Masking:
         upload, entry = client.mask(session, permit, update, weight, metrics.tolist(), identity.sign, os.urandom)
         store.commit([entry])
         return MaskedReply(seconds=seconds(), message=np.frombuffer(upload.message, np.uint8), payload=upload.payload)
+
+    def room(self, request: PrivateRequest, permit: Permit) -> int:
+        """The largest integer of one member in the round's ring.
+
+        Raises PolicyError if the request counts on noise of more institutions than this one's terms let it: those of
+        the smallest cohort, less the colluders that they fear.
+        """
+        identity, store = self._open()
+        roster = self._session(run_bytes(request.run), identity, store).roster
+        most = roster.offer.min_cohort - self._terms.colluders
+        if request.honest > most:
+            raise PolicyError(
+                f"the run counts on the noise of {request.honest} institutions; of a cohort of "
+                f"{roster.offer.min_cohort}, {self._terms.colluders} are feared to collude: at most {most}"
+            )
+        return roster.ring(permit.begin).half - 2
 
     def _open(self) -> tuple[Identity, Store]:
         if self._opened is None:

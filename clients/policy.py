@@ -8,9 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from sovfed.clients.ledger_entries import Budget
 from sovfed.clients.settings import read_settings
 from sovfed.federation.errors import PolicyError
-from sovfed.federation.messages import MAX_PARAMETERS, EvaluateRequest, Request, SecaggRequest, TrainRequest
+from sovfed.federation.messages import (
+    MAX_PARAMETERS,
+    EvaluateRequest,
+    PrivateRequest,
+    Request,
+    SecaggRequest,
+    TrainRequest,
+)
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.secagg.terms import Terms
 
@@ -27,7 +35,11 @@ records. While this is false, such a run gets nothing from here. Set it to true 
 
 secure_aggregation: the terms on which this institution lets its share go into a sum. The agency proposes a run's
 parameters; what is outside these bounds is refused. min_cohort is the fewest institutions of any sum: c institutions
-that side with the agency learn the sum of the others, so it should be the number that you fear, plus 3."""
+that side with the agency learn the sum of the others, so it should be the number that you fear, plus 3.
+
+privacy: what all runs together may learn about one person in the records. Each private run is charged to the ledger in
+privacy/ before anything leaves, and refused when the budget is spent; `sovfed client ledger show` tells how much is
+left. Runs without differential privacy are not in it: require_privacy: true refuses them."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,9 @@ class Policy:
     allow_plain_updates: bool = bounded(
         False, doc="answer runs without secure aggregation: the server sees this institution's own update"
     )
+    require_privacy: bool = bounded(False, doc="answer runs with differential privacy only")
     secure_aggregation: Terms = field(default_factory=Terms)
+    privacy: Budget = field(default_factory=Budget)
     max_rounds: int = bounded(1_000, 1, 1_000_000, doc="highest round of a run that is still answered")
     max_local_epochs: int = bounded(20, 1, 10_000, doc="most passes over the records in one round")
     min_batch_size: int = bounded(8, 1, 1_000_000, unit="records", doc="a smaller batch tells more of each record")
@@ -60,10 +74,12 @@ class Policy:
             raise PolicyError(f"task '{request.task}' is not in allowed_tasks {list(self.allowed_tasks)}")
         if not request.begin.size and not self.allow_plain_updates:
             raise PolicyError("this run aggregates without secure aggregation, and allow_plain_updates is false")
-        if isinstance(request, TrainRequest | EvaluateRequest):
+        if self.require_privacy and not isinstance(request, PrivateRequest):
+            raise PolicyError("this run is without differential privacy, and require_privacy is true")
+        if isinstance(request, TrainRequest | PrivateRequest | EvaluateRequest):
             _at_most("round", request.round, "max_rounds", self.max_rounds)
             _at_most("parameters", request.model.size, "max_parameters", self.max_parameters)
-        if isinstance(request, TrainRequest):
+        if isinstance(request, TrainRequest | PrivateRequest):
             _at_most("local_epochs", request.local_epochs, "max_local_epochs", self.max_local_epochs)
             _at_most("batch_size", request.batch_size, "max_batch_size", self.max_batch_size)
             if request.batch_size < self.min_batch_size:

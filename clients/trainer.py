@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from sovfed.clients.data import Records, load_records
-from sovfed.clients.masking import Masking
+from sovfed.clients.masking import Maskable, Masking
 from sovfed.clients.policy import load_policy
 from sovfed.clients.socket import NAME, TrainerStub, serve
 from sovfed.federation.config import ClientConfig
@@ -30,13 +30,13 @@ from sovfed.federation.files import private_directory
 from sovfed.federation.messages import (
     EvaluateReply,
     EvaluateRequest,
+    PrivateRequest,
     ProfileReply,
     ProfileRequest,
     Refusal,
     Reply,
     Request,
     SecaggRequest,
-    SumRequest,
     Sums,
     TrainReply,
     TrainRequest,
@@ -51,6 +51,10 @@ from sovfed.federation.trainer_pb2 import HealthReply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sovfed.clients.ledger import PrivacyLedger
+    from sovfed.clients.ledger_entries import Budget
+    from sovfed.clients.private import PrivateTraining
 
 __all__ = ["TrainerService", "TrainerStub", "main", "make_trainer"]
 log = logging.getLogger(__name__)
@@ -117,13 +121,16 @@ class TrainerService:
         precision: str = "float32",
         check: Callable[[Request], None] = lambda _request: None,
         masking: Masking | None = None,
+        open_ledger: Callable[[], PrivacyLedger | None] = lambda: None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
-        Without `masking`, every request of secure aggregation is refused.
+        Without `masking`, every request of secure aggregation is refused. `open_ledger` is called with the first
+        private request; only a simulation has none.
         """
         self._load, self._site, self._device, self._precision, self._check = load, site, device, precision, check
-        self._masking = masking
+        self._masking, self._open_ledger = masking, open_ledger
+        self._private: dict[str, PrivateTraining] = {}
         self._workloads: dict[str, Workload] = {}
         self._replies: OrderedDict[str, dict[type[Request], tuple[Request, Reply]]] = OrderedDict()
         self._lock = threading.Lock()
@@ -167,18 +174,36 @@ class TrainerService:
         if isinstance(request, SecaggRequest):
             return self._require_masking().answer(request)
         if not request.begin.size:
+            if isinstance(request, PrivateRequest):
+                raise PolicyError("a private run needs secure aggregation")
             return self._compute(request, start)
         masking = self._require_masking()
         permit = masking.permit(request)
-        reply = self._compute(request, start)
+        if isinstance(request, PrivateRequest):
+            reply: Maskable = self._private_training(request.task).update(request, masking.room(request, permit))
+        else:
+            reply = self._compute(request, start)
         return masking.mask(request.run, permit, reply, lambda: time.monotonic() - start)
+
+    def _private_training(self, name: str) -> PrivateTraining:
+        """The private workload of task `name`; the ledger is opened before any record is read."""
+        found = self._private.get(name)
+        if found is None:
+            from sovfed.clients.private import PrivateTraining
+
+            task, ledger = get_task(name), self._open_ledger()
+            found = PrivateTraining(task, self._load(task), site=self._site, device=self._device, ledger=ledger)
+            self._private = {name: found}  # one task at a time holds the ledger
+        return found
 
     def _require_masking(self) -> Masking:
         if self._masking is None:
             raise PolicyError("this trainer was given no identity, so it takes no part in secure aggregation")
         return self._masking
 
-    def _compute(self, request: SumRequest, start: float) -> ProfileReply | TrainReply | EvaluateReply:
+    def _compute(
+        self, request: ProfileRequest | TrainRequest | EvaluateRequest, start: float
+    ) -> ProfileReply | TrainReply | EvaluateReply:
         workload = self._workload(request.task)
         if isinstance(request, ProfileRequest):
             return ProfileReply(sums=workload.profile())
@@ -231,11 +256,12 @@ def make_trainer(
     config: ClientConfig,
     check: Callable[[Request], None] = lambda _request: None,
     masking: Masking | None = None,
+    open_ledger: Callable[[], PrivacyLedger | None] = lambda: None,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
         lambda task: load_records(task, config.data), site=config.data.site, device=config.device,
-        precision=config.precision, check=check, masking=masking,
+        precision=config.precision, check=check, masking=masking, open_ledger=open_ledger,
     )  # fmt: skip
 
 
@@ -260,7 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
         home = private_directory(options.home)
         policy = load_policy(home)
         masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
-        trainer = make_trainer(config, policy.check, masking)
+        trainer = make_trainer(config, policy.check, masking, _ledger_opener(home, config.data.source, policy.privacy))
         _prepare(trainer, config)
         server = serve(trainer, home / NAME, config.max_message_bytes)
     except (SovfedError, json.JSONDecodeError) as error:
@@ -270,6 +296,22 @@ def main(arguments: list[str] | None = None) -> int:
     stop.wait()
     server.stop(STOP_GRACE_S).wait()
     return 0
+
+
+def _ledger_opener(home: Path, dataset: str, budget: Budget) -> Callable[[], PrivacyLedger]:
+    """Opens the ledger of the data source's population, which is made when it is first needed."""
+    opened: list[PrivacyLedger] = []
+
+    def open_ledger() -> PrivacyLedger:
+        from sovfed.clients.ledger import PrivacyLedger
+        from sovfed.clients.ledger_file import create_ledger
+
+        if not opened:
+            create_ledger(home, dataset, time.time())
+            opened.append(PrivacyLedger(home, dataset, budget))
+        return opened[0]
+
+    return open_ledger
 
 
 def _prepare(trainer: TrainerService, config: ClientConfig) -> None:

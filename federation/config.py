@@ -68,9 +68,33 @@ class StrategyConfig:
 
 @dataclass(frozen=True)
 class PrivacyConfig:
-    """Differential privacy. Off: no mechanism is built yet, and every other name is refused rather than ignored."""
+    """Differential privacy for persons: the mechanism, its target over all rounds, and public constants.
 
-    mechanism: str = choice("none", ("none",), doc="'none' is the only mechanism so far: updates carry no noise")
+    Nothing is counted from the records: `population` and what follows from it are declared.
+    """
+
+    mechanism: str = choice(
+        "none",
+        ("none", "distributed", "silo", "institution"),
+        doc="distributed: shares of the noise, added up by secure aggregation, one gradient step a round; silo: each "
+        "institution adds all the noise itself, several steps a round; institution: whole updates, clipped and noised",
+    )
+    epsilon: float = bounded(3.0, 0.01, 100.0, doc="target over all rounds")
+    delta: float = bounded(1e-6, 1e-12, 1e-2, doc="a power of ten; the institutions' policies must say the same")
+    noise_multiplier: float | None = bounded(None, 0.05, 1e6, doc="null: calibrated to epsilon over all planned steps")
+    clip: float = bounded(1.0, 1e-6, 1e6, doc="L2 bound on a person's gradient; on the update for 'institution'")
+    sampling_rate: float = bounded(0.1, 1e-6, 1.0, doc="probability of each person to be in a step")
+    population: int = bounded(
+        1_000, 1, 10**10, unit="persons", doc="declared public number of persons in training, all institutions together"
+    )
+    local_steps: int = bounded(10, 1, 10_000, doc="private steps of each institution in a round; 'silo' only")
+    spare_steps: int = bounded(2, 0, 10_000, doc="steps granted beyond the planned, to repeat what a crash has cost")
+    colluders: int = bounded(1, 0, 254, doc="institutions that may side with the agency: their noise is not counted on")
+    grid_bits: int = bounded(16, 8, 24, unit="bits", doc="resolution of a clipped gradient in the ring")
+
+    @property
+    def private(self) -> bool:
+        return self.mechanism != "none"
 
 
 @dataclass(frozen=True)
@@ -185,4 +209,13 @@ class Config:
             raise ValueError(
                 f"server.min_cohort is {self.server.min_cohort}; secure aggregation needs at least {SECURE_COHORT}, "
                 "since a sum over two tells each the other's update"
+            )
+        if self.privacy.private and not self.secagg.enabled:
+            raise ValueError(f"privacy.mechanism '{self.privacy.mechanism}' needs secure aggregation (secagg=full)")
+        if self.privacy.private and self.secagg.bits != max(LANE_BITS):
+            raise ValueError(f"secagg.bits is {self.secagg.bits}; noise needs {max(LANE_BITS)} (secagg=full)")
+        if self.privacy.private and self.server.min_cohort <= self.privacy.colluders:
+            raise ValueError(
+                f"privacy.colluders is {self.privacy.colluders}, server.min_cohort {self.server.min_cohort}: "
+                "nobody's noise would be left to count on"
             )

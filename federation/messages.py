@@ -86,6 +86,37 @@ class TrainReply:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class PrivateRequest:
+    """Train `model` (shape [d]) under differential privacy; the reply is masked, and says nothing but its sum.
+
+    Everything is a public constant of the run. The first round asks the institution's ledger for rounds · steps + spare
+    steps under the name `grant`, which a resumed run keeps.
+    """
+
+    run: str = bounded(low=1, high=64)
+    grant: str = bounded(low=1, high=128)
+    round: int = bounded(low=1, high=1_000_000)
+    task: str = bounded(low=1, high=64)
+    mechanism: str = choice(dataclasses.MISSING, ("distributed", "silo", "institution"))
+    rounds: int = bounded(low=1, high=1_000_000)
+    steps: int = bounded(low=1, high=10_000)
+    spare: int = bounded(low=0, high=10_000)
+    noise_multiplier: float = bounded(low=0.05, high=1e6)
+    sampling_rate: float = bounded(low=1e-9, high=1.0)
+    clip: float = bounded(low=1e-6, high=1e6)
+    delta: float = bounded(low=1e-15, high=1e-2)
+    honest: int = bounded(low=1, high=255)
+    grid_bits: int = bounded(low=8, high=24)
+    batch: float = bounded(low=1e-9, high=1e10)
+    seed: int = bounded(low=0, high=2**63 - 1)
+    local_epochs: int = bounded(low=1, high=10_000)
+    batch_size: int = bounded(low=1, high=1_000_000)
+    learning_rate: float = bounded(low=1e-9, high=1e3)
+    model: Vector = _vector("float32")
+    begin: Bytes = _begin()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class EvaluateRequest:
     """Evaluate `model` (shape [d]) on the held-out records; `scale` as in `TrainRequest`."""
 
@@ -163,10 +194,10 @@ class Refusal:
 
 
 Message: TypeAlias = (
-    ProfileRequest | ProfileReply | TrainRequest | TrainReply | EvaluateRequest | EvaluateReply | MaskedReply
-    | SecaggRequest | SecaggReply | LaneOffer | LaneReply | Refusal
+    ProfileRequest | ProfileReply | TrainRequest | TrainReply | PrivateRequest | EvaluateRequest | EvaluateReply
+    | MaskedReply | SecaggRequest | SecaggReply | LaneOffer | LaneReply | Refusal
 )  # fmt: skip
-SumRequest: TypeAlias = ProfileRequest | TrainRequest | EvaluateRequest  # its replies are added up
+SumRequest: TypeAlias = ProfileRequest | TrainRequest | PrivateRequest | EvaluateRequest  # its replies are added up
 Request: TypeAlias = SumRequest | SecaggRequest
 Reply: TypeAlias = ProfileReply | TrainReply | EvaluateReply | MaskedReply | SecaggReply | Refusal
 KINDS: Final[dict[str, type[Any]]] = {
@@ -174,6 +205,7 @@ KINDS: Final[dict[str, type[Any]]] = {
     "profile-reply": ProfileReply,
     "train": TrainRequest,
     "train-reply": TrainReply,
+    "private": PrivateRequest,
     "evaluate": EvaluateRequest,
     "evaluate-reply": EvaluateReply,
     "masked-reply": MaskedReply,

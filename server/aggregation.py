@@ -14,14 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Message as FlowerMessage
 
-from sovfed.federation.errors import ProtocolError
+from sovfed.federation.errors import ConfigError, ProtocolError
 from sovfed.federation.flower import StreamingGrid, from_records, new_message, to_records
 from sovfed.federation.messages import (
     EvaluateReply,
     EvaluateRequest,
     Message,
+    PrivateRequest,
     ProfileReply,
     ProfileRequest,
     Refusal,
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 FOLD_CHUNK: Final = 1 << 15  # parameters folded at a time: 256 KiB of float64 stay in the cache
 TYPES: Final = {
     ProfileRequest: "query.profile",
+    PrivateRequest: "train.private",
     TrainRequest: "train",
     EvaluateRequest: "evaluate",
     SecaggRequest: "query.secagg",
@@ -64,14 +67,16 @@ class Answer(Generic[R]):
 class Total:
     """What the institutions' replies to one request add up to; `sums` is None while too few have been added.
 
-    `mean` is Σ countᵢ·updateᵢ / Σ countᵢ, shape [d]; `sums` are the profile's or the evaluation's, shape [k]; `loss` is
-    Σ countᵢ·lossᵢ. `by_node`, each institution's own sums, is empty under secure aggregation.
+    `mean` is Σ countᵢ·updateᵢ / Σ countᵢ, shape [d]; of a private step `integers`, the noised sum in units, stands in
+    its place. `sums` are the profile's or the evaluation's, shape [k]; `loss` is Σ countᵢ·lossᵢ. `by_node`, each
+    institution's own sums, is empty under secure aggregation.
     """
 
     participants: list[int] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
     count: int = 0
     mean: Vector | None = None
+    integers: npt.NDArray[np.int64] | None = None
     loss: float = 0.0
     sums: Sums | None = None
     by_node: dict[int, Sums] = field(default_factory=dict)
@@ -161,6 +166,8 @@ class PlainAggregation:
         self._grid, self._deadline_s = grid, deadline_s
 
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
+        if isinstance(request, PrivateRequest):
+            raise ConfigError("a private run needs secure aggregation")
         total = Total()
         fold = Fold(request.model.size) if isinstance(request, TrainRequest) else None
         kind = KINDS[type(request)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -25,9 +26,10 @@ from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.metrics import summarise
 from sovfed.federation.secagg.keys import Identity
-from sovfed.federation.tasks import Task, get_task, initial_vector
+from sovfed.federation.tasks import Task, get_task, initial_vector, public_scale
 from sovfed.server import checkpoint
 from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
+from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.rounds import Round, Rounds
 from sovfed.server.secure_aggregation import SecureAggregation
 from sovfed.server.strategies import make_optimizer
@@ -69,6 +71,8 @@ def coordinate(
     aggregation = _aggregation(grid, config, run, task, identity)
     rounds = Rounds(config, run, grid, make_optimizer(config.strategy), aggregation)
     rounds.sums, rounds.features = task.evaluation_size, len(task.schema.features)
+    if config.privacy.private:
+        rounds.plan = PrivacyPlan.make(config, folder.name, task.parameters)
     started = time.monotonic()
     last = _begin(rounds, task, folder, resume)
     names = {node.node_id: node.name or str(node.node_id) for node in grid.get_nodes()}
@@ -83,18 +87,21 @@ def coordinate(
             line = _line(task, done, names)
             lines.write(json.dumps(line) + "\n")
             lines.flush()
+            loss = "" if done.train_loss is None else f" loss {done.train_loss:.4f},"
             log.info(
-                "round %d/%d: %d institutions, loss %.4f, %.3f s (overhead %.3f s)",
-                number, config.rounds, len(done.participants), done.train_loss, done.seconds, done.overhead_seconds,
+                "round %d/%d: %d institutions,%s %.3f s (overhead %.3f s)",
+                number, config.rounds, len(done.participants), loss, done.seconds, done.overhead_seconds,
             )  # fmt: skip
             if tracker:
                 tracker.round(number, _figures(line))
             on_round(line)
     writer.close()
-    final = rounds.evaluate(config.rounds)
+    # Held-out records are persons' too: a private run tells no metric of them.
+    final = rounds.evaluate(config.rounds) if rounds.plan is None else Total()
     summary = {
         **_summary(config, task, folder, final, names, transport, time.monotonic() - started),
         **aggregation.describe(),
+        **(rounds.plan.describe() if rounds.plan else {"epsilon": None}),
     }
     _write_model(folder, task, rounds)
     plot_curves(folder)
@@ -130,7 +137,9 @@ def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool) -> int:
         log.info("resumed after round %d", found.round)
         return found.round
     rounds.model = initial_vector(task, rounds.config.seed)
-    if task.standardised:
+    if rounds.plan is not None:
+        rounds.scale = public_scale(task)
+    elif task.standardised:
         rounds.profile()
     (folder / ROUNDS).unlink(missing_ok=True)
     return 0
@@ -177,7 +186,7 @@ def _summary(
     return {
         "task": task.name,
         "split": "simulated" if task.simulated_split else "natural",
-        "institutions": sorted(names.get(node, str(node)) for node in final.participants),
+        "institutions": sorted(names.get(n, str(n)) for n in final.participants) or lines[-1]["participants"],
         "rounds": config.rounds,
         "strategy": config.strategy.name,
         "transport": transport,
@@ -189,7 +198,6 @@ def _summary(
         "metric": task.headline,
         "metrics": summarise(task, final.sums) if final.sums is not None else {},
         "metrics_by_institution": {name: summarise(task, sums) for name, sums in sorted(by_name.items())},
-        "epsilon": None,
         "config": asdict(config),
     }
 
@@ -225,20 +233,25 @@ def plot_curves(folder: Path) -> None:
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     loss, metric, seconds = figure.subplots(1, 3)
     numbers = [line["round"] for line in lines]
-    loss.plot(numbers, [line["train_loss"] for line in lines], label="training")
+    loss.plot(numbers, [_or_nan(line["train_loss"]) for line in lines], label="training")
     loss.plot([n - 1 for n in numbers], [line["metrics"].get("loss", np.nan) for line in lines], label="held out")
     loss.set(title="Loss", xlabel="round")
     loss.legend()
     for name in [name for name in lines[0]["metrics"] if name in ("auc", "accuracy", "ece")]:
         metric.plot([n - 1 for n in numbers], [line["metrics"].get(name, np.nan) for line in lines], label=name)
     metric.set(title="Held-out metrics of all institutions", xlabel="round")
-    metric.legend()
+    if metric.get_legend_handles_labels()[0]:
+        metric.legend()
     compute, overhead = [line["seconds_compute"] for line in lines], [line["overhead_seconds"] for line in lines]
     seconds.bar(numbers, compute, label="slowest institution's compute")
     seconds.bar(numbers, overhead, bottom=compute, label="overhead")
     seconds.set(title="Seconds per round", xlabel="round")
     seconds.legend()
     figure.savefig(folder / "curves.png", dpi=120)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ from sovfed.federation.errors import CohortError
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector
 from sovfed.server.aggregation import Aggregation, Total
+from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.strategies import ServerOptimizer
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Round:
     participants: list[int] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
     count: int = 0
-    train_loss: float = 0.0
+    train_loss: float | None = None  # not told of a private round, nor is the evaluation
     evaluation: Sums | None = None
     seconds: float = 0.0
     seconds_compute: float = 0.0  # the slowest institution's own
@@ -66,6 +67,7 @@ class Rounds:
         self.scale: Sums = np.zeros(0, dtype=np.float64)
         self.sums = 0  # length of the task's evaluation vector
         self.features = 0  # of the task; 0 if it is not standardised
+        self.plan: PrivacyPlan | None = None  # of a private run
 
     def cohort(self) -> list[int]:
         """The nodes that are here now, in ascending order; waits up to `server.node_wait_s` for the minimum cohort."""
@@ -93,23 +95,28 @@ class Rounds:
     def train(self, number: int) -> Round:
         """Run round `number`, retrying while too few institutions answer. Raises CohortError after MAX_ATTEMPTS."""
         start, down, up = time.monotonic(), self.grid.bytes_down, self.grid.bytes_up
-        task, strategy = self.config.task, self.config.strategy
-        request = TrainRequest(
-            run=self.run, round=number, task=task.name, seed=self.config.seed, local_epochs=task.local_epochs,
-            batch_size=task.batch_size, learning_rate=task.learning_rate, proximal_mu=strategy.proximal_mu,
-            model=self.model, scale=self.scale,
-        )  # fmt: skip
-        total, attempts = self._collect(f"round {number}", request, self.sums)
+        if self.plan is None:
+            task, strategy = self.config.task, self.config.strategy
+            request: SumRequest = TrainRequest(
+                run=self.run, round=number, task=task.name, seed=self.config.seed, local_epochs=task.local_epochs,
+                batch_size=task.batch_size, learning_rate=task.learning_rate, proximal_mu=strategy.proximal_mu,
+                model=self.model, scale=self.scale,
+            )  # fmt: skip
+            total, attempts = self._collect(f"round {number}", request, self.sums)
+            update = _required(total.mean)
+        else:
+            total, attempts = self._collect(f"round {number}", self.plan.request(self.run, number, self.model), 0)
+            update = self.plan.mean_update(total)
         clock = time.monotonic()
-        self.model = self.optimizer.step(number, self.model, _required(total.mean))
+        self.model = self.optimizer.step(number, self.model, update)
         stepped = time.monotonic() - clock
         return Round(
             number=number,
             participants=total.participants,
             refused=total.refused,
             count=total.count,
-            train_loss=total.loss / total.count,
-            evaluation=total.sums,
+            train_loss=None if self.plan else total.loss / total.count,
+            evaluation=None if self.plan else total.sums,
             seconds=time.monotonic() - start,
             seconds_compute=total.seconds_compute,
             seconds_aggregate=total.seconds_aggregate + stepped,

@@ -21,6 +21,7 @@ from sovfed.federation.errors import CohortError, IdentityError, ProtocolError, 
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import (
     MaskedReply,
+    PrivateRequest,
     ProfileRequest,
     SecaggReply,
     SecaggRequest,
@@ -95,7 +96,7 @@ class SecureAggregation:
         round_ = open_round(
             epoch.roster, self._identity.sign, epoch.upload_keys, number=self._number, attempt=self._attempt,
             purpose=purpose(request), cohort=list(members.values()),
-            size=request.model.size if isinstance(request, TrainRequest) else 0, metrics=metrics,
+            size=request.model.size if isinstance(request, TrainRequest | PrivateRequest) else 0, metrics=metrics,
             model=model_digest(request), task=task_digest(request),
         )  # fmt: skip
         begun = dataclasses.replace(request, begin=np.frombuffer(round_.begin_bytes, np.uint8))
@@ -271,6 +272,8 @@ def _by_node(order: Sequence[int], bodies: Mapping[int, bytes]) -> dict[int, byt
 
 def _metrics(request: SumRequest, width: int) -> int:
     """How many header words the request's sums of length `width` take."""
+    if isinstance(request, PrivateRequest):
+        return 0
     if isinstance(request, ProfileRequest):
         return WIDE * width
     return width + (TRAIN_METRICS if isinstance(request, TrainRequest) else 0)
@@ -278,7 +281,10 @@ def _metrics(request: SumRequest, width: int) -> int:
 
 def _fill(total: Total, request: SumRequest, found: Aggregate) -> None:
     """Put the opened sum into `total`."""
-    if isinstance(request, ProfileRequest):
+    if isinstance(request, PrivateRequest):
+        total.count, total.mean, total.integers = len(found.survivors), found.mean, found.integers
+        total.sums = found.metrics  # none
+    elif isinstance(request, ProfileRequest):
         total.sums = narrow(found.metrics)
     elif isinstance(request, TrainRequest):
         total.count, total.mean, total.loss = found.weight, found.mean, float(found.metrics[0])

@@ -88,9 +88,15 @@ def simulate(overrides: tuple[str, ...], folder: Path | None, resume: bool, trac
         return
     for name, metrics in outcome.summary["metrics_by_institution"].items():
         console.print(f"  institution {name}: " + "  ".join(f"{key} {value:.3f}" for key, value in metrics.items()))
-    console.print(
-        "[bold]all[/]: " + "  ".join(f"{key} {value:.3f}" for key, value in outcome.summary["metrics"].items())
-    )
+    if outcome.summary["metrics"]:
+        console.print(
+            "[bold]all[/]: " + "  ".join(f"{key} {value:.3f}" for key, value in outcome.summary["metrics"].items())
+        )
+    if outcome.summary["epsilon"] is not None:
+        console.print(
+            f"differential privacy: {outcome.summary['privacy']['mechanism']}, ε = {outcome.summary['epsilon']:.3f} "
+            f"at δ = {outcome.summary['delta']:g} for every person; no metric left the institutions"
+        )
     console.print(f"folder: {folder}")
 
 

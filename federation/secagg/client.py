@@ -23,7 +23,7 @@ from sovfed.federation.secagg import wire
 from sovfed.federation.secagg.journal import Entry, History, Revealed, Spent, name_tag
 from sovfed.federation.secagg.keys import Entropy, Signer, check_signature, digest, expand, seal, u16, unseal
 from sovfed.federation.secagg.mask import SEGMENT_WORDS, Scratch, Stream, Words, apply, apply_header, for_segments, tag
-from sovfed.federation.secagg.ring import Quantiser, pack_header
+from sovfed.federation.secagg.ring import Integers, Quantiser, pack_header
 from sovfed.federation.secagg.roster import (
     chosen_digest,
     commit_pair,
@@ -42,6 +42,12 @@ class Purpose(IntEnum):
     PROFILE = 0
     TRAIN = 1
     EVALUATE = 2
+    STEP = 3  # of integers that carry their own noise: neither weighted nor rounded
+
+    @property
+    def dtype(self) -> type[np.float32 | np.int32]:
+        """Of the vectors that are summed."""
+        return np.int32 if self is Purpose.STEP else np.float32
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def begin(
 def mask(
     session: Session,
     permit: Permit,
-    update: Vector,
+    update: Vector | Integers,
     weight: int,
     metrics: Sequence[float],
     sign: Signer,
@@ -110,9 +116,10 @@ def mask(
     """
     message, ctx, index, roster = permit.begin, permit.ctx, session.index, session.roster
     ring = roster.ring(message)
-    if update.shape != (message.size,) or update.dtype != np.float32 or len(metrics) != message.metrics:
+    dtype = np.dtype(Purpose(message.purpose).dtype)
+    if update.shape != (message.size,) or update.dtype != dtype or len(metrics) != message.metrics:
         raise ProtocolError(f"round {message.round}: {update.dtype} {update.shape} and {len(metrics)} metrics, "
-                            f"expected float32 ({message.size},) and {message.metrics}")  # fmt: skip
+                            f"expected {dtype} ({message.size},) and {message.metrics}")  # fmt: skip
     if not (1 if message.size else 0) <= weight <= ring.max_weight:
         raise PrivacyError(
             f"round {message.round}: {weight} records, the run's secagg.max_weight is {ring.max_weight}; raise it"

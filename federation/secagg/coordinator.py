@@ -26,6 +26,7 @@ from sovfed.federation.secagg.ring import (
     HEADER_WEIGHT,
     dequantise,
     header_size,
+    integer_sums,
     unpack_metrics,
 )
 from sovfed.federation.secagg.roster import (
@@ -52,13 +53,17 @@ class Lie:
 
 @dataclass(frozen=True, eq=False)
 class Aggregate:
-    """What a round reveals: the weighted mean (shape [size]), and sums over `survivors`."""
+    """What a round reveals: the weighted mean (shape [size]), and sums over `survivors`.
+
+    Of a round of integers `integers`, their sum, stands in place of `mean`.
+    """
 
     mean: Vector
     weight: int
     metrics: npt.NDArray[np.float64]
     survivors: tuple[str, ...]
     lies: tuple[Lie, ...]
+    integers: npt.NDArray[np.int64] | None = None
 
 
 @dataclass
@@ -192,8 +197,11 @@ class Round:
         if count != len(self._survivors) or spare.any() or not (1 if self.begin.size else 0) <= weight <= most:
             raise ProtocolError(f"round {self.begin.round}: the unmasked header is inconsistent; sum discarded")
         ring = self.roster.ring(self.begin)
-        mean = dequantise(ring, words, self.begin.size, count, weight or 1)
         metrics = unpack_metrics(header, self.begin.metrics, self.roster.offer.fraction_bits)
+        if self.begin.purpose == Purpose.STEP:
+            integers = integer_sums(ring, words, self.begin.size, count)
+            return Aggregate(np.empty(0, np.float32), weight, metrics, self.survivors, lies, integers)
+        mean = dequantise(ring, words, self.begin.size, count, weight or 1)
         return Aggregate(mean, weight, metrics, self.survivors, lies)
 
     def _seeds(self) -> tuple[list[list[bytes]] | None, tuple[Lie, ...]]:

@@ -22,6 +22,7 @@ from sovfed.federation.secagg.coordinator import Aggregate, Round, open_round
 from sovfed.federation.secagg.journal import History
 from sovfed.federation.secagg.keys import Identity, Named, Signer, generate, signer
 from sovfed.federation.secagg.mask import hash_vector
+from sovfed.federation.secagg.ring import Integers
 from sovfed.federation.secagg.roster import Roster
 from sovfed.federation.secagg.session import Session
 from sovfed.federation.secagg.terms import Terms
@@ -77,7 +78,7 @@ class Institution:
     def begin(self, message: bytes, model: bytes, now: float, task: bytes = TASK) -> Permit:
         return client.begin(self.session, self.history, self.terms, message, model, task, now)
 
-    def mask(self, permit: Permit, update: Vector, weight: int, metrics: Sequence[float]) -> Upload:
+    def mask(self, permit: Permit, update: Vector | Integers, weight: int, metrics: Sequence[float]) -> Upload:
         upload, entry = client.mask(self.session, permit, update, weight, metrics, self.identity.sign, os.urandom)
         self.history.add(entry)
         return upload

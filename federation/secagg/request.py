@@ -12,7 +12,16 @@ from typing import Final
 import numpy as np
 
 from sovfed.federation.errors import ProtocolError
-from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector, encode
+from sovfed.federation.messages import (
+    EvaluateRequest,
+    PrivateRequest,
+    ProfileRequest,
+    SumRequest,
+    Sums,
+    TrainRequest,
+    Vector,
+    encode,
+)
 from sovfed.federation.secagg.client import Purpose
 from sovfed.federation.secagg.keys import digest
 from sovfed.federation.secagg.mask import hash_vector
@@ -36,6 +45,8 @@ def purpose(request: SumRequest) -> Purpose:
             return Purpose.PROFILE
         case TrainRequest():
             return Purpose.TRAIN
+        case PrivateRequest():
+            return Purpose.TRAIN if request.mechanism == "silo" else Purpose.STEP
         case EvaluateRequest():
             return Purpose.EVALUATE
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ HEADER_COUNT, HEADER_WEIGHT, HEADER_METRICS = 0, 1, 2  # word positions; the res
 HEADER_UNIT: Final = 8
 METRIC_BITS: Final = 54  # |metric| · 2^fraction_bits ≤ 2^54, so that 255 of them cannot leave 63 bits
 _PART: Final = 1 << 16  # values at a time: the temporaries stay in the L2 cache
+
+Integers: TypeAlias = npt.NDArray[np.int32]
 
 if sys.byteorder != "little":
     raise ServiceError("secure aggregation: words are little-endian, and so must be the processor")
@@ -95,16 +97,19 @@ def unpack_metrics(header: Words, metrics: int, fraction_bits: int) -> npt.NDArr
 class Quantiser:
     """Turns a segment's share of `update` into words; one per thread, since it owns the temporaries.
 
-    `key` seeds the stochastic rounding. Raises PrivacyError on a value that is not finite
-    and on a weight above W_max. `clipped` counts the values that the clip changed.
+    A float32 update is weighted, clipped and rounded; an int32 one is taken as it is. `key` seeds the stochastic
+    rounding. Raises PrivacyError on a value that is not finite and on a weight above W_max. `clipped` counts the values
+    that the clip changed.
     """
 
-    def __init__(self, ring: Ring, update: Vector, weight: int, key: bytes) -> None:
+    def __init__(self, ring: Ring, update: Vector | Integers, weight: int, key: bytes) -> None:
         if not 1 <= weight <= ring.max_weight:
             raise PrivacyError(
                 f"weight {weight} is outside 1 to {ring.max_weight}; the run's maximum weight is too small"
             )
-        self._ring, self._update, self._key = ring, update, key
+        self._ring, self._key = ring, key
+        self._update: npt.NDArray[Any] = update
+        self._round = self._offset if update.dtype == np.int32 else self._round_randomly
         share = weight / ring.max_weight
         self._factor = np.float32(float(ring.limit) / ring.clip * share)
         self._bound = min(np.float32(float(ring.limit) * share), ring.limit)
@@ -126,7 +131,13 @@ class Quantiser:
             integers = self._round(part, dither)
             pack(integers, self._ring.bits, out[start // self._ring.lanes :][: self._ring.words(part.size)])
 
-    def _round(self, values: Vector, random: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
+    def _offset(self, values: npt.NDArray[Any], _: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
+        """Integers are packed as they are. Raises PrivacyError on one that could leave its lane."""
+        if values.size and max(int(values.max()), -int(values.min())) > self._ring.half - 2:
+            raise PrivacyError(f"an integer is beyond the {self._ring.value_bits} bits that the ring has for it")
+        return values.view(np.uint32) + np.uint32(self._ring.half)
+
+    def _round_randomly(self, values: Vector, random: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
         """⌊factor · value + u⌋ + offset with u uniform on [0, 1), so that its mean is the value."""
         low, high = float(values.min()), float(values.max())  # both are NaN if any value is
         if not math.isfinite(high - low):
@@ -181,13 +192,27 @@ def dequantise(ring: Ring, words: Words, size: int, survivors: int, total_weight
     """Σ n_i Δ_i / Σ n_i, shape [size], from the unmasked sum over `survivors` members."""
     mean = np.empty(size, np.float32)
     scale = np.float32(ring.clip / float(ring.limit) * ring.max_weight / total_weight)
-    step = _PART // ring.lanes
-    for start in range(0, words.size, step):
-        part = mean[start * ring.lanes :][: step * ring.lanes]
-        sums = unpack(words[start : start + step], ring.bits, part.size)
-        centred = sums - sums.dtype.type(
-            survivors * ring.half
-        )  # modulo its width; |centred| < 2^(b−1), so its sign is right
-        np.copyto(part, centred.view(f"i{sums.itemsize}"), casting="unsafe")
+    for part, centred in _centred(ring, words, mean, survivors):
+        np.copyto(part, centred, casting="unsafe")
         np.multiply(part, scale, out=part)
     return mean
+
+
+def integer_sums(ring: Ring, words: Words, size: int, survivors: int) -> npt.NDArray[np.int64]:
+    """Σ of the members' integers, shape [size], from the unmasked sum over `survivors` members."""
+    sums = np.empty(size, np.int64)
+    for part, centred in _centred(ring, words, sums, survivors):
+        np.copyto(part, centred)
+    return sums
+
+
+def _centred(
+    ring: Ring, words: Words, out: npt.NDArray[Any], survivors: int
+) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """Parts of `out` and the signed lanes that belong there, the members' offsets taken off."""
+    step = _PART // ring.lanes
+    for start in range(0, words.size, step):
+        part = out[start * ring.lanes :][: step * ring.lanes]
+        sums = unpack(words[start : start + step], ring.bits, part.size)
+        centred = sums - sums.dtype.type(survivors * ring.half)  # modulo its width; |centred| < 2^(b−1)
+        yield part, centred.view(f"i{sums.itemsize}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from sovfed.federation.messages import Vector
+    from sovfed.federation.messages import Sums, Vector
     from sovfed.federation.metrics import Metrics
 
 NAMES: Final = ("breast_cancer", "digits", "echo", "heart")
@@ -86,6 +86,13 @@ def get_task(name: str, parameters: int | None = None) -> Task:
         case _:
             raise ConfigError(f"unknown task '{name[:64]}'{nearest(name, NAMES)}")
     return TASK
+
+
+def public_scale(task: Task) -> Sums:
+    """[middle (f), half width (f)] of the features' declared bounds: a scale that no record has any influence on."""
+    low = np.array([feature.low for feature in task.schema.features])
+    high = np.array([feature.high for feature in task.schema.features])
+    return np.concatenate([(low + high) / 2, (high - low) / 2])
 
 
 def initial_vector(task: Task, seed: int) -> Vector:

@@ -205,7 +205,8 @@ def round_text(line: dict[str, Any]) -> str:
     metrics = "  ".join(
         f"{name} {line['metrics'][name]:.3f}" for name in ("auc", "accuracy") if name in line["metrics"]
     )
-    return f"round {line['round']}  {len(line['participants'])} institutions  loss {line['train_loss']:.4f}  {metrics}"
+    loss = "private" if line["train_loss"] is None else f"loss {line['train_loss']:.4f}"
+    return f"round {line['round']}  {len(line['participants'])} institutions  {loss}  {metrics}"
 
 
 def round_table(lines: list[dict[str, Any]]) -> Any:
@@ -215,7 +216,11 @@ def round_table(lines: list[dict[str, Any]]) -> Any:
     for line in lines:
         metrics = "  ".join(f"{k} {v:.3f}" for k, v in line["metrics"].items() if k in ("auc", "accuracy"))
         table.add_row(
-            str(line["round"]), str(len(line["participants"])), f"{line['train_loss']:.4f}", metrics,
+            str(line["round"]), str(len(line["participants"])), _figure(line["train_loss"]), metrics,
             f"{line['seconds']:.3f}", f"{line['overhead_seconds']:.3f}", f"{line['bytes_up'] / 1e3:.1f}",
         )  # fmt: skip
     return table
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

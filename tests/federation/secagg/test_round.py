@@ -181,3 +181,33 @@ def test_uploads_do_not_repeat_themselves() -> None:
     uploads = [f.upload(f.open(1, model), 0, model, update, 10) for f in (found(3), found(3))]
     assert not np.any(uploads[0].payload == uploads[1].payload)
     assert uploads[0].message[6:38] != uploads[1].message[6:38]
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_integers_are_summed_exactly_over_the_survivors(bits: int) -> None:
+    federation, size = found(4, bits=bits), 1001
+    limit = (1 << (bits - 3)) - 2
+    generator = np.random.default_rng(3)
+    vectors = [generator.integers(-limit, limit + 1, size).astype(np.int32) for _ in range(4)]
+    vectors[0][:2], vectors[1][:2], vectors[2][:2] = (limit, -limit), (limit, -limit), (limit, -limit)
+    model = np.zeros(size, np.float32)
+    round_ = federation.open(1, model, purpose=Purpose.STEP)
+    for index in (0, 1, 2):
+        institution = federation.institutions[index]
+        permit = institution.begin(round_.begin_bytes, hash_vector(model), federation.now)
+        upload = institution.mask(permit, vectors[index], 1, ())
+        round_.add(upload.message, upload.payload)
+    for holder, ask in round_.ask().items():
+        round_.answer(federation.institutions[holder].reveal(ask))
+    aggregate = round_.solve()
+    assert aggregate is not None and aggregate.integers is not None
+    np.testing.assert_array_equal(aggregate.integers, np.sum(vectors[:3], axis=0, dtype=np.int64))
+
+
+def test_an_integer_too_large_for_its_lane_is_refused() -> None:
+    federation, model = found(4, bits=16), np.zeros(2, np.float32)
+    round_ = federation.open(1, model, purpose=Purpose.STEP)
+    institution = federation.institutions[0]
+    permit = institution.begin(round_.begin_bytes, hash_vector(model), federation.now)
+    with pytest.raises(PrivacyError, match="beyond the 14 bits"):
+        institution.mask(permit, np.array([0, 2**13], np.int32), 1, ())

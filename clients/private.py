@@ -1,0 +1,187 @@
+"""Private training at one institution: persons sampled, gradients clipped, noise added, the ledger charged.
+
+What `PrivateTraining.update` returns is already private for the event that the ledger was charged with, given that the
+secure sum opens over at least `honest` contributions that no adversary knows (`distributed`, `institution`), or by
+itself (`silo`). Features are scaled with the task's declared bounds: nothing is computed from the records but gradients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import fields
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+
+from sovfed.clients.dpsgd.step import PrivateStep
+from sovfed.clients.ledger import PrivacyLedger
+from sovfed.clients.ledger_entries import Grant, Plan, Release
+from sovfed.clients.masking import PrivateUpdate
+from sovfed.clients.training import LocalTraining, choose_device
+from sovfed.federation.errors import ConfigError, PrivacyError, TrainingError
+from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector
+from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian
+from sovfed.federation.privacy.events import Event
+from sovfed.federation.privacy.noise import Units, release, share_variance
+from sovfed.federation.privacy.sampling import poisson_sample
+from sovfed.federation.tasks import public_scale
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from sovfed.clients.data import Records
+    from sovfed.federation.secagg.ring import Integers
+    from sovfed.federation.tasks import Task
+
+log = logging.getLogger(__name__)
+EXAMPLES: Final = 4  # made-up records to try a model on
+TAIL: Final = 14  # standard deviations of noise that must fit beside the sum: beyond it lies less than 2^-140
+CONSTANTS: Final = ("round", "model", "begin", "run")  # fields of a request that are not constant over a run
+
+
+class PrivateTraining:
+    """The private workload of one task. `ledger` is None in a simulation, where nobody's data are protected."""
+
+    def __init__(self, task: Task, records: Records, *, site: str, device: str, ledger: PrivacyLedger | None) -> None:
+        if task.build is None or task.loss is None:
+            raise ConfigError(f"task '{task.name}' trains nothing, so there is nothing to make private")
+        self.task, self._records, self._ledger = task, records, ledger
+        self._site, self._device = site, device
+        self._scale = public_scale(task)
+        mean, spread = np.split(self._scale, 2)
+        rows = records.train
+        self._features = torch.from_numpy(((records.features[rows] - mean) / spread).astype(np.float32))
+        self._labels = torch.from_numpy(records.labels[rows])
+        self._persons = torch.from_numpy(np.unique(records.persons[rows], return_inverse=True)[1].astype(np.int64))
+        self._count = int(self._persons.max()) + 1
+        self._steps: dict[float, PrivateStep] = {}
+        self._kept: tuple[tuple[str, int, bytes], PrivateUpdate] | None = None
+
+    def update(self, request: PrivateRequest, room: int) -> PrivateUpdate:
+        """The round's contribution, paid for in the ledger before this returns; the very same one for a repeat.
+
+        `room` is the largest integer that the ring has a place for. Raises PrivacyError if the ledger refuses, or if
+        the noise does not fit the ring.
+        """
+        key = (request.run, request.round, hashlib.sha256(request.model.tobytes()).digest())
+        if self._kept is not None and self._kept[0] == key:  # masked anew, but the same release
+            return self._kept[1]
+        grant = self._authorise(request)
+        if request.mechanism == "silo":
+            found: Vector | Integers = self._descend(request)
+        else:
+            total = (
+                self._local_update(request) if request.mechanism == "institution" else self._sum(request, request.model)
+            )
+            found = self._noised(request, total, room)
+        self._spend(grant, request, found)
+        self._kept = (key, PrivateUpdate(found))
+        return self._kept[1]
+
+    def _sum(self, request: PrivateRequest, model: Vector) -> npt.NDArray[np.float64]:
+        """The sum of the sampled persons' clipped gradients at `model`, shape [d]."""
+        chosen = torch.zeros(self._count, dtype=torch.bool)
+        chosen[torch.from_numpy(poisson_sample(self._count, request.sampling_rate))] = True
+        rows = chosen[self._persons]
+        step = self._step(request.clip)
+        total, _ = step.clipped_sum(
+            torch.from_numpy(np.array(model)), self._features[rows], self._labels[rows], self._persons[rows]
+        )
+        return total.cpu().numpy()
+
+    def _noised(self, request: PrivateRequest, total: npt.NDArray[np.float64], room: int) -> Integers:
+        """`total` in units, with this institution's share of the noise."""
+        units = Units(request.clip, total.size, request.grid_bits)
+        variance = share_variance(request.noise_multiplier, units, request.honest)
+        reserve = int(TAIL * variance**0.5) + 1
+        if 4 * reserve > room:
+            raise PrivacyError(
+                f"noise of {variance**0.5:.3g} units does not fit the ring's room of {room}: take fewer grid_bits"
+            )
+        bound = room - reserve  # cutting the sum to a box moves no person's influence up
+        integers = np.clip(units.quantise(total), -bound, bound) + discrete_gaussian(total.size, variance)
+        return integers.astype(np.int32)
+
+    def _descend(self, request: PrivateRequest) -> Vector:
+        """`steps` local steps, each with all of its noise: the update, shape [d]."""
+        model = request.model.astype(np.float64)
+        for _ in range(request.steps):
+            total = release(self._sum(request, model.astype(np.float32)), request.clip, request.noise_multiplier)
+            model -= request.learning_rate / request.batch * total
+        return (model - request.model).astype(np.float32)
+
+    def _local_update(self, request: PrivateRequest) -> npt.NDArray[np.float64]:
+        """The update of ordinary local training, clipped to norm C, shape [d]."""
+        training = LocalTraining(self.task, self._records, site=self._site, device=self._device)
+        update, _ = training.train(
+            TrainRequest(
+                run=request.run, round=request.round, task=request.task, seed=request.seed,
+                local_epochs=request.local_epochs, batch_size=request.batch_size,
+                learning_rate=request.learning_rate, proximal_mu=0.0, model=request.model, scale=self._scale,
+            )
+        )  # fmt: skip
+        norm = float(np.linalg.norm(update.astype(np.float64)))
+        if not np.isfinite(norm):
+            raise TrainingError(f"round {request.round}: the update is not finite")
+        return update.astype(np.float64) * min(1.0, (1 - 2.0**-20) * request.clip / max(norm, 1e-300))
+
+    def _step(self, clip: float) -> PrivateStep:
+        if clip not in self._steps:
+            self._steps.clear()  # a run has one clip, and a step holds a model
+            if self.task.build is None or self.task.loss is None:
+                raise ConfigError(f"task '{self.task.name}' trains nothing")
+            width, classes = self._features.shape[1:], len(self.task.schema.classes)
+            generator = torch.Generator().manual_seed(0)
+            example = (
+                torch.rand(EXAMPLES, *width, generator=generator), torch.arange(EXAMPLES, dtype=torch.int64) % classes,
+            )  # fmt: skip
+            self._steps[clip] = PrivateStep(
+                self.task.build(), self.task.loss, clip, example=example,
+                several_records=self._count < len(self._persons), device=choose_device(self._device),
+            )  # fmt: skip
+        return self._steps[clip]
+
+    def _authorise(self, request: PrivateRequest) -> Grant | None:
+        return None if self._ledger is None else self._ledger.authorise(request.grant, plan_of(request))
+
+    def _spend(self, grant: Grant | None, request: PrivateRequest, vector: Vector | Integers) -> None:
+        if grant is None or self._ledger is None:
+            return
+        plan = plan_of(request)
+        spent = Release(
+            event=Event(plan.event.noise_multiplier, plan.event.sampling_rate, request.steps),
+            round=request.round,
+            attempt=self._ledger.next_attempt(grant, request.round),
+            first_step=(request.round - 1) * request.steps,
+            mechanism=request.mechanism,
+            clip=request.clip,
+            config=plan.config,
+            digest=hashlib.sha256(vector.tobytes()).hexdigest(),
+        )
+        receipt = self._ledger.spend(grant, spent)
+        log.info("round %d: ε %.3f, ledger head %s", request.round, receipt.epsilon_after, receipt.head[:16])
+
+
+def plan_of(request: PrivateRequest) -> Plan:
+    """All that the run of `request` may release, as one person's ledger sees it.
+
+    Under `institution` a person may move the update by 2C where leaving the institution out moves it by C, and all of
+    the institution's persons take part in every round.
+    """
+    whole = request.mechanism == "institution"
+    constants = {f.name: getattr(request, f.name) for f in fields(request) if f.name not in CONSTANTS}
+    return Plan(
+        event=Event(
+            request.noise_multiplier / 2 if whole else request.noise_multiplier,
+            1.0 if whole else request.sampling_rate,
+            request.rounds * request.steps + request.spare,
+        ),
+        mechanism=request.mechanism,
+        clip=request.clip,
+        delta=request.delta,
+        rounds=request.rounds,
+        config=hashlib.sha256(json.dumps(constants, sort_keys=True).encode()).hexdigest(),
+    )
