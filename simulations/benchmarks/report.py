@@ -31,7 +31,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Bars:
-    """The picture: `value` of each row as a bar, one colour per `series`, side by side in groups; logarithmic.
+    """The picture: `value` of each row as a bar, one colour per `series`, side by side in groups.
 
     `low` and `high` name the ends of the error bars.
     """
@@ -42,6 +42,7 @@ class Bars:
     group: str
     series: str
     label: str
+    log: bool = True
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,6 @@ def _draw_bars(figure: Figure, title: str, bars: Bars, all_rows: list[dict[str, 
         drawn = axes.bar(places, values, width, yerr=errors, capsize=3, label=name)
         axes.bar_label(drawn, [f"{value:.3g}" for value in values], padding=3)
     axes.set_xticks(range(len(groups)), [str(group) for group in groups])
-    axes.set(title=title, ylabel=bars.label, yscale="log")
+    axes.set(title=title, ylabel=bars.label, yscale="log" if bars.log else "linear")
     axes.margins(y=0.15)
     axes.legend()
