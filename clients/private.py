@@ -2,7 +2,7 @@
 
 What `PrivateTraining.update` returns is already private for the event that the ledger was charged with, given that the
 secure sum opens over at least `honest` contributions that no adversary knows (`distributed`, `institution`), or by
-itself (`silo`). Features are scaled with the task's declared bounds: nothing is computed from the records but gradients.
+itself (`silo`). Features are scaled with the task's declared bounds: only gradients are computed from the records.
 """
 
 from __future__ import annotations

@@ -41,7 +41,9 @@ MESSAGES: list[Message] = [
     TrainReply(1, 303, 0.5, 0.7, MODEL, SCALE),
     EvaluateRequest("r", 0, "heart", MODEL, SCALE),
     EvaluateReply(3, 0.1, SCALE),
-    PrivateRequest("r", "g", 1, "heart", "silo", 10, 5, 2, 1.1, 0.1, 1.0, 1e-6, 3, 16, 25.0, 7, 1, 16, 0.1, MODEL, BLOB),
+    PrivateRequest(
+        "r", "g", 1, "heart", "silo", 10, 5, 2, 1.1, 0.1, 1.0, 1e-6, 3, 16, 25.0, 7, 1, 16, 0.1, MODEL, BLOB
+    ),
     MaskedReply(0.5, BLOB, WORDS),
     SecaggRequest("r", BLOB, "reveal"),
     SecaggReply(BLOB, "roster"),

@@ -1,0 +1,205 @@
+"""Can this model and this loss be trained with a person's gradient clipped? What stands against it, and the fix."""
+
+from __future__ import annotations
+
+import copy
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from sovfed.federation.errors import ConfigError, PrivacyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from sovfed.clients.dpsgd.engines import RecordLoss
+    from sovfed.federation.tasks import Task
+
+EXAMPLES: Final = 5  # made-up records: a number that is seldom another dimension of a model
+TOLERANCE: Final = 1e-4  # relative difference of float32 outputs computed alone and in a batch
+FLOATS: Final = (torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found where. `refused` tells an obstacle from a remark; `fix` says what to do."""
+
+    where: str
+    reason: str
+    fix: str
+    refused: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}. Fix: {self.fix}"
+
+
+def check_private_compatible(module: nn.Module, loss: RecordLoss, features: Tensor, labels: Tensor) -> None:
+    """Raise PrivacyError, with every reason and its fix, if `module` and `loss` cannot be made private.
+
+    `features` [n, …] and `labels` [n] are made-up records, at least two. The module is left as it was.
+    """
+    refused = [str(one) for one in examine(module, loss, features, labels) if one.refused]
+    if refused:
+        raise PrivacyError("; ".join(refused))
+
+
+def examine_task(task: Task, *, several_records: bool = True) -> list[Finding]:
+    """Findings on a task's model and loss, engine included; empty if there is nothing to say."""
+    from sovfed.clients.dpsgd.step import PrivateStep
+
+    if task.build is None or task.loss is None:
+        return [Finding(task.name, "has no model to train", "choose a task that trains one")]
+    features, labels = example_records(task)
+    module = task.build()
+    found = examine(module, task.loss, features, labels)
+    if not any(one.refused for one in found):
+        try:
+            PrivateStep(module, task.loss, 1.0, example=(features, labels), several_records=several_records)
+        except PrivacyError as error:
+            found.append(Finding(task.name, str(error), "build the model of other layers"))
+    return found
+
+
+def example_records(task: Task) -> tuple[Tensor, Tensor]:
+    """Made-up records that fit the task's schema (features [5, f], labels [5]), the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    if task.standardised:
+        features = torch.randn(EXAMPLES, len(task.schema.features), generator=generator)
+    else:
+        low, high = (torch.tensor([getattr(one, end) for one in task.schema.features]) for end in ("low", "high"))
+        features = low + (high - low) * torch.rand(EXAMPLES, len(low), generator=generator)
+    return features, torch.arange(EXAMPLES) % len(task.schema.classes)
+
+
+def examine(module: nn.Module, loss: RecordLoss, features: Tensor, labels: Tensor) -> list[Finding]:
+    """All findings on `module` and `loss`, found by type and by trial on the made-up records. Changes nothing."""
+    if len(features) < 2 or len(features) != len(labels):
+        raise ConfigError(f"{len(features)} example features and {len(labels)} labels, expected two or more of each")
+    found = list(_by_type(module))
+    if not any(one.refused for one in found):  # a trial would only say the same less clearly
+        found += _by_trial(copy.deepcopy(module).train(), loss, features, labels)
+    return found
+
+
+def replace_batchnorm(module: nn.Module) -> nn.Module:
+    """`module` with every BatchNorm made a GroupNorm in place (a new root if it is one itself).
+
+    gcd(32, channels) groups as Opacus' ModuleValidator.fix, which leaves those without parameters and uses pickle.
+    BatchNorm1d becomes one group: on [n, channels] groups of single values would all be normalised to zero. Weight
+    and bias are kept, so the parameter vector has the same length and order; running statistics are dropped.
+    """
+    if isinstance(module, _BatchNorm):
+        return _group_norm(module)
+    for name, child in module.named_children():
+        setattr(module, name, replace_batchnorm(child))
+    return module
+
+
+@contextmanager
+def still(module: nn.Module) -> Iterator[None]:
+    """`module` in training mode with its dropout layers off."""
+    dropouts = [part for part in module.modules() if isinstance(part, _DropoutNd) and part.training]
+    for part in dropouts:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part in dropouts:
+            part.train()
+
+
+def _group_norm(norm: _BatchNorm) -> nn.GroupNorm:
+    groups = 1 if isinstance(norm, nn.BatchNorm1d) else math.gcd(32, norm.num_features)
+    made = nn.GroupNorm(groups, norm.num_features, eps=norm.eps, affine=norm.affine)
+    if norm.affine:
+        made.weight, made.bias = norm.weight, norm.bias
+    return made.train(norm.training)
+
+
+def _by_type(module: nn.Module) -> Iterator[Finding]:
+    parameters = list(module.named_parameters())
+    if not any(parameter.requires_grad for _, parameter in parameters):
+        yield Finding("model", "has no trainable parameter", "train at least one")
+    for name, parameter in parameters:
+        if parameter.dtype not in FLOATS:
+            yield Finding(name, f"is {parameter.dtype}, too coarse for clipped sums", "build the model in float32")
+    for name, part in module.named_modules():
+        where = f"{name or 'model'} ({type(part).__name__})"
+        if isinstance(part, _BatchNorm):
+            yield Finding(
+                where,
+                "BatchNorm mixes the records of a batch and keeps their statistics, in any mode, also without weights",
+                "use GroupNorm; replace_batchnorm(model) does it",
+            )
+        elif isinstance(part, _InstanceNorm) and part.track_running_stats:
+            yield Finding(where, "keeps running statistics of records", "set track_running_stats=False")
+        elif isinstance(part, _DropoutNd) and part.p > 0:
+            yield Finding(
+                where,
+                "dropout masks are drawn afresh from the operating system's entropy, so that runs do not repeat",
+                "none needed",
+                refused=False,
+            )
+
+
+def _by_trial(module: nn.Module, loss: RecordLoss, features: Tensor, labels: Tensor) -> Iterator[Finding]:
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        with torch.no_grad(), still(module):
+            together = module(features)
+            alone = torch.cat([module(features[row : row + 1]) for row in range(len(features))])
+            again = module(features)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        what = str(error).partition("\n")[0]
+        yield Finding("model", f"cannot run on one record alone: {what}", "take any number of records, also one")
+        return
+    for name, buffer in module.named_buffers():
+        if not torch.equal(buffer, before[name]):
+            yield Finding(name, "a buffer that changes with the records", "drop it, or make it a constant")
+    if together.shape[:1] != features.shape[:1]:
+        yield Finding("model", f"gives {tuple(together.shape)} for {len(features)} records", "give one row a record")
+        return
+    if not _equal(together, again):
+        yield Finding(
+            "model", "gives other outputs the second time", "drop its hidden state; dropout only as nn.Dropout"
+        )
+    elif not _equal(together, alone):
+        yield Finding("model", "a record's output depends on the others in the batch", "use layers that treat it alone")
+    yield from _loss_by_trial(loss, together, labels)
+
+
+def _loss_by_trial(loss: RecordLoss, logits: Tensor, labels: Tensor) -> Iterator[Finding]:
+    fix = "return the loss of each record by itself (reduction='none', no weights that are normalised over the batch)"
+    logits = logits.detach().requires_grad_()
+    try:
+        losses = loss(logits, labels)
+        alone = torch.cat([loss(logits[row : row + 1], labels[row : row + 1]) for row in range(len(labels))])
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        yield Finding("loss", f"cannot take one record alone: {str(error).partition(chr(10))[0]}", fix)
+        return
+    if losses.shape != labels.shape[:1]:
+        yield Finding("loss", f"has shape {tuple(losses.shape)} for {len(labels)} records", fix)
+        return
+    if not _equal(losses.detach(), alone.detach()):
+        yield Finding("loss", "a record's loss depends on the others in the batch", fix)
+        return
+    for row in range(len(labels)):
+        (slope,) = torch.autograd.grad(losses[row], logits, retain_graph=True)
+        if bool(torch.cat([slope[:row], slope[row + 1 :]]).any()):
+            yield Finding("loss", "its gradient depends on the others in the batch", fix)
+            return
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    return float((one - other).abs().max()) <= TOLERANCE * max(1e-6, float(one.abs().max()))
