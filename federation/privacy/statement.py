@@ -68,8 +68,10 @@ class Statement:
     def __post_init__(self) -> None:
         if self.threshold + self.colluders > self.cohort:
             raise ValueError(
-                f"{self.threshold} honest and {self.colluders} colluding exceed {self.cohort} institutions"
+                f"{self.threshold} honest and {self.colluders} colluding institutions are more than {self.cohort}"
             )
+        if not self.promises:
+            raise ValueError("it names no institution")
         names = [promise.institution for promise in self.promises]
         if len(set(names)) != len(names):
             raise ValueError("an institution is named twice")
@@ -99,7 +101,7 @@ def make_statement(
     That is right for persons who are in the records of one institution only, and the page says so.
     Raises PrivacyError on a value out of range.
     """
-    worst_epsilon, worst_delta = _worst(promises) if promises else (0.0, 1.0)
+    worst_epsilon, worst_delta = _worst(promises) if promises else (0.0, 0.1)
     values = {
         "model": model, "run": run, "date": date, "mechanism": mechanism, "clip": clip, "cohort": cohort,
         "threshold": threshold, "colluders": colluders, "promises": promises, "epsilon": worst_epsilon,
