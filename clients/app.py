@@ -21,6 +21,7 @@ from sovfed.federation.messages import (
     EvaluateRequest,
     LaneOffer,
     LaneReply,
+    LedgerRequest,
     Message,
     PrivateRequest,
     ProfileRequest,
@@ -32,7 +33,7 @@ from sovfed.federation.messages import (
 )
 
 log = logging.getLogger(__name__)
-R = TypeVar("R", TrainRequest, PrivateRequest, EvaluateRequest, ProfileRequest, SecaggRequest, LaneOffer)
+R = TypeVar("R", TrainRequest, PrivateRequest, EvaluateRequest, ProfileRequest, SecaggRequest, LedgerRequest, LaneOffer)
 
 
 class Trainer(Protocol):
@@ -64,6 +65,10 @@ def make_client_app(trainer: Trainer, join: Callable[[LaneOffer, Context], bool]
     @app.query("secagg")
     def secagg(message: FlowerMessage, context: Context) -> FlowerMessage:
         return _reply(message, lambda: trainer.answer(_expect(message, SecaggRequest)))
+
+    @app.query("ledger")
+    def ledger(message: FlowerMessage, context: Context) -> FlowerMessage:
+        return _reply(message, lambda: trainer.answer(_expect(message, LedgerRequest)))
 
     @app.query("lane")
     def lane(message: FlowerMessage, context: Context) -> FlowerMessage:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from sovfed.clients.cli_ledger import ledger
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -45,6 +47,9 @@ def cli() -> None:
       sovfed client logs trainer -f   what it did
       sovfed client down
     """
+
+
+cli.add_command(ledger)
 
 
 @cli.command()

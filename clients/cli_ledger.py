@@ -32,13 +32,14 @@ PLOT_POINTS: Final = 60
 
 @click.group(name="ledger")
 def ledger() -> None:
-    """Show, verify and export the privacy ledgers: one for each dataset, over all runs and years.
+    """Show, verify, export and tidy the privacy ledgers: one for each dataset, over all runs and years.
 
     \b
     Examples:
       sovfed client ledger show --plot epsilon.png
       sovfed client ledger verify
       sovfed client ledger export for-the-auditor.json
+      sovfed client ledger close an-abandoned-run
     """
 
 
@@ -99,6 +100,32 @@ def verify(ctx: click.Context, dataset: str | None, home: Path) -> None:
         upto = f"countersigned up to entry {signed.seq}" if signed else "no head countersigned yet"
         click.echo(f"{name}: sound, entries 0 to {lines[-1].seq}, {upto}, head {lines[-1].head}")
     ctx.exit(1 if damaged else 0)
+
+
+@ledger.command()
+@click.argument("run")
+@DATASET
+@HOME
+def close(run: str, dataset: str | None, home: Path) -> None:
+    """End RUN's grant, and give the steps that it never started back to the budget. Needs `sovfed client down` first.
+
+    A finished run gives its spare steps back by itself; this is for one that was abandoned.
+
+    \b
+    Example:
+      sovfed client ledger close heart-2026-11
+    """
+    from sovfed.clients.ledger import PrivacyLedger
+    from sovfed.clients.policy import load_policy
+
+    names = _names(home, dataset)
+    if len(names) > 1:
+        raise click.UsageError(f"name one ledger with --dataset ({', '.join(names)})")
+    found = PrivacyLedger(home, names[0], load_policy(home).privacy)
+    try:
+        click.echo(f"{names[0]}: run '{run}' is closed, {found.close(run)} steps are back in the budget")
+    finally:
+        found.unlock()
 
 
 @ledger.command()

@@ -82,7 +82,9 @@ class PrivacyLedger:
     """
 
     def __init__(self, home: Path, dataset: str, budget: Budget, clock: Callable[[], float] = time.time) -> None:
+        self.dataset = dataset
         self._budget, self._clock = budget, clock
+        self._rolled_back = ""
         self._lock = threading.Lock()
         self._file = LedgerFile(home, dataset)
         try:
@@ -105,6 +107,8 @@ class PrivacyLedger:
     def authorise(self, run: str, plan: Plan) -> Grant:
         """Reserve all of `plan` for `run`, or raise PrivacyError with what would fit; asked again, the same grant."""
         with self._lock:
+            if self._rolled_back:
+                self._refuse(run, plan.purpose, self._rolled_back)
             found = self._history.grants.get((run, plan.purpose))
             if found:
                 return self._again(found, plan)
@@ -132,7 +136,7 @@ class PrivacyLedger:
                 self._refuse(run, purpose, "the grant is not one of this ledger")
             if granted.releases.get((release.round, release.attempt)) == release:
                 return Receipt(self.head, self._epsilon, self._epsilon)
-            wrong = self._blocked or mismatch(granted, release)
+            wrong = self._rolled_back or self._blocked or mismatch(granted, release)
             if wrong:
                 self._refuse(run, purpose, wrong)
             before = self._epsilon
@@ -161,7 +165,7 @@ class PrivacyLedger:
         """Keep the coordinator's `signature` over the 32 bytes of `head`, once `check(head, signature)` has not raised.
 
         Ask the coordinator for the newest it has before a run. Raises ProtocolError if `head` is not hexadecimal, and
-        PrivacyError if this ledger never had it.
+        PrivacyError if this ledger never had it; from then on it pays for nothing until it was restored.
         """
         try:
             signed = bytes.fromhex(head)
@@ -169,7 +173,11 @@ class PrivacyLedger:
             raise ProtocolError("a head is 64 hexadecimal characters") from error
         check(signed, signature)
         with self._lock:
-            self._file.countersign(head, signature)
+            try:
+                self._file.countersign(head, signature)
+            except PrivacyError as error:
+                self._rolled_back = str(error)
+                raise
 
     def verify(self) -> None:
         """Read the whole file again and check it. Raises PrivacyError if it is not what was written."""

@@ -28,6 +28,7 @@ from sovfed.federation.messages import (
     Vector,
 )
 from sovfed.federation.secagg import client, setup, wire
+from sovfed.federation.secagg.keys import check_signature, public_key, signed_head
 from sovfed.federation.secagg.request import model_digest, purpose, run_bytes, task_digest, widen
 from sovfed.federation.secagg.session import Session
 
@@ -97,6 +98,12 @@ class Masking:
             case _:
                 reply = self._reveal(run, body)
         return SecaggReply(step=request.step, body=np.frombuffer(reply, np.uint8))
+
+    def check_countersignature(self, head: bytes, certificate: bytes, signature: bytes) -> None:
+        """Raises IdentityError unless `signature` on a ledger's `head` is by a coordinator that our root names."""
+        identity, _ = self._open()
+        identity.verify_server(certificate)
+        check_signature(public_key(certificate), signed_head(head), signature, "coordinator's countersignature")
 
     def permit(self, request: SumRequest) -> Permit:
         """Agree to the round that `request.begin` (M1) opens, before any work is done for it."""

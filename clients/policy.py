@@ -14,6 +14,7 @@ from sovfed.federation.errors import PolicyError
 from sovfed.federation.messages import (
     MAX_PARAMETERS,
     EvaluateRequest,
+    LedgerRequest,
     PrivateRequest,
     Request,
     SecaggRequest,
@@ -68,7 +69,7 @@ class Policy:
 
         The terms of secure aggregation are checked where its messages are read (`clients/masking.py`).
         """
-        if isinstance(request, SecaggRequest):
+        if isinstance(request, SecaggRequest | LedgerRequest):
             return
         if request.task not in self.allowed_tasks:
             raise PolicyError(f"task '{request.task}' is not in allowed_tasks {list(self.allowed_tasks)}")

@@ -30,6 +30,8 @@ from sovfed.federation.files import private_directory
 from sovfed.federation.messages import (
     EvaluateReply,
     EvaluateRequest,
+    LedgerReply,
+    LedgerRequest,
     PrivateRequest,
     ProfileReply,
     ProfileRequest,
@@ -37,6 +39,7 @@ from sovfed.federation.messages import (
     Reply,
     Request,
     SecaggRequest,
+    SumRequest,
     Sums,
     TrainReply,
     TrainRequest,
@@ -142,6 +145,8 @@ class TrainerService:
             self._answered += 1
             try:
                 self._check(request)
+                if isinstance(request, LedgerRequest):  # never from memory: the ledger goes on
+                    return self._countersign(request)
                 kept = self._replies.get(request.run, {}).get(type(request))
                 if kept is not None and _equal(kept[0], request):
                     return kept[1]
@@ -169,7 +174,19 @@ class TrainerService:
             reason=self._reason, answered=self._answered,
         )  # fmt: skip
 
-    def _work(self, request: Request) -> Reply:
+    def _countersign(self, request: LedgerRequest) -> LedgerReply:
+        """Where the ledger stands, once it was seen to have had the head that the coordinator knows."""
+        masking, ledger = self._require_masking(), self._open_ledger()
+        if ledger is None:
+            raise PolicyError("a simulation has no privacy ledger")
+        if request.head.size:
+            ledger.countersign(
+                request.head.tobytes().hex(), request.signature.tobytes(),
+                lambda head, signature: masking.check_countersignature(head, request.certificate.tobytes(), signature),
+            )  # fmt: skip
+        return LedgerReply(head=np.frombuffer(bytes.fromhex(ledger.head), np.uint8), dataset=ledger.dataset)
+
+    def _work(self, request: SumRequest | SecaggRequest) -> Reply:
         start = time.monotonic()
         if isinstance(request, SecaggRequest):
             return self._require_masking().answer(request)

@@ -166,6 +166,27 @@ class SecaggReply:
     step: str = choice("offer", STEPS)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class LedgerRequest:
+    """Ask where the institution's privacy ledger stands, and countersign a head that it had: 32 bytes, none at first.
+
+    `signature` (64 bytes) is by the coordinator's `certificate` (DER), over `signed_head(head)` of `secagg/keys.py`.
+    """
+
+    run: str = bounded(low=1, high=64)
+    head: Bytes = _vector("uint8")
+    certificate: Bytes = _vector("uint8")
+    signature: Bytes = _vector("uint8")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LedgerReply:
+    """The ledger's name at the institution and its newest head (32 bytes)."""
+
+    head: Bytes = _vector("uint8")
+    dataset: str = bounded("", 1, 64)
+
+
 @dataclasses.dataclass(frozen=True)
 class LaneOffer:
     """Asks the gateway to open the run's lane; `token` is spent by the first stream that shows it."""
@@ -195,11 +216,11 @@ class Refusal:
 
 Message: TypeAlias = (
     ProfileRequest | ProfileReply | TrainRequest | TrainReply | PrivateRequest | EvaluateRequest | EvaluateReply
-    | MaskedReply | SecaggRequest | SecaggReply | LaneOffer | LaneReply | Refusal
+    | MaskedReply | SecaggRequest | SecaggReply | LedgerRequest | LedgerReply | LaneOffer | LaneReply | Refusal
 )  # fmt: skip
 SumRequest: TypeAlias = ProfileRequest | TrainRequest | PrivateRequest | EvaluateRequest  # its replies are added up
-Request: TypeAlias = SumRequest | SecaggRequest
-Reply: TypeAlias = ProfileReply | TrainReply | EvaluateReply | MaskedReply | SecaggReply | Refusal
+Request: TypeAlias = SumRequest | SecaggRequest | LedgerRequest
+Reply: TypeAlias = ProfileReply | TrainReply | EvaluateReply | MaskedReply | SecaggReply | LedgerReply | Refusal
 KINDS: Final[dict[str, type[Any]]] = {
     "profile": ProfileRequest,
     "profile-reply": ProfileReply,
@@ -211,6 +232,8 @@ KINDS: Final[dict[str, type[Any]]] = {
     "masked-reply": MaskedReply,
     "secagg": SecaggRequest,
     "secagg-reply": SecaggReply,
+    "ledger": LedgerRequest,
+    "ledger-reply": LedgerReply,
     "lane-offer": LaneOffer,
     "lane-reply": LaneReply,
     "refusal": Refusal,

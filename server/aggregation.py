@@ -22,6 +22,7 @@ from sovfed.federation.flower import StreamingGrid, from_records, new_message, t
 from sovfed.federation.messages import (
     EvaluateReply,
     EvaluateRequest,
+    LedgerRequest,
     Message,
     PrivateRequest,
     ProfileReply,
@@ -44,6 +45,7 @@ TYPES: Final = {
     TrainRequest: "train",
     EvaluateRequest: "evaluate",
     SecaggRequest: "query.secagg",
+    LedgerRequest: "query.ledger",
 }
 SumReply: TypeAlias = ProfileReply | TrainReply | EvaluateReply
 KINDS: Final[dict[type[SumRequest], type[SumReply]]] = {

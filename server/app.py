@@ -25,6 +25,7 @@ from sovfed.federation.schema import bind
 from sovfed.federation.secagg.files import load_identity
 from sovfed.server.coordinator import coordinate
 from sovfed.server.grid import open_stream_grid
+from sovfed.server.ledger_heads import LedgerHeads
 from sovfed.server.runs import lock, run_folder, write_state
 from sovfed.server.serverapp_runner import Stopped, run
 from sovfed.server.tracking import Tracker
@@ -67,7 +68,7 @@ def _train(base: Grid, config: Config, home: Path, folder: Path, tracker: Tracke
     try:
         coordinate(
             grid, config, run=str(base.run.run_id), folder=folder, transport=transport,
-            identity=identity, tracker=tracker, resume=resume,
+            identity=identity, heads=LedgerHeads(home, identity) if identity else None, tracker=tracker, resume=resume,
         )  # fmt: skip
     finally:
         grid.close()

@@ -1,11 +1,13 @@
 """The coordinator: runs all rounds of one training run over whichever Grid it is given, and keeps the run's folder.
 
 A run's folder holds `run.json` (what was asked), `rounds.jsonl` (a line per round), `checkpoint.safetensors` (resume),
-`model.safetensors`, `curves.png` and `summary.json` (the end). The same function serves deployment and simulation.
+`model.safetensors`, `curves.png`, `summary.json` (the end) and, if the run is private, `privacy.json` and
+`privacy.html`. The same function serves deployment and simulation.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -13,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,10 +28,12 @@ from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.metrics import summarise
+from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
 from sovfed.federation.tasks import Task, get_task, initial_vector, public_scale
 from sovfed.server import checkpoint
 from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
+from sovfed.server.ledger_heads import LedgerHeads
 from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.rounds import Round, Rounds
 from sovfed.server.secure_aggregation import SecureAggregation
@@ -39,6 +44,7 @@ log = logging.getLogger(__name__)
 ROUNDS: Final = "rounds.jsonl"
 SUMMARY: Final = "summary.json"
 MODEL: Final = "model.safetensors"
+STATEMENT: Final = ("privacy.json", "privacy.html")
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,15 @@ def coordinate(
     folder: Path,
     transport: str,
     identity: Identity | None = None,
+    heads: LedgerHeads | None = None,
     tracker: Tracker | None = None,
     resume: bool = False,
     on_round: Callable[[dict[str, Any]], None] = lambda line: None,
 ) -> Outcome:
     """Train for `config.rounds` rounds and return the outcome; with `resume`, go on after the last checkpoint.
 
-    `identity` is the coordinator's, by which it speaks in secure aggregation; a run without it needs none. Raises
+    `identity` is the coordinator's, by which it speaks in secure aggregation; a run without it needs none. `heads` are
+    those of the institutions' privacy ledgers, which a private run countersigns; a simulation has none. Raises
     CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
     """
     task = get_task(config.task.name, config.task.parameters)
@@ -76,6 +84,8 @@ def coordinate(
     started = time.monotonic()
     last = _begin(rounds, task, folder, resume)
     names = {node.node_id: node.name or str(node.node_id) for node in grid.get_nodes()}
+    if rounds.plan and heads:
+        heads.countersign(grid, run, names)
     if tracker:
         tracker.note({"transport": transport, "institutions": json.dumps(sorted(names.values())), **versions()})
     writer = checkpoint.Writer(folder)
@@ -104,13 +114,19 @@ def coordinate(
         **(rounds.plan.describe() if rounds.plan else {"epsilon": None}),
     }
     _write_model(folder, task, rounds)
+    artifacts = [MODEL, SUMMARY, ROUNDS, "curves.png"]
+    if rounds.plan:
+        if heads:
+            summary["privacy"]["ledger_heads"] = heads.countersign(grid, run, names)
+        _write_statement(folder, rounds.plan, task, transport)
+        artifacts += STATEMENT
     plot_curves(folder)
     if tracker:
         tracker.round(config.rounds + 1, {f"held_out.{key}": value for key, value in summary["metrics"].items()})
         summary["mlflow_run_id"] = tracker.run_id
     write_private(folder / SUMMARY, json.dumps(summary, indent=2).encode())
     if tracker:
-        tracker.finish("FINISHED", [folder / name for name in (MODEL, SUMMARY, ROUNDS, "curves.png")], register=True)
+        tracker.finish("FINISHED", [folder / name for name in artifacts], register=True)
     return Outcome(rounds.model, rounds.scale, summary)
 
 
@@ -221,6 +237,19 @@ def _write_model(folder: Path, task: Task, rounds: Rounds) -> None:
     metadata = {"task": task.name, "format": "flat parameter vector, torch parameters_to_vector order"}
     content = save({"model": rounds.model, "scale": rounds.scale}, metadata=metadata)
     write_private(folder / MODEL, content)
+
+
+def _write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str) -> None:
+    """The release's privacy statement, for machines and for people; it names all that took part in any round."""
+    taken = {name for line in read_rounds(folder) for name in line["participants"]}
+    digest = hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()
+    where = " (a simulation in one process: no ledger was charged)" if transport == "in-memory" else ""
+    found = plan.statement(
+        run=folder.name + where, model=f"{task.name}, {MODEL} with SHA-256 {digest}", institutions=sorted(taken),
+        date=datetime.now(UTC).date().isoformat(),
+    )  # fmt: skip
+    for name, text in zip(STATEMENT, (to_json(found), to_html(found)), strict=True):
+        write_private(folder / name, text.encode())
 
 
 def plot_curves(folder: Path) -> None:

@@ -6,6 +6,7 @@ Everything is fixed before the first round and made of the configuration alone, 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -23,6 +24,7 @@ from sovfed.federation.privacy.accounting import (
 )
 from sovfed.federation.privacy.events import Event
 from sovfed.federation.privacy.noise import Units, added_delta, distributed_event, share_variance
+from sovfed.federation.privacy.statement import Statement, make_statement, promise
 from sovfed.server.aggregation import Total
 
 log = logging.getLogger(__name__)
@@ -121,6 +123,15 @@ class PrivacyPlan:
         if self.config.privacy.mechanism == "institution":
             return (summed / total.count).astype(np.float32)
         return (-self.config.task.learning_rate / self.batch * summed).astype(np.float32)
+
+    def statement(self, run: str, model: str, institutions: Sequence[str], date: str) -> Statement:
+        """What may be claimed of the trained model: that all granted steps were taken, at every institution."""
+        privacy = self.config.privacy
+        promises = [promise(name, (self.event,), privacy.delta, SLACK * privacy.delta) for name in institutions]
+        return make_statement(
+            model=model, run=run, date=date, mechanism=privacy.mechanism, clip=privacy.clip, cohort=len(institutions),
+            threshold=self.honest, colluders=privacy.colluders if self.honest > 1 else 0, promises=tuple(promises),
+        )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
         """What the run's summary says of it."""

@@ -84,9 +84,12 @@ class Statement:
         return not self.seeded and math.isfinite(self.epsilon)
 
 
-def promise(institution: str, events: tuple[Event, ...], delta: float) -> Promise:
-    """The promise that `events` support at `delta`. Raises PrivacyError if they support none."""
-    found = epsilon(events, delta, CERTIFICATE)
+def promise(institution: str, events: tuple[Event, ...], delta: float, added_delta: float = 0.0) -> Promise:
+    """The promise that `events` support at `delta`, of which `added_delta` is for what they leave out (`noise.py`).
+
+    Raises PrivacyError if they support none.
+    """
+    found = epsilon(events, delta - added_delta, CERTIFICATE)
     if not events or not math.isfinite(found):
         raise PrivacyError(f"{institution}: its {len(events)} events support no finite ε at δ = {delta:g}")
     return Promise(events, institution, delta, found)

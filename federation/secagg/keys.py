@@ -102,6 +102,11 @@ def public_key(certificate: bytes) -> PublicKey:
     raise IdentityError("certificate: its key is neither P-256 nor Ed25519")
 
 
+def signed_head(head: bytes) -> bytes:
+    """What the coordinator signs to countersign the head (32 bytes) of an institution's privacy ledger."""
+    return encode_fields("ledger head", head)
+
+
 def check_signature(key: PublicKey, message: bytes, signature: bytes, who: str) -> None:
     """Raise IdentityError, naming `who`, unless `signature` (64 bytes) on `message` is by `key`."""
     try:

@@ -1,0 +1,106 @@
+"""Private runs in a real federation: the ledgers are charged and countersigned, and no budget is overspent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tests.deploy.conftest import finished, make_config, make_federation, summary, wait_for_run
+
+from sovfed.clients.cli_ledger import ledger as ledger_cli
+from sovfed.clients.ledger import replay
+from sovfed.clients.ledger_entries import History
+from sovfed.clients.ledger_file import ledger_path, read_ledger
+from sovfed.federation.privacy.accounting import epsilon
+from sovfed.federation.privacy.statement import from_json
+from sovfed.server import runs
+from sovfed.server.ledger_heads import FILE as HEADS
+from sovfed.simulations.deployment import LocalFederation
+
+pytestmark = pytest.mark.deploy
+DATASET = "breast_cancer"
+ROUNDS = 15
+ASKED = (f"rounds={ROUNDS}", "task.learning_rate=1.0", "privacy.population=400", "privacy.delta=1e-6")
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFederation]:
+    with make_federation(tmp_path_factory.mktemp("private"), make_config()) as running:
+        yield running
+
+
+def start(federation: LocalFederation, name: str, *overrides: str) -> None:
+    federation.start_run(name, make_config("privacy=distributed", *ASKED, *overrides))
+
+
+def homes(federation: LocalFederation) -> list[Path]:
+    return [federation.client_home(one.name) for one in federation.institutions]
+
+
+def history(home: Path) -> History:
+    return replay(read_ledger(home, DATASET)[0])
+
+
+def test_a_private_run_is_charged_countersigned_and_certified(private: LocalFederation) -> None:
+    start(private, "first", "privacy.epsilon=2")
+    rounds = finished(private, "first")
+    assert all(not line["metrics"] and line["train_loss"] is None for line in rounds)
+    told = summary(private, "first")
+    assert told["metrics"] == {}
+    assert told["privacy"]["mechanism"] == "distributed"
+    assert told["privacy"]["honest"] == 2  # of a cohort of 3, one is feared
+    assert 1.9 < told["epsilon"] <= 2.0
+
+    heads = json.loads((private.home / HEADS).read_text())
+    for home, one in zip(homes(private), private.institutions, strict=True):
+        lines, signed = read_ledger(home, DATASET)
+        spent = replay(lines).spent()
+        assert [event.count for event in spent] == [ROUNDS]
+        assert spent[0].noise_multiplier == told["privacy"]["noise_multiplier"]
+        assert epsilon(spent, 1e-6) < told["epsilon"] + 1e-2
+        assert signed is not None
+        assert heads[one.name] == {DATASET: signed.head} == {DATASET: lines[-1].head}
+        assert told["privacy"]["ledger_heads"][one.name] == signed.head
+        assert CliRunner().invoke(ledger_cli, ["verify", "--home", str(home)]).exit_code == 0
+
+    folder = runs.run_folder(private.home, "first")
+    statement = from_json((folder / "privacy.json").read_text())
+    assert statement.private
+    assert statement.epsilon == pytest.approx(told["epsilon"], abs=1e-6)
+    assert {each.institution for each in statement.promises} == {one.name for one in private.institutions}
+    assert "2 of the 4 institutions" in (folder / "privacy.html").read_text()
+
+
+def test_a_run_beyond_the_budget_is_refused_with_numbers(private: LocalFederation) -> None:
+    """3 a year is every institution's limit; another ε = 2.95 does not fit, and a small run still does."""
+    start(private, "too-much", "privacy.epsilon=2.95")
+    assert wait_for_run(private, "too-much")["status"] == "failed"
+    for home in homes(private):
+        found = history(home)
+        assert [event.count for event in found.spent()] == [ROUNDS]
+        (run, reason) = next((entry.run, entry.reason) for _, entry in found.refusals)
+        assert run == "too-much"
+        assert "over the limit annual_epsilon 3.00 of policy.yaml" in reason
+        assert "more steps fit" in reason
+    start(private, "small", "privacy.epsilon=0.5", "rounds=3")
+    finished(private, "small")
+
+
+def test_a_ledger_that_was_rolled_back_pays_for_nothing(private: LocalFederation) -> None:
+    """Ledger and head both put back to an old copy, which only the agency's copy of the head can show."""
+    name, home = private.institutions[0].name, homes(private)[0]
+    path = ledger_path(home, DATASET)
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:4]))
+    path.with_suffix(".head").unlink()
+    os.kill(private.pid(name, "trainer"), signal.SIGKILL)
+    start(private, "after", "privacy.epsilon=0.1", "rounds=2")
+    rounds = finished(private, "after")
+    assert all(name not in line["participants"] for line in rounds)
+    assert name not in summary(private, "after")["privacy"]["ledger_heads"]
+    assert "rolled back" in history(home).refusals[-1][1].reason
