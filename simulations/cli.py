@@ -110,6 +110,7 @@ def bench() -> None:
       sovfed bench rounds --json rounds.json --plot rounds.png
       sovfed bench secagg --quick --json secagg.json
       sovfed bench privacy --quick --plot privacy.png
+      sovfed bench private-step --quick
       sovfed bench utility --heart /data/heart_disease
     """
 
@@ -146,6 +147,18 @@ def secagg(quick: bool, json_path: Path | None, csv_path: Path | None, plot_path
 def privacy(quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None) -> None:
     """Accuracy of a trusted curator, distributed noise through secure aggregation, and each institution's own noise."""
     from sovfed.simulations.benchmarks.privacy import run
+
+    run(quick=quick, json_path=json_path, csv_path=csv_path, plot_path=plot_path, console=_console(False))
+
+
+@bench.command("private-step")
+@click.option("--quick", is_flag=True, help="A third of the turns: under a minute.")
+@click.option("--json", "json_path", type=FILE, help='Write {"rows": […], "ratios": {…}}.')
+@click.option("--csv", "csv_path", type=FILE, help="Write the rows as CSV.")
+@click.option("--plot", "plot_path", type=FILE, help="Draw the rows into a PNG.")
+def private_step(quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None) -> None:
+    """CPU time of a private gradient step over a plain one, ours and each engine of Opacus."""
+    from sovfed.simulations.benchmarks.private_step import run
 
     run(quick=quick, json_path=json_path, csv_path=csv_path, plot_path=plot_path, console=_console(False))
 

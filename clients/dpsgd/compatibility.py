@@ -182,12 +182,12 @@ def _loss_by_trial(loss: RecordLoss, logits: Tensor, labels: Tensor) -> Iterator
     logits = logits.detach().requires_grad_()
     try:
         losses = loss(logits, labels)
+        if losses.shape != labels.shape[:1]:
+            yield Finding("loss", f"has shape {tuple(losses.shape)} for {len(labels)} records", fix)
+            return
         alone = torch.cat([loss(logits[row : row + 1], labels[row : row + 1]) for row in range(len(labels))])
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         yield Finding("loss", f"cannot take one record alone: {str(error).partition(chr(10))[0]}", fix)
-        return
-    if losses.shape != labels.shape[:1]:
-        yield Finding("loss", f"has shape {tuple(losses.shape)} for {len(labels)} records", fix)
         return
     if not _equal(losses.detach(), alone.detach()):
         yield Finding("loss", "a record's loss depends on the others in the batch", fix)

@@ -8,6 +8,7 @@ they stand, and leave `.grad` alone. Features [n, …] and labels [n] lie on the
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -165,7 +166,11 @@ def _forget(layers: Sequence[Module]) -> None:
 
 
 def _opacus(*, ghost: bool) -> Any:
-    """Opacus' class for hooks, imported without the handler that its import puts on the root logger."""
+    """Opacus' class for hooks, imported without the handler that its import puts on the root logger.
+
+    torch warns of hooks on a module whose inputs need no gradient, as is the rule for records.
+    """
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 ENGINES: Final = ("vmap", "ghost", "hooks")
 GHOST_SHARE: Final = 0.5  # of the parameters in single-position Linear layers, above which ghost norms save most
-GHOST_PARAMETERS: Final = 16_000  # below, one vmap call costs less than two backward passes (`private_step` measures)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +105,6 @@ def choose(found: Trace, *, several_records: bool) -> tuple[str, str]:
     """The engine for the traced model, and why. Deterministic: the same model gets the same engine everywhere."""
     total = sum(_size(layer.module) for layer in found.layers)
     linear = sum(_size(layer.module) for layer in found.layers if isinstance(layer.module, nn.Linear))
-    if total < GHOST_PARAMETERS:
-        return "vmap", f"{total} parameters are few enough to keep one gradient for each record"
     if linear < GHOST_SHARE * total:
         return "vmap", f"only {linear} of {total} parameters are in Linear layers"
     against = refusals("ghost", found, several_records=several_records)

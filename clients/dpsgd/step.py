@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 
 CLIP_MARGIN: Final = 2.0**-10  # persons are clipped to (1 − margin)·C: what float32 rounding of the sum may add back
 CHUNK_BYTES: Final = 32 << 20  # gradients and activations of a chunk on a CPU: about what its caches make good use of
+FEW: Final = 8  # records at once of a large model, so that its weights are not read anew for each
+MOST_BYTES: Final = 256 << 20  # that those few may take
 DEVICE_SHARE: Final = 0.25  # of free device memory for a chunk
 ENGINE_TOLERANCE: Final = 1e-3  # relative; rounding gives 1e-6 to 1e-5, a wrong rule 3e-2 and more
 MERSENNE_WORDS: Final = slice(24, 24 + 8 * 624)  # the 624 words within the CPU generator's state
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class PrivateStep:
@@ -83,7 +85,7 @@ class PrivateStep:
         self._engine = build_engine(self.engine, self._module, loss)
         self._chunk = self._records_at_once(found.record_bytes)
         self._try_engine(loss, features, labels)
-        logger.info("private step: engine=%s because %s; %d records at once", self.engine, self.reason, self._chunk)
+        log.info("private step: engine=%s because %s; %d records at once", self.engine, self.reason, self._chunk)
 
     @property
     def parameters(self) -> int:
@@ -115,7 +117,7 @@ class PrivateStep:
         with self._full_precision(), self._secret_masks():
             used = self._sum(total, features, labels, None if single else (owners, counts), self.clip)
         if used < len(persons):
-            logger.warning("%d of %d sampled persons had no finite gradient", len(persons) - used, len(persons))
+            log.warning("%d of %d sampled persons had no finite gradient", len(persons) - used, len(persons))
         return total, used
 
     def _sum(
@@ -180,11 +182,11 @@ class PrivateStep:
 
     def _records_at_once(self, activations: int) -> int:
         gradients = 0 if self.engine == "ghost" else 2 * self._flat.nbytes
-        budget = CHUNK_BYTES
+        each = max(1, activations + gradients)
         if self._device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self._device)
-            budget = int(DEVICE_SHARE * free)
-        return max(1, budget // max(1, activations + gradients))
+            return max(1, int(DEVICE_SHARE * free) // each)
+        return max(1, CHUNK_BYTES // each, min(FEW, MOST_BYTES // each))
 
     def _try_engine(self, loss: RecordLoss, features: Tensor, labels: Tensor) -> None:
         """Hold the engine to plain autograd, one made-up record at a time, before it sees a real one."""

@@ -1,0 +1,305 @@
+"""The clipped gradient sum: every engine against one-by-one gradients, and the traps of per-person clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sovfed.clients.dpsgd import step as module
+from sovfed.clients.dpsgd.compatibility import replace_batchnorm
+from sovfed.clients.dpsgd.step import CLIP_MARGIN, PrivateStep
+from sovfed.federation.errors import ConfigError, PrivacyError
+from sovfed.federation.tasks.losses import cross_entropy
+from sovfed.simulations.benchmarks.private_step import SETTINGS, Transformer, cnn, mlp
+
+CLIP = 0.7
+Batch = tuple[Tensor, Tensor]
+
+
+class Tied(nn.Module):
+    """Embedding and output share their weight, as in a language model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Embedding(10, 8)
+        self.head = nn.Linear(8, 10, bias=False)
+        self.head.weight = self.token.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.tanh(self.token(tokens)).mean(1))
+        return out
+
+
+class Keyword(nn.Module):
+    """A layer with a parameter of its own that is called with a keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = Scaled(), nn.Linear(6, 3)
+
+    def forward(self, features: Tensor) -> Tensor:
+        out: Tensor = self.head(self.inner(features, times=3.0))
+        return out
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6))
+
+    def forward(self, features: Tensor, times: float = 1.0) -> Tensor:
+        return features * self.weight * times
+
+
+def floats(*shape: int) -> Callable[[int], Batch]:
+    return lambda n: (torch.randn(n, *shape), torch.arange(n) % 3)
+
+
+def tokens(length: int) -> Callable[[int], Batch]:
+    return lambda n: (torch.randint(10, (n, length)), torch.arange(n) % 3)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Batch]]] = {
+    "linear": (lambda: nn.Linear(6, 3), floats(6)),
+    "mlp": (lambda: mlp(6, 16, 3), floats(6)),
+    "cnn": (cnn, floats(1, 8, 8)),
+    "transformer": (lambda: Transformer(1, 12, 2, 10, 5), tokens(5)),
+    "tied": (Tied, tokens(4)),
+    "keyword": (Keyword, floats(6)),
+    "frozen part": (
+        lambda: nn.Sequential(nn.Linear(6, 4).requires_grad_(False), nn.Tanh(), nn.Linear(4, 3)),
+        floats(6),
+    ),
+}
+
+
+def made(name: str, engine: str = "auto", *, several: bool = True, clip: float = CLIP) -> tuple[PrivateStep, nn.Module]:
+    torch.manual_seed(1)
+    build, batch = MODELS[name]
+    built = build()
+    return PrivateStep(built, cross_entropy, clip, example=batch(5), several_records=several, engine=engine), built
+
+
+def flat(built: nn.Module) -> Tensor:
+    return torch.nn.utils.parameters_to_vector(built.parameters()).detach().clone()
+
+
+def oracle(name: str, vector: Tensor, features: Tensor, labels: Tensor, persons: Tensor) -> Tensor:
+    """Σ over persons of the clipped mean gradient, by plain autograd in float64, one record at a time."""
+    plain = MODELS[name][0]().double()
+    torch.nn.utils.vector_to_parameters(vector.double(), plain.parameters())
+    features = features.double() if features.is_floating_point() else features
+    total = torch.zeros(vector.numel(), dtype=torch.float64)
+    for person in set(persons.tolist()):
+        own = persons == person
+        plain.zero_grad()
+        losses = torch.cat(
+            [cross_entropy(plain(x[None]), y[None]) for x, y in zip(features[own], labels[own], strict=True)]
+        )
+        losses.mean().backward()  # type: ignore[no-untyped-call]
+        gradient = torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in plain.parameters()]
+        )
+        total += gradient * min(1.0, CLIP * (1 - CLIP_MARGIN) / float(gradient.norm()))
+    return total
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("engine", ["auto", "vmap", "hooks", "ghost"])
+@pytest.mark.parametrize("several", [False, True])
+def test_every_engine_agrees_with_gradients_one_by_one_or_refuses(name: str, engine: str, several: bool) -> None:
+    try:
+        step, built = made(name, engine, several=several)
+    except PrivacyError as error:
+        assert engine in ("hooks", "ghost")  # auto and vmap do them all
+        assert f"engine {engine} is wrong here" in str(error)  # noqa: PT017
+        assert name in ("cnn", "transformer", "tied", "keyword") or several
+        return
+    vector = flat(built)
+    features, labels = MODELS[name][1](11)
+    persons = torch.tensor([4, 4, 0, 1, 1, 1, 2, 9, 9, 0, 3]) if several else torch.arange(11)
+    total, used = step.clipped_sum(vector, features, labels, persons)
+    expected = oracle(name, vector, features, labels, persons)
+    assert total.dtype == torch.float64
+    assert used == len(set(persons.tolist()))
+    assert float((total - expected).norm()) <= 1e-5 * float(expected.norm())
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])
+def test_engines_chosen_by_themselves(name: str) -> None:
+    step, _ = made(name, several=False)
+    assert (step.engine, bool(step.reason)) == ("ghost" if name == "mlp" else "vmap", True)
+    assert made(name, several=True)[0].engine == "vmap"
+
+
+def test_chunks_change_nothing_and_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where one person's records lie in several chunks."""
+    features, labels = floats(6)(50)
+    persons = torch.arange(50) // 12
+    step, built = made("mlp")
+    vector = flat(built)
+    whole, _ = step.clipped_sum(vector, features, labels, persons)
+    monkeypatch.setattr(module, "FEW", 1)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 4_000)
+    small, _ = made("mlp")
+    parts, used = small.clipped_sum(vector, features, labels, persons)
+    assert small._chunk < 5 < step._chunk
+    assert used == 5
+    assert float((whole - parts).norm()) < 1e-5
+
+
+@pytest.mark.parametrize("engine", ["vmap", "hooks", "ghost"])
+def test_one_person_moves_the_sum_by_the_clip_at_most(engine: str) -> None:
+    step, built = made("mlp", engine, several=False)
+    features, labels = floats(6)(20)
+    features = features * torch.logspace(-3, 6, 20)[:, None]  # gradients of very different size
+    vector, persons = flat(built), torch.arange(20)
+    total, _ = step.clipped_sum(vector, features, labels, persons)
+    moved = []
+    for left_out in range(20):
+        kept = persons != left_out
+        without, _ = step.clipped_sum(vector, features[kept], labels[kept], persons[kept])
+        moved.append(float((total - without).norm()))
+    assert max(moved) <= CLIP
+    assert max(moved) > 0.99 * CLIP  # and the largest gradients are cut to it
+
+
+@pytest.mark.parametrize("engine", ["vmap", "hooks", "ghost"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_record_without_finite_gradient_is_left_out_alone(engine: str, bad: float) -> None:
+    step, built = made("mlp", engine, several=False)
+    features, labels = floats(6)(6)
+    vector, persons = flat(built), torch.arange(6)
+    expected, _ = step.clipped_sum(vector, features[1:], labels[1:], persons[1:])
+    features[0, 2] = bad
+    total, used = step.clipped_sum(vector, features, labels, persons)
+    assert used == 5
+    assert torch.allclose(total, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["vmap", "hooks", "ghost"])
+def test_an_empty_sample_gives_zero(engine: str) -> None:
+    step, built = made("mlp", engine, several=False)
+    features, labels = floats(6)(0)
+    total, used = step.clipped_sum(flat(built), features, labels, torch.arange(0))
+    assert (used, float(total.abs().sum())) == (0, 0.0)
+
+
+def weighted_mean(logits: Tensor, labels: Tensor) -> Tensor:
+    """Class weights that are normalised over the batch: removing one record moves the others' gradients."""
+    weights = torch.tensor([1.0, 5.0, 20.0])
+    return functional.cross_entropy(logits, labels, weights, reduction="none") / weights[labels].sum()
+
+
+def mean(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, labels)
+
+
+def centred(logits: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(logits - logits.mean(0), labels)
+
+
+@pytest.mark.parametrize(
+    ("loss", "reason"), [(weighted_mean, "depends on the others"), (mean, "has shape"), (centred, "depends")]
+)
+def test_losses_that_couple_records_are_refused(loss: Callable[[Tensor, Tensor], Tensor], reason: str) -> None:
+    with pytest.raises(PrivacyError, match=reason):
+        PrivateStep(mlp(6, 8, 3), loss, CLIP, example=floats(6)(5), several_records=False)
+
+
+class Memory(nn.Module):
+    """Keeps a running mean of the records in a buffer."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.register_buffer("seen", torch.zeros(6))
+
+    def forward(self, features: Tensor) -> Tensor:
+        self.seen = 0.9 * self.seen + 0.1 * features.mean(0).detach()
+        out: Tensor = self.linear(features)
+        return out
+
+
+class Centred(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, features: Tensor) -> Tensor:
+        out: Tensor = self.linear(features - features.mean(0))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), "use GroupNorm"),
+        (lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, affine=False), nn.Linear(4, 3)), "use GroupNorm"),
+        (lambda: nn.Sequential(nn.BatchNorm1d(6).requires_grad_(False).eval(), nn.Linear(6, 3)), "use GroupNorm"),
+        (Memory, "changes with the records"),
+        (Centred, "depends on the others"),
+        (lambda: nn.Linear(6, 3).to(torch.bfloat16), "too coarse"),
+        (lambda: nn.Linear(6, 3).requires_grad_(False), "no trainable parameter"),
+    ],
+)
+def test_models_that_cannot_be_made_private_are_refused_with_the_fix(
+    build: Callable[[], nn.Module], reason: str
+) -> None:
+    with pytest.raises(PrivacyError, match=rf"{reason}.*|.*Fix: .*{reason}"):
+        PrivateStep(build(), cross_entropy, CLIP, example=floats(6)(5), several_records=False)
+
+
+def test_batchnorm_replaced_by_groupnorm_can_be_trained() -> None:
+    build = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    fixed = replace_batchnorm(build)
+    step = PrivateStep(fixed, cross_entropy, CLIP, example=floats(1, 8, 8)(5), several_records=True)
+    features, labels = floats(1, 8, 8)(7)
+    total, _ = step.clipped_sum(flat(fixed), features, labels, torch.arange(7))
+    assert 0 < float(total.norm()) <= 7 * CLIP
+
+
+def test_dropout_masks_come_from_no_seed_and_leave_the_seeded_generator_alone() -> None:
+    build = nn.Sequential(nn.Linear(6, 64), nn.Dropout(0.5), nn.Linear(64, 3))
+    step = PrivateStep(build, cross_entropy, CLIP, example=floats(6)(5), several_records=False)
+    features, labels = floats(6)(8)
+    found, after = [], []
+    for _ in range(2):
+        torch.manual_seed(7)
+        found.append(step.clipped_sum(flat(build), features, labels, torch.arange(8))[0])
+        after.append(torch.rand(3))
+    assert not torch.allclose(found[0], found[1])
+    assert torch.equal(after[0], after[1])
+
+
+def test_more_records_of_a_person_than_declared_are_refused() -> None:
+    step, built = made("mlp", several=False)
+    features, labels = floats(6)(3)
+    with pytest.raises(PrivacyError, match="several records"):
+        step.clipped_sum(flat(built), features, labels, torch.tensor([0, 1, 1]))
+
+
+def test_requests_that_do_not_fit_are_refused() -> None:
+    step, built = made("mlp")
+    features, labels = floats(6)(3)
+    with pytest.raises(ConfigError, match="shape"):
+        step.clipped_sum(flat(built)[1:], features, labels, torch.arange(3))
+    with pytest.raises(ConfigError, match="2 persons"):
+        step.clipped_sum(flat(built), features, labels, torch.arange(2))
+    with pytest.raises(ConfigError, match="unknown gradient engine 'gost'"):
+        made("mlp", "gost")
+    with pytest.raises(ConfigError, match="clip is"):
+        made("mlp", clip=0.0)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_benchmark_models_are_private_steps(setting: object) -> None:
+    found = setting.build()  # type: ignore[attr-defined]
+    step = PrivateStep(found, cross_entropy, CLIP, example=setting.batch_of(5), several_records=False)  # type: ignore[attr-defined]
+    assert step.parameters == flat(found).numel()
