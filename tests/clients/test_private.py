@@ -1,0 +1,179 @@
+"""Private training at one institution: nothing leaves before the ledger has it, and nothing but what was granted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import chi2  # type: ignore[import-untyped]
+
+from sovfed.clients.data import load_records
+from sovfed.clients.ledger import PrivacyLedger, replay
+from sovfed.clients.ledger_entries import Budget, History
+from sovfed.clients.ledger_file import create_ledger, read_ledger
+from sovfed.clients.private import PrivateTraining, plan_of
+from sovfed.federation.config import DataConfig
+from sovfed.federation.errors import ConfigError, PrivacyError, TrainingError
+from sovfed.federation.messages import PrivateRequest
+from sovfed.federation.privacy.noise import Units
+from sovfed.federation.tasks import get_task, initial_vector
+
+TASK = get_task("breast_cancer")
+DATASET = "breast_cancer"
+DATA = DataConfig(source=DATASET, site="0", sites=4)
+ROOM = 2**29
+REQUEST = PrivateRequest(
+    run="1", grant="trial", round=1, task=TASK.name, mechanism="distributed", rounds=10, steps=1, spare=2,
+    noise_multiplier=4.0, sampling_rate=0.5, clip=1.0, delta=1e-6, honest=3, grid_bits=16, batch=100.0, seed=0,
+    local_epochs=1, batch_size=16, learning_rate=0.5, model=initial_vector(TASK, 0),
+)  # fmt: skip
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[PrivacyLedger]:
+    create_ledger(tmp_path, DATASET, 1.0)
+    opened = PrivacyLedger(tmp_path, DATASET, Budget())
+    yield opened
+    opened.unlock()
+
+
+def training(ledger: PrivacyLedger | None) -> PrivateTraining:
+    return PrivateTraining(TASK, load_records(TASK, DATA), site="0", device="cpu", ledger=ledger)
+
+
+def history(home: Path) -> History:
+    return replay(read_ledger(home, DATASET)[0])
+
+
+@pytest.mark.parametrize("mechanism", ["distributed", "silo", "institution"])
+def test_each_mechanism_is_charged_for_what_it_releases(ledger: PrivacyLedger, tmp_path: Path, mechanism: str) -> None:
+    steps = 3 if mechanism == "silo" else 1
+    request = dataclasses.replace(REQUEST, mechanism=mechanism, steps=steps, noise_multiplier=20.0)
+    found = training(ledger).update(request, ROOM).vector
+    assert found.shape == request.model.shape
+    assert found.dtype == (np.float32 if mechanism == "silo" else np.int32)
+    (event,) = history(tmp_path).spent()
+    whole = mechanism == "institution"
+    assert (event.noise_multiplier, event.sampling_rate, event.count) == (
+        10.0 if whole else 20.0, 1.0 if whole else 0.5, steps,
+    )  # fmt: skip
+
+
+def test_a_repeated_request_gets_the_same_release_and_is_not_charged_again(
+    ledger: PrivacyLedger, tmp_path: Path
+) -> None:
+    place = training(ledger)
+    first = place.update(REQUEST, ROOM)
+    assert place.update(dataclasses.replace(REQUEST, begin=np.ones(3, np.uint8)), ROOM) is first
+    assert len(history(tmp_path).spends) == 1
+
+
+def test_after_a_crash_the_round_is_noised_and_charged_anew(ledger: PrivacyLedger, tmp_path: Path) -> None:
+    first = training(ledger).update(REQUEST, ROOM)
+    again = training(ledger).update(REQUEST, ROOM)  # a new process: nothing in memory
+    assert not np.array_equal(first.vector, again.vector)
+    assert [spent.release.attempt for _, spent in history(tmp_path).spends] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"noise_multiplier": 3.9}, "noise_multiplier is 3.9, granted 4.0: a grant never changes"),
+        ({"sampling_rate": 0.6}, "sampling_rate is 0.6, granted 0.5"),
+        ({"clip": 2.0}, "clip is 2.0, granted 1.0"),
+        ({"rounds": 11}, "count is 13, granted 12"),
+        ({"honest": 2}, "config is"),
+        ({"learning_rate": 0.6}, "config is"),
+        ({"mechanism": "silo"}, "mechanism is silo, granted distributed"),
+        ({"round": 1, "model": REQUEST.model + 1}, "round is 1 .*round 3 .*was spent already"),
+        ({"delta": 1e-5, "grant": "other"}, "delta is 1e-05, policy.yaml says 1e-06"),
+    ],
+)
+def test_a_server_that_asks_for_something_else_is_refused_and_the_ledger_says_why(
+    ledger: PrivacyLedger, tmp_path: Path, change: dict[str, float | str], reason: str
+) -> None:
+    place = training(ledger)
+    place.update(REQUEST, ROOM)
+    place.update(dataclasses.replace(REQUEST, round=3), ROOM)
+    spent = history(tmp_path).spent()
+    with pytest.raises(PrivacyError, match=reason):
+        place.update(dataclasses.replace(REQUEST, **{"round": 4, **change}), ROOM)  # type: ignore[arg-type]
+    after = history(tmp_path)
+    assert after.spent() == spent
+    assert len(after.refusals) == 1
+
+
+def test_runs_in_parallel_share_one_budget(ledger: PrivacyLedger, tmp_path: Path) -> None:
+    """The second does not fit beside the first, though nothing of it was spent yet."""
+    place = training(ledger)
+    costly = dataclasses.replace(REQUEST, noise_multiplier=1.6, rounds=8, sampling_rate=0.2)
+    place.update(costly, ROOM)
+    place.update(dataclasses.replace(REQUEST, grant="small", noise_multiplier=50.0, rounds=2), ROOM)
+    with pytest.raises(PrivacyError, match=r"over the limit annual_epsilon 3\.00"):
+        place.update(dataclasses.replace(costly, grant="second"), ROOM)
+    assert [entry.run for _, entry in history(tmp_path).refusals] == ["second"]
+
+
+def test_the_share_of_noise_has_the_variance_that_is_counted_on() -> None:
+    """Where nobody is sampled nothing but noise leaves: Σ x²/s² is χ² with d degrees of freedom."""
+    request = dataclasses.replace(REQUEST, sampling_rate=1e-9, noise_multiplier=2.0)
+    place, count = training(None), 60
+    draws = [
+        place.update(dataclasses.replace(request, round=1 + i), ROOM).vector.astype(np.float64) for i in range(count)
+    ]
+    units = Units(1.0, request.model.size, 16)
+    variance = (2.0 * units.sensitivity) ** 2 / request.honest
+    total = sum(float((draw**2).sum()) for draw in draws) / variance
+    low, high = chi2.ppf([1e-6, 1 - 1e-6], count * request.model.size)
+    assert low < total < high
+    assert not low < total / 1.3 < high  # a share that is 14 % too small would be seen
+
+
+def test_without_noise_to_speak_of_the_sum_is_the_clipped_gradient_sum() -> None:
+    request = dataclasses.replace(REQUEST, sampling_rate=1.0, noise_multiplier=0.05, grid_bits=20)
+    units = Units(1.0, request.model.size, 20)
+    place = training(None)
+    released = units.dequantise(place.update(request, ROOM).vector.astype(np.int64))
+    expected = place._sum(request, request.model)
+    assert np.linalg.norm(expected) > 5
+    assert np.abs(released - expected).max() < 6 * 0.05 / math.sqrt(3)
+
+
+def test_noise_that_does_not_fit_the_ring_is_refused_before_it_is_charged(
+    ledger: PrivacyLedger, tmp_path: Path
+) -> None:
+    with pytest.raises(PrivacyError, match="take fewer grid_bits"):
+        training(ledger).update(REQUEST, room=2**20)
+    assert not history(tmp_path).spends
+
+
+def test_an_update_that_is_not_finite_is_not_charged(ledger: PrivacyLedger, tmp_path: Path) -> None:
+    request = dataclasses.replace(REQUEST, mechanism="institution", noise_multiplier=20.0, learning_rate=1e3)
+    broken = dataclasses.replace(request, model=np.full_like(request.model, 1e38))
+    with pytest.raises(TrainingError):
+        training(ledger).update(broken, ROOM)
+    assert not history(tmp_path).spends
+
+
+def test_persons_are_sampled_whole() -> None:
+    """Two records of a person are in a step together, and move the sum by no more than one record could."""
+    records = load_records(TASK, DATA)
+    twin = dataclasses.replace(records, persons=records.persons // 2 * 2)
+    place = PrivateTraining(TASK, twin, site="0", device="cpu", ledger=None)
+    assert place._count == len(np.unique(twin.persons[twin.train]))
+    total = place._sum(dataclasses.replace(REQUEST, sampling_rate=1.0, clip=1e-3), REQUEST.model)
+    assert np.linalg.norm(total) <= 1e-3 * place._count
+
+
+def test_a_task_without_a_model_cannot_be_private() -> None:
+    with pytest.raises(ConfigError, match="trains nothing"):
+        PrivateTraining(get_task("echo"), load_records(TASK, DATA), site="0", device="cpu", ledger=None)
+
+
+def test_what_is_granted_depends_on_no_round() -> None:
+    later = dataclasses.replace(REQUEST, round=9, run="7", model=REQUEST.model + 1, begin=np.ones(4, np.uint8))
+    assert plan_of(later) == plan_of(REQUEST)
