@@ -58,7 +58,7 @@ class PrivateTraining:
         self._persons = torch.from_numpy(np.unique(records.persons[rows], return_inverse=True)[1].astype(np.int64))
         self._count = int(self._persons.max()) + 1
         self._steps: dict[float, PrivateStep] = {}
-        self._kept: tuple[tuple[str, int, bytes], PrivateUpdate] | None = None
+        self._kept: tuple[tuple[str, str, int, Plan, bytes], PrivateUpdate] | None = None
 
     def update(self, request: PrivateRequest, room: int) -> PrivateUpdate:
         """The round's contribution, paid for in the ledger before this returns; the very same one for a repeat.
@@ -66,10 +66,11 @@ class PrivateTraining:
         `room` is the largest integer that the ring has a place for. Raises PrivacyError if the ledger refuses, or if
         the noise does not fit the ring.
         """
-        key = (request.run, request.round, hashlib.sha256(request.model.tobytes()).digest())
+        plan = plan_of(request)
+        key = (request.run, request.grant, request.round, plan, hashlib.sha256(request.model.tobytes()).digest())
         if self._kept is not None and self._kept[0] == key:  # masked anew, but the same release
             return self._kept[1]
-        grant = self._authorise(request)
+        grant = None if self._ledger is None else self._ledger.authorise(request.grant, plan)
         if request.mechanism == "silo":
             found: Vector | Integers = self._descend(request)
         else:
@@ -77,7 +78,8 @@ class PrivateTraining:
                 self._local_update(request) if request.mechanism == "institution" else self._sum(request, request.model)
             )
             found = self._noised(request, total, room)
-        self._spend(grant, request, found)
+        if grant is not None and self._ledger is not None:
+            self._spend(self._ledger, grant, request, found)
         self._kept = (key, PrivateUpdate(found))
         return self._kept[1]
 
@@ -144,24 +146,19 @@ class PrivateTraining:
             )  # fmt: skip
         return self._steps[clip]
 
-    def _authorise(self, request: PrivateRequest) -> Grant | None:
-        return None if self._ledger is None else self._ledger.authorise(request.grant, plan_of(request))
-
-    def _spend(self, grant: Grant | None, request: PrivateRequest, vector: Vector | Integers) -> None:
-        if grant is None or self._ledger is None:
-            return
-        plan = plan_of(request)
+    def _spend(self, ledger: PrivacyLedger, grant: Grant, request: PrivateRequest, vector: Vector | Integers) -> None:
+        plan = grant.plan
         spent = Release(
             event=Event(plan.event.noise_multiplier, plan.event.sampling_rate, request.steps),
             round=request.round,
-            attempt=self._ledger.next_attempt(grant, request.round),
+            attempt=ledger.next_attempt(grant, request.round),
             first_step=(request.round - 1) * request.steps,
             mechanism=request.mechanism,
             clip=request.clip,
             config=plan.config,
             digest=hashlib.sha256(vector.tobytes()).hexdigest(),
         )
-        receipt = self._ledger.spend(grant, spent)
+        receipt = ledger.spend(grant, spent)
         log.info("round %d: ε %.3f, ledger head %s", request.round, receipt.epsilon_after, receipt.head[:16])
 
 
