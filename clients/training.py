@@ -103,12 +103,13 @@ class LocalTraining:
         Deterministic on a CPU (with `SMALL` or more parameters: for a given number of threads). Raises TrainingError if
         a value is not finite or memory runs out.
         """
-        features = self._features(request.scale)
-        seed = _seed(request.seed, request.round, self._site)
+        features = self.features(request.scale)
+        seed = order_seed(request.seed, request.round, self._site)
         cards = [self.device] if self.device.type == "cuda" else []
         try:
-            with self._threads(), torch.random.fork_rng(devices=cards):
-                torch.manual_seed(seed)  # for models with dropout
+            with self.threads(), torch.random.fork_rng(devices=cards):
+                # For models with dropout. Where CUDA is not in use, torch.manual_seed would format and keep a stack trace.
+                (torch.manual_seed if cards else torch.default_generator.manual_seed)(seed)
                 return self._descend(request, features, torch.Generator().manual_seed(seed))
         except torch.cuda.OutOfMemoryError as error:
             torch.cuda.empty_cache()
@@ -126,13 +127,13 @@ class LocalTraining:
     @torch.no_grad()
     def logits(self, model: Vector, scale: Sums, rows: Indices) -> npt.NDArray[np.float32]:
         """The model's float32 outputs for `rows`, shape [n, outputs]."""
-        features = self._features(scale)
+        features = self.features(scale)
         self._load(model)
         self._module.eval()
         parts = []
         for index in torch.split(torch.from_numpy(rows), EVALUATION_BATCH):
-            with self._threads(), self._autocast():
-                parts.append(self._module(self._take(features, index)).float().cpu())
+            with self.threads(), self._autocast():
+                parts.append(self._module(self.take(features, index)).float().cpu())
         outputs: npt.NDArray[np.float32] = torch.cat(parts).numpy()
         return outputs
 
@@ -148,8 +149,8 @@ class LocalTraining:
             for index in torch.split(order, request.batch_size):
                 self._gradient.zero_()
                 with self._autocast():
-                    outputs = self._module(self._take(features, index))
-                loss = self._loss(outputs.float(), self._take(self._labels, index)).mean()
+                    outputs = self._module(self.take(features, index))
+                loss = self._loss(outputs.float(), self.take(self._labels, index)).mean()
                 step(loss, start)
                 total += loss.detach() * len(index)
         update: Vector = (self._flat.detach() - start).cpu().numpy()
@@ -203,7 +204,7 @@ class LocalTraining:
             self._flat.data.copy_(torch.from_numpy(np.require(model, requirements="W")))
         return self._flat.data
 
-    def _features(self, scale: Sums) -> Tensor:
+    def features(self, scale: Sums) -> Tensor:
         """All features standardised with [mean (f), standard deviation (f)], kept until another scale comes."""
         width = self.records.features.shape[1]
         if scale.shape != (2 * width,):
@@ -223,14 +224,14 @@ class LocalTraining:
                 return rows
         return rows.to(self.device)
 
-    def _take(self, rows: Tensor, index: Tensor) -> Tensor:
+    def take(self, rows: Tensor, index: Tensor) -> Tensor:
         """The rows of `index` on the device; from main memory through a pinned, asynchronous copy."""
         if rows.device.type == self.device.type:
             return rows[index.to(self.device, non_blocking=True)]
         return rows[index].pin_memory().to(self.device, non_blocking=True)
 
     @contextmanager
-    def _threads(self) -> Iterator[None]:
+    def threads(self) -> Iterator[None]:
         """One CPU thread for a small model: the number depends on the task, so that results do not on the machine."""
         before = torch.get_num_threads()
         torch.set_num_threads(1 if self.task.parameters < SMALL else before)
@@ -258,6 +259,7 @@ def _flatten(module: torch.nn.Module) -> torch.nn.Parameter:
     return flat
 
 
-def _seed(seed: int, round_number: int, site: str) -> int:
+def order_seed(seed: int, round_number: int, site: str) -> int:
+    """The seed of an institution's order of records in a round: nothing of it is a node's id."""
     digest = hashlib.sha256(f"sovfed/order/{seed}/{round_number}/{site}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

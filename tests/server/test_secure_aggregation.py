@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.clientapp import ClientApp
 
 from sovfed.clients.app import make_client_app
 from sovfed.clients.masking import Masking, Store
@@ -64,7 +65,8 @@ class World:
         self.authority = Authority()
         self.terms = terms or Terms(min_cohort=3)
         self.places: dict[int, Place] = {}
-        self.grid = InMemoryGrid({})
+        self.apps: dict[int, ClientApp] = {}
+        self.grid = InMemoryGrid(self.apps)
         for node in range(1, count + 1):
             self.add(node, stores[node - 1] if stores else MemoryStore())
         aggregation = (
@@ -85,11 +87,11 @@ class World:
         masking = Masking(lambda: identity, lambda: store, self.terms)
         config = dataclasses.replace(self.config.client, data=DataConfig(site=str(node % 4)))
         self.places[node] = Place(make_trainer(config, masking=masking))
-        self.grid._apps[node] = make_client_app(self.places[node])
+        self.apps[node] = make_client_app(self.places[node])
         return self.places[node]
 
     def remove(self, node: int) -> None:
-        del self.grid._apps[node]
+        del self.apps[node]
 
 
 def fail(kind: type[Request], times: int = 1, step: str = "") -> Hook:
@@ -272,7 +274,7 @@ def test_a_coordinator_that_sends_another_model_than_it_announced_gets_no_sum() 
             return super().answer(changed)
 
     for node in (1, 2):
-        world.grid._apps[node] = make_client_app(Swapping(world.places[node].trainer))
+        world.apps[node] = make_client_app(Swapping(world.places[node].trainer))
     with pytest.raises(CohortError, match="protocol"):
         world.rounds.train(1)
 

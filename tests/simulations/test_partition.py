@@ -1,0 +1,102 @@
+"""A partition deals every record once, as its recipe says, the same for the same seed; more institutions resample."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sovfed.clients.data import Records, check
+from sovfed.federation.compose import compose
+from sovfed.federation.errors import DataError
+from sovfed.federation.tasks import get_task
+from sovfed.simulations.cli import partition as partition_command
+from sovfed.simulations.partition import Partition, make_partition, pooled
+
+NAMES = ("iid", "dirichlet", "quantity", "shards", "feature")
+TASK = get_task("digits")
+
+
+def make(name: str, institutions: int, *overrides: str) -> Partition:
+    return make_partition(
+        compose(["task=digits", f"partition={name}", f"simulation.institutions={institutions}", *overrides]).config
+    )
+
+
+def all_records() -> Records:
+    return pooled(TASK, compose(["task=digits"]).config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_record_is_dealt_once_and_stays_on_its_side(name: str) -> None:
+    whole, partition = all_records(), make(name, 12)
+    parts = [partition.records(number) for number in range(12)]
+    for part in parts:
+        check(part, TASK.schema, name)
+    for side in ("train", "test"):
+        dealt = np.concatenate([part.persons[getattr(part, side)] for part in parts])
+        np.testing.assert_array_equal(np.sort(dealt), whole.persons[getattr(whole, side)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_partition_follows_the_seed(name: str) -> None:
+    one, again, other = make(name, 10), make(name, 10), make(name, 10, "seed=1")
+    for number in (0, 9, 3):
+        a, b = one.records(number), again.records(number)
+        np.testing.assert_array_equal(a.features, b.features)
+        np.testing.assert_array_equal(a.persons, b.persons)
+    assert not np.array_equal(one.records(3).persons, other.records(3).persons)
+
+
+def classes(records: Records) -> int:
+    return len(np.unique(records.labels[records.train]))
+
+
+def test_recipes_do_what_their_papers_say() -> None:
+    sizes = {name: [len(make(name, 20).records(k).train) for k in range(20)] for name in ("iid", "quantity")}
+    assert max(sizes["iid"]) - min(sizes["iid"]) <= 10
+    assert max(sizes["quantity"]) > 4 * min(sizes["quantity"])
+    shards, even, skewed = make("shards", 20), make("iid", 20), make("dirichlet", 20, "partition.alpha=0.05")
+    assert max(classes(shards.records(k)) for k in range(20)) <= 4  # 2 shards, each within or across 2 labels
+    assert min(classes(even.records(k)) for k in range(20)) == 10
+    assert np.mean([classes(skewed.records(k)) for k in range(20)]) < 5
+
+
+def test_feature_shift_grows_from_none_and_stays_within_the_schema() -> None:
+    plain, noisy = make("iid", 10), make("feature", 10)
+    gaps = [float(np.abs(noisy.records(k).features - plain.records(k).features).mean()) for k in (0, 4, 9)]
+    assert gaps[0] == 0.0
+    assert 0.0 < gaps[1] < gaps[2]
+    assert noisy.records(9).features.min() >= 0.0 and noisy.records(9).features.max() <= 16.0
+
+
+def test_more_institutions_than_records_are_bootstrap_samples_of_one_part() -> None:
+    partition = make("dirichlet", 10_000)
+    parts = len(all_records().train) // 10
+    first, later = partition.records(7), partition.records(7 + 3 * parts)
+    assert set(later.persons[later.train]) <= set(first.persons[first.train])
+    assert set(later.persons[later.test]) <= set(first.persons[first.test])
+    assert len(later.train) == len(first.train)
+    np.testing.assert_array_equal(later.persons, make("dirichlet", 10_000).records(7 + 3 * parts).persons)
+    assert not np.array_equal(later.persons, partition.records(7 + 4 * parts).persons)
+
+
+def test_a_person_with_several_records_is_never_split() -> None:
+    whole, config = all_records(), compose(["partition=iid"]).config
+    doubled = Records(whole.features, whole.labels, whole.persons // 2, whole.train, whole.test)
+    with pytest.raises(DataError, match="one person"):
+        Partition(TASK, doubled, config.partition, 4, 0)
+
+
+def test_the_command_shows_and_draws_what_each_institution_holds(tmp_path: Path) -> None:
+    arguments = ["task=digits", "partition=shards", "simulation.institutions=6"]
+    found = CliRunner().invoke(partition_command, [*arguments, "--json", "--plot", str(tmp_path / "shards.png")])
+    held = json.loads(found.output)
+    dealt = make("shards", 6)
+    assert [one["train"] for one in held] == [len(dealt.records(k).train) for k in range(6)]
+    assert np.sum([one["by_class"] for one in held], axis=0).tolist() == np.bincount(all_records().labels).tolist()
+    assert (tmp_path / "shards.png").read_bytes().startswith(b"\x89PNG")
+    assert "hospital-6" in CliRunner().invoke(partition_command, arguments).output
