@@ -46,10 +46,41 @@ def cli() -> None:
       sovfed client status            what runs, since when, restarted how often
       sovfed client logs trainer -f   what it did
       sovfed client down
+    \b
+    Private runs:
+      sovfed client ledger show       what was learnt about the persons in the records
+      sovfed client check-private     which tasks' models can be trained privately
     """
 
 
 cli.add_command(ledger)
+
+
+@cli.command("check-private")
+@click.argument("tasks", nargs=-1)
+@click.option("--several-records/--one-record", default=True, help="Whether a person may have several records.")
+@click.pass_context
+def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: bool) -> None:
+    """Can the models of TASKS (default: all) be trained with differential privacy? Says why not, and the fix.
+
+    Tried on made-up records; the trainer makes the same check before the first private step. Exits with 3 if not.
+
+    \b
+    Examples:
+      sovfed client check-private
+      sovfed client check-private heart --one-record
+    """
+    from sovfed.clients.dpsgd.compatibility import examine_task
+    from sovfed.federation.tasks import NAMES, get_task
+
+    refused = False
+    for name in tasks or [name for name in NAMES if get_task(name).build is not None]:
+        findings = examine_task(get_task(name), several_records=several_records)
+        refused |= any(finding.refused for finding in findings)
+        click.echo(f"{name}: " + ("no" if any(finding.refused for finding in findings) else "yes"))
+        for finding in findings:
+            click.echo(f"  {finding}")
+    ctx.exit(3 if refused else 0)
 
 
 @cli.command()

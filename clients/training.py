@@ -108,7 +108,7 @@ class LocalTraining:
         cards = [self.device] if self.device.type == "cuda" else []
         try:
             with self.threads(), torch.random.fork_rng(devices=cards):
-                # For models with dropout. Where CUDA is not in use, torch.manual_seed would format and keep a stack trace.
+                # For models with dropout. Off CUDA, torch.manual_seed would format and keep a stack trace each time.
                 (torch.manual_seed if cards else torch.default_generator.manual_seed)(seed)
                 return self._descend(request, features, torch.Generator().manual_seed(seed))
         except torch.cuda.OutOfMemoryError as error:

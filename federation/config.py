@@ -180,10 +180,34 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class PartitionConfig:
+    """How a simulation cuts a task's records into institutions; sources in simulations/partition.py."""
+
+    name: str = choice(
+        "natural",
+        ("natural", "iid", "dirichlet", "quantity", "feature", "shards"),
+        doc="natural: as the data connector has it; dirichlet: label skew; quantity: size skew; feature: feature "
+        "shift; shards: few labels each",
+    )
+    alpha: float = bounded(0.5, 1e-3, 1e6, doc="concentration of 'dirichlet' and 'quantity'; small is uneven")
+    shards: int = bounded(2, 1, 1_000, doc="label shards of each institution; 'shards' only")
+    noise: float = bounded(
+        1.0, 0.0, 100.0, unit="standard deviations of a feature", doc="of the noisiest institution; 'feature' only"
+    )
+
+
+@dataclass(frozen=True)
 class SimulationConfig:
     """The federation in one process."""
 
-    institutions: int = bounded(4, 1, 100_000, doc="simulated institutions")
+    institutions: int = bounded(4, 1, 1_000_000, doc="simulated institutions: the population")
+    cohort: int = bounded(0, 0, 100_000, unit="institutions", doc="institutions sampled for a round; 0 = all of them")
+    engine: str = choice(
+        "auto",
+        ("auto", "inprocess", "vectorised"),
+        doc="inprocess: the deployed code, one institution after the other; vectorised: many stacked into one "
+        "computation, summed in the clear; auto tries both in round 1 and takes the faster",
+    )
     workers: int = bounded(1, 1, 1_024, doc="institutions trained at the same time")
 
 
@@ -203,6 +227,7 @@ class Config:
     client: ClientConfig = ClientConfig()
     tracking: TrackingConfig = TrackingConfig()
     simulation: SimulationConfig = SimulationConfig()
+    partition: PartitionConfig = PartitionConfig()
 
     def __post_init__(self) -> None:
         if self.secagg.enabled and self.server.min_cohort < SECURE_COHORT:

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 ROUNDS: Final = "rounds.jsonl"
 SUMMARY: Final = "summary.json"
 MODEL: Final = "model.safetensors"
+NAMED: Final = 255  # institutions listed by name in a tag, which MLflow holds to 8,000 characters
 STATEMENT: Final = ("privacy.json", "privacy.html")
 
 
@@ -68,15 +69,17 @@ def coordinate(
     tracker: Tracker | None = None,
     resume: bool = False,
     on_round: Callable[[dict[str, Any]], None] = lambda line: None,
+    engine: Callable[[Aggregation], Aggregation] = lambda usual: usual,
 ) -> Outcome:
     """Train for `config.rounds` rounds and return the outcome; with `resume`, go on after the last checkpoint.
 
     `identity` is the coordinator's, by which it speaks in secure aggregation; a run without it needs none. `heads` are
-    those of the institutions' privacy ledgers, which a private run countersigns; a simulation has none. Raises
+    those of the institutions' privacy ledgers, which a private run countersigns; a simulation has none. `engine` puts
+    something in the place of the aggregation that the configuration asks for; only a simulation does. Raises
     CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
     """
     task = get_task(config.task.name, config.task.parameters)
-    aggregation = _aggregation(grid, config, run, task, identity)
+    aggregation = engine(_aggregation(grid, config, run, task, identity))
     rounds = Rounds(config, run, grid, make_optimizer(config.strategy), aggregation)
     rounds.sums, rounds.features = task.evaluation_size, len(task.schema.features)
     if config.privacy.private:
@@ -87,7 +90,8 @@ def coordinate(
     if rounds.plan and heads:
         heads.countersign(grid, run, names)
     if tracker:
-        tracker.note({"transport": transport, "institutions": json.dumps(sorted(names.values())), **versions()})
+        listed = json.dumps(sorted(names.values())) if len(names) <= NAMED else str(len(names))
+        tracker.note({"transport": transport, "institutions": listed, **versions()})
     writer = checkpoint.Writer(folder)
     digest = checkpoint.config_digest(config)
     with (folder / ROUNDS).open("a", encoding="utf-8") as lines:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sovfed.federation.config import Config
 
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON and nothing else.")
+LISTED: Final = 40  # institutions told one by one
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 FOLDER: Final = click.Path(file_okay=False, resolve_path=True, path_type=Path)
 
@@ -68,11 +69,12 @@ def simulate(overrides: tuple[str, ...], folder: Path | None, resume: bool, trac
     Examples:
       sovfed simulate
       sovfed simulate task=heart data.path=/data/heart_disease strategy=fedadam rounds=50
-      sovfed simulate task=digits simulation.institutions=20 --json
+      sovfed simulate task=digits simulation.institutions=20 partition=dirichlet partition.alpha=0.3
+      sovfed simulate task=digits partition=iid simulation.institutions=10000 simulation.cohort=100 secagg=none
     """
     from sovfed.server.tracking import Tracker
-    from sovfed.simulations.federation import simulate as run
-    from sovfed.simulations.federation import sites
+    from sovfed.simulations.federation import simulate_population
+    from sovfed.simulations.population import make_population
 
     config = _compose(overrides)
     if resume and folder is None:
@@ -82,11 +84,14 @@ def simulate(overrides: tuple[str, ...], folder: Path | None, resume: bool, trac
     tracker = Tracker(config, folder, folder, config.run_name or folder.name) if track else None
     console = _console(as_json)
     with _RoundsBar(console, config.rounds) as on_round:
-        outcome = run(config, sites(config), folder, tracker=tracker, resume=resume, on_round=on_round)
+        outcome = simulate_population(
+            config, make_population(config), folder, tracker=tracker, resume=resume, on_round=on_round
+        )
     if as_json:
         click.echo(json.dumps(outcome.summary, indent=2))
         return
-    for name, metrics in outcome.summary["metrics_by_institution"].items():
+    by_institution = outcome.summary["metrics_by_institution"]
+    for name, metrics in by_institution.items() if len(by_institution) <= LISTED else ():
         console.print(f"  institution {name}: " + "  ".join(f"{key} {value:.3f}" for key, value in metrics.items()))
     if outcome.summary["metrics"]:
         console.print(
@@ -100,6 +105,34 @@ def simulate(overrides: tuple[str, ...], folder: Path | None, resume: bool, trac
     console.print(f"folder: {folder}")
 
 
+@click.command()
+@click.argument("overrides", nargs=-1)
+@click.option("--plot", "plot_path", type=FILE, help="Draw it into a PNG: a bar an institution, a colour a class.")
+@JSON
+def partition(overrides: tuple[str, ...], plot_path: Path | None, as_json: bool) -> None:
+    """Show how a simulation cuts a task's records into institutions.
+
+    \b
+    Examples:
+      sovfed partition task=digits partition=dirichlet partition.alpha=0.3 simulation.institutions=12
+      sovfed partition task=digits partition=shards --plot shards.png
+      sovfed partition task=heart data.path=/data/heart_disease --json
+    """
+    from sovfed.simulations.partition_view import SHOWN, holdings, picture, table
+
+    config = _compose(overrides)
+    held = holdings(config)
+    if plot_path is not None:
+        picture(config, held, plot_path)
+    if as_json:
+        click.echo(json.dumps([one.to_dict() for one in held], indent=2))
+        return
+    console = _console(False)
+    console.print(table(config, held))
+    if config.simulation.institutions > len(held) == SHOWN:
+        console.print(f"the first {SHOWN} of {config.simulation.institutions} institutions")
+
+
 @click.group()
 def bench() -> None:
     """Compare sovfed with its peers, both measured interleaved in one run.
@@ -111,6 +144,8 @@ def bench() -> None:
       sovfed bench secagg --quick --json secagg.json
       sovfed bench privacy --quick --plot privacy.png
       sovfed bench private-step --quick
+      sovfed bench noise
+      sovfed bench simulation --quick --json simulation.json
       sovfed bench utility --heart /data/heart_disease
     """
 
@@ -151,6 +186,18 @@ def privacy(quick: bool, json_path: Path | None, csv_path: Path | None, plot_pat
     run(quick=quick, json_path=json_path, csv_path=csv_path, plot_path=plot_path, console=_console(False))
 
 
+@bench.command()
+@click.option("--quick", is_flag=True, help="A quarter of the turns: some seconds.")
+@click.option("--json", "json_path", type=FILE, help='Write {"rows": […], "ratios": {…}}.')
+@click.option("--csv", "csv_path", type=FILE, help="Write the rows as CSV.")
+@click.option("--plot", "plot_path", type=FILE, help="Draw the rows into a PNG.")
+def noise(quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None) -> None:
+    """Nanoseconds a sample of discrete Gaussian noise, beside generators that promise less."""
+    from sovfed.simulations.benchmarks.noise import run
+
+    run(quick=quick, json_path=json_path, csv_path=csv_path, plot_path=plot_path, console=_console(False))
+
+
 @bench.command("private-step")
 @click.option("--quick", is_flag=True, help="A third of the turns: under a minute.")
 @click.option("--json", "json_path", type=FILE, help='Write {"rows": […], "ratios": {…}}.')
@@ -159,6 +206,21 @@ def privacy(quick: bool, json_path: Path | None, csv_path: Path | None, plot_pat
 def private_step(quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None) -> None:
     """CPU time of a private gradient step over a plain one, ours and each engine of Opacus."""
     from sovfed.simulations.benchmarks.private_step import run
+
+    run(quick=quick, json_path=json_path, csv_path=csv_path, plot_path=plot_path, console=_console(False))
+
+
+@bench.command()
+@click.option("--quick", is_flag=True, help="One workload, two turns: under 3 minutes.")
+@click.option("--json", "json_path", type=FILE, help='Write {"rows": […], "ratios": {…}}.')
+@click.option("--csv", "csv_path", type=FILE, help="Write the rows as CSV.")
+@click.option("--plot", "plot_path", type=FILE, help="Draw the rows into a PNG.")
+def simulation(quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None) -> None:
+    """CPU, wall, start-up and memory of simulated rounds, against Flower-Ray, pfl-research and a bare loop.
+
+    SOVFED_PFL_PYTHON names the python of an environment with pfl 0.6; without it, pfl-research is left out.
+    """
+    from sovfed.simulations.benchmarks.simulation import run
 
     run(quick=quick, json_path=json_path, csv_path=csv_path, plot_path=plot_path, console=_console(False))
 

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sovfed.clients.app import make_client_app
 from sovfed.clients.masking import Masking
-from sovfed.clients.trainer import make_trainer
+from sovfed.clients.trainer import TrainerService
 from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.secagg.terms import LEAST_COHORT, Terms
+from sovfed.federation.tasks import get_task
+from sovfed.server.aggregation import Aggregation
 from sovfed.server.coordinator import Outcome, coordinate
 from sovfed.server.tracking import Tracker
-from sovfed.simulations.grid import InMemoryGrid
+from sovfed.simulations.grid import Apps, InMemoryGrid
+from sovfed.simulations.population import KEPT, Institution, institution_names, of_sites, sites
+
+__all__ = ["institution_names", "simulate", "simulate_population", "sites"]
+log = logging.getLogger(__name__)
+PROFILED: Final = 1_000  # institutions whose records give the features' mean and standard deviation, at most
 
 
 def simulate(
@@ -31,27 +39,94 @@ def simulate(
     on_round: Callable[[dict[str, Any]], None] = lambda line: None,
 ) -> Outcome:
     """Train over one in-process institution per entry of `data`; the run's folder is `folder`, as in a deployment."""
-    if config.secagg.enabled and not SECURE_COHORT <= len(data) <= MAX_HOLDERS:
+    return simulate_population(config, of_sites(data), folder, tracker=tracker, resume=resume, on_round=on_round)
+
+
+def simulate_population(
+    config: Config,
+    population: Sequence[Institution],
+    folder: Path,
+    *,
+    tracker: Tracker | None = None,
+    resume: bool = False,
+    on_round: Callable[[dict[str, Any]], None] = lambda line: None,
+) -> Outcome:
+    """Train over `population`, or a sample of `simulation.cohort` of it in every round, by `simulation.engine`.
+
+    Raises ConfigError if the engine cannot train the task, or there are too many for secure aggregation.
+    """
+    cohort = min(config.simulation.cohort or len(population), len(population))
+    stacked = config.simulation.engine == "vectorised"
+    if config.secagg.enabled and not stacked and not SECURE_COHORT <= cohort <= MAX_HOLDERS:
         raise ConfigError(
-            f"{len(data)} institutions; secure aggregation takes {SECURE_COHORT} to {MAX_HOLDERS}: add `secagg=none`"
+            f"{cohort} institutions a round; secure aggregation takes {SECURE_COHORT} to {MAX_HOLDERS}: add "
+            "`secagg=none`"
         )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    config = dataclasses.replace(
-        config, server=dataclasses.replace(config.server, min_cohort=len(data), start_cohort=0)
-    )
-    names = institution_names(data)
+    config = dataclasses.replace(config, server=dataclasses.replace(config.server, min_cohort=cohort, start_cohort=0))
+    if config.secagg.enabled and stacked:
+        log.warning("the vectorised engine sums in the clear: secure aggregation is left out of this simulation")
+        config = dataclasses.replace(config, secagg=dataclasses.replace(config.secagg, enabled=False))
     authority = Authority() if config.secagg.enabled else None
-    apps = {
-        node: make_client_app(
-            make_trainer(dataclasses.replace(config.client, data=part), masking=_masking(authority, name, len(data)))
-        )
-        for node, (name, part) in enumerate(zip(names, data, strict=True), start=1)
-    }
+
+    def trainer(node: int) -> TrainerService:
+        one = population[node - 1]
+        return TrainerService(
+            one.load, site=one.site, device=config.client.device, precision=config.client.precision,
+            masking=_masking(authority, one.name, cohort),
+        )  # fmt: skip
+
+    # An institution's identity, keys and journal must outlive the round; without them it is cheap to make again.
+    apps = Apps(
+        lambda node: make_client_app(trainer(node)),
+        len(population),
+        keep=max(cohort, KEPT) if authority is None else len(population),
+    )
+    grid = InMemoryGrid(apps, {node: one.name for node, one in enumerate(population, start=1)})
     return coordinate(
-        InMemoryGrid(apps, dict(enumerate(names, start=1))), config, run="1", folder=folder, transport="in-memory",
+        grid, config, run="1", folder=folder, transport="in-memory",
         identity=None if authority is None else authority.server("simulation"), tracker=tracker, resume=resume,
-        on_round=on_round,
+        on_round=on_round, engine=lambda usual: _engine(usual, grid, population, config, cohort),
     )  # fmt: skip
+
+
+def _engine(
+    usual: Aggregation, grid: InMemoryGrid, population: Sequence[Institution], config: Config, cohort: int
+) -> Aggregation:
+    """The engine that `config` asks for, over a sample of the population where one is asked for."""
+    from sovfed.simulations.engines import Sampled
+
+    found = _unsampled(usual, grid, population, config, cohort)
+    return (
+        found
+        if cohort == len(population)
+        else Sampled(found, cohort, MAX_HOLDERS if config.secagg.enabled else PROFILED, config.seed)
+    )
+
+
+def _unsampled(
+    usual: Aggregation, grid: InMemoryGrid, population: Sequence[Institution], config: Config, cohort: int
+) -> Aggregation:
+    engine, task = config.simulation.engine, get_task(config.task.name, config.task.parameters)
+    if engine == "inprocess":
+        return usual
+    from sovfed.simulations.engines import LEAST, AutoEngine
+    from sovfed.simulations.vectorised import VectorisedAggregation
+
+    if engine == "auto":
+        why = "secure aggregation is on" if config.secagg.enabled else ""
+        why = why or (f"{cohort} institutions a round are too few to stack" if cohort < LEAST else "")
+        if why:
+            log.info("engine: inprocess: %s", why)
+            return usual
+    try:
+        vectorised = VectorisedAggregation(grid, task, population, config)
+    except ConfigError as error:
+        if engine == "vectorised":
+            raise
+        log.info("engine: inprocess: %s", error)
+        return usual
+    return vectorised if engine == "vectorised" else AutoEngine(usual, vectorised)
 
 
 def _masking(authority: Authority | None, name: str, institutions: int) -> Masking | None:
@@ -60,18 +135,3 @@ def _masking(authority: Authority | None, name: str, institutions: int) -> Maski
         return None
     identity, store = authority.institution(name), MemoryStore()
     return Masking(lambda: identity, lambda: store, Terms(min_cohort=min(institutions, LEAST_COHORT)))
-
-
-def sites(config: Config) -> list[DataConfig]:
-    """One DataConfig per institution: the four hospitals of `heart`, or equal-named shares of a simulated split."""
-    from sovfed.clients.data.uci_heart import SITES
-
-    names = (
-        SITES if config.data.source == "uci_heart" else [str(site) for site in range(config.simulation.institutions)]
-    )
-    return [dataclasses.replace(config.data, site=name, sites=len(names)) for name in names]
-
-
-def institution_names(data: list[DataConfig]) -> list[str]:
-    """A name for each institution: the hospital's own, or hospital-1, hospital-2, …"""
-    return [part.site if not part.site.isdigit() else f"hospital-{int(part.site) + 1}" for part in data]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import count
 
 from flwr.app import Context, RecordDict
@@ -14,11 +15,32 @@ from flwr.supercore.run import Run
 from sovfed.federation.flower import StreamingGrid, size_bytes
 
 
+class Apps(Mapping[int, ClientApp]):
+    """The ClientApp of each node from 1 to `nodes`, made when it is called; the `keep` last called are kept."""
+
+    def __init__(self, make: Callable[[int], ClientApp], nodes: int, keep: int) -> None:
+        self._nodes, self._get = range(1, nodes + 1), lru_cache(keep)(make)
+
+    def __getitem__(self, node: int) -> ClientApp:
+        if node not in self._nodes:
+            raise KeyError(node)
+        return self._get(node)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+
 class InMemoryGrid(StreamingGrid):
-    """Answers each message by calling the node's ClientApp; replies come in the order of the messages."""
+    """Answers each message by calling the node's ClientApp; replies come in the order of the messages.
+
+    `apps` is read, never copied: institutions may come and go, or be made when they are called.
+    """
 
     def __init__(self, apps: Mapping[int, ClientApp], names: Mapping[int, str] | None = None, run_id: int = 1) -> None:
-        self._apps, self._names = dict(apps), dict(names or {})
+        self._apps, self._names = apps, names or {}
         self._run = Run.create_empty(run_id)
         self._ids = count(1)
         self._answered: dict[str, FlowerMessage] = {}

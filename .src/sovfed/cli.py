@@ -51,6 +51,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "client": Lazy("sovfed.clients.cli", "cli", "Enrol and run an institution's node (hospital, ministry)."),
     "authority": Lazy("sovfed.server.cli.authority", "cli", "Sign and revoke identities (certificate authority)."),
     "simulate": Lazy("sovfed.simulations.cli", "simulate", "Run a federation in one process (researcher)."),
+    "partition": Lazy("sovfed.simulations.cli", "partition", "Show how a simulation cuts records into institutions."),
     "bench": Lazy("sovfed.simulations.cli", "bench", "Measure sovfed against its peers on this machine."),
     "config": Lazy("sovfed.federation.cli", "config", "Show the configuration and where each value comes from."),
     "doctor": Lazy("sovfed.federation.cli", "doctor", "Check that this machine is ready, and say what to fix."),

@@ -49,6 +49,32 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
+def cpu_seconds(roots: Iterable[int]) -> float:
+    """User and system seconds of `roots`, their living descendants, and the children that these have waited for."""
+    return sum(_cpu_ticks(pid) for pid in tree(roots)) / os.sysconf("SC_CLK_TCK")
+
+
+def proportional_bytes(roots: Iterable[int]) -> int:
+    """Proportional set size of `roots` and their descendants: a page that n processes share counts 1/n in each."""
+    return sum(_proportional(pid) for pid in tree(roots))
+
+
+def _cpu_ticks(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime
+
+
+def _proportional(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
 def _pids() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 

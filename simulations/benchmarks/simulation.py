@@ -1,0 +1,218 @@
+"""`sovfed bench simulation`: CPU, wall, start-up and memory of simulated rounds, against Flower-Ray and pfl-research.
+
+Systems take turns on the same records, models and hyper-parameters, each in a process of its own, one CPU thread:
+
+    inprocess, vectorised   ours, with coordinator, checkpoints, round lines and the task's own metrics
+    bare                    a hand-written FedAvg loop
+    flower_ray              Flower's own simulation, an actor a CPU, records and model cached in the actors
+    pfl                     pfl-research's SimulatedBackend; needs an environment with pfl 0.6, whose python
+                            SOVFED_PFL_PYTHON names; without it, it is left out
+
+In a round each institution of the cohort evaluates the model on its held-out records and trains it for one epoch
+(batches of 10, as in pfl-research's CIFAR-10 benchmark). CPU is user and system time of the whole process tree, from
+the end of round 1 to the end of the last, over the client updates in between. Start-up is from the process's start to
+the end of round 1. Memory is the proportional set size of the tree after the last round. Ratios are of the medians
+over turns, peer ÷ ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGKILL
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.federation.errors import ServiceError
+from sovfed.federation.quiet import quiet_environment
+from sovfed.simulations.benchmarks import process_tree
+from sovfed.simulations.benchmarks.report import Bars, Column, Report, check_paths, conditions, publish
+from sovfed.simulations.benchmarks.simulators.workload import Job
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PFL_PYTHON: Final = "SOVFED_PFL_PYTHON"
+SYSTEMS: Final = ("flower_ray", "pfl", "bare", "inprocess", "vectorised")
+OURS: Final = ("inprocess", "vectorised")
+TASKS: Final = {"logreg": "breast_cancer", "mlp": "digits"}
+INSTITUTIONS, EPOCHS, BATCH, SEED = 100, 1, 10, 0
+LEARNING_RATE: Final = 0.1
+ROUNDS: Final = {"flower_ray": 8, "pfl": 40, "bare": 40, "inprocess": 40, "vectorised": 200}  # a turn, the first apart
+TIMEOUT_S: Final = 600.0
+MB: Final = 1e6
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload at a cohort."""
+
+    workload: str
+    cohort: int
+
+
+QUICK: Final = (Case("mlp", 50),)
+FULL: Final = tuple(Case(workload, cohort) for workload in TASKS for cohort in (10, 50))
+TURNS: Final = {True: 2, False: 3}
+
+
+def run(
+    quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None, console: Console
+) -> dict[str, Any]:
+    """Measure, print, write the files that are asked for; what the JSON file holds."""
+    check_paths(json_path, csv_path, plot_path)
+    started = time.monotonic()
+    systems = [system for system in SYSTEMS if system != "pfl" or os.environ.get(PFL_PYTHON)]
+    if "pfl" not in systems:
+        console.print(f"pfl-research is left out: {PFL_PYTHON} names no python that has it (pip install pfl==0.6.0)")
+    rows = []
+    for case in QUICK if quick else FULL:
+        with tempfile.TemporaryDirectory(prefix="sovfed-bench-") as folder:
+            job = make_job(case, Path(folder))
+            found: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
+            for _ in range(TURNS[quick]):
+                for system in systems:
+                    found[system].append(measure(system, job, console))
+        rows += [_row(case, system, turns) for system, turns in found.items()]
+    report = Report(
+        title=f"Simulated rounds, {INSTITUTIONS} institutions",
+        columns=COLUMNS,
+        rows=rows,
+        ratios=ratios(rows),
+        figures={"seconds_total": time.monotonic() - started},
+        conditions=conditions(quick=quick, turns=TURNS[quick]),
+        bars=Bars("cpu_ms", "cpu_ms_min", "cpu_ms_max", "case", "system", "CPU per client update, ms"),
+    )
+    return publish(report, console, json_path, csv_path, plot_path)
+
+
+def make_job(case: Case, folder: Path) -> Job:
+    """Write the job and every institution's standardised records into `folder`."""
+    import numpy as np
+
+    from sovfed.clients.training import STD_FLOOR
+    from sovfed.federation.compose import compose
+    from sovfed.federation.tasks import get_task
+    from sovfed.simulations.population import make_population
+
+    task = TASKS[case.workload]
+    overrides = (
+        f"task={task}", "secagg=none", "partition=dirichlet", f"seed={SEED}", f"task.local_epochs={EPOCHS}",
+        f"task.batch_size={BATCH}", f"task.learning_rate={LEARNING_RATE}", f"simulation.institutions={INSTITUTIONS}",
+        f"simulation.cohort={case.cohort}",
+    )  # fmt: skip
+    parts = [one.load(get_task(task)) for one in make_population(compose(overrides).config)]
+    union = np.concatenate([part.features[part.train] for part in parts]).astype(np.float64)
+    mean, std = union.mean(0), np.maximum(union.std(0), STD_FLOOR)
+    tables: dict[str, Any] = {}
+    for side in ("train", "test"):
+        rows = [getattr(part, side) for part in parts]
+        features = [(part.features[mine] - mean) / std for part, mine in zip(parts, rows, strict=True)]
+        tables[f"{side}_features"] = np.concatenate(features).astype(np.float32)
+        tables[f"{side}_labels"] = np.concatenate([part.labels[mine] for part, mine in zip(parts, rows, strict=True)])
+        tables[f"{side}_ends"] = np.cumsum([0, *map(len, rows)])
+    np.savez(folder / "records.npz", **tables)
+    job = Job(folder, task, overrides, INSTITUTIONS, case.cohort, EPOCHS, BATCH, LEARNING_RATE, SEED)
+    job.write()
+    return job
+
+
+def measure(system: str, job: Job, console: Console) -> dict[str, float]:
+    """One turn of `system`. Raises ServiceError with the end of its output if it fails."""
+    rounds = ROUNDS[system] + 1
+    python = os.environ[PFL_PYTHON] if system == "pfl" else sys.executable
+    environment = {
+        **quiet_environment(), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": _path(),
+        "FLWR_HOME": str(job.folder / "flwr"),
+    }  # fmt: skip
+    command = [python, "-m", "sovfed.simulations.benchmarks.simulators", system, str(job.folder), str(rounds)]
+    log = job.folder / f"{system}.log"
+    with log.open("wb") as output, _process(command, environment, output) as process:
+        try:
+            code = process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise ServiceError(f"{system}: {rounds} rounds not within {TIMEOUT_S:g} s") from None
+    if code:
+        raise ServiceError(f"{system} failed: …{log.read_text(errors='replace')[-2000:]}")
+    found = json.loads((job.folder / f"{system}.json").read_text())
+    first, last = found["marks"][0], found["marks"][-1]
+    updates = (len(found["marks"]) - 1) * job.cohort
+    turn = {
+        "cpu_ms": 1e3 * (last["cpu"] - first["cpu"]) / updates,
+        "wall_ms": 1e3 * (last["wall"] - first["wall"]) / updates,
+        "start_cpu_s": first["cpu"],
+        "start_wall_s": first["wall"],
+        "memory_mb": found["bytes"] / MB,
+        "accuracy": found["accuracy"],
+        "updates": float(updates),
+    }
+    console.print(
+        f"[green]✓[/] {system}, {job.task}, {job.cohort} a round: {turn['cpu_ms']:.3g} ms CPU an update, "
+        f"start-up {turn['start_wall_s']:.1f} s"
+    )
+    return turn
+
+
+@contextmanager
+def _process(command: list[str], environment: dict[str, str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """The process, and nothing of its tree left afterwards."""
+    process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    members: dict[int, int] = {}
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            members = process_tree.tree([process.pid])
+        process_tree.send(members, SIGKILL)
+        process.wait()
+
+
+def _path() -> str:
+    """Where `sovfed` is imported from, for another environment's python."""
+    import sovfed
+
+    return str(Path(next(iter(sovfed.__path__))).parent)
+
+
+def _row(case: Case, system: str, turns: list[dict[str, float]]) -> dict[str, Any]:
+    median = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
+    spread = [turn["cpu_ms"] for turn in turns]
+    return {
+        "system": system, "case": f"{case.workload}, {case.cohort}", "workload": case.workload, "cohort": case.cohort,
+        "turns": len(turns), **median, "cpu_ms_min": min(spread), "cpu_ms_max": max(spread),
+    }  # fmt: skip
+
+
+def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """CPU per client update, peer ÷ ours, at the largest cohort of each workload; start-up and memory over Ray."""
+    found: dict[str, float] = {}
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        largest = max(row["cohort"] for row in rows if row["workload"] == workload)
+        here = {row["system"]: row for row in rows if row["workload"] == workload and row["cohort"] == largest}
+        for peer, name in (("flower_ray", "ray"), ("pfl", "pfl"), ("bare", "bare")):
+            for mine in OURS:
+                if peer in here:
+                    found[f"{mine}_over_{name}_{workload}"] = here[peer]["cpu_ms"] / here[mine]["cpu_ms"]
+        for key in ("start_cpu_s", "memory_mb"):
+            found[f"{key.split('_')[0]}_over_ray_{workload}"] = here["flower_ray"][key] / here["inprocess"][key]
+    return found
+
+
+COLUMNS: Final = (
+    Column("case", "workload, cohort"),
+    Column("system", "system"),
+    Column("cpu_ms", "CPU ms/update", "{:.3f}".format),
+    Column("wall_ms", "wall ms/update", "{:.3f}".format),
+    Column("start_cpu_s", "start-up CPU s", "{:.1f}".format),
+    Column("start_wall_s", "wall s", "{:.1f}".format),
+    Column("memory_mb", "memory MB", "{:.0f}".format),
+    Column("accuracy", "accuracy", "{:.3f}".format),
+)

@@ -1,0 +1,85 @@
+"""Flower's own simulation: Ray, FedAvg's loop, a ClientApp as in its tutorials.
+
+Its best case: an actor keeps the records and the model from one message to the next.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from sovfed.simulations.benchmarks.simulators.workload import Clock, Job, Workload
+
+FOLDER = "SOVFED_BENCH_JOB"  # environment variable that tells the actors where the job lies
+client_app = ClientApp()
+
+
+@lru_cache(1)
+def _work(folder: str) -> tuple[Workload, torch.nn.Module]:
+    work = Workload(Job.read(Path(folder)))
+    return work, work.model()
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    """Evaluate and train; the reply has the whole model, as Flower's FedAvg wants it."""
+    work, model = _work(os.environ[FOLDER])
+    part = work.part(int(context.node_config["partition-id"]))
+    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+    loss, right = work.evaluate(model, part)
+    work.train(model, part)
+    metrics: dict[str, Any] = {
+        "num-examples": len(part.train[1]),
+        "loss": loss,
+        "right": right,
+        "tested": len(part.test[1]),
+    }
+    content: dict[str, Any] = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(metrics)}
+    return Message(RecordDict(content), reply_to=message)
+
+
+def run(system: str, job: Job, rounds: int, clock: Clock) -> None:
+    """`flwr.simulation.run_simulation` with an actor a CPU."""
+    from flwr.simulation import run_simulation
+
+    os.environ[FOLDER] = str(job.folder)
+    server_app = ServerApp()
+
+    def fold(replies: list[RecordDict], weighted_by_key: str) -> MetricRecord:
+        metrics: list[Any] = [reply["metrics"] for reply in replies]
+        sums: dict[str, Any] = {key: sum(one[key] for one in metrics) for key in ("right", "tested")}
+        if len(replies) != job.cohort:
+            raise RuntimeError(f"{len(replies)} of {job.cohort} clients replied")
+        clock.accuracy = sums["right"] / sums["tested"]
+        return MetricRecord(sums)
+
+    def round_ended(number: int, arrays: ArrayRecord) -> None:
+        if number:
+            clock.mark()
+        if number == rounds:
+            clock.weigh()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        strategy = FedAvg(
+            fraction_train=job.cohort / job.institutions, fraction_evaluate=0.0, min_train_nodes=job.cohort,
+            min_available_nodes=job.institutions, train_metrics_aggr_fn=fold,
+        )  # fmt: skip
+        start = ArrayRecord(Workload(job).model().state_dict())
+        strategy.start(grid=grid, initial_arrays=start, num_rounds=rounds, evaluate_fn=round_ended)
+
+    backend: dict[str, Any] = {
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        "init_args": {"num_cpus": os.cpu_count(), "include_dashboard": False},
+    }
+    run_simulation(server_app, client_app, num_supernodes=job.institutions, backend_config=backend)
+    if len(clock.marks) != rounds:
+        raise RuntimeError(f"Flower's simulation ended after {len(clock.marks)} of {rounds} rounds")

@@ -1,0 +1,26 @@
+"""Our simulation, by either engine; it makes its own records, so its start-up has all of it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sovfed.federation.compose import compose
+from sovfed.simulations.benchmarks.simulators.workload import Clock, Job
+from sovfed.simulations.federation import simulate_population
+from sovfed.simulations.population import make_population
+
+
+def run(system: str, job: Job, rounds: int, clock: Clock) -> None:
+    """Coordinator, checkpoints, round lines and metrics included; what comes after the last round is not counted."""
+    config = compose([*job.overrides, f"simulation.engine={system}", f"rounds={rounds}"]).config
+
+    def on_round(line: dict[str, Any]) -> None:
+        clock.mark()
+        clock.accuracy = line["metrics"]["accuracy"]
+        if line["round"] == rounds:
+            clock.weigh()
+
+    with tempfile.TemporaryDirectory(dir=job.folder) as folder:
+        simulate_population(config, make_population(config), Path(folder), on_round=on_round)

@@ -1,0 +1,136 @@
+"""A task's records cut into simulated institutions: each of them a lazy view, however many there are.
+
+A partition is a matrix of shares, shape [classes, parts]: part `k` gets the share [c, k] of the records of class c, of
+the training and of the held-out ones alike.
+
+    iid        equal shares
+    dirichlet  a class's shares are drawn from Dirichlet(alpha): label skew (Yurochkin et al. 2019, arXiv:1905.12022,
+               section 4.1)
+    quantity   all classes have the same shares, drawn from Dirichlet(alpha): quantity skew (Li et al. 2022,
+               arXiv:2102.02079, section 4.1)
+    shards     records in the order of their labels, cut into `shards` pieces for each part and dealt at random
+               (McMahan et al. 2017, arXiv:1602.05629, section 3)
+    feature    equal shares, and Gaussian noise whose standard deviation grows evenly from part to part (Li et al. 2022,
+               section 4.1, noise-based feature imbalance)
+
+More institutions than the records give parts for (`PART_RECORDS` each) share them: beyond the last part, institution k
+is a bootstrap sample (Efron 1979) of part k mod parts. Training and held-out records never mix. Everything follows from
+(seed, institution), so that an institution's records are made when it is trained, and nothing is kept of the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sovfed.clients.data import Indices, Records, load_records
+from sovfed.clients.data.uci_heart import SITES
+from sovfed.federation.config import Config, PartitionConfig
+from sovfed.federation.errors import DataError
+from sovfed.federation.tasks import Task, get_task
+from sovfed.simulations.baselines import merge
+
+PART_RECORDS: Final = 10  # training records of a part, on average and at least
+LEAST: Final = {"train": 2, "test": 1}  # records of a part, taken from the largest where the shares give fewer
+Shares = npt.NDArray[np.float64]
+
+
+def pooled(task: Task, config: Config) -> Records:
+    """All records of `task` as one institution's. Raises DataError."""
+    if config.data.source == "uci_heart":
+        return merge([load_records(task, replace(config.data, site=site)) for site in SITES])
+    return load_records(task, replace(config.data, site="0", sites=1))
+
+
+class Partition:
+    """The records of every simulated institution, by its number."""
+
+    def __init__(self, task: Task, records: Records, config: PartitionConfig, institutions: int, seed: int) -> None:
+        """Raises DataError where there are too few records, or a person has several."""
+        if len(np.unique(records.persons)) != len(records.persons):
+            raise DataError("records of one person would go to several institutions; only partition=natural keeps them")
+        self.institutions, self._records, self._config, self._seed = institutions, records, config, seed
+        self._bounds = np.array([(feature.low, feature.high) for feature in task.schema.features], dtype=np.float32)
+        self._spread = records.features[records.train].std(0)
+        parts = min(institutions, len(records.train) // PART_RECORDS)
+        if parts < 1 or parts > len(records.test):
+            raise DataError(
+                f"{len(records.train)} training and {len(records.test)} held-out records are too few to cut up"
+            )
+        generator = np.random.default_rng([seed, 0])
+        shares = make_shares(config, records.labels[records.train], len(task.schema.classes), parts, generator)
+        self._parts = {
+            name: _top_up(_deal(records.labels, rows, shares, generator), LEAST[name])
+            for name, rows in (("train", records.train), ("test", records.test))
+        }
+
+    def records(self, institution: int) -> Records:
+        """What institution number `institution` holds."""
+        part = institution % len(self._parts["train"])
+        rows = {name: parts[part] for name, parts in self._parts.items()}
+        generator = np.random.default_rng([self._seed, 1, institution])
+        if institution != part:
+            rows = {name: np.sort(generator.choice(mine, len(mine))) for name, mine in rows.items()}
+        union = np.concatenate([rows["train"], rows["test"]])
+        train, test = np.split(np.arange(len(union)), [len(rows["train"])])
+        features = self._records.features[union]
+        if self._config.name == "feature" and self.institutions > 1:
+            level = self._config.noise * institution / (self.institutions - 1)
+            noisy = features + generator.normal(size=features.shape) * level * self._spread
+            features = np.clip(noisy, self._bounds[:, 0], self._bounds[:, 1]).astype(np.float32)
+        return Records(features, self._records.labels[union], self._records.persons[union], train, test)
+
+
+def make_shares(
+    config: PartitionConfig, labels: Indices, classes: int, parts: int, generator: np.random.Generator
+) -> Shares:
+    """Each part's share of each class, shape [classes, parts]; every row adds up to 1."""
+    match config.name:
+        case "dirichlet":
+            return generator.dirichlet(np.full(parts, config.alpha), size=classes)
+        case "quantity":
+            return np.tile(generator.dirichlet(np.full(parts, config.alpha)), (classes, 1))
+        case "shards":
+            return _shards(config.shards, labels, classes, parts, generator)
+        case _:
+            return np.full((classes, parts), 1 / parts)
+
+
+def _shards(shards: int, labels: Indices, classes: int, parts: int, generator: np.random.Generator) -> Shares:
+    """Of the records in the order of their labels, how much of each class lies in each part's shards."""
+    ends = np.cumsum(np.bincount(labels, minlength=classes))
+    starts = ends - np.bincount(labels, minlength=classes)
+    cuts = np.linspace(0, len(labels), shards * parts + 1)
+    overlap = np.minimum(ends[:, None], cuts[1:]) - np.maximum(starts[:, None], cuts[:-1])
+    dealt = np.clip(overlap, 0, None)[:, generator.permutation(shards * parts)].reshape(classes, parts, shards).sum(2)
+    return np.where(dealt.sum(1, keepdims=True) > 0, dealt / np.maximum(dealt.sum(1, keepdims=True), 1), 1 / parts)
+
+
+def _deal(labels: Indices, rows: Indices, shares: Shares, generator: np.random.Generator) -> list[Indices]:
+    """`rows` dealt to the parts, class by class, by their shares."""
+    hands: list[list[Indices]] = [[] for _ in range(shares.shape[1])]
+    for label, share in enumerate(shares):
+        mine = generator.permutation(rows[labels[rows] == label])
+        ends = np.rint(np.cumsum(share) * len(mine)).astype(np.int64)
+        for hand, dealt in zip(hands, np.split(mine, ends[:-1]), strict=True):
+            hand.append(dealt)
+    return [np.concatenate(hand) for hand in hands]
+
+
+def _top_up(parts: list[Indices], least: int) -> list[Indices]:
+    """The parts, none with fewer than `least` records: what is missing comes from the largest."""
+    for number in range(len(parts)):
+        while len(parts[number]) < least:
+            largest = max(range(len(parts)), key=lambda other: len(parts[other]))
+            parts[number] = np.append(parts[number], parts[largest][-1])
+            parts[largest] = parts[largest][:-1]
+    return [np.sort(part) for part in parts]
+
+
+def make_partition(config: Config) -> Partition:
+    """The partition that `config` describes. Raises DataError."""
+    task = get_task(config.task.name)
+    return Partition(task, pooled(task, config), config.partition, config.simulation.institutions, config.seed)

@@ -1,0 +1,80 @@
+"""The institutions of a simulation: a sequence that makes each one when it is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, overload
+
+from sovfed.clients.data import Records, load_records
+from sovfed.federation.config import Config, DataConfig
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.tasks import Task
+from sovfed.simulations.partition import Partition, make_partition
+
+KEPT: Final = 1_000  # institutions whose records, or trainers, are kept from round to round
+
+
+@dataclass(frozen=True)
+class Institution:
+    """Its name, its part of the data (of which, with seed and round, its order of records follows) and its records."""
+
+    name: str
+    site: str
+    load: Callable[[Task], Records]
+
+
+class Partitioned(Sequence[Institution]):
+    """The institutions of a partition; the records last used are kept."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._partition, self._records = partition, lru_cache(KEPT)(partition.records)
+
+    def __len__(self) -> int:
+        return self._partition.institutions
+
+    @overload
+    def __getitem__(self, index: int) -> Institution: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Institution]: ...
+
+    def __getitem__(self, index: int | slice) -> Institution | list[Institution]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        return Institution(f"hospital-{number + 1}", str(number), lambda task: self._records(number))
+
+
+def make_population(config: Config) -> Sequence[Institution]:
+    """The institutions that `config` describes. Raises ConfigError and DataError."""
+    if config.partition.name == "natural":
+        return of_sites(sites(config))
+    if config.data.source == "none":
+        raise ConfigError(f"task '{config.task.name}' has no records to cut up: partition=natural")
+    return Partitioned(make_partition(config))
+
+
+def of_sites(data: Sequence[DataConfig]) -> list[Institution]:
+    """One institution for each entry of `data`, as its connector has it."""
+    return [
+        Institution(name, part.site, lambda task, part=part: load_records(task, part))  # type: ignore[misc]
+        for name, part in zip(institution_names(data), data, strict=True)
+    ]
+
+
+def sites(config: Config) -> list[DataConfig]:
+    """One DataConfig per institution: the four hospitals of `heart`, or equal-named shares of a simulated split."""
+    from sovfed.clients.data.uci_heart import SITES
+
+    names = (
+        SITES if config.data.source == "uci_heart" else [str(site) for site in range(config.simulation.institutions)]
+    )
+    return [dataclasses.replace(config.data, site=name, sites=len(names)) for name in names]
+
+
+def institution_names(data: Sequence[DataConfig]) -> list[str]:
+    """A name for each institution: the hospital's own, or hospital-1, hospital-2, …"""
+    return [part.site if not part.site.isdigit() else f"hospital-{int(part.site) + 1}" for part in data]
