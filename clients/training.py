@@ -7,7 +7,7 @@ operations and the update is one subtraction.
 from __future__ import annotations
 
 import hashlib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -241,8 +241,9 @@ class LocalTraining:
             torch.set_num_threads(before)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        mixed = self.precision != "float32"
-        return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision] if mixed else None, enabled=mixed)
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision])
 
 
 def _flatten(module: torch.nn.Module) -> torch.nn.Parameter:

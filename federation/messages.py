@@ -9,6 +9,7 @@ and raw bytes). Nothing is pickled and no message names code.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
@@ -241,6 +242,7 @@ KINDS: Final[dict[str, type[Any]]] = {
 _NAMES: Final = {cls: kind for kind, cls in KINDS.items()}
 
 
+@functools.cache
 def _vector_dtypes(cls: type[Any]) -> dict[str, np.dtype[Any]]:
     return {
         field.name: np.dtype(field.metadata["dtype"]) for field in dataclasses.fields(cls) if "dtype" in field.metadata
