@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sovfed.clients.data import Records, load_records
-from sovfed.clients.training import STD_FLOOR, LocalTraining
+from sovfed.clients.training import LocalTraining
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Sums, TrainRequest, Vector
 from sovfed.federation.tasks import Task, get_task, initial_vector
+from sovfed.server.rounds import standardisation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,12 +116,6 @@ def _train(config: Config, records: Records, site: str) -> Trained:
     )
     update, _ = engine.train(request)
     return Trained(start + update, scale)
-
-
-def standardisation(profile: Sums) -> Sums:
-    """[mean (f), standard deviation (f)] of a profile [n, Σx (f), Σx² (f)]."""
-    total, squares = np.split(profile[1:] / profile[0], 2)
-    return np.concatenate([total, np.sqrt(np.maximum(squares - total**2, STD_FLOOR**2))])
 
 
 def score(task: Task, trained: Trained, records: Records) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -73,7 +74,9 @@ def _summarise(federation: LocalFederation, institutions: list[Institution], sta
     if found is None:
         raise ServiceError("the run finished without a summary")
     trained = load_file(runs.run_folder(federation.home, RUN) / "model.safetensors")
-    comparison = compare(federation.config, [one.data for one in institutions], trained["model"], trained["scale"])
+    comparison = compare(
+        _baseline(federation.config), [one.data for one in institutions], trained["model"], trained["scale"]
+    )
     summary = {
         **found,
         "institutions": len(institutions),
@@ -90,6 +93,18 @@ def _summarise(federation: LocalFederation, institutions: list[Institution], sta
     curves = runs.run_folder(federation.home, RUN) / "curves.png"
     write_atomic(federation.folder / "curves.png", curves.read_bytes())
     return summary
+
+
+def _baseline(config: Config) -> Config:
+    """What the baselines are trained with. A private round is one step on a few persons, at a rate of its own: there
+    they keep the task's settings.
+    """
+    if not config.privacy.private:
+        return config
+    from sovfed.federation.compose import compose
+
+    usual = compose([f"task={config.task.name}"]).config
+    return dataclasses.replace(config, rounds=usual.rounds, task=usual.task)
 
 
 def _print(console: Console, federation: LocalFederation, summary: dict[str, Any]) -> None:
@@ -114,7 +129,7 @@ def _print(console: Console, federation: LocalFederation, summary: dict[str, Any
     )  # fmt: skip
     console.print(table)
     console.print(
-        f"secure aggregation: {_protection(summary)}   differential privacy: [yellow]off[/]\n"
+        f"secure aggregation: {_protection(summary)}   differential privacy: {_privacy(summary)}\n"
         f"transport: {summary['transport']}   {summary['rounds']} rounds in {summary['seconds_training']:.1f} s, "
         f"{summary['seconds_per_round_median'] * 1e3:.0f} ms a round "
         f"({summary['overhead_seconds_per_round_median'] * 1e3:.0f} ms overhead); "
@@ -127,6 +142,12 @@ def _print(console: Console, federation: LocalFederation, summary: dict[str, Any
 def _protection(summary: dict[str, Any]) -> str:
     details = summary.get("secure_aggregation_details")
     return f"[green]{details}[/]" if details else "[yellow]off[/]: the agency saw every institution's own update"
+
+
+def _privacy(summary: dict[str, Any]) -> str:
+    if summary["epsilon"] is None:
+        return "[yellow]off[/]"
+    return f"[green]{summary['privacy']['mechanism']}, ε = {summary['epsilon']:.2f} at δ = {summary['delta']:g}[/]"
 
 
 def _figure(value: float | None) -> str:
