@@ -9,7 +9,6 @@ and raw bytes). Nothing is pickled and no message names code.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
@@ -242,16 +241,18 @@ KINDS: Final[dict[str, type[Any]]] = {
 _NAMES: Final = {cls: kind for kind, cls in KINDS.items()}
 
 
-@functools.cache
 def _vector_dtypes(cls: type[Any]) -> dict[str, np.dtype[Any]]:
     return {
         field.name: np.dtype(field.metadata["dtype"]) for field in dataclasses.fields(cls) if "dtype" in field.metadata
     }
 
 
+_DTYPES: Final = {cls: _vector_dtypes(cls) for cls in KINDS.values()}
+
+
 def encode(message: Message) -> tuple[str, dict[str, Scalar], dict[str, npt.NDArray[Any]]]:
     """Split `message` into its kind, its scalars (with the protocol version) and its vectors, uncopied."""
-    vectors = _vector_dtypes(type(message))
+    vectors = _DTYPES[type(message)]
     scalars: dict[str, Scalar] = {"version": PROTOCOL_VERSION}
     for field in dataclasses.fields(message):
         if field.name not in vectors:
@@ -271,7 +272,7 @@ def decode(kind: str, scalars: Mapping[str, Any], vectors: Mapping[str, npt.NDAr
     values = dict(scalars)
     if values.pop("version", None) != PROTOCOL_VERSION:
         raise ProtocolError(f"{kind}: protocol version {scalars.get('version')!r}, expected {PROTOCOL_VERSION}")
-    dtypes = _vector_dtypes(cls)
+    dtypes = _DTYPES[cls]
     if set(vectors) != set(dtypes):
         raise ProtocolError(f"{kind}: vectors {sorted(vectors)}, expected {sorted(dtypes)}")
     if taken := set(values) & set(dtypes):

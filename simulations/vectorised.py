@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -26,9 +26,10 @@ from sovfed.federation.messages import EvaluateRequest, PrivateRequest, ProfileR
 from sovfed.federation.tasks import Task
 from sovfed.server.aggregation import Total, exact_sum
 from sovfed.simulations.baselines import merge
-from sovfed.simulations.population import Institution
+from sovfed.simulations.population import KEPT, Institution
 
 if TYPE_CHECKING:
+    from sovfed.clients.data import Indices
     from sovfed.federation.config import Config
     from sovfed.federation.flower import StreamingGrid
 
@@ -59,14 +60,16 @@ def refusal(module: nn.Module, config: Config) -> str:
 class Batches:
     """The batches of a chunk's institutions, in descending order of their number.
 
-    `rows` [institutions, steps, batch] are places in the features; `weights`, of the same shape, 1 / (records in the
-    batch), and 0 for padding; `lengths` [institutions, steps]; `steps` [institutions].
+    `rows` [institutions, steps, batch] are places in the table; `weights`, of the same shape, 1 / (records in the
+    batch), and 0 for padding; `shares` [institutions, steps] are the batch's part of the last epoch, 0 before it;
+    `active` and `widths` [steps] are the institutions that still have a batch, and the longest of these batches.
     """
 
     rows: Tensor
     weights: Tensor
-    lengths: npt.NDArray[np.int64]
-    steps: npt.NDArray[np.int64]
+    shares: Tensor
+    active: list[int]
+    widths: list[int]
 
 
 @dataclass(frozen=True)
@@ -79,16 +82,24 @@ class Trained:
 
 
 class Cohort:
-    """The institutions of one exchange: all their records in one table."""
+    """Institutions whose records stand in one table: the sites, and each one's training and held-out rows."""
 
     def __init__(self, task: Task, institutions: Sequence[Institution], device: str) -> None:
         parts = [institution.load(task) for institution in institutions]
         union = merge(parts)
         self.sites = [institution.site for institution in institutions]
         self.train = np.split(union.train, np.cumsum([len(part.train) for part in parts])[:-1])
-        self.test = [len(part.test) for part in parts]
+        self.test = np.split(union.test, np.cumsum([len(part.test) for part in parts])[:-1])
         self.engine = LocalTraining(task, union, site="", device=device)
         self.labels = torch.from_numpy(union.labels).to(self.engine.device)
+
+    def choose(self, places: Sequence[int]) -> Cohort:
+        """Those at `places`, on the same table."""
+        chosen = copy(self)
+        chosen.sites = [self.sites[place] for place in places]
+        chosen.train = [self.train[place] for place in places]
+        chosen.test = [self.test[place] for place in places]
+        return chosen
 
     def profiles(self) -> list[Sums]:
         """Each institution's profile (`LocalTraining.profile`)."""
@@ -123,32 +134,23 @@ class StackedTraining:
 
     def _descend(self, request: TrainRequest, cohort: Cohort, features: Tensor, places: list[int]) -> Trained:
         """SGD as `LocalTraining`, w ← w − lr · (∇loss + mu · (w − start)), for all `places` at once."""
-        batches = _batches(request, cohort, places)
-        device = features.device
+        batches, device = _batches(request, cohort, places), features.device
         start = torch.tensor(request.model, device=device)
         stacked = start.repeat(len(places), 1)
-        counts = np.array([len(cohort.train[place]) for place in places])
-        last = batches.steps - batches.steps // request.local_epochs  # the last epoch's first step
         total = torch.zeros(len(places), device=device)
-        for step in range(int(batches.steps[0])):
-            active = int((batches.steps > step).sum())
-            width = int(batches.lengths[:active, step].max())
-            rows = batches.rows[:active, step, :width].to(device)
-            weights = batches.weights[:active, step, :width].to(device)
-            views = self._views(stacked[:active])
-            leaves = {name: view.detach().requires_grad_() for name, view in views.items()}
-            outputs = torch.vmap(self._forward)(leaves, features[rows])
+        shares = batches.shares.to(device)
+        for step, (active, width) in enumerate(zip(batches.active, batches.widths, strict=True)):
+            rows, weights = (part[:active, step, :width].to(device) for part in (batches.rows, batches.weights))
+            moving = stacked[:active]
+            leaf = moving.detach().requires_grad_()
+            outputs = torch.vmap(self._forward)(self._views(leaf), features[rows])
             losses = self._loss(outputs.flatten(0, 1).float(), cohort.labels[rows].flatten()).view(active, width)
             means = (losses * weights).sum(1)
-            gradients = torch.autograd.grad(means.sum(), list(leaves.values()))
-            with torch.no_grad():
-                if request.proximal_mu:
-                    pulled = (stacked[:active] - start).mul_(request.proximal_mu)
-                    gradients = tuple(map(torch.add, gradients, self._views(pulled).values()))
-                for view, gradient in zip(views.values(), gradients, strict=True):
-                    view.sub_(gradient, alpha=request.learning_rate)
-                share = np.where(last[:active] <= step, batches.lengths[:active, step] / counts[:active], 0.0)
-                total[:active] += means.detach() * torch.from_numpy(share.astype(np.float32)).to(device)
+            (gradient,) = torch.autograd.grad(means.sum(), leaf)
+            if request.proximal_mu:
+                gradient = gradient.add(moving - start, alpha=request.proximal_mu)
+            moving.sub_(gradient, alpha=request.learning_rate)
+            total[:active].addcmul_(means.detach(), shares[:active, step])
         return Trained(places, stacked.sub_(start), total)
 
     def _forward(self, parameters: dict[str, Tensor], features: Tensor) -> Tensor:
@@ -189,25 +191,29 @@ def _steps(count: int, request: TrainRequest) -> int:
 
 def _batches(request: TrainRequest, cohort: Cohort, places: list[int]) -> Batches:
     """The batches that `LocalTraining` would take, epoch after epoch in the institution's seeded order."""
-    size = min(request.batch_size, max(len(cohort.train[place]) for place in places))
-    steps = np.array([_steps(len(cohort.train[place]), request) for place in places])
+    counts = np.array([len(cohort.train[place]) for place in places])
+    size = min(request.batch_size, int(counts.max()))
+    each = -(-counts // request.batch_size)  # batches of an epoch
+    steps = each * request.local_epochs
     shape = (len(places), int(steps[0]), size)
-    rows, weights = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
-    lengths = np.zeros(shape[:2], dtype=np.int64)
+    lengths = np.where(np.arange(shape[1]) < steps[:, None], size, 0)
+    rows = np.zeros(shape, dtype=np.int64)
     for number, place in enumerate(places):
-        mine = cohort.train[place]
+        mine, count, per_epoch = torch.from_numpy(cohort.train[place]), int(counts[number]), int(each[number])
         generator = torch.Generator().manual_seed(order_seed(request.seed, request.round, cohort.sites[place]))
-        each = int(steps[number]) // request.local_epochs
-        length = np.full(each, min(size, request.batch_size))
-        length[-1] = len(mine) - size * (each - 1)
-        weight = np.repeat((1.0 / length).astype(np.float32), length)
+        flat = rows[number].reshape(-1)
         for epoch in range(request.local_epochs):
-            part = slice(epoch * each, (epoch + 1) * each)
-            order = torch.randperm(len(mine), generator=generator).numpy()
-            rows[number, part].reshape(-1)[: len(mine)] = mine[order]
-            weights[number, part].reshape(-1)[: len(mine)] = weight
-            lengths[number, part] = length
-    return Batches(torch.from_numpy(rows), torch.from_numpy(weights), lengths, steps)
+            start = epoch * per_epoch
+            flat[start * size : start * size + count] = mine[torch.randperm(count, generator=generator)].numpy()
+            lengths[number, start + per_epoch - 1] = count - size * (per_epoch - 1)
+    within = np.arange(size) < lengths[:, :, None]
+    weights = np.divide(within, lengths[:, :, None], out=np.zeros(shape, np.float32), where=within, casting="unsafe")
+    last = np.arange(shape[1]) >= (steps - each)[:, None]
+    shares = (np.where(last, lengths, 0) / counts[:, None]).astype(np.float32)
+    return Batches(
+        torch.from_numpy(rows), torch.from_numpy(weights), torch.from_numpy(shares),
+        (lengths > 0).sum(0).tolist(), lengths.max(0).tolist(),
+    )  # fmt: skip
 
 
 class VectorisedAggregation:
@@ -218,7 +224,7 @@ class VectorisedAggregation:
         self._grid, self._task, self._population = grid, task, population
         self._device = config.client.device
         self._training = StackedTraining(task, config)
-        self._cohort: tuple[tuple[int, ...], Cohort] | None = None
+        self._everybody: Cohort | None = None
 
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
         """As `Aggregation.collect`. Bytes are counted as if every institution had been sent to and had replied."""
@@ -231,18 +237,17 @@ class VectorisedAggregation:
             total.sums = exact_sum(list(total.by_node.values()))
             self._count(len(nodes), 0, 8 * width)
             return total
+        training, down = isinstance(request, TrainRequest), request.model.nbytes + request.scale.nbytes
         try:
             if isinstance(request, TrainRequest):
-                total.sums = cohort.engine.evaluate(request.model, request.scale)
+                (total.sums,) = self._evaluate(request, cohort, [np.concatenate(cohort.test)])
+                self._train(request, cohort, nodes, total)
             else:
-                total.by_node = dict(zip(nodes, self._evaluations(request, cohort), strict=True))
+                total.by_node = dict(zip(nodes, self._evaluate(request, cohort, cohort.test), strict=True))
                 total.sums = exact_sum(list(total.by_node.values()))
         except TrainingError:
             return Total(refused=dict.fromkeys(nodes, TrainingError.code))
-        down = request.model.nbytes + request.scale.nbytes
-        if isinstance(request, TrainRequest):
-            self._train(request, cohort, nodes, total)
-        self._count(len(nodes), down, 8 * width + (request.model.nbytes if isinstance(request, TrainRequest) else 0))
+        self._count(len(nodes), down, 8 * width + (request.model.nbytes if training else 0))
         total.seconds_compute = time.monotonic() - start
         return total
 
@@ -255,17 +260,19 @@ class VectorisedAggregation:
         }
 
     def _gather(self, nodes: Sequence[int]) -> Cohort:
-        key = tuple(nodes)
-        if self._cohort is None or self._cohort[0] != key:
-            self._cohort = key, Cohort(self._task, [self._population[node - 1] for node in nodes], self._device)
-        return self._cohort[1]
+        """The cohort, on one table of everybody where there are few enough, else on one of its own."""
+        if len(self._population) <= KEPT:
+            if self._everybody is None:
+                self._everybody = Cohort(self._task, self._population, self._device)
+            return self._everybody.choose([node - 1 for node in nodes])
+        return Cohort(self._task, [self._population[node - 1] for node in nodes], self._device)
 
     def _train(self, request: TrainRequest, cohort: Cohort, nodes: Sequence[int], total: Total) -> None:
         """Fill in the weighted mean and the loss; an institution whose update is not finite is left out."""
         summed = np.zeros(request.model.size, dtype=np.float64)
         for chunk in self._training.train(request, cohort):
             counts = np.array([len(cohort.train[place]) for place in chunk.places], dtype=np.float64)
-            good = (chunk.updates.isfinite().all(1) & chunk.losses.isfinite()).cpu().numpy()
+            good = (chunk.updates.sum(1) + chunk.losses).isfinite().cpu().numpy()  # NaN and Inf survive every sum
             for place in np.flatnonzero(~good):
                 total.refused[nodes[chunk.places[place]]] = TrainingError.code
             weights = np.where(good, counts, 0.0)
@@ -277,17 +284,18 @@ class VectorisedAggregation:
         if total.count:
             total.mean = (summed / total.count).astype(np.float32)
 
-    def _evaluations(self, request: EvaluateRequest, cohort: Cohort) -> list[Sums]:
-        """Each institution's own metric sums of the model."""
-        records, loss = cohort.engine.records, self._task.loss
-        logits = cohort.engine.logits(request.model, request.scale, records.test)
-        labels = records.labels[records.test]
+    def _evaluate(
+        self, request: TrainRequest | EvaluateRequest, cohort: Cohort, parts: Sequence[Indices]
+    ) -> list[Sums]:
+        """The model's metric sums over each of `parts`, rows of the table. Raises TrainingError if not finite."""
+        rows, loss = np.concatenate(parts), self._task.loss
+        logits, labels = cohort.engine.logits(request.model, request.scale, rows), cohort.engine.records.labels[rows]
         if loss is None or not np.isfinite(logits).all():
             raise TrainingError(f"task '{self._task.name}': the model's outputs are not finite")
         losses = loss(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
-        cuts = np.cumsum(cohort.test)[:-1]
-        parts = zip(*(np.split(values, cuts) for values in (logits, labels, losses)), strict=True)
-        return [self._task.metrics.sums(*part) for part in parts]
+        cuts = np.cumsum([len(part) for part in parts])[:-1]
+        pieces = zip(*(np.split(values, cuts) for values in (logits, labels, losses)), strict=True)
+        return [self._task.metrics.sums(*piece) for piece in pieces]
 
     def _count(self, institutions: int, down: int, up: int) -> None:
         self._grid.bytes_down += institutions * down
