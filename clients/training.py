@@ -119,7 +119,8 @@ class LocalTraining:
         """The task's metric sums of `model` (shape [d]) over the held-out records."""
         logits = self.logits(model, scale, self.records.test)
         labels = self.records.labels[self.records.test]
-        losses = self._loss(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
+        with self.threads():
+            losses = self._loss(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
         if not (np.isfinite(logits).all() and np.isfinite(losses).all()):
             raise TrainingError(f"task '{self.task.name}': the model's outputs or losses are not finite")
         return self.task.metrics.sums(logits, labels, losses)

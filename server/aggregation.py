@@ -111,11 +111,13 @@ def ask(
         for node, request in requests.items()
     ]
     del contents
+    nodes: dict[str, int] = {}  # by the message's id, which the Grid gives it
     for message in grid.replies(messages, timeout_s):
         parent = message.metadata.reply_to_message_id
-        node = next((m.metadata.dst_node_id for m in messages if m.metadata.message_id == parent), None)
-        if node is not None:
-            yield _answer(node, message, kind)
+        if parent not in nodes:
+            nodes = {sent.metadata.message_id: sent.metadata.dst_node_id for sent in messages}
+        if parent in nodes:
+            yield _answer(nodes[parent], message, kind)
 
 
 def _answer(node: int, message: FlowerMessage, kind: type[R]) -> Answer[R]:

@@ -118,6 +118,7 @@ class StackedTraining:
         if reason := refusal(self._module, config):
             raise ConfigError(f"simulation.engine=vectorised cannot train this: {reason}")
         self._shapes = {name: parameter.shape for name, parameter in self._module.named_parameters()}
+        self._fitted = (0, 0), 0  # institutions that fit, by steps and batch size
         self.chunk = 0  # of the last round, told in the run's summary
 
     def train(self, request: TrainRequest, cohort: Cohort) -> Iterator[Trained]:
@@ -126,11 +127,12 @@ class StackedTraining:
         places = sorted(range(len(cohort.sites)), key=lambda place: -_steps(len(cohort.train[place]), request))
         self._module.to(cohort.engine.device).train()
         longest = _steps(len(cohort.train[places[0]]), request)
-        self.chunk = self._chunk or self._fitting(features, longest, request.batch_size)
+        if self._fitted[0] != (longest, request.batch_size):
+            self._fitted = (longest, request.batch_size), self._fitting(features, longest, request.batch_size)
+        self.chunk = self._chunk or self._fitted[1]
         for start in range(0, len(places), self.chunk):
             mine = places[start : start + self.chunk]
-            with cohort.engine.threads():
-                yield self._descend(request, cohort, features, mine)
+            yield self._descend(request, cohort, features, mine)
 
     def _descend(self, request: TrainRequest, cohort: Cohort, features: Tensor, places: list[int]) -> Trained:
         """SGD as `LocalTraining`, w ← w − lr · (∇loss + mu · (w − start)), for all `places` at once."""
@@ -239,12 +241,8 @@ class VectorisedAggregation:
             return total
         training, down = isinstance(request, TrainRequest), request.model.nbytes + request.scale.nbytes
         try:
-            if isinstance(request, TrainRequest):
-                (total.sums,) = self._evaluate(request, cohort, [np.concatenate(cohort.test)])
-                self._train(request, cohort, nodes, total)
-            else:
-                total.by_node = dict(zip(nodes, self._evaluate(request, cohort, cohort.test), strict=True))
-                total.sums = exact_sum(list(total.by_node.values()))
+            with cohort.engine.threads():
+                self._answer(request, cohort, nodes, total)
         except TrainingError:
             return Total(refused=dict.fromkeys(nodes, TrainingError.code))
         self._count(len(nodes), down, 8 * width + (request.model.nbytes if training else 0))
@@ -258,6 +256,17 @@ class VectorisedAggregation:
             "engine_chunk": self._training.chunk,
             "engine_details": "institutions stacked into one computation, summed in the clear",
         }
+
+    def _answer(
+        self, request: TrainRequest | EvaluateRequest, cohort: Cohort, nodes: Sequence[int], total: Total
+    ) -> None:
+        """Fill in `total`; an evaluation before training is of all held-out records at once."""
+        if isinstance(request, TrainRequest):
+            (total.sums,) = self._evaluate(request, cohort, [np.concatenate(cohort.test)])
+            self._train(request, cohort, nodes, total)
+        else:
+            total.by_node = dict(zip(nodes, self._evaluate(request, cohort, cohort.test), strict=True))
+            total.sums = exact_sum(list(total.by_node.values()))
 
     def _gather(self, nodes: Sequence[int]) -> Cohort:
         """The cohort, on one table of everybody where there are few enough, else on one of its own."""

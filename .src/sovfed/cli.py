@@ -52,6 +52,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "authority": Lazy("sovfed.server.cli.authority", "cli", "Sign and revoke identities (certificate authority)."),
     "simulate": Lazy("sovfed.simulations.cli", "simulate", "Run a federation in one process (researcher)."),
     "partition": Lazy("sovfed.simulations.cli", "partition", "Show how a simulation cuts records into institutions."),
+    "audit": Lazy("sovfed.simulations.cli_audit", "audit", "Attack the privacy claims of this installation."),
     "bench": Lazy("sovfed.simulations.cli", "bench", "Measure sovfed against its peers on this machine."),
     "config": Lazy("sovfed.federation.cli", "config", "Show the configuration and where each value comes from."),
     "doctor": Lazy("sovfed.federation.cli", "doctor", "Check that this machine is ready, and say what to fix."),

@@ -1,0 +1,99 @@
+"""What `sovfed audit` prints and writes: each result with what was claimed and what the audit could have seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from sovfed.federation.files import write_atomic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+
+def run_noise(quick: bool) -> list[tuple[Any, str, bool]]:
+    """(result, sentence, whether it is as it should be) of each case; the last is one that must be found out."""
+    from sovfed.simulations.audit.noise import audit_noise
+
+    cases: list[tuple[Any, str, bool]] = []
+    for mechanism in ("distributed",) if quick else ("distributed", "silo", "institution"):
+        found = audit_noise(mechanism)
+        sentence = (
+            f"{mechanism}: variance {found.ratio:.3f} of the claimed, p = {found.p_value:.2g}; "
+            f"{found.detectable:.2f} would be found with 99 %"
+        )
+        cases.append((found, sentence, not found.contradicted))
+    control = audit_noise("distributed", claimed=2.4)
+    cases.append(
+        (control, f"control, a sixth less noise than claimed: p = {control.p_value:.2g}", control.contradicted)
+    )
+    return cases
+
+
+def run_canary(quick: bool) -> list[tuple[Any, str, bool]]:
+    """As `run_noise`."""
+    from sovfed.simulations.audit.canary import SHARES, audit_canaries
+
+    canaries = 2_000 if quick else 20_000
+    cases: list[tuple[Any, str, bool]] = []
+    for noise_multiplier in (5.0, 2.0):
+        found = audit_canaries(canaries, noise_multiplier)
+        sentence = (
+            f"noise multiplier {noise_multiplier:g}, {canaries} canaries: claimed ε = {found.claimed:.2f}, measured "
+            f"ε ≥ {found.lower:.2f} (95 %); without noise it would be {found.ceiling:.2f}"
+        )
+        cases.append((found, sentence, not found.contradicted))
+    control = audit_canaries(canaries, 2.0, shares_present=1)
+    sentence = (
+        f"control, one of {SHARES} shares of noise: claimed {control.claimed:.2f}, measured ≥ {control.lower:.2f}"
+    )
+    cases.append((control, sentence, control.contradicted))
+    return cases
+
+
+def run_imprint(quick: bool) -> list[tuple[Any, str, bool]]:
+    """As `run_noise`."""
+    from sovfed.simulations.audit.imprint import audit_imprint
+
+    private, plain = audit_imprint("distributed"), audit_imprint("none")
+    one = (
+        f"distributed, ε = {private.epsilon:.1f}: {private.recovered} of {private.records} images were read from a sum"
+    )
+    other = f"control, secure aggregation alone: {plain.recovered} of {plain.records} images were read from a sum"
+    return [(private, one, private.recovered == 0), (plain, other, plain.recovered > 0)]
+
+
+def run_membership(quick: bool) -> list[tuple[Any, str, bool]]:
+    """As `run_noise`."""
+    from sovfed.simulations.audit.membership import FALSE_ALARMS, LEARNT, audit_membership
+
+    cases: list[tuple[Any, str, bool]] = []
+    for mechanism in ("distributed", "none"):
+        for seed in range(1 if quick else 4):
+            found = audit_membership(mechanism, seed=seed)
+            sentence = (
+                f"{mechanism}, seed {seed}: AUC {found.auc:.3f}, {100 * found.found:.0f} % of {found.members} members "
+                f"found at {100 * FALSE_ALARMS:.0f} % false alarms; allowed {100 * found.bound:.0f} %"
+            )
+            good = not found.contradicted if mechanism != "none" else found.auc > LEARNT
+            cases.append((found, sentence, good))
+    return cases
+
+
+AUDITS = {"noise": run_noise, "canary": run_canary, "imprint": run_imprint, "membership": run_membership}
+
+
+def publish(name: str, quick: bool, json_path: Path | None, console: Console) -> bool:
+    """Run the audit `name`, print and write it; whether all is as it should be."""
+    good = True
+    written = []
+    for found, sentence, fine in AUDITS[name](quick):
+        console.print(f"[green]✓[/] {sentence}" if fine else f"[red]✗[/] {sentence}")
+        written.append({**dataclasses.asdict(found), "sentence": sentence, "as_it_should_be": fine})
+        good &= fine
+    if json_path is not None:
+        write_atomic(json_path, json.dumps({"audit": name, "rows": written}, indent=2, default=float).encode())
+    return good

@@ -1,0 +1,75 @@
+"""`sovfed audit`: attacks on our own privacy claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+QUICK: Final = click.option("--quick", is_flag=True, help="Fewer cases or canaries: some seconds.")
+JSON: Final = click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results as JSON."
+)
+
+
+@click.group()
+def audit() -> None:
+    """Attack the privacy claims of this installation, on this machine. Exits with 1 if a claim is contradicted.
+
+    Each audit also attacks something that is broken on purpose, and fails if it does not find that. What an audit does
+    not find may be there still: its power is printed beside the result. How they work: docs/privacy.md.
+
+    \b
+    Examples:
+      sovfed audit noise --quick        is there as much noise in an opened sum as was claimed?
+      sovfed audit canary               a lower bound on ε from one step
+      sovfed audit imprint              can a malicious agency read records out of a secure sum?
+      sovfed audit membership           does the released model tell who was trained on?
+    """
+
+
+@audit.command()
+@QUICK
+@JSON
+@click.pass_context
+def noise(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
+    """χ² test of the noise in sums that the shipped secure aggregation opened."""
+    _run(ctx, "noise", quick, json_path)
+
+
+@audit.command()
+@QUICK
+@JSON
+@click.pass_context
+def canary(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
+    """One-run audit (Steinke et al. 2023) with persons whose gradient lies in one coordinate."""
+    _run(ctx, "canary", quick, json_path)
+
+
+@audit.command()
+@QUICK
+@JSON
+@click.pass_context
+def imprint(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
+    """A malicious model that reads images out of a secure sum: some without privacy, none with."""
+    _run(ctx, "imprint", quick, json_path)
+
+
+@audit.command()
+@QUICK
+@JSON
+@click.pass_context
+def membership(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
+    """Loss-threshold attack on a trained model, with and without privacy."""
+    _run(ctx, "membership", quick, json_path)
+
+
+def _run(ctx: click.Context, name: str, quick: bool, json_path: Path | None) -> None:
+    from rich.console import Console
+
+    from sovfed.simulations.audit.report import publish
+    from sovfed.simulations.benchmarks.report import check_paths
+
+    check_paths(json_path)
+    ctx.exit(0 if publish(name, quick, json_path, Console()) else 1)
