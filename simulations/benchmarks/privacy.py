@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 INSTITUTIONS: Final = 8
-STEPS: Final = 60
+STEPS: Final = 100
 LOCAL_STEPS: Final = 10  # of a silo in a round
 EPSILONS: Final = (8.0, 3.0, 1.0)
 MECHANISMS: Final = ("central", "distributed", "silo")
-STEP_SIZE: Final = 1.0
-SILO_STEP_SIZE: Final = {8.0: 1.0, 3.0: 1.0, 1.0: 0.5}  # by ε
+STEP_SIZE: Final = 4.0
+SILO_STEP_SIZE: Final = {8.0: 4.0, 3.0: 2.0, 1.0: 1.0}  # by ε
 
 
 def run(
@@ -114,7 +114,7 @@ def configure(epsilon: float, mechanism: str, seed: int, population: int = 1) ->
             "task=digits", f"task.learning_rate={step_size}", f"simulation.institutions={INSTITUTIONS}", f"seed={seed}",
             f"rounds={STEPS // LOCAL_STEPS if silo else STEPS}", f"privacy.local_steps={LOCAL_STEPS}",
             f"privacy={'silo' if mechanism != 'distributed' else mechanism}", f"privacy.epsilon={epsilon}",
-            "privacy.delta=1e-4", "privacy.sampling_rate=0.3", "privacy.spare_steps=0",
+            "privacy.delta=1e-4", "privacy.sampling_rate=1.0", "privacy.clip=0.3", "privacy.spare_steps=0",
             f"privacy.population={population}", f"server.min_cohort={INSTITUTIONS}",
         ]
     ).config  # fmt: skip
