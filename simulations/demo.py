@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sovfed.federation.config import Config
-from sovfed.federation.errors import ServiceError
+from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import write_atomic
 from sovfed.federation.tasks import get_task
 from sovfed.server import runs
@@ -36,6 +36,8 @@ def run_demo(config: Config, folder: Path, console: Console, keep: bool = False)
 
     `keep` leaves everything up until Ctrl-C. Raises ServiceError with the place of the logs if a step fails.
     """
+    if get_task(config.task.name).build is None:
+        raise ConfigError(f"task '{config.task.name}' trains no model, so there is no gain to show; try task=digits")
     if folder.exists() and any(folder.iterdir()):
         raise ServiceError(f"{folder} is not empty; choose another --folder or remove it")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
