@@ -83,7 +83,7 @@ def run(
                     found[system].append(measure(system, job, console))
         rows += [_row(case, system, turns) for system, turns in found.items()]
     report = Report(
-        title=f"Simulated rounds, {INSTITUTIONS} institutions",
+        title=f"Simulated rounds of {INSTITUTIONS} institutions; ms are of a client update",
         columns=COLUMNS,
         rows=rows,
         ratios=ratios(rows),
@@ -207,12 +207,12 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 COLUMNS: Final = (
-    Column("case", "workload, cohort"),
+    Column("case", "work"),
     Column("system", "system"),
-    Column("cpu_ms", "CPU ms/update", "{:.3f}".format),
-    Column("wall_ms", "wall ms/update", "{:.3f}".format),
-    Column("start_cpu_s", "start-up CPU s", "{:.1f}".format),
-    Column("start_wall_s", "wall s", "{:.1f}".format),
-    Column("memory_mb", "memory MB", "{:.0f}".format),
+    Column("cpu_ms", "CPU ms", "{:.3f}".format),
+    Column("wall_ms", "wall ms", "{:.3f}".format),
+    Column("start_cpu_s", "start CPU s", "{:.1f}".format),
+    Column("start_wall_s", "start s", "{:.1f}".format),
+    Column("memory_mb", "MB", "{:.0f}".format),
     Column("accuracy", "accuracy", "{:.3f}".format),
 )
