@@ -37,7 +37,7 @@ def run_canary(quick: bool) -> list[tuple[Any, str, bool]]:
     """As `run_noise`."""
     from sovfed.simulations.audit.canary import SHARES, audit_canaries
 
-    canaries = 2_000 if quick else 20_000
+    canaries = 5_000 if quick else 20_000
     cases: list[tuple[Any, str, bool]] = []
     for noise_multiplier in (5.0, 2.0):
         found = audit_canaries(canaries, noise_multiplier)

@@ -29,8 +29,10 @@ def test_too_little_noise_is_found() -> None:
 
 def test_canaries_stay_below_the_claim_and_find_missing_shares() -> None:
     found = audit_canaries(2_000, 5.0)
-    assert 0 < found.lower < found.claimed < found.ceiling
-    assert audit_canaries(2_000, 2.0, shares_present=1).contradicted
+    assert found.lower < found.claimed < found.ceiling  # chance fails far less than one run in a thousand
+    bare = audit_canaries(2_000, 2.0, shares_present=0)  # every guess is right, whatever chance does
+    assert bare.contradicted
+    assert bare.lower > 5
 
 
 def test_the_bound_of_one_run_audits() -> None:
