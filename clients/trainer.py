@@ -63,6 +63,7 @@ __all__ = ["TrainerService", "TrainerStub", "main", "make_trainer"]
 log = logging.getLogger(__name__)
 MAX_RUNS: Final = 4  # whose last replies are kept
 STOP_GRACE_S: Final = 5.0
+SIGNAL_S: Final = 0.5
 
 
 class Workload(Protocol):
@@ -310,7 +311,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"trainer: {error}\n")
         return 2 if isinstance(error, (ConfigError, json.JSONDecodeError)) else 3
     log.info("listening on %s", home / NAME)
-    stop.wait()
+    while not stop.wait(SIGNAL_S):  # a signal that another thread took wakes nobody
+        pass
     server.stop(STOP_GRACE_S).wait()
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -208,7 +209,11 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-            process.wait(20)
+            try:
+                process.wait(20)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def _real_request() -> TrainRequest:
@@ -257,6 +262,20 @@ def test_the_trainer_binds_connects_and_sends_to_nothing_but_its_unix_socket(hom
     # gRPC makes two unbound AF_INET sockets when it is loaded, to ask the kernel for options, and closes them unused.
     assert set(re.findall(r"sa_family=(AF_\w+)", text)) == {"AF_UNIX"}
     assert re.findall(r"bind\(\d+, .*", text) == re.findall(rf'bind\(\d+, .*"{home / NAME}".*', text)
+
+
+@pytest.mark.deploy
+def test_a_signal_that_another_thread_takes_ends_the_trainer(home: Path) -> None:
+    _prepare_home(home)
+    with running(_command(home)) as trainer:
+        stub = TrainerStub(home / NAME, MIB, timeout_s=60.0)
+        assert isinstance(stub.answer(_real_request()), TrainReply)
+        stub.close()
+        others = [
+            int(path.name) for path in Path(f"/proc/{trainer.pid}/task").iterdir() if int(path.name) != trainer.pid
+        ]
+        assert ctypes.CDLL(None).tgkill(trainer.pid, others[-1], signal.SIGTERM) == 0
+        assert trainer.wait(20) == 0
 
 
 @pytest.mark.deploy
