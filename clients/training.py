@@ -30,6 +30,7 @@ STD_FLOOR: Final = 1e-6
 FP16_SCALE: Final = 2.0**10  # the first loss scale; it adapts from there
 RESIDENT_SHARE: Final = 0.25  # of free device memory that the records may take up; else they are copied batch by batch
 EVALUATION_BATCH: Final = 8192
+GATHERED: Final = 1 << 20  # bytes of an epoch's features that are put in order at once rather than batch by batch
 SMALL: Final = 1 << 20  # parameters; a smaller model trains on one CPU thread, which is faster where cores are shared
 PRECISIONS: Final = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,6 +68,7 @@ class LocalTraining:
             raise ConfigError(
                 f"task '{task.name}' declares {task.parameters} parameters, its model has {self._flat.numel()}"
             )
+        self._parts = list(self._module.modules())
         self._scaled: tuple[bytes, Tensor] = (b"", torch.empty(0))
         self._labels = self._place(torch.from_numpy(records.labels))
 
@@ -117,9 +119,9 @@ class LocalTraining:
 
     def evaluate(self, model: Vector, scale: Sums) -> Sums:
         """The task's metric sums of `model` (shape [d]) over the held-out records."""
-        logits = self.logits(model, scale, self.records.test)
         labels = self.records.labels[self.records.test]
         with self.threads():
+            logits = self.logits(model, scale, self.records.test)
             losses = self._loss(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
         if not (np.isfinite(logits).all() and np.isfinite(losses).all()):
             raise TrainingError(f"task '{self.task.name}': the model's outputs or losses are not finite")
@@ -130,12 +132,12 @@ class LocalTraining:
         """The model's float32 outputs for `rows`, shape [n, outputs]."""
         features = self.features(scale)
         self._load(model)
-        self._module.eval()
+        self._mode(training=False)
         parts = []
         for index in torch.split(torch.from_numpy(rows), EVALUATION_BATCH):
             with self.threads(), self._autocast():
                 parts.append(self._module(self.take(features, index)).float().cpu())
-        outputs: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+        outputs: npt.NDArray[np.float32] = (torch.cat(parts) if len(parts) > 1 else parts[0]).numpy()
         return outputs
 
     def _descend(self, request: TrainRequest, features: Tensor, generator: torch.Generator) -> tuple[Vector, float]:
@@ -143,22 +145,36 @@ class LocalTraining:
         step = self._scaled_step(request) if self.precision == "fp16" else self._plain_step(request)
         rows = torch.from_numpy(self.records.train)
         total = torch.zeros((), device=self.device)
-        self._module.train()
+        self._mode(training=True)
         for _ in range(request.local_epochs):
             total.zero_()
             order = rows[torch.randperm(len(rows), generator=generator)]
-            for index in torch.split(order, request.batch_size):
+            for batch, labels in self._batches(features, order, request.batch_size):
                 self._gradient.zero_()
                 with self._autocast():
-                    outputs = self._module(self.take(features, index))
-                loss = self._loss(outputs.float(), self.take(self._labels, index)).mean()
+                    outputs = self._module(batch)
+                loss = self._loss(outputs.float(), labels).mean()
                 step(loss, start)
-                total += loss.detach() * len(index)
+                total.add_(loss.detach(), alpha=len(labels))
         update: Vector = (self._flat.detach() - start).cpu().numpy()
         mean_loss = float(total) / len(rows)
         if not (np.isfinite(mean_loss) and np.isfinite(update).all()):
             raise TrainingError(f"round {request.round}: loss or update is not finite; is the learning rate too high?")
         return update, mean_loss
+
+    def _mode(self, training: bool) -> None:
+        """`Module.train`, without its checks at every module."""
+        for part in self._parts:
+            part.__dict__["training"] = training
+
+    def _batches(self, features: Tensor, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features and labels of the rows in `order`, `size` at a time; few records are gathered all at once."""
+        if len(order) <= size or features[0].nbytes * len(order) <= GATHERED:
+            everything = self.take(features, order), self.take(self._labels, order)
+            yield from zip(torch.split(everything[0], size), torch.split(everything[1], size), strict=True)
+            return
+        for index in torch.split(order, size):
+            yield self.take(features, index), self.take(self._labels, index)
 
     def _plain_step(self, request: TrainRequest) -> Callable[[Tensor, Tensor], None]:
         """w ← w − lr · (∇loss + mu · (w − start)), without torch.optim, whose import of the compiler takes seconds."""

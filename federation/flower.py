@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections import UserDict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -30,14 +33,53 @@ _DTYPES: Final = ("float32", "float64", "uint8", "uint64")
 def to_records(message: Message) -> RecordDict:
     """The RecordDict that carries `message`; vectors are serialised as raw little-endian bytes, uncopied.
 
-    Whoever holds the vectors must not write into them any more.
+    Whoever holds the vectors must not write into them any more. The records are made when somebody looks at them:
+    within one process nobody does, and `from_records` takes the message itself, once it is checked.
     """
-    kind, scalars, vectors = encode(message)
-    header = ConfigRecord({"kind": kind, **scalars})
-    arrays = ArrayRecord()
-    for name, vector in vectors.items():
-        arrays[name] = _array(vector)
-    return RecordDict({"header": header, "vectors": arrays})
+    records = RecordDict()
+    records.__dict__["_data"] = _Carried(_read_only(message))
+    return records
+
+
+class _Carried(UserDict[str, Any]):
+    """The records of a message, made at the first look, from when on they are what counts."""
+
+    def __init__(self, message: Message) -> None:
+        self._message, self._checked = message, False  # UserDict's own would set `data`
+
+    @property
+    def message(self) -> Message | None:
+        """The message if nobody has looked at, or changed, its records."""
+        return None if "data" in self.__dict__ else self._message
+
+    def check(self) -> Message:
+        """The message, as `decode` takes it. Raises ProtocolError."""
+        if not self._checked:
+            decode(*encode(self._message))
+            self._checked = True
+        return self._message
+
+    @cached_property
+    def data(self) -> dict[str, Any]:  # type: ignore[override]
+        kind, scalars, vectors = encode(self._message)
+        arrays = ArrayRecord()
+        for name, vector in vectors.items():
+            arrays[name] = _array(vector)
+        return {"header": ConfigRecord({"kind": kind, **scalars}), "vectors": arrays}
+
+
+def _carried(records: RecordDict) -> Message | None:
+    """The message that `to_records` was given in this process, if its records were not made yet."""
+    held = records.__dict__["_data"]
+    return held.message if isinstance(held, _Carried) else None
+
+
+def _read_only(message: Message) -> Message:
+    """`message` with vectors that cannot be written into, as those that came over a wire."""
+    views = {name: vector.view() for name, vector in encode(message)[2].items() if vector.flags.writeable}
+    for view in views.values():
+        view.flags.writeable = False
+    return replace(message, **views) if views else message  # type: ignore[arg-type]  # mypy takes no union here
 
 
 def _array(vector: npt.NDArray[Any]) -> Array:
@@ -49,6 +91,9 @@ def _array(vector: npt.NDArray[Any]) -> Array:
 
 def from_records(records: RecordDict) -> Message:
     """The message that `records` carries. Raises ProtocolError on anything that does not fit exactly."""
+    held = records.__dict__["_data"]
+    if isinstance(held, _Carried) and held.message is not None:
+        return held.check()
     if set(records) != {"header", "vectors"}:
         raise ProtocolError(f"records {sorted(records)[:8]}, expected ['header', 'vectors']")
     header, arrays = records["header"], records["vectors"]
@@ -156,4 +201,6 @@ def size_bytes(message: FlowerMessage) -> int:
     """Bytes of the arrays that `message` carries (an error carries none)."""
     if not message.has_content():
         return 0
+    if (carried := _carried(message.content)) is not None:
+        return sum(vector.nbytes for vector in encode(carried)[2].values())
     return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())

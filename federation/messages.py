@@ -9,8 +9,10 @@ and raw bytes). Nothing is pickled and no message names code.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
-from typing import Any, Final, TypeAlias
+from functools import cache
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,7 @@ from sovfed.federation.errors import WIRE_SENTENCES, ProtocolError
 from sovfed.federation.schema import bind, bounded, choice
 
 PROTOCOL_VERSION: Final = 1
+BIGGEST: Final = sys.float_info.max
 MAX_PARAMETERS: Final = 1_000_000_000  # of one vector, checked before allocation
 Vector: TypeAlias = npt.NDArray[np.float32]  # shape [d], the model or an update
 Sums: TypeAlias = npt.NDArray[np.float64]  # shape [k], totals over records
@@ -285,8 +288,38 @@ def decode(kind: str, scalars: Mapping[str, Any], vectors: Mapping[str, npt.NDAr
             suspicious = dtype.kind == "f" and not np.isfinite(vector.sum())
         if suspicious and not np.isfinite(vector).all():
             raise ProtocolError(f"{kind}.{name}: not finite")
-    checked = bind(_scalars_class(cls), values, kind, ProtocolError)
-    return cls(**{f.name: getattr(checked, f.name) for f in dataclasses.fields(checked)}, **vectors)  # type: ignore[no-any-return]
+    if not _acceptable(cls, values):
+        checked = bind(_scalars_class(cls), values, kind, ProtocolError)
+        values = {field.name: getattr(checked, field.name) for field in dataclasses.fields(checked)}
+    return cls(**values, **vectors)  # type: ignore[no-any-return]
+
+
+def _acceptable(cls: type[Any], values: Mapping[str, Any]) -> bool:
+    """Whether the binder would take `values` as they are; a quick look, for every message has to pass."""
+    rules = _rules(cls)  # type: ignore[arg-type]  # mypy takes type[Any] for unhashable
+    if len(values) != len(rules):
+        return False
+    for name, kind, low, high, options in rules:
+        value: Any = values.get(name)
+        if type(value) is not kind or (options is not None and value not in options):
+            return False
+        size = len(value) if kind is str else value
+        if not low <= size <= high:
+            return False
+    return True
+
+
+@cache
+def _rules(cls: type[Any]) -> tuple[tuple[str, type[Any], float, float, frozenset[str] | None], ...]:
+    """(name, type, least, greatest, options) of the scalar fields of `cls`; for text, of its length."""
+    found = []
+    for field in dataclasses.fields(_scalars_class(cls)):
+        rules = field.metadata
+        low, high = rules.get("low"), rules.get("high")
+        options = frozenset(rules["options"]) if rules.get("options") else None
+        edges = (-BIGGEST if low is None else low, BIGGEST if high is None else high)
+        found.append((field.name, cast("type[Any]", field.type), *edges, options))
+    return tuple(found)
 
 
 def _scalars_class(cls: type[Any]) -> type[Any]:

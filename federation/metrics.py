@@ -103,11 +103,11 @@ class ClassMetrics:
         return _TOTALS + 3 * CALIBRATION_BINS + 2 * self.classes * self.bins
 
     def sums(self, logits: Floats, labels: Labels, losses: Floats) -> Sums:
-        shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-        probability = shifted / shifted.sum(axis=1, keepdims=True)
-        truth = np.eye(self.classes, dtype=bool)[labels]
-        correct = probability.argmax(axis=1) == labels
-        top = probability.max(axis=1)
+        probability = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+        probability /= probability.sum(axis=1, keepdims=True)
+        truth = labels[:, None] == np.arange(self.classes)
+        chosen = probability.argmax(axis=1)
+        correct, top = chosen == labels, probability[np.arange(len(labels)), chosen]
         which = np.minimum((top * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
         calibration = [np.bincount(which, cell, CALIBRATION_BINS) for cell in (np.ones_like(top), top, correct)]
         brier = np.square(probability - truth).sum()
