@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
+PARENT: Final = "mlflow.parentRunId"
 CLOSE_TIMEOUT_S: Final = 120.0
 
 
@@ -34,8 +35,10 @@ def tracking_uri(config: Config, home: Path) -> str:
 class Tracker:
     """Logs a run; every method returns at once and the work happens in order on the tracker's thread."""
 
-    def __init__(self, config: Config, home: Path, folder: Path, name: str) -> None:
+    def __init__(self, config: Config, home: Path, folder: Path, name: str, parent: str = "") -> None:
+        """`parent` is the MLflow run that this one is nested in; "": none."""
         self._config, self._home, self._folder, self._name = config, home, folder, name
+        self._parent = parent
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._client: MlflowClient  # set by `_open`; jobs run only if that went well
         self.run_id = ""
@@ -86,20 +89,13 @@ class Tracker:
             client.update_run(self.run_id, status="RUNNING")
             self._client = client
             return
-        run = client.create_run(self._experiment(client), run_name=self._name)
+        tags = {PARENT: self._parent} if self._parent else {}
+        run = client.create_run(experiment_id(client, self._config, self._home), run_name=self._name, tags=tags)
         self.run_id = run.info.run_id
         write_private(marker, self.run_id.encode())
         params = [Param(key, str(value)[:500]) for key, value in flatten(asdict(self._config)).items()]
         client.log_batch(self.run_id, params=params)
         self._client = client
-
-    def _experiment(self, client: MlflowClient) -> str:
-        name = self._config.tracking.experiment
-        found = client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        root = None if self._config.tracking.uri else (self._home / "mlartifacts").as_uri()
-        return client.create_experiment(name, artifact_location=root)
 
     def _log_metrics(self, step: int, metrics: dict[str, float]) -> None:
         from mlflow.entities import Metric
@@ -133,6 +129,16 @@ class Tracker:
                 raise
         source = f"{self._client.get_run(self.run_id).info.artifact_uri}/model.safetensors"
         self._client.create_model_version(name, source, run_id=self.run_id)
+
+
+def experiment_id(client: MlflowClient, config: Config, home: Path) -> str:
+    """The id of the configured experiment, which is made if it is not there."""
+    name = config.tracking.experiment
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    root = None if config.tracking.uri else (home / "mlartifacts").as_uri()
+    return client.create_experiment(name, artifact_location=root)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -58,12 +59,26 @@ def demo(overrides: tuple[str, ...], folder: Path | None, keep: bool, as_json: b
 @click.argument("overrides", nargs=-1)
 @click.option("--folder", type=FOLDER, default=None, help="The run's folder. Default: a new one here.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --folder.")
+@click.option("-m", "--multirun", is_flag=True, help="A sweep: a run for every combination of the values given.")
 @click.option(
     "--track/--no-track", default=True, help="Log the run to MLflow (in --folder unless tracking.uri is set)."
 )
 @JSON
-def simulate(overrides: tuple[str, ...], folder: Path | None, resume: bool, track: bool, as_json: bool) -> None:
+@click.pass_context
+def simulate(
+    context: click.Context,
+    overrides: tuple[str, ...],
+    folder: Path | None,
+    resume: bool,
+    multirun: bool,
+    track: bool,
+    as_json: bool,
+) -> None:
     """Run the federation in one process: the deployed coordinator, ClientApp and trainers, without the network.
+
+    With -m, values may be lists (a,b), range(1,4) or glob(fed*): a run for every combination, each in a folder of its
+    own, a child run in MLflow, and a table and figure of all of them at the end. --resume goes on with an interrupted
+    one; runs that ended are not done again.
 
     \b
     Examples:
@@ -71,14 +86,26 @@ def simulate(overrides: tuple[str, ...], folder: Path | None, resume: bool, trac
       sovfed simulate task=heart data.path=/data/heart_disease strategy=fedadam rounds=50
       sovfed simulate task=digits simulation.institutions=20 partition=dirichlet partition.alpha=0.3
       sovfed simulate task=digits partition=iid simulation.institutions=10000 simulation.cohort=100 secagg=none
+      sovfed simulate -m task=digits strategy=fedavg,fedprox seed=1,2,3 --folder sweep
+      sovfed simulate -m --resume --folder sweep
     """
     from sovfed.server.tracking import Tracker
     from sovfed.simulations.federation import simulate_population
     from sovfed.simulations.population import make_population
+    from sovfed.simulations.sweep import swept
 
-    config = _compose(overrides)
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies tell of every aggregation
     if resume and folder is None:
         raise ConfigError("--resume needs --folder, the folder of the run to go on with")
+    if multirun:
+        from sovfed.simulations.cli_sweep import sweep
+
+        at = folder or Path(tempfile.mkdtemp(prefix="sovfed-sweep-", dir=Path.cwd()))
+        code = sweep(overrides, at, resume=resume, track=track, as_json=as_json, console=_console(as_json))
+        context.exit(code)
+    if several := swept(overrides):
+        raise ConfigError(f"{several[0]} has several values: add -m for a run for each of them")
+    config = _compose(overrides)
     folder = folder or _fresh("sovfed-simulation-")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     tracker = Tracker(config, folder, folder, config.run_name or folder.name) if track else None
@@ -97,6 +124,9 @@ def simulate(overrides: tuple[str, ...], folder: Path | None, resume: bool, trac
         console.print(
             "[bold]all[/]: " + "  ".join(f"{key} {value:.3f}" for key, value in outcome.summary["metrics"].items())
         )
+    if simulated := outcome.summary.get("simulated_metrics"):
+        told = "  ".join(f"{key} {value:.3f}" for key, value in simulated.items())
+        console.print(f"[bold]the final model, as only a simulation can know it[/]: {told}")
     if outcome.summary["epsilon"] is not None:
         console.print(
             f"differential privacy: {outcome.summary['privacy']['mechanism']}, ε = {outcome.summary['epsilon']:.3f} "

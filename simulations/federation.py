@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,21 +12,26 @@ from typing import Any, Final
 from sovfed.clients.app import make_client_app
 from sovfed.clients.masking import Masking
 from sovfed.clients.trainer import TrainerService
+from sovfed.clients.training import LocalTraining
 from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.files import write_private
+from sovfed.federation.metrics import summarise
 from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.secagg.terms import LEAST_COHORT, Terms
 from sovfed.federation.tasks import get_task
 from sovfed.server.aggregation import Aggregation
-from sovfed.server.coordinator import Outcome, coordinate
+from sovfed.server.coordinator import SUMMARY, Outcome, coordinate
 from sovfed.server.tracking import Tracker
+from sovfed.simulations.baselines import merge
 from sovfed.simulations.grid import Apps, InMemoryGrid
 from sovfed.simulations.population import KEPT, Institution, institution_names, of_sites, sites
 
 __all__ = ["institution_names", "simulate", "simulate_population", "sites"]
 log = logging.getLogger(__name__)
+OUTSIDE: Final = "simulated_metrics"  # in the summary of a private simulation
 PROFILED: Final = 1_000  # institutions whose records give the features' mean and standard deviation, at most
 
 
@@ -83,11 +89,28 @@ def simulate_population(
         keep=max(cohort, KEPT) if authority is None else len(population),
     )
     grid = InMemoryGrid(apps, {node: one.name for node, one in enumerate(population, start=1)})
-    return coordinate(
+    outcome = coordinate(
         grid, config, run="1", folder=folder, transport="in-memory",
         identity=None if authority is None else authority.server("simulation"), tracker=tracker, resume=resume,
         on_round=on_round, engine=lambda usual: _engine(usual, grid, population, config, cohort),
     )  # fmt: skip
+    if config.privacy.private:
+        outcome.summary[OUTSIDE] = _measure(config, population, outcome)
+        write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())
+    return outcome
+
+
+def _measure(config: Config, population: Sequence[Institution], outcome: Outcome) -> dict[str, float]:
+    """The final model's metrics on held-out records of up to `PROFILED` institutions.
+
+    A private federation tells none; the simulator, which holds all records, measures them outside of it.
+    """
+    task = get_task(config.task.name, config.task.parameters)
+    if task.build is None:
+        return {}
+    records = merge([one.load(task) for one in population[:PROFILED]])
+    training = LocalTraining(task, records, site="", device=config.client.device)
+    return summarise(task, training.evaluate(outcome.model, outcome.scale))
 
 
 def _engine(

@@ -1,0 +1,134 @@
+"""The figure of several runs: the panels that there is something to show in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from sovfed.simulations.compare import Group, Run, choose_metric, group
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_NAMED: Final = 12  # groups named at an axis
+BAND: Final = 0.2  # opacity
+
+
+def plot(runs: Sequence[Run], path: Path, wanted: str | None = None) -> None:
+    """Draw the runs into the PNG at `path`, by the metric `wanted` or the tasks' own. Raises ConfigError."""
+    from matplotlib.figure import Figure
+
+    metric, groups = choose_metric(runs, wanted), group(runs)
+    panels: list[Callable[[Axes, Sequence[Group], str], None]] = []
+    if any(metric in line["metrics"] for run in runs for line in run.rounds):
+        panels.append(_by_round)
+    if len({run.epsilon for run in runs if run.epsilon is not None and metric in run.metrics}) > 1:
+        panels.append(_by_epsilon)
+    if any(metric in found for run in runs for found in run.by_institution.values()):
+        panels.append(_by_institution)
+    panels.append(_by_bytes)
+    height = 3.8 + 0.16 * len(groups)
+    figure = Figure(figsize=(5.2 * len(panels), height), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for draw, axis in zip(panels, axes, strict=True):
+        draw(axis, groups, metric)
+    handles, labels = axes[0].get_legend_handles_labels()
+    if handles and len(groups) > 1:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def _by_round(axis: Axes, groups: Sequence[Group], metric: str) -> None:
+    """Mean of the metric after each round, with a standard deviation each side."""
+    from matplotlib.ticker import MaxNLocator
+
+    for number, one in enumerate(groups):
+        curves = [_curve(run, metric) for run in one.runs]
+        length = max(map(len, curves))
+        padded = np.full((len(curves), length), math.nan)
+        for row, curve in zip(padded, curves, strict=True):
+            row[: len(curve)] = curve
+        known = ~np.isnan(padded).all(0)
+        if known.sum() < 2:  # a private run tells of its end only
+            continue
+        rounds, values = np.flatnonzero(known), padded[:, known]
+        mean, spread = np.nanmean(values, 0), np.nanstd(values, 0)
+        axis.plot(rounds, mean, label=one.label, color=f"C{number % 10}", linestyle=_style(number))
+        axis.fill_between(rounds, mean - spread, mean + spread, color=f"C{number % 10}", alpha=BAND, linewidth=0)
+    axis.set(title=f"{metric} by round, mean ± standard deviation", xlabel="round")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _curve(run: Run, metric: str) -> list[float]:
+    """The metric of the model after 0, 1, … rounds: a round's line tells that of the model it began with."""
+    found = [line["metrics"].get(metric, math.nan) for line in run.rounds]
+    return [*found, run.metrics.get(metric, math.nan)]
+
+
+def _by_epsilon(axis: Axes, groups: Sequence[Group], metric: str) -> None:
+    """Privacy and utility: the metric at each epsilon; without privacy as a line."""
+    families: dict[str, list[tuple[float, float, float]]] = {}
+    for one in groups:
+        found, epsilon = one.spread(run.metrics.get(metric) for run in one.runs), one.spread(_epsilons(one))
+        if found is None:
+            continue
+        if epsilon is None:
+            axis.axhline(found[0], linestyle="--", color="grey", label=one.label)
+            continue
+        rest = [
+            f"{key.rpartition('.')[0]}={value}"
+            for key, value in one.values.items()
+            if value is not None and "epsilon" not in key
+        ]
+        families.setdefault(", ".join(rest) or metric, []).append((epsilon[0], *found))
+    for name, points in families.items():
+        epsilons, means, spreads = zip(*sorted(points), strict=True)
+        axis.errorbar(epsilons, means, yerr=spreads, marker="o", capsize=3, label=name)
+    axis.set(title="Privacy and utility", xlabel="ε (smaller: more private)", ylabel=metric, xscale="log")
+    ticks = sorted({point[0] for points in families.values() for point in points})
+    axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.legend(fontsize="x-small")
+
+
+def _epsilons(one: Group) -> list[float | None]:
+    return [run.epsilon for run in one.runs]
+
+
+def _by_institution(axis: Axes, groups: Sequence[Group], metric: str) -> None:
+    """Every institution's own metric, all runs of a group together."""
+    shown = [(one, _of_institutions(one, metric)) for one in groups]
+    shown = [(one, values) for one, values in shown if values]
+    axis.boxplot([values for _, values in shown], orientation="horizontal")
+    for place, (_, values) in enumerate(shown, start=1):
+        axis.plot(
+            values, np.linspace(place - 0.12, place + 0.12, len(values)), ".", markersize=3, alpha=0.5, color="C0"
+        )
+    _name(axis, [one.label for one, _ in shown], range(1, len(shown) + 1))
+    axis.set(title=f"{metric} of each institution", xlabel=metric)
+
+
+def _of_institutions(one: Group, metric: str) -> list[float]:
+    return [found[metric] for run in one.runs for found in run.by_institution.values() if metric in found]
+
+
+def _by_bytes(axis: Axes, groups: Sequence[Group], metric: str) -> None:
+    """Megabytes moved in a run."""
+    totals = [np.mean([run.bytes_moved for run in one.runs]) / 1e6 for one in groups]
+    axis.barh(range(1, len(groups) + 1), totals)
+    _name(axis, [one.label for one in groups], range(1, len(groups) + 1))
+    axis.set(title="MB moved in a run, up and down", xlabel="MB")
+
+
+def _name(axis: Axes, labels: Sequence[str], places: Sequence[int]) -> None:
+    shown = [label if len(label) <= 40 else f"{label[:39]}…" for label in labels]
+    axis.set_yticks(list(places), shown if len(shown) <= MAX_NAMED else [""] * len(shown), fontsize="x-small")
+    axis.invert_yaxis()
+
+
+def _style(number: int) -> str:
+    return ("-", "--", ":", "-.")[number // 10 % 4]
