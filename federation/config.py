@@ -16,6 +16,7 @@ PORT_MAX: Final = 65_535
 MESSAGE_BYTES_MAX: Final = 2**31 - 1  # of one protobuf message
 LANE_BITS: Final = (12, 16, 21, 32)  # of a word of the ring; federation/secagg/ring.py
 SECURE_COHORT: Final = 3  # of two, one colluder learns the other's update from the sum
+INDIVIDUAL: Final = ("fedmedian", "fedtrimmedavg", "krum", "bulyan", "qfedavg")  # strategies that no sum is enough for
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class StrategyConfig:
 
     name: str = choice(
         "fedavg",
-        ("fedavg", "fedprox", "fedadam", "fedyogi", "fedavgm", "fedadagrad"),
-        doc="the server optimizer; sources in server/strategies/__init__.py",
+        ("fedavg", "fedprox", "fedadam", "fedyogi", "fedavgm", "fedadagrad", *INDIVIDUAL),
+        doc="the server optimizer; sources in server/strategies/",
     )
     proximal_mu: float = bounded(0.0, 0.0, 1e6, doc="weight of FedProx's pull of local training towards the model")
     server_learning_rate: float = bounded(1.0, 1e-9, 1e3, doc="server step size (eta in Reddi et al. 2021)")
@@ -60,6 +61,26 @@ class StrategyConfig:
     beta_1: float = bounded(0.9, 0.0, 0.999999, doc="first-moment decay of FedAdam and FedYogi")
     beta_2: float = bounded(0.99, 0.0, 0.999999, doc="second-moment decay of FedAdam and FedYogi")
     tau: float = bounded(1e-3, 1e-12, 1e3, doc="degree of adaptivity of FedAdam, FedYogi and FedAdagrad")
+
+    trimmed: float = bounded(0.2, 0.0, 0.499, doc="share of values left out at either end; 'fedtrimmedavg' only")
+    malicious: int = bounded(
+        1, 0, 10_000, unit="institutions", doc="that may send anything, as 'krum' and 'bulyan' are to withstand"
+    )
+    selected: int = bounded(
+        1, 1, 10_000, unit="institutions", doc="whose updates 'krum' averages; more than one is Multi-Krum"
+    )
+    fairness: float = bounded(0.1, 0.0, 100.0, doc="q of 'qfedavg': how much more a large loss weighs; 0 is FedAvg")
+
+    @property
+    def individual(self) -> bool:
+        """Whether the strategy needs every institution's own update rather than their sum."""
+        return self.name in INDIVIDUAL
+
+    @property
+    def least_cohort(self) -> int:
+        """Updates without which the strategy's guarantee is void."""
+        needed = {"krum": 2 * self.malicious + 3, "bulyan": 4 * self.malicious + 3}
+        return max(needed.get(self.name, 1), self.selected + self.malicious if self.name == "krum" else 1)
 
     def __post_init__(self) -> None:
         if self.proximal_mu and self.name != "fedprox":
@@ -234,6 +255,11 @@ class Config:
             raise ValueError(
                 f"server.min_cohort is {self.server.min_cohort}; secure aggregation needs at least {SECURE_COHORT}, "
                 "since a sum over two tells each the other's update"
+            )
+        if self.strategy.individual and self.secagg.enabled:
+            raise ValueError(
+                f"strategy '{self.strategy.name}' compares the institutions' own updates, of which secure aggregation "
+                "shows the sum only: add secagg=none, which the institutions' policies must allow, or take another"
             )
         if self.privacy.private and not self.secagg.enabled:
             raise ValueError(f"privacy.mechanism '{self.privacy.mechanism}' needs secure aggregation (secagg=full)")

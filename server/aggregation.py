@@ -66,13 +66,23 @@ class Answer(Generic[R]):
     refusal: str = ""
 
 
+@dataclass(frozen=True)
+class Update:
+    """One institution's reply to a TrainRequest, kept for a strategy that compares them."""
+
+    node_id: int
+    count: int
+    loss: float
+    update: Vector
+
+
 @dataclass
 class Total:
     """What the institutions' replies to one request add up to; `sums` is None while too few have been added.
 
     `mean` is Σ countᵢ·updateᵢ / Σ countᵢ, shape [d]; of a private step `integers`, the noised sum in units, stands in
     its place. `sums` are the profile's or the evaluation's, shape [k]; `loss` is Σ countᵢ·lossᵢ. `by_node`, each
-    institution's own sums, is empty under secure aggregation.
+    institution's own sums, is empty under secure aggregation; so is `updates`, and unless they are asked for.
     """
 
     participants: list[int] = field(default_factory=list)
@@ -83,6 +93,7 @@ class Total:
     loss: float = 0.0
     sums: Sums | None = None
     by_node: dict[int, Sums] = field(default_factory=dict)
+    updates: list[Update] = field(default_factory=list)
     seconds_compute: float = 0.0  # the slowest institution's own
     seconds_aggregate: float = 0.0
 
@@ -171,8 +182,9 @@ def exact_sum(vectors: Sequence[Sums]) -> Sums:
 class PlainAggregation:
     """Replies are folded as they arrive and freed. Whoever runs the server can see each of them."""
 
-    def __init__(self, grid: StreamingGrid, deadline_s: float) -> None:
-        self._grid, self._deadline_s = grid, deadline_s
+    def __init__(self, grid: StreamingGrid, deadline_s: float, *, keep: bool = False) -> None:
+        """With `keep` a round's updates are held until it ends: memory of cohort · d."""
+        self._grid, self._deadline_s, self._keep = grid, deadline_s, keep
 
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
         if isinstance(request, PrivateRequest):
@@ -195,6 +207,8 @@ class PlainAggregation:
             total.seconds_compute = max(total.seconds_compute, reply.seconds)
             if isinstance(reply, TrainReply) and fold is not None:
                 fold.add(reply.update, reply.count)
+                if self._keep:
+                    total.updates.append(Update(answer.node_id, reply.count, reply.train_loss, reply.update))
                 total.loss += reply.train_loss * reply.count
             total.seconds_aggregate += time.monotonic() - clock
         if total.by_node:

@@ -79,8 +79,13 @@ def coordinate(
     CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
     """
     task = get_task(config.task.name, config.task.parameters)
+    if config.server.min_cohort < config.strategy.least_cohort:
+        raise ConfigError(
+            f"strategy '{config.strategy.name}' with malicious={config.strategy.malicious} needs "
+            f"{config.strategy.least_cohort} institutions a round, the minimum cohort is {config.server.min_cohort}"
+        )
     aggregation = engine(_aggregation(grid, config, run, task, identity))
-    rounds = Rounds(config, run, grid, make_optimizer(config.strategy), aggregation)
+    rounds = Rounds(config, run, grid, make_optimizer(config.strategy, config.task.learning_rate), aggregation)
     rounds.sums, rounds.features = task.evaluation_size, len(task.schema.features)
     if config.privacy.private:
         rounds.plan = PrivacyPlan.make(config, folder.name, task.parameters)
@@ -138,7 +143,7 @@ def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, iden
     server = config.server
     if not config.secagg.enabled:
         log.warning("secure aggregation is off: this process sees every institution's own update")
-        return PlainAggregation(grid, server.round_deadline_s)
+        return PlainAggregation(grid, server.round_deadline_s, keep=config.strategy.individual)
     if identity is None:
         raise ConfigError("secure aggregation needs the coordinator's certificate and key")
     return SecureAggregation(

@@ -19,7 +19,7 @@ from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector
 from sovfed.server.aggregation import Aggregation, Total
 from sovfed.server.privacy import PrivacyPlan
-from sovfed.server.strategies import ServerOptimizer
+from sovfed.server.strategies import Combining, ServerOptimizer
 
 log = logging.getLogger(__name__)
 MAX_ATTEMPTS: Final = 5  # of one round, before the run stops and waits for `sovfed run resume`
@@ -104,6 +104,8 @@ class Rounds:
             )  # fmt: skip
             total, attempts = self._collect(f"round {number}", request, self.sums)
             update = _required(total.mean)
+            if isinstance(self.optimizer, Combining):
+                update = self.optimizer.combine(number, total.updates)
         else:
             total, attempts = self._collect(f"round {number}", self.plan.request(self.run, number, self.model), 0)
             update = self.plan.mean_update(total)

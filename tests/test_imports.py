@@ -32,6 +32,7 @@ FLOWER_FACING = {
     "server/grid.py",
     "server/lane_links.py",
     "server/strategies/adapter.py",
+    "server/strategies/robust.py",
     "simulations/grid.py",
 }
 HEAVY = {"torch", "flwr", "mlflow", "hydra", "omegaconf", "pandas", "sklearn", "opacus", "ray", "matplotlib", "grpc"}

@@ -5,12 +5,14 @@ fed with one reply that holds model + mean update, so the same adapter works whe
 
 Sources: FedAvg, McMahan et al. 2017, arXiv:1602.05629, Algorithm 1; FedProx, Li et al. 2020, arXiv:1812.06127 (its
 client half is `proximal_mu` in `clients/training.py`); FedAvgM, Hsu et al. 2019, arXiv:1909.06335; FedAdagrad,
-FedAdam and FedYogi, Reddi et al. 2021, arXiv:2003.00295, Algorithm 2.
+FedAdam and FedYogi, Reddi et al. 2021, arXiv:2003.00295, Algorithm 2. `server/strategies/robust.py` has those that
+compare the institutions' own updates.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,9 @@ from sovfed.federation.config import StrategyConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Vector
 from sovfed.federation.schema import nearest
+
+if TYPE_CHECKING:
+    from sovfed.server.aggregation import Update
 
 Slots = dict[str, npt.NDArray[Any]]
 
@@ -37,10 +42,26 @@ class ServerOptimizer(Protocol):
     def restore(self, slots: Slots) -> None: ...
 
 
-def make_optimizer(config: StrategyConfig) -> ServerOptimizer:
-    """The optimizer that `config.name` names; ConfigError with the nearest name otherwise."""
+@runtime_checkable
+class Combining(Protocol):
+    """What an optimizer that no mean is enough for does in the mean's place."""
+
+    def combine(self, round: int, updates: Sequence[Update]) -> Vector:
+        """The update to step with, shape [d], from every institution's own."""
+        ...
+
+
+def make_optimizer(config: StrategyConfig, learning_rate: float = 1.0) -> ServerOptimizer:
+    """The optimizer that `config.name` names; ConfigError with the nearest name otherwise.
+
+    `learning_rate` is that of the institutions.
+    """
     if config.name in ("fedavg", "fedprox"):
         return Averaging()
+    if config.individual:
+        from sovfed.server.strategies.robust import Robust
+
+        return Robust(config, learning_rate)
     from sovfed.server.strategies.adapter import FLOWER, FlowerOptimizer
 
     if config.name not in FLOWER:

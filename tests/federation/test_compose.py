@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sovfed.federation.compose import OVERRIDE, compose, groups
-from sovfed.federation.config import Config
+from sovfed.federation.config import INDIVIDUAL, Config
 from sovfed.federation.errors import ConfigError
 
 ALL = [(group, option) for group, options in groups().items() for option in options]
 NEEDS = {"network": ["server.names=[agency.example]"], "remote": ["tracking.uri=http://localhost:5000"]}
+NEEDS |= {name: ["secagg=none"] for name in INDIVIDUAL}
 
 
 @pytest.mark.parametrize(("group", "option"), ALL)
