@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from sovfed.federation.status import Status
 
 NOT_RUNNING: Final = 4
-TASK_OF_SOURCE: Final = {"breast_cancer": "breast_cancer", "digits": "digits", "uci_heart": "heart", "none": "echo"}
+TASK_OF_SOURCE: Final = {
+    "breast_cancer": "breast_cancer", "digits": "digits", "none": "echo", "pneumoniamnist": "pneumonia",
+    "uci_heart": "heart",
+}  # fmt: skip
 WAIT: Final = click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds to wait.")
 HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False), default=Path.home() / ".sovfed" / "client",

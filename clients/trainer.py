@@ -335,7 +335,8 @@ def _ledger_opener(home: Path, dataset: str, budget: Budget) -> Callable[[], Pri
 
 def _prepare(trainer: TrainerService, config: ClientConfig) -> None:
     """Warm up the task that the data source serves; one that cannot be read is told in the log."""
-    task = {"breast_cancer": "breast_cancer", "digits": "digits", "uci_heart": "heart"}.get(config.data.source)
+    tasks = {"breast_cancer": "breast_cancer", "digits": "digits", "pneumoniamnist": "pneumonia", "uci_heart": "heart"}
+    task = tasks.get(config.data.source)
     if task is None:
         return
     try:

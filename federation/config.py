@@ -24,7 +24,7 @@ class TaskConfig:
     """What is learned, and how each institution trains on it between two exchanges."""
 
     name: str = choice(
-        "breast_cancer", ("breast_cancer", "digits", "echo", "heart"), doc="the task, in federation/tasks/"
+        "breast_cancer", ("breast_cancer", "digits", "echo", "heart", "pneumonia"), doc="the task, in federation/tasks/"
     )
     local_epochs: int = bounded(1, 1, 10_000, doc="passes over the local training records in a round")
     batch_size: int = bounded(32, 1, 1_000_000, unit="records", doc="records in one local gradient step")
@@ -38,7 +38,7 @@ class DataConfig:
 
     source: str = choice(
         "breast_cancer",
-        ("breast_cancer", "csv", "digits", "none", "uci_heart"),
+        ("breast_cancer", "csv", "digits", "none", "pneumoniamnist", "uci_heart"),
         doc="the data connector, in clients/data/",
     )
     path: str | None = bounded(None, 1, 4096, doc="the connector's file or folder; null where the data are embedded")

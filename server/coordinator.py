@@ -162,10 +162,10 @@ def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool) -> int:
         log.info("resumed after round %d", found.round)
         return found.round
     rounds.model = initial_vector(task, rounds.config.seed)
-    if rounds.plan is not None:
-        rounds.scale = public_scale(task)
-    elif task.standardised:
+    if task.standardised and rounds.plan is None:
         rounds.profile()
+    else:
+        rounds.scale = public_scale(task)
     (folder / ROUNDS).unlink(missing_ok=True)
     return 0
 

@@ -16,7 +16,7 @@ from sovfed.clients.data import Records, load_records
 from sovfed.clients.training import LocalTraining
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Sums, TrainRequest, Vector
-from sovfed.federation.tasks import Task, get_task, initial_vector
+from sovfed.federation.tasks import Task, get_task, initial_vector, public_scale
 from sovfed.server.rounds import standardisation
 
 if TYPE_CHECKING:
@@ -93,14 +93,16 @@ def pooled(config: Config, union: Records) -> Trained:
 
 
 def alone(config: Config, records: Records, site: str) -> Trained:
-    """An institution's model on its own training records, scaled with its own mean and standard deviation."""
+    """An institution's model on its own training records, scaled with its own mean and standard deviation.
+
+    Or, where the task says so, with the declared bounds."""
     return _train(config, records, site)
 
 
 def _train(config: Config, records: Records, site: str) -> Trained:
     task = get_task(config.task.name)
     engine = LocalTraining(task, records, site=site, device=config.client.device, precision=config.client.precision)
-    scale = standardisation(engine.profile())
+    scale = standardisation(engine.profile()) if task.standardised else public_scale(task)
     start = initial_vector(task, config.seed)
     request = TrainRequest(
         run="baseline",

@@ -257,17 +257,28 @@ def simulation(quick: bool, json_path: Path | None, csv_path: Path | None, plot_
 
 @bench.command()
 @click.option("--heart", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of the UCI files.")
+@click.option(
+    "--pneumonia", type=click.Path(exists=True, path_type=Path), help="pneumoniamnist.npz or the folder it lies in."
+)
 @click.option("--quick", is_flag=True, help="Two seeds instead of five.")
 @click.option("--json", "json_path", type=FILE, help='Write {"rows": […], "ratios": {…}}.')
 @click.option("--csv", "csv_path", type=FILE, help="Write the rows as CSV.")
 @click.option("--plot", "plot_path", type=FILE, help="Draw the rows into a PNG.")
 def utility(
-    heart: Path | None, quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None
+    heart: Path | None,
+    pneumonia: Path | None,
+    quick: bool,
+    json_path: Path | None,
+    csv_path: Path | None,
+    plot_path: Path | None,
 ) -> None:
     """Federated against pooled and lone training on every task, five seeds."""
     from sovfed.simulations.benchmarks.utility import run
 
-    run(heart=heart, quick=quick, json_path=json_path, csv_path=csv_path, plot_path=plot_path, console=_console(False))
+    run(
+        heart=heart, pneumonia=pneumonia, quick=quick, json_path=json_path, csv_path=csv_path, plot_path=plot_path,
+        console=_console(False),
+    )  # fmt: skip
 
 
 def _compose(overrides: tuple[str, ...], *defaults: str) -> Config:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sovfed.federation.config import DataConfig
     from sovfed.federation.tasks import Schema, Task
 
-SOURCES: Final = ("breast_cancer", "csv", "digits", "none", "uci_heart")
+SOURCES: Final = ("breast_cancer", "csv", "digits", "none", "pneumoniamnist", "uci_heart")
 Indices = npt.NDArray[np.int64]
 
 
@@ -49,6 +49,8 @@ def load_records(task: Task, config: DataConfig) -> Records:
             from sovfed.clients.data.csv import load
         case "digits":
             from sovfed.clients.data.digits import load
+        case "pneumoniamnist":
+            from sovfed.clients.data.pneumoniamnist import load
         case "uci_heart":
             from sovfed.clients.data.uci_heart import load
         case "none":

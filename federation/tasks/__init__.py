@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sovfed.federation.messages import Sums, Vector
     from sovfed.federation.metrics import Metrics
 
-NAMES: Final = ("breast_cancer", "digits", "echo", "heart")
+NAMES: Final = ("breast_cancer", "digits", "echo", "heart", "pneumonia")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ class Task:
     citation: str
     build: Callable[[], Module] | None  # a freshly initialised model; None: nothing is trained
     loss: Callable[[Tensor, Tensor], Tensor] | None  # logits [n, outputs], labels [n] → loss of each record [n]
-    standardised: bool = True  # features are scaled with the federated mean and standard deviation
+    standardised: bool = (
+        True  # features are scaled with the federated mean and standard deviation, else by their bounds
+    )
 
     @property
     def evaluation_size(self) -> int:
@@ -83,6 +85,8 @@ def get_task(name: str, parameters: int | None = None) -> Task:
             return TASK if parameters is None else replace(TASK, parameters=parameters)
         case "heart":
             from sovfed.federation.tasks.heart import TASK
+        case "pneumonia":
+            from sovfed.federation.tasks.pneumonia import TASK
         case _:
             raise ConfigError(f"unknown task '{name[:64]}'{nearest(name, NAMES)}")
     return TASK

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import TYPE_CHECKING, Any, Final
 
-from sovfed.federation.errors import ServiceError
+from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.quiet import quiet_environment
 from sovfed.simulations.benchmarks import process_tree
 from sovfed.simulations.benchmarks.report import Bars, Column, Report, check_paths, conditions, publish
@@ -73,6 +74,8 @@ def run(
     systems = [system for system in SYSTEMS if system != "pfl" or os.environ.get(PFL_PYTHON)]
     if "pfl" not in systems:
         console.print(f"pfl-research is left out: {PFL_PYTHON} names no python that has it (pip install pfl==0.6.0)")
+    elif shutil.which(os.environ[PFL_PYTHON]) is None:
+        raise ConfigError(f"{PFL_PYTHON} is {os.environ[PFL_PYTHON]}, which is no program")
     rows = []
     for case in QUICK if quick else FULL:
         with tempfile.TemporaryDirectory(prefix="sovfed-bench-") as folder:

@@ -35,17 +35,20 @@ COLUMNS: Final = (
 def run(
     *,
     heart: Path | None,
+    pneumonia: Path | None,
     quick: bool,
     json_path: Path | None,
     csv_path: Path | None,
     plot_path: Path | None,
     console: Console,
 ) -> dict[str, Any]:
-    """Measure all tasks that have data (`heart` is the folder of the UCI files) and publish the report."""
+    """Measure all tasks that have data (folders `heart`, `pneumonia`) and publish the report."""
     check_paths(json_path, csv_path, plot_path)
     choices = {"breast_cancer": ["task=breast_cancer"], "digits": ["task=digits"]}
     if heart is not None:
         choices["heart"] = ["task=heart", f"data.path={heart}"]
+    if pneumonia is not None:
+        choices["pneumonia"] = ["experiment=pneumonia", f"data.path={pneumonia}"]
     seeds = SEEDS[:2] if quick else SEEDS
     rows: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
