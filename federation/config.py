@@ -225,9 +225,10 @@ class SimulationConfig:
     cohort: int = bounded(0, 0, 100_000, unit="institutions", doc="institutions sampled for a round; 0 = all of them")
     engine: str = choice(
         "auto",
-        ("auto", "inprocess", "vectorised"),
+        ("auto", "inprocess", "vectorised", "ray"),
         doc="inprocess: the deployed code, one institution after the other; vectorised: many stacked into one "
-        "computation, summed in the clear; auto tries both in round 1 and takes the faster",
+        "computation, summed in the clear; auto tries both in round 1 and takes the faster; ray: Flower's own "
+        "simulation, for many machines and GPUs",
     )
     workers: int = bounded(1, 1, 1_024, doc="institutions trained at the same time")
 

@@ -16,6 +16,7 @@ from sovfed.clients.training import LocalTraining
 from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
+from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.metrics import summarise
 from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.local import Authority
@@ -88,12 +89,20 @@ def simulate_population(
         len(population),
         keep=max(cohort, KEPT) if authority is None else len(population),
     )
-    grid = InMemoryGrid(apps, {node: one.name for node, one in enumerate(population, start=1)})
-    outcome = coordinate(
-        grid, config, run="1", folder=folder, transport="in-memory",
-        identity=None if authority is None else authority.server("simulation"), tracker=tracker, resume=resume,
-        on_round=on_round, engine=lambda usual: _engine(usual, grid, population, config, cohort),
-    )  # fmt: skip
+
+    def run(grid: StreamingGrid, transport: str = "ray") -> Outcome:
+        return coordinate(
+            grid, config, run="1", folder=folder, transport=transport,
+            identity=None if authority is None else authority.server("simulation"), tracker=tracker, resume=resume,
+            on_round=on_round, engine=lambda usual: _engine(usual, grid, population, config, cohort),
+        )  # fmt: skip
+
+    names = [one.name for one in population]
+    if config.simulation.engine == "ray":
+        from sovfed.simulations.ray_engine import run_on_ray
+
+        return run_on_ray(config, names, folder, run)
+    outcome = run(InMemoryGrid(apps, dict(enumerate(names, start=1))), "in-memory")
     if config.privacy.private:
         outcome.summary[OUTSIDE] = _measure(config, population, outcome)
         write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())
@@ -114,7 +123,7 @@ def _measure(config: Config, population: Sequence[Institution], outcome: Outcome
 
 
 def _engine(
-    usual: Aggregation, grid: InMemoryGrid, population: Sequence[Institution], config: Config, cohort: int
+    usual: Aggregation, grid: StreamingGrid, population: Sequence[Institution], config: Config, cohort: int
 ) -> Aggregation:
     """The engine that `config` asks for, over a sample of the population where one is asked for."""
     from sovfed.simulations.engines import Sampled
@@ -128,10 +137,10 @@ def _engine(
 
 
 def _unsampled(
-    usual: Aggregation, grid: InMemoryGrid, population: Sequence[Institution], config: Config, cohort: int
+    usual: Aggregation, grid: StreamingGrid, population: Sequence[Institution], config: Config, cohort: int
 ) -> Aggregation:
     engine, task = config.simulation.engine, get_task(config.task.name, config.task.parameters)
-    if engine == "inprocess":
+    if engine in ("inprocess", "ray"):
         return usual
     from sovfed.simulations.engines import LEAST, AutoEngine
     from sovfed.simulations.vectorised import VectorisedAggregation

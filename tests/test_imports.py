@@ -34,6 +34,7 @@ FLOWER_FACING = {
     "server/strategies/adapter.py",
     "server/strategies/robust.py",
     "simulations/grid.py",
+    "simulations/ray_engine.py",
 }
 HEAVY = {"torch", "flwr", "mlflow", "hydra", "omegaconf", "pandas", "sklearn", "opacus", "ray", "matplotlib", "grpc"}
 MODULES = {str(path.relative_to(ROOT)): path for folder in LAYERS for path in sorted((ROOT / folder).rglob("*.py"))}

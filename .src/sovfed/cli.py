@@ -106,6 +106,9 @@ def cli(debug: bool) -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code that this module's docstring gives."""
+    from sovfed.federation.quiet import be_quiet
+
+    be_quiet()  # before flwr, mlflow or ray is imported
     given = list(sys.argv[1:] if args is None else args)
     try:
         sys.exit(_run(given))

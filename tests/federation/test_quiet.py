@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from sovfed.cli import main
 from sovfed.federation.quiet import QUIET, REMOVED, be_quiet, quiet_environment
 
 
@@ -46,6 +48,7 @@ def test_flower_and_mlflow_see_themselves_switched_off() -> None:
     """Asked of the libraries themselves, so that a renamed setting is noticed."""
     program = """
 import json
+import os
 from flwr.supercore.telemetry import FLWR_TELEMETRY_ENABLED
 from flwr.supercore.constant import FLWR_DISABLE_UPDATE_CHECK
 from flwr.superlink.cli.flower_superlink import FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION
@@ -65,3 +68,11 @@ print(json.dumps([FLWR_TELEMETRY_ENABLED, FLWR_DISABLE_UPDATE_CHECK, FLWR_DISABL
     assert telemetry == "0"
     assert {update_check, dependencies} <= set(QUIET)
     assert mlflow_off is True
+
+
+def test_the_command_line_is_quiet_before_it_does_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in QUIET:
+        monkeypatch.setenv(name, "as it was")
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert {name: os.environ[name] for name in QUIET} == dict(QUIET)

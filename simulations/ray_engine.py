@@ -1,0 +1,153 @@
+"""Flower's own Ray simulation as an engine: the same coordinator and ClientApp, on many CPUs, GPUs or machines.
+
+Flower gives its virtual nodes random ids. Here a node is known by its institution's number, as in the other engines,
+so that the same institutions are sampled whichever engine runs. An institution may be trained by another process in
+every round: what it would have to keep there (keys, journals, a ledger) is lost, so secure aggregation and privacy are
+refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.app import Message as FlowerMessage
+from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore import telemetry
+
+from sovfed.clients.app import make_client_app
+from sovfed.clients.trainer import TrainerService
+from sovfed.clients.training import choose_device
+from sovfed.federation.config import Config
+from sovfed.federation.errors import ConfigError, ServiceError
+from sovfed.federation.flower import FlowerGrid, StreamingGrid, new_message
+from sovfed.federation.quiet import be_quiet
+from sovfed.federation.schema import bind
+from sovfed.server.coordinator import Outcome
+from sovfed.simulations.population import KEPT, Institution, make_population
+
+WHICH: Final = "query.partition"  # a virtual node's first message: which institution it is
+NODES_S: Final = 120.0  # for all virtual nodes to be there and to say which they are
+Run = Callable[[StreamingGrid], Outcome]
+
+
+def run_on_ray(config: Config, names: Sequence[str], folder: Path, run: Run) -> Outcome:
+    """`run` over a Grid whose nodes Flower's Ray back end answers for, an actor a CPU (or a GPU)."""
+    if config.secagg.enabled:
+        raise ConfigError("simulation.engine=ray keeps no institution's keys from round to round: add secagg=none")
+    be_quiet()  # for the actors
+    telemetry.FLWR_TELEMETRY_ENABLED = "0"  # read when flwr is imported, which may have been before
+    from flwr.simulation import run_simulation
+
+    found: list[Outcome] = []
+    failed: list[Exception] = []
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            found.append(run(RayGrid(grid, names)))
+        except Exception as error:  # Flower would tell of it by a RuntimeError of its own
+            failed.append(error)
+
+    os.environ["FLWR_HOME"] = str(folder / "flwr")
+    gpus = 1.0 if choose_device(config.client.device).type == "cuda" else 0.0
+    backend: dict[str, Any] = {
+        "client_resources": {"num_cpus": 1, "num_gpus": gpus},
+        "init_args": {"num_cpus": os.cpu_count(), "include_dashboard": False, "logging_level": "warning"},
+    }
+    run_simulation(app, RayApp(config), num_supernodes=len(names), backend_config=backend)
+    if failed:
+        raise failed[0]
+    if not found:
+        raise ServiceError("Flower's simulation ended without a result")
+    return found[0]
+
+
+class RayGrid(FlowerGrid):
+    """Flower's Grid, its nodes called 1, 2, … after the institutions they are."""
+
+    def __init__(self, grid: Grid, names: Sequence[str]) -> None:
+        super().__init__(grid)
+        self._names, deadline = names, time.monotonic() + NODES_S
+        while len(nodes := list(grid.get_node_ids())) < len(names):
+            if time.monotonic() > deadline:
+                raise ServiceError(f"{len(nodes)} of {len(names)} virtual nodes after {NODES_S:g} s")
+            time.sleep(0.05)
+        asked = [
+            new_message(RecordDict(), run_id=self.run.run_id, node_id=node, kind=WHICH, group="") for node in nodes
+        ]
+        self._nodes = {int(node): node for node in nodes}
+        replies = list(super().replies(asked, NODES_S))
+        self._nodes = {_place(reply): reply.metadata.src_node_id for reply in replies if reply.has_content()}
+        if sorted(self._nodes) != list(range(1, len(names) + 1)):
+            raise ServiceError(f"{len(self._nodes)} of {len(names)} virtual nodes said which institution they are")
+
+    def get_node_ids(self) -> Iterable[int]:
+        return sorted(self._nodes)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=node, name=self._names[node - 1]) for node in sorted(self._nodes)]
+
+    def push_messages(self, messages: Iterable[FlowerMessage]) -> Iterable[str]:
+        """Send copies to the virtual nodes; the messages get the copies' ids."""
+        batch = list(messages)
+        copies = [
+            new_message(
+                one.content,
+                run_id=one.metadata.run_id,
+                node_id=self._nodes[one.metadata.dst_node_id],
+                kind=one.metadata.message_type,
+                group=one.metadata.group_id,
+            )
+            for one in batch
+        ]
+        pushed = list(super().push_messages(copies))
+        for message, number in zip(batch, pushed, strict=True):
+            message.metadata.__dict__["_message_id"] = number
+        return pushed
+
+
+class RayApp(ClientApp):
+    """Answers for whichever institution an actor is asked to be; its trainer is kept in that process."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self._config = json.dumps(asdict(config))  # what Ray sends to its actors
+
+    def __call__(self, message: FlowerMessage, context: Context) -> FlowerMessage:
+        place = int(context.node_config["partition-id"])
+        if message.metadata.message_type == WHICH:
+            return FlowerMessage(RecordDict({"node": ConfigRecord({"place": place})}), reply_to=message)
+        return _app(self._config, place)(message, context)
+
+
+@lru_cache(1)
+def _population(config: str) -> tuple[Config, Sequence[Institution]]:
+    bound = bind(Config, json.loads(config))
+    return bound, make_population(bound)
+
+
+@lru_cache(KEPT)
+def _app(text: str, place: int) -> ClientApp:
+    config, population = _population(text)
+    one = population[place]
+    return make_client_app(
+        TrainerService(one.load, site=one.site, device=config.client.device, precision=config.client.precision)
+    )
+
+
+def _place(reply: FlowerMessage) -> int:
+    place = reply.content.config_records["node"]["place"]
+    if not isinstance(place, int):
+        raise ServiceError("a virtual node did not say which institution it is")
+    return place + 1
