@@ -230,7 +230,6 @@ class SimulationConfig:
         "computation, summed in the clear; auto tries both in round 1 and takes the faster; ray: Flower's own "
         "simulation, for many machines and GPUs",
     )
-    workers: int = bounded(1, 1, 1_024, doc="institutions trained at the same time")
 
 
 @dataclass(frozen=True)
