@@ -31,7 +31,7 @@ from tests.clients.institution import (
 from tests.server.agency import Authority, free_port, make_home, post, server_config, superlink, wait_until
 
 from sovfed.clients.home import RUNTIME_SECRET
-from sovfed.clients.supernode import MAX_OBJECTS, PullPace, pull_bounded
+from sovfed.clients.supernode import MAX_OBJECTS, NODE_ID, PullPace, pull_bounded
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ProtocolError
 from sovfed.federation.flower import FlowerGrid, new_message
@@ -158,15 +158,18 @@ def test_killed_supernode_is_back_at_once(federation: Federation) -> None:
     node = federation.node
     with running(node) as child:
         wait_online(federation.control, node)
+        wait_until((node.home / NODE_ID).exists)  # written just after the node is online, once in its life
         child.kill()
         child.wait()
     assert is_online(federation.control, node.node_id)  # the superlink has not noticed
     with running(node), executing(node, echo), federation.run() as grid:
         start = time.monotonic()
+        # Until it has signed on anew, the superlink answers for the node itself, that it is not there.
+        wait_until(lambda: "signed off node" in node.log(), 25)
+        wait_online(federation.control, node)
         (reply,) = federation.ask(grid)
         assert reply.has_content()
         assert time.monotonic() - start < 25
-        assert "signed off node" in node.log()
 
 
 @pytest.mark.deploy
