@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from sovfed.clients.cli_ledger import ledger
+from sovfed.clients.cli_personal import personal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +51,9 @@ def cli() -> None:
       sovfed client logs trainer -f   what it did
       sovfed client down
     \b
+    Personal models:
+      sovfed client personal list     what runs with strategy=ditto or fedbn left here alone
+    \b
     Private runs:
       sovfed client ledger show       what was learnt about the persons in the records
       sovfed client check-private     which tasks' models can be trained privately
@@ -57,6 +61,7 @@ def cli() -> None:
 
 
 cli.add_command(ledger)
+cli.add_command(personal)
 
 
 @cli.command("check-private")

@@ -131,9 +131,8 @@ class Masking:
                 metrics = widen(reply.sums)
             case TrainReply():
                 update, weight = reply.update, reply.count
-                metrics = np.concatenate(
-                    [[reply.train_loss * weight, clipped(update, session.roster.offer.clip)], reply.evaluation]
-                )
+                cut = clipped(update, session.roster.offer.clip)
+                metrics = np.concatenate([[reply.train_loss * weight, reply.steps * weight, cut], reply.evaluation])
             case EvaluateReply():
                 metrics = reply.evaluation
         upload, entry = client.mask(session, permit, update, weight, metrics.tolist(), identity.sign, os.urandom)

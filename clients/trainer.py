@@ -22,6 +22,7 @@ import numpy as np
 
 from sovfed.clients.data import Records, load_records
 from sovfed.clients.masking import Maskable, Masking
+from sovfed.clients.personal import FOLDER, Learned, PersonalStates
 from sovfed.clients.policy import load_policy
 from sovfed.clients.socket import NAME, TrainerStub, serve
 from sovfed.federation.config import ClientConfig
@@ -61,13 +62,14 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainerService", "TrainerStub", "main", "make_trainer"]
 log = logging.getLogger(__name__)
+STATELESS: Final = ("sgd", "fednova")
 MAX_RUNS: Final = 4  # whose last replies are kept
 STOP_GRACE_S: Final = 5.0
 SIGNAL_S: Final = 0.5
 
 
 class Workload(Protocol):
-    """One task at this institution: `clients/training.py`, or the echo."""
+    """One task at this institution: `Learner` of `clients/algorithms.py`, or the echo."""
 
     @property
     def count(self) -> int:
@@ -80,7 +82,9 @@ class Workload(Protocol):
 
     def profile(self) -> Sums: ...
 
-    def train(self, request: TrainRequest) -> tuple[Vector, float]: ...
+    def learn(self, request: TrainRequest, state: Vector | None) -> Learned: ...
+
+    def model_in_use(self, request: TrainRequest | EvaluateRequest, state: Vector | None) -> Vector: ...
 
     def evaluate(self, model: Vector, scale: Sums) -> Sums: ...
 
@@ -100,11 +104,16 @@ class Echo:
     def profile(self) -> Sums:
         return np.ones(1)
 
-    def train(self, request: TrainRequest) -> tuple[Vector, float]:
+    def learn(self, request: TrainRequest, state: Vector | None) -> Learned:
+        if request.algorithm != "sgd":
+            raise ConfigError("the echo trains nothing, so no algorithm either")
         if self._ones.shape != request.model.shape:
             self._ones = np.ones_like(request.model)
             self._ones.flags.writeable = False
-        return self._ones, 0.0
+        return Learned(self._ones, 0.0, 1, self.evaluate(request.model, request.scale))
+
+    def model_in_use(self, request: TrainRequest | EvaluateRequest, state: Vector | None) -> Vector:
+        return request.model
 
     def evaluate(self, model: Vector, scale: Sums) -> Sums:
         return np.ones(self._task.evaluation_size)
@@ -126,12 +135,14 @@ class TrainerService:
         check: Callable[[Request], None] = lambda _request: None,
         masking: Masking | None = None,
         open_ledger: Callable[[], PrivacyLedger | None] = lambda: None,
+        states: PersonalStates | None = None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
-        Without `masking`, every request of secure aggregation is refused. `open_ledger` is called with the first
-        private request; only a simulation has none.
+        Without `masking`, every request of secure aggregation is refused; without `states`, every algorithm that keeps
+        something. `open_ledger` is called with the first private request; only a simulation has none.
         """
+        self._states = states
         self._load, self._site, self._device, self._precision, self._check = load, site, device, precision, check
         self._masking, self._open_ledger = masking, open_ledger
         self._private: dict[str, PrivateTraining] = {}
@@ -225,16 +236,34 @@ class TrainerService:
         workload = self._workload(request.task)
         if isinstance(request, ProfileRequest):
             return ProfileReply(sums=workload.profile())
-        evaluation = workload.evaluate(request.model, request.scale)
         if isinstance(request, EvaluateRequest):
+            evaluation = workload.evaluate(self._in_use(request, workload), request.scale)
             return EvaluateReply(round=request.round, seconds=time.monotonic() - start, evaluation=evaluation)
-        update, loss = workload.train(request)
+        learned = workload.learn(request, self._state(request, request.round - 1))
+        if learned.state is not None and self._states is not None:
+            self._states.save(request, learned.state)
         seconds = time.monotonic() - start
         log.info("run %s, round %d: %d records, %.3f s", request.run, request.round, workload.count, seconds)
         return TrainReply(
-            round=request.round, count=workload.count, seconds=seconds, train_loss=loss, update=update,
-            evaluation=evaluation,
+            round=request.round, count=workload.count, seconds=seconds, train_loss=learned.loss, update=learned.update,
+            evaluation=learned.evaluation, steps=learned.steps,
         )  # fmt: skip
+
+    def _in_use(self, request: EvaluateRequest, workload: Workload) -> Vector:
+        """The model to evaluate; a personal one is then kept as it is, for `sovfed client personal`."""
+        state = self._state(request, request.round)
+        found = workload.model_in_use(request, state)
+        if found is not request.model and self._states is not None:
+            self._states.save(request, found)
+        return found
+
+    def _state(self, request: TrainRequest | EvaluateRequest, last: int) -> Vector | None:
+        """What was kept after a round up to `last`."""
+        if request.algorithm in STATELESS:
+            return None
+        if self._states is None or not request.keep:
+            raise ProtocolError(f"algorithm '{request.algorithm}' without a name, or a place, to keep its state")
+        return self._states.load(request, last)
 
     def _workload(self, name: str) -> Workload:
         found = self._workloads.get(name)
@@ -249,10 +278,10 @@ class TrainerService:
         task = get_task(name)
         if task.build is None:
             return Echo(task)
-        from sovfed.clients.training import LocalTraining
+        from sovfed.clients.algorithms import Learner
 
         records = self._load(task)
-        found = LocalTraining(task, records, site=self._site, device=self._device, precision=self._precision)
+        found = Learner(task, records, site=self._site, device=self._device, precision=self._precision)
         log.info("task %s: %r on %s, %s", name, records, found.device_name, self._precision)
         return found
 
@@ -275,11 +304,12 @@ def make_trainer(
     check: Callable[[Request], None] = lambda _request: None,
     masking: Masking | None = None,
     open_ledger: Callable[[], PrivacyLedger | None] = lambda: None,
+    states: PersonalStates | None = None,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
         lambda task: load_records(task, config.data), site=config.data.site, device=config.device,
-        precision=config.precision, check=check, masking=masking, open_ledger=open_ledger,
+        precision=config.precision, check=check, masking=masking, open_ledger=open_ledger, states=states,
     )  # fmt: skip
 
 
@@ -304,7 +334,8 @@ def main(arguments: list[str] | None = None) -> int:
         home = private_directory(options.home)
         policy = load_policy(home)
         masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
-        trainer = make_trainer(config, policy.check, masking, _ledger_opener(home, config.data.source, policy.privacy))
+        open_ledger = _ledger_opener(home, config.data.source, policy.privacy)
+        trainer = make_trainer(config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER))
         _prepare(trainer, config)
         server = serve(trainer, home / NAME, config.max_message_bytes)
     except (SovfedError, json.JSONDecodeError) as error:

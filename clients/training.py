@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
 from sovfed.federation.messages import TrainRequest
+from sovfed.federation.tasks import state_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ class LocalTraining:
         self.task, self.records, self.device, self.precision = task, records, choose_device(device), precision
         self._site, self._loss = site, task.loss
         self._module = task.build().to(self.device)
-        self._flat = _flatten(self._module)
+        self._flat, self._trained = _flatten(self._module)
         if self._flat.numel() != task.parameters:
             raise ConfigError(
                 f"task '{task.name}' declares {task.parameters} parameters, its model has {self._flat.numel()}"
@@ -98,10 +99,21 @@ class LocalTraining:
         self.train(request)
         self.evaluate(model, scale)
 
-    def train(self, request: TrainRequest) -> tuple[Vector, float]:
+    def steps(self, request: TrainRequest) -> int:
+        """The gradient steps that `request` asks for."""
+        return request.local_epochs * -(-self.count // request.batch_size)
+
+    def only_trained(self, vector: Vector) -> Vector:
+        """`vector` (shape [d]) with zeros at the places of buffers, which no gradient moves."""
+        return np.concatenate([vector[: self._trained], np.zeros(vector.size - self._trained, np.float32)])
+
+    def train(
+        self, request: TrainRequest, *, correction: Vector | None = None, anchor: Vector | None = None
+    ) -> tuple[Vector, float]:
         """The update (local − global, shape [d]) and the mean training loss of the last epoch.
 
-        Minimises F(w) + mu/2 · |w − w_global|² (Li et al. 2020, arXiv:1812.06127, equation 2) by SGD without momentum.
+        Minimises F(w) + mu/2 · |w − anchor|² (Li et al. 2020, arXiv:1812.06127, equation 2) by SGD without momentum;
+        the anchor, shape [d], is the model received unless given. `correction`, shape [d], is added to each gradient.
         Deterministic on a CPU (with `SMALL` or more parameters: for a given number of threads). Raises TrainingError if
         a value is not finite or memory runs out.
         """
@@ -112,7 +124,8 @@ class LocalTraining:
             with self.threads(), torch.random.fork_rng(devices=cards):
                 # For models with dropout. Off CUDA, torch.manual_seed would format and keep a stack trace each time.
                 (torch.manual_seed if cards else torch.default_generator.manual_seed)(seed)
-                return self._descend(request, features, torch.Generator().manual_seed(seed))
+                pull = self._make_pull(request, correction, anchor)
+                return self._descend(request, features, torch.Generator().manual_seed(seed), pull)
         except torch.cuda.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise TrainingError(f"round {request.round}: out of memory on {self.device}") from error
@@ -140,9 +153,11 @@ class LocalTraining:
         outputs: npt.NDArray[np.float32] = (torch.cat(parts) if len(parts) > 1 else parts[0]).numpy()
         return outputs
 
-    def _descend(self, request: TrainRequest, features: Tensor, generator: torch.Generator) -> tuple[Vector, float]:
+    def _descend(
+        self, request: TrainRequest, features: Tensor, generator: torch.Generator, pull: Callable[[], None]
+    ) -> tuple[Vector, float]:
         start = self._load(request.model).clone()
-        step = self._scaled_step(request) if self.precision == "fp16" else self._plain_step(request)
+        step = (self._scaled_step if self.precision == "fp16" else self._plain_step)(request.learning_rate, pull)
         rows = torch.from_numpy(self.records.train)
         total = torch.zeros((), device=self.device)
         self._mode(training=True)
@@ -154,7 +169,7 @@ class LocalTraining:
                 with self._autocast():
                     outputs = self._module(batch)
                 loss = self._loss(outputs.float(), labels).mean()
-                step(loss, start)
+                step(loss)
                 total.add_(loss.detach(), alpha=len(labels))
         update: Vector = (self._flat.detach() - start).cpu().numpy()
         mean_loss = float(total) / len(rows)
@@ -176,33 +191,51 @@ class LocalTraining:
         for index in torch.split(order, size):
             yield self.take(features, index), self.take(self._labels, index)
 
-    def _plain_step(self, request: TrainRequest) -> Callable[[Tensor, Tensor], None]:
-        """w ← w − lr · (∇loss + mu · (w − start)), without torch.optim, whose import of the compiler takes seconds."""
+    def _plain_step(self, learning_rate: float, pull: Callable[[], None]) -> Callable[[Tensor], None]:
+        """w ← w − lr · gradient, without torch.optim, whose import of the compiler takes seconds."""
 
-        def step(loss: Tensor, start: Tensor) -> None:
+        def step(loss: Tensor) -> None:
             torch.autograd.backward(loss)
-            self._pull(request, start)
-            self._flat.data.sub_(self._gradient, alpha=request.learning_rate)
+            pull()
+            self._flat.data.sub_(self._gradient, alpha=learning_rate)
 
         return step
 
-    def _scaled_step(self, request: TrainRequest) -> Callable[[Tensor, Tensor], None]:
+    def _scaled_step(self, learning_rate: float, pull: Callable[[], None]) -> Callable[[Tensor], None]:
         """The same with a scaled loss, for fp16: a step whose gradient overflows is left out and the scale lowered."""
-        optimizer = torch.optim.SGD([self._flat], lr=request.learning_rate)
+        optimizer = torch.optim.SGD([self._flat], lr=learning_rate)
         scaler = torch.amp.GradScaler(self.device.type, init_scale=FP16_SCALE)
 
-        def step(loss: Tensor, start: Tensor) -> None:
+        def step(loss: Tensor) -> None:
             torch.autograd.backward(scaler.scale(loss))
             scaler.unscale_(optimizer)
-            self._pull(request, start)
+            pull()
             scaler.step(optimizer)
             scaler.update()
 
         return step
 
-    def _pull(self, request: TrainRequest, start: Tensor) -> None:
-        if request.proximal_mu:
-            self._gradient.add_(self._flat.detach() - start, alpha=request.proximal_mu)
+    def _make_pull(self, request: TrainRequest, correction: Vector | None, anchor: Vector | None) -> Callable[[], None]:
+        """What is added to every gradient: mu · (w − anchor) + correction."""
+        trained, mu = slice(self._trained), request.proximal_mu
+        towards = None if not mu else self._vector(request.model if anchor is None else anchor)[trained]
+        added = None if correction is None else self._vector(correction)[trained]
+
+        def pull() -> None:
+            if towards is not None:
+                self._gradient[trained].add_(self._flat.detach()[trained] - towards, alpha=mu)
+            if added is not None:
+                self._gradient[trained].add_(added)
+
+        return pull
+
+    def _vector(self, values: Vector) -> Tensor:
+        """`values` (shape [d]) on the device. Raises ProtocolError."""
+        if values.shape != (self.task.parameters,):
+            raise ProtocolError(
+                f"vector of shape {values.shape}, task '{self.task.name}' has {self.task.parameters} parameters"
+            )
+        return torch.tensor(values, device=self.device)
 
     @property
     def _gradient(self) -> Tensor:
@@ -263,18 +296,23 @@ class LocalTraining:
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision])
 
 
-def _flatten(module: torch.nn.Module) -> torch.nn.Parameter:
-    """One flat parameter with a gradient; the parameters of `module` and their gradients become views of the two."""
-    parameters = list(module.parameters())
-    flat = torch.nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
+def _flatten(module: torch.nn.Module) -> tuple[torch.nn.Parameter, int]:
+    """One flat parameter with a gradient, of which those of `module` become views; how much of it is trained.
+
+    Behind the parameters come the floating-point buffers (running statistics), which travel too, untrained.
+    """
+    tensors = state_tensors(module)
+    flat = torch.nn.Parameter(torch.cat([tensor.detach().reshape(-1) for tensor in tensors]))
     flat.grad = torch.zeros_like(flat)
-    place = 0
-    for parameter in parameters:
-        part = slice(place, place + parameter.numel())
-        parameter.data = flat.data[part].view_as(parameter)
-        parameter.grad = flat.grad[part].view_as(parameter)
+    place = trained = 0
+    for tensor in tensors:
+        part = slice(place, place + tensor.numel())
+        tensor.data = flat.data[part].view_as(tensor)
+        if isinstance(tensor, torch.nn.Parameter):
+            tensor.grad = flat.grad[part].view_as(tensor)
+            trained = part.stop
         place = part.stop
-    return flat
+    return flat, trained
 
 
 def order_seed(seed: int, round_number: int, site: str) -> int:

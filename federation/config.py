@@ -16,6 +16,7 @@ PORT_MAX: Final = 65_535
 MESSAGE_BYTES_MAX: Final = 2**31 - 1  # of one protobuf message
 LANE_BITS: Final = (12, 16, 21, 32)  # of a word of the ring; federation/secagg/ring.py
 SECURE_COHORT: Final = 3  # of two, one colluder learns the other's update from the sum
+LOCAL: Final = ("scaffold", "fednova", "fedbn", "ditto")  # strategies that change local training
 INDIVIDUAL: Final = ("fedmedian", "fedtrimmedavg", "krum", "bulyan", "qfedavg")  # strategies that no sum is enough for
 
 
@@ -24,7 +25,9 @@ class TaskConfig:
     """What is learned, and how each institution trains on it between two exchanges."""
 
     name: str = choice(
-        "breast_cancer", ("breast_cancer", "digits", "echo", "heart", "pneumonia"), doc="the task, in federation/tasks/"
+        "breast_cancer",
+        ("breast_cancer", "digits", "digits_cnn", "echo", "heart", "pneumonia"),
+        doc="the task, in federation/tasks/",
     )
     local_epochs: int = bounded(1, 1, 10_000, doc="passes over the local training records in a round")
     batch_size: int = bounded(32, 1, 1_000_000, unit="records", doc="records in one local gradient step")
@@ -52,7 +55,7 @@ class StrategyConfig:
 
     name: str = choice(
         "fedavg",
-        ("fedavg", "fedprox", "fedadam", "fedyogi", "fedavgm", "fedadagrad", *INDIVIDUAL),
+        ("fedavg", "fedprox", "fedadam", "fedyogi", "fedavgm", "fedadagrad", *LOCAL, *INDIVIDUAL),
         doc="the server optimizer; sources in server/strategies/",
     )
     proximal_mu: float = bounded(0.0, 0.0, 1e6, doc="weight of FedProx's pull of local training towards the model")
@@ -62,6 +65,9 @@ class StrategyConfig:
     beta_2: float = bounded(0.99, 0.0, 0.999999, doc="second-moment decay of FedAdam and FedYogi")
     tau: float = bounded(1e-3, 1e-12, 1e3, doc="degree of adaptivity of FedAdam, FedYogi and FedAdagrad")
 
+    personal_lambda: float = bounded(
+        0.1, 0.0, 1e6, doc="pull of an institution's personal model towards the federation's; 'ditto' only"
+    )
     trimmed: float = bounded(0.2, 0.0, 0.499, doc="share of values left out at either end; 'fedtrimmedavg' only")
     malicious: int = bounded(
         1, 0, 10_000, unit="institutions", doc="that may send anything, as 'krum' and 'bulyan' are to withstand"
@@ -75,6 +81,16 @@ class StrategyConfig:
     def individual(self) -> bool:
         """Whether the strategy needs every institution's own update rather than their sum."""
         return self.name in INDIVIDUAL
+
+    @property
+    def algorithm(self) -> str:
+        """How institutions train between two exchanges, one of `messages.ALGORITHMS`."""
+        return self.name if self.name in LOCAL else "sgd"
+
+    @property
+    def stateful(self) -> bool:
+        """Whether an institution carries something of its own from round to round."""
+        return self.algorithm not in ("sgd", "fednova")
 
     @property
     def least_cohort(self) -> int:
@@ -215,6 +231,12 @@ class PartitionConfig:
     noise: float = bounded(
         1.0, 0.0, 100.0, unit="standard deviations of a feature", doc="of the noisiest institution; 'feature' only"
     )
+    fade: float = bounded(
+        0.0,
+        0.0,
+        0.99,
+        doc="contrast that the most faded institution has lost to the features' upper bound; 'feature' only",
+    )
 
 
 @dataclass(frozen=True)
@@ -260,6 +282,11 @@ class Config:
             raise ValueError(
                 f"strategy '{self.strategy.name}' compares the institutions' own updates, of which secure aggregation "
                 "shows the sum only: add secagg=none, which the institutions' policies must allow, or take another"
+            )
+        if self.privacy.private and self.strategy.name in LOCAL:
+            raise ValueError(
+                f"strategy '{self.strategy.name}' trains in a way that no privacy mechanism here accounts for: take "
+                "fedavg or a server optimizer, or privacy=none"
             )
         if self.privacy.private and not self.secagg.enabled:
             raise ValueError(f"privacy.mechanism '{self.privacy.mechanism}' needs secure aggregation (secagg=full)")

@@ -12,19 +12,25 @@ from sovfed.federation.errors import IdentityError, ServiceError
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024  # of a key, certificate or revocation list
 
 
-def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Put `data` at `path` in one step, on disk before this returns: readers see the old or the new, never half."""
+def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
+    """Put `data` at `path` in one step, on disk before this returns: readers see the old or the new, never half.
+
+    What is not `durable` may be lost if the machine stops.
+    """
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(draft).replace(path)
     except BaseException:
         Path(draft).unlink(missing_ok=True)
         raise
+    if not durable:
+        return
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)

@@ -27,6 +27,7 @@ Vector: TypeAlias = npt.NDArray[np.float32]  # shape [d], the model or an update
 Sums: TypeAlias = npt.NDArray[np.float64]  # shape [k], totals over records
 Bytes: TypeAlias = npt.NDArray[np.uint8]  # shape [n], a message of secure aggregation (federation/secagg/wire.py)
 Words: TypeAlias = npt.NDArray[np.uint64]  # shape [w], a masked vector
+ALGORITHMS: Final = ("sgd", "scaffold", "fednova", "fedbn", "ditto")  # of local training, clients/algorithms.py
 STEPS: Final = ("offer", "roster", "capsules", "confirmations", "reveal")
 Scalar: TypeAlias = bool | int | float | str
 
@@ -35,9 +36,13 @@ def _vector(dtype: str) -> Any:
     return dataclasses.field(metadata={"dtype": dtype})
 
 
+def _empty(dtype: str) -> Any:
+    return dataclasses.field(default_factory=lambda: np.zeros(0, dtype=dtype), metadata={"dtype": dtype})
+
+
 def _begin() -> Any:
     """M1 of a sum that is taken by secure aggregation; empty: the reply is the institution's own, in the clear."""
-    return dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.uint8), metadata={"dtype": "uint8"})
+    return _empty("uint8")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +65,9 @@ class ProfileReply:
 class TrainRequest:
     """Evaluate `model` on the held-out records, then train it locally on the training records.
 
-    `model` is the flat parameter vector, shape [d]; `scale` is [mean (f), standard deviation (f)], shape [2f].
+    `model` is the flat parameter vector, shape [d]; `scale` is [mean (f), standard deviation (f)], shape [2f]. `keep`
+    is the name under which the institution keeps what `algorithm` carries from round to round; a resumed run has the
+    same. `control` is SCAFFOLD's c, shape [d], and empty for the others.
     """
 
     run: str = bounded(low=1, high=64)
@@ -74,11 +81,24 @@ class TrainRequest:
     model: Vector = _vector("float32")
     scale: Sums = _vector("float64")
     begin: Bytes = _begin()
+    algorithm: str = choice("sgd", ALGORITHMS)
+    keep: str = bounded("", 0, 128)
+    personal_lambda: float = bounded(0.0, 0.0, 1e6)
+    control: Vector = _empty("float32")
+
+    @property
+    def update_size(self) -> int:
+        """Length of the update that answers this."""
+        return self.model.size + self.control.size
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainReply:
-    """`update` = local − global, shape [d]; `count` training records; `evaluation` sums of the model received."""
+    """`update` = local − global, shape [d]; `count` training records; `evaluation` sums of the model in use there.
+
+    `steps` are the gradient steps taken. SCAFFOLD's update is [local − global, cᵢ⁺], shape [2d]; FedNova's is divided
+    by `steps`; FedBN's is zero at the normalisation layers.
+    """
 
     round: int = bounded(low=1, high=1_000_000)
     count: int = bounded(low=1, high=2**53)
@@ -86,6 +106,7 @@ class TrainReply:
     train_loss: float = bounded(low=-1e30, high=1e30)
     update: Vector = _vector("float32")
     evaluation: Sums = _vector("float64")
+    steps: int = bounded(1, 1, 2**31 - 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,7 +142,7 @@ class PrivateRequest:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluateRequest:
-    """Evaluate `model` (shape [d]) on the held-out records; `scale` as in `TrainRequest`."""
+    """Evaluate `model` (shape [d]) on the held-out records; `scale`, `algorithm` and `keep` as in `TrainRequest`."""
 
     run: str = bounded(low=1, high=64)
     round: int = bounded(low=0, high=1_000_000)
@@ -129,6 +150,8 @@ class EvaluateRequest:
     model: Vector = _vector("float32")
     scale: Sums = _vector("float64")
     begin: Bytes = _begin()
+    algorithm: str = choice("sgd", ALGORITHMS)
+    keep: str = bounded("", 0, 128)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -81,7 +81,8 @@ class Total:
     """What the institutions' replies to one request add up to; `sums` is None while too few have been added.
 
     `mean` is Σ countᵢ·updateᵢ / Σ countᵢ, shape [d]; of a private step `integers`, the noised sum in units, stands in
-    its place. `sums` are the profile's or the evaluation's, shape [k]; `loss` is Σ countᵢ·lossᵢ. `by_node`, each
+    its place. `sums` are the profile's or the evaluation's, shape [k]; `loss` is Σ countᵢ·lossᵢ, and `steps`
+    Σ countᵢ·stepsᵢ. `by_node`, each
     institution's own sums, is empty under secure aggregation; so is `updates`, and unless they are asked for.
     """
 
@@ -91,6 +92,7 @@ class Total:
     mean: Vector | None = None
     integers: npt.NDArray[np.int64] | None = None
     loss: float = 0.0
+    steps: float = 0.0
     sums: Sums | None = None
     by_node: dict[int, Sums] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
@@ -190,7 +192,7 @@ class PlainAggregation:
         if isinstance(request, PrivateRequest):
             raise ConfigError("a private run needs secure aggregation")
         total = Total()
-        fold = Fold(request.model.size) if isinstance(request, TrainRequest) else None
+        fold = Fold(request.update_size) if isinstance(request, TrainRequest) else None
         kind = KINDS[type(request)]
         group = "" if isinstance(request, ProfileRequest) else str(request.round)
         for answer in ask(self._grid, dict.fromkeys(nodes, request), kind, self._deadline_s, group):
@@ -210,6 +212,7 @@ class PlainAggregation:
                 if self._keep:
                     total.updates.append(Update(answer.node_id, reply.count, reply.train_loss, reply.update))
                 total.loss += reply.train_loss * reply.count
+                total.steps += float(reply.steps * reply.count)
             total.seconds_aggregate += time.monotonic() - clock
         if total.by_node:
             total.sums = exact_sum(list(total.by_node.values()))
@@ -225,6 +228,8 @@ def _fits(reply: SumReply, request: SumRequest, width: int) -> bool:
     """Whether the reply has the request's round, the model's shape and sums of the task's length."""
     if isinstance(reply, ProfileReply) or isinstance(request, ProfileRequest):
         return isinstance(reply, ProfileReply) and reply.sums.shape == (width,)
-    if isinstance(reply, TrainReply) and reply.update.shape != request.model.shape:
+    if isinstance(request, TrainRequest) and (
+        not isinstance(reply, TrainReply) or reply.update.shape != (request.update_size,)
+    ):
         return False
     return reply.round == request.round and reply.evaluation.shape == (width,)

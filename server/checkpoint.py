@@ -84,6 +84,11 @@ class Writer:
         self._raise()
         self._queue.put(checkpoint)
 
+    def flush(self) -> None:
+        """Wait until everything submitted is on disk. Raises what a write raised."""
+        self._queue.join()
+        self._raise()
+
     def close(self) -> None:
         """Wait until everything submitted is on disk."""
         self._queue.put(None)
@@ -97,6 +102,7 @@ class Writer:
                     write(self._folder, checkpoint)
                 except BaseException as error:  # told to the round loop at its next submit
                     self._failure = error
+            self._queue.task_done()
 
     def _raise(self) -> None:
         if self._failure is not None:

@@ -30,7 +30,7 @@ from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.metrics import summarise
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
-from sovfed.federation.tasks import Task, get_task, initial_vector, public_scale
+from sovfed.federation.tasks import Task, get_task, initial_vector, normalisation, public_scale
 from sovfed.server import checkpoint
 from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.ledger_heads import LedgerHeads
@@ -79,13 +79,10 @@ def coordinate(
     CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
     """
     task = get_task(config.task.name, config.task.parameters)
-    if config.server.min_cohort < config.strategy.least_cohort:
-        raise ConfigError(
-            f"strategy '{config.strategy.name}' with malicious={config.strategy.malicious} needs "
-            f"{config.strategy.least_cohort} institutions a round, the minimum cohort is {config.server.min_cohort}"
-        )
+    _check(config, task)
     aggregation = engine(_aggregation(grid, config, run, task, identity))
     rounds = Rounds(config, run, grid, make_optimizer(config.strategy, config.task.learning_rate), aggregation)
+    rounds.name = folder.name
     rounds.sums, rounds.features = task.evaluation_size, len(task.schema.features)
     if config.privacy.private:
         rounds.plan = PrivacyPlan.make(config, folder.name, task.parameters)
@@ -103,6 +100,8 @@ def coordinate(
         for number in range(last + 1, config.rounds + 1):
             done = rounds.train(number)
             writer.submit(checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), digest))
+            if config.strategy.stateful:
+                writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
             line = _line(task, done, names)
             lines.write(json.dumps(line) + "\n")
             lines.flush()
@@ -139,6 +138,18 @@ def coordinate(
     return Outcome(rounds.model, rounds.scale, summary)
 
 
+def _check(config: Config, task: Task) -> None:
+    """Raise ConfigError if the strategy is not for this cohort or this task."""
+    strategy, cohort = config.strategy, config.server.min_cohort
+    if cohort < strategy.least_cohort:
+        raise ConfigError(
+            f"strategy '{strategy.name}' with malicious={strategy.malicious} needs {strategy.least_cohort} "
+            f"institutions a round, the minimum cohort is {cohort}"
+        )
+    if strategy.name == "fedbn" and (task.build is None or not normalisation(task.build()).any()):
+        raise ConfigError(f"task '{task.name}' has no normalisation layer to leave at the institutions: take fedavg")
+
+
 def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, identity: Identity | None) -> Aggregation:
     server = config.server
     if not config.secagg.enabled:
@@ -146,9 +157,10 @@ def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, iden
         return PlainAggregation(grid, server.round_deadline_s, keep=config.strategy.individual)
     if identity is None:
         raise ConfigError("secure aggregation needs the coordinator's certificate and key")
+    size = 2 * task.parameters if config.strategy.name == "scaffold" else task.parameters
     return SecureAggregation(
         grid, identity, config.secagg, run=run, min_cohort=server.min_cohort, deadline_s=server.round_deadline_s,
-        max_size=task.parameters, config_digest=bytes.fromhex(checkpoint.config_digest(config)),
+        max_size=size, config_digest=bytes.fromhex(checkpoint.config_digest(config)),
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from sovfed.server.strategies import Combining, ServerOptimizer
 log = logging.getLogger(__name__)
 MAX_ATTEMPTS: Final = 5  # of one round, before the run stops and waits for `sovfed run resume`
 STD_FLOOR: Final = 1e-6
+NOTHING: Final[Vector] = np.zeros(0, dtype=np.float32)
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Rounds:
         self.sums = 0  # length of the task's evaluation vector
         self.features = 0  # of the task; 0 if it is not standardised
         self.plan: PrivacyPlan | None = None  # of a private run
+        self.name = run  # which a resumed run keeps; `run` is Flower's
 
     def cohort(self) -> list[int]:
         """The nodes that are here now, in ascending order; waits up to `server.node_wait_s` for the minimum cohort."""
@@ -100,12 +102,13 @@ class Rounds:
             request: SumRequest = TrainRequest(
                 run=self.run, round=number, task=task.name, seed=self.config.seed, local_epochs=task.local_epochs,
                 batch_size=task.batch_size, learning_rate=task.learning_rate, proximal_mu=strategy.proximal_mu,
-                model=self.model, scale=self.scale,
+                model=self.model, scale=self.scale, algorithm=strategy.algorithm, keep=self.name,
+                personal_lambda=strategy.personal_lambda if strategy.name == "ditto" else 0.0, control=self._control(),
             )  # fmt: skip
             total, attempts = self._collect(f"round {number}", request, self.sums)
             update = _required(total.mean)
             if isinstance(self.optimizer, Combining):
-                update = self.optimizer.combine(number, total.updates)
+                update = self.optimizer.combine(number, total, len(self.cohort()))
         else:
             total, attempts = self._collect(f"round {number}", self.plan.request(self.run, number, self.model), 0)
             update = self.plan.mean_update(total)
@@ -130,9 +133,16 @@ class Rounds:
     def evaluate(self, number: int) -> Total:
         """The metric sums of the model after round `number`."""
         request = EvaluateRequest(
-            run=self.run, round=number, task=self.config.task.name, model=self.model, scale=self.scale
-        )
+            run=self.run, round=number, task=self.config.task.name, model=self.model, scale=self.scale,
+            algorithm=self.config.strategy.algorithm, keep=self.name,
+        )  # fmt: skip
         return self._collect("the final evaluation", request, self.sums)[0]
+
+    def _control(self) -> Vector:
+        """What SCAFFOLD sends beside the model."""
+        from sovfed.server.strategies.drift import Scaffold
+
+        return self.optimizer.control(self.model) if isinstance(self.optimizer, Scaffold) else NOTHING
 
     def _collect(self, what: str, request: SumRequest, width: int) -> tuple[Total, int]:
         """The total over at least the minimum cohort, and the attempts that it took."""

@@ -49,7 +49,7 @@ SETUP_TRIES: Final = 3  # epochs, each without those that failed in the last
 SETUP_S: Final = 60.0  # longest wait for one step of the setup
 REVEAL_S: Final = 15.0  # longest wait for the shares of holders that are still connected
 LIFETIME_S: Final = 7 * 86400  # of a roster's keys
-TRAIN_METRICS: Final = 2  # before the evaluation: Σ countᵢ·lossᵢ and the values that the clip changed
+TRAIN_METRICS: Final = 3  # before the evaluation: Σ countᵢ·lossᵢ, Σ countᵢ·stepsᵢ, the values that the clip changed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class SecureAggregation:
         round_ = open_round(
             epoch.roster, self._identity.sign, epoch.upload_keys, number=self._number, attempt=self._attempt,
             purpose=purpose(request), cohort=list(members.values()),
-            size=request.model.size if isinstance(request, TrainRequest | PrivateRequest) else 0, metrics=metrics,
+            size=_size(request), metrics=metrics,
             model=model_digest(request), task=task_digest(request),
         )  # fmt: skip
         begun = dataclasses.replace(request, begin=np.frombuffer(round_.begin_bytes, np.uint8))
@@ -270,6 +270,17 @@ def _by_node(order: Sequence[int], bodies: Mapping[int, bytes]) -> dict[int, byt
     return {order[index]: body for index, body in bodies.items()}
 
 
+def _size(request: SumRequest) -> int:
+    """Length of the update that answers `request`."""
+    match request:
+        case TrainRequest():
+            return request.update_size
+        case PrivateRequest():
+            return request.model.size
+        case _:
+            return 0
+
+
 def _metrics(request: SumRequest, width: int) -> int:
     """How many header words the request's sums of length `width` take."""
     if isinstance(request, PrivateRequest):
@@ -287,12 +298,13 @@ def _fill(total: Total, request: SumRequest, found: Aggregate) -> None:
     elif isinstance(request, ProfileRequest):
         total.sums = narrow(found.metrics)
     elif isinstance(request, TrainRequest):
-        total.count, total.mean, total.loss = found.weight, found.mean, float(found.metrics[0])
+        total.count, total.mean = found.weight, found.mean
+        total.loss, total.steps, cut = (float(value) for value in found.metrics[:TRAIN_METRICS])
         total.sums = found.metrics[TRAIN_METRICS:]
-        if found.metrics[1]:
+        if cut:
             log.warning(
                 "round %d: %d values of the institutions' updates were cut to secagg.clip",
-                request.round, int(found.metrics[1]),
+                request.round, int(cut),
             )  # fmt: skip
     else:
         total.sums = found.metrics

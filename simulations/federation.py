@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from sovfed.clients.app import make_client_app
 from sovfed.clients.masking import Masking
+from sovfed.clients.personal import PersonalStates
 from sovfed.clients.trainer import TrainerService
 from sovfed.clients.training import LocalTraining
 from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
@@ -32,6 +33,7 @@ from sovfed.simulations.population import KEPT, Institution, institution_names, 
 
 __all__ = ["institution_names", "simulate", "simulate_population", "sites"]
 log = logging.getLogger(__name__)
+INSTITUTIONS: Final = "institutions"  # folder of what each of them keeps, where a strategy makes it keep something
 OUTSIDE: Final = "simulated_metrics"  # in the summary of a private simulation
 PROFILED: Final = 1_000  # institutions whose records give the features' mean and standard deviation, at most
 
@@ -81,6 +83,7 @@ def simulate_population(
         return TrainerService(
             one.load, site=one.site, device=config.client.device, precision=config.client.precision,
             masking=_masking(authority, one.name, cohort),
+            states=PersonalStates(folder / INSTITUTIONS / one.name, durable=False),
         )  # fmt: skip
 
     # An institution's identity, keys and journal must outlive the round; without them it is cheap to make again.

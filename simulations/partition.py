@@ -11,7 +11,8 @@ the training and of the held-out ones alike.
     shards     records in the order of their labels, cut into `shards` pieces for each part and dealt at random
                (McMahan et al. 2017, arXiv:1602.05629, section 3)
     feature    equal shares, and Gaussian noise whose standard deviation grows evenly from part to part (Li et al. 2022,
-               section 4.1, noise-based feature imbalance)
+               section 4.1, noise-based feature imbalance), as does what `fade` takes of the contrast: values move
+               towards their upper bound, as in an overexposed image
 
 More institutions than the records give parts for (`PART_RECORDS` each) share them: beyond the last part, institution k
 is a bootstrap sample (Efron 1979) of part k mod parts. Training and held-out records never mix. Everything follows from
@@ -80,7 +81,9 @@ class Partition:
         if self._config.name == "feature" and self.institutions > 1:
             level = self._config.noise * institution / (self.institutions - 1)
             noisy = features + generator.normal(size=features.shape) * level * self._spread
-            features = np.clip(noisy, self._bounds[:, 0], self._bounds[:, 1]).astype(np.float32)
+            lost = self._config.fade * institution / (self.institutions - 1)
+            faded = (1 - lost) * noisy + lost * self._bounds[:, 1]
+            features = np.clip(faded, self._bounds[:, 0], self._bounds[:, 1]).astype(np.float32)
         return Records(features, self._records.labels[union], self._records.persons[union], train, test)
 
 

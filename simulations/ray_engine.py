@@ -44,6 +44,11 @@ def run_on_ray(config: Config, names: Sequence[str], folder: Path, run: Run) -> 
     """`run` over a Grid whose nodes Flower's Ray back end answers for, an actor a CPU (or a GPU)."""
     if config.secagg.enabled:
         raise ConfigError("simulation.engine=ray keeps no institution's keys from round to round: add secagg=none")
+    if config.strategy.stateful:
+        raise ConfigError(
+            f"simulation.engine=ray trains an institution on another machine in every round, and strategy "
+            f"'{config.strategy.name}' keeps something there: simulation.engine=inprocess"
+        )
     be_quiet()  # for the actors
     telemetry.FLWR_TELEMETRY_ENABLED = "0"  # read when flwr is imported, which may have been before
     from flwr.simulation import run_simulation

@@ -47,6 +47,8 @@ def refusal(module: nn.Module, config: Config) -> str:
         return f"client.precision is {config.client.precision}, and loss scales adapt to one institution's gradients"
     if config.strategy.individual:
         return f"strategy '{config.strategy.name}' needs every institution's own update, and stacking adds them up"
+    if config.strategy.algorithm != "sgd":
+        return f"strategy '{config.strategy.name}' changes local training, of which only plain SGD is stacked"
     for name, part in module.named_modules():
         if getattr(part, "track_running_stats", False):
             return f"{type(part).__name__} '{name}' keeps running statistics, which every institution has its own of"

@@ -62,10 +62,11 @@ def load_records(task: Task, config: DataConfig) -> Records:
     return records
 
 
-def require_task(task: Task, name: str, source: str) -> None:
-    """Raise DataError unless `task` is the one that connector `source` has records for."""
-    if task.name != name:
-        raise DataError(f"data.source '{source}' holds records for task '{name}', not for '{task.name}'")
+def require_task(task: Task, source: str, *names: str) -> None:
+    """Raise DataError unless `task` is one that connector `source` has records for."""
+    if task.name not in names:
+        known = " or ".join(f"'{name}'" for name in names)
+        raise DataError(f"data.source '{source}' holds records for task {known}, not for '{task.name}'")
 
 
 def check(records: Records, schema: Schema, where: str) -> None:

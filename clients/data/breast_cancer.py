@@ -24,7 +24,7 @@ MEAN_AREA: Final = 3
 
 def load(task: Task, config: DataConfig) -> Records:
     """The patients of simulated hospital `config.site` of `config.sites`; every row is a person."""
-    require_task(task, "breast_cancer", config.source)
+    require_task(task, config.source, "breast_cancer")
     table = read_bundled("breast_cancer.csv", SHA256, skip_lines=1)
     features, target = table[:, :-1], table[:, -1]
     size = features[:, MEAN_AREA].argsort(kind="stable").argsort(kind="stable") / len(features)

@@ -34,7 +34,7 @@ Images = npt.NDArray[np.uint8]
 
 def load(task: Task, config: DataConfig) -> Records:
     """The images of simulated institution `config.site` of `config.sites`; every image counts as a person."""
-    require_task(task, "pneumonia", config.source)
+    require_task(task, config.source, "pneumonia")
     if not config.path:
         raise DataError(f"data.source 'pneumoniamnist' needs data.path: {NAME} or the folder it lies in")
     path = Path(config.path).expanduser()

@@ -40,7 +40,7 @@ SPLIT_SEED: Final = 43
 
 def load(task: Task, config: DataConfig) -> Records:
     """The patients of hospital `config.site`, a person a row; `config.path` is the file or the folder it lies in."""
-    require_task(task, "heart", config.source)
+    require_task(task, config.source, "heart")
     if config.site not in SHA256:
         raise DataError(f"data.site is '{config.site[:64]}'{nearest(config.site, SHA256)}")
     if not config.path:

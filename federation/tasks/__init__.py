@@ -16,13 +16,14 @@ from sovfed.federation.schema import nearest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy.typing as npt
     from torch import Tensor
     from torch.nn import Module
 
     from sovfed.federation.messages import Sums, Vector
     from sovfed.federation.metrics import Metrics
 
-NAMES: Final = ("breast_cancer", "digits", "echo", "heart", "pneumonia")
+NAMES: Final = ("breast_cancer", "digits", "digits_cnn", "echo", "heart", "pneumonia")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Schema:
 
 @dataclass(frozen=True)
 class Task:
-    """A learning task. Its model crosses the wire as a flat vector in torch's `parameters_to_vector` order."""
+    """A learning task. Its model crosses the wire as a flat vector, in the order of `state_tensors`."""
 
     name: str
     title: str
@@ -79,6 +80,8 @@ def get_task(name: str, parameters: int | None = None) -> Task:
             from sovfed.federation.tasks.breast_cancer import TASK
         case "digits":
             from sovfed.federation.tasks.digits import TASK
+        case "digits_cnn":
+            from sovfed.federation.tasks.digits_cnn import TASK
         case "echo":
             from sovfed.federation.tasks.echo import TASK
 
@@ -99,6 +102,29 @@ def public_scale(task: Task) -> Sums:
     return np.concatenate([(low + high) / 2, (high - low) / 2])
 
 
+def state_tensors(module: Module) -> list[Tensor]:
+    """What of `module` is in the flat vector: its parameters in torch's order, then its floating-point buffers.
+
+    The buffers are running statistics, which an average of models needs as much as their weights.
+    """
+    return [*module.parameters(), *(buffer for buffer in module.buffers() if buffer.is_floating_point())]
+
+
+def normalisation(module: Module) -> npt.NDArray[np.bool_]:
+    """Which places of the flat vector (shape [d]) belong to normalisation layers."""
+    from torch import nn
+    from torch.nn.modules.batchnorm import _NormBase
+
+    layers = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    mine = {
+        id(tensor)
+        for part in module.modules()
+        if isinstance(part, layers)
+        for tensor in (*part.parameters(), *part.buffers())
+    }
+    return np.concatenate([np.full(tensor.numel(), id(tensor) in mine) for tensor in state_tensors(module)])
+
+
 def initial_vector(task: Task, seed: int) -> Vector:
     """The task's initial model, shape [d]: the same for the same seed, and zeros for a task that is not trained."""
     if task.build is None:
@@ -107,5 +133,5 @@ def initial_vector(task: Task, seed: int) -> Vector:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vector: Vector = torch.nn.utils.parameters_to_vector(task.build().parameters()).detach().numpy()
+        vector: Vector = torch.cat([tensor.detach().reshape(-1) for tensor in state_tensors(task.build())]).numpy()
     return vector

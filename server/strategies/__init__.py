@@ -6,24 +6,23 @@ fed with one reply that holds model + mean update, so the same adapter works whe
 Sources: FedAvg, McMahan et al. 2017, arXiv:1602.05629, Algorithm 1; FedProx, Li et al. 2020, arXiv:1812.06127 (its
 client half is `proximal_mu` in `clients/training.py`); FedAvgM, Hsu et al. 2019, arXiv:1909.06335; FedAdagrad,
 FedAdam and FedYogi, Reddi et al. 2021, arXiv:2003.00295, Algorithm 2. `server/strategies/robust.py` has those that
-compare the institutions' own updates.
+compare the institutions' own updates, `server/strategies/drift.py` SCAFFOLD and FedNova.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.federation.config import StrategyConfig
+from sovfed.federation.config import LOCAL, StrategyConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Vector
 from sovfed.federation.schema import nearest
 
 if TYPE_CHECKING:
-    from sovfed.server.aggregation import Update
+    from sovfed.server.aggregation import Total
 
 Slots = dict[str, npt.NDArray[Any]]
 
@@ -44,10 +43,10 @@ class ServerOptimizer(Protocol):
 
 @runtime_checkable
 class Combining(Protocol):
-    """What an optimizer that no mean is enough for does in the mean's place."""
+    """What an optimizer does for which the mean update is not what the institutions sent."""
 
-    def combine(self, round: int, updates: Sequence[Update]) -> Vector:
-        """The update to step with, shape [d], from every institution's own."""
+    def combine(self, round: int, total: Total, present: int) -> Vector:
+        """The update to step with, shape [d]; `present` institutions could have taken part in `total`."""
         ...
 
 
@@ -56,8 +55,13 @@ def make_optimizer(config: StrategyConfig, learning_rate: float = 1.0) -> Server
 
     `learning_rate` is that of the institutions.
     """
-    if config.name in ("fedavg", "fedprox"):
-        return Averaging()
+    match config.name:
+        case "fedavg" | "fedprox" | "fedbn" | "ditto":  # the rest of these is local: clients/algorithms.py
+            return Averaging()
+        case "fednova" | "scaffold":
+            from sovfed.server.strategies.drift import FedNova, Scaffold
+
+            return FedNova() if config.name == "fednova" else Scaffold(config)
     if config.individual:
         from sovfed.server.strategies.robust import Robust
 
@@ -65,7 +69,9 @@ def make_optimizer(config: StrategyConfig, learning_rate: float = 1.0) -> Server
     from sovfed.server.strategies.adapter import FLOWER, FlowerOptimizer
 
     if config.name not in FLOWER:
-        raise ConfigError(f"strategy.name is {config.name!r}{nearest(config.name, ('fedavg', 'fedprox', *FLOWER))}")
+        raise ConfigError(
+            f"strategy.name is {config.name!r}{nearest(config.name, ('fedavg', 'fedprox', *LOCAL, *FLOWER))}"
+        )
     return FlowerOptimizer(config)
 
 

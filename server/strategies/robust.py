@@ -10,7 +10,6 @@ Algorithm 2, with the round's training loss in place of the loss of the model th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +21,7 @@ from sovfed.federation.config import StrategyConfig
 from sovfed.federation.errors import CohortError
 from sovfed.federation.flower import new_message
 from sovfed.federation.messages import Vector
-from sovfed.server.aggregation import Update
+from sovfed.server.aggregation import Total, Update
 from sovfed.server.strategies import Averaging
 
 KEY: Final = "update"
@@ -34,8 +33,9 @@ class Robust(Averaging):
     def __init__(self, config: StrategyConfig, learning_rate: float) -> None:
         self._config, self._strategy = config, _make(config, learning_rate)
 
-    def combine(self, round: int, updates: Sequence[Update]) -> Vector:
+    def combine(self, round: int, total: Total, present: int) -> Vector:
         """The combined update, shape [d]. Raises CohortError if there are too few for the strategy's guarantee."""
+        updates = total.updates
         if len(updates) < self._config.least_cohort:
             raise CohortError(
                 f"round {round}: {len(updates)} updates, strategy '{self._config.name}' needs at least "

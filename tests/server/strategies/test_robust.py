@@ -14,7 +14,7 @@ from sovfed.federation.compose import compose
 from sovfed.federation.config import INDIVIDUAL, StrategyConfig
 from sovfed.federation.errors import CohortError, ConfigError
 from sovfed.federation.messages import Reply, Request, TrainReply, Vector
-from sovfed.server.aggregation import Update
+from sovfed.server.aggregation import Total, Update
 from sovfed.server.coordinator import coordinate
 from sovfed.server.strategies.robust import Robust
 from sovfed.simulations.federation import simulate_population
@@ -33,7 +33,7 @@ def updates(n: int, d: int = 50) -> list[Update]:
 
 
 def combine(given: list[Update], name: str, **more: float) -> Vector:
-    return Robust(StrategyConfig(name=name, **more), RATE).combine(1, given)  # type: ignore[arg-type]
+    return Robust(StrategyConfig(name=name, **more), RATE).combine(1, Total(updates=given), len(given))  # type: ignore[arg-type]
 
 
 def table(given: list[Update]) -> np.ndarray:

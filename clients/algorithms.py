@@ -1,0 +1,77 @@
+"""Local training as a strategy wants it: plain, or with something that the institution keeps from round to round.
+
+    sgd       FedAvg, FedProx and whatever only the server does otherwise
+    scaffold  Karimireddy et al. 2020, arXiv:1910.06378, Algorithm 1 with option II of cᵢ⁺
+    fednova   Wang et al. 2020, arXiv:2007.07481, equation 9 with plain SGD: the update per step
+    fedbn     Li et al. 2021, arXiv:2102.07623, Algorithm 1: normalisation layers are the institution's own
+    ditto     Li et al. 2021, arXiv:2012.04221, Algorithm 1: FedAvg, and a personal model beside it
+
+What an institution evaluates is the model that it would use: its own under `fedbn` and `ditto`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sovfed.clients.personal import Learned
+from sovfed.clients.training import LocalTraining
+from sovfed.federation.errors import ConfigError, ProtocolError
+from sovfed.federation.tasks import normalisation
+
+if TYPE_CHECKING:
+    from sovfed.federation.messages import EvaluateRequest, TrainRequest, Vector
+
+
+class Learner(LocalTraining):
+    """Local training under every algorithm. `state` is what was kept last, None in the institution's first round."""
+
+    def learn(self, request: TrainRequest, state: Vector | None) -> Learned:
+        """Evaluate what is in use, then train. Raises ConfigError, ProtocolError and TrainingError."""
+        if request.control.size != (request.model.size if request.algorithm == "scaffold" else 0):
+            raise ProtocolError(f"control of shape {request.control.shape} under '{request.algorithm}'")
+        steps, in_use = self.steps(request), self.model_in_use(request, state)
+        evaluation = self.evaluate(in_use, request.scale)
+        match request.algorithm:
+            case "scaffold":
+                own = np.zeros_like(request.model) if state is None else state
+                correction = self.only_trained(request.control - own)
+                update, loss = self.train(request, correction=correction)
+                gradient = self.only_trained(update / np.float32(-steps * request.learning_rate)) - correction
+                return Learned(np.concatenate([update, gradient]), loss, steps, evaluation, gradient)
+            case "fednova":
+                update, loss = self.train(request)
+                return Learned(update / np.float32(steps), loss, steps, evaluation)
+            case "fedbn":
+                update, loss = self.train(replace(request, model=in_use))
+                return Learned(np.where(self._own, np.float32(0), update), loss, steps, evaluation, in_use + update)
+            case "ditto":
+                update, loss = self.train(request)
+                towards = replace(request, model=in_use, proximal_mu=request.personal_lambda)
+                change, _ = self.train(towards, anchor=request.model)
+                return Learned(update, loss, steps, evaluation, in_use + change)
+            case _:
+                update, loss = self.train(request)
+                return Learned(update, loss, steps, evaluation)
+
+    def model_in_use(self, request: TrainRequest | EvaluateRequest, state: Vector | None) -> Vector:
+        """The model that this institution uses, shape [d], given the federation's."""
+        match request.algorithm:
+            case "ditto" if state is not None:
+                return state
+            case "fedbn" if state is not None:
+                return np.where(self._own, state, request.model)
+            case _:
+                return request.model
+
+    @cached_property
+    def _own(self) -> npt.NDArray[np.bool_]:
+        """The places of the normalisation layers."""
+        found = np.zeros(0, bool) if self.task.build is None else normalisation(self.task.build())
+        if not found.any():
+            raise ConfigError(f"task '{self.task.name}' has no normalisation layer that could stay here")
+        return found

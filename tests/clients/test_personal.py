@@ -1,0 +1,94 @@
+"""What an institution keeps: found again after a restart or a set-back, never of another run, never unbounded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sovfed.clients.cli_personal import personal
+from sovfed.clients.personal import MAX_RUNS, PersonalStates, read
+from sovfed.federation.errors import DataError
+from sovfed.federation.messages import EvaluateRequest
+
+ASKED = EvaluateRequest(
+    run="7", round=1, task="digits", model=np.zeros(5, np.float32), scale=np.ones(4), algorithm="ditto", keep="a-run"
+)
+
+
+def at(number: int, **more: str) -> EvaluateRequest:
+    return dataclasses.replace(ASKED, round=number, **more)  # type: ignore[arg-type]
+
+
+def vector(value: float) -> np.ndarray:
+    return np.full(5, value, np.float32)
+
+
+@pytest.fixture
+def states(tmp_path: Path) -> PersonalStates:
+    found = PersonalStates(tmp_path / "personal")
+    for number in (1, 2, 3):
+        found.save(at(number), vector(number))
+    return found
+
+
+def test_the_newest_up_to_a_round_is_found_by_another_process(states: PersonalStates, tmp_path: Path) -> None:
+    again = PersonalStates(tmp_path / "personal")
+    for last, expected in ((9, 3), (3, 3), (2, 2)):
+        found = again.load(at(last + 1), last)
+        assert found is not None and found.tolist() == [expected] * 5
+    assert again.load(at(2), 1) is None  # older ones are gone
+    assert len(list((tmp_path / "personal").iterdir())) == 2
+
+
+def test_a_run_that_was_set_back_overwrites_what_came_after(states: PersonalStates) -> None:
+    states.save(at(2), vector(20))
+    found = states.load(at(4), 3)
+    assert found is not None and found[0] == 20
+
+
+@pytest.mark.parametrize("other", [{"keep": "b-run"}, {"task": "heart"}, {"algorithm": "fedbn"}])
+def test_another_run_task_or_algorithm_finds_nothing(states: PersonalStates, other: dict[str, str]) -> None:
+    assert states.load(at(4, **other), 3) is None
+
+
+def test_a_name_is_never_a_path(states: PersonalStates, tmp_path: Path) -> None:
+    states.save(at(1, keep="../../etc/passwd"), vector(1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["personal"]
+
+
+def test_files_are_the_owners_alone_and_bounded_in_number(states: PersonalStates, tmp_path: Path) -> None:
+    for run in range(2 * MAX_RUNS):
+        states.save(at(1, keep=f"run-{run}"), vector(run))
+    files = list((tmp_path / "personal").iterdir())
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+    assert len({path.name.split(".")[0] for path in files}) == MAX_RUNS
+    assert states.list()[0].run == f"run-{2 * MAX_RUNS - 1}"
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 100, None])
+def test_a_damaged_file_is_an_error_not_a_new_beginning(
+    states: PersonalStates, tmp_path: Path, damage: bytes | None
+) -> None:
+    newest = max((tmp_path / "personal").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    newest.write_bytes(newest.read_bytes()[:-3] if damage is None else damage)
+    with pytest.raises(DataError, match=newest.name):
+        states.load(at(4), 3)
+
+
+def test_the_command_lists_and_exports(states: PersonalStates, tmp_path: Path) -> None:
+    home, out = ["--home", str(tmp_path)], tmp_path / "ours.safetensors"
+    listed = json.loads(CliRunner().invoke(personal, ["list", "--json", *home], catch_exceptions=False).output)
+    assert [(one["run"], one["algorithm"], one["round"]) for one in listed] == [("a-run", "ditto", 3)]
+    assert "a-run" in CliRunner().invoke(personal, ["list", *home]).output
+    told = CliRunner().invoke(personal, ["export", "a-run", str(out), *home], catch_exceptions=False).output
+    assert "after round 3 (ditto)" in told
+    model, scale = read(out)
+    assert model.tolist() == [3] * 5 and scale.tolist() == [1] * 4
+    refused = CliRunner().invoke(personal, ["export", "a-ran", str(out), *home])
+    assert isinstance(refused.exception, DataError) and "did you mean 'a-run'" in str(refused.exception)
+    assert "Nothing yet" in CliRunner().invoke(personal, ["list", "--home", str(tmp_path / "new")]).output
