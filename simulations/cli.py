@@ -176,6 +176,7 @@ def bench() -> None:
       sovfed bench private-step --quick
       sovfed bench noise
       sovfed bench simulation --quick --json simulation.json
+      sovfed bench algorithms --quick --plot algorithms.png
       sovfed bench utility --heart /data/heart_disease
     """
 
@@ -251,6 +252,18 @@ def simulation(quick: bool, json_path: Path | None, csv_path: Path | None, plot_
     SOVFED_PFL_PYTHON names the python of an environment with pfl 0.6; without it, pfl-research is left out.
     """
     from sovfed.simulations.benchmarks.simulation import run
+
+    run(quick=quick, json_path=json_path, csv_path=csv_path, plot_path=plot_path, console=_console(False))
+
+
+@bench.command()
+@click.option("--quick", is_flag=True, help="Two seeds instead of five: under 3 minutes.")
+@click.option("--json", "json_path", type=FILE, help='Write {"rows": […], "ratios": {…}}.')
+@click.option("--csv", "csv_path", type=FILE, help="Write the rows as CSV.")
+@click.option("--plot", "plot_path", type=FILE, help="Draw accuracy by round into a PNG.")
+def algorithms(quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None) -> None:
+    """SCAFFOLD, FedNova, FedBN and Ditto against FedAvg, each where its paper says that it helps."""
+    from sovfed.simulations.benchmarks.algorithms import run
 
     run(quick=quick, json_path=json_path, csv_path=csv_path, plot_path=plot_path, console=_console(False))
 

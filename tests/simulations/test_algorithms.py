@@ -27,10 +27,14 @@ def run(folder: Path, *overrides: str, **more: Any) -> Outcome:
 
 @pytest.mark.parametrize("strategy", LOCAL)
 def test_the_secure_sum_gives_the_model_of_the_plain_one(strategy: str, tmp_path: Path) -> None:
-    secure, plain = (run(tmp_path / name, f"strategy={strategy}", f"secagg={name}") for name in ("full", "none"))
+    """After one round: training amplifies the rounding of the ring from then on, through ReLU and BatchNorm."""
+    secure, plain = (
+        run(tmp_path / name, f"strategy={strategy}", f"secagg={name}", "rounds=1") for name in ("full", "none")
+    )
     assert secure.summary["secure_aggregation"] and not plain.summary["secure_aggregation"]
-    np.testing.assert_allclose(secure.model, plain.model, atol=3e-6)
-    assert secure.summary["metrics"] == pytest.approx(plain.summary["metrics"], abs=1e-3)
+    steps = 10 if strategy == "fednova" else 1  # by which FedNova multiplies the mean, and so its rounding
+    np.testing.assert_allclose(secure.model, plain.model, atol=1e-6 * steps)
+    assert secure.summary["metrics"] == pytest.approx(plain.summary["metrics"], abs=1e-4)
 
 
 @pytest.mark.parametrize("strategy", LOCAL)
@@ -49,7 +53,9 @@ def test_a_run_set_back_by_a_crash_ends_with_the_same_bytes(strategy: str, tmp_p
 
 
 def test_ditto_gives_the_federation_fedavgs_model_and_the_institutions_better_ones(tmp_path: Path) -> None:
-    ditto, fedavg = (run(tmp_path / name, f"strategy={name}", "secagg=none") for name in ("ditto", "fedavg"))
+    ditto, fedavg = (
+        run(tmp_path / name, f"strategy={name}", "secagg=none", "partition=shards") for name in ("ditto", "fedavg")
+    )
     np.testing.assert_array_equal(ditto.model, fedavg.model)
     assert ditto.summary["metrics"]["accuracy"] > fedavg.summary["metrics"]["accuracy"]
     files = sorted(path.parent.name for path in (tmp_path / "ditto" / "institutions").rglob("*.3.safetensors"))

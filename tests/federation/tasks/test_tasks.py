@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.tasks import NAMES, get_task, initial_vector
+from sovfed.federation.tasks import NAMES, get_task, initial_vector, state_tensors
 
 TRAINED = [name for name in NAMES if get_task(name).build is not None]
 
@@ -31,7 +31,7 @@ def test_the_model_fits_the_schema_and_the_loss_is_per_record(name: str) -> None
     assert task.build is not None
     assert task.loss is not None
     module = task.build()
-    assert sum(parameter.numel() for parameter in module.parameters()) == task.parameters
+    assert sum(tensor.numel() for tensor in state_tensors(module)) == task.parameters
     labels = torch.arange(5) % len(task.schema.classes)
     with torch.no_grad():
         logits = module(torch.zeros(5, len(task.schema.features)))
