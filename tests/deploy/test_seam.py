@@ -21,7 +21,8 @@ pytestmark = pytest.mark.deploy
     ("lane", "strategy", "secagg"),
     [
         ("stream", "fedavg", "none"), ("flower", "fedavg", "none"), ("stream", "fedadam", "none"),
-        ("stream", "fedavg", "full"), ("flower", "fedadam", "full"),
+        ("stream", "fedavg", "full"), ("flower", "fedadam", "full"), ("stream", "scaffold", "none"),
+        ("stream", "ditto", "full"),
     ],
 )  # fmt: skip
 def test_deployment_and_simulation_train_the_same_model(
