@@ -43,13 +43,22 @@ def divide(a: int, b: int) -> int:
 
 
 @cache
+def _powers_of(point: int, count: int) -> list[int]:
+    """1, point, point², …"""
+    return [_EXP[_LOG[point] * exponent % 255] for exponent in range(count)]
+
+
+@cache
 def _row(factor: int) -> bytes:
     """The table that `bytes.translate` multiplies by `factor` with."""
     return bytes(multiply(factor, value) for value in range(256))
 
 
-def _add(a: bytes, b: bytes) -> bytes:
-    return (np.frombuffer(a, np.uint8) ^ np.frombuffer(b, np.uint8)).tobytes()
+def _combine(strings: list[bytes], factors: list[int]) -> bytes:
+    """Σ factor · string."""
+    products = b"".join([string.translate(_row(factor)) for string, factor in zip(strings, factors, strict=True)])
+    total: bytes = np.bitwise_xor.reduce(np.frombuffer(products, np.uint8).reshape(len(strings), -1)).tobytes()
+    return total
 
 
 def split(secret: bytes, threshold: int, holders: int, entropy: Entropy) -> list[bytes]:
@@ -59,24 +68,16 @@ def split(secret: bytes, threshold: int, holders: int, entropy: Entropy) -> list
     size = len(secret)
     random = entropy(size * (threshold - 1))
     coefficients = [secret, *(random[k * size : (k + 1) * size] for k in range(threshold - 1))]
-    return [_evaluate(coefficients, holder + 1) for holder in range(holders)]
-
-
-def _evaluate(coefficients: list[bytes], point: int) -> bytes:
-    row, value = _row(point), coefficients[-1]
-    for coefficient in reversed(coefficients[:-1]):  # Horner
-        value = _add(value.translate(row), coefficient)
-    return value
+    return [_combine(coefficients, _powers_of(holder + 1, threshold)) for holder in range(holders)]
 
 
 def interpolate(shares: Mapping[int, bytes], point: int = 0) -> bytes:
     """The polynomial through `shares` (holder → share) at `point`: 0 gives the secret, h + 1 holder h's share."""
-    nodes = [holder + 1 for holder in shares]
-    total = bytes(len(next(iter(shares.values()))))
-    for node, share in zip(nodes, shares.values(), strict=True):
+    nodes, weights = [holder + 1 for holder in shares], []
+    for node in nodes:
         weight = 1  # Lagrange's: Π (point − m) / (node − m), subtraction being XOR
         for other in nodes:
             if other != node:
                 weight = multiply(weight, divide(point ^ other, node ^ other))
-        total = _add(total, share.translate(_row(weight)))
-    return total
+        weights.append(weight)
+    return _combine(list(shares.values()), weights)
