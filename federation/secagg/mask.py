@@ -29,7 +29,7 @@ HEADER_SEGMENT: Final = 2**96 - 1
 THREADS: Final = 2
 _WORTH_THREADS: Final = 32  # segments; below, handing the interpreter's lock to and fro costs more than it gains
 _TAG: Final = 16
-_ZEROS: Final = memoryview(bytes(10 * SEGMENT_WORDS))
+_ZEROS: Final = memoryview(bytes(8 * SEGMENT_WORDS))
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,6 @@ class Scratch:
     def __init__(self, words: int = SEGMENT_WORDS) -> None:
         self.words: Words = np.empty(words + _TAG // 8, np.uint64)
         self.view = self.words.data.cast("B")
-
-
-def keystream(cipher: AESGCM, segment: int, size_bytes: int, out: memoryview) -> None:
-    """Write the first `size_bytes` (at most 320 KiB) of a segment's keystream to `out`, which is 16 bytes longer."""
-    cipher.encrypt_into(segment.to_bytes(12, "big"), _ZEROS[:size_bytes], None, out)
 
 
 def apply(words: Words, segment: int, streams: Sequence[Stream], scratch: Scratch) -> None:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sovfed.federation.errors import PrivacyError, ServiceError
 from sovfed.federation.messages import Vector
-from sovfed.federation.secagg.mask import SEGMENT_WORDS, Words, keystream
+from sovfed.federation.secagg.mask import SEGMENT_WORDS, Words
 
 LANES: Final = {12: 5, 16: 4, 21: 3, 32: 2}  # bits → lanes of a word
 HEADER_COUNT, HEADER_WEIGHT, HEADER_METRICS = 0, 1, 2  # word positions; the rest of the header is metrics, then zeros
@@ -28,7 +28,6 @@ HEADER_UNIT: Final = 8
 METRIC_BITS: Final = 54  # |metric| · 2^fraction_bits ≤ 2^54, so that 255 of them cannot leave 63 bits
 WHOLE: Final = {16: np.uint16, 32: np.uint32}  # bits → the type of a lane where the processor has one
 _PART: Final = 1 << 16  # values at a time: the temporaries stay in the L2 cache
-_DITHERS: Final = np.float32(2**16)
 
 Integers: TypeAlias = npt.NDArray[np.int32]
 
@@ -109,15 +108,16 @@ class Quantiser:
             raise PrivacyError(
                 f"weight {weight} is outside 1 to {ring.max_weight}; the run's maximum weight is too small"
             )
-        self._ring, self._rounding = ring, AESGCM(key)
+        self._ring = ring
         self._update: npt.NDArray[Any] = update
         share = weight / ring.max_weight
-        # 2^16 times too large until the dither, which comes as 16-bit integers, is added
-        self._factor = np.float32(float(ring.limit) / ring.clip * share) * _DITHERS
-        self._bound = min(np.float32(float(ring.limit) * share), ring.limit) * _DITHERS
-        self._scaled = np.empty(_PART, np.float32)
-        self._dither = np.empty(SEGMENT_WORDS * ring.lanes + 8, np.uint16)
-        self._integers = np.empty(0 if ring.bits in WHOLE else _PART, np.uint32)
+        self._factor = np.float32(float(ring.limit) / ring.clip * share)
+        self._bound = min(np.float32(float(ring.limit) * share), ring.limit)
+        part = min(_PART, update.size)
+        random = AESGCM(key).encrypt(bytes(12), bytes(2 * part), None)
+        self._dither = np.frombuffer(random, np.uint16, part) * np.float32(2**-16)
+        self._scaled = np.empty(part, np.float32)
+        self._integers = np.empty(0 if ring.bits in WHOLE else part, np.uint32)
         self.clipped = 0
 
     def quantise(self, segment: int, out: Words) -> None:
@@ -125,16 +125,13 @@ class Quantiser:
         ring = self._ring
         first = segment * SEGMENT_WORDS * ring.lanes
         values = self._update[first : first + out.size * ring.lanes]
-        if values.dtype == np.float32:
-            size = 2 * values.size
-            keystream(self._rounding, segment, size, self._dither.data.cast("B")[: size + 16])
         whole = out.view(WHOLE[ring.bits]) if ring.bits in WHOLE else None
         step = _PART // ring.lanes * ring.lanes
         for start in range(0, values.size, step):
             part = values[start : start + step]
             integers = self._integers[: part.size] if whole is None else whole[start : start + part.size]
             if part.dtype == np.float32:
-                self._round(part, self._dither[start : start + part.size], integers)
+                self._round(part, integers)
             else:
                 self._offset(part, integers)
             if whole is None:
@@ -149,8 +146,12 @@ class Quantiser:
         np.copyto(out, values.view(np.uint32), casting="unsafe")
         np.add(out, out.dtype.type(self._ring.half), out=out)
 
-    def _round(self, values: Vector, dither: npt.NDArray[np.uint16], out: npt.NDArray[Any]) -> None:
-        """⌊factor · value + u⌋ + offset with u uniform on [0, 1), so that its mean is the value."""
+    def _round(self, values: Vector, out: npt.NDArray[Any]) -> None:
+        """⌊factor · value + u⌋ + offset with u uniform on [0, 1), so that its mean is the value.
+
+        Every part uses the same 65,536 u: the error of each value is what it would be with u of its own, only values
+        that stand whole parts apart in one institution's vector err together.
+        """
         low, high = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))  # both NaN if any value is
         if not math.isfinite(high - low):
             raise PrivacyError("the update holds a value that is not finite")
@@ -162,8 +163,7 @@ class Quantiser:
         np.multiply(values, self._factor, out=scaled)
         if beyond:
             np.clip(scaled, -self._bound, self._bound, out=scaled)
-        np.add(scaled, dither, out=scaled)
-        np.multiply(scaled, 1 / _DITHERS, out=scaled)
+        np.add(scaled, self._dither[: values.size], out=scaled)
         np.floor(scaled, out=out.view(f"i{out.itemsize}"), casting="unsafe")
         np.add(out, out.dtype.type(self._ring.half), out=out)
 
