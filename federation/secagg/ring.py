@@ -80,13 +80,10 @@ def header_size(metrics: int) -> int:
 
 def pack_header(weight: int, metrics: Sequence[float], fraction_bits: int) -> Words:
     """[1, weight, metrics as fixed point modulo 2^64, zeros]; raises PrivacyError on a metric that does not fit."""
-    header = np.zeros(header_size(len(metrics)), np.uint64)
-    header[HEADER_COUNT], header[HEADER_WEIGHT] = 1, weight
-    values = np.ldexp(np.asarray(metrics, np.float64), fraction_bits)
-    if not np.all(np.abs(values) <= 2.0**METRIC_BITS):
+    if not all(abs(metric) <= 2.0 ** (METRIC_BITS - fraction_bits) for metric in metrics):
         raise PrivacyError(f"a metric is not finite or above 2^{METRIC_BITS - fraction_bits}")
-    header[HEADER_METRICS : HEADER_METRICS + values.size] = np.rint(values).astype(np.int64).view(np.uint64)
-    return header
+    words = [1, weight, *(round(metric * 2.0**fraction_bits) % 2**64 for metric in metrics)]
+    return np.array(words + [0] * (header_size(len(metrics)) - len(words)), np.uint64)
 
 
 def unpack_metrics(header: Words, metrics: int, fraction_bits: int) -> npt.NDArray[np.float64]:
