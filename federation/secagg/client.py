@@ -175,8 +175,8 @@ def reveal(
     message = wire.Begin.decode(ask.begin)
     where, run, ctx = f"round {message.round}", roster.offer.run, roster.context(message)
     own = [entry for entry in history.spent.get((run, message.round), []) if entry.attempt == message.attempt]
-    if not any(entry.ctx == ctx for entry in own):  # one that this member masked under was checked in `begin`
-        roster.check_begin(message)
+    if message.roster != roster.digest or not any(entry.ctx == ctx for entry in own):
+        roster.check_begin(message)  # a context that this member masked under was checked in `begin`
     check_signature(roster.server_key, ask.signed(), ask.signature, f"coordinator, round {message.round}")
     dropped = tuple(member for member in message.cohort if member not in ask.survivors)
     if ask.holder != session.index or not set(ask.survivors) <= set(message.cohort):
