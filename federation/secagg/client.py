@@ -173,14 +173,15 @@ def reveal(
     """
     ask, roster = wire.Ask.decode(ask_bytes), session.roster
     message = wire.Begin.decode(ask.begin)
-    roster.check_begin(message)
-    check_signature(roster.server_key, ask.signed(), ask.signature, f"coordinator, round {message.round}")
     where, run, ctx = f"round {message.round}", roster.offer.run, roster.context(message)
+    own = [entry for entry in history.spent.get((run, message.round), []) if entry.attempt == message.attempt]
+    if message.roster != roster.digest or not any(entry.ctx == ctx for entry in own):
+        roster.check_begin(message)  # a context that this member masked under was checked in `begin`
+    check_signature(roster.server_key, ask.signed(), ask.signature, f"coordinator, round {message.round}")
     dropped = tuple(member for member in message.cohort if member not in ask.survivors)
     if ask.holder != session.index or not set(ask.survivors) <= set(message.cohort):
         raise ProtocolError(f"{where}: meant for holder {ask.holder}, or survivors outside the cohort")
     terms.check_cohort(len(ask.survivors), roster.offer.min_cohort)
-    own = [entry for entry in history.spent.get((run, message.round), []) if entry.attempt == message.attempt]
     if (session.index in ask.survivors and not own) or any(entry.ctx != ctx for entry in own):
         raise PrivacyError(f"{where}: not the context that {session.name} masked under")
     expected = len(ask.items[0].sealed_pairs) == (32 * (len(message.cohort) - 1) + wire.TAG if dropped else 0)

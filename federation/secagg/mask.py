@@ -1,8 +1,8 @@
 """The keystream kernel: adds G(key) to, or takes it from, a vector of 64-bit words, in place.
 
-G(key) is the AES-256-CTR keystream whose segment s (1 MiB) starts at counter block be96(s) ‖ be32(2), read as
-little-endian words. That is also what AES-256-GCM with nonce be96(s) makes of zeros, and its pipelined code runs up to
-twice as fast, so GCM is the backend and its tag is never asked for. The last nonce is reserved for headers.
+G(key) is the AES-256-CTR keystream whose segment s (256 KiB) starts at counter block be96(s) ‖ be32(2), read as
+little-endian words. That is also what AES-256-GCM with nonce be96(s) makes of zeros, and its pipelined code runs
+faster, so GCM is the backend and its tag is thrown away. The last nonce is reserved for headers.
 
 A segment and its buffers stay in the L2 cache while all keystreams pass over it; the cipher and numpy release the
 GIL, so two threads use two cores on vectors of 8 MiB and more. No temporary is as long as the vector.
@@ -13,23 +13,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sovfed.federation.secagg.keys import digest
 
 Words: TypeAlias = npt.NDArray[np.uint64]
-SEGMENT_WORDS: Final = 1 << 17  # 1 MiB
+SEGMENT_WORDS: Final = 1 << 15  # 256 KiB
 HEADER_SEGMENT: Final = 2**96 - 1
 THREADS: Final = 2
-_WORTH_THREADS: Final = 8  # segments; below, handing the interpreter's lock to and fro costs more than it gains
-_CHUNK_WORDS: Final = 1 << 15  # 256 KiB of keystream at a time
-_ZEROS: Final = memoryview(bytes(8 * _CHUNK_WORDS))
+_WORTH_THREADS: Final = 32  # segments; below, handing the interpreter's lock to and fro costs more than it gains
+_TAG: Final = 16
+_ZEROS: Final = memoryview(bytes(8 * SEGMENT_WORDS))
 
 
 @dataclass(frozen=True)
@@ -39,28 +39,29 @@ class Stream:
     key: bytes
     add: bool = True
 
+    @cached_property
+    def cipher(self) -> AESGCM:
+        return AESGCM(self.key)
+
     def inverse(self) -> Stream:
         return Stream(self.key, not self.add)
 
 
 class Scratch:
-    """One thread's keystream buffer, 256 KiB."""
+    """One thread's buffer for the keystream of a segment."""
 
-    def __init__(self) -> None:
-        self.words: Words = np.empty(_CHUNK_WORDS, np.uint64)
+    def __init__(self, words: int = SEGMENT_WORDS) -> None:
+        self.words: Words = np.empty(words + _TAG // 8, np.uint64)
         self.view = self.words.data.cast("B")
 
 
 def apply(words: Words, segment: int, streams: Sequence[Stream], scratch: Scratch) -> None:
-    """Pass all `streams` over one segment (at most 2^17 words), modulo 2^64."""
-    nonce = segment.to_bytes(12, "big")
-    ciphers = [Cipher(algorithms.AES256(stream.key), modes.GCM(nonce)).encryptor() for stream in streams]
-    for start in range(0, words.size, _CHUNK_WORDS):
-        part = words[start : start + _CHUNK_WORDS]
-        keystream, size = scratch.words[: part.size], 8 * part.size
-        for cipher, stream in zip(ciphers, streams, strict=True):
-            cipher.update_into(_ZEROS[:size], scratch.view[:size])
-            (np.add if stream.add else np.subtract)(part, keystream, part)
+    """Pass all `streams` over one segment (at most 2^15 words), modulo 2^64."""
+    nonce, zeros, mask = segment.to_bytes(12, "big"), _ZEROS[: 8 * words.size], scratch.words[: words.size]
+    out = scratch.view[: 8 * words.size + _TAG]
+    for stream in streams:
+        stream.cipher.encrypt_into(nonce, zeros, None, out)
+        (np.add if stream.add else np.subtract)(words, mask, words)
 
 
 def for_segments(
@@ -93,7 +94,7 @@ def apply_all(words: Words, streams: Sequence[Stream], threads: int = THREADS) -
 
 def apply_header(words: Words, streams: Sequence[Stream]) -> None:
     """Pass all `streams` over the header, from the reserved segment."""
-    apply(words, HEADER_SEGMENT, streams, Scratch())
+    apply(words, HEADER_SEGMENT, streams, Scratch(words.size))
 
 
 def tag(cipher: AESGCM, segment: int, words: Words) -> bytes:

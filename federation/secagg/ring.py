@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sovfed.federation.errors import PrivacyError, ServiceError
 from sovfed.federation.messages import Vector
@@ -26,6 +26,7 @@ LANES: Final = {12: 5, 16: 4, 21: 3, 32: 2}  # bits → lanes of a word
 HEADER_COUNT, HEADER_WEIGHT, HEADER_METRICS = 0, 1, 2  # word positions; the rest of the header is metrics, then zeros
 HEADER_UNIT: Final = 8
 METRIC_BITS: Final = 54  # |metric| · 2^fraction_bits ≤ 2^54, so that 255 of them cannot leave 63 bits
+WHOLE: Final = {16: np.uint16, 32: np.uint32}  # bits → the type of a lane where the processor has one
 _PART: Final = 1 << 16  # values at a time: the temporaries stay in the L2 cache
 
 Integers: TypeAlias = npt.NDArray[np.int32]
@@ -79,13 +80,10 @@ def header_size(metrics: int) -> int:
 
 def pack_header(weight: int, metrics: Sequence[float], fraction_bits: int) -> Words:
     """[1, weight, metrics as fixed point modulo 2^64, zeros]; raises PrivacyError on a metric that does not fit."""
-    header = np.zeros(header_size(len(metrics)), np.uint64)
-    header[HEADER_COUNT], header[HEADER_WEIGHT] = 1, weight
-    values = np.ldexp(np.asarray(metrics, np.float64), fraction_bits)
-    if not np.all(np.abs(values) <= 2.0**METRIC_BITS):
+    if not all(abs(metric) <= 2.0 ** (METRIC_BITS - fraction_bits) for metric in metrics):
         raise PrivacyError(f"a metric is not finite or above 2^{METRIC_BITS - fraction_bits}")
-    header[HEADER_METRICS : HEADER_METRICS + values.size] = np.rint(values).astype(np.int64).view(np.uint64)
-    return header
+    words = [1, weight, *(round(metric * 2.0**fraction_bits) % 2**64 for metric in metrics)]
+    return np.array(words + [0] * (header_size(len(metrics)) - len(words)), np.uint64)
 
 
 def unpack_metrics(header: Words, metrics: int, fraction_bits: int) -> npt.NDArray[np.float64]:
@@ -107,43 +105,54 @@ class Quantiser:
             raise PrivacyError(
                 f"weight {weight} is outside 1 to {ring.max_weight}; the run's maximum weight is too small"
             )
-        self._ring, self._key = ring, key
+        self._ring = ring
         self._update: npt.NDArray[Any] = update
-        self._round = self._offset if update.dtype == np.int32 else self._round_randomly
         share = weight / ring.max_weight
         self._factor = np.float32(float(ring.limit) / ring.clip * share)
         self._bound = min(np.float32(float(ring.limit) * share), ring.limit)
-        self._scaled = np.empty(_PART, np.float32)
-        self._dither = np.empty(_PART, np.float32)
-        self._random = np.empty(_PART, np.uint16)
+        part = min(_PART, update.size)
+        random = AESGCM(key).encrypt(bytes(12), bytes(2 * part), None)
+        self._dither = np.frombuffer(random, np.uint16, part) * np.float32(2**-16)
+        self._scaled = np.empty(part, np.float32)
+        self._integers = np.empty(0 if ring.bits in WHOLE else part, np.uint32)
         self.clipped = 0
 
     def quantise(self, segment: int, out: Words) -> None:
         """Write the segment's packed values to `out`."""
-        first = segment * SEGMENT_WORDS * self._ring.lanes
-        values = self._update[first : first + out.size * self._ring.lanes]
-        random = Cipher(algorithms.AES256(self._key), modes.GCM(segment.to_bytes(12, "big"))).encryptor()
-        step = _PART // self._ring.lanes * self._ring.lanes
+        ring = self._ring
+        first = segment * SEGMENT_WORDS * ring.lanes
+        values = self._update[first : first + out.size * ring.lanes]
+        whole = out.view(WHOLE[ring.bits]) if ring.bits in WHOLE else None
+        step = _PART // ring.lanes * ring.lanes
         for start in range(0, values.size, step):
             part = values[start : start + step]
-            dither = self._random[: part.size]
-            random.update_into(_ZEROS[: dither.nbytes], dither.data.cast("B"))
-            integers = self._round(part, dither)
-            pack(integers, self._ring.bits, out[start // self._ring.lanes :][: self._ring.words(part.size)])
+            integers = self._integers[: part.size] if whole is None else whole[start : start + part.size]
+            if part.dtype == np.float32:
+                self._round(part, integers)
+            else:
+                self._offset(part, integers)
+            if whole is None:
+                pack(integers, ring.bits, out[start // ring.lanes :][: ring.words(part.size)])
+        if whole is not None:
+            whole[values.size :] = 0
 
-    def _offset(self, values: npt.NDArray[Any], _: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
+    def _offset(self, values: Integers, out: npt.NDArray[Any]) -> None:
         """Integers are packed as they are. Raises PrivacyError on one that could leave its lane."""
         if values.size and max(int(values.max()), -int(values.min())) > self._ring.half - 2:
             raise PrivacyError(f"an integer is beyond the {self._ring.value_bits} bits that the ring has for it")
-        return values.view(np.uint32) + np.uint32(self._ring.half)
+        np.copyto(out, values.view(np.uint32), casting="unsafe")
+        np.add(out, out.dtype.type(self._ring.half), out=out)
 
-    def _round_randomly(self, values: Vector, random: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
-        """⌊factor · value + u⌋ + offset with u uniform on [0, 1), so that its mean is the value."""
-        low, high = float(values.min()), float(values.max())  # both are NaN if any value is
+    def _round(self, values: Vector, out: npt.NDArray[Any]) -> None:
+        """⌊factor · value + u⌋ + offset with u uniform on [0, 1), so that its mean is the value.
+
+        Every part uses the same 65,536 u: the error of each value is what it would be with u of its own, only values
+        that stand whole parts apart in one institution's vector err together.
+        """
+        low, high = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))  # both NaN if any value is
         if not math.isfinite(high - low):
             raise PrivacyError("the update holds a value that is not finite")
-        scaled, dither = self._scaled[: values.size], self._dither[: values.size]
-        clip = np.float32(self._ring.clip)
+        scaled, clip = self._scaled[: values.size], np.float32(self._ring.clip)
         beyond = max(high, -low) > clip * (1 - 2**-20)  # otherwise rounding cannot leave the bound
         if beyond:
             self.clipped += int(np.count_nonzero(np.abs(values) > clip))
@@ -151,23 +160,15 @@ class Quantiser:
         np.multiply(values, self._factor, out=scaled)
         if beyond:
             np.clip(scaled, -self._bound, self._bound, out=scaled)
-        np.multiply(random, np.float32(2**-16), out=dither, casting="unsafe")
-        np.add(scaled, dither, out=scaled)
-        np.floor(scaled, out=scaled)
-        integers = dither.view(np.int32)
-        np.copyto(integers, scaled, casting="unsafe")
-        unsigned = integers.view(np.uint32)
-        np.add(unsigned, np.uint32(self._ring.half), out=unsigned)
-        return unsigned
-
-
-_ZEROS: Final = memoryview(bytes(2 * _PART))
+        np.add(scaled, self._dither[: values.size], out=scaled)
+        np.floor(scaled, out=out.view(f"i{out.itemsize}"), casting="unsafe")
+        np.add(out, out.dtype.type(self._ring.half), out=out)
 
 
 def pack(values: npt.NDArray[np.uint32], bits: int, out: Words) -> None:
     """Write `values` (each below 2^bits) to `out`, lane by lane; lanes beyond the last value are zero."""
-    if bits in (16, 32):
-        lanes = out.view(np.uint16 if bits == 16 else np.uint32)
+    if bits in WHOLE:
+        lanes = out.view(WHOLE[bits])
         lanes[values.size :] = 0
         np.copyto(lanes[: values.size], values, casting="unsafe")
         return
@@ -180,8 +181,8 @@ def pack(values: npt.NDArray[np.uint32], bits: int, out: Words) -> None:
 
 def unpack(words: Words, bits: int, size: int) -> npt.NDArray[Any]:
     """The first `size` lanes of `words`, as uint16 (a view) for 16 bits, else as uint32 (a view for 32)."""
-    if bits in (16, 32):
-        return words.view(np.uint16 if bits == 16 else np.uint32)[:size]
+    if bits in WHOLE:
+        return words.view(WHOLE[bits])[:size]
     values = np.empty((words.size, LANES[bits]), np.uint32)
     for lane in range(LANES[bits]):
         values[:, lane] = (words >> np.uint64(lane * bits)) & np.uint64((1 << bits) - 1)

@@ -17,6 +17,7 @@ from sovfed.federation.secagg.ring import (
     dequantise,
     header_size,
     pack_header,
+    unpack,
     unpack_metrics,
 )
 
@@ -64,11 +65,27 @@ def test_weighted_mean_is_within_the_stated_bound(bits: int, weights: list[int],
 
 def test_rounding_has_no_bias() -> None:
     """The mean of 200,000 roundings of one value, against a standard error of half a step at most."""
-    ring, count = Ring(12, 1.0, 10, 4), 200_000
-    value = np.float32(0.3 / float(ring.limit))
-    words, _ = quantise(ring, np.full(count, value, np.float32), 10)
-    mean = dequantise(ring, words, count, 1, 10).astype(np.float64).mean() * float(ring.limit)
-    assert abs(mean - 0.3) < 6 * 0.5 / np.sqrt(count) + 2**-16
+    ring, count, times = Ring(12, 1.0, 10, 4), 50_000, 4
+    value, mean = np.float32(0.3 / float(ring.limit)), 0.0
+    for _ in range(times):
+        words, _ = quantise(ring, np.full(count, value, np.float32), 10)
+        mean += dequantise(ring, words, count, 1, 10).astype(np.float64).mean() * float(ring.limit) / times
+    assert abs(mean - 0.3) < 6 * 0.5 / np.sqrt(count * times) + 2**-16
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_rounding_is_independent_within_a_part_and_between_institutions(bits: int) -> None:
+    """Correlations of 60,000 rounding errors, at six standard errors: to the neighbours, and of two institutions."""
+    ring, count = Ring(bits, 1.0, 10, 4), 60_000
+    update = np.random.default_rng(5).uniform(-1, 1, count).astype(np.float32) * np.float32(2.0 ** (8 - bits))
+    exact, errors = update.astype(np.float64) * float(ring.limit), []
+    for _ in range(2):
+        words, _ = quantise(ring, update, 10)
+        errors.append(unpack(words, bits, count).astype(np.float64) - ring.half - exact)
+    first, second = (error / error.std() for error in errors)
+    assert 0.2 < errors[0].std() < 0.6
+    for left, right in ((first[1:], first[:-1]), (first, second)):
+        assert abs(np.mean(left * right)) < 6 / np.sqrt(count)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

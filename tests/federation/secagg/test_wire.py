@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sovfed.federation.errors import ProtocolError
-from sovfed.federation.secagg import journal, wire
+from sovfed.federation.secagg import journal, session, wire
 from sovfed.federation.secagg.keys import CLASSICAL, HYBRID, KEM_CIPHERTEXT_BYTES, KEM_PUBLIC_BYTES
 
 H, S = bytes(range(32)), bytes(range(64))
@@ -30,6 +30,7 @@ EXAMPLES: list[wire.Wire] = [
     journal.Joined(bytes(16), 1, H),
     journal.Spent(bytes(16), H, 1, 2, H, H),
     journal.Revealed(bytes(16), 1, H, 1, H, (H[:8],) * 4),
+    session._Stored(1, b"offer", wire.RosterList((b"one", b"two")).encode(), (H, H), H),
 ]
 DECODERS = sorted({type(example) for example in EXAMPLES}, key=lambda cls: cls.KIND)
 NAMES = [f"{type(example).__name__}-{place}" for place, example in enumerate(EXAMPLES)]

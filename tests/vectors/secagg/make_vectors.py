@@ -61,15 +61,20 @@ def gf(a: int, b: int) -> int:
 
 
 def shares(secret: bytes, threshold: int, holders: int, random: bytes) -> list[bytes]:
-    size, result = len(secret), []
-    for x in range(1, holders + 1):
-        share = bytearray()
-        for byte in range(size):
-            value, power = secret[byte], 1
-            for k in range(threshold - 1):
-                power = gf(power, x)
-                value ^= gf(random[k * size + byte], power)
-            share.append(value)
+    """Holders 0 to t − 2 get random strings; the polynomial through them and the secret gives the others."""
+    size = len(secret)
+    known = {0: secret, **{x: random[(x - 1) * size : x * size] for x in range(1, threshold)}}
+    inverse = {a: b for a in range(1, 256) for b in range(1, 256) if gf(a, b) == 1}
+    result = [known[x] for x in range(1, threshold)]
+    for x in range(threshold, holders + 1):
+        share = bytearray(size)
+        for node, string in known.items():
+            weight = 1
+            for other in known:
+                if other != node:
+                    weight = gf(weight, gf(x ^ other, inverse[node ^ other]))
+            for byte in range(size):
+                share[byte] ^= gf(weight, string[byte])
         result.append(bytes(share))
     return result
 
@@ -189,8 +194,8 @@ n, t, index = 3, 3, 1
 signing = ed25519.Ed25519PrivateKey.from_private_bytes(pattern("signing", 32))
 keys = [pattern(f"pair with {peer}", 32) for peer in range(n)]
 upload_key = pattern("upload", 32)
-random = pattern("entropy", 32 + 32 + 96 * (t - 1))  # own seed, rounding, then the coefficients
-own_seed, coefficients = random[:32], random[64:]
+random = pattern("entropy", 32 + 32 + 96 * (t - 1))  # own seed, rounding, then the free shares
+own_seed, free = random[:32], random[64:]
 message = {**SHAPES[0], "size": 3, "metrics": 1}
 ctx = context(**message)
 i = struct.pack(">H", index)
@@ -220,7 +225,7 @@ half = 2 ** (32 - 2 - 1)  # zero is not rounded: ⌊0 + u⌋ = 0 for u in [0, 1)
 payload = masked([half + (half << 32), half], 0)
 tag = AESGCM(expand(upload_key, "payload", ctx, i, commitments)).encrypt(bytes(12), b"", payload)
 summary = H("payload", ctx, header, tag)
-dealt = shares(own_seed + b"".join(seeds), t, n, coefficients)
+dealt = shares(own_seed + b"".join(seeds), t, n, free)
 sealed_self, sealed_pairs = [], []
 for holder, share in enumerate(dealt):
     h = struct.pack(">H", holder)
