@@ -9,6 +9,8 @@ institution.json is written last, and its presence says that the institution is 
 from __future__ import annotations
 
 import json
+import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -42,7 +44,7 @@ from sovfed.federation.enrolment import (
     REGISTRY_SERVICE,
     Invitation,
 )
-from sovfed.federation.errors import IdentityError, ServiceError
+from sovfed.federation.errors import IdentityError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic, write_private
 from sovfed.federation.identity import (
     certificate_fingerprint,
@@ -57,6 +59,7 @@ from sovfed.federation.identity import (
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.secagg.files import create_journal
 
+log = logging.getLogger(__name__)
 FIRST_POLL_S: Final = 0.1
 LONGEST_POLL_S: Final = 10.0
 CALL_TIMEOUT_S: Final = 10.0
@@ -168,6 +171,17 @@ def refresh_crl(home: Path) -> int:
         except grpc.RpcError as error:
             raise _translated(error, f"revocation list from {address}") from error
     return install_crl(identity, reply.crl)
+
+
+def keep_crl_fresh(home: Path, every_s: float, stop: threading.Event) -> None:
+    """`refresh_crl` now and every `every_s` until `stop`; while that fails, the list held counts until it is stale."""
+    while True:
+        try:
+            refresh_crl(home)
+        except SovfedError as error:
+            log.warning("the revocation list was not refreshed: %s", error)
+        if stop.wait(every_s):
+            return
 
 
 def load_institution(home: Path) -> Institution:

@@ -31,7 +31,7 @@ def run(home: Path, config: ClientConfig, stop: threading.Event) -> None:
     if config.runtime_port == 0:
         raise ConfigError("runtime_port is 0; the gateway must be told the SuperNode's Runtime port")
     from sovfed.clients.app import make_client_app
-    from sovfed.clients.enrol import load_institution
+    from sovfed.clients.enrol import keep_crl_fresh, load_institution
     from sovfed.clients.executor import run_executor
     from sovfed.clients.lane import LaneClient
     from sovfed.clients.socket import NAME, TrainerStub
@@ -47,6 +47,8 @@ def run(home: Path, config: ClientConfig, stop: threading.Event) -> None:
         address=config.lane_address or load_institution(home).lane_address,  # a run cannot send us elsewhere
     )
     app = make_client_app(trainer, join=lane.open)
+    fresh = threading.Thread(target=keep_crl_fresh, args=(home, config.crl_refresh_s, stop), name="crl", daemon=True)
+    fresh.start()
     log.info("taking tasks at %s for the trainer at %s", address, home / NAME)
     try:
         run_executor(address, ensure_secret(home / TASK_SECRET).encode("ascii"), app, stop)

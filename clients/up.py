@@ -13,10 +13,11 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from sovfed.clients.home import RUNTIME_SECRET, TASK_SECRET, check_enrolled, load_config
+from sovfed.clients.home import RUNTIME_SECRET, SETTINGS, TASK_SECRET, check_enrolled, load_config
 from sovfed.clients.policy import load_policy
 from sovfed.federation.files import private_directory
 from sovfed.federation.loopback import ensure_secret
+from sovfed.federation.ports import check_ports
 from sovfed.federation.processes import Process, Supervisor, listening, start_detached
 from sovfed.federation.quiet import quiet_environment
 
@@ -47,7 +48,7 @@ def make_supervisor(home: Path, config: ClientConfig | None = None) -> Superviso
     """The supervisor of an institution that may start; `config` replaces what `home/client.yaml` says.
 
     Raises IdentityError if it is not enrolled, a key can be read by others or the certificate has expired, PolicyError
-    if the policy is missing or wrong, ConfigError or ServiceError for settings or folders that do not fit.
+    if the policy is missing or wrong, ConfigError or ServiceError for settings, ports or folders that do not fit.
     """
     home = home.absolute()
     check_enrolled(home, datetime.now(UTC))
@@ -57,6 +58,7 @@ def make_supervisor(home: Path, config: ClientConfig | None = None) -> Superviso
         private_directory(home / name)
     for secret in (RUNTIME_SECRET, TASK_SECRET):
         ensure_secret(home / secret)
+    check_ports(home, home / SETTINGS, {"runtime_port": ("127.0.0.1", config.runtime_port)})
     if config.runtime_port == 0:
         config = dataclasses.replace(config, runtime_port=_free_port())
     return Supervisor(home, processes(home, config))

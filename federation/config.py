@@ -171,6 +171,7 @@ class ServerConfig:
     max_message_bytes: int = bounded(
         2**30, 2**16, MESSAGE_BYTES_MAX, unit="bytes", doc="larger messages are refused before allocation"
     )
+    crl_source: str | None = bounded(None, 1, 4096, doc="file (absolute) where the authority's lists appear")
 
     def __post_init__(self) -> None:
         if 0 < self.start_cohort < self.min_cohort:
@@ -178,6 +179,8 @@ class ServerConfig:
         ports = [port for port in (self.fleet_port, self.enrolment_port, self.lane_port, self.control_port) if port]
         if len(set(ports)) < len(ports):
             raise ValueError(f"two services share a port: {ports}")
+        if self.crl_source is not None and not self.crl_source.startswith("/"):
+            raise ValueError(f"crl_source is {self.crl_source!r}, expected an absolute path")
 
     @property
     def certificate_names(self) -> tuple[str, ...]:
@@ -203,6 +206,7 @@ class ClientConfig:
     max_message_bytes: int = bounded(
         2**30, 2**16, MESSAGE_BYTES_MAX, unit="bytes", doc="larger messages are refused before allocation"
     )
+    crl_refresh_s: float = bounded(60.0, 0.1, 86_400, unit="s", doc="how often the revocation list is fetched")
     data: DataConfig = DataConfig()
 
 

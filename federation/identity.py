@@ -194,14 +194,19 @@ def load_crl(path: Path) -> x509.CertificateRevocationList:
 
 
 def install_crl(identity: Path, pem: bytes, now: datetime | None = None) -> int:
-    """Put the revocation list `pem` in place once it holds and is not older than the one there; its number."""
+    """Put the revocation list `pem` in place once it holds, unless it is the one there; its number.
+
+    Raises IdentityError if it does not hold or is older.
+    """
     root, crl, now = (
         load_certificate(identity / "root.pem"),
         parse_crl(pem, "revocation list"),
         now or datetime.now(UTC),
     )
     number, path = check_crl(crl, root, now), identity / "crl.pem"
-    if path.exists() and (present := crl_number(load_crl(path))) > number:
+    if path.exists() and (present := crl_number(load_crl(path))) >= number:
+        if present == number:
+            return number
         raise IdentityError(f"revocation list {number}: {present} is already in place")
     write_atomic(path, pem)
     return number

@@ -155,20 +155,26 @@ class Fold:
     def __init__(self, parameters: int) -> None:
         self.total = np.empty(parameters, dtype=np.float64)
         self.count = 0
+        self._product = np.empty(FOLD_CHUNK, dtype=np.float64)
 
     def add(self, update: Vector, count: int) -> None:
         """Add count · update (shape [d]). The products are exact in float64 below 2^29 records."""
         for start in range(0, update.size, FOLD_CHUNK):
-            part = slice(start, start + FOLD_CHUNK)
+            part, total = update[start : start + FOLD_CHUNK], self.total[start : start + FOLD_CHUNK]
+            product = self._product[: part.size] if self.count else total
+            product[:] = part  # converted first, which is faster than `multiply` with a dtype
+            product *= float(count)
             if self.count:
-                self.total[part] += np.multiply(update[part], count, dtype=np.float64)
-            else:
-                np.multiply(update[part], count, out=self.total[part], dtype=np.float64)
+                total += product
         self.count += count
 
     def mean(self) -> Vector:
         """Σ countᵢ·updateᵢ / Σ countᵢ, shape [d], in float32 (FedAvg, arXiv:1602.05629, Algorithm 1)."""
-        return np.divide(self.total, self.count, out=self.total).astype(np.float32)
+        mean = np.empty(self.total.size, dtype=np.float32)
+        for start in range(0, mean.size, FOLD_CHUNK):
+            part = slice(start, start + FOLD_CHUNK)
+            mean[part] = np.divide(self.total[part], self.count, out=self.total[part])
+        return mean
 
 
 def exact_sum(vectors: Sequence[Sums]) -> Sums:

@@ -95,6 +95,9 @@ async def _hide(method: str, context: Context, error: Exception) -> None:
     """End the call with a fixed sentence; what a handler aborted with on purpose stands."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
+    if isinstance(error, grpc.aio.BaseError):  # of the transport: the call is over, and there is nobody to tell
+        log.info("%s: the peer is gone", method)
+        raise error
     if isinstance(error, IdentityError):
         log.warning("%s from %s: %s", method, context.peer(), error)
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, REFUSED)

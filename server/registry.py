@@ -35,7 +35,8 @@ from sovfed.federation.config import ServerConfig
 from sovfed.federation.enrolment import ENROLMENT_SERVICE, MAX_ENROLMENT_BYTES, MAX_REGISTRY_BYTES, REGISTRY_SERVICE
 from sovfed.federation.errors import IdentityError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_private
-from sovfed.federation.identity import Trust, load_certificate, parse_certificate
+from sovfed.federation.identity import Trust, install_crl, load_certificate, parse_certificate
+from sovfed.federation.processes import die_with_parent
 from sovfed.federation.schema import bind
 from sovfed.server import enrolment, lane
 from sovfed.server.guard import Behaviour, Context, Guard, RateLimit
@@ -44,6 +45,8 @@ ENROLMENT_RATE_PER_S: Final = 10.0
 ENROLMENT_BURST: Final = 50
 MAX_SOCKET_PATH: Final = 107  # bytes, sockaddr_un on Linux
 STOP_GRACE_S: Final = 1.0
+CRL_LOOK_S: Final = 5.0
+log = logging.getLogger("sovfed.registry")
 GenericHandler: TypeAlias = grpc.GenericRpcHandler
 _ONE_OWNER: Final = (("grpc.so_reuseport", 0),)  # a second process must not share our ports
 _ENROLMENT_OPTIONS: Final = (
@@ -144,17 +147,36 @@ async def serving(home: Path, config: ServerConfig) -> AsyncIterator[Endpoints]:
             _bind(lambda: uds.add_insecure_port(f"unix:{socket}"))
         registry.endpoints = _endpoints(config, enrolment_port, lane_port)
         servers = (door, tls, uds)
+        following = asyncio.create_task(_follow(home / "identity", config.crl_source))
         try:
             for server in servers:
                 await server.start()
             yield registry.endpoints
         finally:
+            following.cancel()
             await asyncio.gather(*(server.stop(STOP_GRACE_S) for server in servers))
             socket.unlink(missing_ok=True)
 
 
+async def _follow(identity: Path, source: str | None) -> None:
+    """Take in each revocation list that appears at `source`: if it holds and is no older, it is in force at once."""
+    taken, problem = b"", ""
+    while source is not None:
+        try:
+            found = await asyncio.to_thread(read_bounded, Path(source))
+            if found != taken:
+                log.info("revocation list %d is in force", await asyncio.to_thread(install_crl, identity, found))
+                taken = found
+            problem = ""
+        except (OSError, IdentityError) as error:
+            if problem != (problem := str(error)):
+                log.warning("%s: no revocation list was taken in: %s", source, problem)
+        await asyncio.sleep(CRL_LOOK_S)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the registry until SIGTERM or SIGINT; the exit code."""
+    die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m sovfed.server.registry", description="The agency's registry.")
     parser.add_argument("--home", type=Path, required=True, help="the agency's home folder")
     parser.add_argument("--config", type=json.loads, required=True, help="ServerConfig as a JSON object")
@@ -173,7 +195,7 @@ async def _run(home: Path, config: ServerConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with serving(home, config) as where:
-        logging.getLogger("sovfed.registry").info("ready: enrolment %s, lane %s", where.enrolment, where.lane)
+        log.info("ready: enrolment %s, lane %s", where.enrolment, where.lane)
         await stop.wait()
 
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
 from sovfed.federation.config import ServerConfig, TrackingConfig
 from sovfed.federation.errors import ServiceError
-from sovfed.federation.processes import Process, Supervisor, listening, read_status
+from sovfed.federation.ports import check_ports
+from sovfed.federation.processes import Process, Supervisor, listening, start_detached
 from sovfed.federation.quiet import quiet_environment
-from sovfed.server.home import load_settings
+from sovfed.server.home import SETTINGS, load_settings
 
 START_TIMEOUT_S: Final = 90.0
 
@@ -50,7 +50,10 @@ def mlflow_command(home: Path, port: int) -> list[str]:
 
 
 def make_supervisor(home: Path) -> Supervisor:
-    """The supervisor of an agency that is set up and has its certificate. ServiceError tells what is missing."""
+    """The supervisor of an agency that is set up and has its certificate and its ports.
+
+    Raises ServiceError if something is missing or it runs already, ConfigError if a port is taken.
+    """
     settings = load_settings(home)
     for name in ("cert.pem", "root.pem", "crl.pem"):
         if not (home / "identity" / name).exists():
@@ -58,7 +61,19 @@ def make_supervisor(home: Path) -> Supervisor:
                 f"{home / 'identity' / name} is missing; have the authority sign {home / 'identity' / 'server.csr'}, "
                 "then `sovfed server certificate CERT ROOT CRL`"
             )
+    check_ports(home, home / SETTINGS, _ports(settings.server, settings.tracking))
     return Supervisor(home, processes(home, settings.server, settings.tracking))
+
+
+def _ports(config: ServerConfig, tracking: TrackingConfig) -> dict[str, tuple[str, int]]:
+    """The setting of each port that will be listened on, and where."""
+    ports = {
+        f"server.{name}": (config.host, getattr(config, name)) for name in ("fleet_port", "enrolment_port", "lane_port")
+    }
+    ports["server.control_port"] = ("127.0.0.1", config.control_port)
+    if tracking.serve:
+        ports["tracking.serve_port"] = ("127.0.0.1", tracking.serve_port)
+    return ports
 
 
 def supervise(home: Path, detach: bool) -> None:
@@ -66,7 +81,9 @@ def supervise(home: Path, detach: bool) -> None:
     import click
 
     if detach:
-        detach_supervisor([sys.executable, "-m", "sovfed.cli", "server", "up", "--home", str(home)], home)
+        make_supervisor(home)  # refuse here, where somebody reads it
+        argv = [sys.executable, "-m", "sovfed", "server", "up", "--home", str(home)]
+        start_detached(argv, quiet_environment(home), home)
         click.echo(f"running; `sovfed server status --home {home}`")
         return
     config = load_settings(home).server
@@ -76,17 +93,3 @@ def supervise(home: Path, detach: bool) -> None:
             f"enrolment {config.host}:{config.enrolment_port}  (Ctrl-C stops)"
         )
     )
-
-
-def detach_supervisor(argv: list[str], home: Path) -> None:
-    """Start `argv` in a session of its own and wait until the supervisor of `home` is ready."""
-    import time
-
-    with (home / "logs" / "supervisor.log").open("ab") as log:
-        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    while child.poll() is None:
-        status = read_status(home)
-        if status is not None and status.ready:
-            return
-        time.sleep(0.1)
-    raise ServiceError(f"the supervisor ended with code {child.returncode}; see {home / 'logs' / 'supervisor.log'}")

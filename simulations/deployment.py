@@ -51,6 +51,7 @@ class LocalFederation:
         server = dataclasses.replace(
             config.server, home=str(self.home), host="127.0.0.1", names=("127.0.0.1", "localhost"),
             fleet_port=ports[0], enrolment_port=ports[1], lane_port=ports[2], control_port=ports[3],
+            crl_source=str(self.authority_home / "crl.pem"),
         )  # fmt: skip
         self.config = dataclasses.replace(config, server=server)
         self.supervisors: dict[str, Supervisor] = {}

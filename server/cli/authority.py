@@ -89,7 +89,10 @@ def revoke(target: str, server: bool, home: Path, passphrase: bool) -> None:
 
     kind: authority.Kind | None = "server" if server else None if _is_serial(home, target) else "institution"
     authority.revoke(home, target, kind, passphrase=_passphrase(passphrase))
-    click.echo(f"Revoked {target}. Give {home / 'crl.pem'} to the agency now; until then nothing has changed there.")
+    click.echo(
+        f"Revoked {target}. Give {home / 'crl.pem'} to the agency now (`sovfed server crl`, or its server.crl_source); "
+        "until then nothing has changed there."
+    )
 
 
 @cli.command()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import stat
 from collections.abc import Iterator
 from datetime import timedelta
@@ -42,6 +43,15 @@ def test_enrolled_home_with_a_policy_may_start(home: Path) -> None:
     supervisor = make_supervisor(home)
     assert [process.name for process in supervisor.status().processes] == ["trainer", "supernode", "gateway"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in (home / "secrets").iterdir()} == {0o600}
+
+
+def test_a_taken_port_is_named_with_the_setting_that_changes_it(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        settings = home / "client.yaml"
+        settings.write_text(settings.read_text().replace("runtime_port: 0", f"runtime_port: {port}"))
+        with pytest.raises(ConfigError, match=rf"runtime_port = {port}: cannot listen .*client\.yaml"):
+            make_supervisor(home)
 
 
 def test_home_that_does_not_exist_is_refused(tmp_path: Path) -> None:

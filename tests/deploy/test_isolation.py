@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.deploy.conftest import finished, make_config, wait_for_run
+from tests.real_data import published
 
 from sovfed.server import runs
 from sovfed.server.control import log_path
@@ -73,9 +74,7 @@ def test_state_and_keys_are_readable_by_their_owner_only(federation: LocalFedera
 def test_a_patients_name_in_an_error_stays_in_the_institution(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The records of one hospital hold a name where a number belongs; only a code reaches the agency."""
     tmp_path = tmp_path_factory.mktemp("leak")  # a Unix socket's path may have 107 bytes
-    source = Path(__file__).parents[3] / "shared" / "data" / "heart_disease"
-    if not source.exists():
-        pytest.skip("the UCI heart disease files are not beside the project")
+    source = published("heart_disease")
     config = make_config(
         "task=heart", "rounds=1", "server.node_wait_s=5", "server.start_cohort=0", "server.min_cohort=2", "secagg=none"
     )

@@ -40,6 +40,15 @@ class Service:
         finally:
             self.ended.set()
 
+    async def late(self, _: Any, context: Any) -> None:
+        """Aborts a call that its client has left."""
+        while isinstance(await context.read(), bytes):
+            pass
+        try:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the other side left")
+        finally:
+            self.ended.set()
+
     async def fail(self, _: Any, context: Any) -> None:
         await context.read()
         raise ValueError("Mr Smith, born 1950")
@@ -47,7 +56,7 @@ class Service:
     async def use(self, client: Callable[[Any], Awaitable[None]]) -> None:
         """Serve while `client` uses a channel to us."""
         server = grpc.aio.server(interceptors=(Guard(trust=Trust(self.identity)),))
-        behaviours = {"Echo": self.echo, "Fail": self.fail}
+        behaviours = {"Echo": self.echo, "Fail": self.fail, "Late": self.late}
         handlers: dict[str, Any] = {
             name: grpc.stream_stream_rpc_method_handler(handler) for name, handler in behaviours.items()
         }
@@ -92,6 +101,21 @@ def test_the_text_of_an_error_does_not_cross_the_wire(agency: Agency, caplog: py
 
     asyncio.run(Service(agency).use(client))
     assert "Mr Smith" in caplog.text, "our own log keeps it"
+
+
+def test_an_abort_that_comes_too_late_leaves_no_traceback(agency: Agency, caplog: pytest.LogCaptureFixture) -> None:
+    async def client(channel: Any) -> None:
+        stream = channel.stream_stream("/t.T/Late")()
+        await stream.write(b"1")
+        await asyncio.sleep(0.1)
+        stream.cancel()
+        await asyncio.wait_for(service.ended.wait(), 5)
+
+    service = Service(agency)
+    with caplog.at_level("INFO"):
+        asyncio.run(service.use(client))
+    assert "/t.T/Late: the peer is gone" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_an_unknown_method_is_answered_as_such(agency: Agency) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from tests.real_data import published
 
 from sovfed.clients.data import Records, check, load_records, uci_heart
 from sovfed.clients.data.split import by_person, simulated_site, stratified
@@ -112,10 +112,9 @@ def test_heart_rows_are_coded_as_flamby_codes_them(tmp_path: Path, monkeypatch: 
     assert len(records.train) + len(records.test) == 12
 
 
-@pytest.mark.skipif("SOVFED_HEART_DATA" not in os.environ, reason="SOVFED_HEART_DATA names no folder of the UCI files")
 def test_the_published_heart_files_give_flambys_counts() -> None:
     # FLamby, fed_heart_disease/README.md: 303, 261, 46 and 130 patients, 199, 172, 30 and 85 of them for training.
-    path = os.environ["SOVFED_HEART_DATA"]
+    path = str(published("heart_disease"))
     parts = [load_records(HEART, DataConfig(source="uci_heart", path=path, site=site)) for site in uci_heart.SITES]
     assert [len(part.labels) for part in parts] == [303, 261, 46, 130]
     assert [len(part.train) for part in parts] == [199, 172, 30, 85]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.real_data import published
 
 from sovfed.clients.data import load_records, pneumoniamnist
 from sovfed.clients.dpsgd.compatibility import examine_task
@@ -17,8 +18,6 @@ from sovfed.federation.errors import DataError
 from sovfed.federation.tasks.pneumonia import TASK, build
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.population import make_population
-
-PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "data" / "pneumoniamnist"
 
 
 def arrays(train: int = 300, val: int = 40, test: int = 300) -> dict[str, np.ndarray]:
@@ -53,9 +52,8 @@ def test_sites_hold_every_image_once_but_those_that_stand_twice(
         assert set(part.labels[part.train]) == set(part.labels[part.test]) == {0, 1}
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="PneumoniaMNIST's file is not beside the project")
 def test_the_published_file_gives_the_published_counts() -> None:
-    config = DataConfig(source="pneumoniamnist", path=str(PUBLISHED), site="0", sites=1)
+    config = DataConfig(source="pneumoniamnist", path=str(published("pneumoniamnist")), site="0", sites=1)
     records = load_records(TASK, config)
     assert (len(records.train), len(records.test)) == (4_708 + 524 - 10, 624)
     assert records.labels[records.test].sum() == 390

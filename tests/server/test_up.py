@@ -1,0 +1,34 @@
+"""`sovfed server up`: a port that is taken is told by name before anything starts."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sovfed.federation.compose import compose
+from sovfed.federation.processes import read_status
+from sovfed.server.home import SETTINGS
+from sovfed.simulations.deployment import LocalFederation
+
+
+@pytest.mark.parametrize("port", ["fleet_port", "enrolment_port", "lane_port", "control_port"])
+@pytest.mark.parametrize("detach", [[], ["--detach"]])
+def test_a_taken_port_is_named_with_the_setting_that_changes_it(tmp_path: Path, port: str, detach: list[str]) -> None:
+    agency = LocalFederation(tmp_path, [], compose([]).config)
+    agency.build_agency()
+    number = json.loads((agency.home / SETTINGS).read_text())["server"][port]
+    with socket.create_server(("127.0.0.1", number)):
+        done = subprocess.run(
+            [sys.executable, "-m", "sovfed", "server", "up", *detach, "--home", agency.home],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert f"server.{port} = {number}: cannot listen on 127.0.0.1:{number} (Address already in use)" in done.stderr
+    assert str(agency.home / SETTINGS) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert read_status(agency.home) is None
