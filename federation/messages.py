@@ -176,6 +176,14 @@ class MaskedReply:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class PrivateReply:
+    """M2 in answer to a `PrivateRequest`: without `seconds`, which depend on how many persons were sampled."""
+
+    message: Bytes = _vector("uint8")
+    payload: Words = _vector("uint64")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class SecaggRequest:
     """The other messages of secure aggregation: the steps of its setup, and M3 (`reveal`)."""
 
@@ -242,11 +250,13 @@ class Refusal:
 
 Message: TypeAlias = (
     ProfileRequest | ProfileReply | TrainRequest | TrainReply | PrivateRequest | EvaluateRequest | EvaluateReply
-    | MaskedReply | SecaggRequest | SecaggReply | LedgerRequest | LedgerReply | LaneOffer | LaneReply | Refusal
+    | MaskedReply | PrivateReply | SecaggRequest | SecaggReply | LedgerRequest | LedgerReply | LaneOffer | LaneReply
+    | Refusal
 )  # fmt: skip
 SumRequest: TypeAlias = ProfileRequest | TrainRequest | PrivateRequest | EvaluateRequest  # its replies are added up
 Request: TypeAlias = SumRequest | SecaggRequest | LedgerRequest
-Reply: TypeAlias = ProfileReply | TrainReply | EvaluateReply | MaskedReply | SecaggReply | LedgerReply | Refusal
+MaskedSum: TypeAlias = MaskedReply | PrivateReply
+Reply: TypeAlias = ProfileReply | TrainReply | EvaluateReply | MaskedSum | SecaggReply | LedgerReply | Refusal
 KINDS: Final[dict[str, type[Any]]] = {
     "profile": ProfileRequest,
     "profile-reply": ProfileReply,
@@ -256,6 +266,7 @@ KINDS: Final[dict[str, type[Any]]] = {
     "evaluate": EvaluateRequest,
     "evaluate-reply": EvaluateReply,
     "masked-reply": MaskedReply,
+    "private-reply": PrivateReply,
     "secagg": SecaggRequest,
     "secagg-reply": SecaggReply,
     "ledger": LedgerRequest,

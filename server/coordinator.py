@@ -106,9 +106,10 @@ def coordinate(
             lines.write(json.dumps(line) + "\n")
             lines.flush()
             loss = "" if done.train_loss is None else f" loss {done.train_loss:.4f},"
+            overhead = "" if done.overhead_seconds is None else f" (overhead {done.overhead_seconds:.3f} s)"
             log.info(
-                "round %d/%d: %d institutions,%s %.3f s (overhead %.3f s)",
-                number, config.rounds, len(done.participants), loss, done.seconds, done.overhead_seconds,
+                "round %d/%d: %d institutions,%s %.3f s%s",
+                number, config.rounds, len(done.participants), loss, done.seconds, overhead,
             )  # fmt: skip
             if tracker:
                 tracker.round(number, _figures(line))
@@ -240,7 +241,9 @@ def _summary(
 
 
 def _median(lines: list[dict[str, Any]], key: str) -> float | None:
-    return statistics.median(line[key] for line in lines) if lines else None
+    """None also where the figure is not told, as of private rounds."""
+    values = [line[key] for line in lines if line[key] is not None]
+    return statistics.median(values) if values else None
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
@@ -292,9 +295,12 @@ def plot_curves(folder: Path) -> None:
     metric.set(title="Held-out metrics of all institutions", xlabel="round")
     if metric.get_legend_handles_labels()[0]:
         metric.legend()
-    compute, overhead = [line["seconds_compute"] for line in lines], [line["overhead_seconds"] for line in lines]
-    seconds.bar(numbers, compute, label="slowest institution's compute")
-    seconds.bar(numbers, overhead, bottom=compute, label="overhead")
+    if all(line["seconds_compute"] is not None for line in lines):
+        compute = [line["seconds_compute"] for line in lines]
+        seconds.bar(numbers, compute, label="slowest institution's compute")
+        seconds.bar(numbers, [line["overhead_seconds"] for line in lines], bottom=compute, label="overhead")
+    else:  # a private round: who computed how long is not told
+        seconds.bar(numbers, [line["seconds"] for line in lines], label="whole round")
     seconds.set(title="Seconds per round", xlabel="round")
     seconds.legend()
     figure.savefig(folder / "curves.png", dpi=120)

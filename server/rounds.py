@@ -35,19 +35,19 @@ class Round:
     participants: list[int] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
     count: int = 0
-    train_loss: float | None = None  # not told of a private round, nor is the evaluation
+    train_loss: float | None = None  # not told of a private round, nor are evaluation and compute
     evaluation: Sums | None = None
     seconds: float = 0.0
-    seconds_compute: float = 0.0  # the slowest institution's own
+    seconds_compute: float | None = None  # the slowest institution's own
     seconds_aggregate: float = 0.0
     bytes_down: int = 0
     bytes_up: int = 0
     attempts: int = 1
 
     @property
-    def overhead_seconds(self) -> float:
+    def overhead_seconds(self) -> float | None:
         """Round wall-clock less the slowest institution's compute: what the federation itself costs."""
-        return max(0.0, self.seconds - self.seconds_compute)
+        return None if self.seconds_compute is None else max(0.0, self.seconds - self.seconds_compute)
 
 
 def standardisation(profile: Sums) -> Sums:
@@ -123,7 +123,7 @@ class Rounds:
             train_loss=None if self.plan else total.loss / total.count,
             evaluation=None if self.plan else total.sums,
             seconds=time.monotonic() - start,
-            seconds_compute=total.seconds_compute,
+            seconds_compute=None if self.plan else total.seconds_compute,
             seconds_aggregate=total.seconds_aggregate + stepped,
             bytes_down=self.grid.bytes_down - down,
             bytes_up=self.grid.bytes_up - up,
