@@ -23,14 +23,14 @@ import numpy as np
 
 from sovfed import __version__
 from sovfed.federation.config import Config
-from sovfed.federation.errors import ConfigError
+from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.metrics import summarise
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
-from sovfed.federation.tasks import Task, get_task, initial_vector, normalisation, public_scale
+from sovfed.federation.tasks import Task, configured_task, initial_vector, normalisation, public_scale
 from sovfed.server import checkpoint
 from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.ledger_heads import LedgerHeads
@@ -78,7 +78,7 @@ def coordinate(
     something in the place of the aggregation that the configuration asks for; only a simulation does. Raises
     CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
     """
-    task = get_task(config.task.name, config.task.parameters)
+    task = configured_task(config.task)
     _check(config, task)
     aggregation = engine(_aggregation(grid, config, run, task, identity))
     rounds = Rounds(config, run, grid, make_optimizer(config.strategy, config.task.learning_rate), aggregation)
@@ -140,7 +140,7 @@ def coordinate(
 
 
 def _check(config: Config, task: Task) -> None:
-    """Raise ConfigError if the strategy is not for this cohort or this task."""
+    """Raise ConfigError if the strategy is not for this cohort or this task, PrivacyError if privacy is not."""
     strategy, cohort = config.strategy, config.server.min_cohort
     if cohort < strategy.least_cohort:
         raise ConfigError(
@@ -149,6 +149,14 @@ def _check(config: Config, task: Task) -> None:
         )
     if strategy.name == "fedbn" and (task.build is None or not normalisation(task.build()).any()):
         raise ConfigError(f"task '{task.name}' has no normalisation layer to leave at the institutions: take fedavg")
+    if config.privacy.private and task.build is not None:
+        from sovfed.federation.tasks.group_norm import OVERRIDE, batchnorms
+
+        if found := batchnorms(task.build()):
+            raise PrivacyError(
+                f"task '{task.name}' has BatchNorm (layers {', '.join(found)}), which mixes the records of a batch: "
+                f"add {OVERRIDE}"
+            )
 
 
 def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, identity: Identity | None) -> Aggregation:

@@ -90,7 +90,8 @@ class Rounds:
 
         Σx and Σx² are added over institutions, so no institution's own mean is used or kept.
         """
-        request = ProfileRequest(run=self.run, task=self.config.task.name)
+        task = self.config.task
+        request = ProfileRequest(run=self.run, task=task.name, normalisation=task.normalisation)
         total, _ = self._collect("the features' profile", request, 1 + 2 * self.features)
         self.scale = standardisation(_required(total.sums))
 
@@ -104,6 +105,7 @@ class Rounds:
                 batch_size=task.batch_size, learning_rate=task.learning_rate, proximal_mu=strategy.proximal_mu,
                 model=self.model, scale=self.scale, algorithm=strategy.algorithm, keep=self.name,
                 personal_lambda=strategy.personal_lambda if strategy.name == "ditto" else 0.0, control=self._control(),
+                normalisation=task.normalisation,
             )  # fmt: skip
             total, attempts = self._collect(f"round {number}", request, self.sums)
             update = _required(total.mean)
@@ -134,7 +136,7 @@ class Rounds:
         """The metric sums of the model after round `number`."""
         request = EvaluateRequest(
             run=self.run, round=number, task=self.config.task.name, model=self.model, scale=self.scale,
-            algorithm=self.config.strategy.algorithm, keep=self.name,
+            algorithm=self.config.strategy.algorithm, keep=self.name, normalisation=self.config.task.normalisation,
         )  # fmt: skip
         return self._collect("the final evaluation", request, self.sums)[0]
 
