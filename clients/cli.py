@@ -67,8 +67,9 @@ cli.add_command(personal)
 @cli.command("check-private")
 @click.argument("tasks", nargs=-1)
 @click.option("--several-records/--one-record", default=True, help="Whether a person may have several records.")
+@click.option("--group-norm", is_flag=True, help="As with task.normalisation=group: BatchNorm made GroupNorm.")
 @click.pass_context
-def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: bool) -> None:
+def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: bool, group_norm: bool) -> None:
     """Can the models of TASKS (default: all) be trained with differential privacy? Says why not, and the fix.
 
     Tried on made-up records; the trainer makes the same check before the first private step. Exits with 3 if not.
@@ -77,13 +78,15 @@ def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: b
     Examples:
       sovfed client check-private
       sovfed client check-private heart --one-record
+      sovfed client check-private digits_cnn --group-norm
     """
     from sovfed.clients.dpsgd.compatibility import examine_task
     from sovfed.federation.tasks import NAMES, get_task
 
     refused = False
     for name in tasks or [name for name in NAMES if get_task(name).build is not None]:
-        findings = examine_task(get_task(name), several_records=several_records)
+        task = get_task(name, normalisation="group" if group_norm else "own")
+        findings = examine_task(task, several_records=several_records)
         refused |= any(finding.refused for finding in findings)
         click.echo(f"{name}: " + ("no" if any(finding.refused for finding in findings) else "yes"))
         for finding in findings:

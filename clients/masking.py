@@ -19,6 +19,8 @@ from sovfed.federation.errors import PolicyError, PrivacyError, ProtocolError
 from sovfed.federation.messages import (
     EvaluateReply,
     MaskedReply,
+    MaskedSum,
+    PrivateReply,
     PrivateRequest,
     ProfileReply,
     SecaggReply,
@@ -117,8 +119,11 @@ class Masking:
             raise ProtocolError(f"the round is to {client.Purpose(permit.begin.purpose).name}, the request is another")
         return permit
 
-    def mask(self, run: str, permit: Permit, reply: Maskable, seconds: Callable[[], float]) -> MaskedReply:
-        """`reply` masked: update, record count and metrics become part of sums that only a quorum can open."""
+    def mask(self, run: str, permit: Permit, reply: Maskable, seconds: Callable[[], float]) -> MaskedSum:
+        """`reply` masked: update, record count and metrics become part of sums that only a quorum can open.
+
+        `seconds` of computing are told of what is not private only.
+        """
         identity, store = self._open()
         session = self._session(run_bytes(run), identity, store)
         update: Vector | Integers = np.zeros(0, np.float32)
@@ -137,7 +142,10 @@ class Masking:
                 metrics = reply.evaluation
         upload, entry = client.mask(session, permit, update, weight, metrics.tolist(), identity.sign, os.urandom)
         store.commit([entry])
-        return MaskedReply(seconds=seconds(), message=np.frombuffer(upload.message, np.uint8), payload=upload.payload)
+        message = np.frombuffer(upload.message, np.uint8)
+        if isinstance(reply, PrivateUpdate):
+            return PrivateReply(message=message, payload=upload.payload)
+        return MaskedReply(seconds=seconds(), message=message, payload=upload.payload)
 
     def room(self, request: PrivateRequest, permit: Permit) -> int:
         """The largest integer of one member in the round's ring.

@@ -116,18 +116,19 @@ class PrivateTraining:
         return (model - request.model).astype(np.float32)
 
     def _local_update(self, request: PrivateRequest) -> npt.NDArray[np.float64]:
-        """The update of ordinary local training, clipped to norm C, shape [d]."""
+        """The update of ordinary local training, clipped to norm C, shape [d]; zero if it fails."""
         training = LocalTraining(self.task, self._records, site=self._site, device=self._device)
-        update, _ = training.train(
-            TrainRequest(
-                run=request.run, round=request.round, task=request.task, seed=request.seed,
-                local_epochs=request.local_epochs, batch_size=request.batch_size,
-                learning_rate=request.learning_rate, proximal_mu=0.0, model=request.model, scale=self._scale,
-            )
+        asked = TrainRequest(
+            run=request.run, round=request.round, task=request.task, seed=request.seed,
+            local_epochs=request.local_epochs, batch_size=request.batch_size,
+            learning_rate=request.learning_rate, proximal_mu=0.0, model=request.model, scale=self._scale,
         )  # fmt: skip
+        try:
+            update, _ = training.train(asked)
+        except TrainingError as error:  # may be one record's doing, which a refusal would tell
+            log.warning("%s; nothing but noise is released", error)
+            return np.zeros(request.model.size)
         norm = float(np.linalg.norm(update.astype(np.float64)))
-        if not np.isfinite(norm):
-            raise TrainingError(f"round {request.round}: the update is not finite")
         return update.astype(np.float64) * min(1.0, (1 - 2.0**-20) * request.clip / max(norm, 1e-300))
 
     def _step(self, clip: float) -> PrivateStep:

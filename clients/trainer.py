@@ -29,6 +29,7 @@ from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ConfigError, PolicyError, ProtocolError, SovfedError, wire_code
 from sovfed.federation.files import private_directory
 from sovfed.federation.messages import (
+    OWN,
     EvaluateReply,
     EvaluateRequest,
     LedgerReply,
@@ -145,8 +146,8 @@ class TrainerService:
         self._states = states
         self._load, self._site, self._device, self._precision, self._check = load, site, device, precision, check
         self._masking, self._open_ledger = masking, open_ledger
-        self._private: dict[str, PrivateTraining] = {}
-        self._workloads: dict[str, Workload] = {}
+        self._private: dict[tuple[str, str], PrivateTraining] = {}  # by task and normalisation, as the workloads
+        self._workloads: dict[tuple[str, str], Workload] = {}
         self._replies: OrderedDict[str, dict[type[Request], tuple[Request, Reply]]] = OrderedDict()
         self._lock = threading.Lock()
         self._answered, self._reason = 0, ""
@@ -209,20 +210,21 @@ class TrainerService:
         masking = self._require_masking()
         permit = masking.permit(request)
         if isinstance(request, PrivateRequest):
-            reply: Maskable = self._private_training(request.task).update(request, masking.room(request, permit))
+            reply: Maskable = self._private_training(request).update(request, masking.room(request, permit))
         else:
             reply = self._compute(request, start)
         return masking.mask(request.run, permit, reply, lambda: time.monotonic() - start)
 
-    def _private_training(self, name: str) -> PrivateTraining:
-        """The private workload of task `name`; the ledger is opened before any record is read."""
-        found = self._private.get(name)
+    def _private_training(self, request: PrivateRequest) -> PrivateTraining:
+        """The private workload of the request's task; the ledger is opened before any record is read."""
+        key = (request.task, request.normalisation)
+        found = self._private.get(key)
         if found is None:
             from sovfed.clients.private import PrivateTraining
 
-            task, ledger = get_task(name), self._open_ledger()
+            task, ledger = get_task(request.task, normalisation=request.normalisation), self._open_ledger()
             found = PrivateTraining(task, self._load(task), site=self._site, device=self._device, ledger=ledger)
-            self._private = {name: found}  # one task at a time holds the ledger
+            self._private = {key: found}  # one task at a time holds the ledger
         return found
 
     def _require_masking(self) -> Masking:
@@ -233,7 +235,7 @@ class TrainerService:
     def _compute(
         self, request: ProfileRequest | TrainRequest | EvaluateRequest, start: float
     ) -> ProfileReply | TrainReply | EvaluateReply:
-        workload = self._workload(request.task)
+        workload = self._workload(request.task, request.normalisation)
         if isinstance(request, ProfileRequest):
             return ProfileReply(sums=workload.profile())
         if isinstance(request, EvaluateRequest):
@@ -265,17 +267,17 @@ class TrainerService:
             raise ProtocolError(f"algorithm '{request.algorithm}' without a name, or a place, to keep its state")
         return self._states.load(request, last)
 
-    def _workload(self, name: str) -> Workload:
-        found = self._workloads.get(name)
+    def _workload(self, name: str, normalisation: str = OWN) -> Workload:
+        found = self._workloads.get((name, normalisation))
         if found is None:
-            found = self._workloads[name] = self._build(name)
+            found = self._workloads[name, normalisation] = self._build(name, normalisation)
             self._reason = ""
         return found
 
-    def _build(self, name: str) -> Workload:
+    def _build(self, name: str, normalisation: str) -> Workload:
         if name not in NAMES:
             raise ProtocolError(f"unknown task {name!r}")
-        task = get_task(name)
+        task = get_task(name, normalisation=normalisation)
         if task.build is None:
             return Echo(task)
         from sovfed.clients.algorithms import Learner

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from sovfed.federation.messages import MAX_PARAMETERS
+from sovfed.federation.messages import MAX_PARAMETERS, NORMALISATIONS, OWN
 from sovfed.federation.schema import bounded, choice
 
 PORT_MAX: Final = 65_535
@@ -26,13 +26,20 @@ class TaskConfig:
 
     name: str = choice(
         "breast_cancer",
-        ("breast_cancer", "digits", "digits_cnn", "echo", "heart", "pneumonia"),
+        ("breast_cancer", "digits", "digits_cnn", "digits_linear", "echo", "heart", "pneumonia"),
         doc="the task, in federation/tasks/",
     )
     local_epochs: int = bounded(1, 1, 10_000, doc="passes over the local training records in a round")
     batch_size: int = bounded(32, 1, 1_000_000, unit="records", doc="records in one local gradient step")
     learning_rate: float = bounded(0.1, 1e-9, 1e3, doc="step size of local SGD")
     parameters: int = bounded(2_500, 1, MAX_PARAMETERS, doc="length of the model vector; read by the task 'echo' only")
+    normalisation: str = choice(
+        OWN, NORMALISATIONS, doc="own: the task's layers; group: GroupNorm for BatchNorm, which no private run may have"
+    )
+
+    def __post_init__(self) -> None:
+        if self.name == "echo" and self.normalisation != OWN:
+            raise ValueError("task 'echo' has no model whose normalisation could be another")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ Sums: TypeAlias = npt.NDArray[np.float64]  # shape [k], totals over records
 Bytes: TypeAlias = npt.NDArray[np.uint8]  # shape [n], a message of secure aggregation (federation/secagg/wire.py)
 Words: TypeAlias = npt.NDArray[np.uint64]  # shape [w], a masked vector
 ALGORITHMS: Final = ("sgd", "scaffold", "fednova", "fedbn", "ditto")  # of local training, clients/algorithms.py
+OWN: Final = "own"
+NORMALISATIONS: Final = (OWN, "group")  # of a task's model: as it is built, or GroupNorm for BatchNorm
 STEPS: Final = ("offer", "roster", "capsules", "confirmations", "reveal")
 Scalar: TypeAlias = bool | int | float | str
 
@@ -52,6 +54,7 @@ class ProfileRequest:
     run: str = bounded(low=1, high=64)
     task: str = bounded(low=1, high=64)
     begin: Bytes = _begin()
+    normalisation: str = choice(OWN, NORMALISATIONS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,7 +70,7 @@ class TrainRequest:
 
     `model` is the flat parameter vector, shape [d]; `scale` is [mean (f), standard deviation (f)], shape [2f]. `keep`
     is the name under which the institution keeps what `algorithm` carries from round to round; a resumed run has the
-    same. `control` is SCAFFOLD's c, shape [d], and empty for the others.
+    same. `control` is SCAFFOLD's c, shape [d], and empty for the others. `normalisation` is `TaskConfig`'s.
     """
 
     run: str = bounded(low=1, high=64)
@@ -85,6 +88,7 @@ class TrainRequest:
     keep: str = bounded("", 0, 128)
     personal_lambda: float = bounded(0.0, 0.0, 1e6)
     control: Vector = _empty("float32")
+    normalisation: str = choice(OWN, NORMALISATIONS)
 
     @property
     def update_size(self) -> int:
@@ -138,6 +142,7 @@ class PrivateRequest:
     learning_rate: float = bounded(low=1e-9, high=1e3)
     model: Vector = _vector("float32")
     begin: Bytes = _begin()
+    normalisation: str = choice(OWN, NORMALISATIONS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,6 +157,7 @@ class EvaluateRequest:
     begin: Bytes = _begin()
     algorithm: str = choice("sgd", ALGORITHMS)
     keep: str = bounded("", 0, 128)
+    normalisation: str = choice(OWN, NORMALISATIONS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,6 +177,14 @@ class MaskedReply:
     """
 
     seconds: float = bounded(low=0.0, high=1e9)
+    message: Bytes = _vector("uint8")
+    payload: Words = _vector("uint64")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PrivateReply:
+    """M2 in answer to a `PrivateRequest`: without `seconds`, which depend on how many persons were sampled."""
+
     message: Bytes = _vector("uint8")
     payload: Words = _vector("uint64")
 
@@ -242,11 +256,13 @@ class Refusal:
 
 Message: TypeAlias = (
     ProfileRequest | ProfileReply | TrainRequest | TrainReply | PrivateRequest | EvaluateRequest | EvaluateReply
-    | MaskedReply | SecaggRequest | SecaggReply | LedgerRequest | LedgerReply | LaneOffer | LaneReply | Refusal
+    | MaskedReply | PrivateReply | SecaggRequest | SecaggReply | LedgerRequest | LedgerReply | LaneOffer | LaneReply
+    | Refusal
 )  # fmt: skip
 SumRequest: TypeAlias = ProfileRequest | TrainRequest | PrivateRequest | EvaluateRequest  # its replies are added up
 Request: TypeAlias = SumRequest | SecaggRequest | LedgerRequest
-Reply: TypeAlias = ProfileReply | TrainReply | EvaluateReply | MaskedReply | SecaggReply | LedgerReply | Refusal
+MaskedSum: TypeAlias = MaskedReply | PrivateReply
+Reply: TypeAlias = ProfileReply | TrainReply | EvaluateReply | MaskedSum | SecaggReply | LedgerReply | Refusal
 KINDS: Final[dict[str, type[Any]]] = {
     "profile": ProfileRequest,
     "profile-reply": ProfileReply,
@@ -256,6 +272,7 @@ KINDS: Final[dict[str, type[Any]]] = {
     "evaluate": EvaluateRequest,
     "evaluate-reply": EvaluateReply,
     "masked-reply": MaskedReply,
+    "private-reply": PrivateReply,
     "secagg": SecaggRequest,
     "secagg-reply": SecaggReply,
     "ledger": LedgerRequest,

@@ -23,14 +23,14 @@ import numpy as np
 
 from sovfed import __version__
 from sovfed.federation.config import Config
-from sovfed.federation.errors import ConfigError
+from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.metrics import summarise
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
-from sovfed.federation.tasks import Task, get_task, initial_vector, normalisation, public_scale
+from sovfed.federation.tasks import Task, configured_task, initial_vector, normalisation, public_scale
 from sovfed.server import checkpoint
 from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.ledger_heads import LedgerHeads
@@ -78,7 +78,7 @@ def coordinate(
     something in the place of the aggregation that the configuration asks for; only a simulation does. Raises
     CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
     """
-    task = get_task(config.task.name, config.task.parameters)
+    task = configured_task(config.task)
     _check(config, task)
     aggregation = engine(_aggregation(grid, config, run, task, identity))
     rounds = Rounds(config, run, grid, make_optimizer(config.strategy, config.task.learning_rate), aggregation)
@@ -106,9 +106,10 @@ def coordinate(
             lines.write(json.dumps(line) + "\n")
             lines.flush()
             loss = "" if done.train_loss is None else f" loss {done.train_loss:.4f},"
+            overhead = "" if done.overhead_seconds is None else f" (overhead {done.overhead_seconds:.3f} s)"
             log.info(
-                "round %d/%d: %d institutions,%s %.3f s (overhead %.3f s)",
-                number, config.rounds, len(done.participants), loss, done.seconds, done.overhead_seconds,
+                "round %d/%d: %d institutions,%s %.3f s%s",
+                number, config.rounds, len(done.participants), loss, done.seconds, overhead,
             )  # fmt: skip
             if tracker:
                 tracker.round(number, _figures(line))
@@ -139,7 +140,7 @@ def coordinate(
 
 
 def _check(config: Config, task: Task) -> None:
-    """Raise ConfigError if the strategy is not for this cohort or this task."""
+    """Raise ConfigError if the strategy is not for this cohort or this task, PrivacyError if privacy is not."""
     strategy, cohort = config.strategy, config.server.min_cohort
     if cohort < strategy.least_cohort:
         raise ConfigError(
@@ -148,6 +149,14 @@ def _check(config: Config, task: Task) -> None:
         )
     if strategy.name == "fedbn" and (task.build is None or not normalisation(task.build()).any()):
         raise ConfigError(f"task '{task.name}' has no normalisation layer to leave at the institutions: take fedavg")
+    if config.privacy.private and task.build is not None:
+        from sovfed.federation.tasks.group_norm import OVERRIDE, batchnorms
+
+        if found := batchnorms(task.build()):
+            raise PrivacyError(
+                f"task '{task.name}' has BatchNorm (layers {', '.join(found)}), which mixes the records of a batch: "
+                f"add {OVERRIDE}"
+            )
 
 
 def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, identity: Identity | None) -> Aggregation:
@@ -240,7 +249,9 @@ def _summary(
 
 
 def _median(lines: list[dict[str, Any]], key: str) -> float | None:
-    return statistics.median(line[key] for line in lines) if lines else None
+    """None also where the figure is not told, as of private rounds."""
+    values = [line[key] for line in lines if line[key] is not None]
+    return statistics.median(values) if values else None
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
@@ -292,9 +303,12 @@ def plot_curves(folder: Path) -> None:
     metric.set(title="Held-out metrics of all institutions", xlabel="round")
     if metric.get_legend_handles_labels()[0]:
         metric.legend()
-    compute, overhead = [line["seconds_compute"] for line in lines], [line["overhead_seconds"] for line in lines]
-    seconds.bar(numbers, compute, label="slowest institution's compute")
-    seconds.bar(numbers, overhead, bottom=compute, label="overhead")
+    if all(line["seconds_compute"] is not None for line in lines):
+        compute = [line["seconds_compute"] for line in lines]
+        seconds.bar(numbers, compute, label="slowest institution's compute")
+        seconds.bar(numbers, [line["overhead_seconds"] for line in lines], bottom=compute, label="overhead")
+    else:  # a private round: who computed how long is not told
+        seconds.bar(numbers, [line["seconds"] for line in lines], label="whole round")
     seconds.set(title="Seconds per round", xlabel="round")
     seconds.legend()
     figure.savefig(folder / "curves.png", dpi=120)

@@ -98,6 +98,7 @@ class PrivacyPlan:
             noise_multiplier=self.noise_multiplier, sampling_rate=_rate(config), clip=privacy.clip,
             delta=privacy.delta, honest=self.honest, grid_bits=privacy.grid_bits, batch=self.batch, seed=config.seed,
             local_epochs=task.local_epochs, batch_size=task.batch_size, learning_rate=task.learning_rate, model=model,
+            normalisation=task.normalisation,
         )  # fmt: skip
 
     @cached_property

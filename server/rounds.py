@@ -35,19 +35,19 @@ class Round:
     participants: list[int] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
     count: int = 0
-    train_loss: float | None = None  # not told of a private round, nor is the evaluation
+    train_loss: float | None = None  # not told of a private round, nor are evaluation and compute
     evaluation: Sums | None = None
     seconds: float = 0.0
-    seconds_compute: float = 0.0  # the slowest institution's own
+    seconds_compute: float | None = None  # the slowest institution's own
     seconds_aggregate: float = 0.0
     bytes_down: int = 0
     bytes_up: int = 0
     attempts: int = 1
 
     @property
-    def overhead_seconds(self) -> float:
+    def overhead_seconds(self) -> float | None:
         """Round wall-clock less the slowest institution's compute: what the federation itself costs."""
-        return max(0.0, self.seconds - self.seconds_compute)
+        return None if self.seconds_compute is None else max(0.0, self.seconds - self.seconds_compute)
 
 
 def standardisation(profile: Sums) -> Sums:
@@ -90,7 +90,8 @@ class Rounds:
 
         Σx and Σx² are added over institutions, so no institution's own mean is used or kept.
         """
-        request = ProfileRequest(run=self.run, task=self.config.task.name)
+        task = self.config.task
+        request = ProfileRequest(run=self.run, task=task.name, normalisation=task.normalisation)
         total, _ = self._collect("the features' profile", request, 1 + 2 * self.features)
         self.scale = standardisation(_required(total.sums))
 
@@ -104,6 +105,7 @@ class Rounds:
                 batch_size=task.batch_size, learning_rate=task.learning_rate, proximal_mu=strategy.proximal_mu,
                 model=self.model, scale=self.scale, algorithm=strategy.algorithm, keep=self.name,
                 personal_lambda=strategy.personal_lambda if strategy.name == "ditto" else 0.0, control=self._control(),
+                normalisation=task.normalisation,
             )  # fmt: skip
             total, attempts = self._collect(f"round {number}", request, self.sums)
             update = _required(total.mean)
@@ -123,7 +125,7 @@ class Rounds:
             train_loss=None if self.plan else total.loss / total.count,
             evaluation=None if self.plan else total.sums,
             seconds=time.monotonic() - start,
-            seconds_compute=total.seconds_compute,
+            seconds_compute=None if self.plan else total.seconds_compute,
             seconds_aggregate=total.seconds_aggregate + stepped,
             bytes_down=self.grid.bytes_down - down,
             bytes_up=self.grid.bytes_up - up,
@@ -134,7 +136,7 @@ class Rounds:
         """The metric sums of the model after round `number`."""
         request = EvaluateRequest(
             run=self.run, round=number, task=self.config.task.name, model=self.model, scale=self.scale,
-            algorithm=self.config.strategy.algorithm, keep=self.name,
+            algorithm=self.config.strategy.algorithm, keep=self.name, normalisation=self.config.task.normalisation,
         )  # fmt: skip
         return self._collect("the final evaluation", request, self.sums)[0]
 

@@ -21,6 +21,8 @@ from sovfed.federation.errors import CohortError, IdentityError, ProtocolError, 
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import (
     MaskedReply,
+    MaskedSum,
+    PrivateReply,
     PrivateRequest,
     ProfileRequest,
     SecaggReply,
@@ -128,7 +130,8 @@ class SecureAggregation:
     def _upload(self, round_: Round, request: SumRequest, members: Mapping[int, int], total: Total) -> None:
         """M1 with the request, and every M2 added to the masked sum."""
         group = "" if isinstance(request, ProfileRequest) else str(request.round)
-        for answer in ask(self._grid, dict.fromkeys(members, request), MaskedReply, self._deadline_s, group):
+        kind: type[MaskedSum] = PrivateReply if isinstance(request, PrivateRequest) else MaskedReply
+        for answer in ask(self._grid, dict.fromkeys(members, request), kind, self._deadline_s, group):
             clock, refusal = time.monotonic(), answer.refusal
             if answer.reply is not None:
                 try:
@@ -140,7 +143,8 @@ class SecureAggregation:
                     refusal = "malformed"
                 else:
                     total.participants.append(answer.node_id)
-                    total.seconds_compute = max(total.seconds_compute, answer.reply.seconds)
+                    if isinstance(answer.reply, MaskedReply):
+                        total.seconds_compute = max(total.seconds_compute, answer.reply.seconds)
             if refusal:
                 total.refused[answer.node_id] = refusal
             total.seconds_aggregate += time.monotonic() - clock

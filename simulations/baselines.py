@@ -16,7 +16,7 @@ from sovfed.clients.data import Records, load_records
 from sovfed.clients.training import LocalTraining
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Sums, TrainRequest, Vector
-from sovfed.federation.tasks import Task, get_task, initial_vector, public_scale
+from sovfed.federation.tasks import Task, configured_task, initial_vector, public_scale
 from sovfed.server.rounds import standardisation
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Comparison:
 
 def compare(config: Config, data: Sequence[DataConfig], model: Vector, scale: Sums) -> Comparison:
     """Train the baselines for `config` on the institutions `data`, and hold the federated model against them."""
-    task = get_task(config.task.name)
+    task = configured_task(config.task)
     parts = [load_records(task, one) for one in data]
     union = merge(parts)
     models = {"pooled": pooled(config, union), "federated": Trained(model, scale)}
@@ -100,7 +100,7 @@ def alone(config: Config, records: Records, site: str) -> Trained:
 
 
 def _train(config: Config, records: Records, site: str) -> Trained:
-    task = get_task(config.task.name)
+    task = configured_task(config.task)
     engine = LocalTraining(task, records, site=site, device=config.client.device, precision=config.client.precision)
     scale = standardisation(engine.profile()) if task.standardised else public_scale(task)
     start = initial_vector(task, config.seed)

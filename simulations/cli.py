@@ -206,14 +206,18 @@ def secagg(quick: bool, json_path: Path | None, csv_path: Path | None, plot_path
 
 
 @bench.command()
-@click.option("--quick", is_flag=True, help="Three seeds instead of five: under 3 minutes.")
+@click.option("--quick", is_flag=True, help="Three runs instead of eight: under 3 minutes.")
+@click.option("--tune", "tuning", is_flag=True, help="Try the whole grid of settings, and nothing else: long.")
 @click.option("--json", "json_path", type=FILE, help='Write {"rows": […], "ratios": {…}}.')
 @click.option("--csv", "csv_path", type=FILE, help="Write the rows as CSV.")
 @click.option("--plot", "plot_path", type=FILE, help="Draw the rows into a PNG.")
-def privacy(quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None) -> None:
+def privacy(quick: bool, tuning: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None) -> None:
     """Accuracy of a trusted curator, distributed noise through secure aggregation, and each institution's own noise."""
-    from sovfed.simulations.benchmarks.privacy import run
+    from sovfed.simulations.benchmarks.privacy import run, tune
 
+    if tuning:
+        tune(_console(False))
+        return
     run(quick=quick, json_path=json_path, csv_path=csv_path, plot_path=plot_path, console=_console(False))
 
 

@@ -61,7 +61,7 @@ def imprint(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
 @JSON
 @click.pass_context
 def membership(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
-    """Loss-threshold attack on a trained model, with and without privacy."""
+    """Likelihood-ratio attack with shadow models (LiRA) on trained models, with and without privacy."""
     _run(ctx, "membership", quick, json_path)
 
 

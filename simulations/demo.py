@@ -134,7 +134,7 @@ def _print(console: Console, federation: LocalFederation, summary: dict[str, Any
         f"secure aggregation: {_protection(summary)}   differential privacy: {_privacy(summary)}\n"
         f"transport: {summary['transport']}   {summary['rounds']} rounds in {summary['seconds_training']:.1f} s, "
         f"{summary['seconds_per_round_median'] * 1e3:.0f} ms a round "
-        f"({summary['overhead_seconds_per_round_median'] * 1e3:.0f} ms overhead); "
+        f"({_milliseconds(summary['overhead_seconds_per_round_median'])} overhead); "
         f"{summary['seconds_total']:.0f} s in all\n"
         f"summary: {federation.folder / 'summary.json'}\ncurves:  {federation.folder / 'curves.png'}\n"
         f"MLflow:  mlflow ui --backend-store-uri sqlite:///{federation.home / 'mlflow.db'}"
@@ -154,6 +154,10 @@ def _privacy(summary: dict[str, Any]) -> str:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds * 1e3:.0f} ms"
 
 
 def _wait(console: Console, federation: LocalFederation) -> None:

@@ -23,7 +23,7 @@ from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.secagg.terms import LEAST_COHORT, Terms
-from sovfed.federation.tasks import get_task
+from sovfed.federation.tasks import configured_task
 from sovfed.server.aggregation import Aggregation
 from sovfed.server.coordinator import SUMMARY, Outcome, coordinate
 from sovfed.server.tracking import Tracker
@@ -117,7 +117,7 @@ def _measure(config: Config, population: Sequence[Institution], outcome: Outcome
 
     A private federation tells none; the simulator, which holds all records, measures them outside of it.
     """
-    task = get_task(config.task.name, config.task.parameters)
+    task = configured_task(config.task)
     if task.build is None:
         return {}
     records = merge([one.load(task) for one in population[:PROFILED]])
@@ -142,7 +142,7 @@ def _engine(
 def _unsampled(
     usual: Aggregation, grid: StreamingGrid, population: Sequence[Institution], config: Config, cohort: int
 ) -> Aggregation:
-    engine, task = config.simulation.engine, get_task(config.task.name, config.task.parameters)
+    engine, task = config.simulation.engine, configured_task(config.task)
     if engine in ("inprocess", "ray"):
         return usual
     from sovfed.simulations.engines import LEAST, AutoEngine

@@ -20,7 +20,7 @@ NOISE: Final = 0.5
 
 def load(task: Task, config: DataConfig) -> Records:
     """The images of simulated institution `config.site` of `config.sites`; every image counts as a person."""
-    require_task(task, config.source, "digits", "digits_cnn")
+    require_task(task, config.source, "digits", "digits_cnn", "digits_linear")
     table = read_bundled("digits.csv.gz", SHA256)
     features, labels = table[:, :-1], table[:, -1].astype(np.int64)
     rows = simulated_site("digits", labels / 10.0, NOISE, config.site, config.sites)

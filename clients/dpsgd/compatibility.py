@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -15,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from sovfed.federation.errors import ConfigError, PrivacyError
+from sovfed.federation.tasks.group_norm import OVERRIDE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,20 +86,6 @@ def examine(module: nn.Module, loss: RecordLoss, features: Tensor, labels: Tenso
     return found
 
 
-def replace_batchnorm(module: nn.Module) -> nn.Module:
-    """`module` with every BatchNorm made a GroupNorm in place (a new root if it is one itself).
-
-    gcd(32, channels) groups as Opacus' ModuleValidator.fix, which leaves those without parameters and uses pickle.
-    BatchNorm1d becomes one group: on [n, channels] groups of single values would all be normalised to zero. Weight
-    and bias are kept, so the parameter vector has the same length and order; running statistics are dropped.
-    """
-    if isinstance(module, _BatchNorm):
-        return _group_norm(module)
-    for name, child in module.named_children():
-        setattr(module, name, replace_batchnorm(child))
-    return module
-
-
 @contextmanager
 def still(module: nn.Module) -> Iterator[None]:
     """`module` in training mode with its dropout layers off."""
@@ -111,14 +97,6 @@ def still(module: nn.Module) -> Iterator[None]:
     finally:
         for part in dropouts:
             part.train()
-
-
-def _group_norm(norm: _BatchNorm) -> nn.GroupNorm:
-    groups = 1 if isinstance(norm, nn.BatchNorm1d) else math.gcd(32, norm.num_features)
-    made = nn.GroupNorm(groups, norm.num_features, eps=norm.eps, affine=norm.affine)
-    if norm.affine:
-        made.weight, made.bias = norm.weight, norm.bias
-    return made.train(norm.training)
 
 
 def _by_type(module: nn.Module) -> Iterator[Finding]:
@@ -134,7 +112,7 @@ def _by_type(module: nn.Module) -> Iterator[Finding]:
             yield Finding(
                 where,
                 "BatchNorm mixes the records of a batch and keeps their statistics, in any mode, also without weights",
-                "use GroupNorm; replace_batchnorm(model) does it",
+                f"use GroupNorm: {OVERRIDE}",
             )
         elif isinstance(part, _InstanceNorm) and part.track_running_stats:
             yield Finding(where, "keeps running statistics of records", "set track_running_stats=False")

@@ -128,6 +128,7 @@ def epsilon(events: Iterable[Event], delta: float, interval: float = DAILY) -> f
     return Accountant(interval).plus(*sorted(events)).epsilon(delta)  # equal kinds stand together
 
 
+@functools.lru_cache(maxsize=64)
 def calibrate_noise_multiplier(
     target_epsilon: float, delta: float, sampling_rate: float, steps: int, interval: float = DAILY
 ) -> float:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.messages import OWN
 from sovfed.federation.schema import nearest
 
 if TYPE_CHECKING:
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from sovfed.federation.config import TaskConfig
     from sovfed.federation.messages import Sums, Vector
     from sovfed.federation.metrics import Metrics
 
-NAMES: Final = ("breast_cancer", "digits", "digits_cnn", "echo", "heart", "pneumonia")
+NAMES: Final = ("breast_cancer", "digits", "digits_cnn", "digits_linear", "echo", "heart", "pneumonia")
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,16 @@ class Task:
         return self.metrics.size
 
 
-def get_task(name: str, parameters: int | None = None) -> Task:
+def get_task(name: str, parameters: int | None = None, normalisation: str = OWN) -> Task:
     """The task called `name`; `parameters` is the length of the echo's vector, other tasks have their own.
 
-    Raises ConfigError with the nearest known name.
+    `normalisation` "group" makes every BatchNorm of its model a GroupNorm. Raises ConfigError with the nearest known
+    name.
     """
+    if normalisation != OWN:
+        from sovfed.federation.tasks.group_norm import grouped
+
+        return grouped(name)
     match name:
         case "breast_cancer":
             from sovfed.federation.tasks.breast_cancer import TASK
@@ -82,6 +89,8 @@ def get_task(name: str, parameters: int | None = None) -> Task:
             from sovfed.federation.tasks.digits import TASK
         case "digits_cnn":
             from sovfed.federation.tasks.digits_cnn import TASK
+        case "digits_linear":
+            from sovfed.federation.tasks.digits_linear import TASK
         case "echo":
             from sovfed.federation.tasks.echo import TASK
 
@@ -93,6 +102,11 @@ def get_task(name: str, parameters: int | None = None) -> Task:
         case _:
             raise ConfigError(f"unknown task '{name[:64]}'{nearest(name, NAMES)}")
     return TASK
+
+
+def configured_task(config: TaskConfig) -> Task:
+    """The task that `config` names, with the model that it asks for."""
+    return get_task(config.name, config.parameters, config.normalisation)
 
 
 def public_scale(task: Task) -> Sums:

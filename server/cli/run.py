@@ -217,10 +217,10 @@ def round_table(lines: list[dict[str, Any]]) -> Any:
         metrics = "  ".join(f"{k} {v:.3f}" for k, v in line["metrics"].items() if k in ("auc", "accuracy"))
         table.add_row(
             str(line["round"]), str(len(line["participants"])), _figure(line["train_loss"]), metrics,
-            f"{line['seconds']:.3f}", f"{line['overhead_seconds']:.3f}", f"{line['bytes_up'] / 1e3:.1f}",
+            f"{line['seconds']:.3f}", _figure(line["overhead_seconds"], 3), f"{line['bytes_up'] / 1e3:.1f}",
         )  # fmt: skip
     return table
 
 
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def _figure(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from sovfed.simulations.audit.canary import CanaryAudit
+
 
 def run_noise(quick: bool) -> list[tuple[Any, str, bool]]:
     """(result, sentence, whether it is as it should be) of each case; the last is one that must be found out."""
@@ -43,15 +45,23 @@ def run_canary(quick: bool) -> list[tuple[Any, str, bool]]:
         found = audit_canaries(canaries, noise_multiplier)
         sentence = (
             f"noise multiplier {noise_multiplier:g}, {canaries} canaries: claimed ε = {found.claimed:.2f}, measured "
-            f"ε ≥ {found.lower:.2f} (95 %); without noise it would be {found.ceiling:.2f}"
+            f"ε ≥ {found.lower:.2f} (95 %); without noise it would be {found.ceiling:.2f}. {_guesses(found)}; "
+            f"{found.detectable:.2f} of the noise would be found with 99 %"
         )
         cases.append((found, sentence, not found.contradicted))
-    control = audit_canaries(canaries, 2.0, shares_present=1)
-    sentence = (
-        f"control, one of {SHARES} shares of noise: claimed {control.claimed:.2f}, measured ≥ {control.lower:.2f}"
-    )
-    cases.append((control, sentence, control.contradicted))
+    for what, control in (
+        (f"one of {SHARES} shares of noise", audit_canaries(canaries, 2.0, shares_present=1)),
+        ("a third less noise than claimed", audit_canaries(canaries, 2.0, actual=4 / 3)),
+    ):
+        sentence = (
+            f"control, {what}: claimed {control.claimed:.2f}, measured ≥ {control.lower:.2f}. {_guesses(control)}"
+        )
+        cases.append((control, sentence, control.contradicted))
     return cases
+
+
+def _guesses(found: CanaryAudit) -> str:
+    return f"{100 * found.right:.1f} % guessed right, allowed {100 * found.allowed:.1f} %, p = {found.p_value:.2g}"
 
 
 def run_imprint(quick: bool) -> list[tuple[Any, str, bool]]:
@@ -71,14 +81,26 @@ def run_membership(quick: bool) -> list[tuple[Any, str, bool]]:
     from sovfed.simulations.audit.membership import FALSE_ALARMS, LEARNT, audit_membership
 
     cases: list[tuple[Any, str, bool]] = []
-    for mechanism in ("distributed", "none"):
-        for seed in range(1 if quick else 4):
-            found = audit_membership(mechanism, seed=seed)
-            sentence = (
-                f"{mechanism}, seed {seed}: AUC {found.auc:.3f}, {100 * found.found:.0f} % of {found.members} members "
-                f"found at {100 * FALSE_ALARMS:.0f} % false alarms; allowed {100 * found.bound:.0f} %"
+    models = 32 if quick else 128
+    for title, epsilon, claimed in (
+        ("ε = 1", 1.0, 1.0), ("control, without privacy", None, None), ("control, ε = 40 sold as ε = 1", 40.0, 1.0),
+    ):  # fmt: skip
+        for found in audit_membership(epsilon, models=models, claimed=claimed):
+            attacks = "; ".join(
+                f"{name} AUC {one.auc:.3f}, {100 * one.share:.0f} ± {100 * one.error:.0f} % found"
+                for name, one in (("LiRA", found.lira), ("threshold", found.threshold))
             )
-            good = not found.contradicted if mechanism != "none" else found.auc > LEARNT
+            allowed = "" if claimed is None else f"; allowed {100 * found.bound:.0f} %"
+            sentence = (
+                f"{title}, {models} models, persons {found.persons}: {attacks} at {100 * FALSE_ALARMS:.0f} % false "
+                f"alarms{allowed}"
+            )
+            if claimed is None:
+                good = found.lira.auc > LEARNT
+            elif claimed == epsilon:
+                good = not found.contradicted
+            else:  # the mislabelled are those who would show it
+                good = found.contradicted or found.persons != "mislabelled"
             cases.append((found, sentence, good))
     return cases
 

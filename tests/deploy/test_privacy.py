@@ -52,6 +52,7 @@ def test_a_private_run_is_charged_countersigned_and_certified(private: LocalFede
     assert all(not line["metrics"] and line["train_loss"] is None for line in rounds)
     told = summary(private, "first")
     assert told["metrics"] == {}
+    assert {line["overhead_seconds"] for line in rounds} == {told["overhead_seconds_per_round_median"]} == {None}
     assert told["privacy"]["mechanism"] == "distributed"
     assert told["privacy"]["honest"] == 2  # of a cohort of 3, one is feared
     assert 1.9 < told["epsilon"] <= 2.0

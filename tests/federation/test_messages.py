@@ -21,6 +21,7 @@ from sovfed.federation.messages import (
     LedgerRequest,
     MaskedReply,
     Message,
+    PrivateReply,
     PrivateRequest,
     ProfileReply,
     ProfileRequest,
@@ -47,6 +48,7 @@ MESSAGES: list[Message] = [
         "r", "g", 1, "heart", "silo", 10, 5, 2, 1.1, 0.1, 1.0, 1e-6, 3, 16, 25.0, 7, 1, 16, 0.1, MODEL, BLOB
     ),
     MaskedReply(0.5, BLOB, WORDS),
+    PrivateReply(BLOB, WORDS),
     SecaggRequest("r", BLOB, "reveal"),
     SecaggReply(BLOB, "roster"),
     LedgerRequest("r", BLOB, BLOB, BLOB),
@@ -119,6 +121,13 @@ def test_an_unknown_kind_is_refused() -> None:
 def test_a_wrong_scalar_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
         decode(*with_scalars(**changes))
+
+
+def test_a_private_reply_has_no_place_for_seconds() -> None:
+    kind, scalars, vectors = encode(PrivateReply(BLOB, WORDS))
+    assert set(scalars) == {"version"}
+    with pytest.raises(ProtocolError, match=r"unknown key 'private-reply\.seconds'"):
+        decode(kind, {**scalars, "seconds": 0.1}, vectors)
 
 
 def test_a_missing_scalar_or_version_is_refused() -> None:

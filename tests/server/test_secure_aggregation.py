@@ -21,6 +21,7 @@ from sovfed.federation.flower import from_records
 from sovfed.federation.messages import (
     EvaluateRequest,
     MaskedReply,
+    PrivateReply,
     ProfileRequest,
     Refusal,
     Reply,
@@ -32,8 +33,9 @@ from sovfed.federation.messages import (
 from sovfed.federation.secagg.files import FileStore, MemoryStore, create_journal
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.terms import Terms
-from sovfed.federation.tasks import get_task, initial_vector
+from sovfed.federation.tasks import get_task, initial_vector, public_scale
 from sovfed.server.aggregation import PlainAggregation
+from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.rounds import Rounds
 from sovfed.server.secure_aggregation import SecureAggregation
 from sovfed.server.strategies import make_optimizer
@@ -144,6 +146,37 @@ def test_nothing_but_masked_words_and_shares_leaves_an_institution() -> None:
     assert {type(reply) for reply in left} == {MaskedReply, SecaggReply}
     payload = np.concatenate([r.payload for r in left if isinstance(r, MaskedReply)]).view(np.uint8)
     assert abs(payload.mean() - 127.5) < 5 * 73.9 / np.sqrt(payload.size)  # uniform bytes: mean 127.5, deviation 73.9
+
+
+PRIVATE = ("privacy=distributed", "privacy.population=400", "privacy.delta=1e-6")
+
+
+def private(world: World) -> World:
+    world.rounds.plan = PrivacyPlan.make(world.config, "trial", TASK.parameters)
+    world.rounds.scale = public_scale(TASK)
+    return world
+
+
+def test_a_private_reply_tells_no_seconds_and_the_round_says_so() -> None:
+    world = private(World(3, *PRIVATE))
+    done = world.rounds.train(1)
+    assert (done.seconds_compute, done.overhead_seconds, done.train_loss) == (None, None, None)
+    assert done.seconds > 0
+    replies = [reply for reply in world.places[1].replies if not isinstance(reply, SecaggReply)]
+    assert [type(reply) for reply in replies] == [PrivateReply]
+
+
+def test_an_institution_that_tells_its_seconds_in_a_private_round_is_refused() -> None:
+    world = private(World(4, *PRIVATE))
+    place = world.places[1]
+    answer = place.trainer.answer
+
+    def talkative(request: Request) -> Reply:
+        reply = answer(request)
+        return MaskedReply(0.5, reply.message, reply.payload) if isinstance(reply, PrivateReply) else reply
+
+    place.trainer.answer = talkative  # type: ignore[method-assign]
+    assert world.rounds.train(1).refused == {1: "malformed"}
 
 
 @pytest.mark.parametrize("lost", [1, 2])

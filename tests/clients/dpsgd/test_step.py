@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sovfed.clients.dpsgd import step as module
-from sovfed.clients.dpsgd.compatibility import replace_batchnorm
 from sovfed.clients.dpsgd.step import CLIP_MARGIN, PrivateStep
 from sovfed.federation.errors import ConfigError, PrivacyError
+from sovfed.federation.tasks.group_norm import replace_batchnorm
 from sovfed.federation.tasks.losses import cross_entropy
 from sovfed.simulations.benchmarks.private_step import SETTINGS, Transformer, cnn, mlp
 

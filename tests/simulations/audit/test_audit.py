@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from sovfed.simulations.audit.canary import audit_canaries, lower_bound, p_value
 from sovfed.simulations.audit.imprint import audit_imprint
-from sovfed.simulations.audit.membership import LEARNT, MembershipAudit, audit_membership
+from sovfed.simulations.audit.membership import LEARNT, audit_membership, likelihood_ratios
 from sovfed.simulations.audit.noise import audit_noise
 from sovfed.simulations.cli_audit import audit
 
@@ -30,9 +30,18 @@ def test_too_little_noise_is_found() -> None:
 def test_canaries_stay_below_the_claim_and_find_missing_shares() -> None:
     found = audit_canaries(2_000, 5.0)
     assert found.lower < found.claimed < found.ceiling  # chance fails far less than one run in a thousand
+    assert found.p_value > 1e-6
     bare = audit_canaries(2_000, 2.0, shares_present=0)  # all 800 boldest guesses are right, whatever chance does
     assert bare.contradicted
     assert bare.lower > 4.9
+
+
+def test_a_third_less_noise_than_claimed_is_found() -> None:
+    found = audit_canaries(10_000, 2.0, actual=4 / 3)
+    assert found.contradicted
+    assert found.detectable > 2 / 3  # chance fails less than one run in a hundred million
+    assert found.allowed == pytest.approx(0.598706, abs=1e-6)  # Φ(0.25)
+    assert found.lower < found.claimed  # what presumes nothing does not see it
 
 
 def test_the_bound_of_one_run_audits() -> None:
@@ -51,13 +60,32 @@ def test_records_are_read_out_of_a_secure_sum_unless_it_is_private() -> None:
     assert private.recovered == 0
 
 
-def test_members_are_found_by_their_loss_but_not_in_a_private_model() -> None:
-    plain, private = audit_membership("none"), audit_membership("distributed")
-    assert plain.auc > private.auc
-    assert plain.auc > LEARNT
-    assert not private.contradicted
-    assert private.bound < 0.2
-    assert MembershipAudit("distributed", 1.0, 100, 0.9, 0.6, 0.14).contradicted
+def test_members_are_found_by_lira_but_not_in_a_private_model() -> None:
+    plain, wrong = audit_membership(models=24)
+    assert (plain.persons, wrong.persons, plain.bound) == ("as they are", "mislabelled", 1.0)
+    assert LEARNT < plain.threshold.auc < plain.lira.auc  # measured .73 and .79
+    assert plain.lira.share > 2 * plain.threshold.share
+    assert wrong.lira.auc > 0.9
+    for private in audit_membership(1.0, models=24):
+        assert not private.contradicted
+        assert private.bound < 0.2
+        assert private.lira.auc < 0.6
+
+
+def test_a_model_with_too_little_noise_is_found() -> None:
+    _, wrong = audit_membership(40.0, models=24, claimed=1.0)
+    assert wrong.contradicted
+
+
+def test_the_likelihood_ratio_of_known_gaussians() -> None:
+    """Two groups a mile apart are told apart; a person whose margin depends on nothing is not."""
+    inside = np.tile([[True, True], [False, False]], (8, 1))
+    noise = np.tile([[0.1], [-0.1], [-0.1], [0.1]], (4, 2))
+    margins = np.where(inside, 5.0, -5.0) * [1.0, 0.0] + noise
+    ratios = likelihood_ratios(margins, inside)
+    assert (ratios[::2, 0] > 100).all()
+    assert (ratios[1::2, 0] < -100).all()
+    assert np.abs(ratios[:, 1]).max() < 1
 
 
 def test_the_command_writes_what_it_prints_and_teaches(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""BatchNorm made GroupNorm, `task.normalisation=group`: BatchNorm mixes the records of a batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sovfed.federation.tasks import Task, get_task, state_tensors
+
+OVERRIDE = "task.normalisation=group"
+
+
+def replace_batchnorm(module: nn.Module) -> nn.Module:
+    """`module` with every BatchNorm made a GroupNorm in place (a new root if it is one itself).
+
+    gcd(32, channels) groups as Opacus' ModuleValidator.fix, which leaves those without parameters and uses pickle.
+    BatchNorm1d becomes one group: on [n, channels] groups of single values would all be normalised to zero. Weight
+    and bias are kept in their places; running statistics are dropped.
+    """
+    if isinstance(module, _BatchNorm):
+        return _group_norm(module)
+    for name, child in module.named_children():
+        setattr(module, name, replace_batchnorm(child))
+    return module
+
+
+def batchnorms(module: nn.Module) -> list[str]:
+    """The names of the BatchNorm layers of `module`."""
+    return [name or type(part).__name__ for name, part in module.named_modules() if isinstance(part, _BatchNorm)]
+
+
+@cache
+def grouped(name: str) -> Task:
+    """The task called `name` with GroupNorm in its model; the very same task if it has no BatchNorm."""
+    task = get_task(name)
+    if task.build is None or not batchnorms(task.build()):
+        return task
+    original = task.build
+
+    def build() -> nn.Module:
+        return replace_batchnorm(original())
+
+    parameters = sum(tensor.numel() for tensor in state_tensors(build()))
+    return replace(task, title=f"{task.title}, made GroupNorm", parameters=parameters, build=build)
+
+
+def _group_norm(norm: _BatchNorm) -> nn.GroupNorm:
+    groups = 1 if isinstance(norm, nn.BatchNorm1d) else math.gcd(32, norm.num_features)
+    made = nn.GroupNorm(groups, norm.num_features, eps=norm.eps, affine=norm.affine)
+    if norm.affine:
+        made.weight, made.bias = norm.weight, norm.bias
+    return made.train(norm.training)
