@@ -71,7 +71,7 @@ def test_the_model_can_be_made_private() -> None:
     assert examine_task(TASK) == []
 
 
-def test_three_ministries_learn_more_than_how_often_bytes_occur(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ministries_learn_more_than_how_often_bytes_occur(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     article = "第一条　この法律は、国民の生活の安定を図ることを目的とする。" * 24
     for site in ("moj_justice", "mof_finance", "meti_economy"):
         path = written(tmp_path, monkeypatch, document("train", article) + document("test", article), site).path
