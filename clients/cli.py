@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NOT_RUNNING: Final = 4
 TASK_OF_SOURCE: Final = {
     "breast_cancer": "breast_cancer", "digits": "digits", "none": "echo", "pneumoniamnist": "pneumonia",
-    "uci_heart": "heart",
+    "statutes": "statutes", "uci_heart": "heart",
 }  # fmt: skip
 WAIT: Final = click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds to wait.")
 HOME: Final = click.option(

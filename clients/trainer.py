@@ -368,7 +368,10 @@ def _ledger_opener(home: Path, dataset: str, budget: Budget) -> Callable[[], Pri
 
 def _prepare(trainer: TrainerService, config: ClientConfig) -> None:
     """Warm up the task that the data source serves; one that cannot be read is told in the log."""
-    tasks = {"breast_cancer": "breast_cancer", "digits": "digits", "pneumoniamnist": "pneumonia", "uci_heart": "heart"}
+    tasks = {
+        "breast_cancer": "breast_cancer", "digits": "digits", "pneumoniamnist": "pneumonia", "statutes": "statutes",
+        "uci_heart": "heart",
+    }  # fmt: skip
     task = tasks.get(config.data.source)
     if task is None:
         return

@@ -6,6 +6,7 @@ operations and the update is one subtraction.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 STD_FLOOR: Final = 1e-6
 FP16_SCALE: Final = 2.0**10  # the first loss scale; it adapts from there
 RESIDENT_SHARE: Final = 0.25  # of free device memory that the records may take up; else they are copied batch by batch
-EVALUATION_BATCH: Final = 8192
+WARMING: Final = 64  # records
 GATHERED: Final = 1 << 20  # bytes of an epoch's features that are put in order at once rather than batch by batch
 SMALL: Final = 1 << 20  # parameters; a smaller model trains on one CPU thread, which is faster where cores are shared
 PRECISIONS: Final = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -90,14 +91,20 @@ class LocalTraining:
 
     def warm_up(self) -> None:
         """Take one step and one evaluation, so that the first round waits for nothing that torch loads late."""
+        everything = self.records
+        train, test = everything.train[:WARMING], everything.test[:WARMING]
+        self.records = dataclasses.replace(everything, train=train, test=test)
         scale = np.concatenate([np.zeros(self.records.features.shape[1]), np.ones(self.records.features.shape[1])])
         model = np.zeros(self.task.parameters, dtype=np.float32)
         request = TrainRequest(
-            run="warm-up", round=1, task=self.task.name, seed=0, local_epochs=1, batch_size=len(self.records.train),
+            run="warm-up", round=1, task=self.task.name, seed=0, local_epochs=1, batch_size=WARMING,
             learning_rate=1e-9, proximal_mu=0.0, model=model, scale=scale,
         )  # fmt: skip
-        self.train(request)
-        self.evaluate(model, scale)
+        try:
+            self.train(request)
+            self.evaluate(model, scale)
+        finally:
+            self.records = everything
 
     def steps(self, request: TrainRequest) -> int:
         """The gradient steps that `request` asks for."""
@@ -147,7 +154,7 @@ class LocalTraining:
         self._load(model)
         self._mode(training=False)
         parts = []
-        for index in torch.split(torch.from_numpy(rows), EVALUATION_BATCH):
+        for index in torch.split(torch.from_numpy(rows), self.task.evaluation_batch):
             with self.threads(), self._autocast():
                 parts.append(self._module(self.take(features, index)).float().cpu())
         outputs: npt.NDArray[np.float32] = (torch.cat(parts) if len(parts) > 1 else parts[0]).numpy()

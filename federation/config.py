@@ -26,7 +26,7 @@ class TaskConfig:
 
     name: str = choice(
         "breast_cancer",
-        ("breast_cancer", "digits", "digits_cnn", "digits_linear", "echo", "heart", "pneumonia"),
+        ("breast_cancer", "digits", "digits_cnn", "digits_linear", "echo", "heart", "pneumonia", "statutes"),
         doc="the task, in federation/tasks/",
     )
     local_epochs: int = bounded(1, 1, 10_000, doc="passes over the local training records in a round")
@@ -48,12 +48,15 @@ class DataConfig:
 
     source: str = choice(
         "breast_cancer",
-        ("breast_cancer", "csv", "digits", "none", "pneumoniamnist", "uci_heart"),
+        ("breast_cancer", "csv", "digits", "none", "pneumoniamnist", "statutes", "uci_heart"),
         doc="the data connector, in clients/data/",
     )
     path: str | None = bounded(None, 1, 4096, doc="the connector's file or folder; null where the data are embedded")
     site: str = bounded("0", 1, 64, doc="the institution whose records to read: '0', '1', … or a name such as 'va'")
     sites: int = bounded(4, 1, 1_000, doc="institutions that a simulated split is made for")
+    limit: int | None = bounded(
+        None, 1, 10**9, unit="records", doc="most to train on, a sample; of those held out a quarter; null = all"
+    )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ metric is computed. Undefined metrics (AUC when a class is absent, anything over
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -20,7 +21,8 @@ Floats = npt.NDArray[Any]  # of float32 or float64
 Labels = npt.NDArray[np.int64]
 CALIBRATION_BINS: Final = 15  # Guo et al. 2017, arXiv:1706.04599
 _SQUASH: Final = 4.0  # scores are binned by sigmoid(logit / 4): fine in the middle, resolved to |logit| of about 30
-_TOTALS: Final = 4  # both vectors begin with [records, Σ loss, correct, Σ squared error]
+SMALLER_IS_BETTER: Final = ("loss", "brier", "ece", "bits_per_byte")
+_TOTALS: Final = 4  # the vectors of classifiers begin with [records, Σ loss, correct, Σ squared error]
 
 
 class Metrics(Protocol):
@@ -35,6 +37,11 @@ class Metrics(Protocol):
 
     def summarise(self, sums: Sums) -> dict[str, float]:
         """The metrics of added evaluation vectors, by name."""
+
+
+def gain(metric: str, value: float, over: float) -> float:
+    """By how much `value` of `metric` is better than another, `over`: below 0 if it is worse."""
+    return over - value if metric in SMALLER_IS_BETTER else value - over
 
 
 def summarise(task: Task, sums: Sums) -> dict[str, float]:
@@ -121,6 +128,24 @@ class ClassMetrics:
         calibration, histograms = np.split(sums[_TOTALS:], [3 * CALIBRATION_BINS])
         negatives, positives = histograms.reshape(2, self.classes, self.bins)
         return _common(sums, negatives, positives, calibration.reshape(3, CALIBRATION_BINS))
+
+
+@dataclass(frozen=True)
+class TextMetrics:
+    """Bits per byte, and the mean loss of a byte in nats, of a model whose outputs are log p of each byte of a window.
+
+    The first `labels` bytes of a window are given, not predicted. The vector is [windows, Σ −log p, bytes].
+    """
+
+    size: int = 3
+
+    def sums(self, logits: Floats, labels: Labels, losses: Floats) -> Sums:
+        counted = logits.shape[1] - labels
+        return np.array([len(labels), (losses * counted).sum(dtype=np.float64), counted.sum()], dtype=np.float64)
+
+    def summarise(self, sums: Sums) -> dict[str, float]:
+        _, nats, count = (float(total) for total in sums)
+        return {"bits_per_byte": nats / count / math.log(2.0), "loss": nats / count} if count > 0 else {}
 
 
 def auc(negatives: Floats, positives: Floats) -> float | None:

@@ -298,7 +298,7 @@ def plot_curves(folder: Path) -> None:
     loss.plot([n - 1 for n in numbers], [line["metrics"].get("loss", np.nan) for line in lines], label="held out")
     loss.set(title="Loss", xlabel="round")
     loss.legend()
-    for name in [name for name in lines[0]["metrics"] if name in ("auc", "accuracy", "ece")]:
+    for name in [name for name in lines[0]["metrics"] if name in ("auc", "accuracy", "ece", "bits_per_byte")]:
         metric.plot([n - 1 for n in numbers], [line["metrics"].get(name, np.nan) for line in lines], label=name)
     metric.set(title="Held-out metrics of all institutions", xlabel="round")
     if metric.get_legend_handles_labels()[0]:

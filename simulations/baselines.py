@@ -16,6 +16,7 @@ from sovfed.clients.data import Records, load_records
 from sovfed.clients.training import LocalTraining
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Sums, TrainRequest, Vector
+from sovfed.federation.metrics import summarise
 from sovfed.federation.tasks import Task, configured_task, initial_vector, public_scale
 from sovfed.server.rounds import standardisation
 
@@ -121,8 +122,10 @@ def _train(config: Config, records: Records, site: str) -> Trained:
 
 
 def score(task: Task, trained: Trained, records: Records) -> float | None:
-    """The task's headline metric on the held-out records, exact (scikit-learn); None where it is undefined."""
+    """The task's headline metric on the held-out records, exact (a classifier's by scikit-learn); None: undefined."""
     engine = LocalTraining(task, records, site="", device="cpu")
+    if task.headline not in ("auc", "accuracy"):
+        return summarise(task, engine.evaluate(trained.model, trained.scale)).get(task.headline)
     return exact(task.headline, engine.logits(trained.model, trained.scale, records.test), records.labels[records.test])
 
 

@@ -277,6 +277,12 @@ def algorithms(quick: bool, json_path: Path | None, csv_path: Path | None, plot_
 @click.option(
     "--pneumonia", type=click.Path(exists=True, path_type=Path), help="pneumoniamnist.npz or the folder it lies in."
 )
+@click.option(
+    "--statutes",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    help="Folder of one language's law; may be given for each language. Two seeds.",
+)
 @click.option("--quick", is_flag=True, help="Two seeds instead of five.")
 @click.option("--json", "json_path", type=FILE, help='Write {"rows": […], "ratios": {…}}.')
 @click.option("--csv", "csv_path", type=FILE, help="Write the rows as CSV.")
@@ -284,6 +290,7 @@ def algorithms(quick: bool, json_path: Path | None, csv_path: Path | None, plot_
 def utility(
     heart: Path | None,
     pneumonia: Path | None,
+    statutes: tuple[Path, ...],
     quick: bool,
     json_path: Path | None,
     csv_path: Path | None,
@@ -293,8 +300,8 @@ def utility(
     from sovfed.simulations.benchmarks.utility import run
 
     run(
-        heart=heart, pneumonia=pneumonia, quick=quick, json_path=json_path, csv_path=csv_path, plot_path=plot_path,
-        console=_console(False),
+        heart=heart, pneumonia=pneumonia, statutes=statutes, quick=quick, json_path=json_path, csv_path=csv_path,
+        plot_path=plot_path, console=_console(False),
     )  # fmt: skip
 
 

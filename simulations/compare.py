@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.metrics import SMALLER_IS_BETTER
 from sovfed.federation.schema import nearest
 from sovfed.server.coordinator import SUMMARY, read_rounds
 from sovfed.server.tracking import flatten
@@ -49,9 +50,6 @@ class Run:
         """The metric of the institution that fares worst (the largest, if it is a loss)."""
         found = [metrics[metric] for metrics in self.by_institution.values() if metric in metrics]
         return (max if metric in SMALLER_IS_BETTER else min)(found) if found else None
-
-
-SMALLER_IS_BETTER: Final = ("loss", "brier", "ece", "bits_per_byte")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from rich.table import Table
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import write_atomic
+from sovfed.federation.metrics import gain
 from sovfed.federation.tasks import get_task
 from sovfed.server import runs
 from sovfed.server.cli.run import watch
@@ -117,17 +118,18 @@ def _print(console: Console, federation: LocalFederation, summary: dict[str, Any
     for column in ("institution", "train", "test", "pooled", "alone", "federated", "gain"):
         table.add_column(column, justify="left" if column == "institution" else "right")
     for row in summary["by_institution"]:
-        gain = "–" if row["alone"] is None or row["federated"] is None else f"{row['federated'] - row['alone']:+.3f}"
+        known = row["alone"] is not None and row["federated"] is not None
+        gained = f"{gain(summary['metric'], row['federated'], row['alone']):+.3f}" if known else "–"
         table.add_row(
             row["institution"], str(row["train"]), str(row["test"]), _figure(row["pooled"]), _figure(row["alone"]),
-            _figure(row["federated"]), gain,
+            _figure(row["federated"]), gained,
         )  # fmt: skip
     table.add_section()
     rows = summary["by_institution"]
     table.add_row(
         "all tests together", str(sum(row["train"] for row in rows)), str(sum(row["test"] for row in rows)),
         _figure(summary["pooled"]), _figure(summary["alone_mean"]), _figure(summary["federated"]),
-        f"{summary['federated'] - summary['alone_mean']:+.3f}",
+        f"{gain(summary['metric'], summary['federated'], summary['alone_mean']):+.3f}",
     )  # fmt: skip
     console.print(table)
     console.print(

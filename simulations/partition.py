@@ -27,8 +27,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.clients.data import Indices, Records, load_records
-from sovfed.clients.data.uci_heart import SITES
+from sovfed.clients.data import Indices, Records, load_records, natural_sites
 from sovfed.federation.config import Config, PartitionConfig
 from sovfed.federation.errors import DataError
 from sovfed.federation.tasks import Task, get_task
@@ -41,8 +40,8 @@ Shares = npt.NDArray[np.float64]
 
 def pooled(task: Task, config: Config) -> Records:
     """All records of `task` as one institution's. Raises DataError."""
-    if config.data.source == "uci_heart":
-        return merge([load_records(task, replace(config.data, site=site)) for site in SITES])
+    if names := natural_sites(config.data):
+        return merge([load_records(task, replace(config.data, site=name)) for name in names])
     return load_records(task, replace(config.data, site="0", sites=1))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, overload
 
-from sovfed.clients.data import Records, load_records
+from sovfed.clients.data import Records, load_records, natural_sites
 from sovfed.federation.config import Config, DataConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.tasks import Task
@@ -66,15 +66,13 @@ def of_sites(data: Sequence[DataConfig]) -> list[Institution]:
 
 
 def sites(config: Config) -> list[DataConfig]:
-    """One DataConfig per institution: the four hospitals of `heart`, or equal-named shares of a simulated split."""
-    from sovfed.clients.data.uci_heart import SITES
-
-    names = (
-        SITES if config.data.source == "uci_heart" else [str(site) for site in range(config.simulation.institutions)]
-    )
+    """One DataConfig per institution: the real ones that the source has records of, or shares of a simulated split."""
+    names = natural_sites(config.data) or [str(site) for site in range(config.simulation.institutions)]
     return [dataclasses.replace(config.data, site=name, sites=len(names)) for name in names]
 
 
 def institution_names(data: Sequence[DataConfig]) -> list[str]:
-    """A name for each institution: the hospital's own, or hospital-1, hospital-2, …"""
-    return [part.site if not part.site.isdigit() else f"hospital-{int(part.site) + 1}" for part in data]
+    """A name for each institution: its own, or hospital-1, hospital-2, …"""
+    return [
+        part.site.replace("_", "-") if not part.site.isdigit() else f"hospital-{int(part.site) + 1}" for part in data
+    ]

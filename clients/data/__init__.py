@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sovfed.federation.config import DataConfig
     from sovfed.federation.tasks import Schema, Task
 
-SOURCES: Final = ("breast_cancer", "csv", "digits", "none", "pneumoniamnist", "uci_heart")
+SOURCES: Final = ("breast_cancer", "csv", "digits", "none", "pneumoniamnist", "statutes", "uci_heart")
 Indices = npt.NDArray[np.int64]
 
 
@@ -51,6 +51,8 @@ def load_records(task: Task, config: DataConfig) -> Records:
             from sovfed.clients.data.digits import load
         case "pneumoniamnist":
             from sovfed.clients.data.pneumoniamnist import load
+        case "statutes":
+            from sovfed.clients.data.statutes import load
         case "uci_heart":
             from sovfed.clients.data.uci_heart import load
         case "none":
@@ -59,7 +61,35 @@ def load_records(task: Task, config: DataConfig) -> Records:
             raise DataError(f"unknown data.source '{config.source[:64]}'{nearest(config.source, SOURCES)}")
     records = load(task, config)
     check(records, task.schema, f"{config.source}, site {config.site}")
-    return records
+    return records if config.limit is None else sample(records, config.limit, f"{config.source}/{config.site}")
+
+
+def natural_sites(config: DataConfig) -> tuple[str, ...]:
+    """The real institutions that a simulation takes the source's records from; () if their split is simulated."""
+    match config.source:
+        case "uci_heart":
+            from sovfed.clients.data.uci_heart import SITES
+
+            return SITES
+        case "statutes":
+            from sovfed.clients.data.statutes import sites_in
+
+            return sites_in(config.path or "")
+        case _:
+            return ()
+
+
+def sample(records: Records, limit: int, salt: str) -> Records:
+    """At most `limit` training records and a quarter as many held-out ones, the same at every call."""
+    from sovfed.clients.data.split import uniform
+
+    kept = [
+        np.sort(rows[np.argsort(uniform(f"{salt}/limit", rows), kind="stable")[:most]])
+        for rows, most in ((records.train, limit), (records.test, max(1, limit // 4)))
+    ]
+    rows = np.concatenate(kept)
+    train, test = np.split(np.arange(len(rows)), [len(kept[0])])
+    return Records(records.features[rows], records.labels[rows], records.persons[rows], train, test)
 
 
 def require_task(task: Task, source: str, *names: str) -> None:

@@ -73,6 +73,9 @@ def example_records(task: Task) -> tuple[Tensor, Tensor]:
     """Made-up records that fit the task's schema (features [5, f], labels [5]), the same at every call."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(EXAMPLES, len(task.schema.features), generator=generator)  # they are scaled to about ±1
+    if task.symbols:
+        low, high = (torch.tensor([getattr(one, end) for one in task.schema.features]) for end in ("low", "high"))
+        features = (low + torch.rand(features.shape, generator=generator) * (high - low + 1)).floor()
     return features, torch.arange(EXAMPLES) % len(task.schema.classes)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sovfed.federation.messages import Sums, Vector
     from sovfed.federation.metrics import Metrics
 
-NAMES: Final = ("breast_cancer", "digits", "digits_cnn", "digits_linear", "echo", "heart", "pneumonia")
+NAMES: Final = ("breast_cancer", "digits", "digits_cnn", "digits_linear", "echo", "heart", "pneumonia", "statutes")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class Task:
     standardised: bool = (
         True  # features are scaled with the federated mean and standard deviation, else by their bounds
     )
+    symbols: bool = False  # features are codes, integers within their bounds, which are not scaled at all
+    evaluation_batch: int = 8_192  # records whose outputs are computed at once
 
     @property
     def evaluation_size(self) -> int:
@@ -99,6 +101,8 @@ def get_task(name: str, parameters: int | None = None, normalisation: str = OWN)
             from sovfed.federation.tasks.heart import TASK
         case "pneumonia":
             from sovfed.federation.tasks.pneumonia import TASK
+        case "statutes":
+            from sovfed.federation.tasks.statutes import TASK
         case _:
             raise ConfigError(f"unknown task '{name[:64]}'{nearest(name, NAMES)}")
     return TASK
@@ -110,7 +114,12 @@ def configured_task(config: TaskConfig) -> Task:
 
 
 def public_scale(task: Task) -> Sums:
-    """[middle (f), half width (f)] of the features' declared bounds: a scale that no record has any influence on."""
+    """[middle (f), half width (f)] of the features' declared bounds: a scale that no record has any influence on.
+
+    Zeros and ones for symbols, which stay what they are.
+    """
+    if task.symbols:
+        return np.repeat([0.0, 1.0], len(task.schema.features))
     low = np.array([feature.low for feature in task.schema.features])
     high = np.array([feature.high for feature in task.schema.features])
     return np.concatenate([(low + high) / 2, (high - low) / 2])

@@ -43,6 +43,7 @@ class Bars:
     series: str
     label: str
     log: bool = True
+    only: tuple[str, str] = ("", "")  # a key, and the value of the rows that are drawn
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def _picture(report: Report) -> bytes:
     if report.draw is not None:
         report.draw(figure)
     elif report.bars is not None:
-        _draw_bars(figure, report.title, report.bars, report.rows)
+        key, value = report.bars.only
+        _draw_bars(figure, report.title, report.bars, [row for row in report.rows if not key or row[key] == value])
     else:
         raise ConfigError(f"{report.title}: there is no picture of it")
     content = io.BytesIO()

@@ -1,28 +1,33 @@
 """Is the federation worth it? Each task over several seeds: pooled, each institution alone (mean), federated.
 
-Held-out records of all institutions together, exact metrics. Institutions, coordinator and training are the deployed
-code over the in-memory Grid, and `tests/deploy/test_seam.py` holds a deployment to the same model.
+Held-out records of all institutions together, and of each, exact metrics. Institutions, coordinator and training are
+the deployed code over the in-memory Grid, and `tests/deploy/test_seam.py` holds a deployment to the same model.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.compose import compose
+from sovfed.federation.metrics import SMALLER_IS_BETTER
 from sovfed.simulations.baselines import Comparison, compare
 from sovfed.simulations.benchmarks.report import Bars, Column, Report, check_paths, conditions, publish
-from sovfed.simulations.federation import simulate, sites
+from sovfed.simulations.federation import institution_names, simulate, sites
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SEEDS: Final = (0, 1, 2, 3, 4)
+FEWER: Final = 2  # seeds of --quick, and of the task that takes minutes
 MODELS: Final = ("pooled", "alone", "federated")
+ALL: Final = "all"
 COLUMNS: Final = (
     Column("task", "task"),
+    Column("institution", "institution"),
     Column("model", "model"),
     Column("metric", "metric"),
     Column("mean", "mean", "{:.4f}".format),
@@ -36,37 +41,38 @@ def run(
     *,
     heart: Path | None,
     pneumonia: Path | None,
+    statutes: Sequence[Path],
     quick: bool,
     json_path: Path | None,
     csv_path: Path | None,
     plot_path: Path | None,
     console: Console,
 ) -> dict[str, Any]:
-    """Measure all tasks that have data (folders `heart`, `pneumonia`) and publish the report."""
+    """Measure all tasks that have data (folders `heart`, `pneumonia`, `statutes`) and publish the report."""
     check_paths(json_path, csv_path, plot_path)
     choices = {"breast_cancer": ["task=breast_cancer"], "digits": ["task=digits"]}
     if heart is not None:
         choices["heart"] = ["task=heart", f"data.path={heart}"]
     if pneumonia is not None:
         choices["pneumonia"] = ["experiment=pneumonia", f"data.path={pneumonia}"]
-    seeds = SEEDS[:2] if quick else SEEDS
+    for folder in statutes:
+        choices[f"statutes_{folder.resolve().name}"] = ["experiment=statutes", f"data.path={folder}"]
     rows: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
     for task, overrides in choices.items():
+        seeds = SEEDS[:FEWER] if quick or task.startswith("statutes") else SEEDS
         found = [_compare([*overrides, f"seed={seed}"]) for seed in seeds]
-        values = {
-            "pooled": [one.pooled for one in found],
-            "alone": [one.alone_mean for one in found],
-            "federated": [one.federated for one in found],
-        }
-        rows += [_row(task, model, found[0].metric, values[model]) for model in MODELS]
-        means = {model: statistics.mean(values[model]) for model in MODELS}
-        ratios[f"{task}_federated_over_alone"] = means["federated"] / means["alone"]
-        ratios[f"{task}_federated_over_pooled"] = means["federated"] / means["pooled"]
-    bars = Bars("mean", "low", "high", group="task", series="model", label="metric on held-out records")
-    report = Report(
-        "Pooled, alone and federated", COLUMNS, rows, ratios, conditions=conditions(seeds=len(seeds)), bars=bars
-    )
+        mine = _rows(task, institution_names(sites(compose(overrides).config)), found)
+        rows += mine
+        means = {row["model"]: row["mean"] for row in mine if row["institution"] == ALL}
+        for other in ("alone", "pooled"):
+            better, worse = ("federated", other) if found[0].metric not in SMALLER_IS_BETTER else (other, "federated")
+            ratios[f"{task}_federated_over_{other}"] = means[better] / means[worse]
+    bars = Bars(
+        "mean", "low", "high", group="task", series="model", label="metric on held-out records",
+        only=("institution", ALL),
+    )  # fmt: skip
+    report = Report("Pooled, alone and federated", COLUMNS, rows, ratios, conditions=conditions(), bars=bars)
     return publish(report, console, json_path, csv_path, plot_path)
 
 
@@ -78,9 +84,26 @@ def _compare(overrides: list[str]) -> Comparison:
     return compare(config, data, outcome.model, outcome.scale)
 
 
-def _row(task: str, model: str, metric: str, values: list[float]) -> dict[str, Any]:
+def _rows(task: str, names: Sequence[str], found: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """All institutions together, then each by itself where its metric is defined."""
+    together = {
+        "pooled": [one.pooled for one in found],
+        "alone": [one.alone_mean for one in found],
+        "federated": [one.federated for one in found],
+    }
+    rows = [_row(task, ALL, model, found[0].metric, together[model]) for model in MODELS]
+    for place, name in enumerate(names):
+        for model in MODELS:
+            values = [value for one in found if (value := one.rows[place][model]) is not None]
+            if values:
+                rows.append(_row(task, name, model, found[0].metric, values))
+    return rows
+
+
+def _row(task: str, institution: str, model: str, metric: str, values: list[float]) -> dict[str, Any]:
     return {
         "task": task,
+        "institution": institution,
         "model": model,
         "metric": metric,
         "mean": statistics.mean(values),

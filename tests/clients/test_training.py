@@ -39,6 +39,13 @@ def test_the_profile_is_the_sums_over_training_records() -> None:
     assert _engine().profile().tolist() == pytest.approx(expected, rel=1e-12)
 
 
+def test_warming_up_takes_few_records_and_leaves_all_of_them() -> None:
+    engine, fresh = _engine(), _engine()
+    engine.warm_up()
+    assert engine.records is RECORDS
+    assert np.array_equal(engine.train(_request())[0], fresh.train(_request())[0])
+
+
 @pytest.mark.parametrize("mu", [0.0, 0.5])
 def test_full_batch_steps_equal_gradient_descent_by_hand(mu: float) -> None:
     request = _request(batch_size=10_000, local_epochs=3, proximal_mu=mu)

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
 
 from sovfed.federation.errors import ProtocolError
-from sovfed.federation.metrics import BinaryMetrics, ClassMetrics, NoMetrics, auc, summarise
+from sovfed.federation.metrics import BinaryMetrics, ClassMetrics, NoMetrics, auc, gain, summarise
 from sovfed.federation.tasks import get_task
 
 Array = npt.NDArray[np.float64]
@@ -90,3 +90,9 @@ def test_extreme_scores_stay_inside_the_histogram() -> None:
 def test_a_vector_of_another_task_is_refused() -> None:
     with pytest.raises(ProtocolError, match="expected"):
         summarise(get_task("heart"), np.zeros(3))
+
+
+def test_a_gain_is_above_zero_where_the_metric_is_better_whichever_way_it_goes() -> None:
+    assert gain("auc", 0.9, over=0.8) == pytest.approx(0.1)
+    assert gain("bits_per_byte", 2.0, over=2.5) == 0.5
+    assert gain("loss", 2.0, over=1.5) == -0.5
