@@ -5,8 +5,8 @@ Systems take turns on the same records, models and hyper-parameters, each in a p
     inprocess, vectorised   ours, with coordinator, checkpoints, round lines and the task's own metrics
     bare                    a hand-written FedAvg loop
     flower_ray              Flower's own simulation, an actor a CPU, records and model cached in the actors
-    pfl                     pfl-research's SimulatedBackend; needs an environment with pfl 0.6, whose python
-                            SOVFED_PFL_PYTHON names; without it, it is left out
+    pfl                     pfl-research's SimulatedBackend; its packages are installed into the user's cache folder at
+                            first, or SOVFED_PFL_PYTHON names a python that has pfl 0.6; left out if there is neither
 
 In a round each institution of the cohort evaluates the model on its held-out records and trains it for one epoch
 (batches of 10, as in pfl-research's CIFAR-10 benchmark). CPU is user and system time of the whole process tree, from
@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.quiet import quiet_environment
 from sovfed.simulations.benchmarks import process_tree
+from sovfed.simulations.benchmarks.pfl_packages import pfl_packages
 from sovfed.simulations.benchmarks.report import Bars, Column, Report, check_paths, conditions, publish
 from sovfed.simulations.benchmarks.simulators.workload import Job
 
@@ -60,6 +61,15 @@ class Case:
     cohort: int
 
 
+@dataclass(frozen=True)
+class Python:
+    """An interpreter and what it is to import from, beside its own packages and ours."""
+
+    program: str
+    paths: tuple[str, ...] = ()
+
+
+OWN: Final = Python(sys.executable)
 QUICK: Final = (Case("mlp", 50),)
 FULL: Final = tuple(Case(workload, cohort) for workload in TASKS for cohort in (10, 50))
 TURNS: Final = {True: 2, False: 3}
@@ -71,11 +81,8 @@ def run(
     """Measure, print, write the files that are asked for; what the JSON file holds."""
     check_paths(json_path, csv_path, plot_path)
     started = time.monotonic()
-    systems = [system for system in SYSTEMS if system != "pfl" or os.environ.get(PFL_PYTHON)]
-    if "pfl" not in systems:
-        console.print(f"pfl-research is left out: {PFL_PYTHON} names no python that has it (pip install pfl==0.6.0)")
-    elif shutil.which(os.environ[PFL_PYTHON]) is None:
-        raise ConfigError(f"{PFL_PYTHON} is {os.environ[PFL_PYTHON]}, which is no program")
+    pythons = _pythons(console)
+    systems = list(pythons)
     rows = []
     for case in QUICK if quick else FULL:
         with tempfile.TemporaryDirectory(prefix="sovfed-bench-") as folder:
@@ -83,7 +90,7 @@ def run(
             found: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
             for _ in range(TURNS[quick]):
                 for system in systems:
-                    found[system].append(measure(system, job, console))
+                    found[system].append(measure(system, job, console, pythons[system]))
         rows += [_row(case, system, turns) for system, turns in found.items()]
     report = Report(
         title=f"Simulated rounds of {INSTITUTIONS} institutions; ms are of a client update",
@@ -95,6 +102,20 @@ def run(
         bars=Bars("cpu_ms", "cpu_ms_min", "cpu_ms_max", "case", "system", "CPU per client update, ms"),
     )
     return publish(report, console, json_path, csv_path, plot_path)
+
+
+def _pythons(console: Console) -> dict[str, Python]:
+    """What each system runs on. Raises ConfigError if SOVFED_PFL_PYTHON is no program."""
+    found = dict.fromkeys(SYSTEMS, OWN)
+    if named := os.environ.get(PFL_PYTHON):
+        if shutil.which(named) is None:
+            raise ConfigError(f"{PFL_PYTHON} is {named}, which is no program")
+        return {**found, "pfl": Python(named)}
+    try:
+        return {**found, "pfl": Python(sys.executable, (str(pfl_packages(console)),))}
+    except ServiceError as error:
+        console.print(f"[yellow]pfl-research is left out[/]: {error}; or let {PFL_PYTHON} name a python that has it")
+        return {system: python for system, python in found.items() if system != "pfl"}
 
 
 def make_job(case: Case, folder: Path) -> Job:
@@ -128,15 +149,14 @@ def make_job(case: Case, folder: Path) -> Job:
     return job
 
 
-def measure(system: str, job: Job, console: Console) -> dict[str, float]:
+def measure(system: str, job: Job, console: Console, python: Python = OWN) -> dict[str, float]:
     """One turn of `system`. Raises ServiceError with the end of its output if it fails."""
     rounds = ROUNDS[system] + 1
-    python = os.environ[PFL_PYTHON] if system == "pfl" else sys.executable
     environment = {
-        **quiet_environment(), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": _path(),
-        "FLWR_HOME": str(job.folder / "flwr"),
+        **quiet_environment(), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "FLWR_HOME": str(job.folder / "flwr"),
+        "PYTHONPATH": os.pathsep.join((_path(), *python.paths)),
     }  # fmt: skip
-    command = [python, "-m", "sovfed.simulations.benchmarks.simulators", system, str(job.folder), str(rounds)]
+    command = [python.program, "-m", "sovfed.simulations.benchmarks.simulators", system, str(job.folder), str(rounds)]
     log = job.folder / f"{system}.log"
     with log.open("wb") as output, _process(command, environment, output) as process:
         try:
