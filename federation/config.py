@@ -26,7 +26,7 @@ class TaskConfig:
 
     name: str = choice(
         "breast_cancer",
-        ("breast_cancer", "digits", "digits_cnn", "echo", "heart", "pneumonia"),
+        ("breast_cancer", "digits", "digits_cnn", "echo", "heart", "pneumonia", "synthetic_images", "synthetic_text"),
         doc="the task, in federation/tasks/",
     )
     local_epochs: int = bounded(1, 1, 10_000, doc="passes over the local training records in a round")
@@ -41,7 +41,7 @@ class DataConfig:
 
     source: str = choice(
         "breast_cancer",
-        ("breast_cancer", "csv", "digits", "none", "pneumoniamnist", "uci_heart"),
+        ("breast_cancer", "csv", "digits", "none", "pneumoniamnist", "synthetic", "uci_heart"),
         doc="the data connector, in clients/data/",
     )
     path: str | None = bounded(None, 1, 4096, doc="the connector's file or folder; null where the data are embedded")

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from sovfed.federation.messages import Sums, Vector
     from sovfed.federation.metrics import Metrics
 
-NAMES: Final = ("breast_cancer", "digits", "digits_cnn", "echo", "heart", "pneumonia")
+NAMES: Final = (
+    "breast_cancer", "digits", "digits_cnn", "echo", "heart", "pneumonia", "synthetic_images", "synthetic_text",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,10 @@ def get_task(name: str, parameters: int | None = None) -> Task:
             from sovfed.federation.tasks.heart import TASK
         case "pneumonia":
             from sovfed.federation.tasks.pneumonia import TASK
+        case "synthetic_images":
+            from sovfed.federation.tasks.synthetic_images import TASK
+        case "synthetic_text":
+            from sovfed.federation.tasks.synthetic_text import TASK
         case _:
             raise ConfigError(f"unknown task '{name[:64]}'{nearest(name, NAMES)}")
     return TASK
