@@ -6,7 +6,6 @@ Whatever goes wrong, the answer is a `Refusal`, a code and nothing else; the err
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import logging
 import os
@@ -57,8 +56,11 @@ from sovfed.federation.trainer_pb2 import HealthReply
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
+
     from sovfed.clients.ledger import PrivacyLedger
     from sovfed.clients.ledger_entries import Budget
+    from sovfed.clients.model import FlatModel
     from sovfed.clients.private import PrivateTraining
 
 __all__ = ["TrainerService", "TrainerStub", "main", "make_trainer"]
@@ -137,13 +139,16 @@ class TrainerService:
         masking: Masking | None = None,
         open_ledger: Callable[[], PrivacyLedger | None] = lambda: None,
         states: PersonalStates | None = None,
+        make_model: Callable[[Task, torch.device], FlatModel] | None = None,
+        repeats: bool = True,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
         Without `masking`, every request of secure aggregation is refused; without `states`, every algorithm that keeps
-        something. `open_ledger` is called with the first private request; only a simulation has none.
+        something. `open_ledger` is called with the first private request; only a simulation has none. Only a simulation
+        shares models (`make_model`), or keeps no reply for a request that is repeated (`repeats`).
         """
-        self._states = states
+        self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._site, self._device, self._precision, self._check = load, site, device, precision, check
         self._masking, self._open_ledger = masking, open_ledger
         self._private: dict[tuple[str, str], PrivateTraining] = {}  # by task and normalisation, as the workloads
@@ -167,7 +172,8 @@ class TrainerService:
             except Exception as error:  # the boundary of the institution: only a code may pass
                 log.exception("refused a %s of run %s", type(request).__name__, request.run)
                 return Refusal(reason=wire_code(error))
-            self._keep(request, reply)
+            if self._repeats:
+                self._keep(request, reply)
             return reply
 
     def prepare(self, task: str) -> None:
@@ -281,9 +287,13 @@ class TrainerService:
         if task.build is None:
             return Echo(task)
         from sovfed.clients.algorithms import Learner
+        from sovfed.clients.model import FlatModel
 
         records = self._load(task)
-        found = Learner(task, records, site=self._site, device=self._device, precision=self._precision)
+        found = Learner(
+            task, records, site=self._site, device=self._device, precision=self._precision,
+            make_model=self._make_model or FlatModel,
+        )  # fmt: skip
         log.info("task %s: %r on %s, %s", name, records, found.device_name, self._precision)
         return found
 
@@ -296,9 +306,11 @@ class TrainerService:
 
 def _equal(a: Request, b: Request) -> bool:
     """Whether two requests of one type have equal content; scalars are compared before vectors."""
-    pairs = [(getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(a)]
-    pairs.sort(key=lambda pair: isinstance(pair[0], np.ndarray))
-    return all(np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y for x, y in pairs)
+    ours, theirs = vars(a), vars(b)
+    vectors = [name for name, value in ours.items() if isinstance(value, np.ndarray)]
+    return all(ours[name] == theirs[name] for name in ours.keys() - vectors) and all(
+        np.array_equal(ours[name], theirs[name]) for name in vectors
+    )
 
 
 def make_trainer(

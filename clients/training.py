@@ -1,7 +1,7 @@
 """Local training and evaluation: plain SGD with FedProx's term, on one institution's records, warm between rounds.
 
-The model's parameters are views of one flat tensor, and their gradients of another, so that a step is two vector
-operations and the update is one subtraction.
+The model's parameters are views of one flat vector, so that loading a model is one copy and the update one subtraction.
+Institutions of one process may share a model: nothing of it outlives a call.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sovfed.clients.model import FlatModel, gradients
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
 from sovfed.federation.messages import TrainRequest
-from sovfed.federation.tasks import state_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,23 +55,25 @@ class LocalTraining:
     """A task's model and one institution's records on a device. Not safe for use from several threads at once."""
 
     def __init__(
-        self, task: Task, records: Records, *, site: str, device: str = "auto", precision: str = "float32"
+        self,
+        task: Task,
+        records: Records,
+        *,
+        site: str,
+        device: str = "auto",
+        precision: str = "float32",
+        make_model: Callable[[Task, torch.device], FlatModel] = FlatModel,
     ) -> None:
         """`site` makes the order of this institution's records its own. Raises ConfigError."""
-        if task.build is None or task.loss is None:
+        if task.loss is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
         if precision not in PRECISIONS:
             raise ConfigError(f"precision is '{precision}', expected one of {sorted(PRECISIONS)}")
         self.task, self.records, self.device, self.precision = task, records, choose_device(device), precision
         self._site, self._loss = site, task.loss
-        self._module = task.build().to(self.device)
-        self._flat, self._trained = _flatten(self._module)
-        if self._flat.numel() != task.parameters:
-            raise ConfigError(
-                f"task '{task.name}' declares {task.parameters} parameters, its model has {self._flat.numel()}"
-            )
-        self._parts = list(self._module.modules())
-        self._scaled: tuple[bytes, Tensor] = (b"", torch.empty(0))
+        self._model = make_model(task, self.device)
+        self._shares: dict[int, Tensor] = {}
+        self._scaled: tuple[Sums, Tensor] | None = None
         self._labels = self._place(torch.from_numpy(records.labels))
 
     @property
@@ -112,7 +114,7 @@ class LocalTraining:
 
     def only_trained(self, vector: Vector) -> Vector:
         """`vector` (shape [d]) with zeros at the places of buffers, which no gradient moves."""
-        return np.concatenate([vector[: self._trained], np.zeros(vector.size - self._trained, np.float32)])
+        return np.concatenate([vector[: self._model.trained], np.zeros(vector.size - self._model.trained, np.float32)])
 
     def train(
         self, request: TrainRequest, *, correction: Vector | None = None, anchor: Vector | None = None
@@ -147,92 +149,110 @@ class LocalTraining:
             raise TrainingError(f"task '{self.task.name}': the model's outputs or losses are not finite")
         return self.task.metrics.sums(logits, labels, losses)
 
-    @torch.no_grad()
     def logits(self, model: Vector, scale: Sums, rows: Indices) -> npt.NDArray[np.float32]:
         """The model's float32 outputs for `rows`, shape [n, outputs]."""
         features = self.features(scale)
-        self._load(model)
-        self._mode(training=False)
-        parts = []
-        for index in torch.split(torch.from_numpy(rows), self.task.evaluation_batch):
-            with self.threads(), self._autocast():
-                parts.append(self._module(self.take(features, index)).float().cpu())
+        self._model.load(model)
+        self._model.mode(training=False)
+        with self.threads(), torch.inference_mode(), self._autocast():
+            parts = [
+                self._model.module(self.take(features, index)).float().cpu()
+                for index in torch.split(torch.from_numpy(rows), self.task.evaluation_batch)
+            ]
         outputs: npt.NDArray[np.float32] = (torch.cat(parts) if len(parts) > 1 else parts[0]).numpy()
         return outputs
 
     def _descend(
-        self, request: TrainRequest, features: Tensor, generator: torch.Generator, pull: Callable[[], None]
+        self, request: TrainRequest, features: Tensor, generator: torch.Generator, pull: Callable[[], Tensor | None]
     ) -> tuple[Vector, float]:
-        start = self._load(request.model).clone()
+        self._model.load(request.model)
+        self._model.mode(training=True)
         step = (self._scaled_step if self.precision == "fp16" else self._plain_step)(request.learning_rate, pull)
         rows = torch.from_numpy(self.records.train)
-        total = torch.zeros((), device=self.device)
-        self._mode(training=True)
         for _ in range(request.local_epochs):
-            total.zero_()
             order = rows[torch.randperm(len(rows), generator=generator)]
+            losses = []
             for batch, labels in self._batches(features, order, request.batch_size):
-                self._gradient.zero_()
                 with self._autocast():
-                    outputs = self._module(batch)
-                loss = self._loss(outputs.float(), labels).mean()
-                step(loss)
-                total.add_(loss.detach(), alpha=len(labels))
-        update: Vector = (self._flat.detach() - start).cpu().numpy()
-        mean_loss = float(total) / len(rows)
+                    outputs = self._model.module(batch)
+                each = self._loss(outputs.float(), labels)
+                losses.append(each.detach())
+                step(each)
+        update: Vector = self._model.flat.cpu().numpy() - request.model
+        mean_loss = float(torch.cat(losses).mean())
         if not (np.isfinite(mean_loss) and np.isfinite(update).all()):
             raise TrainingError(f"round {request.round}: loss or update is not finite; is the learning rate too high?")
         return update, mean_loss
 
-    def _mode(self, training: bool) -> None:
-        """`Module.train`, without its checks at every module."""
-        for part in self._parts:
-            part.__dict__["training"] = training
-
     def _batches(self, features: Tensor, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Features and labels of the rows in `order`, `size` at a time; few records are gathered all at once."""
-        if len(order) <= size or features[0].nbytes * len(order) <= GATHERED:
+        if len(order) <= size:
+            yield self.take(features, order), self.take(self._labels, order)
+        elif features[0].nbytes * len(order) <= GATHERED:
             everything = self.take(features, order), self.take(self._labels, order)
             yield from zip(torch.split(everything[0], size), torch.split(everything[1], size), strict=True)
-            return
-        for index in torch.split(order, size):
-            yield self.take(features, index), self.take(self._labels, index)
+        else:
+            for index in torch.split(order, size):
+                yield self.take(features, index), self.take(self._labels, index)
 
-    def _plain_step(self, learning_rate: float, pull: Callable[[], None]) -> Callable[[Tensor], None]:
-        """w ← w − lr · gradient, without torch.optim, whose import of the compiler takes seconds."""
+    def _share(self, size: int) -> Tensor:
+        """What each of `size` losses weighs in their mean."""
+        found = self._shares.get(size)
+        if found is None:
+            found = self._shares[size] = torch.full((size,), 1.0, device=self.device) / size
+        return found
 
-        def step(loss: Tensor) -> None:
-            torch.autograd.backward(loss)
-            pull()
-            self._flat.data.sub_(self._gradient, alpha=learning_rate)
+    def _plain_step(self, learning_rate: float, pull: Callable[[], Tensor | None]) -> Callable[[Tensor], None]:
+        """w ← w − lr · gradient of the losses' mean, without torch.optim, whose import of the compiler takes seconds.
+
+        Gradients are taken as they come: accumulating them would be two more passes over the model.
+        """
+        parameters, values = tuple(self._model.parameters), self._model.values
+        flat = self._model.flat[: self._model.trained]
+
+        def step(losses: Tensor) -> None:
+            found = gradients(losses, self._share(len(losses)), parameters)
+            if (added := pull()) is not None:
+                flat.sub_(added, alpha=learning_rate)
+            for value, gradient in zip(values, found, strict=True):
+                if gradient is not None:
+                    value.sub_(gradient, alpha=learning_rate)
 
         return step
 
-    def _scaled_step(self, learning_rate: float, pull: Callable[[], None]) -> Callable[[Tensor], None]:
+    def _scaled_step(self, learning_rate: float, pull: Callable[[], Tensor | None]) -> Callable[[Tensor], None]:
         """The same with a scaled loss, for fp16: a step whose gradient overflows is left out and the scale lowered."""
-        optimizer = torch.optim.SGD([self._flat], lr=learning_rate)
+        weights = torch.nn.Parameter(self._model.flat[: self._model.trained])
+        optimizer = torch.optim.SGD([weights], lr=learning_rate)
         scaler = torch.amp.GradScaler(self.device.type, init_scale=FP16_SCALE)
 
-        def step(loss: Tensor) -> None:
-            torch.autograd.backward(scaler.scale(loss))
+        def step(losses: Tensor) -> None:
+            taken = torch.autograd.grad(
+                scaler.scale(losses.mean()), self._model.parameters, allow_unused=True, materialize_grads=True
+            )
+            weights.grad = torch.cat([gradient.reshape(-1) for gradient in taken])
             scaler.unscale_(optimizer)
-            pull()
+            if (added := pull()) is not None:
+                weights.grad.add_(added)
             scaler.step(optimizer)
             scaler.update()
 
         return step
 
-    def _make_pull(self, request: TrainRequest, correction: Vector | None, anchor: Vector | None) -> Callable[[], None]:
-        """What is added to every gradient: mu · (w − anchor) + correction."""
-        trained, mu = slice(self._trained), request.proximal_mu
+    def _make_pull(
+        self, request: TrainRequest, correction: Vector | None, anchor: Vector | None
+    ) -> Callable[[], Tensor | None]:
+        """What is added to every gradient, mu · (w − anchor) + correction; None if that is nothing."""
+        trained, mu = slice(self._model.trained), request.proximal_mu
+        flat = self._model.flat[trained]
         towards = None if not mu else self._vector(request.model if anchor is None else anchor)[trained]
         added = None if correction is None else self._vector(correction)[trained]
 
-        def pull() -> None:
-            if towards is not None:
-                self._gradient[trained].add_(self._flat.detach()[trained] - towards, alpha=mu)
-            if added is not None:
-                self._gradient[trained].add_(added)
+        def pull() -> Tensor | None:
+            if towards is None:
+                return added
+            drawn = (flat - towards).mul_(mu)
+            return drawn if added is None else drawn.add_(added)
 
         return pull
 
@@ -244,34 +264,17 @@ class LocalTraining:
             )
         return torch.tensor(values, device=self.device)
 
-    @property
-    def _gradient(self) -> Tensor:
-        if self._flat.grad is None:
-            raise TrainingError("the model lost its gradient buffer")
-        return self._flat.grad
-
-    def _load(self, model: Vector) -> Tensor:
-        if model.shape != (self.task.parameters,):
-            raise ProtocolError(
-                f"model of shape {model.shape}, task '{self.task.name}' has {self.task.parameters} parameters"
-            )
-        if self.device.type == "cpu":
-            self._flat.data.numpy()[:] = model  # one copy, also of a read-only vector
-        else:
-            self._flat.data.copy_(torch.from_numpy(np.require(model, requirements="W")))
-        return self._flat.data
-
     def features(self, scale: Sums) -> Tensor:
         """All features standardised with [mean (f), standard deviation (f)], kept until another scale comes."""
         width = self.records.features.shape[1]
         if scale.shape != (2 * width,):
             raise ProtocolError(f"scale of shape {scale.shape}, expected ({2 * width},)")
-        key = scale.tobytes()
-        if self._scaled[0] != key:
-            mean, std = scale[:width], np.maximum(scale[width:], STD_FLOOR)
-            scaled = ((self.records.features - mean) / std).astype(np.float32)
-            self._scaled = (key, self._place(torch.from_numpy(scaled)))
-        return self._scaled[1]
+        if self._scaled is not None and (scale is self._scaled[0] or np.array_equal(scale, self._scaled[0])):
+            return self._scaled[1]
+        mean, std = scale[:width], np.maximum(scale[width:], STD_FLOOR)
+        scaled = self._place(torch.from_numpy(((self.records.features - mean) / std).astype(np.float32)))
+        self._scaled = (scale.copy() if scale.flags.writeable else scale, scaled)
+        return scaled
 
     def _place(self, rows: Tensor) -> Tensor:
         """`rows` on the device if they fit there with room to spare, else in main memory."""
@@ -291,7 +294,10 @@ class LocalTraining:
     def threads(self) -> Iterator[None]:
         """One CPU thread for a small model: the number depends on the task, so that results do not on the machine."""
         before = torch.get_num_threads()
-        torch.set_num_threads(1 if self.task.parameters < SMALL else before)
+        if before == 1 or self.task.parameters >= SMALL:
+            yield
+            return
+        torch.set_num_threads(1)
         try:
             yield
         finally:
@@ -301,25 +307,6 @@ class LocalTraining:
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision])
-
-
-def _flatten(module: torch.nn.Module) -> tuple[torch.nn.Parameter, int]:
-    """One flat parameter with a gradient, of which those of `module` become views; how much of it is trained.
-
-    Behind the parameters come the floating-point buffers (running statistics), which travel too, untrained.
-    """
-    tensors = state_tensors(module)
-    flat = torch.nn.Parameter(torch.cat([tensor.detach().reshape(-1) for tensor in tensors]))
-    flat.grad = torch.zeros_like(flat)
-    place = trained = 0
-    for tensor in tensors:
-        part = slice(place, place + tensor.numel())
-        tensor.data = flat.data[part].view_as(tensor)
-        if isinstance(tensor, torch.nn.Parameter):
-            tensor.grad = flat.grad[part].view_as(tensor)
-            trained = part.stop
-        place = part.stop
-    return flat, trained
 
 
 def order_seed(seed: int, round_number: int, site: str) -> int:

@@ -26,7 +26,18 @@ class TaskConfig:
 
     name: str = choice(
         "breast_cancer",
-        ("breast_cancer", "digits", "digits_cnn", "digits_linear", "echo", "heart", "pneumonia", "statutes"),
+        (
+            "breast_cancer",
+            "digits",
+            "digits_cnn",
+            "digits_linear",
+            "echo",
+            "heart",
+            "pneumonia",
+            "statutes",
+            "synthetic_images",
+            "synthetic_text",
+        ),
         doc="the task, in federation/tasks/",
     )
     local_epochs: int = bounded(1, 1, 10_000, doc="passes over the local training records in a round")
@@ -48,7 +59,7 @@ class DataConfig:
 
     source: str = choice(
         "breast_cancer",
-        ("breast_cancer", "csv", "digits", "none", "pneumoniamnist", "statutes", "uci_heart"),
+        ("breast_cancer", "csv", "digits", "none", "pneumoniamnist", "statutes", "synthetic", "uci_heart"),
         doc="the data connector, in clients/data/",
     )
     path: str | None = bounded(None, 1, 4096, doc="the connector's file or folder; null where the data are embedded")

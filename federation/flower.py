@@ -6,7 +6,7 @@ import time
 from abc import abstractmethod
 from collections import UserDict
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from copy import copy
 from functools import cached_property
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from flwr.supercore.date import now
 from flwr.supercore.run import Run
 
 from sovfed.federation.errors import ProtocolError
-from sovfed.federation.messages import MAX_PARAMETERS, Message, decode, encode
+from sovfed.federation.messages import MAX_PARAMETERS, Message, check, decode, encode, vectors
 
 RAW: Final = "sovfed.raw.le"  # serialisation type: the array's little-endian bytes, nothing else
 SERVER_NODE_ID: Final = 1  # flwr.common.constant.SUPERLINK_NODE_ID, held by a contract test
@@ -55,15 +55,15 @@ class _Carried(UserDict[str, Any]):
     def check(self) -> Message:
         """The message, as `decode` takes it. Raises ProtocolError."""
         if not self._checked:
-            decode(*encode(self._message))
+            check(self._message)
             self._checked = True
         return self._message
 
     @cached_property
     def data(self) -> dict[str, Any]:  # type: ignore[override]
-        kind, scalars, vectors = encode(self._message)
+        kind, scalars, parts = encode(self._message)
         arrays = ArrayRecord()
-        for name, vector in vectors.items():
+        for name, vector in parts.items():
             arrays[name] = _array(vector)
         return {"header": ConfigRecord({"kind": kind, **scalars}), "vectors": arrays}
 
@@ -76,10 +76,14 @@ def _carried(records: RecordDict) -> Message | None:
 
 def _read_only(message: Message) -> Message:
     """`message` with vectors that cannot be written into, as those that came over a wire."""
-    views = {name: vector.view() for name, vector in encode(message)[2].items() if vector.flags.writeable}
+    views = {name: vector.view() for name, vector in vectors(message).items() if vector.flags.writeable}
+    if not views:
+        return message
     for view in views.values():
         view.flags.writeable = False
-    return replace(message, **views) if views else message  # type: ignore[arg-type]  # mypy takes no union here
+    same = copy(message)
+    vars(same).update(views)
+    return same
 
 
 def _array(vector: npt.NDArray[Any]) -> Array:
@@ -202,5 +206,5 @@ def size_bytes(message: FlowerMessage) -> int:
     if not message.has_content():
         return 0
     if (carried := _carried(message.content)) is not None:
-        return sum(vector.nbytes for vector in encode(carried)[2].values())
+        return sum(vector.nbytes for vector in vectors(carried).values())
     return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())

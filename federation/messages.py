@@ -9,6 +9,7 @@ and raw bytes). Nothing is pickled and no message names code.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -295,12 +296,25 @@ _DTYPES: Final = {cls: _vector_dtypes(cls) for cls in KINDS.values()}
 
 def encode(message: Message) -> tuple[str, dict[str, Scalar], dict[str, npt.NDArray[Any]]]:
     """Split `message` into its kind, its scalars (with the protocol version) and its vectors, uncopied."""
-    vectors = _DTYPES[type(message)]
+    dtypes, values = _DTYPES[type(message)], vars(message)
     scalars: dict[str, Scalar] = {"version": PROTOCOL_VERSION}
-    for field in dataclasses.fields(message):
-        if field.name not in vectors:
-            scalars[field.name] = getattr(message, field.name)
-    return _NAMES[type(message)], scalars, {name: getattr(message, name) for name in vectors}
+    scalars.update({name: value for name, value in values.items() if name not in dtypes})
+    return _NAMES[type(message)], scalars, {name: values[name] for name in dtypes}
+
+
+def vectors(message: Message) -> dict[str, npt.NDArray[Any]]:
+    """The vectors of `message`, by field."""
+    values = vars(message)
+    return {name: values[name] for name in _DTYPES[type(message)]}
+
+
+def check(message: Message) -> None:
+    """Raise ProtocolError where `decode` would, without building the message again."""
+    cls: type[Any] = type(message)
+    values, dtypes = vars(message), _DTYPES[cls]
+    _check_vectors(_NAMES[cls], values, dtypes)
+    if len(values) != len(dtypes) + len(_rules(cls)) or not _acceptable(cls, values):  # type: ignore[arg-type]
+        decode(*encode(message))
 
 
 def decode(kind: str, scalars: Mapping[str, Any], vectors: Mapping[str, npt.NDArray[Any]]) -> Message:
@@ -320,26 +334,29 @@ def decode(kind: str, scalars: Mapping[str, Any], vectors: Mapping[str, npt.NDAr
         raise ProtocolError(f"{kind}: vectors {sorted(vectors)}, expected {sorted(dtypes)}")
     if taken := set(values) & set(dtypes):
         raise ProtocolError(f"{kind}: {sorted(taken)} must be vectors")
-    for name, dtype in dtypes.items():
-        vector = vectors[name]
-        if vector.dtype != dtype or vector.ndim != 1 or vector.size > MAX_PARAMETERS:
-            raise ProtocolError(f"{kind}.{name}: {vector.dtype} of shape {vector.shape}, expected {dtype} of shape [d]")
-        with np.errstate(invalid="ignore", over="ignore"):  # +inf and -inf add up to NaN; a sum may overflow by itself
-            suspicious = dtype.kind == "f" and not np.isfinite(vector.sum())
-        if suspicious and not np.isfinite(vector).all():
-            raise ProtocolError(f"{kind}.{name}: not finite")
-    if not _acceptable(cls, values):
+    _check_vectors(kind, vectors, dtypes)
+    if len(values) != len(_rules(cls)) or not _acceptable(cls, values):  # type: ignore[arg-type]
         checked = bind(_scalars_class(cls), values, kind, ProtocolError)
         values = {field.name: getattr(checked, field.name) for field in dataclasses.fields(checked)}
     return cls(**values, **vectors)  # type: ignore[no-any-return]
 
 
+def _check_vectors(kind: str, found: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]]) -> None:
+    for name, dtype in dtypes.items():
+        vector = found[name]
+        if vector.dtype != dtype or vector.ndim != 1 or vector.size > MAX_PARAMETERS:
+            raise ProtocolError(f"{kind}.{name}: {vector.dtype} of shape {vector.shape}, expected {dtype} of shape [d]")
+        if dtype.kind != "f" or not vector.size:
+            continue
+        with np.errstate(invalid="ignore", over="ignore"):  # +inf and -inf add up to NaN; a sum may overflow by itself
+            suspicious = not math.isfinite(vector.sum())
+        if suspicious and not np.isfinite(vector).all():
+            raise ProtocolError(f"{kind}.{name}: not finite")
+
+
 def _acceptable(cls: type[Any], values: Mapping[str, Any]) -> bool:
-    """Whether the binder would take `values` as they are; a quick look, for every message has to pass."""
-    rules = _rules(cls)  # type: ignore[arg-type]  # mypy takes type[Any] for unhashable
-    if len(values) != len(rules):
-        return False
-    for name, kind, low, high, options in rules:
+    """Whether the binder would take these scalars as they are; a quick look, for every message has to pass."""
+    for name, kind, low, high, options in _rules(cls):  # type: ignore[arg-type]  # mypy takes type[Any] for unhashable
         value: Any = values.get(name)
         if type(value) is not kind or (options is not None and value not in options):
             return False

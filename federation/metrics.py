@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -112,17 +113,32 @@ class ClassMetrics:
     def sums(self, logits: Floats, labels: Labels, losses: Floats) -> Sums:
         probability = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
         probability /= probability.sum(axis=1, keepdims=True)
-        truth = labels[:, None] == np.arange(self.classes)
+        truth = labels[:, None] == self._classes
         chosen = probability.argmax(axis=1)
         correct, top = chosen == labels, probability[np.arange(len(labels)), chosen]
-        which = np.minimum((top * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
-        calibration = [np.bincount(which, cell, CALIBRATION_BINS) for cell in (np.ones_like(top), top, correct)]
+        which = np.minimum((top * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1) + _TOTALS
         brier = np.square(probability - truth).sum()
-        totals = [len(labels), losses.sum(dtype=np.float64), correct.sum(), brier]
-        rest = np.clip(1.0 - probability, 1e-15, None)
-        bins = _bin(np.log(np.clip(probability, 1e-15, None) / rest), self.bins) + np.arange(self.classes) * self.bins
-        histograms = [np.bincount(bins[where], minlength=self.classes * self.bins) for where in (~truth, truth)]
-        return np.concatenate([totals, *calibration, *histograms]).astype(np.float64)
+        rest = np.maximum(1.0 - probability, 1e-15)
+        bins = (
+            _bin(np.log(np.maximum(probability, 1e-15) / rest), self.bins)
+            + self._places[truth.astype(np.intp), self._classes]
+        )
+        # One count for everything: each record falls into three cells of the calibration and one of every class.
+        cells = np.concatenate([which, which + CALIBRATION_BINS, which + 2 * CALIBRATION_BINS, bins.ravel()])
+        weights = np.concatenate([np.ones_like(top), top, correct, np.ones(bins.size)])
+        sums: Sums = np.asarray(np.bincount(cells, weights, self.size), np.float64)
+        sums[:_TOTALS] = len(labels), losses.sum(dtype=np.float64), correct.sum(), brier
+        return sums
+
+    @cached_property
+    def _classes(self) -> npt.NDArray[np.int64]:
+        return np.arange(self.classes)
+
+    @cached_property
+    def _places(self) -> npt.NDArray[np.int64]:
+        """Where the histograms of negatives and positives of each class begin, shape [2, classes]."""
+        places = np.arange(2 * self.classes).reshape(2, self.classes) * self.bins
+        return places + _TOTALS + 3 * CALIBRATION_BINS
 
     def summarise(self, sums: Sums) -> dict[str, float]:
         calibration, histograms = np.split(sums[_TOTALS:], [3 * CALIBRATION_BINS])

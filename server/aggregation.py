@@ -181,8 +181,10 @@ def exact_sum(vectors: Sequence[Sums]) -> Sums:
     """Σ of `vectors` (each shape [k]), correctly rounded and so the same in whatever order they came."""
     table = np.stack(vectors)
     total: Sums = table.sum(0)
-    whole = (table == np.rint(table)).all(0) & (np.abs(table).sum(0) < EXACT)  # counts: any order gives the same
-    for column in np.flatnonzero(~whole):
+    uneven = (table != np.rint(table)).any(0)
+    if np.abs(table).max(initial=0.0) * len(table) >= EXACT:  # else whole numbers add up the same in any order
+        uneven[:] = True
+    for column in np.flatnonzero(uneven):
         total[column] = math.fsum(table[:, column])
     return total
 

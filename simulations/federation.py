@@ -6,11 +6,13 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 from sovfed.clients.app import make_client_app
 from sovfed.clients.masking import Masking
+from sovfed.clients.model import FlatModel
 from sovfed.clients.personal import PersonalStates
 from sovfed.clients.trainer import TrainerService
 from sovfed.clients.training import LocalTraining
@@ -77,13 +79,15 @@ def simulate_population(
         log.warning("the vectorised engine sums in the clear: secure aggregation is left out of this simulation")
         config = dataclasses.replace(config, secagg=dataclasses.replace(config.secagg, enabled=False))
     authority = Authority() if config.secagg.enabled else None
+    make_model = lru_cache(1)(FlatModel)  # institutions are called one after the other: one model does for all
 
     def trainer(node: int) -> TrainerService:
         one = population[node - 1]
         return TrainerService(
             one.load, site=one.site, device=config.client.device, precision=config.client.precision,
             masking=_masking(authority, one.name, cohort),
-            states=PersonalStates(folder / INSTITUTIONS / one.name, durable=False),
+            states=PersonalStates(folder / INSTITUTIONS / one.name, durable=False), make_model=make_model,
+            repeats=authority is not None,
         )  # fmt: skip
 
     # An institution's identity, keys and journal must outlive the round; without them it is cheap to make again.

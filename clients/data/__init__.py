@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sovfed.federation.config import DataConfig
     from sovfed.federation.tasks import Schema, Task
 
-SOURCES: Final = ("breast_cancer", "csv", "digits", "none", "pneumoniamnist", "statutes", "uci_heart")
+SOURCES: Final = ("breast_cancer", "csv", "digits", "none", "pneumoniamnist", "statutes", "synthetic", "uci_heart")
 Indices = npt.NDArray[np.int64]
 
 
@@ -53,6 +53,8 @@ def load_records(task: Task, config: DataConfig) -> Records:
             from sovfed.clients.data.pneumoniamnist import load
         case "statutes":
             from sovfed.clients.data.statutes import load
+        case "synthetic":
+            from sovfed.clients.data.synthetic import load
         case "uci_heart":
             from sovfed.clients.data.uci_heart import load
         case "none":

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from sovfed.federation.messages import Sums, Vector
     from sovfed.federation.metrics import Metrics
 
-NAMES: Final = ("breast_cancer", "digits", "digits_cnn", "digits_linear", "echo", "heart", "pneumonia", "statutes")
+NAMES: Final = (
+    "breast_cancer", "digits", "digits_cnn", "digits_linear", "echo", "heart", "pneumonia", "statutes",
+    "synthetic_images", "synthetic_text",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,10 @@ def get_task(name: str, parameters: int | None = None, normalisation: str = OWN)
             from sovfed.federation.tasks.pneumonia import TASK
         case "statutes":
             from sovfed.federation.tasks.statutes import TASK
+        case "synthetic_images":
+            from sovfed.federation.tasks.synthetic_images import TASK
+        case "synthetic_text":
+            from sovfed.federation.tasks.synthetic_text import TASK
         case _:
             raise ConfigError(f"unknown task '{name[:64]}'{nearest(name, NAMES)}")
     return TASK

@@ -5,14 +5,14 @@ Systems take turns on the same records, models and hyper-parameters, each in a p
     inprocess, vectorised   ours, with coordinator, checkpoints, round lines and the task's own metrics
     bare                    a hand-written FedAvg loop
     flower_ray              Flower's own simulation, an actor a CPU, records and model cached in the actors
-    pfl                     pfl-research's SimulatedBackend; needs an environment with pfl 0.6, whose python
-                            SOVFED_PFL_PYTHON names; without it, it is left out
+    pfl                     pfl-research's SimulatedBackend; its packages are installed into the user's cache folder at
+                            first, or SOVFED_PFL_PYTHON names a python that has pfl 0.6; left out if there is neither
 
 In a round each institution of the cohort evaluates the model on its held-out records and trains it for one epoch
-(batches of 10, as in pfl-research's CIFAR-10 benchmark). CPU is user and system time of the whole process tree, from
-the end of round 1 to the end of the last, over the client updates in between. Start-up is from the process's start to
-the end of round 1. Memory is the proportional set size of the tree after the last round. Ratios are of the medians
-over turns, peer ÷ ours.
+(batches of 10, as in pfl-research's CIFAR-10 benchmark, whose model and 50 records an institution `cnn` has). CPU is
+user and system time of the whole process tree, from the end of round 1 to the end of the last, over the client updates
+in between. Start-up is from the process's start to the end of round 1. Memory is the proportional set size of the tree
+after the last round. Ratios are of the medians over turns, peer ÷ ours.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.quiet import quiet_environment
 from sovfed.simulations.benchmarks import process_tree
+from sovfed.simulations.benchmarks.pfl_packages import pfl_packages
 from sovfed.simulations.benchmarks.report import Bars, Column, Report, check_paths, conditions, publish
 from sovfed.simulations.benchmarks.simulators.workload import Job
 
@@ -44,10 +45,12 @@ if TYPE_CHECKING:
 PFL_PYTHON: Final = "SOVFED_PFL_PYTHON"
 SYSTEMS: Final = ("flower_ray", "pfl", "bare", "inprocess", "vectorised")
 OURS: Final = ("inprocess", "vectorised")
-TASKS: Final = {"logreg": "breast_cancer", "mlp": "digits"}
-INSTITUTIONS, EPOCHS, BATCH, SEED = 100, 1, 10, 0
+TASKS: Final = {"logreg": "breast_cancer", "mlp": "digits", "cnn": "synthetic_images", "transformer": "synthetic_text"}
+BIG: Final = ("cnn", "transformer")  # workloads of which a round takes seconds, and every institution has 50 records
+EPOCHS, BATCH, SEED = 1, 10, 0
 LEARNING_RATE: Final = 0.1
 ROUNDS: Final = {"flower_ray": 8, "pfl": 40, "bare": 40, "inprocess": 40, "vectorised": 200}  # a turn, the first apart
+BIG_UPDATES: Final = 50  # of a turn of a big workload
 TIMEOUT_S: Final = 600.0
 MB: Final = 1e6
 
@@ -59,10 +62,31 @@ class Case:
     workload: str
     cohort: int
 
+    @property
+    def institutions(self) -> int:
+        return max(100, 2 * self.cohort)
 
+    def rounds(self, system: str) -> int:
+        """Rounds of a turn, the first apart."""
+        return max(1, BIG_UPDATES // self.cohort) if self.workload in BIG else ROUNDS[system]
+
+    def turns(self, quick: bool) -> int:
+        return 2 if quick or self.workload in BIG else 3
+
+
+@dataclass(frozen=True)
+class Python:
+    """An interpreter and what it is to import from, beside its own packages and ours."""
+
+    program: str
+    paths: tuple[str, ...] = ()
+
+
+OWN: Final = Python(sys.executable)
 QUICK: Final = (Case("mlp", 50),)
-FULL: Final = tuple(Case(workload, cohort) for workload in TASKS for cohort in (10, 50))
-TURNS: Final = {True: 2, False: 3}
+FULL: Final = tuple(
+    Case(workload, cohort) for workload in TASKS for cohort in (10, 50, 200) if cohort < 200 or workload not in BIG
+)
 
 
 def run(
@@ -71,30 +95,41 @@ def run(
     """Measure, print, write the files that are asked for; what the JSON file holds."""
     check_paths(json_path, csv_path, plot_path)
     started = time.monotonic()
-    systems = [system for system in SYSTEMS if system != "pfl" or os.environ.get(PFL_PYTHON)]
-    if "pfl" not in systems:
-        console.print(f"pfl-research is left out: {PFL_PYTHON} names no python that has it (pip install pfl==0.6.0)")
-    elif shutil.which(os.environ[PFL_PYTHON]) is None:
-        raise ConfigError(f"{PFL_PYTHON} is {os.environ[PFL_PYTHON]}, which is no program")
+    pythons = _pythons(console)
+    systems = list(pythons)
     rows = []
     for case in QUICK if quick else FULL:
         with tempfile.TemporaryDirectory(prefix="sovfed-bench-") as folder:
             job = make_job(case, Path(folder))
             found: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
-            for _ in range(TURNS[quick]):
+            for _ in range(case.turns(quick)):
                 for system in systems:
-                    found[system].append(measure(system, job, console))
+                    found[system].append(measure(system, job, case.rounds(system), console, pythons[system]))
         rows += [_row(case, system, turns) for system, turns in found.items()]
     report = Report(
-        title=f"Simulated rounds of {INSTITUTIONS} institutions; ms are of a client update",
+        title="Simulated rounds; ms are of a client update",
         columns=COLUMNS,
         rows=rows,
         ratios=ratios(rows),
         figures={"seconds_total": time.monotonic() - started},
-        conditions=conditions(quick=quick, turns=TURNS[quick]),
+        conditions=conditions(quick=quick),
         bars=Bars("cpu_ms", "cpu_ms_min", "cpu_ms_max", "case", "system", "CPU per client update, ms"),
     )
     return publish(report, console, json_path, csv_path, plot_path)
+
+
+def _pythons(console: Console) -> dict[str, Python]:
+    """What each system runs on. Raises ConfigError if SOVFED_PFL_PYTHON is no program."""
+    found = dict.fromkeys(SYSTEMS, OWN)
+    if named := os.environ.get(PFL_PYTHON):
+        if shutil.which(named) is None:
+            raise ConfigError(f"{PFL_PYTHON} is {named}, which is no program")
+        return {**found, "pfl": Python(named)}
+    try:
+        return {**found, "pfl": Python(sys.executable, (str(pfl_packages(console)),))}
+    except ServiceError as error:
+        console.print(f"[yellow]pfl-research is left out[/]: {error}; or let {PFL_PYTHON} name a python that has it")
+        return {system: python for system, python in found.items() if system != "pfl"}
 
 
 def make_job(case: Case, folder: Path) -> Job:
@@ -103,18 +138,22 @@ def make_job(case: Case, folder: Path) -> Job:
 
     from sovfed.clients.training import STD_FLOOR
     from sovfed.federation.compose import compose
-    from sovfed.federation.tasks import get_task
+    from sovfed.federation.tasks import get_task, public_scale
     from sovfed.simulations.population import make_population
 
     task = TASKS[case.workload]
     overrides = (
-        f"task={task}", "secagg=none", "partition=dirichlet", f"seed={SEED}", f"task.local_epochs={EPOCHS}",
-        f"task.batch_size={BATCH}", f"task.learning_rate={LEARNING_RATE}", f"simulation.institutions={INSTITUTIONS}",
-        f"simulation.cohort={case.cohort}",
+        f"task={task}", "secagg=none", f"seed={SEED}",
+        f"partition={'natural' if case.workload in BIG else 'dirichlet'}",
+        f"task.local_epochs={EPOCHS}", f"task.batch_size={BATCH}", f"task.learning_rate={LEARNING_RATE}",
+        f"simulation.institutions={case.institutions}", f"simulation.cohort={case.cohort}",
     )  # fmt: skip
     parts = [one.load(get_task(task)) for one in make_population(compose(overrides).config)]
-    union = np.concatenate([part.features[part.train] for part in parts]).astype(np.float64)
-    mean, std = union.mean(0), np.maximum(union.std(0), STD_FLOOR)
+    if get_task(task).standardised:
+        union = np.concatenate([part.features[part.train] for part in parts]).astype(np.float64)
+        mean, std = union.mean(0), np.maximum(union.std(0), STD_FLOOR)
+    else:
+        mean, std = np.split(public_scale(get_task(task)), 2)
     tables: dict[str, Any] = {}
     for side in ("train", "test"):
         rows = [getattr(part, side) for part in parts]
@@ -123,20 +162,22 @@ def make_job(case: Case, folder: Path) -> Job:
         tables[f"{side}_labels"] = np.concatenate([part.labels[mine] for part, mine in zip(parts, rows, strict=True)])
         tables[f"{side}_ends"] = np.cumsum([0, *map(len, rows)])
     np.savez(folder / "records.npz", **tables)
-    job = Job(folder, task, overrides, INSTITUTIONS, case.cohort, EPOCHS, BATCH, LEARNING_RATE, SEED)
+    job = Job(folder, task, overrides, case.institutions, case.cohort, EPOCHS, BATCH, LEARNING_RATE, SEED)
     job.write()
     return job
 
 
-def measure(system: str, job: Job, console: Console) -> dict[str, float]:
-    """One turn of `system`. Raises ServiceError with the end of its output if it fails."""
-    rounds = ROUNDS[system] + 1
-    python = os.environ[PFL_PYTHON] if system == "pfl" else sys.executable
+def measure(system: str, job: Job, rounds: int, console: Console, python: Python = OWN) -> dict[str, float]:
+    """One turn of `system`: a round to start and `rounds` more.
+
+    Raises ServiceError with the end of its output if it fails.
+    """
+    rounds += 1
     environment = {
-        **quiet_environment(), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": _path(),
-        "FLWR_HOME": str(job.folder / "flwr"),
+        **quiet_environment(), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "FLWR_HOME": str(job.folder / "flwr"),
+        "PYTHONPATH": os.pathsep.join((_path(), *python.paths)),
     }  # fmt: skip
-    command = [python, "-m", "sovfed.simulations.benchmarks.simulators", system, str(job.folder), str(rounds)]
+    command = [python.program, "-m", "sovfed.simulations.benchmarks.simulators", system, str(job.folder), str(rounds)]
     log = job.folder / f"{system}.log"
     with log.open("wb") as output, _process(command, environment, output) as process:
         try:

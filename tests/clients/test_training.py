@@ -21,8 +21,8 @@ RECORDS = load_records(TASK, DataConfig(site="0"))
 SCALE: Sums = np.concatenate([RECORDS.features.mean(0), RECORDS.features.std(0)]).astype(np.float64)
 
 
-def _engine(**settings: str) -> LocalTraining:
-    return LocalTraining(TASK, RECORDS, **{"site": "0", "device": "cpu", **settings})
+def _engine(site: str = "0", device: str = "cpu", precision: str = "float32") -> LocalTraining:
+    return LocalTraining(TASK, RECORDS, site=site, device=device, precision=precision)
 
 
 def _request(**changes: object) -> TrainRequest:

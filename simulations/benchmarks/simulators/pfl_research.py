@@ -1,6 +1,6 @@
 """pfl-research 0.6 (Granqvist et al. 2024, arXiv:2404.06430): its SimulatedBackend and FederatedAveraging.
 
-Runs in pfl's own environment. Its best case: datasets are built once and their batches cached by pfl.
+Its best case: datasets are built once and their batches cached by pfl.
 """
 
 # mypy: disable-error-code="import-not-found,import-untyped,misc,unused-ignore"
