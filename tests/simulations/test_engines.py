@@ -20,7 +20,8 @@ from sovfed.server.coordinator import Outcome, read_rounds
 from sovfed.simulations.engines import disagreement
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.population import make_population
-from sovfed.simulations.vectorised import Cohort, StackedTraining, refusal
+from sovfed.simulations.stacked import refusal
+from sovfed.simulations.vectorised import Cohort, StackedTraining
 
 
 def make_config(*overrides: str) -> Config:
