@@ -25,8 +25,6 @@ ELEMENTWISE: Final = (
 
 def refusal(module: nn.Module, config: Config) -> str:
     """Why local training of `module` cannot be stacked, or ""."""
-    if config.privacy.private:
-        return "private steps sample and clip each institution's persons for themselves"
     if config.client.precision != "float32":
         return f"client.precision is {config.client.precision}, and loss scales adapt to one institution's gradients"
     if config.strategy.individual:
@@ -86,7 +84,7 @@ class StackedModel:
                 one.add(parameters, one.slopes, -rate)
             return losses
         leaves = [part.detach().requires_grad_() for part in parameters]
-        outputs = torch.vmap(self._call)(leaves, features)
+        outputs = torch.vmap(self.call)(leaves, features)
         losses = self.loss(outputs.flatten(0, 1).float(), labels.flatten())
         gradients = torch.autograd.grad(losses, leaves, weights.flatten(), materialize_grads=True)
         pull()
@@ -94,7 +92,8 @@ class StackedModel:
             part.sub_(gradient, alpha=rate)
         return losses.detach().view(labels.shape)
 
-    def _call(self, parameters: list[Tensor], features: Tensor) -> Tensor:
+    def call(self, parameters: list[Tensor], features: Tensor) -> Tensor:
+        """Outputs of the module with `parameters` in the place of its own, not stacked."""
         values = dict(zip(self._names, parameters, strict=True))
         outputs: Tensor = torch.func.functional_call(self.module, values, (features,))
         return outputs
@@ -134,6 +133,11 @@ class LayerPass:
         if self.bias >= 0:
             parameters[self.bias].add_(slopes.sum(1), alpha=alpha)
 
+    def finite(self, which: Tensor) -> LayerPass:
+        """With zeros in the place of records that are not in `which` [copies, n]."""
+        inputs, slopes = (part.where(which.unsqueeze(2), 0.0) for part in (self.inputs, self.slopes))
+        return replace(self, inputs=inputs, slopes=slopes)
+
 
 class Chain:
     """Linear layers with elementwise functions in between: batched products, and a pass back that keeps each record."""
@@ -141,6 +145,8 @@ class Chain:
     def __init__(self, layers: list[tuple[int, int, list[nn.Module]]], loss: RecordLoss) -> None:
         """`layers`: places of weight and bias, and the functions behind it."""
         self._layers, self._loss = layers, loss
+        used = [place for weight, bias, _ in layers for place in (weight, bias) if place >= 0]
+        self.untied = len(set(used)) == len(used)
 
     @classmethod
     def of(cls, module: nn.Module, loss: RecordLoss) -> Chain | None:

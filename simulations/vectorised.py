@@ -20,14 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sovfed.clients.training import LocalTraining, order_seed
-from sovfed.federation.errors import ConfigError, TrainingError
+from sovfed.clients.training import LocalTraining, choose_device, order_seed
+from sovfed.federation.errors import ConfigError, PrivacyError, TrainingError
 from sovfed.federation.messages import EvaluateRequest, PrivateRequest, ProfileRequest, SumRequest, Sums, TrainRequest
-from sovfed.federation.tasks import Task
+from sovfed.federation.tasks import Task, public_scale
 from sovfed.server.aggregation import Total, exact_sum
 from sovfed.simulations.baselines import merge
 from sovfed.simulations.population import KEPT, Institution
-from sovfed.simulations.stacked import StackedModel, refusal
+from sovfed.simulations.stacked import CHUNK_BYTES, MODEL_COPIES, StackedModel, refusal
+from sovfed.simulations.vectorised_private import Persons, StackedPrivate, clip_updates, mean_of, noised_sum
 
 if TYPE_CHECKING:
     from sovfed.clients.data import Indices
@@ -88,6 +89,11 @@ class Cohort:
         chosen.train = [self.train[place] for place in places]
         chosen.test = [self.test[place] for place in places]
         return chosen
+
+    def persons(self, chunk: int) -> Iterator[Persons]:
+        """The persons of `chunk` institutions at a time, who hold their training records."""
+        for start in range(0, len(self.train), chunk):
+            yield Persons.of(self.train[start : start + chunk], self.engine.records.persons)
 
     def profiles(self) -> list[Sums]:
         """Each institution's profile (`LocalTraining.profile`)."""
@@ -189,14 +195,24 @@ class VectorisedAggregation:
         self._grid, self._task, self._population = grid, task, population
         self._device = config.client.device
         self._training = StackedTraining(task, config)
+        self._private = None
+        if config.privacy.private:
+            try:
+                self._private = StackedPrivate(task, config.privacy.clip, choose_device(self._device))
+            except PrivacyError as error:
+                raise ConfigError(f"simulation.engine=vectorised cannot train this: {error}") from error
         self._everybody: Cohort | None = None
 
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
         """As `Aggregation.collect`. Bytes are counted as if every institution had been sent to and had replied."""
-        if isinstance(request, PrivateRequest):
-            raise ConfigError("simulation.engine=vectorised takes no private step")
         start = time.monotonic()
         cohort, total = self._gather(nodes), Total(participants=list(nodes))
+        if isinstance(request, PrivateRequest):
+            with cohort.engine.threads():
+                self._answer_privately(request, cohort, nodes, total)
+            self._count(len(nodes), request.model.nbytes, request.model.nbytes)
+            total.seconds_compute = time.monotonic() - start
+            return total
         if isinstance(request, ProfileRequest):
             total.by_node = dict(zip(nodes, cohort.profiles(), strict=True))
             total.sums = exact_sum(list(total.by_node.values()))
@@ -231,6 +247,41 @@ class VectorisedAggregation:
             total.by_node = dict(zip(nodes, self._evaluate(request, cohort, cohort.test), strict=True))
             total.sums = exact_sum(list(total.by_node.values()))
 
+    def _answer_privately(self, request: PrivateRequest, cohort: Cohort, nodes: Sequence[int], total: Total) -> None:
+        """Fill in `total`: the mean update under `silo`, else the sum in units with everybody's noise."""
+        if self._private is None:
+            raise ConfigError("a private request in a run that is not private")
+        total.sums, scale = np.zeros(0), public_scale(self._task)
+        if request.mechanism == "institution":
+            training = TrainRequest(
+                run=request.run, round=request.round, task=request.task, seed=request.seed,
+                local_epochs=request.local_epochs, batch_size=request.batch_size,
+                learning_rate=request.learning_rate, proximal_mu=0.0, model=request.model, scale=scale,
+            )  # fmt: skip
+            rows = []
+            for chunk in self._training.train(training, cohort):
+                clipped, good = clip_updates(chunk.updates, request.clip)
+                self._refuse(chunk, good, nodes, total)
+                rows.append(clipped[good].cpu().numpy())
+            total.integers = noised_sum(np.concatenate(rows), request, sum(map(len, rows)))
+        else:
+            features, labels = cohort.engine.features(scale), cohort.labels
+            if request.mechanism == "silo":
+                updates = [
+                    self._private.descend(request, features, labels, part)
+                    for part in cohort.persons(max(1, CHUNK_BYTES // (8 * MODEL_COPIES * request.model.size)))
+                ]
+                total.mean = mean_of(torch.cat(updates))
+            else:
+                (everybody,) = cohort.persons(len(cohort.sites))
+                total.integers = self._private.sample(request, features, labels, everybody)
+        total.participants = [node for node in total.participants if node not in total.refused]
+        total.count = len(total.participants)
+
+    def _refuse(self, chunk: Trained, good: Tensor, nodes: Sequence[int], total: Total) -> None:
+        for place in (~good).nonzero().flatten().tolist():
+            total.refused[nodes[chunk.places[place]]] = TrainingError.code
+
     def _gather(self, nodes: Sequence[int]) -> Cohort:
         """The cohort, on one table of everybody where there are few enough, else on one of its own."""
         if len(self._population) <= KEPT:
@@ -248,8 +299,7 @@ class VectorisedAggregation:
             added, loss = chunk.sum(weights), weights @ chunk.losses
             if not (added.sum() + loss).isfinite():  # NaN and Inf survive every sum
                 good = (chunk.updates.sum(1) + chunk.losses).isfinite()
-                for place in (~good).nonzero().flatten().tolist():
-                    total.refused[nodes[chunk.places[place]]] = TrainingError.code
+                self._refuse(chunk, good, nodes, total)
                 weights, losses = weights * good, chunk.losses.nan_to_num(0.0, 0.0, 0.0)
                 added = weights @ chunk.updates.nan_to_num(0.0, 0.0, 0.0)
                 loss = weights @ losses

@@ -47,7 +47,8 @@ OURS: Final = ("inprocess", "vectorised")
 TASKS: Final = {"logreg": "breast_cancer", "mlp": "digits"}
 INSTITUTIONS, EPOCHS, BATCH, SEED = 100, 1, 10, 0
 LEARNING_RATE: Final = 0.1
-ROUNDS: Final = {"flower_ray": 8, "pfl": 40, "bare": 40, "inprocess": 40, "vectorised": 200}  # a turn, the first apart
+ROUNDS = {"flower_ray": 8, "pfl": 40, "bare": 40, "inprocess": 40, "vectorised": 200}  # a turn, the first apart
+ROUNDS |= {"flower_ray_opacus": 4, "opacus": 6}
 TIMEOUT_S: Final = 600.0
 MB: Final = 1e6
 
@@ -69,6 +70,9 @@ def run(
     quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None, console: Console
 ) -> dict[str, Any]:
     """Measure, print, write the files that are asked for; what the JSON file holds."""
+    from sovfed.simulations.benchmarks.simulation_private import measure_private
+    from sovfed.simulations.benchmarks.simulation_private import ratios as private_ratios
+
     check_paths(json_path, csv_path, plot_path)
     started = time.monotonic()
     systems = [system for system in SYSTEMS if system != "pfl" or os.environ.get(PFL_PYTHON)]
@@ -85,11 +89,12 @@ def run(
                 for system in systems:
                     found[system].append(measure(system, job, console))
         rows += [_row(case, system, turns) for system, turns in found.items()]
+    private = measure_private(quick, TURNS[quick], console)
     report = Report(
         title=f"Simulated rounds of {INSTITUTIONS} institutions; ms are of a client update",
         columns=COLUMNS,
-        rows=rows,
-        ratios=ratios(rows),
+        rows=rows + private,
+        ratios=ratios(rows) | private_ratios(private),
         figures={"seconds_total": time.monotonic() - started},
         conditions=conditions(quick=quick, turns=TURNS[quick]),
         bars=Bars("cpu_ms", "cpu_ms_min", "cpu_ms_max", "case", "system", "CPU per client update, ms"),
