@@ -10,6 +10,7 @@ import hashlib
 import json
 import queue
 import threading
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -70,27 +71,41 @@ def read(folder: Path, config: Config) -> Checkpoint | None:
 
 
 class Writer:
-    """Writes checkpoints on a thread of its own, one behind at most, so that the disk does not slow the rounds."""
+    """Writes checkpoints on a thread of its own, one behind at most, so that the disk does not slow the rounds.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    With `spacing_s` they are at least that far apart, and one that waits is replaced by a later one.
+    """
+
+    def __init__(self, folder: Path, spacing_s: float = 0.0) -> None:
+        self._folder, self._spacing_s = folder, spacing_s
         self._queue: queue.Queue[Checkpoint | None] = queue.Queue(maxsize=1)
+        self._hurry = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
         self._thread.start()
 
     def submit(self, checkpoint: Checkpoint) -> None:
-        """Queue `checkpoint`; waits while the one before is being written. Raises what an earlier write raised."""
+        """Queue `checkpoint`; without spacing, waits while the one before is being written. Raises what a write raised.
+
+        Only one thread may submit.
+        """
         self._raise()
+        if self._spacing_s:
+            with suppress(queue.Empty):
+                self._queue.get_nowait()
+                self._queue.task_done()
         self._queue.put(checkpoint)
 
     def flush(self) -> None:
         """Wait until everything submitted is on disk. Raises what a write raised."""
+        self._hurry.set()
         self._queue.join()
+        self._hurry.clear()
         self._raise()
 
     def close(self) -> None:
         """Wait until everything submitted is on disk."""
+        self._hurry.set()
         self._queue.put(None)
         self._thread.join()
         self._raise()
@@ -103,6 +118,7 @@ class Writer:
                 except BaseException as error:  # told to the round loop at its next submit
                     self._failure = error
             self._queue.task_done()
+            self._hurry.wait(self._spacing_s)
 
     def _raise(self) -> None:
         if self._failure is not None:

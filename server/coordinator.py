@@ -45,6 +45,7 @@ ROUNDS: Final = "rounds.jsonl"
 SUMMARY: Final = "summary.json"
 MODEL: Final = "model.safetensors"
 NAMED: Final = 255  # institutions listed by name in a tag, which MLflow holds to 8,000 characters
+SPACING_S: Final = 0.25  # between checkpoints; rounds after the last are run again, with the same result
 STATEMENT: Final = ("privacy.json", "privacy.html")
 
 
@@ -94,7 +95,8 @@ def coordinate(
     if tracker:
         listed = json.dumps(sorted(names.values())) if len(names) <= NAMED else str(len(names))
         tracker.note({"transport": transport, "institutions": listed, **versions()})
-    writer = checkpoint.Writer(folder)
+    # A private round that is repeated is paid for again.
+    writer = checkpoint.Writer(folder, 0.0 if config.privacy.private else SPACING_S)
     digest = checkpoint.config_digest(config)
     with (folder / ROUNDS).open("a", encoding="utf-8") as lines:
         for number in range(last + 1, config.rounds + 1):

@@ -77,7 +77,8 @@ def simulate_population(
     config = dataclasses.replace(config, server=dataclasses.replace(config.server, min_cohort=cohort, start_cohort=0))
     if config.secagg.enabled and stacked:
         log.warning("the vectorised engine sums in the clear: secure aggregation is left out of this simulation")
-        config = dataclasses.replace(config, secagg=dataclasses.replace(config.secagg, enabled=False))
+        if not config.privacy.private:  # whose configuration must say that a deployment has it
+            config = dataclasses.replace(config, secagg=dataclasses.replace(config.secagg, enabled=False))
     authority = Authority() if config.secagg.enabled else None
     make_model = lru_cache(1)(FlatModel)  # institutions are called one after the other: one model does for all
 

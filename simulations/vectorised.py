@@ -14,59 +14,35 @@ import time
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sovfed.clients.training import LocalTraining, order_seed
-from sovfed.federation.errors import ConfigError, TrainingError
+from sovfed.clients.training import LocalTraining, choose_device, order_seed
+from sovfed.federation.errors import ConfigError, PrivacyError, TrainingError
 from sovfed.federation.messages import EvaluateRequest, PrivateRequest, ProfileRequest, SumRequest, Sums, TrainRequest
-from sovfed.federation.tasks import Task
+from sovfed.federation.tasks import Task, public_scale
 from sovfed.server.aggregation import Total, exact_sum
 from sovfed.simulations.baselines import merge
 from sovfed.simulations.population import KEPT, Institution
+from sovfed.simulations.stacked import CHUNK_BYTES, MODEL_COPIES, StackedModel, refusal
+from sovfed.simulations.vectorised_private import Persons, StackedPrivate, clip_updates, mean_of, noised_sum
 
 if TYPE_CHECKING:
     from sovfed.clients.data import Indices
     from sovfed.federation.config import Config
     from sovfed.federation.flower import StreamingGrid
 
-CHUNK_BYTES: Final = 512 << 20  # main memory that one chunk of institutions may take
-CHUNK_SHARE: Final = 0.25  # of free device memory, likewise
-MODEL_COPIES: Final = 8  # float32 of d a model in the stack needs at its peak: model, gradient, update in float64, …
-KEPT_OUTPUTS: Final = 3  # float32 of every layer's output: forward, backward, and in between
-
-
-def refusal(module: nn.Module, config: Config) -> str:
-    """Why local training of `module` cannot be stacked, or ""."""
-    if config.privacy.private:
-        return "private steps sample and clip each institution's persons for themselves"
-    if config.client.precision != "float32":
-        return f"client.precision is {config.client.precision}, and loss scales adapt to one institution's gradients"
-    if config.strategy.individual:
-        return f"strategy '{config.strategy.name}' needs every institution's own update, and stacking adds them up"
-    if config.strategy.algorithm != "sgd":
-        return f"strategy '{config.strategy.name}' changes local training, of which only plain SGD is stacked"
-    for name, part in module.named_modules():
-        if getattr(part, "track_running_stats", False):
-            return f"{type(part).__name__} '{name}' keeps running statistics, which every institution has its own of"
-        if (
-            isinstance(rate := getattr(part, "p" if "Dropout" in type(part).__name__ else "dropout", 0.0), float)
-            and rate
-        ):
-            return f"{type(part).__name__} '{name}' drops out at random, in an order that stacking would change"
-    return ""
-
 
 @dataclass(frozen=True)
 class Batches:
     """The batches of a chunk's institutions, in descending order of their number.
 
-    `rows` [institutions, steps, batch] are places in the table; `weights`, of the same shape, 1 / (records in the
-    batch), and 0 for padding; `shares` [institutions, steps] are the batch's part of the last epoch, 0 before it;
-    `active` and `widths` [steps] are the institutions that still have a batch, and the longest of these batches.
+    `rows` [steps, institutions, batch] are places in the table; `weights`, of the same shape, 1 / (records in the
+    batch), and 0 for padding; `shares` 1 / (records of the institution) in its last epoch, else 0; `active` and
+    `widths` [steps] are the institutions that still have a batch, and the longest of these batches.
     """
 
     rows: Tensor
@@ -78,11 +54,20 @@ class Batches:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a chunk of institutions (places in the cohort) learned: updates [c, d] and losses of the last epoch [c]."""
+    """What a chunk of institutions (places in the cohort) learned: `parts` of updates, losses of the last epoch [c]."""
 
     places: list[int]
-    updates: Tensor
+    parts: list[Tensor]  # [c, *shape] for each parameter
     losses: Tensor
+
+    @property
+    def updates(self) -> Tensor:
+        """The updates [c, d]."""
+        return torch.cat([part.flatten(1) for part in self.parts], dim=1)
+
+    def sum(self, weights: Tensor) -> Tensor:
+        """Σ weightᵢ·updateᵢ, shape [d], given `weights` [c]."""
+        return torch.cat([weights @ part.flatten(1) for part in self.parts])
 
 
 class Cohort:
@@ -105,6 +90,11 @@ class Cohort:
         chosen.test = [self.test[place] for place in places]
         return chosen
 
+    def persons(self, chunk: int) -> Iterator[Persons]:
+        """The persons of `chunk` institutions at a time, who hold their training records."""
+        for start in range(0, len(self.train), chunk):
+            yield Persons.of(self.train[start : start + chunk], self.engine.records.persons)
+
     def profiles(self) -> list[Sums]:
         """Each institution's profile (`LocalTraining.profile`)."""
         features = [self.engine.records.features[rows].astype(np.float64) for rows in self.train]
@@ -118,10 +108,11 @@ class StackedTraining:
         """`chunk` institutions are stacked at a time; 0: as many as memory is meant for."""
         if task.build is None or task.loss is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
-        self._task, self._loss, self._module, self._chunk = task, task.loss, task.build(), chunk
-        if reason := refusal(self._module, config):
+        module = task.build()
+        self._chunk = chunk
+        if reason := refusal(module, config):
             raise ConfigError(f"simulation.engine=vectorised cannot train this: {reason}")
-        self._shapes = {name: parameter.shape for name, parameter in self._module.named_parameters()}
+        self._model = StackedModel(module, task.loss)
         self._fitted = (0, 0), 0  # institutions that fit, by steps and batch size
         self.chunk = 0  # of the last round, told in the run's summary
 
@@ -129,66 +120,37 @@ class StackedTraining:
         """Train `request.model` at every institution of `cohort`; chunks come in descending order of steps."""
         features = cohort.engine.features(request.scale)
         places = sorted(range(len(cohort.sites)), key=lambda place: -_steps(len(cohort.train[place]), request))
-        self._module.to(cohort.engine.device).train()
         longest = _steps(len(cohort.train[places[0]]), request)
         if self._fitted[0] != (longest, request.batch_size):
-            self._fitted = (longest, request.batch_size), self._fitting(features, longest, request.batch_size)
+            record = features[:1].to(cohort.engine.device)
+            self._model.module.to(cohort.engine.device)
+            self._fitted = (longest, request.batch_size), self._model.fitting(record, longest, request.batch_size)
         self.chunk = self._chunk or self._fitted[1]
         for start in range(0, len(places), self.chunk):
-            mine = places[start : start + self.chunk]
-            yield self._descend(request, cohort, features, mine)
+            yield self._descend(request, cohort, features, places[start : start + self.chunk])
 
     def _descend(self, request: TrainRequest, cohort: Cohort, features: Tensor, places: list[int]) -> Trained:
         """SGD as `LocalTraining`, w ← w − lr · (∇loss + mu · (w − start)), for all `places` at once."""
         batches, device = _batches(request, cohort, places), features.device
+        rows, weights, shares = (part.to(device) for part in (batches.rows, batches.weights, batches.shares))
+        labels = cohort.labels[rows]
         start = torch.tensor(request.model, device=device)
-        stacked = start.repeat(len(places), 1)
+        origin, stacked = self._model.split(start), self._model.stack(start, len(places))
         total = torch.zeros(len(places), device=device)
-        shares = batches.shares.to(device)
         for step, (active, width) in enumerate(zip(batches.active, batches.widths, strict=True)):
-            rows, weights = (part[:active, step, :width].to(device) for part in (batches.rows, batches.weights))
-            moving = stacked[:active]
-            leaf = moving.detach().requires_grad_()
-            outputs = torch.vmap(self._forward)(self._views(leaf), features[rows])
-            losses = self._loss(outputs.flatten(0, 1).float(), cohort.labels[rows].flatten()).view(active, width)
-            means = (losses * weights).sum(1)
-            (gradient,) = torch.autograd.grad(means.sum(), leaf)
-            if request.proximal_mu:
-                gradient = gradient.add(moving - start, alpha=request.proximal_mu)
-            moving.sub_(gradient, alpha=request.learning_rate)
-            total[:active].addcmul_(means.detach(), shares[:active, step])
-        return Trained(places, stacked.sub_(start), total)
+            here = (step, slice(active), slice(width))
+            moving = [part[:active] for part in stacked]
 
-    def _forward(self, parameters: dict[str, Tensor], features: Tensor) -> Tensor:
-        outputs: Tensor = torch.func.functional_call(self._module, parameters, (features,))
-        return outputs
+            def pull(moving: list[Tensor] = moving) -> None:
+                if request.proximal_mu:
+                    for part, before in zip(moving, origin, strict=True):
+                        part.sub_(part - before, alpha=request.learning_rate * request.proximal_mu)
 
-    def _views(self, stacked: Tensor) -> dict[str, Tensor]:
-        """The model's parameters, each with one more dimension in front, as views of `stacked` [institutions, d]."""
-        parts = torch.split(stacked, [shape.numel() for shape in self._shapes.values()], dim=1)
-        return {
-            name: part.view(len(stacked), *shape)
-            for part, (name, shape) in zip(parts, self._shapes.items(), strict=True)
-        }
-
-    @torch.no_grad()
-    def _fitting(self, features: Tensor, steps: int, batch: int) -> int:
-        """How many institutions fit into the memory that a chunk may take, at least one."""
-        outputs = []
-        hooks = [
-            part.register_forward_hook(lambda _part, _given, found: outputs.append(found.numel()))
-            for part in self._module.modules()
-            if not list(part.children())
-        ]
-        self._module(features[:1].to(next(self._module.parameters()).device))
-        for hook in hooks:
-            hook.remove()
-        kept = (features[0].numel() + KEPT_OUTPUTS * sum(outputs)) * batch
-        each = 4 * (MODEL_COPIES * self._task.parameters + kept) + 12 * steps * batch
-        room = float(CHUNK_BYTES)
-        if features.device.type == "cuda":
-            room = CHUNK_SHARE * torch.cuda.mem_get_info(features.device)[0]
-        return max(1, int(room / each))
+            losses = self._model.step(
+                moving, features[rows[here]], labels[here], weights[here], request.learning_rate, pull
+            )
+            total[:active] += torch.linalg.vecdot(losses, shares[here])
+        return Trained(places, [part.sub_(before) for part, before in zip(stacked, origin, strict=True)], total)
 
 
 def _steps(count: int, request: TrainRequest) -> int:
@@ -197,28 +159,31 @@ def _steps(count: int, request: TrainRequest) -> int:
 
 def _batches(request: TrainRequest, cohort: Cohort, places: list[int]) -> Batches:
     """The batches that `LocalTraining` would take, epoch after epoch in the institution's seeded order."""
-    counts = np.array([len(cohort.train[place]) for place in places])
+    mine = [cohort.train[place] for place in places]
+    counts = np.array([len(rows) for rows in mine])
     size = min(request.batch_size, int(counts.max()))
     each = -(-counts // request.batch_size)  # batches of an epoch
     steps = each * request.local_epochs
-    shape = (len(places), int(steps[0]), size)
-    lengths = np.where(np.arange(shape[1]) < steps[:, None], size, 0)
-    rows = np.zeros(shape, dtype=np.int64)
-    for number, place in enumerate(places):
-        mine, count, per_epoch = torch.from_numpy(cohort.train[place]), int(counts[number]), int(each[number])
-        generator = torch.Generator().manual_seed(order_seed(request.seed, request.round, cohort.sites[place]))
-        flat = rows[number].reshape(-1)
-        for epoch in range(request.local_epochs):
-            start = epoch * per_epoch
-            flat[start * size : start * size + count] = mine[torch.randperm(count, generator=generator)].numpy()
-            lengths[number, start + per_epoch - 1] = count - size * (per_epoch - 1)
-    within = np.arange(size) < lengths[:, :, None]
-    weights = np.divide(within, lengths[:, :, None], out=np.zeros(shape, np.float32), where=within, casting="unsafe")
-    last = np.arange(shape[1]) >= (steps - each)[:, None]
-    shares = (np.where(last, lengths, 0) / counts[:, None]).astype(np.float32)
+    shape = (int(steps[0]), len(places), size)
+    orders, generator = [], torch.Generator()
+    for place, count in zip(places, counts.tolist(), strict=True):
+        generator.manual_seed(order_seed(request.seed, request.round, cohort.sites[place]))
+        orders += [torch.randperm(count, generator=generator) for _ in range(request.local_epochs)]
+    owner = np.repeat(np.arange(len(places)), counts * request.local_epochs)
+    epochs = np.repeat(counts, request.local_epochs)  # records of each epoch of each institution
+    place_in_epoch = np.arange(len(owner)) - np.repeat(np.cumsum(epochs) - epochs, epochs)
+    number = np.repeat(np.tile(np.arange(request.local_epochs), len(places)), epochs)
+    step, column = number * each[owner] + place_in_epoch // size, place_in_epoch % size
+    first = (np.cumsum(counts) - counts)[owner]
+    rows, weights, shares = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    rows[step, owner, column] = np.concatenate(mine)[first + torch.cat(orders).numpy()]
+    lengths = np.zeros(shape[:2], np.int64)
+    np.add.at(lengths, (step, owner), 1)
+    weights[step, owner, column] = 1 / lengths[step, owner]
+    shares[step, owner, column] = (number == request.local_epochs - 1) / counts[owner]
     return Batches(
         torch.from_numpy(rows), torch.from_numpy(weights), torch.from_numpy(shares),
-        (lengths > 0).sum(0).tolist(), lengths.max(0).tolist(),
+        (lengths > 0).sum(1).tolist(), lengths.max(1).tolist(),
     )  # fmt: skip
 
 
@@ -230,14 +195,24 @@ class VectorisedAggregation:
         self._grid, self._task, self._population = grid, task, population
         self._device = config.client.device
         self._training = StackedTraining(task, config)
+        self._private = None
+        if config.privacy.private:
+            try:
+                self._private = StackedPrivate(task, config.privacy.clip, choose_device(self._device))
+            except PrivacyError as error:
+                raise ConfigError(f"simulation.engine=vectorised cannot train this: {error}") from error
         self._everybody: Cohort | None = None
 
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
         """As `Aggregation.collect`. Bytes are counted as if every institution had been sent to and had replied."""
-        if isinstance(request, PrivateRequest):
-            raise ConfigError("simulation.engine=vectorised takes no private step")
         start = time.monotonic()
         cohort, total = self._gather(nodes), Total(participants=list(nodes))
+        if isinstance(request, PrivateRequest):
+            with cohort.engine.threads():
+                self._answer_privately(request, cohort, nodes, total)
+            self._count(len(nodes), request.model.nbytes, request.model.nbytes)
+            total.seconds_compute = time.monotonic() - start
+            return total
         if isinstance(request, ProfileRequest):
             total.by_node = dict(zip(nodes, cohort.profiles(), strict=True))
             total.sums = exact_sum(list(total.by_node.values()))
@@ -272,6 +247,41 @@ class VectorisedAggregation:
             total.by_node = dict(zip(nodes, self._evaluate(request, cohort, cohort.test), strict=True))
             total.sums = exact_sum(list(total.by_node.values()))
 
+    def _answer_privately(self, request: PrivateRequest, cohort: Cohort, nodes: Sequence[int], total: Total) -> None:
+        """Fill in `total`: the mean update under `silo`, else the sum in units with everybody's noise."""
+        if self._private is None:
+            raise ConfigError("a private request in a run that is not private")
+        total.sums, scale = np.zeros(0), public_scale(self._task)
+        if request.mechanism == "institution":
+            training = TrainRequest(
+                run=request.run, round=request.round, task=request.task, seed=request.seed,
+                local_epochs=request.local_epochs, batch_size=request.batch_size,
+                learning_rate=request.learning_rate, proximal_mu=0.0, model=request.model, scale=scale,
+            )  # fmt: skip
+            rows = []
+            for chunk in self._training.train(training, cohort):
+                clipped, good = clip_updates(chunk.updates, request.clip)
+                self._refuse(chunk, good, nodes, total)
+                rows.append(clipped[good].cpu().numpy())
+            total.integers = noised_sum(np.concatenate(rows), request, sum(map(len, rows)))
+        else:
+            features, labels = cohort.engine.features(scale), cohort.labels
+            if request.mechanism == "silo":
+                updates = [
+                    self._private.descend(request, features, labels, part)
+                    for part in cohort.persons(max(1, CHUNK_BYTES // (8 * MODEL_COPIES * request.model.size)))
+                ]
+                total.mean = mean_of(torch.cat(updates))
+            else:
+                (everybody,) = cohort.persons(len(cohort.sites))
+                total.integers = self._private.sample(request, features, labels, everybody)
+        total.participants = [node for node in total.participants if node not in total.refused]
+        total.count = len(total.participants)
+
+    def _refuse(self, chunk: Trained, good: Tensor, nodes: Sequence[int], total: Total) -> None:
+        for place in (~good).nonzero().flatten().tolist():
+            total.refused[nodes[chunk.places[place]]] = TrainingError.code
+
     def _gather(self, nodes: Sequence[int]) -> Cohort:
         """The cohort, on one table of everybody where there are few enough, else on one of its own."""
         if len(self._population) <= KEPT:
@@ -284,15 +294,18 @@ class VectorisedAggregation:
         """Fill in the weighted mean and the loss; an institution whose update is not finite is left out."""
         summed = np.zeros(request.model.size, dtype=np.float64)
         for chunk in self._training.train(request, cohort):
-            counts = np.array([len(cohort.train[place]) for place in chunk.places], dtype=np.float64)
-            good = (chunk.updates.sum(1) + chunk.losses).isfinite().cpu().numpy()  # NaN and Inf survive every sum
-            for place in np.flatnonzero(~good):
-                total.refused[nodes[chunk.places[place]]] = TrainingError.code
-            weights = np.where(good, counts, 0.0)
-            updates = chunk.updates if good.all() else chunk.updates.nan_to_num(0.0, 0.0, 0.0)
-            summed += torch.mv(updates.double().T, torch.from_numpy(weights).to(updates.device)).cpu().numpy()
-            total.loss += float(chunk.losses.cpu().numpy()[good] @ weights[good])
-            total.count += int(weights.sum())
+            weights = torch.tensor([float(len(cohort.train[place])) for place in chunk.places])
+            weights = weights.to(chunk.losses.device)
+            added, loss = chunk.sum(weights), weights @ chunk.losses
+            if not (added.sum() + loss).isfinite():  # NaN and Inf survive every sum
+                good = (chunk.updates.sum(1) + chunk.losses).isfinite()
+                self._refuse(chunk, good, nodes, total)
+                weights, losses = weights * good, chunk.losses.nan_to_num(0.0, 0.0, 0.0)
+                added = weights @ chunk.updates.nan_to_num(0.0, 0.0, 0.0)
+                loss = weights @ losses
+            summed += added.cpu().numpy()
+            total.loss += float(loss)
+            total.count += int(weights.sum(dtype=torch.float64))
         total.participants = [node for node in total.participants if node not in total.refused]
         if total.count:
             total.mean = (summed / total.count).astype(np.float32)

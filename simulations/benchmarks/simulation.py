@@ -49,7 +49,8 @@ TASKS: Final = {"logreg": "breast_cancer", "mlp": "digits", "cnn": "synthetic_im
 BIG: Final = ("cnn", "transformer")  # workloads of which a round takes seconds, and every institution has 50 records
 EPOCHS, BATCH, SEED = 1, 10, 0
 LEARNING_RATE: Final = 0.1
-ROUNDS: Final = {"flower_ray": 8, "pfl": 40, "bare": 40, "inprocess": 40, "vectorised": 200}  # a turn, the first apart
+ROUNDS = {"flower_ray": 8, "pfl": 40, "bare": 40, "inprocess": 40, "vectorised": 200}  # a turn, the first apart
+ROUNDS |= {"flower_ray_opacus": 4, "opacus": 6}
 BIG_UPDATES: Final = 50  # of a turn of a big workload
 TIMEOUT_S: Final = 600.0
 MB: Final = 1e6
@@ -93,6 +94,9 @@ def run(
     quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None, console: Console
 ) -> dict[str, Any]:
     """Measure, print, write the files that are asked for; what the JSON file holds."""
+    from sovfed.simulations.benchmarks.simulation_private import measure_private
+    from sovfed.simulations.benchmarks.simulation_private import ratios as private_ratios
+
     check_paths(json_path, csv_path, plot_path)
     started = time.monotonic()
     pythons = _pythons(console)
@@ -106,11 +110,12 @@ def run(
                 for system in systems:
                     found[system].append(measure(system, job, case.rounds(system), console, pythons[system]))
         rows += [_row(case, system, turns) for system, turns in found.items()]
+    private = measure_private(quick, console)
     report = Report(
         title="Simulated rounds; ms are of a client update",
         columns=COLUMNS,
-        rows=rows,
-        ratios=ratios(rows),
+        rows=rows + private,
+        ratios=ratios(rows) | private_ratios(private),
         figures={"seconds_total": time.monotonic() - started},
         conditions=conditions(quick=quick),
         bars=Bars("cpu_ms", "cpu_ms_min", "cpu_ms_max", "case", "system", "CPU per client update, ms"),

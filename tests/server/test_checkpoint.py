@@ -67,6 +67,27 @@ def test_the_writer_has_everything_on_disk_when_it_closes(tmp_path: Path) -> Non
     assert found is not None and found.round == 20
 
 
+def test_spaced_checkpoints_are_few_and_the_last_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    write = checkpoint.write
+
+    def note(folder: Path, one: Checkpoint) -> None:
+        written.append(one.round)
+        write(folder, one)
+
+    monkeypatch.setattr(checkpoint, "write", note)
+    writer = checkpoint.Writer(tmp_path, spacing_s=60)
+    for number in range(1, 21):
+        writer.submit(made(number))
+    writer.flush()
+    assert written[-1] == 20
+    writer.submit(made(21))
+    writer.close()
+    found = checkpoint.read(tmp_path, CONFIG)
+    assert found is not None and found.round == 21
+    assert 2 <= len(written) <= 5 and written == sorted(written)
+
+
 def test_a_failing_disk_stops_the_rounds(tmp_path: Path) -> None:
     writer = checkpoint.Writer(tmp_path / "missing")
     writer.submit(made(1))

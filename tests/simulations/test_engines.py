@@ -20,7 +20,8 @@ from sovfed.server.coordinator import Outcome, read_rounds
 from sovfed.simulations.engines import disagreement
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.population import make_population
-from sovfed.simulations.vectorised import Cohort, StackedTraining, refusal
+from sovfed.simulations.stacked import refusal
+from sovfed.simulations.vectorised import Cohort, StackedTraining
 
 
 def make_config(*overrides: str) -> Config:
@@ -103,11 +104,9 @@ def test_what_cannot_be_stacked_is_refused_with_its_reason(module: nn.Module, re
     assert reason in found and bool(found) == bool(reason)
 
 
-def test_precision_and_private_runs_are_refused(tmp_path: Path) -> None:
+def test_another_precision_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"client\.precision is bf16"):
         run(make_config("client.precision=bf16", "simulation.engine=vectorised"), tmp_path)
-    private = compose(["privacy=silo"]).config
-    assert "persons" in refusal(nn.Linear(1, 1), private)
 
 
 def test_auto_says_why_and_keeps_to_the_deployed_code_where_it_must(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ client_app = ClientApp()
 
 
 @lru_cache(1)
-def _work(folder: str) -> tuple[Workload, torch.nn.Module]:
+def cached_work(folder: str) -> tuple[Workload, torch.nn.Module]:
     work = Workload(Job.read(Path(folder)))
     return work, work.model()
 
@@ -31,7 +31,7 @@ def _work(folder: str) -> tuple[Workload, torch.nn.Module]:
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """Evaluate and train; the reply has the whole model, as Flower's FedAvg wants it."""
-    work, model = _work(os.environ[FOLDER])
+    work, model = cached_work(os.environ[FOLDER])
     part = work.part(int(context.node_config["partition-id"]))
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     loss, right = work.evaluate(model, part)
@@ -80,6 +80,9 @@ def run(system: str, job: Job, rounds: int, clock: Clock) -> None:
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
         "init_args": {"num_cpus": os.cpu_count(), "include_dashboard": False},
     }
-    run_simulation(server_app, client_app, num_supernodes=job.institutions, backend_config=backend)
+    app = client_app
+    if system == "flower_ray_opacus":
+        from sovfed.simulations.benchmarks.simulators.opacus_client import client_app as app
+    run_simulation(server_app, app, num_supernodes=job.institutions, backend_config=backend)
     if len(clock.marks) != rounds:
         raise RuntimeError(f"Flower's simulation ended after {len(clock.marks)} of {rounds} rounds")

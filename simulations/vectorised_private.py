@@ -1,0 +1,274 @@
+"""Private rounds of whole cohorts: each step's sampled persons side by side, clipped, summed and noised at once.
+
+A person is sampled, averaged over their records in the step, and clipped, and a sum is rounded and noised as in
+`clients/private.py`, with the same randomness from the operating system; only the order of float32 sums differs. Chains
+of Linear layers give each record's norm and the clipped sum without a gradient of each; other models, and persons
+with several records, have the gradients of a piece of the step's records at a time.
+
+No ledger is charged, as in any simulation, and sums are added in the clear: the figures in the run's statement are what
+a deployment would charge.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sovfed.clients.dpsgd.engines import clip_factors
+from sovfed.clients.dpsgd.step import CLIP_MARGIN, ENGINE_TOLERANCE, PrivateStep
+from sovfed.federation.errors import ConfigError, PrivacyError
+from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian
+from sovfed.federation.privacy.noise import Units, share_variance
+from sovfed.federation.privacy.sampling import Entropy, poisson_sample
+from sovfed.simulations.stacked import StackedModel
+
+if TYPE_CHECKING:
+    from sovfed.clients.data import Indices
+    from sovfed.federation.messages import PrivateRequest, Vector
+    from sovfed.federation.privacy.discrete_gaussian import Integers
+    from sovfed.federation.tasks import Task
+
+PIECE_BYTES: Final = 64 << 20  # gradients of the records that are taken at once
+SILO_BITS: Final = 20  # of a clip's grid: what `noise.release` takes
+EXAMPLES: Final = 4  # made-up records to try a model on
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Persons:
+    """The persons of some institutions: each one's institution and records, `rows[first : first + count]`."""
+
+    rows: Indices
+    owner: Indices
+    first: Indices
+    count: Indices
+    institutions: int
+
+    @classmethod
+    def of(cls, parts: Sequence[Indices], persons: Indices) -> Persons:
+        """Those who are behind the rows in `parts`, one an institution; `persons` by row, no one in two parts."""
+        rows = np.concatenate(parts)
+        owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        order = np.lexsort((persons[rows], owner))
+        rows, owner = rows[order], owner[order]
+        new = np.flatnonzero(np.diff(persons[rows], prepend=-1) | np.diff(owner, prepend=-1))
+        return cls(rows, owner[new], new, np.diff(np.append(new, len(rows))), len(parts))
+
+    def together(self) -> Persons:
+        """The same, as if they were all of one institution."""
+        return replace(self, owner=np.zeros_like(self.owner), institutions=1)
+
+    @property
+    def several(self) -> bool:
+        """Whether anyone has more than one record."""
+        return len(self.rows) > len(self.first)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Whole persons of a step: `who` [p] (places among `Persons`), and of each record its person's place in `who`."""
+
+    who: Indices
+    rows: Indices
+    person: Indices
+
+
+class StackedPrivate:
+    """Clipped sums of `task` at copies of its model. Raises PrivacyError or ConfigError if they cannot be had."""
+
+    def __init__(self, task: Task, clip: float, device: torch.device) -> None:
+        if task.build is None or task.loss is None:
+            raise ConfigError(f"task '{task.name}' has no model to train")
+        self._task, self._clip, self._loss = task, clip, task.loss
+        self._model = StackedModel(task.build().to(device), task.loss)
+        self._exact = _linear_once(self._model)
+        self._gradients = torch.vmap(
+            torch.vmap(torch.func.grad(self._record_loss), in_dims=(None, 0, 0)), in_dims=(0, 0, 0)
+        )
+        self._try(task, device)
+
+    def descend(
+        self, request: PrivateRequest, features: Tensor, labels: Tensor, persons: Persons, entropy: Entropy = os.urandom
+    ) -> Tensor:
+        """`PrivateTraining`'s local steps under `silo`, of every institution: their updates, float64 [institutions, d].
+
+        `features` and `labels` are the table that `persons` has its rows in.
+        """
+        copies, d = persons.institutions, request.model.size
+        start = torch.tensor(request.model, dtype=torch.float64, device=features.device)
+        models = start.repeat(copies, 1)
+        units, table = Units(request.clip, d, SILO_BITS), Units(request.clip, copies * d, SILO_BITS)
+        variance = share_variance(request.noise_multiplier, units)
+        for who in _sampled(len(persons.first), request.steps, request.sampling_rate, entropy):
+            total = self.clipped_sums(models.float(), features, labels, persons, who).cpu().numpy()
+            noised = table.quantise(total.reshape(-1)) + discrete_gaussian(copies * d, variance, entropy)
+            step = torch.from_numpy(table.dequantise(noised).reshape(copies, d)).to(models.device)
+            models.sub_(step, alpha=request.learning_rate / request.batch)
+        return models.sub_(start)
+
+    def sample(
+        self, request: PrivateRequest, features: Tensor, labels: Tensor, persons: Persons, entropy: Entropy = os.urandom
+    ) -> Integers:
+        """A `distributed` round: the sum that the secure aggregation of all institutions would open, shape [d].
+
+        It is rounded once, not at each institution, and no institution's part is cut to the ring.
+        """
+        (who,) = _sampled(len(persons.first), 1, request.sampling_rate, entropy)
+        model = torch.tensor(request.model, device=features.device).unsqueeze(0)
+        total = self.clipped_sums(model, features, labels, persons.together(), who)
+        return noised_sum(total.cpu().numpy(), request, persons.institutions, entropy)
+
+    def clipped_sums(self, models: Tensor, features: Tensor, labels: Tensor, persons: Persons, who: Indices) -> Tensor:
+        """For every institution the sum of its sampled persons' clipped gradients at its own model: float64 [c, d].
+
+        `models` is float32 [c, d]; `who` are places of persons, ascending. A gradient that is not finite is left out.
+        """
+        total = torch.zeros(models.shape, dtype=torch.float64, device=models.device)
+        direct = self._exact and not persons.several
+        each = 4 * sum(one.numel() for one in features[:1]) if direct else 12 * models.shape[1]
+        for piece in _pieces(persons, who, max(1, PIECE_BYTES // max(1, each))):
+            here, places = np.unique(persons.owner[piece.who], return_inverse=True)
+            chosen = torch.from_numpy(here).to(models.device)
+            sums = self._clipped(models[chosen], features, labels, piece, places, direct=direct)
+            total.index_add_(0, chosen, sums.double())
+        return total
+
+    def _clipped(
+        self, models: Tensor, features: Tensor, labels: Tensor, piece: Piece, places: Indices, *, direct: bool
+    ) -> Tensor:
+        """The piece's sums [c, d], given each person's place among the c `models`."""
+        copy = places[piece.person]  # of each record, ascending
+        starts = np.searchsorted(copy, np.arange(len(models)))
+        column = np.arange(len(copy)) - starts[copy]
+        shape = (len(models), int(column.max()) + 1)
+        grid, there = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        grid[copy, column], there[copy, column] = piece.rows, 1
+        rows, mask = (torch.from_numpy(part).to(models.device) for part in (grid, there))
+        run = self._clip_directly if direct else self._clip_gradients
+        return run(models, features[rows], labels[rows], mask, torch.from_numpy(piece.person).to(models.device))
+
+    def _clip_directly(self, models: Tensor, features: Tensor, labels: Tensor, mask: Tensor, _: Tensor) -> Tensor:
+        """Of a chain, where a record is a person: its norm is Σ (|input|² + 1)·|slope|² over the layers."""
+        if self._model.chain is None:
+            raise ConfigError("the model is no chain of Linear layers")
+        _, passes = self._model.chain.backward(self._model.split(models), features, labels, mask)
+        squares = torch.zeros_like(mask)
+        for one in passes:
+            inputs = one.inputs.square().sum(2) + (1 if one.bias >= 0 else 0)
+            squares += inputs * one.slopes.square().sum(2)
+        finite = squares.isfinite()
+        factors = clip_factors(squares.sqrt(), self._clip * (1 - CLIP_MARGIN)).where(finite, 0.0)
+        sums = torch.zeros_like(models)
+        parts = self._model.split(sums)
+        everyone = bool(finite.all())  # else zero times infinity is not zero
+        for one in passes:
+            used = one if everyone else one.finite(finite)
+            used.add(parts, used.slopes * factors.unsqueeze(2), 1.0)
+        return sums
+
+    def _clip_gradients(self, models: Tensor, features: Tensor, labels: Tensor, mask: Tensor, person: Tensor) -> Tensor:
+        """Of any model: each record's gradient, averaged over its person's records."""
+        kept = mask.flatten().nonzero().flatten()  # in the order of `person`
+        found = self._gradients(self._model.split(models), features, labels)
+        records = torch.cat([part.flatten(2).flatten(0, 1)[kept] for part in found], dim=1)
+        copies = torch.arange(len(models), device=mask.device).repeat_interleave(mask.shape[1])[kept]
+        count = int(person[-1]) + 1
+        if count < len(person):
+            sizes = torch.bincount(person, minlength=count)
+            records = records.new_zeros(count, records.shape[1]).index_add_(0, person, records) / sizes.unsqueeze(1)
+            copies = copies.new_zeros(count).scatter_(0, person, copies)
+        norms = torch.linalg.vector_norm(records, dim=1)
+        finite = norms.isfinite()
+        if not finite.all():
+            records, norms, copies = records[finite], norms[finite], copies[finite]
+        clipped: Tensor = records * clip_factors(norms, self._clip * (1 - CLIP_MARGIN)).unsqueeze(1)
+        sums: Tensor = torch.zeros_like(models).index_add_(0, copies, clipped)
+        return sums
+
+    def _record_loss(self, parameters: list[Tensor], record: Tensor, label: Tensor) -> Tensor:
+        outputs = self._model.call(parameters, record.unsqueeze(0))
+        return self._loss(outputs.float(), label.unsqueeze(0))[0]
+
+    def _try(self, task: Task, device: torch.device) -> None:
+        """Hold both ways of clipping to `PrivateStep`, on made-up records, before they see a real one."""
+        if task.build is None:
+            raise ConfigError(f"task '{task.name}' has no model to train")
+        generator, classes = torch.Generator().manual_seed(0), len(task.schema.classes)
+        features = torch.rand(2 * EXAMPLES, len(task.schema.features), generator=generator).to(device)
+        labels = (torch.arange(2 * EXAMPLES) % classes).to(device)
+        module = task.build().to(device)
+        flat = torch.cat([one.detach().flatten() for one in module.parameters()])
+        models = torch.stack([flat, 0.5 * flat])
+        step = PrivateStep(
+            module, self._loss, self._clip, example=(features[:EXAMPLES], labels[:EXAMPLES]), several_records=True,
+            device=device,
+        )  # fmt: skip
+        halves = [np.arange(EXAMPLES), np.arange(EXAMPLES, 2 * EXAMPLES)]
+        for people in (np.arange(2 * EXAMPLES), np.arange(2 * EXAMPLES) // 2):
+            persons = Persons.of(halves, people)
+            got = self.clipped_sums(models, features, labels, persons, np.arange(len(persons.first)))
+            for mine, model, rows in zip(got, models, halves, strict=True):
+                owners = torch.from_numpy(people[rows]).to(device)
+                expected, _ = step.clipped_sum(model, features[rows], labels[rows], owners)
+                if not float((mine - expected).norm()) <= ENGINE_TOLERANCE * max(float(expected.norm()), self._clip):
+                    raise PrivacyError(f"stacked clipping is wrong for the model of task '{task.name}'")
+
+
+def noised_sum(totals: Floats, request: PrivateRequest, institutions: int, entropy: Entropy = os.urandom) -> Integers:
+    """Σ over rows of `totals` [n, d] in units, with a share of the noise of each of `institutions`: shape [d]."""
+    count, d = totals.shape
+    variance = share_variance(request.noise_multiplier, Units(request.clip, d, request.grid_bits), request.honest)
+    found: Integers = (
+        Units(request.clip, count * d, request.grid_bits).quantise(totals.ravel()).reshape(count, d).sum(0)
+    )
+    for _ in range(institutions):
+        found += discrete_gaussian(d, variance, entropy)
+    return found
+
+
+def clip_updates(updates: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """Rows of `updates` [n, d] scaled to a norm of at most `clip`, in float64, and which are finite."""
+    found = updates.double()
+    norms = found.norm(dim=1, keepdim=True)
+    return found * ((1 - 2.0**-20) * clip / norms.clamp_min(1e-300)).clamp_max(1.0), norms.squeeze(1).isfinite()
+
+
+def mean_of(updates: Tensor) -> Vector:
+    """The mean of rows [n, d] in float32: under `silo` everyone weighs the same."""
+    found: Vector = updates.float().mean(0, dtype=torch.float64).float().cpu().numpy()
+    return found
+
+
+def _sampled(persons: int, steps: int, rate: float, entropy: Entropy) -> Iterator[Indices]:
+    """For each step the places of the persons who are in it, ascending: all steps' from one keystream."""
+    found = poisson_sample(persons * steps, rate, entropy)
+    ends = np.searchsorted(found, persons * np.arange(1, steps))
+    for step, part in enumerate(np.split(found, ends)):
+        yield part - persons * step
+
+
+def _pieces(persons: Persons, who: Indices, most: int) -> Iterator[Piece]:
+    """`who` in pieces of at most `most` records, or one person; nothing of a person is cut off."""
+    counts = persons.count[who]
+    ends = np.cumsum(counts)
+    start = 0
+    while start < len(who):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
+        sizes = counts[start:stop]
+        person = np.repeat(np.arange(stop - start), sizes)
+        within = np.arange(len(person)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        yield Piece(who[start:stop], persons.rows[persons.first[who[start:stop]][person] + within], person)
+        start = stop
+
+
+def _linear_once(model: StackedModel) -> bool:
+    """Whether every parameter belongs to one layer of a chain, so that its norm is the sum of the layers'."""
+    return model.chain is not None and model.chain.untied
