@@ -119,7 +119,7 @@ def init(overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates
     create(home, config, Policy(allowed_tasks=allowed, allow_plain_updates=allow_plain_updates))
     click.echo(f"wrote {home / 'client.yaml'} and {home / 'policy.yaml'}")
     if not allow_plain_updates:
-        click.echo("read policy.yaml: until you set allow_plain_updates there, requests to train are refused", err=True)
+        click.echo("read policy.yaml: until you set allow_plain_updates, only secure aggregation is answered", err=True)
 
 
 @cli.command()

@@ -178,7 +178,7 @@ def keep_crl_fresh(home: Path, every_s: float, stop: threading.Event) -> None:
     while True:
         try:
             refresh_crl(home)
-        except SovfedError as error:
+        except (SovfedError, OSError) as error:
             log.warning("the revocation list was not refreshed: %s", error)
         if stop.wait(every_s):
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -13,12 +14,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal
 
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.quiet import QUIET, REMOVED
+from sovfed.federation.schema import bind
 
+SOON: Final = timedelta(days=7)  # what ends by then is told
 MIN_FREE_BYTES: Final = 5 * 2**30  # models, checkpoints and MLflow's artefacts of some runs
 SECRET_NAMES: Final = re.compile(r".*(\.key|key\.pem|node_key|secret.*)")
 CLOCK_FLOOR: Final = time.mktime((2026, 1, 1, 0, 0, 0, 0, 1, 0))  # a clock before this fails every certificate
@@ -41,10 +45,19 @@ def examine(home: Path | None = None, server: ServerConfig | None = None) -> Ite
     yield device()
     yield disk(home or Path.cwd())
     yield clock(time.time())
-    yield from ports(server or ServerConfig())
+    yield from ports(server or own_settings(home) or ServerConfig())
     yield environment(os.environ)
     if home is not None:
         yield from permissions(home)
+        yield from expiries(home, datetime.now(UTC))
+
+
+def own_settings(home: Path | None) -> ServerConfig | None:
+    """What `sovfed server init` fixed in `home`; None if that is no agency's. Raises ConfigError."""
+    path = home / "server.json" if home is not None else None
+    if path is None or not path.is_file():
+        return None
+    return bind(ServerConfig, json.loads(path.read_text(encoding="utf-8"))["server"], str(path))
 
 
 def python() -> Finding:
@@ -110,7 +123,7 @@ def clock(now: float) -> Finding:
 
 
 def ports(server: ServerConfig) -> Iterator[Finding]:
-    """Whether the ports that an agency listens on by default are free."""
+    """Whether the ports that an agency listens on are free."""
     for name in ("fleet_port", "enrolment_port", "lane_port", "control_port"):
         port = getattr(server, name)
         with socket.socket() as probe:
@@ -151,3 +164,22 @@ def permissions(home: Path) -> Iterator[Finding]:
         secret = path.parent.name == "secrets" or SECRET_NAMES.fullmatch(path.name)
         if secret and path.is_file() and not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) & 0o077:
             yield Finding("secret", "fail", f"{path} is readable by others", f"chmod 600 {path}")
+
+
+def expiries(home: Path, now: datetime) -> Iterator[Finding]:
+    """Until when the certificate and the revocation list in `home` are good; without either nobody is trusted."""
+    from sovfed.federation.identity import load_certificate, load_crl
+
+    folder = home / "identity" if (home / "identity").is_dir() else home
+    dates: dict[str, datetime | None] = {}
+    if (folder / "cert.pem").exists():
+        dates["cert.pem"] = load_certificate(folder / "cert.pem").not_valid_after_utc
+    if (folder / "crl.pem").exists():
+        dates["crl.pem"] = load_crl(folder / "crl.pem").next_update_utc
+    for name, end in dates.items():
+        found = f"{folder / name} is good until {end:%F %R} UTC" if end else f"{folder / name} has no end"
+        if end is None or end - now > SOON:
+            yield Finding(name, "ok", found)
+        else:
+            fix = "have it signed again" if name == "cert.pem" else "have `sovfed authority crl` sign a new one"
+            yield Finding(name, "warn" if end > now else "fail", found, fix)

@@ -88,11 +88,17 @@ def load_settings(home: Path) -> Settings:
 
 
 def with_settings(config: Config, settings: Settings, overrides: Iterable[str]) -> Config:
-    """`config` with the agency's own server and tracking settings, but for those named on the command line."""
+    """`config` with the agency's own server and tracking settings, but for those named on the command line.
+
+    Raises ConfigError if they do not fit the rest.
+    """
     named = {word.lstrip("+").split("=", 1)[0] for word in overrides}
     groups = {}
     for group in ("server", "tracking"):
         given, own = getattr(config, group), getattr(settings, group)
         kept = {f.name: getattr(given, f.name) for f in dataclasses.fields(own) if f"{group}.{f.name}" in named}
         groups[group] = dataclasses.replace(own, **kept)
-    return dataclasses.replace(config, **groups)
+    try:
+        return dataclasses.replace(config, **groups)
+    except ValueError as error:  # two values that do not go together
+        raise ConfigError(f"{error} (server and tracking as in the agency's {SETTINGS})") from error

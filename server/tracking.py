@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import threading
 import time
@@ -82,6 +83,8 @@ class Tracker:
         from mlflow.entities import Param
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # tells of tables at its first start
+        if self._config.tracking.uri is None:
+            make_database(self._home / "mlflow.db")
         client = MlflowClient(tracking_uri(self._config, self._home))
         marker = self._folder / "mlflow_run_id"
         if marker.exists():  # a resumed run goes on in the same MLflow run
@@ -129,6 +132,22 @@ class Tracker:
                 raise
         source = f"{self._client.get_run(self.run_id).info.artifact_uri}/model.safetensors"
         self._client.create_model_version(name, source, run_id=self.run_id)
+
+
+def make_database(path: Path) -> None:
+    """Make MLflow's SQLite file if it is not there, whole or not at all: one half made is refused ever after."""
+    if path.exists():
+        return
+    from mlflow import MlflowClient
+
+    made = path.with_name(f"{path.name}.{os.getpid()}.new")
+    MlflowClient(f"sqlite:///{made}")
+    try:
+        os.link(made, path)
+    except FileExistsError:  # another run was quicker
+        pass
+    finally:
+        made.unlink()
 
 
 def experiment_id(client: MlflowClient, config: Config, home: Path) -> str:

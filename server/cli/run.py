@@ -86,9 +86,9 @@ def list_(home: Path, as_json: bool) -> None:
         click.echo(json.dumps(runs, indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("run", "task", "status", "rounds", "institutions", "started", "reason")
+    table = Table(Column("run", overflow="fold"), "task", "status", "rounds", "institutions", "started", "reason")
     for run in runs:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(run["started"]))
         rounds = f"{run['rounds_done']}/{run['rounds']}"

@@ -36,6 +36,10 @@ def cli() -> None:
       sovfed server requests                                      (after `sovfed client enrol`)
       sovfed authority sign REQUEST --out hospital-1.pem
       sovfed server accept hospital-1.pem
+    \b
+    Revocation lists end after 30 days, and all trust with them; new ones come by hand, or by themselves:
+      sovfed server crl crl.pem                                   (takes effect at once)
+      sovfed server init server.crl_source=/srv/authority/crl.pem (looked at while the server runs)
     """
 
 

@@ -126,7 +126,7 @@ def test_init_writes_a_policy_without_consent_and_says_so(tmp_path: Path) -> Non
     home = tmp_path / "new"
     result = CliRunner().invoke(cli, ["init", "--home", str(home), "client.device=cpu"])
     assert result.exit_code == 0, result.output
-    assert "requests to train are refused" in result.output
+    assert "only secure aggregation is answered" in result.output
     assert "allow_plain_updates: false" in (home / "policy.yaml").read_text()
     assert 'device: "cpu"' in (home / "client.yaml").read_text()
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import socket
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from sovfed.federation import doctor
+from sovfed.federation.certificates import create_root, make_crl, to_pem
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.quiet import QUIET, REMOVED
 
@@ -72,3 +75,21 @@ def test_a_home_that_is_not_there_fails(tmp_path: Path) -> None:
 def test_this_machine_has_a_python_and_a_device() -> None:
     assert doctor.python().state == "ok"
     assert "torch" in doctor.device().found
+
+
+def test_an_agencys_own_ports_are_looked_at(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        (tmp_path / "server.json").write_text(json.dumps({"server": {"fleet_port": port}}))
+        found = {one.name: one for one in doctor.examine(tmp_path)}
+    assert (found["fleet_port"].state, str(port) in found["fleet_port"].found) == ("warn", True)
+
+
+@pytest.mark.parametrize(("days", "state"), [(8, "ok"), (6, "warn"), (-1, "fail")])
+def test_a_revocation_list_that_ends_soon_is_told_before_it_stops_everything(
+    tmp_path: Path, days: int, state: str
+) -> None:
+    now = datetime.now(UTC)
+    key, root = create_root("test", now)
+    (tmp_path / "crl.pem").write_bytes(to_pem(make_crl(key, root, [], 1, now - timedelta(days=30 - days), 30)))
+    assert [(one.name, one.state) for one in doctor.expiries(tmp_path, now)] == [("crl.pem", state)]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.server.agency import wait_until
 
 from sovfed.federation.compose import compose
 from sovfed.federation.processes import read_status
@@ -32,3 +33,21 @@ def test_a_taken_port_is_named_with_the_setting_that_changes_it(tmp_path: Path, 
     assert str(agency.home / SETTINGS) in done.stderr
     assert "Traceback" not in done.stderr
     assert read_status(agency.home) is None
+
+
+def test_nothing_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    """What stays would hold the ports and the registry's lock, and the next `sovfed server up` would fail."""
+    agency = LocalFederation(tmp_path, [], compose([]).config)
+    agency.build_agency()
+    with subprocess.Popen(
+        [sys.executable, "-m", "sovfed", "server", "up", "--home", agency.home], stdout=subprocess.DEVNULL
+    ) as supervisor:
+        try:
+            wait_until(lambda: (status := read_status(agency.home)) is not None and status.ready, timeout_s=90)
+            status = read_status(agency.home)
+        finally:
+            supervisor.kill()
+    assert status is not None
+    pids = [process.pid for process in status.processes]
+    assert len(pids) == 3
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), timeout_s=10)
