@@ -366,7 +366,7 @@ def test_all_of_the_entropy_decides_on_dropout_masks(monkeypatch: pytest.MonkeyP
     features, labels = floats(6)(8)
     found = []
     for last in (1, 1, 2):
-        monkeypatch.setattr(module.os, "urandom", lambda n, last=last: bytes([7] * (n // 2) + [last] * (n - n // 2)))
+        monkeypatch.setattr("os.urandom", lambda n, last=last: bytes([7] * (n // 2) + [last] * (n - n // 2)))
         found.append(step.clipped_sum(flat(build), features, labels, torch.arange(8))[0])
     assert torch.equal(found[0], found[1])
     assert not torch.allclose(found[0], found[2])
