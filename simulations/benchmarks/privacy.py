@@ -56,7 +56,7 @@ class Setting:
 GRID: Final = tuple(
     Setting(steps, clip, stride) for steps in (100, 200) for clip in (0.3, 1.0) for stride in (0.5, 1.0, 2.0, 4.0)
 )
-CURATOR: Final = {8.0: Setting(200, 0.3, 4.0), 3.0: Setting(200, 0.3, 2.0), 1.0: Setting(100, 0.3, 2.0)}
+CURATOR: Final = {8.0: Setting(200, 0.3, 4.0), 3.0: Setting(200, 0.3, 2.0), 1.0: Setting(200, 0.3, 1.0)}
 BEST: Final = {  # by `tune`; distributed differs from central by little noise, and takes its settings
     "central": CURATOR,
     "distributed": CURATOR,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import chi2  # type: ignore[import-untyped]
 
 from sovfed.clients.data import load_records
@@ -160,6 +161,17 @@ def test_an_update_that_is_not_finite_is_noise_alone_and_charged(ledger: Privacy
     deviation = 20.0 / math.sqrt(3)
     assert 0.3 * deviation < float(released.std()) < 2 * deviation  # of 31 values, far beyond chance
     assert [event.count for event in history(tmp_path).spent()] == [1]
+
+
+@pytest.mark.parametrize("mechanism", ["distributed", "silo", "institution"])
+def test_no_seed_makes_sampling_or_noise_repeat(mechanism: str) -> None:
+    request = dataclasses.replace(REQUEST, mechanism=mechanism)
+    found = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        np.random.seed(5)  # noqa: NPY002 -- the generator that Flower's LocalDpMod draws from
+        found.append(training(None).update(request, ROOM).vector)
+    assert not np.array_equal(found[0], found[1])
 
 
 def test_persons_are_sampled_whole() -> None:

@@ -55,6 +55,18 @@ class Scaled(nn.Module):
         return features * self.weight * times
 
 
+class Padded(nn.Module):
+    """Token 0 is padding, whose row gets no gradient: Opacus' rule for embeddings is off by a fifth there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.head = nn.Embedding(10, 8, padding_idx=0), nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.tanh(self.token(tokens)).mean(1))
+        return out
+
+
 def floats(*shape: int) -> Callable[[int], Batch]:
     return lambda n: (torch.randn(n, *shape), torch.arange(n) % 3)
 
@@ -70,11 +82,25 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Batch]]] = {
     "transformer": (lambda: Transformer(1, 12, 2, 10, 5), tokens(5)),
     "tied": (Tied, tokens(4)),
     "keyword": (Keyword, floats(6)),
+    "padding": (Padded, tokens(6)),
+    "layer norm without bias": (
+        lambda: nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4, bias=False), nn.Linear(4, 3)),
+        floats(6),
+    ),
+    "circular convolution": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Tanh(), nn.Linear(72, 3)
+        ),
+        floats(1, 6, 6),
+    ),
     "frozen part": (
         lambda: nn.Sequential(nn.Linear(6, 4).requires_grad_(False), nn.Tanh(), nn.Linear(4, 3)),
         floats(6),
     ),
 }
+
+
+NEVER = ("keyword", "padding", "layer norm without bias", "circular convolution")  # by Opacus: it is wrong there
 
 
 def made(name: str, engine: str = "auto", *, several: bool = True, clip: float = CLIP) -> tuple[PrivateStep, nn.Module]:
@@ -117,11 +143,12 @@ def test_every_engine_agrees_with_gradients_one_by_one_or_refuses(name: str, eng
     except PrivacyError as error:
         assert engine in ("hooks", "ghost")  # auto and vmap do them all
         assert f"engine {engine} is wrong here" in str(error)  # noqa: PT017
-        assert name in ("cnn", "transformer", "tied", "keyword") or several
+        assert name in ("cnn", "transformer", "tied", *NEVER) or several
         return
     vector = flat(built)
     features, labels = MODELS[name][1](11)
     persons = torch.tensor([4, 4, 0, 1, 1, 1, 2, 9, 9, 0, 3]) if several else torch.arange(11)
+    assert not (name in NEVER and engine in ("hooks", "ghost"))
     total, used = step.clipped_sum(vector, features, labels, persons)
     expected = oracle(name, vector, features, labels, persons)
     assert total.dtype == torch.float64
@@ -211,6 +238,60 @@ def test_losses_that_couple_records_are_refused(loss: Callable[[Tensor, Tensor],
         PrivateStep(mlp(6, 8, 3), loss, CLIP, example=floats(6)(5), several_records=False)
 
 
+class Language(nn.Module):
+    """Logits of the next token at each of a record's places, [n, length, tokens]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.head = nn.Embedding(10, 8), nn.Linear(8, 10)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.tanh(self.token(tokens)))
+        return out
+
+
+def sentences(n: int) -> Batch:
+    """Records of 6 tokens; of record i the last i places are not scored."""
+    labels = torch.randint(10, (n, 6))
+    for row in range(n):
+        labels[row, 6 - row % 5 :] = -100
+    return torch.randint(10, (n, 6)), labels
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none").sum(1)
+
+
+def token_mean(logits: Tensor, labels: Tensor) -> Tensor:
+    """As language models' `.loss`: over all scored tokens of the batch."""
+    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+def token_share(logits: Tensor, labels: Tensor) -> Tensor:
+    return token_losses(logits, labels) / (labels != -100).sum()
+
+
+def own_token_mean(logits: Tensor, labels: Tensor) -> Tensor:
+    return token_losses(logits, labels) / (labels != -100).sum(1)
+
+
+@pytest.mark.parametrize(("loss", "reason"), [(token_mean, "has shape"), (token_share, "depends on the others")])
+def test_token_means_over_the_batch_are_refused(loss: Callable[[Tensor, Tensor], Tensor], reason: str) -> None:
+    with pytest.raises(PrivacyError, match=reason):
+        PrivateStep(Language(), loss, CLIP, example=sentences(5), several_records=False)
+
+
+def test_a_mean_over_a_record_s_own_tokens_is_clipped_by_record() -> None:
+    built = Language()
+    step = PrivateStep(built, own_token_mean, CLIP, example=sentences(5), several_records=False)
+    features, labels = sentences(9)
+    total, _ = step.clipped_sum(flat(built), features, labels, torch.arange(9))
+    without, _ = step.clipped_sum(flat(built), features[1:], labels[1:], torch.arange(8))
+    alone, _ = step.clipped_sum(flat(built), features[:1], labels[:1], torch.arange(1))
+    assert 0 < float(alone.norm()) <= CLIP
+    assert torch.allclose(total - without, alone, atol=1e-6)
+
+
 class Memory(nn.Module):
     """Keeps a running mean of the records in a buffer."""
 
@@ -276,6 +357,19 @@ def test_dropout_masks_come_from_no_seed_and_leave_the_seeded_generator_alone() 
         after.append(torch.rand(3))
     assert not torch.allclose(found[0], found[1])
     assert torch.equal(after[0], after[1])
+
+
+def test_all_of_the_entropy_decides_on_dropout_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's CPU generator takes 32 bits of a seed: masks that those decided on could be tried out."""
+    build = nn.Sequential(nn.Linear(6, 64), nn.Dropout(0.5), nn.Linear(64, 3))
+    step = PrivateStep(build, cross_entropy, CLIP, example=floats(6)(5), several_records=False)
+    features, labels = floats(6)(8)
+    found = []
+    for last in (1, 1, 2):
+        monkeypatch.setattr("os.urandom", lambda n, last=last: bytes([7] * (n // 2) + [last] * (n - n // 2)))
+        found.append(step.clipped_sum(flat(build), features, labels, torch.arange(8))[0])
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
 
 
 def test_more_records_of_a_person_than_declared_are_refused() -> None:
