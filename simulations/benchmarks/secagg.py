@@ -323,10 +323,14 @@ def _draw(figure: Figure, rows: list[Row]) -> None:
     for column, size in enumerate(sizes):
         for line, side in enumerate(("client_cpu_ms", "server_cpu_ms")):
             axis = axes[line][column]
-            for system in ("flower", "b32", "b16"):
+            for system, label in (("flower", "Flower"), ("b32", "sovfed, 32 bits"), ("b16", "sovfed, 16 bits")):
                 shown = [row for row in rows if (row.system, row.size, row.dropouts) == (system, size, 0)]
-                axis.plot([row.clients for row in shown], [getattr(row, side) for row in shown], "o-", label=system)
+                axis.plot([row.clients for row in shown], [getattr(row, side) for row in shown], "o-", label=label)
             axis.set(
-                yscale="log", xlabel="institutions", ylabel=f"{side.split('_')[0]} CPU [ms]", title=f"d = {size:.0e}"
+                xticks=sorted({row.clients for row in rows}),
+                yscale="log",
+                xlabel="institutions",
+                ylabel=f"{side.split('_')[0]} CPU [ms]",
+                title=f"d = {size:.0e}",
             )
             axis.legend()
