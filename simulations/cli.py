@@ -177,6 +177,7 @@ def bench() -> None:
       sovfed bench noise
       sovfed bench simulation --quick --json simulation.json
       sovfed bench algorithms --quick --plot algorithms.png
+      sovfed bench population --quick
       sovfed bench utility --heart /data/heart_disease
     """
 
@@ -270,6 +271,26 @@ def algorithms(quick: bool, json_path: Path | None, csv_path: Path | None, plot_
     from sovfed.simulations.benchmarks.algorithms import run
 
     run(quick=quick, json_path=json_path, csv_path=csv_path, plot_path=plot_path, console=_console(False))
+
+
+@bench.command()
+@click.argument("overrides", nargs=-1)
+@click.option("--quick", is_flag=True, help="12 rounds instead of 52.")
+@click.option("--device", default="cpu", show_default=True, help="As client.device: cpu, cuda, rocm, mps or auto.")
+@click.option("--json", "json_path", type=FILE, help='Write {"rows": […], "ratios": {…}}.')
+@click.option("--csv", "csv_path", type=FILE, help="Write the rows as CSV.")
+@click.option("--plot", "plot_path", type=FILE, help="Draw the rows into a PNG.")
+def population(
+    overrides: tuple[str, ...], quick: bool, device: str, json_path: Path | None, csv_path: Path | None,
+    plot_path: Path | None,
+) -> None:  # fmt: skip
+    """CPU, wall and memory of a round of 100 out of 1,000, 10,000 and 100,000 institutions, by both engines.
+
+    OVERRIDES as for `sovfed simulate`, for another task or partition.
+    """
+    from sovfed.simulations.benchmarks.population import run
+
+    run(quick, device, overrides, json_path=json_path, csv_path=csv_path, plot_path=plot_path, console=_console(False))
 
 
 @bench.command()

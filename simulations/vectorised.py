@@ -131,8 +131,9 @@ class StackedTraining:
 
     def _descend(self, request: TrainRequest, cohort: Cohort, features: Tensor, places: list[int]) -> Trained:
         """SGD as `LocalTraining`, w ← w − lr · (∇loss + mu · (w − start)), for all `places` at once."""
-        batches, device = _batches(request, cohort, places), features.device
-        rows, weights, shares = (part.to(device) for part in (batches.rows, batches.weights, batches.shares))
+        batches, device = _batches(request, cohort, places), cohort.engine.device
+        rows = batches.rows.to(features.device)  # which stay in main memory where the device has no room
+        weights, shares = batches.weights.to(device), batches.shares.to(device)
         labels = cohort.labels[rows]
         start = torch.tensor(request.model, device=device)
         origin, stacked = self._model.split(start), self._model.stack(start, len(places))
@@ -147,7 +148,12 @@ class StackedTraining:
                         part.sub_(part - before, alpha=request.learning_rate * request.proximal_mu)
 
             losses = self._model.step(
-                moving, features[rows[here]], labels[here], weights[here], request.learning_rate, pull
+                moving,
+                cohort.engine.take(features, rows[here]),
+                labels[here],
+                weights[here],
+                request.learning_rate,
+                pull,
             )
             total[:active] += torch.linalg.vecdot(losses, shares[here])
         return Trained(places, [part.sub_(before) for part, before in zip(stacked, origin, strict=True)], total)
@@ -267,9 +273,10 @@ class VectorisedAggregation:
         else:
             features, labels = cohort.engine.features(scale), cohort.labels
             if request.mechanism == "silo":
+                self._training.chunk = max(1, CHUNK_BYTES // (8 * MODEL_COPIES * request.model.size))
                 updates = [
                     self._private.descend(request, features, labels, part)
-                    for part in cohort.persons(max(1, CHUNK_BYTES // (8 * MODEL_COPIES * request.model.size)))
+                    for part in cohort.persons(self._training.chunk)
                 ]
                 total.mean = mean_of(torch.cat(updates))
             else:

@@ -17,7 +17,7 @@ from sovfed.federation.messages import TrainRequest
 from sovfed.federation.tasks import get_task, initial_vector
 from sovfed.server.aggregation import Total
 from sovfed.server.coordinator import Outcome, read_rounds
-from sovfed.simulations.engines import disagreement
+from sovfed.simulations.engines import AutoEngine, disagreement
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.population import make_population
 from sovfed.simulations.stacked import refusal
@@ -129,6 +129,34 @@ def test_disagreement_is_in_units_of_the_largest_value() -> None:
     assert disagreement(one, other) == 0.25
     assert disagreement(one, Total(count=2, mean=one.mean)) == float("inf")
     assert disagreement(one, Total(count=1)) == float("inf")
+
+
+class Answers:
+    """An engine whose update is `mean` and, of any model but ones, `nudged`."""
+
+    def __init__(self, mean: float, nudged: float = 0.0) -> None:
+        self._mean, self._nudged = mean, nudged
+
+    def collect(self, request: TrainRequest, nodes: list[int], width: int) -> Total:
+        value = self._mean if (request.model == 1).all() else self._nudged
+        return Total(participants=nodes, count=1, mean=np.array([value, 1.0], np.float32))
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("stacked", "nudged", "refused"), [(0.5, 0.4, True), (0.5, 0.4001, True), (0.5, 0.45, False), (0.5, np.nan, True)]
+)
+def test_auto_forgives_only_what_a_nudge_of_the_model_does_too(stacked: float, nudged: float, refused: bool) -> None:
+    request = TrainRequest(
+        run="1", round=1, task="digits", seed=0, local_epochs=1, batch_size=8, learning_rate=0.1, proximal_mu=0.0,
+        model=np.ones(2, np.float32), scale=np.zeros(2),
+    )  # fmt: skip
+    inprocess: Any = Answers(0.4, nudged)
+    auto = AutoEngine(inprocess, Answers(stacked))  # type: ignore[arg-type]
+    auto.collect(request, list(range(1, 9)), 0)
+    assert ("stacked training differs" in auto.describe()["engine_reason"]) is refused
 
 
 @pytest.mark.parametrize("engine", ["inprocess", "vectorised"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +104,17 @@ def test_stacked_training_gives_the_same_model(tmp_path: Path, monkeypatch: pyte
         ]).config  # fmt: skip
         models.append(simulate_population(config, make_population(config), tmp_path / engine).model)
     assert np.abs(models[0] - models[1]).max() < 1e-4
+
+
+def test_auto_takes_the_faster_way_to_train_a_cnn_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, monkeypatch, arrays(400, 20, 30))
+    config = compose([
+        "task=pneumonia", f"data.path={path}", "partition=iid", "simulation.institutions=8", "rounds=1",
+        "secagg=none", "task.batch_size=8",
+    ]).config  # fmt: skip
+    why = simulate_population(config, make_population(config), tmp_path / "run").summary["engine_reason"]
+    found = re.fullmatch(r"(\w+): 8 institutions took ([\d.]+) ms, stacked ([\d.]+) ms.*", why)
+    assert found is not None, why
+    worth_it = float(found[3]) <= 0.8 * float(found[2])
+    assert found[1] == ("vectorised" if worth_it else "inprocess")
+    assert ("arithmetic, not overhead" in why) is not worth_it

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sovfed.federation.compose import compose
+from sovfed.federation.errors import ServiceError
+from sovfed.simulations.benchmarks import population
 from sovfed.simulations.benchmarks.simulation import Case, make_job, measure, ratios
+from sovfed.simulations.benchmarks.simulation_private import make_private
+from sovfed.simulations.benchmarks.simulation_private import ratios as private_ratios
 
 
 @pytest.mark.deploy
@@ -40,4 +45,38 @@ def test_ratios_are_peer_over_ours_at_the_largest_cohort() -> None:
     assert ratios(rows) == {
         "inprocess_over_ray_mlp": 4.0, "vectorised_over_ray_mlp": 16.0, "inprocess_over_bare_mlp": 0.5,
         "vectorised_over_bare_mlp": 2.0, "start_over_ray_mlp": 4.0, "memory_over_ray_mlp": 4.0,
+    }  # fmt: skip
+
+
+@pytest.mark.deploy
+def test_a_round_of_a_population_is_measured() -> None:
+    row = population.measure("vectorised", 200, 5, "auto", ["simulation.cohort=8"], Console(quiet=True))
+    assert (row["engine"], row["population"]) == ("vectorised", 200)
+    assert row["cpu_ms"] > 0 and row["wall_ms"] > 0 and row["memory_mb"] > 50
+    with pytest.raises(ServiceError, match="institutions"):
+        population.measure("vectorised", 200, 1, "cpu", ["task=nothing"], Console(quiet=True))
+
+
+def test_ratios_of_populations_are_largest_over_smallest() -> None:
+    rows = [
+        {"engine": engine, "population": size, "cpu_ms": cpu, "memory_mb": 2 * cpu}
+        for engine in population.ENGINES
+        for size, cpu in ((100, 3.0), (10, 2.0))
+    ]
+    assert set(population.ratios(rows).values()) == {1.5}
+
+
+def test_the_private_job_says_in_its_overrides_what_opacus_does(tmp_path: Path) -> None:
+    job = make_private(make_job(Case("logreg", 100), tmp_path))
+    privacy = compose([*job.overrides, "simulation.engine=vectorised"]).config.privacy
+    assert (privacy.mechanism, privacy.clip, privacy.noise_multiplier) == ("silo", 1.0, 1.0)
+    assert (privacy.sampling_rate, privacy.local_steps) == (0.5, 2)
+
+
+def test_ratios_of_private_rows_are_peer_over_ours() -> None:
+    cpu = {"flower_ray_opacus": 12.0, "opacus": 6.0, "inprocess": 3.0, "vectorised": 0.5}
+    rows = [{"workload": "mlp_dp", "system": system, "cpu_ms": ms} for system, ms in cpu.items()]
+    assert private_ratios(rows) == {
+        "inprocess_over_ray_mlp_dp": 4.0, "vectorised_over_ray_mlp_dp": 24.0, "inprocess_over_opacus_mlp_dp": 2.0,
+        "vectorised_over_opacus_mlp_dp": 12.0,
     }  # fmt: skip
