@@ -22,6 +22,7 @@ Floats = npt.NDArray[Any]  # of float32 or float64
 Labels = npt.NDArray[np.int64]
 CALIBRATION_BINS: Final = 15  # Guo et al. 2017, arXiv:1706.04599
 _SQUASH: Final = 4.0  # scores are binned by sigmoid(logit / 4): fine in the middle, resolved to |logit| of about 30
+TOLD: Final = ("auc", "accuracy", "bits_per_byte")  # of a round, where there is one line for it
 SMALLER_IS_BETTER: Final = ("loss", "brier", "ece", "bits_per_byte")
 _TOTALS: Final = 4  # the vectors of classifiers begin with [records, Σ loss, correct, Σ squared error]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sovfed.federation.errors import ConfigError, ServiceError
+from sovfed.federation.metrics import TOLD
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -202,9 +203,7 @@ def _progress(console: Any) -> Progress:
 
 def round_text(line: dict[str, Any]) -> str:
     """One line about a round: institutions, training loss, metrics of the model that it began with."""
-    metrics = "  ".join(
-        f"{name} {line['metrics'][name]:.3f}" for name in ("auc", "accuracy") if name in line["metrics"]
-    )
+    metrics = "  ".join(f"{name} {line['metrics'][name]:.3f}" for name in TOLD if name in line["metrics"])
     loss = "private" if line["train_loss"] is None else f"loss {line['train_loss']:.4f}"
     return f"round {line['round']}  {len(line['participants'])} institutions  {loss}  {metrics}"
 
@@ -214,7 +213,7 @@ def round_table(lines: list[dict[str, Any]]) -> Any:
 
     table = Table("round", "institutions", "train loss", "held-out", "seconds", "overhead s", "kB up")
     for line in lines:
-        metrics = "  ".join(f"{k} {v:.3f}" for k, v in line["metrics"].items() if k in ("auc", "accuracy"))
+        metrics = "  ".join(f"{k} {v:.3f}" for k, v in line["metrics"].items() if k in TOLD)
         table.add_row(
             str(line["round"]), str(len(line["participants"])), _figure(line["train_loss"]), metrics,
             f"{line['seconds']:.3f}", _figure(line["overhead_seconds"], 3), f"{line['bytes_up'] / 1e3:.1f}",
