@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,7 @@ from sovfed.clients.masking import Masking
 from sovfed.clients.model import FlatModel
 from sovfed.clients.personal import PersonalStates
 from sovfed.clients.trainer import TrainerService
-from sovfed.clients.training import LocalTraining
+from sovfed.clients.training import LocalTraining, choose_device
 from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
@@ -73,6 +74,8 @@ def simulate_population(
             f"{cohort} institutions a round; secure aggregation takes {SECURE_COHORT} to {MAX_HOLDERS}: add "
             "`secagg=none`"
         )
+    if config.simulation.workers and config.simulation.engine in ("ray", "vectorised"):
+        raise ConfigError(f"simulation.workers are for engine=inprocess, not for '{config.simulation.engine}'")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     config = dataclasses.replace(config, server=dataclasses.replace(config.server, min_cohort=cohort, start_cohort=0))
     if config.secagg.enabled and stacked:
@@ -110,11 +113,23 @@ def simulate_population(
         from sovfed.simulations.ray_engine import run_on_ray
 
         return run_on_ray(config, names, folder, run)
-    outcome = run(InMemoryGrid(apps, dict(enumerate(names, start=1))), "in-memory")
+    with closing(_grid(config, apps, dict(enumerate(names, start=1)))) as grid:
+        outcome = run(grid, "in-memory")
     if config.privacy.private:
         outcome.summary[OUTSIDE] = _measure(config, population, outcome)
         write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())
     return outcome
+
+
+def _grid(config: Config, apps: Apps, names: dict[int, str]) -> StreamingGrid:
+    """The Grid that calls `apps`, here or in worker processes."""
+    if not config.simulation.workers:
+        return InMemoryGrid(apps, names)
+    if choose_device(config.client.device).type != "cpu":
+        raise ConfigError("simulation.workers are processes on a CPU: add `client=cpu`, or leave them out")
+    from sovfed.simulations.workers import WorkersGrid
+
+    return WorkersGrid(apps, names, config.simulation.workers)
 
 
 def _measure(config: Config, population: Sequence[Institution], outcome: Outcome) -> dict[str, float]:

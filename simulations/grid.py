@@ -80,11 +80,14 @@ class InMemoryGrid(StreamingGrid):
         message.metadata.__dict__["_message_id"] = f"{self._run.run_id}-{next(self._ids)}"
 
     def _call(self, message: FlowerMessage) -> FlowerMessage:
-        node = message.metadata.dst_node_id
-        context = Context(
-            run_id=self._run.run_id, node_id=node, node_config={}, state=RecordDict(), run_config={}
-        )  # fmt: skip
         self.bytes_down += size_bytes(message)
-        reply = self._apps[node](message, context)
+        reply = call(self._apps, message)
         self.bytes_up += size_bytes(reply)
         return reply
+
+
+def call(apps: Mapping[int, ClientApp], message: FlowerMessage) -> FlowerMessage:
+    """What the ClientApp of the node that `message` is for replies."""
+    node, run_id = message.metadata.dst_node_id, message.metadata.run_id
+    context = Context(run_id=run_id, node_id=node, node_config={}, state=RecordDict(), run_config={})
+    return apps[node](message, context)

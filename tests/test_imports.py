@@ -35,6 +35,7 @@ FLOWER_FACING = {
     "server/strategies/robust.py",
     "simulations/grid.py",
     "simulations/ray_engine.py",
+    "simulations/workers.py",
 }
 HEAVY = {"torch", "flwr", "mlflow", "hydra", "omegaconf", "pandas", "sklearn", "opacus", "ray", "matplotlib", "grpc"}
 MODULES = {str(path.relative_to(ROOT)): path for folder in LAYERS for path in sorted((ROOT / folder).rglob("*.py"))}

@@ -106,12 +106,16 @@ def check(records: Records, schema: Schema, where: str) -> None:
     count, width = len(records.labels), len(schema.features)
     if records.features.shape != (count, width) or records.persons.shape != (count,):
         raise DataError(f"{where}: {records.features.shape} features for {count} labels, expected {width} columns")
-    for column, feature in enumerate(schema.features):
-        bad = _outside(records.features[:, column], feature.low, feature.high)
-        if bad:
-            bounds = f"[{feature.low:g}, {feature.high:g}]"
-            raise DataError(f"{where}: column '{feature.name}': {bad} of {count} values missing or outside {bounds}")
-    bad = _outside(records.labels, 0, len(schema.classes) - 1)
+    low, high = (
+        np.array([getattr(feature, end) for feature in schema.features], np.float32) for end in ("low", "high")
+    )
+    outside = _outside(records.features, low, high)
+    for column in np.flatnonzero(outside)[:1]:
+        feature, bounds = schema.features[column], f"[{low[column]:g}, {high[column]:g}]"
+        raise DataError(
+            f"{where}: column '{feature.name}': {outside[column]} of {count} values missing or outside {bounds}"
+        )
+    bad = int(_outside(records.labels, 0, len(schema.classes) - 1))
     if bad:
         raise DataError(f"{where}: label '{schema.label}': {bad} of {count} values are no known class")
     parts = np.concatenate([records.train, records.test])
@@ -124,5 +128,6 @@ def check(records: Records, schema: Schema, where: str) -> None:
         raise DataError(f"{where}: {len(shared)} persons are both in the training and the held-out part")
 
 
-def _outside(values: npt.NDArray[Any], low: float, high: float) -> int:
-    return int((~((values >= low) & (values <= high))).sum())
+def _outside(values: npt.NDArray[Any], low: Any, high: Any) -> Any:
+    """How many values of each column are missing or not in [low, high]."""
+    return (~((values >= low) & (values <= high))).sum(0)

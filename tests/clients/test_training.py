@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import lru_cache
 
 import numpy as np
 import pytest
 import torch
 
 from sovfed.clients.data import load_records
+from sovfed.clients.model import FlatModel
 from sovfed.clients.training import LocalTraining, choose_device
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
@@ -100,6 +102,25 @@ def test_training_is_repeatable_and_leaves_no_trace() -> None:
     assert loss == same_loss
     assert torch.equal(state, torch.get_rng_state())
     assert np.array_equal(first, _engine().train(request)[0])
+
+
+def test_institutions_that_share_a_model_train_as_with_their_own() -> None:
+    make_model = lru_cache(1)(FlatModel)
+    shared = [LocalTraining(TASK, RECORDS, site=site, device="cpu", make_model=make_model) for site in ("0", "1")]
+    request = _request()
+    request.model.flags.writeable = False  # as one that came in a message: it is loaded once
+    for one in (*shared, *shared):
+        own = _engine(site="0" if one is shared[0] else "1")
+        assert np.array_equal(one.evaluate(request.model, SCALE), own.evaluate(request.model, SCALE))
+        assert np.array_equal(one.train(request)[0], own.train(request)[0])
+
+
+def test_a_model_that_was_written_into_is_loaded_anew() -> None:
+    engine, model = _engine(), _request().model
+    before = engine.evaluate(model, SCALE)
+    model += 1
+    assert np.array_equal(engine.evaluate(model, SCALE), _engine().evaluate(model, SCALE))
+    assert not np.array_equal(engine.evaluate(model, SCALE), before)
 
 
 def test_round_seed_and_site_each_give_another_order() -> None:

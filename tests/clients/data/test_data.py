@@ -50,6 +50,15 @@ def test_simulated_hospitals_differ_in_case_mix_and_each_has_both_classes() -> N
     assert all(len(np.unique(part.labels[rows])) == 2 for part in parts for rows in (part.train, part.test))
 
 
+@pytest.mark.parametrize("name", ["synthetic_images", "synthetic_text"])
+def test_made_up_records_differ_by_site_and_not_by_call(name: str) -> None:
+    one, again, other = (load_records(get_task(name), DataConfig(source="synthetic", site=site)) for site in "334")
+    assert np.array_equal(one.features, again.features)
+    assert np.array_equal(one.labels, again.labels)
+    assert not np.array_equal(one.features, other.features)
+    assert (len(one.train), len(one.test)) == (50, 10)
+
+
 def test_the_same_site_is_the_same_everywhere() -> None:
     one, two = (load_records(get_task("digits"), DataConfig(source="digits", site="2")) for _ in range(2))
     assert np.array_equal(one.persons, two.persons)
