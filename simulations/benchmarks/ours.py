@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from sovfed.clients.supernode import NODE_ID
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ServiceError
 from sovfed.server import runs
@@ -18,6 +19,7 @@ from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, sites
 
 POLL_S: Final = 0.1
+SIGN_ON_S: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,17 @@ class Ours:
         self._runs = 0
 
     def start(self) -> Self:
-        """Build the federation and start it; returns when every process is ready."""
+        """Build the federation and start it; returns when every process is ready and every node signed on.
+
+        A node that is stopped while it signs on is refused for a minute afterwards. Raises ServiceError.
+        """
         self.federation.start()
+        homes, deadline = [self.federation.client_home(one.name) for one in self.federation.institutions], SIGN_ON_S
+        while missing := [home.name for home in homes if not (home / NODE_ID).exists()]:
+            if (deadline := deadline - POLL_S) < 0:
+                self.stop()
+                raise ServiceError(f"sovfed: not signed on after {SIGN_ON_S:g} s: {', '.join(missing)}")
+            time.sleep(POLL_S)
         return self
 
     def stop(self) -> None:
