@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from sovfed.clients.cli_home import HOME
 from sovfed.clients.cli_ledger import ledger
 from sovfed.clients.cli_personal import personal
 
@@ -27,10 +28,6 @@ TASK_OF_SOURCE: Final = {
     "statutes": "statutes", "uci_heart": "heart",
 }  # fmt: skip
 WAIT: Final = click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds to wait.")
-HOME: Final = click.option(
-    "--home", type=click.Path(path_type=Path, file_okay=False), default=Path.home() / ".sovfed" / "client",
-    show_default="~/.sovfed/client", envvar="SOVFED_CLIENT_HOME", help="The institution's home folder.",
-)  # fmt: skip
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from sovfed.clients.cli_home import HOME
 from sovfed.federation.errors import PrivacyError, SovfedError
 
 if TYPE_CHECKING:
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from sovfed.clients.ledger_entries import History
     from sovfed.federation.privacy.events import Event
 
-HOME: Final = click.option(
-    "--home", type=click.Path(path_type=Path, file_okay=False), default=Path.home() / ".sovfed" / "client",
-    show_default="~/.sovfed/client", envvar="SOVFED_CLIENT_HOME", help="The institution's home folder.",
-)  # fmt: skip
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 DATASET: Final = click.option("--dataset", help="One dataset's ledger; default: every ledger of the home.")
 REFUSALS_SHOWN: Final = 10

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
+from sovfed.clients.cli_home import HOME
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
     from sovfed.clients.personal import Kept
-
-HOME: Final = click.option(
-    "--home", type=click.Path(path_type=Path, file_okay=False), default=Path.home() / ".sovfed" / "client",
-    show_default="~/.sovfed/client", envvar="SOVFED_CLIENT_HOME", help="The institution's home folder.",
-)  # fmt: skip
 
 
 @click.group(name="personal")

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
-VARIABLES = {"heart_disease": "SOVFED_HEART_DATA", "pneumoniamnist": "SOVFED_PNEUMONIA_DATA"}
+VARIABLES = {
+    "heart_disease": "SOVFED_HEART_DATA",
+    "pneumoniamnist": "SOVFED_PNEUMONIA_DATA",
+    "ja_law": "SOVFED_JA_LAW_DATA",
+    "de_law": "SOVFED_DE_LAW_DATA",
+}
 
 
 def published(name: str) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.real_data import published
 
 from sovfed.clients.data import load_records, statutes
 from sovfed.federation.config import DataConfig
@@ -16,7 +17,6 @@ from sovfed.federation.errors import DataError
 from sovfed.federation.tasks.statutes import TASK
 from sovfed.simulations.population import sites
 
-PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "data"
 SITE = "moj_justice"
 
 
@@ -153,13 +153,12 @@ def test_a_simulation_has_the_ministries_whose_files_are_there(tmp_path: Path) -
 def test_the_published_files_hold_what_their_readme_counts(
     folder: str, institutions: int, train: int, test: int
 ) -> None:
-    if not (PUBLISHED / folder).is_dir():
-        pytest.skip(f"{folder} is not beside the project")
-    names = statutes.sites_in(str(PUBLISHED / folder))
+    path = str(published(folder))
+    names = statutes.sites_in(path)
     assert len(names) == institutions
     bytes_of = {"train": 0, "test": 0}
     for name in names:
-        records = load_records(TASK, DataConfig(source="statutes", path=str(PUBLISHED / folder), site=name))
+        records = load_records(TASK, DataConfig(source="statutes", path=path, site=name))
         for split in bytes_of:
             bytes_of[split] += int((128 - records.labels[getattr(records, split)]).sum())
     assert bytes_of == {"train": train, "test": test}
