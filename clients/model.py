@@ -42,6 +42,9 @@ class FlatModel:
             raise ConfigError(f"task '{task.name}' declares {task.parameters} parameters, its model has {place}")
         self.values = [parameter.detach() for parameter in self.parameters]  # the same memory, outside of autograd
         self._parts = list(self.module.modules())
+        first = next((part for part in self._parts if isinstance(part, torch.nn.Conv2d)), None)
+        if first is not None:
+            first.register_forward_pre_hook(_channels_last)
         self._loaded: Vector | None = None
 
     def load(self, model: Vector) -> None:
@@ -62,6 +65,11 @@ class FlatModel:
             self._loaded = None
         for part in self._parts:
             part.__dict__["training"] = training
+
+
+def _channels_last(_: torch.nn.Module, images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The images in the order of memory in which convolution and pooling are fastest; what follows keeps to it."""
+    return tuple(image.contiguous(memory_format=torch.channels_last) for image in images)
 
 
 def gradients(losses: Tensor, weights: Tensor, parameters: tuple[torch.nn.Parameter, ...]) -> tuple[Tensor | None, ...]:

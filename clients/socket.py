@@ -57,6 +57,11 @@ class Service(Protocol):
 
 def to_frame(message: Message) -> bytes:
     """The frame of `message`; its vectors are copied once."""
+    return b"".join(frame_parts(message))
+
+
+def frame_parts(message: Message) -> list[bytes | memoryview]:
+    """What the frame of `message` consists of, one after the other; its vectors are not copied."""
     kind, scalars, vectors = encode(message)
     envelope = Envelope(
         kind=kind,
@@ -66,7 +71,7 @@ def to_frame(message: Message) -> bytes:
     parts: list[bytes | memoryview] = [_LENGTH.pack(len(envelope)), envelope, _padding(_LENGTH.size + len(envelope))]
     for vector in vectors.values():
         parts += [np.ascontiguousarray(vector).data.cast("B"), _padding(vector.nbytes)]
-    return b"".join(parts)
+    return parts
 
 
 def from_frame(frame: bytes) -> Message:

@@ -277,8 +277,13 @@ class SimulationConfig:
         "computation, summed in the clear; auto tries both in round 1 and takes the faster; ray: Flower's own "
         "simulation, for many machines and GPUs",
     )
-    workers: int = bounded(
-        0, 0, 256, unit="processes", doc="that train for 'inprocess', one CPU thread each; 0 = none but this process"
+    workers: int | None = bounded(
+        None,
+        0,
+        256,
+        unit="processes",
+        doc="that train for 'inprocess', one CPU thread each; 0 = none but this "
+        "process; null = one a CPU, where an institution's training takes long enough to be worth it",
     )
 
 

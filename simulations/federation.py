@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
+
+import torch
 
 from sovfed.clients.app import make_client_app
 from sovfed.clients.masking import Masking
 from sovfed.clients.model import FlatModel
 from sovfed.clients.personal import PersonalStates
 from sovfed.clients.trainer import TrainerService
-from sovfed.clients.training import LocalTraining, choose_device
+from sovfed.clients.training import WARMING, LocalTraining, choose_device
 from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
@@ -26,7 +30,7 @@ from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.secagg.terms import LEAST_COHORT, Terms
-from sovfed.federation.tasks import configured_task
+from sovfed.federation.tasks import Task, configured_task
 from sovfed.server.aggregation import Aggregation
 from sovfed.server.coordinator import SUMMARY, Outcome, coordinate
 from sovfed.server.tracking import Tracker
@@ -39,6 +43,7 @@ log = logging.getLogger(__name__)
 INSTITUTIONS: Final = "institutions"  # folder of what each of them keeps, where a strategy makes it keep something
 OUTSIDE: Final = "simulated_metrics"  # in the summary of a private simulation
 PROFILED: Final = 1_000  # institutions whose records give the features' mean and standard deviation, at most
+WORTH_S: Final = 0.01  # of an institution's training, from which on worker processes gain more than messages cost
 
 
 def simulate(
@@ -113,7 +118,7 @@ def simulate_population(
         from sovfed.simulations.ray_engine import run_on_ray
 
         return run_on_ray(config, names, folder, run)
-    with closing(_grid(config, apps, dict(enumerate(names, start=1)))) as grid:
+    with _threads(config), closing(_grid(config, apps, names, population[0], cohort)) as grid:
         outcome = run(grid, "in-memory")
     if config.privacy.private:
         outcome.summary[OUTSIDE] = _measure(config, population, outcome)
@@ -121,15 +126,47 @@ def simulate_population(
     return outcome
 
 
-def _grid(config: Config, apps: Apps, names: dict[int, str]) -> StreamingGrid:
+@contextmanager
+def _threads(config: Config) -> Iterator[None]:
+    """One CPU thread, as each worker has, so that models are bitwise the same for any number of workers."""
+    before = torch.get_num_threads()
+    if before == 1 or config.simulation.engine == "vectorised" or choose_device(config.client.device).type != "cpu":
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _grid(config: Config, apps: Apps, names: Sequence[str], first: Institution, cohort: int) -> StreamingGrid:
     """The Grid that calls `apps`, here or in worker processes."""
-    if not config.simulation.workers:
-        return InMemoryGrid(apps, names)
-    if choose_device(config.client.device).type != "cpu":
+    workers, nodes = config.simulation.workers, dict(enumerate(names, start=1))
+    task, on_cpu = configured_task(config.task), choose_device(config.client.device).type == "cpu"
+    if workers and not on_cpu:
         raise ConfigError("simulation.workers are processes on a CPU: add `client=cpu`, or leave them out")
+    if workers is None:
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        spare = min(cpus, cohort)
+        able = on_cpu and spare > 1 and config.simulation.engine != "vectorised" and task.build is not None
+        workers = spare if able and _training_s(config, task, first) > WORTH_S else 0
+    if not workers:
+        return InMemoryGrid(apps, nodes)
     from sovfed.simulations.workers import WorkersGrid
 
-    return WorkersGrid(apps, names, config.simulation.workers)
+    log.info("%d processes train", workers)
+    return WorkersGrid(apps, nodes, workers, task.parameters, keeping=config.secagg.enabled)
+
+
+def _training_s(config: Config, task: Task, institution: Institution) -> float:
+    """Seconds that a round of local training takes at `institution`, judged by a step and an evaluation."""
+    records = institution.load(task)
+    training = LocalTraining(task, records, site="", device="cpu")
+    training.warm_up()
+    start = time.perf_counter()
+    training.warm_up()
+    return (time.perf_counter() - start) * max(1.0, config.task.local_epochs * training.count / WARMING)
 
 
 def _measure(config: Config, population: Sequence[Institution], outcome: Outcome) -> dict[str, float]:

@@ -1,79 +1,126 @@
-"""Worker processes that answer for the institutions: which of them does is fixed, and so is the order of the replies.
+"""Worker processes that answer for the institutions: who answers for which changes the time, never the result.
 
-Processes, not threads: torch's generator, which dropout draws from, is one a process.
+Processes, not threads: torch's generator, which dropout draws from, is one a process. Vectors pass through memory that
+parent and worker share; the pipe tells only what lies there.
 """
 
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import signal
 import struct
+import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Final
 
 from flwr.app import Message as FlowerMessage
+from flwr.app import RecordDict
 from flwr.clientapp import ClientApp
 
-from sovfed.clients.socket import from_frame, to_frame
+from sovfed.clients.socket import frame_parts, from_frame, to_frame
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.flower import from_records, new_message, size_bytes, to_records
 from sovfed.simulations.grid import InMemoryGrid, call
 
 log = logging.getLogger(__name__)
 STOP_S: Final = 5.0
-_ASKED: Final = struct.Struct("<QI")  # node, and which of the batch's contents it is asked
+AHEAD: Final = 4  # messages a worker that may be under way beyond the reply that is waited for: bounds what is held
+DEPTH: Final = 2  # messages a worker has at once, so that it need not wait for the next
+SLOT_BYTES: Final = (
+    16,
+    2**20,
+)  # a parameter, and besides: the longest secure reply, of SCAFFOLD; untouched, it costs none
+_ASKED: Final = struct.Struct("<?QIQ")  # first of a batch, node, which content, its frame's bytes if it is new there
+_DONE: Final = struct.Struct("<Q")  # bytes of the reply's frame
 
 
 @dataclass
 class Worker:
-    """A process, our end of its pipe, and how many replies it still owes."""
+    """A process, our end of its pipe, its memory, the places in the batch that it owes, and what it was told of."""
 
     process: BaseProcess
     pipe: Connection
-    owes: int = 0
+    memory: mmap.mmap
+    owes: deque[int] = field(default_factory=deque)
+    knows: set[int] = field(default_factory=set)
+    answered: int = 0
+
+
+@dataclass
+class Batch:
+    """Messages, their distinct contents, which of these each has; places not handed out; frames that came early."""
+
+    messages: Sequence[FlowerMessage]
+    contents: list[RecordDict]
+    which: list[int]
+    waiting: dict[int, None]
+    done: dict[int, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, messages: Sequence[FlowerMessage]) -> Batch:
+        contents = {id(message.content): message.content for message in messages}
+        order = {key: number for number, key in enumerate(contents)}
+        which = [order[id(message.content)] for message in messages]
+        return cls(messages, list(contents.values()), which, dict.fromkeys(range(len(messages))))
 
 
 class WorkersGrid(InMemoryGrid):
-    """`InMemoryGrid` whose ClientApps are called in `workers` processes, each node's always in the same one.
+    """`InMemoryGrid` whose ClientApps are called in `workers` processes.
 
     The processes are forked by the constructor: call it before torch has started threads. Replies come in the order of
     the messages, so that sums do not depend on the number of workers. Use as a context, which ends the processes.
     """
 
-    def __init__(self, apps: Mapping[int, ClientApp], names: Mapping[int, str], workers: int) -> None:
+    def __init__(
+        self, apps: Mapping[int, ClientApp], names: Mapping[int, str], workers: int, parameters: int, *, keeping: bool
+    ) -> None:
+        """`parameters` of the model make the shared memory. Institutions that are `keeping` something stay where they
+        are; others are answered for by whoever is free, rather by whoever did before and has their records.
+        """
         super().__init__(apps, names)
         self._workers: list[Worker] = []
+        self._homes: dict[int, int] = {}
+        self._keeping = keeping
+        self._slot = SLOT_BYTES[0] * parameters + SLOT_BYTES[1]
+        self._shared = mmap.mmap(-1, self._slot)  # the first content of a batch, which most batches have alone
         context = get_context("fork")
         for number in range(workers):
             ours, theirs = context.Pipe()
+            memory = mmap.mmap(-1, DEPTH * self._slot)
             held = [worker.pipe for worker in self._workers] + [ours]
             process = context.Process(
-                target=_work, args=(apps, theirs, held), name=f"worker-{number + 1}", daemon=True
+                target=_work, args=(apps, theirs, held, self._shared, memory), name=f"worker-{number + 1}", daemon=True
             )  # fmt: skip
             process.start()
             theirs.close()
-            self._workers.append(Worker(process, ours))
+            self._workers.append(Worker(process, ours, memory))
 
     def replies(self, messages: Iterable[FlowerMessage], timeout_s: float) -> Iterator[FlowerMessage]:
         """As `StreamingGrid.replies`; all are waited for. Raises ServiceError if a worker has died."""
-        batch = list(messages)
+        batch = Batch.of(list(messages))
         for worker in self._workers:
+            worker.knows.clear()
             while worker.owes:  # of a batch whose replies were not all taken
-                self._receive(worker)
-        for message in batch:
+                self._take(worker)
+        for message in batch.messages:
             self._number(message)
             self.bytes_down += size_bytes(message)
-        for place, worker in enumerate(self._workers):
-            self._send(worker, [one for one in batch if self._place(one) == place])
-        for message in batch:
-            frame = self._receive(self._workers[self._place(message)])
-            reply = FlowerMessage(to_records(from_frame(frame)), reply_to=message)
+        frames = {number: to_frame(from_records(content)) for number, content in enumerate(batch.contents[:1])}
+        if frames and len(frames[0]) <= self._slot:
+            self._shared[: len(frames[0])] = frames[0]
+        for place, message in enumerate(batch.messages):
+            self._hand_out(batch, frames, place)
+            while self._collect(batch, patient=place not in batch.done):
+                self._hand_out(batch, frames, place)
+            reply = FlowerMessage(to_records(from_frame(batch.done.pop(place))), reply_to=message)
             self.bytes_up += size_bytes(reply)
             yield reply
 
@@ -95,32 +142,67 @@ class WorkersGrid(InMemoryGrid):
                 worker.process.kill()
                 worker.process.join()
 
-    def _place(self, message: FlowerMessage) -> int:
-        return message.metadata.dst_node_id % len(self._workers)
+    def _hand_out(self, batch: Batch, frames: dict[int, bytes], wanted: int) -> None:
+        """Give every worker up to `DEPTH` of the messages that come next, a first one to all before a second."""
+        limit = wanted + AHEAD * len(self._workers)
+        for depth in range(1, DEPTH + 1):
+            for number, worker in enumerate(self._workers):
+                if len(worker.owes) < depth and (place := self._choose(batch, number, limit)) is not None:
+                    self._ask(worker, batch, frames, place)
 
-    def _send(self, worker: Worker, batch: Sequence[FlowerMessage]) -> None:
-        """Each content once, then who is asked which. A worker reads all of it before it answers."""
-        if not batch:
-            return
-        contents = {id(message.content): message.content for message in batch}
-        order = {key: place for place, key in enumerate(contents)}
-        kinds = {message.metadata.message_type for message in batch}
-        if len(kinds) != 1:
-            raise ServiceError(f"one batch asks for {sorted(kinds)}")
-        asked = b"".join(_ASKED.pack(one.metadata.dst_node_id, order[id(one.content)]) for one in batch)
+    def _choose(self, batch: Batch, number: int, limit: int) -> int | None:
+        """The place below `limit` that worker `number` had better answer next."""
+        other = None
+        for place in batch.waiting:
+            if place >= limit:
+                break
+            home = self._homes.setdefault(batch.messages[place].metadata.dst_node_id, self._new_home(number))
+            if home == number:
+                return place
+            if other is None:
+                other = place
+        return None if self._keeping else other
+
+    def _new_home(self, number: int) -> int:
+        return len(self._homes) % len(self._workers) if self._keeping else number
+
+    def _ask(self, worker: Worker, batch: Batch, frames: dict[int, bytes], place: int) -> None:
+        which, metadata = batch.which[place], batch.messages[place].metadata
+        frame = b""
+        if which not in worker.knows:
+            frame = frames.get(which) or to_frame(from_records(batch.contents[which]))
+            shared = which == 0 and len(frame) <= self._slot
+            if worker.owes and not shared:
+                return  # it may be writing into the pipe itself, and would not read
+        asked = _ASKED.pack(not worker.knows, metadata.dst_node_id, which, len(frame))
         try:
-            worker.pipe.send_bytes(struct.pack("<I", len(contents)) + kinds.pop().encode())
-            for content in contents.values():
-                worker.pipe.send_bytes(to_frame(from_records(content)))
-            worker.pipe.send_bytes(asked)
-            worker.owes = len(batch)
+            worker.pipe.send_bytes(asked + metadata.message_type.encode())
+            if frame and not shared:
+                worker.pipe.send_bytes(frame)
         except OSError as error:
             raise self._died(worker) from error
+        worker.knows.add(which)
+        worker.owes.append(place)
+        del batch.waiting[place]
 
-    def _receive(self, worker: Worker) -> bytes:
+    def _collect(self, batch: Batch, *, patient: bool) -> bool:
+        """Take the replies that are there, waiting for one if `patient`; whether there was any."""
+        pipes = {worker.pipe: worker for worker in self._workers if worker.owes}
+        ready = wait(list(pipes), None if patient else 0.0)
+        for pipe in ready:
+            worker = pipes[pipe]  # type: ignore[index]  # what was given
+            place = worker.owes[0]
+            batch.done[place] = self._take(worker)
+        return bool(ready)
+
+    def _take(self, worker: Worker) -> bytes:
+        """The frame of the oldest reply that `worker` owes."""
+        start = self._slot * (worker.answered % DEPTH)
+        worker.owes.popleft()
+        worker.answered += 1
         try:
-            worker.owes -= 1
-            return worker.pipe.recv_bytes()
+            (size,) = _DONE.unpack(worker.pipe.recv_bytes())
+            return worker.memory[start : start + size] if size <= self._slot else worker.pipe.recv_bytes()
         except (EOFError, OSError) as error:
             raise self._died(worker) from error
 
@@ -132,20 +214,39 @@ class WorkersGrid(InMemoryGrid):
         )
 
 
-def _work(apps: Mapping[int, ClientApp], pipe: Connection, held: Sequence[Connection]) -> None:
-    """Answer batches until the pipe is closed."""
+def _work(
+    apps: Mapping[int, ClientApp], pipe: Connection, held: Sequence[Connection], shared: mmap.mmap, memory: mmap.mmap
+) -> None:
+    """Answer what is asked until the pipe is closed."""
     for other in held:
         other.close()  # else a worker would keep the others' pipes open
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # a progress bar's may be locked, for ever
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, and so us
     import torch
 
     torch.set_num_threads(1)
+    slot, answered = len(shared), 0
+    contents: dict[int, RecordDict] = {}
     with suppress(EOFError, OSError):
         while True:
-            head = pipe.recv_bytes()
-            kind = head[4:].decode()
-            contents = [to_records(from_frame(pipe.recv_bytes())) for _ in range(*struct.unpack_from("<I", head))]
-            for node, which in _ASKED.iter_unpack(pipe.recv_bytes()):
-                message = new_message(contents[which], run_id=1, node_id=node, kind=kind, group="")
-                pipe.send_bytes(to_frame(from_records(call(apps, message).content)))
+            asked = pipe.recv_bytes()
+            first, node, which, size = _ASKED.unpack_from(asked)
+            if first:
+                contents.clear()
+            if size:
+                frame = shared[:size] if which == 0 and size <= slot else pipe.recv_bytes()
+                contents[which] = to_records(from_frame(frame))
+            kind = asked[_ASKED.size :].decode()
+            message = new_message(contents[which], run_id=1, node_id=node, kind=kind, group="")
+            parts = frame_parts(from_records(call(apps, message).content))
+            place = slot * (answered % DEPTH)
+            answered += 1
+            if (length := sum(len(part) for part in parts)) > slot:
+                pipe.send_bytes(_DONE.pack(length))
+                pipe.send_bytes(b"".join(parts))
+                continue
+            for part in parts:
+                memory[place : place + len(part)] = part
+                place += len(part)
+            pipe.send_bytes(_DONE.pack(length))
     os._exit(0)

@@ -10,14 +10,17 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_atomic
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.console import Console
+
+PANELS_ABREAST: Final = 3
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Bars:
     label: str
     log: bool = True
     only: tuple[str, str] = ("", "")  # a key, and the value of the rows that are drawn
+    panel: str = ""  # a key, each value of which has axes of its own
 
 
 @dataclass(frozen=True)
@@ -151,18 +155,36 @@ def _picture(report: Report) -> bytes:
 
 
 def _draw_bars(figure: Figure, title: str, bars: Bars, all_rows: list[dict[str, Any]]) -> None:
-    axes = figure.subplots()
-    groups = list(dict.fromkeys(row[bars.group] for row in all_rows))
+    panels = list(dict.fromkeys(row[bars.panel] for row in all_rows)) if bars.panel else [""]
     series = list(dict.fromkeys(row[bars.series] for row in all_rows))
-    width = 0.8 / max(1, len(series))
-    for number, name in enumerate(series):
+    columns = min(PANELS_ABREAST, len(panels))
+    lines = -(-len(panels) // columns)
+    if bars.panel:
+        figure.set_size_inches(5 * columns, 3.5 * lines)
+        figure.suptitle(title)
+    grid = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes, panel in zip(grid, panels, strict=False):
+        rows = [row for row in all_rows if not bars.panel or row[bars.panel] == panel]
+        _draw_panel(axes, str(panel) if bars.panel else title, bars, rows, series)
+    for axes in grid[len(panels) :]:
+        axes.axis("off")
+
+
+def _draw_panel(axes: Axes, title: str, bars: Bars, all_rows: list[dict[str, Any]], series: list[Any]) -> None:
+    """Bars of the `series` that have rows here, in their colours."""
+    groups = list(dict.fromkeys(row[bars.group] for row in all_rows))
+    here = [name for name in series if any(row[bars.series] == name for row in all_rows)]
+    width = 0.8 / max(1, len(here))
+    for number, name in enumerate(here):
         rows = [row for row in all_rows if row[bars.series] == name]
-        places = [groups.index(row[bars.group]) + (number - (len(series) - 1) / 2) * width for row in rows]
+        places = [groups.index(row[bars.group]) + (number - (len(here) - 1) / 2) * width for row in rows]
         values = [row[bars.value] for row in rows]
         errors = [[row[bars.value] - row[bars.low] for row in rows], [row[bars.high] - row[bars.value] for row in rows]]
-        drawn = axes.bar(places, values, width, yerr=errors, capsize=3, label=name)
-        axes.bar_label(drawn, [f"{value:.3g}" for value in values], padding=3)
+        drawn = axes.bar(places, values, width, yerr=errors, capsize=3, label=name, color=f"C{series.index(name)}")
+        axes.bar_label(drawn, [f"{value:.3g}" for value in values], padding=3, fontsize=7 if bars.panel else None)
     axes.set_xticks(range(len(groups)), [str(group) for group in groups])
     axes.set(title=title, ylabel=bars.label, yscale="log" if bars.log else "linear")
+    if bars.panel:
+        axes.set_xlabel(bars.group)
     axes.margins(y=0.15)
-    axes.legend()
+    axes.legend(fontsize="x-small" if bars.panel else None)

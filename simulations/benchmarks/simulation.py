@@ -3,6 +3,7 @@
 Systems take turns on the same records, models and hyper-parameters, each in a process of its own, one CPU thread:
 
     inprocess, vectorised   ours, with coordinator, checkpoints, round lines and the task's own metrics
+    workers                 `inprocess` with a process a CPU, as Flower-Ray has an actor; the big workloads only
     bare                    a hand-written FedAvg loop
     flower_ray              Flower's own simulation, an actor a CPU, records and model cached in the actors
     pfl                     pfl-research's SimulatedBackend; its packages are installed into the user's cache folder at
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PFL_PYTHON: Final = "SOVFED_PFL_PYTHON"
-SYSTEMS: Final = ("flower_ray", "pfl", "bare", "inprocess", "vectorised")
+SYSTEMS: Final = ("flower_ray", "pfl", "bare", "inprocess", "workers", "vectorised")
 OURS: Final = ("inprocess", "vectorised")
 TASKS: Final = {"logreg": "breast_cancer", "mlp": "digits", "cnn": "synthetic_images", "transformer": "synthetic_text"}
 BIG: Final = ("cnn", "transformer")  # workloads of which a round takes seconds, and every institution has 50 records
@@ -71,7 +72,13 @@ class Case:
         return max(1, BIG_UPDATES // self.cohort) if self.workload in BIG else ROUNDS[system]
 
     def turns(self, quick: bool) -> int:
-        return 2 if quick or self.workload in BIG else 3
+        if self.workload in BIG:
+            return 2 if self.cohort <= BIG_UPDATES else 1
+        return 2 if quick else 3
+
+    def takes(self, system: str) -> bool:
+        """Whether `system` is measured: processes are of no use where an update takes a millisecond."""
+        return system != "workers" or self.workload in BIG
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,8 @@ class Python:
 
 OWN: Final = Python(sys.executable)
 QUICK: Final = (Case("mlp", 50),)
-FULL: Final = tuple(
-    Case(workload, cohort) for workload in TASKS for cohort in (10, 50, 200) if cohort < 200 or workload not in BIG
-)
+COHORTS: Final = (10, 50, 200)
+FULL: Final = tuple(Case(workload, cohort) for workload in TASKS for cohort in COHORTS)
 
 
 def run(
@@ -99,11 +105,11 @@ def run(
     check_paths(json_path, csv_path, plot_path)
     started = time.monotonic()
     pythons = _pythons(console)
-    systems = list(pythons)
     rows = []
     for case in QUICK if quick else FULL:
         with tempfile.TemporaryDirectory(prefix="sovfed-bench-") as folder:
             job = make_job(case, Path(folder))
+            systems = [system for system in pythons if case.takes(system)]
             found: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
             for _ in range(case.turns(quick)):
                 for system in systems:
@@ -117,7 +123,9 @@ def run(
         ratios=ratios(rows) | private_ratios(private),
         figures={"seconds_total": time.monotonic() - started},
         conditions=conditions(quick=quick),
-        bars=Bars("cpu_ms", "cpu_ms_min", "cpu_ms_max", "case", "system", "CPU per client update, ms"),
+        bars=Bars(
+            "cpu_ms", "cpu_ms_min", "cpu_ms_max", "cohort", "system", "CPU of a client update, ms", panel="workload"
+        ),
     )
     return publish(report, console, json_path, csv_path, plot_path)
 
@@ -240,7 +248,7 @@ def _row(case: Case, system: str, turns: list[dict[str, float]]) -> dict[str, An
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """CPU per client update, peer ÷ ours, at the largest cohort of each workload; start-up and memory over Ray."""
+    """CPU of a client update, peer ÷ ours, at each workload's largest cohort; start-up, memory and wall over Ray."""
     found: dict[str, float] = {}
     for workload in dict.fromkeys(row["workload"] for row in rows):
         largest = max(row["cohort"] for row in rows if row["workload"] == workload)
@@ -251,6 +259,8 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
                     found[f"{mine}_over_{name}_{workload}"] = here[peer]["cpu_ms"] / here[mine]["cpu_ms"]
         for key in ("start_cpu_s", "memory_mb"):
             found[f"{key.split('_')[0]}_over_ray_{workload}"] = here["flower_ray"][key] / here["inprocess"][key]
+        if "workers" in here:
+            found[f"wall_over_ray_{workload}"] = here["flower_ray"]["wall_ms"] / here["workers"]["wall_ms"]
     return found
 
 

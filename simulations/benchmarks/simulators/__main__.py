@@ -9,8 +9,8 @@ from pathlib import Path
 from sovfed.simulations.benchmarks.simulators.workload import Clock, Job
 
 MODULES = {
-    "inprocess": "ours", "vectorised": "ours", "bare": "bare", "flower_ray": "flower_ray", "pfl": "pfl_research",
-    "opacus": "opacus_client", "flower_ray_opacus": "flower_ray",
+    "inprocess": "ours", "workers": "ours", "vectorised": "ours", "bare": "bare", "flower_ray": "flower_ray",
+    "pfl": "pfl_research", "opacus": "opacus_client", "flower_ray_opacus": "flower_ray",
 }  # fmt: skip
 
 if __name__ == "__main__":
