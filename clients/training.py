@@ -19,6 +19,7 @@ from torch import Tensor
 from sovfed.clients.model import FlatModel, gradients
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
 from sovfed.federation.messages import TrainRequest
+from sovfed.federation.tasks import public_scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,7 +97,7 @@ class LocalTraining:
         everything = self.records
         train, test = everything.train[:WARMING], everything.test[:WARMING]
         self.records = dataclasses.replace(everything, train=train, test=test)
-        scale = np.concatenate([np.zeros(self.records.features.shape[1]), np.ones(self.records.features.shape[1])])
+        scale = public_scale(self.task)
         model = np.zeros(self.task.parameters, dtype=np.float32)
         request = TrainRequest(
             run="warm-up", round=1, task=self.task.name, seed=0, local_epochs=1, batch_size=WARMING,

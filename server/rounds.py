@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -71,12 +72,13 @@ class Rounds:
         self.plan: PrivacyPlan | None = None  # of a private run
         self.name = run  # which a resumed run keeps; `run` is Flower's
 
-    def cohort(self) -> list[int]:
+    def cohort(self) -> Sequence[int]:
         """The nodes that are here now, in ascending order; waits up to `server.node_wait_s` for the minimum cohort."""
         wanted, patience = self.config.server.min_cohort, self.config.server.node_wait_s
         deadline = time.monotonic() + patience
         while True:
-            nodes = sorted(self.grid.get_node_ids())
+            found = self.grid.get_node_ids()
+            nodes = found if isinstance(found, range) else sorted(found)  # a range of many would take long to sort
             if len(nodes) >= wanted:
                 return nodes
             if time.monotonic() > deadline:

@@ -132,6 +132,8 @@ def simulate(
             f"differential privacy: {outcome.summary['privacy']['mechanism']}, ε = {outcome.summary['epsilon']:.3f} "
             f"at δ = {outcome.summary['delta']:g} for every person; no metric left the institutions"
         )
+    if why := outcome.summary.get("engine_reason"):
+        console.print(f"engine: {outcome.summary['engine']}, since {why}")
     console.print(f"folder: {folder}")
 
 

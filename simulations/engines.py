@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.files import write_private
 from sovfed.federation.messages import ProfileRequest, SumRequest, TrainRequest
 from sovfed.server.aggregation import Aggregation, Total
 from sovfed.simulations.vectorised import VectorisedAggregation
@@ -47,49 +51,76 @@ class Sampled:
 
 
 class AutoEngine:
-    """Tries a few institutions both ways in the first round, and goes on with the faster if the two agree."""
+    """Tries a few institutions both ways in the first round, and goes on with the faster if the two agree.
 
-    def __init__(self, inprocess: Aggregation, vectorised: VectorisedAggregation) -> None:
-        self._inprocess, self._vectorised = inprocess, vectorised
-        self._chosen: Aggregation | None = None
-        self._why = "no round was trained"
+    What was chosen is kept in a file, so that a run that resumes goes on with it whatever the machine does meanwhile.
+    """
+
+    def __init__(
+        self, inprocess: Aggregation, vectorised: VectorisedAggregation | None, why: str = "", kept: Path | None = None
+    ) -> None:
+        """Without `vectorised` there is no choice, and `why` says the reason; `kept` is the file."""
+        self._engines: dict[str, Aggregation] = {"inprocess": inprocess}
+        if vectorised is not None:
+            self._engines["vectorised"] = vectorised
+        self._kept, self._why = kept, why or "no round was trained"
+        self._chosen = "" if vectorised is not None else "inprocess"
+        if kept is not None and kept.exists() and not self._chosen:
+            self._chosen, self._why = _read(kept, self._engines)
 
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
         """As `Aggregation.collect`."""
-        if self._chosen is None and isinstance(request, TrainRequest):
+        if not self._chosen and isinstance(request, TrainRequest):
             self._chosen, self._why = self._choose(request, nodes, width)
-            log.info("engine: %s", self._why)
-        return (self._chosen or self._inprocess).collect(request, nodes, width)
+            log.info("engine: %s: %s", self._chosen, self._why)
+            if self._kept is not None:
+                write_private(self._kept, json.dumps({"engine": self._chosen, "reason": self._why}).encode())
+        return self._engines[self._chosen or "inprocess"].collect(request, nodes, width)
 
     def describe(self) -> dict[str, Any]:
-        return {**(self._chosen or self._inprocess).describe(), "engine_reason": self._why}
+        engine = self._chosen or "inprocess"
+        return {**self._engines[engine].describe(), "engine": engine, "engine_reason": self._why}
 
-    def _choose(self, request: TrainRequest, nodes: Sequence[int], width: int) -> tuple[Aggregation, str]:
+    def _choose(self, request: TrainRequest, nodes: Sequence[int], width: int) -> tuple[str, str]:
+        """The engine's name and the reason."""
+        inprocess, vectorised = self._engines["inprocess"], self._engines["vectorised"]
         if len(nodes) < LEAST:
-            return self._inprocess, f"inprocess: {len(nodes)} institutions a round are too few to stack"
-        for engine in (self._vectorised, self._inprocess):
-            engine.collect(request, nodes[:1], width)  # what either loads and allocates once
-        _, one = self._timed(self._inprocess, replace(request, seed=request.seed + 1), nodes[:1], width)
-        few = nodes[: FEW if one < SLOW_S else LEAST]
-        ours, seconds = self._timed(self._inprocess, request, few, width)
-        theirs, stacked_seconds = self._timed(self._vectorised, request, few, width)
+            return "inprocess", f"{len(nodes)} institutions a round are too few to stack"
+        few = nodes[:LEAST]
+        vectorised.collect(request, nodes[:1], width)
+        inprocess.collect(request, few, width)  # what either loads and allocates once, in each worker
+        _, eight = self._timed(inprocess, replace(request, seed=request.seed + 1), few, width)
+        few = nodes[: FEW if eight < LEAST * SLOW_S else LEAST]
+        ours, seconds = self._timed(inprocess, request, few, width)
+        theirs, stacked_seconds = self._timed(vectorised, request, few, width)
         speed = f"{len(few)} institutions took {1e3 * seconds:.1f} ms, stacked {1e3 * stacked_seconds:.1f} ms"
         if (gap := disagreement(ours, theirs)) > TOLERANCE:
             # Many steps can blow rounding up: then a nudge of the model does to the deployed code what stacking does.
             nudged = replace(request, model=request.model * np.float32(1 + NUDGE))
-            chaos = disagreement(ours, self._inprocess.collect(nudged, few, width))
+            chaos = disagreement(ours, inprocess.collect(nudged, few, width))
             if not gap <= CHAOS * chaos < float("inf"):
-                return self._inprocess, f"inprocess: stacked training differs by {gap:.1e} of the update; {speed}"
+                return "inprocess", f"stacked training differs by {gap:.1e} of the update; {speed}"
             speed += f" (updates differ by {gap:.1e}, as after a change of the model by {NUDGE:.0e}: {chaos:.1e})"
         if stacked_seconds > GAIN * seconds:
-            return self._inprocess, f"inprocess: {speed}: arithmetic, not overhead, takes the time"
-        return self._vectorised, f"vectorised: {speed}"
+            return "inprocess", f"{speed}, so that arithmetic, not overhead, takes the time"
+        return "vectorised", speed
 
     def _timed(
         self, engine: Aggregation, request: TrainRequest, nodes: Sequence[int], width: int
     ) -> tuple[Total, float]:
         start = time.perf_counter()
         return engine.collect(request, nodes, width), time.perf_counter() - start
+
+
+def _read(kept: Path, engines: Mapping[str, Aggregation]) -> tuple[str, str]:
+    """The engine and the reason in the file. Raises ConfigError."""
+    try:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        engine, reason = str(found["engine"]), str(found["reason"])
+        engines[engine]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{kept} does not say which engine the run was begun with: name simulation.engine") from error
+    return engine, reason
 
 
 def disagreement(a: Total, b: Total) -> float:

@@ -41,6 +41,7 @@ from sovfed.simulations.population import KEPT, Institution, institution_names, 
 __all__ = ["institution_names", "simulate", "simulate_population", "sites"]
 log = logging.getLogger(__name__)
 INSTITUTIONS: Final = "institutions"  # folder of what each of them keeps, where a strategy makes it keep something
+ENGINE: Final = "engine.json"  # what engine=auto chose
 OUTSIDE: Final = "simulated_metrics"  # in the summary of a private simulation
 PROFILED: Final = 1_000  # institutions whose records give the features' mean and standard deviation, at most
 WORTH_S: Final = 0.01  # of an institution's training, from which on worker processes gain more than messages cost
@@ -110,9 +111,12 @@ def simulate_population(
         return coordinate(
             grid, config, run="1", folder=folder, transport=transport,
             identity=None if authority is None else authority.server("simulation"), tracker=tracker, resume=resume,
-            on_round=on_round, engine=lambda usual: _engine(usual, grid, population, config, cohort),
+            on_round=on_round, engine=lambda usual: _engine(usual, grid, population, config, cohort, kept),
         )  # fmt: skip
 
+    kept = folder / ENGINE
+    if not resume:
+        kept.unlink(missing_ok=True)
     names = [one.name for one in population]
     if config.simulation.engine == "ray":
         from sovfed.simulations.ray_engine import run_on_ray
@@ -183,12 +187,12 @@ def _measure(config: Config, population: Sequence[Institution], outcome: Outcome
 
 
 def _engine(
-    usual: Aggregation, grid: StreamingGrid, population: Sequence[Institution], config: Config, cohort: int
+    usual: Aggregation, grid: StreamingGrid, population: Sequence[Institution], config: Config, cohort: int, kept: Path
 ) -> Aggregation:
     """The engine that `config` asks for, over a sample of the population where one is asked for."""
     from sovfed.simulations.engines import Sampled
 
-    found = _unsampled(usual, grid, population, config, cohort)
+    found = _unsampled(usual, grid, population, config, cohort, kept)
     return (
         found
         if cohort == len(population)
@@ -197,7 +201,7 @@ def _engine(
 
 
 def _unsampled(
-    usual: Aggregation, grid: StreamingGrid, population: Sequence[Institution], config: Config, cohort: int
+    usual: Aggregation, grid: StreamingGrid, population: Sequence[Institution], config: Config, cohort: int, kept: Path
 ) -> Aggregation:
     engine, task = config.simulation.engine, configured_task(config.task)
     if engine in ("inprocess", "ray"):
@@ -205,20 +209,17 @@ def _unsampled(
     from sovfed.simulations.engines import LEAST, AutoEngine
     from sovfed.simulations.vectorised import VectorisedAggregation
 
-    if engine == "auto":
-        why = "secure aggregation is on" if config.secagg.enabled else ""
-        why = why or (f"{cohort} institutions a round are too few to stack" if cohort < LEAST else "")
-        if why:
-            log.info("engine: inprocess: %s", why)
-            return usual
+    if engine == "vectorised":
+        return VectorisedAggregation(grid, task, population, config)
+    if config.secagg.enabled:
+        return AutoEngine(usual, None, "secure aggregation is on")
+    if cohort < LEAST:
+        return AutoEngine(usual, None, f"{cohort} institutions a round are too few to stack")
     try:
         vectorised = VectorisedAggregation(grid, task, population, config)
     except ConfigError as error:
-        if engine == "vectorised":
-            raise
-        log.info("engine: inprocess: %s", error)
-        return usual
-    return vectorised if engine == "vectorised" else AutoEngine(usual, vectorised)
+        return AutoEngine(usual, None, str(error))
+    return AutoEngine(usual, vectorised, kept=kept)
 
 
 def _masking(authority: Authority | None, name: str, institutions: int) -> Masking | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import count
 
@@ -19,18 +19,18 @@ class Apps(Mapping[int, ClientApp]):
     """The ClientApp of each node from 1 to `nodes`, made when it is called; the `keep` last called are kept."""
 
     def __init__(self, make: Callable[[int], ClientApp], nodes: int, keep: int) -> None:
-        self._nodes, self._get = range(1, nodes + 1), lru_cache(keep)(make)
+        self.nodes, self._get = range(1, nodes + 1), lru_cache(keep)(make)
 
     def __getitem__(self, node: int) -> ClientApp:
-        if node not in self._nodes:
+        if node not in self.nodes:
             raise KeyError(node)
         return self._get(node)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._nodes)
+        return iter(self.nodes)
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return len(self.nodes)
 
 
 class InMemoryGrid(StreamingGrid):
@@ -52,8 +52,8 @@ class InMemoryGrid(StreamingGrid):
     def run(self) -> Run:
         return self._run
 
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self._apps)
+    def get_node_ids(self) -> Sequence[int]:
+        return self._apps.nodes if isinstance(self._apps, Apps) else list(self._apps)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         return [NodeInfo(node_id=node, name=self._names.get(node, str(node))) for node in self._apps]

@@ -27,10 +27,11 @@ class Institution:
 
 
 class Partitioned(Sequence[Institution]):
-    """The institutions of a partition; the records last used are kept."""
+    """The institutions of a partition; the records last used are kept. `table` and `rows` as the partition's."""
 
     def __init__(self, partition: Partition) -> None:
         self._partition, self._records = partition, lru_cache(KEPT)(partition.records)
+        self.table, self.rows = partition.table, lru_cache(KEPT)(partition.rows)
 
     def __len__(self) -> int:
         return self._partition.institutions

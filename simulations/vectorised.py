@@ -26,12 +26,12 @@ from sovfed.federation.messages import EvaluateRequest, PrivateRequest, ProfileR
 from sovfed.federation.tasks import Task, public_scale
 from sovfed.server.aggregation import Total, exact_sum
 from sovfed.simulations.baselines import merge
-from sovfed.simulations.population import KEPT, Institution
+from sovfed.simulations.population import KEPT, Institution, Partitioned
 from sovfed.simulations.stacked import CHUNK_BYTES, MODEL_COPIES, StackedModel, refusal
 from sovfed.simulations.vectorised_private import Persons, StackedPrivate, clip_updates, mean_of, noised_sum
 
 if TYPE_CHECKING:
-    from sovfed.clients.data import Indices
+    from sovfed.clients.data import Indices, Records
     from sovfed.federation.config import Config
     from sovfed.federation.flower import StreamingGrid
 
@@ -70,17 +70,32 @@ class Trained:
         return torch.cat([weights @ part.flatten(1) for part in self.parts])
 
 
+class Table:
+    """Records on the device, of which institutions hold rows."""
+
+    def __init__(self, task: Task, records: Records, device: str) -> None:
+        self.engine = LocalTraining(task, records, site="", device=device)
+        self.labels = torch.from_numpy(records.labels).to(self.engine.device)
+
+
 class Cohort:
     """Institutions whose records stand in one table: the sites, and each one's training and held-out rows."""
 
-    def __init__(self, task: Task, institutions: Sequence[Institution], device: str) -> None:
+    def __init__(self, table: Table, sites: list[str], train: list[Indices], test: list[Indices]) -> None:
+        self.engine, self.labels = table.engine, table.labels
+        self.sites, self.train, self.test = sites, train, test
+
+    @classmethod
+    def of(cls, task: Task, institutions: Sequence[Institution], device: str) -> Cohort:
+        """`institutions`, on a table that is made for them."""
         parts = [institution.load(task) for institution in institutions]
         union = merge(parts)
-        self.sites = [institution.site for institution in institutions]
-        self.train = np.split(union.train, np.cumsum([len(part.train) for part in parts])[:-1])
-        self.test = np.split(union.test, np.cumsum([len(part.test) for part in parts])[:-1])
-        self.engine = LocalTraining(task, union, site="", device=device)
-        self.labels = torch.from_numpy(union.labels).to(self.engine.device)
+        return cls(
+            Table(task, union, device),
+            [institution.site for institution in institutions],
+            np.split(union.train, np.cumsum([len(part.train) for part in parts])[:-1]),
+            np.split(union.test, np.cumsum([len(part.test) for part in parts])[:-1]),
+        )
 
     def choose(self, places: Sequence[int]) -> Cohort:
         """Those at `places`, on the same table."""
@@ -207,6 +222,7 @@ class VectorisedAggregation:
                 self._private = StackedPrivate(task, config.privacy.clip, choose_device(self._device))
             except PrivacyError as error:
                 raise ConfigError(f"simulation.engine=vectorised cannot train this: {error}") from error
+        self._table: Table | None = None
         self._everybody: Cohort | None = None
 
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
@@ -290,12 +306,21 @@ class VectorisedAggregation:
             total.refused[nodes[chunk.places[place]]] = TrainingError.code
 
     def _gather(self, nodes: Sequence[int]) -> Cohort:
-        """The cohort, on one table of everybody where there are few enough, else on one of its own."""
-        if len(self._population) <= KEPT:
+        """The cohort: rows of the table that was cut up, if its records were not changed; else of everybody's table
+        where there are few enough, else of one of its own.
+        """
+        places, population = [node - 1 for node in nodes], self._population
+        if isinstance(population, Partitioned) and population.table is not None:
+            if self._table is None:
+                self._table = Table(self._task, population.table, self._device)
+            rows = [population.rows(place) for place in places]
+            sites = [population[place].site for place in places]
+            return Cohort(self._table, sites, [train for train, _ in rows], [test for _, test in rows])
+        if len(population) <= KEPT:
             if self._everybody is None:
-                self._everybody = Cohort(self._task, self._population, self._device)
-            return self._everybody.choose([node - 1 for node in nodes])
-        return Cohort(self._task, [self._population[node - 1] for node in nodes], self._device)
+                self._everybody = Cohort.of(self._task, population, self._device)
+            return self._everybody.choose(places)
+        return Cohort.of(self._task, [population[place] for place in places], self._device)
 
     def _train(self, request: TrainRequest, cohort: Cohort, nodes: Sequence[int], total: Total) -> None:
         """Fill in the weighted mean and the loss; an institution whose update is not finite is left out."""

@@ -175,7 +175,7 @@ def _plain(config: Config, pool: Records, inside: Flags) -> Iterator[Vector]:
         learning_rate=config.task.learning_rate, proximal_mu=0.0, model=start, scale=public_scale(task),
     )  # fmt: skip
     vectors: dict[int, Vector] = {}
-    for trained in StackedTraining(task, config).train(request, Cohort(task, shadows, "cpu")):
+    for trained in StackedTraining(task, config).train(request, Cohort.of(task, shadows, "cpu")):
         vectors |= dict(zip(trained.places, start + trained.updates.numpy(), strict=True))
     return (vectors[place] for place in range(len(parts)))
 

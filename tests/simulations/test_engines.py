@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sovfed.federation.tasks import get_task, initial_vector
 from sovfed.server.aggregation import Total
 from sovfed.server.coordinator import Outcome, read_rounds
 from sovfed.simulations.engines import AutoEngine, disagreement
-from sovfed.simulations.federation import simulate_population
+from sovfed.simulations.federation import ENGINE, simulate_population
 from sovfed.simulations.population import make_population
 from sovfed.simulations.stacked import refusal
 from sovfed.simulations.vectorised import Cohort, StackedTraining
@@ -39,6 +40,8 @@ def run(config: Config, folder: Path, **more: Any) -> Outcome:
         ("task=digits", "partition=dirichlet", "simulation.institutions=30", "strategy=fedprox"),
         ("task=digits", "partition=feature", "simulation.institutions=9", "strategy=fedadam", "task.batch_size=7"),
         ("task=breast_cancer", "partition=quantity", "partition.alpha=0.3", "simulation.institutions=20"),
+        ("task=digits", "partition=iid", "simulation.institutions=3000", "simulation.cohort=20"),
+        ("task=digits", "partition=feature", "simulation.institutions=1200", "simulation.cohort=10"),
     ],
 )
 def test_stacked_training_gives_the_model_of_the_deployed_code(overrides: tuple[str, ...], tmp_path: Path) -> None:
@@ -65,7 +68,7 @@ def test_stacked_training_gives_the_model_of_the_deployed_code(overrides: tuple[
 def test_chunks_change_nothing_but_rounding() -> None:
     config = make_config("task=digits", "partition=dirichlet", "simulation.institutions=13")
     task, population = get_task("digits"), make_population(config)
-    cohort = Cohort(task, population, "cpu")
+    cohort = Cohort.of(task, population, "cpu")
     request = TrainRequest(
         run="1", round=1, task="digits", seed=3, local_epochs=2, batch_size=8, learning_rate=0.1, proximal_mu=0.0,
         model=initial_vector(task, 0), scale=np.concatenate([np.zeros(64), np.full(64, 8.0)]),
@@ -111,11 +114,29 @@ def test_another_precision_is_refused(tmp_path: Path) -> None:
 
 def test_auto_says_why_and_keeps_to_the_deployed_code_where_it_must(tmp_path: Path) -> None:
     tried = run(make_config("task=digits", "partition=iid", "simulation.institutions=20"), tmp_path / "tried")
-    assert tried.summary["engine_reason"].startswith(("vectorised: 16 institutions took", "inprocess: 16"))
+    assert tried.summary["engine_reason"].startswith("16 institutions took")
     few = run(make_config("task=digits"), tmp_path / "few")
-    assert "engine" not in few.summary
+    assert (few.summary["engine"], few.summary["engine_reason"]) == (
+        "inprocess",
+        "4 institutions a round are too few to stack",
+    )
     masked = run(compose(["rounds=1", "simulation.institutions=8", "partition=iid"]).config, tmp_path / "masked")
     assert masked.summary["secure_aggregation"] is True
+    assert masked.summary["engine_reason"] == "secure aggregation is on"
+
+
+@pytest.mark.parametrize("engine", ["inprocess", "vectorised"])
+def test_a_resumed_run_keeps_to_the_engine_that_was_chosen(engine: str, tmp_path: Path) -> None:
+    config = make_config("task=digits", "partition=iid", "simulation.institutions=20", "rounds=1")
+    run(config, tmp_path)
+    (tmp_path / ENGINE).write_text(json.dumps({"engine": engine, "reason": "as it was"}))
+    longer = dataclasses.replace(config, rounds=2)
+    resumed = run(longer, tmp_path, resume=True)
+    assert (resumed.summary["engine"], resumed.summary["engine_reason"]) == (engine, "as it was")
+    (tmp_path / ENGINE).write_text("{")
+    with pytest.raises(ConfigError, match="does not say which engine"):
+        run(longer, tmp_path, resume=True)
+    assert run(config, tmp_path).summary["engine_reason"].startswith("16 institutions took")
 
 
 def test_stacking_under_secure_aggregation_says_that_it_summed_in_the_clear(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_a_model_that_cannot_be_private_is_refused_with_the_reason(tmp_path: Pat
 
 def test_persons_of_a_cohort_are_its_training_persons() -> None:
     config = compose(["task=digits", "partition=iid", "simulation.institutions=5"]).config
-    cohort = Cohort(get_task("digits"), make_population(config), "cpu")
+    cohort = Cohort.of(get_task("digits"), make_population(config), "cpu")
     chunks = list(cohort.persons(2))
     assert [chunk.institutions for chunk in chunks] == [2, 2, 1]
     assert sorted(np.concatenate([chunk.rows for chunk in chunks])) == sorted(np.concatenate(cohort.train))
