@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.compose import compose
-from sovfed.simulations.benchmarks.report import Column, Report, check_paths, conditions, publish
+from sovfed.simulations.benchmarks.report import Column, Files, Report, conditions, publish
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.population import make_population
 
@@ -89,11 +89,9 @@ COLUMNS: Final = (
 )
 
 
-def run(
-    quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None, console: Console
-) -> dict[str, Any]:
+def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
     """Measure, print, write the files that are asked for; what the JSON file holds."""
-    check_paths(json_path, csv_path, plot_path)
+    files.check()
     seeds, found = SEEDS[quick], dict[tuple[str, tuple[str, ...]], list[Run]]()
     for claim in CLAIMS:
         for strategy in (PEER, claim.strategy):
@@ -113,7 +111,7 @@ def run(
         conditions=conditions(quick=quick, seeds=len(seeds)),
         draw=lambda figure: _draw(figure, found),
     )
-    return publish(report, console, json_path, csv_path, plot_path)
+    return publish(report, console, files)
 
 
 def _train(strategy: str, setting: tuple[str, ...], seed: int) -> Run:

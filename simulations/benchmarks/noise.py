@@ -17,11 +17,10 @@ import torch
 
 from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian, sampler_distance
 from sovfed.federation.privacy.sampling import Keystream
-from sovfed.simulations.benchmarks.report import Bars, Column, Report, check_paths, conditions, publish
+from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from rich.console import Console
 
@@ -37,11 +36,9 @@ COLUMNS: Final = (
 )
 
 
-def run(
-    *, quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None, console: Console
-) -> dict[str, Any]:
+def run(*, quick: bool, files: Files, console: Console) -> dict[str, Any]:
     """Measure every generator and publish the report; `quick` takes 15 turns instead of 60."""
-    check_paths(json_path, csv_path, plot_path)
+    files.check()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -56,7 +53,7 @@ def run(
         bars=Bars("ns", "low", "high", group="variance", series="system", label="CPU nanoseconds a sample"),
         conditions=conditions(threads=1, samples=SAMPLES, quick=quick),
     )  # fmt: skip
-    return publish(report, console, json_path, csv_path, plot_path)
+    return publish(report, console, files)
 
 
 def _measure(turns: int) -> list[dict[str, Any]]:

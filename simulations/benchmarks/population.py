@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.quiet import quiet_environment
-from sovfed.simulations.benchmarks.report import Bars, Column, Report, check_paths, conditions, publish
+from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,11 +44,10 @@ COLUMNS: Final = (
 
 
 def run(
-    quick: bool, device: str, overrides: Sequence[str], *, json_path: Path | None, csv_path: Path | None,
-    plot_path: Path | None, console: Console,
+    quick: bool, device: str, overrides: Sequence[str], *, files: Files, console: Console,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure, print, write the files that are asked for; what the JSON file holds."""
-    check_paths(json_path, csv_path, plot_path)
+    files.check()
     rows = [
         measure(engine, population, QUICK if quick else FULL, device, overrides, console)
         for population in POPULATIONS
@@ -62,7 +61,7 @@ def run(
         conditions=conditions(quick=quick, device=device, overrides=" ".join(overrides)),
         bars=Bars("cpu_ms", "cpu_ms", "cpu_ms", "population", "engine", "CPU of a round, ms"),
     )
-    return publish(report, console, json_path, csv_path, plot_path)
+    return publish(report, console, files)
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -31,7 +31,7 @@ from sovfed.federation.messages import Vector
 from sovfed.federation.tasks import get_task, initial_vector, public_scale
 from sovfed.server.privacy import PrivacyPlan
 from sovfed.simulations.baselines import exact, merge
-from sovfed.simulations.benchmarks.report import Bars, Column, Report, check_paths, conditions, publish
+from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
 from sovfed.simulations.federation import simulate, sites
 
 if TYPE_CHECKING:
@@ -64,11 +64,9 @@ BEST: Final = {  # by `tune`; distributed differs from central by little noise, 
 }
 
 
-def run(
-    quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None, console: Console
-) -> dict[str, Any]:
+def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
     """Measure, print, write the files that are asked for; what the JSON file holds."""
-    check_paths(json_path, csv_path, plot_path)
+    files.check()
     measured_in, runs = conditions(quick=quick), 3 if quick else 8
     rows = []
     for epsilon in EPSILONS:
@@ -89,7 +87,7 @@ def run(
             "accuracy_mean", "accuracy_min", "accuracy_max", "epsilon", "mechanism", "held-out accuracy", log=False
         ),
     )
-    return publish(report, console, json_path, csv_path, plot_path)
+    return publish(report, console, files)
 
 
 COLUMNS: Final = (

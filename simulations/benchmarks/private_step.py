@@ -24,11 +24,10 @@ from sovfed.clients.dpsgd.compatibility import EXAMPLES
 from sovfed.clients.dpsgd.step import PrivateStep
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.tasks.losses import cross_entropy
-from sovfed.simulations.benchmarks.report import Bars, Column, Report, check_paths, conditions, publish
+from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from rich.console import Console
 
@@ -130,11 +129,9 @@ SETTINGS: Final = (
 )
 
 
-def run(
-    *, quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None, console: Console
-) -> dict[str, Any]:
+def run(*, quick: bool, files: Files, console: Console) -> dict[str, Any]:
     """Measure every model and publish the report; `quick` takes a third of the turns."""
-    check_paths(json_path, csv_path, plot_path)
+    files.check()
     rows: list[dict[str, Any]] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -148,7 +145,7 @@ def run(
         "A private step over a plain one", COLUMNS, rows, ratios(rows), bars=bars,
         conditions=conditions(threads=1, torch=torch.__version__, quick=quick),
     )  # fmt: skip
-    return publish(report, console, json_path, csv_path, plot_path)
+    return publish(report, console, files)
 
 
 def measure(setting: Setting, turns: int) -> list[dict[str, Any]]:

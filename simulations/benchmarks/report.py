@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PANELS_ABREAST: Final = 3
+WIDEST: Final = 1_000  # characters of a table
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,19 @@ class Report:
         }
 
 
+@dataclass(frozen=True)
+class Files:
+    """Where the report is written, beside the console."""
+
+    json: Path | None = None
+    csv: Path | None = None
+    plot: Path | None = None
+
+    def check(self) -> None:
+        """As `check_paths`."""
+        check_paths(self.json, self.csv, self.plot)
+
+
 def check_paths(*paths: Path | None) -> None:
     """Raise ConfigError, before anything is measured, if a file could not be written afterwards."""
     for path in paths:
@@ -97,21 +111,23 @@ def conditions(**more: Any) -> dict[str, Any]:
     }
 
 
-def publish(
-    report: Report, console: Console, json_path: Path | None, csv_path: Path | None, plot_path: Path | None
-) -> dict[str, Any]:
+def publish(report: Report, console: Console, files: Files) -> dict[str, Any]:
     """Print the report, write the files that are asked for, and return what the JSON file holds."""
-    console.print(_table(report))
+    table = _table(report)
+    needed = console.measure(table, options=console.options.update(width=WIDEST)).maximum
+    before, console.width = console.width, max(needed, console.width)  # a narrow terminal must not hide figures
+    console.print(table)
+    console.width = before
     for name, value in {**report.ratios, **report.figures}.items():
         console.print(f"  {name:<36} [bold]{_plain(value)}[/]")
     console.print("  [dim]" + ", ".join(f"{key} {value}" for key, value in report.conditions.items()) + "[/]")
     found = report.to_dict()
-    if json_path is not None:
-        write_atomic(json_path, json.dumps(found, indent=2).encode())
-    if csv_path is not None:
-        write_atomic(csv_path, _csv(report).encode())
-    if plot_path is not None:
-        write_atomic(plot_path, _picture(report))
+    if files.json is not None:
+        write_atomic(files.json, json.dumps(found, indent=2).encode())
+    if files.csv is not None:
+        write_atomic(files.csv, _csv(report).encode())
+    if files.plot is not None:
+        write_atomic(files.plot, _picture(report))
     return found
 
 

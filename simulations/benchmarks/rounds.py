@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.simulations.benchmarks.ours import Ours, Run
 from sovfed.simulations.benchmarks.process_tree import paused
-from sovfed.simulations.benchmarks.report import Bars, Column, Report, check_paths, conditions, publish
+from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
 from sovfed.simulations.benchmarks.stock_flower import StockFlower
 
 if TYPE_CHECKING:
@@ -68,14 +68,12 @@ FULL: Final = 3 * (
 )  # fmt: skip
 
 
-def run(
-    quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None, console: Console
-) -> dict[str, Any]:
+def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
     """Measure, print, write the files that are asked for; what the JSON file holds.
 
     Everything that was started is ended whatever happens. A failure leaves the folder with the logs and names it.
     """
-    check_paths(json_path, csv_path, plot_path)
+    files.check()
     started = time.monotonic()
     measured_in = conditions(quick=quick)
     with _workplace() as folder, _federations(folder, console) as (stock, ours):
@@ -98,7 +96,7 @@ def run(
             "overhead_median_s", "overhead_min_s", "overhead_max_s", "payload", "system", "overhead of a round, s"
         ),
     )
-    return publish(report, console, json_path, csv_path, plot_path)
+    return publish(report, console, files)
 
 
 def _measure(

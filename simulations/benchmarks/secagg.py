@@ -13,7 +13,6 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
@@ -27,7 +26,7 @@ from sovfed.federation.secagg.client import Upload
 from sovfed.federation.secagg.coordinator import Aggregate, Round
 from sovfed.federation.secagg.local import Federation, found, random_updates
 from sovfed.federation.secagg.mask import THREADS, Stream, apply_all
-from sovfed.simulations.benchmarks.report import Column, Report, check_paths, conditions, publish
+from sovfed.simulations.benchmarks.report import Column, Files, Report, conditions, publish
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,14 +69,12 @@ class Sample:
     error: float
 
 
-def run(
-    quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None, console: Console
-) -> dict[str, Any]:
+def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
     """Measure, print, write the files that are asked for; what the JSON file holds.
 
     `quick`: n=16, d=1e6 alone against Flower; in either case one large round of ours by itself.
     """
-    check_paths(json_path, csv_path, plot_path)
+    files.check()
     settings = [(16, 10**6, 0), (16, 10**6, 2)] if quick else [
         (clients, size, dropouts)
         for clients in (8, 16, 32) for size in (10**5, 10**6, 10**7) for dropouts in (0, 2)
@@ -102,7 +99,7 @@ def run(
         conditions=measured_in,
         draw=lambda figure: _draw(figure, rows),
     )
-    return publish(report, console, json_path, csv_path, plot_path)
+    return publish(report, console, files)
 
 
 COLUMNS: Final = (

@@ -37,7 +37,7 @@ from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.quiet import quiet_environment
 from sovfed.simulations.benchmarks import process_tree
 from sovfed.simulations.benchmarks.pfl_packages import pfl_packages
-from sovfed.simulations.benchmarks.report import Bars, Column, Report, check_paths, conditions, publish
+from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
 from sovfed.simulations.benchmarks.simulators.workload import Job
 
 if TYPE_CHECKING:
@@ -95,14 +95,12 @@ COHORTS: Final = (10, 50, 200)
 FULL: Final = tuple(Case(workload, cohort) for workload in TASKS for cohort in COHORTS)
 
 
-def run(
-    quick: bool, json_path: Path | None, csv_path: Path | None, plot_path: Path | None, console: Console
-) -> dict[str, Any]:
+def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
     """Measure, print, write the files that are asked for; what the JSON file holds."""
     from sovfed.simulations.benchmarks.simulation_private import measure_private
     from sovfed.simulations.benchmarks.simulation_private import ratios as private_ratios
 
-    check_paths(json_path, csv_path, plot_path)
+    files.check()
     started = time.monotonic()
     pythons = _pythons(console)
     rows = []
@@ -127,7 +125,7 @@ def run(
             "cpu_ms", "cpu_ms_min", "cpu_ms_max", "cohort", "system", "CPU of a client update, ms", panel="workload"
         ),
     )
-    return publish(report, console, json_path, csv_path, plot_path)
+    return publish(report, console, files)
 
 
 def _pythons(console: Console) -> dict[str, Python]:

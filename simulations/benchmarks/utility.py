@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.compose import compose
 from sovfed.federation.metrics import SMALLER_IS_BETTER
 from sovfed.simulations.baselines import Comparison, compare
-from sovfed.simulations.benchmarks.report import Bars, Column, Report, check_paths, conditions, publish
+from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
 from sovfed.simulations.federation import institution_names, simulate, sites
 
 if TYPE_CHECKING:
@@ -43,13 +43,11 @@ def run(
     pneumonia: Path | None,
     statutes: Sequence[Path],
     quick: bool,
-    json_path: Path | None,
-    csv_path: Path | None,
-    plot_path: Path | None,
+    files: Files,
     console: Console,
 ) -> dict[str, Any]:
     """Measure all tasks that have data (folders `heart`, `pneumonia`, `statutes`) and publish the report."""
-    check_paths(json_path, csv_path, plot_path)
+    files.check()
     choices = {"breast_cancer": ["task=breast_cancer"], "digits": ["task=digits"]}
     if heart is not None:
         choices["heart"] = ["task=heart", f"data.path={heart}"]
@@ -73,7 +71,7 @@ def run(
         only=("institution", ALL),
     )  # fmt: skip
     report = Report("Pooled, alone and federated", COLUMNS, rows, ratios, conditions=conditions(), bars=bars)
-    return publish(report, console, json_path, csv_path, plot_path)
+    return publish(report, console, files)
 
 
 def _compare(overrides: list[str]) -> Comparison:

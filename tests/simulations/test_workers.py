@@ -15,6 +15,7 @@ import pytest
 from flwr.clientapp import ClientApp
 
 from sovfed.clients.app import make_client_app
+from sovfed.clients.training import SMALL
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.flower import from_records, new_message, to_records
@@ -41,6 +42,13 @@ def test_the_model_is_bitwise_the_same_for_any_number_of_workers(tmp_path: Path,
         assert np.array_equal(other.model, found[0].model)
         assert other.summary["metrics"] == found[0].summary["metrics"]
         assert other.summary["bytes_up_per_round"] == found[0].summary["bytes_up_per_round"]
+
+
+def test_a_large_model_too_is_bitwise_the_same(tmp_path: Path) -> None:
+    overrides = ("task=synthetic_images", "simulation.engine=inprocess", "simulation.institutions=3", "secagg=none")
+    models = [_run(tmp_path / str(n), *overrides, "rounds=1", f"simulation.workers={n}").model for n in (0, 2)]
+    assert models[0].size >= SMALL  # where a deployed trainer would use all threads
+    assert np.array_equal(models[0], models[1])
 
 
 def test_workers_take_part_in_secure_aggregation(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_report_writes_table_json_csv_and_picture(tmp_path: Path) -> None:
     found = report.Report("A title", rounds.COLUMNS, rows, {"ratio": 2.0}, {"figure": 3.5}, {"cpus": 2}, bars)
     files = [tmp_path / name for name in ("a.json", "a.csv", "a.png")]
     console = Console(record=True, width=160, file=(tmp_path / "screen").open("w"))
-    written = report.publish(found, console, *files)
+    written = report.publish(found, console, report.Files(*files))
     console.file.close()
     assert json.loads(files[0].read_text()) == written
     assert written["rows"] == rows
@@ -203,7 +203,7 @@ def test_report_writes_table_json_csv_and_picture(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_measurement(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="missing"):
-        rounds.run(True, tmp_path / "missing" / "rounds.json", None, None, Console(quiet=True))
+        rounds.run(True, report.Files(tmp_path / "missing" / "rounds.json"), Console(quiet=True))
 
 
 @pytest.mark.deploy

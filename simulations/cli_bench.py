@@ -1,0 +1,173 @@
+"""`sovfed bench`: every number that the documents claim, measured anew, peers interleaved with us in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sovfed.simulations.benchmarks.report import Files
+
+FILE: Final = click.Path(dir_okay=False, path_type=Path)
+
+
+def reported(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that every benchmark has: the command gets `files` and `console` to report to."""
+
+    @click.option("--json", "json_path", type=FILE, help='Write {"rows": […], "ratios": {…}}.')
+    @click.option("--csv", "csv_path", type=FILE, help="Write the rows as CSV.")
+    @click.option("--plot", "plot_path", type=FILE, help="Draw the rows into a PNG.")
+    @wraps(command)
+    def wrapped(json_path: Path | None, csv_path: Path | None, plot_path: Path | None, **more: Any) -> None:
+        from rich.console import Console
+
+        from sovfed.simulations.benchmarks.report import Files
+
+        command(files=Files(json_path, csv_path, plot_path), console=Console(), **more)
+
+    return wrapped
+
+
+@click.group()
+def bench() -> None:
+    """Compare sovfed with its peers, both measured interleaved in one run.
+
+    \b
+    Examples:
+      sovfed bench rounds --quick
+      sovfed bench rounds --json rounds.json --plot rounds.png
+      sovfed bench secagg --quick --json secagg.json
+      sovfed bench privacy --quick --plot privacy.png
+      sovfed bench private-step --quick
+      sovfed bench noise
+      sovfed bench simulation --quick --json simulation.json
+      sovfed bench algorithms --quick --plot algorithms.png
+      sovfed bench population --quick
+      sovfed bench utility --heart /data/heart_disease
+    """
+
+
+@bench.command()
+@click.option("--quick", is_flag=True, help="Few rounds: under 3 minutes.")
+@reported
+def rounds(quick: bool, files: Files, console: Console) -> None:
+    """Round overhead (round wall − slowest institution's compute), 4 nodes, 10 KB and 40 MB, against stock Flower."""
+    from sovfed.simulations.benchmarks.rounds import run
+
+    run(quick=quick, files=files, console=console)
+
+
+@bench.command()
+@click.option("--quick", is_flag=True, help="16 institutions, a million parameters: under 3 minutes.")
+@reported
+def secagg(quick: bool, files: Files, console: Console) -> None:
+    """Secure aggregation against Flower's SecAgg+: CPU, bytes, memory and trips of a round, 0 and 2 dropouts."""
+    from sovfed.simulations.benchmarks.secagg import run
+
+    run(quick=quick, files=files, console=console)
+
+
+@bench.command()
+@click.option("--quick", is_flag=True, help="Three runs instead of eight: under 3 minutes.")
+@click.option("--tune", "tuning", is_flag=True, help="Try the whole grid of settings, and nothing else: long.")
+@reported
+def privacy(quick: bool, tuning: bool, files: Files, console: Console) -> None:
+    """Accuracy of a trusted curator, distributed noise through secure aggregation, and each institution's own noise."""
+    from sovfed.simulations.benchmarks.privacy import run, tune
+
+    if tuning:
+        tune(console)
+        return
+    run(quick=quick, files=files, console=console)
+
+
+@bench.command()
+@click.option("--quick", is_flag=True, help="A quarter of the turns: some seconds.")
+@reported
+def noise(quick: bool, files: Files, console: Console) -> None:
+    """Nanoseconds a sample of discrete Gaussian noise, beside generators that promise less."""
+    from sovfed.simulations.benchmarks.noise import run
+
+    run(quick=quick, files=files, console=console)
+
+
+@bench.command("private-step")
+@click.option("--quick", is_flag=True, help="A third of the turns: under a minute.")
+@reported
+def private_step(quick: bool, files: Files, console: Console) -> None:
+    """CPU time of a private gradient step over a plain one, ours and each engine of Opacus."""
+    from sovfed.simulations.benchmarks.private_step import run
+
+    run(quick=quick, files=files, console=console)
+
+
+@bench.command()
+@click.option("--quick", is_flag=True, help="One workload, two turns: under 3 minutes.")
+@reported
+def simulation(quick: bool, files: Files, console: Console) -> None:
+    """CPU, wall, start-up and memory of simulated rounds, against Flower-Ray, pfl-research and a bare loop.
+
+    pfl-research is installed into the user's cache folder at first, unless SOVFED_PFL_PYTHON names the python of an
+    environment with pfl 0.6; where neither can be, it is left out. Without --quick: about 40 minutes.
+    """
+    from sovfed.simulations.benchmarks.simulation import run
+
+    run(quick=quick, files=files, console=console)
+
+
+@bench.command()
+@click.option("--quick", is_flag=True, help="Two seeds instead of five: under 3 minutes.")
+@reported
+def algorithms(quick: bool, files: Files, console: Console) -> None:
+    """SCAFFOLD, FedNova, FedBN and Ditto against FedAvg, each where its paper says that it helps."""
+    from sovfed.simulations.benchmarks.algorithms import run
+
+    run(quick=quick, files=files, console=console)
+
+
+@bench.command()
+@click.argument("overrides", nargs=-1)
+@click.option("--quick", is_flag=True, help="12 rounds instead of 52.")
+@click.option("--device", default="cpu", show_default=True, help="As client.device: cpu, cuda, rocm, mps or auto.")
+@reported
+def population(overrides: tuple[str, ...], quick: bool, device: str, files: Files, console: Console) -> None:
+    """CPU, wall and memory of a round of 100 out of 1,000, 10,000 and 100,000 institutions, by both engines.
+
+    OVERRIDES as for `sovfed simulate`, for another task or partition.
+    """
+    from sovfed.simulations.benchmarks.population import run
+
+    run(quick, device, overrides, files=files, console=console)
+
+
+@bench.command()
+@click.option("--heart", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of the UCI files.")
+@click.option(
+    "--pneumonia", type=click.Path(exists=True, path_type=Path), help="pneumoniamnist.npz or the folder it lies in."
+)
+@click.option(
+    "--statutes",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    help="Folder of one language's law; may be given for each language. Two seeds.",
+)
+@click.option("--quick", is_flag=True, help="Two seeds instead of five.")
+@reported
+def utility(
+    heart: Path | None,
+    pneumonia: Path | None,
+    statutes: tuple[Path, ...],
+    quick: bool,
+    files: Files,
+    console: Console,
+) -> None:
+    """Federated against pooled and lone training on every task, five seeds."""
+    from sovfed.simulations.benchmarks.utility import run
+
+    run(heart=heart, pneumonia=pneumonia, statutes=statutes, quick=quick, files=files, console=console)
