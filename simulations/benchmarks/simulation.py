@@ -73,7 +73,7 @@ class Case:
 
     def turns(self, quick: bool) -> int:
         if self.workload in BIG:
-            return 2 if self.cohort <= BIG_UPDATES else 1
+            return 3 if self.cohort < BIG_UPDATES else 2 if self.cohort == BIG_UPDATES else 1
         return 2 if quick else 3
 
     def takes(self, system: str) -> bool:
@@ -246,20 +246,26 @@ def _row(case: Case, system: str, turns: list[dict[str, float]]) -> dict[str, An
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """CPU of a client update, peer ÷ ours, at each workload's largest cohort; start-up, memory and wall over Ray."""
-    found: dict[str, float] = {}
-    for workload in dict.fromkeys(row["workload"] for row in rows):
-        largest = max(row["cohort"] for row in rows if row["workload"] == workload)
-        here = {row["system"]: row for row in rows if row["workload"] == workload and row["cohort"] == largest}
-        for peer, name in (("flower_ray", "ray"), ("pfl", "pfl"), ("bare", "bare")):
-            for mine in OURS:
-                if peer in here:
-                    found[f"{mine}_over_{name}_{workload}"] = here[peer]["cpu_ms"] / here[mine]["cpu_ms"]
-        for key in ("start_cpu_s", "memory_mb"):
-            found[f"{key.split('_')[0]}_over_ray_{workload}"] = here["flower_ray"][key] / here["inprocess"][key]
-        if "workers" in here:
-            found[f"wall_over_ray_{workload}"] = here["flower_ray"]["wall_ms"] / here["workers"]["wall_ms"]
-    return found
+    """Peer ÷ ours: CPU of a client update, and over Flower-Ray start-up, memory and `workers`' wall.
+
+    Where a workload was measured at several cohorts, the geometric mean over them.
+    """
+    each: dict[str, list[float]] = {}
+    for workload, cohort in dict.fromkeys((row["workload"], row["cohort"]) for row in rows):
+        here = {row["system"]: row for row in rows if (row["workload"], row["cohort"]) == (workload, cohort)}
+        pairs = [
+            (f"{mine}_over_{name}", peer, mine, "cpu_ms")
+            for peer, name in (("flower_ray", "ray"), ("pfl", "pfl"), ("bare", "bare"))
+            for mine in OURS
+        ]
+        pairs += [
+            (f"{key.split('_')[0]}_over_ray", "flower_ray", "inprocess", key) for key in ("start_cpu_s", "memory_mb")
+        ]
+        pairs.append(("wall_over_ray", "flower_ray", "workers", "wall_ms"))
+        for name, peer, mine, key in pairs:
+            if peer in here and mine in here:
+                each.setdefault(f"{name}_{workload}", []).append(here[peer][key] / here[mine][key])
+    return {name: statistics.geometric_mean(values) for name, values in each.items()}
 
 
 COLUMNS: Final = (
