@@ -184,6 +184,11 @@ def _draw_bars(figure: Figure, title: str, bars: Bars, all_rows: list[dict[str, 
         _draw_panel(axes, str(panel) if bars.panel else title, bars, rows, series)
     for axes in grid[len(panels) :]:
         axes.axis("off")
+    if bars.panel:
+        handles = {name: bar for axes in grid for bar, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(
+            [handles[name] for name in series if name in handles], series, loc="outside lower center", ncols=len(series)
+        )
 
 
 def _draw_panel(axes: Axes, title: str, bars: Bars, all_rows: list[dict[str, Any]], series: list[Any]) -> None:
@@ -203,4 +208,5 @@ def _draw_panel(axes: Axes, title: str, bars: Bars, all_rows: list[dict[str, Any
     if bars.panel:
         axes.set_xlabel(bars.group)
     axes.margins(y=0.15)
-    axes.legend(fontsize="x-small" if bars.panel else None)
+    if not bars.panel:
+        axes.legend()

@@ -24,6 +24,7 @@ SYSTEMS: Final = ("flower_ray_opacus", "opacus", "inprocess", "vectorised")
 QUICK: Final = ("mlp",)
 FULL: Final = ("logreg", "mlp")
 COHORT: Final = 100  # all institutions
+TURNS: Final = 2
 ROUNDS: Final = {"flower_ray_opacus": 4, "opacus": 6, "inprocess": 2, "vectorised": 40}  # a turn, the first apart
 
 
@@ -35,7 +36,7 @@ def measure_private(quick: bool, console: Console) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="sovfed-bench-") as folder:
             job = make_private(simulation.make_job(case, Path(folder)))
             found: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
-            for _ in range(1 if quick else case.turns(quick)):
+            for _ in range(1 if quick else TURNS):
                 for system in systems:
                     found[system].append(simulation.measure(system, job, ROUNDS[system], console))
         named = replace(case, workload=f"{workload}_dp")
