@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from sovfed.federation.status import Status
 
 NOT_RUNNING: Final = 4
-TASK_OF_SOURCE: Final = {
-    "breast_cancer": "breast_cancer", "digits": "digits", "none": "echo", "pneumoniamnist": "pneumonia",
-    "statutes": "statutes", "uci_heart": "heart",
-}  # fmt: skip
 WAIT: Final = click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds to wait.")
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
@@ -104,6 +100,7 @@ def init(overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates
       sovfed client init
       sovfed client init data=heart data.path=/srv/heart data.site=cleveland client.device=cuda
     """
+    from sovfed.clients.data import TASK_OF_SOURCE
     from sovfed.clients.home import create
     from sovfed.clients.policy import Policy
     from sovfed.federation.compose import compose

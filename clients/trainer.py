@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from sovfed.clients.data import Records, load_records
+from sovfed.clients.data import TASK_OF_SOURCE, Records, load_records
 from sovfed.clients.masking import Maskable, Masking
 from sovfed.clients.personal import FOLDER, Learned, PersonalStates
 from sovfed.clients.policy import load_policy
@@ -380,11 +380,7 @@ def _ledger_opener(home: Path, dataset: str, budget: Budget) -> Callable[[], Pri
 
 def _prepare(trainer: TrainerService, config: ClientConfig) -> None:
     """Warm up the task that the data source serves; one that cannot be read is told in the log."""
-    tasks = {
-        "breast_cancer": "breast_cancer", "digits": "digits", "pneumoniamnist": "pneumonia", "statutes": "statutes",
-        "uci_heart": "heart",
-    }  # fmt: skip
-    task = tasks.get(config.data.source)
+    task = TASK_OF_SOURCE.get(config.data.source)
     if task is None:
         return
     try:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks import Schema, Task
 
 SOURCES: Final = ("breast_cancer", "csv", "digits", "none", "pneumoniamnist", "statutes", "synthetic", "uci_heart")
+TASK_OF_SOURCE: Final = {  # of those that hold one task's records; the others serve whichever fits
+    "breast_cancer": "breast_cancer", "digits": "digits", "none": "echo", "pneumoniamnist": "pneumonia",
+    "statutes": "statutes", "uci_heart": "heart",
+}  # fmt: skip
 Indices = npt.NDArray[np.int64]
 
 
