@@ -21,7 +21,7 @@ from sovfed.server.coordinator import Outcome, read_rounds
 from sovfed.simulations.engines import AutoEngine, disagreement
 from sovfed.simulations.federation import ENGINE, simulate_population
 from sovfed.simulations.population import make_population
-from sovfed.simulations.stacked import refusal
+from sovfed.simulations.stacked import StackedModel, refusal
 from sovfed.simulations.vectorised import Cohort, StackedTraining
 
 
@@ -153,13 +153,13 @@ def test_disagreement_is_in_units_of_the_largest_value() -> None:
 
 
 class Answers:
-    """An engine whose update is `mean` and, of any model but ones, `nudged`."""
+    """An engine whose update is `mean` and, at a small learning rate, `calm`."""
 
-    def __init__(self, mean: float, nudged: float = 0.0) -> None:
-        self._mean, self._nudged = mean, nudged
+    def __init__(self, mean: float, calm: float) -> None:
+        self._mean, self._calm = mean, calm
 
     def collect(self, request: TrainRequest, nodes: list[int], width: int) -> Total:
-        value = self._mean if (request.model == 1).all() else self._nudged
+        value = self._mean if request.learning_rate == 0.1 else self._calm
         return Total(participants=nodes, count=1, mean=np.array([value, 1.0], np.float32))
 
     def describe(self) -> dict[str, Any]:
@@ -167,17 +167,32 @@ class Answers:
 
 
 @pytest.mark.parametrize(
-    ("stacked", "nudged", "refused"), [(0.5, 0.4, True), (0.5, 0.4001, True), (0.5, 0.45, False), (0.5, np.nan, True)]
+    ("stacked", "calm", "refused"),
+    [(0.4005, 0.9, False), (0.5, 0.4005, False), (0.5, 0.402, True), (0.5, np.nan, True), (np.nan, 0.4, True)],
 )
-def test_auto_forgives_only_what_a_nudge_of_the_model_does_too(stacked: float, nudged: float, refused: bool) -> None:
+def test_auto_forgives_only_what_calm_steps_do_not_show(stacked: float, calm: float, refused: bool) -> None:
     request = TrainRequest(
         run="1", round=1, task="digits", seed=0, local_epochs=1, batch_size=8, learning_rate=0.1, proximal_mu=0.0,
         model=np.ones(2, np.float32), scale=np.zeros(2),
     )  # fmt: skip
-    inprocess: Any = Answers(0.4, nudged)
-    auto = AutoEngine(inprocess, Answers(stacked))  # type: ignore[arg-type]
+    auto = AutoEngine(Answers(0.4, 0.4), Answers(stacked, calm))  # type: ignore[arg-type]
     auto.collect(request, list(range(1, 9)), 0)
     assert ("stacked training differs" in auto.describe()["engine_reason"]) is refused
+
+
+def test_auto_sees_through_chaos_that_stacked_training_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = StackedModel.step
+
+    def wrong(
+        self: StackedModel, stacked: Any, features: Any, labels: Any, weights: Any, rate: float, pull: Any
+    ) -> Any:
+        return step(self, stacked, features, labels, weights, rate * 1.01, pull)
+
+    monkeypatch.setattr(StackedModel, "step", wrong)
+    found = run(make_config("task=digits", "partition=iid", "simulation.institutions=20"), tmp_path).summary
+    assert found["engine"] == "inprocess" and "stacked training differs" in found["engine_reason"]
 
 
 @pytest.mark.parametrize("engine", ["inprocess", "vectorised"])
