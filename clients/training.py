@@ -291,23 +291,28 @@ class LocalTraining:
             return rows[index.to(self.device, non_blocking=True)]
         return rows[index].pin_memory().to(self.device, non_blocking=True)
 
-    @contextmanager
-    def threads(self) -> Iterator[None]:
+    def threads(self) -> AbstractContextManager[None]:
         """One CPU thread for a small model: the number depends on the task, so that results do not on the machine."""
-        before = torch.get_num_threads()
-        if before == 1 or self.task.parameters >= SMALL:
-            yield
-            return
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        return nullcontext() if self.task.parameters >= SMALL else one_thread()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes on one CPU thread meanwhile."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def order_seed(seed: int, round_number: int, site: str) -> int:

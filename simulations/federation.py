@@ -7,20 +7,18 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
-
-import torch
 
 from sovfed.clients.app import make_client_app
 from sovfed.clients.masking import Masking
 from sovfed.clients.model import FlatModel
 from sovfed.clients.personal import PersonalStates
 from sovfed.clients.trainer import TrainerService
-from sovfed.clients.training import WARMING, LocalTraining, choose_device
+from sovfed.clients.training import WARMING, LocalTraining, choose_device, one_thread
 from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
@@ -130,18 +128,10 @@ def simulate_population(
     return outcome
 
 
-@contextmanager
-def _threads(config: Config) -> Iterator[None]:
+def _threads(config: Config) -> AbstractContextManager[None]:
     """One CPU thread, as each worker has, so that models are bitwise the same for any number of workers."""
-    before = torch.get_num_threads()
-    if before == 1 or config.simulation.engine == "vectorised" or choose_device(config.client.device).type != "cpu":
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    on_cpu = choose_device(config.client.device).type == "cpu"
+    return one_thread() if on_cpu and config.simulation.engine != "vectorised" else nullcontext()
 
 
 def _grid(config: Config, apps: Apps, names: Sequence[str], first: Institution, cohort: int) -> StreamingGrid:

@@ -146,6 +146,7 @@ def test_workers_are_made_where_training_takes_long_enough(tmp_path: Path, monke
 
     monkeypatch.setattr(workers, "WorkersGrid", Noted)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(federation, "WORTH_S", float("inf"))
     small = _run(tmp_path / "small", *PLAIN)
     assert not made
     monkeypatch.setattr(federation, "WORTH_S", 0.0)
