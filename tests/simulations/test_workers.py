@@ -112,7 +112,7 @@ def test_replies_come_in_order_whatever_is_sent_by_memory_or_pipe(
 
 
 def test_institutions_that_keep_something_stay_where_they_are_and_others_go_to_whoever_is_free() -> None:
-    apps = {node: _echo(node, 0.2 if node == 1 else 0.0) for node in range(1, 13)}
+    apps = {node: _echo(node, 0.6 if node == 1 else 0.0) for node in range(1, 13)}
     with closing(WorkersGrid(apps, {}, 2, 4, keeping=True)) as grid:
         places = [{node: reply.count for node, reply in zip(order, _ask(grid, order, [0.0] * 12, 4), strict=True)}
                   for order in (range(1, 13), range(12, 0, -1))]  # fmt: skip
