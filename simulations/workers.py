@@ -34,10 +34,8 @@ log = logging.getLogger(__name__)
 STOP_S: Final = 5.0
 AHEAD: Final = 4  # messages a worker that may be under way beyond the reply that is waited for: bounds what is held
 DEPTH: Final = 2  # messages a worker has at once, so that it need not wait for the next
-SLOT_BYTES: Final = (
-    16,
-    2**20,
-)  # a parameter, and besides: the longest secure reply, of SCAFFOLD; untouched, it costs none
+SLOT_BYTES_PARAMETER: Final = 16  # of memory for a reply, of which SCAFFOLD's secure one is the longest
+SLOT_BYTES_BESIDE: Final = 2**20
 _ASKED: Final = struct.Struct("<?QIQ")  # first of a batch, node, which content, its frame's bytes if it is new there
 _DONE: Final = struct.Struct("<Q")  # bytes of the reply's frame
 
@@ -56,27 +54,35 @@ class Worker:
 
 @dataclass
 class Batch:
-    """Messages, their distinct contents, which of these each has; places not handed out; frames that came early."""
+    """Messages, their distinct contents, which of these each has; places not handed out; frames that came early.
+
+    `first` is the frame of the first content, which most batches have alone.
+    """
 
     messages: Sequence[FlowerMessage]
     contents: list[RecordDict]
     which: list[int]
     waiting: dict[int, None]
+    first: bytes
     done: dict[int, bytes] = field(default_factory=dict)
 
     @classmethod
     def of(cls, messages: Sequence[FlowerMessage]) -> Batch:
         contents = {id(message.content): message.content for message in messages}
         order = {key: number for number, key in enumerate(contents)}
-        which = [order[id(message.content)] for message in messages]
-        return cls(messages, list(contents.values()), which, dict.fromkeys(range(len(messages))))
+        which, distinct = [order[id(message.content)] for message in messages], list(contents.values())
+        first = to_frame(from_records(distinct[0])) if distinct else b""
+        return cls(messages, distinct, which, dict.fromkeys(range(len(messages))), first)
+
+    def frame(self, which: int) -> bytes:
+        return to_frame(from_records(self.contents[which])) if which else self.first
 
 
 class WorkersGrid(InMemoryGrid):
     """`InMemoryGrid` whose ClientApps are called in `workers` processes.
 
     The processes are forked by the constructor: call it before torch has started threads. Replies come in the order of
-    the messages, so that sums do not depend on the number of workers. Use as a context, which ends the processes.
+    the messages, so that sums do not depend on the number of workers. `close` ends the processes.
     """
 
     def __init__(
@@ -89,8 +95,8 @@ class WorkersGrid(InMemoryGrid):
         self._workers: list[Worker] = []
         self._homes: dict[int, int] = {}
         self._keeping = keeping
-        self._slot = SLOT_BYTES[0] * parameters + SLOT_BYTES[1]
-        self._shared = mmap.mmap(-1, self._slot)  # the first content of a batch, which most batches have alone
+        self._slot = SLOT_BYTES_PARAMETER * parameters + SLOT_BYTES_BESIDE
+        self._shared = mmap.mmap(-1, self._slot)  # for the first content of a batch
         context = get_context("fork")
         for number in range(workers):
             ours, theirs = context.Pipe()
@@ -113,13 +119,12 @@ class WorkersGrid(InMemoryGrid):
         for message in batch.messages:
             self._number(message)
             self.bytes_down += size_bytes(message)
-        frames = {number: to_frame(from_records(content)) for number, content in enumerate(batch.contents[:1])}
-        if frames and len(frames[0]) <= self._slot:
-            self._shared[: len(frames[0])] = frames[0]
+        if len(batch.first) <= self._slot:
+            self._shared[: len(batch.first)] = batch.first
         for place, message in enumerate(batch.messages):
-            self._hand_out(batch, frames, place)
+            self._hand_out(batch, place)
             while self._collect(batch, patient=place not in batch.done):
-                self._hand_out(batch, frames, place)
+                self._hand_out(batch, place)
             reply = FlowerMessage(to_records(from_frame(batch.done.pop(place))), reply_to=message)
             self.bytes_up += size_bytes(reply)
             yield reply
@@ -142,13 +147,13 @@ class WorkersGrid(InMemoryGrid):
                 worker.process.kill()
                 worker.process.join()
 
-    def _hand_out(self, batch: Batch, frames: dict[int, bytes], wanted: int) -> None:
+    def _hand_out(self, batch: Batch, wanted: int) -> None:
         """Give every worker up to `DEPTH` of the messages that come next, a first one to all before a second."""
         limit = wanted + AHEAD * len(self._workers)
         for depth in range(1, DEPTH + 1):
             for number, worker in enumerate(self._workers):
                 if len(worker.owes) < depth and (place := self._choose(batch, number, limit)) is not None:
-                    self._ask(worker, batch, frames, place)
+                    self._ask(worker, batch, place)
 
     def _choose(self, batch: Batch, number: int, limit: int) -> int | None:
         """The place below `limit` that worker `number` had better answer next."""
@@ -166,11 +171,12 @@ class WorkersGrid(InMemoryGrid):
     def _new_home(self, number: int) -> int:
         return len(self._homes) % len(self._workers) if self._keeping else number
 
-    def _ask(self, worker: Worker, batch: Batch, frames: dict[int, bytes], place: int) -> None:
+    def _ask(self, worker: Worker, batch: Batch, place: int) -> None:
+        """Send the message at `place`, its content if that is new there; not if it would have to wait for the pipe."""
         which, metadata = batch.which[place], batch.messages[place].metadata
         frame = b""
         if which not in worker.knows:
-            frame = frames.get(which) or to_frame(from_records(batch.contents[which]))
+            frame = batch.frame(which)
             shared = which == 0 and len(frame) <= self._slot
             if worker.owes and not shared:
                 return  # it may be writing into the pipe itself, and would not read

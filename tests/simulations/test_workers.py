@@ -94,12 +94,12 @@ def _ask(grid: WorkersGrid, nodes: Iterable[int], values: Iterable[float], lengt
     return [reply for reply in found if isinstance(reply, TrainReply)]
 
 
-@pytest.mark.parametrize("slot", [(16, 2**20), (0, 64)])
+@pytest.mark.parametrize("beside", [2**20, -(16 * 200_000) + 64])  # the second: nothing fits, all goes by the pipe
 @pytest.mark.parametrize("keeping", [False, True])
 def test_replies_come_in_order_whatever_is_sent_by_memory_or_pipe(
-    keeping: bool, slot: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    keeping: bool, beside: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "SLOT_BYTES", slot)  # the second: nothing fits, all goes through the pipe
+    monkeypatch.setattr(workers, "SLOT_BYTES_BESIDE", beside)
     nodes = list(range(1, 41))
     apps = {node: _echo(node, 0.002 * (node % 3)) for node in nodes}
     length = 200_000  # more than a pipe holds
