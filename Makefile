@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PROTOS := $(wildcard federation/*.proto)
 .DEFAULT_GOAL := help
-.PHONY: help demo test check proto clean
+.PHONY: help demo test check mutants proto clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ check: $(STAMP) ## lint, format, types, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_imports.py
+
+mutants: $(STAMP) ## break each security decision in a copy: some test must notice (long)
+	$(BIN)/python -m tests.mutants
 
 proto: $(STAMP) ## regenerate the code of federation/*.proto
 	$(BIN)/python -m grpc_tools.protoc -I.src --python_out=.src --pyi_out=.src $(PROTOS:%=sovfed/%)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sovfed.federation.files import write_atomic
 
@@ -16,11 +17,22 @@ if TYPE_CHECKING:
     from sovfed.simulations.audit.canary import CanaryAudit
 
 
-def run_noise(quick: bool) -> list[tuple[Any, str, bool]]:
-    """(result, sentence, whether it is as it should be) of each case; the last is one that must be found out."""
+Case: TypeAlias = tuple[Any, str, bool]  # a result (a dataclass), its sentence, whether it is as it should be
+
+
+@dataclass(frozen=True)
+class Findings:
+    """An audit's cases, the last ones controls that must be found out, and the figures that its claim is held to."""
+
+    cases: list[Case]
+    ratios: dict[str, float] = field(default_factory=dict)
+
+
+def run_noise(quick: bool) -> Findings:
+    """One case a mechanism, and a control with too little noise."""
     from sovfed.simulations.audit.noise import audit_noise
 
-    cases: list[tuple[Any, str, bool]] = []
+    cases: list[Case] = []
     for mechanism in ("distributed",) if quick else ("distributed", "silo", "institution"):
         found = audit_noise(mechanism)
         sentence = (
@@ -32,15 +44,15 @@ def run_noise(quick: bool) -> list[tuple[Any, str, bool]]:
     cases.append(
         (control, f"control, a sixth less noise than claimed: p = {control.p_value:.2g}", control.contradicted)
     )
-    return cases
+    return Findings(cases)
 
 
-def run_canary(quick: bool) -> list[tuple[Any, str, bool]]:
+def run_canary(quick: bool) -> Findings:
     """As `run_noise`."""
     from sovfed.simulations.audit.canary import SHARES, audit_canaries
 
     canaries = 5_000 if quick else 20_000
-    cases: list[tuple[Any, str, bool]] = []
+    cases: list[Case] = []
     for noise_multiplier in (5.0, 2.0):
         found = audit_canaries(canaries, noise_multiplier)
         sentence = (
@@ -57,14 +69,14 @@ def run_canary(quick: bool) -> list[tuple[Any, str, bool]]:
             f"control, {what}: claimed {control.claimed:.2f}, measured ≥ {control.lower:.2f}. {_guesses(control)}"
         )
         cases.append((control, sentence, control.contradicted))
-    return cases
+    return Findings(cases)
 
 
 def _guesses(found: CanaryAudit) -> str:
     return f"{100 * found.right:.1f} % guessed right, allowed {100 * found.allowed:.1f} %, p = {found.p_value:.2g}"
 
 
-def run_imprint(quick: bool) -> list[tuple[Any, str, bool]]:
+def run_imprint(quick: bool) -> Findings:
     """As `run_noise`."""
     from sovfed.simulations.audit.imprint import audit_imprint
 
@@ -73,14 +85,14 @@ def run_imprint(quick: bool) -> list[tuple[Any, str, bool]]:
         f"distributed, ε = {private.epsilon:.1f}: {private.recovered} of {private.records} images were read from a sum"
     )
     other = f"control, secure aggregation alone: {plain.recovered} of {plain.records} images were read from a sum"
-    return [(private, one, private.recovered == 0), (plain, other, plain.recovered > 0)]
+    return Findings([(private, one, private.recovered == 0), (plain, other, plain.recovered > 0)])
 
 
-def run_membership(quick: bool) -> list[tuple[Any, str, bool]]:
+def run_membership(quick: bool) -> Findings:
     """As `run_noise`."""
     from sovfed.simulations.audit.membership import FALSE_ALARMS, LEARNT, audit_membership
 
-    cases: list[tuple[Any, str, bool]] = []
+    cases: list[Case] = []
     models = 32 if quick else 128
     for title, epsilon, claimed in (
         ("ε = 1", 1.0, 1.0), ("control, without privacy", None, None), ("control, ε = 40 sold as ε = 1", 40.0, 1.0),
@@ -102,7 +114,7 @@ def run_membership(quick: bool) -> list[tuple[Any, str, bool]]:
             else:  # the mislabelled are those who would show it
                 good = found.contradicted or found.persons != "mislabelled"
             cases.append((found, sentence, good))
-    return cases
+    return Findings(cases)
 
 
 AUDITS = {"noise": run_noise, "canary": run_canary, "imprint": run_imprint, "membership": run_membership}
@@ -112,10 +124,16 @@ def publish(name: str, quick: bool, json_path: Path | None, console: Console) ->
     """Run the audit `name`, print and write it; whether all is as it should be."""
     good = True
     written = []
-    for found, sentence, fine in AUDITS[name](quick):
+    findings = AUDITS[name](quick)
+    for found, sentence, fine in findings.cases:
         console.print(f"[green]✓[/] {sentence}" if fine else f"[red]✗[/] {sentence}")
         written.append({**dataclasses.asdict(found), "sentence": sentence, "as_it_should_be": fine})
         good &= fine
+    for ratio, value in findings.ratios.items():
+        console.print(f"{ratio} = {value:g}")
     if json_path is not None:
-        write_atomic(json_path, json.dumps({"audit": name, "rows": written}, indent=2, default=float).encode())
+        write_atomic(
+            json_path,
+            json.dumps({"audit": name, "rows": written, "ratios": findings.ratios}, indent=2, default=float).encode(),
+        )
     return good
