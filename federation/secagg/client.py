@@ -1,8 +1,9 @@
 """The institution's rounds: agree to one, mask an update, and help to unmask one sum.
 
-    begin   M1: checks the round before any training           → Permit
-    mask    the trained update                                 → M2 and its payload, with a journal entry
-    reveal  M3: checks the sum that is asked for               → M4, with a journal entry if it is the first time
+    begin    M1: checks the round before any training          → Permit
+    prepare  seeds, their sealed shares, and masks, while the update is trained   → Masks, to be used once
+    mask     the trained update                                → M2 and its payload, with a journal entry
+    reveal   M3: checks the sum that is asked for              → M4, with a journal entry if it is the first time
 
 Entries returned must be committed (`Journal.commit`) before the reply leaves. The rules that keep the coordinator to
 one sum a round stand in `begin` and `reveal`; each names the attack that it stops in `docs/secure-aggregation.md`.
@@ -10,8 +11,9 @@ one sum a round stand in `begin` and `reveal`; each names the attack that it sto
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -22,8 +24,18 @@ from sovfed.federation.messages import Vector
 from sovfed.federation.secagg import wire
 from sovfed.federation.secagg.journal import Entry, History, Revealed, Spent, name_tag
 from sovfed.federation.secagg.keys import Entropy, Signer, check_signature, digest, expand, seal, u16, unseal
-from sovfed.federation.secagg.mask import SEGMENT_WORDS, Scratch, Stream, Words, apply, apply_header, for_segments, tag
-from sovfed.federation.secagg.ring import Integers, Quantiser, pack_header
+from sovfed.federation.secagg.mask import (
+    SEGMENT_WORDS,
+    MaskSum,
+    Scratch,
+    Stream,
+    Words,
+    apply,
+    apply_header,
+    for_segments,
+    tag,
+)
+from sovfed.federation.secagg.ring import Integers, Quantiser, header_size, pack_header
 from sovfed.federation.secagg.roster import (
     chosen_digest,
     commit_pair,
@@ -56,6 +68,35 @@ class Permit:
 
     begin: wire.Begin
     ctx: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """All of M2 that does not depend on the update: `header` (its mask), `sums` (the payload's), `sealed` shares."""
+
+    ctx: bytes
+    commit_self: bytes
+    commit_pairs: tuple[bytes, ...]
+    commitments: bytes
+    header: Words = field(repr=False)
+    sums: MaskSum = field(repr=False)
+    sealed: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+    rounding: bytes = field(repr=False)
+    _spent: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def spend(self, ctx: bytes) -> int:
+        """Segments of `sums` that are made. Raises PrivacyError if `ctx` is another's, or on a second call.
+
+        Two updates under the same masks would show their difference to whoever sees both.
+        """
+        if ctx != self.ctx or not self._spent.acquire(blocking=False):
+            raise PrivacyError("masks of another round, or used already")
+        return self.sums.stop()
+
+    def drop(self) -> None:
+        """Never to be used; nothing runs afterwards."""
+        self._spent.acquire(blocking=False)
+        self.sums.stop()
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +142,24 @@ def begin(
     return Permit(message, roster.context(message))
 
 
+def prepare(session: Session, permit: Permit, entropy: Entropy) -> Masks:
+    """Fresh seeds for one upload under `permit`, shared among the roster; `sums.start()` then makes the long masks."""
+    message, ctx, index, roster = permit.begin, permit.ctx, session.index, session.roster
+    peers = [peer for peer in message.cohort if peer != index]
+    own_seed, rounding = entropy(32), entropy(32)
+    seeds = [pair_seed(session, ctx, peer) for peer in peers]
+    streams = [Stream(own_seed), *(Stream(seed, peer > index) for peer, seed in zip(peers, seeds, strict=True))]
+    commitment = commit_self(ctx, index, own_seed)
+    commit_pairs = tuple(commit_pair(ctx, index, peer, seed) for peer, seed in zip(peers, seeds, strict=True))
+    commitments = commitments_digest(ctx, index, commitment, commit_pairs)
+    header: Words = np.zeros(header_size(message.metrics), np.uint64)
+    apply_header(header, streams)
+    shares = split(own_seed + b"".join(seeds), roster.threshold, len(roster.members), entropy)
+    sealed = tuple(_seal(session, ctx, holder, commitments, share) for holder, share in enumerate(shares))
+    sums = MaskSum(roster.ring(message).words(message.size), streams)
+    return Masks(ctx, commitment, commit_pairs, commitments, header, sums, sealed, rounding)
+
+
 def mask(
     session: Session,
     permit: Permit,
@@ -109,10 +168,12 @@ def mask(
     metrics: Sequence[float],
     sign: Signer,
     entropy: Entropy,
+    masks: Masks | None = None,
 ) -> tuple[Upload, Spent]:
-    """Weight, clip, round and mask `update` (shape [size]); share the seeds among the roster.
+    """Weight, clip, round and mask `update` (shape [size]) with `masks`, or with some that are made now.
 
-    Raises PrivacyError on a non-finite value or metric, and on a weight above the run's maximum.
+    Raises PrivacyError on a non-finite value or metric, on a weight above the run's maximum, and on masks that are not
+    this permit's or were used before.
     """
     message, ctx, index, roster = permit.begin, permit.ctx, session.index, session.roster
     ring = roster.ring(message)
@@ -124,40 +185,36 @@ def mask(
         raise PrivacyError(
             f"round {message.round}: {weight} records, the run's secagg.max_weight is {ring.max_weight}; raise it"
         )
-    peers = [peer for peer in message.cohort if peer != index]
-    own_seed, rounding = entropy(32), entropy(32)
-    seeds = [pair_seed(session, ctx, peer) for peer in peers]
-    streams = [Stream(own_seed), *(Stream(seed, peer > index) for peer, seed in zip(peers, seeds, strict=True))]
-
-    commitment = commit_self(ctx, index, own_seed)
-    commit_pairs = tuple(commit_pair(ctx, index, peer, seed) for peer, seed in zip(peers, seeds, strict=True))
-    commitments = commitments_digest(ctx, index, commitment, commit_pairs)
-    authentic = payload_cipher(session.upload, ctx, index, commitments)
-
-    header = pack_header(weight, metrics, roster.offer.fraction_bits)
-    apply_header(header, streams)
-    payload: Words = np.empty(ring.words(message.size), np.uint64)
+    made = masks or prepare(session, permit, entropy)
+    ready = made.spend(ctx)
+    header = pack_header(weight, metrics, roster.offer.fraction_bits) + made.header
+    authentic = payload_cipher(session.upload, ctx, index, made.commitments)
+    payload, streams = made.sums.words, made.sums.streams
     tags = [b""] * -(-payload.size // SEGMENT_WORDS)
     workers: list[Quantiser] = []
 
     def worker() -> tuple[Quantiser, Scratch]:
-        workers.append(Quantiser(ring, update, weight, rounding))
+        workers.append(Quantiser(ring, update, weight, made.rounding))
         return workers[-1], Scratch()
 
     def work(segment: int, where: slice, own: tuple[Quantiser, Scratch]) -> None:
-        own[0].quantise(segment, payload[where])
-        apply(payload[where], segment, streams, own[1])
-        tags[segment] = tag(authentic, segment, payload[where])
+        (quantiser, scratch), words = own, payload[where]
+        if segment < ready:
+            values = scratch.words[: words.size]
+            quantiser.quantise(segment, values)
+            np.add(words, values, words)
+        else:
+            quantiser.quantise(segment, words)
+            apply(words, segment, streams, scratch)
+        tags[segment] = tag(authentic, segment, words)
 
     if payload.size:
         for_segments(payload.size, work, worker)
     summary = payload_digest(ctx, header.tobytes(), tags)
-    shares = split(own_seed + b"".join(seeds), roster.threshold, len(roster.members), entropy)
-    sealed = [_seal(session, ctx, holder, commitments, share) for holder, share in enumerate(shares)]
-    signature = sign(masked_message(ctx, index, summary, commitments))
+    signature = sign(masked_message(ctx, index, summary, made.commitments))
     reply = wire.Masked(
-        ctx, index, header.tobytes(), summary, commitment, commit_pairs, tuple(own for own, _ in sealed),
-        tuple(pairs for _, pairs in sealed), signature,
+        ctx, index, header.tobytes(), summary, made.commit_self, made.commit_pairs,
+        tuple(own for own, _ in made.sealed), tuple(pairs for _, pairs in made.sealed), signature,
     )  # fmt: skip
     entry = Spent(roster.offer.run, roster.digest, message.round, message.attempt, ctx, summary)
     return Upload(reply.encode(), payload, sum(worker.clipped for worker in workers)), entry
