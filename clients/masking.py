@@ -35,7 +35,7 @@ from sovfed.federation.secagg.request import model_digest, purpose, run_bytes, t
 from sovfed.federation.secagg.session import Session
 
 if TYPE_CHECKING:
-    from sovfed.federation.secagg.client import Permit
+    from sovfed.federation.secagg.client import Masks, Permit
     from sovfed.federation.secagg.journal import Entry, History
     from sovfed.federation.secagg.keys import Identity
     from sovfed.federation.secagg.ring import Integers
@@ -83,6 +83,7 @@ class Masking:
         self._joining: tuple[bytes, setup.Joining] | None = None
         self._pairing: tuple[bytes, setup.Pairing] | None = None
         self._sessions: dict[bytes, Session] = {}
+        self._agreed: tuple[Permit, Masks] | None = None  # one sum at a time
 
     def answer(self, request: SecaggRequest) -> SecaggReply:
         """The reply to a step of the setup, or to M3. Raises SovfedError, and then nothing is given out."""
@@ -108,7 +109,11 @@ class Masking:
         check_signature(public_key(certificate), signed_head(head), signature, "coordinator's countersignature")
 
     def permit(self, request: SumRequest) -> Permit:
-        """Agree to the round that `request.begin` (M1) opens, before any work is done for it."""
+        """Agree to the round that `request.begin` (M1) opens, before any work is done for it.
+
+        The masks are made while that work is done. A permit given earlier is void from now on.
+        """
+        self.forget()
         identity, store = self._open()
         session = self._session(run_bytes(request.run), identity, store)
         permit = client.begin(
@@ -117,13 +122,26 @@ class Masking:
         )  # fmt: skip
         if permit.begin.purpose != purpose(request):
             raise ProtocolError(f"the round is to {client.Purpose(permit.begin.purpose).name}, the request is another")
+        masks = client.prepare(session, permit, os.urandom)
+        self._agreed = (permit, masks)
+        masks.sums.start()
         return permit
+
+    def forget(self) -> None:
+        """Drop the masks of a sum that was agreed to and not masked, and its permit with them."""
+        agreed, self._agreed = self._agreed, None
+        if agreed is not None:
+            agreed[1].drop()
 
     def mask(self, run: str, permit: Permit, reply: Maskable, seconds: Callable[[], float]) -> MaskedSum:
         """`reply` masked: update, record count and metrics become part of sums that only a quorum can open.
 
-        `seconds` of computing are told of what is not private only.
+        `seconds` of computing are told of what is not private only. Raises PrivacyError unless `permit` is the last one
+        given, and unused.
         """
+        agreed = self._agreed
+        if agreed is None or agreed[0] is not permit:
+            raise PrivacyError("this permit was used already, or is not the last one given")
         identity, store = self._open()
         session = self._session(run_bytes(run), identity, store)
         update: Vector | Integers = np.zeros(0, np.float32)
@@ -140,7 +158,10 @@ class Masking:
                 metrics = np.concatenate([[reply.train_loss * weight, reply.steps * weight, cut], reply.evaluation])
             case EvaluateReply():
                 metrics = reply.evaluation
-        upload, entry = client.mask(session, permit, update, weight, metrics.tolist(), identity.sign, os.urandom)
+        upload, entry = client.mask(
+            session, permit, update, weight, metrics.tolist(), identity.sign, os.urandom, agreed[1]
+        )
+        self._agreed = None
         store.commit([entry])
         message = np.frombuffer(upload.message, np.uint8)
         if isinstance(reply, PrivateUpdate):

@@ -172,6 +172,9 @@ class TrainerService:
             except Exception as error:  # the boundary of the institution: only a code may pass
                 log.exception("refused a %s of run %s", type(request).__name__, request.run)
                 return Refusal(reason=wire_code(error))
+            finally:
+                if self._masking is not None:
+                    self._masking.forget()  # masks made for a sum that failed are for no other
             if self._repeats:
                 self._keep(request, reply)
             return reply

@@ -49,6 +49,7 @@ from sovfed.server.aggregation import Total, ask
 log = logging.getLogger(__name__)
 SETUP_TRIES: Final = 3  # epochs, each without those that failed in the last
 SETUP_S: Final = 60.0  # longest wait for one step of the setup
+CROWD_S: Final = 0.005  # replies closer together than this are added together; others at once, while nobody waits
 REVEAL_S: Final = 15.0  # longest wait for the shares of holders that are still connected
 LIFETIME_S: Final = 7 * 86400  # of a roster's keys
 TRAIN_METRICS: Final = 3  # before the evaluation: Σ countᵢ·lossᵢ, Σ countᵢ·stepsᵢ, the values that the clip changed
@@ -128,26 +129,39 @@ class SecureAggregation:
         }
 
     def _upload(self, round_: Round, request: SumRequest, members: Mapping[int, int], total: Total) -> None:
-        """M1 with the request, and every M2 added to the masked sum."""
+        """M1 with the request, and every M2 added to the masked sum; who sent what was not signed is refused."""
         group = "" if isinstance(request, ProfileRequest) else str(request.round)
         kind: type[MaskedSum] = PrivateReply if isinstance(request, PrivateRequest) else MaskedReply
+        taken: dict[int, int] = {}
+        since = time.monotonic()
         for answer in ask(self._grid, dict.fromkeys(members, request), kind, self._deadline_s, group):
             clock, refusal = time.monotonic(), answer.refusal
             if answer.reply is not None:
                 try:
                     if wire.Masked.decode(answer.reply.message.tobytes()).index != members[answer.node_id]:
                         raise IdentityError("an upload in another member's name")
-                    round_.add(answer.reply.message.tobytes(), answer.reply.payload)
+                    taken[answer.node_id] = round_.take(answer.reply.message.tobytes(), answer.reply.payload)
                 except SovfedError as error:
                     log.warning("node %d: upload refused: %s", answer.node_id, error)
                     refusal = "malformed"
                 else:
-                    total.participants.append(answer.node_id)
+                    if clock - since > CROWD_S:
+                        round_.settle()
                     if isinstance(answer.reply, MaskedReply):
                         total.seconds_compute = max(total.seconds_compute, answer.reply.seconds)
             if refusal:
                 total.refused[answer.node_id] = refusal
-            total.seconds_aggregate += time.monotonic() - clock
+            since = time.monotonic()
+            total.seconds_aggregate += since - clock
+        clock = time.monotonic()
+        round_.settle()
+        for node, index in taken.items():
+            if index in round_.refused:
+                log.warning("node %d: upload refused: %s", node, round_.refused[index])
+                total.refused[node] = "malformed"
+            else:
+                total.participants.append(node)
+        total.seconds_aggregate += time.monotonic() - clock
 
     def _reveal(self, round_: Round, members: Mapping[int, int]) -> Aggregate | None:
         """M3 to every holder that is connected, cohort or not, and the sum once a quorum has answered."""

@@ -1,7 +1,7 @@
 """The coordinator's rounds: add up what arrives masked, ask the holders once, and take the masks off the sum.
 
-Memory is O(d): a payload is authenticated and added segment by segment, then forgotten. What a member sends is checked
-before it counts; a member that fails is left out, and named. `solve` names whom the commitments show to lie: a dealer
+Memory is O(d): payloads are authenticated and added segment by segment, up to four in one pass over the sum, then
+forgotten. What a member sends is checked before it counts; a member that fails is left out, and named. `solve` names whom the commitments show to lie: a dealer
 whose shares fit no polynomial, or a dealer and a holder of whom one lies.
 """
 
@@ -13,6 +13,7 @@ from itertools import combinations, islice
 
 import numpy as np
 import numpy.typing as npt
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sovfed.federation.errors import CohortError, ProtocolError
 from sovfed.federation.messages import Vector
@@ -40,6 +41,7 @@ from sovfed.federation.secagg.roster import (
 from sovfed.federation.secagg.shares import interpolate
 from sovfed.federation.secagg.terms import check_value_bits
 
+TOGETHER = 4  # payloads added in a pass: the sum, too long for a cache, is then read and written a quarter as often
 _TRIES = 5_000  # sets of holders to try before a dealer is given up
 
 
@@ -66,9 +68,22 @@ class Aggregate:
     integers: npt.NDArray[np.int64] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """An upload that its member signed; whether `payload` is what was signed is seen while it is added."""
+
+    upload: wire.Masked
+    payload: Words
+    authentic: AESGCM
+    who: str
+
+
 @dataclass
 class Round:
-    """One attempt at a round. `begin_bytes` is M1; then `add`, `ask`, `answer`, `solve`, in this order."""
+    """One attempt at a round. `begin_bytes` is M1; then `take` and `settle`, `ask`, `answer`, `solve`, in this order.
+
+    `refused` says by index why the payload of a member is not in the sum; it may send another.
+    """
 
     roster: Roster
     sign: Signer
@@ -78,6 +93,8 @@ class Round:
     ctx: bytes
     _words: Words
     _header: Words
+    refused: dict[int, ProtocolError] = field(default_factory=dict)
+    _waiting: dict[int, _Waiting] = field(default_factory=dict)
     _uploads: dict[int, wire.Masked] = field(default_factory=dict)
     _survivors: tuple[int, ...] = ()
     _answers: dict[int, bytes] = field(default_factory=dict)
@@ -92,13 +109,28 @@ class Round:
     def answers(self) -> int:
         return len(self._answers)
 
+    @property
+    def waiting(self) -> int:
+        """Uploads that were taken and not settled, `TOGETHER` at most."""
+        return len(self._waiting)
+
     def add(self, message: bytes, payload: Words) -> None:
-        """Add a member's M2 to the sum. Raises ProtocolError or IdentityError, and then nothing has changed."""
+        """`take` and `settle`; raises ProtocolError or IdentityError, and then this upload has changed nothing."""
+        index = self.take(message, payload)
+        self.settle()
+        if index in self.refused:
+            raise self.refused[index]
+
+    def take(self, message: bytes, payload: Words) -> int:
+        """Check a member's M2 and keep it, with its payload, until `settle`; the member's index.
+
+        Settles by itself when `TOGETHER` are waiting. Raises ProtocolError or IdentityError, and then nothing changed.
+        """
         upload = wire.Masked.decode(message)
         if upload.ctx != self.ctx or upload.index not in self.begin.cohort:
             raise ProtocolError(f"round {self.begin.round}: an upload of another context or cohort")
         who = f"round {self.begin.round}, {self.roster.names[upload.index]}"
-        if self._survivors or upload.index in self._uploads:
+        if self._survivors or upload.index in self._uploads or upload.index in self._waiting:
             raise ProtocolError(f"{who}: an upload too late, or a second one")
         shape = (len(upload.header), payload.dtype, payload.shape, len(upload.commit_pairs), len(upload.sealed_self))
         expected = (8 * self._header.size, np.dtype(np.uint64), self._words.shape, len(self.begin.cohort) - 1,
@@ -109,24 +141,41 @@ class Round:
         signed = masked_message(self.ctx, upload.index, upload.payload, commitments)
         check_signature(self.roster.members[upload.index].key, signed, upload.signature, who)
         authentic = payload_cipher(self.upload_keys[upload.index], self.ctx, upload.index, commitments)
-        tags = [b""] * -(-payload.size // SEGMENT_WORDS)
+        self.refused.pop(upload.index, None)
+        self._waiting[upload.index] = _Waiting(upload, payload, authentic, who)
+        if len(self._waiting) == TOGETHER:
+            self.settle()
+        return upload.index
+
+    def settle(self) -> None:
+        """Add what is waiting to the sum, in one pass; a payload that was not signed is taken off again and refused."""
+        waiting, self._waiting = self._waiting, {}
+        if not waiting:
+            return
+        tags = {index: [b""] * -(-self._words.size // SEGMENT_WORDS) for index in waiting}
 
         def work(segment: int, where: slice, _: object) -> None:
-            tags[segment] = tag(authentic, segment, payload[where])
-            np.add(self._words[where], payload[where], self._words[where])
+            words = self._words[where]
+            for index, one in waiting.items():
+                part = one.payload[where]
+                tags[index][segment] = tag(one.authentic, segment, part)
+                np.add(words, part, words)
 
-        for_segments(payload.size, work, lambda: None, threads=1)  # bound by memory, not by the processor
-        if payload_digest(self.ctx, upload.header, tags) != upload.payload:
-            np.subtract(self._words, payload, self._words)
-            raise ProtocolError(f"{who}: the payload is not the one that was signed")
-        self._header += np.frombuffer(upload.header, "<u8")
-        self._uploads[upload.index] = upload
+        for_segments(self._words.size, work, lambda: None, threads=1)  # bound by memory, not by the processor
+        for index, one in waiting.items():
+            if payload_digest(self.ctx, one.upload.header, tags[index]) == one.upload.payload:
+                self._header += np.frombuffer(one.upload.header, "<u8")
+                self._uploads[index] = one.upload
+            else:
+                np.subtract(self._words, one.payload, self._words)
+                self.refused[index] = ProtocolError(f"{one.who}: the payload is not the one that was signed")
 
     def ask(self) -> dict[int, bytes]:
-        """Close the cohort: M3 for every holder in the roster (send it to all that are online; resend it freely).
+        """Settle, and close the cohort: M3 for every holder in the roster (send it to all online; resend it freely).
 
         Raises CohortError if too few uploads came; nothing is revealed then.
         """
+        self.settle()
         if len(self._uploads) < self.roster.offer.min_cohort:
             raise CohortError(
                 f"round {self.begin.round}: {len(self._uploads)} uploads, minimum {self.roster.offer.min_cohort}"
