@@ -1,8 +1,8 @@
 """The coordinator's rounds: add up what arrives masked, ask the holders once, and take the masks off the sum.
 
 Memory is O(d): payloads are authenticated and added segment by segment, up to four in one pass over the sum, then
-forgotten. What a member sends is checked before it counts; a member that fails is left out, and named. `solve` names whom the commitments show to lie: a dealer
-whose shares fit no polynomial, or a dealer and a holder of whom one lies.
+forgotten. What a member sends is checked before it counts; a member that fails is left out, and named. `solve` names
+whom the commitments show to lie: a dealer whose shares fit no polynomial, or a dealer and a holder of whom one lies.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from sovfed.federation import certificates
 from sovfed.federation.identity import verify_peer, verify_server
 from sovfed.federation.messages import Vector
 from sovfed.federation.secagg import client, setup, wire
-from sovfed.federation.secagg.client import Permit, Purpose, Upload
+from sovfed.federation.secagg.client import Masks, Permit, Purpose, Upload
 from sovfed.federation.secagg.coordinator import Aggregate, Round, open_round
 from sovfed.federation.secagg.journal import History
 from sovfed.federation.secagg.keys import Identity, Named, Signer, generate, signer
@@ -78,8 +78,20 @@ class Institution:
     def begin(self, message: bytes, model: bytes, now: float, task: bytes = TASK) -> Permit:
         return client.begin(self.session, self.history, self.terms, message, model, task, now)
 
-    def mask(self, permit: Permit, update: Vector | Integers, weight: int, metrics: Sequence[float]) -> Upload:
-        upload, entry = client.mask(self.session, permit, update, weight, metrics, self.identity.sign, os.urandom)
+    def prepare(self, permit: Permit) -> Masks:
+        return client.prepare(self.session, permit, os.urandom)
+
+    def mask(
+        self,
+        permit: Permit,
+        update: Vector | Integers,
+        weight: int,
+        metrics: Sequence[float],
+        masks: Masks | None = None,
+    ) -> Upload:
+        upload, entry = client.mask(
+            self.session, permit, update, weight, metrics, self.identity.sign, os.urandom, masks
+        )
         self.history.add(entry)
         return upload
 
@@ -157,7 +169,7 @@ class Federation:
                 upload = self.upload(
                     round_, index, model, updates[index], weights[index], metrics[index] if metrics else ()
                 )
-                round_.add(upload.message, upload.payload)
+                round_.take(upload.message, upload.payload)
         gone = {*lost_before_upload, *lost_after_upload}
         for holder, ask in round_.ask().items():
             if holder not in gone:

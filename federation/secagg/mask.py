@@ -174,7 +174,7 @@ class MaskSum:
             self._thread.start()
 
     def stop(self) -> int:
-        """How many segments, from the first, hold their sum; the others hold anything. Nothing is written afterwards."""
+        """How many segments, from the first, hold their sum; the others hold anything. Nothing is written any more."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join()

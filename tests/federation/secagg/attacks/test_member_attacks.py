@@ -106,6 +106,48 @@ def test_a_payload_that_is_not_what_was_signed_changes_nothing(change: str) -> N
     round_.add(upload.message, upload.payload)
 
 
+@pytest.mark.parametrize("bad", [{2}, {0, 3}, {0, 1, 2, 3}, {5}, {4, 5}])
+def test_a_bad_payload_among_four_is_named_and_leaves_no_trace_in_the_sum(bad: set[int]) -> None:
+    """Six uploads of three segments: four added in one pass, two by `ask`. A relay changed the last bit of `bad`."""
+    size = 140_000
+    federation, model, updates = found(6), np.zeros(size, np.float32), random_updates(6, size)
+    round_ = federation.open(1, model)
+    uploads = [federation.upload(round_, index, model, updates[index], 10) for index in range(6)]
+    for index, upload in enumerate(uploads):
+        payload = upload.payload.copy()
+        payload[-1] ^= np.uint64(index in bad)
+        round_.take(upload.message, payload)
+    if len(bad) < 4:
+        asks = round_.ask()
+    else:  # they may send again, what they signed
+        round_.settle()
+        assert set(round_.refused) == bad
+        for index in sorted(bad):
+            round_.take(uploads[index].message, uploads[index].payload)
+        asks, bad = round_.ask(), set()
+    names = federation.roster.names
+    assert {index: str(error) for index, error in round_.refused.items()} == {
+        index: f"round 1, {names[index]}: the payload is not the one that was signed" for index in bad
+    }
+    for holder, ask in asks.items():
+        round_.answer(federation.institutions[holder].reveal(ask))
+    aggregate = round_.solve()
+    assert aggregate is not None and aggregate.survivors == tuple(names[i] for i in range(6) if i not in bad)
+    plain = np.mean([updates[index] for index in range(6) if index not in bad], axis=0)
+    assert np.abs(aggregate.mean - plain).max() < 1e-4
+
+
+def test_a_second_upload_while_the_first_is_waiting_is_refused() -> None:
+    federation = found(4)
+    round_ = federation.open(1, MODEL)
+    upload = federation.upload(round_, 0, MODEL, MODEL, 10)
+    round_.take(upload.message, upload.payload)
+    with pytest.raises(ProtocolError, match="second"):
+        round_.take(upload.message, upload.payload)
+    round_.settle()
+    assert round_.survivors == (federation.roster.names[0],)
+
+
 def test_an_upload_in_anothers_name_is_refused() -> None:
     federation = found(4)
     round_ = federation.open(1, MODEL)
