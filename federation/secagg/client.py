@@ -11,6 +11,7 @@ one sum a round stand in `begin` and `reveal`; each names the attack that it sto
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,19 @@ from sovfed.federation.errors import PrivacyError, ProtocolError
 from sovfed.federation.messages import Vector
 from sovfed.federation.secagg import wire
 from sovfed.federation.secagg.journal import Entry, History, Revealed, Spent, name_tag
-from sovfed.federation.secagg.keys import Entropy, Signer, check_signature, digest, expand, seal, u16, unseal
+from sovfed.federation.secagg.keys import (
+    Entropy,
+    Signer,
+    check_signature,
+    digest,
+    encode_fields,
+    encode_more,
+    expand,
+    expand_encoded,
+    seal,
+    u16,
+    unseal,
+)
 from sovfed.federation.secagg.mask import (
     SEGMENT_WORDS,
     MaskSum,
@@ -153,10 +166,11 @@ def prepare(session: Session, permit: Permit, entropy: Entropy) -> Masks:
     commit_pairs = tuple(commit_pair(ctx, index, peer, seed) for peer, seed in zip(peers, seeds, strict=True))
     commitments = commitments_digest(ctx, index, commitment, commit_pairs)
     header: Words = np.zeros(header_size(message.metrics), np.uint64)
-    apply_header(header, streams)
-    shares = split(own_seed + b"".join(seeds), roster.threshold, len(roster.members), entropy)
-    sealed = tuple(_seal(session, ctx, holder, commitments, share) for holder, share in enumerate(shares))
     sums = MaskSum(roster.ring(message).words(message.size), streams)
+    apply_header(header, streams, sums.scratch)
+    shares = split(own_seed + b"".join(seeds), roster.threshold, len(roster.members), entropy)
+    seal_keys = _ShareKeys(session, ctx, index)
+    sealed = tuple(seal_keys.seal(holder, commitments, share) for holder, share in enumerate(shares))
     return Masks(ctx, commitment, commit_pairs, commitments, header, sums, sealed, rounding)
 
 
@@ -192,10 +206,11 @@ def mask(
     payload, streams = made.sums.words, made.sums.streams
     tags = [b""] * -(-payload.size // SEGMENT_WORDS)
     workers: list[Quantiser] = []
+    spare = [made.sums.scratch]  # it has the streams' ciphers already
 
     def worker() -> tuple[Quantiser, Scratch]:
         workers.append(Quantiser(ring, update, weight, made.rounding))
-        return workers[-1], Scratch()
+        return workers[-1], spare.pop() if spare else Scratch()
 
     def work(segment: int, where: slice, own: tuple[Quantiser, Scratch]) -> None:
         (quantiser, scratch), words = own, payload[where]
@@ -293,31 +308,35 @@ def payload_digest(ctx: bytes, header: bytes, tags: Sequence[bytes]) -> bytes:
     return digest("payload", ctx, header, *tags)
 
 
-def _share_key(
-    session: Session, peer: int, what: str, ctx: bytes, dealer: int, holder: int, commitments: bytes
-) -> bytes:
-    """The key that seals a dealer's share for a holder: with the commitments in it, no two dealings share a key."""
-    return expand(session.keys[peer], f"share-{what}", ctx, u16(dealer), u16(holder), commitments)
+class _ShareKeys:
+    """The keys that seal a dealer's shares, at the end that has `session`; what all have in common is encoded once.
 
+    With the commitments in a key, no two dealings share one.
+    """
 
-def _associated(ctx: bytes, dealer: int, holder: int, commitments: bytes) -> bytes:
-    return digest("sealed", ctx, u16(dealer), u16(holder), commitments)
+    def __init__(self, session: Session, ctx: bytes, dealer: int) -> None:
+        self._keys, self._who = session.keys, session.roster.names[dealer]
+        self._own, self._pairs, self._associated = (
+            encode_fields(label, ctx, u16(dealer)) for label in ("share-self", "share-pairs", "sealed")
+        )
 
+    def seal(self, holder: int, commitments: bytes, share: bytes) -> tuple[bytes, bytes]:
+        """The holder's shares of the dealer's own seed and of its pairwise seeds, each under a key of its own."""
+        key, rest = self._keys[holder], encode_more(u16(holder), commitments)
+        associated = hashlib.sha256(self._associated + rest).digest()
+        own, pairs = expand_encoded(key, self._own + rest), expand_encoded(key, self._pairs + rest)
+        return seal(own, share[:32], associated), seal(pairs, share[32:], associated)
 
-def _seal(session: Session, ctx: bytes, holder: int, commitments: bytes, share: bytes) -> tuple[bytes, bytes]:
-    associated = _associated(ctx, session.index, holder, commitments)
-    key = _share_key(session, holder, "self", ctx, session.index, holder, commitments)
-    pairs_key = _share_key(session, holder, "pairs", ctx, session.index, holder, commitments)
-    return seal(key, share[:32], associated), seal(pairs_key, share[32:], associated)
+    def unseal(self, peer: int, holder: int, item: wire.Survivor) -> tuple[bytes, bytes]:
+        """What `seal` was given, by the key with `peer`; of the pairwise seeds only if they were sent."""
+        key, rest = self._keys[peer], encode_more(u16(holder), item.commitments)
+        associated = hashlib.sha256(self._associated + rest).digest()
+        own = unseal(expand_encoded(key, self._own + rest), item.sealed_self, associated, self._who)
+        if not item.sealed_pairs:
+            return own, b""
+        return own, unseal(expand_encoded(key, self._pairs + rest), item.sealed_pairs, associated, self._who)
 
 
 def _unseal(session: Session, ctx: bytes, dealer: int, item: wire.Survivor) -> tuple[bytes, bytes]:
     """The dealer's shares of its own seed, and of its pairwise seeds if they were sent."""
-    holder, who = session.index, session.roster.names[dealer]
-    associated = _associated(ctx, dealer, holder, item.commitments)
-    key = _share_key(session, dealer, "self", ctx, dealer, holder, item.commitments)
-    own = unseal(key, item.sealed_self, associated, who)
-    if not item.sealed_pairs:
-        return own, b""
-    key = _share_key(session, dealer, "pairs", ctx, dealer, holder, item.commitments)
-    return own, unseal(key, item.sealed_pairs, associated, who)
+    return _ShareKeys(session, ctx, dealer).unseal(dealer, session.index, item)

@@ -60,7 +60,12 @@ class Identity:
 
 def encode_fields(label: str, *fields: bytes) -> bytes:
     """The unambiguous encoding of `label` and `fields` that everything here hashes."""
-    parts = [_labelled(label)]
+    return _labelled(label) + encode_more(*fields)
+
+
+def encode_more(*fields: bytes) -> bytes:
+    """What more `fields` add to the end of `encode_fields`."""
+    parts = []
     for field in fields:
         parts.append(len(field).to_bytes(8, "big"))
         parts.append(field)
@@ -84,7 +89,12 @@ def u16(value: int) -> bytes:
 
 def expand(key: bytes, label: str, *fields: bytes) -> bytes:
     """HKDF-Expand with SHA-256 to 32 bytes: one block, HMAC(key, info ‖ 0x01). Source: RFC 5869, section 2.3."""
-    return hmac.digest(key, encode_fields(label, *fields) + b"\x01", "sha256")
+    return expand_encoded(key, encode_fields(label, *fields))
+
+
+def expand_encoded(key: bytes, info: bytes) -> bytes:
+    """`expand`, its label and fields encoded already."""
+    return hmac.digest(key, info + b"\x01", "sha256")
 
 
 def signer(key: PrivateKey) -> Signer:

@@ -140,9 +140,9 @@ def apply_all(words: Words, streams: Sequence[Stream], threads: int = THREADS) -
     for_segments(words.size, work, Scratch, threads)
 
 
-def apply_header(words: Words, streams: Sequence[Stream]) -> None:
+def apply_header(words: Words, streams: Sequence[Stream], scratch: Scratch | None = None) -> None:
     """Pass all `streams` over the header, from the reserved segment."""
-    apply(words, HEADER_SEGMENT, streams, Scratch(words.size))
+    apply(words, HEADER_SEGMENT, streams, scratch or Scratch(words.size))
 
 
 class MaskSum:
@@ -151,20 +151,19 @@ class MaskSum:
     `run` does it here and `start` in a thread, until `stop`. One thread, since the update is being trained meanwhile.
     """
 
-    def __init__(self, size: int, streams: Sequence[Stream]) -> None:
+    def __init__(self, size: int, streams: Sequence[Stream], scratch: Scratch | None = None) -> None:
         self.words: Words = np.empty(size, np.uint64)
-        self.streams = tuple(streams)
+        self.streams, self.scratch = tuple(streams), scratch or Scratch()
         self._done, self._stopped = 0, threading.Event()
         self._thread: threading.Thread | None = None
 
     def run(self) -> None:
-        scratch, size = Scratch(), self.words.size
-        for first in range(0, size, SEGMENT_WORDS):
+        for first in range(0, self.words.size, SEGMENT_WORDS):
             if self._stopped.is_set():
                 return
             part = self.words[first : first + SEGMENT_WORDS]
             part[:] = 0
-            apply(part, first // SEGMENT_WORDS, self.streams, scratch)
+            apply(part, first // SEGMENT_WORDS, self.streams, self.scratch)
             self._done += 1
 
     def start(self) -> None:
