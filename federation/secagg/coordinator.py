@@ -190,10 +190,10 @@ class Round:
         return {holder: self._ask(holder, commitments) for holder in range(len(self.roster.members))}
 
     def _ask(self, holder: int, commitments: Mapping[int, bytes]) -> bytes:
-        items = []
+        items, dropped = [], bool(self._dropped)
         for index in self._survivors:
             upload = self._uploads[index]
-            pairs = upload.sealed_pairs[holder] if self._dropped else b""
+            pairs = upload.sealed_pairs[holder] if dropped else b""
             items.append(wire.Survivor(commitments[index], upload.sealed_self[holder], pairs))
         return wire.Ask(b"", self.begin_bytes, holder, self._survivors, tuple(items)).sign(self.sign).encode()
 

@@ -34,6 +34,7 @@ from sovfed.federation.secagg.files import FileStore, MemoryStore, create_journa
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.terms import Terms
 from sovfed.federation.tasks import get_task, initial_vector, public_scale
+from sovfed.server import secure_aggregation
 from sovfed.server.aggregation import PlainAggregation
 from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.rounds import Rounds
@@ -146,6 +147,30 @@ def test_nothing_but_masked_words_and_shares_leaves_an_institution() -> None:
     assert {type(reply) for reply in left} == {MaskedReply, SecaggReply}
     payload = np.concatenate([r.payload for r in left if isinstance(r, MaskedReply)]).view(np.uint8)
     assert abs(payload.mean() - 127.5) < 5 * 73.9 / np.sqrt(payload.size)  # uniform bytes: mean 127.5, deviation 73.9
+
+
+@pytest.mark.parametrize("crowd_s", [0.0, 60.0])  # added one by one, or all together
+def test_a_payload_altered_on_its_way_is_refused_and_leaves_no_trace(
+    crowd_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secure_aggregation, "CROWD_S", crowd_s)
+    world, plain = World(6), World(6, "secagg=none")
+    for one in (world, plain):
+        one.rounds.profile()
+    answer = world.places[3].trainer.answer
+
+    def altered(request: Request) -> Reply:
+        reply = answer(request)
+        if isinstance(reply, MaskedReply):
+            reply = dataclasses.replace(reply, payload=reply.payload ^ np.uint64(1))
+        return reply
+
+    world.places[3].trainer.answer = altered  # type: ignore[method-assign]
+    plain.places[3].before = fail(TrainRequest)
+    done, expected = world.rounds.train(1), plain.rounds.train(1)
+    assert done.refused == {3: "malformed"}
+    assert sorted(done.participants) == sorted(expected.participants) == [1, 2, 4, 5, 6]
+    np.testing.assert_allclose(world.rounds.model, plain.rounds.model, atol=1e-5)
 
 
 PRIVATE = ("privacy=distributed", "privacy.population=400", "privacy.delta=1e-6")

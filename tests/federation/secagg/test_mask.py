@@ -97,6 +97,7 @@ def test_a_mask_sum_is_the_masks_and_stands_still_once_stopped(monkeypatch: pyte
     done = sums.stop()
     ready, rest = sums.words[: done * SEGMENT_WORDS], sums.words[done * SEGMENT_WORDS :].copy()
     assert np.array_equal(ready, expected[: done * SEGMENT_WORDS])
+    assert sums._thread is not None and not sums._thread.is_alive()
     sums.run()  # stopped for good
     assert sums.stop() == done and np.array_equal(rest, sums.words[done * SEGMENT_WORDS :])
     whole = MaskSum(size, streams)
