@@ -362,6 +362,7 @@ def main(arguments: list[str] | None = None) -> int:
     while not stop.wait(SIGNAL_S):  # a signal that another thread took wakes nobody
         pass
     server.stop(STOP_GRACE_S).wait()
+    masking.forget()  # of a sum that is still being computed: its masks need not be finished
     return 0
 
 
