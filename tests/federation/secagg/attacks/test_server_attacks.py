@@ -314,14 +314,13 @@ def test_resealing_under_one_context_uses_other_keys() -> None:
     first = wire.Masked.decode(federation.upload(round_, 0, MODEL, MODEL, 10).message)
     federation.institutions[0].history.spent.clear()
     second = wire.Masked.decode(federation.upload(round_, 0, MODEL, MODEL, 10).message)
-    session = federation.institutions[0].session
-    keys = {
-        client._share_key(
-            session, 1, "self", round_.ctx, 0, 1, commitments_digest(m.ctx, 0, m.commit_self, m.commit_pairs)
-        )
-        for m in (first, second)
-    }
-    assert len(keys) == 2 and first.commit_pairs == second.commit_pairs
+    dealer = client._ShareKeys(federation.institutions[0].session, round_.ctx, 0)
+    ciphertexts = [  # of the same zeros, so these are the keystreams
+        dealer.seal(1, commitments_digest(m.ctx, 0, m.commit_self, m.commit_pairs), bytes(64)) for m in (first, second)
+    ]
+    assert (
+        len({sealed[:32] for pair in ciphertexts for sealed in pair}) == 4 and first.commit_pairs == second.commit_pairs
+    )
 
 
 def test_keys_end_with_the_run() -> None:
