@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final, Literal, TypeAlias
 
@@ -46,7 +46,7 @@ _BACKENDS: Final[tuple[Backend, ...]] = ("gcm", "ctr")
 class Stream:
     """A keystream and whether it is added or taken away."""
 
-    key: bytes
+    key: bytes = field(repr=False)
     add: bool = True
 
     def inverse(self) -> Stream:
