@@ -31,7 +31,7 @@ from sovfed.federation.messages import (
 )
 from sovfed.federation.secagg import client, setup, wire
 from sovfed.federation.secagg.keys import check_signature, public_key, signed_head
-from sovfed.federation.secagg.request import model_digest, purpose, run_bytes, task_digest, widen
+from sovfed.federation.secagg.request import model_digest, purpose, run_bytes, task_digest, update_size, widen
 from sovfed.federation.secagg.session import Session
 
 if TYPE_CHECKING:
@@ -122,6 +122,10 @@ class Masking:
         )  # fmt: skip
         if permit.begin.purpose != purpose(request):
             raise ProtocolError(f"the round is to {client.Purpose(permit.begin.purpose).name}, the request is another")
+        if permit.begin.size != update_size(request):  # before its masks fill the memory
+            raise ProtocolError(
+                f"the round is over {permit.begin.size} values, the request is for {update_size(request)}"
+            )
         masks = client.prepare(session, permit, os.urandom)
         self._agreed = (permit, masks)
         masks.sums.start()

@@ -41,6 +41,7 @@ from sovfed.federation.secagg.request import (
     purpose,
     run_bytes,
     task_digest,
+    update_size,
 )
 from sovfed.federation.secagg.roster import Roster
 from sovfed.federation.secagg.shares import MAX_HOLDERS
@@ -99,7 +100,7 @@ class SecureAggregation:
         round_ = open_round(
             epoch.roster, self._identity.sign, epoch.upload_keys, number=self._number, attempt=self._attempt,
             purpose=purpose(request), cohort=list(members.values()),
-            size=_size(request), metrics=metrics,
+            size=update_size(request), metrics=metrics,
             model=model_digest(request), task=task_digest(request),
         )  # fmt: skip
         begun = dataclasses.replace(request, begin=np.frombuffer(round_.begin_bytes, np.uint8))
@@ -286,17 +287,6 @@ class SecureAggregation:
 
 def _by_node(order: Sequence[int], bodies: Mapping[int, bytes]) -> dict[int, bytes]:
     return {order[index]: body for index, body in bodies.items()}
-
-
-def _size(request: SumRequest) -> int:
-    """Length of the update that answers `request`."""
-    match request:
-        case TrainRequest():
-            return request.update_size
-        case PrivateRequest():
-            return request.model.size
-        case _:
-            return 0
 
 
 def _metrics(request: SumRequest, width: int) -> int:

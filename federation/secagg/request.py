@@ -51,6 +51,17 @@ def purpose(request: SumRequest) -> Purpose:
             return Purpose.EVALUATE
 
 
+def update_size(request: SumRequest) -> int:
+    """Length of the vector that answers `request`."""
+    match request:
+        case TrainRequest():
+            return request.update_size
+        case PrivateRequest():
+            return request.model.size
+        case _:
+            return 0
+
+
 def model_digest(request: SumRequest) -> bytes:
     """The digest of the model that arrived with the request, of an empty one where there is none."""
     return hash_vector(_EMPTY if isinstance(request, ProfileRequest) else request.model)

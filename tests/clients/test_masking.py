@@ -12,7 +12,7 @@ from tests.server.test_secure_aggregation import TASK, World, trained
 
 from sovfed.clients.data import Records
 from sovfed.clients.masking import Masking
-from sovfed.federation.errors import PrivacyError, ProtocolError
+from sovfed.federation.errors import CohortError, PrivacyError, ProtocolError
 from sovfed.federation.messages import Refusal, Reply, Request, TrainReply, TrainRequest, Vector
 from sovfed.federation.secagg import client, mask
 from sovfed.federation.secagg.client import Upload
@@ -22,6 +22,7 @@ from sovfed.federation.secagg.keys import Entropy
 from sovfed.federation.secagg.local import Federation, found, random_updates
 from sovfed.federation.secagg.mask import SEGMENT_WORDS, hash_vector
 from sovfed.federation.secagg.session import Session
+from sovfed.server import secure_aggregation
 
 SIZE = 5 * SEGMENT_WORDS + 77  # values: three segments at 32 bits, the last one short
 
@@ -156,6 +157,24 @@ def test_a_permit_serves_one_upload_and_only_the_last_one_given(prepared: list[c
     world.places[1].before = before
     assert sorted(world.rounds.train(1).participants) == [2, 3, 4]  # its attempt is burnt: the trainer refuses
     assert tried == ["refused"] * 3 and not running()
+
+
+@pytest.mark.parametrize("declared", [TASK.parameters - 1, TASK.parameters + 1, 1000 * TASK.parameters])
+def test_an_m1_over_more_values_than_the_update_has_makes_no_masks(
+    declared: int, prepared: list[client.Masks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else M1, a few hundred bytes, would fill the institution's memory with masks."""
+    world = World(4)
+    world.rounds.profile()
+    prepared.clear()
+    aggregation = world.rounds.aggregation
+    assert isinstance(aggregation, secure_aggregation.SecureAggregation)
+    aggregation._max_size, aggregation._epoch = declared, None
+    monkeypatch.setattr(secure_aggregation, "update_size", lambda _: declared)
+    with pytest.raises(CohortError):
+        world.rounds.train(1)
+    refusals = [reply for place in world.places.values() for reply in place.replies if isinstance(reply, Refusal)]
+    assert {refusal.reason for refusal in refusals} == {"protocol"} and not prepared
 
 
 def test_an_update_that_cannot_be_masked_spends_its_masks(prepared: list[client.Masks]) -> None:
