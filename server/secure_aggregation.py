@@ -40,6 +40,7 @@ from sovfed.federation.secagg.request import (
     narrow,
     purpose,
     run_bytes,
+    subject,
     task_digest,
 )
 from sovfed.federation.secagg.roster import Roster
@@ -99,7 +100,7 @@ class SecureAggregation:
             epoch.roster, self._identity.sign, epoch.upload_keys, number=self._number, attempt=self._attempt,
             purpose=purpose(request), cohort=list(members.values()),
             size=_size(request), metrics=metrics,
-            model=model_digest(request), task=task_digest(request),
+            model=model_digest(request), task=task_digest(request), subject=subject(request),
         )  # fmt: skip
         begun = dataclasses.replace(request, begin=np.frombuffer(round_.begin_bytes, np.uint8))
         self._upload(round_, begun, members, total)

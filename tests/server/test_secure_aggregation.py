@@ -32,7 +32,7 @@ from sovfed.federation.messages import (
 )
 from sovfed.federation.secagg.files import FileStore, MemoryStore, create_journal
 from sovfed.federation.secagg.local import Authority
-from sovfed.federation.secagg.terms import Terms
+from sovfed.federation.secagg.terms import RECORD, Terms
 from sovfed.federation.tasks import get_task, initial_vector, public_scale
 from sovfed.server.aggregation import PlainAggregation
 from sovfed.server.privacy import PrivacyPlan
@@ -65,7 +65,7 @@ class World:
     def __init__(self, count: int, *overrides: str, terms: Terms | None = None, stores: list[Store] | None = None):
         self.config = compose(["server.min_cohort=3", "server.node_wait_s=0.3", *overrides]).config
         self.authority = Authority()
-        self.terms = terms or Terms(min_cohort=3)
+        self.terms = terms or Terms(min_cohort=3, colluders=0, differencing=RECORD)
         self.places: dict[int, Place] = {}
         self.apps: dict[int, ClientApp] = {}
         self.grid = InMemoryGrid(self.apps)
@@ -268,11 +268,13 @@ def test_a_server_of_another_authority_gets_nothing() -> None:
     ("terms", "overrides"),
     [
         pytest.param(Terms(), (), id="minimum cohort of 5"),
-        pytest.param(Terms(min_cohort=3, bits=(32,)), ("secagg=compact",), id="ring"),
-        pytest.param(Terms(min_cohort=3, max_clip=1.0), (), id="clip"),
-        pytest.param(Terms(min_cohort=3, max_weight=100), (), id="maximum weight"),
-        pytest.param(Terms(min_cohort=3, members=("hospital-1", "hospital-2", "hospital-3")), (), id="stranger"),
-        pytest.param(Terms(min_cohort=3, expected=("hospital-9",)), (), id="absent friend"),
+        pytest.param(Terms(min_cohort=3, colluders=0, bits=(32,)), ("secagg=compact",), id="ring"),
+        pytest.param(Terms(min_cohort=3, colluders=0, max_clip=1.0), (), id="clip"),
+        pytest.param(Terms(min_cohort=3, colluders=0, max_weight=100), (), id="maximum weight"),
+        pytest.param(
+            Terms(min_cohort=3, colluders=0, members=("hospital-1", "hospital-2", "hospital-3")), (), id="stranger"
+        ),
+        pytest.param(Terms(min_cohort=3, colluders=0, expected=("hospital-9",)), (), id="absent friend"),
     ],
 )
 def test_what_an_institution_s_own_terms_forbid_does_not_happen(terms: Terms, overrides: tuple[str, ...]) -> None:
