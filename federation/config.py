@@ -327,6 +327,6 @@ class Config:
             raise ValueError(f"secagg.bits is {self.secagg.bits}; noise needs {max(LANE_BITS)} (secagg=full)")
         if self.privacy.private and self.server.min_cohort < self.privacy.colluders + SECURE_COHORT:
             raise ValueError(
-                f"privacy.colluders is {self.privacy.colluders}, server.min_cohort {self.server.min_cohort}, expected at "
-                f"least {self.privacy.colluders + SECURE_COHORT}: too few would be left that do not collude"
+                f"privacy.colluders is {self.privacy.colluders}, server.min_cohort {self.server.min_cohort}, expected "
+                f"at least {self.privacy.colluders + SECURE_COHORT}: too few would be left that do not collude"
             )

@@ -9,7 +9,6 @@ was rolled back cannot be told from a true one without hardware; a missing one i
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -29,7 +28,7 @@ _HEAD: Final = b"sovfed/secagg/journal/2\n"
 _CHAIN: Final = 16  # bytes of the running hash that end a record
 _PREFIX: Final = 8  # its length, and 4 bytes that show the length to be right
 NAME_BYTES: Final = 8
-MAX_NAME: Final = 255  # bytes of an institution's name, or of a run's
+MAX_NAME: Final = 64  # characters of an institution's name, or of a run's
 NEAR_KEPT: Final = 1_000  # sums that could be differenced, the newest, for the institution's own eyes
 
 
@@ -42,7 +41,7 @@ def name_tag(name: str) -> bytes:
 class Joined(wire.Wire):
     """This institution finished the setup of `epoch`, with `names`; `title` is what the run is called."""
 
-    KIND, LIMIT = 128, 256 + MAX_NAME + (MAX_HOLDERS + 1) * (MAX_NAME + 2)
+    KIND, LIMIT = 128, 256 + (MAX_HOLDERS + 1) * (4 * MAX_NAME + 2)
     run: bytes
     epoch: int
     roster: bytes
@@ -118,11 +117,14 @@ class Revealed(wire.Wire):
 
 
 def _text(text: str) -> bytes:
-    return wire.variable(text.encode()[:MAX_NAME])
+    return wire.variable(text[:MAX_NAME].encode())
 
 
 def _read_text(reader: wire.Reader) -> str:
-    return reader.variable(MAX_NAME).decode(errors="replace")
+    data = reader.variable(4 * MAX_NAME)
+    text = data.decode(errors="replace")
+    reader.require(_text(text)[2:] == data, "not a name")
+    return text
 
 
 Entry: TypeAlias = Joined | Spent | Revealed
@@ -133,8 +135,8 @@ _KINDS: Final[dict[int, type[Entry]]] = {cls.KIND: cls for cls in (Joined, Spent
 class History:
     """The entries, indexed for the rules of `client.py` and `opened.py`; read there, changed by `add` alone.
 
-    Institutions are known by their tags, a sum's key is (run, purpose, model). `cohorts` and `masked_subjects` hold what
-    was done without privacy, by subject; `near` the pairs of sums whose difference tells of few institutions.
+    Institutions are known by their tags, a sum's key is (run, purpose, model). `cohorts` and `masked_subjects` hold
+    what was done without privacy, by subject; `near` the pairs of sums whose difference tells of few institutions.
     """
 
     epochs: dict[bytes, int] = field(default_factory=dict)
@@ -246,12 +248,14 @@ class Journal:
             end = os.lseek(self._file, 0, os.SEEK_END)
             self._sound = False
             try:
-                if os.write(self._file, record) != len(record):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                whole = os.write(self._file, record) == len(record)
                 os.fsync(self._file)
             except OSError as error:
                 self._take_back(end)
                 raise ServiceError(f"journal: cannot be written ({error.strerror}); nothing was sent") from error
+            if not whole:
+                self._take_back(end)
+                raise ServiceError("journal: the disk is full; nothing was sent")
             self._sound = True
             self._chain = record[-_CHAIN:]
             self.history.add(entry)

@@ -52,7 +52,7 @@ class Terms:
     differencing: str = choice(
         REFUSE,
         (REFUSE, RECORD),
-        doc="a sum without privacy over almost the same institutions as an earlier one: refuse it, or answer and record",
+        doc="a sum without privacy over almost the same institutions as an earlier one: refuse it, or record it",
     )
 
     def __post_init__(self) -> None:
