@@ -27,12 +27,13 @@ from sovfed.server import up as server_up
 from sovfed.server.control import ControlClient
 
 ENROLMENT_TIMEOUT_S: Final = 60.0
-POLICY: Final = Policy(
-    allowed_tasks=NAMES, secure_aggregation=Terms(min_cohort=LEAST_COHORT, colluders=0, differencing=RECORD)
-)
+TERMS: Final = Terms(min_cohort=LEAST_COHORT, colluders=0, differencing=RECORD)
+POLICY: Final = Policy(allowed_tasks=NAMES, secure_aggregation=TERMS)
 WHY: Final = """\
-This is a demonstration with four institutions, so min_cohort is 3: with 5, the default, they could never form a sum.
-One institution that sides with the agency then learns the sum of two others. Keep 5 or more where that matters."""
+This is a demonstration with four institutions, so min_cohort is 3 and colluders 0: with 5 and 1, the defaults, they
+could never form a sum. One institution that sides with the agency then learns the sum of two others. Institutions come
+and go, so differencing is "record": what one of them held can be told from two sums. Keep the defaults where that
+matters."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ from sovfed.server.strategies import make_optimizer
 from sovfed.simulations.grid import InMemoryGrid
 
 TASK = get_task("breast_cancer")
+RECORDING = Terms(min_cohort=3, colluders=0, differencing=RECORD)
 Hook = Callable[[Request], None]
 
 
@@ -65,7 +67,7 @@ class World:
     def __init__(self, count: int, *overrides: str, terms: Terms | None = None, stores: list[Store] | None = None):
         self.config = compose(["server.min_cohort=3", "server.node_wait_s=0.3", *overrides]).config
         self.authority = Authority()
-        self.terms = terms or Terms(min_cohort=3, colluders=0, differencing=RECORD)
+        self.terms = terms or RECORDING
         self.places: dict[int, Place] = {}
         self.apps: dict[int, ClientApp] = {}
         self.grid = InMemoryGrid(self.apps)
@@ -148,7 +150,7 @@ def test_nothing_but_masked_words_and_shares_leaves_an_institution() -> None:
     assert abs(payload.mean() - 127.5) < 5 * 73.9 / np.sqrt(payload.size)  # uniform bytes: mean 127.5, deviation 73.9
 
 
-PRIVATE = ("privacy=distributed", "privacy.population=400", "privacy.delta=1e-6")
+PRIVATE = ("privacy=distributed", "privacy.population=400", "privacy.delta=1e-6", "privacy.colluders=0")
 
 
 def private(world: World) -> World:
@@ -271,9 +273,7 @@ def test_a_server_of_another_authority_gets_nothing() -> None:
         pytest.param(Terms(min_cohort=3, colluders=0, bits=(32,)), ("secagg=compact",), id="ring"),
         pytest.param(Terms(min_cohort=3, colluders=0, max_clip=1.0), (), id="clip"),
         pytest.param(Terms(min_cohort=3, colluders=0, max_weight=100), (), id="maximum weight"),
-        pytest.param(
-            Terms(min_cohort=3, colluders=0, members=("hospital-1", "hospital-2", "hospital-3")), (), id="stranger"
-        ),
+        pytest.param(replace(RECORDING, members=("hospital-1", "hospital-2", "hospital-3")), (), id="stranger"),
         pytest.param(Terms(min_cohort=3, colluders=0, expected=("hospital-9",)), (), id="absent friend"),
     ],
 )

@@ -146,7 +146,8 @@ contexts = []
 for arguments in SHAPES:
     ctx = context(**arguments)
     seed = expand(bytes.fromhex(str(pairs[1]["key"])), "mask", ctx)
-    contexts.append({**arguments, "roster": roster.hex(), "run": run.hex(), "model": model.hex(), "task": task.hex(), "subject": subject.hex(),
+    contexts.append({**arguments, "roster": roster.hex(), "run": run.hex(), "model": model.hex(), "task": task.hex(),
+                     "subject": subject.hex(),
                      "ctx": ctx.hex(), "pair_key": pairs[1]["key"], "pair_seed": seed.hex()})  # fmt: skip
 save("contexts.json", contexts)
 
@@ -242,7 +243,8 @@ m2 = b"".join((
     *commit_pairs, bytes([n]), *sealed_self, *sealed_pairs, signature,
 ))  # fmt: skip
 save("masked.json", {
-    **message, "roster": roster.hex(), "run": run.hex(), "model": model.hex(), "task": task.hex(), "subject": subject.hex(), "index": index,
+    **message, "roster": roster.hex(), "run": run.hex(), "model": model.hex(), "task": task.hex(),
+    "subject": subject.hex(), "index": index,
     "keys": [key.hex() for key in keys], "upload": upload_key.hex(), "signing": pattern("signing", 32).hex(),
     "entropy": random.hex(), "weight": weight, "metric": metric, "payload": payload.hex(), "message": m2.hex(),
     "sha256": hashlib.sha256(m2 + payload).hexdigest(),
