@@ -95,7 +95,7 @@ def simulate_population(
             one.load, site=one.site, device=config.client.device, precision=config.client.precision,
             masking=_masking(authority, one.name, cohort),
             states=PersonalStates(folder / INSTITUTIONS / one.name, durable=False), make_model=make_model,
-            repeats=authority is not None,
+            repeats=authority is not None, reproducible=True,
         )  # fmt: skip
 
     # An institution's identity, keys and journal must outlive the round; without them it is cheap to make again.
