@@ -31,7 +31,16 @@ from sovfed.federation.messages import (
 )
 from sovfed.federation.secagg import client, setup, wire
 from sovfed.federation.secagg.keys import check_signature, public_key, signed_head
-from sovfed.federation.secagg.request import model_digest, purpose, run_bytes, task_digest, update_size, widen
+from sovfed.federation.secagg.purpose import Purpose
+from sovfed.federation.secagg.request import (
+    model_digest,
+    purpose,
+    run_bytes,
+    subject,
+    task_digest,
+    update_size,
+    widen,
+)
 from sovfed.federation.secagg.session import Session
 
 if TYPE_CHECKING:
@@ -97,7 +106,7 @@ class Masking:
                 pairing, reply = setup.confirm(_of(run, self._pairing), body)
                 self._pairing = (run, pairing)
             case "confirmations":
-                reply = self._finish(run, body)
+                reply = self._finish(run, body, request.run)
             case _:
                 reply = self._reveal(run, body)
         return SecaggReply(step=request.step, body=np.frombuffer(reply, np.uint8))
@@ -118,10 +127,10 @@ class Masking:
         session = self._session(run_bytes(request.run), identity, store)
         permit = client.begin(
             session, store.history, self._terms, request.begin.tobytes(), model_digest(request), task_digest(request),
-            self._clock(),
+            subject(request), self._clock(),
         )  # fmt: skip
         if permit.begin.purpose != purpose(request):
-            raise ProtocolError(f"the round is to {client.Purpose(permit.begin.purpose).name}, the request is another")
+            raise ProtocolError(f"the round is to {Purpose(permit.begin.purpose).name}, the request is another")
         if permit.begin.size != update_size(request):  # before its masks fill the memory
             raise ProtocolError(
                 f"the round is over {permit.begin.size} values, the request is for {update_size(request)}"
@@ -207,9 +216,9 @@ class Masking:
         self._joining, self._pairing = None, (run, pairing)
         return reply
 
-    def _finish(self, run: bytes, body: bytes) -> bytes:
+    def _finish(self, run: bytes, body: bytes, title: str) -> bytes:
         _, store = self._open()
-        session, entry = setup.finish(_of(run, self._pairing), body, os.urandom)
+        session, entry = setup.finish(_of(run, self._pairing), body, os.urandom, title)
         store.save_session(run, session.encode())
         store.commit([entry])
         self._pairing, self._sessions = None, {**self._sessions, run: session}
@@ -222,7 +231,13 @@ class Masking:
         session = self._session(run, identity, store)
         reply, entries = client.reveal(session, store.history, self._terms, body, identity.sign)
         store.commit(entries)
+        self._tell(store.history, entries)
         return reply
+
+    def _tell(self, history: History, entries: Iterable[Entry]) -> None:
+        """Log a sum whose difference from an earlier one tells of few institutions."""
+        if history.near and history.near[-1][0] in entries:
+            log.warning("%s; only differential privacy hides what that tells", history.describe_near(*history.near[-1]))
 
     def _session(self, run: bytes, identity: Identity, store: Store) -> Session:
         """The session of `run`, from the disk after a restart; its members' certificates are then verified anew."""

@@ -36,7 +36,14 @@ records. While this is false, such a run gets nothing from here. Set it to true 
 
 secure_aggregation: the terms on which this institution lets its share go into a sum. The agency proposes a run's
 parameters; what is outside these bounds is refused. min_cohort is the fewest institutions of any sum: c institutions
-that side with the agency learn the sum of the others, so it should be the number that you fear, plus 3.
+that side with the agency learn the sum of the others, so it is at least colluders, the number that you fear, plus 3.
+
+secure_aggregation.differencing: two sums over almost the same institutions, subtracted, tell what the few that differ
+hold: their record counts, means and updates. "refuse", the default, answers no sum without differential privacy whose
+institutions differ from an earlier one's by fewer than min_cohort, in whatever run. So one institution that drops out
+or comes back ends training without privacy, and a later run needs the same institutions. "record" answers, and names
+each such sum in the trainer's log and in `sovfed client status`. Sums with differential privacy are answered under
+either: each is noised anew and charged. reproducible: true makes such a difference exact; leave it false.
 
 privacy: what all runs together may learn about one person in the records. Each private run is charged to the ledger in
 privacy/ before anything leaves, and refused when the budget is spent; `sovfed client ledger show` tells how much is
@@ -54,6 +61,9 @@ class Policy:
     require_privacy: bool = bounded(False, doc="answer runs with differential privacy only")
     secure_aggregation: Terms = field(default_factory=Terms)
     privacy: Budget = field(default_factory=Budget)
+    reproducible: bool = bounded(
+        False, doc="train in the same order when the same is asked again, so that two runs agree to the bit"
+    )
     max_rounds: int = bounded(1_000, 1, 1_000_000, doc="highest round of a run that is still answered")
     max_local_epochs: int = bounded(20, 1, 10_000, doc="most passes over the records in one round")
     min_batch_size: int = bounded(8, 1, 1_000_000, unit="records", doc="a smaller batch tells more of each record")

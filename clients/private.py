@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from dataclasses import fields
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 EXAMPLES: Final = 4  # made-up records to try a model on
 TAIL: Final = 14  # standard deviations of noise that must fit beside the sum: beyond it lies less than 2^-140
+SumNumber: TypeAlias = tuple[bytes, int]  # the roster's digest, and the number of the sum under it
 CONSTANTS: Final = ("round", "model", "begin", "run")  # fields of a request that are not constant over a run
 
 
@@ -58,17 +59,21 @@ class PrivateTraining:
         self._persons = torch.from_numpy(np.unique(records.persons[rows], return_inverse=True)[1].astype(np.int64))
         self._count = int(self._persons.max()) + 1
         self._steps: dict[float, PrivateStep] = {}
-        self._kept: tuple[tuple[str, str, int, Plan, bytes], PrivateUpdate] | None = None
+        self._kept: tuple[tuple[SumNumber, str, str, int, Plan, bytes], PrivateUpdate] | None = None
 
-    def update(self, request: PrivateRequest, room: int) -> PrivateUpdate:
-        """The round's contribution, paid for in the ledger before this returns; the very same one for a repeat.
+    def update(self, request: PrivateRequest, room: int, number: SumNumber | None = None) -> PrivateUpdate:
+        """The round's contribution, paid for in the ledger before this returns.
 
-        `room` is the largest integer that the ring has a place for. Raises PrivacyError if the ledger refuses, or if
-        the noise does not fit the ring.
+        `number` is the sum that it goes into, `room` the largest integer that the ring has a place for. Another attempt
+        at the same sum gets the very same release, since of all attempts one sum at most is ever opened; any other
+        sum a new one, which is charged. Raises PrivacyError if the ledger refuses, or the noise does not fit the ring.
         """
         plan = plan_of(request)
-        key = (request.run, request.grant, request.round, plan, hashlib.sha256(request.model.tobytes()).digest())
-        if self._kept is not None and self._kept[0] == key:  # masked anew, but the same release
+        key = None
+        if number is not None:
+            model = hashlib.sha256(request.model.tobytes()).digest()
+            key = (number, request.run, request.grant, request.round, plan, model)
+        if key is not None and self._kept is not None and self._kept[0] == key:
             return self._kept[1]
         grant = None if self._ledger is None else self._ledger.authorise(request.grant, plan)
         if request.mechanism == "silo":
@@ -80,8 +85,9 @@ class PrivateTraining:
             found = self._noised(request, total, room)
         if grant is not None and self._ledger is not None:
             self._spend(self._ledger, grant, request, found)
-        self._kept = (key, PrivateUpdate(found))
-        return self._kept[1]
+        made = PrivateUpdate(found)
+        self._kept = None if key is None else (key, made)
+        return made
 
     def _sum(self, request: PrivateRequest, model: Vector) -> npt.NDArray[np.float64]:
         """The sum of the sampled persons' clipped gradients at `model`, shape [d]."""

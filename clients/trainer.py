@@ -141,13 +141,16 @@ class TrainerService:
         states: PersonalStates | None = None,
         make_model: Callable[[Task, torch.device], FlatModel] | None = None,
         repeats: bool = True,
+        reproducible: bool = False,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
         Without `masking`, every request of secure aggregation is refused; without `states`, every algorithm that keeps
         something. `open_ledger` is called with the first private request; only a simulation has none. Only a simulation
-        shares models (`make_model`), or keeps no reply for a request that is repeated (`repeats`).
+        shares models (`make_model`), or keeps no reply for a request that is repeated (`repeats`). `reproducible`
+        trains in the same order when the same is asked in another sum.
         """
+        self._reproducible = reproducible
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._site, self._device, self._precision, self._check = load, site, device, precision, check
         self._masking, self._open_ledger = masking, open_ledger
@@ -219,7 +222,8 @@ class TrainerService:
         masking = self._require_masking()
         permit = masking.permit(request)
         if isinstance(request, PrivateRequest):
-            reply: Maskable = self._private_training(request).update(request, masking.room(request, permit))
+            number = (permit.begin.roster, permit.begin.round)
+            reply: Maskable = self._private_training(request).update(request, masking.room(request, permit), number)
         else:
             reply = self._compute(request, start)
         return masking.mask(request.run, permit, reply, lambda: time.monotonic() - start)
@@ -295,7 +299,7 @@ class TrainerService:
         records = self._load(task)
         found = Learner(
             task, records, site=self._site, device=self._device, precision=self._precision,
-            make_model=self._make_model or FlatModel,
+            make_model=self._make_model or FlatModel, reproducible=self._reproducible,
         )  # fmt: skip
         log.info("task %s: %r on %s, %s", name, records, found.device_name, self._precision)
         return found
@@ -322,11 +326,14 @@ def make_trainer(
     masking: Masking | None = None,
     open_ledger: Callable[[], PrivacyLedger | None] = lambda: None,
     states: PersonalStates | None = None,
+    *,
+    reproducible: bool = False,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
         lambda task: load_records(task, config.data), site=config.data.site, device=config.device,
         precision=config.precision, check=check, masking=masking, open_ledger=open_ledger, states=states,
+        reproducible=reproducible,
     )  # fmt: skip
 
 
@@ -352,7 +359,10 @@ def main(arguments: list[str] | None = None) -> int:
         policy = load_policy(home)
         masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
         open_ledger = _ledger_opener(home, config.data.source, policy.privacy)
-        trainer = make_trainer(config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER))
+        trainer = make_trainer(
+            config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER),
+            reproducible=policy.reproducible,
+        )  # fmt: skip
         _prepare(trainer, config)
         server = serve(trainer, home / NAME, config.max_message_bytes)
     except (SovfedError, json.JSONDecodeError) as error:

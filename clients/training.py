@@ -64,14 +64,18 @@ class LocalTraining:
         device: str = "auto",
         precision: str = "float32",
         make_model: Callable[[Task, torch.device], FlatModel] = FlatModel,
+        reproducible: bool = False,
     ) -> None:
-        """`site` makes the order of this institution's records its own. Raises ConfigError."""
+        """`site` makes the order of this institution's records its own, and so does the sum that an update goes into.
+
+        `reproducible` leaves the sum out of it. Raises ConfigError.
+        """
         if task.loss is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
         if precision not in PRECISIONS:
             raise ConfigError(f"precision is '{precision}', expected one of {sorted(PRECISIONS)}")
         self.task, self.records, self.device, self.precision = task, records, choose_device(device), precision
-        self._site, self._loss = site, task.loss
+        self._site, self._loss, self._reproducible = site, task.loss, reproducible
         self._model = make_model(task, self.device)
         self._shares: dict[int, Tensor] = {}
         self._scaled: tuple[Sums, Tensor] | None = None
@@ -128,7 +132,8 @@ class LocalTraining:
         a value is not finite or memory runs out.
         """
         features = self.features(request.scale)
-        seed = order_seed(request.seed, request.round, self._site)
+        sum_ = b"" if self._reproducible else request.begin.tobytes()  # no two sums have the same M1
+        seed = order_seed(request.seed, request.round, self._site, sum_)
         cards = [self.device] if self.device.type == "cuda" else []
         try:
             with self.threads(), torch.random.fork_rng(devices=cards):
@@ -315,7 +320,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def order_seed(seed: int, round_number: int, site: str) -> int:
-    """The seed of an institution's order of records in a round: nothing of it is a node's id."""
-    digest = hashlib.sha256(f"sovfed/order/{seed}/{round_number}/{site}".encode()).digest()
+def order_seed(seed: int, round_number: int, site: str, sum_: bytes = b"") -> int:
+    """The seed of an institution's order of records in a round, and in the sum that M1 opens: no node's id is in it."""
+    digest = hashlib.sha256(f"sovfed/order/{seed}/{round_number}/{site}".encode() + sum_).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -325,8 +325,8 @@ class Config:
             raise ValueError(f"privacy.mechanism '{self.privacy.mechanism}' needs secure aggregation (secagg=full)")
         if self.privacy.private and self.secagg.bits != max(LANE_BITS):
             raise ValueError(f"secagg.bits is {self.secagg.bits}; noise needs {max(LANE_BITS)} (secagg=full)")
-        if self.privacy.private and self.server.min_cohort <= self.privacy.colluders:
+        if self.privacy.private and self.server.min_cohort < self.privacy.colluders + SECURE_COHORT:
             raise ValueError(
-                f"privacy.colluders is {self.privacy.colluders}, server.min_cohort {self.server.min_cohort}: "
-                "nobody's noise would be left to count on"
+                f"privacy.colluders is {self.privacy.colluders}, server.min_cohort {self.server.min_cohort}, expected "
+                f"at least {self.privacy.colluders + SECURE_COHORT}: too few would be left that do not collude"
             )

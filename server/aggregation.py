@@ -88,6 +88,8 @@ class Total:
 
     participants: list[int] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
+    sum_number: int = 0  # of secure aggregation; another one is another release of what is private
+    missing: str = ""  # why no sum came out although enough took part
     count: int = 0
     mean: Vector | None = None
     integers: npt.NDArray[np.int64] | None = None

@@ -171,6 +171,7 @@ def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, iden
     size = 2 * task.parameters if config.strategy.name == "scaffold" else task.parameters
     return SecureAggregation(
         grid, identity, config.secagg, run=run, min_cohort=server.min_cohort, deadline_s=server.round_deadline_s,
+        wait_s=server.node_wait_s,
         max_size=size, config_digest=bytes.fromhex(checkpoint.config_digest(config)),
     )  # fmt: skip
 

@@ -101,6 +101,11 @@ class PrivacyPlan:
             normalisation=task.normalisation,
         )  # fmt: skip
 
+    @property
+    def repeats(self) -> int:
+        """Rounds that may be released once more: each is charged to the plan's spare steps."""
+        return self.config.privacy.spare_steps // _steps(self.config)
+
     @cached_property
     def batch(self) -> float:
         """Expected persons in a step, from declared numbers: of the federation, or of each institution under `silo`."""

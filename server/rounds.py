@@ -70,6 +70,7 @@ class Rounds:
         self.sums = 0  # length of the task's evaluation vector
         self.features = 0  # of the task; 0 if it is not standardised
         self.plan: PrivacyPlan | None = None  # of a private run
+        self.repeats = 0  # private sums beyond the planned
         self.name = run  # which a resumed run keeps; `run` is Flower's
 
     def cohort(self) -> Sequence[int]:
@@ -150,18 +151,28 @@ class Rounds:
 
     def _collect(self, what: str, request: SumRequest, width: int) -> tuple[Total, int]:
         """The total over at least the minimum cohort, and the attempts that it took."""
-        least = self.config.server.min_cohort
+        least, number, reasons = self.config.server.min_cohort, 0, dict[str, None]()
         for attempt in range(1, MAX_ATTEMPTS + 1):
             total = self.aggregation.collect(request, self.cohort(), width)
+            if attempt > 1 and total.sum_number != number and self.plan is not None:
+                self.repeats += 1
+                log.warning("%s: repeated as another sum, charged anew: %d of the plan's spare", what, self.repeats)
+            number = total.sum_number
             if len(total.participants) >= least and total.sums is not None:
                 return total, attempt
             log.warning(
-                "%s, attempt %d: %d replies, minimum cohort is %d; refused: %s",
-                what, attempt, len(total.participants), least, total.refused,
+                "%s, attempt %d: %d replies, minimum cohort is %d; refused: %s %s",
+                what, attempt, len(total.participants), least, total.refused, total.missing,
             )  # fmt: skip
+            reasons |= {total.missing: None} if total.missing else {}
+            if self.plan is not None and total.missing and self.repeats >= self.plan.repeats:
+                raise CohortError(
+                    f"{what}: {total.missing}; to repeat it is another release, and the {self.plan.repeats} repeats "
+                    "that privacy.spare_steps grants are used up"
+                )
         raise CohortError(
             f"{what}: {len(total.participants)} replies in {MAX_ATTEMPTS} attempts, minimum cohort is {least}; "
-            f"refusals: {sorted(set(total.refused.values()))}"
+            + "; ".join([*reasons, f"refusals: {sorted(set(total.refused.values()))}"])
         )
 
 

@@ -2,7 +2,9 @@
 
 The protocol is `federation/secagg/`; here it meets the Grid. A roster is made anew (an epoch) when an institution has
 come, or too few of its members are left to unmask. A sum has a number of its own, which is never used again once
-holders were asked to reveal it; an attempt that too few joined is repeated under the same number.
+holders were asked to reveal it; an attempt that too few joined is repeated under the same number. Once holders were
+asked, institutions sum the same model over the same survivors only: where some of those are gone, the run goes on as a
+new part, under a name of its own, and each institution's policy says whether it answers there.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +35,7 @@ from sovfed.federation.messages import (
 from sovfed.federation.secagg import setup, wire
 from sovfed.federation.secagg.coordinator import Aggregate, Round, open_round
 from sovfed.federation.secagg.keys import Identity, generate
+from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.request import (
     FRACTION_BITS,
     WIDE,
@@ -40,6 +43,7 @@ from sovfed.federation.secagg.request import (
     narrow,
     purpose,
     run_bytes,
+    subject,
     task_digest,
     update_size,
 )
@@ -51,7 +55,10 @@ log = logging.getLogger(__name__)
 SETUP_TRIES: Final = 3  # epochs, each without those that failed in the last
 SETUP_S: Final = 60.0  # longest wait for one step of the setup
 CROWD_S: Final = 0.005  # replies closer together than this are added together; others at once, while nobody waits
-REVEAL_S: Final = 15.0  # longest wait for the shares of holders that are still connected
+REVEAL_S: Final = 15.0  # longest wait for one answer of the holders that are connected
+FINAL: Final = ("identity", "malformed", "policy", "privacy", "protocol")  # refusals that no repeat changes
+AGAIN_S: Final = 0.5  # between two times of asking the holders that have not answered
+WAIT_S: Final = 60.0  # longest wait for holders that went away to come back, unless told otherwise
 LIFETIME_S: Final = 7 * 86400  # of a roster's keys
 TRAIN_METRICS: Final = 3  # before the evaluation: Σ countᵢ·lossᵢ, Σ countᵢ·stepsᵢ, the values that the clip changed
 
@@ -79,9 +86,12 @@ class SecureAggregation:
         deadline_s: float,
         max_size: int,
         config_digest: bytes,
+        wait_s: float = WAIT_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._grid, self._identity, self._config, self._run = grid, identity, config, run
+        self._name, self._part, self._wait_s = run, 1, min(wait_s, deadline_s)
+        self._asked: dict[tuple[Purpose, bytes], frozenset[int]] = {}  # nodes whose sum of a model never opened
         self._min_cohort, self._deadline_s, self._clock = min_cohort, deadline_s, clock
         self._max_size, self._config_digest = max_size, config_digest
         self._epoch: Epoch | None = None
@@ -93,15 +103,18 @@ class SecureAggregation:
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
         """As `Aggregation.collect`. Raises CohortError when no roster of the minimum cohort comes about."""
         start = time.monotonic()
+        key = (purpose(request), model_digest(request))
+        wanted = self._again(key, nodes)
         epoch = self._ready(nodes)
-        members = {node: index for index, node in enumerate(epoch.nodes) if node in set(nodes)}
-        total = Total(refused=dict.fromkeys((node for node in nodes if node not in epoch.nodes), "not in the roster"))
+        request = dataclasses.replace(request, run=self._run)
+        members = {node: index for index, node in enumerate(epoch.nodes) if node in wanted}
+        outside = dict.fromkeys((node for node in nodes if node not in epoch.nodes), "not in the roster")
+        total = Total(refused=outside, sum_number=self._number)
         metrics = _metrics(request, width)
         round_ = open_round(
             epoch.roster, self._identity.sign, epoch.upload_keys, number=self._number, attempt=self._attempt,
-            purpose=purpose(request), cohort=list(members.values()),
-            size=update_size(request), metrics=metrics,
-            model=model_digest(request), task=task_digest(request),
+            purpose=key[0], cohort=list(members.values()), size=update_size(request), metrics=metrics,
+            model=key[1], task=task_digest(request), subject=subject(request),
         )  # fmt: skip
         begun = dataclasses.replace(request, begin=np.frombuffer(round_.begin_bytes, np.uint8))
         self._upload(round_, begun, members, total)
@@ -110,15 +123,31 @@ class SecureAggregation:
             return total
         self._number, self._attempt = self._number + 1, 1
         clock = time.monotonic()
-        found = self._reveal(round_, members)
+        found, total.missing = self._reveal(round_, members)
         total.seconds_aggregate += time.monotonic() - clock
         if found is None:
-            log.warning("sum %d: too few holders answered; abandoned, nothing was revealed", round_.begin.round)
+            log.warning("sum %d: %s; abandoned, no sum was opened", round_.begin.round, total.missing)
+            self._asked = {key: frozenset(total.participants)}
             return total
         self._last = (len(found.survivors), len(epoch.nodes), epoch.roster.threshold)
         _fill(total, request, found)
         log.debug("sum %d in %.3f s", round_.begin.round, time.monotonic() - start)
         return total
+
+    def _again(self, key: tuple[Purpose, bytes], nodes: Sequence[int]) -> frozenset[int]:
+        """Those of `nodes` to sum the model of `key` over; a new part of the run if its earlier survivors are gone."""
+        earlier = self._asked.get(key)
+        if earlier is None:
+            return frozenset(nodes)
+        if earlier <= frozenset(nodes):
+            return earlier
+        self._part += 1
+        self._run, self._epoch, self._asked = f"{self._name}.{self._part}", None, {}
+        log.warning(
+            "of %d institutions whose sum was asked for, %d are gone for good: the run goes on as part %d, '%s'",
+            len(earlier), len(earlier - frozenset(nodes)), self._part, self._run,
+        )  # fmt: skip
+        return frozenset(nodes)
 
     def describe(self) -> dict[str, Any]:
         survivors, members, threshold = self._last or (0, 0, 0)
@@ -164,26 +193,44 @@ class SecureAggregation:
                 total.participants.append(node)
         total.seconds_aggregate += time.monotonic() - clock
 
-    def _reveal(self, round_: Round, members: Mapping[int, int]) -> Aggregate | None:
-        """M3 to every holder that is connected, cohort or not, and the sum once a quorum has answered."""
+    def _reveal(self, round_: Round, members: Mapping[int, int]) -> tuple[Aggregate | None, str]:
+        """The sum, or why there is none. M3 goes to every holder that is connected, cohort or not.
+
+        Holders that do not answer are asked again until a quorum has answered, or the wait is over.
+        """
         asks, epoch = round_.ask(), self._epoch
         if epoch is None:
             raise ProtocolError("no roster")
+        deadline = time.monotonic() + self._wait_s
+        answered: set[int] = set()
+        refused: dict[int, str] = {}
         present = set(self._grid.get_node_ids()) | set(members)
-        bodies = {node: asks[index] for index, node in enumerate(epoch.nodes) if node in present}
         found: Aggregate | None = None
-        for node, reply in self._step("reveal", bodies, REVEAL_S).items():
+        reason = ""
+        while True:
+            open_ = [node for node in epoch.nodes if node not in answered and node not in refused]
+            bodies = {node: asks[epoch.nodes.index(node)] for node in open_ if node in present}
+            failed: dict[int, str] = {}
+            for node, reply in (self._step("reveal", bodies, REVEAL_S, failed) if bodies else {}).items():
+                try:
+                    round_.answer(reply)
+                    answered.add(node)
+                except SovfedError as error:
+                    log.warning("node %d: shares refused: %s", node, error)
+                    refused[node] = "malformed"
+            refused |= {node: code for node, code in failed.items() if code in FINAL}
             try:
-                round_.answer(reply)
-            except SovfedError as error:
-                log.warning("node %d: shares refused: %s", node, error)
-        try:
-            found = round_.solve()
-        except ProtocolError as error:
-            log.warning("%s", error)
+                found = round_.solve()
+            except ProtocolError as error:
+                reason = str(error)
+            possible = len(epoch.nodes) - len(refused) >= epoch.roster.threshold
+            if found is not None or reason or not possible or time.monotonic() > deadline:
+                break
+            time.sleep(min(AGAIN_S, self._wait_s))
+            present = set(self._grid.get_node_ids())
         for lie in found.lies if found else round_.suspects():
             log.warning("sum %d: %s", round_.begin.round, lie)
-        return found
+        return found, "" if found is not None else reason or _missing(epoch, answered, refused)
 
     def _ready(self, nodes: Sequence[int]) -> Epoch:
         """The epoch in force, or a new one where an institution has come or too few holders are left."""
@@ -283,6 +330,16 @@ class SecureAggregation:
             if refused is not None:
                 refused[answer.node_id] = answer.refusal or "malformed"
         return found
+
+
+def _missing(epoch: Epoch, answered: Collection[int], refused: Mapping[int, str]) -> str:
+    """Why a quorum did not come about: shares got and needed, who is gone, who refused with which code."""
+    name = dict(zip(epoch.nodes, epoch.roster.names, strict=True))
+    gone = ", ".join(name[node] for node in epoch.nodes if node not in answered and node not in refused)
+    parts = [f"{len(answered)} of {epoch.roster.threshold} shares that unmask the sum"]
+    parts += [f"{gone} gone"] if gone else []
+    parts += [f"{name[node]} refused ({code})" for node, code in refused.items()]
+    return "; ".join(parts)
 
 
 def _by_node(order: Sequence[int], bodies: Mapping[int, bytes]) -> dict[int, bytes]:

@@ -19,7 +19,7 @@ from sovfed.clients import up as client_up
 from sovfed.clients.policy import Policy
 from sovfed.federation.config import Config, DataConfig
 from sovfed.federation.processes import Supervisor
-from sovfed.federation.secagg.terms import LEAST_COHORT, Terms
+from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms
 from sovfed.federation.tasks import NAMES
 from sovfed.server import authority, enrolment, runs
 from sovfed.server import home as agency
@@ -27,10 +27,13 @@ from sovfed.server import up as server_up
 from sovfed.server.control import ControlClient
 
 ENROLMENT_TIMEOUT_S: Final = 60.0
-POLICY: Final = Policy(allowed_tasks=NAMES, secure_aggregation=Terms(min_cohort=LEAST_COHORT))
+TERMS: Final = Terms(min_cohort=LEAST_COHORT, colluders=0, differencing=RECORD)
+POLICY: Final = Policy(allowed_tasks=NAMES, secure_aggregation=TERMS, reproducible=True)
 WHY: Final = """\
-This is a demonstration with four institutions, so min_cohort is 3: with 5, the default, they could never form a sum.
-One institution that sides with the agency then learns the sum of two others. Keep 5 or more where that matters."""
+This is a demonstration with four institutions, so min_cohort is 3 and colluders 0: with 5 and 1, the defaults, they
+could never form a sum. One institution that sides with the agency then learns the sum of two others. Institutions come
+and go, so differencing is "record": what one of them held can be told from two sums; and reproducible is true, so that
+the figures are the same again. Keep the defaults where that matters."""
 
 
 @dataclass(frozen=True)

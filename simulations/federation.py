@@ -27,7 +27,7 @@ from sovfed.federation.metrics import summarise
 from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.shares import MAX_HOLDERS
-from sovfed.federation.secagg.terms import LEAST_COHORT, Terms
+from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms
 from sovfed.federation.tasks import Task, configured_task
 from sovfed.server.aggregation import Aggregation
 from sovfed.server.coordinator import SUMMARY, Outcome, coordinate
@@ -95,7 +95,7 @@ def simulate_population(
             one.load, site=one.site, device=config.client.device, precision=config.client.precision,
             masking=_masking(authority, one.name, cohort),
             states=PersonalStates(folder / INSTITUTIONS / one.name, durable=False), make_model=make_model,
-            repeats=authority is not None,
+            repeats=authority is not None, reproducible=True,
         )  # fmt: skip
 
     # An institution's identity, keys and journal must outlive the round; without them it is cheap to make again.
@@ -217,4 +217,5 @@ def _masking(authority: Authority | None, name: str, institutions: int) -> Maski
     if authority is None:
         return None
     identity, store = authority.institution(name), MemoryStore()
-    return Masking(lambda: identity, lambda: store, Terms(min_cohort=min(institutions, LEAST_COHORT)))
+    terms = Terms(min_cohort=min(institutions, LEAST_COHORT), colluders=0, differencing=RECORD)
+    return Masking(lambda: identity, lambda: store, terms)

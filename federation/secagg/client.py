@@ -6,16 +6,16 @@
     reveal   M3: checks the sum that is asked for              → M4, with a journal entry if it is the first time
 
 Entries returned must be committed (`Journal.commit`) before the reply leaves. The rules that keep the coordinator to
-one sum a round stand in `begin` and `reveal`; each names the attack that it stops in `docs/secure-aggregation.md`.
+one sum a round stand in `begin` and `reveal`, those about earlier sums in `opened.py`; each names the attack that it
+stops in `docs/secure-aggregation.md`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -48,8 +48,11 @@ from sovfed.federation.secagg.mask import (
     for_segments,
     tag,
 )
+from sovfed.federation.secagg.opened import check_apart, check_differencing, check_once, check_rosters
+from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.ring import Integers, Quantiser, header_size, pack_header
 from sovfed.federation.secagg.roster import (
+    Roster,
     chosen_digest,
     commit_pair,
     commit_self,
@@ -59,20 +62,6 @@ from sovfed.federation.secagg.roster import (
 from sovfed.federation.secagg.session import Session
 from sovfed.federation.secagg.shares import split
 from sovfed.federation.secagg.terms import Terms, check_value_bits
-
-
-class Purpose(IntEnum):
-    """What is summed; sums of different purposes cannot be differenced with each other."""
-
-    PROFILE = 0
-    TRAIN = 1
-    EVALUATE = 2
-    STEP = 3  # of integers that carry their own noise: neither weighted nor rounded
-
-    @property
-    def dtype(self) -> type[np.float32 | np.int32]:
-        """Of the vectors that are summed."""
-        return np.int32 if self is Purpose.STEP else np.float32
 
 
 @dataclass(frozen=True)
@@ -122,12 +111,20 @@ class Upload:
 
 
 def begin(
-    session: Session, history: History, terms: Terms, begin_bytes: bytes, model: bytes, task: bytes, now: float
+    session: Session,
+    history: History,
+    terms: Terms,
+    begin_bytes: bytes,
+    model: bytes,
+    task: bytes,
+    subject: bytes,
+    now: float,
 ) -> Permit:
-    """Check M1 against the model and task that arrived with it (digests computed here), policy and history.
+    """Check M1 against the model, task and subject that arrived with it (digests computed here), policy and history.
 
-    Raises PrivacyError if this attempt was masked before, a later round was begun, or the round's sum is out
-    already; ProtocolError, IdentityError or PolicyError on anything else that does not hold.
+    Raises PrivacyError if this attempt was masked before, a later round was begun, the round's sum is out already, or
+    the model's over others; PolicyError if the cohort is almost that of an earlier sum; ProtocolError, IdentityError
+    or PolicyError on anything else that does not hold.
     """
     message, roster = wire.Begin.decode(begin_bytes), session.roster
     roster.check_begin(message)
@@ -138,7 +135,7 @@ def begin(
         raise ProtocolError(f"{where}: {session.name} is not in the cohort")
     if message.purpose not in set(Purpose):
         raise ProtocolError(f"{where}: unknown purpose {message.purpose}")
-    if (message.model, message.task) != (model, task):
+    if (message.model, message.task, message.subject) != (model, task, subject):
         raise ProtocolError(f"{where}: the model or the task is not the one that was announced")
     terms.check_cohort(len(message.cohort), roster.offer.min_cohort)
     check_value_bits(roster.ring(message))
@@ -152,6 +149,11 @@ def begin(
         raise PrivacyError(f"{where}: masked under another roster already")
     if any(entry.attempt >= message.attempt for entry in spent):
         raise PrivacyError(f"{where}: masked already; the attempt is burnt")
+    _check_earlier(roster, history, terms, message, message.cohort, where, announced=True)
+    everybody = _tags(roster, range(len(roster.members)))
+    check_rosters(history, terms, (run, message.purpose, model), everybody, where)
+    if Purpose(message.purpose).without_privacy:
+        check_apart(history, terms, subject, everybody, where)
     return Permit(message, roster.context(message))
 
 
@@ -231,7 +233,10 @@ def mask(
         ctx, index, header.tobytes(), summary, made.commit_self, made.commit_pairs,
         tuple(own for own, _ in made.sealed), tuple(pairs for _, pairs in made.sealed), signature,
     )  # fmt: skip
-    entry = Spent(roster.offer.run, roster.digest, message.round, message.attempt, ctx, summary)
+    entry = Spent(
+        roster.offer.run, roster.digest, message.round, message.attempt, message.purpose, message.model,
+        message.subject, ctx, summary,
+    )  # fmt: skip
     return Upload(reply.encode(), payload, sum(worker.clipped for worker in workers)), entry
 
 
@@ -240,8 +245,9 @@ def reveal(
 ) -> tuple[bytes, tuple[Entry, ...]]:
     """This holder's shares for the sum over the survivors named in M3, if it may be revealed.
 
-    Raises PrivacyError if another sum of the round was revealed, or one of the same model that differs by fewer than
-    the minimum cohort; PolicyError, IdentityError or ProtocolError on anything else that does not hold.
+    Raises PrivacyError if another sum of the round was revealed, or one of the same model over others; PolicyError if
+    its survivors are almost those of an earlier sum; PolicyError, IdentityError or ProtocolError on anything else that
+    does not hold.
     """
     ask, roster = wire.Ask.decode(ask_bytes), session.roster
     message = wire.Begin.decode(ask.begin)
@@ -270,27 +276,39 @@ def reveal(
             pair_shares.append(pairs[at : at + 32])
 
     chosen = chosen_digest(ctx, ask.survivors)
-    names = tuple(sorted(name_tag(roster.names[survivor]) for survivor in ask.survivors))
-    entry = Revealed(run, message.round, chosen, message.purpose, message.model, names)
-    entries = _check_history(history, terms, entry, roster.offer.min_cohort, where)
+    earlier = history.revealed.get((run, message.round))
+    entries: tuple[Entry, ...] = ()
+    if earlier is None:
+        _check_earlier(roster, history, terms, message, ask.survivors, where, announced=False)
+        names = tuple(sorted(_tags(roster, ask.survivors)))
+        least = max(terms.min_cohort, roster.offer.min_cohort)
+        entries = (Revealed(run, message.round, chosen, message.purpose, message.model, message.subject, least, names),)
+    elif earlier.chosen != chosen:
+        raise PrivacyError(f"{where}: another sum of this round was revealed already")
     answer = wire.Reveal(b"", ctx, chosen, session.index, b"".join(own_shares + pair_shares))
     return answer.sign(sign).encode(), entries
 
 
-def _check_history(history: History, terms: Terms, entry: Revealed, offered: int, where: str) -> tuple[Entry, ...]:
-    """The entry to commit, none if this very sum was revealed before."""
-    earlier = history.revealed.get((entry.run, entry.round))
-    if earlier is not None:
-        if earlier.chosen != entry.chosen:
-            raise PrivacyError(f"{where}: another sum of this round was revealed already")
-        return ()
-    names, least = frozenset(entry.names), max(terms.min_cohort, offered)
-    known = [sum_ for sum_ in history.sums.get((entry.run, entry.purpose, entry.model), []) if sum_ != names]
-    if any(len(names ^ sum_) < least for sum_ in known):
-        raise PrivacyError(f"{where}: the same model was summed over almost the same institutions before")
-    if len(known) > 1:  # three sums can isolate one institution although every two differ enough
-        raise PrivacyError(f"{where}: the same model was summed over two other cohorts before")
-    return (entry,)
+def _check_earlier(
+    roster: Roster,
+    history: History,
+    terms: Terms,
+    message: wire.Begin,
+    members: Collection[int],
+    where: str,
+    *,
+    announced: bool,
+) -> None:
+    """Raise unless a sum over `members`, the announced cohort or the survivors, may be opened beside earlier ones."""
+    names = _tags(roster, members)
+    check_once(history, (roster.offer.run, message.purpose, message.model), names, where, announced=announced)
+    if Purpose(message.purpose).without_privacy:
+        least = max(terms.min_cohort, roster.offer.min_cohort)
+        check_differencing(history, terms, message.subject, names, least, where)
+
+
+def _tags(roster: Roster, members: Collection[int]) -> frozenset[bytes]:
+    return frozenset(name_tag(roster.names[member]) for member in members)
 
 
 def pair_seed(session: Session, ctx: bytes, peer: int) -> bytes:

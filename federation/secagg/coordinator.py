@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sovfed.federation.errors import CohortError, ProtocolError
 from sovfed.federation.messages import Vector
 from sovfed.federation.secagg import wire
-from sovfed.federation.secagg.client import Purpose, payload_cipher, payload_digest
+from sovfed.federation.secagg.client import payload_cipher, payload_digest
 from sovfed.federation.secagg.keys import Signer, check_signature
 from sovfed.federation.secagg.mask import SEGMENT_WORDS, Stream, Words, apply_all, apply_header, for_segments, tag
+from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.ring import (
     HEADER_COUNT,
     HEADER_METRICS,
@@ -317,10 +318,21 @@ def open_round(
     metrics: int,
     model: bytes,
     task: bytes,
+    subject: bytes,
 ) -> Round:
     """M1 and an empty sum for the members `cohort` (roster indices); `upload_keys` from `setup.upload_keys`."""
     begin = wire.Begin(
-        b"", roster.digest, number, attempt, int(purpose), tuple(sorted(cohort)), size, metrics, model, task
+        b"",
+        roster.digest,
+        number,
+        attempt,
+        int(purpose),
+        tuple(sorted(cohort)),
+        size,
+        metrics,
+        model,
+        task,
+        subject,
     ).sign(sign)
     roster.check_begin(begin)
     ring = roster.ring(begin)

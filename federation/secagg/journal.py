@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,15 @@ from typing import Final, Self, TypeAlias
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.secagg import wire
 from sovfed.federation.secagg.keys import digest
+from sovfed.federation.secagg.purpose import Purpose
+from sovfed.federation.secagg.shares import MAX_HOLDERS
 
-_HEAD: Final = b"sovfed/secagg/journal/1\n"
+_HEAD: Final = b"sovfed/secagg/journal/2\n"
 _CHAIN: Final = 16  # bytes of the running hash that end a record
 _PREFIX: Final = 8  # its length, and 4 bytes that show the length to be right
 NAME_BYTES: Final = 8
+MAX_NAME: Final = 64  # characters of an institution's name, or of a run's
+NEAR_KEPT: Final = 1_000  # sums that could be differenced, the newest, for the institution's own eyes
 
 
 def name_tag(name: str) -> bytes:
@@ -34,47 +39,59 @@ def name_tag(name: str) -> bytes:
 
 @dataclass(frozen=True)
 class Joined(wire.Wire):
-    """This institution finished the setup of `epoch`."""
+    """This institution finished the setup of `epoch`, with `names`; `title` is what the run is called."""
 
-    KIND, LIMIT = 128, 128
+    KIND, LIMIT = 128, 256 + (MAX_HOLDERS + 1) * (4 * MAX_NAME + 2)
     run: bytes
     epoch: int
     roster: bytes
+    title: str
+    names: tuple[str, ...]
 
     def body(self) -> bytes:
-        return self.run + wire.number(self.epoch, 4) + self.roster
+        head = self.run + wire.number(self.epoch, 4) + self.roster + _text(self.title)
+        return head + bytes((len(self.names),)) + b"".join(_text(name) for name in self.names)
 
     @classmethod
     def read(cls, reader: wire.Reader) -> Self:
-        return cls(reader.take(wire.RUN_BYTES), reader.number(4), reader.take(wire.HASH))
+        run, epoch, roster = reader.take(wire.RUN_BYTES), reader.number(4), reader.take(wire.HASH)
+        title = _read_text(reader)
+        return cls(run, epoch, roster, title, tuple(_read_text(reader) for _ in range(reader.number(1))))
 
 
 @dataclass(frozen=True)
 class Spent(wire.Wire):
     """This institution masked an update in (round, attempt) under `ctx`; nothing is ever masked under it again."""
 
-    KIND, LIMIT = 129, 256
+    KIND, LIMIT = 129, 512
     run: bytes
     roster: bytes
     round: int
     attempt: int
+    purpose: int
+    model: bytes
+    subject: bytes
     ctx: bytes
     payload: bytes
 
     def body(self) -> bytes:
-        return (
-            self.run + self.roster + wire.number(self.round, 4) + wire.number(self.attempt, 2) + self.ctx + self.payload
-        )
+        place = wire.number(self.round, 4) + wire.number(self.attempt, 2) + bytes((self.purpose,))
+        return self.run + self.roster + place + self.model + self.subject + self.ctx + self.payload
 
     @classmethod
     def read(cls, reader: wire.Reader) -> Self:
         run, roster = reader.take(wire.RUN_BYTES), reader.take(wire.HASH)
-        return cls(run, roster, reader.number(4), reader.number(2), reader.take(wire.HASH), reader.take(wire.HASH))
+        number, attempt, purpose = reader.number(4), reader.number(2), reader.number(1)
+        model, subject, ctx, payload = (reader.take(wire.HASH) for _ in range(4))
+        return cls(run, roster, number, attempt, purpose, model, subject, ctx, payload)
 
 
 @dataclass(frozen=True)
 class Revealed(wire.Wire):
-    """This institution gave out its shares for `chosen` = H(ctx, U1), the survivors being `names` (tags)."""
+    """This institution gave out its shares for `chosen` = H(ctx, U1), the survivors being `names` (tags).
+
+    `least` is the fewest institutions by which another sum about `subject` may differ, as it was then.
+    """
 
     KIND, LIMIT = 130, 4096
     run: bytes
@@ -82,17 +99,32 @@ class Revealed(wire.Wire):
     chosen: bytes
     purpose: int
     model: bytes
+    subject: bytes
+    least: int
     names: tuple[bytes, ...]
 
     def body(self) -> bytes:
         head = self.run + wire.number(self.round, 4) + self.chosen + bytes((self.purpose,)) + self.model
-        return head + bytes((len(self.names),)) + b"".join(self.names)
+        return head + self.subject + bytes((self.least, len(self.names))) + b"".join(self.names)
 
     @classmethod
     def read(cls, reader: wire.Reader) -> Self:
         run, number, chosen = reader.take(wire.RUN_BYTES), reader.number(4), reader.take(wire.HASH)
-        purpose, model = reader.number(1), reader.take(wire.HASH)
-        return cls(run, number, chosen, purpose, model, tuple(reader.take(NAME_BYTES) for _ in range(reader.number(1))))
+        purpose, model, subject = reader.number(1), reader.take(wire.HASH), reader.take(wire.HASH)
+        least, count = reader.number(1), reader.number(1)
+        names = tuple(reader.take(NAME_BYTES) for _ in range(count))
+        return cls(run, number, chosen, purpose, model, subject, least, names)
+
+
+def _text(text: str) -> bytes:
+    return wire.variable(text[:MAX_NAME].encode())
+
+
+def _read_text(reader: wire.Reader) -> str:
+    data = reader.variable(4 * MAX_NAME)
+    text = data.decode(errors="replace")
+    reader.require(_text(text)[2:] == data, "not a name")
+    return text
 
 
 Entry: TypeAlias = Joined | Spent | Revealed
@@ -101,28 +133,68 @@ _KINDS: Final[dict[int, type[Entry]]] = {cls.KIND: cls for cls in (Joined, Spent
 
 @dataclass
 class History:
-    """The entries, indexed for the rules of `client.py`; read there, changed by `add` alone."""
+    """The entries, indexed for the rules of `client.py` and `opened.py`; read there, changed by `add` alone.
+
+    Institutions are known by their tags, a sum's key is (run, purpose, model). `cohorts` and `masked_subjects` hold
+    what was done without privacy, by subject; `near` the pairs of sums whose difference tells of few institutions.
+    """
 
     epochs: dict[bytes, int] = field(default_factory=dict)
+    titles: dict[bytes, str] = field(default_factory=dict)
+    names: dict[bytes, str] = field(default_factory=dict)
+    rosters: dict[bytes, frozenset[bytes]] = field(default_factory=dict)
     spent: dict[tuple[bytes, int], list[Spent]] = field(default_factory=dict)
+    masked: dict[tuple[bytes, int, bytes], set[frozenset[bytes]]] = field(default_factory=dict)
+    masked_subjects: dict[bytes, set[frozenset[bytes]]] = field(default_factory=dict)
     revealed: dict[tuple[bytes, int], Revealed] = field(default_factory=dict)
-    sums: dict[tuple[bytes, int, bytes], list[frozenset[bytes]]] = field(default_factory=dict)
+    sums: dict[tuple[bytes, int, bytes], frozenset[bytes]] = field(default_factory=dict)
+    cohorts: dict[bytes, dict[frozenset[bytes], Revealed]] = field(default_factory=dict)
+    near: deque[tuple[Revealed, Revealed]] = field(default_factory=lambda: deque(maxlen=NEAR_KEPT))
     last_round: dict[bytes, int] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
         if isinstance(entry, Joined):
-            self.epochs[entry.run] = entry.epoch
+            self.epochs[entry.run], self.titles[entry.run] = entry.epoch, entry.title
+            tags = {name_tag(name): name for name in entry.names}
+            self.names.update(tags)
+            self.rosters[entry.roster] = frozenset(tags)
         elif isinstance(entry, Spent):
             self.spent.setdefault((entry.run, entry.round), []).append(entry)
             self.last_round[entry.run] = max(entry.round, self.last_round.get(entry.run, 0))
+            roster = self.rosters.get(entry.roster, frozenset())
+            self.masked.setdefault((entry.run, entry.purpose, entry.model), set()).add(roster)
+            if Purpose(entry.purpose).without_privacy:
+                self.masked_subjects.setdefault(entry.subject, set()).add(roster)
         else:
             self.revealed[entry.run, entry.round] = entry
-            known = self.sums.setdefault((entry.run, entry.purpose, entry.model), [])
-            if frozenset(entry.names) not in known:
-                known.append(frozenset(entry.names))
+            self.sums[entry.run, entry.purpose, entry.model] = frozenset(entry.names)
+            if Purpose(entry.purpose).without_privacy:
+                self._add_cohort(entry)
+
+    def _add_cohort(self, entry: Revealed) -> None:
+        names, known = frozenset(entry.names), self.cohorts.setdefault(entry.subject, {})
+        for other, earlier in reversed(known.items()):
+            if 0 < len(names ^ other) < entry.least:
+                self.near.append((entry, earlier))
+                break
+        known.setdefault(names, entry)
 
     def epoch(self, run: bytes) -> int | None:
         return self.epochs.get(run)
+
+    def describe(self, entry: Revealed) -> str:
+        """A sum in words: run, number and purpose."""
+        title = self.titles.get(entry.run) or entry.run.hex()
+        return f"run {title}, sum {entry.round} ({Purpose(entry.purpose).name.lower()})"
+
+    def describe_near(self, entry: Revealed, earlier: Revealed) -> str:
+        """A pair of `near` in words, for the institution's own people."""
+        differing = self.list_names(frozenset(entry.names) ^ frozenset(earlier.names))
+        return f"{self.describe(entry)} can be differenced with {self.describe(earlier)}; they differ by {differing}"
+
+    def list_names(self, tags: Iterable[bytes]) -> str:
+        """The institutions behind `tags`."""
+        return ", ".join(sorted(self.names.get(tag, tag.hex()) for tag in tags))
 
 
 class Journal:
@@ -139,6 +211,7 @@ class Journal:
             os.close(self._file)
             raise ServiceError(f"{path}: in use by another trainer") from error
         self.history = History()
+        self._sound = True
         self._chain = hashlib.sha256(_HEAD).digest()
         try:
             self._replay(path)
@@ -163,19 +236,39 @@ class Journal:
             os.fsync(folder)
 
     def commit(self, entries: Iterable[Entry]) -> None:
-        """Put `entries` on disk; only then may the reply that came with them be sent."""
+        """Put `entries` on disk; only then may the reply that came with them be sent.
+
+        Raises ServiceError if the disk fails; what was half written is taken back, and if that fails too nothing more
+        is written until the trainer starts again.
+        """
         for entry in entries:
+            if not self._sound:
+                raise ServiceError("journal: an earlier write failed; restart the trainer")
             record = self._record(entry.encode())
             end = os.lseek(self._file, 0, os.SEEK_END)
-            if os.write(self._file, record) != len(record):
-                os.ftruncate(self._file, end)
+            self._sound = False
+            try:
+                whole = os.write(self._file, record) == len(record)
+                os.fsync(self._file)
+            except OSError as error:
+                self._take_back(end)
+                raise ServiceError(f"journal: cannot be written ({error.strerror}); nothing was sent") from error
+            if not whole:
+                self._take_back(end)
                 raise ServiceError("journal: the disk is full; nothing was sent")
-            os.fsync(self._file)
+            self._sound = True
             self._chain = record[-_CHAIN:]
             self.history.add(entry)
 
     def close(self) -> None:
         os.close(self._file)
+
+    def _take_back(self, end: int) -> None:
+        """Cut the file to `end`, its length before a write that failed; the next record then fits the chain again."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, end)
+            os.fsync(self._file)
+            self._sound = True
 
     def _prefix(self, length: int) -> bytes:
         size = wire.number(length, 4)

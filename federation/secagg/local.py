@@ -17,17 +17,19 @@ from sovfed.federation import certificates
 from sovfed.federation.identity import verify_peer, verify_server
 from sovfed.federation.messages import Vector
 from sovfed.federation.secagg import client, setup, wire
-from sovfed.federation.secagg.client import Masks, Permit, Purpose, Upload
+from sovfed.federation.secagg.client import Masks, Permit, Upload
 from sovfed.federation.secagg.coordinator import Aggregate, Round, open_round
 from sovfed.federation.secagg.journal import History
 from sovfed.federation.secagg.keys import Identity, Named, Signer, generate, signer
 from sovfed.federation.secagg.mask import hash_vector
+from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.ring import Integers
 from sovfed.federation.secagg.roster import Roster
 from sovfed.federation.secagg.session import Session
-from sovfed.federation.secagg.terms import Terms
+from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms
 
 TASK = hashlib.sha256(b"task").digest()
+SUBJECT = hashlib.sha256(b"subject").digest()
 CONFIG = hashlib.sha256(b"configuration").digest()
 
 
@@ -76,7 +78,7 @@ class Institution:
         return self.session.index
 
     def begin(self, message: bytes, model: bytes, now: float, task: bytes = TASK) -> Permit:
-        return client.begin(self.session, self.history, self.terms, message, model, task, now)
+        return client.begin(self.session, self.history, self.terms, message, model, task, SUBJECT, now)
 
     def prepare(self, permit: Permit) -> Masks:
         return client.prepare(self.session, permit, os.urandom)
@@ -139,6 +141,7 @@ class Federation:
             metrics=metrics,
             model=hash_vector(model),
             task=TASK,
+            subject=SUBJECT,
         )
 
     def upload(
@@ -210,7 +213,10 @@ def found(
     identities = [authority.institution(f"hospital-{index:03d}") for index in range(count)]
     certificate, sign = authority.certify(certificates.ServerNames(("agency.test",)))
     offer = make_offer(authority, certificate, bits=bits, clip=clip, max_weight=max_weight, min_cohort=min_cohort)
-    accepted = terms or Terms(min_cohort=min_cohort, max_size=2**40, post_quantum=post_quantum)
+    accepted = terms or Terms(
+        min_cohort=min_cohort, colluders=min(1, min_cohort - LEAST_COHORT), max_size=2**40, post_quantum=post_quantum,
+        differencing=RECORD,
+    )  # fmt: skip
     return establish(authority, sign, offer, identities, accepted, post_quantum=post_quantum)
 
 

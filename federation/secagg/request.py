@@ -7,6 +7,7 @@ rate or scale than the rest masks under another context, and no sum comes out.
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -22,10 +23,11 @@ from sovfed.federation.messages import (
     Vector,
     encode,
 )
-from sovfed.federation.secagg.client import Purpose
 from sovfed.federation.secagg.keys import digest
 from sovfed.federation.secagg.mask import hash_vector
+from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.wire import RUN_BYTES
+from sovfed.federation.tasks import get_task
 
 FRACTION_BITS: Final = 24  # of every metric in the header
 WIDE: Final = 3  # words of a wide metric
@@ -46,7 +48,7 @@ def purpose(request: SumRequest) -> Purpose:
         case TrainRequest():
             return Purpose.TRAIN
         case PrivateRequest():
-            return Purpose.TRAIN if request.mechanism == "silo" else Purpose.STEP
+            return Purpose.SILO if request.mechanism == "silo" else Purpose.STEP
         case EvaluateRequest():
             return Purpose.EVALUATE
 
@@ -65,6 +67,16 @@ def update_size(request: SumRequest) -> int:
 def model_digest(request: SumRequest) -> bytes:
     """The digest of the model that arrived with the request, of an empty one where there is none."""
     return hash_vector(_EMPTY if isinstance(request, ProfileRequest) else request.model)
+
+
+def subject(request: SumRequest) -> bytes:
+    """The digest of the columns that the request's task reads: tasks over the same ones are about the same records."""
+    return _subject(request.task)
+
+
+@lru_cache(maxsize=64)
+def _subject(task: str) -> bytes:
+    return digest("subject", *(feature.name.encode() for feature in get_task(task).schema.features))
 
 
 def task_digest(request: SumRequest) -> bytes:

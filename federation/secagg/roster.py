@@ -62,12 +62,12 @@ class Roster:
             )
 
     def context(self, begin: wire.Begin) -> bytes:
-        """ctx, 32 bytes: roster, run, epoch, round, attempt, cohort, model, task, shape and ring parameters."""
+        """ctx, 32 bytes: roster, run, epoch, round, attempt, cohort, what is summed, shape and ring parameters."""
         ring = self.ring(begin)
         return digest(
             "ctx", self.digest, self.offer.run, wire.number(self.offer.epoch, 4), wire.number(begin.round, 4),
             u16(begin.attempt), bytes((begin.purpose,)), wire.bitmap(begin.cohort), begin.model, begin.task,
-            wire.number(begin.size, 8), u16(begin.metrics), bytes((ring.bits, ring.value_bits)),
+            begin.subject, wire.number(begin.size, 8), u16(begin.metrics), bytes((ring.bits, ring.value_bits)),
             struct.pack(">d", ring.clip), wire.number(ring.max_weight, 8), bytes((self.offer.fraction_bits,)),
         )  # fmt: skip
 

@@ -150,8 +150,10 @@ def confirm(pairing: Pairing, capsules_bytes: bytes) -> tuple[Pairing, bytes]:
     return done, wire.Confirmations(roster.digest, index, tuple(macs)).encode()
 
 
-def finish(pairing: Pairing, confirmations_bytes: bytes, entropy: Entropy) -> tuple[Session, Joined]:
+def finish(pairing: Pairing, confirmations_bytes: bytes, entropy: Entropy, title: str = "") -> tuple[Session, Joined]:
     """The session, once every member above has proved its key too. Store it, then append the entry, then go on.
+
+    `title` is what the institution's own people know the run by.
 
     The ephemeral secrets are not in the session; dropping `pairing` erases them as far as Python can.
     """
@@ -166,7 +168,7 @@ def finish(pairing: Pairing, confirmations_bytes: bytes, entropy: Entropy) -> tu
     upload = upload_key(pairing.own, roster.offer.exchange, roster.digest, index)
     pairwise = tuple(keys[peer] for peer in range(len(roster.members)))
     session = Session(roster, index, pairing.offer, pairing.ads, pairwise, upload)
-    return session, Joined(roster.offer.run, roster.offer.epoch, roster.digest)
+    return session, Joined(roster.offer.run, roster.offer.epoch, roster.digest, title, roster.names)
 
 
 def gather(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from sovfed.federation.errors import PolicyError
-from sovfed.federation.schema import bounded
+from sovfed.federation.schema import bounded, choice
 from sovfed.federation.secagg.keys import CLASSICAL, SUITES
 from sovfed.federation.secagg.ring import LANES, Ring
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 
-LEAST_COHORT: Final = 3  # below it one colluder learns the other's update from the sum
+LEAST_COHORT: Final = 3  # honest institutions in a sum: of two, each learns the other's update from it
 LEAST_VALUE_BITS: Final = 7
+REFUSE: Final = "refuse"
+RECORD: Final = "record"
 
 
 def threshold(members: int) -> int:
@@ -24,6 +26,11 @@ def threshold(members: int) -> int:
 def colluders_tolerated(members: int) -> int:
     """The most colluders c with 2t > n + c, so that any two quorums share an honest holder."""
     return 2 * threshold(members) - members - 1
+
+
+def shared_holders(members: Collection[object], others: Collection[object]) -> int:
+    """The fewest holders that a quorum of each of two rosters have in common; may be negative."""
+    return threshold(len(members)) + threshold(len(others)) - len({*members, *others})
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,18 @@ class Terms:
     post_quantum: bool = bounded(True, doc="refuse a roster that falls back to X25519 alone")
     members: tuple[str, ...] = bounded((), doc="the only institutions to aggregate with; empty = all certified")
     expected: tuple[str, ...] = bounded((), doc="institutions that every roster must hold")
+    differencing: str = choice(
+        REFUSE,
+        (REFUSE, RECORD),
+        doc="a sum without privacy over almost the same institutions as an earlier one: refuse it, or record it",
+    )
+
+    def __post_init__(self) -> None:
+        if self.min_cohort < self.colluders + LEAST_COHORT:
+            raise ValueError(
+                f"min_cohort {self.min_cohort} is below colluders + {LEAST_COHORT} = {self.colluders + LEAST_COHORT}: "
+                "with fewer, those who collude learn one institution's update, or tell two apart"
+            )
 
     def check_offer(
         self, *, ring: Ring, min_cohort: int, max_size: int, max_metrics: int, expires: int, now: float

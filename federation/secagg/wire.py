@@ -288,7 +288,11 @@ class ConfirmationsFor(Confirmations):
 
 @dataclass(frozen=True)
 class Begin(Signed):
-    """M1, with the model: an attempt at a round. `model` and `task` are digests that each member computes itself."""
+    """M1, with the model: an attempt at a round.
+
+    `model`, `task` (the rest of the request) and `subject` (the records it is about) are digests that each member
+    computes itself.
+    """
 
     KIND, LIMIT = 8, 512
     roster: bytes
@@ -300,19 +304,21 @@ class Begin(Signed):
     metrics: int
     model: bytes
     task: bytes
+    subject: bytes
 
     def content(self) -> bytes:
         return b"".join((
             self.roster, number(self.round, 4), number(self.attempt, 2), number(self.purpose, 1), bitmap(self.cohort),
-            number(self.size, 8), number(self.metrics, 2), self.model, self.task,
+            number(self.size, 8), number(self.metrics, 2), self.model, self.task, self.subject,
         ))  # fmt: skip
 
     @classmethod
     def read(cls, reader: Reader) -> Self:
         roster, number_, attempt, purpose = reader.take(HASH), reader.number(4), reader.number(2), reader.number(1)
         cohort, size, metrics = reader.members(), reader.number(8, 0, 2**40), reader.number(2, 0, MAX_HEADER - 2)
-        model, task, signature = reader.take(HASH), reader.take(HASH), reader.take(SIGNATURE_BYTES)
-        return cls(signature, roster, number_, attempt, purpose, cohort, size, metrics, model, task)
+        model, task, subject = reader.take(HASH), reader.take(HASH), reader.take(HASH)
+        signature = reader.take(SIGNATURE_BYTES)
+        return cls(signature, roster, number_, attempt, purpose, cohort, size, metrics, model, task, subject)
 
 
 @dataclass(frozen=True)

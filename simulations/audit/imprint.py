@@ -64,7 +64,7 @@ def audit_imprint(mechanism: str = "none") -> ImprintAudit:
     apps = {}
     for node, part in enumerate(parts, start=1):
         identity, store = authority.institution(f"hospital-{node}"), MemoryStore()
-        masking = Masking(lambda i=identity: i, lambda s=store: s, Terms(min_cohort=3))  # type: ignore[misc]
+        masking = Masking(lambda i=identity: i, lambda s=store: s, Terms(min_cohort=3, colluders=0))  # type: ignore[misc]
         trainer = TrainerService(lambda _, part=part: part, site=str(node), masking=masking)  # type: ignore[misc]
         apps[node] = make_client_app(trainer)
     grid = InMemoryGrid(apps)

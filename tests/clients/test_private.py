@@ -64,13 +64,37 @@ def test_each_mechanism_is_charged_for_what_it_releases(ledger: PrivacyLedger, t
     )  # fmt: skip
 
 
-def test_a_repeated_request_gets_the_same_release_and_is_not_charged_again(
+def test_another_attempt_at_a_sum_gets_the_same_release_and_is_not_charged_again(
     ledger: PrivacyLedger, tmp_path: Path
 ) -> None:
     place = training(ledger)
-    first = place.update(REQUEST, ROOM)
-    assert place.update(dataclasses.replace(REQUEST, begin=np.ones(3, np.uint8)), ROOM) is first
+    first = place.update(REQUEST, ROOM, (b"roster", 3))
+    assert place.update(dataclasses.replace(REQUEST, begin=np.ones(3, np.uint8)), ROOM, (b"roster", 3)) is first
     assert len(history(tmp_path).spends) == 1
+
+
+@pytest.mark.parametrize("other", [(b"roster", 4), (b"another", 3), None])
+@pytest.mark.parametrize("mechanism", ["distributed", "silo", "institution"])
+def test_another_sum_gets_another_release_and_is_charged(
+    ledger: PrivacyLedger, tmp_path: Path, mechanism: str, other: tuple[bytes, int] | None
+) -> None:
+    """Another number, epoch or roster: the one release would be in two sums, which differ in whose noise they hold."""
+    place, request = training(ledger), dataclasses.replace(REQUEST, mechanism=mechanism, noise_multiplier=20.0)
+    first = place.update(request, ROOM, (b"roster", 3))
+    second = place.update(request, ROOM, other)
+    assert not np.array_equal(first.vector, second.vector)
+    third = place.update(request, ROOM, (b"roster", 3))  # the first is forgotten: never given again
+    assert not np.array_equal(first.vector, third.vector)
+    assert [spent.release.attempt for _, spent in history(tmp_path).spends] == [0, 1, 2]
+
+
+def test_repeats_are_granted_up_to_the_plan_s_spare_steps(ledger: PrivacyLedger, tmp_path: Path) -> None:
+    place = training(ledger)
+    for number in range(REQUEST.rounds + REQUEST.spare):
+        place.update(REQUEST, ROOM, (b"roster", number))
+    with pytest.raises(PrivacyError):
+        place.update(REQUEST, ROOM, (b"roster", 99))
+    assert len(history(tmp_path).spends) == REQUEST.rounds + REQUEST.spare
 
 
 def test_after_a_crash_the_round_is_noised_and_charged_anew(ledger: PrivacyLedger, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from flwr.clientapp import ClientApp
 
 from sovfed.clients.app import make_client_app
-from sovfed.clients.masking import Masking, Store
+from sovfed.clients.masking import Masking, PrivateUpdate, Store
 from sovfed.clients.policy import Policy
+from sovfed.clients.private import PrivateTraining, SumNumber
 from sovfed.clients.trainer import TrainerService, make_trainer
 from sovfed.federation.compose import compose
 from sovfed.federation.config import DataConfig
@@ -22,6 +24,7 @@ from sovfed.federation.messages import (
     EvaluateRequest,
     MaskedReply,
     PrivateReply,
+    PrivateRequest,
     ProfileRequest,
     Refusal,
     Reply,
@@ -32,7 +35,7 @@ from sovfed.federation.messages import (
 )
 from sovfed.federation.secagg.files import FileStore, MemoryStore, create_journal
 from sovfed.federation.secagg.local import Authority
-from sovfed.federation.secagg.terms import Terms
+from sovfed.federation.secagg.terms import RECORD, Terms
 from sovfed.federation.tasks import get_task, initial_vector, public_scale
 from sovfed.server import secure_aggregation
 from sovfed.server.aggregation import PlainAggregation
@@ -43,6 +46,7 @@ from sovfed.server.strategies import make_optimizer
 from sovfed.simulations.grid import InMemoryGrid
 
 TASK = get_task("breast_cancer")
+RECORDING = Terms(min_cohort=3, colluders=0, differencing=RECORD)
 Hook = Callable[[Request], None]
 
 
@@ -66,7 +70,7 @@ class World:
     def __init__(self, count: int, *overrides: str, terms: Terms | None = None, stores: list[Store] | None = None):
         self.config = compose(["server.min_cohort=3", "server.node_wait_s=0.3", *overrides]).config
         self.authority = Authority()
-        self.terms = terms or Terms(min_cohort=3)
+        self.terms = terms or RECORDING
         self.places: dict[int, Place] = {}
         self.apps: dict[int, ClientApp] = {}
         self.grid = InMemoryGrid(self.apps)
@@ -76,7 +80,7 @@ class World:
             SecureAggregation(
                 self.grid, self.authority.server("agency.test"), self.config.secagg, run="7",
                 min_cohort=self.config.server.min_cohort, deadline_s=60.0, max_size=TASK.parameters,
-                config_digest=bytes(32),
+                config_digest=bytes(32), wait_s=0.3,
             )
             if self.config.secagg.enabled
             else PlainAggregation(self.grid, 60.0)
@@ -89,7 +93,7 @@ class World:
         identity = (authority or self.authority).institution(f"hospital-{node}")
         masking = Masking(lambda: identity, lambda: store, self.terms)
         config = dataclasses.replace(self.config.client, data=DataConfig(site=str(node % 4)))
-        self.places[node] = Place(make_trainer(config, masking=masking))
+        self.places[node] = Place(make_trainer(config, masking=masking, reproducible=True))
         self.apps[node] = make_client_app(self.places[node])
         return self.places[node]
 
@@ -173,7 +177,7 @@ def test_a_payload_altered_on_its_way_is_refused_and_leaves_no_trace(
     np.testing.assert_allclose(world.rounds.model, plain.rounds.model, atol=1e-5)
 
 
-PRIVATE = ("privacy=distributed", "privacy.population=400", "privacy.delta=1e-6")
+PRIVATE = ("privacy=distributed", "privacy.population=400", "privacy.delta=1e-6", "privacy.colluders=0")
 
 
 def private(world: World) -> World:
@@ -228,15 +232,95 @@ def test_holders_up_to_the_tolerance_may_be_lost_before_the_unmasking() -> None:
     np.testing.assert_allclose(world.rounds.model, plain.rounds.model, atol=1e-5)
 
 
-def test_beyond_the_tolerance_the_sum_is_abandoned_and_the_run_goes_on() -> None:
-    world = World(6)
-    world.rounds.profile()
-    before = world.rounds.model.copy()
+def test_holders_that_come_back_while_unmasking_are_asked_again() -> None:
+    world, plain = World(6), World(6, "secagg=none")
+    for one in (world, plain):
+        one.rounds.profile()
     for node in (2, 3):
         world.places[node].before = fail(SecaggRequest, step="reveal")
+    assert world.rounds.train(1).attempts == 1
+    plain.rounds.train(1)
+    np.testing.assert_allclose(world.rounds.model, plain.rounds.model, atol=1e-5)
+
+
+def lose_while_unmasking(world: World, *nodes: int) -> None:
+    """`nodes` vanish for good when they are asked to unmask."""
+
+    def gone(node: int) -> Hook:
+        def hook(request: Request) -> None:
+            if isinstance(request, SecaggRequest) and request.step == "reveal":
+                world.apps.pop(node, None)
+                raise ConnectionError("the institution is gone")
+
+        return hook
+
+    for node in nodes:
+        world.places[node].before = gone(node)
+
+
+def test_a_sum_that_never_opened_is_asked_for_again_over_the_same_institutions_only() -> None:
+    """An institution that was not in it is left out, or no holder would answer."""
+    world = World(6)
+    world.rounds.profile()
+    world.places[1].before = fail(TrainRequest)
+    for node in (2, 3):
+        world.places[node].before = fail(SecaggRequest, times=3, step="reveal")
     done = world.rounds.train(1)
     assert done.attempts == 2
+    assert sorted(done.participants) == [2, 3, 4, 5, 6]
+
+
+def test_institutions_lost_for_good_while_unmasking_do_not_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    """The minimum cohort that is left goes on under a new name, which the others' policies allow."""
+    world = World(5)
+    trained(world, 1)
+    before = world.rounds.model.copy()
+    lose_while_unmasking(world, 4, 5)
+    done = world.rounds.train(2)
+    assert (sorted(done.participants), done.attempts) == ([1, 2, 3], 2)
     assert not np.array_equal(world.rounds.model, before)
+    assert "3 of 4 shares that unmask the sum; hospital-4, hospital-5 gone" in caplog.text
+    assert "they differ by hospital-4, hospital-5" in caplog.text  # in each institution's own log
+    assert sorted(world.rounds.train(3).participants) == [1, 2, 3]
+
+
+def test_where_the_policy_forbids_it_the_run_ends_and_says_why() -> None:
+    world = World(5, terms=Terms(min_cohort=3, colluders=0))
+    trained(world, 1)
+    lose_while_unmasking(world, 4, 5)
+    with pytest.raises(CohortError, match=r"3 of 4 shares .*hospital-4, hospital-5 gone; refusals: \['policy'\]"):
+        world.rounds.train(2)
+
+
+def test_a_private_round_is_repeated_as_another_release_within_the_spare(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = private(World(5, *PRIVATE, "privacy.spare_steps=1"))
+    lose_while_unmasking(world, 4, 5)
+    released: dict[str, list[PrivateUpdate]] = {}
+    usual = PrivateTraining.update
+
+    def noted(
+        self: PrivateTraining, request: PrivateRequest, room: int, number: SumNumber | None = None
+    ) -> PrivateUpdate:
+        made = usual(self, request, room, number)
+        released.setdefault(self._site, []).append(made)
+        return made
+
+    monkeypatch.setattr(PrivateTraining, "update", noted)
+    done = world.rounds.train(1)
+    assert (sorted(done.participants), done.attempts) == ([1, 2, 3], 2)
+    for site in ("2", "3"):
+        first, second = released[site]
+        assert not np.array_equal(first.vector, second.vector)
+    assert "charged anew: 1 of the plan's spare" in caplog.text
+
+
+def test_without_spare_a_private_round_that_never_opened_ends_the_run() -> None:
+    world = private(World(5, *PRIVATE, "privacy.spare_steps=0"))
+    lose_while_unmasking(world, 4, 5)
+    with pytest.raises(CohortError, match=r"hospital-5 gone; to repeat it is another release, and the 0 repeats"):
+        world.rounds.train(1)
 
 
 def test_too_few_uploads_reveal_nothing_and_the_attempt_is_repeated() -> None:
@@ -293,11 +377,11 @@ def test_a_server_of_another_authority_gets_nothing() -> None:
     ("terms", "overrides"),
     [
         pytest.param(Terms(), (), id="minimum cohort of 5"),
-        pytest.param(Terms(min_cohort=3, bits=(32,)), ("secagg=compact",), id="ring"),
-        pytest.param(Terms(min_cohort=3, max_clip=1.0), (), id="clip"),
-        pytest.param(Terms(min_cohort=3, max_weight=100), (), id="maximum weight"),
-        pytest.param(Terms(min_cohort=3, members=("hospital-1", "hospital-2", "hospital-3")), (), id="stranger"),
-        pytest.param(Terms(min_cohort=3, expected=("hospital-9",)), (), id="absent friend"),
+        pytest.param(Terms(min_cohort=3, colluders=0, bits=(32,)), ("secagg=compact",), id="ring"),
+        pytest.param(Terms(min_cohort=3, colluders=0, max_clip=1.0), (), id="clip"),
+        pytest.param(Terms(min_cohort=3, colluders=0, max_weight=100), (), id="maximum weight"),
+        pytest.param(replace(RECORDING, members=("hospital-1", "hospital-2", "hospital-3")), (), id="stranger"),
+        pytest.param(Terms(min_cohort=3, colluders=0, expected=("hospital-9",)), (), id="absent friend"),
     ],
 )
 def test_what_an_institution_s_own_terms_forbid_does_not_happen(terms: Terms, overrides: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from sovfed.federation.errors import PrivacyError, ServiceError
 from sovfed.federation.secagg import client
 from sovfed.federation.secagg.coordinator import Round
 from sovfed.federation.secagg.journal import Joined, Journal, Revealed, Spent
-from sovfed.federation.secagg.local import TASK, Federation, found, random_updates
+from sovfed.federation.secagg.local import SUBJECT, TASK, Federation, found, random_updates
 from sovfed.federation.secagg.mask import hash_vector
 
 MODEL = np.zeros(50, np.float32)
@@ -84,6 +84,7 @@ def mask_once(federation: Federation, round_: Round, path: Path) -> Callable[[],
             round_.begin_bytes,
             hash_vector(MODEL),
             TASK,
+            SUBJECT,
             federation.now,
         )
         upload, entry = client.mask(institution.session, permit, MODEL, 10, (), institution.identity.sign, os.urandom)
@@ -91,6 +92,14 @@ def mask_once(federation: Federation, round_: Round, path: Path) -> Callable[[],
         return upload.message + upload.payload.tobytes()
 
     return work
+
+
+def joined(federation: Federation, path: Path, *more: Spent) -> None:
+    """The journal of an institution that has finished the setup."""
+    Journal.create(path)
+    journal, roster = Journal(path), federation.roster
+    journal.commit([Joined(roster.offer.run, 1, roster.digest, "run", roster.names), *more])
+    journal.close()
 
 
 def reveal_once(federation: Federation, ask: bytes, path: Path) -> Callable[[], bytes]:
@@ -113,7 +122,7 @@ def test_a_context_is_never_masked_under_twice_whenever_the_trainer_is_killed(tm
     outcomes = []
     for point in range(100):
         path, sent, again = (tmp_path / f"{name}-{point}" for name in ("journal", "sent", "again"))
-        Journal.create(path)
+        joined(federation, path)
         round_ = federation.open(1, MODEL)
         first = in_a_process(mask_once(federation, round_, path), sent, point)
         second = in_a_process(mask_once(federation, round_, path), again, None)
@@ -143,10 +152,7 @@ def test_no_second_sum_is_revealed_whenever_the_trainer_is_killed(tmp_path: Path
         asks.append(one.ask()[0])
     for point in range(100):
         path, sent, other, same = (tmp_path / f"{name}-{point}" for name in ("journal", "sent", "other", "same"))
-        Journal.create(path)
-        journal = Journal(path)
-        journal.commit(spent)
-        journal.close()
+        joined(federation, path, *spent)
         first = in_a_process(reveal_once(federation, asks[0], path), sent, point)
         second = in_a_process(reveal_once(federation, asks[1], path), other, None)
         third = in_a_process(reveal_once(federation, asks[0], path), same, None)
@@ -160,8 +166,9 @@ def test_no_second_sum_is_revealed_whenever_the_trainer_is_killed(tmp_path: Path
 
 
 def entries(count: int) -> list[Joined | Spent | Revealed]:
-    return [Joined(bytes(16), 1, H), *(Spent(bytes(16), H, k, 1, H, H) for k in range(count)),
-            Revealed(bytes(16), 1, H, 1, H, (bytes(8),) * 3)]  # fmt: skip
+    return [Joined(bytes(16), 1, H, "run", ("a", "b")),
+            *(Spent(bytes(16), H, k, 1, 1, H, H, H, H) for k in range(count)),
+            Revealed(bytes(16), 1, H, 1, H, H, 3, (bytes(8),) * 3)]  # fmt: skip
 
 
 def written(path: Path, count: int = 3) -> bytes:
@@ -187,7 +194,7 @@ def test_every_torn_end_is_cut_off_and_writing_goes_on(tmp_path: Path) -> None:
         path = tmp_path / f"torn-{size}"
         path.write_bytes(whole[:size])
         journal = Journal(path)
-        journal.commit([Joined(bytes(16), 9, H)])
+        journal.commit([Joined(bytes(16), 9, H, "run", ())])
         journal.close()
         assert Journal(path).history.epoch(bytes(16)) == 9
 

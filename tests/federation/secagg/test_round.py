@@ -9,9 +9,9 @@ import pytest
 
 from sovfed.federation.errors import CohortError, PolicyError, PrivacyError, ProtocolError
 from sovfed.federation.messages import Vector
-from sovfed.federation.secagg.client import Purpose
 from sovfed.federation.secagg.local import found, random_updates
 from sovfed.federation.secagg.mask import hash_vector
+from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.session import Session
 from sovfed.federation.secagg.terms import Terms, threshold
 

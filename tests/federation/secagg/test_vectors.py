@@ -36,6 +36,7 @@ def begin_of(case: dict[str, Any]) -> wire.Begin:
     return wire.Begin(
         bytes(64), bytes.fromhex(case["roster"]), case["number"], case["attempt"], case["purpose"],
         tuple(case["cohort"]), case["size"], case["metrics"], bytes.fromhex(case["model"]), bytes.fromhex(case["task"]),
+        bytes.fromhex(case["subject"]),
     )  # fmt: skip
 
 

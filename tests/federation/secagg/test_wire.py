@@ -12,7 +12,7 @@ from sovfed.federation.secagg import journal, session, wire
 from sovfed.federation.secagg.keys import CLASSICAL, HYBRID, KEM_CIPHERTEXT_BYTES, KEM_PUBLIC_BYTES
 
 H, S = bytes(range(32)), bytes(range(64))
-BEGIN = wire.Begin(S, H, 3, 1, 1, (0, 2, 254), 1000, 2, H, H)
+BEGIN = wire.Begin(S, H, 3, 1, 1, (0, 2, 254), 1000, 2, H, H, H)
 EXAMPLES: list[wire.Wire] = [
     wire.Offer(S, bytes(16), 1, H, 32, 1.0, 1000, 24, 5, 10**6, 6, 2_000_000_000, H, b"certificate"),
     wire.KeyAd(S, H, HYBRID, H, bytes(KEM_PUBLIC_BYTES), H, 2_000_000_000, b"certificate"),
@@ -27,9 +27,9 @@ EXAMPLES: list[wire.Wire] = [
     wire.Ask(S, BEGIN.encode(), 4, (0, 2), (wire.Survivor(H, S[:48], b""),) * 2),
     wire.Ask(S, BEGIN.encode(), 4, (0, 2), (wire.Survivor(H, S[:48], bytes(80)),) * 2),
     wire.Reveal(S, H, H, 1, H * 4),
-    journal.Joined(bytes(16), 1, H),
-    journal.Spent(bytes(16), H, 1, 2, H, H),
-    journal.Revealed(bytes(16), 1, H, 1, H, (H[:8],) * 4),
+    journal.Joined(bytes(16), 1, H, "run", ("hospital-1", "hospital-2")),
+    journal.Spent(bytes(16), H, 1, 2, 1, H, H, H, H),
+    journal.Revealed(bytes(16), 1, H, 1, H, H, 3, (H[:8],) * 4),
     session._Stored(1, b"offer", wire.RosterList((b"one", b"two")).encode(), (H, H), H),
 ]
 DECODERS = sorted({type(example) for example in EXAMPLES}, key=lambda cls: cls.KIND)

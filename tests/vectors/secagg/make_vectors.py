@@ -117,8 +117,8 @@ save("pair_keys.json", pairs)
 
 # ctx, s_ij -----------------------------------------------------------------------------------------------------------
 
-roster, run, model, task = (
-    pattern(name, size) for name, size in (("roster", 32), ("run", 16), ("model", 32), ("task", 32))
+roster, run, model, task, subject = (
+    pattern(name, size) for name, size in (("roster", 32), ("run", 16), ("model", 32), ("task", 32), ("subject", 32))
 )
 
 
@@ -127,7 +127,7 @@ def context(epoch: int, number: int, attempt: int, purpose: int, cohort: list[in
     value_bits = bits - (len(cohort) - 1).bit_length()
     return H(
         "ctx", roster, run, struct.pack(">I", epoch), struct.pack(">I", number), struct.pack(">H", attempt),
-        bytes([purpose]), bitmap(cohort), model, task, struct.pack(">Q", size), struct.pack(">H", metrics),
+        bytes([purpose]), bitmap(cohort), model, task, subject, struct.pack(">Q", size), struct.pack(">H", metrics),
         bytes([bits, value_bits]), struct.pack(">d", clip), struct.pack(">Q", max_weight), bytes([fraction_bits]),
     )  # fmt: skip
 
@@ -147,6 +147,7 @@ for arguments in SHAPES:
     ctx = context(**arguments)
     seed = expand(bytes.fromhex(str(pairs[1]["key"])), "mask", ctx)
     contexts.append({**arguments, "roster": roster.hex(), "run": run.hex(), "model": model.hex(), "task": task.hex(),
+                     "subject": subject.hex(),
                      "ctx": ctx.hex(), "pair_key": pairs[1]["key"], "pair_seed": seed.hex()})  # fmt: skip
 save("contexts.json", contexts)
 
@@ -242,7 +243,8 @@ m2 = b"".join((
     *commit_pairs, bytes([n]), *sealed_self, *sealed_pairs, signature,
 ))  # fmt: skip
 save("masked.json", {
-    **message, "roster": roster.hex(), "run": run.hex(), "model": model.hex(), "task": task.hex(), "index": index,
+    **message, "roster": roster.hex(), "run": run.hex(), "model": model.hex(), "task": task.hex(),
+    "subject": subject.hex(), "index": index,
     "keys": [key.hex() for key in keys], "upload": upload_key.hex(), "signing": pattern("signing", 32).hex(),
     "entropy": random.hex(), "weight": weight, "metric": metric, "payload": payload.hex(), "message": m2.hex(),
     "sha256": hashlib.sha256(m2 + payload).hexdigest(),

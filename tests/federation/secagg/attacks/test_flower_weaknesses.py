@@ -50,6 +50,7 @@ SETUP = {
     Key.MOD_RANGE: 2**32, Key.MAX_WEIGHT: 1000.0,
 }  # fmt: skip
 MODEL: Vector = np.zeros(8, np.float32)
+TERMS = Terms(min_cohort=3, colluders=0, max_size=2**40)
 UPDATE: Vector = np.array([0.5, -0.25, 1.0, 2.0, -3.0, 0.125, 7.0, -7.5], np.float32)
 
 
@@ -234,14 +235,23 @@ def test_a_coordinator_that_invents_every_peer() -> None:
     message = setup.make_offer(make_offer(authority, certificate), signer)
     ours = authority.institution("victim")
     joining, own = setup.join(
-        message, ours, Terms(min_cohort=3, max_size=2**40), History(), authority.now.timestamp(), os.urandom
+        message,
+        ours,
+        TERMS,
+        History(),
+        authority.now.timestamp(),
+        os.urandom,
     )
     fake = [invention.institution(f"peer-{k}") for k in range(3)]
-    ads = [own, *(setup.join(message, with_servers(f, authority), Terms(min_cohort=3, max_size=2**40), History(),
+    ads = [own, *(setup.join(message, with_servers(f, authority), TERMS, History(),
                              authority.now.timestamp(), os.urandom)[1] for f in fake)]  # fmt: skip
     with pytest.raises(IdentityError):
         setup.encapsulate(
-            joining, wire.RosterList(tuple(ads)).encode(), ours, Terms(min_cohort=3), authority.now.timestamp()
+            joining,
+            wire.RosterList(tuple(ads)).encode(),
+            ours,
+            TERMS,
+            authority.now.timestamp(),
         )
 
 
@@ -271,7 +281,7 @@ def test_threshold_one_and_masks_that_are_all_zero() -> None:
             setup.join(
                 message,
                 authority.institution("a"),
-                Terms(min_cohort=3),
+                TERMS,
                 History(),
                 authority.now.timestamp(),
                 os.urandom,

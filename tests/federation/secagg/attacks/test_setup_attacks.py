@@ -21,7 +21,7 @@ from sovfed.federation.secagg.local import CONFIG, Authority, establish, make_of
 from sovfed.federation.secagg.roster import Roster
 from sovfed.federation.secagg.terms import Terms
 
-TERMS = Terms(min_cohort=3)
+TERMS = Terms(min_cohort=3, colluders=0)
 
 
 class World:
@@ -111,9 +111,9 @@ def test_a_dropped_peer_is_noticed_where_policy_expects_it() -> None:
     world = World()
     joining, ads = world.ads()
     with pytest.raises(PolicyError, match="hospital-3"):
-        world.show(joining, ads[:3], Terms(min_cohort=3, expected=("hospital-1", "hospital-3")))()
+        world.show(joining, ads[:3], Terms(min_cohort=3, colluders=0, expected=("hospital-1", "hospital-3")))()
     with pytest.raises(PolicyError, match="not on the list of members: hospital-3"):
-        world.show(joining, ads, Terms(min_cohort=3, members=("hospital-0", "hospital-1", "hospital-2")))()
+        world.show(joining, ads, Terms(min_cohort=3, colluders=0, members=("hospital-0", "hospital-1", "hospital-2")))()
 
 
 def test_one_institution_with_two_certificates_counts_once() -> None:
@@ -163,7 +163,7 @@ def test_expired_keys_are_refused() -> None:
 @pytest.mark.parametrize(
     ("offered", "terms", "reason"),
     [
-        ({"bits": 16}, Terms(min_cohort=3, bits=(32,)), "ring"),
+        ({"bits": 16}, Terms(min_cohort=3, colluders=0, bits=(32,)), "ring"),
         ({"bits": 64}, TERMS, "ring"),
         ({"bits": 1}, TERMS, "ring"),
         ({"clip": 1e9}, TERMS, "clip"),
@@ -209,7 +209,7 @@ def test_a_downgrade_to_classical_keys_is_refused() -> None:
     _, classical = world.join(3, post_quantum=False)
     with pytest.raises(PolicyError, match="ML-KEM-768"):
         world.show(joining, [*ads[:3], classical])()
-    pairing, _ = world.show(joining, [*ads[:3], classical], Terms(min_cohort=3, post_quantum=False))()
+    pairing, _ = world.show(joining, [*ads[:3], classical], Terms(min_cohort=3, colluders=0, post_quantum=False))()
     assert pairing.roster.suite == 1
     stripped = replace(wire.KeyAd.decode(ads[3]), suite=1, kem=b"")
     with pytest.raises(IdentityError, match="signature"):
@@ -277,8 +277,8 @@ def test_the_setup_cannot_be_run_again_in_the_same_epoch() -> None:
     establish(world.authority, world.sign, replace(world.offer, epoch=2), world.identities, TERMS, histories)
 
 
-def test_three_members_cannot_bear_three_colluders() -> None:
-    world = World(3)
+def test_seven_members_cannot_bear_three_colluders() -> None:
+    world = World(7)
     joining, ads = world.ads()
     with pytest.raises(PolicyError, match="bears 2 colluders"):
-        world.show(joining, ads, Terms(min_cohort=3, colluders=3))()
+        world.show(joining, ads, Terms(min_cohort=6, colluders=3))()

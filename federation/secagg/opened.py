@@ -1,0 +1,96 @@
+"""Which sums may be opened beside those that were: once a model, over one roster or several, and not almost the same.
+
+Each rule looks at one pair of sums, and an honest institution judges it by what it did itself. The rules hold for the
+federation because two quorums, of one roster or of two that pass `check_rosters`, have an honest holder in common.
+The argument stands in `docs/secure-aggregation.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from sovfed.federation.errors import PolicyError, PrivacyError
+from sovfed.federation.secagg.journal import History
+from sovfed.federation.secagg.terms import REFUSE, Terms, shared_holders
+
+MAX_COHORTS: Final = 10_000  # different ones that the journal may hold of one subject; further ones are refused
+_ADVICE: Final = "policy.yaml says secure_aggregation.differencing: refuse"
+Names = frozenset[bytes]  # tags of institutions
+
+
+def check_rosters(history: History, terms: Terms, key: tuple[bytes, int, bytes], roster: Names, where: str) -> None:
+    """Raise PrivacyError if this model was masked under a roster whose quorums need share no honest holder with ours.
+
+    `key` is run, purpose and model.
+    """
+    for other in history.masked.get(key, ()):
+        if other != roster and shared_holders(roster, other) <= terms.colluders:
+            raise PrivacyError(
+                f"{where}: this model was masked under a roster of {len(other)} institutions; a quorum of it and one "
+                f"of the new roster of {len(roster)} need share no honest holder"
+            )
+
+
+def check_once(history: History, key: tuple[bytes, int, bytes], names: Names, where: str, *, announced: bool) -> None:
+    """Raise PrivacyError if the model of `key` was summed over others than `names`, or, if `announced`, not within."""
+    opened = history.sums.get(key)
+    if opened is not None and not (opened <= names if announced else opened == names):
+        raise PrivacyError(f"{where}: this model was summed over {len(opened)} other institutions in this run already")
+
+
+def check_apart(history: History, terms: Terms, subject: bytes, roster: Names, where: str) -> None:
+    """Raise PolicyError if the same records were masked under a roster that ours shares too few holders with.
+
+    A sum under one could then be told apart from a sum under the other by nobody who answered both.
+    """
+    if terms.differencing != REFUSE:
+        return
+    for other in history.masked_subjects.get(subject, ()):
+        if other != roster and shared_holders(roster, other) <= terms.colluders:
+            raise PolicyError(
+                f"{where}: the same records were summed without privacy in a roster of {len(other)}, which shares too "
+                f"few holders with this one of {len(roster)} to tell their sums apart; {_ADVICE}"
+            )
+
+
+def check_differencing(history: History, terms: Terms, subject: bytes, names: Names, least: int, where: str) -> None:
+    """Raise PolicyError if a sum over `names` would, with earlier ones of the same records, tell of fewer than `least`.
+
+    Two sums are refused if their institutions differ by fewer than `least`. Of more than two, every combination gives
+    the same weight to those who were in the same sums; so `names` may not cut such a group to fewer than `least`.
+    """
+    known = history.cohorts.get(subject, {})
+    if names in known:
+        return
+    if len(known) >= MAX_COHORTS:
+        raise PolicyError(f"{where}: the journal holds {len(known)} cohorts of these records; {_ADVICE}")
+    if terms.differencing != REFUSE:
+        return
+    for other, earlier in known.items():
+        if len(names ^ other) < least:
+            raise PolicyError(
+                f"{where}: the institutions of this sum and of {history.describe(earlier)} differ by "
+                f"{history.list_names(names ^ other)}, fewer than {least}; {_ADVICE}"
+            )
+    for group in groups(known):
+        inside, outside = group & names, group - names
+        if inside and outside and min(len(inside), len(outside)) < least:
+            raise PolicyError(f"{where}: with sums before, this one would single out {min(len(inside), len(outside))} "
+                              f"institutions, fewer than {least}; {_ADVICE}")  # fmt: skip
+    fresh = names.difference(*known) if known else frozenset[bytes]()
+    if fresh and len(fresh) < least:
+        raise PolicyError(f"{where}: with sums before, this one would single out {history.list_names(fresh)}, fewer "
+                          f"than {least}; {_ADVICE}")  # fmt: skip
+
+
+def groups(cohorts: Iterable[Names]) -> Collection[Names]:
+    """The institutions that were in the very same of `cohorts`, together."""
+    within: dict[bytes, int] = {}
+    for place, cohort in enumerate(cohorts):
+        for name in cohort:
+            within[name] = within.get(name, 0) | 1 << place
+    found: dict[int, set[bytes]] = {}
+    for name, sums in within.items():
+        found.setdefault(sums, set()).add(name)
+    return [frozenset(group) for group in found.values()]
