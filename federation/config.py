@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sovfed.federation.messages import MAX_PARAMETERS, NORMALISATIONS, OWN
-from sovfed.federation.schema import bounded, choice
+from sovfed.federation.schema import bounded, choice, named
 
 PORT_MAX: Final = 65_535
 MESSAGE_BYTES_MAX: Final = 2**31 - 1  # of one protobuf message
@@ -291,7 +291,7 @@ class SimulationConfig:
 class Config:
     """One training run and everything around it."""
 
-    run_name: str | None = bounded(None, 1, 64, doc="the run's name; null = task, date and a random part")
+    run_name: str | None = named(None, 1, 64, doc="the run's name; null = task, date and a random part")
     rounds: int = bounded(10, 1, 100_000, doc="exchanges between the coordinator and the cohort")
     seed: int = bounded(0, 0, 2**63 - 1, doc="seed of initialisation, splits and batches; equal seeds, equal models")
     task: TaskConfig = TaskConfig()

@@ -15,6 +15,7 @@ from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import write_private
 from sovfed.federation.schema import bind, nearest
+from sovfed.federation.text import NAME, NAME_IN_WORDS
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -28,9 +29,9 @@ START_GRACE_S: Final = 30.0  # between StartRun and the coordinator's first sign
 
 
 def run_folder(home: Path, name: str) -> Path:
-    """The folder of run `name`; refuses a name that is not a plain file name."""
-    if not name or name != Path(name).name or name.startswith("."):
-        raise ConfigError(f"a run's name must be a plain file name, got {name!r}")
+    """The folder of run `name`; ConfigError unless it is a name."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"a run's name must be {NAME_IN_WORDS}, got {name[:80]!a}")
     return home / "runs" / name
 
 

@@ -1,0 +1,28 @@
+"""Text from elsewhere: which names may be given, and how anything else is shown in a log or on a terminal."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Final
+
+NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)  # of runs, tasks, grants: no path, no log line
+NAME_IN_WORDS: Final = "of A-Z, a-z, 0-9, '.', '_' and '-', not beginning with '.' or '-'"
+_STEERING: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, bidirectional, line ends
+
+
+def steers(text: str) -> bool:
+    """Whether `text` holds a character that moves a cursor, ends a line or hides or turns what stands beside it."""
+    return not text.isprintable() and any(unicodedata.category(one) in _STEERING for one in text)
+
+
+def visible(text: str, keep: str = "\t") -> str:
+    r"""`text` with every steering character but those in `keep` written as its escape: ESC becomes `\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(one) in _STEERING and one not in keep
+        else one
+        for one in text
+    )
