@@ -149,7 +149,8 @@ def _refuse_resolvers(values: object, where: str = "") -> None:
         for value in values:
             _refuse_resolvers(value, where)
     elif isinstance(values, str) and "${" in values:
-        from omegaconf.grammar_parser import OmegaConfGrammarParser, parse
+        from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
+        from omegaconf.grammar_parser import parse
 
         pending = [parse(values)]
         while pending:

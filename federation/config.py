@@ -6,11 +6,12 @@ binds the result here, so an unknown key, a wrong type or a value out of range i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 from sovfed.federation.messages import MAX_PARAMETERS, NORMALISATIONS, OWN
 from sovfed.federation.schema import bounded, choice, named
+from sovfed.federation.text import without_credentials
 
 PORT_MAX: Final = 65_535
 MESSAGE_BYTES_MAX: Final = 2**31 - 1  # of one protobuf message
@@ -330,3 +331,14 @@ class Config:
                 f"privacy.colluders is {self.privacy.colluders}, server.min_cohort {self.server.min_cohort}: "
                 "nobody's noise would be left to count on"
             )
+
+
+def told(config: Config) -> Config:
+    """`config` as it may be stored, shown or tracked: `tracking.uri` without user, password and query."""
+    uri = config.tracking.uri
+    return config if uri is None else replace(config, tracking=replace(config.tracking, uri=without_credentials(uri)))
+
+
+def stored(config: Config) -> dict[str, Any]:
+    """What a file or a page may hold of `config`; the one way to turn a whole configuration into plain values."""
+    return asdict(told(config))

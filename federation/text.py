@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from typing import Final
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)  # of runs, tasks, grants: no path, no log line
+NAME_LENGTH: Final = 128  # of what a message carries
 NAME_IN_WORDS: Final = "of A-Z, a-z, 0-9, '.', '_' and '-', not beginning with '.' or '-'"
+_USER: Final = re.compile(r"(\w+://)[^\s'\"]*@")  # a password may hold all but '@'
+_QUERY: Final = re.compile(r"(\w+://[^\s'\"?]*)\?[^\s'\"]*")
 _STEERING: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, bidirectional, line ends
 
 
@@ -26,3 +30,16 @@ def visible(text: str, keep: str = "\t") -> str:
         else one
         for one in text
     )
+
+
+def plain_name(text: str) -> str:
+    """`text` itself if it is a name of a run; else a name made of it, another for every text."""
+    if NAME.fullmatch(text) and len(text) <= NAME_LENGTH:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return re.sub(r"[^A-Za-z0-9_]+", "-", f"{text[:40]}-{digest}").lstrip("-")
+
+
+def without_credentials(text: str) -> str:
+    """`text` with neither user, password nor query in any URI: what may be stored, logged or shown of it."""
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", text))
