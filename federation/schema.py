@@ -24,10 +24,17 @@ _MISSING: Any = dataclasses.MISSING
 
 
 def bounded(
-    default: Any = _MISSING, low: float | None = None, high: float | None = None, *, doc: str = "", unit: str = ""
+    default: Any = _MISSING,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    doc: str = "",
+    unit: str = "",
+    lines: bool = False,
 ) -> Any:
-    """A dataclass field whose value (or length, for text and lists) must lie in [low, high]."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "doc": doc, "unit": unit})
+    """A dataclass field whose value (or length, for text and lists) must lie in [low, high]; text may have `lines`."""
+    rules = {"low": low, "high": high, "doc": doc, "unit": unit, "lines": lines}
+    return dataclasses.field(default=default, metadata=rules)
 
 
 def named(default: Any = _MISSING, low: int = 1, high: int = 64, *, doc: str = "") -> Any:
@@ -111,7 +118,7 @@ def _scalar(kind: Any, value: Any, rules: Mapping[str, Any], key: str, error: ty
         raise error(f"'{key}' must be {kind.__name__}, got {value!r} ({type(value).__name__})")
     if kind is float and not math.isfinite(value):
         raise error(f"'{key}' must be finite, got {value!r}")
-    if kind is str and steers(value):
+    if kind is str and steers(value.replace("\n", "") if rules.get("lines") else value):
         raise error(f"'{key}' must hold no control characters, got {value[:80]!a}")
     if rules.get("name") and value and not NAME.fullmatch(value):
         raise error(f"'{key}' must be {NAME_IN_WORDS}, got {value[:80]!a}")

@@ -43,3 +43,10 @@ def plain_name(text: str) -> str:
 def without_credentials(text: str) -> str:
     """`text` with neither user, password nor query in any URI: what may be stored, logged or shown of it."""
     return _QUERY.sub(r"\1", _USER.sub(r"\1", text))
+
+
+def cell(text: str) -> str:
+    """`text` for a table or line of rich: nothing in it steers the terminal or is taken for markup."""
+    from rich.markup import escape
+
+    return escape(visible(text, keep=""))

@@ -20,6 +20,7 @@ from flwr.serverapp.grid import Grid
 from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import CohortError, ServiceError, SovfedError
 from sovfed.federation.flower import FlowerGrid, StreamingGrid
+from sovfed.federation.logs import log_to_stderr
 from sovfed.federation.secagg.files import load_identity
 from sovfed.server.coordinator import coordinate
 from sovfed.server.grid import open_stream_grid
@@ -124,9 +125,8 @@ def main() -> int:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("httpx", "mlflow", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    os.umask(0o077)
+    log_to_stderr("%(asctime)s %(levelname)s %(name)s: %(message)s")
     token = json.loads(sys.stdin.readline())["token"]
     return run(args.home, args.port, token, lambda grid, context, spec: serve_run(grid, spec, args.home))
 
