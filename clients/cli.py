@@ -13,6 +13,7 @@ import click
 from sovfed.clients.cli_home import HOME
 from sovfed.clients.cli_ledger import ledger
 from sovfed.clients.cli_personal import personal
+from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -203,10 +204,10 @@ def logs(name: str, follow: bool, lines: int, home: Path) -> None:
     if not path.exists():
         raise click.UsageError(f"{path} does not exist yet")
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]:
-        click.echo(line)
+        click.echo(visible(line))
     if follow:
         for text in _added(path):
-            click.echo(text, nl=False)
+            click.echo(visible(text, keep="\t\n"), nl=False)
 
 
 @cli.command()

@@ -10,6 +10,7 @@ import click
 
 from sovfed.clients.cli_home import HOME
 from sovfed.federation.errors import DataError
+from sovfed.federation.text import cell, visible
 
 if TYPE_CHECKING:
     from sovfed.clients.personal import Kept
@@ -23,6 +24,7 @@ def personal() -> None:
     Examples:
       sovfed client personal list
       sovfed client personal export heart-2026-11 ours.safetensors
+      sovfed client personal remove heart-2025-03
     """
 
 
@@ -39,7 +41,14 @@ def list_(as_json: bool, home: Path) -> None:
     found = _kept(home)
     if as_json:
         rows = [
-            {"run": one.run, "task": one.task, "algorithm": one.algorithm, "round": one.round, "path": str(one.path)}
+            {
+                "run": one.run,
+                "flower_run": one.flower_run,
+                "task": one.task,
+                "algorithm": one.algorithm,
+                "round": one.round,
+                "path": str(one.path),
+            }
             for one in found
         ]
         click.echo(json.dumps(rows, indent=2))
@@ -50,18 +59,19 @@ def list_(as_json: bool, home: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("run", "task", "strategy", "round", "what")
+    table = Table("run", "Flower's number", "task", "strategy", "round", "what")
     for one in found:
         what = "a model" if one.personal else "a control variate"
-        table.add_row(one.run, one.task, one.algorithm, str(one.round), what)
+        table.add_row(*map(cell, (one.run, one.flower_run, one.task, one.algorithm)), str(one.round), what)
     Console().print(table)
 
 
 @personal.command()
 @click.argument("run")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--of", "flower_run", help="Flower's number of the run, where `list` shows several under one name.")
 @HOME
-def export(run: str, out: Path, home: Path) -> None:
+def export(run: str, out: Path, flower_run: str | None, home: Path) -> None:
     """Write the personal model of RUN to OUT: a safetensors file like the published one (`model`, `scale`).
 
     \b
@@ -74,14 +84,36 @@ def export(run: str, out: Path, home: Path) -> None:
     from sovfed.federation.files import write_private
     from sovfed.federation.schema import nearest
 
-    models = {one.run: one for one in reversed(_kept(home)) if one.personal}
-    if run not in models:
-        raise DataError(f"no personal model of run '{run}' here{nearest(run, tuple(models))}")
-    one = models[run]
+    models = [one for one in _kept(home) if one.personal and flower_run in (None, one.flower_run)]
+    named = [one for one in models if one.run == run]
+    if not named:
+        raise DataError(f"no personal model of run '{run}' here{nearest(run, {one.run for one in models})}")
+    if len(named) > 1:
+        numbers = ", ".join(visible(one.flower_run) for one in named)
+        raise DataError(f"run '{run}' left {len(named)} models, as Flower's runs {numbers}: choose one with --of")
+    one = named[0]
     model, scale = read(one.path)
     head = {"task": one.task, "format": "flat vector: parameters in torch's order, then floating-point buffers"}
     write_private(out, save({"model": model, "scale": scale}, metadata={**head, "round": str(one.round)}))
     click.echo(f"{out}: {one.task}, {model.size} parameters, after round {one.round} ({one.algorithm})")
+
+
+@personal.command()
+@click.argument("run")
+@HOME
+def remove(run: str, home: Path) -> None:
+    """Delete what RUN left here. New personal models are refused while 16 are kept: no message deletes one.
+
+    \b
+    Example:
+      sovfed client personal remove heart-2025-03
+    """
+    from sovfed.clients.personal import FOLDER, PersonalStates
+    from sovfed.federation.schema import nearest
+
+    if not PersonalStates(home / FOLDER).remove(run):
+        raise DataError(f"nothing of run '{run}' here{nearest(run, {one.run for one in _kept(home)})}")
+    click.echo(f"deleted what run '{run}' left")
 
 
 def _kept(home: Path) -> list[Kept]:

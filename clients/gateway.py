@@ -7,7 +7,6 @@ message or an app bundle brings; it imports no torch and opens no data file.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import signal
@@ -18,10 +17,12 @@ from pathlib import Path
 from sovfed.clients.home import RUNTIME_SECRET, TASK_SECRET
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ConfigError, SovfedError
+from sovfed.federation.logs import log_to_stderr
 from sovfed.federation.loopback import SECRET_HEADER, ensure_secret
 from sovfed.federation.processes import die_with_parent, exit_code
 from sovfed.federation.quiet import be_quiet
 from sovfed.federation.schema import bind
+from sovfed.federation.settings import passed_settings
 
 log = logging.getLogger("sovfed.gateway")
 
@@ -62,16 +63,16 @@ def main(arguments: list[str] | None = None) -> int:
     die_with_parent()
     parser = argparse.ArgumentParser(description="The resident executor of Flower's ClientApp")
     parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--config", required=True, help="ClientConfig as JSON")
+    parser.add_argument("--config", type=Path, required=True, help="private file with a ClientConfig as JSON")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     os.umask(0o077)
     be_quiet(options.home)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        run(options.home, bind(ClientConfig, json.loads(options.config)), stop)
+        run(options.home, bind(ClientConfig, passed_settings(options.config)), stop)
     except SovfedError as error:
         log.critical("%s", error)
         return exit_code(error)

@@ -1,7 +1,8 @@
 """What an institution keeps from round to round of a run: SCAFFOLD's cᵢ, FedBN's layers, Ditto's model.
 
 One safetensors file a round, with the features' scale beside the vector, so that a personal model is a model file like
-the published one. The last two rounds are kept, so that a run that resumes finds what it had then.
+the published one. The last two rounds are kept, so that a run that resumes finds what it had then. No message deletes
+or replaces the personal model of another run: where there is no room, the request is refused.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sovfed.federation.errors import DataError
+from sovfed.federation.errors import DataError, PolicyError
 from sovfed.federation.files import private_directory, write_atomic
 
 if TYPE_CHECKING:
@@ -25,8 +27,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FOLDER: Final = "personal"
 ROUNDS: Final = 2  # kept of a run
-MAX_RUNS: Final = 8  # the newest are kept
-_NAME: Final = re.compile(r"([0-9a-f]{24})\.([0-9]{1,9})\.safetensors")
+MODELS: Final = ("fedbn", "ditto")  # algorithms that keep a model
+PERSONAL: Final = "personal"
+VARIATE: Final = "variate"
+MAX_PERSONAL: Final = 16  # runs whose models are kept; more are refused
+MAX_VARIATES: Final = 8  # runs whose control variates are kept; the newest
+_NAME: Final = re.compile(r"([0-9a-f]{24})\.([0-9a-f]{16})\.([0-9]{1,9})\.(personal|variate)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -42,14 +48,30 @@ class Learned:
 
 @dataclass(frozen=True)
 class Kept:
-    """A kept file and what its head says; `round` is the last one that it had a part in."""
+    """A kept file and what its head says; `round` is the last one that it had a part in.
+
+    `run` is the name that the agency gave, `flower_run` the number under which Flower ran it.
+    """
 
     path: Path
     run: str
+    flower_run: str
     task: str
     algorithm: str
     round: int
     personal: bool  # a model that predicts, not a control variate
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file's name in parts; `age` is when it was written, in ns since 1970."""
+
+    path: Path
+    key: str
+    owner: str
+    round: int
+    kind: str
+    age: int
 
 
 class PersonalStates:
@@ -62,58 +84,89 @@ class PersonalStates:
     def load(self, request: TrainRequest | EvaluateRequest, last: int) -> Vector | None:
         """The newest state of the request's run of a round up to `last`, shape [d]; None if there is none.
 
-        Raises DataError if the file cannot be read or is of another length than the model.
+        A resumed run is another to Flower: until it has kept a state, it finds that of its predecessor.
+
+        Raises DataError if the file cannot be read or is of another length than the model, PolicyError if no room is
+        left for what the request would keep.
         """
-        rounds = self._rounds(_key(request))
-        usable = [number for number in rounds if number <= last]
+        self._check_room(request)
+        files = [one for one in self._files() if one.key == _key(request)]
+        own = [one for one in files if one.owner == _owner(request)]
+        usable = [one for one in own if one.round <= last] or [one for one in files if one.round <= last]
         if not usable:
-            if rounds:
+            if files:
                 log.warning("run %s: nothing is kept of a round before %d; beginning anew", request.keep, last + 1)
             return None
-        vector, _ = read(rounds[max(usable)])
+        found = max(usable, key=lambda one: (one.round, one.age))
+        vector, _ = read(found.path)
         if vector.shape != request.model.shape:
-            raise DataError(f"{rounds[max(usable)]}: {vector.shape}, the run's model is {request.model.shape}")
+            raise DataError(f"{found.path}: {vector.shape}, the run's model is {request.model.shape}")
         return vector
 
     def save(self, request: TrainRequest | EvaluateRequest, vector: Vector) -> None:
-        """Keep `vector` as the state after the request's round; on disk when this returns."""
+        """Keep `vector` as the state after the request's round; on disk when this returns.
+
+        Only files that this very run of Flower left are replaced. Raises PolicyError if no room is left.
+        """
         from safetensors.numpy import save
 
+        self._check_room(request)
         private_directory(self._folder)
-        key = _key(request)
+        key, owner, kind = _key(request), _owner(request), _kind(request)
         metadata = {
-            "run": request.keep, "task": request.task, "algorithm": request.algorithm, "round": str(request.round),
+            "run": request.keep, "flower_run": request.run, "task": request.task, "algorithm": request.algorithm,
+            "round": str(request.round),
         }  # fmt: skip
         content = save({"model": np.ascontiguousarray(vector), "scale": request.scale}, metadata=metadata)
-        write_atomic(self._folder / f"{key}.{request.round}.safetensors", content, 0o600, durable=self._durable)
-        rounds = self._rounds(key)
-        rounds.pop(request.round)
-        earlier = sorted(number for number in rounds if number < request.round)
-        for number in set(rounds) - set(earlier[-(ROUNDS - 1) :]):  # those after it were of a run that was set back
-            rounds[number].unlink()
-        self._forget(key)
+        path = self._folder / f"{key}.{owner}.{request.round}.{kind}.safetensors"
+        write_atomic(path, content, 0o600, durable=self._durable)
+        own = {one.round: one.path for one in self._files() if (one.key, one.owner) == (key, owner)}
+        own.pop(request.round)
+        earlier = sorted(number for number in own if number < request.round)
+        for number in set(own) - set(earlier[-(ROUNDS - 1) :]):  # those after it were of a run that was set back
+            own[number].unlink()
+        self._forget_variates()
 
     def list(self) -> list[Kept]:
         """The newest file of each run, newest first."""
-        newest: dict[str, tuple[int, Path]] = {}
-        for path in sorted(self._folder.glob("*.safetensors"), key=lambda path: -path.stat().st_mtime_ns):
-            if found := _NAME.fullmatch(path.name):
-                newest.setdefault(found[1], (int(found[2]), path))
-        return [_head(path) for _, path in newest.values()]
+        return [_head(one.path) for one in self._newest()]
 
-    def _rounds(self, key: str) -> dict[int, Path]:
-        found = [(_NAME.fullmatch(path.name), path) for path in self._folder.glob(f"{key}.*.safetensors")]
-        return {int(match[2]): path for match, path in found if match}
+    def remove(self, run: str) -> int:
+        """Delete what is kept under the name `run`, whichever of Flower's runs left it; how many states that were."""
+        doomed = [(one.key, one.owner) for one in self._newest() if _head(one.path).run == run]
+        for one in self._files():
+            if (one.key, one.owner) in doomed:
+                one.path.unlink()
+        return len(doomed)
 
-    def _forget(self, key: str) -> None:
-        """Drop the runs beyond the newest."""
-        age: dict[str, int] = {}
-        for path in self._folder.glob("*.safetensors"):
-            if found := _NAME.fullmatch(path.name):
-                age[found[1]] = max(age.get(found[1], 0), path.stat().st_mtime_ns)
-        for old in sorted(set(age) - {key}, key=lambda name: -age[name])[MAX_RUNS - 1 :]:
-            for path in self._rounds(old).values():
-                path.unlink()
+    def _files(self) -> Sequence[_File]:
+        found = [(_NAME.fullmatch(path.name), path) for path in self._folder.glob("*.safetensors")]
+        return [_File(p, m[1], m[2], int(m[3]), m[4], p.stat().st_mtime_ns) for m, p in found if m]
+
+    def _newest(self, kind: str = "") -> Sequence[_File]:
+        """The newest file of each run (of `kind` alone), newest first."""
+        newest: dict[tuple[str, str], _File] = {}
+        for one in sorted(self._files(), key=lambda one: (-one.age, -one.round)):
+            if kind in ("", one.kind):
+                newest.setdefault((one.key, one.owner), one)
+        return [*newest.values()]
+
+    def _check_room(self, request: TrainRequest | EvaluateRequest) -> None:
+        """Raise PolicyError if a personal model would be one too many: none is deleted to make room."""
+        if _kind(request) != PERSONAL:
+            return
+        held = {(one.key, one.owner) for one in self._newest(PERSONAL)}
+        if len(held) >= MAX_PERSONAL and (_key(request), _owner(request)) not in held:
+            raise PolicyError(
+                f"{len(held)} personal models are kept here, the most; `sovfed client personal remove RUN` makes room"
+            )
+
+    def _forget_variates(self) -> None:
+        """Drop the control variates beyond the newest runs': they are of use to nobody but a run that goes on."""
+        kept = {(one.key, one.owner) for one in self._newest(VARIATE)[:MAX_VARIATES]}
+        for one in self._files():
+            if one.kind == VARIATE and (one.key, one.owner) not in kept:
+                one.path.unlink()
 
 
 def read(path: Path) -> tuple[Vector, Sums]:
@@ -137,7 +190,9 @@ def _head(path: Path) -> Kept:
         with safe_open(path, framework="np") as file:
             head: dict[str, str] = file.metadata()
         algorithm = head["algorithm"]
-        return Kept(path, head["run"], head["task"], algorithm, int(head["round"]), algorithm in ("fedbn", "ditto"))
+        return Kept(
+            path, head["run"], head["flower_run"], head["task"], algorithm, int(head["round"]), algorithm in MODELS
+        )
     except Exception as error:
         raise DataError(f"{path}: not a state that was kept here") from error
 
@@ -146,3 +201,12 @@ def _key(request: TrainRequest | EvaluateRequest) -> str:
     """The files' name: whatever the run is called, it is no path."""
     named = f"{request.keep}\0{request.task}\0{request.algorithm}\0{request.model.size}"
     return hashlib.sha256(named.encode()).hexdigest()[:24]
+
+
+def _owner(request: TrainRequest | EvaluateRequest) -> str:
+    """Which of Flower's runs asks: nobody else's files are replaced."""
+    return hashlib.sha256(request.run.encode()).hexdigest()[:16]
+
+
+def _kind(request: TrainRequest | EvaluateRequest) -> str:
+    return PERSONAL if request.algorithm in MODELS else VARIATE

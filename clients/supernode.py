@@ -13,7 +13,6 @@ The app bundle that the server sends lies in this process's memory; it is neithe
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -27,10 +26,12 @@ from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ProtocolError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_private
 from sovfed.federation.flower_http import shorten_sleeps, use_client_certificate
+from sovfed.federation.logs import log_to_stderr
 from sovfed.federation.loopback import ensure_secret, require_secret
 from sovfed.federation.processes import die_with_parent, exit_code
 from sovfed.federation.quiet import be_quiet
 from sovfed.federation.schema import bind
+from sovfed.federation.settings import passed_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -233,14 +234,14 @@ def main(arguments: list[str] | None = None) -> int:
     die_with_parent()
     parser = argparse.ArgumentParser(description="Flower's SuperNode with our certificate and secrets")
     parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--config", required=True, help="ClientConfig as JSON")
+    parser.add_argument("--config", type=Path, required=True, help="private file with a ClientConfig as JSON")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     os.umask(0o077)
     be_quiet(options.home)
     exit_with_any_thread()
     try:
-        serve(options.home, bind(ClientConfig, json.loads(options.config)))
+        serve(options.home, bind(ClientConfig, passed_settings(options.config)))
     except SovfedError as error:
         log.critical("%s", error)
         return exit_code(error)

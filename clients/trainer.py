@@ -27,6 +27,7 @@ from sovfed.clients.socket import NAME, TrainerStub, serve
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ConfigError, PolicyError, ProtocolError, SovfedError, wire_code
 from sovfed.federation.files import private_directory
+from sovfed.federation.logs import log_to_stderr
 from sovfed.federation.messages import (
     OWN,
     EvaluateReply,
@@ -50,6 +51,7 @@ from sovfed.federation.processes import die_with_parent
 from sovfed.federation.quiet import be_quiet
 from sovfed.federation.schema import bind
 from sovfed.federation.secagg.files import FileStore, load_identity
+from sovfed.federation.settings import passed_settings
 from sovfed.federation.tasks import NAMES, Task, get_task
 from sovfed.federation.trainer_pb2 import HealthReply
 
@@ -344,17 +346,17 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description="The institution's trainer, on a Unix socket")
     parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--config", required=True, help="ClientConfig as JSON")
+    parser.add_argument("--config", type=Path, required=True, help="private file with a ClientConfig as JSON")
     options = parser.parse_args(arguments)
     die_with_parent()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     os.umask(0o077)
     be_quiet(options.home)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        config = bind(ClientConfig, json.loads(options.config))
+        config = bind(ClientConfig, passed_settings(options.config))
         home = private_directory(options.home)
         policy = load_policy(home)
         masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)

@@ -7,7 +7,6 @@ before the home is private, enrolled and has a policy.
 from __future__ import annotations
 
 import dataclasses
-import json
 import socket
 import sys
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from sovfed.federation.loopback import ensure_secret
 from sovfed.federation.ports import check_ports
 from sovfed.federation.processes import Process, Supervisor, listening, start_detached
 from sovfed.federation.quiet import quiet_environment
+from sovfed.federation.settings import settings_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,10 +31,10 @@ START_TIMEOUT_S: Final = 120.0  # of one process: torch and CUDA load slowly fro
 
 def processes(home: Path, config: ClientConfig) -> list[Process]:
     """The institution's processes in starting order; `config.runtime_port` must be chosen."""
-    env, settings = quiet_environment(home), json.dumps(dataclasses.asdict(config))
+    env, settings = quiet_environment(home), settings_file(home, config)
 
     def python(name: str) -> list[str]:
-        return [sys.executable, "-m", f"sovfed.clients.{name}", "--home", str(home), "--config", settings]
+        return [sys.executable, "-m", f"sovfed.clients.{name}", "--home", str(home), "--config", str(settings)]
 
     runtime = listening(("127.0.0.1", config.runtime_port))
     return [

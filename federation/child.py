@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
-import logging.handlers
 import os
 import signal
 import subprocess
@@ -13,6 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from sovfed.federation.logs import Log
 from sovfed.federation.status import ProcessStatus, State
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ BACK_OFF_S: Final = (0.5, 30.0)
 HEALTHY_S: Final = 60.0  # after so long a time up, the next pause is the shortest again
 FINAL_EXIT_CODES: Final = (2, 3)  # configuration, refused: a restart would change nothing
 PARENT: Final = "SOVFED_PARENT_PID"
-_LOG_BYTES, _LOG_FILES, _LINE_BYTES = 10_000_000, 3, 65_536
+_LINE_BYTES: Final = 65_536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +65,7 @@ class Child:
             self.popen = subprocess.Popen(
                 list(self.process.argv), env=child_environment(self.process.env), stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                umask=0o077,
             )  # fmt: skip
         except OSError as error:
             self.log.write(f"cannot start {self.process.argv[0]}: {error}")
@@ -77,6 +77,7 @@ class Child:
 
     def step(self) -> None:
         """Notice an exit, a readiness, or the end of a pause."""
+        self.log.tick()
         if self.state == "backing off":
             if time.monotonic() >= self._resume:
                 self.restarts += 1
@@ -133,26 +134,3 @@ class Child:
         with popen.stdout as stream:
             for line in iter(lambda: stream.readline(_LINE_BYTES), b""):
                 self.log.write(line.decode(errors="replace").rstrip("\r\n"))
-
-
-class Log:
-    """Lines into a file of mode 0600, rotated by size, each with the time in UTC."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.touch(mode=0o600)
-        self._handler = logging.handlers.RotatingFileHandler(
-            path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES, delay=True
-        )
-        formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(message)s", "%Y-%m-%dT%H:%M:%S")
-        formatter.converter = time.gmtime
-        self._handler.setFormatter(formatter)
-
-    def write(self, line: str) -> None:
-        self._handler.handle(logging.makeLogRecord({"msg": line}))
-
-    def close(self) -> None:
-        self._handler.close()
-
-    def tail(self, count: int = 15) -> str:
-        return "\n".join(self.path.read_text(errors="replace").splitlines()[-count:])

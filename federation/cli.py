@@ -40,13 +40,12 @@ def show(overrides: tuple[str, ...], config_dir: Path | None, as_json: bool) -> 
       sovfed config show task=heart data.path=/srv/heart strategy=fedprox
       sovfed config show --config-dir ./conf task=mine
     """
-    from dataclasses import asdict
-
     from sovfed.federation.compose import compose
+    from sovfed.federation.config import stored
 
     composed = compose(overrides, config_dir)
     if as_json:
-        click.echo(json.dumps({"config": asdict(composed.config), "origins": dict(composed.origins)}, indent=2))
+        click.echo(json.dumps({"config": stored(composed.config), "origins": dict(composed.origins)}, indent=2))
         return
     from rich.console import Console
 
@@ -59,11 +58,12 @@ def _table(composed: Composed) -> Table:
     from rich.text import Text
 
     from sovfed.federation.compose import DEFAULT, OVERRIDE, leaves
+    from sovfed.federation.config import told
 
     styles = {DEFAULT: "dim", OVERRIDE: "bold green"}
     table = Table("configuration", "chosen by", box=None, pad_edge=False)
     above: list[str] = []
-    for key, value in leaves(composed.config):
+    for key, value in leaves(told(composed.config)):
         *path, name = key.split(".")
         for depth, group in enumerate(path):
             if path[: depth + 1] != above[: depth + 1]:

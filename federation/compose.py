@@ -130,6 +130,7 @@ def _hydra(overrides: list[str], folders: Sequence[Path]) -> tuple[dict[str, Any
         choices = dict(composed.hydra.runtime.choices)
         OmegaConf.set_struct(composed, False)
         del composed["hydra"]
+        _refuse_resolvers(OmegaConf.to_container(composed, resolve=False))
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as problem:
         raise ConfigError(_plain(problem)) from problem
@@ -137,6 +138,29 @@ def _hydra(overrides: list[str], folders: Sequence[Path]) -> tuple[dict[str, Any
         raise ConfigError("the configuration is not a mapping")
     _refuse_code(values)
     return {str(key): value for key, value in values.items()}, {str(k): str(v) for k, v in choices.items() if v}
+
+
+def _refuse_resolvers(values: object, where: str = "") -> None:
+    """Raise ConfigError for `${oc.env:…}` and its like, which would bring in what the operator did not write."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            _refuse_resolvers(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(values, list):
+        for value in values:
+            _refuse_resolvers(value, where)
+    elif isinstance(values, str) and "${" in values:
+        from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
+        from omegaconf.grammar_parser import parse
+
+        pending = [parse(values)]
+        while pending:
+            node = pending.pop()
+            if isinstance(node, OmegaConfGrammarParser.InterpolationResolverContext):
+                raise ConfigError(
+                    f"'{where}' is {values[:80]!a}: only other settings may be named, as in ${{task.name}}; "
+                    "write out what comes from anywhere else"
+                )
+            pending.extend(getattr(node, "children", None) or ())
 
 
 def _plain(problem: Exception) -> str:

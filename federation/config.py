@@ -6,11 +6,12 @@ binds the result here, so an unknown key, a wrong type or a value out of range i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 from sovfed.federation.messages import MAX_PARAMETERS, NORMALISATIONS, OWN
-from sovfed.federation.schema import bounded, choice
+from sovfed.federation.schema import bounded, choice, named
+from sovfed.federation.text import without_credentials
 
 PORT_MAX: Final = 65_535
 MESSAGE_BYTES_MAX: Final = 2**31 - 1  # of one protobuf message
@@ -291,7 +292,7 @@ class SimulationConfig:
 class Config:
     """One training run and everything around it."""
 
-    run_name: str | None = bounded(None, 1, 64, doc="the run's name; null = task, date and a random part")
+    run_name: str | None = named(None, 1, 64, doc="the run's name; null = task, date and a random part")
     rounds: int = bounded(10, 1, 100_000, doc="exchanges between the coordinator and the cohort")
     seed: int = bounded(0, 0, 2**63 - 1, doc="seed of initialisation, splits and batches; equal seeds, equal models")
     task: TaskConfig = TaskConfig()
@@ -330,3 +331,14 @@ class Config:
                 f"privacy.colluders is {self.privacy.colluders}, server.min_cohort {self.server.min_cohort}, expected "
                 f"at least {self.privacy.colluders + SECURE_COHORT}: too few would be left that do not collude"
             )
+
+
+def told(config: Config) -> Config:
+    """`config` as it may be stored, shown or tracked: `tracking.uri` without user, password and query."""
+    uri = config.tracking.uri
+    return config if uri is None else replace(config, tracking=replace(config.tracking, uri=without_credentials(uri)))
+
+
+def stored(config: Config) -> dict[str, Any]:
+    """What a file or a page may hold of `config`; the one way to turn a whole configuration into plain values."""
+    return asdict(told(config))

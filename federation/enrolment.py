@@ -25,7 +25,7 @@ class Invitation:
 
     institution: str = bounded(low=1, high=63)
     address: str = bounded(low=3, high=262, doc="host:port of the enrolment port")
-    root: str = bounded(low=1, high=8192, doc="the authority's root certificate, PEM")
+    root: str = bounded(low=1, high=8192, doc="the authority's root certificate, PEM", lines=True)
     token: str = bounded(low=64, high=64, doc="256 bits, hexadecimal; good for one signing request")
     expires: int = bounded(low=0, doc="when the token ends, seconds since 1970 UTC")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
-from sovfed.federation.errors import IdentityError, ServiceError
+from sovfed.federation.errors import ConfigError, IdentityError, ServiceError
 
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024  # of a key, certificate or revocation list
 
@@ -54,6 +56,24 @@ def read_private(path: Path) -> bytes:
         if found.st_mode & 0o177077 != 0o100000 or found.st_uid != os.geteuid():
             raise IdentityError(f"{path}: mode {found.st_mode & 0o7777:04o}, expected 0600 and owned by this user")
         return file.read(MAX_FILE_BYTES)
+
+
+@contextlib.contextmanager
+def create_private(path: Path) -> Iterator[IO[bytes]]:
+    """A new file at `path`, the owner's alone from its first byte; gone again if the block fails.
+
+    Raises ConfigError if something is there already, or it cannot be made.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; choose a new file") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def private_directory(path: Path) -> Path:

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sovfed.federation.errors import WIRE_SENTENCES, ProtocolError
-from sovfed.federation.schema import bind, bounded, choice
+from sovfed.federation.schema import bind, bounded, choice, named
+from sovfed.federation.text import NAME
 
 PROTOCOL_VERSION: Final = 1
 BIGGEST: Final = sys.float_info.max
@@ -52,8 +53,8 @@ def _begin() -> Any:
 class ProfileRequest:
     """Ask for the feature totals that federated standardisation needs (no model yet)."""
 
-    run: str = bounded(low=1, high=64)
-    task: str = bounded(low=1, high=64)
+    run: str = named()
+    task: str = named()
     begin: Bytes = _begin()
     normalisation: str = choice(OWN, NORMALISATIONS)
 
@@ -74,9 +75,9 @@ class TrainRequest:
     same. `control` is SCAFFOLD's c, shape [d], and empty for the others. `normalisation` is `TaskConfig`'s.
     """
 
-    run: str = bounded(low=1, high=64)
+    run: str = named()
     round: int = bounded(low=1, high=1_000_000)
-    task: str = bounded(low=1, high=64)
+    task: str = named()
     seed: int = bounded(low=0, high=2**63 - 1)
     local_epochs: int = bounded(low=1, high=10_000)
     batch_size: int = bounded(low=1, high=1_000_000)
@@ -86,7 +87,7 @@ class TrainRequest:
     scale: Sums = _vector("float64")
     begin: Bytes = _begin()
     algorithm: str = choice("sgd", ALGORITHMS)
-    keep: str = bounded("", 0, 128)
+    keep: str = named("", 0, 128)
     personal_lambda: float = bounded(0.0, 0.0, 1e6)
     control: Vector = _empty("float32")
     normalisation: str = choice(OWN, NORMALISATIONS)
@@ -122,10 +123,10 @@ class PrivateRequest:
     steps under the name `grant`, which a resumed run keeps.
     """
 
-    run: str = bounded(low=1, high=64)
-    grant: str = bounded(low=1, high=128)
+    run: str = named()
+    grant: str = named(high=128)
     round: int = bounded(low=1, high=1_000_000)
-    task: str = bounded(low=1, high=64)
+    task: str = named()
     mechanism: str = choice(dataclasses.MISSING, ("distributed", "silo", "institution"))
     rounds: int = bounded(low=1, high=1_000_000)
     steps: int = bounded(low=1, high=10_000)
@@ -150,14 +151,14 @@ class PrivateRequest:
 class EvaluateRequest:
     """Evaluate `model` (shape [d]) on the held-out records; `scale`, `algorithm` and `keep` as in `TrainRequest`."""
 
-    run: str = bounded(low=1, high=64)
+    run: str = named()
     round: int = bounded(low=0, high=1_000_000)
-    task: str = bounded(low=1, high=64)
+    task: str = named()
     model: Vector = _vector("float32")
     scale: Sums = _vector("float64")
     begin: Bytes = _begin()
     algorithm: str = choice("sgd", ALGORITHMS)
-    keep: str = bounded("", 0, 128)
+    keep: str = named("", 0, 128)
     normalisation: str = choice(OWN, NORMALISATIONS)
 
 
@@ -194,7 +195,7 @@ class PrivateReply:
 class SecaggRequest:
     """The other messages of secure aggregation: the steps of its setup, and M3 (`reveal`)."""
 
-    run: str = bounded(low=1, high=64)
+    run: str = named()
     body: Bytes = _vector("uint8")
     step: str = choice("offer", STEPS)
 
@@ -214,7 +215,7 @@ class LedgerRequest:
     `signature` (64 bytes) is by the coordinator's `certificate` (DER), over `signed_head(head)` of `secagg/keys.py`.
     """
 
-    run: str = bounded(low=1, high=64)
+    run: str = named()
     head: Bytes = _vector("uint8")
     certificate: Bytes = _vector("uint8")
     signature: Bytes = _vector("uint8")
@@ -225,14 +226,14 @@ class LedgerReply:
     """The ledger's name at the institution and its newest head (32 bytes)."""
 
     head: Bytes = _vector("uint8")
-    dataset: str = bounded("", 1, 64)
+    dataset: str = named("", 1, 64)
 
 
 @dataclasses.dataclass(frozen=True)
 class LaneOffer:
     """Asks the gateway to open the run's lane; `token` is spent by the first stream that shows it."""
 
-    run: str = bounded(low=1, high=64)
+    run: str = named()
     address: str = bounded(low=1, high=255)
     token: str = bounded(low=32, high=128)
 
@@ -356,9 +357,11 @@ def _check_vectors(kind: str, found: Mapping[str, Any], dtypes: Mapping[str, np.
 
 def _acceptable(cls: type[Any], values: Mapping[str, Any]) -> bool:
     """Whether the binder would take these scalars as they are; a quick look, for every message has to pass."""
-    for name, kind, low, high, options in _rules(cls):  # type: ignore[arg-type]  # mypy takes type[Any] for unhashable
+    for name, kind, low, high, options, plain in _rules(cls):  # type: ignore[arg-type]  # mypy takes type[Any] for unhashable
         value: Any = values.get(name)
         if type(value) is not kind or (options is not None and value not in options):
+            return False
+        if kind is str and not (NAME.fullmatch(value) or not value if plain else value.isprintable()):
             return False
         size = len(value) if kind is str else value
         if not low <= size <= high:
@@ -367,15 +370,15 @@ def _acceptable(cls: type[Any], values: Mapping[str, Any]) -> bool:
 
 
 @cache
-def _rules(cls: type[Any]) -> tuple[tuple[str, type[Any], float, float, frozenset[str] | None], ...]:
-    """(name, type, least, greatest, options) of the scalar fields of `cls`; for text, of its length."""
+def _rules(cls: type[Any]) -> tuple[tuple[str, type[Any], float, float, frozenset[str] | None, bool], ...]:
+    """(name, type, least, greatest, options, is it a name) of the scalar fields of `cls`; for text, of its length."""
     found = []
     for field in dataclasses.fields(_scalars_class(cls)):
         rules = field.metadata
         low, high = rules.get("low"), rules.get("high")
         options = frozenset(rules["options"]) if rules.get("options") else None
         edges = (-BIGGEST if low is None else low, BIGGEST if high is None else high)
-        found.append((field.name, cast("type[Any]", field.type), *edges, options))
+        found.append((field.name, cast("type[Any]", field.type), *edges, options, "name" in rules))
     return tuple(found)
 
 

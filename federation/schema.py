@@ -1,8 +1,8 @@
 """Checked construction of frozen dataclasses from untrusted mappings.
 
-One binder serves the configuration files and the messages between processes: types are exact, numbers
-are finite and inside the range that the field declares, names are known. Nothing is coerced but int to
-float. Bounds stand in the dataclass: `rounds: int = bounded(10, 1, 100_000, doc="...")`.
+One binder serves the configuration files and the messages between processes: types are exact, numbers are finite and
+inside the range that the field declares, names are known, and no text can forge a line of a log or steer a terminal.
+Nothing is coerced but int to float. Bounds stand in the dataclass: `rounds: int = bounded(10, 1, 100_000, doc="...")`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,29 @@ from functools import cache
 from typing import Any, TypeVar
 
 from sovfed.federation.errors import ConfigError, SovfedError
+from sovfed.federation.text import NAME, NAME_IN_WORDS, steers, visible
 
 T = TypeVar("T")
 _MISSING: Any = dataclasses.MISSING
 
 
 def bounded(
-    default: Any = _MISSING, low: float | None = None, high: float | None = None, *, doc: str = "", unit: str = ""
+    default: Any = _MISSING,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    doc: str = "",
+    unit: str = "",
+    lines: bool = False,
 ) -> Any:
-    """A dataclass field whose value (or length, for text and lists) must lie in [low, high]."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "doc": doc, "unit": unit})
+    """A dataclass field whose value (or length, for text and lists) must lie in [low, high]; text may have `lines`."""
+    rules = {"low": low, "high": high, "doc": doc, "unit": unit, "lines": lines}
+    return dataclasses.field(default=default, metadata=rules)
+
+
+def named(default: Any = _MISSING, low: int = 1, high: int = 64, *, doc: str = "") -> Any:
+    """A text field that is a name (`text.NAME`): safe in a log line, on a terminal and as a file's name."""
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "name": True, "doc": doc})
 
 
 def choice(default: Any, options: Iterable[str], *, doc: str = "") -> Any:
@@ -51,7 +64,8 @@ def bind(cls: type[T], values: Mapping[str, Any], where: str = "", error: type[S
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if not isinstance(name, str) or name not in fields:
-            raise error(f"unknown key '{_join(where, str(name))}'{nearest(str(name), fields)}")
+            shown = visible(str(name)[:80], keep="")
+            raise error(f"unknown key '{_join(where, shown)}'{nearest(shown, fields)}")
     hints = _hints(cls)  # type: ignore[arg-type]  # mypy takes type[T] for unhashable
     bound: dict[str, Any] = {}
     for name, field in fields.items():
@@ -104,6 +118,10 @@ def _scalar(kind: Any, value: Any, rules: Mapping[str, Any], key: str, error: ty
         raise error(f"'{key}' must be {kind.__name__}, got {value!r} ({type(value).__name__})")
     if kind is float and not math.isfinite(value):
         raise error(f"'{key}' must be finite, got {value!r}")
+    if kind is str and steers(value.replace("\n", "") if rules.get("lines") else value):
+        raise error(f"'{key}' must hold no control characters, got {value[:80]!a}")
+    if rules.get("name") and value and not NAME.fullmatch(value):
+        raise error(f"'{key}' must be {NAME_IN_WORDS}, got {value[:80]!a}")
     options = rules.get("options")
     if options and value not in options:
         raise error(f"'{key}' is {value!r}{nearest(str(value), options)}")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from sovfed.federation.errors import ServiceError
+from sovfed.federation.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,9 +50,7 @@ class Status:
 
 def write_status(home: Path, status: Status) -> None:
     """Replace the status file in one step."""
-    draft = home / f".{_FILE}"
-    draft.write_text(json.dumps(dataclasses.asdict(status)), encoding="utf-8")
-    draft.replace(home / _FILE)
+    write_atomic(home / _FILE, json.dumps(dataclasses.asdict(status)).encode(), 0o600, durable=False)
 
 
 def read_status(home: Path) -> Status | None:

@@ -12,21 +12,20 @@ import logging
 import os
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from flwr.serverapp.grid import Grid
 
-from sovfed.federation.config import Config
+from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import CohortError, ServiceError, SovfedError
 from sovfed.federation.flower import FlowerGrid, StreamingGrid
-from sovfed.federation.schema import bind
+from sovfed.federation.logs import log_to_stderr
 from sovfed.federation.secagg.files import load_identity
 from sovfed.server.coordinator import coordinate
 from sovfed.server.grid import open_stream_grid
 from sovfed.server.ledger_heads import LedgerHeads
-from sovfed.server.runs import lock, run_folder, write_state
+from sovfed.server.runs import lock, run_folder, stored_config, write_state
 from sovfed.server.serverapp_runner import Stopped, run
 from sovfed.server.tracking import Tracker
 
@@ -35,15 +34,17 @@ SETTLE_S: Final = 1.0  # institutions that connect this soon after the minimum c
 
 
 def serve_run(base: Grid, spec: dict[str, Any], home: Path) -> None:
-    """Run the training that `spec` = {name, resume, config} asks for; the folder's `run.json` tells how it went."""
-    config = bind(Config, spec.get("config", {}), "config")
+    """Run the training whose `spec` is {name, resume}; the folder's `run.json` has its configuration and how it went.
+
+    The configuration never comes with the task: whatever does, institutions can read.
+    """
     name, resume = str(spec.get("name", "")), bool(spec.get("resume", False))
     folder = run_folder(home, name)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with lock(folder):
+    with lock(folder):  # whoever starts the run holds it until all is written
+        config = stored_config(home, name, base.run.run_id)
         state = {
             "name": name, "flower_run_id": base.run.run_id, "pid": os.getpid(), "started": time.time(),
-            "config": asdict(config),
+            "config": stored(config),
         }  # fmt: skip
         write_state(folder, state, "running")
         tracker = Tracker(config, home, folder, name)
@@ -124,9 +125,8 @@ def main() -> int:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("httpx", "mlflow", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    os.umask(0o077)
+    log_to_stderr("%(asctime)s %(levelname)s %(name)s: %(message)s")
     token = json.loads(sys.stdin.readline())["token"]
     return run(args.home, args.port, token, lambda grid, context, spec: serve_run(grid, spec, args.home))
 

@@ -1,8 +1,9 @@
 """The agency's side of Flower's Control API: nodes and runs of the local superlink, over the loopback.
 
 A run is started with an app bundle that holds nothing but a pyproject.toml, because Flower demands one: the coordinator
-and the institutions run their installed package and take no code from it. All that a run carries is one
-text, the run's configuration as JSON, in Flower's run config under the key `sovfed`.
+and the institutions run their installed package and take no code from it. All that a run carries is one text, its name
+as JSON, in Flower's run config under the key `sovfed`: every institution may read that, and the whole configuration
+stays in the run's folder at the agency.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.flower_http import add_client_header
 from sovfed.federation.loopback import SECRET_HEADER, read_secret
+from sovfed.federation.text import NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from flwr.proto.run_pb2 import Run
     from flwr.supercore.control.control_http_client import ControlHttpClient
 
 T = TypeVar("T")
 CONFIG_KEY: Final = "sovfed"
-MAX_CONFIG_BYTES: Final = 2**20
+MAX_SPEC_BYTES: Final = 512
 LOOPBACK_SECRET: Final = Path("secrets") / "loopback.secret"
 _BUNDLE_DATE: Final = (2024, 10, 1, 0, 0, 0)  # fixed, so that every run has the same bundle
 _PYPROJECT: Final = b"""\
@@ -132,15 +134,23 @@ class ControlClient:
         found = self._call(lambda: self._client.ListNodes(ListNodesRequest())).nodes_info
         return [NodeRecord(n.node_id, n.name, n.status, n.public_key, n.online_until) for n in found]
 
-    def start_run(self, config: dict[str, Any]) -> int:
-        """The id of a new run with `config`; ConfigError if that is larger than 1 MB as JSON."""
+    def start_run(self, spec: Mapping[str, object]) -> int:
+        """The id of a new run; every institution can read its `spec`, and so it holds names and whole numbers only.
+
+        Raises ConfigError for any other value: a path, an address or a secret is none of these.
+        """
         from flwr.common.serde import user_config_to_proto
         from flwr.proto.control_pb2 import StartRunRequest
         from flwr.proto.fab_pb2 import Fab
 
-        text = json.dumps(config, allow_nan=False)
-        if len(text.encode()) > MAX_CONFIG_BYTES:
-            raise ConfigError(f"the run's configuration has {len(text.encode())} bytes, at most {MAX_CONFIG_BYTES}")
+        for key, value in spec.items():
+            if not (isinstance(value, int) or (isinstance(value, str) and NAME.fullmatch(value))):
+                raise ConfigError(
+                    f"'{key}' of a run travels to institutions: a name or whole number, got {value!r:.80}"
+                )
+        text = json.dumps(dict(spec))
+        if len(text) > MAX_SPEC_BYTES:
+            raise ConfigError(f"what a run carries has {len(text)} bytes, at most {MAX_SPEC_BYTES}")
         override = user_config_to_proto({CONFIG_KEY: text})
         request = StartRunRequest(fab=Fab(content=build_bundle()), override_config=override)
         return int(self._call(lambda: self._client.StartRun(request)).run_id)

@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from sovfed import __version__
-from sovfed.federation.config import Config
+from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
@@ -31,6 +31,7 @@ from sovfed.federation.metrics import summarise
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
 from sovfed.federation.tasks import Task, configured_task, initial_vector, normalisation, public_scale
+from sovfed.federation.text import plain_name
 from sovfed.server import checkpoint
 from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.ledger_heads import LedgerHeads
@@ -83,10 +84,10 @@ def coordinate(
     _check(config, task)
     aggregation = engine(_aggregation(grid, config, run, task, identity))
     rounds = Rounds(config, run, grid, make_optimizer(config.strategy, config.task.learning_rate), aggregation)
-    rounds.name = folder.name
+    rounds.name = plain_name(folder.name)
     rounds.sums, rounds.features = task.evaluation_size, len(task.schema.features)
     if config.privacy.private:
-        rounds.plan = PrivacyPlan.make(config, folder.name, task.parameters)
+        rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
     started = time.monotonic()
     last = _begin(rounds, task, folder, resume)
     names = {node.node_id: node.name or str(node.node_id) for node in grid.get_nodes()}
@@ -247,7 +248,7 @@ def _summary(
         "metric": task.headline,
         "metrics": summarise(task, final.sums) if final.sums is not None else {},
         "metrics_by_institution": {name: summarise(task, sums) for name, sums in sorted(by_name.items())},
-        "config": asdict(config),
+        "config": stored(config),
     }
 
 

@@ -24,10 +24,12 @@ from typing import IO, TYPE_CHECKING, Final, cast
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import SovfedError
 from sovfed.federation.flower_http import add_client_header
+from sovfed.federation.logs import log_to_stderr
 from sovfed.federation.loopback import SECRET_HEADER, ensure_secret
 from sovfed.federation.processes import child_environment, die_with_parent, exit_code
 from sovfed.federation.quiet import be_quiet, quiet_environment
 from sovfed.federation.schema import bind
+from sovfed.federation.settings import passed_settings
 from sovfed.server.control import LOOPBACK_SECRET, log_path
 from sovfed.server.flower_app import SUPEREXEC_SECRET_FILE
 
@@ -151,16 +153,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point; its exit codes are `exit_code`'s."""
     parser = argparse.ArgumentParser(description="runs a coordinator for every run of the local superlink")
     parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--config", required=True, help="ServerConfig as JSON")
+    parser.add_argument("--config", type=Path, required=True, help="private file with a ServerConfig as JSON")
     options = parser.parse_args(arguments)
     die_with_parent()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_to_stderr()
     logging.getLogger("flwr").propagate = False  # it has a handler of its own
     os.umask(0o077)
     be_quiet(options.home)
     try:
-        config = bind(ServerConfig, json.loads(options.config))
+        config = bind(ServerConfig, passed_settings(options.config))
         executor = Executor(options.home, config.control_port, coordinator_command(options.home, config.control_port))
     except SovfedError as error:
         sys.stderr.write(f"executor: {error}\n")

@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import signal
@@ -36,8 +35,10 @@ from sovfed.federation.enrolment import ENROLMENT_SERVICE, MAX_ENROLMENT_BYTES, 
 from sovfed.federation.errors import IdentityError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_private
 from sovfed.federation.identity import Trust, install_crl, load_certificate, parse_certificate
+from sovfed.federation.logs import log_to_stderr
 from sovfed.federation.processes import die_with_parent
 from sovfed.federation.schema import bind
+from sovfed.federation.settings import passed_settings
 from sovfed.server import enrolment, lane
 from sovfed.server.guard import Behaviour, Context, Guard, RateLimit
 
@@ -179,11 +180,12 @@ def main(argv: list[str] | None = None) -> int:
     die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m sovfed.server.registry", description="The agency's registry.")
     parser.add_argument("--home", type=Path, required=True, help="the agency's home folder")
-    parser.add_argument("--config", type=json.loads, required=True, help="ServerConfig as a JSON object")
+    parser.add_argument("--config", type=Path, required=True, help="private file with a ServerConfig as JSON")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    log_to_stderr()
+    os.umask(0o077)
     try:
-        asyncio.run(_run(arguments.home, bind(ServerConfig, arguments.config, "server")))
+        asyncio.run(_run(arguments.home, bind(ServerConfig, passed_settings(arguments.config), "server")))
     except SovfedError as error:
         sys.stderr.write(f"registry: {error}\n")
         return 1

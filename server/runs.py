@@ -7,14 +7,15 @@ import json
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sovfed.federation.config import Config
+from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import ConfigError, ServiceError
-from sovfed.federation.files import write_private
+from sovfed.federation.files import read_private, write_private
 from sovfed.federation.schema import bind, nearest
+from sovfed.federation.text import NAME, NAME_IN_WORDS
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -22,15 +23,16 @@ if TYPE_CHECKING:
     from sovfed.server.control import ControlClient
 
 STATE: Final = "run.json"
+TRACKING: Final = "tracking.uri"  # with its password, for the coordinator alone; 0600
 ACTIVE: Final = ("starting", "running")
 LOCK_S: Final = 30.0  # a coordinator that is told to stop finishes its tracking first
 START_GRACE_S: Final = 30.0  # between StartRun and the coordinator's first sign of life
 
 
 def run_folder(home: Path, name: str) -> Path:
-    """The folder of run `name`; refuses a name that is not a plain file name."""
-    if not name or name != Path(name).name or name.startswith("."):
-        raise ConfigError(f"a run's name must be a plain file name, got {name!r}")
+    """The folder of run `name`; ConfigError unless it is a name."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"a run's name must be {NAME_IN_WORDS}, got {name[:80]!a}")
     return home / "runs" / name
 
 
@@ -72,8 +74,10 @@ def start_run(control: ControlClient, home: Path, name: str, config: Config, *, 
             control.stop_run(_state(home, name)["flower_run_id"])
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(folder):  # the last coordinator has written its last word; the next one waits for ours
-        run_id = control.start_run({"name": name, "resume": resume, "config": asdict(config)})
-        state = {"name": name, "flower_run_id": run_id, "started": time.time(), "config": asdict(config)}
+        run_id = control.start_run({"name": name, "resume": resume})
+        if config.tracking.uri is not None:
+            write_private(folder / TRACKING, config.tracking.uri.encode())
+        state = {"name": name, "flower_run_id": run_id, "started": time.time(), "config": stored(config)}
         write_state(folder, state, "starting")
     return run_id
 
@@ -88,9 +92,15 @@ def stop_run(control: ControlClient, home: Path, name: str) -> None:
                 write_state(run_folder(home, name), state, "stopped", "stopped by the operator")
 
 
-def stored_config(home: Path, name: str) -> Config:
-    """The configuration that run `name` was started with."""
-    return bind(Config, _state(home, name)["config"], "config")
+def stored_config(home: Path, name: str, run_id: int | None = None) -> Config:
+    """The configuration that run `name` was started with; with `run_id`, ConfigError unless as that Flower run."""
+    state, uri = _state(home, name), run_folder(home, name) / TRACKING
+    if run_id is not None and state["flower_run_id"] != run_id:
+        raise ConfigError(f"run '{name}' was started as Flower's run {state['flower_run_id']}, not {run_id}")
+    config = bind(Config, state["config"], "config")
+    if config.tracking.uri is None:
+        return config
+    return replace(config, tracking=replace(config.tracking, uri=read_private(uri).decode()))
 
 
 def read_run(home: Path, name: str, control: ControlClient | None = None) -> dict[str, Any]:

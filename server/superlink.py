@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import contextlib
 import ipaddress
-import json
 import logging
 import os
 import signal
@@ -31,10 +30,12 @@ from sovfed.federation.certificates import to_der
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ConfigError, IdentityError, ServiceError, SovfedError
 from sovfed.federation.identity import Trust, load_certificate, read_private
+from sovfed.federation.logs import log_to_stderr
 from sovfed.federation.loopback import ensure_secret, require_secret
 from sovfed.federation.processes import die_with_parent
 from sovfed.federation.quiet import be_quiet
 from sovfed.federation.schema import bind
+from sovfed.federation.settings import passed_settings
 from sovfed.server.flower_app import STATE_FILE, clean_up, create_flower_app, flower_config
 from sovfed.server.gate import CertificateProtocol, FleetGate
 
@@ -183,15 +184,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point; exit code 1 for a port that is taken, 2 for a bad configuration, 3 for one that is refused."""
     parser = argparse.ArgumentParser(description="Flower's SuperLink behind the gate")
     parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--config", required=True, help="ServerConfig as JSON")
+    parser.add_argument("--config", type=Path, required=True, help="private file with a ServerConfig as JSON")
     options = parser.parse_args(arguments)
     die_with_parent()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     logging.getLogger("flwr").propagate = False  # it has a handler of its own
     os.umask(0o077)
     be_quiet(options.home)
     try:
-        asyncio.run(serve(options.home, bind(ServerConfig, json.loads(options.config))))
+        asyncio.run(serve(options.home, bind(ServerConfig, passed_settings(options.config))))
     except SovfedError as error:
         sys.stderr.write(f"superlink: {error}\n")
         return 1 if isinstance(error, PortTakenError) else 2 if isinstance(error, ConfigError) else 3

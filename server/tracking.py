@@ -13,12 +13,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sovfed.federation.config import Config
+from sovfed.federation.config import Config, stored
 from sovfed.federation.files import write_private
+from sovfed.federation.text import without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -73,8 +73,9 @@ class Tracker:
     def _try(self, job: Callable[[], None]) -> bool:
         try:
             job()
-        except Exception:  # tracking must never end a training run
-            log.exception("MLflow tracking failed; the run goes on, its figures are in %s", self._folder)
+        except Exception as error:  # tracking must never end a training run
+            told = without_credentials(f"{type(error).__name__}: {error}")  # SQLAlchemy and requests name the whole URI
+            log.warning("MLflow tracking failed; the run goes on, its figures are in %s (%s)", self._folder, told)
             return False
         return True
 
@@ -96,7 +97,7 @@ class Tracker:
         run = client.create_run(experiment_id(client, self._config, self._home), run_name=self._name, tags=tags)
         self.run_id = run.info.run_id
         write_private(marker, self.run_id.encode())
-        params = [Param(key, str(value)[:500]) for key, value in flatten(asdict(self._config)).items()]
+        params = [Param(key, str(value)[:500]) for key, value in flatten(stored(self._config)).items()]
         client.log_batch(self.run_id, params=params)
         self._client = client
 

@@ -6,8 +6,6 @@ where `tracking.serve` asks for it, MLflow's page on the loopback.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Final
@@ -17,6 +15,7 @@ from sovfed.federation.errors import ServiceError
 from sovfed.federation.ports import check_ports
 from sovfed.federation.processes import Process, Supervisor, listening, start_detached
 from sovfed.federation.quiet import quiet_environment
+from sovfed.federation.settings import settings_file
 from sovfed.server.home import SETTINGS, load_settings
 
 START_TIMEOUT_S: Final = 90.0
@@ -25,10 +24,10 @@ START_TIMEOUT_S: Final = 90.0
 def processes(home: Path, config: ServerConfig, tracking: TrackingConfig) -> list[Process]:
     """The agency's processes in starting order."""
     env = quiet_environment(home)
-    settings = json.dumps(dataclasses.asdict(config))
+    settings = settings_file(home, config)
 
     def python(name: str) -> list[str]:
-        return [sys.executable, "-m", f"sovfed.server.{name}", "--home", str(home), "--config", settings]
+        return [sys.executable, "-m", f"sovfed.server.{name}", "--home", str(home), "--config", str(settings)]
 
     found = [
         Process("superlink", python("superlink"), env, listening(("127.0.0.1", config.control_port)), START_TIMEOUT_S),

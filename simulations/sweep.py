@@ -24,6 +24,7 @@ from sovfed import __version__
 from sovfed.federation.compose import compose, groups
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.files import write_private
+from sovfed.federation.text import plain_name, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -172,8 +173,8 @@ class _Parent:
         self._client: MlflowClient | None = None
         try:
             self._open(sweep)
-        except Exception:  # tracking must never end a sweep
-            log.exception("MLflow: the sweep's parent run could not be made")
+        except Exception as error:  # tracking must never end a sweep
+            log.warning("MLflow: the sweep's parent run could not be made: %s", without_credentials(repr(error)))
 
     def _open(self, sweep: Sweep) -> None:
         from mlflow import MlflowClient
@@ -189,7 +190,7 @@ class _Parent:
         else:
             made = client.create_run(experiment_id(client, config, sweep.folder), run_name=sweep.folder.name)
             self.run_id = made.info.run_id
-            client.set_tag(self.run_id, "sovfed.sweep", " ".join(sweep.overrides)[:5000])
+            client.set_tag(self.run_id, "sovfed.sweep", without_credentials(" ".join(sweep.overrides))[:5000])
             write_private(marker, self.run_id.encode())
         self._client = client
 
@@ -200,8 +201,8 @@ class _Parent:
             for path in artefacts:
                 self._client.log_artifact(self.run_id, str(path))
             self._client.set_terminated(self.run_id, status)
-        except Exception:  # as above
-            log.exception("MLflow: the sweep's parent run could not be ended")
+        except Exception as error:  # as above
+            log.warning("MLflow: the sweep's parent run could not be ended: %s", without_credentials(repr(error)))
 
 
 def _checked(runs: Sequence[tuple[str, tuple[str, ...]]]) -> list[Combination]:
@@ -213,7 +214,7 @@ def _checked(runs: Sequence[tuple[str, tuple[str, ...]]]) -> list[Combination]:
             config = compose(overrides).config
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}" if len(runs) > 1 else str(error)) from error
-        found.append(Combination(name, overrides, replace(config, run_name=config.run_name or name[:64])))
+        found.append(Combination(name, overrides, replace(config, run_name=config.run_name or plain_name(name)[:64])))
     return found
 
 

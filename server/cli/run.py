@@ -11,6 +11,7 @@ import click
 
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.metrics import TOLD
+from sovfed.federation.text import cell, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -93,7 +94,8 @@ def list_(home: Path, as_json: bool) -> None:
     for run in runs:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(run["started"]))
         rounds = f"{run['rounds_done']}/{run['rounds']}"
-        table.add_row(run["name"], run["task"], run["status"], rounds, str(run["institutions"]), started, run["reason"])
+        told = (run["name"], run["task"], run["status"], rounds, str(run["institutions"]), started, run["reason"])
+        table.add_row(*map(cell, told))
     Console().print(table)
 
 
@@ -114,11 +116,11 @@ def show(name: str, home: Path, as_json: bool) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(f"[bold]{name}[/bold]  {run['status']}  {run['reason']}")
+    console.print(f"[bold]{cell(name)}[/bold]  {run['status']}  {cell(run['reason'])}")
     console.print(round_table(lines[-10:]))
     if summary:
-        console.print("held-out metrics of all institutions:", summary["metrics"])
-    console.print(f"folder: {run_folder(home, name)}")
+        console.print("held-out metrics of all institutions:", summary["metrics"], markup=False)
+    console.print(cell(f"folder: {run_folder(home, name)}"))
 
 
 @cli.command()
@@ -141,7 +143,7 @@ def logs(name: str, follow: bool, home: Path) -> None:
     from sovfed.server.runs import follow_log
 
     for line in follow_log(home, name, follow):
-        click.echo(line, nl=False)
+        click.echo(visible(line, keep="\t\n"), nl=False)
 
 
 def _control(home: Path, required: bool = True) -> ControlClient:

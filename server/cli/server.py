@@ -10,6 +10,7 @@ from typing import Final
 import click
 
 from sovfed.federation.errors import ServiceError
+from sovfed.federation.text import cell, visible
 
 HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
@@ -32,7 +33,7 @@ def cli() -> None:
       sovfed server up
     \b
     For each institution:
-      sovfed server invite hospital-1 > hospital-1.invitation     (give it to the hospital)
+      sovfed server invite hospital-1 --out hospital-1.invitation (give it to the hospital, and to nobody else)
       sovfed server requests                                      (after `sovfed client enrol`)
       sovfed authority sign REQUEST --out hospital-1.pem
       sovfed server accept hospital-1.pem
@@ -134,7 +135,7 @@ def status(home: Path, as_json: bool) -> None:
             processes.add_row(process.name, process.state, str(process.pid), str(process.restarts))
         institutions = Table("institution", "status", "node", title="institutions")
         for node in nodes:
-            institutions.add_row(node.name, node.status, str(node.node_id))
+            institutions.add_row(cell(node.name), cell(node.status), str(node.node_id))
         Console().print(processes, institutions)
     if found is None:
         raise ServiceError(f"the server at {home} is not running; `sovfed server up --home {home}` starts it")
@@ -142,12 +143,25 @@ def status(home: Path, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("name")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it to this new file, which only you can read."
+)
 @HOME
-def invite(name: str, home: Path) -> None:
-    """Print an invitation for institution NAME: the server's address, the authority's root and a one-time token."""
+def invite(name: str, out: Path | None, home: Path) -> None:
+    """Make an invitation for institution NAME: the server's address, the authority's root and a one-time token.
+
+    The token is a secret: whoever has it first enrols as NAME. Without --out it is printed; a shell's `>` would leave
+    it to everybody on this machine.
+    """
+    from sovfed.federation.files import create_private
     from sovfed.server.enrolment import invite
 
-    click.echo(invite(home, name).to_json())
+    if out is None:
+        click.echo(invite(home, name).to_json())
+        return
+    with create_private(out) as file:  # refused before a token is made
+        file.write(invite(home, name).to_json().encode())
+    click.echo(f"wrote {out}: give it to {name} by a way that nobody else reads")
 
 
 @cli.command()
@@ -199,4 +213,4 @@ def logs(name: str, lines: int, home: Path) -> None:
     if not path.exists():
         raise ServiceError(f"{path} is not there; has the server been started?")
     for line in path.read_text(errors="replace").splitlines()[-lines:]:
-        click.echo(line)
+        click.echo(visible(line))

@@ -27,6 +27,7 @@ from sovfed.federation.files import private_directory, write_atomic, write_priva
 from sovfed.federation.flower import FlowerGrid
 from sovfed.federation.flower_http import add_client_header
 from sovfed.federation.loopback import SECRET_HEADER, ensure_secret
+from sovfed.federation.settings import settings_file
 from sovfed.server.control import ControlClient
 from sovfed.server.flower_app import SUPEREXEC_SECRET_FILE
 
@@ -46,8 +47,8 @@ class Node:
         return f"127.0.0.1:{self.config.runtime_port}"
 
     def argv(self, name: str) -> list[str]:
-        settings = json.dumps(dataclasses.asdict(self.config))
-        return [sys.executable, "-m", f"sovfed.clients.{name}", "--home", str(self.home), "--config", settings]
+        settings = settings_file(self.home, self.config)
+        return [sys.executable, "-m", f"sovfed.clients.{name}", "--home", str(self.home), "--config", str(settings)]
 
     def log(self, name: str = "supernode") -> str:
         return (self.home / "logs" / f"{name}.log").read_text()

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from sovfed.clients.cli_personal import personal
-from sovfed.clients.personal import MAX_RUNS, PersonalStates, read
-from sovfed.federation.errors import DataError
+from sovfed.clients.personal import MAX_PERSONAL, MAX_VARIATES, PersonalStates, read
+from sovfed.federation.errors import DataError, PolicyError
 from sovfed.federation.messages import EvaluateRequest
 
 ASKED = EvaluateRequest(
@@ -56,18 +56,76 @@ def test_another_run_task_or_algorithm_finds_nothing(states: PersonalStates, oth
     assert states.load(at(4, **other), 3) is None
 
 
+def test_a_resumed_run_finds_its_predecessors_state_and_leaves_it(states: PersonalStates, tmp_path: Path) -> None:
+    found = states.load(at(4, run="8"), 3)
+    assert found is not None and found[0] == 3
+    for number in (4, 5, 6):
+        states.save(at(number, run="8"), vector(40 + number))
+    found = states.load(at(7, run="9"), 6)
+    assert found is not None and found[0] == 46
+    assert sorted(one.flower_run for one in states.list()) == ["7", "8"]
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 999])
+def test_no_message_of_another_run_replaces_a_personal_model(states: PersonalStates, number: int) -> None:
+    """The same name, model and task, whatever the round: Flower's number is another."""
+    before = {path: path.read_bytes() for path in states.list()[0].path.parent.iterdir()}
+    for step in range(3):
+        states.load(at(number + step, run="666"), number + step - 1)
+        states.save(at(number + step, run="666"), vector(0))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_agency_fills_the_shelf_and_deletes_nothing(states: PersonalStates, tmp_path: Path) -> None:
+    first = states.list()[0].path
+    for other in range(MAX_PERSONAL - 1):
+        states.save(at(1, keep=f"junk-{other}"), vector(0))
+    for other in range(5):
+        with pytest.raises(PolicyError, match="personal remove"):
+            states.load(at(1, keep=f"more-{other}"), 0)  # before anything is computed
+        with pytest.raises(PolicyError, match="16 personal models are kept"):
+            states.save(at(1, keep=f"more-{other}"), vector(0))
+    assert first.exists() and len(states.list()) == MAX_PERSONAL
+    states.save(at(4), vector(4))  # a run that has its place goes on
+    home = ["--home", str(tmp_path)]
+    told = CliRunner().invoke(personal, ["remove", "junk-3", *home], catch_exceptions=False).output
+    assert told == "deleted what run 'junk-3' left\n"
+    states.save(at(1, keep="more"), vector(0))
+    refused = CliRunner().invoke(personal, ["remove", "junk-3", *home])
+    assert isinstance(refused.exception, DataError)
+
+
+def test_two_models_of_one_name_are_told_apart(states: PersonalStates, tmp_path: Path) -> None:
+    states.save(at(9, run="666"), vector(66))
+    home, out = ["--home", str(tmp_path)], tmp_path / "ours.safetensors"
+    refused = CliRunner().invoke(personal, ["export", "a-run", str(out), *home])
+    assert isinstance(refused.exception, DataError) and "Flower's runs 666, 7" in str(refused.exception)
+    CliRunner().invoke(personal, ["export", "a-run", str(out), "--of", "7", *home], catch_exceptions=False)
+    assert read(out)[0].tolist() == [3] * 5
+
+
+def test_what_a_file_says_of_itself_steers_no_terminal(tmp_path: Path) -> None:
+    """A state that an earlier version kept may be called anything."""
+    states = PersonalStates(tmp_path / "personal")
+    states.save(at(1, keep="\x1b]0;x\x07[bold red]run\x1b[2J"), vector(1))
+    shown = CliRunner().invoke(personal, ["list", "--home", str(tmp_path)], env={"COLUMNS": "200"}).output
+    assert r"\x1b]0;x\x07[bold red]run\x1b[2J" in shown
+    assert shown.replace("\n", "").isprintable()
+
+
 def test_a_name_is_never_a_path(states: PersonalStates, tmp_path: Path) -> None:
     states.save(at(1, keep="../../etc/passwd"), vector(1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["personal"]
 
 
 def test_files_are_the_owners_alone_and_bounded_in_number(states: PersonalStates, tmp_path: Path) -> None:
-    for run in range(2 * MAX_RUNS):
-        states.save(at(1, keep=f"run-{run}"), vector(run))
+    for run in range(2 * MAX_VARIATES):
+        states.save(at(1, keep=f"run-{run}", algorithm="scaffold"), vector(run))
     files = list((tmp_path / "personal").iterdir())
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
-    assert len({path.name.split(".")[0] for path in files}) == MAX_RUNS
-    assert states.list()[0].run == f"run-{2 * MAX_RUNS - 1}"
+    assert len({path.name.split(".")[0] for path in files if "variate" in path.name}) == MAX_VARIATES
+    assert states.list()[0].run == f"run-{2 * MAX_VARIATES - 1}"
+    assert [one.run for one in states.list() if one.personal] == ["a-run"]  # no control variate costs a model
 
 
 @pytest.mark.parametrize("damage", [b"", b"x" * 100, None])

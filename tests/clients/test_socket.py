@@ -28,6 +28,7 @@ from sovfed.clients.socket import NAME, TrainerStub, from_frame, serve, to_frame
 from sovfed.clients.trainer import TrainerService, make_trainer
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import ProtocolError, ServiceError
+from sovfed.federation.files import write_private
 from sovfed.federation.messages import (
     LaneOffer,
     ProfileReply,
@@ -196,8 +197,12 @@ def _prepare_home(home: Path) -> None:
 
 
 def _command(home: Path) -> list[str]:
-    config = json.dumps({"device": "cpu", "data": {"source": "breast_cancer", "site": "3"}})
-    return [sys.executable, "-m", "sovfed.clients.trainer", "--home", str(home), "--config", config]
+    return _command_with(home, json.dumps({"device": "cpu", "data": {"source": "breast_cancer", "site": "3"}}))
+
+
+def _command_with(home: Path, config: str) -> list[str]:
+    write_private(home / "processes.json", config.encode())
+    return [sys.executable, "-m", "sovfed.clients.trainer", "--home", str(home), "--config", f"{home}/processes.json"]
 
 
 @contextmanager
@@ -296,13 +301,14 @@ def test_the_trainer_works_without_any_network(home: Path) -> None:
     ("config", "code", "said"),
     [
         ('{"device": "tpu"}', 2, "device"),
-        ("{", 2, "Expecting"),
+        ("{", 2, "not JSON"),
         ('{"data": {"source": "breast_cancer"}}', 3, "policy.yaml is missing"),
     ],
 )
 def test_a_trainer_that_may_not_start_says_why(home: Path, config: str, code: int, said: str) -> None:
-    command = [sys.executable, "-m", "sovfed.clients.trainer", "--home", str(home), "--config", config]
-    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        _command_with(home, config), env=_environment(), capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == code
     assert said in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -140,3 +140,46 @@ def test_null_and_the_last_of_two_overrides_count() -> None:
 
 def test_text_can_be_built_from_other_values() -> None:
     assert compose(["run_name=${task.name}-${seed}", "seed=3"]).config.run_name == "breast_cancer-3"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run_name=${oc.env:SECRET}",
+        "run_name='${oc.env:SECRET}'",
+        "run_name=${ oc.env : SECRET }",
+        "run_name=${oc.decode:${oc.env:SECRET}}",
+        "tracking.experiment=of-${task.name}-${oc.env:SECRET}",
+        "server.names=[a,'${oc.env:SECRET}']",
+        "server.lane_address=${oc.select:nowhere,${oc.env:SECRET}}",
+        "data.path=${hydra:runtime.cwd}",
+        "rounds=${oc.env:SECRET}",
+    ],
+)
+def test_no_override_reads_the_environment(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "17")
+    with pytest.raises(ConfigError, match="only other settings may be named") as caught:
+        compose([override])
+    assert "17" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_nor_does_a_file_of_the_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "17")
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "mine.yaml").write_text("name: heart\nlocal_epochs: ${oc.env:SECRET}\n")
+    with pytest.raises(ConfigError, match=r"'task\.local_epochs' is"):
+        compose(["task=mine", "data=csv"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nb", "a\x1b]0;x\x07", "a b", "a/b", "../a", ".a", "-a", "[bold]a", "a\u202eb", "ä", ""]
+)
+def test_a_run_has_a_plain_name(name: str) -> None:
+    with pytest.raises(ConfigError, match="run_name") as caught:
+        compose([f"run_name={name}"])
+    assert str(caught.value).isprintable()
+
+
+def test_no_text_steers_a_terminal() -> None:
+    with pytest.raises(ConfigError, match="no control characters"):
+        compose(["data.site=a\x1b[2Jb"])

@@ -182,3 +182,41 @@ def test_only_the_code_of_an_error_crosses_the_wire() -> None:
     assert wire_code(ConfigError("x")) == "config"
     codes = {error.code for error in SovfedError.__subclasses__()} | {SovfedError.code}
     assert codes == set(WIRE_SENTENCES)
+
+
+FORGED = [
+    "x\nINFO sovfed.clients.trainer: run 7, round 1: 0 records",
+    "\x1b]0;x\x07",
+    "a b",
+    "a/b",
+    "[bold]x",
+    "\u202ea",
+    "ä",
+]
+
+
+@pytest.mark.parametrize("forged", FORGED)
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (message, field.name)
+        for message in MESSAGES
+        for field in dataclasses.fields(message)
+        if field.name in ("run", "task", "keep", "grant", "dataset")
+    ],
+    ids=lambda one: one if isinstance(one, str) else type(one).__name__,
+)
+def test_a_name_on_the_wire_forges_no_log_line(message: Message, field: str, forged: str) -> None:
+    kind, scalars, vectors = encode(message)
+    with pytest.raises(ProtocolError, match=f"{kind}.{field}") as caught:
+        decode(kind, {**scalars, field: forged}, vectors)
+    assert str(caught.value).isascii() and "\n" not in str(caught.value)
+
+
+def test_no_text_or_key_on_the_wire_steers_a_terminal() -> None:
+    kind, scalars, vectors = encode(LaneOffer("r", "agency.example:8445", "t" * 32))
+    with pytest.raises(ProtocolError, match="no control characters"):
+        decode(kind, {**scalars, "address": "a\x1b[2J:1"}, vectors)
+    with pytest.raises(ProtocolError) as caught:
+        decode(kind, {**scalars, "x\nINFO y": 1}, vectors)
+    assert str(caught.value).isprintable()

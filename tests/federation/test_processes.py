@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from sovfed.federation import child
+from sovfed.federation import child, logs
 from sovfed.federation.errors import ConfigError, IdentityError, PolicyError, ServiceError
 from sovfed.federation.processes import (
     Process,
@@ -199,7 +199,7 @@ def test_log_lines_carry_the_time_and_the_file_is_private(home: Path) -> None:
 
 
 def test_log_rotates_by_size(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "_LOG_BYTES", 1000)
+    monkeypatch.setattr(logs, "LOG_BYTES", 1000)
     with running(home, python("talker", "import time\nfor i in range(200): print(i, '.' * 50)\ntime.sleep(60)")):
         wait_for((home / "logs" / "talker.log.3").exists)
     assert all(path.stat().st_size <= 1000 for path in (home / "logs").glob("talker.log*"))

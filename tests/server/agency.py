@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import socket
 import ssl
 import subprocess
@@ -34,6 +33,7 @@ from sovfed.federation.config import ServerConfig
 from sovfed.federation.files import private_directory, write_atomic, write_private
 from sovfed.federation.identity import node_key_bytes, node_key_digest
 from sovfed.federation.quiet import quiet_environment
+from sovfed.federation.settings import settings_file
 from sovfed.server.control import ControlClient
 
 
@@ -150,8 +150,8 @@ def process(
 
 
 def superlink_argv(home: Path, config: ServerConfig) -> list[str]:
-    settings = json.dumps(dataclasses.asdict(config))
-    return [sys.executable, "-m", "sovfed.server.superlink", "--home", str(home), "--config", settings]
+    settings = settings_file(home, config)
+    return [sys.executable, "-m", "sovfed.server.superlink", "--home", str(home), "--config", str(settings)]
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 40.0, what: str = "the condition") -> None:

@@ -23,6 +23,7 @@ def act(grid: Grid, context: Context, config: dict[str, Any]) -> None:
     `echo` sends `rounds` messages of `megabytes` to every node and reports the seconds of each round.
     """
     report(f"config of {len(json.dumps(config))} characters for run {grid.run.run_id}, node {context.node_id}")
+    config = config if "do" in config else {"do": "hang", "seconds": 30}
     if config["do"] == "fail":
         raise RuntimeError("patient Maria Musterfrau, born 1950-01-01")
     if config["do"] == "echo":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -12,11 +13,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.server.agency import Authority, free_port, make_home, make_institution, server_config, superlink, wait_until
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.proto.node_pb2 import Node
+from tests.server.agency import (
+    Authority,
+    Institution,
+    free_port,
+    make_home,
+    make_institution,
+    network_client,
+    post,
+    server_config,
+    superlink,
+    wait_until,
+)
 
+from sovfed.federation.compose import compose
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ConfigError, ServiceError
-from sovfed.server.control import MAX_CONFIG_BYTES, ControlClient, build_bundle, log_path
+from sovfed.server import runs
+from sovfed.server.control import MAX_SPEC_BYTES, ControlClient, build_bundle, log_path
 from sovfed.server.executor import Executor
 from sovfed.server.serverapp_runner import FAILED
 
@@ -40,6 +56,8 @@ def executor(home: Path, port: int) -> Iterator[Executor]:
 class Agency:
     """A running superlink that can be killed and started again, its executor and a control client."""
 
+    institution: Institution
+
     def __init__(self, home: Path, config: ServerConfig, stack: contextlib.ExitStack) -> None:
         self.home, self.config = home, config
         self._stack = stack
@@ -60,9 +78,12 @@ class Agency:
 
 @pytest.fixture(scope="module")
 def agency(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agency]:
-    home = make_home(Authority(), tmp_path_factory.mktemp("control") / "agency")
+    authority, folder = Authority(), tmp_path_factory.mktemp("control")
+    home = make_home(authority, folder / "agency")
     with contextlib.ExitStack() as stack:
-        yield Agency(home, server_config(home), stack)
+        agency = Agency(home, server_config(home), stack)
+        agency.institution = make_institution(authority, folder / "hospital-1", "hospital-1")
+        yield agency
 
 
 def test_a_node_is_registered_listed_and_forgotten(agency: Agency, tmp_path: Path) -> None:
@@ -76,18 +97,54 @@ def test_a_node_is_registered_listed_and_forgotten(agency: Agency, tmp_path: Pat
     assert node_id not in [node.node_id for node in agency.control.list_nodes() if node.status != "unregistered"]
 
 
-def test_a_run_gets_its_configuration_and_completes(agency: Agency) -> None:
-    config = {"do": "count", "filler": "x" * (MAX_CONFIG_BYTES - 100)}
-    run_id = agency.control.start_run(config)
+def test_a_run_gets_what_it_carries_and_completes(agency: Agency) -> None:
+    spec = {"do": "count", "filler": "x" * (MAX_SPEC_BYTES - 100)}
+    run_id = agency.control.start_run(spec)
     assert agency.ended(run_id) == "finished:completed"
-    assert "config of 1048" in agency.log(run_id)
-    assert agency.control.get_run(run_id).config == config
+    assert "config of 4" in agency.log(run_id)
+    assert agency.control.get_run(run_id).config == spec
     assert run_id in [run.run_id for run in agency.control.list_runs()]
 
 
-def test_a_larger_configuration_is_refused(agency: Agency) -> None:
-    with pytest.raises(ConfigError, match="at most 1048576"):
-        agency.control.start_run({"filler": "x" * MAX_CONFIG_BYTES})
+@pytest.mark.parametrize("value", ["/home/agency", "sqlite:///x", "user:pw@host", "a b", "", {"a": "b"}, ["a"], None])
+def test_a_path_an_address_or_a_group_never_travels(agency: Agency, value: object) -> None:
+    with pytest.raises(ConfigError, match="travels to institutions"):
+        agency.control.start_run({"name": "a-run", "config": value})
+
+
+def test_more_than_names_is_refused(agency: Agency) -> None:
+    with pytest.raises(ConfigError, match="at most 512"):
+        agency.control.start_run({"filler": "x" * MAX_SPEC_BYTES})
+
+
+def test_what_an_institution_reads_of_a_run_is_its_name(agency: Agency) -> None:
+    """Flower hands a run's whole override_config to every SuperNode that asks."""
+    from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
+
+    overrides = ["tracking.uri=postgresql://mlflow:s3cret-pw@db.agency.internal/mlflow?password=more-s3cret"]
+    config = compose([*overrides, "data.path=/srv/agency/secret", "server.fleet_port=21443"]).config
+    run_id = runs.start_run(agency.control, agency.home, "study-1", config, resume=False)
+    wait_until(lambda: "config of" in agency.log(run_id), what="the coordinator's start")
+    hospital = agency.institution
+    node_id = agency.control.register_node(hospital.public_key, "hospital-1")
+    with network_client(agency.config.fleet_port, hospital.folder) as client:
+        request = ActivateNodeRequest(public_key=hospital.public_key, heartbeat_interval=30)
+        assert post(client, "/v1/fleet/activate-node", request, hospital.headers()).status_code == 200
+        asked = GetRunRequest(node=Node(node_id=node_id), run_id=run_id)
+        answer = post(client, "/v1/fleet/get-run", asked, hospital.headers())
+    agency.control.stop_run(run_id)
+    assert answer.status_code == 200
+    run = GetRunResponse.FromString(answer.content).run
+    assert json.loads(run.override_config["sovfed"].string) == {"name": "study-1", "resume": False}
+    assert set(run.override_config) == {"sovfed"}
+    for secret in (b"s3cret", b"mlflow", b"agency", b"21443", str(agency.home).encode(), b"/srv"):
+        assert secret not in answer.content
+    assert runs.stored_config(agency.home, "study-1", run_id) == config  # the coordinator has it whole
+    with pytest.raises(ConfigError, match=f"as Flower's run {run_id}, not 7"):
+        runs.stored_config(agency.home, "study-1", 7)
+    holding = [path for path in agency.home.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]
+    assert holding == [agency.home / "runs" / "study-1" / "tracking.uri"]
+    assert holding[0].stat().st_mode & 0o077 == 0
 
 
 def test_a_failure_is_reported_as_a_fixed_sentence(agency: Agency) -> None:

@@ -40,6 +40,7 @@ from sovfed.federation.enrolment import ENROLMENT_SERVICE, REGISTRY_SERVICE
 from sovfed.federation.errors import IdentityError, ServiceError
 from sovfed.federation.files import read_private, write_atomic, write_private
 from sovfed.federation.identity import load_certificate, node_key_bytes, node_key_digest
+from sovfed.federation.settings import settings_file
 from sovfed.server import authority, enrolment
 from sovfed.server.guard import BUSY, FAILED, REFUSED
 
@@ -468,8 +469,8 @@ def test_acceptance_registers_the_node_with_flower_once(tmp_path: Path) -> None:
 @pytest.mark.deploy
 def test_the_process_starts_says_so_and_stops_on_sigterm(tmp_path: Path) -> None:
     agency = make_agency(tmp_path)
-    config = json.dumps(asdict(ServerConfig(home=str(agency.home), enrolment_port=0, lane_port=0)))
-    argv = [sys.executable, "-m", "sovfed.server.registry", "--home", str(agency.home), "--config", config]
+    config = settings_file(agency.home, ServerConfig(home=str(agency.home), enrolment_port=0, lane_port=0))
+    argv = [sys.executable, "-m", "sovfed.server.registry", "--home", str(agency.home), "--config", str(config)]
     child = subprocess.Popen(
         argv, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": ":".join(sys.path)}
     )

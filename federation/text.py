@@ -1,0 +1,52 @@
+"""Text from elsewhere: which names may be given, and how anything else is shown in a log or on a terminal."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from typing import Final
+
+NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)  # of runs, tasks, grants: no path, no log line
+NAME_LENGTH: Final = 128  # of what a message carries
+NAME_IN_WORDS: Final = "of A-Z, a-z, 0-9, '.', '_' and '-', not beginning with '.' or '-'"
+_USER: Final = re.compile(r"(\w+://)[^\s'\"]*@")  # a password may hold all but '@'
+_QUERY: Final = re.compile(r"(\w+://[^\s'\"?]*)\?[^\s'\"]*")
+_STEERING: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, bidirectional, line ends
+
+
+def steers(text: str) -> bool:
+    """Whether `text` holds a character that moves a cursor, ends a line or hides or turns what stands beside it."""
+    return not text.isprintable() and any(unicodedata.category(one) in _STEERING for one in text)
+
+
+def visible(text: str, keep: str = "\t") -> str:
+    r"""`text` with every steering character but those in `keep` written as its escape: ESC becomes `\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(one) in _STEERING and one not in keep
+        else one
+        for one in text
+    )
+
+
+def plain_name(text: str) -> str:
+    """`text` itself if it is a name of a run; else a name made of it, another for every text."""
+    if NAME.fullmatch(text) and len(text) <= NAME_LENGTH:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return re.sub(r"[^A-Za-z0-9_]+", "-", f"{text[:40]}-{digest}").lstrip("-")
+
+
+def without_credentials(text: str) -> str:
+    """`text` with neither user, password nor query in any URI: what may be stored, logged or shown of it."""
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", text))
+
+
+def cell(text: str) -> str:
+    """`text` for a table or line of rich: nothing in it steers the terminal or is taken for markup."""
+    from rich.markup import escape
+
+    return escape(visible(text, keep=""))
