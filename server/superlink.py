@@ -35,6 +35,8 @@ from sovfed.federation.loopback import ensure_secret, require_secret
 from sovfed.federation.processes import die_with_parent
 from sovfed.federation.quiet import be_quiet
 from sovfed.federation.schema import bind
+from sovfed.server.fleet_calls import FleetRules
+from sovfed.server.fleet_state import FleetState
 from sovfed.server.flower_app import STATE_FILE, clean_up, create_flower_app, flower_config
 from sovfed.server.gate import CertificateProtocol, FleetGate
 
@@ -146,7 +148,7 @@ def _local_server(app: FastAPI, home: Path) -> _Server:
 
 def _public_server(app: FastAPI, home: Path, trust: Trust, max_message_bytes: int) -> _Server:
     config = uvicorn.Config(
-        FleetGate(app, trust, max_message_bytes=max_message_bytes),
+        FleetGate(app, trust, FleetRules(FleetState(home / STATE_FILE), max_message_bytes)),
         http=CertificateProtocol,
         lifespan="off",
         limit_concurrency=MAX_CONNECTIONS,
