@@ -35,10 +35,7 @@ from sovfed.federation.loopback import ensure_secret, require_secret
 from sovfed.federation.processes import die_with_parent
 from sovfed.federation.quiet import be_quiet
 from sovfed.federation.schema import bind
-from sovfed.server.fleet_calls import FleetRules
-from sovfed.server.fleet_state import FleetState
 from sovfed.server.flower_app import STATE_FILE, clean_up, create_flower_app, flower_config
-from sovfed.server.gate import CertificateProtocol, FleetGate
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -147,6 +144,10 @@ def _local_server(app: FastAPI, home: Path) -> _Server:
 
 
 def _public_server(app: FastAPI, home: Path, trust: Trust, max_message_bytes: int) -> _Server:
+    from sovfed.server.fleet_calls import FleetRules
+    from sovfed.server.fleet_state import FleetState
+    from sovfed.server.gate import CertificateProtocol, FleetGate
+
     config = uvicorn.Config(
         FleetGate(app, trust, FleetRules(FleetState(home / STATE_FILE), max_message_bytes)),
         http=CertificateProtocol,
