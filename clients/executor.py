@@ -48,6 +48,7 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from sovfed.federation.errors import WIRE_SENTENCES, ProtocolError
+from sovfed.federation.patience import patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +61,6 @@ RETRY_S: Final = (0.1, 1.0)  # between attempts to reach a SuperNode that is awa
 HEARTBEAT_S: Final = 3.0
 ARRIVAL_S: Final = 10.0  # the SuperNode makes a message's task shortly before the message
 OBJECT_WAIT_S: Final = (0.02, 0.5)  # Flower: 1 to 10; while the SuperNode is still fetching the message's objects
-FETCH_S: Final = 3600.0
 ACQUIRE: Final = "/flwr.proto.Runtime/AcquireTask"
 log = logging.getLogger("sovfed.executor")
 
@@ -99,15 +99,15 @@ def _connect(address: str, interceptor: ProtobufClientInterceptor) -> RuntimeHtt
 
 def _answer(client: RuntimeHttpClient, client_app: Callable[[Message, Context], Message]) -> None:
     """Pull the task's message, have it answered, push the reply and close the task."""
-    done = threading.Event()
-    heart = threading.Thread(target=_beat, args=(client, done), name="task-heartbeat", daemon=True)
+    done, lost = threading.Event(), threading.Event()
+    heart = threading.Thread(target=_beat, args=(client, done, lost), name="task-heartbeat", daemon=True)
     heart.start()
     try:
         task = client.PullTaskInput(PullTaskInputRequest())  # its app bundle, task.fab, is never looked at
         context = context_from_proto(task.context)
         head, tree = _pull(client)
         try:
-            reply = client_app(_inflate(client, tree, context), context)
+            reply = client_app(_inflate(client, tree, context, lost), context)
         except httpx.HTTPError:
             raise  # the SuperNode is gone, and the task with it
         except Exception:
@@ -130,16 +130,19 @@ def _pull(client: RuntimeHttpClient) -> tuple[Message, ObjectTree]:
     return message_from_proto(pulled.messages_list[0]), pulled.message_object_trees[0]
 
 
-def _inflate(client: RuntimeHttpClient, tree: ObjectTree, context: Context) -> Message:
-    """The task's whole message. Raises ProtocolError if it belongs to another run."""
+def _inflate(client: RuntimeHttpClient, tree: ObjectTree, context: Context, lost: threading.Event) -> Message:
+    """The task's whole message. Raises ProtocolError if it belongs to another run, or stops coming.
+
+    It stops when the task is `lost`: the SuperNode has given up the message, most often because its run is over.
+    """
     node = Node(node_id=context.node_id)
     message = pull_and_inflate_object_from_tree(
         tree,
-        make_pull_object_fn_protobuf(client.PullObject, node, context.run_id),
+        patient(make_pull_object_fn_protobuf(client.PullObject, node, context.run_id), over=lost.is_set),
         make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, context.run_id),
         return_type=Message,
         max_tries_per_object=None,
-        max_time=FETCH_S,
+        max_time=None,
         initial_backoff=OBJECT_WAIT_S[0],
         backoff_cap=OBJECT_WAIT_S[1],
     )
@@ -162,10 +165,13 @@ def _push(client: RuntimeHttpClient, reply: Message, context: Context) -> None:
         push_objects(get_all_nested_objects(reply), push, object_ids_to_push=set(pushed.objects_to_push))
 
 
-def _beat(client: RuntimeHttpClient, done: threading.Event) -> None:
-    """Keep the task's lease; a lost lease shows when the reply is pushed."""
+def _beat(client: RuntimeHttpClient, done: threading.Event, lost: threading.Event) -> None:
+    """Keep the task's lease; `lost` is set once the SuperNode does not know the task any more."""
     while not done.wait(HEARTBEAT_S):
         try:
-            client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+            if not client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success:
+                lost.set()
         except httpx.HTTPError as error:
+            if isinstance(error, httpx.HTTPStatusError) and error.response.is_client_error:
+                lost.set()
             log.warning("heartbeat: %s", error)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +18,7 @@ from flwr.common.constant import ErrorCode
 
 from sovfed.federation.errors import WIRE_SENTENCES, IdentityError, ProtocolError
 from sovfed.federation.flower import SERVER_NODE_ID
-from sovfed.federation.identity import read_private
+from sovfed.federation.identity import Trust, read_private
 from sovfed.federation.lane import Outgoing
 from sovfed.federation.lane_codec import error_reply, pack, unpack
 from sovfed.federation.lane_end import (
@@ -32,11 +34,13 @@ from sovfed.federation.lane_end import (
     open_stream,
     session_number,
 )
+from sovfed.federation.lane_offer import check_offer
 from sovfed.federation.messages import LaneOffer
 
 log = logging.getLogger(__name__)
 App = Callable[[FlowerMessage, Context], FlowerMessage]
 MAX_LANES: Final = 16
+MAX_REMEMBERED: Final = 1024  # runs whose newest offer is known; older offers than that have lapsed
 REPLIES_HELD: Final = 1  # replies that may wait for the coordinator before the next message is worked on
 
 
@@ -50,25 +54,39 @@ class LaneClient:
     def __init__(self, home: Path, app: App, max_message_bytes: int, *, address: str | None = None) -> None:
         self._identity, self._app = home / "identity", app
         self._max_message_bytes, self._address = max_message_bytes, address
+        self._trust = Trust(self._identity)
         self._lanes: dict[str, asyncio.Task[None]] = {}
+        self._newest: OrderedDict[str, int] = OrderedDict()  # run → when the newest offer taken was issued, ms
         self._thread = LoopThread("lane")
 
     def open(self, offer: LaneOffer, context: Context) -> bool:
         """Join the run's lane in the background, in place of an older session of the same run; whether it was
-        accepted.
+        accepted. An offer that the agency has not signed, for this run and node and a moment ago, changes nothing.
         """
         if self._address is not None and offer.address != self._address:
             log.warning("lane: declined an offer to connect to %s, only %s is allowed", offer.address, self._address)
             return False
+        try:
+            check_offer(offer, self._trust, run_id=context.run_id, node_id=context.node_id, now=time.time())
+        except IdentityError as error:
+            log.warning("lane: an offer was refused: %s", error)
+            return False
         return asyncio.run_coroutine_threadsafe(self._open(offer, context), self._thread.loop).result()
 
     async def _open(self, offer: LaneOffer, context: Context) -> bool:
+        if offer.issued <= self._newest.get(offer.run, -1):
+            log.warning("lane: run %s: an offer was refused: not newer than the last one", offer.run)
+            return False
         self._lanes = {run: task for run, task in self._lanes.items() if not task.done()}
         if (older := self._lanes.pop(offer.run, None)) is not None:
             older.cancel()
         if len(self._lanes) >= MAX_LANES:
             log.warning("lane: declined an offer, %d lanes are open", len(self._lanes))
             return False
+        self._newest[offer.run] = offer.issued
+        self._newest.move_to_end(offer.run)
+        if len(self._newest) > MAX_REMEMBERED:
+            self._newest.popitem(last=False)
         self._lanes[offer.run] = asyncio.create_task(self._keep(offer, context))
         return True
 

@@ -3,7 +3,7 @@
 What differs from `flower-supernode`, all of it here and held by tests/clients/test_flower_contract.py:
   - process isolation with its secret, and the loopback secret on every request to the Runtime port;
   - our client certificate on the Fleet connection, the root pinned, TLS 1.3;
-  - what one message may hold is bounded before it fills the memory;
+  - what one message may hold is bounded before it fills the memory, and how long its objects may fail to come;
   - the fixed sleeps are shortened (3 s and 0.5 s between looks), and so is the lease of a task whose executor died;
   - after a crash the node signs itself off first, or the SuperLink would refuse it for a minute as "still online";
   - whatever ends one of its threads ends the process, so that the supervisor starts a whole one.
@@ -28,6 +28,7 @@ from sovfed.federation.files import private_directory, read_bounded, read_privat
 from sovfed.federation.flower_http import shorten_sleeps, use_client_certificate
 from sovfed.federation.logs import log_to_stderr
 from sovfed.federation.loopback import ensure_secret, require_secret
+from sovfed.federation.patience import patient
 from sovfed.federation.processes import die_with_parent, exit_code
 from sovfed.federation.quiet import be_quiet
 from sovfed.federation.schema import bind
@@ -85,9 +86,10 @@ def pull_bounded(
     object_ids: list[str],
     pull_object_fn: Callable[[str], bytes],
 ) -> dict[str, bytes]:
-    """Flower's `pull_objects`, stopped as soon as the message's objects exceed `max_message_bytes` in all.
+    """Flower's `pull_objects`, stopped when the message's objects exceed `max_message_bytes` in all, or stop coming.
 
-    Raises ProtocolError then, or at once if there are more than `MAX_OBJECTS`; Flower drops the message.
+    Raises ProtocolError then, or at once if there are more than `MAX_OBJECTS`; Flower drops the message. Until then the
+    node takes no other message, of any run.
     """
     if len(object_ids) > MAX_OBJECTS:
         raise ProtocolError(f"a message of {len(object_ids)} objects, at most {MAX_OBJECTS}")
@@ -102,7 +104,7 @@ def pull_bounded(
                 raise ProtocolError(f"a message of more than {max_message_bytes} bytes")
         return content
 
-    return pull_objects(object_ids, pull, initial_backoff=OBJECT_WAIT_S[0], backoff_cap=OBJECT_WAIT_S[1])
+    return pull_objects(object_ids, patient(pull), initial_backoff=OBJECT_WAIT_S[0], backoff_cap=OBJECT_WAIT_S[1])
 
 
 def node_state(home: Path) -> NodeStateFactory:

@@ -229,13 +229,19 @@ class LedgerReply:
     dataset: str = named("", 1, 64)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LaneOffer:
-    """Asks the gateway to open the run's lane; `token` is spent by the first stream that shows it."""
+    """Asks the gateway to open the run's lane; `token` is spent by the first stream that shows it.
+
+    `issued` is in ms of Unix time; `signature` (64 bytes) is by the agency's `certificate` (DER): `lane_offer.py`.
+    """
 
     run: str = named()
     address: str = bounded(low=1, high=255)
     token: str = bounded(low=32, high=128)
+    issued: int = bounded(low=0, high=2**53)
+    certificate: Bytes = _vector("uint8")
+    signature: Bytes = _vector("uint8")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, Final
 from flwr.serverapp.grid import Grid
 
 from sovfed.federation.config import Config, stored
-from sovfed.federation.errors import CohortError, ServiceError, SovfedError
+from sovfed.federation.errors import CohortError, IdentityError, ServiceError, SovfedError
 from sovfed.federation.flower import FlowerGrid, StreamingGrid
 from sovfed.federation.logs import log_to_stderr
 from sovfed.federation.secagg.files import load_identity
@@ -84,13 +84,14 @@ def connect(base: Grid, config: Config, home: Path) -> tuple[StreamingGrid, str]
     try:
         grid = open_stream_grid(
             base, run_id=base.run.run_id, run=str(base.run.run_id), home=home, address=server.announced_lane_address,
+            identity=load_identity(home / "identity"),
             nodes=nodes, max_message_bytes=server.max_message_bytes, offer_timeout_s=server.lane_timeout_s,
         )  # fmt: skip
         if len(list(grid.get_node_ids())) >= server.min_cohort:
             return grid, "stream"
         grid.close()
         problem = "too few institutions opened their stream"
-    except (CohortError, ServiceError) as error:
+    except (CohortError, IdentityError, ServiceError) as error:
         problem = str(error)
     if server.lane == "stream":
         raise ServiceError(

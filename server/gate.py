@@ -2,9 +2,9 @@
 
 Stock Flower serves Fleet, Control and Runtime on one port, the last two without a credential
 (`tests/attacks/test_stock_flower.py`). Through the gate go only the paths in `FLEET_PATHS`, only with a certificate
-that the authority signed and has not revoked, and only in the name of the SuperNode key that this certificate is bound
-to. A refusal says nothing but its status; the reason stands in the log. Control and Runtime are served on the loopback,
-behind `federation/loopback.py`.
+that the authority signed and has not revoked, only in the name of the SuperNode key that this certificate is bound to,
+and only what `server/fleet_calls.py` lets this node say. A refusal says nothing but its status; the reason stands in
+the log. Control and Runtime are served on the loopback, behind `federation/loopback.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import sqlite3
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, Protocol, TypeAlias
@@ -20,6 +21,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sovfed.federation.errors import IdentityError
+from sovfed.server.fleet_calls import CALLS, FleetRules, RefusedError, body_limit
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
@@ -28,26 +30,13 @@ Send: TypeAlias = Callable[[Event], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PUBLIC_KEY_HEADER: Final = b"flwr-public-key"  # flwr's FLEET_HTTP_PUBLIC_KEY_HEADER, held by a contract test
-MAX_REQUEST_BYTES: Final = 16 * 2**20  # Flower cuts objects into chunks of 5 MiB
 BODY_TIMEOUT_S: Final = 300.0
 CERTIFICATE: Final = "sovfed.certificate"  # scope key: the peer's certificate, DER
-PUSH_OBJECT: Final = "/v1/fleet/push-object"
-PUSH_MESSAGES: Final = "/v1/fleet/push-messages"
-FLEET_PATHS: Final = frozenset(
-    {
-        "/v1/fleet/activate-node",
-        "/v1/fleet/deactivate-node",
-        "/v1/fleet/send-node-heartbeat",
-        "/v1/fleet/pull-messages",
-        PUSH_MESSAGES,
-        "/v1/fleet/get-run",
-        "/v1/fleet/get-fab",
-        PUSH_OBJECT,
-        "/v1/fleet/pull-object",
-        "/v1/fleet/confirm-message-received",
-    }
-)
-_REASONS: Final = {403: "Forbidden", 404: "Not Found", 408: "Request Timeout", 413: "Content Too Large"}
+FLEET_PATHS: Final = frozenset(CALLS)
+_REASONS: Final = {
+    400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 408: "Request Timeout",
+    413: "Content Too Large", 503: "Busy",
+}  # fmt: skip
 _log = logging.getLogger("sovfed.gate")
 
 
@@ -85,35 +74,24 @@ class CertificateProtocol(H11Protocol):
         self.app = app
 
 
-class RefusedError(Exception):
-    """A request that goes no further: `status` goes to the peer, the message to the log."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-
-
 class FleetGate:
-    """Lets through fleet calls whose certificate is valid and bound to the node key that the request names.
+    """Lets through fleet calls whose certificate is valid and bound to the node key, and whose body `rules` accept.
 
     The certificate is verified on every request, so a revocation holds from the moment the CRL is replaced, also on
-    open connections. An institution may upload at most `max_message_bytes` of objects for one message.
+    open connections.
     """
 
-    def __init__(self, app: App, trust: Verifier, *, max_message_bytes: int) -> None:
-        self._app = app
-        self._trust = trust
-        self._max_upload_bytes = max_message_bytes + MAX_REQUEST_BYTES
-        self._uploaded: dict[str, int] = {}  # node key digest → object bytes since its last push-messages
+    def __init__(self, app: App, trust: Verifier, rules: FleetRules) -> None:
+        self._app, self._trust, self._rules = app, trust, rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})  # there is no lifespan on this side
             return
         try:
-            peer = self._admit(scope)
-            body = await _read_body(scope, receive)
-            self._account(scope["path"], peer, len(body))
+            peer, key = self._admit(scope)
+            body = await _read_body(scope, receive, body_limit(scope["path"]))
+            await self._judge(scope["path"], peer, key, body)
         except RefusedError as refusal:
             client = (scope.get("client") or ("?",))[0]
             _log.warning("refused %s from %s: %s", refusal.status, client, refusal)
@@ -123,8 +101,16 @@ class FleetGate:
             return
         await self._app(scope, _replay(body, receive), send)
 
-    def _admit(self, scope: Scope) -> Peer:
-        """The peer, if this call may be made at all. The certificate is judged before the path."""
+    async def _judge(self, path: str, peer: Peer, key: bytes, body: bytes) -> None:
+        try:
+            await asyncio.to_thread(self._rules.check, path, key, body)
+        except RefusedError as refusal:
+            raise RefusedError(refusal.status, f"{peer.institution}: {refusal}") from refusal
+        except sqlite3.Error as error:
+            raise RefusedError(503, f"{peer.institution}: the state cannot be read: {error}") from error
+
+    def _admit(self, scope: Scope) -> tuple[Peer, bytes]:
+        """The peer and its node key, if this call may be made at all. The certificate is judged before the path."""
         certificate = scope.get(CERTIFICATE)
         if not certificate:
             raise RefusedError(403, "no client certificate")
@@ -135,18 +121,10 @@ class FleetGate:
         path = scope["path"]
         if scope["method"] != "POST" or path not in FLEET_PATHS:
             raise RefusedError(404, f"{peer.institution}: {scope['method'][:8]!r} {path[:80]!r} is not a fleet call")
-        if not hmac.compare_digest(_named_key_digest(scope), peer.node_key_digest):
+        key = _named_key(scope)
+        if not hmac.compare_digest(hashlib.sha256(key).hexdigest(), peer.node_key_digest):
             raise RefusedError(403, f"{peer.institution}: the request names another node key than the certificate")
-        return peer
-
-    def _account(self, path: str, peer: Peer, size: int) -> None:
-        if path == PUSH_MESSAGES:
-            self._uploaded[peer.node_key_digest] = 0
-        elif path == PUSH_OBJECT:
-            total = self._uploaded.get(peer.node_key_digest, 0) + size
-            if total > self._max_upload_bytes:
-                raise RefusedError(413, f"{peer.institution}: more than {self._max_upload_bytes} bytes for one message")
-            self._uploaded[peer.node_key_digest] = total
+        return peer, key
 
 
 class _DisconnectedError(Exception):
@@ -159,18 +137,18 @@ def _header(scope: Scope, name: bytes) -> bytes | None:
     return values[0] if len(values) == 1 else None
 
 
-def _named_key_digest(scope: Scope) -> str:
+def _named_key(scope: Scope) -> bytes:
     try:
-        return hashlib.sha256(b64decode(_header(scope, PUBLIC_KEY_HEADER) or b"", validate=True)).hexdigest()
+        return b64decode(_header(scope, PUBLIC_KEY_HEADER) or b"", validate=True)
     except ValueError:
-        return ""
+        return b""
 
 
-async def _read_body(scope: Scope, receive: Receive) -> bytes:
-    """The request's body, refused as soon as it is known to exceed `MAX_REQUEST_BYTES`."""
+async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The request's body, refused as soon as it is known to exceed `limit`."""
     claimed = _header(scope, b"content-length")
-    if claimed is not None and (not claimed.isdigit() or int(claimed) > MAX_REQUEST_BYTES):
-        raise RefusedError(413, f"a body of {claimed[:20]!r} bytes, at most {MAX_REQUEST_BYTES}")
+    if claimed is not None and (not claimed.isdigit() or int(claimed[:20]) > limit):
+        raise RefusedError(413, f"a body of {claimed[:20]!r} bytes, at most {limit}")
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -179,8 +157,8 @@ async def _read_body(scope: Scope, receive: Receive) -> bytes:
                 if event["type"] != "http.request":
                     raise _DisconnectedError
                 body += event.get("body", b"")
-                if len(body) > MAX_REQUEST_BYTES:
-                    raise RefusedError(413, f"a body of more than {MAX_REQUEST_BYTES} bytes")
+                if len(body) > limit:
+                    raise RefusedError(413, f"a body of more than {limit} bytes")
                 if not event.get("more_body", False):
                     return bytes(body)
     except TimeoutError as error:

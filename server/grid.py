@@ -21,6 +21,7 @@ from sovfed.federation.errors import ProtocolError, ServiceError
 from sovfed.federation.flower import SERVER_NODE_ID, StreamingGrid
 from sovfed.federation.lane_codec import Parts, content_parts, error_reply, pack, unpack
 from sovfed.federation.lane_end import LaneEnd
+from sovfed.federation.secagg.keys import Identity
 from sovfed.server.lane_links import Link, Links
 
 log = logging.getLogger(__name__)
@@ -201,6 +202,7 @@ def open_stream_grid(
     *,
     run_id: int,
     run: str,
+    identity: Identity,
     home: Path,
     address: str,
     nodes: Sequence[NodeInfo],
@@ -209,12 +211,13 @@ def open_stream_grid(
 ) -> StreamGrid:
     """The Grid over the lane of run `run`, once every node has joined or `offer_timeout_s` has passed.
 
+    `identity` is the agency's and signs the offers.
     Nodes that have not joined by then, and nodes that appear later, are offered the lane again in the background.
     Raises ServiceError if the relay cannot be reached or no node joined.
     """
     grid = StreamGrid(base, run_id, max_message_bytes)
     links = Links(
-        base, grid, run_id=run_id, run=run, socket=home / "lane.sock", address=address, nodes=nodes,
+        base, grid, run_id=run_id, run=run, identity=identity, socket=home / "lane.sock", address=address, nodes=nodes,
         max_message_bytes=max_message_bytes, offer_timeout_s=offer_timeout_s,
     )  # fmt: skip
     grid.start(links)

@@ -32,11 +32,14 @@ from sovfed.federation.lane_end import (
     open_stream,
     session_number,
 )
+from sovfed.federation.lane_offer import make_offer
 from sovfed.federation.lane_pb2 import LaneNode, LaneRun, LaneRunReply
 from sovfed.federation.messages import LaneOffer, LaneReply
+from sovfed.federation.secagg.keys import Identity
 
 log = logging.getLogger(__name__)
 GRACE_S: Final = 2.0  # a stream that is gone for longer gets a fresh offer
+MAX_OFFERED: Final = 4096  # offers whose reply is still looked for
 OFFER_AGAIN_S: Final = 10.0  # how long an offer may take before the next one
 LOST_NODES_S, NEW_NODES_S = 1.0, 5.0  # how often to look which nodes are online: when one is lost, and otherwise
 POLL_S: Final = (0.02, 0.5)  # for replies to offers
@@ -110,6 +113,7 @@ class Links:
         *,
         run_id: int,
         run: str,
+        identity: Identity,
         socket: Path,
         address: str,
         nodes: Sequence[NodeInfo],
@@ -117,7 +121,7 @@ class Links:
         offer_timeout_s: float,
     ) -> None:
         self._base, self._receiver, self._run_id, self._run = base, receiver, run_id, run
-        self._socket, self._address = socket, address
+        self._socket, self._address, self._identity = socket, address, identity
         self._max_message_bytes, self._offer_timeout_s = max_message_bytes, offer_timeout_s
         self._links = {int(node.node_id): Link(node) for node in nodes}
         self._online = set(self._links)
@@ -284,12 +288,20 @@ class Links:
         tokens = asyncio.run_coroutine_threadsafe(self._begin(links), self._thread.loop).result()
         messages = [
             new_message(
-                to_records(LaneOffer(run=self._run, address=self._address, token=token)),
+                to_records(self._make_offer(link.node_id, token)),
                 run_id=self._run_id, node_id=link.node_id, kind="query.lane", group="lane",
             )
             for link, token in zip(links, tokens, strict=True)
         ]  # fmt: skip
-        self._offered = dict(zip(self._base.push_messages(messages), links, strict=True))
+        self._offered |= dict(zip(self._base.push_messages(messages), links, strict=True))
+        while len(self._offered) > MAX_OFFERED:
+            del self._offered[next(iter(self._offered))]
+
+    def _make_offer(self, node_id: int, token: str) -> LaneOffer:
+        return make_offer(
+            self._identity, run=self._run, run_id=self._run_id, node_id=node_id, address=self._address, token=token,
+            now=time.time(),
+        )  # fmt: skip
 
     def _collect(self) -> None:
         """Note which nodes answered that they will not join."""

@@ -37,7 +37,6 @@ from sovfed.federation.quiet import be_quiet
 from sovfed.federation.schema import bind
 from sovfed.federation.settings import passed_settings
 from sovfed.server.flower_app import STATE_FILE, clean_up, create_flower_app, flower_config
-from sovfed.server.gate import CertificateProtocol, FleetGate
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -146,8 +145,12 @@ def _local_server(app: FastAPI, home: Path) -> _Server:
 
 
 def _public_server(app: FastAPI, home: Path, trust: Trust, max_message_bytes: int) -> _Server:
+    from sovfed.server.fleet_calls import FleetRules
+    from sovfed.server.fleet_state import FleetState
+    from sovfed.server.gate import CertificateProtocol, FleetGate
+
     config = uvicorn.Config(
-        FleetGate(app, trust, max_message_bytes=max_message_bytes),
+        FleetGate(app, trust, FleetRules(FleetState(home / STATE_FILE), max_message_bytes)),
         http=CertificateProtocol,
         lifespan="off",
         limit_concurrency=MAX_CONNECTIONS,

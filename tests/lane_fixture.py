@@ -39,7 +39,9 @@ from sovfed.federation.identity import (
     write_private,
 )
 from sovfed.federation.lane_end import SERVICE, SESSION_KEY, LoopThread
-from sovfed.federation.messages import ProfileReply, Reply, Request, TrainReply, TrainRequest
+from sovfed.federation.lane_offer import make_offer
+from sovfed.federation.messages import LaneOffer, ProfileReply, Reply, Request, TrainReply, TrainRequest
+from sovfed.federation.secagg.files import load_identity
 from sovfed.server.lane import SERVER_OPTIONS, Relay, add_lane
 
 RUN_ID = 4711
@@ -268,6 +270,7 @@ class Agency:
         self.authority = Authority(datetime.now(UTC))
         self.home = folder / "agency"
         self.authority.write(self.home, ServerNames(("127.0.0.1",)))
+        self.signer = load_identity(self.home / "identity")
         self.gateways = [self.enrol(index) for index in range(nodes)]
         self.loop = LoopThread("relay")
         self.address = ""
@@ -278,6 +281,14 @@ class Agency:
         home = self.folder / f"hospital-{index}"
         self.authority.write(home, InstitutionNames(f"hospital-{index}", hashlib.sha256(public).hexdigest()))
         return Gateway(home, NodeInfo(node_id=2**63 + index, public_key=public, name=f"hospital-{index}"))
+
+    def offer(self, gateway: Gateway, token: str, address: str = "", **changes: Any) -> LaneOffer:
+        """The agency's offer to `gateway` in run r1; `changes` are to what it signs."""
+        signed: dict[str, Any] = {
+            "run": "r1", "run_id": RUN_ID, "node_id": int(gateway.node.node_id), "address": address or self.address,
+            "token": token, "now": time.time(),
+        }  # fmt: skip
+        return make_offer(changes.pop("identity", self.signer), **{**signed, **changes})
 
     def start(self) -> None:
         self.relay: Relay = self.call(self._start())

@@ -29,6 +29,7 @@ FLOWER_FACING = {
     "federation/lane_codec.py",
     "server/aggregation.py",
     "server/app.py",
+    "server/fleet_calls.py",
     "server/grid.py",
     "server/lane_links.py",
     "server/strategies/adapter.py",

@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab
 from tests.clients.institution import Node, armed_bundle, claimed_run, executing, make_node, running, wait_online
-from tests.server.agency import Authority, make_home, server_config, superlink
+from tests.server.agency import Authority, make_home, server_config, superlink, wait_until
 
 from sovfed.federation.errors import WIRE_SENTENCES
 from sovfed.federation.flower import FlowerGrid, new_message
@@ -100,6 +100,31 @@ def test_code_in_an_app_bundle_does_not_run(federation: Federation, tmp_path: Pa
     assert reply.content.config_records["bytes"]["sent"] == b"x"
     assert not trace.exists()
     assert not list(federation.node.home.rglob("armed*"))  # nor was it unpacked
+
+
+def test_a_message_whose_objects_never_come_makes_no_institution_deaf(federation: Federation) -> None:
+    """It is given up with its run at the latest; the next run's messages are answered."""
+    from flwr.app.message import remove_content_from_message
+    from flwr.common.serde import message_to_proto
+    from flwr.proto.runtime_pb2 import PushAppMessagesRequest
+    from flwr.supercore.inflatable.inflatable_object import get_object_tree
+
+    with executing(federation.node, echo):
+        with federation.run() as grid:
+            records = RecordDict({"bytes": ConfigRecord({"never": b"sent"})})
+            message = new_message(
+                records, run_id=grid.run.run_id, node_id=federation.node.node_id, kind="query.stall", group="1"
+            )
+            message.metadata.__dict__["_message_id"] = message.object_id
+            head, tree = message_to_proto(remove_content_from_message(message)), get_object_tree(message)
+            request = PushAppMessagesRequest(messages_list=[head], message_object_trees=[tree])
+            grid._grid._runtime_client.PushMessages(request)  # type: ignore[attr-defined]
+            wait_until(lambda: "Receiving: query.stall message" in federation.node.log(), what="the stalled message")
+            federation.control.stop_run(grid.run.run_id)
+        start = time.monotonic()
+        with federation.run() as grid:
+            assert federation.ask(grid, {"sent": b"x"}, 60.0).content.config_records["bytes"]["sent"] == b"x"
+        assert time.monotonic() - start < 45.0
 
 
 def test_supernode_that_restarts_is_served_again(federation: Federation, tmp_path: Path) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.app import Message as FlowerMessage
-from tests.lane_fixture import MAX_BYTES, RUN_ID, Agency, Stream, agency, wait_until
+from tests.lane_fixture import MAX_BYTES, RUN_ID, Agency, Authority, Stream, agency, wait_until
 
 from sovfed.clients.lane import LaneClient
 from sovfed.federation.certificates import InstitutionNames, ServerNames
@@ -25,7 +30,8 @@ from sovfed.federation.lane import DATA, HELLO, Frame, Outgoing, Receiver, Sende
 from sovfed.federation.lane_codec import pack, unpack
 from sovfed.federation.lane_end import ATTACH, CONTROL, NODE_KEY, RUN_KEY, session_number
 from sovfed.federation.lane_pb2 import LaneNode, LaneRun
-from sovfed.federation.messages import LaneOffer, ProfileRequest
+from sovfed.federation.messages import ProfileRequest
+from sovfed.federation.secagg.files import load_identity
 
 TOKEN = "t" * 43
 PROFILE = to_records(ProfileRequest(run="r1", task="digits"))
@@ -92,7 +98,7 @@ def opened(scene: Coordinator, address: str = "", **options: str) -> LaneClient:
     gateway = scene.agency.gateways[0]
     gateway.start(**options)
     assert gateway.lane is not None
-    assert gateway.lane.open(LaneOffer("r1", address or scene.agency.address, TOKEN), gateway.context())
+    assert gateway.lane.open(scene.agency.offer(gateway, TOKEN, address), gateway.context())
     return gateway.lane
 
 
@@ -234,9 +240,9 @@ def test_a_refused_node_stops_and_waits_for_a_new_offer(scene: Coordinator) -> N
     gateway = scene.agency.gateways[0]
     gateway.start()
     assert gateway.lane is not None
-    assert gateway.lane.open(LaneOffer("r1", scene.agency.address, "x" * 43), gateway.context())
+    assert gateway.lane.open(scene.agency.offer(gateway, "x" * 43), gateway.context())
     wait_until(lambda: gateway.lane is not None and not running(gateway.lane))
-    assert gateway.lane.open(LaneOffer("r1", scene.agency.address, TOKEN), gateway.context())
+    assert gateway.lane.open(scene.agency.offer(gateway, TOKEN), gateway.context())
     scene.meet()
 
 
@@ -244,8 +250,89 @@ def test_offers_of_another_address_are_declined(scene: Coordinator) -> None:
     gateway = scene.agency.gateways[0]
     gateway.start(address="lane.example.org:8445")
     assert gateway.lane is not None
-    assert not gateway.lane.open(LaneOffer("r1", scene.agency.address, TOKEN), gateway.context())
+    assert not gateway.lane.open(scene.agency.offer(gateway, TOKEN), gateway.context())
     assert not running(gateway.lane)
+
+
+def held(scene: Coordinator) -> tuple[LaneClient, asyncio.Task[None]]:
+    """A lane that is up, and the task that keeps it."""
+    lane = opened(scene)
+    scene.meet()
+    return lane, lane._lanes["r1"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"run": "r2"}, {"run_id": RUN_ID + 1}, {"node_id": 7}, {"token": "x" * 43}, {"address": "127.0.0.1:1"},
+        {"now": time.time() + 60},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)  # fmt: skip
+def test_an_offer_that_was_signed_for_anything_else_leaves_the_lane_alone(
+    scene: Coordinator, changed: dict[str, Any]
+) -> None:
+    """The signature of one offer under another: for another run, node, token, place or time."""
+    lane, task = held(scene)
+    gateway = scene.agency.gateways[0]
+    wanted = scene.agency.offer(gateway, "n" * 43, now=time.time() + 1)
+    signed: dict[str, Any] = {"token": "n" * 43, "now": time.time() + 1} | changed
+    other = scene.agency.offer(gateway, **signed)
+    assert not lane.open(dataclasses.replace(wanted, signature=other.signature), gateway.context())
+    assert lane._lanes == {"r1": task}
+    assert not task.done()
+    assert lane.open(wanted, gateway.context()), "a newer one of the agency's does take its place"
+    wait_until(task.cancelled)
+
+
+@pytest.mark.parametrize("signer", ["institution", "stranger", "nobody"])
+def test_an_offer_by_anyone_but_the_agency_leaves_the_lane_alone(
+    scene: Coordinator, signer: str, tmp_path: Path
+) -> None:
+    lane, task = held(scene)
+    found, gateway = scene.agency, scene.agency.gateways[0]
+    stranger = Authority(datetime.now(UTC))
+    stranger.write(tmp_path / "stranger", ServerNames(("127.0.0.1",)))
+    found.authority.write(tmp_path / "peer", InstitutionNames("hospital-9", "0" * 64))
+    identity = load_identity({"institution": tmp_path / "peer"}.get(signer, tmp_path / "stranger") / "identity")
+    offer = found.offer(gateway, "n" * 43, now=time.time() + 1, identity=identity)
+    if signer == "nobody":
+        offer = dataclasses.replace(offer, certificate=np.zeros(0, np.uint8), signature=np.zeros(0, np.uint8))
+    assert not lane.open(offer, gateway.context())
+    with_the_agencys = dataclasses.replace(offer, certificate=np.frombuffer(found.signer.certificate, np.uint8))
+    assert not lane.open(with_the_agencys, gateway.context())
+    assert lane._lanes == {"r1": task}
+    assert not task.done()
+
+
+def test_an_offer_that_is_repeated_or_older_leaves_the_lane_alone(scene: Coordinator) -> None:
+    gateway, now = scene.agency.gateways[0], time.time()
+    first, second = (scene.agency.offer(gateway, token, now=now + wait) for token, wait in (("a" * 43, 0), (TOKEN, 1)))
+    gateway.start()
+    lane = gateway.lane
+    assert lane is not None
+    assert lane.open(first, gateway.context())
+    assert lane.open(second, gateway.context())
+    scene.meet()
+    assert not lane.open(second, gateway.context())
+    assert not lane.open(first, gateway.context())
+    assert running(lane)
+
+
+@pytest.mark.parametrize("seconds", [-601, 601])
+def test_an_offer_of_another_hour_is_refused(scene: Coordinator, seconds: float) -> None:
+    gateway = scene.agency.gateways[0]
+    gateway.start()
+    assert gateway.lane is not None
+    assert not gateway.lane.open(scene.agency.offer(gateway, TOKEN, now=time.time() + seconds), gateway.context())
+
+
+def test_an_offer_of_a_revoked_agency_is_refused(scene: Coordinator) -> None:
+    found, gateway = scene.agency, scene.agency.gateways[0]
+    found.authority.revoke(gateway.home, found.authority.load(found.home).serial_number)
+    gateway.start()
+    assert gateway.lane is not None
+    assert not gateway.lane.open(found.offer(gateway, TOKEN), gateway.context())
 
 
 @pytest.mark.parametrize("names", [ServerNames(("lane.example.org",)), InstitutionNames("hospital-9", "0" * 64)])

@@ -141,7 +141,7 @@ def test_a_request_goes_through_the_socket_and_nobody_else_may_open_it(home: Pat
 
 def test_what_a_trainer_does_not_answer_is_refused(home: Path) -> None:
     with served(home, echo()) as stub:
-        offer = LaneOffer(run="r", address="a:1", token="t" * 32)
+        offer = LaneOffer("r", "a:1", "t" * 32, 0, np.zeros(1, np.uint8), np.zeros(64, np.uint8))
         assert stub.answer(offer) == Refusal(reason="protocol")  # type: ignore[arg-type]
 
 

@@ -36,6 +36,7 @@ from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ProtocolError
 from sovfed.federation.flower import FlowerGrid, new_message
 from sovfed.federation.loopback import SECRET_HEADER, read_secret
+from sovfed.federation.patience import STALL_S, patient
 from sovfed.server.control import ControlClient
 
 ACQUIRE = "/v1/runtime/acquire-task"
@@ -69,6 +70,46 @@ def test_message_that_grows_too_large_is_stopped_on_the_way() -> None:
     assert len(pulled) < 20
     with pytest.raises(ProtocolError, match="objects, at most"):
         pull_bounded(pull_objects, 1000, ["x"] * (MAX_OBJECTS + 1), pull)
+
+
+def test_a_message_whose_objects_stop_coming_is_given_up() -> None:
+    """Pieces may take as long as they like one after another; what does not come at all is not waited for."""
+    from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, pull_objects
+
+    now, seen = [0.0], list[str]()
+
+    def pull(object_id: str) -> bytes:
+        now[0] += 20.0
+        if object_id == "never" or seen.count(object_id) < 2:  # each comes 60 s after it is first asked for
+            seen.append(object_id)
+            raise ObjectUnavailableError(object_id)
+        return b"x"
+
+    def fetch(ids: list[str]) -> dict[str, bytes]:
+        fetching = patient(pull, limit_s=60.0, clock=lambda: now[0])
+        return pull_objects(ids, fetching, initial_backoff=0.001, backoff_cap=0.001, max_concurrent_pulls=1)
+
+    assert len(fetch([str(number) for number in range(10)])) == 10
+    assert now[0] == 600.0
+    with pytest.raises(ProtocolError, match="no object of the message has come for 60 s"):
+        fetch(["never"])
+    assert now[0] <= 700.0
+    assert STALL_S <= 60.0
+
+
+def test_a_message_that_nobody_waits_for_is_given_up_at_once() -> None:
+    from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
+
+    def pull(object_id: str) -> bytes:
+        raise ObjectUnavailableError(object_id)
+
+    over = threading.Event()
+    fetching = patient(pull, over=over.is_set)
+    with pytest.raises(ObjectUnavailableError):
+        fetching("x")
+    over.set()
+    with pytest.raises(ProtocolError, match="not waited for"):
+        fetching("x")
 
 
 def test_process_ends_when_one_of_its_threads_does() -> None:

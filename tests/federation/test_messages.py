@@ -53,7 +53,7 @@ MESSAGES: list[Message] = [
     SecaggReply(BLOB, "roster"),
     LedgerRequest("r", BLOB, BLOB, BLOB),
     LedgerReply(BLOB, "heart"),
-    LaneOffer("r", "agency.example:8445", "t" * 32),
+    LaneOffer("r", "agency.example:8445", "t" * 32, 1_700_000_000_000, BLOB, BLOB),
     LaneReply(True),
     Refusal("data"),
 ]

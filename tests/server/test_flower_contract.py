@@ -32,6 +32,26 @@ def test_every_fleet_route_is_either_let_through_or_known() -> None:
     assert routes == FLEET_PATHS | refused, "server/gate.py: FLEET_PATHS"
 
 
+def test_the_gate_reads_each_call_as_flower_does() -> None:
+    from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
+
+    from sovfed.server.fleet_calls import CALLS
+
+    theirs = {path: kind for (_, path), kind in PROTOBUF_REQUEST_TYPES.items() if path in CALLS}
+    assert theirs == CALLS, "server/fleet_calls.py: CALLS"
+
+
+def test_flower_ties_a_reply_to_the_node_that_was_asked_and_nothing_else_to_anybody() -> None:
+    from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+    from flwr.superlink.servicer.fleet import fleet_handlers
+
+    store = inspect.getsource(SqlLinkState.store_message_res)
+    assert 'int64_to_uint64(msg_ins["dst_node_id"]) != res_metadata.src_node_id' in store, "server/fleet_calls.py"
+    push = inspect.getsource(fleet_handlers.push_messages)
+    assert "messages_list[0]" in push, "server/fleet_calls.py: does it take more than one message now?"
+    assert "message_object_trees[0]" in push, "server/fleet_calls.py"
+
+
 def test_the_node_key_header() -> None:
     from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -55,12 +75,12 @@ def test_an_object_chunk_fits_a_request() -> None:
     from flwr.app.message.array import Array
     from flwr.supercore import inflatable  # noqa: F401  # the package that chunks
 
-    from sovfed.server.gate import MAX_REQUEST_BYTES
+    from sovfed.server.fleet_calls import MAX_REQUEST_BYTES
 
     big = Array(dtype="float32", shape=(8 * 2**20,), stype="raw", data=bytes(32 * 2**20))
     chunks = [child.deflate() for child in (big.children or {}).values()]
     assert len(chunks) > 1, "server/gate.py: Flower no longer cuts arrays into chunks"
-    assert max(map(len, chunks)) < MAX_REQUEST_BYTES / 2, "server/gate.py: MAX_REQUEST_BYTES"
+    assert max(map(len, chunks)) < MAX_REQUEST_BYTES / 2, "server/fleet_calls.py: MAX_REQUEST_BYTES"
 
 
 def test_uvicorn_protocols_take_the_app_from_an_attribute() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,15 +13,36 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+from flwr.proto.node_pb2 import Node
+from google.protobuf.message import Message
 from tests.server.agency import Authority, Institution, make_home, make_institution
+from tests.server.fleet_fixture import RUN, FleetDatabase, make_template, push, sha256, upload
 
 from sovfed.federation.files import write_atomic
 from sovfed.federation.identity import Trust, load_certificate, node_key_digest
+from sovfed.server import fleet_calls
 from sovfed.server import gate as gate_module
-from sovfed.server.gate import CERTIFICATE, FLEET_PATHS, MAX_REQUEST_BYTES, PUSH_MESSAGES, PUSH_OBJECT, FleetGate
+from sovfed.server.fleet_calls import (
+    ACTIVATE,
+    CALLS,
+    CONFIRM,
+    MAX_OBJECTS,
+    MAX_REPLIES,
+    MAX_REQUEST_BYTES,
+    PULL_OBJECT,
+    PUSH_MESSAGES,
+    PUSH_OBJECT,
+    FleetRules,
+)
+from sovfed.server.fleet_state import FleetState
+from sovfed.server.gate import CERTIFICATE, FLEET_PATHS, FleetGate
 
 MIB = 2**20
 PULL = "/v1/fleet/pull-messages"
+OWN, OTHER = 2**63 + 11, 12  # node ids of the bench's institutions
+ASKED, ASKED_OTHER = sha256("to hospital-1"), sha256("to hospital-2")
 
 
 @dataclass
@@ -54,6 +76,11 @@ class Bench:
     gate: FleetGate
     hospital: Institution
     other: Institution
+    database: FleetDatabase
+
+    def say(self, path: str, request: Message) -> int:
+        """The status that hospital-1 gets for `request`."""
+        return self.call(path, [request.SerializeToString()])[0]
 
     def call(
         self,
@@ -69,7 +96,8 @@ class Bench:
         named = [(b"flwr-public-key", b64encode(self.hospital.public_key))] if headers is None else headers
         scope = {"type": "http", "method": method, "path": path, "headers": named, CERTIFICATE: shown}
         events: list[dict[str, Any]] = []
-        body = iter([b""] if chunks is None else chunks)
+        whole = [PullMessagesRequest(node=Node(node_id=OWN)).SerializeToString()]
+        body = iter(whole if chunks is None else chunks)
 
         async def receive() -> dict[str, Any]:
             piece = next(body, None)
@@ -86,25 +114,202 @@ def der(institution: Institution) -> bytes:
     return load_certificate(institution.folder / "cert.pem").public_bytes(Encoding.DER)
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_template(tmp_path_factory.mktemp("flower") / "state.db")
+
+
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+def bench(tmp_path: Path, template: Path) -> Bench:
     authority = Authority()
     identity = make_home(authority, tmp_path / "agency") / "identity"
     hospital = make_institution(authority, tmp_path / "hospital", "hospital-1")
     other = make_institution(authority, tmp_path / "other", "hospital-2")
     clock, app = Clock(datetime.now(UTC)), App()
-    gate = FleetGate(app, Trust(identity, clock), max_message_bytes=2 * MIB)
-    return Bench(authority, identity, clock, app, gate, hospital, other)
+    database = FleetDatabase.copy(template, tmp_path / "state.db")
+    database.add_node(OWN, hospital.public_key)
+    database.add_node(OTHER, other.public_key)
+    database.ask(ASKED, OWN)
+    database.ask(ASKED_OTHER, OTHER)
+    gate = FleetGate(app, Trust(identity, clock), FleetRules(FleetState(database.path), 2 * MIB))
+    return Bench(authority, identity, clock, app, gate, hospital, other, database)
 
 
 def test_an_enrolled_institution_comes_through_with_its_body(bench: Bench) -> None:
-    assert bench.call(PULL, [b"some", b" protobuf"]) == (200, b"ok")
-    assert bench.app.bodies == [b"some protobuf"]
+    body = PullMessagesRequest(node=Node(node_id=OWN)).SerializeToString()
+    assert bench.call(PULL, [body[:3], body[3:]]) == (200, b"ok")
+    assert bench.app.bodies == [body]
+
+
+def requests(bench: Bench, own: int) -> dict[str, Message]:
+    """What a SuperNode with node id `own` says in each call, after it was sent the message `ASKED`."""
+    special: dict[str, Message] = {
+        ACTIVATE: ActivateNodeRequest(public_key=bench.hospital.public_key),
+        "/v1/fleet/deactivate-node": DeactivateNodeRequest(node_id=own),
+        PUSH_MESSAGES: push(own, ASKED),
+        PUSH_OBJECT: upload(own, "session", 100),
+        PULL_OBJECT: PullObjectRequest(node=Node(node_id=own), run_id=RUN, object_id=ASKED),
+        CONFIRM: ConfirmMessageReceivedRequest(node=Node(node_id=own), run_id=RUN, message_object_id=ASKED),
+    }
+    return {path: special.get(path) or kind(node=Node(node_id=own)) for path, kind in CALLS.items()}
 
 
 @pytest.mark.parametrize("path", sorted(FLEET_PATHS))
 def test_every_fleet_call_of_a_node_is_let_through(bench: Bench, path: str) -> None:
-    assert bench.call(path)[0] == 200
+    if path == PUSH_OBJECT:
+        bench.database.reply(sha256("reply"), ASKED, OWN, "session")
+    assert bench.say(path, requests(bench, OWN)[path]) == 200
+
+
+@pytest.mark.parametrize("path", sorted(FLEET_PATHS - {ACTIVATE}))
+@pytest.mark.parametrize("node", [OTHER, 0, 1, 999])
+def test_no_call_is_made_in_the_name_of_another_node(bench: Bench, path: str, node: int) -> None:
+    assert bench.say(path, requests(bench, node)[path]) == 401
+    assert not bench.app.bodies
+
+
+def test_no_node_of_another_key_is_activated(bench: Bench) -> None:
+    assert bench.say(ACTIVATE, ActivateNodeRequest(public_key=bench.other.public_key)) == 403
+
+
+@pytest.mark.parametrize("path", sorted(FLEET_PATHS))
+def test_a_body_that_is_no_such_request_is_refused(bench: Bench, path: str) -> None:
+    assert bench.call(path, [b"\xff\xff\xff"])[0] == 400
+
+
+def test_a_node_that_is_not_registered_any_more_is_refused(bench: Bench, tmp_path: Path, template: Path) -> None:
+    database = FleetDatabase.copy(template, tmp_path / "other.db")
+    database.add_node(OWN, bench.hospital.public_key, "unregistered")
+    gate = FleetGate(bench.app, bench.gate._trust, FleetRules(FleetState(database.path), MIB))
+    assert dataclasses.replace(bench, gate=gate).say(PULL, PullMessagesRequest(node=Node(node_id=OWN))) == 401
+
+
+@pytest.mark.parametrize(
+    ("forged", "how"),
+    [
+        (push(OWN, "", src=1, dst=OTHER), "an instruction to a peer in the agency's name"),
+        (push(OWN, "", dst=OTHER), "an instruction to a peer in its own name"),
+        (push(OWN, "", src=1, dst=OWN), "an instruction to itself"),
+        (push(OWN, ""), "a message to the agency that nobody asked for"),
+        (push(OWN, ASKED, src=1), "a reply in the agency's name"),
+        (push(OWN, ASKED, src=OTHER), "a reply in a peer's name"),
+        (push(OWN, ASKED_OTHER, src=OTHER), "a peer's reply, its message's id guessed"),
+        (push(OWN, ASKED_OTHER), "a reply to what a peer was asked"),
+        (push(OWN, sha256("never sent")), "a reply to what nobody was asked"),
+        (push(OWN, ASKED, dst=OTHER), "a reply to a peer"),
+        (push(OWN, ASKED, run=7), "a reply in another run"),
+        (push(OWN, ASKED, copies=2), "two messages, of which Flower would take one"),
+        (push(OWN, ASKED, copies=0), "none"),
+        (push(OWN, ASKED, root=sha256("x")), "objects that are not the message's"),
+        (push(OWN, ASKED, children=[ASKED_OTHER]), "a peer's message as an object of its own"),
+        (push(OWN, ASKED, children=[ASKED]), "its own request as an object of its own"),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
+)
+def test_what_a_node_pushes_is_its_own_reply_to_its_own_message(
+    bench: Bench, forged: PushMessagesRequest, how: str
+) -> None:
+    assert bench.say(PUSH_MESSAGES, forged) == 403, how
+    assert not bench.app.bodies
+
+
+def test_a_message_is_answered_once_and_a_retry_is_the_same_reply(bench: Bench) -> None:
+    bench.database.reply(sha256("reply"), ASKED, OWN)
+    assert bench.say(PUSH_MESSAGES, push(OWN, ASKED)) == 200
+    assert bench.say(PUSH_MESSAGES, push(OWN, ASKED, message_id=sha256("second thoughts"))) == 403
+
+
+def test_a_reply_does_not_take_the_place_of_a_peers(bench: Bench) -> None:
+    bench.database.reply(sha256("peer's"), ASKED_OTHER, OTHER)
+    assert bench.say(PUSH_MESSAGES, push(OWN, ASKED, message_id=sha256("peer's"))) == 403
+
+
+def test_a_message_head_holds_no_content(bench: Bench) -> None:
+    assert bench.say(PUSH_MESSAGES, push(OWN, ASKED, group="x" * 5000)) == 413
+    assert bench.say(PUSH_MESSAGES, push(OWN, ASKED, group="x" * 14 * MIB)) == 413
+
+
+def test_objects_are_taken_for_an_announced_reply_only(bench: Bench) -> None:
+    bench.database.reply(sha256("reply"), ASKED, OWN, "mine")
+    bench.database.reply(sha256("peer's"), ASKED_OTHER, OTHER, "theirs")
+    assert bench.say(PUSH_OBJECT, upload(OWN, "mine", 100)) == 200
+    assert bench.say(PUSH_OBJECT, upload(OWN, "mine", 100, run=7)) == 403
+    for session in ("theirs", "unknown", ""):  # Flower takes an object without a session for whoever awaits it
+        assert bench.say(PUSH_OBJECT, upload(OWN, session, 100)) == 403, session
+
+
+def test_objects_still_come_after_the_coordinator_has_seen_the_reply(bench: Bench) -> None:
+    bench.database.reply(sha256("reply"), ASKED, OWN, "mine")
+    bench.database.fetch(ASKED)
+    assert bench.say(PUSH_OBJECT, upload(OWN, "mine", 100)) == 200
+
+
+def test_objects_are_read_of_a_nodes_own_messages_only(bench: Bench) -> None:
+    """By the hash alone Flower would confirm any guess at what a peer's reply says."""
+    bench.database.reply(sha256("peer's"), ASKED_OTHER, OTHER)
+    bench.database.store(sha256("count=41"), b"41", parent=sha256("peer's"))
+    bench.database.store(sha256("model"), b"model", parent=ASKED)
+
+    def pull(object_id: str, run: int = RUN) -> int:
+        return bench.say(PULL_OBJECT, PullObjectRequest(node=Node(node_id=OWN), run_id=run, object_id=object_id))
+
+    assert [pull(sha256("model")), pull(ASKED)] == [200, 200]
+    assert pull(sha256("model"), run=7) == 403
+    for hidden in (sha256("count=41"), sha256("peer's"), ASKED_OTHER, sha256("count=42"), ""):
+        assert pull(hidden) == 403, hidden
+
+
+def test_a_peers_message_is_not_confirmed(bench: Bench) -> None:
+    confirm = ConfirmMessageReceivedRequest(node=Node(node_id=OWN), run_id=RUN, message_object_id=ASKED_OTHER)
+    assert bench.say(CONFIRM, confirm) == 403
+
+
+def announced(bench: Bench, number: int) -> str:
+    """The `number`th message of the run is sent to hospital-1 and its reply announced; the reply's id, if accepted."""
+    asked, reply = sha256(f"asked {number}"), sha256(f"reply {number}")
+    bench.database.ask(asked, OWN)
+    if bench.say(PUSH_MESSAGES, push(OWN, asked, message_id=reply)) != 200:
+        return ""
+    bench.database.reply(reply, asked, OWN, f"session {number}")
+    return reply
+
+
+def test_what_lies_of_a_node_in_the_database_is_bounded_over_all_its_messages(bench: Bench) -> None:
+    """Announcing the next reply does not start the account anew, and neither does the coordinator's first look."""
+    allowed, sent = 2 * 2 * MIB + MAX_REQUEST_BYTES, 0
+    for number in range(4):
+        reply = announced(bench, number)
+        while bench.say(PUSH_OBJECT, upload(OWN, f"session {number}", 4 * MIB)) == 200:
+            bench.database.store(sha256(f"object {sent}"), bytes(4 * MIB), parent=reply)
+            sent += 1
+        bench.database.fetch(sha256(f"asked {number}"))
+    assert sent == 4 == allowed // (4 * MIB) - 1  # a fifth would not fit beside the replies' heads
+    for number in range(sent):
+        bench.database.drop(sha256(f"object {number}"))  # the coordinator has fetched them
+    assert bench.say(PUSH_OBJECT, upload(OWN, "session 3", 4 * MIB)) == 200
+
+
+def test_replies_are_bounded_in_number(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_calls, "MAX_REPLIES", 3)
+    assert [announced(bench, number) != "" for number in range(5)] == [True] * 3 + [False] * 2
+    bench.database.fetch(sha256("asked 0"))
+    bench.database.drop(sha256("reply 0"))
+    assert not announced(bench, 5), "what was announced a moment ago may still come"
+    assert MAX_REPLIES >= 128
+
+
+def test_objects_are_bounded_in_number(bench: Bench) -> None:
+    def children(count: int) -> list[str]:
+        return [sha256(f"child {number}") for number in range(count)]
+
+    assert bench.say(PUSH_MESSAGES, push(OWN, ASKED, children=children(MAX_OBJECTS - 1))) == 200
+    assert bench.say(PUSH_MESSAGES, push(OWN, ASKED, children=children(MAX_OBJECTS))) == 413
+
+
+def test_a_state_that_cannot_be_read_lets_nobody_through(bench: Bench) -> None:
+    bench.database.path.unlink()
+    assert bench.call()[0] == 503
+    assert not bench.app.bodies
 
 
 @pytest.mark.parametrize(
@@ -184,26 +389,19 @@ def test_a_length_that_is_no_size_is_refused(bench: Bench, length: bytes) -> Non
     assert bench.call(headers=named)[0] == 413
 
 
-def test_an_endless_body_is_cut_off_at_the_bound(bench: Bench) -> None:
-    sent = 0
+@pytest.mark.parametrize("path", sorted(FLEET_PATHS))
+def test_an_endless_body_is_cut_off_at_the_bound(bench: Bench, path: str) -> None:
+    sent, limit = 0, fleet_calls.body_limit(path)
 
     def endless() -> Iterator[bytes]:
         nonlocal sent
         while True:
-            sent += MIB
-            yield bytes(MIB)
+            sent += limit // 16
+            yield bytes(limit // 16)
 
-    assert bench.call(chunks=endless())[0] == 413
-    assert sent == MAX_REQUEST_BYTES + MIB
-
-
-def test_a_message_has_a_size_whatever_number_of_chunks_carries_it(bench: Bench) -> None:
-    allowed = (2 * MIB + MAX_REQUEST_BYTES) // (5 * MIB)
-    chunk = bytes(5 * MIB)
-    bench.call(PUSH_MESSAGES)
-    assert [bench.call(PUSH_OBJECT, [chunk])[0] for _ in range(allowed + 1)] == [200] * allowed + [413]
-    bench.call(PUSH_MESSAGES)  # the next message starts from nothing
-    assert bench.call(PUSH_OBJECT, [chunk])[0] == 200
+    assert bench.call(path, chunks=endless())[0] == 413
+    assert sent == limit + limit // 16
+    assert limit <= (MAX_REQUEST_BYTES if path == PUSH_OBJECT else MIB)
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def opened(
 ) -> Iterator[StreamGrid]:
     base = DirectGrid(found.gateways)
     grid = open_stream_grid(
-        base, run_id=RUN_ID, run="r1", home=home or found.home, address=address or found.address,
+        base, run_id=RUN_ID, run="r1", identity=found.signer, home=home or found.home, address=address or found.address,
         nodes=[gateway.node for gateway in found.gateways], max_message_bytes=MAX_BYTES, offer_timeout_s=timeout_s,
     )  # fmt: skip
     try:
@@ -266,7 +266,7 @@ def test_a_node_that_comes_later_is_offered_the_lane(found: Agency, monkeypatch:
     nodes = [gateway.node for gateway in found.gateways[:3]]
     base = DirectGrid(found.gateways)
     grid = open_stream_grid(
-        base, run_id=RUN_ID, run="r1", home=found.home, address=found.address, nodes=nodes,
+        base, run_id=RUN_ID, run="r1", identity=found.signer, home=found.home, address=found.address, nodes=nodes,
         max_message_bytes=MAX_BYTES, offer_timeout_s=10.0,
     )  # fmt: skip
     try:
