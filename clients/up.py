@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
-import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +18,7 @@ from sovfed.federation.files import private_directory
 from sovfed.federation.loopback import ensure_secret
 from sovfed.federation.ports import check_ports
 from sovfed.federation.processes import Process, Supervisor, listening, start_detached
-from sovfed.federation.quiet import quiet_environment
+from sovfed.federation.quiet import python_command, quiet_environment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,10 +30,10 @@ START_TIMEOUT_S: Final = 120.0  # of one process: torch and CUDA load slowly fro
 
 def processes(home: Path, config: ClientConfig) -> list[Process]:
     """The institution's processes in starting order; `config.runtime_port` must be chosen."""
-    env, settings = quiet_environment(home), json.dumps(dataclasses.asdict(config))
+    env, settings = {**quiet_environment(home), "HOME": str(home / "state")}, json.dumps(dataclasses.asdict(config))
 
     def python(name: str) -> list[str]:
-        return [sys.executable, "-m", f"sovfed.clients.{name}", "--home", str(home), "--config", settings]
+        return python_command("sovfed.clients.sandbox", name, "--home", str(home), "--config", settings)
 
     runtime = listening(("127.0.0.1", config.runtime_port))
     return [
@@ -69,9 +68,10 @@ def supervise_detached(home: Path) -> None:
 
     Raises what `make_supervisor` does, and ServiceError with the end of its log if it gives up.
     """
+    home = home.absolute()
     make_supervisor(home)  # refuse here, where somebody reads it
-    argv = [sys.executable, "-m", "sovfed", "client", "up", "--plain", "--home", str(home)]
-    start_detached(argv, quiet_environment(home), home)
+    argv = python_command("sovfed", "client", "up", "--plain", "--home", str(home))
+    start_detached(argv, quiet_environment(), home)
 
 
 def _free_port() -> int:

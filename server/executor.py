@@ -26,7 +26,7 @@ from sovfed.federation.errors import SovfedError
 from sovfed.federation.flower_http import add_client_header
 from sovfed.federation.loopback import SECRET_HEADER, ensure_secret
 from sovfed.federation.processes import child_environment, die_with_parent, exit_code
-from sovfed.federation.quiet import be_quiet, quiet_environment
+from sovfed.federation.quiet import TRACKING, be_quiet, python_command, quiet_environment
 from sovfed.federation.schema import bind
 from sovfed.server.control import LOOPBACK_SECRET, log_path
 from sovfed.server.flower_app import SUPEREXEC_SECRET_FILE
@@ -112,7 +112,8 @@ class Executor:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=child_environment(quiet_environment(self._home)),
+                env=child_environment(quiet_environment(self._home, TRACKING)),
+                cwd=self._home,
             )
         self._children[run_id] = child
         with (
@@ -144,7 +145,7 @@ class Executor:
 
 def coordinator_command(home: Path, port: int) -> list[str]:
     """The argument vector of a coordinator; its token goes over stdin."""
-    return [sys.executable, "-m", "sovfed.server.app", "--home", str(home), "--port", str(port)]
+    return python_command("sovfed.server.app", "--home", str(home), "--port", str(port))
 
 
 def main(arguments: list[str] | None = None) -> int:
