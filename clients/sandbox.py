@@ -1,14 +1,13 @@
 """Each of an institution's processes, with what it must not have taken away first.
 
 `python -m sovfed.clients.sandbox trainer|supernode|gateway --home H …` seals itself, tries what it should no longer be
-able to do, writes that to `home/state/isolation-NAME.json`, and then runs that process's own main, whose imports may
+able to do, writes that to `home/run/NAME/isolation.json`, and then runs that process's own main, whose imports may
 start threads.
 
-| process | network | files |
-|---|---|---|
-| trainer | none: own network namespace, and a filter that lets it listen on a Unix socket and no more | records and identity (reading), ledger, journal, personal models, state |
-| gateway | as it is | identity, secrets, state; not the records |
-| supernode | as it is | identity, secrets (reading), state; not the records |
+    trainer     no network: a namespace of its own, and a filter that lets it listen on a Unix socket and no more;
+                reads records and identity, writes ledger, journal and personal models
+    supernode   reads identity and secrets; not the records
+    gateway     writes identity (revocation lists), reads secrets; not the records
 """
 
 from __future__ import annotations
@@ -33,11 +32,10 @@ if TYPE_CHECKING:
 Name = Literal["trainer", "supernode", "gateway"]
 NAMES: Final[tuple[Name, ...]] = ("trainer", "supernode", "gateway")
 SOCKET: Final = "trainer.sock"
-TEMPORARY: Final = Path("state/tmp")
+RUN: Final = Path("run")  # a folder for each process, which none of the others may enter
 RULES: Final[dict[Name, dict[str, int]]] = {  # by the part of the home
     "trainer": {
         "": LISTEN, "policy.yaml": READ, "identity": READ, "secagg": WRITE, "privacy": WRITE, "personal": WRITE,
-        "state": WRITE,
     },
     "supernode": {"identity": READ, "secrets": READ, "state": WRITE},
     "gateway": {"identity": WRITE, "secrets": READ, "state": WRITE},
@@ -52,9 +50,10 @@ def enter(name: Name, home: Path, records: Path | None) -> sandbox.Isolation:
     """
     home = home.absolute()
     os.chdir(home)
-    for folder in ("state", TEMPORARY, "privacy", "personal"):
-        private_directory(home / folder)
-    os.environ["TMPDIR"] = str(home / TEMPORARY)
+    own = home / RUN / name
+    for folder in (home / RUN, own, home / "state", home / "privacy", home / "personal"):
+        private_directory(folder)
+    os.environ["HOME"] = os.environ["TMPDIR"] = str(own)  # no settings of the user's, no files among everybody's
     if name == "trainer":
         (home / SOCKET).unlink(missing_ok=True)  # a dead trainer's: sealed, it may make a socket but remove nothing
     network = name != "trainer"
@@ -62,12 +61,12 @@ def enter(name: Name, home: Path, records: Path | None) -> sandbox.Isolation:
     found = sandbox.seal(rules, network=network, keep=0 if network else sandbox.FILE_CAPABILITIES)
     if network and records is not None and sandbox.opens(records):
         found = dataclasses.replace(found, records=_why(found, records))
-    sandbox.write_isolation(home / "state", name, found)
+    sandbox.write_isolation(own, found)
     return found
 
 
 def _rules(name: Name, home: Path, records: Path | None) -> Iterator[Rule]:
-    for part, rights in RULES[name].items():
+    for part, rights in {**RULES[name], str(RUN / name): WRITE}.items():
         yield Rule(home / part, rights)
     if name == "trainer":
         if records is not None:

@@ -30,7 +30,7 @@ START_TIMEOUT_S: Final = 120.0  # of one process: torch and CUDA load slowly fro
 
 def processes(home: Path, config: ClientConfig) -> list[Process]:
     """The institution's processes in starting order; `config.runtime_port` must be chosen."""
-    env, settings = {**quiet_environment(home), "HOME": str(home / "state")}, json.dumps(dataclasses.asdict(config))
+    env, settings = quiet_environment(home), json.dumps(dataclasses.asdict(config))
 
     def python(name: str) -> list[str]:
         return python_command("sovfed.clients.sandbox", name, "--home", str(home), "--config", settings)

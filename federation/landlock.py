@@ -1,7 +1,7 @@
 """Which files a process may open, however many its user could: Landlock (Linux 5.13 and later), for ever.
 
-Also forbids to trace, or to look into, any process outside; and from Linux 6.7 and 6.12 on TCP, and signals and abstract
-sockets of processes outside.
+Also forbids to trace, or to look into, any process outside; from Linux 6.7 on TCP, from 6.12 on signals to processes
+outside and their abstract sockets.
 """
 
 from __future__ import annotations

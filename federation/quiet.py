@@ -1,8 +1,8 @@
 """How every process of ours is started: it runs the installed package, and no library reports home.
 
-Nothing that lies in the folder where a command is typed, and no variable but those named here, reaches a child:
-`argparse.py`, `PYTHONPATH`, `usercustomize`, `LD_PRELOAD` and their like are other people's code in a process that holds
-keys or records.
+Nothing that lies in the folder where a command is typed, and no variable but those named here, reaches a child: by
+`argparse.py`, `PYTHONPATH`, `usercustomize`, `LD_PRELOAD` and their like, other people's code would run in a process
+that holds keys or records.
 """
 
 from __future__ import annotations

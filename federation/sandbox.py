@@ -27,6 +27,7 @@ from sovfed.federation.errors import ServiceError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+ISOLATION: Final = "isolation.json"
 _PR_SET_DUMPABLE, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 4, 47, 4
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _CAPABILITIES_3: Final = 0x20080522
@@ -134,17 +135,17 @@ def opens(path: Path) -> bool:
     return True
 
 
-def write_isolation(folder: Path, name: str, found: Isolation) -> None:
+def write_isolation(folder: Path, found: Isolation) -> None:
     """Keep `found` for `read_isolation`: the status commands look from outside."""
     from sovfed.federation.files import write_private
 
-    write_private(folder / f"isolation-{name}.json", json.dumps(dataclasses.asdict(found)).encode())
+    write_private(folder / ISOLATION, json.dumps(dataclasses.asdict(found)).encode())
 
 
-def read_isolation(folder: Path, name: str, pid: int | None) -> Isolation | None:
+def read_isolation(folder: Path, pid: int | None) -> Isolation | None:
     """What the process `pid` wrote of itself; None if it wrote nothing (yet)."""
     try:
-        found = Isolation(**json.loads((folder / f"isolation-{name}.json").read_text(encoding="utf-8")))
+        found = Isolation(**json.loads((folder / ISOLATION).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     return found if found.pid == pid else None
