@@ -54,7 +54,7 @@ DENIED: Final = (
     "mount_setattr", "pivot_root", "chroot", "open_by_handle_at", "add_key", "request_key", "keyctl", "bpf",
     "perf_event_open", "userfaultfd", "init_module", "finit_module", "kexec_load", "kexec_file_load",
 )  # fmt: skip
-_AF_UNIX, _SOCK_STREAM, _TYPE_MASK = 1, 1, 0xF
+_AF_UNIX, _SOCK_STREAM, _SOCK_SEQPACKET, _TYPE_MASK = 1, 1, 5, 0xF
 _NEW_NAMESPACES: Final = 0x7E020080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
 _X32: Final = 0x40000000  # x86-64's second table of calls
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
@@ -70,9 +70,9 @@ def this_machine() -> Machine | None:
 
 
 def program(machine: Machine, *, network: bool) -> bytes:
-    """The filter: `DENIED` fails, and without `network` every socket but an unconnected Unix stream, and `connect`.
+    """The filter: `DENIED` fails, and without `network` every socket but a Unix one with connections, and `connect`.
 
-    A Unix socket may be listened on only: whoever may connect reaches the machine's daemons, and datagrams need not
+    So a Unix socket can be listened on only: whoever may connect reaches the machine's daemons, and datagrams need not
     even connect (syslog).
     """
     return b"".join(struct.pack("<HBBI", *step) for step in _steps(machine, network))
@@ -100,12 +100,13 @@ def _steps(machine: Machine, network: bool) -> Iterator[tuple[int, int, int, int
     if not network:
         yield from refuse("connect", errno.EACCES)
         for call in ("socket", "socketpair"):
-            yield _EQUAL, 0, 7, machine.calls[call]
+            yield _EQUAL, 0, 8, machine.calls[call]
             yield _LOAD, 0, 0, _ARGUMENTS
-            yield _EQUAL, 0, 4, _AF_UNIX
+            yield _EQUAL, 0, 5, _AF_UNIX
             yield _LOAD, 0, 0, _ARGUMENTS + 8
             yield _AND, 0, 0, _TYPE_MASK
-            yield _EQUAL, 0, 1, _SOCK_STREAM
+            yield _EQUAL, 1, 0, _SOCK_STREAM
+            yield _EQUAL, 0, 1, _SOCK_SEQPACKET  # CUDA listens on one
             yield _RETURN, 0, 0, _ALLOW
             yield _RETURN, 0, 0, _ERRNO | errno.EAFNOSUPPORT
     yield _RETURN, 0, 0, _ALLOW
