@@ -56,12 +56,18 @@ def enter(name: Name, home: Path, records: Path | None) -> sandbox.Isolation:
     os.environ["HOME"] = os.environ["TMPDIR"] = str(own)  # no settings of the user's, no files among everybody's
     if name == "trainer":
         (home / SOCKET).unlink(missing_ok=True)  # a dead trainer's: sealed, it may make a socket but remove nothing
+    found = seal_as(name, home, records)
+    sandbox.write_isolation(own, found)
+    return found
+
+
+def seal_as(name: Name, home: Path, records: Path | None) -> sandbox.Isolation:
+    """Take away what process `name` must not have, and try; nothing is written. What the audit plays its attacks in."""
     network = name != "trainer"
     rules = [*sandbox.system_rules(), *_rules(name, home, records)]
     found = sandbox.seal(rules, network=network, keep=0 if network else sandbox.FILE_CAPABILITIES)
     if network and records is not None and sandbox.opens(records):
         found = dataclasses.replace(found, records=_why(found, records))
-    sandbox.write_isolation(own, found)
     return found
 
 
