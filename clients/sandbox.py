@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sovfed.federation import sandbox
+from sovfed.federation import landlock, sandbox
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.files import private_directory
 from sovfed.federation.landlock import DEVICE, LISTEN, READ, WRITE, Rule
@@ -84,7 +84,7 @@ def _rules(name: Name, home: Path, records: Path | None) -> Iterator[Rule]:
 
 def _folder_of(records: Path) -> Path:
     """The nearest folder that is there: a file that is replaced, or a share that is mounted later, can be read too."""
-    return next((folder for folder in records.parents if folder.is_dir() and folder != folder.parent), records)
+    return next((folder for folder in records.parents if landlock.is_folder(folder)), records)
 
 
 def _why(found: sandbox.Isolation, records: Path) -> str:

@@ -11,12 +11,10 @@ import os
 import struct
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from sovfed.federation.errors import ServiceError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_DIR, _REMOVE_FILE = (1 << bit for bit in range(6))
 _MAKE_DIR, _MAKE_FILE, _MAKE_SOCKET, _TRUNCATE, _IOCTL = 1 << 7, 1 << 8, 1 << 9, 1 << 14, 1 << 15
@@ -33,7 +31,7 @@ _VERSION, _PATH_BENEATH, _PR_SET_NO_NEW_PRIVS = 1, 1, 38
 
 @dataclass(frozen=True)
 class Rule:
-    """`rights` on `path` and, if that is a folder, on all beneath it; a path that does not exist gives none."""
+    """`rights` on `path` and, if that is a folder, on all beneath it. The root, and what does not exist, give none."""
 
     path: Path
     rights: int
@@ -45,6 +43,14 @@ def version() -> int:
         return 0
     found: int = _call(_CREATE_RULESET, None, 0, _VERSION)
     return max(0, found)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder that this user can see."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def restrict(rules: list[Rule], *, network: bool) -> None:
@@ -76,8 +82,11 @@ def _add(ruleset: int, rule: Rule, handled: int) -> None:
         place = os.open(rule.path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return
+    if rule.path.resolve() == Path("/"):
+        os.close(place)
+        return
     try:
-        rights = rule.rights & handled & (-1 if rule.path.is_dir() else _OF_A_FILE)
+        rights = rule.rights & handled & (-1 if is_folder(rule.path) else _OF_A_FILE)
         if rights:
             _checked(_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("<Qi", rights, place), 0)
     finally:

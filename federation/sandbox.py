@@ -32,7 +32,7 @@ _PR_SET_DUMPABLE, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 4, 47, 4
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _CAPABILITIES_3: Final = 0x20080522
 FILE_CAPABILITIES: Final = 0b1111  # chown, dac_override, dac_read_search, fowner: what lets root read others' records
-_SYS_ADMIN: Final = 1 << 21
+_SYS_ADMIN, _SETFCAP = 1 << 21, 1 << 31
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ def leave_network() -> str:
     libc = ctypes.CDLL(None, use_errno=True)
     if _capabilities() & _SYS_ADMIN and libc.unshare(_CLONE_NEWNET) == 0:
         return "own namespace"
+    if user == 0 and not _capabilities() & _SETFCAP:
+        return ""  # such a root may make a user namespace, but not be root in it (user_namespaces(7))
     if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
         return ""
     for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
@@ -156,7 +158,7 @@ def system_rules() -> list[landlock.Rule]:
     import sovfed
 
     package = Path(sovfed.__file__).parent
-    folders = {Path(name) for name in (sys.prefix, sys.base_prefix, *sys.path) if name and Path(name).is_dir()}
+    folders = {Path(name) for name in (sys.prefix, sys.base_prefix, *sys.path) if name}
     folders |= {package, *(child.resolve() for child in package.iterdir() if child.is_dir())}
     folders |= {Path(name) for name in ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/proc", "/sys")}
     folders.add(Path("/etc/resolv.conf").resolve().parent)

@@ -185,6 +185,48 @@ def test_the_namespace_is_the_processs_own(arguments: dict[str, Any]) -> None:
     assert result["net"] != str(Path("/proc/self/ns/net").readlink())
 
 
+def test_an_ordinary_user_gets_a_namespace_too(arguments: dict[str, Any]) -> None:
+    """By a user namespace, where the system allows it; it is the same user in there, and holds nothing outside."""
+    ordinary = """
+import codecs, ctypes, json, os, resource, socket, sys
+from pathlib import Path
+from sovfed.federation import landlock, sandbox, seccomp
+codecs.lookup("ascii")
+# This user may not even look at the packages of the one who runs the tests.
+sandbox.system_rules = lambda: [landlock.Rule(Path("/proc"), landlock.READ)]
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # /proc/self is its own, as after an exec
+"""
+    may = subprocess.run(
+        [sys.executable, "-c", f"{ordinary}assert ctypes.CDLL(None).unshare(0x50000000) == 0"], capture_output=True,
+        env={**quiet_environment(), "PYTHONPATH": os.pathsep.join(sys.path)}, check=False,
+    )  # fmt: skip
+    if may.returncode:
+        pytest.skip("user namespaces may not be made here")
+    result = tried(arguments, before=ordinary)
+    assert result["held"]["network"] == "own namespace + seccomp"
+    assert result["net"] != str(Path("/proc/self/ns/net").readlink())
+    assert result["status"]["CapPrm"] == "0000000000000000"
+    assert {name for name in ESCAPES if result["found"][name] == "done"} == set()
+
+
+def test_root_without_privileges_is_left_in_its_namespace_rather_than_nobodys(arguments: dict[str, Any]) -> None:
+    """The kernel lets such a root make a user namespace, and then refuses to say who it is in there."""
+    if os.geteuid() != 0:
+        pytest.skip("is not root")
+    powerless = """
+import ctypes, struct
+assert ctypes.CDLL(None).capset(struct.pack("<Ii", 0x20080522, 0), bytes(24)) == 0
+"""
+    result = tried(arguments, before=powerless)
+    assert result["held"]["network"] == "seccomp"
+    assert {name for name in ESCAPES if result["found"][name] == "done"} == set()
+    assert {name: result["found"][name] for name in NEEDED} == dict.fromkeys(NEEDED, "done")
+
+
 @needs_landlock
 @pytest.mark.parametrize("network", [False, True])
 def test_foreign_files_and_processes_are_closed(arguments: dict[str, Any], network: bool) -> None:
@@ -192,6 +234,13 @@ def test_foreign_files_and_processes_are_closed(arguments: dict[str, Any], netwo
     for name in ("foreign file", "memory of the parent", "environment of the parent"):
         assert found[name] == "Permission denied", name
     assert found["write own"] == "done"
+
+
+@needs_landlock
+def test_no_rule_opens_everything(arguments: dict[str, Any]) -> None:
+    """A setting that comes out as the root folder gives nothing rather than all."""
+    arguments["rules"] += [["/", landlock.READ], ["/usr/..", landlock.READ]]
+    assert tried(arguments)["found"]["foreign file"] == "Permission denied"
 
 
 def test_a_process_with_a_network_keeps_it_but_looks_into_no_other(arguments: dict[str, Any]) -> None:
