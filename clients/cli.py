@@ -177,7 +177,10 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
 
     found = read_status(home)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found) if found else {"processes": []}, indent=2))
+        told = dataclasses.asdict(found) if found else {"processes": []}
+        for process in told["processes"]:
+            process["isolation"] = _isolation(home, process["name"], process["pid"])
+        click.echo(json.dumps(told, indent=2))
     elif found:
         from rich.console import Console
 
@@ -276,10 +279,22 @@ def _table(status: Status, home: Path) -> Table:
     from rich.table import Table
 
     colours = {"ready": "green", "failed": "red", "backing off": "red"}
-    table = Table("process", "state", "since (UTC)", "restarts", "pid", title=str(home), title_justify="left")
+    table = Table(
+        "process", "state", "since (UTC)", "restarts", "pid", "can reach", title=str(home), title_justify="left"
+    )
     for process in status.processes:
         colour = colours.get(process.state, "yellow")
         since = datetime.fromtimestamp(process.since, UTC).strftime("%F %T")
         pid = "" if process.pid is None else str(process.pid)
-        table.add_row(process.name, f"[{colour}]{process.state}[/]", since, str(process.restarts), pid)
+        reach = _isolation(home, process.name, process.pid)
+        table.add_row(process.name, f"[{colour}]{process.state}[/]", since, str(process.restarts), pid, reach)
     return table
+
+
+def _isolation(home: Path, name: str, pid: int | None) -> str:
+    """What process `pid` can reach, as it has tried when it started; "unknown" if it has not said so."""
+    from sovfed.clients.sandbox import RUN
+    from sovfed.federation.sandbox import read_isolation
+
+    found = read_isolation(home / RUN / name, pid)
+    return found.sentence() if found else "unknown"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +22,9 @@ SETTINGS: Final = "client.yaml"
 FOLDERS: Final = ("identity", "secrets", "logs", "state")
 RUNTIME_SECRET: Final = Path("secrets/loopback.secret")  # shown with every request to the SuperNode's Runtime port
 TASK_SECRET: Final = Path("secrets/superexec.secret")  # Flower's own: signs the claim of a task
-SETTINGS_HEAD: Final = "How this institution takes part. Changes hold from the next `sovfed client up`."
+SETTINGS_HEAD: Final = """\
+How this institution takes part. Changes hold from the next `sovfed client up`. A path that does not begin with / is
+taken from this folder."""
 
 
 def create(home: Path, config: ClientConfig, policy: Policy, why: str = "") -> None:
@@ -29,6 +32,7 @@ def create(home: Path, config: ClientConfig, policy: Policy, why: str = "") -> N
 
     Raises ConfigError if either file is there already.
     """
+    config = _with_place(config, Path.cwd())
     texts = {
         SETTINGS: settings_text(config, SETTINGS_HEAD, skip=("home",)),
         POLICY: settings_text(policy, f"{POLICY_HEAD}\n\n{why}".rstrip()),
@@ -48,7 +52,15 @@ def load_config(home: Path) -> ClientConfig:
     path = home / SETTINGS
     if not path.exists():
         raise ConfigError(f"{path} is missing; `sovfed client init --home {home}` writes it")
-    return bind(ClientConfig, {**read_settings(path), "home": str(home)}, str(path))
+    return _with_place(bind(ClientConfig, {**read_settings(path), "home": str(home)}, str(path)), home.absolute())
+
+
+def _with_place(config: ClientConfig, folder: Path) -> ClientConfig:
+    """`config` with the whole path of the records, from `folder` if it was not whole: the processes run elsewhere."""
+    if config.data.path is None:
+        return config
+    place = str(folder / Path(config.data.path).expanduser())
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=place))
 
 
 def load_node_key(path: Path) -> EllipticCurvePrivateKey:

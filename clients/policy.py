@@ -58,6 +58,9 @@ class Policy:
     allow_plain_updates: bool = bounded(
         False, doc="answer runs without secure aggregation: the server sees this institution's own update"
     )
+    allow_open_network: bool = bounded(
+        False, doc="let the trainer start where its network cannot be taken away: neither namespace nor seccomp"
+    )
     require_privacy: bool = bounded(False, doc="answer runs with differential privacy only")
     secure_aggregation: Terms = field(default_factory=Terms)
     privacy: Budget = field(default_factory=Budget)

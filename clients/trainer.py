@@ -22,7 +22,8 @@ import numpy as np
 from sovfed.clients.data import TASK_OF_SOURCE, Records, load_records
 from sovfed.clients.masking import Maskable, Masking
 from sovfed.clients.personal import FOLDER, Learned, PersonalStates
-from sovfed.clients.policy import load_policy
+from sovfed.clients.policy import Policy, load_policy
+from sovfed.clients.sandbox import enter, records_of
 from sovfed.clients.socket import NAME, TrainerStub, serve
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ConfigError, PolicyError, ProtocolError, SovfedError, wire_code
@@ -49,6 +50,7 @@ from sovfed.federation.messages import (
 )
 from sovfed.federation.processes import die_with_parent
 from sovfed.federation.quiet import be_quiet
+from sovfed.federation.sandbox import Isolation, reaches_network
 from sovfed.federation.schema import bind
 from sovfed.federation.secagg.files import FileStore, load_identity
 from sovfed.federation.settings import passed_settings
@@ -130,6 +132,8 @@ class TrainerService:
     A request repeated with equal content gets the same reply again, so transports may retry. One request at a time.
     """
 
+    isolation = ""  # of the process, in words; a simulation's trainer has none
+
     def __init__(
         self,
         load: Callable[[Task], Records],
@@ -198,7 +202,7 @@ class TrainerService:
         devices = {workload.device_name for workload in self._workloads.values()}
         return HealthReply(
             ready=not self._reason, device=",".join(sorted(devices)) or self._device, precision=self._precision,
-            reason=self._reason, answered=self._answered,
+            reason=self._reason, answered=self._answered, isolation=self.isolation,
         )  # fmt: skip
 
     def _countersign(self, request: LedgerRequest) -> LedgerReply:
@@ -339,8 +343,11 @@ def make_trainer(
     )  # fmt: skip
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, isolation: Isolation | None = None) -> int:
     """Serve until SIGTERM; exit code 2 for a bad configuration, 3 for one that is refused.
+
+    `isolation` is what `clients/sandbox.py` has made sure of; a trainer that is started without it is sealed here,
+    with less: threads that its libraries have started keep their files. Without any, the policy must allow it.
 
     Records that cannot be read do not end the process: requests are refused until they can.
     """
@@ -359,6 +366,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = bind(ClientConfig, passed_settings(options.config))
         home = private_directory(options.home)
         policy = load_policy(home)
+        isolation = isolation or enter("trainer", home, records_of(json.loads(options.config)))
+        _check_network(isolation, policy)
         masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
         open_ledger = _ledger_opener(home, config.data.source, policy.privacy)
         trainer = make_trainer(
@@ -366,6 +375,7 @@ def main(arguments: list[str] | None = None) -> int:
             reproducible=policy.reproducible,
         )  # fmt: skip
         _prepare(trainer, config)
+        trainer.isolation = isolation.sentence()
         server = serve(trainer, home / NAME, config.max_message_bytes)
     except (SovfedError, json.JSONDecodeError) as error:
         sys.stderr.write(f"trainer: {error}\n")
@@ -376,6 +386,19 @@ def main(arguments: list[str] | None = None) -> int:
     server.stop(STOP_GRACE_S).wait()
     masking.forget()  # of a sum that is still being computed: its masks need not be finished
     return 0
+
+
+def _check_network(isolation: Isolation, policy: Policy) -> None:
+    """Raises PolicyError where this process can reach the network, unless the policy allows it."""
+    if isolation.network and not reaches_network():
+        log.info("sealed: %s", isolation.sentence())
+    elif policy.allow_open_network:
+        log.warning("the trainer can reach the network, and policy.yaml says allow_open_network: true")
+    else:
+        raise PolicyError(
+            "the trainer's network cannot be taken away here (no namespace, no seccomp; see `sovfed doctor`), and "
+            "allow_open_network is false in policy.yaml"
+        )
 
 
 def _ledger_opener(home: Path, dataset: str, budget: Budget) -> Callable[[], PrivacyLedger]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +17,7 @@ from sovfed.federation.files import private_directory
 from sovfed.federation.loopback import ensure_secret
 from sovfed.federation.ports import check_ports
 from sovfed.federation.processes import Process, Supervisor, listening, start_detached
-from sovfed.federation.quiet import quiet_environment
+from sovfed.federation.quiet import python_command, quiet_environment
 from sovfed.federation.settings import settings_file
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def processes(home: Path, config: ClientConfig) -> list[Process]:
     env, settings = quiet_environment(home), settings_file(home, config)
 
     def python(name: str) -> list[str]:
-        return [sys.executable, "-m", f"sovfed.clients.{name}", "--home", str(home), "--config", str(settings)]
+        return python_command("sovfed.clients.sandbox", name, "--home", str(home), "--config", str(settings))
 
     runtime = listening(("127.0.0.1", config.runtime_port))
     return [
@@ -69,9 +68,10 @@ def supervise_detached(home: Path) -> None:
 
     Raises what `make_supervisor` does, and ServiceError with the end of its log if it gives up.
     """
+    home = home.absolute()
     make_supervisor(home)  # refuse here, where somebody reads it
-    argv = [sys.executable, "-m", "sovfed", "client", "up", "--plain", "--home", str(home)]
-    start_detached(argv, quiet_environment(home), home)
+    argv = python_command("sovfed", "client", "up", "--plain", "--home", str(home))
+    start_detached(argv, quiet_environment(), home)
 
 
 def _free_port() -> int:

@@ -39,14 +39,14 @@ class Process:
 
 def child_environment(env: Mapping[str, str]) -> dict[str, str]:
     """`env` for a child that calls `die_with_parent`: it names this process as the parent."""
-    return {**env, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    return {**env, PARENT: str(os.getpid())}
 
 
 class Child:
     """A process and its restarts. Only the supervisor's own thread may call it."""
 
     def __init__(self, process: Process, logs: Path) -> None:
-        self.process = process
+        self.process, self._home = process, logs.parent
         self.state: State = "waiting"
         self.restarts, self.since = 0, time.time()
         self.exit_code: int | None = None
@@ -64,7 +64,7 @@ class Child:
         try:
             self.popen = subprocess.Popen(
                 list(self.process.argv), env=child_environment(self.process.env), stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, cwd=self._home,
                 umask=0o077,
             )  # fmt: skip
         except OSError as error:

@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from sovfed.federation.config import ServerConfig
-from sovfed.federation.quiet import QUIET, REMOVED
+from sovfed.federation.quiet import QUIET, REMOVED, python_command, quiet_environment
+from sovfed.federation.sandbox import Isolation
 from sovfed.federation.schema import bind
 
 SOON: Final = timedelta(days=7)  # what ends by then is told
@@ -47,6 +49,7 @@ def examine(home: Path | None = None, server: ServerConfig | None = None) -> Ite
     yield clock(time.time())
     yield from ports(server or own_settings(home) or ServerConfig())
     yield environment(os.environ)
+    yield isolation()
     if home is not None:
         yield from permissions(home)
         yield from expiries(home, datetime.now(UTC))
@@ -145,6 +148,22 @@ def environment(variables: Mapping[str, str]) -> Finding:
         fix = f"unset {' '.join(against)} (our processes override them; other tools on this machine may not)"
         return Finding("telemetry", "warn", f"{', '.join(against)} set against us", fix)
     return Finding("telemetry", "ok", "off in every process that sovfed starts")
+
+
+def isolation() -> Finding:
+    """Whether a process can give up the network and foreign files here, as each institution's processes do."""
+    command = python_command("sovfed.federation.sandbox")
+    done = subprocess.run(command, env=quiet_environment(), capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        return Finding("isolation", "fail", done.stderr.strip()[-200:], "a trainer does not start here")
+    found = Isolation(**json.loads(done.stdout))
+    if not found.network:
+        fix = "a trainer starts only with allow_open_network: true in policy.yaml; use Linux on x86-64 or aarch64"
+        return Finding("isolation", "fail", "no network namespace and no seccomp", fix)
+    if not found.files:
+        fix = "Linux 5.13 or later with Landlock, or a user for each process (`sovfed client units`)"
+        return Finding("isolation", "warn", f"{found.sentence()}: a gateway can read the records", fix)
+    return Finding("isolation", "ok", f"a trainer has {found.sentence()}")
 
 
 def permissions(home: Path) -> Iterator[Finding]:

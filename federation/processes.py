@@ -17,6 +17,7 @@ import ctypes
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -80,17 +81,20 @@ def listening(target: Path | tuple[str, int]) -> Callable[[], bool]:
 
 
 def start_detached(argv: Sequence[str], env: Mapping[str, str], home: Path) -> None:
-    """Run `argv`, which supervises `home`, in a session of its own; returns once all its processes are ready.
+    """Run `argv`, which supervises `home`, from there and in a session of its own; returns once all is ready.
 
     Its output goes to `home/logs/supervisor.log`. Raises ServiceError with the end of that if it gives up.
     """
     log = home / "logs" / "supervisor.log"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600)]
-    pid = os.posix_spawn(argv[0], list(argv), env, file_actions=[*files, (os.POSIX_SPAWN_DUP2, 1, 2)], setsid=True)
-    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
+        started = subprocess.Popen(
+            list(argv), env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            cwd=home,
+        )  # fmt: skip
+    while started.poll() is None:
         status = read_status(home)
         if status is not None and status.ready:
+            started.returncode = 0  # it goes on without us, and nobody will wait for it
             return
         time.sleep(2 * _POLL_S)
     raise ServiceError(log.read_text(encoding="utf-8", errors="replace").strip().removeprefix("error: "))

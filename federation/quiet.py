@@ -1,12 +1,18 @@
-"""The environment of every process that we start: no library reports home or looks for updates."""
+"""How every process of ours is started: it runs the installed package, and no library reports home.
+
+Nothing that lies in the folder where a command is typed, and no variable but those named here, reaches a child: by
+`argparse.py`, `PYTHONPATH`, `usercustomize`, `LD_PRELOAD` and their like, other people's code would run in a process
+that holds keys or records.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 QUIET: Final[Mapping[str, str]] = {
@@ -45,25 +51,49 @@ HEAP: Final[Mapping[str, str]] = {
     "MALLOC_ARENA_MAX": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+# For what a library starts by itself, as MLflow its web server: `python_command` says the same to our own children.
+SAFE: Final[Mapping[str, str]] = {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}
+# What a child may take from the environment of whoever types the command. By name: `CUDA_*` would hold
+# CUDA_INJECTION64_PATH, and `OMP_*` OMP_TOOL_LIBRARIES, which load code.
+PASSED: Final = (
+    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "TZ", "TERM", "TMPDIR",
+    "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy",
+    "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MODULE_LOADING", "CUDA_LAUNCH_BLOCKING",
+    "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES", "HSA_OVERRIDE_GFX_VERSION", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF",
+    "PYTORCH_ENABLE_MPS_FALLBACK", "MPLBACKEND",
+)  # fmt: skip
+# Where the agency's MLflow is another machine: whom it speaks to, and as whom.
+TRACKING: Final = (
+    "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_SERVER_CERT_PATH",
+    "MLFLOW_S3_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION",
+)  # fmt: skip
 
 
-def quiet_environment(home: Path | None = None) -> dict[str, str]:
-    """A copy of this process's environment for a child, with every report and update check off.
+def python_command(module: str, *arguments: str) -> list[str]:
+    """The argument vector of `module` in this Python, isolated: neither the current folder, nor a variable, nor the
+    user's own packages are on its path.
+    """
+    return [sys.executable, "-I", "-u", "-m", module, *arguments]
+
+
+def quiet_environment(home: Path | None = None, also: Iterable[str] = ()) -> dict[str, str]:
+    """The environment of a child: what `PASSED` and `also` name of this one, every report and update check off.
 
     With `home`, the child is one of ours: Flower's own files go to `home/state/flwr` rather than to the user's home
     directory, and its heap is kept (`HEAP`).
     """
-    environment = {name: value for name, value in os.environ.items() if name not in REMOVED}
-    environment.update(QUIET)
-    if home is not None:
-        environment = {**HEAP, **environment}
-        environment["FLWR_HOME"] = str(home / "state" / "flwr")
-    return environment
+    environment = {name: os.environ[name] for name in (*PASSED, *also) if name in os.environ}
+    return {**environment, **QUIET, **_own(home)}
 
 
 def be_quiet(home: Path | None = None) -> None:
-    """Apply `quiet_environment` to this process. Call it before flwr, mlflow, ray or transformers is imported."""
-    environment = quiet_environment(home)
+    """Have this process report nothing. Call it before flwr, mlflow, ray or transformers is imported."""
     for name in REMOVED:
         os.environ.pop(name, None)
-    os.environ.update(environment)
+    os.environ.update({**QUIET, **_own(home)})
+
+
+def _own(home: Path | None) -> dict[str, str]:
+    return {} if home is None else {**HEAP, **SAFE, "FLWR_HOME": str(home / "state" / "flwr")}

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsovfed/federation/trainer.proto\x12\tsovfed.v1\"5\n\x06Vector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06length\x18\x03 \x01(\x04\"M\n\x08\x45nvelope\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07scalars\x18\x02 \x01(\t\x12\"\n\x07vectors\x18\x03 \x03(\x0b\x32\x11.sovfed.v1.Vector\"\x0f\n\rHealthRequest\"a\n\x0bHealthReply\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x10\n\x08\x61nswered\x18\x05 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsovfed/federation/trainer.proto\x12\tsovfed.v1\"5\n\x06Vector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06length\x18\x03 \x01(\x04\"M\n\x08\x45nvelope\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07scalars\x18\x02 \x01(\t\x12\"\n\x07vectors\x18\x03 \x03(\x0b\x32\x11.sovfed.v1.Vector\"\x0f\n\rHealthRequest\"t\n\x0bHealthReply\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x10\n\x08\x61nswered\x18\x05 \x01(\x04\x12\x11\n\tisolation\x18\x06 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,5 +38,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEALTHREQUEST']._serialized_start=180
   _globals['_HEALTHREQUEST']._serialized_end=195
   _globals['_HEALTHREPLY']._serialized_start=197
-  _globals['_HEALTHREPLY']._serialized_end=294
+  _globals['_HEALTHREPLY']._serialized_end=313
 # @@protoc_insertion_point(module_scope)

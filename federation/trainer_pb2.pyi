@@ -31,15 +31,17 @@ class HealthRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class HealthReply(_message.Message):
-    __slots__ = ("ready", "device", "precision", "reason", "answered")
+    __slots__ = ("ready", "device", "precision", "reason", "answered", "isolation")
     READY_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    ISOLATION_FIELD_NUMBER: _ClassVar[int]
     ready: bool
     device: str
     precision: str
     reason: str
     answered: int
-    def __init__(self, ready: _Optional[bool] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., reason: _Optional[str] = ..., answered: _Optional[int] = ...) -> None: ...
+    isolation: str
+    def __init__(self, ready: _Optional[bool] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., reason: _Optional[str] = ..., answered: _Optional[int] = ..., isolation: _Optional[str] = ...) -> None: ...

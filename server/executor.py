@@ -27,7 +27,7 @@ from sovfed.federation.flower_http import add_client_header
 from sovfed.federation.logs import log_to_stderr
 from sovfed.federation.loopback import SECRET_HEADER, ensure_secret
 from sovfed.federation.processes import child_environment, die_with_parent, exit_code
-from sovfed.federation.quiet import be_quiet, quiet_environment
+from sovfed.federation.quiet import TRACKING, be_quiet, python_command, quiet_environment
 from sovfed.federation.schema import bind
 from sovfed.federation.settings import passed_settings
 from sovfed.server.control import LOOPBACK_SECRET, log_path
@@ -114,7 +114,8 @@ class Executor:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=child_environment(quiet_environment(self._home)),
+                env=child_environment(quiet_environment(self._home, TRACKING)),
+                cwd=self._home,
             )
         self._children[run_id] = child
         with (
@@ -146,7 +147,7 @@ class Executor:
 
 def coordinator_command(home: Path, port: int) -> list[str]:
     """The argument vector of a coordinator; its token goes over stdin."""
-    return [sys.executable, "-m", "sovfed.server.app", "--home", str(home), "--port", str(port)]
+    return python_command("sovfed.server.app", "--home", str(home), "--port", str(port))
 
 
 def main(arguments: list[str] | None = None) -> int:

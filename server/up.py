@@ -6,7 +6,6 @@ where `tracking.serve` asks for it, MLflow's page on the loopback.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +13,7 @@ from sovfed.federation.config import ServerConfig, TrackingConfig
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.ports import check_ports
 from sovfed.federation.processes import Process, Supervisor, listening, start_detached
-from sovfed.federation.quiet import quiet_environment
+from sovfed.federation.quiet import TRACKING, python_command, quiet_environment
 from sovfed.federation.settings import settings_file
 from sovfed.server.home import SETTINGS, load_settings
 
@@ -23,11 +22,11 @@ START_TIMEOUT_S: Final = 90.0
 
 def processes(home: Path, config: ServerConfig, tracking: TrackingConfig) -> list[Process]:
     """The agency's processes in starting order."""
-    env = quiet_environment(home)
+    env = quiet_environment(home, TRACKING)
     settings = settings_file(home, config)
 
     def python(name: str) -> list[str]:
-        return [sys.executable, "-m", f"sovfed.server.{name}", "--home", str(home), "--config", str(settings)]
+        return python_command(f"sovfed.server.{name}", "--home", str(home), "--config", str(settings))
 
     found = [
         Process("superlink", python("superlink"), env, listening(("127.0.0.1", config.control_port)), START_TIMEOUT_S),
@@ -41,11 +40,11 @@ def processes(home: Path, config: ServerConfig, tracking: TrackingConfig) -> lis
 
 def mlflow_command(home: Path, port: int) -> list[str]:
     """MLflow's own page over the agency's runs, on the loopback only."""
-    return [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}",
+    return python_command(
+        "mlflow", "server", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}",
         "--artifacts-destination", str(home / "mlartifacts"), "--host", "127.0.0.1", "--port", str(port),
         "--workers", "1",
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def make_supervisor(home: Path) -> Supervisor:
@@ -53,6 +52,7 @@ def make_supervisor(home: Path) -> Supervisor:
 
     Raises ServiceError if something is missing or it runs already, ConfigError if a port is taken.
     """
+    home = home.absolute()
     settings = load_settings(home)
     for name in ("cert.pem", "root.pem", "crl.pem"):
         if not (home / "identity" / name).exists():
@@ -81,8 +81,8 @@ def supervise(home: Path, detach: bool) -> None:
 
     if detach:
         make_supervisor(home)  # refuse here, where somebody reads it
-        argv = [sys.executable, "-m", "sovfed", "server", "up", "--home", str(home)]
-        start_detached(argv, quiet_environment(home), home)
+        argv = python_command("sovfed", "server", "up", "--home", str(home))
+        start_detached(argv, quiet_environment(also=TRACKING), home)
         click.echo(f"running; `sovfed server status --home {home}`")
         return
     config = load_settings(home).server

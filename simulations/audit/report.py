@@ -117,7 +117,24 @@ def run_membership(quick: bool) -> Findings:
     return Findings(cases)
 
 
-AUDITS = {"noise": run_noise, "canary": run_canary, "imprint": run_imprint, "membership": run_membership}
+def run_isolation(quick: bool) -> Findings:
+    """One case a running process, one a process that is sealed and attacks from inside, and a control that is open."""
+    from sovfed.simulations.audit.isolation import audit_isolation
+
+    cases: list[Case] = []
+    escapes = 0
+    for found in audit_isolation(institutions=1 if quick else 4):
+        sentence = f"{found.process}: {len(found.escapes)} of {found.tried} looks and attempts got through"
+        sentence += f" ({', '.join(found.escapes)})" if found.escapes else ""
+        cases.append((found, sentence, bool(found.escapes) is found.control))
+        escapes += 0 if found.control else len(found.escapes)
+    return Findings(cases, {"escapes": float(escapes)})
+
+
+AUDITS = {
+    "noise": run_noise, "canary": run_canary, "imprint": run_imprint, "membership": run_membership,
+    "isolation": run_isolation,
+}  # fmt: skip
 
 
 def publish(name: str, quick: bool, json_path: Path | None, console: Console) -> bool:

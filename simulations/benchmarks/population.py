@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import ServiceError
-from sovfed.federation.quiet import quiet_environment
+from sovfed.federation.quiet import python_command, quiet_environment
 from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def measure(
         f"client.device={device}", *overrides,
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="sovfed-bench-") as folder:
-        command = [sys.executable, "-m", "sovfed.simulations.benchmarks.population", folder, *settings]
+        command = python_command("sovfed.simulations.benchmarks.population", folder, *settings)
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
             env={**quiet_environment(), "OMP_NUM_THREADS": "1"},

@@ -187,7 +187,8 @@ def measure(system: str, job: Job, rounds: int, console: Console, python: Python
         **quiet_environment(), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "FLWR_HOME": str(job.folder / "flwr"),
         "PYTHONPATH": os.pathsep.join((_path(), *python.paths)),
     }  # fmt: skip
-    command = [python.program, "-m", "sovfed.simulations.benchmarks.simulators", system, str(job.folder), str(rounds)]
+    module = "sovfed.simulations.benchmarks.simulators"
+    command = [python.program, "-P", "-m", module, system, str(job.folder), str(rounds)]
     log = job.folder / f"{system}.log"
     with log.open("wb") as output, _process(command, environment, output) as process:
         try:

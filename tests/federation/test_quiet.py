@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sovfed.cli import main
-from sovfed.federation.quiet import QUIET, REMOVED, be_quiet, quiet_environment
+from sovfed.federation.quiet import QUIET, REMOVED, TRACKING, be_quiet, python_command, quiet_environment
 
 
 def test_child_environment_turns_every_report_off_and_keeps_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +21,73 @@ def test_child_environment_turns_every_report_off_and_keeps_the_rest(monkeypatch
     assert found["FLWR_TELEMETRY_ENABLED"] == "0"
     assert found["OMP_NUM_THREADS"] == "2"
     assert QUIET.items() <= found.items()
+
+
+PLANT = """
+import os, pathlib
+pathlib.Path(__file__).with_suffix(".imported").touch()
+real = pathlib.Path(os.__file__).parent / pathlib.Path(__file__).name
+if real.exists():
+    exec(compile(real.read_text(), str(real), "exec"), globals())
+"""
+
+
+def plant(folder: Path) -> Path:
+    """Modules that note that they were imported, under names that Python or a library of ours looks for."""
+    folder.mkdir()
+    for name in ("argparse", "queue", "sitecustomize", "usercustomize", "flwr", "numpy", "sovfed"):
+        (folder / f"{name}.py").write_text(PLANT)
+    return folder
+
+
+def test_a_child_imports_nothing_from_the_current_folder_or_the_callers_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, path, user = (plant(tmp_path / name) for name in ("here", "path", "user"))
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)  # which tests/conftest.py has set
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PYTHONPATH", str(path))
+    monkeypatch.setenv("PYTHONUSERBASE", str(user))
+    monkeypatch.setenv("PYTHONSTARTUP", str(user / "queue.py"))
+    command = python_command("sovfed.federation.sandbox")
+    for env in (quiet_environment(), dict(os.environ)):  # the command alone holds it too
+        subprocess.run(command, env=env, check=True, capture_output=True, timeout=60)
+    assert list(tmp_path.rglob("*.imported")) == []
+    control = [sys.executable, "-c", "import queue"]
+    subprocess.run(control, check=True, capture_output=True, timeout=60)
+    assert {found.parent.name for found in tmp_path.rglob("*.imported")} == {"here", "path"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["PYTHONPATH", "PYTHONHOME", "PYTHONINSPECT", "LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "SSLKEYLOGFILE",
+     "SSL_CERT_FILE", "CUDA_INJECTION64_PATH", "OMP_TOOL_LIBRARIES", "HSA_TOOLS_LIB", "GLIBC_TUNABLES",
+     "MALLOC_ARENA_MAX", "GRPC_TRACE", "OPENSSL_CONF", "HYDRA_FULL_ERROR", "AWS_SECRET_ACCESS_KEY", "ANY_SECRET"],
+)  # fmt: skip
+def test_a_variable_that_is_not_named_does_not_reach_a_child(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "theirs")
+    assert quiet_environment(Path("/h")).get(name) != "theirs"
+
+
+def test_the_agencys_children_may_have_the_credentials_of_its_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
+    assert quiet_environment(also=TRACKING)["MLFLOW_TRACKING_TOKEN"] == "t"
+
+
+def test_what_a_library_starts_by_itself_is_safe_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(plant(tmp_path / "here"))
+    command = [sys.executable, "-c", "import queue"]
+    subprocess.run(command, env=quiet_environment(tmp_path), check=True, capture_output=True, timeout=60)
+    assert list(tmp_path.rglob("*.imported")) == []
+
+
+def test_python_m_sovfed_stops_looking_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(plant(tmp_path / "here"))
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    (tmp_path / "here" / "sovfed.py").unlink()  # Python has found that one before anything of ours runs
+    command = [sys.executable, "-m", "sovfed", "config", "options"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    assert not {found.stem for found in tmp_path.rglob("*.imported")} & {"argparse", "queue", "numpy", "flwr"}
 
 
 def test_settings_that_reopen_flower_do_not_reach_a_child(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,125 @@
+"""Each of an institution's processes, with what it must not have taken away first.
+
+`python -m sovfed.clients.sandbox trainer|supernode|gateway --home H …` seals itself, tries what it should no longer be
+able to do, writes that to `home/run/NAME/isolation.json`, and then runs that process's own main, whose imports may
+start threads.
+
+    trainer     no network: a namespace of its own, and a filter that lets it listen on a Unix socket and no more;
+                reads records and identity, writes ledger, journal and personal models
+    supernode   reads identity and secrets; not the records
+    gateway     writes identity (revocation lists), reads secrets; not the records
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from sovfed.federation import landlock, sandbox, settings
+from sovfed.federation.errors import ConfigError, IdentityError, ServiceError
+from sovfed.federation.files import private_directory
+from sovfed.federation.landlock import DEVICE, LISTEN, READ, WRITE, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Name = Literal["trainer", "supernode", "gateway"]
+NAMES: Final[tuple[Name, ...]] = ("trainer", "supernode", "gateway")
+SOCKET: Final = "trainer.sock"
+RUN: Final = Path("run")  # a folder for each process, which none of the others may enter
+RULES: Final[dict[Name, dict[str, int]]] = {  # by the part of the home
+    "trainer": {
+        "": LISTEN, "policy.yaml": READ, "identity": READ, "secagg": WRITE, "privacy": WRITE, "personal": WRITE,
+    },
+    "supernode": {"identity": READ, "secrets": READ, "state": WRITE},
+    "gateway": {"identity": WRITE, "secrets": READ, "state": WRITE},
+}  # fmt: skip
+GPU: Final = ("nvidia*", "dri", "kfd", "shm")  # CUDA and ROCm work through device files, not through sockets
+
+
+def enter(name: Name, home: Path, records: Path | None) -> sandbox.Isolation:
+    """Seal this process as institution process `name`, and say what holds; `records` is where they lie.
+
+    Raises ServiceError if it holds a socket of the network already.
+    """
+    home = home.absolute()
+    os.chdir(home)
+    own = home / RUN / name
+    for folder in (home / RUN, own, home / "state", home / "privacy", home / "personal"):
+        private_directory(folder)
+    os.environ["HOME"] = os.environ["TMPDIR"] = str(own)  # no settings of the user's, no files among everybody's
+    if name == "trainer":
+        (home / SOCKET).unlink(missing_ok=True)  # a dead trainer's: sealed, it may make a socket but remove nothing
+    found = seal_as(name, home, records)
+    sandbox.write_isolation(own, found)
+    return found
+
+
+def seal_as(name: Name, home: Path, records: Path | None) -> sandbox.Isolation:
+    """Take away what process `name` must not have, and try; nothing is written. What the audit plays its attacks in."""
+    network = name != "trainer"
+    rules = [*sandbox.system_rules(), *_rules(name, home, records)]
+    found = sandbox.seal(rules, network=network, keep=0 if network else sandbox.FILE_CAPABILITIES)
+    if network and records is not None and sandbox.opens(records):
+        found = dataclasses.replace(found, records=_why(found, records))
+    return found
+
+
+def _rules(name: Name, home: Path, records: Path | None) -> Iterator[Rule]:
+    for part, rights in {**RULES[name], settings.FILE: READ, str(RUN / name): WRITE}.items():
+        yield Rule(home / part, rights)
+    if name == "trainer":
+        if records is not None:
+            yield Rule(records, READ)
+            yield Rule(_folder_of(records), READ)
+        for pattern in GPU:
+            yield from (Rule(device, DEVICE) for device in Path("/dev").glob(pattern))
+
+
+def _folder_of(records: Path) -> Path:
+    """The nearest folder that is there: a file that is replaced, or a share that is mounted later, can be read too."""
+    return next((folder for folder in records.parents if landlock.is_folder(folder)), records)
+
+
+def _why(found: sandbox.Isolation, records: Path) -> str:
+    if found.files:
+        return f"{records} lies where programs or keys do; keep it elsewhere"
+    return "same user as the trainer, and this kernel has no Landlock"
+
+
+def records_of(config: Any) -> Path | None:
+    """Where the records of a ClientConfig, read from JSON but not checked yet, lie; None where they are built in."""
+    data = config.get("data") if isinstance(config, dict) else None
+    path = data.get("path") if isinstance(data, dict) else None
+    return Path(path).expanduser() if isinstance(path, str) else None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Seal this process, then be what it is called."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True, help="file with a ClientConfig as JSON")
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
+    try:
+        records = records_of(settings.passed_settings(options.config))
+    except (ConfigError, IdentityError):
+        records = None  # the process itself says what is wrong with it
+    try:
+        sandbox.close_descriptors()
+        found = enter(options.name, options.home, records)
+    except (ServiceError, OSError) as error:
+        sys.stderr.write(f"{options.name}: cannot be sealed: {error}\n")
+        return 1
+    module = import_module(f"sovfed.clients.{options.name}")
+    return int(module.main(given[1:], found) if options.name == "trainer" else module.main(given[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
