@@ -70,7 +70,7 @@ class PrivateTraining:
         key = (request.run, request.grant, request.round, plan, hashlib.sha256(request.model.tobytes()).digest())
         if self._kept is not None and self._kept[0] == key:  # masked anew, but the same release
             return self._kept[1]
-        grant = None if self._ledger is None else self._ledger.authorise(request.grant, plan)
+        grant = None if self._ledger is None else self._ledger.authorise(request.grant, plan, asked_in=request.run)
         if request.mechanism == "silo":
             found: Vector | Integers = self._descend(request)
         else:
@@ -159,7 +159,7 @@ class PrivateTraining:
             config=plan.config,
             digest=hashlib.sha256(vector.tobytes()).hexdigest(),
         )
-        receipt = ledger.spend(grant, spent)
+        receipt = ledger.spend(grant, spent, asked_in=request.run)
         log.info("round %d: ε %.3f, ledger head %s", request.round, receipt.epsilon_after, receipt.head[:16])
 
 

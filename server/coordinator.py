@@ -13,7 +13,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,9 +89,9 @@ def coordinate(
         rounds.plan = PrivacyPlan.make(config, folder.name, task.parameters)
     started = time.monotonic()
     last = _begin(rounds, task, folder, resume)
-    names = {node.node_id: node.name or str(node.node_id) for node in grid.get_nodes()}
+    names = _names(grid)
     if rounds.plan and heads:
-        heads.countersign(grid, run, names)
+        rounds.before = lambda nodes, refused: _countersign(heads, grid, run, nodes, refused)
     if tracker:
         listed = json.dumps(sorted(names.values())) if len(names) <= NAMED else str(len(names))
         tracker.note({"transport": transport, "institutions": listed, **versions()})
@@ -128,7 +128,7 @@ def coordinate(
     artifacts = [MODEL, SUMMARY, ROUNDS, "curves.png"]
     if rounds.plan:
         if heads:
-            summary["privacy"]["ledger_heads"] = heads.countersign(grid, run, names)
+            summary["privacy"]["ledger_heads"] = heads.countersign(grid, run, _names(grid))
         _write_statement(folder, rounds.plan, task, transport)
         artifacts += STATEMENT
     plot_curves(folder)
@@ -139,6 +139,20 @@ def coordinate(
     if tracker:
         tracker.finish("FINISHED", [folder / name for name in artifacts], register=True)
     return Outcome(rounds.model, rounds.scale, summary)
+
+
+def _names(grid: StreamingGrid) -> dict[int, str]:
+    return {node.node_id: node.name or str(node.node_id) for node in grid.get_nodes()}
+
+
+def _countersign(
+    heads: LedgerHeads, grid: StreamingGrid, run: str, nodes: Sequence[int], refused: Collection[int]
+) -> None:
+    """Countersign the ledgers of those `nodes` that are due: before that they pay for nothing in this run."""
+    due = heads.due(nodes, refused)
+    if due:
+        names = _names(grid)
+        heads.countersign(grid, run, {node: names[node] for node in due if node in names})
 
 
 def _check(config: Config, task: Task) -> None:
