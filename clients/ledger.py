@@ -165,7 +165,7 @@ class PrivacyLedger:
                 return self._again(found, plan)
             if plan.delta != self._budget.delta:
                 self._refuse(run, plan.purpose, f"delta is {plan.delta:g}, policy.yaml says {self._budget.delta:g}")
-            self._require_share(run, plan)
+            self._require_rare(run, plan.purpose)
             self._close_finished()
             limits, delta = self._limits(), plan.delta
             for limit in limits:
@@ -294,18 +294,11 @@ class PrivacyLedger:
         if doubt:
             self._refuse(run, purpose, doubt)
 
-    def _require_share(self, run: str, plan: Plan) -> None:
-        """Raises PrivacyError if `plan` alone takes more of a year than one run may, or too many were granted today."""
-        budget, recent = self._budget, self._clock.now() - DAY_S
-        most, wanted = budget.max_share_per_run * budget.annual_epsilon, Accountant().plus(plan.event)
-        if wanted.epsilon(plan.delta) > most:
-            self._refuse(
-                run, plan.purpose,
-                f"this run alone takes ε={wanted.epsilon(plan.delta):.2f}, over max_share_per_run "
-                f"{budget.max_share_per_run:g} of annual_epsilon {budget.annual_epsilon:.2f} in policy.yaml",
-            )  # fmt: skip
+    def _require_rare(self, run: str, purpose: str) -> None:
+        """Raises PrivacyError if too many grants were given within a day: each makes accounting dearer, for ever."""
+        recent = self._clock.now() - DAY_S
         if sum(granted.at > recent for granted in self._history.grants.values()) >= GRANTS_A_DAY:
-            self._refuse(run, plan.purpose, f"{GRANTS_A_DAY} grants within a day are enough")
+            self._refuse(run, purpose, f"{GRANTS_A_DAY} grants within a day are enough")
 
     def _close_idle(self) -> None:
         """Take back the steps of grants that released nothing for `lapse_days`."""
@@ -329,7 +322,7 @@ class PrivacyLedger:
         return found.grant
 
     def _limits(self) -> list[_Limit]:
-        """Both limits with all that is spent or reserved; a clock set back makes the year longer, never shorter."""
+        """Each limit with all that is spent or reserved of it; a clock set back makes the year longer, never shorter."""
         budget, history = self._budget, self._history
         reserved = history.reserved()
         lifetime, year = history.spent(), history.spent(after=self._clock.now() - YEAR_S)
@@ -340,6 +333,9 @@ class PrivacyLedger:
         return [
             _Limit("epsilon", "", budget.epsilon, used, tuple(ever)),
             _Limit("annual_epsilon", " within 366 days", budget.annual_epsilon, used_recently, tuple(recent)),
+            _Limit(
+                "max_share_per_run", " in this run", budget.max_share_per_run * budget.annual_epsilon, Accountant(), ()
+            ),
         ]
 
     def _exceeded(self) -> str:

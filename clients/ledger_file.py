@@ -74,6 +74,7 @@ def create_ledger(home: Path, name: str, now: float) -> None:
     path = ledger_path(home, name)
     require_alone(home, name)
     if path.exists():
+        _key(home)
         return
     if path.with_suffix(".head").exists():
         raise PrivacyError(f"{path} is missing, but a head of it was countersigned: restore it")

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.clients.ledger_crash import BUDGET, CODE, DATASET, Z, gaussian_delta, plan, release
+from tests.clients.ledger_crash import BUDGET, CODE, POPULATION, WitnessedLedger, Z, gaussian_delta, plan, release
 
 from sovfed.clients import ledger as module
-from sovfed.clients.ledger import PrivacyLedger, replay
+from sovfed.clients.ledger import replay
 from sovfed.clients.ledger_entries import Budget, Closed, Grant, Refused, Release
 from sovfed.clients.ledger_file import create_ledger, ledger_path, read_ledger
 from sovfed.federation.errors import PrivacyError
@@ -40,7 +40,7 @@ class Clock:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    create_ledger(tmp_path, DATASET, NOW)
+    create_ledger(tmp_path, POPULATION, NOW)
     return tmp_path
 
 
@@ -50,13 +50,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def open_ledger(home: Path, clock: Clock) -> Iterator[Callable[..., PrivacyLedger]]:
-    opened: list[PrivacyLedger] = []
+def open_ledger(home: Path, clock: Clock) -> Iterator[Callable[..., WitnessedLedger]]:
+    opened: list[WitnessedLedger] = []
 
-    def open_again(budget: Budget = BUDGET) -> PrivacyLedger:
+    def open_again(budget: Budget = BUDGET) -> WitnessedLedger:
         while opened:
             opened.pop().unlock()
-        opened.append(PrivacyLedger(home, DATASET, budget, clock))
+        opened.append(WitnessedLedger(home, budget, clock))
         return opened[-1]
 
     yield open_again
@@ -64,8 +64,15 @@ def open_ledger(home: Path, clock: Clock) -> Iterator[Callable[..., PrivacyLedge
         opened.pop().unlock()
 
 
+def live_on(ledger: WitnessedLedger, clock: Clock, days: int) -> None:
+    """Days pass as a trainer that runs lets its ledger see them."""
+    for _ in range(days):
+        clock.now += DAY
+        ledger.beat()
+
+
 def entries(home: Path) -> list[Any]:
-    return [line.entry for line in read_ledger(home, DATASET)[0]]
+    return [line.entry for line in read_ledger(home, POPULATION)[0]]
 
 
 def refusals(home: Path) -> list[str]:
@@ -92,16 +99,16 @@ def most_steps(epsilon: float, z: float = Z) -> int:
     ],
 )
 def test_grant_says_the_published_epsilon(
-    open_ledger: Callable[..., PrivacyLedger], z: float, q: float, steps: int, delta: float, epsilon: float
+    open_ledger: Callable[..., WitnessedLedger], z: float, q: float, steps: int, delta: float, epsilon: float
 ) -> None:
-    budget = Budget(epsilon=12.0, annual_epsilon=12.0, delta=delta, population=100)
+    budget = dataclasses.replace(BUDGET, epsilon=12.0, annual_epsilon=12.0, delta=delta, population=100)
     grant = open_ledger(budget).authorise("r", plan(steps, z, q, delta))
     assert grant.epsilon_before == 0.0
     assert epsilon - 2e-4 <= grant.epsilon_after <= epsilon + 0.02
 
 
 def test_refusal_says_what_it_would_cost_and_what_would_fit(
-    open_ledger: Callable[..., PrivacyLedger], home: Path
+    open_ledger: Callable[..., WitnessedLedger], home: Path
 ) -> None:
     ledger, room = open_ledger(), most_steps(BUDGET.epsilon)
     ledger.authorise("first", plan(room - 20))
@@ -110,8 +117,8 @@ def test_refusal_says_what_it_would_cost_and_what_would_fit(
     text = str(caught.value)
     found = re.search(
         r"run 'second', train: this run would take the population from ε=(\S+) to (\S+) at δ=1e-06, over the limit "
-        r"epsilon 4\.00 of policy\.yaml \(annual_epsilon 4\.00\); at most (\d+) more steps fit, or all of them with a "
-        r"noise multiplier of at least (\S+)$",
+        r"epsilon 4\.00 of policy\.yaml \(annual_epsilon 4\.00, max_share_per_run 4\.00\); at most (\d+) more steps "
+        r"fit, or all of them with a noise multiplier of at least (\S+)$",
         text,
     )
     assert found, text
@@ -126,7 +133,7 @@ def test_refusal_says_what_it_would_cost_and_what_would_fit(
     ledger.authorise("second", plan(20))
 
 
-def test_nothing_fits_when_the_budget_is_used_up(open_ledger: Callable[..., PrivacyLedger]) -> None:
+def test_nothing_fits_when_the_budget_is_used_up(open_ledger: Callable[..., WitnessedLedger]) -> None:
     ledger = open_ledger()
     ledger.authorise("first", plan(most_steps(BUDGET.epsilon)))
     ledger.authorise("quiet", plan(1, 1e5))
@@ -137,7 +144,7 @@ def test_nothing_fits_when_the_budget_is_used_up(open_ledger: Callable[..., Priv
         open_ledger(lower).authorise("second", plan(1))
 
 
-def test_runs_in_parallel_are_both_reserved(open_ledger: Callable[..., PrivacyLedger]) -> None:
+def test_runs_in_parallel_are_both_reserved(open_ledger: Callable[..., WitnessedLedger]) -> None:
     ledger, room = open_ledger(), most_steps(BUDGET.epsilon)
     outcomes: list[str] = []
 
@@ -157,7 +164,7 @@ def test_runs_in_parallel_are_both_reserved(open_ledger: Callable[..., PrivacyLe
 
 
 def test_reserved_steps_count_though_none_is_spent_and_come_back_when_closed(
-    open_ledger: Callable[..., PrivacyLedger],
+    open_ledger: Callable[..., WitnessedLedger],
 ) -> None:
     ledger, room = open_ledger(), most_steps(BUDGET.epsilon)
     grant = ledger.authorise("first", plan(room))
@@ -172,33 +179,33 @@ def test_reserved_steps_count_though_none_is_spent_and_come_back_when_closed(
 
 
 def test_annual_limit_counts_a_year_and_the_other_the_whole_life(
-    open_ledger: Callable[..., PrivacyLedger], clock: Clock
+    open_ledger: Callable[..., WitnessedLedger], clock: Clock
 ) -> None:
     budget = dataclasses.replace(BUDGET, epsilon=2.5, annual_epsilon=2.0)
     ledger, year, life = open_ledger(budget), most_steps(2.0), most_steps(2.5)
     grant = ledger.authorise("2027", plan(year))
     ledger.spend(grant, release(grant.plan, 0, steps=year))
-    clock.now += 365 * DAY
-    with pytest.raises(PrivacyError, match=r"366 days, over the limit annual_epsilon 2\.00 of .* \(epsilon 2\.50\)"):
+    live_on(ledger, clock, 365)
+    with pytest.raises(PrivacyError, match=r"366 days, over the limit annual_epsilon 2\.00 of .* \(epsilon 2\.50, "):
         ledger.authorise("too early", plan(1))
-    clock.now += 2 * DAY
+    live_on(ledger, clock, 2)
     left = life - year
-    with pytest.raises(PrivacyError, match=r"over the limit epsilon 2\.50 of policy\.yaml \(annual_epsilon 2\.00\)"):
+    with pytest.raises(PrivacyError, match=r"over the limit epsilon 2\.50 of policy\.yaml \(annual_epsilon 2\.00, "):
         ledger.authorise("too long", plan(left + 1))
     ledger.authorise("2028", plan(left))
 
 
-def test_clock_set_back_frees_nothing(open_ledger: Callable[..., PrivacyLedger], clock: Clock, home: Path) -> None:
+def test_clock_set_back_frees_nothing(open_ledger: Callable[..., WitnessedLedger], clock: Clock, home: Path) -> None:
     ledger = open_ledger(dataclasses.replace(BUDGET, annual_epsilon=2.0))
     grant = ledger.authorise("first", plan(most_steps(2.0)))
     ledger.spend(grant, release(grant.plan, 0, steps=most_steps(2.0)))
     clock.now -= 10_000 * DAY
     with pytest.raises(PrivacyError, match="annual_epsilon"):
         ledger.authorise("second", plan(1))
-    assert [line.at for line in read_ledger(home, DATASET)[0]] == [NOW] * 5
+    assert [line.at for line in read_ledger(home, POPULATION)[0]] == [NOW] * 5
 
 
-def test_same_question_gets_the_same_grant_also_after_a_restart(open_ledger: Callable[..., PrivacyLedger]) -> None:
+def test_same_question_gets_the_same_grant_also_after_a_restart(open_ledger: Callable[..., WitnessedLedger]) -> None:
     grant = open_ledger().authorise("r", plan())
     assert open_ledger().authorise("r", plan()) == grant
     assert open_ledger().authorise("r", dataclasses.replace(plan(), purpose="profile")) != grant
@@ -218,7 +225,7 @@ def test_same_question_gets_the_same_grant_also_after_a_restart(open_ledger: Cal
     ],
 )
 def test_second_plan_for_a_run_is_refused(
-    open_ledger: Callable[..., PrivacyLedger], home: Path, change: dict[str, Any], words: str
+    open_ledger: Callable[..., WitnessedLedger], home: Path, change: dict[str, Any], words: str
 ) -> None:
     ledger = open_ledger()
     ledger.authorise("r", plan())
@@ -227,7 +234,7 @@ def test_second_plan_for_a_run_is_refused(
     assert refusals(home) == [f"{words}: a grant never changes"]
 
 
-def test_delta_is_the_policys(open_ledger: Callable[..., PrivacyLedger], home: Path) -> None:
+def test_delta_is_the_policys(open_ledger: Callable[..., WitnessedLedger], home: Path) -> None:
     with pytest.raises(PrivacyError, match=re.escape("delta is 0.0001, policy.yaml says 1e-06")):
         open_ledger().authorise("r", plan(delta=1e-4))
     assert len(refusals(home)) == 1
@@ -251,7 +258,7 @@ def test_delta_at_its_bound_holds(delta: float, population: int) -> None:
 
 
 def test_spend_is_on_disk_before_it_returns(
-    open_ledger: Callable[..., PrivacyLedger], home: Path, monkeypatch: pytest.MonkeyPatch
+    open_ledger: Callable[..., WitnessedLedger], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan())
@@ -272,12 +279,12 @@ def test_spend_is_on_disk_before_it_returns(
     receipt = ledger.spend(grant, first)
     (_, written), (_, synced) = calls
     assert [name for name, _ in calls] == ["write", "fsync"] and written == synced
-    lines, _ = read_ledger(home, DATASET)
+    lines, _ = read_ledger(home, POPULATION)
     assert lines[-1].entry.release == first  # type: ignore[union-attr]
     assert receipt.head == lines[-1].head == ledger.head
 
 
-def test_receipts_never_say_too_little(open_ledger: Callable[..., PrivacyLedger]) -> None:
+def test_receipts_never_say_too_little(open_ledger: Callable[..., WitnessedLedger]) -> None:
     """Two grants in turns: each ε covers what is spent, exceeds neither what is granted nor, much, what is spent."""
     ledger = open_ledger()
     grants = [ledger.authorise(name, plan(20)) for name in ("a", "b")]
@@ -313,7 +320,7 @@ def test_receipts_never_say_too_little(open_ledger: Callable[..., PrivacyLedger]
     ],
 )
 def test_server_that_asks_for_more_is_refused_and_the_ledger_says_why(
-    open_ledger: Callable[..., PrivacyLedger], home: Path, change: dict[str, Any], words: str
+    open_ledger: Callable[..., WitnessedLedger], home: Path, change: dict[str, Any], words: str
 ) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan(5, rounds=5))
@@ -328,7 +335,7 @@ def test_server_that_asks_for_more_is_refused_and_the_ledger_says_why(
     ledger.spend(grant, good)
 
 
-def test_steps_of_repeats_are_paid_too(open_ledger: Callable[..., PrivacyLedger]) -> None:
+def test_steps_of_repeats_are_paid_too(open_ledger: Callable[..., WitnessedLedger]) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan(3))
     for attempt in range(3):
@@ -337,7 +344,7 @@ def test_steps_of_repeats_are_paid_too(open_ledger: Callable[..., PrivacyLedger]
         ledger.spend(grant, release(grant.plan, 1))
 
 
-def test_same_bytes_may_be_sent_again_at_no_cost(open_ledger: Callable[..., PrivacyLedger], home: Path) -> None:
+def test_same_bytes_may_be_sent_again_at_no_cost(open_ledger: Callable[..., WitnessedLedger], home: Path) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan())
     first, second = release(grant.plan, 0), release(grant.plan, 1)
@@ -352,7 +359,7 @@ def test_same_bytes_may_be_sent_again_at_no_cost(open_ledger: Callable[..., Priv
     assert len(entries(home)) == count + 1
 
 
-def test_started_is_spent_after_a_crash(open_ledger: Callable[..., PrivacyLedger]) -> None:
+def test_started_is_spent_after_a_crash(open_ledger: Callable[..., WitnessedLedger]) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan(2))
     ledger.spend(grant, release(grant.plan, 0))  # and the trainer dies before anything leaves
@@ -362,7 +369,7 @@ def test_started_is_spent_after_a_crash(open_ledger: Callable[..., PrivacyLedger
     assert ledger.close(grant.run) == 1
 
 
-def test_grant_of_another_ledger_is_refused(open_ledger: Callable[..., PrivacyLedger], home: Path) -> None:
+def test_grant_of_another_ledger_is_refused(open_ledger: Callable[..., WitnessedLedger], home: Path) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan())
     forged = dataclasses.replace(grant, plan=plan(100))
@@ -374,7 +381,7 @@ def test_grant_of_another_ledger_is_refused(open_ledger: Callable[..., PrivacyLe
     assert len(refusals(home)) == 2
 
 
-def test_closed_grant_stays_closed(open_ledger: Callable[..., PrivacyLedger], home: Path) -> None:
+def test_closed_grant_stays_closed(open_ledger: Callable[..., WitnessedLedger], home: Path) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan())
     assert (ledger.close(grant.run), ledger.close(grant.run)) == (7, 0)
@@ -385,7 +392,7 @@ def test_closed_grant_stays_closed(open_ledger: Callable[..., PrivacyLedger], ho
     assert [entry.returned for entry in entries(home) if isinstance(entry, Closed)] == [7]
 
 
-def test_finished_run_gives_its_spare_steps_back(open_ledger: Callable[..., PrivacyLedger], home: Path) -> None:
+def test_finished_run_gives_its_spare_steps_back(open_ledger: Callable[..., WitnessedLedger], home: Path) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan())
     assert ledger.next_attempt(grant, grant.plan.rounds) == 0
@@ -397,7 +404,7 @@ def test_finished_run_gives_its_spare_steps_back(open_ledger: Callable[..., Priv
     assert [(entry.run, entry.returned) for entry in entries(home) if isinstance(entry, Closed)] == [("r", 6)]
 
 
-def test_lowered_limit_holds_for_grants_that_are_open(open_ledger: Callable[..., PrivacyLedger], home: Path) -> None:
+def test_lowered_limit_holds_for_grants_that_are_open(open_ledger: Callable[..., WitnessedLedger], home: Path) -> None:
     grant = open_ledger().authorise("r", plan(most_steps(3.9)))
     ledger = open_ledger(dataclasses.replace(BUDGET, annual_epsilon=2.0))
     words = r"open grants would take the population to ε=3\.\d\d, over the limit annual_epsilon 2\.00 that policy"
@@ -410,7 +417,7 @@ def test_lowered_limit_holds_for_grants_that_are_open(open_ledger: Callable[...,
 
 
 def test_refusals_do_not_fill_the_disk(
-    open_ledger: Callable[..., PrivacyLedger], home: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    open_ledger: Callable[..., WitnessedLedger], home: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "REFUSALS_A_DAY", 5)
     ledger = open_ledger()
@@ -427,12 +434,12 @@ def test_refusals_do_not_fill_the_disk(
     [{"config": "abc"}, {"mechanism": "none"}, {"clip": math.nan}, {"event": Event(math.inf, 1.0, 1)}, {"rounds": -1}],
 )
 def test_plan_out_of_range_leaves_the_ledger_as_it_was(
-    open_ledger: Callable[..., PrivacyLedger], home: Path, change: dict[str, Any]
+    open_ledger: Callable[..., WitnessedLedger], home: Path, change: dict[str, Any]
 ) -> None:
-    ledger, before = open_ledger(), ledger_path(home, DATASET).read_bytes()
+    ledger, before = open_ledger(), ledger_path(home, POPULATION).read_bytes()
     with pytest.raises(PrivacyError):
         ledger.authorise("r", dataclasses.replace(plan(), **change))
-    assert ledger_path(home, DATASET).read_bytes() == before
+    assert ledger_path(home, POPULATION).read_bytes() == before
 
 
 # --- any order of everything ---------------------------------------------------------------------------------------
@@ -448,8 +455,8 @@ class Trainer(RuleBasedStateMachine):
     def start(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="sovfed-ledger-")
         self.home = Path(self.folder.name)
-        create_ledger(self.home, DATASET, NOW)
-        self.ledger = PrivacyLedger(self.home, DATASET, self.BUDGET, lambda: NOW)
+        create_ledger(self.home, POPULATION, NOW)
+        self.ledger = WitnessedLedger(self.home, self.BUDGET, lambda: NOW)
         self.grants: dict[str, Grant] = {}
         self.spent: dict[str, list[Release]] = {}
         self.closed: set[str] = set()
@@ -513,10 +520,10 @@ class Trainer(RuleBasedStateMachine):
     @rule(torn=st.integers(0, 60))
     def crash(self, torn: int) -> None:
         self.ledger.unlock()
-        path = ledger_path(self.home, DATASET)
+        path = ledger_path(self.home, POPULATION)
         whole = path.read_bytes()
         path.write_bytes(whole + whole.splitlines()[-1][:torn])  # a write that was cut short
-        self.ledger = PrivacyLedger(self.home, DATASET, self.BUDGET, lambda: NOW)
+        self.ledger = WitnessedLedger(self.home, self.BUDGET, lambda: NOW)
         assert path.read_bytes() == whole
 
     def used(self) -> int:
@@ -525,7 +532,7 @@ class Trainer(RuleBasedStateMachine):
 
     @invariant()
     def never_above_the_limit_and_all_on_record(self) -> None:
-        history = replay(read_ledger(self.home, DATASET)[0])
+        history = replay(read_ledger(self.home, POPULATION)[0])
         assert sum(event.count for event in history.spent() + history.reserved()) == self.used() <= self.ROOM
         for run, known in self.spent.items():
             assert list(history.grants[run, "train"].releases.values()) == known
