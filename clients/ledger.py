@@ -322,7 +322,7 @@ class PrivacyLedger:
         return found.grant
 
     def _limits(self) -> list[_Limit]:
-        """Each limit with all that is spent or reserved of it; a clock set back makes the year longer, never shorter."""
+        """Each limit with what is spent or reserved of it; a clock set back makes the year longer, never shorter."""
         budget, history = self._budget, self._history
         reserved = history.reserved()
         lifetime, year = history.spent(), history.spent(after=self._clock.now() - YEAR_S)

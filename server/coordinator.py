@@ -13,9 +13,10 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +34,7 @@ from sovfed.federation.secagg.keys import Identity
 from sovfed.federation.tasks import Task, configured_task, initial_vector, normalisation, public_scale
 from sovfed.server import checkpoint
 from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
-from sovfed.server.ledger_heads import LedgerHeads
+from sovfed.server.ledger_heads import LedgerHeads, names_of
 from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.rounds import Round, Rounds
 from sovfed.server.secure_aggregation import SecureAggregation
@@ -89,9 +90,9 @@ def coordinate(
         rounds.plan = PrivacyPlan.make(config, folder.name, task.parameters)
     started = time.monotonic()
     last = _begin(rounds, task, folder, resume)
-    names = _names(grid)
+    names = names_of(grid)
     if rounds.plan and heads:
-        rounds.before = lambda nodes, refused: _countersign(heads, grid, run, nodes, refused)
+        rounds.before = partial(heads.before_round, grid, run)
     if tracker:
         listed = json.dumps(sorted(names.values())) if len(names) <= NAMED else str(len(names))
         tracker.note({"transport": transport, "institutions": listed, **versions()})
@@ -128,7 +129,7 @@ def coordinate(
     artifacts = [MODEL, SUMMARY, ROUNDS, "curves.png"]
     if rounds.plan:
         if heads:
-            summary["privacy"]["ledger_heads"] = heads.countersign(grid, run, _names(grid))
+            summary["privacy"]["ledger_heads"] = heads.countersign(grid, run, names_of(grid))
         _write_statement(folder, rounds.plan, task, transport)
         artifacts += STATEMENT
     plot_curves(folder)
@@ -139,20 +140,6 @@ def coordinate(
     if tracker:
         tracker.finish("FINISHED", [folder / name for name in artifacts], register=True)
     return Outcome(rounds.model, rounds.scale, summary)
-
-
-def _names(grid: StreamingGrid) -> dict[int, str]:
-    return {node.node_id: node.name or str(node.node_id) for node in grid.get_nodes()}
-
-
-def _countersign(
-    heads: LedgerHeads, grid: StreamingGrid, run: str, nodes: Sequence[int], refused: Collection[int]
-) -> None:
-    """Countersign the ledgers of those `nodes` that are due: before that they pay for nothing in this run."""
-    due = heads.due(nodes, refused)
-    if due:
-        names = _names(grid)
-        heads.countersign(grid, run, {node: names[node] for node in due if node in names})
 
 
 def _check(config: Config, task: Task) -> None:

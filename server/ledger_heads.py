@@ -51,17 +51,20 @@ class LedgerHeads:
         self._next: dict[int, int] = {}  # by node: the round before which its ledger is due again
         self._failed: dict[int, int] = {}  # by node: how often in a row
 
-    def due(self, nodes: Iterable[int], refused: Collection[int]) -> list[int]:
-        """Whose ledger must be countersigned before the next round: who came late, refused the last, or is long since.
+    def before_round(self, grid: StreamingGrid, run: str, nodes: Iterable[int], refused: Collection[int]) -> None:
+        """Countersign the ledgers of those `nodes` that came late, refused the last round, or were long not asked.
 
         A trainer that was started anew refuses, as it has seen no head since.
         """
         self._rounds += 1
-        return [
+        due = [
             node
             for node in nodes
             if self._rounds >= self._next.get(node, 0) or (node in refused and not self._failed.get(node))
         ]
+        if due:
+            names = names_of(grid)
+            self.countersign(grid, run, {node: names[node] for node in due if node in names})
 
     def countersign(self, grid: StreamingGrid, run: str, institutions: Mapping[int, str]) -> dict[str, str]:
         """Show each node's ledger the head that we know of it, then keep and sign its newest; by institution.
@@ -144,3 +147,8 @@ class LedgerHeads:
                     known[name] = head
             text = json.dumps({name: asdict(head) for name, head in known.items()}, indent=2, sort_keys=True)
             write_private(self._path, text.encode())
+
+
+def names_of(grid: StreamingGrid) -> dict[int, str]:
+    """The institutions that are there, by node."""
+    return {node.node_id: node.name or str(node.node_id) for node in grid.get_nodes()}

@@ -16,6 +16,7 @@ from typing import Final, Self
 from sovfed.clients import enrol as institution
 from sovfed.clients import home as client_home
 from sovfed.clients import up as client_up
+from sovfed.clients.ledger_entries import Budget
 from sovfed.clients.policy import Policy
 from sovfed.federation.config import Config, DataConfig
 from sovfed.federation.processes import Supervisor
@@ -27,7 +28,9 @@ from sovfed.server import up as server_up
 from sovfed.server.control import ControlClient
 
 ENROLMENT_TIMEOUT_S: Final = 60.0
-POLICY: Final = Policy(allowed_tasks=NAMES, secure_aggregation=Terms(min_cohort=LEAST_COHORT))
+POLICY: Final = Policy(
+    allowed_tasks=NAMES, secure_aggregation=Terms(min_cohort=LEAST_COHORT), privacy=Budget(max_share_per_run=1.0)
+)
 WHY: Final = """\
 This is a demonstration with four institutions, so min_cohort is 3: with 5, the default, they could never form a sum.
 One institution that sides with the agency then learns the sum of two others. Keep 5 or more where that matters."""
