@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -19,10 +20,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.clients.ledger_crash import BUDGET, CODE, POPULATION, WitnessedLedger, Z, gaussian_delta, plan, release
 
 from sovfed.clients import ledger as module
-from sovfed.clients.ledger import replay
-from sovfed.clients.ledger_entries import Budget, Closed, Grant, Refused, Release
+from sovfed.clients.ledger import PrivacyLedger, replay
+from sovfed.clients.ledger_entries import Budget, Closed, Grant, Refused, Release, Unbounded
 from sovfed.clients.ledger_file import create_ledger, ledger_path, read_ledger
 from sovfed.federation.errors import PrivacyError
+from sovfed.federation.privacy.accounting import Accountant
 from sovfed.federation.privacy.events import Event
 from sovfed.federation.schema import bind
 
@@ -440,6 +442,219 @@ def test_plan_out_of_range_leaves_the_ledger_as_it_was(
     with pytest.raises(PrivacyError):
         ledger.authorise("r", dataclasses.replace(plan(), **change))
     assert ledger_path(home, POPULATION).read_bytes() == before
+
+
+# --- what one run can take from others ------------------------------------------------------------------------------
+
+
+def test_one_run_cannot_reserve_a_year(open_ledger: Callable[..., WitnessedLedger]) -> None:
+    ledger = open_ledger(dataclasses.replace(BUDGET, max_share_per_run=0.5))
+    with pytest.raises(PrivacyError, match=r"over the limit max_share_per_run 2\.00 of policy\.yaml .*more steps fit"):
+        ledger.authorise("greedy", plan(most_steps(2.0) + 1))
+    ledger.authorise("modest", plan(most_steps(2.0) - 1))
+    ledger.authorise("another", plan(most_steps(2.0) - 1))
+
+
+def test_default_policy_lets_no_run_reserve_a_year() -> None:
+    assert Budget().max_share_per_run <= 0.5 and Budget().lapse_days <= 31
+
+
+def test_grant_that_releases_nothing_for_a_month_lapses(
+    open_ledger: Callable[..., WitnessedLedger], clock: Clock, home: Path
+) -> None:
+    """One step of many, and then silence: the others get the rest back, and the silent one cannot go on."""
+    ledger, room = open_ledger(), most_steps(BUDGET.epsilon)
+    grant = ledger.authorise("silent", plan(room - 1))
+    live_on(ledger, clock, 29)
+    ledger.spend(grant, release(grant.plan, 0))
+    live_on(ledger, clock, 29)
+    with pytest.raises(PrivacyError, match="over the limit"):
+        ledger.authorise("honest", plan(room - 20))
+    live_on(ledger, clock, 2)
+    ledger.authorise("honest", plan(room - 20))
+    assert [(one.run, one.returned) for one in entries(home) if isinstance(one, Closed)] == [("silent", room - 2)]
+    for again in (lambda: ledger.spend(grant, release(grant.plan, 1)), lambda: ledger.authorise("silent", grant.plan)):
+        with pytest.raises(PrivacyError, match="the grant was closed"):
+            again()
+
+
+def test_grant_in_use_does_not_lapse(open_ledger: Callable[..., WitnessedLedger], clock: Clock) -> None:
+    ledger = open_ledger()
+    grant = ledger.authorise("slow", plan(9))
+    for step in range(4):
+        live_on(ledger, clock, 25)
+        ledger.spend(grant, release(grant.plan, step))
+    assert ledger.authorise("slow", plan(9)) == grant
+
+
+def test_grants_of_one_day_are_few(open_ledger: Callable[..., WitnessedLedger], clock: Clock) -> None:
+    ledger = open_ledger()
+    for number in range(module.GRANTS_A_DAY):
+        ledger.authorise(f"run-{number}", plan(1, z=1e4 + number))
+    with pytest.raises(PrivacyError, match="24 grants within a day are enough"):
+        ledger.authorise("one more", plan(1, z=1e5))
+    live_on(ledger, clock, 1)
+    ledger.authorise("one more", plan(1, z=1e5))
+
+
+def test_thousand_grants_of_next_to_nothing_do_not_make_the_next_dear(
+    open_ledger: Callable[..., WitnessedLedger], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of another kind; what is counted is how many distributions the accountant composes, not seconds."""
+    ledger, random = open_ledger(), Random(7)
+    composed: list[int] = []
+    plus = Accountant.plus
+
+    def counting(self: Accountant, *events: Event) -> Accountant:
+        composed.append(sum(event.sampling_rate < 1 for event in events))
+        return plus(self, *events)
+
+    for number in range(1_000):
+        kind = plan(1, z=10 ** random.uniform(2, 6), q=10 ** random.uniform(-9, -1))
+        ledger._history.add(NOW - 2 * DAY, Grant(kind, f"tiny-{number}", 0.0, 0.0))
+    monkeypatch.setattr(Accountant, "plus", counting)
+    ledger.authorise("honest", plan(5, q=0.1))
+    assert max(composed) <= 24 + 64 and sum(composed) <= 4 * (24 + 64)
+
+
+# --- runs without privacy -------------------------------------------------------------------------------------------
+
+
+def test_run_without_privacy_is_entered_once_a_purpose(open_ledger: Callable[..., WitnessedLedger], home: Path) -> None:
+    ledger = open_ledger()
+    for purpose in ("profile", "train", "train", "evaluate"):
+        ledger.enter_unbounded("7", purpose, "heart")
+    open_ledger().enter_unbounded("7", "train", "heart")
+    assert [(one.run, one.purpose) for one in entries(home) if isinstance(one, Unbounded)] == [
+        ("7", "profile"), ("7", "train"), ("7", "evaluate")
+    ]  # fmt: skip
+
+
+def test_private_grants_go_on_by_their_own_budget_beside_runs_without_bound(
+    open_ledger: Callable[..., WitnessedLedger],
+) -> None:
+    ledger = open_ledger()
+    ledger.enter_unbounded("7", "train", "heart")
+    with pytest.raises(PrivacyError, match="over the limit"):
+        ledger.authorise("r", plan(most_steps(BUDGET.epsilon) + 1))
+    ledger.authorise("r", plan(most_steps(BUDGET.epsilon)))
+
+
+def test_runs_without_privacy_are_bounded_by_the_day_and_more_are_refused(
+    open_ledger: Callable[..., WitnessedLedger], home: Path, clock: Clock
+) -> None:
+    ledger = open_ledger()
+    for number in range(module.UNBOUNDED_A_DAY):
+        ledger.enter_unbounded(f"run-{number}", "train", "heart")
+    with pytest.raises(PrivacyError, match="100 other runs without privacy within a day are enough"):
+        ledger.enter_unbounded("one-more", "train", "heart")
+    ledger.enter_unbounded("run-3", "train", "heart")  # is there already
+    live_on(ledger, clock, 1)
+    ledger.enter_unbounded("one-more", "train", "heart")
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+
+class Clocks:
+    """A wall clock that anybody may set, and the time that really passes."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.wall, self.real = home, NOW, 0.0
+        self.budget = dataclasses.replace(BUDGET, annual_epsilon=2.0)
+        self.ledger = self.open()
+
+    def open(self) -> PrivacyLedger:
+        found = PrivacyLedger(self.home, self.budget, lambda: self.wall, lambda: self.real)
+        seq, head = found.position()
+        found.countersign("17", seq, head.hex(), b"signed", ours=True)
+        return found
+
+    def restart(self, days_off: float = 0.0) -> None:
+        self.ledger.unlock()
+        self.real += days_off * DAY
+        self.ledger = self.open()
+
+    def spend_the_year(self) -> None:
+        steps = most_steps(2.0)
+        grant = self.ledger.authorise("first", plan(steps), asked_in="17")
+        self.ledger.spend(grant, release(grant.plan, 0, steps=steps), asked_in="17")
+
+    def ask(self, name: str = "second") -> None:
+        self.ledger.authorise(name, plan(1), asked_in="17")
+
+    def live_on(self, days: int) -> None:
+        for _ in range(days):
+            self.wall, self.real = self.wall + DAY, self.real + DAY
+            self.ledger.beat()
+
+
+@pytest.fixture
+def clocks(home: Path) -> Iterator[Clocks]:
+    found = Clocks(home)
+    found.spend_the_year()
+    yield found
+    found.ledger.unlock()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_clock_that_jumps_ahead_frees_nothing_until_the_operator_confirms_it(clocks: Clocks, restarted: bool) -> None:
+    clocks.wall += 367 * DAY
+    for _ in range(3):
+        if restarted:
+            clocks.restart()
+        with pytest.raises(PrivacyError, match=r"the clock says 2028-01-17, but the last .* confirm-clock 2028-01-17"):
+            clocks.ask()
+    assert read_ledger(clocks.home, POPULATION)[0][-1].at == NOW  # no entry carries the date that nobody believes
+    clocks.ledger.confirm_clock()
+    clocks.ask()
+
+
+@pytest.mark.parametrize("step", [31, 20, 5])
+def test_clock_that_creeps_ahead_in_leaps_frees_nothing(clocks: Clocks, step: int) -> None:
+    """Each leap would be believed; a trainer that is restarted between them cannot tell, but all of them together."""
+    for _ in range(367 // step + 1):
+        clocks.wall += step * DAY
+        clocks.restart()
+    with pytest.raises(PrivacyError, match="confirm-clock"):
+        clocks.ask()
+
+
+def test_clock_that_creeps_ahead_under_a_running_trainer_frees_nothing(clocks: Clocks) -> None:
+    for _ in range(367):
+        clocks.wall += DAY
+        clocks.ledger.beat()
+    with pytest.raises(PrivacyError, match="confirm-clock"):
+        clocks.ask()
+
+
+def test_clock_that_is_set_back_stops_nothing_for_good(clocks: Clocks) -> None:
+    """Years too early, and a wrong date that was confirmed and then put right: time goes on as it is seen to."""
+    clocks.wall -= 5_000 * DAY
+    clocks.restart()
+    with pytest.raises(PrivacyError, match="annual_epsilon"):
+        clocks.ask()
+    clocks.live_on(367)
+    clocks.ask()
+    clocks.wall += 5_000 * DAY
+    clocks.live_on(1)
+    clocks.ask("third")
+
+
+def test_year_that_was_seen_to_pass_frees_the_budget(clocks: Clocks) -> None:
+    clocks.live_on(365)
+    with pytest.raises(PrivacyError, match="annual_epsilon"):
+        clocks.ask()
+    clocks.live_on(2)
+    clocks.ask()
+
+
+def test_nights_and_weekends_off_need_no_operator(clocks: Clocks) -> None:
+    for _ in range(74):
+        clocks.live_on(2)
+        clocks.wall += 3 * DAY
+        clocks.restart(days_off=3)
+    clocks.ask()
 
 
 # --- any order of everything ---------------------------------------------------------------------------------------
