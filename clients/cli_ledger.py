@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -16,20 +17,23 @@ from sovfed.clients.cli_home import HOME
 from sovfed.federation.errors import PrivacyError, SovfedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.table import Table
 
+    from sovfed.clients.ledger import PrivacyLedger
     from sovfed.clients.ledger_entries import History
     from sovfed.federation.privacy.events import Event
 
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-DATASET: Final = click.option("--dataset", help="One dataset's ledger; default: every ledger of the home.")
 REFUSALS_SHOWN: Final = 10
+RUNS_SHOWN: Final = 8
 PLOT_POINTS: Final = 60
 
 
 @click.group(name="ledger")
 def ledger() -> None:
-    """Show, verify, export and tidy the privacy ledgers: one for each dataset, over all runs and years.
+    """Show, verify, export and tidy the privacy ledger of this home's population, over all runs and years.
 
     \b
     Examples:
@@ -42,21 +46,20 @@ def ledger() -> None:
 
 @ledger.command()
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw ε over time into this PNG file.")
-@DATASET
 @JSON
 @HOME
-def show(plot: Path | None, dataset: str | None, as_json: bool, home: Path) -> None:
+def show(plot: Path | None, as_json: bool, home: Path) -> None:
     """Show ε against its limits, what each run was granted and has spent, and the newest refusals.
 
     \b
     Examples:
       sovfed client ledger show
-      sovfed client ledger show --dataset heart --plot epsilon.png
+      sovfed client ledger show --plot epsilon.png
     """
     now = time.time()
-    names = _names(home, dataset)
+    names = _names(home)
     if plot and len(names) > 1:
-        raise click.UsageError(f"--plot draws one ledger; name it with --dataset ({', '.join(names)})")
+        raise click.UsageError(f"--plot draws one ledger, and this home has {', '.join(names)}: adopt the others first")
     found = [_summary(home, name, now) for name in names]
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -69,27 +72,29 @@ def show(plot: Path | None, dataset: str | None, as_json: bool, home: Path) -> N
 
 
 @ledger.command()
-@DATASET
 @HOME
 @click.pass_context
-def verify(ctx: click.Context, dataset: str | None, home: Path) -> None:
-    """Check every line of the ledgers, and that none ends before its countersigned head. Exits with 1 on damage.
+def verify(ctx: click.Context, home: Path) -> None:
+    """Check every line of the ledger, and that it has what was countersigned and told of it. Exits with 1 if not.
 
     \b
     Example:
       sovfed client ledger verify && echo sound
     """
-    from sovfed.clients.ledger_file import read_ledger
+    from sovfed.clients.ledger_file import read_ledger, read_mark
 
     damaged = False
     try:
-        names = _names(home, dataset)
+        names = _names(home)
     except SovfedError as error:
         click.echo(f"error: {error}", err=True)
         ctx.exit(1)
     for name in names:
         try:
             lines, signed = read_ledger(home, name)
+            mark = read_mark(home, name)
+            if mark:
+                raise PrivacyError(f"{name}: {mark}")
         except SovfedError as error:
             damaged = True
             click.echo(f"error: {error}", err=True)
@@ -101,35 +106,76 @@ def verify(ctx: click.Context, dataset: str | None, home: Path) -> None:
 
 @ledger.command()
 @click.argument("run")
-@DATASET
 @HOME
-def close(run: str, dataset: str | None, home: Path) -> None:
+def close(run: str, home: Path) -> None:
     """End RUN's grant, and give the steps that it never started back to the budget. Needs `sovfed client down` first.
 
-    A finished run gives its spare steps back by itself; this is for one that was abandoned.
+    A finished run gives its spare steps back by itself, and one that was abandoned after `lapse_days`.
 
     \b
     Example:
       sovfed client ledger close heart-2026-11
     """
-    from sovfed.clients.ledger import PrivacyLedger
+    with _opened(home) as found:
+        click.echo(f"{found.name}: run '{run}' is closed, {found.close(run)} steps are back in the budget")
+
+
+@ledger.command()
+@click.argument("name")
+@HOME
+def adopt(name: str, home: Path) -> None:
+    """Make the ledger NAME part of the one that policy.yaml names. Needs `sovfed client down` first.
+
+    It is renamed, or, if the population has a ledger already, what it spent is entered there as if it were spent now.
+
+    \b
+    Example:
+      sovfed client ledger adopt uci_heart
+    """
+    from sovfed.clients.ledger_adopt import adopt as bring_in
     from sovfed.clients.policy import load_policy
 
-    names = _names(home, dataset)
-    if len(names) > 1:
-        raise click.UsageError(f"name one ledger with --dataset ({', '.join(names)})")
-    found = PrivacyLedger(home, names[0], load_policy(home).privacy)
-    try:
-        click.echo(f"{names[0]}: run '{run}' is closed, {found.close(run)} steps are back in the budget")
-    finally:
-        found.unlock()
+    click.echo(bring_in(home, name, load_policy(home).privacy.population_name, time.time()))
+
+
+@ledger.command()
+@HOME
+def restored(home: Path) -> None:
+    """Let a ledger that was found rolled back pay again, once the whole one was put back. Needs `sovfed client down`.
+
+    \b
+    Example:
+      sovfed client ledger restored
+    """
+    with _opened(home) as found:
+        was = found.restored()
+    click.echo(f"{found.name}: has entry {was.seq} again and pays" if was else f"{found.name}: was not rolled back")
+
+
+@ledger.command("confirm-clock")
+@click.argument("date")
+@HOME
+def confirm_clock(date: str, home: Path) -> None:
+    """Vouch for the clock, which must say DATE (YYYY-MM-DD, UTC): budget comes back by it. Needs `sovfed client down`.
+
+    \b
+    Example:
+      sovfed client ledger confirm-clock 2027-03-01
+    """
+    today = _day(time.time(), "%F")
+    if date != today:
+        raise click.UsageError(
+            f"the clock says {today}, not {date}: set the clock first, or look at the calendar again"
+        )
+    with _opened(home) as found:
+        found.confirm_clock()
+    click.echo(f"{found.name}: goes on from {today}")
 
 
 @ledger.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@DATASET
 @HOME
-def export(file: Path, dataset: str | None, home: Path) -> None:
+def export(file: Path, home: Path) -> None:
     """Write the ledgers to FILE for an auditor: a summary and every line as it stands, without the key.
 
     `prev` of each line is the SHA-256 of the line before with its newline, so the chain can be checked without us.
@@ -143,7 +189,7 @@ def export(file: Path, dataset: str | None, home: Path) -> None:
 
     now = time.time()
     ledgers = []
-    for name in _names(home, dataset):
+    for name in _names(home):
         summary = _summary(home, name, now)
         lines = ledger_path(home, name).read_text(encoding="ascii").splitlines()
         ledgers.append({**summary, "lines": lines[: summary["entries"]]})
@@ -152,34 +198,54 @@ def export(file: Path, dataset: str | None, home: Path) -> None:
     click.echo(f"wrote {file}")
 
 
-def _names(home: Path, dataset: str | None) -> list[str]:
-    from sovfed.clients.ledger_file import datasets
+def _names(home: Path) -> list[str]:
+    from sovfed.clients.ledger_file import ledgers
 
-    found = [dataset] if dataset else datasets(home)
+    found = ledgers(home)
     if not found:
         raise PrivacyError(f"{home} has no privacy ledger")
     return found
 
 
-def _summary(home: Path, dataset: str, now: float) -> dict[str, Any]:
-    """All that `show` says of one ledger; ε is recomputed from the events. Raises PrivacyError on damage."""
+@contextlib.contextmanager
+def _opened(home: Path) -> Iterator[PrivacyLedger]:
+    """The ledger of the home's population, for a command that writes to it."""
+    from sovfed.clients.ledger import PrivacyLedger
+    from sovfed.clients.policy import load_policy
+
+    found = PrivacyLedger(home, load_policy(home).privacy)
+    try:
+        yield found
+    finally:
+        found.unlock()
+
+
+def _summary(home: Path, name: str, now: float) -> dict[str, Any]:
+    """All that `show` says of one ledger; ε is recomputed from the events. Raises PrivacyError on damage.
+
+    `epsilon` is of the private runs alone: with anything in `no_bound`, ε of a person has no bound.
+    """
     from sovfed.clients.ledger import replay
     from sovfed.clients.ledger_entries import YEAR_S, merged
-    from sovfed.clients.ledger_file import read_ledger
+    from sovfed.clients.ledger_file import read_ledger, read_mark
     from sovfed.federation.privacy.accounting import accountant_version
 
-    lines, signed = read_ledger(home, dataset)
-    history = replay(lines)
+    lines, signed = read_ledger(home, name)
+    mark, history = read_mark(home, name), replay(lines)
     spent, year, reserved = history.spent(), history.spent(after=now - YEAR_S), history.reserved()
     return {
-        "dataset": dataset,
+        "population": name,
         "unit": "person",
         "adjacency": "add or remove one",
         "accountant": accountant_version(),
         "entries": len(lines),
         "head": lines[-1].head,
         "countersigned": dataclasses.asdict(signed) if signed else None,
+        "rolled_back": str(mark) if mark else None,
         "budget": dataclasses.asdict(history.budget) if history.budget else None,
+        "no_bound": [
+            {"at": _day(at, "%FT%TZ"), **dataclasses.asdict(entry)} for at, entry in history.unbounded.values()
+        ],
         "epsilon": {
             "spent": _epsilon(history, spent),
             "with_open_grants": _epsilon(history, merged([*spent, *reserved])),
@@ -215,9 +281,18 @@ def _print(summary: dict[str, Any]) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a file or pipe has no width
     budget, spent = summary["budget"], summary["epsilon"]
     console.print(_runs(summary))
+    if summary["rolled_back"]:
+        console.print(f"PAYS NOTHING: {summary['rolled_back']}", style="red", markup=False, soft_wrap=True)
+    unbounded = summary["no_bound"]
+    if unbounded:
+        runs = list(dict.fromkeys(entry["run"] for entry in unbounded))
+        named = ", ".join(runs[:RUNS_SHOWN]) + (f" and {len(runs) - RUNS_SHOWN} more" if len(runs) > RUNS_SHOWN else "")
+        text = f"ε: no bound since {unbounded[0]['at'][:10]}: {len(runs)} runs without privacy were answered ({named})"
+        console.print(text, style="yellow", markup=False, soft_wrap=True)
     if budget:
+        only = ", of the private runs alone" if unbounded else ""
         console.print(
-            f"ε at δ={budget['delta']:g}, unit: one person, add or remove one\n"
+            f"ε at δ={budget['delta']:g}, unit: one person, add or remove one{only}\n"
             f"  ever             {spent['spent']:.3f} spent, {spent['with_open_grants']:.3f} with open grants, "
             f"limit {budget['epsilon']:.2f}\n"
             f"  within 366 days  {spent['spent_in_366_days']:.3f} spent, {spent['in_366_days_with_open_grants']:.3f} "
@@ -235,7 +310,7 @@ def _runs(summary: dict[str, Any]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("run", "purpose", "mechanism", "z, q, clip", "steps", "state", "granted", title=summary["dataset"])
+    table = Table("run", "purpose", "mechanism", "z, q, clip", "steps", "state", "granted", title=summary["population"])
     for run in summary["runs"]:
         plan, event = run["plan"], run["plan"]["event"]
         terms = ", ".join(f"{value:g}" for value in (event["noise_multiplier"], event["sampling_rate"], plan["clip"]))
@@ -247,7 +322,7 @@ def _runs(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _draw(home: Path, dataset: str, now: float, file: Path) -> None:
+def _draw(home: Path, name: str, now: float, file: Path) -> None:
     """ε after each spend, or after some 60 of them, ever and within the last 366 days, beside the limits."""
     from matplotlib.figure import Figure
 
@@ -255,10 +330,10 @@ def _draw(home: Path, dataset: str, now: float, file: Path) -> None:
     from sovfed.clients.ledger_entries import YEAR_S
     from sovfed.clients.ledger_file import read_ledger
 
-    lines, _ = read_ledger(home, dataset)
+    lines, _ = read_ledger(home, name)
     history = replay(lines)
     if not history.budget or not history.spends:
-        raise PrivacyError(f"'{dataset}': nothing was spent yet, so there is nothing to draw")
+        raise PrivacyError(f"'{name}': nothing was spent yet, so there is nothing to draw")
     moments = sorted({at for at, _ in history.spends})
     some = {*moments[:: -(-len(moments) // PLOT_POINTS)], moments[-1]}
     over = {at + YEAR_S + 1 for at in some}  # when they no longer count into the year
@@ -274,7 +349,7 @@ def _draw(home: Path, dataset: str, now: float, file: Path) -> None:
     ):
         axes.step(days, values, where="post", color=colour, label=f"spent {label}")  # type: ignore[arg-type]
         axes.axhline(limit, color=colour, linestyle="--", linewidth=1, label=f"limit {label}: {limit:g}")
-    axes.set(title=f"{dataset}: privacy spent", ylabel=f"ε at δ = {history.budget.delta:g}, one person", ylim=(0, None))
+    axes.set(title=f"{name}: privacy spent", ylabel=f"ε at δ = {history.budget.delta:g}, one person", ylim=(0, None))
     axes.tick_params(axis="x", rotation=30)
     axes.legend(frameon=False)
     figure.savefig(file, dpi=150)

@@ -1,17 +1,26 @@
-"""What an institution lets be learnt about the persons of one dataset, over all runs and years.
+"""What an institution lets be learnt about the persons of its population, over all runs and years.
 
-One ledger for each dataset (cohorts that overlap share one), whoever asks. A run is granted its whole plan first; each
-release is paid for, on disk, before it leaves; what would pass the budget of `policy.yaml` is refused with numbers, and
-the refusal is an entry too. A step that was started is spent, whatever became of it; only `close` gives steps back.
+One ledger for the population that `policy.yaml` names, whoever asks and from whatever file the records are read. A run
+is granted its whole plan first; each release is paid for, on disk, before it leaves; what would pass the budget of
+`policy.yaml` is refused with numbers, and the refusal is an entry too. A step that was started is spent, whatever
+became of it; what a grant has not started comes back when the run is over, or was idle for `lapse_days`. A run without
+differential privacy is an entry as well: what it learns has no bound.
 
 Why no limit is ever passed: a grant is given only if ε of all that was spent, all that open grants may yet spend, and
 the new plan is within the limits, and a release only if it is part of an open grant. What counts into a year only
 falls, but for what open grants add. Unit, adjacency, sampling and accountant: `federation/privacy/accounting.py`.
+
+Why no old copy pays: the institution signs each head that it tells the agency, and in each run, and after each start,
+nothing is granted or paid until the agency has countersigned, for that run, a head that this ledger has, and none older
+than it countersigned before. An agency that shows a head which the institution signed and the ledger lacks proves that
+the ledger was rolled back, or that a copy of it went on elsewhere: it pays nothing more, restarts or not, until it was
+restored. A head that the institution never signed proves nothing. The agency's word is the only witness here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import threading
 import time
@@ -19,9 +28,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from sovfed.clients.ledger_clock import LedgerClock, steady
 from sovfed.clients.ledger_entries import (
+    DAY_S,
     YEAR_S,
     Budget,
+    Clock,
     Closed,
     Entry,
     Grant,
@@ -31,20 +43,26 @@ from sovfed.clients.ledger_entries import (
     Refused,
     Release,
     Spent,
+    Unbounded,
     merged,
 )
-from sovfed.clients.ledger_file import LedgerFile
+from sovfed.clients.ledger_file import LedgerFile, require_alone
 from sovfed.clients.ledger_terms import difference, mismatch
-from sovfed.federation.errors import PrivacyError, ProtocolError
-from sovfed.federation.privacy.accounting import Accountant
+from sovfed.federation.errors import PrivacyError
+from sovfed.federation.privacy.accounting import Accountant, gathered
 from sovfed.federation.privacy.events import Event
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sovfed.clients.ledger_file import RolledBack
     from sovfed.clients.ledger_lines import Line
 
+log = logging.getLogger(__name__)
 REFUSALS_A_DAY: Final = 1_000  # recorded; a server that asks again and again must not fill the disk
+GRANTS_A_DAY: Final = 24
+UNBOUNDED_A_DAY: Final = 100  # purposes of runs without privacy; more are not answered
+RUNS_KEPT: Final = 64  # for which a head was shown
 _AHEAD: Final = 15  # steps that ε is computed ahead of a release, as composing takes many times an fsync
 _MOST_NOISE: Final = 1e6
 
@@ -70,28 +88,43 @@ class _Limit:
     epsilon: float
     used: Accountant
 
+    events: tuple[Event, ...]
+
     def after(self, event: Event, delta: float) -> float:
-        return self.used.plus(event).epsilon(delta)
+        """ε with `event` on top, as it will be counted from then on."""
+        with_it = merged([*self.events, event])
+        together = gathered(with_it)
+        return (self.used.plus(event) if together == with_it else Accountant().plus(*together)).epsilon(delta)
 
 
 class PrivacyLedger:
-    """The ledger of `dataset`, open for the one trainer of this home; safe to call from several threads.
+    """The ledger of `budget.population_name`, open for the one trainer of this home; safe to call from several threads.
 
-    Raises PrivacyError if the file is missing, damaged or older than its countersigned head; ServiceError if another
-    trainer has it, or the disk fails. `clock` gives POSIX seconds.
+    Raises PrivacyError if the file is missing, damaged or older than its countersigned head, or if the home has the
+    ledger of another population; ServiceError if another trainer has it, or the disk fails. `wall` gives POSIX seconds,
+    `steady` those of a clock that nobody can set.
     """
 
-    def __init__(self, home: Path, dataset: str, budget: Budget, clock: Callable[[], float] = time.time) -> None:
-        self.dataset = dataset
-        self._budget, self._clock = budget, clock
-        self._rolled_back = ""
+    def __init__(
+        self,
+        home: Path,
+        budget: Budget,
+        wall: Callable[[], float] = time.time,
+        steady: Callable[[], float] = steady,
+    ) -> None:
+        self.name = budget.population_name
+        self._budget = budget
+        self._shown: dict[str, None] = {}  # runs in which the agency has shown a head that is here; never on disk
         self._lock = threading.Lock()
-        self._file = LedgerFile(home, dataset)
+        require_alone(home, self.name)
+        self._file = LedgerFile(home, self.name)
         try:
             self._history = replay(self._file.lines)
+            self._clock = LedgerClock(self._history, wall, steady)
+            self._beat()
             if self._history.budget != budget:
                 self._append(budget)
-            self._spent = Accountant().plus(*self._history.spent())
+            self._spent = Accountant().plus(*gathered(self._history.spent()))
             self._epsilon = self._spent.epsilon(budget.delta)
             self._ahead: dict[tuple[float, float], int] = {}
             self._blocked = self._exceeded()
@@ -101,19 +134,38 @@ class PrivacyLedger:
 
     @property
     def head(self) -> str:
-        """SHA-256 of the last entry, for the coordinator to countersign."""
+        """SHA-256 of the last entry, hexadecimal."""
         return self._file.head
 
-    def authorise(self, run: str, plan: Plan) -> Grant:
-        """Reserve all of `plan` for `run`, or raise PrivacyError with what would fit; asked again, the same grant."""
+    @property
+    def mark(self) -> RolledBack | None:
+        """What the ledger lacks, if it was found rolled back."""
+        return self._file.mark
+
+    def position(self) -> tuple[int, bytes]:
+        """The number of the last entry and its head, for the institution to sign and the coordinator to countersign.
+
+        Raises PrivacyError if the ledger was rolled back: it tells nobody a head of its own.
+        """
         with self._lock:
-            if self._rolled_back:
-                self._refuse(run, plan.purpose, self._rolled_back)
+            if self._file.mark:
+                raise PrivacyError(str(self._file.mark))
+            return self._file.seq, bytes.fromhex(self._file.head)
+
+    def authorise(self, run: str, plan: Plan, *, asked_in: str) -> Grant:
+        """Reserve all of `plan` for `run`, or raise PrivacyError with what would fit; asked again, the same grant.
+
+        `asked_in` is the run's name on the wire, in which the agency must have shown a head that is here.
+        """
+        with self._lock:
+            self._require_witness(run, plan.purpose, asked_in)
+            self._close_idle()
             found = self._history.grants.get((run, plan.purpose))
             if found:
                 return self._again(found, plan)
             if plan.delta != self._budget.delta:
                 self._refuse(run, plan.purpose, f"delta is {plan.delta:g}, policy.yaml says {self._budget.delta:g}")
+            self._require_rare(run, plan.purpose)
             self._close_finished()
             limits, delta = self._limits(), plan.delta
             for limit in limits:
@@ -124,25 +176,54 @@ class PrivacyLedger:
             self._append(grant)
             return grant
 
-    def spend(self, grant: Grant, release: Release) -> Receipt:
+    def spend(self, grant: Grant, release: Release, *, asked_in: str) -> Receipt:
         """Record `release`; when this returns it is on disk, and may leave. The very same release may be sent again.
 
         Raises PrivacyError, and then nothing may leave: the release is not what was granted, or not the next in order.
         """
         with self._lock:
             run, purpose = grant.run, grant.plan.purpose
+            self._require_witness(run, purpose, asked_in)
+            self._close_idle()
             granted = self._history.grants.get((run, purpose))
             if granted is None or granted.grant != grant:
                 self._refuse(run, purpose, "the grant is not one of this ledger")
             if granted.releases.get((release.round, release.attempt)) == release:
                 return Receipt(self.head, self._epsilon, self._epsilon)
-            wrong = self._rolled_back or self._blocked or mismatch(granted, release)
+            wrong = self._blocked or mismatch(granted, release)
             if wrong:
                 self._refuse(run, purpose, wrong)
             before = self._epsilon
             self._charge(release.event, granted.reserved)
             self._append(Spent(release, run, purpose, self._epsilon))
             return Receipt(self.head, before, self._epsilon)
+
+    def enter_unbounded(self, run: str, purpose: str, task: str) -> None:
+        """Record that `run` is answered without privacy; on disk when this returns, once for each purpose.
+
+        Raises PrivacyError, and then nothing may leave, after too many a day or on a ledger that was rolled back.
+        """
+        with self._lock:
+            if self._file.mark:
+                self._refuse(run, purpose, str(self._file.mark))
+            if (run, purpose) in self._history.unbounded:
+                return
+            recent = self._clock.now() - DAY_S
+            today = sum(at > recent for at, _ in self._history.unbounded.values())
+            if today >= UNBOUNDED_A_DAY:
+                self._refuse(run, purpose, f"{today} other runs without privacy within a day are enough")
+            self._append(Unbounded(run, purpose, task))
+
+    def beat(self) -> None:
+        """Record once a day that the time was seen to pass, so that a clock that jumps can be told."""
+        with self._lock:
+            self._beat()
+
+    def confirm_clock(self) -> None:
+        """Record that the operator vouches for the date of the wall clock: what is spent counts from it."""
+        with self._lock:
+            self._write(Clock(confirmed=True), self._clock.wall)
+            self._clock.restart()
 
     def next_attempt(self, grant: Grant, round: int) -> int:
         """The number of the first attempt at `round` that was not spent yet."""
@@ -161,23 +242,30 @@ class PrivacyLedger:
                 raise PrivacyError(f"run '{run}', {purpose}: no such grant in this ledger")
             return self._close(granted)
 
-    def countersign(self, head: str, signature: bytes, check: Callable[[bytes, bytes], None]) -> None:
-        """Keep the coordinator's `signature` over the 32 bytes of `head`, once `check(head, signature)` has not raised.
+    def countersign(self, run: str, seq: int, head: str, signature: bytes, *, ours: bool) -> bool:
+        """Whether entry `seq` of this ledger has `head`, for which the coordinator's `signature` in `run` was verified.
 
-        Ask the coordinator for the newest it has before a run. Raises ProtocolError if `head` is not hexadecimal, and
-        PrivacyError if this ledger never had it; from then on it pays for nothing until it was restored.
+        `ours`: the institution itself signed that head. If it did and the ledger lacks it, PrivacyError: from then on
+        the ledger pays for nothing until it was restored. What the institution never signed is of no consequence.
         """
-        try:
-            signed = bytes.fromhex(head)
-        except ValueError as error:
-            raise ProtocolError("a head is 64 hexadecimal characters") from error
-        check(signed, signature)
         with self._lock:
-            try:
-                self._file.countersign(head, signature)
-            except PrivacyError as error:
-                self._rolled_back = str(error)
-                raise
+            if self._file.has(seq, head):
+                self._file.countersign(run, seq, head, signature)
+                newest = self._file.countersigned
+                if newest and seq >= newest.seq:  # an older one than it signed before shows nothing
+                    self._shown[run] = None
+                    while len(self._shown) > RUNS_KEPT:
+                        del self._shown[next(iter(self._shown))]
+                return True
+            if ours:
+                raise PrivacyError(str(self._file.set_mark(seq, head)))
+            log.warning("run %s: the agency shows an unknown head, which this institution never signed; ignored", run)
+            return False
+
+    def restored(self) -> RolledBack | None:
+        """Pay again after the ledger was restored; what it lacked. Raises PrivacyError if it lacks it still."""
+        with self._lock:
+            return self._file.clear_mark()
 
     def verify(self) -> None:
         """Read the whole file again and check it. Raises PrivacyError if it is not what was written."""
@@ -196,6 +284,29 @@ class PrivacyLedger:
             self._blocked = self._blocked and self._exceeded()
         return left
 
+    def _require_witness(self, run: str, purpose: str, asked_in: str) -> None:
+        """Raises PrivacyError unless this ledger is the newest, as far as the agency knows, and its clock is right."""
+        if self._file.mark:
+            self._refuse(run, purpose, str(self._file.mark))
+        if asked_in not in self._shown:
+            self._refuse(run, purpose, "the agency has not countersigned, in this run, a head that this ledger has")
+        doubt = self._clock.doubt()
+        if doubt:
+            self._refuse(run, purpose, doubt)
+
+    def _require_rare(self, run: str, purpose: str) -> None:
+        """Raises PrivacyError if too many grants were given within a day: each makes accounting dearer, for ever."""
+        recent = self._clock.now() - DAY_S
+        if sum(granted.at > recent for granted in self._history.grants.values()) >= GRANTS_A_DAY:
+            self._refuse(run, purpose, f"{GRANTS_A_DAY} grants within a day are enough")
+
+    def _close_idle(self) -> None:
+        """Take back the steps of grants that released nothing for `lapse_days`."""
+        idle = self._clock.now() - self._budget.lapse_days * DAY_S
+        for granted in self._history.grants.values():
+            if not granted.closed and granted.used_at < idle:
+                self._close(granted)
+
     def _close_finished(self) -> None:
         """Take back the spare steps of runs whose last round was spent: they have no more use for them."""
         for granted in self._history.grants.values():
@@ -211,15 +322,20 @@ class PrivacyLedger:
         return found.grant
 
     def _limits(self) -> list[_Limit]:
-        """Both limits with all that is spent or reserved; a clock set back makes the year longer, never shorter."""
+        """Each limit with what is spent or reserved of it; a clock set back makes the year longer, never shorter."""
         budget, history = self._budget, self._history
         reserved = history.reserved()
-        lifetime, year = history.spent(), history.spent(after=self._clock() - YEAR_S)
-        used = Accountant().plus(*merged([*lifetime, *reserved]))
-        recent = used if year == lifetime else Accountant().plus(*merged([*year, *reserved]))
+        lifetime, year = history.spent(), history.spent(after=self._clock.now() - YEAR_S)
+        ever = merged([*lifetime, *reserved])
+        recent = ever if year == lifetime else merged([*year, *reserved])
+        used = Accountant().plus(*gathered(ever))
+        used_recently = used if recent == ever else Accountant().plus(*gathered(recent))
         return [
-            _Limit("epsilon", "", budget.epsilon, used),
-            _Limit("annual_epsilon", " within 366 days", budget.annual_epsilon, recent),
+            _Limit("epsilon", "", budget.epsilon, used, tuple(ever)),
+            _Limit("annual_epsilon", " within 366 days", budget.annual_epsilon, used_recently, tuple(recent)),
+            _Limit(
+                "max_share_per_run", " in this run", budget.max_share_per_run * budget.annual_epsilon, Accountant(), ()
+            ),
         ]
 
     def _exceeded(self) -> str:
@@ -247,13 +363,20 @@ class PrivacyLedger:
             self._epsilon = self._spent.plus(*merged([event, *ahead])).epsilon(self._budget.delta)
         self._spent = self._spent.plus(event)
 
+    def _beat(self) -> None:
+        if self._clock.now() - self._history.last_at >= DAY_S:
+            self._append(Clock())
+
     def _append(self, entry: Entry) -> None:
-        line = self._file.append(entry, self._clock())
+        self._write(entry, self._clock.now())
+
+    def _write(self, entry: Entry, at: float) -> None:
+        line = self._file.append(entry, at)
         self._history.add(line.at, entry)
 
     def _refuse(self, run: str, purpose: str, reason: str) -> NoReturn:
         recorded = self._history.refusals[-REFUSALS_A_DAY:]
-        if len(recorded) < REFUSALS_A_DAY or recorded[0][0] <= self._clock() - 86_400:
+        if len(recorded) < REFUSALS_A_DAY or recorded[0][0] <= self._clock.now() - DAY_S:
             self._append(Refused(run, purpose, reason[:500]))
         raise PrivacyError(f"run '{run}', {purpose}: {reason}")
 

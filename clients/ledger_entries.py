@@ -1,4 +1,4 @@
-"""What a privacy ledger says, as data: what was planned, granted, spent, returned and refused; and the fold of it all.
+"""What a privacy ledger says, as data: what was granted, spent, returned, refused, or told without any bound at all.
 
 ε stands in the entries for the reader's sake alone: it is always recomputed from the events.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field
@@ -16,6 +17,10 @@ from sovfed.federation.schema import bounded, choice
 
 MECHANISMS: Final = ("distributed", "silo", "institution")
 YEAR_S: Final = 366 * 86_400.0  # never shorter than a calendar year, so this limit implies the calendar's
+DAY_S: Final = 86_400.0
+UNSEEN_S: Final = 4 * DAY_S  # a trainer that runs writes an entry every day; shorter gaps are nights and weekends
+LEDGER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+NAME_RULE: Final = "is no ledger's name: 1 to 64 of a-z 0-9 _ . -, the first of a-z 0-9"
 _HEX: Final = 64  # characters of a SHA-256
 
 
@@ -23,6 +28,13 @@ _HEX: Final = 64  # characters of a SHA-256
 class Budget:
     """What all runs together may ever learn about one person of the population, by the institution's policy."""
 
+    population_name: str = bounded(
+        "persons",
+        1,
+        64,
+        doc="whom the records are about, whatever file they are read from: a-z 0-9 _ . - as in patients-of-st-anna; "
+        "they have one ledger, of this name",
+    )
     epsilon: float = bounded(8.0, 1e-3, 1e3, doc="most ε over the life of the data, all runs of all years together")
     annual_epsilon: float = bounded(3.0, 1e-3, 1e3, doc="most ε within any 366 days")
     delta: float = bounded(
@@ -35,8 +47,14 @@ class Budget:
         unit="persons",
         doc="declared public size of the population, never counted from the records",
     )
+    max_share_per_run: float = bounded(
+        0.5, 1e-3, 1.0, doc="most of annual_epsilon that one run may reserve, so that one cannot take a whole year"
+    )
+    lapse_days: int = bounded(30, 1, 366, unit="days", doc="a grant that releases nothing for so long is closed")
 
     def __post_init__(self) -> None:
+        if not LEDGER_NAME.fullmatch(self.population_name):
+            raise ValueError(f"population_name '{self.population_name}' {NAME_RULE}")
         places = -round(math.log10(self.delta))
         if self.delta != float(f"1e{-places}"):
             raise ValueError(f"delta {self.delta:g} is not a power of ten")
@@ -126,7 +144,30 @@ class Refused:
     reason: str = bounded(low=1, high=500)
 
 
-Entry: TypeAlias = Opened | Budget | Grant | Spent | Closed | Refused
+@dataclass(frozen=True)
+class Unbounded:
+    """A run without differential privacy was answered: what it learnt about a person has no bound. Once a purpose."""
+
+    run: str = bounded(low=1, high=128)
+    purpose: str = bounded(low=1, high=32)
+    task: str = bounded(low=1, high=64)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The time was looked at, so that a later jump shows; or the operator confirmed that it is what the clock says."""
+
+    confirmed: bool = bounded(False)
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """The population is called `name` from here on; the chain goes on."""
+
+    name: str = bounded(low=1, high=64)
+
+
+Entry: TypeAlias = Opened | Budget | Grant | Spent | Closed | Refused | Unbounded | Clock | Renamed
 KINDS: Final[dict[str, type[Entry]]] = {
     "open": Opened,
     "budget": Budget,
@@ -134,6 +175,9 @@ KINDS: Final[dict[str, type[Entry]]] = {
     "spend": Spent,
     "close": Closed,
     "refuse": Refused,
+    "no-bound": Unbounded,
+    "clock": Clock,
+    "rename": Renamed,
 }
 KIND_OF: Final = {kind: name for name, kind in KINDS.items()}
 
@@ -148,6 +192,7 @@ class Granted:
     last: Release | None = None
     charged: int = 0
     closed: bool = False
+    used_at: float = 0.0  # of the newest release, or else of the grant
 
     @property
     def reserved(self) -> int:
@@ -163,23 +208,34 @@ class History:
     grants: dict[tuple[str, str], Granted] = field(default_factory=dict)
     spends: list[tuple[float, Spent]] = field(default_factory=list)
     refusals: list[tuple[float, Refused]] = field(default_factory=list)
+    unbounded: dict[tuple[str, str], tuple[float, Unbounded]] = field(default_factory=dict)
+    last_at: float = 0.0
+    gaps: list[tuple[float, float]] = field(default_factory=list)  # (end, seconds) of times that nobody saw pass
 
     def add(self, at: float, entry: Entry) -> None:
+        if self.last_at and at - self.last_at > UNSEEN_S:
+            self.gaps.append((at, at - self.last_at))
+        self.last_at = max(at, self.last_at)
         match entry:
             case Budget():
                 self.budget = entry
             case Grant():
-                self.grants[entry.run, entry.plan.purpose] = Granted(entry, at)
+                self.grants[entry.run, entry.plan.purpose] = Granted(entry, at, used_at=at)
             case Spent():
                 granted = self.grants[entry.run, entry.purpose]
                 granted.releases[entry.release.round, entry.release.attempt] = granted.last = entry.release
                 granted.charged += entry.release.event.count
+                granted.used_at = at
                 self.spends.append((at, entry))
             case Closed():
                 self.grants[entry.run, entry.purpose].closed = True
             case Refused():
                 self.refusals.append((at, entry))
-            case Opened():
+            case Unbounded():
+                self.unbounded.setdefault((entry.run, entry.purpose), (at, entry))
+            case Clock(confirmed=True):
+                self.gaps.clear()
+            case Opened() | Clock() | Renamed():
                 pass
 
     def spent(self, after: float = -math.inf, until: float = math.inf) -> list[Event]:

@@ -1,105 +1,151 @@
 """A privacy ledger's file: entries chained by hash, each with a MAC, each on disk before anything leaves.
 
 H/privacy/ (0700) holds, all 0600:
-    mac.key            made with the institution's first ledger; beside a ledger or a head it is never made anew
-    <dataset>.ledger   one line of JSON an entry: {at, entry, kind, prev, seq, v, mac}, the MAC over all before it
-    <dataset>.head     the newest head that the coordinator countersigned
+    mac.key             made with the institution's ledger; beside a ledger or a head it is never made anew
+    <name>.ledger       one line of JSON an entry: {at, entry, kind, prev, seq, v, mac}, the MAC over all before it
+    <name>.head         the newest head that the coordinator countersigned
+    <name>.rolled-back  a head that this institution signed and the ledger does not have: until it does, nothing is paid
 
 `prev` is the SHA-256 of the line before, and the head that of the last line, so an edit, a swap or a gap shows. A last
 line without its end was never acted upon, as its fsync had not returned: it is kept when whole (started = spent) and
 dropped when torn. Lines cut from the end do not show in the file: they show against the countersigned head, of which
 the coordinator keeps a copy, since whoever can roll back this folder can roll back the head with it.
+
+A home has one population and so one ledger, of the name in `policy.yaml`. Another ledger beside it is refused, or the
+same persons would have two budgets; `sovfed client ledger adopt` brings it in.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import os
-import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from sovfed.clients.ledger_entries import Entry, Opened
-from sovfed.clients.ledger_lines import Line, encode, genesis, read_lines, seal, unseal
+from sovfed.clients.ledger_entries import LEDGER_NAME, NAME_RULE, Entry, Opened
+from sovfed.clients.ledger_lines import Line, encode, genesis, name_of, read_lines, seal, unseal
 from sovfed.federation.errors import PrivacyError, ServiceError
 from sovfed.federation.files import private_directory, read_private, write_private
 from sovfed.federation.schema import bind, bounded
 
 FOLDER: Final = "privacy"
 KEY: Final = "mac.key"
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+MARK: Final = ".rolled-back"
+Kept = TypeVar("Kept", "Countersigned", "RolledBack")
 
 
 @dataclass(frozen=True)
 class Countersigned:
-    """The head of line `seq`, and the coordinator's signature over its 32 bytes, hexadecimal."""
+    """The head of line `seq`, and the coordinator's signature over it for `run`, hexadecimal."""
 
     dataset: str = bounded(low=1, high=64)
     seq: int = bounded(low=0)
     head: str = bounded(low=64, high=64)
     signature: str = bounded(low=2, high=20_000)
+    run: str = bounded("", 0, 64)
 
 
-def create_ledger(home: Path, dataset: str, now: float) -> None:
-    """Make the empty ledger of `dataset`, for an institution that enrols; one that is there already goes on.
+@dataclass(frozen=True)
+class RolledBack:
+    """A head that this institution signed and the ledger of `dataset` did not have: what it must have again."""
 
-    Raises PrivacyError if a countersigned head shows that there was one, or if the key is missing beside other ledgers.
+    dataset: str = bounded(low=1, high=64)
+    seq: int = bounded(low=0)
+    head: str = bounded(low=64, high=64)
+
+    def __str__(self) -> str:
+        return (
+            f"this institution signed entry {self.seq}, head {self.head[:16]}…, which the ledger does not have: it was "
+            f"rolled back, or a copy of this home went on without it; restore it, then `sovfed client ledger restored`"
+        )
+
+
+def create_ledger(home: Path, name: str, now: float) -> None:
+    """Make the empty ledger of the population `name`; one that is there already goes on.
+
+    Raises PrivacyError if a countersigned head shows that there was one, if the home has the ledger of another
+    population, or if the key is missing beside a ledger.
     """
     folder = private_directory(home / FOLDER)
-    path = ledger_path(home, dataset)
+    path = ledger_path(home, name)
+    require_alone(home, name)
     if path.exists():
+        _key(home)
         return
     if path.with_suffix(".head").exists():
         raise PrivacyError(f"{path} is missing, but a head of it was countersigned: restore it")
-    if not (folder / KEY).exists() and not (any(folder.glob("*.ledger")) or any(folder.glob("*.head"))):
+    if not (folder / KEY).exists() and not ledgers(home):
         _write_new(folder / KEY, os.urandom(32))
-    line = encode(_key(home), 0, genesis(dataset), now, Opened(dataset))
+    line = encode(_key(home), 0, genesis(name), now, Opened(name))
     _write_new(path, line)
 
 
-def ledger_path(home: Path, dataset: str) -> Path:
-    """Where the ledger of `dataset` is. Raises PrivacyError unless the name is fit for a file."""
-    if not _NAME.fullmatch(dataset):
-        raise PrivacyError(f"dataset '{dataset}': a ledger's name is 1 to 64 of a-z 0-9 _ . - and begins with a-z 0-9")
-    return home / FOLDER / f"{dataset}.ledger"
+def ledger_path(home: Path, name: str) -> Path:
+    """Where the ledger of the population `name` is. Raises PrivacyError unless the name is fit for a file."""
+    if not LEDGER_NAME.fullmatch(name):
+        raise PrivacyError(f"'{name}' {NAME_RULE}")
+    return home / FOLDER / f"{name}.ledger"
 
 
-def datasets(home: Path) -> list[str]:
-    """The datasets of which the home has a ledger, or a countersigned head that asks for one."""
+def ledgers(home: Path) -> list[str]:
+    """The populations of which the home has a ledger, or a countersigned head that asks for one."""
     return sorted({path.stem for kind in ("*.ledger", "*.head") for path in (home / FOLDER).glob(kind)})
 
 
-def read_ledger(home: Path, dataset: str) -> tuple[list[Line], Countersigned | None]:
+def require_alone(home: Path, name: str) -> None:
+    """Raises PrivacyError if the home has a ledger of another name, which would be a second budget of one person."""
+    others = [other for other in ledgers(home) if other != name]
+    if others:
+        raise PrivacyError(
+            f"{home / FOLDER} has the ledger '{others[0]}', and policy.yaml names the population '{name}': the persons "
+            f"in it must not get a second budget; `sovfed client ledger adopt {others[0]}` makes it part of '{name}'"
+        )
+
+
+def read_ledger(home: Path, name: str) -> tuple[list[Line], Countersigned | None]:
     """All entries, checked in full, without locking out the trainer. Raises PrivacyError on any damage."""
-    path, key = ledger_path(home, dataset), _key(home)
-    signed = _load_head(path, key, dataset)  # first, since the trainer may be writing: the ledger is never behind it
+    path, key = ledger_path(home, name), _key(home)
+    signed = _load_head(path, key)  # first, since the trainer may be writing: the ledger is never behind it
     file = _open(path, os.O_RDONLY)
     try:
-        lines, _ = read_lines(file, path, key, dataset)
+        lines, _ = read_lines(file, path, key)
     finally:
         os.close(file)
+    _check_name(path, lines, (name,))
     _check_head(path, signed, [line.head for line in lines])
     return lines, signed
 
 
-class LedgerFile:
-    """The ledger of `dataset`, locked against a second trainer of the same home; `lines` is what was in it at first."""
+def read_mark(home: Path, name: str) -> RolledBack | None:
+    """What the ledger must have again before it pays, if anything. Raises PrivacyError."""
+    path = ledger_path(home, name)
+    return _sealed(RolledBack, path.with_suffix(MARK), path, _key(home) if path.with_suffix(MARK).exists() else b"")
 
-    def __init__(self, home: Path, dataset: str) -> None:
-        self._dataset, self._path, self._key = dataset, ledger_path(home, dataset), _key(home)
+
+class LedgerFile:
+    """The ledger `name`, locked against a second trainer of the same home; `lines` is what was in it at first.
+
+    Of several names, as it may have while it is renamed, the first is the file's.
+    """
+
+    def __init__(self, home: Path, name: str, *names: str) -> None:
+        self._names, self._path, self._key = (name, *names), ledger_path(home, name), _key(home)
         self._file = _open(self._path, os.O_RDWR | os.O_APPEND)
         try:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ServiceError(f"{self._path}: in use by another trainer") from error
-            self.lines, whole = read_lines(self._file, self._path, self._key, dataset)
+            self.lines, whole = read_lines(self._file, self._path, self._key)
+            _check_name(self._path, self.lines, self._names)
             self._heads = [line.head for line in self.lines]
             self._last_at = self.lines[-1].at
-            self.countersigned = _load_head(self._path, self._key, dataset)
+            self.countersigned = _load_head(self._path, self._key)
+            self.mark = _sealed(RolledBack, self._path.with_suffix(MARK), self._path, self._key)
             _check_head(self._path, self.countersigned, self._heads)
             self._mend(whole)
             self._size = whole
@@ -111,6 +157,14 @@ class LedgerFile:
     @property
     def head(self) -> str:
         return self._heads[-1]
+
+    @property
+    def seq(self) -> int:
+        """The number of the last entry."""
+        return len(self._heads) - 1
+
+    def has(self, seq: int, head: str) -> bool:
+        return 0 <= seq < len(self._heads) and self._heads[seq] == head
 
     def append(self, entry: Entry, now: float) -> Line:
         """Put `entry` on disk; only then may what it pays for leave. Times never run backwards.
@@ -135,22 +189,43 @@ class LedgerFile:
         self._last_at, self._size = at, self._size + written
         return Line(len(self._heads) - 1, at, entry, self.head)
 
-    def countersign(self, head: str, signature: bytes) -> None:
-        """Keep the newest head that the coordinator signed. Raises PrivacyError if this ledger never had that head."""
-        if head not in self._heads:
-            raise PrivacyError(f"{self._path}: has no head {head[:16]}…: it was rolled back, or is another ledger")
-        seq = self._heads.index(head)
+    def countersign(self, run: str, seq: int, head: str, signature: bytes) -> None:
+        """Keep what the coordinator signed of a head that this ledger `has`, if it is newer than what is kept."""
         if self.countersigned is None or seq > self.countersigned.seq:
-            body = {"dataset": self._dataset, "seq": seq, "head": head, "signature": signature.hex()}
+            body = {"dataset": self._names[0], "seq": seq, "head": head, "signature": signature.hex(), "run": run}
             found = bind(Countersigned, body, "head", PrivacyError)
             write_private(self._path.with_suffix(".head"), seal(body, self._key))
             self.countersigned = found
 
+    def save_head(self, name: str) -> None:
+        """Put the countersigned head, if there is one, where the ledger `name` has it."""
+        if self.countersigned is not None:
+            body = dataclasses.asdict(dataclasses.replace(self.countersigned, dataset=name))
+            write_private(self._path.with_name(f"{name}.head"), seal(body, self._key))
+
+    def set_mark(self, seq: int, head: str) -> RolledBack:
+        """Remember over restarts that the ledger lacks entry `seq` with `head`; on disk when this returns."""
+        if self.mark is None or seq > self.mark.seq:
+            body = {"dataset": self._names[0], "seq": seq, "head": head}
+            self.mark = bind(RolledBack, body, "mark", PrivacyError)
+            write_private(self._path.with_suffix(MARK), seal(body, self._key))
+        return self.mark
+
+    def clear_mark(self) -> RolledBack | None:
+        """Forget that the ledger was rolled back, now that it is whole. Raises PrivacyError if it is not."""
+        if self.mark is not None:
+            if not self.has(self.mark.seq, self.mark.head):
+                raise PrivacyError(f"{self._path}: {self.mark}")
+            self._path.with_suffix(MARK).unlink()
+            sync_folder(self._path.parent)
+        found, self.mark = self.mark, None
+        return found
+
     def reread(self) -> list[Line]:
         """All entries as they stand on disk, checked in full. Raises PrivacyError if they are not what was written."""
-        lines, _ = read_lines(self._file, self._path, self._key, self._dataset)
+        lines, _ = read_lines(self._file, self._path, self._key)
         heads = [line.head for line in lines]
-        _check_head(self._path, _load_head(self._path, self._key, self._dataset), heads)
+        _check_head(self._path, _load_head(self._path, self._key), heads)
         if heads != self._heads:
             raise PrivacyError(f"{self._path}: ends at line {len(heads)}, {len(self._heads)} were written")
         return lines
@@ -179,17 +254,30 @@ class LedgerFile:
             raise ServiceError(f"{self._path}: cannot be written ({error.strerror})") from error
 
 
-def _load_head(ledger: Path, key: bytes, dataset: str) -> Countersigned | None:
-    path = ledger.with_suffix(".head")
+def _load_head(ledger: Path, key: bytes) -> Countersigned | None:
+    return _sealed(Countersigned, ledger.with_suffix(".head"), ledger, key)
+
+
+def _sealed(kind: type[Kept], path: Path, ledger: Path, key: bytes) -> Kept | None:
+    """What a sealed file beside `ledger` says, if it is there. Raises PrivacyError."""
     if not path.exists():
         return None
     try:
-        signed = bind(Countersigned, unseal(read_private(path), key), "head", PrivacyError)
+        found = bind(kind, unseal(read_private(path), key), path.suffix[1:], PrivacyError)
     except PrivacyError as error:
         raise PrivacyError(f"{path}: {error}") from error
-    if signed.dataset != dataset:
-        raise PrivacyError(f"{path}: is of dataset '{signed.dataset}'")
-    return signed
+    if found.dataset != ledger.stem:
+        raise PrivacyError(f"{path}: is of the population '{found.dataset}'")
+    return found
+
+
+def _check_name(path: Path, lines: list[Line], names: tuple[str, ...]) -> None:
+    """Raises PrivacyError unless the ledger is of the population that its file is named after."""
+    if name_of(lines) not in names:
+        raise PrivacyError(
+            f"{path}: is the ledger of the population '{name_of(lines)}'; a renaming that was cut short is finished by "
+            f"`sovfed client ledger adopt {path.stem}`"
+        )
 
 
 def _check_head(ledger: Path, signed: Countersigned | None, heads: list[str]) -> None:
@@ -236,7 +324,12 @@ def _write_new(path: Path, data: bytes) -> None:
         raise PrivacyError(f"{path}: made by another process at the same time") from error
     finally:
         draft.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Names made or removed in the folder `path` are on disk when this returns."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
     finally:

@@ -8,12 +8,12 @@ import hmac
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sovfed.clients.ledger_entries import KIND_OF, KINDS, Entry
+from sovfed.clients.ledger_entries import KIND_OF, KINDS, Entry, Opened, Renamed
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.schema import bind
 
@@ -37,24 +37,23 @@ def genesis(dataset: str) -> str:
     return hashlib.sha256(b"sovfed/privacy/ledger/1\n" + dataset.encode()).hexdigest()
 
 
-def read_lines(file: int, path: Path, key: bytes, dataset: str) -> tuple[list[Line], int]:
+def read_lines(file: int, path: Path, key: bytes) -> tuple[list[Line], int]:
     """The entries of an open ledger, and the bytes that they take with the last one's end. Raises PrivacyError."""
     with os.fdopen(os.dup(file), "rb") as stream:
         stream.seek(0)
         content = stream.read()
     *whole, tail = content.split(b"\n")
     lines: list[Line] = []
-    head = genesis(dataset)
     at = 0
     for text in whole:
         try:
-            lines.append(_decode(text + b"\n", key, len(lines), head, lines[-1].at if lines else 0.0))
+            lines.append(_decode(text + b"\n", key, lines[-1] if lines else None))
         except PrivacyError as error:
             raise PrivacyError(f"{path}: damaged at line {len(lines) + 1} (byte {at}): {error}") from error
-        head, at = lines[-1].head, at + len(text) + 1
+        at += len(text) + 1
     if tail and lines:
         try:
-            lines.append(_decode(tail + b"\n", key, len(lines), head, lines[-1].at))
+            lines.append(_decode(tail + b"\n", key, lines[-1]))
         except PrivacyError as error:
             if _ENDED.search(tail):
                 raise PrivacyError(f"{path}: damaged at line {len(lines) + 1} (byte {at}): {error}") from error
@@ -65,6 +64,12 @@ def read_lines(file: int, path: Path, key: bytes, dataset: str) -> tuple[list[Li
     return lines, at
 
 
+def name_of(lines: Sequence[Line]) -> str:
+    """The population's name as the ledger has it: the newest."""
+    named = [line.entry for line in lines if isinstance(line.entry, Opened | Renamed)]
+    return named[-1].dataset if isinstance(named[-1], Opened) else named[-1].name
+
+
 def encode(key: bytes, seq: int, prev: str, at: float, entry: Entry) -> bytes:
     """The line of `entry`; raises PrivacyError for an entry that could not be read back."""
     kind = KIND_OF[type(entry)]
@@ -73,17 +78,21 @@ def encode(key: bytes, seq: int, prev: str, at: float, entry: Entry) -> bytes:
     return seal({"v": _VERSION, "seq": seq, "prev": prev, "at": at, "kind": kind, "entry": body}, key)
 
 
-def _decode(text: bytes, key: bytes, seq: int, prev: str, after: float) -> Line:
+def _decode(text: bytes, key: bytes, last: Line | None) -> Line:
+    """The line that stands after `last`, or the first of all."""
     found = unseal(text, key)
     if found["v"] != _VERSION or found["kind"] not in KINDS:
         raise PrivacyError(f"version {found['v']}, kind '{found['kind']}': written by a newer program")
+    seq = last.seq + 1 if last else 0
     if found["seq"] != seq:
         raise PrivacyError(f"entry {found['seq']} stands where entry {seq} should: lines were removed or moved")
-    if found["prev"] != prev:
-        raise PrivacyError("it does not follow from the line before")
-    if found["at"] < after:
-        raise PrivacyError("it is older than the line before")
     entry = bind(KINDS[found["kind"]], found["entry"], found["kind"], PrivacyError)
+    if (last is None) != isinstance(entry, Opened):
+        raise PrivacyError(f"an entry '{found['kind']}' has no place here")
+    if found["prev"] != (last.head if last else genesis(entry.dataset) if isinstance(entry, Opened) else ""):
+        raise PrivacyError("it does not follow from the line before")
+    if last and found["at"] < last.at:
+        raise PrivacyError("it is older than the line before")
     return Line(seq, found["at"], entry, hashlib.sha256(text).hexdigest())
 
 

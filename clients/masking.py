@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from sovfed.federation.errors import PolicyError, PrivacyError, ProtocolError
+from sovfed.federation.errors import IdentityError, PolicyError, PrivacyError, ProtocolError
 from sovfed.federation.messages import (
     EvaluateReply,
+    LedgerReply,
+    LedgerRequest,
     MaskedReply,
     MaskedSum,
     PrivateReply,
@@ -30,7 +32,7 @@ from sovfed.federation.messages import (
     Vector,
 )
 from sovfed.federation.secagg import client, setup, wire
-from sovfed.federation.secagg.keys import check_signature, public_key, signed_head
+from sovfed.federation.secagg.keys import check_signature, countersigned_head, public_key, told_head
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.request import (
     model_digest,
@@ -111,11 +113,31 @@ class Masking:
                 reply = self._reveal(run, body)
         return SecaggReply(step=request.step, body=np.frombuffer(reply, np.uint8))
 
-    def check_countersignature(self, head: bytes, certificate: bytes, signature: bytes) -> None:
-        """Raises IdentityError unless `signature` on a ledger's `head` is by a coordinator that our root names."""
-        identity, _ = self._open()
+    def check_countersignature(self, request: LedgerRequest) -> None:
+        """Raises IdentityError unless a coordinator that our root names signed the request's head for its run."""
+        identity = self._open()[0]
+        certificate, head = request.certificate.tobytes(), request.head.tobytes()
         identity.verify_server(certificate)
-        check_signature(public_key(certificate), signed_head(head), signature, "coordinator's countersignature")
+        message = countersigned_head(request.run, request.seq, head)
+        check_signature(public_key(certificate), message, request.signature.tobytes(), "coordinator's countersignature")
+
+    def told(self, request: LedgerRequest) -> bool:
+        """Whether the request's head is one that this institution itself has told, and so had."""
+        identity, _ = self._open()
+        message = told_head(request.seq, request.head.tobytes())
+        try:
+            check_signature(public_key(identity.certificate), message, request.own.tobytes(), "our own signature")
+        except IdentityError:
+            return False
+        return True
+
+    def tell(self, seq: int, head: bytes) -> LedgerReply:
+        """That entry `seq` of the privacy ledger has `head`, signed by the institution."""
+        identity, _ = self._open()
+        return LedgerReply(
+            seq=seq, head=np.frombuffer(head, np.uint8), certificate=np.frombuffer(identity.certificate, np.uint8),
+            signature=np.frombuffer(identity.sign(told_head(seq, head)), np.uint8),
+        )  # fmt: skip
 
     def permit(self, request: SumRequest) -> Permit:
         """Agree to the round that `request.begin` (M1) opens, before any work is done for it.

@@ -75,7 +75,7 @@ class PrivateTraining:
             key = (number, request.run, request.grant, request.round, plan, model)
         if key is not None and self._kept is not None and self._kept[0] == key:
             return self._kept[1]
-        grant = None if self._ledger is None else self._ledger.authorise(request.grant, plan)
+        grant = None if self._ledger is None else self._ledger.authorise(request.grant, plan, asked_in=request.run)
         if request.mechanism == "silo":
             found: Vector | Integers = self._descend(request)
         else:
@@ -165,7 +165,7 @@ class PrivateTraining:
             config=plan.config,
             digest=hashlib.sha256(vector.tobytes()).hexdigest(),
         )
-        receipt = ledger.spend(grant, spent)
+        receipt = ledger.spend(grant, spent, asked_in=request.run)
         log.info("round %d: ε %.3f, ledger head %s", request.round, receipt.epsilon_after, receipt.head[:16])
 
 

@@ -69,10 +69,12 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainerService", "TrainerStub", "main", "make_trainer"]
 log = logging.getLogger(__name__)
+TYPE_NAMES: Final = {ProfileRequest: "profile", TrainRequest: "train", EvaluateRequest: "evaluate"}
 STATELESS: Final = ("sgd", "fednova")
 MAX_RUNS: Final = 4  # whose last replies are kept
 STOP_GRACE_S: Final = 5.0
 SIGNAL_S: Final = 0.5
+BEAT_S: Final = 3600.0
 
 
 class Workload(Protocol):
@@ -206,16 +208,23 @@ class TrainerService:
         )  # fmt: skip
 
     def _countersign(self, request: LedgerRequest) -> LedgerReply:
-        """Where the ledger stands, once it was seen to have had the head that the coordinator knows."""
+        """Where the ledger stands, after it was held to the head that the coordinator knows."""
         masking, ledger = self._require_masking(), self._open_ledger()
         if ledger is None:
             raise PolicyError("a simulation has no privacy ledger")
         if request.head.size:
+            masking.check_countersignature(request)
+            signature = request.signature.tobytes()
             ledger.countersign(
-                request.head.tobytes().hex(), request.signature.tobytes(),
-                lambda head, signature: masking.check_countersignature(head, request.certificate.tobytes(), signature),
-            )  # fmt: skip
-        return LedgerReply(head=np.frombuffer(bytes.fromhex(ledger.head), np.uint8), dataset=ledger.dataset)
+                request.run, request.seq, request.head.tobytes().hex(), signature, ours=masking.told(request)
+            )
+        return masking.tell(*ledger.position())
+
+    def _enter_unbounded(self, request: SumRequest) -> None:
+        """Nothing without privacy is computed before the ledger says that it was asked for."""
+        ledger = None if isinstance(request, PrivateRequest) else self._open_ledger()
+        if ledger is not None:
+            ledger.enter_unbounded(request.run, TYPE_NAMES[type(request)], request.task)
 
     def _work(self, request: SumRequest | SecaggRequest) -> Reply:
         start = time.monotonic()
@@ -224,9 +233,11 @@ class TrainerService:
         if not request.begin.size:
             if isinstance(request, PrivateRequest):
                 raise PolicyError("a private run needs secure aggregation")
+            self._enter_unbounded(request)
             return self._compute(request, start)
         masking = self._require_masking()
         permit = masking.permit(request)
+        self._enter_unbounded(request)
         if isinstance(request, PrivateRequest):
             number = (permit.begin.roster, permit.begin.round)
             reply: Maskable = self._private_training(request).update(request, masking.room(request, permit), number)
@@ -366,10 +377,11 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         config = bind(ClientConfig, passed_settings(options.config))
         home = private_directory(options.home)
         policy = load_policy(home)
-        isolation = isolation or enter("trainer", home, records_of(json.loads(options.config)))
+        isolation = isolation or enter("trainer", home, records_of(passed_settings(options.config)))
         _check_network(isolation, policy)
         masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
-        open_ledger = _ledger_opener(home, config.data.source, policy.privacy)
+        open_ledger = _ledger_opener(home, policy.privacy)
+        open_ledger()  # a home whose ledger is damaged, or another population's, says so at once
         trainer = make_trainer(
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER),
             reproducible=policy.reproducible,
@@ -381,8 +393,9 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         sys.stderr.write(f"trainer: {error}\n")
         return 2 if isinstance(error, (ConfigError, json.JSONDecodeError)) else 3
     log.info("listening on %s", home / NAME)
+    beat = _heart(open_ledger)
     while not stop.wait(SIGNAL_S):  # a signal that another thread took wakes nobody
-        pass
+        beat()
     server.stop(STOP_GRACE_S).wait()
     masking.forget()  # of a sum that is still being computed: its masks need not be finished
     return 0
@@ -401,8 +414,8 @@ def _check_network(isolation: Isolation, policy: Policy) -> None:
         )
 
 
-def _ledger_opener(home: Path, dataset: str, budget: Budget) -> Callable[[], PrivacyLedger]:
-    """Opens the ledger of the data source's population, which is made when it is first needed."""
+def _ledger_opener(home: Path, budget: Budget) -> Callable[[], PrivacyLedger]:
+    """Opens the ledger of the policy's population, which is made when there is none."""
     opened: list[PrivacyLedger] = []
 
     def open_ledger() -> PrivacyLedger:
@@ -410,11 +423,28 @@ def _ledger_opener(home: Path, dataset: str, budget: Budget) -> Callable[[], Pri
         from sovfed.clients.ledger_file import create_ledger
 
         if not opened:
-            create_ledger(home, dataset, time.time())
-            opened.append(PrivacyLedger(home, dataset, budget))
+            create_ledger(home, budget.population_name, time.time())
+            opened.append(PrivacyLedger(home, budget))
         return opened[0]
 
     return open_ledger
+
+
+def _heart(open_ledger: Callable[[], PrivacyLedger]) -> Callable[[], None]:
+    """Lets the ledger see time pass, looking at it once an hour. One that cannot be written refuses all by itself."""
+    last = time.monotonic()
+
+    def beat() -> None:
+        nonlocal last
+        if time.monotonic() - last < BEAT_S:
+            return
+        last = time.monotonic()
+        try:
+            open_ledger().beat()
+        except SovfedError as error:
+            log.warning("the privacy ledger did not see this day pass: %s", error)
+
+    return beat
 
 
 def _prepare(trainer: TrainerService, config: ClientConfig) -> None:

@@ -210,23 +210,28 @@ class SecaggReply:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LedgerRequest:
-    """Ask where the institution's privacy ledger stands, and countersign a head that it had: 32 bytes, none at first.
+    """Ask where the institution's privacy ledger stands and, with a `head`, countersign entry `seq` of it for `run`.
 
-    `signature` (64 bytes) is by the coordinator's `certificate` (DER), over `signed_head(head)` of `secagg/keys.py`.
+    `head` is 32 bytes, or none; `own` the institution's signature that came with it (`told_head` of `secagg/keys.py`),
+    and `signature` that of the coordinator's `certificate` (DER), over `countersigned_head`.
     """
 
     run: str = named()
     head: Bytes = _vector("uint8")
+    own: Bytes = _vector("uint8")
     certificate: Bytes = _vector("uint8")
     signature: Bytes = _vector("uint8")
+    seq: int = bounded(0, 0, 2**53)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LedgerReply:
-    """The ledger's name at the institution and its newest head (32 bytes)."""
+    """The newest entry of the institution's ledger: its head (32 bytes), with `signature` by `certificate` (DER)."""
 
     head: Bytes = _vector("uint8")
-    dataset: str = named("", 1, 64)
+    certificate: Bytes = _vector("uint8")
+    signature: Bytes = _vector("uint8")
+    seq: int = bounded(0, 0, 2**53)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ from sovfed.federation.tasks import Task, configured_task, initial_vector, norma
 from sovfed.federation.text import plain_name
 from sovfed.server import checkpoint
 from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
-from sovfed.server.ledger_heads import LedgerHeads
+from sovfed.server.ledger_heads import LedgerHeads, names_of
 from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.rounds import Round, Rounds
 from sovfed.server.secure_aggregation import SecureAggregation
@@ -90,9 +91,9 @@ def coordinate(
         rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
     started = time.monotonic()
     last = _begin(rounds, task, folder, resume)
-    names = {node.node_id: node.name or str(node.node_id) for node in grid.get_nodes()}
+    names = names_of(grid)
     if rounds.plan and heads:
-        heads.countersign(grid, run, names)
+        rounds.before = partial(heads.before_round, grid, run)
     if tracker:
         listed = json.dumps(sorted(names.values())) if len(names) <= NAMED else str(len(names))
         tracker.note({"transport": transport, "institutions": listed, **versions()})
@@ -129,7 +130,7 @@ def coordinate(
     artifacts = [MODEL, SUMMARY, ROUNDS, "curves.png"]
     if rounds.plan:
         if heads:
-            summary["privacy"]["ledger_heads"] = heads.countersign(grid, run, names)
+            summary["privacy"]["ledger_heads"] = heads.countersign(grid, run, names_of(grid))
         _write_statement(folder, rounds.plan, task, transport)
         artifacts += STATEMENT
     plot_curves(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -72,6 +72,8 @@ class Rounds:
         self.plan: PrivacyPlan | None = None  # of a private run
         self.repeats = 0  # private sums beyond the planned
         self.name = run  # which a resumed run keeps; `run` is Flower's
+        self.before: Callable[[Sequence[int], Collection[int]], None] | None = None  # with who refused last, each sum
+        self._refused: Collection[int] = ()
 
     def cohort(self) -> Sequence[int]:
         """The nodes that are here now, in ascending order; waits up to `server.node_wait_s` for the minimum cohort."""
@@ -153,7 +155,11 @@ class Rounds:
         """The total over at least the minimum cohort, and the attempts that it took."""
         least, number, reasons = self.config.server.min_cohort, 0, dict[str, None]()
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            total = self.aggregation.collect(request, self.cohort(), width)
+            cohort = self.cohort()
+            if self.before:
+                self.before(cohort, self._refused)
+            total = self.aggregation.collect(request, cohort, width)
+            self._refused = total.refused.keys()
             if attempt > 1 and total.sum_number != number and self.plan is not None:
                 self.repeats += 1
                 log.warning("%s: repeated as another sum, charged anew: %d of the plan's spare", what, self.repeats)

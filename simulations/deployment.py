@@ -16,6 +16,7 @@ from typing import Final, Self
 from sovfed.clients import enrol as institution
 from sovfed.clients import home as client_home
 from sovfed.clients import up as client_up
+from sovfed.clients.ledger_entries import Budget
 from sovfed.clients.policy import Policy
 from sovfed.federation.config import Config, DataConfig
 from sovfed.federation.processes import Supervisor
@@ -28,7 +29,9 @@ from sovfed.server.control import ControlClient
 
 ENROLMENT_TIMEOUT_S: Final = 60.0
 TERMS: Final = Terms(min_cohort=LEAST_COHORT, colluders=0, differencing=RECORD)
-POLICY: Final = Policy(allowed_tasks=NAMES, secure_aggregation=TERMS, reproducible=True)
+POLICY: Final = Policy(
+    allowed_tasks=NAMES, secure_aggregation=TERMS, privacy=Budget(max_share_per_run=1.0), reproducible=True
+)
 WHY: Final = """\
 This is a demonstration with four institutions, so min_cohort is 3 and colluders 0: with 5 and 1, the defaults, they
 could never form a sum. One institution that sides with the agency then learns the sum of two others. Institutions come

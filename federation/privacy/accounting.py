@@ -31,6 +31,10 @@ _ROUNDING: Final = 2.0**-50
 _MIN_MULTIPLIER: Final = 0.05  # below, ε is hundreds and the discretisation takes gigabytes: reported as infinite
 _MAX_DIVERGENCE: Final = 500.0  # nats, summed over all releases; likewise
 _MAX_RELEASES: Final = 10**6  # likewise: the rounding of longer compositions is no longer small against δ
+_EXACT: Final = 24  # kinds of events that are composed as they are, the costliest; the others are gathered
+_CELLS: Final = 64  # into at most so many
+_OCTAVES: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # widths of a cell; 4 needs no more than 56 of them
+_KINDS_KEPT: Final = 256  # distributions in memory, over all the kinds of one ledger: each takes 20 ms to make
 _STEP: Final = 10_000  # noise multipliers are calibrated in 1/10,000
 _REFUSED: Final = {
     "gdp": "the central-limit (GDP) accountant underestimates ε, by half in published settings",
@@ -153,6 +157,32 @@ def calibrate_noise_multiplier(
     return high / _STEP
 
 
+def gathered(events: Iterable[Event]) -> list[Event]:
+    """At most 89 kinds that together tell no less than `events`, whoever chose those; few are returned as they are.
+
+    The 24 costliest kinds stay. The others are laid into cells, as narrow as 64 of them allow, each of which becomes
+    its least noise and its highest sampling rate: less noise is undone by adding more, and H(P, (1-q)P + qQ) grows with
+    q by convexity, in both directions. Releases of everybody are merged exactly and cost nothing to compose.
+    """
+    whole = list(events)
+    sampled = [event for event in whole if event.sampling_rate < 1]
+    if len(sampled) <= _EXACT:
+        return sorted(whole)
+    sampled.sort(key=lambda e: (-e.count * _divergence(e.noise_multiplier, e.sampling_rate), e))
+    exact, others = sampled[:_EXACT], sampled[_EXACT:]
+    for width in _OCTAVES:
+        cells: dict[tuple[int, int], Event] = {}
+        for event in others:
+            z, q = event.noise_multiplier, event.sampling_rate
+            cell = (math.floor(math.log2(z) / width), math.floor(math.log2(q) / width))
+            there = cells.get(cell, Event(z, q, 0))
+            cells[cell] = Event(min(z, there.noise_multiplier), max(q, there.sampling_rate), there.count + event.count)
+        if len(cells) <= _CELLS:
+            break
+    everybody = [event for event in whole if event.sampling_rate == 1]
+    return sorted([*exact, *cells.values(), *everybody])
+
+
 def _divergence(z: float, q: float) -> float:
     """A bound on a release's KL divergence: q·KL by convexity, or χ² of the sampled pair; infinite for tiny z."""
     if z < _MIN_MULTIPLIER:
@@ -161,7 +191,7 @@ def _divergence(z: float, q: float) -> float:
     return min(q * plain, q**2 * math.expm1(2 * plain)) if plain < 200 else q * plain
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=_KINDS_KEPT)
 def _one(z: float, q: float, interval: float) -> Distribution:
     from dp_accounting.pld import privacy_loss_distribution as pld
 
@@ -170,6 +200,6 @@ def _one(z: float, q: float, interval: float) -> Distribution:
     )
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=_KINDS_KEPT)
 def _many(z: float, q: float, count: int, interval: float) -> Distribution:
     return _one(z, q, interval).self_compose(count)

@@ -122,9 +122,14 @@ def public_key(certificate: bytes) -> PublicKey:
     raise IdentityError("certificate: its key is neither P-256 nor Ed25519")
 
 
-def signed_head(head: bytes) -> bytes:
-    """What the coordinator signs to countersign the head (32 bytes) of an institution's privacy ledger."""
-    return encode_fields("ledger head", head)
+def told_head(seq: int, head: bytes) -> bytes:
+    """What an institution signs to tell that entry `seq` of its privacy ledger has `head` (32 bytes)."""
+    return encode_fields("told ledger head", seq.to_bytes(8, "big"), head)
+
+
+def countersigned_head(run: str, seq: int, head: bytes) -> bytes:
+    """What the coordinator of `run` signs: it knows of no newer entry of that ledger than `seq` with `head`."""
+    return encode_fields("countersigned ledger head", run.encode(), seq.to_bytes(8, "big"), head)
 
 
 def check_signature(key: PublicKey, message: bytes, signature: bytes, who: str) -> None:

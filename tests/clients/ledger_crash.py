@@ -16,22 +16,45 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sovfed.clients.ledger import PrivacyLedger, replay
+from sovfed.clients.ledger import PrivacyLedger, Receipt, replay
 from sovfed.clients.ledger_entries import Budget, Grant, Granted, Plan, Release
 from sovfed.clients.ledger_file import create_ledger, read_ledger
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.privacy.accounting import Accountant
 from sovfed.federation.privacy.events import Event
 
-DATASET = "heart"
+POPULATION = "heart"
+RUN = "17"  # on the wire
 CODE = hashlib.sha256(b"code and configuration").hexdigest()
-BUDGET = Budget(epsilon=4.0, annual_epsilon=4.0, delta=1e-6, population=100_000)
+BUDGET = Budget(
+    population_name=POPULATION, max_share_per_run=1.0, epsilon=4.0, annual_epsilon=4.0, delta=1e-6, population=100_000
+)  # fmt: skip
 Z = 8.0
 STEPS, ROUNDS = 7, 5  # of a run: two steps are spare, for rounds that a kill made us repeat
 SPENT, REFUSED, FAILED = 0, 3, 4  # exit codes of a child
+
+
+class WitnessedLedger(PrivacyLedger):
+    """A ledger to which the agency has shown a head, in the one run that there is; `wall` is its only clock."""
+
+    def __init__(self, home: Path, budget: Budget = BUDGET, wall: Callable[[], float] = time.time) -> None:
+        super().__init__(home, budget, wall, wall)
+        self._shown[RUN] = None
+
+    def authorise(self, run: str, plan: Plan, *, asked_in: str = RUN) -> Grant:
+        return super().authorise(run, plan, asked_in=asked_in)
+
+    def spend(self, grant: Grant, release: Release, *, asked_in: str = RUN) -> Receipt:
+        return super().spend(grant, release, asked_in=asked_in)
+
+    def countersign_head(self, head: str | None = None) -> None:
+        """What an honest agency does at the end of a run."""
+        seq = self._file.seq if head is None else self._file._heads.index(head)
+        self.countersign(RUN, seq, head or self.head, b"signed", ours=True)
 
 
 def plan(steps: int = STEPS, z: float = Z, q: float = 1.0, delta: float = BUDGET.delta, rounds: int = 10**6) -> Plan:
@@ -98,8 +121,8 @@ class Course:
 
 def spend_on(home: Path, sent: int) -> None:
     """What a trainer does from a fresh start: two runs at a time, each step spent and then written to `sent`."""
-    known = replay(read_ledger(home, DATASET)[0]).grants
-    ledger = PrivacyLedger(home, DATASET, BUDGET)
+    known = replay(read_ledger(home, POPULATION)[0]).grants
+    ledger = WitnessedLedger(home)
     number = sum(granted.closed for granted in known.values()) // 2 * 2
     while True:
         runs = [f"run-{number}", f"run-{number + 1}"]
@@ -121,14 +144,14 @@ def _go_on(grant: Grant, granted: Granted | None) -> Course:
     return Course(grant, granted.last.round, granted.last.attempt + 1, granted.reserved)
 
 
-def _spend(ledger: PrivacyLedger, course: Course, round_: int, sent: int) -> None:
+def _spend(ledger: WitnessedLedger, course: Course, round_: int, sent: int) -> None:
     attempt = course.attempt if round_ == course.round else 0
     paid = release(course.grant.plan, round_, attempt)
     receipt = ledger.spend(course.grant, paid)
     os.write(sent, _line(course.grant.run, paid).encode() + b"\n")
     course.left -= 1
     if round_ == ROUNDS - 1:
-        ledger.countersign(receipt.head, b"signed", lambda head, signature: None)
+        ledger.countersign_head(receipt.head)
 
 
 def _line(run: str, paid: Release) -> str:
@@ -170,7 +193,7 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, int]:
     while count["kills"] < kills:
         if refused:
             home, sent, refused = folder / f"home-{count['homes']}", [], False
-            create_ledger(home, DATASET, time.time())
+            create_ledger(home, POPULATION, time.time())
             count["homes"] += 1
         status, released = one_life(home, rng)
         sent += released
@@ -180,7 +203,7 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, int]:
         count["refused"] += refused
         count["failed"] += os.WIFEXITED(status) and not refused
         try:
-            lines, _ = read_ledger(home, DATASET)
+            lines, _ = read_ledger(home, POPULATION)
         except PrivacyError:
             count["unreadable"] += 1
             refused = True  # go on with another home

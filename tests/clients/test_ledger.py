@@ -10,19 +10,21 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.clients.ledger_crash import BUDGET, CODE, DATASET, Z, gaussian_delta, plan, release
+from tests.clients.ledger_crash import BUDGET, CODE, POPULATION, WitnessedLedger, Z, gaussian_delta, plan, release
 
 from sovfed.clients import ledger as module
 from sovfed.clients.ledger import PrivacyLedger, replay
-from sovfed.clients.ledger_entries import Budget, Closed, Grant, Refused, Release
+from sovfed.clients.ledger_entries import Budget, Closed, Grant, Refused, Release, Unbounded
 from sovfed.clients.ledger_file import create_ledger, ledger_path, read_ledger
 from sovfed.federation.errors import PrivacyError
+from sovfed.federation.privacy.accounting import Accountant
 from sovfed.federation.privacy.events import Event
 from sovfed.federation.schema import bind
 
@@ -40,7 +42,7 @@ class Clock:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    create_ledger(tmp_path, DATASET, NOW)
+    create_ledger(tmp_path, POPULATION, NOW)
     return tmp_path
 
 
@@ -50,13 +52,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def open_ledger(home: Path, clock: Clock) -> Iterator[Callable[..., PrivacyLedger]]:
-    opened: list[PrivacyLedger] = []
+def open_ledger(home: Path, clock: Clock) -> Iterator[Callable[..., WitnessedLedger]]:
+    opened: list[WitnessedLedger] = []
 
-    def open_again(budget: Budget = BUDGET) -> PrivacyLedger:
+    def open_again(budget: Budget = BUDGET) -> WitnessedLedger:
         while opened:
             opened.pop().unlock()
-        opened.append(PrivacyLedger(home, DATASET, budget, clock))
+        opened.append(WitnessedLedger(home, budget, clock))
         return opened[-1]
 
     yield open_again
@@ -64,8 +66,15 @@ def open_ledger(home: Path, clock: Clock) -> Iterator[Callable[..., PrivacyLedge
         opened.pop().unlock()
 
 
+def live_on(ledger: WitnessedLedger, clock: Clock, days: int) -> None:
+    """Days pass as a trainer that runs lets its ledger see them."""
+    for _ in range(days):
+        clock.now += DAY
+        ledger.beat()
+
+
 def entries(home: Path) -> list[Any]:
-    return [line.entry for line in read_ledger(home, DATASET)[0]]
+    return [line.entry for line in read_ledger(home, POPULATION)[0]]
 
 
 def refusals(home: Path) -> list[str]:
@@ -92,16 +101,16 @@ def most_steps(epsilon: float, z: float = Z) -> int:
     ],
 )
 def test_grant_says_the_published_epsilon(
-    open_ledger: Callable[..., PrivacyLedger], z: float, q: float, steps: int, delta: float, epsilon: float
+    open_ledger: Callable[..., WitnessedLedger], z: float, q: float, steps: int, delta: float, epsilon: float
 ) -> None:
-    budget = Budget(epsilon=12.0, annual_epsilon=12.0, delta=delta, population=100)
+    budget = dataclasses.replace(BUDGET, epsilon=12.0, annual_epsilon=12.0, delta=delta, population=100)
     grant = open_ledger(budget).authorise("r", plan(steps, z, q, delta))
     assert grant.epsilon_before == 0.0
     assert epsilon - 2e-4 <= grant.epsilon_after <= epsilon + 0.02
 
 
 def test_refusal_says_what_it_would_cost_and_what_would_fit(
-    open_ledger: Callable[..., PrivacyLedger], home: Path
+    open_ledger: Callable[..., WitnessedLedger], home: Path
 ) -> None:
     ledger, room = open_ledger(), most_steps(BUDGET.epsilon)
     ledger.authorise("first", plan(room - 20))
@@ -110,8 +119,8 @@ def test_refusal_says_what_it_would_cost_and_what_would_fit(
     text = str(caught.value)
     found = re.search(
         r"run 'second', train: this run would take the population from ε=(\S+) to (\S+) at δ=1e-06, over the limit "
-        r"epsilon 4\.00 of policy\.yaml \(annual_epsilon 4\.00\); at most (\d+) more steps fit, or all of them with a "
-        r"noise multiplier of at least (\S+)$",
+        r"epsilon 4\.00 of policy\.yaml \(annual_epsilon 4\.00, max_share_per_run 4\.00\); at most (\d+) more steps "
+        r"fit, or all of them with a noise multiplier of at least (\S+)$",
         text,
     )
     assert found, text
@@ -126,7 +135,7 @@ def test_refusal_says_what_it_would_cost_and_what_would_fit(
     ledger.authorise("second", plan(20))
 
 
-def test_nothing_fits_when_the_budget_is_used_up(open_ledger: Callable[..., PrivacyLedger]) -> None:
+def test_nothing_fits_when_the_budget_is_used_up(open_ledger: Callable[..., WitnessedLedger]) -> None:
     ledger = open_ledger()
     ledger.authorise("first", plan(most_steps(BUDGET.epsilon)))
     ledger.authorise("quiet", plan(1, 1e5))
@@ -137,7 +146,7 @@ def test_nothing_fits_when_the_budget_is_used_up(open_ledger: Callable[..., Priv
         open_ledger(lower).authorise("second", plan(1))
 
 
-def test_runs_in_parallel_are_both_reserved(open_ledger: Callable[..., PrivacyLedger]) -> None:
+def test_runs_in_parallel_are_both_reserved(open_ledger: Callable[..., WitnessedLedger]) -> None:
     ledger, room = open_ledger(), most_steps(BUDGET.epsilon)
     outcomes: list[str] = []
 
@@ -157,7 +166,7 @@ def test_runs_in_parallel_are_both_reserved(open_ledger: Callable[..., PrivacyLe
 
 
 def test_reserved_steps_count_though_none_is_spent_and_come_back_when_closed(
-    open_ledger: Callable[..., PrivacyLedger],
+    open_ledger: Callable[..., WitnessedLedger],
 ) -> None:
     ledger, room = open_ledger(), most_steps(BUDGET.epsilon)
     grant = ledger.authorise("first", plan(room))
@@ -172,33 +181,33 @@ def test_reserved_steps_count_though_none_is_spent_and_come_back_when_closed(
 
 
 def test_annual_limit_counts_a_year_and_the_other_the_whole_life(
-    open_ledger: Callable[..., PrivacyLedger], clock: Clock
+    open_ledger: Callable[..., WitnessedLedger], clock: Clock
 ) -> None:
     budget = dataclasses.replace(BUDGET, epsilon=2.5, annual_epsilon=2.0)
     ledger, year, life = open_ledger(budget), most_steps(2.0), most_steps(2.5)
     grant = ledger.authorise("2027", plan(year))
     ledger.spend(grant, release(grant.plan, 0, steps=year))
-    clock.now += 365 * DAY
-    with pytest.raises(PrivacyError, match=r"366 days, over the limit annual_epsilon 2\.00 of .* \(epsilon 2\.50\)"):
+    live_on(ledger, clock, 365)
+    with pytest.raises(PrivacyError, match=r"366 days, over the limit annual_epsilon 2\.00 of .* \(epsilon 2\.50, "):
         ledger.authorise("too early", plan(1))
-    clock.now += 2 * DAY
+    live_on(ledger, clock, 2)
     left = life - year
-    with pytest.raises(PrivacyError, match=r"over the limit epsilon 2\.50 of policy\.yaml \(annual_epsilon 2\.00\)"):
+    with pytest.raises(PrivacyError, match=r"over the limit epsilon 2\.50 of policy\.yaml \(annual_epsilon 2\.00, "):
         ledger.authorise("too long", plan(left + 1))
     ledger.authorise("2028", plan(left))
 
 
-def test_clock_set_back_frees_nothing(open_ledger: Callable[..., PrivacyLedger], clock: Clock, home: Path) -> None:
+def test_clock_set_back_frees_nothing(open_ledger: Callable[..., WitnessedLedger], clock: Clock, home: Path) -> None:
     ledger = open_ledger(dataclasses.replace(BUDGET, annual_epsilon=2.0))
     grant = ledger.authorise("first", plan(most_steps(2.0)))
     ledger.spend(grant, release(grant.plan, 0, steps=most_steps(2.0)))
     clock.now -= 10_000 * DAY
     with pytest.raises(PrivacyError, match="annual_epsilon"):
         ledger.authorise("second", plan(1))
-    assert [line.at for line in read_ledger(home, DATASET)[0]] == [NOW] * 5
+    assert [line.at for line in read_ledger(home, POPULATION)[0]] == [NOW] * 5
 
 
-def test_same_question_gets_the_same_grant_also_after_a_restart(open_ledger: Callable[..., PrivacyLedger]) -> None:
+def test_same_question_gets_the_same_grant_also_after_a_restart(open_ledger: Callable[..., WitnessedLedger]) -> None:
     grant = open_ledger().authorise("r", plan())
     assert open_ledger().authorise("r", plan()) == grant
     assert open_ledger().authorise("r", dataclasses.replace(plan(), purpose="profile")) != grant
@@ -218,7 +227,7 @@ def test_same_question_gets_the_same_grant_also_after_a_restart(open_ledger: Cal
     ],
 )
 def test_second_plan_for_a_run_is_refused(
-    open_ledger: Callable[..., PrivacyLedger], home: Path, change: dict[str, Any], words: str
+    open_ledger: Callable[..., WitnessedLedger], home: Path, change: dict[str, Any], words: str
 ) -> None:
     ledger = open_ledger()
     ledger.authorise("r", plan())
@@ -227,7 +236,7 @@ def test_second_plan_for_a_run_is_refused(
     assert refusals(home) == [f"{words}: a grant never changes"]
 
 
-def test_delta_is_the_policys(open_ledger: Callable[..., PrivacyLedger], home: Path) -> None:
+def test_delta_is_the_policys(open_ledger: Callable[..., WitnessedLedger], home: Path) -> None:
     with pytest.raises(PrivacyError, match=re.escape("delta is 0.0001, policy.yaml says 1e-06")):
         open_ledger().authorise("r", plan(delta=1e-4))
     assert len(refusals(home)) == 1
@@ -251,7 +260,7 @@ def test_delta_at_its_bound_holds(delta: float, population: int) -> None:
 
 
 def test_spend_is_on_disk_before_it_returns(
-    open_ledger: Callable[..., PrivacyLedger], home: Path, monkeypatch: pytest.MonkeyPatch
+    open_ledger: Callable[..., WitnessedLedger], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan())
@@ -272,12 +281,12 @@ def test_spend_is_on_disk_before_it_returns(
     receipt = ledger.spend(grant, first)
     (_, written), (_, synced) = calls
     assert [name for name, _ in calls] == ["write", "fsync"] and written == synced
-    lines, _ = read_ledger(home, DATASET)
+    lines, _ = read_ledger(home, POPULATION)
     assert lines[-1].entry.release == first  # type: ignore[union-attr]
     assert receipt.head == lines[-1].head == ledger.head
 
 
-def test_receipts_never_say_too_little(open_ledger: Callable[..., PrivacyLedger]) -> None:
+def test_receipts_never_say_too_little(open_ledger: Callable[..., WitnessedLedger]) -> None:
     """Two grants in turns: each ε covers what is spent, exceeds neither what is granted nor, much, what is spent."""
     ledger = open_ledger()
     grants = [ledger.authorise(name, plan(20)) for name in ("a", "b")]
@@ -313,7 +322,7 @@ def test_receipts_never_say_too_little(open_ledger: Callable[..., PrivacyLedger]
     ],
 )
 def test_server_that_asks_for_more_is_refused_and_the_ledger_says_why(
-    open_ledger: Callable[..., PrivacyLedger], home: Path, change: dict[str, Any], words: str
+    open_ledger: Callable[..., WitnessedLedger], home: Path, change: dict[str, Any], words: str
 ) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan(5, rounds=5))
@@ -328,7 +337,7 @@ def test_server_that_asks_for_more_is_refused_and_the_ledger_says_why(
     ledger.spend(grant, good)
 
 
-def test_steps_of_repeats_are_paid_too(open_ledger: Callable[..., PrivacyLedger]) -> None:
+def test_steps_of_repeats_are_paid_too(open_ledger: Callable[..., WitnessedLedger]) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan(3))
     for attempt in range(3):
@@ -337,7 +346,7 @@ def test_steps_of_repeats_are_paid_too(open_ledger: Callable[..., PrivacyLedger]
         ledger.spend(grant, release(grant.plan, 1))
 
 
-def test_same_bytes_may_be_sent_again_at_no_cost(open_ledger: Callable[..., PrivacyLedger], home: Path) -> None:
+def test_same_bytes_may_be_sent_again_at_no_cost(open_ledger: Callable[..., WitnessedLedger], home: Path) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan())
     first, second = release(grant.plan, 0), release(grant.plan, 1)
@@ -352,7 +361,7 @@ def test_same_bytes_may_be_sent_again_at_no_cost(open_ledger: Callable[..., Priv
     assert len(entries(home)) == count + 1
 
 
-def test_started_is_spent_after_a_crash(open_ledger: Callable[..., PrivacyLedger]) -> None:
+def test_started_is_spent_after_a_crash(open_ledger: Callable[..., WitnessedLedger]) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan(2))
     ledger.spend(grant, release(grant.plan, 0))  # and the trainer dies before anything leaves
@@ -362,7 +371,7 @@ def test_started_is_spent_after_a_crash(open_ledger: Callable[..., PrivacyLedger
     assert ledger.close(grant.run) == 1
 
 
-def test_grant_of_another_ledger_is_refused(open_ledger: Callable[..., PrivacyLedger], home: Path) -> None:
+def test_grant_of_another_ledger_is_refused(open_ledger: Callable[..., WitnessedLedger], home: Path) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan())
     forged = dataclasses.replace(grant, plan=plan(100))
@@ -374,7 +383,7 @@ def test_grant_of_another_ledger_is_refused(open_ledger: Callable[..., PrivacyLe
     assert len(refusals(home)) == 2
 
 
-def test_closed_grant_stays_closed(open_ledger: Callable[..., PrivacyLedger], home: Path) -> None:
+def test_closed_grant_stays_closed(open_ledger: Callable[..., WitnessedLedger], home: Path) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan())
     assert (ledger.close(grant.run), ledger.close(grant.run)) == (7, 0)
@@ -385,7 +394,7 @@ def test_closed_grant_stays_closed(open_ledger: Callable[..., PrivacyLedger], ho
     assert [entry.returned for entry in entries(home) if isinstance(entry, Closed)] == [7]
 
 
-def test_finished_run_gives_its_spare_steps_back(open_ledger: Callable[..., PrivacyLedger], home: Path) -> None:
+def test_finished_run_gives_its_spare_steps_back(open_ledger: Callable[..., WitnessedLedger], home: Path) -> None:
     ledger = open_ledger()
     grant = ledger.authorise("r", plan())
     assert ledger.next_attempt(grant, grant.plan.rounds) == 0
@@ -397,7 +406,7 @@ def test_finished_run_gives_its_spare_steps_back(open_ledger: Callable[..., Priv
     assert [(entry.run, entry.returned) for entry in entries(home) if isinstance(entry, Closed)] == [("r", 6)]
 
 
-def test_lowered_limit_holds_for_grants_that_are_open(open_ledger: Callable[..., PrivacyLedger], home: Path) -> None:
+def test_lowered_limit_holds_for_grants_that_are_open(open_ledger: Callable[..., WitnessedLedger], home: Path) -> None:
     grant = open_ledger().authorise("r", plan(most_steps(3.9)))
     ledger = open_ledger(dataclasses.replace(BUDGET, annual_epsilon=2.0))
     words = r"open grants would take the population to ε=3\.\d\d, over the limit annual_epsilon 2\.00 that policy"
@@ -410,7 +419,7 @@ def test_lowered_limit_holds_for_grants_that_are_open(open_ledger: Callable[...,
 
 
 def test_refusals_do_not_fill_the_disk(
-    open_ledger: Callable[..., PrivacyLedger], home: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    open_ledger: Callable[..., WitnessedLedger], home: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "REFUSALS_A_DAY", 5)
     ledger = open_ledger()
@@ -427,12 +436,225 @@ def test_refusals_do_not_fill_the_disk(
     [{"config": "abc"}, {"mechanism": "none"}, {"clip": math.nan}, {"event": Event(math.inf, 1.0, 1)}, {"rounds": -1}],
 )
 def test_plan_out_of_range_leaves_the_ledger_as_it_was(
-    open_ledger: Callable[..., PrivacyLedger], home: Path, change: dict[str, Any]
+    open_ledger: Callable[..., WitnessedLedger], home: Path, change: dict[str, Any]
 ) -> None:
-    ledger, before = open_ledger(), ledger_path(home, DATASET).read_bytes()
+    ledger, before = open_ledger(), ledger_path(home, POPULATION).read_bytes()
     with pytest.raises(PrivacyError):
         ledger.authorise("r", dataclasses.replace(plan(), **change))
-    assert ledger_path(home, DATASET).read_bytes() == before
+    assert ledger_path(home, POPULATION).read_bytes() == before
+
+
+# --- what one run can take from others ------------------------------------------------------------------------------
+
+
+def test_one_run_cannot_reserve_a_year(open_ledger: Callable[..., WitnessedLedger]) -> None:
+    ledger = open_ledger(dataclasses.replace(BUDGET, max_share_per_run=0.5))
+    with pytest.raises(PrivacyError, match=r"over the limit max_share_per_run 2\.00 of policy\.yaml .*more steps fit"):
+        ledger.authorise("greedy", plan(most_steps(2.0) + 1))
+    ledger.authorise("modest", plan(most_steps(2.0) - 1))
+    ledger.authorise("another", plan(most_steps(2.0) - 1))
+
+
+def test_default_policy_lets_no_run_reserve_a_year() -> None:
+    assert Budget().max_share_per_run <= 0.5 and Budget().lapse_days <= 31
+
+
+def test_grant_that_releases_nothing_for_a_month_lapses(
+    open_ledger: Callable[..., WitnessedLedger], clock: Clock, home: Path
+) -> None:
+    """One step of many, and then silence: the others get the rest back, and the silent one cannot go on."""
+    ledger, room = open_ledger(), most_steps(BUDGET.epsilon)
+    grant = ledger.authorise("silent", plan(room - 1))
+    live_on(ledger, clock, 29)
+    ledger.spend(grant, release(grant.plan, 0))
+    live_on(ledger, clock, 29)
+    with pytest.raises(PrivacyError, match="over the limit"):
+        ledger.authorise("honest", plan(room - 20))
+    live_on(ledger, clock, 2)
+    ledger.authorise("honest", plan(room - 20))
+    assert [(one.run, one.returned) for one in entries(home) if isinstance(one, Closed)] == [("silent", room - 2)]
+    for again in (lambda: ledger.spend(grant, release(grant.plan, 1)), lambda: ledger.authorise("silent", grant.plan)):
+        with pytest.raises(PrivacyError, match="the grant was closed"):
+            again()
+
+
+def test_grant_in_use_does_not_lapse(open_ledger: Callable[..., WitnessedLedger], clock: Clock) -> None:
+    ledger = open_ledger()
+    grant = ledger.authorise("slow", plan(9))
+    for step in range(4):
+        live_on(ledger, clock, 25)
+        ledger.spend(grant, release(grant.plan, step))
+    assert ledger.authorise("slow", plan(9)) == grant
+
+
+def test_grants_of_one_day_are_few(open_ledger: Callable[..., WitnessedLedger], clock: Clock) -> None:
+    ledger = open_ledger()
+    for number in range(module.GRANTS_A_DAY):
+        ledger.authorise(f"run-{number}", plan(1, z=1e4 + number))
+    with pytest.raises(PrivacyError, match="24 grants within a day are enough"):
+        ledger.authorise("one more", plan(1, z=1e5))
+    live_on(ledger, clock, 1)
+    ledger.authorise("one more", plan(1, z=1e5))
+
+
+def test_thousand_grants_of_next_to_nothing_do_not_make_the_next_dear(
+    open_ledger: Callable[..., WitnessedLedger], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of another kind; what is counted is how many distributions the accountant composes, not seconds."""
+    ledger, random = open_ledger(), Random(7)
+    composed: list[int] = []
+    plus = Accountant.plus
+
+    def counting(self: Accountant, *events: Event) -> Accountant:
+        composed.append(sum(event.sampling_rate < 1 for event in events))
+        return plus(self, *events)
+
+    for number in range(1_000):
+        kind = plan(1, z=10 ** random.uniform(2, 6), q=10 ** random.uniform(-9, -1))
+        ledger._history.add(NOW - 2 * DAY, Grant(kind, f"tiny-{number}", 0.0, 0.0))
+    monkeypatch.setattr(Accountant, "plus", counting)
+    ledger.authorise("honest", plan(5, q=0.1))
+    assert max(composed) <= 24 + 64 and sum(composed) <= 4 * (24 + 64)
+
+
+# --- runs without privacy -------------------------------------------------------------------------------------------
+
+
+def test_run_without_privacy_is_entered_once_a_purpose(open_ledger: Callable[..., WitnessedLedger], home: Path) -> None:
+    ledger = open_ledger()
+    for purpose in ("profile", "train", "train", "evaluate"):
+        ledger.enter_unbounded("7", purpose, "heart")
+    open_ledger().enter_unbounded("7", "train", "heart")
+    assert [(one.run, one.purpose) for one in entries(home) if isinstance(one, Unbounded)] == [
+        ("7", "profile"), ("7", "train"), ("7", "evaluate")
+    ]  # fmt: skip
+
+
+def test_private_grants_go_on_by_their_own_budget_beside_runs_without_bound(
+    open_ledger: Callable[..., WitnessedLedger],
+) -> None:
+    ledger = open_ledger()
+    ledger.enter_unbounded("7", "train", "heart")
+    with pytest.raises(PrivacyError, match="over the limit"):
+        ledger.authorise("r", plan(most_steps(BUDGET.epsilon) + 1))
+    ledger.authorise("r", plan(most_steps(BUDGET.epsilon)))
+
+
+def test_runs_without_privacy_are_bounded_by_the_day_and_more_are_refused(
+    open_ledger: Callable[..., WitnessedLedger], home: Path, clock: Clock
+) -> None:
+    ledger = open_ledger()
+    for number in range(module.UNBOUNDED_A_DAY):
+        ledger.enter_unbounded(f"run-{number}", "train", "heart")
+    with pytest.raises(PrivacyError, match="100 other runs without privacy within a day are enough"):
+        ledger.enter_unbounded("one-more", "train", "heart")
+    ledger.enter_unbounded("run-3", "train", "heart")  # is there already
+    live_on(ledger, clock, 1)
+    ledger.enter_unbounded("one-more", "train", "heart")
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+
+class Clocks:
+    """A wall clock that anybody may set, and the time that really passes."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.wall, self.real = home, NOW, 0.0
+        self.budget = dataclasses.replace(BUDGET, annual_epsilon=2.0)
+        self.ledger = self.open()
+
+    def open(self) -> PrivacyLedger:
+        found = PrivacyLedger(self.home, self.budget, lambda: self.wall, lambda: self.real)
+        seq, head = found.position()
+        found.countersign("17", seq, head.hex(), b"signed", ours=True)
+        return found
+
+    def restart(self, days_off: float = 0.0) -> None:
+        self.ledger.unlock()
+        self.real += days_off * DAY
+        self.ledger = self.open()
+
+    def spend_the_year(self) -> None:
+        steps = most_steps(2.0)
+        grant = self.ledger.authorise("first", plan(steps), asked_in="17")
+        self.ledger.spend(grant, release(grant.plan, 0, steps=steps), asked_in="17")
+
+    def ask(self, name: str = "second") -> None:
+        self.ledger.authorise(name, plan(1), asked_in="17")
+
+    def live_on(self, days: int) -> None:
+        for _ in range(days):
+            self.wall, self.real = self.wall + DAY, self.real + DAY
+            self.ledger.beat()
+
+
+@pytest.fixture
+def clocks(home: Path) -> Iterator[Clocks]:
+    found = Clocks(home)
+    found.spend_the_year()
+    yield found
+    found.ledger.unlock()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_clock_that_jumps_ahead_frees_nothing_until_the_operator_confirms_it(clocks: Clocks, restarted: bool) -> None:
+    clocks.wall += 367 * DAY
+    for _ in range(3):
+        if restarted:
+            clocks.restart()
+        with pytest.raises(PrivacyError, match=r"the clock says 2028-01-17, but the last .* confirm-clock 2028-01-17"):
+            clocks.ask()
+    assert read_ledger(clocks.home, POPULATION)[0][-1].at == NOW  # no entry carries the date that nobody believes
+    clocks.ledger.confirm_clock()
+    clocks.ask()
+
+
+@pytest.mark.parametrize("step", [31, 20, 5])
+def test_clock_that_creeps_ahead_in_leaps_frees_nothing(clocks: Clocks, step: int) -> None:
+    """Each leap would be believed; a trainer that is restarted between them cannot tell, but all of them together."""
+    for _ in range(367 // step + 1):
+        clocks.wall += step * DAY
+        clocks.restart()
+    with pytest.raises(PrivacyError, match="confirm-clock"):
+        clocks.ask()
+
+
+def test_clock_that_creeps_ahead_under_a_running_trainer_frees_nothing(clocks: Clocks) -> None:
+    for _ in range(367):
+        clocks.wall += DAY
+        clocks.ledger.beat()
+    with pytest.raises(PrivacyError, match="confirm-clock"):
+        clocks.ask()
+
+
+def test_clock_that_is_set_back_stops_nothing_for_good(clocks: Clocks) -> None:
+    """Years too early, and a wrong date that was confirmed and then put right: time goes on as it is seen to."""
+    clocks.wall -= 5_000 * DAY
+    clocks.restart()
+    with pytest.raises(PrivacyError, match="annual_epsilon"):
+        clocks.ask()
+    clocks.live_on(367)
+    clocks.ask()
+    clocks.wall += 5_000 * DAY
+    clocks.live_on(1)
+    clocks.ask("third")
+
+
+def test_year_that_was_seen_to_pass_frees_the_budget(clocks: Clocks) -> None:
+    clocks.live_on(365)
+    with pytest.raises(PrivacyError, match="annual_epsilon"):
+        clocks.ask()
+    clocks.live_on(2)
+    clocks.ask()
+
+
+def test_nights_and_weekends_off_need_no_operator(clocks: Clocks) -> None:
+    for _ in range(74):
+        clocks.live_on(2)
+        clocks.wall += 3 * DAY
+        clocks.restart(days_off=3)
+    clocks.ask()
 
 
 # --- any order of everything ---------------------------------------------------------------------------------------
@@ -448,8 +670,8 @@ class Trainer(RuleBasedStateMachine):
     def start(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="sovfed-ledger-")
         self.home = Path(self.folder.name)
-        create_ledger(self.home, DATASET, NOW)
-        self.ledger = PrivacyLedger(self.home, DATASET, self.BUDGET, lambda: NOW)
+        create_ledger(self.home, POPULATION, NOW)
+        self.ledger = WitnessedLedger(self.home, self.BUDGET, lambda: NOW)
         self.grants: dict[str, Grant] = {}
         self.spent: dict[str, list[Release]] = {}
         self.closed: set[str] = set()
@@ -513,10 +735,10 @@ class Trainer(RuleBasedStateMachine):
     @rule(torn=st.integers(0, 60))
     def crash(self, torn: int) -> None:
         self.ledger.unlock()
-        path = ledger_path(self.home, DATASET)
+        path = ledger_path(self.home, POPULATION)
         whole = path.read_bytes()
         path.write_bytes(whole + whole.splitlines()[-1][:torn])  # a write that was cut short
-        self.ledger = PrivacyLedger(self.home, DATASET, self.BUDGET, lambda: NOW)
+        self.ledger = WitnessedLedger(self.home, self.BUDGET, lambda: NOW)
         assert path.read_bytes() == whole
 
     def used(self) -> int:
@@ -525,7 +747,7 @@ class Trainer(RuleBasedStateMachine):
 
     @invariant()
     def never_above_the_limit_and_all_on_record(self) -> None:
-        history = replay(read_ledger(self.home, DATASET)[0])
+        history = replay(read_ledger(self.home, POPULATION)[0])
         assert sum(event.count for event in history.spent() + history.reserved()) == self.used() <= self.ROOM
         for run, known in self.spent.items():
             assert list(history.grants[run, "train"].releases.values()) == known

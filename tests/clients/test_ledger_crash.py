@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 from tests.clients import ledger_crash
-from tests.clients.ledger_crash import BUDGET, DATASET
+from tests.clients.ledger_crash import BUDGET, POPULATION, WitnessedLedger
 
-from sovfed.clients.ledger import PrivacyLedger
-from sovfed.clients.ledger_file import datasets
+from sovfed.clients.ledger_file import ledgers
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -33,7 +32,7 @@ def test_nothing_leaves_unrecorded_and_no_ledger_breaks_whenever_the_trainer_is_
     assert found["kills"] == kills
     assert found["released"] > kills // 2  # the kills did not all come before the first release
     for home in tmp_path.iterdir():
-        assert datasets(home) == [DATASET]
-        ledger = PrivacyLedger(home, DATASET, BUDGET)
+        assert ledgers(home) == [POPULATION]
+        ledger = WitnessedLedger(home, BUDGET)
         ledger.verify()
         ledger.unlock()

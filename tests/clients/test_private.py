@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,8 +37,10 @@ REQUEST = PrivateRequest(
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[PrivacyLedger]:
-    create_ledger(tmp_path, DATASET, 1.0)
-    opened = PrivacyLedger(tmp_path, DATASET, Budget())
+    create_ledger(tmp_path, DATASET, time.time())
+    opened = PrivacyLedger(tmp_path, Budget(population_name=DATASET, max_share_per_run=1.0))
+    seq, head = opened.position()
+    opened.countersign(REQUEST.run, seq, head.hex(), b"signed", ours=True)
     yield opened
     opened.unlock()
 
