@@ -3,6 +3,6 @@
 import os
 
 # Intel's matrix products give a row bits that depend on where it lies in memory, unless they are asked not to (at no
-# cost). A person's gradient must not depend on who else is in the step: `clients/dpsgd/step.py` checks that it does not.
+# cost). A person's gradient must not depend on who else is in the step, which `clients/dpsgd/step.py` tries out.
 # Read by the library at its first product, which comes after this.
 os.environ.setdefault("MKL_CBWR", "AUTO")

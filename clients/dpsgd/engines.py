@@ -1,8 +1,8 @@
 """Per-record gradients three ways: `torch.func.vmap`, Opacus' hooks, and ghost norms of Linear layers.
 
-`vmap` (and `hooks`) keep a gradient for each record; `ghost` finds norms and sums from inputs and slopes. Clipping and
-summing are in float64, whatever the type of the module. All take the trainable parameters in the order of `module.parameters()`, read them where
-they stand, and leave `.grad` alone. Features [n, …] and labels [n] lie on the module's device.
+`vmap` (and `hooks`) keep a gradient for each record; `ghost` finds norms and sums from inputs and slopes. Sums are in
+float64, whatever the type of the module. All take the trainable parameters in the order of `module.parameters()`, read
+them where they stand, and leave `.grad` alone. Features [n, …] and labels [n] lie on the module's device.
 """
 
 from __future__ import annotations
@@ -103,11 +103,10 @@ class GhostEngine:
                 wide = wide + 1
             squares += wide * slopes.square().sum(1)
         used, factors = factors_of(squares.sqrt(), count, bound)
-        whole = used.all()
         found: dict[int, Tensor] = {}
+        if not used.all():  # zero times infinity is not zero
+            passes = [(layer, _only(used, inputs), _only(used, slopes)) for layer, inputs, slopes in passes]
         for layer, inputs, slopes in passes:
-            if not whole:  # zero times infinity is not zero
-                inputs, slopes = (torch.where(used.unsqueeze(1), one, 0.0) for one in (inputs, slopes))
             weighted = slopes * factors.unsqueeze(1)
             if layer.weight.requires_grad:
                 found[id(layer.weight)] = (weighted.T @ inputs).flatten()
@@ -196,8 +195,13 @@ def clip_and_sum(gradients: Sequence[Tensor], count: int, bound: float) -> tuple
         squares += one[:, whole:].double().square().sum(1)
     used, factors = factors_of(squares.sqrt(), count, bound)
     if not used[:count].all():  # zero times infinity is not zero
-        gradients = [torch.where(used.unsqueeze(1), one, 0.0) for one in gradients]
+        gradients = [_only(used, one) for one in gradients]
     return [_weigh(one[:count], factors[:count]) for one in gradients], int(used.sum())
+
+
+def _only(used: Tensor, rows: Tensor) -> Tensor:
+    """`rows` [n, size] with zeros in those that are not `used`."""
+    return torch.where(used.unsqueeze(1), rows, 0.0)
 
 
 def _weigh(rows: Tensor, factors: Tensor) -> Tensor:

@@ -82,9 +82,9 @@ def trace(module: nn.Module, features: Tensor) -> Trace:
 def refusals(engine: str, found: Trace, *, several_records: bool) -> list[str]:
     """Why `engine` would be wrong for the traced model; empty if nothing speaks against it.
 
-    vmap differentiates each record by itself and is right wherever it runs. Opacus' hooks (1.6) compute from each layer's
-    input and output, with a rule of its own for each type: only those that are exact are let through. Ghost norms have a
-    rule for Linear layers that see a record once.
+    vmap differentiates each record by itself and is right wherever it runs. Opacus' hooks (1.6) compute from a layer's
+    input and output, with a rule of its own for each type: only those that are exact are let through. Ghost norms are
+    for Linear layers that see a record once.
     """
     if engine == "vmap":
         return []

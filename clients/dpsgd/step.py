@@ -52,8 +52,8 @@ log = logging.getLogger(__name__)
 class PrivateStep:
     """Clipped gradient sums of `module`, which it takes over: nothing else may train or evaluate it.
 
-    Sensitivity: adding or removing one person with all their records moves `clipped_sum` by at most `clip` in L2, for all
-    records, models and numbers of persons: the proof stands at the head of this module.
+    Sensitivity: adding or removing one person with all their records moves `clipped_sum` by at most `clip` in L2, for
+    all records, models and numbers of persons: the proof stands at the head of this module.
     Dropout is allowed: its masks come afresh from the operating system's entropy at every step, never from a seed.
     """
 
@@ -302,9 +302,7 @@ class LevelSum:
         """Add `parts`, which are taken over."""
         for level, (held, count) in enumerate(self._levels):
             if count:
-                for one, more in zip(held, parts, strict=True):
-                    one += more
-                parts = held
+                parts = [one.add_(more) for one, more in zip(held, parts, strict=True)]
             if count + 1 < FAN:
                 self._levels[level] = (parts, count + 1)
                 return
