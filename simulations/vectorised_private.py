@@ -1,8 +1,8 @@
 """Private rounds of whole cohorts: each step's sampled persons side by side, clipped, summed and noised at once.
 
 A person is sampled, averaged over their records in the step, and clipped, and a sum is rounded and noised as in
-`clients/private.py`, with the same randomness from the operating system. Everything is computed in float64, since the pieces here are of
-another size from step to step and float32 would give a record other bits in each (`clients/dpsgd/step.py`). Chains of
+`clients/private.py`, with the same randomness from the operating system. Everything is computed in float64: pieces
+here are of another size in each step, where float32 would give a record other bits (`clients/dpsgd/step.py`). Chains of
 Linear layers give each record's norm and the clipped sum without a gradient of each; other models, and persons
 with several records, have the gradients of a piece of the step's records at a time.
 
