@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 import torch
 
+from sovfed.clients.dpsgd.compatibility import EXAMPLES
+from sovfed.clients.dpsgd.made_up import made_up_records
 from sovfed.clients.dpsgd.step import PrivateStep
 from sovfed.clients.ledger import PrivacyLedger
 from sovfed.clients.ledger_entries import Grant, Plan, Release
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks import Task
 
 log = logging.getLogger(__name__)
-EXAMPLES: Final = 4  # made-up records to try a model on
 TAIL: Final = 14  # standard deviations of noise that must fit beside the sum: beyond it lies less than 2^-140
 SumNumber: TypeAlias = tuple[bytes, int]  # the roster's digest, and the number of the sum under it
 CONSTANTS: Final = ("round", "model", "begin", "run")  # fields of a request that are not constant over a run
@@ -49,6 +50,8 @@ class PrivateTraining:
     def __init__(self, task: Task, records: Records, *, site: str, device: str, ledger: PrivacyLedger | None) -> None:
         if task.build is None or task.loss is None:
             raise ConfigError(f"task '{task.name}' trains nothing, so there is nothing to make private")
+        if records.not_private:
+            raise PrivacyError(records.not_private)
         self.task, self._records, self._ledger = task, records, ledger
         self._site, self._device = site, device
         self._scale = public_scale(task)
@@ -57,6 +60,7 @@ class PrivateTraining:
         self._features = torch.from_numpy(((records.features[rows] - mean) / spread).astype(np.float32))
         self._labels = torch.from_numpy(records.labels[rows])
         self._persons = torch.from_numpy(np.unique(records.persons[rows], return_inverse=True)[1].astype(np.int64))
+        self._several = records.several_records
         self._count = int(self._persons.max()) + 1
         self._steps: dict[float, PrivateStep] = {}
         self._kept: tuple[tuple[SumNumber, str, str, int, Plan, bytes], PrivateUpdate] | None = None
@@ -122,7 +126,10 @@ class PrivateTraining:
         return (model - request.model).astype(np.float32)
 
     def _local_update(self, request: PrivateRequest) -> npt.NDArray[np.float64]:
-        """The update of ordinary local training, clipped to norm C, shape [d]; zero if it fails."""
+        """The update of ordinary local training, clipped to norm C, shape [d]; zero if it fails.
+
+        In float64, where 2^-20 of the clip is more than the rounding of norm and product for any d ≤ 2^32.
+        """
         training = LocalTraining(self.task, self._records, site=self._site, device=self._device)
         asked = TrainRequest(
             run=request.run, round=request.round, task=request.task, seed=request.seed,
@@ -142,14 +149,9 @@ class PrivateTraining:
             self._steps.clear()  # a run has one clip, and a step holds a model
             if self.task.build is None or self.task.loss is None:
                 raise ConfigError(f"task '{self.task.name}' trains nothing")
-            width, classes = self._features.shape[1:], len(self.task.schema.classes)
-            generator = torch.Generator().manual_seed(0)
-            example = (
-                torch.rand(EXAMPLES, *width, generator=generator), torch.arange(EXAMPLES, dtype=torch.int64) % classes,
-            )  # fmt: skip
             self._steps[clip] = PrivateStep(
-                self.task.build(), self.task.loss, clip, example=example,
-                several_records=self._count < len(self._persons), device=choose_device(self._device),
+                self.task.build(), self.task.loss, clip, example=made_up_records(self.task, EXAMPLES),
+                several_records=self._several, device=choose_device(self._device),
             )  # fmt: skip
         return self._steps[clip]
 

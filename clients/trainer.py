@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from sovfed.clients.data import TASK_OF_SOURCE, Records, load_records
+from sovfed.clients.data import TASK_OF_SOURCE, Records, check_private_data, load_records
 from sovfed.clients.masking import Maskable, Masking
 from sovfed.clients.personal import FOLDER, Learned, PersonalStates
 from sovfed.clients.policy import Policy, load_policy
@@ -150,18 +150,21 @@ class TrainerService:
         make_model: Callable[[Task, torch.device], FlatModel] | None = None,
         repeats: bool = True,
         reproducible: bool = False,
+        check_private_data: Callable[[Task], None] = lambda _task: None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
         Without `masking`, every request of secure aggregation is refused; without `states`, every algorithm that keeps
         something. `open_ledger` is called with the first private request; only a simulation has none. Only a simulation
         shares models (`make_model`), or keeps no reply for a request that is repeated (`repeats`). `reproducible`
-        trains in the same order when the same is asked in another sum.
+        trains in the same order when the same is asked in another sum. `check_private_data` raises PrivacyError,
+        before a record is read, if the settings let no private run use them.
         """
         self._reproducible = reproducible
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._site, self._device, self._precision, self._check = load, site, device, precision, check
         self._masking, self._open_ledger = masking, open_ledger
+        self._check_private_data = check_private_data
         self._private: dict[tuple[str, str], PrivateTraining] = {}  # by task and normalisation, as the workloads
         self._workloads: dict[tuple[str, str], Workload] = {}
         self._replies: OrderedDict[str, dict[type[Request], tuple[Request, Reply]]] = OrderedDict()
@@ -252,7 +255,9 @@ class TrainerService:
         if found is None:
             from sovfed.clients.private import PrivateTraining
 
-            task, ledger = get_task(request.task, normalisation=request.normalisation), self._open_ledger()
+            task = get_task(request.task, normalisation=request.normalisation)
+            self._check_private_data(task)
+            ledger = self._open_ledger()
             found = PrivateTraining(task, self._load(task), site=self._site, device=self._device, ledger=ledger)
             self._private = {key: found}  # one task at a time holds the ledger
         return found
@@ -350,7 +355,7 @@ def make_trainer(
     return TrainerService(
         lambda task: load_records(task, config.data), site=config.data.site, device=config.device,
         precision=config.precision, check=check, masking=masking, open_ledger=open_ledger, states=states,
-        reproducible=reproducible,
+        reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data),
     )  # fmt: skip
 
 

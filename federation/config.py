@@ -66,8 +66,19 @@ class DataConfig:
     path: str | None = bounded(None, 1, 4096, doc="the connector's file or folder; null where the data are embedded")
     site: str = bounded("0", 1, 64, doc="the institution whose records to read: '0', '1', … or a name such as 'va'")
     sites: int = bounded(4, 1, 1_000, doc="institutions that a simulated split is made for")
+    person: str | None = bounded(
+        None,
+        1,
+        64,
+        doc="csv: the column that names a person, or 'row': each row is another person; null: the task's, "
+        "else 'person' if it is there. Private runs need to know",
+    )
     limit: int | None = bounded(
-        None, 1, 10**9, unit="records", doc="most to train on, a sample; of those held out a quarter; null = all"
+        None,
+        1,
+        10**9,
+        unit="records",
+        doc="most to train on, a sample; of those held out a quarter; null = all, as private runs demand",
     )
 
 

@@ -85,6 +85,8 @@ def merge(parts: Sequence[Records]) -> Records:
         persons=np.concatenate([part.persons + first for part, first in zip(parts, people, strict=True)]),
         train=np.concatenate([part.train + start for part, start in zip(parts, starts, strict=True)]),
         test=np.concatenate([part.test + start for part, start in zip(parts, starts, strict=True)]),
+        several_records=any(part.several_records for part in parts),
+        not_private=next((part.not_private for part in parts if part.not_private), ""),
     )
 
 

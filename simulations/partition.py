@@ -97,7 +97,11 @@ class Partition:
             lost = self._config.fade * institution / (self.institutions - 1)
             faded = (1 - lost) * noisy + lost * self._bounds[:, 1]
             features = np.clip(faded, self._bounds[:, 0], self._bounds[:, 1]).astype(np.float32)
-        return Records(features, self._records.labels[union], self._records.persons[union], train, test)
+        return Records(
+            features, self._records.labels[union], self._records.persons[union], train, test,
+            several_records=institution >= len(self._parts["train"]),  # a bootstrap sample may have a person twice
+            not_private=self._records.not_private,
+        )  # fmt: skip
 
     def _generator(self, purpose: int, institution: int) -> np.random.Generator:
         """A stream of its own for each institution, made in a fraction of the time that `default_rng` takes."""

@@ -183,7 +183,7 @@ class Chain:
             outputs.append(out)
             after.append(found)
             inputs = found.detach()
-        losses = self._loss(after[-1].flatten(0, 1).float(), labels.flatten())
+        losses = self._loss(after[-1].flatten(0, 1), labels.flatten())
         (slopes,) = torch.autograd.grad(losses, outputs[-1], weights.flatten())
         for place in range(len(passes) - 1, -1, -1):
             passes[place] = replace(passes[place], slopes=slopes)

@@ -1,8 +1,9 @@
 """Private rounds of whole cohorts: each step's sampled persons side by side, clipped, summed and noised at once.
 
 A person is sampled, averaged over their records in the step, and clipped, and a sum is rounded and noised as in
-`clients/private.py`, with the same randomness from the operating system; only the order of float32 sums differs. Chains
-of Linear layers give each record's norm and the clipped sum without a gradient of each; other models, and persons
+`clients/private.py`, with the same randomness from the operating system. Everything is computed in float64: pieces
+here are of another size in each step, where float32 would give a record other bits (`clients/dpsgd/step.py`). Chains of
+Linear layers give each record's norm and the clipped sum without a gradient of each; other models, and persons
 with several records, have the gradients of a piece of the step's records at a time.
 
 No ledger is charged, as in any simulation, and sums are added in the clear: the figures in the run's statement are what
@@ -21,7 +22,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sovfed.clients.dpsgd.compatibility import EXAMPLES
 from sovfed.clients.dpsgd.engines import clip_factors
+from sovfed.clients.dpsgd.made_up import made_up_records
 from sovfed.clients.dpsgd.step import CLIP_MARGIN, ENGINE_TOLERANCE, PrivateStep
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian
@@ -37,7 +40,6 @@ if TYPE_CHECKING:
 
 PIECE_BYTES: Final = 64 << 20  # gradients of the records that are taken at once
 SILO_BITS: Final = 20  # of a clip's grid: what `noise.release` takes
-EXAMPLES: Final = 4  # made-up records to try a model on
 Floats = npt.NDArray[np.float64]
 
 
@@ -87,7 +89,7 @@ class StackedPrivate:
         if task.build is None or task.loss is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
         self._task, self._clip, self._loss = task, clip, task.loss
-        self._model = StackedModel(task.build().to(device), task.loss)
+        self._model = StackedModel(task.build().to(device).double(), task.loss)
         self._exact = _linear_once(self._model)
         self._gradients = torch.vmap(
             torch.vmap(torch.func.grad(self._record_loss), in_dims=(None, 0, 0)), in_dims=(0, 0, 0)
@@ -107,7 +109,7 @@ class StackedPrivate:
         units, table = Units(request.clip, d, SILO_BITS), Units(request.clip, copies * d, SILO_BITS)
         variance = share_variance(request.noise_multiplier, units)
         for who in _sampled(len(persons.first), request.steps, request.sampling_rate, entropy):
-            total = self.clipped_sums(models.float(), features, labels, persons, who).cpu().numpy()
+            total = self.clipped_sums(models.float().double(), features, labels, persons, who).cpu().numpy()
             noised = table.quantise(total.reshape(-1)) + discrete_gaussian(copies * d, variance, entropy)
             step = torch.from_numpy(table.dequantise(noised).reshape(copies, d)).to(models.device)
             models.sub_(step, alpha=request.learning_rate / request.batch)
@@ -121,23 +123,24 @@ class StackedPrivate:
         It is rounded once, not at each institution, and no institution's part is cut to the ring.
         """
         (who,) = _sampled(len(persons.first), 1, request.sampling_rate, entropy)
-        model = torch.tensor(request.model, device=features.device).unsqueeze(0)
+        model = torch.tensor(request.model, dtype=torch.float64, device=features.device).unsqueeze(0)
         total = self.clipped_sums(model, features, labels, persons.together(), who)
         return noised_sum(total.cpu().numpy(), request, persons.institutions, entropy)
 
     def clipped_sums(self, models: Tensor, features: Tensor, labels: Tensor, persons: Persons, who: Indices) -> Tensor:
         """For every institution the sum of its sampled persons' clipped gradients at its own model: float64 [c, d].
 
-        `models` is float32 [c, d]; `who` are places of persons, ascending. A gradient that is not finite is left out.
+        `models` is [c, d]; `who` are places of persons, ascending. A gradient that is not finite is left out.
         """
-        total = torch.zeros(models.shape, dtype=torch.float64, device=models.device)
+        models = models.double()
+        total = torch.zeros_like(models)
         direct = self._exact and not persons.several
-        each = 4 * sum(one.numel() for one in features[:1]) if direct else 12 * models.shape[1]
+        each = 8 * sum(one.numel() for one in features[:1]) if direct else 24 * models.shape[1]
         for piece in _pieces(persons, who, max(1, PIECE_BYTES // max(1, each))):
             here, places = np.unique(persons.owner[piece.who], return_inverse=True)
             chosen = torch.from_numpy(here).to(models.device)
             sums = self._clipped(models[chosen], features, labels, piece, places, direct=direct)
-            total.index_add_(0, chosen, sums.double())
+            total.index_add_(0, chosen, sums)
         return total
 
     def _clipped(
@@ -148,11 +151,13 @@ class StackedPrivate:
         starts = np.searchsorted(copy, np.arange(len(models)))
         column = np.arange(len(copy)) - starts[copy]
         shape = (len(models), int(column.max()) + 1)
-        grid, there = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        grid, there = np.zeros(shape, np.int64), np.zeros(shape, np.float64)
         grid[copy, column], there[copy, column] = piece.rows, 1
         rows, mask = (torch.from_numpy(part).to(models.device) for part in (grid, there))
         run = self._clip_directly if direct else self._clip_gradients
-        return run(models, features[rows], labels[rows], mask, torch.from_numpy(piece.person).to(models.device))
+        return run(
+            models, features[rows].double(), labels[rows], mask, torch.from_numpy(piece.person).to(models.device)
+        )
 
     def _clip_directly(self, models: Tensor, features: Tensor, labels: Tensor, mask: Tensor, _: Tensor) -> Tensor:
         """Of a chain, where a record is a person: its norm is Σ (|input|² + 1)·|slope|² over the layers."""
@@ -194,15 +199,13 @@ class StackedPrivate:
 
     def _record_loss(self, parameters: list[Tensor], record: Tensor, label: Tensor) -> Tensor:
         outputs = self._model.call(parameters, record.unsqueeze(0))
-        return self._loss(outputs.float(), label.unsqueeze(0))[0]
+        return self._loss(outputs, label.unsqueeze(0))[0]
 
     def _try(self, task: Task, device: torch.device) -> None:
         """Hold both ways of clipping to `PrivateStep`, on made-up records, before they see a real one."""
         if task.build is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
-        generator, classes = torch.Generator().manual_seed(0), len(task.schema.classes)
-        features = torch.rand(2 * EXAMPLES, len(task.schema.features), generator=generator).to(device)
-        labels = (torch.arange(2 * EXAMPLES) % classes).to(device)
+        features, labels = (part.to(device) for part in made_up_records(task, 2 * EXAMPLES))
         module = task.build().to(device)
         flat = torch.cat([one.detach().flatten() for one in module.parameters()])
         models = torch.stack([flat, 0.5 * flat])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.federation.errors import DataError
+from sovfed.federation.errors import DataError, PrivacyError
 from sovfed.federation.schema import nearest
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ TASK_OF_SOURCE: Final = {  # of those that hold one task's records; the others s
     "breast_cancer": "breast_cancer", "digits": "digits", "none": "echo", "pneumoniamnist": "pneumonia",
     "statutes": "statutes", "uci_heart": "heart",
 }  # fmt: skip
+LIMITED: Final = (
+    "data.limit takes a sample in which one person's coming is another's going; a private run needs all records "
+    "(data.limit=null)"
+)
 Indices = npt.NDArray[np.int64]
 
 
@@ -31,6 +35,9 @@ class Records:
     """An institution's records of one task; its text form shows counts only.
 
     `features` [n, f], `labels` [n] from 0, `persons` [n] (equal number: same person), `train` and `test` disjoint rows.
+    `several_records` declares whether a person may have more than one; it is never counted, since one person's coming
+    would change it for all. `not_private` says why no private run may use them, "" if it may: then adding or removing
+    a person adds or removes that person's rows and moves no other person's from one part to the other.
     """
 
     features: npt.NDArray[np.float32]
@@ -38,6 +45,8 @@ class Records:
     persons: Indices
     train: Indices
     test: Indices
+    several_records: bool = True
+    not_private: str = ""
 
     def __repr__(self) -> str:
         persons = len(np.unique(self.persons))
@@ -70,6 +79,20 @@ def load_records(task: Task, config: DataConfig) -> Records:
     return records if config.limit is None else sample(records, config.limit, f"{config.source}/{config.site}")
 
 
+def check_private_data(task: Task, config: DataConfig) -> None:
+    """Raise PrivacyError unless the settings say who is a person; no record is read for it, of a CSV file the header.
+
+    Whatever this refuses, `Records.not_private` refuses too.
+    """
+    if config.limit is not None:
+        raise PrivacyError(LIMITED)
+    if config.source == "csv":
+        from sovfed.clients.data.csv import UNDECLARED, declares_persons
+
+        if not declares_persons(task, config):
+            raise PrivacyError(UNDECLARED)
+
+
 def natural_sites(config: DataConfig) -> tuple[str, ...]:
     """The real institutions that a simulation takes the source's records from; () if their split is simulated."""
     match config.source:
@@ -95,7 +118,10 @@ def sample(records: Records, limit: int, salt: str) -> Records:
     ]
     rows = np.concatenate(kept)
     train, test = np.split(np.arange(len(rows)), [len(kept[0])])
-    return Records(records.features[rows], records.labels[rows], records.persons[rows], train, test)
+    return Records(
+        records.features[rows], records.labels[rows], records.persons[rows], train, test, records.several_records,
+        LIMITED,
+    )  # fmt: skip
 
 
 def require_task(task: Task, source: str, *names: str) -> None:

@@ -31,4 +31,4 @@ def load(task: Task, config: DataConfig) -> Records:
     rows = simulated_site("breast_cancer", size, NOISE, config.site, config.sites)
     labels = (target[rows] == 0).astype(np.int64)  # in the file 0 is malignant
     train, test = stratified(f"breast_cancer/{config.site}", labels)
-    return Records(features[rows].astype(np.float32), labels, rows, train, test)
+    return Records(features[rows].astype(np.float32), labels, rows, train, test, several_records=False)

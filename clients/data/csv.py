@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sovfed.clients.data import Records
 from sovfed.clients.data.files import read_file
-from sovfed.clients.data.split import by_person
+from sovfed.clients.data.split import by_person, row_names
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,24 +20,29 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks import Task
 
 MAX_BYTES: Final = 1 << 30
-PERSON: Final = "person"  # the column's name where the task's schema gives none; without it every row is a person
+PERSON: Final = "person"  # the column's name where neither data.person nor the task's schema gives one
+ROW: Final = "row"  # as data.person: each row is another person
+MAX_HEADER: Final = 1 << 20
+UNDECLARED: Final = (
+    f"nothing says whose a row is: the file has no column '{PERSON}'. Name the column of persons with data.person, or, "
+    f"if each row is another person, declare that with data.person={ROW}"
+)
 
 
 def load(task: Task, config: DataConfig) -> Records:
     """The records of the UTF-8 file `config.path`: the schema's features, label (a class number) and person column.
 
-    Other columns are ignored. The held-out part is chosen by person. Raises DataError.
+    Other columns are ignored. The held-out part is chosen by person, of rows without one by their content: neither
+    depends on what else the file holds. Raises DataError.
     """
-    if not config.path:
-        raise DataError("data.source 'csv' needs data.path: the file")
-    path = Path(config.path).expanduser()
+    path = _path(config)
     try:
         text = read_file(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text") from None
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     header = next(rows, [])
-    numbers, person = _columns(task, header, path)
+    numbers, person = _columns(task, config, header, path)
     values: list[list[float]] = []
     names: list[str] = []
     try:
@@ -47,15 +52,43 @@ def load(task: Task, config: DataConfig) -> Records:
             if len(row) != len(header):
                 raise DataError(f"{path}, line {rows.line_num}: {len(row)} columns, expected {len(header)}")
             values.append([float(row[column]) for column in numbers])
-            names.append(row[person] if person is not None else str(len(names)))
+            if person is not None:
+                names.append(row[person])
     except csv.Error:
         raise DataError(f"{path}, line {rows.line_num}: malformed CSV") from None
     except ValueError:
         raise DataError(f"{path}, line {rows.line_num}: one of the task's columns is not a number") from None
-    return _records(task, np.array(values, dtype=np.float64).reshape(-1, len(numbers)), names, path)
+    table = np.array(values, dtype=np.float64).reshape(-1, len(numbers))
+    if person is None:
+        names = row_names(row.tobytes() for row in table)
+    return _records(
+        task, table, names, path, several=person is not None, declared=person is not None or _by_row(config)
+    )
 
 
-def _columns(task: Task, header: list[str], path: Path) -> tuple[list[int], int | None]:
+def declares_persons(task: Task, config: DataConfig) -> bool:
+    """Whether the settings and the file's header say who is a person. Raises DataError; reads no record."""
+    path = _path(config)
+    try:
+        with path.open("rb") as file:
+            text = file.readline(MAX_HEADER).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise DataError(f"{path}: its first line cannot be read as UTF-8 text") from None
+    header = next(csv.reader(io.StringIO(text, newline=""), strict=True), [])
+    return _columns(task, config, header, path)[1] is not None or _by_row(config)
+
+
+def _path(config: DataConfig) -> Path:
+    if not config.path:
+        raise DataError("data.source 'csv' needs data.path: the file")
+    return Path(config.path).expanduser()
+
+
+def _by_row(config: DataConfig) -> bool:
+    return config.person == ROW
+
+
+def _columns(task: Task, config: DataConfig, header: list[str], path: Path) -> tuple[list[int], int | None]:
     """Where the features and the label stand, and where the person."""
     wanted = [*(feature.name for feature in task.schema.features), task.schema.label]
     missing = [name for name in wanted if name not in header]
@@ -63,12 +96,19 @@ def _columns(task: Task, header: list[str], path: Path) -> tuple[list[int], int 
         problem = f"lacks columns {missing[:5]} ({len(missing)} in all)" if missing else "names a column twice"
         raise DataError(f"{path}: the header {problem}; task '{task.name}' needs {len(wanted)} columns")
     person = task.schema.person or PERSON
-    if task.schema.person and person not in header:
+    if _by_row(config):
+        if found := [name for name in (person, ROW) if name in header] or task.schema.person:
+            raise DataError(f"{path}: data.person is '{ROW}', each row another person, yet there is a column {found}")
+    elif config.person:
+        person = config.person
+    if person not in header and not _by_row(config) and (config.person or task.schema.person):
         raise DataError(f"{path}: the header lacks the person column '{person}' of task '{task.name}'")
     return [header.index(name) for name in wanted], header.index(person) if person in header else None
 
 
-def _records(task: Task, table: npt.NDArray[np.float64], names: list[str], path: Path) -> Records:
+def _records(
+    task: Task, table: npt.NDArray[np.float64], names: list[str], path: Path, *, several: bool, declared: bool
+) -> Records:
     labels = table[:, -1]
     if not np.array_equal(labels, np.rint(labels)):
         raise DataError(f"{path}: column '{task.schema.label}' holds values that are no class numbers")
@@ -77,4 +117,7 @@ def _records(task: Task, table: npt.NDArray[np.float64], names: list[str], path:
     codes = {name: code for code, name in enumerate(dict.fromkeys(names))}
     train, test = by_person(task.name, names)
     persons = np.array([codes[name] for name in names], dtype=np.int64)
-    return Records(table[:, :-1].astype(np.float32), labels.astype(np.int64), persons, train, test)
+    return Records(
+        table[:, :-1].astype(np.float32), labels.astype(np.int64), persons, train, test, several,
+        "" if declared else UNDECLARED,
+    )  # fmt: skip

@@ -25,4 +25,4 @@ def load(task: Task, config: DataConfig) -> Records:
     features, labels = table[:, :-1], table[:, -1].astype(np.int64)
     rows = simulated_site("digits", labels / 10.0, NOISE, config.site, config.sites)
     train, test = stratified(f"digits/{config.site}", labels[rows])
-    return Records(features[rows].astype(np.float32), labels[rows], rows, train, test)
+    return Records(features[rows].astype(np.float32), labels[rows], rows, train, test, several_records=False)

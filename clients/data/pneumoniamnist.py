@@ -51,7 +51,8 @@ def load(task: Task, config: DataConfig) -> Records:
     )
     here = held_out[rows]
     return Records(
-        images[rows].astype(np.float32), labels[rows], rows, np.flatnonzero(~here), np.flatnonzero(here)
+        images[rows].astype(np.float32), labels[rows], rows, np.flatnonzero(~here), np.flatnonzero(here),
+        several_records=False,
     )  # fmt: skip
 
 

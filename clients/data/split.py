@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -47,13 +48,31 @@ def simulated_site(salt: str, axis: Floats, noise: float, site: str, sites: int)
 
 
 def stratified(salt: str, labels: Indices) -> tuple[Indices, Indices]:
-    """Training and held-out rows, each label split by the same share. For records that are one person each."""
+    """Training and held-out rows, each label split by the same share. For records that are one person each.
+
+    Who is held out depends on the others: only for published files whose checksum is known, to which nobody can be
+    added. Where persons may come and go, take `by_person`.
+    """
     rank = uniform(f"{salt}/held-out", range(len(labels)))
     held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         held_out[rows[np.argsort(rank[rows], kind="stable")[: round(HELD_OUT * len(rows))]]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def row_names(rows: Iterable[bytes]) -> list[str]:
+    """A name for each row from its content alone: of rows that are alike, the k-th is the k-th of that content.
+
+    So removing a row takes away one name and renames no other row, or one that nothing tells from the removed.
+    """
+    seen: Counter[bytes] = Counter()
+    names = []
+    for row in rows:
+        digest = hashlib.sha256(row).digest()
+        names.append(f"{digest.hex()}/{seen[digest]}")
+        seen[digest] += 1
+    return names
 
 
 def by_person(salt: str, persons: Iterable[str]) -> tuple[Indices, Indices]:

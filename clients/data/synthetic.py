@@ -30,7 +30,7 @@ def load(task: Task, config: DataConfig) -> Records:
     shape, classes = (TRAIN + HELD_OUT, len(task.schema.features)), len(task.schema.classes)
     features, labels = (_images if task.name == "synthetic_images" else _sequences)(shape, classes, common, own)
     rows = np.arange(len(labels))
-    return Records(features, labels, rows, rows[:TRAIN], rows[TRAIN:])
+    return Records(features, labels, rows, rows[:TRAIN], rows[TRAIN:], several_records=False)
 
 
 def _images(

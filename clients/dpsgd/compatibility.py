@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from sovfed.clients.dpsgd.made_up import made_up_records
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.tasks.group_norm import OVERRIDE
 
@@ -58,7 +59,7 @@ def examine_task(task: Task, *, several_records: bool = True) -> list[Finding]:
 
     if task.build is None or task.loss is None:
         return [Finding(task.name, "has no model to train", "choose a task that trains one")]
-    features, labels = example_records(task)
+    features, labels = made_up_records(task, EXAMPLES)
     module = task.build()
     found = examine(module, task.loss, features, labels)
     if not any(one.refused for one in found):
@@ -69,23 +70,29 @@ def examine_task(task: Task, *, several_records: bool = True) -> list[Finding]:
     return found
 
 
-def example_records(task: Task) -> tuple[Tensor, Tensor]:
-    """Made-up records that fit the task's schema (features [5, f], labels [5]), the same at every call."""
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(EXAMPLES, len(task.schema.features), generator=generator)  # they are scaled to about ±1
-    if task.symbols:
-        low, high = (torch.tensor([getattr(one, end) for one in task.schema.features]) for end in ("low", "high"))
-        features = (low + torch.rand(features.shape, generator=generator) * (high - low + 1)).floor()
-    return features, torch.arange(EXAMPLES) % len(task.schema.classes)
-
-
 def examine(module: nn.Module, loss: RecordLoss, features: Tensor, labels: Tensor) -> list[Finding]:
-    """All findings on `module` and `loss`, found by type and by trial on the made-up records. Changes nothing."""
+    """All findings on `module` and `loss`, found by type and by trial on the made-up records. Changes nothing.
+
+    Tried as it was built and with other weights: a layer that begins at zero may mix records later.
+    """
     if len(features) < 2 or len(features) != len(labels):
         raise ConfigError(f"{len(features)} example features and {len(labels)} labels, expected two or more of each")
     found = list(_by_type(module))
     if not any(one.refused for one in found):  # a trial would only say the same less clearly
         found += _by_trial(copy.deepcopy(module).train(), loss, features, labels)
+    if not any(one.refused for one in found):
+        found += _by_trial(_shaken(module).train(), loss, features, labels)
+    return found
+
+
+def _shaken(module: nn.Module) -> nn.Module:
+    """A copy of `module` with other weights, each about as large as one that was drawn for its layer."""
+    found, generator = copy.deepcopy(module), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in found.parameters():
+            size = max(1, parameter[0].numel()) if parameter.dim() > 1 else parameter.numel()
+            moved = torch.randn(parameter.shape, generator=generator) / size**0.5
+            parameter.add_(moved.to(parameter.device, parameter.dtype))
     return found
 
 

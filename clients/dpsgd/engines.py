@@ -1,8 +1,8 @@
-"""Per-record gradients three ways: `torch.func.vmap`, Opacus' hooks, and Opacus' ghost norms.
+"""Per-record gradients three ways: `torch.func.vmap`, Opacus' hooks, and ghost norms of Linear layers.
 
-`vmap` (and `hooks`) keep a gradient for each record; `ghost` finds the norms from activations and takes a second,
-weighted backward pass. All take the trainable parameters in the order of `module.parameters()`, read them where
-they stand, and leave `.grad` alone. Features [n, …] and labels [n] lie on the module's device.
+`vmap` (and `hooks`) keep a gradient for each record; `ghost` finds norms and sums from inputs and slopes. Sums are in
+float64, whatever the type of the module. All take the trainable parameters in the order of `module.parameters()`, read
+them where they stand, and leave `.grad` alone. Features [n, …] and labels [n] lie on the module's device.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.func import functional_call, grad, vmap
+from torch.nn import Linear
 
 from sovfed.clients.dpsgd.layers import trainable_layers
 from sovfed.federation.errors import PrivacyError
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 
     RecordLoss = Callable[[Tensor, Tensor], Tensor]
 
-OPACUS_STATE = ("_current_grad_sample", "_norm_sample")
 TINY = torch.finfo(torch.float32).tiny
+BLOCK = 1 << 19  # values that are widened to float64 at once
+RUN = 1 << 10  # squares that are added up in float32 at most
 
 
 class VmapEngine:
@@ -46,6 +48,8 @@ class VmapEngine:
         found = self._gradients(self._values, features, labels)
         return [found[name].flatten(1) for name in self._values]
 
+    own = gradients  # what each record has of its own
+
 
 class HooksEngine:
     """Opacus' `GradSampleHooks`: one batched pass, each layer's gradients from its input and its output's gradient."""
@@ -54,7 +58,7 @@ class HooksEngine:
         self._module, self._loss = module, loss
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._layers, self._reached = trainable_layers(module), _smallest(module)
-        self._hooks = _opacus(ghost=False)(module, loss_reduction="sum")
+        self._hooks = _opacus()(module, loss_reduction="sum")
         self._hooks.disable_hooks()
 
     def gradients(self, features: Tensor, labels: Tensor) -> list[Tensor]:
@@ -71,44 +75,77 @@ class HooksEngine:
             self._hooks.disable_hooks()
             _forget(self._layers)
 
+    own = gradients  # what each record has of its own
+
 
 class GhostEngine:
-    """Opacus' ghost clipping: norms without gradients, then one weighted backward pass (Li et al. 2022, 2110.05679)."""
+    """A record's gradient in a Linear layer is slope ⊗ input: its norm and the clipped sum without the gradient itself.
+
+    After Goodfellow 2015, arXiv:1510.01799. Only for models whose trainable layers are all Linear over one position.
+    Norms and sums are taken in float64; only inputs and slopes, which are each record's own, are of the module's type.
+    """
 
     def __init__(self, module: Module, loss: RecordLoss) -> None:
         self._module, self._loss = module, loss
+        self._layers = [part for part in trainable_layers(module) if isinstance(part, Linear)]
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._layers, self._reached = trainable_layers(module), _smallest(module)
-        self._hooks = _opacus(ghost=True)(module, loss_reduction="sum")
-        self._hooks.disable_hooks()
 
-    def clipped(self, features: Tensor, labels: Tensor, bound: float) -> tuple[list[Tensor], int]:
-        """The sum of the records' gradients, each clipped to `bound`, by parameter; and how many were finite."""
-        losses, norms = self._norms(features, labels)
-        finite = torch.isfinite(norms)
-        used = int(finite.sum())
-        if used < len(features):  # zero times infinity is not zero: the others go again without them
-            return self.clipped(features[finite], labels[finite], bound) if used else (self._zeros(), 0)
-        summed = torch.autograd.grad(losses, self._parameters, clip_factors(norms, bound), materialize_grads=True)
-        return [one.flatten() for one in summed], used
+    def clipped(self, features: Tensor, labels: Tensor, count: int, bound: float) -> tuple[list[Tensor], int]:
+        """The float64 sum of the first `count` records' gradients, each clipped to `bound`, by parameter.
 
-    def _norms(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        _forget(self._layers)
-        self._hooks.enable_hooks()
+        And how many of them were finite: the others are left out.
+        """
+        passes = self._passes(features, labels)
+        squares = torch.zeros(len(features), dtype=torch.float64, device=features.device)
+        for layer, inputs, slopes in passes:
+            wide = inputs.square().sum(1) if layer.weight.requires_grad else torch.zeros_like(squares)
+            if layer.bias is not None and layer.bias.requires_grad:
+                wide = wide + 1
+            squares += wide * slopes.square().sum(1)
+        used, factors = factors_of(squares.sqrt(), count, bound)
+        found: dict[int, Tensor] = {}
+        if not used.all():  # zero times infinity is not zero
+            passes = [(layer, _only(used, inputs), _only(used, slopes)) for layer, inputs, slopes in passes]
+        for layer, inputs, slopes in passes:
+            weighted = slopes * factors.unsqueeze(1)
+            if layer.weight.requires_grad:
+                found[id(layer.weight)] = (weighted.T @ inputs).flatten()
+            if layer.bias is not None and layer.bias.requires_grad:
+                found[id(layer.bias)] = weighted.sum(0)
+        sums = [found[id(one)] if id(one) in found else self._zeros(one) for one in self._parameters]
+        return sums, int(used.sum())
+
+    def own(self, features: Tensor, labels: Tensor) -> list[Tensor]:
+        """What each record has of its own: inputs and slopes of every layer, [n, width]."""
+        return [one for _, inputs, slopes in self._passes(features, labels) for one in (inputs, slopes)]
+
+    def _passes(self, features: Tensor, labels: Tensor) -> list[tuple[Linear, Tensor, Tensor]]:
+        """Of each layer that was used its inputs and the slopes of the losses at its outputs, float64 [n, width]."""
+        seen: list[tuple[Linear, Tensor, Tensor]] = []
+
+        def watch(layer: Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not isinstance(layer, Linear):
+                raise PrivacyError("ghost clipping is for Linear layers; use engine vmap")
+            seen.append((layer, args[0].detach(), output))
+            return output.clone()  # what follows may change its input in place
+
+        handles = [layer.register_forward_hook(watch) for layer in self._layers]
         try:
             with torch.enable_grad():
                 losses = self._loss(self._module(features), labels)
-                torch.autograd.grad(losses.sum(), self._reached, retain_graph=True)
-            found: list[Tensor] = [one._norm_sample for one in self._parameters if hasattr(one, "_norm_sample")]
-            if len(found) < len(self._parameters) or any(norm.shape != (len(features),) for norm in found):
-                raise PrivacyError("ghost clipping found no norm for a parameter; use engine vmap")
-            return losses, torch.linalg.vector_norm(torch.stack(found), dim=0)
+                slopes = torch.autograd.grad(
+                    losses.sum(), [output for _, _, output in seen], allow_unused=True, materialize_grads=True
+                )
         finally:
-            self._hooks.disable_hooks()
-            _forget(self._layers)
+            for handle in handles:
+                handle.remove()
+        return [
+            (layer, inputs.double(), slope.double()) for (layer, inputs, _), slope in zip(seen, slopes, strict=True)
+        ]
 
-    def _zeros(self) -> list[Tensor]:
-        return [torch.zeros(one.numel(), dtype=one.dtype, device=one.device) for one in self._parameters]
+    @staticmethod
+    def _zeros(parameter: Parameter) -> Tensor:
+        return torch.zeros(parameter.numel(), dtype=torch.float64, device=parameter.device)
 
 
 Engine = VmapEngine | HooksEngine | GhostEngine
@@ -136,6 +173,50 @@ def clip_factors(norms: Tensor, bound: float) -> Tensor:
     return (bound / norms.clamp_min(TINY)).clamp_max(1.0)
 
 
+def factors_of(norms: Tensor, count: int, bound: float) -> tuple[Tensor, Tensor]:
+    """Which of the first `count` rows have a finite norm, and what each row is multiplied with: zero for the others."""
+    used = norms.isfinite()
+    used[count:] = False
+    return used, torch.where(used, clip_factors(torch.where(used, norms, 1.0), bound), 0.0)
+
+
+def clip_and_sum(gradients: Sequence[Tensor], count: int, bound: float) -> tuple[list[Tensor], int]:
+    """The float64 sum over the first `count` rows of [n, size] parts, each row (over all parts) clipped to `bound`.
+
+    And how many rows were finite: the others are left out. A row's factor depends on that row alone; its norm is off
+    by less than 2^-14, since no more than `RUN` squares are added up in the type of the gradients.
+    """
+    squares = torch.zeros(len(gradients[0]), dtype=torch.float64, device=gradients[0].device)
+    for one in gradients:
+        whole = one.shape[1] // RUN * RUN
+        if whole:
+            runs = torch.linalg.vector_norm(one[:, :whole].unflatten(1, (-1, RUN)), dim=2)
+            squares += runs.double().square_().sum(1)
+        squares += one[:, whole:].double().square().sum(1)
+    used, factors = factors_of(squares.sqrt(), count, bound)
+    if not used[:count].all():  # zero times infinity is not zero
+        gradients = [_only(used, one) for one in gradients]
+    return [_weigh(one[:count], factors[:count]) for one in gradients], int(used.sum())
+
+
+def _only(used: Tensor, rows: Tensor) -> Tensor:
+    """`rows` [n, size] with zeros in those that are not `used`."""
+    return torch.where(used.unsqueeze(1), rows, 0.0)
+
+
+def _weigh(rows: Tensor, factors: Tensor) -> Tensor:
+    """factors @ rows in float64, of as many columns at once as a cache holds: shape [size]."""
+    count, size = rows.shape
+    width = max(1, BLOCK // max(1, count))
+    found = torch.empty(size, dtype=torch.float64, device=rows.device)
+    wide = torch.empty(count * min(width, size), dtype=torch.float64, device=rows.device)
+    for start in range(0, size, width):
+        block = rows[:, start : start + width]
+        place = wide[: block.numel()].view(block.shape).copy_(block)
+        torch.mv(place.T, factors, out=found[start : start + width])
+    return found
+
+
 def _smallest(module: Module) -> list[Parameter]:
     """The smallest trainable parameter of each layer, each once: a backward pass to them comes by every layer."""
     each = [
@@ -160,12 +241,11 @@ def _forget(layers: Sequence[Module]) -> None:
         for parameter in layer.parameters(recurse=False):
             state: Any = parameter
             state.grad_sample, state._forward_counter = None, 0
-            for attribute in OPACUS_STATE:
-                if hasattr(parameter, attribute):
-                    delattr(parameter, attribute)
+            if hasattr(parameter, "_current_grad_sample"):
+                delattr(parameter, "_current_grad_sample")
 
 
-def _opacus(*, ghost: bool) -> Any:
+def _opacus() -> Any:
     """Opacus' class for hooks, imported without the handler that its import puts on the root logger.
 
     torch warns of hooks on a module whose inputs need no gradient, as is the rule for records.
@@ -173,7 +253,7 @@ def _opacus(*, ghost: bool) -> Any:
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
+    from opacus.grad_sample import GradSampleHooks
 
     root.handlers[:], root.level = handlers, level
-    return GradSampleHooksFastGradientClipping if ghost else GradSampleHooks
+    return GradSampleHooks

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ENGINES: Final = ("vmap", "ghost", "hooks")
-GHOST_SHARE: Final = 0.5  # of the parameters in single-position Linear layers, above which ghost norms save most
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +82,9 @@ def trace(module: nn.Module, features: Tensor) -> Trace:
 def refusals(engine: str, found: Trace, *, several_records: bool) -> list[str]:
     """Why `engine` would be wrong for the traced model; empty if nothing speaks against it.
 
-    vmap differentiates each record by itself and is right wherever it runs. The engines of Opacus 1.6 compute from each
-    layer's input and output, with a rule of its own for each type: only those that are exact are let through.
+    vmap differentiates each record by itself and is right wherever it runs. Opacus' hooks (1.6) compute from a layer's
+    input and output, with a rule of its own for each type: only those that are exact are let through. Ghost norms are
+    for Linear layers that see a record once.
     """
     if engine == "vmap":
         return []
@@ -96,21 +96,19 @@ def refusals(engine: str, found: Trace, *, several_records: bool) -> list[str]:
         for layer in found.layers:
             if layer.calls > 1:
                 reasons.append(f"{layer.name}: used {layer.calls} times, and norms of uses do not add up")
-            if isinstance(layer.module, nn.Linear) and layer.rank != 2:
+            if type(layer.module) is not nn.Linear:
+                reasons.append(f"{layer.name}: no ghost norm for {type(layer.module).__name__}")
+            elif layer.calls and layer.rank != 2:
                 reasons.append(f"{layer.name}: Linear over a sequence, whose ghost norm loses digits by cancellation")
     return reasons
 
 
 def choose(found: Trace, *, several_records: bool) -> tuple[str, str]:
     """The engine for the traced model, and why. Deterministic: the same model gets the same engine everywhere."""
-    total = sum(_size(layer.module) for layer in found.layers)
-    linear = sum(_size(layer.module) for layer in found.layers if isinstance(layer.module, nn.Linear))
-    if linear < GHOST_SHARE * total:
-        return "vmap", f"only {linear} of {total} parameters are in Linear layers"
     against = refusals("ghost", found, several_records=several_records)
     if against:
         return "vmap", f"ghost clipping would be wrong ({against[0]})"
-    return "ghost", f"{linear} of {total} parameters are in Linear layers, each applied once to a record"
+    return "ghost", "all parameters are in Linear layers, each applied once to a record"
 
 
 def _inexact(layer: Layer) -> str:
@@ -131,10 +129,6 @@ def _inexact(layer: Layer) -> str:
 
 def _trainable(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters(recurse=False))
 
 
 def trainable_layers(module: nn.Module) -> Sequence[nn.Module]:

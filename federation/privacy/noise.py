@@ -20,10 +20,10 @@ Consequence. Whatever holds for the Gaussian mechanism of variance h·s² − 4 
   in concentrated DP, too weak a statement for PLD and for amplification by sampling; the tests hold the two against
   each other.
 
-Sensitivity. Adding a person moves x by at most C, and X by at most C/g + √d units: rounding to nearest is off by half
-  a unit a coordinate at both ends. A further unit pays for x being a float64 sum: adding n vectors of norm ≤ C one by
-  one is off by at most n²·2^-54·C at either end, which is below a unit for n ≤ 2^((52 − bits)/2). The vectors have to
-  be clipped with their own rounding in mind, and summed in float64.
+Sensitivity. Adding a person moves x by at most C as it stands in memory: its rounding is paid for by a clip that is
+  a little below C (the proofs are at the head of `clients/dpsgd/step.py`, and for whole updates in
+  `clients/private.py`), for any number of vectors. X then moves by at most C/g + √d units: rounding to nearest is off
+  by half a unit a coordinate at both ends. One further unit is charged and not needed.
 Unit: a person. Adjacency: add or remove one.
 """
 
@@ -82,11 +82,6 @@ class Units:
         """L2 norm, in units, by which one person can move the rounded sum: C/g + √d + 1."""
         return math.nextafter(math.ldexp(self.clip, -self.exponent) + math.sqrt(self.size) + 1, math.inf)
 
-    @property
-    def max_vectors(self) -> int:
-        """How many vectors a float64 sum may have."""
-        return math.isqrt(2 ** (52 - self.bits))
-
     def quantise(self, total: npt.NDArray[Any]) -> Integers:
         """`total` (shape [size]) in units, rounded to nearest. Raises PrivacyError if not finite, or 2^52 and more."""
         if total.shape != (self.size,):
@@ -142,7 +137,7 @@ def added_delta(epsilon: float, distance: float) -> float:
 def release(
     total: npt.NDArray[Any], clip: float, noise_multiplier: float, entropy: Entropy = os.urandom, bits: int = 20
 ) -> npt.NDArray[np.float64]:
-    """A float64 sum of vectors of norm ≤ `clip`, with all the noise of one institution: shape [d], multiples of a unit.
+    """A sum that no person moves by more than `clip`, with all the noise of one institution: shape [d], multiples of a unit.
 
     One release of `Event(noise_multiplier, q)`, where q is the rate at which the vectors' persons were sampled.
     """

@@ -24,9 +24,22 @@ MECHANISMS: Final = {
     "showed the coordinator only the sum of all contributions, with the noise of all shares in it.",
     "silo": "Each institution added all of the noise to its own contribution before anything left it. Nobody else has "
     "to be trusted for the promise to hold.",
-    "institution": "Each institution's whole contribution of a round was limited in size and covered by noise, so that "
-    "the promise protects even the institution as a whole, and with it each person in its records.",
+    "institution": "Each institution limited its whole contribution of a round in size and added a share of the noise, "
+    "and a cryptographic protocol (secure aggregation) showed the coordinator only the sum of all contributions, with "
+    "the noise of all shares in it, so that the promise protects even the institution as a whole, and with it each "
+    "person in its records.",
 }
+_STEP: Final = (
+    "Before that, each person's influence on a step was limited to {clip} (the clip), and, where the table shows a "
+    "sampling rate below 1, persons were drawn at random for each step."
+)
+LIMITS: Final = {
+    "distributed": _STEP,
+    "silo": _STEP,
+    "institution": "Before that, the contribution was cut to a length of at most {clip} (the clip), which no person can "
+    "move by more than twice that length. All persons took part in every round.",
+}
+SHARED: Final = ("distributed", "institution")  # mechanisms in which an institution adds a share of the noise only
 
 
 @dataclass(frozen=True)
@@ -160,7 +173,10 @@ def to_html(statement: Statement) -> str:
     return _PAGE.format(
         model=html.escape(statement.model), run=html.escape(statement.run), date=html.escape(statement.date),
         promised=_promised(statement), how=MECHANISMS[statement.mechanism], mechanism=statement.mechanism, rows=rows,
-        trust=_trust(statement), clip=f"{statement.clip:g}", cohort=statement.cohort, threshold=statement.threshold,
+        limit=LIMITS[statement.mechanism].format(clip=f"{statement.clip:g}"), trust=_trust(statement),
+        shares=f"least number of honest shares of noise: {statement.threshold}"
+        if statement.mechanism in SHARED else "each adds all of the noise",
+        cohort=statement.cohort,
         accountant=html.escape(statement.accountant), interval=f"{statement.interval:g}",
         epsilon=_up(statement.epsilon), delta=f"{statement.delta:g}",
     )  # fmt: skip
@@ -187,7 +203,7 @@ def _promised(statement: Statement) -> str:
 
 
 def _trust(statement: Statement) -> str:
-    if statement.mechanism != "distributed":
+    if statement.mechanism not in SHARED:
         return "The promise needs no trust in the coordinator or in other institutions, only in the person's own."
     return (
         f"The promise holds as long as at least {statement.threshold} of the {statement.cohort} institutions add their "
@@ -227,8 +243,7 @@ table {{ border-collapse: collapse }} td, th {{ border: 1px solid #999; padding:
 <p>The promise is made to each <em>person</em>, with all records that one institution holds of them, whether or not
 they took part. It cannot be weakened later by new computers, new data or further analysis of the model.</p>
 <h2>How it is kept</h2>
-<p>{how} Before that, each person's influence on a contribution was limited to {clip} (the clip), and, where the
-table shows a sampling rate below 1, persons were drawn at random for each step.</p>
+<p>{how} {limit}</p>
 <p>{trust}</p>
 <h2>What is not promised</h2>
 <ul>
@@ -245,7 +260,7 @@ holds the limit over the years; this page covers this run.</li>
 <h2>Figures</h2>
 <p>Federation: ε = {epsilon}, δ = {delta} (the largest of its institutions; each person is taken to be in one of
 them). Mechanism: {mechanism}. Unit: one person. Neighbouring data: one person added or removed. Institutions:
-{cohort}; least number of honest shares of noise: {threshold}. Accountant: {accountant}, interval {interval},
+{cohort}; {shares}. Accountant: {accountant}, interval {interval},
 pessimistic.</p>
 <table>
 <tr><th>Institution</th><th>ε</th><th>δ</th><th>Releases</th><th>Events</th></tr>

@@ -155,7 +155,7 @@ def _pool(seed: int) -> Records:
     labels, classes = union.labels[rows].copy(), len(task.schema.classes)
     labels[:WRONG] = (labels[:WRONG] + generator.integers(1, classes, WRONG)) % classes
     everybody = np.arange(POOL)
-    return Records(union.features[rows], labels, everybody, everybody, everybody[:0])
+    return Records(union.features[rows], labels, everybody, everybody, everybody[:0], several_records=False)
 
 
 def _halves(models: int, seed: int) -> Flags:

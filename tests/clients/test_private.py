@@ -204,7 +204,7 @@ def test_no_seed_makes_sampling_or_noise_repeat(mechanism: str) -> None:
 def test_persons_are_sampled_whole() -> None:
     """Two records of a person are in a step together, and move the sum by no more than one record could."""
     records = load_records(TASK, DATA)
-    twin = dataclasses.replace(records, persons=records.persons // 2 * 2)
+    twin = dataclasses.replace(records, persons=records.persons // 2 * 2, several_records=True)
     place = PrivateTraining(TASK, twin, site="0", device="cpu", ledger=None)
     assert place._count == len(np.unique(twin.persons[twin.train]))
     total = place._sum(dataclasses.replace(REQUEST, sampling_rate=1.0, clip=1e-3), REQUEST.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sovfed.clients.dpsgd import step as module
-from sovfed.clients.dpsgd.step import CLIP_MARGIN, PrivateStep
+from sovfed.clients.dpsgd.step import CLIP_MARGIN, LevelSum, PrivateStep
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.tasks.group_norm import replace_batchnorm
 from sovfed.federation.tasks.losses import cross_entropy
@@ -163,20 +164,66 @@ def test_engines_chosen_by_themselves(name: str) -> None:
     assert made(name, several=True)[0].engine == "vmap"
 
 
-def test_chunks_change_nothing_and_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where one person's records lie in several chunks."""
+@pytest.mark.parametrize("several", [False, True])
+def test_pieces_change_nothing_and_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
+    """Also where one person's records lie in several pieces."""
     features, labels = floats(6)(50)
-    persons = torch.arange(50) // 12
-    step, built = made("mlp")
+    persons = torch.arange(50) // 12 if several else torch.arange(50)
+    step, built = made("mlp", "vmap", several=several)
     vector = flat(built)
     whole, _ = step.clipped_sum(vector, features, labels, persons)
-    monkeypatch.setattr(module, "FEW", 1)
-    monkeypatch.setattr(module, "CHUNK_BYTES", 4_000)
-    small, _ = made("mlp")
+    monkeypatch.setattr(module, "PIECE", 8)
+    small, _ = made("mlp", "vmap", several=several)
     parts, used = small.clipped_sum(vector, features, labels, persons)
-    assert small._chunk < 5 < step._chunk
-    assert used == 5
+    assert (small._piece, step._piece) == (8, 64)
+    assert used == (5 if several else 50)
     assert float((whole - parts).norm()) < 1e-5
+
+
+@pytest.mark.parametrize("engine", ["vmap", "hooks", "ghost"])
+@pytest.mark.parametrize("name", ["linear", "mlp", "cnn", "transformer"])
+def test_what_a_person_adds_is_the_same_to_the_last_bit_whoever_else_is_there(name: str, engine: str) -> None:
+    """So no number of persons can move the others' part; 2^-40 is for adding up in float64."""
+    try:
+        step, built = made(name, engine, several=False)
+    except PrivacyError:
+        return
+    vector, (features, labels) = flat(built), MODELS[name][1](step._piece + 9)
+    alone = [
+        step.clipped_sum(vector, features[i : i + 1], labels[i : i + 1], torch.zeros(1))[0] for i in range(len(labels))
+    ]
+    for count in (1, 2, step._piece, step._piece + 1, step._piece + 9):
+        order = torch.randperm(len(labels))[:count]
+        total, _ = step.clipped_sum(vector, features[order], labels[order], torch.arange(count))
+        assert float((total - torch.stack([alone[i] for i in order.tolist()]).sum(0)).norm()) < 2.0**-40 * CLIP * count
+    assert step._piece > 1
+
+
+def test_where_kernels_mix_records_they_are_computed_one_at_a_time(caplog: pytest.LogCaptureFixture) -> None:
+    class Shifting(nn.Module):
+        """Off by a bit, by the place in the batch: what no trial with a tolerance can find."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 3)
+
+        def forward(self, features: Tensor) -> Tensor:
+            out: Tensor = self.linear(features) * (1 + 1e-7 * (torch.arange(len(features)) % 7)[:, None])
+            return out
+
+    step = PrivateStep(Shifting(), cross_entropy, CLIP, example=floats(6)(5), several_records=False, engine="ghost")
+    assert step._piece == 1
+    assert "computed one at a time" in caplog.text
+
+
+def test_sums_of_many_vectors_are_as_exact_as_of_few() -> None:
+    """2^17 terms that float64 holds inexactly, added up one by one, are off by 20 times as much."""
+    terms, total = 2**17, LevelSum()
+    for _ in range(terms):
+        total.add([torch.full((1,), 0.1, dtype=torch.float64)])
+    (found,) = total.total()
+    assert abs(Fraction(float(found)) - terms * Fraction(0.1)) < Fraction(4 * 256 * terms, 10 * 2**53)
+    assert LevelSum().total() == []
 
 
 @pytest.mark.parametrize("engine", ["vmap", "hooks", "ghost"])

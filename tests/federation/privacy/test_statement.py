@@ -155,7 +155,44 @@ def test_page_is_whole_and_escapes_names(mechanism: str) -> None:
     assert "hospital <1>" in page.text and "hospital <1>" not in to_html(made(mechanism=mechanism))
     for part in ("What is promised", "What is not promised", "200 × noise 3 at sampling rate 0.1", "one person added"):
         assert part in page.text
-    assert ("up to 1 of the others may work together" in page.text) == (mechanism == "distributed")
+
+
+CLAIMS = {  # what the page says → of which mechanisms it is true
+    "Each institution added a share of the noise": ("distributed",),
+    "limited its whole contribution of a round in size and added a share of the noise": ("institution",),
+    "Each institution added all of the noise to its own contribution before anything left it": ("silo",),
+    "secure aggregation) showed the coordinator only the sum": ("distributed", "institution"),
+    "Nobody else has to be trusted for the promise to hold": ("silo",),
+    "needs no trust in the coordinator or in other institutions, only in the person's own": ("silo",),
+    "as long as at least 6 of the 8 institutions add their noise as agreed": ("distributed", "institution"),
+    "up to 1 of the others may work together with the coordinator": ("distributed", "institution"),
+    "No sum with fewer than 6 honest contributions was ever opened": ("distributed", "institution"),
+    "least number of honest shares of noise: 6": ("distributed", "institution"),
+    "each adds all of the noise": ("silo",),
+    "protects even the institution as a whole": ("institution",),
+    "each person's influence on a step was limited to 1.5 (the clip)": ("distributed", "silo"),
+    "persons were drawn at random": ("distributed", "silo"),
+    "cut to a length of at most 1.5 (the clip), which no person can move by more than twice": ("institution",),
+    "All persons took part in every round": ("institution",),
+    "made to each person, with all records that one institution holds of them": ("distributed", "silo", "institution"),
+    "Protection of a group": ("distributed", "silo", "institution"),
+    "the ε of those institutions may add up": ("distributed", "silo", "institution"),
+    "Neighbouring data: one person added or removed": ("distributed", "silo", "institution"),
+}
+
+
+@pytest.mark.parametrize("mechanism", ["distributed", "silo", "institution"])
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_the_page_claims_of_a_mechanism_what_is_true_of_it(mechanism: str, claim: str) -> None:
+    assert (claim in read(made(mechanism=mechanism, clip=1.5)).text) == (mechanism in CLAIMS[claim])
+
+
+@pytest.mark.parametrize("mechanism", ["distributed", "silo", "institution"])
+def test_every_sentence_on_how_the_promise_is_kept_is_among_the_tested_claims(mechanism: str) -> None:
+    text = read(made(mechanism=mechanism, clip=1.5)).text
+    section = text.partition("How it is kept")[2].partition("What is not promised")[0]
+    for sentence in re.split(r"(?<=[a-z)])\. ", section.strip()):
+        assert any(claim in sentence for claim in CLAIMS), sentence
 
 
 def test_page_rounds_what_it_promises_upwards() -> None:
