@@ -56,7 +56,7 @@ class PrivateTraining:
         self._features = torch.from_numpy(((records.features[rows] - mean) / spread).astype(np.float32))
         self._labels = torch.from_numpy(records.labels[rows])
         self._persons = torch.from_numpy(np.unique(records.persons[rows], return_inverse=True)[1].astype(np.int64))
-        self._count = int(self._persons.max()) + 1
+        self._count = int(self._persons.max()) + 1 if len(self._persons) else 0
         self._steps: dict[float, PrivateStep] = {}
         self._kept: tuple[tuple[str, str, int, Plan, bytes], PrivateUpdate] | None = None
 
@@ -97,12 +97,7 @@ class PrivateTraining:
     def _noised(self, request: PrivateRequest, total: npt.NDArray[np.float64], room: int) -> Integers:
         """`total` in units, with this institution's share of the noise."""
         units = Units(request.clip, total.size, request.grid_bits)
-        variance = share_variance(request.noise_multiplier, units, request.honest)
-        reserve = int(TAIL * variance**0.5) + 1
-        if 4 * reserve > room:
-            raise PrivacyError(
-                f"noise of {variance**0.5:.3g} units does not fit the ring's room of {room}: take fewer grid_bits"
-            )
+        variance, reserve = noise_reserve(request, total.size, room)
         bound = room - reserve  # cutting the sum to a box moves no person's influence up
         integers = np.clip(units.quantise(total), -bound, bound) + discrete_gaussian(total.size, variance)
         return integers.astype(np.int32)
@@ -161,6 +156,33 @@ class PrivateTraining:
         )
         receipt = ledger.spend(grant, spent)
         log.info("round %d: ε %.3f, ledger head %s", request.round, receipt.epsilon_after, receipt.head[:16])
+
+
+def admit(request: PrivateRequest, task: Task, room: int, ledger: PrivacyLedger | None) -> None:
+    """Raise what can be refused without a record: by constants, or by the ledger, which reserves the run's steps.
+
+    ConfigError if the task trains nothing, PrivacyError if the noise does not fit the ring or the ledger refuses.
+    """
+    if task.build is None or task.loss is None:
+        raise ConfigError(f"task '{task.name}' trains nothing, so there is nothing to make private")
+    if request.mechanism != "silo":
+        noise_reserve(request, request.model.size, room)
+    if ledger is not None:
+        ledger.authorise(request.grant, plan_of(request))
+
+
+def noise_reserve(request: PrivateRequest, size: int, room: int) -> tuple[float, int]:
+    """The variance of this institution's noise, and the integers that it may take up.
+
+    Raises PrivacyError if the noise does not fit the ring.
+    """
+    variance = share_variance(request.noise_multiplier, Units(request.clip, size, request.grid_bits), request.honest)
+    reserve = int(TAIL * variance**0.5) + 1
+    if 4 * reserve > room:
+        raise PrivacyError(
+            f"noise of {variance**0.5:.3g} units does not fit the ring's room of {room}: take fewer grid_bits"
+        )
+    return variance, reserve
 
 
 def plan_of(request: PrivateRequest) -> Plan:

@@ -85,7 +85,7 @@ def test_a_failure_crosses_as_a_code_and_its_text_stays_in_the_log(caplog: pytes
         raise ValueError("patient Ada Lovelace, born 1815-12-10")
 
     reply = TrainerService(broken, site="0", device="cpu").answer(train_request())
-    assert reply == Refusal(reason="internal")
+    assert reply == Refusal(reason="failed")
     assert "Lovelace" not in repr(reply)
     assert "Lovelace" in caplog.text
 
@@ -94,10 +94,11 @@ def test_a_failure_crosses_as_a_code_and_its_text_stays_in_the_log(caplog: pytes
     ("changes", "reason"),
     [
         ({"task": "hart"}, "protocol"),
-        ({"task": "heart"}, "data"),
+        ({"task": "heart", "scale": np.ones(26), "model": np.zeros(14, np.float32)}, "failed"),
+        ({"task": "heart"}, "protocol"),
         ({"model": np.zeros(30, dtype=np.float32)}, "protocol"),
         ({"scale": np.ones(2)}, "protocol"),
-        ({"learning_rate": 1e3, "proximal_mu": 1e6, "local_epochs": 20}, "training"),
+        ({"learning_rate": 1e3, "proximal_mu": 1e6, "local_epochs": 20}, "failed"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_its_code(changes: dict[str, object], reason: str) -> None:
@@ -130,7 +131,7 @@ def test_records_that_appear_later_are_then_read() -> None:
         service.prepare(TASK.name)
     assert not service.health().ready
     assert service.health().reason == "data"
-    assert service.answer(train_request()) == Refusal(reason="data")
+    assert service.answer(train_request()) == Refusal(reason="failed")
     there = True
     assert isinstance(service.answer(train_request()), TrainReply)
     assert service.health().ready
