@@ -24,13 +24,15 @@ def check_shapes(request: SumRequest) -> Task:
     task = get_task(request.task, normalisation=request.normalisation)
     if isinstance(request, ProfileRequest):
         return task
-    if task.build is not None:  # the echo takes every length
+    if task.build is not None:  # the echo takes vectors of every length
         _length("model", request.model, task.parameters)
     if isinstance(request, PrivateRequest):
         return task
+    if task.build is None:
+        if request.algorithm != "sgd":
+            raise ConfigError(f"task '{task.name}' trains nothing, so no algorithm either")
+        return task
     _length("scale", request.scale, 2 * len(task.schema.features))
-    if task.build is None and request.algorithm != "sgd":
-        raise ConfigError(f"task '{task.name}' trains nothing, so no algorithm either")
     if isinstance(request, TrainRequest):
         _length("control", request.control, request.model.size if request.algorithm == "scaffold" else 0)
     if request.algorithm == "fedbn" and not _has_normalisation(request.task, request.normalisation):

@@ -171,7 +171,7 @@ def admit(request: PrivateRequest, task: Task, room: int, ledger: PrivacyLedger 
         ledger.authorise(request.grant, plan_of(request))
 
 
-def noise_reserve(request: PrivateRequest, size: int, room: int) -> tuple[float, int]:
+def noise_reserve(request: PrivateRequest, size: int, room: int) -> tuple[int, int]:
     """The variance of this institution's noise, and the integers that it may take up.
 
     Raises PrivacyError if the noise does not fit the ring.

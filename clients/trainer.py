@@ -248,8 +248,11 @@ class TrainerService:
             told = self._require_masking().answer(request)
             return lambda: told
         task = check_shapes(request)
-        stateful = not isinstance(request, ProfileRequest | PrivateRequest) and request.algorithm not in STATELESS
-        if stateful and (self._states is None or not request.keep):
+        if (
+            isinstance(request, TrainRequest | EvaluateRequest)
+            and request.algorithm not in STATELESS
+            and (self._states is None or not request.keep)
+        ):
             raise ProtocolError("an algorithm that keeps something, without a name, or a place, to keep it")
         permit = None
         if request.begin.size:

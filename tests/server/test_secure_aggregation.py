@@ -42,6 +42,9 @@ from sovfed.server.strategies import make_optimizer
 from sovfed.simulations.grid import InMemoryGrid
 
 TASK = get_task("breast_cancer")
+HOPELESS = (
+    "strategy=fedprox", "task.learning_rate=1000", "strategy.proximal_mu=1000000", "task.local_epochs=20",
+)  # fmt: skip
 Hook = Callable[[Request], None]
 
 
@@ -298,14 +301,14 @@ def test_a_maximum_weight_that_would_tell_record_counts_is_refused_when_joining(
 
 
 def test_what_overflows_at_one_institution_is_a_count_in_the_sum_and_no_refusal(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world, calm = World(4), World(4)
     broken = world.places[2].trainer
     world.rounds.profile()
     calm.rounds.profile()
     usual = calm.rounds.train(1)
-    broken._workload("breast_cancer")._loss = lambda outputs, labels: outputs[:, 0] * np.inf
+    monkeypatch.setattr(broken._workload("breast_cancer"), "_loss", lambda outputs, labels: outputs[:, 0] * np.inf)
     done = world.rounds.train(1)
     assert (done.refused, done.spoilt, usual.spoilt) == ({}, 1, 0)
     assert done.count == usual.count  # its weight stays, so that nobody's records can be counted by spoiling
@@ -315,13 +318,13 @@ def test_what_overflows_at_one_institution_is_a_count_in_the_sum_and_no_refusal(
 
 
 def test_a_run_whose_every_contribution_is_spoilt_ends_and_says_why() -> None:
-    world = World(4, "task.learning_rate=1000", "strategy.proximal_mu=1000000", "task.local_epochs=20")
+    world = World(4, *HOPELESS)
     world.rounds.profile()
     with pytest.raises(TrainingError, match=r"4 of 4 contributions were spoilt.*learning rate"):
         world.rounds.train(1)
 
 
-def test_work_that_fails_on_the_records_in_any_way_is_nothing_in_the_sum() -> None:
+def test_work_that_fails_on_the_records_in_any_way_is_nothing_in_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(4)
     world.rounds.profile()
     workload = world.places[1].trainer._workload("breast_cancer")
@@ -329,7 +332,8 @@ def test_work_that_fails_on_the_records_in_any_way_is_nothing_in_the_sum() -> No
     def fail(*_: object) -> None:
         raise MemoryError("patient Ada Lovelace")
 
-    workload.learn = workload.measure = fail
+    monkeypatch.setattr(workload, "learn", fail)
+    monkeypatch.setattr(workload, "measure", fail)
     done = world.rounds.train(1)
     assert (done.refused, done.spoilt) == ({}, 1)
     final = world.rounds.evaluate(1)

@@ -142,7 +142,7 @@ def test_a_value_that_is_not_finite_spoils_only_itself_and_shows_in_no_refusal(b
         round_.add(upload.message, upload.payload)
     answer(federation, round_)
     found_ = round_.solve()
-    assert found_.mean is not None
+    assert found_ is not None and found_.mean is not None
     expected = np.clip(MODEL, -1, 1)
     expected[7] *= 0.75
     np.testing.assert_allclose(found_.mean, expected, atol=1e-5)
@@ -158,7 +158,8 @@ def test_a_weight_beyond_the_maximum_counts_as_the_maximum_and_none_as_one(weigh
     for upload in uploads:
         round_.add(upload.message, upload.payload)
     answer(federation, round_)
-    assert round_.solve().weight == (1000 if weight > 0 else 1) + 30
+    solved = round_.solve()
+    assert solved is not None and solved.weight == (1000 if weight > 0 else 1) + 30
 
 
 def test_a_member_that_counts_twice_has_the_sum_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
