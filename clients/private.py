@@ -21,7 +21,7 @@ from sovfed.clients.ledger import PrivacyLedger
 from sovfed.clients.ledger_entries import Grant, Plan, Release
 from sovfed.clients.masking import PrivateUpdate
 from sovfed.clients.training import LocalTraining, choose_device
-from sovfed.federation.errors import ConfigError, PrivacyError, TrainingError
+from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector
 from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian
 from sovfed.federation.privacy.events import Event
@@ -89,9 +89,13 @@ class PrivateTraining:
         chosen[torch.from_numpy(poisson_sample(self._count, request.sampling_rate))] = True
         rows = chosen[self._persons]
         step = self._step(request.clip)
-        total, _ = step.clipped_sum(
-            torch.from_numpy(np.array(model)), self._features[rows], self._labels[rows], self._persons[rows]
-        )
+        try:
+            total, _ = step.clipped_sum(
+                torch.from_numpy(np.array(model)), self._features[rows], self._labels[rows], self._persons[rows]
+            )
+        except Exception:  # may be one record's doing, which a refusal would tell
+            log.exception("round %d: no gradient; nothing but noise is released", request.round)
+            return np.zeros(model.size)
         return total.cpu().numpy()
 
     def _noised(self, request: PrivateRequest, total: npt.NDArray[np.float64], room: int) -> Integers:
@@ -120,8 +124,8 @@ class PrivateTraining:
         )  # fmt: skip
         try:
             update, _ = training.train(asked)
-        except TrainingError as error:  # may be one record's doing, which a refusal would tell
-            log.warning("%s; nothing but noise is released", error)
+        except Exception:  # may be one record's doing, which a refusal would tell
+            log.exception("round %d: no update; nothing but noise is released", request.round)
             return np.zeros(request.model.size)
         norm = float(np.linalg.norm(update.astype(np.float64)))
         return update.astype(np.float64) * min(1.0, (1 - 2.0**-20) * request.clip / max(norm, 1e-300))

@@ -106,7 +106,8 @@ class LocalTraining:
             learning_rate=1e-9, proximal_mu=0.0, model=model, scale=scale,
         )  # fmt: skip
         try:
-            self.train(request)
+            if len(train):
+                self.train(request)
             self.evaluate(model, scale)
         finally:
             self.records = everything
