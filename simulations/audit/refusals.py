@@ -24,6 +24,7 @@ from sovfed.clients.masking import LEAST_TOLD_S, MOST_TOLD_S, Masking
 from sovfed.clients.personal import PersonalStates
 from sovfed.clients.policy import Policy
 from sovfed.clients.trainer import TrainerService
+from sovfed.clients.training import LocalTraining
 from sovfed.federation.config import SecaggConfig
 from sovfed.federation.errors import TrainingError
 from sovfed.federation.messages import (
@@ -98,8 +99,11 @@ class Refusing(TrainerService):
 
     def _work(self, request: ProfileRequest | TrainRequest | EvaluateRequest, permit: Permit | None) -> Reply:
         workload = self._workload(request.task, request.normalisation)
-        reply, failed, cut = self._compute(request, workload, 0.0)
-        if failed or cut:
+        reply, failed, _ = self._compute(request, workload, 0.0)
+        if not isinstance(request, ProfileRequest) and isinstance(workload, LocalTraining):
+            outputs = workload.logits(request.model, request.scale, workload.records.test)
+            failed = failed or ("" if (np.abs(outputs) < 2.0**30).all() else "outputs")
+        if failed:
             raise TrainingError("values are not finite")
         if isinstance(self._masking, Strict):
             self._masking.demand(reply)
@@ -223,13 +227,14 @@ def probes() -> list[Probe]:
     task, cnn, digits = get_task("breast_cancer"), get_task("digits_cnn"), get_task("digits")
     records, images = made_up(task), made_up(cnn)
     high_all = bounds(task)[1]
-    high = float(high_all[0])
+    widest = int(np.argmax(high_all))
+    high = float(high_all[widest])
     held_out, trained = int(records.test[0]), int(records.train[0])
     scale = public_scale(task)
     tiny = np.concatenate([scale[:30], np.full(30, 1e-300)])
     zeros = np.zeros(task.parameters, np.float32)
     steep, edge = zeros.copy(), zeros.copy()
-    steep[0] = HUGE
+    steep[widest] = HUGE
     edge[0] = 1.0
     profile = ProfileRequest(run="audit", task=task.name)
     lens = np.concatenate([0.3 * high_all, 0.1 * high_all / 1.4e8])
@@ -254,7 +259,7 @@ def probes() -> list[Probe]:
     one_class = replace(records, labels=np.zeros_like(records.labels))
     several = replace(records, persons=np.where(records.persons == 1, 0, records.persons))
     found = [
-        Probe("an output that overflows for one record", (evaluate,), records, _with(records, held_out, 0, high)),
+        Probe("an output that overflows for one record", (evaluate,), records, _with(records, held_out, widest, high)),
         Probe("a scale that divides by nothing", (replace(evaluate, scale=tiny),), records, far),
         Probe("a sum of losses above the header's bound", (replace(evaluate, model=edge, scale=scale),), records, far),
         Probe("a value that is no number, held out", (evaluate,), records, nan_out),

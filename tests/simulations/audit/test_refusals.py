@@ -24,7 +24,7 @@ def test_what_leaves_in_the_clear_does_not_depend_on_the_records(probe: Probe) -
 @pytest.mark.parametrize(
     "name",
     [
-        "an output that overflows for one record", "one record more than the maximum weight", "no training records",
+        "a value that is no number, trained on", "one record more than the maximum weight", "no training records",
         "a sum of losses above the header's bound", "a label that is no class",
     ],
 )  # fmt: skip
