@@ -11,6 +11,7 @@ What an institution evaluates is the model that it would use: its own under `fed
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -20,22 +21,49 @@ import numpy.typing as npt
 
 from sovfed.clients.personal import Learned
 from sovfed.clients.training import LocalTraining
-from sovfed.federation.errors import ConfigError, ProtocolError
+from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
 from sovfed.federation.tasks import normalisation
 
 if TYPE_CHECKING:
-    from sovfed.federation.messages import EvaluateRequest, TrainRequest, Vector
+    from sovfed.federation.messages import EvaluateRequest, Sums, TrainRequest, Vector
+
+
+def _require_finite(found: Learned) -> None:
+    """Raises TrainingError: an algorithm may overflow where plain training did not."""
+    for what in (found.update, found.state):
+        if what is not None and not math.isfinite(max(float(what.max()), -float(what.min()))):
+            raise TrainingError("update or state is not finite")
 
 
 class Learner(LocalTraining):
     """Local training under every algorithm. `state` is what was kept last, None in the institution's first round."""
 
     def learn(self, request: TrainRequest, state: Vector | None) -> Learned:
-        """Evaluate what is in use, then train. Raises ConfigError, ProtocolError and TrainingError."""
+        """Evaluate what is in use, then train; training that fails leaves the update and the state as they were.
+
+        Raises ConfigError and ProtocolError.
+        """
         if request.control.size != (request.model.size if request.algorithm == "scaffold" else 0):
             raise ProtocolError(f"control of shape {request.control.shape} under '{request.algorithm}'")
-        steps, in_use = self.steps(request), self.model_in_use(request, state)
-        evaluation = self.evaluate(in_use, request.scale)
+        in_use = self.model_in_use(request, state)
+        evaluation, cut = self.measure(in_use, request.scale)
+        try:
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what comes of it is looked at
+                found = self._learn(request, state, in_use, evaluation)
+            _require_finite(found)
+        except TrainingError as error:
+            return replace(self.nothing(request, state), evaluation=evaluation, cut=cut, failed=str(error))
+        return replace(found, cut=cut)
+
+    def nothing(self, request: TrainRequest, state: Vector | None = None) -> Learned:
+        """What an institution that did not move has learnt, without an evaluation."""
+        update = np.zeros_like(request.model)
+        if request.algorithm == "scaffold":
+            update = np.concatenate([update, np.zeros_like(request.model) if state is None else state])
+        return Learned(update, 0.0, max(1, self.steps(request)), np.zeros(self.task.evaluation_size))
+
+    def _learn(self, request: TrainRequest, state: Vector | None, in_use: Vector, evaluation: Sums) -> Learned:
+        steps = self.steps(request)
         match request.algorithm:
             case "scaffold":
                 own = np.zeros_like(request.model) if state is None else state

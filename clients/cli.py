@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from sovfed.clients.cli_failures import failures
 from sovfed.clients.cli_home import HOME
 from sovfed.clients.cli_ledger import ledger
 from sovfed.clients.cli_personal import personal
@@ -43,6 +44,7 @@ def cli() -> None:
       sovfed client up --detach       in the background
       sovfed client status            what runs, since when, restarted how often
       sovfed client logs trainer -f   what it did
+      sovfed client failures          what kept it from its work; --clear once you have looked
       sovfed client down
     \b
     Personal models:
@@ -54,6 +56,7 @@ def cli() -> None:
     """
 
 
+cli.add_command(failures)
 cli.add_command(ledger)
 cli.add_command(personal)
 
@@ -92,8 +95,11 @@ def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: b
 @click.argument("overrides", nargs=-1)
 @click.option("--task", "tasks", multiple=True, help="A task that runs may train here; default: the data source's.")
 @click.option("--allow-plain-updates", is_flag=True, help="Let the agency see this institution's own update.")
+@click.option("--without-privacy", is_flag=True, help="Answer runs without differential privacy too.")
 @HOME
-def init(overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates: bool, home: Path) -> None:
+def init(
+    overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates: bool, without_privacy: bool, home: Path
+) -> None:
     """Make the home folder with client.yaml and policy.yaml, both commented. OVERRIDES as for `sovfed config show`.
 
     \b
@@ -111,10 +117,13 @@ def init(overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates
     allowed = tasks or ((served,) if served else ())
     if not allowed:
         raise click.UsageError(f"data source '{config.data.source}' serves no one task; name those allowed with --task")
-    create(home, config, Policy(allowed_tasks=allowed, allow_plain_updates=allow_plain_updates))
+    policy = Policy(allowed_tasks=allowed, allow_plain_updates=allow_plain_updates, require_privacy=not without_privacy)
+    create(home, config, policy)
     click.echo(f"wrote {home / 'client.yaml'} and {home / 'policy.yaml'}")
     if not allow_plain_updates:
         click.echo("read policy.yaml: until you set allow_plain_updates, only secure aggregation is answered", err=True)
+    if not without_privacy:
+        click.echo("read policy.yaml: while require_privacy is true, only private runs are answered", err=True)
 
 
 @cli.command()
@@ -173,18 +182,24 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
       sovfed client status
       sovfed client status --json
     """
+    from sovfed.clients.allowance import read_state
+    from sovfed.clients.cli_failures import describe, told
+    from sovfed.clients.policy import load_policy
     from sovfed.federation.status import read_status
 
     found = read_status(home)
+    requests = describe(read_state(home), load_policy(home)) if (home / "policy.yaml").exists() else None
     if as_json:
-        told = dataclasses.asdict(found) if found else {"processes": []}
-        for process in told["processes"]:
+        shown = dataclasses.asdict(found) if found else {"processes": []}
+        for process in shown["processes"]:
             process["isolation"] = _isolation(home, process["name"], process["pid"])
-        click.echo(json.dumps(told, indent=2))
+        click.echo(json.dumps({**shown, "requests": requests} if requests else shown, indent=2))
     elif found:
         from rich.console import Console
 
         Console().print(_table(found, home))
+        if requests:
+            click.echo(told(requests))
     else:
         click.echo(f"not running; `sovfed client up --home {home}` starts it", err=True)
     ctx.exit(0 if found else NOT_RUNNING)

@@ -112,7 +112,7 @@ def _answer(client: RuntimeHttpClient, client_app: Callable[[Message, Context], 
             raise  # the SuperNode is gone, and the task with it
         except Exception:
             log.exception("%s failed", head.metadata.message_type)  # the text stays in this log
-            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, WIRE_SENTENCES["internal"]), reply_to=head)
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, WIRE_SENTENCES["failed"]), reply_to=head)
         _push(client, reply, context)
         client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED))
     finally:

@@ -187,7 +187,7 @@ class LaneClient:
             reply = pack(self._app(message, context))
         except Exception:  # what the app could not turn into a reply of its own crosses the wire as a fixed sentence
             log.exception("lane: the ClientApp failed")
-            return pack(error_reply(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, WIRE_SENTENCES["internal"], message))
+            return pack(error_reply(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, WIRE_SENTENCES["failed"], message))
         if reply.size > self._max_message_bytes:
             log.error("lane: a reply of %d bytes, limit is %d", reply.size, self._max_message_bytes)
             return pack(error_reply(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, WIRE_SENTENCES["protocol"], message))

@@ -7,11 +7,12 @@ must be in the journal is there before the reply is returned.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from sovfed.federation.messages import (
     SecaggReply,
     SecaggRequest,
     SumRequest,
+    Sums,
     TrainReply,
     Vector,
 )
@@ -35,6 +37,7 @@ from sovfed.federation.secagg import client, setup, wire
 from sovfed.federation.secagg.keys import check_signature, countersigned_head, public_key, told_head
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.request import (
+    WIDEST,
     model_digest,
     purpose,
     run_bytes,
@@ -43,6 +46,7 @@ from sovfed.federation.secagg.request import (
     update_size,
     widen,
 )
+from sovfed.federation.secagg.ring import metric_bound, saturated
 from sovfed.federation.secagg.session import Session
 
 if TYPE_CHECKING:
@@ -54,6 +58,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+LEAST_TOLD_S: Final = 2.0**-6
+MOST_TOLD_S: Final = 2.0**17
 
 
 @dataclass(frozen=True)
@@ -168,11 +174,15 @@ class Masking:
         if agreed is not None:
             agreed[1].drop()
 
-    def mask(self, run: str, permit: Permit, reply: Maskable, seconds: Callable[[], float]) -> MaskedSum:
+    def mask(
+        self, run: str, permit: Permit, reply: Maskable, seconds: Callable[[], float], spoilt: bool = False
+    ) -> MaskedSum:
         """`reply` masked: update, record count and metrics become part of sums that only a quorum can open.
 
-        `seconds` of computing are told of what is not private only. Raises PrivacyError unless `permit` is the last one
-        given, and unused.
+        No value in `reply` makes this fail. An update that is not finite counts as none; metrics are cut to what the
+        header holds, the count to W_max. That it was so, or that the work was `spoilt` before, is one more summand, so
+        that the coordinator learns how many of the cohort it happened to. A private reply has neither that nor
+        `seconds` of computing. Raises PrivacyError unless `permit` is the last one given, and unused.
         """
         agreed = self._agreed
         if agreed is None or agreed[0] is not permit:
@@ -186,13 +196,22 @@ class Masking:
                 update = reply.vector
                 weight = 1 if update.dtype == np.int32 else session.roster.offer.max_weight
             case ProfileReply():
-                metrics = widen(reply.sums)
+                metrics = widen(saturated(reply.sums, WIDEST))
+                spoilt |= not _within(reply.sums, WIDEST)
             case TrainReply():
-                update, weight = reply.update, reply.count
+                update, most = reply.update, session.roster.offer.max_weight
+                weight = min(max(reply.count, 1), most)
+                if reply.count > most:
+                    log.warning("%d training records count as secagg.max_weight %d of this run", reply.count, most)
                 cut = clipped(update, session.roster.offer.clip)
+                if cut is None:
+                    update, cut, spoilt = np.zeros_like(update), 0, True
                 metrics = np.concatenate([[reply.train_loss * weight, reply.steps * weight, cut], reply.evaluation])
             case EvaluateReply():
                 metrics = reply.evaluation
+        if not isinstance(reply, PrivateUpdate):
+            spoilt |= not _within(metrics, metric_bound(session.roster.offer.fraction_bits))
+            metrics = np.concatenate([[float(spoilt)], metrics])
         upload, entry = client.mask(
             session, permit, update, weight, metrics.tolist(), identity.sign, os.urandom, agreed[1]
         )
@@ -201,7 +220,7 @@ class Masking:
         message = np.frombuffer(upload.message, np.uint8)
         if isinstance(reply, PrivateUpdate):
             return PrivateReply(message=message, payload=upload.payload)
-        return MaskedReply(seconds=seconds(), message=message, payload=upload.payload)
+        return MaskedReply(seconds=told_seconds(seconds()), message=message, payload=upload.payload)
 
     def room(self, request: PrivateRequest, permit: Permit) -> int:
         """The largest integer of one member in the round's ring.
@@ -275,11 +294,31 @@ class Masking:
         return found
 
 
-def clipped(update: Vector, clip: float) -> int:
-    """How many values of `update` a clip per coordinate changes."""
-    if not update.size or max(float(update.max()), -float(update.min())) <= clip:
+def told_seconds(seconds: float) -> float:
+    """`seconds` of computing as they are told: rounded up to a power of two, at least 1/64 s and at most a day.
+
+    What they would tell of the number of records is then less than what the reply's arrival tells anyway.
+    """
+    if not seconds > LEAST_TOLD_S:
+        return LEAST_TOLD_S
+    return min(2.0 ** math.ceil(math.log2(seconds)), MOST_TOLD_S)
+
+
+def clipped(update: Vector, clip: float) -> int | None:
+    """How many values of `update` a clip per coordinate changes; None if one of them is not finite."""
+    if not update.size:
+        return 0
+    largest = max(float(update.max()), -float(update.min()))  # NaN if any value is
+    if not math.isfinite(largest):
+        return None
+    if largest <= clip:
         return 0
     return int(np.count_nonzero(np.abs(update) > clip))
+
+
+def _within(values: Sums, bound: float) -> bool:
+    """Whether all of `values` are finite and at most `bound` in size."""
+    return bool((np.abs(values) <= bound).all())
 
 
 def _of(run: bytes, held: tuple[bytes, T] | None) -> T:

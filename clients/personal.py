@@ -37,13 +37,19 @@ _NAME: Final = re.compile(r"([0-9a-f]{24})\.([0-9a-f]{16})\.([0-9]{1,9})\.(perso
 
 @dataclass(frozen=True)
 class Learned:
-    """What a round of local training gave: `update` as in `TrainReply`; `state`, shape [d], stays here."""
+    """What a round of local training gave: `update` as in `TrainReply`; `state`, shape [d], stays here.
+
+    `failed` says why there is no update (its values are those of an institution that did not move), for the own log
+    alone; `cut` that an output was cut when the model was evaluated.
+    """
 
     update: Vector
     loss: float
     steps: int
     evaluation: Sums
     state: Vector | None = None
+    cut: bool = False
+    failed: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from sovfed.clients.ledger_entries import Budget
 from sovfed.clients.settings import read_settings
-from sovfed.federation.errors import PolicyError
+from sovfed.federation.errors import NotPrivateError, PolicyError
 from sovfed.federation.messages import (
     MAX_PARAMETERS,
     EvaluateRequest,
@@ -22,6 +24,7 @@ from sovfed.federation.messages import (
 )
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.secagg.terms import Terms
+from sovfed.federation.tasks import LEAST_SPREAD, bounds, get_task, public_scale
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +50,17 @@ either: each is noised anew and charged. reproducible: true makes such a differe
 
 privacy: what all runs together may learn about one person in the records. Each private run is charged to the ledger in
 privacy/ before anything leaves, and refused when the budget is spent; `sovfed client ledger show` tells how much is
-left. Runs without differential privacy are not in it: require_privacy: true refuses them."""
+left. Runs without differential privacy are not in it.
+
+require_privacy: true refuses them. Sums over several institutions hide who contributed what; they do not hide a person
+from whoever chooses the models: each request without privacy is an exact question about everybody's records, and enough
+of them read one record out (docs/what-leaves.md has figures). Set it to false only for an agency that you trust not to,
+or for data that may be known.
+
+max_sums_…, max_evaluations_…: how many such questions are answered; private runs are bounded by the ledger instead.
+max_failures_…: how often this institution tells that it could not do the work, which says something about its records.
+After that it refuses until you have looked: `sovfed client status` says why, `sovfed client failures --clear` goes
+on."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,7 @@ class Policy:
     allow_open_network: bool = bounded(
         False, doc="let the trainer start where its network cannot be taken away: neither namespace nor seccomp"
     )
-    require_privacy: bool = bounded(False, doc="answer runs with differential privacy only")
+    require_privacy: bool = bounded(True, doc="answer runs with differential privacy only")
     secure_aggregation: Terms = field(default_factory=Terms)
     privacy: Budget = field(default_factory=Budget)
     reproducible: bool = bounded(
@@ -72,6 +85,18 @@ class Policy:
     min_batch_size: int = bounded(8, 1, 1_000_000, unit="records", doc="a smaller batch tells more of each record")
     max_batch_size: int = bounded(100_000, 1, 1_000_000, unit="records", doc="bounds the memory of one step")
     max_parameters: int = bounded(100_000_000, 1, MAX_PARAMETERS, doc="longest model vector")
+    max_model_value: float = bounded(
+        1e4, 1e-3, 1e30, doc="largest parameter of a model, in size; no trained one has it"
+    )
+    least_spread: float = bounded(
+        LEAST_SPREAD, 0.0, 0.5, doc="smallest standard deviation of a feature, as a share of its declared range"
+    )
+    max_sums_per_run: int = bounded(2_000, 1, 10**9, doc="sums without privacy that one run gets a contribution to")
+    max_sums_per_day: int = bounded(10_000, 1, 10**9, doc="the same for all runs of a day (UTC)")
+    max_evaluations_per_run: int = bounded(20, 1, 10**9, doc="evaluations without training among them")
+    max_evaluations_per_day: int = bounded(200, 1, 10**9, doc="the same for all runs of a day (UTC)")
+    max_failures_per_run: int = bounded(3, 1, 10**6, doc="refusals of one run because of records, memory or disk")
+    max_failures_per_day: int = bounded(10, 1, 10**6, doc="the same for all runs of a day (UTC)")
 
     def __post_init__(self) -> None:
         if self.min_batch_size > self.max_batch_size:
@@ -89,19 +114,42 @@ class Policy:
         if not request.begin.size and not self.allow_plain_updates:
             raise PolicyError("this run aggregates without secure aggregation, and allow_plain_updates is false")
         if self.require_privacy and not isinstance(request, PrivateRequest):
-            raise PolicyError("this run is without differential privacy, and require_privacy is true")
+            raise NotPrivateError("this run is without differential privacy, and require_privacy is true")
         if isinstance(request, TrainRequest | PrivateRequest | EvaluateRequest):
             _at_most("round", request.round, "max_rounds", self.max_rounds)
             _at_most("parameters", request.model.size, "max_parameters", self.max_parameters)
+            largest = float(np.abs(request.model).max(initial=0.0))
+            _at_most("largest parameter", largest, "max_model_value", self.max_model_value)
+        if isinstance(request, TrainRequest | EvaluateRequest):
+            self._check_scale(request)
         if isinstance(request, TrainRequest | PrivateRequest):
             _at_most("local_epochs", request.local_epochs, "max_local_epochs", self.max_local_epochs)
             _at_most("batch_size", request.batch_size, "max_batch_size", self.max_batch_size)
             if request.batch_size < self.min_batch_size:
                 raise PolicyError(f"batch_size {request.batch_size} is below min_batch_size {self.min_batch_size}")
 
+    def _check_scale(self, request: TrainRequest | EvaluateRequest) -> None:
+        """Raises PolicyError unless the scale is one that a federation's own features could have.
 
-def _at_most(what: str, value: int, name: str, bound: int) -> None:
-    if value > bound:
+        One of another length is refused as malformed, later. A task that is not standardised has one scale only.
+        """
+        task = get_task(request.task)
+        if request.scale.size != 2 * len(task.schema.features):
+            return
+        if not task.standardised:
+            if not np.array_equal(request.scale, public_scale(task)):
+                raise PolicyError(f"the scale is not the declared one of task '{task.name}'")
+            return
+        (low, high), (mean, spread) = bounds(task), np.split(request.scale, 2)
+        if not ((low <= mean) & (mean <= high)).all():
+            raise PolicyError("a feature's mean is outside its declared bounds")
+        least = self.least_spread * (1 - 1e-9) * (high - low)
+        if not ((least <= spread) & (spread <= high - low)).all():
+            raise PolicyError(f"a feature's deviation is outside {self.least_spread:g} to 1 of its declared range")
+
+
+def _at_most(what: str, value: float, name: str, bound: float) -> None:
+    if not value <= bound:
         raise PolicyError(f"{what} {value} is above {name} {bound}")
 
 

@@ -23,7 +23,7 @@ from sovfed.clients.ledger import PrivacyLedger
 from sovfed.clients.ledger_entries import Grant, Plan, Release
 from sovfed.clients.masking import PrivateUpdate
 from sovfed.clients.training import LocalTraining, choose_device
-from sovfed.federation.errors import ConfigError, PrivacyError, TrainingError
+from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector
 from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian
 from sovfed.federation.privacy.events import Event
@@ -61,7 +61,7 @@ class PrivateTraining:
         self._labels = torch.from_numpy(records.labels[rows])
         self._persons = torch.from_numpy(np.unique(records.persons[rows], return_inverse=True)[1].astype(np.int64))
         self._several = records.several_records
-        self._count = int(self._persons.max()) + 1
+        self._count = int(self._persons.max()) + 1 if len(self._persons) else 0
         self._steps: dict[float, PrivateStep] = {}
         self._kept: tuple[tuple[SumNumber, str, str, int, Plan, bytes], PrivateUpdate] | None = None
 
@@ -99,20 +99,19 @@ class PrivateTraining:
         chosen[torch.from_numpy(poisson_sample(self._count, request.sampling_rate))] = True
         rows = chosen[self._persons]
         step = self._step(request.clip)
-        total, _ = step.clipped_sum(
-            torch.from_numpy(np.array(model)), self._features[rows], self._labels[rows], self._persons[rows]
-        )
+        try:
+            total, _ = step.clipped_sum(
+                torch.from_numpy(np.array(model)), self._features[rows], self._labels[rows], self._persons[rows]
+            )
+        except Exception:  # may be one record's doing, which a refusal would tell
+            log.exception("round %d: no gradient; nothing but noise is released", request.round)
+            return np.zeros(model.size)
         return total.cpu().numpy()
 
     def _noised(self, request: PrivateRequest, total: npt.NDArray[np.float64], room: int) -> Integers:
         """`total` in units, with this institution's share of the noise."""
         units = Units(request.clip, total.size, request.grid_bits)
-        variance = share_variance(request.noise_multiplier, units, request.honest)
-        reserve = int(TAIL * variance**0.5) + 1
-        if 4 * reserve > room:
-            raise PrivacyError(
-                f"noise of {variance**0.5:.3g} units does not fit the ring's room of {room}: take fewer grid_bits"
-            )
+        variance, reserve = noise_reserve(request, total.size, room)
         bound = room - reserve  # cutting the sum to a box moves no person's influence up
         integers = np.clip(units.quantise(total), -bound, bound) + discrete_gaussian(total.size, variance)
         return integers.astype(np.int32)
@@ -138,8 +137,8 @@ class PrivateTraining:
         )  # fmt: skip
         try:
             update, _ = training.train(asked)
-        except TrainingError as error:  # may be one record's doing, which a refusal would tell
-            log.warning("%s; nothing but noise is released", error)
+        except Exception:  # may be one record's doing, which a refusal would tell
+            log.exception("round %d: no update; nothing but noise is released", request.round)
             return np.zeros(request.model.size)
         norm = float(np.linalg.norm(update.astype(np.float64)))
         return update.astype(np.float64) * min(1.0, (1 - 2.0**-20) * request.clip / max(norm, 1e-300))
@@ -169,6 +168,33 @@ class PrivateTraining:
         )
         receipt = ledger.spend(grant, spent, asked_in=request.run)
         log.info("round %d: ε %.3f, ledger head %s", request.round, receipt.epsilon_after, receipt.head[:16])
+
+
+def admit(request: PrivateRequest, task: Task, room: int, ledger: PrivacyLedger | None) -> None:
+    """Raise what can be refused without a record: by constants, or by the ledger, which reserves the run's steps.
+
+    ConfigError if the task trains nothing, PrivacyError if the noise does not fit the ring or the ledger refuses.
+    """
+    if task.build is None or task.loss is None:
+        raise ConfigError(f"task '{task.name}' trains nothing, so there is nothing to make private")
+    if request.mechanism != "silo":
+        noise_reserve(request, request.model.size, room)
+    if ledger is not None:
+        ledger.authorise(request.grant, plan_of(request), asked_in=request.run)
+
+
+def noise_reserve(request: PrivateRequest, size: int, room: int) -> tuple[int, int]:
+    """The variance of this institution's noise, and the integers that it may take up.
+
+    Raises PrivacyError if the noise does not fit the ring.
+    """
+    variance = share_variance(request.noise_multiplier, Units(request.clip, size, request.grid_bits), request.honest)
+    reserve = int(TAIL * variance**0.5) + 1
+    if 4 * reserve > room:
+        raise PrivacyError(
+            f"noise of {variance**0.5:.3g} units does not fit the ring's room of {room}: take fewer grid_bits"
+        )
+    return variance, reserve
 
 
 def plan_of(request: PrivateRequest) -> Plan:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from sovfed.federation.errors import ProtocolError, ServiceError
+from sovfed.federation.errors import ProtocolError, ServiceError, wire_code
 from sovfed.federation.messages import (
     Message,
     Refusal,
@@ -142,7 +142,7 @@ def _answer(service: Service, frame: bytes) -> bytes:
         request = from_frame(frame)
     except ProtocolError as error:
         log.warning("refused a frame of %d bytes: %s", len(frame), error)
-        return to_frame(Refusal(reason=error.code))
+        return to_frame(Refusal(reason=wire_code(error)))
     if not isinstance(request, Request):
         log.warning("refused a %s: a trainer answers none", type(request).__name__)
         return to_frame(Refusal(reason=ProtocolError.code))

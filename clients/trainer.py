@@ -1,6 +1,10 @@
 """The trainer: the only process that reads records. It answers typed requests, over its Unix socket or in-process.
 
-Whatever goes wrong, the answer is a `Refusal`, a code and nothing else; the error goes to the institution's own log.
+Whatever goes wrong, the answer is a `Refusal`, a code and nothing else; the error goes to the institution's own log. A
+request is *admitted* before a record is touched: what refuses it then is the request itself, the policy, the ledger or
+a public constant. From there on the only code is `failed`, and where the reply is masked not even that, but for records
+that cannot be read, a full disk or the like: work that fails on the records becomes a contribution of nothing, inside
+the sum, and one more in the sum's count of spoilt contributions.
 """
 
 from __future__ import annotations
@@ -19,14 +23,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
+from sovfed.clients.admission import check_shapes
+from sovfed.clients.allowance import Allowance
 from sovfed.clients.data import TASK_OF_SOURCE, Records, check_private_data, load_records
-from sovfed.clients.masking import Maskable, Masking
+from sovfed.clients.masking import Masking
 from sovfed.clients.personal import FOLDER, Learned, PersonalStates
 from sovfed.clients.policy import Policy, load_policy
 from sovfed.clients.sandbox import enter, records_of
 from sovfed.clients.socket import NAME, TrainerStub, serve
 from sovfed.federation.config import ClientConfig
-from sovfed.federation.errors import ConfigError, PolicyError, ProtocolError, SovfedError, wire_code
+from sovfed.federation.errors import ConfigError, PolicyError, ProtocolError, SovfedError, TrainingError, wire_code
 from sovfed.federation.files import private_directory
 from sovfed.federation.logs import log_to_stderr
 from sovfed.federation.messages import (
@@ -54,7 +60,7 @@ from sovfed.federation.sandbox import Isolation, reaches_network
 from sovfed.federation.schema import bind
 from sovfed.federation.secagg.files import FileStore, load_identity
 from sovfed.federation.settings import passed_settings
-from sovfed.federation.tasks import NAMES, Task, get_task
+from sovfed.federation.tasks import Task, get_task
 from sovfed.federation.trainer_pb2 import HealthReply
 
 if TYPE_CHECKING:
@@ -66,6 +72,7 @@ if TYPE_CHECKING:
     from sovfed.clients.ledger_entries import Budget
     from sovfed.clients.model import FlatModel
     from sovfed.clients.private import PrivateTraining
+    from sovfed.federation.secagg.client import Permit
 
 __all__ = ["TrainerService", "TrainerStub", "main", "make_trainer"]
 log = logging.getLogger(__name__)
@@ -75,6 +82,9 @@ MAX_RUNS: Final = 4  # whose last replies are kept
 STOP_GRACE_S: Final = 5.0
 SIGNAL_S: Final = 0.5
 BEAT_S: Final = 3600.0
+FAILED: Final = wire_code(Exception())  # the one code for whatever has to do with the records
+TOLD_LINES: Final = 100
+QUIET_S: Final = 3600.0
 
 
 class Workload(Protocol):
@@ -95,7 +105,9 @@ class Workload(Protocol):
 
     def model_in_use(self, request: TrainRequest | EvaluateRequest, state: Vector | None) -> Vector: ...
 
-    def evaluate(self, model: Vector, scale: Sums) -> Sums: ...
+    def measure(self, model: Vector, scale: Sums) -> tuple[Sums, bool]: ...
+
+    def nothing(self, request: TrainRequest, state: Vector | None = None) -> Learned: ...
 
 
 class Echo:
@@ -119,13 +131,16 @@ class Echo:
         if self._ones.shape != request.model.shape:
             self._ones = np.ones_like(request.model)
             self._ones.flags.writeable = False
-        return Learned(self._ones, 0.0, 1, self.evaluate(request.model, request.scale))
+        return Learned(self._ones, 0.0, 1, self.measure(request.model, request.scale)[0])
+
+    def nothing(self, request: TrainRequest, state: Vector | None = None) -> Learned:
+        return Learned(np.zeros_like(request.model), 0.0, 1, np.zeros(self._task.evaluation_size))
 
     def model_in_use(self, request: TrainRequest | EvaluateRequest, state: Vector | None) -> Vector:
         return request.model
 
-    def evaluate(self, model: Vector, scale: Sums) -> Sums:
-        return np.ones(self._task.evaluation_size)
+    def measure(self, model: Vector, scale: Sums) -> tuple[Sums, bool]:
+        return np.ones(self._task.evaluation_size), False
 
 
 class TrainerService:
@@ -151,8 +166,11 @@ class TrainerService:
         repeats: bool = True,
         reproducible: bool = False,
         check_private_data: Callable[[Task], None] = lambda _task: None,
+        allowance: Allowance | None = None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
+
+        `allowance` counts what is answered and what fails; a simulation has none.
 
         Without `masking`, every request of secure aggregation is refused; without `states`, every algorithm that keeps
         something. `open_ledger` is called with the first private request; only a simulation has none. Only a simulation
@@ -163,34 +181,34 @@ class TrainerService:
         self._reproducible = reproducible
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._site, self._device, self._precision, self._check = load, site, device, precision, check
-        self._masking, self._open_ledger = masking, open_ledger
+        self._masking, self._open_ledger, self._allowance = masking, open_ledger, allowance
         self._check_private_data = check_private_data
         self._private: dict[tuple[str, str], PrivateTraining] = {}  # by task and normalisation, as the workloads
         self._workloads: dict[tuple[str, str], Workload] = {}
         self._replies: OrderedDict[str, dict[type[Request], tuple[Request, Reply]]] = OrderedDict()
         self._lock = threading.Lock()
         self._answered, self._reason = 0, ""
+        self._quiet = Quiet()
 
     def answer(self, request: Request) -> Reply:
         """The reply to `request`, or a Refusal; never raises."""
         with self._lock:
             self._answered += 1
-            try:
-                self._check(request)
-                if isinstance(request, LedgerRequest):  # never from memory: the ledger goes on
-                    return self._countersign(request)
-                kept = self._replies.get(request.run, {}).get(type(request))
-                if kept is not None and _equal(kept[0], request):
-                    return kept[1]
-                reply = self._work(request)
-            except Exception as error:  # the boundary of the institution: only a code may pass
-                log.exception("refused a %s of run %s", type(request).__name__, request.run)
+            try:  # the boundary of the institution: only a code may pass
+                work = self._admit(request)
+            except Exception as error:
+                self._quiet.tell("refused a %s of run %r: %r", type(request).__name__, request.run, error)
+                self._forget()
                 return Refusal(reason=wire_code(error))
+            try:
+                reply = work()
+            except Exception as error:
+                log.exception("a %s of run %r failed", type(request).__name__, request.run)
+                self._failed(request, error)
+                return Refusal(reason=FAILED)
             finally:
-                if self._masking is not None:
-                    self._masking.forget()  # masks made for a sum that failed are for no other
-            if self._repeats:
-                self._keep(request, reply)
+                self._forget()
+            self._keep(request, reply)
             return reply
 
     def prepare(self, task: str) -> None:
@@ -209,6 +227,15 @@ class TrainerService:
             ready=not self._reason, device=",".join(sorted(devices)) or self._device, precision=self._precision,
             reason=self._reason, answered=self._answered, isolation=self.isolation,
         )  # fmt: skip
+
+    def _failed(self, request: Request, error: Exception) -> None:
+        """Count a failure that depends on records, memory or disk."""
+        if self._allowance is None:
+            return
+        try:
+            self._allowance.failed(request.run, error.code if isinstance(error, SovfedError) else type(error).__name__)
+        except Exception:
+            log.exception("the failure could not be counted")
 
     def _countersign(self, request: LedgerRequest) -> LedgerReply:
         """Where the ledger stands, after it was held to the head that the coordinator knows."""
@@ -229,24 +256,77 @@ class TrainerService:
         if ledger is not None:
             ledger.enter_unbounded(request.run, TYPE_NAMES[type(request)], request.task)
 
-    def _work(self, request: SumRequest | SecaggRequest) -> Reply:
-        start = time.monotonic()
+    def _admit(self, request: Request) -> Callable[[], Reply]:
+        """The work that `request` asks for, once everything that can be refused without a record was not.
+
+        Raises SovfedError; nothing that it depends on comes from records.
+        """
+        self._check(request)
+        if isinstance(request, LedgerRequest):
+            reply = self._countersign(request)
+            return lambda: reply
+        kept = self._replies.get(request.run, {}).get(type(request))
+        if kept is not None and _equal(kept[0], request):
+            again = kept[1]
+            return lambda: again
         if isinstance(request, SecaggRequest):
-            return self._require_masking().answer(request)
-        if not request.begin.size:
-            if isinstance(request, PrivateRequest):
-                raise PolicyError("a private run needs secure aggregation")
-            self._enter_unbounded(request)
-            return self._compute(request, start)
-        masking = self._require_masking()
-        permit = masking.permit(request)
-        self._enter_unbounded(request)
+            told = self._require_masking().answer(request)
+            return lambda: told
+        task = check_shapes(request)
+        if (
+            isinstance(request, TrainRequest | EvaluateRequest)
+            and request.algorithm not in STATELESS
+            and (self._states is None or not request.keep)
+        ):
+            raise ProtocolError("an algorithm that keeps something, without a name, or a place, to keep it")
         if isinstance(request, PrivateRequest):
-            number = (permit.begin.roster, permit.begin.round)
-            reply: Maskable = self._private_training(request).update(request, masking.room(request, permit), number)
-        else:
-            reply = self._compute(request, start)
-        return masking.mask(request.run, permit, reply, lambda: time.monotonic() - start)
+            self._check_private_data(task)
+        permit = None
+        if request.begin.size:
+            permit = self._require_masking().permit(request)
+        if isinstance(request, PrivateRequest):
+            if permit is None:
+                raise PolicyError("a private run needs secure aggregation")
+            return self._admit_private(request, task, permit)
+        if self._allowance is not None:
+            self._allowance.take(request)
+        self._enter_unbounded(request)
+        return lambda: self._work(request, permit)
+
+    def _admit_private(self, request: PrivateRequest, task: Task, permit: Permit) -> Callable[[], Reply]:
+        from sovfed.clients.private import admit
+
+        masking = self._require_masking()
+        room, number = masking.room(request, permit), (permit.begin.roster, permit.begin.round)
+        if self._allowance is not None:
+            self._allowance.take(request)
+        admit(request, task, room, self._open_ledger())
+        return lambda: masking.mask(
+            request.run, permit, self._private_training(request).update(request, room, number), lambda: 0.0
+        )
+
+    def _work(self, request: ProfileRequest | TrainRequest | EvaluateRequest, permit: Permit | None) -> Reply:
+        """The reply: in the clear without a permit, else masked whatever comes of the work."""
+        start = time.monotonic()
+        workload = self._workload(request.task, request.normalisation)
+        if permit is None:
+            reply, failed, _ = self._compute(request, workload, start)
+            if failed:
+                raise TrainingError(failed)
+            return reply
+        try:
+            reply, failed, cut = self._compute(request, workload, start)
+        except Exception as error:  # may be one record's doing
+            reply, failed, cut = _nothing(request, workload), repr(error), True
+        if failed:
+            self._quiet.tell("run %r: nothing of this institution goes into a sum: %s", request.run, failed)
+        spoilt = bool(failed) or cut
+        return self._require_masking().mask(request.run, permit, reply, lambda: time.monotonic() - start, spoilt)
+
+    def _forget(self) -> None:
+        """Masks that were made for a sum that failed are for no other."""
+        if self._masking is not None:
+            self._masking.forget()
 
     def _private_training(self, request: PrivateRequest) -> PrivateTraining:
         """The private workload of the request's task; the ledger is opened before any record is read."""
@@ -268,23 +348,25 @@ class TrainerService:
         return self._masking
 
     def _compute(
-        self, request: ProfileRequest | TrainRequest | EvaluateRequest, start: float
-    ) -> ProfileReply | TrainReply | EvaluateReply:
-        workload = self._workload(request.task, request.normalisation)
+        self, request: ProfileRequest | TrainRequest | EvaluateRequest, workload: Workload, start: float
+    ) -> tuple[ProfileReply | TrainReply | EvaluateReply, str, bool]:
+        """The reply, why there is no update in it ("" if there is), and whether an output of the model was cut."""
         if isinstance(request, ProfileRequest):
-            return ProfileReply(sums=workload.profile())
+            return ProfileReply(sums=workload.profile()), "", False
         if isinstance(request, EvaluateRequest):
-            evaluation = workload.evaluate(self._in_use(request, workload), request.scale)
-            return EvaluateReply(round=request.round, seconds=time.monotonic() - start, evaluation=evaluation)
+            evaluation, cut = workload.measure(self._in_use(request, workload), request.scale)
+            seconds = time.monotonic() - start
+            return EvaluateReply(round=request.round, seconds=seconds, evaluation=evaluation), "", cut
         learned = workload.learn(request, self._state(request, request.round - 1))
         if learned.state is not None and self._states is not None:
             self._states.save(request, learned.state)
         seconds = time.monotonic() - start
         log.info("run %s, round %d: %d records, %.3f s", request.run, request.round, workload.count, seconds)
-        return TrainReply(
+        reply = TrainReply(
             round=request.round, count=workload.count, seconds=seconds, train_loss=learned.loss, update=learned.update,
             evaluation=learned.evaluation, steps=learned.steps,
         )  # fmt: skip
+        return reply, learned.failed, learned.cut
 
     def _in_use(self, request: EvaluateRequest, workload: Workload) -> Vector:
         """The model to evaluate; a personal one is then kept as it is, for `sovfed client personal`."""
@@ -296,10 +378,8 @@ class TrainerService:
 
     def _state(self, request: TrainRequest | EvaluateRequest, last: int) -> Vector | None:
         """What was kept after a round up to `last`."""
-        if request.algorithm in STATELESS:
+        if request.algorithm in STATELESS or self._states is None:
             return None
-        if self._states is None or not request.keep:
-            raise ProtocolError(f"algorithm '{request.algorithm}' without a name, or a place, to keep its state")
         return self._states.load(request, last)
 
     def _workload(self, name: str, normalisation: str = OWN) -> Workload:
@@ -310,8 +390,6 @@ class TrainerService:
         return found
 
     def _build(self, name: str, normalisation: str) -> Workload:
-        if name not in NAMES:
-            raise ProtocolError(f"unknown task {name!r}")
         task = get_task(name, normalisation=normalisation)
         if task.build is None:
             return Echo(task)
@@ -327,10 +405,44 @@ class TrainerService:
         return found
 
     def _keep(self, request: Request, reply: Reply) -> None:
+        """Keep `reply` for a request that is repeated, but for the ledger, which goes on."""
+        _, last = self._replies.get(request.run, {}).get(type(request), (None, None))
+        if not self._repeats or isinstance(request, LedgerRequest) or last is reply:
+            return
         self._replies.setdefault(request.run, {})[type(request)] = (request, reply)
         self._replies.move_to_end(request.run)
         while len(self._replies) > MAX_RUNS:
             self._replies.popitem(last=False)
+
+
+class Quiet:
+    """Warnings that the network can cause: the first of an hour each on a line, then at 2, 4, 8, … times as many."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._since, self._count = clock, clock(), 0
+
+    def tell(self, line: str, *values: object) -> None:
+        if self._clock() - self._since > QUIET_S:
+            self._since, self._count = self._clock(), 0
+        self._count += 1
+        if self._count <= TOLD_LINES or self._count & (self._count - 1) == 0:
+            log.warning("%s (%d such lines in this hour)", line % values, self._count)
+
+
+def _nothing(
+    request: ProfileRequest | TrainRequest | EvaluateRequest, workload: Workload
+) -> ProfileReply | TrainReply | EvaluateReply:
+    """The reply of an institution that has nothing to add: zeros, under its usual weight."""
+    task = get_task(request.task)
+    if isinstance(request, ProfileRequest):
+        return ProfileReply(sums=np.zeros(1 + 2 * len(task.schema.features)))
+    if isinstance(request, EvaluateRequest):
+        return EvaluateReply(round=request.round, seconds=0.0, evaluation=np.zeros(task.evaluation_size))
+    found = workload.nothing(request)
+    return TrainReply(
+        round=request.round, count=workload.count, seconds=0.0, train_loss=0.0, update=found.update,
+        evaluation=found.evaluation, steps=found.steps,
+    )  # fmt: skip
 
 
 def _equal(a: Request, b: Request) -> bool:
@@ -348,6 +460,7 @@ def make_trainer(
     masking: Masking | None = None,
     open_ledger: Callable[[], PrivacyLedger | None] = lambda: None,
     states: PersonalStates | None = None,
+    allowance: Allowance | None = None,
     *,
     reproducible: bool = False,
 ) -> TrainerService:
@@ -356,6 +469,7 @@ def make_trainer(
         lambda task: load_records(task, config.data), site=config.data.site, device=config.device,
         precision=config.precision, check=check, masking=masking, open_ledger=open_ledger, states=states,
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data),
+        allowance=allowance,
     )  # fmt: skip
 
 
@@ -388,7 +502,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         open_ledger = _ledger_opener(home, policy.privacy)
         open_ledger()  # a home whose ledger is damaged, or another population's, says so at once
         trainer = make_trainer(
-            config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER),
+            config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible,
         )  # fmt: skip
         _prepare(trainer, config)

@@ -19,6 +19,7 @@ from torch import Tensor
 from sovfed.clients.model import FlatModel, gradients
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
 from sovfed.federation.messages import TrainRequest
+from sovfed.federation.secagg.ring import saturated
 from sovfed.federation.tasks import public_scale
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks import Task
 
 STD_FLOOR: Final = 1e-6
+LARGEST_OUTPUT: Final = 1e3  # of a model, and of the loss of one record, as they are measured
 FP16_SCALE: Final = 2.0**10  # the first loss scale; it adapts from there
 RESIDENT_SHARE: Final = 0.25  # of free device memory that the records may take up; else they are copied batch by batch
 WARMING: Final = 64  # records
@@ -108,7 +110,8 @@ class LocalTraining:
             learning_rate=1e-9, proximal_mu=0.0, model=model, scale=scale,
         )  # fmt: skip
         try:
-            self.train(request)
+            if len(train):
+                self.train(request)
             self.evaluate(model, scale)
         finally:
             self.records = everything
@@ -131,6 +134,8 @@ class LocalTraining:
         Deterministic on a CPU (with `SMALL` or more parameters: for a given number of threads). Raises TrainingError if
         a value is not finite or memory runs out.
         """
+        if not self.count:
+            raise TrainingError(f"round {request.round}: there are no training records")
         features = self.features(request.scale)
         sum_ = b"" if self._reproducible else request.begin.tobytes()  # no two sums have the same M1
         seed = order_seed(request.seed, request.round, self._site, sum_)
@@ -141,19 +146,22 @@ class LocalTraining:
                 (torch.manual_seed if cards else torch.default_generator.manual_seed)(seed)
                 pull = self._make_pull(request, correction, anchor)
                 return self._descend(request, features, torch.Generator().manual_seed(seed), pull)
-        except torch.cuda.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
+        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+            if cards:
+                torch.cuda.empty_cache()
             raise TrainingError(f"round {request.round}: out of memory on {self.device}") from error
 
     def evaluate(self, model: Vector, scale: Sums) -> Sums:
         """The task's metric sums of `model` (shape [d]) over the held-out records."""
-        labels = self.records.labels[self.records.test]
+        return self.measure(model, scale)[0]
+
+    def measure(self, model: Vector, scale: Sums) -> tuple[Sums, bool]:
+        """As `evaluate`, and whether an output had to be cut (`judged`)."""
+        rows = self.records.test
+        if not len(rows):
+            return np.zeros(self.task.evaluation_size), False
         with self.threads():
-            logits = self.logits(model, scale, self.records.test)
-            losses = self._loss(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
-        if not (np.isfinite(logits).all() and np.isfinite(losses).all()):
-            raise TrainingError(f"task '{self.task.name}': the model's outputs or losses are not finite")
-        return self.task.metrics.sums(logits, labels, losses)
+            return judged(self.task, self.logits(model, scale, rows), self.records.labels[rows])
 
     def logits(self, model: Vector, scale: Sums, rows: Indices) -> npt.NDArray[np.float32]:
         """The model's float32 outputs for `rows`, shape [n, outputs]."""
@@ -184,7 +192,8 @@ class LocalTraining:
                 each = self._loss(outputs.float(), labels)
                 losses.append(each.detach())
                 step(each)
-        update: Vector = self._model.flat.cpu().numpy() - request.model
+        with np.errstate(over="ignore", invalid="ignore"):  # found out below
+            update: Vector = self._model.flat.cpu().numpy() - request.model
         mean_loss = float(torch.cat(losses).mean())
         if not (np.isfinite(mean_loss) and np.isfinite(update).all()):
             raise TrainingError(f"round {request.round}: loss or update is not finite; is the learning rate too high?")
@@ -318,6 +327,20 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def judged(task: Task, logits: npt.NDArray[np.float32], labels: Indices) -> tuple[Sums, bool]:
+    """The task's metric sums of `logits` [n, outputs], and whether one of them had to be cut.
+
+    Each record by itself: what is not a number counts as 0, and outputs and losses are cut to ±`LARGEST_OUTPUT`, which
+    no sane model comes near. So a record moves a sum by a bounded amount, the records beside it not at all, and no
+    model can make an evaluation fail.
+    """
+    if task.loss is None:
+        raise ConfigError(f"task '{task.name}' has no model to evaluate")
+    fitting = saturated(logits, LARGEST_OUTPUT)
+    losses = task.loss(torch.from_numpy(fitting), torch.from_numpy(labels)).numpy()
+    return task.metrics.sums(fitting, labels, saturated(losses, LARGEST_OUTPUT)), fitting is not logits
 
 
 def order_seed(seed: int, round_number: int, site: str, sum_: bytes = b"") -> int:

@@ -175,7 +175,7 @@ class SecaggConfig:
     bits: int = bounded(32, 12, 32, unit="bits", doc="ring lane of a parameter: 12, 16, 21 or 32; fewer are coarser")
     clip: float = bounded(8.0, 1e-6, 1e3, doc="bound on each coordinate of an update; what is beyond it is cut off")
     max_weight: int = bounded(
-        10_000, 1, 2**48, unit="records", doc="most records of one institution; one with more is refused"
+        10_000, 1, 2**48, unit="records", doc="most records of one institution; one with more counts as so many"
     )
 
     def __post_init__(self) -> None:

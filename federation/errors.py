@@ -5,14 +5,17 @@
     ├── IdentityError     a certificate, key, token or signature does not hold
     ├── ProtocolError     a message from another process is malformed, oversized or out of place
     ├── PolicyError       the institution's own policy forbids what was asked
+    │   └── NotPrivateError   it answers runs with differential privacy only
     ├── DataError         an institution's data is missing or does not fit the task's schema
     ├── PrivacyError      a privacy rule would be broken
     ├── TrainingError     local training failed (non-finite values, device out of memory)
     ├── CohortError       too few institutions took part
     └── ServiceError      a process of ours is not running, or would start unsafely
 
-What an institution tells the coordinator about a failure is a `code` and the sentence in
-`WIRE_SENTENCES`; exception text stays in the institution's own log.
+What an institution tells the coordinator about a failure is a `code` and the sentence in `WIRE_SENTENCES`; exception
+text stays in the institution's own log. Every code but `failed` is decided before a record is touched, from the
+request, the policy, the ledger and public constants alone. Whatever goes wrong with the records themselves has no code:
+nothing tells missing data from a full disk.
 """
 
 from __future__ import annotations
@@ -42,6 +45,10 @@ class PolicyError(SovfedError):
     code = "policy"
 
 
+class NotPrivateError(PolicyError):
+    code = "needs-privacy"
+
+
 class DataError(SovfedError):
     code = "data"
 
@@ -63,19 +70,19 @@ class ServiceError(SovfedError):
 
 
 WIRE_SENTENCES: Final[dict[str, str]] = {
-    "internal": "The institution met an unexpected error; see its own log.",
+    "failed": "The institution could not do the work; see its own log.",
     "config": "The institution's configuration does not allow this request.",
     "identity": "The institution could not verify an identity.",
     "protocol": "The institution refused a malformed message.",
     "policy": "The institution's policy forbids this request.",
-    "data": "The institution's data is missing or does not fit the task.",
     "privacy": "The institution refused to break a privacy rule.",
-    "training": "Local training failed at the institution.",
+    "needs-privacy": "The institution answers runs with differential privacy only (require_privacy in its policy).",
     "cohort": "Too few institutions took part.",
     "service": "A process of the institution is not available.",
 }
 
 
 def wire_code(error: BaseException) -> str:
-    """The code that may cross the wire for `error`: its own if ours, else `internal`."""
-    return error.code if isinstance(error, SovfedError) else "internal"
+    """The code that may cross the wire for `error`: its own if it is one of `WIRE_SENTENCES`, else `failed`."""
+    code = error.code if isinstance(error, SovfedError) else "failed"
+    return code if code in WIRE_SENTENCES else "failed"

@@ -260,7 +260,7 @@ class LaneReply:
 class Refusal:
     """A failure at the institution: a code and nothing else; `sentence` is fixed by the code."""
 
-    reason: str = choice("internal", WIRE_SENTENCES)
+    reason: str = choice("failed", WIRE_SENTENCES)
 
     @property
     def sentence(self) -> str:

@@ -71,9 +71,12 @@ class BinaryMetrics:
     """AUC, accuracy, log loss, Brier score and calibration error of one logit per record.
 
     The vector is [records, Σ loss, correct, Σ (p − y)², histogram of negatives [bins], histogram of positives [bins]].
+    Every bin is a count that a crafted model can put a question to, so there are as few as the AUC bears: over 400
+    records whose logits spread by 0.5 (1, 3) it is off by up to 0.004 (0.002, 0.001); with 64 bins by 0.013 (0.004,
+    0.002), with 1,024 by 0.0005.
     """
 
-    bins: int = 1024
+    bins: int = 128
 
     @property
     def size(self) -> int:

@@ -82,7 +82,8 @@ class Total:
 
     `mean` is Σ countᵢ·updateᵢ / Σ countᵢ, shape [d]; of a private step `integers`, the noised sum in units, stands in
     its place. `sums` are the profile's or the evaluation's, shape [k]; `loss` is Σ countᵢ·lossᵢ, and `steps`
-    Σ countᵢ·stepsᵢ. `by_node`, each
+    Σ countᵢ·stepsᵢ. `spoilt` is how many contributions were cut or left out because values were not finite or out of
+    range, which only a sum without noise tells. `by_node`, each
     institution's own sums, is empty under secure aggregation; so is `updates`, and unless they are asked for.
     """
 
@@ -95,6 +96,7 @@ class Total:
     integers: npt.NDArray[np.int64] | None = None
     loss: float = 0.0
     steps: float = 0.0
+    spoilt: int | None = None
     sums: Sums | None = None
     by_node: dict[int, Sums] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)

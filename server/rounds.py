@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from sovfed.federation.config import Config
-from sovfed.federation.errors import CohortError
+from sovfed.federation.errors import WIRE_SENTENCES, CohortError, TrainingError
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector
+from sovfed.federation.tasks import configured_task, standardisation
 from sovfed.server.aggregation import Aggregation, Total
 from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.strategies import Combining, ServerOptimizer
 
 log = logging.getLogger(__name__)
 MAX_ATTEMPTS: Final = 5  # of one round, before the run stops and waits for `sovfed run resume`
-STD_FLOOR: Final = 1e-6
 NOTHING: Final[Vector] = np.zeros(0, dtype=np.float32)
 
 
@@ -35,6 +35,7 @@ class Round:
     number: int
     participants: list[int] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
+    spoilt: int | None = None  # contributions with values that are not finite or out of range; only a sum tells
     count: int = 0
     train_loss: float | None = None  # not told of a private round, nor are evaluation and compute
     evaluation: Sums | None = None
@@ -49,12 +50,6 @@ class Round:
     def overhead_seconds(self) -> float | None:
         """Round wall-clock less the slowest institution's compute: what the federation itself costs."""
         return None if self.seconds_compute is None else max(0.0, self.seconds - self.seconds_compute)
-
-
-def standardisation(profile: Sums) -> Sums:
-    """[mean (f), standard deviation (f)] of a profile [n, Σx (f), Σx² (f)]."""
-    total, squares = np.split(profile[1:] / max(profile[0], 1.0), 2)
-    return np.concatenate([total, np.sqrt(np.maximum(squares - total**2, STD_FLOOR**2))])
 
 
 class Rounds:
@@ -98,7 +93,7 @@ class Rounds:
         task = self.config.task
         request = ProfileRequest(run=self.run, task=task.name, normalisation=task.normalisation)
         total, _ = self._collect("the features' profile", request, 1 + 2 * self.features)
-        self.scale = standardisation(_required(total.sums))
+        self.scale = standardisation(configured_task(task), _required(total.sums))
 
     def train(self, number: int) -> Round:
         """Run round `number`, retrying while too few institutions answer. Raises CohortError after MAX_ATTEMPTS."""
@@ -126,6 +121,7 @@ class Rounds:
             number=number,
             participants=total.participants,
             refused=total.refused,
+            spoilt=total.spoilt,
             count=total.count,
             train_loss=None if self.plan else total.loss / total.count,
             evaluation=None if self.plan else total.sums,
@@ -165,6 +161,8 @@ class Rounds:
                 log.warning("%s: repeated as another sum, charged anew: %d of the plan's spare", what, self.repeats)
             number = total.sum_number
             if len(total.participants) >= least and total.sums is not None:
+                if total.spoilt:
+                    _tell_spoilt(what, total)
                 return total, attempt
             log.warning(
                 "%s, attempt %d: %d replies, minimum cohort is %d; refused: %s %s",
@@ -178,8 +176,22 @@ class Rounds:
                 )
         raise CohortError(
             f"{what}: {len(total.participants)} replies in {MAX_ATTEMPTS} attempts, minimum cohort is {least}; "
-            + "; ".join([*reasons, f"refusals: {sorted(set(total.refused.values()))}"])
+            + "; ".join([*reasons, f"refusals: {told(total.refused)}"])
         )
+
+
+def told(refused: Mapping[int, str]) -> str:
+    """The codes in `refused`, each with its sentence."""
+    codes = sorted(set(refused.values()))
+    return "; ".join(f"{code}: {WIRE_SENTENCES[code]}" if code in WIRE_SENTENCES else code for code in codes) or "none"
+
+
+def _tell_spoilt(what: str, total: Total) -> None:
+    """Log how many contributions were spoilt. Raises TrainingError if all of them were: the model has diverged."""
+    words = f"{what}: {total.spoilt} of {len(total.participants)} contributions were spoilt"
+    if total.spoilt == len(total.participants) and total.mean is not None:
+        raise TrainingError(f"{words} (values not finite or out of range); is the learning rate too high?")
+    log.warning("%s: their values were not finite or out of range, or their records could not be used", words)
 
 
 def _required(value: np.ndarray | None) -> np.ndarray:

@@ -60,6 +60,7 @@ FINAL: Final = ("identity", "malformed", "policy", "privacy", "protocol")  # ref
 AGAIN_S: Final = 0.5  # between two times of asking the holders that have not answered
 WAIT_S: Final = 60.0  # longest wait for holders that went away to come back, unless told otherwise
 LIFETIME_S: Final = 7 * 86400  # of a roster's keys
+SPOILT: Final = 1  # the first header metric of every sum without noise: how many contributions were spoilt
 TRAIN_METRICS: Final = 3  # before the evaluation: Σ countᵢ·lossᵢ, Σ countᵢ·stepsᵢ, the values that the clip changed
 
 
@@ -347,12 +348,12 @@ def _by_node(order: Sequence[int], bodies: Mapping[int, bytes]) -> dict[int, byt
 
 
 def _metrics(request: SumRequest, width: int) -> int:
-    """How many header words the request's sums of length `width` take."""
+    """How many header words the request's sums of length `width` take, and what goes before them."""
     if isinstance(request, PrivateRequest):
         return 0
     if isinstance(request, ProfileRequest):
-        return WIDE * width
-    return width + (TRAIN_METRICS if isinstance(request, TrainRequest) else 0)
+        return SPOILT + WIDE * width
+    return SPOILT + width + (TRAIN_METRICS if isinstance(request, TrainRequest) else 0)
 
 
 def _fill(total: Total, request: SumRequest, found: Aggregate) -> None:
@@ -360,16 +361,18 @@ def _fill(total: Total, request: SumRequest, found: Aggregate) -> None:
     if isinstance(request, PrivateRequest):
         total.count, total.mean, total.integers = len(found.survivors), found.mean, found.integers
         total.sums = found.metrics  # none
-    elif isinstance(request, ProfileRequest):
-        total.sums = narrow(found.metrics)
+        return
+    total.spoilt, metrics = round(float(found.metrics[0])), found.metrics[SPOILT:]
+    if isinstance(request, ProfileRequest):
+        total.sums = narrow(metrics)
     elif isinstance(request, TrainRequest):
         total.count, total.mean = found.weight, found.mean
-        total.loss, total.steps, cut = (float(value) for value in found.metrics[:TRAIN_METRICS])
-        total.sums = found.metrics[TRAIN_METRICS:]
+        total.loss, total.steps, cut = (float(value) for value in metrics[:TRAIN_METRICS])
+        total.sums = metrics[TRAIN_METRICS:]
         if cut:
             log.warning(
                 "round %d: %d values of the institutions' updates were cut to secagg.clip",
                 request.round, int(cut),
             )  # fmt: skip
     else:
-        total.sums = found.metrics
+        total.sums = metrics

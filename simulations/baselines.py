@@ -17,8 +17,7 @@ from sovfed.clients.training import LocalTraining
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Sums, TrainRequest, Vector
 from sovfed.federation.metrics import summarise
-from sovfed.federation.tasks import Task, configured_task, initial_vector, public_scale
-from sovfed.server.rounds import standardisation
+from sovfed.federation.tasks import Task, configured_task, initial_vector, public_scale, standardisation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +104,7 @@ def alone(config: Config, records: Records, site: str) -> Trained:
 def _train(config: Config, records: Records, site: str) -> Trained:
     task = configured_task(config.task)
     engine = LocalTraining(task, records, site=site, device=config.client.device, precision=config.client.precision)
-    scale = standardisation(engine.profile()) if task.standardised else public_scale(task)
+    scale = standardisation(task, engine.profile()) if task.standardised else public_scale(task)
     start = initial_vector(task, config.seed)
     request = TrainRequest(
         run="baseline",

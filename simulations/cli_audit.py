@@ -25,6 +25,7 @@ def audit() -> None:
       sovfed audit noise --quick        is there as much noise in an opened sum as was claimed?
       sovfed audit canary               a lower bound on ε from one step
       sovfed audit imprint              can a malicious agency read records out of a secure sum?
+      sovfed audit refusals             does a refusal, a size or a code tell of an institution's records?
       sovfed audit membership           does the released model tell who was trained on?
       sovfed audit isolation            can anything in a trainer reach out, or a gateway the records?
     """
@@ -73,6 +74,15 @@ def membership(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
 def isolation(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
     """Looks at a running institution's processes from outside, and tries to break out of each from inside."""
     _run(ctx, "isolation", quick, json_path)
+
+
+@audit.command()
+@QUICK
+@JSON
+@click.pass_context
+def refusals(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
+    """Neighbouring data sets and crafted requests: all that leaves one institution in the clear must be the same."""
+    _run(ctx, "refusals", quick, json_path)
 
 
 def _run(ctx: click.Context, name: str, quick: bool, json_path: Path | None) -> None:

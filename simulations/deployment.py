@@ -30,13 +30,15 @@ from sovfed.server.control import ControlClient
 ENROLMENT_TIMEOUT_S: Final = 60.0
 TERMS: Final = Terms(min_cohort=LEAST_COHORT, colluders=0, differencing=RECORD)
 POLICY: Final = Policy(
-    allowed_tasks=NAMES, secure_aggregation=TERMS, privacy=Budget(max_share_per_run=1.0), reproducible=True
-)
+    allowed_tasks=NAMES, require_privacy=False, secure_aggregation=TERMS, privacy=Budget(max_share_per_run=1.0),
+    reproducible=True,
+)  # fmt: skip
 WHY: Final = """\
 This is a demonstration with four institutions, so min_cohort is 3 and colluders 0: with 5 and 1, the defaults, they
 could never form a sum. One institution that sides with the agency then learns the sum of two others. Institutions come
 and go, so differencing is "record": what one of them held can be told from two sums; and reproducible is true, so that
-the figures are the same again. Keep the defaults where that matters."""
+the figures are the same again. Its records are published already, so require_privacy is false: runs without
+differential privacy are answered too. Keep the defaults where that matters."""
 
 
 @dataclass(frozen=True)

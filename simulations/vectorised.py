@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sovfed.clients.training import LocalTraining, choose_device, order_seed
-from sovfed.federation.errors import ConfigError, PrivacyError, TrainingError
+from sovfed.clients.training import LocalTraining, choose_device, judged, order_seed
+from sovfed.federation.errors import ConfigError, PrivacyError, TrainingError, wire_code
 from sovfed.federation.messages import EvaluateRequest, PrivateRequest, ProfileRequest, SumRequest, Sums, TrainRequest
 from sovfed.federation.tasks import Task, public_scale
 from sovfed.server.aggregation import Total, exact_sum
@@ -245,7 +245,7 @@ class VectorisedAggregation:
             with cohort.engine.threads():
                 self._answer(request, cohort, nodes, total)
         except TrainingError:
-            return Total(refused=dict.fromkeys(nodes, TrainingError.code))
+            return Total(refused=dict.fromkeys(nodes, wire_code(TrainingError())))
         self._count(len(nodes), down, 8 * width + (request.model.nbytes if training else 0))
         total.seconds_compute = time.monotonic() - start
         return total
@@ -303,7 +303,7 @@ class VectorisedAggregation:
 
     def _refuse(self, chunk: Trained, good: Tensor, nodes: Sequence[int], total: Total) -> None:
         for place in (~good).nonzero().flatten().tolist():
-            total.refused[nodes[chunk.places[place]]] = TrainingError.code
+            total.refused[nodes[chunk.places[place]]] = wire_code(TrainingError())
 
     def _gather(self, nodes: Sequence[int]) -> Cohort:
         """The cohort: rows of the table that was cut up, if its records were not changed; else of everybody's table
@@ -345,15 +345,12 @@ class VectorisedAggregation:
     def _evaluate(
         self, request: TrainRequest | EvaluateRequest, cohort: Cohort, parts: Sequence[Indices]
     ) -> list[Sums]:
-        """The model's metric sums over each of `parts`, rows of the table. Raises TrainingError if not finite."""
-        rows, loss = np.concatenate(parts), self._task.loss
+        """The model's metric sums over each of `parts`, rows of the table."""
+        rows = np.concatenate(parts)
         logits, labels = cohort.engine.logits(request.model, request.scale, rows), cohort.engine.records.labels[rows]
-        if loss is None or not np.isfinite(logits).all():
-            raise TrainingError(f"task '{self._task.name}': the model's outputs are not finite")
-        losses = loss(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
         cuts = np.cumsum([len(part) for part in parts])[:-1]
-        pieces = zip(*(np.split(values, cuts) for values in (logits, labels, losses)), strict=True)
-        return [self._task.metrics.sums(*piece) for piece in pieces]
+        pieces = zip(*(np.split(values, cuts) for values in (logits, labels)), strict=True)
+        return [judged(self._task, *piece)[0] for piece in pieces]
 
     def _count(self, institutions: int, down: int, up: int) -> None:
         self._grid.bytes_down += institutions * down

@@ -149,8 +149,8 @@ def check(records: Records, schema: Schema, where: str) -> None:
     if bad:
         raise DataError(f"{where}: label '{schema.label}': {bad} of {count} values are no known class")
     parts = np.concatenate([records.train, records.test])
-    if not len(records.train) or not len(records.test):
-        raise DataError(f"{where}: {len(records.train)} training and {len(records.test)} held-out records; need both")
+    if not len(parts):
+        raise DataError(f"{where}: no training and no held-out records")
     if len(np.unique(parts)) != len(parts) or parts.min() < 0 or parts.max() >= count:
         raise DataError(f"{where}: training and held-out part overlap or point outside the {count} records")
     shared = np.intersect1d(records.persons[records.train], records.persons[records.test])

@@ -188,8 +188,8 @@ def mask(
 ) -> tuple[Upload, Spent]:
     """Weight, clip, round and mask `update` (shape [size]) with `masks`, or with some that are made now.
 
-    Raises PrivacyError on a non-finite value or metric, on a weight above the run's maximum, and on masks that are not
-    this permit's or were used before.
+    Nothing that depends on records makes this fail: values and metrics saturate (`ring.py`), and so does the weight.
+    Raises PrivacyError on masks that are not this permit's or were used before.
     """
     message, ctx, index, roster = permit.begin, permit.ctx, session.index, session.roster
     ring = roster.ring(message)
@@ -197,10 +197,7 @@ def mask(
     if update.shape != (message.size,) or update.dtype != dtype or len(metrics) != message.metrics:
         raise ProtocolError(f"round {message.round}: {update.dtype} {update.shape} and {len(metrics)} metrics, "
                             f"expected {dtype} ({message.size},) and {message.metrics}")  # fmt: skip
-    if not (1 if message.size else 0) <= weight <= ring.max_weight:
-        raise PrivacyError(
-            f"round {message.round}: {weight} records, the run's secagg.max_weight is {ring.max_weight}; raise it"
-        )
+    weight = min(max(weight, 1 if message.size else 0), ring.max_weight)
     made = masks or prepare(session, permit, entropy)
     ready = made.spend(ctx)
     header = pack_header(weight, metrics, roster.offer.fraction_bits) + made.header

@@ -33,6 +33,7 @@ FRACTION_BITS: Final = 24  # of every metric in the header
 WIDE: Final = 3  # words of a wide metric
 _COARSE: Final = 2.0**26
 _FINE: Final = 2.0**FRACTION_BITS
+WIDEST: Final = 2.0**56  # the largest sum that three words hold
 _EMPTY: Final[Vector] = np.zeros(0, np.float32)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from sovfed.federation.errors import PrivacyError, ServiceError
+from sovfed.federation.errors import ServiceError
 from sovfed.federation.messages import Vector
 from sovfed.federation.secagg.mask import SEGMENT_WORDS, Words
 
@@ -78,11 +78,23 @@ def header_size(metrics: int) -> int:
     return -(-(HEADER_METRICS + metrics) // HEADER_UNIT) * HEADER_UNIT
 
 
+def saturated(values: npt.NDArray[Any], bound: float) -> npt.NDArray[Any]:
+    """`values` cut to ±bound, and 0 where they are no number: what a sum gets of them, since a refusal would tell."""
+    if (np.abs(values) <= bound).all():
+        return values
+    found: npt.NDArray[Any] = np.clip(np.nan_to_num(values, nan=0.0), -bound, bound)
+    return found
+
+
+def metric_bound(fraction_bits: int) -> float:
+    """The largest metric that the header has a place for."""
+    return 2.0 ** (METRIC_BITS - fraction_bits)
+
+
 def pack_header(weight: int, metrics: Sequence[float], fraction_bits: int) -> Words:
-    """[1, weight, metrics as fixed point modulo 2^64, zeros]; raises PrivacyError on a metric that does not fit."""
-    if not all(abs(metric) <= 2.0 ** (METRIC_BITS - fraction_bits) for metric in metrics):
-        raise PrivacyError(f"a metric is not finite or above 2^{METRIC_BITS - fraction_bits}")
-    words = [1, weight, *(round(metric * 2.0**fraction_bits) % 2**64 for metric in metrics)]
+    """[1, weight, metrics as fixed point modulo 2^64, zeros]; a metric that does not fit is saturated."""
+    fitting = saturated(np.array(metrics, np.float64), metric_bound(fraction_bits)).tolist()
+    words = [1, weight, *(round(metric * 2.0**fraction_bits) % 2**64 for metric in fitting)]
     return np.array(words + [0] * (header_size(len(metrics)) - len(words)), np.uint64)
 
 
@@ -96,15 +108,14 @@ class Quantiser:
     """Turns a segment's share of `update` into words; one per thread, since it owns the temporaries.
 
     A float32 update is weighted, clipped and rounded; an int32 one is taken as it is. `key` seeds the stochastic
-    rounding. Raises PrivacyError on a value that is not finite and on a weight above W_max. `clipped` counts the values
-    that the clip changed.
+    rounding. No value makes this fail, for a failure would be seen: what is not finite counts as 0, an integer is cut
+    to its lane. The weight, from 1 to W_max, is the caller's to saturate. `clipped` counts the values that the clip
+    changed.
     """
 
     def __init__(self, ring: Ring, update: Vector | Integers, weight: int, key: bytes) -> None:
         if not 1 <= weight <= ring.max_weight:
-            raise PrivacyError(
-                f"weight {weight} is outside 1 to {ring.max_weight}; the run's maximum weight is too small"
-            )
+            raise ValueError(f"weight {weight} is outside 1 to {ring.max_weight}")
         self._ring = ring
         self._update: npt.NDArray[Any] = update
         share = weight / ring.max_weight
@@ -137,9 +148,10 @@ class Quantiser:
             whole[values.size :] = 0
 
     def _offset(self, values: Integers, out: npt.NDArray[Any]) -> None:
-        """Integers are packed as they are. Raises PrivacyError on one that could leave its lane."""
-        if values.size and max(int(values.max()), -int(values.min())) > self._ring.half - 2:
-            raise PrivacyError(f"an integer is beyond the {self._ring.value_bits} bits that the ring has for it")
+        """Integers are packed as they are; one that could leave its lane is cut to it."""
+        bound = self._ring.half - 2
+        if values.size and max(int(values.max()), -int(values.min())) > bound:
+            values = np.clip(values, -bound, bound)
         np.copyto(out, values.view(np.uint32), casting="unsafe")
         np.add(out, out.dtype.type(self._ring.half), out=out)
 
@@ -150,9 +162,11 @@ class Quantiser:
         that stand whole parts apart in one institution's vector err together.
         """
         low, high = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))  # both NaN if any value is
-        if not math.isfinite(high - low):
-            raise PrivacyError("the update holds a value that is not finite")
         scaled, clip = self._scaled[: values.size], np.float32(self._ring.clip)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            self.clipped += int(np.count_nonzero(~np.isfinite(values)))
+            values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+            low, high = float(values.min()), float(values.max())
         beyond = max(high, -low) > clip * (1 - 2**-20)  # otherwise rounding cannot leave the bound
         if beyond:
             self.clipped += int(np.count_nonzero(np.abs(values) > clip))

@@ -43,6 +43,9 @@ class Terms:
     min_clip: float = bounded(1e-6, 0.0, 1e9, doc="smallest clip per coordinate")
     max_clip: float = bounded(1e3, 0.0, 1e9, doc="largest clip per coordinate")
     max_weight: int = bounded(10_000_000, 1, 2**48, doc="largest W_max", unit="records")
+    least_max_weight: int = bounded(
+        1_000, 1, 2**48, doc="smallest W_max: sums under many small ones tell how many records each has", unit="records"
+    )
     max_size: int = bounded(1_000_000_000, 0, 2**40, doc="longest vector", unit="parameters")
     max_metrics: int = bounded(4094, 0, 4094, doc="most metric words in the header")
     max_run_s: float = bounded(30 * 86400.0, 60.0, 366 * 86400.0, doc="longest life of a run's keys", unit="s")
@@ -68,7 +71,8 @@ class Terms:
         """Raise PolicyError unless a run may be joined under these parameters."""
         _require(ring.bits in LANES and ring.bits in self.bits, f"ring of {ring.bits} bits", self.bits)
         _require(self.min_clip <= ring.clip <= self.max_clip, f"clip {ring.clip:g}", (self.min_clip, self.max_clip))
-        _require(1 <= ring.max_weight <= self.max_weight, f"maximum weight {ring.max_weight}", self.max_weight)
+        weights = (self.least_max_weight, self.max_weight)
+        _require(weights[0] <= ring.max_weight <= weights[1], f"maximum weight {ring.max_weight}", weights)
         _require(min_cohort >= self.min_cohort, f"minimum cohort {min_cohort}", self.min_cohort)
         _require(max_size <= self.max_size, f"vectors of up to {max_size}", self.max_size)
         _require(max_metrics <= self.max_metrics, f"{max_metrics} metrics", self.max_metrics)

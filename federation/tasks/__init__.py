@@ -29,6 +29,7 @@ NAMES: Final = (
     "breast_cancer", "digits", "digits_cnn", "digits_linear", "echo", "heart", "pneumonia", "statutes",
     "synthetic_images", "synthetic_text",
 )  # fmt: skip
+LEAST_SPREAD: Final = 1e-3  # of a feature's declared range, as its standard deviation
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,27 @@ def public_scale(task: Task) -> Sums:
     """
     if task.symbols:
         return np.repeat([0.0, 1.0], len(task.schema.features))
-    low = np.array([feature.low for feature in task.schema.features])
-    high = np.array([feature.high for feature in task.schema.features])
+    low, high = bounds(task)
     return np.concatenate([(low + high) / 2, (high - low) / 2])
+
+
+def bounds(task: Task) -> tuple[Sums, Sums]:
+    """The declared least and greatest value of each feature, shape [f]."""
+    low = np.array([feature.low for feature in task.schema.features], np.float64)
+    high = np.array([feature.high for feature in task.schema.features], np.float64)
+    return low, high
+
+
+def standardisation(task: Task, profile: Sums) -> Sums:
+    """[mean (f), standard deviation (f)] of a profile [n, Σx (f), Σx² (f)], within the declared bounds.
+
+    A deviation is at least `LEAST_SPREAD` of its feature's declared range: by a smaller one a model could look at
+    single values as through a magnifying glass, so institutions refuse it.
+    """
+    low, high = bounds(task)
+    total, squares = np.split(profile[1:] / max(profile[0], 1.0), 2)
+    mean, spread = np.clip(total, low, high), np.sqrt(np.maximum(squares - total**2, 0.0))
+    return np.concatenate([mean, np.clip(spread, LEAST_SPREAD * (high - low), high - low)])
 
 
 def state_tensors(module: Module) -> list[Tensor]:

@@ -131,10 +131,44 @@ def run_isolation(quick: bool) -> Findings:
     return Findings(cases, {"escapes": float(escapes)})
 
 
+def run_refusals(quick: bool) -> Findings:
+    """One case a probe, and a control: a trainer that refuses what fails on the records, as this one once did."""
+    from sovfed.simulations.audit.refusals import Refusing, audit_refusals, probes
+
+    asked = probes()
+    cases: list[Case] = []
+    for probe in asked:
+        found = audit_refusals(probe)
+        sentence = f"{found.probe}: {found.one} and {found.other}"
+        cases.append((found, sentence, found.masked and not found.distinguishable))
+    told = [one for one, _, _ in cases if one.distinguishable]
+    plain = [probe for probe in asked if not probe.name.startswith("private")]
+    controls = [audit_refusals(probe, Refusing) for probe in (plain[::2] if quick else plain)]
+    caught = sum(control.distinguishable for control in controls)
+    sentence = f"control, a trainer that refuses: {caught} of {len(controls)} probes tell the data sets apart"
+    cases.append((Control(len(controls), caught), sentence, caught > len(controls) // 4))
+    return Findings(
+        cases,
+        {"distinguishable": float(len(told)), "probes": float(len(asked)), "control_distinguishable": float(caught)},
+    )
+
+
+@dataclass(frozen=True)
+class Control:
+    """How many probes tell data sets apart at a trainer that is broken on purpose."""
+
+    probes: int
+    distinguishable: int
+
+
 AUDITS = {
-    "noise": run_noise, "canary": run_canary, "imprint": run_imprint, "membership": run_membership,
+    "noise": run_noise,
+    "canary": run_canary,
+    "imprint": run_imprint,
+    "membership": run_membership,
     "isolation": run_isolation,
-}  # fmt: skip
+    "refusals": run_refusals,
+}
 
 
 def publish(name: str, quick: bool, json_path: Path | None, console: Console) -> bool:

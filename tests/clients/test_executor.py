@@ -85,7 +85,7 @@ def test_exception_text_stays_at_the_institution(federation: Federation, caplog:
     with executing(federation.node, leak), federation.run() as grid:
         reply = federation.ask(grid, {})
     assert reply.has_error()
-    assert reply.error.reason == WIRE_SENTENCES["internal"]
+    assert reply.error.reason == WIRE_SENTENCES["failed"]
     assert PATIENT in caplog.text  # the institution's own log has it
     assert PATIENT not in str(reply)
     for path in (federation.agency / "superlink").iterdir():

@@ -152,7 +152,7 @@ def test_an_app_that_raises_sends_a_fixed_sentence(scene: Coordinator) -> None:
     stream = scene.meet()
     scene.ask(stream, scene.profile())
     error = scene.answer(stream).error
-    assert (error.code, error.reason) == (2, WIRE_SENTENCES["internal"])
+    assert (error.code, error.reason) == (2, WIRE_SENTENCES["failed"])
 
 
 def test_a_reply_larger_than_the_bound_becomes_an_error(scene: Coordinator) -> None:

@@ -13,12 +13,13 @@ import pytest
 from sovfed.clients.home import create, load_config
 from sovfed.clients.policy import POLICY, Policy, load_policy
 from sovfed.federation.config import ClientConfig, DataConfig
-from sovfed.federation.errors import ConfigError, PolicyError
+from sovfed.federation.errors import ConfigError, NotPrivateError, PolicyError
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, TrainRequest
+from sovfed.federation.tasks import bounds, get_task, public_scale
 
 OPEN = Policy(
     allowed_tasks=("heart",), allow_plain_updates=True, max_rounds=10, max_local_epochs=2, min_batch_size=8,
-    max_batch_size=64, max_parameters=100,
+    max_batch_size=64, max_parameters=100, require_privacy=False,
 )  # fmt: skip
 MODEL, SCALE = np.zeros(100, np.float32), np.zeros(4)
 TRAIN = TrainRequest(
@@ -55,6 +56,67 @@ def test_evaluation_and_profile_of_other_tasks_are_refused() -> None:
         OPEN.check(ProfileRequest(run="r", task="digits"))
     with pytest.raises(PolicyError):
         OPEN.check(EvaluateRequest(run="r", round=11, task="heart", model=MODEL, scale=SCALE))
+
+
+def test_runs_without_privacy_need_consent() -> None:
+    assert Policy().require_privacy
+    with pytest.raises(NotPrivateError):
+        dataclasses.replace(OPEN, require_privacy=True).check(TRAIN)
+
+
+HEART = get_task("heart")
+LOW, HIGH = bounds(HEART)
+MIDDLE = np.concatenate([(LOW + HIGH) / 2, (HIGH - LOW) / 4])
+
+
+def _scaled(**places: float) -> np.ndarray:
+    """A scale with feature 3's mean or spread at a share of its declared range."""
+    scale = MIDDLE.copy()
+    if "mean" in places:
+        scale[3] = LOW[3] + places["mean"] * (HIGH[3] - LOW[3])
+    if "spread" in places:
+        scale[13 + 3] = places["spread"] * (HIGH[3] - LOW[3])
+    return scale
+
+
+@pytest.mark.parametrize(
+    "scale", [MIDDLE, _scaled(mean=0.0), _scaled(mean=1.0), _scaled(spread=1e-3), _scaled(spread=1)]
+)
+def test_a_scale_that_features_could_have_passes(scale: np.ndarray) -> None:
+    OPEN.check(dataclasses.replace(TRAIN, scale=scale))
+    OPEN.check(EvaluateRequest(run="r", round=1, task="heart", model=MODEL, scale=scale))
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        _scaled(mean=-0.01), _scaled(mean=1.01), _scaled(spread=0.9e-3), _scaled(spread=0.0), _scaled(spread=1.01),
+        _scaled(spread=-0.5), _scaled(mean=float("nan")), _scaled(spread=float("inf")),
+    ],
+)  # fmt: skip
+def test_a_scale_that_looks_at_single_values_is_refused(scale: np.ndarray) -> None:
+    for request in (TRAIN, EvaluateRequest(run="r", round=1, task="heart", model=MODEL, scale=scale)):
+        with pytest.raises(PolicyError, match="feature's"):
+            OPEN.check(dataclasses.replace(request, scale=scale))
+
+
+def test_a_task_that_is_not_standardised_has_one_scale() -> None:
+    policy = dataclasses.replace(OPEN, allowed_tasks=("pneumonia",))
+    scale = public_scale(get_task("pneumonia"))
+    policy.check(dataclasses.replace(TRAIN, task="pneumonia", scale=scale))
+    scale[0] += 1e-6
+    with pytest.raises(PolicyError, match="not the declared one"):
+        policy.check(dataclasses.replace(TRAIN, task="pneumonia", scale=scale))
+
+
+@pytest.mark.parametrize("value", [1.001e3, -1.001e3, np.inf, np.nan])
+def test_a_model_with_a_value_that_no_trained_one_has_is_refused(value: float) -> None:
+    model = MODEL.copy()
+    model[7] = 1e3
+    OPEN.check(dataclasses.replace(TRAIN, model=model))
+    model[7] = value
+    with pytest.raises(PolicyError, match="max_model_value"):
+        OPEN.check(dataclasses.replace(TRAIN, model=model))
 
 
 def test_default_policy_allows_nothing() -> None:

@@ -38,7 +38,7 @@ from sovfed.federation.messages import (
     TrainReply,
     TrainRequest,
 )
-from sovfed.federation.tasks import get_task, initial_vector
+from sovfed.federation.tasks import get_task, initial_vector, public_scale
 from sovfed.federation.trainer_pb2 import Envelope, Vector
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _environment() -> dict[str, str]:
 
 
 def _prepare_home(home: Path) -> None:
-    policy = "allowed_tasks: [breast_cancer]\nallow_plain_updates: true\n"
+    policy = "allowed_tasks: [breast_cancer]\nallow_plain_updates: true\nrequire_privacy: false\n"
     (home / "policy.yaml").write_text(policy)
     (home / "policy.yaml").chmod(0o600)
 
@@ -224,7 +224,7 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 def _real_request() -> TrainRequest:
     return TrainRequest(
         run="r", round=1, task=TASK.name, seed=1, local_epochs=1, batch_size=32, learning_rate=0.1, proximal_mu=0.0,
-        model=initial_vector(TASK, 0), scale=np.concatenate([np.full(30, 50.0), np.full(30, 100.0)]),
+        model=initial_vector(TASK, 0), scale=public_scale(TASK),
     )  # fmt: skip
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sovfed.clients.allowance import Allowance, clear_failures, read_state
 from sovfed.clients.data import Records, load_records
-from sovfed.clients.trainer import MAX_RUNS, TrainerService, make_trainer
+from sovfed.clients.policy import Policy
+from sovfed.clients.trainer import MAX_RUNS, TOLD_LINES, TrainerService, make_trainer
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import DataError, PolicyError
 from sovfed.federation.messages import (
@@ -85,7 +88,7 @@ def test_a_failure_crosses_as_a_code_and_its_text_stays_in_the_log(caplog: pytes
         raise ValueError("patient Ada Lovelace, born 1815-12-10")
 
     reply = TrainerService(broken, site="0", device="cpu").answer(train_request())
-    assert reply == Refusal(reason="internal")
+    assert reply == Refusal(reason="failed")
     assert "Lovelace" not in repr(reply)
     assert "Lovelace" in caplog.text
 
@@ -94,14 +97,67 @@ def test_a_failure_crosses_as_a_code_and_its_text_stays_in_the_log(caplog: pytes
     ("changes", "reason"),
     [
         ({"task": "hart"}, "protocol"),
-        ({"task": "heart"}, "data"),
+        ({"task": "heart", "scale": np.ones(26), "model": np.zeros(14, np.float32)}, "failed"),
+        ({"task": "heart"}, "protocol"),
         ({"model": np.zeros(30, dtype=np.float32)}, "protocol"),
         ({"scale": np.ones(2)}, "protocol"),
-        ({"learning_rate": 1e3, "proximal_mu": 1e6, "local_epochs": 20}, "training"),
+        ({"learning_rate": 1e3, "proximal_mu": 1e6, "local_epochs": 20}, "failed"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_its_code(changes: dict[str, object], reason: str) -> None:
     assert trainer().answer(train_request(**changes)) == Refusal(reason=reason)
+
+
+def test_a_failure_is_counted_and_after_some_nothing_is_told_until_the_operator_has_looked(tmp_path: Path) -> None:
+    loads = []
+
+    def broken(task: Task) -> Records:
+        loads.append(task)
+        raise DataError("not mounted")
+
+    def start() -> TrainerService:
+        allowance = Allowance(tmp_path, Policy(max_failures_per_run=2, max_failures_per_day=3))
+        return TrainerService(broken, site="0", device="cpu", allowance=allowance)
+
+    def ask(service: TrainerService, run: str) -> str:
+        reply = service.answer(train_request(run=run))
+        assert isinstance(reply, Refusal)
+        return reply.reason
+
+    service = start()
+    assert [ask(service, "a") for _ in range(3)] == ["failed", "failed", "policy"]
+    service = start()  # again: counted over restarts
+    assert ask(service, "a") == "policy"
+    assert [ask(service, "b"), ask(service, "c")] == ["failed", "policy"]
+    assert len(loads) == 3
+    clear_failures(tmp_path)  # by another process: `sovfed client failures --clear`
+    assert ask(service, "a") == "failed"
+
+
+def test_what_is_refused_before_records_are_touched_is_no_failure(tmp_path: Path) -> None:
+    def load(task: Task) -> Records:
+        raise AssertionError("a record was touched")
+
+    allowance = Allowance(tmp_path, Policy(max_failures_per_run=1))
+    service = TrainerService(load, site="0", device="cpu", allowance=allowance)
+    wrong = [
+        train_request(model=np.zeros(30, np.float32)), train_request(scale=np.ones(2)), train_request(task="hart"),
+        train_request(algorithm="fedbn", keep="x"), train_request(algorithm="ditto"),
+        train_request(control=np.zeros(31, np.float32)),
+        train_request(begin=np.ones(8, np.uint8)),
+    ]  # fmt: skip
+    codes = [service.answer(request) for request in wrong]
+    assert all(isinstance(code, Refusal) and code.reason != "failed" for code in codes), codes
+    assert read_state(tmp_path).failures == 0
+
+
+def test_refusals_are_one_line_each_and_many_of_them_few(caplog: pytest.LogCaptureFixture) -> None:
+    service = trainer()
+    for _ in range(3_000):
+        service.answer(train_request(scale=np.ones(2)))
+    lines = [record for record in caplog.records if "refused" in record.getMessage()]
+    assert TOLD_LINES <= len(lines) <= TOLD_LINES + 12
+    assert not any(record.exc_info or "\n" in record.getMessage() for record in lines)
 
 
 def test_the_policy_is_asked_first_and_every_time() -> None:
@@ -130,7 +186,7 @@ def test_records_that_appear_later_are_then_read() -> None:
         service.prepare(TASK.name)
     assert not service.health().ready
     assert service.health().reason == "data"
-    assert service.answer(train_request()) == Refusal(reason="data")
+    assert service.answer(train_request()) == Refusal(reason="failed")
     there = True
     assert isinstance(service.answer(train_request()), TrainReply)
     assert service.health().ready

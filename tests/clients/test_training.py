@@ -11,7 +11,7 @@ import torch
 
 from sovfed.clients.data import load_records
 from sovfed.clients.model import FlatModel
-from sovfed.clients.training import LocalTraining, choose_device
+from sovfed.clients.training import LARGEST_OUTPUT, LocalTraining, choose_device, judged
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
 from sovfed.federation.messages import Sums, TrainRequest
@@ -156,11 +156,42 @@ def test_mixed_precision_comes_close_to_float32(precision: str) -> None:
     assert np.linalg.norm(mixed - full) < 0.02 * np.linalg.norm(full)
 
 
-def test_values_that_are_not_finite_end_the_round() -> None:
+def test_an_update_that_is_not_finite_is_none() -> None:
     with pytest.raises(TrainingError, match="not finite"):
         _engine().train(_request(learning_rate=1e3, proximal_mu=1e6, local_epochs=20))
-    with pytest.raises(TrainingError, match="not finite"):
-        _engine().evaluate(np.full(31, 3e38, dtype=np.float32), SCALE)
+
+
+def test_an_output_that_overflows_is_cut_by_itself_and_leaves_the_other_records_alone() -> None:
+    engine, model = _engine(), np.zeros(31, np.float32)
+    model[0] = 1.0  # finite, but for the record whose first feature is huge
+    usual, cut = engine.measure(model, SCALE)
+    assert not cut
+    features = RECORDS.features.copy()
+    features[RECORDS.test[3], 0] = 3e38
+    hit = LocalTraining(TASK, dataclasses.replace(RECORDS, features=features), site="0", device="cpu")
+    found, cut = hit.measure(model, SCALE)
+    assert cut and np.isfinite(found).all()
+    assert found[0] == usual[0] == len(RECORDS.test)
+    assert abs(found[1] - usual[1]) <= 2 * LARGEST_OUTPUT  # one record's loss, before and after
+    assert np.abs(found[4:] - usual[4:]).sum() <= 2  # which left one cell and came into another
+
+
+@pytest.mark.parametrize("fill", [np.nan, np.inf, -np.inf, 1e30])
+def test_what_is_no_number_counts_as_a_bounded_one(fill: float) -> None:
+    logits = np.full((3, 1), fill, np.float32)
+    sums, cut = judged(TASK, logits, np.array([0, 1, 1]))
+    assert cut and np.isfinite(sums).all() and sums[0] == 3
+    assert sums[1] <= 3 * LARGEST_OUTPUT
+
+
+def test_without_training_or_held_out_records_there_is_nothing_to_add_and_no_error() -> None:
+    none = np.zeros(0, np.int64)
+    engine = LocalTraining(TASK, dataclasses.replace(RECORDS, test=none), site="0", device="cpu")
+    assert not engine.evaluate(_request().model, SCALE).any()
+    empty = LocalTraining(TASK, dataclasses.replace(RECORDS, train=none), site="0", device="cpu")
+    assert not empty.profile().any()
+    with pytest.raises(TrainingError, match="no training records"):
+        empty.train(_request())
 
 
 def test_after_a_failure_the_next_round_is_not_tainted() -> None:

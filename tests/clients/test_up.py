@@ -27,7 +27,7 @@ from sovfed.federation.flower import FlowerGrid, from_records, new_message, to_r
 from sovfed.federation.messages import ProfileReply, ProfileRequest, Refusal
 from sovfed.federation.processes import read_status
 
-POLICY = Policy(allowed_tasks=("echo",), allow_plain_updates=True)
+POLICY = Policy(allowed_tasks=("echo",), allow_plain_updates=True, require_privacy=False)
 
 
 @pytest.fixture
@@ -118,7 +118,8 @@ def test_status_and_down_of_what_is_not_running(home: Path) -> None:
     assert result.exit_code == 4
     assert "not running" in result.output
     result = runner.invoke(cli, ["status", "--json", "--home", str(home)])
-    assert (result.exit_code, json.loads(result.stdout)) == (4, {"processes": []})
+    found = json.loads(result.stdout)
+    assert (result.exit_code, found["processes"], found["requests"]["failures"]) == (4, [], 0)
     assert "not running" in runner.invoke(cli, ["down", "--home", str(home)]).output
 
 
@@ -127,7 +128,9 @@ def test_init_writes_a_policy_without_consent_and_says_so(tmp_path: Path) -> Non
     result = CliRunner().invoke(cli, ["init", "--home", str(home), "client.device=cpu"])
     assert result.exit_code == 0, result.output
     assert "only secure aggregation is answered" in result.output
+    assert "only private runs are answered" in result.output
     assert "allow_plain_updates: false" in (home / "policy.yaml").read_text()
+    assert "require_privacy: true" in (home / "policy.yaml").read_text()
     assert 'device: "cpu"' in (home / "client.yaml").read_text()
 
 

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sovfed.federation.errors import WIRE_SENTENCES, ConfigError, ProtocolError, SovfedError, wire_code
+from sovfed.federation.errors import (
+    WIRE_SENTENCES,
+    ConfigError,
+    DataError,
+    NotPrivateError,
+    ProtocolError,
+    SovfedError,
+    TrainingError,
+    wire_code,
+)
 from sovfed.federation.messages import (
     KINDS,
     EvaluateReply,
@@ -55,7 +64,7 @@ MESSAGES: list[Message] = [
     LedgerReply(BLOB, BLOB, BLOB, 7),
     LaneOffer("r", "agency.example:8445", "t" * 32, 1_700_000_000_000, BLOB, BLOB),
     LaneReply(True),
-    Refusal("data"),
+    Refusal("failed"),
 ]
 
 
@@ -172,16 +181,15 @@ def test_missing_or_additional_vectors_are_refused(names: list[str]) -> None:
 
 
 def test_a_refusal_says_a_fixed_sentence_and_takes_no_other_text() -> None:
-    assert Refusal("data").sentence == WIRE_SENTENCES["data"]
+    assert Refusal("failed").sentence == WIRE_SENTENCES["failed"]
     with pytest.raises(ProtocolError):
         decode("refusal", {"version": 1, "reason": "patient Maria Muster was not found"}, {})
 
 
 def test_only_the_code_of_an_error_crosses_the_wire() -> None:
-    assert wire_code(KeyError("Maria Muster")) == "internal"
+    assert wire_code(KeyError("Maria Muster")) == "failed"
     assert wire_code(ConfigError("x")) == "config"
-    codes = {error.code for error in SovfedError.__subclasses__()} | {SovfedError.code}
-    assert codes == set(WIRE_SENTENCES)
+    assert wire_code(NotPrivateError("x")) == "needs-privacy"
 
 
 FORGED = [
@@ -214,9 +222,15 @@ def test_a_name_on_the_wire_forges_no_log_line(message: Message, field: str, for
 
 
 def test_no_text_or_key_on_the_wire_steers_a_terminal() -> None:
-    kind, scalars, vectors = encode(LaneOffer("r", "agency.example:8445", "t" * 32))
+    kind, scalars, vectors = encode(LaneOffer("r", "agency.example:8445", "t" * 32, 1, BLOB, BLOB))
     with pytest.raises(ProtocolError, match="no control characters"):
         decode(kind, {**scalars, "address": "a\x1b[2J:1"}, vectors)
     with pytest.raises(ProtocolError) as caught:
         decode(kind, {**scalars, "x\nINFO y": 1}, vectors)
     assert str(caught.value).isprintable()
+
+
+def test_no_code_tells_what_was_wrong_with_the_records() -> None:
+    assert {wire_code(error("x")) for error in (DataError, TrainingError, SovfedError)} == {"failed"}
+    codes = {error.code for error in SovfedError.__subclasses__()} | {NotPrivateError.code, "failed"}
+    assert codes - {DataError.code, TrainingError.code} == set(WIRE_SENTENCES)

@@ -18,7 +18,7 @@ from sovfed.clients.private import PrivateTraining, SumNumber
 from sovfed.clients.trainer import TrainerService, make_trainer
 from sovfed.federation.compose import compose
 from sovfed.federation.config import DataConfig
-from sovfed.federation.errors import CohortError
+from sovfed.federation.errors import CohortError, TrainingError
 from sovfed.federation.flower import from_records
 from sovfed.federation.messages import (
     EvaluateRequest,
@@ -47,6 +47,9 @@ from sovfed.simulations.grid import InMemoryGrid
 
 TASK = get_task("breast_cancer")
 RECORDING = Terms(min_cohort=3, colluders=0, differencing=RECORD)
+HOPELESS = (
+    "strategy=fedprox", "task.learning_rate=1000", "strategy.proximal_mu=1000000", "task.local_epochs=20",
+)  # fmt: skip
 Hook = Callable[[Request], None]
 
 
@@ -390,12 +393,68 @@ def test_what_an_institution_s_own_terms_forbid_does_not_happen(terms: Terms, ov
         world.rounds.profile()
 
 
-def test_more_records_than_the_maximum_weight_are_refused_at_the_institution(caplog: pytest.LogCaptureFixture) -> None:
-    world = World(4, "secagg.max_weight=20")
+def test_more_records_than_the_maximum_weight_count_as_so_many_and_are_no_refusal(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World(4, "secagg.max_weight=40", terms=Terms(min_cohort=3, least_max_weight=40))
     world.rounds.profile()
-    with pytest.raises(CohortError, match="privacy"):
+    done = world.rounds.train(1)
+    assert (done.refused, done.count, done.spoilt) == ({}, 40 + 40 + 40 + 32, 0)
+    assert "count as secagg.max_weight 40" in caplog.text
+
+
+def test_a_maximum_weight_that_would_tell_record_counts_is_refused_when_joining() -> None:
+    world = World(4, "secagg.max_weight=999")
+    with pytest.raises(CohortError, match="policy"):
+        world.rounds.profile()
+
+
+def test_what_overflows_at_one_institution_is_a_count_in_the_sum_and_no_refusal(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, calm = World(4), World(4)
+    broken = world.places[2].trainer
+    world.rounds.profile()
+    calm.rounds.profile()
+    usual = calm.rounds.train(1)
+    monkeypatch.setattr(broken._workload("breast_cancer"), "_loss", lambda outputs, labels: outputs[:, 0] * np.inf)
+    done = world.rounds.train(1)
+    assert (done.refused, done.spoilt, usual.spoilt) == ({}, 1, 0)
+    assert done.count == usual.count  # its weight stays, so that nobody's records can be counted by spoiling
+    assert done.evaluation is not None and usual.evaluation is not None
+    assert done.evaluation[0] == usual.evaluation[0]
+    assert "1 of 4 contributions were spoilt" in caplog.text
+
+
+def test_a_run_whose_every_contribution_is_spoilt_ends_and_says_why() -> None:
+    world = World(4, *HOPELESS)
+    world.rounds.profile()
+    with pytest.raises(TrainingError, match=r"4 of 4 contributions were spoilt.*learning rate"):
         world.rounds.train(1)
-    assert "secagg.max_weight is 20" in caplog.text
+
+
+def test_work_that_fails_on_the_records_in_any_way_is_nothing_in_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(4)
+    world.rounds.profile()
+    workload = world.places[1].trainer._workload("breast_cancer")
+
+    def fail(*_: object) -> None:
+        raise MemoryError("patient Ada Lovelace")
+
+    monkeypatch.setattr(workload, "learn", fail)
+    monkeypatch.setattr(workload, "measure", fail)
+    done = world.rounds.train(1)
+    assert (done.refused, done.spoilt) == ({}, 1)
+    final = world.rounds.evaluate(1)
+    assert (final.refused, final.spoilt) == ({}, 1)
+
+
+def test_an_agency_learns_that_a_run_must_be_private() -> None:
+    world = World(4)
+    for place in world.places.values():
+        place.trainer._check = Policy(allowed_tasks=("breast_cancer",)).check
+    with pytest.raises(CohortError, match="answers runs with differential privacy only"):
+        world.rounds.profile()
 
 
 def test_values_beyond_the_clip_are_told_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,302 @@
+"""Can an agency tell two data sets of one institution apart by what leaves it in the clear?
+
+Each probe asks one institution for a sum, twice, with data sets that differ in what the probe aims at (a record whose
+output overflows, one record more than W_max, none at all), under requests that are crafted to make that show and a
+policy as lax as policies go. The institution is the shipped trainer with real keys, masking and checks; the other
+members of its cohort only help to agree on keys, so no sum is opened. Compared is all that the agency gets: kind of
+reply, code, sizes, and whether the seconds told are of the declared grid. Arrival times are not: docs/what-leaves.md
+says what they tell.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from sovfed.clients.app import make_client_app
+from sovfed.clients.data import Records
+from sovfed.clients.masking import LEAST_TOLD_S, MOST_TOLD_S, Masking
+from sovfed.clients.personal import PersonalStates
+from sovfed.clients.policy import Policy
+from sovfed.clients.trainer import TrainerService
+from sovfed.clients.training import LocalTraining
+from sovfed.federation.config import SecaggConfig
+from sovfed.federation.errors import TrainingError
+from sovfed.federation.messages import (
+    EvaluateRequest,
+    MaskedReply,
+    PrivateReply,
+    PrivateRequest,
+    ProfileRequest,
+    Refusal,
+    Reply,
+    Request,
+    SecaggRequest,
+    SumRequest,
+    TrainRequest,
+    vectors,
+)
+from sovfed.federation.secagg.files import MemoryStore
+from sovfed.federation.secagg.local import Authority
+from sovfed.federation.secagg.terms import Terms
+from sovfed.federation.tasks import Task, bounds, get_task, public_scale
+from sovfed.server.secure_aggregation import SecureAggregation
+from sovfed.simulations.grid import InMemoryGrid
+
+if TYPE_CHECKING:
+    from sovfed.federation.messages import EvaluateReply, ProfileReply, TrainReply
+    from sovfed.federation.secagg.client import Permit
+
+MEMBERS: Final = 3
+RECORDS: Final = 24  # of the institution that is attacked, half of them held out
+LAX: Final = Policy(
+    allowed_tasks=("breast_cancer", "digits", "digits_cnn"), require_privacy=False, max_model_value=1e30,
+    least_spread=0.0, min_batch_size=1, secure_aggregation=Terms(min_cohort=MEMBERS, least_max_weight=1),
+)  # fmt: skip
+HUGE: Final = np.float32(9e29)  # 1.4e8 times it still is a float32, 9e8 times is not
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What leaves one institution in the clear: the reply's kind, its code, the sizes of its vectors."""
+
+    kind: str
+    code: str
+    sizes: tuple[tuple[str, int], ...]
+    on_grid: bool
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A question and the two data sets that it should not tell apart."""
+
+    name: str
+    requests: tuple[SumRequest, ...]
+    one: Records
+    other: Records
+    max_weight: int = 10_000
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a probe: the last request's outcome under either data set."""
+
+    probe: str
+    one: str
+    other: str
+    masked: bool
+    distinguishable: bool
+
+
+class Refusing(TrainerService):
+    """The control: what the trainer did before, when what failed on the records was refused with a code."""
+
+    def _work(self, request: ProfileRequest | TrainRequest | EvaluateRequest, permit: Permit | None) -> Reply:
+        workload = self._workload(request.task, request.normalisation)
+        reply, failed, _ = self._compute(request, workload, 0.0)
+        if not isinstance(request, ProfileRequest) and isinstance(workload, LocalTraining):
+            outputs = workload.logits(request.model, request.scale, workload.records.test)
+            failed = failed or ("" if (np.abs(outputs) < 2.0**30).all() else "outputs")
+        if failed:
+            raise TrainingError("values are not finite")
+        if isinstance(self._masking, Strict):
+            self._masking.demand(reply)
+        return super()._work(request, permit)
+
+
+class Strict(Masking):
+    """The control's: a record count above the run's maximum is refused."""
+
+    most = 10_000
+
+    def demand(self, reply: ProfileReply | TrainReply | EvaluateReply) -> None:
+        if getattr(reply, "count", 0) > self.most:
+            raise TrainingError("more records than the maximum weight")
+        for values in vectors(reply).values():
+            if values.dtype == np.float64 and np.abs(values).max(initial=0.0) > 2.0**30:
+                raise TrainingError("a sum is out of range")
+
+
+class Member:
+    """A member of the cohort. One without records agrees on keys and answers nothing else."""
+
+    def __init__(self, trainer: TrainerService) -> None:
+        self.trainer = trainer
+        self.replies: list[Reply] = []
+        self.silent = True
+
+    def answer(self, request: Request) -> Reply:
+        if self.silent and not isinstance(request, SecaggRequest):
+            raise ConnectionError
+        reply = self.trainer.answer(request)
+        if not isinstance(request, SecaggRequest):
+            self.replies.append(reply)
+        return reply
+
+
+def ask(probe: Probe, records: Records, trainer: type[TrainerService] = TrainerService) -> Outcome:
+    """What an institution with `records` answers to the last of the probe's requests."""
+    authority, members = Authority(), {}
+    lost = logging.getLogger("sovfed.clients.app")
+    with tempfile.TemporaryDirectory() as folder:
+        for node in range(1, MEMBERS + 1):
+            identity, store = authority.institution(f"hospital-{node}"), MemoryStore()
+            masking = (Masking if trainer is TrainerService else Strict)(
+                lambda identity=identity: identity, lambda store=store: store, LAX.secure_aggregation
+            )
+            if isinstance(masking, Strict):
+                masking.most = probe.max_weight
+            members[node] = Member(
+                trainer(
+                    lambda _task: records, site="audit", device="cpu", check=LAX.check, masking=masking,
+                    precision=probe.precision, states=PersonalStates(Path(folder) / str(node), durable=False),
+                )
+            )  # fmt: skip
+        members[1].silent = False
+        grid = InMemoryGrid({node: make_client_app(member) for node, member in members.items()})
+        aggregation = SecureAggregation(
+            grid, authority.server("agency.test"), SecaggConfig(max_weight=probe.max_weight), run="audit",
+            min_cohort=MEMBERS, deadline_s=60.0, max_size=2 * max(_size(one) for one in probe.requests),
+            config_digest=bytes(32),
+        )  # fmt: skip
+        before, lost.disabled = lost.disabled, True
+        try:
+            for request in probe.requests:
+                task = get_task(request.task)
+                features = 1 + 2 * len(task.schema.features)
+                width = features if isinstance(request, ProfileRequest) else task.evaluation_size
+                aggregation.collect(request, list(members), width)
+        finally:
+            lost.disabled = before
+    return _outcome(members[1].replies[-1])
+
+
+def audit_refusals(probe: Probe, trainer: type[TrainerService] = TrainerService) -> Verdict:
+    """Whether the probe's data sets can be told apart."""
+    one, other = ask(probe, probe.one, trainer), ask(probe, probe.other, trainer)
+    masked = {one.kind, other.kind} <= {MaskedReply.__name__, PrivateReply.__name__}
+    differ = one != other or not (one.on_grid and other.on_grid)
+    return Verdict(probe.name, _told(one), _told(other), masked, differ)
+
+
+def _outcome(reply: Reply) -> Outcome:
+    code = reply.reason if isinstance(reply, Refusal) else ""
+    seconds = reply.seconds if isinstance(reply, MaskedReply) else LEAST_TOLD_S
+    on_grid = LEAST_TOLD_S <= seconds <= MOST_TOLD_S and np.log2(seconds) % 1 == 0
+    sizes = tuple((name, vector.size) for name, vector in sorted(vectors(reply).items()))
+    return Outcome(type(reply).__name__, code, sizes, bool(on_grid))
+
+
+def _told(outcome: Outcome) -> str:
+    return outcome.code or " ".join([outcome.kind, *(f"{name}[{size}]" for name, size in outcome.sizes)])
+
+
+def _size(request: SumRequest) -> int:
+    return 1 if isinstance(request, ProfileRequest) else request.model.size
+
+
+def made_up(task: Task, count: int = RECORDS, held_out: int = RECORDS // 2) -> Records:
+    """Records within the task's bounds, the same at every call; nobody's."""
+    random = np.random.default_rng(7)
+    low, high = bounds(task)
+    whole = count + held_out
+    features = (low + (high - low) * random.uniform(0.2, 0.4, (whole, len(low)))).astype(np.float32)
+    labels = np.arange(whole, dtype=np.int64) % len(task.schema.classes)
+    rows = np.arange(whole)
+    return Records(features, labels, rows, rows[:count], rows[count:])
+
+
+def _with(records: Records, row: int, feature: int, value: float) -> Records:
+    features = records.features.copy()
+    features[row, feature] = value
+    return replace(records, features=features)
+
+
+def _only(records: Records, train: int | None = None, test: int | None = None) -> Records:
+    return replace(records, train=records.train[:train], test=records.test[:test])
+
+
+def probes() -> list[Probe]:
+    """Every threshold that depends on records and that we know of."""
+    task, cnn, digits = get_task("breast_cancer"), get_task("digits_cnn"), get_task("digits")
+    records, images = made_up(task), made_up(cnn)
+    high_all = bounds(task)[1]
+    widest = int(np.argmax(high_all))
+    high = float(high_all[widest])
+    held_out, trained = int(records.test[0]), int(records.train[0])
+    scale = public_scale(task)
+    tiny = np.concatenate([scale[:30], np.full(30, 1e-300)])
+    zeros = np.zeros(task.parameters, np.float32)
+    steep, edge = zeros.copy(), zeros.copy()
+    steep[widest] = HUGE
+    edge[0] = 1.0
+    profile = ProfileRequest(run="audit", task=task.name)
+    lens = np.concatenate([0.3 * high_all, 0.1 * high_all / 1.4e8])
+    evaluate = EvaluateRequest(run="audit", round=1, task=task.name, model=steep, scale=lens)
+    calm = replace(evaluate, model=zeros, scale=scale)
+    train = TrainRequest(
+        run="audit", round=1, task=task.name, seed=1, local_epochs=2, batch_size=8, learning_rate=0.1, proximal_mu=0.0,
+        model=zeros, scale=scale, keep="audit",
+    )  # fmt: skip
+    own = replace(
+        train, task=cnn.name, model=np.full(cnn.parameters, 0.01, np.float32), scale=public_scale(cnn), round=1
+    )
+    private = PrivateRequest(
+        run="audit", grant="audit", round=1, task=task.name, mechanism="distributed", rounds=10, steps=1, spare=0,
+        noise_multiplier=1.0, sampling_rate=0.5, clip=1.0, delta=1e-5, honest=2, grid_bits=12, batch=12.0, seed=1,
+        local_epochs=1, batch_size=8, learning_rate=0.1, model=zeros,
+    )  # fmt: skip
+    far = _with(records, held_out, 0, 1e30)
+    hit = _with(records, trained, 0, 1e30)
+    nan_in, nan_out = _with(records, trained, 3, np.nan), _with(records, held_out, 3, np.nan)
+    bad_label = replace(images, labels=np.where(np.arange(len(images.labels)) == 2, 99, images.labels))
+    one_class = replace(records, labels=np.zeros_like(records.labels))
+    several = replace(records, persons=np.where(records.persons == 1, 0, records.persons))
+    found = [
+        Probe("an output that overflows for one record", (evaluate,), records, _with(records, held_out, widest, high)),
+        Probe("a scale that divides by nothing", (replace(evaluate, scale=tiny),), records, far),
+        Probe("a sum of losses above the header's bound", (replace(evaluate, model=edge, scale=scale),), records, far),
+        Probe("a value that is no number, held out", (evaluate,), records, nan_out),
+        Probe("a value that is no number, trained on", (train,), records, nan_in),
+        Probe("a feature whose sum leaves the profile's words", (profile,), records, hit),
+        Probe("a feature that is no number, profiled", (profile,), records, nan_in),
+        Probe("an update that overflows for one record", (replace(train, learning_rate=1e3),), records, hit),
+        Probe("a learning rate that diverges", (replace(train, learning_rate=1e3, proximal_mu=1e6),), records, hit),
+        Probe("half precision that overflows", (train,), records, _with(records, trained, 0, 1e8), precision="fp16"),
+        Probe("one record more than the maximum weight", (train,), records, made_up(task, RECORDS + 1), RECORDS),
+        Probe("ten times as many records", (train,), records, made_up(task, 10 * RECORDS)),
+        Probe("no training records", (train,), _only(records, train=1), _only(records, train=0)),
+        Probe("no training records, profiled", (profile,), _only(records, train=1), _only(records, train=0)),
+        Probe("no held-out records", (calm,), _only(records, test=1), _only(records, test=0)),
+        Probe("no held-out records, trained", (train,), _only(records, test=1), _only(records, test=0)),
+        Probe("one class only", (train,), records, one_class),
+        Probe("a label that is no class", (own,), images, bad_label),
+        Probe("a label that is no class, under SGD without BatchNorm",
+              (replace(own, task=digits.name, model=np.zeros(digits.parameters, np.float32)),), images, bad_label),
+        Probe("batches of one under BatchNorm", (replace(own, batch_size=1),), images, _only(images, train=1)),
+    ]  # fmt: skip
+    for algorithm in ("scaffold", "fednova", "ditto", "fedbn"):
+        first = replace(own, algorithm=algorithm, learning_rate=1e2, personal_lambda=1e3 * (algorithm == "ditto"))
+        if algorithm == "scaffold":
+            first = replace(first, control=np.zeros_like(first.model))
+        then = replace(first, round=2, model=first.model * np.float32(1.5))
+        look = EvaluateRequest(
+            run="audit", round=2, task=cnn.name, model=then.model, scale=then.scale, algorithm=algorithm, keep="audit"
+        )
+        wild = _with(images, 0, 5, 1e30)
+        found.append(Probe(f"{algorithm}: what is kept after a round that overflows", (first, then), images, wild))
+        found.append(Probe(f"{algorithm}: and is evaluated", (first, look), images, wild))
+    for mechanism in ("distributed", "silo", "institution"):
+        asked = replace(private, mechanism=mechanism)
+        for what, other in (
+            ("a value that is no number", nan_in), ("no records", _only(records, train=0)),
+            ("a person with two records", several), ("a huge value", hit),
+        ):  # fmt: skip
+            found.append(Probe(f"private, {mechanism}: {what}", (asked,), records, other))
+    return found
