@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,6 +24,13 @@ from sovfed.server.strategies import Combining, ServerOptimizer
 
 log = logging.getLogger(__name__)
 MAX_ATTEMPTS: Final = 5  # of one round, before the run stops and waits for `sovfed run resume`
+ADVICE: Final = {
+    "policy": "their policy.yaml forbids what the run asks for (task, cohort, epochs, secure aggregation or privacy); "
+    "ask their operators, whose `sovfed client logs trainer` names the rule",
+    "privacy": "their ledgers or privacy rules forbid it; ask their operators, whose `sovfed client ledger show` says "
+    "what is left",
+    "data": "their records are missing or do not fit the task; their own logs say why",
+}
 STD_FLOOR: Final = 1e-6
 NOTHING: Final[Vector] = np.zeros(0, dtype=np.float32)
 
@@ -161,8 +168,14 @@ class Rounds:
             )  # fmt: skip
         raise CohortError(
             f"{what}: {len(total.participants)} replies in {MAX_ATTEMPTS} attempts, minimum cohort is {least}; "
-            f"refusals: {sorted(set(total.refused.values()))}"
+            f"refusals: {sorted(set(total.refused.values()))}{_advice(total.refused.values())}"
         )
+
+
+def _advice(codes: Collection[str]) -> str:
+    """What to do about refusals with `codes`: an institution says no more, and only its operator can."""
+    told = [f"; {code}: {ADVICE[code]}" for code in sorted(set(codes)) if code in ADVICE]
+    return "".join(told)
 
 
 def _required(value: np.ndarray | None) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -39,6 +40,7 @@ def cli() -> None:
       sovfed run show heart-20260301-101500-1f2e
       sovfed run resume heart-20260301-101500-1f2e
     """
+    os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
 @cli.command()
