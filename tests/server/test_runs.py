@@ -65,7 +65,7 @@ def test_a_tracking_address_that_others_can_read_is_not_used(home: Path) -> None
         runs.stored_config(home, "study", 7)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\nb", "\x1b[2J", "-x", "a b", "x" * 65])
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\nb", "\x1b[2J", "-x", "a b", "x" * 129])
 def test_a_name_that_is_none_starts_nothing(home: Path, name: str) -> None:
     control = Recorder()
     with pytest.raises(ConfigError):
