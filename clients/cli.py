@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -54,6 +55,7 @@ def cli() -> None:
       sovfed client ledger show       what was learnt about the persons in the records
       sovfed client check-private     which tasks' models can be trained privately
     """
+    os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
 cli.add_command(failures)

@@ -51,8 +51,14 @@ class OneLine(logging.Formatter):
         return _indented(super().formatStack(stack_info))
 
 
+class _Plain(logging.LogRecord):
+    def getMessage(self) -> str:  # noqa: N802
+        return visible(super().getMessage(), keep="")
+
+
 def log_to_stderr(form: str = "%(levelname)s %(name)s: %(message)s") -> None:
     """Have this process log to stderr from INFO on, and its last exception too; libraries that chatter from WARNING."""
+    logging.setLogRecordFactory(_Plain)  # libraries with handlers of their own, as Flower
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine(form))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

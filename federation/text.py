@@ -6,9 +6,11 @@ import hashlib
 import re
 import unicodedata
 from typing import Final
+from urllib.parse import unquote
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)  # of runs, tasks, grants: no path, no log line
 NAME_LENGTH: Final = 128  # of what a message carries
+SHORTEST_SECRET: Final = 3  # shorter words would be found everywhere
 NAME_IN_WORDS: Final = "of A-Z, a-z, 0-9, '.', '_' and '-', not beginning with '.' or '-'"
 _USER: Final = re.compile(r"(\w+://)[^\s'\"]*@")  # a password may hold all but '@'
 _QUERY: Final = re.compile(r"(\w+://[^\s'\"?]*)\?[^\s'\"]*")
@@ -43,6 +45,16 @@ def plain_name(text: str) -> str:
 def without_credentials(text: str) -> str:
     """`text` with neither user, password nor query in any URI: what may be stored, logged or shown of it."""
     return _QUERY.sub(r"\1", _USER.sub(r"\1", text))
+
+
+def conceal(text: str, uri: str) -> str:
+    """`text` without the credentials of any URI, and without those of `uri` however they are quoted there."""
+    shown = without_credentials(uri)
+    words = set(re.split(r"[:@/?&=#\s]+", f"{uri} {unquote(uri)}")) - set(re.split(r"[:@/?&=#\s]+", shown))
+    for word in sorted(words, key=len, reverse=True):
+        if len(word) >= SHORTEST_SECRET:
+            text = text.replace(word, "***")
+    return without_credentials(text)
 
 
 def cell(text: str) -> str:

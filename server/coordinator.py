@@ -7,7 +7,6 @@ A run's folder holds `run.json` (what was asked), `rounds.jsonl` (a line per rou
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -37,6 +36,7 @@ from sovfed.server import checkpoint
 from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.ledger_heads import LedgerHeads, names_of
 from sovfed.server.privacy import PrivacyPlan
+from sovfed.server.release import DIGEST, MODEL, SUMMARY, digest
 from sovfed.server.rounds import Round, Rounds
 from sovfed.server.secure_aggregation import SecureAggregation
 from sovfed.server.strategies import make_optimizer
@@ -44,8 +44,6 @@ from sovfed.server.tracking import Tracker
 
 log = logging.getLogger(__name__)
 ROUNDS: Final = "rounds.jsonl"
-SUMMARY: Final = "summary.json"
-MODEL: Final = "model.safetensors"
 NAMED: Final = 255  # institutions listed by name in a tag, which MLflow holds to 8,000 characters
 SPACING_S: Final = 0.25  # between checkpoints; rounds after the last are run again, with the same result
 STATEMENT: Final = ("privacy.json", "privacy.html")
@@ -99,11 +97,11 @@ def coordinate(
         tracker.note({"transport": transport, "institutions": listed, **versions()})
     # A private round that is repeated is paid for again.
     writer = checkpoint.Writer(folder, 0.0 if config.privacy.private else SPACING_S)
-    digest = checkpoint.config_digest(config)
+    settled = checkpoint.config_digest(config)
     with (folder / ROUNDS).open("a", encoding="utf-8") as lines:
         for number in range(last + 1, config.rounds + 1):
             done = rounds.train(number)
-            writer.submit(checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), digest))
+            writer.submit(checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), settled))
             if config.strategy.stateful:
                 writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
             line = _line(task, done, names)
@@ -127,6 +125,7 @@ def coordinate(
         **(rounds.plan.describe() if rounds.plan else {"epsilon": None}),
     }
     _write_model(folder, task, rounds)
+    summary[DIGEST] = digest(folder / MODEL)
     artifacts = [MODEL, SUMMARY, ROUNDS, "curves.png"]
     if rounds.plan:
         if heads:
@@ -281,10 +280,10 @@ def _write_model(folder: Path, task: Task, rounds: Rounds) -> None:
 def _write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str) -> None:
     """The release's privacy statement, for machines and for people; it names all that took part in any round."""
     taken = {name for line in read_rounds(folder) for name in line["participants"]}
-    digest = hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()
+    made = digest(folder / MODEL)
     where = " (a simulation in one process: no ledger was charged)" if transport == "in-memory" else ""
     found = plan.statement(
-        run=folder.name + where, model=f"{task.name}, {MODEL} with SHA-256 {digest}", institutions=sorted(taken),
+        run=folder.name + where, model=f"{task.name}, {MODEL} with SHA-256 {made}", institutions=sorted(taken),
         date=datetime.now(UTC).date().isoformat(),
     )  # fmt: skip
     for name, text in zip(STATEMENT, (to_json(found), to_html(found)), strict=True):

@@ -25,6 +25,11 @@ from sovfed.server.strategies import Combining, ServerOptimizer
 
 log = logging.getLogger(__name__)
 MAX_ATTEMPTS: Final = 5  # of one round, before the run stops and waits for `sovfed run resume`
+ADVICE: Final = {
+    "policy": "ask their operators, whose `sovfed client logs trainer` names the rule",
+    "privacy": "ask their operators, whose `sovfed client ledger show` says what is left",
+    "failed": "their own logs say why",
+}
 NOTHING: Final[Vector] = np.zeros(0, dtype=np.float32)
 
 
@@ -181,9 +186,9 @@ class Rounds:
 
 
 def told(refused: Mapping[int, str]) -> str:
-    """The codes in `refused`, each with its sentence."""
+    """The codes in `refused`, each with its sentence and what to do: an institution says no more to the agency."""
     codes = sorted(set(refused.values()))
-    return "; ".join(f"{code}: {WIRE_SENTENCES[code]}" if code in WIRE_SENTENCES else code for code in codes) or "none"
+    return "; ".join(": ".join(filter(None, (c, WIRE_SENTENCES.get(c), ADVICE.get(c)))) for c in codes) or "none"
 
 
 def _tell_spoilt(what: str, total: Total) -> None:

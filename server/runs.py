@@ -15,7 +15,7 @@ from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import read_private, write_private
 from sovfed.federation.schema import bind, nearest
-from sovfed.federation.text import NAME, NAME_IN_WORDS
+from sovfed.federation.text import NAME, NAME_IN_WORDS, NAME_LENGTH
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -31,8 +31,8 @@ START_GRACE_S: Final = 30.0  # between StartRun and the coordinator's first sign
 
 def run_folder(home: Path, name: str) -> Path:
     """The folder of run `name`; ConfigError unless it is a name."""
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"a run's name must be {NAME_IN_WORDS}, got {name[:80]!a}")
+    if not NAME.fullmatch(name) or len(name) > NAME_LENGTH:
+        raise ConfigError(f"a run's name must be 1 to {NAME_LENGTH} {NAME_IN_WORDS}, got {name[:80]!a}")
     return home / "runs" / name
 
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.config import Config, stored
 from sovfed.federation.files import write_private
-from sovfed.federation.text import without_credentials
+from sovfed.federation.text import conceal
+from sovfed.server.release import MODEL, TAG, digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,7 +75,8 @@ class Tracker:
         try:
             job()
         except Exception as error:  # tracking must never end a training run
-            told = without_credentials(f"{type(error).__name__}: {error}")  # SQLAlchemy and requests name the whole URI
+            text = f"{type(error).__name__}: {error}"  # SQLAlchemy and requests name the whole URI
+            told = conceal(text, self._config.tracking.uri or "")
             log.warning("MLflow tracking failed; the run goes on, its figures are in %s (%s)", self._folder, told)
             return False
         return True
@@ -118,6 +120,7 @@ class Tracker:
         for path in artefacts:
             if path.exists():
                 self._client.log_artifact(self.run_id, str(path))
+                self._client.set_tag(self.run_id, f"{TAG}.{path.name}", digest(path))
         if register:
             self._register()
         self._client.set_terminated(self.run_id, status)
@@ -131,8 +134,9 @@ class Tracker:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        source = f"{self._client.get_run(self.run_id).info.artifact_uri}/model.safetensors"
-        self._client.create_model_version(name, source, run_id=self.run_id)
+        source = f"{self._client.get_run(self.run_id).info.artifact_uri}/{MODEL}"
+        tags = {TAG: digest(self._folder / MODEL)}
+        self._client.create_model_version(name, source, run_id=self.run_id, tags=tags)
 
 
 def make_database(path: Path) -> None:

@@ -16,6 +16,7 @@ from sovfed.federation.processes import Process, Supervisor, listening, start_de
 from sovfed.federation.quiet import TRACKING, python_command, quiet_environment
 from sovfed.federation.settings import settings_file
 from sovfed.server.home import SETTINGS, load_settings
+from sovfed.server.mlflow_page import PASSWORD, USER
 
 START_TIMEOUT_S: Final = 90.0
 
@@ -34,17 +35,15 @@ def processes(home: Path, config: ServerConfig, tracking: TrackingConfig) -> lis
         Process("executor", python("executor"), env),
     ]
     if tracking.serve:
-        found.append(Process("mlflow", mlflow_command(home, tracking.serve_port), env))
+        port = tracking.serve_port
+        page = listening(("127.0.0.1", port))
+        found.append(Process("mlflow", mlflow_command(home, port), env, page, START_TIMEOUT_S))
     return found
 
 
 def mlflow_command(home: Path, port: int) -> list[str]:
-    """MLflow's own page over the agency's runs, on the loopback only."""
-    return python_command(
-        "mlflow", "server", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}",
-        "--artifacts-destination", str(home / "mlartifacts"), "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1",
-    )  # fmt: skip
+    """MLflow's own page over the agency's runs: on the loopback only, and behind a password."""
+    return python_command("sovfed.server.mlflow_page", "--home", str(home), "--port", str(port))
 
 
 def make_supervisor(home: Path) -> Supervisor:
@@ -85,10 +84,13 @@ def supervise(home: Path, detach: bool) -> None:
         start_detached(argv, quiet_environment(also=TRACKING), home)
         click.echo(f"running; `sovfed server status --home {home}`")
         return
-    config = load_settings(home).server
+    settings = load_settings(home)
+    config, page = settings.server, ""
+    if settings.tracking.serve:
+        page = f"  MLflow http://127.0.0.1:{settings.tracking.serve_port} (user {USER}, password in {home / PASSWORD})"
     make_supervisor(home).run(
         on_ready=lambda: click.echo(
             f"ready: fleet {config.host}:{config.fleet_port}  lane {config.host}:{config.lane_port}  "
-            f"enrolment {config.host}:{config.enrolment_port}  (Ctrl-C stops)"
+            f"enrolment {config.host}:{config.enrolment_port}{page}  (Ctrl-C stops)"
         )
     )

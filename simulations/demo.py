@@ -20,6 +20,7 @@ from sovfed.federation.metrics import gain
 from sovfed.federation.tasks import get_task
 from sovfed.server import runs
 from sovfed.server.cli.run import watch
+from sovfed.server.release import read_model
 from sovfed.simulations.baselines import compare
 from sovfed.simulations.deployment import Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, sites
@@ -71,12 +72,10 @@ def run_demo(config: Config, folder: Path, console: Console, keep: bool = False)
 
 
 def _summarise(federation: LocalFederation, institutions: list[Institution], started: float) -> dict[str, Any]:
-    from safetensors.numpy import load_file
-
     found = runs.read_summary(federation.home, RUN)
     if found is None:
         raise ServiceError("the run finished without a summary")
-    trained = load_file(runs.run_folder(federation.home, RUN) / "model.safetensors")
+    trained = read_model(runs.run_folder(federation.home, RUN))
     comparison = compare(
         _baseline(federation.config), [one.data for one in institutions], trained["model"], trained["scale"]
     )

@@ -31,7 +31,8 @@ from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms
 from sovfed.federation.tasks import Task, configured_task
 from sovfed.server.aggregation import Aggregation
-from sovfed.server.coordinator import SUMMARY, Outcome, coordinate
+from sovfed.server.coordinator import Outcome, coordinate
+from sovfed.server.release import SUMMARY
 from sovfed.server.tracking import Tracker
 from sovfed.simulations.baselines import merge
 from sovfed.simulations.grid import Apps, InMemoryGrid

@@ -113,7 +113,7 @@ def run_sweep(
 
     Raises ServiceError if another process works on the same folder.
     """
-    from sovfed.server.coordinator import SUMMARY
+    from sovfed.server.release import SUMMARY
     from sovfed.server.tracking import Tracker
     from sovfed.simulations.federation import simulate_population
     from sovfed.simulations.population import make_population

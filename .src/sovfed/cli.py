@@ -25,6 +25,7 @@ from sovfed.federation.errors import (
     ServiceError,
     SovfedError,
 )
+from sovfed.federation.text import visible
 
 EXIT_CODES: Final[dict[type[SovfedError], int]] = {
     ConfigError: 2,
@@ -33,6 +34,7 @@ EXIT_CODES: Final[dict[type[SovfedError], int]] = {
     PrivacyError: 3,
     ServiceError: 4,
 }
+NEWLINE: Final = "\n\t"  # which our own messages have
 INTERRUPTED: Final = 130  # what a shell reports for SIGINT
 
 
@@ -115,7 +117,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except SovfedError as error:
         if "--debug" in given:
             traceback.print_exc()
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {visible(str(error), keep=NEWLINE)}", err=True)
         sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1))
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -39,6 +40,7 @@ def cli() -> None:
       sovfed run show heart-20260301-101500-1f2e
       sovfed run resume heart-20260301-101500-1f2e
     """
+    os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
 @cli.command()
@@ -144,6 +146,29 @@ def logs(name: str, follow: bool, home: Path) -> None:
 
     for line in follow_log(home, name, follow):
         click.echo(visible(line, keep="\t\n"), nl=False)
+
+
+@cli.command()
+@click.argument("name")
+@HOME
+def check(name: str, home: Path) -> None:
+    """Check that a finished run's model, MLflow's copy of it and its registered version are what the run made.
+
+    \b
+    Example:
+      sovfed run check heart-20260301-101500-1f2e
+    """
+    from mlflow import MlflowClient
+
+    from sovfed.server.release import check_copies
+    from sovfed.server.runs import read_summary, run_folder, stored_config
+    from sovfed.server.tracking import tracking_uri
+
+    if read_summary(home, name) is None:
+        raise ConfigError(f"run '{name}' has not finished")
+    client = MlflowClient(tracking_uri(stored_config(home, name), home))
+    for line in check_copies(run_folder(home, name), client):
+        click.echo(visible(line))
 
 
 def _control(home: Path, required: bool = True) -> ControlClient:

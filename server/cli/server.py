@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +43,7 @@ def cli() -> None:
       sovfed server crl crl.pem                                   (takes effect at once)
       sovfed server init server.crl_source=/srv/authority/crl.pem (looked at while the server runs)
     """
+    os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
 @cli.command()

@@ -54,6 +54,7 @@ def test_no_secret_is_in_any_command_line(federation: LocalFederation) -> None:
             seen += "sovfed.server.app" in line
             assert not any(secret in line for secret in secrets)
             assert "--token" not in line
+            assert '"data"' not in line, "settings name the data's folder and site"
     finished(federation, "argv")
     assert seen, "the coordinator was never seen running"
 

@@ -119,3 +119,11 @@ def test_scale_comes_from_sums_over_all_institutions() -> None:
     made.profile()
     values = np.array([1.0] * 10 + [4.0] * 30)
     np.testing.assert_allclose(made.scale, [values.mean(), values.std()])
+
+
+def test_a_run_that_every_policy_forbids_says_what_to_do() -> None:
+    made = rounds([lambda _: Refusal("policy")] * 3, min_cohort=2)
+    with pytest.raises(
+        CohortError, match=r"refusals: \['policy'\]; policy: their policy.yaml forbids what the run asks"
+    ):
+        made.train(1)
