@@ -18,10 +18,9 @@ from base64 import b64decode
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, Protocol, TypeAlias
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
 from sovfed.federation.errors import IdentityError
-from sovfed.server.fleet_calls import CALLS, FleetRules, RefusedError, body_limit
+from sovfed.server.door import PatientProtocol
+from sovfed.server.fleet_calls import CALLS, PUSH_OBJECT, FleetRules, RefusedError, body_limit
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
@@ -30,7 +29,9 @@ Send: TypeAlias = Callable[[Event], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PUBLIC_KEY_HEADER: Final = b"flwr-public-key"  # flwr's FLEET_HTTP_PUBLIC_KEY_HEADER, held by a contract test
-BODY_TIMEOUT_S: Final = 300.0
+BODY_TIMEOUT_S: Final = 30.0
+OBJECT_TIMEOUT_S: Final = 300.0  # for the body of an object: 5 MiB on a slow line
+RECHECK_S: Final = 10.0  # a revoked certificate loses its connections after this at the latest
 CERTIFICATE: Final = "sovfed.certificate"  # scope key: the peer's certificate, DER
 FLEET_PATHS: Final = frozenset(CALLS)
 _REASONS: Final = {
@@ -55,23 +56,49 @@ class Verifier(Protocol):
     def verify(self, cert_der: bytes) -> Peer: ...
 
 
-class CertificateProtocol(H11Protocol):
-    """uvicorn's HTTP protocol that also tells the app which certificate the connection's peer presented.
+class CertificateProtocol(PatientProtocol):
+    """Tells the app which certificate the connection's peer presented, and its door whether that certificate holds.
 
-    h11 rather than httptools: it bounds the size of a request's head.
+    One that does not leaves the connection unproven, so that it ends within `HANDSHAKE_S`: long enough for a refusal to
+    be read. One that is revoked later ends its connections within `RECHECK_S`, whatever they are doing.
     """
+
+    trust: Verifier
+    _certificate: bytes | None = None
+    _recheck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         tls = transport.get_extra_info("ssl_object")
-        certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+        self._certificate = tls.getpeercert(binary_form=True) if tls is not None else None
         served: Any = self.app
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            scope[CERTIFICATE] = certificate
+            scope[CERTIFICATE] = self._certificate
             await served(scope, receive, send)
 
         self.app = app
+        self._look(first=True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._recheck is not None:
+            self._recheck.cancel()
+        super().connection_lost(exc)
+
+    def _look(self, first: bool = False) -> None:
+        try:
+            institution = self.trust.verify(self._certificate or b"").institution
+        except IdentityError as error:
+            _log.warning("%s: connected with a certificate that does not hold: %s", (self.client or "?")[0], error)
+            if not first:
+                self.transport.abort()
+            return
+        if first and self.door is not None:
+            self.door.prove(self.transport.get_extra_info("peername"), institution)
+        self._recheck = self.loop.call_later(RECHECK_S, self._look)
+
+    def _have_head(self) -> None:
+        self._stop_timer()  # a request proves nothing here
 
 
 class FleetGate:
@@ -150,8 +177,9 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     if claimed is not None and (not claimed.isdigit() or int(claimed[:20]) > limit):
         raise RefusedError(413, f"a body of {claimed[:20]!r} bytes, at most {limit}")
     body = bytearray()
+    limit_s = OBJECT_TIMEOUT_S if scope["path"] == PUSH_OBJECT else BODY_TIMEOUT_S
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        async with asyncio.timeout(limit_s):
             while True:
                 event = await receive()
                 if event["type"] != "http.request":
@@ -162,7 +190,7 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
                 if not event.get("more_body", False):
                     return bytes(body)
     except TimeoutError as error:
-        raise RefusedError(408, f"the body took longer than {BODY_TIMEOUT_S:.0f} s") from error
+        raise RefusedError(408, f"the body took longer than {limit_s:.0f} s") from error
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -36,6 +36,16 @@ from sovfed.federation.processes import die_with_parent
 from sovfed.federation.quiet import be_quiet
 from sovfed.federation.schema import bind
 from sovfed.federation.settings import passed_settings
+from sovfed.server.door import (
+    BACKLOG,
+    MAX_CONNECTIONS,
+    MAX_LOOPBACK,
+    Door,
+    DoorSocket,
+    PatientProtocol,
+    raise_descriptor_limit,
+)
+from sovfed.server.door import listen as door_listen
 from sovfed.server.flower_app import STATE_FILE, clean_up, create_flower_app, flower_config
 
 if TYPE_CHECKING:
@@ -44,7 +54,6 @@ if TYPE_CHECKING:
 LOOPBACK: Final = "127.0.0.1"
 SECRET_FILE: Final = Path("secrets") / "loopback.secret"
 TLS_FILES: Final = ("root.pem", "crl.pem", "cert.pem", "key.pem")
-MAX_CONNECTIONS: Final = 1024
 CLEAN_UP_EVERY_S: Final = 5.0
 _log = logging.getLogger("sovfed.superlink")
 
@@ -87,16 +96,12 @@ def tls_context(identity: Path) -> ssl.SSLContext:
     return context
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, door: Door) -> DoorSocket:
     """A socket bound to `host` and `port`; PortTakenError if that cannot be."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
+        return door_listen(host, port, door)
     except OSError as error:
-        listener.close()
         raise PortTakenError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    return listener
 
 
 class _Server(uvicorn.Server):
@@ -110,10 +115,17 @@ class _Server(uvicorn.Server):
 async def serve(home: Path, config: ServerConfig) -> None:
     """Serve until SIGTERM or SIGINT. Raises ServiceError if that would be unsafe or a port is taken."""
     trust = check_home(home)
-    with listen(LOOPBACK, config.control_port) as loopback, listen(config.host, config.fleet_port) as network:
+    inner, outer = doors(raise_descriptor_limit())
+    with (
+        listen(LOOPBACK, config.control_port, inner) as loopback,
+        listen(config.host, config.fleet_port, outer) as network,
+    ):
         check_loopback(loopback)
         app = create_flower_app(flower_config(home, LOOPBACK, config.control_port))
-        local, public = _local_server(app, home), _public_server(app, home, trust, config.max_message_bytes)
+        local, public = (
+            _local_server(app, home, inner),
+            _public_server(app, home, trust, config.max_message_bytes, outer),
+        )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _stop, local, public)
@@ -131,6 +143,7 @@ async def serve(home: Path, config: ServerConfig) -> None:
 
 _COMMON: Final[dict[str, Any]] = {
     "ws": "none",
+    "backlog": BACKLOG,
     "access_log": False,
     "log_config": None,
     "server_header": False,
@@ -139,21 +152,26 @@ _COMMON: Final[dict[str, Any]] = {
 }
 
 
-def _local_server(app: FastAPI, home: Path) -> _Server:
+def doors(descriptors: int) -> tuple[Door, Door]:
+    """The doors of loopback and network, which together leave a quarter of the descriptors to everything else."""
+    return Door(min(MAX_LOOPBACK, descriptors // 4), MAX_LOOPBACK), Door(min(MAX_CONNECTIONS, descriptors // 2))
+
+
+def _local_server(app: FastAPI, home: Path, door: Door) -> _Server:
     guarded = require_secret(app, ensure_secret(home / SECRET_FILE))
-    return _Server(uvicorn.Config(guarded, lifespan="on", **_COMMON))
+    http = type("LoopbackProtocol", (PatientProtocol,), {"door": door})
+    return _Server(uvicorn.Config(guarded, lifespan="on", http=http, **_COMMON))
 
 
-def _public_server(app: FastAPI, home: Path, trust: Trust, max_message_bytes: int) -> _Server:
+def _public_server(app: FastAPI, home: Path, trust: Trust, max_message_bytes: int, door: Door) -> _Server:
     from sovfed.server.fleet_calls import FleetRules
     from sovfed.server.fleet_state import FleetState
     from sovfed.server.gate import CertificateProtocol, FleetGate
 
     config = uvicorn.Config(
         FleetGate(app, trust, FleetRules(FleetState(home / STATE_FILE), max_message_bytes)),
-        http=CertificateProtocol,
+        http=type("NetworkProtocol", (CertificateProtocol,), {"door": door, "trust": trust}),
         lifespan="off",
-        limit_concurrency=MAX_CONNECTIONS,
         ssl_context_factory=lambda _config, _default: tls_context(home / "identity"),
         **_COMMON,
     )

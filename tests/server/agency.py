@@ -163,14 +163,19 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 40.0, what: str
 
 
 @contextlib.contextmanager
-def superlink(home: Path, config: ServerConfig) -> Iterator[tuple[subprocess.Popen[bytes], ControlClient]]:
-    """Our superlink as a real process, answering."""
+def superlink(
+    home: Path, config: ServerConfig, *, descriptors: int = 0
+) -> Iterator[tuple[subprocess.Popen[bytes], ControlClient]]:
+    """Our superlink as a real process, answering; with `descriptors` it may have only so many files open."""
     private_directory(home / "logs")
     from sovfed.federation.loopback import ensure_secret
 
     ensure_secret(home / "secrets" / "loopback.secret")
     log = home / "logs" / "superlink.log"
-    with process(superlink_argv(home, config), home, log) as child, ControlClient(home, config.control_port) as control:
+    argv = superlink_argv(home, config)
+    if descriptors:
+        argv = ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh", *argv]
+    with process(argv, home, log) as child, ControlClient(home, config.control_port) as control:
         try:
             wait_until(lambda: control.alive() or child.poll() is not None, what="the superlink's health")
         except AssertionError as error:

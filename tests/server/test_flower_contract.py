@@ -84,10 +84,15 @@ def test_an_object_chunk_fits_a_request() -> None:
 
 
 def test_uvicorn_protocols_take_the_app_from_an_attribute() -> None:
+    import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     assert "self.app = config.loaded_app" in inspect.getsource(H11Protocol.__init__), "server/gate.py"
     assert parameters(H11Protocol.connection_made) == ["transport"], "server/gate.py: CertificateProtocol"
+    assert "self.cycle: RequestResponseCycle = None" in inspect.getsource(H11Protocol.__init__), "server/door.py"
+    assert "loop.create_server(create_protocol, sock=sock" in inspect.getsource(uvicorn.Server.startup), (
+        "server/door.py"
+    )
 
 
 # server/superlink.py, server/flower_app.py -------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from sovfed.federation.files import write_atomic, write_private
 from sovfed.federation.loopback import SECRET_HEADER, read_secret
 from sovfed.server import state_db
 from sovfed.server.control import ControlClient
+from sovfed.server.door import Door
 from sovfed.server.flower_app import STATE_FILE, check_flower, create_flower_app, flower_config
 from sovfed.server.superlink import check_home, check_loopback, listen
 
@@ -100,12 +101,12 @@ def test_a_good_home_is_accepted(home: Path) -> None:
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::"])
 def test_control_on_an_address_that_strangers_reach_is_refused(address: str) -> None:
-    with listen(address, 0) as listener, pytest.raises(ServiceError, match=r"expected 127\.0\.0\.1"):
+    with listen(address, 0, Door(1)) as listener, pytest.raises(ServiceError, match=r"expected 127\.0\.0\.1"):
         check_loopback(listener)
 
 
 def test_control_on_the_loopback_is_accepted() -> None:
-    with listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", 0, Door(1)) as listener:
         check_loopback(listener)
 
 
@@ -142,10 +143,10 @@ def test_a_loopback_secret_that_others_may_read_is_refused(home: Path) -> None:
 
 
 def test_a_taken_port_is_a_clear_error() -> None:
-    with listen("127.0.0.1", 0) as taken:
+    with listen("127.0.0.1", 0, Door(1)) as taken:
         taken.listen()
         with pytest.raises(ServiceError, match=r"cannot listen on 127\.0\.0\.1"):
-            listen("127.0.0.1", taken.getsockname()[1])
+            listen("127.0.0.1", taken.getsockname()[1], Door(1))
 
 
 @pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning")  # Flower's use of alembic
