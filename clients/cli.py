@@ -161,6 +161,22 @@ def down(home: Path) -> None:
 
 
 @cli.command()
+@click.option("--user", default="", help="Who runs it; the owner of the home, and allowed to read the records.")
+@HOME
+def unit(user: str, home: Path) -> None:
+    """Print a systemd unit that keeps this institution's node up.
+
+    \b
+    Example:
+      sovfed client unit --home /srv/sovfed --user sovfed > /etc/systemd/system/sovfed-client.service
+    """
+    from sovfed.federation.units import unit as make_unit
+
+    home = home.absolute()
+    click.echo(make_unit("client", home, "--plain", namespaces="user net", user=user), nl=False)  # the trainer's own
+
+
+@cli.command()
 @JSON
 @HOME
 @click.pass_context

@@ -103,6 +103,10 @@ import resource
 print(json.dumps({
     "held": vars(held), "found": found, "net": os.readlink("/proc/self/ns/net"),
     "status": {name: status[name].strip() for name in ("NoNewPrivs", "Seccomp", "CapPrm")},
+    "threads": sorted({
+        line.strip() for thread in Path("/proc/self/task").iterdir()
+        for line in (thread / "status").read_text().splitlines() if line.startswith("Seccomp:")
+    }),
     "core": resource.getrlimit(resource.RLIMIT_CORE), "dumpable": libc.prctl(3, 0, 0, 0, 0),
 }))
 """
@@ -174,6 +178,7 @@ def test_the_filter_alone_closes_every_socket(arguments: dict[str, Any]) -> None
     result = tried(arguments, before=thread)
     assert {name for name in ESCAPES if result["found"][name] == "done"} == set()
     assert result["held"]["network"] == "seccomp"
+    assert result["threads"] == ["Seccomp:\t2"]
     assert result["held"]["files"] == ""  # Landlock would have left the other thread out, so it is not claimed
     assert result["net"] == str(Path("/proc/self/ns/net").readlink())
 
