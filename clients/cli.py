@@ -292,6 +292,7 @@ def _table(status: Status, home: Path) -> Table:
     from datetime import UTC, datetime
 
     from rich.table import Table
+    from rich.text import Text
 
     colours = {"ready": "green", "failed": "red", "backing off": "red"}
     table = Table(
@@ -301,8 +302,9 @@ def _table(status: Status, home: Path) -> Table:
         colour = colours.get(process.state, "yellow")
         since = datetime.fromtimestamp(process.since, UTC).strftime("%F %T")
         pid = "" if process.pid is None else str(process.pid)
-        reach = _isolation(home, process.name, process.pid)
-        table.add_row(process.name, f"[{colour}]{process.state}[/]", since, str(process.restarts), pid, reach)
+        table.add_row(process.name, f"[{colour}]{process.state}[/]", since, str(process.restarts), pid)
+    reach = (f"{process.name} can reach: {_isolation(home, process.name, process.pid)}" for process in status.processes)
+    table.caption, table.caption_justify = Text("\n".join(reach)), "left"
     return table
 
 

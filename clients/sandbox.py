@@ -40,7 +40,7 @@ RULES: Final[dict[Name, dict[str, int]]] = {  # by the part of the home
     "supernode": {"identity": READ, "secrets": READ, "state": WRITE},
     "gateway": {"identity": WRITE, "secrets": READ, "state": WRITE},
 }  # fmt: skip
-GPU: Final = ("nvidia*", "dri", "kfd", "shm")  # CUDA and ROCm work through device files, not through sockets
+GPU: Final = ("nvidia*", "dri", "kfd")  # CUDA and ROCm work through device files, not through sockets
 
 
 def enter(name: Name, home: Path, records: Path | None) -> sandbox.Isolation:

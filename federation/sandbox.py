@@ -49,6 +49,7 @@ class Isolation:
         """All of it in one line for an operator."""
         parts = [f"no network ({self.network})" if self.network else "network"]
         parts.append(f"own files only ({self.files})" if self.files else "every file of its user")
+        parts += [] if self.processes else ["other processes of its user"]
         return ", ".join([*parts, *([f"can read the records: {self.records}"] if self.records else [])])
 
 

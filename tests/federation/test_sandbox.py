@@ -328,7 +328,7 @@ def test_the_probe_for_doctor_says_what_this_machine_offers() -> None:
 
 
 def test_what_is_missing_is_said() -> None:
-    assert Isolation().sentence() == "network, every file of its user"
-    assert Isolation(files="Landlock 4", records="/r lies there").sentence() == (
+    assert Isolation().sentence() == "network, every file of its user, other processes of its user"
+    assert Isolation(files="Landlock 4", processes="seccomp", records="/r lies there").sentence() == (
         "network, own files only (Landlock 4), can read the records: /r lies there"
     )
