@@ -295,9 +295,7 @@ def _table(status: Status, home: Path) -> Table:
     from rich.text import Text
 
     colours = {"ready": "green", "failed": "red", "backing off": "red"}
-    table = Table(
-        "process", "state", "since (UTC)", "restarts", "pid", "can reach", title=str(home), title_justify="left"
-    )
+    table = Table("process", "state", "since (UTC)", "restarts", "pid", title=str(home), title_justify="left")
     for process in status.processes:
         colour = colours.get(process.state, "yellow")
         since = datetime.fromtimestamp(process.since, UTC).strftime("%F %T")

@@ -15,7 +15,7 @@ import pytest
 
 from sovfed.federation import landlock, seccomp
 from sovfed.federation.quiet import python_command, quiet_environment
-from sovfed.federation.sandbox import Isolation
+from sovfed.federation.sandbox import Isolation, read_isolation, write_isolation
 
 pytestmark = pytest.mark.skipif(seccomp.this_machine() is None, reason="no seccomp on this machine")
 needs_landlock = pytest.mark.skipif(landlock.version() == 0, reason="this kernel has no Landlock")
@@ -325,6 +325,15 @@ def test_the_probe_for_doctor_says_what_this_machine_offers() -> None:
     found = Isolation(**json.loads(done.stdout))
     assert found.network
     assert bool(found.files) == (landlock.version() > 0)
+
+
+def test_what_a_process_says_of_itself_is_not_shown_if_it_forges_lines(tmp_path: Path) -> None:
+    write_isolation(tmp_path, Isolation(pid=7, network="seccomp"))
+    assert read_isolation(tmp_path, 7) == Isolation(pid=7, network="seccomp")
+    assert read_isolation(tmp_path, 8) is None  # what an earlier process left
+    for text in ("a\nb", "\x1b]0;t\x07", 7):
+        write_isolation(tmp_path, Isolation(pid=7, records=text))  # type: ignore[arg-type]
+        assert read_isolation(tmp_path, 7) is None
 
 
 def test_what_is_missing_is_said() -> None:
