@@ -173,6 +173,22 @@ def down(home: Path) -> None:
 
 
 @cli.command()
+@click.option("--user", default="", help="Who runs it; the owner of the home, and allowed to read the records.")
+@HOME
+def unit(user: str, home: Path) -> None:
+    """Print a systemd unit that keeps this institution's node up.
+
+    \b
+    Example:
+      sovfed client unit --home /srv/sovfed --user sovfed > /etc/systemd/system/sovfed-client.service
+    """
+    from sovfed.federation.units import unit as make_unit
+
+    home = home.absolute()
+    click.echo(make_unit("client", home, "--plain", namespaces="user net", user=user), nl=False)  # the trainer's own
+
+
+@cli.command()
 @JSON
 @HOME
 @click.pass_context
@@ -294,17 +310,17 @@ def _table(status: Status, home: Path) -> Table:
     from datetime import UTC, datetime
 
     from rich.table import Table
+    from rich.text import Text
 
     colours = {"ready": "green", "failed": "red", "backing off": "red"}
-    table = Table(
-        "process", "state", "since (UTC)", "restarts", "pid", "can reach", title=str(home), title_justify="left"
-    )
+    table = Table("process", "state", "since (UTC)", "restarts", "pid", title=str(home), title_justify="left")
     for process in status.processes:
         colour = colours.get(process.state, "yellow")
         since = datetime.fromtimestamp(process.since, UTC).strftime("%F %T")
         pid = "" if process.pid is None else str(process.pid)
-        reach = _isolation(home, process.name, process.pid)
-        table.add_row(process.name, f"[{colour}]{process.state}[/]", since, str(process.restarts), pid, reach)
+        table.add_row(process.name, f"[{colour}]{process.state}[/]", since, str(process.restarts), pid)
+    reach = (f"{process.name} can reach: {_isolation(home, process.name, process.pid)}" for process in status.processes)
+    table.caption, table.caption_justify = Text("\n".join(reach)), "left"
     return table
 
 

@@ -39,7 +39,7 @@ RULES: Final[dict[Name, dict[str, int]]] = {  # by the part of the home
     "supernode": {"identity": READ, "secrets": READ, "state": WRITE},
     "gateway": {"identity": WRITE, "secrets": READ, "state": WRITE},
 }  # fmt: skip
-GPU: Final = ("nvidia*", "dri", "kfd", "shm")  # CUDA and ROCm work through device files, not through sockets
+GPU: Final = ("nvidia*", "dri", "kfd")  # CUDA and ROCm work through device files, not through sockets
 
 
 def enter(name: Name, home: Path, records: Path | None) -> sandbox.Isolation:
@@ -76,14 +76,18 @@ def _rules(name: Name, home: Path, records: Path | None) -> Iterator[Rule]:
     if name == "trainer":
         if records is not None:
             yield Rule(records, READ)
-            yield Rule(_folder_of(records), READ)
+            yield Rule(_folder_of(records, home), READ)
         for pattern in GPU:
             yield from (Rule(device, DEVICE) for device in Path("/dev").glob(pattern))
 
 
-def _folder_of(records: Path) -> Path:
-    """The nearest folder that is there: a file that is replaced, or a share that is mounted later, can be read too."""
-    return next((folder for folder in records.parents if landlock.is_folder(folder)), records)
+def _folder_of(records: Path, home: Path) -> Path:
+    """The nearest folder that is there: a file that is replaced, or a share that is mounted later, can be read too.
+
+    Just `records` where that folder would hold the home, and with it the other processes' secrets.
+    """
+    nearest = next((folder for folder in records.parents if landlock.is_folder(folder)), records)
+    return records if home.resolve().is_relative_to(nearest.resolve()) else nearest
 
 
 def _why(found: sandbox.Isolation, records: Path) -> str:

@@ -161,7 +161,7 @@ def isolation() -> Finding:
         fix = "a trainer starts only with allow_open_network: true in policy.yaml; use Linux on x86-64 or aarch64"
         return Finding("isolation", "fail", "no network namespace and no seccomp", fix)
     if not found.files:
-        fix = "Linux 5.13 or later with Landlock, or a user for each process (`sovfed client units`)"
+        fix = "Linux 5.13 or later with Landlock, or keep the records from the node's user"
         return Finding("isolation", "warn", f"{found.sentence()}: a gateway can read the records", fix)
     return Finding("isolation", "ok", f"a trainer has {found.sentence()}")
 

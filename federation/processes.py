@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -48,10 +49,11 @@ _POLL_S: Final = 0.05
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its supervisor dies. First line of every child's main; Linux only.
+    """Have the kernel kill this process when its supervisor dies (Linux only). First line of every child's main.
 
-    Exits at once if the supervisor has died already.
+    Exits at once if the supervisor has died already. From here on no core is written: it would hold keys.
     """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     parent = os.environ.pop(PARENT, None)  # a child's own children have another parent
     if sys.platform != "linux" or parent is None:
         return

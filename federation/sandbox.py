@@ -49,6 +49,7 @@ class Isolation:
         """All of it in one line for an operator."""
         parts = [f"no network ({self.network})" if self.network else "network"]
         parts.append(f"own files only ({self.files})" if self.files else "every file of its user")
+        parts += [] if self.processes else ["other processes of its user"]
         return ", ".join([*parts, *([f"can read the records: {self.records}"] if self.records else [])])
 
 
@@ -145,12 +146,14 @@ def write_isolation(folder: Path, found: Isolation) -> None:
 
 
 def read_isolation(folder: Path, pid: int | None) -> Isolation | None:
-    """What the process `pid` wrote of itself; None if it wrote nothing (yet)."""
+    """What the process `pid` wrote of itself; None if it wrote nothing (yet), or what no terminal should show."""
     try:
         found = Isolation(**json.loads((folder / ISOLATION).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return found if found.pid == pid else None
+    texts = [value for name, value in vars(found).items() if name != "pid"]
+    fine = all(isinstance(text, str) and text.isprintable() for text in texts)
+    return found if fine and found.pid == pid else None
 
 
 def system_rules() -> list[landlock.Rule]:

@@ -98,6 +98,21 @@ def up(detach: bool, home: Path) -> None:
 
 
 @cli.command()
+@click.option("--user", default="", help="Who runs it; the owner of the home.")
+@HOME
+def unit(user: str, home: Path) -> None:
+    """Print a systemd unit that keeps the server up.
+
+    \b
+    Example:
+      sovfed server unit --home /srv/sovfed --user sovfed > /etc/systemd/system/sovfed-server.service
+    """
+    from sovfed.federation.units import unit as make_unit
+
+    click.echo(make_unit("server", home, user=user), nl=False)
+
+
+@cli.command()
 @HOME
 def down(home: Path) -> None:
     """Stop a server that was started with `up --detach`."""

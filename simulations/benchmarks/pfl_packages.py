@@ -33,7 +33,7 @@ def pfl_packages(console: Console) -> Path:
     caches.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix="pfl-", dir=caches))
     command = [
-        sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
+        sys.executable, "-P", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
         "--target", str(partial), *PACKAGES,
     ]  # fmt: skip
     try:

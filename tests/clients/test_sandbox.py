@@ -115,6 +115,20 @@ def test_gateway_and_supernode_cannot_open_the_records_nor_what_the_trainer_keep
     assert opened("supernode", home) == common
 
 
+@needs_landlock
+@pytest.mark.parametrize("place", ["other", "h/table.csv", "not/mounted/yet.csv"])
+def test_records_near_the_home_bring_no_secrets_with_them(home: Path, place: str) -> None:
+    """The folder of the records is readable, unless the home lies in it."""
+    (home / "table.csv").write_text("a,b\n")
+    records, secret = home.parent / place, home / "secrets" / "loopback.secret"
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-c", ATTEMPTS, "trainer", str(home), str(records), str(records), str(secret)],
+        env={**quiet_environment(home), "PYTHONPATH": path}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["opened"] == {str(records): records.exists(), str(secret): False}
+
+
 def test_records_beside_the_keys_are_told_to_be_within_reach(home: Path) -> None:
     """A gateway that can open them all the same says so, rather than that it is sealed."""
     inside = home / "identity" / "table.csv"

@@ -15,7 +15,7 @@ import pytest
 
 from sovfed.federation import landlock, seccomp
 from sovfed.federation.quiet import python_command, quiet_environment
-from sovfed.federation.sandbox import Isolation
+from sovfed.federation.sandbox import Isolation, read_isolation, write_isolation
 
 pytestmark = pytest.mark.skipif(seccomp.this_machine() is None, reason="no seccomp on this machine")
 needs_landlock = pytest.mark.skipif(landlock.version() == 0, reason="this kernel has no Landlock")
@@ -103,6 +103,10 @@ import resource
 print(json.dumps({
     "held": vars(held), "found": found, "net": os.readlink("/proc/self/ns/net"),
     "status": {name: status[name].strip() for name in ("NoNewPrivs", "Seccomp", "CapPrm")},
+    "threads": sorted({
+        line.strip() for thread in Path("/proc/self/task").iterdir()
+        for line in (thread / "status").read_text().splitlines() if line.startswith("Seccomp:")
+    }),
     "core": resource.getrlimit(resource.RLIMIT_CORE), "dumpable": libc.prctl(3, 0, 0, 0, 0),
 }))
 """
@@ -174,6 +178,7 @@ def test_the_filter_alone_closes_every_socket(arguments: dict[str, Any]) -> None
     result = tried(arguments, before=thread)
     assert {name for name in ESCAPES if result["found"][name] == "done"} == set()
     assert result["held"]["network"] == "seccomp"
+    assert result["threads"] == ["Seccomp:\t2"]
     assert result["held"]["files"] == ""  # Landlock would have left the other thread out, so it is not claimed
     assert result["net"] == str(Path("/proc/self/ns/net").readlink())
 
@@ -322,8 +327,17 @@ def test_the_probe_for_doctor_says_what_this_machine_offers() -> None:
     assert bool(found.files) == (landlock.version() > 0)
 
 
+def test_what_a_process_says_of_itself_is_not_shown_if_it_forges_lines(tmp_path: Path) -> None:
+    write_isolation(tmp_path, Isolation(pid=7, network="seccomp"))
+    assert read_isolation(tmp_path, 7) == Isolation(pid=7, network="seccomp")
+    assert read_isolation(tmp_path, 8) is None  # what an earlier process left
+    for text in ("a\nb", "\x1b]0;t\x07", 7):
+        write_isolation(tmp_path, Isolation(pid=7, records=text))  # type: ignore[arg-type]
+        assert read_isolation(tmp_path, 7) is None
+
+
 def test_what_is_missing_is_said() -> None:
-    assert Isolation().sentence() == "network, every file of its user"
-    assert Isolation(files="Landlock 4", records="/r lies there").sentence() == (
+    assert Isolation().sentence() == "network, every file of its user, other processes of its user"
+    assert Isolation(files="Landlock 4", processes="seccomp", records="/r lies there").sentence() == (
         "network, own files only (Landlock 4), can read the records: /r lies there"
     )
