@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -54,7 +55,7 @@ from sovfed.federation.tasks import NAMES, Task, get_task
 from sovfed.federation.trainer_pb2 import HealthReply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import torch
 
@@ -159,7 +160,7 @@ class TrainerService:
 
     def answer(self, request: Request) -> Reply:
         """The reply to `request`, or a Refusal; never raises."""
-        with self._lock:
+        with self._lock, self._forgetting():
             self._answered += 1
             try:
                 self._check(request)
@@ -172,9 +173,6 @@ class TrainerService:
             except Exception as error:  # the boundary of the institution: only a code may pass
                 log.exception("refused a %s of run %s", type(request).__name__, request.run)
                 return Refusal(reason=wire_code(error))
-            finally:
-                if self._masking is not None:
-                    self._masking.forget()  # masks made for a sum that failed are for no other
             if self._repeats:
                 self._keep(request, reply)
             return reply
@@ -235,6 +233,15 @@ class TrainerService:
             found = PrivateTraining(task, self._load(task), site=self._site, device=self._device, ledger=ledger)
             self._private = {key: found}  # one task at a time holds the ledger
         return found
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """In the end there are no masks left of a sum that came to nothing: they are for no other."""
+        try:
+            yield
+        finally:
+            if self._masking is not None:
+                self._masking.forget()
 
     def _require_masking(self) -> Masking:
         if self._masking is None:
