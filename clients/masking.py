@@ -159,10 +159,8 @@ class Masking:
         )  # fmt: skip
         if permit.begin.purpose != purpose(request):
             raise ProtocolError(f"the round is to {Purpose(permit.begin.purpose).name}, the request is another")
-        if permit.begin.size != update_size(request):  # before its masks fill the memory
-            raise ProtocolError(
-                f"the round is over {permit.begin.size} values, the request is for {update_size(request)}"
-            )
+        if permit.begin.size != update_size(request):  # or its masks would fill the memory
+            raise ProtocolError(f"the round is over {permit.begin.size} values, the request for {update_size(request)}")
         masks = client.prepare(session, permit, os.urandom)
         self._agreed = (permit, masks)
         masks.sums.start()

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -64,7 +65,7 @@ from sovfed.federation.tasks import Task, get_task
 from sovfed.federation.trainer_pb2 import HealthReply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import torch
 
@@ -192,13 +193,12 @@ class TrainerService:
 
     def answer(self, request: Request) -> Reply:
         """The reply to `request`, or a Refusal; never raises."""
-        with self._lock:
+        with self._lock, self._forgetting():
             self._answered += 1
             try:  # the boundary of the institution: only a code may pass
                 work = self._admit(request)
             except Exception as error:
                 self._quiet.tell("refused a %s of run %r: %r", type(request).__name__, request.run, error)
-                self._forget()
                 return Refusal(reason=wire_code(error))
             try:
                 reply = work()
@@ -206,8 +206,6 @@ class TrainerService:
                 log.exception("a %s of run %r failed", type(request).__name__, request.run)
                 self._failed(request, error)
                 return Refusal(reason=FAILED)
-            finally:
-                self._forget()
             self._keep(request, reply)
             return reply
 
@@ -323,11 +321,6 @@ class TrainerService:
         spoilt = bool(failed) or cut
         return self._require_masking().mask(request.run, permit, reply, lambda: time.monotonic() - start, spoilt)
 
-    def _forget(self) -> None:
-        """Masks that were made for a sum that failed are for no other."""
-        if self._masking is not None:
-            self._masking.forget()
-
     def _private_training(self, request: PrivateRequest) -> PrivateTraining:
         """The private workload of the request's task; the ledger is opened before any record is read."""
         key = (request.task, request.normalisation)
@@ -341,6 +334,15 @@ class TrainerService:
             found = PrivateTraining(task, self._load(task), site=self._site, device=self._device, ledger=ledger)
             self._private = {key: found}  # one task at a time holds the ledger
         return found
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """In the end there are no masks left of a sum that came to nothing: they are for no other."""
+        try:
+            yield
+        finally:
+            if self._masking is not None:
+                self._masking.forget()
 
     def _require_masking(self) -> Masking:
         if self._masking is None:

@@ -2,8 +2,8 @@
 
 G(key) is the AES-256-CTR keystream whose segment s (256 KiB) starts at counter block be96(s) ‖ be32(2), read as
 little-endian words. That is also what AES-256-GCM with nonce be96(s) makes of zeros. Which of the two is faster depends
-on the processor, by up to 2.5 times either way: OpenSSL has wide AES for GCM where there is AVX-512, and for
-counter mode not yet. Both are tried once; the last nonce is reserved for headers.
+on the processor, by a factor of two either way: with AVX-512 OpenSSL has wide AES for GCM and not yet for counter
+mode, without it GCM is the slow one. Both are tried once; the last nonce is reserved for headers.
 
 A segment and its buffers stay in the L2 cache while all keystreams pass over it; the cipher and numpy release the
 GIL, so two threads use two cores on vectors of 8 MiB and more. No temporary is as long as the vector.
