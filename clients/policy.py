@@ -40,7 +40,8 @@ that side with the agency learn the sum of the others, so it should be the numbe
 
 privacy: what all runs together may learn about one person in the records. Each private run is charged to the ledger in
 privacy/ before anything leaves, and refused when the budget is spent; `sovfed client ledger show` tells how much is
-left. Runs without differential privacy are not in it: require_privacy: true refuses them."""
+left. The ledger belongs to the persons that population_name stands for, whatever file they are read from. Runs without
+differential privacy are entered as what they are, without any bound: require_privacy: true refuses them."""
 
 
 @dataclass(frozen=True)
