@@ -50,7 +50,8 @@ either: each is noised anew and charged. reproducible: true makes such a differe
 
 privacy: what all runs together may learn about one person in the records. Each private run is charged to the ledger in
 privacy/ before anything leaves, and refused when the budget is spent; `sovfed client ledger show` tells how much is
-left. Runs without differential privacy are not in it.
+left. The ledger belongs to the persons that population_name stands for, whatever file they are read from. Runs without
+differential privacy are entered as what they are, without any bound.
 
 require_privacy: true refuses them. Sums over several institutions hide who contributed what; they do not hide a person
 from whoever chooses the models: each request without privacy is an exact question about everybody's records, and enough

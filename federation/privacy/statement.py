@@ -252,8 +252,9 @@ so for those who did not take part, too.</li>
 <li>Protection of a group. For k persons who belong together (a family), ε grows up to k-fold.</li>
 <li>This figure for a person in the records of several institutions of this run: the ε of those institutions may add
 up.</li>
-<li>Protection from other models and releases made of the same records. Each institution's ledger adds those up and
-holds the limit over the years; this page covers this run.</li>
+<li>Protection from other models and releases made of the same records. Each institution's ledger adds up those with
+differential privacy and holds the limit over the years; for those without there is no bound, and the ledger names them.
+This page covers this run.</li>
 <li>Protection of the records where they lie, from thieves or from staff of the institution itself.</li>
 <li>That the model is right, or fair.</li>
 </ul>

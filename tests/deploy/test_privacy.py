@@ -23,7 +23,7 @@ from sovfed.server.ledger_heads import FILE as HEADS
 from sovfed.simulations.deployment import LocalFederation
 
 pytestmark = pytest.mark.deploy
-DATASET = "breast_cancer"
+POPULATION = "persons"
 ROUNDS = 15
 ASKED = (f"rounds={ROUNDS}", "task.learning_rate=1.0", "privacy.population=400", "privacy.delta=1e-6")
 
@@ -43,7 +43,7 @@ def homes(federation: LocalFederation) -> list[Path]:
 
 
 def history(home: Path) -> History:
-    return replay(read_ledger(home, DATASET)[0])
+    return replay(read_ledger(home, POPULATION)[0])
 
 
 def test_a_private_run_is_charged_countersigned_and_certified(private: LocalFederation) -> None:
@@ -59,13 +59,13 @@ def test_a_private_run_is_charged_countersigned_and_certified(private: LocalFede
 
     heads = json.loads((private.home / HEADS).read_text())
     for home, one in zip(homes(private), private.institutions, strict=True):
-        lines, signed = read_ledger(home, DATASET)
+        lines, signed = read_ledger(home, POPULATION)
         spent = replay(lines).spent()
         assert [event.count for event in spent] == [ROUNDS]
         assert spent[0].noise_multiplier == told["privacy"]["noise_multiplier"]
         assert epsilon(spent, 1e-6) < told["epsilon"] + 1e-2
         assert signed is not None
-        assert heads[one.name] == {DATASET: signed.head} == {DATASET: lines[-1].head}
+        assert heads[one.name]["head"] == signed.head == lines[-1].head
         assert told["privacy"]["ledger_heads"][one.name] == signed.head
         assert CliRunner().invoke(ledger_cli, ["verify", "--home", str(home)]).exit_code == 0
 
@@ -95,7 +95,7 @@ def test_a_run_beyond_the_budget_is_refused_with_numbers(private: LocalFederatio
 def test_a_ledger_that_was_rolled_back_pays_for_nothing(private: LocalFederation) -> None:
     """Ledger and head both put back to an old copy, which only the agency's copy of the head can show."""
     name, home = private.institutions[0].name, homes(private)[0]
-    path = ledger_path(home, DATASET)
+    path = ledger_path(home, POPULATION)
     whole = path.read_bytes()
     path.write_bytes(b"".join(whole.splitlines(keepends=True)[:4]))
     path.with_suffix(".head").unlink()
@@ -105,3 +105,4 @@ def test_a_ledger_that_was_rolled_back_pays_for_nothing(private: LocalFederation
     assert all(name not in line["participants"] for line in rounds)
     assert name not in summary(private, "after")["privacy"]["ledger_heads"]
     assert "rolled back" in history(home).refusals[-1][1].reason
+    assert CliRunner().invoke(ledger_cli, ["restored", "--home", str(home)]).exit_code != 0  # it is not

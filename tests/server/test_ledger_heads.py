@@ -7,6 +7,7 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from sovfed.clients.ledger_entries import Budget, History
 from sovfed.clients.ledger_file import FOLDER, create_ledger, read_ledger
 from sovfed.clients.masking import Store
 from sovfed.federation.errors import CohortError
-from sovfed.federation.messages import LedgerReply, LedgerRequest, Refusal, Request
+from sovfed.federation.messages import Bytes, LedgerReply, LedgerRequest, Refusal, Request
+from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.keys import Identity, countersigned_head, told_head
 from sovfed.federation.secagg.local import Authority
 from sovfed.server import ledger_heads
@@ -26,6 +28,7 @@ from sovfed.server.privacy import PrivacyPlan
 
 BUDGET = Budget(max_share_per_run=1.0)
 NAME = BUDGET.population_name
+NOTHING = np.zeros(0, np.uint8)
 PRIVATE = ("privacy=distributed", "privacy.epsilon=1", "privacy.population=400", "privacy.delta=1e-6", "rounds=30")
 
 
@@ -72,15 +75,23 @@ class Ledgers(World):
     def spends(self, node: int, home: Path | None = None) -> int:
         return len(self.history(node, home).spends)
 
-    def request(self, node: int, **change: object) -> LedgerRequest:
-        """An honest request for the newest head of `node`, but for `change`."""
-        seq, head = self.ledgers[node].position()
-        told = self.places[node].trainer._masking.tell(seq, head)  # type: ignore[union-attr]
-        asked = {"run": self.run, "seq": seq, "head": told.head, "own": told.signature, **change}
-        message = countersigned_head(str(asked["run"]), int(asked["seq"]), asked["head"].tobytes())  # type: ignore[call-overload,union-attr]
-        speaker: Identity = asked.pop("speaker", self.speaker)  # type: ignore[assignment]
-        signature = np.frombuffer(speaker.sign(message), np.uint8)
-        return LedgerRequest(certificate=np.frombuffer(speaker.certificate, np.uint8), signature=signature, **asked)  # type: ignore[arg-type]
+    def request(
+        self,
+        node: int,
+        *,
+        seq: int | None = None,
+        head: Bytes | None = None,
+        own: Bytes | None = None,
+        speaker: Identity | None = None,
+    ) -> LedgerRequest:
+        """An honest request for the newest head of `node`, but for what is given."""
+        masking = self.places[node].trainer._masking
+        assert masking is not None
+        told, speaker = masking.tell(*self.ledgers[node].position()), speaker or self.speaker
+        seq, head = told.seq if seq is None else seq, told.head if head is None else head
+        signature = np.frombuffer(speaker.sign(countersigned_head(self.run, seq, head.tobytes())), np.uint8)
+        certificate = np.frombuffer(speaker.certificate, np.uint8)
+        return LedgerRequest(self.run, head, told.signature if own is None else own, certificate, signature, seq)
 
     def ask(self, node: int, request: Request) -> object:
         return self.places[node].answer(request)
@@ -118,7 +129,7 @@ def test_agency_that_shows_no_head_is_paid_nothing(world: Ledgers) -> None:
 
 def test_late_comer_and_a_trainer_that_was_restarted_are_shown_a_head_before_they_pay(world: Ledgers) -> None:
     world.rounds.train(1)
-    world.add(4, type(world.places[1].trainer._masking._open()[1])())  # type: ignore[union-attr,call-arg]
+    world.add(4, MemoryStore())
     assert len(world.rounds.train(2).participants) == 4
     assert world.spends(4) == 1
     world.open(2)
@@ -151,7 +162,7 @@ def test_copy_of_a_home_that_takes_over_within_a_run_is_noticed(
 ) -> None:
     """Two supernodes of one identity: what the agency last countersigned was the original's."""
     monkeypatch.setattr(ledger_heads, "EVERY_ROUNDS", 2)
-    world.add(4, type(world.places[1].trainer._masking._open()[1])())  # type: ignore[union-attr,call-arg]
+    world.add(4, MemoryStore())
     copy = world.folder / "copy"
     shutil.copytree(world.home(1), copy)
     for number in (1, 2, 3):
@@ -199,16 +210,16 @@ def test_only_the_agency_can_show_a_head(world: Ledgers, who: str) -> None:
 @pytest.mark.parametrize("field", ["run", "seq", "head", "signature"])
 def test_countersignature_is_for_one_run_and_one_entry(world: Ledgers, field: str) -> None:
     honest = world.request(1)
-    changed = {
+    changed: dict[str, Any] = {
         "run": "8", "seq": honest.seq + 1, "head": honest.head ^ 1, "signature": np.roll(honest.signature, 1),
-    }[field]  # fmt: skip
-    assert world.ask(1, dataclasses.replace(honest, **{field: changed})) == Refusal("identity")
+    }  # fmt: skip
+    assert world.ask(1, dataclasses.replace(honest, **{field: changed[field]})) == Refusal("identity")
     assert not world.ledgers[1]._shown
 
 
 def test_reply_in_another_institutions_name_is_not_kept(world: Ledgers) -> None:
     """A forged or replayed reply would make the agency show what its institution cannot recognise."""
-    stolen = world.ask(2, LedgerRequest("7", *(np.zeros(0, np.uint8) for _ in range(4))))
+    stolen = world.ask(2, LedgerRequest("7", NOTHING, NOTHING, NOTHING, NOTHING))
     assert isinstance(stolen, LedgerReply)
     changed = dataclasses.replace(stolen, seq=stolen.seq + 1)
     for reply in (stolen, changed):
@@ -236,7 +247,7 @@ def test_heads_of_an_older_version_are_no_obstacle(world: Ledgers) -> None:
 
 
 def test_institution_whose_ledger_does_not_answer_is_not_asked_before_each_round(world: Ledgers) -> None:
-    world.add(4, type(world.places[1].trainer._masking._open()[1])())  # type: ignore[union-attr,call-arg]
+    world.add(4, MemoryStore())
     asked: list[Request] = []
     broken = fail(LedgerRequest, times=1_000)
 

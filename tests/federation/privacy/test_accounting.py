@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import pytest
 from opacus.accountants import PRVAccountant, RDPAccountant
@@ -17,6 +18,7 @@ from sovfed.federation.privacy.accounting import (
     accountant_version,
     calibrate_noise_multiplier,
     epsilon,
+    gathered,
     require_accountant,
 )
 from sovfed.federation.privacy.events import Event
@@ -188,3 +190,22 @@ def test_gdp_would_have_underestimated() -> None:
 def test_version_names_the_accountant() -> None:
     assert accountant_version().startswith("PLD, dp-accounting 0.")
     assert DAILY > CERTIFICATE
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gathered_events_tell_no_less_and_are_few(seed: int) -> None:
+    random = Random(seed)
+    some = [
+        Event(10 ** random.uniform(0.5, 3), 10 ** random.uniform(-3, -0.5), random.randint(1, 5)) for _ in range(60)
+    ]
+    many = [*some, *(Event(10 ** random.uniform(2, 6), 10 ** random.uniform(-9, -1), 1) for _ in range(400))]
+    assert gathered(some[:20]) == sorted(some[:20])
+    found = gathered(many)
+    assert len(found) <= 24 + 64 and sum(event.count for event in found) == sum(event.count for event in many)
+    for event in many:  # each is dominated by one of those that are kept
+        assert any(
+            kept.noise_multiplier <= event.noise_multiplier and kept.sampling_rate >= event.sampling_rate
+            for kept in found
+        )
+    exact = epsilon(some, 1e-6)
+    assert exact <= epsilon(gathered(some), 1e-6) <= exact + 0.3
