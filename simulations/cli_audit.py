@@ -26,6 +26,7 @@ def audit() -> None:
       sovfed audit canary               a lower bound on ε from one step
       sovfed audit imprint              can a malicious agency read records out of a secure sum?
       sovfed audit membership           does the released model tell who was trained on?
+      sovfed audit sensitivity --quick  can one person move a sum by more than the clip that is paid for?
     """
 
 
@@ -63,6 +64,15 @@ def imprint(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
 def membership(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
     """Likelihood-ratio attack with shadow models (LiRA) on trained models, with and without privacy."""
     _run(ctx, "membership", quick, json_path)
+
+
+@audit.command()
+@QUICK
+@JSON
+@click.pass_context
+def sensitivity(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
+    """How far one person moves the sum that noise is added to, at every engine's edges: at most one clip."""
+    _run(ctx, "sensitivity", quick, json_path)
 
 
 def _run(ctx: click.Context, name: str, quick: bool, json_path: Path | None) -> None:

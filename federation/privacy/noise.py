@@ -137,7 +137,7 @@ def added_delta(epsilon: float, distance: float) -> float:
 def release(
     total: npt.NDArray[Any], clip: float, noise_multiplier: float, entropy: Entropy = os.urandom, bits: int = 20
 ) -> npt.NDArray[np.float64]:
-    """A sum that no person moves by more than `clip`, with all the noise of one institution: shape [d], multiples of a unit.
+    """A sum that no person moves by more than `clip`, with all the noise of one institution: shape [d], on the grid.
 
     One release of `Event(noise_multiplier, q)`, where q is the rate at which the vectors' persons were sampled.
     """

@@ -36,8 +36,8 @@ _STEP: Final = (
 LIMITS: Final = {
     "distributed": _STEP,
     "silo": _STEP,
-    "institution": "Before that, the contribution was cut to a length of at most {clip} (the clip), which no person can "
-    "move by more than twice that length. All persons took part in every round.",
+    "institution": "Before that, the contribution was cut to a length of at most {clip} (the clip), which no person "
+    "can move by more than twice that length. All persons took part in every round.",
 }
 SHARED: Final = ("distributed", "institution")  # mechanisms in which an institution adds a share of the noise only
 
