@@ -28,6 +28,7 @@ def audit() -> None:
       sovfed audit refusals             does a refusal, a size or a code tell of an institution's records?
       sovfed audit membership           does the released model tell who was trained on?
       sovfed audit isolation            can anything in a trainer reach out, or a gateway the records?
+      sovfed audit sensitivity --quick  can one person move a sum by more than the clip that is paid for?
     """
 
 
@@ -83,6 +84,15 @@ def isolation(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
 def refusals(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
     """Neighbouring data sets and crafted requests: all that leaves one institution in the clear must be the same."""
     _run(ctx, "refusals", quick, json_path)
+
+
+@audit.command()
+@QUICK
+@JSON
+@click.pass_context
+def sensitivity(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
+    """How far one person moves the sum that noise is added to, at every engine's edges: at most one clip."""
+    _run(ctx, "sensitivity", quick, json_path)
 
 
 def _run(ctx: click.Context, name: str, quick: bool, json_path: Path | None) -> None:

@@ -161,6 +161,24 @@ class Control:
     distinguishable: int
 
 
+def run_sensitivity(quick: bool) -> Findings:
+    """A case for each engine, kind of task and edge; the largest movement of all of them is the ratio."""
+    from sovfed.simulations.audit.sensitivity import ALLOWED, audit_broken, audit_sensitivity, worst
+
+    rows = audit_sensitivity(quick=quick)
+    cases: list[Case] = []
+    for found in rows:
+        what = "refused" if found.refused else f"moved by at most {found.worst_over_clip:.6f} clips"
+        sentence = (
+            f"{found.engine}, {found.kind}, {found.edge}: {found.pairs} pairs up to {found.persons} persons, {what}"
+        )
+        cases.append((found, sentence, found.worst_over_clip <= ALLOWED))
+    for control in audit_broken():
+        sentence = f"control, {control.edge}: moved by {control.worst_over_clip:.2f} clips, allowed {ALLOWED}"
+        cases.append((control, sentence, control.worst_over_clip > ALLOWED))
+    return Findings(cases, {"worst_over_clip": worst(rows)})
+
+
 AUDITS = {
     "noise": run_noise,
     "canary": run_canary,
@@ -168,6 +186,7 @@ AUDITS = {
     "membership": run_membership,
     "isolation": run_isolation,
     "refusals": run_refusals,
+    "sensitivity": run_sensitivity,
 }
 
 

@@ -18,8 +18,9 @@ from sovfed.clients.ledger import PrivacyLedger, replay
 from sovfed.clients.ledger_entries import Budget, History
 from sovfed.clients.ledger_file import create_ledger, read_ledger
 from sovfed.clients.private import PrivateTraining, plan_of
-from sovfed.federation.config import DataConfig
-from sovfed.federation.errors import ConfigError, PrivacyError
+from sovfed.clients.trainer import make_trainer
+from sovfed.federation.config import ClientConfig, DataConfig
+from sovfed.federation.errors import ConfigError, DataError, PrivacyError
 from sovfed.federation.messages import PrivateRequest
 from sovfed.federation.privacy.noise import Units
 from sovfed.federation.tasks import get_task, initial_vector
@@ -219,3 +220,57 @@ def test_a_task_without_a_model_cannot_be_private() -> None:
 def test_what_is_granted_depends_on_no_round() -> None:
     later = dataclasses.replace(REQUEST, round=9, run="7", model=REQUEST.model + 1, begin=np.ones(4, np.uint8))
     assert plan_of(later) == plan_of(REQUEST)
+
+
+def test_records_whose_persons_nobody_declared_are_refused() -> None:
+    records = dataclasses.replace(load_records(TASK, DATA), not_private="nobody said who is a person")
+    with pytest.raises(PrivacyError, match="nobody said"):
+        PrivateTraining(TASK, records, site="0", device="cpu", ledger=None)
+
+
+def test_the_engine_follows_from_the_declaration_and_not_from_the_records() -> None:
+    """The first person with two records would otherwise change the arithmetic for all."""
+    records = load_records(TASK, DATA)
+    for several, engine in ((False, "ghost"), (True, "vmap")):
+        place = PrivateTraining(
+            TASK, dataclasses.replace(records, several_records=several), site="0", device="cpu", ledger=None
+        )
+        assert place._step(1.0).engine == engine
+
+
+def test_every_local_step_of_silo_has_all_of_its_noise() -> None:
+    """Where nobody is sampled the update is the noise of its steps: 8 of them, not one."""
+    request = dataclasses.replace(
+        REQUEST, mechanism="silo", steps=8, sampling_rate=1e-9, noise_multiplier=3.0, learning_rate=1.0, batch=1.0
+    )
+    draws = np.concatenate([training(None).update(request, ROOM).vector for _ in range(8)]).astype(np.float64)
+    low, high = chi2.ppf([1e-9, 1 - 1e-9], draws.size)
+    assert low < float((draws**2).sum()) / (8 * 3.0**2) < high
+    assert not low < float((draws**2).sum()) / (1 * 3.0**2) < high
+
+
+def test_the_ring_keeps_three_quarters_of_its_room_free_of_noise() -> None:
+    """Of a room of four reserves the noise fits, of one less it does not."""
+    units = Units(1.0, REQUEST.model.size, 16)
+    reserve = int(14 * math.ceil((4.0 * units.sensitivity) ** 2 / 3 + 4 / 3) ** 0.5) + 1
+    found = training(None).update(REQUEST, 4 * reserve + 8)
+    assert found.vector.shape == REQUEST.model.shape
+    with pytest.raises(PrivacyError, match="take fewer grid_bits"):
+        training(None).update(REQUEST, 4 * reserve - 8)
+
+
+def test_a_table_that_names_no_person_is_refused_before_a_record_is_read(tmp_path: Path) -> None:
+    """By the trainer that a process serves, from its settings and the header; also where data.limit is set."""
+    table = tmp_path / "table.csv"
+    header = ",".join([*(feature.name for feature in TASK.schema.features), TASK.schema.label])
+    table.write_text(header + "\nthis is no record\n")
+    for data, said in (
+        (DataConfig(source="csv", path=str(table)), r"data\.person=row"),
+        (DataConfig(source="csv", path=str(table), person="row", limit=10), r"data\.limit"),
+    ):
+        trainer = make_trainer(ClientConfig(data=data), open_ledger=lambda: pytest.fail("the ledger was opened"))
+        with pytest.raises(PrivacyError, match=said):
+            trainer._private_training(REQUEST)
+    declared = make_trainer(ClientConfig(data=DataConfig(source="csv", path=str(table), person="row")))
+    with pytest.raises(DataError, match="line 2"):
+        declared._private_training(REQUEST)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tests.real_data import published
 
-from sovfed.clients.data import Records, check, load_records, uci_heart
+from sovfed.clients.data import Records, check, check_private_data, load_records, uci_heart
 from sovfed.clients.data.split import by_person, simulated_site, stratified
 from sovfed.federation.config import DataConfig
-from sovfed.federation.errors import DataError
+from sovfed.federation.errors import DataError, PrivacyError
 from sovfed.federation.tasks import Feature, Schema, get_task
 
 if TYPE_CHECKING:
@@ -237,3 +237,101 @@ def test_records_that_do_not_fit_the_schema_are_refused(records: Records, said: 
     check(_records(), SMALL.schema, "here")
     with pytest.raises(DataError, match=said):
         check(records, SMALL.schema, "here")
+
+
+ROWS = [f"{30 + number % 7},{number % 3},{number % 2}" for number in range(80)]  # 42 different ones: some thrice
+
+
+def _sides(records: Records) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
+    """The rows of either side as they are, in an order of their own."""
+    rows = [(*features, label) for features, label in zip(records.features.tolist(), records.labels, strict=True)]
+    return tuple(sorted(rows[row] for row in side) for side in (records.train, records.test))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("gone", [0, 1, 42, 79])
+def test_a_row_less_moves_no_other_row_to_the_other_side(tmp_path: Path, gone: int) -> None:
+    """Where each row is a person, also if others are like it, and if it stands before all others."""
+    task = dataclasses.replace(SMALL, schema=dataclasses.replace(SMALL.schema, person=""))
+    config = dataclasses.replace(_csv(tmp_path, ""), person="row")
+    sides = []
+    for kept in (ROWS, ROWS[:gone] + ROWS[gone + 1 :]):
+        _csv(tmp_path, "\n".join(["age,dose,ill", *kept]))
+        sides.append(_sides(load_records(task, config)))
+    (train, test), (train_less, test_less) = sides
+    fewer = len(train) - len(train_less)
+    whole, less = (train, train_less) if fewer else (test, test_less)
+    assert (test if fewer else train) == (test_less if fewer else train_less)
+    assert len(whole) == len(less) + 1
+    for row in less:
+        whole.remove(row)
+    assert whole == [tuple(map(float, ROWS[gone].split(",")))]
+
+
+def test_who_is_a_person_is_declared_and_never_counted(tmp_path: Path) -> None:
+    task = dataclasses.replace(SMALL, schema=dataclasses.replace(SMALL.schema, person=""))
+    named = "\n".join(
+        ["age,dose,ill,person,mrn", *(f"{row},p{number},m{number // 2}" for number, row in enumerate(ROWS))]
+    )
+    bare = "\n".join(["age,dose,ill", *ROWS])
+    for text, person, several, private in (
+        (named, None, True, True),  # though nobody has two
+        (named, "mrn", True, True),
+        (bare, "row", False, True),
+        (bare, None, False, False),
+    ):
+        config = dataclasses.replace(_csv(tmp_path, text), person=person)
+        records = load_records(task, config)
+        assert (records.several_records, records.not_private == "") == (several, private)
+        assert len(np.unique(records.persons)) == (40 if person == "mrn" else 80)
+        if private:
+            check_private_data(task, config)
+        else:
+            with pytest.raises(PrivacyError, match=r"declare that with data\.person=row"):
+                check_private_data(task, config)
+
+
+@pytest.mark.parametrize(
+    ("header", "person", "said"),
+    [
+        ("age,dose,ill,person", "row", "each row another person, yet there is a column"),
+        ("age,dose,ill,row", "row", "each row another person, yet there is a column"),
+        ("age,dose,ill", "mrn", "lacks the person column 'mrn'"),
+    ],
+)
+def test_a_declaration_that_the_header_contradicts_is_refused(
+    tmp_path: Path, header: str, person: str, said: str
+) -> None:
+    task = dataclasses.replace(SMALL, schema=dataclasses.replace(SMALL.schema, person=""))
+    config = dataclasses.replace(_csv(tmp_path, header + "\n"), person=person)
+    for read in (load_records, check_private_data):
+        with pytest.raises(DataError, match=said):
+            read(task, config)
+
+
+def test_a_limit_takes_a_sample_that_no_private_run_may_use() -> None:
+    config = DataConfig(site="0", limit=40)
+    assert "data.limit" in load_records(get_task("breast_cancer"), config).not_private
+    with pytest.raises(PrivacyError, match=r"data\.limit"):
+        check_private_data(get_task("breast_cancer"), config)
+
+
+@pytest.mark.parametrize(
+    ("source", "task", "several"),
+    [("breast_cancer", "breast_cancer", False), ("digits", "digits", False), ("synthetic", "synthetic_text", False)],
+)
+def test_published_and_made_up_records_are_of_a_person_each(source: str, task: str, several: bool) -> None:
+    records = load_records(get_task(task), DataConfig(source=source))
+    assert (records.several_records, records.not_private) == (several, "")
+    assert len(np.unique(records.persons)) == len(records.persons)
+
+
+def test_any_disease_is_disease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(_heart_line(label) * 4 for label in (0, 1, 2, 3, 4))
+    assert load_records(HEART, _heart(tmp_path, monkeypatch, text)).labels.tolist() == [0] * 4 + [1] * 16
+
+
+def test_about_three_of_ten_persons_are_held_out() -> None:
+    """Binomial: of 10,000 persons between 2,700 and 3,300 beyond any doubt."""
+    train, test = by_person("t", (f"p{number}" for number in range(10_000)))
+    assert 2_700 < len(test) < 3_300
+    assert len(train) + len(test) == 10_000

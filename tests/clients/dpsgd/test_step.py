@@ -217,7 +217,7 @@ def test_where_kernels_mix_records_they_are_computed_one_at_a_time(caplog: pytes
 
 
 def test_sums_of_many_vectors_are_as_exact_as_of_few() -> None:
-    """2^17 terms that float64 holds inexactly, added up one by one, are off by 20 times as much."""
+    """2^17 terms that float64 holds inexactly: added up one by one they are off by 20 times what is allowed here."""
     terms, total = 2**17, LevelSum()
     for _ in range(terms):
         total.add([torch.full((1,), 0.1, dtype=torch.float64)])
