@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final, Literal, TypeAlias
@@ -167,10 +168,13 @@ class MaskSum:
             self._done += 1
 
     def start(self) -> None:
-        """`run` in a thread, if there is enough to do for it."""
-        if self.words.size * len(self.streams) >= _WORTH_AHEAD:
-            self._thread = threading.Thread(target=self.run, name="masks")
-            self._thread.start()
+        """`run` in a thread, if there is enough to do for one and the process may have it."""
+        if self.words.size * len(self.streams) < _WORTH_AHEAD:
+            return
+        thread = threading.Thread(target=self.run, name="masks")
+        with suppress(RuntimeError):  # the system's limit of threads
+            thread.start()
+            self._thread = thread
 
     def stop(self) -> int:
         """How many segments, from the first, hold their sum; the others hold anything. Nothing is written any more."""

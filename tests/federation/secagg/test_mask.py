@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -103,6 +104,17 @@ def test_a_mask_sum_is_the_masks_and_stands_still_once_stopped(monkeypatch: pyte
     whole = MaskSum(size, streams)
     whole.run()
     assert whole.stop() == 41 and np.array_equal(whole.words, expected)
+
+
+def test_without_a_thread_nothing_is_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(mask, "_WORTH_AHEAD", 0)
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    sums = MaskSum(SEGMENT_WORDS, [Stream(os.urandom(32))])
+    sums.start()
+    assert sums.stop() == 0
 
 
 def test_inverse_streams_cancel() -> None:
