@@ -19,7 +19,7 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from sovfed.federation import landlock, sandbox
 from sovfed.federation.errors import ServiceError
@@ -33,6 +33,7 @@ Name = Literal["trainer", "supernode", "gateway"]
 NAMES: Final[tuple[Name, ...]] = ("trainer", "supernode", "gateway")
 SOCKET: Final = "trainer.sock"
 RUN: Final = Path("run")  # a folder for each process, which none of the others may enter
+PASSED: Final = "processes.json"  # what the supervisor tells them, where it does so by a file
 RULES: Final[dict[Name, dict[str, int]]] = {  # by the part of the home
     "trainer": {
         "": LISTEN, "policy.yaml": READ, "identity": READ, "secagg": WRITE, "privacy": WRITE, "personal": WRITE,
@@ -72,7 +73,7 @@ def seal_as(name: Name, home: Path, records: Path | None) -> sandbox.Isolation:
 
 
 def _rules(name: Name, home: Path, records: Path | None) -> Iterator[Rule]:
-    for part, rights in {**RULES[name], str(RUN / name): WRITE}.items():
+    for part, rights in {**RULES[name], PASSED: READ, str(RUN / name): WRITE}.items():
         yield Rule(home / part, rights)
     if name == "trainer":
         if records is not None:
@@ -97,11 +98,17 @@ def _why(found: sandbox.Isolation, records: Path) -> str:
     return "same user as the trainer, and this kernel has no Landlock"
 
 
-def records_of(config: Any) -> Path | None:
-    """Where the records of a ClientConfig, read from JSON but not checked yet, lie; None where they are built in."""
-    data = config.get("data") if isinstance(config, dict) else None
-    path = data.get("path") if isinstance(data, dict) else None
+def place_of(path: object) -> Path | None:
+    """Where the records that `data.path` names lie; None where they are built in."""
     return Path(path).expanduser() if isinstance(path, str) else None
+
+
+def _passed_path(config: str) -> object:
+    """`data.path` of a ClientConfig as JSON, or in a file, not checked yet: the process itself says what is wrong."""
+    try:
+        return json.loads(config if config.startswith("{") else Path(config).read_bytes())["data"]["path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -113,12 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
     try:
-        records = records_of(json.loads(options.config))
-    except ValueError:
-        records = None  # the process itself says what is wrong with it
-    try:
         sandbox.close_descriptors()
-        found = enter(options.name, options.home, records)
+        found = enter(options.name, options.home, place_of(_passed_path(options.config)))
     except (ServiceError, OSError) as error:
         sys.stderr.write(f"{options.name}: cannot be sealed: {error}\n")
         return 1

@@ -23,7 +23,7 @@ from sovfed.clients.data import TASK_OF_SOURCE, Records, load_records
 from sovfed.clients.masking import Maskable, Masking
 from sovfed.clients.personal import FOLDER, Learned, PersonalStates
 from sovfed.clients.policy import Policy, load_policy
-from sovfed.clients.sandbox import enter, records_of
+from sovfed.clients.sandbox import enter, place_of
 from sovfed.clients.socket import NAME, TrainerStub, serve
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ConfigError, PolicyError, ProtocolError, SovfedError, wire_code
@@ -354,7 +354,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         config = bind(ClientConfig, json.loads(options.config))
         home = private_directory(options.home)
         policy = load_policy(home)
-        isolation = isolation or enter("trainer", home, records_of(json.loads(options.config)))
+        isolation = isolation or enter("trainer", home, place_of(config.data.path))
         _check_network(isolation, policy)
         masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
         open_ledger = _ledger_opener(home, config.data.source, policy.privacy)

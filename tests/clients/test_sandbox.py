@@ -22,6 +22,7 @@ from tests.server.agency import Authority, make_home, server_config, superlink, 
 
 from sovfed.clients.cli import cli
 from sovfed.clients.home import create, load_config
+from sovfed.clients.sandbox import _passed_path, place_of
 from sovfed.clients.socket import NAME, TrainerStub
 from sovfed.clients.up import processes
 from sovfed.federation import landlock, seccomp
@@ -176,6 +177,15 @@ sys.exit(main(sys.argv[1:]))
             stub.close()
         finally:
             open_trainer.terminate()
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_the_place_of_the_records_is_found_however_the_settings_come(tmp_path: Path, by_file: bool) -> None:
+    text = json.dumps({"data": {"source": "csv", "path": "/srv/t.csv"}})
+    (tmp_path / "processes.json").write_text(text)
+    assert _passed_path(str(tmp_path / "processes.json") if by_file else text) == "/srv/t.csv"
+    for wrong in ("{", "{}", '{"data": 7}', str(tmp_path / "missing")):
+        assert place_of(_passed_path(wrong)) is None
 
 
 def test_relative_and_home_paths_of_records_are_whole_before_the_folder_changes(
