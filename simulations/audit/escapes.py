@@ -48,6 +48,7 @@ def network(targets: Targets) -> Attempts:
     out: Attempts = {
         "TCP": lambda: _connect(socket.AF_INET, socket.SOCK_STREAM, here),
         "UDP": lambda: _connect(socket.AF_INET, socket.SOCK_DGRAM, here),
+        "TCP by its first datagram": lambda: _fast_open(here),
         "TCP from a child": lambda: _in_child(lambda: _connect(socket.AF_INET, socket.SOCK_STREAM, here)),
         "IPv6": lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close(),
         "raw": lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).close(),
@@ -67,7 +68,7 @@ def network(targets: Targets) -> Attempts:
 def processes(targets: Targets, others: tuple[int, ...]) -> Attempts:
     """Ways into other processes and the kernel."""
     found: Attempts = {
-        "io_uring": lambda: _call("io_uring_setup", 0, 0),
+        "io_uring": _io_uring,
         "a namespace": lambda: _call("unshare", _NEW_NETWORK),
         "a child in a namespace": lambda: _call("clone", _NEW_NETWORK | _SIGCHLD, 0, 0, 0, 0),
         "bpf": lambda: _call("bpf", 0, 0, 0),
@@ -111,6 +112,12 @@ def _connect(family: int, kind: int, address: str | tuple[str, int]) -> None:
         one.connect(address)
 
 
+def _fast_open(address: tuple[str, int]) -> None:
+    """TCP without `connect`: the first datagram opens it (RFC 7413)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
+        one.sendto(b"x", socket.MSG_FASTOPEN, address)
+
+
 def _datagram(address: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
         one.sendto(b"x", address)
@@ -141,6 +148,11 @@ def _call(name: str, *arguments: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     if name == "clone" and result == 0:
         os._exit(0)
+
+
+def _io_uring() -> None:
+    parameters = ctypes.create_string_buffer(120)  # struct io_uring_params
+    _call("io_uring_setup", 1, ctypes.addressof(parameters))
 
 
 def _compatible() -> None:
