@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -62,7 +63,7 @@ def network(targets: Targets) -> Attempts:
         "another process's socket": lambda: _call("pidfd_getfd", os.pidfd_open(targets.gateway), 0, 0),
         "another's network": lambda: _call("setns", os.open("/proc/1/ns/net", os.O_RDONLY), _NEW_NETWORK),
     }
-    return out | {f"{family} of every type": lambda family=family: _any(family) for family in (0, 3, 4, 9, 29, 38, 44)}
+    return out | {f"{family} of every type": partial(_any, family) for family in (0, 3, 4, 9, 29, 38, 44)}
 
 
 def processes(targets: Targets, others: tuple[int, ...]) -> Attempts:
@@ -76,11 +77,12 @@ def processes(targets: Targets, others: tuple[int, ...]) -> Attempts:
         "32-bit calls": _compatible,
     }
     for pid in others:
-        found[f"trace of {pid}"] = lambda pid=pid: _trace(pid)
-        found[f"memory of {pid}"] = lambda pid=pid: Path(f"/proc/{pid}/mem").open("rb").close()
-        found[f"environment of {pid}"] = lambda pid=pid: Path(f"/proc/{pid}/environ").read_bytes()
-        found[f"files of {pid}"] = lambda pid=pid: _open_one_of(Path(f"/proc/{pid}/fd"))
-        found[f"root of {pid}"] = lambda pid=pid: _list(Path(f"/proc/{pid}/root/etc"))
+        process = Path(f"/proc/{pid}")
+        found[f"trace of {pid}"] = partial(_trace, pid)
+        found[f"memory of {pid}"] = partial((process / "mem").open, "rb")
+        found[f"environment of {pid}"] = (process / "environ").read_bytes
+        found[f"files of {pid}"] = partial(_open_one_of, process / "fd")
+        found[f"root of {pid}"] = partial(_list, process / "root" / "etc")
     return found
 
 
@@ -102,7 +104,7 @@ def files(name: str, targets: Targets) -> Attempts:
     found["their folder"] = lambda: _list(Path(targets.records).parent)
     found["a second name of the records"] = lambda: os.link(targets.records, home / "state" / "link")
     for part in ("secagg", "privacy", "personal", "run/trainer"):
-        found[part] = lambda part=part: _list(home / part)
+        found[part] = partial(_list, home / part)
     return found
 
 

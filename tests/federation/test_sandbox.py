@@ -131,7 +131,7 @@ def arguments(tmp_path: Path) -> Iterator[dict[str, Any]]:
     own, foreign = tmp_path / "own", tmp_path / "foreign"
     own.mkdir()
     foreign.write_text("record")
-    kinds = {
+    kinds: dict[str, tuple[int, int, Any]] = {
         "tcp": (socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
         "unix": (socket.AF_UNIX, socket.SOCK_STREAM, str(tmp_path / "daemon")),
         "abstract": (socket.AF_UNIX, socket.SOCK_STREAM, f"\0sovfed-{os.getpid()}"),
@@ -293,7 +293,7 @@ def test_an_inherited_standard_descriptor_of_the_network_is_refused() -> None:
     path = os.pathsep.join(entry for entry in sys.path if entry)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as network:
         done = subprocess.run(
-            [sys.executable, "-c", program], env={**quiet_environment(), "PYTHONPATH": path}, stdin=network,
+            [sys.executable, "-c", program], env={**quiet_environment(), "PYTHONPATH": path}, stdin=network.fileno(),
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode != 0
