@@ -18,10 +18,10 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from sovfed.federation import landlock, sandbox, settings
-from sovfed.federation.errors import ConfigError, IdentityError, ServiceError
+from sovfed.federation.errors import ServiceError, SovfedError
 from sovfed.federation.files import private_directory
 from sovfed.federation.landlock import DEVICE, LISTEN, READ, WRITE, Rule
 
@@ -96,11 +96,17 @@ def _why(found: sandbox.Isolation, records: Path) -> str:
     return "same user as the trainer, and this kernel has no Landlock"
 
 
-def records_of(config: Any) -> Path | None:
-    """Where the records of a ClientConfig, read from JSON but not checked yet, lie; None where they are built in."""
-    data = config.get("data") if isinstance(config, dict) else None
-    path = data.get("path") if isinstance(data, dict) else None
+def place_of(path: object) -> Path | None:
+    """Where the records that `data.path` names lie; None where they are built in."""
     return Path(path).expanduser() if isinstance(path, str) else None
+
+
+def _passed_path(config: Path) -> object:
+    """`data.path` of the ClientConfig in file `config`, not checked yet: the process itself says what is wrong."""
+    try:
+        return settings.passed_settings(config)["data"]["path"]
+    except (OSError, SovfedError, KeyError, TypeError):
+        return None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,12 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
     try:
-        records = records_of(settings.passed_settings(options.config))
-    except (ConfigError, IdentityError):
-        records = None  # the process itself says what is wrong with it
     try:
         sandbox.close_descriptors()
-        found = enter(options.name, options.home, records)
+        found = enter(options.name, options.home, place_of(_passed_path(options.config)))
     except (ServiceError, OSError) as error:
         sys.stderr.write(f"{options.name}: cannot be sealed: {error}\n")
         return 1

@@ -30,7 +30,7 @@ from sovfed.clients.data import TASK_OF_SOURCE, Records, check_private_data, loa
 from sovfed.clients.masking import Masking
 from sovfed.clients.personal import FOLDER, Learned, PersonalStates
 from sovfed.clients.policy import Policy, load_policy
-from sovfed.clients.sandbox import enter, records_of
+from sovfed.clients.sandbox import enter, place_of
 from sovfed.clients.socket import NAME, TrainerStub, serve
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ConfigError, PolicyError, ProtocolError, SovfedError, TrainingError, wire_code
@@ -498,7 +498,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         config = bind(ClientConfig, passed_settings(options.config))
         home = private_directory(options.home)
         policy = load_policy(home)
-        isolation = isolation or enter("trainer", home, records_of(passed_settings(options.config)))
+        isolation = isolation or enter("trainer", home, place_of(config.data.path))
         _check_network(isolation, policy)
         masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
         open_ledger = _ledger_opener(home, policy.privacy)

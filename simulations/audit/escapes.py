@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +49,7 @@ def network(targets: Targets) -> Attempts:
     out: Attempts = {
         "TCP": lambda: _connect(socket.AF_INET, socket.SOCK_STREAM, here),
         "UDP": lambda: _connect(socket.AF_INET, socket.SOCK_DGRAM, here),
+        "TCP by its first datagram": lambda: _fast_open(here),
         "TCP from a child": lambda: _in_child(lambda: _connect(socket.AF_INET, socket.SOCK_STREAM, here)),
         "IPv6": lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close(),
         "raw": lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).close(),
@@ -61,13 +63,13 @@ def network(targets: Targets) -> Attempts:
         "another process's socket": lambda: _call("pidfd_getfd", os.pidfd_open(targets.gateway), 0, 0),
         "another's network": lambda: _call("setns", os.open("/proc/1/ns/net", os.O_RDONLY), _NEW_NETWORK),
     }
-    return out | {f"{family} of every type": lambda family=family: _any(family) for family in (0, 3, 4, 9, 29, 38, 44)}
+    return out | {f"{family} of every type": partial(_any, family) for family in (0, 3, 4, 9, 29, 38, 44)}
 
 
 def processes(targets: Targets, others: tuple[int, ...]) -> Attempts:
     """Ways into other processes and the kernel."""
     found: Attempts = {
-        "io_uring": lambda: _call("io_uring_setup", 0, 0),
+        "io_uring": _io_uring,
         "a namespace": lambda: _call("unshare", _NEW_NETWORK),
         "a child in a namespace": lambda: _call("clone", _NEW_NETWORK | _SIGCHLD, 0, 0, 0, 0),
         "bpf": lambda: _call("bpf", 0, 0, 0),
@@ -75,11 +77,12 @@ def processes(targets: Targets, others: tuple[int, ...]) -> Attempts:
         "32-bit calls": _compatible,
     }
     for pid in others:
-        found[f"trace of {pid}"] = lambda pid=pid: _trace(pid)
-        found[f"memory of {pid}"] = lambda pid=pid: Path(f"/proc/{pid}/mem").open("rb").close()
-        found[f"environment of {pid}"] = lambda pid=pid: Path(f"/proc/{pid}/environ").read_bytes()
-        found[f"files of {pid}"] = lambda pid=pid: _open_one_of(Path(f"/proc/{pid}/fd"))
-        found[f"root of {pid}"] = lambda pid=pid: _list(Path(f"/proc/{pid}/root/etc"))
+        process = Path(f"/proc/{pid}")
+        found[f"trace of {pid}"] = partial(_trace, pid)
+        found[f"memory of {pid}"] = partial((process / "mem").open, "rb")
+        found[f"environment of {pid}"] = (process / "environ").read_bytes
+        found[f"files of {pid}"] = partial(_open_one_of, process / "fd")
+        found[f"root of {pid}"] = partial(_list, process / "root" / "etc")
     return found
 
 
@@ -101,7 +104,7 @@ def files(name: str, targets: Targets) -> Attempts:
     found["their folder"] = lambda: _list(Path(targets.records).parent)
     found["a second name of the records"] = lambda: os.link(targets.records, home / "state" / "link")
     for part in ("secagg", "privacy", "personal", "run/trainer"):
-        found[part] = lambda part=part: _list(home / part)
+        found[part] = partial(_list, home / part)
     return found
 
 
@@ -109,6 +112,12 @@ def _connect(family: int, kind: int, address: str | tuple[str, int]) -> None:
     with socket.socket(family, kind) as one:
         one.settimeout(2.0)
         one.connect(address)
+
+
+def _fast_open(address: tuple[str, int]) -> None:
+    """TCP without `connect`: the first datagram opens it (RFC 7413)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
+        one.sendto(b"x", socket.MSG_FASTOPEN, address)
 
 
 def _datagram(address: str) -> None:
@@ -141,6 +150,11 @@ def _call(name: str, *arguments: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     if name == "clone" and result == 0:
         os._exit(0)
+
+
+def _io_uring() -> None:
+    parameters = ctypes.create_string_buffer(120)  # struct io_uring_params
+    _call("io_uring_setup", 1, ctypes.addressof(parameters))
 
 
 def _compatible() -> None:

@@ -57,7 +57,7 @@ def audit_isolation(institutions: int) -> list[Examined]:
         members = [Institution(f"hospital-{number + 1}", data) for number in range(institutions)]
         with LocalFederation(folder / "f", members, compose([]).config, POLICY) as federation:
             home = federation.client_home(members[0].name)
-            pids = {process: federation.pid(members[0].name, process) for process in NAMES}
+            pids: dict[str, int] = {process: federation.pid(members[0].name, process) for process in NAMES}
             _wait(home, pids)
             found = [_from_outside(process, home, records, pid) for process, pid in pids.items()]
             with ExitStack() as stack:

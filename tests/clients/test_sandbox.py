@@ -21,6 +21,7 @@ from tests.server.agency import Authority, make_home, server_config, superlink, 
 
 from sovfed.clients.cli import cli
 from sovfed.clients.home import create, load_config
+from sovfed.clients.sandbox import _passed_path, place_of
 from sovfed.clients.socket import NAME, TrainerStub
 from sovfed.clients.up import processes
 from sovfed.federation import landlock, seccomp
@@ -178,6 +179,15 @@ sys.exit(main(sys.argv[1:]))
             open_trainer.terminate()
 
 
+@pytest.mark.parametrize("by_file", [False, True])
+def test_the_place_of_the_records_is_found_however_the_settings_come(tmp_path: Path, by_file: bool) -> None:
+    text = json.dumps({"data": {"source": "csv", "path": "/srv/t.csv"}})
+    (tmp_path / "processes.json").write_text(text)
+    assert _passed_path(str(tmp_path / "processes.json") if by_file else text) == "/srv/t.csv"
+    for wrong in ("{", "{}", '{"data": 7}', str(tmp_path / "missing")):
+        assert place_of(_passed_path(wrong)) is None
+
+
 def test_relative_and_home_paths_of_records_are_whole_before_the_folder_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,3 +255,28 @@ def test_the_running_processes_hold_what_status_says(tmp_path: Path) -> None:
             stub.close()
             if landlock.version():
                 assert all("own files only" in one and "can read" not in one for one in told(home).values())
+
+
+@pytest.mark.deploy
+def test_sealed_processes_die_with_their_supervisor(home: Path) -> None:
+    """A namespace and lost privileges must not cost the kernel's signal at the parent's death."""
+    child = processes(home, dataclasses.replace(load_config(home), runtime_port=1))[0]
+    program = """
+import subprocess, sys, time
+from sovfed.federation.child import child_environment
+from sovfed.federation.quiet import quiet_environment
+child = subprocess.Popen(sys.argv[1:], env=child_environment(quiet_environment()))
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, *child.argv], stdout=subprocess.PIPE, text=True,
+        env={**quiet_environment(home), "PYTHONPATH": path},
+    )  # fmt: skip
+    with parent:
+        assert parent.stdout is not None
+        trainer = Path(f"/proc/{int(parent.stdout.readline())}")
+        wait_until((home / NAME).exists, 60, "the trainer's socket")
+        parent.kill()
+    wait_until(lambda: not trainer.exists(), 10, "the trainer's end")

@@ -27,7 +27,7 @@ def test_no_process_imports_what_lies_about_or_inherits_what_is_set(
     monkeypatch.setenv("ANY_SECRET", "canary")
     with make_federation(folder / "f", make_config("rounds=2")) as federation:
         federation.start_run("hermetic")
-        names = set()
+        names: set[bytes] = set()
         while federation.control is not None and len(names) < 7:
             for pid in children_of(os.getpid()):
                 try:

@@ -56,6 +56,10 @@ def send_datagram():
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
         one.sendto(b"record", arguments["datagram"])
 
+def fast_open():
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
+        one.sendto(b"record", socket.MSG_FASTOPEN, tuple(arguments["tcp"]))
+
 def listen():
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
         one.bind(arguments["mine"])
@@ -70,17 +74,20 @@ def child():
     if os.waitstatus_to_exitcode(os.wait()[1]):
         raise OSError(1, "refused in the child")
 
+parameters = ctypes.create_string_buffer(120)  # struct io_uring_params
 attempts = {
     "tcp": connect(socket.AF_INET, socket.SOCK_STREAM, tuple(arguments["tcp"])),
     "tcp in a child": child,
     "udp": connect(socket.AF_INET, socket.SOCK_DGRAM, tuple(arguments["tcp"])),
+    "stream socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM).close(),
+    "tcp by its first datagram": fast_open,
     "ipv6": lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close(),
     "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
     "unix connect": connect(socket.AF_UNIX, socket.SOCK_STREAM, arguments["unix"]),
     "abstract connect": connect(socket.AF_UNIX, socket.SOCK_STREAM, chr(0) + arguments["abstract"]),
     "unix datagram": send_datagram,
     "pair of datagrams": pair(socket.SOCK_DGRAM),
-    "io_uring": call("io_uring_setup", 0, 0),
+    "io_uring": call("io_uring_setup", 1, ctypes.addressof(parameters)),
     "ptrace": call("ptrace", 0x4206, os.getppid(), 0, 0),
     "unshare": call("unshare", 0),
     "new namespace": call("clone", 0x40000011, 0, 0, 0, 0),
@@ -111,8 +118,9 @@ print(json.dumps({
 }))
 """
 ESCAPES = (
-    "tcp", "tcp in a child", "udp", "ipv6", "netlink", "unix connect", "abstract connect", "unix datagram",
-    "pair of datagrams", "io_uring", "ptrace", "unshare", "new namespace", "clone3",
+    "tcp", "tcp in a child", "stream socket", "tcp by its first datagram", "udp", "ipv6", "netlink", "unix connect",
+    "abstract connect", "unix datagram", "pair of datagrams", "io_uring", "ptrace", "unshare", "new namespace",
+    "clone3",
 )  # fmt: skip
 NEEDED = ("write own", "listen", "pair of streams", "packets")
 
@@ -123,7 +131,7 @@ def arguments(tmp_path: Path) -> Iterator[dict[str, Any]]:
     own, foreign = tmp_path / "own", tmp_path / "foreign"
     own.mkdir()
     foreign.write_text("record")
-    kinds = {
+    kinds: dict[str, tuple[int, int, Any]] = {
         "tcp": (socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
         "unix": (socket.AF_UNIX, socket.SOCK_STREAM, str(tmp_path / "daemon")),
         "abstract": (socket.AF_UNIX, socket.SOCK_STREAM, f"\0sovfed-{os.getpid()}"),
@@ -177,6 +185,7 @@ def test_the_filter_alone_closes_every_socket(arguments: dict[str, Any]) -> None
     thread = "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
     result = tried(arguments, before=thread)
     assert {name for name in ESCAPES if result["found"][name] == "done"} == set()
+    assert {result["found"][name] for name in ("io_uring", "ptrace", "unshare")} == {"Operation not permitted"}
     assert result["held"]["network"] == "seccomp"
     assert result["threads"] == ["Seccomp:\t2"]
     assert result["held"]["files"] == ""  # Landlock would have left the other thread out, so it is not claimed
@@ -251,6 +260,7 @@ def test_no_rule_opens_everything(arguments: dict[str, Any]) -> None:
 def test_a_process_with_a_network_keeps_it_but_looks_into_no_other(arguments: dict[str, Any]) -> None:
     result = tried(arguments, network=True)
     assert result["found"]["tcp"] == "done"
+    assert result["found"]["stream socket"] == "done"
     assert result["held"]["network"] == ""
     for name in ("io_uring", "ptrace", "unshare", "new namespace"):
         assert result["found"][name] != "done"
@@ -283,7 +293,7 @@ def test_an_inherited_standard_descriptor_of_the_network_is_refused() -> None:
     path = os.pathsep.join(entry for entry in sys.path if entry)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as network:
         done = subprocess.run(
-            [sys.executable, "-c", program], env={**quiet_environment(), "PYTHONPATH": path}, stdin=network,
+            [sys.executable, "-c", program], env={**quiet_environment(), "PYTHONPATH": path}, stdin=network.fileno(),
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode != 0
