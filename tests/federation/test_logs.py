@@ -59,6 +59,11 @@ def test_what_a_child_writes_steers_no_terminal(tmp_path: Path) -> None:
     assert line == r"\x1b]0;title\x07 \x1b[2A over \r there \u202e turned \x85 and \u2028 on" + "\tkept"
 
 
+def test_the_rest_of_a_long_line_is_no_line_of_its_own(tmp_path: Path) -> None:
+    found = lines(run_child(tmp_path, "print('x' * 65536 + 'INFO sovfed.clients.trainer: run 7'); print('INFO next')"))
+    assert [line[:40] for line in found] == ["x" * 40, "    … INFO sovfed.clients.trainer: run 7", "INFO next"]
+
+
 def test_a_child_of_ours_cannot_be_made_to_forge_a_line(tmp_path: Path) -> None:
     code = (
         "import logging; from sovfed.federation.logs import log_to_stderr; log_to_stderr()\n"
