@@ -72,12 +72,15 @@ def test_a_child_of_ours_cannot_be_made_to_forge_a_line(tmp_path: Path) -> None:
         "try: raise ValueError(name)\n"
         "except ValueError: log.exception('refused')\n"
         "logging.getLogger('httpx').info('HTTP Request')\n"
+        "from flwr.common.logger import log as flower\n"
+        "flower(20, 'from %s', name)\n"
+        "flower(10, 'HTTP')\n"
         "raise RuntimeError(name)\n"
     )
     found = lines(run_child(tmp_path, code))
     levelled = [line for line in found if line.startswith(("INFO", "WARNING", "ERROR", "CRITICAL"))]
     assert [line.split(":")[0] for line in levelled] == [
-        "INFO sovfed.clients.trainer", "ERROR sovfed.clients.trainer", "CRITICAL sovfed",
+        "INFO sovfed.clients.trainer", "ERROR sovfed.clients.trainer", "INFO flwr", "CRITICAL sovfed",
     ]  # fmt: skip
     assert not any(line.startswith("Traceback") for line in found) and "HTTP" not in "".join(found)
 

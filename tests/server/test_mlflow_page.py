@@ -43,8 +43,7 @@ def finish_run(home: Path) -> Finished:
     tracker.note({"transport": "stream"})
     tracker.round(1, {"loss": 0.5})
     tracker.finish("FINISHED", [folder / MODEL], register=True)
-    summary = {DIGEST: digest(folder / MODEL), "mlflow_run_id": tracker.run_id}
-    write_private(folder / SUMMARY, json.dumps(summary).encode())
+    write_private(folder / SUMMARY, json.dumps({DIGEST: digest(folder / MODEL)}).encode())
     return Finished(home, folder, tracker.run_id)
 
 
