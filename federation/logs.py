@@ -59,7 +59,8 @@ class _Plain(logging.LogRecord):
 def log_to_stderr(form: str = "%(levelname)s %(name)s: %(message)s") -> None:
     """Have this process log to stderr from INFO on, and its last exception too; libraries that chatter from WARNING."""
     logging.setLogRecordFactory(_Plain)  # libraries with handlers of their own, as Flower
-    logging.getLogger("flwr").addHandler = _ignore  # type: ignore[method-assign]  # on import it would add a coloured one
+    flower = logging.getLogger("flwr")
+    flower.addHandler = _ignore  # type: ignore[method-assign, assignment]  # it adds a coloured one when imported
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.INFO)
     handler.setFormatter(OneLine(form))
