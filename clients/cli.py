@@ -239,7 +239,7 @@ def logs(name: str, follow: bool, lines: int, home: Path) -> None:
     path = home / "logs" / f"{name}.log"
     if not path.exists():
         raise click.UsageError(f"{path} does not exist yet")
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]:
+    for line in path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")[-lines:]:
         click.echo(visible(line))
     if follow:
         for text in _added(path):

@@ -132,5 +132,8 @@ class Child:
         if popen.stdout is None:
             return
         with popen.stdout as stream:
+            whole = True
             for line in iter(lambda: stream.readline(_LINE_BYTES), b""):
-                self.log.write(line.decode(errors="replace").rstrip("\r\n"))
+                text = line.decode(errors="replace").rstrip("\r\n")
+                self.log.write(text if whole else f"    … {text}")  # the rest of a long line is no line of its own
+                whole = line.endswith(b"\n")

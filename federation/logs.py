@@ -59,12 +59,19 @@ class _Plain(logging.LogRecord):
 def log_to_stderr(form: str = "%(levelname)s %(name)s: %(message)s") -> None:
     """Have this process log to stderr from INFO on, and its last exception too; libraries that chatter from WARNING."""
     logging.setLogRecordFactory(_Plain)  # libraries with handlers of their own, as Flower
+    flower = logging.getLogger("flwr")
+    flower.addHandler = _ignore  # type: ignore[method-assign, assignment]  # it adds a coloured one when imported
     handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.INFO)
     handler.setFormatter(OneLine(form))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     sys.excepthook = _log_last
+
+
+def _ignore(_: logging.Handler) -> None:
+    """Flower's lines go where ours go."""
 
 
 def _log_last(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MODEL: Final = "model.safetensors"
 SUMMARY: Final = "summary.json"
 DIGEST: Final = "model_sha256"  # in the summary
+TRACKED: Final = "mlflow_run_id"  # a file in the run's folder
 TAG: Final = "sovfed.sha256"  # of a registered version
 
 
@@ -47,10 +48,11 @@ def check_copies(folder: Path, client: MlflowClient) -> list[str]:
     """
     read_model(folder)
     summary = json.loads((folder / SUMMARY).read_text())
-    expected, run_id = str(summary[DIGEST]), str(summary.get("mlflow_run_id") or "")
+    expected, marker = str(summary[DIGEST]), folder / TRACKED
     found = [f"{folder / MODEL}: SHA-256 {expected}, as the run made it"]
-    if not run_id:
+    if not marker.exists():
         return found
+    run_id = marker.read_text().strip()
     with tempfile.TemporaryDirectory() as place:
         copy = Path(client.download_artifacts(run_id, MODEL, place))
         if not hmac.compare_digest(other := digest(copy), expected):

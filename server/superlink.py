@@ -209,7 +209,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     die_with_parent()
     log_to_stderr()
-    logging.getLogger("flwr").propagate = False  # it has a handler of its own
     os.umask(0o077)
     be_quiet(options.home)
     try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.config import Config, stored
 from sovfed.federation.files import write_private
 from sovfed.federation.text import conceal
-from sovfed.server.release import MODEL, TAG, digest
+from sovfed.server.release import MODEL, TAG, TRACKED, digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -89,7 +89,7 @@ class Tracker:
         if self._config.tracking.uri is None:
             make_database(self._home / "mlflow.db")
         client = MlflowClient(tracking_uri(self._config, self._home))
-        marker = self._folder / "mlflow_run_id"
+        marker = self._folder / TRACKED
         if marker.exists():  # a resumed run goes on in the same MLflow run
             self.run_id = marker.read_text().strip()
             client.update_run(self.run_id, status="RUNNING")

@@ -134,7 +134,7 @@ def simulate(
         )
     if why := outcome.summary.get("engine_reason"):
         console.print(f"engine: {outcome.summary['engine']}, since {why}")
-    console.print(f"folder: {folder}")
+    console.print(f"folder: {folder}", markup=False)
 
 
 @click.command()

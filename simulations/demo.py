@@ -138,7 +138,8 @@ def _print(console: Console, federation: LocalFederation, summary: dict[str, Any
         f"({_milliseconds(summary['overhead_seconds_per_round_median'])} overhead); "
         f"{summary['seconds_total']:.0f} s in all\n"
         f"summary: {federation.folder / 'summary.json'}\ncurves:  {federation.folder / 'curves.png'}\n"
-        f"MLflow:  mlflow ui --backend-store-uri sqlite:///{federation.home / 'mlflow.db'}"
+        f"MLflow:  python -m sovfed.server.mlflow_page --home {federation.home} --port 5000\n"
+        f"         (http://127.0.0.1:5000, user agency, password in its secrets/mlflow.password)"
     )
 
 

@@ -229,5 +229,5 @@ def logs(name: str, lines: int, home: Path) -> None:
     path = home / "logs" / f"{name}.log"
     if not path.exists():
         raise ServiceError(f"{path} is not there; has the server been started?")
-    for line in path.read_text(errors="replace").splitlines()[-lines:]:
+    for line in path.read_text(errors="replace").rstrip("\n").split("\n")[-lines:]:
         click.echo(visible(line))

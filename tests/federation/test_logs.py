@@ -59,6 +59,11 @@ def test_what_a_child_writes_steers_no_terminal(tmp_path: Path) -> None:
     assert line == r"\x1b]0;title\x07 \x1b[2A over \r there \u202e turned \x85 and \u2028 on" + "\tkept"
 
 
+def test_the_rest_of_a_long_line_is_no_line_of_its_own(tmp_path: Path) -> None:
+    found = lines(run_child(tmp_path, "print('x' * 65536 + 'INFO sovfed.clients.trainer: run 7'); print('INFO next')"))
+    assert [line[:40] for line in found] == ["x" * 40, "    … INFO sovfed.clients.trainer: run 7", "INFO next"]
+
+
 def test_a_child_of_ours_cannot_be_made_to_forge_a_line(tmp_path: Path) -> None:
     code = (
         "import logging; from sovfed.federation.logs import log_to_stderr; log_to_stderr()\n"
@@ -67,12 +72,15 @@ def test_a_child_of_ours_cannot_be_made_to_forge_a_line(tmp_path: Path) -> None:
         "try: raise ValueError(name)\n"
         "except ValueError: log.exception('refused')\n"
         "logging.getLogger('httpx').info('HTTP Request')\n"
+        "from flwr.common.logger import log as flower\n"
+        "flower(20, 'from %s', name)\n"
+        "flower(10, 'HTTP')\n"
         "raise RuntimeError(name)\n"
     )
     found = lines(run_child(tmp_path, code))
     levelled = [line for line in found if line.startswith(("INFO", "WARNING", "ERROR", "CRITICAL"))]
     assert [line.split(":")[0] for line in levelled] == [
-        "INFO sovfed.clients.trainer", "ERROR sovfed.clients.trainer", "CRITICAL sovfed",
+        "INFO sovfed.clients.trainer", "ERROR sovfed.clients.trainer", "INFO flwr", "CRITICAL sovfed",
     ]  # fmt: skip
     assert not any(line.startswith("Traceback") for line in found) and "HTTP" not in "".join(found)
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -42,8 +43,7 @@ def finish_run(home: Path) -> Finished:
     tracker.note({"transport": "stream"})
     tracker.round(1, {"loss": 0.5})
     tracker.finish("FINISHED", [folder / MODEL], register=True)
-    summary = {DIGEST: digest(folder / MODEL), "mlflow_run_id": tracker.run_id}
-    write_private(folder / SUMMARY, json.dumps(summary).encode())
+    write_private(folder / SUMMARY, json.dumps({DIGEST: digest(folder / MODEL)}).encode())
     return Finished(home, folder, tracker.run_id)
 
 
@@ -100,7 +100,7 @@ def test_a_local_user_gets_nothing(
 ) -> None:
     finished, address = page
     url = address + path.format(run=finished.run_id)
-    response = httpx.request(method, url, auth=login, content=b"{}", trust_env=False, timeout=30)  # type: ignore[arg-type]
+    response = httpx.request(method, url, auth=login, content=b"{}", trust_env=False, timeout=30)
     assert (response.status_code, response.text) == (401, "The password is in the agency's home.\n")
     assert "www-authenticate" in response.headers
 
@@ -139,17 +139,22 @@ def test_a_websocket_is_closed_and_two_headers_are_not_one() -> None:
         return {}
 
     guarded = behind_password(app, "right")
+
+    async def ask(scope: dict[str, Any]) -> None:
+        await guarded(scope, receive, send)
+
     right = (b"authorization", b"Basic YWdlbmN5OnJpZ2h0")
-    for scope in (
+    refused: list[dict[str, Any]] = [
         {"type": "websocket", "headers": [right]},
         {"type": "http", "headers": [(b"authorization", b"Basic x"), right]},
         {"type": "http", "headers": []},
-    ):
-        asyncio.run(guarded(scope, receive, send))
+    ]
+    for scope in refused:
+        asyncio.run(ask(scope))
     assert [one["type"] for one in sent if "status" in one or one["type"] != "http.response.body"] == [
         "websocket.close", "http.response.start", "http.response.start",
     ]  # fmt: skip
-    asyncio.run(guarded({"type": "http", "headers": [right]}, receive, send))
+    asyncio.run(ask({"type": "http", "headers": [right]}))
     assert sent[-1] == {"type": "reached"}
 
 
