@@ -46,6 +46,7 @@ from sovfed.server.door import (
 )
 from sovfed.server.door import listen as door_listen
 from sovfed.server.flower_app import STATE_FILE, clean_up, create_flower_app, flower_config
+from sovfed.server.repeats import leave_out_repeats
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -209,6 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("flwr").propagate = False  # it has a handler of its own
+    leave_out_repeats(logging.getLogger(), logging.getLogger("flwr"))
     os.umask(0o077)
     be_quiet(options.home)
     try:
