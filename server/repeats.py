@@ -9,10 +9,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-ALIKE: Final = (5, 0.2)  # lines that differ in numbers only: so many at once, and so many a second on average
+ALIKE: Final = (5, 0.2)  # lines that differ in long numbers only: so many at once, and so many a second on average
 OF_ONE_KIND: Final = (200, 5.0)  # lines of one place in the code, whatever they say
 MAX_KINDS: Final = 1000
-_NUMBERS: Final = re.compile(r"[0-9]+")
+_NUMBERS: Final = re.compile(r"[0-9]{5,}")  # ids, ports and sizes; not addresses and names
 
 
 class LeaveOutRepeats(logging.Filter):

@@ -17,10 +17,11 @@ def test_lines_that_differ_in_numbers_only_are_collapsed_and_counted() -> None:
     flood = [repeats.filter(line("refused %d from %s", 403, f"192.0.2.{n}")) for n in range(1000)]
     assert sum(flood) == ALIKE[0]
     assert repeats.filter(line("a line of another kind"))
+    assert repeats.filter(line("refused %d from %s", 403, "192.0.2.8:40000")), "of another address"
     now[0] = 60.0
-    late = line("refused %d from %s", 403, "192.0.2.9")
+    late = line("refused %d from %s", 403, "192.0.2.9:40000")
     assert repeats.filter(late)
-    assert late.getMessage() == "refused 403 from 192.0.2.9 (995 lines like this were left out)"
+    assert late.getMessage() == "refused 403 from 192.0.2.9:40000 (995 lines like this were left out)"
 
 
 def test_lines_of_one_place_are_bounded_whatever_they_say() -> None:
