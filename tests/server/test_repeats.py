@@ -14,7 +14,7 @@ def line(message: str, *args: object) -> logging.LogRecord:
 def test_lines_that_differ_in_numbers_only_are_collapsed_and_counted() -> None:
     now = [0.0]
     repeats = LeaveOutRepeats(lambda: now[0])
-    flood = [repeats.filter(line("refused %d from %s", 403, f"192.0.2.{n}")) for n in range(1000)]
+    flood = [repeats.filter(line("refused %d from %s", 403, f"192.0.2.9:{10_000 + n}")) for n in range(1000)]
     assert sum(flood) == ALIKE[0]
     assert repeats.filter(line("a line of another kind"))
     assert repeats.filter(line("refused %d from %s", 403, "192.0.2.8:40000")), "of another address"
