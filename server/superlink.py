@@ -122,6 +122,7 @@ async def serve(home: Path, config: ServerConfig) -> None:
     ):
         check_loopback(loopback)
         app = create_flower_app(flower_config(home, LOOPBACK, config.control_port))
+        leave_out_repeats(logging.getLogger("flwr"))  # it made its handler when it was imported
         local, public = (
             _local_server(app, home, inner),
             _public_server(app, home, trust, config.max_message_bytes, outer),
@@ -210,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("flwr").propagate = False  # it has a handler of its own
-    leave_out_repeats(logging.getLogger(), logging.getLogger("flwr"))
+    leave_out_repeats(logging.getLogger())
     os.umask(0o077)
     be_quiet(options.home)
     try:
