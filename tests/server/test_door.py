@@ -172,7 +172,7 @@ def test_a_crowd_without_credentials_stops_neither_runs_nor_institutions_nor_the
             fleet, tried = answered(lambda: comes_in(config.fleet_port, hospital, node_id), 6.0)
             listed = control.list_nodes()  # Control over the loopback, with its secret
             files = len(list(Path(f"/proc/{child.pid}/fd").iterdir()))
-    assert child.returncode == 0 or child.returncode == -15
+    assert child.returncode in (0, -15)
     assert nodes >= 0.9 * asked, "the loopback side answers"
     assert fleet >= 0.9 * tried, "institutions get in"
     assert [node.node_id for node in listed]
