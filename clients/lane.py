@@ -54,7 +54,6 @@ class LaneClient:
     def __init__(self, home: Path, app: App, max_message_bytes: int, *, address: str | None = None) -> None:
         self._identity, self._app = home / "identity", app
         self._max_message_bytes, self._address = max_message_bytes, address
-        self._trust = Trust(self._identity)
         self._lanes: dict[str, asyncio.Task[None]] = {}
         self._newest: OrderedDict[str, int] = OrderedDict()  # run → when the newest offer taken was issued, ms
         self._thread = LoopThread("lane")
@@ -67,7 +66,7 @@ class LaneClient:
             log.warning("lane: declined an offer to connect to %s, only %s is allowed", offer.address, self._address)
             return False
         try:
-            check_offer(offer, self._trust, run_id=context.run_id, node_id=context.node_id, now=time.time())
+            check_offer(offer, Trust(self._identity), run_id=context.run_id, node_id=context.node_id, now=time.time())
         except IdentityError as error:
             log.warning("lane: an offer was refused: %s", error)
             return False

@@ -118,7 +118,6 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
     try:
-    try:
         sandbox.close_descriptors()
         found = enter(options.name, options.home, place_of(_passed_path(options.config)))
     except (ServiceError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import abstractmethod
 from collections import UserDict
@@ -26,6 +27,7 @@ from sovfed.federation.messages import MAX_PARAMETERS, Message, check, decode, e
 
 RAW: Final = "sovfed.raw.le"  # serialisation type: the array's little-endian bytes, nothing else
 SERVER_NODE_ID: Final = 1  # flwr.common.constant.SUPERLINK_NODE_ID, held by a contract test
+log = logging.getLogger(__name__)
 TTL_S: Final = 12 * 3600.0
 _DTYPES: Final = ("float32", "float64", "uint8", "uint64")
 
@@ -189,13 +191,19 @@ class FlowerGrid(StreamingGrid):
         return pulled
 
     def replies(self, messages: Iterable[FlowerMessage], timeout_s: float) -> Iterator[FlowerMessage]:
-        waiting = set(self.push_messages(messages))
+        batch = list(messages)
+        waiting = dict(zip(self.push_messages(batch), (one.metadata.dst_node_id for one in batch), strict=True))
+        del messages, batch
         deadline, pause = time.monotonic() + timeout_s, self.POLL_S[0]
         while waiting and time.monotonic() < deadline:
-            pulled = self.pull_messages(waiting)
+            pulled = self.pull_messages(list(waiting))
             for reply in pulled:
-                waiting.discard(reply.metadata.reply_to_message_id)
-                yield reply
+                asked = waiting.pop(reply.metadata.reply_to_message_id, None)
+                author = reply.metadata.src_node_id
+                if asked is not None and author in (asked, SERVER_NODE_ID if reply.has_error() else asked):
+                    yield reply
+                else:
+                    log.warning("a reply of node %d was refused: node %s was asked", author, asked)
             pause = self.POLL_S[0] if pulled else min(2 * pause, self.POLL_S[1])
             if waiting:
                 time.sleep(pause)

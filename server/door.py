@@ -21,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 Address: TypeAlias = tuple[Any, ...]  # as the socket module gives it
 MAX_CONNECTIONS: Final = 1024  # of the network side
 MAX_LOOPBACK: Final = 256
-UNPROVEN_PER_ADDRESS: Final = 32
+UNPROVEN_PER_ADDRESS: Final = 64
 PER_INSTITUTION: Final = 8
 BACKLOG: Final = 128  # connections accepted at one go, before any other work
 HANDSHAKE_S: Final = 10.0
@@ -52,7 +52,7 @@ class Door:
 
     def __init__(self, limit: int, unproven_per_address: int = UNPROVEN_PER_ADDRESS) -> None:
         self._limit, self._spare = limit, min(BACKLOG, limit) // 4
-        self._per_address = min(unproven_per_address, max(limit // 4, 1))
+        self._per_address = min(unproven_per_address, max(limit // 2, 1))
         self._guests: dict[Address, _Guest] = {}  # by peer address and port, in the order in which they came
 
     def __len__(self) -> int:

@@ -38,7 +38,8 @@ MAX_ANNOUNCEMENT_BYTES: Final = 2**20  # push-messages: a message's head and the
 MAX_HEAD_BYTES: Final = 4096  # of that, the head: its content is in objects
 MAX_CALL_BYTES: Final = 2**16  # every other call
 MAX_OBJECTS: Final = 8192  # of one node and run: 5 MiB each, so 40 GiB
-SETTLE_S: Final = 60.0  # a reply that was announced so long ago and does not lie here is done with
+MAX_ACCOUNTS: Final = 4096  # nodes and runs whose replies are remembered
+SETTLE_S: Final = 5.0  # a reply that was announced so long ago and does not lie here is done with
 MAX_REPLIES: Final = 256  # of one node and run that the coordinator has not fetched
 ACTIVATE: Final = "/v1/fleet/activate-node"
 PUSH_MESSAGES: Final = "/v1/fleet/push-messages"
@@ -135,6 +136,8 @@ class FleetRules:
         self._check_room(head.run_id, own, replies=1, objects=len(objects))
         with self._lock:
             self._announced.setdefault((head.run_id, own), {})[head.message_id] = self._clock()
+            if len(self._announced) > MAX_ACCOUNTS:
+                del self._announced[next(iter(self._announced))]  # of a run that is over, most likely
 
     def _check_addressee(self, message_id: str, run_id: int, own: int) -> None:
         if self._state.addressee(message_id) != (run_id, own):

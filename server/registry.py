@@ -6,8 +6,8 @@
 
 Two ports, because gRPC's Python server either demands a client certificate in the handshake or never asks for one, and
 an institution that enrols has none yet. The enrolment port therefore takes nothing larger than 64 KiB, limits the
-rate of each address, and does nothing for a caller without a token. On the lane port `Guard` verifies the certificate
-of every call against the current revocation list, in front of every handler.
+rate and the open calls of each address, and does nothing for a caller without a token. On the lane port `Guard`
+verifies the certificate of every call against the current revocation list, in front of every handler.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import grpc
 
@@ -40,25 +40,39 @@ from sovfed.federation.processes import die_with_parent
 from sovfed.federation.schema import bind
 from sovfed.federation.settings import passed_settings
 from sovfed.server import enrolment, lane
-from sovfed.server.guard import Behaviour, Context, Guard, RateLimit
+from sovfed.server.door import raise_descriptor_limit
+from sovfed.server.guard import Context, Guard, Hall, RateLimit, unary
+from sovfed.server.repeats import leave_out_repeats
 
 ENROLMENT_RATE_PER_S: Final = 10.0
 ENROLMENT_BURST: Final = 50
+MAX_ENROLMENTS: Final = 1024  # calls of all addresses together; none stays without its request (guard.py)
 MAX_SOCKET_PATH: Final = 107  # bytes, sockaddr_un on Linux
 STOP_GRACE_S: Final = 1.0
 CRL_LOOK_S: Final = 5.0
 log = logging.getLogger("sovfed.registry")
 GenericHandler: TypeAlias = grpc.GenericRpcHandler
 _ONE_OWNER: Final = (("grpc.so_reuseport", 0),)  # a second process must not share our ports
+_DEADLINES: Final = (
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.max_connection_idle_ms", 60_000),  # without a call
+    ("grpc.server_handshake_timeout_ms", 10_000),
+)
 _ENROLMENT_OPTIONS: Final = (
     *_ONE_OWNER,
     ("grpc.max_receive_message_length", MAX_ENROLMENT_BYTES),
-    ("grpc.max_metadata_size", 8192),
     ("grpc.max_concurrent_streams", 8),
-    ("grpc.max_connection_idle_ms", 60_000),
-    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_age_ms", 300_000),
+    ("grpc.max_connection_age_grace_ms", 30_000),
+    *_DEADLINES,
 )
-_LANE_OPTIONS: Final = (*_ONE_OWNER, *lane.SERVER_OPTIONS, ("grpc.max_send_message_length", MAX_REGISTRY_BYTES))
+_LANE_OPTIONS: Final = (
+    *_ONE_OWNER,
+    *lane.SERVER_OPTIONS,
+    ("grpc.max_send_message_length", MAX_REGISTRY_BYTES),
+    ("grpc.max_concurrent_streams", 128),
+    *_DEADLINES,
+)
 
 
 @dataclass(frozen=True)
@@ -132,10 +146,9 @@ async def serving(home: Path, config: ServerConfig) -> AsyncIterator[Endpoints]:
     pair, root = _own_identity(home, trust), read_bounded(home / "identity" / "root.pem")
     one_way = grpc.ssl_server_credentials([pair])
     mutual = grpc.ssl_server_credentials([pair], root_certificates=root, require_client_auth=True)
-    limit = Guard(limit=RateLimit(ENROLMENT_RATE_PER_S, ENROLMENT_BURST))
     tls = grpc.aio.server(interceptors=(Guard(trust=trust),), options=_LANE_OPTIONS)
     uds = grpc.aio.server(interceptors=(Guard(),), options=_LANE_OPTIONS)
-    door = grpc.aio.server(interceptors=(limit,), options=_ENROLMENT_OPTIONS, maximum_concurrent_rpcs=64)
+    door = grpc.aio.server(interceptors=(Guard(),), options=_ENROLMENT_OPTIONS, maximum_concurrent_rpcs=MAX_ENROLMENTS)
     registry = Registry(home, trust)
     door.add_generic_rpc_handlers((_enrolment_handlers(registry),))
     tls.add_generic_rpc_handlers((_registry_handlers(registry, renewals=True),))
@@ -175,14 +188,26 @@ async def _follow(identity: Path, source: str | None) -> None:
         await asyncio.sleep(CRL_LOOK_S)
 
 
+def demand_tls_1_3() -> None:
+    """Make this process's gRPC refuse TLS 1.2; before gRPC is first used.
+
+    gRPC's Python server has no setting for the version, only for the cipher suites of TLS 1.2 and below. The one
+    named here needs a pre-shared key, which nobody has; those of TLS 1.3 are not affected.
+    """
+    os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-PSK-AES128-CBC-SHA"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the registry until SIGTERM or SIGINT; the exit code."""
     die_with_parent()
+    demand_tls_1_3()
+    raise_descriptor_limit()
     parser = argparse.ArgumentParser(prog="python -m sovfed.server.registry", description="The agency's registry.")
     parser.add_argument("--home", type=Path, required=True, help="the agency's home folder")
     parser.add_argument("--config", type=Path, required=True, help="private file with a ServerConfig as JSON")
     arguments = parser.parse_args(argv)
     log_to_stderr()
+    leave_out_repeats(logging.getLogger())
     os.umask(0o077)
     try:
         asyncio.run(_run(arguments.home, bind(ServerConfig, passed_settings(arguments.config), "server")))
@@ -202,24 +227,22 @@ async def _run(home: Path, config: ServerConfig) -> None:
 
 
 def _enrolment_handlers(registry: Registry) -> GenericHandler:
+    limit = RateLimit(ENROLMENT_RATE_PER_S, ENROLMENT_BURST)
     return grpc.method_handlers_generic_handler(
-        ENROLMENT_SERVICE, {"Enrol": _unary(registry.enrol, pb.EnrolRequest.FromString)}
+        ENROLMENT_SERVICE, {"Enrol": unary(registry.enrol, pb.EnrolRequest.FromString, Hall(), limit)}
     )
 
 
 def _registry_handlers(registry: Registry, *, renewals: bool) -> GenericHandler:
+    hall = Hall()
     handlers = {
-        "Roster": _unary(registry.roster, pb.Empty.FromString),
-        "Health": _unary(registry.health, pb.Empty.FromString),
-        "Crl": _unary(registry.crl, pb.Empty.FromString),
+        "Roster": unary(registry.roster, pb.Empty.FromString, hall),
+        "Health": unary(registry.health, pb.Empty.FromString, hall),
+        "Crl": unary(registry.crl, pb.Empty.FromString, hall),
     }
     if renewals:
-        handlers["Renew"] = _unary(registry.renew, pb.RenewRequest.FromString)
+        handlers["Renew"] = unary(registry.renew, pb.RenewRequest.FromString, hall)
     return grpc.method_handlers_generic_handler(REGISTRY_SERVICE, handlers)
-
-
-def _unary(behaviour: Behaviour, parse: Callable[[bytes], Any]) -> grpc.RpcMethodHandler[Any, Any]:
-    return grpc.unary_unary_rpc_method_handler(behaviour, parse, lambda reply: reply.SerializeToString())
 
 
 def _own_identity(home: Path, trust: Trust) -> tuple[bytes, bytes]:

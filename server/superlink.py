@@ -47,6 +47,7 @@ from sovfed.server.door import (
 )
 from sovfed.server.door import listen as door_listen
 from sovfed.server.flower_app import STATE_FILE, clean_up, create_flower_app, flower_config
+from sovfed.server.repeats import leave_out_repeats
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -122,6 +123,7 @@ async def serve(home: Path, config: ServerConfig) -> None:
     ):
         check_loopback(loopback)
         app = create_flower_app(flower_config(home, LOOPBACK, config.control_port))
+        leave_out_repeats(logging.getLogger("flwr"))  # it made its handler when it was imported
         local, public = (
             _local_server(app, home, inner),
             _public_server(app, home, trust, config.max_message_bytes, outer),
@@ -209,6 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     die_with_parent()
     log_to_stderr()
+    leave_out_repeats(logging.getLogger())
     os.umask(0o077)
     be_quiet(options.home)
     try:

@@ -289,6 +289,22 @@ def test_what_lies_of_a_node_in_the_database_is_bounded_over_all_its_messages(be
     assert bench.say(PUSH_OBJECT, upload(OWN, "session 3", 4 * MIB)) == 200
 
 
+def test_a_run_of_many_quick_rounds_is_not_held_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replies that the coordinator has fetched count no more once they have had time to come."""
+    monkeypatch.setattr(fleet_calls, "MAX_REPLIES", 16)
+    now = [0.0]
+    bench = dataclasses.replace(
+        bench,
+        gate=FleetGate(bench.app, bench.gate._trust, FleetRules(FleetState(bench.database.path), MIB, lambda: now[0])),
+    )
+    for number in range(40):
+        now[0] += fleet_calls.SETTLE_S / 15
+        reply = announced(bench, number)
+        assert reply, number
+        bench.database.fetch(sha256(f"asked {number}"))
+        bench.database.drop(reply)
+
+
 def test_replies_are_bounded_in_number(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_calls, "MAX_REPLIES", 3)
     assert [announced(bench, number) != "" for number in range(5)] == [True] * 3 + [False] * 2

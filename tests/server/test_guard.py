@@ -15,7 +15,7 @@ from sovfed.federation.certificates import InstitutionNames, create_csr, create_
 from sovfed.federation.files import read_private
 from sovfed.federation.identity import Trust
 from sovfed.server import authority
-from sovfed.server.guard import FAILED, MAX_SOURCES, REFUSED, Guard, RateLimit
+from sovfed.server.guard import FAILED, MAX_SOURCES, REFUSED, Guard, Hall, RateLimit
 
 
 @pytest.fixture
@@ -125,6 +125,31 @@ def test_an_unknown_method_is_answered_as_such(agency: Agency) -> None:
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
     asyncio.run(Service(agency).use(client))
+
+
+def test_over_its_limit_an_address_loses_its_own_oldest_call() -> None:
+    async def play() -> list[str]:
+        hall, ended = Hall(2), list[str]()
+
+        async def wait(source: str, name: str) -> None:
+            try:
+                async with asyncio.timeout(30) as patience:
+                    with hall.wait(source, patience):
+                        await asyncio.sleep(30)
+            except TimeoutError:
+                ended.append(name)
+
+        calls = []
+        for source, name in (("b", "other"), ("a", "1"), ("a", "2"), ("a", "3"), ("a", "4")):
+            calls.append(asyncio.create_task(wait(source, name)))
+            await asyncio.sleep(0.01)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert not hall._waiting
+        return ended
+
+    assert asyncio.run(play()) == ["1", "2"]
 
 
 def test_the_rate_limit_refills_and_keeps_addresses_apart() -> None:

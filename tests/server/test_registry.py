@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
+import ssl
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.enrolment_fixture import Agency, call, make_agency
-from tests.server.agency import server_config, superlink
+from tests.server.agency import server_config, superlink, wait_until
 
 from sovfed.federation import enrolment_pb2 as pb
 from sovfed.federation.certificates import (
@@ -42,7 +47,7 @@ from sovfed.federation.files import read_private, write_atomic, write_private
 from sovfed.federation.identity import load_certificate, node_key_bytes, node_key_digest
 from sovfed.federation.settings import settings_file
 from sovfed.server import authority, enrolment
-from sovfed.server.guard import BUSY, FAILED, REFUSED
+from sovfed.server.guard import BUSY, FAILED, LATE, MALFORMED, MESSAGE_S, PER_SOURCE, REFUSED, source_of
 
 Pair = tuple[bytes, bytes]
 STATUS = grpc.StatusCode
@@ -466,6 +471,82 @@ def test_acceptance_registers_the_node_with_flower_once(tmp_path: Path) -> None:
         }
 
 
+@contextlib.contextmanager
+def silent_calls(agency: Agency, count: int) -> Iterator[list[Any]]:
+    """Calls to enrol whose request never comes, eight a connection, of one address."""
+    root, stop = (agency.home / "identity" / "root.pem").read_bytes(), threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        stop.wait()
+        yield from ()
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(stop.set)
+        calls = []
+        for number in range(count // 8):
+            options = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1), ("number", number))
+            credentials = grpc.ssl_channel_credentials(root)
+            channel = stack.enter_context(grpc.secure_channel(agency.where.enrolment, credentials, options))
+            enrol: Any = channel.stream_unary(f"/{ENROLMENT_SERVICE}/Enrol")
+            calls += [enrol.future(nothing()) for _ in range(8)]
+        yield calls
+
+
+def test_calls_that_never_send_their_request_keep_nobody_out_of_enrolment(agency: Agency) -> None:
+    applicant = Applicant(agency)
+    request = applicant.request(applicant.csr())
+    with silent_calls(agency, 64) as calls:
+        wait_until(lambda: sum(one.done() for one in calls) >= 64 - PER_SOURCE, 20.0, "room for others")
+        start = time.monotonic()
+        assert applicant.ask(request).certificate == b"", "the same address is served while eight calls wait"
+        assert time.monotonic() - start < 3.0
+        wait_until(lambda: all(one.done() for one in calls), MESSAGE_S + 15.0, "the calls' end")
+        told = {(one.code(), one.details()) for one in calls}
+    assert told == {(STATUS.DEADLINE_EXCEEDED, LATE)}
+
+
+@pytest.mark.parametrize("junk", [b"\xff" * 100, b"\x0a\xff\xff\xff\xff\x0f", b"\x0a" * 70, bytes(40)], ids=len)
+def test_junk_is_answered_with_a_fixed_sentence(agency: Agency, junk: bytes) -> None:
+    root = (agency.home / "identity" / "root.pem").read_bytes()
+    options = (("grpc.enable_http_proxy", 0),)
+    with grpc.secure_channel(agency.where.enrolment, grpc.ssl_channel_credentials(root), options) as channel:
+        enrol: Any = channel.unary_unary(f"/{ENROLMENT_SERVICE}/Enrol")
+        with pytest.raises(grpc.RpcError) as caught:
+            enrol(junk, timeout=10)
+    assert (caught.value.code(), caught.value.details()) == (STATUS.INVALID_ARGUMENT, MALFORMED)
+
+
+@pytest.mark.parametrize(
+    ("peer", "source"),
+    [
+        ("ipv4:192.0.2.7:443", "192.0.2.7"),
+        ("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:443", "2001:db8:1:2::/64"),
+        ("ipv6:[2001:db8:1:2::9]:443", "2001:db8:1:2::/64"),
+        ("ipv6:[::ffff:192.0.2.7]:443", "192.0.2.7"),
+        ("ipv6:[fe80::1%25eth0]:443", "fe80::/64"),
+        ("unix:", "unix"),
+    ],
+)
+def test_an_address_is_what_one_subscriber_has(peer: str, source: str) -> None:
+    assert source_of(peer) == source
+
+
+def tls_of(address: str, root: Path, version: ssl.TLSVersion) -> str:
+    """The version that a stranger's handshake at `address` ends with, or "" if it is refused."""
+    context = ssl.create_default_context(cafile=str(root))
+    context.minimum_version = context.maximum_version = version
+    context.set_alpn_protocols(["h2"])
+    host, _, port = address.rpartition(":")
+    try:
+        with (
+            socket.create_connection((host, int(port)), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secure,
+        ):
+            return str(secure.version())
+    except OSError:
+        return ""
+
+
 @pytest.mark.deploy
 def test_the_process_starts_says_so_and_stops_on_sigterm(tmp_path: Path) -> None:
     agency = make_agency(tmp_path)
@@ -479,6 +560,9 @@ def test_the_process_starts_says_so_and_stops_on_sigterm(tmp_path: Path) -> None
         line = child.stderr.readline()
         assert "ready: enrolment 127.0.0.1:" in line
         assert health(agency).serving
+        at, root = line.partition("enrolment ")[2].partition(",")[0], agency.home / "identity" / "root.pem"
+        assert tls_of(at, root, ssl.TLSVersion.TLSv1_3) == "TLSv1.3"
+        assert tls_of(at, root, ssl.TLSVersion.TLSv1_2) == ""
         child.send_signal(signal.SIGTERM)
         assert child.wait(15) == 0
     finally:
