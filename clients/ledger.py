@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 REFUSALS_A_DAY: Final = 1_000  # recorded; a server that asks again and again must not fill the disk
 GRANTS_A_DAY: Final = 24
-UNBOUNDED_A_DAY: Final = 100  # purposes of runs without privacy; more are not answered
+UNBOUNDED_A_DAY: Final = 300  # purposes of runs without privacy, some 100 runs; more are not answered
 RUNS_KEPT: Final = 64  # for which a head was shown
 _AHEAD: Final = 15  # steps that ε is computed ahead of a release, as composing takes many times an fsync
 _MOST_NOISE: Final = 1e6
@@ -211,7 +211,7 @@ class PrivacyLedger:
             recent = self._clock.now() - DAY_S
             today = sum(at > recent for at, _ in self._history.unbounded.values())
             if today >= UNBOUNDED_A_DAY:
-                self._refuse(run, purpose, f"{today} other runs without privacy within a day are enough")
+                self._refuse(run, purpose, f"{today} other entries of runs without privacy within a day are enough")
             self._append(Unbounded(run, purpose, task))
 
     def beat(self) -> None:

@@ -546,7 +546,7 @@ def test_runs_without_privacy_are_bounded_by_the_day_and_more_are_refused(
     ledger = open_ledger()
     for number in range(module.UNBOUNDED_A_DAY):
         ledger.enter_unbounded(f"run-{number}", "train", "heart")
-    with pytest.raises(PrivacyError, match="100 other runs without privacy within a day are enough"):
+    with pytest.raises(PrivacyError, match="300 other entries of runs without privacy within a day"):
         ledger.enter_unbounded("one-more", "train", "heart")
     ledger.enter_unbounded("run-3", "train", "heart")  # is there already
     live_on(ledger, clock, 1)
