@@ -25,7 +25,7 @@ from sovfed.clients.personal import FOLDER, Learned, PersonalStates
 from sovfed.clients.policy import load_policy
 from sovfed.clients.socket import NAME, TrainerStub, serve
 from sovfed.federation.config import ClientConfig
-from sovfed.federation.errors import ConfigError, PolicyError, ProtocolError, SovfedError, wire_code
+from sovfed.federation.errors import ConfigError, PolicyError, ProtocolError, ServiceError, SovfedError, wire_code
 from sovfed.federation.files import private_directory
 from sovfed.federation.messages import (
     OWN,
@@ -360,7 +360,7 @@ def main(arguments: list[str] | None = None) -> int:
         policy = load_policy(home)
         masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
         open_ledger = _ledger_opener(home, policy.privacy)
-        open_ledger()  # a home whose ledger is damaged, or another population's, says so at once
+        _open_early(open_ledger)
         trainer = make_trainer(config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER))
         _prepare(trainer, config)
         server = serve(trainer, home / NAME, config.max_message_bytes)
@@ -389,6 +389,14 @@ def _ledger_opener(home: Path, budget: Budget) -> Callable[[], PrivacyLedger]:
         return opened[0]
 
     return open_ledger
+
+
+def _open_early(open_ledger: Callable[[], PrivacyLedger]) -> None:
+    """A ledger that is damaged, or another population's, is told at the start; one that is busy, with each request."""
+    try:
+        open_ledger()
+    except ServiceError as error:
+        log.warning("the privacy ledger cannot be opened yet: %s", error)
 
 
 def _heart(open_ledger: Callable[[], PrivacyLedger]) -> Callable[[], None]:
