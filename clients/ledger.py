@@ -19,14 +19,12 @@ restored. A head that the institution never signed proves nothing. The agency's 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from sovfed.clients.ledger_clock import LedgerClock, steady
 from sovfed.clients.ledger_entries import (
@@ -47,6 +45,7 @@ from sovfed.clients.ledger_entries import (
     merged,
 )
 from sovfed.clients.ledger_file import LedgerFile, require_alone
+from sovfed.clients.ledger_limits import Limit, too_much
 from sovfed.clients.ledger_terms import difference, mismatch
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.privacy.accounting import Accountant, gathered
@@ -61,10 +60,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 REFUSALS_A_DAY: Final = 1_000  # recorded; a server that asks again and again must not fill the disk
 GRANTS_A_DAY: Final = 24
-UNBOUNDED_A_DAY: Final = 100  # purposes of runs without privacy; more are not answered
+UNBOUNDED_A_DAY: Final = 300  # purposes of runs without privacy, some 100 runs; more are not answered
 RUNS_KEPT: Final = 64  # for which a head was shown
 _AHEAD: Final = 15  # steps that ε is computed ahead of a release, as composing takes many times an fsync
-_MOST_NOISE: Final = 1e6
 
 
 @dataclass(frozen=True)
@@ -77,24 +75,6 @@ class Receipt:
     head: str
     epsilon_before: float
     epsilon_after: float
-
-
-@dataclass(frozen=True)
-class _Limit:
-    """A limit on ε, by its name in policy.yaml, and what is spent or reserved of it."""
-
-    name: str
-    span: str
-    epsilon: float
-    used: Accountant
-
-    events: tuple[Event, ...]
-
-    def after(self, event: Event, delta: float) -> float:
-        """ε with `event` on top, as it will be counted from then on."""
-        with_it = merged([*self.events, event])
-        together = gathered(with_it)
-        return (self.used.plus(event) if together == with_it else Accountant().plus(*together)).epsilon(delta)
 
 
 class PrivacyLedger:
@@ -170,7 +150,7 @@ class PrivacyLedger:
             limits, delta = self._limits(), plan.delta
             for limit in limits:
                 if limit.after(plan.event, delta) > limit.epsilon:
-                    self._refuse(run, plan.purpose, _too_much(limit, limits, plan.event, delta))
+                    self._refuse(run, plan.purpose, too_much(limit, limits, plan.event, delta))
             lifetime = limits[0]
             grant = Grant(plan, run, lifetime.used.epsilon(delta), lifetime.after(plan.event, delta))
             self._append(grant)
@@ -211,7 +191,7 @@ class PrivacyLedger:
             recent = self._clock.now() - DAY_S
             today = sum(at > recent for at, _ in self._history.unbounded.values())
             if today >= UNBOUNDED_A_DAY:
-                self._refuse(run, purpose, f"{today} other runs without privacy within a day are enough")
+                self._refuse(run, purpose, f"{today} other entries of runs without privacy within a day are enough")
             self._append(Unbounded(run, purpose, task))
 
     def beat(self) -> None:
@@ -321,7 +301,7 @@ class PrivacyLedger:
             self._refuse(run, plan.purpose, "the grant was closed; start a new run")
         return found.grant
 
-    def _limits(self) -> list[_Limit]:
+    def _limits(self) -> list[Limit]:
         """Each limit with what is spent or reserved of it; a clock set back makes the year longer, never shorter."""
         budget, history = self._budget, self._history
         reserved = history.reserved()
@@ -331,9 +311,9 @@ class PrivacyLedger:
         used = Accountant().plus(*gathered(ever))
         used_recently = used if recent == ever else Accountant().plus(*gathered(recent))
         return [
-            _Limit("epsilon", "", budget.epsilon, used, tuple(ever)),
-            _Limit("annual_epsilon", " within 366 days", budget.annual_epsilon, used_recently, tuple(recent)),
-            _Limit(
+            Limit("epsilon", "", budget.epsilon, used, tuple(ever)),
+            Limit("annual_epsilon", " within 366 days", budget.annual_epsilon, used_recently, tuple(recent)),
+            Limit(
                 "max_share_per_run", " in this run", budget.max_share_per_run * budget.annual_epsilon, Accountant(), ()
             ),
         ]
@@ -387,32 +367,3 @@ def replay(lines: Iterable[Line]) -> History:
     for line in lines:
         history.add(line.at, line.entry)
     return history
-
-
-def _too_much(limit: _Limit, limits: list[_Limit], event: Event, delta: float) -> str:
-    before, after = limit.used.epsilon(delta), limit.after(event, delta)
-    others = ", ".join(f"{other.name} {other.epsilon:.2f}" for other in limits if other is not limit)
-    return (
-        f"this run would take the population from ε={before:.2f} to {after:.2f} at δ={delta:g}{limit.span}, over the "
-        f"limit {limit.name} {limit.epsilon:.2f} of policy.yaml ({others}); {_what_fits(limits, event, delta)}"
-    )
-
-
-def _what_fits(limits: list[_Limit], event: Event, delta: float) -> str:
-    """How many steps of `event`, or which noise multiplier for all of them, every limit has room for."""
-
-    def fits(**change: Any) -> bool:
-        changed = dataclasses.replace(event, **change)
-        return all(limit.after(changed, delta) <= limit.epsilon for limit in limits)
-
-    few, many = 0, event.count  # 0 fit, all do not
-    while many - few > 1:
-        middle = (few + many) // 2
-        few, many = (middle, many) if fits(count=middle) else (few, middle)
-    if not fits(noise_multiplier=_MOST_NOISE):
-        return "nothing more fits"
-    low, high = event.noise_multiplier, _MOST_NOISE
-    while high / low > 1.001:
-        middle_z = math.sqrt(low * high)
-        low, high = (low, middle_z) if fits(noise_multiplier=middle_z) else (middle_z, high)
-    return f"at most {few} more steps fit, or all of them with a noise multiplier of at least {high * 1.0005:.4g}"

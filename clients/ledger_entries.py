@@ -32,7 +32,7 @@ class Budget:
         "persons",
         1,
         64,
-        doc="whom the records are about, whatever file they are read from: a-z 0-9 _ . - as in patients-of-st-anna; "
+        doc="whom the records are about, whatever file they are read from: a-z 0-9 _ . - as in st_anna_patients; "
         "they have one ledger, of this name",
     )
     epsilon: float = bounded(8.0, 1e-3, 1e3, doc="most ε over the life of the data, all runs of all years together")

@@ -33,7 +33,15 @@ from sovfed.clients.policy import Policy, load_policy
 from sovfed.clients.sandbox import enter, place_of
 from sovfed.clients.socket import NAME, TrainerStub, serve
 from sovfed.federation.config import ClientConfig
-from sovfed.federation.errors import ConfigError, PolicyError, ProtocolError, SovfedError, TrainingError, wire_code
+from sovfed.federation.errors import (
+    ConfigError,
+    PolicyError,
+    ProtocolError,
+    ServiceError,
+    SovfedError,
+    TrainingError,
+    wire_code,
+)
 from sovfed.federation.files import private_directory
 from sovfed.federation.logs import log_to_stderr
 from sovfed.federation.messages import (
@@ -502,7 +510,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         _check_network(isolation, policy)
         masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
         open_ledger = _ledger_opener(home, policy.privacy)
-        open_ledger()  # a home whose ledger is damaged, or another population's, says so at once
+        _open_early(open_ledger)
         trainer = make_trainer(
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible,
@@ -549,6 +557,14 @@ def _ledger_opener(home: Path, budget: Budget) -> Callable[[], PrivacyLedger]:
         return opened[0]
 
     return open_ledger
+
+
+def _open_early(open_ledger: Callable[[], PrivacyLedger]) -> None:
+    """A ledger that is damaged, or another population's, is told at the start; one that is busy, with each request."""
+    try:
+        open_ledger()
+    except ServiceError as error:
+        log.warning("the privacy ledger cannot be opened yet: %s", error)
 
 
 def _heart(open_ledger: Callable[[], PrivacyLedger]) -> Callable[[], None]:

@@ -149,7 +149,9 @@ class PrivacyConfig:
         doc="distributed: shares of the noise, added up by secure aggregation, one gradient step a round; silo: each "
         "institution adds all the noise itself, several steps a round; institution: whole updates, clipped and noised",
     )
-    epsilon: float = bounded(3.0, 0.01, 100.0, doc="target over all rounds")
+    epsilon: float = bounded(
+        1.5, 0.01, 100.0, doc="target over all rounds; by default a policy lets one run take half of its 3 a year"
+    )
     delta: float = bounded(1e-6, 1e-12, 1e-2, doc="a power of ten; the institutions' policies must say the same")
     noise_multiplier: float | None = bounded(None, 0.05, 1e6, doc="null: calibrated to epsilon over all planned steps")
     clip: float = bounded(1.0, 1e-6, 1e6, doc="L2 bound on a person's gradient; on the update for 'institution'")

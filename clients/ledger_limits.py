@@ -1,0 +1,61 @@
+"""A limit on ε, what of it is used, and what a refusal says about it: the cost, and what would fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sovfed.clients.ledger_entries import merged
+from sovfed.federation.privacy.accounting import Accountant, gathered
+from sovfed.federation.privacy.events import Event
+
+_MOST_NOISE: Final = 1e6
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit on ε, by its name in policy.yaml, and what is spent or reserved of it."""
+
+    name: str
+    span: str
+    epsilon: float
+    used: Accountant
+
+    events: tuple[Event, ...]
+
+    def after(self, event: Event, delta: float) -> float:
+        """ε with `event` on top, as it will be counted from then on."""
+        with_it = merged([*self.events, event])
+        together = gathered(with_it)
+        return (self.used.plus(event) if together == with_it else Accountant().plus(*together)).epsilon(delta)
+
+
+def too_much(limit: Limit, limits: list[Limit], event: Event, delta: float) -> str:
+    before, after = limit.used.epsilon(delta), limit.after(event, delta)
+    others = ", ".join(f"{other.name} {other.epsilon:.2f}" for other in limits if other is not limit)
+    return (
+        f"this run would take the population from ε={before:.2f} to {after:.2f} at δ={delta:g}{limit.span}, over the "
+        f"limit {limit.name} {limit.epsilon:.2f} of policy.yaml ({others}); {_what_fits(limits, event, delta)}"
+    )
+
+
+def _what_fits(limits: list[Limit], event: Event, delta: float) -> str:
+    """How many steps of `event`, or which noise multiplier for all of them, every limit has room for."""
+
+    def fits(**change: Any) -> bool:
+        changed = dataclasses.replace(event, **change)
+        return all(limit.after(changed, delta) <= limit.epsilon for limit in limits)
+
+    few, many = 0, event.count  # 0 fit, all do not
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (middle, many) if fits(count=middle) else (few, middle)
+    if not fits(noise_multiplier=_MOST_NOISE):
+        return "nothing more fits"
+    low, high = event.noise_multiplier, _MOST_NOISE
+    while high / low > 1.001:
+        middle_z = math.sqrt(low * high)
+        low, high = (low, middle_z) if fits(noise_multiplier=middle_z) else (middle_z, high)
+    return f"at most {few} more steps fit, or all of them with a noise multiplier of at least {high * 1.0005:.4g}"
