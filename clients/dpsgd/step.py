@@ -189,28 +189,25 @@ class PrivateStep:
         counts = counts.to(self._device)
         order = torch.argsort(owners, stable=True).to(self._device)
         owners = owners.to(self._device)[order]
-        begun: list[Tensor] | None = None  # the sum over the records so far of a person who goes on in this piece
+        begun: Tensor | None = None  # the sum over the records so far of a person who goes on in this piece
         end = 0
         for rows, targets, count in self._pieces(features[order], labels[order]):
             start, end = end, end + count
             owner = owners[start:end]
             first, last = int(owner[0]), int(owner[-1])
             found = self._engine.gradients(rows, targets)
-            sums = [
-                torch.zeros(last - first + 1, one.shape[1], dtype=torch.float64, device=one.device) for one in found
-            ]
+            each = torch.cat(found, dim=1)
+            sums = torch.zeros(last - first + 1, each.shape[1], dtype=torch.float64, device=self._device)
             if begun is not None:
-                for one, before in zip(sums, begun, strict=True):
-                    one[0] = before
+                sums[0] = begun
             for row, place in enumerate((owner - first).tolist()):
-                for one, gradient in zip(sums, found, strict=True):
-                    one[place] += gradient[row]
+                sums[place] += each[row]
             goes_on = end < len(order) and int(owners[end]) == last
-            begun = [one[-1].clone() for one in sums] if goes_on else None
+            begun = sums[-1].clone() if goes_on else None
             whole = last - first + (0 if goes_on else 1)
             if whole:
-                share = counts[first : first + whole].unsqueeze(1)
-                yield [one[:whole] / share for one in sums]
+                means = sums[:whole] / counts[first : first + whole].unsqueeze(1)
+                yield list(means.split([one.shape[1] for one in found], dim=1))
 
     def _records_at_once(self, activations: int) -> int:
         """The fixed size of a piece, a power of two, from the model and the machine alone."""
