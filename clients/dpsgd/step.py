@@ -169,7 +169,7 @@ class PrivateStep:
 
     def _pieces(self, features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Features and labels of `self._piece` records each, and how many of them are real: the last ones are zeros."""
-        for rows, targets in zip(features.split(self._piece), labels.split(self._piece), strict=True):
+        for rows, targets in zip(torch.split(features, self._piece), torch.split(labels, self._piece), strict=True):
             lacking = self._piece - len(rows)
             if not lacking:
                 yield rows, targets, len(rows)
@@ -207,7 +207,7 @@ class PrivateStep:
             whole = last - first + (0 if goes_on else 1)
             if whole:
                 means = sums[:whole] / counts[first : first + whole].unsqueeze(1)
-                yield list(means.split([one.shape[1] for one in found], dim=1))
+                yield list(torch.split(means, [one.shape[1] for one in found], dim=1))
 
     def _records_at_once(self, activations: int) -> int:
         """The fixed size of a piece, a power of two, from the model and the machine alone."""
