@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -25,6 +25,7 @@ from torch import nn
 from sovfed.clients.dpsgd.compatibility import check_private_compatible, still
 from sovfed.clients.dpsgd.engines import GhostEngine, build_engine, clip_and_sum, clip_factors, one_by_one
 from sovfed.clients.dpsgd.layers import ENGINES, choose, refusals, trace
+from sovfed.clients.training import SMALL, one_thread
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.schema import nearest
 
@@ -133,7 +134,7 @@ class PrivateStep:
         if not self._several and len(persons) < len(person_groups):
             raise PrivacyError("a person has several records, though one for each was declared")
         self._module.train()
-        with self._full_precision(), self._secret_masks():
+        with self._steady(), self._secret_masks():
             used = self._sum(total, features, labels, (owners, counts) if self._several else None, self.clip)
         if used < len(persons):
             log.warning("%d of %d sampled persons had no finite gradient", len(persons) - used, len(persons))
@@ -224,7 +225,7 @@ class PrivateStep:
         """Whether made-up records get the same bits at every place of a piece, and beside others or zeros alike."""
         count, places = len(features), torch.arange(self._piece, device=self._device)
         known: dict[int, list[Tensor]] = {}
-        with still(self._module), self._full_precision():
+        with still(self._module), self._steady():
             for turn in range(count + 1 if self._piece > 1 else 0):  # each record comes to every place
                 which = (places + turn) % count
                 rows, targets = features[which], labels[which]
@@ -242,7 +243,7 @@ class PrivateStep:
 
     def _try_engine(self, loss: RecordLoss, features: Tensor, labels: Tensor) -> None:
         """Hold the engine to plain autograd, one made-up record at a time, before it sees a real one."""
-        with still(self._module), self._full_precision():
+        with still(self._module), self._steady():
             try:
                 each = torch.stack(list(one_by_one(self._module, loss, features, labels))).double()
                 clip = float(each.norm(dim=1).median()) or 1.0
@@ -261,9 +262,10 @@ class PrivateStep:
             raise PrivacyError(f"engine {self.engine} is wrong for this model by {error_:.2g} at clip {clip:.2g}")
 
     @contextmanager
-    def _full_precision(self) -> Iterator[None]:
-        """No autocast and no TF32: ghost norms and the gradients that they clip must be of the same numbers."""
+    def _steady(self) -> Iterator[None]:
+        """No autocast and no TF32, and a small model on one thread: several would cut the records somewhere."""
         with (
+            one_thread() if self._flat.numel() < SMALL else nullcontext(),
             torch.autocast(self._device.type, enabled=False),
             torch.backends.cudnn.flags(allow_tf32=False, deterministic=True),
         ):
