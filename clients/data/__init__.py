@@ -153,6 +153,8 @@ def check(records: Records, schema: Schema, where: str) -> None:
         raise DataError(f"{where}: no training and no held-out records")
     if len(np.unique(parts)) != len(parts) or parts.min() < 0 or parts.max() >= count:
         raise DataError(f"{where}: training and held-out part overlap or point outside the {count} records")
+    if not records.several_records and len(np.unique(records.persons)) < count:
+        raise DataError(f"{where}: a person has several records, though one for each was declared")
     shared = np.intersect1d(records.persons[records.train], records.persons[records.test])
     if len(shared):
         raise DataError(f"{where}: {len(shared)} persons are both in the training and the held-out part")

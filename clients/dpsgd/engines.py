@@ -190,7 +190,7 @@ def clip_and_sum(gradients: Sequence[Tensor], count: int, bound: float) -> tuple
     for one in gradients:
         whole = one.shape[1] // RUN * RUN
         if whole:
-            runs = torch.linalg.vector_norm(one[:, :whole].unflatten(1, (-1, RUN)), dim=2)
+            runs = torch.linalg.vector_norm(one[:, :whole].reshape(len(one), -1, RUN), dim=2)
             squares += runs.double().square_().sum(1)
         squares += one[:, whole:].double().square().sum(1)
     used, factors = factors_of(squares.sqrt(), count, bound)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -25,6 +25,7 @@ from torch import nn
 from sovfed.clients.dpsgd.compatibility import check_private_compatible, still
 from sovfed.clients.dpsgd.engines import GhostEngine, build_engine, clip_and_sum, clip_factors, one_by_one
 from sovfed.clients.dpsgd.layers import ENGINES, choose, refusals, trace
+from sovfed.clients.training import SMALL, one_thread
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.schema import nearest
 
@@ -133,7 +134,7 @@ class PrivateStep:
         if not self._several and len(persons) < len(person_groups):
             raise PrivacyError("a person has several records, though one for each was declared")
         self._module.train()
-        with self._full_precision(), self._secret_masks():
+        with self._steady(), self._secret_masks():
             used = self._sum(total, features, labels, (owners, counts) if self._several else None, self.clip)
         if used < len(persons):
             log.warning("%d of %d sampled persons had no finite gradient", len(persons) - used, len(persons))
@@ -169,7 +170,7 @@ class PrivateStep:
 
     def _pieces(self, features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Features and labels of `self._piece` records each, and how many of them are real: the last ones are zeros."""
-        for rows, targets in zip(features.split(self._piece), labels.split(self._piece), strict=True):
+        for rows, targets in zip(torch.split(features, self._piece), torch.split(labels, self._piece), strict=True):
             lacking = self._piece - len(rows)
             if not lacking:
                 yield rows, targets, len(rows)
@@ -189,28 +190,25 @@ class PrivateStep:
         counts = counts.to(self._device)
         order = torch.argsort(owners, stable=True).to(self._device)
         owners = owners.to(self._device)[order]
-        begun: list[Tensor] | None = None  # the sum over the records so far of a person who goes on in this piece
+        begun: Tensor | None = None  # the sum over the records so far of a person who goes on in this piece
         end = 0
         for rows, targets, count in self._pieces(features[order], labels[order]):
             start, end = end, end + count
             owner = owners[start:end]
             first, last = int(owner[0]), int(owner[-1])
             found = self._engine.gradients(rows, targets)
-            sums = [
-                torch.zeros(last - first + 1, one.shape[1], dtype=torch.float64, device=one.device) for one in found
-            ]
+            each = torch.cat(found, dim=1)
+            sums = torch.zeros(last - first + 1, each.shape[1], dtype=torch.float64, device=self._device)
             if begun is not None:
-                for one, before in zip(sums, begun, strict=True):
-                    one[0] = before
+                sums[0] = begun
             for row, place in enumerate((owner - first).tolist()):
-                for one, gradient in zip(sums, found, strict=True):
-                    one[place] += gradient[row]
+                sums[place] += each[row]
             goes_on = end < len(order) and int(owners[end]) == last
-            begun = [one[-1].clone() for one in sums] if goes_on else None
+            begun = sums[-1].clone() if goes_on else None
             whole = last - first + (0 if goes_on else 1)
             if whole:
-                share = counts[first : first + whole].unsqueeze(1)
-                yield [one[:whole] / share for one in sums]
+                means = sums[:whole] / counts[first : first + whole].unsqueeze(1)
+                yield list(torch.split(means, [one.shape[1] for one in found], dim=1))
 
     def _records_at_once(self, activations: int) -> int:
         """The fixed size of a piece, a power of two, from the model and the machine alone."""
@@ -227,7 +225,7 @@ class PrivateStep:
         """Whether made-up records get the same bits at every place of a piece, and beside others or zeros alike."""
         count, places = len(features), torch.arange(self._piece, device=self._device)
         known: dict[int, list[Tensor]] = {}
-        with still(self._module), self._full_precision():
+        with still(self._module), self._steady():
             for turn in range(count + 1 if self._piece > 1 else 0):  # each record comes to every place
                 which = (places + turn) % count
                 rows, targets = features[which], labels[which]
@@ -245,7 +243,7 @@ class PrivateStep:
 
     def _try_engine(self, loss: RecordLoss, features: Tensor, labels: Tensor) -> None:
         """Hold the engine to plain autograd, one made-up record at a time, before it sees a real one."""
-        with still(self._module), self._full_precision():
+        with still(self._module), self._steady():
             try:
                 each = torch.stack(list(one_by_one(self._module, loss, features, labels))).double()
                 clip = float(each.norm(dim=1).median()) or 1.0
@@ -264,9 +262,10 @@ class PrivateStep:
             raise PrivacyError(f"engine {self.engine} is wrong for this model by {error_:.2g} at clip {clip:.2g}")
 
     @contextmanager
-    def _full_precision(self) -> Iterator[None]:
-        """No autocast and no TF32: ghost norms and the gradients that they clip must be of the same numbers."""
+    def _steady(self) -> Iterator[None]:
+        """No autocast and no TF32, and a small model on one thread: several would cut the records somewhere."""
         with (
+            one_thread() if self._flat.numel() < SMALL else nullcontext(),
             torch.autocast(self._device.type, enabled=False),
             torch.backends.cudnn.flags(allow_tf32=False, deterministic=True),
         ):

@@ -231,6 +231,7 @@ def _records(**changes: object) -> Records:
         (_records(test=np.array([1, 2])), "overlap"),
         (_records(test=np.array([4])), "outside"),
         (_records(persons=np.array([0, 1, 1, 2])), "1 persons are both"),
+        (_records(persons=np.array([0, 0, 1, 2]), several_records=False), "though one for each was declared"),
     ],
 )
 def test_records_that_do_not_fit_the_schema_are_refused(records: Records, said: str) -> None:

@@ -199,6 +199,19 @@ def test_what_a_person_adds_is_the_same_to_the_last_bit_whoever_else_is_there(na
     assert step._piece > 1
 
 
+def test_a_small_model_is_computed_on_one_thread_whatever_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several threads cut the records where the number of threads says, and vector kernels end there."""
+    step, built = made("mlp", "vmap", several=False)
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr(module, "clip_and_sum", lambda *_: (seen.append(torch.get_num_threads()), ([], 0))[1])
+    torch.set_num_threads(2)
+    try:
+        step.clipped_sum(flat(built), *MODELS["mlp"][1](3), torch.arange(3))
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_where_kernels_mix_records_they_are_computed_one_at_a_time(caplog: pytest.LogCaptureFixture) -> None:
     class Shifting(nn.Module):
         """Off by a bit, by the place in the batch: what no trial with a tolerance can find."""
