@@ -25,6 +25,7 @@ def audit() -> None:
       sovfed audit noise --quick        is there as much noise in an opened sum as was claimed?
       sovfed audit canary               a lower bound on ε from one step
       sovfed audit imprint              can a malicious agency read records out of a secure sum?
+      sovfed audit differencing         can it subtract two opened sums, or have one release in two?
       sovfed audit membership           does the released model tell who was trained on?
     """
 
@@ -63,6 +64,15 @@ def imprint(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
 def membership(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
     """Likelihood-ratio attack with shadow models (LiRA) on trained models, with and without privacy."""
     _run(ctx, "membership", quick, json_path)
+
+
+@audit.command()
+@QUICK
+@JSON
+@click.pass_context
+def differencing(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
+    """A malicious agency, with colluding holders, that looks for two sums to subtract from each other."""
+    _run(ctx, "differencing", quick, json_path)
 
 
 def _run(ctx: click.Context, name: str, quick: bool, json_path: Path | None) -> None:
