@@ -1,8 +1,8 @@
 """Can a malicious agency subtract opened sums from each other? Every way that we know, against real trainers.
 
 The agency chooses cohorts, numbers, attempts, epochs, runs and which holders it asks; up to c holders side with it:
-they forget what they answered and answer everything. The institutions are the shipped trainers with the default policy for
-differencing, real keys, ledgers on disk, and an in-memory Grid. Counted are, of each private release that left an
+they forget what they answered and answer everything. The institutions are the shipped trainers with the default
+policy for differencing, real keys, ledgers on disk, and an in-memory Grid. Counted are, of each private release that left an
 institution, the opened sums that hold it and the charge in the ledger, and of sums without privacy those that opened
 although their institutions were almost those of an earlier one.
 """
@@ -275,7 +275,10 @@ def three_sums(world: World, mechanism: str) -> None:
 
 
 def attempt_after_a_reveal(world: World, mechanism: str) -> None:
-    """A sum is asked of too few holders, then another attempt at it, with fewer institutions, of the others."""
+    """A sum is asked of too few holders, then another attempt at it, with fewer institutions, of the others.
+
+    The holders are then at odds, and nothing more opens of this model: that agency only harms its own run.
+    """
     agency, plan = world.agency("attempts"), world.plan(mechanism)
     agency.set_up(world.nodes)
     honest = [node for node in world.nodes if node not in world.colluders]
@@ -286,7 +289,7 @@ def attempt_after_a_reveal(world: World, mechanism: str) -> None:
     world.collect(agency, request, world.nodes[1:], honest[half:])
     agency.again()
     world.collect(agency, request, world.nodes, honest)
-    world.collect(agency, request, world.nodes)  # another number, the same institutions: a release of its own
+    world.collect(agency, request, world.nodes)  # and under another number
 
 
 def two_epochs(world: World, mechanism: str) -> None:

@@ -132,11 +132,11 @@ def run_differencing(quick: bool) -> Findings:
             f"{found.way}, {found.institutions} institutions, {found.colluders} collude: {found.opened} sums opened, "
             f"at most {found.sums_per_release} of one release, {found.uncharged} releases uncharged"
         )
-        cases.append((found, sentence, found.sums_per_release == 1 and found.uncharged == 0))
+        cases.append((found, sentence, found.sums_per_release <= 1 and found.uncharged == 0))
     for found in near:
         sentence = (
-            f"{found.way}, {found.institutions} institutions, {found.colluders} collude: {found.near_answered} sums over "
-            "almost the same institutions opened"
+            f"{found.way}, {found.institutions} institutions, {found.colluders} collude: {found.near_answered} sums "
+            "over almost the same institutions opened"
         )
         cases.append((found, sentence, found.near_answered == 0))
     for found in audit_releases(10, 1, broken=True):
