@@ -2,9 +2,9 @@
 
 The agency chooses cohorts, numbers, attempts, epochs, runs and which holders it asks; up to c holders side with it:
 they forget what they answered and answer everything. The institutions are the shipped trainers with the default
-policy for differencing, real keys, ledgers on disk, and an in-memory Grid. Counted are, of each private release that left an
-institution, the opened sums that hold it and the charge in the ledger, and of sums without privacy those that opened
-although their institutions were almost those of an earlier one.
+policy for differencing, real keys, ledgers on disk, and an in-memory Grid. Counted are, of each private release that
+left an institution, the opened sums that hold it and the charge in the ledger, and of sums without privacy those that
+opened although their institutions were almost those of an earlier one.
 """
 
 from __future__ import annotations
@@ -372,10 +372,12 @@ class _Lost:
         raise ConnectionError("lost")
 
 
-def audit_releases(count: int, colluders: int, *, broken: bool = False) -> list[DifferencingAudit]:
+def audit_releases(
+    count: int, colluders: int, *, broken: bool = False, mechanisms: Sequence[str] = ("distributed", "silo")
+) -> list[DifferencingAudit]:
     """Every way to have a private release in two sums; `broken`: against institutions without the rules."""
     found = []
-    for mechanism in ("distributed", "silo"):
+    for mechanism in mechanisms:
         for way in RELEASED:
             with tempfile.TemporaryDirectory() as folder, _quiet(), _rules_off() if broken else nullcontext():
                 world = World(count, colluders, Path(folder))
