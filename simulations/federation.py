@@ -78,6 +78,11 @@ def simulate_population(
             f"{cohort} institutions a round; secure aggregation takes {SECURE_COHORT} to {MAX_HOLDERS}: add "
             "`secagg=none`"
         )
+    if config.privacy.private and cohort < config.privacy.colluders + SECURE_COHORT:
+        raise ConfigError(
+            f"{cohort} institutions a round, of which privacy.colluders {config.privacy.colluders} are feared; expected "
+            f"at least {config.privacy.colluders + SECURE_COHORT}"
+        )
     if config.simulation.workers and config.simulation.engine in ("ray", "vectorised"):
         raise ConfigError(f"simulation.workers are for engine=inprocess, not for '{config.simulation.engine}'")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
