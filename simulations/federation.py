@@ -79,10 +79,8 @@ def simulate_population(
             "`secagg=none`"
         )
     if config.privacy.private and cohort < config.privacy.colluders + SECURE_COHORT:
-        raise ConfigError(
-            f"{cohort} institutions a round, of which privacy.colluders {config.privacy.colluders} are feared; expected "
-            f"at least {config.privacy.colluders + SECURE_COHORT}"
-        )
+        least = config.privacy.colluders + SECURE_COHORT
+        raise ConfigError(f"{cohort} institutions a round; privacy.colluders {least - SECURE_COHORT} asks for {least}")
     if config.simulation.workers and config.simulation.engine in ("ray", "vectorised"):
         raise ConfigError(f"simulation.workers are for engine=inprocess, not for '{config.simulation.engine}'")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
