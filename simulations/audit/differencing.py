@@ -18,11 +18,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from unittest.mock import patch
 
 import numpy as np
-from flwr.clientapp import ClientApp
 
 from sovfed.clients.app import make_client_app
 from sovfed.clients.ledger import PrivacyLedger, replay
@@ -58,6 +57,9 @@ from sovfed.server.aggregation import Total
 from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.secure_aggregation import Epoch, SecureAggregation
 from sovfed.simulations.grid import InMemoryGrid
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
 
 TASK: Final = "digits_linear"
 SAME_COLUMNS: Final = "digits"  # another task over the same records
