@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sovfed.federation.status import Status
 
 NOT_RUNNING: Final = 4
+NEAR_SHOWN: Final = 20  # sums that could be differenced, in `status`
 WAIT: Final = click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds to wait.")
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
@@ -195,6 +196,9 @@ def unit(user: str, home: Path) -> None:
 def status(ctx: click.Context, as_json: bool, home: Path) -> None:
     """Show the processes: state, since when, restarts. Exits with 4 when they are not running.
 
+    Below them stand the newest sums that could be differenced with an earlier one: what the institutions that are in
+    one of the two only contributed can be told from both.
+
     \b
     Examples:
       sovfed client status
@@ -203,15 +207,16 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
     from sovfed.clients.allowance import read_state
     from sovfed.clients.cli_failures import describe, told
     from sovfed.clients.policy import load_policy
+    from sovfed.federation.secagg.files import near_sums
     from sovfed.federation.status import read_status
 
-    found = read_status(home)
+    found, near = read_status(home), near_sums(home)
     requests = describe(read_state(home), load_policy(home)) if (home / "policy.yaml").exists() else None
     if as_json:
         shown = dataclasses.asdict(found) if found else {"processes": []}
         for process in shown["processes"]:
             process["isolation"] = _isolation(home, process["name"], process["pid"])
-        click.echo(json.dumps({**shown, "requests": requests} if requests else shown, indent=2))
+        click.echo(json.dumps({**shown, "requests": requests, "near_sums": near}, indent=2))
     elif found:
         from rich.console import Console
 
@@ -220,6 +225,10 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
             click.echo(told(requests))
     else:
         click.echo(f"not running; `sovfed client up --home {home}` starts it", err=True)
+    if near and not as_json:
+        click.echo(f"{len(near)} sums could be differenced with an earlier one, the newest:")
+        for sentence in near[-NEAR_SHOWN:]:
+            click.echo(f"  {sentence}")
     ctx.exit(0 if found else NOT_RUNNING)
 
 

@@ -26,6 +26,7 @@ def audit() -> None:
       sovfed audit canary               a lower bound on ε from one step
       sovfed audit imprint              can a malicious agency read records out of a secure sum?
       sovfed audit refusals             does a refusal, a size or a code tell of an institution's records?
+      sovfed audit differencing         can it subtract two opened sums, or have one release in two?
       sovfed audit membership           does the released model tell who was trained on?
       sovfed audit isolation            can anything in a trainer reach out, or a gateway the records?
       sovfed audit sensitivity --quick  can one person move a sum by more than the clip that is paid for?
@@ -93,6 +94,15 @@ def refusals(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
 def sensitivity(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
     """How far one person moves the sum that noise is added to, at every engine's edges: at most one clip."""
     _run(ctx, "sensitivity", quick, json_path)
+
+
+@audit.command()
+@QUICK
+@JSON
+@click.pass_context
+def differencing(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
+    """A malicious agency, with colluding holders, that looks for two sums to subtract from each other."""
+    _run(ctx, "differencing", quick, json_path)
 
 
 def _run(ctx: click.Context, name: str, quick: bool, json_path: Path | None) -> None:

@@ -80,6 +80,9 @@ def simulate_population(
             f"{cohort} institutions a round; secure aggregation takes {SECURE_COHORT} to {MAX_HOLDERS}: add "
             "`secagg=none`"
         )
+    if config.privacy.private and cohort < config.privacy.colluders + SECURE_COHORT:
+        least = config.privacy.colluders + SECURE_COHORT
+        raise ConfigError(f"{cohort} institutions a round; privacy.colluders {least - SECURE_COHORT} asks for {least}")
     if config.simulation.workers and config.simulation.engine in ("ray", "vectorised"):
         raise ConfigError(f"simulation.workers are for engine=inprocess, not for '{config.simulation.engine}'")
     if config.privacy.private:

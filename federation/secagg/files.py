@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.files import private_directory, read_private, write_private
 from sovfed.federation.identity import Trust, key_from_pem, load_certificate, to_der
-from sovfed.federation.secagg.journal import Entry, History, Journal
+from sovfed.federation.secagg.journal import Entry, History, Journal, read_history
 from sovfed.federation.secagg.keys import Identity, signer
 
 if TYPE_CHECKING:
@@ -37,6 +37,18 @@ def create_journal(home: Path) -> None:
     path = private_directory(home / FOLDER) / JOURNAL
     if not path.exists():
         Journal.create(path)
+
+
+def near_sums(home: Path) -> list[str]:
+    """The newest sums that could be differenced with an earlier one, each a sentence, in the order of their opening.
+
+    Raises ServiceError if there is a journal that cannot be read.
+    """
+    path = home / FOLDER / JOURNAL
+    if not path.exists():
+        return []
+    history = read_history(path)
+    return [history.describe_near(*pair) for pair in history.near]
 
 
 class FileStore:

@@ -185,6 +185,7 @@ class History:
     def describe(self, entry: Revealed) -> str:
         """A sum in words: run, number and purpose."""
         title = self.titles.get(entry.run) or entry.run.hex()
+        title = "".join(letter if letter.isprintable() else "?" for letter in title)
         return f"run {title}, sum {entry.round} ({Purpose(entry.purpose).name.lower()})"
 
     def describe_near(self, entry: Revealed, earlier: Revealed) -> str:
@@ -212,9 +213,12 @@ class Journal:
             raise ServiceError(f"{path}: in use by another trainer") from error
         self.history = History()
         self._sound = True
-        self._chain = hashlib.sha256(_HEAD).digest()
         try:
-            self._replay(path)
+            content = _content(self._file)
+            self._chain, whole = _replay(content, self.history, path)
+            if whole < len(content):
+                os.ftruncate(self._file, whole)  # torn: its reply never left
+                os.fsync(self._file)
         except BaseException:
             self.close()
             raise
@@ -244,7 +248,7 @@ class Journal:
         for entry in entries:
             if not self._sound:
                 raise ServiceError("journal: an earlier write failed; restart the trainer")
-            record = self._record(entry.encode())
+            record = _record(self._chain, entry.encode())
             end = os.lseek(self._file, 0, os.SEEK_END)
             self._sound = False
             try:
@@ -270,32 +274,50 @@ class Journal:
             os.fsync(self._file)
             self._sound = True
 
-    def _prefix(self, length: int) -> bytes:
-        size = wire.number(length, 4)
-        return size + hashlib.sha256(self._chain + size).digest()[:4]
 
-    def _record(self, data: bytes) -> bytes:
-        body = self._prefix(len(data)) + data
-        return body + hashlib.sha256(self._chain + body).digest()[:_CHAIN]
+def read_history(path: Path) -> History:
+    """The history in the journal at `path`, for reading only: its trainer may be running. Raises ServiceError."""
+    history = History()
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise ServiceError(f"{path}: cannot be read ({error.strerror})") from error
+    with contextlib.closing(os.fdopen(file, "rb")) as opened:
+        _replay(opened.read(), history, path)
+    return history
 
-    def _replay(self, path: Path) -> None:
-        with os.fdopen(os.dup(self._file), "rb") as file:
-            content = file.read()
-        if not content.startswith(_HEAD):
-            raise ServiceError(f"{path}: not a journal of this version")
-        at = len(_HEAD)
-        while at < len(content):
-            prefix = content[at : at + _PREFIX]
-            length = int.from_bytes(prefix[:4], "big")
-            record = content[at : at + _PREFIX + length + _CHAIN]
-            data = record[_PREFIX:-_CHAIN]
-            if self._prefix(length) == prefix and self._record(data) == record and len(data) == length:
-                self._chain = record[-_CHAIN:]
-                self.history.add(_KINDS[data[5]].decode(data))
-                at += len(record)
-            elif len(prefix) < _PREFIX or (self._prefix(length) == prefix and at + len(record) == len(content)):
-                os.ftruncate(self._file, at)  # torn: its reply never left
-                os.fsync(self._file)
-                break
-            else:
-                raise ServiceError(f"{path}: damaged at byte {at}; this institution must enrol anew")
+
+def _content(file: int) -> bytes:
+    with os.fdopen(os.dup(file), "rb") as opened:
+        return opened.read()
+
+
+def _prefix(chain: bytes, length: int) -> bytes:
+    size = wire.number(length, 4)
+    return size + hashlib.sha256(chain + size).digest()[:4]
+
+
+def _record(chain: bytes, data: bytes) -> bytes:
+    body = _prefix(chain, len(data)) + data
+    return body + hashlib.sha256(chain + body).digest()[:_CHAIN]
+
+
+def _replay(content: bytes, history: History, path: Path) -> tuple[bytes, int]:
+    """Add the entries of `content` to `history`; the chain after the last whole one, and where it ends."""
+    if not content.startswith(_HEAD):
+        raise ServiceError(f"{path}: not a journal of this version")
+    chain, at = hashlib.sha256(_HEAD).digest(), len(_HEAD)
+    while at < len(content):
+        prefix = content[at : at + _PREFIX]
+        length = int.from_bytes(prefix[:4], "big")
+        record = content[at : at + _PREFIX + length + _CHAIN]
+        data = record[_PREFIX:-_CHAIN]
+        if _prefix(chain, length) == prefix and _record(chain, data) == record and len(data) == length:
+            chain = record[-_CHAIN:]
+            history.add(_KINDS[data[5]].decode(data))
+            at += len(record)
+        elif len(prefix) < _PREFIX or (_prefix(chain, length) == prefix and at + len(record) == len(content)):
+            break
+        else:
+            raise ServiceError(f"{path}: damaged at byte {at}; this institution must enrol anew")
+    return chain, at

@@ -14,7 +14,7 @@ from sovfed.federation.errors import PolicyError, PrivacyError
 from sovfed.federation.secagg.journal import History
 from sovfed.federation.secagg.terms import REFUSE, Terms, shared_holders
 
-MAX_COHORTS: Final = 10_000  # different ones that the journal may hold of one subject; further ones are refused
+MAX_COHORTS: Final = 2_000  # different ones that the journal may hold of one subject; further ones are refused
 _ADVICE: Final = "policy.yaml says secure_aggregation.differencing: refuse"
 Names = frozenset[bytes]  # tags of institutions
 

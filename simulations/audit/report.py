@@ -179,6 +179,57 @@ def run_sensitivity(quick: bool) -> Findings:
     return Findings(cases, {"worst_over_clip": worst(rows)})
 
 
+def run_differencing(quick: bool) -> Findings:
+    """One case a way and number of colluding holders; controls without the rules, and with the policy "record"."""
+    from sovfed.federation.secagg.terms import RECORD
+    from sovfed.simulations.audit.differencing import audit_near, audit_releases, bearable, recorded
+
+    sizes = [(10, c) for c in (0, 1)] if quick else [(n, c) for n in (7, 9, 10, 13) for c in bearable(n)]
+    released = [found for count, colluders in sizes for found in audit_releases(count, colluders)]
+    smaller = [(6, 0), (6, 1)] if quick else [(6, 0), (6, 1), (9, 2)]
+    near = [found for count, colluders in smaller for found in audit_near(count, colluders)]
+    cases: list[Case] = []
+    for found in released:
+        sentence = (
+            f"{found.way}, {found.institutions} institutions, {found.colluders} collude: {found.opened} sums opened, "
+            f"at most {found.sums_per_release} of one release, {found.uncharged} releases uncharged"
+        )
+        cases.append((found, sentence, found.sums_per_release <= 1 and found.uncharged == 0))
+    for found in near:
+        sentence = (
+            f"{found.way}, {found.institutions} institutions, {found.colluders} collude: {found.near_answered} sums "
+            "over almost the same institutions opened"
+        )
+        cases.append((found, sentence, found.near_answered == 0))
+    for found in audit_releases(10, 1, broken=True, mechanisms=["distributed"]):
+        sentence = (
+            f"control, {found.way}, without the rules: {found.sums_per_release} sums of one release, {found.uncharged} "
+            "uncharged"
+        )
+        whole = found.sums_per_release > 1 or found.way.startswith("attempt")
+        cases.append((found, sentence, whole and found.uncharged > 0))
+    for found in audit_near(6, 0, differencing=RECORD):
+        sentence = f"control, {found.way}, under differencing: record: {found.near_answered} sums opened"
+        cases.append((found, sentence, found.near_answered > 0))
+    named = Named(recorded(6))
+    cases.append((named, f"control, record: {named.sums} sum named at the institution", named.sums == 1))
+    return Findings(
+        cases,
+        {
+            "sums_opened_per_release": max(found.sums_per_release for found in released),
+            "uncharged_releases": sum(found.uncharged for found in released),
+            "near_repeats_answered": sum(found.near_answered for found in near),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Named:
+    """Sums that an institution named as ones that could be differenced with an earlier one."""
+
+    sums: int
+
+
 AUDITS = {
     "noise": run_noise,
     "canary": run_canary,
@@ -187,6 +238,7 @@ AUDITS = {
     "isolation": run_isolation,
     "refusals": run_refusals,
     "sensitivity": run_sensitivity,
+    "differencing": run_differencing,
 }
 
 

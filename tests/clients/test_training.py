@@ -35,6 +35,17 @@ def _request(**changes: object) -> TrainRequest:
     return dataclasses.replace(request, **changes)  # type: ignore[arg-type]
 
 
+def test_the_sum_enters_the_order_of_records_unless_the_policy_says_reproducible() -> None:
+    """The same model, seed and round in another sum: another order, so two sums never differ by one update exactly."""
+    one, other = (_request(begin=np.full(40, value, np.uint8)) for value in (1, 2))
+    usual = _engine()
+    assert np.array_equal(usual.train(one)[0], usual.train(one)[0])
+    assert not np.array_equal(usual.train(one)[0], usual.train(other)[0])
+    exact = LocalTraining(TASK, RECORDS, site="0", device="cpu", reproducible=True)
+    assert np.array_equal(exact.train(one)[0], exact.train(other)[0])
+    assert np.array_equal(exact.train(one)[0], usual.train(_request())[0])
+
+
 def test_the_profile_is_the_sums_over_training_records() -> None:
     training = RECORDS.features[RECORDS.train].astype(np.float64)
     expected = [len(training), *training.sum(0), *(training**2).sum(0)]

@@ -23,7 +23,7 @@ RUN_TIMEOUT_S = 180.0
 
 
 def make_config(*overrides: str) -> Config:
-    return compose(["server.min_cohort=3", "server.start_cohort=4", *overrides]).config
+    return compose(["server.min_cohort=3", "privacy.colluders=0", "server.start_cohort=4", *overrides]).config
 
 
 def make_federation(folder: Path, config: Config) -> LocalFederation:

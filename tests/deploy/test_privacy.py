@@ -54,7 +54,7 @@ def test_a_private_run_is_charged_countersigned_and_certified(private: LocalFede
     assert told["metrics"] == {}
     assert {line["overhead_seconds"] for line in rounds} == {told["overhead_seconds_per_round_median"]} == {None}
     assert told["privacy"]["mechanism"] == "distributed"
-    assert told["privacy"]["honest"] == 2  # of a cohort of 3, one is feared
+    assert told["privacy"]["honest"] == 3  # of a cohort of 3, none is feared
     assert 1.9 < told["epsilon"] <= 2.0
 
     heads = json.loads((private.home / HEADS).read_text())

@@ -93,3 +93,11 @@ def test_a_failing_disk_stops_the_rounds(tmp_path: Path) -> None:
     writer.submit(made(1))
     with pytest.raises(FileNotFoundError):
         writer.close()
+
+
+@pytest.mark.parametrize("override", ["secagg=compact", "secagg.clip=7", "task=heart", "seed=3", "privacy.delta=1e-7"])
+def test_what_decides_the_training_is_in_the_digest(override: str) -> None:
+    """Institutions hold a run to this digest, so nothing of secure aggregation may change under it."""
+    from sovfed.federation.compose import compose
+
+    assert checkpoint.config_digest(compose([override]).config) != checkpoint.config_digest(compose([]).config)

@@ -319,6 +319,45 @@ def test_a_private_round_is_repeated_as_another_release_within_the_spare(
     assert "charged anew: 1 of the plan's spare" in caplog.text
 
 
+@pytest.mark.parametrize(("honest", "allowed"), [(3, True), (4, False), (255, False)])
+def test_a_run_that_counts_on_more_honest_noise_than_there_is_gets_none(honest: int, allowed: bool) -> None:
+    """Of a cohort of 6 with 3 feared colluders three shares are counted on; who claims more would have each smaller."""
+    world = World(6, "privacy=distributed", "privacy.population=400", "server.min_cohort=6",
+                  terms=Terms(min_cohort=6, colluders=3))  # fmt: skip
+    private(world)
+    plan = world.rounds.plan
+    assert plan is not None and plan.honest == 5
+    request = replace(plan.request("7", 1, world.rounds.model), honest=honest)
+    total = world.rounds.aggregation.collect(request, sorted(world.apps), 0)
+    if not allowed:
+        assert total.refused == dict.fromkeys(range(1, 7), "policy")
+        return
+    assert total.integers is not None
+
+
+def test_two_runs_without_reproducible_differ_by_no_update_exactly() -> None:
+    """Under "record", six and then five: what is left is near the sixth's update, and no longer it."""
+    differences = []
+    for reproducible in (True, False):
+        world = World(6)
+        for place in world.places.values():
+            place.trainer._reproducible = reproducible
+        model, sums = world.rounds.model, []
+        for run, nodes in (("7a", range(1, 7)), ("7b", range(1, 6))):
+            aggregation = SecureAggregation(
+                world.grid, world.authority.server("agency.test"), world.config.secagg, run=run, min_cohort=3,
+                deadline_s=60.0, max_size=TASK.parameters, config_digest=bytes(32),
+            )  # fmt: skip
+            request = TrainRequest(run, 1, TASK.name, 0, 2, 16, 0.1, 0.0, model, public_scale(TASK))
+            total = aggregation.collect(request, list(nodes), TASK.evaluation_size)
+            assert total.mean is not None
+            sums.append(total.mean.astype(np.float64) * total.count)
+        sixth, _ = world.places[6].trainer._workloads[TASK.name, "own"].train(request)  # type: ignore[attr-defined]
+        count = world.places[6].trainer._workloads[TASK.name, "own"].count
+        differences.append(np.linalg.norm((sums[0] - sums[1]) / count - sixth) / np.linalg.norm(sixth))
+    assert differences[0] < 1e-3 < 0.02 < differences[1]
+
+
 def test_without_spare_a_private_round_that_never_opened_ends_the_run() -> None:
     world = private(World(5, *PRIVATE, "privacy.spare_steps=0"))
     lose_while_unmasking(world, 4, 5)

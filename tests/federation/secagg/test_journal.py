@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +219,63 @@ def test_a_removed_entry_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(whole[:start] + whole[start + size :])
     with pytest.raises(ServiceError, match="damaged"):
         Journal(path)
+
+
+def test_a_disk_that_is_full_for_a_while_leaves_a_journal_that_can_be_read(tmp_path: Path) -> None:
+    """A real limit on the size of files: the write is cut short at each place in turn, then refused outright."""
+    whole = written(tmp_path / "whole")
+    for room in (0, 1, 7, 8, 9, 60, 119):
+        path = tmp_path / f"full-{room}"
+        path.write_bytes(whole)
+        path.chmod(0o600)
+
+        def full(path: Path = path, room: int = room) -> bytes:
+            journal = Journal(path)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + room, resource.RLIM_INFINITY))
+            for _ in range(2):
+                with pytest.raises(ServiceError, match="nothing was sent"):
+                    journal.commit([Spent(bytes(16), H, 9, 1, 1, H, H, H, H)])
+            assert (bytes(16), 9) not in journal.history.spent
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            journal.commit([Spent(bytes(16), H, 10, 1, 1, H, H, H, H)])
+            return b"written"
+
+        assert in_a_process(full, tmp_path / f"sent-{room}", None) == "sent"
+        history = Journal(path).history
+        assert (bytes(16), 9) not in history.spent and len(history.spent[bytes(16), 10]) == 1
+
+
+@pytest.mark.parametrize("repaired", [True, False])
+def test_a_failed_fsync_leaves_a_journal_that_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repaired: bool
+) -> None:
+    """The record may or may not be on the disk: it is taken back, or nothing more is written until a restart."""
+    written(tmp_path / "journal")
+    journal, fsync = Journal(tmp_path / "journal"), os.fsync
+    failing = [True] if repaired else [True, True]
+
+    def failed(file: int) -> None:
+        if failing:
+            failing.pop()
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", failed)
+    with pytest.raises(ServiceError, match="Input/output error"):
+        journal.commit([Spent(bytes(16), H, 9, 1, 1, H, H, H, H)])
+    assert (bytes(16), 9) not in journal.history.spent
+    after = Spent(bytes(16), H, 10, 1, 1, H, H, H, H)
+    if repaired:
+        journal.commit([after])
+    else:
+        with pytest.raises(ServiceError, match="restart the trainer"):
+            journal.commit([after])
+    journal.close()
+    again = Journal(tmp_path / "journal")
+    assert ((bytes(16), 10) in again.history.spent) == repaired
+    again.commit([Joined(bytes(16), 9, H, "run", ())])
+    again.close()
+    assert Journal(tmp_path / "journal").history.epoch(bytes(16)) == 9
 
 
 def test_a_missing_journal_is_not_made_up(tmp_path: Path) -> None:
