@@ -87,7 +87,7 @@ class Policy:
     max_batch_size: int = bounded(100_000, 1, 1_000_000, unit="records", doc="bounds the memory of one step")
     max_parameters: int = bounded(100_000_000, 1, MAX_PARAMETERS, doc="longest model vector")
     max_model_value: float = bounded(
-        1e4, 1e-3, 1e30, doc="largest parameter of a model, in size; no trained one has it"
+        1e3, 1e-3, 1e30, doc="largest parameter of a model, in size; no trained one has it"
     )
     least_spread: float = bounded(
         LEAST_SPREAD, 0.0, 0.5, doc="smallest standard deviation of a feature, as a share of its declared range"

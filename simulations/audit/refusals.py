@@ -51,6 +51,7 @@ from sovfed.simulations.grid import InMemoryGrid
 if TYPE_CHECKING:
     from sovfed.federation.messages import EvaluateReply, ProfileReply, TrainReply
     from sovfed.federation.secagg.client import Permit
+    from sovfed.federation.secagg.keys import Identity
 
 MEMBERS: Final = 3
 RECORDS: Final = 24  # of the institution that is attacked, half of them held out
@@ -146,18 +147,12 @@ def ask(probe: Probe, records: Records, trainer: type[TrainerService] = TrainerS
     lost = logging.getLogger("sovfed.clients.app")
     with tempfile.TemporaryDirectory() as folder:
         for node in range(1, MEMBERS + 1):
-            identity, store = authority.institution(f"hospital-{node}"), MemoryStore()
-            masking = (Masking if trainer is TrainerService else Strict)(
-                lambda identity=identity: identity, lambda store=store: store, LAX.secure_aggregation
-            )
-            if isinstance(masking, Strict):
-                masking.most = probe.max_weight
-            members[node] = Member(
-                trainer(
-                    lambda _task: records, site="audit", device="cpu", check=LAX.check, masking=masking,
-                    precision=probe.precision, states=PersonalStates(Path(folder) / str(node), durable=False),
-                )
+            kept = PersonalStates(Path(folder) / str(node), durable=False)
+            made = trainer(
+                lambda _task: records, site="audit", device="cpu", check=LAX.check, states=kept,
+                masking=_masking(authority.institution(f"hospital-{node}"), probe, trainer), precision=probe.precision,
             )  # fmt: skip
+            members[node] = Member(made)
         members[1].silent = False
         grid = InMemoryGrid({node: make_client_app(member) for node, member in members.items()})
         aggregation = SecureAggregation(
@@ -175,6 +170,15 @@ def ask(probe: Probe, records: Records, trainer: type[TrainerService] = TrainerS
         finally:
             lost.disabled = before
     return _outcome(members[1].replies[-1])
+
+
+def _masking(identity: Identity, probe: Probe, trainer: type[TrainerService]) -> Masking:
+    store = MemoryStore()
+    if trainer is TrainerService:
+        return Masking(lambda: identity, lambda: store, LAX.secure_aggregation)
+    found = Strict(lambda: identity, lambda: store, LAX.secure_aggregation)
+    found.most = probe.max_weight
+    return found
 
 
 def audit_refusals(probe: Probe, trainer: type[TrainerService] = TrainerService) -> Verdict:

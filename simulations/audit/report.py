@@ -133,6 +133,7 @@ def run_isolation(quick: bool) -> Findings:
 
 def run_refusals(quick: bool) -> Findings:
     """One case a probe, and a control: a trainer that refuses what fails on the records, as this one once did."""
+    from sovfed.simulations.audit.reading import audit_reading
     from sovfed.simulations.audit.refusals import Refusing, audit_refusals, probes
 
     asked = probes()
@@ -147,6 +148,13 @@ def run_refusals(quick: bool) -> Findings:
     caught = sum(control.distinguishable for control in controls)
     sentence = f"control, a trainer that refuses: {caught} of {len(controls)} probes tell the data sets apart"
     cases.append((Control(len(controls), caught), sentence, caught > len(controls) // 4))
+    read = audit_reading()
+    sentence = (
+        f"limit, runs without privacy: {read.sums} proper sums read all {read.features} features of one held-out "
+        f"patient, largest error {100 * read.error:.2g} % of the range; max_evaluations_per_run lets "
+        f"{read.per_evaluations_of_a_run} be read in evaluations alone, training rounds the rest"
+    )
+    cases.append((read, sentence, read.error < 0.01))
     return Findings(
         cases,
         {"distinguishable": float(len(told)), "probes": float(len(asked)), "control_distinguishable": float(caught)},

@@ -67,6 +67,21 @@ def test_scaffold_without_a_past_is_sgd_and_its_control_the_mean_gradient() -> N
     assert found.steps == 2 * -(-learner.count // 32)
 
 
+@pytest.mark.parametrize("algorithm", ["ditto", "scaffold"])
+def test_a_state_that_overflows_is_not_kept(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be found out when it is read, in the next round: too late for anything but a refusal."""
+    learner, request = make(), make_request(algorithm=algorithm, learning_rate=1e-9)
+    if algorithm == "scaffold":
+        request = dataclasses.replace(request, control=np.zeros_like(request.model))
+    own = np.full_like(request.model, 2e38)
+    monkeypatch.setattr(learner, "train", lambda *_, **__: (np.full_like(request.model, 2e38), 1.0))
+    found = learner.learn(request, own)
+    assert found.failed and found.state is None
+    assert np.isfinite(found.update).all()
+    if algorithm == "scaffold":
+        np.testing.assert_array_equal(found.update[request.model.size :], own)  # as if it had not moved
+
+
 def test_fednova_sends_the_update_per_step() -> None:
     learner = make()
     found = learner.learn(make_request(algorithm="fednova"), None)

@@ -12,7 +12,7 @@ import pytest
 from flwr.clientapp import ClientApp
 
 from sovfed.clients.app import make_client_app
-from sovfed.clients.masking import Masking, PrivateUpdate, Store
+from sovfed.clients.masking import Masking, PrivateUpdate, Store, told_seconds
 from sovfed.clients.policy import Policy
 from sovfed.clients.private import PrivateTraining, SumNumber
 from sovfed.clients.trainer import TrainerService, make_trainer
@@ -31,6 +31,7 @@ from sovfed.federation.messages import (
     Request,
     SecaggReply,
     SecaggRequest,
+    TrainReply,
     TrainRequest,
 )
 from sovfed.federation.secagg.files import FileStore, MemoryStore, create_journal
@@ -440,6 +441,30 @@ def test_more_records_than_the_maximum_weight_count_as_so_many_and_are_no_refusa
     done = world.rounds.train(1)
     assert (done.refused, done.count, done.spoilt) == ({}, 40 + 40 + 40 + 32, 0)
     assert "count as secagg.max_weight 40" in caplog.text
+
+
+def test_more_records_than_the_maximum_weight_count_as_so_many_in_every_summand() -> None:
+    world, plain = (
+        World(4, "secagg.max_weight=40", terms=Terms(min_cohort=3, least_max_weight=40)),
+        World(4, "secagg=none"),
+    )
+    world.rounds.profile()
+    plain.rounds.profile()
+    done = world.rounds.train(1)
+    plain.rounds.train(1)
+    replies = [one for place in plain.places.values() for one in place.replies if isinstance(one, TrainReply)]
+    weights = [min(one.count, 40) for one in replies]
+    assert max(one.count for one in replies) > 100
+    expected = sum(w * one.train_loss for w, one in zip(weights, replies, strict=True)) / sum(weights)
+    assert done.train_loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_seconds_of_computing_are_told_as_powers_of_two() -> None:
+    told = [reply.seconds for reply in trained(World(3)).places[1].replies if isinstance(reply, MaskedReply)]
+    assert told and all(np.log2(seconds) % 1 == 0 and seconds >= 2**-6 for seconds in told)
+    assert [told_seconds(s) for s in (0.0, -1.0, 0.015, 0.016, 1.0, 1.01, 1e9)] == [
+        2**-6, 2**-6, 2**-6, 2**-5, 1.0, 2.0, 2.0**17,
+    ]  # fmt: skip
 
 
 def test_a_maximum_weight_that_would_tell_record_counts_is_refused_when_joining() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from sovfed.simulations.audit.reading import audit_reading
 from sovfed.simulations.audit.refusals import Probe, Refusing, audit_refusals, probes
 from sovfed.simulations.cli_audit import audit
 
@@ -31,6 +32,13 @@ def test_what_leaves_in_the_clear_does_not_depend_on_the_records(probe: Probe) -
 def test_a_trainer_that_refuses_what_fails_on_the_records_is_found_out(name: str) -> None:
     (probe,) = (probe for probe in PROBES if probe.name == name)
     assert audit_refusals(probe, Refusing).distinguishable
+
+
+def test_sums_without_privacy_still_read_a_patient_as_the_documents_say() -> None:
+    found = audit_reading()
+    assert (found.features, found.sums) == (30, 62)
+    assert found.error < 0.002
+    assert found.per_evaluations_of_a_run <= 9
 
 
 @pytest.mark.timeout(300)
