@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 TASK: Final = "digits_linear"
 SAME_COLUMNS: Final = "digits"  # another task over the same records
 SOURCE: Final = "digits"
+BUDGET: Final = Budget(epsilon=1000.0, annual_epsilon=1000.0, max_share_per_run=1.0)  # a charge, not a limit, is looked at
 SPARE: Final = 20  # repeats that the plans grant, so that a refusal is the protocol's and not the budget's
 
 
@@ -104,11 +105,13 @@ class Watched(Masking):
     node = 0
     releases = Releases()
 
-    def mask(self, run: str, permit: Permit, reply: Maskable, seconds: Callable[[], float]) -> MaskedSum:
+    def mask(
+        self, run: str, permit: Permit, reply: Maskable, seconds: Callable[[], float], spoilt: bool = False
+    ) -> MaskedSum:
         if isinstance(reply, PrivateUpdate):
             digest = hashlib.sha256(reply.vector.tobytes()).hexdigest()
             self.releases.masked[self.node, permit.ctx] = digest
-        return super().mask(run, permit, reply, seconds)
+        return super().mask(run, permit, reply, seconds, spoilt)
 
 
 class Agency(SecureAggregation):
@@ -184,17 +187,20 @@ class World:
         masking.node, masking.releases = node, self.releases
         home = self.folder / str(node)
         home.mkdir(mode=0o700)
-        create_ledger(home, SOURCE, 1.0)
-        ledger = PrivacyLedger(home, SOURCE, Budget())
+        create_ledger(home, BUDGET.population_name, 1.0)
+        ledger = PrivacyLedger(home, BUDGET)
         data = DataConfig(source=SOURCE, site=str(node - 1), sites=self.count)
         config = dataclasses.replace(self.config.client, data=data)
         self.trainers[node] = make_trainer(config, masking=masking, open_ledger=lambda: ledger)
         self.apps[node], self.stores[node] = make_client_app(self.trainers[node]), store
 
     def agency(self, run: str) -> Agency:
-        """The same agency in a run of that name."""
+        """The same agency in a run of that name, in which it has shown what it knows of the ledgers."""
+        identity = self.authority.server("agency.test")
+        names = {node: f"hospital-{node:02d}" for node in self.nodes}
+        LedgerHeads(private_directory(self.folder / "agency"), identity).countersign(self.grid, run, names)
         return Agency(
-            self.grid, self.authority.server("agency.test"), self.config.secagg, run=run, min_cohort=self.least,
+            self.grid, identity, self.config.secagg, run=run, min_cohort=self.least,
             deadline_s=60.0, wait_s=0.0, max_size=get_task(SAME_COLUMNS).parameters, config_digest=bytes(32),
         )  # fmt: skip
 
@@ -237,7 +243,7 @@ class World:
         )
 
     def _spends(self, node: int) -> int:
-        return len(replay(read_ledger(self.folder / str(node), SOURCE)[0]).spends)
+        return len(replay(read_ledger(self.folder / str(node), BUDGET.population_name)[0]).spends)
 
     def train(self, run: str, *, model: Vector | None = None, task: str = TASK) -> TrainRequest:
         found = get_task(task)

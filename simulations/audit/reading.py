@@ -61,14 +61,16 @@ class Oracle:
             )
         )
         self.asked += 1
-        total = np.sum([place.evaluate(model, scale) for place in self._places], axis=0)
+        total: Sums = np.sum([place.evaluate(model, scale) for place in self._places], axis=0)
         bins = BinaryMetrics().bins
-        return total[-2 * bins : -bins] + total[-bins:]
+        found: npt.NDArray[np.float64] = total[-2 * bins : -bins] + total[-bins:]
+        return found
 
     def truth(self) -> npt.NDArray[np.float32]:
         """The held-out patient with the largest `FEATURE`, shape [f]."""
         features = np.concatenate([place.records.features[place.records.test] for place in self._places])
-        return features[np.argmax(features[:, FEATURE])]
+        found: npt.NDArray[np.float32] = features[np.argmax(features[:, FEATURE])]
+        return found
 
 
 def audit_reading() -> Reading:

@@ -27,6 +27,7 @@ from sovfed.clients.socket import NAME, TrainerStub
 from sovfed.clients.up import processes
 from sovfed.federation import landlock, seccomp
 from sovfed.federation.config import ClientConfig, DataConfig
+from sovfed.federation.files import write_private
 from sovfed.federation.quiet import quiet_environment
 from sovfed.federation.secagg.files import create_journal
 from sovfed.federation.settings import settings_file
@@ -180,13 +181,14 @@ sys.exit(main(sys.argv[1:]))
             open_trainer.terminate()
 
 
-@pytest.mark.parametrize("by_file", [False, True])
-def test_the_place_of_the_records_is_found_however_the_settings_come(tmp_path: Path, by_file: bool) -> None:
-    text = json.dumps({"data": {"source": "csv", "path": "/srv/t.csv"}})
-    (tmp_path / "processes.json").write_text(text)
-    assert _passed_path(str(tmp_path / "processes.json") if by_file else text) == "/srv/t.csv"
-    for wrong in ("{", "{}", '{"data": 7}', str(tmp_path / "missing")):
-        assert place_of(_passed_path(wrong)) is None
+def test_the_place_of_the_records_is_found_and_what_is_wrong_left_to_the_process(tmp_path: Path) -> None:
+    passed = tmp_path / "processes.json"
+    write_private(passed, json.dumps({"data": {"source": "csv", "path": "/srv/t.csv"}}).encode())
+    assert _passed_path(passed) == "/srv/t.csv"
+    for wrong in ("{", "{}", '{"data": 7}'):
+        write_private(passed, wrong.encode())
+        assert place_of(_passed_path(passed)) is None
+    assert place_of(_passed_path(tmp_path / "missing")) is None
 
 
 def test_relative_and_home_paths_of_records_are_whole_before_the_folder_changes(

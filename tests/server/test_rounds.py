@@ -9,9 +9,20 @@ import numpy as np
 import pytest
 
 from sovfed.clients.app import make_client_app
+from sovfed.clients.policy import Policy
 from sovfed.federation.config import Config, SecaggConfig, ServerConfig
 from sovfed.federation.errors import CohortError
-from sovfed.federation.messages import ProfileReply, ProfileRequest, Refusal, Reply, Request, TrainReply, TrainRequest
+from sovfed.federation.messages import (
+    EvaluateRequest,
+    ProfileReply,
+    ProfileRequest,
+    Refusal,
+    Reply,
+    Request,
+    TrainReply,
+    TrainRequest,
+)
+from sovfed.federation.tasks import bounds, get_task
 from sovfed.server.aggregation import PlainAggregation
 from sovfed.server.rounds import Rounds
 from sovfed.server.strategies import make_optimizer
@@ -33,7 +44,7 @@ class Scripted:
 def honest(value: float, count: int) -> Behaviour:
     def answer(request: Request) -> Reply:
         if isinstance(request, ProfileRequest):
-            return ProfileReply(sums=np.array([count, value * count, value * value * count]))
+            return ProfileReply(sums=np.array([count] + 30 * [value * count] + 30 * [value * value * count], float))
         assert isinstance(request, TrainRequest)
         update = np.full(request.model.size, value, dtype=np.float32)
         return TrainReply(
@@ -50,7 +61,7 @@ def rounds(behaviours: list[Behaviour], min_cohort: int) -> Rounds:
     grid = InMemoryGrid(apps)
     aggregation = PlainAggregation(grid, config.server.round_deadline_s)
     made = Rounds(config, "1", grid, make_optimizer(config.strategy), aggregation)
-    made.model, made.sums, made.features = np.zeros(4, dtype=np.float32), 2, 1
+    made.model, made.sums, made.features = np.zeros(4, dtype=np.float32), 2, 30
     return made
 
 
@@ -98,12 +109,12 @@ def test_exception_text_of_an_institution_does_not_reach_the_server() -> None:
 
     made = rounds([honest(1.0, 10), leaking], min_cohort=1)
     done = made.train(1)
-    assert done.refused == {2: "internal"}
+    assert done.refused == {2: "failed"}
 
 
 def test_too_few_updates_end_the_run_with_the_reason_and_leave_the_model() -> None:
-    made = rounds([honest(1.0, 10), lambda request: Refusal(reason="data")], min_cohort=2)
-    with pytest.raises(CohortError, match=r"round 3: 1 replies .* minimum cohort is 2.*data"):
+    made = rounds([honest(1.0, 10), lambda request: Refusal(reason="failed")], min_cohort=2)
+    with pytest.raises(CohortError, match=r"round 3: 1 replies .* minimum cohort is 2.*failed: The institution"):
         made.train(3)
     np.testing.assert_array_equal(made.model, np.zeros(4))
 
@@ -118,12 +129,24 @@ def test_scale_comes_from_sums_over_all_institutions() -> None:
     made = rounds([honest(1.0, 10), honest(4.0, 30)], min_cohort=2)
     made.profile()
     values = np.array([1.0] * 10 + [4.0] * 30)
-    np.testing.assert_allclose(made.scale, [values.mean(), values.std()])
+    low, high = bounds(get_task("breast_cancer"))
+    mean, spread = np.split(made.scale, 2)
+    np.testing.assert_allclose(mean, np.clip(values.mean(), low, high))
+    np.testing.assert_allclose(spread, np.clip(values.std(), 1e-3 * (high - low), high - low))
+    assert mean.max() == values.mean() and (mean <= high).all()  # some features' bounds are narrower than the values
+
+
+def test_a_feature_that_never_varies_is_scaled_by_a_thousandth_of_its_range() -> None:
+    made = rounds([honest(0.5, 10), honest(0.5, 30)], min_cohort=2)
+    made.profile()
+    low, high = bounds(get_task("breast_cancer"))
+    np.testing.assert_allclose(made.scale[30:], 1e-3 * (high - low))
+    Policy(allowed_tasks=("breast_cancer",), require_privacy=False, allow_plain_updates=True).check(
+        EvaluateRequest(run="r", round=1, task="breast_cancer", model=made.model, scale=made.scale)
+    )
 
 
 def test_a_run_that_every_policy_forbids_says_what_to_do() -> None:
     made = rounds([lambda _: Refusal("policy")] * 3, min_cohort=2)
-    with pytest.raises(
-        CohortError, match=r"refusals: \['policy'\]; policy: their policy.yaml forbids what the run asks"
-    ):
+    with pytest.raises(CohortError, match=r"refusals: policy: .* forbids this request.*client logs trainer"):
         made.train(1)

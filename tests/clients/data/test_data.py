@@ -227,7 +227,10 @@ def _records(**changes: object) -> Records:
         (_records(features=np.zeros((4, 3), dtype=np.float32)), "expected 2 columns"),
         (_records(features=np.full((4, 2), np.inf, dtype=np.float32)), "column 'age': 4 of 4"),
         (_records(labels=np.array([0, 1, 2, -1])), "label 'ill': 2 of 4"),
-        (_records(test=np.array([], dtype=np.int64)), "0 held-out"),
+        (
+            _records(train=np.array([], dtype=np.int64), test=np.array([], dtype=np.int64)),
+            "no training and no held-out",
+        ),
         (_records(test=np.array([1, 2])), "overlap"),
         (_records(test=np.array([4])), "outside"),
         (_records(persons=np.array([0, 1, 1, 2])), "1 persons are both"),
