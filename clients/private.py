@@ -29,6 +29,7 @@ from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian
 from sovfed.federation.privacy.events import Event
 from sovfed.federation.privacy.noise import Units, release, share_variance
 from sovfed.federation.privacy.sampling import poisson_sample
+from sovfed.federation.secagg.request import whole_run
 from sovfed.federation.tasks import public_scale
 
 if TYPE_CHECKING:
@@ -79,7 +80,11 @@ class PrivateTraining:
             key = (number, request.run, request.grant, request.round, plan, model)
         if key is not None and self._kept is not None and self._kept[0] == key:
             return self._kept[1]
-        grant = None if self._ledger is None else self._ledger.authorise(request.grant, plan, asked_in=request.run)
+        grant = (
+            None
+            if self._ledger is None
+            else self._ledger.authorise(request.grant, plan, asked_in=whole_run(request.run))
+        )
         if request.mechanism == "silo":
             found: Vector | Integers = self._descend(request)
         else:
@@ -87,8 +92,8 @@ class PrivateTraining:
                 self._local_update(request) if request.mechanism == "institution" else self._sum(request, request.model)
             )
             found = self._noised(request, total, room)
-        if grant is not None and self._ledger is not None:
-            self._spend(self._ledger, grant, request, found)
+        if grant is not None and ledger is not None:
+            self._spend(ledger, grant, request, found)
         made = PrivateUpdate(found)
         self._kept = None if key is None else (key, made)
         return made
@@ -166,7 +171,7 @@ class PrivateTraining:
             config=plan.config,
             digest=hashlib.sha256(vector.tobytes()).hexdigest(),
         )
-        receipt = ledger.spend(grant, spent, asked_in=request.run)
+        receipt = ledger.spend(grant, spent, asked_in=whole_run(request.run))
         log.info("round %d: ε %.3f, ledger head %s", request.round, receipt.epsilon_after, receipt.head[:16])
 
 
@@ -180,7 +185,7 @@ def admit(request: PrivateRequest, task: Task, room: int, ledger: PrivacyLedger 
     if request.mechanism != "silo":
         noise_reserve(request, request.model.size, room)
     if ledger is not None:
-        ledger.authorise(request.grant, plan_of(request), asked_in=request.run)
+        ledger.authorise(request.grant, plan_of(request), asked_in=whole_run(request.run))
 
 
 def noise_reserve(request: PrivateRequest, size: int, room: int) -> tuple[int, int]:

@@ -68,6 +68,7 @@ from sovfed.federation.quiet import be_quiet
 from sovfed.federation.sandbox import Isolation, reaches_network
 from sovfed.federation.schema import bind
 from sovfed.federation.secagg.files import FileStore, load_identity
+from sovfed.federation.secagg.request import whole_run
 from sovfed.federation.settings import passed_settings
 from sovfed.federation.tasks import Task, get_task
 from sovfed.federation.trainer_pb2 import HealthReply
@@ -252,7 +253,7 @@ class TrainerService:
             masking.check_countersignature(request)
             signature = request.signature.tobytes()
             ledger.countersign(
-                request.run, request.seq, request.head.tobytes().hex(), signature, ours=masking.told(request)
+                whole_run(request.run), request.seq, request.head.tobytes().hex(), signature, ours=masking.told(request)
             )
         return masking.tell(*ledger.position())
 

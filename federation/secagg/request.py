@@ -42,6 +42,11 @@ def run_bytes(run: str) -> bytes:
     return digest("run", run.encode())[:RUN_BYTES]
 
 
+def whole_run(run: str) -> str:
+    """The run that `run` is, or is a part of: where survivors are gone for good it goes on as "RUN.2", "RUN.3"."""
+    return run.partition(".")[0]
+
+
 def purpose(request: SumRequest) -> Purpose:
     match request:
         case ProfileRequest():

@@ -33,6 +33,7 @@ from sovfed.clients.trainer import TrainerService, make_trainer
 from sovfed.federation.compose import compose
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import CohortError
+from sovfed.federation.files import private_directory
 from sovfed.federation.messages import (
     EvaluateRequest,
     MaskedSum,
@@ -54,6 +55,7 @@ from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.terms import RECORD, REFUSE, Terms, colluders_tolerated, threshold
 from sovfed.federation.tasks import get_task, initial_vector, public_scale
 from sovfed.server.aggregation import Total
+from sovfed.server.ledger_heads import LedgerHeads
 from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.secure_aggregation import Epoch, SecureAggregation
 from sovfed.simulations.grid import InMemoryGrid
@@ -64,7 +66,7 @@ if TYPE_CHECKING:
 TASK: Final = "digits_linear"
 SAME_COLUMNS: Final = "digits"  # another task over the same records
 SOURCE: Final = "digits"
-BUDGET: Final = Budget(epsilon=1000.0, annual_epsilon=1000.0, max_share_per_run=1.0)  # a charge, not a limit, is looked at
+BUDGET: Final = Budget(epsilon=1e3, annual_epsilon=1e3, max_share_per_run=1.0)  # charges are looked at, not limits
 SPARE: Final = 20  # repeats that the plans grant, so that a refusal is the protocol's and not the budget's
 
 

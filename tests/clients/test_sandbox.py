@@ -79,7 +79,7 @@ def home(folder: Path) -> Path:
     (home / "secrets" / "loopback.secret").write_text("s")
     for name in ("privacy", "personal", "run", "run/trainer", "run/gateway"):
         (home / name).mkdir(mode=0o700, exist_ok=True)
-    for name in ("privacy/csv.ledger", "run/trainer/file", "run/gateway/file"):
+    for name in ("privacy/a-file", "run/trainer/file", "run/gateway/file"):
         (home / name).write_text("x")
     return home
 
@@ -88,7 +88,7 @@ def opened(name: str, home: Path) -> set[str]:
     """The parts, of the home and beside it, that process `name` can read, or write into where they end in '/'."""
     parts = [
         "h/policy.yaml", "h/identity/key.pem", "h/identity/node_key", "h/secrets/loopback.secret", "h/secagg/journal",
-        "h/privacy/csv.ledger", "h/run/trainer/file", "h/run/gateway/file", "h/state/", "h/identity/", "h/secagg/",
+        "h/privacy/a-file", "h/run/trainer/file", "h/run/gateway/file", "h/state/", "h/identity/", "h/secagg/",
         "h/privacy/", "h/", "records/table.csv", "records/", "other", "",
     ]  # fmt: skip
     base = home.parent
@@ -106,7 +106,7 @@ def opened(name: str, home: Path) -> set[str]:
 @needs_landlock
 def test_the_trainer_opens_records_and_its_own_state_only(home: Path) -> None:
     assert opened("trainer", home) == {
-        "h/policy.yaml", "h/identity/key.pem", "h/identity/node_key", "h/secagg/journal", "h/privacy/csv.ledger",
+        "h/policy.yaml", "h/identity/key.pem", "h/identity/node_key", "h/secagg/journal", "h/privacy/a-file",
         "h/run/trainer/file", "h/secagg/", "h/privacy/", "records/table.csv",
     }  # fmt: skip
 
