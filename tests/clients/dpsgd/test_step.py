@@ -202,8 +202,14 @@ def test_what_a_person_adds_is_the_same_to_the_last_bit_whoever_else_is_there(na
 def test_a_small_model_is_computed_on_one_thread_whatever_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several threads cut the records where the number of threads says, and vector kernels end there."""
     step, built = made("mlp", "vmap", several=False)
-    seen, before = [], torch.get_num_threads()
-    monkeypatch.setattr(module, "clip_and_sum", lambda *_: (seen.append(torch.get_num_threads()), ([], 0))[1])
+    seen: list[int] = []
+    before = torch.get_num_threads()
+
+    def watch(*_: object) -> tuple[list[Tensor], int]:
+        seen.append(torch.get_num_threads())
+        return [], 0
+
+    monkeypatch.setattr(module, "clip_and_sum", watch)
     torch.set_num_threads(2)
     try:
         step.clipped_sum(flat(built), *MODELS["mlp"][1](3), torch.arange(3))
