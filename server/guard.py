@@ -61,8 +61,8 @@ class RateLimit:
 class Guard(grpc.aio.ServerInterceptor):
     """Admits a call if `trust` (where given) does, `PER_INSTITUTION` at a time, and keeps the text of errors at home.
 
-    A stream is judged when it opens; the lane, which has the only ones, goes on judging while they are open. Handlers
-    are coroutines: a stream's read and write through their context.
+    A call is judged when it opens; the lane, whose calls last, goes on judging. Handlers are coroutines that read and
+    write through their context.
     """
 
     def __init__(self, *, trust: Trust | None = None) -> None:

@@ -107,7 +107,7 @@ def test_a_message_whose_objects_never_come_makes_no_institution_deaf(federation
     from flwr.app.message import remove_content_from_message
     from flwr.common.serde import message_to_proto
     from flwr.proto.runtime_pb2 import PushAppMessagesRequest
-    from flwr.supercore.inflatable.inflatable_object import get_object_tree
+    from flwr.supercore.inflatable.inflatable_object import get_object_tree, no_object_id_recompute
 
     with executing(federation.node, echo):
         with federation.run() as grid:
@@ -116,7 +116,9 @@ def test_a_message_whose_objects_never_come_makes_no_institution_deaf(federation
                 records, run_id=grid.run.run_id, node_id=federation.node.node_id, kind="query.stall", group="1"
             )
             message.metadata.__dict__["_message_id"] = message.object_id
-            head, tree = message_to_proto(remove_content_from_message(message)), get_object_tree(message)
+            head = message_to_proto(remove_content_from_message(message))
+            with no_object_id_recompute():
+                tree = get_object_tree(message)
             request = PushAppMessagesRequest(messages_list=[head], message_object_trees=[tree])
             grid._grid._runtime_client.PushMessages(request)  # type: ignore[attr-defined]
             wait_until(lambda: "Receiving: query.stall message" in federation.node.log(), what="the stalled message")

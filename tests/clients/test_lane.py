@@ -275,9 +275,8 @@ def test_an_offer_that_was_signed_for_anything_else_leaves_the_lane_alone(
     """The signature of one offer under another: for another run, node, token, place or time."""
     lane, task = held(scene)
     gateway = scene.agency.gateways[0]
-    wanted = scene.agency.offer(gateway, "n" * 43, now=time.time() + 1)
-    signed: dict[str, Any] = {"token": "n" * 43, "now": time.time() + 1} | changed
-    other = scene.agency.offer(gateway, **signed)
+    same: dict[str, Any] = {"token": "n" * 43, "now": time.time() + 1}
+    wanted, other = scene.agency.offer(gateway, **same), scene.agency.offer(gateway, **(same | changed))
     assert not lane.open(dataclasses.replace(wanted, signature=other.signature), gateway.context())
     assert lane._lanes == {"r1": task}
     assert not task.done()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import secrets
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from flwr.app.message import remove_content_from_message
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import (
@@ -21,7 +23,7 @@ from flwr.proto.fleet_pb2 import (
 )
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
-from flwr.supercore.inflatable.inflatable_object import get_object_tree
+from flwr.supercore.inflatable.inflatable_object import get_object_tree, no_object_id_recompute
 from tests.clients.institution import claimed_run
 from tests.server.agency import (
     Authority,
@@ -72,15 +74,13 @@ class Scene:
         message.metadata.__dict__["_src_node_id"] = src
         message.metadata.__dict__["_dst_node_id"] = dst or to
         message.metadata.__dict__["_reply_to_message_id"] = reply_to
-        message.metadata.__dict__["_message_id"] = message.object_id
-        proto = message_to_proto(message)
-        proto.ClearField("content")
-        proto.content.SetInParent()
-        return PushMessagesRequest(
-            node=Node(node_id=self.insider.node_id),
-            messages_list=[proto],
-            message_object_trees=[get_object_tree(message)],
-        ), message.object_id
+        message.metadata.__dict__["_ttl"] = 3600.0  # a reply may not outlive its question
+        message_id = message.metadata.__dict__["_message_id"] = message.object_id
+        proto = message_to_proto(remove_content_from_message(message))
+        with no_object_id_recompute():
+            tree = get_object_tree(message)
+        own = Node(node_id=self.insider.node_id)
+        return PushMessagesRequest(node=own, messages_list=[proto], message_object_trees=[tree]), message_id
 
     def ask(self, node_id: int) -> str:
         """A real message of the coordinator to `node_id`; its id."""
@@ -139,7 +139,8 @@ def test_the_database_does_not_fill_up(scene: Scene) -> None:
     for _ in range(5):
         request, _ = scene.message(scene.victim.node_id)
         request.messages_list[0].metadata.group_id = "x" * 14 * MIB
-        assert scene.insider.call("push-messages", request).status_code == 413
+        with contextlib.suppress(httpx.TransportError):  # the connection may end while the body is still on its way
+            assert scene.insider.call("push-messages", request).status_code == 413
     statuses = []
     for number in range(4):
         asked = scene.ask(scene.insider.node_id)
@@ -158,7 +159,7 @@ def test_the_database_does_not_fill_up(scene: Scene) -> None:
             )  # fmt: skip
             statuses.append(scene.insider.call("push-object", upload).status_code)
     assert statuses[:4] == [200] * 4
-    assert set(statuses[8:]) <= {403, 413}
+    assert set(statuses[8:]) == {413}
     assert size_of(scene.database) - before < 64 * MIB  # 128 MiB were sent; two messages and a request are allowed
 
 
