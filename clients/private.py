@@ -80,11 +80,8 @@ class PrivateTraining:
             key = (number, request.run, request.grant, request.round, plan, model)
         if key is not None and self._kept is not None and self._kept[0] == key:
             return self._kept[1]
-        grant = (
-            None
-            if self._ledger is None
-            else self._ledger.authorise(request.grant, plan, asked_in=whole_run(request.run))
-        )
+        ledger, whole = self._ledger, whole_run(request.run)
+        grant = None if ledger is None else ledger.authorise(request.grant, plan, asked_in=whole)
         if request.mechanism == "silo":
             found: Vector | Integers = self._descend(request)
         else:
