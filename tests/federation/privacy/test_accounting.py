@@ -209,3 +209,17 @@ def test_gathered_events_tell_no_less_and_are_few(seed: int) -> None:
         )
     exact = epsilon(some, 1e-6)
     assert exact <= epsilon(gathered(some), 1e-6) <= exact + 0.3
+
+
+def test_gathered_events_take_the_least_noise_and_the_highest_rate() -> None:
+    """The exact ones are rarer than the others, and so stand for none of them."""
+    random = Random(1)
+    costly = [Event(1.0 + number / 100, 0.01, 100) for number in range(24)]
+    others = [Event(random.uniform(50, 100), random.uniform(0.02, 0.03), 1) for _ in range(200)]
+    found = gathered([*costly, *others])
+    assert set(costly) <= set(found) and len(found) <= 24 + 64
+    for event in others:
+        assert any(
+            kept.noise_multiplier <= event.noise_multiplier and kept.sampling_rate >= event.sampling_rate
+            for kept in found
+        )
