@@ -44,7 +44,7 @@ that side with the agency learn the sum of the others, so it is at least collude
 secure_aggregation.differencing: two sums over almost the same institutions, subtracted, tell what the few that differ
 hold: their record counts, means and updates. "refuse", the default, answers no sum without differential privacy whose
 institutions differ from an earlier one's by fewer than min_cohort, in whatever run. So one institution that drops out
-or comes back ends training without privacy, and a later run needs the same institutions. "record" answers, and names
+for good ends training without privacy, and a later run needs the same institutions. "record" answers, and names
 each such sum in the trainer's log and in `sovfed client status`. Sums with differential privacy are answered under
 either: each is noised anew and charged. reproducible: true makes such a difference exact; leave it false.
 

@@ -4,7 +4,8 @@ The protocol is `federation/secagg/`; here it meets the Grid. A roster is made a
 come, or too few of its members are left to unmask. A sum has a number of its own, which is never used again once
 holders were asked to reveal it; an attempt that too few joined is repeated under the same number. Once holders were
 asked, institutions sum the same model over the same survivors only: where some of those are gone, the run goes on as a
-new part, under a name of its own, and each institution's policy says whether it answers there.
+new part, under a name of its own, and each institution's policy says whether it answers there. Where policies refuse
+sums over almost the same institutions, the run keeps to those of its last sum.
 """
 
 from __future__ import annotations
@@ -92,6 +93,9 @@ class SecureAggregation:
     ) -> None:
         self._grid, self._identity, self._config, self._run = grid, identity, config, run
         self._name, self._part, self._wait_s = run, 1, min(wait_s, deadline_s)
+        self._answered = False  # whether a holder may have helped with the last sum that it was asked for
+        self._steady: frozenset[int] = frozenset()  # nodes of the last sum without privacy
+        self._strict = False  # institutions refuse sums over almost the same nodes
         self._asked: dict[tuple[Purpose, bytes], frozenset[int]] = {}  # nodes whose sum of a model never opened
         self._min_cohort, self._deadline_s, self._clock = min_cohort, deadline_s, clock
         self._max_size, self._config_digest = max_size, config_digest
@@ -105,8 +109,11 @@ class SecureAggregation:
         """As `Aggregation.collect`. Raises CohortError when no roster of the minimum cohort comes about."""
         start = time.monotonic()
         key = (purpose(request), model_digest(request))
-        wanted = self._again(key, nodes)
-        epoch = self._ready(nodes)
+        here = frozenset(nodes)
+        if self._strict and key[0].without_privacy:
+            here = self._await_steady(here)
+        wanted = self._again(key, here)
+        epoch = self._ready(sorted(here.union(nodes)))
         request = dataclasses.replace(request, run=self._run)
         members = {node: index for index, node in enumerate(epoch.nodes) if node in wanted}
         outside = dict.fromkeys((node for node in nodes if node not in epoch.nodes), "not in the roster")
@@ -121,6 +128,7 @@ class SecureAggregation:
         self._upload(round_, begun, members, total)
         if len(total.participants) < self._min_cohort:
             self._attempt += 1  # nothing was revealed
+            self._strict |= bool(self._steady) and "policy" in total.refused.values()
             return total
         self._number, self._attempt = self._number + 1, 1
         clock = time.monotonic()
@@ -128,27 +136,41 @@ class SecureAggregation:
         total.seconds_aggregate += time.monotonic() - clock
         if found is None:
             log.warning("sum %d: %s; abandoned, no sum was opened", round_.begin.round, total.missing)
-            self._asked = {key: frozenset(total.participants)}
+            if self._answered:
+                self._asked = {key: frozenset(total.participants)}
+            else:
+                self._strict = True  # the holders' policies forbid these survivors
             return total
+        if key[0].without_privacy:
+            self._steady = frozenset(total.participants)
         self._last = (len(found.survivors), len(epoch.nodes), epoch.roster.threshold)
         _fill(total, request, found)
         log.debug("sum %d in %.3f s", round_.begin.round, time.monotonic() - start)
         return total
 
-    def _again(self, key: tuple[Purpose, bytes], nodes: Sequence[int]) -> frozenset[int]:
+    def _again(self, key: tuple[Purpose, bytes], nodes: frozenset[int]) -> frozenset[int]:
         """Those of `nodes` to sum the model of `key` over; a new part of the run if its earlier survivors are gone."""
         earlier = self._asked.get(key)
         if earlier is None:
-            return frozenset(nodes)
-        if earlier <= frozenset(nodes):
+            return nodes
+        if earlier <= nodes:
             return earlier
         self._part += 1
         self._run, self._epoch, self._asked = f"{self._name}.{self._part}", None, {}
         log.warning(
             "of %d institutions whose sum was asked for, %d are gone for good: the run goes on as part %d, '%s'",
-            len(earlier), len(earlier - frozenset(nodes)), self._part, self._run,
+            len(earlier), len(earlier - nodes), self._part, self._run,
         )  # fmt: skip
-        return frozenset(nodes)
+        return nodes
+
+    def _await_steady(self, here: frozenset[int]) -> frozenset[int]:
+        """The nodes of the last sum without privacy, once they are all here; `here` if they do not come."""
+        deadline = time.monotonic() + self._wait_s
+        while not self._steady <= (present := frozenset(self._grid.get_node_ids())):
+            if time.monotonic() > deadline:
+                return here
+            time.sleep(min(AGAIN_S, self._wait_s))
+        return self._steady & present or here
 
     def describe(self) -> dict[str, Any]:
         survivors, members, threshold = self._last or (0, 0, 0)
@@ -231,6 +253,7 @@ class SecureAggregation:
             present = set(self._grid.get_node_ids())
         for lie in found.lies if found else round_.suspects():
             log.warning("sum %d: %s", round_.begin.round, lie)
+        self._answered = bool(answered) or any(code != "policy" for code in refused.values()) or not refused
         return found, "" if found is not None else reason or _missing(epoch, answered, refused)
 
     def _ready(self, nodes: Sequence[int]) -> Epoch:

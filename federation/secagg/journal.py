@@ -15,6 +15,7 @@ import os
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Self, TypeAlias
 
@@ -32,6 +33,7 @@ MAX_NAME: Final = 64  # characters of an institution's name, or of a run's
 NEAR_KEPT: Final = 1_000  # sums that could be differenced, the newest, for the institution's own eyes
 
 
+@lru_cache(maxsize=4096)
 def name_tag(name: str) -> bytes:
     """8 bytes that stand for an institution in the journal, across rosters."""
     return digest("name", name.encode())[:NAME_BYTES]

@@ -140,8 +140,11 @@ class Agency(SecureAggregation):
     def _ready(self, nodes: Sequence[int]) -> Epoch:
         return self._epoch or super()._ready(nodes)
 
-    def _again(self, key: object, nodes: Sequence[int]) -> frozenset[int]:
-        return frozenset(nodes)
+    def _again(self, key: object, nodes: frozenset[int]) -> frozenset[int]:
+        return nodes
+
+    def _await_steady(self, here: frozenset[int]) -> frozenset[int]:
+        return here
 
     def _step(
         self, step: str, bodies: Mapping[int, bytes], timeout_s: float, refused: dict[int, str] | None = None

@@ -296,6 +296,23 @@ def test_where_the_policy_forbids_it_the_run_ends_and_says_why() -> None:
         world.rounds.train(2)
 
 
+def test_where_the_policy_refuses_differencing_a_newcomer_waits_for_another_run() -> None:
+    """The others go on as they were, for which one attempt is lost."""
+    world = World(5, terms=Terms(min_cohort=3, colluders=0))
+    trained(world, 1)
+    world.add(6, MemoryStore())
+    assert [world.rounds.train(number).attempts for number in (2, 3)] == [2, 1]
+    assert sorted(world.rounds.train(4).participants) == [1, 2, 3, 4, 5]
+
+
+def test_where_the_policy_refuses_differencing_an_upload_that_was_lost_is_made_again() -> None:
+    world = World(5, terms=Terms(min_cohort=3, colluders=0))
+    trained(world, 1)
+    world.places[2].before = fail(TrainRequest)
+    done = world.rounds.train(2)
+    assert (sorted(done.participants), done.attempts) == ([1, 2, 3, 4, 5], 2)
+
+
 def test_a_private_round_is_repeated_as_another_release_within_the_spare(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
