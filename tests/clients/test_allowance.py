@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from sovfed.clients.allowance import AHEAD, DAY_S, FILE, RUNS, Allowance, clear_failures, read_state
+from sovfed.clients.cli import cli
+from sovfed.clients.home import create
 from sovfed.clients.policy import Policy
+from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import PolicyError
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest
 
@@ -96,3 +101,21 @@ def test_a_damaged_file_lets_nothing_start(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
     with pytest.raises(PolicyError, match=r"allowance\.json"):
         Allowance(tmp_path, Policy())
+
+
+def test_the_operator_sees_failures_and_clears_them(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    policy = Policy(allowed_tasks=("heart",), max_failures_per_run=1)
+    create(home, ClientConfig(home=str(home)), policy)
+    allowance = Allowance(home, policy)
+    allowance.take(profile("a"))
+    allowance.failed("a", "data")
+    runner = CliRunner()
+    for command in (["failures"], ["failures", "--clear"]):
+        shown = runner.invoke(cli, [*command, "--home", str(home)])
+        assert shown.exit_code == 0, shown.output
+        assert "failures: 1" in shown.output and ": data" in shown.output
+        assert "refused until `sovfed client failures --clear`: 'a'" in shown.output
+    found = json.loads(runner.invoke(cli, ["status", "--json", "--home", str(home)]).stdout)["requests"]
+    assert (found["failures"], found["sums_today"] > 0) == (0, True)
+    allowance.take(profile("a"))
