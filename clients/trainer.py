@@ -338,7 +338,6 @@ class TrainerService:
             from sovfed.clients.private import PrivateTraining
 
             task = get_task(request.task, normalisation=request.normalisation)
-            self._check_private_data(task)
             ledger = self._open_ledger()
             found = PrivateTraining(task, self._load(task), site=self._site, device=self._device, ledger=ledger)
             self._private = {key: found}  # one task at a time holds the ledger

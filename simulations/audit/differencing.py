@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import logging
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -192,7 +193,7 @@ class World:
         masking.node, masking.releases = node, self.releases
         home = self.folder / str(node)
         home.mkdir(mode=0o700)
-        create_ledger(home, BUDGET.population_name, 1.0)
+        create_ledger(home, BUDGET.population_name, time.time())
         ledger = PrivacyLedger(home, BUDGET)
         data = DataConfig(source=SOURCE, site=str(node - 1), sites=self.count)
         config = dataclasses.replace(self.config.client, data=data)
@@ -266,25 +267,25 @@ class World:
 
 def two_cohorts(world: World, mechanism: str) -> None:
     """The same private request over two cohorts that share some, by quorums that share as few holders as they can."""
-    agency, plan = world.agency("two cohorts"), world.plan(mechanism)
+    agency, plan = world.agency("two-cohorts"), world.plan(mechanism)
     agency.set_up(world.nodes)
     honest = [node for node in world.nodes if node not in world.colluders]
     cohorts = world.nodes[: world.least], world.nodes[world.least - 1 : 2 * world.least - 1]
     for cohort, holders in zip(cohorts, (honest, honest[::-1]), strict=True):
         needed = threshold(world.count) - len(world.colluders)
-        world.collect(agency, plan.request("two cohorts", 1, world.model), cohort, holders[:needed])
+        world.collect(agency, plan.request("two-cohorts", 1, world.model), cohort, holders[:needed])
 
 
 def three_sums(world: World, mechanism: str) -> None:
     """S1 = A ∪ B ∪ {v}, S2 = A, S3 = B: together they isolate v, where no two of them do."""
-    agency, plan = world.agency("three sums"), world.plan(mechanism)
+    agency, plan = world.agency("three-sums"), world.plan(mechanism)
     agency.set_up(world.nodes)
     honest = [node for node in world.nodes if node not in world.colluders]
     a, b = world.nodes[: world.least], world.nodes[world.least : 2 * world.least]
     needed, third = threshold(world.count) - len(world.colluders), len(honest) // 3
     turns = honest, honest[third:] + honest[:third], honest[::-1]
     for cohort, holders in zip(([*a, *b, world.nodes[2 * world.least]], a, b), turns, strict=True):
-        world.collect(agency, plan.request("three sums", 1, world.model), cohort, holders[:needed])
+        world.collect(agency, plan.request("three-sums", 1, world.model), cohort, holders[:needed])
 
 
 def attempt_after_a_reveal(world: World, mechanism: str) -> None:
@@ -338,13 +339,13 @@ def near_repeats(world: World) -> Iterator[tuple[str, int]]:
         ("another task, same columns", world.train, lambda run: world.train(run, task=SAME_COLUMNS), False),
     ]
     for place, (name, first, second, new_run) in enumerate(ways):
-        run = f"near {place}"
+        run = f"near-{place}"
         agency = world.agency(run)
         agency.set_up(everybody)
         if world.collect(agency, first(run), everybody) is None:
             raise CohortError(f"{name}: the sum over all institutions did not open, so nothing was tried")
         if new_run:
-            run = f"{run} again"
+            run = f"{run}-again"
             agency = world.agency(run)
             agency.set_up(everybody)
         answered = int(world.collect(agency, second(run), fewer) is not None)  # announced
@@ -352,9 +353,9 @@ def near_repeats(world: World) -> Iterator[tuple[str, int]]:
         with _deaf(world, everybody[0]):
             answered += int(world.collect(agency, second(run), everybody) is not None)  # drops out
         with suppress(CohortError):
-            agency = world.agency(f"{run}, fewer")
+            agency = world.agency(f"{run}-fewer")
             agency.set_up(fewer)
-            answered += int(world.collect(agency, second(f"{run}, fewer"), fewer) is not None)  # another roster
+            answered += int(world.collect(agency, second(f"{run}-fewer"), fewer) is not None)  # another roster
         yield name, answered
 
 

@@ -29,7 +29,10 @@ from sovfed.server.privacy import PrivacyPlan
 BUDGET = Budget(max_share_per_run=1.0)
 NAME = BUDGET.population_name
 NOTHING = np.zeros(0, np.uint8)
-PRIVATE = ("privacy=distributed", "privacy.epsilon=1", "privacy.population=400", "privacy.delta=1e-6", "rounds=30")
+PRIVATE = (
+    "privacy=distributed", "privacy.epsilon=1", "privacy.population=400", "privacy.delta=1e-6", "privacy.colluders=0",
+    "rounds=30",
+)  # fmt: skip
 
 
 class Ledgers(World):
