@@ -95,7 +95,7 @@ class PersonalStates:
         Raises DataError if the file cannot be read or is of another length than the model, PolicyError if no room is
         left for what the request would keep.
         """
-        self._check_room(request)
+        self.check_room(request)
         files = [one for one in self._files() if one.key == _key(request)]
         own = [one for one in files if one.owner == _owner(request)]
         usable = [one for one in own if one.round <= last] or [one for one in files if one.round <= last]
@@ -116,7 +116,7 @@ class PersonalStates:
         """
         from safetensors.numpy import save
 
-        self._check_room(request)
+        self.check_room(request)
         private_directory(self._folder)
         key, owner, kind = _key(request), _owner(request), _kind(request)
         metadata = {
@@ -157,7 +157,7 @@ class PersonalStates:
                 newest.setdefault((one.key, one.owner), one)
         return [*newest.values()]
 
-    def _check_room(self, request: TrainRequest | EvaluateRequest) -> None:
+    def check_room(self, request: TrainRequest | EvaluateRequest) -> None:
         """Raise PolicyError if a personal model would be one too many: none is deleted to make room."""
         if _kind(request) != PERSONAL:
             return

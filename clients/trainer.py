@@ -280,12 +280,10 @@ class TrainerService:
             told = self._require_masking().answer(request)
             return lambda: told
         task = check_shapes(request)
-        if (
-            isinstance(request, TrainRequest | EvaluateRequest)
-            and request.algorithm not in STATELESS
-            and (self._states is None or not request.keep)
-        ):
-            raise ProtocolError("an algorithm that keeps something, without a name, or a place, to keep it")
+        if isinstance(request, TrainRequest | EvaluateRequest) and request.algorithm not in STATELESS:
+            if self._states is None or not request.keep:
+                raise ProtocolError("an algorithm that keeps something, without a name, or a place, to keep it")
+            self._states.check_room(request)
         if isinstance(request, PrivateRequest):
             self._check_private_data(task)
         permit = None

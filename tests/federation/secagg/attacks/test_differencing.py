@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from sovfed.clients.cli import cli
 from sovfed.federation.errors import PolicyError, ServiceError
 from sovfed.federation.messages import Vector
 from sovfed.federation.secagg.files import FOLDER, JOURNAL, create_journal, near_sums
@@ -149,6 +151,9 @@ def test_under_record_it_is_answered_and_named(tmp_path: Path) -> None:
     expected = f"{second} can be differenced with {first}; they differ by hospital-006"
     assert near_sums(tmp_path) == [expected]  # while the trainer holds the journal
     assert near_sums(tmp_path / "nowhere") == []
+    assert f"1 sums could be differenced with an earlier one, the newest:\n  {expected}\n" in CliRunner().invoke(
+        cli, ["status", "--home", str(tmp_path)]
+    ).output  # fmt: skip
 
 
 def test_a_damaged_journal_is_told_of_by_status(tmp_path: Path) -> None:
