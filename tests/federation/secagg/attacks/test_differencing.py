@@ -86,7 +86,7 @@ def test_the_bound_is_the_minimum_cohort(second: range, allowed: bool) -> None:
     if allowed:
         assert opens(federation, 2, second)
     else:
-        with pytest.raises(PolicyError, match="fewer than 4"):
+        with pytest.raises(PolicyError, match="differ by hospital-000, hospital-001, hospital-002, fewer than 4"):
             opens(federation, 2, second)
 
 
