@@ -313,6 +313,26 @@ def test_where_the_policy_refuses_differencing_an_upload_that_was_lost_is_made_a
     assert (sorted(done.participants), done.attempts) == ([1, 2, 3, 4, 5], 2)
 
 
+def test_a_private_sum_under_another_number_of_the_same_run_is_another_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = private(World(6, *PRIVATE))
+    released: list[PrivateUpdate] = []
+    usual = PrivateTraining.update
+
+    def noted(
+        self: PrivateTraining, request: PrivateRequest, room: int, number: SumNumber | None = None
+    ) -> PrivateUpdate:
+        made = usual(self, request, room, number)
+        released.extend([made] if self._site == "3" else [])
+        return made
+
+    monkeypatch.setattr(PrivateTraining, "update", noted)
+    for node in (1, 2):
+        world.places[node].before = fail(SecaggRequest, times=3, step="reveal")
+    assert world.rounds.train(1).attempts == 2
+    first, second = released
+    assert not np.array_equal(first.vector, second.vector)
+
+
 def test_a_private_round_is_repeated_as_another_release_within_the_spare(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
