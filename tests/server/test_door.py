@@ -9,11 +9,9 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 from tests.server.agency import (
@@ -30,9 +28,8 @@ from tests.server.agency import (
 from tests.server.crowd import crowding, half_request, tcp
 
 from sovfed.federation.files import write_atomic
-from sovfed.federation.loopback import SECRET_HEADER, require_secret
 from sovfed.server import door as door_module
-from sovfed.server.door import PER_INSTITUTION, Door, PatientProtocol, listen, proving, raise_descriptor_limit
+from sovfed.server.door import PER_INSTITUTION, Door, listen, raise_descriptor_limit
 
 
 @contextlib.contextmanager
@@ -121,39 +118,6 @@ def test_a_closed_connection_is_counted_no_more() -> None:
                 return [before, len(door)]
 
     assert asyncio.run(count()) == [1, 0]
-
-
-def test_on_the_loopback_the_secret_proves_and_nothing_else_does() -> None:
-    """A local user may ask for what is open to anyone, again and again; its connections are the first to go."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
-
-    async def play() -> list[bool]:
-        door, secret = Door(10), "s" * 64
-        http = type("Protocol", (PatientProtocol,), {"door": door})
-        server = uvicorn.Server(
-            uvicorn.Config(require_secret(proving(app), secret), http=http, lifespan="off", log_config=None)
-        )
-        proven = []
-        with listen("127.0.0.1", 0, door) as listener:
-            serving = asyncio.create_task(server._serve([listener]))
-            while not server.started:  # noqa: ASYNC110 - uvicorn has nothing to wait on
-                await asyncio.sleep(0.01)
-            for head in ("GET /health", "GET /v1/control", f"GET /v1/control HTTP/1.1\r\n{SECRET_HEADER}: {secret}"):
-                reader, writer = await asyncio.open_connection(*listener.getsockname())
-                text = head if "HTTP" in head else f"{head} HTTP/1.1"
-                writer.write(f"{text}\r\nhost: x\r\n\r\n".encode())
-                await reader.readuntil(b"\r\n\r\n")
-                name = writer.get_extra_info("sockname")
-                proven.append(name in door._guests and door._guests[name].proven)
-                writer.close()
-            server.should_exit = True
-            await serving
-        return proven
-
-    assert asyncio.run(play()) == [False, False, True]
 
 
 def test_the_limit_of_open_files_is_raised_as_far_as_it_may() -> None:
