@@ -1,6 +1,6 @@
 """Who may hold a connection to the SuperLink: so many in all, few unproven ones an address, few an institution.
 
-A connection is unproven until its peer has shown a certificate that holds (network) or sent a whole request (loopback).
+A connection is unproven until its peer has shown a certificate that holds (network) or the secret (loopback).
 Whoever is over a limit loses its own oldest connection: a stranger keeps nobody else out, and since the limits stay
 below the number of file descriptors, the listener, the database and the other side of the process always have some.
 """
@@ -19,6 +19,11 @@ from typing import Any, Final, TypeAlias
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 Address: TypeAlias = tuple[Any, ...]  # as the socket module gives it
+Receive: TypeAlias = Callable[[], Awaitable[Any]]
+Send: TypeAlias = Callable[[Any], Awaitable[None]]
+App: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+PROVE: Final = "sovfed.prove"  # scope key: what to call once the peer has shown that it belongs here
+OPEN_PATH: Final = "/health"
 MAX_CONNECTIONS: Final = 1024  # of the network side
 MAX_LOOPBACK: Final = 256
 UNPROVEN_PER_ADDRESS: Final = 64
@@ -141,6 +146,17 @@ def listen(host: str, port: int, door: Door) -> DoorSocket:
     return listener
 
 
+def proving(app: App) -> App:
+    """`app`, behind `require_secret`: whoever reaches it has shown the secret, unless the path is open to anyone."""
+
+    async def known(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope.get("path") != OPEN_PATH and PROVE in scope:
+            scope[PROVE]()
+        await app(scope, receive, send)
+
+    return known
+
+
 class PatientProtocol(H11Protocol):
     """uvicorn's HTTP protocol whose peer must send the head of each request within `HEAD_S`.
 
@@ -155,12 +171,9 @@ class PatientProtocol(H11Protocol):
         self._wait_for_head()
         served: Any = self.app
 
-        async def app(
-            scope: MutableMapping[str, Any],
-            receive: Callable[[], Awaitable[Any]],
-            send: Callable[[Any], Awaitable[None]],
-        ) -> None:
-            self._have_head()
+        async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+            self._stop_timer()
+            scope[PROVE] = self._prove
             await served(scope, receive, send)
 
         self.app = app
@@ -174,9 +187,7 @@ class PatientProtocol(H11Protocol):
         self._stop_timer()
         super().connection_lost(exc)
 
-    def _have_head(self) -> None:
-        """A whole head has come; which proves as much as there is to prove on the loopback."""
-        self._stop_timer()
+    def _prove(self) -> None:
         if self.door is not None:
             self.door.prove(self.transport.get_extra_info("peername"))
 

@@ -97,9 +97,6 @@ class CertificateProtocol(PatientProtocol):
             self.door.prove(self.transport.get_extra_info("peername"), institution)
         self._recheck = self.loop.call_later(RECHECK_S, self._look)
 
-    def _have_head(self) -> None:
-        self._stop_timer()  # a request proves nothing here
-
 
 class FleetGate:
     """Lets through fleet calls whose certificate is valid and bound to the node key, and whose body `rules` accept.

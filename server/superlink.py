@@ -43,6 +43,7 @@ from sovfed.server.door import (
     Door,
     DoorSocket,
     PatientProtocol,
+    proving,
     raise_descriptor_limit,
 )
 from sovfed.server.door import listen as door_listen
@@ -160,7 +161,7 @@ def doors(descriptors: int) -> tuple[Door, Door]:
 
 
 def _local_server(app: FastAPI, home: Path, door: Door) -> _Server:
-    guarded = require_secret(app, ensure_secret(home / SECRET_FILE))
+    guarded = require_secret(proving(app), ensure_secret(home / SECRET_FILE))
     http = type("LoopbackProtocol", (PatientProtocol,), {"door": door})
     return _Server(uvicorn.Config(guarded, lifespan="on", http=http, **_COMMON))
 

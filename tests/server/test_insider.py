@@ -103,8 +103,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             request = ActivateNodeRequest(public_key=institution.public_key, heartbeat_interval=60)
             assert fleets[-1].call("activate-node", request).status_code == 200
         control.start_run({"do": "nothing"})
-        with claimed_run(home, config.control_port) as grid, fleets[0].client, fleets[1].client:
+        with claimed_run(home, config.control_port) as grid:
             yield Scene(grid, fleets[1], fleets[0], home / STATE_FILE)
+        for fleet in fleets:
+            fleet.client.close()
 
 
 def test_no_message_in_the_agencys_name_reaches_another_institution(scene: Scene) -> None:
