@@ -12,6 +12,7 @@ import numpy as np
 
 from sovfed.clients.ledger_entries import Budget
 from sovfed.clients.settings import read_settings
+from sovfed.federation.config import LEAST_SPREAD
 from sovfed.federation.errors import NotPrivateError, PolicyError
 from sovfed.federation.messages import (
     MAX_PARAMETERS,
@@ -24,7 +25,6 @@ from sovfed.federation.messages import (
 )
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.secagg.terms import Terms
-from sovfed.federation.tasks import LEAST_SPREAD, bounds, get_task, public_scale
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,6 +134,8 @@ class Policy:
 
         One of another length is refused as malformed, later. A task that is not standardised has one scale only.
         """
+        from sovfed.federation.tasks import bounds, get_task, public_scale  # which the gateway does without
+
         task = get_task(request.task)
         if request.scale.size != 2 * len(task.schema.features):
             return

@@ -18,6 +18,7 @@ MESSAGE_BYTES_MAX: Final = 2**31 - 1  # of one protobuf message
 LANE_BITS: Final = (12, 16, 21, 32)  # of a word of the ring; federation/secagg/ring.py
 SECURE_COHORT: Final = 3  # of two, one colluder learns the other's update from the sum
 LOCAL: Final = ("scaffold", "fednova", "fedbn", "ditto")  # strategies that change local training
+LEAST_SPREAD: Final = 1e-3  # of a feature's declared range, as its standard deviation
 INDIVIDUAL: Final = ("fedmedian", "fedtrimmedavg", "krum", "bulyan", "qfedavg")  # strategies that no sum is enough for
 
 

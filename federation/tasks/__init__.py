@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from sovfed.federation.config import LEAST_SPREAD
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import OWN
 from sovfed.federation.schema import nearest
@@ -29,7 +30,6 @@ NAMES: Final = (
     "breast_cancer", "digits", "digits_cnn", "digits_linear", "echo", "heart", "pneumonia", "statutes",
     "synthetic_images", "synthetic_text",
 )  # fmt: skip
-LEAST_SPREAD: Final = 1e-3  # of a feature's declared range, as its standard deviation
 
 
 @dataclass(frozen=True)

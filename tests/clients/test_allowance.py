@@ -99,6 +99,7 @@ def test_new_names_make_no_old_failure_forgotten_and_the_file_stays_small(tmp_pa
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"day": 1}', '{"day": 0, "runs": {"a": 3}}', "\x00"])
 def test_a_damaged_file_lets_nothing_start(tmp_path: Path, text: str) -> None:
+    (tmp_path / FILE).parent.mkdir()
     (tmp_path / FILE).write_text(text)
     with pytest.raises(PolicyError, match=r"allowance\.json"):
         Allowance(tmp_path, Policy())

@@ -270,7 +270,7 @@ def test_a_table_that_names_no_person_is_refused_before_a_record_is_read(tmp_pat
     ):
         trainer = make_trainer(ClientConfig(data=data), open_ledger=lambda: pytest.fail("the ledger was opened"))
         with pytest.raises(PrivacyError, match=said):
-            trainer._private_training(REQUEST)
+            trainer._admit(REQUEST)
     declared = make_trainer(ClientConfig(data=DataConfig(source="csv", path=str(table), person="row")))
     with pytest.raises(DataError, match="line 2"):
         declared._private_training(REQUEST)

@@ -140,7 +140,7 @@ def test_a_clientapp_that_fails_answers_with_a_fixed_sentence(found: Agency) -> 
     found.gateways[0].trainer.fail = RuntimeError("patient Jane Doe")
     with opened(found) as grid:
         (reply,) = grid.replies(messages(found, request(1), nodes=1), 10)
-        assert from_records(reply.content) == Refusal(reason="internal")
+        assert from_records(reply.content) == Refusal(reason="failed")
         assert "Jane" not in str(reply)
 
 

@@ -204,10 +204,16 @@ def test_integers_are_summed_exactly_over_the_survivors(bits: int) -> None:
     np.testing.assert_array_equal(aggregate.integers, np.sum(vectors[:3], axis=0, dtype=np.int64))
 
 
-def test_an_integer_too_large_for_its_lane_is_refused() -> None:
+def test_an_integer_too_large_for_its_lane_is_cut_to_it() -> None:
+    """Of 4 members a lane of 16 bits has 14 for each: ±(2^13 − 2)."""
     federation, model = found(4, bits=16), np.zeros(2, np.float32)
     round_ = federation.open(1, model, purpose=Purpose.STEP)
-    institution = federation.institutions[0]
-    permit = institution.begin(round_.begin_bytes, hash_vector(model), federation.now)
-    with pytest.raises(PrivacyError, match="beyond the 14 bits"):
-        institution.mask(permit, np.array([0, 2**13], np.int32), 1, ())
+    for institution in federation.institutions:
+        permit = institution.begin(round_.begin_bytes, hash_vector(model), federation.now)
+        upload = institution.mask(permit, np.array([-(2**31), 2**13], np.int32), 1, ())
+        round_.add(upload.message, upload.payload)
+    for holder, ask in round_.ask().items():
+        round_.answer(federation.institutions[holder].reveal(ask))
+    aggregate = round_.solve()
+    assert aggregate is not None and aggregate.integers is not None
+    np.testing.assert_array_equal(aggregate.integers, [-4 * (2**13 - 2), 4 * (2**13 - 2)])
