@@ -296,6 +296,8 @@ class TrainerService:
         if self._allowance is not None:
             self._allowance.take(request)
         self._enter_unbounded(request)
+        if self._states is not None and isinstance(request, TrainRequest | EvaluateRequest):
+            self._states.claim(request)
         return lambda: self._work(request, permit)
 
     def _admit_private(self, request: PrivateRequest, task: Task, permit: Permit) -> Callable[[], Reply]:
