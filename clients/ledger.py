@@ -95,6 +95,7 @@ class PrivacyLedger:
         self.name = budget.population_name
         self._budget = budget
         self._shown: dict[str, None] = {}  # runs in which the agency has shown a head that is here; never on disk
+        self._lacking: tuple[tuple[Plan, int, int], str] | None = None  # the newest plan without room, and why
         self._lock = threading.Lock()
         require_alone(home, self.name)
         self._file = LedgerFile(home, self.name)
@@ -147,10 +148,14 @@ class PrivacyLedger:
                 self._refuse(run, plan.purpose, f"delta is {plan.delta:g}, policy.yaml says {self._budget.delta:g}")
             self._require_rare(run, plan.purpose)
             self._close_finished()
+            state = (plan, self._history.used, int(self._clock.now() // DAY_S))
+            if self._lacking is not None and self._lacking[0] == state:  # a run asks again in every round
+                self._refuse(run, plan.purpose, self._lacking[1])
             limits, delta = self._limits(), plan.delta
             for limit in limits:
                 if limit.after(plan.event, delta) > limit.epsilon:
-                    self._refuse(run, plan.purpose, too_much(limit, limits, plan.event, delta))
+                    self._lacking = (state, too_much(limit, limits, plan.event, delta))
+                    self._refuse(run, plan.purpose, self._lacking[1])
             lifetime = limits[0]
             grant = Grant(plan, run, lifetime.used.epsilon(delta), lifetime.after(plan.event, delta))
             self._append(grant)
