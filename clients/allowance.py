@@ -70,12 +70,17 @@ class Allowance:
         self._stamp = self._modified()
         self._ahead = 0  # sums that are in the file, and were not answered yet
 
+    def require_open(self, run: str) -> None:
+        """Raises PolicyError if too much has failed for anything to be tried."""
+        state = self._current()
+        if state.stopped or state.runs.get(run, Tally()).failures >= self._policy.max_failures_per_run:
+            raise PolicyError("too many failures; see `sovfed client failures`, and --clear to go on")
+
     def take(self, request: SumRequest) -> None:
         """Count a request, before a record is read for it. Raises PolicyError where a bound is reached."""
-        state, policy = self._current(), self._policy
+        self.require_open(request.run)
+        state, policy = self._state, self._policy
         run = state.runs.get(request.run, Tally())
-        if state.stopped or run.failures >= policy.max_failures_per_run:
-            raise PolicyError("too many failures; see `sovfed client failures`, and --clear to go on")
         if isinstance(request, PrivateRequest):
             return
         evaluations = int(isinstance(request, EvaluateRequest))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,6 +14,8 @@ from sovfed.federation.text import cell, visible
 
 if TYPE_CHECKING:
     from sovfed.clients.personal import Kept
+
+WHAT: Final = {"personal": "a model", "variate": "a control variate", "place": "a place, no model came"}
 
 
 @click.group(name="personal")
@@ -61,8 +63,7 @@ def list_(as_json: bool, home: Path) -> None:
 
     table = Table("run", "Flower's number", "task", "strategy", "round", "what")
     for one in found:
-        what = "a model" if one.personal else "a control variate"
-        table.add_row(*map(cell, (one.run, one.flower_run, one.task, one.algorithm)), str(one.round), what)
+        table.add_row(*map(cell, (one.run, one.flower_run, one.task, one.algorithm)), str(one.round), WHAT[one.kind])
     Console().print(table)
 
 

@@ -95,6 +95,7 @@ class PrivacyLedger:
         self.name = budget.population_name
         self._budget = budget
         self._shown: dict[str, None] = {}  # runs in which the agency has shown a head that is here; never on disk
+        self._lacking: tuple[tuple[Plan, int, int], str] | None = None  # the newest plan without room, and why
         self._lock = threading.Lock()
         require_alone(home, self.name)
         self._file = LedgerFile(home, self.name)
@@ -147,10 +148,14 @@ class PrivacyLedger:
                 self._refuse(run, plan.purpose, f"delta is {plan.delta:g}, policy.yaml says {self._budget.delta:g}")
             self._require_rare(run, plan.purpose)
             self._close_finished()
+            state = (plan, self._history.used, int(self._clock.now() // DAY_S))
+            if self._lacking is not None and self._lacking[0] == state:  # a run asks again in every round
+                self._refuse(run, plan.purpose, self._lacking[1])
             limits, delta = self._limits(), plan.delta
             for limit in limits:
                 if limit.after(plan.event, delta) > limit.epsilon:
-                    self._refuse(run, plan.purpose, too_much(limit, limits, plan.event, delta))
+                    self._lacking = (state, too_much(limit, limits, plan.event, delta))
+                    self._refuse(run, plan.purpose, self._lacking[1])
             lifetime = limits[0]
             grant = Grant(plan, run, lifetime.used.epsilon(delta), lifetime.after(plan.event, delta))
             self._append(grant)
@@ -162,21 +167,18 @@ class PrivacyLedger:
         Raises PrivacyError, and then nothing may leave: the release is not what was granted, or not the next in order.
         """
         with self._lock:
-            run, purpose = grant.run, grant.plan.purpose
-            self._require_witness(run, purpose, asked_in)
-            self._close_idle()
-            granted = self._history.grants.get((run, purpose))
-            if granted is None or granted.grant != grant:
-                self._refuse(run, purpose, "the grant is not one of this ledger")
+            granted = self._payable(grant, release, asked_in)
             if granted.releases.get((release.round, release.attempt)) == release:
                 return Receipt(self.head, self._epsilon, self._epsilon)
-            wrong = self._blocked or mismatch(granted, release)
-            if wrong:
-                self._refuse(run, purpose, wrong)
             before = self._epsilon
             self._charge(release.event, granted.reserved)
-            self._append(Spent(release, run, purpose, self._epsilon))
+            self._append(Spent(release, grant.run, grant.plan.purpose, self._epsilon))
             return Receipt(self.head, before, self._epsilon)
+
+    def check(self, grant: Grant, release: Release, *, asked_in: str) -> None:
+        """Raise PrivacyError, before a record is touched, where `spend` would, whatever the release's digest is."""
+        with self._lock:
+            self._payable(grant, release, asked_in)
 
     def enter_unbounded(self, run: str, purpose: str, task: str) -> None:
         """Record that `run` is answered without privacy; on disk when this returns, once for each purpose.
@@ -263,6 +265,20 @@ class PrivacyLedger:
             self._ahead, self._epsilon = {}, self._spent.epsilon(self._budget.delta)
             self._blocked = self._blocked and self._exceeded()
         return left
+
+    def _payable(self, grant: Grant, release: Release, asked_in: str) -> Granted:
+        """The grant that `release` is the next of, or the very same again. Raises PrivacyError."""
+        run, purpose = grant.run, grant.plan.purpose
+        self._require_witness(run, purpose, asked_in)
+        self._close_idle()
+        granted = self._history.grants.get((run, purpose))
+        if granted is None or granted.grant != grant:
+            self._refuse(run, purpose, "the grant is not one of this ledger")
+        if granted.releases.get((release.round, release.attempt)) != release:
+            wrong = self._blocked or mismatch(granted, release)
+            if wrong:
+                self._refuse(run, purpose, wrong)
+        return granted
 
     def _require_witness(self, run: str, purpose: str, asked_in: str) -> None:
         """Raises PrivacyError unless this ledger is the newest, as far as the agency knows, and its clock is right."""

@@ -209,6 +209,7 @@ class History:
     spends: list[tuple[float, Spent]] = field(default_factory=list)
     refusals: list[tuple[float, Refused]] = field(default_factory=list)
     unbounded: dict[tuple[str, str], tuple[float, Unbounded]] = field(default_factory=dict)
+    used: int = 0  # entries that change what is left of the budget
     last_at: float = 0.0
     gaps: list[tuple[float, float]] = field(default_factory=list)  # (end, seconds) of times that nobody saw pass
 
@@ -216,6 +217,7 @@ class History:
         if self.last_at and at - self.last_at > UNSEEN_S:
             self.gaps.append((at, at - self.last_at))
         self.last_at = max(at, self.last_at)
+        self.used += isinstance(entry, Budget | Grant | Spent | Closed)
         match entry:
             case Budget():
                 self.budget = entry

@@ -2,7 +2,8 @@
 
 One safetensors file a round, with the features' scale beside the vector, so that a personal model is a model file like
 the published one. The last two rounds are kept, so that a run that resumes finds what it had then. No message deletes
-or replaces the personal model of another run: where there is no room, the request is refused.
+or replaces the personal model of another run: where there is no room, the request is refused. A run takes its place
+before a record is touched: whether training comes to anything depends on records, and must not show by a free place.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ ROUNDS: Final = 2  # kept of a run
 MODELS: Final = ("fedbn", "ditto")  # algorithms that keep a model
 PERSONAL: Final = "personal"
 VARIATE: Final = "variate"
+PLACE: Final = "place"  # taken by a run, whether or not it comes to a model
 MAX_PERSONAL: Final = 16  # runs whose models are kept; more are refused
 MAX_VARIATES: Final = 8  # runs whose control variates are kept; the newest
-_NAME: Final = re.compile(r"([0-9a-f]{24})\.([0-9a-f]{16})\.([0-9]{1,9})\.(personal|variate)\.safetensors")
+_NAME: Final = re.compile(r"([0-9a-f]{24})\.([0-9a-f]{16})\.([0-9]{1,9})\.(personal|variate|place)\.safetensors")
+
+_PLACES: Final = f".{PLACE}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,11 @@ class Kept:
     task: str
     algorithm: str
     round: int
-    personal: bool  # a model that predicts, not a control variate
+    kind: str  # a model that predicts, a control variate, or a place for a model that did not come yet
+
+    @property
+    def personal(self) -> bool:
+        return self.kind == PERSONAL
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ class PersonalStates:
         left for what the request would keep.
         """
         self.check_room(request)
-        files = [one for one in self._files() if one.key == _key(request)]
+        files = [one for one in self._files() if one.key == _key(request) and one.kind != PLACE]
         own = [one for one in files if one.owner == _owner(request)]
         usable = [one for one in own if one.round <= last] or [one for one in files if one.round <= last]
         if not usable:
@@ -109,24 +117,24 @@ class PersonalStates:
             raise DataError(f"{found.path}: {vector.shape}, the run's model is {request.model.shape}")
         return vector
 
+    def claim(self, request: TrainRequest | EvaluateRequest) -> None:
+        """Take a place for the request's run; to be called for every request, before a record is touched for it.
+
+        So what is refused for lack of room follows from the requests alone. Raises PolicyError if no room is left.
+        """
+        self.check_room(request)
+        if _kind(request) == PERSONAL and (_key(request), _owner(request)) not in self._held():
+            self._write(request, PLACE, np.zeros(0, np.float32))
+
     def save(self, request: TrainRequest | EvaluateRequest, vector: Vector) -> None:
         """Keep `vector` as the state after the request's round; on disk when this returns.
 
         Only files that this very run of Flower left are replaced. Raises PolicyError if no room is left.
         """
-        from safetensors.numpy import save
-
         self.check_room(request)
-        private_directory(self._folder)
-        key, owner, kind = _key(request), _owner(request), _kind(request)
-        metadata = {
-            "run": request.keep, "flower_run": request.run, "task": request.task, "algorithm": request.algorithm,
-            "round": str(request.round),
-        }  # fmt: skip
-        content = save({"model": np.ascontiguousarray(vector), "scale": request.scale}, metadata=metadata)
-        path = self._folder / f"{key}.{owner}.{request.round}.{kind}.safetensors"
-        write_atomic(path, content, 0o600, durable=self._durable)
-        own = {one.round: one.path for one in self._files() if (one.key, one.owner) == (key, owner)}
+        self._write(request, _kind(request), vector)
+        of = _key(request), _owner(request)
+        own = {one.round: one.path for one in self._files() if (one.key, one.owner) == of and one.kind != PLACE}
         own.pop(request.round)
         earlier = sorted(number for number in own if number < request.round)
         for number in set(own) - set(earlier[-(ROUNDS - 1) :]):  # those after it were of a run that was set back
@@ -145,6 +153,22 @@ class PersonalStates:
                 one.path.unlink()
         return len(doomed)
 
+    def _write(self, request: TrainRequest | EvaluateRequest, kind: str, vector: Vector) -> None:
+        from safetensors.numpy import save
+
+        private_directory(self._folder)
+        metadata = {
+            "run": request.keep, "flower_run": request.run, "task": request.task, "algorithm": request.algorithm,
+            "round": str(request.round),
+        }  # fmt: skip
+        content = save({"model": np.ascontiguousarray(vector), "scale": request.scale}, metadata=metadata)
+        path = self._folder / f"{_key(request)}.{_owner(request)}.{request.round}.{kind}.safetensors"
+        write_atomic(path, content, 0o600, durable=self._durable)
+
+    def _held(self) -> set[tuple[str, str]]:
+        """The runs that have a place for a personal model."""
+        return {(one.key, one.owner) for one in self._files() if one.kind != VARIATE}
+
     def _files(self) -> Sequence[_File]:
         found = [(_NAME.fullmatch(path.name), path) for path in self._folder.glob("*.safetensors")]
         return [_File(p, m[1], m[2], int(m[3]), m[4], p.stat().st_mtime_ns) for m, p in found if m]
@@ -152,7 +176,7 @@ class PersonalStates:
     def _newest(self, kind: str = "") -> Sequence[_File]:
         """The newest file of each run (of `kind` alone), newest first."""
         newest: dict[tuple[str, str], _File] = {}
-        for one in sorted(self._files(), key=lambda one: (-one.age, -one.round)):
+        for one in sorted(self._files(), key=lambda one: (one.kind == PLACE, -one.age, -one.round)):
             if kind in ("", one.kind):
                 newest.setdefault((one.key, one.owner), one)
         return [*newest.values()]
@@ -161,7 +185,7 @@ class PersonalStates:
         """Raise PolicyError if a personal model would be one too many: none is deleted to make room."""
         if _kind(request) != PERSONAL:
             return
-        held = {(one.key, one.owner) for one in self._newest(PERSONAL)}
+        held = self._held()
         if len(held) >= MAX_PERSONAL and (_key(request), _owner(request)) not in held:
             raise PolicyError(
                 f"{len(held)} personal models are kept here, the most; `sovfed client personal remove RUN` makes room"
@@ -196,9 +220,8 @@ def _head(path: Path) -> Kept:
         with safe_open(path, framework="np") as file:
             head: dict[str, str] = file.metadata()
         algorithm = head["algorithm"]
-        return Kept(
-            path, head["run"], head["flower_run"], head["task"], algorithm, int(head["round"]), algorithm in MODELS
-        )
+        kind = VARIATE if algorithm not in MODELS else PLACE if path.name.endswith(_PLACES) else PERSONAL
+        return Kept(path, head["run"], head["flower_run"], head["task"], algorithm, int(head["round"]), kind)
     except Exception as error:
         raise DataError(f"{path}: not a state that was kept here") from error
 

@@ -11,12 +11,13 @@ import hashlib
 import json
 import logging
 from dataclasses import fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import torch
 
-from sovfed.clients.dpsgd.compatibility import EXAMPLES
+from sovfed.clients.dpsgd.compatibility import EXAMPLES, check_private_compatible
 from sovfed.clients.dpsgd.made_up import made_up_records
 from sovfed.clients.dpsgd.step import PrivateStep
 from sovfed.clients.ledger import PrivacyLedger
@@ -30,7 +31,7 @@ from sovfed.federation.privacy.events import Event
 from sovfed.federation.privacy.noise import Units, release, share_variance
 from sovfed.federation.privacy.sampling import poisson_sample
 from sovfed.federation.secagg.request import whole_run
-from sovfed.federation.tasks import public_scale
+from sovfed.federation.tasks import get_task, public_scale
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 TAIL: Final = 14  # standard deviations of noise that must fit beside the sum: beyond it lies less than 2^-140
 SumNumber: TypeAlias = tuple[bytes, int]  # the roster's digest, and the number of the sum under it
+ReleaseKey: TypeAlias = tuple[SumNumber, str, str, int, Plan, bytes]
+NO_DIGEST: Final = "0" * 64  # of a release that was not made yet
 CONSTANTS: Final = ("round", "model", "begin", "run")  # fields of a request that are not constant over a run
 
 
@@ -64,7 +67,7 @@ class PrivateTraining:
         self._several = records.several_records
         self._count = int(self._persons.max()) + 1 if len(self._persons) else 0
         self._steps: dict[float, PrivateStep] = {}
-        self._kept: tuple[tuple[SumNumber, str, str, int, Plan, bytes], PrivateUpdate] | None = None
+        self._kept: tuple[ReleaseKey, PrivateUpdate] | None = None
 
     def update(self, request: PrivateRequest, room: int, number: SumNumber | None = None) -> PrivateUpdate:
         """The round's contribution, paid for in the ledger before this returns.
@@ -73,15 +76,10 @@ class PrivateTraining:
         at the same sum gets the very same release, since of all attempts one sum at most is ever opened; any other
         sum a new one, which is charged. Raises PrivacyError if the ledger refuses, or the noise does not fit the ring.
         """
-        plan = plan_of(request)
-        key = None
-        if number is not None:
-            model = hashlib.sha256(request.model.tobytes()).digest()
-            key = (number, request.run, request.grant, request.round, plan, model)
-        if key is not None and self._kept is not None and self._kept[0] == key:
+        if number is not None and self._kept is not None and self.keeps(request, number):
             return self._kept[1]
         ledger, whole = self._ledger, whole_run(request.run)
-        grant = None if ledger is None else ledger.authorise(request.grant, plan, asked_in=whole)
+        grant = None if ledger is None else ledger.authorise(request.grant, plan_of(request), asked_in=whole)
         if request.mechanism == "silo":
             found: Vector | Integers = self._descend(request)
         else:
@@ -92,8 +90,12 @@ class PrivateTraining:
         if grant is not None and ledger is not None:
             self._spend(ledger, grant, request, found)
         made = PrivateUpdate(found)
-        self._kept = None if key is None else (key, made)
+        self._kept = None if number is None else (_key(request, number), made)
         return made
+
+    def keeps(self, request: PrivateRequest, number: SumNumber) -> bool:
+        """Whether the release for that sum was made and paid for already."""
+        return self._kept is not None and self._kept[0] == _key(request, number)
 
     def _sum(self, request: PrivateRequest, model: Vector) -> npt.NDArray[np.float64]:
         """The sum of the sampled persons' clipped gradients at `model`, shape [d]."""
@@ -157,32 +159,61 @@ class PrivateTraining:
         return self._steps[clip]
 
     def _spend(self, ledger: PrivacyLedger, grant: Grant, request: PrivateRequest, vector: Vector | Integers) -> None:
-        plan = grant.plan
-        spent = Release(
-            event=Event(plan.event.noise_multiplier, plan.event.sampling_rate, request.steps),
-            round=request.round,
-            attempt=ledger.next_attempt(grant, request.round),
-            first_step=(request.round - 1) * request.steps,
-            mechanism=request.mechanism,
-            clip=request.clip,
-            config=plan.config,
-            digest=hashlib.sha256(vector.tobytes()).hexdigest(),
-        )
+        spent = _release(ledger, grant, request, hashlib.sha256(vector.tobytes()).hexdigest())
         receipt = ledger.spend(grant, spent, asked_in=whole_run(request.run))
         log.info("round %d: ε %.3f, ledger head %s", request.round, receipt.epsilon_after, receipt.head[:16])
 
 
-def admit(request: PrivateRequest, task: Task, room: int, ledger: PrivacyLedger | None) -> None:
+def admit(request: PrivateRequest, task: Task, room: int, ledger: PrivacyLedger | None, *, paid: bool = False) -> None:
     """Raise what can be refused without a record: by constants, or by the ledger, which reserves the run's steps.
 
-    ConfigError if the task trains nothing, PrivacyError if the noise does not fit the ring or the ledger refuses.
+    `paid`: the release that is asked for was made and charged already. ConfigError if the task trains nothing,
+    PrivacyError if the model cannot be private, the noise does not fit the ring, or the ledger would not pay.
     """
     if task.build is None or task.loss is None:
         raise ConfigError(f"task '{task.name}' trains nothing, so there is nothing to make private")
     if request.mechanism != "silo":
         noise_reserve(request, request.model.size, room)
+    if request.mechanism != "institution" and (reason := _why_not(request.task, request.normalisation)):
+        raise PrivacyError(reason)
     if ledger is not None:
-        ledger.authorise(request.grant, plan_of(request), asked_in=whole_run(request.run))
+        whole = whole_run(request.run)
+        grant = ledger.authorise(request.grant, plan_of(request), asked_in=whole)
+        if not paid:
+            ledger.check(grant, _release(ledger, grant, request, NO_DIGEST), asked_in=whole)
+
+
+@lru_cache(maxsize=64)
+def _why_not(name: str, normalisation: str) -> str:
+    """Why the task's model cannot be private, from made-up records; "" if it can."""
+    task = get_task(name, normalisation=normalisation)
+    if task.build is None or task.loss is None:
+        return f"task '{name}' trains nothing"
+    try:
+        check_private_compatible(task.build(), task.loss, *made_up_records(task, EXAMPLES))
+    except PrivacyError as error:
+        return str(error)
+    return ""
+
+
+def _key(request: PrivateRequest, number: SumNumber) -> ReleaseKey:
+    model = hashlib.sha256(request.model.tobytes()).digest()
+    return number, request.run, request.grant, request.round, plan_of(request), model
+
+
+def _release(ledger: PrivacyLedger, grant: Grant, request: PrivateRequest, digest: str) -> Release:
+    """The next release of `grant`, which `request` asks for."""
+    plan = grant.plan
+    return Release(
+        event=Event(plan.event.noise_multiplier, plan.event.sampling_rate, request.steps),
+        round=request.round,
+        attempt=ledger.next_attempt(grant, request.round),
+        first_step=(request.round - 1) * request.steps,
+        mechanism=request.mechanism,
+        clip=request.clip,
+        config=plan.config,
+        digest=digest,
+    )
 
 
 def noise_reserve(request: PrivateRequest, size: int, room: int) -> tuple[int, int]:

@@ -208,7 +208,10 @@ class TrainerService:
                 work = self._admit(request)
             except Exception as error:
                 self._quiet.tell("refused a %s of run %r: %r", type(request).__name__, request.run, error)
-                return Refusal(reason=wire_code(error))
+                code = wire_code(error)
+                if code == FAILED and not isinstance(request, SecaggRequest | LedgerRequest):
+                    self._failed(request, error)  # the header of a table cannot be read, say, or the disk is full
+                return Refusal(reason=code)
             try:
                 reply = work()
             except Exception as error:
@@ -279,11 +282,10 @@ class TrainerService:
         if isinstance(request, SecaggRequest):
             told = self._require_masking().answer(request)
             return lambda: told
+        if self._allowance is not None:
+            self._allowance.require_open(request.run)
         task = check_shapes(request)
-        if isinstance(request, TrainRequest | EvaluateRequest) and request.algorithm not in STATELESS:
-            if self._states is None or not request.keep:
-                raise ProtocolError("an algorithm that keeps something, without a name, or a place, to keep it")
-            self._states.check_room(request)
+        self._require_room(request)
         if isinstance(request, PrivateRequest):
             self._check_private_data(task)
         permit = None
@@ -296,7 +298,17 @@ class TrainerService:
         if self._allowance is not None:
             self._allowance.take(request)
         self._enter_unbounded(request)
+        if self._states is not None and isinstance(request, TrainRequest | EvaluateRequest):
+            self._states.claim(request)
         return lambda: self._work(request, permit)
+
+    def _require_room(self, request: SumRequest) -> None:
+        """Raises SovfedError if what the request's algorithm keeps would have no name or place."""
+        if isinstance(request, ProfileRequest | PrivateRequest) or request.algorithm in STATELESS:
+            return
+        if self._states is None or not request.keep:
+            raise ProtocolError("an algorithm that keeps something, without a name, or a place, to keep it")
+        self._states.check_room(request)
 
     def _admit_private(self, request: PrivateRequest, task: Task, permit: Permit) -> Callable[[], Reply]:
         from sovfed.clients.private import admit
@@ -305,7 +317,9 @@ class TrainerService:
         room, number = masking.room(request, permit), (permit.begin.roster, permit.begin.round)
         if self._allowance is not None:
             self._allowance.take(request)
-        admit(request, task, room, self._open_ledger())
+        held = self._private.get((request.task, request.normalisation))
+        paid = held is not None and held.keeps(request, number)
+        admit(request, task, room, self._open_ledger(), paid=paid)
         return lambda: masking.mask(
             request.run, permit, self._private_training(request).update(request, room, number), lambda: 0.0
         )

@@ -21,7 +21,7 @@ import numpy as np
 from sovfed.clients.app import make_client_app
 from sovfed.clients.data import Records
 from sovfed.clients.masking import LEAST_TOLD_S, MOST_TOLD_S, Masking
-from sovfed.clients.personal import PersonalStates
+from sovfed.clients.personal import MAX_PERSONAL, PersonalStates
 from sovfed.clients.policy import Policy
 from sovfed.clients.trainer import TrainerService
 from sovfed.clients.training import LocalTraining
@@ -75,7 +75,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Probe:
-    """A question and the two data sets that it should not tell apart."""
+    """A question and the two data sets that it should not tell apart; `refused`: the last request gets a code."""
 
     name: str
     requests: tuple[SumRequest, ...]
@@ -83,11 +83,12 @@ class Probe:
     other: Records
     max_weight: int = 10_000
     precision: str = "float32"
+    refused: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a probe: the last request's outcome under either data set."""
+    """What came of a probe: the last request's outcome under either data set, and whether any outcome differs."""
 
     probe: str
     one: str
@@ -142,8 +143,8 @@ class Member:
         return reply
 
 
-def ask(probe: Probe, records: Records, trainer: type[TrainerService] = TrainerService) -> Outcome:
-    """What an institution with `records` answers to the last of the probe's requests."""
+def ask(probe: Probe, records: Records, trainer: type[TrainerService] = TrainerService) -> list[Outcome]:
+    """What an institution with `records` answers to the probe's requests."""
     authority, members = Authority(), {}
     lost = logging.getLogger("sovfed.clients.app")
     with tempfile.TemporaryDirectory() as folder:
@@ -170,7 +171,7 @@ def ask(probe: Probe, records: Records, trainer: type[TrainerService] = TrainerS
                 aggregation.collect(request, list(members), width)
         finally:
             lost.disabled = before
-    return _outcome(members[1].replies[-1])
+    return [_outcome(reply) for reply in members[1].replies]
 
 
 def _masking(identity: Identity, probe: Probe, trainer: type[TrainerService]) -> Masking:
@@ -185,9 +186,10 @@ def _masking(identity: Identity, probe: Probe, trainer: type[TrainerService]) ->
 def audit_refusals(probe: Probe, trainer: type[TrainerService] = TrainerService) -> Verdict:
     """Whether the probe's data sets can be told apart."""
     one, other = ask(probe, probe.one, trainer), ask(probe, probe.other, trainer)
-    masked = {one.kind, other.kind} <= {MaskedReply.__name__, PrivateReply.__name__}
-    differ = one != other or not (one.on_grid and other.on_grid)
-    return Verdict(probe.name, _told(one), _told(other), masked, differ)
+    expected = {Refusal.__name__} if probe.refused else {MaskedReply.__name__, PrivateReply.__name__}
+    masked = {one[-1].kind, other[-1].kind} <= expected
+    differ = one != other or not all(outcome.on_grid for outcome in one + other)
+    return Verdict(probe.name, _told(one[-1]), _told(other[-1]), masked, differ)
 
 
 def _outcome(reply: Reply) -> Outcome:
@@ -297,6 +299,11 @@ def probes() -> list[Probe]:
         wild = _with(images, 0, 5, 1e30)
         found.append(Probe(f"{algorithm}: what is kept after a round that overflows", (first, then), images, wild))
         found.append(Probe(f"{algorithm}: and is evaluated", (first, look), images, wild))
+    crafted = replace(train, algorithm="ditto", learning_rate=1e3, personal_lambda=0.1)
+    usual = replace(crafted, learning_rate=0.1)
+    others = [replace(usual, round=2 + place, keep=f"other-{place}") for place in range(MAX_PERSONAL)]
+    name = "ditto: a place among the models kept, if training comes to one"
+    found.append(Probe(name, (crafted, *others), records, hit, refused=True))
     for mechanism in ("distributed", "silo", "institution"):
         asked = replace(private, mechanism=mechanism)
         for what, other in (

@@ -23,6 +23,7 @@ from sovfed.clients import ledger as module
 from sovfed.clients.ledger import PrivacyLedger, replay
 from sovfed.clients.ledger_entries import Budget, Closed, Grant, Refused, Release, Unbounded
 from sovfed.clients.ledger_file import create_ledger, ledger_path, read_ledger
+from sovfed.clients.ledger_limits import Limit, too_much
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.privacy.accounting import Accountant
 from sovfed.federation.privacy.events import Event
@@ -144,6 +145,38 @@ def test_nothing_fits_when_the_budget_is_used_up(open_ledger: Callable[..., Witn
     lower = dataclasses.replace(BUDGET, epsilon=1.0, annual_epsilon=1.0)
     with pytest.raises(PrivacyError, match=r"nothing more fits$"):
         open_ledger(lower).authorise("second", plan(1))
+
+
+def test_a_plan_without_room_is_looked_into_once_until_the_budget_changes(
+    open_ledger: Callable[..., WitnessedLedger], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run asks again in every round; each look takes seconds of accounting."""
+    ledger, looked, usual = open_ledger(), [], module.too_much
+
+    def counted(*asked: Any) -> str:
+        looked.append(asked)
+        return usual(*asked)
+
+    monkeypatch.setattr(module, "too_much", counted)
+    for run in ("a", "a", "b"):
+        with pytest.raises(PrivacyError, match="over the limit"):
+            ledger.authorise(run, plan(10_000))
+    assert len(looked) == 1
+    assert len(refusals(home)) == 3
+    ledger.authorise("small", plan(1))
+    with pytest.raises(PrivacyError, match="over the limit"):
+        ledger.authorise("a", plan(10_000))
+    assert len(looked) == 2
+
+
+def test_what_would_fit_is_told_as_far_as_it_is_known_in_time() -> None:
+    seconds = iter(range(1_000))
+    limit = Limit("epsilon", "", 3.0, Accountant(), ())
+    huge = Event(1.0, 1e-3, 10**9)
+    said = too_much(limit, [limit], huge, 1e-6, lambda: float(next(seconds)))
+    assert re.search(r"; at least 0 and fewer than \d+ more steps fit$", said)
+    seconds = iter([0] * 10_000)
+    assert re.search(r"; at most \d{2,6} more steps fit$", too_much(limit, [limit], huge, 1e-6, lambda: next(seconds)))
 
 
 def test_runs_in_parallel_are_both_reserved(open_ledger: Callable[..., WitnessedLedger]) -> None:

@@ -95,6 +95,28 @@ def test_the_agency_fills_the_shelf_and_deletes_nothing(states: PersonalStates, 
     assert isinstance(refused.exception, DataError)
 
 
+def test_a_place_is_taken_by_the_request_whether_or_not_a_model_comes_of_it(
+    states: PersonalStates, tmp_path: Path
+) -> None:
+    """Else a free place would tell the agency whose training fails on which record."""
+    for other in range(MAX_PERSONAL - 1):
+        states.claim(at(1, keep=f"failed-{other}"))
+        states.claim(at(2, keep=f"failed-{other}"))  # once a run
+        assert states.load(at(2, keep=f"failed-{other}"), 1) is None
+    with pytest.raises(PolicyError, match="16 personal models are kept"):
+        states.claim(at(1, keep="one more"))
+    states.claim(at(4))  # has its place, and its model
+    assert states.list()[0].personal and states.load(at(5), 4) is not None
+    states.save(at(1, keep="failed-0"), vector(1))
+    assert [one.run for one in states.list() if one.personal] == ["failed-0", "a-run"]
+    home = ["--home", str(tmp_path)]
+    assert "a place, no model came" in CliRunner().invoke(personal, ["list", *home], env={"COLUMNS": "200"}).output
+    refused = CliRunner().invoke(personal, ["export", "failed-1", str(tmp_path / "out"), *home])
+    assert isinstance(refused.exception, DataError)
+    CliRunner().invoke(personal, ["remove", "failed-1", *home], catch_exceptions=False)
+    states.claim(at(1, keep="one more"))
+
+
 def test_two_models_of_one_name_are_told_apart(states: PersonalStates, tmp_path: Path) -> None:
     states.save(at(9, run="666"), vector(66))
     home, out = ["--home", str(tmp_path)], tmp_path / "ours.safetensors"

@@ -17,10 +17,10 @@ from sovfed.clients.data import load_records
 from sovfed.clients.ledger import PrivacyLedger, replay
 from sovfed.clients.ledger_entries import Budget, History
 from sovfed.clients.ledger_file import create_ledger, read_ledger
-from sovfed.clients.private import PrivateTraining, plan_of
+from sovfed.clients.private import PrivateTraining, admit, plan_of
 from sovfed.clients.trainer import make_trainer
 from sovfed.federation.config import ClientConfig, DataConfig
-from sovfed.federation.errors import ConfigError, DataError, PrivacyError
+from sovfed.federation.errors import ConfigError, DataError, PolicyError, PrivacyError
 from sovfed.federation.messages import PrivateRequest
 from sovfed.federation.privacy.noise import Units
 from sovfed.federation.tasks import get_task, initial_vector
@@ -99,6 +99,33 @@ def test_repeats_are_granted_up_to_the_plan_s_spare_steps(ledger: PrivacyLedger,
     with pytest.raises(PrivacyError):
         place.update(REQUEST, ROOM, (b"roster", 99))
     assert len(history(tmp_path).spends) == REQUEST.rounds + REQUEST.spare
+
+
+def test_what_the_ledger_would_not_pay_is_refused_before_a_record_is_touched(
+    ledger: PrivacyLedger, tmp_path: Path
+) -> None:
+    place = training(ledger)
+    for number in range(REQUEST.rounds + REQUEST.spare):
+        admit(REQUEST, TASK, ROOM, ledger)
+        place.update(REQUEST, ROOM, (b"roster", number))
+    spent = history(tmp_path).spent()
+    again = (b"roster", REQUEST.rounds + REQUEST.spare - 1)
+    assert place.keeps(REQUEST, again) and not place.keeps(REQUEST, (b"roster", 99))
+    admit(REQUEST, TASK, ROOM, ledger, paid=True)  # another attempt at that sum
+    with pytest.raises(PrivacyError, match="of which 0 are left"):
+        admit(REQUEST, TASK, ROOM, ledger)
+    assert history(tmp_path).spent() == spent
+
+
+def test_a_model_that_cannot_be_private_is_refused_before_a_record_is_touched(
+    ledger: PrivacyLedger, tmp_path: Path
+) -> None:
+    task = get_task("digits_cnn")  # BatchNorm
+    request = dataclasses.replace(REQUEST, task=task.name, model=initial_vector(task, 0))
+    with pytest.raises(PrivacyError, match="BatchNorm"):
+        admit(request, task, ROOM, ledger)
+    assert not history(tmp_path).grants
+    admit(dataclasses.replace(request, normalisation="group"), get_task(task.name, normalisation="group"), ROOM, None)
 
 
 def test_after_a_crash_the_round_is_noised_and_charged_anew(ledger: PrivacyLedger, tmp_path: Path) -> None:
@@ -272,5 +299,7 @@ def test_a_table_that_names_no_person_is_refused_before_a_record_is_read(tmp_pat
         with pytest.raises(PrivacyError, match=said):
             trainer._admit(REQUEST)
     declared = make_trainer(ClientConfig(data=DataConfig(source="csv", path=str(table), person="row")))
+    with pytest.raises(PolicyError, match="needs secure aggregation"):
+        declared._admit(REQUEST)
     with pytest.raises(DataError, match="line 2"):
         declared._private_training(REQUEST)

@@ -18,6 +18,7 @@ from sovfed.federation.errors import DataError, PolicyError
 from sovfed.federation.messages import (
     EvaluateReply,
     EvaluateRequest,
+    PrivateRequest,
     ProfileReply,
     ProfileRequest,
     Refusal,
@@ -132,6 +133,19 @@ def test_a_failure_is_counted_and_after_some_nothing_is_told_until_the_operator_
     assert len(loads) == 3
     clear_failures(tmp_path)  # by another process: `sovfed client failures --clear`
     assert ask(service, "a") == "failed"
+
+
+def test_a_table_whose_header_cannot_be_read_is_a_failure_and_told_as_rarely(tmp_path: Path) -> None:
+    allowance = Allowance(tmp_path, Policy(max_failures_per_run=2))
+    config = ClientConfig(data=DataConfig(source="csv", path=str(tmp_path / "not-mounted.csv")))
+    service = make_trainer(config, allowance=allowance)
+    request = PrivateRequest(
+        run="r", grant="r", round=1, task=TASK.name, mechanism="distributed", rounds=10, steps=1, spare=2,
+        noise_multiplier=4.0, sampling_rate=0.5, clip=1.0, delta=1e-6, honest=3, grid_bits=16, batch=100.0, seed=0,
+        local_epochs=1, batch_size=16, learning_rate=0.5, model=initial_vector(TASK, 0),
+    )  # fmt: skip
+    told = [service.answer(request) for _ in range(4)]
+    assert [one.reason for one in told if isinstance(one, Refusal)] == ["failed", "failed", "policy", "policy"]
 
 
 def test_what_is_refused_before_records_are_touched_is_no_failure(tmp_path: Path) -> None:
