@@ -14,12 +14,20 @@ import pytest
 from sovfed.federation.quiet import be_quiet
 
 HOME = Path(tempfile.mkdtemp(prefix="sovfed-tests-"))
+DEPLOY_TIMEOUT_S = 400  # a federation of seventeen processes starts, runs and stops, on two busy cores too
 
 
 def pytest_configure(config: pytest.Config) -> None:
     be_quiet(HOME)
     os.environ["MPLBACKEND"] = "Agg"
     sys.addaudithook(_refuse_outside)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of real processes have longer: what they wait for ends first, and says what it waited for."""
+    for item in items:
+        if item.get_closest_marker("deploy") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(DEPLOY_TIMEOUT_S))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

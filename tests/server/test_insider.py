@@ -94,12 +94,13 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder, authority = tmp_path_factory.mktemp("insider"), Authority()
     home = make_home(authority, folder / "agency")
     config = server_config(home, max_message_bytes=2 * MIB)
-    with superlink(home, config) as (_, control):
+    with superlink(home, config) as (_, control), contextlib.ExitStack() as clients:
         fleets = []
         for name in ("hospital-1", "hospital-6"):
             institution = make_institution(authority, folder / name, name)
             node_id = control.register_node(institution.public_key, name)
-            fleets.append(Fleet(network_client(config.fleet_port, institution.folder), institution, node_id))
+            client = clients.enter_context(network_client(config.fleet_port, institution.folder))
+            fleets.append(Fleet(client, institution, node_id))
             request = ActivateNodeRequest(public_key=institution.public_key, heartbeat_interval=60)
             assert fleets[-1].call("activate-node", request).status_code == 200
         control.start_run({"do": "nothing"})
