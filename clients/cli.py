@@ -127,6 +127,7 @@ def init(
         click.echo("read policy.yaml: until you set allow_plain_updates, only secure aggregation is answered", err=True)
     if not without_privacy:
         click.echo("read policy.yaml: while require_privacy is true, only private runs are answered", err=True)
+    _tell_obstacles(home)
 
 
 @cli.command()
@@ -147,6 +148,7 @@ def up(detach: bool, plain: bool, home: Path) -> None:
 
     if detach:
         supervise_detached(home)
+        _tell_obstacles(home)
         click.echo(f"running; `sovfed client status --home {home}`")
         return
     supervisor = make_supervisor(home)
@@ -223,6 +225,7 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
         Console().print(_table(found, home))
         if requests:
             click.echo(told(requests))
+            _tell_obstacles(home)
     else:
         click.echo(f"not running; `sovfed client up --home {home}` starts it", err=True)
     if near and not as_json:
@@ -291,6 +294,14 @@ def renew(timeout_s: float, home: Path) -> None:
 
     until = request_renewal(home, timeout_s, announce=_announce)
     click.echo(f"valid until {until:%F}")
+
+
+def _tell_obstacles(home: Path) -> None:
+    from sovfed.clients.home import load_config, private_obstacles
+    from sovfed.clients.policy import load_policy
+
+    for line in private_obstacles(load_config(home), load_policy(home)):
+        click.echo(visible(line), err=True)
 
 
 def _announce(prints: Fingerprints) -> None:

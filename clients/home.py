@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from sovfed.clients.policy import POLICY, POLICY_HEAD, Policy
 from sovfed.clients.settings import read_settings, settings_text
 from sovfed.federation.config import ClientConfig
-from sovfed.federation.errors import ConfigError, IdentityError, ServiceError
+from sovfed.federation.errors import ConfigError, DataError, IdentityError, PrivacyError, ServiceError
 from sovfed.federation.files import private_directory, read_private, write_private
 from sovfed.federation.schema import bind
 
@@ -61,6 +61,24 @@ def _with_place(config: ClientConfig, folder: Path) -> ClientConfig:
         return config
     place = str(folder / Path(config.data.path).expanduser())
     return dataclasses.replace(config, data=dataclasses.replace(config.data, path=place))
+
+
+def private_obstacles(config: ClientConfig, policy: Policy) -> list[str]:
+    """Why private runs of the tasks that `policy` allows would be refused for the settings of the records, a line each.
+
+    Only where nothing but private runs is answered: the agency is told a code, so the operator must know beforehand.
+    """
+    from sovfed.clients.data import check_private_data
+    from sovfed.federation.tasks import NAMES, get_task
+
+    found = dict[str, None]()
+    for name in policy.allowed_tasks if policy.require_privacy else ():
+        try:
+            if name in NAMES:
+                check_private_data(get_task(name), config.data)
+        except (PrivacyError, DataError) as error:
+            found[f"runs will be refused: {error}"] = None
+    return list(found)
 
 
 def load_node_key(path: Path) -> EllipticCurvePrivateKey:

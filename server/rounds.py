@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,8 +27,10 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS: Final = 5  # of one round, before the run stops and waits for `sovfed run resume`
 ADVICE: Final = {
     "policy": "ask their operators, whose `sovfed client logs trainer` names the rule",
-    "privacy": "ask their operators, whose `sovfed client ledger show` says what is left",
-    "failed": "their own logs say why",
+    "privacy": "ask their operators, whose `sovfed client logs trainer` names the rule and `sovfed client ledger show` "
+    "says what is left and which run reserves it",
+    "needs-privacy": "start it with privacy=distributed, or ask their operators, who set require_privacy",
+    "failed": "ask their operators, whose `sovfed client logs trainer` says why",
 }
 NOTHING: Final[Vector] = np.zeros(0, dtype=np.float32)
 
@@ -155,12 +157,14 @@ class Rounds:
     def _collect(self, what: str, request: SumRequest, width: int) -> tuple[Total, int]:
         """The total over at least the minimum cohort, and the attempts that it took."""
         least, number, reasons = self.config.server.min_cohort, 0, dict[str, None]()
+        refused: list[tuple[int, str]] = []  # of all attempts: the last refusal may only follow from those before
         for attempt in range(1, MAX_ATTEMPTS + 1):
             cohort = self.cohort()
             if self.before:
                 self.before(cohort, self._refused)
             total = self.aggregation.collect(request, cohort, width)
             self._refused = total.refused.keys()
+            refused += total.refused.items()
             if attempt > 1 and total.sum_number != number and self.plan is not None:
                 self.repeats += 1
                 log.warning("%s: repeated as another sum, charged anew: %d of the plan's spare", what, self.repeats)
@@ -181,14 +185,27 @@ class Rounds:
                 )
         raise CohortError(
             f"{what}: {len(total.participants)} replies in {MAX_ATTEMPTS} attempts, minimum cohort is {least}; "
-            + "; ".join([*reasons, f"refusals: {told(total.refused)}"])
+            + "; ".join([*reasons, f"refusals: {told(refused)}"])
         )
 
 
-def told(refused: Mapping[int, str]) -> str:
-    """The codes in `refused`, each with its sentence and what to do: an institution says no more to the agency."""
-    codes = sorted(set(refused.values()))
-    return "; ".join(": ".join(filter(None, (c, WIRE_SENTENCES.get(c), ADVICE.get(c)))) for c in codes) or "none"
+def told(refused: Iterable[tuple[int, str]]) -> str:
+    """The codes in `refused` (node, code), in the order they came: of how many nodes, its sentence and what to do.
+
+    An institution says no more to the agency.
+    """
+    by_code: dict[str, set[int]] = {}
+    for node, code in refused:
+        by_code.setdefault(code, set()).add(node)
+    return (
+        "; ".join(
+            ": ".join(
+                filter(None, (f"{code} ({len(nodes)})", WIRE_SENTENCES.get(code, "").rstrip("."), ADVICE.get(code)))
+            )
+            for code, nodes in by_code.items()
+        )
+        or "none"
+    )
 
 
 def _tell_spoilt(what: str, total: Total) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sovfed.clients.data import Records
-from sovfed.clients.data.files import read_file
+from sovfed.clients.data.files import read_file, unreadable
 from sovfed.clients.data.split import by_person, row_names
 from sovfed.federation.errors import DataError
 
@@ -51,13 +51,13 @@ def load(task: Task, config: DataConfig) -> Records:
                 continue
             if len(row) != len(header):
                 raise DataError(f"{path}, line {rows.line_num}: {len(row)} columns, expected {len(header)}")
-            values.append([float(row[column]) for column in numbers])
+            values.append([_number(task, header[column], row[column]) for column in numbers])
             if person is not None:
                 names.append(row[person])
     except csv.Error:
         raise DataError(f"{path}, line {rows.line_num}: malformed CSV") from None
-    except ValueError:
-        raise DataError(f"{path}, line {rows.line_num}: one of the task's columns is not a number") from None
+    except _NotNumberError as error:
+        raise DataError(f"{path}, line {rows.line_num}: {error}") from None
     table = np.array(values, dtype=np.float64).reshape(-1, len(numbers))
     if person is None:
         names = row_names(row.tobytes() for row in table)
@@ -66,14 +66,30 @@ def load(task: Task, config: DataConfig) -> Records:
     )
 
 
+class _NotNumberError(Exception):
+    """Names the column, never the value."""
+
+
+def _number(task: Task, column: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    classes = ", ".join(f"{number} {name}" for number, name in enumerate(task.schema.classes[:4]))
+    hint = f"; classes are told by number: {classes}" if column == task.schema.label else ""
+    raise _NotNumberError(f"column '{column}' is not a number{hint}")
+
+
 def declares_persons(task: Task, config: DataConfig) -> bool:
     """Whether the settings and the file's header say who is a person. Raises DataError; reads no record."""
     path = _path(config)
     try:
         with path.open("rb") as file:
             text = file.readline(MAX_HEADER).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise DataError(f"{path}: its first line cannot be read as UTF-8 text") from None
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: its first line is not UTF-8 text") from None
     header = next(csv.reader(io.StringIO(text, newline=""), strict=True), [])
     return _columns(task, config, header, path)[1] is not None or _by_row(config)
 

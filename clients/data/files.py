@@ -11,6 +11,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def unreadable(path: Path, error: OSError) -> DataError:
+    """What to say of a file that cannot be opened: the sealed trainer may be why."""
+    hint = ""
+    if isinstance(error, PermissionError):
+        hint = (
+            "; if it was replaced since the trainer started, and its folder holds the home, `sovfed client down` and "
+            "`up` let the trainer see the new one"
+        )
+    return DataError(f"{path}: cannot be read ({error.strerror}){hint}")
+
+
 def read_file(path: Path, max_bytes: int, sha256: str | None = None) -> bytes:
     """The bytes of a regular, non-empty file of at most `max_bytes`, with checksum `sha256` if one is known.
 
@@ -24,7 +35,7 @@ def read_file(path: Path, max_bytes: int, sha256: str | None = None) -> bytes:
             raise DataError(f"{path}: {size} bytes, expected 1 to {max_bytes}")
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise unreadable(path, error) from error
     if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise DataError(f"{path}: SHA-256 is {found[:16]}…, the published file has {sha256[:16]}…")
     return content

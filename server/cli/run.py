@@ -92,13 +92,16 @@ def list_(home: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    table = Table(Column("run", overflow="fold"), "task", "status", "rounds", "institutions", "started", "reason")
+    others = (Column(name, no_wrap=True) for name in ("task", "status", "rounds", "institutions", "started"))
+    table = Table(Column("run", overflow="fold"), *others)
     for run in runs:
-        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(run["started"]))
+        started = time.strftime("%F", time.localtime(run["started"]))
         rounds = f"{run['rounds_done']}/{run['rounds']}"
-        told = (run["name"], run["task"], run["status"], rounds, str(run["institutions"]), started, run["reason"])
+        told = (run["name"], run["task"], run["status"], rounds, str(run["institutions"]), started)
         table.add_row(*map(cell, told))
     Console().print(table)
+    for run in filter(lambda run: run["reason"], runs):
+        click.echo(f"{visible(run['name'])}: {visible(run['reason'])}")
 
 
 @cli.command()
@@ -195,7 +198,9 @@ def _report(home: Path, name: str, follow: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**read_run(home, name, _control(home)), "summary": read_summary(home, name)}, indent=2))
     if run["status"] != "finished":
-        raise ServiceError(f"run '{name}' {run['status']}: {run['reason']}; `sovfed run resume {name}` goes on")
+        raise ServiceError(
+            f"run '{name}' {run['status']}: {run['reason']}; once that is mended, `sovfed run resume {name}` goes on"
+        )
 
 
 def watch(home: Path, name: str, quiet: bool = False) -> dict[str, Any]:

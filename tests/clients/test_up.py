@@ -26,6 +26,7 @@ from sovfed.federation.errors import ConfigError, IdentityError, PolicyError, Se
 from sovfed.federation.flower import FlowerGrid, from_records, new_message, to_records
 from sovfed.federation.messages import ProfileReply, ProfileRequest, Refusal
 from sovfed.federation.processes import read_status
+from sovfed.federation.tasks import get_task
 
 POLICY = Policy(allowed_tasks=("echo",), allow_plain_updates=True, require_privacy=False)
 
@@ -132,6 +133,22 @@ def test_init_writes_a_policy_without_consent_and_says_so(tmp_path: Path) -> Non
     assert "allow_plain_updates: false" in (home / "policy.yaml").read_text()
     assert "require_privacy: true" in (home / "policy.yaml").read_text()
     assert 'device: "cpu"' in (home / "client.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("person", "told"), [("null", "runs will be refused: nothing says whose a row is"), ("patient", ""), ("row", "")]
+)
+def test_init_says_when_every_run_would_be_refused_for_the_settings_of_the_records(
+    tmp_path: Path, person: str, told: str
+) -> None:
+    schema = get_task("heart").schema
+    columns = [*(feature.name for feature in schema.features), schema.label, "patient"]
+    (tmp_path / "table.csv").write_text(",".join(columns) + "\n")
+    words = ["--task", "heart", "data=csv", f"data.path={tmp_path / 'table.csv'}", f"data.person={person}"]
+    result = CliRunner().invoke(cli, ["init", "--home", str(tmp_path / "new"), *words])
+    assert result.exit_code == 0, result.output
+    assert ("will be refused" in result.output) == bool(told)
+    assert told in result.output
 
 
 @contextlib.contextmanager

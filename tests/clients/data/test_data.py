@@ -199,7 +199,8 @@ def test_a_csv_file_is_read_by_its_header_and_split_by_person(tmp_path: Path) ->
         ("age,ill,patient\n", r"lacks columns \['dose'\]"),
         ("age,dose,ill,patient,age\n", "names a column twice"),
         ("age,dose,ill,patient\n50,1,0,Ada\n50,1,0\n", "line 3: 3 columns, expected 4"),
-        ("age,dose,ill,patient\n50,much,0,Ada\n", "line 2: one of the task's columns is not a number"),
+        ("age,dose,ill,patient\n50,much,0,Ada\n", "line 2: column 'dose' is not a number$"),
+        ("age,dose,ill,patient\n50,1,much,Ada\n", "line 2: column 'ill' is not a number; classes .*: 0 "),
         ("age,dose,ill,patient\n50,1,0.5,Ada\n", "no class numbers"),
         ("age,dose,ill,patient\n50,1,0,\n", "1 rows name no person"),
         ('age,dose,ill,patient\n50,1,0,"Ada', "malformed CSV"),
@@ -212,6 +213,18 @@ def test_a_bad_csv_file_is_told_without_its_content(tmp_path: Path, text: str | 
         load_records(SMALL, _csv(tmp_path, text))
     assert "Ada" not in str(caught.value)
     assert "much" not in str(caught.value)
+
+
+def test_a_file_that_the_sealed_trainer_may_not_open_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _csv(tmp_path, "age,dose,ill,patient\n50,1,0,Ada\n")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "open", refuse)
+    for read in (load_records, check_private_data):
+        with pytest.raises(DataError, match=r"cannot be read \(Permission denied\); if it was replaced .*client down"):
+            read(SMALL, config)
 
 
 def _records(**changes: object) -> Records:
