@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MAX_BYTES: Final = 1 << 30
 PERSON: Final = "person"  # the column's name where neither data.person nor the task's schema gives one
 ROW: Final = "row"  # as data.person: each row is another person
+NOBODY: Final = ("", "-", "<na>", "#n/a", "n/a", "na", "nan", "nat", "none", "null")  # how tools write a missing name
 MAX_HEADER: Final = 1 << 20
 UNDECLARED: Final = (
     f"nothing says whose a row is: the file has no column '{PERSON}'. Name the column of persons with data.person, or, "
@@ -53,7 +55,7 @@ def load(task: Task, config: DataConfig) -> Records:
                 raise DataError(f"{path}, line {rows.line_num}: {len(row)} columns, expected {len(header)}")
             values.append([_number(task, header[column], row[column]) for column in numbers])
             if person is not None:
-                names.append(row[person])
+                names.append(person_name(row[person]))
     except csv.Error:
         raise DataError(f"{path}, line {rows.line_num}: malformed CSV") from None
     except _NotNumberError as error:
@@ -78,6 +80,11 @@ def _number(task: Task, column: str, text: str) -> float:
     classes = ", ".join(f"{number} {name}" for number, name in enumerate(task.schema.classes[:4]))
     hint = f"; classes are told by number: {classes}" if column == task.schema.label else ""
     raise _NotNumberError(f"column '{column}' is not a number{hint}")
+
+
+def person_name(cell: str) -> str:
+    """The name in a cell as it is compared: in Unicode's NFC, without spaces around it, and each within it as one."""
+    return " ".join(unicodedata.normalize("NFC", cell).split())
 
 
 def declares_persons(task: Task, config: DataConfig) -> bool:
@@ -128,8 +135,8 @@ def _records(
     labels = table[:, -1]
     if not np.array_equal(labels, np.rint(labels)):
         raise DataError(f"{path}: column '{task.schema.label}' holds values that are no class numbers")
-    if not all(names):
-        raise DataError(f"{path}: {names.count('')} rows name no person")
+    if nobody := sum(name.casefold() in NOBODY for name in names):  # together they would count as one person
+        raise DataError(f"{path}: {nobody} rows name no person")
     codes = {name: code for code, name in enumerate(dict.fromkeys(names))}
     train, test = by_person(task.name, names)
     persons = np.array([codes[name] for name in names], dtype=np.int64)

@@ -157,7 +157,12 @@ def run_refusals(quick: bool) -> Findings:
     cases.append((read, sentence, read.error < 0.01))
     return Findings(
         cases,
-        {"distinguishable": float(len(told)), "probes": float(len(asked)), "control_distinguishable": float(caught)},
+        {
+            "distinguishable": float(len(told)),
+            "reached_the_records": float(sum(one.masked for one, _, _ in cases[: len(asked)])),
+            "probes": float(len(asked)),
+            "control_distinguishable": float(caught),
+        },
     )
 
 
@@ -169,9 +174,25 @@ class Control:
     distinguishable: int
 
 
+@dataclass(frozen=True)
+class Reached:
+    """The largest movement that an engine showed: what it could have seen."""
+
+    engine: str
+    clips: float
+
+
 def run_sensitivity(quick: bool) -> Findings:
     """A case for each engine, kind of task and edge; the largest movement of all of them is the ratio."""
-    from sovfed.simulations.audit.sensitivity import ALLOWED, audit_broken, audit_sensitivity, worst
+    from sovfed.simulations.audit.sensitivity import (
+        ALLOWED,
+        ENGINES,
+        REACHED,
+        REFUSED,
+        audit_broken,
+        audit_sensitivity,
+        worst,
+    )
 
     rows = audit_sensitivity(quick=quick)
     cases: list[Case] = []
@@ -180,7 +201,12 @@ def run_sensitivity(quick: bool) -> Findings:
         sentence = (
             f"{found.engine}, {found.kind}, {found.edge}: {found.pairs} pairs up to {found.persons} persons, {what}"
         )
-        cases.append((found, sentence, found.worst_over_clip <= ALLOWED))
+        as_declared = found.refused is (found.edge in REFUSED)
+        cases.append((found, sentence, found.worst_over_clip <= ALLOWED and as_declared))
+    for engine in ENGINES:  # of sums that are all zero, or refused, none would move too far
+        reached = max((row.worst_over_clip for row in rows if row.engine == engine), default=0.0)
+        sentence = f"{engine}: somebody moved the sum by {reached:.4f} clips, so that a movement would have been seen"
+        cases.append((Reached(engine, reached), sentence, reached >= REACHED))
     for control in audit_broken():
         sentence = f"control, {control.edge}: moved by {control.worst_over_clip:.2f} clips, allowed {ALLOWED}"
         cases.append((control, sentence, control.worst_over_clip > ALLOWED))

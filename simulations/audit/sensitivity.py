@@ -40,6 +40,8 @@ from sovfed.federation.tasks.losses import cross_entropy
 from sovfed.simulations.vectorised_private import Persons, StackedPrivate
 
 ALLOWED: Final = 1.0001  # clips
+REACHED: Final = 0.99  # that every engine must show somewhere, or nothing was measured
+REFUSED: Final = ("table that names no person", "data.limit")  # and nothing else may be
 CLIP: Final = 1.0
 ENGINES: Final = ("vmap", "hooks", "ghost", "trainer", "vectorised")
 TOKENS: Final = 16

@@ -151,11 +151,12 @@ def test_a_plan_without_room_is_looked_into_once_until_the_budget_changes(
     open_ledger: Callable[..., WitnessedLedger], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run asks again in every round; each look takes seconds of accounting."""
-    ledger, looked, usual = open_ledger(), [], too_much
+    ledger = open_ledger()
+    looked: list[Any] = []
 
     def counted(*asked: Any) -> str:
         looked.append(asked)
-        return usual(*asked)
+        return too_much(*asked)
 
     monkeypatch.setattr(module, "too_much", counted)
     for run in ("a", "a", "b"):

@@ -86,9 +86,9 @@ def test_trainer_of_a_home_with_the_ledger_of_a_connector_says_what_to_do(tmp_pa
     """As an older version left it: a new budget for the same persons is never begun."""
     create_ledger(tmp_path, "uci_heart", 1.7e9)
     (tmp_path / "policy.yaml").write_text(settings_text(Policy(allowed_tasks=("breast_cancer",)), "of a test"))
-    passed = settings_file(tmp_path, ClientConfig(home=str(tmp_path), device="cpu", data=DataConfig(source=source)))
-    command = [sys.executable, "-m", "sovfed.clients.trainer", "--home", str(tmp_path), "--config", str(passed)]
     tmp_path.chmod(0o700)
+    settings = settings_file(tmp_path, ClientConfig(home=str(tmp_path), device="cpu", data=DataConfig(source=source)))
+    command = [sys.executable, "-m", "sovfed.clients.trainer", "--home", str(tmp_path), "--config", str(settings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 3
     assert "has the ledger 'uci_heart'" in done.stderr and "sovfed client ledger adopt uci_heart" in done.stderr

@@ -182,6 +182,14 @@ def _csv(tmp_path: Path, text: str | bytes) -> DataConfig:
     return dataclasses.replace(DataConfig(), source="csv", path=str(path))
 
 
+def test_a_name_written_in_several_ways_is_one_person(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    names = ["Zoë", "Zoe\u0308", " Zoë", "Zoë\u00a0", "zoë", "A  B", "A B"]
+    path.write_text("age,dose,ill,patient\n" + "".join(f"50,1,0,{name}\n" for name in names), encoding="utf-8")
+    found = load_records(SMALL, DataConfig(source="csv", path=str(path))).persons
+    assert found.tolist() == [0, 0, 0, 0, 1, 2, 2]  # whether letters' case tells persons apart, only their keeper knows
+
+
 def test_a_csv_file_is_read_by_its_header_and_split_by_person(tmp_path: Path) -> None:
     rows = [f"ward,{number % 20},{number % 2},{number % 5},{30 + number % 40}" for number in range(60)]
     records = load_records(SMALL, _csv(tmp_path, "\n".join(["place,patient,ill,dose,age", *rows])))
@@ -203,6 +211,7 @@ def test_a_csv_file_is_read_by_its_header_and_split_by_person(tmp_path: Path) ->
         ("age,dose,ill,patient\n50,1,much,Ada\n", "line 2: column 'ill' is not a number; classes .*: 0 "),
         ("age,dose,ill,patient\n50,1,0.5,Ada\n", "no class numbers"),
         ("age,dose,ill,patient\n50,1,0,\n", "1 rows name no person"),
+        ("age,dose,ill,patient\n50,1,0,NaN\n50,1,0, \n51,1,0,a\n52,1,0,<NA>\n", "3 rows name no person"),
         ('age,dose,ill,patient\n50,1,0,"Ada', "malformed CSV"),
         (b"\xff\xfe\x00", "not UTF-8"),
         ("", "0 bytes"),
