@@ -90,7 +90,10 @@ def create_flower_app(config: SuperLinkLifespanConfig) -> FastAPI:
     from flwr.superlink.main import create_app
     from sqlalchemy.exc import OperationalError
 
+    from sovfed.server.object_store import use_agency_object_store
+
     check_flower(config)
+    use_agency_object_store()
     state_db.prepare(Path(config.database))
     state_db.use_patient_pragmas()
     app = create_app(config, SuperLinkLifespan)

@@ -50,6 +50,7 @@ MAX_ENROLMENTS: Final = 1024  # calls of all addresses together; none stays with
 MAX_SOCKET_PATH: Final = 107  # bytes, sockaddr_un on Linux
 STOP_GRACE_S: Final = 1.0
 CRL_LOOK_S: Final = 5.0
+CIPHER_SUITES: Final = "GRPC_SSL_CIPHER_SUITES"
 NO_SUITE: Final = "ECDHE-PSK-AES128-CBC-SHA"
 log = logging.getLogger("sovfed.registry")
 GenericHandler: TypeAlias = grpc.GenericRpcHandler
@@ -190,14 +191,15 @@ async def _follow(identity: Path, source: str | None) -> None:
 
 
 def demand_tls_1_3() -> None:
-    """Make this process's gRPC refuse TLS 1.2, by starting it again with the setting, which gRPC reads when imported.
+    """Make this process's gRPC refuse TLS 1.2. Call it first of all: it may begin the process anew.
 
     gRPC's Python server has no setting for the version, only for the cipher suites of TLS 1.2 and below. The one
-    named here needs a pre-shared key, which nobody has; those of TLS 1.3 are not affected.
+    named here needs a pre-shared key, which nobody has; those of TLS 1.3 are not affected. gRPC reads its environment
+    once, which an import may have caused already.
     """
-    if os.environ.get("GRPC_SSL_CIPHER_SUITES") != NO_SUITE:
-        os.environ["GRPC_SSL_CIPHER_SUITES"] = NO_SUITE
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves, as we were called
+    if os.environ.get(CIPHER_SUITES) != NO_SUITE:
+        os.environ[CIPHER_SUITES] = NO_SUITE
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves, the same process id
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -161,7 +161,9 @@ def doors(descriptors: int) -> tuple[Door, Door]:
 
 
 def _local_server(app: FastAPI, home: Path, door: Door) -> _Server:
-    guarded = require_secret(proving(app), ensure_secret(home / SECRET_FILE))
+    from sovfed.server.object_store import trusted
+
+    guarded = require_secret(proving(trusted(app)), ensure_secret(home / SECRET_FILE))
     http = type("LoopbackProtocol", (PatientProtocol,), {"door": door})
     return _Server(uvicorn.Config(guarded, lifespan="on", http=http, **_COMMON))
 

@@ -32,6 +32,7 @@ FLOWER_FACING = {
     "server/fleet_calls.py",
     "server/grid.py",
     "server/lane_links.py",
+    "server/object_store.py",
     "server/strategies/adapter.py",
     "server/strategies/robust.py",
     "simulations/grid.py",

@@ -74,7 +74,7 @@ def test_a_private_run_is_charged_countersigned_and_certified(private: LocalFede
     assert statement.private
     assert statement.epsilon == pytest.approx(told["epsilon"], abs=1e-6)
     assert {each.institution for each in statement.promises} == {one.name for one in private.institutions}
-    assert "2 of the 4 institutions" in (folder / "privacy.html").read_text()
+    assert "3 of the 4 institutions" in (folder / "privacy.html").read_text()
 
 
 def test_a_run_beyond_the_budget_is_refused_with_numbers(private: LocalFederation) -> None:

@@ -168,3 +168,23 @@ def test_the_database_does_not_fill_up(scene: Scene) -> None:
 
 def size_of(database: Path) -> int:
     return sum(path.stat().st_size for path in database.parent.iterdir())
+
+
+def test_no_object_that_the_coordinator_will_send_is_spoilt_beforehand(scene: Scene) -> None:
+    """Flower takes an object's children from whoever announces it first, and refuses the coordinator's own later."""
+    asked = scene.ask(scene.insider.node_id)
+    scene.insider.inbox()
+    request, _ = scene.message(1, reply_to=asked, src=scene.insider.node_id)
+    coming = to_records(ProfileRequest(run="r1", task="heart"))
+    spoilt = ObjectTree(object_id=coming.object_id)
+    spoilt.children.append(ObjectTree(object_id=hashlib.sha256(b"nothing").hexdigest()))
+    request.message_object_trees[0].children.append(spoilt)
+    assert scene.insider.call("push-messages", request).status_code == 200
+    message = new_message(
+        coming, run_id=scene.grid.run.run_id, node_id=scene.victim.node_id, kind="query.profile", group="1"
+    )
+    (sent,) = scene.grid.push_messages([message])
+    for one in (message.object_id, *(child.object_id for child in get_object_tree(message).children)):
+        pull = PullObjectRequest(node=Node(node_id=scene.victim.node_id), run_id=scene.grid.run.run_id, object_id=one)
+        assert scene.victim.call("pull-object", pull).status_code == 200
+    assert sent in {one.metadata.message_id for one in scene.victim.inbox().messages_list}
