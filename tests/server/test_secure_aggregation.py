@@ -473,7 +473,7 @@ def test_what_an_institution_s_own_terms_forbid_does_not_happen(terms: Terms, ov
 def test_more_records_than_the_maximum_weight_count_as_so_many_and_are_no_refusal(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    world = World(4, "secagg.max_weight=40", terms=Terms(min_cohort=3, least_max_weight=40))
+    world = World(4, "secagg.max_weight=40", terms=Terms(min_cohort=3, colluders=0, least_max_weight=40))
     world.rounds.profile()
     done = world.rounds.train(1)
     assert (done.refused, done.count, done.spoilt) == ({}, 40 + 40 + 40 + 32, 0)
@@ -482,7 +482,7 @@ def test_more_records_than_the_maximum_weight_count_as_so_many_and_are_no_refusa
 
 def test_more_records_than_the_maximum_weight_count_as_so_many_in_every_summand() -> None:
     world, plain = (
-        World(4, "secagg.max_weight=40", terms=Terms(min_cohort=3, least_max_weight=40)),
+        World(4, "secagg.max_weight=40", terms=Terms(min_cohort=3, colluders=0, least_max_weight=40)),
         World(4, "secagg=none"),
     )
     world.rounds.profile()
