@@ -307,7 +307,9 @@ def _record(chain: bytes, data: bytes) -> bytes:
 def _replay(content: bytes, history: History, path: Path) -> tuple[bytes, int]:
     """Add the entries of `content` to `history`; the chain after the last whole one, and where it ends."""
     if not content.startswith(_HEAD):
-        raise ServiceError(f"{path}: not a journal of this version")
+        older = content.startswith(_HEAD.rpartition(b"/")[0])
+        fix = "; an older sovfed wrote it, and this institution must enrol anew" if older else ""
+        raise ServiceError(f"{path}: not a journal of this version{fix}")
     chain, at = hashlib.sha256(_HEAD).digest(), len(_HEAD)
     while at < len(content):
         prefix = content[at : at + _PREFIX]

@@ -124,8 +124,9 @@ def show(name: str, home: Path, as_json: bool) -> None:
     console.print(f"[bold]{cell(name)}[/bold]  {run['status']}  {cell(run['reason'])}")
     console.print(round_table(lines[-10:]))
     if summary:
-        console.print("held-out metrics of all institutions:", summary["metrics"], markup=False)
-    console.print(cell(f"folder: {run_folder(home, name)}"))
+        told = summary["metrics"] or "not told by a private run; privacy.html in its folder says what is promised"
+        console.print("held-out metrics of all institutions:", told, markup=False)
+    console.print(cell(f"folder: {run_folder(home, name)}"), soft_wrap=True)
 
 
 @cli.command()
@@ -185,7 +186,7 @@ def _control(home: Path, required: bool = True) -> ControlClient:
 
 
 def _report(home: Path, name: str, follow: bool, as_json: bool) -> None:
-    from sovfed.server.runs import read_run, read_summary
+    from sovfed.server.runs import read_run, read_summary, run_folder
 
     if not follow:
         click.echo(
@@ -201,6 +202,8 @@ def _report(home: Path, name: str, follow: bool, as_json: bool) -> None:
         raise ServiceError(
             f"run '{name}' {run['status']}: {run['reason']}; once that is mended, `sovfed run resume {name}` goes on"
         )
+    if not as_json:
+        click.echo(f"finished; `sovfed run show {name}` tells more, the model lies in {run_folder(home, name)}")
 
 
 def watch(home: Path, name: str, quiet: bool = False) -> dict[str, Any]:

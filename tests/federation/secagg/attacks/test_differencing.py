@@ -159,7 +159,10 @@ def test_under_record_it_is_answered_and_named(tmp_path: Path) -> None:
 def test_a_damaged_journal_is_told_of_by_status(tmp_path: Path) -> None:
     create_journal(tmp_path)
     (tmp_path / FOLDER / JOURNAL).write_bytes(b"something else")
-    with pytest.raises(ServiceError, match="not a journal"):
+    with pytest.raises(ServiceError, match=r"not a journal of this version$"):
+        near_sums(tmp_path)
+    (tmp_path / FOLDER / JOURNAL).write_bytes(b"sovfed/secagg/journal/1\n")
+    with pytest.raises(ServiceError, match="an older sovfed wrote it, and this institution must enrol anew"):
         near_sums(tmp_path)
 
 
