@@ -58,7 +58,7 @@ def test_ditto_gives_the_federation_fedavgs_model_and_the_institutions_better_on
     )
     np.testing.assert_array_equal(ditto.model, fedavg.model)
     assert ditto.summary["metrics"]["accuracy"] > fedavg.summary["metrics"]["accuracy"]
-    files = sorted(path.parent.name for path in (tmp_path / "ditto" / "institutions").rglob("*.3.safetensors"))
+    files = sorted(path.parent.name for path in (tmp_path / "ditto" / "institutions").rglob("*.3.personal.safetensors"))
     assert files == [f"hospital-{number}" for number in range(1, 6)]
 
 
