@@ -212,7 +212,7 @@ SUPERVISOR = """
     import os
     from sovfed.federation.processes import Process, Supervisor
     child = "from sovfed.federation.processes import die_with_parent; die_with_parent(); "
-    child += "import time; print('up'); time.sleep(60)"
+    child += "import time; print('up', flush=True); time.sleep(60)"
     Supervisor(Path(sys.argv[1]), [Process("worker", [sys.executable, "-c", child], dict(os.environ))]).run()
     """
 
