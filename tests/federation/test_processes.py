@@ -41,7 +41,9 @@ def home(tmp_path: Path) -> Path:
 
 
 def python(name: str, program: str, ready: Callable[[], bool] | None = None, *, timeout_s: float = 20.0) -> Process:
-    return Process(name, [sys.executable, "-c", textwrap.dedent(program)], dict(os.environ), ready, timeout_s, 2.0)
+    return Process(
+        name, [sys.executable, "-u", "-c", textwrap.dedent(program)], dict(os.environ), ready, timeout_s, 2.0
+    )
 
 
 @contextmanager
@@ -129,7 +131,7 @@ def test_stop_reaches_grandchildren_and_kills_what_ignores_it(home: Path) -> Non
     program = """
         import signal, subprocess, sys, time
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        grandchild = subprocess.Popen([sys.executable, "-u", "-c", "import time; time.sleep(60)"])
         print(grandchild.pid, flush=True)
         time.sleep(60)
         """
@@ -213,7 +215,7 @@ SUPERVISOR = """
     from sovfed.federation.processes import Process, Supervisor
     child = "from sovfed.federation.processes import die_with_parent; die_with_parent(); "
     child += "import time; print('up', flush=True); time.sleep(60)"
-    Supervisor(Path(sys.argv[1]), [Process("worker", [sys.executable, "-c", child], dict(os.environ))]).run()
+    Supervisor(Path(sys.argv[1]), [Process("worker", [sys.executable, "-u", "-c", child], dict(os.environ))]).run()
     """
 
 
@@ -221,7 +223,7 @@ SUPERVISOR = """
 def supervisor_process(home: Path) -> Iterator[subprocess.Popen[bytes]]:
     source = str(Path(__file__).parents[2] / ".src")
     with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SUPERVISOR), str(home)], env={**os.environ, "PYTHONPATH": source}
+        [sys.executable, "-u", "-c", textwrap.dedent(SUPERVISOR), str(home)], env={**os.environ, "PYTHONPATH": source}
     ) as process:
         wait_for(lambda: (home / "logs" / "worker.log").exists() and "up" in (home / "logs" / "worker.log").read_text())
         yield process
