@@ -10,7 +10,6 @@ the sum, and one more in the sum's count of spoilt contributions.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import signal
@@ -530,9 +529,9 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         _prepare(trainer, config)
         trainer.isolation = isolation.sentence()
         server = serve(trainer, home / NAME, config.max_message_bytes)
-    except (SovfedError, json.JSONDecodeError) as error:
+    except SovfedError as error:
         sys.stderr.write(f"trainer: {error}\n")
-        return 2 if isinstance(error, (ConfigError, json.JSONDecodeError)) else 3
+        return 2 if isinstance(error, ConfigError) else 3
     log.info("listening on %s", home / NAME)
     beat = _heart(open_ledger)
     while not stop.wait(SIGNAL_S):  # a signal that another thread took wakes nobody
