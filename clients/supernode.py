@@ -19,7 +19,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.home import RUNTIME_SECRET, TASK_SECRET, load_node_key
 from sovfed.federation.config import ClientConfig
@@ -78,6 +78,17 @@ def adapt_flower(max_message_bytes: int) -> None:
     shorten_sleeps(loop, {3: pace.idle_s, 0.5: pace.busy_s})
     vars(in_memory_corestate)["HEARTBEAT_DEFAULT_INTERVAL"] = TASK_LEASE_S
     vars(loop)["pull_objects"] = partial(pull_bounded, vars(loop)["pull_objects"], max_message_bytes)
+    vars(loop)["_pull_and_store_message"] = partial(pull_or_push, vars(loop)["_pull_and_store_message"])
+
+
+def pull_or_push(pull_and_store: Callable[..., int | None], **parts: Any) -> int | None:
+    """Flower's `_pull_and_store_message`; 0 where no message came and a reply waits, so that Flower sends it now.
+
+    Flower sends replies only after a message that it received whole. The reply to one whose run ended meanwhile is sent
+    in the next one's place, and from then on every reply would wait for the message after it.
+    """
+    found = pull_and_store(**parts)
+    return 0 if found is None and parts["state"].holds_reply() else found
 
 
 def pull_bounded(
@@ -88,9 +99,11 @@ def pull_bounded(
 ) -> dict[str, bytes]:
     """Flower's `pull_objects`, stopped when the message's objects exceed `max_message_bytes` in all, or stop coming.
 
-    Raises ProtocolError then, or at once if there are more than `MAX_OBJECTS`; Flower drops the message. Until then the
-    node takes no other message, of any run.
+    Raises ProtocolError then, at once if there are more than `MAX_OBJECTS`, and when the run is over; Flower drops the
+    message, and its task with it. Until then the node takes no other message, of any run.
     """
+    from flwr.supercore.run import RunNotRunningException
+
     if len(object_ids) > MAX_OBJECTS:
         raise ProtocolError(f"a message of {len(object_ids)} objects, at most {MAX_OBJECTS}")
     lock, total = threading.Lock(), 0
@@ -104,7 +117,10 @@ def pull_bounded(
                 raise ProtocolError(f"a message of more than {max_message_bytes} bytes")
         return content
 
-    return pull_objects(object_ids, patient(pull), initial_backoff=OBJECT_WAIT_S[0], backoff_cap=OBJECT_WAIT_S[1])
+    try:
+        return pull_objects(object_ids, patient(pull), initial_backoff=OBJECT_WAIT_S[0], backoff_cap=OBJECT_WAIT_S[1])
+    except RunNotRunningException as error:  # no Exception, so that Flower would leave the task to wait for ever
+        raise ProtocolError("the message's run is over") from error
 
 
 def node_state(home: Path) -> NodeStateFactory:
@@ -117,6 +133,13 @@ def node_state(home: Path) -> NodeStateFactory:
         def set_node_id(self, node_id: int | None) -> None:
             super().set_node_id(node_id)
             write_private(home / NODE_ID, str(node_id).encode("ascii"))
+
+        def holds_reply(self) -> bool:
+            """Whether a reply waits to be sent."""
+            with self.lock_msg_store:
+                return any(
+                    one.message.metadata.reply_to_message_id and not one.is_retrieved for one in self.msg_store.values()
+                )
 
     factory = NodeStateFactory(ObjectStoreFactory())
     factory.state_instance = RememberingNodeState(factory.objectstore_factory.store())

@@ -8,7 +8,7 @@ from typing import Final
 
 from sovfed.federation.errors import ProtocolError
 
-STALL_S: Final = 15.0  # without one object (at most 5 MiB) arriving; Flower waits for hours
+STALL_S: Final = 60.0  # without one object arriving; Flower waits for hours
 
 
 def patient(

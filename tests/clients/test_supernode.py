@@ -31,7 +31,7 @@ from tests.clients.institution import (
 from tests.server.agency import Authority, free_port, make_home, post, server_config, superlink, wait_until
 
 from sovfed.clients.home import RUNTIME_SECRET
-from sovfed.clients.supernode import MAX_OBJECTS, NODE_ID, PullPace, pull_bounded
+from sovfed.clients.supernode import MAX_OBJECTS, NODE_ID, PullPace, node_state, pull_bounded, pull_or_push
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ProtocolError
 from sovfed.federation.flower import FlowerGrid, new_message
@@ -95,6 +95,37 @@ def test_a_message_whose_objects_stop_coming_is_given_up() -> None:
         fetch(["never"])
     assert now[0] <= 700.0
     assert STALL_S <= 60.0
+
+
+def test_a_message_whose_run_ends_while_it_is_fetched_is_dropped_with_its_task() -> None:
+    """Flower drops both for an Exception; its own, of a run that is over, is none."""
+    from flwr.supercore.inflatable.inflatable_utils import pull_objects
+    from flwr.supercore.run import RunNotRunningException
+
+    assert not issubclass(RunNotRunningException, Exception)
+
+    def pull(object_id: str) -> bytes:
+        raise RunNotRunningException
+
+    with pytest.raises(ProtocolError, match="run is over"):
+        pull_bounded(pull_objects, 1000, ["x"], pull)
+
+
+def test_a_reply_that_waits_is_sent_though_no_message_comes(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o700)
+    state = node_state(tmp_path).state()
+    asked = new_message(RecordDict(), run_id=1, node_id=2, kind="query.echo", group="1")
+    asked.metadata.__dict__["_message_id"] = "asked"
+    reply = Message(RecordDict(), reply_to=asked)
+    reply.metadata.__dict__["_message_id"] = "reply"
+    nothing = dict.fromkeys(("state",), state)
+    state.store_message(asked)
+    assert pull_or_push(lambda **_: None, **nothing) is None
+    state.store_message(reply)
+    assert pull_or_push(lambda **_: None, **nothing) == 0
+    assert pull_or_push(lambda **_: 7, **nothing) == 7
+    assert [one.metadata.message_id for one in state.get_messages_legacy(is_reply=True)] == ["reply"]
+    assert pull_or_push(lambda **_: None, **nothing) is None
 
 
 def test_a_message_that_nobody_waits_for_is_given_up_at_once() -> None:
