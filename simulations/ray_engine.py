@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -91,7 +91,6 @@ class RayGrid(FlowerGrid):
         asked = [
             new_message(RecordDict(), run_id=self.run.run_id, node_id=node, kind=WHICH, group="") for node in nodes
         ]
-        self._nodes = {int(node): node for node in nodes}
         replies = list(super().replies(asked, NODES_S))
         self._nodes = {_place(reply): reply.metadata.src_node_id for reply in replies if reply.has_content()}
         if sorted(self._nodes) != list(range(1, len(names) + 1)):
@@ -103,8 +102,8 @@ class RayGrid(FlowerGrid):
     def get_nodes(self) -> Iterable[NodeInfo]:
         return [NodeInfo(node_id=node, name=self._names[node - 1]) for node in sorted(self._nodes)]
 
-    def push_messages(self, messages: Iterable[FlowerMessage]) -> Iterable[str]:
-        """Send copies to the virtual nodes; the messages get the copies' ids."""
+    def replies(self, messages: Iterable[FlowerMessage], timeout_s: float) -> Iterator[FlowerMessage]:
+        """Ask the virtual nodes by copies of `messages`, which get the copies' ids."""
         batch = list(messages)
         copies = [
             new_message(
@@ -116,10 +115,11 @@ class RayGrid(FlowerGrid):
             )
             for one in batch
         ]
-        pushed = list(super().push_messages(copies))
-        for message, number in zip(batch, pushed, strict=True):
-            message.metadata.__dict__["_message_id"] = number
-        return pushed
+        for reply in super().replies(copies, timeout_s):
+            for message, copy in zip(batch, copies, strict=True):
+                message.metadata.__dict__["_message_id"] = copy.metadata.message_id
+            batch, copies = [], []
+            yield reply
 
 
 class RayApp(ClientApp):
