@@ -123,8 +123,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ServiceError, OSError) as error:
         sys.stderr.write(f"{options.name}: cannot be sealed: {error}\n")
         return 1
-    module = import_module(f"sovfed.clients.{options.name}")
-    return int(module.main(given[1:], found) if options.name == "trainer" else module.main(given[1:]))
+    if options.name == "trainer":
+        return int(import_module("sovfed.clients.trainer_process").main(given[1:], found))
+    return int(import_module(f"sovfed.clients.{options.name}").main(given[1:]))
 
 
 if __name__ == "__main__":

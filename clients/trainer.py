@@ -9,40 +9,30 @@ the sum, and one more in the sum's count of spoilt contributions.
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import logging
-import os
-import signal
-import sys
 import threading
 import time
 from collections import OrderedDict
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from sovfed.clients.admission import check_shapes
 from sovfed.clients.allowance import Allowance
-from sovfed.clients.data import TASK_OF_SOURCE, Records, check_private_data, load_records
+from sovfed.clients.data import Records, check_private_data, load_records
 from sovfed.clients.masking import Masking
-from sovfed.clients.personal import FOLDER, Learned, PersonalStates
-from sovfed.clients.policy import Policy, load_policy
-from sovfed.clients.sandbox import enter, place_of
-from sovfed.clients.socket import NAME, TrainerStub, serve
+from sovfed.clients.personal import PersonalStates
+from sovfed.clients.workload import Echo, Workload, nothing
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import (
-    ConfigError,
     PolicyError,
     ProtocolError,
-    ServiceError,
     SovfedError,
     TrainingError,
     wire_code,
 )
-from sovfed.federation.files import private_directory
-from sovfed.federation.logs import log_to_stderr
 from sovfed.federation.messages import (
     OWN,
     EvaluateReply,
@@ -57,18 +47,12 @@ from sovfed.federation.messages import (
     Request,
     SecaggRequest,
     SumRequest,
-    Sums,
     TrainReply,
     TrainRequest,
     Vector,
 )
-from sovfed.federation.processes import die_with_parent
-from sovfed.federation.quiet import be_quiet
-from sovfed.federation.sandbox import Isolation, reaches_network
-from sovfed.federation.schema import bind
-from sovfed.federation.secagg.files import FileStore, load_identity
+from sovfed.federation.sandbox import Isolation
 from sovfed.federation.secagg.request import whole_run
-from sovfed.federation.settings import passed_settings
 from sovfed.federation.tasks import Task, get_task
 from sovfed.federation.trainer_pb2 import HealthReply
 
@@ -78,78 +62,17 @@ if TYPE_CHECKING:
     import torch
 
     from sovfed.clients.ledger import PrivacyLedger
-    from sovfed.clients.ledger_entries import Budget
     from sovfed.clients.model import FlatModel
     from sovfed.clients.private import PrivateTraining
     from sovfed.federation.secagg.client import Permit
 
-__all__ = ["TrainerService", "TrainerStub", "main", "make_trainer"]
 log = logging.getLogger(__name__)
 TYPE_NAMES: Final = {ProfileRequest: "profile", TrainRequest: "train", EvaluateRequest: "evaluate"}
 STATELESS: Final = ("sgd", "fednova")
 MAX_RUNS: Final = 4  # whose last replies are kept
-STOP_GRACE_S: Final = 5.0
-SIGNAL_S: Final = 0.5
-BEAT_S: Final = 3600.0
 FAILED: Final = wire_code(Exception())  # the one code for whatever has to do with the records
 TOLD_LINES: Final = 100
 QUIET_S: Final = 3600.0
-
-
-class Workload(Protocol):
-    """One task at this institution: `Learner` of `clients/algorithms.py`, or the echo."""
-
-    @property
-    def count(self) -> int:
-        """Training records."""
-
-    @property
-    def device_name(self) -> str: ...
-
-    def warm_up(self) -> None: ...
-
-    def profile(self) -> Sums: ...
-
-    def learn(self, request: TrainRequest, state: Vector | None) -> Learned: ...
-
-    def model_in_use(self, request: TrainRequest | EvaluateRequest, state: Vector | None) -> Vector: ...
-
-    def measure(self, model: Vector, scale: Sums) -> tuple[Sums, bool]: ...
-
-    def nothing(self, request: TrainRequest, state: Vector | None = None) -> Learned: ...
-
-
-class Echo:
-    """The workload without records: every update is one at every place, whatever the model's length."""
-
-    count = 1
-    device_name = "cpu"
-
-    def __init__(self, task: Task) -> None:
-        self._task, self._ones = task, np.ones(0, dtype=np.float32)
-
-    def warm_up(self) -> None:
-        pass
-
-    def profile(self) -> Sums:
-        return np.ones(1)
-
-    def learn(self, request: TrainRequest, state: Vector | None) -> Learned:
-        if request.algorithm != "sgd":
-            raise ConfigError("the echo trains nothing, so no algorithm either")
-        if self._ones.shape != request.model.shape:
-            self._ones = np.ones_like(request.model)
-            self._ones.flags.writeable = False
-        return Learned(self._ones, 0.0, 1, self.measure(request.model, request.scale)[0])
-
-    def nothing(self, request: TrainRequest, state: Vector | None = None) -> Learned:
-        return Learned(np.zeros_like(request.model), 0.0, 1, np.zeros(self._task.evaluation_size))
-
-    def model_in_use(self, request: TrainRequest | EvaluateRequest, state: Vector | None) -> Vector:
-        return request.model
-
-    def measure(self, model: Vector, scale: Sums) -> tuple[Sums, bool]:
-        return np.ones(self._task.evaluation_size), False
 
 
 class TrainerService:
@@ -158,7 +81,7 @@ class TrainerService:
     A request repeated with equal content gets the same reply again, so transports may retry. One request at a time.
     """
 
-    isolation = ""  # of the process, in words; a simulation's trainer has none
+    isolation: Isolation | None = None  # of the process; a simulation's trainer has none
 
     def __init__(
         self,
@@ -234,7 +157,8 @@ class TrainerService:
         devices = {workload.device_name for workload in self._workloads.values()}
         return HealthReply(
             ready=not self._reason, device=",".join(sorted(devices)) or self._device, precision=self._precision,
-            reason=self._reason, answered=self._answered, isolation=self.isolation,
+            reason=self._reason, answered=self._answered,
+            isolation=self.isolation.sentence() if self.isolation else "",
         )  # fmt: skip
 
     def _failed(self, request: Request, error: Exception) -> None:
@@ -280,6 +204,8 @@ class TrainerService:
             return lambda: again
         if isinstance(request, SecaggRequest):
             told = self._require_masking().answer(request)
+            if self.isolation is not None and request.step == "offer":
+                told = dataclasses.replace(told, seal=self.isolation.network or "none")
             return lambda: told
         if self._allowance is not None:
             self._allowance.require_open(request.run)
@@ -335,7 +261,7 @@ class TrainerService:
         try:
             reply, failed, cut = self._compute(request, workload, start)
         except Exception as error:  # may be one record's doing
-            reply, failed, cut = _nothing(request, workload), repr(error), True
+            reply, failed, cut = nothing(request, workload), repr(error), True
         if failed:
             self._quiet.tell("run %r: nothing of this institution goes into a sum: %s", request.run, failed)
         spoilt = bool(failed) or cut
@@ -450,22 +376,6 @@ class Quiet:
             log.warning("%s (%d such lines in this hour)", line % values, self._count)
 
 
-def _nothing(
-    request: ProfileRequest | TrainRequest | EvaluateRequest, workload: Workload
-) -> ProfileReply | TrainReply | EvaluateReply:
-    """The reply of an institution that has nothing to add: zeros, under its usual weight."""
-    task = get_task(request.task)
-    if isinstance(request, ProfileRequest):
-        return ProfileReply(sums=np.zeros(1 + 2 * len(task.schema.features)))
-    if isinstance(request, EvaluateRequest):
-        return EvaluateReply(round=request.round, seconds=0.0, evaluation=np.zeros(task.evaluation_size))
-    found = workload.nothing(request)
-    return TrainReply(
-        round=request.round, count=workload.count, seconds=0.0, train_loss=0.0, update=found.update,
-        evaluation=found.evaluation, steps=found.steps,
-    )  # fmt: skip
-
-
 def _equal(a: Request, b: Request) -> bool:
     """Whether two requests of one type have equal content; scalars are compared before vectors."""
     ours, theirs = vars(a), vars(b)
@@ -492,121 +402,3 @@ def make_trainer(
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data),
         allowance=allowance,
     )  # fmt: skip
-
-
-def main(arguments: list[str] | None = None, isolation: Isolation | None = None) -> int:
-    """Serve until SIGTERM; exit code 2 for a bad configuration, 3 for one that is refused.
-
-    `isolation` is what `clients/sandbox.py` has made sure of; a trainer that is started without it is sealed here,
-    with less: threads that its libraries have started keep their files. Without any, the policy must allow it.
-
-    Records that cannot be read do not end the process: requests are refused until they can.
-    """
-    parser = argparse.ArgumentParser(description="The institution's trainer, on a Unix socket")
-    parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--config", type=Path, required=True, help="private file with a ClientConfig as JSON")
-    options = parser.parse_args(arguments)
-    die_with_parent()
-    log_to_stderr()
-    os.umask(0o077)
-    be_quiet(options.home)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        config = bind(ClientConfig, passed_settings(options.config))
-        home = private_directory(options.home)
-        policy = load_policy(home)
-        isolation = isolation or enter("trainer", home, place_of(config.data.path))
-        _check_network(isolation, policy)
-        masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
-        open_ledger = _ledger_opener(home, policy.privacy)
-        _open_early(open_ledger)
-        trainer = make_trainer(
-            config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
-            reproducible=policy.reproducible,
-        )  # fmt: skip
-        _prepare(trainer, config)
-        trainer.isolation = isolation.sentence()
-        server = serve(trainer, home / NAME, config.max_message_bytes)
-    except SovfedError as error:
-        sys.stderr.write(f"trainer: {error}\n")
-        return 2 if isinstance(error, ConfigError) else 3
-    log.info("listening on %s", home / NAME)
-    beat = _heart(open_ledger)
-    while not stop.wait(SIGNAL_S):  # a signal that another thread took wakes nobody
-        beat()
-    server.stop(STOP_GRACE_S).wait()
-    masking.forget()  # of a sum that is still being computed: its masks need not be finished
-    return 0
-
-
-def _check_network(isolation: Isolation, policy: Policy) -> None:
-    """Raises PolicyError where this process can reach the network, unless the policy allows it."""
-    if isolation.network and not reaches_network():
-        log.info("sealed: %s", isolation.sentence())
-    elif policy.allow_open_network:
-        log.warning("the trainer can reach the network, and policy.yaml says allow_open_network: true")
-    else:
-        raise PolicyError(
-            "the trainer's network cannot be taken away here (no namespace, no seccomp; see `sovfed doctor`), and "
-            "allow_open_network is false in policy.yaml"
-        )
-
-
-def _ledger_opener(home: Path, budget: Budget) -> Callable[[], PrivacyLedger]:
-    """Opens the ledger of the policy's population, which is made when there is none."""
-    opened: list[PrivacyLedger] = []
-
-    def open_ledger() -> PrivacyLedger:
-        from sovfed.clients.ledger import PrivacyLedger
-        from sovfed.clients.ledger_file import create_ledger
-
-        if not opened:
-            create_ledger(home, budget.population_name, time.time())
-            opened.append(PrivacyLedger(home, budget))
-        return opened[0]
-
-    return open_ledger
-
-
-def _open_early(open_ledger: Callable[[], PrivacyLedger]) -> None:
-    """A ledger that is damaged, or another population's, is told at the start; one that is busy, with each request."""
-    try:
-        open_ledger()
-    except ServiceError as error:
-        log.warning("the privacy ledger cannot be opened yet: %s", error)
-
-
-def _heart(open_ledger: Callable[[], PrivacyLedger]) -> Callable[[], None]:
-    """Lets the ledger see time pass, looking at it once an hour. One that cannot be written refuses all by itself."""
-    last = time.monotonic()
-
-    def beat() -> None:
-        nonlocal last
-        if time.monotonic() - last < BEAT_S:
-            return
-        last = time.monotonic()
-        try:
-            open_ledger().beat()
-        except SovfedError as error:
-            log.warning("the privacy ledger did not see this day pass: %s", error)
-
-    return beat
-
-
-def _prepare(trainer: TrainerService, config: ClientConfig) -> None:
-    """Warm up the task that the data source serves; one that cannot be read is told in the log."""
-    task = TASK_OF_SOURCE.get(config.data.source)
-    if task is None:
-        return
-    try:
-        trainer.prepare(task)
-    except ConfigError:
-        raise
-    except SovfedError as error:
-        log.warning("the records cannot be used yet: %s", error)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

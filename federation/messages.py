@@ -32,6 +32,7 @@ Words: TypeAlias = npt.NDArray[np.uint64]  # shape [w], a masked vector
 ALGORITHMS: Final = ("sgd", "scaffold", "fednova", "fedbn", "ditto")  # of local training, clients/algorithms.py
 OWN: Final = "own"
 NORMALISATIONS: Final = (OWN, "group")  # of a task's model: as it is built, or GroupNorm for BatchNorm
+SEALS: Final = ("", "none", "own namespace", "seccomp", "own namespace + seccomp")  # "": not told, a simulation
 STEPS: Final = ("offer", "roster", "capsules", "confirmations", "reveal")
 Scalar: TypeAlias = bool | int | float | str
 
@@ -202,10 +203,14 @@ class SecaggRequest:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SecaggReply:
-    """The institution's answer to a `SecaggRequest`; empty where the step ends the setup."""
+    """The institution's answer to a `SecaggRequest`; empty where the step ends the setup.
+
+    `seal` says, with the first step, what keeps the trainer from the network: the institution's own word.
+    """
 
     body: Bytes = _vector("uint8")
     step: str = choice("offer", STEPS)
+    seal: str = choice("", SEALS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

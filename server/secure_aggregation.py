@@ -103,6 +103,8 @@ class SecureAggregation:
         self._epochs = 0
         self._outside: frozenset[int] = frozenset()  # nodes that the last setup left out
         self._number, self._attempt = 1, 1
+        self._seals: dict[int, str] = {}  # by node: what it says keeps its trainer from the network
+        self._isolation: dict[str, str] = {}  # the same by institution, of all that were ever in a roster
         self._last: tuple[int, int, int] | None = None  # survivors, roster, threshold
 
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
@@ -179,6 +181,7 @@ class SecureAggregation:
             "secure_aggregation": True,
             "secure_aggregation_details": f"on, cohort {survivors} of {members}, threshold {threshold}",
             "secure_aggregation_terms": {"cohort": survivors, "roster": members, "threshold": threshold, **ring},
+            "isolation": self._isolation,
         }
 
     def _upload(self, round_: Round, request: SumRequest, members: Mapping[int, int], total: Total) -> None:
@@ -327,6 +330,7 @@ class SecureAggregation:
         log.info(
             "secure aggregation: epoch %d of %d institutions, threshold %d", self._epochs, len(order), roster.threshold
         )
+        self._isolation |= {name: self._seals[node] or "not told" for name, node in names.items() if node in order}
         return Epoch(roster, tuple(order), setup.upload_keys(roster, secret)), refused
 
     def _all(self, step: str, bodies: Mapping[int, bytes], refused: dict[int, str]) -> list[bytes] | None:
@@ -349,6 +353,8 @@ class SecureAggregation:
         for answer in ask(self._grid, requests, SecaggReply, timeout_s, "secagg"):
             if answer.reply is not None and answer.reply.step == step:
                 found[answer.node_id] = answer.reply.body.tobytes()
+                if step == "offer":
+                    self._seals[answer.node_id] = answer.reply.seal
                 continue
             log.warning("node %d refused the step '%s': %s", answer.node_id, step, answer.refusal or "malformed")
             if refused is not None:

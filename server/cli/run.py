@@ -126,6 +126,9 @@ def show(name: str, home: Path, as_json: bool) -> None:
     if summary:
         told = summary["metrics"] or "not told by a private run; privacy.html in its folder says what is promised"
         console.print("held-out metrics of all institutions:", told, markup=False)
+        if sealed := summary.get("isolation"):
+            said = ", ".join(f"{institution}: {seal}" for institution, seal in sorted(sealed.items()))
+            console.print(cell(f"what keeps each trainer from the network, by its own word: {said}"), soft_wrap=True)
     console.print(cell(f"folder: {run_folder(home, name)}"), soft_wrap=True)
 
 

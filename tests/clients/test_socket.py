@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIB = 1 << 20
+TRAINER = ("-m", "sovfed.clients.trainer_process")
 TASK = get_task("breast_cancer")
 
 
@@ -202,7 +203,7 @@ def _command(home: Path) -> list[str]:
 
 def _command_with(home: Path, config: str) -> list[str]:
     write_private(home / "processes.json", config.encode())
-    return [sys.executable, "-m", "sovfed.clients.trainer", "--home", str(home), "--config", f"{home}/processes.json"]
+    return [sys.executable, *TRAINER, "--home", str(home), "--config", f"{home}/processes.json"]
 
 
 @contextmanager

@@ -18,13 +18,15 @@ from sovfed.clients.ledger_entries import Budget, Unbounded
 from sovfed.clients.ledger_file import create_ledger, ledger_path, ledgers, read_ledger
 from sovfed.clients.policy import Policy
 from sovfed.clients.settings import settings_text
-from sovfed.clients.trainer import TrainerService, _ledger_opener
+from sovfed.clients.trainer import TrainerService
+from sovfed.clients.trainer_process import _ledger_opener
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, Refusal, Request
 from sovfed.federation.settings import settings_file
 from sovfed.federation.tasks import Task
 
 NAME = Budget().population_name
+TRAINER = ("-m", "sovfed.clients.trainer_process")
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def test_trainer_of_a_home_with_the_ledger_of_a_connector_says_what_to_do(tmp_pa
     (tmp_path / "policy.yaml").write_text(settings_text(Policy(allowed_tasks=("breast_cancer",)), "of a test"))
     tmp_path.chmod(0o700)
     settings = settings_file(tmp_path, ClientConfig(home=str(tmp_path), device="cpu", data=DataConfig(source=source)))
-    command = [sys.executable, "-m", "sovfed.clients.trainer", "--home", str(tmp_path), "--config", str(settings)]
+    command = [sys.executable, *TRAINER, "--home", str(tmp_path), "--config", str(settings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 3
     assert "has the ledger 'uci_heart'" in done.stderr and "sovfed client ledger adopt uci_heart" in done.stderr

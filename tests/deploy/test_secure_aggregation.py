@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 from pathlib import Path
 from typing import Self
@@ -86,3 +87,6 @@ def test_what_the_superlink_stores_contains_no_update(
     if secagg == "full":
         assert found["secure_aggregation_details"] == "on, cohort 4 of 4, threshold 3"
         assert found["metrics_by_institution"] == {}
+        homes = {one.name: federation.client_home(one.name) for one in federation.institutions}
+        sealed = {name: json.loads((home / "run/trainer/isolation.json").read_text()) for name, home in homes.items()}
+        assert found["isolation"] == {name: one["network"] for name, one in sealed.items()}

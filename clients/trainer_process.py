@@ -1,0 +1,166 @@
+"""The trainer as a process of its own: sealed, on a Unix socket, with the institution's policy, keys and ledger."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sovfed.clients.allowance import Allowance
+from sovfed.clients.data import TASK_OF_SOURCE
+from sovfed.clients.masking import Masking
+from sovfed.clients.personal import FOLDER, PersonalStates
+from sovfed.clients.policy import Policy, load_policy
+from sovfed.clients.sandbox import enter, place_of
+from sovfed.clients.socket import NAME, serve
+from sovfed.clients.trainer import TrainerService, make_trainer
+from sovfed.federation.config import ClientConfig
+from sovfed.federation.errors import (
+    ConfigError,
+    PolicyError,
+    ServiceError,
+    SovfedError,
+)
+from sovfed.federation.files import private_directory
+from sovfed.federation.logs import log_to_stderr
+from sovfed.federation.processes import die_with_parent
+from sovfed.federation.quiet import be_quiet
+from sovfed.federation.sandbox import Isolation, reaches_network
+from sovfed.federation.schema import bind
+from sovfed.federation.secagg.files import FileStore, load_identity
+from sovfed.federation.settings import passed_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sovfed.clients.ledger import PrivacyLedger
+    from sovfed.clients.ledger_entries import Budget
+
+log = logging.getLogger(__name__)
+STOP_GRACE_S: Final = 5.0
+SIGNAL_S: Final = 0.5
+BEAT_S: Final = 3600.0
+
+
+def main(arguments: list[str] | None = None, isolation: Isolation | None = None) -> int:
+    """Serve until SIGTERM; exit code 2 for a bad configuration, 3 for one that is refused.
+
+    `isolation` is what `clients/sandbox.py` has made sure of; a trainer that is started without it is sealed here,
+    with less: threads that its libraries have started keep their files. Without any, the policy must allow it.
+
+    Records that cannot be read do not end the process: requests are refused until they can.
+    """
+    parser = argparse.ArgumentParser(description="The institution's trainer, on a Unix socket")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True, help="private file with a ClientConfig as JSON")
+    options = parser.parse_args(arguments)
+    die_with_parent()
+    log_to_stderr()
+    os.umask(0o077)
+    be_quiet(options.home)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        config = bind(ClientConfig, passed_settings(options.config))
+        home = private_directory(options.home)
+        policy = load_policy(home)
+        isolation = isolation or enter("trainer", home, place_of(config.data.path))
+        _check_network(isolation, policy)
+        masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
+        open_ledger = _ledger_opener(home, policy.privacy)
+        _open_early(open_ledger)
+        trainer = make_trainer(
+            config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
+            reproducible=policy.reproducible,
+        )  # fmt: skip
+        _prepare(trainer, config)
+        trainer.isolation = isolation
+        server = serve(trainer, home / NAME, config.max_message_bytes)
+    except SovfedError as error:
+        sys.stderr.write(f"trainer: {error}\n")
+        return 2 if isinstance(error, ConfigError) else 3
+    log.info("listening on %s", home / NAME)
+    beat = _heart(open_ledger)
+    while not stop.wait(SIGNAL_S):  # a signal that another thread took wakes nobody
+        beat()
+    server.stop(STOP_GRACE_S).wait()
+    masking.forget()  # of a sum that is still being computed: its masks need not be finished
+    return 0
+
+
+def _check_network(isolation: Isolation, policy: Policy) -> None:
+    """Raises PolicyError where this process can reach the network, unless the policy allows it."""
+    if isolation.network and not reaches_network():
+        log.info("sealed: %s", isolation.sentence())
+    elif policy.allow_open_network:
+        log.warning("the trainer can reach the network, and policy.yaml says allow_open_network: true")
+    else:
+        raise PolicyError(
+            "the trainer's network cannot be taken away here (no namespace, no seccomp; see `sovfed doctor`), and "
+            "allow_open_network is false in policy.yaml"
+        )
+
+
+def _ledger_opener(home: Path, budget: Budget) -> Callable[[], PrivacyLedger]:
+    """Opens the ledger of the policy's population, which is made when there is none."""
+    opened: list[PrivacyLedger] = []
+
+    def open_ledger() -> PrivacyLedger:
+        from sovfed.clients.ledger import PrivacyLedger
+        from sovfed.clients.ledger_file import create_ledger
+
+        if not opened:
+            create_ledger(home, budget.population_name, time.time())
+            opened.append(PrivacyLedger(home, budget))
+        return opened[0]
+
+    return open_ledger
+
+
+def _open_early(open_ledger: Callable[[], PrivacyLedger]) -> None:
+    """A ledger that is damaged, or another population's, is told at the start; one that is busy, with each request."""
+    try:
+        open_ledger()
+    except ServiceError as error:
+        log.warning("the privacy ledger cannot be opened yet: %s", error)
+
+
+def _heart(open_ledger: Callable[[], PrivacyLedger]) -> Callable[[], None]:
+    """Lets the ledger see time pass, looking at it once an hour. One that cannot be written refuses all by itself."""
+    last = time.monotonic()
+
+    def beat() -> None:
+        nonlocal last
+        if time.monotonic() - last < BEAT_S:
+            return
+        last = time.monotonic()
+        try:
+            open_ledger().beat()
+        except SovfedError as error:
+            log.warning("the privacy ledger did not see this day pass: %s", error)
+
+    return beat
+
+
+def _prepare(trainer: TrainerService, config: ClientConfig) -> None:
+    """Warm up the task that the data source serves; one that cannot be read is told in the log."""
+    task = TASK_OF_SOURCE.get(config.data.source)
+    if task is None:
+        return
+    try:
+        trainer.prepare(task)
+    except ConfigError:
+        raise
+    except SovfedError as error:
+        log.warning("the records cannot be used yet: %s", error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
