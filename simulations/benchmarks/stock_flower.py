@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 APP: Final = Path(__file__).parent / "stock"
 CONNECTION: Final = "stock"
 ONLINE_TIMEOUT_S: Final = 120.0
+DEAF_S: Final = 45.0  # after which a SuperNode that was heard of before is given up
 # Flower's commands know nothing of our supervisor; this has the kernel end them with it all the same.
 LAUNCH: Final = (
     sys.executable, "-c",
@@ -123,10 +124,14 @@ class StockFlower:
         return lines
 
     def wait_online(self) -> None:
-        """Return when the SuperLink counts every node as online."""
+        """Return when the SuperLink counts every node as online.
+
+        A SuperNode whose connection breaks while it is held goes deaf for good, alive: all are then started anew, once.
+        """
         from flwr.proto.control_pb2 import ListNodesRequest
 
         deadline = time.monotonic() + ONLINE_TIMEOUT_S
+        anew = time.monotonic() + DEAF_S
         with self._control() as control:
             while True:
                 nodes = control.ListNodes(ListNodesRequest()).nodes_info
@@ -134,6 +139,9 @@ class StockFlower:
                     return
                 if time.monotonic() > deadline:
                     raise ServiceError(f"stock Flower: not all nodes are online; logs in {self.folder}")
+                if time.monotonic() > anew:
+                    anew = deadline
+                    process_tree.send(process_tree.tree(self.roots()[1:]), SIGKILL)  # their supervisor goes on
                 time.sleep(0.5)
 
     def _prepare(self) -> list[bytes]:
