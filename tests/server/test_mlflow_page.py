@@ -147,12 +147,13 @@ def test_a_websocket_is_closed_and_two_headers_are_not_one() -> None:
     refused: list[dict[str, Any]] = [
         {"type": "websocket", "headers": [right]},
         {"type": "http", "headers": [(b"authorization", b"Basic x"), right]},
+        {"type": "http", "headers": [(b"authorization", b"Basic YWdlbmN5Ondyb25n")]},
         {"type": "http", "headers": []},
     ]
     for scope in refused:
         asyncio.run(ask(scope))
     assert [one["type"] for one in sent if "status" in one or one["type"] != "http.response.body"] == [
-        "websocket.close", "http.response.start", "http.response.start",
+        "websocket.close", "http.response.start", "http.response.start", "http.response.start",
     ]  # fmt: skip
     asyncio.run(ask({"type": "http", "headers": [right]}))
     assert sent[-1] == {"type": "reached"}
