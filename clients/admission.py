@@ -40,6 +40,11 @@ def check_shapes(request: SumRequest) -> Task:
     return task
 
 
+def sums_width(request: SumRequest, task: Task) -> int:
+    """Length of the sums in the reply: features' totals, or the task's metrics."""
+    return 1 + 2 * len(task.schema.features) if isinstance(request, ProfileRequest) else task.evaluation_size
+
+
 def _length(name: str, vector: Vector | Sums, expected: int) -> None:
     if vector.size != expected:
         raise ProtocolError(f"{name} of shape {vector.shape}, expected ({expected},)")

@@ -48,7 +48,7 @@ from sovfed.clients.ledger_file import LedgerFile, require_alone
 from sovfed.clients.ledger_limits import Limit, too_much
 from sovfed.clients.ledger_terms import difference, mismatch
 from sovfed.federation.errors import PrivacyError
-from sovfed.federation.privacy.accounting import Accountant, gathered
+from sovfed.federation.privacy.accounting import MAX_RELEASES, Accountant, gathered
 from sovfed.federation.privacy.events import Event
 
 if TYPE_CHECKING:
@@ -326,12 +326,11 @@ class PrivacyLedger:
         recent = ever if year == lifetime else merged([*year, *reserved])
         used = Accountant().plus(*gathered(ever))
         used_recently = used if recent == ever else Accountant().plus(*gathered(recent))
+        share, each = budget.max_share_per_run * budget.annual_epsilon, budget.epsilon / MAX_RELEASES
         return [
-            Limit("epsilon", "", budget.epsilon, used, tuple(ever)),
-            Limit("annual_epsilon", " within 366 days", budget.annual_epsilon, used_recently, tuple(recent)),
-            Limit(
-                "max_share_per_run", " in this run", budget.max_share_per_run * budget.annual_epsilon, Accountant(), ()
-            ),
+            Limit("epsilon", "", budget.epsilon, used, tuple(ever), each),
+            Limit("annual_epsilon", " within 366 days", budget.annual_epsilon, used_recently, tuple(recent), each),
+            Limit("max_share_per_run", " in this run", share, Accountant(), (), each),
         ]
 
     def _exceeded(self) -> str:

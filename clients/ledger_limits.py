@@ -27,12 +27,14 @@ class Limit:
     used: Accountant
 
     events: tuple[Event, ...]
+    each: float = 0.0  # the least that a release counts: accounting ends at a million of them, however cheap they are
 
     def after(self, event: Event, delta: float) -> float:
         """ε with `event` on top, as it will be counted from then on."""
         with_it = merged([*self.events, event])
         together = gathered(with_it)
-        return (self.used.plus(event) if together == with_it else Accountant().plus(*together)).epsilon(delta)
+        found = (self.used.plus(event) if together == with_it else Accountant().plus(*together)).epsilon(delta)
+        return max(found, self.each * sum(one.count for one in with_it))
 
 
 def too_much(

@@ -34,10 +34,12 @@ from sovfed.federation.messages import (
     Vector,
 )
 from sovfed.federation.secagg import client, setup, wire
+from sovfed.federation.secagg.journal import Pinned
 from sovfed.federation.secagg.keys import check_signature, countersigned_head, public_key, told_head
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.request import (
     WIDEST,
+    header_metrics,
     model_digest,
     purpose,
     run_bytes,
@@ -145,8 +147,8 @@ class Masking:
             signature=np.frombuffer(identity.sign(told_head(seq, head)), np.uint8),
         )  # fmt: skip
 
-    def permit(self, request: SumRequest) -> Permit:
-        """Agree to the round that `request.begin` (M1) opens, before any work is done for it.
+    def permit(self, request: SumRequest, width: int) -> Permit:
+        """Agree to the round that `request.begin` (M1) opens, before any work is done for it; `width` as of its sums.
 
         The masks are made while that work is done. A permit given earlier is void from now on.
         """
@@ -161,6 +163,8 @@ class Masking:
             raise ProtocolError(f"the round is to {Purpose(permit.begin.purpose).name}, the request is another")
         if permit.begin.size != update_size(request):  # or its masks would fill the memory
             raise ProtocolError(f"the round is over {permit.begin.size} values, the request for {update_size(request)}")
+        if permit.begin.metrics != (expected := header_metrics(request, width)):
+            raise ProtocolError(f"the round is over {permit.begin.metrics} metrics, the request for {expected}")
         masks = client.prepare(session, permit, os.urandom)
         self._agreed = (permit, masks)
         masks.sums.start()
@@ -201,9 +205,10 @@ class Masking:
                 weight = min(max(reply.count, 1), most)
                 if reply.count > most:
                     log.warning("%d training records count as secagg.max_weight %d of this run", reply.count, most)
-                cut = clipped(update, session.roster.offer.clip)
-                if cut is None:
-                    update, cut, spoilt = np.zeros_like(update), 0, True
+                fitted = fit(update, session.roster.offer.clip)
+                if fitted is None:
+                    fitted, spoilt = (np.zeros_like(update), 0), True
+                update, cut = fitted
                 metrics = np.concatenate([[reply.train_loss * weight, reply.steps * weight, cut], reply.evaluation])
             case EvaluateReply():
                 metrics = reply.evaluation
@@ -214,7 +219,9 @@ class Masking:
             session, permit, update, weight, metrics.tolist(), identity.sign, os.urandom, agreed[1]
         )
         self._agreed = None
-        store.commit([entry])
+        offer = session.roster.offer
+        pin = [Pinned(entry.subject, offer.clip, offer.max_weight)] if isinstance(reply, TrainReply) else []
+        store.commit([*(one for one in pin if entry.subject not in store.history.pinned), entry])
         message = np.frombuffer(upload.message, np.uint8)
         if isinstance(reply, PrivateUpdate):
             return PrivateReply(message=message, payload=upload.payload)
@@ -302,16 +309,19 @@ def told_seconds(seconds: float) -> float:
     return min(2.0 ** math.ceil(math.log2(seconds)), MOST_TOLD_S)
 
 
-def clipped(update: Vector, clip: float) -> int | None:
-    """How many values of `update` a clip per coordinate changes; None if one of them is not finite."""
+def fit(update: Vector, clip: float) -> tuple[Vector, int] | None:
+    """`update`, shrunk as a whole where a value is beyond `clip`, and how many were; None if one is not finite.
+
+    Cut one by one they would tell, from a single sum, on which side of zero each value of each institution is.
+    """
     if not update.size:
-        return 0
+        return update, 0
     largest = max(float(update.max()), -float(update.min()))  # NaN if any value is
     if not math.isfinite(largest):
         return None
     if largest <= clip:
-        return 0
-    return int(np.count_nonzero(np.abs(update) > clip))
+        return update, 0
+    return update * np.float32(clip / largest), int(np.count_nonzero(np.abs(update) > clip))
 
 
 def _within(values: Sums, bound: float) -> bool:

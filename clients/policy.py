@@ -84,6 +84,7 @@ class Policy:
     max_rounds: int = bounded(1_000, 1, 1_000_000, doc="highest round of a run that is still answered")
     max_local_epochs: int = bounded(20, 1, 10_000, doc="most passes over the records in one round")
     min_batch_size: int = bounded(8, 1, 1_000_000, unit="records", doc="a smaller batch tells more of each record")
+    max_learning_rate: float = bounded(10.0, 1e-9, 1e3, doc="with a huge one every update is as long as the clip")
     max_batch_size: int = bounded(100_000, 1, 1_000_000, unit="records", doc="bounds the memory of one step")
     max_parameters: int = bounded(100_000_000, 1, MAX_PARAMETERS, doc="longest model vector")
     max_model_value: float = bounded(
@@ -123,7 +124,11 @@ class Policy:
             _at_most("largest parameter", largest, "max_model_value", self.max_model_value)
         if isinstance(request, TrainRequest | EvaluateRequest):
             self._check_scale(request)
+        if isinstance(request, TrainRequest):
+            steepest = float(np.abs(request.control).max(initial=0.0))
+            _at_most("largest value of SCAFFOLD's control", steepest, "max_model_value", self.max_model_value)
         if isinstance(request, TrainRequest | PrivateRequest):
+            _at_most("learning_rate", request.learning_rate, "max_learning_rate", self.max_learning_rate)
             _at_most("local_epochs", request.local_epochs, "max_local_epochs", self.max_local_epochs)
             _at_most("batch_size", request.batch_size, "max_batch_size", self.max_batch_size)
             if request.batch_size < self.min_batch_size:

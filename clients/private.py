@@ -24,7 +24,7 @@ from sovfed.clients.ledger import PrivacyLedger
 from sovfed.clients.ledger_entries import Grant, Plan, Release
 from sovfed.clients.masking import PrivateUpdate
 from sovfed.clients.training import LocalTraining, choose_device
-from sovfed.federation.errors import ConfigError, PrivacyError
+from sovfed.federation.errors import ConfigError, PrivacyError, ProtocolError
 from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector
 from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian
 from sovfed.federation.privacy.events import Event
@@ -173,6 +173,8 @@ def admit(request: PrivateRequest, task: Task, room: int, ledger: PrivacyLedger 
     if task.build is None or task.loss is None:
         raise ConfigError(f"task '{task.name}' trains nothing, so there is nothing to make private")
     if request.mechanism != "silo":
+        if request.steps != 1:
+            raise ProtocolError(f"{request.steps} steps a round; mechanism '{request.mechanism}' makes one release")
         noise_reserve(request, request.model.size, room)
     if request.mechanism != "institution" and (reason := _why_not(request.task, request.normalisation)):
         raise PrivacyError(reason)

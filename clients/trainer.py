@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sovfed.clients.admission import check_shapes
+from sovfed.clients.admission import check_shapes, sums_width
 from sovfed.clients.allowance import Allowance
 from sovfed.clients.data import Records, check_private_data, load_records
 from sovfed.clients.masking import Masking
@@ -215,7 +215,7 @@ class TrainerService:
             self._check_private_data(task)
         permit = None
         if request.begin.size:
-            permit = self._require_masking().permit(request)
+            permit = self._require_masking().permit(request, sums_width(request, task))
         if isinstance(request, PrivateRequest):
             if permit is None:
                 raise PolicyError("a private run needs secure aggregation")

@@ -176,7 +176,9 @@ class SecaggConfig:
 
     enabled: bool = bounded(True, doc="false: the server sees each institution's update; their policies must allow it")
     bits: int = bounded(32, 12, 32, unit="bits", doc="ring lane of a parameter: 12, 16, 21 or 32; fewer are coarser")
-    clip: float = bounded(8.0, 1e-6, 1e3, doc="bound on each coordinate of an update; what is beyond it is cut off")
+    clip: float = bounded(
+        8.0, 1e-6, 1e3, doc="bound on each value of an update; one with a value beyond it is shrunk as a whole"
+    )
     max_weight: int = bounded(
         10_000, 1, 2**48, unit="records", doc="most records of one institution; one with more counts as so many"
     )

@@ -38,8 +38,9 @@ from sovfed.federation.secagg.coordinator import Aggregate, Round, open_round
 from sovfed.federation.secagg.keys import Identity, generate
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.request import (
-    FRACTION_BITS,
-    WIDE,
+    SPOILT,
+    TRAIN_METRICS,
+    header_metrics,
     model_digest,
     narrow,
     purpose,
@@ -48,7 +49,8 @@ from sovfed.federation.secagg.request import (
     task_digest,
     update_size,
 )
-from sovfed.federation.secagg.roster import Roster
+from sovfed.federation.secagg.ring import FRACTION_BITS
+from sovfed.federation.secagg.roster import Roster, read_ad
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.server.aggregation import Total, ask
 
@@ -61,8 +63,6 @@ FINAL: Final = ("identity", "malformed", "policy", "privacy", "protocol")  # ref
 AGAIN_S: Final = 0.5  # between two times of asking the holders that have not answered
 WAIT_S: Final = 60.0  # longest wait for holders that went away to come back, unless told otherwise
 LIFETIME_S: Final = 7 * 86400  # of a roster's keys
-SPOILT: Final = 1  # the first header metric of every sum without noise: how many contributions were spoilt
-TRAIN_METRICS: Final = 3  # before the evaluation: Σ countᵢ·lossᵢ, Σ countᵢ·stepsᵢ, the values that the clip changed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ class SecureAggregation:
         members = {node: index for index, node in enumerate(epoch.nodes) if node in wanted}
         outside = dict.fromkeys((node for node in nodes if node not in epoch.nodes), "not in the roster")
         total = Total(refused=outside, sum_number=self._number)
-        metrics = _metrics(request, width)
+        metrics = header_metrics(request, width)
         round_ = open_round(
             epoch.roster, self._identity.sign, epoch.upload_keys, number=self._number, attempt=self._attempt,
             purpose=key[0], cohort=list(members.values()), size=update_size(request), metrics=metrics,
@@ -302,12 +302,18 @@ class SecureAggregation:
         refused: dict[int, str] = {}
         ads = self._step("offer", dict.fromkeys(nodes, offer), SETUP_S, refused)
         names: dict[str, int] = {}
+        taken: set[bytes] = set()
         for node, ad in ads.items():
             try:
-                names.setdefault(self._identity.verify(wire.KeyAd.decode(ad).certificate).institution, node)
+                member = read_ad(offer, ad, self._identity.verify, self._clock())
             except SovfedError as error:
                 log.warning("node %d: keys refused: %s", node, error)
                 refused[node] = "identity"
+                continue
+            own = {member.ad.exchange, member.ad.kem, member.ad.nonce} - {b""}
+            if taken.isdisjoint(own):
+                names.setdefault(member.name, node)
+            taken |= own
         order = [names[name] for name in sorted(names)]
         refused |= {node: "twice" for node in ads if node not in order and node not in refused}
         if len(order) < self._min_cohort:
@@ -376,15 +382,6 @@ def _by_node(order: Sequence[int], bodies: Mapping[int, bytes]) -> dict[int, byt
     return {order[index]: body for index, body in bodies.items()}
 
 
-def _metrics(request: SumRequest, width: int) -> int:
-    """How many header words the request's sums of length `width` take, and what goes before them."""
-    if isinstance(request, PrivateRequest):
-        return 0
-    if isinstance(request, ProfileRequest):
-        return SPOILT + WIDE * width
-    return SPOILT + width + (TRAIN_METRICS if isinstance(request, TrainRequest) else 0)
-
-
 def _fill(total: Total, request: SumRequest, found: Aggregate) -> None:
     """Put the opened sum into `total`."""
     if isinstance(request, PrivateRequest):
@@ -400,7 +397,7 @@ def _fill(total: Total, request: SumRequest, found: Aggregate) -> None:
         total.sums = metrics[TRAIN_METRICS:]
         if cut:
             log.warning(
-                "round %d: %d values of the institutions' updates were cut to secagg.clip",
+                "round %d: %d values were beyond secagg.clip; the updates that they stood in were shrunk to it",
                 request.round, int(cut),
             )  # fmt: skip
     else:

@@ -30,7 +30,7 @@ CERTIFICATE: Final = 1e-4  # of what is published
 _ROUNDING: Final = 2.0**-50
 _MIN_MULTIPLIER: Final = 0.05  # below, ε is hundreds and the discretisation takes gigabytes: reported as infinite
 _MAX_DIVERGENCE: Final = 500.0  # nats, summed over all releases; likewise
-_MAX_RELEASES: Final = 10**6  # likewise: the rounding of longer compositions is no longer small against δ
+MAX_RELEASES: Final = 10**6  # likewise: the rounding of longer compositions is no longer small against δ
 _EXACT: Final = 24  # kinds of events that are composed as they are, the costliest; the others are gathered
 _CELLS: Final = 64  # into at most so many
 _OCTAVES: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # widths of a cell; 4 needs no more than 56 of them
@@ -114,7 +114,7 @@ class Accountant:
 
     @property
     def _bearable(self) -> bool:
-        return self._divergence <= _MAX_DIVERGENCE and self._releases <= _MAX_RELEASES
+        return self._divergence <= _MAX_DIVERGENCE and self._releases <= MAX_RELEASES
 
     def _sampled(self) -> Distribution | None:
         if self._newest is None:

@@ -48,7 +48,7 @@ from sovfed.federation.secagg.mask import (
     for_segments,
     tag,
 )
-from sovfed.federation.secagg.opened import check_apart, check_differencing, check_once, check_rosters
+from sovfed.federation.secagg.opened import check_apart, check_bounds, check_differencing, check_once, check_rosters
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.ring import Integers, Quantiser, header_size, pack_header
 from sovfed.federation.secagg.roster import (
@@ -154,6 +154,8 @@ def begin(
     check_rosters(history, terms, (run, message.purpose, model), everybody, where)
     if Purpose(message.purpose).without_privacy:
         check_apart(history, terms, subject, everybody, where)
+    if message.purpose == Purpose.TRAIN:
+        check_bounds(history, terms, subject, roster.ring(message), where)
     return Permit(message, roster.context(message))
 
 

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import struct
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -118,6 +119,23 @@ class Revealed(wire.Wire):
         return cls(run, number, chosen, purpose, model, subject, least, names)
 
 
+@dataclass(frozen=True)
+class Pinned(wire.Wire):
+    """The terms of the first training sum without privacy about `subject`; see `opened.check_bounds`."""
+
+    KIND, LIMIT = 131, 256
+    subject: bytes
+    clip: float
+    max_weight: int
+
+    def body(self) -> bytes:
+        return self.subject + struct.pack(">d", self.clip) + wire.number(self.max_weight, 8)
+
+    @classmethod
+    def read(cls, reader: wire.Reader) -> Self:
+        return cls(reader.take(wire.HASH), reader.real(), reader.number(8))
+
+
 def _text(text: str) -> bytes:
     return wire.variable(text[:MAX_NAME].encode())
 
@@ -129,8 +147,8 @@ def _read_text(reader: wire.Reader) -> str:
     return text
 
 
-Entry: TypeAlias = Joined | Spent | Revealed
-_KINDS: Final[dict[int, type[Entry]]] = {cls.KIND: cls for cls in (Joined, Spent, Revealed)}
+Entry: TypeAlias = Joined | Spent | Revealed | Pinned
+_KINDS: Final[dict[int, type[Entry]]] = {cls.KIND: cls for cls in (Joined, Spent, Revealed, Pinned)}
 
 
 @dataclass
@@ -153,6 +171,7 @@ class History:
     cohorts: dict[bytes, dict[frozenset[bytes], Revealed]] = field(default_factory=dict)
     near: deque[tuple[Revealed, Revealed]] = field(default_factory=lambda: deque(maxlen=NEAR_KEPT))
     last_round: dict[bytes, int] = field(default_factory=dict)
+    pinned: dict[bytes, Pinned] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
         if isinstance(entry, Joined):
@@ -167,6 +186,8 @@ class History:
             self.masked.setdefault((entry.run, entry.purpose, entry.model), set()).add(roster)
             if Purpose(entry.purpose).without_privacy:
                 self.masked_subjects.setdefault(entry.subject, set()).add(roster)
+        elif isinstance(entry, Pinned):
+            self.pinned[entry.subject] = entry
         else:
             self.revealed[entry.run, entry.round] = entry
             self.sums[entry.run, entry.purpose, entry.model] = frozenset(entry.names)

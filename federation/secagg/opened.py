@@ -12,6 +12,7 @@ from typing import Final
 
 from sovfed.federation.errors import PolicyError, PrivacyError
 from sovfed.federation.secagg.journal import History
+from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.secagg.terms import REFUSE, Terms, shared_holders
 
 MAX_COHORTS: Final = 2_000  # different ones that the journal may hold of one subject; further ones are refused
@@ -52,6 +53,20 @@ def check_apart(history: History, terms: Terms, subject: bytes, roster: Names, w
                 f"{where}: the same records were summed without privacy in a roster of {len(other)}, which shares too "
                 f"few holders with this one of {len(roster)} to tell their sums apart; {_ADVICE}"
             )
+
+
+def check_bounds(history: History, terms: Terms, subject: bytes, ring: Ring, where: str) -> None:
+    """Raise PolicyError if the same records were trained on under another clip or W_max, in whatever run.
+
+    What either bound changes depends on records: of sums over the same institutions under many bounds, the difference
+    of two tells of those alone whose update or record count lies between.
+    """
+    pinned = history.pinned.get(subject)
+    if terms.differencing == REFUSE and pinned and (pinned.clip, pinned.max_weight) != (ring.clip, ring.max_weight):
+        raise PolicyError(
+            f"{where}: the same records were trained on with clip {pinned.clip:g} and W_max {pinned.max_weight}, this "
+            f"run says {ring.clip:g} and {ring.max_weight}; {_ADVICE}"
+        )
 
 
 def check_differencing(history: History, terms: Terms, subject: bytes, names: Names, least: int, where: str) -> None:

@@ -26,10 +26,12 @@ from sovfed.federation.messages import (
 from sovfed.federation.secagg.keys import digest
 from sovfed.federation.secagg.mask import hash_vector
 from sovfed.federation.secagg.purpose import Purpose
+from sovfed.federation.secagg.ring import FRACTION_BITS
 from sovfed.federation.secagg.wire import RUN_BYTES
 from sovfed.federation.tasks import get_task
 
-FRACTION_BITS: Final = 24  # of every metric in the header
+SPOILT: Final = 1  # the first header metric of every sum without noise: how many contributions were spoilt
+TRAIN_METRICS: Final = 3  # before the evaluation: Σ countᵢ·lossᵢ, Σ countᵢ·stepsᵢ, the values beyond the clip
 WIDE: Final = 3  # words of a wide metric
 _COARSE: Final = 2.0**26
 _FINE: Final = 2.0**FRACTION_BITS
@@ -68,6 +70,15 @@ def update_size(request: SumRequest) -> int:
             return request.model.size
         case _:
             return 0
+
+
+def header_metrics(request: SumRequest, width: int) -> int:
+    """Words of the header that the request's sums of length `width` take, with what goes before them."""
+    if isinstance(request, PrivateRequest):
+        return 0
+    if isinstance(request, ProfileRequest):
+        return SPOILT + WIDE * width
+    return SPOILT + width + (TRAIN_METRICS if isinstance(request, TrainRequest) else 0)
 
 
 def model_digest(request: SumRequest) -> bytes:

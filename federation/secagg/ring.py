@@ -25,6 +25,7 @@ from sovfed.federation.secagg.mask import SEGMENT_WORDS, Words
 LANES: Final = {12: 5, 16: 4, 21: 3, 32: 2}  # bits → lanes of a word
 HEADER_COUNT, HEADER_WEIGHT, HEADER_METRICS = 0, 1, 2  # word positions; the rest of the header is metrics, then zeros
 HEADER_UNIT: Final = 8
+FRACTION_BITS: Final = 24  # of every metric in the header: a coordinator that chose would read Σ min(nᵢ, 2^k)
 METRIC_BITS: Final = 54  # |metric| · 2^fraction_bits ≤ 2^54, so that 255 of them cannot leave 63 bits
 WHOLE: Final = {16: np.uint16, 32: np.uint32}  # bits → the type of a lane where the processor has one
 _PART: Final = 1 << 16  # values at a time: the temporaries stay in the L2 cache

@@ -96,6 +96,22 @@ def chosen_digest(ctx: bytes, survivors: tuple[int, ...]) -> bytes:
     return digest("chosen", ctx, wire.bitmap(survivors))
 
 
+def read_ad(offer_bytes: bytes, data: bytes, verify: Callable[[bytes], Named], now: float, index: int = 0) -> Member:
+    """The member that advertises `data` in answer to the offer.
+
+    Raises IdentityError on a certificate that `verify` refuses, a signature that does not hold, or an advertisement
+    that is expired or for another offer.
+    """
+    offer, ad = wire.Offer.decode(offer_bytes), wire.KeyAd.decode(data)
+    name, key = verify(ad.certificate).institution, public_key(ad.certificate)
+    check_signature(key, ad.signed(), ad.signature, name)
+    if ad.offer != digest("offer", offer_bytes):
+        raise IdentityError(f"{name}: its keys are for another run or epoch")
+    if not now < ad.expires <= offer.expires:
+        raise IdentityError(f"{name}: its keys expire at {ad.expires}, the run at {offer.expires}, it is {now:.0f}")
+    return Member(index, name, key, ad)
+
+
 def make_roster(
     offer_bytes: bytes, listing: wire.RosterList, verify: Callable[[bytes], Named], now: float, server_key: PublicKey
 ) -> Roster:
@@ -105,17 +121,7 @@ def make_roster(
     institution, key or nonce that appears twice; ProtocolError unless the names are in order.
     """
     offer, offered = wire.Offer.decode(offer_bytes), digest("offer", offer_bytes)
-    members: list[Member] = []
-    for index, data in enumerate(listing.ads):
-        ad = wire.KeyAd.decode(data)
-        name = verify(ad.certificate).institution
-        key = public_key(ad.certificate)
-        check_signature(key, ad.signed(), ad.signature, name)
-        if ad.offer != offered:
-            raise IdentityError(f"{name}: its keys are for another run or epoch")
-        if not now < ad.expires <= offer.expires:
-            raise IdentityError(f"{name}: its keys expire at {ad.expires}, the run at {offer.expires}, it is {now:.0f}")
-        members.append(Member(index, name, key, ad))
+    members = [read_ad(offer_bytes, data, verify, now, index) for index, data in enumerate(listing.ads)]
     names = [member.name for member in members]
     for what, values in (
         ("institution", names),

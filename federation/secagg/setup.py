@@ -87,8 +87,8 @@ def join(
     check_signature(public_key(offer.certificate), offer.signed(), offer.signature, "coordinator's offer")
     ring = Ring(offer.bits, offer.clip, offer.max_weight, offer.min_cohort)
     terms.check_offer(
-        ring=ring, min_cohort=offer.min_cohort, max_size=offer.max_size, max_metrics=offer.max_metrics,
-        expires=offer.expires, now=now,
+        ring=ring, fraction_bits=offer.fraction_bits, min_cohort=offer.min_cohort, max_size=offer.max_size,
+        max_metrics=offer.max_metrics, expires=offer.expires, now=now,
     )  # fmt: skip
     if config is not None and offer.config != config:
         raise PolicyError("secure aggregation: the offer is for another configuration than the run's")

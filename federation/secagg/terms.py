@@ -9,7 +9,7 @@ from typing import Final
 from sovfed.federation.errors import PolicyError
 from sovfed.federation.schema import bounded, choice
 from sovfed.federation.secagg.keys import CLASSICAL, SUITES
-from sovfed.federation.secagg.ring import LANES, Ring
+from sovfed.federation.secagg.ring import FRACTION_BITS, LANES, Ring
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 
 LEAST_COHORT: Final = 3  # honest institutions in a sum: of two, each learns the other's update from it
@@ -40,8 +40,8 @@ class Terms:
     min_cohort: int = bounded(5, LEAST_COHORT, MAX_HOLDERS, doc="fewest institutions in any sum; colluders feared + 3")
     colluders: int = bounded(1, 0, MAX_HOLDERS, doc="institutions that may side with the coordinator")
     bits: tuple[int, ...] = bounded((12, 16, 21, 32), 12, 32, doc="ring widths allowed, per parameter")
-    min_clip: float = bounded(1e-6, 0.0, 1e9, doc="smallest clip per coordinate")
-    max_clip: float = bounded(1e3, 0.0, 1e9, doc="largest clip per coordinate")
+    min_clip: float = bounded(1.0, 0.0, 1e9, doc="smallest clip: what it shrinks depends on records")
+    max_clip: float = bounded(1e3, 0.0, 1e9, doc="largest clip")
     max_weight: int = bounded(10_000_000, 1, 2**48, doc="largest W_max", unit="records")
     least_max_weight: int = bounded(
         1_000, 1, 2**48, doc="smallest W_max: sums under many small ones tell how many records each has", unit="records"
@@ -66,11 +66,13 @@ class Terms:
             )
 
     def check_offer(
-        self, *, ring: Ring, min_cohort: int, max_size: int, max_metrics: int, expires: int, now: float
-    ) -> None:
+        self, *, ring: Ring, fraction_bits: int, min_cohort: int, max_size: int, max_metrics: int, expires: int,
+        now: float,
+    ) -> None:  # fmt: skip
         """Raise PolicyError unless a run may be joined under these parameters."""
         _require(ring.bits in LANES and ring.bits in self.bits, f"ring of {ring.bits} bits", self.bits)
         _require(self.min_clip <= ring.clip <= self.max_clip, f"clip {ring.clip:g}", (self.min_clip, self.max_clip))
+        _require(fraction_bits == FRACTION_BITS, f"metrics with {fraction_bits} bits behind the point", FRACTION_BITS)
         weights = (self.least_max_weight, self.max_weight)
         _require(weights[0] <= ring.max_weight <= weights[1], f"maximum weight {ring.max_weight}", weights)
         _require(min_cohort >= self.min_cohort, f"minimum cohort {min_cohort}", self.min_cohort)

@@ -531,6 +531,16 @@ def test_grants_of_one_day_are_few(open_ledger: Callable[..., WitnessedLedger], 
     ledger.authorise("one more", plan(1, z=1e5))
 
 
+def test_releases_of_next_to_nothing_use_up_no_more_than_their_run_s_share(
+    open_ledger: Callable[..., WitnessedLedger],
+) -> None:
+    """Seen: a million releases at ε 0.00 in one grant, the most that is accounted for; then nothing fitted for life."""
+    ledger = open_ledger(dataclasses.replace(BUDGET, max_share_per_run=0.5))
+    with pytest.raises(PrivacyError, match="limit max_share_per_run"):
+        ledger.authorise("a million", plan(1_000_000, z=1e4, q=1e-9))
+    ledger.authorise("honest", plan(5, q=0.1))
+
+
 def test_thousand_grants_of_next_to_nothing_do_not_make_the_next_dear(
     open_ledger: Callable[..., WitnessedLedger], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

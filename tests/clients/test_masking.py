@@ -145,7 +145,7 @@ def test_a_permit_serves_one_upload_and_only_the_last_one_given(prepared: list[c
         reply = TrainReply(
             1, 10, 0.0, 0.5, np.zeros(request.update_size, np.float32), np.zeros(TASK.evaluation_size), 1
         )
-        void, valid = masking.permit(request), masking.permit(request)
+        void, valid = masking.permit(request, TASK.evaluation_size), masking.permit(request, TASK.evaluation_size)
         for permit, allowed in ((void, False), (valid, True), (valid, False), (void, False)):
             if allowed:
                 masking.mask(request.run, permit, reply, lambda: 0.0)
@@ -189,7 +189,7 @@ def test_an_update_that_cannot_be_masked_spends_its_masks(prepared: list[client.
         reply = TrainReply(
             1, 10, 0.0, 0.5, np.zeros(request.update_size, np.float64), np.zeros(TASK.evaluation_size), 1
         )
-        permit = masking.permit(request)
+        permit = masking.permit(request, TASK.evaluation_size)
         with pytest.raises(ProtocolError, match="float64"):
             masking.mask(request.run, permit, reply, lambda: 0.0)
         masking.forget()
@@ -218,7 +218,7 @@ def test_after_a_restart_between_permit_and_upload_the_own_seed_is_another(
         assert trainer._masking is not None
         identity = trainer._masking._open()[0]
         prepared.clear()
-        trainer._masking.permit(request)
+        trainer._masking.permit(request, TASK.evaluation_size)
         trainer._masking.forget()  # the process ends; only the journal and the session are left
         stores[0]._journal.close()
         stores[0] = again = FileStore(homes[0])

@@ -119,6 +119,16 @@ def test_a_model_with_a_value_that_no_trained_one_has_is_refused(value: float) -
         OPEN.check(dataclasses.replace(TRAIN, model=model))
 
 
+def test_what_would_push_every_update_to_the_clip_is_refused() -> None:
+    OPEN.check(dataclasses.replace(TRAIN, learning_rate=10.0))
+    with pytest.raises(PolicyError, match="max_learning_rate"):
+        OPEN.check(dataclasses.replace(TRAIN, learning_rate=10.5))
+    control = np.zeros_like(MODEL)
+    control[3] = -3e8
+    with pytest.raises(PolicyError, match=r"control .* is above max_model_value"):
+        OPEN.check(dataclasses.replace(TRAIN, algorithm="scaffold", keep="k", control=control))
+
+
 def test_default_policy_allows_nothing() -> None:
     with pytest.raises(PolicyError, match="allowed_tasks"):
         Policy().check(ProfileRequest(run="r", task="heart"))

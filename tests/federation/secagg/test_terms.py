@@ -8,6 +8,7 @@ from sovfed.clients.policy import Policy
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ConfigError, PolicyError
 from sovfed.federation.schema import bind
+from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.secagg.terms import REFUSE, Terms, shared_holders
 
 
@@ -41,3 +42,15 @@ def test_quorums_of_two_rosters() -> None:
     assert shared_holders(range(16), range(5)) == -1
     assert shared_holders(range(6), range(5)) == 3
     assert shared_holders(range(5), range(5, 10)) == -2
+
+
+@pytest.mark.parametrize("change", [{"fraction_bits": 46}, {"clip": 0.5}, {"max_weight": 999}])
+def test_bounds_that_would_tell_records_apart_are_no_choice_of_the_agency(change: dict[str, float]) -> None:
+    """Few bits left before the point make Σ min(nᵢ, 2^k) of a sum of counts; a small clip, the sign of each value."""
+    given = {"fraction_bits": 24, "clip": 1.0, "max_weight": 1_000, **change}
+    fraction_bits = int(given.pop("fraction_bits"))
+    ring = Ring(32, float(given["clip"]), int(given["max_weight"]), 5)
+    with pytest.raises(PolicyError, match="this institution's terms"):
+        Terms().check_offer(
+            ring=ring, fraction_bits=fraction_bits, min_cohort=5, max_size=10, max_metrics=10, expires=200, now=100.0
+        )

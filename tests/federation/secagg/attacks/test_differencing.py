@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from sovfed.clients.cli import cli
 from sovfed.federation.errors import PolicyError, ServiceError
 from sovfed.federation.messages import Vector
 from sovfed.federation.secagg.files import FOLDER, JOURNAL, create_journal, near_sums
-from sovfed.federation.secagg.journal import History, Joined, Journal, Revealed, name_tag
-from sovfed.federation.secagg.local import Federation, establish, found, random_updates
+from sovfed.federation.secagg.journal import History, Joined, Journal, Pinned, Revealed, name_tag
+from sovfed.federation.secagg.local import SUBJECT, Federation, establish, found, random_updates
 from sovfed.federation.secagg.opened import MAX_COHORTS, check_differencing, groups
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.terms import RECORD, REFUSE, Terms
@@ -196,3 +197,20 @@ def test_other_records_are_another_matter() -> None:
 def test_groups_are_those_who_were_in_the_same_sums() -> None:
     cohorts = [frozenset(map(str.encode, names)) for names in ("abcdef", "abc", "cd")]
     assert sorted("".join(sorted(one.decode() for one in group)) for group in groups(cohorts)) == ["ab", "c", "d", "ef"]
+
+
+@pytest.mark.parametrize("change", [{"clip": 2.0}, {"max_weight": 5}])
+def test_the_same_records_are_not_trained_on_under_another_bound(change: dict[str, Any]) -> None:
+    """Sums over the very same institutions under W_max 3000 and 3001 gave the update of the one with more records."""
+    federation = federation_of(7)
+    offer = federation.roster.offer
+    pinned = replace(Pinned(SUBJECT, offer.clip, offer.max_weight), **change)
+    for one in federation.institutions:
+        one.history.add(pinned)
+    with pytest.raises(PolicyError, match=r"trained on with clip .*differencing: refuse"):
+        opens(federation, 1, range(7))
+    assert opens(federation, 2, range(7), Purpose.EVALUATE)
+    relaxed = federation_of(7, replace(STRICT, differencing=RECORD))
+    for one in relaxed.institutions:
+        one.history.add(pinned)
+    assert opens(relaxed, 1, range(7))
