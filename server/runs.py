@@ -70,6 +70,8 @@ def start_run(control: ControlClient, home: Path, name: str, config: Config, *, 
     if (folder / STATE).exists():
         if not resume:
             raise ConfigError(f"run '{name}' exists; choose another run_name or `sovfed run resume {name}`")
+        if read_summary(home, name) is not None:  # or its model would be registered once more
+            raise ConfigError(f"run '{name}' has finished; `sovfed run show {name}` tells where its model lies")
         with contextlib.suppress(ServiceError):  # it has ended already, as it should
             control.stop_run(_state(home, name)["flower_run_id"])
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

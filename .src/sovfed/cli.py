@@ -119,6 +119,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             traceback.print_exc()
         click.echo(f"error: {visible(str(error), keep=NEWLINE)}", err=True)
         sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1))
+    except OSError as error:  # a folder without permission, a full disk: the operator's to mend, not a bug to report
+        if "--debug" in given:
+            traceback.print_exc()
+        told = ": ".join(filter(None, (error.strerror or str(error), error.filename and str(error.filename))))
+        click.echo(f"error: {visible(told)}", err=True)
+        sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)

@@ -57,8 +57,8 @@ MEMBERS: Final = 3
 RECORDS: Final = 24  # of the institution that is attacked, half of them held out
 LAX: Final = Policy(
     allowed_tasks=("breast_cancer", "digits", "digits_cnn"), require_privacy=False, max_model_value=1e30,
-    least_spread=0.0, min_batch_size=1,
-    secure_aggregation=Terms(min_cohort=MEMBERS, colluders=0, differencing=RECORD, least_max_weight=1),
+    least_spread=0.0, min_batch_size=1, max_learning_rate=1e3,
+    secure_aggregation=Terms(min_cohort=MEMBERS, colluders=0, differencing=RECORD, least_max_weight=1, min_clip=0.0),
 )  # fmt: skip
 HUGE: Final = np.float32(9e29)  # 1.4e8 times it still is a float32, 9e8 times is not
 

@@ -143,3 +143,13 @@ def test_the_command_line_is_quiet_before_it_does_anything(monkeypatch: pytest.M
     with pytest.raises(SystemExit):
         main(["--version"])
     assert {name: os.environ[name] for name in QUIET} == dict(QUIET)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as caught:
+        main(["client", "init", "--home", str(tmp_path / "file" / "home")])
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == f"error: Not a directory: {tmp_path / 'file' / 'home'}\n"

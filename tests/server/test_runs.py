@@ -52,6 +52,16 @@ def test_a_name_travels_and_the_coordinator_reads_the_rest_at_home(home: Path, o
     assert b"s3cret" not in (home / "runs" / "study" / runs.STATE).read_bytes()
 
 
+def test_a_run_that_has_finished_is_not_resumed(home: Path) -> None:
+    """Seen: a second version of the model in the registry, or a released run that is listed as failed."""
+    control = Recorder()
+    runs.start_run(control, home, "study", compose([]).config, resume=False)  # type: ignore[arg-type]
+    (runs.run_folder(home, "study") / "summary.json").write_text("{}")
+    with pytest.raises(ConfigError, match="has finished"):
+        runs.start_run(control, home, "study", compose([]).config, resume=True)  # type: ignore[arg-type]
+    assert len(control.sent) == 1
+
+
 def test_a_task_of_another_run_of_flower_is_not_served(home: Path) -> None:
     runs.start_run(Recorder(), home, "study", compose([]).config, resume=False)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="as Flower's run 7, not 8"):
