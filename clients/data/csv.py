@@ -116,7 +116,8 @@ def _columns(task: Task, config: DataConfig, header: list[str], path: Path) -> t
     wanted = [*(feature.name for feature in task.schema.features), task.schema.label]
     missing = [name for name in wanted if name not in header]
     if missing or len(set(header)) != len(header):
-        problem = f"lacks columns {missing[:5]} ({len(missing)} in all)" if missing else "names a column twice"
+        problem = f"lacks columns {missing}" if missing else "names a column twice"
+        problem += ", or its separator is no comma" if len(header) == 1 else ""
         raise DataError(f"{path}: the header {problem}; task '{task.name}' needs {len(wanted)} columns")
     person = task.schema.person or PERSON
     if _by_row(config):

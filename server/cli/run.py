@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sovfed.federation.errors import ConfigError, ServiceError
+from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.metrics import TOLD
 from sovfed.federation.text import cell, visible
 
@@ -202,7 +202,7 @@ def _report(home: Path, name: str, follow: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**read_run(home, name, _control(home)), "summary": read_summary(home, name)}, indent=2))
     if run["status"] != "finished":
-        raise ServiceError(
+        raise SovfedError(  # exit code 1: the service is there, the work failed
             f"run '{name}' {run['status']}: {run['reason']}; once that is mended, `sovfed run resume {name}` goes on"
         )
     if not as_json:
