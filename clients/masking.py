@@ -219,9 +219,10 @@ class Masking:
             session, permit, update, weight, metrics.tolist(), identity.sign, os.urandom, agreed[1]
         )
         self._agreed = None
-        offer = session.roster.offer
-        pin = [Pinned(entry.subject, offer.clip, offer.max_weight)] if isinstance(reply, TrainReply) else []
-        store.commit([*(one for one in pin if entry.subject not in store.history.pinned), entry])
+        if isinstance(reply, TrainReply) and entry.subject not in store.history.pinned:
+            offer = session.roster.offer
+            store.commit([Pinned(entry.subject, offer.clip, offer.max_weight)])
+        store.commit([entry])
         message = np.frombuffer(upload.message, np.uint8)
         if isinstance(reply, PrivateUpdate):
             return PrivateReply(message=message, payload=upload.payload)

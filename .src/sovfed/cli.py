@@ -122,7 +122,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:  # a folder without permission, a full disk: the operator's to mend, not a bug to report
         if "--debug" in given:
             traceback.print_exc()
-        told = ": ".join(filter(None, (error.strerror or str(error), error.filename and str(error.filename))))
+        what = error.strerror or str(error) or type(error).__name__
+        told = f"{what}: {error.filename}" if error.filename else what
         click.echo(f"error: {visible(told)}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):

@@ -100,7 +100,7 @@ def read_ad(offer_bytes: bytes, data: bytes, verify: Callable[[bytes], Named], n
     """The member that advertises `data` in answer to the offer.
 
     Raises IdentityError on a certificate that `verify` refuses, a signature that does not hold, or an advertisement
-    that is expired or for another offer.
+    that is expired or for another offer; ProtocolError on bytes that are none.
     """
     offer, ad = wire.Offer.decode(offer_bytes), wire.KeyAd.decode(data)
     name, key = verify(ad.certificate).institution, public_key(ad.certificate)
