@@ -26,22 +26,8 @@ INDIVIDUAL: Final = ("fedmedian", "fedtrimmedavg", "krum", "bulyan", "qfedavg") 
 class TaskConfig:
     """What is learned, and how each institution trains on it between two exchanges."""
 
-    name: str = choice(
-        "breast_cancer",
-        (
-            "breast_cancer",
-            "digits",
-            "digits_cnn",
-            "digits_linear",
-            "echo",
-            "heart",
-            "pneumonia",
-            "statutes",
-            "synthetic_images",
-            "synthetic_text",
-        ),
-        doc="the task, in federation/tasks/",
-    )
+    name: str = named("breast_cancer", doc="the task; `sovfed task list` names those that are installed")
+    file: str | None = bounded(None, 1, 4096, doc="the task as data, a task.yaml; null: `name` is an installed one")
     local_epochs: int = bounded(1, 1, 10_000, doc="passes over the local training records in a round")
     batch_size: int = bounded(32, 1, 1_000_000, unit="records", doc="records in one local gradient step")
     learning_rate: float = bounded(0.1, 1e-9, 1e3, doc="step size of local SGD")
@@ -59,11 +45,7 @@ class TaskConfig:
 class DataConfig:
     """Where an institution's records come from; read by its trainer and by nothing else."""
 
-    source: str = choice(
-        "breast_cancer",
-        ("breast_cancer", "csv", "digits", "none", "pneumoniamnist", "statutes", "synthetic", "uci_heart"),
-        doc="the data connector, in clients/data/",
-    )
+    source: str = named("breast_cancer", doc="the data connector; `sovfed data sources` names those that are installed")
     path: str | None = bounded(None, 1, 4096, doc="the connector's file or folder; null where the data are embedded")
     site: str = bounded("0", 1, 64, doc="the institution whose records to read: '0', '1', … or a name such as 'va'")
     sites: int = bounded(4, 1, 1_000, doc="institutions that a simulated split is made for")

@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.federation.errors import ProtocolError
-
 if TYPE_CHECKING:
     from sovfed.federation.messages import Sums
-    from sovfed.federation.tasks import Task
 
 Floats = npt.NDArray[Any]  # of float32 or float64
 Labels = npt.NDArray[np.int64]
@@ -27,7 +24,7 @@ SMALLER_IS_BETTER: Final = ("loss", "brier", "ece", "bits_per_byte")
 _TOTALS: Final = 4  # the vectors of classifiers begin with [records, Σ loss, correct, Σ squared error]
 
 
-class Metrics(Protocol):
+class Metric(Protocol):
     """A task's metrics: how records become sums, and what the added sums mean."""
 
     @property
@@ -44,13 +41,6 @@ class Metrics(Protocol):
 def gain(metric: str, value: float, over: float) -> float:
     """By how much `value` of `metric` is better than another, `over`: below 0 if it is worse."""
     return over - value if metric in SMALLER_IS_BETTER else value - over
-
-
-def summarise(task: Task, sums: Sums) -> dict[str, float]:
-    """The task's metrics of added evaluation vectors. Raises ProtocolError if their shape is not the task's."""
-    if sums.shape != (task.evaluation_size,):
-        raise ProtocolError(f"{task.name}: evaluation of shape {sums.shape}, expected ({task.evaluation_size},)")
-    return task.metrics.summarise(sums)
 
 
 @dataclass(frozen=True)

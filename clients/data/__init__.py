@@ -1,114 +1,147 @@
-"""Data connectors: each turns an institution's own files into checked `Records`. One file a connector.
+"""Data connectors: each turns an institution's own files into a checked `Dataset`. One file a connector.
 
-A DataError says which file, line and column is wrong, never a value; only its code crosses the wire.
+A DataError says which file, line and column is wrong, never a value; only its code crosses the wire. Connectors are
+found as entry points `sovfed.connectors`, our own like a stranger's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.federation.errors import DataError, PrivacyError
+from sovfed.federation.errors import ConfigError, DataError, PrivacyError
 from sovfed.federation.schema import nearest
+from sovfed.federation.tasks.columns import CODES, MISSING_CODE, NUMBERS, REFUSE
 
 if TYPE_CHECKING:
     from sovfed.federation.config import DataConfig
-    from sovfed.federation.tasks import Schema, Task
+    from sovfed.federation.tasks import Task
+    from sovfed.federation.tasks.columns import Column, Schema, Table
 
-SOURCES: Final = ("breast_cancer", "csv", "digits", "none", "pneumoniamnist", "statutes", "synthetic", "uci_heart")
-TASK_OF_SOURCE: Final = {  # of those that hold one task's records; the others serve whichever fits
-    "breast_cancer": "breast_cancer", "digits": "digits", "none": "echo", "pneumoniamnist": "pneumonia",
-    "statutes": "statutes", "uci_heart": "heart",
-}  # fmt: skip
+GROUP: Final = "sovfed.connectors"
 LIMITED: Final = (
     "data.limit takes a sample in which one person's coming is another's going; a private run needs all records "
     "(data.limit=null)"
 )
+CHECKED: Final = 1 << 12  # records that are checked at once
 Indices = npt.NDArray[np.int64]
+
+
+class Dataset(Protocol):
+    """An institution's records of one task, decoded when they are asked for: never a copy of all.
+
+    `persons` [n] (equal number: same person), `train` and `test` disjoint rows. `several_records` declares whether a
+    person may have more than one; it is never counted, since one person's coming would change it for all.
+    `not_private` says why no private run may use them, "" if it may: then adding or removing a person adds or removes
+    that person's rows and moves no other person's from one part to the other.
+    """
+
+    @property
+    def persons(self) -> Indices: ...
+
+    @property
+    def train(self) -> Indices: ...
+
+    @property
+    def test(self) -> Indices: ...
+
+    @property
+    def several_records(self) -> bool: ...
+
+    @property
+    def not_private(self) -> str: ...
+
+    def take(self, rows: Indices) -> Table:
+        """The records at `rows`, as the schema stores them (`Schema.stored`)."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Records:
-    """An institution's records of one task; its text form shows counts only.
+    """A `Dataset` whose arrays (in memory, or mapped from a file) are all there; its text form shows counts only."""
 
-    `features` [n, f], `labels` [n] from 0, `persons` [n] (equal number: same person), `train` and `test` disjoint rows.
-    `several_records` declares whether a person may have more than one; it is never counted, since one person's coming
-    would change it for all. `not_private` says why no private run may use them, "" if it may: then adding or removing
-    a person adds or removes that person's rows and moves no other person's from one part to the other.
-    """
-
-    features: npt.NDArray[np.float32]
-    labels: Indices
+    columns: Table
     persons: Indices
     train: Indices
     test: Indices
     several_records: bool = True
     not_private: str = ""
 
+    def __len__(self) -> int:
+        return len(self.persons)
+
     def __repr__(self) -> str:
         persons = len(np.unique(self.persons))
-        return f"<{len(self.labels)} records of {persons} persons: {len(self.train)} train, {len(self.test)} held out>"
+        return f"<{len(self)} records of {persons} persons: {len(self.train)} train, {len(self.test)} held out>"
+
+    def take(self, rows: Indices) -> Table:
+        return {name: part[rows] for name, part in self.columns.items()}
 
 
-def load_records(task: Task, config: DataConfig) -> Records:
+@dataclass(frozen=True)
+class Connector:
+    """How records of a source are read. `load` returns what the schema of a task stores, checked by `load_records`."""
+
+    load: Callable[[Task, DataConfig], Dataset]
+    sites: Callable[[DataConfig], tuple[str, ...]] = lambda _config: ()  # the real institutions in the source, if any
+    obstacle: Callable[[Task, DataConfig], str] = lambda _task, _config: ""  # to privacy, before a record is read
+    task: str = ""  # the one task that it has records of; "": whichever fits
+
+
+@cache
+def _connectors() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def sources() -> tuple[str, ...]:
+    """Every connector that is installed here, in alphabetical order."""
+    return tuple(sorted(_connectors()))
+
+
+@cache
+def connector(source: str) -> Connector:
+    """The connector called `source`. Raises ConfigError with the nearest known name."""
+    point = _connectors().get(source)
+    if point is None:
+        raise ConfigError(f"unknown data.source '{source[:64]}'{nearest(source, sources())}")
+    try:
+        found = point.load()
+    except Exception as error:  # a package's own
+        raise ConfigError(f"data.source '{source}' of {point.value} cannot be loaded: {error!r}") from error
+    if not isinstance(found, Connector):
+        raise ConfigError(f"{point.value} is no Connector")
+    return found
+
+
+def load_records(task: Task, config: DataConfig) -> Dataset:
     """The institution's records for `task`, checked against its schema. Raises DataError saying what is wrong."""
-    match config.source:
-        case "breast_cancer":
-            from sovfed.clients.data.breast_cancer import load
-        case "csv":
-            from sovfed.clients.data.csv import load
-        case "digits":
-            from sovfed.clients.data.digits import load
-        case "pneumoniamnist":
-            from sovfed.clients.data.pneumoniamnist import load
-        case "statutes":
-            from sovfed.clients.data.statutes import load
-        case "synthetic":
-            from sovfed.clients.data.synthetic import load
-        case "uci_heart":
-            from sovfed.clients.data.uci_heart import load
-        case "none":
-            raise DataError(f"data.source is 'none': this institution holds no records for task '{task.name}'")
-        case _:
-            raise DataError(f"unknown data.source '{config.source[:64]}'{nearest(config.source, SOURCES)}")
-    records = load(task, config)
-    check(records, task.schema, f"{config.source}, site {config.site}")
-    return records if config.limit is None else sample(records, config.limit, f"{config.source}/{config.site}")
+    found = connector(config.source).load(task, config)
+    check(found, task.schema, f"{config.source}, site {config.site}")
+    return found if config.limit is None else sample(found, config.limit, f"{config.source}/{config.site}")
 
 
 def check_private_data(task: Task, config: DataConfig) -> None:
-    """Raise PrivacyError unless the settings say who is a person; no record is read for it, of a CSV file the header.
+    """Raise PrivacyError unless the settings say who is a person; no record is read for it, of a table the header.
 
-    Whatever this refuses, `Records.not_private` refuses too.
+    Whatever this refuses, `Dataset.not_private` refuses too.
     """
     if config.limit is not None:
         raise PrivacyError(LIMITED)
-    if config.source == "csv":
-        from sovfed.clients.data.csv import UNDECLARED, declares_persons
-
-        if not declares_persons(task, config):
-            raise PrivacyError(UNDECLARED)
+    if reason := connector(config.source).obstacle(task, config):
+        raise PrivacyError(reason)
 
 
 def natural_sites(config: DataConfig) -> tuple[str, ...]:
     """The real institutions that a simulation takes the source's records from; () if their split is simulated."""
-    match config.source:
-        case "uci_heart":
-            from sovfed.clients.data.uci_heart import SITES
-
-            return SITES
-        case "statutes":
-            from sovfed.clients.data.statutes import sites_in
-
-            return sites_in(config.path or "")
-        case _:
-            return ()
+    return connector(config.source).sites(config)
 
 
-def sample(records: Records, limit: int, salt: str) -> Records:
+def sample(records: Dataset, limit: int, salt: str) -> Records:
     """At most `limit` training records and a quarter as many held-out ones, the same at every call."""
     from sovfed.clients.data.split import uniform
 
@@ -118,10 +151,13 @@ def sample(records: Records, limit: int, salt: str) -> Records:
     ]
     rows = np.concatenate(kept)
     train, test = np.split(np.arange(len(rows)), [len(kept[0])])
-    return Records(
-        records.features[rows], records.labels[rows], records.persons[rows], train, test, records.several_records,
-        LIMITED,
-    )  # fmt: skip
+    return Records(records.take(rows), records.persons[rows], train, test, records.several_records, LIMITED)
+
+
+def table_of(schema: Schema, values: npt.NDArray[Any], targets: npt.NDArray[Any]) -> Table:
+    """The table of a schema with one array of inputs and one target, in the types that it stores."""
+    (first, (dtype, shape)), (second, (kind, _)) = schema.stored().items()
+    return {first: values.reshape(-1, *shape).astype(dtype, copy=False), second: targets.astype(kind, copy=False)}
 
 
 def require_task(task: Task, source: str, *names: str) -> None:
@@ -131,23 +167,14 @@ def require_task(task: Task, source: str, *names: str) -> None:
         raise DataError(f"data.source '{source}' holds records for task {known}, not for '{task.name}'")
 
 
-def check(records: Records, schema: Schema, where: str) -> None:
-    """Raise DataError unless `records` fit `schema`, and no person is both in the training and the held-out part."""
-    count, width = len(records.labels), len(schema.features)
-    if records.features.shape != (count, width) or records.persons.shape != (count,):
-        raise DataError(f"{where}: {records.features.shape} features for {count} labels, expected {width} columns")
-    low, high = (
-        np.array([getattr(feature, end) for feature in schema.features], np.float32) for end in ("low", "high")
-    )
-    outside = _outside(records.features, low, high)
-    for column in np.flatnonzero(outside)[:1]:
-        feature, bounds = schema.features[column], f"[{low[column]:g}, {high[column]:g}]"
-        raise DataError(
-            f"{where}: column '{feature.name}': {outside[column]} of {count} values missing or outside {bounds}"
-        )
-    bad = int(_outside(records.labels, 0, len(schema.classes) - 1))
-    if bad:
-        raise DataError(f"{where}: label '{schema.label}': {bad} of {count} values are no known class")
+def check(records: Dataset, schema: Schema, where: str) -> None:
+    """Raise DataError unless `records` fit `schema`, and no person is both in the training and the held-out part.
+
+    Values that are all in memory are looked at here; those that are decoded later, by who decodes them.
+    """
+    count = len(records.persons)
+    if isinstance(records, Records):
+        _check_columns(records.columns, schema, count, where)
     parts = np.concatenate([records.train, records.test])
     if not len(parts):
         raise DataError(f"{where}: no training and no held-out records")
@@ -160,6 +187,32 @@ def check(records: Records, schema: Schema, where: str) -> None:
         raise DataError(f"{where}: {len(shared)} persons are both in the training and the held-out part")
 
 
-def _outside(values: npt.NDArray[Any], low: Any, high: Any) -> Any:
-    """How many values of each column are missing or not in [low, high]."""
-    return (~((values >= low) & (values <= high))).sum(0)
+def _check_columns(table: Table, schema: Schema, count: int, where: str) -> None:
+    stored = schema.stored()
+    if set(table) != set(stored):
+        raise DataError(f"{where}: columns {sorted(table)[:8]}, expected {sorted(stored)[:8]}")
+    for name, (dtype, shape) in stored.items():
+        if table[name].shape != (count, *shape) or table[name].dtype != dtype:
+            found = f"{table[name].dtype} of shape {table[name].shape}"
+            raise DataError(f"{where}: column '{name}': {found}, expected {dtype} of shape {(count, *shape)}")
+    for place, column in enumerate(schema.numbers):
+        _check_values(table[NUMBERS][:, place], column, where)
+    for place, column in enumerate(schema.codes):
+        _check_values(table[CODES][:, place], column, where)
+    for column in (*schema.shaped, *schema.targets):
+        _check_values(table[column.name], column, where)
+
+
+def _check_values(values: npt.NDArray[Any], column: Column, where: str) -> None:
+    """Raise DataError unless all are within the column's bounds, or missing where they may be."""
+    low, high = column.bounds
+    outside = 0
+    for start in range(0, len(values), CHECKED):
+        part = values[start : start + CHECKED]
+        fits = (part >= low) & (part <= high)
+        if column.missing != REFUSE:
+            fits |= (part == MISSING_CODE) if part.dtype.kind in "iu" else np.isnan(part)
+        outside += int((~fits).sum())
+    if outside:
+        what = "are no known class" if column.kind == "category" else f"missing or outside [{low:g}, {high:g}]"
+        raise DataError(f"{where}: column '{column.name}': {outside} of {values.size} values {what}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sovfed.clients.data import Records, require_task
+from sovfed.clients.data import Connector, Records, require_task, table_of
 from sovfed.clients.data.bundled import read_bundled
 from sovfed.clients.data.split import simulated_site, stratified
 
@@ -31,4 +31,7 @@ def load(task: Task, config: DataConfig) -> Records:
     rows = simulated_site("breast_cancer", size, NOISE, config.site, config.sites)
     labels = (target[rows] == 0).astype(np.int64)  # in the file 0 is malignant
     train, test = stratified(f"breast_cancer/{config.site}", labels)
-    return Records(features[rows].astype(np.float32), labels, rows, train, test, several_records=False)
+    return Records(table_of(task.schema, features[rows], labels), rows, train, test, several_records=False)
+
+
+CONNECTOR: Final = Connector(load, task="breast_cancer")

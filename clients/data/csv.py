@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.clients.data import Records
+from sovfed.clients.data import Connector, Records
 from sovfed.clients.data.files import read_file, unreadable
 from sovfed.clients.data.split import by_person, row_names
 from sovfed.federation.errors import DataError
@@ -145,3 +145,11 @@ def _records(
         table[:, :-1].astype(np.float32), labels.astype(np.int64), persons, train, test, several,
         "" if declared else UNDECLARED,
     )  # fmt: skip
+
+
+def obstacle(task: Task, config: DataConfig) -> str:
+    """Why no private run may use the file, as far as its header tells."""
+    return "" if declares_persons(task, config) else UNDECLARED
+
+
+CONNECTOR: Final = Connector(load, obstacle=obstacle)

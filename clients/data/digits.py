@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sovfed.clients.data import Records, require_task
+from sovfed.clients.data import Connector, Records, require_task, table_of
 from sovfed.clients.data.bundled import read_bundled
 from sovfed.clients.data.split import simulated_site, stratified
 
@@ -25,4 +25,7 @@ def load(task: Task, config: DataConfig) -> Records:
     features, labels = table[:, :-1], table[:, -1].astype(np.int64)
     rows = simulated_site("digits", labels / 10.0, NOISE, config.site, config.sites)
     train, test = stratified(f"digits/{config.site}", labels[rows])
-    return Records(features[rows].astype(np.float32), labels[rows], rows, train, test, several_records=False)
+    return Records(table_of(task.schema, features[rows], labels[rows]), rows, train, test, several_records=False)
+
+
+CONNECTOR: Final = Connector(load, task="digits")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.clients.data import Indices, Records, require_task
+from sovfed.clients.data import Connector, Indices, Records, require_task, table_of
 from sovfed.clients.data.files import read_file
 from sovfed.clients.data.split import simulated_site
 from sovfed.federation.errors import DataError
@@ -50,10 +50,8 @@ def load(task: Task, config: DataConfig) -> Records:
         np.concatenate([_share(labels, ~held_out, config, "train"), _share(labels, held_out, config, "test")])
     )
     here = held_out[rows]
-    return Records(
-        images[rows].astype(np.float32), labels[rows], rows, np.flatnonzero(~here), np.flatnonzero(here),
-        several_records=False,
-    )  # fmt: skip
+    table = table_of(task.schema, images[rows], labels[rows])
+    return Records(table, rows, np.flatnonzero(~here), np.flatnonzero(here), several_records=False)
 
 
 def _share(labels: Indices, among: npt.NDArray[np.bool_], config: DataConfig, what: str) -> Indices:
@@ -82,3 +80,6 @@ def _parse(content: bytes, path: Path) -> dict[str, tuple[Images, Indices]]:
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise DataError(f"{path}: not PneumoniaMNIST's arrays ({type(error).__name__})") from error
     return found
+
+
+CONNECTOR: Final = Connector(load, task="pneumonia")

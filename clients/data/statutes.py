@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.clients.data import Records, require_task
+from sovfed.clients.data import Connector, Records, require_task, table_of
 from sovfed.clients.data.files import read_file
 from sovfed.federation.errors import DataError
 from sovfed.federation.schema import nearest
@@ -70,7 +70,7 @@ def load(task: Task, config: DataConfig) -> Records:
     path = Path(config.path).expanduser()
     path = path / f"{config.site}{SUFFIX}" if path.is_dir() else path
     texts = _parse(_unpack(read_file(path, MAX_BYTES, SHA256[config.site]), path), path)
-    width = len(task.schema.features)
+    width = task.schema.inputs[0].size
     parts = {
         name: [cut(text, width, width - 1 if name == "train" else STRIDE) for text in texts[name]] for name in texts
     }
@@ -79,7 +79,8 @@ def load(task: Task, config: DataConfig) -> Records:
     persons = np.repeat(np.arange(len(cuts)), [len(part) for part, _ in cuts])
     train = np.arange(len(windows)) < sum(len(part) for part, _ in parts["train"])
     given = np.concatenate([labels for _, labels in cuts])
-    return Records(windows.astype(np.float32), given, persons, np.flatnonzero(train), np.flatnonzero(~train))
+    table = table_of(task.schema, windows, given)
+    return Records(table, persons, np.flatnonzero(train), np.flatnonzero(~train))
 
 
 def sites_in(path: str) -> tuple[str, ...]:
@@ -141,3 +142,6 @@ def _parse(content: bytes, path: Path) -> dict[str, list[bytes]]:
         counts = ", ".join(f"{len(found)} to {name}" for name, found in texts.items())
         raise DataError(f"{path}: {counts} documents; need some of both")
     return texts
+
+
+CONNECTOR: Final = Connector(load, sites=lambda config: sites_in(config.path or ""), task="statutes")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sovfed.clients.data import Records, require_task
+from sovfed.clients.data import Connector, Records, require_task, table_of
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,10 +27,11 @@ def load(task: Task, config: DataConfig) -> Records:
     if not config.site.isdecimal():
         raise DataError(f"data.site is '{config.site[:64]}', expected a number")
     common, own = np.random.default_rng(0), np.random.default_rng([1, int(config.site)])
-    shape, classes = (TRAIN + HELD_OUT, len(task.schema.features)), len(task.schema.classes)
+    shape, classes = (TRAIN + HELD_OUT, task.schema.inputs[0].size), len(task.schema.classes)
     features, labels = (_images if task.name == "synthetic_images" else _sequences)(shape, classes, common, own)
     rows = np.arange(len(labels))
-    return Records(features, labels, rows, rows[:TRAIN], rows[TRAIN:], several_records=False)
+    table = table_of(task.schema, features, labels)
+    return Records(table, rows, rows[:TRAIN], rows[TRAIN:], several_records=False)
 
 
 def _images(
@@ -53,3 +54,6 @@ def _sequences(
     for place in range(shape[1]):
         walk[:, place + 1] = successors[walk[:, place], own.integers(0, 2, shape[0])]
     return walk[:, :-1].astype(np.float32), walk[:, -1]
+
+
+CONNECTOR: Final = Connector(load)

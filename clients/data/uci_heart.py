@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.clients.data import Indices, Records, require_task
+from sovfed.clients.data import Connector, Indices, Records, require_task, table_of
 from sovfed.clients.data.files import read_file
 from sovfed.federation.errors import DataError
 from sovfed.federation.schema import nearest
@@ -52,7 +52,8 @@ def load(task: Task, config: DataConfig) -> Records:
     features = np.column_stack([table[:, PLAIN], *one_hot]).astype(np.float32)
     labels = (table[:, -1] > 0).astype(np.int64)
     train, test = _split(labels)
-    return Records(features, labels, np.arange(len(labels)), train, test, several_records=False)
+    table = table_of(task.schema, features, labels)
+    return Records(table, np.arange(len(labels)), train, test, several_records=False)
 
 
 def _parse(content: bytes, path: Path) -> npt.NDArray[np.float64]:
@@ -85,3 +86,6 @@ def _split(labels: Indices) -> tuple[Indices, Indices]:
         stratify=labels if len(counts) > 1 and counts.min() > 2 else None,
     )
     return np.sort(train), np.sort(test)
+
+
+CONNECTOR: Final = Connector(load, sites=lambda _config: SITES, task="heart")

@@ -1,186 +1,194 @@
-"""Tasks: what is learnt from which columns, with which model, loss and metrics. One file a task.
+"""Tasks: what is learnt from which columns, with which model, loss and metrics.
 
-A run names a task; both sides look the name up here, so no message and no configuration ever carries code.
+A run names a task and its digest; both sides look the name up among what was installed there (`registry.py`), so no
+message and no configuration ever carries code.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sovfed.federation.config import LEAST_SPREAD
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import OWN
-from sovfed.federation.schema import nearest
+from sovfed.federation.tasks.transform import Transform
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy.typing as npt
     from torch import Tensor
     from torch.nn import Module
 
-    from sovfed.federation.config import TaskConfig
     from sovfed.federation.messages import Sums, Vector
-    from sovfed.federation.metrics import Metrics
-
-NAMES: Final = (
-    "breast_cancer", "digits", "digits_cnn", "digits_linear", "echo", "heart", "pneumonia", "statutes",
-    "synthetic_images", "synthetic_text",
-)  # fmt: skip
+    from sovfed.federation.metrics import Metric
+    from sovfed.federation.tasks.columns import Schema
+    from sovfed.federation.tasks.layout import Layout
+    from sovfed.federation.tasks.transform import Tree
 
 
-@dataclass(frozen=True)
-class Feature:
-    """A numeric column whose values must lie in [low, high]."""
-
-    name: str
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Schema:
-    """The columns a record has. `person` is the column that groups a person's records; "" declares a person a row."""
-
-    features: tuple[Feature, ...]
-    label: str
-    classes: tuple[str, ...]  # meaning of label 0, 1, …
-    person: str = ""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
-    """A learning task. Its model crosses the wire as a flat vector, in the order of `state_tensors`."""
+    """A learning task. Its model crosses the wire as a flat vector (`layout.py`).
+
+    `build` makes the model, under a seed that is the same everywhere; what it loads, both sides must hold. `loss` maps
+    outputs [n, …] and targets to the loss of each record [n]. Inputs and targets are a tensor where the schema has one,
+    else a dict by column; scalar inputs and categories come together as "x" [n, width], in the schema's order.
+    """
 
     name: str
     title: str
     schema: Schema
-    parameters: int  # length d of the flat vector
-    metrics: Metrics
+    metrics: Metric
     headline: str  # the metric to report first
-    simulated_split: bool  # True: one data set cut into made-up institutions
-    licence: str
-    citation: str
-    build: Callable[[], Module] | None  # a freshly initialised model; None: nothing is trained
-    loss: Callable[[Tensor, Tensor], Tensor] | None  # logits [n, outputs], labels [n] → loss of each record [n]
-    standardised: bool = (
-        True  # features are scaled with the federated mean and standard deviation, else by their bounds
-    )
-    symbols: bool = False  # features are codes, integers within their bounds, which are not scaled at all
+    build: Callable[[], Module] | None  # None: nothing is trained
+    loss: Callable[[Tensor, Tensor], Tensor] | None
+    predict: Callable[[Module, Tree], object] | None = None  # how the model is called; None: `layout.call`
+    trained: Callable[[str], bool] | None = None  # which parameters, by name; None: all that require gradients
+    version: str = "1"
+    simulated_split: bool = True  # one data set cut into made-up institutions, unless the data have their own
+    licence: str = ""
+    citation: str = ""
     evaluation_batch: int = 8_192  # records whose outputs are computed at once
+    length: int = 0  # of the vector of a task that trains nothing
+    code: str = ""  # the digest of the bytes that it was made from; "": of the module that has `build`
+
+    @cached_property
+    def transform(self) -> Transform:
+        return Transform(self.schema)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Which of the model's tensors travel. Raises ConfigError if the model does not take made-up records."""
+        from sovfed.federation.tasks.layout import SAMPLE, lay_out
+
+        inputs, _ = self.made_up(SAMPLE)
+        try:
+            return lay_out(self._built(0), inputs, self.trained)
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+            raise ConfigError(
+                f"task '{self.name}': the model does not take {_shapes(inputs)}: {type(error).__name__}: {error}"
+            ) from error
+
+    @property
+    def parameters(self) -> int:
+        """Length d of the flat vector."""
+        return self.length if self.build is None else self.layout.size
 
     @property
     def evaluation_size(self) -> int:
         """Length of the evaluation vector."""
         return self.metrics.size
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that two sides must agree on: schema, model, loss and metrics, and the bytes they are made of.
 
-def get_task(name: str, parameters: int | None = None, normalisation: str = OWN) -> Task:
-    """The task called `name`; `parameters` is the length of the echo's vector, other tasks have their own.
+        An institution answers a request only if it carries the digest of its own task of that name.
+        """
+        parts = [] if self.build is None else [[part.name, part.shape, part.trained] for part in self.layout.parts]
+        said = {
+            "name": self.name, "version": self.version, "schema": self.schema.to_dict(), "model": parts,
+            "metrics": [type(self.metrics).__name__, self.metrics.size], "headline": self.headline,
+            "code": self.code or _code(self.build), "length": self.length,
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
-    `normalisation` "group" makes every BatchNorm of its model a GroupNorm. Raises ConfigError with the nearest known
-    name.
-    """
-    if normalisation != OWN:
+    def model(self, seed: int = 0) -> Module:
+        """A freshly initialised model: a tree of inputs in, outputs [n, …] out. Raises ConfigError if there is none."""
+        from sovfed.federation.tasks.layout import Applied
+
+        module = self._built(seed)
+        names = {part.name for part in self.layout.parts if part.trained}
+        inner = module.inner if isinstance(module, Applied) else module
+        for name, parameter in inner.named_parameters():
+            parameter.requires_grad_(name in names)
+        return module
+
+    def made_up(self, count: int, seed: int = 0) -> tuple[Tree, Tree]:
+        """Inputs and targets of made-up records, scaled by the declared bounds, as the model is given them."""
+        import torch
+
+        table = {name: torch.from_numpy(part) for name, part in self.schema.made_up(count, seed).items()}
+        bound = self.transform.bound(self.transform.public_scale)
+        return bound.inputs(table), bound.targets(table)
+
+    def with_normalisation(self, how: str) -> Task:
+        """The task with its own normalisation layers, or ("group") with GroupNorm in the place of BatchNorm."""
+        return self if how == OWN else self._grouped
+
+    @cached_property
+    def _grouped(self) -> Task:
         from sovfed.federation.tasks.group_norm import grouped
 
-        return grouped(name)
-    match name:
-        case "breast_cancer":
-            from sovfed.federation.tasks.breast_cancer import TASK
-        case "digits":
-            from sovfed.federation.tasks.digits import TASK
-        case "digits_cnn":
-            from sovfed.federation.tasks.digits_cnn import TASK
-        case "digits_linear":
-            from sovfed.federation.tasks.digits_linear import TASK
-        case "echo":
-            from sovfed.federation.tasks.echo import TASK
+        return grouped(self)
 
-            return TASK if parameters is None else replace(TASK, parameters=parameters)
-        case "heart":
-            from sovfed.federation.tasks.heart import TASK
-        case "pneumonia":
-            from sovfed.federation.tasks.pneumonia import TASK
-        case "statutes":
-            from sovfed.federation.tasks.statutes import TASK
-        case "synthetic_images":
-            from sovfed.federation.tasks.synthetic_images import TASK
-        case "synthetic_text":
-            from sovfed.federation.tasks.synthetic_text import TASK
-        case _:
-            raise ConfigError(f"unknown task '{name[:64]}'{nearest(name, NAMES)}")
-    return TASK
+    def _built(self, seed: int) -> Module:
+        import torch
 
+        from sovfed.federation.tasks.layout import Applied, call
 
-def configured_task(config: TaskConfig) -> Task:
-    """The task that `config` names, with the model that it asks for."""
-    return get_task(config.name, config.parameters, config.normalisation)
+        if self.build is None or self.loss is None:
+            raise ConfigError(f"task '{self.name}' has no model to train")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = self.build()
+        return module if self._plain(module) else Applied(module, self.predict or call)
 
+    def _plain(self, module: Module) -> bool:
+        """Whether the module itself takes the inputs as they are and returns a tensor: then nothing stands around it."""
+        import torch
 
-def public_scale(task: Task) -> Sums:
-    """[middle (f), half width (f)] of the features' declared bounds: a scale that no record has any influence on.
-
-    Zeros and ones for symbols, which stay what they are.
-    """
-    if task.symbols:
-        return np.repeat([0.0, 1.0], len(task.schema.features))
-    low, high = bounds(task)
-    return np.concatenate([(low + high) / 2, (high - low) / 2])
-
-
-def bounds(task: Task) -> tuple[Sums, Sums]:
-    """The declared least and greatest value of each feature, shape [f]."""
-    low = np.array([feature.low for feature in task.schema.features], np.float64)
-    high = np.array([feature.high for feature in task.schema.features], np.float64)
-    return low, high
-
-
-def standardisation(task: Task, profile: Sums) -> Sums:
-    """[mean (f), standard deviation (f)] of a profile [n, Σx (f), Σx² (f)], within the declared bounds.
-
-    A deviation is at least `LEAST_SPREAD` of its feature's declared range: by a smaller one a model could look at
-    single values as through a magnifying glass, so institutions refuse it.
-    """
-    low, high = bounds(task)
-    total, squares = np.split(profile[1:] / max(profile[0], 1.0), 2)
-    mean, spread = np.clip(total, low, high), np.sqrt(np.maximum(squares - total**2, 0.0))
-    return np.concatenate([mean, np.clip(spread, LEAST_SPREAD * (high - low), high - low)])
-
-
-def state_tensors(module: Module) -> list[Tensor]:
-    """What of `module` is in the flat vector: its parameters in torch's order, then its floating-point buffers.
-
-    The buffers are running statistics, which an average of models needs as much as their weights.
-    """
-    return [*module.parameters(), *(buffer for buffer in module.buffers() if buffer.is_floating_point())]
-
-
-def normalisation(module: Module) -> npt.NDArray[np.bool_]:
-    """Which places of the flat vector (shape [d]) belong to normalisation layers."""
-    from torch import nn
-    from torch.nn.modules.batchnorm import _NormBase
-
-    layers = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-    mine = {
-        id(tensor)
-        for part in module.modules()
-        if isinstance(part, layers)
-        for tensor in (*part.parameters(), *part.buffers())
-    }
-    return np.concatenate([np.full(tensor.numel(), id(tensor) in mine) for tensor in state_tensors(module)])
+        if self.predict is not None:
+            return False
+        if "_is_plain" not in self.__dict__:
+            inputs, _ = self.made_up(2)
+            with torch.no_grad():
+                training = module.training
+                found = module.eval()(inputs) if isinstance(inputs, torch.Tensor) else None
+                module.train(training)
+            self.__dict__["_is_plain"] = isinstance(found, torch.Tensor)
+        return bool(self.__dict__["_is_plain"])
 
 
 def initial_vector(task: Task, seed: int) -> Vector:
     """The task's initial model, shape [d]: the same for the same seed, and zeros for a task that is not trained."""
     if task.build is None:
         return np.zeros(task.parameters, dtype=np.float32)
-    import torch
+    return task.layout.vector(task.model(seed))
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vector: Vector = torch.cat([tensor.detach().reshape(-1) for tensor in state_tensors(task.build())]).numpy()
-    return vector
+
+def summarise(task: Task, sums: Sums) -> dict[str, float]:
+    """The task's metrics of added evaluation vectors. Raises ProtocolError if their shape is not the task's."""
+    from sovfed.federation.errors import ProtocolError
+
+    if sums.shape != (task.evaluation_size,):
+        raise ProtocolError(f"{task.name}: evaluation of shape {sums.shape}, expected ({task.evaluation_size},)")
+    return task.metrics.summarise(sums)
+
+
+def sized(task: Task, parameters: int) -> Task:
+    """`task` with a vector of length `parameters` if it trains nothing, else as it is."""
+    return task if task.build is not None else dataclasses.replace(task, length=parameters)
+
+
+def _code(build: Callable[[], Module] | None) -> str:
+    """The digest of the source of the module that has `build`."""
+    import inspect
+
+    try:
+        source = inspect.getsource(inspect.getmodule(build) or build) if build is not None else ""  # type: ignore[arg-type]
+    except (OSError, TypeError):  # written in a notebook or at a prompt
+        source = getattr(build, "__qualname__", "")
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def _shapes(tree: Any) -> str:
+    if isinstance(tree, dict):
+        return ", ".join(f"{name} {list(part.shape)} of {part.dtype}" for name, part in tree.items())
+    return f"{list(tree.shape)} of {tree.dtype}"

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.metrics import BinaryMetrics
-from sovfed.federation.tasks import Feature, Schema, Task
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.columns import Schema, number, target
 from sovfed.federation.tasks.losses import binary_cross_entropy
 
 if TYPE_CHECKING:
@@ -30,15 +31,15 @@ TASK = Task(
     name="breast_cancer",
     title="Breast mass: benign or malignant (Wisconsin)",
     schema=Schema(
-        features=tuple(
-            Feature(name, 0.0, high)
-            for pattern in ("mean {}", "{} error", "worst {}")
-            for name, high in ((pattern.format(what), high) for what, high in _HIGHEST.items())
+        columns=(
+            *(
+                number(pattern.format(what), 0.0, high)
+                for pattern in ("mean {}", "{} error", "worst {}")
+                for what, high in _HIGHEST.items()
+            ),
+            target("malignant", "benign", "malignant"),
         ),
-        label="malignant",
-        classes=("benign", "malignant"),
     ),
-    parameters=31,
     metrics=BinaryMetrics(),
     headline="auc",
     simulated_split=True,

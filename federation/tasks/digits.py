@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sovfed.federation.metrics import ClassMetrics
-from sovfed.federation.tasks import Feature, Schema, Task
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.columns import Schema, number, target
 from sovfed.federation.tasks.losses import cross_entropy
 
 if TYPE_CHECKING:
@@ -25,11 +26,9 @@ TASK = Task(
     name="digits",
     title="Handwritten digits, 8 x 8 pixels",
     schema=Schema(
-        features=tuple(Feature(f"pixel_{row}_{column}", 0.0, 16.0) for row in range(8) for column in range(8)),
-        label="digit",
-        classes=tuple(str(digit) for digit in range(10)),
+        columns=(number("pixel", 0.0, 16.0, shape=(64,)), target("digit", *map(str, range(10)))),
+        one_row_a_person=True,
     ),
-    parameters=64 * 32 + 32 + 32 * 10 + 10,
     metrics=ClassMetrics(classes=10),
     headline="auc",
     simulated_split=True,

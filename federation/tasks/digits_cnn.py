@@ -34,6 +34,5 @@ TASK = replace(
     DIGITS,
     name="digits_cnn",
     title="Handwritten digits, 8 x 8 pixels, by a CNN with BatchNorm",
-    parameters=160 + 4_640 + 5_130 + 2 * (32 + 64),  # the last: BatchNorm's weights and statistics
     build=build,
 )

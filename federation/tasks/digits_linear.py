@@ -27,6 +27,5 @@ TASK = replace(
     DIGITS,
     name="digits_linear",
     title="Handwritten digits, 8 x 8 pixels, by softmax regression",
-    parameters=64 * 10 + 10,
     build=build,
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from sovfed.federation.metrics import NoMetrics
-from sovfed.federation.tasks import Schema, Task
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.columns import Schema
 
 TASK = Task(
     name="echo",
     title="Echo",
-    schema=Schema(features=(), label="", classes=()),
-    parameters=2_500,  # 10 kB, unless the run chooses another length
+    schema=Schema(columns=()),
+    length=2_500,  # 10 kB, unless the run chooses another length
     metrics=NoMetrics(),
     headline="",
     simulated_split=True,
@@ -17,5 +18,4 @@ TASK = Task(
     citation="none: no data",
     build=None,
     loss=None,
-    standardised=False,
 )

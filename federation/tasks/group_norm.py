@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cache
+
+from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sovfed.federation.tasks import Task, get_task, state_tensors
+if TYPE_CHECKING:
+    from sovfed.federation.tasks import Task
 
 OVERRIDE = "task.normalisation=group"
 
@@ -33,10 +35,8 @@ def batchnorms(module: nn.Module) -> list[str]:
     return [name or type(part).__name__ for name, part in module.named_modules() if isinstance(part, _BatchNorm)]
 
 
-@cache
-def grouped(name: str) -> Task:
-    """The task called `name` with GroupNorm in its model; the very same task if it has no BatchNorm."""
-    task = get_task(name)
+def grouped(task: Task) -> Task:
+    """`task` with GroupNorm in its model; the very same task if it has no BatchNorm."""
     if task.build is None or not batchnorms(task.build()):
         return task
     original = task.build
@@ -44,8 +44,7 @@ def grouped(name: str) -> Task:
     def build() -> nn.Module:
         return replace_batchnorm(original())
 
-    parameters = sum(tensor.numel() for tensor in state_tensors(build()))
-    return replace(task, title=f"{task.title}, made GroupNorm", parameters=parameters, build=build)
+    return replace(task, title=f"{task.title}, made GroupNorm", build=build, code=task.digest)
 
 
 def _group_norm(norm: _BatchNorm) -> nn.GroupNorm:

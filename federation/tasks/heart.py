@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sovfed.federation.metrics import BinaryMetrics
-from sovfed.federation.tasks import Feature, Schema, Task
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.columns import Schema, number, target
 from sovfed.federation.tasks.losses import binary_cross_entropy
 
 if TYPE_CHECKING:
@@ -25,25 +26,24 @@ TASK = Task(
     name="heart",
     title="Heart disease: absent or present (Cleveland, Hungary, Switzerland, VA Long Beach)",
     schema=Schema(
-        features=(
-            Feature("age", 0, 120),
-            Feature("sex", 0, 1),
-            Feature("trestbps", 0, 300),  # 0 stands for a missing value in one VA record
-            Feature("chol", 0, 700),  # 0 stands for a missing value in Switzerland and VA
-            Feature("fbs", 0, 1),
-            Feature("thalach", 0, 250),
-            Feature("exang", 0, 1),
-            Feature("oldpeak", -5, 10),
-            Feature("cp_2", 0, 1),
-            Feature("cp_3", 0, 1),
-            Feature("cp_4", 0, 1),
-            Feature("restecg_1", 0, 1),
-            Feature("restecg_2", 0, 1),
+        columns=(
+            number("age", 0, 120),
+            number("sex", 0, 1),
+            number("trestbps", 0, 300),  # 0 stands for a missing value in one VA record
+            number("chol", 0, 700),  # 0 stands for a missing value in Switzerland and VA
+            number("fbs", 0, 1),
+            number("thalach", 0, 250),
+            number("exang", 0, 1),
+            number("oldpeak", -5, 10),
+            number("cp_2", 0, 1),
+            number("cp_3", 0, 1),
+            number("cp_4", 0, 1),
+            number("restecg_1", 0, 1),
+            number("restecg_2", 0, 1),
+            target("disease", "absent", "present"),
         ),
-        label="disease",
-        classes=("absent", "present"),
+        one_row_a_person=True,
     ),
-    parameters=14,
     metrics=BinaryMetrics(),
     headline="auc",
     simulated_split=False,

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sovfed.federation.metrics import BinaryMetrics
-from sovfed.federation.tasks import Feature, Schema, Task
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.columns import Column, Schema, target
 from sovfed.federation.tasks.losses import binary_cross_entropy
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ def build() -> Module:
     from torch import nn
 
     return nn.Sequential(
-        nn.Unflatten(1, (1, 28, 28)),
         nn.Conv2d(1, 16, 3, padding=1, stride=2),
         nn.GroupNorm(4, 16),
         nn.ReLU(),
@@ -39,11 +39,12 @@ TASK = Task(
     name="pneumonia",
     title="Chest X-ray: normal or pneumonia (PneumoniaMNIST, 28 x 28)",
     schema=Schema(
-        features=tuple(Feature(f"pixel_{row}_{column}", 0.0, 255.0) for row in range(28) for column in range(28)),
-        label="pneumonia",
-        classes=("normal", "pneumonia"),
+        columns=(
+            Column("image", "image", shape=(1, 28, 28), scaling="bounds"),  # a pixel is a pixel: its range is known
+            target("pneumonia", "normal", "pneumonia"),
+        ),
+        one_row_a_person=True,
     ),
-    parameters=160 + 32 + 4_640 + 64 + 18_496 + 128 + 1_025,
     metrics=BinaryMetrics(),
     headline="auc",
     simulated_split=True,
@@ -51,5 +52,4 @@ TASK = Task(
     citation="Yang et al. 2023: MedMNIST v2, doi 10.1038/s41597-022-01721-8; Kermany et al. 2018",
     build=build,
     loss=binary_cross_entropy,
-    standardised=False,  # a pixel is a pixel: its range is known
 )

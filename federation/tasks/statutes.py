@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.metrics import TextMetrics
-from sovfed.federation.tasks import Feature, Schema, Task
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.columns import Column, Schema, number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,11 +37,11 @@ TASK = Task(
     name="statutes",
     title="National law by ministry: the next byte (Japanese or German)",
     schema=Schema(
-        features=tuple(Feature(f"byte_{place}", 0.0, 255.0) for place in range(PREDICTED + 1)),
-        label="given",
-        classes=tuple(f"{count} predicted by another window" for count in range(PREDICTED)),
+        columns=(
+            Column("window", "tokens", low=0.0, high=255.0, shape=(PREDICTED + 1,)),
+            number("given", 0.0, PREDICTED - 1.0, role="target", scaling="none"),  # bytes that another window predicts
+        ),
     ),
-    parameters=141_376,
     metrics=TextMetrics(),
     headline="bits_per_byte",
     simulated_split=False,
@@ -48,7 +49,5 @@ TASK = Task(
     citation="e-Gov (https://laws.e-gov.go.jp), processed; bundestag/gesetze, March 2022",
     build=build,
     loss=mean_loss,
-    standardised=False,
-    symbols=True,
     evaluation_batch=256,
 )

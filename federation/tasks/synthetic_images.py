@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sovfed.federation.metrics import ClassMetrics
-from sovfed.federation.tasks import Feature, Schema, Task
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.columns import Schema, number, target
 from sovfed.federation.tasks.losses import cross_entropy
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ def build() -> Module:
     from torch import nn
 
     return nn.Sequential(
-        nn.Unflatten(1, (3, 32, 32)),
         nn.Conv2d(3, 32, 3),
         nn.ReLU(),
         nn.Conv2d(32, 64, 3),
@@ -34,11 +34,9 @@ TASK = Task(
     name="synthetic_images",
     title="Made-up images, 32 x 32 pixels in 3 colours",
     schema=Schema(
-        features=tuple(Feature(f"value_{place}", -8.0, 8.0) for place in range(3 * 32 * 32)),
-        label="class",
-        classes=tuple(str(number) for number in range(10)),
+        columns=(number("image", -8.0, 8.0, shape=(3, 32, 32), scaling="bounds"), target("class", *map(str, range(10)))),
+        one_row_a_person=True,
     ),
-    parameters=896 + 18_496 + 1_605_760 + 1_290,
     metrics=ClassMetrics(classes=10),
     headline="accuracy",
     simulated_split=True,
@@ -46,5 +44,4 @@ TASK = Task(
     citation="made from a seed by clients/data/synthetic.py",
     build=build,
     loss=cross_entropy,
-    standardised=False,
 )

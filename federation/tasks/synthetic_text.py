@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.metrics import ClassMetrics
-from sovfed.federation.tasks import Feature, Schema, Task
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.columns import Column, Schema, target
 from sovfed.federation.tasks.losses import cross_entropy
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ def build() -> Module:
             self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
             self.last, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, TOKENS)
 
-        def forward(self, scaled: Tensor) -> Tensor:
-            tokens = ((scaled + 1) * ((TOKENS - 1) / 2)).round().long()  # the features' scale undone
+        def forward(self, tokens: Tensor) -> Tensor:
             hidden = self.blocks(self.token(tokens) + self.place)
             found: Tensor = self.head(self.last(hidden[:, -1]))
             return found
@@ -60,11 +60,11 @@ TASK = Task(
     name="synthetic_text",
     title="Made-up sequences of 64 tokens",
     schema=Schema(
-        features=tuple(Feature(f"token_{place}", 0.0, TOKENS - 1.0) for place in range(LENGTH)),
-        label="next",
-        classes=tuple(str(number) for number in range(TOKENS)),
+        columns=(
+            Column("token", "tokens", low=0.0, high=TOKENS - 1.0, shape=(LENGTH,)), target("next", *map(str, range(TOKENS)))
+        ),
+        one_row_a_person=True,
     ),
-    parameters=(2 * TOKENS + LENGTH + 2) * WIDTH + TOKENS + LAYERS * (12 * WIDTH + 13) * WIDTH,
     metrics=ClassMetrics(classes=TOKENS),
     headline="accuracy",
     simulated_split=True,
@@ -72,5 +72,4 @@ TASK = Task(
     citation="made from a seed by clients/data/synthetic.py",
     build=build,
     loss=cross_entropy,
-    standardised=False,
 )

@@ -1,0 +1,165 @@
+"""Which tensors of a model travel, and where each stands in the flat vector.
+
+First the parameters that are trained, in torch's order, then the running statistics: those floating-point buffers that
+a forward pass in training mode changes, which an average of models needs as much as its weights. Everything else is
+built at each place by the same code: frozen parameters, constant buffers, counters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.messages import MAX_PARAMETERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from sovfed.federation.messages import Vector
+    from sovfed.federation.tasks import Task
+    from sovfed.federation.tasks.transform import Tree
+
+SAMPLE: Final = 5  # made-up records: a number that is seldom another dimension of a model
+INNER: Final = "inner."
+_NORMS: Final = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+class Applied(nn.Module):
+    """A module with the way to call it: a tree of inputs in, one tensor of outputs [n, …] out."""
+
+    def __init__(self, module: nn.Module, predict: Callable[[nn.Module, Tree], object]) -> None:
+        super().__init__()
+        self.inner, self._predict = module, predict
+
+    def forward(self, inputs: Tree) -> Tensor:
+        return outputs_of(self._predict(self.inner, inputs))
+
+
+def call(module: nn.Module, inputs: Tree) -> object:
+    """The module with its one input, or with all of them by name."""
+    return module(**inputs) if isinstance(inputs, dict) else module(inputs)
+
+
+def outputs_of(found: object) -> Tensor:
+    """The tensor in what a model returned: `logits` of a mapping or an object, the first of a tuple. ConfigError."""
+    if isinstance(found, torch.Tensor):
+        return found
+    if isinstance(found, dict):
+        found = found.get("logits", next(iter(found.values()), None))
+    elif hasattr(found, "logits"):
+        found = found.logits
+    elif isinstance(found, (tuple, list)) and found:
+        found = found[0]
+    if not isinstance(found, torch.Tensor):
+        raise ConfigError(f"the model returns {type(found).__name__}; give the task a `predict` that returns a tensor")
+    return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor that travels: its name in the module's state dict, and its place in the flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    trained: bool
+
+    @property
+    def place(self) -> slice:
+        return slice(self.start, self.start + int(np.prod(self.shape, dtype=np.int64)))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of a task's model that travel."""
+
+    parts: tuple[Part, ...]
+    normalised: frozenset[str]  # those of normalisation layers
+    coupled: bool  # in training, a record's output depends on the batch (BatchNorm): it cannot be alone
+
+    @property
+    def size(self) -> int:
+        """Length d of the flat vector."""
+        return self.parts[-1].place.stop if self.parts else 0
+
+    @cached_property
+    def trained(self) -> int:
+        """How many values are trained; running statistics come behind them."""
+        return max((part.place.stop for part in self.parts if part.trained), default=0)
+
+    @cached_property
+    def normalisation(self) -> npt.NDArray[np.bool_]:
+        """Which places belong to normalisation layers, shape [d]."""
+        found = np.zeros(self.size, bool)
+        for part in self.parts:
+            found[part.place] = part.name in self.normalised
+        return found
+
+    def tensors(self, module: nn.Module) -> list[Tensor]:
+        """The tensors of `module`, a model of the same task."""
+        state = dict(module.named_parameters()) | dict(module.named_buffers())
+        prefix = INNER if isinstance(module, Applied) else ""
+        return [state[prefix + part.name] for part in self.parts]
+
+    def vector(self, module: nn.Module) -> Vector:
+        """The flat vector of `module`."""
+        flat = [tensor.detach().reshape(-1).float().cpu() for tensor in self.tensors(module)]
+        found: Vector = (torch.cat(flat) if flat else torch.zeros(0)).numpy()
+        return found
+
+
+def lay_out(module: nn.Module, inputs: Tree, trained: Callable[[str], bool] | None) -> Layout:
+    """The layout of `module`, tried on made-up `inputs`; the module is changed by it.
+
+    `trained` chooses among the parameters that require gradients, all unless given. Raises ConfigError.
+    """
+    named = _named(module.named_parameters())
+    for name, parameter in named.items():
+        parameter.requires_grad_(parameter.requires_grad and (trained is None or trained(name)))
+    buffers = {
+        name: buffer for name, buffer in _named(module.named_buffers()).items() if buffer.is_floating_point()
+    }
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    module.train()
+    with torch.no_grad():
+        module(inputs)
+    changed = {name for name, buffer in buffers.items() if not torch.equal(buffer, before[name])}
+    parts: list[Part] = []
+    for name, tensor in (named | buffers).items():
+        training = name in named
+        if (training and not tensor.requires_grad) or (not training and name not in changed):
+            continue
+        if not tensor.is_floating_point():
+            raise ConfigError(f"parameter '{name}' is {tensor.dtype}, expected floating point")
+        parts.append(Part(name, tuple(tensor.shape), parts[-1].place.stop if parts else 0, training))
+    if not any(part.trained for part in parts):
+        raise ConfigError("the model has no parameter that is trained")
+    if parts[-1].place.stop > MAX_PARAMETERS:
+        raise ConfigError(f"the model has {parts[-1].place.stop} values to send, at most {MAX_PARAMETERS} travel")
+    normalised = {
+        name
+        for prefix, part in _modules(module)
+        if isinstance(part, _NORMS)
+        for name in (prefix + inner for inner, _ in (*part.named_parameters(), *part.named_buffers()))
+    }
+    coupled = any(isinstance(part, _NormBase) for part in module.modules())
+    return Layout(tuple(parts), frozenset(normalised), coupled)
+
+
+def _modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(f"{name}.".removeprefix(INNER).removeprefix("."), part) for name, part in module.named_modules()]
+
+
+def _named(named: object) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {name.removeprefix(INNER): tensor for name, tensor in named}  # type: ignore[attr-defined]
+    return found

@@ -1,0 +1,72 @@
+"""Which tasks there are: those that installed packages bring (entry points `sovfed.tasks`), and files of their own.
+
+A package is imported when its task is first asked for, and never because a message names it: what a message may name
+is decided by the institution's policy before.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.messages import OWN
+from sovfed.federation.schema import nearest
+from sovfed.federation.tasks import Task, sized
+
+if TYPE_CHECKING:
+    from sovfed.federation.config import TaskConfig
+
+GROUP: Final = "sovfed.tasks"
+_ADDED: dict[str, Task] = {}
+
+
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def names() -> tuple[str, ...]:
+    """Every task that is known here, in alphabetical order."""
+    return tuple(sorted({*_installed(), *_ADDED}))
+
+
+def add(task: Task) -> Task:
+    """Make `task` known in this process under its name, in the place of another of that name."""
+    _ADDED[task.name] = task
+    return task
+
+
+def get_task(name: str, parameters: int | None = None, normalisation: str = OWN) -> Task:
+    """The task called `name`; `parameters` is the length of the echo's vector, other tasks have their own.
+
+    `normalisation` "group" makes every BatchNorm of its model a GroupNorm. Raises ConfigError with the nearest known
+    name, or if a package does not bring what it says.
+    """
+    found = _ADDED.get(name) or _load(name)
+    return sized(found, parameters or found.length).with_normalisation(normalisation)
+
+
+def configured_task(config: TaskConfig) -> Task:
+    """The task that `config` names, with the model that it asks for."""
+    if config.file is not None and config.name not in _ADDED:
+        from sovfed.federation.tasks.declared import read_task
+
+        add(read_task(Path(config.file)))
+    return get_task(config.name, config.parameters, config.normalisation)
+
+
+@cache
+def _load(name: str) -> Task:
+    point = _installed().get(name)
+    if point is None:
+        raise ConfigError(f"unknown task '{name[:64]}'{nearest(name, names())}")
+    try:
+        found = point.load()
+    except Exception as error:  # a package's own
+        raise ConfigError(f"task '{name}' of {point.value} cannot be loaded: {error!r}") from error
+    if not isinstance(found, Task) or found.name != name:
+        raise ConfigError(f"{point.value} is no Task called '{name}'")
+    return found

@@ -1,0 +1,225 @@
+"""From stored values to what a model is given: scaling, missing values, categories. Stored with the model.
+
+Each number enters as u = (x − middle) / half width of its declared bounds, so in [−1, 1], and is then standardised with
+the federation's mean and deviation of u: [mean (f), deviation (f)], the run's `scale`, over the `f` scaled values of a
+record. Sums over u are bounded by the number of records whatever the unit, and no outlier can take the digits away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sovfed.federation.config import LEAST_SPREAD
+from sovfed.federation.tasks.columns import CODES, NUMBERS, PACKED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from sovfed.federation.messages import Sums
+    from sovfed.federation.tasks.columns import Column, Schema, Table
+
+    Tree: TypeAlias = Tensor | dict[str, Tensor]  # of each tensor the first dimension is the record
+
+STD_FLOOR: Final = 1e-6
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """What `schema`'s stored values become. A tree is a tensor where there is one of them, else a dict by column."""
+
+    schema: Schema
+
+    @cached_property
+    def scaled(self) -> tuple[Column, ...]:
+        """The columns that the federation's mean and deviation scale, in the order of the scale."""
+        return tuple(
+            column
+            for column in (*self.schema.numbers, *self.schema.shaped, *self.schema.targets)
+            if column.scaled
+        )
+
+    @cached_property
+    def size(self) -> int:
+        """Scaled values f of a record."""
+        return sum(column.size for column in self.scaled)
+
+    @property
+    def profile_size(self) -> int:
+        """Length of a profile."""
+        return 3 * self.size
+
+    @cached_property
+    def width(self) -> int:
+        """Values of the packed input."""
+        indicators = sum(column.indicator for column in self.schema.numbers)
+        return len(self.schema.numbers) + indicators + sum(map(_categories, self.schema.codes))
+
+    def profile(self, table: Table) -> Sums:
+        """[present (f), Σu (f), Σu² (f)] over the records of `table`: sums, which may be added."""
+        parts = [self._u(column, table) for column in self.scaled]
+        u = np.concatenate(parts, 1) if parts else np.zeros((0, 0))
+        there = ~np.isnan(u)
+        u = np.where(there, u, 0.0)
+        return np.concatenate([there.sum(0, dtype=np.float64), u.sum(0), np.square(u).sum(0)])
+
+    def scale(self, profile: Sums) -> Sums:
+        """[mean (f), deviation (f)] of a profile, within the declared bounds.
+
+        A deviation is at least `LEAST_SPREAD` of its column's declared range: by a smaller one a model could look at
+        single values as through a magnifying glass, so institutions refuse it.
+        """
+        present, total, squares = np.split(np.asarray(profile, np.float64), 3)
+        count = np.maximum(present, 1.0)
+        mean = np.clip(total / count, -1.0, 1.0)
+        spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+        return np.concatenate([mean, np.clip(spread, 2 * LEAST_SPREAD, 2.0)])
+
+    @cached_property
+    def public_scale(self) -> Sums:
+        """The scale by the declared bounds alone: no record has any influence on it."""
+        found = np.repeat([0.0, 1.0], self.size)
+        found.flags.writeable = False
+        return found
+
+    def admits(self, scale: Sums, least_spread: float) -> str:
+        """Why `scale` is none that a federation's own values could have, or ""."""
+        mean, spread = np.split(scale, 2)
+        if not (np.abs(mean) <= 1.0).all():
+            return "a column's mean is outside its declared bounds"
+        if not ((2 * least_spread * (1 - 1e-9) <= spread) & (spread <= 2.0)).all():
+            return f"a column's deviation is outside {least_spread:g} to 1 of its declared range"
+        return ""
+
+    def affine(self, scale: Sums) -> dict[str, tuple[Floats, Floats]]:
+        """For each stored array of numbers the (a, b) of x → (x − a)·b, in the shape of a record's part of it."""
+        place, by_column = 0, dict[str, tuple[Floats, Floats]]()
+        for column in (*self.schema.numbers, *self.schema.shaped, *self.schema.targets):
+            middle, half = _middle(column)
+            shift, spread = np.zeros(column.size), np.ones(column.size)
+            if column.scaled:
+                shift = scale[place : place + column.size]
+                spread = np.maximum(scale[self.size + place : self.size + place + column.size], STD_FLOOR)
+                place += column.size
+            by_column[column.name] = (
+                (middle + half * shift).reshape(column.shape), (1.0 / (half * spread)).reshape(column.shape)
+            )  # fmt: skip
+        numbers = [by_column.pop(column.name) for column in self.schema.numbers]
+        if numbers:
+            by_column[NUMBERS] = np.array([a for a, _ in numbers]), np.array([b for _, b in numbers])
+        return by_column
+
+    def bound(self, scale: Sums, device: Any = "cpu") -> Bound:
+        """The transform with `scale`, ready to be used on `device`."""
+        return Bound(self, scale, device)
+
+    def _u(self, column: Column, table: Table) -> Floats:
+        if column.packed:
+            values = table[NUMBERS][:, self.schema.numbers.index(column)]
+        else:
+            values = table[column.name]
+        middle, half = _middle(column)
+        return (values.reshape(len(values), -1).astype(np.float64) - middle) / half
+
+
+class Bound:
+    """A transform with its scale on a device: torch tensors of stored values in, trees out."""
+
+    def __init__(self, transform: Transform, scale: Sums, device: Any) -> None:
+        import torch
+
+        self.schema, self._transform = transform.schema, transform
+        self._affine = {
+            name: tuple(torch.from_numpy(np.ascontiguousarray(part)).to(device, torch.float32) for part in pair)
+            for name, pair in transform.affine(scale).items()
+        }
+        self._plain = {column.name for column in (*self.schema.shaped, *self.schema.targets) if _untouched(column)}
+        self._missing = any(column.missing != "refuse" for column in self.schema.numbers)
+        if self._missing:
+            fill = np.array([_filled(column) for column in self.schema.numbers])
+            a, b = transform.affine(scale)[NUMBERS]
+            filled = np.where(np.isnan(fill), 0.0, (fill - a) * b)
+            self._fill = torch.from_numpy(filled).to(device, torch.float32)
+            told = [place for place, column in enumerate(self.schema.numbers) if column.indicator]
+            self._told = torch.tensor(told, dtype=torch.int64, device=device)
+        self._sizes = [_categories(column) for column in self.schema.codes]
+        starts = np.cumsum([0, *self._sizes])[:-1]
+        self._starts = torch.tensor(starts, dtype=torch.int64, device=device)
+
+    def inputs(self, table: Mapping[str, Tensor]) -> Tree:
+        """What the model is given."""
+        found = {column.name: self._one(column.name, table) for column in self.schema.shaped}
+        if NUMBERS in table or CODES in table:
+            found = {PACKED: self._packed(table), **found}
+        return found if len(found) != 1 else next(iter(found.values()))
+
+    def targets(self, table: Mapping[str, Tensor]) -> Tree:
+        """What is learnt."""
+        found = {column.name: self._one(column.name, table) for column in self.schema.targets}
+        return found if len(found) != 1 else next(iter(found.values()))
+
+    def _one(self, name: str, table: Mapping[str, Tensor]) -> Tensor:
+        if name in self._plain:
+            return table[name]
+        a, b = self._affine[name]
+        return (table[name] - a).mul_(b)
+
+    def _packed(self, table: Mapping[str, Tensor]) -> Tensor:
+        import torch
+
+        parts = []
+        if NUMBERS in table:
+            a, b = self._affine[NUMBERS]
+            numbers = (table[NUMBERS] - a).mul_(b)
+            if self._missing:
+                absent = numbers.isnan()
+                numbers = torch.where(absent, self._fill, numbers)
+                parts = [numbers, absent[:, self._told].float()] if len(self._told) else [numbers]
+            else:
+                parts = [numbers]
+        if CODES in table:
+            codes = table[CODES].long()
+            hot = torch.zeros(len(codes), sum(self._sizes) + 1, device=codes.device)  # the last: nowhere
+            last = torch.tensor(self._sizes, device=codes.device) - 1
+            place = torch.where(codes < 0, last if self._own.any() else codes, codes) + self._starts
+            place = torch.where((codes < 0) & ~self._own, hot.shape[1] - 1, place)
+            parts.append(hot.scatter_(1, place, 1.0)[:, :-1])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    @cached_property
+    def _own(self) -> Tensor:
+        """Which categories have one of their own for what is missing."""
+        import torch
+
+        own = [column.missing == "category" for column in self.schema.codes]
+        return torch.tensor(own, device=self._starts.device)
+
+
+def _middle(column: Column) -> tuple[float, float]:
+    """Middle and half width of the declared bounds; 0 and 1 where values stay what they are."""
+    if _untouched(column):
+        return 0.0, 1.0
+    low, high = column.bounds
+    return (low + high) / 2, (high - low) / 2
+
+
+def _untouched(column: Column) -> bool:
+    return column.scaling == "none" or column.kind in ("category", "tokens", "text") or (
+        column.role == "target" and column.kind == "boolean"
+    )  # fmt: skip
+
+
+def _filled(column: Column) -> float:
+    """What stands for a missing value, as stored; NaN: the mean."""
+    return column.fill if column.missing == "constant" else float("nan")
+
+
+def _categories(column: Column) -> int:
+    return len(column.categories) + (column.missing == "category")
