@@ -122,8 +122,6 @@ class Policy:
             _at_most("parameters", request.model.size, "max_parameters", self.max_parameters)
             largest = float(np.abs(request.model).max(initial=0.0))
             _at_most("largest parameter", largest, "max_model_value", self.max_model_value)
-        if isinstance(request, TrainRequest | EvaluateRequest):
-            self._check_scale(request)
         if isinstance(request, TrainRequest):
             steepest = float(np.abs(request.control).max(initial=0.0))
             _at_most("largest value of SCAFFOLD's control", steepest, "max_model_value", self.max_model_value)
@@ -133,27 +131,6 @@ class Policy:
             _at_most("batch_size", request.batch_size, "max_batch_size", self.max_batch_size)
             if request.batch_size < self.min_batch_size:
                 raise PolicyError(f"batch_size {request.batch_size} is below min_batch_size {self.min_batch_size}")
-
-    def _check_scale(self, request: TrainRequest | EvaluateRequest) -> None:
-        """Raises PolicyError unless the scale is one that a federation's own features could have.
-
-        One of another length is refused as malformed, later. A task that is not standardised has one scale only.
-        """
-        from sovfed.federation.tasks import bounds, get_task, public_scale  # which the gateway does without
-
-        task = get_task(request.task)
-        if request.scale.size != 2 * len(task.schema.features):
-            return
-        if not task.standardised:
-            if not np.array_equal(request.scale, public_scale(task)):
-                raise PolicyError(f"the scale is not the declared one of task '{task.name}'")
-            return
-        (low, high), (mean, spread) = bounds(task), np.split(request.scale, 2)
-        if not ((low <= mean) & (mean <= high)).all():
-            raise PolicyError("a feature's mean is outside its declared bounds")
-        least = self.least_spread * (1 - 1e-9) * (high - low)
-        if not ((least <= spread) & (spread <= high - low)).all():
-            raise PolicyError(f"a feature's deviation is outside {self.least_spread:g} to 1 of its declared range")
 
 
 def _at_most(what: str, value: float, name: str, bound: float) -> None:

@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         _open_early(open_ledger)
         trainer = make_trainer(
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
-            reproducible=policy.reproducible,
+            reproducible=policy.reproducible, least_spread=policy.least_spread,
         )  # fmt: skip
         _prepare(trainer, config)
         trainer.isolation = isolation

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
+from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.messages import Sums, Vector
 from sovfed.server.strategies import Slots
 
@@ -42,7 +43,8 @@ class Checkpoint:
 def config_digest(config: Config) -> str:
     """SHA-256 of what decides the training: a resumed run must not change it. `rounds` may grow."""
     parts = {name: asdict(getattr(config, name)) for name in ("task", "strategy", "privacy", "secagg")}
-    return hashlib.sha256(json.dumps([parts, config.seed], sort_keys=True).encode()).hexdigest()
+    task = configured_task(config.task).digest
+    return hashlib.sha256(json.dumps([parts, config.seed, task], sort_keys=True).encode()).hexdigest()
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:

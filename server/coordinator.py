@@ -27,10 +27,10 @@ from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import Sums, Vector
-from sovfed.federation.metrics import summarise
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
-from sovfed.federation.tasks import Task, configured_task, initial_vector, normalisation, public_scale
+from sovfed.federation.tasks import Task, initial_vector, summarise
+from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.text import plain_name
 from sovfed.server import checkpoint
 from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
@@ -84,7 +84,6 @@ def coordinate(
     aggregation = engine(_aggregation(grid, config, run, task, identity))
     rounds = Rounds(config, run, grid, make_optimizer(config.strategy, config.task.learning_rate), aggregation)
     rounds.name = plain_name(folder.name)
-    rounds.sums, rounds.features = task.evaluation_size, len(task.schema.features)
     if config.privacy.private:
         rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
     started = time.monotonic()
@@ -150,7 +149,7 @@ def _check(config: Config, task: Task) -> None:
             f"strategy '{strategy.name}' with malicious={strategy.malicious} needs {strategy.least_cohort} "
             f"institutions a round, the minimum cohort is {cohort}"
         )
-    if strategy.name == "fedbn" and (task.build is None or not normalisation(task.build()).any()):
+    if strategy.name == "fedbn" and (task.build is None or not task.layout.normalisation.any()):
         raise ConfigError(f"task '{task.name}' has no normalisation layer to leave at the institutions: take fedavg")
     if config.privacy.private and task.build is not None:
         from sovfed.federation.tasks.group_norm import OVERRIDE, batchnorms
@@ -187,10 +186,10 @@ def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool) -> int:
         log.info("resumed after round %d", found.round)
         return found.round
     rounds.model = initial_vector(task, rounds.config.seed)
-    if task.standardised and rounds.plan is None:
+    if task.transform.size and rounds.plan is None:
         rounds.profile()
     else:
-        rounds.scale = public_scale(task)
+        rounds.scale = task.transform.public_scale
     (folder / ROUNDS).unlink(missing_ok=True)
     return 0
 

@@ -25,6 +25,7 @@ from sovfed.federation.privacy.accounting import (
 from sovfed.federation.privacy.events import Event
 from sovfed.federation.privacy.noise import Units, added_delta, distributed_event, share_variance
 from sovfed.federation.privacy.statement import Statement, make_statement, promise
+from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.aggregation import Total
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class PrivacyPlan:
             noise_multiplier=self.noise_multiplier, sampling_rate=_rate(config), clip=privacy.clip,
             delta=privacy.delta, honest=self.honest, grid_bits=privacy.grid_bits, batch=self.batch, seed=config.seed,
             local_epochs=task.local_epochs, batch_size=task.batch_size, learning_rate=task.learning_rate, model=model,
-            normalisation=task.normalisation,
+            normalisation=task.normalisation, digest=configured_task(task).digest,
         )  # fmt: skip
 
     @property

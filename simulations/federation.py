@@ -24,12 +24,12 @@ from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
-from sovfed.federation.metrics import summarise
 from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms
-from sovfed.federation.tasks import Task, configured_task
+from sovfed.federation.tasks import Task, summarise
+from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.aggregation import Aggregation
 from sovfed.server.coordinator import Outcome, coordinate
 from sovfed.server.release import SUMMARY

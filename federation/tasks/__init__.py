@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sovfed.federation.metrics import Metric
     from sovfed.federation.tasks.columns import Schema
     from sovfed.federation.tasks.layout import Layout
-    from sovfed.federation.tasks.transform import Tree
+    from sovfed.federation.tasks.trees import Tree
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,9 @@ class Task:
         """Whether the module itself takes the inputs as they are and returns a tensor: then nothing stands around it."""
         import torch
 
-        if self.predict is not None:
+        from sovfed.federation.tasks.layout import floats
+
+        if self.predict is not None or floats(module) != torch.float32:
             return False
         if "_is_plain" not in self.__dict__:
             inputs, _ = self.made_up(2)

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import MAX_PARAMETERS
+from sovfed.federation.tasks.trees import mapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from sovfed.federation.messages import Vector
     from sovfed.federation.tasks import Task
-    from sovfed.federation.tasks.transform import Tree
+    from sovfed.federation.tasks.trees import Tree
 
 SAMPLE: Final = 5  # made-up records: a number that is seldom another dimension of a model
 INNER: Final = "inner."
@@ -40,9 +41,17 @@ class Applied(nn.Module):
     def __init__(self, module: nn.Module, predict: Callable[[nn.Module, Tree], object]) -> None:
         super().__init__()
         self.inner, self._predict = module, predict
+        self._dtype = floats(module)
 
     def forward(self, inputs: Tree) -> Tensor:
+        if self._dtype != torch.float32:
+            inputs = mapped(lambda part: part.to(self._dtype) if part.is_floating_point() else part, inputs)
         return outputs_of(self._predict(self.inner, inputs))
+
+
+def floats(module: nn.Module) -> torch.dtype:
+    """The type of its first floating-point parameter: that of the numbers it takes."""
+    return next((one.dtype for one in module.parameters() if one.is_floating_point()), torch.float32)
 
 
 def call(module: nn.Module, inputs: Tree) -> object:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     from sovfed.federation.messages import Sums
     from sovfed.federation.tasks.columns import Column, Schema, Table
-
-    Tree: TypeAlias = Tensor | dict[str, Tensor]  # of each tensor the first dimension is the record
+    from sovfed.federation.tasks.trees import Tree
 
 STD_FLOOR: Final = 1e-6
 Floats = npt.NDArray[np.float64]
