@@ -125,4 +125,3 @@ def tensors_of(targets: Targets) -> Tree:
     if isinstance(targets, dict):
         return {name: torch.from_numpy(part) for name, part in targets.items()}
     return torch.from_numpy(targets)
-

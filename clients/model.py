@@ -99,10 +99,7 @@ class FlatModel:
 
 def _channels_last(_: torch.nn.Module, images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The images in the order of memory in which convolution and pooling are fastest; what follows keeps to it."""
-    return tuple(
-        image.contiguous(memory_format=torch.channels_last) if image.dim() == 4 else image  # noqa: PLR2004
-        for image in images
-    )
+    return tuple(image.contiguous(memory_format=torch.channels_last) if image.dim() == 4 else image for image in images)
 
 
 def gradients(losses: Tensor, weights: Tensor, parameters: tuple[torch.nn.Parameter, ...]) -> tuple[Tensor | None, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.allowance import Allowance
-from sovfed.clients.data import TASK_OF_SOURCE
+from sovfed.clients.data import connector
 from sovfed.clients.masking import Masking
 from sovfed.clients.personal import FOLDER, PersonalStates
 from sovfed.clients.policy import Policy, load_policy
@@ -151,7 +151,7 @@ def _heart(open_ledger: Callable[[], PrivacyLedger]) -> Callable[[], None]:
 
 def _prepare(trainer: TrainerService, config: ClientConfig) -> None:
     """Warm up the task that the data source serves; one that cannot be read is told in the log."""
-    task = TASK_OF_SOURCE.get(config.data.source)
+    task = connector(config.data.source).task
     if task is None:
         return
     try:

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
-from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.messages import Sums, Vector
+from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.strategies import Slots
 
 NAME: Final = "checkpoint.safetensors"

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sovfed.clients.data import Indices
-    from sovfed.federation.tasks.columns import Table
     from sovfed.federation.config import Config, DataConfig
+    from sovfed.federation.tasks.columns import Table
 
 Logits = npt.NDArray[np.float32]
 

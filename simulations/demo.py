@@ -17,7 +17,7 @@ from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import write_atomic
 from sovfed.federation.metrics import gain
-from sovfed.federation.tasks import get_task
+from sovfed.federation.tasks.registry import configured_task, get_task
 from sovfed.server import runs
 from sovfed.server.cli.run import watch
 from sovfed.server.release import read_model
@@ -38,7 +38,7 @@ def run_demo(config: Config, folder: Path, console: Console, keep: bool = False)
 
     `keep` leaves everything up until Ctrl-C. Raises ServiceError with the place of the logs if a step fails.
     """
-    if get_task(config.task.name).build is None:
+    if configured_task(config.task).build is None:
         raise ConfigError(f"task '{config.task.name}' trains no model, so there is no gain to show; try task=digits")
     if folder.exists() and any(folder.iterdir()):
         raise ServiceError(f"{folder} is not empty; choose another --folder or remove it")

@@ -55,7 +55,8 @@ def class_counts(task: Task, records: Dataset) -> list[int]:
     if not task.schema.classes:
         return []
     labels = labels_of(task, records).astype(np.int64)
-    return np.bincount(labels, minlength=len(task.schema.classes)).tolist()
+    counts: list[int] = np.bincount(labels, minlength=len(task.schema.classes)).tolist()
+    return counts
 
 
 def table(config: Config, held: Sequence[Holding]) -> Table:

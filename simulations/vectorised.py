@@ -283,10 +283,7 @@ class VectorisedAggregation:
             feed = cohort.engine.feed(scale)
             if request.mechanism == "silo":
                 self._training.chunk = max(1, CHUNK_BYTES // (8 * MODEL_COPIES * request.model.size))
-                updates = [
-                    self._private.descend(request, feed, part)
-                    for part in cohort.persons(self._training.chunk)
-                ]
+                updates = [self._private.descend(request, feed, part) for part in cohort.persons(self._training.chunk)]
                 total.mean = mean_of(torch.cat(updates))
             else:
                 (everybody,) = cohort.persons(len(cohort.sites))

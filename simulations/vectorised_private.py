@@ -99,9 +99,7 @@ class StackedPrivate:
         )
         self._try(task, device)
 
-    def descend(
-        self, request: PrivateRequest, feed: Feed, persons: Persons, entropy: Entropy = os.urandom
-    ) -> Tensor:
+    def descend(self, request: PrivateRequest, feed: Feed, persons: Persons, entropy: Entropy = os.urandom) -> Tensor:
         """`PrivateTraining`'s local steps under `silo`, of every institution: their updates, float64 [institutions, d].
 
         `feed` has the records that `persons` has its rows of.
@@ -118,9 +116,7 @@ class StackedPrivate:
             models.sub_(step, alpha=request.learning_rate / request.batch)
         return models.sub_(start)
 
-    def sample(
-        self, request: PrivateRequest, feed: Feed, persons: Persons, entropy: Entropy = os.urandom
-    ) -> Integers:
+    def sample(self, request: PrivateRequest, feed: Feed, persons: Persons, entropy: Entropy = os.urandom) -> Integers:
         """A `distributed` round: the sum that the secure aggregation of all institutions would open, shape [d].
 
         It is rounded once, not at each institution, and no institution's part is cut to the ring.
@@ -146,9 +142,7 @@ class StackedPrivate:
             total.index_add_(0, chosen, sums)
         return total
 
-    def _clipped(
-        self, models: Tensor, feed: Feed, piece: Piece, places: Indices, *, direct: bool
-    ) -> Tensor:
+    def _clipped(self, models: Tensor, feed: Feed, piece: Piece, places: Indices, *, direct: bool) -> Tensor:
         """The piece's sums [c, d], given each person's place among the c `models`."""
         copy = places[piece.person]  # of each record, ascending
         starts = np.searchsorted(copy, np.arange(len(models)))

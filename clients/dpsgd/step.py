@@ -175,9 +175,7 @@ class PrivateStep:
             count = size(records)
             yield padded(records, self._piece), padded(targets, self._piece), count
 
-    def _person_gradients(
-        self, features: Tree, labels: Tree, owners: Tensor, counts: Tensor
-    ) -> Iterator[list[Tensor]]:
+    def _person_gradients(self, features: Tree, labels: Tree, owners: Tensor, counts: Tensor) -> Iterator[list[Tensor]]:
         """Mean gradients of whole persons, by parameter, float64 [persons, size]; one may span several pieces.
 
         A person's records are added up one by one in their own order, wherever a piece begins: the same bits always.

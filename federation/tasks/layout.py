@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sovfed.federation.messages import Vector
-    from sovfed.federation.tasks import Task
     from sovfed.federation.tasks.trees import Tree
 
 SAMPLE: Final = 5  # made-up records: a number that is seldom another dimension of a model
@@ -135,9 +134,7 @@ def lay_out(module: nn.Module, inputs: Tree, trained: Callable[[str], bool] | No
     named = _named(module.named_parameters())
     for name, parameter in named.items():
         parameter.requires_grad_(parameter.requires_grad and (trained is None or trained(name)))
-    buffers = {
-        name: buffer for name, buffer in _named(module.named_buffers()).items() if buffer.is_floating_point()
-    }
+    buffers = {name: buffer for name, buffer in _named(module.named_buffers()).items() if buffer.is_floating_point()}
     before = {name: buffer.clone() for name, buffer in buffers.items()}
     module.train()
     with torch.no_grad():

@@ -40,9 +40,7 @@ class Transform:
     def scaled(self) -> tuple[Column, ...]:
         """The columns that the federation's mean and deviation scale, in the order of the scale."""
         return tuple(
-            column
-            for column in (*self.schema.numbers, *self.schema.shaped, *self.schema.targets)
-            if column.scaled
+            column for column in (*self.schema.numbers, *self.schema.shaped, *self.schema.targets) if column.scaled
         )
 
     @cached_property
