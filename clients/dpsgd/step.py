@@ -101,8 +101,8 @@ class PrivateStep:
         self._piece = self._records_at_once(found.record_bytes)
         self._try_engine(loss, features, labels)
         wanted = self._piece
-        for size in (wanted, 2 * wanted, 1):  # vector kernels may need a multiple of their width
-            self._piece = size
+        for records in (wanted, 2 * wanted, 1):  # vector kernels may need a multiple of their width
+            self._piece = records
             if self._bits_are_their_own(features, labels):
                 break
         if self._piece < wanted:
