@@ -119,7 +119,7 @@ def stored_config(home: Path, name: str, run_id: int | None = None) -> Config:
 
 def read_run(home: Path, name: str, control: ControlClient | None = None) -> dict[str, Any]:
     """The run's state: name, task, status, reason, rounds, rounds_done, institutions, started, flower_run_id."""
-    from sovfed.server.coordinator import read_rounds
+    from sovfed.server.curves import read_rounds
 
     state, lines = _state(home, name), read_rounds(run_folder(home, name))
     status, reason = state["status"], state["reason"]
