@@ -149,13 +149,11 @@ def _check(config: Config, task: Task) -> None:
     if strategy.name == "fedbn" and (task.build is None or not task.layout.normalisation.any()):
         raise ConfigError(f"task '{task.name}' has no normalisation layer to leave at the institutions: take fedavg")
     if config.privacy.private and task.build is not None:
-        from sovfed.federation.tasks.group_norm import OVERRIDE, batchnorms
+        from sovfed.federation.privacy.compatibility import why_not_noised, why_not_private
 
-        if found := batchnorms(task.build()):
-            raise PrivacyError(
-                f"task '{task.name}' has BatchNorm (layers {', '.join(found)}), which mixes the records of a batch: "
-                f"add {OVERRIDE}"
-            )
+        whole = config.privacy.mechanism == "institution"
+        if reason := why_not_noised(task) if whole else why_not_private(task):
+            raise PrivacyError(f"task '{task.name}' cannot be trained privately: {reason}")
 
 
 def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, identity: Identity | None) -> Aggregation:

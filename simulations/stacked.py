@@ -64,7 +64,7 @@ class StackedModel:
     def split(self, vector: Tensor) -> list[Tensor]:
         """Views of the last dimension of `vector` [… , d], [… , *shape] each."""
         parts = torch.split(vector, [shape.numel() for shape in self._shapes], dim=-1)
-        return [part.view(*vector.shape[:-1], *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return [part.view((*vector.shape[:-1], *shape)) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def stack(self, vector: Tensor, copies: int) -> list[Tensor]:
         """`copies` of `vector` [d], to be moved apart."""
