@@ -20,7 +20,7 @@ from sovfed.clients.personal import PersonalStates
 from sovfed.clients.trainer import TrainerService
 from sovfed.clients.training import WARMING, LocalTraining, choose_device, one_thread
 from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
-from sovfed.federation.errors import ConfigError
+from sovfed.federation.errors import CohortError, ConfigError, TrainingError
 from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.secagg.files import MemoryStore
@@ -91,7 +91,12 @@ def simulate_population(
         if not config.privacy.private:  # whose configuration must say that a deployment has it
             config = dataclasses.replace(config, secagg=dataclasses.replace(config.secagg, enabled=False))
     authority = Authority() if config.secagg.enabled else None
+    errors: list[Exception] = []
     make_model = lru_cache(1)(FlatModel)  # institutions are called one after the other: one model does for all
+
+    def noted(error: Exception) -> None:
+        if not errors:
+            errors.append(error)
 
     def trainer(node: int) -> TrainerService:
         one = population[node - 1]
@@ -99,7 +104,7 @@ def simulate_population(
             one.load, site=one.site, device=config.client.device, precision=config.client.precision,
             masking=_masking(authority, one.name, cohort),
             states=PersonalStates(folder / INSTITUTIONS / one.name, durable=False), make_model=make_model,
-            repeats=authority is not None, reproducible=True,
+            repeats=authority is not None, reproducible=True, on_error=noted,
         )  # fmt: skip
 
     # An institution's identity, keys and journal must outlive the round; without them it is cheap to make again.
@@ -125,7 +130,12 @@ def simulate_population(
 
         return run_on_ray(config, names, folder, run)
     with _threads(config), closing(_grid(config, apps, names, population[0], cohort)) as grid:
-        outcome = run(grid, "in-memory")
+        try:
+            outcome = run(grid, "in-memory")
+        except (CohortError, TrainingError) as error:
+            if errors:  # what an institution would keep to itself, a researcher is to see
+                raise errors[0] from error
+            raise
     if config.privacy.private:
         outcome.summary[OUTSIDE] = _measure(config, population, outcome)
         write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())
