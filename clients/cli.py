@@ -103,7 +103,7 @@ def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: b
 @click.argument("overrides", nargs=-1)
 @click.option(
     "--task", "tasks", multiple=True,
-    help="A task that runs may train here: a name, or a task.yaml, of which a copy is kept. Default: the data source's.",
+    help="A task that runs may train here: a name, or a task.yaml, of which a copy is kept. Default: the source's.",
 )  # fmt: skip
 @click.option("--allow-plain-updates", is_flag=True, help="Let the agency see this institution's own update.")
 @click.option("--without-privacy", is_flag=True, help="Answer runs without differential privacy too.")

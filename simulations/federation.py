@@ -73,23 +73,8 @@ def simulate_population(
     Raises ConfigError if the engine cannot train the task, or there are too many for secure aggregation.
     """
     cohort = min(config.simulation.cohort or len(population), len(population))
-    stacked = config.simulation.engine == "vectorised"
-    if config.secagg.enabled and not stacked and not SECURE_COHORT <= cohort <= MAX_HOLDERS:
-        raise ConfigError(
-            f"{cohort} institutions a round; secure aggregation takes {SECURE_COHORT} to {MAX_HOLDERS}: add "
-            "`secagg=none`"
-        )
-    if config.privacy.private and cohort < config.privacy.colluders + SECURE_COHORT:
-        least = config.privacy.colluders + SECURE_COHORT
-        raise ConfigError(f"{cohort} institutions a round; privacy.colluders {least - SECURE_COHORT} asks for {least}")
-    if config.simulation.workers and config.simulation.engine in ("ray", "vectorised"):
-        raise ConfigError(f"simulation.workers are for engine=inprocess, not for '{config.simulation.engine}'")
+    config = _settled(config, cohort)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    config = dataclasses.replace(config, server=dataclasses.replace(config.server, min_cohort=cohort, start_cohort=0))
-    if config.secagg.enabled and stacked:
-        log.warning("the vectorised engine sums in the clear: secure aggregation is left out of this simulation")
-        if not config.privacy.private:  # whose configuration must say that a deployment has it
-            config = dataclasses.replace(config, secagg=dataclasses.replace(config.secagg, enabled=False))
     authority = Authority() if config.secagg.enabled else None
     errors: list[Exception] = []
     make_model = lru_cache(1)(FlatModel)  # institutions are called one after the other: one model does for all
@@ -130,16 +115,42 @@ def simulate_population(
 
         return run_on_ray(config, names, folder, run)
     with _threads(config), closing(_grid(config, apps, names, population[0], cohort)) as grid:
-        try:
-            outcome = run(grid, "in-memory")
-        except (CohortError, TrainingError) as error:
-            if errors:  # what an institution would keep to itself, a researcher is to see
-                raise errors[0] from error
-            raise
+        outcome = _told(lambda: run(grid, "in-memory"), errors)
     if config.privacy.private:
         outcome.summary[OUTSIDE] = _measure(config, population, outcome)
         write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())
     return outcome
+
+
+def _told(run: Callable[[], Outcome], errors: Sequence[Exception]) -> Outcome:
+    """What `run` gives; where institutions failed, the first of their `errors`, which a researcher is to see."""
+    try:
+        return run()
+    except (CohortError, TrainingError) as error:
+        if errors:
+            raise errors[0] from error
+        raise
+
+
+def _settled(config: Config, cohort: int) -> Config:
+    """`config` with the cohort that there is, and what the engine leaves out. Raises ConfigError."""
+    stacked = config.simulation.engine == "vectorised"
+    if config.secagg.enabled and not stacked and not SECURE_COHORT <= cohort <= MAX_HOLDERS:
+        raise ConfigError(
+            f"{cohort} institutions a round; secure aggregation takes {SECURE_COHORT} to {MAX_HOLDERS}: add "
+            "`secagg=none`"
+        )
+    if config.privacy.private and cohort < config.privacy.colluders + SECURE_COHORT:
+        least = config.privacy.colluders + SECURE_COHORT
+        raise ConfigError(f"{cohort} institutions a round; privacy.colluders {least - SECURE_COHORT} asks for {least}")
+    if config.simulation.workers and config.simulation.engine in ("ray", "vectorised"):
+        raise ConfigError(f"simulation.workers are for engine=inprocess, not for '{config.simulation.engine}'")
+    config = dataclasses.replace(config, server=dataclasses.replace(config.server, min_cohort=cohort, start_cohort=0))
+    if config.secagg.enabled and stacked:
+        log.warning("the vectorised engine sums in the clear: secure aggregation is left out of this simulation")
+        if not config.privacy.private:  # whose configuration must say that a deployment has it
+            config = dataclasses.replace(config, secagg=dataclasses.replace(config.secagg, enabled=False))
+    return config
 
 
 def _threads(config: Config) -> AbstractContextManager[None]:
