@@ -71,8 +71,8 @@ def columns_of(task: Task) -> Iterator[str]:
 
 def difference(old: Path, new: Path) -> Iterator[str]:
     """The lines of two tasks that are not the same."""
-    texts = [read_bounded(path).decode(errors="replace").splitlines() for path in (old, new)]
-    yield from difflib.unified_diff(*texts, old.parent.name, new.parent.name, lineterm="", n=1)
+    before, after = (read_bounded(path).decode(errors="replace").splitlines() for path in (old, new))
+    yield from difflib.unified_diff(before, after, old.parent.name, new.parent.name, lineterm="", n=1)
 
 
 def allow_task(home: Path, file: Path) -> str:
