@@ -236,6 +236,13 @@ class ServerConfig:
     lane_timeout_s: float = bounded(20.0, 0.1, 3_600, unit="s", doc="longest wait for institutions to open their lane")
     min_cohort: int = bounded(5, 1, 100_000, unit="institutions", doc="fewer updates than this void a round")
     start_cohort: int = bounded(0, 0, 100_000, unit="institutions", doc="wait for this many at the start; 0 = no wish")
+    sample: float = bounded(
+        1.0,
+        1e-4,
+        1.0,
+        doc="share of the connected institutions that train in a round, drawn anew for each; at least "
+        "min_cohort. Without privacy, policies that refuse differencing end such a run",
+    )
     round_deadline_s: float = bounded(600.0, 0.1, 604_800, unit="s", doc="longest wait for the updates of one round")
     node_wait_s: float = bounded(120.0, 0.1, 604_800, unit="s", doc="longest wait for the minimum cohort to connect")
     max_message_bytes: int = bounded(

@@ -7,8 +7,8 @@ as it ends. Nothing here imports torch; `federation/optimizers.py` takes the ste
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,7 @@ ASSUME_SGD: Final = {
     "qfedavg": "it takes an update for a gradient times the learning rate",
 }
 ASSUME_CONSTANT: Final = ("scaffold", "qfedavg")  # which divide by the one learning rate of a round
+_NOT_SENT: Final = ("final_rate", "proximal_mu")  # which the request says in its own way
 MUON_MOMENTUM: Final = 0.95  # Jordan 2024
 
 
@@ -162,6 +163,25 @@ def plan_of(task: TaskConfig, start: float = 1.0, end: float = 1.0, *, proximal_
     )
 
 
+def local_fields(config: Config) -> dict[str, Any]:
+    """What a request says of the local training of `config`: fields of `TrainRequest` and of `PrivateRequest`.
+
+    Under `fedsgd` that is one plain step with a learning rate of 1, whose update is the negative gradient.
+    """
+    task = config.task
+    plan = plan_of(task)
+    if config.strategy.name == FEDSGD:
+        plan = LocalPlan(accumulation=task.accumulation, local_steps=1, batch_size=task.batch_size, learning_rate=1.0)
+    return {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in _NOT_SENT}
+
+
+def local_rates(config: Config, number: int) -> tuple[float, float]:
+    """The shares of the institutions' learning rate as round `number` begins and ends; under `fedsgd` it is 1."""
+    if config.strategy.name == FEDSGD:
+        return 1.0, 1.0
+    return schedule_of(config.task, config.rounds).ends(number)
+
+
 def why_not(algorithm: str, plan: LocalPlan) -> str:
     """Why `algorithm` cannot train by `plan`, with what to do; "" if it can."""
     reason = ASSUME_SGD.get(algorithm)
@@ -224,6 +244,11 @@ def _of_validation(config: Config) -> Iterator[str]:
         yield (
             f"keep_best: under strategy '{config.strategy.name}' institutions keep their own part of the last two "
             "rounds, so an earlier model is no longer whole"
+        )
+    if config.privacy.mechanism == "distributed" and config.server.sample < 1:
+        yield (
+            f"server.sample is {config.server.sample:g}; privacy.mechanism 'distributed' divides by the persons "
+            "expected of all institutions: leave it at 1, persons are sampled by privacy.sampling_rate"
         )
     if 0 < config.patience < config.evaluate_every:
         yield f"patience {config.patience} is below evaluate_every {config.evaluate_every}: nothing is known by then"
