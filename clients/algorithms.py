@@ -22,7 +22,6 @@ import numpy.typing as npt
 from sovfed.clients.personal import Learned
 from sovfed.clients.training import LocalTraining
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
-from sovfed.federation.tasks import normalisation
 
 if TYPE_CHECKING:
     from sovfed.federation.messages import EvaluateRequest, Sums, TrainRequest, Vector
@@ -53,7 +52,7 @@ class Learner(LocalTraining):
             _require_finite(found)
         except TrainingError as error:
             return replace(self.nothing(request, state), evaluation=evaluation, cut=cut, failed=str(error))
-        return replace(found, cut=cut)
+        return replace(found, cut=cut, update=self.task.layout.sent(found.update, request.model))
 
     def nothing(self, request: TrainRequest, state: Vector | None = None) -> Learned:
         """What an institution that did not move has learnt, without an evaluation."""
@@ -99,7 +98,7 @@ class Learner(LocalTraining):
     @cached_property
     def _own(self) -> npt.NDArray[np.bool_]:
         """The places of the normalisation layers."""
-        found = np.zeros(0, bool) if self.task.build is None else normalisation(self.task.build())
+        found = self.task.layout.normalisation
         if not found.any():
             raise ConfigError(f"task '{self.task.name}' has no normalisation layer that could stay here")
         return found

@@ -81,10 +81,10 @@ def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: b
       sovfed client check-private digits_cnn --group-norm
     """
     from sovfed.clients.dpsgd.compatibility import examine_task
-    from sovfed.federation.tasks import NAMES, get_task
+    from sovfed.federation.tasks.registry import get_task, names
 
     refused = False
-    for name in tasks or [name for name in NAMES if get_task(name).build is not None]:
+    for name in tasks or [name for name in names() if get_task(name).build is not None]:
         task = get_task(name, normalisation="group" if group_norm else "own")
         findings = examine_task(task, several_records=several_records)
         refused |= any(finding.refused for finding in findings)
@@ -110,13 +110,13 @@ def init(
       sovfed client init
       sovfed client init data=heart data.path=/srv/heart data.site=cleveland client.device=cuda
     """
-    from sovfed.clients.data import TASK_OF_SOURCE
+    from sovfed.clients.data import connector
     from sovfed.clients.home import create
     from sovfed.clients.policy import Policy
     from sovfed.federation.compose import compose
 
     config = compose(overrides).config.client
-    served = TASK_OF_SOURCE.get(config.data.source)
+    served = connector(config.data.source).task
     allowed = tasks or ((served,) if served else ())
     if not allowed:
         raise click.UsageError(f"data source '{config.data.source}' serves no one task; name those allowed with --task")

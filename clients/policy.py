@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 POLICY: Final = "policy.yaml"
+AT: Final = "@"  # between a task's name and its digest
+LEAST_DIGEST: Final = 12  # digits of a digest in allowed_tasks
 POLICY_HEAD: Final = """\
 What this institution lets a run ask of it. Read by the trainer alone, and changed by nobody but you.
 
@@ -75,7 +77,9 @@ on."""
 class Policy:
     """Bounds on every request. The defaults allow nothing that has not been named: no task, no plain update."""
 
-    allowed_tasks: tuple[str, ...] = bounded((), 1, 64, doc="tasks that runs may train and evaluate here")
+    allowed_tasks: tuple[str, ...] = bounded(
+        (), 1, 128, doc="tasks that runs may train and evaluate here, by name or, of a task of your own, by NAME@DIGEST"
+    )
     allow_plain_updates: bool = bounded(
         False, doc="answer runs without secure aggregation: the server sees this institution's own update"
     )
@@ -116,6 +120,11 @@ class Policy:
         if self.min_batch_size > self.max_batch_size:
             raise ValueError(f"min_batch_size {self.min_batch_size} is above max_batch_size {self.max_batch_size}")
 
+    @property
+    def allowed_names(self) -> tuple[str, ...]:
+        """The names of the tasks that may be asked for, with or without a digest."""
+        return tuple(dict.fromkeys(entry.partition(AT)[0] for entry in self.allowed_tasks))
+
     def check(self, request: Request) -> None:
         """Raises PolicyError unless `request` is within these bounds; the message names the setting.
 
@@ -123,8 +132,11 @@ class Policy:
         """
         if isinstance(request, SecaggRequest | LedgerRequest):
             return
-        if request.task not in self.allowed_tasks:
-            raise PolicyError(f"task '{request.task}' is not in allowed_tasks {list(self.allowed_tasks)}")
+        if not any(allows(entry, request.task, request.digest) for entry in self.allowed_tasks):
+            raise PolicyError(
+                f"task '{request.task}' with digest {request.digest[:12] or '–'}… is not in allowed_tasks "
+                f"{list(self.allowed_tasks)}"
+            )
         if not request.begin.size and not self.allow_plain_updates:
             raise PolicyError("this run aggregates without secure aggregation, and allow_plain_updates is false")
         if self.require_privacy and not isinstance(request, PrivateRequest):
@@ -134,8 +146,6 @@ class Policy:
             _at_most("parameters", request.model.size, "max_parameters", self.max_parameters)
             largest = float(np.abs(request.model).max(initial=0.0))
             _at_most("largest parameter", largest, "max_model_value", self.max_model_value)
-        if isinstance(request, TrainRequest | EvaluateRequest):
-            self._check_scale(request)
         if isinstance(request, TrainRequest):
             steepest = float(np.abs(request.control).max(initial=0.0))
             _at_most("largest value of SCAFFOLD's control", steepest, "max_model_value", self.max_model_value)
@@ -161,26 +171,11 @@ class Policy:
         _at_most("momentum", plan.momentum, "max_momentum", self.max_momentum)
         _at_most("weight_decay", plan.weight_decay, "max_weight_decay", self.max_weight_decay)
 
-    def _check_scale(self, request: TrainRequest | EvaluateRequest) -> None:
-        """Raises PolicyError unless the scale is one that a federation's own features could have.
 
-        One of another length is refused as malformed, later. A task that is not standardised has one scale only.
-        """
-        from sovfed.federation.tasks import bounds, get_task, public_scale  # which the gateway does without
-
-        task = get_task(request.task)
-        if request.scale.size != 2 * len(task.schema.features):
-            return
-        if not task.standardised:
-            if not np.array_equal(request.scale, public_scale(task)):
-                raise PolicyError(f"the scale is not the declared one of task '{task.name}'")
-            return
-        (low, high), (mean, spread) = bounds(task), np.split(request.scale, 2)
-        if not ((low <= mean) & (mean <= high)).all():
-            raise PolicyError("a feature's mean is outside its declared bounds")
-        least = self.least_spread * (1 - 1e-9) * (high - low)
-        if not ((least <= spread) & (spread <= high - low)).all():
-            raise PolicyError(f"a feature's deviation is outside {self.least_spread:g} to 1 of its declared range")
+def allows(entry: str, name: str, digest: str) -> bool:
+    """Whether `entry` of `allowed_tasks`, a name or NAME@DIGEST, is the task of that name and digest."""
+    allowed, at, wanted = entry.partition(AT)
+    return allowed == name and (not at or (len(wanted) >= LEAST_DIGEST and digest.startswith(wanted)))
 
 
 def _at_most(what: str, value: float, name: str, bound: float) -> None:

@@ -46,6 +46,11 @@ def _empty(dtype: str) -> Any:
     return dataclasses.field(default_factory=lambda: np.zeros(0, dtype=dtype), metadata={"dtype": dtype})
 
 
+def _digest() -> Any:
+    """The digest of the task (`Task.digest`) as the coordinator has it, 64 hexadecimal digits."""
+    return bounded("", 0, 64)
+
+
 def _begin() -> Any:
     """M1 of a sum that is taken by secure aggregation; empty: the reply is the institution's own, in the clear."""
     return _empty("uint8")
@@ -78,11 +83,12 @@ class ProfileRequest:
     task: str = named()
     begin: Bytes = _begin()
     normalisation: str = choice(OWN, NORMALISATIONS)
+    digest: str = _digest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProfileReply:
-    """`sums` = [count, Σx (f values), Σx² (f values)] over the training records, shape [1 + 2f]."""
+    """`sums` = [present (f), Σu (f), Σu² (f)] over the training records (`Transform.profile`), shape [3f]."""
 
     sums: Sums = _vector("float64")
 
@@ -114,6 +120,7 @@ class TrainRequest(LocalWork):
     personal_lambda: float = bounded(0.0, 0.0, 1e6)
     control: Vector = _empty("float32")
     normalisation: str = choice(OWN, NORMALISATIONS)
+    digest: str = _digest()
     rate_start: float = bounded(1.0, 0.0, 1.0)
     rate_end: float = bounded(1.0, 0.0, 1.0)
     evaluate: bool = bounded(True)
@@ -179,6 +186,7 @@ class PrivateRequest(LocalWork):
     model: Vector = _vector("float32")
     begin: Bytes = _begin()
     normalisation: str = choice(OWN, NORMALISATIONS)
+    digest: str = _digest()
 
     @property
     def plan(self) -> LocalPlan:
@@ -202,6 +210,7 @@ class EvaluateRequest:
     algorithm: str = choice("sgd", ALGORITHMS)
     keep: str = named("", 0, 128)
     normalisation: str = choice(OWN, NORMALISATIONS)
+    digest: str = _digest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

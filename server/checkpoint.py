@@ -22,6 +22,7 @@ from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
 from sovfed.federation.messages import Sums, Vector
+from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.strategies import Slots
 
 NAME: Final = "checkpoint.safetensors"
@@ -45,8 +46,9 @@ def config_digest(config: Config) -> str:
     `rounds` may grow, unless the learning rate has a schedule over them.
     """
     parts = {name: asdict(getattr(config, name)) for name in ("task", "strategy", "privacy", "secagg")}
+    task = configured_task(config.task).digest
     rounds = [config.rounds] if config.task.scheduled else []  # over which the learning rate runs
-    return hashlib.sha256(json.dumps([parts, config.seed, *rounds], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([parts, config.seed, task, *rounds], sort_keys=True).encode()).hexdigest()
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:

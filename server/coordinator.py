@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -18,8 +17,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-
-import numpy as np
 
 from sovfed import __version__
 from sovfed.federation.config import Config, stored
@@ -30,10 +27,12 @@ from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.metrics import gain
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
-from sovfed.federation.tasks import Task, configured_task, initial_vector, normalisation, public_scale, summarise
+from sovfed.federation.tasks import Task, initial_vector, summarise
+from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.text import plain_name
 from sovfed.server import checkpoint
 from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
+from sovfed.server.curves import ROUNDS, plot_curves, read_rounds
 from sovfed.server.ledger_heads import LedgerHeads, names_of
 from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.release import DIGEST, MODEL, SUMMARY, digest
@@ -45,7 +44,6 @@ from sovfed.server.strategies import optimizer_of
 from sovfed.server.tracking import Tracker
 
 log = logging.getLogger(__name__)
-ROUNDS: Final = "rounds.jsonl"
 NAMED: Final = 255  # institutions listed by name in a tag, which MLflow holds to 8,000 characters
 SPACING_S: Final = 0.25  # between checkpoints; rounds after the last are run again, with the same result
 STATEMENT: Final = ("privacy.json", "privacy.html")
@@ -86,7 +84,6 @@ def coordinate(
     aggregation = _sampled(config, engine(_aggregation(grid, config, run, task, identity)))
     rounds = Rounds(config, run, grid, optimizer_of(config, task), aggregation)
     rounds.name = plain_name(folder.name)
-    rounds.sums, rounds.features = task.evaluation_size, len(task.schema.features)
     if config.privacy.private:
         rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
     started = time.monotonic()
@@ -158,7 +155,7 @@ def _check(config: Config, task: Task) -> None:
             f"strategy '{strategy.name}' with malicious={strategy.malicious} needs {strategy.least_cohort} "
             f"institutions a round, the minimum cohort is {cohort}"
         )
-    if strategy.name == "fedbn" and (task.build is None or not normalisation(task.build()).any()):
+    if strategy.name == "fedbn" and (task.build is None or not task.layout.normalisation.any()):
         raise ConfigError(f"task '{task.name}' has no normalisation layer to leave at the institutions: take fedavg")
     if config.privacy.private and task.build is not None:
         from sovfed.federation.tasks.group_norm import OVERRIDE, batchnorms
@@ -218,10 +215,10 @@ def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool) -> int:
         log.info("resumed after round %d", found.round)
         return found.round
     rounds.model = initial_vector(task, rounds.config.seed)
-    if task.standardised and rounds.plan is None:
+    if task.transform.size and rounds.plan is None:
         rounds.profile()
     else:
-        rounds.scale = public_scale(task)
+        rounds.scale = task.transform.public_scale
     (folder / ROUNDS).unlink(missing_ok=True)
     return 0
 
@@ -291,15 +288,6 @@ def _median(lines: list[dict[str, Any]], key: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def read_rounds(folder: Path) -> list[dict[str, Any]]:
-    """The rounds finished so far; a line being written when the coordinator died is left out."""
-    path = folder / ROUNDS
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
 def _write_model(folder: Path, task: Task, rounds: Rounds) -> None:
     from safetensors.numpy import save
 
@@ -319,42 +307,6 @@ def _write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str
     )  # fmt: skip
     for name, text in zip(STATEMENT, (to_json(found), to_html(found)), strict=True):
         write_private(folder / name, text.encode())
-
-
-def plot_curves(folder: Path) -> None:
-    """Draw loss, the task's metrics and seconds by round into `curves.png`."""
-    lines = read_rounds(folder)
-    if not lines:
-        return
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    loss, metric, seconds = figure.subplots(1, 3)
-    numbers = [line["round"] for line in lines]
-    measured = [line for line in lines if line["metrics"]]
-    ends = [line["round"] - 1 for line in measured]
-    loss.plot(numbers, [_or_nan(line["train_loss"]) for line in lines], label="training")
-    loss.plot(ends, [line["metrics"].get("loss", np.nan) for line in measured], label="held out")
-    loss.set(title="Loss", xlabel="round")
-    loss.legend()
-    for name in [name for name in lines[0]["metrics"] if name in ("auc", "accuracy", "ece", "bits_per_byte")]:
-        metric.plot(ends, [line["metrics"].get(name, np.nan) for line in measured], label=name)
-    metric.set(title="Held-out metrics of all institutions", xlabel="round")
-    if metric.get_legend_handles_labels()[0]:
-        metric.legend()
-    if all(line["seconds_compute"] is not None for line in lines):
-        compute = [line["seconds_compute"] for line in lines]
-        seconds.bar(numbers, compute, label="slowest institution's compute")
-        seconds.bar(numbers, [line["overhead_seconds"] for line in lines], bottom=compute, label="overhead")
-    else:  # a private round: who computed how long is not told
-        seconds.bar(numbers, [line["seconds"] for line in lines], label="whole round")
-    seconds.set(title="Seconds per round", xlabel="round")
-    seconds.legend()
-    figure.savefig(folder / "curves.png", dpi=120)
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def versions() -> dict[str, str]:

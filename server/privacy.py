@@ -26,6 +26,7 @@ from sovfed.federation.privacy.accounting import (
 from sovfed.federation.privacy.events import Event
 from sovfed.federation.privacy.noise import Units, added_delta, distributed_event, share_variance
 from sovfed.federation.privacy.statement import Statement, make_statement, promise
+from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.aggregation import Total
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class PrivacyPlan:
             rounds=config.rounds, steps=_steps(config), spare=privacy.spare_steps,
             noise_multiplier=self.noise_multiplier, sampling_rate=_rate(config), clip=privacy.clip,
             delta=privacy.delta, honest=self.honest, grid_bits=privacy.grid_bits, batch=self.batch, seed=config.seed,
-            model=model, normalisation=task.normalisation, **local_fields(config),
+            model=model, normalisation=task.normalisation, digest=configured_task(task).digest, **local_fields(config),
         )  # fmt: skip
 
     @property

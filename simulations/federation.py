@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from sovfed.clients.app import make_client_app
-from sovfed.clients.data import check_private_data
 from sovfed.clients.masking import Masking
 from sovfed.clients.model import FlatModel
 from sovfed.clients.personal import PersonalStates
@@ -24,12 +23,12 @@ from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
-from sovfed.federation.metrics import summarise
 from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms
-from sovfed.federation.tasks import Task, configured_task
+from sovfed.federation.tasks import Task, summarise
+from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.aggregation import Aggregation
 from sovfed.server.coordinator import Outcome, coordinate
 from sovfed.server.release import SUMMARY
@@ -85,8 +84,6 @@ def simulate_population(
         raise ConfigError(f"{cohort} institutions a round; privacy.colluders {least - SECURE_COHORT} asks for {least}")
     if config.simulation.workers and config.simulation.engine in ("ray", "vectorised"):
         raise ConfigError(f"simulation.workers are for engine=inprocess, not for '{config.simulation.engine}'")
-    if config.privacy.private:
-        check_private_data(configured_task(config.task), config.data)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     config = dataclasses.replace(config, server=dataclasses.replace(config.server, min_cohort=cohort, start_cohort=0))
     if config.secagg.enabled and stacked:

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sovfed.clients.feed import Feed, profile_of
 from sovfed.clients.training import LocalTraining, choose_device, judged, order_seed
 from sovfed.federation.errors import ConfigError, PrivacyError, TrainingError, wire_code
 from sovfed.federation.messages import EvaluateRequest, PrivateRequest, ProfileRequest, SumRequest, Sums, TrainRequest
-from sovfed.federation.tasks import Task, public_scale
+from sovfed.federation.tasks import Task
 from sovfed.server.aggregation import Total, exact_sum
 from sovfed.simulations.baselines import merge
 from sovfed.simulations.population import KEPT, Institution, Partitioned
@@ -31,7 +32,8 @@ from sovfed.simulations.stacked import CHUNK_BYTES, MODEL_COPIES, StackedModel, 
 from sovfed.simulations.vectorised_private import Persons, StackedPrivate, clip_updates, mean_of, noised_sum
 
 if TYPE_CHECKING:
-    from sovfed.clients.data import Indices, Records
+    from sovfed.clients.data import Dataset, Indices
+    from sovfed.clients.feed import Targets
     from sovfed.federation.config import Config
     from sovfed.federation.flower import StreamingGrid
 
@@ -73,16 +75,15 @@ class Trained:
 class Table:
     """Records on the device, of which institutions hold rows."""
 
-    def __init__(self, task: Task, records: Records, device: str) -> None:
+    def __init__(self, task: Task, records: Dataset, device: str) -> None:
         self.engine = LocalTraining(task, records, site="", device=device)
-        self.labels = torch.from_numpy(records.labels).to(self.engine.device)
 
 
 class Cohort:
     """Institutions whose records stand in one table: the sites, and each one's training and held-out rows."""
 
     def __init__(self, table: Table, sites: list[str], train: list[Indices], test: list[Indices]) -> None:
-        self.engine, self.labels = table.engine, table.labels
+        self.engine = table.engine
         self.sites, self.train, self.test = sites, train, test
 
     @classmethod
@@ -112,8 +113,7 @@ class Cohort:
 
     def profiles(self) -> list[Sums]:
         """Each institution's profile (`LocalTraining.profile`)."""
-        features = [self.engine.records.features[rows].astype(np.float64) for rows in self.train]
-        return [np.concatenate([[float(len(x))], x.sum(0), np.square(x).sum(0)]) for x in features]
+        return [profile_of(self.engine.task, self.engine.records, rows) for rows in self.train]
 
 
 class StackedTraining:
@@ -123,7 +123,7 @@ class StackedTraining:
         """`chunk` institutions are stacked at a time; 0: as many as memory is meant for."""
         if task.build is None or task.loss is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
-        module = task.build()
+        module = task.model()
         self._chunk = chunk
         if reason := refusal(module, config):
             raise ConfigError(f"simulation.engine=vectorised cannot train this: {reason}")
@@ -133,23 +133,22 @@ class StackedTraining:
 
     def train(self, request: TrainRequest, cohort: Cohort) -> Iterator[Trained]:
         """Train `request.model` at every institution of `cohort`; chunks come in descending order of steps."""
-        features = cohort.engine.features(request.scale)
+        feed = cohort.engine.feed(request.scale)
         places = sorted(range(len(cohort.sites)), key=lambda place: -_steps(len(cohort.train[place]), request))
         longest = _steps(len(cohort.train[places[0]]), request)
         if self._fitted[0] != (longest, request.batch_size):
-            record = features[:1].to(cohort.engine.device)
+            record, _ = feed.take(torch.zeros(1, dtype=torch.int64))
             self._model.module.to(cohort.engine.device)
             self._fitted = (longest, request.batch_size), self._model.fitting(record, longest, request.batch_size)
         self.chunk = self._chunk or self._fitted[1]
         for start in range(0, len(places), self.chunk):
-            yield self._descend(request, cohort, features, places[start : start + self.chunk])
+            yield self._descend(request, cohort, feed, places[start : start + self.chunk])
 
-    def _descend(self, request: TrainRequest, cohort: Cohort, features: Tensor, places: list[int]) -> Trained:
+    def _descend(self, request: TrainRequest, cohort: Cohort, feed: Feed, places: list[int]) -> Trained:
         """SGD as `LocalTraining`, w ← w − lr · (∇loss + mu · (w − start)), for all `places` at once."""
         batches, device = _batches(request, cohort, places), cohort.engine.device
-        rows = batches.rows.to(features.device)  # which stay in main memory where the device has no room
+        rows = batches.rows.to(device)
         weights, shares = batches.weights.to(device), batches.shares.to(device)
-        labels = cohort.labels[rows]
         start = torch.tensor(request.model, device=device)
         origin, stacked = self._model.split(start), self._model.stack(start, len(places))
         total = torch.zeros(len(places), device=device)
@@ -162,14 +161,8 @@ class StackedTraining:
                     for part, before in zip(moving, origin, strict=True):
                         part.sub_(part - before, alpha=request.learning_rate * request.proximal_mu)
 
-            losses = self._model.step(
-                moving,
-                cohort.engine.take(features, rows[here]),
-                labels[here],
-                weights[here],
-                request.learning_rate,
-                pull,
-            )
+            inputs, targets = feed.take(rows[here])
+            losses = self._model.step(moving, inputs, targets, weights[here], request.learning_rate, pull)
             total[:active] += torch.linalg.vecdot(losses, shares[here])
         return Trained(places, [part.sub_(before) for part, before in zip(stacked, origin, strict=True)], total)
 
@@ -273,7 +266,7 @@ class VectorisedAggregation:
         """Fill in `total`: the mean update under `silo`, else the sum in units with everybody's noise."""
         if self._private is None:
             raise ConfigError("a private request in a run that is not private")
-        total.sums, scale = np.zeros(0), public_scale(self._task)
+        total.sums, scale = np.zeros(0), self._task.transform.public_scale
         if request.mechanism == "institution":
             training = TrainRequest(
                 run=request.run, round=request.round, task=request.task, seed=request.seed,
@@ -287,17 +280,14 @@ class VectorisedAggregation:
                 rows.append(clipped[good].cpu().numpy())
             total.integers = noised_sum(np.concatenate(rows), request, sum(map(len, rows)))
         else:
-            features, labels = cohort.engine.features(scale), cohort.labels
+            feed = cohort.engine.feed(scale)
             if request.mechanism == "silo":
                 self._training.chunk = max(1, CHUNK_BYTES // (8 * MODEL_COPIES * request.model.size))
-                updates = [
-                    self._private.descend(request, features, labels, part)
-                    for part in cohort.persons(self._training.chunk)
-                ]
+                updates = [self._private.descend(request, feed, part) for part in cohort.persons(self._training.chunk)]
                 total.mean = mean_of(torch.cat(updates))
             else:
                 (everybody,) = cohort.persons(len(cohort.sites))
-                total.integers = self._private.sample(request, features, labels, everybody)
+                total.integers = self._private.sample(request, feed, everybody)
         total.participants = [node for node in total.participants if node not in total.refused]
         total.count = len(total.participants)
 
@@ -346,12 +336,23 @@ class VectorisedAggregation:
         self, request: TrainRequest | EvaluateRequest, cohort: Cohort, parts: Sequence[Indices]
     ) -> list[Sums]:
         """The model's metric sums over each of `parts`, rows of the table."""
-        rows = np.concatenate(parts)
-        logits, labels = cohort.engine.logits(request.model, request.scale, rows), cohort.engine.records.labels[rows]
-        cuts = np.cumsum([len(part) for part in parts])[:-1]
-        pieces = zip(*(np.split(values, cuts) for values in (logits, labels)), strict=True)
-        return [judged(self._task, *piece)[0] for piece in pieces]
+        batches = list(cohort.engine.outputs(request.model, request.scale, np.concatenate(parts)))
+        outputs = np.concatenate([outputs for outputs, _ in batches])
+        targets = _joined([targets for _, targets in batches])
+        ends = np.cumsum([len(part) for part in parts])
+        slices = [slice(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
+        return [judged(self._task, outputs[part], _cut(targets, part))[0] for part in slices]
 
     def _count(self, institutions: int, down: int, up: int) -> None:
         self._grid.bytes_down += institutions * down
         self._grid.bytes_up += institutions * up
+
+
+def _joined(parts: Sequence[Targets]) -> Targets:
+    if isinstance(parts[0], dict):
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}  # type: ignore[call-overload]
+    return np.concatenate(parts)  # type: ignore[arg-type]
+
+
+def _cut(targets: Targets, part: slice) -> Targets:
+    return {name: values[part] for name, values in targets.items()} if isinstance(targets, dict) else targets[part]

@@ -13,9 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from sovfed.clients.dpsgd.made_up import made_up_records
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.tasks.group_norm import OVERRIDE
+from sovfed.federation.tasks.layout import INNER, SAMPLE
+from sovfed.federation.tasks.trees import Tree, rows, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sovfed.clients.dpsgd.engines import RecordLoss
     from sovfed.federation.tasks import Task
 
-EXAMPLES: Final = 5  # made-up records: a number that is seldom another dimension of a model
+EXAMPLES: Final = SAMPLE  # made-up records
 TOLERANCE: Final = 1e-4  # relative difference of float32 outputs computed alone and in a batch
 FLOATS: Final = (torch.float32, torch.float64)
 
@@ -43,7 +44,7 @@ class Finding:
         return f"{self.where}: {self.reason}. Fix: {self.fix}"
 
 
-def check_private_compatible(module: nn.Module, loss: RecordLoss, features: Tensor, labels: Tensor) -> None:
+def check_private_compatible(module: nn.Module, loss: RecordLoss, features: Tree, labels: Tree) -> None:
     """Raise PrivacyError, with every reason and its fix, if `module` and `loss` cannot be made private.
 
     `features` [n, …] and `labels` [n] are made-up records, at least two. The module is left as it was.
@@ -59,8 +60,8 @@ def examine_task(task: Task, *, several_records: bool = True) -> list[Finding]:
 
     if task.build is None or task.loss is None:
         return [Finding(task.name, "has no model to train", "choose a task that trains one")]
-    features, labels = made_up_records(task, EXAMPLES)
-    module = task.build()
+    features, labels = task.made_up(EXAMPLES)
+    module = task.model()
     found = examine(module, task.loss, features, labels)
     if not any(one.refused for one in found):
         try:
@@ -70,13 +71,13 @@ def examine_task(task: Task, *, several_records: bool = True) -> list[Finding]:
     return found
 
 
-def examine(module: nn.Module, loss: RecordLoss, features: Tensor, labels: Tensor) -> list[Finding]:
+def examine(module: nn.Module, loss: RecordLoss, features: Tree, labels: Tree) -> list[Finding]:
     """All findings on `module` and `loss`, found by type and by trial on the made-up records. Changes nothing.
 
     Tried as it was built and with other weights: a layer that begins at zero may mix records later.
     """
-    if len(features) < 2 or len(features) != len(labels):
-        raise ConfigError(f"{len(features)} example features and {len(labels)} labels, expected two or more of each")
+    if size(features) < 2 or size(features) != size(labels):
+        raise ConfigError(f"{size(features)} example features and {size(labels)} labels, expected two or more of each")
     found = list(_by_type(module))
     if not any(one.refused for one in found):  # a trial would only say the same less clearly
         found += _by_trial(copy.deepcopy(module).train(), loss, features, labels)
@@ -113,11 +114,15 @@ def _by_type(module: nn.Module) -> Iterator[Finding]:
     parameters = list(module.named_parameters())
     if not any(parameter.requires_grad for _, parameter in parameters):
         yield Finding("model", "has no trainable parameter", "train at least one")
+    kinds = {parameter.dtype for _, parameter in parameters if parameter.requires_grad}
     for name, parameter in parameters:
-        if parameter.dtype not in FLOATS:
-            yield Finding(name, f"is {parameter.dtype}, too coarse for clipped sums", "build the model in float32")
+        if parameter.requires_grad and parameter.dtype not in FLOATS:
+            why = f"is {parameter.dtype}, too coarse for clipped sums"
+            yield Finding(name.removeprefix(INNER), why, "build the model in float32")
+    if len(kinds & set(FLOATS)) > 1:
+        yield Finding("model", "trains parameters of several types", "build the model in float32")
     for name, part in module.named_modules():
-        where = f"{name or 'model'} ({type(part).__name__})"
+        where = f"{name.removeprefix(INNER) or 'model'} ({type(part).__name__})"
         if isinstance(part, _BatchNorm):
             yield Finding(
                 where,
@@ -135,12 +140,12 @@ def _by_type(module: nn.Module) -> Iterator[Finding]:
             )
 
 
-def _by_trial(module: nn.Module, loss: RecordLoss, features: Tensor, labels: Tensor) -> Iterator[Finding]:
+def _by_trial(module: nn.Module, loss: RecordLoss, features: Tree, labels: Tree) -> Iterator[Finding]:
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
         with torch.no_grad(), still(module):
             together = module(features)
-            alone = torch.cat([module(features[row : row + 1]) for row in range(len(features))])
+            alone = torch.cat([module(rows(features, slice(row, row + 1))) for row in range(size(features))])
             again = module(features)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         what = str(error).partition("\n")[0]
@@ -149,8 +154,8 @@ def _by_trial(module: nn.Module, loss: RecordLoss, features: Tensor, labels: Ten
     for name, buffer in module.named_buffers():
         if not torch.equal(buffer, before[name]):
             yield Finding(name, "a buffer that changes with the records", "drop it, or make it a constant")
-    if together.shape[:1] != features.shape[:1]:
-        yield Finding("model", f"gives {tuple(together.shape)} for {len(features)} records", "give one row a record")
+    if together.shape[:1] != (size(features),):
+        yield Finding("model", f"gives {tuple(together.shape)} for {size(features)} records", "give one row a record")
         return
     if not _equal(together, again):
         yield Finding(
@@ -161,22 +166,23 @@ def _by_trial(module: nn.Module, loss: RecordLoss, features: Tensor, labels: Ten
     yield from _loss_by_trial(loss, together, labels)
 
 
-def _loss_by_trial(loss: RecordLoss, logits: Tensor, labels: Tensor) -> Iterator[Finding]:
+def _loss_by_trial(loss: RecordLoss, logits: Tensor, labels: Tree) -> Iterator[Finding]:
     fix = "return the loss of each record by itself (reduction='none', no weights that are normalised over the batch)"
     logits = logits.detach().requires_grad_()
     try:
         losses = loss(logits, labels)
-        if losses.shape != labels.shape[:1]:
-            yield Finding("loss", f"has shape {tuple(losses.shape)} for {len(labels)} records", fix)
+        if losses.shape != logits.shape[:1]:
+            yield Finding("loss", f"has shape {tuple(losses.shape)} for {size(labels)} records", fix)
             return
-        alone = torch.cat([loss(logits[row : row + 1], labels[row : row + 1]) for row in range(len(labels))])
+        records = [slice(row, row + 1) for row in range(size(labels))]
+        alone = torch.cat([loss(logits[record], rows(labels, record)) for record in records])
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         yield Finding("loss", f"cannot take one record alone: {str(error).partition(chr(10))[0]}", fix)
         return
     if not _equal(losses.detach(), alone.detach()):
         yield Finding("loss", "a record's loss depends on the others in the batch", fix)
         return
-    for row in range(len(labels)):
+    for row in range(size(labels)):
         (slope,) = torch.autograd.grad(losses[row], logits, retain_graph=True)
         if bool(torch.cat([slope[:row], slope[row + 1 :]]).any()):
             yield Finding("loss", "its gradient depends on the others in the batch", fix)
