@@ -241,7 +241,8 @@ class ServerConfig:
         1e-4,
         1.0,
         doc="share of the connected institutions that train in a round, drawn anew for each; at least "
-        "min_cohort. Without privacy, policies that refuse differencing end such a run",
+        "min_cohort. Without privacy, policies that refuse differencing hold the run to one sample. "
+        "A simulation samples by simulation.cohort",
     )
     round_deadline_s: float = bounded(600.0, 0.1, 604_800, unit="s", doc="longest wait for the updates of one round")
     node_wait_s: float = bounded(120.0, 0.1, 604_800, unit="s", doc="longest wait for the minimum cohort to connect")

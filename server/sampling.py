@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,18 +14,22 @@ from sovfed.federation.messages import PrivateRequest, SumRequest, TrainRequest
 if TYPE_CHECKING:
     from sovfed.server.aggregation import Aggregation, Total
 
+log = logging.getLogger(__name__)
+
 
 class Sampled:
     """Trains on `share` of the institutions, at least `least`; profile and final evaluation are of all.
 
     Who refused in a round is drawn no more in it while there are enough others, unless shares of the sum were asked
     for: secure aggregation then repeats it over the same institutions or not at all. The draw is no secret, so it
-    hides nobody, and no privacy is claimed for it.
+    hides nobody, and no privacy is claimed for it. Where policies refuse sums over almost the same institutions (their
+    default), samples of a run without privacy that overlap much differ by too few: the run then keeps to one sample.
     """
 
     def __init__(self, inner: Aggregation, share: float, least: int, seed: int) -> None:
         self._inner, self._share, self._least, self._seed = inner, share, least, seed
         self._round, self._refused = 0, set[int]()
+        self._told = False
 
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
         """As `Aggregation.collect`, of a sample of `nodes`."""
@@ -32,7 +37,11 @@ class Sampled:
             return self._inner.collect(request, nodes, width)
         if request.round != self._round:
             self._round, self._refused = request.round, set()
-        total = self._inner.collect(request, self.draw(request.round, nodes), width)
+        drawn = self.draw(request.round, nodes)
+        total = self._inner.collect(request, drawn, width)
+        if not self._told and not set(total.participants) <= set(drawn):
+            log.warning("round %d: policies refuse sums over another sample: the same one trains on", request.round)
+            self._told = True
         if not total.missing:
             self._refused |= total.refused.keys()
         return total
