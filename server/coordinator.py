@@ -24,6 +24,7 @@ from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import Sums, Vector
+from sovfed.federation.metrics import gain
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
 from sovfed.federation.tasks import Task, initial_vector, summarise
@@ -36,8 +37,10 @@ from sovfed.server.ledger_heads import LedgerHeads, names_of
 from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.release import DIGEST, MODEL, SUMMARY, digest
 from sovfed.server.rounds import Round, Rounds
+from sovfed.server.sampling import Sampled
 from sovfed.server.secure_aggregation import SecureAggregation
-from sovfed.server.strategies import make_optimizer
+from sovfed.server.stopping import Stopping
+from sovfed.server.strategies import optimizer_of
 from sovfed.server.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -78,13 +81,15 @@ def coordinate(
     """
     task = configured_task(config.task)
     _check(config, task)
-    aggregation = engine(_aggregation(grid, config, run, task, identity))
-    rounds = Rounds(config, run, grid, make_optimizer(config.strategy, config.task.learning_rate), aggregation)
+    aggregation = _sampled(config, engine(_aggregation(grid, config, run, task, identity)))
+    rounds = Rounds(config, run, grid, optimizer_of(config, task), aggregation)
     rounds.name = plain_name(folder.name)
     if config.privacy.private:
         rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
     started = time.monotonic()
     last = _begin(rounds, task, folder, resume)
+    stopping = Stopping(config, partial(gain, task.headline), folder)
+    stopping.replay([(line["round"] - 1, line["metrics"].get(task.headline)) for line in read_rounds(folder)])
     names = names_of(grid)
     if rounds.plan and heads:
         rounds.before = partial(heads.before_round, grid, run)
@@ -96,7 +101,7 @@ def coordinate(
     settled = checkpoint.config_digest(config)
     with (folder / ROUNDS).open("a", encoding="utf-8") as lines:
         for number in range(last + 1, config.rounds + 1):
-            done = rounds.train(number)
+            before, done, last = rounds.model, rounds.train(number), number
             writer.submit(checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), settled))
             if config.strategy.stateful:
                 writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
@@ -112,15 +117,19 @@ def coordinate(
             if tracker:
                 tracker.round(number, _figures(line))
             on_round(line)
+            stopping.see(number - 1, line["metrics"].get(task.headline), before)
+            if stopping.due:
+                log.info("stopped after round %d: no better %s since round %d", number, task.headline, stopping.round)
+                break
     writer.close()
-    # Held-out records are persons' too: a private run tells no metric of them.
-    final = rounds.evaluate(config.rounds) if rounds.plan is None else Total()
+    final, chosen = _final(rounds, task, stopping, last)
     summary = {
         **_summary(config, task, folder, final, names, transport, time.monotonic() - started),
         **aggregation.describe(),
         **(rounds.plan.describe() if rounds.plan else {"epsilon": None}),
     }
     _write_model(folder, task, rounds)
+    summary |= {"rounds": len(read_rounds(folder)), "model_of_round": chosen}
     summary[DIGEST] = digest(folder / MODEL)
     artifacts = [MODEL, SUMMARY, ROUNDS, "curves.png"]
     if rounds.plan:
@@ -167,8 +176,31 @@ def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, iden
     return SecureAggregation(
         grid, identity, config.secagg, run=run, min_cohort=server.min_cohort, deadline_s=server.round_deadline_s,
         wait_s=server.node_wait_s,
-        max_size=size, config_digest=bytes.fromhex(checkpoint.config_digest(config)),
+        max_size=size, config_digest=bytes.fromhex(checkpoint.config_digest(config)), sampled=server.sample < 1,
     )  # fmt: skip
+
+
+def _final(rounds: Rounds, task: Task, stopping: Stopping, last: int) -> tuple[Total, int]:
+    """The evaluation of the model that the run ends with, the last or the best, and the round that it is of.
+
+    Held-out records are persons' too: a private run tells no metric of them.
+    """
+    if rounds.plan is not None:
+        return Total(), last
+    final = rounds.evaluate(last)
+    metrics = {} if final.sums is None else summarise(task, final.sums)
+    best = stopping.better(metrics.get(task.headline))
+    if best is None:
+        return final, last
+    log.info("the model of round %d is better than the last: it is the run's", best.round)
+    rounds.model = best.model
+    return rounds.evaluate(best.round), best.round
+
+
+def _sampled(config: Config, aggregation: Aggregation) -> Aggregation:
+    """`aggregation` over a sample of the institutions in every round, if one is asked for."""
+    server = config.server
+    return aggregation if server.sample == 1 else Sampled(aggregation, server.sample, server.min_cohort, config.seed)
 
 
 def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool) -> int:
