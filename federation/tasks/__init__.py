@@ -165,13 +165,16 @@ def initial_vector(task: Task, seed: int) -> Vector:
     return task.layout.vector(task.model(seed))
 
 
-def summarise(task: Task, sums: Sums) -> dict[str, float]:
-    """The task's metrics of added evaluation vectors. Raises ProtocolError if their shape is not the task's."""
+def summarise(task: Task, sums: Sums, scale: Sums | None = None) -> dict[str, float]:
+    """The task's metrics of added evaluation vectors. Raises ProtocolError if their shape is not the task's.
+
+    `scale` is the run's: with it, errors of a number that is learnt are in its own unit, else in deviations.
+    """
     from sovfed.federation.errors import ProtocolError
 
     if sums.shape != (task.evaluation_size,):
         raise ProtocolError(f"{task.name}: evaluation of shape {sums.shape}, expected ({task.evaluation_size},)")
-    return task.metrics.summarise(sums)
+    return task.metrics.summarise(sums, 1.0 if scale is None else task.transform.unit(scale))
 
 
 def sized(task: Task, parameters: int) -> Task:

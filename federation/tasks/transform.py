@@ -113,6 +113,13 @@ class Transform:
             by_column[NUMBERS] = np.array([a for a, _ in numbers]), np.array([b for _, b in numbers])
         return by_column
 
+    def unit(self, scale: Sums) -> float:
+        """What 1 of the target, as the model learns it, is in the target's own unit; 1 where not just one is scaled."""
+        targets = [column for column in self.schema.targets if not _untouched(column)]
+        if len(targets) != 1:
+            return 1.0
+        return float(1.0 / self.affine(scale)[targets[0].name][1])
+
     def bound(self, scale: Sums, device: Any = "cpu") -> Bound:
         """The transform with `scale`, ready to be used on `device`."""
         return Bound(self, scale, device)
