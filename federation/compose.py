@@ -23,6 +23,7 @@ from sovfed.federation.errors import ConfigError
 from sovfed.federation.schema import bind, nearest
 
 PACKAGED: Final = Path(__file__).parent.parent / "conf"
+STRATEGIES: Final = "sovfed.strategies"  # entry points of packages that bring strategies
 GROUP: Final = "sovfed.conf"  # entry points of packages that bring settings of their own: a module beside them
 OWN: Final = "own"  # the option of `task` and `data` for a task that brings no settings
 SUFFIXES: Final = (".yaml", ".yml")
@@ -64,9 +65,13 @@ def folders_found() -> tuple[Path, ...]:
 
 
 def _expanded(text: str, folders: Sequence[Path]) -> list[str]:
-    """`text`, or what it stands for if it names a task by its file, or an installed one that brings no settings."""
+    """`text`, or what it stands for if it names a task by its file, or what a package brings without settings."""
     key, _, raw = text.partition("=")
-    if key != "task" or raw in groups(folders).get("task", ()):
+    if raw in groups(folders).get(key, ()):
+        return [text]
+    if key == "strategy" and raw in {point.name for point in entry_points(group=STRATEGIES)}:
+        return [f"strategy.name={raw}"]
+    if key != "task":
         return [text]
     if raw.endswith(SUFFIXES):
         from sovfed.federation.tasks.declared import read_task

@@ -21,6 +21,17 @@ SECURE_COHORT: Final = 3  # of two, one colluder learns the other's update from 
 LOCAL: Final = ("scaffold", "fednova", "fedbn", "ditto")  # strategies that change local training
 LEAST_SPREAD: Final = 1e-3  # of a feature's declared range, as its standard deviation
 INDIVIDUAL: Final = ("fedmedian", "fedtrimmedavg", "krum", "bulyan", "qfedavg")  # strategies that no sum is enough for
+STRATEGIES: Final = (
+    "fedavg",
+    "fedprox",
+    "fedadam",
+    "fedyogi",
+    "fedavgm",
+    "fedadagrad",
+    FEDSGD,
+    *LOCAL,
+    *INDIVIDUAL,
+)  # of our own
 
 
 @dataclass(frozen=True)
@@ -118,11 +129,10 @@ class DataConfig:
 class StrategyConfig:
     """How the server turns the mean update of a round into the next model."""
 
-    name: str = choice(
+    name: str = named(
         "fedavg",
-        ("fedavg", "fedprox", "fedadam", "fedyogi", "fedavgm", "fedadagrad", FEDSGD, *LOCAL, *INDIVIDUAL),
-        doc="the server optimizer; sources in server/strategies/. fedsgd: institutions send the gradient of one step, "
-        "and the task's optimizer steps on the server",
+        doc=f"the server optimizer: {', '.join(STRATEGIES)}, or one that a package brings. fedsgd: institutions send "
+        "the gradient of one step, and the task's optimizer steps on the server",
     )
     proximal_mu: float = bounded(0.0, 0.0, 1e6, doc="weight of FedProx's pull of local training towards the model")
     server_learning_rate: float = bounded(1.0, 1e-9, 1e3, doc="server step size (eta in Reddi et al. 2021)")

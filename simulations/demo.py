@@ -118,7 +118,7 @@ def _print(console: Console, federation: LocalFederation, summary: dict[str, Any
         table.add_column(column, justify="left" if column == "institution" else "right")
     for row in summary["by_institution"]:
         known = row["alone"] is not None and row["federated"] is not None
-        gained = f"{gain(summary['metric'], row['federated'], row['alone']):+.3f}" if known else "–"
+        gained = f"{gain(summary['metric'], row['federated'], row['alone'], task.metrics):+.3f}" if known else "–"
         table.add_row(
             row["institution"], str(row["train"]), str(row["test"]), _figure(row["pooled"]), _figure(row["alone"]),
             _figure(row["federated"]), gained,
@@ -128,7 +128,7 @@ def _print(console: Console, federation: LocalFederation, summary: dict[str, Any
     table.add_row(
         "all tests together", str(sum(row["train"] for row in rows)), str(sum(row["test"] for row in rows)),
         _figure(summary["pooled"]), _figure(summary["alone_mean"]), _figure(summary["federated"]),
-        f"{gain(summary['metric'], summary['federated'], summary['alone_mean']):+.3f}",
+        f"{gain(summary['metric'], summary['federated'], summary['alone_mean'], task.metrics):+.3f}",
     )  # fmt: skip
     console.print(table)
     console.print(
