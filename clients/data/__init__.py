@@ -20,6 +20,7 @@ from sovfed.federation.schema import nearest
 from sovfed.federation.tasks.columns import CODES, MISSING_CODE, NUMBERS, REFUSE
 
 if TYPE_CHECKING:
+    from sovfed.clients.data.tables import TableRead
     from sovfed.federation.config import DataConfig
     from sovfed.federation.tasks import Task
     from sovfed.federation.tasks.columns import Column, Schema, Table
@@ -91,6 +92,8 @@ class Connector:
     sites: Callable[[DataConfig], tuple[str, ...]] = lambda _config: ()  # the real institutions in the source, if any
     obstacle: Callable[[Task, DataConfig], str] = lambda _task, _config: ""  # to privacy, before a record is read
     task: str = ""  # the one task that it has records of; "": whichever fits
+    single: Callable[[DataConfig], bool] = lambda _config: False  # whether each site would be given the same records
+    survey: Callable[[Task, DataConfig], TableRead] | None = None  # all rows with what is wrong, for `check-data`
 
 
 @cache
@@ -139,6 +142,11 @@ def check_private_data(task: Task, config: DataConfig) -> None:
 def natural_sites(config: DataConfig) -> tuple[str, ...]:
     """The real institutions that a simulation takes the source's records from; () if their split is simulated."""
     return connector(config.source).sites(config)
+
+
+def single(config: DataConfig) -> bool:
+    """Whether the source is one institution's: then a simulation must cut it up, or be given a folder or a column."""
+    return connector(config.source).single(config)
 
 
 def sample(records: Dataset, limit: int, salt: str) -> Records:
