@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from sovfed.clients.data import Indices
     from sovfed.federation.tasks.columns import Table
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SHARES_OF_FOUR: Final = (0.45, 0.30, 0.17, 0.08)
 HELD_OUT: Final = 0.3
 GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+CHUNK: Final = 1 << 12  # rows that are mixed at once
 MIN_RECORDS: Final = 20  # of one simulated institution
 Floats = npt.NDArray[np.float64]
 
@@ -65,27 +66,35 @@ def stratified(salt: str, labels: Indices) -> tuple[Indices, Indices]:
 def by_content(salt: str, table: Table) -> npt.NDArray[np.bool_]:
     """Which rows are held out, each told by its content alone: of rows that are alike, the k-th is the k-th of them.
 
-    So removing a row moves no other row, or one that nothing tells from the removed. A row's words of 32 bits are
-    mixed into 64 by Steele et al. 2014 (doi 10.1145/2660193.2660195, splitmix64); rows that differ share a number with
-    a chance of 2^-64 for two.
+    So removing a row moves no other row, or one that nothing tells from the removed. A row's bytes are mixed into 64
+    bits, after splitmix64 (Steele et al. 2014, doi 10.1145/2660193.2660195); of rows that differ hardly two share them.
     """
     seed = int.from_bytes(hashlib.sha256(f"{salt}/held-out".encode()).digest()[:8], "big")
     count = len(next(iter(table.values()))) if table else 0
     mixed = np.full(count, seed, np.uint64)
-    for name in sorted(table):
-        for column in _words(table[name]):
-            mixed = _mix(mixed ^ column)
+    for start in range(0, count, CHUNK):
+        rows = slice(start, start + CHUNK)
+        for name in sorted(table):
+            for word in _words(table[name][rows]):
+                mixed[rows] = _stir(mixed[rows], word)
     return _mix(mixed + GOLDEN * _occurrence(mixed)) < np.uint64(int(HELD_OUT * 2**64))
 
 
-def _words(part: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.uint64]]:
-    """Each record's part of an array as whole numbers, one after the other: bit patterns of floats, values of others."""
-    flat = part.reshape(len(part), -1)
-    for place in range(flat.shape[1]):
-        column = np.ascontiguousarray(flat[:, place])
-        if column.dtype.kind == "f":
-            column = column.view(f"u{column.dtype.itemsize}")
-        yield column.astype(np.int64).view(np.uint64)
+def _words(part: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """Each record's bytes as whole numbers of 64 bits [words, n], filled up with zeros."""
+    count = len(part)
+    content = np.ascontiguousarray(part).reshape(count, -1).view(np.uint8)
+    width = -(-content.shape[1] // 8) * 8
+    padded = np.zeros((count, width), np.uint8)
+    padded[:, : content.shape[1]] = content
+    return np.ascontiguousarray(padded.view("<u8").T)
+
+
+def _stir(state: npt.NDArray[np.uint64], word: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Another word of each row in its state: one to one for either, modulo 2^64."""
+    state = (state ^ word) * np.uint64(0xBF58476D1CE4E5B9)
+    state ^= state >> np.uint64(32)
+    return state
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -101,12 +110,16 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 def _occurrence(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Of each value how many equal ones stand before it."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(values)])
-    counts = np.diff(np.append(first, len(values)))
-    result = np.empty(len(values), np.uint64)
-    result[order] = (np.arange(len(values)) - np.repeat(first, counts)).astype(np.uint64)
+    result = np.zeros(len(values), np.uint64)
+    ordered = np.sort(values)
+    several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    del ordered
+    if len(several):
+        rows = np.flatnonzero(np.isin(values, several))
+        rows = rows[np.argsort(values[rows], kind="stable")]
+        first = np.flatnonzero(np.concatenate([[True], values[rows[1:]] != values[rows[:-1]]]))
+        counts = np.diff(np.append(first, len(rows)))
+        result[rows] = (np.arange(len(rows)) - np.repeat(first, counts)).astype(np.uint64)
     return result
 
 

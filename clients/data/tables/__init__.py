@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import types
 
 from sovfed.clients.data.tables import words
 from sovfed.clients.data.tables.cells import Decoded, Decoder, as_text, names_of
@@ -23,6 +24,8 @@ from sovfed.federation.tasks.columns import CODES, NUMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import numpy.typing as npt
 
     from sovfed.clients.data.tables.report import Lines, Mask
     from sovfed.federation.config import DataConfig
@@ -119,6 +122,11 @@ class _Reader:
         self._numbers = {column.name: place for place, column in enumerate(schema.numbers)}
         self._codes = {column.name: place for place, column in enumerate(schema.codes)}
         self._absent = rules.absent
+        self._plain = [
+            (place, places.columns[column.name][0], column.name) for place, column in enumerate(schema.numbers)
+            if column.kind == "number"
+        ]  # fmt: skip
+        self._bounds = np.array([column.bounds for column in schema.numbers], np.float32).reshape(-1, 2).T
 
     def run(self, report: Report) -> _Pass:
         stored = {
@@ -139,8 +147,9 @@ class _Reader:
         if self._site is not None and self.places.site is not None:
             names, _ = names_of(cells[self.places.site])
             chosen = np.asarray(names.to_numpy(zero_copy_only=False) == words.person_name(self._site), bool)
-        decoded = {column.name: self._decoded(column, cells) for column in self._columns}
-        empty = np.logical_and.reduce([part.absent for part in decoded.values()]) if decoded else ~chosen
+        numbers, sound = self._sound(cells, len(batch.lines))
+        decoded = {column.name: self._decoded(column, cells) for column in self._columns if column.name not in sound}
+        empty = ~chosen if sound or not decoded else np.logical_and.reduce([part.absent for part in decoded.values()])
         persons = None
         if self.places.person is not None:
             persons, nobody = names_of(cells[self.places.person])
@@ -153,7 +162,18 @@ class _Reader:
             state.report.fault("", words.PERSON, batch.lines[missing])
             bad |= missing
         state.report.bad += int(bad.sum())
-        self._store(decoded, chosen if self.keep else chosen & ~bad, persons, batch.lines, state)
+        kept = chosen if self.keep else chosen & ~bad
+        self._store(decoded, numbers, kept, persons, batch.lines, state)
+
+    def _sound(self, cells: Mapping[int, pa.Array], count: int) -> tuple[npt.NDArray[np.float32], set[str]]:
+        """The scalar numbers of a batch, side by side, and the columns that are all numbers within their bounds."""
+        numbers = np.zeros((count, len(self.schema.numbers)), np.float32)
+        plain = [part for part in self._plain if types.is_floating(cells[part[1]].type)]
+        for place, cell, _ in plain:
+            with np.errstate(over="ignore"):
+                numbers[:, place] = cells[cell].to_numpy(zero_copy_only=False)
+        inside = ((numbers >= self._bounds[0]) & (numbers <= self._bounds[1])).all(0)
+        return numbers, {name for place, _, name in plain if inside[place] and count}
 
     def _decoded(self, column: Column, cells: Mapping[int, pa.Array]) -> Decoded:
         parts = [cells[place] for place in self.places.columns[column.name]]
@@ -166,7 +186,8 @@ class _Reader:
     def _faults(self, decoded: Mapping[str, Decoded], chosen: Mask, lines: Lines, report: Report) -> Mask:
         bad = np.zeros(len(lines), bool)
         for column in self._columns:
-            part = decoded[column.name]
+            if (part := decoded.get(column.name)) is None:
+                continue
             for kind, mask in part.faults:
                 if (mask := mask & chosen).any():
                     report.fault(column.name, kind, lines[mask])
@@ -176,11 +197,14 @@ class _Reader:
         return bad
 
     def _store(
-        self, decoded: Mapping[str, Decoded], kept: Mask, persons: pa.Array | None, lines: Lines, state: _Pass
-    ) -> None:
+        self, decoded: Mapping[str, Decoded], numbers: npt.NDArray[np.float32], kept: Mask,
+        persons: pa.Array | None, lines: Lines, state: _Pass,
+    ) -> None:  # fmt: skip
         place = state.grown.grow(int(kept.sum()))
         whole = bool(kept.all())
         arrays = state.grown.arrays
+        if NUMBERS in arrays:
+            arrays[NUMBERS][place] = numbers if whole else numbers[kept]
         for name, part in decoded.items():
             values = part.values if whole else part.values[kept]
             if name in self._files:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sovfed.clients.data.tables.report import Report
     from sovfed.federation.config import DataConfig
 
-BLOCK: Final = 1 << 20  # bytes that Arrow parses at once; a record must fit
+BLOCK: Final = 1 << 19  # bytes that Arrow parses at once; a record must fit
 LARGE_BLOCK: Final = 1 << 26
 FEW: Final = 3  # columns that are found one by one not to be plain numbers; then all are read as text
 MAX_ODD: Final = 100_000  # rows with another number of cells than the header
@@ -54,11 +54,11 @@ class Delimited:
             report.notes += self.dialect.notes
         self._odd, self._odd_bytes = [], 0
         names = [f"c{place}" for place in range(self.dialect.cells)]
-        typed = {f"c{place}": pa.float32() for place in numeric if place not in self._text}
+        typed = {f"c{place}": pa.float64() for place in numeric if place not in self._text}
         kinds = dict.fromkeys((f"c{place}" for place in wanted), pa.string()) | typed
         row = 0
         try:
-            with self.path.open("rb") as file, self._open(file, names, kinds) as reader:
+            with pa.OSFile(str(self.path)) as file, self._open(file, names, kinds) as reader:
                 for batch in reader:
                     lines = self._lines(row, batch.num_rows)
                     row += batch.num_rows

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PIECE: Final = 1 << 20  # bytes that are looked at together
 MAX_BYTES: Final = 1 << 40
-HEAD: Final = 1 << 16  # characters that separator and decimal mark are told from
+HEAD: Final = 1 << 16  # bytes that separator and decimal mark are told from
 MAX_HEADER: Final = 1 << 20  # bytes of the first lines
 SEPARATORS: Final = {"tab": "\t"}
 TRIED: Final = (",", ";", "\t", "|")
@@ -61,7 +61,9 @@ def look_at(path: Path, config: DataConfig, names: Iterable[str]) -> Dialect:
     try:
         encoding, quoted = _encoding(path, config.encoding)
         with path.open("rb") as file:
-            head = _decoded(file.read(MAX_HEADER), encoding, path)
+            start = file.read(HEAD)
+            more = file.read(MAX_HEADER - HEAD) if quoted or b"\n" not in start else b""
+            head = _decoded(start + more, encoding, path)
     except OSError as error:
         raise unreadable(path, error) from error
     declared = None if config.separator == "auto" else SEPARATORS.get(config.separator, config.separator)
@@ -107,7 +109,7 @@ def _scan(file: io.BufferedReader, declared: str | None, path: Path) -> tuple[st
         _known(declared, path)
     decoder, windows, quotes = _Utf8(), True, 0
     while piece := file.read(PIECE):
-        quotes += piece.count(b'"')
+        quotes += piece.count(b'"') if b'"' in piece else 0
         if declared is None and not decoder.takes(piece):
             windows = windows and not any(bytes([code]) in piece for code in _NOT_WINDOWS)
     encoding = declared or ("utf-8" if decoder.done() else "cp1252" if windows else "latin-1")

@@ -21,8 +21,9 @@ FEW: Final = 3  # values, fewer of which have no middle to speak of
 
 
 def suspicion(schema: Schema, table: Table) -> list[str]:
-    """A sentence for each column whose values may be in another unit; it names no value."""
-    return [said for column, values in _numbers(schema, table) if (said := suspected(column, values))]
+    """A sentence for each column whose values are not where the task says is plausible; it names no value."""
+    told = ((column, values) for column, values in _numbers(schema, table) if column.plausible)
+    return [said for column, values in told if (said := suspected(column, values))]
 
 
 def suspected(column: Column, values: np.typing.NDArray[np.float32]) -> str:
