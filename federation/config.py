@@ -67,7 +67,7 @@ class DataConfig:
     query: str | None = bounded(None, 1, 65_536, lines=True, doc="sql: the SELECT whose rows are the records")
     query_file: str | None = bounded(None, 1, 4096, doc="sql: a file with that SELECT, in the place of `query`")
     encoding: str | None = bounded(None, 1, 32, doc="csv: as in cp1252; null: by its mark, else UTF-8, else Windows'")
-    separator: str = choice("auto", ("auto", ",", ";", "tab", "|"), doc="csv: auto: by which the header's names are known")
+    separator: str = choice("auto", ("auto", ",", ";", "tab", "|"), doc="csv: auto: by the header's names")
     decimal: str = choice("auto", ("auto", ".", ","), doc="csv: mark of decimals; auto: as the first rows have it")
     date_format: str | None = bounded(None, 1, 32, doc="tables: as in %d.%m.%Y; null: year-month-day")
     missing_words: tuple[str, ...] = bounded((), doc="tables: further words for a missing value, as in [k.A., -99]")

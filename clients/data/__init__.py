@@ -196,7 +196,7 @@ def check(records: Dataset, schema: Schema, where: str) -> None:
 
 def _fewer_persons(persons: Indices) -> bool:
     """Whether a person has several records."""
-    if 0 <= persons.min() and persons.max() < len(persons):
+    if persons.min() >= 0 and persons.max() < len(persons):
         return bool(np.bincount(persons).max() > 1)
     return len(np.unique(persons)) < len(persons)
 
@@ -204,7 +204,7 @@ def _fewer_persons(persons: Indices) -> bool:
 def _on_both_sides(records: Dataset) -> int:
     """Persons with records in the training and in the held-out part."""
     persons = records.persons
-    if 0 <= persons.min() and persons.max() < len(persons):  # numbered one after the other, as most are
+    if persons.min() >= 0 and persons.max() < len(persons):  # numbered one after the other, as most are
         seen = np.zeros((2, len(persons)), bool)
         seen[0, persons[records.train]] = seen[1, persons[records.test]] = True
         return int(seen.all(0).sum())

@@ -71,7 +71,9 @@ class Parquet:
             columns = (group.column(place) for place in range(group.num_columns))
             size = sum(part.total_uncompressed_size for part in columns if part.path_in_schema.split(".")[0] in names)
             if size > MAX_GROUP:
-                raise DataError(f"{self.path}: row group {number} takes {size} bytes, at most {MAX_GROUP}; write smaller ones")
+                raise DataError(
+                    f"{self.path}: row group {number} takes {size} bytes, at most {MAX_GROUP}; write smaller ones"
+                )
 
 
 def open_parquet(config: DataConfig, names: Iterable[str]) -> Parquet:

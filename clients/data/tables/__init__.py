@@ -6,7 +6,7 @@ Nothing that happens to one row depends on another one, but for the refusal of a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
@@ -70,7 +70,7 @@ def read_table(
     given back. With `keep` no row is refused or left out, whatever is wrong with it: for looking at a table.
     """
     places = locate(schema, source.header, config, source.where, targets=targets, files=files, renamed=renamed)
-    reader = _Reader(schema, source, config, places, keep=keep, lines=keep or not targets, files=files)
+    reader = _Reader(schema, source, config, places, keep=keep, lines=keep or files or not targets, files=files)
     report = Report(source.where)
     for _ in range(ATTEMPTS):
         try:
@@ -135,7 +135,9 @@ class _Reader:
         }  # fmt: skip
         state = _Pass(Grown(stored), report, files={name: [] for name in self._files})
         plain = [column for column in self._columns if column.kind in ("number", "image", "tokens")]
-        numeric = [place for column in plain if column.name not in self._files for place in self.places.columns[column.name]]
+        numeric = [
+            place for column in plain if column.name not in self._files for place in self.places.columns[column.name]
+        ]
         for batch in self.source.batches(self._wanted, sorted(set(numeric)), report):
             self._take(batch, state)
         return state

@@ -1,6 +1,6 @@
 """A batch of a column's cells, as Arrow holds them, turned into the values that a schema stores.
 
-Text is read by `words.py`, each distinct text once; what Arrow has read as numbers, booleans or dates is taken as it is.
+Text is read by `words.py`, each distinct text once; what Arrow holds as numbers, booleans or dates stays as it is.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ class Decoder:
         if self._dtype.kind == "f":
             return values.astype(self._dtype, copy=False)
         limits = np.iinfo(self._dtype)
-        whole: npt.NDArray[Any] = np.clip(np.where(np.isnan(values), -1 if limits.min < 0 else 0, values), limits.min, limits.max)
+        whole: npt.NDArray[Any] = np.clip(
+            np.where(np.isnan(values), -1 if limits.min < 0 else 0, values), limits.min, limits.max
+        )
         return whole.astype(self._dtype)
 
     def _text(self, cells: pa.Array) -> Decoded:
@@ -128,7 +130,10 @@ def as_text(cells: pa.Array) -> pa.Array:
         return cells
     if types.is_floating(cells.type):
         values = _numbers(cells)[0]
-        return pa.array([None if np.isnan(one) else f"{one:.0f}" if one == np.rint(one) else repr(one) for one in values.tolist()], pa.string())
+        return pa.array(
+            [None if np.isnan(one) else f"{one:.0f}" if one == np.rint(one) else repr(one) for one in values.tolist()],
+            pa.string(),
+        )
     if types.is_nested(cells.type) or types.is_binary(cells.type) or types.is_large_binary(cells.type):
         return pa.nulls(len(cells), pa.string())
     return cells.cast(pa.string())
@@ -176,11 +181,9 @@ def _is_list(kind: pa.DataType) -> bool:
 def _spread(cells: pa.Array, size: int) -> list[pa.Array]:
     """A column of lists as `size` columns; a list of another length has no value anywhere."""
     fits = pc.equal(pc.list_value_length(cells), size)
-    kept = pc.if_else(pc.fill_null(fits, False), cells, pa.scalar(None, cells.type))  # noqa: FBT003
+    kept = pc.if_else(pc.fill_null(fits, False), cells, pa.scalar(None, cells.type))
     flat = pc.list_flatten(kept)
     where = np.full(len(cells), -1)
     full = kept.is_valid().to_numpy(zero_copy_only=False)
     where[full] = np.arange(int(full.sum())) * size
-    return [
-        flat.take(pa.array(np.where(where < 0, 0, where + place), mask=where < 0)) for place in range(size)
-    ]
+    return [flat.take(pa.array(np.where(where < 0, 0, where + place), mask=where < 0)) for place in range(size)]

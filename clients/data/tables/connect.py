@@ -65,7 +65,7 @@ def read_rows(
 
 
 def file_of(config: DataConfig, suffixes: tuple[str, ...]) -> Path:
-    """The file of the configured site: `data.path` itself, or SITE.csv in the folder that it names. Raises DataError."""
+    """The configured site's file: `data.path` itself, or SITE.csv in the folder of that name. Raises DataError."""
     if not config.path:
         raise DataError(f"data.source '{config.source}' needs data.path: the file, or a folder of one file a site")
     path = Path(config.path).expanduser()
@@ -144,7 +144,9 @@ def _in_column(config: DataConfig, open_: Open) -> tuple[str, ...]:
             for batch in source.batches([place], [], Report(source.where)):
                 seen |= set(names_of(batch.cells[0])[0].unique().to_pylist()) - {""}
                 if len(seen) > MAX_SITES or any(len(site) > MAX_SITE for site in seen):
-                    raise DataError(f"{source.where}: column '{config.site_column}' has over {MAX_SITES} values or long ones")
+                    raise DataError(
+                        f"{source.where}: column '{config.site_column}' has over {MAX_SITES} values or long ones"
+                    )
             return tuple(sorted(seen))
         except Restart:
             continue

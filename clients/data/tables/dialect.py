@@ -81,7 +81,9 @@ def look_at(path: Path, config: DataConfig, names: Iterable[str]) -> Dialect:
     header = tuple(name.strip() for name in rows[0])
     decimal = config.decimal if config.decimal != "auto" else _decimal(rows[1:], separator)
     notes = _notes(encoding, config, separator, decimal)
-    cells = max([len(header), *(len(row) for row in rows[1:] if len(row) > len(header) and not any(row[len(header) :]))])
+    cells = max(
+        [len(header), *(len(row) for row in rows[1:] if len(row) > len(header) and not any(row[len(header) :]))]
+    )
     return Dialect(encoding, separator, header, skipped + used, cells, quoted, decimal, notes)
 
 
@@ -214,7 +216,9 @@ def _decimal(rows: Sequence[Sequence[str]], separator: str) -> str:
 
 def _notes(encoding: str, config: DataConfig, separator: str, decimal: str) -> tuple[str, ...]:
     shown = {"\t": "tab"}.get(separator, f"'{separator}'")
-    guess = "" if config.encoding or encoding.startswith("utf") else "; if letters are wrong, say how with data.encoding"
+    guess = (
+        "" if config.encoding or encoding.startswith("utf") else "; if letters are wrong, say how with data.encoding"
+    )
     said = [f"read as {encoding}{guess}"] if encoding != "utf-8" or config.encoding else []
     said += [f"separator {shown}"] if separator != "," else []
     return (*said, *(["decimal comma"] if decimal == "," else []))

@@ -108,12 +108,16 @@ class Index:
         """Where column `name` stands. Raises DataError if it does not."""
         place = self.place(name)
         if place is None:
-            raise DataError(f"{self.where}: the header lacks the column '{name}' of {setting}{did_you_mean(name, self.header)}")
+            raise DataError(
+                f"{self.where}: the header lacks the column '{name}' of {setting}{did_you_mean(name, self.header)}"
+            )
         return place
 
     def lacks(self, names: Sequence[str]) -> str:
         """What to say of columns that are not there."""
-        shown = ", ".join(f"'{name}'{did_you_mean(name, self.header) if len(names) <= COLUMNS else ''}" for name in names[:COLUMNS])
+        shown = ", ".join(
+            f"'{name}'{did_you_mean(name, self.header) if len(names) <= COLUMNS else ''}" for name in names[:COLUMNS]
+        )
         more = f" and {len(names) - COLUMNS} more" if len(names) > COLUMNS else ""
         alone = ", or its separator is another one (data.separator)" if len(self.header) == 1 else ""
         return f"{self.where}: the header lacks {len(names)} columns: {shown}{more}{alone}"

@@ -83,7 +83,7 @@ def _noun(kind: str, count: int) -> str:
         words.UNKNOWN: ("value is no known word", "values are no known words"),
         words.CODED: ("value is a code that the task does not have", "values are codes that the task does not have"),
         words.DATE: ("value is no date", "values are no dates"),
-        words.CELLS: ("row has another number of cells than the header", "rows have another number of cells than the header"),
+        words.CELLS: ("row has more or fewer cells than the header", "rows have more or fewer cells than the header"),
         words.PERSON: ("row names no person", "rows name no person"),
         words.FILE: ("file does not fit", "files do not fit"),
     }[kind]  # fmt: skip

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 ABSENT: Final = frozenset(
     {
-        "", "-", "--", ".", "?", "na", "n/a", "#n/a", "#na", "<na>", "nan", "-nan", "nat", "null", "#null!", "none", "nil",
-        "missing", "k.a.", "k. a.", "n.a.", "n. a.",
+        "", "-", "--", ".", "?", "na", "n/a", "#n/a", "#na", "<na>", "nan", "-nan", "nat", "null", "none", "nil",
+        "#null!", "missing", "k.a.", "k. a.", "n.a.", "n. a.",
     }
 )  # fmt: skip
 NOBODY: Final = frozenset({"", "-", "<na>", "#n/a", "n/a", "na", "nan", "nat", "none", "null"})  # as a person's name
