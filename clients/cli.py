@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from sovfed.clients.cli_data import check_data
 from sovfed.clients.cli_failures import failures
 from sovfed.clients.cli_home import HOME
 from sovfed.clients.cli_ledger import ledger
@@ -49,6 +50,9 @@ def cli() -> None:
       sovfed client failures          what kept it from its work; --clear once you have looked
       sovfed client down
     \b
+    Your records:
+      sovfed client check-data renal.yaml patients.csv   what fits a task, what does not, and where
+    \b
     Personal models:
       sovfed client personal list     what runs with strategy=ditto or fedbn left here alone
     \b
@@ -59,6 +63,7 @@ def cli() -> None:
     os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
+cli.add_command(check_data)
 cli.add_command(failures)
 cli.add_command(ledger)
 cli.add_command(personal)

@@ -106,6 +106,21 @@ def sources() -> tuple[str, ...]:
     return tuple(sorted(_connectors()))
 
 
+def described() -> dict[str, str]:
+    """Every connector with the first sentence of its module. One that cannot be loaded says so."""
+    import sys
+
+    told = {}
+    for name in sources():
+        try:
+            connector(name)
+            text = sys.modules[_connectors()[name].module].__doc__ or ""
+        except ConfigError as error:
+            text = str(error)
+        told[name] = text.strip().split("\n\n")[0].replace("\n", " ")
+    return told
+
+
 @cache
 def connector(source: str) -> Connector:
     """The connector called `source`. Raises ConfigError with the nearest known name."""

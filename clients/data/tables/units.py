@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from sovfed.federation.tasks.columns import Column, Schema, Table
 
-# What one unit is in another: mg/dl for a mmol/l of glucose, cholesterol, triglycerides, urea, lactate, calcium; for a µmol/l of creatinine, bilirubin and uric acid (inverted); pounds, inches, and powers of ten.
+# What one unit is in another: mg/dl for a mmol/l of glucose, cholesterol, triglycerides, urea, lactate, calcium; a
+# µmol/l of creatinine, bilirubin and uric acid for a mg/dl; pounds, inches, and powers of ten.
 FACTORS: Final = (18.02, 38.67, 88.57, 6.006, 9.008, 4.008, 88.42, 17.1, 59.48, 2.2046, 2.54, 10.0, 100.0, 1000.0, 1e6)
 MOST: Final = 0.5  # share outside the bounds from which on the unit is suspected
 FEW: Final = 3  # values, fewer of which have no middle to speak of
