@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from sovfed.clients.cli_data import check_data
 from sovfed.clients.cli_failures import failures
 from sovfed.clients.cli_home import HOME
 from sovfed.clients.cli_ledger import ledger
@@ -52,6 +53,7 @@ def cli() -> None:
     \b
     Tasks of your own:
       sovfed client task add birth.yaml   look at it, keep it, --allow it
+      sovfed client check-data birth.yaml patients.csv   what fits it, what does not, and where
     \b
     Personal models:
       sovfed client personal list     what runs with strategy=ditto or fedbn left here alone
@@ -63,6 +65,7 @@ def cli() -> None:
     os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
+cli.add_command(check_data)
 cli.add_command(failures)
 cli.add_command(ledger)
 cli.add_command(personal)
