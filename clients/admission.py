@@ -2,55 +2,66 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from sovfed.federation.errors import ConfigError, ProtocolError
+from sovfed.federation.errors import ConfigError, ProtocolError, WrongTaskError
 from sovfed.federation.messages import PrivateRequest, ProfileRequest, SumRequest, TrainRequest
-from sovfed.federation.tasks import NAMES, Task, get_task, normalisation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from sovfed.federation.messages import Sums, Vector
+    from sovfed.federation.tasks import Task
 
 
-def check_shapes(request: SumRequest) -> Task:
-    """The task of `request`, whose vectors have the lengths that it declares.
+def resolve(request: SumRequest, versions: Callable[[str], Sequence[Task]]) -> Task:
+    """This institution's task of the request's name, with the model that the request asks for.
 
-    Raises ProtocolError on another length or an unknown task, ConfigError on what the task cannot do. Nothing here
-    looks at records: what they are like is found out too late for a refusal.
+    Raises WrongTaskError if there is none, or if it is another than the coordinator's.
     """
-    if request.task not in NAMES:
-        raise ProtocolError(f"unknown task {request.task[:64]!r}")
-    task = get_task(request.task, normalisation=request.normalisation)
+    try:
+        tasks = {
+            task.digest: task
+            for task in (task.with_normalisation(request.normalisation) for task in versions(request.task))
+        }
+    except ConfigError as error:
+        raise WrongTaskError(f"task '{request.task[:64]}' cannot be had here: {error}") from error
+    if request.digest not in tasks:
+        raise WrongTaskError(
+            f"task '{request.task}' has the digest {', '.join(f'{digest[:12]}…' for digest in tasks)} here and "
+            f"{request.digest[:12] or 'none'}… at the agency: other columns, another model or another version"
+        )
+    return tasks[request.digest]
+
+
+def check_shapes(request: SumRequest, task: Task) -> None:
+    """Raise unless the vectors of `request` have the lengths that `task` declares.
+
+    ProtocolError on another length, ConfigError on what the task cannot do. Nothing here looks at records: what they
+    are like is found out too late for a refusal.
+    """
     if isinstance(request, ProfileRequest):
-        return task
+        return
     if task.build is not None:  # the echo takes vectors of every length
         _length("model", request.model, task.parameters)
     if isinstance(request, PrivateRequest):
-        return task
+        return
     if task.build is None:
         if request.algorithm != "sgd":
             raise ConfigError(f"task '{task.name}' trains nothing, so no algorithm either")
-        return task
-    _length("scale", request.scale, 2 * len(task.schema.features))
+        return
+    _length("scale", request.scale, 2 * task.transform.size)
     if isinstance(request, TrainRequest):
         _length("control", request.control, request.model.size if request.algorithm == "scaffold" else 0)
-    if request.algorithm == "fedbn" and not _has_normalisation(request.task, request.normalisation):
+    if request.algorithm == "fedbn" and not task.layout.normalisation.any():
         raise ConfigError(f"task '{task.name}' has no normalisation layer that could stay here")
-    return task
 
 
 def sums_width(request: SumRequest, task: Task) -> int:
-    """Length of the sums in the reply: features' totals, or the task's metrics."""
-    return 1 + 2 * len(task.schema.features) if isinstance(request, ProfileRequest) else task.evaluation_size
+    """Length of the sums in the reply: the columns' totals, or the task's metrics."""
+    return task.transform.profile_size if isinstance(request, ProfileRequest) else task.evaluation_size
 
 
 def _length(name: str, vector: Vector | Sums, expected: int) -> None:
     if vector.size != expected:
         raise ProtocolError(f"{name} of shape {vector.shape}, expected ({expected},)")
-
-
-@lru_cache(64)
-def _has_normalisation(name: str, how: str) -> bool:
-    build = get_task(name, normalisation=how).build
-    return build is not None and bool(normalisation(build()).any())

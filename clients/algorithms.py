@@ -22,7 +22,6 @@ import numpy.typing as npt
 from sovfed.clients.personal import Learned
 from sovfed.clients.training import LocalTraining
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
-from sovfed.federation.tasks import normalisation
 
 if TYPE_CHECKING:
     from sovfed.federation.messages import EvaluateRequest, Sums, TrainRequest, Vector
@@ -46,14 +45,16 @@ class Learner(LocalTraining):
         if request.control.size != (request.model.size if request.algorithm == "scaffold" else 0):
             raise ProtocolError(f"control of shape {request.control.shape} under '{request.algorithm}'")
         in_use = self.model_in_use(request, state)
-        evaluation, cut = self.measure(in_use, request.scale)
+        evaluation, cut = np.zeros(self.task.evaluation_size), False
+        if request.evaluate:
+            evaluation, cut = self.measure(in_use, request.scale)
         try:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what comes of it is looked at
                 found = self._learn(request, state, in_use, evaluation)
             _require_finite(found)
         except TrainingError as error:
             return replace(self.nothing(request, state), evaluation=evaluation, cut=cut, failed=str(error))
-        return replace(found, cut=cut)
+        return replace(found, cut=cut, update=self.task.layout.sent(found.update, request.model))
 
     def nothing(self, request: TrainRequest, state: Vector | None = None) -> Learned:
         """What an institution that did not move has learnt, without an evaluation."""
@@ -99,7 +100,7 @@ class Learner(LocalTraining):
     @cached_property
     def _own(self) -> npt.NDArray[np.bool_]:
         """The places of the normalisation layers."""
-        found = np.zeros(0, bool) if self.task.build is None else normalisation(self.task.build())
+        found = self.task.layout.normalisation
         if not found.any():
             raise ConfigError(f"task '{self.task.name}' has no normalisation layer that could stay here")
         return found

@@ -15,6 +15,7 @@ from sovfed.clients.cli_failures import failures
 from sovfed.clients.cli_home import HOME
 from sovfed.clients.cli_ledger import ledger
 from sovfed.clients.cli_personal import personal
+from sovfed.clients.cli_task import task
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ def cli() -> None:
       sovfed client failures          what kept it from its work; --clear once you have looked
       sovfed client down
     \b
+    Tasks of your own:
+      sovfed client task add birth.yaml   look at it, keep it, --allow it
+    \b
     Personal models:
       sovfed client personal list     what runs with strategy=ditto or fedbn left here alone
     \b
@@ -62,6 +66,7 @@ def cli() -> None:
 cli.add_command(failures)
 cli.add_command(ledger)
 cli.add_command(personal)
+cli.add_command(task)
 
 
 @cli.command("check-private")
@@ -80,11 +85,11 @@ def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: b
       sovfed client check-private heart --one-record
       sovfed client check-private digits_cnn --group-norm
     """
-    from sovfed.clients.dpsgd.compatibility import examine_task
-    from sovfed.federation.tasks import NAMES, get_task
+    from sovfed.clients.dpsgd.examination import examine_task
+    from sovfed.federation.tasks.registry import get_task, names
 
     refused = False
-    for name in tasks or [name for name in NAMES if get_task(name).build is not None]:
+    for name in tasks or [name for name in names() if get_task(name).build is not None]:
         task = get_task(name, normalisation="group" if group_norm else "own")
         findings = examine_task(task, several_records=several_records)
         refused |= any(finding.refused for finding in findings)
@@ -96,7 +101,10 @@ def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: b
 
 @cli.command()
 @click.argument("overrides", nargs=-1)
-@click.option("--task", "tasks", multiple=True, help="A task that runs may train here; default: the data source's.")
+@click.option(
+    "--task", "tasks", multiple=True,
+    help="A task that runs may train here: a name, or a task.yaml, of which a copy is kept. Default: the source's.",
+)  # fmt: skip
 @click.option("--allow-plain-updates", is_flag=True, help="Let the agency see this institution's own update.")
 @click.option("--without-privacy", is_flag=True, help="Answer runs without differential privacy too.")
 @HOME
@@ -109,19 +117,26 @@ def init(
     Examples:
       sovfed client init
       sovfed client init data=heart data.path=/srv/heart data.site=cleveland client.device=cuda
+      sovfed client init --task birth.yaml data=own data.path=/srv/birth.csv
     """
-    from sovfed.clients.data import TASK_OF_SOURCE
+    from sovfed.clients.data import connector
     from sovfed.clients.home import create
+    from sovfed.clients.own_tasks import keep_task, known_task
     from sovfed.clients.policy import Policy
     from sovfed.federation.compose import compose
 
     config = compose(overrides).config.client
-    served = TASK_OF_SOURCE.get(config.data.source)
+    served = connector(config.data.source).task
     allowed = tasks or ((served,) if served else ())
     if not allowed:
         raise click.UsageError(f"data source '{config.data.source}' serves no one task; name those allowed with --task")
-    policy = Policy(allowed_tasks=allowed, allow_plain_updates=allow_plain_updates, require_privacy=not without_privacy)
+    known = [known_task(name) for name in allowed]
+    policy = Policy(
+        allowed_tasks=tuple(known), allow_plain_updates=allow_plain_updates, require_privacy=not without_privacy
+    )
     create(home, config, policy)
+    for name in allowed:
+        keep_task(home, name)
     click.echo(f"wrote {home / 'client.yaml'} and {home / 'policy.yaml'}")
     if not allow_plain_updates:
         click.echo("read policy.yaml: until you set allow_plain_updates, only secure aggregation is answered", err=True)

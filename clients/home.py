@@ -69,14 +69,15 @@ def private_obstacles(config: ClientConfig, policy: Policy) -> list[str]:
     Only where nothing but private runs is answered: the agency is told a code, so the operator must know beforehand.
     """
     from sovfed.clients.data import check_private_data
-    from sovfed.federation.tasks import NAMES, get_task
+    from sovfed.federation.tasks.registry import get_task
+    from sovfed.federation.tasks.shelf import Shelf
 
+    Shelf(Path(config.home)).make_known()
     found = dict[str, None]()
-    for name in policy.allowed_tasks if policy.require_privacy else ():
+    for name in policy.allowed_names if policy.require_privacy else ():
         try:
-            if name in NAMES:
-                check_private_data(get_task(name), config.data)
-        except (PrivacyError, DataError) as error:
+            check_private_data(get_task(name), config.data)
+        except (PrivacyError, DataError, ConfigError) as error:
             found[f"runs will be refused: {error}"] = None
     return list(found)
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sovfed.federation.errors import ConfigError, ProtocolError
-from sovfed.federation.tasks import state_tensors
+from sovfed.federation.errors import ProtocolError
+from sovfed.federation.tasks.layout import SAMPLE
+from sovfed.federation.tasks.trees import to_device
 
 if TYPE_CHECKING:
     from sovfed.federation.messages import Vector
@@ -17,35 +18,33 @@ if TYPE_CHECKING:
 
 
 class FlatModel:
-    """A task's model whose tensors are views of `flat`, shape [d], in the order of `state_tensors`.
+    """A task's model whose travelling tensors are views of `flat`, float32 [d], in the order of its `Layout`.
 
-    Behind the `trained` values of the parameters come the floating-point buffers (running statistics), which travel
-    too, untrained.
+    Behind the `trained` values of the parameters come the running statistics, which travel too, untrained. Tensors of
+    another type than float32 are copies: `gathered` and `scattered` keep them and `flat` the same.
     """
 
     def __init__(self, task: Task, device: torch.device) -> None:
-        if task.build is None:
-            raise ConfigError(f"task '{task.name}' has no model to train")
-        self.module = task.build().to(device)
-        tensors = state_tensors(self.module)
-        self.flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+        self.module = task.model().to(device)
+        layout, tensors = task.layout, task.layout.tensors(self.module)
+        self.flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
         self.parameters: list[torch.nn.Parameter] = []
-        self.trained = place = 0
-        for tensor in tensors:
-            part = slice(place, place + tensor.numel())
-            tensor.data = self.flat[part].view_as(tensor)
-            if isinstance(tensor, torch.nn.Parameter):
+        self.trained = layout.trained
+        self._copies: list[tuple[Tensor, Tensor]] = []  # a view of `flat`, and the tensor of another type
+        for part, tensor in zip(layout.parts, tensors, strict=True):
+            view = self.flat[part.place].view(part.shape)
+            if tensor.dtype == torch.float32:
+                tensor.data = view
+            else:
+                self._copies.append((view, tensor))
+            if part.trained and isinstance(tensor, torch.nn.Parameter):
                 self.parameters.append(tensor)
-                self.trained = part.stop
-            place = part.stop
-        if place != task.parameters:
-            raise ConfigError(f"task '{task.name}' declares {task.parameters} parameters, its model has {place}")
-        self.values = [parameter.detach() for parameter in self.parameters]  # the same memory, outside of autograd
+        self.values = [self.flat[part.place].view(part.shape) for part in layout.parts if part.trained]
         self._parts = list(self.module.modules())
-        first = next((part for part in self._parts if isinstance(part, torch.nn.Conv2d)), None)
-        if first is not None:
-            first.register_forward_pre_hook(_channels_last)
+        self._own_train = any(type(part).train is not torch.nn.Module.train for part in self._parts)
+        self.shares = Shares(device)
         self._loaded: Vector | None = None
+        self._prefer_channels_last(task, device)
 
     def load(self, model: Vector) -> None:
         """Take the values of `model`, shape [d]. Raises ProtocolError."""
@@ -57,19 +56,64 @@ class FlatModel:
             self.flat.numpy()[:] = model  # one copy, also of a read-only vector
         else:
             self.flat.copy_(torch.from_numpy(np.require(model, requirements="W")))
+        self.scattered()
         self._loaded = None if model.flags.writeable else model
+
+    @torch.no_grad()
+    def scattered(self) -> None:
+        """Give tensors of another type what `flat` holds: after every step."""
+        for view, tensor in self._copies:
+            tensor.copy_(view)
+
+    @torch.no_grad()
+    def gathered(self) -> Tensor:
+        """`flat`, with what the forward passes left in running statistics of another type."""
+        for view, tensor in self._copies:
+            if not isinstance(tensor, torch.nn.Parameter):
+                view.copy_(tensor)
+        return self.flat
 
     def mode(self, *, training: bool) -> None:
         """`Module.train`, without its checks at every module; what is trained is no longer what was loaded."""
         if training:
             self._loaded = None
+        if self._own_train:  # a module that keeps some of its layers still, say
+            self.module.train(training)
+            return
         for part in self._parts:
             part.__dict__["training"] = training
+
+    def _prefer_channels_last(self, task: Task, device: torch.device) -> None:
+        """Give images in the order of memory in which convolution is fastest, unless the model relies on another."""
+        first = next((part for part in self._parts if isinstance(part, torch.nn.Conv2d)), None)
+        if first is None:
+            return
+        handle = first.register_forward_pre_hook(_channels_last)
+        inputs = to_device(task.made_up(SAMPLE)[0], device)
+        self.mode(training=False)
+        try:
+            with torch.no_grad():
+                self.module(inputs)
+        except RuntimeError:  # `.view` of what is no longer contiguous
+            handle.remove()
+
+
+class Shares:
+    """What each of n losses weighs in their mean, as a tensor [n] that is made once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._kept = device, dict[int, Tensor]()
+
+    def __call__(self, size: int) -> Tensor:
+        share = self._kept.get(size)
+        if share is None:
+            share = self._kept[size] = torch.full((size,), 1.0, device=self._device) / size
+        return share
 
 
 def _channels_last(_: torch.nn.Module, images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The images in the order of memory in which convolution and pooling are fastest; what follows keeps to it."""
-    return tuple(image.contiguous(memory_format=torch.channels_last) for image in images)
+    return tuple(image.contiguous(memory_format=torch.channels_last) if image.dim() == 4 else image for image in images)
 
 
 def gradients(losses: Tensor, weights: Tensor, parameters: tuple[torch.nn.Parameter, ...]) -> tuple[Tensor | None, ...]:

@@ -11,32 +11,30 @@ import hashlib
 import json
 import logging
 from dataclasses import fields
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import torch
 
-from sovfed.clients.dpsgd.compatibility import EXAMPLES, check_private_compatible
-from sovfed.clients.dpsgd.made_up import made_up_records
 from sovfed.clients.dpsgd.step import PrivateStep
+from sovfed.clients.feed import Feed
 from sovfed.clients.ledger import PrivacyLedger
 from sovfed.clients.ledger_entries import Grant, Plan, Release
 from sovfed.clients.masking import PrivateUpdate
 from sovfed.clients.training import LocalTraining, choose_device
 from sovfed.federation.errors import ConfigError, PrivacyError, ProtocolError
-from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector
+from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector, local_work
+from sovfed.federation.privacy.compatibility import EXAMPLES, why_not_noised, why_not_private
 from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian
 from sovfed.federation.privacy.events import Event
 from sovfed.federation.privacy.noise import Units, release, share_variance
 from sovfed.federation.privacy.sampling import poisson_sample
 from sovfed.federation.secagg.request import whole_run
-from sovfed.federation.tasks import get_task, public_scale
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from sovfed.clients.data import Records
+    from sovfed.clients.data import Dataset
     from sovfed.federation.secagg.ring import Integers
     from sovfed.federation.tasks import Task
 
@@ -51,19 +49,17 @@ CONSTANTS: Final = ("round", "model", "begin", "run")  # fields of a request tha
 class PrivateTraining:
     """The private workload of one task. `ledger` is None in a simulation, where nobody's data are protected."""
 
-    def __init__(self, task: Task, records: Records, *, site: str, device: str, ledger: PrivacyLedger | None) -> None:
+    def __init__(self, task: Task, records: Dataset, *, site: str, device: str, ledger: PrivacyLedger | None) -> None:
         if task.build is None or task.loss is None:
             raise ConfigError(f"task '{task.name}' trains nothing, so there is nothing to make private")
         if records.not_private:
             raise PrivacyError(records.not_private)
         self.task, self._records, self._ledger = task, records, ledger
         self._site, self._device = site, device
-        self._scale = public_scale(task)
-        mean, spread = np.split(self._scale, 2)
-        rows = records.train
-        self._features = torch.from_numpy(((records.features[rows] - mean) / spread).astype(np.float32))
-        self._labels = torch.from_numpy(records.labels[rows])
-        self._persons = torch.from_numpy(np.unique(records.persons[rows], return_inverse=True)[1].astype(np.int64))
+        self._feed = Feed(task, records, task.transform.public_scale, choose_device(device))
+        self._rows = torch.from_numpy(records.train)
+        persons = np.unique(records.persons[records.train], return_inverse=True)[1]
+        self._persons = torch.from_numpy(persons.astype(np.int64))
         self._several = records.several_records
         self._count = int(self._persons.max()) + 1 if len(self._persons) else 0
         self._steps: dict[float, PrivateStep] = {}
@@ -101,12 +97,11 @@ class PrivateTraining:
         """The sum of the sampled persons' clipped gradients at `model`, shape [d]."""
         chosen = torch.zeros(self._count, dtype=torch.bool)
         chosen[torch.from_numpy(poisson_sample(self._count, request.sampling_rate))] = True
-        rows = chosen[self._persons]
+        drawn = chosen[self._persons]
         step = self._step(request.clip)
         try:
-            total, _ = step.clipped_sum(
-                torch.from_numpy(np.array(model)), self._features[rows], self._labels[rows], self._persons[rows]
-            )
+            inputs, targets = self._feed.take(self._rows[drawn])
+            total, _ = step.clipped_sum(torch.from_numpy(np.array(model)), inputs, targets, self._persons[drawn])
         except Exception:  # may be one record's doing, which a refusal would tell
             log.exception("round %d: no gradient; nothing but noise is released", request.round)
             return np.zeros(model.size)
@@ -137,7 +132,8 @@ class PrivateTraining:
         asked = TrainRequest(
             run=request.run, round=request.round, task=request.task, seed=request.seed,
             local_epochs=request.local_epochs, batch_size=request.batch_size,
-            learning_rate=request.learning_rate, proximal_mu=0.0, model=request.model, scale=self._scale,
+            learning_rate=request.learning_rate, proximal_mu=0.0, model=request.model,
+            scale=self.task.transform.public_scale, **local_work(request),
         )  # fmt: skip
         try:
             update, _ = training.train(asked)
@@ -150,10 +146,10 @@ class PrivateTraining:
     def _step(self, clip: float) -> PrivateStep:
         if clip not in self._steps:
             self._steps.clear()  # a run has one clip, and a step holds a model
-            if self.task.build is None or self.task.loss is None:
+            if self.task.loss is None:
                 raise ConfigError(f"task '{self.task.name}' trains nothing")
             self._steps[clip] = PrivateStep(
-                self.task.build(), self.task.loss, clip, example=made_up_records(self.task, EXAMPLES),
+                self.task.model(), self.task.loss, clip, example=self.task.made_up(EXAMPLES),
                 several_records=self._several, device=choose_device(self._device),
             )  # fmt: skip
         return self._steps[clip]
@@ -176,26 +172,13 @@ def admit(request: PrivateRequest, task: Task, room: int, ledger: PrivacyLedger 
         if request.steps != 1:
             raise ProtocolError(f"{request.steps} steps a round; mechanism '{request.mechanism}' makes one release")
         noise_reserve(request, request.model.size, room)
-    if request.mechanism != "institution" and (reason := _why_not(request.task, request.normalisation)):
+    if reason := why_not_noised(task) if request.mechanism == "institution" else why_not_private(task):
         raise PrivacyError(reason)
     if ledger is not None:
         whole = whole_run(request.run)
         grant = ledger.authorise(request.grant, plan_of(request), asked_in=whole)
         if not paid:
             ledger.check(grant, _release(ledger, grant, request, NO_DIGEST), asked_in=whole)
-
-
-@lru_cache(maxsize=64)
-def _why_not(name: str, normalisation: str) -> str:
-    """Why the task's model cannot be private, from made-up records; "" if it can."""
-    task = get_task(name, normalisation=normalisation)
-    if task.build is None or task.loss is None:
-        return f"task '{name}' trains nothing"
-    try:
-        check_private_compatible(task.build(), task.loss, *made_up_records(task, EXAMPLES))
-    except PrivacyError as error:
-        return str(error)
-    return ""
 
 
 def _key(request: PrivateRequest, number: SumNumber) -> ReleaseKey:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sovfed.clients.admission import check_shapes, sums_width
+from sovfed.clients.admission import check_shapes, resolve, sums_width
 from sovfed.clients.allowance import Allowance
-from sovfed.clients.data import Records, check_private_data, load_records
+from sovfed.clients.data import Dataset, check_private_data, load_records
 from sovfed.clients.masking import Masking
 from sovfed.clients.personal import PersonalStates
 from sovfed.clients.workload import Echo, Workload, nothing
-from sovfed.federation.config import ClientConfig
+from sovfed.federation.config import LEAST_SPREAD, ClientConfig
 from sovfed.federation.errors import (
     PolicyError,
     ProtocolError,
@@ -34,7 +34,6 @@ from sovfed.federation.errors import (
     wire_code,
 )
 from sovfed.federation.messages import (
-    OWN,
     EvaluateReply,
     EvaluateRequest,
     LedgerReply,
@@ -53,11 +52,12 @@ from sovfed.federation.messages import (
 )
 from sovfed.federation.sandbox import Isolation
 from sovfed.federation.secagg.request import whole_run
-from sovfed.federation.tasks import Task, get_task
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.registry import versions
 from sovfed.federation.trainer_pb2 import HealthReply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
 
@@ -85,7 +85,7 @@ class TrainerService:
 
     def __init__(
         self,
-        load: Callable[[Task], Records],
+        load: Callable[[Task], Dataset],
         *,
         site: str,
         device: str = "auto",
@@ -99,8 +99,14 @@ class TrainerService:
         reproducible: bool = False,
         check_private_data: Callable[[Task], None] = lambda _task: None,
         allowance: Allowance | None = None,
+        tasks: Callable[[str], Sequence[Task]] = versions,
+        least_spread: float = LEAST_SPREAD,
+        on_error: Callable[[Exception], None] = lambda _error: None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
+
+        `on_error` is told what went wrong: a simulation's researcher may see it, an agency never.
+        `tasks` are those of a name that this institution has, the newest last; `least_spread` as in the policy.
 
         `allowance` counts what is answered and what fails; a simulation has none.
 
@@ -110,13 +116,13 @@ class TrainerService:
         trains in the same order when the same is asked in another sum. `check_private_data` raises PrivacyError,
         before a record is read, if the settings let no private run use them.
         """
-        self._reproducible = reproducible
+        self._reproducible, self._on_error = reproducible, on_error
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._site, self._device, self._precision, self._check = load, site, device, precision, check
         self._masking, self._open_ledger, self._allowance = masking, open_ledger, allowance
-        self._check_private_data = check_private_data
-        self._private: dict[tuple[str, str], PrivateTraining] = {}  # by task and normalisation, as the workloads
-        self._workloads: dict[tuple[str, str], Workload] = {}
+        self._check_private_data, self._tasks, self._least_spread = check_private_data, tasks, least_spread
+        self._private: dict[str, PrivateTraining] = {}  # by the task's digest, as the workloads
+        self._workloads: dict[str, Workload] = {}
         self._replies: OrderedDict[str, dict[type[Request], tuple[Request, Reply]]] = OrderedDict()
         self._lock = threading.Lock()
         self._answered, self._reason = 0, ""
@@ -129,6 +135,7 @@ class TrainerService:
             try:  # the boundary of the institution: only a code may pass
                 work = self._admit(request)
             except Exception as error:
+                self._on_error(error)
                 self._quiet.tell("refused a %s of run %r: %r", type(request).__name__, request.run, error)
                 code = wire_code(error)
                 if code == FAILED and not isinstance(request, SecaggRequest | LedgerRequest):
@@ -137,6 +144,7 @@ class TrainerService:
             try:
                 reply = work()
             except Exception as error:
+                self._on_error(error)
                 log.exception("a %s of run %r failed", type(request).__name__, request.run)
                 self._failed(request, error)
                 return Refusal(reason=FAILED)
@@ -147,7 +155,7 @@ class TrainerService:
         """Load model and records of `task` and warm up, rather than with the first request. Raises SovfedError."""
         with self._lock:
             try:
-                self._workload(task).warm_up()
+                self._workload(self._tasks(task)[-1]).warm_up()
             except SovfedError as error:
                 self._reason = error.code
                 raise
@@ -209,7 +217,9 @@ class TrainerService:
             return lambda: told
         if self._allowance is not None:
             self._allowance.require_open(request.run)
-        task = check_shapes(request)
+        task = resolve(request, self._tasks)
+        check_shapes(request, task)
+        self._check_scale(request, task)
         self._require_room(request)
         if isinstance(request, PrivateRequest):
             self._check_private_data(task)
@@ -225,7 +235,14 @@ class TrainerService:
         self._enter_unbounded(request)
         if self._states is not None and isinstance(request, TrainRequest | EvaluateRequest):
             self._states.claim(request)
-        return lambda: self._work(request, permit)
+        return lambda: self._work(request, task, permit)
+
+    def _check_scale(self, request: SumRequest, task: Task) -> None:
+        """Raises PolicyError unless the scale is one that a federation's own columns could have."""
+        if not isinstance(request, TrainRequest | EvaluateRequest) or task.build is None:
+            return
+        if reason := task.transform.admits(request.scale, self._least_spread):
+            raise PolicyError(reason)
 
     def _require_room(self, request: SumRequest) -> None:
         """Raises SovfedError if what the request's algorithm keeps would have no name or place."""
@@ -242,17 +259,19 @@ class TrainerService:
         room, number = masking.room(request, permit), (permit.begin.roster, permit.begin.round)
         if self._allowance is not None:
             self._allowance.take(request)
-        held = self._private.get((request.task, request.normalisation))
+        held = self._private.get(task.digest)
         paid = held is not None and held.keeps(request, number)
         admit(request, task, room, self._open_ledger(), paid=paid)
         return lambda: masking.mask(
-            request.run, permit, self._private_training(request).update(request, room, number), lambda: 0.0
+            request.run, permit, self._private_training(task).update(request, room, number), lambda: 0.0
         )
 
-    def _work(self, request: ProfileRequest | TrainRequest | EvaluateRequest, permit: Permit | None) -> Reply:
+    def _work(
+        self, request: ProfileRequest | TrainRequest | EvaluateRequest, task: Task, permit: Permit | None
+    ) -> Reply:
         """The reply: in the clear without a permit, else masked whatever comes of the work."""
         start = time.monotonic()
-        workload = self._workload(request.task, request.normalisation)
+        workload = self._workload(task)
         if permit is None:
             reply, failed, _ = self._compute(request, workload, start)
             if failed:
@@ -261,24 +280,23 @@ class TrainerService:
         try:
             reply, failed, cut = self._compute(request, workload, start)
         except Exception as error:  # may be one record's doing
-            reply, failed, cut = nothing(request, workload), repr(error), True
+            self._on_error(error)
+            reply, failed, cut = nothing(request, workload, task), repr(error), True
         if failed:
             self._quiet.tell("run %r: nothing of this institution goes into a sum: %s", request.run, failed)
         spoilt = bool(failed) or cut
         return self._require_masking().mask(request.run, permit, reply, lambda: time.monotonic() - start, spoilt)
 
-    def _private_training(self, request: PrivateRequest) -> PrivateTraining:
-        """The private workload of the request's task; the ledger is opened before any record is read."""
-        key = (request.task, request.normalisation)
-        found = self._private.get(key)
-        if found is None:
+    def _private_training(self, task: Task) -> PrivateTraining:
+        """The private workload of `task`; the ledger is opened before any record is read."""
+        training = self._private.get(task.digest)
+        if training is None:
             from sovfed.clients.private import PrivateTraining
 
-            task = get_task(request.task, normalisation=request.normalisation)
             ledger = self._open_ledger()
-            found = PrivateTraining(task, self._load(task), site=self._site, device=self._device, ledger=ledger)
-            self._private = {key: found}  # one task at a time holds the ledger
-        return found
+            training = PrivateTraining(task, self._load(task), site=self._site, device=self._device, ledger=ledger)
+            self._private = {task.digest: training}  # one task at a time holds the ledger
+        return training
 
     @contextmanager
     def _forgetting(self) -> Iterator[None]:
@@ -329,15 +347,14 @@ class TrainerService:
             return None
         return self._states.load(request, last)
 
-    def _workload(self, name: str, normalisation: str = OWN) -> Workload:
-        found = self._workloads.get((name, normalisation))
-        if found is None:
-            found = self._workloads[name, normalisation] = self._build(name, normalisation)
+    def _workload(self, task: Task) -> Workload:
+        workload = self._workloads.get(task.digest)
+        if workload is None:
+            workload = self._workloads[task.digest] = self._build(task)
             self._reason = ""
-        return found
+        return workload
 
-    def _build(self, name: str, normalisation: str) -> Workload:
-        task = get_task(name, normalisation=normalisation)
+    def _build(self, task: Task) -> Workload:
         if task.build is None:
             return Echo(task)
         from sovfed.clients.algorithms import Learner
@@ -348,7 +365,7 @@ class TrainerService:
             task, records, site=self._site, device=self._device, precision=self._precision,
             make_model=self._make_model or FlatModel, reproducible=self._reproducible,
         )  # fmt: skip
-        log.info("task %s: %r on %s, %s", name, records, found.device_name, self._precision)
+        log.info("task %s: %r on %s, %s", task.name, records, found.device_name, self._precision)
         return found
 
     def _keep(self, request: Request, reply: Reply) -> None:
@@ -394,11 +411,12 @@ def make_trainer(
     allowance: Allowance | None = None,
     *,
     reproducible: bool = False,
+    least_spread: float = LEAST_SPREAD,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
         lambda task: load_records(task, config.data), site=config.data.site, device=config.device,
         precision=config.precision, check=check, masking=masking, open_ledger=open_ledger, states=states,
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data),
-        allowance=allowance,
+        allowance=allowance, least_spread=least_spread,
     )  # fmt: skip

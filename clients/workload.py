@@ -18,7 +18,7 @@ from sovfed.federation.messages import (
     TrainRequest,
     Vector,
 )
-from sovfed.federation.tasks import Task, get_task
+from sovfed.federation.tasks import Task
 
 
 class Workload(Protocol):
@@ -57,7 +57,7 @@ class Echo:
         pass
 
     def profile(self) -> Sums:
-        return np.ones(1)
+        return np.zeros(0)
 
     def learn(self, request: TrainRequest, state: Vector | None) -> Learned:
         if request.algorithm != "sgd":
@@ -78,12 +78,11 @@ class Echo:
 
 
 def nothing(
-    request: ProfileRequest | TrainRequest | EvaluateRequest, workload: Workload
+    request: ProfileRequest | TrainRequest | EvaluateRequest, workload: Workload, task: Task
 ) -> ProfileReply | TrainReply | EvaluateReply:
     """The reply of an institution that has nothing to add: zeros, under its usual weight."""
-    task = get_task(request.task)
     if isinstance(request, ProfileRequest):
-        return ProfileReply(sums=np.zeros(1 + 2 * len(task.schema.features)))
+        return ProfileReply(sums=np.zeros(task.transform.profile_size))
     if isinstance(request, EvaluateRequest):
         return EvaluateReply(round=request.round, seconds=0.0, evaluation=np.zeros(task.evaluation_size))
     found = workload.nothing(request)

@@ -5,7 +5,8 @@
     ├── IdentityError     a certificate, key, token or signature does not hold
     ├── ProtocolError     a message from another process is malformed, oversized or out of place
     ├── PolicyError       the institution's own policy forbids what was asked
-    │   └── NotPrivateError   it answers runs with differential privacy only
+    │   ├── NotPrivateError   it answers runs with differential privacy only
+    │   └── WrongTaskError    its task of that name is another one
     ├── DataError         an institution's data is missing or does not fit the task's schema
     ├── PrivacyError      a privacy rule would be broken
     ├── TrainingError     local training failed (non-finite values, device out of memory)
@@ -49,6 +50,10 @@ class NotPrivateError(PolicyError):
     code = "needs-privacy"
 
 
+class WrongTaskError(PolicyError):
+    code = "wrong-task"
+
+
 class DataError(SovfedError):
     code = "data"
 
@@ -77,6 +82,7 @@ WIRE_SENTENCES: Final[dict[str, str]] = {
     "policy": "The institution's policy forbids this request.",
     "privacy": "The institution refused to break a privacy rule.",
     "needs-privacy": "The institution answers runs with differential privacy only (require_privacy in its policy).",
+    "wrong-task": "The institution has no task of that name and digest (`sovfed task show` tells it).",
     "cohort": "Too few institutions took part.",
     "service": "A process of the institution is not available.",
 }

@@ -22,6 +22,7 @@ from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
 from sovfed.federation.messages import Sums, Vector
+from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.strategies import Slots
 
 NAME: Final = "checkpoint.safetensors"
@@ -40,9 +41,14 @@ class Checkpoint:
 
 
 def config_digest(config: Config) -> str:
-    """SHA-256 of what decides the training: a resumed run must not change it. `rounds` may grow."""
+    """SHA-256 of what decides the training: a resumed run must not change it.
+
+    `rounds` may grow, unless the learning rate has a schedule over them.
+    """
     parts = {name: asdict(getattr(config, name)) for name in ("task", "strategy", "privacy", "secagg")}
-    return hashlib.sha256(json.dumps([parts, config.seed], sort_keys=True).encode()).hexdigest()
+    task = configured_task(config.task).digest
+    rounds = [config.rounds] if config.task.scheduled else []  # over which the learning rate runs
+    return hashlib.sha256(json.dumps([parts, config.seed, task, *rounds], sort_keys=True).encode()).hexdigest()
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:

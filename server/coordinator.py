@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -19,31 +18,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from sovfed import __version__
 from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import Sums, Vector
-from sovfed.federation.metrics import summarise
+from sovfed.federation.metrics import gain
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
-from sovfed.federation.tasks import Task, configured_task, initial_vector, normalisation, public_scale
+from sovfed.federation.tasks import Task, initial_vector, summarise
+from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.text import plain_name
 from sovfed.server import checkpoint
 from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
+from sovfed.server.curves import ROUNDS, plot_curves, read_rounds
 from sovfed.server.ledger_heads import LedgerHeads, names_of
 from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.release import DIGEST, MODEL, SUMMARY, digest
 from sovfed.server.rounds import Round, Rounds
+from sovfed.server.sampling import Sampled
 from sovfed.server.secure_aggregation import SecureAggregation
-from sovfed.server.strategies import make_optimizer
+from sovfed.server.stopping import Stopping
+from sovfed.server.strategies import optimizer_of
 from sovfed.server.tracking import Tracker
 
 log = logging.getLogger(__name__)
-ROUNDS: Final = "rounds.jsonl"
 NAMED: Final = 255  # institutions listed by name in a tag, which MLflow holds to 8,000 characters
 SPACING_S: Final = 0.25  # between checkpoints; rounds after the last are run again, with the same result
 STATEMENT: Final = ("privacy.json", "privacy.html")
@@ -81,14 +81,15 @@ def coordinate(
     """
     task = configured_task(config.task)
     _check(config, task)
-    aggregation = engine(_aggregation(grid, config, run, task, identity))
-    rounds = Rounds(config, run, grid, make_optimizer(config.strategy, config.task.learning_rate), aggregation)
+    aggregation = _sampled(config, engine(_aggregation(grid, config, run, task, identity)))
+    rounds = Rounds(config, run, grid, optimizer_of(config, task), aggregation)
     rounds.name = plain_name(folder.name)
-    rounds.sums, rounds.features = task.evaluation_size, len(task.schema.features)
     if config.privacy.private:
         rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
     started = time.monotonic()
     last = _begin(rounds, task, folder, resume)
+    stopping = Stopping(config, partial(gain, task.headline), folder)
+    stopping.replay([(line["round"] - 1, line["metrics"].get(task.headline)) for line in read_rounds(folder)])
     names = names_of(grid)
     if rounds.plan and heads:
         rounds.before = partial(heads.before_round, grid, run)
@@ -100,7 +101,7 @@ def coordinate(
     settled = checkpoint.config_digest(config)
     with (folder / ROUNDS).open("a", encoding="utf-8") as lines:
         for number in range(last + 1, config.rounds + 1):
-            done = rounds.train(number)
+            before, done, last = rounds.model, rounds.train(number), number
             writer.submit(checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), settled))
             if config.strategy.stateful:
                 writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
@@ -116,15 +117,19 @@ def coordinate(
             if tracker:
                 tracker.round(number, _figures(line))
             on_round(line)
+            stopping.see(number - 1, line["metrics"].get(task.headline), before)
+            if stopping.due:
+                log.info("stopped after round %d: no better %s since round %d", number, task.headline, stopping.round)
+                break
     writer.close()
-    # Held-out records are persons' too: a private run tells no metric of them.
-    final = rounds.evaluate(config.rounds) if rounds.plan is None else Total()
+    final, chosen = _final(rounds, task, stopping, last)
     summary = {
         **_summary(config, task, folder, final, names, transport, time.monotonic() - started),
         **aggregation.describe(),
         **(rounds.plan.describe() if rounds.plan else {"epsilon": None}),
     }
     _write_model(folder, task, rounds)
+    summary |= {"rounds": len(read_rounds(folder)), "model_of_round": chosen}
     summary[DIGEST] = digest(folder / MODEL)
     artifacts = [MODEL, SUMMARY, ROUNDS, "curves.png"]
     if rounds.plan:
@@ -150,16 +155,14 @@ def _check(config: Config, task: Task) -> None:
             f"strategy '{strategy.name}' with malicious={strategy.malicious} needs {strategy.least_cohort} "
             f"institutions a round, the minimum cohort is {cohort}"
         )
-    if strategy.name == "fedbn" and (task.build is None or not normalisation(task.build()).any()):
+    if strategy.name == "fedbn" and (task.build is None or not task.layout.normalisation.any()):
         raise ConfigError(f"task '{task.name}' has no normalisation layer to leave at the institutions: take fedavg")
     if config.privacy.private and task.build is not None:
-        from sovfed.federation.tasks.group_norm import OVERRIDE, batchnorms
+        from sovfed.federation.privacy.compatibility import why_not_noised, why_not_private
 
-        if found := batchnorms(task.build()):
-            raise PrivacyError(
-                f"task '{task.name}' has BatchNorm (layers {', '.join(found)}), which mixes the records of a batch: "
-                f"add {OVERRIDE}"
-            )
+        whole = config.privacy.mechanism == "institution"
+        if reason := why_not_noised(task) if whole else why_not_private(task):
+            raise PrivacyError(f"task '{task.name}' cannot be trained privately: {reason}")
 
 
 def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, identity: Identity | None) -> Aggregation:
@@ -173,8 +176,31 @@ def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, iden
     return SecureAggregation(
         grid, identity, config.secagg, run=run, min_cohort=server.min_cohort, deadline_s=server.round_deadline_s,
         wait_s=server.node_wait_s,
-        max_size=size, config_digest=bytes.fromhex(checkpoint.config_digest(config)),
+        max_size=size, config_digest=bytes.fromhex(checkpoint.config_digest(config)), sampled=server.sample < 1,
     )  # fmt: skip
+
+
+def _final(rounds: Rounds, task: Task, stopping: Stopping, last: int) -> tuple[Total, int]:
+    """The evaluation of the model that the run ends with, the last or the best, and the round that it is of.
+
+    Held-out records are persons' too: a private run tells no metric of them.
+    """
+    if rounds.plan is not None:
+        return Total(), last
+    final = rounds.evaluate(last)
+    metrics = {} if final.sums is None else summarise(task, final.sums)
+    best = stopping.better(metrics.get(task.headline))
+    if best is None:
+        return final, last
+    log.info("the model of round %d is better than the last: it is the run's", best.round)
+    rounds.model = best.model
+    return rounds.evaluate(best.round), best.round
+
+
+def _sampled(config: Config, aggregation: Aggregation) -> Aggregation:
+    """`aggregation` over a sample of the institutions in every round, if one is asked for."""
+    server = config.server
+    return aggregation if server.sample == 1 else Sampled(aggregation, server.sample, server.min_cohort, config.seed)
 
 
 def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool) -> int:
@@ -187,10 +213,10 @@ def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool) -> int:
         log.info("resumed after round %d", found.round)
         return found.round
     rounds.model = initial_vector(task, rounds.config.seed)
-    if task.standardised and rounds.plan is None:
+    if task.transform.size and rounds.plan is None:
         rounds.profile()
     else:
-        rounds.scale = public_scale(task)
+        rounds.scale = task.transform.public_scale
     (folder / ROUNDS).unlink(missing_ok=True)
     return 0
 
@@ -260,15 +286,6 @@ def _median(lines: list[dict[str, Any]], key: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def read_rounds(folder: Path) -> list[dict[str, Any]]:
-    """The rounds finished so far; a line being written when the coordinator died is left out."""
-    path = folder / ROUNDS
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
 def _write_model(folder: Path, task: Task, rounds: Rounds) -> None:
     from safetensors.numpy import save
 
@@ -288,40 +305,6 @@ def _write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str
     )  # fmt: skip
     for name, text in zip(STATEMENT, (to_json(found), to_html(found)), strict=True):
         write_private(folder / name, text.encode())
-
-
-def plot_curves(folder: Path) -> None:
-    """Draw loss, the task's metrics and seconds by round into `curves.png`."""
-    lines = read_rounds(folder)
-    if not lines:
-        return
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    loss, metric, seconds = figure.subplots(1, 3)
-    numbers = [line["round"] for line in lines]
-    loss.plot(numbers, [_or_nan(line["train_loss"]) for line in lines], label="training")
-    loss.plot([n - 1 for n in numbers], [line["metrics"].get("loss", np.nan) for line in lines], label="held out")
-    loss.set(title="Loss", xlabel="round")
-    loss.legend()
-    for name in [name for name in lines[0]["metrics"] if name in ("auc", "accuracy", "ece", "bits_per_byte")]:
-        metric.plot([n - 1 for n in numbers], [line["metrics"].get(name, np.nan) for line in lines], label=name)
-    metric.set(title="Held-out metrics of all institutions", xlabel="round")
-    if metric.get_legend_handles_labels()[0]:
-        metric.legend()
-    if all(line["seconds_compute"] is not None for line in lines):
-        compute = [line["seconds_compute"] for line in lines]
-        seconds.bar(numbers, compute, label="slowest institution's compute")
-        seconds.bar(numbers, [line["overhead_seconds"] for line in lines], bottom=compute, label="overhead")
-    else:  # a private round: who computed how long is not told
-        seconds.bar(numbers, [line["seconds"] for line in lines], label="whole round")
-    seconds.set(title="Seconds per round", xlabel="round")
-    seconds.legend()
-    figure.savefig(folder / "curves.png", dpi=120)
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,8 @@ from sovfed.federation.config import Config
 from sovfed.federation.errors import WIRE_SENTENCES, CohortError, TrainingError
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector
-from sovfed.federation.tasks import configured_task, standardisation
+from sovfed.federation.plan import local_fields, local_rates
+from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.aggregation import Aggregation, Total
 from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.strategies import Combining, ServerOptimizer
@@ -26,6 +27,7 @@ from sovfed.server.strategies import Combining, ServerOptimizer
 log = logging.getLogger(__name__)
 MAX_ATTEMPTS: Final = 5  # of one round, before the run stops and waits for `sovfed run resume`
 ADVICE: Final = {
+    "wrong-task": "their task of that name is another one: compare `sovfed task show` on both sides",
     "policy": "ask their operators, whose `sovfed client logs trainer` names the rule",
     "privacy": "ask their operators, whose `sovfed client logs trainer` names the rule and `sovfed client ledger show` "
     "says what is left and which run reserves it",
@@ -66,11 +68,9 @@ class Rounds:
         self, config: Config, run: str, grid: StreamingGrid, optimizer: ServerOptimizer, aggregation: Aggregation
     ) -> None:
         self.config, self.run, self.grid = config, run, grid
-        self.optimizer, self.aggregation = optimizer, aggregation
+        self.optimizer, self.aggregation, self.task = optimizer, aggregation, configured_task(config.task)
         self.model: Vector = np.zeros(0, dtype=np.float32)
         self.scale: Sums = np.zeros(0, dtype=np.float64)
-        self.sums = 0  # length of the task's evaluation vector
-        self.features = 0  # of the task; 0 if it is not standardised
         self.plan: PrivacyPlan | None = None  # of a private run
         self.repeats = 0  # private sums beyond the planned
         self.name = run  # which a resumed run keeps; `run` is Flower's
@@ -93,34 +93,39 @@ class Rounds:
             time.sleep(0.2)
 
     def profile(self) -> None:
-        """Set `scale` from federated sums: mean and standard deviation of each feature over all training records.
+        """Set `scale` from federated sums: mean and standard deviation of each column over all training records.
 
-        Σx and Σx² are added over institutions, so no institution's own mean is used or kept.
+        Σu and Σu² are added over institutions, so no institution's own mean is used or kept.
         """
         task = self.config.task
-        request = ProfileRequest(run=self.run, task=task.name, normalisation=task.normalisation)
-        total, _ = self._collect("the features' profile", request, 1 + 2 * self.features)
-        self.scale = standardisation(configured_task(task), _required(total.sums))
+        request = ProfileRequest(
+            run=self.run, task=task.name, normalisation=task.normalisation, digest=self.task.digest
+        )
+        total, _ = self._collect("the columns' profile", request, self.task.transform.profile_size)
+        self.scale = self.task.transform.scale(_required(total.sums))
 
     def train(self, number: int) -> Round:
         """Run round `number`, retrying while too few institutions answer. Raises CohortError after MAX_ATTEMPTS."""
         start, down, up = time.monotonic(), self.grid.bytes_down, self.grid.bytes_up
         if self.plan is None:
             task, strategy = self.config.task, self.config.strategy
+            start_rate, end_rate = local_rates(self.config, number)
             request: SumRequest = TrainRequest(
-                run=self.run, round=number, task=task.name, seed=self.config.seed, local_epochs=task.local_epochs,
-                batch_size=task.batch_size, learning_rate=task.learning_rate, proximal_mu=strategy.proximal_mu,
+                run=self.run, round=number, task=task.name, seed=self.config.seed, proximal_mu=strategy.proximal_mu,
                 model=self.model, scale=self.scale, algorithm=strategy.algorithm, keep=self.name,
                 personal_lambda=strategy.personal_lambda if strategy.name == "ditto" else 0.0, control=self._control(),
-                normalisation=task.normalisation,
+                normalisation=task.normalisation, digest=self.task.digest, evaluate=self.evaluates(number),
+                rate_start=start_rate, rate_end=end_rate, **local_fields(self.config),
             )  # fmt: skip
-            total, attempts = self._collect(f"round {number}", request, self.sums)
+            total, attempts = self._collect(f"round {number}", request, self.task.evaluation_size)
             update = _required(total.mean)
             if isinstance(self.optimizer, Combining):
                 update = self.optimizer.combine(number, total, len(self.cohort()))
+            if self.task.build is not None:
+                update = self.task.layout.received(update, self.model)
         else:
             total, attempts = self._collect(f"round {number}", self.plan.request(self.run, number, self.model), 0)
-            update = self.plan.mean_update(total)
+            update = self.plan.mean_update(total, number)
         clock = time.monotonic()
         self.model = self.optimizer.step(number, self.model, update)
         stepped = time.monotonic() - clock
@@ -131,7 +136,7 @@ class Rounds:
             spoilt=total.spoilt,
             count=total.count,
             train_loss=None if self.plan else total.loss / total.count,
-            evaluation=None if self.plan else total.sums,
+            evaluation=None if self.plan or not self.evaluates(number) else total.sums,
             seconds=time.monotonic() - start,
             seconds_compute=None if self.plan else total.seconds_compute,
             seconds_aggregate=total.seconds_aggregate + stepped,
@@ -140,13 +145,18 @@ class Rounds:
             attempts=attempts,
         )
 
+    def evaluates(self, number: int) -> bool:
+        """Whether round `number` evaluates the model that it begins with."""
+        return (number - 1) % self.config.evaluate_every == 0
+
     def evaluate(self, number: int) -> Total:
         """The metric sums of the model after round `number`."""
         request = EvaluateRequest(
             run=self.run, round=number, task=self.config.task.name, model=self.model, scale=self.scale,
             algorithm=self.config.strategy.algorithm, keep=self.name, normalisation=self.config.task.normalisation,
+            digest=self.task.digest,
         )  # fmt: skip
-        return self._collect("the final evaluation", request, self.sums)[0]
+        return self._collect("the final evaluation", request, self.task.evaluation_size)[0]
 
     def _control(self) -> Vector:
         """What SCAFFOLD sends beside the model."""

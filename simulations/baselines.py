@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.clients.data import Records, load_records
+from sovfed.clients.data import Dataset, Records, load_records
 from sovfed.clients.training import LocalTraining
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Sums, TrainRequest, Vector
-from sovfed.federation.metrics import summarise
-from sovfed.federation.tasks import Task, configured_task, initial_vector, public_scale, standardisation
+from sovfed.federation.tasks import Task, initial_vector, summarise
+from sovfed.federation.tasks.registry import configured_task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sovfed.clients.data import Indices
     from sovfed.federation.config import Config, DataConfig
+    from sovfed.federation.tasks.columns import Table
 
 Logits = npt.NDArray[np.float32]
 
@@ -52,13 +53,18 @@ class Comparison:
     rows: list[dict[str, Any]]
 
 
-def compare(config: Config, data: Sequence[DataConfig], model: Vector, scale: Sums) -> Comparison:
-    """Train the baselines for `config` on the institutions `data`, and hold the federated model against them."""
+def compare_sites(config: Config, data: Sequence[DataConfig], model: Vector, scale: Sums) -> Comparison:
+    """As `compare`, over the records of the institutions `data`."""
     task = configured_task(config.task)
-    parts = [load_records(task, one) for one in data]
+    return compare(config, [load_records(task, one) for one in data], [one.site for one in data], model, scale)
+
+
+def compare(config: Config, parts: Sequence[Dataset], sites: Sequence[str], model: Vector, scale: Sums) -> Comparison:
+    """Train the baselines for `config` on the institutions' records, and hold the federated model against them."""
+    task = configured_task(config.task)
     union = merge(parts)
     models = {"pooled": pooled(config, union), "federated": Trained(model, scale)}
-    own = [alone(config, records, one.site) for records, one in zip(parts, data, strict=True)]
+    own = [alone(config, records, site) for records, site in zip(parts, sites, strict=True)]
     rows: list[dict[str, Any]] = [
         {
             "train": len(records.train),
@@ -74,13 +80,13 @@ def compare(config: Config, data: Sequence[DataConfig], model: Vector, scale: Su
     return Comparison(task.headline, overall["pooled"], alone_mean, overall["federated"], rows)
 
 
-def merge(parts: Sequence[Records]) -> Records:
+def merge(parts: Sequence[Dataset]) -> Records:
     """All institutions' records as one, nobody's training record becoming a held-out one."""
-    starts = np.cumsum([0, *(len(part.labels) for part in parts)])[:-1]
+    starts = np.cumsum([0, *(len(part.persons) for part in parts)])[:-1]
     people = np.cumsum([0, *(int(part.persons.max()) + 1 for part in parts)])[:-1]
+    tables = [columns_of(part) for part in parts]
     return Records(
-        features=np.concatenate([part.features for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
+        columns={name: np.concatenate([table[name] for table in tables]) for name in tables[0]},
         persons=np.concatenate([part.persons + first for part, first in zip(parts, people, strict=True)]),
         train=np.concatenate([part.train + start for part, start in zip(parts, starts, strict=True)]),
         test=np.concatenate([part.test + start for part, start in zip(parts, starts, strict=True)]),
@@ -89,22 +95,35 @@ def merge(parts: Sequence[Records]) -> Records:
     )
 
 
-def pooled(config: Config, union: Records) -> Trained:
+def columns_of(records: Dataset) -> Table:
+    """All of a dataset's arrays."""
+    return records.columns if isinstance(records, Records) else records.take(np.arange(len(records.persons)))
+
+
+def labels_of(task: Task, records: Dataset) -> Indices:
+    """The one target of each record. Raises ConfigError if there are several."""
+    if len(task.schema.targets) != 1:
+        raise ConfigError(f"task '{task.name}' has {len(task.schema.targets)} targets, expected one")
+    labels: Indices = columns_of(records)[task.schema.targets[0].name]
+    return labels
+
+
+def pooled(config: Config, union: Dataset) -> Trained:
     """One model on all training records, as if the law let them be put together."""
     return _train(config, union, "pooled")
 
 
-def alone(config: Config, records: Records, site: str) -> Trained:
+def alone(config: Config, records: Dataset, site: str) -> Trained:
     """An institution's model on its own training records, scaled with its own mean and standard deviation.
 
     Or, where the task says so, with the declared bounds."""
     return _train(config, records, site)
 
 
-def _train(config: Config, records: Records, site: str) -> Trained:
+def _train(config: Config, records: Dataset, site: str) -> Trained:
     task = configured_task(config.task)
     engine = LocalTraining(task, records, site=site, device=config.client.device, precision=config.client.precision)
-    scale = standardisation(task, engine.profile()) if task.standardised else public_scale(task)
+    scale = task.transform.scale(engine.profile())
     start = initial_vector(task, config.seed)
     request = TrainRequest(
         run="baseline",
@@ -122,12 +141,13 @@ def _train(config: Config, records: Records, site: str) -> Trained:
     return Trained(start + update, scale)
 
 
-def score(task: Task, trained: Trained, records: Records) -> float | None:
+def score(task: Task, trained: Trained, records: Dataset) -> float | None:
     """The task's headline metric on the held-out records, exact (a classifier's by scikit-learn); None: undefined."""
     engine = LocalTraining(task, records, site="", device="cpu")
     if task.headline not in ("auc", "accuracy"):
         return summarise(task, engine.evaluate(trained.model, trained.scale)).get(task.headline)
-    return exact(task.headline, engine.logits(trained.model, trained.scale, records.test), records.labels[records.test])
+    logits = engine.logits(trained.model, trained.scale, records.test)
+    return exact(task.headline, logits, labels_of(task, records)[records.test])
 
 
 def exact(metric: str, logits: Logits, labels: Indices) -> float | None:

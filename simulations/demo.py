@@ -17,11 +17,11 @@ from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import write_atomic
 from sovfed.federation.metrics import gain
-from sovfed.federation.tasks import get_task
+from sovfed.federation.tasks.registry import configured_task, get_task
 from sovfed.server import runs
 from sovfed.server.cli.run import watch
 from sovfed.server.release import read_model
-from sovfed.simulations.baselines import compare
+from sovfed.simulations.baselines import compare_sites
 from sovfed.simulations.deployment import Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, sites
 
@@ -38,7 +38,7 @@ def run_demo(config: Config, folder: Path, console: Console, keep: bool = False)
 
     `keep` leaves everything up until Ctrl-C. Raises ServiceError with the place of the logs if a step fails.
     """
-    if get_task(config.task.name).build is None:
+    if configured_task(config.task).build is None:
         raise ConfigError(f"task '{config.task.name}' trains no model, so there is no gain to show; try task=digits")
     if folder.exists() and any(folder.iterdir()):
         raise ServiceError(f"{folder} is not empty; choose another --folder or remove it")
@@ -76,7 +76,7 @@ def _summarise(federation: LocalFederation, institutions: list[Institution], sta
     if found is None:
         raise ServiceError("the run finished without a summary")
     trained = read_model(runs.run_folder(federation.home, RUN))
-    comparison = compare(
+    comparison = compare_sites(
         _baseline(federation.config), [one.data for one in institutions], trained["model"], trained["scale"]
     )
     summary = {

@@ -21,7 +21,7 @@ from sovfed.clients.policy import Policy
 from sovfed.federation.config import Config, DataConfig
 from sovfed.federation.processes import Supervisor
 from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms
-from sovfed.federation.tasks import NAMES
+from sovfed.federation.tasks.registry import names
 from sovfed.server import authority, enrolment, runs
 from sovfed.server import home as agency
 from sovfed.server import up as server_up
@@ -30,7 +30,7 @@ from sovfed.server.control import ControlClient
 ENROLMENT_TIMEOUT_S: Final = 60.0
 TERMS: Final = Terms(min_cohort=LEAST_COHORT, colluders=0, differencing=RECORD)
 POLICY: Final = Policy(
-    allowed_tasks=NAMES, require_privacy=False, secure_aggregation=TERMS, privacy=Budget(max_share_per_run=1.0),
+    allowed_tasks=names(), require_privacy=False, secure_aggregation=TERMS, privacy=Budget(max_share_per_run=1.0),
     reproducible=True,
 )  # fmt: skip
 WHY: Final = """\

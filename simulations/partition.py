@@ -22,16 +22,18 @@ is a bootstrap sample (Efron 1979) of part k mod parts. Training and held-out re
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.clients.data import Indices, Records, load_records, natural_sites
+from sovfed.clients.data import Dataset, Indices, Records, load_records, natural_sites
 from sovfed.federation.config import Config, PartitionConfig
 from sovfed.federation.errors import DataError
-from sovfed.federation.tasks import Task, get_task
-from sovfed.simulations.baselines import merge
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.columns import NUMBERS
+from sovfed.federation.tasks.registry import configured_task
+from sovfed.simulations.baselines import columns_of, merge
 
 PART_RECORDS: Final = 10  # training records of a part, on average and at least
 LEAST: Final = {"train": 2, "test": 1}  # records of a part, taken from the largest where the shares give fewer
@@ -40,7 +42,7 @@ _NOISE: Final = 2
 Shares = npt.NDArray[np.float64]
 
 
-def pooled(task: Task, config: Config) -> Records:
+def pooled(task: Task, config: Config) -> Dataset:
     """All records of `task` as one institution's. Raises DataError."""
     if names := natural_sites(config.data):
         return merge([load_records(task, replace(config.data, site=name)) for name in names])
@@ -50,27 +52,27 @@ def pooled(task: Task, config: Config) -> Records:
 class Partition:
     """The records of every simulated institution, by its number."""
 
-    def __init__(self, task: Task, records: Records, config: PartitionConfig, institutions: int, seed: int) -> None:
-        """Raises DataError where there are too few records, or a person has several."""
+    def __init__(self, task: Task, records: Dataset, config: PartitionConfig, institutions: int, seed: int) -> None:
+        """Raises DataError where there are too few records, a person has several, or it needs classes and has none."""
         if len(np.unique(records.persons)) != len(records.persons):
             raise DataError("records of one person would go to several institutions; only partition=natural keeps them")
         self.institutions, self._records, self._config, self._seed = institutions, records, config, seed
-        self._bounds = np.array([(feature.low, feature.high) for feature in task.schema.features], dtype=np.float32)
-        self._spread = records.features[records.train].std(0)
+        self._changed = _changeable(task) if config.name == "feature" else {}
+        labels, classes = _strata(task, records, config)
         parts = min(institutions, len(records.train) // PART_RECORDS)
         if parts < 1 or parts > len(records.test):
             raise DataError(
                 f"{len(records.train)} training and {len(records.test)} held-out records are too few to cut up"
             )
         generator = np.random.default_rng([seed, 0])
-        shares = make_shares(config, records.labels[records.train], len(task.schema.classes), parts, generator)
+        shares = make_shares(config, labels[records.train], classes, parts, generator)
         self._parts = {
-            name: _top_up(_deal(records.labels, rows, shares, generator), LEAST[name])
+            name: _top_up(_deal(labels, rows, shares, generator), LEAST[name])
             for name, rows in (("train", records.train), ("test", records.test))
         }
 
     @property
-    def table(self) -> Records | None:
+    def table(self) -> Dataset | None:
         """The records that `rows` are of; None where institutions hold changed ones."""
         return None if self._config.name == "feature" and self.institutions > 1 else self._records
 
@@ -89,19 +91,30 @@ class Partition:
         mine = self.rows(institution)
         union = np.concatenate(mine)
         train, test = np.split(np.arange(len(union)), [len(mine[0])])
-        features = self._records.features[union]
+        columns = dict(self._records.take(union))
         if self.table is None:
             generator = self._generator(_NOISE, institution)
-            level = self._config.noise * institution / (self.institutions - 1)
-            noisy = features + generator.normal(size=features.shape) * level * self._spread
-            lost = self._config.fade * institution / (self.institutions - 1)
-            faded = (1 - lost) * noisy + lost * self._bounds[:, 1]
-            features = np.clip(faded, self._bounds[:, 0], self._bounds[:, 1]).astype(np.float32)
+            for name in self._changed:
+                columns[name] = self._shifted(name, columns[name], institution, generator)
         return Records(
-            features, self._records.labels[union], self._records.persons[union], train, test,
+            columns, self._records.persons[union], train, test,
             several_records=institution >= len(self._parts["train"]),  # a bootstrap sample may have a person twice
             not_private=self._records.not_private,
         )  # fmt: skip
+
+    def _shifted(
+        self, name: str, values: npt.NDArray[Any], institution: int, generator: np.random.Generator
+    ) -> npt.NDArray[Any]:
+        """`values` of column `name` with the institution's noise and fading, within the bounds and of the same type."""
+        low, high = self._changed[name]
+        whole = columns_of(self._records)[name][self._records.train]
+        level = self._config.noise * institution / (self.institutions - 1)
+        lost = self._config.fade * institution / (self.institutions - 1)
+        noisy = values + generator.normal(size=values.shape) * level * np.nanstd(whole, axis=0)
+        shifted = np.clip((1 - lost) * noisy + lost * high, low, high)
+        whole_numbers = values.dtype.kind in "iu"
+        found: npt.NDArray[Any] = (np.rint(shifted) if whole_numbers else shifted).astype(values.dtype)
+        return found
 
     def _generator(self, purpose: int, institution: int) -> np.random.Generator:
         """A stream of its own for each institution, made in a fraction of the time that `default_rng` takes."""
@@ -154,7 +167,25 @@ def _top_up(parts: list[Indices], least: int) -> list[Indices]:
     return [np.sort(part) for part in parts]
 
 
+def _changeable(task: Task) -> dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    """The bounds of each stored array whose values may be moved: numbers and images."""
+    bounds = {c.name: c.bounds for c in task.schema.shaped if c.kind in ("number", "image")}
+    found = {name: (np.float32(low), np.float32(high)) for name, (low, high) in bounds.items()}
+    numbers = np.array([column.bounds for column in task.schema.numbers], np.float32).reshape(-1, 2)
+    return {**found, **({NUMBERS: (numbers[:, 0], numbers[:, 1])} if len(numbers) else {})}  # type: ignore[dict-item]
+
+
+def _strata(task: Task, records: Dataset, config: PartitionConfig) -> tuple[Indices, int]:
+    """What the records are dealt by, and how many there are of it: classes, or one where nothing is classified."""
+    target = task.schema.targets[0] if len(task.schema.targets) == 1 else None
+    if target is not None and (target.kind in ("category", "boolean")):
+        return columns_of(records)[target.name].astype(np.int64), max(2, len(task.schema.classes))
+    if config.name in ("dirichlet", "shards"):
+        raise DataError(f"partition '{config.name}' deals records by class, and task '{task.name}' has none: take iid")
+    return np.zeros(len(records.persons), np.int64), 1
+
+
 def make_partition(config: Config) -> Partition:
     """The partition that `config` describes. Raises DataError."""
-    task = get_task(config.task.name)
+    task = configured_task(config.task)
     return Partition(task, pooled(task, config), config.partition, config.simulation.institutions, config.seed)

@@ -12,12 +12,16 @@ import numpy as np
 
 from sovfed.federation.config import Config
 from sovfed.federation.files import write_atomic
-from sovfed.federation.tasks import get_task
+from sovfed.federation.tasks.registry import configured_task
+from sovfed.simulations.baselines import labels_of
 from sovfed.simulations.benchmarks.report import check_paths
 from sovfed.simulations.population import make_population
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from sovfed.clients.data import Dataset
+    from sovfed.federation.tasks import Task
 
 SHOWN: Final = 40  # institutions, the first ones
 
@@ -37,13 +41,22 @@ class Holding:
 
 def holdings(config: Config) -> list[Holding]:
     """What the first `SHOWN` institutions of `config` hold. Raises ConfigError and DataError."""
-    task = get_task(config.task.name)
+    task = configured_task(config.task)
     found = []
     for one in make_population(config)[:SHOWN]:
         records = one.load(task)
-        counts = np.bincount(records.labels, minlength=len(task.schema.classes))
-        found.append(Holding(one.name, len(records.train), len(records.test), counts.tolist()))
+        counts = class_counts(task, records)
+        found.append(Holding(one.name, len(records.train), len(records.test), counts))
     return found
+
+
+def class_counts(task: Task, records: Dataset) -> list[int]:
+    """How many records there are of each class; [] where nothing is classified."""
+    if not task.schema.classes:
+        return []
+    labels = labels_of(task, records).astype(np.int64)
+    counts: list[int] = np.bincount(labels, minlength=len(task.schema.classes)).tolist()
+    return counts
 
 
 def table(config: Config, held: Sequence[Holding]) -> Table:
@@ -51,7 +64,7 @@ def table(config: Config, held: Sequence[Holding]) -> Table:
     from rich import box
     from rich.table import Table
 
-    task = get_task(config.task.name)
+    task = configured_task(config.task)
     shown = Table(title=_title(config), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("institution", "train", "test", *task.schema.classes):
         first = heading == "institution"
@@ -67,7 +80,7 @@ def picture(config: Config, held: Sequence[Holding], path: Path) -> None:
     from matplotlib.figure import Figure
 
     check_paths(path)
-    classes = get_task(config.task.name).schema.classes
+    classes = configured_task(config.task).schema.classes
     figure = Figure(figsize=(7, 1.6 + 0.18 * len(held)), layout="constrained")
     axes = figure.subplots()
     left = np.zeros(len(held))

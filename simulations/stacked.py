@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from sovfed.federation.tasks.trees import Tree, flattened, leaves
+
 if TYPE_CHECKING:
     from sovfed.federation.config import Config
 
-RecordLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+RecordLoss: TypeAlias = Callable[[Tensor, Any], Tensor]
 CHUNK_BYTES: Final = 512 << 20  # main memory that one chunk of institutions may take
 CHUNK_SHARE: Final = 0.25  # of free device memory, likewise
 MODEL_COPIES: Final = 8  # float32 of d a model in the stack needs at its peak: model, gradient, update, …
@@ -39,9 +41,8 @@ def refusal(module: nn.Module, config: Config) -> str:
             and rate
         ):
             return f"{type(part).__name__} '{name}' drops out at random, in an order that stacking would change"
-    for name, buffer in module.named_buffers():
-        if buffer.is_floating_point():
-            return f"buffer '{name}' travels with the model, and only parameters are stacked"
+    if any(parameter.requires_grad and parameter.dtype != torch.float32 for parameter in module.parameters()):
+        return "parameters of another type than float32 are trained"
     return ""
 
 
@@ -49,9 +50,9 @@ class StackedModel:
     """Copies of `module` that are moved apart; parameters are lists of [copies, *shape], as `module.parameters()`."""
 
     def __init__(self, module: nn.Module, loss: RecordLoss) -> None:
-        """`loss` maps outputs [n, k] and labels [n] to the loss of each record [n]."""
+        """`loss` maps outputs [n, …] and targets to the loss of each record [n]. Frozen parameters are shared."""
         self.module, self.loss = module.train(), loss
-        named = dict(module.named_parameters())
+        named = {name: one for name, one in module.named_parameters() if one.requires_grad}
         self._names, self._shapes = list(named), [parameter.shape for parameter in named.values()]
         self.chain = Chain.of(module, loss)
 
@@ -63,58 +64,72 @@ class StackedModel:
     def split(self, vector: Tensor) -> list[Tensor]:
         """Views of the last dimension of `vector` [… , d], [… , *shape] each."""
         parts = torch.split(vector, [shape.numel() for shape in self._shapes], dim=-1)
-        return [part.view(*vector.shape[:-1], *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return [part.view((*vector.shape[:-1], *shape)) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def stack(self, vector: Tensor, copies: int) -> list[Tensor]:
         """`copies` of `vector` [d], to be moved apart."""
         return [part.expand(copies, *part.shape).clone() for part in self.split(vector)]
 
     def step(
-        self, parameters: list[Tensor], features: Tensor, labels: Tensor, weights: Tensor, rate: float,
+        self, parameters: list[Tensor], features: Tree, labels: Tree, weights: Tensor, rate: float,
         pull: Callable[[], None],
     ) -> Tensor:  # fmt: skip
         """Move each copy by −rate · ∇ Σ weight·loss over its records; the losses. All are [copies, n, …].
 
         `pull` is called between gradient and move.
         """
-        if self.chain is not None:
+        if self.chain is not None and isinstance(features, Tensor):
             losses, passes = self.chain.backward(parameters, features, labels, weights)
             pull()
             for one in passes:
                 one.add(parameters, one.slopes, -rate)
             return losses
-        leaves = [part.detach().requires_grad_() for part in parameters]
-        outputs = torch.vmap(self.call)(leaves, features)
-        losses = self.loss(outputs.flatten(0, 1).float(), labels.flatten())
-        gradients = torch.autograd.grad(losses, leaves, weights.flatten(), materialize_grads=True)
+        losses, gradients = self.gradients(parameters, features, labels, weights)
         pull()
         for part, gradient in zip(parameters, gradients, strict=True):
             part.sub_(gradient, alpha=rate)
-        return losses.detach().view(labels.shape)
+        return losses
 
-    def call(self, parameters: list[Tensor], features: Tensor) -> Tensor:
+    def gradients(
+        self, parameters: list[Tensor], features: Tree, labels: Tree, weights: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Losses [copies, n], and each copy's ∇ Σ weight·loss [copies, *shape]."""
+        if self.chain is not None and isinstance(features, Tensor):
+            losses, passes = self.chain.backward(parameters, features, labels, weights)
+            slopes = [torch.zeros_like(part) for part in parameters]
+            for one in passes:
+                one.add(slopes, one.slopes, 1.0)
+            return losses, slopes
+        moved = [part.detach().requires_grad_() for part in parameters]
+        outputs = torch.vmap(self.call)(moved, features)
+        losses = self.loss(outputs.flatten(0, 1).float(), flattened(labels))
+        slopes = list(torch.autograd.grad(losses, moved, weights.flatten(), materialize_grads=True))
+        return losses.detach().view(weights.shape), slopes
+
+    def call(self, parameters: list[Tensor], features: Tree) -> Tensor:
         """Outputs of the module with `parameters` in the place of its own, not stacked."""
         values = dict(zip(self._names, parameters, strict=True))
         outputs: Tensor = torch.func.functional_call(self.module, values, (features,))
         return outputs
 
     @torch.no_grad()
-    def fitting(self, record: Tensor, steps: int, batch: int) -> int:
+    def fitting(self, record: Tree, steps: int, batch: int) -> int:
         """How many institutions fit into the memory that a chunk may take, at least one; `record` is [1, …]."""
         outputs: list[int] = []
         hooks = [
-            part.register_forward_hook(lambda _part, _given, found: outputs.append(found.numel()))
+            part.register_forward_hook(lambda _part, _given, found: outputs.append(getattr(found, "numel", int)()))
             for part in self.module.modules()
             if not list(part.children())
         ]
         self.module(record)
         for hook in hooks:
             hook.remove()
-        kept = (record.numel() + KEPT_OUTPUTS * sum(outputs)) * batch
+        kept = (sum(part.numel() for part in leaves(record)) + KEPT_OUTPUTS * sum(outputs)) * batch
         each = 4 * (MODEL_COPIES * self.parameters + kept) + 24 * steps * batch
         room = float(CHUNK_BYTES)
-        if record.device.type == "cuda":
-            room = CHUNK_SHARE * torch.cuda.mem_get_info(record.device)[0]
+        device = leaves(record)[0].device
+        if device.type == "cuda":
+            room = CHUNK_SHARE * torch.cuda.mem_get_info(device)[0]
         return max(1, int(room / each))
 
 
@@ -156,6 +171,8 @@ class Chain:
             type(part) in (nn.Linear, *ELEMENTWISE) and not getattr(part, "inplace", False) for part in parts
         ):
             return None
+        if not all(parameter.requires_grad for parameter in module.parameters()):
+            return None
         places = {id(parameter): place for place, parameter in enumerate(module.parameters())}
         layers: list[tuple[int, int, list[nn.Module]]] = []
         for part in parts:
@@ -166,7 +183,7 @@ class Chain:
         return cls(layers, loss)
 
     def backward(
-        self, parameters: Sequence[Tensor], features: Tensor, labels: Tensor, weights: Tensor
+        self, parameters: Sequence[Tensor], features: Tensor, labels: Tree, weights: Tensor
     ) -> tuple[Tensor, list[LayerPass]]:
         """Losses [copies, n], and every layer's pass for Σ weight·loss. All are [copies, n, …]."""
         inputs, outputs, after = features, [], []
@@ -183,7 +200,7 @@ class Chain:
             outputs.append(out)
             after.append(found)
             inputs = found.detach()
-        losses = self._loss(after[-1].flatten(0, 1), labels.flatten())
+        losses = self._loss(after[-1].flatten(0, 1), flattened(labels))
         (slopes,) = torch.autograd.grad(losses, outputs[-1], weights.flatten())
         for place in range(len(passes) - 1, -1, -1):
             passes[place] = replace(passes[place], slopes=slopes)
@@ -191,4 +208,4 @@ class Chain:
                 slopes = torch.bmm(slopes, parameters[passes[place].weight])
                 if after[place - 1] is not outputs[place - 1]:
                     (slopes,) = torch.autograd.grad(after[place - 1], outputs[place - 1], slopes)
-        return losses.detach().view(labels.shape), passes
+        return losses.detach().view(weights.shape), passes

@@ -20,10 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sovfed.clients.feed import Feed, profile_of
 from sovfed.clients.training import LocalTraining, choose_device, judged, order_seed
 from sovfed.federation.errors import ConfigError, PrivacyError, TrainingError, wire_code
-from sovfed.federation.messages import EvaluateRequest, PrivateRequest, ProfileRequest, SumRequest, Sums, TrainRequest
-from sovfed.federation.tasks import Task, public_scale
+from sovfed.federation.messages import (
+    EvaluateRequest,
+    PrivateRequest,
+    ProfileRequest,
+    SumRequest,
+    Sums,
+    TrainRequest,
+    local_work,
+)
+from sovfed.federation.tasks import Task
 from sovfed.server.aggregation import Total, exact_sum
 from sovfed.simulations.baselines import merge
 from sovfed.simulations.population import KEPT, Institution, Partitioned
@@ -31,9 +40,11 @@ from sovfed.simulations.stacked import CHUNK_BYTES, MODEL_COPIES, StackedModel, 
 from sovfed.simulations.vectorised_private import Persons, StackedPrivate, clip_updates, mean_of, noised_sum
 
 if TYPE_CHECKING:
-    from sovfed.clients.data import Indices, Records
+    from sovfed.clients.data import Dataset, Indices
+    from sovfed.clients.feed import Targets
     from sovfed.federation.config import Config
     from sovfed.federation.flower import StreamingGrid
+    from sovfed.federation.tasks.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,8 @@ class Batches:
 
     `rows` [steps, institutions, batch] are places in the table; `weights`, of the same shape, 1 / (records in the
     batch), and 0 for padding; `shares` 1 / (records of the institution) in its last epoch, else 0; `active` and
-    `widths` [steps] are the institutions that still have a batch, and the longest of these batches.
+    `widths` [steps] are the institutions that still have a batch, and the longest of these batches; `steps`
+    [institutions] each one's number of them.
     """
 
     rows: Tensor
@@ -50,6 +62,7 @@ class Batches:
     shares: Tensor
     active: list[int]
     widths: list[int]
+    steps: list[int]
 
 
 @dataclass(frozen=True)
@@ -73,16 +86,15 @@ class Trained:
 class Table:
     """Records on the device, of which institutions hold rows."""
 
-    def __init__(self, task: Task, records: Records, device: str) -> None:
+    def __init__(self, task: Task, records: Dataset, device: str) -> None:
         self.engine = LocalTraining(task, records, site="", device=device)
-        self.labels = torch.from_numpy(records.labels).to(self.engine.device)
 
 
 class Cohort:
     """Institutions whose records stand in one table: the sites, and each one's training and held-out rows."""
 
     def __init__(self, table: Table, sites: list[str], train: list[Indices], test: list[Indices]) -> None:
-        self.engine, self.labels = table.engine, table.labels
+        self.engine = table.engine
         self.sites, self.train, self.test = sites, train, test
 
     @classmethod
@@ -112,8 +124,7 @@ class Cohort:
 
     def profiles(self) -> list[Sums]:
         """Each institution's profile (`LocalTraining.profile`)."""
-        features = [self.engine.records.features[rows].astype(np.float64) for rows in self.train]
-        return [np.concatenate([[float(len(x))], x.sum(0), np.square(x).sum(0)]) for x in features]
+        return [profile_of(self.engine.task, self.engine.records, rows) for rows in self.train]
 
 
 class StackedTraining:
@@ -123,7 +134,7 @@ class StackedTraining:
         """`chunk` institutions are stacked at a time; 0: as many as memory is meant for."""
         if task.build is None or task.loss is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
-        module = task.build()
+        module = task.model()
         self._chunk = chunk
         if reason := refusal(module, config):
             raise ConfigError(f"simulation.engine=vectorised cannot train this: {reason}")
@@ -133,78 +144,112 @@ class StackedTraining:
 
     def train(self, request: TrainRequest, cohort: Cohort) -> Iterator[Trained]:
         """Train `request.model` at every institution of `cohort`; chunks come in descending order of steps."""
-        features = cohort.engine.features(request.scale)
-        places = sorted(range(len(cohort.sites)), key=lambda place: -_steps(len(cohort.train[place]), request))
-        longest = _steps(len(cohort.train[places[0]]), request)
-        if self._fitted[0] != (longest, request.batch_size):
-            record = features[:1].to(cohort.engine.device)
+        feed = cohort.engine.feed(request.scale)
+        places = sorted(range(len(cohort.sites)), key=lambda place: -request.plan.steps(len(cohort.train[place])))
+        longest = request.plan.steps(len(cohort.train[places[0]]))
+        batch = request.plan.step_size
+        if self._fitted[0] != (longest, batch):
+            record, _ = feed.take(torch.zeros(1, dtype=torch.int64))
             self._model.module.to(cohort.engine.device)
-            self._fitted = (longest, request.batch_size), self._model.fitting(record, longest, request.batch_size)
+            self._fitted = (longest, batch), self._model.fitting(record, longest, batch)
         self.chunk = self._chunk or self._fitted[1]
         for start in range(0, len(places), self.chunk):
-            yield self._descend(request, cohort, features, places[start : start + self.chunk])
+            yield self._descend(request, cohort, feed, places[start : start + self.chunk])
 
-    def _descend(self, request: TrainRequest, cohort: Cohort, features: Tensor, places: list[int]) -> Trained:
+    def _descend(self, request: TrainRequest, cohort: Cohort, feed: Feed, places: list[int]) -> Trained:
         """SGD as `LocalTraining`, w ← w − lr · (∇loss + mu · (w − start)), for all `places` at once."""
         batches, device = _batches(request, cohort, places), cohort.engine.device
-        rows = batches.rows.to(features.device)  # which stay in main memory where the device has no room
+        rows = batches.rows.to(device)
         weights, shares = batches.weights.to(device), batches.shares.to(device)
-        labels = cohort.labels[rows]
         start = torch.tensor(request.model, device=device)
         origin, stacked = self._model.split(start), self._model.stack(start, len(places))
         total = torch.zeros(len(places), device=device)
+        stepper = _Stepper(self._model, request, origin, stacked, batches)
         for step, (active, width) in enumerate(zip(batches.active, batches.widths, strict=True)):
             here = (step, slice(active), slice(width))
-            moving = [part[:active] for part in stacked]
-
-            def pull(moving: list[Tensor] = moving) -> None:
-                if request.proximal_mu:
-                    for part, before in zip(moving, origin, strict=True):
-                        part.sub_(part - before, alpha=request.learning_rate * request.proximal_mu)
-
-            losses = self._model.step(
-                moving,
-                cohort.engine.take(features, rows[here]),
-                labels[here],
-                weights[here],
-                request.learning_rate,
-                pull,
-            )
+            inputs, targets = feed.take(rows[here])
+            losses = stepper.take(step, active, inputs, targets, weights[here])
             total[:active] += torch.linalg.vecdot(losses, shares[here])
         return Trained(places, [part.sub_(before) for part, before in zip(stacked, origin, strict=True)], total)
 
 
-def _steps(count: int, request: TrainRequest) -> int:
-    return request.local_epochs * -(-count // request.batch_size)
+class _Stepper:
+    """The steps of a chunk: plain SGD where it is, else the optimizer that the request asks for."""
+
+    def __init__(
+        self, model: StackedModel, request: TrainRequest, origin: list[Tensor], stacked: list[Tensor], batches: Batches
+    ) -> None:
+        self._model, self._plan, self._origin, self._stacked = model, request.plan, origin, stacked
+        self._constant = self._plan.learning_rate == self._plan.final_rate
+        self._plain = self._plan.plain and self._constant
+        if not self._plain:
+            from sovfed.federation.optimizers import make
+
+            self._optimizer = make(self._plan)
+            self._state = self._optimizer.init(stacked, [tuple(part.shape) for part in origin])
+        counts = batches.steps
+        self._rates = [
+            torch.tensor([self._plan.rate(step, total) for total in counts if total > step], device=origin[0].device)
+            for step in range(0 if self._constant else len(batches.active))
+        ]
+
+    def take(self, step: int, active: int, inputs: Tree, targets: Tree, weights: Tensor) -> Tensor:
+        """One step of the first `active` copies; the losses."""
+        moving = [part[:active] for part in self._stacked]
+        if self._plain:
+            rate = self._plan.learning_rate
+            return self._model.step(moving, inputs, targets, weights, rate, lambda: self._pull(moving, rate))
+        losses, slopes = self._model.gradients(moving, inputs, targets, weights)
+        if self._plan.proximal_mu:
+            for slope, part, before in zip(slopes, moving, self._origin, strict=True):
+                slope.add_(part - before, alpha=self._plan.proximal_mu)
+        self._optimizer.step(
+            moving, slopes, self._state, self._plan.learning_rate if self._constant else self._rates[step]
+        )
+        return losses
+
+    def _pull(self, moving: list[Tensor], rate: float) -> None:
+        if self._plan.proximal_mu:
+            for part, before in zip(moving, self._origin, strict=True):
+                part.sub_(part - before, alpha=rate * self._plan.proximal_mu)
 
 
 def _batches(request: TrainRequest, cohort: Cohort, places: list[int]) -> Batches:
-    """The batches that `LocalTraining` would take, epoch after epoch in the institution's seeded order."""
+    """The batches that `LocalTraining` would take, epoch after epoch in the institution's seeded order.
+
+    Those that it accumulates are one here: the mean over all their records.
+    """
+    plan = request.plan
     mine = [cohort.train[place] for place in places]
     counts = np.array([len(rows) for rows in mine])
-    size = min(request.batch_size, int(counts.max()))
-    each = -(-counts // request.batch_size)  # batches of an epoch
-    steps = each * request.local_epochs
+    size = min(plan.step_size, int(counts.max()))
+    each = -(-counts // plan.step_size)  # steps of an epoch
+    steps = np.array([plan.steps(count) for count in counts.tolist()])
+    passes = -(-steps // each)  # epochs, of which the last may break off
     shape = (int(steps[0]), len(places), size)
     orders, generator = [], torch.Generator()
-    for place, count in zip(places, counts.tolist(), strict=True):
+    for place, count, epochs in zip(places, counts.tolist(), passes.tolist(), strict=True):
         generator.manual_seed(order_seed(request.seed, request.round, cohort.sites[place]))
-        orders += [torch.randperm(count, generator=generator) for _ in range(request.local_epochs)]
-    owner = np.repeat(np.arange(len(places)), counts * request.local_epochs)
-    epochs = np.repeat(counts, request.local_epochs)  # records of each epoch of each institution
-    place_in_epoch = np.arange(len(owner)) - np.repeat(np.cumsum(epochs) - epochs, epochs)
-    number = np.repeat(np.tile(np.arange(request.local_epochs), len(places)), epochs)
+        orders += [torch.randperm(count, generator=generator) for _ in range(epochs)]
+    owner = np.repeat(np.arange(len(places)), counts * passes)
+    sizes = np.repeat(counts, passes)  # records of each epoch of each institution
+    place_in_epoch = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    number = np.repeat(np.concatenate([np.arange(epochs) for epochs in passes]), sizes)
     step, column = number * each[owner] + place_in_epoch // size, place_in_epoch % size
+    taken = step < steps[owner]
     first = (np.cumsum(counts) - counts)[owner]
+    chosen = np.concatenate(mine)[first + torch.cat(orders).numpy()]
+    step, column, owner, number, chosen = step[taken], column[taken], owner[taken], number[taken], chosen[taken]
     rows, weights, shares = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    rows[step, owner, column] = np.concatenate(mine)[first + torch.cat(orders).numpy()]
+    rows[step, owner, column] = chosen
     lengths = np.zeros(shape[:2], np.int64)
     np.add.at(lengths, (step, owner), 1)
     weights[step, owner, column] = 1 / lengths[step, owner]
-    shares[step, owner, column] = (number == request.local_epochs - 1) / counts[owner]
+    last = number == passes[owner] - 1
+    shares[step, owner, column] = last / np.bincount(owner[last], minlength=len(places))[owner]
     return Batches(
         torch.from_numpy(rows), torch.from_numpy(weights), torch.from_numpy(shares),
-        (lengths > 0).sum(1).tolist(), lengths.max(1).tolist(),
+        (lengths > 0).sum(1).tolist(), lengths.max(1).tolist(), steps.tolist(),
     )  # fmt: skip
 
 
@@ -263,7 +308,9 @@ class VectorisedAggregation:
     ) -> None:
         """Fill in `total`; an evaluation before training is of all held-out records at once."""
         if isinstance(request, TrainRequest):
-            (total.sums,) = self._evaluate(request, cohort, [np.concatenate(cohort.test)])
+            total.sums = np.zeros(self._task.evaluation_size)
+            if request.evaluate:
+                (total.sums,) = self._evaluate(request, cohort, [np.concatenate(cohort.test)])
             self._train(request, cohort, nodes, total)
         else:
             total.by_node = dict(zip(nodes, self._evaluate(request, cohort, cohort.test), strict=True))
@@ -273,12 +320,13 @@ class VectorisedAggregation:
         """Fill in `total`: the mean update under `silo`, else the sum in units with everybody's noise."""
         if self._private is None:
             raise ConfigError("a private request in a run that is not private")
-        total.sums, scale = np.zeros(0), public_scale(self._task)
+        total.sums, scale = np.zeros(0), self._task.transform.public_scale
         if request.mechanism == "institution":
             training = TrainRequest(
                 run=request.run, round=request.round, task=request.task, seed=request.seed,
                 local_epochs=request.local_epochs, batch_size=request.batch_size,
                 learning_rate=request.learning_rate, proximal_mu=0.0, model=request.model, scale=scale,
+                **local_work(request),
             )  # fmt: skip
             rows = []
             for chunk in self._training.train(training, cohort):
@@ -287,17 +335,14 @@ class VectorisedAggregation:
                 rows.append(clipped[good].cpu().numpy())
             total.integers = noised_sum(np.concatenate(rows), request, sum(map(len, rows)))
         else:
-            features, labels = cohort.engine.features(scale), cohort.labels
+            feed = cohort.engine.feed(scale)
             if request.mechanism == "silo":
                 self._training.chunk = max(1, CHUNK_BYTES // (8 * MODEL_COPIES * request.model.size))
-                updates = [
-                    self._private.descend(request, features, labels, part)
-                    for part in cohort.persons(self._training.chunk)
-                ]
+                updates = [self._private.descend(request, feed, part) for part in cohort.persons(self._training.chunk)]
                 total.mean = mean_of(torch.cat(updates))
             else:
                 (everybody,) = cohort.persons(len(cohort.sites))
-                total.integers = self._private.sample(request, features, labels, everybody)
+                total.integers = self._private.sample(request, feed, everybody)
         total.participants = [node for node in total.participants if node not in total.refused]
         total.count = len(total.participants)
 
@@ -346,12 +391,23 @@ class VectorisedAggregation:
         self, request: TrainRequest | EvaluateRequest, cohort: Cohort, parts: Sequence[Indices]
     ) -> list[Sums]:
         """The model's metric sums over each of `parts`, rows of the table."""
-        rows = np.concatenate(parts)
-        logits, labels = cohort.engine.logits(request.model, request.scale, rows), cohort.engine.records.labels[rows]
-        cuts = np.cumsum([len(part) for part in parts])[:-1]
-        pieces = zip(*(np.split(values, cuts) for values in (logits, labels)), strict=True)
-        return [judged(self._task, *piece)[0] for piece in pieces]
+        batches = list(cohort.engine.outputs(request.model, request.scale, np.concatenate(parts)))
+        outputs = np.concatenate([outputs for outputs, _ in batches])
+        targets = _joined([targets for _, targets in batches])
+        ends = np.cumsum([len(part) for part in parts])
+        slices = [slice(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
+        return [judged(self._task, outputs[part], _cut(targets, part))[0] for part in slices]
 
     def _count(self, institutions: int, down: int, up: int) -> None:
         self._grid.bytes_down += institutions * down
         self._grid.bytes_up += institutions * up
+
+
+def _joined(parts: Sequence[Targets]) -> Targets:
+    if isinstance(parts[0], dict):
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}  # type: ignore[call-overload]
+    return np.concatenate(parts)  # type: ignore[arg-type]
+
+
+def _cut(targets: Targets, part: slice) -> Targets:
+    return {name: values[part] for name, values in targets.items()} if isinstance(targets, dict) else targets[part]

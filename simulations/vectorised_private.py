@@ -22,14 +22,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sovfed.clients.dpsgd.compatibility import EXAMPLES
+from sovfed.clients.data import Records
 from sovfed.clients.dpsgd.engines import clip_factors
-from sovfed.clients.dpsgd.made_up import made_up_records
 from sovfed.clients.dpsgd.step import CLIP_MARGIN, ENGINE_TOLERANCE, PrivateStep
+from sovfed.clients.feed import Feed
 from sovfed.federation.errors import ConfigError, PrivacyError
+from sovfed.federation.privacy.compatibility import EXAMPLES
 from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian
 from sovfed.federation.privacy.noise import Units, share_variance
 from sovfed.federation.privacy.sampling import Entropy, poisson_sample
+from sovfed.federation.tasks.trees import Tree, mapped, widened
+from sovfed.federation.tasks.trees import rows as take
 from sovfed.simulations.stacked import StackedModel
 
 if TYPE_CHECKING:
@@ -88,46 +91,42 @@ class StackedPrivate:
     def __init__(self, task: Task, clip: float, device: torch.device) -> None:
         if task.build is None or task.loss is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
-        self._task, self._clip, self._loss = task, clip, task.loss
-        self._model = StackedModel(task.build().to(device).double(), task.loss)
+        self._task, self._clip, self._loss, self._device = task, clip, task.loss, device
+        self._model = StackedModel(task.model().to(device).double(), task.loss)
         self._exact = _linear_once(self._model)
         self._gradients = torch.vmap(
             torch.vmap(torch.func.grad(self._record_loss), in_dims=(None, 0, 0)), in_dims=(0, 0, 0)
         )
         self._try(task, device)
 
-    def descend(
-        self, request: PrivateRequest, features: Tensor, labels: Tensor, persons: Persons, entropy: Entropy = os.urandom
-    ) -> Tensor:
+    def descend(self, request: PrivateRequest, feed: Feed, persons: Persons, entropy: Entropy = os.urandom) -> Tensor:
         """`PrivateTraining`'s local steps under `silo`, of every institution: their updates, float64 [institutions, d].
 
-        `features` and `labels` are the table that `persons` has its rows in.
+        `feed` has the records that `persons` has its rows of.
         """
         copies, d = persons.institutions, request.model.size
-        start = torch.tensor(request.model, dtype=torch.float64, device=features.device)
+        start = torch.tensor(request.model, dtype=torch.float64, device=self._device)
         models = start.repeat(copies, 1)
         units, table = Units(request.clip, d, SILO_BITS), Units(request.clip, copies * d, SILO_BITS)
         variance = share_variance(request.noise_multiplier, units)
         for who in _sampled(len(persons.first), request.steps, request.sampling_rate, entropy):
-            total = self.clipped_sums(models.float().double(), features, labels, persons, who).cpu().numpy()
+            total = self.clipped_sums(models.float().double(), feed, persons, who).cpu().numpy()
             noised = table.quantise(total.reshape(-1)) + discrete_gaussian(copies * d, variance, entropy)
             step = torch.from_numpy(table.dequantise(noised).reshape(copies, d)).to(models.device)
             models.sub_(step, alpha=request.learning_rate / request.batch)
         return models.sub_(start)
 
-    def sample(
-        self, request: PrivateRequest, features: Tensor, labels: Tensor, persons: Persons, entropy: Entropy = os.urandom
-    ) -> Integers:
+    def sample(self, request: PrivateRequest, feed: Feed, persons: Persons, entropy: Entropy = os.urandom) -> Integers:
         """A `distributed` round: the sum that the secure aggregation of all institutions would open, shape [d].
 
         It is rounded once, not at each institution, and no institution's part is cut to the ring.
         """
         (who,) = _sampled(len(persons.first), 1, request.sampling_rate, entropy)
-        model = torch.tensor(request.model, dtype=torch.float64, device=features.device).unsqueeze(0)
-        total = self.clipped_sums(model, features, labels, persons.together(), who)
+        model = torch.tensor(request.model, dtype=torch.float64, device=self._device).unsqueeze(0)
+        total = self.clipped_sums(model, feed, persons.together(), who)
         return noised_sum(total.cpu().numpy(), request, persons.institutions, entropy)
 
-    def clipped_sums(self, models: Tensor, features: Tensor, labels: Tensor, persons: Persons, who: Indices) -> Tensor:
+    def clipped_sums(self, models: Tensor, feed: Feed, persons: Persons, who: Indices) -> Tensor:
         """For every institution the sum of its sampled persons' clipped gradients at its own model: float64 [c, d].
 
         `models` is [c, d]; `who` are places of persons, ascending. A gradient that is not finite is left out.
@@ -135,17 +134,15 @@ class StackedPrivate:
         models = models.double()
         total = torch.zeros_like(models)
         direct = self._exact and not persons.several
-        each = 8 * sum(one.numel() for one in features[:1]) if direct else 24 * models.shape[1]
+        each = 2 * feed.bytes_each if direct else 24 * models.shape[1]
         for piece in _pieces(persons, who, max(1, PIECE_BYTES // max(1, each))):
             here, places = np.unique(persons.owner[piece.who], return_inverse=True)
             chosen = torch.from_numpy(here).to(models.device)
-            sums = self._clipped(models[chosen], features, labels, piece, places, direct=direct)
+            sums = self._clipped(models[chosen], feed, piece, places, direct=direct)
             total.index_add_(0, chosen, sums)
         return total
 
-    def _clipped(
-        self, models: Tensor, features: Tensor, labels: Tensor, piece: Piece, places: Indices, *, direct: bool
-    ) -> Tensor:
+    def _clipped(self, models: Tensor, feed: Feed, piece: Piece, places: Indices, *, direct: bool) -> Tensor:
         """The piece's sums [c, d], given each person's place among the c `models`."""
         copy = places[piece.person]  # of each record, ascending
         starts = np.searchsorted(copy, np.arange(len(models)))
@@ -155,13 +152,12 @@ class StackedPrivate:
         grid[copy, column], there[copy, column] = piece.rows, 1
         rows, mask = (torch.from_numpy(part).to(models.device) for part in (grid, there))
         run = self._clip_directly if direct else self._clip_gradients
-        return run(
-            models, features[rows].double(), labels[rows], mask, torch.from_numpy(piece.person).to(models.device)
-        )
+        inputs, targets = feed.take(rows)
+        return run(models, widened(inputs), targets, mask, torch.from_numpy(piece.person).to(models.device))
 
-    def _clip_directly(self, models: Tensor, features: Tensor, labels: Tensor, mask: Tensor, _: Tensor) -> Tensor:
+    def _clip_directly(self, models: Tensor, features: Tree, labels: Tree, mask: Tensor, _: Tensor) -> Tensor:
         """Of a chain, where a record is a person: its norm is Σ (|input|² + 1)·|slope|² over the layers."""
-        if self._model.chain is None:
+        if self._model.chain is None or not isinstance(features, Tensor):
             raise ConfigError("the model is no chain of Linear layers")
         _, passes = self._model.chain.backward(self._model.split(models), features, labels, mask)
         squares = torch.zeros_like(mask)
@@ -178,11 +174,11 @@ class StackedPrivate:
             used.add(parts, used.slopes * factors.unsqueeze(2), 1.0)
         return sums
 
-    def _clip_gradients(self, models: Tensor, features: Tensor, labels: Tensor, mask: Tensor, person: Tensor) -> Tensor:
+    def _clip_gradients(self, models: Tensor, features: Tree, labels: Tree, mask: Tensor, person: Tensor) -> Tensor:
         """Of any model: each record's gradient, averaged over its person's records."""
         kept = mask.flatten().nonzero().flatten()  # in the order of `person`
         found = self._gradients(self._model.split(models), features, labels)
-        records = torch.cat([part.flatten(2).flatten(0, 1)[kept] for part in found], dim=1)
+        records = torch.cat([part.reshape(mask.numel(), -1)[kept] for part in found], dim=1)
         copies = torch.arange(len(models), device=mask.device).repeat_interleave(mask.shape[1])[kept]
         count = int(person[-1]) + 1
         if count < len(person):
@@ -197,31 +193,38 @@ class StackedPrivate:
         sums: Tensor = torch.zeros_like(models).index_add_(0, copies, clipped)
         return sums
 
-    def _record_loss(self, parameters: list[Tensor], record: Tensor, label: Tensor) -> Tensor:
-        outputs = self._model.call(parameters, record.unsqueeze(0))
-        return self._loss(outputs, label.unsqueeze(0))[0]
+    def _record_loss(self, parameters: list[Tensor], record: Tree, label: Tree) -> Tensor:
+        outputs = self._model.call(parameters, mapped(_alone, record))
+        return self._loss(outputs, mapped(_alone, label))[0]
 
     def _try(self, task: Task, device: torch.device) -> None:
         """Hold both ways of clipping to `PrivateStep`, on made-up records, before they see a real one."""
-        if task.build is None:
-            raise ConfigError(f"task '{task.name}' has no model to train")
-        features, labels = (part.to(device) for part in made_up_records(task, 2 * EXAMPLES))
-        module = task.build().to(device)
-        flat = torch.cat([one.detach().flatten() for one in module.parameters()])
+        count = 2 * EXAMPLES
+        everybody = np.arange(count)
+        records = Records(task.schema.made_up(count), everybody, everybody, everybody[:0])
+        feed = Feed(task, records, task.transform.public_scale, device)
+        features, labels = feed.take(torch.from_numpy(everybody))
+        module = task.model().to(device)
+        flat = torch.cat([one.detach().flatten() for one in module.parameters() if one.requires_grad])
         models = torch.stack([flat, 0.5 * flat])
         step = PrivateStep(
-            module, self._loss, self._clip, example=(features[:EXAMPLES], labels[:EXAMPLES]), several_records=True,
+            module, self._loss, self._clip, example=task.made_up(EXAMPLES), several_records=True,
             device=device,
         )  # fmt: skip
         halves = [np.arange(EXAMPLES), np.arange(EXAMPLES, 2 * EXAMPLES)]
         for people in (np.arange(2 * EXAMPLES), np.arange(2 * EXAMPLES) // 2):
             persons = Persons.of(halves, people)
-            got = self.clipped_sums(models, features, labels, persons, np.arange(len(persons.first)))
+            got = self.clipped_sums(models, feed, persons, np.arange(len(persons.first)))
             for mine, model, rows in zip(got, models, halves, strict=True):
                 owners = torch.from_numpy(people[rows]).to(device)
-                expected, _ = step.clipped_sum(model, features[rows], labels[rows], owners)
+                held = torch.from_numpy(rows).to(device)
+                expected, _ = step.clipped_sum(model, take(features, held), take(labels, held), owners)
                 if not float((mine - expected).norm()) <= ENGINE_TOLERANCE * max(float(expected.norm()), self._clip):
                     raise PrivacyError(f"stacked clipping is wrong for the model of task '{task.name}'")
+
+
+def _alone(part: Tensor) -> Tensor:
+    return part.unsqueeze(0)
 
 
 def noised_sum(totals: Floats, request: PrivateRequest, institutions: int, entropy: Entropy = os.urandom) -> Integers:

@@ -57,7 +57,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "compare": Lazy("sovfed.simulations.cli_sweep", "compare", "Turn any set of runs into one table and figure."),
     "audit": Lazy("sovfed.simulations.cli_audit", "audit", "Attack the privacy claims of this installation."),
     "bench": Lazy("sovfed.simulations.cli_bench", "bench", "Measure sovfed against its peers on this machine."),
-    "task": Lazy("sovfed.clients.cli_task", "task", "Propose, list, show and check tasks: what is learnt from what."),
+    "task": Lazy("sovfed.clients.cli_propose", "task", "Propose, list, show and check tasks: what is learnt from what."),
     "config": Lazy("sovfed.federation.cli", "config", "Show the configuration and where each value comes from."),
     "doctor": Lazy("sovfed.federation.cli", "doctor", "Check that this machine is ready, and say what to fix."),
 }

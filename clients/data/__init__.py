@@ -91,6 +91,7 @@ class Connector:
     sites: Callable[[DataConfig], tuple[str, ...]] = lambda _config: ()  # the real institutions in the source, if any
     obstacle: Callable[[Task, DataConfig], str] = lambda _task, _config: ""  # to privacy, before a record is read
     task: str = ""  # the one task that it has records of; "": whichever fits
+    cuts: bool = False  # whether data.site, a number, chooses one of data.sites made-up parts
 
 
 @cache

@@ -82,4 +82,4 @@ def _parse(content: bytes, path: Path) -> dict[str, tuple[Images, Indices]]:
     return found
 
 
-CONNECTOR: Final = Connector(load, task="pneumonia")
+CONNECTOR: Final = Connector(load, task="pneumonia", cuts=True)

@@ -2,7 +2,8 @@
 
 `vmap` (and `hooks`) keep a gradient for each record; `ghost` finds norms and sums from inputs and slopes. Sums are in
 float64, whatever the type of the module. All take the trainable parameters in the order of `module.parameters()`, read
-them where they stand, and leave `.grad` alone. Features [n, …] and labels [n] lie on the module's device.
+them where they stand, and leave `.grad` alone. Features and labels (trees, of each
+tensor the first dimension the record) lie on the module's device.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import Linear
 
 from sovfed.clients.dpsgd.layers import trainable_layers
 from sovfed.federation.errors import PrivacyError
+from sovfed.federation.tasks.trees import Tree, mapped, rows, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
-    RecordLoss = Callable[[Tensor, Tensor], Tensor]
+    RecordLoss = Callable[[Tensor, Any], Tensor]
 
 TINY = torch.finfo(torch.float32).tiny
 BLOCK = 1 << 19  # values that are widened to float64 at once
@@ -37,16 +39,16 @@ class VmapEngine:
     def __init__(self, module: Module, loss: RecordLoss) -> None:
         self._values = {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
 
-        def record_loss(values: dict[str, Tensor], record: Tensor, label: Tensor) -> Tensor:
-            logits = functional_call(module, values, (record.unsqueeze(0),))
-            return loss(logits, label.unsqueeze(0))[0]
+        def record_loss(values: dict[str, Tensor], record: Tree, label: Tree) -> Tensor:
+            logits = functional_call(module, values, (mapped(_alone, record),))
+            return loss(logits, mapped(_alone, label))[0]
 
         self._gradients = vmap(grad(record_loss), in_dims=(None, 0, 0), randomness="different")
 
-    def gradients(self, features: Tensor, labels: Tensor) -> list[Tensor]:
+    def gradients(self, features: Tree, labels: Tree) -> list[Tensor]:
         """For each trainable parameter, the gradient of each record's loss, shape [n, size]."""
         found = self._gradients(self._values, features, labels)
-        return [found[name].flatten(1) for name in self._values]
+        return [found[name].reshape(size(features), -1) for name in self._values]
 
     own = gradients  # what each record has of its own
 
@@ -61,7 +63,7 @@ class HooksEngine:
         self._hooks = _opacus()(module, loss_reduction="sum")
         self._hooks.disable_hooks()
 
-    def gradients(self, features: Tensor, labels: Tensor) -> list[Tensor]:
+    def gradients(self, features: Tree, labels: Tree) -> list[Tensor]:
         """For each trainable parameter, the gradient of each record's loss, shape [n, size]."""
         _forget(self._layers)
         self._hooks.enable_hooks()
@@ -70,7 +72,7 @@ class HooksEngine:
                 losses = self._loss(self._module(features), labels)
                 # The hooks need the pass to come by, not its gradients: ask for the smallest of each layer.
                 torch.autograd.grad(losses.sum(), self._reached)
-            return [_shaped(getattr(one, "grad_sample", None), len(features)) for one in self._parameters]
+            return [_shaped(getattr(one, "grad_sample", None), size(features)) for one in self._parameters]
         finally:
             self._hooks.disable_hooks()
             _forget(self._layers)
@@ -90,13 +92,13 @@ class GhostEngine:
         self._layers = [part for part in trainable_layers(module) if isinstance(part, Linear)]
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
-    def clipped(self, features: Tensor, labels: Tensor, count: int, bound: float) -> tuple[list[Tensor], int]:
+    def clipped(self, features: Tree, labels: Tree, count: int, bound: float) -> tuple[list[Tensor], int]:
         """The float64 sum of the first `count` records' gradients, each clipped to `bound`, by parameter.
 
         And how many of them were finite: the others are left out.
         """
         passes = self._passes(features, labels)
-        squares = torch.zeros(len(features), dtype=torch.float64, device=features.device)
+        squares = torch.zeros(size(features), dtype=torch.float64, device=passes[0][1].device)
         for layer, inputs, slopes in passes:
             wide = inputs.square().sum(1) if layer.weight.requires_grad else torch.zeros_like(squares)
             if layer.bias is not None and layer.bias.requires_grad:
@@ -115,11 +117,11 @@ class GhostEngine:
         sums = [found[id(one)] if id(one) in found else self._zeros(one) for one in self._parameters]
         return sums, int(used.sum())
 
-    def own(self, features: Tensor, labels: Tensor) -> list[Tensor]:
+    def own(self, features: Tree, labels: Tree) -> list[Tensor]:
         """What each record has of its own: inputs and slopes of every layer, [n, width]."""
         return [one for _, inputs, slopes in self._passes(features, labels) for one in (inputs, slopes)]
 
-    def _passes(self, features: Tensor, labels: Tensor) -> list[tuple[Linear, Tensor, Tensor]]:
+    def _passes(self, features: Tree, labels: Tree) -> list[tuple[Linear, Tensor, Tensor]]:
         """Of each layer that was used its inputs and the slopes of the losses at its outputs, float64 [n, width]."""
         seen: list[tuple[Linear, Tensor, Tensor]] = []
 
@@ -158,14 +160,18 @@ def build_engine(name: str, module: Module, loss: RecordLoss) -> Engine:
     return engines[name](module, loss)
 
 
-def one_by_one(module: Module, loss: RecordLoss, features: Tensor, labels: Tensor) -> Iterator[Tensor]:
+def one_by_one(module: Module, loss: RecordLoss, features: Tree, labels: Tree) -> Iterator[Tensor]:
     """Each record's gradient over the trainable parameters, shape [d'], by plain autograd on a batch of one."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for place in range(len(features)):
+    for place in range(size(features)):
         record = slice(place, place + 1)
-        losses = loss(module(features[record]), labels[record])
+        losses = loss(module(rows(features, record)), rows(labels, record))
         parts = torch.autograd.grad(losses.sum(), parameters, materialize_grads=True)
         yield torch.cat([part.flatten() for part in parts])
+
+
+def _alone(part: Tensor) -> Tensor:
+    return part.unsqueeze(0)
 
 
 def clip_factors(norms: Tensor, bound: float) -> Tensor:
@@ -229,7 +235,7 @@ def _smallest(module: Module) -> list[Parameter]:
 def _shaped(gradients: Tensor | None, count: int) -> Tensor:
     if gradients is None or len(gradients) != count:
         raise PrivacyError("Opacus' hooks found no gradient for a parameter; use engine vmap")
-    return gradients.flatten(1)
+    return gradients.reshape(count, -1)
 
 
 def _forget(layers: Sequence[Module]) -> None:

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
+from sovfed.federation.tasks.trees import size
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+    from sovfed.federation.tasks.trees import Tree
 
 ENGINES: Final = ("vmap", "ghost", "hooks")
 
@@ -37,11 +41,12 @@ class Trace:
     tied: tuple[str, ...]  # names of parameters that are another name's parameter
 
 
-def trace(module: nn.Module, features: Tensor) -> Trace:
+def trace(module: nn.Module, features: Tree) -> Trace:
     """Watch one forward pass of `module` over `features` [n, …]; n should be no other dimension of the model."""
     calls: Counter[str] = Counter()
     plain: dict[str, bool] = {}
     rank: dict[str, int] = {}
+    count = size(features)
     own = {id(parameter) for parameter in module.parameters()}
     saved: dict[int, int] = {}
 
@@ -57,7 +62,7 @@ def trace(module: nn.Module, features: Tensor) -> Trace:
             rank[name] = args[0].dim() if args and isinstance(args[0], torch.Tensor) else 0
 
         def _by_record(values: tuple[Any, ...]) -> bool:
-            return all(isinstance(value, torch.Tensor) and value.shape[:1] == features.shape[:1] for value in values)
+            return all(isinstance(value, torch.Tensor) and value.shape[:1] == (count,) for value in values)
 
         return hook
 
@@ -76,7 +81,7 @@ def trace(module: nn.Module, features: Tensor) -> Trace:
     first = {id(parameter): name for name, parameter in module.named_parameters()}
     every = module.named_parameters(remove_duplicate=False)
     tied = tuple(name for name, parameter in every if first[id(parameter)] != name)
-    return Trace(layers, sum(saved.values()) // max(1, len(features)), tied)
+    return Trace(layers, sum(saved.values()) // max(1, count), tied)
 
 
 def refusals(engine: str, found: Trace, *, several_records: bool) -> list[str]:

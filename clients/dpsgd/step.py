@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import nn
 
-from sovfed.clients.dpsgd.compatibility import check_private_compatible, still
 from sovfed.clients.dpsgd.engines import GhostEngine, build_engine, clip_and_sum, clip_factors, one_by_one
 from sovfed.clients.dpsgd.layers import ENGINES, choose, refusals, trace
 from sovfed.clients.training import SMALL, one_thread
 from sovfed.federation.errors import ConfigError, PrivacyError
+from sovfed.federation.privacy.compatibility import check_private_compatible, still
 from sovfed.federation.schema import nearest
+from sovfed.federation.tasks.trees import Tree, leaves, padded, rows, size, split, to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +65,7 @@ class PrivateStep:
         loss: RecordLoss,
         clip: float,
         *,
-        example: tuple[Tensor, Tensor],
+        example: tuple[Tree, Tree],
         several_records: bool,
         device: torch.device | str = "cpu",
         engine: str = "auto",
@@ -82,7 +83,7 @@ class PrivateStep:
         if engine not in ("auto", *ENGINES):
             raise ConfigError(f"unknown gradient engine '{engine[:64]}'{nearest(engine, ('auto', *ENGINES))}")
         self.clip, self._device, self._several = clip, torch.device(device), several_records
-        features, labels = (part.to(self._device) for part in example)
+        features, labels = (to_device(part, self._device) for part in example)
         self._module = module.to(self._device).train()
         check_private_compatible(self._module, loss, features, labels)
         self._flat = _flatten(self._module)
@@ -100,8 +101,8 @@ class PrivateStep:
         self._piece = self._records_at_once(found.record_bytes)
         self._try_engine(loss, features, labels)
         wanted = self._piece
-        for size in (wanted, 2 * wanted, 1):  # vector kernels may need a multiple of their width
-            self._piece = size
+        for records in (wanted, 2 * wanted, 1):  # vector kernels may need a multiple of their width
+            self._piece = records
             if self._bits_are_their_own(features, labels):
                 break
         if self._piece < wanted:
@@ -114,7 +115,7 @@ class PrivateStep:
         return self._flat.numel()
 
     def clipped_sum(
-        self, flat_model: Tensor, features: Tensor, labels: Tensor, person_groups: Tensor
+        self, flat_model: Tensor, features: Tree, labels: Tree, person_groups: Tensor
     ) -> tuple[Tensor, int]:
         """The sum of the sampled persons' clipped gradients at `flat_model` (shape [d]): float64 [d], on the device.
 
@@ -124,11 +125,11 @@ class PrivateStep:
         """
         if flat_model.shape != self._flat.shape:
             raise ConfigError(f"model of shape {tuple(flat_model.shape)}, expected ({self._flat.numel()},)")
-        if not len(features) == len(labels) == len(person_groups):
-            raise ConfigError(f"{len(features)} features, {len(labels)} labels, {len(person_groups)} persons")
+        if not size(features) == size(labels) == len(person_groups):
+            raise ConfigError(f"{size(features)} features, {size(labels)} labels, {len(person_groups)} persons")
         self._flat.copy_(flat_model)
         total = torch.zeros(self._flat.shape, dtype=torch.float64, device=self._device)
-        if not len(features):
+        if not len(person_groups):
             return total, 0
         persons, owners, counts = torch.unique(person_groups, return_inverse=True, return_counts=True)
         if not self._several and len(persons) < len(person_groups):
@@ -143,20 +144,20 @@ class PrivateStep:
     def _sum(
         self,
         total: Tensor,
-        features: Tensor,
-        labels: Tensor,
+        features: Tree,
+        labels: Tree,
         persons: tuple[Tensor, Tensor] | None,
         clip: float,
     ) -> int:
         """Add the clipped gradients to `total`, piece by piece. `persons`: each record's owner, and each's count."""
-        features, labels = features.to(self._device), labels.to(self._device)
+        features, labels = to_device(features, self._device), to_device(labels, self._device)
         bound, sums, used = clip * (1 - CLIP_MARGIN), LevelSum(), 0
         if persons is None:
-            for rows, targets, count in self._pieces(features, labels):
+            for records, targets, count in self._pieces(features, labels):
                 if isinstance(self._engine, GhostEngine):
-                    parts, finite = self._engine.clipped(rows, targets, count, bound)
+                    parts, finite = self._engine.clipped(records, targets, count, bound)
                 else:
-                    parts, finite = clip_and_sum(self._engine.gradients(rows, targets), count, bound)
+                    parts, finite = clip_and_sum(self._engine.gradients(records, targets), count, bound)
                 used += finite
                 sums.add(parts)
         else:
@@ -168,19 +169,13 @@ class PrivateStep:
             total[place] = part
         return used
 
-    def _pieces(self, features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
+    def _pieces(self, features: Tree, labels: Tree) -> Iterator[tuple[Tree, Tree, int]]:
         """Features and labels of `self._piece` records each, and how many of them are real: the last ones are zeros."""
-        for rows, targets in zip(torch.split(features, self._piece), torch.split(labels, self._piece), strict=True):
-            lacking = self._piece - len(rows)
-            if not lacking:
-                yield rows, targets, len(rows)
-            else:
-                filled = (torch.cat([one, one.new_zeros(lacking, *one.shape[1:])]) for one in (rows, targets))
-                yield next(filled), next(filled), len(rows)
+        for records, targets in zip(split(features, self._piece), split(labels, self._piece), strict=True):
+            count = size(records)
+            yield padded(records, self._piece), padded(targets, self._piece), count
 
-    def _person_gradients(
-        self, features: Tensor, labels: Tensor, owners: Tensor, counts: Tensor
-    ) -> Iterator[list[Tensor]]:
+    def _person_gradients(self, features: Tree, labels: Tree, owners: Tensor, counts: Tensor) -> Iterator[list[Tensor]]:
         """Mean gradients of whole persons, by parameter, float64 [persons, size]; one may span several pieces.
 
         A person's records are added up one by one in their own order, wherever a piece begins: the same bits always.
@@ -192,11 +187,11 @@ class PrivateStep:
         owners = owners.to(self._device)[order]
         begun: Tensor | None = None  # the sum over the records so far of a person who goes on in this piece
         end = 0
-        for rows, targets, count in self._pieces(features[order], labels[order]):
+        for records, targets, count in self._pieces(rows(features, order), rows(labels, order)):
             start, end = end, end + count
             owner = owners[start:end]
             first, last = int(owner[0]), int(owner[-1])
-            found = self._engine.gradients(rows, targets)
+            found = self._engine.gradients(records, targets)
             each = torch.cat(found, dim=1)
             sums = torch.zeros(last - first + 1, each.shape[1], dtype=torch.float64, device=self._device)
             if begun is not None:
@@ -221,17 +216,18 @@ class PrivateStep:
             most = min(PIECE, max(CHUNK_BYTES // each, min(FEW, MOST_BYTES // each)))
         return 1 << max(0, most.bit_length() - 1)
 
-    def _bits_are_their_own(self, features: Tensor, labels: Tensor) -> bool:
+    def _bits_are_their_own(self, features: Tree, labels: Tree) -> bool:
         """Whether made-up records get the same bits at every place of a piece, and beside others or zeros alike."""
-        count, places = len(features), torch.arange(self._piece, device=self._device)
+        count, places = size(features), torch.arange(self._piece, device=self._device)
         known: dict[int, list[Tensor]] = {}
         with still(self._module), self._steady():
             for turn in range(count + 1 if self._piece > 1 else 0):  # each record comes to every place
                 which = (places + turn) % count
-                rows, targets = features[which], labels[which]
+                records, targets = rows(features, which), rows(labels, which)
                 real = (places % 3 != 1) | (turn < count)
-                rows[~real], targets[~real] = 0, 0
-                found = self._engine.own(rows, targets)
+                for tensor in (*leaves(records), *leaves(targets)):
+                    tensor[~real] = 0
+                found = self._engine.own(records, targets)
                 for record in range(count):
                     mine = [one[real & (which == record)] for one in found]
                     if len(mine[0]) and not all(
@@ -241,7 +237,7 @@ class PrivateStep:
                         return False
         return True
 
-    def _try_engine(self, loss: RecordLoss, features: Tensor, labels: Tensor) -> None:
+    def _try_engine(self, loss: RecordLoss, features: Tree, labels: Tree) -> None:
         """Hold the engine to plain autograd, one made-up record at a time, before it sees a real one."""
         with still(self._module), self._steady():
             try:
@@ -258,7 +254,7 @@ class PrivateStep:
                 ) from error
         got = torch.cat([total[place] for place in self._slices])
         error_ = float((got - expected).norm())
-        if used != len(features) or not error_ <= ENGINE_TOLERANCE * max(float(expected.norm()), clip):
+        if used != size(features) or not error_ <= ENGINE_TOLERANCE * max(float(expected.norm()), clip):
             raise PrivacyError(f"engine {self.engine} is wrong for this model by {error_:.2g} at clip {clip:.2g}")
 
     @contextmanager
@@ -318,8 +314,8 @@ class LevelSum:
 
 
 def _flatten(module: nn.Module) -> Tensor:
-    """One flat vector in the order of `parameters_to_vector`, of which the module's parameters become views."""
-    parameters = list(module.parameters())
+    """One flat vector of the parameters that are trained, in torch's order, which become views of it."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
     place = 0
     for parameter in parameters:
@@ -333,5 +329,5 @@ def _trainable_slices(module: nn.Module) -> list[slice]:
     for parameter in module.parameters():
         if parameter.requires_grad:
             slices.append(slice(place, place + parameter.numel()))
-        place += parameter.numel()
+            place += parameter.numel()
     return slices

@@ -28,7 +28,7 @@ from sovfed.federation.secagg.mask import hash_vector
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.ring import FRACTION_BITS
 from sovfed.federation.secagg.wire import RUN_BYTES
-from sovfed.federation.tasks import get_task
+from sovfed.federation.tasks.registry import get_task
 
 SPOILT: Final = 1  # the first header metric of every sum without noise: how many contributions were spoilt
 TRAIN_METRICS: Final = 3  # before the evaluation: Σ countᵢ·lossᵢ, Σ countᵢ·stepsᵢ, the values beyond the clip
@@ -93,7 +93,7 @@ def subject(request: SumRequest) -> bytes:
 
 @lru_cache(maxsize=64)
 def _subject(task: str) -> bytes:
-    return digest("subject", *(feature.name.encode() for feature in get_task(task).schema.features))
+    return digest("subject", *(column.name.encode() for column in get_task(task).schema.columns))
 
 
 def task_digest(request: SumRequest) -> bytes:

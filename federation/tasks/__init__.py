@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sovfed.federation.metrics import Metric
     from sovfed.federation.tasks.columns import Schema
     from sovfed.federation.tasks.layout import Layout
-    from sovfed.federation.tasks.transform import Tree
+    from sovfed.federation.tasks.trees import Tree
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Task:
     metrics: Metric
     headline: str  # the metric to report first
     build: Callable[[], Module] | None  # None: nothing is trained
-    loss: Callable[[Tensor, Tensor], Tensor] | None
+    loss: Callable[[Tensor, Any], Tensor] | None
     predict: Callable[[Module, Tree], object] | None = None  # how the model is called; None: `layout.call`
     trained: Callable[[str], bool] | None = None  # which parameters, by name; None: all that require gradients
     version: str = "1"
@@ -141,10 +141,12 @@ class Task:
         return module if self._plain(module) else Applied(module, self.predict or call)
 
     def _plain(self, module: Module) -> bool:
-        """Whether the module itself takes the inputs as they are and returns a tensor: then nothing stands around it."""
+        """Whether the module takes the inputs as they are and returns a tensor: nothing stands around it then."""
         import torch
 
-        if self.predict is not None:
+        from sovfed.federation.tasks.layout import floats
+
+        if self.predict is not None or floats(module) != torch.float32:
             return False
         if "_is_plain" not in self.__dict__:
             inputs, _ = self.made_up(2)
@@ -185,7 +187,7 @@ def _code(build: Callable[[], Module] | None) -> str:
     import inspect
 
     try:
-        source = inspect.getsource(inspect.getmodule(build) or build) if build is not None else ""  # type: ignore[arg-type]
+        source = inspect.getsource(inspect.getmodule(build) or build) if build is not None else ""
     except (OSError, TypeError):  # written in a notebook or at a prompt
         source = getattr(build, "__qualname__", "")
     return hashlib.sha256(source.encode()).hexdigest()

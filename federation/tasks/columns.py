@@ -74,7 +74,9 @@ class Column:
         if (self.kind == "category") != bool(self.categories):
             raise ValueError(f"column '{self.name}': categories are for a category, which has at least one")
         if len(set(self.categories)) != len(self.categories) or len(self.categories) > MAX_CATEGORIES:
-            raise ValueError(f"column '{self.name}': {len(self.categories)} categories, expected up to {MAX_CATEGORIES} unequal ones")
+            raise ValueError(
+                f"column '{self.name}': {len(self.categories)} categories, expected up to {MAX_CATEGORIES} unequal ones"
+            )
         if self.missing == "category" and self.kind != "category":
             raise ValueError(f"column '{self.name}': missing 'category' is for categories; take mean or constant")
         if self.missing == "mean" and (self.kind == "category" or self.scaling == "none"):
@@ -213,6 +215,7 @@ class Schema:
 def _drawn(column: Column, count: int, generator: np.random.Generator) -> npt.NDArray[Any]:
     low, high = column.bounds
     shape = (count, *column.shape)
+    found: npt.NDArray[Any]
     if column.kind in ("number", "date"):
         found = low + (high - low) * generator.random(shape)
     elif column.role == "target":  # every class comes, as evenly as can be

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import MAX_PARAMETERS
+from sovfed.federation.tasks.trees import mapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sovfed.federation.messages import Vector
-    from sovfed.federation.tasks import Task
-    from sovfed.federation.tasks.transform import Tree
+    from sovfed.federation.tasks.trees import Tree
 
 SAMPLE: Final = 5  # made-up records: a number that is seldom another dimension of a model
 INNER: Final = "inner."
@@ -40,9 +40,17 @@ class Applied(nn.Module):
     def __init__(self, module: nn.Module, predict: Callable[[nn.Module, Tree], object]) -> None:
         super().__init__()
         self.inner, self._predict = module, predict
+        self._dtype = floats(module)
 
     def forward(self, inputs: Tree) -> Tensor:
+        if self._dtype != torch.float32:
+            inputs = mapped(lambda part: part.to(self._dtype) if part.is_floating_point() else part, inputs)
         return outputs_of(self._predict(self.inner, inputs))
+
+
+def floats(module: nn.Module) -> torch.dtype:
+    """The type of its first floating-point parameter: that of the numbers it takes."""
+    return next((one.dtype for one in module.parameters() if one.is_floating_point()), torch.float32)
 
 
 def call(module: nn.Module, inputs: Tree) -> object:
@@ -105,6 +113,29 @@ class Layout:
             found[part.place] = part.name in self.normalised
         return found
 
+    def sent(self, update: Vector, model: Vector) -> Vector:
+        """`update` (shape [d]) with its running statistics in units of `reach`, cut to ±1, as it travels.
+
+        A variance of thousands would be cut to the clip that is meant for weights' updates, or shrink them with it.
+        """
+        return self._rescaled(update, lambda part: np.clip(part / self._reach(model), -1.0, 1.0))
+
+    def received(self, update: Vector, model: Vector) -> Vector:
+        """The inverse of `sent`, of a mean as well: `model` is public."""
+        return self._rescaled(update, lambda part: part * self._reach(model))
+
+    def _reach(self, model: Vector) -> Vector:
+        """How far each running statistic may move in a round: it may become nine times what it is."""
+        found: Vector = np.float32(8.0) * np.maximum(np.float32(1.0), np.abs(model[self.trained :]))
+        return found
+
+    def _rescaled(self, update: Vector, change: Callable[[Vector], Vector]) -> Vector:
+        if self.trained == self.size:
+            return update
+        changed = update.copy()
+        changed[self.trained : self.size] = change(update[self.trained : self.size])
+        return changed
+
     def tensors(self, module: nn.Module) -> list[Tensor]:
         """The tensors of `module`, a model of the same task."""
         state = dict(module.named_parameters()) | dict(module.named_buffers())
@@ -126,9 +157,7 @@ def lay_out(module: nn.Module, inputs: Tree, trained: Callable[[str], bool] | No
     named = _named(module.named_parameters())
     for name, parameter in named.items():
         parameter.requires_grad_(parameter.requires_grad and (trained is None or trained(name)))
-    buffers = {
-        name: buffer for name, buffer in _named(module.named_buffers()).items() if buffer.is_floating_point()
-    }
+    buffers = {name: buffer for name, buffer in _named(module.named_buffers()).items() if buffer.is_floating_point()}
     before = {name: buffer.clone() for name, buffer in buffers.items()}
     module.train()
     with torch.no_grad():

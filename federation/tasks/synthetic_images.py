@@ -34,7 +34,10 @@ TASK = Task(
     name="synthetic_images",
     title="Made-up images, 32 x 32 pixels in 3 colours",
     schema=Schema(
-        columns=(number("image", -8.0, 8.0, shape=(3, 32, 32), scaling="bounds"), target("class", *map(str, range(10)))),
+        columns=(
+            number("image", -8.0, 8.0, shape=(3, 32, 32), scaling="bounds"),
+            target("class", *map(str, range(10))),
+        ),
         one_row_a_person=True,
     ),
     metrics=ClassMetrics(classes=10),

@@ -61,7 +61,8 @@ TASK = Task(
     title="Made-up sequences of 64 tokens",
     schema=Schema(
         columns=(
-            Column("token", "tokens", low=0.0, high=TOKENS - 1.0, shape=(LENGTH,)), target("next", *map(str, range(TOKENS)))
+            Column("token", "tokens", low=0.0, high=TOKENS - 1.0, shape=(LENGTH,)),
+            target("next", *map(str, range(TOKENS))),
         ),
         one_row_a_person=True,
     ),

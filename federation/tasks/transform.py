@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     from sovfed.federation.messages import Sums
     from sovfed.federation.tasks.columns import Column, Schema, Table
-
-    Tree: TypeAlias = Tensor | dict[str, Tensor]  # of each tensor the first dimension is the record
+    from sovfed.federation.tasks.trees import Tree
 
 STD_FLOOR: Final = 1e-6
 Floats = npt.NDArray[np.float64]
@@ -41,9 +40,7 @@ class Transform:
     def scaled(self) -> tuple[Column, ...]:
         """The columns that the federation's mean and deviation scale, in the order of the scale."""
         return tuple(
-            column
-            for column in (*self.schema.numbers, *self.schema.shaped, *self.schema.targets)
-            if column.scaled
+            column for column in (*self.schema.numbers, *self.schema.shaped, *self.schema.targets) if column.scaled
         )
 
     @cached_property
@@ -128,10 +125,8 @@ class Transform:
         return Bound(self, scale, device)
 
     def _u(self, column: Column, table: Table) -> Floats:
-        if column.packed:
-            values = table[NUMBERS][:, self.schema.numbers.index(column)]
-        else:
-            values = table[column.name]
+        packed = column.packed and NUMBERS in table
+        values = table[NUMBERS][:, self.schema.numbers.index(column)] if packed else table[column.name]
         middle, half = _middle(column)
         return (values.reshape(len(values), -1).astype(np.float64) - middle) / half
 

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from sovfed.clients.data import Records, load_records
 from sovfed.clients.data.split import by_person
-from sovfed.clients.dpsgd.compatibility import EXAMPLES
 from sovfed.clients.dpsgd.made_up import made_up_records
 from sovfed.clients.dpsgd.step import PrivateStep
 from sovfed.clients.private import PrivateTraining
@@ -35,6 +34,7 @@ from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.messages import PrivateRequest, Vector
 from sovfed.federation.metrics import ClassMetrics
+from sovfed.federation.privacy.compatibility import EXAMPLES
 from sovfed.federation.tasks import Feature, Schema, Task, get_task, initial_vector, public_scale
 from sovfed.federation.tasks.losses import cross_entropy
 from sovfed.simulations.vectorised_private import Persons, StackedPrivate

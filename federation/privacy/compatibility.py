@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -13,19 +14,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from sovfed.clients.dpsgd.made_up import made_up_records
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.tasks.group_norm import OVERRIDE
+from sovfed.federation.tasks.layout import INNER, SAMPLE
+from sovfed.federation.tasks.trees import Tree, rows, size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
-    from sovfed.clients.dpsgd.engines import RecordLoss
     from sovfed.federation.tasks import Task
 
-EXAMPLES: Final = 5  # made-up records: a number that is seldom another dimension of a model
+    RecordLoss = Callable[[Tensor, Any], Tensor]
+
+
+EXAMPLES: Final = SAMPLE  # made-up records
 TOLERANCE: Final = 1e-4  # relative difference of float32 outputs computed alone and in a batch
 FLOATS: Final = (torch.float32, torch.float64)
 
@@ -43,7 +47,7 @@ class Finding:
         return f"{self.where}: {self.reason}. Fix: {self.fix}"
 
 
-def check_private_compatible(module: nn.Module, loss: RecordLoss, features: Tensor, labels: Tensor) -> None:
+def check_private_compatible(module: nn.Module, loss: RecordLoss, features: Tree, labels: Tree) -> None:
     """Raise PrivacyError, with every reason and its fix, if `module` and `loss` cannot be made private.
 
     `features` [n, …] and `labels` [n] are made-up records, at least two. The module is left as it was.
@@ -53,30 +57,32 @@ def check_private_compatible(module: nn.Module, loss: RecordLoss, features: Tens
         raise PrivacyError("; ".join(refused))
 
 
-def examine_task(task: Task, *, several_records: bool = True) -> list[Finding]:
-    """Findings on a task's model and loss, engine included; empty if there is nothing to say."""
-    from sovfed.clients.dpsgd.step import PrivateStep
-
+@lru_cache(maxsize=64)
+def why_not_private(task: Task) -> str:
+    """Why the gradients of the task's model cannot be clipped by person, tried on made-up records; "" if they can."""
     if task.build is None or task.loss is None:
-        return [Finding(task.name, "has no model to train", "choose a task that trains one")]
-    features, labels = made_up_records(task, EXAMPLES)
-    module = task.build()
-    found = examine(module, task.loss, features, labels)
-    if not any(one.refused for one in found):
-        try:
-            PrivateStep(module, task.loss, 1.0, example=(features, labels), several_records=several_records)
-        except PrivacyError as error:
-            found.append(Finding(task.name, str(error), "build the model of other layers"))
-    return found
+        return f"task '{task.name}' trains nothing"
+    try:
+        check_private_compatible(task.model(), task.loss, *task.made_up(EXAMPLES))
+    except PrivacyError as error:
+        return str(error)
+    return ""
 
 
-def examine(module: nn.Module, loss: RecordLoss, features: Tensor, labels: Tensor) -> list[Finding]:
+def why_not_noised(task: Task) -> str:
+    """Why noise on the task's whole update would spoil its model; "" if it would not."""
+    if task.build is None or task.layout.trained == task.layout.size:
+        return ""
+    return f"it keeps running statistics of records, which noise would spoil. Fix: use GroupNorm: {OVERRIDE}"
+
+
+def examine(module: nn.Module, loss: RecordLoss, features: Tree, labels: Tree) -> list[Finding]:
     """All findings on `module` and `loss`, found by type and by trial on the made-up records. Changes nothing.
 
     Tried as it was built and with other weights: a layer that begins at zero may mix records later.
     """
-    if len(features) < 2 or len(features) != len(labels):
-        raise ConfigError(f"{len(features)} example features and {len(labels)} labels, expected two or more of each")
+    if size(features) < 2 or size(features) != size(labels):
+        raise ConfigError(f"{size(features)} example features and {size(labels)} labels, expected two or more of each")
     found = list(_by_type(module))
     if not any(one.refused for one in found):  # a trial would only say the same less clearly
         found += _by_trial(copy.deepcopy(module).train(), loss, features, labels)
@@ -113,11 +119,15 @@ def _by_type(module: nn.Module) -> Iterator[Finding]:
     parameters = list(module.named_parameters())
     if not any(parameter.requires_grad for _, parameter in parameters):
         yield Finding("model", "has no trainable parameter", "train at least one")
+    kinds = {parameter.dtype for _, parameter in parameters if parameter.requires_grad}
     for name, parameter in parameters:
-        if parameter.dtype not in FLOATS:
-            yield Finding(name, f"is {parameter.dtype}, too coarse for clipped sums", "build the model in float32")
+        if parameter.requires_grad and parameter.dtype not in FLOATS:
+            why = f"is {parameter.dtype}, too coarse for clipped sums"
+            yield Finding(name.removeprefix(INNER), why, "build the model in float32")
+    if len(kinds & set(FLOATS)) > 1:
+        yield Finding("model", "trains parameters of several types", "build the model in float32")
     for name, part in module.named_modules():
-        where = f"{name or 'model'} ({type(part).__name__})"
+        where = f"{name.removeprefix(INNER) or 'model'} ({type(part).__name__})"
         if isinstance(part, _BatchNorm):
             yield Finding(
                 where,
@@ -135,12 +145,12 @@ def _by_type(module: nn.Module) -> Iterator[Finding]:
             )
 
 
-def _by_trial(module: nn.Module, loss: RecordLoss, features: Tensor, labels: Tensor) -> Iterator[Finding]:
+def _by_trial(module: nn.Module, loss: RecordLoss, features: Tree, labels: Tree) -> Iterator[Finding]:
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
         with torch.no_grad(), still(module):
             together = module(features)
-            alone = torch.cat([module(features[row : row + 1]) for row in range(len(features))])
+            alone = torch.cat([module(rows(features, slice(row, row + 1))) for row in range(size(features))])
             again = module(features)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         what = str(error).partition("\n")[0]
@@ -149,8 +159,8 @@ def _by_trial(module: nn.Module, loss: RecordLoss, features: Tensor, labels: Ten
     for name, buffer in module.named_buffers():
         if not torch.equal(buffer, before[name]):
             yield Finding(name, "a buffer that changes with the records", "drop it, or make it a constant")
-    if together.shape[:1] != features.shape[:1]:
-        yield Finding("model", f"gives {tuple(together.shape)} for {len(features)} records", "give one row a record")
+    if together.shape[:1] != (size(features),):
+        yield Finding("model", f"gives {tuple(together.shape)} for {size(features)} records", "give one row a record")
         return
     if not _equal(together, again):
         yield Finding(
@@ -161,22 +171,23 @@ def _by_trial(module: nn.Module, loss: RecordLoss, features: Tensor, labels: Ten
     yield from _loss_by_trial(loss, together, labels)
 
 
-def _loss_by_trial(loss: RecordLoss, logits: Tensor, labels: Tensor) -> Iterator[Finding]:
+def _loss_by_trial(loss: RecordLoss, logits: Tensor, labels: Tree) -> Iterator[Finding]:
     fix = "return the loss of each record by itself (reduction='none', no weights that are normalised over the batch)"
     logits = logits.detach().requires_grad_()
     try:
         losses = loss(logits, labels)
-        if losses.shape != labels.shape[:1]:
-            yield Finding("loss", f"has shape {tuple(losses.shape)} for {len(labels)} records", fix)
+        if losses.shape != logits.shape[:1]:
+            yield Finding("loss", f"has shape {tuple(losses.shape)} for {size(labels)} records", fix)
             return
-        alone = torch.cat([loss(logits[row : row + 1], labels[row : row + 1]) for row in range(len(labels))])
+        records = [slice(row, row + 1) for row in range(size(labels))]
+        alone = torch.cat([loss(logits[record], rows(labels, record)) for record in records])
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         yield Finding("loss", f"cannot take one record alone: {str(error).partition(chr(10))[0]}", fix)
         return
     if not _equal(losses.detach(), alone.detach()):
         yield Finding("loss", "a record's loss depends on the others in the batch", fix)
         return
-    for row in range(len(labels)):
+    for row in range(size(labels)):
         (slope,) = torch.autograd.grad(losses[row], logits, retain_graph=True)
         if bool(torch.cat([slope[:row], slope[row + 1 :]]).any()):
             yield Finding("loss", "its gradient depends on the others in the batch", fix)

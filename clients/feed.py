@@ -1,0 +1,127 @@
+"""Records as a model takes them: decoded, scaled and put on the device, a few batches at a time.
+
+Few and small records are kept there as they are given to the model; of many, nothing is kept but what the connector
+has.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sovfed.clients.data import Records
+from sovfed.federation.tasks.trees import Tree, joined, leaves, mapped, rows, split
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sovfed.clients.data import Dataset, Indices
+    from sovfed.federation.messages import Sums
+    from sovfed.federation.tasks import Task
+
+Targets: TypeAlias = "npt.NDArray[Any] | dict[str, npt.NDArray[Any]]"
+RESIDENT_BYTES: Final = 32 << 20  # of records as the model takes them, that are kept so in main memory
+RESIDENT_SHARE: Final = 0.25  # of free device memory, likewise
+GATHERED: Final = 1 << 20  # bytes of an epoch's records that are put in order at once rather than batch by batch
+CHUNK: Final = 4_096  # records that are decoded at once where all of them are asked for
+
+
+class Feed:
+    """The records of a `Dataset` under one scale, on a device."""
+
+    def __init__(self, task: Task, records: Dataset, scale: Sums, device: torch.device) -> None:
+        """`bytes_each` is what a record takes as the model is given it."""
+        self._records, self._device = records, device
+        self._scale = scale.copy() if scale.flags.writeable else scale
+        self._bound = task.transform.bound(scale, device)
+        self.bytes_each = sum(part[0].nbytes for tree in task.made_up(1) for part in leaves(tree))
+        self._whole: tuple[Tree, Tree] | None = None
+        if isinstance(records, Records) and self.bytes_each * len(records) <= self._room():
+            self._whole = self._decoded_all(len(records))
+
+    def has(self, scale: Sums) -> bool:
+        """Whether this is the feed under `scale`."""
+        return scale is self._scale or np.array_equal(scale, self._scale)
+
+    def take(self, index: Tensor) -> tuple[Tree, Tree]:
+        """Inputs and targets of the records at `index`, of any shape: [*index.shape, …], on the device."""
+        if self._whole is not None:
+            index = index.to(self._device, non_blocking=True)
+            return rows(self._whole[0], index), rows(self._whole[1], index)
+        inputs, targets = self._decoded(index.reshape(-1).cpu().numpy())
+        if index.dim() == 1:
+            return inputs, targets
+        shape = tuple(index.shape)
+        return (
+            mapped(lambda part: part.reshape(*shape, *part.shape[1:]), inputs),
+            mapped(lambda part: part.reshape(*shape, *part.shape[1:]), targets),
+        )
+
+    def batches(self, order: Tensor, batch: int, *, coupled: bool = False) -> Iterator[tuple[Tree, Tree]]:
+        """Inputs and targets of the records in `order`, `batch` at a time; few records are gathered all at once.
+
+        A last batch of one goes to the one before it if records are `coupled`: of one there are no statistics.
+        """
+        count = len(order)
+        if count <= batch:
+            yield self.take(order)
+            return
+        last = count - 1 - batch if coupled and count % batch == 1 else count
+        together = max(1, GATHERED // max(1, self.bytes_each * batch)) * batch
+        for start in range(0, last, together):
+            chunk = self.take(order[start : min(start + together, last)])
+            yield from zip(split(chunk[0], batch), split(chunk[1], batch), strict=True)
+        if last < count:
+            yield self.take(order[last:])
+
+    def _room(self) -> float:
+        if self._device.type != "cuda":
+            return RESIDENT_BYTES
+        return RESIDENT_SHARE * torch.cuda.mem_get_info(self._device)[0]
+
+    def _decoded(self, index: Indices) -> tuple[Tree, Tree]:
+        table = {name: self._sent(part) for name, part in self._records.take(index).items()}
+        return self._bound.inputs(table), self._bound.targets(table)
+
+    def _decoded_all(self, count: int) -> tuple[Tree, Tree]:
+        chunks = [self._decoded(np.arange(first, min(first + CHUNK, count))) for first in range(0, count, CHUNK)]
+        return joined([inputs for inputs, _ in chunks]), joined([targets for _, targets in chunks])
+
+    def _sent(self, values: npt.NDArray[Any]) -> Tensor:
+        """On the device; to a GPU through a pinned, asynchronous copy."""
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        if self._device.type == "cuda":
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(self._device)
+
+
+def batches_of(count: int, batch: int, *, coupled: bool) -> int:
+    """How many batches `Feed.batches` makes of `count` records."""
+    full = -(-count // batch)
+    return full - 1 if coupled and full > 1 and count % batch == 1 else full
+
+
+def profile_of(task: Task, records: Dataset, index: Indices) -> Sums:
+    """`Transform.profile` of the records at `index`."""
+    total = np.zeros(task.transform.profile_size)
+    for start in range(0, len(index), CHUNK):
+        total += task.transform.profile(records.take(index[start : start + CHUNK]))
+    return total
+
+
+def arrays_of(tree: Tree) -> Targets:
+    """A tree of numpy arrays."""
+    if isinstance(tree, dict):
+        return {name: part.cpu().numpy() for name, part in tree.items()}
+    return tree.cpu().numpy()
+
+
+def tensors_of(targets: Targets) -> Tree:
+    """A tree of tensors, over the same memory."""
+    if isinstance(targets, dict):
+        return {name: torch.from_numpy(part) for name, part in targets.items()}
+    return torch.from_numpy(targets)
