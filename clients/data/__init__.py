@@ -159,11 +159,6 @@ def natural_sites(config: DataConfig) -> tuple[str, ...]:
     return connector(config.source).sites(config)
 
 
-def single(config: DataConfig) -> bool:
-    """Whether the source is one institution's: then a simulation must cut it up, or be given a folder or a column."""
-    return connector(config.source).single(config)
-
-
 def sample(records: Dataset, limit: int, salt: str) -> Records:
     """At most `limit` training records and a quarter as many held-out ones, the same at every call."""
     from sovfed.clients.data.split import uniform

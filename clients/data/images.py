@@ -187,5 +187,5 @@ def _sites(config: DataConfig) -> tuple[str, ...]:
 
 _TABLE: Final = connector(_open, ())
 CONNECTOR: Final = Connector(
-    load, sites=_sites, obstacle=_TABLE.obstacle, single=lambda config: not _sites(config), survey=_survey
+    load, sites=_sites, obstacle=_TABLE.obstacle, survey=_survey
 )

@@ -51,7 +51,7 @@ def connector(open_: Open, suffixes: tuple[str, ...]) -> Connector:
         return sites_of(config, suffixes, open_)
 
     return Connector(
-        load, sites=sites, obstacle=obstacle, single=lambda config: not sites(config),
+        load, sites=sites, obstacle=obstacle,
         survey=lambda task, config: read_rows(task.schema, config, open_, keep=True),
     )  # fmt: skip
 
