@@ -103,20 +103,20 @@ def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: b
 def init(
     overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates: bool, without_privacy: bool, home: Path
 ) -> None:
-    """Make the home folder with client.yaml and policy.yaml, both commented. OVERRIDES as for `sovfed config show`.
+    """Make the home folder with client.yaml and policy.yaml, both commented. OVERRIDES set `data…` and `client…`.
 
     \b
     Examples:
       sovfed client init
       sovfed client init data=heart data.path=/srv/heart data.site=cleveland client.device=cuda
     """
-    from sovfed.clients.data import TASK_OF_SOURCE
+    from sovfed.clients.data import connector
     from sovfed.clients.home import create
+    from sovfed.clients.overrides import client_config
     from sovfed.clients.policy import Policy
-    from sovfed.federation.compose import compose
 
-    config = compose(overrides).config.client
-    served = TASK_OF_SOURCE.get(config.data.source)
+    config = client_config(overrides)
+    served = connector(config.data.source).task
     allowed = tasks or ((served,) if served else ())
     if not allowed:
         raise click.UsageError(f"data source '{config.data.source}' serves no one task; name those allowed with --task")
