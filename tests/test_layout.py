@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import sovfed
 
@@ -144,6 +145,21 @@ def test_both_distributions_ask_for_the_same_versions() -> None:
 
 def test_version_is_the_package_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", sovfed.__version__)
+
+
+def test_the_citation_and_the_changelog_are_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)  # what the format demands
+    assert (str(citation["version"]), citation["license"]) == (sovfed.__version__, project["license"])
+    heading = re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert heading and (heading[1] == "Unreleased" or heading[1].startswith(sovfed.__version__))
+
+
+def test_hooks_are_local_and_run_the_tools_of_the_project() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repository["repo"] for repository in hooks["repos"]] == ["local"]
+    assert {"ruff", "ruff-format", "mypy"} <= {hook["id"] for hook in hooks["repos"][0]["hooks"]}
 
 
 def test_tests_mirror_the_paths_of_what_they_test() -> None:
