@@ -72,10 +72,21 @@ def _brought_by(module: str) -> str:
     return module.partition(".")[0].lower().replace("_", "-")
 
 
+def complete() -> dict[str, bool]:
+    """Whether all that each extra brings is installed."""
+    return {extra: not _missing(extra) for extra in sorted(extras())}
+
+
 def require(extra: str) -> None:
     """Raise ConfigError unless all that `extra` brings is installed: for a command whose work others do later."""
+    if missing := _missing(extra):
+        raise ConfigError(advice(missing, extra))
+
+
+def _missing(extra: str) -> str:
     for distribution in sorted(extras().get(extra, ())):
         try:
             version(distribution)
         except PackageNotFoundError:
-            raise ConfigError(advice(distribution, extra)) from None
+            return distribution
+    return ""

@@ -7,8 +7,10 @@ import sys
 import pytest
 
 from sovfed.cli import COMMANDS, EXTRAS, main
+from sovfed.federation import extras as module
+from sovfed.federation.doctor import packages
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.extras import advice, extras, require
+from sovfed.federation.extras import advice, complete, extras, require
 
 
 def test_the_extras_are_those_of_the_distribution_with_what_they_include() -> None:
@@ -61,7 +63,16 @@ def test_a_module_of_our_own_that_is_missing_is_a_fault_and_no_advice(monkeypatc
         main(["config", "show"])
 
 
-def test_what_is_required_beforehand_is_looked_for_whole() -> None:
+def test_what_is_required_beforehand_is_looked_for_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     require("server")
-    with pytest.raises(ConfigError, match=r"sovfed\[bench\]"):  # the tree has its files, but not as a distribution
-        require("bench")
+    monkeypatch.setattr(module, "extras", lambda: {"mine": frozenset({"click", "no-such-distribution"})})
+    with pytest.raises(ConfigError, match=r"sovfed\[mine\]'` \(no-such-distribution is not installed\)"):
+        require("mine")
+    assert complete() == {"mine": False}
+
+
+def test_doctor_names_the_extras_that_are_whole() -> None:
+    (told,) = (finding for finding in packages() if finding.name == "extras")
+    assert told.state == "ok"
+    assert {"plot", "server", "simulate"} <= set(told.found.split(", "))
+    assert complete()["bench"] is ("bench" in told.found)
