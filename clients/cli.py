@@ -114,7 +114,7 @@ def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: b
 def init(
     overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates: bool, without_privacy: bool, home: Path
 ) -> None:
-    """Make the home folder with client.yaml and policy.yaml, both commented. OVERRIDES as for `sovfed config show`.
+    """Make the home folder with client.yaml and policy.yaml, both commented. OVERRIDES set `data…` and `client…`.
 
     \b
     Examples:
@@ -124,11 +124,11 @@ def init(
     """
     from sovfed.clients.data import connector
     from sovfed.clients.home import create
+    from sovfed.clients.overrides import client_config
     from sovfed.clients.own_tasks import keep_task, known_task
     from sovfed.clients.policy import Policy
-    from sovfed.federation.compose import compose
 
-    config = compose(overrides).config.client
+    config = client_config(overrides)
     served = connector(config.data.source).task
     allowed = tasks or ((served,) if served else ())
     if not allowed:

@@ -123,24 +123,36 @@ def _fields(cls: type[Any], prefix: str) -> Iterator[tuple[str, tuple[Any, datac
             yield prefix + field.name, (kind, field)
 
 
-def _check_override(text: str, folders: Sequence[Path]) -> tuple[str, str]:
-    """The key of `text`, and the text as Hydra is to read it. A key is a group (task=…) or a value (rounds=…)."""
+def split_override(text: str, folders: Sequence[Path] = (PACKAGED,)) -> tuple[str, str]:
+    """The key of the override `text`, a group (task=…) or a value (rounds=…), and what is chosen, as it was written.
+
+    Raises ConfigError for any other form, and for a key or an option that there is not.
+    """
     key, equals, raw = text.partition("=")
     if "_target_" in key:
         raise ConfigError(f"override {text!r} is refused: {_NO_CODE}")
     if not equals or not _KEY.fullmatch(key):
         raise ConfigError(f"override {text!r} is not of the form key=value, such as task=heart or rounds=20")
     options, known = groups(folders), schema()
-    if key in options:
-        if raw not in options[key]:
-            raise ConfigError(f"unknown option '{raw}' of group '{key}'{nearest(raw, options[key])}")
-        return key, f"{key}={raw}"
-    if key not in known:
+    if key in options and raw not in options[key]:
+        raise ConfigError(f"unknown option '{raw}' of group '{key}'{nearest(raw, options[key])}")
+    if key not in options and key not in known:
         raise ConfigError(f"unknown key '{key}'{_nearest_key(key, [*known, *options])}")
-    kind, _ = known[key]
-    if str in (kind, *typing.get_args(kind)) and typing.get_origin(kind) is not tuple:
-        return key, f"++{key}={_quote(raw)}"
-    return key, f"++{key}={raw}"
+    return key, raw
+
+
+def takes_text(key: str) -> bool:
+    """Whether the value of the setting `key` is text."""
+    kind, _ = schema()[key]
+    return str in (kind, *typing.get_args(kind)) and typing.get_origin(kind) is not tuple
+
+
+def _check_override(text: str, folders: Sequence[Path]) -> tuple[str, str]:
+    """The key of `text`, and the text as Hydra is to read it."""
+    key, raw = split_override(text, folders)
+    if key in groups(folders):
+        return key, f"{key}={raw}"
+    return key, f"++{key}={_quote(raw) if takes_text(key) else raw}"
 
 
 def _nearest_key(key: str, known: Sequence[str]) -> str:

@@ -62,6 +62,13 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "config": Lazy("sovfed.federation.cli", "config", "Show the configuration and where each value comes from."),
     "doctor": Lazy("sovfed.federation.cli", "doctor", "Check that this machine is ready, and say what to fix."),
 }
+# The extra whose libraries a command needs, where those of every installation do not suffice.
+EXTRAS: Final[dict[str, str]] = {
+    "run": "server",
+    "server": "server",
+    **dict.fromkeys(("demo", "simulate", "partition", "compare", "config"), "simulate"),
+    **dict.fromkeys(("audit", "bench"), "bench"),
+}
 
 
 class Root(click.Group):
@@ -128,9 +135,22 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         told = f"{what}: {error.filename}" if error.filename else what
         click.echo(f"error: {visible(told)}", err=True)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if "--debug" in given or not (told := _advice(error, given)):
+            raise
+        click.echo(f"error: {told}", err=True)
+        sys.exit(EXIT_CODES[ConfigError])
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
+
+
+def _advice(error: ModuleNotFoundError, given: Sequence[str]) -> str:
+    """What to install for the command that was `given`, in one line; "" if it is no optional part that is missing."""
+    from sovfed.federation.extras import advice
+
+    command = next((name for name in given if name in COMMANDS), "")
+    return advice(error.name or "", EXTRAS.get(command, ""))
 
 
 def _run(args: list[str]) -> int:
