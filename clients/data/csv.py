@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.clients.data import Connector, Records
+from sovfed.clients.data import Connector, Records, table_of
 from sovfed.clients.data.files import read_file, unreadable
 from sovfed.clients.data.split import by_person, row_names
 from sovfed.federation.errors import DataError
@@ -78,7 +78,7 @@ def _number(task: Task, column: str, text: str) -> float:
     except ValueError:
         pass
     classes = ", ".join(f"{number} {name}" for number, name in enumerate(task.schema.classes[:4]))
-    hint = f"; classes are told by number: {classes}" if column == task.schema.label else ""
+    hint = f"; classes are told by number: {classes}" if column == task.schema.targets[0].name else ""
     raise _NotNumberError(f"column '{column}' is not a number{hint}")
 
 
@@ -113,7 +113,7 @@ def _by_row(config: DataConfig) -> bool:
 
 def _columns(task: Task, config: DataConfig, header: list[str], path: Path) -> tuple[list[int], int | None]:
     """Where the features and the label stand, and where the person."""
-    wanted = [*(feature.name for feature in task.schema.features), task.schema.label]
+    wanted = [column.name for column in (*task.schema.inputs, *task.schema.targets)]
     missing = [name for name in wanted if name not in header]
     if missing or len(set(header)) != len(header):
         problem = f"lacks columns {missing}" if missing else "names a column twice"
@@ -135,15 +135,14 @@ def _records(
 ) -> Records:
     labels = table[:, -1]
     if not np.array_equal(labels, np.rint(labels)):
-        raise DataError(f"{path}: column '{task.schema.label}' holds values that are no class numbers")
+        raise DataError(f"{path}: column '{task.schema.targets[0].name}' holds values that are no class numbers")
     if nobody := sum(name.casefold() in NOBODY for name in names):  # together they would count as one person
         raise DataError(f"{path}: {nobody} rows name no person")
     codes = {name: code for code, name in enumerate(dict.fromkeys(names))}
     train, test = by_person(task.name, names)
     persons = np.array([codes[name] for name in names], dtype=np.int64)
     return Records(
-        table[:, :-1].astype(np.float32), labels.astype(np.int64), persons, train, test, several,
-        "" if declared else UNDECLARED,
+        table_of(task.schema, table[:, :-1], labels), persons, train, test, several, "" if declared else UNDECLARED,
     )  # fmt: skip
 
 
