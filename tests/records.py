@@ -42,6 +42,9 @@ def in_memory(records: Dataset) -> Records:
 
 def u_of(schema: Schema, inputs: Array) -> npt.NDArray[np.float64]:
     """(x − middle) / half width of the declared bounds, [n, f], by the definition."""
-    low = np.concatenate([np.full(max(1, column.size), column.low) for column in schema.inputs])
-    high = np.concatenate([np.full(max(1, column.size), column.high) for column in schema.inputs])
-    return (inputs.reshape(len(inputs), -1).astype(np.float64) - (low + high) / 2) / ((high - low) / 2)
+    low, high = (
+        np.concatenate([np.full(column.size, getattr(column, end)) for column in schema.inputs])
+        for end in ("low", "high")
+    )
+    u: npt.NDArray[np.float64] = inputs.reshape(len(inputs), -1).astype(np.float64) - (low + high) / 2
+    return u / ((high - low) / 2)

@@ -44,8 +44,15 @@ def entered(home: Path) -> list[tuple[str, str]]:
 
 def requests() -> list[Request]:
     asked = train_request()
-    evaluate = EvaluateRequest(run="r", round=0, task=TASK.name, model=asked.model, scale=asked.scale)
-    return [ProfileRequest(run="r", task=TASK.name), asked, dataclasses.replace(asked, round=2), evaluate]
+    evaluate = EvaluateRequest(
+        run="r", round=0, task=TASK.name, model=asked.model, scale=asked.scale, digest=TASK.digest
+    )
+    return [
+        ProfileRequest(run="r", task=TASK.name, digest=TASK.digest),
+        asked,
+        dataclasses.replace(asked, round=2),
+        evaluate,
+    ]
 
 
 def test_every_kind_of_run_without_privacy_is_entered_before_a_record_is_read(

@@ -8,8 +8,9 @@ import pytest
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
 
 from sovfed.federation.errors import ProtocolError
-from sovfed.federation.metrics import BinaryMetrics, ClassMetrics, NoMetrics, auc, gain, summarise
-from sovfed.federation.tasks import get_task
+from sovfed.federation.metrics import BinaryMetrics, ClassMetrics, NoMetrics, auc, gain
+from sovfed.federation.tasks import summarise
+from sovfed.federation.tasks.registry import get_task
 
 Array = npt.NDArray[np.float64]
 

@@ -249,7 +249,11 @@ OPEN = Schema(
 def test_what_is_missing_fits_where_the_schema_says_what_stands_for_it(
     numbers: list[list[float]], codes: list[list[int]], said: str
 ) -> None:
-    columns = {NUMBERS: np.array(numbers, np.float32), CODES: np.array(codes, np.int16), "ill": np.array([0, 1])}
+    columns: dict[str, np.ndarray] = {
+        NUMBERS: np.array(numbers, np.float32),
+        CODES: np.array(codes, np.int16),
+        "ill": np.array([0, 1]),
+    }
     records = Records(columns, np.arange(2), np.array([0]), np.array([1]))
     if not said:
         check(records, OPEN, "here")
