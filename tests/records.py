@@ -46,5 +46,6 @@ def u_of(schema: Schema, inputs: Array) -> npt.NDArray[np.float64]:
         np.concatenate([np.full(column.size, getattr(column, end)) for column in schema.inputs])
         for end in ("low", "high")
     )
-    u: npt.NDArray[np.float64] = inputs.reshape(len(inputs), -1).astype(np.float64) - (low + high) / 2
-    return u / ((high - low) / 2)
+    middle, half = (low + high) / 2, (high - low) / 2
+    u: npt.NDArray[np.float64] = (inputs.reshape(len(inputs), -1).astype(np.float64) - middle) / half
+    return u

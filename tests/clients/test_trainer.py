@@ -11,7 +11,7 @@ import pytest
 from tests.records import inputs_of
 
 from sovfed.clients.allowance import Allowance, clear_failures, read_state
-from sovfed.clients.data import Records, load_records
+from sovfed.clients.data import Dataset, load_records
 from sovfed.clients.policy import Policy
 from sovfed.clients.trainer import MAX_RUNS, TOLD_LINES, TrainerService, make_trainer
 from sovfed.federation.config import ClientConfig, DataConfig
@@ -93,7 +93,7 @@ def test_replies_are_kept_by_run_and_only_of_the_last_runs() -> None:
 
 
 def test_a_failure_crosses_as_a_code_and_its_text_stays_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    def broken(task: Task) -> Records:
+    def broken(task: Task) -> Dataset:
         raise ValueError("patient Ada Lovelace, born 1815-12-10")
 
     reply = TrainerService(broken, site="0", device="cpu").answer(train_request())
@@ -123,7 +123,7 @@ def test_what_cannot_be_done_is_refused_with_its_code(changes: dict[str, object]
 def test_a_failure_is_counted_and_after_some_nothing_is_told_until_the_operator_has_looked(tmp_path: Path) -> None:
     loads = []
 
-    def broken(task: Task) -> Records:
+    def broken(task: Task) -> Dataset:
         loads.append(task)
         raise DataError("not mounted")
 
@@ -160,7 +160,7 @@ def test_a_table_whose_header_cannot_be_read_is_a_failure_and_told_as_rarely(tmp
 
 
 def test_what_is_refused_before_records_are_touched_is_no_failure(tmp_path: Path) -> None:
-    def load(task: Task) -> Records:
+    def load(task: Task) -> Dataset:
         raise AssertionError("a record was touched")
 
     allowance = Allowance(tmp_path, Policy(max_failures_per_run=1))
@@ -190,7 +190,7 @@ def _scaled(**places: float) -> np.ndarray:
 def _asked_with(scale: np.ndarray, least_spread: float = 1e-3) -> set[str]:
     """The codes of a training and an evaluation, whose records cannot be read."""
 
-    def load(task: Task) -> Records:
+    def load(task: Task) -> Dataset:
         raise DataError("a record was touched")
 
     service = TrainerService(load, site="0", device="cpu", least_spread=least_spread)
@@ -257,7 +257,7 @@ def test_the_policy_is_asked_first_and_every_time() -> None:
 def test_records_that_appear_later_are_then_read() -> None:
     there = False
 
-    def load(task: Task) -> Records:
+    def load(task: Task) -> Dataset:
         if not there:
             raise DataError("not mounted yet")
         return load_records(task, DataConfig(site="3"))
