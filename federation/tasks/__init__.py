@@ -95,7 +95,7 @@ class Task:
         said = {
             "name": self.name, "version": self.version, "schema": self.schema.to_dict(), "model": parts,
             "metrics": [type(self.metrics).__name__, self.metrics.size], "headline": self.headline,
-            "code": self.code or _code(self.build), "length": self.length,
+            "code": self.code or _code(self.build),
         }  # fmt: skip
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

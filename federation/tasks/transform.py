@@ -128,7 +128,7 @@ class Transform:
         packed = column.packed and NUMBERS in table
         values = table[NUMBERS][:, self.schema.numbers.index(column)] if packed else table[column.name]
         middle, half = _middle(column)
-        return (values.reshape(len(values), -1).astype(np.float64) - middle) / half
+        return (values.reshape(len(values), column.size).astype(np.float64) - middle) / half
 
 
 class Bound:
