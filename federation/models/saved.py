@@ -119,10 +119,14 @@ def save_model(folder: Path, task: Task, vector: Vector, scale: Sums, run: RunFa
 
     `task` is the one that was trained, of which `normalisation` says how its layers were made.
     """
+    return write_model(folder, task, vector, facts_of(task, scale, run, normalisation))
+
+
+def write_model(folder: Path, task: Task, vector: Vector, facts: Facts) -> str:
+    """`save_model` with facts that are known: equal ones of an equal model give equal bytes, so an equal digest."""
     from safetensors.torch import save
 
-    facts = facts_of(task, scale, run, normalisation)
-    head = {"format": "pt", "sovfed": to_json(facts)}
+    head = {"sovfed": to_json(facts)}  # one key: safetensors writes several in any order
     content = save(_contiguous(tensors_of(task, vector)), metadata=head)
     digest = hashlib.sha256(content).hexdigest()
     write_private(folder / MODEL, content)

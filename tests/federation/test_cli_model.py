@@ -36,10 +36,8 @@ def run(home: Path, *args: str) -> str:
 
 def test_a_run_its_folder_and_its_file_predict_the_same(home: Path) -> None:
     folder = home / "runs" / "study-1"
-    shown = {
-        run(home, "predict", str(of), str(home / "table.csv"))
-        for of in ("study-1", folder, folder / "model.safetensors")
-    }
+    meant = ("study-1", str(folder), str(folder / "model.safetensors"))
+    shown = {run(home, "predict", model, str(home / "table.csv")) for model in meant}
     (text,) = shown
     rows = list(csv.DictReader(text.splitlines()))
     assert [row["row"] for row in rows] == ["1", "2"]
@@ -48,9 +46,8 @@ def test_a_run_its_folder_and_its_file_predict_the_same(home: Path) -> None:
          "ward": [None, "B"], "sex": ["m", "f"]}
     )  # fmt: skip
     assert [row["outcome"] for row in rows] == expected["outcome"].tolist()
-    assert [float(row["probability_ill"]) for row in rows] == pytest.approx(
-        expected["probability_ill"].tolist(), rel=1e-5
-    )
+    chances = [float(row["probability_ill"]) for row in rows]
+    assert chances == pytest.approx(expected["probability_ill"].tolist(), rel=1e-5)
 
 
 def test_predictions_are_written_for_the_owner_alone_with_the_chosen_id(home: Path) -> None:
