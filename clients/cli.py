@@ -14,6 +14,7 @@ import click
 from sovfed.clients.cli_failures import failures
 from sovfed.clients.cli_home import HOME
 from sovfed.clients.cli_ledger import ledger
+from sovfed.clients.cli_model import model
 from sovfed.clients.cli_personal import personal
 from sovfed.federation.text import visible
 
@@ -49,6 +50,9 @@ def cli() -> None:
       sovfed client failures          what kept it from its work; --clear once you have looked
       sovfed client down
     \b
+    Models:
+      sovfed client model list        what the federation made, and evaluate on the own records
+    \b
     Personal models:
       sovfed client personal list     what runs with strategy=ditto or fedbn left here alone
     \b
@@ -61,6 +65,7 @@ def cli() -> None:
 
 cli.add_command(failures)
 cli.add_command(ledger)
+cli.add_command(model)
 cli.add_command(personal)
 
 
