@@ -27,7 +27,7 @@ from sovfed.federation.tasks.losses import binary_cross_entropy
 from sovfed.federation.tasks.registry import add
 
 VECTOR, SCALE = model_of(BINARY)
-PLAN = {"rounds": 3, "local_epochs": 2, "batch_size": 16, "learning_rate": 0.1, "seed": 5, "clip": 1.0}
+PLAN = {"rounds": 3, "local_epochs": 40, "batch_size": 16, "learning_rate": 0.1, "seed": 5, "clip": 1.0}
 SCORED = add(replace(BINARY, name="t_scored", metrics=BinaryMetrics(), loss=binary_cross_entropy))
 
 
@@ -155,8 +155,8 @@ class PlainTraining:
             module, outputs, targets = self.outputs(vector, request.scale, self.records.train)
             loss = binary_cross_entropy(outputs, targets).mean()
             gradient = torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(module.parameters()))])
-            vector = vector - np.float32(request.learning_rate) * gradient.numpy()
-        return vector - request.model, float(loss)
+            vector = vector - (request.learning_rate * gradient).numpy()
+        return vector - request.model, loss.item()
 
 
 def records_of(task: Task, count: int = 200) -> Records:
@@ -181,7 +181,7 @@ def test_figures_at_home_are_scikit_learns_and_alone_has_the_same_plan(tmp_path:
     assert (figures.train, figures.test, figures.headline) == (100, 100, "auc")
     assert rounds == [(1, 3), (2, 3), (3, 3)]
     assert {(each.local_epochs, each.batch_size, each.learning_rate, each.seed) for each in training.asked} == {
-        (2, 16, 0.1, 5)
+        (40, 16, 0.1, 5)
     }
     assert figures.alone is not None and figures.alone["auc"] > 0.8
     np.testing.assert_array_equal(training.asked[0].scale, own_scale(SCORED, records))

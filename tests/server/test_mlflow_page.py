@@ -205,11 +205,12 @@ def test_the_registered_version_is_loaded_by_mlflow_and_predicts(page: tuple[Fin
     import pandas
 
     finished, _ = page
+    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(tracking_uri(CONFIG, finished.home))
     try:
         model = mlflow.pyfunc.load_model(f"models:/sovfed-{CONFIG.task.name}/1")
     finally:
-        mlflow.set_tracking_uri(None)
+        mlflow.set_tracking_uri(before)
     frame = model.input_example
     assert isinstance(frame, pandas.DataFrame) and list(frame) == [column.name for column in TASK.schema.inputs]
     found = model.predict(frame)

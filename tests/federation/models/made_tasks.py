@@ -69,7 +69,7 @@ def task(name: str, schema: Schema, outputs: int, metrics: NoMetrics | None = No
 
     return add(
         Task(
-            name=name, title=f"Of <{name}>", schema=schema, metrics=metrics or NoMetrics(), headline="auc",  # type: ignore[arg-type]
+            name=name, title=f"Of <{name}>", schema=schema, metrics=metrics or NoMetrics(), headline="auc",
             build=build, loss=squares,
         )
     )  # fmt: skip

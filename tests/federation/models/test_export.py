@@ -112,7 +112,9 @@ def test_a_model_with_save_pretrained_writes_its_folder(tmp_path: Path) -> None:
     )  # fmt: skip
     model = loaded(tmp_path, task)
     to_hugging_face(model, tmp_path / "hf")
-    assert torch.equal(load_file(tmp_path / "hf" / "model.safetensors")["weight"], model.module.inner.weight)
+    assert torch.equal(
+        load_file(tmp_path / "hf" / "model.safetensors")["weight"], model.module.state_dict()["inner.weight"]
+    )
     assert {path.name for path in (tmp_path / "hf").iterdir()} == {"config.json", "model.json", "model.safetensors"}
 
 

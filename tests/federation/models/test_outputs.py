@@ -13,7 +13,7 @@ from sovfed.federation.models.outputs import CLASSES, LABELS, NUMBERS, RAW, SURV
 from sovfed.federation.models.saved import LoadedModel, load_model, save_model
 from sovfed.federation.tasks.registry import get_task
 
-ROWS = {
+ROWS: dict[str, list[object]] = {
     "age": [50, 100.0], "dose": [None, 2.0], "flat": ["", "7"], "smoker": ["oui", "no"],
     "seen": ["1970-01-02", "2000-01-01"], "ward": [None, "B"], "sex": ["m", "f"], "unused": ["x", "y"],
 }  # fmt: skip

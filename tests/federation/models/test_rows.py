@@ -71,7 +71,7 @@ def test_a_missing_column_has_its_neighbour_named() -> None:
 
 
 def test_arrays_stand_cell_by_cell_or_as_lists() -> None:
-    rows = {
+    rows: dict[str, list[object]] = {
         "signal": [[0.5, 1, -1]], "picture_0_0_0": ["3"], "picture_0_0_1": [255], "words": [np.array([1, 9])],
         "note": ["häß"],
     }  # fmt: skip
