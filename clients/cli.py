@@ -15,6 +15,7 @@ from sovfed.clients.cli_data import check_data
 from sovfed.clients.cli_failures import failures
 from sovfed.clients.cli_home import HOME
 from sovfed.clients.cli_ledger import ledger
+from sovfed.clients.cli_model import model
 from sovfed.clients.cli_personal import personal
 from sovfed.clients.cli_task import task
 from sovfed.federation.text import visible
@@ -55,6 +56,9 @@ def cli() -> None:
       sovfed client task add birth.yaml   look at it, keep it, --allow it
       sovfed client check-data birth.yaml patients.csv   what fits it, what does not, and where
     \b
+    Models:
+      sovfed client model list        what the federation made, and evaluate on the own records
+    \b
     Personal models:
       sovfed client personal list     what runs with strategy=ditto or fedbn left here alone
     \b
@@ -68,6 +72,7 @@ def cli() -> None:
 cli.add_command(check_data)
 cli.add_command(failures)
 cli.add_command(ledger)
+cli.add_command(model)
 cli.add_command(personal)
 cli.add_command(task)
 

@@ -77,7 +77,7 @@ def _summarise(federation: LocalFederation, institutions: list[Institution], sta
         raise ServiceError("the run finished without a summary")
     trained = read_model(runs.run_folder(federation.home, RUN))
     comparison = compare_sites(
-        _baseline(federation.config), [one.data for one in institutions], trained["model"], trained["scale"]
+        _baseline(federation.config), [one.data for one in institutions], trained.vector, trained.scale
     )
     summary = {
         **found,

@@ -57,6 +57,7 @@ class Task:
     evaluation_batch: int = 8_192  # records whose outputs are computed at once
     length: int = 0  # of the vector of a task that trains nothing
     code: str = ""  # the digest of the bytes that it was made from; "": of the module that has `build`
+    text: str = ""  # the task.yaml that declared it; "": it is a package's
 
     @cached_property
     def transform(self) -> Transform:
