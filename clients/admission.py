@@ -8,28 +8,30 @@ from sovfed.federation.errors import ConfigError, ProtocolError, WrongTaskError
 from sovfed.federation.messages import PrivateRequest, ProfileRequest, SumRequest, TrainRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sovfed.federation.messages import Sums, Vector
     from sovfed.federation.tasks import Task
 
 
-def resolve(request: SumRequest, tasks: Callable[[str], Task]) -> Task:
+def resolve(request: SumRequest, versions: Callable[[str], Sequence[Task]]) -> Task:
     """This institution's task of the request's name, with the model that the request asks for.
 
     Raises WrongTaskError if there is none, or if it is another than the coordinator's.
     """
     try:
-        task = tasks(request.task).with_normalisation(request.normalisation)
-        digest = task.digest
+        tasks = {
+            task.digest: task
+            for task in (task.with_normalisation(request.normalisation) for task in versions(request.task))
+        }
     except ConfigError as error:
         raise WrongTaskError(f"task '{request.task[:64]}' cannot be had here: {error}") from error
-    if request.digest != digest:
+    if request.digest not in tasks:
         raise WrongTaskError(
-            f"task '{task.name}' has the digest {digest[:12]}… here and {request.digest[:12] or 'none'}… at the agency: "
-            "other columns, another model or another version"
+            f"task '{request.task}' has the digest {', '.join(f'{digest[:12]}…' for digest in tasks)} here and "
+            f"{request.digest[:12] or 'none'}… at the agency: other columns, another model or another version"
         )
-    return task
+    return tasks[request.digest]
 
 
 def check_shapes(request: SumRequest, task: Task) -> None:

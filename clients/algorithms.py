@@ -52,7 +52,7 @@ class Learner(LocalTraining):
             _require_finite(found)
         except TrainingError as error:
             return replace(self.nothing(request, state), evaluation=evaluation, cut=cut, failed=str(error))
-        return replace(found, cut=cut)
+        return replace(found, cut=cut, update=self.task.layout.sent(found.update, request.model))
 
     def nothing(self, request: TrainRequest, state: Vector | None = None) -> Learned:
         """What an institution that did not move has learnt, without an evaluation."""

@@ -80,7 +80,7 @@ def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: b
       sovfed client check-private heart --one-record
       sovfed client check-private digits_cnn --group-norm
     """
-    from sovfed.clients.dpsgd.compatibility import examine_task
+    from sovfed.clients.dpsgd.examination import examine_task
     from sovfed.federation.tasks.registry import get_task, names
 
     refused = False

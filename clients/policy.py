@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 POLICY: Final = "policy.yaml"
+AT: Final = "@"  # between a task's name and its digest
+LEAST_DIGEST: Final = 12  # digits of a digest in allowed_tasks
 POLICY_HEAD: Final = """\
 What this institution lets a run ask of it. Read by the trainer alone, and changed by nobody but you.
 
@@ -68,7 +70,9 @@ on."""
 class Policy:
     """Bounds on every request. The defaults allow nothing that has not been named: no task, no plain update."""
 
-    allowed_tasks: tuple[str, ...] = bounded((), 1, 64, doc="tasks that runs may train and evaluate here")
+    allowed_tasks: tuple[str, ...] = bounded(
+        (), 1, 128, doc="tasks that runs may train and evaluate here, by name or, of a task of your own, by NAME@DIGEST"
+    )
     allow_plain_updates: bool = bounded(
         False, doc="answer runs without secure aggregation: the server sees this institution's own update"
     )
@@ -104,6 +108,11 @@ class Policy:
         if self.min_batch_size > self.max_batch_size:
             raise ValueError(f"min_batch_size {self.min_batch_size} is above max_batch_size {self.max_batch_size}")
 
+    @property
+    def allowed_names(self) -> tuple[str, ...]:
+        """The names of the tasks that may be asked for, with or without a digest."""
+        return tuple(dict.fromkeys(entry.partition(AT)[0] for entry in self.allowed_tasks))
+
     def check(self, request: Request) -> None:
         """Raises PolicyError unless `request` is within these bounds; the message names the setting.
 
@@ -111,8 +120,11 @@ class Policy:
         """
         if isinstance(request, SecaggRequest | LedgerRequest):
             return
-        if request.task not in self.allowed_tasks:
-            raise PolicyError(f"task '{request.task}' is not in allowed_tasks {list(self.allowed_tasks)}")
+        if not any(allows(entry, request.task, request.digest) for entry in self.allowed_tasks):
+            raise PolicyError(
+                f"task '{request.task}' with digest {request.digest[:12] or '–'}… is not in allowed_tasks "
+                f"{list(self.allowed_tasks)}"
+            )
         if not request.begin.size and not self.allow_plain_updates:
             raise PolicyError("this run aggregates without secure aggregation, and allow_plain_updates is false")
         if self.require_privacy and not isinstance(request, PrivateRequest):
@@ -131,6 +143,12 @@ class Policy:
             _at_most("batch_size", request.batch_size, "max_batch_size", self.max_batch_size)
             if request.batch_size < self.min_batch_size:
                 raise PolicyError(f"batch_size {request.batch_size} is below min_batch_size {self.min_batch_size}")
+
+
+def allows(entry: str, name: str, digest: str) -> bool:
+    """Whether `entry` of `allowed_tasks`, a name or NAME@DIGEST, is the task of that name and digest."""
+    allowed, at, wanted = entry.partition(AT)
+    return allowed == name and (not at or (len(wanted) >= LEAST_DIGEST and digest.startswith(wanted)))
 
 
 def _at_most(what: str, value: float, name: str, bound: float) -> None:

@@ -53,11 +53,11 @@ from sovfed.federation.messages import (
 from sovfed.federation.sandbox import Isolation
 from sovfed.federation.secagg.request import whole_run
 from sovfed.federation.tasks import Task
-from sovfed.federation.tasks.registry import get_task
+from sovfed.federation.tasks.registry import versions
 from sovfed.federation.trainer_pb2 import HealthReply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
 
@@ -99,12 +99,12 @@ class TrainerService:
         reproducible: bool = False,
         check_private_data: Callable[[Task], None] = lambda _task: None,
         allowance: Allowance | None = None,
-        tasks: Callable[[str], Task] = get_task,
+        tasks: Callable[[str], Sequence[Task]] = versions,
         least_spread: float = LEAST_SPREAD,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
-        `tasks` are those that this institution has, by name; `least_spread` as in the policy.
+        `tasks` are those of a name that this institution has, the newest last; `least_spread` as in the policy.
 
         `allowance` counts what is answered and what fails; a simulation has none.
 
@@ -151,7 +151,7 @@ class TrainerService:
         """Load model and records of `task` and warm up, rather than with the first request. Raises SovfedError."""
         with self._lock:
             try:
-                self._workload(self._tasks(task)).warm_up()
+                self._workload(self._tasks(task)[-1]).warm_up()
             except SovfedError as error:
                 self._reason = error.code
                 raise
@@ -235,9 +235,10 @@ class TrainerService:
 
     def _check_scale(self, request: SumRequest, task: Task) -> None:
         """Raises PolicyError unless the scale is one that a federation's own columns could have."""
-        if isinstance(request, TrainRequest | EvaluateRequest) and task.build is not None:
-            if reason := task.transform.admits(request.scale, self._least_spread):
-                raise PolicyError(reason)
+        if not isinstance(request, TrainRequest | EvaluateRequest) or task.build is None:
+            return
+        if reason := task.transform.admits(request.scale, self._least_spread):
+            raise PolicyError(reason)
 
     def _require_room(self, request: SumRequest) -> None:
         """Raises SovfedError if what the request's algorithm keeps would have no name or place."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.allowance import Allowance
-from sovfed.clients.data import connector
 from sovfed.clients.masking import Masking
 from sovfed.clients.personal import FOLDER, PersonalStates
 from sovfed.clients.policy import Policy, load_policy
@@ -37,13 +36,14 @@ from sovfed.federation.secagg.files import FileStore, load_identity
 from sovfed.federation.settings import passed_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sovfed.clients.ledger import PrivacyLedger
     from sovfed.clients.ledger_entries import Budget
 
 log = logging.getLogger(__name__)
 STOP_GRACE_S: Final = 5.0
+PREPARED: Final = 4  # tasks whose records are read at the start; of more, when they are asked for
 SIGNAL_S: Final = 0.5
 BEAT_S: Final = 3600.0
 
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible, least_spread=policy.least_spread,
         )  # fmt: skip
-        _prepare(trainer, config)
+        _prepare(trainer, policy.allowed_names)
         trainer.isolation = isolation
         server = serve(trainer, home / NAME, config.max_message_bytes)
     except SovfedError as error:
@@ -149,17 +149,13 @@ def _heart(open_ledger: Callable[[], PrivacyLedger]) -> Callable[[], None]:
     return beat
 
 
-def _prepare(trainer: TrainerService, config: ClientConfig) -> None:
-    """Warm up the task that the data source serves; one that cannot be read is told in the log."""
-    task = connector(config.data.source).task
-    if task is None:
-        return
-    try:
-        trainer.prepare(task)
-    except ConfigError:
-        raise
-    except SovfedError as error:
-        log.warning("the records cannot be used yet: %s", error)
+def _prepare(trainer: TrainerService, allowed: Sequence[str]) -> None:
+    """Warm up the tasks that the policy allows; one whose records cannot be read is told in the log."""
+    for task in allowed if len(allowed) <= PREPARED else ():
+        try:
+            trainer.prepare(task)
+        except SovfedError as error:
+            log.warning("task %s: the records cannot be used yet: %s", task, error)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +23,9 @@ from sovfed.federation.errors import ConfigError
 from sovfed.federation.schema import bind, nearest
 
 PACKAGED: Final = Path(__file__).parent.parent / "conf"
+GROUP: Final = "sovfed.conf"  # entry points of packages that bring settings of their own: a module beside them
+OWN: Final = "own"  # the option of `task` and `data` for a task that brings no settings
+SUFFIXES: Final = (".yaml", ".yml")
 DEFAULT: Final = "default"
 OVERRIDE: Final = "override"
 _NO_CODE: Final = "configuration chooses values and never names code"
@@ -39,19 +45,50 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
 
     `config_dir` may hold further options (`task/mine.yaml`); it cannot replace a packaged one.
     """
-    folders = [PACKAGED] if config_dir is None else [PACKAGED, config_dir.resolve()]
+    folders = [*folders_found(), *([] if config_dir is None else [config_dir.resolve()])]
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigError(f"configuration folder {config_dir} does not exist")
-    checked = dict(_check_override(text, folders) for text in overrides)  # the last of two for the same key counts
+    expanded = [part for text in overrides for part in _expanded(text, folders)]
+    checked = dict(_check_override(text, folders) for text in expanded)  # the last of two for the same key counts
     values, choices = _hydra(list(checked.values()), folders)
     config = bind(Config, values)
     return Composed(config, _origins(config, choices, list(checked), folders))
 
 
-def groups(folders: Iterable[Path] = (PACKAGED,)) -> dict[str, list[str]]:
+@cache
+def folders_found() -> tuple[Path, ...]:
+    """Our own settings, then those that installed packages bring."""
+    from importlib.resources import files
+
+    return PACKAGED, *(Path(str(files(point.value))) for point in entry_points(group=GROUP))
+
+
+def _expanded(text: str, folders: Sequence[Path]) -> list[str]:
+    """`text`, or what it stands for if it names a task by its file, or an installed one that brings no settings."""
+    key, _, raw = text.partition("=")
+    if key != "task" or raw in groups(folders).get("task", ()):
+        return [text]
+    if raw.endswith(SUFFIXES):
+        from sovfed.federation.tasks.declared import read_task
+
+        task = read_task(Path(raw).expanduser())
+        file = Path(raw).expanduser().absolute()
+        settings = [f"task.{name}={json.dumps(value)}" for name, value in task.training.items()]
+        return [f"task={OWN}", f"task.name={task.name}", f"task.file={file}", *_of_run(settings)]
+    from sovfed.federation.tasks.registry import names
+
+    return [f"task={OWN}", f"task.name={raw}"] if raw in names() else [text]
+
+
+def _of_run(settings: Sequence[str]) -> list[str]:
+    """A task's recommended settings by the keys of a run: `rounds` is none of the task's."""
+    return [text.removeprefix("task.") if text.startswith("task.rounds=") else text for text in settings]
+
+
+def groups(folders: Iterable[Path] | None = None) -> dict[str, list[str]]:
     """Every configuration group and its options."""
     found: dict[str, set[str]] = {}
-    for path in (path for folder in folders for path in folder.glob("*/*.yaml")):
+    for path in (path for folder in folders or folders_found() for path in folder.glob("*/*.yaml")):
         found.setdefault(path.parent.name, set()).add(path.stem)
     return {name: sorted(options) for name, options in sorted(found.items())}
 

@@ -82,7 +82,7 @@ WIRE_SENTENCES: Final[dict[str, str]] = {
     "policy": "The institution's policy forbids this request.",
     "privacy": "The institution refused to break a privacy rule.",
     "needs-privacy": "The institution answers runs with differential privacy only (require_privacy in its policy).",
-    "wrong-task": "The institution has no task of that name, or another one under it (`sovfed task show` tells its digest).",
+    "wrong-task": "The institution has no task of that name and digest (`sovfed task show` tells it).",
     "cohort": "Too few institutions took part.",
     "service": "A process of the institution is not available.",
 }

@@ -31,7 +31,7 @@ class Metric(Protocol):
     def size(self) -> int:
         """Length k of the evaluation vector."""
 
-    def sums(self, logits: Floats, labels: Labels, losses: Floats) -> Sums:
+    def sums(self, logits: Floats, labels: Any, losses: Floats) -> Sums:
         """The evaluation vector, shape [k], of logits [n, outputs], labels [n] and per-record losses [n]."""
 
     def summarise(self, sums: Sums) -> dict[str, float]:

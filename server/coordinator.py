@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -18,8 +17,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-
-import numpy as np
 
 from sovfed import __version__
 from sovfed.federation.config import Config, stored
@@ -34,6 +31,7 @@ from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.text import plain_name
 from sovfed.server import checkpoint
 from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
+from sovfed.server.curves import ROUNDS, plot_curves, read_rounds
 from sovfed.server.ledger_heads import LedgerHeads, names_of
 from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.release import DIGEST, MODEL, SUMMARY, digest
@@ -43,7 +41,6 @@ from sovfed.server.strategies import make_optimizer
 from sovfed.server.tracking import Tracker
 
 log = logging.getLogger(__name__)
-ROUNDS: Final = "rounds.jsonl"
 NAMED: Final = 255  # institutions listed by name in a tag, which MLflow holds to 8,000 characters
 SPACING_S: Final = 0.25  # between checkpoints; rounds after the last are run again, with the same result
 STATEMENT: Final = ("privacy.json", "privacy.html")
@@ -152,13 +149,11 @@ def _check(config: Config, task: Task) -> None:
     if strategy.name == "fedbn" and (task.build is None or not task.layout.normalisation.any()):
         raise ConfigError(f"task '{task.name}' has no normalisation layer to leave at the institutions: take fedavg")
     if config.privacy.private and task.build is not None:
-        from sovfed.federation.tasks.group_norm import OVERRIDE, batchnorms
+        from sovfed.federation.privacy.compatibility import why_not_noised, why_not_private
 
-        if found := batchnorms(task.build()):
-            raise PrivacyError(
-                f"task '{task.name}' has BatchNorm (layers {', '.join(found)}), which mixes the records of a batch: "
-                f"add {OVERRIDE}"
-            )
+        whole = config.privacy.mechanism == "institution"
+        if reason := why_not_noised(task) if whole else why_not_private(task):
+            raise PrivacyError(f"task '{task.name}' cannot be trained privately: {reason}")
 
 
 def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, identity: Identity | None) -> Aggregation:
@@ -259,15 +254,6 @@ def _median(lines: list[dict[str, Any]], key: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def read_rounds(folder: Path) -> list[dict[str, Any]]:
-    """The rounds finished so far; a line being written when the coordinator died is left out."""
-    path = folder / ROUNDS
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
 def _write_model(folder: Path, task: Task, rounds: Rounds) -> None:
     from safetensors.numpy import save
 
@@ -287,40 +273,6 @@ def _write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str
     )  # fmt: skip
     for name, text in zip(STATEMENT, (to_json(found), to_html(found)), strict=True):
         write_private(folder / name, text.encode())
-
-
-def plot_curves(folder: Path) -> None:
-    """Draw loss, the task's metrics and seconds by round into `curves.png`."""
-    lines = read_rounds(folder)
-    if not lines:
-        return
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    loss, metric, seconds = figure.subplots(1, 3)
-    numbers = [line["round"] for line in lines]
-    loss.plot(numbers, [_or_nan(line["train_loss"]) for line in lines], label="training")
-    loss.plot([n - 1 for n in numbers], [line["metrics"].get("loss", np.nan) for line in lines], label="held out")
-    loss.set(title="Loss", xlabel="round")
-    loss.legend()
-    for name in [name for name in lines[0]["metrics"] if name in ("auc", "accuracy", "ece", "bits_per_byte")]:
-        metric.plot([n - 1 for n in numbers], [line["metrics"].get(name, np.nan) for line in lines], label=name)
-    metric.set(title="Held-out metrics of all institutions", xlabel="round")
-    if metric.get_legend_handles_labels()[0]:
-        metric.legend()
-    if all(line["seconds_compute"] is not None for line in lines):
-        compute = [line["seconds_compute"] for line in lines]
-        seconds.bar(numbers, compute, label="slowest institution's compute")
-        seconds.bar(numbers, [line["overhead_seconds"] for line in lines], bottom=compute, label="overhead")
-    else:  # a private round: who computed how long is not told
-        seconds.bar(numbers, [line["seconds"] for line in lines], label="whole round")
-    seconds.set(title="Seconds per round", xlabel="round")
-    seconds.legend()
-    figure.savefig(folder / "curves.png", dpi=120)
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def versions() -> dict[str, str]:

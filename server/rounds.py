@@ -119,6 +119,8 @@ class Rounds:
             update = _required(total.mean)
             if isinstance(self.optimizer, Combining):
                 update = self.optimizer.combine(number, total, len(self.cohort()))
+            if self.task.build is not None:
+                update = self.task.layout.received(update, self.model)
         else:
             total, attempts = self._collect(f"round {number}", self.plan.request(self.run, number, self.model), 0)
             update = self.plan.mean_update(total)

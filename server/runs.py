@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STATE: Final = "run.json"
 TRACKING: Final = "tracking.uri"  # with its password, for the coordinator alone; 0600
 ACTIVE: Final = ("starting", "running")
+FILE: Final = "task.yaml"  # of a run whose task is a file
 LOCK_S: Final = 30.0  # a coordinator that is told to stop finishes its tracking first
 START_GRACE_S: Final = 30.0  # between StartRun and the coordinator's first sign of life
 
@@ -75,6 +76,7 @@ def start_run(control: ControlClient, home: Path, name: str, config: Config, *, 
         with contextlib.suppress(ServiceError):  # it has ended already, as it should
             control.stop_run(_state(home, name)["flower_run_id"])
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    config = _with_own_task(folder, config)
     with _locked(folder):  # the last coordinator has written its last word; the next one waits for ours
         run_id = control.start_run({"name": name, "resume": resume})
         if config.tracking.uri is not None:
@@ -82,6 +84,16 @@ def start_run(control: ControlClient, home: Path, name: str, config: Config, *, 
         state = {"name": name, "flower_run_id": run_id, "started": time.time(), "config": stored(config)}
         write_state(folder, state, "starting")
     return run_id
+
+
+def _with_own_task(folder: Path, config: Config) -> Config:
+    """`config` with the task's file, if it has one, copied into the run's folder: what is trained stays what it was."""
+    if config.task.file is None or Path(config.task.file) == folder / FILE:
+        return config
+    from sovfed.federation.tasks.shelf import read_bounded
+
+    write_private(folder / FILE, read_bounded(Path(config.task.file)))
+    return replace(config, task=replace(config.task, file=str(folder / FILE)))
 
 
 def stop_run(control: ControlClient, home: Path, name: str) -> None:
@@ -107,7 +119,7 @@ def stored_config(home: Path, name: str, run_id: int | None = None) -> Config:
 
 def read_run(home: Path, name: str, control: ControlClient | None = None) -> dict[str, Any]:
     """The run's state: name, task, status, reason, rounds, rounds_done, institutions, started, flower_run_id."""
-    from sovfed.server.coordinator import read_rounds
+    from sovfed.server.curves import read_rounds
 
     state, lines = _state(home, name), read_rounds(run_folder(home, name))
     status, reason = state["status"], state["reason"]

@@ -53,13 +53,18 @@ class Comparison:
     rows: list[dict[str, Any]]
 
 
-def compare(config: Config, data: Sequence[DataConfig], model: Vector, scale: Sums) -> Comparison:
-    """Train the baselines for `config` on the institutions `data`, and hold the federated model against them."""
+def compare_sites(config: Config, data: Sequence[DataConfig], model: Vector, scale: Sums) -> Comparison:
+    """As `compare`, over the records of the institutions `data`."""
     task = configured_task(config.task)
-    parts = [load_records(task, one) for one in data]
+    return compare(config, [load_records(task, one) for one in data], [one.site for one in data], model, scale)
+
+
+def compare(config: Config, parts: Sequence[Dataset], sites: Sequence[str], model: Vector, scale: Sums) -> Comparison:
+    """Train the baselines for `config` on the institutions' records, and hold the federated model against them."""
+    task = configured_task(config.task)
     union = merge(parts)
     models = {"pooled": pooled(config, union), "federated": Trained(model, scale)}
-    own = [alone(config, records, one.site) for records, one in zip(parts, data, strict=True)]
+    own = [alone(config, records, site) for records, site in zip(parts, sites, strict=True)]
     rows: list[dict[str, Any]] = [
         {
             "train": len(records.train),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.metrics import SMALLER_IS_BETTER
 from sovfed.federation.schema import nearest
-from sovfed.server.coordinator import read_rounds
+from sovfed.server.curves import read_rounds
 from sovfed.server.release import SUMMARY
 from sovfed.server.tracking import flatten
 from sovfed.simulations.federation import OUTSIDE

@@ -21,7 +21,7 @@ from sovfed.federation.tasks.registry import configured_task, get_task
 from sovfed.server import runs
 from sovfed.server.cli.run import watch
 from sovfed.server.release import read_model
-from sovfed.simulations.baselines import compare
+from sovfed.simulations.baselines import compare_sites
 from sovfed.simulations.deployment import Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, sites
 
@@ -76,7 +76,7 @@ def _summarise(federation: LocalFederation, institutions: list[Institution], sta
     if found is None:
         raise ServiceError("the run finished without a summary")
     trained = read_model(runs.run_folder(federation.home, RUN))
-    comparison = compare(
+    comparison = compare_sites(
         _baseline(federation.config), [one.data for one in institutions], trained["model"], trained["scale"]
     )
     summary = {

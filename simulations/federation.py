@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from sovfed.clients.app import make_client_app
-from sovfed.clients.data import check_private_data
 from sovfed.clients.masking import Masking
 from sovfed.clients.model import FlatModel
 from sovfed.clients.personal import PersonalStates
@@ -85,8 +84,6 @@ def simulate_population(
         raise ConfigError(f"{cohort} institutions a round; privacy.colluders {least - SECURE_COHORT} asks for {least}")
     if config.simulation.workers and config.simulation.engine in ("ray", "vectorised"):
         raise ConfigError(f"simulation.workers are for engine=inprocess, not for '{config.simulation.engine}'")
-    if config.privacy.private:
-        check_private_data(configured_task(config.task), config.data)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     config = dataclasses.replace(config, server=dataclasses.replace(config.server, min_cohort=cohort, start_cohort=0))
     if config.secagg.enabled and stacked:

@@ -112,7 +112,9 @@ class Partition:
         lost = self._config.fade * institution / (self.institutions - 1)
         noisy = values + generator.normal(size=values.shape) * level * np.nanstd(whole, axis=0)
         shifted = np.clip((1 - lost) * noisy + lost * high, low, high)
-        return (np.rint(shifted) if values.dtype.kind in "iu" else shifted).astype(values.dtype)
+        whole_numbers = values.dtype.kind in "iu"
+        found: npt.NDArray[Any] = (np.rint(shifted) if whole_numbers else shifted).astype(values.dtype)
+        return found
 
     def _generator(self, purpose: int, institution: int) -> np.random.Generator:
         """A stream of its own for each institution, made in a fraction of the time that `default_rng` takes."""

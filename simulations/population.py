@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, overload
 
-from sovfed.clients.data import Dataset, connector, load_records, natural_sites
+from sovfed.clients.data import Dataset, check_private_data, connector, load_records, natural_sites
 from sovfed.federation.config import Config, DataConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.registry import configured_task
 from sovfed.simulations.partition import Partition, make_partition
 
 KEPT: Final = 1_000  # institutions whose records, or trainers, are kept from round to round
@@ -50,7 +51,9 @@ class Partitioned(Sequence[Institution]):
 
 
 def make_population(config: Config) -> Sequence[Institution]:
-    """The institutions that `config` describes. Raises ConfigError and DataError."""
+    """The institutions that `config` describes. Raises ConfigError, DataError and PrivacyError."""
+    if config.privacy.private:
+        check_private_data(configured_task(config.task), config.data)
     if config.partition.name == "natural":
         return of_sites(sites(config))
     if config.data.source == "none":
@@ -71,8 +74,8 @@ def sites(config: Config) -> list[DataConfig]:
     names = natural_sites(config.data) or [str(site) for site in range(config.simulation.institutions)]
     if not natural_sites(config.data) and not connector(config.data.source).cuts and len(names) > 1:
         raise ConfigError(
-            f"{config.data.path or config.data.source}: one file is one institution, and {len(names)} are asked for: name a "
-            "folder of one file a site, or data.site_column, or cut the file up with partition=iid"
+            f"{config.data.path or config.data.source}: one file is one institution, and {len(names)} are asked for: "
+            "name a folder of one file a site, or data.site_column, or cut the file up with partition=iid"
         )
     return [dataclasses.replace(config.data, site=name, sites=len(names)) for name in names]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from sovfed.federation.tasks.trees import Tree, flattened, leaves
 if TYPE_CHECKING:
     from sovfed.federation.config import Config
 
-RecordLoss: TypeAlias = Callable[[Tensor, Tree], Tensor]
+RecordLoss: TypeAlias = Callable[[Tensor, Any], Tensor]
 CHUNK_BYTES: Final = 512 << 20  # main memory that one chunk of institutions may take
 CHUNK_SHARE: Final = 0.25  # of free device memory, likewise
 MODEL_COPIES: Final = 8  # float32 of d a model in the stack needs at its peak: model, gradient, update, …
@@ -64,7 +64,7 @@ class StackedModel:
     def split(self, vector: Tensor) -> list[Tensor]:
         """Views of the last dimension of `vector` [… , d], [… , *shape] each."""
         parts = torch.split(vector, [shape.numel() for shape in self._shapes], dim=-1)
-        return [part.view(*vector.shape[:-1], *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return [part.view((*vector.shape[:-1], *shape)) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def stack(self, vector: Tensor, copies: int) -> list[Tensor]:
         """`copies` of `vector` [d], to be moved apart."""

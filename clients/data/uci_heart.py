@@ -52,8 +52,8 @@ def load(task: Task, config: DataConfig) -> Records:
     features = np.column_stack([table[:, PLAIN], *one_hot]).astype(np.float32)
     labels = (table[:, -1] > 0).astype(np.int64)
     train, test = _split(labels)
-    table = table_of(task.schema, features, labels)
-    return Records(table, np.arange(len(labels)), train, test, several_records=False)
+    columns = table_of(task.schema, features, labels)
+    return Records(columns, np.arange(len(labels)), train, test, several_records=False)
 
 
 def _parse(content: bytes, path: Path) -> npt.NDArray[np.float64]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
-    RecordLoss = Callable[[Tensor, Tree], Tensor]
+    RecordLoss = Callable[[Tensor, Any], Tensor]
 
 TINY = torch.finfo(torch.float32).tiny
 BLOCK = 1 << 19  # values that are widened to float64 at once

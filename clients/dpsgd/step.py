@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import nn
 
-from sovfed.clients.dpsgd.compatibility import check_private_compatible, still
 from sovfed.clients.dpsgd.engines import GhostEngine, build_engine, clip_and_sum, clip_factors, one_by_one
 from sovfed.clients.dpsgd.layers import ENGINES, choose, refusals, trace
 from sovfed.clients.training import SMALL, one_thread
 from sovfed.federation.errors import ConfigError, PrivacyError
+from sovfed.federation.privacy.compatibility import check_private_compatible, still
 from sovfed.federation.schema import nearest
 from sovfed.federation.tasks.trees import Tree, leaves, padded, rows, size, split, to_device
 
@@ -101,8 +101,8 @@ class PrivateStep:
         self._piece = self._records_at_once(found.record_bytes)
         self._try_engine(loss, features, labels)
         wanted = self._piece
-        for size in (wanted, 2 * wanted, 1):  # vector kernels may need a multiple of their width
-            self._piece = size
+        for records in (wanted, 2 * wanted, 1):  # vector kernels may need a multiple of their width
+            self._piece = records
             if self._bits_are_their_own(features, labels):
                 break
         if self._piece < wanted:

@@ -47,7 +47,7 @@ class Task:
     metrics: Metric
     headline: str  # the metric to report first
     build: Callable[[], Module] | None  # None: nothing is trained
-    loss: Callable[[Tensor, Tensor], Tensor] | None
+    loss: Callable[[Tensor, Any], Tensor] | None
     predict: Callable[[Module, Tree], object] | None = None  # how the model is called; None: `layout.call`
     trained: Callable[[str], bool] | None = None  # which parameters, by name; None: all that require gradients
     version: str = "1"
@@ -141,7 +141,7 @@ class Task:
         return module if self._plain(module) else Applied(module, self.predict or call)
 
     def _plain(self, module: Module) -> bool:
-        """Whether the module itself takes the inputs as they are and returns a tensor: then nothing stands around it."""
+        """Whether the module takes the inputs as they are and returns a tensor: nothing stands around it then."""
         import torch
 
         from sovfed.federation.tasks.layout import floats
@@ -184,7 +184,7 @@ def _code(build: Callable[[], Module] | None) -> str:
     import inspect
 
     try:
-        source = inspect.getsource(inspect.getmodule(build) or build) if build is not None else ""  # type: ignore[arg-type]
+        source = inspect.getsource(inspect.getmodule(build) or build) if build is not None else ""
     except (OSError, TypeError):  # written in a notebook or at a prompt
         source = getattr(build, "__qualname__", "")
     return hashlib.sha256(source.encode()).hexdigest()

@@ -215,6 +215,7 @@ class Schema:
 def _drawn(column: Column, count: int, generator: np.random.Generator) -> npt.NDArray[Any]:
     low, high = column.bounds
     shape = (count, *column.shape)
+    found: npt.NDArray[Any]
     if column.kind in ("number", "date"):
         found = low + (high - low) * generator.random(shape)
     elif column.role == "target":  # every class comes, as evenly as can be

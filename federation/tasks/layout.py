@@ -113,6 +113,29 @@ class Layout:
             found[part.place] = part.name in self.normalised
         return found
 
+    def sent(self, update: Vector, model: Vector) -> Vector:
+        """`update` (shape [d]) with its running statistics in units of `reach`, cut to ±1, as it travels.
+
+        A variance of thousands would be cut to the clip that is meant for weights' updates, or shrink them with it.
+        """
+        return self._rescaled(update, lambda part: np.clip(part / self._reach(model), -1.0, 1.0))
+
+    def received(self, update: Vector, model: Vector) -> Vector:
+        """The inverse of `sent`, of a mean as well: `model` is public."""
+        return self._rescaled(update, lambda part: part * self._reach(model))
+
+    def _reach(self, model: Vector) -> Vector:
+        """How far each running statistic may move in a round: it may become nine times what it is."""
+        found: Vector = np.float32(8.0) * np.maximum(np.float32(1.0), np.abs(model[self.trained :]))
+        return found
+
+    def _rescaled(self, update: Vector, change: Callable[[Vector], Vector]) -> Vector:
+        if self.trained == self.size:
+            return update
+        changed = update.copy()
+        changed[self.trained : self.size] = change(update[self.trained : self.size])
+        return changed
+
     def tensors(self, module: nn.Module) -> list[Tensor]:
         """The tensors of `module`, a model of the same task."""
         state = dict(module.named_parameters()) | dict(module.named_buffers())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sovfed.federation.config import TaskConfig
 
 GROUP: Final = "sovfed.tasks"
-_ADDED: dict[str, Task] = {}
+_ADDED: dict[str, list[Task]] = {}
 
 
 @cache
@@ -34,9 +34,16 @@ def names() -> tuple[str, ...]:
 
 
 def add(task: Task) -> Task:
-    """Make `task` known in this process under its name, in the place of another of that name."""
-    _ADDED[task.name] = task
+    """Make `task` known in this process: the newest of its name, before an installed one."""
+    older = [other for other in _ADDED.get(task.name, []) if other.digest != task.digest]
+    _ADDED[task.name] = [*older, task]
     return task
+
+
+def versions(name: str) -> list[Task]:
+    """Every task called `name`, the newest last. Raises ConfigError if there is none."""
+    installed = [_load(name)] if name in _installed() or name not in _ADDED else []
+    return [*installed, *_ADDED.get(name, [])]
 
 
 def get_task(name: str, parameters: int | None = None, normalisation: str = OWN) -> Task:
@@ -45,17 +52,23 @@ def get_task(name: str, parameters: int | None = None, normalisation: str = OWN)
     `normalisation` "group" makes every BatchNorm of its model a GroupNorm. Raises ConfigError with the nearest known
     name, or if a package does not bring what it says.
     """
-    found = _ADDED.get(name) or _load(name)
+    found = versions(name)[-1]
     return sized(found, parameters or found.length).with_normalisation(normalisation)
 
 
 def configured_task(config: TaskConfig) -> Task:
     """The task that `config` names, with the model that it asks for."""
-    if config.file is not None and config.name not in _ADDED:
-        from sovfed.federation.tasks.declared import read_task
-
-        add(read_task(Path(config.file)))
+    if config.file is not None:
+        _read(config.file)
     return get_task(config.name, config.parameters, config.normalisation)
+
+
+@cache
+def _read(file: str) -> Task:
+    """The task in a file, added."""
+    from sovfed.federation.tasks.declared import read_task
+
+    return add(read_task(Path(file)))
 
 
 @cache

@@ -118,10 +118,8 @@ class Transform:
         return Bound(self, scale, device)
 
     def _u(self, column: Column, table: Table) -> Floats:
-        if column.packed:
-            values = table[NUMBERS][:, self.schema.numbers.index(column)]
-        else:
-            values = table[column.name]
+        packed = column.packed and NUMBERS in table
+        values = table[NUMBERS][:, self.schema.numbers.index(column)] if packed else table[column.name]
         middle, half = _middle(column)
         return (values.reshape(len(values), -1).astype(np.float64) - middle) / half
 

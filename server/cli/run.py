@@ -110,7 +110,7 @@ def list_(home: Path, as_json: bool) -> None:
 @JSON
 def show(name: str, home: Path, as_json: bool) -> None:
     """Show one run: its state, last rounds and, once finished, its summary."""
-    from sovfed.server.coordinator import read_rounds
+    from sovfed.server.curves import read_rounds
     from sovfed.server.runs import read_run, read_summary, run_folder
 
     run = read_run(home, name, _control(home, required=False))
@@ -214,7 +214,7 @@ def watch(home: Path, name: str, quiet: bool = False) -> dict[str, Any]:
     from rich.console import Console
 
     from sovfed.server.control import ControlClient
-    from sovfed.server.coordinator import read_rounds
+    from sovfed.server.curves import read_rounds
     from sovfed.server.home import load_settings
     from sovfed.server.runs import read_run, run_folder
 

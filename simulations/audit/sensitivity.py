@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from sovfed.clients.data import Dataset, Records, load_records, table_of
 from sovfed.clients.data.split import by_person
-from sovfed.clients.dpsgd.compatibility import EXAMPLES
 from sovfed.clients.dpsgd.step import PrivateStep
 from sovfed.clients.feed import Feed
 from sovfed.clients.private import PrivateTraining
@@ -35,6 +34,7 @@ from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.messages import PrivateRequest, Vector
 from sovfed.federation.metrics import ClassMetrics
+from sovfed.federation.privacy.compatibility import EXAMPLES
 from sovfed.federation.tasks import Task, initial_vector
 from sovfed.federation.tasks.columns import NUMBERS, Column, Schema, Table, target
 from sovfed.federation.tasks.losses import cross_entropy

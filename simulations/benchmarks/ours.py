@@ -13,7 +13,7 @@ from sovfed.clients.supernode import NODE_ID
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ServiceError
 from sovfed.server import runs
-from sovfed.server.coordinator import read_rounds
+from sovfed.server.curves import read_rounds
 from sovfed.simulations.benchmarks.process_tree import resident_bytes
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, sites

@@ -36,6 +36,8 @@ from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, co
 from sovfed.simulations.federation import simulate, sites
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
 TASK: Final = "digits_linear"
@@ -179,7 +181,7 @@ def _score(model: Vector, parts: list[Dataset]) -> float:
     return exact("accuracy", logits, labels_of(task, union)[union.test]) or 0.0
 
 
-def _without_federation(epsilon: float, setting: Setting, places: list[Dataset]) -> tuple[Vector, float]:
+def _without_federation(epsilon: float, setting: Setting, places: Sequence[Dataset]) -> tuple[Vector, float]:
     """The model, and its noise multiplier: the mean of steps that each of `places` releases with all of its noise."""
     task, persons = get_task(TASK), sum(len(part.train) for part in places)
     config = configure(epsilon, "silo", setting, persons)

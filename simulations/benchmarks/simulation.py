@@ -145,7 +145,6 @@ def _pythons(console: Console) -> dict[str, Python]:
 def make_job(case: Case, folder: Path) -> Job:
     """Write the job and every institution's standardised records into `folder`."""
     import numpy as np
-
     import torch
 
     from sovfed.clients.feed import Feed, profile_of

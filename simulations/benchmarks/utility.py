@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.compose import compose
 from sovfed.federation.metrics import SMALLER_IS_BETTER
-from sovfed.simulations.baselines import Comparison, compare
+from sovfed.simulations.baselines import Comparison, compare_sites
 from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
 from sovfed.simulations.federation import institution_names, simulate, sites
 
@@ -79,7 +79,7 @@ def _compare(overrides: list[str]) -> Comparison:
     data = sites(config)
     with tempfile.TemporaryDirectory() as folder:
         outcome = simulate(config, data, Path(folder))
-    return compare(config, data, outcome.model, outcome.scale)
+    return compare_sites(config, data, outcome.model, outcome.scale)
 
 
 def _rows(task: str, names: Sequence[str], found: Sequence[Comparison]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from sovfed.federation.compose import compose
 from sovfed.federation.config import Config
 from sovfed.server import runs
 from sovfed.server.control import log_path
-from sovfed.server.coordinator import read_rounds
+from sovfed.server.curves import read_rounds
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, sites
 

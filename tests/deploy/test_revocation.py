@@ -10,7 +10,7 @@ from tests.deploy.conftest import make_config, make_federation, wait_for
 
 from sovfed.federation.identity import crl_number, load_crl
 from sovfed.server import authority, runs
-from sovfed.server.coordinator import read_rounds
+from sovfed.server.curves import read_rounds
 from sovfed.server.lane import RECHECK_S
 from sovfed.server.registry import CRL_LOOK_S
 from sovfed.simulations.deployment import LocalFederation

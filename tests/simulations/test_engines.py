@@ -17,7 +17,8 @@ from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import TrainRequest
 from sovfed.federation.tasks import get_task, initial_vector
 from sovfed.server.aggregation import Total
-from sovfed.server.coordinator import Outcome, read_rounds
+from sovfed.server.coordinator import Outcome
+from sovfed.server.curves import read_rounds
 from sovfed.simulations.engines import AutoEngine, disagreement
 from sovfed.simulations.federation import ENGINE, simulate_population
 from sovfed.simulations.population import make_population

@@ -11,7 +11,7 @@ from sovfed.federation.compose import compose
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.tasks import get_task
 from sovfed.server.cli.run import round_table
-from sovfed.server.coordinator import read_rounds
+from sovfed.server.curves import read_rounds
 from sovfed.server.release import SUMMARY
 from sovfed.simulations.baselines import compare
 from sovfed.simulations.federation import simulate, sites

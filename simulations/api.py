@@ -1,0 +1,163 @@
+"""`sovfed.simulate`: a federation from a notebook or a script, and what comes of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from sovfed.clients.data import Dataset
+from sovfed.federation.compose import compose
+from sovfed.federation.config import Config
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.registry import add, configured_task
+from sovfed.simulations.baselines import Comparison, compare
+from sovfed.simulations.federation import simulate_population
+from sovfed.simulations.partition import Partition
+from sovfed.simulations.population import Institution, Partitioned, make_population
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from sovfed.federation.messages import Sums, Vector
+
+Data: TypeAlias = "str | Path | pd.DataFrame | Mapping[str, pd.DataFrame | Dataset] | None"
+Callback: TypeAlias = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A simulation's outcome. `folder` is the run's, as a deployment would leave it."""
+
+    config: Config
+    task: Task
+    vector: Vector  # the flat model, shape [d]
+    scale: Sums
+    summary: dict[str, Any]
+    folder: Path
+    population: Sequence[Institution]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The final model's metrics on all held-out records; of a private run, as only a simulation can know them."""
+        found: dict[str, float] = self.summary["metrics"] or self.summary.get("simulated_metrics", {})
+        return found
+
+    @cached_property
+    def model(self) -> Any:
+        """The trained `torch.nn.Module`: takes inputs as the task's transform makes them."""
+        from sovfed.clients.model import FlatModel
+        from sovfed.clients.training import choose_device
+
+        flat = FlatModel(self.task, choose_device("cpu"))
+        flat.load(self.vector)
+        return flat.module.eval()
+
+    @cached_property
+    def rounds(self) -> pd.DataFrame:
+        """A row a round: loss, metrics (of the model the round began with), seconds, bytes, who took part."""
+        import pandas as pd
+
+        from sovfed.server.curves import read_rounds
+
+        lines = [{**line, **line["metrics"]} for line in read_rounds(self.folder)]
+        return pd.DataFrame(lines).drop(columns="metrics", errors="ignore").set_index("round")
+
+    def plot(self) -> Figure:
+        """The run's curves: loss, metrics and seconds by round."""
+        from sovfed.server.curves import draw_curves
+
+        return draw_curves(self.folder)
+
+    @cached_property
+    def baselines(self) -> Comparison:
+        """The headline metric beside one model on all records pooled, and each institution's own model."""
+        names = [one.site for one in self.population]
+        parts = [one.load(self.task) for one in self.population]
+        return compare(self.config, parts, names, self.vector, self.scale)
+
+
+def simulate(
+    task: str | Path | Task,
+    data: Data = None,
+    *,
+    rounds: int | None = None,
+    strategy: str | None = None,
+    privacy: str | None = None,
+    institutions: int | None = None,
+    seed: int | None = None,
+    settings: Mapping[str, Any] | Sequence[str] = (),
+    callbacks: Sequence[Callback] = (),
+    folder: str | Path | None = None,
+) -> Result:
+    """Train `task` over simulated institutions, by the deployed coordinator and trainers, in this process.
+
+    `task` is a `Task`, an installed one's name or a task.yaml. `data` is a folder of one table a site, a data frame or
+    `Dataset` a site by name, one data frame (cut into `institutions` as `partition.*` says), or None for a task that
+    brings its own. `settings` are those of `sovfed config options`, as a mapping of dotted keys or as "key=value".
+    Each of `callbacks` is called with every round's figures. Raises SovfedError.
+
+        result = sovfed.simulate("birth.yaml", "clinics/", rounds=50)
+        result.metrics, result.rounds, result.plot(), result.baselines
+    """
+    config = _config(task, data, rounds, strategy, privacy, institutions, seed, settings)
+    resolved = configured_task(config.task)
+    population = _population(config, resolved, data)
+    place = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="sovfed-simulation-"))
+
+    def told(line: dict[str, Any]) -> None:
+        for callback in callbacks:
+            callback(line)
+
+    outcome = simulate_population(config, population, place, on_round=told)
+    return Result(config, resolved, outcome.model, outcome.scale, outcome.summary, place, population)
+
+
+def _config(
+    task: str | Path | Task, data: Data, rounds: int | None, strategy: str | None, privacy: str | None,
+    institutions: int | None, seed: int | None, settings: Mapping[str, Any] | Sequence[str],
+) -> Config:  # fmt: skip
+    """The run's configuration: the task's own settings, then the arguments, then `settings`."""
+    chosen: dict[str, Any] = {"task": add(task).name if isinstance(task, Task) else task}
+    if isinstance(data, (str, Path)):
+        chosen["data.path"] = data
+    if isinstance(data, Mapping):
+        chosen["simulation.institutions"] = len(data)
+    elif data is not None and not isinstance(data, (str, Path)):
+        chosen["partition"] = "iid"
+    arguments = {
+        "rounds": rounds, "strategy": strategy, "privacy": privacy, "seed": seed, "simulation.workers": 0,
+        "simulation.institutions": institutions,
+    }  # fmt: skip
+    chosen |= {key: value for key, value in arguments.items() if value is not None}
+    if isinstance(settings, Mapping):
+        return compose([f"{key}={value}" for key, value in {**chosen, **settings}.items()]).config
+    return compose([*(f"{key}={value}" for key, value in chosen.items()), *settings]).config
+
+
+def _population(config: Config, task: Task, data: Data) -> Sequence[Institution]:
+    if data is None or isinstance(data, (str, Path)):
+        return make_population(config)
+    if isinstance(data, Mapping):
+        parts = {name: _records(task, part, config) for name, part in data.items()}
+        return [
+            Institution(name, name, lambda _task, part=part: part)  # type: ignore[misc]
+            for name, part in parts.items()
+        ]
+    records = _records(task, data, config)
+    return Partitioned(Partition(task, records, config.partition, config.simulation.institutions, config.seed))
+
+
+def _records(task: Task, part: Any, config: Config) -> Dataset:
+    if hasattr(part, "train"):
+        return part
+    from sovfed.clients.data.frames import records_of_frame
+
+    return records_of_frame(task, part, config.data)
+
+
+__all__ = ["Result", "simulate"]
