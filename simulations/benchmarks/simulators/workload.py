@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 import torch
 
-from sovfed.federation.tasks import Task, get_task
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.registry import get_task
 from sovfed.simulations.benchmarks.process_tree import cpu_seconds, proportional_bytes
 
 if TYPE_CHECKING:
@@ -78,9 +79,7 @@ class Workload:
         return get_task(self.job.task)
 
     def model(self) -> torch.nn.Module:
-        if self.task.build is None:
-            raise ValueError(self.task.name)
-        return self.task.build()
+        return self.task.model()
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of a batch."""
