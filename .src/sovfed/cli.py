@@ -59,7 +59,9 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "audit": Lazy("sovfed.simulations.cli_audit", "audit", "Attack the privacy claims of this installation."),
     "bench": Lazy("sovfed.simulations.cli_bench", "bench", "Measure sovfed against its peers on this machine."),
     "data": Lazy("sovfed.clients.cli_data", "data", "List the sources that records can come from."),
-    "task": Lazy("sovfed.clients.cli_propose", "task", "Propose, list, show and check tasks: what is learnt from what."),
+    "task": Lazy(
+        "sovfed.clients.cli_propose", "task", "Propose, list, show and check tasks: what is learnt from what."
+    ),
     "config": Lazy("sovfed.federation.cli", "config", "Show the configuration and where each value comes from."),
     "doctor": Lazy("sovfed.federation.cli", "doctor", "Check that this machine is ready, and say what to fix."),
 }

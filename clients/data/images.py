@@ -186,6 +186,4 @@ def _sites(config: DataConfig) -> tuple[str, ...]:
 
 
 _TABLE: Final = connector(_open, ())
-CONNECTOR: Final = Connector(
-    load, sites=_sites, obstacle=_TABLE.obstacle, survey=_survey
-)
+CONNECTOR: Final = Connector(load, sites=_sites, obstacle=_TABLE.obstacle, survey=_survey)
