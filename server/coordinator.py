@@ -35,7 +35,7 @@ from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.curves import ROUNDS, plot_curves, read_rounds
 from sovfed.server.ledger_heads import LedgerHeads, names_of
 from sovfed.server.privacy import PrivacyPlan
-from sovfed.server.release import DIGEST, MODEL, SUMMARY, digest
+from sovfed.server.release import DIGEST, FILES, MODEL, SUMMARY, digest, publish
 from sovfed.server.rounds import Round, Rounds
 from sovfed.server.sampling import Sampled
 from sovfed.server.secure_aggregation import SecureAggregation
@@ -128,10 +128,9 @@ def coordinate(
         **aggregation.describe(),
         **(rounds.plan.describe() if rounds.plan else {"epsilon": None}),
     }
-    _write_model(folder, task, rounds)
     summary |= {"rounds": len(read_rounds(folder)), "model_of_round": chosen}
-    summary[DIGEST] = digest(folder / MODEL)
-    artifacts = [MODEL, SUMMARY, ROUNDS, "curves.png"]
+    summary[DIGEST] = publish(folder, task, rounds.model, rounds.scale, summary)
+    artifacts = [*FILES, SUMMARY, ROUNDS, "curves.png"]
     if rounds.plan:
         if heads:
             summary["privacy"]["ledger_heads"] = heads.countersign(grid, run, names_of(grid))
@@ -291,14 +290,6 @@ def _median(lines: list[dict[str, Any]], key: str) -> float | None:
     """None also where the figure is not told, as of private rounds."""
     values = [line[key] for line in lines if line[key] is not None]
     return statistics.median(values) if values else None
-
-
-def _write_model(folder: Path, task: Task, rounds: Rounds) -> None:
-    from safetensors.numpy import save
-
-    metadata = {"task": task.name, "format": "flat parameter vector, torch parameters_to_vector order"}
-    content = save({"model": rounds.model, "scale": rounds.scale}, metadata=metadata)
-    write_private(folder / MODEL, content)
 
 
 def _write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str) -> None:
