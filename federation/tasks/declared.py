@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from sovfed.federation.tasks.transform import Tree
+    from sovfed.federation.tasks.trees import Tree
 
 __all__ = ["DeclaredTask", "TaskFile", "read_task", "task_from_text", "task_of", "to_text"]
 
