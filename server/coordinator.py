@@ -88,7 +88,7 @@ def coordinate(
         rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
     started = time.monotonic()
     last = _begin(rounds, task, folder, resume)
-    stopping = Stopping(config, partial(gain, task.headline), folder)
+    stopping = Stopping(config, partial(gain, task.headline, metrics=task.metrics), folder)
     stopping.replay([(line["round"] - 1, line["metrics"].get(task.headline)) for line in read_rounds(folder)])
     names = names_of(grid)
     if rounds.plan and heads:
@@ -105,7 +105,7 @@ def coordinate(
             writer.submit(checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), settled))
             if config.strategy.stateful:
                 writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
-            line = _line(task, done, names)
+            line = _line(task, done, names, rounds.scale)
             lines.write(json.dumps(line) + "\n")
             lines.flush()
             loss = "" if done.train_loss is None else f" loss {done.train_loss:.4f},"
@@ -124,7 +124,7 @@ def coordinate(
     writer.close()
     final, chosen = _final(rounds, task, stopping, last)
     summary = {
-        **_summary(config, task, folder, final, names, transport, time.monotonic() - started),
+        **_summary(config, task, folder, final, names, transport, time.monotonic() - started, rounds.scale),
         **aggregation.describe(),
         **(rounds.plan.describe() if rounds.plan else {"epsilon": None}),
     }
@@ -188,7 +188,7 @@ def _final(rounds: Rounds, task: Task, stopping: Stopping, last: int) -> tuple[T
     if rounds.plan is not None:
         return Total(), last
     final = rounds.evaluate(last)
-    metrics = {} if final.sums is None else summarise(task, final.sums)
+    metrics = {} if final.sums is None else summarise(task, final.sums, rounds.scale)
     best = stopping.better(metrics.get(task.headline))
     if best is None:
         return final, last
@@ -229,7 +229,7 @@ def _truncate_lines(folder: Path, last: int) -> None:
         write_private(path, "".join(line + "\n" for line in kept).encode())
 
 
-def _line(task: Task, done: Round, names: dict[int, str]) -> dict[str, Any]:
+def _line(task: Task, done: Round, names: dict[int, str], scale: Sums) -> dict[str, Any]:
     """A round as one JSON object; `metrics` are of the model that the round began with."""
     return {
         "round": done.number,
@@ -239,7 +239,7 @@ def _line(task: Task, done: Round, names: dict[int, str]) -> dict[str, Any]:
         "attempts": done.attempts,
         "count": done.count,
         "train_loss": done.train_loss,
-        "metrics": summarise(task, done.evaluation) if done.evaluation is not None else {},
+        "metrics": summarise(task, done.evaluation, scale) if done.evaluation is not None else {},
         "seconds": done.seconds,
         "seconds_compute": done.seconds_compute,
         "seconds_aggregate": done.seconds_aggregate,
@@ -256,7 +256,14 @@ def _figures(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _summary(
-    config: Config, task: Task, folder: Path, final: Total, names: dict[int, str], transport: str, seconds: float
+    config: Config,
+    task: Task,
+    folder: Path,
+    final: Total,
+    names: dict[int, str],
+    transport: str,
+    seconds: float,
+    scale: Sums,
 ) -> dict[str, Any]:
     lines = read_rounds(folder)
     by_name = {names.get(node, str(node)): sums for node, sums in final.by_node.items()}
@@ -274,8 +281,8 @@ def _summary(
         "bytes_up_per_round": _median(lines, "bytes_up"),
         "bytes_down_per_round": _median(lines, "bytes_down"),
         "metric": task.headline,
-        "metrics": summarise(task, final.sums) if final.sums is not None else {},
-        "metrics_by_institution": {name: summarise(task, sums) for name, sums in sorted(by_name.items())},
+        "metrics": summarise(task, final.sums, scale) if final.sums is not None else {},
+        "metrics_by_institution": {name: summarise(task, sums, scale) for name, sums in sorted(by_name.items())},
         "config": stored(config),
     }
 

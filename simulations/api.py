@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from sovfed.federation.compose import compose
 from sovfed.federation.config import Config
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.registry import add, configured_task
+from sovfed.server.strategies import registry
 from sovfed.simulations.baselines import Comparison, compare
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.partition import Partition
@@ -86,7 +88,7 @@ def simulate(
     data: Data = None,
     *,
     rounds: int | None = None,
-    strategy: str | None = None,
+    strategy: Any = None,
     privacy: str | None = None,
     institutions: int | None = None,
     seed: int | None = None,
@@ -98,12 +100,16 @@ def simulate(
 
     `task` is a `Task`, an installed one's name or a task.yaml. `data` is a folder of one table a site, a data frame or
     `Dataset` a site by name, one data frame (cut into `institutions` as `partition.*` says), or None for a task that
-    brings its own. `settings` are those of `sovfed config options`, as a mapping of dotted keys or as "key=value".
+    brings its own. `strategy` is a name, or an object: a `ServerOptimizer`, or one of `flwr.serverapp.strategy`.
+    `settings` are those of `sovfed config options`, as a mapping of dotted keys or as "key=value".
     Each of `callbacks` is called with every round's figures. Raises SovfedError.
 
         result = sovfed.simulate("birth.yaml", "clinics/", rounds=50)
         result.metrics, result.rounds, result.plot(), result.baselines
     """
+    if strategy is not None and not isinstance(strategy, str):
+        settings = _with_strategy(strategy, settings)
+        strategy = None
     config = _config(task, data, rounds, strategy, privacy, institutions, seed, settings)
     resolved = configured_task(config.task)
     population = _population(config, resolved, data)
@@ -113,6 +119,7 @@ def simulate(
         for callback in callbacks:
             callback(line)
 
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies tell of every aggregation
     outcome = simulate_population(config, population, place, on_round=told)
     return Result(config, resolved, outcome.model, outcome.scale, outcome.summary, place, population)
 
@@ -137,6 +144,14 @@ def _config(
     if isinstance(settings, Mapping):
         return compose([f"{key}={value}" for key, value in {**chosen, **settings}.items()]).config
     return compose([*(f"{key}={value}" for key, value in chosen.items()), *settings]).config
+
+
+def _with_strategy(strategy: Any, settings: Mapping[str, Any] | Sequence[str]) -> Mapping[str, Any] | Sequence[str]:
+    """`settings` that name `strategy`, an object, which is made known in this process."""
+    name = registry.add(f"own.{type(strategy).__name__}", lambda _config, _layout: strategy)
+    if isinstance(settings, Mapping):
+        return {**settings, "strategy.name": name}
+    return [*settings, f"strategy.name={name}"]
 
 
 def _population(config: Config, task: Task, data: Data) -> Sequence[Institution]:
