@@ -275,7 +275,11 @@ def _adamw(
     below = torch._foreach_sqrt(second)
     torch._foreach_div_(below, math.sqrt(1 - plan.beta_2**state.count))
     torch._foreach_add_(below, plan.epsilon)
-    _descend(values, list(torch._foreach_div(first, below)), rate / (1 - plan.beta_1**state.count), shapes)
+    rate = rate / (1 - plan.beta_1**state.count)
+    if isinstance(rate, Tensor):
+        _descend(values, list(torch._foreach_div(first, below)), rate, shapes)
+    else:
+        torch._foreach_addcdiv_(values, first, below, value=-rate)
 
 
 def _decay(values: Tensors, decay: float, rate: Rate, shapes: Shapes) -> None:
