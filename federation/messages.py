@@ -75,6 +75,11 @@ class LocalWork:
         return LocalPlan(**{field.name: getattr(self, field.name) for field in dataclasses.fields(LocalWork)}, **more)
 
 
+def local_work(request: LocalWork) -> dict[str, Any]:
+    """What `request` says of local training, for another request."""
+    return {field.name: getattr(request, field.name) for field in dataclasses.fields(LocalWork)}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProfileRequest:
     """Ask for the feature totals that federated standardisation needs (no model yet)."""
