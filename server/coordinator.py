@@ -25,6 +25,7 @@ from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.metrics import gain
+from sovfed.federation.plan import plan_of
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
 from sovfed.federation.tasks import Task, initial_vector, summarise
@@ -148,6 +149,9 @@ def coordinate(
 
 def _check(config: Config, task: Task) -> None:
     """Raise ConfigError if the strategy is not for this cohort or this task, PrivacyError if privacy is not."""
+    from sovfed.federation.optimizers import make
+
+    make(plan_of(config.task))  # or there is none of that name
     strategy, cohort = config.strategy, config.server.min_cohort
     if cohort < strategy.least_cohort:
         raise ConfigError(
