@@ -423,16 +423,17 @@ def test_the_collected_exports_are_all_read(path: Path) -> None:
         assert records.columns[NUMBERS][:, 0].mean() == pytest.approx(60.524, abs=1e-3)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PIECES = ['"', ",", ";", "\n", "\r\n", "0", "1,5", "<2", "é", "\x00", "age,dose,ill\n", "sep=,\n"]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.one_of(
         st.binary(max_size=80),
-        st.lists(st.sampled_from(['"', ",", ";", "\n", "\r\n", "0", "1,5", "<2", "é", "\x00", "age,dose,ill\n", "sep=,\n"]), max_size=30).map(
-            lambda parts: "".join(parts).encode()
-        ),
+        st.lists(st.sampled_from(PIECES), max_size=30).map(lambda parts: "".join(parts).encode()),
         st.binary(max_size=60).map(lambda rest: b"age,dose,ill\n1,1,0\n" + rest),
     )
-)  # fmt: skip
+)
 def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
     try:
         records = _load(written(tmp_path, content, bad_rows="quarantine", max_bad_share=1.0))

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 HEART = get_task("heart")
 
 
-def _inputs(records: Records) -> Any:
+def _inputs(records: Any) -> Any:
     """The stored inputs, a row a record."""
     part = next(iter(records.columns.values()))
     return part.reshape(len(part), -1)
 
 
-def _labels(records: Records) -> Any:
+def _labels(records: Any) -> Any:
     return list(records.columns.values())[-1]
 
 

@@ -28,7 +28,8 @@ TABLES = {
     "measurement": "person_id,measurement_concept_id,measurement_date,value_as_number,unit_concept_id\n"
     "1,3004501,2024-01-01,90,8840\n1,3004501,2025-01-01,100.5,8840\n2,3004501,2025-01-01,110,8840\n"
     "2,77,2025-01-01,5,1\n",
-    "condition_occurrence": "person_id,condition_concept_id,condition_start_date\n2,201826,2020-01-01\n1,5,2020-01-01\n",
+    "condition_occurrence": "person_id,condition_concept_id,condition_start_date\n"
+    "2,201826,2020-01-01\n1,5,2020-01-01\n",
 }
 MAPPING = """
 columns:

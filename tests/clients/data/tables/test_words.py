@@ -29,8 +29,9 @@ def test_numbers(cell: str, decimal: str, value: float) -> None:
     [
         ("", ".", words.MISSING), ("N/A", ".", words.MISSING), ("k.A.", ".", words.MISSING), ("1,5", ".", words.NUMBER),
         ("1.5", ",", words.NUMBER), ("1 000", ".", words.NUMBER), ("5 mg", ".", words.NUMBER),
-        ("0x10", ".", words.NUMBER),        ("１", ".", words.NUMBER), ("infinity", ".", words.NUMBER), ("<0.2", ".", words.LIMIT),
-        (">= 5", ".", words.LIMIT),         ("<", ".", words.NUMBER), ("1e9999", ".", words.NUMBER), ("1,5,0", ",", words.NUMBER),
+        ("0x10", ".", words.NUMBER), ("１", ".", words.NUMBER), ("infinity", ".", words.NUMBER),
+        ("<0.2", ".", words.LIMIT), (">= 5", ".", words.LIMIT), ("<", ".", words.NUMBER),
+        ("1e9999", ".", words.NUMBER), ("1,5,0", ",", words.NUMBER),
     ],
 )  # fmt: skip
 def test_what_is_no_number(cell: str, decimal: str, fault: str) -> None:
