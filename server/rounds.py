@@ -34,6 +34,7 @@ ADVICE: Final = {
     "needs-privacy": "start it with privacy=distributed, or ask their operators, who set require_privacy",
     "failed": "ask their operators, whose `sovfed client logs trainer` says why",
 }
+FINAL: Final = ("needs-privacy", "wrong-task", "config")  # refusals that no repetition changes
 NOTHING: Final[Vector] = np.zeros(0, dtype=np.float32)
 
 
@@ -188,6 +189,11 @@ class Rounds:
                 what, attempt, len(total.participants), least, total.refused, total.missing,
             )  # fmt: skip
             reasons |= {total.missing: None} if total.missing else {}
+            if len(cohort) - len(final := {node for node, code in total.refused.items() if code in FINAL}) < least:
+                raise CohortError(
+                    f"{what}: {len(final)} of {len(cohort)} institutions refuse, and would again; minimum cohort is "
+                    f"{least}; refusals: {told(refused)}"
+                )
             if self.plan is not None and total.missing and self.repeats >= self.plan.repeats:
                 raise CohortError(
                     f"{what}: {total.missing}; to repeat it is another release, and the {self.plan.repeats} repeats "

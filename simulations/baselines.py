@@ -6,6 +6,7 @@ a simulation or a demo can do this: it reads every institution's records in one 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from sovfed.clients.data import Dataset, Records, load_records
 from sovfed.clients.training import LocalTraining
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Sums, TrainRequest, Vector
+from sovfed.federation.plan import plan_of, schedule_of
 from sovfed.federation.tasks import Task, initial_vector, summarise
 from sovfed.federation.tasks.registry import configured_task
 
@@ -130,15 +132,23 @@ def _train(config: Config, records: Dataset, site: str) -> Trained:
         round=1,
         task=task.name,
         seed=config.seed,
-        local_epochs=config.rounds * config.task.local_epochs,
-        batch_size=config.task.batch_size,
-        learning_rate=config.task.learning_rate,
         proximal_mu=0.0,
         model=start,
         scale=scale,
+        **_whole_run(config),
     )
     update, _ = engine.train(request)
     return Trained(start + update, scale)
+
+
+def _whole_run(config: Config) -> dict[str, Any]:
+    """The task's own local training, as long as the run: epochs or steps of all rounds, without an exchange."""
+    plan = dataclasses.asdict(plan_of(config.task))
+    steps = config.rounds * config.task.local_steps
+    told = {name: plan[name] for name in plan if name not in ("final_rate", "proximal_mu")}
+    epochs = config.rounds * config.task.local_epochs
+    end = schedule_of(config.task, config.rounds).ends(config.rounds)[1]
+    return {**told, "local_epochs": epochs, "local_steps": steps, "rate_end": end}
 
 
 def score(task: Task, trained: Trained, records: Dataset) -> float | None:
