@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.clients.data.cases import table
 from tests.real_data import published
 
 from sovfed.clients.data import load_records, pneumoniamnist
@@ -50,14 +51,14 @@ def test_sites_hold_every_image_once_but_those_that_stand_twice(
     assert len(np.unique(np.concatenate([part.persons for part in parts]))) == 300 + 40 - 8 + 300
     assert len({len(part.train) for part in parts}) == 4
     for part in parts:
-        assert set(part.labels[part.train]) == set(part.labels[part.test]) == {0, 1}
+        assert set(table(part)["pneumonia"][part.train]) == set(table(part)["pneumonia"][part.test]) == {0, 1}
 
 
 def test_the_published_file_gives_the_published_counts() -> None:
     config = DataConfig(source="pneumoniamnist", path=str(published("pneumoniamnist")), site="0", sites=1)
     records = load_records(TASK, config)
     assert (len(records.train), len(records.test)) == (4_708 + 524 - 10, 624)
-    assert records.labels[records.test].sum() == 390
+    assert table(records)["pneumonia"][records.test].sum() == 390
 
 
 @pytest.mark.parametrize(
