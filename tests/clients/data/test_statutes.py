@@ -48,7 +48,7 @@ def test_every_byte_of_a_document_is_predicted_once_and_a_person_is_a_document(
     records = load_records(TASK, written(tmp_path, monkeypatch, "".join(lines)))
     found: dict[int, bytes] = {}
     for window, given, person in zip(table(records)["window"], table(records)["given"], records.persons, strict=True):
-        predicted = window[1 + given :].astype(np.uint8).tobytes()
+        predicted = window[1 + int(given) :].astype(np.uint8).tobytes()
         found[int(person)] = found.get(int(person), b"") + predicted
     assert [found[person] for person in range(4)] == [text.encode() for text in texts["train"] + texts["test"]]
     assert records.persons[records.train].tolist() == [0] * len(records.train[:-1]) + [1]
