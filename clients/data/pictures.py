@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -26,6 +27,7 @@ FORMATS: Final = ("PNG", "JPEG")
 MODES: Final = {1: ("L", "1"), 3: ("RGB", "P", "RGBA"), 4: ("RGBA",)}  # Pillow's, by channels
 MAX_HEAD: Final = 1 << 22  # bytes of a file beyond those that its pixels would take unpacked
 DICOM: Final = (".dcm", ".dicom", ".ima")
+PLAIN: Final = (".png", ".jpg", ".jpeg")
 
 
 class _UnfitError(Exception):
@@ -67,7 +69,15 @@ def decode(path: Path, column: Column) -> npt.NDArray[np.uint8]:
 
 def _inside(folder: Path, name: str) -> bool:
     """Whether `name` stays within `folder`, also through links."""
-    return "\0" not in name and not os.path.isabs(name) and (folder / name).resolve().is_relative_to(folder.resolve())  # noqa: PTH117
+    if "\0" in name or os.path.isabs(name):  # noqa: PTH117 - a text, not yet a path
+        return False
+    inner = os.path.realpath(folder / name)
+    return inner.startswith(_root(folder) + os.sep)
+
+
+@lru_cache(maxsize=16)
+def _root(folder: Path) -> str:
+    return os.path.realpath(folder)
 
 
 def _check_size(path: Path, column: Column) -> None:
@@ -111,8 +121,8 @@ def _check(image: Image, column: Column) -> None:
 
 
 def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() in DICOM:
-        return True
+    if (suffix := path.suffix.lower()) in DICOM or suffix in PLAIN:
+        return suffix in DICOM
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 

@@ -77,7 +77,11 @@ def by_content(salt: str, table: Table) -> npt.NDArray[np.bool_]:
         for name in sorted(table):
             for word in _words(table[name][rows]):
                 mixed[rows] = _stir(mixed[rows], word)
-    return _mix(mixed + GOLDEN * _occurrence(mixed)) < np.uint64(int(HELD_OUT * 2**64))
+    _count_alike(mixed)
+    held_out = np.empty(count, bool)
+    for start in range(0, count, CHUNK):
+        held_out[start : start + CHUNK] = _mix(mixed[start : start + CHUNK]) < np.uint64(int(HELD_OUT * 2**64))
+    return held_out
 
 
 def _words(part: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
@@ -108,9 +112,8 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return values
 
 
-def _occurrence(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Of each value how many equal ones stand before it."""
-    result = np.zeros(len(values), np.uint64)
+def _count_alike(values: npt.NDArray[np.uint64]) -> None:
+    """Move each value on by how many equal ones stand before it, so that all are told apart."""
     ordered = np.sort(values)
     several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     del ordered
@@ -119,8 +122,7 @@ def _occurrence(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         rows = rows[np.argsort(values[rows], kind="stable")]
         first = np.flatnonzero(np.concatenate([[True], values[rows[1:]] != values[rows[:-1]]]))
         counts = np.diff(np.append(first, len(rows)))
-        result[rows] = (np.arange(len(rows)) - np.repeat(first, counts)).astype(np.uint64)
-    return result
+        values[rows] += GOLDEN * (np.arange(len(rows)) - np.repeat(first, counts)).astype(np.uint64)
 
 
 def by_person(salt: str, persons: Iterable[str]) -> tuple[Indices, Indices]:

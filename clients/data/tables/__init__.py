@@ -126,7 +126,7 @@ class _Reader:
             (place, places.columns[column.name][0], column.name) for place, column in enumerate(schema.numbers)
             if column.kind == "number"
         ]  # fmt: skip
-        self._bounds = np.array([column.bounds for column in schema.numbers], np.float32).reshape(-1, 2).T
+        self._bounds = np.array([schema.numbers[place].bounds for place, _, _ in self._plain]).reshape(-1, 2)
 
     def run(self, report: Report) -> _Pass:
         stored = {
@@ -167,15 +167,15 @@ class _Reader:
         kept = chosen if self.keep else chosen & ~bad
         self._store(decoded, numbers, kept, persons, batch.lines, state)
 
-    def _sound(self, cells: Mapping[int, pa.Array], count: int) -> tuple[npt.NDArray[np.float32], set[str]]:
-        """The scalar numbers of a batch, side by side, and the columns that are all numbers within their bounds."""
-        numbers = np.zeros((count, len(self.schema.numbers)), np.float32)
-        plain = [part for part in self._plain if types.is_floating(cells[part[1]].type)]
-        for place, cell, _ in plain:
-            with np.errstate(over="ignore"):
-                numbers[:, place] = cells[cell].to_numpy(zero_copy_only=False)
-        inside = ((numbers >= self._bounds[0]) & (numbers <= self._bounds[1])).all(0)
-        return numbers, {name for place, _, name in plain if inside[place] and count}
+    def _sound(self, cells: Mapping[int, pa.Array], count: int) -> tuple[npt.NDArray[np.float64], set[str]]:
+        """The plain numbers of a batch [n, plain], and the names of those that are all within their bounds."""
+        arrays = [cells[cell] for _, cell, _ in self._plain]
+        if not count or not arrays or not all(types.is_floating(array.type) for array in arrays):
+            return np.zeros((count, 0)), set()
+        batch = pa.RecordBatch.from_arrays(arrays, [name for _, _, name in self._plain])
+        numbers = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy()
+        sound = (numbers.min(0) >= self._bounds[:, 0]) & (numbers.max(0) <= self._bounds[:, 1])  # not if one is NaN
+        return numbers, {name for (_, _, name), fits in zip(self._plain, sound, strict=True) if fits}
 
     def _decoded(self, column: Column, cells: Mapping[int, pa.Array]) -> Decoded:
         parts = [cells[place] for place in self.places.columns[column.name]]
@@ -199,14 +199,14 @@ class _Reader:
         return bad
 
     def _store(
-        self, decoded: Mapping[str, Decoded], numbers: npt.NDArray[np.float32], kept: Mask,
+        self, decoded: Mapping[str, Decoded], numbers: npt.NDArray[np.float64], kept: Mask,
         persons: pa.Array | None, lines: Lines, state: _Pass,
     ) -> None:  # fmt: skip
         place = state.grown.grow(int(kept.sum()))
         whole = bool(kept.all())
         arrays = state.grown.arrays
-        if NUMBERS in arrays:
-            arrays[NUMBERS][place] = numbers if whole else numbers[kept]
+        if numbers.shape[1]:
+            self._store_plain(arrays[NUMBERS][place], numbers if whole else numbers[kept])
         for name, part in decoded.items():
             values = part.values if whole else part.values[kept]
             if name in self._files:
@@ -221,3 +221,11 @@ class _Reader:
             state.persons.append(persons if whole else persons.filter(pa.array(kept)))
         if self.lines:
             state.lines.append(lines[kept])
+
+    def _store_plain(self, stored: npt.NDArray[np.float32], numbers: npt.NDArray[np.float64]) -> None:
+        """Copy all plain numbers; those that are not sound are written over with what they were decoded to."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            if numbers.shape == stored.shape:
+                stored[:] = numbers
+            else:
+                stored[:, [place for place, _, _ in self._plain]] = numbers

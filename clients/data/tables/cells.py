@@ -165,7 +165,8 @@ def _numbers(cells: pa.Array) -> tuple[npt.NDArray[Any], list[tuple[str, Mask]]]
 
 def _distinct(cells: pa.Array, read: Read) -> tuple[npt.NDArray[np.float64], list[tuple[str, Mask]]]:
     """Each distinct text read once; `read` gives its value and what is wrong with it."""
-    coded = pc.dictionary_encode(pc.fill_null(cells.cast(pa.string()), ""))
+    cells = cells if types.is_string(cells.type) else cells.cast(pa.string())
+    coded = pc.dictionary_encode(pc.fill_null(cells, "") if cells.null_count else cells)
     results = [read(text) for text in coded.dictionary.to_pylist()]
     places = coded.indices.to_numpy(zero_copy_only=False)
     values = np.array([np.nan if fault else value for value, fault in results] or [np.nan])[places]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FIRST: Final = 1024  # records that there is room for at first
+FIRST: Final = 1 << 14  # records that there is room for at first
 STEP: Final = 1.125  # by which the room grows
 
 

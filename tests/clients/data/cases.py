@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from sovfed.clients.data import Records
+import numpy as np
+
+from sovfed.clients.data import Dataset, Records
 from sovfed.federation.config import DataConfig
 from sovfed.federation.tasks.columns import Column, Schema, number, target
 from sovfed.federation.tasks.registry import get_task
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sovfed.federation.tasks import Task
+    from sovfed.federation.tasks.columns import Table
 
 AGE = number("age", 0, 120)
 DOSE = number("dose", 0, 5)
@@ -44,3 +47,8 @@ def rows(records: Any) -> list[list[float]]:
         [*map(float, values), float(label)]
         for values, label in zip(records.columns[".numbers"], records.columns[last], strict=True)
     ]
+
+
+def table(records: Dataset) -> Table:
+    """All records of a data set, as its schema stores them."""
+    return records.take(np.arange(len(records.persons)))
