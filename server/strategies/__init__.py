@@ -82,9 +82,13 @@ def make_optimizer(
         return optimizer
     if trained is None or (layout is not None and trained == layout.size):
         return optimizer
-    from sovfed.server.strategies.stepping import Stepping
+    from sovfed.server.strategies.stepping import Corrected, CorrectedCombining, Stepping
 
-    return Stepping(optimizer, trained)
+    if config.name in STRATEGIES:
+        return Stepping(optimizer, trained)
+    if isinstance(optimizer, Combining):
+        return CorrectedCombining(optimizer, optimizer, trained)
+    return Corrected(optimizer, trained)
 
 
 def _make(

@@ -13,7 +13,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from sovfed.federation.messages import Vector
-    from sovfed.server.strategies import ServerOptimizer, Slots
+    from sovfed.server.aggregation import Total
+    from sovfed.server.strategies import Combining, ServerOptimizer, Slots
 
 
 class Stepping:
@@ -35,3 +36,33 @@ class Stepping:
 
     def restore(self, slots: Slots) -> None:
         self._inner.restore(slots)
+
+
+class Corrected:
+    """Lets a strategy from outside step the whole vector, as its layout has it, and puts the mean back for the rest."""
+
+    def __init__(self, inner: ServerOptimizer, trained: int) -> None:
+        self._inner, self._trained = inner, trained
+
+    def step(self, round: int, model: Vector, mean_update: Vector) -> Vector:
+        cut = self._trained
+        stepped = np.array(self._inner.step(round, model, mean_update), dtype=np.float32)
+        stepped[cut:] = model[cut:] + mean_update[cut:]
+        return stepped
+
+    def slots(self) -> Slots:
+        return self._inner.slots()
+
+    def restore(self, slots: Slots) -> None:
+        self._inner.restore(slots)
+
+
+class CorrectedCombining(Corrected):
+    """The same of a strategy that combines the round's replies itself: the rest moves by what it makes of them."""
+
+    def __init__(self, inner: ServerOptimizer, combining: Combining, trained: int) -> None:
+        super().__init__(inner, trained)
+        self._combining = combining
+
+    def combine(self, round: int, total: Total, present: int) -> Vector:
+        return self._combining.combine(round, total, present)

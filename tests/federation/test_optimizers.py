@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from sovfed.federation import optimizers
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.optimizers import Accumulator, LocalOptimizer, Muon, clip, make
+from sovfed.federation.optimizers import Accumulator, LocalOptimizer, Muon, clip, make, names
 from sovfed.federation.plan import LocalPlan
 
 SHAPES = [(6, 4), (6,), (), (3, 2, 2, 2)]
@@ -274,3 +276,44 @@ def test_what_an_epoch_leaves_over_is_pending_until_a_step_takes_it() -> None:
 def test_an_unknown_optimizer_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match=r"unknown optimizer 'adam' \(did you mean 'adamw'\?\)"):
         make(LocalPlan(optimizer="adam"))
+
+
+SIGN_SGD = """
+from sovfed.federation.optimizers import State, descend
+
+class SignSgd:
+    plain = False
+
+    def __init__(self, plan):
+        self.decay = plan.weight_decay
+
+    def init(self, values, shapes=None):
+        return State([tuple(value.shape) for value in values] if shapes is None else list(shapes))
+
+    def step(self, values, gradients, state, rate):
+        signs = [0 * value if gradient is None else gradient.sign() for value, gradient in zip(values, gradients)]
+        descend(values, [sign + self.decay * value for sign, value in zip(signs, values)], rate, state.shapes)
+"""
+
+
+def test_an_optimizer_of_an_installed_package_is_found_and_stacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outside_optimizer.py").write_text(SIGN_SGD)
+    facts = tmp_path / "outside_optimizer-1.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-optimizer\nVersion: 1\n")
+    (facts / "entry_points.txt").write_text("[sovfed.optimizers]\nsign_sgd = outside_optimizer:SignSgd\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for cache in (optimizers._installed, optimizers._maker):
+        cache.cache_clear()
+    try:
+        assert "sign_sgd" in names()
+        mine = [torch.tensor([[1.0, -1.0], [2.0, 0.0]])]
+        optimizer = make(LocalPlan(optimizer="sign_sgd", weight_decay=0.5))
+        state = optimizer.init(mine, [(2,)])
+        optimizer.step(mine, [torch.tensor([[3.0, -4.0], [0.0, 5.0]])], state, torch.tensor([0.1, 0.2]))
+    finally:
+        for cache in (optimizers._installed, optimizers._maker):
+            cache.cache_clear()
+    torch.testing.assert_close(mine[0], torch.tensor([[0.85, -0.85], [1.8, -0.2]]))

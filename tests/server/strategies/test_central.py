@@ -12,7 +12,8 @@ from sovfed.federation.config import StrategyConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.plan import LocalPlan, Schedule
 from sovfed.federation.tasks.layout import Layout, Part
-from sovfed.server.strategies import ServerOptimizer, make_optimizer
+from sovfed.server.aggregation import Total
+from sovfed.server.strategies import Averaging, Combining, ServerOptimizer, make_optimizer, registry
 
 if TYPE_CHECKING:
     from sovfed.federation.messages import Vector
@@ -140,3 +141,39 @@ def test_statistics_do_not_change_how_parameters_step() -> None:
         short = alone.step(number, short, update)
         long = beside.step(number, long, np.append(update, np.float32(-0.1)))
         np.testing.assert_array_equal(long[:3], short)
+
+
+class Doubling(Averaging):
+    """A strategy from outside, which goes twice as far as it should."""
+
+    def step(self, round: int, model: Vector, mean_update: Vector) -> Vector:
+        assert model.size == 5
+        return (model + 2 * mean_update).astype(np.float32)
+
+
+class Overruling(Doubling):
+    def combine(self, round: int, total: Total, present: int) -> Vector:
+        return np.full(5, float(present), np.float32)
+
+
+class Outside:
+    """A strategy that inherits nothing of ours."""
+
+    def __init__(self, inner: ServerOptimizer) -> None:
+        self.step, self.slots, self.restore = inner.step, inner.slots, inner.restore
+
+
+class OutsideCombining(Outside):
+    def combine(self, round: int, total: Total, present: int) -> Vector:
+        return Overruling().combine(round, total, present)
+
+
+@pytest.mark.parametrize("kind", [Outside, OutsideCombining])
+def test_a_strategy_from_outside_steps_the_whole_vector_and_statistics_get_their_mean(kind: type[Outside]) -> None:
+    name = registry.add("outside", lambda config, layout: kind(Doubling()))
+    optimizer = make_optimizer(StrategyConfig(name=name), trained=3, layout=layout((3,), statistics=2))
+    model = optimizer.step(1, np.ones(5, np.float32), np.full(5, -0.75, np.float32))
+    assert model.tolist() == [-0.5, -0.5, -0.5, 0.25, 0.25]
+    assert isinstance(optimizer, Combining) == (kind is OutsideCombining)
+    if isinstance(optimizer, Combining):
+        assert optimizer.combine(1, Total(), 7).tolist() == [7.0] * 5
