@@ -13,7 +13,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from sovfed.federation.messages import Vector
-    from sovfed.server.strategies import ServerOptimizer, Slots
+    from sovfed.server.strategies.protocol import ServerOptimizer, Slots
 
 
 class Stepping:
