@@ -97,6 +97,6 @@ def _private(found: Task) -> list[str]:
     """What stands against private runs, or is worth knowing; [] if nothing."""
     if found.build is None:
         return ["nothing is trained"]
-    from sovfed.clients.dpsgd.compatibility import examine_task
+    from sovfed.clients.dpsgd.examination import examine_task
 
     return [("" if one.refused else "remark: ") + str(one) for one in examine_task(found)]

@@ -30,7 +30,7 @@ class Check:
 
 
 def conform(task: Task) -> list[Check]:
-    """The checks of `task`, in order; the last is the first that does not let the others be tried."""
+    """The checks of `task`, in order; they end where one does not let the others be tried."""
     checks: list[Check] = []
     try:
         for check in _checks(task):
@@ -61,7 +61,10 @@ def _checks(task: Task) -> Iterator[Check]:
         outputs = module(inputs)
     finite = bool(outputs.isfinite().all()) and len(outputs) == RECORDS
     yield Check("outputs", finite, f"{list(outputs.shape)} for {RECORDS} made-up records, some at their bounds")
-    yield _loss(task.loss, outputs, targets)
+    loss = _loss(task.loss, outputs, targets)
+    yield loss
+    if not loss.held:
+        return
     yield _gradient(task, inputs, targets)
     yield _metrics(task, outputs, targets)
 
@@ -121,9 +124,7 @@ def _metrics(task: Task, outputs: Tensor, targets: Any) -> Check:
     if not np.allclose(whole, parts[0] + parts[1], rtol=1e-4, atol=1e-6):
         return Check("metrics", False, "sums of two halves do not add up to the sums of all")
     if not np.isfinite(list(found.values())).all() or task.headline not in task.metrics.names:
-        return Check(
-            "metrics", False, f"{found}, headline {task.headline}: expected finite numbers, the headline among"
-        )
+        return Check("metrics", False, f"{found}: expected finite numbers, '{task.headline}' one of them")
     return Check(
         "metrics", True, f"{', '.join(task.metrics.names)}; {task.headline} first; {task.evaluation_size} sums"
     )
