@@ -26,9 +26,13 @@ _NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 
 @cache
 def extras() -> dict[str, frozenset[str]]:
-    """The distributions that each extra brings, those of extras that it includes with them."""
+    """The distributions that each extra brings, those of extras that it includes with them; {} if not installed."""
     direct: dict[str, set[str]] = {}
-    for line in requires(PROJECT) or ():
+    try:
+        lines = requires(PROJECT) or []
+    except PackageNotFoundError:  # files that are run where they lie
+        lines = []
+    for line in lines:
         requirement, _, marker = line.partition(";")
         for extra in re.findall(r"""extra\s*==\s*['"]([^'"]+)['"]""", marker):
             direct.setdefault(extra, set()).add(requirement.strip())

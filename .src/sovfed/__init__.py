@@ -18,9 +18,11 @@ __all__ = ["Result", "__version__", "simulate"]
 
 
 def __getattr__(name: str) -> object:
-    """`simulate` and `Result`, which load torch, when they are first asked for."""
+    """`simulate` and `Result`, which load torch, when they are first asked for. ConfigError without the extra."""
     if name in ("simulate", "Result"):
+        from sovfed.federation.extras import require
         from sovfed.simulations import api
 
+        require("simulate")
         return getattr(api, name)
     raise AttributeError(f"module 'sovfed' has no attribute '{name}'")

@@ -13,7 +13,6 @@ from sovfed.federation.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sovfed.clients.data import Indices
     from sovfed.federation.tasks.columns import Table
 
 SHARES_OF_FOUR: Final = (0.45, 0.30, 0.17, 0.08)
@@ -22,6 +21,7 @@ GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 CHUNK: Final = 1 << 12  # rows that are mixed at once
 MIN_RECORDS: Final = 20  # of one simulated institution
 Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
 
 
 def uniform(salt: str, names: Iterable[object]) -> Floats:

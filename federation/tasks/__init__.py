@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +127,9 @@ class Task:
     def _grouped(self) -> Task:
         from sovfed.federation.tasks.group_norm import grouped
 
-        return grouped(self)
+        if self.build is None or (build := grouped(self.build)) is self.build:
+            return self
+        return replace(self, title=f"{self.title}, made GroupNorm", build=build, code=self.digest)
 
     def _built(self, seed: int) -> Module:
         import torch

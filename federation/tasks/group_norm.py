@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 if TYPE_CHECKING:
-    from sovfed.federation.tasks import Task
+    from collections.abc import Callable
 
 OVERRIDE = "task.normalisation=group"
 
@@ -34,16 +33,11 @@ def batchnorms(module: nn.Module) -> list[str]:
     return [name or type(part).__name__ for name, part in module.named_modules() if isinstance(part, _BatchNorm)]
 
 
-def grouped(task: Task) -> Task:
-    """`task` with GroupNorm in its model; the very same task if it has no BatchNorm."""
-    if task.build is None or not batchnorms(task.build()):
-        return task
-    original = task.build
-
-    def build() -> nn.Module:
-        return replace_batchnorm(original())
-
-    return replace(task, title=f"{task.title}, made GroupNorm", build=build, code=task.digest)
+def grouped(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Makes what `build` makes, with GroupNorm; the very same function if that has no BatchNorm."""
+    if not batchnorms(build()):
+        return build
+    return lambda: replace_batchnorm(build())
 
 
 def _group_norm(norm: _BatchNorm) -> nn.GroupNorm:

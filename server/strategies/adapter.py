@@ -14,7 +14,7 @@ from sovfed.federation.config import StrategyConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.flower import new_message
 from sovfed.federation.messages import Vector
-from sovfed.server.strategies import Slots
+from sovfed.server.strategies.protocol import Slots
 
 KEY: Final = "model"
 

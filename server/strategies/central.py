@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sovfed.federation.messages import Vector
     from sovfed.federation.plan import LocalPlan, Schedule
     from sovfed.federation.tasks.layout import Layout
-    from sovfed.server.strategies import Slots
+    from sovfed.server.strategies.protocol import Slots
 
 COUNT: Final = "count"  # the slot of the steps taken
 

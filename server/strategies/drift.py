@@ -16,7 +16,7 @@ from sovfed.federation.config import StrategyConfig
 from sovfed.federation.errors import ConfigError, ProtocolError
 from sovfed.federation.messages import Vector
 from sovfed.server.aggregation import Total
-from sovfed.server.strategies import Averaging, Slots
+from sovfed.server.strategies.protocol import Averaging, Slots
 
 
 class FedNova(Averaging):

@@ -18,7 +18,7 @@ from sovfed.federation.schema import nearest
 if TYPE_CHECKING:
     from sovfed.federation.config import StrategyConfig
     from sovfed.federation.tasks.layout import Layout
-    from sovfed.server.strategies import ServerOptimizer
+    from sovfed.server.strategies.protocol import ServerOptimizer
 
 Maker = Callable[["StrategyConfig", "Layout | None"], Any]
 _ADDED: Final[dict[str, Maker]] = {}

@@ -22,7 +22,7 @@ from sovfed.federation.errors import CohortError
 from sovfed.federation.flower import new_message
 from sovfed.federation.messages import Vector
 from sovfed.server.aggregation import Total, Update
-from sovfed.server.strategies import Averaging
+from sovfed.server.strategies.protocol import Averaging
 
 KEY: Final = "update"
 

@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from sovfed.federation.messages import Vector
     from sovfed.server.aggregation import Total
-    from sovfed.server.strategies import Combining, ServerOptimizer, Slots
+    from sovfed.server.strategies.protocol import Combining, ServerOptimizer, Slots
 
 
 class Stepping:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sovfed.federation.messages import Vector
     from sovfed.federation.tasks.layout import Layout
-    from sovfed.server.strategies import Slots
+    from sovfed.server.strategies.protocol import Slots
 
 WHOLE: Final = "model"  # the one array, where the model has no layout
 NODES: Final = 100  # that a strategy is told of: more than it waits for
