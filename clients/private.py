@@ -11,13 +11,11 @@ import hashlib
 import json
 import logging
 from dataclasses import fields
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import torch
 
-from sovfed.clients.dpsgd.compatibility import EXAMPLES, check_private_compatible
 from sovfed.clients.dpsgd.step import PrivateStep
 from sovfed.clients.feed import Feed
 from sovfed.clients.ledger import PrivacyLedger
@@ -25,7 +23,8 @@ from sovfed.clients.ledger_entries import Grant, Plan, Release
 from sovfed.clients.masking import PrivateUpdate
 from sovfed.clients.training import LocalTraining, choose_device
 from sovfed.federation.errors import ConfigError, PrivacyError, ProtocolError
-from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector
+from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector, local_work
+from sovfed.federation.privacy.compatibility import EXAMPLES, why_not_noised, why_not_private
 from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian
 from sovfed.federation.privacy.events import Event
 from sovfed.federation.privacy.noise import Units, release, share_variance
@@ -134,7 +133,7 @@ class PrivateTraining:
             run=request.run, round=request.round, task=request.task, seed=request.seed,
             local_epochs=request.local_epochs, batch_size=request.batch_size,
             learning_rate=request.learning_rate, proximal_mu=0.0, model=request.model,
-            scale=self.task.transform.public_scale,
+            scale=self.task.transform.public_scale, **local_work(request),
         )  # fmt: skip
         try:
             update, _ = training.train(asked)
@@ -173,25 +172,13 @@ def admit(request: PrivateRequest, task: Task, room: int, ledger: PrivacyLedger 
         if request.steps != 1:
             raise ProtocolError(f"{request.steps} steps a round; mechanism '{request.mechanism}' makes one release")
         noise_reserve(request, request.model.size, room)
-    if request.mechanism != "institution" and (reason := why_not_private(task)):
+    if reason := why_not_noised(task) if request.mechanism == "institution" else why_not_private(task):
         raise PrivacyError(reason)
     if ledger is not None:
         whole = whole_run(request.run)
         grant = ledger.authorise(request.grant, plan_of(request), asked_in=whole)
         if not paid:
             ledger.check(grant, _release(ledger, grant, request, NO_DIGEST), asked_in=whole)
-
-
-@lru_cache(maxsize=64)
-def why_not_private(task: Task) -> str:
-    """Why the task's model cannot be private, from made-up records; "" if it can."""
-    if task.build is None or task.loss is None:
-        return f"task '{task.name}' trains nothing"
-    try:
-        check_private_compatible(task.model(), task.loss, *task.made_up(EXAMPLES))
-    except PrivacyError as error:
-        return str(error)
-    return ""
 
 
 def _key(request: PrivateRequest, number: SumNumber) -> ReleaseKey:

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from sovfed.clients.data import Records
-from sovfed.clients.dpsgd.compatibility import EXAMPLES
 from sovfed.clients.dpsgd.engines import clip_factors
 from sovfed.clients.dpsgd.step import CLIP_MARGIN, ENGINE_TOLERANCE, PrivateStep
 from sovfed.clients.feed import Feed
 from sovfed.federation.errors import ConfigError, PrivacyError
+from sovfed.federation.privacy.compatibility import EXAMPLES
 from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian
 from sovfed.federation.privacy.noise import Units, share_variance
 from sovfed.federation.privacy.sampling import Entropy, poisson_sample
@@ -178,7 +178,7 @@ class StackedPrivate:
         """Of any model: each record's gradient, averaged over its person's records."""
         kept = mask.flatten().nonzero().flatten()  # in the order of `person`
         found = self._gradients(self._model.split(models), features, labels)
-        records = torch.cat([part.flatten(2).flatten(0, 1)[kept] for part in found], dim=1)
+        records = torch.cat([part.reshape(mask.numel(), -1)[kept] for part in found], dim=1)
         copies = torch.arange(len(models), device=mask.device).repeat_interleave(mask.shape[1])[kept]
         count = int(person[-1]) + 1
         if count < len(person):

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import nn
 
-from sovfed.clients.dpsgd.compatibility import check_private_compatible, still
 from sovfed.clients.dpsgd.engines import GhostEngine, build_engine, clip_and_sum, clip_factors, one_by_one
 from sovfed.clients.dpsgd.layers import ENGINES, choose, refusals, trace
 from sovfed.clients.training import SMALL, one_thread
 from sovfed.federation.errors import ConfigError, PrivacyError
+from sovfed.federation.privacy.compatibility import check_private_compatible, still
 from sovfed.federation.schema import nearest
 from sovfed.federation.tasks.trees import Tree, leaves, padded, rows, size, split, to_device
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sovfed.clients.dpsgd.compatibility import EXAMPLES
 from sovfed.clients.dpsgd.step import PrivateStep
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.privacy.compatibility import EXAMPLES
 from sovfed.federation.tasks.losses import cross_entropy
 from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -19,12 +20,14 @@ from sovfed.federation.tasks.layout import INNER, SAMPLE
 from sovfed.federation.tasks.trees import Tree, rows, size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
-    from sovfed.clients.dpsgd.engines import RecordLoss
     from sovfed.federation.tasks import Task
+
+    RecordLoss = Callable[[Tensor, Any], Tensor]
+
 
 EXAMPLES: Final = SAMPLE  # made-up records
 TOLERANCE: Final = 1e-4  # relative difference of float32 outputs computed alone and in a batch
@@ -54,21 +57,23 @@ def check_private_compatible(module: nn.Module, loss: RecordLoss, features: Tree
         raise PrivacyError("; ".join(refused))
 
 
-def examine_task(task: Task, *, several_records: bool = True) -> list[Finding]:
-    """Findings on a task's model and loss, engine included; empty if there is nothing to say."""
-    from sovfed.clients.dpsgd.step import PrivateStep
-
+@lru_cache(maxsize=64)
+def why_not_private(task: Task) -> str:
+    """Why the gradients of the task's model cannot be clipped by person, tried on made-up records; "" if they can."""
     if task.build is None or task.loss is None:
-        return [Finding(task.name, "has no model to train", "choose a task that trains one")]
-    features, labels = task.made_up(EXAMPLES)
-    module = task.model()
-    found = examine(module, task.loss, features, labels)
-    if not any(one.refused for one in found):
-        try:
-            PrivateStep(module, task.loss, 1.0, example=(features, labels), several_records=several_records)
-        except PrivacyError as error:
-            found.append(Finding(task.name, str(error), "build the model of other layers"))
-    return found
+        return f"task '{task.name}' trains nothing"
+    try:
+        check_private_compatible(task.model(), task.loss, *task.made_up(EXAMPLES))
+    except PrivacyError as error:
+        return str(error)
+    return ""
+
+
+def why_not_noised(task: Task) -> str:
+    """Why noise on the task's whole update would spoil its model; "" if it would not."""
+    if task.build is None or task.layout.trained == task.layout.size:
+        return ""
+    return f"it keeps running statistics of records, which noise would spoil. Fix: use GroupNorm: {OVERRIDE}"
 
 
 def examine(module: nn.Module, loss: RecordLoss, features: Tree, labels: Tree) -> list[Finding]:
