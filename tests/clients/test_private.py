@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chi2  # type: ignore[import-untyped]
+from scipy.stats import chi2
 from tests.records import in_memory, records_of
 from torch import nn
 
