@@ -46,7 +46,12 @@ def check_data(ctx: click.Context, task: str, file: Path, settings: tuple[str, .
 
 @click.group()
 def data() -> None:
-    """List the sources that records can come from."""
+    """List the sources that records can come from.
+
+    \b
+    Example:
+      sovfed data sources
+    """
 
 
 @data.command()

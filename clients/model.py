@@ -56,14 +56,17 @@ class FlatModel:
             self.flat.numpy()[:] = model  # one copy, also of a read-only vector
         else:
             self.flat.copy_(torch.from_numpy(np.require(model, requirements="W")))
-        self.scattered()
+        with torch.no_grad():
+            for view, tensor in self._copies:
+                tensor.copy_(view)
         self._loaded = None if model.flags.writeable else model
 
     @torch.no_grad()
     def scattered(self) -> None:
-        """Give tensors of another type what `flat` holds: after every step."""
+        """Give parameters of another type what `flat` holds: after every step. Statistics are the forward pass's."""
         for view, tensor in self._copies:
-            tensor.copy_(view)
+            if isinstance(tensor, torch.nn.Parameter):
+                tensor.copy_(view)
 
     @torch.no_grad()
     def gathered(self) -> Tensor:

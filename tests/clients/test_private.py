@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chi2  # type: ignore[import-untyped]
-from tests.records import in_memory
+from scipy.stats import chi2
+from tests.records import in_memory, records_of
+from torch import nn
 
 from sovfed.clients.data import load_records
 from sovfed.clients.ledger import PrivacyLedger, replay
@@ -20,11 +21,13 @@ from sovfed.clients.ledger_entries import Budget, History
 from sovfed.clients.ledger_file import create_ledger, read_ledger
 from sovfed.clients.private import PrivateTraining, admit, plan_of
 from sovfed.clients.trainer import make_trainer
+from sovfed.clients.training import LocalTraining
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import ConfigError, DataError, PolicyError, PrivacyError
 from sovfed.federation.messages import PrivateRequest
 from sovfed.federation.privacy.noise import Units
-from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks import initial_vector, summarise
+from sovfed.federation.tasks.columns import Column, Schema, target
 from sovfed.federation.tasks.registry import get_task
 
 TASK = get_task("breast_cancer")
@@ -305,3 +308,45 @@ def test_a_table_that_names_no_person_is_refused_before_a_record_is_read(tmp_pat
         declared._admit(REQUEST)
     with pytest.raises(DataError, match="line 2"):
         declared._private_training(TASK)
+
+
+def headed() -> nn.Module:
+    """A backbone that is frozen, and a head."""
+    module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    module[0].requires_grad_(False)
+    return module
+
+
+@pytest.mark.parametrize("mechanism", ["distributed", "silo", "institution"])
+def test_of_a_frozen_backbone_nothing_moves_and_its_head_learns_in_private(mechanism: str) -> None:
+    """Noise goes to the 9 values of the head alone: none to the 56 that nobody trains."""
+    columns = (*(Column(f"c{place}", low=-1.0) for place in range(6)), target("y", "no", "yes"))
+    task = dataclasses.replace(TASK, name="headed", build=headed, schema=Schema(columns))
+    model = initial_vector(task, 0)
+    assert model.size == 9
+    inputs = np.random.default_rng(0).uniform(-1, 1, (300, 6))
+    labels = (inputs[:, :2].sum(1) > 0).astype(np.int64)
+    records = records_of(task.schema, inputs, labels, np.arange(200), np.arange(200, 300), several_records=False)
+    place = PrivateTraining(task, records, site="0", device="cpu", ledger=None)
+    measured = LocalTraining(task, records, site="0", device="cpu")
+    frozen = task.model().state_dict()["0.weight"].clone()
+    scale = task.transform.public_scale
+    before = summarise(task, measured.evaluate(model, scale))["loss"]
+    request = dataclasses.replace(
+        REQUEST, task="headed", digest=task.digest, mechanism=mechanism, noise_multiplier=0.05, sampling_rate=1.0,
+        batch=200.0, grid_bits=20, steps=10 if mechanism == "silo" else 1, learning_rate=1.0,
+    )  # fmt: skip
+    for turn in range(1, 3 if mechanism == "silo" else 21):
+        asked = dataclasses.replace(request, round=turn, model=model)
+        found = place.update(asked, ROOM).vector
+        assert found.shape == (9,)
+        if mechanism == "silo":
+            model = model + found
+        else:
+            total = Units(1.0, 9, 20).dequantise(found.astype(np.int64))
+            step = total if mechanism == "institution" else -total / place._count
+            model = (model + step).astype(np.float32)
+    assert summarise(task, measured.evaluate(model, scale))["loss"] < 0.9 * before
+    if mechanism != "institution":
+        assert torch.equal(place._step(1.0)._module.state_dict()["0.weight"], frozen)
+    assert torch.equal(task.model().state_dict()["0.weight"], frozen)

@@ -141,10 +141,11 @@ def test_init_writes_a_policy_without_consent_and_says_so(tmp_path: Path) -> Non
 def test_init_says_when_every_run_would_be_refused_for_the_settings_of_the_records(
     tmp_path: Path, person: str, told: str
 ) -> None:
-    schema = get_task("heart").schema
+    """Of a task whose schema leaves it to the institution who is a person."""
+    schema = get_task("breast_cancer").schema
     columns = [*(column.name for column in schema.columns), "patient"]
     (tmp_path / "table.csv").write_text(",".join(columns) + "\n")
-    words = ["--task", "heart", "data=csv", f"data.path={tmp_path / 'table.csv'}", f"data.person={person}"]
+    words = ["--task", "breast_cancer", "data=csv", f"data.path={tmp_path / 'table.csv'}", f"data.person={person}"]
     result = CliRunner().invoke(cli, ["init", "--home", str(tmp_path / "new"), *words])
     assert result.exit_code == 0, result.output
     assert ("will be refused" in result.output) == bool(told)

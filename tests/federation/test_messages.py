@@ -18,6 +18,7 @@ from sovfed.federation.errors import (
     ProtocolError,
     SovfedError,
     TrainingError,
+    WrongTaskError,
     wire_code,
 )
 from sovfed.federation.messages import (
@@ -232,5 +233,9 @@ def test_no_text_or_key_on_the_wire_steers_a_terminal() -> None:
 
 def test_no_code_tells_what_was_wrong_with_the_records() -> None:
     assert {wire_code(error("x")) for error in (DataError, TrainingError, SovfedError)} == {"failed"}
-    codes = {error.code for error in SovfedError.__subclasses__()} | {NotPrivateError.code, "failed"}
+    codes = {error.code for error in SovfedError.__subclasses__()} | {
+        NotPrivateError.code,
+        WrongTaskError.code,
+        "failed",
+    }
     assert codes - {DataError.code, TrainingError.code} == set(WIRE_SENTENCES)

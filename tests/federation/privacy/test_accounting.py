@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 from opacus.accountants import PRVAccountant, RDPAccountant
-from scipy.optimize import brentq  # type: ignore[import-untyped]
-from scipy.stats import norm  # type: ignore[import-untyped]
+from scipy.optimize import brentq
+from scipy.stats import norm
 
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.privacy.accounting import (

@@ -14,7 +14,7 @@ import mpmath  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy.stats import chisquare, kstest, norm  # type: ignore[import-untyped]
+from scipy.stats import chisquare, kstest, norm
 
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.privacy import discrete_gaussian as module

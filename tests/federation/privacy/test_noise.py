@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from scipy.stats import chi2, norm  # type: ignore[import-untyped]
+from scipy.stats import chi2, norm
 
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian, smoothing

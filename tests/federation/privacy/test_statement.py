@@ -115,7 +115,7 @@ def test_detection_rate_by_hand(epsilon: float, delta: float, false_alarms: floa
 @pytest.mark.parametrize("z", [0.5, 1.0, 3.0])
 def test_detection_rate_covers_the_best_test_against_a_gaussian(z: float) -> None:
     """Neyman-Pearson: at false alarms α a Gaussian release of multiplier z is detected with Φ(1/z + Φ⁻¹(α))."""
-    from scipy.stats import norm  # type: ignore[import-untyped]
+    from scipy.stats import norm
 
     found = epsilon([Event(z, 1.0, 1)], 1e-5, CERTIFICATE)
     assert norm.cdf(1 / z + norm.ppf(0.01)) <= detection_rate(found, 1e-5, 0.01)
