@@ -45,7 +45,9 @@ class Learner(LocalTraining):
         if request.control.size != (request.model.size if request.algorithm == "scaffold" else 0):
             raise ProtocolError(f"control of shape {request.control.shape} under '{request.algorithm}'")
         in_use = self.model_in_use(request, state)
-        evaluation, cut = self.measure(in_use, request.scale)
+        evaluation, cut = np.zeros(self.task.evaluation_size), False
+        if request.evaluate:
+            evaluation, cut = self.measure(in_use, request.scale)
         try:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what comes of it is looked at
                 found = self._learn(request, state, in_use, evaluation)

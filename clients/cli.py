@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from sovfed.clients.cli_data import check_data
 from sovfed.clients.cli_failures import failures
 from sovfed.clients.cli_home import HOME
 from sovfed.clients.cli_ledger import ledger
+from sovfed.clients.cli_model import model
 from sovfed.clients.cli_personal import personal
+from sovfed.clients.cli_task import task
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -49,6 +52,13 @@ def cli() -> None:
       sovfed client failures          what kept it from its work; --clear once you have looked
       sovfed client down
     \b
+    Tasks of your own:
+      sovfed client task add birth.yaml   look at it, keep it, --allow it
+      sovfed client check-data birth.yaml patients.csv   what fits it, what does not, and where
+    \b
+    Models:
+      sovfed client model list        what the federation made, and evaluate on the own records
+    \b
     Personal models:
       sovfed client personal list     what runs with strategy=ditto or fedbn left here alone
     \b
@@ -59,9 +69,12 @@ def cli() -> None:
     os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
+cli.add_command(check_data)
 cli.add_command(failures)
 cli.add_command(ledger)
+cli.add_command(model)
 cli.add_command(personal)
+cli.add_command(task)
 
 
 @cli.command("check-private")
@@ -96,32 +109,42 @@ def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: b
 
 @cli.command()
 @click.argument("overrides", nargs=-1)
-@click.option("--task", "tasks", multiple=True, help="A task that runs may train here; default: the data source's.")
+@click.option(
+    "--task", "tasks", multiple=True,
+    help="A task that runs may train here: a name, or a task.yaml, of which a copy is kept. Default: the source's.",
+)  # fmt: skip
 @click.option("--allow-plain-updates", is_flag=True, help="Let the agency see this institution's own update.")
 @click.option("--without-privacy", is_flag=True, help="Answer runs without differential privacy too.")
 @HOME
 def init(
     overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates: bool, without_privacy: bool, home: Path
 ) -> None:
-    """Make the home folder with client.yaml and policy.yaml, both commented. OVERRIDES as for `sovfed config show`.
+    """Make the home folder with client.yaml and policy.yaml, both commented. OVERRIDES set `data…` and `client…`.
 
     \b
     Examples:
       sovfed client init
       sovfed client init data=heart data.path=/srv/heart data.site=cleveland client.device=cuda
+      sovfed client init --task birth.yaml data=own data.path=/srv/birth.csv
     """
     from sovfed.clients.data import connector
     from sovfed.clients.home import create
+    from sovfed.clients.overrides import client_config
+    from sovfed.clients.own_tasks import keep_task, known_task
     from sovfed.clients.policy import Policy
-    from sovfed.federation.compose import compose
 
-    config = compose(overrides).config.client
+    config = client_config(overrides)
     served = connector(config.data.source).task
     allowed = tasks or ((served,) if served else ())
     if not allowed:
         raise click.UsageError(f"data source '{config.data.source}' serves no one task; name those allowed with --task")
-    policy = Policy(allowed_tasks=allowed, allow_plain_updates=allow_plain_updates, require_privacy=not without_privacy)
+    known = [known_task(name) for name in allowed]
+    policy = Policy(
+        allowed_tasks=tuple(known), allow_plain_updates=allow_plain_updates, require_privacy=not without_privacy
+    )
     create(home, config, policy)
+    for name in allowed:
+        keep_task(home, name)
     click.echo(f"wrote {home / 'client.yaml'} and {home / 'policy.yaml'}")
     if not allow_plain_updates:
         click.echo("read policy.yaml: until you set allow_plain_updates, only secure aggregation is answered", err=True)

@@ -70,9 +70,11 @@ def private_obstacles(config: ClientConfig, policy: Policy) -> list[str]:
     """
     from sovfed.clients.data import check_private_data
     from sovfed.federation.tasks.registry import get_task
+    from sovfed.federation.tasks.shelf import Shelf
 
+    Shelf(Path(config.home)).make_known()
     found = dict[str, None]()
-    for name in policy.allowed_tasks if policy.require_privacy else ():
+    for name in policy.allowed_names if policy.require_privacy else ():
         try:
             check_private_data(get_task(name), config.data)
         except (PrivacyError, DataError, ConfigError) as error:

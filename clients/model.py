@@ -42,6 +42,7 @@ class FlatModel:
         self.values = [self.flat[part.place].view(part.shape) for part in layout.parts if part.trained]
         self._parts = list(self.module.modules())
         self._own_train = any(type(part).train is not torch.nn.Module.train for part in self._parts)
+        self.shares = Shares(device)
         self._loaded: Vector | None = None
         self._prefer_channels_last(task, device)
 
@@ -95,6 +96,19 @@ class FlatModel:
                 self.module(inputs)
         except RuntimeError:  # `.view` of what is no longer contiguous
             handle.remove()
+
+
+class Shares:
+    """What each of n losses weighs in their mean, as a tensor [n] that is made once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._kept = device, dict[int, Tensor]()
+
+    def __call__(self, size: int) -> Tensor:
+        share = self._kept.get(size)
+        if share is None:
+            share = self._kept[size] = torch.full((size,), 1.0, device=self._device) / size
+        return share
 
 
 def _channels_last(_: torch.nn.Module, images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

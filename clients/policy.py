@@ -23,6 +23,7 @@ from sovfed.federation.messages import (
     SecaggRequest,
     TrainRequest,
 )
+from sovfed.federation.plan import BUILT_IN, SGD, LocalPlan, why_not
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.secagg.terms import Terms
 
@@ -60,6 +61,12 @@ from whoever chooses the models: each request without privacy is an exact questi
 of them read one record out (docs/what-leaves.md has figures). Set it to false only for an agency that you trust not to,
 or for data that may be known.
 
+allowed_optimizers: who takes the local steps of a run without privacy. sgd moves a parameter in proportion to its
+gradient. adamw, and muon for what is no matrix, move each by about the learning rate whatever its gradient: after few
+steps the sum of a few institutions' updates takes a few values only, one for each way to choose their signs, and tells
+the sign of each institution's own update. Add them for an agency that may know that; strategy=fedsgd trains with the
+same optimizers and without it. With mechanism institution, where the sum is noised, any built-in one may be asked for.
+
 max_sums_…, max_evaluations_…: how many such questions are answered; private runs are bounded by the ledger instead.
 max_failures_…: how often this institution tells that it could not do the work, which says something about its records.
 After that it refuses until you have looked: `sovfed client status` says why, `sovfed client failures --clear` goes
@@ -88,6 +95,11 @@ class Policy:
     max_rounds: int = bounded(1_000, 1, 1_000_000, doc="highest round of a run that is still answered")
     max_local_epochs: int = bounded(20, 1, 10_000, doc="most passes over the records in one round")
     min_batch_size: int = bounded(8, 1, 1_000_000, unit="records", doc="a smaller batch tells more of each record")
+    allowed_optimizers: tuple[str, ...] = bounded((SGD,), 1, 64, doc="of local steps in runs without privacy")
+    max_local_steps: int = bounded(10_000, 1, 1_000_000, doc="most gradient steps in one round")
+    max_accumulation: int = bounded(1_000, 1, 10_000, unit="batches", doc="most that one step may take the mean over")
+    max_momentum: float = bounded(0.999, 0.0, 0.999999, doc="it multiplies the learning rate by up to 1 / (1 - itself)")
+    max_weight_decay: float = bounded(10.0, 0.0, 1e3, doc="strongest pull of the parameters towards 0")
     max_learning_rate: float = bounded(10.0, 1e-9, 1e3, doc="with a huge one every update is as long as the clip")
     max_batch_size: int = bounded(100_000, 1, 1_000_000, unit="records", doc="bounds the memory of one step")
     max_parameters: int = bounded(100_000_000, 1, MAX_PARAMETERS, doc="longest model vector")
@@ -143,6 +155,21 @@ class Policy:
             _at_most("batch_size", request.batch_size, "max_batch_size", self.max_batch_size)
             if request.batch_size < self.min_batch_size:
                 raise PolicyError(f"batch_size {request.batch_size} is below min_batch_size {self.min_batch_size}")
+            self._check_plan(request.plan, private=isinstance(request, PrivateRequest))
+        if isinstance(request, TrainRequest) and (reason := why_not(request.algorithm, request.plan)):
+            raise PolicyError(reason)
+
+    def _check_plan(self, plan: LocalPlan, *, private: bool) -> None:
+        """Raises PolicyError unless the local steps are within these bounds; no package is imported to find out."""
+        if plan.optimizer not in self.allowed_optimizers and not (private and plan.optimizer in BUILT_IN):
+            raise PolicyError(
+                f"optimizer '{plan.optimizer}' is not in allowed_optimizers {list(self.allowed_optimizers)}"
+            )
+        _at_most("learning_rate", plan.final_rate, "max_learning_rate", self.max_learning_rate)
+        _at_most("local_steps", plan.local_steps, "max_local_steps", self.max_local_steps)
+        _at_most("accumulation", plan.accumulation, "max_accumulation", self.max_accumulation)
+        _at_most("momentum", plan.momentum, "max_momentum", self.max_momentum)
+        _at_most("weight_decay", plan.weight_decay, "max_weight_decay", self.max_weight_decay)
 
 
 def allows(entry: str, name: str, digest: str) -> bool:

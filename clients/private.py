@@ -23,7 +23,7 @@ from sovfed.clients.ledger_entries import Grant, Plan, Release
 from sovfed.clients.masking import PrivateUpdate
 from sovfed.clients.training import LocalTraining, choose_device
 from sovfed.federation.errors import ConfigError, PrivacyError, ProtocolError
-from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector
+from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector, local_work
 from sovfed.federation.privacy.compatibility import EXAMPLES, why_not_noised, why_not_private
 from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian
 from sovfed.federation.privacy.events import Event
@@ -133,7 +133,7 @@ class PrivateTraining:
             run=request.run, round=request.round, task=request.task, seed=request.seed,
             local_epochs=request.local_epochs, batch_size=request.batch_size,
             learning_rate=request.learning_rate, proximal_mu=0.0, model=request.model,
-            scale=self.task.transform.public_scale,
+            scale=self.task.transform.public_scale, **local_work(request),
         )  # fmt: skip
         try:
             update, _ = training.train(asked)

@@ -101,9 +101,11 @@ class TrainerService:
         allowance: Allowance | None = None,
         tasks: Callable[[str], Sequence[Task]] = versions,
         least_spread: float = LEAST_SPREAD,
+        on_error: Callable[[Exception], None] = lambda _error: None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
+        `on_error` is told what went wrong: a simulation's researcher may see it, an agency never.
         `tasks` are those of a name that this institution has, the newest last; `least_spread` as in the policy.
 
         `allowance` counts what is answered and what fails; a simulation has none.
@@ -114,7 +116,7 @@ class TrainerService:
         trains in the same order when the same is asked in another sum. `check_private_data` raises PrivacyError,
         before a record is read, if the settings let no private run use them.
         """
-        self._reproducible = reproducible
+        self._reproducible, self._on_error = reproducible, on_error
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._site, self._device, self._precision, self._check = load, site, device, precision, check
         self._masking, self._open_ledger, self._allowance = masking, open_ledger, allowance
@@ -133,6 +135,7 @@ class TrainerService:
             try:  # the boundary of the institution: only a code may pass
                 work = self._admit(request)
             except Exception as error:
+                self._on_error(error)
                 self._quiet.tell("refused a %s of run %r: %r", type(request).__name__, request.run, error)
                 code = wire_code(error)
                 if code == FAILED and not isinstance(request, SecaggRequest | LedgerRequest):
@@ -141,6 +144,7 @@ class TrainerService:
             try:
                 reply = work()
             except Exception as error:
+                self._on_error(error)
                 log.exception("a %s of run %r failed", type(request).__name__, request.run)
                 self._failed(request, error)
                 return Refusal(reason=FAILED)
@@ -276,6 +280,7 @@ class TrainerService:
         try:
             reply, failed, cut = self._compute(request, workload, start)
         except Exception as error:  # may be one record's doing
+            self._on_error(error)
             reply, failed, cut = nothing(request, workload, task), repr(error), True
         if failed:
             self._quiet.tell("run %r: nothing of this institution goes into a sum: %s", request.run, failed)

@@ -34,6 +34,7 @@ from sovfed.federation.sandbox import Isolation, reaches_network
 from sovfed.federation.schema import bind
 from sovfed.federation.secagg.files import FileStore, load_identity
 from sovfed.federation.settings import passed_settings
+from sovfed.federation.tasks.shelf import Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,6 +81,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible, least_spread=policy.least_spread,
         )  # fmt: skip
+        Shelf(home).make_known()
         _prepare(trainer, policy.allowed_names)
         trainer.isolation = isolation
         server = serve(trainer, home / NAME, config.max_message_bytes)

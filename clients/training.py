@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from sovfed.clients.feed import Feed, Targets, arrays_of, batches_of, profile_of, tensors_of
-from sovfed.clients.model import FlatModel, gradients
+from sovfed.clients.model import FlatModel
+from sovfed.clients.steps import make_stepper
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
 from sovfed.federation.messages import TrainRequest
 from sovfed.federation.secagg.ring import saturated
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 
     from sovfed.clients.data import Dataset, Indices
     from sovfed.federation.messages import Sums, Vector
+    from sovfed.federation.plan import LocalPlan
     from sovfed.federation.tasks import Task
 
 LARGEST_OUTPUT: Final = 1e3  # of a model, and of the loss of one record, as they are measured
-FP16_SCALE: Final = 2.0**10  # the first loss scale; it adapts from there
 WARMING: Final = 64  # records
 SMALL: Final = 1 << 20  # parameters; a smaller model trains on one CPU thread, which is faster where cores are shared
 PRECISIONS: Final = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -75,7 +76,6 @@ class LocalTraining:
         self.task, self.records, self.device, self.precision = task, records, choose_device(device), precision
         self._site, self._loss, self._reproducible = site, task.loss, reproducible
         self._model = make_model(task, self.device)
-        self._shares: dict[int, Tensor] = {}
         self._feed: Feed | None = None
         self._train, self._test = records.train, records.test
 
@@ -112,7 +112,12 @@ class LocalTraining:
 
     def steps(self, request: TrainRequest) -> int:
         """The gradient steps that `request` asks for."""
-        return request.local_epochs * batches_of(self.count, request.batch_size, coupled=self.task.layout.coupled)
+        plan = request.plan
+        return (plan.local_steps or plan.local_epochs * self._steps_an_epoch(plan)) if self.count else 0
+
+    def _steps_an_epoch(self, plan: LocalPlan) -> int:
+        batches = batches_of(self.count, plan.batch_size, coupled=self.task.layout.coupled)
+        return -(-batches // plan.accumulation)
 
     def only_trained(self, vector: Vector) -> Vector:
         """`vector` (shape [d]) with zeros at the places of buffers, which no gradient moves."""
@@ -123,7 +128,7 @@ class LocalTraining:
     ) -> tuple[Vector, float]:
         """The update (local − global, shape [d]) and the mean training loss of the last epoch.
 
-        Minimises F(w) + mu/2 · |w − anchor|² (Li et al. 2020, arXiv:1812.06127, equation 2) by SGD without momentum;
+        Minimises F(w) + mu/2 · |w − anchor|² (Li et al. 2020, arXiv:1812.06127, equation 2) by the request's plan;
         the anchor, shape [d], is the model received unless given. `correction`, shape [d], is added to each gradient.
         Deterministic on a CPU (with `SMALL` or more parameters: for a given number of threads). Raises TrainingError if
         a value is not finite or memory runs out.
@@ -189,69 +194,25 @@ class LocalTraining:
     ) -> tuple[Vector, float]:
         self._model.load(request.model)
         self._model.mode(training=True)
-        step = (self._scaled_step if self.precision == "fp16" else self._plain_step)(request.learning_rate, pull)
-        rows = torch.from_numpy(self._train)
-        for _ in range(request.local_epochs):
-            order = rows[torch.randperm(len(rows), generator=generator)]
-            losses = []
+        left, rows, losses = self.steps(request), torch.from_numpy(self._train), list[Tensor]()
+        stepper = make_stepper(self._model, request.plan, left, pull, scaled=self.precision == "fp16")
+        while left:
+            order, losses = rows[torch.randperm(len(rows), generator=generator)], []
             for inputs, targets in feed.batches(order, request.batch_size, coupled=self.task.layout.coupled):
                 with self._autocast():
                     outputs = self._model.module(inputs)
                 each = self._loss(outputs.float(), targets)
                 losses.append(each.detach())
-                step(each)
+                left -= stepper(each)
+                if not left:
+                    break
+            left -= left and stepper.end_epoch()
         with np.errstate(over="ignore", invalid="ignore"):  # found out below
             update: Vector = self._model.gathered().cpu().numpy() - request.model
         mean_loss = float(torch.cat(losses).mean())
         if not (np.isfinite(mean_loss) and np.isfinite(update).all()):
             raise TrainingError(f"round {request.round}: loss or update is not finite; is the learning rate too high?")
         return update, mean_loss
-
-    def _share(self, size: int) -> Tensor:
-        """What each of `size` losses weighs in their mean."""
-        found = self._shares.get(size)
-        if found is None:
-            found = self._shares[size] = torch.full((size,), 1.0, device=self.device) / size
-        return found
-
-    def _plain_step(self, learning_rate: float, pull: Callable[[], Tensor | None]) -> Callable[[Tensor], None]:
-        """w ← w − lr · gradient of the losses' mean, without torch.optim, whose import of the compiler takes seconds.
-
-        Gradients are taken as they come: accumulating them would be two more passes over the model.
-        """
-        parameters, values = tuple(self._model.parameters), self._model.values
-        flat = self._model.flat[: self._model.trained]
-
-        def step(losses: Tensor) -> None:
-            found = gradients(losses, self._share(len(losses)), parameters)
-            if (added := pull()) is not None:
-                flat.sub_(added, alpha=learning_rate)
-            for value, gradient in zip(values, found, strict=True):
-                if gradient is not None:
-                    value.sub_(gradient, alpha=learning_rate)
-            self._model.scattered()
-
-        return step
-
-    def _scaled_step(self, learning_rate: float, pull: Callable[[], Tensor | None]) -> Callable[[Tensor], None]:
-        """The same with a scaled loss, for fp16: a step whose gradient overflows is left out and the scale lowered."""
-        weights = torch.nn.Parameter(self._model.flat[: self._model.trained])
-        optimizer = torch.optim.SGD([weights], lr=learning_rate)
-        scaler = torch.amp.GradScaler(self.device.type, init_scale=FP16_SCALE)
-
-        def step(losses: Tensor) -> None:
-            taken = torch.autograd.grad(
-                scaler.scale(losses.mean()), self._model.parameters, allow_unused=True, materialize_grads=True
-            )
-            weights.grad = torch.cat([gradient.reshape(-1) for gradient in taken])
-            scaler.unscale_(optimizer)
-            if (added := pull()) is not None:
-                weights.grad.add_(added)
-            scaler.step(optimizer)
-            scaler.update()
-            self._model.scattered()
-
-        return step
 
     def _make_pull(
         self, request: TrainRequest, correction: Vector | None, anchor: Vector | None

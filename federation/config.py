@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from sovfed.federation.messages import MAX_PARAMETERS, NORMALISATIONS, OWN
+from sovfed.federation.plan import FEDSGD, MUON_MOMENTUM, SCHEDULES, SGD, conflicts
 from sovfed.federation.schema import bounded, choice, named
 from sovfed.federation.text import without_credentials
 
@@ -20,6 +21,17 @@ SECURE_COHORT: Final = 3  # of two, one colluder learns the other's update from 
 LOCAL: Final = ("scaffold", "fednova", "fedbn", "ditto")  # strategies that change local training
 LEAST_SPREAD: Final = 1e-3  # of a feature's declared range, as its standard deviation
 INDIVIDUAL: Final = ("fedmedian", "fedtrimmedavg", "krum", "bulyan", "qfedavg")  # strategies that no sum is enough for
+STRATEGIES: Final = (
+    "fedavg",
+    "fedprox",
+    "fedadam",
+    "fedyogi",
+    "fedavgm",
+    "fedadagrad",
+    FEDSGD,
+    *LOCAL,
+    *INDIVIDUAL,
+)  # of our own
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,32 @@ class TaskConfig:
     file: str | None = bounded(None, 1, 4096, doc="the task as data, a task.yaml; null: `name` is an installed one")
     local_epochs: int = bounded(1, 1, 10_000, doc="passes over the local training records in a round")
     batch_size: int = bounded(32, 1, 1_000_000, unit="records", doc="records in one local gradient step")
-    learning_rate: float = bounded(0.1, 1e-9, 1e3, doc="step size of local SGD")
+    local_steps: int = bounded(
+        0, 0, 1_000_000, doc="gradient steps in a round, over as many epochs as they need; 0: local_epochs epochs"
+    )
+    accumulation: int = bounded(1, 1, 10_000, unit="batches", doc="whose gradients one step takes the mean of")
+    optimizer: str = named(SGD, doc="of local steps: sgd, adamw, muon or an installed one; fresh in every round")
+    learning_rate: float = bounded(0.1, 1e-9, 1e3, doc="step size, of which the schedule takes a share")
+    momentum: float | None = bounded(
+        None, 0.0, 0.999999, doc="of sgd and of muon; null: 0 for sgd, 0.95 for muon, as published"
+    )
+    nesterov: bool | None = bounded(None, doc="Nesterov's momentum, of sgd and muon; null: for muon only, as published")
+    beta_1: float = bounded(0.9, 0.0, 0.999999, doc="first-moment decay of adamw, and of muon for what is no matrix")
+    beta_2: float = bounded(0.999, 0.0, 0.999999, doc="second-moment decay of the same")
+    epsilon: float = bounded(1e-8, 1e-12, 1.0, doc="added to the root of the second moment of the same")
+    weight_decay: float = bounded(
+        0.0, 0.0, 1e3, doc="pull of each step towards 0: decoupled for adamw and muon, added to the gradient for sgd"
+    )
+    gradient_clip: float = bounded(0.0, 0.0, 1e6, doc="L2 bound on the gradient of a step; 0: none. Protects no person")
+    schedule: str = choice(
+        "constant",
+        SCHEDULES,
+        doc="of the learning rate over all rounds: constant; linear or cosine down to the floor; wsd: warm-up, stable, "
+        "and a straight line to the floor over the last cooldown",
+    )
+    warmup: float = bounded(0.0, 0.0, 0.9, doc="share of all rounds in which the learning rate rises from 0")
+    floor: float = bounded(0.0, 0.0, 1.0, doc="share of the learning rate that linear, cosine and wsd end at")
+    cooldown: float = bounded(0.2, 0.01, 1.0, doc="share of all rounds in which 'wsd' falls to the floor")
     parameters: int = bounded(2_500, 1, MAX_PARAMETERS, doc="length of the model vector; read by the task 'echo' only")
     normalisation: str = choice(
         OWN, NORMALISATIONS, doc="own: the task's layers; group: GroupNorm for BatchNorm, which no private run may have"
@@ -39,6 +76,29 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if self.name == "echo" and self.normalisation != OWN:
             raise ValueError("task 'echo' has no model whose normalisation could be another")
+        if self.optimizer == SGD and self.nesterov and not self.momentum:
+            raise ValueError("nesterov is true, but momentum is 0: Nesterov's step looks ahead along the momentum")
+        if (self.momentum or self.nesterov) and self.optimizer == "adamw":
+            raise ValueError("momentum and nesterov are of sgd and muon; adamw's momentum is beta_1")
+        if self.schedule == "wsd" and self.warmup + self.cooldown > 1:
+            raise ValueError(f"warmup {self.warmup:g} and cooldown {self.cooldown:g} are more than all rounds")
+        if self.schedule == "constant" and self.floor:
+            raise ValueError(f"floor is {self.floor:g}, but schedule 'constant' never falls to it")
+
+    @property
+    def momentum_in_use(self) -> float:
+        """The momentum, or the optimizer's own."""
+        return self.momentum if self.momentum is not None else MUON_MOMENTUM if self.optimizer == "muon" else 0.0
+
+    @property
+    def nesterov_in_use(self) -> bool:
+        """Whether the momentum is Nesterov's, or the optimizer's own choice."""
+        return self.nesterov if self.nesterov is not None else self.optimizer == "muon"
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the learning rate varies over the rounds."""
+        return self.schedule != "constant" or self.warmup > 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +116,27 @@ class DataConfig:
         doc="csv: the column that names a person, or 'row': each row is another person; null: the task's, "
         "else 'person' if it is there. Private runs need to know",
     )
+    site_column: str | None = bounded(
+        None, 1, 64, doc="tables: the column whose values are the institutions; only the rows of `site` are read"
+    )
+    table: str | None = bounded(None, 1, 4096, doc="images: the table beside them; null: the folder's only one")
+    mapping: str | None = bounded(
+        None, 1, 4096, doc="a YAML file: own names of a table's columns, or how FHIR or OMOP become columns"
+    )
+    url_file: str | None = bounded(None, 1, 4096, doc="sql: a file of mode 0600 that holds the database's URL")
+    query: str | None = bounded(None, 1, 65_536, lines=True, doc="sql: the SELECT whose rows are the records")
+    query_file: str | None = bounded(None, 1, 4096, doc="sql: a file with that SELECT, in the place of `query`")
+    encoding: str | None = bounded(None, 1, 32, doc="csv: as in cp1252; null: by its mark, else UTF-8, else Windows'")
+    separator: str = choice("auto", ("auto", ",", ";", "tab", "|"), doc="csv: auto: by the header's names")
+    decimal: str = choice("auto", ("auto", ".", ","), doc="csv: mark of decimals; auto: as the first rows have it")
+    date_format: str | None = bounded(None, 1, 32, doc="tables: as in %d.%m.%Y; null: year-month-day")
+    missing_words: tuple[str, ...] = bounded((), doc="tables: further words for a missing value, as in [k.A., -99]")
+    detection_limit: str = choice(
+        "refuse", ("refuse", "limit"), doc="tables: of a value such as <0.2 refuse the row, or take the limit"
+    )
+    bad_rows: str = choice("refuse", ("refuse", "quarantine"), doc="tables: refuse a table with any, or leave them out")
+    max_bad_share: float = bounded(0.05, 0.0, 1.0, doc="tables: share of bad rows above which a table is refused")
+    bad_rows_file: str | None = bounded(None, 1, 4096, doc="where bad rows are listed; null: beside the table")
     limit: int | None = bounded(
         None,
         1,
@@ -69,10 +150,10 @@ class DataConfig:
 class StrategyConfig:
     """How the server turns the mean update of a round into the next model."""
 
-    name: str = choice(
+    name: str = named(
         "fedavg",
-        ("fedavg", "fedprox", "fedadam", "fedyogi", "fedavgm", "fedadagrad", *LOCAL, *INDIVIDUAL),
-        doc="the server optimizer; sources in server/strategies/",
+        doc=f"the server optimizer: {', '.join(STRATEGIES)}, or one that a package brings. fedsgd: institutions send "
+        "the gradient of one step, and the task's optimizer steps on the server",
     )
     proximal_mu: float = bounded(0.0, 0.0, 1e6, doc="weight of FedProx's pull of local training towards the model")
     server_learning_rate: float = bounded(1.0, 1e-9, 1e3, doc="server step size (eta in Reddi et al. 2021)")
@@ -186,6 +267,14 @@ class ServerConfig:
     lane_timeout_s: float = bounded(20.0, 0.1, 3_600, unit="s", doc="longest wait for institutions to open their lane")
     min_cohort: int = bounded(5, 1, 100_000, unit="institutions", doc="fewer updates than this void a round")
     start_cohort: int = bounded(0, 0, 100_000, unit="institutions", doc="wait for this many at the start; 0 = no wish")
+    sample: float = bounded(
+        1.0,
+        1e-4,
+        1.0,
+        doc="share of the connected institutions that train in a round, drawn anew for each; at least "
+        "min_cohort. Without privacy, policies that refuse differencing hold the run to one sample. "
+        "A simulation samples by simulation.cohort",
+    )
     round_deadline_s: float = bounded(600.0, 0.1, 604_800, unit="s", doc="longest wait for the updates of one round")
     node_wait_s: float = bounded(120.0, 0.1, 604_800, unit="s", doc="longest wait for the minimum cohort to connect")
     max_message_bytes: int = bounded(
@@ -293,6 +382,12 @@ class Config:
     run_name: str | None = named(None, 1, 64, doc="the run's name; null = task, date and a random part")
     rounds: int = bounded(10, 1, 100_000, doc="exchanges between the coordinator and the cohort")
     seed: int = bounded(0, 0, 2**63 - 1, doc="seed of initialisation, splits and batches; equal seeds, equal models")
+    evaluate_every: int = bounded(1, 1, 100_000, unit="rounds", doc="between two evaluations of the model")
+    patience: int = bounded(
+        0, 0, 100_000, unit="rounds", doc="without a better headline metric, after which the run ends; 0: never"
+    )
+    min_delta: float = bounded(0.0, 0.0, 1e6, doc="by how much the headline metric must be better to count as better")
+    keep_best: bool = bounded(False, doc="end with the model that had the best headline metric rather than the last")
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
     strategy: StrategyConfig = StrategyConfig()
@@ -305,6 +400,8 @@ class Config:
     partition: PartitionConfig = PartitionConfig()
 
     def __post_init__(self) -> None:
+        for reason in conflicts(self):
+            raise ValueError(reason)
         if self.secagg.enabled and self.server.min_cohort < SECURE_COHORT:
             raise ValueError(
                 f"server.min_cohort is {self.server.min_cohort}; secure aggregation needs at least {SECURE_COHORT}, "

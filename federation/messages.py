@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sovfed.federation.errors import WIRE_SENTENCES, ProtocolError
+from sovfed.federation.plan import SGD, LocalPlan
 from sovfed.federation.schema import bind, bounded, choice, named
 from sovfed.federation.text import NAME
 
@@ -55,6 +56,30 @@ def _begin() -> Any:
     return _empty("uint8")
 
 
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class LocalWork:
+    """What a request says of local training beside epochs, batch size and learning rate; fields of `LocalPlan`."""
+
+    optimizer: str = named(SGD)
+    momentum: float = bounded(0.0, 0.0, 0.999999)
+    nesterov: bool = bounded(False)
+    beta_1: float = bounded(0.9, 0.0, 0.999999)
+    beta_2: float = bounded(0.999, 0.0, 0.999999)
+    epsilon: float = bounded(1e-8, 1e-12, 1.0)
+    weight_decay: float = bounded(0.0, 0.0, 1e3)
+    gradient_clip: float = bounded(0.0, 0.0, 1e6)
+    accumulation: int = bounded(1, 1, 10_000)
+    local_steps: int = bounded(0, 0, 1_000_000)
+
+    def _plan(self, **more: Any) -> LocalPlan:
+        return LocalPlan(**{field.name: getattr(self, field.name) for field in dataclasses.fields(LocalWork)}, **more)
+
+
+def local_work(request: LocalWork) -> dict[str, Any]:
+    """What `request` says of local training, for another request."""
+    return {field.name: getattr(request, field.name) for field in dataclasses.fields(LocalWork)}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProfileRequest:
     """Ask for the feature totals that federated standardisation needs (no model yet)."""
@@ -74,12 +99,14 @@ class ProfileReply:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TrainRequest:
+class TrainRequest(LocalWork):
     """Evaluate `model` on the held-out records, then train it locally on the training records.
 
     `model` is the flat parameter vector, shape [d]; `scale` is [mean (f), standard deviation (f)], shape [2f]. `keep`
     is the name under which the institution keeps what `algorithm` carries from round to round; a resumed run has the
     same. `control` is SCAFFOLD's c, shape [d], and empty for the others. `normalisation` is `TaskConfig`'s.
+    `rate_start` and `rate_end` are the shares of `learning_rate` as the round begins and ends. Without `evaluate`
+    nothing is evaluated, and zeros stand for it.
     """
 
     run: str = named()
@@ -99,6 +126,17 @@ class TrainRequest:
     control: Vector = _empty("float32")
     normalisation: str = choice(OWN, NORMALISATIONS)
     digest: str = _digest()
+    rate_start: float = bounded(1.0, 0.0, 1.0)
+    rate_end: float = bounded(1.0, 0.0, 1.0)
+    evaluate: bool = bounded(True)
+
+    @property
+    def plan(self) -> LocalPlan:
+        """The institution's work in this round."""
+        return self._plan(
+            local_epochs=self.local_epochs, batch_size=self.batch_size, proximal_mu=self.proximal_mu,
+            learning_rate=self.rate_start * self.learning_rate, final_rate=self.rate_end * self.learning_rate,
+        )  # fmt: skip
 
     @property
     def update_size(self) -> int:
@@ -124,7 +162,7 @@ class TrainReply:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PrivateRequest:
+class PrivateRequest(LocalWork):
     """Train `model` (shape [d]) under differential privacy; the reply is masked, and says nothing but its sum.
 
     Everything is a public constant of the run. The first round asks the institution's ledger for rounds · steps + spare
@@ -154,6 +192,14 @@ class PrivateRequest:
     begin: Bytes = _begin()
     normalisation: str = choice(OWN, NORMALISATIONS)
     digest: str = _digest()
+
+    @property
+    def plan(self) -> LocalPlan:
+        """The local training whose update is released; under `institution` only."""
+        rate = self.learning_rate
+        return self._plan(
+            local_epochs=self.local_epochs, batch_size=self.batch_size, learning_rate=rate, final_rate=rate
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -417,7 +463,7 @@ def _scalars_class(cls: type[Any]) -> type[Any]:
             (name, types[str(field.type)], dataclasses.field(default=field.default, metadata=field.metadata))
             for name, field in hints.items()
         ]
-        found = _SCALARS[cls] = dataclasses.make_dataclass(cls.__name__ + "Scalars", spec, frozen=True)
+        found = _SCALARS[cls] = dataclasses.make_dataclass(cls.__name__ + "Scalars", spec, frozen=True, kw_only=True)
     return found
 
 

@@ -41,10 +41,14 @@ class Checkpoint:
 
 
 def config_digest(config: Config) -> str:
-    """SHA-256 of what decides the training: a resumed run must not change it. `rounds` may grow."""
+    """SHA-256 of what decides the training: a resumed run must not change it.
+
+    `rounds` may grow, unless the learning rate has a schedule over them.
+    """
     parts = {name: asdict(getattr(config, name)) for name in ("task", "strategy", "privacy", "secagg")}
     task = configured_task(config.task).digest
-    return hashlib.sha256(json.dumps([parts, config.seed, task], sort_keys=True).encode()).hexdigest()
+    rounds = [config.rounds] if config.task.scheduled else []  # over which the learning rate runs
+    return hashlib.sha256(json.dumps([parts, config.seed, task, *rounds], sort_keys=True).encode()).hexdigest()
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:

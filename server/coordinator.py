@@ -24,6 +24,8 @@ from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import Sums, Vector
+from sovfed.federation.metrics import gain
+from sovfed.federation.plan import plan_of
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
 from sovfed.federation.tasks import Task, initial_vector, summarise
@@ -34,10 +36,12 @@ from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.curves import ROUNDS, plot_curves, read_rounds
 from sovfed.server.ledger_heads import LedgerHeads, names_of
 from sovfed.server.privacy import PrivacyPlan
-from sovfed.server.release import DIGEST, MODEL, SUMMARY, digest
+from sovfed.server.release import DIGEST, FILES, MODEL, SUMMARY, digest, publish
 from sovfed.server.rounds import Round, Rounds
+from sovfed.server.sampling import Sampled
 from sovfed.server.secure_aggregation import SecureAggregation
-from sovfed.server.strategies import make_optimizer
+from sovfed.server.stopping import Stopping
+from sovfed.server.strategies import optimizer_of
 from sovfed.server.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -78,13 +82,15 @@ def coordinate(
     """
     task = configured_task(config.task)
     _check(config, task)
-    aggregation = engine(_aggregation(grid, config, run, task, identity))
-    rounds = Rounds(config, run, grid, make_optimizer(config.strategy, config.task.learning_rate), aggregation)
+    aggregation = _sampled(config, engine(_aggregation(grid, config, run, task, identity)))
+    rounds = Rounds(config, run, grid, optimizer_of(config, task), aggregation)
     rounds.name = plain_name(folder.name)
     if config.privacy.private:
         rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
     started = time.monotonic()
     last = _begin(rounds, task, folder, resume)
+    stopping = Stopping(config, partial(gain, task.headline, metrics=task.metrics), folder)
+    stopping.replay([(line["round"] - 1, line["metrics"].get(task.headline)) for line in read_rounds(folder)])
     names = names_of(grid)
     if rounds.plan and heads:
         rounds.before = partial(heads.before_round, grid, run)
@@ -96,11 +102,11 @@ def coordinate(
     settled = checkpoint.config_digest(config)
     with (folder / ROUNDS).open("a", encoding="utf-8") as lines:
         for number in range(last + 1, config.rounds + 1):
-            done = rounds.train(number)
+            before, done, last = rounds.model, rounds.train(number), number
             writer.submit(checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), settled))
             if config.strategy.stateful:
                 writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
-            line = _line(task, done, names)
+            line = _line(task, done, names, rounds.scale)
             lines.write(json.dumps(line) + "\n")
             lines.flush()
             loss = "" if done.train_loss is None else f" loss {done.train_loss:.4f},"
@@ -112,17 +118,20 @@ def coordinate(
             if tracker:
                 tracker.round(number, _figures(line))
             on_round(line)
+            stopping.see(number - 1, line["metrics"].get(task.headline), before)
+            if stopping.due:
+                log.info("stopped after round %d: no better %s since round %d", number, task.headline, stopping.round)
+                break
     writer.close()
-    # Held-out records are persons' too: a private run tells no metric of them.
-    final = rounds.evaluate(config.rounds) if rounds.plan is None else Total()
+    final, chosen = _final(rounds, task, stopping, last)
     summary = {
-        **_summary(config, task, folder, final, names, transport, time.monotonic() - started),
+        **_summary(config, task, folder, final, names, transport, time.monotonic() - started, rounds.scale),
         **aggregation.describe(),
         **(rounds.plan.describe() if rounds.plan else {"epsilon": None}),
     }
-    _write_model(folder, task, rounds)
-    summary[DIGEST] = digest(folder / MODEL)
-    artifacts = [MODEL, SUMMARY, ROUNDS, "curves.png"]
+    summary |= {"rounds": len(read_rounds(folder)), "model_of_round": chosen}
+    summary[DIGEST] = publish(folder, task, rounds.model, rounds.scale, summary)
+    artifacts = [*FILES, SUMMARY, ROUNDS, "curves.png"]
     if rounds.plan:
         if heads:
             summary["privacy"]["ledger_heads"] = heads.countersign(grid, run, names_of(grid))
@@ -140,6 +149,9 @@ def coordinate(
 
 def _check(config: Config, task: Task) -> None:
     """Raise ConfigError if the strategy is not for this cohort or this task, PrivacyError if privacy is not."""
+    from sovfed.federation.optimizers import make
+
+    make(plan_of(config.task))  # or there is none of that name
     strategy, cohort = config.strategy, config.server.min_cohort
     if cohort < strategy.least_cohort:
         raise ConfigError(
@@ -167,8 +179,31 @@ def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, iden
     return SecureAggregation(
         grid, identity, config.secagg, run=run, min_cohort=server.min_cohort, deadline_s=server.round_deadline_s,
         wait_s=server.node_wait_s,
-        max_size=size, config_digest=bytes.fromhex(checkpoint.config_digest(config)),
+        max_size=size, config_digest=bytes.fromhex(checkpoint.config_digest(config)), sampled=server.sample < 1,
     )  # fmt: skip
+
+
+def _final(rounds: Rounds, task: Task, stopping: Stopping, last: int) -> tuple[Total, int]:
+    """The evaluation of the model that the run ends with, the last or the best, and the round that it is of.
+
+    Held-out records are persons' too: a private run tells no metric of them.
+    """
+    if rounds.plan is not None:
+        return Total(), last
+    final = rounds.evaluate(last)
+    metrics = {} if final.sums is None else summarise(task, final.sums, rounds.scale)
+    best = stopping.better(metrics.get(task.headline))
+    if best is None:
+        return final, last
+    log.info("the model of round %d is better than the last: it is the run's", best.round)
+    rounds.model = best.model
+    return rounds.evaluate(best.round), best.round
+
+
+def _sampled(config: Config, aggregation: Aggregation) -> Aggregation:
+    """`aggregation` over a sample of the institutions in every round, if one is asked for."""
+    server = config.server
+    return aggregation if server.sample == 1 else Sampled(aggregation, server.sample, server.min_cohort, config.seed)
 
 
 def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool) -> int:
@@ -197,7 +232,7 @@ def _truncate_lines(folder: Path, last: int) -> None:
         write_private(path, "".join(line + "\n" for line in kept).encode())
 
 
-def _line(task: Task, done: Round, names: dict[int, str]) -> dict[str, Any]:
+def _line(task: Task, done: Round, names: dict[int, str], scale: Sums) -> dict[str, Any]:
     """A round as one JSON object; `metrics` are of the model that the round began with."""
     return {
         "round": done.number,
@@ -207,7 +242,7 @@ def _line(task: Task, done: Round, names: dict[int, str]) -> dict[str, Any]:
         "attempts": done.attempts,
         "count": done.count,
         "train_loss": done.train_loss,
-        "metrics": summarise(task, done.evaluation) if done.evaluation is not None else {},
+        "metrics": summarise(task, done.evaluation, scale) if done.evaluation is not None else {},
         "seconds": done.seconds,
         "seconds_compute": done.seconds_compute,
         "seconds_aggregate": done.seconds_aggregate,
@@ -224,7 +259,14 @@ def _figures(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _summary(
-    config: Config, task: Task, folder: Path, final: Total, names: dict[int, str], transport: str, seconds: float
+    config: Config,
+    task: Task,
+    folder: Path,
+    final: Total,
+    names: dict[int, str],
+    transport: str,
+    seconds: float,
+    scale: Sums,
 ) -> dict[str, Any]:
     lines = read_rounds(folder)
     by_name = {names.get(node, str(node)): sums for node, sums in final.by_node.items()}
@@ -242,8 +284,8 @@ def _summary(
         "bytes_up_per_round": _median(lines, "bytes_up"),
         "bytes_down_per_round": _median(lines, "bytes_down"),
         "metric": task.headline,
-        "metrics": summarise(task, final.sums) if final.sums is not None else {},
-        "metrics_by_institution": {name: summarise(task, sums) for name, sums in sorted(by_name.items())},
+        "metrics": summarise(task, final.sums, scale) if final.sums is not None else {},
+        "metrics_by_institution": {name: summarise(task, sums, scale) for name, sums in sorted(by_name.items())},
         "config": stored(config),
     }
 
@@ -252,14 +294,6 @@ def _median(lines: list[dict[str, Any]], key: str) -> float | None:
     """None also where the figure is not told, as of private rounds."""
     values = [line[key] for line in lines if line[key] is not None]
     return statistics.median(values) if values else None
-
-
-def _write_model(folder: Path, task: Task, rounds: Rounds) -> None:
-    from safetensors.numpy import save
-
-    metadata = {"task": task.name, "format": "flat parameter vector, torch parameters_to_vector order"}
-    content = save({"model": rounds.model, "scale": rounds.scale}, metadata=metadata)
-    write_private(folder / MODEL, content)
 
 
 def _write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str) -> None:

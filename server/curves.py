@@ -48,16 +48,19 @@ def draw_curves(folder: Path) -> Figure:
 def _draw_loss(axes: Axes, lines: list[dict[str, Any]]) -> None:
     numbers = [line["round"] for line in lines]
     axes.plot(numbers, [_or_nan(line["train_loss"]) for line in lines], label="training")
-    axes.plot([n - 1 for n in numbers], [line["metrics"].get("loss", math.nan) for line in lines], label="held out")
+    measured = [line for line in lines if line["metrics"]]  # of some rounds only, by `evaluate_every`
+    held_out = [line["metrics"].get("loss", math.nan) for line in measured]
+    axes.plot([line["round"] - 1 for line in measured], held_out, label="held out")
     axes.set(title="Loss", xlabel="round")
     axes.legend()
 
 
 def _draw_metrics(axes: Axes, lines: list[dict[str, Any]]) -> None:
-    names = dict.fromkeys(name for line in lines for name in line["metrics"] if name not in APART)
+    measured = [line for line in lines if line["metrics"]]
+    names = dict.fromkeys(name for line in measured for name in line["metrics"] if name not in APART)
     for name in names:
-        values = [line["metrics"].get(name, math.nan) for line in lines]
-        axes.plot([line["round"] - 1 for line in lines], values, label=name)
+        values = [line["metrics"].get(name, math.nan) for line in measured]
+        axes.plot([line["round"] - 1 for line in measured], values, label=name)
     axes.set(title="Held-out metrics of all institutions", xlabel="round")
     if names:
         axes.legend()

@@ -16,6 +16,7 @@ import numpy as np
 from sovfed.federation.config import Config
 from sovfed.federation.errors import CohortError, PrivacyError
 from sovfed.federation.messages import PrivateRequest, Vector
+from sovfed.federation.plan import local_fields, local_rates
 from sovfed.federation.privacy.accounting import (
     CERTIFICATE,
     accountant_version,
@@ -98,8 +99,7 @@ class PrivacyPlan:
             rounds=config.rounds, steps=_steps(config), spare=privacy.spare_steps,
             noise_multiplier=self.noise_multiplier, sampling_rate=_rate(config), clip=privacy.clip,
             delta=privacy.delta, honest=self.honest, grid_bits=privacy.grid_bits, batch=self.batch, seed=config.seed,
-            local_epochs=task.local_epochs, batch_size=task.batch_size, learning_rate=task.learning_rate, model=model,
-            normalisation=task.normalisation, digest=configured_task(task).digest,
+            model=model, normalisation=task.normalisation, digest=configured_task(task).digest, **local_fields(config),
         )  # fmt: skip
 
     @property
@@ -117,8 +117,11 @@ class PrivacyPlan:
     def institutions(self) -> int:
         return max(self.config.server.start_cohort, self.config.server.min_cohort)
 
-    def mean_update(self, total: Total) -> Vector:
-        """The update that the noised sum stands for, shape [d]. Post-processing: it costs no privacy."""
+    def mean_update(self, total: Total, number: int = 1) -> Vector:
+        """The update that the noised sum of round `number` stands for, shape [d]. Post-processing: it costs no privacy.
+
+        So the learning rate of `distributed`, which is taken here, may follow a schedule.
+        """
         if self.config.privacy.mechanism == "silo":
             if total.mean is None:
                 raise CohortError("no private update came")
@@ -129,7 +132,9 @@ class PrivacyPlan:
         summed = units.dequantise(total.integers)
         if self.config.privacy.mechanism == "institution":
             return (summed / total.count).astype(np.float32)
-        return (-self.config.task.learning_rate / self.batch * summed).astype(np.float32)
+        rate: float = local_fields(self.config)["learning_rate"] * sum(local_rates(self.config, number)) / 2
+        update: Vector = (-rate / self.batch * summed).astype(np.float32)
+        return update
 
     def statement(self, run: str, model: str, institutions: Sequence[str], date: str) -> Statement:
         """What may be claimed of the trained model: that all granted steps were taken, at every institution."""

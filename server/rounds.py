@@ -18,6 +18,7 @@ from sovfed.federation.config import Config
 from sovfed.federation.errors import WIRE_SENTENCES, CohortError, TrainingError
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector
+from sovfed.federation.plan import local_fields, local_rates
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.aggregation import Aggregation, Total
 from sovfed.server.privacy import PrivacyPlan
@@ -108,12 +109,13 @@ class Rounds:
         start, down, up = time.monotonic(), self.grid.bytes_down, self.grid.bytes_up
         if self.plan is None:
             task, strategy = self.config.task, self.config.strategy
+            start_rate, end_rate = local_rates(self.config, number)
             request: SumRequest = TrainRequest(
-                run=self.run, round=number, task=task.name, seed=self.config.seed, local_epochs=task.local_epochs,
-                batch_size=task.batch_size, learning_rate=task.learning_rate, proximal_mu=strategy.proximal_mu,
+                run=self.run, round=number, task=task.name, seed=self.config.seed, proximal_mu=strategy.proximal_mu,
                 model=self.model, scale=self.scale, algorithm=strategy.algorithm, keep=self.name,
                 personal_lambda=strategy.personal_lambda if strategy.name == "ditto" else 0.0, control=self._control(),
-                normalisation=task.normalisation, digest=self.task.digest,
+                normalisation=task.normalisation, digest=self.task.digest, evaluate=self.evaluates(number),
+                rate_start=start_rate, rate_end=end_rate, **local_fields(self.config),
             )  # fmt: skip
             total, attempts = self._collect(f"round {number}", request, self.task.evaluation_size)
             update = _required(total.mean)
@@ -123,7 +125,7 @@ class Rounds:
                 update = self.task.layout.received(update, self.model)
         else:
             total, attempts = self._collect(f"round {number}", self.plan.request(self.run, number, self.model), 0)
-            update = self.plan.mean_update(total)
+            update = self.plan.mean_update(total, number)
         clock = time.monotonic()
         self.model = self.optimizer.step(number, self.model, update)
         stepped = time.monotonic() - clock
@@ -134,7 +136,7 @@ class Rounds:
             spoilt=total.spoilt,
             count=total.count,
             train_loss=None if self.plan else total.loss / total.count,
-            evaluation=None if self.plan else total.sums,
+            evaluation=None if self.plan or not self.evaluates(number) else total.sums,
             seconds=time.monotonic() - start,
             seconds_compute=None if self.plan else total.seconds_compute,
             seconds_aggregate=total.seconds_aggregate + stepped,
@@ -142,6 +144,10 @@ class Rounds:
             bytes_up=self.grid.bytes_up - up,
             attempts=attempts,
         )
+
+    def evaluates(self, number: int) -> bool:
+        """Whether round `number` evaluates the model that it begins with."""
+        return (number - 1) % self.config.evaluate_every == 0
 
     def evaluate(self, number: int) -> Total:
         """The metric sums of the model after round `number`."""

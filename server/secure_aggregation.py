@@ -89,8 +89,11 @@ class SecureAggregation:
         max_size: int,
         config_digest: bytes,
         wait_s: float = WAIT_S,
+        sampled: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`sampled`: the nodes of a sum are a sample, and rosters are of all that are connected."""
+        self._sampled = sampled
         self._grid, self._identity, self._config, self._run = grid, identity, config, run
         self._name, self._part, self._wait_s = run, 1, min(wait_s, deadline_s)
         self._answered = False  # whether a holder may have helped with the last sum that it was asked for
@@ -115,7 +118,7 @@ class SecureAggregation:
         if self._strict and key[0].without_privacy:
             here = self._await_steady(here)
         wanted = self._again(key, here)
-        epoch = self._ready(sorted(here.union(nodes)))
+        epoch = self._ready(sorted(here.union(nodes, self._grid.get_node_ids() if self._sampled else ())))
         request = dataclasses.replace(request, run=self._run)
         members = {node: index for index, node in enumerate(epoch.nodes) if node in wanted}
         outside = dict.fromkeys((node for node in nodes if node not in epoch.nodes), "not in the roster")

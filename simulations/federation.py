@@ -20,7 +20,7 @@ from sovfed.clients.personal import PersonalStates
 from sovfed.clients.trainer import TrainerService
 from sovfed.clients.training import WARMING, LocalTraining, choose_device, one_thread
 from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
-from sovfed.federation.errors import ConfigError
+from sovfed.federation.errors import CohortError, ConfigError, TrainingError
 from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.secagg.files import MemoryStore
@@ -73,25 +73,15 @@ def simulate_population(
     Raises ConfigError if the engine cannot train the task, or there are too many for secure aggregation.
     """
     cohort = min(config.simulation.cohort or len(population), len(population))
-    stacked = config.simulation.engine == "vectorised"
-    if config.secagg.enabled and not stacked and not SECURE_COHORT <= cohort <= MAX_HOLDERS:
-        raise ConfigError(
-            f"{cohort} institutions a round; secure aggregation takes {SECURE_COHORT} to {MAX_HOLDERS}: add "
-            "`secagg=none`"
-        )
-    if config.privacy.private and cohort < config.privacy.colluders + SECURE_COHORT:
-        least = config.privacy.colluders + SECURE_COHORT
-        raise ConfigError(f"{cohort} institutions a round; privacy.colluders {least - SECURE_COHORT} asks for {least}")
-    if config.simulation.workers and config.simulation.engine in ("ray", "vectorised"):
-        raise ConfigError(f"simulation.workers are for engine=inprocess, not for '{config.simulation.engine}'")
+    config = _settled(config, cohort)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    config = dataclasses.replace(config, server=dataclasses.replace(config.server, min_cohort=cohort, start_cohort=0))
-    if config.secagg.enabled and stacked:
-        log.warning("the vectorised engine sums in the clear: secure aggregation is left out of this simulation")
-        if not config.privacy.private:  # whose configuration must say that a deployment has it
-            config = dataclasses.replace(config, secagg=dataclasses.replace(config.secagg, enabled=False))
     authority = Authority() if config.secagg.enabled else None
+    errors: list[Exception] = []
     make_model = lru_cache(1)(FlatModel)  # institutions are called one after the other: one model does for all
+
+    def noted(error: Exception) -> None:
+        if not errors:
+            errors.append(error)
 
     def trainer(node: int) -> TrainerService:
         one = population[node - 1]
@@ -99,7 +89,7 @@ def simulate_population(
             one.load, site=one.site, device=config.client.device, precision=config.client.precision,
             masking=_masking(authority, one.name, cohort),
             states=PersonalStates(folder / INSTITUTIONS / one.name, durable=False), make_model=make_model,
-            repeats=authority is not None, reproducible=True,
+            repeats=authority is not None, reproducible=True, on_error=noted,
         )  # fmt: skip
 
     # An institution's identity, keys and journal must outlive the round; without them it is cheap to make again.
@@ -125,11 +115,42 @@ def simulate_population(
 
         return run_on_ray(config, names, folder, run)
     with _threads(config), closing(_grid(config, apps, names, population[0], cohort)) as grid:
-        outcome = run(grid, "in-memory")
+        outcome = _told(lambda: run(grid, "in-memory"), errors)
     if config.privacy.private:
         outcome.summary[OUTSIDE] = _measure(config, population, outcome)
         write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())
     return outcome
+
+
+def _told(run: Callable[[], Outcome], errors: Sequence[Exception]) -> Outcome:
+    """What `run` gives; where institutions failed, the first of their `errors`, which a researcher is to see."""
+    try:
+        return run()
+    except (CohortError, TrainingError) as error:
+        if errors:
+            raise errors[0] from error
+        raise
+
+
+def _settled(config: Config, cohort: int) -> Config:
+    """`config` with the cohort that there is, and what the engine leaves out. Raises ConfigError."""
+    stacked = config.simulation.engine == "vectorised"
+    if config.secagg.enabled and not stacked and not SECURE_COHORT <= cohort <= MAX_HOLDERS:
+        raise ConfigError(
+            f"{cohort} institutions a round; secure aggregation takes {SECURE_COHORT} to {MAX_HOLDERS}: add "
+            "`secagg=none`"
+        )
+    if config.privacy.private and cohort < config.privacy.colluders + SECURE_COHORT:
+        least = config.privacy.colluders + SECURE_COHORT
+        raise ConfigError(f"{cohort} institutions a round; privacy.colluders {least - SECURE_COHORT} asks for {least}")
+    if config.simulation.workers and config.simulation.engine in ("ray", "vectorised"):
+        raise ConfigError(f"simulation.workers are for engine=inprocess, not for '{config.simulation.engine}'")
+    config = dataclasses.replace(config, server=dataclasses.replace(config.server, min_cohort=cohort, start_cohort=0))
+    if config.secagg.enabled and stacked:
+        log.warning("the vectorised engine sums in the clear: secure aggregation is left out of this simulation")
+        if not config.privacy.private:  # whose configuration must say that a deployment has it
+            config = dataclasses.replace(config, secagg=dataclasses.replace(config.secagg, enabled=False))
+    return config
 
 
 def _threads(config: Config) -> AbstractContextManager[None]:
@@ -177,7 +198,7 @@ def _measure(config: Config, population: Sequence[Institution], outcome: Outcome
         return {}
     records = merge([one.load(task) for one in population[:PROFILED]])
     training = LocalTraining(task, records, site="", device=config.client.device)
-    return summarise(task, training.evaluate(outcome.model, outcome.scale))
+    return summarise(task, training.evaluate(outcome.model, outcome.scale), outcome.scale)
 
 
 def _engine(

@@ -84,14 +84,27 @@ class StackedModel:
             for one in passes:
                 one.add(parameters, one.slopes, -rate)
             return losses
-        moved = [part.detach().requires_grad_() for part in parameters]
-        outputs = torch.vmap(self.call)(moved, features)
-        losses = self.loss(outputs.flatten(0, 1).float(), flattened(labels))
-        gradients = torch.autograd.grad(losses, moved, weights.flatten(), materialize_grads=True)
+        losses, gradients = self.gradients(parameters, features, labels, weights)
         pull()
         for part, gradient in zip(parameters, gradients, strict=True):
             part.sub_(gradient, alpha=rate)
-        return losses.detach().view(weights.shape)
+        return losses
+
+    def gradients(
+        self, parameters: list[Tensor], features: Tree, labels: Tree, weights: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Losses [copies, n], and each copy's ∇ Σ weight·loss [copies, *shape]."""
+        if self.chain is not None and isinstance(features, Tensor):
+            losses, passes = self.chain.backward(parameters, features, labels, weights)
+            slopes = [torch.zeros_like(part) for part in parameters]
+            for one in passes:
+                one.add(slopes, one.slopes, 1.0)
+            return losses, slopes
+        moved = [part.detach().requires_grad_() for part in parameters]
+        outputs = torch.vmap(self.call)(moved, features)
+        losses = self.loss(outputs.flatten(0, 1).float(), flattened(labels))
+        slopes = list(torch.autograd.grad(losses, moved, weights.flatten(), materialize_grads=True))
+        return losses.detach().view(weights.shape), slopes
 
     def call(self, parameters: list[Tensor], features: Tree) -> Tensor:
         """Outputs of the module with `parameters` in the place of its own, not stacked."""

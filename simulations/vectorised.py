@@ -23,7 +23,15 @@ from torch import Tensor
 from sovfed.clients.feed import Feed, profile_of
 from sovfed.clients.training import LocalTraining, choose_device, judged, order_seed
 from sovfed.federation.errors import ConfigError, PrivacyError, TrainingError, wire_code
-from sovfed.federation.messages import EvaluateRequest, PrivateRequest, ProfileRequest, SumRequest, Sums, TrainRequest
+from sovfed.federation.messages import (
+    EvaluateRequest,
+    PrivateRequest,
+    ProfileRequest,
+    SumRequest,
+    Sums,
+    TrainRequest,
+    local_work,
+)
 from sovfed.federation.tasks import Task
 from sovfed.server.aggregation import Total, exact_sum
 from sovfed.simulations.baselines import merge
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
     from sovfed.clients.feed import Targets
     from sovfed.federation.config import Config
     from sovfed.federation.flower import StreamingGrid
+    from sovfed.federation.tasks.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,8 @@ class Batches:
 
     `rows` [steps, institutions, batch] are places in the table; `weights`, of the same shape, 1 / (records in the
     batch), and 0 for padding; `shares` 1 / (records of the institution) in its last epoch, else 0; `active` and
-    `widths` [steps] are the institutions that still have a batch, and the longest of these batches.
+    `widths` [steps] are the institutions that still have a batch, and the longest of these batches; `steps`
+    [institutions] each one's number of them.
     """
 
     rows: Tensor
@@ -52,6 +62,7 @@ class Batches:
     shares: Tensor
     active: list[int]
     widths: list[int]
+    steps: list[int]
 
 
 @dataclass(frozen=True)
@@ -134,12 +145,13 @@ class StackedTraining:
     def train(self, request: TrainRequest, cohort: Cohort) -> Iterator[Trained]:
         """Train `request.model` at every institution of `cohort`; chunks come in descending order of steps."""
         feed = cohort.engine.feed(request.scale)
-        places = sorted(range(len(cohort.sites)), key=lambda place: -_steps(len(cohort.train[place]), request))
-        longest = _steps(len(cohort.train[places[0]]), request)
-        if self._fitted[0] != (longest, request.batch_size):
+        places = sorted(range(len(cohort.sites)), key=lambda place: -request.plan.steps(len(cohort.train[place])))
+        longest = request.plan.steps(len(cohort.train[places[0]]))
+        batch = request.plan.step_size
+        if self._fitted[0] != (longest, batch):
             record, _ = feed.take(torch.zeros(1, dtype=torch.int64))
             self._model.module.to(cohort.engine.device)
-            self._fitted = (longest, request.batch_size), self._model.fitting(record, longest, request.batch_size)
+            self._fitted = (longest, batch), self._model.fitting(record, longest, batch)
         self.chunk = self._chunk or self._fitted[1]
         for start in range(0, len(places), self.chunk):
             yield self._descend(request, cohort, feed, places[start : start + self.chunk])
@@ -152,52 +164,92 @@ class StackedTraining:
         start = torch.tensor(request.model, device=device)
         origin, stacked = self._model.split(start), self._model.stack(start, len(places))
         total = torch.zeros(len(places), device=device)
+        stepper = _Stepper(self._model, request, origin, stacked, batches)
         for step, (active, width) in enumerate(zip(batches.active, batches.widths, strict=True)):
             here = (step, slice(active), slice(width))
-            moving = [part[:active] for part in stacked]
-
-            def pull(moving: list[Tensor] = moving) -> None:
-                if request.proximal_mu:
-                    for part, before in zip(moving, origin, strict=True):
-                        part.sub_(part - before, alpha=request.learning_rate * request.proximal_mu)
-
             inputs, targets = feed.take(rows[here])
-            losses = self._model.step(moving, inputs, targets, weights[here], request.learning_rate, pull)
+            losses = stepper.take(step, active, inputs, targets, weights[here])
             total[:active] += torch.linalg.vecdot(losses, shares[here])
         return Trained(places, [part.sub_(before) for part, before in zip(stacked, origin, strict=True)], total)
 
 
-def _steps(count: int, request: TrainRequest) -> int:
-    return request.local_epochs * -(-count // request.batch_size)
+class _Stepper:
+    """The steps of a chunk: plain SGD where it is, else the optimizer that the request asks for."""
+
+    def __init__(
+        self, model: StackedModel, request: TrainRequest, origin: list[Tensor], stacked: list[Tensor], batches: Batches
+    ) -> None:
+        self._model, self._plan, self._origin, self._stacked = model, request.plan, origin, stacked
+        self._constant = self._plan.learning_rate == self._plan.final_rate
+        self._plain = self._plan.plain and self._constant
+        if not self._plain:
+            from sovfed.federation.optimizers import make
+
+            self._optimizer = make(self._plan)
+            self._state = self._optimizer.init(stacked, [tuple(part.shape) for part in origin])
+        counts = batches.steps
+        self._rates = [
+            torch.tensor([self._plan.rate(step, total) for total in counts if total > step], device=origin[0].device)
+            for step in range(0 if self._constant else len(batches.active))
+        ]
+
+    def take(self, step: int, active: int, inputs: Tree, targets: Tree, weights: Tensor) -> Tensor:
+        """One step of the first `active` copies; the losses."""
+        moving = [part[:active] for part in self._stacked]
+        if self._plain:
+            rate = self._plan.learning_rate
+            return self._model.step(moving, inputs, targets, weights, rate, lambda: self._pull(moving, rate))
+        losses, slopes = self._model.gradients(moving, inputs, targets, weights)
+        if self._plan.proximal_mu:
+            for slope, part, before in zip(slopes, moving, self._origin, strict=True):
+                slope.add_(part - before, alpha=self._plan.proximal_mu)
+        self._optimizer.step(
+            moving, slopes, self._state, self._plan.learning_rate if self._constant else self._rates[step]
+        )
+        return losses
+
+    def _pull(self, moving: list[Tensor], rate: float) -> None:
+        if self._plan.proximal_mu:
+            for part, before in zip(moving, self._origin, strict=True):
+                part.sub_(part - before, alpha=rate * self._plan.proximal_mu)
 
 
 def _batches(request: TrainRequest, cohort: Cohort, places: list[int]) -> Batches:
-    """The batches that `LocalTraining` would take, epoch after epoch in the institution's seeded order."""
+    """The batches that `LocalTraining` would take, epoch after epoch in the institution's seeded order.
+
+    Those that it accumulates are one here: the mean over all their records.
+    """
+    plan = request.plan
     mine = [cohort.train[place] for place in places]
     counts = np.array([len(rows) for rows in mine])
-    size = min(request.batch_size, int(counts.max()))
-    each = -(-counts // request.batch_size)  # batches of an epoch
-    steps = each * request.local_epochs
+    size = min(plan.step_size, int(counts.max()))
+    each = -(-counts // plan.step_size)  # steps of an epoch
+    steps = np.array([plan.steps(count) for count in counts.tolist()])
+    passes = -(-steps // each)  # epochs, of which the last may break off
     shape = (int(steps[0]), len(places), size)
     orders, generator = [], torch.Generator()
-    for place, count in zip(places, counts.tolist(), strict=True):
+    for place, count, epochs in zip(places, counts.tolist(), passes.tolist(), strict=True):
         generator.manual_seed(order_seed(request.seed, request.round, cohort.sites[place]))
-        orders += [torch.randperm(count, generator=generator) for _ in range(request.local_epochs)]
-    owner = np.repeat(np.arange(len(places)), counts * request.local_epochs)
-    epochs = np.repeat(counts, request.local_epochs)  # records of each epoch of each institution
-    place_in_epoch = np.arange(len(owner)) - np.repeat(np.cumsum(epochs) - epochs, epochs)
-    number = np.repeat(np.tile(np.arange(request.local_epochs), len(places)), epochs)
+        orders += [torch.randperm(count, generator=generator) for _ in range(epochs)]
+    owner = np.repeat(np.arange(len(places)), counts * passes)
+    sizes = np.repeat(counts, passes)  # records of each epoch of each institution
+    place_in_epoch = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    number = np.repeat(np.concatenate([np.arange(epochs) for epochs in passes]), sizes)
     step, column = number * each[owner] + place_in_epoch // size, place_in_epoch % size
+    taken = step < steps[owner]
     first = (np.cumsum(counts) - counts)[owner]
+    chosen = np.concatenate(mine)[first + torch.cat(orders).numpy()]
+    step, column, owner, number, chosen = step[taken], column[taken], owner[taken], number[taken], chosen[taken]
     rows, weights, shares = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    rows[step, owner, column] = np.concatenate(mine)[first + torch.cat(orders).numpy()]
+    rows[step, owner, column] = chosen
     lengths = np.zeros(shape[:2], np.int64)
     np.add.at(lengths, (step, owner), 1)
     weights[step, owner, column] = 1 / lengths[step, owner]
-    shares[step, owner, column] = (number == request.local_epochs - 1) / counts[owner]
+    last = number == passes[owner] - 1
+    shares[step, owner, column] = last / np.bincount(owner[last], minlength=len(places))[owner]
     return Batches(
         torch.from_numpy(rows), torch.from_numpy(weights), torch.from_numpy(shares),
-        (lengths > 0).sum(1).tolist(), lengths.max(1).tolist(),
+        (lengths > 0).sum(1).tolist(), lengths.max(1).tolist(), steps.tolist(),
     )  # fmt: skip
 
 
@@ -256,7 +308,9 @@ class VectorisedAggregation:
     ) -> None:
         """Fill in `total`; an evaluation before training is of all held-out records at once."""
         if isinstance(request, TrainRequest):
-            (total.sums,) = self._evaluate(request, cohort, [np.concatenate(cohort.test)])
+            total.sums = np.zeros(self._task.evaluation_size)
+            if request.evaluate:
+                (total.sums,) = self._evaluate(request, cohort, [np.concatenate(cohort.test)])
             self._train(request, cohort, nodes, total)
         else:
             total.by_node = dict(zip(nodes, self._evaluate(request, cohort, cohort.test), strict=True))
@@ -272,6 +326,7 @@ class VectorisedAggregation:
                 run=request.run, round=request.round, task=request.task, seed=request.seed,
                 local_epochs=request.local_epochs, batch_size=request.batch_size,
                 learning_rate=request.learning_rate, proximal_mu=0.0, model=request.model, scale=scale,
+                **local_work(request),
             )  # fmt: skip
             rows = []
             for chunk in self._training.train(training, cohort):
@@ -349,9 +404,10 @@ class VectorisedAggregation:
 
 
 def _joined(parts: Sequence[Targets]) -> Targets:
-    if isinstance(parts[0], dict):
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}  # type: ignore[call-overload]
-    return np.concatenate(parts)  # type: ignore[arg-type]
+    by_name = [part for part in parts if isinstance(part, dict)]
+    if by_name:
+        return {name: np.concatenate([part[name] for part in by_name]) for name in by_name[0]}
+    return np.concatenate([part for part in parts if not isinstance(part, dict)])
 
 
 def _cut(targets: Targets, part: slice) -> Targets:

@@ -57,6 +57,7 @@ class Task:
     evaluation_batch: int = 8_192  # records whose outputs are computed at once
     length: int = 0  # of the vector of a task that trains nothing
     code: str = ""  # the digest of the bytes that it was made from; "": of the module that has `build`
+    text: str = ""  # the task.yaml that declared it; "": it is a package's
 
     @cached_property
     def transform(self) -> Transform:
@@ -95,7 +96,7 @@ class Task:
         said = {
             "name": self.name, "version": self.version, "schema": self.schema.to_dict(), "model": parts,
             "metrics": [type(self.metrics).__name__, self.metrics.size], "headline": self.headline,
-            "code": self.code or _code(self.build), "length": self.length,
+            "code": self.code or _code(self.build),
         }  # fmt: skip
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -165,13 +166,16 @@ def initial_vector(task: Task, seed: int) -> Vector:
     return task.layout.vector(task.model(seed))
 
 
-def summarise(task: Task, sums: Sums) -> dict[str, float]:
-    """The task's metrics of added evaluation vectors. Raises ProtocolError if their shape is not the task's."""
+def summarise(task: Task, sums: Sums, scale: Sums | None = None) -> dict[str, float]:
+    """The task's metrics of added evaluation vectors. Raises ProtocolError if their shape is not the task's.
+
+    `scale` is the run's: with it, errors of a number that is learnt are in its own unit, else in deviations.
+    """
     from sovfed.federation.errors import ProtocolError
 
     if sums.shape != (task.evaluation_size,):
         raise ProtocolError(f"{task.name}: evaluation of shape {sums.shape}, expected ({task.evaluation_size},)")
-    return task.metrics.summarise(sums)
+    return task.metrics.summarise(sums, 1.0 if scale is None else task.transform.unit(scale))
 
 
 def sized(task: Task, parameters: int) -> Task:

@@ -6,7 +6,8 @@ fed with one reply that holds model + mean update, so the same adapter works whe
 Sources: FedAvg, McMahan et al. 2017, arXiv:1602.05629, Algorithm 1; FedProx, Li et al. 2020, arXiv:1812.06127 (its
 client half is `proximal_mu` in `clients/training.py`); FedAvgM, Hsu et al. 2019, arXiv:1909.06335; FedAdagrad,
 FedAdam and FedYogi, Reddi et al. 2021, arXiv:2003.00295, Algorithm 2. `server/strategies/robust.py` has those that
-compare the institutions' own updates, `server/strategies/drift.py` SCAFFOLD and FedNova.
+compare the institutions' own updates, `drift.py` SCAFFOLD and FedNova, `central.py` FedSGD. `stepping.py` keeps all of
+them off the running statistics.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.federation.config import LOCAL, StrategyConfig
+from sovfed.federation.config import STRATEGIES, StrategyConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Vector
-from sovfed.federation.schema import nearest
+from sovfed.federation.plan import CONSTANT, LocalPlan, Schedule, plan_of, schedule_of
 
 if TYPE_CHECKING:
+    from sovfed.federation.config import Config
+    from sovfed.federation.tasks import Task
+    from sovfed.federation.tasks.layout import Layout
     from sovfed.server.aggregation import Total
 
 Slots = dict[str, npt.NDArray[Any]]
@@ -31,7 +35,7 @@ class ServerOptimizer(Protocol):
     """Turns the mean update of a round into the next model; its slots go into the checkpoint."""
 
     def step(self, round: int, model: Vector, mean_update: Vector) -> Vector:
-        """The next model, shape [d]; `mean_update` = Σ nᵢ·updateᵢ / Σ nᵢ, shape [d]."""
+        """The next model, shape [d], in memory of its own; `mean_update` = Σ nᵢ·updateᵢ / Σ nᵢ, shape [d]."""
         ...
 
     def slots(self) -> Slots:
@@ -50,29 +54,69 @@ class Combining(Protocol):
         ...
 
 
-def make_optimizer(config: StrategyConfig, learning_rate: float = 1.0) -> ServerOptimizer:
+def optimizer_of(config: Config, task: Task) -> ServerOptimizer:
+    """The server optimizer of a run. Raises ConfigError."""
+    layout = None if task.build is None else task.layout
+    return make_optimizer(
+        config.strategy, config.task.learning_rate, layout=layout, trained=None if layout is None else layout.trained,
+        plan=plan_of(config.task), schedule=schedule_of(config.task, config.rounds),
+    )  # fmt: skip
+
+
+def make_optimizer(
+    config: StrategyConfig,
+    learning_rate: float = 1.0,
+    *,
+    layout: Layout | None = None,
+    trained: int | None = None,
+    plan: LocalPlan | None = None,
+    schedule: Schedule = CONSTANT,
+) -> ServerOptimizer:
     """The optimizer that `config.name` names; ConfigError with the nearest name otherwise.
 
-    `learning_rate` is that of the institutions.
+    `learning_rate` is that of the institutions. Of the vector the first `trained` places are stepped and the rest, its
+    running statistics, averaged; None: all are stepped. `plan` and `schedule` are of the optimizer under `fedsgd`.
     """
+    optimizer = _make(config, learning_rate, layout, trained, plan, schedule)
+    if isinstance(optimizer, Averaging):  # which moves every place by its mean
+        return optimizer
+    if trained is None or (layout is not None and trained == layout.size):
+        return optimizer
+    from sovfed.server.strategies.stepping import Stepping
+
+    return Stepping(optimizer, trained)
+
+
+def _make(
+    config: StrategyConfig,
+    learning_rate: float,
+    layout: Layout | None,
+    trained: int | None,
+    plan: LocalPlan | None,
+    schedule: Schedule,
+) -> ServerOptimizer:
     match config.name:
         case "fedavg" | "fedprox" | "fedbn" | "ditto":  # the rest of these is local: clients/algorithms.py
             return Averaging()
         case "fednova" | "scaffold":
             from sovfed.server.strategies.drift import FedNova, Scaffold
 
-            return FedNova() if config.name == "fednova" else Scaffold(config)
+            return FedNova() if config.name == "fednova" else Scaffold(config, trained)
+        case "fedsgd":
+            from sovfed.server.strategies.central import FedSgd
+
+            return FedSgd(plan or LocalPlan(learning_rate=config.server_learning_rate), schedule, layout)
     if config.individual:
         from sovfed.server.strategies.robust import Robust
 
         return Robust(config, learning_rate)
     from sovfed.server.strategies.adapter import FLOWER, FlowerOptimizer
 
-    if config.name not in FLOWER:
-        raise ConfigError(
-            f"strategy.name is {config.name!r}{nearest(config.name, ('fedavg', 'fedprox', *LOCAL, *FLOWER))}"
-        )
-    return FlowerOptimizer(config)
+    if config.name in FLOWER:
+        return FlowerOptimizer(config)
+    from sovfed.server.strategies import registry
+
+    return registry.make(config, layout, STRATEGIES)
 
 
 class Averaging:

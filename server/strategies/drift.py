@@ -30,8 +30,9 @@ class FedNova(Averaging):
 class Scaffold(Averaging):
     """model + η · the mean update, and the control variate c, shape [d], that goes out with the next model."""
 
-    def __init__(self, config: StrategyConfig) -> None:
-        self._eta = config.server_learning_rate
+    def __init__(self, config: StrategyConfig, trained: int | None = None) -> None:
+        """η is of the first `trained` places; what comes behind them, running statistics, moves by its mean."""
+        self._eta, self._trained = config.server_learning_rate, trained
         self._control: Vector | None = None
 
     def control(self, model: Vector) -> Vector:
@@ -44,7 +45,9 @@ class Scaffold(Averaging):
         share = len(total.participants) / max(present, len(total.participants))
         control = self.control(update)
         self._control = (control + share * (found - control)).astype(np.float32)
-        return np.multiply(update, self._eta, dtype=np.float32)
+        stepped = np.array(update, dtype=np.float32)
+        stepped[: self._trained] *= np.float32(self._eta)
+        return stepped
 
     def slots(self) -> Slots:
         return {} if self._control is None else {"control": self._control}

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,11 +95,16 @@ COHORTS: Final = (10, 50, 200)
 FULL: Final = tuple(Case(workload, cohort) for workload in TASKS for cohort in COHORTS)
 
 
-def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
-    """Measure, print, write the files that are asked for; what the JSON file holds."""
-    from sovfed.simulations.benchmarks.simulation_private import measure_private
-    from sovfed.simulations.benchmarks.simulation_private import ratios as private_ratios
+def run(
+    quick: bool,
+    files: Files,
+    console: Console,
+    more: Callable[[bool, Console], tuple[list[dict[str, Any]], dict[str, float]]],
+) -> dict[str, Any]:
+    """Measure, print, write the files that are asked for; what the JSON file holds.
 
+    `more` measures further rows and their ratios: `simulation_private.measured`.
+    """
     files.check()
     started = time.monotonic()
     pythons = _pythons(console)
@@ -113,12 +118,12 @@ def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
                 for system in systems:
                     found[system].append(measure(system, job, case.rounds(system), console, pythons[system]))
         rows += [_row(case, system, turns) for system, turns in found.items()]
-    private = measure_private(quick, console)
+    further, further_ratios = more(quick, console)
     report = Report(
         title="Simulated rounds; ms are of a client update",
         columns=COLUMNS,
-        rows=rows + private,
-        ratios=ratios(rows) | private_ratios(private),
+        rows=rows + further,
+        ratios=ratios(rows) | further_ratios,
         figures={"seconds_total": time.monotonic() - started},
         conditions=conditions(quick=quick),
         bars=Bars(

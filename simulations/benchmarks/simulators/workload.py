@@ -10,9 +10,9 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from sovfed.simulations.benchmarks.process_tree import cpu_seconds, proportional
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+FOLDER: Final = "SOVFED_BENCH_JOB"  # environment variable that tells Ray's actors where the job lies
 
 
 @dataclass(frozen=True)
@@ -141,3 +143,10 @@ class Clock:
     def write(self, path: Path) -> None:
         found: dict[str, Any] = {"marks": self.marks, "bytes": self._bytes, "accuracy": self.accuracy}
         path.write_text(json.dumps(found))
+
+
+@lru_cache(1)
+def cached_work(folder: str) -> tuple[Workload, torch.nn.Module]:
+    """The workload of the job in `folder` and a model, made once in a process."""
+    work = Workload(Job.read(Path(folder)))
+    return work, work.model()

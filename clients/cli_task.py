@@ -1,0 +1,49 @@
+"""`sovfed client task`: the tasks of its own that this institution lets runs train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sovfed.clients.cli_home import HOME
+
+
+@click.group()
+def task() -> None:
+    """Look at, allow and list tasks that are a file (task.yaml).
+
+    \b
+    Examples:
+      sovfed client task add birth.yaml            shows what it asks for, and keeps a copy
+      sovfed client task add birth.yaml --allow    and lets runs train it
+      sovfed client task list
+    """
+
+
+@task.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--allow", is_flag=True, help="Write it into allowed_tasks of policy.yaml.")
+@HOME
+def add(file: Path, allow: bool, home: Path) -> None:
+    """Keep a copy of the task FILE, and show its columns, model, digest and what changed since the last version.
+
+    Nothing in the file is run. The digest stands for every word of it: the agency's must be the same.
+    """
+    from sovfed.clients.own_tasks import added, allow_task
+
+    for line in added(home, file):
+        click.echo(line)
+    if allow:
+        entry = allow_task(home, file)
+        click.echo(f"policy.yaml now allows {entry}; it holds from the next `sovfed client up`")
+
+
+@task.command(name="list")
+@HOME
+def list_tasks(home: Path) -> None:
+    """The tasks in this home, the oldest first, and whether the policy allows them."""
+    from sovfed.clients.own_tasks import listed
+
+    for line in listed(home):
+        click.echo(line)

@@ -1,0 +1,102 @@
+"""An institution's own tasks: added by its operator, allowed by its policy, told apart by their digests."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sovfed.clients.policy import AT, POLICY, allows, load_policy
+from sovfed.federation.errors import PolicyError
+from sovfed.federation.files import write_private
+from sovfed.federation.tasks import registry
+from sovfed.federation.tasks.shelf import DIGITS, Shelf, read_bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sovfed.federation.tasks import Task
+
+SUFFIXES: Final = (".yaml", ".yml")
+_ALLOWED: Final = re.compile(r"^allowed_tasks: \[(.*)\]$", re.MULTILINE)
+
+
+def entry_of(task: Task) -> str:
+    """How `allowed_tasks` names this very task."""
+    return f"{task.name}{AT}{task.digest[:DIGITS]}"
+
+
+def added(home: Path, file: Path) -> Iterator[str]:
+    """Add the task in `file` to `home`; lines for its operator. Raises ConfigError."""
+    shelf = Shelf(home)
+    before = list(shelf.files())
+    task, kept = shelf.put(file)
+    yield f"task {task.name}, version {task.version}: {task.title}"
+    yield f"digest {task.digest}"
+    yield from (f"  {line}" for line in columns_of(task))
+    yield f"  model of {task.parameters} values; metrics: {task.headline} first"
+    yield f"kept in {kept.parent}"
+    older = [path for path in before if path.parent.name.rpartition("-")[0] == task.name and path != kept]
+    if older:
+        yield f"what differs from {older[-1].parent.name}:"
+        yield from difference(older[-1], kept)
+    yield f"to let runs train it, policy.yaml needs in allowed_tasks: {entry_of(task)}"
+
+
+def known_task(name: str) -> str:
+    """The entry of `allowed_tasks` for an installed task's name or a task.yaml. Raises ConfigError if it is neither."""
+    if not name.endswith(SUFFIXES):
+        registry.get_task(name)
+        return name
+    from sovfed.federation.tasks.declared import read_task
+
+    return entry_of(read_task(Path(name)))
+
+
+def keep_task(home: Path, name: str) -> None:
+    """Keep a copy of a task.yaml; an installed task needs none."""
+    if name.endswith(SUFFIXES):
+        Shelf(home).put(Path(name))
+
+
+def columns_of(task: Task) -> Iterator[str]:
+    """Each column of `task` in a line."""
+    for column in task.schema.columns:
+        low, high = column.bounds
+        values = ", ".join(column.categories[:8]) if column.categories else f"{low:g} to {high:g} {column.unit}".strip()
+        missing = "" if column.missing == "refuse" else f"; missing: {column.missing}"
+        yield f"{column.role:6} {column.name}: {column.kind}, {values}{missing}"
+
+
+def difference(old: Path, new: Path) -> Iterator[str]:
+    """The lines of two tasks that are not the same."""
+    before, after = (read_bounded(path).decode(errors="replace").splitlines() for path in (old, new))
+    yield from difflib.unified_diff(before, after, old.parent.name, new.parent.name, lineterm="", n=1)
+
+
+def allow_task(home: Path, file: Path) -> str:
+    """Write the task in `file` into `allowed_tasks` of the policy, in the place of other versions; its entry.
+
+    Raises PolicyError if the policy is not as it was written first.
+    """
+    from sovfed.federation.tasks.declared import read_task
+
+    policy, entry = load_policy(home), entry_of(read_task(file))
+    kept = [other for other in policy.allowed_tasks if other.partition(AT)[0] != entry.partition(AT)[0]]
+    text = (home / POLICY).read_text(encoding="utf-8")
+    names = ", ".join(f'"{name}"' for name in [*kept, entry])
+    changed, count = _ALLOWED.subn(f"allowed_tasks: [{names}]", text)
+    if count != 1:
+        raise PolicyError(f"{home / POLICY}: no single line 'allowed_tasks: [...]'; add {entry} to it by hand")
+    write_private(home / POLICY, changed.encode())
+    load_policy(home)
+    return entry
+
+
+def listed(home: Path) -> Iterator[str]:
+    """A line for each task of the home."""
+    policy = load_policy(home)
+    for task in Shelf(home).tasks():
+        allowed = any(allows(entry, task.name, task.digest) for entry in policy.allowed_tasks)
+        yield f"{entry_of(task)}  {'allowed' if allowed else 'not in allowed_tasks'}  {task.title}"

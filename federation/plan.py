@@ -1,0 +1,254 @@
+"""How an institution trains between two exchanges, as plain values, and how the learning rate runs over all rounds.
+
+A plan is built once a round: the server computes the schedule and sends where the rate stands as the round begins and
+as it ends. Nothing here imports torch; `federation/optimizers.py` takes the steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sovfed.federation.config import Config, TaskConfig
+
+SGD: Final = "sgd"
+FEDSGD: Final = "fedsgd"
+BUILT_IN: Final = (SGD, "adamw", "muon")  # `optimizers.py` has them
+SCHEDULES: Final = ("constant", "linear", "cosine", "wsd")
+ASSUME_SGD: Final = {
+    "scaffold": "its control variates are means of plain gradients",
+    "fednova": "it divides an update by the number of its plain steps",
+    "qfedavg": "it takes an update for a gradient times the learning rate",
+}
+ASSUME_CONSTANT: Final = ("scaffold", "qfedavg")  # which divide by the one learning rate of a round
+_NOT_SENT: Final = ("final_rate", "proximal_mu")  # which the request says in its own way
+MUON_MOMENTUM: Final = 0.95  # Jordan 2024
+
+
+@dataclass(frozen=True)
+class LocalPlan:
+    """An institution's work in one round. The optimizer's state is fresh in every round: none is kept or sent.
+
+    `learning_rate` is the rate as the round begins, `final_rate` as it ends. A step is taken on `accumulation` batches
+    of `batch_size` records; it ends with the epoch. `local_steps` > 0 are as many steps, over as many epochs as they
+    need; 0: `local_epochs` epochs. `gradient_clip` 0: gradients are not clipped.
+    """
+
+    optimizer: str = SGD
+    momentum: float = 0.0
+    nesterov: bool = False
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    gradient_clip: float = 0.0
+    accumulation: int = 1
+    local_epochs: int = 1
+    local_steps: int = 0
+    batch_size: int = 32
+    learning_rate: float = 0.1
+    final_rate: float = 0.1
+    proximal_mu: float = 0.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether a step is w ← w − rate · gradient and nothing else."""
+        return self.optimizer == SGD and not (self.momentum or self.weight_decay or self.gradient_clip)
+
+    @property
+    def step_size(self) -> int:
+        """Records that a step is taken on, but for the last of an epoch."""
+        return self.batch_size * self.accumulation
+
+    def steps_an_epoch(self, count: int) -> int:
+        """Steps of a pass over `count` records."""
+        return -(-count // self.step_size)
+
+    def steps(self, count: int) -> int:
+        """Steps of the round at an institution with `count` training records."""
+        return self.local_steps if self.local_steps and count else self.local_epochs * self.steps_an_epoch(count)
+
+    def epochs(self, count: int) -> list[int]:
+        """The steps of each epoch of the round, in order; the last may break off."""
+        each, left = self.steps_an_epoch(count), self.steps(count)
+        return [min(each, left - done) for done in range(0, left, each)] if each else []
+
+    def rate(self, step: int, steps: int) -> float:
+        """The rate of step `step` (from 0) of `steps`: the straight line between the round's two, at the step's middle.
+
+        So neither a warm-up from 0 nor a decay to 0 wastes a step, and the mean over a round is `mean_rate` whatever
+        the number of steps.
+        """
+        if self.learning_rate == self.final_rate:
+            return self.learning_rate
+        return self.learning_rate + (self.final_rate - self.learning_rate) * (step + 0.5) / steps
+
+    @property
+    def mean_rate(self) -> float:
+        """The mean rate of the round's steps."""
+        return (self.learning_rate + self.final_rate) / 2
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The share of the learning rate over all `rounds`, as a function of progress in [0, 1].
+
+    It rises from 0 to 1 over `warmup`. Then `constant` stays, `linear` and `cosine` (Loshchilov and Hutter 2017,
+    arXiv:1608.03983, equation 5, one cycle) fall to `floor` at the end, and `wsd` (Hu et al. 2024, arXiv:2404.06395)
+    stays until the last `cooldown`, in which it falls to `floor` in a straight line.
+    """
+
+    kind: str = "constant"
+    warmup: float = 0.0
+    floor: float = 0.0
+    cooldown: float = 0.2
+    rounds: int = 1
+
+    @property
+    def constant(self) -> bool:
+        return self.kind == "constant" and not self.warmup
+
+    def at(self, progress: float) -> float:
+        """The share at `progress`."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        if self.kind == "constant":
+            return 1.0
+        start = 1.0 - self.cooldown if self.kind == "wsd" else self.warmup
+        gone = min(1.0, max(0.0, (progress - start) / (1.0 - start))) if start < 1.0 else 0.0
+        left = (1.0 + math.cos(math.pi * gone)) / 2 if self.kind == "cosine" else 1.0 - gone
+        return self.floor + (1.0 - self.floor) * left
+
+    def ends(self, number: int) -> tuple[float, float]:
+        """The shares as round `number` (from 1) begins and as it ends; 1 to stay within rounding."""
+        ends = (self.at(min(1.0, turn / self.rounds)) for turn in (number - 1, number))
+        start, end = (min(1.0, max(0.0, share)) for share in ends)
+        return start, end
+
+    def middle(self, number: int) -> float:
+        """The mean share of round `number`."""
+        return sum(self.ends(number)) / 2
+
+
+CONSTANT: Final = Schedule()
+
+
+def schedule_of(task: TaskConfig, rounds: int) -> Schedule:
+    """The schedule that the configuration asks for."""
+    return Schedule(task.schedule, task.warmup, task.floor, task.cooldown, rounds)
+
+
+def plan_of(task: TaskConfig, start: float = 1.0, end: float = 1.0, *, proximal_mu: float = 0.0) -> LocalPlan:
+    """The plan of the configured training, with `start` and `end` of the learning rate."""
+    return LocalPlan(
+        optimizer=task.optimizer,
+        momentum=task.momentum_in_use,
+        nesterov=task.nesterov_in_use,
+        beta_1=task.beta_1,
+        beta_2=task.beta_2,
+        epsilon=task.epsilon,
+        weight_decay=task.weight_decay,
+        gradient_clip=task.gradient_clip,
+        accumulation=task.accumulation,
+        local_epochs=task.local_epochs,
+        local_steps=task.local_steps,
+        batch_size=task.batch_size,
+        learning_rate=start * task.learning_rate,
+        final_rate=end * task.learning_rate,
+        proximal_mu=proximal_mu,
+    )
+
+
+def local_fields(config: Config) -> dict[str, Any]:
+    """What a request says of the local training of `config`: fields of `TrainRequest` and of `PrivateRequest`.
+
+    Under `fedsgd` that is one plain step with a learning rate of 1, whose update is the negative gradient.
+    """
+    task = config.task
+    plan = plan_of(task)
+    if config.strategy.name == FEDSGD:
+        plan = LocalPlan(accumulation=task.accumulation, local_steps=1, batch_size=task.batch_size, learning_rate=1.0)
+    return {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in _NOT_SENT}
+
+
+def local_rates(config: Config, number: int) -> tuple[float, float]:
+    """The shares of the institutions' learning rate as round `number` begins and ends; under `fedsgd` it is 1."""
+    if config.strategy.name == FEDSGD:
+        return 1.0, 1.0
+    return schedule_of(config.task, config.rounds).ends(number)
+
+
+def why_not(algorithm: str, plan: LocalPlan) -> str:
+    """Why `algorithm` cannot train by `plan`, with what to do; "" if it can."""
+    reason = ASSUME_SGD.get(algorithm)
+    if reason is not None and not plan.plain:
+        return (
+            f"'{algorithm}' assumes plain SGD, since {reason}: take task.optimizer=sgd without momentum, weight_decay "
+            "and gradient_clip, or strategy=fedavg"
+        )
+    if algorithm in ASSUME_CONSTANT and plan.learning_rate != plan.final_rate:
+        return (
+            f"'{algorithm}' assumes one learning rate in a round, since {reason}: take task.schedule=constant without "
+            "warmup, or strategy=fedavg"
+        )
+    return ""
+
+
+def conflicts(config: Config) -> Iterator[str]:
+    """Why the configured training, stopping or choice of a model does not go with the strategy or with privacy."""
+    yield from _of_training(config)
+    yield from _of_validation(config)
+
+
+def _of_training(config: Config) -> Iterator[str]:
+    """Why the task's local training does not go with the strategy or with privacy."""
+    task, strategy, mechanism = config.task, config.strategy, config.privacy.mechanism
+    end = 0.0 if task.scheduled else 1.0  # some other rate than at the start
+    if strategy.name in ASSUME_SGD and (reason := why_not(strategy.name, plan_of(task, 1.0, end))):
+        yield f"strategy {reason}"
+    if strategy.name == FEDSGD and task.local_steps > 1:
+        yield f"task.local_steps is {task.local_steps}; strategy 'fedsgd' takes one step a round: leave it at 0"
+    if strategy.name == FEDSGD and mechanism in ("silo", "institution"):
+        yield (
+            f"strategy 'fedsgd' steps on the mean gradient, privacy.mechanism '{mechanism}' releases updates: take "
+            "privacy=distributed, whose noised sum is of gradients"
+        )
+    if mechanism in ("distributed", "silo") and strategy.name != FEDSGD and not plan_of(task).plain:
+        yield (
+            f"privacy.mechanism '{mechanism}' adds up clipped gradients, on which institutions take no step of their "
+            f"own but plain SGD (task.optimizer is '{task.optimizer}'): the server may step as it likes on what is "
+            "private already, as strategy=fedadam does, or with privacy=distributed strategy=fedsgd with this optimizer"
+        )
+    if mechanism in ("distributed", "silo") and (task.local_steps or task.accumulation > 1):
+        yield (
+            f"privacy.mechanism '{mechanism}' samples persons rather than batches: leave task.local_steps and "
+            "task.accumulation; privacy.local_steps is how many steps 'silo' takes"
+        )
+    if mechanism in ("silo", "institution") and task.scheduled:
+        yield (
+            f"task.schedule: under privacy.mechanism '{mechanism}' the learning rate is a constant of the run's plan, "
+            "which each institution's ledger is charged for: take task.schedule=constant without warmup"
+        )
+
+
+def _of_validation(config: Config) -> Iterator[str]:
+    """Why early stopping or the choice of the best model is not possible."""
+    chosen = [name for name in ("patience", "keep_best") if getattr(config, name)]
+    if chosen and config.privacy.private:
+        yield f"{chosen[0]} needs the metrics of held-out records, which tell of persons: a private run has none"
+    if config.keep_best and config.strategy.stateful:
+        yield (
+            f"keep_best: under strategy '{config.strategy.name}' institutions keep their own part of the last two "
+            "rounds, so an earlier model is no longer whole"
+        )
+    if config.privacy.mechanism == "distributed" and config.server.sample < 1:
+        yield (
+            f"server.sample is {config.server.sample:g}; privacy.mechanism 'distributed' divides by the persons "
+            "expected of all institutions: leave it at 1, persons are sampled by privacy.sampling_rate"
+        )
+    if 0 < config.patience < config.evaluate_every:
+        yield f"patience {config.patience} is below evaluate_every {config.evaluate_every}: nothing is known by then"
