@@ -35,6 +35,7 @@ RUN: Final = Path("run")  # a folder for each process, which none of the others 
 RULES: Final[dict[Name, dict[str, int]]] = {  # by the part of the home
     "trainer": {
         "": LISTEN, "policy.yaml": READ, "identity": READ, "secagg": WRITE, "privacy": WRITE, "personal": WRITE,
+        "received": WRITE, "tasks": READ,
     },
     "supernode": {"identity": READ, "secrets": READ, "state": WRITE},
     "gateway": {"identity": WRITE, "secrets": READ, "state": WRITE},
@@ -50,8 +51,8 @@ def enter(name: Name, home: Path, records: Path | None) -> sandbox.Isolation:
     home = home.absolute()
     os.chdir(home)
     own = home / RUN / name
-    for folder in (home / RUN, own, home / "state", home / "privacy", home / "personal"):
-        private_directory(folder)
+    for folder in (RUN, RUN / name, Path("state"), Path("privacy"), Path("personal"), Path("received"), Path("tasks")):
+        private_directory(home / folder)
     os.environ["HOME"] = os.environ["TMPDIR"] = str(own)  # no settings of the user's, no files among everybody's
     if name == "trainer":
         (home / SOCKET).unlink(missing_ok=True)  # a dead trainer's: sealed, it may make a socket but remove nothing

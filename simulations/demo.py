@@ -17,7 +17,7 @@ from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import write_atomic
 from sovfed.federation.metrics import gain
-from sovfed.federation.tasks.registry import configured_task, get_task
+from sovfed.federation.tasks.registry import configured_task
 from sovfed.server import runs
 from sovfed.server.cli.run import watch
 from sovfed.server.release import read_model
@@ -105,12 +105,12 @@ def _baseline(config: Config) -> Config:
         return config
     from sovfed.federation.compose import compose
 
-    usual = compose([f"task={config.task.name}"]).config
+    usual = compose([f"task={config.task.file or config.task.name}"]).config
     return dataclasses.replace(config, rounds=usual.rounds, task=usual.task)
 
 
 def _print(console: Console, federation: LocalFederation, summary: dict[str, Any]) -> None:
-    task = get_task(summary["task"])
+    task = configured_task(federation.config.task)
     if summary["split"] == "simulated":
         console.print("[yellow]The split is simulated:[/] one public data set, cut into four unequal 'hospitals'.")
     table = Table(title=f"{task.title}: held-out {summary['metric']}")

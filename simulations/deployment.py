@@ -17,8 +17,10 @@ from sovfed.clients import enrol as institution
 from sovfed.clients import home as client_home
 from sovfed.clients import up as client_up
 from sovfed.clients.ledger_entries import Budget
+from sovfed.clients.own_tasks import keep_task, known_task
 from sovfed.clients.policy import Policy
 from sovfed.federation.config import Config, DataConfig
+from sovfed.federation.plan import BUILT_IN
 from sovfed.federation.processes import Supervisor
 from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms
 from sovfed.federation.tasks.registry import names
@@ -54,6 +56,10 @@ class LocalFederation:
 
     def __init__(self, folder: Path, institutions: list[Institution], config: Config, policy: Policy = POLICY) -> None:
         self.folder, self.institutions, self.policy = folder, institutions, policy
+        self._task_file = config.task.file
+        if self._task_file is not None:
+            own = (*policy.allowed_tasks, known_task(self._task_file))
+            self.policy = dataclasses.replace(policy, allowed_tasks=own, allowed_optimizers=BUILT_IN)
         self.authority_home, self.home = folder / "authority", folder / "agency"
         ports = free_ports(4)
         server = dataclasses.replace(
@@ -102,6 +108,8 @@ class LocalFederation:
         home.parent.mkdir(parents=True, exist_ok=True)
         config = dataclasses.replace(self.config.client, home=str(home), data=one.data)
         client_home.create(home, config, self.policy, WHY)
+        if self._task_file is not None:
+            keep_task(home, self._task_file)
         institution.enrol(home, enrolment.invite(self.home, one.name), ENROLMENT_TIMEOUT_S)
 
     def start_institutions(self) -> None:
