@@ -24,7 +24,7 @@ CNN = (
 
 def test_a_private_run_with_batchnorm_is_refused_and_the_override_it_names_trains(tmp_path: Path) -> None:
     config = compose([*CNN]).config
-    with pytest.raises(PrivacyError, match=r"BatchNorm \(layers 2, 5\).*: add task\.normalisation=group"):
+    with pytest.raises(PrivacyError, match=r"2 \(BatchNorm2d\): .*; 5 \(BatchNorm2d\): .*task\.normalisation=group"):
         simulate(config, sites(config), tmp_path / "own")
     config = compose([*CNN, "task.normalisation=group"]).config
     outcome = simulate(config, sites(config), tmp_path / "group")
