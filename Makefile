@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PROTOS := $(wildcard federation/*.proto)
 .DEFAULT_GOAL := help
-.PHONY: help demo test check mutants proto clean
+.PHONY: help demo test check docs mutants proto clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ check: $(STAMP) ## lint, format, types, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_imports.py
 
+docs: $(STAMP) ## the documents as a site, in build/docs: strict, and nothing in it is fetched from elsewhere
+	$(BIN)/mkdocs build --quiet
+
 mutants: $(STAMP) ## break each security decision in a copy: some test must notice (long)
 	$(BIN)/python -m tests.mutants
 
@@ -29,11 +32,12 @@ proto: $(STAMP) ## regenerate the code of federation/*.proto
 	$(BIN)/python -m grpc_tools.protoc -I.src --python_out=.src --pyi_out=.src $(PROTOS:%=sovfed/%)
 
 clean: ## remove .venv and everything that tools leave behind
-	rm -rf .venv build dist .src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist .bench/build .src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Reinstalled only when the requirements change; the package itself is editable.
-$(STAMP): pyproject.toml constraints.txt
+# Reinstalled only when the requirements change; the package itself is editable. The extra `dev` brings all but the
+# distribution sovfed-bench, whose files are in the tree.
+$(STAMP): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

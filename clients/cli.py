@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from sovfed.clients.cli_data import check_data
 from sovfed.clients.cli_failures import failures
 from sovfed.clients.cli_home import HOME
 from sovfed.clients.cli_ledger import ledger
+from sovfed.clients.cli_model import model
 from sovfed.clients.cli_personal import personal
 from sovfed.clients.cli_task import task
 from sovfed.federation.text import visible
@@ -52,6 +54,10 @@ def cli() -> None:
     \b
     Tasks of your own:
       sovfed client task add birth.yaml   look at it, keep it, --allow it
+      sovfed client check-data birth.yaml patients.csv   what fits it, what does not, and where
+    \b
+    Models:
+      sovfed client model list        what the federation made, and evaluate on the own records
     \b
     Personal models:
       sovfed client personal list     what runs with strategy=ditto or fedbn left here alone
@@ -63,8 +69,10 @@ def cli() -> None:
     os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
+cli.add_command(check_data)
 cli.add_command(failures)
 cli.add_command(ledger)
+cli.add_command(model)
 cli.add_command(personal)
 cli.add_command(task)
 
@@ -111,7 +119,7 @@ def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: b
 def init(
     overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates: bool, without_privacy: bool, home: Path
 ) -> None:
-    """Make the home folder with client.yaml and policy.yaml, both commented. OVERRIDES as for `sovfed config show`.
+    """Make the home folder with client.yaml and policy.yaml, both commented. OVERRIDES set `data…` and `client…`.
 
     \b
     Examples:
@@ -121,11 +129,11 @@ def init(
     """
     from sovfed.clients.data import connector
     from sovfed.clients.home import create
+    from sovfed.clients.overrides import client_config
     from sovfed.clients.own_tasks import keep_task, known_task
     from sovfed.clients.policy import Policy
-    from sovfed.federation.compose import compose
 
-    config = compose(overrides).config.client
+    config = client_config(overrides)
     served = connector(config.data.source).task
     allowed = tasks or ((served,) if served else ())
     if not allowed:

@@ -23,6 +23,7 @@ from sovfed.federation.errors import ConfigError
 from sovfed.federation.schema import bind, nearest
 
 PACKAGED: Final = Path(__file__).parent.parent / "conf"
+STRATEGIES: Final = "sovfed.strategies"  # entry points of packages that bring strategies
 GROUP: Final = "sovfed.conf"  # entry points of packages that bring settings of their own: a module beside them
 OWN: Final = "own"  # the option of `task` and `data` for a task that brings no settings
 SUFFIXES: Final = (".yaml", ".yml")
@@ -64,9 +65,13 @@ def folders_found() -> tuple[Path, ...]:
 
 
 def _expanded(text: str, folders: Sequence[Path]) -> list[str]:
-    """`text`, or what it stands for if it names a task by its file, or an installed one that brings no settings."""
+    """`text`, or what it stands for if it names a task by its file, or what a package brings without settings."""
     key, _, raw = text.partition("=")
-    if key != "task" or raw in groups(folders).get("task", ()):
+    if raw in groups(folders).get(key, ()):
+        return [text]
+    if key == "strategy" and raw in {point.name for point in entry_points(group=STRATEGIES)}:
+        return [f"strategy.name={raw}"]
+    if key != "task":
         return [text]
     if raw.endswith(SUFFIXES):
         from sovfed.federation.tasks.declared import read_task
@@ -118,24 +123,36 @@ def _fields(cls: type[Any], prefix: str) -> Iterator[tuple[str, tuple[Any, datac
             yield prefix + field.name, (kind, field)
 
 
-def _check_override(text: str, folders: Sequence[Path]) -> tuple[str, str]:
-    """The key of `text`, and the text as Hydra is to read it. A key is a group (task=…) or a value (rounds=…)."""
+def split_override(text: str, folders: Sequence[Path] = (PACKAGED,)) -> tuple[str, str]:
+    """The key of the override `text`, a group (task=…) or a value (rounds=…), and what is chosen, as it was written.
+
+    Raises ConfigError for any other form, and for a key or an option that there is not.
+    """
     key, equals, raw = text.partition("=")
     if "_target_" in key:
         raise ConfigError(f"override {text!r} is refused: {_NO_CODE}")
     if not equals or not _KEY.fullmatch(key):
         raise ConfigError(f"override {text!r} is not of the form key=value, such as task=heart or rounds=20")
     options, known = groups(folders), schema()
-    if key in options:
-        if raw not in options[key]:
-            raise ConfigError(f"unknown option '{raw}' of group '{key}'{nearest(raw, options[key])}")
-        return key, f"{key}={raw}"
-    if key not in known:
+    if key in options and raw not in options[key]:
+        raise ConfigError(f"unknown option '{raw}' of group '{key}'{nearest(raw, options[key])}")
+    if key not in options and key not in known:
         raise ConfigError(f"unknown key '{key}'{_nearest_key(key, [*known, *options])}")
-    kind, _ = known[key]
-    if str in (kind, *typing.get_args(kind)) and typing.get_origin(kind) is not tuple:
-        return key, f"++{key}={_quote(raw)}"
-    return key, f"++{key}={raw}"
+    return key, raw
+
+
+def takes_text(key: str) -> bool:
+    """Whether the value of the setting `key` is text."""
+    kind, _ = schema()[key]
+    return str in (kind, *typing.get_args(kind)) and typing.get_origin(kind) is not tuple
+
+
+def _check_override(text: str, folders: Sequence[Path]) -> tuple[str, str]:
+    """The key of `text`, and the text as Hydra is to read it."""
+    key, raw = split_override(text, folders)
+    if key in groups(folders):
+        return key, f"{key}={raw}"
+    return key, f"++{key}={_quote(raw) if takes_text(key) else raw}"
 
 
 def _nearest_key(key: str, known: Sequence[str]) -> str:

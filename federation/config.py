@@ -21,6 +21,17 @@ SECURE_COHORT: Final = 3  # of two, one colluder learns the other's update from 
 LOCAL: Final = ("scaffold", "fednova", "fedbn", "ditto")  # strategies that change local training
 LEAST_SPREAD: Final = 1e-3  # of a feature's declared range, as its standard deviation
 INDIVIDUAL: Final = ("fedmedian", "fedtrimmedavg", "krum", "bulyan", "qfedavg")  # strategies that no sum is enough for
+STRATEGIES: Final = (
+    "fedavg",
+    "fedprox",
+    "fedadam",
+    "fedyogi",
+    "fedavgm",
+    "fedadagrad",
+    FEDSGD,
+    *LOCAL,
+    *INDIVIDUAL,
+)  # of our own
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,27 @@ class DataConfig:
         doc="csv: the column that names a person, or 'row': each row is another person; null: the task's, "
         "else 'person' if it is there. Private runs need to know",
     )
+    site_column: str | None = bounded(
+        None, 1, 64, doc="tables: the column whose values are the institutions; only the rows of `site` are read"
+    )
+    table: str | None = bounded(None, 1, 4096, doc="images: the table beside them; null: the folder's only one")
+    mapping: str | None = bounded(
+        None, 1, 4096, doc="a YAML file: own names of a table's columns, or how FHIR or OMOP become columns"
+    )
+    url_file: str | None = bounded(None, 1, 4096, doc="sql: a file of mode 0600 that holds the database's URL")
+    query: str | None = bounded(None, 1, 65_536, lines=True, doc="sql: the SELECT whose rows are the records")
+    query_file: str | None = bounded(None, 1, 4096, doc="sql: a file with that SELECT, in the place of `query`")
+    encoding: str | None = bounded(None, 1, 32, doc="csv: as in cp1252; null: by its mark, else UTF-8, else Windows'")
+    separator: str = choice("auto", ("auto", ",", ";", "tab", "|"), doc="csv: auto: by the header's names")
+    decimal: str = choice("auto", ("auto", ".", ","), doc="csv: mark of decimals; auto: as the first rows have it")
+    date_format: str | None = bounded(None, 1, 32, doc="tables: as in %d.%m.%Y; null: year-month-day")
+    missing_words: tuple[str, ...] = bounded((), doc="tables: further words for a missing value, as in [k.A., -99]")
+    detection_limit: str = choice(
+        "refuse", ("refuse", "limit"), doc="tables: of a value such as <0.2 refuse the row, or take the limit"
+    )
+    bad_rows: str = choice("refuse", ("refuse", "quarantine"), doc="tables: refuse a table with any, or leave them out")
+    max_bad_share: float = bounded(0.05, 0.0, 1.0, doc="tables: share of bad rows above which a table is refused")
+    bad_rows_file: str | None = bounded(None, 1, 4096, doc="where bad rows are listed; null: beside the table")
     limit: int | None = bounded(
         None,
         1,
@@ -118,11 +150,10 @@ class DataConfig:
 class StrategyConfig:
     """How the server turns the mean update of a round into the next model."""
 
-    name: str = choice(
+    name: str = named(
         "fedavg",
-        ("fedavg", "fedprox", "fedadam", "fedyogi", "fedavgm", "fedadagrad", FEDSGD, *LOCAL, *INDIVIDUAL),
-        doc="the server optimizer; sources in server/strategies/. fedsgd: institutions send the gradient of one step, "
-        "and the task's optimizer steps on the server",
+        doc=f"the server optimizer: {', '.join(STRATEGIES)}, or one that a package brings. fedsgd: institutions send "
+        "the gradient of one step, and the task's optimizer steps on the server",
     )
     proximal_mu: float = bounded(0.0, 0.0, 1e6, doc="weight of FedProx's pull of local training towards the model")
     server_learning_rate: float = bounded(1.0, 1e-9, 1e3, doc="server step size (eta in Reddi et al. 2021)")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from sovfed.federation.config import ServerConfig
+from sovfed.federation.extras import complete
 from sovfed.federation.quiet import QUIET, REMOVED, python_command, quiet_environment
 from sovfed.federation.sandbox import Isolation
 from sovfed.federation.schema import bind
@@ -88,9 +89,11 @@ def packages() -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             version = ""
         if not pin.specifier.contains(version or "0"):
-            fix = f"pip install '{pin}' (or, for all: pip install -c constraints.txt -e .)"
+            fix = f"pip install '{pin}' (or, for all: pip install -c constraints.txt .)"
             wrong.append(Finding(pin.name, "fail", version or "missing", fix))
     yield from wrong or [Finding("packages", "ok", f"{len(pins)} direct requirements met")]
+    installed = [extra for extra, whole in complete().items() if whole]
+    yield Finding("extras", "ok", ", ".join(installed) or "none, as an institution needs none")
 
 
 def device() -> Finding:

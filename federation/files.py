@@ -40,6 +40,13 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = 
         os.close(folder)
 
 
+def check_writable(*paths: Path | None) -> None:
+    """Raise ConfigError, before any work is done, if a file could not be written afterwards."""
+    for path in paths:
+        if path is not None and (not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+            raise ConfigError(f"{path}: its folder does not exist or cannot be written")
+
+
 def write_private(path: Path, data: bytes) -> None:
     """`write_atomic`, readable by the owner alone from its first byte."""
     write_atomic(path, data, 0o600)

@@ -25,6 +25,7 @@ from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.metrics import gain
+from sovfed.federation.plan import plan_of
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
 from sovfed.federation.tasks import Task, initial_vector, summarise
@@ -35,7 +36,7 @@ from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.curves import ROUNDS, plot_curves, read_rounds
 from sovfed.server.ledger_heads import LedgerHeads, names_of
 from sovfed.server.privacy import PrivacyPlan
-from sovfed.server.release import DIGEST, MODEL, SUMMARY, digest
+from sovfed.server.release import DIGEST, FILES, MODEL, SUMMARY, digest, publish
 from sovfed.server.rounds import Round, Rounds
 from sovfed.server.sampling import Sampled
 from sovfed.server.secure_aggregation import SecureAggregation
@@ -88,7 +89,7 @@ def coordinate(
         rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
     started = time.monotonic()
     last = _begin(rounds, task, folder, resume)
-    stopping = Stopping(config, partial(gain, task.headline), folder)
+    stopping = Stopping(config, partial(gain, task.headline, metrics=task.metrics), folder)
     stopping.replay([(line["round"] - 1, line["metrics"].get(task.headline)) for line in read_rounds(folder)])
     names = names_of(grid)
     if rounds.plan and heads:
@@ -105,7 +106,7 @@ def coordinate(
             writer.submit(checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), settled))
             if config.strategy.stateful:
                 writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
-            line = _line(task, done, names)
+            line = _line(task, done, names, rounds.scale)
             lines.write(json.dumps(line) + "\n")
             lines.flush()
             loss = "" if done.train_loss is None else f" loss {done.train_loss:.4f},"
@@ -124,14 +125,13 @@ def coordinate(
     writer.close()
     final, chosen = _final(rounds, task, stopping, last)
     summary = {
-        **_summary(config, task, folder, final, names, transport, time.monotonic() - started),
+        **_summary(config, task, folder, final, names, transport, time.monotonic() - started, rounds.scale),
         **aggregation.describe(),
         **(rounds.plan.describe() if rounds.plan else {"epsilon": None}),
     }
-    _write_model(folder, task, rounds)
     summary |= {"rounds": len(read_rounds(folder)), "model_of_round": chosen}
-    summary[DIGEST] = digest(folder / MODEL)
-    artifacts = [MODEL, SUMMARY, ROUNDS, "curves.png"]
+    summary[DIGEST] = publish(folder, task, rounds.model, rounds.scale, summary)
+    artifacts = [*FILES, SUMMARY, ROUNDS, "curves.png"]
     if rounds.plan:
         if heads:
             summary["privacy"]["ledger_heads"] = heads.countersign(grid, run, names_of(grid))
@@ -149,6 +149,9 @@ def coordinate(
 
 def _check(config: Config, task: Task) -> None:
     """Raise ConfigError if the strategy is not for this cohort or this task, PrivacyError if privacy is not."""
+    from sovfed.federation.optimizers import make
+
+    make(plan_of(config.task))  # or there is none of that name
     strategy, cohort = config.strategy, config.server.min_cohort
     if cohort < strategy.least_cohort:
         raise ConfigError(
@@ -188,7 +191,7 @@ def _final(rounds: Rounds, task: Task, stopping: Stopping, last: int) -> tuple[T
     if rounds.plan is not None:
         return Total(), last
     final = rounds.evaluate(last)
-    metrics = {} if final.sums is None else summarise(task, final.sums)
+    metrics = {} if final.sums is None else summarise(task, final.sums, rounds.scale)
     best = stopping.better(metrics.get(task.headline))
     if best is None:
         return final, last
@@ -229,7 +232,7 @@ def _truncate_lines(folder: Path, last: int) -> None:
         write_private(path, "".join(line + "\n" for line in kept).encode())
 
 
-def _line(task: Task, done: Round, names: dict[int, str]) -> dict[str, Any]:
+def _line(task: Task, done: Round, names: dict[int, str], scale: Sums) -> dict[str, Any]:
     """A round as one JSON object; `metrics` are of the model that the round began with."""
     return {
         "round": done.number,
@@ -239,7 +242,7 @@ def _line(task: Task, done: Round, names: dict[int, str]) -> dict[str, Any]:
         "attempts": done.attempts,
         "count": done.count,
         "train_loss": done.train_loss,
-        "metrics": summarise(task, done.evaluation) if done.evaluation is not None else {},
+        "metrics": summarise(task, done.evaluation, scale) if done.evaluation is not None else {},
         "seconds": done.seconds,
         "seconds_compute": done.seconds_compute,
         "seconds_aggregate": done.seconds_aggregate,
@@ -256,7 +259,14 @@ def _figures(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _summary(
-    config: Config, task: Task, folder: Path, final: Total, names: dict[int, str], transport: str, seconds: float
+    config: Config,
+    task: Task,
+    folder: Path,
+    final: Total,
+    names: dict[int, str],
+    transport: str,
+    seconds: float,
+    scale: Sums,
 ) -> dict[str, Any]:
     lines = read_rounds(folder)
     by_name = {names.get(node, str(node)): sums for node, sums in final.by_node.items()}
@@ -274,8 +284,8 @@ def _summary(
         "bytes_up_per_round": _median(lines, "bytes_up"),
         "bytes_down_per_round": _median(lines, "bytes_down"),
         "metric": task.headline,
-        "metrics": summarise(task, final.sums) if final.sums is not None else {},
-        "metrics_by_institution": {name: summarise(task, sums) for name, sums in sorted(by_name.items())},
+        "metrics": summarise(task, final.sums, scale) if final.sums is not None else {},
+        "metrics_by_institution": {name: summarise(task, sums, scale) for name, sums in sorted(by_name.items())},
         "config": stored(config),
     }
 
@@ -284,14 +294,6 @@ def _median(lines: list[dict[str, Any]], key: str) -> float | None:
     """None also where the figure is not told, as of private rounds."""
     values = [line[key] for line in lines if line[key] is not None]
     return statistics.median(values) if values else None
-
-
-def _write_model(folder: Path, task: Task, rounds: Rounds) -> None:
-    from safetensors.numpy import save
-
-    metadata = {"task": task.name, "format": "flat parameter vector, torch parameters_to_vector order"}
-    content = save({"model": rounds.model, "scale": rounds.scale}, metadata=metadata)
-    write_private(folder / MODEL, content)
 
 
 def _write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str) -> None:

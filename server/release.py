@@ -1,4 +1,4 @@
-"""The model of a finished run, checked against the digest that the run wrote down when it ended."""
+"""The model of a finished run: written with all that is said of it, and checked against the run's own digest."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import hashlib
 import hmac
 import json
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy.typing as npt
-
 from sovfed.federation.errors import DataError
+from sovfed.federation.messages import OWN
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from sovfed.federation.messages import Sums, Vector
+    from sovfed.federation.models.saved import LoadedModel
+    from sovfed.federation.tasks import Task
+
 MODEL: Final = "model.safetensors"
+FILES: Final = (MODEL, "model.json", "model.html")  # as `federation/models/saved.py` writes them
+FOLDER: Final = "model"  # of a run's artefacts in MLflow: these files, and what MLflow needs to load them
 SUMMARY: Final = "summary.json"
 DIGEST: Final = "model_sha256"  # in the summary
 TRACKED: Final = "mlflow_run_id"  # a file in the run's folder
@@ -29,16 +35,28 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_model(folder: Path) -> dict[str, npt.NDArray[Any]]:
-    """`model` (shape [d]) and `scale` of the run in `folder`. DataError unless it is the file that the run made."""
-    from safetensors.numpy import load
+def publish(folder: Path, task: Task, model: Vector, scale: Sums, summary: dict[str, Any]) -> str:
+    """Write the run's model [d] into its folder as `FILES`, with what `summary` says of it; the digest of `MODEL`."""
+    from sovfed.federation.models.facts import Privacy, RunFacts
+    from sovfed.federation.models.saved import save_model
 
-    content = (folder / MODEL).read_bytes()  # read once: what is checked is what is loaded
-    expected = str(json.loads((folder / SUMMARY).read_text()).get(DIGEST))
-    found = hashlib.sha256(content).hexdigest()
-    if not hmac.compare_digest(found, expected):
-        raise DataError(f"{folder / MODEL}: SHA-256 {found}, the run's summary says {expected}")
-    return dict(load(content))
+    privacy = None
+    if summary.get("epsilon") is not None:
+        privacy = Privacy(summary["privacy"]["mechanism"], summary["epsilon"], summary["delta"])
+    run = RunFacts(
+        name=folder.name[:200], rounds=summary["rounds"], strategy=summary["strategy"],
+        date=datetime.now(UTC).date().isoformat(), institutions=tuple(map(str, summary["institutions"])),
+        simulated=summary["transport"] == "in-memory", metrics=dict(summary["metrics"]), privacy=privacy,
+    )  # fmt: skip
+    return save_model(folder, task, model, scale, run, summary["config"]["task"].get("normalisation", OWN))
+
+
+def read_model(folder: Path) -> LoadedModel:
+    """The model of the run in `folder`. Raises DataError unless it is the file that the run made."""
+    from sovfed.federation.models.saved import load_model
+
+    said = json.loads((folder / SUMMARY).read_text())
+    return load_model(folder, sha256=str(said.get(DIGEST)))
 
 
 def check_copies(folder: Path, client: MlflowClient) -> list[str]:
@@ -46,22 +64,23 @@ def check_copies(folder: Path, client: MlflowClient) -> list[str]:
 
     The run's summary says what is right: MLflow's own tags stand in a database that its API writes to.
     """
-    read_model(folder)
-    summary = json.loads((folder / SUMMARY).read_text())
-    expected, marker = str(summary[DIGEST]), folder / TRACKED
+    from sovfed.federation.models.pyfunc import MLMODEL, check_flavor
+
+    expected, marker = read_model(folder).sha256, folder / TRACKED
     found = [f"{folder / MODEL}: SHA-256 {expected}, as the run made it"]
     if not marker.exists():
         return found
     run_id = marker.read_text().strip()
     with tempfile.TemporaryDirectory() as place:
-        copy = Path(client.download_artifacts(run_id, MODEL, place))
+        copy = Path(client.download_artifacts(run_id, f"{FOLDER}/{MODEL}", place))
         if not hmac.compare_digest(other := digest(copy), expected):
             raise DataError(f"MLflow's copy of {MODEL}: SHA-256 {other}, the run's summary says {expected}")
+        check_flavor(Path(client.download_artifacts(run_id, f"{FOLDER}/{MLMODEL}", place)))
     found.append(f"MLflow run {run_id}: the same")
     for version in client.search_model_versions(f"run_id='{run_id}'"):
         where = f"{version.name} version {version.version}"
         told = (version.source, version.tags.get(TAG))
-        if told != (f"{client.get_run(run_id).info.artifact_uri}/{MODEL}", expected):
+        if told != (f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}", expected):
             raise DataError(f"MLflow's {where}: source and digest {told}, the run's summary says {expected}")
         found.append(f"{where}: the same")
     return found

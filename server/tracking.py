@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.config import Config, stored
 from sovfed.federation.files import write_private
 from sovfed.federation.text import conceal
-from sovfed.server.release import MODEL, TAG, TRACKED, digest
+from sovfed.server.release import FILES, FOLDER, MODEL, TAG, TRACKED, digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -119,7 +120,7 @@ class Tracker:
     def _finish(self, status: str, artefacts: list[Path], register: bool) -> None:
         for path in artefacts:
             if path.exists():
-                self._client.log_artifact(self.run_id, str(path))
+                self._client.log_artifact(self.run_id, str(path), FOLDER if path.name in FILES else None)
                 self._client.set_tag(self.run_id, f"{TAG}.{path.name}", digest(path))
         if register:
             self._register()
@@ -128,15 +129,28 @@ class Tracker:
     def _register(self) -> None:
         from mlflow.exceptions import MlflowException
 
+        self._describe_model()
         name = f"sovfed-{self._config.task.name}"
         try:
             self._client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        source = f"{self._client.get_run(self.run_id).info.artifact_uri}/{MODEL}"
+        source = f"{self._client.get_run(self.run_id).info.artifact_uri}/{FOLDER}"
         tags = {TAG: digest(self._folder / MODEL)}
         self._client.create_model_version(name, source, run_id=self.run_id, tags=tags)
+
+    def _describe_model(self) -> None:
+        """Put beside the model's files what `mlflow.pyfunc.load_model` needs; a task without a model has none."""
+        from sovfed.federation.models.pyfunc import write_flavor
+        from sovfed.federation.models.saved import load_model
+
+        model = load_model(self._folder)
+        if model.network is None:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            for path in write_flavor(Path(folder), model, self.run_id, FOLDER):
+                self._client.log_artifact(self.run_id, str(path), FOLDER)
 
 
 def make_database(path: Path) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from sovfed.clients.data import Dataset
 from sovfed.federation.compose import compose
 from sovfed.federation.config import Config
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.registry import add, configured_task
+from sovfed.server.strategies import registry
 from sovfed.simulations.baselines import Comparison, compare
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.partition import Partition
@@ -87,7 +89,7 @@ def simulate(
     data: Data = None,
     *,
     rounds: int | None = None,
-    strategy: str | None = None,
+    strategy: Any = None,
     privacy: str | None = None,
     institutions: int | None = None,
     seed: int | None = None,
@@ -100,8 +102,9 @@ def simulate(
     `task` is a `Task`, an installed one's name or a task.yaml. `data` is a folder of one table a site, what each site
     has by its name or in a list, one data frame (cut into `institutions` as `partition.*` says), or None for a task
     that brings its own. A site has a data frame, a `Dataset`, (inputs, targets), or two such pairs: what to train on
-    and what is held out (`sovfed.task.records`). `settings` are those of `sovfed config options`, as a mapping of
-    dotted keys or as "key=value".
+    and what is held out (`sovfed.task.records`). `strategy` is a name, or an object: a `ServerOptimizer`, or one of
+    `flwr.serverapp.strategy`. `settings` are those of `sovfed config options`, as a mapping of dotted keys or as
+    "key=value".
     Each of `callbacks` is called with every round's figures. Raises SovfedError.
 
         result = sovfed.simulate("birth.yaml", "clinics/", rounds=50)
@@ -109,6 +112,9 @@ def simulate(
     """
     if isinstance(data, (list, tuple)):
         data = {f"site-{number}": part for number, part in enumerate(data)}
+    if strategy is not None and not isinstance(strategy, str):
+        settings = _with_strategy(strategy, settings)
+        strategy = None
     config = _config(task, data, rounds, strategy, privacy, institutions, seed, settings)
     resolved = configured_task(config.task)
     population = _population(config, resolved, data)
@@ -118,6 +124,7 @@ def simulate(
         for callback in callbacks:
             callback(line)
 
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies tell of every aggregation
     outcome = simulate_population(config, population, place, on_round=told)
     return Result(config, resolved, outcome.model, outcome.scale, outcome.summary, place, population)
 
@@ -144,29 +151,38 @@ def _config(
     return compose([*(f"{key}={value}" for key, value in chosen.items()), *settings]).config
 
 
+def _with_strategy(strategy: Any, settings: Mapping[str, Any] | Sequence[str]) -> Mapping[str, Any] | Sequence[str]:
+    """`settings` that name `strategy`, an object, which is made known in this process."""
+    name = registry.add(f"own.{type(strategy).__name__}", lambda _config, _layout: strategy)
+    if isinstance(settings, Mapping):
+        return {**settings, "strategy.name": name}
+    return [*settings, f"strategy.name={name}"]
+
+
 def _population(config: Config, task: Task, data: Data) -> Sequence[Institution]:
     if data is None or isinstance(data, (str, Path)):
         return make_population(config)
     if isinstance(data, Mapping):
-        parts = {name: _records(task, part, config) for name, part in data.items()}
+        parts = {name: _records(task, part, config, name) for name, part in data.items()}
         return [
             Institution(name, name, lambda _task, part=part: part)  # type: ignore[misc]
             for name, part in parts.items()
         ]
-    records = _records(task, data, config)
+    records = _records(task, data, config, "the data frame")
     return Partitioned(Partition(task, records, config.partition, config.simulation.institutions, config.seed))
 
 
-def _records(task: Task, part: Any, config: Config) -> Dataset:
-    if hasattr(part, "train"):
-        return part
+def _records(task: Task, part: Part, config: Config, where: str) -> Dataset:
+    """A site's records; those of a data frame by the task's schema and the data's rules."""
+    if hasattr(part, "persons"):
+        return cast("Dataset", part)
     if isinstance(part, tuple):
         from sovfed.clients.data.arrays import records
 
         return records(task, *part) if isinstance(part[0], tuple) else records(task, part)
     from sovfed.clients.data.frames import records_of_frame
 
-    return records_of_frame(task, part, config.data)
+    return records_of_frame(task, cast("pd.DataFrame", part), config.data, where)
 
 
 __all__ = ["Result", "simulate"]

@@ -145,7 +145,8 @@ def score(task: Task, trained: Trained, records: Dataset) -> float | None:
     """The task's headline metric on the held-out records, exact (a classifier's by scikit-learn); None: undefined."""
     engine = LocalTraining(task, records, site="", device="cpu")
     if task.headline not in ("auc", "accuracy"):
-        return summarise(task, engine.evaluate(trained.model, trained.scale)).get(task.headline)
+        sums = engine.evaluate(trained.model, trained.scale)
+        return summarise(task, sums, trained.scale).get(task.headline)
     logits = engine.logits(trained.model, trained.scale, records.test)
     return exact(task.headline, logits, labels_of(task, records)[records.test])
 

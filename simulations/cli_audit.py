@@ -108,8 +108,8 @@ def differencing(ctx: click.Context, quick: bool, json_path: Path | None) -> Non
 def _run(ctx: click.Context, name: str, quick: bool, json_path: Path | None) -> None:
     from rich.console import Console
 
+    from sovfed.federation.files import check_writable
     from sovfed.simulations.audit.report import publish
-    from sovfed.simulations.benchmarks.report import check_paths
 
-    check_paths(json_path)
+    check_writable(json_path)
     ctx.exit(0 if publish(name, quick, json_path, Console()) else 1)

@@ -117,8 +117,9 @@ def simulation(quick: bool, files: Files, console: Console) -> None:
     environment with pfl 0.6; where neither can be, it is left out. Without --quick: about 40 minutes.
     """
     from sovfed.simulations.benchmarks.simulation import run
+    from sovfed.simulations.benchmarks.simulation_private import measured
 
-    run(quick=quick, files=files, console=console)
+    run(quick=quick, files=files, console=console, more=measured)
 
 
 @bench.command()

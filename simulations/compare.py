@@ -17,13 +17,13 @@ from sovfed.server.curves import read_rounds
 from sovfed.server.release import SUMMARY
 from sovfed.server.tracking import flatten
 from sovfed.simulations.federation import OUTSIDE
-from sovfed.simulations.sweep import PLAN
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 SAME: Final = ("seed", "run_name", "server.", "client.", "tracking.", "data.site")  # settings that make no other group
 LEADING: Final = ("name", "mechanism", "enabled")  # of a group's settings: the one that the others follow
+PLAN: Final = "sweep.json"  # in the folder of a sweep
 RUNS: Final = "runs"  # folder of a deployment's runs
 
 

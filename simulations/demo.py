@@ -77,7 +77,7 @@ def _summarise(federation: LocalFederation, institutions: list[Institution], sta
         raise ServiceError("the run finished without a summary")
     trained = read_model(runs.run_folder(federation.home, RUN))
     comparison = compare_sites(
-        _baseline(federation.config), [one.data for one in institutions], trained["model"], trained["scale"]
+        _baseline(federation.config), [one.data for one in institutions], trained.vector, trained.scale
     )
     summary = {
         **found,
@@ -118,7 +118,7 @@ def _print(console: Console, federation: LocalFederation, summary: dict[str, Any
         table.add_column(column, justify="left" if column == "institution" else "right")
     for row in summary["by_institution"]:
         known = row["alone"] is not None and row["federated"] is not None
-        gained = f"{gain(summary['metric'], row['federated'], row['alone']):+.3f}" if known else "–"
+        gained = f"{gain(summary['metric'], row['federated'], row['alone'], task.metrics):+.3f}" if known else "–"
         table.add_row(
             row["institution"], str(row["train"]), str(row["test"]), _figure(row["pooled"]), _figure(row["alone"]),
             _figure(row["federated"]), gained,
@@ -128,7 +128,7 @@ def _print(console: Console, federation: LocalFederation, summary: dict[str, Any
     table.add_row(
         "all tests together", str(sum(row["train"] for row in rows)), str(sum(row["test"] for row in rows)),
         _figure(summary["pooled"]), _figure(summary["alone_mean"]), _figure(summary["federated"]),
-        f"{gain(summary['metric'], summary['federated'], summary['alone_mean']):+.3f}",
+        f"{gain(summary['metric'], summary['federated'], summary['alone_mean'], task.metrics):+.3f}",
     )  # fmt: skip
     console.print(table)
     console.print(

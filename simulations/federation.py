@@ -198,7 +198,7 @@ def _measure(config: Config, population: Sequence[Institution], outcome: Outcome
         return {}
     records = merge([one.load(task) for one in population[:PROFILED]])
     training = LocalTraining(task, records, site="", device=config.client.device)
-    return summarise(task, training.evaluate(outcome.model, outcome.scale))
+    return summarise(task, training.evaluate(outcome.model, outcome.scale), outcome.scale)
 
 
 def _engine(

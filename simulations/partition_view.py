@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sovfed.federation.config import Config
-from sovfed.federation.files import write_atomic
+from sovfed.federation.files import check_writable, write_atomic
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.simulations.baselines import labels_of
-from sovfed.simulations.benchmarks.report import check_paths
 from sovfed.simulations.population import make_population
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def picture(config: Config, held: Sequence[Holding], path: Path) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    check_paths(path)
+    check_writable(path)
     classes = configured_task(config.task).schema.classes
     figure = Figure(figsize=(7, 1.6 + 0.18 * len(held)), layout="constrained")
     axes = figure.subplots()

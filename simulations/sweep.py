@@ -25,6 +25,7 @@ from sovfed.federation.compose import compose, groups
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.files import write_private
 from sovfed.federation.text import plain_name, without_credentials
+from sovfed.simulations.compare import PLAN
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from sovfed.federation.config import Config
 
 log = logging.getLogger(__name__)
-PLAN: Final = "sweep.json"
 MAX_RUNS: Final = 10_000
 MAX_NAME: Final = 100
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9=.,_+-]+")

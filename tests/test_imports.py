@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from sovfed.cli import COMMANDS
@@ -103,19 +104,103 @@ def test_exactly_the_flower_facing_files_import_flower_at_the_top() -> None:
     assert {file for file in ours if "flwr" in tops[file]} == FLOWER_FACING
 
 
+def edges(file: str) -> set[str]:
+    """The files of ours that `file` imports anywhere: at the top, in a function, or for its types alone."""
+    by_name = {module_name(other): other for other in MODULES}
+    named = set[str]()
+    for node in ast.walk(parsed(file)):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            whole = {f"{module}.{alias.name}" for alias in node.names}
+            named |= {name if name in by_name else module for name in whole}
+    return {by_name[name] for name in named if name in by_name} - {file}
+
+
+def circles(graph: Mapping[str, AbstractSet[str]]) -> set[frozenset[str]]:
+    """The largest sets of nodes each of which leads to all others of its set (strongly connected, two or more)."""
+    reached = {start: _reachable(start, graph) for start in graph}
+    together = (frozenset(end for end in reached[start] if start in reached[end]) for start in graph)
+    return {circle for circle in together if len(circle) > 1}
+
+
+def _reachable(start: str, graph: Mapping[str, AbstractSet[str]]) -> set[str]:
+    seen, waiting = set[str](), [start]
+    while waiting:
+        for end in graph[waiting.pop()] - seen:
+            seen.add(end)
+            waiting.append(end)
+    return seen
+
+
+def test_circles_are_seen_however_long() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": {"d"}, "f": {"a"}, "g": set[str]()}
+    assert circles(graph) == {frozenset("abc"), frozenset("de")}
+    assert circles({"a": {"b"}, "b": set[str]()}) == set()
+
+
+# Files that still import each other; the list only ever gets shorter.
+CIRCLES = {
+    frozenset({"clients/data/__init__.py", "clients/data/split.py"}),
+    frozenset({"clients/dpsgd/compatibility.py", "clients/dpsgd/step.py"}),
+    frozenset({"federation/tasks/__init__.py", "federation/tasks/group_norm.py", "federation/tasks/layout.py"}),
+    frozenset({f"server/strategies/{name}.py" for name in ("__init__", "adapter", "drift", "robust")}),
+}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    found = circles({file: edges(file) for file in MODULES})
+    assert found - CIRCLES == set()
+    assert CIRCLES - found == set(), "these are gone: take them off the list"
+
+
 OWN_OR_PEERS = {"sovfed", "_typeshed", "pfl"}  # pfl-research, where it is measured, has an environment of its own
+NAMES = {
+    "google": "protobuf", "grpc": "grpcio", "hydra": "hydra-core", "sklearn": "scikit-learn", "yaml": "pyyaml",
+    "dp_accounting": "dp-accounting",
+}  # fmt: skip
+NOT_EVERYWHERE = {  # libraries of an extra that files of every installation import when they are asked to
+    ("clients/cli_ledger.py", "matplotlib"),
+    ("clients/data/uci_heart.py", "scikit-learn"),
+    ("federation/compose.py", "hydra-core"),
+    ("federation/compose.py", "omegaconf"),
+}
 
 
-def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
-    names = {
-        "sklearn": "scikit-learn", "google": "protobuf", "grpc": "grpcio", "hydra": "hydra-core", "yaml": "pyyaml",
-        "dp_accounting": "dp-accounting",
-    }  # fmt: skip
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[^A-Za-z0-9-]", requirement)[0].lower() for requirement in project["dependencies"]}
-    imported = {root(name) for file in MODULES for name in imports(parsed(file))}
-    used = {names.get(name, name) for name in imported - sys.stdlib_module_names - OWN_OR_PEERS}
-    assert used - declared == set()
+def declared(file: Path, *names: str) -> set[str]:
+    """The distributions that the pyproject.toml `file` asks for, without an extra and for the extras `names`."""
+    project = tomllib.loads(file.read_text())["project"]
+    asked = sum((project["optional-dependencies"][name] for name in names), project["dependencies"])
+    return {re.split(r"[^A-Za-z0-9-]", requirement)[0].lower() for requirement in asked}
+
+
+def test_every_library_that_is_imported_is_declared_for_those_who_install_its_folder() -> None:
+    ours, bench = ROOT / "pyproject.toml", ROOT / ".bench" / "pyproject.toml"
+    offered = {
+        "conf": declared(ours),
+        "federation": declared(ours),
+        "clients": declared(ours),
+        "server": declared(ours, "server"),
+        "simulations": declared(ours, "server", "simulate"),
+        "simulations/audit": declared(bench) | declared(ours, "server", "simulate"),
+        "simulations/benchmarks": declared(bench) | declared(ours, "server", "simulate"),
+    }
+    missing = set()
+    for file in MODULES:
+        folder = max((name for name in offered if file.startswith(f"{name}/")), key=len)
+        imported = {root(name) for name in imports(parsed(file))} - sys.stdlib_module_names - OWN_OR_PEERS
+        used = {NAMES.get(name, name) for name in imported}
+        missing |= {(file, name) for name in used - offered[folder]}
+    assert missing == NOT_EVERYWHERE
+
+
+def test_what_every_installation_has_imports_no_benchmark_and_no_attack_at_the_top() -> None:
+    apart = ("sovfed.simulations.audit", "sovfed.simulations.benchmarks")
+    for file in MODULES:
+        if not module_name(file).startswith(apart):
+            for name in imports(parsed(file), top_only=True):
+                assert not name.startswith(apart), f"{file} imports {name}"
 
 
 def test_command_modules_load_nothing_heavy_at_the_top() -> None:

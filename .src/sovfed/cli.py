@@ -51,14 +51,26 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "run": Lazy("sovfed.server.cli.run", "cli", "Start, list, show, resume and stop training runs (agency)."),
     "server": Lazy("sovfed.server.cli.server", "cli", "Set up and run the aggregation server (agency)."),
     "client": Lazy("sovfed.clients.cli", "cli", "Enrol and run an institution's node (hospital, ministry)."),
+    "model": Lazy("sovfed.clients.cli_use", "cli", "Use a trained model: predict, export, show (anyone)."),
     "authority": Lazy("sovfed.server.cli.authority", "cli", "Sign and revoke identities (certificate authority)."),
     "simulate": Lazy("sovfed.simulations.cli", "simulate", "Run a federation in one process (researcher)."),
     "partition": Lazy("sovfed.simulations.cli", "partition", "Show how a simulation cuts records into institutions."),
     "compare": Lazy("sovfed.simulations.cli_sweep", "compare", "Turn any set of runs into one table and figure."),
     "audit": Lazy("sovfed.simulations.cli_audit", "audit", "Attack the privacy claims of this installation."),
     "bench": Lazy("sovfed.simulations.cli_bench", "bench", "Measure sovfed against its peers on this machine."),
+    "data": Lazy("sovfed.clients.cli_data", "data", "List the sources that records can come from."),
+    "task": Lazy(
+        "sovfed.clients.cli_propose", "task", "Propose, list, show and check tasks: what is learnt from what."
+    ),
     "config": Lazy("sovfed.federation.cli", "config", "Show the configuration and where each value comes from."),
     "doctor": Lazy("sovfed.federation.cli", "doctor", "Check that this machine is ready, and say what to fix."),
+}
+# The extra whose libraries a command needs, where those of every installation do not suffice.
+EXTRAS: Final[dict[str, str]] = {
+    "run": "server",
+    "server": "server",
+    **dict.fromkeys(("demo", "simulate", "partition", "compare", "config"), "simulate"),
+    **dict.fromkeys(("audit", "bench"), "bench"),
 }
 
 
@@ -126,9 +138,22 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         told = f"{what}: {error.filename}" if error.filename else what
         click.echo(f"error: {visible(told)}", err=True)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if "--debug" in given or not (told := _advice(error, given)):
+            raise
+        click.echo(f"error: {told}", err=True)
+        sys.exit(EXIT_CODES[ConfigError])
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
+
+
+def _advice(error: ModuleNotFoundError, given: Sequence[str]) -> str:
+    """What to install for the command that was `given`, in one line; "" if it is no optional part that is missing."""
+    from sovfed.federation.extras import advice
+
+    command = next((name for name in given if name in COMMANDS), "")
+    return advice(error.name or "", EXTRAS.get(command, ""))
 
 
 def _run(args: list[str]) -> int:

@@ -20,6 +20,7 @@ from sovfed.federation.schema import nearest
 from sovfed.federation.tasks.columns import CODES, MISSING_CODE, NUMBERS, REFUSE
 
 if TYPE_CHECKING:
+    from sovfed.clients.data.tables import TableRead
     from sovfed.federation.config import DataConfig
     from sovfed.federation.tasks import Task
     from sovfed.federation.tasks.columns import Column, Schema, Table
@@ -92,6 +93,7 @@ class Connector:
     obstacle: Callable[[Task, DataConfig], str] = lambda _task, _config: ""  # to privacy, before a record is read
     task: str = ""  # the one task that it has records of; "": whichever fits
     cuts: bool = False  # whether data.site, a number, chooses one of data.sites made-up parts
+    survey: Callable[[Task, DataConfig], TableRead] | None = None  # all rows with what is wrong, for `check-data`
 
 
 @cache
@@ -102,6 +104,21 @@ def _connectors() -> dict[str, EntryPoint]:
 def sources() -> tuple[str, ...]:
     """Every connector that is installed here, in alphabetical order."""
     return tuple(sorted(_connectors()))
+
+
+def described() -> dict[str, str]:
+    """Every connector with the first sentence of its module. One that cannot be loaded says so."""
+    import sys
+
+    told = {}
+    for name in sources():
+        try:
+            connector(name)
+            text = sys.modules[_connectors()[name].module].__doc__ or ""
+        except ConfigError as error:
+            text = str(error)
+        told[name] = text.strip().split("\n\n")[0].replace("\n", " ")
+    return told
 
 
 @cache
@@ -179,13 +196,29 @@ def check(records: Dataset, schema: Schema, where: str) -> None:
     parts = np.concatenate([records.train, records.test])
     if not len(parts):
         raise DataError(f"{where}: no training and no held-out records")
-    if len(np.unique(parts)) != len(parts) or parts.min() < 0 or parts.max() >= count:
+    if parts.min() < 0 or parts.max() >= count or np.bincount(parts).max() > 1:
         raise DataError(f"{where}: training and held-out part overlap or point outside the {count} records")
-    if not records.several_records and len(np.unique(records.persons)) < count:
+    if not records.several_records and _fewer_persons(records.persons):
         raise DataError(f"{where}: a person has several records, though one for each was declared")
-    shared = np.intersect1d(records.persons[records.train], records.persons[records.test])
-    if len(shared):
-        raise DataError(f"{where}: {len(shared)} persons are both in the training and the held-out part")
+    if shared := _on_both_sides(records):
+        raise DataError(f"{where}: {shared} persons are both in the training and the held-out part")
+
+
+def _fewer_persons(persons: Indices) -> bool:
+    """Whether a person has several records."""
+    if persons.min() >= 0 and persons.max() < len(persons):
+        return bool(np.bincount(persons).max() > 1)
+    return len(np.unique(persons)) < len(persons)
+
+
+def _on_both_sides(records: Dataset) -> int:
+    """Persons with records in the training and in the held-out part."""
+    persons = records.persons
+    if persons.min() >= 0 and persons.max() < len(persons):  # numbered one after the other, as most are
+        seen = np.zeros((2, len(persons)), bool)
+        seen[0, persons[records.train]] = seen[1, persons[records.test]] = True
+        return int(seen.all(0).sum())
+    return len(np.intersect1d(persons[records.train], persons[records.test]))
 
 
 def _check_columns(table: Table, schema: Schema, count: int, where: str) -> None:
@@ -196,12 +229,22 @@ def _check_columns(table: Table, schema: Schema, count: int, where: str) -> None
         if table[name].shape != (count, *shape) or table[name].dtype != dtype:
             found = f"{table[name].dtype} of shape {table[name].shape}"
             raise DataError(f"{where}: column '{name}': {found}, expected {dtype} of shape {(count, *shape)}")
-    for place, column in enumerate(schema.numbers):
-        _check_values(table[NUMBERS][:, place], column, where)
+    if not _all_inside(table, schema):
+        for place, column in enumerate(schema.numbers):
+            _check_values(table[NUMBERS][:, place], column, where)
     for place, column in enumerate(schema.codes):
         _check_values(table[CODES][:, place], column, where)
     for column in (*schema.shaped, *schema.targets):
         _check_values(table[column.name], column, where)
+
+
+def _all_inside(table: Table, schema: Schema) -> bool:
+    """Whether all scalar numbers are there and within bounds: row by row as they lie in memory."""
+    if NUMBERS not in table:
+        return True
+    low, high = np.array([column.bounds for column in schema.numbers], np.float32).T
+    parts = (table[NUMBERS][start : start + CHECKED] for start in range(0, len(table[NUMBERS]), CHECKED))
+    return all(bool(((part >= low) & (part <= high)).all()) for part in parts)
 
 
 def _check_values(values: npt.NDArray[Any], column: Column, where: str) -> None:

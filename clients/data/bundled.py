@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from sovfed.clients.data.files import read_file
 from sovfed.federation.errors import DataError
+from sovfed.federation.extras import advice
 
 MAX_BYTES: Final = 1 << 20
 
@@ -20,7 +21,7 @@ def read_bundled(name: str, sha256: str, skip_lines: int = 0) -> npt.NDArray[np.
     """The numbers of `name` in scikit-learn's data folder, shape [n, columns]. Raises DataError."""
     found = find_spec("sklearn")
     if found is None or found.origin is None:
-        raise DataError("scikit-learn is not installed, and its bundled data with it")
+        raise DataError(f"data set {name} lies in scikit-learn: {advice('sklearn')}")
     content = read_file(Path(found.origin).parent / "datasets" / "data" / name, MAX_BYTES, sha256)
     text = (gzip.decompress(content) if name.endswith(".gz") else content).decode("ascii")
     return np.loadtxt(text.splitlines()[skip_lines:], delimiter=",", dtype=np.float64)

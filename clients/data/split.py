@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sovfed.clients.data import Indices
+    from sovfed.federation.tasks.columns import Table
 
 SHARES_OF_FOUR: Final = (0.45, 0.30, 0.17, 0.08)
 HELD_OUT: Final = 0.3
+GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+CHUNK: Final = 1 << 12  # rows that are mixed at once
 MIN_RECORDS: Final = 20  # of one simulated institution
 Floats = npt.NDArray[np.float64]
 
@@ -61,18 +63,64 @@ def stratified(salt: str, labels: Indices) -> tuple[Indices, Indices]:
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def row_names(rows: Iterable[bytes]) -> list[str]:
-    """A name for each row from its content alone: of rows that are alike, the k-th is the k-th of that content.
+def by_content(salt: str, table: Table) -> npt.NDArray[np.bool_]:
+    """Which rows are held out, each told by its content alone: of rows that are alike, the k-th is the k-th of them.
 
-    So removing a row takes away one name and renames no other row, or one that nothing tells from the removed.
+    So removing a row moves no other row, or one that nothing tells from the removed. A row's bytes are mixed into 64
+    bits, after splitmix64 (Steele et al. 2014, doi 10.1145/2660193.2660195); of rows that differ hardly two share them.
     """
-    seen: Counter[bytes] = Counter()
-    names = []
-    for row in rows:
-        digest = hashlib.sha256(row).digest()
-        names.append(f"{digest.hex()}/{seen[digest]}")
-        seen[digest] += 1
-    return names
+    seed = int.from_bytes(hashlib.sha256(f"{salt}/held-out".encode()).digest()[:8], "big")
+    count = len(next(iter(table.values()))) if table else 0
+    mixed = np.full(count, seed, np.uint64)
+    for start in range(0, count, CHUNK):
+        rows = slice(start, start + CHUNK)
+        for name in sorted(table):
+            for word in _words(table[name][rows]):
+                mixed[rows] = _stir(mixed[rows], word)
+    return _mix(mixed + GOLDEN * _occurrence(mixed)) < np.uint64(int(HELD_OUT * 2**64))
+
+
+def _words(part: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """Each record's bytes as whole numbers of 64 bits [words, n], filled up with zeros."""
+    count = len(part)
+    content = np.ascontiguousarray(part).reshape(count, -1).view(np.uint8)
+    width = -(-content.shape[1] // 8) * 8
+    padded = np.zeros((count, width), np.uint8)
+    padded[:, : content.shape[1]] = content
+    return np.ascontiguousarray(padded.view("<u8").T)
+
+
+def _stir(state: npt.NDArray[np.uint64], word: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Another word of each row in its state: one to one for either, modulo 2^64."""
+    state = (state ^ word) * np.uint64(0xBF58476D1CE4E5B9)
+    state ^= state >> np.uint64(32)
+    return state
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """splitmix64's finaliser of each value, modulo 2^64."""
+    values = values + GOLDEN
+    values ^= values >> np.uint64(30)
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
+
+
+def _occurrence(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Of each value how many equal ones stand before it."""
+    result = np.zeros(len(values), np.uint64)
+    ordered = np.sort(values)
+    several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    del ordered
+    if len(several):
+        rows = np.flatnonzero(np.isin(values, several))
+        rows = rows[np.argsort(values[rows], kind="stable")]
+        first = np.flatnonzero(np.concatenate([[True], values[rows[1:]] != values[rows[:-1]]]))
+        counts = np.diff(np.append(first, len(rows)))
+        result[rows] = (np.arange(len(rows)) - np.repeat(first, counts)).astype(np.uint64)
+    return result
 
 
 def by_person(salt: str, persons: Iterable[str]) -> tuple[Indices, Indices]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from sovfed.clients.data import Connector, Indices, Records, require_task, table_of
 from sovfed.clients.data.files import read_file
 from sovfed.federation.errors import DataError
+from sovfed.federation.extras import advice
 from sovfed.federation.schema import nearest
 
 if TYPE_CHECKING:
@@ -75,7 +76,10 @@ def _parse(content: bytes, path: Path) -> npt.NDArray[np.float64]:
 
 
 def _split(labels: Indices) -> tuple[Indices, Indices]:
-    from sklearn.model_selection import train_test_split
+    try:
+        from sklearn.model_selection import train_test_split
+    except ModuleNotFoundError as error:
+        raise DataError(advice(error.name or "")) from error
 
     counts = np.unique(labels, return_counts=True)[1]
     train, test = train_test_split(

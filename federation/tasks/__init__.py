@@ -57,6 +57,7 @@ class Task:
     evaluation_batch: int = 8_192  # records whose outputs are computed at once
     length: int = 0  # of the vector of a task that trains nothing
     code: str = ""  # the digest of the bytes that it was made from; "": of the module that has `build`
+    text: str = ""  # the task.yaml that declared it; "": it is a package's
 
     @cached_property
     def transform(self) -> Transform:
@@ -95,7 +96,7 @@ class Task:
         said = {
             "name": self.name, "version": self.version, "schema": self.schema.to_dict(), "model": parts,
             "metrics": [type(self.metrics).__name__, self.metrics.size], "headline": self.headline,
-            "code": self.code or _code(self.build), "length": self.length,
+            "code": self.code or _code(self.build),
         }  # fmt: skip
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

@@ -219,7 +219,7 @@ def _drawn(column: Column, count: int, generator: np.random.Generator) -> npt.ND
     if column.kind in ("number", "date"):
         found = low + (high - low) * generator.random(shape)
     elif column.role == "target":  # every class comes, as evenly as can be
-        found = (np.argsort(generator.random(count)) % (high - low + 1) + low).reshape(shape)
+        found = (np.argsort(generator.random(math.prod(shape))) % (high - low + 1) + low).reshape(shape)
     else:
         found = generator.integers(int(low), int(high) + 1, shape)
     if count > 2 and column.role == "input":

@@ -130,7 +130,7 @@ def block(values: Mapping[str, object], notes: Mapping[str, str] | None = None, 
     """`values`, one key a line; `notes` are comments behind the lines of their keys."""
     lines = []
     for name, value in values.items():
-        note = f"  # {notes[name]}" if notes and name in notes else ""
+        note = f"  # {notes[name]}" if notes and notes.get(name) else ""
         lines.append(f"{indent}{_text(name)}: {flow(value)}{note}\n")
     return "".join(lines)
 

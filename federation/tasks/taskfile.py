@@ -102,18 +102,21 @@ def read_text(text: bytes | str) -> TaskFile:
 
 
 def to_text(task: TaskFile, notes: Mapping[str, str] | None = None) -> str:
-    """The text that `read_text` makes `task` of; `notes`, by a column's name, become comments behind its line."""
+    """The text that `read_text` makes `task` of; `notes`, by place ("columns.age"), become comments behind the line."""
     head = {"format": task.format, "name": task.name, "title": task.title, "version": task.version}
-    model = {"family": task.model.family} | dataclasses.asdict(task.model)
-    target = {"kind": task.target.kind} | _chosen(task.target)
-    text = block({**head, "person": task.person}) + "columns:\n"
-    text += block({column.name: _said(column) for column in task.columns}, notes, "  ")
-    text += "target:\n" + block(target, notes, "  ") + "model:\n" + block(model, None, "  ")
-    if task.headline:
-        text += block({"headline": task.headline})
-    for name, part in (("training", _chosen(task.training)), ("card", _chosen(task.card))):
-        if part:
-            text += f"{name}:\n" + block(part, None, "  ")
+    groups: dict[str, Mapping[str, Any]] = {
+        "columns": {column.name: _said(column) for column in task.columns},
+        "target": {"kind": task.target.kind} | _chosen(task.target),
+        "model": {"family": task.model.family} | dataclasses.asdict(task.model),
+        "training": _chosen(task.training),
+        "card": _chosen(task.card),
+    }
+    last = {"headline": task.headline} if task.headline else {}
+    text = block({**head, "person": task.person, **last}, notes)
+    for name, group in groups.items():
+        if group:
+            inside = {place.removeprefix(f"{name}."): note for place, note in (notes or {}).items() if "." in place}
+            text += f"{name}:\n" + block(group, inside, "  ")
     return text
 
 

@@ -75,9 +75,9 @@ class Transform:
         """
         present, total, squares = np.split(np.asarray(profile, np.float64), 3)
         count = np.maximum(present, 1.0)
-        mean = np.clip(total / count, -1.0, 1.0)
+        mean = total / count
         spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-        return np.concatenate([mean, np.clip(spread, 2 * LEAST_SPREAD, 2.0)])
+        return np.concatenate([np.clip(mean, -1.0, 1.0), np.clip(spread, 2 * LEAST_SPREAD, 2.0)])
 
     @cached_property
     def public_scale(self) -> Sums:
@@ -128,7 +128,7 @@ class Transform:
         packed = column.packed and NUMBERS in table
         values = table[NUMBERS][:, self.schema.numbers.index(column)] if packed else table[column.name]
         middle, half = _middle(column)
-        return (values.reshape(len(values), -1).astype(np.float64) - middle) / half
+        return (values.reshape(len(values), column.size).astype(np.float64) - middle) / half
 
 
 class Bound:
@@ -154,6 +154,9 @@ class Bound:
         self._sizes = [_categories(column) for column in self.schema.codes]
         starts = np.cumsum([0, *self._sizes])[:-1]
         self._starts = torch.tensor(starts, dtype=torch.int64, device=device)
+        own = [column.missing == "category" for column in self.schema.codes]
+        self._own = torch.tensor(own, dtype=torch.bool, device=device)  # for what is missing
+        self._any_own = any(own)
 
     def inputs(self, table: Mapping[str, Tensor]) -> Tree:
         """What the model is given."""
@@ -188,20 +191,12 @@ class Bound:
                 parts = [numbers]
         if CODES in table:
             codes = table[CODES].long()
-            hot = torch.zeros(len(codes), sum(self._sizes) + 1, device=codes.device)  # the last: nowhere
+            hot = torch.zeros(codes.shape[0], sum(self._sizes) + 1, device=codes.device)  # the last: nowhere
             last = torch.tensor(self._sizes, device=codes.device) - 1
-            place = torch.where(codes < 0, last if self._own.any() else codes, codes) + self._starts
+            place = torch.where(codes < 0, last if self._any_own else codes, codes) + self._starts
             place = torch.where((codes < 0) & ~self._own, hot.shape[1] - 1, place)
             parts.append(hot.scatter_(1, place, 1.0)[:, :-1])
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-    @cached_property
-    def _own(self) -> Tensor:
-        """Which categories have one of their own for what is missing."""
-        import torch
-
-        own = [column.missing == "category" for column in self.schema.codes]
-        return torch.tensor(own, device=self._starts.device)
 
 
 def _middle(column: Column) -> tuple[float, float]:

@@ -92,8 +92,10 @@ def crl(crl: Path, home: Path) -> None:
 @HOME
 def up(detach: bool, home: Path) -> None:
     """Run superlink, registry, executor and (if tracking.serve) MLflow's page; restart what dies. Ctrl-C stops all."""
+    from sovfed.federation.extras import require
     from sovfed.server.up import supervise
 
+    require("server")
     supervise(home, detach)
 
 

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.federation.config import LOCAL, StrategyConfig
+from sovfed.federation.config import STRATEGIES, StrategyConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Vector
 from sovfed.federation.plan import CONSTANT, LocalPlan, Schedule, plan_of, schedule_of
-from sovfed.federation.schema import nearest
 
 if TYPE_CHECKING:
     from sovfed.federation.config import Config
@@ -79,7 +78,9 @@ def make_optimizer(
     running statistics, averaged; None: all are stepped. `plan` and `schedule` are of the optimizer under `fedsgd`.
     """
     optimizer = _make(config, learning_rate, layout, trained, plan, schedule)
-    if trained is None or isinstance(optimizer, Averaging):  # which moves every place by its mean
+    if isinstance(optimizer, Averaging):  # which moves every place by its mean
+        return optimizer
+    if trained is None or (layout is not None and trained == layout.size):
         return optimizer
     from sovfed.server.strategies.stepping import Stepping
 
@@ -111,11 +112,11 @@ def _make(
         return Robust(config, learning_rate)
     from sovfed.server.strategies.adapter import FLOWER, FlowerOptimizer
 
-    if config.name not in FLOWER:
-        raise ConfigError(
-            f"strategy.name is {config.name!r}{nearest(config.name, ('fedavg', 'fedprox', *LOCAL, *FLOWER))}"
-        )
-    return FlowerOptimizer(config)
+    if config.name in FLOWER:
+        return FlowerOptimizer(config)
+    from sovfed.server.strategies import registry
+
+    return registry.make(config, layout, STRATEGIES)
 
 
 class Averaging:

@@ -24,6 +24,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from sovfed.clients.admission import sums_width
 from sovfed.clients.app import make_client_app
 from sovfed.clients.ledger import PrivacyLedger, replay
 from sovfed.clients.ledger_entries import Budget
@@ -54,7 +55,8 @@ from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.journal import History
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.terms import RECORD, REFUSE, Terms, colluders_tolerated, threshold
-from sovfed.federation.tasks import get_task, initial_vector, public_scale
+from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks.registry import get_task
 from sovfed.server.aggregation import Total
 from sovfed.server.ledger_heads import LedgerHeads
 from sovfed.server.privacy import PrivacyPlan
@@ -221,11 +223,9 @@ class World:
         """Ask `nodes`, then `holders` and all colluders; None where no sum comes out."""
         self.forget()
         agency.holders = None if holders is None else {*holders, *self.colluders}
-        task = get_task(request.task)
-        width = 1 + 2 * len(task.schema.features) if isinstance(request, ProfileRequest) else task.evaluation_size
         total = None
         with suppress(CohortError):
-            total = agency.collect(request, sorted(nodes), width)
+            total = agency.collect(request, sorted(nodes), sums_width(request, get_task(request.task)))
         opened = agency.take_opened()
         if opened is None:
             return None
@@ -256,13 +256,14 @@ class World:
         start = initial_vector(found, 0) if model is None else model
         return TrainRequest(
             run=run, round=1, task=task, seed=0, local_epochs=1, batch_size=64, learning_rate=0.1, proximal_mu=0.0,
-            model=start, scale=public_scale(found), algorithm="sgd", keep="audit",
+            model=start, scale=found.transform.public_scale, algorithm="sgd", keep="audit", digest=found.digest,
         )  # fmt: skip
 
     def evaluate(self, run: str) -> EvaluateRequest:
         return EvaluateRequest(
-            run=run, round=1, task=TASK, model=self.model, scale=public_scale(self.task), algorithm="sgd", keep="audit"
-        )
+            run=run, round=1, task=TASK, model=self.model, scale=self.task.transform.public_scale, algorithm="sgd",
+            keep="audit", digest=self.task.digest,
+        )  # fmt: skip
 
 
 def two_cohorts(world: World, mechanism: str) -> None:
@@ -360,7 +361,7 @@ def near_repeats(world: World) -> Iterator[tuple[str, int]]:
 
 
 def _profile(run: str) -> ProfileRequest:
-    return ProfileRequest(run=run, task=TASK)
+    return ProfileRequest(run=run, task=TASK, digest=get_task(TASK).digest)
 
 
 @contextmanager

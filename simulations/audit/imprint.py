@@ -17,6 +17,7 @@ import torch
 
 from sovfed.clients.app import make_client_app
 from sovfed.clients.data import load_records
+from sovfed.clients.feed import Feed
 from sovfed.clients.masking import Masking
 from sovfed.clients.trainer import TrainerService
 from sovfed.federation.compose import compose
@@ -25,7 +26,8 @@ from sovfed.federation.messages import Vector
 from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.terms import Terms
-from sovfed.federation.tasks import get_task, public_scale
+from sovfed.federation.tasks.registry import get_task
+from sovfed.federation.tasks.trees import leaves
 from sovfed.server.privacy import PrivacyPlan
 from sovfed.server.rounds import Rounds
 from sovfed.server.secure_aggregation import SecureAggregation
@@ -59,7 +61,8 @@ def audit_imprint(mechanism: str = "none") -> ImprintAudit:
         ]
     ).config  # fmt: skip
     task, authority = get_task(TASK), Authority()
-    parts = [load_records(task, DataConfig(source=TASK, site=str(i), sites=INSTITUTIONS)) for i in range(INSTITUTIONS)]
+    data = [DataConfig(source=TASK, site=str(i), sites=INSTITUTIONS) for i in range(INSTITUTIONS)]
+    parts = [merge([load_records(task, one)]) for one in data]
     parts = [dataclasses.replace(part, train=part.train[:IMAGES]) for part in parts]
     apps = {}
     for node, part in enumerate(parts, start=1):
@@ -73,12 +76,12 @@ def audit_imprint(mechanism: str = "none") -> ImprintAudit:
         max_size=task.parameters, config_digest=bytes(32),
     )  # fmt: skip
     rounds = Rounds(config, "1", grid, make_optimizer(config.strategy), aggregation)
-    rounds.sums, rounds.features, rounds.scale = task.evaluation_size, len(task.schema.features), public_scale(task)
+    rounds.scale = task.transform.public_scale
     if mechanism != "none":
         rounds.plan = PrivacyPlan.make(config, "imprint", task.parameters)
-    mean, spread = np.split(rounds.scale, 2)
     union = merge(parts)
-    images = (union.features[union.train] - mean) / spread
+    inputs, _ = Feed(task, union, rounds.scale, torch.device("cpu")).take(torch.from_numpy(union.train))
+    images = leaves(inputs)[0].numpy()
     malicious = imprint_model(np.quantile(images.mean(axis=1), np.linspace(0.02, 0.98, 32)))
     rounds.model = malicious
     rounds.train(1)
@@ -89,18 +92,17 @@ def audit_imprint(mechanism: str = "none") -> ImprintAudit:
 def imprint_model(thresholds: np.ndarray) -> Vector:
     """Digits' perceptron with 32 units that measure brightness (the mean pixel), one for each threshold, ascending."""
     hidden, width = 32, 64
-    module = get_task(TASK).build
-    if module is None or thresholds.shape != (hidden,):
+    task = get_task(TASK)
+    if thresholds.shape != (hidden,):
         raise ValueError("one threshold for each hidden unit of the digits model")
-    built = module()
-    first, last = built[0], built[2]  # type: ignore[index]
+    module = task.model()
+    first, last = module[0], module[2]  # type: ignore[index]
     with torch.no_grad():
         first.weight.fill_(1 / width)
         first.bias.copy_(-torch.from_numpy(thresholds))
         last.weight.copy_(torch.linspace(-0.05, 0.05, 10)[:, None].expand(10, hidden))  # alike for all units
         last.bias.zero_()
-        vector: Vector = torch.nn.utils.parameters_to_vector(built.parameters()).numpy()
-    return vector
+    return task.layout.vector(module)
 
 
 def recover(moved: np.ndarray, images: np.ndarray) -> int:

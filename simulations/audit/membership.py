@@ -27,9 +27,10 @@ from sovfed.clients.training import LocalTraining
 from sovfed.federation.compose import compose
 from sovfed.federation.messages import TrainRequest
 from sovfed.federation.privacy.statement import detection_rate
-from sovfed.federation.tasks import get_task, initial_vector, public_scale
+from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks.registry import get_task
 from sovfed.server.privacy import PrivacyPlan
-from sovfed.simulations.baselines import merge
+from sovfed.simulations.baselines import labels_of, merge
 from sovfed.simulations.federation import sites
 from sovfed.simulations.population import Institution
 from sovfed.simulations.vectorised import Cohort, StackedTraining
@@ -152,10 +153,11 @@ def _pool(seed: int) -> Records:
     generator, task = np.random.default_rng(seed), get_task(TASK)
     union = merge([load_records(task, one) for one in sites(_configure(None, seed))])
     rows = generator.permutation(union.train)[:POOL]
-    labels, classes = union.labels[rows].copy(), len(task.schema.classes)
+    labels, classes = labels_of(task, union)[rows], len(task.schema.classes)
     labels[:WRONG] = (labels[:WRONG] + generator.integers(1, classes, WRONG)) % classes
     everybody = np.arange(POOL)
-    return Records(union.features[rows], labels, everybody, everybody, everybody[:0], several_records=False)
+    columns = {**union.take(rows), task.schema.targets[0].name: labels}
+    return Records(columns, everybody, everybody, everybody[:0], several_records=False)
 
 
 def _halves(models: int, seed: int) -> Flags:
@@ -172,7 +174,8 @@ def _plain(config: Config, pool: Records, inside: Flags) -> Iterator[Vector]:
     shadows = [Institution(str(i), str(i), lambda _, part=part: part) for i, part in enumerate(parts)]  # type: ignore[misc]
     request = TrainRequest(
         run="shadows", round=1, task=TASK, seed=config.seed, local_epochs=EPOCHS, batch_size=config.task.batch_size,
-        learning_rate=config.task.learning_rate, proximal_mu=0.0, model=start, scale=public_scale(task),
+        learning_rate=config.task.learning_rate, proximal_mu=0.0, model=start,
+        scale=task.transform.public_scale,
     )  # fmt: skip
     vectors: dict[int, Vector] = {}
     for trained in StackedTraining(task, config).train(request, Cohort.of(task, shadows, "cpu")):
@@ -195,10 +198,11 @@ def _private(config: Config, pool: Records, inside: Flags) -> Iterator[Vector]:
 
 def _scores(pool: Records, vectors: list[Vector]) -> tuple[Floats, Floats]:
     """Margins and losses of the pool under each model, shape [models, POOL]."""
-    engine, everybody = LocalTraining(get_task(TASK), pool, site="", device="cpu"), np.arange(POOL)
-    logits = np.stack([engine.logits(vector, public_scale(get_task(TASK)), everybody) for vector in vectors])
-    own = logits.astype(np.float64)[:, everybody, pool.labels]
+    task, everybody = get_task(TASK), np.arange(POOL)
+    engine, labels = LocalTraining(task, pool, site="", device="cpu"), labels_of(task, pool)
+    logits = np.stack([engine.logits(vector, task.transform.public_scale, everybody) for vector in vectors])
+    own = logits.astype(np.float64)[:, everybody, labels]
     rest = logits.astype(np.float64)
-    rest[:, everybody, pool.labels] = -np.inf
+    rest[:, everybody, labels] = -np.inf
     margins = own - np.logaddexp.reduce(rest, axis=2)
     return margins, np.logaddexp(0.0, -margins)

@@ -16,7 +16,8 @@ import numpy as np
 
 from sovfed.federation.compose import compose
 from sovfed.federation.privacy.noise import Units
-from sovfed.federation.tasks import get_task, initial_vector
+from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks.registry import get_task
 from sovfed.simulations.federation import simulate, sites
 
 INSTITUTIONS: Final = 4

@@ -17,9 +17,11 @@ from sovfed.clients.data import load_records
 from sovfed.clients.policy import Policy
 from sovfed.clients.training import LocalTraining
 from sovfed.federation.config import DataConfig
+from sovfed.federation.errors import PolicyError
 from sovfed.federation.messages import EvaluateRequest, Sums, Vector
 from sovfed.federation.metrics import BinaryMetrics
-from sovfed.federation.tasks import bounds, get_task, public_scale
+from sovfed.federation.tasks.columns import NUMBERS
+from sovfed.federation.tasks.registry import get_task
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 SITES: Final = ("0", "1", "2", "3")
 POLICY: Final = Policy(allowed_tasks=("breast_cancer",), require_privacy=False)
 FEATURE: Final = 0  # by whose largest value the patient is found
+LOW, RANGE = -1.0, 2.0  # of a feature in u, where its declared bounds are −1 and 1
 SPAN: Final = 20.0  # logits on either side that the bins resolve
 ZOOMS: Final = 2  # sums for one feature
 CLEAR: Final = 60.0  # logits below which every other record has to stay
@@ -57,47 +60,49 @@ class Oracle:
         """How many held-out records of the federation fall into each bin of the model's output, shape [bins]."""
         POLICY.check(
             EvaluateRequest(
-                run="audit", round=1, task=self.task.name, model=model, scale=scale, begin=np.ones(1, np.uint8)
+                run="audit", round=1, task=self.task.name, model=model, scale=scale, begin=np.ones(1, np.uint8),
+                digest=self.task.digest,
             )
-        )
+        )  # fmt: skip
+        if reason := self.task.transform.admits(scale, POLICY.least_spread):  # as the trainer does
+            raise PolicyError(reason)
         self.asked += 1
         total: Sums = np.sum([place.evaluate(model, scale) for place in self._places], axis=0)
         bins = BinaryMetrics().bins
         found: npt.NDArray[np.float64] = total[-2 * bins : -bins] + total[-bins:]
         return found
 
-    def truth(self) -> npt.NDArray[np.float32]:
-        """The held-out patient with the largest `FEATURE`, shape [f]."""
-        features = np.concatenate([place.records.features[place.records.test] for place in self._places])
-        found: npt.NDArray[np.float32] = features[np.argmax(features[:, FEATURE])]
+    def truth(self) -> npt.NDArray[np.float64]:
+        """The held-out patient with the largest `FEATURE`, in u, shape [f]."""
+        tables = [place.records.take(place.records.test)[NUMBERS] for place in self._places]
+        low, high = np.array([column.bounds for column in self.task.schema.numbers]).T
+        u = (np.concatenate(tables) - (low + high) / 2) / ((high - low) / 2)
+        found: npt.NDArray[np.float64] = u[np.argmax(u[:, FEATURE])]
         return found
 
 
 def audit_reading() -> Reading:
     """Read the patient with the largest radius out of sums over four institutions."""
     oracle = Oracle()
-    low, high = bounds(oracle.task)
-    spread = high - low
     truth = oracle.truth()
-    found = np.zeros(len(low))
-    found[FEATURE], gap = _largest(oracle, FEATURE, low, spread)
-    for feature in range(len(low)):
+    found = np.zeros(len(truth))
+    found[FEATURE], gap = _largest(oracle, FEATURE)
+    for feature in range(len(truth)):
         if feature == FEATURE:
             continue
-        left, width = float(low[feature]), float(spread[feature])
+        left, width = LOW, RANGE
         for _ in range(ZOOMS):
-            left, width = _narrow(oracle, feature, left, width, found[FEATURE], gap, spread)
+            left, width = _narrow(oracle, feature, left, width, found[FEATURE], gap)
         found[feature] = left + width / 2
-    error = float(np.max(np.abs(found - truth) / spread))
-    others = len(low) - 1
-    first = oracle.asked - ZOOMS * others
-    return Reading(len(low), oracle.asked, error, 1 + max(0, POLICY.max_evaluations_per_run - first) // ZOOMS)
+    error = float(np.max(np.abs(found - truth) / RANGE))
+    first = oracle.asked - ZOOMS * (len(truth) - 1)
+    return Reading(len(truth), oracle.asked, error, 1 + max(0, POLICY.max_evaluations_per_run - first) // ZOOMS)
 
 
-def _largest(oracle: Oracle, feature: int, low: Sums, spread: Sums) -> tuple[float, float]:
+def _largest(oracle: Oracle, feature: int) -> tuple[float, float]:
     """The largest value of `feature` among all records, and how far it is above the second, at least."""
-    left, width, gap = float(low[feature]), float(spread[feature]), 0.0
-    finest = 2.001 * SPAN * POLICY.least_spread * float(spread[feature]) / POLICY.max_model_value
+    left, width, gap = LOW, RANGE, 0.0
+    finest = 2.001 * SPAN * POLICY.least_spread * RANGE / POLICY.max_model_value
     for _ in range(4):
         left, width = left - (max(width, finest) - width) / 2, max(width, finest)
         places = np.flatnonzero(_ask(oracle, {feature: (left, width)}))
@@ -108,20 +113,18 @@ def _largest(oracle: Oracle, feature: int, low: Sums, spread: Sums) -> tuple[flo
     return left + width / 2, gap
 
 
-def _narrow(
-    oracle: Oracle, feature: int, left: float, width: float, at: float, gap: float, spread: Sums
-) -> tuple[float, float]:
+def _narrow(oracle: Oracle, feature: int, left: float, width: float, at: float, gap: float) -> tuple[float, float]:
     """The bin of [left, left + width] that the lifted record's `feature` is in; wider where the policy asks for it.
 
     The record must be lifted by more than any other's `feature` may add, and the policy bounds the lift.
     """
-    slope = POLICY.max_model_value / (POLICY.least_spread * float(spread[FEATURE])) * 0.999
+    slope = POLICY.max_model_value / (POLICY.least_spread * RANGE) * 0.999
     room = slope * gap - CLEAR - SPAN
     if room <= 0:
         return left, width
-    least = max(width, 2 * SPAN * float(spread[feature]) / room)
+    least = max(width, 2 * SPAN * RANGE / room)
     left, width = left - (least - width) / 2, least
-    slope = min(slope, (CLEAR + SPAN * (1 + 2 * float(spread[feature]) / width)) / gap)
+    slope = min(slope, (CLEAR + SPAN * (1 + 2 * RANGE / width)) / gap)
     counts = _ask(oracle, {feature: (left, width)}, lift=(at, slope))
     edges = left + width * _edges()
     place = int(np.flatnonzero(counts)[-1])
@@ -132,18 +135,17 @@ def _ask(
     oracle: Oracle, feature_range: dict[int, tuple[float, float]], lift: tuple[float, float] | None = None
 ) -> npt.NDArray[np.float64]:
     """Counts by bin of Σ (value − middle) · 2·SPAN / width, plus slope · (FEATURE − at) where `lift` is given."""
-    low, high = bounds(oracle.task)
-    scale, model = public_scale(oracle.task), np.zeros(oracle.task.parameters, np.float32)
-    least = POLICY.least_spread * (high - low)
+    size, least = oracle.task.transform.size, POLICY.least_spread * RANGE
+    scale, model = oracle.task.transform.public_scale.copy(), np.zeros(oracle.task.parameters, np.float32)
     for feature, (left, width) in feature_range.items():
         middle = left + width / 2
-        scale[feature], scale[len(low) + feature] = np.clip(middle, low[feature], high[feature]), least[feature]
-        model[feature] = 2 * SPAN / width * least[feature]
+        scale[feature], scale[size + feature] = np.clip(middle, LOW, LOW + RANGE), least
+        model[feature] = 2 * SPAN / width * least
         model[-1] += 2 * SPAN / width * (scale[feature] - middle)
     if lift is not None:
         at, slope = lift
-        scale[FEATURE], scale[len(low) + FEATURE] = at, least[FEATURE]
-        model[FEATURE] = slope * least[FEATURE]
+        scale[FEATURE], scale[size + FEATURE] = at, least
+        model[FEATURE] = slope * least
     return oracle.histogram(model, scale)
 
 

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import torch
 
+from sovfed.clients.admission import sums_width
 from sovfed.clients.app import make_client_app
-from sovfed.clients.data import Records
+from sovfed.clients.data import Records, table_of
 from sovfed.clients.masking import LEAST_TOLD_S, MOST_TOLD_S, Masking
 from sovfed.clients.personal import MAX_PERSONAL, PersonalStates
 from sovfed.clients.policy import Policy
@@ -44,12 +46,14 @@ from sovfed.federation.messages import (
 from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.terms import RECORD, Terms
-from sovfed.federation.tasks import Task, bounds, get_task, public_scale
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.registry import get_task
 from sovfed.server.secure_aggregation import SecureAggregation
 from sovfed.simulations.grid import InMemoryGrid
 
 if TYPE_CHECKING:
-    from sovfed.federation.messages import EvaluateReply, ProfileReply, TrainReply
+    from sovfed.clients.data import Indices
+    from sovfed.federation.messages import EvaluateReply, ProfileReply, Sums, TrainReply, Vector
     from sovfed.federation.secagg.client import Permit
     from sovfed.federation.secagg.keys import Identity
 
@@ -60,7 +64,7 @@ LAX: Final = Policy(
     least_spread=0.0, min_batch_size=1, max_learning_rate=1e3,
     secure_aggregation=Terms(min_cohort=MEMBERS, colluders=0, differencing=RECORD, least_max_weight=1, min_clip=0.0),
 )  # fmt: skip
-HUGE: Final = np.float32(9e29)  # 1.4e8 times it still is a float32, 9e8 times is not
+HUGE: Final = np.float32(9e29)  # 3.7e8 times it still is a float32, its square is not
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,10 @@ class Verdict:
 class Refusing(TrainerService):
     """The control: what the trainer did before, when what failed on the records was refused with a code."""
 
-    def _work(self, request: ProfileRequest | TrainRequest | EvaluateRequest, permit: Permit | None) -> Reply:
-        workload = self._workload(request.task, request.normalisation)
+    def _work(
+        self, request: ProfileRequest | TrainRequest | EvaluateRequest, task: Task, permit: Permit | None
+    ) -> Reply:
+        workload = self._workload(task)
         reply, failed, _ = self._compute(request, workload, 0.0)
         if not isinstance(request, ProfileRequest) and isinstance(workload, LocalTraining):
             outputs = workload.logits(request.model, request.scale, workload.records.test)
@@ -110,7 +116,7 @@ class Refusing(TrainerService):
             raise TrainingError("values are not finite")
         if isinstance(self._masking, Strict):
             self._masking.demand(reply)
-        return super()._work(request, permit)
+        return super()._work(request, task, permit)
 
 
 class Strict(Masking):
@@ -153,6 +159,7 @@ def ask(probe: Probe, records: Records, trainer: type[TrainerService] = TrainerS
             made = trainer(
                 lambda _task: records, site="audit", device="cpu", check=LAX.check, states=kept,
                 masking=_masking(authority.institution(f"hospital-{node}"), probe, trainer), precision=probe.precision,
+                least_spread=LAX.least_spread,
             )  # fmt: skip
             members[node] = Member(made)
         members[1].silent = False
@@ -165,10 +172,7 @@ def ask(probe: Probe, records: Records, trainer: type[TrainerService] = TrainerS
         before, lost.disabled = lost.disabled, True
         try:
             for request in probe.requests:
-                task = get_task(request.task)
-                features = 1 + 2 * len(task.schema.features)
-                width = features if isinstance(request, ProfileRequest) else task.evaluation_size
-                aggregation.collect(request, list(members), width)
+                aggregation.collect(request, list(members), sums_width(request, get_task(request.task)))
         finally:
             lost.disabled = before
     return [_outcome(reply) for reply in members[1].replies]
@@ -211,62 +215,93 @@ def _size(request: SumRequest) -> int:
 def made_up(task: Task, count: int = RECORDS, held_out: int = RECORDS // 2) -> Records:
     """Records within the task's bounds, the same at every call; nobody's."""
     random = np.random.default_rng(7)
-    low, high = bounds(task)
+    low, high = _bounds(task)
     whole = count + held_out
-    features = (low + (high - low) * random.uniform(0.2, 0.4, (whole, len(low)))).astype(np.float32)
-    labels = np.arange(whole, dtype=np.int64) % len(task.schema.classes)
+    features = low + (high - low) * random.uniform(0.2, 0.4, (whole, len(low)))
     rows = np.arange(whole)
-    return Records(features, labels, rows, rows[:count], rows[count:])
+    columns = table_of(task.schema, features, rows % len(task.schema.classes))
+    return Records(columns, rows, rows[:count], rows[count:])
+
+
+def _bounds(task: Task) -> tuple[Sums, Sums]:
+    """Least and greatest value of each number of a record, as stored, in the order of the scale: shape [f]."""
+    low, high = np.concatenate([np.tile(column.bounds, (column.size, 1)) for column in task.transform.scaled]).T
+    return low, high
 
 
 def _with(records: Records, row: int, feature: int, value: float) -> Records:
-    features = records.features.copy()
+    """`records` with another value of one of its numbers, as stored."""
+    inputs = next(iter(records.columns))
+    features = records.columns[inputs].copy()
     features[row, feature] = value
-    return replace(records, features=features)
+    return replace(records, columns={**records.columns, inputs: features})
+
+
+def _labelled(records: Records, labels: Indices) -> Records:
+    *_, target = records.columns
+    return replace(records, columns={**records.columns, target: labels})
 
 
 def _only(records: Records, train: int | None = None, test: int | None = None) -> Records:
     return replace(records, train=records.train[:train], test=records.test[:test])
 
 
+def _cliff(task: Task) -> Vector:
+    """A perceptron whose outputs are beyond float32 for records whose first pixel is above the middle of its range.
+
+    For all others they are its last bias.
+    """
+    module = task.model()
+    weight, bias, last, _ = module.parameters()
+    with torch.no_grad():
+        for parameter in (weight, bias, last):
+            parameter.zero_()
+        weight[0, 0], last[0, 0] = float(HUGE), float(HUGE)
+    return task.layout.vector(module)
+
+
 def probes() -> list[Probe]:
     """Every threshold that depends on records and that we know of."""
     task, cnn, digits = get_task("breast_cancer"), get_task("digits_cnn"), get_task("digits")
     records, images = made_up(task), made_up(cnn)
-    high_all = bounds(task)[1]
-    widest = int(np.argmax(high_all))
-    high = float(high_all[widest])
+    high, brightest = float(_bounds(task)[1][0]), float(_bounds(digits)[1][0])
     held_out, trained = int(records.test[0]), int(records.train[0])
-    scale = public_scale(task)
+    scale = task.transform.public_scale
     tiny = np.concatenate([scale[:30], np.full(30, 1e-300)])
     zeros = np.zeros(task.parameters, np.float32)
     steep, edge = zeros.copy(), zeros.copy()
-    steep[widest] = HUGE
+    steep[0] = HUGE
     edge[0] = 1.0
-    profile = ProfileRequest(run="audit", task=task.name)
-    lens = np.concatenate([0.3 * high_all, 0.1 * high_all / 1.4e8])
-    evaluate = EvaluateRequest(run="audit", round=1, task=task.name, model=steep, scale=lens)
+    profile = ProfileRequest(run="audit", task=task.name, digest=task.digest)
+    lens = np.concatenate([np.full(30, -0.4), np.full(30, 1e-9)])  # in the midst of all but the greatest values
+    evaluate = EvaluateRequest(run="audit", round=1, task=task.name, model=steep, scale=lens, digest=task.digest)
     calm = replace(evaluate, model=zeros, scale=scale)
+    cliff = replace(
+        evaluate, task=digits.name, model=_cliff(digits), scale=digits.transform.public_scale, digest=digits.digest
+    )
     train = TrainRequest(
         run="audit", round=1, task=task.name, seed=1, local_epochs=2, batch_size=8, learning_rate=0.1, proximal_mu=0.0,
-        model=zeros, scale=scale, keep="audit",
+        model=zeros, scale=scale, keep="audit", digest=task.digest,
     )  # fmt: skip
     own = replace(
-        train, task=cnn.name, model=np.full(cnn.parameters, 0.01, np.float32), scale=public_scale(cnn), round=1
-    )
+        train, task=cnn.name, model=np.full(cnn.parameters, 0.01, np.float32), scale=cnn.transform.public_scale,
+        round=1, digest=cnn.digest,
+    )  # fmt: skip
     private = PrivateRequest(
         run="audit", grant="audit", round=1, task=task.name, mechanism="distributed", rounds=10, steps=1, spare=0,
         noise_multiplier=1.0, sampling_rate=0.5, clip=1.0, delta=1e-5, honest=2, grid_bits=12, batch=12.0, seed=1,
-        local_epochs=1, batch_size=8, learning_rate=0.1, model=zeros,
+        local_epochs=1, batch_size=8, learning_rate=0.1, model=zeros, digest=task.digest,
     )  # fmt: skip
     far = _with(records, held_out, 0, 1e30)
     hit = _with(records, trained, 0, 1e30)
     nan_in, nan_out = _with(records, trained, 3, np.nan), _with(records, held_out, 3, np.nan)
-    bad_label = replace(images, labels=np.where(np.arange(len(images.labels)) == 2, 99, images.labels))
-    one_class = replace(records, labels=np.zeros_like(records.labels))
+    classes = images.columns[cnn.schema.targets[0].name]
+    bad_label = _labelled(images, np.where(np.arange(len(images)) == 2, 99, classes))
+    one_class = _labelled(records, np.zeros(len(records), np.int64))
     several = replace(records, persons=np.where(records.persons == 1, 0, records.persons))
     found = [
-        Probe("an output that overflows for one record", (evaluate,), records, _with(records, held_out, widest, high)),
+        Probe("an output that overflows for one record", (cliff,), images, _with(images, held_out, 0, brightest)),
+        Probe("a scale that magnifies one record", (evaluate,), records, _with(records, held_out, 0, high)),
         Probe("a scale that divides by nothing", (replace(evaluate, scale=tiny),), records, far),
         Probe("a sum of losses above the header's bound", (replace(evaluate, model=edge, scale=scale),), records, far),
         Probe("a value that is no number, held out", (evaluate,), records, nan_out),
@@ -285,7 +320,8 @@ def probes() -> list[Probe]:
         Probe("one class only", (train,), records, one_class),
         Probe("a label that is no class", (own,), images, bad_label),
         Probe("a label that is no class, under SGD without BatchNorm",
-              (replace(own, task=digits.name, model=np.zeros(digits.parameters, np.float32)),), images, bad_label),
+              (replace(own, task=digits.name, model=np.zeros(digits.parameters, np.float32), digest=digits.digest),),
+              images, bad_label),
         Probe("batches of one under BatchNorm", (replace(own, batch_size=1),), images, _only(images, train=1)),
     ]  # fmt: skip
     for algorithm in ("scaffold", "fednova", "ditto", "fedbn"):
@@ -294,8 +330,9 @@ def probes() -> list[Probe]:
             first = replace(first, control=np.zeros_like(first.model))
         then = replace(first, round=2, model=first.model * np.float32(1.5))
         look = EvaluateRequest(
-            run="audit", round=2, task=cnn.name, model=then.model, scale=then.scale, algorithm=algorithm, keep="audit"
-        )
+            run="audit", round=2, task=cnn.name, model=then.model, scale=then.scale, algorithm=algorithm, keep="audit",
+            digest=cnn.digest,
+        )  # fmt: skip
         wild = _with(images, 0, 5, 1e30)
         found.append(Probe(f"{algorithm}: what is kept after a round that overflows", (first, then), images, wild))
         found.append(Probe(f"{algorithm}: and is evaluated", (first, look), images, wild))

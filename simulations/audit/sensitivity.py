@@ -25,18 +25,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sovfed.clients.data import Records, load_records
+from sovfed.clients.data import Dataset, Records, load_records, table_of
 from sovfed.clients.data.split import by_person
-from sovfed.clients.dpsgd.made_up import made_up_records
 from sovfed.clients.dpsgd.step import PrivateStep
+from sovfed.clients.feed import Feed
 from sovfed.clients.private import PrivateTraining
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.messages import PrivateRequest, Vector
 from sovfed.federation.metrics import ClassMetrics
 from sovfed.federation.privacy.compatibility import EXAMPLES
-from sovfed.federation.tasks import Feature, Schema, Task, get_task, initial_vector, public_scale
+from sovfed.federation.tasks import Task, initial_vector
+from sovfed.federation.tasks.columns import NUMBERS, Column, Schema, Table, target
 from sovfed.federation.tasks.losses import cross_entropy
+from sovfed.federation.tasks.registry import get_task
+from sovfed.federation.tasks.trees import leaves
 from sovfed.simulations.vectorised_private import Persons, StackedPrivate
 
 ALLOWED: Final = 1.0001  # clips
@@ -89,10 +92,9 @@ class _Tokens(nn.Module):
 
 def _text_task() -> Task:
     return Task(
-        name="codes", title="Made-up codes", parameters=sum(one.numel() for one in _text_model().parameters()),
-        schema=Schema(tuple(Feature(f"code_{place}", 0, TOKENS - 1) for place in range(8)), "class", ("a", "b", "c")),
-        metrics=ClassMetrics(3), headline="auc", simulated_split=True, licence="", citation="", build=_text_model,
-        loss=cross_entropy, standardised=False, symbols=True,
+        name="codes", title="Made-up codes", metrics=ClassMetrics(3), headline="auc", build=_text_model,
+        schema=Schema((Column("codes", "tokens", 0, TOKENS - 1, shape=(8,)), target("class", "a", "b", "c"))),
+        loss=cross_entropy,
     )  # fmt: skip
 
 
@@ -139,11 +141,17 @@ def _pair(summing: Sum, features: Tensor, labels: Tensor, *, several: bool) -> f
     return moved
 
 
+def _made_up(task: Task, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`Task.made_up` of a task with one tensor in and one target."""
+    (features,), (labels,) = map(leaves, task.made_up(count, seed))
+    return features, labels
+
+
 def _alike(task: Task, count: int) -> tuple[Tensor, Tensor]:
     """All nearly the same, so that gradients are aligned and a rounding has the same sign in each."""
-    features, labels = made_up_records(task, 8, seed=3)
+    features, labels = _made_up(task, 8, seed=3)
     features = features[5:6].repeat(count, 1)
-    if not task.symbols:
+    if features.is_floating_point():
         noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(count))
         features = (features + 1e-3 * noise).clamp(-1, 1)
     return features, labels[5:6].repeat(count)
@@ -151,8 +159,8 @@ def _alike(task: Task, count: int) -> tuple[Tensor, Tensor]:
 
 def _extreme(task: Task, count: int) -> tuple[Tensor, Tensor]:
     """Any within the bounds, some that no schema would let pass: not a number, infinite, 1e30; the first repeated."""
-    features, labels = made_up_records(task, count, seed=4)
-    if not task.symbols:
+    features, labels = _made_up(task, count, seed=4)
+    if features.is_floating_point():
         bad = torch.tensor([float("nan"), float("inf"), 1e30, -1e30])
         for place in range(3, count, 7):
             features[place, place % features.shape[1]] = bad[place // 7 % len(bad)]
@@ -167,7 +175,7 @@ RECORDS: Final = {"alike": _alike, "extreme": _extreme}
 def _models(task: Task) -> dict[str, Vector]:
     """The usual model, and one with its first layer's units at the edge of dying for the records that are alike."""
     found = {"usual model": initial_vector(task, 0)}
-    module = task.build() if task.build is not None else None
+    module = task.model()
     first = module[0] if isinstance(module, nn.Sequential) and len(module) > 1 else None
     if isinstance(first, nn.Linear):
         weight = torch.tensor(found["usual model"][: first.weight.numel()]).view_as(first.weight)
@@ -186,10 +194,9 @@ def _summing(engine: str, task: Task, model: Vector, *, several: bool) -> Sum | 
         if engine == "trainer":
             return partial(_by_trainer, task, model, several)
         if engine == "vectorised":
-            return partial(_by_stack, StackedPrivate(task, CLIP, torch.device("cpu")), model)
+            return partial(_by_stack, task, StackedPrivate(task, CLIP, torch.device("cpu")), model)
         step = PrivateStep(
-            task.build(), task.loss, CLIP, example=made_up_records(task, EXAMPLES), several_records=several,
-            engine=engine,
+            task.model(), task.loss, CLIP, example=task.made_up(EXAMPLES), several_records=several, engine=engine,
         )  # fmt: skip
     except PrivacyError:
         return None
@@ -201,30 +208,46 @@ def _by_trainer(task: Task, model: Vector, several: bool, features: Tensor, labe
     """As an institution would: from records in the task's own scale, of which a last one is held out."""
     if not len(features):  # no connector gives an institution without records
         return torch.zeros(len(model), dtype=torch.float64)
-    middle, half = np.split(public_scale(task), 2)
-    raw = (np.append(features.numpy(), np.zeros((1, features.shape[1])), 0) * half + middle).astype(np.float32)
     held_out = len(features)
+    table = _stored(
+        task, torch.cat([features, features.new_zeros(1, *features.shape[1:])]), nn.functional.pad(labels, (0, 1))
+    )
     records = Records(
-        raw, np.append(labels.numpy(), 0), np.append(persons.numpy(), int(persons.max()) + 1), np.arange(held_out),
-        np.array([held_out]), several_records=several,
+        table, np.append(persons.numpy(), int(persons.max()) + 1), np.arange(held_out), np.array([held_out]),
+        several_records=several,
     )  # fmt: skip
     return torch.from_numpy(_sum(task, records, model))
 
 
-def _by_stack(stacked: StackedPrivate, model: Vector, features: Tensor, labels: Tensor, persons: Tensor) -> Tensor:
+def _by_stack(
+    task: Task, stacked: StackedPrivate, model: Vector, features: Tensor, labels: Tensor, persons: Tensor
+) -> Tensor:
     if not len(features):
         return torch.zeros(len(model), dtype=torch.float64)
-    everybody = Persons.of([np.arange(len(features))], persons.numpy())
+    rows = np.arange(len(features))
+    records = Records(_stored(task, features, labels), persons.numpy(), rows, rows[:0])
+    feed = Feed(task, records, task.transform.public_scale, torch.device("cpu"))
+    everybody = Persons.of([rows], records.persons)
     models = torch.from_numpy(model).unsqueeze(0)
-    return stacked.clipped_sums(models, features, labels, everybody, np.arange(len(everybody.first)))[0]
+    return stacked.clipped_sums(models, feed, everybody, np.arange(len(everybody.first)))[0]
 
 
-def _sum(task: Task, records: Records, model: Vector) -> Floats:
+def _stored(task: Task, features: Tensor, labels: Tensor) -> Table:
+    """The records that a model is given as `features` under the declared bounds, as an institution has them."""
+    values = features.numpy()
+    if features.is_floating_point():
+        inputs = next(iter(task.schema.stored()))
+        start, slope = task.transform.affine(task.transform.public_scale)[inputs]
+        values = values / slope + start
+    return table_of(task.schema, values, labels.numpy())
+
+
+def _sum(task: Task, records: Dataset, model: Vector) -> Floats:
     """What `PrivateTraining` adds noise to if everybody is sampled."""
     request = PrivateRequest(
         run="1", grant="audit", round=1, task=task.name, mechanism="distributed", rounds=1, steps=1, spare=0,
         noise_multiplier=4.0, sampling_rate=1.0, clip=CLIP, delta=1e-6, honest=3, grid_bits=16, batch=100.0, seed=0,
-        local_epochs=1, batch_size=16, learning_rate=0.5, model=model,
+        local_epochs=1, batch_size=16, learning_rate=0.5, model=model, digest=task.digest,
     )  # fmt: skip
     return PrivateTraining(task, records, site="0", device="cpu", ledger=None)._sum(request, model)
 
@@ -255,10 +278,8 @@ def _many(*, quick: bool) -> Iterator[Movement]:
 def _connector() -> Iterator[Movement]:
     """A table of an institution's own, by the connector, with a row less: persons named, persons by row, neither."""
     task = get_task("breast_cancer")
-    features, labels = made_up_records(task, 120, seed=5)
-    features[7], labels[7] = features[3], labels[3]  # two rows that nothing tells apart
-    middle, half = np.split(public_scale(task), 2)
-    rows = features.numpy() * half + middle
+    rows, labels = _table(task, 120)
+    rows[7], labels[7] = rows[3], labels[3]  # two rows that nothing tells apart
     names = [f"p{row // 2}" for row in range(len(rows))]
     for edge, people, config in (
         ("table with a person column", names, DataConfig(source="csv")),
@@ -270,9 +291,7 @@ def _connector() -> Iterator[Movement]:
         for gone in places:
             left = [row for row in range(len(rows)) if row != gone and (people is None or people[row] != people[gone])]
             try:
-                sums = [
-                    _of_table(task, rows, labels.numpy(), people, kept, config) for kept in (range(len(rows)), left)
-                ]
+                sums = [_of_table(task, rows, labels, people, kept, config) for kept in (range(len(rows)), left)]
             except PrivacyError:
                 refused = True
                 break
@@ -280,18 +299,25 @@ def _connector() -> Iterator[Movement]:
         yield Movement("trainer", "tabular", edge, len(rows), len(places), moved, refused)
 
 
+def _table(task: Task, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Rows and class numbers of made-up records of a table."""
+    table = task.schema.made_up(count, seed=5)
+    return table[NUMBERS], table[task.schema.targets[0].name]
+
+
 def _of_table(
-    task: Task, rows: Floats, labels: npt.NDArray[np.int64], people: list[str] | None, kept: range | list[int],
-    config: DataConfig,
+    task: Task, rows: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], people: list[str] | None,
+    kept: range | list[int], config: DataConfig,
 ) -> Floats:  # fmt: skip
-    names = [feature.name for feature in task.schema.features]
+    names, classes = [column.name for column in task.schema.columns], task.schema.classes
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.csv"
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow([*names, task.schema.label, *(["person"] if people else [])])
+            writer.writerow([*names, *(["person"] if people else [])])
             for row in kept:
-                writer.writerow([*map(repr, rows[row].tolist()), int(labels[row]), *([people[row]] if people else [])])
+                person = [people[row]] if people else []
+                writer.writerow([*map(repr, rows[row].tolist()), classes[labels[row]], *person])
         records = load_records(task, replace(config, path=str(path)))
     return _sum(task, records, initial_vector(task, 0))
 
@@ -309,13 +335,12 @@ def _float32() -> Movement:
 def _row_numbers() -> Movement:
     """Control: persons named by the number of their row, so that the first one's going renames all others."""
     task = get_task("breast_cancer")
-    features, labels = made_up_records(task, 200, seed=5)
-    middle, half = np.split(public_scale(task), 2)
-    raw = (features.numpy() * half + middle).astype(np.float32)
+    raw, labels = _table(task, 200)
     sums = []
     for first in (0, 1):
         train, test = by_person(task.name, map(str, range(len(raw) - first)))
-        records = Records(raw[first:], labels.numpy()[first:], np.arange(len(raw) - first), train, test)
+        table = table_of(task.schema, raw[first:], labels[first:])
+        records = Records(table, np.arange(len(raw) - first), train, test)
         sums.append(_sum(task, records, initial_vector(task, 0)))
     return Movement(
         "trainer", "tabular", "persons by row number", len(raw), 1, float(np.linalg.norm(sums[0] - sums[1])) / CLIP

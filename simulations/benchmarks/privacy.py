@@ -22,19 +22,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sovfed.clients.data import Records, load_records
+from sovfed.clients.data import Dataset, load_records
 from sovfed.clients.private import PrivateTraining
 from sovfed.clients.training import LocalTraining
 from sovfed.federation.compose import compose
 from sovfed.federation.config import Config, DataConfig
 from sovfed.federation.messages import Vector
-from sovfed.federation.tasks import get_task, initial_vector, public_scale
+from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks.registry import get_task
 from sovfed.server.privacy import PrivacyPlan
-from sovfed.simulations.baselines import exact, merge
+from sovfed.simulations.baselines import exact, labels_of, merge
 from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
 from sovfed.simulations.federation import simulate, sites
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
 TASK: Final = "digits_linear"
@@ -154,7 +157,7 @@ def configure(epsilon: float, mechanism: str, setting: Setting, population: int 
     ).config  # fmt: skip
 
 
-def _records(setting: Setting, epsilon: float) -> tuple[list[DataConfig], list[Records]]:
+def _records(setting: Setting, epsilon: float) -> tuple[list[DataConfig], list[Dataset]]:
     data = sites(configure(epsilon, "silo", setting))
     return data, [load_records(get_task(TASK), one) for one in data]
 
@@ -171,14 +174,14 @@ def _train(epsilon: float, mechanism: str, setting: Setting) -> tuple[float, flo
     return _score(outcome.model, parts), float(outcome.summary["privacy"]["noise_multiplier"])
 
 
-def _score(model: Vector, parts: list[Records]) -> float:
+def _score(model: Vector, parts: list[Dataset]) -> float:
     """Accuracy on all held-out records."""
     task, union = get_task(TASK), merge(parts)
-    logits = LocalTraining(task, union, site="", device="cpu").logits(model, public_scale(task), union.test)
-    return exact("accuracy", logits, union.labels[union.test]) or 0.0
+    logits = LocalTraining(task, union, site="", device="cpu").logits(model, task.transform.public_scale, union.test)
+    return exact("accuracy", logits, labels_of(task, union)[union.test]) or 0.0
 
 
-def _without_federation(epsilon: float, setting: Setting, places: list[Records]) -> tuple[Vector, float]:
+def _without_federation(epsilon: float, setting: Setting, places: Sequence[Dataset]) -> tuple[Vector, float]:
     """The model, and its noise multiplier: the mean of steps that each of `places` releases with all of its noise."""
     task, persons = get_task(TASK), sum(len(part.train) for part in places)
     config = configure(epsilon, "silo", setting, persons)

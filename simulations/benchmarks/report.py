@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.files import write_atomic
+from sovfed.federation.files import check_writable, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,15 +83,8 @@ class Files:
     plot: Path | None = None
 
     def check(self) -> None:
-        """As `check_paths`."""
-        check_paths(self.json, self.csv, self.plot)
-
-
-def check_paths(*paths: Path | None) -> None:
-    """Raise ConfigError, before anything is measured, if a file could not be written afterwards."""
-    for path in paths:
-        if path is not None and (not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-            raise ConfigError(f"{path}: its folder does not exist or cannot be written")
+        """As `check_writable`."""
+        check_writable(self.json, self.csv, self.plot)
 
 
 def conditions(**more: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,11 +95,16 @@ COHORTS: Final = (10, 50, 200)
 FULL: Final = tuple(Case(workload, cohort) for workload in TASKS for cohort in COHORTS)
 
 
-def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
-    """Measure, print, write the files that are asked for; what the JSON file holds."""
-    from sovfed.simulations.benchmarks.simulation_private import measure_private
-    from sovfed.simulations.benchmarks.simulation_private import ratios as private_ratios
+def run(
+    quick: bool,
+    files: Files,
+    console: Console,
+    more: Callable[[bool, Console], tuple[list[dict[str, Any]], dict[str, float]]],
+) -> dict[str, Any]:
+    """Measure, print, write the files that are asked for; what the JSON file holds.
 
+    `more` measures further rows and their ratios: `simulation_private.measured`.
+    """
     files.check()
     started = time.monotonic()
     pythons = _pythons(console)
@@ -113,12 +118,12 @@ def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
                 for system in systems:
                     found[system].append(measure(system, job, case.rounds(system), console, pythons[system]))
         rows += [_row(case, system, turns) for system, turns in found.items()]
-    private = measure_private(quick, console)
+    further, further_ratios = more(quick, console)
     report = Report(
         title="Simulated rounds; ms are of a client update",
         columns=COLUMNS,
-        rows=rows + private,
-        ratios=ratios(rows) | private_ratios(private),
+        rows=rows + further,
+        ratios=ratios(rows) | further_ratios,
         figures={"seconds_total": time.monotonic() - started},
         conditions=conditions(quick=quick),
         bars=Bars(
@@ -145,34 +150,34 @@ def _pythons(console: Console) -> dict[str, Python]:
 def make_job(case: Case, folder: Path) -> Job:
     """Write the job and every institution's standardised records into `folder`."""
     import numpy as np
+    import torch
 
-    from sovfed.clients.training import STD_FLOOR
+    from sovfed.clients.feed import Feed, profile_of
     from sovfed.federation.compose import compose
-    from sovfed.federation.tasks import get_task, public_scale
+    from sovfed.federation.tasks.registry import get_task
+    from sovfed.federation.tasks.trees import leaves
     from sovfed.simulations.population import make_population
 
-    task = TASKS[case.workload]
+    name = TASKS[case.workload]
+    task = get_task(name)
     overrides = (
-        f"task={task}", "secagg=none", f"seed={SEED}",
+        f"task={name}", "secagg=none", f"seed={SEED}",
         f"partition={'natural' if case.workload in BIG else 'dirichlet'}",
         f"task.local_epochs={EPOCHS}", f"task.batch_size={BATCH}", f"task.learning_rate={LEARNING_RATE}",
         f"simulation.institutions={case.institutions}", f"simulation.cohort={case.cohort}",
     )  # fmt: skip
-    parts = [one.load(get_task(task)) for one in make_population(compose(overrides).config)]
-    if get_task(task).standardised:
-        union = np.concatenate([part.features[part.train] for part in parts]).astype(np.float64)
-        mean, std = union.mean(0), np.maximum(union.std(0), STD_FLOOR)
-    else:
-        mean, std = np.split(public_scale(get_task(task)), 2)
+    parts = [one.load(task) for one in make_population(compose(overrides).config)]
+    scale = task.transform.scale(np.sum([profile_of(task, part, part.train) for part in parts], axis=0))
+    feeds = [Feed(task, part, scale, torch.device("cpu")) for part in parts]
     tables: dict[str, Any] = {}
     for side in ("train", "test"):
         rows = [getattr(part, side) for part in parts]
-        features = [(part.features[mine] - mean) / std for part, mine in zip(parts, rows, strict=True)]
-        tables[f"{side}_features"] = np.concatenate(features).astype(np.float32)
-        tables[f"{side}_labels"] = np.concatenate([part.labels[mine] for part, mine in zip(parts, rows, strict=True)])
+        taken = [feed.take(torch.from_numpy(mine)) for feed, mine in zip(feeds, rows, strict=True)]
+        tables[f"{side}_features"] = np.concatenate([leaves(inputs)[0].numpy() for inputs, _ in taken])
+        tables[f"{side}_labels"] = np.concatenate([leaves(targets)[0].numpy() for _, targets in taken])
         tables[f"{side}_ends"] = np.cumsum([0, *map(len, rows)])
     np.savez(folder / "records.npz", **tables)
-    job = Job(folder, task, overrides, case.institutions, case.cohort, EPOCHS, BATCH, LEARNING_RATE, SEED)
+    job = Job(folder, name, overrides, case.institutions, case.cohort, EPOCHS, BATCH, LEARNING_RATE, SEED)
     job.write()
     return job
 

@@ -28,6 +28,12 @@ TURNS: Final = 2
 ROUNDS: Final = {"flower_ray_opacus": 4, "opacus": 6, "inprocess": 2, "vectorised": 40}  # a turn, the first apart
 
 
+def measured(quick: bool, console: Console) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Rows and ratios, as `simulation.run` takes them."""
+    rows = measure_private(quick, console)
+    return rows, ratios(rows)
+
+
 def measure_private(quick: bool, console: Console) -> list[dict[str, Any]]:
     """Rows as those of `simulation.run`, of workloads `…_dp`."""
     rows, systems = [], [system for system in SYSTEMS if not quick or system != "inprocess"]

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tests.records import inputs_of, targets_of, u_of
 
 from sovfed.clients.algorithms import Learner
 from sovfed.clients.data import load_records
@@ -14,7 +15,8 @@ from sovfed.clients.training import LocalTraining
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError, ProtocolError
 from sovfed.federation.messages import TrainRequest, Vector
-from sovfed.federation.tasks import get_task, initial_vector, normalisation, public_scale
+from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks.registry import get_task
 
 RATE = 0.1
 
@@ -28,19 +30,20 @@ def make_request(task: str = "digits", **more: object) -> TrainRequest:
     found = get_task(task)
     request = TrainRequest(
         run="1", round=3, task=task, seed=5, local_epochs=2, batch_size=32, learning_rate=RATE, proximal_mu=0.0,
-        model=initial_vector(found, 0), scale=public_scale(found),
+        model=initial_vector(found, 0), scale=found.transform.public_scale,
     )  # fmt: skip
     return dataclasses.replace(request, **more)  # type: ignore[arg-type]
 
 
 def full_gradient(learner: Learner, request: TrainRequest) -> Vector:
     """∇f at the request's model over all training records, by torch alone."""
-    assert learner.task.build is not None and learner.task.loss is not None
-    module = learner.task.build()
+    assert learner.task.loss is not None
+    module = learner.task.model()
     torch.nn.utils.vector_to_parameters(torch.tensor(request.model), module.parameters())
     records, (mean, spread) = learner.records, np.split(request.scale, 2)
-    rows = torch.from_numpy(((records.features[records.train] - mean) / spread).astype(np.float32))
-    learner.task.loss(module(rows), torch.from_numpy(records.labels[records.train])).mean().backward()  # type: ignore[no-untyped-call]
+    u = u_of(learner.task.schema, inputs_of(records)[records.train])
+    rows = torch.from_numpy(((u - mean) / spread).astype(np.float32))
+    learner.task.loss(module(rows), torch.from_numpy(targets_of(records)[records.train])).mean().backward()  # type: ignore[no-untyped-call]
     return torch.cat([one.grad.reshape(-1) for one in module.parameters() if one.grad is not None]).numpy()
 
 
@@ -106,7 +109,7 @@ def test_ditto_trains_the_same_global_update_and_a_model_of_its_own() -> None:
 
 def test_fedbn_sends_nothing_of_its_normalisation_layers_and_uses_them() -> None:
     learner, request = make("digits_cnn"), make_request("digits_cnn", algorithm="fedbn")
-    own = normalisation(get_task("digits_cnn").build())  # type: ignore[misc]
+    own = learner.task.layout.normalisation
     assert int(own.sum()) == 4 * (16 + 32)  # weight, bias, running mean and variance
     found = learner.learn(request, None)
     plain, _ = learner.train(make_request("digits_cnn"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sovfed.clients.model import FlatModel, gradients
-from sovfed.federation.tasks import get_task
+from sovfed.federation.tasks.registry import get_task
 
 
 @pytest.mark.parametrize("task", ["breast_cancer", "digits", "digits_cnn", "synthetic_text"])
@@ -15,7 +15,7 @@ def test_gradients_are_those_of_torch(task: str) -> None:
     assert found.loss is not None
     model = FlatModel(found, torch.device("cpu"))
     torch.manual_seed(1)
-    rows = torch.randint(0, 2, (6, len(found.schema.features))).float()
+    rows, _ = found.made_up(6)
     weights = torch.rand(6)
 
     def losses() -> torch.Tensor:

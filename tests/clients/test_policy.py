@@ -15,7 +15,6 @@ from sovfed.clients.policy import POLICY, Policy, load_policy
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import ConfigError, NotPrivateError, PolicyError
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, TrainRequest
-from sovfed.federation.tasks import bounds, get_task, public_scale
 
 OPEN = Policy(
     allowed_tasks=("heart",), allow_plain_updates=True, max_rounds=10, max_local_epochs=2, min_batch_size=8,
@@ -38,7 +37,7 @@ def test_requests_at_the_bounds_pass() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"task": "digits"}, "task 'digits' is not in allowed_tasks"),
+        ({"task": "digits"}, "task 'digits' .*is not in allowed_tasks"),
         ({"round": 11}, "round 11 is above max_rounds 10"),
         ({"local_epochs": 3}, "local_epochs 3 is above max_local_epochs 2"),
         ({"batch_size": 7}, "batch_size 7 is below min_batch_size 8"),
@@ -64,49 +63,29 @@ def test_runs_without_privacy_need_consent() -> None:
         dataclasses.replace(OPEN, require_privacy=True).check(TRAIN)
 
 
-HEART = get_task("heart")
-LOW, HIGH = bounds(HEART)
-MIDDLE = np.concatenate([(LOW + HIGH) / 2, (HIGH - LOW) / 4])
-
-
-def _scaled(**places: float) -> np.ndarray:
-    """A scale with feature 3's mean or spread at a share of its declared range."""
-    scale = MIDDLE.copy()
-    if "mean" in places:
-        scale[3] = LOW[3] + places["mean"] * (HIGH[3] - LOW[3])
-    if "spread" in places:
-        scale[13 + 3] = places["spread"] * (HIGH[3] - LOW[3])
-    return scale
-
-
 @pytest.mark.parametrize(
-    "scale", [MIDDLE, _scaled(mean=0.0), _scaled(mean=1.0), _scaled(spread=1e-3), _scaled(spread=1)]
-)
-def test_a_scale_that_features_could_have_passes(scale: np.ndarray) -> None:
-    OPEN.check(dataclasses.replace(TRAIN, scale=scale))
-    OPEN.check(EvaluateRequest(run="r", round=1, task="heart", model=MODEL, scale=scale))
-
-
-@pytest.mark.parametrize(
-    "scale",
+    ("entry", "digest", "passes"),
     [
-        _scaled(mean=-0.01), _scaled(mean=1.01), _scaled(spread=0.9e-3), _scaled(spread=0.0), _scaled(spread=1.01),
-        _scaled(spread=-0.5), _scaled(mean=float("nan")), _scaled(spread=float("inf")),
+        ("heart", "", True),
+        ("heart", "0123456789abcdef", True),
+        ("heart@0123456789ab", "0123456789abcdef", True),
+        ("heart@0123456789ab", "", False),
+        ("heart@0123456789ab", "0123456789ac" + 52 * "0", False),
+        ("heart@0123456789a", "0123456789abcdef", False),  # 11 digits: another task could be made that has them
+        ("heart@", "0123456789abcdef", False),
+        ("hear", "0123456789abcdef", False),
+        ("heart@0123456789abcdef01", "0123456789abcdef", False),
     ],
-)  # fmt: skip
-def test_a_scale_that_looks_at_single_values_is_refused(scale: np.ndarray) -> None:
-    for request in (TRAIN, EvaluateRequest(run="r", round=1, task="heart", model=MODEL, scale=scale)):
-        with pytest.raises(PolicyError, match="feature's"):
-            OPEN.check(dataclasses.replace(request, scale=scale))
-
-
-def test_a_task_that_is_not_standardised_has_one_scale() -> None:
-    policy = dataclasses.replace(OPEN, allowed_tasks=("pneumonia",))
-    scale = public_scale(get_task("pneumonia"))
-    policy.check(dataclasses.replace(TRAIN, task="pneumonia", scale=scale))
-    scale[0] += 1e-6
-    with pytest.raises(PolicyError, match="not the declared one"):
-        policy.check(dataclasses.replace(TRAIN, task="pneumonia", scale=scale))
+)
+def test_a_task_is_allowed_by_its_name_or_by_name_and_digest(entry: str, digest: str, passes: bool) -> None:
+    policy = dataclasses.replace(OPEN, allowed_tasks=("digits", entry))
+    assert policy.allowed_names == ("digits", entry.partition("@")[0])
+    request = dataclasses.replace(TRAIN, digest=digest)
+    if passes:
+        policy.check(request)
+        return
+    with pytest.raises(PolicyError, match="is not in allowed_tasks"):
+        policy.check(request)
 
 
 @pytest.mark.parametrize("value", [1.001e3, -1.001e3, np.inf, np.nan])

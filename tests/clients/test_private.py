@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2  # type: ignore[import-untyped]
+from tests.records import in_memory
 
 from sovfed.clients.data import load_records
 from sovfed.clients.ledger import PrivacyLedger, replay
@@ -23,7 +24,8 @@ from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import ConfigError, DataError, PolicyError, PrivacyError
 from sovfed.federation.messages import PrivateRequest
 from sovfed.federation.privacy.noise import Units
-from sovfed.federation.tasks import get_task, initial_vector
+from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks.registry import get_task
 
 TASK = get_task("breast_cancer")
 DATASET = "breast_cancer"
@@ -32,7 +34,7 @@ ROOM = 2**29
 REQUEST = PrivateRequest(
     run="1", grant="trial", round=1, task=TASK.name, mechanism="distributed", rounds=10, steps=1, spare=2,
     noise_multiplier=4.0, sampling_rate=0.5, clip=1.0, delta=1e-6, honest=3, grid_bits=16, batch=100.0, seed=0,
-    local_epochs=1, batch_size=16, learning_rate=0.5, model=initial_vector(TASK, 0),
+    local_epochs=1, batch_size=16, learning_rate=0.5, model=initial_vector(TASK, 0), digest=TASK.digest,
 )  # fmt: skip
 
 
@@ -231,7 +233,7 @@ def test_no_seed_makes_sampling_or_noise_repeat(mechanism: str) -> None:
 
 def test_persons_are_sampled_whole() -> None:
     """Two records of a person are in a step together, and move the sum by no more than one record could."""
-    records = load_records(TASK, DATA)
+    records = in_memory(load_records(TASK, DATA))
     twin = dataclasses.replace(records, persons=records.persons // 2 * 2, several_records=True)
     place = PrivateTraining(TASK, twin, site="0", device="cpu", ledger=None)
     assert place._count == len(np.unique(twin.persons[twin.train]))
@@ -250,14 +252,14 @@ def test_what_is_granted_depends_on_no_round() -> None:
 
 
 def test_records_whose_persons_nobody_declared_are_refused() -> None:
-    records = dataclasses.replace(load_records(TASK, DATA), not_private="nobody said who is a person")
+    records = dataclasses.replace(in_memory(load_records(TASK, DATA)), not_private="nobody said who is a person")
     with pytest.raises(PrivacyError, match="nobody said"):
         PrivateTraining(TASK, records, site="0", device="cpu", ledger=None)
 
 
 def test_the_engine_follows_from_the_declaration_and_not_from_the_records() -> None:
     """The first person with two records would otherwise change the arithmetic for all."""
-    records = load_records(TASK, DATA)
+    records = in_memory(load_records(TASK, DATA))
     for several, engine in ((False, "ghost"), (True, "vmap")):
         place = PrivateTraining(
             TASK, dataclasses.replace(records, several_records=several), site="0", device="cpu", ledger=None
@@ -289,7 +291,7 @@ def test_the_ring_keeps_three_quarters_of_its_room_free_of_noise() -> None:
 def test_a_table_that_names_no_person_is_refused_before_a_record_is_read(tmp_path: Path) -> None:
     """By the trainer that a process serves, from its settings and the header; also where data.limit is set."""
     table = tmp_path / "table.csv"
-    header = ",".join([*(feature.name for feature in TASK.schema.features), TASK.schema.label])
+    header = ",".join(column.name for column in TASK.schema.columns)
     table.write_text(header + "\nthis is no record\n")
     for data, said in (
         (DataConfig(source="csv", path=str(table)), r"data\.person=row"),
@@ -302,4 +304,4 @@ def test_a_table_that_names_no_person_is_refused_before_a_record_is_read(tmp_pat
     with pytest.raises(PolicyError, match="needs secure aggregation"):
         declared._admit(REQUEST)
     with pytest.raises(DataError, match="line 2"):
-        declared._private_training(REQUEST)
+        declared._private_training(TASK)

@@ -38,7 +38,8 @@ from sovfed.federation.messages import (
     TrainReply,
     TrainRequest,
 )
-from sovfed.federation.tasks import get_task, initial_vector, public_scale
+from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks.registry import get_task
 from sovfed.federation.trainer_pb2 import Envelope, Vector
 
 if TYPE_CHECKING:
@@ -47,12 +48,13 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 TRAINER = ("-m", "sovfed.clients.trainer_process")
 TASK = get_task("breast_cancer")
+ECHO = get_task("echo")
 
 
 def train_request(size: int = 31) -> TrainRequest:
     return TrainRequest(
         run="r", round=1, task="echo", seed=1, local_epochs=1, batch_size=32, learning_rate=0.1, proximal_mu=0.0,
-        model=np.arange(size, dtype=np.float32), scale=np.array([0.1, 3.0]),
+        model=np.arange(size, dtype=np.float32), scale=np.array([0.1, 3.0]), digest=ECHO.digest,
     )  # fmt: skip
 
 
@@ -225,7 +227,7 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 def _real_request() -> TrainRequest:
     return TrainRequest(
         run="r", round=1, task=TASK.name, seed=1, local_epochs=1, batch_size=32, learning_rate=0.1, proximal_mu=0.0,
-        model=initial_vector(TASK, 0), scale=public_scale(TASK),
+        model=initial_vector(TASK, 0), scale=TASK.transform.public_scale, digest=TASK.digest,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
+from tests.records import in_memory, inputs_of, records_of, targets_of, u_of
 
 from sovfed.clients.data import load_records
 from sovfed.clients.model import FlatModel
@@ -15,12 +16,15 @@ from sovfed.clients.training import LARGEST_OUTPUT, LocalTraining, choose_device
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
 from sovfed.federation.messages import Sums, TrainRequest
-from sovfed.federation.metrics import summarise
-from sovfed.federation.tasks import get_task, initial_vector
+from sovfed.federation.tasks import initial_vector, summarise
+from sovfed.federation.tasks.columns import NUMBERS
+from sovfed.federation.tasks.registry import get_task
 
 TASK = get_task("breast_cancer")
-RECORDS = load_records(TASK, DataConfig(site="0"))
-SCALE: Sums = np.concatenate([RECORDS.features.mean(0), RECORDS.features.std(0)]).astype(np.float64)
+RECORDS = in_memory(load_records(TASK, DataConfig(site="0")))
+U = u_of(TASK.schema, inputs_of(RECORDS))
+LABELS = targets_of(RECORDS)
+SCALE: Sums = np.concatenate([U.mean(0), U.std(0)])
 
 
 def _engine(site: str = "0", device: str = "cpu", precision: str = "float32") -> LocalTraining:
@@ -47,8 +51,8 @@ def test_the_sum_enters_the_order_of_records_unless_the_policy_says_reproducible
 
 
 def test_the_profile_is_the_sums_over_training_records() -> None:
-    training = RECORDS.features[RECORDS.train].astype(np.float64)
-    expected = [len(training), *training.sum(0), *(training**2).sum(0)]
+    training = U[RECORDS.train]
+    expected = [*[len(training)] * 30, *training.sum(0), *(training**2).sum(0)]
     assert _engine().profile().tolist() == pytest.approx(expected, rel=1e-12)
 
 
@@ -62,9 +66,9 @@ def test_warming_up_takes_few_records_and_leaves_all_of_them() -> None:
 @pytest.mark.parametrize("mu", [0.0, 0.5])
 def test_full_batch_steps_equal_gradient_descent_by_hand(mu: float) -> None:
     request = _request(batch_size=10_000, local_epochs=3, proximal_mu=mu)
-    scaled = (RECORDS.features[RECORDS.train] - SCALE[:30]) / SCALE[30:]
+    scaled = (U[RECORDS.train] - SCALE[:30]) / SCALE[30:]
     design = np.column_stack([scaled, np.ones(len(scaled))])
-    labels = RECORDS.labels[RECORDS.train]
+    labels = LABELS[RECORDS.train]
     weights = start = request.model.astype(np.float64)
     for _ in range(3):
         probability = 1 / (1 + np.exp(-design @ weights))
@@ -78,25 +82,22 @@ def test_full_batch_steps_equal_gradient_descent_by_hand(mu: float) -> None:
 def test_views_of_the_flat_vector_train_like_a_plain_torch_model(name: str) -> None:
     task = get_task(name)
     random = np.random.default_rng(0)
-    width, classes = len(task.schema.features), len(task.schema.classes)
-    features = random.normal(size=(50, width)).astype(np.float32)
-    records = dataclasses.replace(
-        RECORDS, features=features, labels=random.integers(0, classes, 50), persons=np.arange(50),
-        train=np.arange(40), test=np.arange(40, 50),
-    )  # fmt: skip
+    width, classes = task.transform.size, len(task.schema.classes)
+    labels = random.integers(0, classes, 50)
+    records = records_of(task.schema, random.normal(size=(50, width)), labels, np.arange(40), np.arange(40, 50))
+    rows = torch.from_numpy(u_of(task.schema, inputs_of(records))[:40].astype(np.float32))
     scale = np.concatenate([np.zeros(width), np.ones(width)])
     start = initial_vector(task, 5)
     request = _request(task=name, batch_size=50, local_epochs=4, model=start, scale=scale)
     update, _ = LocalTraining(task, records, site="a", device="cpu").train(request)
 
-    assert task.build is not None
     assert task.loss is not None
-    module = task.build()
+    module = task.model()
     torch.nn.utils.vector_to_parameters(torch.from_numpy(start.copy()), module.parameters())
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     for _ in range(4):
         optimizer.zero_grad()
-        loss = task.loss(module(torch.from_numpy(features[:40])), torch.from_numpy(records.labels[:40])).mean()
+        loss = task.loss(module(rows), torch.from_numpy(labels[:40])).mean()
         torch.autograd.backward(loss)
         optimizer.step()
     expected = torch.nn.utils.parameters_to_vector(module.parameters()).detach().numpy() - start
@@ -149,7 +150,7 @@ def test_evaluation_counts_the_held_out_records_only() -> None:
     update, _ = engine.train(_request(local_epochs=10))
     model = _request().model + update
     logits = engine.logits(model, SCALE, RECORDS.test)[:, 0]
-    labels = RECORDS.labels[RECORDS.test]
+    labels = LABELS[RECORDS.test]
     sums = engine.evaluate(model, SCALE)
     found = summarise(TASK, sums)
     assert sums[0] == len(RECORDS.test)
@@ -177,9 +178,10 @@ def test_an_output_that_overflows_is_cut_by_itself_and_leaves_the_other_records_
     model[0] = 1.0  # finite, but for the record whose first feature is huge
     usual, cut = engine.measure(model, SCALE)
     assert not cut
-    features = RECORDS.features.copy()
-    features[RECORDS.test[3], 0] = 3e38
-    hit = LocalTraining(TASK, dataclasses.replace(RECORDS, features=features), site="0", device="cpu")
+    numbers = inputs_of(RECORDS).copy()
+    numbers[RECORDS.test[3], 0] = 3e38
+    broken = dataclasses.replace(RECORDS, columns={**RECORDS.columns, NUMBERS: numbers})
+    hit = LocalTraining(TASK, broken, site="0", device="cpu")
     found, cut = hit.measure(model, SCALE)
     assert cut and np.isfinite(found).all()
     assert found[0] == usual[0] == len(RECORDS.test)
@@ -249,7 +251,7 @@ def test_a_device_is_always_found() -> None:
 @pytest.mark.parametrize("resident", [True, False])
 def test_a_gpu_gives_the_cpus_update(precision: str, resident: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not resident:
-        monkeypatch.setattr("sovfed.clients.training.RESIDENT_SHARE", 0.0)
+        monkeypatch.setattr("sovfed.clients.feed.RESIDENT_SHARE", 0.0)
     expected, _ = _engine().train(_request())
     engine = _engine(device="cuda", precision=precision)
     update, _ = engine.train(_request())

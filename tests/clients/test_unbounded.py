@@ -12,7 +12,7 @@ import pytest
 from tests.clients.test_trainer import TASK, train_request
 from tests.server.test_ledger_heads import Ledgers
 
-from sovfed.clients.data import Records, load_records
+from sovfed.clients.data import Dataset, load_records
 from sovfed.clients.ledger import PrivacyLedger
 from sovfed.clients.ledger_entries import Budget, Unbounded
 from sovfed.clients.ledger_file import create_ledger, ledger_path, ledgers, read_ledger
@@ -44,8 +44,15 @@ def entered(home: Path) -> list[tuple[str, str]]:
 
 def requests() -> list[Request]:
     asked = train_request()
-    evaluate = EvaluateRequest(run="r", round=0, task=TASK.name, model=asked.model, scale=asked.scale)
-    return [ProfileRequest(run="r", task=TASK.name), asked, dataclasses.replace(asked, round=2), evaluate]
+    evaluate = EvaluateRequest(
+        run="r", round=0, task=TASK.name, model=asked.model, scale=asked.scale, digest=TASK.digest
+    )
+    return [
+        ProfileRequest(run="r", task=TASK.name, digest=TASK.digest),
+        asked,
+        dataclasses.replace(asked, round=2),
+        evaluate,
+    ]
 
 
 def test_every_kind_of_run_without_privacy_is_entered_before_a_record_is_read(
@@ -53,7 +60,7 @@ def test_every_kind_of_run_without_privacy_is_entered_before_a_record_is_read(
 ) -> None:
     seen: list[int] = []
 
-    def load(task: Task) -> Records:
+    def load(task: Task) -> Dataset:
         seen.append(len(entered(tmp_path)))
         return load_records(task, DataConfig(site="3"))
 
@@ -74,7 +81,7 @@ def test_masked_runs_without_privacy_are_entered_too(tmp_path: Path) -> None:
 
 
 def test_nothing_is_read_for_a_run_that_cannot_be_entered(ledger: PrivacyLedger, tmp_path: Path) -> None:
-    def load(task: Task) -> Records:
+    def load(task: Task) -> Dataset:
         raise AssertionError("a record was read")
 
     service = TrainerService(load, site="3", device="cpu", open_ledger=lambda: ledger)

@@ -26,7 +26,7 @@ from sovfed.federation.errors import ConfigError, IdentityError, PolicyError, Se
 from sovfed.federation.flower import FlowerGrid, from_records, new_message, to_records
 from sovfed.federation.messages import ProfileReply, ProfileRequest, Refusal
 from sovfed.federation.processes import read_status
-from sovfed.federation.tasks import get_task
+from sovfed.federation.tasks.registry import get_task
 
 POLICY = Policy(allowed_tasks=("echo",), allow_plain_updates=True, require_privacy=False)
 
@@ -142,7 +142,7 @@ def test_init_says_when_every_run_would_be_refused_for_the_settings_of_the_recor
     tmp_path: Path, person: str, told: str
 ) -> None:
     schema = get_task("heart").schema
-    columns = [*(feature.name for feature in schema.features), schema.label, "patient"]
+    columns = [*(column.name for column in schema.columns), "patient"]
     (tmp_path / "table.csv").write_text(",".join(columns) + "\n")
     words = ["--task", "heart", "data=csv", f"data.path={tmp_path / 'table.csv'}", f"data.person={person}"]
     result = CliRunner().invoke(cli, ["init", "--home", str(tmp_path / "new"), *words])

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 from tests.deploy.conftest import finished, make_config, rounds_done, wait_for, wait_for_run
 
 from sovfed.server import runs
+from sovfed.server.release import read_model
 from sovfed.simulations.deployment import LocalFederation
 from sovfed.simulations.federation import simulate
 
@@ -36,7 +36,7 @@ def assert_undisturbed(federation: LocalFederation, name: str, expected: np.ndar
 
 
 def model(federation: LocalFederation, name: str) -> np.ndarray:
-    return load_file(runs.run_folder(federation.home, name) / "model.safetensors")["model"]
+    return read_model(runs.run_folder(federation.home, name)).vector
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 from tests.deploy.conftest import finished, make_config, summary
 
 from sovfed.server import runs
+from sovfed.server.release import read_model
 from sovfed.simulations.deployment import LocalFederation
 from sovfed.simulations.federation import simulate
 
@@ -36,13 +36,13 @@ def test_deployment_and_simulation_train_the_same_model(
     )
     lines = finished(federation, name)
     simulated = simulate(config, [one.data for one in federation.institutions], tmp_path)
-    deployed = load_file(runs.run_folder(federation.home, name) / "model.safetensors")
+    deployed = read_model(runs.run_folder(federation.home, name))
     if secagg == "none":
-        np.testing.assert_array_equal(deployed["scale"], simulated.scale)
-        np.testing.assert_array_equal(deployed["model"], simulated.model)
+        np.testing.assert_array_equal(deployed.scale, simulated.scale)
+        np.testing.assert_array_equal(deployed.vector, simulated.model)
     else:  # values are rounded at random, to a millionth of the clip
-        np.testing.assert_allclose(deployed["scale"], simulated.scale, rtol=1e-12)
-        np.testing.assert_allclose(deployed["model"], simulated.model, atol=1e-6 * config.secagg.clip)
+        np.testing.assert_allclose(deployed.scale, simulated.scale, rtol=1e-12)
+        np.testing.assert_allclose(deployed.vector, simulated.model, atol=1e-6 * config.secagg.clip)
     assert summary(federation, name)["transport"] == lane
     assert summary(federation, name)["metrics"] == pytest.approx(simulated.summary["metrics"], rel=1e-4)
     assert [len(line["participants"]) for line in lines] == [4, 4, 4]

@@ -18,12 +18,20 @@ from tests.server.agency import free_port, process, wait_until
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import DataError
 from sovfed.federation.files import private_directory, write_private
+from sovfed.federation.tasks.registry import get_task
 from sovfed.server.mlflow_page import PASSWORD, USER, behind_password
-from sovfed.server.release import DIGEST, MODEL, SUMMARY, check_copies, digest, read_model
+from sovfed.server.release import DIGEST, FILES, FOLDER, MODEL, SUMMARY, check_copies, publish, read_model
 from sovfed.server.tracking import Tracker, tracking_uri
 
 CONFIG = compose([]).config
-UPLOAD = "/api/2.0/mlflow-artifacts/artifacts/{run}/artifacts/model.safetensors"
+TASK = get_task(CONFIG.task.name)
+VECTOR = np.linspace(-1, 1, TASK.parameters, dtype=np.float32)
+SAID: dict[str, Any] = {
+    "rounds": 1, "strategy": "fedavg", "institutions": ["north", "south"], "transport": "stream",
+    "metrics": {"auc": 0.5}, "epsilon": 2.0, "delta": 1e-6, "privacy": {"mechanism": "distributed"},
+    "config": {"task": {"normalisation": "own"}},
+}  # fmt: skip
+UPLOAD = "/api/2.0/mlflow-artifacts/artifacts/{run}/artifacts/model/model.safetensors"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # MLflow's own
 
 
@@ -38,12 +46,12 @@ class Finished:
 
 def finish_run(home: Path) -> Finished:
     folder = private_directory(private_directory(home) / "runs" / "study")
-    write_private(folder / MODEL, save({"model": np.arange(5, dtype=np.float32), "scale": np.ones(4)}))
+    found = publish(folder, TASK, VECTOR, TASK.transform.public_scale, SAID)
     tracker = Tracker(CONFIG, home, folder, "study")
     tracker.note({"transport": "stream"})
     tracker.round(1, {"loss": 0.5})
-    tracker.finish("FINISHED", [folder / MODEL], register=True)
-    write_private(folder / SUMMARY, json.dumps({DIGEST: digest(folder / MODEL)}).encode())
+    tracker.finish("FINISHED", [folder / name for name in FILES], register=True)
+    write_private(folder / SUMMARY, json.dumps({DIGEST: found}).encode())
     return Finished(home, folder, tracker.run_id)
 
 
@@ -87,7 +95,7 @@ def operator(page: tuple[Finished, str]) -> Iterator[httpx.Client]:
         ("POST", "/api/2.0/mlflow/runs/delete"),
         ("POST", "/ajax-api/2.0/mlflow/registered-models/create"),
         ("PUT", UPLOAD),
-        ("GET", "/get-artifact?path=model.safetensors&run_uuid={run}"),
+        ("GET", "/get-artifact?path=model/model.safetensors&run_uuid={run}"),
         ("POST", "/v1/traces"),
         ("POST", "/graphql"),
         ("POST", "/gateway/x/mlflow/invocations"),
@@ -109,7 +117,7 @@ def test_the_operator_sees_runs_and_models(page: tuple[Finished, str], operator:
     finished, _ = page
     found = operator.get("/api/2.0/mlflow/runs/get", params={"run_id": finished.run_id}).json()
     assert found["run"]["info"]["status"] == "FINISHED"
-    shown = operator.get("/get-artifact", params={"path": MODEL, "run_uuid": finished.run_id})
+    shown = operator.get("/get-artifact", params={"path": f"{FOLDER}/{MODEL}", "run_uuid": finished.run_id})
     assert (shown.status_code, shown.content) == (200, (finished.folder / MODEL).read_bytes())
     assert operator.get("/").status_code == 200
 
@@ -165,11 +173,11 @@ def test_a_model_that_was_changed_is_not_loaded(tmp_path: Path) -> None:
     finished = finish_run(tmp_path / "agency")
     client = MlflowClient(tracking_uri(CONFIG, finished.home))
     right = (finished.folder / MODEL).read_bytes()
-    assert read_model(finished.folder)["model"].tolist() == [0, 1, 2, 3, 4]
+    assert read_model(finished.folder).vector.tolist() == VECTOR.tolist()
     assert [line.rpartition(":")[2].strip() for line in check_copies(finished.folder, client)][1:] == ["the same"] * 2
     evil = save({"model": np.zeros(5, np.float32), "scale": np.ones(4)})
     write_private(finished.folder / MODEL, evil)
-    with pytest.raises(DataError, match="the run's summary says"):
+    with pytest.raises(DataError, match="SHA-256"):
         read_model(finished.folder)
     write_private(finished.folder / MODEL, right)
     (copy,) = (finished.home / "mlartifacts").rglob(MODEL)
@@ -185,3 +193,29 @@ def test_a_model_that_was_changed_is_not_loaded(tmp_path: Path) -> None:
     client.set_model_version_tag(name, "1", "sovfed.sha256", "0" * 64)
     with pytest.raises(DataError, match="version 1"):
         check_copies(finished.folder, client)
+    (described,) = (finished.home / "mlartifacts").rglob("MLmodel")
+    described.write_text(described.read_text().replace("sovfed.federation.models.pyfunc", "mlflow.sklearn"))
+    with pytest.raises(DataError, match="another module"):
+        check_copies(finished.folder, client)
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")  # MLflow's own
+def test_the_registered_version_is_loaded_by_mlflow_and_predicts(page: tuple[Finished, str]) -> None:
+    import mlflow
+    import pandas
+
+    finished, _ = page
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(tracking_uri(CONFIG, finished.home))
+    try:
+        model = mlflow.pyfunc.load_model(f"models:/sovfed-{CONFIG.task.name}/1")
+    finally:
+        mlflow.set_tracking_uri(before)
+    frame = model.input_example
+    assert isinstance(frame, pandas.DataFrame) and list(frame) == [column.name for column in TASK.schema.inputs]
+    found = model.predict(frame)
+    rows = {name: frame[name].tolist() for name in frame}
+    expected = read_model(finished.folder).predict_rows(rows)
+    names = ["malignant", "probability_benign", "probability_malignant"]
+    assert list(found) == names == model.metadata.signature.outputs.input_names()
+    assert found["probability_malignant"].tolist() == expected["probability_malignant"].tolist()

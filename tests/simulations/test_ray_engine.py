@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import load_file
 
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.quiet import quiet_environment
+from sovfed.server.release import read_model
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.population import make_population
 
@@ -31,7 +31,7 @@ def test_ray_gives_the_model_of_the_in_process_engine(tmp_path: Path) -> None:
             env=quiet_environment(), capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
-        models.append(load_file(folder / "model.safetensors")["model"])
+        models.append(read_model(folder).vector)
         lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
         assert [len(line["participants"]) for line in lines] == [3, 3, 3]
     assert models[0].tobytes() == models[1].tobytes()

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from safetensors.numpy import load_file
 
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.quiet import quiet_environment
+from sovfed.server.release import read_model
 from sovfed.simulations import sweep
 from sovfed.simulations.cli import simulate
 from sovfed.simulations.cli_sweep import compare
@@ -134,8 +134,8 @@ def test_a_killed_sweep_ends_with_the_models_of_one_that_was_not(tmp_path: Path)
     assert 3 <= len(unfinished.rounds) < 120
     assert sweep.run_sweep(sweep.read(folder), track=False) == {}
     for run in whole.runs:
-        here, there = (load_file(base / run.name / "model.safetensors") for base in (tmp_path / "whole", folder))
-        assert here["model"].tobytes() == there["model"].tobytes()
+        here, there = (read_model(base / run.name) for base in (tmp_path / "whole", folder))
+        assert here.vector.tobytes() == there.vector.tobytes()
         assert len((folder / run.name / "rounds.jsonl").read_text().splitlines()) == 120
 
 

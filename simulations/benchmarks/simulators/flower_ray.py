@@ -6,26 +6,16 @@ Its best case: an actor keeps the records and the model from one message to the 
 from __future__ import annotations
 
 import os
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from sovfed.simulations.benchmarks.simulators.workload import Clock, Job, Workload
+from sovfed.simulations.benchmarks.simulators.workload import FOLDER, Clock, Job, Workload, cached_work
 
-FOLDER = "SOVFED_BENCH_JOB"  # environment variable that tells the actors where the job lies
 client_app = ClientApp()
-
-
-@lru_cache(1)
-def cached_work(folder: str) -> tuple[Workload, torch.nn.Module]:
-    work = Workload(Job.read(Path(folder)))
-    return work, work.model()
 
 
 @client_app.train()

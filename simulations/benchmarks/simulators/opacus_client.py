@@ -16,7 +16,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from sovfed.simulations.benchmarks.simulators.workload import Clock, Job, Part, Workload
+from sovfed.simulations.benchmarks.simulators.workload import FOLDER, Clock, Job, Part, Workload, cached_work
 
 CLIP, NOISE, RATE, STEPS = 1.0, 1.0, 0.5, 2
 OVERRIDES: Final = (
@@ -64,8 +64,6 @@ def run(system: str, job: Job, rounds: int, clock: Clock) -> None:
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """The reply has the whole model, as Flower's FedAvg wants it."""
-    from sovfed.simulations.benchmarks.simulators.flower_ray import FOLDER, cached_work
-
     be_quiet()
     work = cached_work(os.environ[FOLDER])[0]
     part = work.part(int(context.node_config["partition-id"]))

@@ -10,18 +10,21 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import torch
 
-from sovfed.federation.tasks import Task, get_task
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.registry import get_task
 from sovfed.simulations.benchmarks.process_tree import cpu_seconds, proportional_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+FOLDER: Final = "SOVFED_BENCH_JOB"  # environment variable that tells Ray's actors where the job lies
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,7 @@ class Workload:
         return get_task(self.job.task)
 
     def model(self) -> torch.nn.Module:
-        if self.task.build is None:
-            raise ValueError(self.task.name)
-        return self.task.build()
+        return self.task.model()
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of a batch."""
@@ -142,3 +143,10 @@ class Clock:
     def write(self, path: Path) -> None:
         found: dict[str, Any] = {"marks": self.marks, "bytes": self._bytes, "accuracy": self.accuracy}
         path.write_text(json.dumps(found))
+
+
+@lru_cache(1)
+def cached_work(folder: str) -> tuple[Workload, torch.nn.Module]:
+    """The workload of the job in `folder` and a model, made once in a process."""
+    work = Workload(Job.read(Path(folder)))
+    return work, work.model()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.real_data import published
+from tests.records import targets_of
 
 from sovfed.clients.data import load_records, pneumoniamnist
 from sovfed.clients.dpsgd.compatibility import examine_task
@@ -50,14 +51,14 @@ def test_sites_hold_every_image_once_but_those_that_stand_twice(
     assert len(np.unique(np.concatenate([part.persons for part in parts]))) == 300 + 40 - 8 + 300
     assert len({len(part.train) for part in parts}) == 4
     for part in parts:
-        assert set(part.labels[part.train]) == set(part.labels[part.test]) == {0, 1}
+        assert set(targets_of(part)[part.train]) == set(targets_of(part)[part.test]) == {0, 1}
 
 
 def test_the_published_file_gives_the_published_counts() -> None:
     config = DataConfig(source="pneumoniamnist", path=str(published("pneumoniamnist")), site="0", sites=1)
     records = load_records(TASK, config)
     assert (len(records.train), len(records.test)) == (4_708 + 524 - 10, 624)
-    assert records.labels[records.test].sum() == 390
+    assert targets_of(records)[records.test].sum() == 390
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_no_path_another_file_and_another_task_are_refused(tmp_path: Path) -> No
 
 def test_the_model_can_be_made_private() -> None:
     assert not [finding for finding in examine_task(TASK, several_records=False) if finding.refused]
-    assert build()(torch.zeros(3, 784)).shape == (3, 1)
+    assert build()(torch.zeros(3, 1, 28, 28)).shape == (3, 1)
 
 
 def test_stacked_training_gives_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.real_data import published
+from tests.records import inputs_of, targets_of
 
 from sovfed.clients.data import load_records, statutes
 from sovfed.federation.config import DataConfig
@@ -46,13 +47,13 @@ def test_every_byte_of_a_document_is_predicted_once_and_a_person_is_a_document(
     lines = [document(split, text) for split, found in texts.items() for text in found]
     records = load_records(TASK, written(tmp_path, monkeypatch, "".join(lines)))
     found: dict[int, bytes] = {}
-    for window, given, person in zip(records.features, records.labels, records.persons, strict=True):
-        predicted = window[1 + given :].astype(np.uint8).tobytes()
+    for window, given, person in zip(inputs_of(records), targets_of(records), records.persons, strict=True):
+        predicted = window[1 + int(given) :].astype(np.uint8).tobytes()
         found[int(person)] = found.get(int(person), b"") + predicted
     assert [found[person] for person in range(4)] == [text.encode() for text in texts["train"] + texts["test"]]
     assert records.persons[records.train].tolist() == [0] * len(records.train[:-1]) + [1]
     assert set(records.persons[records.test]) == {2, 3}
-    assert records.features.shape[1] == 129
+    assert inputs_of(records).shape[1] == 129
 
 
 def test_a_held_out_byte_has_at_least_64_before_it() -> None:
@@ -70,9 +71,9 @@ def test_a_limit_takes_the_same_sample_every_time(tmp_path: Path, monkeypatch: p
     limited = DataConfig(source="statutes", path=config.path, site=SITE, limit=40)
     everything, one, again = (load_records(TASK, each) for each in (config, limited, limited))
     assert (len(one.train), len(one.test)) == (40, 10)
-    assert np.array_equal(one.features, again.features)
-    assert {row.tobytes() for row in one.features[one.test]} <= {
-        row.tobytes() for row in everything.features[everything.test]
+    assert np.array_equal(inputs_of(one), inputs_of(again))
+    assert {row.tobytes() for row in inputs_of(one)[one.test]} <= {
+        row.tobytes() for row in inputs_of(everything)[everything.test]
     }
     assert len(np.unique(one.persons[one.train])) == 5
 
@@ -160,5 +161,5 @@ def test_the_published_files_hold_what_their_readme_counts(
     for name in names:
         records = load_records(TASK, DataConfig(source="statutes", path=path, site=name))
         for split in bytes_of:
-            bytes_of[split] += int((128 - records.labels[getattr(records, split)]).sum())
+            bytes_of[split] += int((128 - targets_of(records)[getattr(records, split)]).sum())
     assert bytes_of == {"train": train, "test": test}

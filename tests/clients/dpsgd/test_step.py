@@ -112,13 +112,19 @@ def made(name: str, engine: str = "auto", *, several: bool = True, clip: float =
 
 
 def flat(built: nn.Module) -> Tensor:
-    return torch.nn.utils.parameters_to_vector(built.parameters()).detach().clone()
+    """The parameters that are trained."""
+    return torch.nn.utils.parameters_to_vector(trained(built)).detach().clone()
+
+
+def trained(built: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in built.parameters() if parameter.requires_grad]
 
 
 def oracle(name: str, vector: Tensor, features: Tensor, labels: Tensor, persons: Tensor) -> Tensor:
     """Σ over persons of the clipped mean gradient, by plain autograd in float64, one record at a time."""
+    torch.manual_seed(1)  # as `made`: what is frozen is the same
     plain = MODELS[name][0]().double()
-    torch.nn.utils.vector_to_parameters(vector.double(), plain.parameters())
+    torch.nn.utils.vector_to_parameters(vector.double(), trained(plain))
     features = features.double() if features.is_floating_point() else features
     total = torch.zeros(vector.numel(), dtype=torch.float64)
     for person in set(persons.tolist()):
@@ -128,9 +134,7 @@ def oracle(name: str, vector: Tensor, features: Tensor, labels: Tensor, persons:
             [cross_entropy(plain(x[None]), y[None]) for x, y in zip(features[own], labels[own], strict=True)]
         )
         losses.mean().backward()  # type: ignore[no-untyped-call]
-        gradient = torch.cat(
-            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in plain.parameters()]
-        )
+        gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained(plain)])
         total += gradient * min(1.0, CLIP * (1 - CLIP_MARGIN) / float(gradient.norm()))
     return total
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
+from tests.records import records_of
 from torch import Tensor, nn
 
-from sovfed.clients.data import Records
 from sovfed.clients.dpsgd.compatibility import examine, examine_task
-from sovfed.clients.dpsgd.made_up import made_up_records
 from sovfed.clients.private import PrivateTraining
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.metrics import ClassMetrics
-from sovfed.federation.tasks import NAMES, Feature, Schema, Task, get_task
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.columns import Column, Schema, target
 from sovfed.federation.tasks.losses import cross_entropy
+from sovfed.federation.tasks.registry import get_task, names
 from sovfed.simulations.vectorised_private import StackedPrivate
 
 
@@ -49,10 +48,12 @@ class Sleeping(nn.Module):
 
 def task_of(build: type[nn.Module], *, symbols: bool) -> Task:
     return Task(
-        name="mine", title="t", parameters=sum(one.numel() for one in build().parameters()),
-        schema=Schema(tuple(Feature(f"c{place}", 0, 15) for place in range(8)), "y", ("a", "b", "c")),
-        metrics=ClassMetrics(3), headline="auc", simulated_split=True, licence="", citation="", build=build,
-        loss=cross_entropy, standardised=False, symbols=symbols,
+        name="mine", title="t",
+        schema=Schema(
+            (Column("code", "tokens" if symbols else "number", low=0.0, high=15.0, shape=(8,), scaling="bounds"),
+             target("y", "a", "b", "c"))
+        ),
+        metrics=ClassMetrics(3), headline="auc", build=build, loss=cross_entropy,
     )  # fmt: skip
 
 
@@ -61,8 +62,8 @@ def task_of(build: type[nn.Module], *, symbols: bool) -> Task:
 def test_a_model_that_couples_records_is_refused_on_every_path(build: type[nn.Module], several: bool) -> None:
     task = task_of(build, symbols=build is Coupled)
     assert any("depends on the others" in str(one) for one in examine_task(task, several_records=several))
-    codes = np.random.default_rng(0).integers(0, 16, (20, 8)).astype(np.float32)
-    records = Records(codes, np.zeros(20, np.int64), np.arange(20), np.arange(19), np.array([19]), several)
+    codes = np.random.default_rng(0).integers(0, 16, (20, 8))
+    records = records_of(task.schema, codes, np.zeros(20), np.arange(19), np.array([19]), several_records=several)
     training = PrivateTraining(task, records, site="0", device="cpu", ledger=None)
     with pytest.raises(PrivacyError, match="depends on the others"):
         training._step(1.0)
@@ -73,30 +74,34 @@ def test_a_model_that_couples_records_is_refused_on_every_path(build: type[nn.Mo
 def test_the_trial_leaves_the_model_as_it_was() -> None:
     module = nn.Linear(8, 3)
     before = [one.clone() for one in module.parameters()]
-    assert examine(module, cross_entropy, *made_up_records(task_of(Coupled, symbols=False), 5)) == []
+    assert examine(module, cross_entropy, *task_of(Sleeping, symbols=False).made_up(5)) == []
     assert all(torch.equal(one, other) for one, other in zip(module.parameters(), before, strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if get_task(name).build is not None])
+@pytest.mark.parametrize("name", [name for name in names() if get_task(name).build is not None])
 def test_made_up_records_are_within_the_schema_and_reach_its_ends(name: str) -> None:
     task = get_task(name)
-    features, labels = made_up_records(task, 300)
-    again, _ = made_up_records(task, 300)
+    (features, labels), (again, _) = task.made_up(300), task.made_up(300)
+    assert isinstance(features, Tensor) and isinstance(again, Tensor) and isinstance(labels, Tensor)
     assert torch.equal(features, again)
-    assert features.dtype == torch.float32
-    assert set(labels.tolist()) == set(range(len(task.schema.classes)))
-    if task.symbols:
-        low, high = task.schema.features[0].low, task.schema.features[0].high
-        assert torch.equal(features, features.round())
-        assert (float(features.min()), float(features.max())) == (low, high)
-        assert len(torch.unique(features)) == high - low + 1
+    (goal,) = task.schema.targets
+    if task.schema.classes:
+        assert set(labels.tolist()) == set(range(len(task.schema.classes)))
     else:
+        assert goal.low <= float(labels.min()) < float(labels.max()) <= goal.high
+    (first, *_) = task.schema.inputs
+    if first.kind == "tokens":
+        assert features.dtype == torch.int32
+        assert (float(features.min()), float(features.max())) == (first.low, first.high)
+        assert len(torch.unique(features)) == first.high - first.low + 1
+    else:
+        assert features.dtype == torch.float32
         assert (float(features.min()), float(features.max())) == (-1, 1)
         assert float(features[2:].std()) > 0.5
 
 
 def test_records_that_differ_in_a_feature_differ_in_all_rows() -> None:
     """Not the one lazy row, repeated."""
-    task = dataclasses.replace(task_of(Coupled, symbols=True))
-    features, _ = made_up_records(task, 5)
+    features, _ = task_of(Coupled, symbols=True).made_up(5)
+    assert isinstance(features, Tensor)
     assert len(torch.unique(features, dim=0)) == 5

@@ -64,7 +64,7 @@ def test_the_time_of_survival_stays_in_its_unit_and_a_number_is_scaled() -> None
 def test_what_is_written_is_read_again(model: str, target: str) -> None:
     task = task_from_text(text_of(model, target, REST.replace("headline: accuracy\n", "")))
     assert task.file is not None
-    again = task_from_text(to_text(task.file, {"age": "to be confirmed"}))
+    again = task_from_text(to_text(task.file, {"columns.age": "to be confirmed"}))
     assert again.file == task.file
     assert again.code == task.code
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sovfed.federation.tasks import get_task, initial_vector
+from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.group_norm import batchnorms, grouped, replace_batchnorm
+from sovfed.federation.tasks.registry import get_task
 
 
 def test_a_grouped_task_has_groups_of_gcd_32_and_no_statistics() -> None:
@@ -36,5 +37,15 @@ def test_weights_keep_their_places() -> None:
 
 
 def test_a_task_without_batchnorm_stays_as_it_is() -> None:
-    assert grouped("digits") is get_task("digits")
-    assert grouped("echo") is get_task("echo")
+    for name in ("digits", "echo"):
+        task = get_task(name)
+        assert grouped(task) is task
+        assert task.with_normalisation("group") is task
+
+
+def test_the_grouped_task_is_made_once_and_has_a_digest_of_its_own() -> None:
+    own = get_task("digits_cnn")
+    assert own.with_normalisation("own") is own
+    assert own.with_normalisation("group") is own.with_normalisation("group")
+    assert own.with_normalisation("group").digest != own.digest
+    assert own.layout.coupled and not own.with_normalisation("group").layout.coupled

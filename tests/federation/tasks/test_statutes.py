@@ -12,8 +12,7 @@ from tests.clients.data.test_statutes import document, written
 
 from sovfed.clients.dpsgd.compatibility import examine_task
 from sovfed.federation.compose import compose
-from sovfed.federation.metrics import summarise
-from sovfed.federation.tasks import public_scale
+from sovfed.federation.tasks import summarise
 from sovfed.federation.tasks.byte_gpt import ByteGPT
 from sovfed.federation.tasks.statutes import TASK, build, mean_loss
 from sovfed.simulations.federation import simulate_population
@@ -63,8 +62,12 @@ def test_a_later_byte_changes_nothing_before_it() -> None:
 
 
 def test_bytes_reach_the_model_as_they_are() -> None:
-    assert public_scale(TASK).tolist() == [0.0] * 129 + [1.0] * 129
-    assert not TASK.standardised
+    assert (TASK.transform.size, TASK.transform.public_scale.size) == (0, 0)
+    windows = torch.arange(258, dtype=torch.int32).reshape(2, 129) % 256
+    given = torch.tensor([0.0, 64.0])
+    bound = TASK.transform.bound(TASK.transform.public_scale)
+    assert bound.inputs({"window": windows, "given": given}) is windows
+    assert bound.targets({"window": windows, "given": given}) is given
 
 
 def test_the_model_can_be_made_private() -> None:

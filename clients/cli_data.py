@@ -1,0 +1,140 @@
+"""`sovfed client check-data` and `sovfed data`: an institution's records, looked at before a run asks for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from sovfed.clients.data.survey import ColumnReport, DataReport
+    from sovfed.federation.config import DataConfig
+    from sovfed.federation.tasks import Task
+
+
+@click.command("check-data")
+@click.argument("task")
+@click.argument("file", type=click.Path(exists=True, path_type=Path))
+@click.argument("settings", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@click.pass_context
+def check_data(ctx: click.Context, task: str, file: Path, settings: tuple[str, ...], as_json: bool) -> None:
+    """Look at FILE as TASK would read it, and say what to mend. Shows counts and lines, and no value of a record.
+
+    TASK is an installed task or a task.yaml, FILE a table or a folder. SETTINGS are those of the group data. Exits with
+    1 if the file cannot be used as it is.
+
+    \b
+    Examples:
+      sovfed client check-data renal.yaml patients.csv
+      sovfed client check-data renal.yaml patients.csv data.person=mrn data.decimal=,
+      sovfed client check-data heart patients.parquet --json
+    """
+    from sovfed.clients.data.survey import report
+
+    result = report(_task(task), _config(file, settings))
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        _show(result)
+    ctx.exit(0 if result.usable else 1)
+
+
+@click.group()
+def data() -> None:
+    """List the sources that records can come from."""
+
+
+@data.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: {name: what}.")
+def sources(as_json: bool) -> None:
+    """List the data connectors that are installed here, our own and others'.
+
+    \b
+    Example:
+      sovfed data sources
+    """
+    from sovfed.clients.data import described
+
+    found = described()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    width = max(map(len, found))
+    for name, what in found.items():
+        click.echo(f"{name.ljust(width)}  {what}")
+
+
+def _task(name: str) -> Task:
+    """The task of a file, or an installed one."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        from sovfed.federation.tasks.declared import read_task
+
+        task: Task = read_task(Path(name))
+        return task
+    from sovfed.federation.tasks.registry import get_task
+
+    return get_task(name)
+
+
+def _config(file: Path, settings: tuple[str, ...]) -> DataConfig:
+    """The settings of the group data. Raises ConfigError."""
+    import yaml
+
+    from sovfed.clients.data.tables.prediction import source_of
+    from sovfed.federation.config import DataConfig
+    from sovfed.federation.errors import ConfigError
+    from sovfed.federation.schema import bind
+
+    values: dict[str, object] = {}
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        if not sign:
+            raise ConfigError(f"'{setting[:64]}' is no KEY=VALUE, as in data.person=mrn")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        values[key.removeprefix("data.")] = text if isinstance(value, (int, float)) and key.endswith("site") else value
+    values.setdefault("source", source_of(file) if "source" not in values else values["source"])
+    return bind(DataConfig, {**values, "path": str(file)}, "data", ConfigError)
+
+
+def _show(report: DataReport) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for part in _parts(report):
+        console.print(part, highlight=False)
+
+
+def _parts(report: DataReport) -> list[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("column", "kind", "unit", "missing", "outside", "unknown", "unreadable", "first lines", box=None)
+    for column in report.columns:
+        table.add_row(*_row(column))
+    head = f"{report.rows} rows ({report.empty} empty ones skipped), {report.bad} at fault, {report.persons} persons"
+    sides = f"{report.train} rows train, {report.test} are held out"
+    classes = ", ".join(f"{name}: {count}" for name, count in report.classes.items())
+    verdict = "it can be used as it is" if report.usable else "it cannot be used as it is"
+    lines = [
+        Text(report.where, style="bold"), Text(head), Text(sides), *([Text(f"classes: {classes}")] if classes else []),
+        *(Text(f"note: {note}") for note in report.notes), table if report.columns else Text(""),
+        *(Text(f"fault: {fault}", style="red") for fault in report.faults),
+        *(Text(f"warning: {warning}", style="yellow") for warning in report.warnings),
+        *([Text(f"no private run may use it: {report.not_private}", style="yellow")] if report.not_private else []),
+        Text(verdict, style="bold green" if report.usable else "bold red"),
+    ]  # fmt: skip
+    return list(lines)
+
+
+def _row(column: ColumnReport) -> list[str]:
+    counts = [column.missing, column.outside, column.unknown, column.unreadable]
+    role = f"{column.kind}{' (target)' if column.role == 'target' else ''}"
+    return [column.name, role, column.unit, *map(str, counts), ", ".join(map(str, column.first_lines))]

@@ -1,0 +1,189 @@
+"""A folder of images with a table: each row names an image's file and whatever else is known of it.
+
+`data.path` is the folder, `data.table` the table in it (CSV or Parquet; else the only one there). The table's column of
+the schema's image holds the file's name within the folder. Images are decoded when they are asked for, a batch at a
+time; only their heads are read before. An image must have the schema's size and channels: nothing is resized or
+turned, since every institution must do the same.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sovfed.clients.data import Connector, Indices
+from sovfed.clients.data.csv import SUFFIXES as CSV
+from sovfed.clients.data.parquet import SUFFIXES as PARQUET
+from sovfed.clients.data.parquet import Parquet
+from sovfed.clients.data.pictures import decode, look
+from sovfed.clients.data.tables import TableRead, refuse, words
+from sovfed.clients.data.tables.connect import connector, read_rows
+from sovfed.clients.data.tables.delimited import Delimited
+from sovfed.clients.data.tables.records import settle, split
+from sovfed.federation.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sovfed.clients.data.tables.report import Mask
+    from sovfed.clients.data.tables.source import Source
+    from sovfed.federation.config import DataConfig
+    from sovfed.federation.tasks import Task
+    from sovfed.federation.tasks.columns import Column, Schema, Table
+
+THREADS: Final = 4
+TOLD: Final = 5  # files that are named
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Images:
+    """A `Dataset` whose images lie in files until they are asked for."""
+
+    columns: Table
+    files: dict[str, npt.NDArray[np.object_]]  # by column of images the names within the folder
+    folder: Path
+    schema: Schema
+    persons: Indices
+    train: Indices
+    test: Indices
+    several_records: bool
+    not_private: str
+
+    def __len__(self) -> int:
+        return len(self.persons)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} records with images: {len(self.train)} train, {len(self.test)} held out>"
+
+    def take(self, rows: Indices) -> Table:
+        """The records at `rows`, with their images [n, channels, height, width]. Raises DataError."""
+        table = {name: part[rows] for name, part in self.columns.items()}
+        for column in self.schema.columns:
+            if column.name in self.files:
+                table[column.name] = self._decoded(column, self.files[column.name][rows])
+        return {name: table[name] for name in self.schema.stored()}
+
+    def _decoded(self, column: Column, names: npt.NDArray[np.object_]) -> npt.NDArray[Any]:
+        result = np.empty((len(names), *column.shape), column.dtype)
+
+        def fill(place: int) -> None:
+            result[place] = decode(self.folder / names[place], column)
+
+        if len(names) < THREADS:
+            for place in range(len(names)):
+                fill(place)
+            return result
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(fill, range(len(names))))
+        return result
+
+
+def load(task: Task, config: DataConfig) -> Images:
+    """The records of the configured folder. Raises DataError."""
+    folder = _folder(config)
+    read = _read(task.schema, config, keep=False)
+    sound = _look_at(read, task.schema, folder, keep=False)
+    refuse(read.report, task.schema, config)
+    settle(task.schema, config, read)
+    files = {name: np.array(names, object)[sound] for name, names in read.files.items()}
+    columns = {name: part[sound] for name, part in read.table.items()}
+    names = None if read.persons is None else read.persons.filter(_arrow(sound))
+    told = {name: part.astype("S").view("u1").reshape(len(part), -1) for name, part in files.items() if len(part)}
+    persons, train, test = split(task.name, columns | told, names)
+    return Images(
+        columns, files, folder, task.schema, persons, train, test, read.persons is not None, read.places.not_private
+    )
+
+
+def _survey(task: Task, config: DataConfig) -> TableRead:
+    read = _read(task.schema, config, keep=True)
+    _look_at(read, task.schema, _folder(config), keep=True)
+    return read
+
+
+def _read(schema: Schema, config: DataConfig, *, keep: bool) -> TableRead:
+    """The table's rows. Raises DataError."""
+    if not any(column.kind == "image" for column in schema.inputs):
+        raise DataError("data.source 'images' is for a task with a column of kind image; this one has none")
+    return read_rows(schema, config, _open, files=True, keep=keep)
+
+
+def _look_at(read: TableRead, schema: Schema, folder: Path, *, keep: bool) -> Mask:
+    """Look at the head of each image; those that do not fit are told to the report. Which rows are sound [n]."""
+    sound = np.ones(read.report.used, bool)
+    lines = read.lines if read.lines is not None else np.arange(1, read.report.used + 1)
+    reasons: list[str] = []
+    for column in schema.columns:
+        if column.name not in read.files:
+            continue
+        with ThreadPoolExecutor(THREADS) as pool:
+            told = list(pool.map(lambda name, column=column: look(folder, name, column), read.files[column.name]))
+        wrong = np.array([bool(reason) for reason in told], bool)
+        if wrong.any():
+            read.report.fault(column.name, words.FILE, lines[wrong])
+            reasons += [reason for reason in dict.fromkeys(told) if reason]
+        sound &= ~wrong
+    read.report.bad += int((~sound).sum())
+    if not keep:
+        read.report.used = int(sound.sum())
+    read.report.warnings += [f"images: {reason}" for reason in reasons[:TOLD]]
+    return sound
+
+
+def _arrow(mask: Mask) -> Any:
+    import pyarrow as pa
+
+    return pa.array(mask)
+
+
+def _folder(config: DataConfig) -> Path:
+    if not config.path:
+        raise DataError("data.source 'images' needs data.path: the folder of the images")
+    folder = Path(config.path).expanduser()
+    if (
+        (folder / config.site).is_dir()
+        and not config.site_column
+        and not (config.table and (folder / config.table).is_file())
+    ):
+        folder = folder / config.site
+    if not folder.is_dir():
+        raise DataError(f"{folder}: {'no folder' if folder.exists() else 'no such folder'}; check data.path")
+    return folder
+
+
+def _table(config: DataConfig) -> Path:
+    """The table beside the images. Raises DataError."""
+    folder = _folder(config)
+    if config.table:
+        return folder / config.table
+    tables = sorted(path for path in folder.iterdir() if path.name.lower().endswith((*CSV, *PARQUET)))
+    if len(tables) != 1:
+        raise DataError(f"{folder}: {len(tables)} tables (.csv, .parquet), expected one; name it with data.table")
+    return tables[0]
+
+
+def _open(config: DataConfig, names: Iterable[str]) -> Source:
+    path = _table(config)
+    return Parquet(path) if path.name.lower().endswith(PARQUET) else Delimited(path, config, names)
+
+
+def _sites(config: DataConfig) -> tuple[str, ...]:
+    """The values of data.site_column, or the folders within data.path that have a table of their own."""
+    if config.site_column:
+        return _TABLE.sites(config)
+    folder = Path(config.path or "").expanduser()
+    if not config.path or not folder.is_dir():
+        return ()
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return tuple(
+        path.name for path in inner if any(one.name.lower().endswith((*CSV, *PARQUET)) for one in path.iterdir())
+    )
+
+
+_TABLE: Final = connector(_open, ())
+CONNECTOR: Final = Connector(load, sites=_sites, obstacle=_TABLE.obstacle, survey=_survey)

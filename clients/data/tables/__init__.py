@@ -1,0 +1,223 @@
+"""Reading tables: from any source of rows to what a schema stores, by declared rules and in little memory.
+
+Nothing that happens to one row depends on another one, but for the refusal of a whole table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import types
+
+from sovfed.clients.data.tables import words
+from sovfed.clients.data.tables.cells import Decoded, Decoder, as_text, names_of
+from sovfed.clients.data.tables.grown import Grown
+from sovfed.clients.data.tables.header import Places, locate
+from sovfed.clients.data.tables.report import Report
+from sovfed.clients.data.tables.source import Batch, Restart, Source, no_rows
+from sovfed.clients.data.tables.words import Rules
+from sovfed.federation.errors import DataError
+from sovfed.federation.tasks.columns import CODES, NUMBERS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    from sovfed.clients.data.tables.report import Lines, Mask
+    from sovfed.federation.config import DataConfig
+    from sovfed.federation.tasks.columns import Column, Schema, Table
+
+ATTEMPTS: Final = 8  # at reading a file whose way of writing is found out on the way
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class TableRead:
+    """What was read: a table as the schema stores it, the person of each row (None: no column names them), a report."""
+
+    table: Table
+    persons: pa.ChunkedArray | None
+    files: Mapping[str, list[str]]  # of columns of images the files' names
+    places: Places
+    report: Report
+    lines: Lines | None = None  # of each row its line, where rows are kept or predicted
+
+    def __len__(self) -> int:
+        return self.report.used
+
+
+@dataclass
+class _Pass:
+    """One way through the rows."""
+
+    grown: Grown
+    report: Report
+    persons: list[pa.Array] = field(default_factory=list)
+    files: dict[str, list[str]] = field(default_factory=dict)
+    lines: list[Lines] = field(default_factory=list)
+
+
+def read_table(
+    schema: Schema, source: Source, config: DataConfig, *,
+    targets: bool = True, files: bool = False, keep: bool = False, renamed: Mapping[str, str] | None = None,
+) -> TableRead:  # fmt: skip
+    """Read `source` as `config` says. Raises DataError unless its rows fit `schema`, but for the share that may not.
+
+    Without `targets` what is learnt need not be there. With `files` a column of images holds files' names, which are
+    given back. With `keep` no row is refused or left out, whatever is wrong with it: for looking at a table.
+    """
+    places = locate(schema, source.header, config, source.where, targets=targets, files=files, renamed=renamed)
+    reader = _Reader(schema, source, config, places, keep=keep, lines=keep or files or not targets, files=files)
+    report = Report(source.where)
+    for _ in range(ATTEMPTS):
+        try:
+            done = reader.run(report)
+            break
+        except Restart:
+            no_rows(report)
+    else:
+        raise DataError(f"{source.where}: cannot be read")
+    table = done.grown.done()
+    report.used = done.grown.count
+    if not keep:
+        refuse(report, schema, config, source.word)
+    persons = None if places.person is None else pa.chunked_array(done.persons, pa.string())
+    lines = np.concatenate([*done.lines, np.zeros(0, np.int64)]) if reader.lines else None
+    return TableRead(table, persons, done.files, places, report, lines)
+
+
+def refuse(report: Report, schema: Schema, config: DataConfig, word: str = "line") -> None:
+    """Raise DataError if rows are at fault and may not be, or are too many."""
+    if not report.faults:
+        return
+    told = report.told({column.name: column for column in schema.columns}, word)
+    coded = any(kind == words.CODED for _, kind in report.faults)
+    if config.bad_rows == "refuse" or coded:
+        raise DataError(f"{report.where}: {report.bad} of {report.rows} rows cannot be used: {told}")
+    if report.bad > config.max_bad_share * report.rows:
+        raise DataError(
+            f"{report.where}: {report.bad} of {report.rows} rows cannot be used, more than data.max_bad_share "
+            f"{config.max_bad_share:g} of them: {told}"
+        )
+
+
+class _Reader:
+    """Takes batches in turn, and keeps of each what the schema stores."""
+
+    def __init__(
+        self, schema: Schema, source: Source, config: DataConfig, places: Places,
+        *, keep: bool, lines: bool, files: bool,
+    ) -> None:  # fmt: skip
+        self.schema, self.source, self.places = schema, source, places
+        self.keep, self.lines = keep, lines
+        self._site = config.site if places.site is not None else None
+        self._wanted = places.wanted
+        rules = Rules.of(config, source.decimal)
+        self._columns = [column for column in schema.columns if column.name in places.columns]
+        self._files = {column.name for column in self._columns if files and column.kind == "image"}
+        self._decoders = {column.name: Decoder(column, rules) for column in self._columns}
+        self._numbers = {column.name: place for place, column in enumerate(schema.numbers)}
+        self._codes = {column.name: place for place, column in enumerate(schema.codes)}
+        self._absent = rules.absent
+        self._plain = [
+            (place, places.columns[column.name][0], column.name) for place, column in enumerate(schema.numbers)
+            if column.kind == "number"
+        ]  # fmt: skip
+        self._bounds = np.array([column.bounds for column in schema.numbers], np.float32).reshape(-1, 2).T
+
+    def run(self, report: Report) -> _Pass:
+        stored = {
+            name: part for name, part in self.schema.stored().items()
+            if name in (NUMBERS, CODES) or (name in self.places.columns and name not in self._files)
+        }  # fmt: skip
+        state = _Pass(Grown(stored), report, files={name: [] for name in self._files})
+        plain = [column for column in self._columns if column.kind in ("number", "image", "tokens")]
+        numeric = [
+            place for column in plain if column.name not in self._files for place in self.places.columns[column.name]
+        ]
+        for batch in self.source.batches(self._wanted, sorted(set(numeric)), report):
+            self._take(batch, state)
+        return state
+
+    def _take(self, batch: Batch, state: _Pass) -> None:
+        """Add a batch's rows, but for those of other sites, those that are empty, and those at fault."""
+        cells = dict(zip(self._wanted, batch.cells, strict=True))
+        chosen = np.ones(len(batch.lines), bool)
+        if self._site is not None and self.places.site is not None:
+            names, _ = names_of(cells[self.places.site])
+            chosen = np.asarray(names.to_numpy(zero_copy_only=False) == words.person_name(self._site), bool)
+        numbers, sound = self._sound(cells, len(batch.lines))
+        decoded = {column.name: self._decoded(column, cells) for column in self._columns if column.name not in sound}
+        empty = ~chosen if sound or not decoded else np.logical_and.reduce([part.absent for part in decoded.values()])
+        persons = None
+        if self.places.person is not None:
+            persons, nobody = names_of(cells[self.places.person])
+            empty &= nobody
+        state.report.empty += int((chosen & empty).sum())
+        chosen &= ~empty
+        state.report.rows += int(chosen.sum())
+        bad = self._faults(decoded, chosen, batch.lines, state.report)
+        if persons is not None and (missing := nobody & chosen).any():
+            state.report.fault("", words.PERSON, batch.lines[missing])
+            bad |= missing
+        state.report.bad += int(bad.sum())
+        kept = chosen if self.keep else chosen & ~bad
+        self._store(decoded, numbers, kept, persons, batch.lines, state)
+
+    def _sound(self, cells: Mapping[int, pa.Array], count: int) -> tuple[npt.NDArray[np.float32], set[str]]:
+        """The scalar numbers of a batch, side by side, and the columns that are all numbers within their bounds."""
+        numbers = np.zeros((count, len(self.schema.numbers)), np.float32)
+        plain = [part for part in self._plain if types.is_floating(cells[part[1]].type)]
+        for place, cell, _ in plain:
+            with np.errstate(over="ignore"):
+                numbers[:, place] = cells[cell].to_numpy(zero_copy_only=False)
+        inside = ((numbers >= self._bounds[0]) & (numbers <= self._bounds[1])).all(0)
+        return numbers, {name for place, _, name in plain if inside[place] and count}
+
+    def _decoded(self, column: Column, cells: Mapping[int, pa.Array]) -> Decoded:
+        parts = [cells[place] for place in self.places.columns[column.name]]
+        if column.name not in self._files:
+            return self._decoders[column.name].decode(parts)
+        names = np.array([(name or "").strip() for name in as_text(parts[0]).to_pylist()], object)
+        absent = np.array([words.fold(name) in self._absent for name in names], bool)
+        return Decoded(names, absent, [(words.MISSING, absent)] if absent.any() else [])
+
+    def _faults(self, decoded: Mapping[str, Decoded], chosen: Mask, lines: Lines, report: Report) -> Mask:
+        bad = np.zeros(len(lines), bool)
+        for column in self._columns:
+            if (part := decoded.get(column.name)) is None:
+                continue
+            for kind, mask in part.faults:
+                if (mask := mask & chosen).any():
+                    report.fault(column.name, kind, lines[mask])
+                    bad |= mask
+            if column.missing != "refuse":
+                report.missing[column.name] += int((part.absent & chosen).sum())
+        return bad
+
+    def _store(
+        self, decoded: Mapping[str, Decoded], numbers: npt.NDArray[np.float32], kept: Mask,
+        persons: pa.Array | None, lines: Lines, state: _Pass,
+    ) -> None:  # fmt: skip
+        place = state.grown.grow(int(kept.sum()))
+        whole = bool(kept.all())
+        arrays = state.grown.arrays
+        if NUMBERS in arrays:
+            arrays[NUMBERS][place] = numbers if whole else numbers[kept]
+        for name, part in decoded.items():
+            values = part.values if whole else part.values[kept]
+            if name in self._files:
+                state.files[name] += values.tolist()
+            elif name in self._numbers:
+                arrays[NUMBERS][place, self._numbers[name]] = values
+            elif name in self._codes:
+                arrays[CODES][place, self._codes[name]] = values
+            else:
+                arrays[name][place] = values
+        if persons is not None:
+            state.persons.append(persons if whole else persons.filter(pa.array(kept)))
+        if self.lines:
+            state.lines.append(lines[kept])

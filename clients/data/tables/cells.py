@@ -1,0 +1,189 @@
+"""A batch of a column's cells, as Arrow holds them, turned into the values that a schema stores.
+
+Text is read by `words.py`, each distinct text once; what Arrow holds as numbers, booleans or dates stays as it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import types
+
+from sovfed.clients.data.tables import words
+from sovfed.clients.data.tables.words import Rules, Words
+from sovfed.federation.tasks.columns import REFUSE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sovfed.clients.data.tables.report import Mask
+    from sovfed.federation.tasks.columns import Column
+
+    Read = Callable[[str], tuple[float, str]]
+
+_SEVERAL: Final = r"[^!-~]"  # a name with anything but ASCII's printed characters
+_PERSONS: Final = pa.array(sorted(words.NOBODY))
+
+
+class Decoded(NamedTuple):
+    """Values [n, …] as they are stored, where none is given [n], and where which fault is [n]."""
+
+    values: npt.NDArray[Any]
+    absent: Mask
+    faults: list[tuple[str, Mask]]
+
+
+class Decoder:
+    """Reads the cells of one column of a schema."""
+
+    def __init__(self, column: Column, rules: Rules) -> None:
+        self.column = column
+        self._words = Words(column, rules)
+        self._rules = rules
+        self._dtype = column.dtype
+        self._whole = column.kind in ("image", "tokens", "boolean")
+
+    def decode(self, cells: list[pa.Array]) -> Decoded:
+        """The column's values in a batch; `cells` has one array, or as many as the column has values."""
+        if self.column.kind == "text":
+            return self._text(cells[0])
+        if self.column.shape and len(cells) == 1 and _is_list(cells[0].type):
+            cells = _spread(cells[0], self.column.size)
+        if len(cells) == 1 and not self.column.shape:
+            return self._checked(*self._values(cells[0]))
+        parts = [self._checked(*self._values(cell)) for cell in cells]
+        values = np.stack([part.values for part in parts], 1).reshape(-1, *self.column.shape)
+        kinds = {kind for part in parts for kind, _ in part.faults}
+        faults = [
+            (kind, np.logical_or.reduce([mask for part in parts for name, mask in part.faults if name == kind]))
+            for kind in sorted(kinds)
+        ]
+        return Decoded(values, np.logical_and.reduce([part.absent for part in parts]), faults)
+
+    def _values(self, cells: pa.Array) -> tuple[npt.NDArray[np.float64], list[tuple[str, Mask]]]:
+        """Numbers with NaN where there is none, and the faults of their spelling."""
+        if types.is_dictionary(cells.type):
+            cells = cells.cast(cells.type.value_type)
+        kind = self.column.kind
+        if kind in ("boolean", "category"):
+            plain = kind == "boolean" and types.is_boolean(cells.type)
+            return _numbers(cells) if plain else _distinct(as_text(cells), self._words.code)
+        if kind == "date" and (types.is_date(cells.type) or types.is_timestamp(cells.type)):
+            return _numbers(pc.cast(cells, pa.date32(), safe=False).view(pa.int32()))
+        if kind == "date":
+            return _distinct(as_text(cells), self._rules.day)
+        return _distinct(cells, self._rules.number) if is_text(cells.type) else _numbers(cells)
+
+    def _checked(self, values: npt.NDArray[np.float64], faults: list[tuple[str, Mask]]) -> Decoded:
+        low, high = self.column.bounds
+        stored = values if self.column.kind == "category" else values.astype(np.float32, copy=False)
+        inside = (stored >= low) & (stored <= high)
+        if inside.all() and not self._whole:
+            return Decoded(self._stored(values), ~inside, faults)
+        absent = np.isnan(values)
+        for _, mask in faults:
+            absent &= ~mask
+        wrong = ~inside & ~np.isnan(values)
+        if self._whole:
+            wrong |= ~np.isnan(values) & (values != np.rint(values))
+        faults = [*faults, (words.OUTSIDE, wrong)] if wrong.any() else faults
+        if self.column.missing == REFUSE and absent.any():
+            faults = [*faults, (words.MISSING, absent)]
+        return Decoded(self._stored(values), absent, faults)
+
+    def _stored(self, values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+        if self._dtype.kind == "f":
+            return values.astype(self._dtype, copy=False)
+        limits = np.iinfo(self._dtype)
+        whole: npt.NDArray[Any] = np.clip(
+            np.where(np.isnan(values), -1 if limits.min < 0 else 0, values), limits.min, limits.max
+        )
+        return whole.astype(self._dtype)
+
+    def _text(self, cells: pa.Array) -> Decoded:
+        """The first bytes of each text, each plus one, then zeros."""
+        length = self.column.size
+        values = np.zeros((len(cells), length), self._dtype)
+        absent = np.zeros(len(cells), bool)
+        for row, text in enumerate(as_text(cells).to_pylist()):
+            absent[row] = not text
+            content = np.frombuffer((text or "")[:length].encode()[:length], np.uint8)
+            values[row, : len(content)] = content.astype(self._dtype) + 1
+        faults = [(words.MISSING, absent)] if absent.any() else []
+        return Decoded(values.reshape(-1, *self.column.shape), absent, faults)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether cells of this type are text."""
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def as_text(cells: pa.Array) -> pa.Array:
+    """The cells as text: whole numbers without a decimal point, as an identifier or a class number is written."""
+    if types.is_dictionary(cells.type):
+        cells = cells.cast(cells.type.value_type)
+    if is_text(cells.type):
+        return cells
+    if types.is_floating(cells.type):
+        values = _numbers(cells)[0]
+        return pa.array(
+            [None if np.isnan(one) else f"{one:.0f}" if one == np.rint(one) else repr(one) for one in values.tolist()],
+            pa.string(),
+        )
+    if types.is_nested(cells.type) or types.is_binary(cells.type) or types.is_large_binary(cells.type):
+        return pa.nulls(len(cells), pa.string())
+    return cells.cast(pa.string())
+
+
+def names_of(cells: pa.Array) -> tuple[pa.Array, Mask]:
+    """The persons' names as they are compared, and where there is none."""
+    text = as_text(cells).cast(pa.string())
+    odd = pc.match_substring_regex(text, _SEVERAL)
+    if pc.any(odd).as_py():
+        text = pa.array([None if name is None else words.person_name(name) for name in text.to_pylist()], pa.string())
+    text = pc.fill_null(text, "")
+    nobody = pc.is_in(pc.utf8_lower(text), _PERSONS)
+    return text, nobody.to_numpy(zero_copy_only=False)
+
+
+def _numbers(cells: pa.Array) -> tuple[npt.NDArray[Any], list[tuple[str, Mask]]]:
+    """What Arrow holds as numbers; anything else is none."""
+    if types.is_boolean(cells.type):
+        cells = cells.cast(pa.uint8())
+    if types.is_null(cells.type):
+        return np.full(len(cells), np.nan), []
+    if not (types.is_integer(cells.type) or types.is_floating(cells.type) or types.is_decimal(cells.type)):
+        return np.full(len(cells), np.nan), [(words.NUMBER, cells.is_valid().to_numpy(zero_copy_only=False))]
+    if not types.is_floating(cells.type):
+        cells = cells.cast(pa.float64(), safe=False)
+    return cells.to_numpy(zero_copy_only=False), []
+
+
+def _distinct(cells: pa.Array, read: Read) -> tuple[npt.NDArray[np.float64], list[tuple[str, Mask]]]:
+    """Each distinct text read once; `read` gives its value and what is wrong with it."""
+    coded = pc.dictionary_encode(pc.fill_null(cells.cast(pa.string()), ""))
+    results = [read(text) for text in coded.dictionary.to_pylist()]
+    places = coded.indices.to_numpy(zero_copy_only=False)
+    values = np.array([np.nan if fault else value for value, fault in results] or [np.nan])[places]
+    kinds = sorted({fault for _, fault in results} - {"", words.MISSING})
+    faults = [(kind, np.array([fault == kind for _, fault in results])[places]) for kind in kinds]
+    return values.astype(np.float64, copy=False), faults
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def _spread(cells: pa.Array, size: int) -> list[pa.Array]:
+    """A column of lists as `size` columns; a list of another length has no value anywhere."""
+    fits = pc.equal(pc.list_value_length(cells), size)
+    kept = pc.if_else(pc.fill_null(fits, False), cells, pa.scalar(None, cells.type))
+    flat = pc.list_flatten(kept)
+    where = np.full(len(cells), -1)
+    full = kept.is_valid().to_numpy(zero_copy_only=False)
+    where[full] = np.arange(int(full.sum())) * size
+    return [flat.take(pa.array(np.where(where < 0, 0, where + place), mask=where < 0)) for place in range(size)]

@@ -1,0 +1,153 @@
+"""What the connectors of tables share: which file is a site's, which sites there are, and the way to records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import yaml
+
+from sovfed.clients.data import Connector
+from sovfed.clients.data.files import read_file, unreadable
+from sovfed.clients.data.tables import read_table
+from sovfed.clients.data.tables.cells import names_of
+from sovfed.clients.data.tables.header import Index, locate
+from sovfed.clients.data.tables.records import as_records, settle
+from sovfed.clients.data.tables.report import Report
+from sovfed.clients.data.tables.source import Restart
+from sovfed.federation.errors import DataError
+from sovfed.federation.schema import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from sovfed.clients.data import Records
+    from sovfed.clients.data.tables import TableRead
+    from sovfed.clients.data.tables.source import Source
+    from sovfed.federation.config import DataConfig
+    from sovfed.federation.tasks import Task
+    from sovfed.federation.tasks.columns import Schema
+
+    Open = Callable[[DataConfig, Iterable[str]], Source]
+
+MAX_SITES: Final = 10_000
+MAX_SITE: Final = 64  # letters of a site's name
+MAX_MAPPING: Final = 1 << 20  # bytes
+
+
+def connector(open_: Open, suffixes: tuple[str, ...]) -> Connector:
+    """The connector of tables that `open_` opens, from files that end in one of `suffixes`."""
+
+    def load(task: Task, config: DataConfig) -> Records:
+        read = read_rows(task.schema, config, open_)
+        settle(task.schema, config, read)
+        return as_records(task, read)
+
+    def obstacle(task: Task, config: DataConfig) -> str:
+        source = open_(config, _names(task.schema, config))
+        return locate(task.schema, source.header, config, source.where, renamed=renamed(config)).not_private
+
+    def sites(config: DataConfig) -> tuple[str, ...]:
+        return sites_of(config, suffixes, open_)
+
+    return Connector(
+        load, sites=sites, obstacle=obstacle,
+        survey=lambda task, config: read_rows(task.schema, config, open_, keep=True),
+    )  # fmt: skip
+
+
+def read_rows(
+    schema: Schema, config: DataConfig, open_: Open, *, targets: bool = True, files: bool = False, keep: bool = False
+) -> TableRead:
+    """The rows of one site. Raises DataError."""
+    source = open_(config, _names(schema, config))
+    return read_table(schema, source, config, targets=targets, files=files, keep=keep, renamed=renamed(config))
+
+
+def file_of(config: DataConfig, suffixes: tuple[str, ...]) -> Path:
+    """The configured site's file: `data.path` itself, or SITE.csv in the folder of that name. Raises DataError."""
+    if not config.path:
+        raise DataError(f"data.source '{config.source}' needs data.path: the file, or a folder of one file a site")
+    path = Path(config.path).expanduser()
+    if not path.is_dir() or config.site_column:
+        return path
+    files = _files(path, suffixes)
+    if config.site not in files:
+        raise DataError(f"{path}: no file of site '{config.site}'{nearest(config.site, files)}")
+    return files[config.site]
+
+
+def sites_of(config: DataConfig, suffixes: tuple[str, ...], open_: Open) -> tuple[str, ...]:
+    """The institutions in a folder of one file a site, or in the column of sites; () for a single file's one."""
+    path = Path(config.path).expanduser() if config.path else None
+    if path is not None and path.is_dir() and not config.site_column:
+        return tuple(_files(path, suffixes))
+    return _in_column(config, open_) if config.site_column else ()
+
+
+def renamed(config: DataConfig) -> Mapping[str, str]:
+    """The table's own word for columns of the task: `columns: {age: Alter}` in the file of data.mapping."""
+    if config.mapping is None or config.source in ("fhir", "omop"):
+        return {}
+    columns = read_mapping(config).get("columns", {})
+    if not isinstance(columns, dict) or not all(isinstance(part, str) for pair in columns.items() for part in pair):
+        raise DataError(f"{config.mapping}: 'columns' must give each column of the task its own name in the table")
+    return columns
+
+
+def read_mapping(config: DataConfig) -> dict[str, object]:
+    """What stands in the file of data.mapping. Raises DataError."""
+    if config.mapping is None:
+        raise DataError(f"data.source '{config.source}' needs data.mapping: a YAML file that says what a column is")
+    path = Path(config.mapping).expanduser()
+    try:
+        content = yaml.safe_load(read_file(path, MAX_MAPPING))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: not YAML ({type(error).__name__})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected 'columns' with a line for each")
+    return content
+
+
+def _names(schema: Schema, config: DataConfig) -> list[str]:
+    own = renamed(config)
+    return [own.get(column.name, column.name) for column in schema.columns]
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """The files of sites in a folder, by their name without its ending. Raises DataError if there is none."""
+    try:
+        names = sorted(folder.iterdir())
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    files: dict[str, Path] = {}
+    for path in names:
+        suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), None)
+        if suffix is None or path.name.startswith(".") or not path.is_file():
+            continue
+        site = path.name[: -len(suffix)]
+        if site in files:
+            raise DataError(f"{folder}: two files of site '{site[:MAX_SITE]}'")
+        files[site] = path
+    if not files or len(files) > MAX_SITES:
+        raise DataError(f"{folder}: {len(files)} files that end in {' or '.join(suffixes)}, expected one for each site")
+    return files
+
+
+def _in_column(config: DataConfig, open_: Open) -> tuple[str, ...]:
+    """The values of data.site_column, in alphabetical order. Raises DataError."""
+    source = open_(config, [config.site_column or ""])
+    place = Index(source.header, source.where).demand(config.site_column or "", "data.site_column")
+    for _ in range(2):
+        seen: set[str] = set()
+        try:
+            for batch in source.batches([place], [], Report(source.where)):
+                seen |= set(names_of(batch.cells[0])[0].unique().to_pylist()) - {""}
+                if len(seen) > MAX_SITES or any(len(site) > MAX_SITE for site in seen):
+                    raise DataError(
+                        f"{source.where}: column '{config.site_column}' has over {MAX_SITES} values or long ones"
+                    )
+            return tuple(sorted(seen))
+        except Restart:
+            continue
+    raise DataError(f"{source.where}: cannot be read")

@@ -1,0 +1,141 @@
+"""A text table (CSV) as batches of cells: read by Arrow in pieces, and only the columns that are used.
+
+Lines are counted as a spreadsheet counts its rows: a quoted cell with line breaks in it is one.
+"""
+
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as arrow_csv
+
+from sovfed.clients.data.files import unreadable
+from sovfed.clients.data.tables import words
+from sovfed.clients.data.tables.dialect import look_at
+from sovfed.clients.data.tables.source import Batch, Restart
+from sovfed.federation.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from sovfed.clients.data.tables.report import Report
+    from sovfed.federation.config import DataConfig
+
+BLOCK: Final = 1 << 19  # bytes that Arrow parses at once; a record must fit
+LARGE_BLOCK: Final = 1 << 26
+FEW: Final = 3  # columns that are found one by one not to be plain numbers; then all are read as text
+MAX_ODD: Final = 100_000  # rows with another number of cells than the header
+MAX_ODD_BYTES: Final = 1 << 26
+_TYPED: Final = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "-", ".", "?")
+
+
+class Delimited:
+    """The rows of one text file."""
+
+    word = "line"
+
+    def __init__(self, path: Path, config: DataConfig, names: Iterable[str]) -> None:
+        self.dialect = look_at(path, config, names)
+        self.path, self.where = path, str(path)
+        self.header: Sequence[str] = self.dialect.header
+        self.decimal = self.dialect.decimal
+        self._text = set[int]()  # columns with cells that are no plain numbers
+        self._block = BLOCK
+        self._odd: list[tuple[int, list[str]]] = []  # rows with cells too many or too few, by their number
+        self._odd_bytes = 0
+
+    def batches(self, wanted: Sequence[int], numeric: Sequence[int], report: Report) -> Iterator[Batch]:
+        """The file's rows, those with another number of cells last."""
+        if not report.notes:
+            report.notes += self.dialect.notes
+        self._odd, self._odd_bytes = [], 0
+        names = [f"c{place}" for place in range(self.dialect.cells)]
+        typed = {f"c{place}": pa.float64() for place in numeric if place not in self._text}
+        kinds = dict.fromkeys((f"c{place}" for place in wanted), pa.string()) | typed
+        row = 0
+        try:
+            with pa.OSFile(str(self.path)) as file, self._open(file, names, kinds) as reader:
+                for batch in reader:
+                    lines = self._lines(row, batch.num_rows)
+                    row += batch.num_rows
+                    if batch.num_rows:
+                        yield Batch(batch.columns, lines)
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        except (UnicodeDecodeError, pa.ArrowInvalid) as error:
+            self._learn(str(error), numeric)
+        if rest := self._rest(wanted, report):
+            yield rest
+
+    def _open(self, file: object, names: list[str], kinds: dict[str, pa.DataType]) -> arrow_csv.CSVStreamingReader:
+        encoding = "utf8" if self.dialect.encoding in ("utf-8", "utf-8-sig") else self.dialect.encoding
+        return arrow_csv.open_csv(
+            file,
+            arrow_csv.ReadOptions(
+                use_threads=False, column_names=names, skip_rows=self.dialect.skipped, block_size=self._block,
+                encoding=encoding,
+            ),
+            arrow_csv.ParseOptions(
+                delimiter=self.dialect.separator, newlines_in_values=self.dialect.quoted, ignore_empty_lines=False,
+                quote_char='"' if self.dialect.quoted else False, invalid_row_handler=self._keep,
+            ),
+            arrow_csv.ConvertOptions(
+                column_types=kinds, include_columns=list(kinds), null_values=list(_TYPED), strings_can_be_null=False,
+                quoted_strings_can_be_null=True, decimal_point=self.decimal, check_utf8=True,
+            ),
+        )  # fmt: skip
+
+    def _keep(self, row: arrow_csv.InvalidRow) -> str:
+        """Put a row with another number of cells aside."""
+        self._odd_bytes += len(row.text or "")
+        if len(self._odd) >= MAX_ODD or self._odd_bytes > MAX_ODD_BYTES:
+            return "error"
+        self._odd.append((row.number or 0, next(csv.reader([row.text or ""], delimiter=self.dialect.separator), [])))
+        return "skip"
+
+    def _lines(self, row: int, count: int) -> np.typing.NDArray[np.int64]:
+        """The lines of `count` rows from the `row`-th on, counting those that were put aside."""
+        first = self.dialect.skipped + 1
+        rows = np.arange(row, row + count, dtype=np.int64)
+        if self._odd:
+            aside = np.array([number for number, _ in self._odd]) - first - np.arange(len(self._odd))
+            rows += np.searchsorted(aside, rows, side="right")
+        return rows + first
+
+    def _rest(self, wanted: Sequence[int], report: Report) -> Batch | None:
+        """The rows put aside that have empty cells too many; the others are told."""
+        size = len(self.header)
+        fits: list[tuple[int, list[str]]] = []
+        for line, cells in self._odd:
+            if len(cells) >= size and not any(cell.strip() for cell in cells[size:]):
+                fits.append((line, cells[:size]))
+            elif any(cell.strip() for cell in cells):
+                report.rows += 1
+                report.bad += 1
+                report.fault("", words.CELLS, [line])
+            else:
+                report.empty += 1
+        self._odd = []
+        if not fits:
+            return None
+        cells_by_column = [pa.array([cells[place] for _, cells in fits], pa.string()) for place in wanted]
+        return Batch(cells_by_column, np.array([line for line, _ in fits], np.int64))
+
+    def _learn(self, error: str, numeric: Sequence[int]) -> None:
+        """Read the file in another way, or say that it cannot be. Arrow's own words hold values: they go nowhere."""
+        if "conversion error" in error and "UTF8" not in error and len(self._text) < len(set(numeric)):
+            column = error.partition("#")[2].partition(":")[0]
+            self._text |= {int(column)} if column.isdecimal() and len(self._text) < FEW else set(numeric)
+            raise Restart
+        if "straddling" in error and self._block == BLOCK:
+            self._block = LARGE_BLOCK
+            raise Restart
+        if len(self._odd) >= MAX_ODD or self._odd_bytes > MAX_ODD_BYTES:
+            raise DataError(f"{self.path}: over {MAX_ODD} rows have another number of cells than the header")
+        if "straddling" in error:
+            raise DataError(f"{self.path}: a record has over {LARGE_BLOCK} bytes, or a quote is not closed")
+        raise DataError(f"{self.path}: malformed CSV, or not {self.dialect.encoding} text (data.encoding)")

@@ -1,0 +1,224 @@
+"""How a text table is written: encoding, separator, decimal mark, and where its header stands. Looked at, and said.
+
+The whole file is looked at once for its encoding and quotes, its first lines for the rest.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sovfed.clients.data.files import unreadable
+from sovfed.clients.data.tables.words import fold
+from sovfed.federation.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from sovfed.federation.config import DataConfig
+
+PIECE: Final = 1 << 20  # bytes that are looked at together
+MAX_BYTES: Final = 1 << 40
+HEAD: Final = 1 << 16  # bytes that separator and decimal mark are told from
+MAX_HEADER: Final = 1 << 20  # bytes of the first lines
+SEPARATORS: Final = {"tab": "\t"}
+TRIED: Final = (",", ";", "\t", "|")
+BOMS: Final = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+OTHERS: Final = (
+    (b"PK\x03\x04", "an Excel or other zipped file: save it as 'CSV UTF-8'"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel file: save it as 'CSV UTF-8'"),
+    (b"PAR1", "a Parquet file: data.source=parquet reads it"),
+    (b"\x1f\x8b", "compressed by gzip: unpack it"),
+    (b"SQLite format 3\x00", "an SQLite database: data.source=sql reads it"),
+)
+_SEP: Final = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+_NOT_WINDOWS: Final = (0x81, 0x8D, 0x8F, 0x90, 0x9D)
+_POINT: Final = re.compile(r"[+-]?[0-9]*\.[0-9]+(?:[eE][+-]?[0-9]+)?")
+_COMMA: Final = re.compile(r"[+-]?[0-9]*,[0-9]+(?:[eE][+-]?[0-9]+)?")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a file is written."""
+
+    encoding: str
+    separator: str
+    header: tuple[str, ...]
+    skipped: int  # lines before the first record
+    cells: int  # of a row, at least those of the header
+    quoted: bool  # whether a quote stands anywhere
+    decimal: str
+    notes: tuple[str, ...]
+
+
+def look_at(path: Path, config: DataConfig, names: Iterable[str]) -> Dialect:
+    """How the text table at `path` is written; `names` are columns that its header should have. Raises DataError."""
+    try:
+        encoding, quoted = _encoding(path, config.encoding)
+        with path.open("rb") as file:
+            start = file.read(HEAD)
+            more = file.read(MAX_HEADER - HEAD) if quoted or b"\n" not in start else b""
+            head = _decoded(start + more, encoding, path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    declared = None if config.separator == "auto" else SEPARATORS.get(config.separator, config.separator)
+    lines = head.splitlines(keepends=True)
+    skipped = 0
+    if lines and (told := _SEP.fullmatch(lines[0].rstrip("\r\n").strip('"'))):
+        declared, skipped = declared or told[1], 1
+    while skipped < len(lines) and not lines[skipped].strip(" \t;,|\r\n"):
+        skipped += 1
+    body = "".join(lines[skipped:])
+    separator = declared or _separator(body, names)
+    rows, used = _rows(body[:HEAD] if len(body) > HEAD and '"' not in body[:HEAD] else body, separator, path)
+    if not rows:
+        raise DataError(f"{path}: the file has no header")
+    header = tuple(name.strip() for name in rows[0])
+    decimal = config.decimal if config.decimal != "auto" else _decimal(rows[1:], separator)
+    notes = _notes(encoding, config, separator, decimal)
+    cells = max(
+        [len(header), *(len(row) for row in rows[1:] if len(row) > len(header) and not any(row[len(header) :]))]
+    )
+    return Dialect(encoding, separator, header, skipped + used, cells, quoted, decimal, notes)
+
+
+def _encoding(path: Path, declared: str | None) -> tuple[str, bool]:
+    """The file's encoding, and whether it has a quote. UTF-8 and else Windows' own, unless it is declared."""
+    if not path.is_file():
+        raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}; check data.path")
+    size = path.stat().st_size
+    if not 0 < size <= MAX_BYTES:
+        raise DataError(f"{path}: {size} bytes, expected 1 to {MAX_BYTES}")
+    with path.open("rb") as file:
+        start = file.read(64)
+        for magic, what in OTHERS:
+            if start.startswith(magic):
+                raise DataError(f"{path}: {what}")
+        if declared is None:
+            declared = next((name for bom, name in BOMS if start.startswith(bom)), None) or _without_bom(start)
+        file.seek(0)
+        return _scan(file, declared, path)
+
+
+def _scan(file: io.BufferedReader, declared: str | None, path: Path) -> tuple[str, bool]:
+    """One pass over all bytes: are they UTF-8, or Windows-1252, and is each quote closed?"""
+    if declared is not None:
+        _known(declared, path)
+    decoder, windows, quotes = _Utf8(), True, 0
+    while piece := file.read(PIECE):
+        quotes += piece.count(b'"') if b'"' in piece else 0
+        if declared is None and not decoder.takes(piece):
+            windows = windows and not any(bytes([code]) in piece for code in _NOT_WINDOWS)
+    encoding = declared or ("utf-8" if decoder.done() else "cp1252" if windows else "latin-1")
+    if quotes % 2 and not encoding.startswith("utf-16"):
+        raise DataError(f"{path}: malformed CSV: a quote is not closed; within a quoted cell a quote is written twice")
+    return encoding, quotes > 0
+
+
+class _Utf8:
+    """Whether bytes that come in pieces are UTF-8."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._plain = self._valid = True
+
+    def takes(self, piece: bytes) -> bool:
+        """Take a further piece; False if it is more than ASCII."""
+        self._plain = self._plain and piece.isascii()
+        if not self._plain and self._valid:
+            self._feed(piece)
+        return self._plain
+
+    def done(self) -> bool:
+        if self._valid and not self._plain:
+            self._feed(b"", final=True)
+        return self._valid
+
+    def _feed(self, piece: bytes, *, final: bool = False) -> None:
+        try:
+            self._decoder.decode(piece, final)
+        except UnicodeDecodeError:
+            self._valid = False
+
+
+def _known(encoding: str, path: Path) -> None:
+    try:
+        codecs.lookup(encoding)
+        "".encode(encoding)
+    except (LookupError, ValueError):
+        raise DataError(f"{path}: data.encoding is no known text encoding; try utf-8, cp1252 or utf-16") from None
+
+
+def _without_bom(start: bytes) -> str | None:
+    """UTF-16 of Western letters has every other byte zero."""
+    even, odd = start[0::2], start[1::2]
+    if len(odd) > 3 and odd.count(0) > len(odd) * 0.7 and not even.count(0):
+        return "utf-16-le"
+    return "utf-16-be" if len(even) > 3 and even.count(0) > len(even) * 0.7 and not odd.count(0) else None
+
+
+def _decoded(content: bytes, encoding: str, path: Path) -> str:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        return decoder.decode(content)
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not {encoding} text; say how it is written with data.encoding") from None
+
+
+def _separator(body: str, names: Iterable[str]) -> str:
+    """The separator by which most of the header's names are known, else the one that makes most of them."""
+    wanted = {fold(name) for name in names}
+    line = body.split("\n", 1)[0]
+
+    def fit(separator: str) -> tuple[int, int]:
+        try:
+            cells = next(csv.reader([line], delimiter=separator), [])
+        except csv.Error:
+            return 0, 0
+        return sum(fold(cell) in wanted for cell in cells), len(cells)
+
+    return max(TRIED, key=fit)
+
+
+def _rows(body: str, separator: str, path: Path) -> tuple[list[list[str]], int]:
+    """The header and the first whole records, and how many lines the header takes."""
+    text = io.StringIO(body[:MAX_HEADER], newline="")
+    reader = csv.reader(text, delimiter=separator)
+    rows: list[list[str]] = []
+    used = 0
+    try:
+        for row in reader:
+            used = used or reader.line_num
+            rows.append(row)
+            if len(rows) > 200:
+                break
+    except csv.Error:
+        if not rows:
+            raise DataError(f"{path}, line {reader.line_num}: malformed CSV in its header") from None
+    if len(rows) > 2 and len(body) >= HEAD:
+        rows.pop()  # may be cut
+    return rows, used
+
+
+def _decimal(rows: Sequence[Sequence[str]], separator: str) -> str:
+    """The mark that the first rows' numbers have; a comma only where it does not separate cells."""
+    if separator == ",":
+        return "."
+    cells = [cell.strip() for row in rows for cell in row]
+    comma, point = (sum(mark.fullmatch(cell) is not None for cell in cells) for mark in (_COMMA, _POINT))
+    return "," if comma > point or (comma == point == 0 and separator == ";") else "."
+
+
+def _notes(encoding: str, config: DataConfig, separator: str, decimal: str) -> tuple[str, ...]:
+    shown = {"\t": "tab"}.get(separator, f"'{separator}'")
+    guess = (
+        "" if config.encoding or encoding.startswith("utf") else "; if letters are wrong, say how with data.encoding"
+    )
+    said = [f"read as {encoding}{guess}"] if encoding != "utf-8" or config.encoding else []
+    said += [f"separator {shown}"] if separator != "," else []
+    return (*said, *(["decimal comma"] if decimal == "," else []))

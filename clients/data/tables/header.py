@@ -1,0 +1,154 @@
+"""Which column of a table is which column of a schema, and which one says who a person is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sovfed.clients.data.tables.report import COLUMNS, did_you_mean
+from sovfed.clients.data.tables.words import fold
+from sovfed.federation.errors import DataError
+from sovfed.federation.text import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sovfed.federation.config import DataConfig
+    from sovfed.federation.tasks.columns import Column, Schema
+
+PERSON: Final = "person"  # the column's name where neither data.person nor the task's schema gives one
+ROW: Final = "row"  # as data.person: each row is another person
+_LIKE_PERSON: Final = re.compile(
+    r"(patient|person|subject|participant|proband)(in)?([ _.-]*(id|no|nr|num|number|nummer|key|code|identifier|hash))?"
+    r"|(member|client|case|insured|versicherten|fall|pat)[ _.-]*(id|no|nr|num|number|nummer|key|code|identifier|hash)"
+    r"|p?id|mrn|ehr[ _-]*id|nhs[ _-]*(no|number)?|ssn|hn|medical[ _-]*record[ _-]*(no|number)?|empi|kvnr|患者(id|番号)?"
+)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where in a table's header a schema's columns stand."""
+
+    columns: Mapping[str, tuple[int, ...]]  # of each column of the schema, of a shape one a value
+    person: int | None = None
+    site: int | None = None
+    declared: bool = False  # whether schema or settings say who is a person
+    suspects: tuple[str, ...] = ()  # columns that look like a person's, though none is declared
+
+    @property
+    def wanted(self) -> list[int]:
+        """Every column that is read, each once."""
+        places = {place for part in self.columns.values() for place in part}
+        return sorted(places | {place for place in (self.person, self.site) if place is not None})
+
+    @property
+    def not_private(self) -> str:
+        """Why no private run may use the table, or ""."""
+        if self.declared:
+            return ""
+        looks = ""
+        if self.suspects:
+            looks = f"; column {_listed(self.suspects)} looks like one: if it is, set data.person={self.suspects[0]}"
+        return (
+            f"nothing says whose a row is: there is no column '{PERSON}'{looks}. Name the column of persons with "
+            f"data.person, or, if each row is another person, declare that with data.person={ROW}"
+        )
+
+
+def locate(
+    schema: Schema, header: Sequence[str], config: DataConfig, where: str, *,
+    targets: bool = True, files: bool = False, renamed: Mapping[str, str] | None = None,
+) -> Places:  # fmt: skip
+    """Find the schema's columns in `header`, whatever the case of its letters. Raises DataError.
+
+    `renamed` gives the header's own word for a column of the schema. With `files` a column of images holds the names
+    of files. Without `targets` what is learnt need not be there.
+    """
+    index = Index(header, where)
+    columns: dict[str, tuple[int, ...]] = {}
+    lacking: list[str] = []
+    for column in schema.columns:
+        if column.role == "target" and not targets:
+            continue
+        places = _of(column, index, (renamed or {}).get(column.name), files=files)
+        columns[column.name] = tuple(place for place in places if place is not None)
+        if None in places:
+            lacking.append(column.name)
+    if lacking:
+        raise DataError(index.lacks(lacking))
+    site = index.demand(config.site_column, "data.site_column") if config.site_column else None
+    person, declared = _person(schema, config, index)
+    used = {place for part in columns.values() for place in part} | {site}
+    suspects = () if person is not None else tuple(
+        name for place, name in enumerate(header) if place not in used and _LIKE_PERSON.fullmatch(fold(name))
+    )  # fmt: skip
+    return Places(columns, person, site, declared, suspects)
+
+
+class Index:
+    """A header's names, found as they are, or by letters alone."""
+
+    def __init__(self, header: Sequence[str], where: str) -> None:
+        self.header, self.where = header, where
+        self._exact: dict[str, list[int]] = {}
+        self._folded: dict[str, list[int]] = {}
+        for place, name in enumerate(header):
+            self._exact.setdefault(name, []).append(place)
+            self._folded.setdefault(fold(name), []).append(place)
+
+    def place(self, name: str) -> int | None:
+        """Where column `name` stands. Raises DataError if it stands there twice."""
+        places = self._exact.get(name) or self._folded.get(fold(name)) or []
+        if len(places) > 1:
+            raise DataError(f"{self.where}: the header names a column twice: '{name}'")
+        return places[0] if places else None
+
+    def demand(self, name: str, setting: str) -> int:
+        """Where column `name` stands. Raises DataError if it does not."""
+        place = self.place(name)
+        if place is None:
+            raise DataError(
+                f"{self.where}: the header lacks the column '{name}' of {setting}{did_you_mean(name, self.header)}"
+            )
+        return place
+
+    def lacks(self, names: Sequence[str]) -> str:
+        """What to say of columns that are not there."""
+        shown = ", ".join(
+            f"'{name}'{did_you_mean(name, self.header) if len(names) <= COLUMNS else ''}" for name in names[:COLUMNS]
+        )
+        more = f" and {len(names) - COLUMNS} more" if len(names) > COLUMNS else ""
+        alone = ", or its separator is another one (data.separator)" if len(self.header) == 1 else ""
+        return f"{self.where}: the header lacks {len(names)} columns: {shown}{more}{alone}"
+
+
+def _of(column: Column, index: Index, own: str | None, *, files: bool) -> list[int | None]:
+    """Where a column's values stand: in one column of its name, or in one for each value."""
+    whole = index.place(own or column.name)
+    if whole is not None or not column.shape or column.kind == "text" or (files and column.kind == "image"):
+        return [whole]
+    return [index.place(name) for name in column.cells()]
+
+
+def _person(schema: Schema, config: DataConfig, index: Index) -> tuple[int | None, bool]:
+    """Where the person's column stands, and whether anything declares who is a person. Raises DataError."""
+    by_row = config.person == ROW or (schema.one_row_a_person and config.person is None)
+    if by_row:
+        words = [schema.person or PERSON, ROW] if config.person == ROW else []
+        if (there := [name for name in words if index.place(name) is not None]) or schema.person:
+            raise DataError(
+                f"{index.where}: data.person is '{ROW}', each row another person, yet there is a column "
+                f"{_listed(there or [schema.person])}"
+            )
+        return None, True
+    if config.person:
+        return index.demand(config.person, "data.person"), True
+    if schema.person:
+        return index.demand(schema.person, "the task, which names the person,"), True
+    place = index.place(PERSON)
+    return place, place is not None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{visible(name)[:64]}'" for name in names[:COLUMNS])

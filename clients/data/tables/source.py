@@ -1,0 +1,46 @@
+"""Where a table's rows come from: a header, then batches of cells as Arrow holds them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pyarrow as pa
+
+    from sovfed.clients.data.tables.report import Lines, Report
+
+
+class Batch(NamedTuple):
+    """Some rows: of each column that was asked for its cells, and each row's line."""
+
+    cells: list[pa.Array]
+    lines: Lines
+
+
+class Restart(Exception):  # noqa: N818 - no error: the source has learnt how the file is written
+    """All batches so far are void: ask for them anew."""
+
+
+class Source(Protocol):
+    """A table. `header` has its columns' names, `word` says what a line number counts."""
+
+    where: str
+    header: Sequence[str]
+    word: str
+    decimal: str
+
+    def batches(self, wanted: Sequence[int], numeric: Sequence[int], report: Report) -> Iterator[Batch]:
+        """The columns at `wanted`, those at `numeric` among them as numbers where the source can.
+
+        May raise `Restart`. Faults of whole rows go to `report`. Raises DataError.
+        """
+
+
+def no_rows(report: Report) -> Any:
+    """Forget what was counted, before the rows come again."""
+    report.rows = report.used = report.empty = report.bad = 0
+    report.missing.clear()
+    report.faults.clear()
+    report.bad_lines.clear()

@@ -1,0 +1,154 @@
+"""What a cell's text means: missing, yes or no, a category, a number, a day. One cell at a time, by declared rules.
+
+Nothing here looks at another row: what a cell means never depends on who else is in the table.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from sovfed.federation.config import DataConfig
+    from sovfed.federation.tasks.columns import Column
+
+ABSENT: Final = frozenset(
+    {
+        "", "-", "--", ".", "?", "na", "n/a", "#n/a", "#na", "<na>", "nan", "-nan", "nat", "null", "none", "nil",
+        "#null!", "missing", "k.a.", "k. a.", "n.a.", "n. a.",
+    }
+)  # fmt: skip
+NOBODY: Final = frozenset({"", "-", "<na>", "#n/a", "n/a", "na", "nan", "nat", "none", "null"})  # as a person's name
+TRUE: Final = frozenset({"1", "true", "t", "yes", "y", "ja", "j", "oui", "si", "sí", "wahr", "vrai", "はい"})
+FALSE: Final = frozenset({"0", "false", "f", "no", "n", "nein", "non", "falsch", "faux", "いいえ"})
+
+MISSING: Final = "missing"
+NUMBER: Final = "number"
+LIMIT: Final = "limit"
+OUTSIDE: Final = "outside"
+UNKNOWN: Final = "unknown"
+CODED: Final = "coded"
+DATE: Final = "date"
+CELLS: Final = "cells"
+PERSON: Final = "person"
+FILE: Final = "file"
+
+_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+_CENSORED: Final = re.compile(r"[<>≤≥]=?\s*(?=[+-]?[0-9.,])")
+_WHOLE: Final = re.compile(r"([0-9]+)\.0+")
+_ISO: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ][0-9:.]*(?:Z|[+-][0-9:]{2,6})?)?")
+_EPOCH: Final = datetime.date(1970, 1, 1).toordinal()
+
+
+def fold(text: str) -> str:
+    """`text` as words are compared: NFC, each space as one and none around it, in small letters."""
+    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
+
+
+def person_name(cell: str) -> str:
+    """The name in a cell as it is compared: in Unicode's NFC, without spaces around it, and each within it as one."""
+    return " ".join(unicodedata.normalize("NFC", cell).split())
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How an institution's cells are written, as its settings declare it."""
+
+    decimal: str = "."
+    limits: str = "refuse"  # of a value below detection, as in <0.2; "limit" takes the limit
+    date_format: str = ""  # "": ISO 8601
+    more_absent: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: DataConfig, decimal: str = ".") -> Rules:
+        """The rules that the settings declare, with the file's own decimal mark."""
+        return cls(decimal, config.detection_limit, config.date_format or "", config.missing_words)
+
+    @cached_property
+    def absent(self) -> frozenset[str]:
+        """Every word that says that there is no value, as `fold` writes it."""
+        return ABSENT | {fold(word) for word in self.more_absent}
+
+    def number(self, cell: str) -> tuple[float, str]:
+        """The number in a cell and "", or NaN and what is wrong with it."""
+        text = " ".join(cell.split()).replace("−", "-")
+        if fold(text) in self.absent:
+            return float("nan"), MISSING
+        censored = _CENSORED.match(text)
+        if censored is not None:
+            text = text[censored.end() :]
+        if self.decimal == ",":
+            text = text.replace(",", ".") if "." not in text else "?"
+        if not _NUMBER.fullmatch(text):
+            return float("nan"), NUMBER
+        if censored is not None and self.limits == "refuse":
+            return float("nan"), LIMIT
+        return float(text), ""
+
+    def day(self, cell: str) -> tuple[float, str]:
+        """Days from 1970-01-01 to the date in a cell and "", or NaN and what is wrong with it."""
+        text = cell.strip()
+        if fold(text) in self.absent:
+            return float("nan"), MISSING
+        try:
+            if self.date_format:
+                date = datetime.datetime.strptime(text, self.date_format).date()  # noqa: DTZ007 - a day has no zone
+            elif iso := _ISO.fullmatch(text):
+                date = datetime.date.fromisoformat(iso[1])
+            else:
+                return float("nan"), DATE
+        except ValueError:
+            return float("nan"), DATE
+        return float(date.toordinal() - _EPOCH), ""
+
+
+class Words:
+    """The words of a boolean's or a category's values, and the code of each."""
+
+    def __init__(self, column: Column, rules: Rules) -> None:
+        self._absent = rules.absent
+        self._exact = {person_name(word): code for code, word in enumerate(column.categories)}
+        self._codes = _boolean(column) if column.kind == "boolean" else _categories(column)
+
+    def code(self, cell: str) -> tuple[int, str]:
+        """The code of a cell's word and "", or -1 and what is wrong with it."""
+        if (exact := person_name(cell)) in self._exact:
+            return self._exact[exact], ""
+        word = fold(cell)
+        whole = _WHOLE.fullmatch(word)
+        for form in (word, whole[1] if whole else word):
+            if form in self._codes:
+                return self._codes[form], ""
+        if word in self._absent:
+            return -1, MISSING
+        return -1, CODED if (whole[1] if whole else word).isdecimal() else UNKNOWN
+
+
+def _boolean(column: Column) -> dict[str, int]:
+    """The usual words, and those that the column declares; a declared digit takes all usual digits away."""
+    return _two({**dict.fromkeys(FALSE, 0), **dict.fromkeys(TRUE, 1)}, column)
+
+
+def _two(usual: dict[str, int], column: Column) -> dict[str, int]:
+    declared = {fold(word): 0 for word in column.false} | {fold(word): 1 for word in column.true}
+    if any(word.isdecimal() for word in declared):
+        usual = {word: code for word, code in usual.items() if not word.isdecimal()}
+    return usual | declared
+
+
+def _categories(column: Column) -> dict[str, int]:
+    """The categories' own words, and their numbers unless they are numbers themselves; of two, also yes and no."""
+    words = [fold(word) for word in column.categories]
+    own = {word: code for code, word in enumerate(words) if words.count(word) == 1}  # else capitals tell them apart
+    numbers = {} if any(word.isdecimal() for word in words) else {str(code): code for code in range(len(words))}
+    if len(words) != 2:
+        return numbers | own
+    for yes, no in ((1, 0), (0, 1)):
+        if words[yes] in TRUE and words[no] in FALSE and not words[yes].isdecimal():
+            letters = {word: yes for word in TRUE if not word.isdecimal()}
+            numbers |= letters | {word: no for word in FALSE if not word.isdecimal()}
+    return _two(numbers, column) | own

@@ -1,0 +1,160 @@
+"""What a column of a file is, seen by its name and its text cells: kind, rounded bounds, words, what is missing."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from datetime import date
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.federation.tasks.columns import PACKED
+from sovfed.federation.tasks.taskfile import EPOCH, LONGEST_WORD
+from sovfed.federation.text import steers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CONFIRM: Final = "to be confirmed"
+MOST_CATEGORIES: Final = 30
+LONGEST_CATEGORY: Final = 40
+MARGIN: Final = 0.2  # of the values' reach, that bounds go beyond it
+OFTEN: Final = 0.05  # missing: a further input says so
+FEW: Final = 6  # whole numbers that may be the codes of categories
+NICE: Final = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+ABSENT: Final = frozenset(("", "na", "n/a", "nan", "null", "none", "-", ".", "?", "#n/a", "missing", "unknown"))
+PAIRS: Final = (("no", "yes"), ("false", "true"), ("0", "1"), ("n", "y"), ("f", "t"), ("nein", "ja"), ("non", "oui"))
+IDS: Final = re.compile(r"(.*[ _-])?(id|nr|no|number|key|uuid|guid|mrn|index)", re.IGNORECASE)
+NUMBER: Final = re.compile(r"[<>≤≥]?\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
+DAY: Final = re.compile(r"(\d{4})-(\d{2})-(\d{2})|(\d{1,2})\.(\d{1,2})\.(\d{4})", re.ASCII)
+
+
+@dataclass
+class Seen:
+    """What is known of a column: its kind (or why it is left out), and the values for a `Column`."""
+
+    kind: str
+    reason: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    note: str = CONFIRM
+
+
+def absent(cell: str) -> bool:
+    """Whether a cell stands for a missing value."""
+    return cell.casefold() in ABSENT
+
+
+def look(name: str, cells: Sequence[str], decimal: str) -> Seen:
+    """What a column is, by its name and its cells."""
+    there = [cell for cell in cells if not absent(cell)]
+    words = sorted(set(there))
+    if not 1 <= len(name) <= LONGEST_WORD or name == PACKED or name.startswith(".") or steers(name):
+        return Seen("", f"a name has 1 to {LONGEST_WORD} printable characters, is not 'x' and begins with no dot")
+    if not there:
+        return Seen("", "empty")
+    if len(words) == 1:
+        return Seen("", "the same value in every record here")
+    missing = len(cells) - len(there)
+    if pair := _boolean(words):
+        return Seen("boolean", values={**pair, **_mean(missing, len(cells))}, note="")
+    if (numbers := _numbers(there, decimal)) is not None:
+        return _number(name, numbers, missing, len(cells))
+    if (days := _dates(there)) is not None:
+        bounds = {"low": _january(min(days), -1), "high": _january(max(days), 2) - 1}
+        return Seen("date", values={**bounds, **_mean(missing, len(cells))})
+    return _category(name, there, words, missing)
+
+
+def _category(name: str, there: Sequence[str], words: Sequence[str], missing: int) -> Seen:
+    if len(words) == len(there):
+        return Seen("", "another value in every record: an identifier or free text")
+    if max(map(len, words)) > LONGEST_CATEGORY or any(map(steers, words)):
+        return Seen("", "free text")
+    if len(words) > MOST_CATEGORIES or len(words) > len(there) / 2:
+        return Seen("", f"{len(words)} different words in {len(there)} records: too many categories, or free text")
+    rule = {"missing": "category"} if missing else {}
+    return Seen("category", values={"categories": tuple(words), **rule}, note=f"{CONFIRM}: are these all the words?")
+
+
+def _number(name: str, numbers: Sequence[float], missing: int, count: int) -> Seen:
+    whole = all(value.is_integer() for value in numbers)
+    different = len(set(numbers))
+    running = different == len(numbers) and max(numbers) - min(numbers) + 1 == different
+    if whole and different > 2 and different == len(numbers) and (IDS.fullmatch(name) or running):
+        return Seen("", "another whole number in every record: an identifier")
+    low, high = _beyond(min(numbers), max(numbers))
+    values = {"low": low, "high": high, **_plausible(numbers), **_mean(missing, count)}
+    few = whole and different <= FEW and max(numbers) < 100
+    return Seen("number", values=values, note=f"{CONFIRM}: or the codes of categories?" if few else CONFIRM)
+
+
+def _mean(missing: int, count: int) -> dict[str, Any]:
+    if not missing:
+        return {}
+    return {"missing": "mean", "indicator": True} if missing > OFTEN * count else {"missing": "mean"}
+
+
+def _boolean(words: Sequence[str]) -> dict[str, Any]:
+    """The words for 0 and 1, if that is what two words are."""
+    if len(words) != 2:
+        return {}
+    for no, yes in PAIRS:
+        if {word.casefold() for word in words} == {no, yes}:
+            by_meaning = {word.casefold(): word for word in words}
+            return {"false": (by_meaning[no],), "true": (by_meaning[yes],)}
+    return {}
+
+
+def _numbers(cells: Sequence[str], decimal: str) -> list[float] | None:
+    found = []
+    for cell in cells:
+        text = cell.replace(decimal, ".") if decimal != "." else cell
+        if not NUMBER.fullmatch(text) or (len(text) > 1 and text[0] == "0" and text.isdigit()):  # 007 is a code
+            return None
+        found.append(float(text.lstrip("<>≤≥ ")))
+    return found if all(map(math.isfinite, found)) and max(map(abs, found)) <= 1e29 else None
+
+
+def _dates(cells: Sequence[str]) -> list[int] | None:
+    found = []
+    for cell in cells:
+        match = DAY.match(cell)
+        if match is None:
+            return None
+        year, month, day, own_day, own_month, own_year = match.groups()
+        parts = (year, month, day) if year else (own_year, own_month, own_day)
+        try:
+            found.append(date(*map(int, parts)).toordinal() - EPOCH)
+        except ValueError:
+            return None
+    return found
+
+
+def _january(days: int, decades: int) -> int:
+    """The 1st of January that begins the decade of `days` since 1970, some `decades` on; -1: its own."""
+    year = date.fromordinal(days + EPOCH).year // 10 * 10 + 10 * max(0, decades - 1)
+    return date(min(max(year, 1), 9990), 1, 1).toordinal() - EPOCH
+
+
+def _beyond(low: float, high: float) -> tuple[float, float]:
+    """Round bounds outside of [low, high], by a fifth of what they reach at least; 0 where nothing is below it."""
+    reach = MARGIN * max(abs(low), abs(high), 1e-9)
+    least = 0.0 if low >= 0 else -_nice(-low + reach)
+    greatest = 0.0 if high <= 0 else _nice(high + reach)
+    return least, greatest
+
+
+def _nice(value: float, *, up: bool = True) -> float:
+    """The next round number at or above (or below) `value` > 0."""
+    size = 10.0 ** math.floor(math.log10(value))
+    steps = [step for step in NICE if (step * size >= value if up else step * size <= value * (1 + 1e-9))]
+    chosen = (steps[0] if steps else NICE[-1]) if up else (steps[-1] if steps else NICE[0])
+    return float(f"{chosen * size:.6g}")
+
+
+def _plausible(numbers: Sequence[float]) -> dict[str, Any]:
+    """Where the middle of another institution's values may lie, which tells another unit; of positive numbers only."""
+    middle = sorted(numbers)[len(numbers) // 2]
+    if min(numbers) < 0 or middle <= 0 or len(set(numbers)) <= FEW:
+        return {}
+    return {"plausible": (_nice(middle / 2, up=False), _nice(middle * 2))}

@@ -1,0 +1,162 @@
+"""The card of a model: one page that says what it is for, what it came of, what it promises, and how to use it."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.federation.privacy.statement import detection_rate
+
+if TYPE_CHECKING:
+    from sovfed.federation.models.facts import Facts, Privacy
+    from sovfed.federation.tasks.columns import Column
+
+MAX_ROWS: Final = 500  # of the schema's table
+LISTED: Final = 100  # institutions that are named
+
+
+def to_html(facts: Facts, sha256: str) -> str:
+    """The page, self-contained; all text from outside is escaped. `sha256` is of `model.safetensors`."""
+    task, run = facts.task, facts.run
+    targets = [column for column in task.schema.columns if column.role == "target"]
+    return _PAGE.format(
+        title=_safe(task.title or task.name), name=_safe(task.name), version=_safe(task.version),
+        digest=_safe(task.digest), sha256=_safe(sha256), run=_safe(run.name), date=_safe(run.date),
+        purpose=_purpose(targets), data=_data(facts), rows="".join(map(_row, task.schema.columns[:MAX_ROWS])),
+        more="" if len(task.schema.columns) <= MAX_ROWS else f"<p>… {len(task.schema.columns)} columns in all.</p>",
+        metrics=_metrics(facts), privacy=_privacy(run.privacy), parameters=f"{task.parameters:,}",
+        rounds=run.rounds, strategy=_safe(run.strategy or "–"), sovfed=_safe(facts.sovfed), limits=_limits(facts),
+        source=f"<p>Data: {_safe(task.citation)} {_safe(task.licence and f'({task.licence})')}</p>"
+        if task.citation or task.licence else "",
+    )  # fmt: skip
+
+
+def _purpose(targets: list[Column]) -> str:
+    said = []
+    for column in targets:
+        if column.categories:
+            said.append(f"<em>{_safe(column.name)}</em>, one of {_listed(column.categories)}")
+        else:
+            said.append(f"<em>{_safe(column.name)}</em>{_safe(f' in {column.unit}') if column.unit else ''}")
+    return "It estimates " + " and ".join(said) + " of a record." if said else "It learns from its inputs alone."
+
+
+def _data(facts: Facts) -> str:
+    run = facts.run
+    how = "a simulation in one process" if run.simulated else "institutions that kept their records at home"
+    if not run.institutions:
+        return f"Trained by {how}."
+    many = f"Trained by {how}: {len(run.institutions)} took part"
+    return f"{many} ({_listed(run.institutions)})." if len(run.institutions) <= LISTED else f"{many}."
+
+
+def _row(column: Column) -> str:
+    if column.categories:
+        values = _listed(column.categories)
+    else:
+        low, high = column.bounds
+        values = f"{low:g} to {high:g} {_safe(column.unit)}"
+    shape = f" of shape {' × '.join(map(str, column.shape))}" if column.shape else ""
+    missing = "–" if column.role == "target" else "is refused" if column.missing == "refuse" else column.missing
+    cells = (_safe(column.name), column.role, column.kind + shape, values, missing)
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _metrics(facts: Facts) -> str:
+    if not facts.run.metrics:
+        private = "a private run tells none, since held-out records are persons' too"
+        why = private if facts.run.privacy else "none given"
+        return (
+            f"<p>No metrics: {why}. An institution measures the model on its own held-out records with "
+            "<code>sovfed client model evaluate</code>.</p>"
+        )
+    rows = "".join(
+        f"<tr><td>{_safe(name)}</td><td>{value:.4g}</td></tr>" for name, value in sorted(facts.run.metrics.items())
+    )
+    return (
+        "<p>On the held-out records of all institutions together.</p>"
+        f"<table><tr><th>Metric</th><th>Value</th></tr>{rows}</table>"
+    )
+
+
+def _privacy(privacy: Privacy | None) -> str:
+    if privacy is None:
+        return (
+            "<p class=warning><strong>Not private.</strong> The run had no differential privacy: whoever has the model "
+            "may be able to tell whether a person's records were used.</p>"
+        )
+    if privacy.seeded:
+        return "<p class=warning><strong>Not private.</strong> The noise came from a known seed.</p>"
+    most = detection_rate(privacy.epsilon, privacy.delta, 0.01)
+    return (
+        f"<p>Differential privacy for each person: ε = {privacy.epsilon:.3f}, δ = {privacy.delta:g}, mechanism "
+        f"{_safe(privacy.mechanism)}. A test that wrongly accuses 1 % of those who did not take part finds at most "
+        f"{100 * most:.1f} % of those who did. The statement (<code>privacy.html</code> beside this page) says what "
+        "that means and what it does not.</p>"
+    )
+
+
+def _limits(facts: Facts) -> str:
+    said = [
+        "It was measured on records of the institutions named here; elsewhere it may do worse. Measure first.",
+        "Values outside the bounds in the table above are refused, not guessed at.",
+        "It is no medical device and no decision: a person decides.",
+    ]
+    if facts.run.simulated:
+        said.append("It comes of a simulation, so of records that lay in one place.")
+    return "".join(f"<li>{line}</li>" for line in said)
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    shown = ", ".join(map(_safe, words[:LISTED]))
+    return f"{shown}, … ({len(words)} in all)" if len(words) > LISTED else shown
+
+
+def _safe(text: Any) -> str:
+    return html.escape(str(text))
+
+
+_PAGE: Final = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>Model card: {title}</title>
+<style>
+body {{ font: 16px/1.5 serif; max-width: 46em; margin: 2em auto; padding: 0 1em }}
+table {{ border-collapse: collapse }} td, th {{ border: 1px solid #999; padding: .3em .6em; text-align: left }}
+pre {{ background: #f4f4f4; padding: .6em; overflow-x: auto }}
+.warning {{ border: 3px solid #b00; padding: 1em }}
+</style>
+<h1>{title}</h1>
+<p>Task: {name}, version {version}<br>Run: {run}<br>Date: {date}<br>SHA-256 of model.safetensors:
+<code>{sha256}</code><br>
+Digest of the task: <code>{digest}</code></p>
+<h2>What it is for</h2>
+<p>{purpose} It has {parameters} trained values.</p>
+<h2>What it came of</h2>
+<p>{data} {rounds} rounds, strategy {strategy}, sovfed {sovfed}.</p>
+{source}
+<h2>How good it is</h2>
+{metrics}
+<h2>What it promises the persons in the records</h2>
+{privacy}
+<h2>What it is given</h2>
+<table>
+<tr><th>Column</th><th>Role</th><th>Kind</th><th>Values</th><th>If missing</th></tr>
+{rows}
+</table>
+{more}
+<h2>How to use it</h2>
+<pre>sovfed model predict model.safetensors patients.csv --out predictions.csv</pre>
+<pre>from pathlib import Path
+import pandas
+from sovfed.federation.models.saved import load_model
+
+model = load_model(Path("model.safetensors"))
+frame = pandas.read_csv("patients.csv")
+print(pandas.DataFrame(model.predict_rows(dict(frame))))</pre>
+<p>Without sovfed: <code>sovfed model export model.safetensors --torch model.pt2</code> (or <code>--onnx</code>) writes
+a program that takes raw values.</p>
+<h2>Limits</h2>
+<ul>{limits}</ul>
+</html>
+"""

@@ -1,0 +1,301 @@
+"""A trained model on disk: `model.safetensors`, all its tensors by name, with `model.json` and a card beside it.
+
+The head of the safetensors file holds the facts too, so that the one file is enough, and its SHA-256 stands for all of
+it. `model.json` says the same, and that digest. Nothing in either file is code: the task is looked up among those that
+are installed, or read from the task.yaml that the facts hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from sovfed.federation.errors import ConfigError, DataError
+from sovfed.federation.files import write_private
+from sovfed.federation.messages import OWN, Vector
+from sovfed.federation.models.card import to_html
+from sovfed.federation.models.facts import Facts, RunFacts, facts_of, from_json, to_json
+from sovfed.federation.models.outputs import Predictions, Reading, named
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.layout import Applied
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+    from torch import Tensor, nn
+
+    from sovfed.federation.messages import Sums
+    from sovfed.federation.tasks.columns import Table
+
+MODEL: Final = "model.safetensors"
+FACTS: Final = "model.json"
+CARD: Final = "model.html"
+FILES: Final = (MODEL, FACTS, CARD)
+FLAT: Final = "model"  # the one tensor of a task that trains nothing
+MAX_BYTES: Final = 1 << 35
+MAX_HEAD_BYTES: Final = 100_000_000  # what safetensors allows
+DTYPES: Final = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A trained model with all that it takes to use it. `sha256` is of its file, hexadecimal."""
+
+    task: Task
+    network: nn.Module | None  # None: the task trains nothing
+    scale: Sums
+    facts: Facts
+    sha256: str
+    flat: Vector | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The torch module: a tree of scaled inputs in, outputs [n, …] out. Raises ConfigError if there is none."""
+        if self.network is None:
+            raise ConfigError(f"task '{self.task.name}' trains nothing, so there is no model to use")
+        return self.network
+
+    @cached_property
+    def reading(self) -> Reading:
+        """What the outputs mean."""
+        return Reading(self.task, self.scale)
+
+    @cached_property
+    def vector(self) -> Vector:
+        """What travelled, shape [d]."""
+        if self.network is not None:
+            return self.task.layout.vector(self.network)
+        return self.flat if self.flat is not None else np.zeros(0, np.float32)
+
+    def outputs(self, table: Table) -> npt.NDArray[np.float32]:
+        """The model's own outputs of raw records, shape [n, …], `task.evaluation_batch` at a time."""
+        return self._run(table, torch.nn.Identity())
+
+    def predict(self, table: Table) -> Predictions:
+        """What the model says of raw records, as the schema stores them: by name, an array of n values each.
+
+        Classes: the target's own word, and `probability_WORD` of each. Numbers: in the target's unit. Several booleans:
+        yes or no and the probability of each. Survival: `survival_TIME`, and `risk` = 1 − the last of them.
+        """
+        return named(self.task, self.reading.kind, self._run(table, self.reading))
+
+    def predict_rows(self, columns: Mapping[str, Sequence[object]]) -> Predictions:
+        """`predict` of columns as a table or data frame has them: numbers, words, dates. Raises DataError."""
+        from sovfed.federation.models.rows import to_table
+
+        return self.predict(to_table(self.task.schema, columns))
+
+    @torch.no_grad()
+    def _run(self, table: Table, reading: nn.Module) -> npt.NDArray[np.float32]:
+        bound, module = self.task.transform.bound(self.scale), self.module.eval()
+        count = len(next(iter(table.values())))
+        parts = []
+        for start in range(0, max(count, 1), self.task.evaluation_batch):
+            batch = {
+                name: torch.from_numpy(np.ascontiguousarray(part[start : start + self.task.evaluation_batch]))
+                for name, part in table.items()
+            }
+            parts.append(reading(module(bound.inputs(batch)).float()))
+        found: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+        return found
+
+
+def save_model(folder: Path, task: Task, vector: Vector, scale: Sums, run: RunFacts, normalisation: str = OWN) -> str:
+    """Write the model `vector` [d] with its `scale` into `folder`, as `FILES`; the SHA-256 of `model.safetensors`.
+
+    `task` is the one that was trained, of which `normalisation` says how its layers were made.
+    """
+    return write_model(folder, task, vector, facts_of(task, scale, run, normalisation))
+
+
+def write_model(folder: Path, task: Task, vector: Vector, facts: Facts) -> str:
+    """`save_model` with facts that are known: equal ones of an equal model give equal bytes, so an equal digest."""
+    from safetensors.torch import save
+
+    head = {"sovfed": to_json(facts)}  # one key: safetensors writes several in any order
+    content = save(_contiguous(tensors_of(task, vector)), metadata=head)
+    digest = hashlib.sha256(content).hexdigest()
+    write_private(folder / MODEL, content)
+    write_private(folder / FACTS, to_json(facts, model_sha256=digest).encode())
+    write_private(folder / CARD, to_html(facts, digest).encode())
+    return digest
+
+
+def tensors_of(task: Task, vector: Vector) -> dict[str, Tensor]:
+    """Every tensor of the task's model by name, those of `vector` [d] in their places. Raises DataError."""
+    if vector.shape != (task.parameters,) or not np.isfinite(vector).all():
+        raise DataError(f"a model of {vector.size} values, expected {task.parameters} finite ones")
+    if task.build is None:
+        return {FLAT: torch.from_numpy(vector)}
+    module = task.model()
+    with torch.no_grad():
+        for part, tensor in zip(task.layout.parts, task.layout.tensors(module), strict=True):
+            tensor.copy_(torch.tensor(vector[part.place]).view(part.shape))
+    return named_tensors(task, module)
+
+
+def named_tensors(task: Task, module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of `module`'s state dict, and running statistics that it leaves out; no copies."""
+    inner = module.inner if isinstance(module, Applied) else module
+    state: dict[str, Any] = inner.state_dict(keep_vars=True)
+    others = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ConfigError(f"task '{task.name}': the state of its model holds {others[0]!r}, which is no tensor")
+    travelling = zip((part.name for part in task.layout.parts), task.layout.tensors(module), strict=True)
+    return state | {name: tensor for name, tensor in travelling if name not in state}
+
+
+def load_model(path: Path, *, any_version: bool = False, sha256: str = "") -> LoadedModel:
+    """The model in `path`: its folder, or its `model.safetensors`.
+
+    Checked before a tensor is made: format, facts, and names, types and sizes against the task's own model; then that
+    what travelled is finite and nothing is not a number. `any_version` takes a task whose digest is another than the
+    model's, if all its tensors and its schema are the same; `sha256` is the digest that the file must have, "" any.
+    Raises DataError, or ConfigError for the task.
+    """
+    from safetensors.torch import load
+
+    path = path / MODEL if path.is_dir() else path
+    content = _read(path)
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 and not hmac.compare_digest(digest.encode(), sha256.encode()):
+        raise DataError(f"{path}: SHA-256 {digest}, expected {sha256[:64]!a}")
+    facts, entries = _head(content, path)
+    _check_beside(path, digest)
+    task = _task(facts, path, any_version=any_version)
+    scale = facts.scale(task.transform.size)
+    module = task.model() if task.build is not None else None
+    wanted = named_tensors(task, module) if module is not None else {FLAT: torch.zeros(task.parameters)}
+    _check_shapes(entries, wanted, path)
+    try:
+        tensors = load(content)
+    except Exception as error:  # what safetensors raises is its own
+        raise DataError(f"{path}: not a safetensors file") from error
+    _check_values(tensors, {part.name for part in task.layout.parts} if module is not None else {FLAT}, path)
+    if module is None:
+        return LoadedModel(task, None, scale, facts, digest, tensors[FLAT].numpy())
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(tensors[name])
+    return LoadedModel(task, module.eval(), scale, facts, digest)
+
+
+def read_facts(path: Path) -> Facts:
+    """What the file of a model (or its folder) says of it, without its tensors. Raises DataError."""
+    path = path / MODEL if path.is_dir() else path
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            head = file.read(min(size, MAX_HEAD_BYTES))
+    except OSError as error:
+        raise DataError(f"{path}: missing or not readable") from error
+    return _head(size.to_bytes(8, "little") + head, path)[0]
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that share no memory, as safetensors wants them."""
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+
+
+def _read(path: Path) -> bytes:
+    """All of the file: what is checked is what is loaded."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise DataError(f"{path}: {size} bytes, at most {MAX_BYTES}")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: missing or not readable") from error
+
+
+def _head(content: bytes, path: Path) -> tuple[Facts, dict[str, Any]]:
+    """The facts in the head of a safetensors file, and its entries: type and shape of each tensor by name."""
+    size = int.from_bytes(content[:8], "little")
+    if not 2 <= size <= min(len(content) - 8, MAX_HEAD_BYTES):
+        raise DataError(f"{path}: not a safetensors file")
+    try:
+        entries = json.loads(content[8 : 8 + size])
+        text = entries.pop("__metadata__", {}).get("sovfed")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path}: not a safetensors file") from error
+    if not isinstance(text, str):
+        raise DataError(f"{path}: no model of sovfed, or one of before version 1 of the format")
+    return from_json(text, str(path))[0], entries
+
+
+def _check_beside(path: Path, digest: str) -> None:
+    """Raise DataError if the `model.json` beside the file speaks of another."""
+    beside = path.with_name(FACTS)
+    if path.name != MODEL or not beside.is_file():
+        return
+    try:
+        said = from_json(beside.read_bytes(), str(beside))[1].get("model_sha256", "")
+    except OSError as error:
+        raise DataError(f"{beside}: not readable") from error
+    if not hmac.compare_digest(said.encode(), digest.encode()):
+        raise DataError(f"{path}: SHA-256 {digest}, {FACTS} beside it says {said[:64]!a}")
+
+
+def _task(facts: Facts, path: Path, *, any_version: bool) -> Task:
+    from sovfed.federation.tasks.registry import get_task
+
+    said = facts.task
+    if said.text:
+        task = _declared(said.text).with_normalisation(said.normalisation)
+    else:
+        task = get_task(said.name, said.parameters, said.normalisation)
+    if task.schema != said.schema:
+        raise ConfigError(f"{path}: its schema is not that of task '{said.name}' here, version {task.version}")
+    if task.digest != said.digest and not any_version:
+        raise ConfigError(
+            f"{path}: made with task '{said.name}' version {said.version} of digest {said.digest[:16]}…, the one here "
+            f"is version {task.version} of {task.digest[:16]}…: install that one, or accept this one (--any-version)"
+        )
+    if task.parameters != said.parameters:
+        raise ConfigError(f"{path}: {said.parameters} values, task '{said.name}' here has {task.parameters}")
+    return task
+
+
+def _declared(text: str) -> Task:
+    """The task that a task.yaml declares."""
+    from sovfed.federation.tasks.declared import task_from_text
+
+    return task_from_text(text)
+
+
+def _check_shapes(entries: dict[str, Any], wanted: Mapping[str, Tensor], path: Path) -> None:
+    if entries.keys() != wanted.keys():
+        odd = sorted(entries.keys() ^ wanted.keys())
+        raise DataError(
+            f"{path}: {len(entries)} tensors, the task's model has {len(wanted)}; first unequal: {odd[0]!a}"
+        )
+    for name, tensor in wanted.items():
+        entry = entries[name]
+        kind, shape = (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
+        if DTYPES.get(str(kind)) != tensor.dtype or shape != list(tensor.shape):
+            raise DataError(
+                f"{path}: tensor '{name}' is {str(kind)[:8]!a} of shape {str(shape)[:40]}, expected {tensor.dtype} of "
+                f"{list(tensor.shape)}"
+            )
+
+
+def _check_values(tensors: Mapping[str, Tensor], travelling: set[str], path: Path) -> None:
+    """Raise DataError if what was trained is not finite, or anything not a number; a constant mask may be −∞."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        wrong = ~tensor.isfinite() if name in travelling else tensor.isnan()
+        if wrong.any():
+            raise DataError(f"{path}: tensor '{name}' has {int(wrong.sum())} values that are not finite numbers")

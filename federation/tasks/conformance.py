@@ -1,0 +1,142 @@
+"""What holds for a task that works, tried on made-up records: the checks of `sovfed task check`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from sovfed.federation.errors import SovfedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    from sovfed.federation.tasks import Task
+
+RECORDS: Final = 8  # made up: the first two at their bounds
+TOLERANCE: Final = 1e-4  # relative difference of a loss computed alone and in a batch
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was tried, whether it held, and what was seen or must be mended."""
+
+    what: str
+    held: bool
+    detail: str
+
+
+def conform(task: Task) -> list[Check]:
+    """The checks of `task`, in order; they end where one does not let the others be tried."""
+    checks: list[Check] = []
+    try:
+        for check in _checks(task):
+            checks.append(check)  # noqa: PERF402  (an error ends it, and what was found stays)
+    except (SovfedError, ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+        checks.append(Check(_NEXT[min(len(checks), len(_NEXT) - 1)], False, f"{type(error).__name__}: {error}"))
+    return checks
+
+
+_NEXT: Final = ("schema", "model", "same model for the same seed", "outputs", "loss", "gradient", "metrics")
+
+
+def _checks(task: Task) -> Iterator[Check]:
+    import torch
+
+    schema = task.schema
+    yield Check("schema", bool(schema.targets or task.loss is None), _schema(task))
+    if task.build is None or task.loss is None:
+        yield Check("model", True, "none: nothing is trained")
+        return
+    frozen = "" if task.trained is None else ", some frozen"
+    yield Check("model", True, f"{task.parameters:,} values travel, {task.layout.trained:,} of them trained{frozen}")
+    first, again = (task.layout.vector(task.model(7)) for _ in range(2))
+    yield Check(*_same(first, again))
+    inputs, targets = task.made_up(RECORDS)
+    module = task.model().eval()
+    with torch.no_grad():
+        outputs = module(inputs)
+    finite = bool(outputs.isfinite().all()) and len(outputs) == RECORDS
+    yield Check("outputs", finite, f"{list(outputs.shape)} for {RECORDS} made-up records, some at their bounds")
+    loss = _loss(task.loss, outputs, targets)
+    yield loss
+    if not loss.held:
+        return
+    yield _gradient(task, inputs, targets)
+    yield _metrics(task, outputs, targets)
+
+
+def _schema(task: Task) -> str:
+    person = "each row another person" if task.schema.one_row_a_person else task.schema.person or "the institution says"
+    inputs, targets = len(task.schema.inputs), len(task.schema.targets)
+    return f"{inputs} inputs ({task.transform.width} packed values), {targets} targets; person: {person}"
+
+
+def _same(first: Any, again: Any) -> tuple[str, bool, str]:
+    equal = bool(np.array_equal(first, again))
+    return _NEXT[2], equal, "yes" if equal else "no: build() must draw from torch's generator and nothing else"
+
+
+def _loss(loss: Callable[[Any, Any], Tensor], outputs: Tensor, targets: Any) -> Check:
+    import torch
+
+    losses = loss(outputs, targets)
+    if tuple(losses.shape) != (RECORDS,):
+        return Check("loss", False, f"has shape {list(losses.shape)}, expected [{RECORDS}]: one value a record")
+    alone = torch.cat([loss(outputs[row : row + 1], _row(targets, row)) for row in range(RECORDS)])
+    if not bool(losses.isfinite().all()):
+        return Check("loss", False, "is not finite for made-up records")
+    if float((losses - alone).abs().max()) > TOLERANCE * max(1.0, float(losses.abs().max())):
+        return Check("loss", False, "a record's loss depends on the others: take reduction='none'")
+    return Check("loss", True, f"of each record by itself; {float(losses.mean()):.3f} before training")
+
+
+def _gradient(task: Task, inputs: Any, targets: Any) -> Check:
+    import torch
+
+    assert task.loss is not None  # noqa: S101  (asked before)
+    module = task.model().train()
+    named = [(name, part) for name, part in module.named_parameters() if part.requires_grad]
+    loss = task.loss(module(inputs), targets).mean()
+    found = torch.autograd.grad(loss, [part for _, part in named], allow_unused=True)
+    unreached = [name for (name, _), gradient in zip(named, found, strict=True) if gradient is None]
+    if any(gradient is not None and not bool(gradient.isfinite().all()) for gradient in found):
+        return Check("gradient", False, "is not finite for made-up records")
+    told = f"; not reached: {', '.join(unreached[:4])}" if unreached else ""
+    return Check("gradient", True, f"finite, of {len(named)} tensors{told}")
+
+
+def _metrics(task: Task, outputs: Tensor, targets: Any) -> Check:
+    assert task.loss is not None  # noqa: S101  (asked before)
+    losses = task.loss(outputs, targets).detach().numpy()
+    values, truth = outputs.numpy(), _arrays(targets)
+    whole = task.metrics.sums(values, truth, losses)
+    half = RECORDS // 2
+    parts = [
+        task.metrics.sums(values[part], _slice(truth, part), losses[part]) for part in (slice(half), slice(half, None))
+    ]
+    found = task.metrics.summarise(whole)
+    if whole.shape != (task.evaluation_size,):
+        return Check("metrics", False, f"sums of shape {whole.shape}, expected ({task.evaluation_size},)")
+    if not np.allclose(whole, parts[0] + parts[1], rtol=1e-4, atol=1e-6):
+        return Check("metrics", False, "sums of two halves do not add up to the sums of all")
+    if not np.isfinite(list(found.values())).all() or task.headline not in task.metrics.names:
+        return Check("metrics", False, f"{found}: expected finite numbers, '{task.headline}' one of them")
+    return Check(
+        "metrics", True, f"{', '.join(task.metrics.names)}; {task.headline} first; {task.evaluation_size} sums"
+    )
+
+
+def _row(tree: Any, row: int) -> Any:
+    return _slice(tree, slice(row, row + 1))
+
+
+def _slice(tree: Any, part: slice) -> Any:
+    return {name: value[part] for name, value in tree.items()} if isinstance(tree, dict) else tree[part]
+
+
+def _arrays(tree: Any) -> Any:
+    return {name: value.numpy() for name, value in tree.items()} if isinstance(tree, dict) else tree.numpy()

@@ -1,0 +1,68 @@
+"""Strategies from outside: installed packages bring them (entry points `sovfed.strategies`), a script adds its own.
+
+A maker takes the strategy's settings and the layout of the model, and gives a `ServerOptimizer`, or a strategy of
+Flower's (`flwr.serverapp.strategy`), which is fed with what the round added up to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.federation.compose import STRATEGIES
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.schema import nearest
+
+if TYPE_CHECKING:
+    from sovfed.federation.config import StrategyConfig
+    from sovfed.federation.tasks.layout import Layout
+    from sovfed.server.strategies import ServerOptimizer
+
+Maker = Callable[["StrategyConfig", "Layout | None"], Any]
+_ADDED: Final[dict[str, Maker]] = {}
+
+
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=STRATEGIES)}
+
+
+def add(name: str, maker: Maker) -> str:
+    """Make a strategy known in this process, in the place of another of that name; the name."""
+    _ADDED[name] = maker
+    return name
+
+
+def names() -> tuple[str, ...]:
+    """Every strategy from outside, in alphabetical order."""
+    return tuple(sorted({*_installed(), *_ADDED}))
+
+
+def make(config: StrategyConfig, layout: Layout | None, ours: tuple[str, ...]) -> ServerOptimizer:
+    """The strategy that `config` names. Raises ConfigError with the nearest of `ours` and those from outside."""
+    maker = _ADDED.get(config.name)
+    if maker is None:
+        point = _installed().get(config.name)
+        if point is None:
+            raise ConfigError(f"strategy.name is {config.name!r}{nearest(config.name, (*ours, *names()))}")
+        try:
+            maker = point.load()
+        except Exception as error:  # a package's own
+            raise ConfigError(f"strategy '{config.name}' of {point.value} cannot be loaded: {error!r}") from error
+    return adapted(maker(config, layout), layout)
+
+
+def adapted(strategy: Any, layout: Layout | None) -> ServerOptimizer:
+    """`strategy` as a `ServerOptimizer`. Raises ConfigError if it is neither that nor one of Flower's."""
+    if all(callable(getattr(strategy, method, None)) for method in ("step", "slots", "restore")):
+        return strategy  # type: ignore[no-any-return]
+    if all(callable(getattr(strategy, method, None)) for method in ("configure_train", "aggregate_train")):
+        from sovfed.server.strategies.stock import StockStrategy
+
+        return StockStrategy(strategy, layout)
+    raise ConfigError(
+        f"{type(strategy).__name__} is no strategy: it has neither step, slots and restore, nor Flower's "
+        "configure_train and aggregate_train"
+    )
