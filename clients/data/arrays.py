@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sovfed.clients.data import Records, check
-from sovfed.clients.data.split import by_person, row_names
+from sovfed.clients.data.split import by_content, by_person
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,22 +36,22 @@ def records(task: Task, train: Part, test: Part | None = None, *, persons: npt.A
         held_out = _table(task, test)
         table = {name: np.concatenate([part, held_out[name]]) for name, part in table.items()}
     total = len(next(iter(table.values())))
-    names = _names(table, total) if persons is None else [str(person) for person in np.asarray(persons)]
-    if len(names) != total:
-        raise DataError(f"task '{task.name}': {len(names)} persons for {total} records")
     rows = np.arange(total)
-    parts = by_person(task.name, names) if test is None else (rows[:count], rows[count:])
-    one_each = persons is None
-    known = not one_each or task.schema.one_row_a_person
-    numbers = rows if one_each else np.unique(names, return_inverse=True)[1].astype(np.int64)
-    result = Records(table, numbers, *parts, several_records=not one_each, not_private="" if known else UNKNOWN)
+    names = None if persons is None else [str(person) for person in np.asarray(persons)]
+    if names is not None and len(names) != total:
+        raise DataError(f"task '{task.name}': {len(names)} persons for {total} records")
+    if test is not None:
+        parts = rows[:count], rows[count:]
+    elif names is not None:
+        parts = by_person(task.name, names)
+    else:
+        held_out = by_content(task.name, table)
+        parts = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    numbers = rows if names is None else np.unique(names, return_inverse=True)[1].astype(np.int64)
+    known = names is not None or task.schema.one_row_a_person
+    result = Records(table, numbers, *parts, several_records=names is not None, not_private="" if known else UNKNOWN)
     check(result, task.schema, f"task '{task.name}'")
     return result
-
-
-def _names(table: Mapping[str, npt.NDArray[Any]], count: int) -> list[str]:
-    """A name for each record from its own content, so that no other record's coming or going changes it."""
-    return row_names(b"".join(part[row].tobytes() for part in table.values()) for row in range(count))
 
 
 def _table(task: Task, part: Part) -> dict[str, npt.NDArray[Any]]:
@@ -64,9 +64,7 @@ def _table(task: Task, part: Part) -> dict[str, npt.NDArray[Any]]:
     for name, (dtype, shape) in schema.stored().items():
         values = np.asarray(found[name])
         if values.shape[1:] != shape:
-            raise DataError(
-                f"task '{task.name}': '{name}' is of shape {list(values.shape)}, expected {['n', *shape]}"
-            )
+            raise DataError(f"task '{task.name}': '{name}' is of shape {list(values.shape)}, expected {['n', *shape]}")
         table[name] = values.astype(dtype, copy=False) if dtype.kind == "f" else _whole(task, name, values, dtype)
     if len({len(values) for values in table.values()}) > 1:
         lengths = {name: len(values) for name, values in table.items()}
