@@ -1,6 +1,6 @@
 """Each case trained by its own loop on all data, and by a federation of three that have a third each.
 
-    python examples/conversions/run.py [CASE …] [--json FILE]
+python examples/conversions/run.py [CASE …] [--json FILE]
 """
 
 from __future__ import annotations

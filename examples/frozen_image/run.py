@@ -1,6 +1,6 @@
 """Fine-tuning: a network that knows the digits 0 to 4 stays frozen, and a head for 5 to 9 is trained by a federation.
 
-    python examples/frozen_image/run.py [--quick]
+python examples/frozen_image/run.py [--quick]
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ def run(quick: bool = False) -> dict[str, float]:
         task = task_of(path)
         images, labels = images[labels >= 5], labels[labels >= 5] - 5
         cut = 600
-        sites = [
-            ((images[i:cut:3], labels[i:cut:3]), (images[cut + i :: 3], labels[cut + i :: 3])) for i in range(3)
-        ]
+        sites = [((images[i:cut:3], labels[i:cut:3]), (images[cut + i :: 3], labels[cut + i :: 3])) for i in range(3)]
         rounds = 4 if quick else 20
-        plain = sovfed.simulate(task, sites, rounds=rounds, settings={"task.local_epochs": 5, "task.learning_rate": 0.3})
+        plain = sovfed.simulate(
+            task, sites, rounds=rounds, settings={"task.local_epochs": 5, "task.learning_rate": 0.3}
+        )
         private = sovfed.simulate(task, sites, rounds=rounds, privacy="distributed", settings=PRIVATE)
         with torch.no_grad():
             features = plain.model[0](images).numpy()

@@ -1,6 +1,6 @@
 """Several labels at once: each record has any of five, made up by scikit-learn.
 
-    python examples/multilabel/run.py [--quick]
+python examples/multilabel/run.py [--quick]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Regression: how far diabetes has gone after a year, from ten measurements of 442 persons (Efron et al. 2004).
 
-    python examples/regression/run.py [--quick]
+python examples/regression/run.py [--quick]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COLUMNS = [number(name, low, high) for name, (low, high) in BOUNDS.items()]
 TASK = regressor("diabetes", lambda: nn.Linear(10, 1), COLUMNS, low=0, high=400, one_row_a_person=True)
 PRIVATE = {
     "privacy.population": 300, "privacy.epsilon": 8, "privacy.delta": 1e-3, "privacy.colluders": 0,
-    "server.min_cohort": 3, "task.learning_rate": 1.0,
+    "server.min_cohort": 3, "task.learning_rate": 0.2,
 }  # fmt: skip
 
 
@@ -36,8 +36,10 @@ def run(quick: bool = False) -> dict[str, float]:
         ((x[train[site::3]], y[train[site::3]]), (x[test[site::3]], y[test[site::3]])) for site in range(3)
     ]  # each has a third
     pooled = float(LinearRegression().fit(x[train], y[train]).score(x[test], y[test]))
-    plain = sovfed.simulate(TASK, sites, rounds=5 if quick else 20, settings={"task.local_epochs": 10})
-    private = sovfed.simulate(TASK, sites, rounds=5 if quick else 20, privacy="distributed", settings=PRIVATE)
+    plain = sovfed.simulate(
+        TASK, sites, rounds=5 if quick else 30, settings={"task.local_epochs": 10, "task.learning_rate": 0.02}
+    )
+    private = sovfed.simulate(TASK, sites, rounds=5 if quick else 30, privacy="distributed", settings=PRIVATE)
     return {"pooled": pooled, "federated": plain.metrics["r2"], "private": private.metrics["r2"]}
 
 

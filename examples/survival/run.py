@@ -1,6 +1,6 @@
 """Survival from Parquet by a task.yaml alone: one line of Python simulates it, and none is needed to deploy it.
 
-    python examples/survival/run.py [--quick]
+python examples/survival/run.py [--quick]
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from prepare import prepare  # noqa: E402
+from make_hospitals import prepare
 
-import sovfed  # noqa: E402
+import sovfed
 
 TASK = Path(__file__).with_name("task.yaml")
 LOCAL = {"data": "parquet", "simulation.institutions": 3, "task.learning_rate": 0.3}

@@ -1,7 +1,7 @@
 """A Hugging Face text classifier from a local folder, fine-tuned by LoRA: only its small matrices and the head travel.
 
-    pip install 'sovfed[simulate,llm]'
-    python examples/text_lora/run.py [--quick]
+pip install 'sovfed[simulate,llm]'
+python examples/text_lora/run.py [--quick]
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from make_base import prepare
 from peft import LoraConfig, get_peft_model
+from texts import AREAS, LENGTH, texts
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
 
-sys.path.insert(0, str(Path(__file__).parent))
-from prepare import prepare  # noqa: E402
-from texts import AREAS, LENGTH, texts  # noqa: E402
-
-import sovfed  # noqa: E402
-from sovfed.task import Column, Task, classifier  # noqa: E402
+import sovfed
+from sovfed.task import Column, Task, classifier
 
 LORA = LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=16, target_modules=["query", "value"], lora_dropout=0.0)
 PRIVATE = {

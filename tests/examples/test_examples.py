@@ -30,8 +30,9 @@ def load(name: str) -> ModuleType:
 
 @pytest.fixture(autouse=True)
 def _paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Examples put their own folder on the path; a test's end takes it off."""
-    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
+    """As a script's own folder is on the path."""
+    own = [str(FOLDER / name) for name in ("survival", "text_lora")]
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *own, *sys.path])
 
 
 def test_every_published_case_is_converted_in_at_most_five_lines() -> None:

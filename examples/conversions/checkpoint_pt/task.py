@@ -1,5 +1,6 @@
-import sovfed.task
 from conversions.checkpoint_pt.original import from_checkpoint, load
+
+import sovfed.task
 
 TASK = sovfed.task.classifier("checkpoint_pt", from_checkpoint, (4,), classes=2)
 LOCAL = {"task.learning_rate": 0.1, "task.local_epochs": 3}

@@ -1,5 +1,6 @@
-import sovfed.task
 from conversions.data_parallel_pt.original import Net, load
+
+import sovfed.task
 
 TASK = sovfed.task.classifier("data_parallel_pt", Net, (4,), classes=2)
 LOCAL = {"task.learning_rate": 0.1, "task.batch_size": 16, "task.local_epochs": 4}

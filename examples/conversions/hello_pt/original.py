@@ -27,7 +27,9 @@ def load(part: int = 0, parts: int = 1) -> tuple[made_up.Part, made_up.Part]:
     return made_up.cut(made_up.measurements(4, 2), part, parts)
 
 
-def one_epoch(model: nn.Module, loader: DataLoader[tuple[Tensor, ...]], optimizer: Optimizer, loss_of: nn.Module) -> None:
+def one_epoch(
+    model: nn.Module, loader: DataLoader[tuple[Tensor, ...]], optimizer: Optimizer, loss_of: nn.Module
+) -> None:
     model.train()
     for features, labels in loader:
         optimizer.zero_grad()

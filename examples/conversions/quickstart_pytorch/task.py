@@ -1,5 +1,6 @@
-import sovfed.task
 from conversions.quickstart_pytorch.original import Net, load
+
+import sovfed.task
 
 TASK = sovfed.task.classifier("quickstart_pytorch", Net, (3, 32, 32), classes=10)
 LOCAL = {"task.learning_rate": 0.01, "task.momentum": 0.9, "task.local_epochs": 5}

@@ -1,6 +1,6 @@
 """Three hospitals' Parquet files of made-up patients: how long each lived, or was seen alive.
 
-    python examples/survival/prepare.py FOLDER
+python examples/survival/make_hospitals.py FOLDER
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A small BERT in a local folder, as `from_pretrained` reads it: nothing is downloaded.
 
-    python examples/text_lora/prepare.py FOLDER
+    python examples/text_lora/make_base.py FOLDER
 
 It has learnt to tell German from Japanese, bytes of which are its only vocabulary.
 """
@@ -11,11 +11,9 @@ import sys
 from pathlib import Path
 
 import torch
+from texts import LENGTH, texts
 from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForSequenceClassification
-
-sys.path.insert(0, str(Path(__file__).parent))
-from texts import LENGTH, texts  # noqa: E402
 
 SYMBOLS = 257  # bytes, and 0 behind the end
 
