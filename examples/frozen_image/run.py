@@ -22,7 +22,7 @@ from sovfed.task import Task, classifier
 
 PRIVATE = {
     "privacy.population": 600, "privacy.epsilon": 8, "privacy.delta": 1e-4, "privacy.colluders": 0,
-    "server.min_cohort": 3, "task.learning_rate": 1.0,
+    "privacy.sampling_rate": 0.5, "server.min_cohort": 3, "task.learning_rate": 1.0,
 }  # fmt: skip
 
 

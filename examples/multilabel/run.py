@@ -23,7 +23,7 @@ COLUMNS = [number(f"count_{place}", 0, 100) for place in range(12)]
 TASK = multilabel("symptoms", lambda: nn.Linear(12, 5), COLUMNS, LABELS, one_row_a_person=True)
 PRIVATE = {
     "privacy.population": 800, "privacy.epsilon": 8, "privacy.delta": 1e-4, "privacy.colluders": 0,
-    "server.min_cohort": 3, "task.learning_rate": 1.0,
+    "privacy.sampling_rate": 0.5, "server.min_cohort": 3, "privacy.clip": 0.5, "task.learning_rate": 2.0,
 }  # fmt: skip
 
 

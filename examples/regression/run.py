@@ -23,7 +23,7 @@ COLUMNS = [number(name, low, high) for name, (low, high) in BOUNDS.items()]
 TASK = regressor("diabetes", lambda: nn.Linear(10, 1), COLUMNS, low=0, high=400, one_row_a_person=True)
 PRIVATE = {
     "privacy.population": 300, "privacy.epsilon": 8, "privacy.delta": 1e-3, "privacy.colluders": 0,
-    "server.min_cohort": 3, "task.learning_rate": 0.2,
+    "privacy.sampling_rate": 0.5, "server.min_cohort": 3, "task.learning_rate": 0.2,
 }  # fmt: skip
 
 

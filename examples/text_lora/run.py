@@ -25,7 +25,7 @@ from sovfed.task import Column, Task, classifier
 LORA = LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=16, target_modules=["query", "value"], lora_dropout=0.0)
 PRIVATE = {
     "privacy.population": 300, "privacy.epsilon": 8, "privacy.delta": 1e-3, "privacy.colluders": 0,
-    "server.min_cohort": 3, "task.learning_rate": 1.0,
+    "privacy.sampling_rate": 0.5, "server.min_cohort": 3, "task.learning_rate": 1.0,
 }  # fmt: skip
 LOCAL = {"task.optimizer": "adamw", "task.learning_rate": 5e-3, "task.local_epochs": 2}
 
