@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from sovfed.federation.messages import Sums, Vector
 
-Data: TypeAlias = "str | Path | pd.DataFrame | Mapping[str, pd.DataFrame | Dataset] | None"
+Part: TypeAlias = "pd.DataFrame | Dataset | tuple[Any, Any]"  # of one institution
+Data: TypeAlias = "str | Path | pd.DataFrame | Mapping[str, Part] | Sequence[Part] | None"
 Callback: TypeAlias = Callable[[dict[str, Any]], None]
 
 
@@ -98,15 +99,19 @@ def simulate(
 ) -> Result:
     """Train `task` over simulated institutions, by the deployed coordinator and trainers, in this process.
 
-    `task` is a `Task`, an installed one's name or a task.yaml. `data` is a folder of one table a site, a data frame or
-    `Dataset` a site by name, one data frame (cut into `institutions` as `partition.*` says), or None for a task that
-    brings its own. `strategy` is a name, or an object: a `ServerOptimizer`, or one of `flwr.serverapp.strategy`.
-    `settings` are those of `sovfed config options`, as a mapping of dotted keys or as "key=value".
+    `task` is a `Task`, an installed one's name or a task.yaml. `data` is a folder of one table a site, what each site
+    has by its name or in a list, one data frame (cut into `institutions` as `partition.*` says), or None for a task
+    that brings its own. A site has a data frame, a `Dataset`, (inputs, targets), or two such pairs: what to train on
+    and what is held out (`sovfed.task.records`). `strategy` is a name, or an object: a `ServerOptimizer`, or one of
+    `flwr.serverapp.strategy`. `settings` are those of `sovfed config options`, as a mapping of dotted keys or as
+    "key=value".
     Each of `callbacks` is called with every round's figures. Raises SovfedError.
 
         result = sovfed.simulate("birth.yaml", "clinics/", rounds=50)
         result.metrics, result.rounds, result.plot(), result.baselines
     """
+    if isinstance(data, (list, tuple)):
+        data = {f"site-{number}": part for number, part in enumerate(data)}
     if strategy is not None and not isinstance(strategy, str):
         settings = _with_strategy(strategy, settings)
         strategy = None
@@ -167,10 +172,14 @@ def _population(config: Config, task: Task, data: Data) -> Sequence[Institution]
     return Partitioned(Partition(task, records, config.partition, config.simulation.institutions, config.seed))
 
 
-def _records(task: Task, part: pd.DataFrame | Dataset, config: Config, where: str) -> Dataset:
+def _records(task: Task, part: Part, config: Config, where: str) -> Dataset:
     """A site's records; those of a data frame by the task's schema and the data's rules."""
     if hasattr(part, "persons"):
         return cast("Dataset", part)
+    if isinstance(part, tuple):
+        from sovfed.clients.data.arrays import records
+
+        return records(task, *part) if isinstance(part[0], tuple) else records(task, part)
     from sovfed.clients.data.frames import records_of_frame
 
     return records_of_frame(task, cast("pd.DataFrame", part), config.data, where)

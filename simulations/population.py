@@ -52,10 +52,13 @@ class Partitioned(Sequence[Institution]):
 
 def make_population(config: Config) -> Sequence[Institution]:
     """The institutions that `config` describes. Raises ConfigError, DataError and PrivacyError."""
+    natural = sites(config) if config.partition.name == "natural" else []
     if config.privacy.private:
-        check_private_data(configured_task(config.task), config.data)
-    if config.partition.name == "natural":
-        return of_sites(sites(config))
+        task = configured_task(config.task)
+        for part in natural or [config.data]:
+            check_private_data(task, part)
+    if natural:
+        return of_sites(natural)
     if config.data.source == "none":
         raise ConfigError(f"task '{config.task.name}' has no records to cut up: partition=natural")
     return Partitioned(make_partition(config))

@@ -20,10 +20,12 @@ from __future__ import annotations
 from typing import Final
 
 from sovfed.clients.data import Connector, Dataset, Records
+from sovfed.clients.data.arrays import records
 from sovfed.federation import metrics
 from sovfed.federation.metrics import Metric
 from sovfed.federation.tasks import Task, losses
 from sovfed.federation.tasks.columns import Column, Schema, Table, number, target
+from sovfed.federation.tasks.simple import classifier, multilabel, regressor
 from sovfed.federation.tasks.transform import Transform
 from sovfed.federation.tasks.trees import Tree as Batch
 
@@ -31,5 +33,5 @@ API: Final = 1
 
 __all__ = [
     "API", "Batch", "Column", "Connector", "Dataset", "Metric", "Records", "Schema", "Table", "Task", "Transform",
-    "losses", "metrics", "number", "target",
+    "classifier", "losses", "metrics", "multilabel", "number", "records", "regressor", "target",
 ]  # fmt: skip

@@ -1,0 +1,101 @@
+"""Records of arrays and tensors that are already in memory, as a notebook or a training script has them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sovfed.clients.data import Records, check
+from sovfed.clients.data.split import by_content, by_person
+from sovfed.federation.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sovfed.federation.tasks import Task
+
+Arrays: TypeAlias = "npt.ArrayLike | Mapping[str, npt.ArrayLike]"
+Part: TypeAlias = "tuple[Arrays, Arrays]"  # inputs and targets
+UNKNOWN: Final = (
+    "nothing says who is a person: give records() `persons`, or declare one_row_a_person where each row is another"
+)
+
+
+def records(task: Task, train: Part, test: Part | None = None, *, persons: npt.ArrayLike | None = None) -> Records:
+    """The records of one institution: `train` and `test` are (inputs, targets), arrays or tensors of whole data sets.
+
+    Without `test` a part is held out, by person. Inputs and targets are the one array that the task's schema has, or by
+    column's name; numbers of a table stand side by side, [n, columns], and so do several targets. `persons` [n] names
+    the person of each record, those of `test` behind those of `train`. Raises DataError.
+    """
+    table = _table(task, train)
+    count = len(next(iter(table.values())))
+    if test is not None:
+        held_out = _table(task, test)
+        table = {name: np.concatenate([part, held_out[name]]) for name, part in table.items()}
+    total = len(next(iter(table.values())))
+    rows = np.arange(total)
+    names = None if persons is None else [str(person) for person in np.asarray(persons)]
+    if names is not None and len(names) != total:
+        raise DataError(f"task '{task.name}': {len(names)} persons for {total} records")
+    if test is not None:
+        parts = rows[:count], rows[count:]
+    elif names is not None:
+        parts = by_person(task.name, names)
+    else:
+        held_out = by_content(task.name, table)
+        parts = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    numbers = rows if names is None else np.unique(names, return_inverse=True)[1].astype(np.int64)
+    known = names is not None or task.schema.one_row_a_person
+    result = Records(table, numbers, *parts, several_records=names is not None, not_private="" if known else UNKNOWN)
+    check(result, task.schema, f"task '{task.name}'")
+    return result
+
+
+def _table(task: Task, part: Part) -> dict[str, npt.NDArray[Any]]:
+    schema = task.schema
+    inputs, targets = part
+    learnt = {column.name for column in schema.targets}
+    given = [name for name in schema.stored() if name not in learnt]
+    found = _by_name(task, inputs, given) | _by_name(task, targets, [column.name for column in schema.targets])
+    table = {}
+    for name, (dtype, shape) in schema.stored().items():
+        values = np.asarray(found[name])
+        if values.shape[1:] != shape:
+            raise DataError(f"task '{task.name}': '{name}' is of shape {list(values.shape)}, expected {['n', *shape]}")
+        table[name] = values.astype(dtype, copy=False) if dtype.kind == "f" else _whole(task, name, values, dtype)
+    if len({len(values) for values in table.values()}) > 1:
+        lengths = {name: len(values) for name, values in table.items()}
+        raise DataError(f"task '{task.name}': columns of unequal length {lengths}")
+    return table
+
+
+def _by_name(task: Task, arrays: Arrays, names: list[str]) -> dict[str, Any]:
+    """`arrays` by the names that the schema stores them under."""
+    if hasattr(arrays, "keys"):
+        if set(arrays) != set(names):  # type: ignore[arg-type]
+            raise DataError(f"task '{task.name}': columns {sorted(arrays)}, expected {sorted(names)}")  # type: ignore[type-var, arg-type]
+        return dict(arrays)  # type: ignore[arg-type]
+    if len(names) == 1:
+        return {names[0]: arrays}
+    values = np.asarray(arrays)
+    if values.ndim != 2 or values.shape[1] != len(names):
+        raise DataError(f"task '{task.name}': one array of shape {list(values.shape)} for columns {sorted(names)}")
+    return {name: values[:, place] for place, name in enumerate(names)}
+
+
+def _whole(task: Task, name: str, values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """`values` as whole numbers of `dtype`. Raises DataError if they are none, or too large for it."""
+    with np.errstate(invalid="ignore"):
+        result = values.astype(dtype)
+    wrong = int((result != values).sum())
+    if wrong:
+        raise DataError(
+            f"task '{task.name}': column '{name}': {wrong} of {values.size} are no whole numbers of {dtype}"
+        )
+    return result
+
+
+__all__ = ["records"]

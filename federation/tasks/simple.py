@@ -1,0 +1,89 @@
+"""Tasks in one line: an existing module, the shape of what it takes, and what it learns.
+
+    TASK = classifier("digits", Net, (1, 8, 8), classes=10)
+    TASK = classifier("scans", Net, Column("scan", "image", shape=(3, 32, 32)), classes=("healthy", "ill"))
+    TASK = regressor("stay", Net, [number("age", 0, 120), number("bmi", 5, 100)], low=0, high=365)
+
+Whatever these do not say, `Task` and `Schema` do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from sovfed.federation.metrics import BinaryMetrics, ClassMetrics, MultiLabelMetrics, RegressionMetrics
+from sovfed.federation.tasks import Task, losses
+from sovfed.federation.tasks.columns import Column, Schema, number, target
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from sovfed.federation.metrics import Metric
+
+Inputs: TypeAlias = Column | Sequence[Column] | tuple[int, ...]
+BOUNDS: Final = (-10.0, 10.0)  # of numbers that are already scaled
+FEATURES: Final = "features"
+
+
+def classifier(
+    name: str, build: Callable[[], Module], inputs: Inputs, classes: int | Sequence[str], *, logits: int | None = None,
+    bounds: tuple[float, float] = BOUNDS, one_row_a_person: bool = False, **rest: Any,
+) -> Task:  # fmt: skip
+    """A task whose model puts each record into one of `classes` (their words, or how many): one logit for each.
+
+    `inputs` are columns, or the shape of a record's numbers, which reach the model as they are and lie within `bounds`.
+    `logits` = 1 is for two classes and a model with one logit, of the second class. `rest` is `Task`'s.
+    """
+    words = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
+    if logits == 1 and len(words) != 2:
+        raise ValueError(f"task '{name}': one logit is for 2 classes, not for {len(words)}")
+    metrics: Metric = BinaryMetrics() if logits == 1 else ClassMetrics(len(words))
+    loss = losses.binary_cross_entropy if logits == 1 else losses.cross_entropy
+    columns = (*_columns(inputs, bounds), target("label", *words))
+    schema = Schema(columns, one_row_a_person=one_row_a_person)
+    return _task(name, build, schema, metrics, "accuracy", loss, rest)
+
+
+def regressor(
+    name: str, build: Callable[[], Module], inputs: Inputs, low: float, high: float, *,
+    bounds: tuple[float, float] = BOUNDS, one_row_a_person: bool = False, **rest: Any,
+) -> Task:  # fmt: skip
+    """A task whose model gives a number in [`low`, `high`] for each record: outputs [n, 1].
+
+    It is learnt in deviations from the federation's mean, which `predict` takes back into the number's own unit.
+    """
+    columns = (*_columns(inputs, bounds), number("value", low, high, role="target"))
+    schema = Schema(columns, one_row_a_person=one_row_a_person)
+    return _task(name, build, schema, RegressionMetrics(), "r2", losses.squared_error, rest)
+
+
+def multilabel(
+    name: str, build: Callable[[], Module], inputs: Inputs, labels: Sequence[str], *,
+    bounds: tuple[float, float] = BOUNDS, one_row_a_person: bool = False, **rest: Any,
+) -> Task:  # fmt: skip
+    """A task whose model says of each of `labels` whether a record has it: one logit for each."""
+    names = tuple(labels)
+    columns = (*_columns(inputs, bounds), *(Column(label, "boolean", role="target") for label in names))
+    schema = Schema(columns, one_row_a_person=one_row_a_person)
+    return _task(name, build, schema, MultiLabelMetrics(names), "auc", losses.multilabel(names), rest)
+
+
+def _columns(inputs: Inputs, bounds: tuple[float, float]) -> tuple[Column, ...]:
+    """The columns of `inputs`; of a shape, the one column of numbers that stay what they are."""
+    if isinstance(inputs, Column):
+        return (inputs,)
+    if all(isinstance(size, int) for size in inputs):
+        return (number(FEATURES, *bounds, shape=tuple(inputs), scaling="none"),)
+    return tuple(inputs)  # type: ignore[arg-type]
+
+
+def _task(
+    name: str, build: Callable[[], Module], schema: Schema, metrics: Metric, headline: str, loss: Any,
+    rest: dict[str, Any],
+) -> Task:  # fmt: skip
+    settings = {"title": name, "headline": headline, "loss": loss, "metrics": metrics, **rest}
+    return Task(name=name, build=build, schema=schema, **settings)
+
+
+__all__ = ["classifier", "multilabel", "regressor"]

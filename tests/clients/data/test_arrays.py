@@ -1,0 +1,78 @@
+"""Records of arrays and tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sovfed.clients.data.arrays import records
+from sovfed.federation.errors import DataError
+from sovfed.federation.tasks.columns import number
+from sovfed.federation.tasks.simple import classifier, multilabel
+
+TASK = classifier("arrays", lambda: nn.Linear(2, 2), (2,), classes=2)
+ALONE = classifier("arrays", lambda: nn.Linear(2, 2), (2,), classes=2, one_row_a_person=True)
+X = np.random.default_rng(0).normal(size=(200, 2))
+Y = (X[:, 0] > 0).astype(np.int64)
+
+
+def test_a_test_set_is_what_is_held_out() -> None:
+    result = records(TASK, (X[:3], Y[:3]), (X[3:5], Y[3:5]))
+    assert result.train.tolist() == [0, 1, 2]
+    assert result.test.tolist() == [3, 4]
+    assert result.columns["features"].dtype == np.float32
+
+
+def test_tensors_are_arrays() -> None:
+    of_tensors = records(TASK, (torch.from_numpy(X), torch.from_numpy(Y)))
+    assert of_tensors.columns["features"].tolist() == records(TASK, (X, Y)).columns["features"].tolist()
+
+
+def test_about_three_of_ten_are_held_out_by_content_whatever_else_there_is() -> None:
+    everybody, fewer = records(TASK, (X, Y)), records(TASK, (X[1:], Y[1:]))
+    assert 40 <= len(everybody.test) <= 80
+    assert [row - 1 for row in everybody.test if row] == fewer.test.tolist()
+
+
+def test_a_person_stays_on_one_side() -> None:
+    result = records(TASK, (X, Y), persons=[f"p{row % 50}" for row in range(200)])
+    assert len(np.unique(result.persons)) == 50
+    assert not set(result.persons[result.train]) & set(result.persons[result.test])
+    assert result.several_records
+    assert result.not_private == ""
+
+
+def test_without_persons_there_is_no_private_run() -> None:
+    assert "who is a person" in records(TASK, (X, Y)).not_private
+    assert records(ALONE, (X, Y)).not_private == ""
+
+
+def test_a_table_and_several_labels_stand_side_by_side() -> None:
+    columns = [number("age", 0, 120), number("bmi", 5, 100)]
+    task = multilabel("signs", lambda: nn.Linear(2, 2), columns, ["cough", "fever"])
+    result = records(task, ([[50, 20], [60, 30]], [[1, 0], [0, 1]]), ([[70, 25]], [[1, 1]]))
+    assert result.columns[".numbers"].tolist() == [[50, 20], [60, 30], [70, 25]]
+    assert result.columns["fever"].tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "message"),
+    [
+        (X[:, :1], Y, "of shape .* expected"),
+        (X, Y[1:], "unequal length"),
+        (X, Y + 0.5, "200 of 200 are no whole numbers"),
+        (X, Y + 1, "no known class"),
+        (X * 1e6, Y, "outside"),
+        ({"age": X}, Y, "columns .*age.*, expected .*features"),
+    ],
+)
+def test_what_does_not_fit_is_told_without_a_value(inputs: object, targets: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        records(TASK, (inputs, targets))  # type: ignore[arg-type]
+
+
+def test_persons_are_counted() -> None:
+    with pytest.raises(DataError, match="3 persons for 200 records"):
+        records(TASK, (X, Y), persons=[1, 2, 3])

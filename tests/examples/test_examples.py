@@ -1,0 +1,107 @@
+"""What stands under examples/ runs, and learns what it says."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from sovfed.federation.errors import ConfigError
+
+FOLDER = Path(__file__).parents[2] / "examples"
+NOTEBOOKS = sorted((FOLDER / "notebooks").glob("*.ipynb"))
+
+
+def load(name: str) -> ModuleType:
+    """examples/NAME.py as a module of its own."""
+    spec = importlib.util.spec_from_file_location(f"example_{name.replace('/', '_')}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a script's own folder is on the path."""
+    own = [str(FOLDER / name) for name in ("survival", "text_lora")]
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *own, *sys.path])
+
+
+def test_every_published_case_is_converted_in_at_most_five_lines() -> None:
+    conversions = load("conversions/run")
+    assert len(conversions.CASES) == 10
+    assert {case: lines for case in conversions.CASES if (lines := conversions.lines_of_ours(case)) > 5} == {}
+
+
+def test_every_converted_model_takes_the_records_that_its_task_declares() -> None:
+    for case in load("conversions/run").CASES:
+        task = importlib.import_module(f"conversions.{case}.task").TASK
+        assert task.name == case
+        assert task.parameters > 0
+
+
+@pytest.mark.parametrize("case", ["hello_pt", "factory_optimizer"])
+def test_a_federation_is_as_accurate_as_the_original_loop_on_all_data(case: str) -> None:
+    result = load("conversions/run").run(case)
+    assert result["original"] > 0.85
+    assert result["federated"] >= result["original"] - 0.015
+
+
+def test_a_model_of_other_sizes_is_another_task_or_none() -> None:
+    import dataclasses
+
+    from conversions.state_mismatch_pt.original import Classifier
+    from conversions.state_mismatch_pt.task import TASK
+
+    three = dataclasses.replace(TASK, build=lambda: Classifier(inputs=4, classes=3))
+    assert three.digest != TASK.digest
+    wide = dataclasses.replace(TASK, build=lambda: Classifier(inputs=8, classes=3))
+    with pytest.raises(ConfigError, match="does not take"):
+        _ = wide.layout
+
+
+def test_regression_learns() -> None:
+    result = load("regression/run").run(quick=True)
+    assert result["federated"] > result["pooled"] - 0.1
+    assert set(result) == {"pooled", "federated", "private"}
+
+
+def test_several_labels_are_learnt() -> None:
+    result = load("multilabel/run").run(quick=True)
+    assert result["federated"] > result["pooled"] - 0.02
+    assert result["private"] > 0.6
+
+
+def test_of_a_frozen_base_only_the_head_travels() -> None:
+    result = load("frozen_image/run").run(quick=True)
+    assert result["values that travel"] == 32 * 5 + 5
+    assert result["values of the model"] > 9_000
+    assert result["federated"] > result["pooled"] - 0.1
+
+
+def test_survival_needs_a_task_yaml_only() -> None:
+    result = load("survival/run").run(quick=True)
+    assert result["federated"] == pytest.approx(result["pooled"], abs=0.02)
+
+
+def test_lora_sends_its_matrices_and_the_head_only() -> None:
+    pytest.importorskip("peft")
+    pytest.importorskip("transformers")
+    result = load("text_lora/run").run(quick=True, private=False)
+    assert result["values that travel"] == 2 * 2 * (32 * 4 * 2) + 3 * 32 + 3
+    assert result["values of the model"] > 20_000
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_top_to_bottom(path: Path) -> None:
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    code = "\n\n".join("".join(cell["source"]) for cell in cells)
+    exec(compile(code, str(path), "exec"), {"__name__": "__main__"})  # noqa: S102
