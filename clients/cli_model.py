@@ -80,7 +80,7 @@ def get(run: str, out: Path, owner: str | None, home: Path) -> None:
       sovfed client model get heart-2026-11 heart/
       sovfed model predict heart/ patients.csv
     """
-    from sovfed.federation.models.saved import FILES
+    from sovfed.federation.models.stored import FILES
 
     received = _models(home).find(run, owner)
     if any((out / name).exists() for name in FILES):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks import Task
 
 MODEL: Final = "model.safetensors"
-FILES: Final = (MODEL, "model.json", "model.html")  # as `federation/models/saved.py` writes them
+FILES: Final = (MODEL, "model.json", "model.html")  # as `federation/models/stored.py` names them
 FOLDER: Final = "model"  # of a run's artefacts in MLflow: these files, and what MLflow needs to load them
 SUMMARY: Final = "summary.json"
 DIGEST: Final = "model_sha256"  # in the summary

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
 from sovfed.federation.models.facts import to_json
-from sovfed.federation.models.saved import FACTS
+from sovfed.federation.models.stored import FACTS
 from sovfed.federation.tasks.columns import CODES, NUMBERS
 from sovfed.federation.tasks.layout import Applied
 

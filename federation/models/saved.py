@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +21,19 @@ from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.files import write_private
 from sovfed.federation.messages import OWN, Vector
 from sovfed.federation.models.card import to_html
-from sovfed.federation.models.facts import Facts, RunFacts, facts_of, from_json, to_json
+from sovfed.federation.models.facts import Facts, RunFacts, facts_of, to_json
 from sovfed.federation.models.outputs import Predictions, Reading, named
+from sovfed.federation.models.stored import (
+    CARD,
+    FACTS,
+    MAX_HEAD_BYTES,
+    MODEL,
+    check_beside,
+    check_shapes,
+    check_values,
+    head_of,
+    read,
+)
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.layout import Applied
 
@@ -36,17 +46,7 @@ if TYPE_CHECKING:
     from sovfed.federation.messages import Sums
     from sovfed.federation.tasks.columns import Table
 
-MODEL: Final = "model.safetensors"
-FACTS: Final = "model.json"
-CARD: Final = "model.html"
-FILES: Final = (MODEL, FACTS, CARD)
 FLAT: Final = "model"  # the one tensor of a task that trains nothing
-MAX_BYTES: Final = 1 << 35
-MAX_HEAD_BYTES: Final = 100_000_000  # what safetensors allows
-DTYPES: Final = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,22 +168,22 @@ def load_model(path: Path, *, any_version: bool = False, sha256: str = "") -> Lo
     from safetensors.torch import load
 
     path = path / MODEL if path.is_dir() else path
-    content = _read(path)
+    content = read(path)
     digest = hashlib.sha256(content).hexdigest()
     if sha256 and not hmac.compare_digest(digest.encode(), sha256.encode()):
         raise DataError(f"{path}: SHA-256 {digest}, expected {sha256[:64]!a}")
-    facts, entries = _head(content, path)
-    _check_beside(path, digest)
+    facts, entries = head_of(content, path)
+    check_beside(path, digest)
     task = _task(facts, path, any_version=any_version)
     scale = facts.scale(task.transform.size)
     module = task.model() if task.build is not None else None
     wanted = named_tensors(task, module) if module is not None else {FLAT: torch.zeros(task.parameters)}
-    _check_shapes(entries, wanted, path)
+    check_shapes(entries, wanted, path)
     try:
         tensors = load(content)
     except Exception as error:  # what safetensors raises is its own
         raise DataError(f"{path}: not a safetensors file") from error
-    _check_values(tensors, {part.name for part in task.layout.parts} if module is not None else {FLAT}, path)
+    check_values(tensors, {part.name for part in task.layout.parts} if module is not None else {FLAT}, path)
     if module is None:
         return LoadedModel(task, None, scale, facts, digest, tensors[FLAT].numpy())
     with torch.no_grad():
@@ -201,51 +201,12 @@ def read_facts(path: Path) -> Facts:
             head = file.read(min(size, MAX_HEAD_BYTES))
     except OSError as error:
         raise DataError(f"{path}: missing or not readable") from error
-    return _head(size.to_bytes(8, "little") + head, path)[0]
+    return head_of(size.to_bytes(8, "little") + head, path)[0]
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies that share no memory, as safetensors wants them."""
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-
-
-def _read(path: Path) -> bytes:
-    """All of the file: what is checked is what is loaded."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise DataError(f"{path}: {size} bytes, at most {MAX_BYTES}")
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: missing or not readable") from error
-
-
-def _head(content: bytes, path: Path) -> tuple[Facts, dict[str, Any]]:
-    """The facts in the head of a safetensors file, and its entries: type and shape of each tensor by name."""
-    size = int.from_bytes(content[:8], "little")
-    if not 2 <= size <= min(len(content) - 8, MAX_HEAD_BYTES):
-        raise DataError(f"{path}: not a safetensors file")
-    try:
-        entries = json.loads(content[8 : 8 + size])
-        text = entries.pop("__metadata__", {}).get("sovfed")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path}: not a safetensors file") from error
-    if not isinstance(text, str):
-        raise DataError(f"{path}: no model of sovfed, or one of before version 1 of the format")
-    return from_json(text, str(path))[0], entries
-
-
-def _check_beside(path: Path, digest: str) -> None:
-    """Raise DataError if the `model.json` beside the file speaks of another."""
-    beside = path.with_name(FACTS)
-    if path.name != MODEL or not beside.is_file():
-        return
-    try:
-        said = from_json(beside.read_bytes(), str(beside))[1].get("model_sha256", "")
-    except OSError as error:
-        raise DataError(f"{beside}: not readable") from error
-    if not hmac.compare_digest(said.encode(), digest.encode()):
-        raise DataError(f"{path}: SHA-256 {digest}, {FACTS} beside it says {said[:64]!a}")
 
 
 def _task(facts: Facts, path: Path, *, any_version: bool) -> Task:
@@ -273,29 +234,3 @@ def _declared(text: str) -> Task:
     from sovfed.federation.tasks.declared import task_from_text
 
     return task_from_text(text)
-
-
-def _check_shapes(entries: dict[str, Any], wanted: Mapping[str, Tensor], path: Path) -> None:
-    if entries.keys() != wanted.keys():
-        odd = sorted(entries.keys() ^ wanted.keys())
-        raise DataError(
-            f"{path}: {len(entries)} tensors, the task's model has {len(wanted)}; first unequal: {odd[0]!a}"
-        )
-    for name, tensor in wanted.items():
-        entry = entries[name]
-        kind, shape = (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
-        if DTYPES.get(str(kind)) != tensor.dtype or shape != list(tensor.shape):
-            raise DataError(
-                f"{path}: tensor '{name}' is {str(kind)[:8]!a} of shape {str(shape)[:40]}, expected {tensor.dtype} of "
-                f"{list(tensor.shape)}"
-            )
-
-
-def _check_values(tensors: Mapping[str, Tensor], travelling: set[str], path: Path) -> None:
-    """Raise DataError if what was trained is not finite, or anything not a number; a constant mask may be −∞."""
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            continue
-        wrong = ~tensor.isfinite() if name in travelling else tensor.isnan()
-        if wrong.any():
-            raise DataError(f"{path}: tensor '{name}' has {int(wrong.sum())} values that are not finite numbers")

@@ -21,7 +21,8 @@ from sovfed.federation.errors import ConfigError, DataError, PolicyError
 from sovfed.federation.messages import EvaluateRequest, Sums, TrainRequest, Vector
 from sovfed.federation.metrics import BinaryMetrics
 from sovfed.federation.models.facts import Facts, facts_of
-from sovfed.federation.models.saved import MODEL, load_model, save_model
+from sovfed.federation.models.saved import load_model, save_model
+from sovfed.federation.models.stored import MODEL
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.losses import binary_cross_entropy
 from sovfed.federation.tasks.registry import add

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from tests.federation.models.made_tasks import BINARY, RUN, TASKS, model_of
 
 from sovfed.federation.errors import ConfigError, DataError
-from sovfed.federation.models.saved import CARD, FACTS, MODEL, load_model, read_facts, save_model
+from sovfed.federation.models.saved import load_model, read_facts, save_model
+from sovfed.federation.models.stored import CARD, FACTS, MODEL
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.registry import add, get_task
 
