@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sovfed.federation.errors import DataError, PolicyError
+from sovfed.federation.errors import DataError, PolicyError, SovfedError
 from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.schema import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sovfed.federation.messages import Vector
+    from sovfed.federation.messages import EvaluateRequest, Vector
     from sovfed.federation.models.facts import Facts
     from sovfed.federation.tasks import Task
 
+log = logging.getLogger(__name__)
 FOLDER: Final = "received"
 ABOUT: Final = "received.json"
 MAX_MODELS: Final = 32  # runs whose models are kept; more are refused
@@ -131,6 +134,23 @@ class ReceivedModels:
         if not self._folder.is_dir():
             return []
         return [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
+
+
+def keep_evaluated(models: ReceivedModels, task: Task, request: EvaluateRequest, plan: Mapping[str, Any]) -> None:
+    """Keep the model that `request` has evaluated: a run without privacy ends with that of its final model.
+
+    `task` is the one that the request's normalisation makes. A model for which there is no room is not kept, which the
+    own log says; the answer to the request does not depend on it.
+    """
+    from sovfed.federation.models.facts import RunFacts, facts_of
+
+    today = datetime.now(UTC).date().isoformat()
+    run = RunFacts(name=request.keep or request.run, rounds=request.round, date=today)
+    facts = facts_of(task, request.scale, run, request.normalisation)
+    try:
+        models.keep(task, request.model, facts, owner=request.run, plan=plan)
+    except (OSError, SovfedError) as error:
+        log.warning("the model of run %r is not kept: %s", run.name, error)
 
 
 def _read(path: Path) -> Received:

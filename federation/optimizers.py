@@ -184,7 +184,7 @@ class Sgd(_Clipping):
             gradients = list(torch._foreach_add(gradients, values, alpha=plan.weight_decay))
         if plan.momentum:
             gradients = _with_momentum(gradients, _slot(state, "momentum", values), plan)
-        _descend(values, gradients, rate, state.shapes)
+        descend(values, gradients, rate, state.shapes)
 
 
 class AdamW(_Clipping):
@@ -225,7 +225,7 @@ class Muon(_Clipping):
             return
         moved = _with_momentum(steep, _slot(state, "momentum", matrices), plan)
         _decay(matrices, plan.weight_decay, rate, tall)
-        _descend(matrices, [_orthogonal(part, shape) for part, shape in zip(moved, tall, strict=True)], rate, tall)
+        descend(matrices, [_orthogonal(part, shape) for part, shape in zip(moved, tall, strict=True)], rate, tall)
 
     @staticmethod
     def _parted(items: Sequence[Any], shapes: Shapes) -> tuple[list[Any], list[Any]]:
@@ -275,7 +275,11 @@ def _adamw(
     below = torch._foreach_sqrt(second)
     torch._foreach_div_(below, math.sqrt(1 - plan.beta_2**state.count))
     torch._foreach_add_(below, plan.epsilon)
-    _descend(values, list(torch._foreach_div(first, below)), rate / (1 - plan.beta_1**state.count), shapes)
+    rate = rate / (1 - plan.beta_1**state.count)
+    if isinstance(rate, Tensor):
+        descend(values, list(torch._foreach_div(first, below)), rate, shapes)
+    else:
+        torch._foreach_addcdiv_(values, first, below, value=-rate)
 
 
 def _decay(values: Tensors, decay: float, rate: Rate, shapes: Shapes) -> None:
@@ -286,8 +290,8 @@ def _decay(values: Tensors, decay: float, rate: Rate, shapes: Shapes) -> None:
         torch._foreach_mul_(values, 1 - rate * decay)
 
 
-def _descend(values: Tensors, directions: Tensors, rate: Rate, shapes: Shapes) -> None:
-    """value ← value − rate · direction."""
+def descend(values: Tensors, directions: Tensors, rate: Rate, shapes: Shapes) -> None:
+    """value ← value − rate · direction, with a rate for all copies or for each."""
     if isinstance(rate, Tensor):
         torch._foreach_sub_(values, torch._foreach_mul(directions, _widened(rate, shapes)))
     else:

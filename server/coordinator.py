@@ -25,6 +25,7 @@ from sovfed.federation.files import write_private
 from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.metrics import gain
+from sovfed.federation.plan import plan_of
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
 from sovfed.federation.tasks import Task, initial_vector, summarise
@@ -35,7 +36,7 @@ from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.curves import ROUNDS, plot_curves, read_rounds
 from sovfed.server.ledger_heads import LedgerHeads, names_of
 from sovfed.server.privacy import PrivacyPlan
-from sovfed.server.release import DIGEST, MODEL, SUMMARY, digest
+from sovfed.server.release import DIGEST, FILES, MODEL, SUMMARY, digest, publish
 from sovfed.server.rounds import Round, Rounds
 from sovfed.server.sampling import Sampled
 from sovfed.server.secure_aggregation import SecureAggregation
@@ -128,10 +129,9 @@ def coordinate(
         **aggregation.describe(),
         **(rounds.plan.describe() if rounds.plan else {"epsilon": None}),
     }
-    _write_model(folder, task, rounds)
     summary |= {"rounds": len(read_rounds(folder)), "model_of_round": chosen}
-    summary[DIGEST] = digest(folder / MODEL)
-    artifacts = [MODEL, SUMMARY, ROUNDS, "curves.png"]
+    summary[DIGEST] = publish(folder, task, rounds.model, rounds.scale, summary)
+    artifacts = [*FILES, SUMMARY, ROUNDS, "curves.png"]
     if rounds.plan:
         if heads:
             summary["privacy"]["ledger_heads"] = heads.countersign(grid, run, names_of(grid))
@@ -149,6 +149,9 @@ def coordinate(
 
 def _check(config: Config, task: Task) -> None:
     """Raise ConfigError if the strategy is not for this cohort or this task, PrivacyError if privacy is not."""
+    from sovfed.federation.optimizers import make
+
+    make(plan_of(config.task))  # or there is none of that name
     strategy, cohort = config.strategy, config.server.min_cohort
     if cohort < strategy.least_cohort:
         raise ConfigError(
@@ -291,14 +294,6 @@ def _median(lines: list[dict[str, Any]], key: str) -> float | None:
     """None also where the figure is not told, as of private rounds."""
     values = [line[key] for line in lines if line[key] is not None]
     return statistics.median(values) if values else None
-
-
-def _write_model(folder: Path, task: Task, rounds: Rounds) -> None:
-    from safetensors.numpy import save
-
-    metadata = {"task": task.name, "format": "flat parameter vector, torch parameters_to_vector order"}
-    content = save({"model": rounds.model, "scale": rounds.scale}, metadata=metadata)
-    write_private(folder / MODEL, content)
 
 
 def _write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str) -> None:

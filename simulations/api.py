@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from sovfed.clients.data import Dataset
 from sovfed.federation.compose import compose
@@ -158,21 +158,22 @@ def _population(config: Config, task: Task, data: Data) -> Sequence[Institution]
     if data is None or isinstance(data, (str, Path)):
         return make_population(config)
     if isinstance(data, Mapping):
-        parts = {name: _records(task, part, config) for name, part in data.items()}
+        parts = {name: _records(task, part, config, name) for name, part in data.items()}
         return [
             Institution(name, name, lambda _task, part=part: part)  # type: ignore[misc]
             for name, part in parts.items()
         ]
-    records = _records(task, data, config)
+    records = _records(task, data, config, "the data frame")
     return Partitioned(Partition(task, records, config.partition, config.simulation.institutions, config.seed))
 
 
-def _records(task: Task, part: Any, config: Config) -> Dataset:
-    if hasattr(part, "train"):
-        return part
+def _records(task: Task, part: pd.DataFrame | Dataset, config: Config, where: str) -> Dataset:
+    """A site's records; those of a data frame by the task's schema and the data's rules."""
+    if hasattr(part, "persons"):
+        return cast("Dataset", part)
     from sovfed.clients.data.frames import records_of_frame
 
-    return records_of_frame(task, part, config.data)
+    return records_of_frame(task, cast("pd.DataFrame", part), config.data, where)
 
 
 __all__ = ["Result", "simulate"]

@@ -89,6 +89,7 @@ def simulate(
       sovfed simulate -m task=digits strategy=fedavg,fedprox seed=1,2,3 --folder sweep
       sovfed simulate -m --resume --folder sweep
     """
+    from sovfed.server.ending import ending
     from sovfed.server.tracking import Tracker
     from sovfed.simulations.federation import simulate_population
     from sovfed.simulations.population import make_population
@@ -120,20 +121,13 @@ def simulate(
     by_institution = outcome.summary["metrics_by_institution"]
     for name, metrics in by_institution.items() if len(by_institution) <= LISTED else ():
         console.print(f"  institution {name}: " + "  ".join(f"{key} {value:.3f}" for key, value in metrics.items()))
-    if outcome.summary["metrics"]:
-        console.print(
-            "[bold]all[/]: " + "  ".join(f"{key} {value:.3f}" for key, value in outcome.summary["metrics"].items())
-        )
     if simulated := outcome.summary.get("simulated_metrics"):
         told = "  ".join(f"{key} {value:.3f}" for key, value in simulated.items())
         console.print(f"[bold]the final model, as only a simulation can know it[/]: {told}")
-    if outcome.summary["epsilon"] is not None:
-        console.print(
-            f"differential privacy: {outcome.summary['privacy']['mechanism']}, ε = {outcome.summary['epsilon']:.3f} "
-            f"at δ = {outcome.summary['delta']:g} for every person; no metric left the institutions"
-        )
     if why := outcome.summary.get("engine_reason"):
         console.print(f"engine: {outcome.summary['engine']}, since {why}")
+    for line in ending(outcome.summary, folder, str(folder)):
+        console.print(line, markup=False, soft_wrap=True, highlight=False)
     console.print(f"folder: {folder}", markup=False)
 
 

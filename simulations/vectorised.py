@@ -404,9 +404,10 @@ class VectorisedAggregation:
 
 
 def _joined(parts: Sequence[Targets]) -> Targets:
-    if isinstance(parts[0], dict):
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}  # type: ignore[call-overload]
-    return np.concatenate(parts)  # type: ignore[arg-type]
+    by_name = [part for part in parts if isinstance(part, dict)]
+    if by_name:
+        return {name: np.concatenate([part[name] for part in by_name]) for name in by_name[0]}
+    return np.concatenate([part for part in parts if not isinstance(part, dict)])
 
 
 def _cut(targets: Targets, part: slice) -> Targets:

@@ -51,7 +51,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "run": Lazy("sovfed.server.cli.run", "cli", "Start, list, show, resume and stop training runs (agency)."),
     "server": Lazy("sovfed.server.cli.server", "cli", "Set up and run the aggregation server (agency)."),
     "client": Lazy("sovfed.clients.cli", "cli", "Enrol and run an institution's node (hospital, ministry)."),
-    "model": Lazy("sovfed.federation.cli_model", "cli", "Use a trained model: predict, export, show (anyone)."),
+    "model": Lazy("sovfed.clients.cli_use", "cli", "Use a trained model: predict, export, show (anyone)."),
     "authority": Lazy("sovfed.server.cli.authority", "cli", "Sign and revoke identities (certificate authority)."),
     "simulate": Lazy("sovfed.simulations.cli", "simulate", "Run a federation in one process (researcher)."),
     "partition": Lazy("sovfed.simulations.cli", "partition", "Show how a simulation cuts records into institutions."),

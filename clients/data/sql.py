@@ -6,6 +6,7 @@ transaction that only reads. What a database says of an error may hold values, s
 
 from __future__ import annotations
 
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +22,7 @@ from sovfed.federation.files import read_private
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from sqlalchemy import Connection, CursorResult, Engine
+    from sqlalchemy import CursorResult, Engine
 
     from sovfed.clients.data.tables.report import Report
     from sovfed.federation.config import DataConfig
@@ -47,41 +48,37 @@ class Sql:
         self.header: Sequence[str] = self._columns()
 
     def batches(self, wanted: Sequence[int], numeric: Sequence[int], report: Report) -> Iterator[Batch]:
-        from sqlalchemy.exc import SQLAlchemyError
-
         row = 1
-        try:
-            with self._engine.connect() as connection:
-                result = self._rows(connection, self._query)
-                while rows := result.fetchmany(ROWS):
-                    lines = np.arange(row, row + len(rows), dtype=np.int64)
-                    row += len(rows)
-                    yield Batch([_cells([one[place] for one in rows]) for place in wanted], lines)
-        except SQLAlchemyError as error:
-            raise self._failed(error) from None
-        finally:
-            self._engine.dispose()
+        with self._result(self._query) as result:
+            while rows := result.fetchmany(ROWS):
+                lines = np.arange(row, row + len(rows), dtype=np.int64)
+                row += len(rows)
+                yield Batch([_cells([one[place] for one in rows]) for place in wanted], lines)
 
     def _columns(self) -> tuple[str, ...]:
         """The names of the query's columns; not one row is asked for."""
+        nothing = f"SELECT * FROM ({self._query}\n) AS sovfed_query WHERE 1 = 0"  # noqa: S608 - the institution's own
+        with self._result(nothing) as result:
+            return tuple(result.keys())
+
+    @contextmanager
+    def _result(self, query: str) -> Iterator[CursorResult[Any]]:
+        """What the database answers, in a transaction that only reads and is given up at the end. Raises DataError."""
         from sqlalchemy.exc import SQLAlchemyError
 
+        options: dict[str, Any] = {"stream_results": True, "max_row_buffer": ROWS, "no_parameters": True}
+        if self._engine.dialect.name == "postgresql":
+            options["postgresql_readonly"] = True
         try:
             with self._engine.connect() as connection:
-                result = self._rows(connection, f"SELECT * FROM ({self._query}\n) AS sovfed_query WHERE 1 = 0")  # noqa: S608 - the institution's own
-                return tuple(result.keys())
+                if self._engine.dialect.name == "sqlite":
+                    connection.exec_driver_sql("PRAGMA query_only = ON")
+                with closing(connection.execution_options(**options).exec_driver_sql(query)) as result:
+                    yield result
         except SQLAlchemyError as error:
             raise self._failed(error) from None
         finally:
             self._engine.dispose()
-
-    def _rows(self, connection: Connection, query: str) -> CursorResult[Any]:
-        if self._engine.dialect.name == "sqlite":
-            connection.exec_driver_sql("PRAGMA query_only = ON")
-        options: dict[str, Any] = {"stream_results": True, "max_row_buffer": ROWS, "no_parameters": True}
-        if self._engine.dialect.name == "postgresql":
-            options["postgresql_readonly"] = True
-        return connection.execution_options(**options).exec_driver_sql(query)
 
     def _failed(self, error: Exception) -> DataError:
         origin = getattr(error, "orig", None)

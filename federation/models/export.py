@@ -8,6 +8,7 @@ where missing; each image, text or array under its name. What they are fed is no
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import re
 import warnings
@@ -26,7 +27,7 @@ from sovfed.federation.tasks.columns import CODES, NUMBERS
 from sovfed.federation.tasks.layout import Applied
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sovfed.federation.models.saved import LoadedModel
 
@@ -102,7 +103,8 @@ def to_hugging_face(model: LoadedModel, folder: Path) -> None:
             "has no config and save_pretrained; take --torch or --onnx"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    inner.save_pretrained(folder, safe_serialization=True)
+    safe = {"safe_serialization": True} if _takes(inner.save_pretrained, "safe_serialization") else {}
+    inner.save_pretrained(folder, **safe)  # since transformers 5 there is no other form
     write_private(folder / FACTS, to_json(model.facts, model_sha256=model.sha256).encode())
 
 
@@ -120,6 +122,10 @@ def _tracing(model: LoadedModel) -> Iterator[None]:
         raise ConfigError(f"the model of task '{model.task.name}' cannot be exported: {_first(error)}") from error
     finally:
         log.setLevel(before)
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    return name in inspect.signature(function).parameters
 
 
 def _widened(name: str, values: Tensor) -> Tensor:

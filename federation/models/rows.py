@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,30 +14,15 @@ from sovfed.federation.tasks.columns import CODES, MISSING_CODE, NUMBERS, REFUSE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from sovfed.federation.tasks.columns import Column, Schema, Table
 
-MAX_BYTES: Final = 1 << 30
 SHOWN: Final = 5  # rows that an error names
 MAX_CELLS: Final = 1024  # of an array that a table holds cell by cell
 TRUE: Final = ("1", "true", "yes", "y")
 FALSE: Final = ("0", "false", "no", "n")
 ABSENT: Final = ("", "na", "nan", "n/a", "null", "none", "nat", "<na>")
 EPOCH: Final = datetime.date(1970, 1, 1)
-
-
-def read_inputs(schema: Schema, path: Path, keep: str = "") -> tuple[Table, list[str]]:
-    """The input columns of a CSV file, and of each row the text of column `keep`; its number from 1 if that is "".
-
-    Raises DataError naming column, count and first rows, never a value.
-    """
-    columns = _read_csv(path)
-    if keep and keep not in columns:
-        raise DataError(f"{path}: no column '{keep}' to keep{nearest(keep, columns)}")
-    count = len(next(iter(columns.values()), []))
-    told = columns[keep] if keep else [str(number) for number in range(1, count + 1)]
-    return to_table(schema, columns), list(told)
 
 
 def to_table(schema: Schema, columns: Mapping[str, Sequence[object]]) -> Table:
@@ -168,27 +152,6 @@ def _day(text: str) -> float:
 def _rows(rows: Sequence[int] | npt.NDArray[Any]) -> str:
     shown = ", ".join(str(int(row) + 1) for row in rows[:SHOWN])
     return f"row{'s' if len(rows) > 1 else ''} {shown}{', …' if len(rows) > SHOWN else ''}"
-
-
-def _read_csv(path: Path) -> dict[str, list[str]]:
-    """The columns of a CSV file in UTF-8, its separator the commonest of , ; and tab in the header."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path}: larger than {MAX_BYTES >> 30} GiB")
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            head = file.readline()
-            file.seek(0)
-            rows = list(csv.reader(file, delimiter=max(",;\t", key=head.count)))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: missing, or not a CSV file in UTF-8") from error
-    header = [name.strip() for name in rows[0]] if rows else []
-    if not header or len(set(header)) != len(header):
-        raise DataError(f"{path}: no header, or one that names a column twice")
-    rows = [row for row in rows[1:] if any(row)]
-    wrong = [row for row, cells in enumerate(rows) if len(cells) != len(header)]
-    if wrong:
-        raise DataError(f"{path}: {len(wrong)} rows have not the header's {len(header)} cells, {_rows(wrong)}")
-    return {name: [row[place] for row in rows] for place, name in enumerate(header)}
 
 
 def made_up_rows(schema: Schema, count: int) -> dict[str, list[object]]:

@@ -7,11 +7,9 @@ are installed, or read from the task.yaml that the facts hold.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import hmac
 import json
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -272,13 +270,9 @@ def _task(facts: Facts, path: Path, *, any_version: bool) -> Task:
 
 def _declared(text: str) -> Task:
     """The task that a task.yaml declares."""
-    from sovfed.federation.tasks.declared import read_task
+    from sovfed.federation.tasks.declared import task_from_text
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "task.yaml"
-        path.write_text(text, encoding="utf-8")
-        found: Task = read_task(path)
-    return found if found.text else dataclasses.replace(found, text=text)
+    return task_from_text(text)
 
 
 def _check_shapes(entries: dict[str, Any], wanted: Mapping[str, Tensor], path: Path) -> None:

@@ -162,7 +162,7 @@ def lay_out(module: nn.Module, inputs: Tree, trained: Callable[[str], bool] | No
     module.train()
     with torch.no_grad():
         module(inputs)
-    changed = {name for name, buffer in buffers.items() if not torch.equal(buffer, before[name])}
+    changed = _changed(buffers, before, _named(module.named_buffers()))
     parts: list[Part] = []
     for name, tensor in (named | buffers).items():
         training = name in named
@@ -183,6 +183,23 @@ def lay_out(module: nn.Module, inputs: Tree, trained: Callable[[str], bool] | No
     }
     coupled = any(isinstance(part, _NormBase) for part in module.modules())
     return Layout(tuple(parts), frozenset(normalised), coupled)
+
+
+def _changed(buffers: dict[str, Tensor], before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """The names of the buffers that a pass changed. Raises ConfigError if it put another tensor in the place of one.
+
+    That one could not be seen by who holds the first. A cache that was made longer, or made anew of equal values, is no
+    statistic.
+    """
+    changed = set()
+    for name, buffer in buffers.items():
+        now = after.get(name, buffer)
+        if now.shape != buffer.shape or torch.allclose(now, before[name], rtol=0.0, atol=0.0, equal_nan=True):
+            continue
+        if now is not buffer:
+            raise ConfigError(f"buffer '{name}' is replaced in each pass; change it in place, as with copy_")
+        changed.add(name)
+    return changed
 
 
 def _modules(module: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -75,9 +75,9 @@ class Transform:
         """
         present, total, squares = np.split(np.asarray(profile, np.float64), 3)
         count = np.maximum(present, 1.0)
-        mean = np.clip(total / count, -1.0, 1.0)
+        mean = total / count
         spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-        return np.concatenate([mean, np.clip(spread, 2 * LEAST_SPREAD, 2.0)])
+        return np.concatenate([np.clip(mean, -1.0, 1.0), np.clip(spread, 2 * LEAST_SPREAD, 2.0)])
 
     @cached_property
     def public_scale(self) -> Sums:

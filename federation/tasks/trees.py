@@ -37,8 +37,9 @@ def joined(trees: Sequence[Tree]) -> Tree:
         return trees[0]
     first = trees[0]
     if isinstance(first, dict):
-        return {name: torch.cat([tree[name] for tree in trees]) for name in first}  # type: ignore[call-overload]
-    return torch.cat(list(trees))  # type: ignore[arg-type]
+        by_name = [tree for tree in trees if isinstance(tree, dict)]
+        return {name: torch.cat([tree[name] for tree in by_name]) for name in first}
+    return torch.cat([tree for tree in trees if isinstance(tree, Tensor)])
 
 
 def split(tree: Tree, count: int) -> list[Tree]:

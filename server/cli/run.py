@@ -189,6 +189,7 @@ def _control(home: Path, required: bool = True) -> ControlClient:
 
 
 def _report(home: Path, name: str, follow: bool, as_json: bool) -> None:
+    from sovfed.server.ending import ending
     from sovfed.server.runs import read_run, read_summary, run_folder
 
     if not follow:
@@ -205,8 +206,11 @@ def _report(home: Path, name: str, follow: bool, as_json: bool) -> None:
         raise SovfedError(  # exit code 1: the service is there, the work failed
             f"run '{name}' {run['status']}: {run['reason']}; once that is mended, `sovfed run resume {name}` goes on"
         )
-    if not as_json:
-        click.echo(f"finished; `sovfed run show {name}` tells more, the model lies in {run_folder(home, name)}")
+    if as_json:
+        return
+    click.echo(f"finished; `sovfed run show {name}` tells more")
+    for line in ending(read_summary(home, name) or {"metrics": {}}, run_folder(home, name), name):
+        click.echo(visible(line))
 
 
 def watch(home: Path, name: str, quiet: bool = False) -> dict[str, Any]:

@@ -78,7 +78,9 @@ def make_optimizer(
     running statistics, averaged; None: all are stepped. `plan` and `schedule` are of the optimizer under `fedsgd`.
     """
     optimizer = _make(config, learning_rate, layout, trained, plan, schedule)
-    if trained is None or isinstance(optimizer, Averaging):  # which moves every place by its mean
+    if isinstance(optimizer, Averaging):  # which moves every place by its mean
+        return optimizer
+    if trained is None or (layout is not None and trained == layout.size):
         return optimizer
     from sovfed.server.strategies.stepping import Stepping
 

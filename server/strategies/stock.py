@@ -81,7 +81,7 @@ def _identify() -> None:
 class _Everybody(Grid):
     """The grid that a strategy may ask who is there; who takes part is the coordinator's matter."""
 
-    def set_run(self, run_id: int) -> None: ...
+    def set_run(self, run: Any) -> None: ...
 
     @property
     def run(self) -> Any:

@@ -16,9 +16,9 @@ from tests.federation.models.made_tasks import BINARY, RUN, model_of
 from sovfed.clients.cli_model import model, told
 from sovfed.clients.data import Records
 from sovfed.clients.own_figures import Figures, own_figures, own_scale
-from sovfed.clients.received import MAX_MODELS, ReceivedModels
+from sovfed.clients.received import MAX_MODELS, ReceivedModels, keep_evaluated
 from sovfed.federation.errors import ConfigError, DataError, PolicyError
-from sovfed.federation.messages import Sums, TrainRequest, Vector
+from sovfed.federation.messages import EvaluateRequest, Sums, TrainRequest, Vector
 from sovfed.federation.metrics import BinaryMetrics
 from sovfed.federation.models.facts import Facts, facts_of
 from sovfed.federation.models.saved import MODEL, load_model, save_model
@@ -108,6 +108,19 @@ def test_a_model_that_is_not_finite_is_not_kept(models: ReceivedModels, tmp_path
     with pytest.raises(DataError, match="finite"):
         models.keep(BINARY, VECTOR * np.float32(np.inf), facts(), owner="7", plan={})
     assert list((tmp_path / "received").iterdir()) == []
+
+
+def test_the_final_evaluations_model_is_kept_and_a_full_shelf_refuses_no_answer(
+    models: ReceivedModels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = EvaluateRequest(run="7", round=12, task=BINARY.name, model=VECTOR, scale=SCALE, keep="study-3")
+    keep_evaluated(models, BINARY, request, PLAN)
+    found = models.find("study-3")
+    assert (found.owner, found.facts.run.rounds, found.plan) == ("7", 12, PLAN)
+    np.testing.assert_array_equal(load_model(found.path).scale, SCALE)
+    monkeypatch.setattr("sovfed.clients.received.MAX_MODELS", 1)
+    keep_evaluated(models, BINARY, replace(request, keep="study-4"), PLAN)
+    assert "'study-4' is not kept" in caplog.text and len(models.list()) == 1
 
 
 def test_the_command_lists_gets_and_removes(models: ReceivedModels, tmp_path: Path) -> None:

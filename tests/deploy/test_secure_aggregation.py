@@ -14,7 +14,8 @@ from tests.deploy.conftest import finished, make_config, summary
 
 from sovfed.clients.trainer import make_trainer
 from sovfed.federation.messages import TrainReply, TrainRequest
-from sovfed.federation.tasks import get_task, initial_vector
+from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks.registry import get_task
 from sovfed.server import runs
 from sovfed.simulations.deployment import LocalFederation
 from sovfed.simulations.federation import simulate

@@ -10,7 +10,8 @@ import pytest
 
 from sovfed.clients.app import make_client_app
 from sovfed.clients.policy import Policy
-from sovfed.federation.config import Config, SecaggConfig, ServerConfig
+from sovfed.clients.trainer import make_trainer
+from sovfed.federation.config import ClientConfig, Config, SecaggConfig, ServerConfig
 from sovfed.federation.errors import CohortError
 from sovfed.federation.messages import (
     EvaluateRequest,
@@ -22,13 +23,15 @@ from sovfed.federation.messages import (
     TrainReply,
     TrainRequest,
 )
-from sovfed.federation.tasks import bounds, get_task
+from sovfed.federation.tasks.registry import get_task
 from sovfed.server.aggregation import PlainAggregation
 from sovfed.server.rounds import Rounds
 from sovfed.server.strategies import make_optimizer
 from sovfed.simulations.grid import InMemoryGrid
 
 Behaviour = Callable[[Request], Reply]
+TASK = get_task("breast_cancer")
+REACH = np.repeat([0.01, 0.1, 1.0], 10)  # of a column, in halves of its declared range, where `honest` is told 1
 
 
 class Scripted:
@@ -44,11 +47,13 @@ class Scripted:
 def honest(value: float, count: int) -> Behaviour:
     def answer(request: Request) -> Reply:
         if isinstance(request, ProfileRequest):
-            return ProfileReply(sums=np.array([count] + 30 * [value * count] + 30 * [value * value * count], float))
+            u = value * REACH
+            return ProfileReply(sums=np.concatenate([np.full(30, float(count)), count * u, count * u**2]))
         assert isinstance(request, TrainRequest)
         update = np.full(request.model.size, value, dtype=np.float32)
         return TrainReply(
-            round=request.round, count=count, seconds=0.0, train_loss=value, update=update, evaluation=np.ones(2)
+            round=request.round, count=count, seconds=0.0, train_loss=value, update=update,
+            evaluation=np.ones(TASK.evaluation_size),
         )  # fmt: skip
 
     return answer
@@ -61,7 +66,7 @@ def rounds(behaviours: list[Behaviour], min_cohort: int) -> Rounds:
     grid = InMemoryGrid(apps)
     aggregation = PlainAggregation(grid, config.server.round_deadline_s)
     made = Rounds(config, "1", grid, make_optimizer(config.strategy), aggregation)
-    made.model, made.sums, made.features = np.zeros(4, dtype=np.float32), 2, 30
+    made.model = np.zeros(4, dtype=np.float32)
     return made
 
 
@@ -70,7 +75,7 @@ def test_round_is_the_weighted_mean_of_the_updates() -> None:
     done = made.train(1)
     np.testing.assert_allclose(made.model, np.full(4, 3.25))
     assert (done.participants, done.count, done.train_loss) == ([1, 2], 40, 3.25)
-    np.testing.assert_array_equal(done.evaluation, [2.0, 2.0])
+    np.testing.assert_array_equal(done.evaluation, np.full(TASK.evaluation_size, 2.0))
 
 
 def altered(**changes: object) -> Behaviour:
@@ -129,21 +134,22 @@ def test_scale_comes_from_sums_over_all_institutions() -> None:
     made = rounds([honest(1.0, 10), honest(4.0, 30)], min_cohort=2)
     made.profile()
     values = np.array([1.0] * 10 + [4.0] * 30)
-    low, high = bounds(get_task("breast_cancer"))
     mean, spread = np.split(made.scale, 2)
-    np.testing.assert_allclose(mean, np.clip(values.mean(), low, high))
-    np.testing.assert_allclose(spread, np.clip(values.std(), 1e-3 * (high - low), high - low))
-    assert mean.max() == values.mean() and (mean <= high).all()  # some features' bounds are narrower than the values
+    np.testing.assert_allclose(mean, np.minimum(values.mean() * REACH, 1.0))
+    np.testing.assert_allclose(spread, values.std() * REACH)
+    assert values.mean() > mean.max() == 1.0  # some columns' bounds are narrower than the values
 
 
 def test_a_feature_that_never_varies_is_scaled_by_a_thousandth_of_its_range() -> None:
     made = rounds([honest(0.5, 10), honest(0.5, 30)], min_cohort=2)
     made.profile()
-    low, high = bounds(get_task("breast_cancer"))
-    np.testing.assert_allclose(made.scale[30:], 1e-3 * (high - low))
-    Policy(allowed_tasks=("breast_cancer",), require_privacy=False, allow_plain_updates=True).check(
-        EvaluateRequest(run="r", round=1, task="breast_cancer", model=made.model, scale=made.scale)
-    )
+    np.testing.assert_allclose(made.scale[30:], 1e-3 * 2)
+    model = np.zeros(TASK.parameters, dtype=np.float32)
+    policy = Policy(allowed_tasks=("breast_cancer",), require_privacy=False, allow_plain_updates=True)
+    trainer = make_trainer(ClientConfig(device="cpu"), policy.check, least_spread=policy.least_spread)
+    request = EvaluateRequest("r", 1, TASK.name, model, made.scale, digest=TASK.digest)
+    assert not isinstance(trainer.answer(request), Refusal)
+    assert trainer.answer(dataclasses.replace(request, scale=made.scale * 0.99)) == Refusal("policy")
 
 
 def test_a_run_that_every_policy_forbids_says_what_to_do() -> None:

@@ -37,7 +37,8 @@ from sovfed.federation.messages import (
 from sovfed.federation.secagg.files import FileStore, MemoryStore, create_journal
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.terms import RECORD, Terms
-from sovfed.federation.tasks import get_task, initial_vector, public_scale
+from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks.registry import get_task
 from sovfed.server import secure_aggregation
 from sovfed.server.aggregation import PlainAggregation
 from sovfed.server.privacy import PrivacyPlan
@@ -91,7 +92,6 @@ class World:
         )  # fmt: skip
         self.rounds = Rounds(self.config, "7", self.grid, make_optimizer(self.config.strategy), aggregation)
         self.rounds.model = initial_vector(TASK, 0)
-        self.rounds.sums, self.rounds.features = TASK.evaluation_size, len(TASK.schema.features)
 
     def add(self, node: int, store: Store, authority: Authority | None = None) -> Place:
         identity = (authority or self.authority).institution(f"hospital-{node}")
@@ -186,7 +186,7 @@ PRIVATE = ("privacy=distributed", "privacy.population=400", "privacy.delta=1e-6"
 
 def private(world: World) -> World:
     world.rounds.plan = PrivacyPlan.make(world.config, "trial", TASK.parameters)
-    world.rounds.scale = public_scale(TASK)
+    world.rounds.scale = TASK.transform.public_scale
     return world
 
 
@@ -386,12 +386,15 @@ def test_two_runs_without_reproducible_differ_by_no_update_exactly() -> None:
                 world.grid, world.authority.server("agency.test"), world.config.secagg, run=run, min_cohort=3,
                 deadline_s=60.0, max_size=TASK.parameters, config_digest=bytes(32),
             )  # fmt: skip
-            request = TrainRequest(run, 1, TASK.name, 0, 2, 16, 0.1, 0.0, model, public_scale(TASK))
+            request = TrainRequest(
+                run, 1, TASK.name, 0, 2, 16, 0.1, 0.0, model, TASK.transform.public_scale, digest=TASK.digest
+            )
             total = aggregation.collect(request, list(nodes), TASK.evaluation_size)
             assert total.mean is not None
             sums.append(total.mean.astype(np.float64) * total.count)
-        sixth, _ = world.places[6].trainer._workloads[TASK.name, "own"].train(request)  # type: ignore[attr-defined]
-        count = world.places[6].trainer._workloads[TASK.name, "own"].count
+        workload = world.places[6].trainer._workloads[TASK.digest]
+        sixth, _ = workload.train(request)  # type: ignore[attr-defined]
+        count = workload.count
         differences.append(np.linalg.norm((sums[0] - sums[1]) / count - sixth) / np.linalg.norm(sixth))
     assert differences[0] < 1e-3 < 0.02 < differences[1]
 
@@ -518,7 +521,7 @@ def test_what_overflows_at_one_institution_is_a_count_in_the_sum_and_no_refusal(
     world.rounds.profile()
     calm.rounds.profile()
     usual = calm.rounds.train(1)
-    monkeypatch.setattr(broken._workload("breast_cancer"), "_loss", lambda outputs, labels: outputs[:, 0] * np.inf)
+    monkeypatch.setattr(broken._workload(TASK), "_loss", lambda outputs, labels: outputs[:, 0] * np.inf)
     done = world.rounds.train(1)
     assert (done.refused, done.spoilt, usual.spoilt) == ({}, 1, 0)
     assert done.count == usual.count  # its weight stays, so that nobody's records can be counted by spoiling
@@ -537,7 +540,7 @@ def test_a_run_whose_every_contribution_is_spoilt_ends_and_says_why() -> None:
 def test_work_that_fails_on_the_records_in_any_way_is_nothing_in_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(4)
     world.rounds.profile()
-    workload = world.places[1].trainer._workload("breast_cancer")
+    workload = world.places[1].trainer._workload(TASK)
 
     def fail(*_: object) -> None:
         raise MemoryError("patient Ada Lovelace")
@@ -626,10 +629,11 @@ def test_plain_requests_are_refused_unless_the_policy_allows_them() -> None:
     world = World(3)
     place = world.places[1]
     place.trainer._check = Policy(allowed_tasks=("breast_cancer",)).check
-    train = TrainRequest("7", 1, "breast_cancer", 0, 1, 32, 0.1, 0.0, world.rounds.model, np.ones(60))
+    scale, digest = TASK.transform.public_scale, TASK.digest
+    train = TrainRequest("7", 1, "breast_cancer", 0, 1, 32, 0.1, 0.0, world.rounds.model, scale, digest=digest)
     plain: list[Request] = [
-        ProfileRequest("7", "breast_cancer"), train,
-        EvaluateRequest("7", 1, "breast_cancer", world.rounds.model, np.ones(60)),
+        ProfileRequest("7", "breast_cancer", digest=digest), train,
+        EvaluateRequest("7", 1, "breast_cancer", world.rounds.model, scale, digest=digest),
     ]  # fmt: skip
     assert [place.answer(request) for request in plain] == [Refusal("policy")] * 3
 

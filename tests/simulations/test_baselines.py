@@ -9,8 +9,9 @@ from sklearn.metrics import roc_auc_score
 
 from sovfed.clients.data import load_records
 from sovfed.federation.config import ClientConfig, Config, DataConfig, TaskConfig
-from sovfed.federation.tasks import get_task
-from sovfed.simulations.baselines import compare, exact, merge, pooled, score
+from sovfed.federation.tasks.columns import NUMBERS
+from sovfed.federation.tasks.registry import get_task
+from sovfed.simulations.baselines import columns_of, compare_sites, exact, labels_of, merge, pooled, score
 
 CONFIG = Config(client=ClientConfig(device="cpu"), task=TaskConfig(local_epochs=2, batch_size=32, learning_rate=0.1))
 DATA = [DataConfig(site=str(site)) for site in range(4)]
@@ -20,26 +21,27 @@ TASK = get_task("breast_cancer")
 def test_merging_keeps_every_part_on_its_side() -> None:
     parts = [load_records(TASK, one) for one in DATA]
     union = merge(parts)
-    assert len(union.labels) == 569
+    assert len(labels_of(TASK, union)) == 569
     assert len(np.unique(union.persons)) == 569
     for rows, side in ((union.train, "train"), (union.test, "test")):
-        expected = np.concatenate([part.features[getattr(part, side)] for part in parts])
-        assert np.array_equal(union.features[rows], expected)
+        expected = np.concatenate([columns_of(part)[NUMBERS][getattr(part, side)] for part in parts])
+        assert np.array_equal(union.columns[NUMBERS][rows], expected)
 
 
 def test_the_pooled_model_is_as_good_as_scikit_learns_logistic_regression() -> None:
     union = merge([load_records(TASK, one) for one in DATA])
-    train, test = union.features[union.train], union.features[union.test]
+    features, labels = union.columns[NUMBERS], labels_of(TASK, union)
+    train, test = features[union.train], features[union.test]
     mean, std = train.mean(0), train.std(0)
-    model = LogisticRegression(max_iter=1000).fit((train - mean) / std, union.labels[union.train])
-    expected = roc_auc_score(union.labels[union.test], model.decision_function((test - mean) / std))
+    model = LogisticRegression(max_iter=1000).fit((train - mean) / std, labels[union.train])
+    expected = roc_auc_score(labels[union.test], model.decision_function((test - mean) / std))
     assert score(TASK, pooled(CONFIG, union), union) == pytest.approx(expected, abs=0.01)
 
 
 def test_a_comparison_has_a_row_for_each_institution_and_pooling_beats_being_alone() -> None:
     union = merge([load_records(TASK, one) for one in DATA])
     trained = pooled(CONFIG, union)
-    found = compare(CONFIG, DATA, trained.model, trained.scale)
+    found = compare_sites(CONFIG, DATA, trained.model, trained.scale)
     assert [row["test"] for row in found.rows] == [76, 51, 29, 14]
     assert sum(row["train"] for row in found.rows) == len(union.train)
     assert found.metric == "auc"

@@ -15,7 +15,8 @@ from sovfed.federation.compose import compose
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import TrainRequest
-from sovfed.federation.tasks import get_task, initial_vector
+from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks.registry import get_task
 from sovfed.server.aggregation import Total
 from sovfed.server.coordinator import Outcome
 from sovfed.server.curves import read_rounds
@@ -72,7 +73,7 @@ def test_chunks_change_nothing_but_rounding() -> None:
     cohort = Cohort.of(task, population, "cpu")
     request = TrainRequest(
         run="1", round=1, task="digits", seed=3, local_epochs=2, batch_size=8, learning_rate=0.1, proximal_mu=0.0,
-        model=initial_vector(task, 0), scale=np.concatenate([np.zeros(64), np.full(64, 8.0)]),
+        model=initial_vector(task, 0), scale=np.concatenate([np.full(64, -1.0), np.ones(64)]),
     )  # fmt: skip
     found = []
     for chunk in (1, 5, 13):

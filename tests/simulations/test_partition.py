@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from sovfed.clients.data import Records, check
+from sovfed.clients.data import Dataset, Records, check
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import DataError
-from sovfed.federation.tasks import get_task
+from sovfed.federation.tasks.registry import get_task
+from sovfed.simulations.baselines import columns_of, labels_of
 from sovfed.simulations.cli import partition as partition_command
 from sovfed.simulations.partition import Partition, make_partition, pooled
 
@@ -26,7 +27,11 @@ def make(name: str, institutions: int, *overrides: str) -> Partition:
     )
 
 
-def all_records() -> Records:
+def pixels(records: Records) -> np.ndarray:
+    return records.columns["pixel"]
+
+
+def all_records() -> Dataset:
     return pooled(TASK, compose(["task=digits"]).config)
 
 
@@ -46,13 +51,13 @@ def test_a_partition_follows_the_seed(name: str) -> None:
     one, again, other = make(name, 10), make(name, 10), make(name, 10, "seed=1")
     for number in (0, 9, 3):
         a, b = one.records(number), again.records(number)
-        np.testing.assert_array_equal(a.features, b.features)
+        np.testing.assert_array_equal(pixels(a), pixels(b))
         np.testing.assert_array_equal(a.persons, b.persons)
     assert not np.array_equal(one.records(3).persons, other.records(3).persons)
 
 
 def classes(records: Records) -> int:
-    return len(np.unique(records.labels[records.train]))
+    return len(np.unique(labels_of(TASK, records)[records.train]))
 
 
 def test_recipes_do_what_their_papers_say() -> None:
@@ -67,10 +72,10 @@ def test_recipes_do_what_their_papers_say() -> None:
 
 def test_feature_shift_grows_from_none_and_stays_within_the_schema() -> None:
     plain, noisy = make("iid", 10), make("feature", 10)
-    gaps = [float(np.abs(noisy.records(k).features - plain.records(k).features).mean()) for k in (0, 4, 9)]
+    gaps = [float(np.abs(pixels(noisy.records(k)) - pixels(plain.records(k))).mean()) for k in (0, 4, 9)]
     assert gaps[0] == 0.0
     assert 0.0 < gaps[1] < gaps[2]
-    assert noisy.records(9).features.min() >= 0.0 and noisy.records(9).features.max() <= 16.0
+    assert pixels(noisy.records(9)).min() >= 0.0 and pixels(noisy.records(9)).max() <= 16.0
 
 
 def test_more_institutions_than_records_are_bootstrap_samples_of_one_part() -> None:
@@ -86,7 +91,7 @@ def test_more_institutions_than_records_are_bootstrap_samples_of_one_part() -> N
 
 def test_a_person_with_several_records_is_never_split() -> None:
     whole, config = all_records(), compose(["partition=iid"]).config
-    doubled = Records(whole.features, whole.labels, whole.persons // 2, whole.train, whole.test)
+    doubled = Records(columns_of(whole), whole.persons // 2, whole.train, whole.test)
     with pytest.raises(DataError, match="one person"):
         Partition(TASK, doubled, config.partition, 4, 0)
 
@@ -97,6 +102,9 @@ def test_the_command_shows_and_draws_what_each_institution_holds(tmp_path: Path)
     held = json.loads(found.output)
     dealt = make("shards", 6)
     assert [one["train"] for one in held] == [len(dealt.records(k).train) for k in range(6)]
-    assert np.sum([one["by_class"] for one in held], axis=0).tolist() == np.bincount(all_records().labels).tolist()
+    assert (
+        np.sum([one["by_class"] for one in held], axis=0).tolist()
+        == np.bincount(labels_of(TASK, all_records())).tolist()
+    )
     assert (tmp_path / "shards.png").read_bytes().startswith(b"\x89PNG")
     assert "hospital-6" in CliRunner().invoke(partition_command, arguments).output

@@ -9,11 +9,11 @@ import pytest
 
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ConfigError, PrivacyError
-from sovfed.federation.tasks import get_task
+from sovfed.federation.tasks.registry import get_task
 from sovfed.server.cli.run import round_table
 from sovfed.server.curves import read_rounds
 from sovfed.server.release import SUMMARY
-from sovfed.simulations.baselines import compare
+from sovfed.simulations.baselines import compare_sites
 from sovfed.simulations.federation import simulate, sites
 
 CNN = (
@@ -49,7 +49,7 @@ def test_seconds_of_computing_are_told_nowhere_in_a_private_run(tmp_path: Path) 
 def test_group_normalisation_also_trains_without_privacy(tmp_path: Path) -> None:
     config = compose(["task=digits_cnn", "task.normalisation=group", "rounds=1", "server.min_cohort=4"]).config
     outcome = simulate(config, sites(config), tmp_path)
-    found = compare(config, sites(config), outcome.model, outcome.scale)
+    found = compare_sites(config, sites(config), outcome.model, outcome.scale)
     assert found.federated > 0.8
 
 

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from sovfed.clients.data import Records
+from sovfed.clients.data import Records, table_of
 from sovfed.clients.dpsgd.step import PrivateStep
+from sovfed.clients.feed import Feed
 from sovfed.clients.private import PrivateTraining
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.messages import PrivateRequest
 from sovfed.federation.privacy.noise import Units, share_variance
-from sovfed.federation.tasks import Task, get_task, initial_vector
+from sovfed.federation.tasks import Task, initial_vector
+from sovfed.federation.tasks.registry import get_task
 from sovfed.simulations import vectorised_private
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.population import make_population
@@ -34,14 +36,23 @@ def request(task: Task, **changed: object) -> PrivateRequest:
     made = PrivateRequest(
         run="1", grant="trial", round=1, task=task.name, mechanism="silo", rounds=4, steps=3, spare=2,
         noise_multiplier=1e-5, sampling_rate=1.0, clip=0.5, delta=1e-6, honest=1, grid_bits=16, batch=10.0, seed=0,
-        local_epochs=1, batch_size=16, learning_rate=0.5, model=initial_vector(task, 0),
+        local_epochs=1, batch_size=16, learning_rate=0.5, model=initial_vector(task, 0), digest=task.digest,
     )  # fmt: skip
     return dataclasses.replace(made, **changed)  # type: ignore[arg-type]
 
 
+class Table(Feed):
+    """Records that the model is given as they are, also where no institution could have them."""
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        self._whole, self._device, self.bytes_each = (features, labels), CPU, features[0].nbytes
+
+
 def table(task: Task, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(sum(SIZES), len(task.schema.features), generator=generator)
+    stored = task.schema.stored()
+    _, shape = stored[next(iter(stored))]
+    features = torch.randn(sum(SIZES), *shape, generator=generator)
     return features, torch.arange(sum(SIZES)) % len(task.schema.classes)
 
 
@@ -74,10 +85,10 @@ def test_sums_are_those_of_the_private_step(
     drawn = np.random.default_rng(0).random(len(persons.first)) < 0.6
     who = np.flatnonzero(drawn & (persons.owner != 1))  # of one institution nobody is sampled
     models = torch.stack([torch.from_numpy(initial_vector(task, seed)) for seed in range(len(SIZES))])
-    found = StackedPrivate(task, 0.5, CPU).clipped_sums(models, features, labels, persons, who)
-    assert task.build is not None and task.loss is not None
+    found = StackedPrivate(task, 0.5, CPU).clipped_sums(models, Table(features, labels), persons, who)
+    assert task.loss is not None
     step = PrivateStep(
-        task.build(), task.loss, 0.5, example=(features[:4], labels[:4]), several_records=True, engine="vmap"
+        task.model(), task.loss, 0.5, example=(features[:4], labels[:4]), several_records=True, engine="vmap"
     )
     for place, model in enumerate(models):
         mine = [one for one in who if persons.owner[one] == place]
@@ -95,9 +106,9 @@ def test_a_person_whose_gradient_is_not_finite_is_left_out(name: str) -> None:
     persons = Persons.of(parts(), np.arange(sum(SIZES)))
     models = torch.from_numpy(initial_vector(task, 0)).repeat(len(SIZES), 1)
     stacked, who = StackedPrivate(task, 0.5, CPU), np.arange(sum(SIZES))
-    expected = stacked.clipped_sums(models, features, labels, persons, np.delete(who, 12))
+    expected = stacked.clipped_sums(models, Table(features, labels), persons, np.delete(who, 12))
     features[12] = float("inf")
-    found = stacked.clipped_sums(models, features, labels, persons, who)
+    found = stacked.clipped_sums(models, Table(features, labels), persons, who)
     np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)
 
 
@@ -105,14 +116,14 @@ def test_a_person_whose_gradient_is_not_finite_is_left_out(name: str) -> None:
 def test_local_steps_are_those_of_the_deployed_code(several: bool) -> None:
     """Everybody is sampled and the noise is a millionth of the clip, so both must end at the same model."""
     task = get_task("digits")
-    low = np.array([feature.low for feature in task.schema.features])
     rng = np.random.default_rng(1)
     institutions = []
     for size in SIZES:
-        values = (low + rng.random((size + 1, len(low))) * 16).astype(np.float32)
+        values = rng.random((size + 1, 64)) * 16
         people = np.arange(size + 1) // (3 if several else 1)
         people[-1] = people.max() + 1
-        institutions.append(Records(values, rng.integers(0, 10, size + 1), people, np.arange(size), np.array([size])))
+        columns = table_of(task.schema, values, rng.integers(0, 10, size + 1))
+        institutions.append(Records(columns, people, np.arange(size), np.array([size])))
     asked = request(task)
     deployed = [
         PrivateTraining(task, records, site="0", device="cpu", ledger=None).update(asked, 2**29).vector
@@ -120,10 +131,11 @@ def test_local_steps_are_those_of_the_deployed_code(several: bool) -> None:
     ]
     starts = np.cumsum([0, *SIZES])
     people = np.concatenate([100 * number + one.persons[one.train] for number, one in enumerate(institutions)])
-    features = torch.from_numpy(np.concatenate([(one.features[one.train] - 8) / 8 for one in institutions]))
-    labels = torch.from_numpy(np.concatenate([one.labels[one.train] for one in institutions]))
+    features = np.concatenate([(one.columns["pixel"][one.train] - 8) / 8 for one in institutions])
+    labels = np.concatenate([one.columns["digit"][one.train] for one in institutions])
     persons = Persons.of([np.arange(a, b) for a, b in itertools.pairwise(starts)], people)
-    found = StackedPrivate(task, asked.clip, CPU).descend(asked, features, labels, persons)
+    given = Table(torch.from_numpy(features), torch.from_numpy(labels))
+    found = StackedPrivate(task, asked.clip, CPU).descend(asked, given, persons)
     np.testing.assert_allclose(found.numpy(), np.stack(deployed), atol=3e-6)
     assert np.abs(np.stack(deployed)).max(1).min() > 1e-3
 
@@ -146,7 +158,7 @@ def test_where_nobody_is_sampled_an_update_is_the_charged_noise_of_each_institut
     features, labels = table(task)
     persons = Persons.of(parts(), np.arange(sum(SIZES)))
     asked = request(task, noise_multiplier=1.5, sampling_rate=1e-9, steps=1)
-    found = StackedPrivate(task, asked.clip, CPU).descend(asked, features, labels, persons).numpy()
+    found = StackedPrivate(task, asked.clip, CPU).descend(asked, Table(features, labels), persons).numpy()
     units = Units(asked.clip, task.parameters, 20)
     expected = math.sqrt(share_variance(1.5, units)) * math.ldexp(1.0, units.exponent) * 0.5 / asked.batch
     spread = found.std(1) / expected
@@ -163,8 +175,8 @@ def test_a_distributed_sum_has_the_noise_of_every_share() -> None:
     units = Units(asked.clip, task.parameters, asked.grid_bits)
     noise = math.sqrt(4 * share_variance(1.5, units, 3))
     model = torch.from_numpy(initial_vector(task, 0)).repeat(len(SIZES), 1)
-    plain = stacked.clipped_sums(model, features, labels, persons, np.arange(sum(SIZES))).sum(0).numpy()
-    rest = stacked.sample(asked, features, labels, persons) - units.quantise(plain)
+    plain = stacked.clipped_sums(model, Table(features, labels), persons, np.arange(sum(SIZES))).sum(0).numpy()
+    rest = stacked.sample(asked, Table(features, labels), persons) - units.quantise(plain)
     assert abs(rest.std() / noise - 1) < 5 / math.sqrt(2 * task.parameters)
     zeros = noised_sum(np.zeros((2, task.parameters)), asked, 4)
     assert abs(zeros.std() / noise - 1) < 5 / math.sqrt(2 * task.parameters)

@@ -200,6 +200,22 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) 
         read_facts(tmp_path)
 
 
+def test_a_damaged_file_is_refused_or_is_the_same_whatever_byte_is_changed(tmp_path: Path) -> None:
+    vector, _ = saved(tmp_path)
+    (tmp_path / FACTS).unlink()
+    content, generator = (tmp_path / MODEL).read_bytes(), np.random.default_rng(1)
+    for _ in range(300):
+        wrong = bytearray(content[: None if generator.random() < 0.8 else int(generator.integers(len(content)))])
+        for place in generator.integers(len(wrong) or 1, size=2) if wrong else ():
+            wrong[place] = generator.integers(256)
+        (tmp_path / MODEL).write_bytes(wrong)
+        try:
+            found = load_model(tmp_path)
+        except (DataError, ConfigError):
+            continue
+        assert found.vector.shape == vector.shape and np.isfinite(found.vector).all()
+
+
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing or not readable"):
         load_model(tmp_path)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sovfed.federation.models.facts import Facts
     from sovfed.federation.models.outputs import Predictions
     from sovfed.federation.models.saved import LoadedModel
+    from sovfed.federation.tasks.columns import Schema, Table
 
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 HOME: Final = click.option(
@@ -68,11 +69,11 @@ def show(model: str, home: Path, as_json: bool) -> None:
 @click.argument("model")
 @click.argument("table", type=FILE)
 @click.option("--out", type=FILE, help="Write the predictions here (a file of yours alone); default: print them.")
-@click.option("--id", "keep", default="", help="A column of TABLE to carry through; default: the row's number from 1.")
+@click.option("--id", "keep", default="", help="A column of TABLE to carry through; default: the line.")
 @ANY_VERSION
 @HOME
 def predict(model: str, table: Path, out: Path | None, keep: str, any_version: bool, home: Path) -> None:
-    """Predict for each row of TABLE, a CSV file with the model's input columns as they are, unscaled.
+    """Predict for each row of TABLE (CSV, Parquet, JSON lines) with the model's input columns as they are, unscaled.
 
     \b
     Examples:
@@ -80,11 +81,10 @@ def predict(model: str, table: Path, out: Path | None, keep: str, any_version: b
       sovfed model predict model.safetensors patients.csv --id patient_id
     """
     from sovfed.federation.files import write_private
-    from sovfed.federation.models.rows import read_inputs
 
     loaded = load(model, home, any_version=any_version)
-    inputs, rows = read_inputs(loaded.task.schema, table, keep)
-    text = _csv(keep or "row", rows, loaded.predict(inputs))
+    inputs, rows = _read(loaded.task.schema, table, keep)
+    text = _csv(keep or "line", rows, loaded.predict(inputs))
     if out is None:
         click.echo(text, nl=False)
         return
@@ -121,6 +121,19 @@ def export(
         if path is not None:
             write(loaded, path)
             click.echo(f"{path}: written; inputs: {_inputs(loaded)}" if path != folder else f"{path}: written")
+
+
+def _read(schema: Schema, path: Path, keep: str) -> tuple[Table, list[str]]:
+    """The inputs of each row, and its text in column `keep`, or its line in the file. Raises DataError."""
+    import dataclasses
+
+    from sovfed.clients.data.tables.prediction import read_for_prediction
+    from sovfed.federation.config import DataConfig
+
+    read = read_for_prediction(dataclasses.replace(schema, person=""), path, DataConfig(person=keep or None))
+    if keep and read.persons is not None:
+        return read.table, read.persons.to_pylist()
+    return read.table, [] if read.lines is None else list(map(str, read.lines.tolist()))
 
 
 def find(model: str, home: Path) -> Path:

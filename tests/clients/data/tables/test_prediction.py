@@ -1,0 +1,44 @@
+"""Rows to predict for need no target, and each keeps its line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.clients.data.cases import NAMELESS, SMALL, written
+
+from sovfed.clients.data.tables.prediction import read_for_prediction, source_of
+from sovfed.federation.config import DataConfig
+from sovfed.federation.errors import DataError
+from sovfed.federation.tasks.columns import NUMBERS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_inputs_are_read_without_targets(tmp_path: Path) -> None:
+    path = written(tmp_path, "age,dose,patient\n50,1,Ada\n\n51,2,Bob\n").path or ""
+    read = read_for_prediction(SMALL.schema, path)
+    assert read.table[NUMBERS].tolist() == [[50, 1], [51, 2]]
+    assert set(read.table) == {NUMBERS}
+    assert read.persons is not None
+    assert read.persons.to_pylist() == ["Ada", "Bob"]
+    assert read.lines is not None
+    assert read.lines.tolist() == [2, 4]
+
+
+def test_a_row_at_fault_is_refused_or_left_out_with_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "age;dose;ill\n50;1,5;?\n51;x;0\n52;2;\n").path or ""
+    with pytest.raises(DataError, match=r"column 'dose': 1 value is no number \(line 3\)"):
+        read_for_prediction(NAMELESS.schema, path)
+    read = read_for_prediction(NAMELESS.schema, path, DataConfig(bad_rows="quarantine", max_bad_share=0.5))
+    assert read.table[NUMBERS].tolist() == [[50, 1.5], [52, 2]]
+    assert read.lines is not None
+    assert read.lines.tolist() == [2, 4]
+
+
+def test_a_file_of_unknown_kind_is_told(tmp_path: Path) -> None:
+    assert source_of("x.CSV") == "csv"
+    assert source_of("x.jsonl.xz") == "jsonl"
+    with pytest.raises(DataError, match=r"\.parquet"):
+        source_of(tmp_path / "x.xlsx")
