@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING, Any, Final
 
+from sovfed.clients.data.tables.words import ABSENT, FALSE, TRUE, fold
 from sovfed.federation.tasks.columns import PACKED
 from sovfed.federation.tasks.taskfile import EPOCH, LONGEST_WORD
 from sovfed.federation.text import steers
@@ -22,10 +23,9 @@ MARGIN: Final = 0.2  # of the values' reach, that bounds go beyond it
 OFTEN: Final = 0.05  # missing: a further input says so
 FEW: Final = 6  # whole numbers that may be the codes of categories
 NICE: Final = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
-ABSENT: Final = frozenset(("", "na", "n/a", "nan", "null", "none", "-", ".", "?", "#n/a", "missing", "unknown"))
-PAIRS: Final = (("no", "yes"), ("false", "true"), ("0", "1"), ("n", "y"), ("f", "t"), ("nein", "ja"), ("non", "oui"))
 IDS: Final = re.compile(r"(.*[ _-])?(id|nr|no|number|key|uuid|guid|mrn|index)", re.IGNORECASE)
 NUMBER: Final = re.compile(r"[<>≤≥]?\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
+LIMITS: Final = "<>≤≥"
 DAY: Final = re.compile(r"(\d{4})-(\d{2})-(\d{2})|(\d{1,2})\.(\d{1,2})\.(\d{4})", re.ASCII)
 
 
@@ -41,7 +41,7 @@ class Seen:
 
 def absent(cell: str) -> bool:
     """Whether a cell stands for a missing value."""
-    return cell.casefold() in ABSENT
+    return fold(cell) in ABSENT
 
 
 def look(name: str, cells: Sequence[str], decimal: str) -> Seen:
@@ -58,10 +58,14 @@ def look(name: str, cells: Sequence[str], decimal: str) -> Seen:
     if pair := _boolean(words):
         return Seen("boolean", values={**pair, **_mean(missing, len(cells))}, note="")
     if (numbers := _numbers(there, decimal)) is not None:
-        return _number(name, numbers, missing, len(cells))
+        seen = _number(name, numbers, missing, len(cells))
+        if seen.kind and any(cell[0] in LIMITS for cell in there):
+            seen.note += "; values below or above a limit need data.detection_limit=limit"
+        return seen
     if (days := _dates(there)) is not None:
         bounds = {"low": _january(min(days), -1), "high": _january(max(days), 2) - 1}
-        return Seen("date", values={**bounds, **_mean(missing, len(cells))})
+        written = f"{CONFIRM}; its days need data.date_format=%d.%m.%Y" if "." in there[0] else CONFIRM
+        return Seen("date", values={**bounds, **_mean(missing, len(cells))}, note=written)
     return _category(name, there, words, missing)
 
 
@@ -95,14 +99,9 @@ def _mean(missing: int, count: int) -> dict[str, Any]:
 
 
 def _boolean(words: Sequence[str]) -> dict[str, Any]:
-    """The words for 0 and 1, if that is what two words are."""
-    if len(words) != 2:
-        return {}
-    for no, yes in PAIRS:
-        if {word.casefold() for word in words} == {no, yes}:
-            by_meaning = {word.casefold(): word for word in words}
-            return {"false": (by_meaning[no],), "true": (by_meaning[yes],)}
-    return {}
+    """The words for 0 and 1, if that is what they all are."""
+    no, yes = ([word for word in words if fold(word) in meaning] for meaning in (FALSE, TRUE))
+    return {"false": (no[0],), "true": (yes[0],)} if no and yes and len(no) + len(yes) == len(words) else {}
 
 
 def _numbers(cells: Sequence[str], decimal: str) -> list[float] | None:

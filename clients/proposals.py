@@ -124,7 +124,7 @@ def _target(learnt: Sequence[str], seen: dict[str, Seen], *, event: bool) -> Tar
         if kinds != ["number", "boolean"]:
             raise ConfigError(f"survival needs a --target that is a number (a time) and a yes/no --event, got {kinds}")
         time = {"time": learnt[0], "event": learnt[1], "high": first.values["high"]}
-        return _made({"kind": "survival", **time, **_words(seen[learnt[1]])})
+        return _made({"kind": "survival", **time})
     if len(learnt) > 1:
         if set(kinds) != {"boolean"}:
             raise ConfigError(f"several targets must all be yes or no, got {kinds}")
@@ -136,12 +136,6 @@ def _target(learnt: Sequence[str], seen: dict[str, Seen], *, event: bool) -> Tar
         raise ConfigError(f"'{learnt[0]}' is a date, which cannot be learnt; learn the days to it")
     classes = first.values.get("categories") or (*first.values["false"], *first.values["true"])
     return _made({"kind": "binary" if len(classes) == 2 else "classes", "column": learnt[0], "classes": classes})
-
-
-def _words(seen: Seen) -> dict[str, Any]:
-    """A boolean's words, where they are not the numbers themselves."""
-    words: dict[str, Any] = {key: seen.values[key] for key in ("false", "true") if key in seen.values}
-    return {} if words.get("false") == ("0",) else words
 
 
 def _made(values: dict[str, Any]) -> Target:

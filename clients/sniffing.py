@@ -1,27 +1,22 @@
-"""The cells of a CSV file as programs export it: encoding, separator and decimal mark are found and said."""
+"""The cells of a CSV file as programs export it: how it is written is found as a training's connector finds it."""
 
 from __future__ import annotations
 
-import codecs
 import csv
 import itertools
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
+from sovfed.clients.data.tables.dialect import look_at
+from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-MAX_BYTES: Final = 1 << 28
 MAX_ROWS: Final = 100_000  # that are looked at
 MAX_NAMES: Final = 10_000
-SEPARATORS: Final = (",", ";", "\t", "|")
-_COMMA: Final = re.compile(r"[-+]?[0-9]+,[0-9]+", re.ASCII)
-_POINT: Final = re.compile(r"[-+]?[0-9]+\.[0-9]+", re.ASCII)
 _NAMES: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 
@@ -43,7 +38,8 @@ class Sheet:
     def said(self) -> str:
         """How the file was read."""
         mark = "decimal comma" if self.decimal == "," else "decimal point"
-        return f"read as {self.encoding}, separated by {_NAMES[self.separator]}, {mark}"
+        separator = _NAMES.get(self.separator, repr(self.separator))
+        return f"read as {self.encoding.removesuffix('-sig')}, separated by {separator}, {mark}"
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -52,43 +48,30 @@ class Sheet:
 
 def read_sheet(path: Path) -> Sheet:
     """The first 100,000 records of the CSV file `path`. Raises DataError, with the line but never a value."""
-    text, encoding = _decoded(path)
-    head = text.partition("\n")[0]
-    separator = max(SEPARATORS, key=head.count)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    dialect = look_at(path, DataConfig(), ())
+    _check_names(dialect.header, path)
+    rows = []
     try:
-        lines = csv.reader(text.splitlines(keepends=True), delimiter=separator, strict=True)
-        names = tuple(name.strip() for name in next(lines, []))
-        _check_names(names, path)
-        rows = []
-        for row in itertools.islice(lines, MAX_ROWS):
-            cells = [cell.strip() for cell in row]
-            if not any(cells):  # as spreadsheets leave behind
-                continue
-            if len(cells) != len(names):
-                raise DataError(f"{path.name}: line {lines.line_num} has {len(cells)} cells, the header {len(names)}")
-            rows.append(cells)
-    except csv.Error as error:
-        raise DataError(f"{path.name}: not readable as CSV: {error}") from error
-    return Sheet(names, rows, encoding, separator, _decimal(rows, separator))
+        with path.open(encoding=dialect.encoding, newline="") as file:
+            for _ in range(dialect.skipped):
+                next(file, "")
+            lines = csv.reader(file, delimiter=dialect.separator, strict=True)
+            for row in itertools.islice(lines, MAX_ROWS):
+                cells = [cell.strip() for cell in row]
+                if any(cells):  # spreadsheets leave empty rows behind
+                    rows.append(_fitting(cells, len(dialect.header), dialect.skipped + lines.line_num, path))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name}: not readable as CSV: {type(error).__name__}") from error
+    return Sheet(dialect.header, rows, dialect.encoding, dialect.separator, dialect.decimal)
 
 
-def _decoded(path: Path) -> tuple[str, str]:
-    try:
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise DataError(f"{path}: not readable: {error.strerror}") from error
-    if len(data) > MAX_BYTES:
-        raise DataError(f"{path}: more than {MAX_BYTES >> 20} MiB; propose the task from a part of it")
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    for encoding in ("utf-16",) if wide else ("utf-8-sig", "cp1252"):
-        try:
-            return data.decode(encoding), encoding.removesuffix("-sig")
-        except UnicodeDecodeError:
-            continue
-    raise DataError(f"{path}: neither UTF-8 nor UTF-16 nor cp1252; export it as UTF-8")
+def _fitting(cells: list[str], width: int, line: int, path: Path) -> list[str]:
+    """The cells without empty ones behind the last column. Raises DataError if they are not as many as columns."""
+    if len(cells) < width or any(cells[width:]):
+        raise DataError(f"{path.name}: line {line} has {len(cells)} cells, the header {width}")
+    return cells[:width]
 
 
 def _check_names(names: tuple[str, ...], path: Path) -> None:
@@ -98,15 +81,3 @@ def _check_names(names: tuple[str, ...], path: Path) -> None:
     twice = sorted({name for name in named if named.count(name) > 1})
     if twice:
         raise DataError(f"{path.name}: {len(twice)} names stand twice in the header, the first is '{twice[0][:64]}'")
-
-
-def _decimal(rows: list[list[str]], separator: str) -> str:
-    """ "," where numbers are written so, which a file separated by commas cannot do."""
-    if separator == ",":
-        return "."
-    cells = [cell for row in rows[:1_000] for cell in row]
-    return "," if sum(map(_is(_COMMA), cells)) > sum(map(_is(_POINT), cells)) else "."
-
-
-def _is(pattern: re.Pattern[str]) -> Callable[[str], bool]:
-    return lambda cell: pattern.fullmatch(cell) is not None

@@ -108,16 +108,17 @@ class SurvivalMetrics:
         return np.concatenate([np.triu(dead[:-1]).ravel(), (np.square(1.0 - survival) * alive).sum(0)])
 
     def _brier(self, censored: Floats, fallen: Floats, squares: Floats) -> float | None:
-        """The integrated Brier score; None where everybody is censored before the last edge."""
+        """The integrated Brier score, up to the last edge before which not everybody is censored; None without one."""
         dead, alive = np.split(squares, [self.intervals**2])
         count, at_risk = censored.sum() + fallen.sum(), np.cumsum((censored + fallen)[::-1])[::-1]
         staying = np.maximum(at_risk - fallen, 1e-12)
         after = np.cumprod(1.0 - np.minimum(censored / staying, 1.0))[:-1]  # P(uncensored) at the end of each interval
         before = np.concatenate([[1.0], after[:-1]])
-        if not (after > 0).all():
+        seen = int((after > 0).sum())  # edges, the first ones
+        if not seen:
             return None
-        by_edge = (dead.reshape(self.intervals, -1) / before[:, None]).sum(0) + alive / after
-        widths = np.diff(self._edges)
+        fallen_by_edge = (dead.reshape(self.intervals, -1)[:seen, :seen] / before[:seen, None]).sum(0)
+        by_edge, widths = fallen_by_edge + alive[:seen] / after[:seen], np.diff(self._edges)[:seen]
         return float((by_edge * widths).sum() / widths.sum() / count)
 
 

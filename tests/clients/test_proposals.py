@@ -100,9 +100,9 @@ def test_what_cannot_be_learnt_is_refused(tmp_path: Path, targets: list[str], pe
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "0 columns in the header"), (b"a,b\n", "no records"), (b"a,a\n1,2\n", "stand twice"),
-        (b"a,b\n1,2\n1\n", "line 3 has 1 cells, the header 2"), (b'a,b\n"1,2\n', "not readable as CSV"),
-        (b"a,b\n\x81\x8d,2\n", "export it as UTF-8"),
+        (b"", "0 bytes"), (b"a,b\n", "no records"), (b"a,a\n1,2\n", "stand twice"),
+        (b"a,b\n1,2\n1\n", "line 3 has 1 cells, the header 2"), (b'a,b\n"1,2\n', "a quote is not closed"),
+        (b"PK\x03\x04", "save it as"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_is_refused_with_its_line(tmp_path: Path, content: bytes, told: str) -> None:

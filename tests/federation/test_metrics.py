@@ -234,6 +234,15 @@ def test_without_censoring_the_brier_score_is_scikit_learns() -> None:
     assert found["ibs"] == pytest.approx(brier_score_loss(time < 8, falls))
 
 
+def test_the_brier_score_ends_where_everybody_is_censored() -> None:
+    """By hand: two alive at the first edge with S = 1/2, nobody seen at a later one."""
+    targets = {"t": np.array([1.5, 1.5]), "e": np.array([0.0, 0.0])}
+    metrics = SurvivalMetrics("t", "e", EDGES)
+    assert metrics.summarise(metrics.sums(np.zeros((2, 4)), targets, np.ones(2)))["ibs"] == pytest.approx(0.25)
+    targets = {"t": np.array([0.5, 0.5]), "e": np.array([0.0, 0.0])}
+    assert "ibs" not in metrics.summarise(metrics.sums(np.zeros((2, 4)), targets, np.ones(2)))
+
+
 EVERY = (
     BinaryMetrics(), ClassMetrics(3), TextMetrics(), RegressionMetrics(), MultiLabelMetrics(("a", "b")),
     SurvivalMetrics("a", "b", EDGES), NoMetrics(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
@@ -209,3 +210,11 @@ def _take(text: bytes | str) -> None:
         assert task.file is not None
         assert task_from_text(to_text(task.file)).file == task.file
         assert dataclasses.replace(task).code == task.code
+
+
+def test_the_documents_example_is_a_task() -> None:
+    lines = (Path(__file__).parents[3] / "docs" / "own-task.md").read_text(encoding="utf-8").splitlines()
+    start = lines.index("    format: 1")
+    block = itertools.takewhile(lambda line: line.startswith("    "), lines[start:])
+    task = task_from_text("\n".join(line.removeprefix("    ") for line in block))
+    assert (task.name, task.schema.classes, task.transform.width) == ("birth", ("no", "yes"), 5 + 4)
