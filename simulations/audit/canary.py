@@ -66,7 +66,7 @@ def audit_canaries(
 
     `shares_present` of the shares that were counted on are there, and they are made for `actual` (default: as claimed).
     """
-    from scipy.stats import binom, norm  # type: ignore[import-untyped]
+    from scipy.stats import binom, norm
 
     inside = np.zeros(canaries, dtype=bool)
     inside[poisson_sample(canaries, 0.5)] = True

@@ -51,7 +51,7 @@ def audit_noise(mechanism: str, *, noise_multiplier: float = 2.0, claimed: float
 
     The honest shares' variance is the opened sum's · h/n, as all n shares are alike.
     """
-    from scipy.stats import chi2  # type: ignore[import-untyped]
+    from scipy.stats import chi2
 
     claimed = noise_multiplier if claimed is None else claimed
     config = compose(
