@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from texts import AREAS, LENGTH, texts
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, logging
 
 import sovfed
 from sovfed.task import Column, Task, classifier
@@ -29,6 +30,9 @@ PRIVATE = {
 }  # fmt: skip
 LOCAL = {"task.optimizer": "adamw", "task.learning_rate": 5e-3, "task.local_epochs": 2}
 
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
 
 def task_of(folder: Path) -> Task:
     """The task whose model is the one in `folder`, with LoRA."""
@@ -38,7 +42,9 @@ def task_of(folder: Path) -> Task:
             folder, num_labels=len(AREAS), ignore_mismatched_sizes=True, local_files_only=True,
             attn_implementation="eager",
         )  # fmt: skip
-        return get_peft_model(base, LORA)
+        with warnings.catch_warnings():  # of peft's use of transformers
+            warnings.simplefilter("ignore", FutureWarning)
+            return get_peft_model(base, LORA)
 
     def predict(model: nn.Module, text: Tensor) -> Tensor:
         logits: Tensor = model(input_ids=text.long(), attention_mask=(text > 0).long()).logits
