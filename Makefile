@@ -22,8 +22,9 @@ check: $(STAMP) ## lint, format, types, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_imports.py
 
+# Not --quiet: warnings would no longer count.
 docs: $(STAMP) ## the documents as a site, in build/docs: strict, and nothing in it is fetched from elsewhere
-	$(BIN)/mkdocs build --quiet
+	$(BIN)/mkdocs build
 
 mutants: $(STAMP) ## break each security decision in a copy: some test must notice (long)
 	$(BIN)/python -m tests.mutants

@@ -77,7 +77,7 @@ class Fetched(HTMLParser):
 
 
 def test_the_site_is_built_strictly_and_its_pages_load_nothing_from_elsewhere(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     built = {str(page.relative_to(tmp_path)) for page in tmp_path.rglob("*.html")}

@@ -158,6 +158,7 @@ NAMES = {
 }  # fmt: skip
 NOT_EVERYWHERE = {  # libraries of an extra that files of every installation import when they are asked to
     ("clients/cli_ledger.py", "matplotlib"),
+    ("clients/data/frames.py", "pandas"),
     ("clients/data/pictures.py", "pydicom"),
     ("clients/data/uci_heart.py", "scikit-learn"),
     ("federation/compose.py", "hydra-core"),

@@ -27,7 +27,6 @@ TASK = Task(
     title="Handwritten digits, 8 x 8 pixels",
     schema=Schema(
         columns=(number("pixel", 0.0, 16.0, shape=(64,)), target("digit", *map(str, range(10)))),
-        one_row_a_person=True,
     ),
     metrics=ClassMetrics(classes=10),
     headline="auc",

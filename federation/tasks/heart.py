@@ -42,7 +42,6 @@ TASK = Task(
             number("restecg_2", 0, 1),
             target("disease", "absent", "present"),
         ),
-        one_row_a_person=True,
     ),
     metrics=BinaryMetrics(),
     headline="auc",

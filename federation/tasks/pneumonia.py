@@ -43,7 +43,6 @@ TASK = Task(
             Column("image", "image", shape=(1, 28, 28), scaling="bounds"),  # a pixel is a pixel: its range is known
             target("pneumonia", "normal", "pneumonia"),
         ),
-        one_row_a_person=True,
     ),
     metrics=BinaryMetrics(),
     headline="auc",

@@ -38,7 +38,6 @@ TASK = Task(
             number("image", -8.0, 8.0, shape=(3, 32, 32), scaling="bounds"),
             target("class", *map(str, range(10))),
         ),
-        one_row_a_person=True,
     ),
     metrics=ClassMetrics(classes=10),
     headline="accuracy",

@@ -64,7 +64,6 @@ TASK = Task(
             Column("token", "tokens", low=0.0, high=TOKENS - 1.0, shape=(LENGTH,)),
             target("next", *map(str, range(TOKENS))),
         ),
-        one_row_a_person=True,
     ),
     metrics=ClassMetrics(classes=TOKENS),
     headline="accuracy",
