@@ -14,6 +14,7 @@ from sovfed.federation.errors import ConfigError
 
 ALL = [(group, option) for group, options in groups().items() for option in options]
 NEEDS = {"network": ["server.names=[agency.example]"], "remote": ["tracking.uri=http://localhost:5000"]}
+NEEDS["own"] = ["task.name=heart"]  # it says which task of their own, or of a package, is meant
 NEEDS |= {name: ["secagg=none"] for name in INDIVIDUAL}
 
 
@@ -183,3 +184,8 @@ def test_a_run_has_a_plain_name(name: str) -> None:
 def test_no_text_steers_a_terminal() -> None:
     with pytest.raises(ConfigError, match="no control characters"):
         compose(["data.site=a\x1b[2Jb"])
+
+
+def test_a_task_of_ones_own_must_be_named() -> None:
+    with pytest.raises(ConfigError, match=r"'task\.name' must be given"):
+        compose(["task=own"])
