@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, overload
 
-from sovfed.clients.data import Dataset, check_private_data, connector, load_records, natural_sites
+from sovfed.clients.data import Dataset, check_private_data, load_records, natural_sites, single
 from sovfed.federation.config import Config, DataConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.tasks import Task
@@ -75,7 +75,7 @@ def of_sites(data: Sequence[DataConfig]) -> list[Institution]:
 def sites(config: Config) -> list[DataConfig]:
     """One DataConfig per institution: the real ones that the source has records of, or shares of a simulated split."""
     names = natural_sites(config.data) or [str(site) for site in range(config.simulation.institutions)]
-    if not natural_sites(config.data) and not connector(config.data.source).cuts and len(names) > 1:
+    if single(config.data) and len(names) > 1:
         raise ConfigError(
             f"{config.data.path or config.data.source}: one file is one institution, and {len(names)} are asked for: "
             "name a folder of one file a site, or data.site_column, or cut the file up with partition=iid"

@@ -159,6 +159,11 @@ def natural_sites(config: DataConfig) -> tuple[str, ...]:
     return connector(config.source).sites(config)
 
 
+def single(config: DataConfig) -> bool:
+    """Whether every site would be given the same records: a simulation must cut them up, or be given a folder."""
+    return not natural_sites(config) and not connector(config.source).cuts
+
+
 def sample(records: Dataset, limit: int, salt: str) -> Records:
     """At most `limit` training records and a quarter as many held-out ones, the same at every call."""
     from sovfed.clients.data.split import uniform

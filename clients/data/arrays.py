@@ -45,8 +45,8 @@ def records(task: Task, train: Part, test: Part | None = None, *, persons: npt.A
     elif names is not None:
         parts = by_person(task.name, names)
     else:
-        held_out = by_content(task.name, table)
-        parts = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        apart = by_content(task.name, table)
+        parts = np.flatnonzero(~apart), np.flatnonzero(apart)
     numbers = rows if names is None else np.unique(names, return_inverse=True)[1].astype(np.int64)
     known = names is not None or task.schema.one_row_a_person
     result = Records(table, numbers, *parts, several_records=names is not None, not_private="" if known else UNKNOWN)

@@ -186,7 +186,7 @@ def test_memory_does_not_grow_with_the_records_that_are_not_kept() -> None:
     task = Task(name="scans", title="t", schema=schema, metrics=BinaryMetrics(), headline="auc", build=None, loss=None)
     images = np.zeros((4_000, 3, 64, 64), np.uint8)
     images[:, 0, 0, 0] = np.arange(4_000) % 256
-    stored = {"scan": images, "ill": np.zeros(4_000, np.int64)}
+    stored: Table = {"scan": images, "ill": np.zeros(4_000, np.int64)}
     records = Records(stored, np.arange(4_000), np.arange(3_999), np.array([3_999]))
     scale = task.transform.public_scale
     tracemalloc.start()  # what numpy takes; torch's tensors are counted by their own size

@@ -83,6 +83,8 @@ def locate(
     suspects = () if person is not None else tuple(
         name for place, name in enumerate(header) if place not in used and _LIKE_PERSON.fullmatch(fold(name))
     )  # fmt: skip
+    if suspects and config.person != ROW:  # a task cannot know whose a row of this table is
+        declared = False
     return Places(columns, person, site, declared, suspects)
 
 

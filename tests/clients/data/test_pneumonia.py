@@ -13,7 +13,7 @@ from tests.real_data import published
 from tests.records import targets_of
 
 from sovfed.clients.data import load_records, pneumoniamnist
-from sovfed.clients.dpsgd.compatibility import examine_task
+from sovfed.clients.dpsgd.examination import examine_task
 from sovfed.federation.compose import compose
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import DataError

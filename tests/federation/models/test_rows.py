@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-from pathlib import Path
 
 import numpy as np
 import pandas
@@ -11,7 +10,7 @@ import pytest
 from tests.federation.models.made_tasks import MIXED
 
 from sovfed.federation.errors import DataError
-from sovfed.federation.models.rows import made_up_rows, read_inputs, to_table
+from sovfed.federation.models.rows import made_up_rows, to_table
 from sovfed.federation.tasks.columns import Column, Schema, number, target
 
 ROWS: dict[str, list[object]] = {
@@ -94,34 +93,3 @@ def test_the_example_that_is_made_up_is_taken(schema: Schema) -> None:
     rows = made_up_rows(schema, 4)
     table = to_table(schema, rows)
     assert all(len(part) == 4 for part in table.values())
-
-
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_a_csv_files_rows_keep_their_number_or_id(tmp_path: Path, separator: str) -> None:
-    path = tmp_path / "patients.csv"
-    names = ["id", *ROWS]
-    lines = [["007", "50", "", "NA", "oui", "1970-01-31", "", "m"], ["8", "99.5", "", "7", "0", "1970-02-01", "C", "f"]]
-    path.write_text("\ufeff" + "".join(separator.join(line) + "\r\n" for line in [names, *lines]), encoding="utf-8")
-    table, rows = read_inputs(MIXED, path)
-    assert rows == ["1", "2"]
-    expected = to_table(MIXED, ROWS)
-    for name in expected:
-        np.testing.assert_array_equal(table[name], expected[name])
-    assert read_inputs(MIXED, path, "id")[1] == ["007", "8"]
-    with pytest.raises(DataError, match=r"no column 'ids' to keep.*'id'"):
-        read_inputs(MIXED, path, "ids")
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        (b"", "no header"),
-        (b"a,a\n1,2\n", "names a column twice"),
-        (b"a,b\n1\n", "1 rows have not"),
-        (b"\xff\xfe", "UTF-8"),
-    ],
-)
-def test_a_broken_file_is_one_line(tmp_path: Path, content: bytes, told: str) -> None:
-    (tmp_path / "x.csv").write_bytes(content)
-    with pytest.raises(DataError, match=told):
-        read_inputs(MIXED, tmp_path / "x.csv")

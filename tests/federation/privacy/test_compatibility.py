@@ -8,10 +8,11 @@ import torch
 from tests.records import records_of
 from torch import Tensor, nn
 
-from sovfed.clients.dpsgd.compatibility import examine, examine_task
+from sovfed.clients.dpsgd.examination import examine_task
 from sovfed.clients.private import PrivateTraining
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.metrics import ClassMetrics
+from sovfed.federation.privacy.compatibility import examine
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.columns import Column, Schema, target
 from sovfed.federation.tasks.losses import cross_entropy

@@ -15,7 +15,7 @@ from sovfed.federation.metrics import ClassMetrics
 from sovfed.federation.tasks import Task, initial_vector
 from sovfed.federation.tasks.columns import Column, Schema, number, target
 from sovfed.federation.tasks.losses import cross_entropy
-from sovfed.federation.tasks.trees import size
+from sovfed.federation.tasks.trees import leaves, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,6 +87,8 @@ class Masked(nn.Module):
         self.head = nn.Linear(4, 3)
         self.register_buffer("mask", torch.full((4, 4), float("-inf")).triu(1))
         self.register_buffer("code", torch.randn(4))
+        self.steps: Tensor
+        self.code: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("holes", torch.full((2,), float("nan")))
 
@@ -125,8 +127,9 @@ def test_a_statistic_that_is_replaced_rather_than_changed_is_refused_and_a_cache
         _ = task_of(lambda: Replacing(torch.zeros(4), lambda kept, x: 0.9 * kept + 0.1 * x.mean(0))).layout
     in_place = task_of(lambda: Replacing(torch.zeros(4), lambda kept, x: kept.mul_(0.9).add_(x.mean(0))))
     assert names(in_place) == ["head.weight", "head.bias", "kept"]
-    for change in (lambda kept, _: kept.clone(), lambda kept, _: torch.cat([kept, kept])):
-        assert names(task_of(lambda change=change: Replacing(torch.ones(4), change))) == ["head.weight", "head.bias"]
+    anew = task_of(lambda: Replacing(torch.ones(4), lambda kept, _: kept.clone()))
+    growing = task_of(lambda: Replacing(torch.ones(4), lambda kept, _: torch.cat([kept, kept])))
+    assert names(anew) == names(growing) == ["head.weight", "head.bias"]
 
 
 def normed() -> nn.Module:
@@ -159,7 +162,7 @@ def test_statistics_travel_in_units_of_what_they_may_move_by_and_come_back() -> 
     layout = task_of(normed).layout
     model = np.zeros(63, np.float32)
     model[53:] = [0, 0, 0, 0, -100, 1, 1, 1, 1, 50]
-    update = np.arange(63, dtype=np.float32) / 10
+    update = (np.arange(63) / 10).astype(np.float32)
     update[53:] = [0, 4, -8, 16, 400, 8, 0, 0, 0, -25]
     sent = layout.sent(update, model)
     # reach is 8 · max(1, |m|): 8, 800 for the mean of −100, 400 for the variance of 50; 16 / 8 is cut to 1
@@ -309,9 +312,7 @@ def test_several_inputs_come_by_their_names() -> None:
 
 
 def test_a_task_says_how_its_model_is_called() -> None:
-    task = replace(
-        task_of(mlp, TWO_INPUTS), predict=lambda model, inputs: model(torch.cat([inputs["x"], inputs["pulse"]], 1))
-    )
+    task = replace(task_of(mlp, TWO_INPUTS), predict=lambda model, inputs: model(torch.cat(leaves(inputs), 1)))
     assert names(task) == names(task_of(mlp))
     assert task.model()(task.made_up(2)[0]).shape == (2, 3)
 

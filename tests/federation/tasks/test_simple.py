@@ -9,13 +9,15 @@ from torch import nn
 from sovfed.federation.metrics import BinaryMetrics, ClassMetrics
 from sovfed.federation.tasks.columns import Column, number
 from sovfed.federation.tasks.simple import classifier, multilabel, regressor
+from sovfed.federation.tasks.trees import leaves
 
 
 def test_numbers_of_a_shape_reach_the_model_as_they_are() -> None:
     task = classifier("shape", nn.Flatten, (2, 3), classes=6)
     bound = task.transform.bound(task.transform.public_scale)
     values = torch.tensor([[[1.5, -2.0, 0.0], [9.0, -9.0, 0.25]]])
-    assert torch.equal(bound.inputs({"features": values}), values)
+    (inputs,) = leaves(bound.inputs({"features": values}))
+    assert torch.equal(inputs, values)
 
 
 def test_pixels_of_an_image_come_as_minus_one_to_one() -> None:

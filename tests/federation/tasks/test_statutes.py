@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.clients.data.test_statutes import document, written
 
-from sovfed.clients.dpsgd.compatibility import examine_task
+from sovfed.clients.dpsgd.examination import examine_task
 from sovfed.federation.compose import compose
 from sovfed.federation.tasks import summarise
 from sovfed.federation.tasks.byte_gpt import ByteGPT

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from sovfed.federation.config import LEAST_SPREAD
-from sovfed.federation.tasks.columns import CODES, NUMBERS, Column, Schema, number, target
+from sovfed.federation.tasks.columns import CODES, NUMBERS, Column, Schema, Table, number, target
 from sovfed.federation.tasks.transform import Transform
 
 NAN = float("nan")
 TWO = Transform(Schema((number("age", 0, 100), number("dose", -1, 3), target("ill", "no", "yes"))))
-AGES = {NUMBERS: np.array([[0.0, 1.0], [50.0, 3.0], [100.0, -1.0], [75.0, 2.0]], np.float32), "ill": np.zeros(4)}
+AGES: Table = {NUMBERS: np.array([[0.0, 1.0], [50.0, 3.0], [100.0, -1.0], [75.0, 2.0]], np.float32), "ill": np.zeros(4)}
 # u: middle 50, half 50 → −1, 0, 1, 0.5; middle 1, half 2 → 0, 1, −1, 0.5
 
 
@@ -57,7 +57,7 @@ def test_the_scale_is_mean_and_deviation_of_u() -> None:
 
 def test_a_missing_value_is_in_no_sum() -> None:
     column = number("dose", 0, 10, missing="mean")
-    table = {NUMBERS: np.array([[NAN], [10.0], [NAN], [5.0]], np.float32), "ill": np.zeros(4)}
+    table: Table = {NUMBERS: np.array([[NAN], [10.0], [NAN], [5.0]], np.float32), "ill": np.zeros(4)}
     assert one_of(column).profile(table).tolist() == [2.0, 1.0, 1.0]  # u: 1, 0
     assert one_of(column).scale(np.array([2.0, 1.0, 1.0])).tolist() == [0.5, 0.5]
 
@@ -200,7 +200,7 @@ def test_a_boolean_enters_as_a_number_and_is_learnt_as_one_of_two() -> None:
     transform = Transform(Schema((Column("smokes", "boolean"), Column("ill", "boolean", role="target"))))
     assert transform.size == 1
     bound = transform.bound(transform.public_scale)
-    stored = {NUMBERS: torch.tensor([[0.0], [1.0]]), "ill": torch.tensor([0.0, 1.0])}
+    stored: Table = {NUMBERS: torch.tensor([[0.0], [1.0]]), "ill": torch.tensor([0.0, 1.0])}
     assert isinstance(inputs := bound.inputs(stored), Tensor) and inputs.tolist() == [[-1.0], [1.0]]
     assert isinstance(targets := bound.targets(stored), Tensor) and targets.tolist() == [0.0, 1.0]
 
