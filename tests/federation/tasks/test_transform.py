@@ -173,7 +173,7 @@ def test_arrays_come_by_name_beside_the_packed_input() -> None:
 
 def test_an_array_of_numbers_has_a_scale_for_each_of_its_values() -> None:
     transform = one_of(number("pulse", 0, 10, shape=(1, 2)), number("age", 0, 10))
-    table = {
+    table: Table = {
         NUMBERS: np.array([[10.0], [0.0]], np.float32), "pulse": np.array([[[10.0, 5.0]], [[5.0, 5.0]]], np.float32),
         "ill": np.zeros(2),
     }  # fmt: skip
@@ -200,7 +200,7 @@ def test_a_boolean_enters_as_a_number_and_is_learnt_as_one_of_two() -> None:
     transform = Transform(Schema((Column("smokes", "boolean"), Column("ill", "boolean", role="target"))))
     assert transform.size == 1
     bound = transform.bound(transform.public_scale)
-    stored: Table = {NUMBERS: torch.tensor([[0.0], [1.0]]), "ill": torch.tensor([0.0, 1.0])}
+    stored = {NUMBERS: torch.tensor([[0.0], [1.0]]), "ill": torch.tensor([0.0, 1.0])}
     assert isinstance(inputs := bound.inputs(stored), Tensor) and inputs.tolist() == [[-1.0], [1.0]]
     assert isinstance(targets := bound.targets(stored), Tensor) and targets.tolist() == [0.0, 1.0]
 
