@@ -61,7 +61,7 @@ def propose(name: str, path: Path, targets: Sequence[str] = (), *, event: str = 
             "name": name, "title": name, "person": whose or ONE_ROW, "target": target,
             "columns": tuple(_column(column, one) for column, one in inputs.items()),
             "model": _family(len(sheet.rows)),
-            "training": Training(optimizer="adamw", learning_rate=1e-2, batch_size=32, local_epochs=1),
+            "training": Training(learning_rate=0.05, momentum=0.9, batch_size=32, local_epochs=1),
         },
     )  # fmt: skip
     notes = {f"columns.{column}": one.note for column, one in inputs.items()} | {"person": whose_note}

@@ -23,6 +23,8 @@ from sovfed.clients.data import Connector, Dataset, Records
 from sovfed.clients.data.arrays import records
 from sovfed.federation import metrics
 from sovfed.federation.metrics import Metric
+from sovfed.federation.optimizers import LocalOptimizer, State
+from sovfed.federation.plan import LocalPlan
 from sovfed.federation.tasks import Task, losses
 from sovfed.federation.tasks.columns import Column, Schema, Table, number, target
 from sovfed.federation.tasks.simple import classifier, multilabel, regressor
@@ -32,6 +34,7 @@ from sovfed.federation.tasks.trees import Tree as Batch
 API: Final = 1
 
 __all__ = [
-    "API", "Batch", "Column", "Connector", "Dataset", "Metric", "Records", "Schema", "Table", "Task", "Transform",
+    "API", "Batch", "Column", "Connector", "Dataset", "LocalOptimizer", "LocalPlan", "Metric", "Records", "Schema",
+    "State", "Table", "Task", "Transform",
     "classifier", "losses", "metrics", "multilabel", "number", "records", "regressor", "target",
 ]  # fmt: skip

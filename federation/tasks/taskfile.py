@@ -34,6 +34,7 @@ class Training:
 
     optimizer: str | None = named(None)
     learning_rate: float | None = bounded(None, 1e-9, 1e3)
+    momentum: float | None = bounded(None, 0.0, 0.999999)
     weight_decay: float | None = bounded(None, 0.0, 10.0)
     batch_size: int | None = bounded(None, 1, 1_000_000)
     local_epochs: int | None = bounded(None, 1, 10_000)
