@@ -31,7 +31,7 @@ def updates_of_round_1(federation: LocalFederation, seed: int, folder: Path) -> 
     task, scale = get_task("breast_cancer"), simulate(config, data, folder).scale
     request = TrainRequest(
         "r", 1, task.name, seed, config.task.local_epochs, config.task.batch_size, config.task.learning_rate, 0.0,
-        initial_vector(task, seed), scale,
+        initial_vector(task, seed), scale, digest=task.digest,
     )  # fmt: skip
     replies = [make_trainer(dataclasses.replace(config.client, data=one)).answer(request) for one in data]
     return [reply.update for reply in replies if isinstance(reply, TrainReply)]
@@ -73,6 +73,7 @@ def test_what_the_superlink_stores_contains_no_update(
     """Over Flower's Grid all messages lie in the database; without secure aggregation all four are found."""
     seed = {"none": 11, "full": 12}[secagg]  # one run's freed pages are no finding for the other
     updates = updates_of_round_1(federation, seed, tmp_path)
+    assert len(updates) == 4
     config = make_config("rounds=2", f"seed={seed}", "server.lane=flower", f"secagg={secagg}")
     name = f"stored-{secagg}"
     settings = dataclasses.replace(federation.config.server, lane="flower")
