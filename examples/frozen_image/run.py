@@ -22,7 +22,7 @@ from sovfed.task import Task, classifier
 
 PRIVATE = {
     "privacy.population": 600, "privacy.epsilon": 8, "privacy.delta": 1e-4, "privacy.colluders": 0,
-    "privacy.sampling_rate": 0.5, "server.min_cohort": 3, "task.learning_rate": 1.0,
+    "privacy.sampling_rate": 0.5, "server.min_cohort": 3, "task.learning_rate": 2.0,
 }  # fmt: skip
 
 
@@ -70,9 +70,9 @@ def run(quick: bool = False) -> dict[str, float]:
         images, labels = images[labels >= 5], labels[labels >= 5] - 5
         cut = 600
         sites = [((images[i:cut:3], labels[i:cut:3]), (images[cut + i :: 3], labels[cut + i :: 3])) for i in range(3)]
-        rounds = 4 if quick else 20
+        rounds = 3 if quick else 8
         plain = sovfed.simulate(
-            task, sites, rounds=rounds, settings={"task.local_epochs": 5, "task.learning_rate": 0.3}
+            task, sites, rounds=rounds, settings={"task.local_epochs": 4, "task.learning_rate": 0.3}
         )
         private = sovfed.simulate(task, sites, rounds=rounds, privacy="distributed", settings=PRIVATE)
         with torch.no_grad():

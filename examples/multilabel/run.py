@@ -19,7 +19,7 @@ import sovfed
 from sovfed.task import multilabel, number
 
 LABELS = ["cough", "fever", "rash", "nausea", "fatigue"]
-COLUMNS = [number(f"count_{place}", 0, 100) for place in range(12)]
+COLUMNS = [number(f"count_{place}", 0, 25) for place in range(12)]
 TASK = multilabel("symptoms", lambda: nn.Linear(12, 5), COLUMNS, LABELS, one_row_a_person=True)
 PRIVATE = {
     "privacy.population": 800, "privacy.epsilon": 8, "privacy.delta": 1e-4, "privacy.colluders": 0,

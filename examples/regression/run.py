@@ -16,14 +16,14 @@ import sovfed
 from sovfed.task import number, regressor
 
 BOUNDS = {
-    "age": (0, 120), "sex": (1, 2), "bmi": (10, 60), "bp": (40, 200), "tc": (50, 400), "ldl": (20, 300),
-    "hdl": (10, 120), "tch": (1, 12), "ltg": (2, 8), "glu": (40, 200),
+    "age": (18, 80), "sex": (1, 2), "bmi": (15, 45), "bp": (60, 140), "tc": (90, 310), "ldl": (40, 250),
+    "hdl": (20, 100), "tch": (1.5, 10), "ltg": (3, 6.5), "glu": (50, 130),
 }  # fmt: skip
 COLUMNS = [number(name, low, high) for name, (low, high) in BOUNDS.items()]
 TASK = regressor("diabetes", lambda: nn.Linear(10, 1), COLUMNS, low=0, high=400, one_row_a_person=True)
 PRIVATE = {
     "privacy.population": 300, "privacy.epsilon": 8, "privacy.delta": 1e-3, "privacy.colluders": 0,
-    "privacy.sampling_rate": 0.5, "server.min_cohort": 3, "task.learning_rate": 0.2,
+    "privacy.sampling_rate": 0.5, "server.min_cohort": 3, "task.learning_rate": 0.3,
 }  # fmt: skip
 
 

@@ -17,8 +17,7 @@ TASK = Path(__file__).with_name("task.yaml")
 LOCAL = {"data": "parquet", "simulation.institutions": 3, "task.learning_rate": 0.3}
 PRIVATE = {
     "data": "parquet", "simulation.institutions": 3, "privacy.population": 840, "privacy.epsilon": 8,
-    "privacy.delta": 1e-4, "privacy.colluders": 0, "privacy.sampling_rate": 0.5, "server.min_cohort": 3,
-    "task.learning_rate": 1.0,
+    "privacy.delta": 1e-4, "privacy.colluders": 0, "server.min_cohort": 3, "task.learning_rate": 1.0,
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from torch.utils.data import DataLoader, TensorDataset
 
-EPOCHS = 6
+EPOCHS = 15
 
 
 class Net(nn.Module):
