@@ -67,7 +67,7 @@ def folders_found() -> tuple[Path, ...]:
 def _expanded(text: str, folders: Sequence[Path]) -> list[str]:
     """`text`, or what it stands for if it names a task by its file, or what a package brings without settings."""
     key, _, raw = text.partition("=")
-    if raw in groups(folders).get(key, ()):
+    if raw in groups(folders).get(key, ()) and (key, raw) != ("task", OWN):
         return [text]
     if key == "strategy" and raw in {point.name for point in entry_points(group=STRATEGIES)}:
         return [f"strategy.name={raw}"]
