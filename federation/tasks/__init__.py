@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 class Task:
     """A learning task. Its model crosses the wire as a flat vector (`layout.py`).
 
-    `build` makes the model, under a seed that is the same everywhere; what it loads, both sides must hold. `loss` maps
+    `build` makes the model, under a seed that is the same everywhere; what it loads, both sides must hold: frozen
+    parameters count in the digest. `loss` maps
     outputs [n, …] and targets to the loss of each record [n]. Inputs and targets are a tensor where the schema has one,
     else a dict by column; scalar inputs and categories come together as "x" [n, width], in the schema's order.
     """
@@ -96,7 +97,7 @@ class Task:
         said = {
             "name": self.name, "version": self.version, "schema": self.schema.to_dict(), "model": parts,
             "metrics": [type(self.metrics).__name__, self.metrics.size], "headline": self.headline,
-            "code": self.code or _code(self.build),
+            "code": self.code or _code(self.build), "frozen": "" if self.build is None else self.layout.frozen,
         }  # fmt: skip
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

@@ -7,6 +7,7 @@ built at each place by the same code: frozen parameters, constant buffers, count
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -94,6 +95,7 @@ class Layout:
     parts: tuple[Part, ...]
     normalised: frozenset[str]  # those of normalisation layers
     coupled: bool  # in training, a record's output depends on the batch (BatchNorm): it cannot be alone
+    frozen: str = ""  # SHA-256 of the parameters that stay what they are: weights that both sides must hold
 
     @property
     def size(self) -> int:
@@ -182,7 +184,7 @@ def lay_out(module: nn.Module, inputs: Tree, trained: Callable[[str], bool] | No
         for name in (prefix + inner for inner, _ in (*part.named_parameters(), *part.named_buffers()))
     }
     coupled = any(isinstance(part, _NormBase) for part in module.modules())
-    return Layout(tuple(parts), frozenset(normalised), coupled)
+    return Layout(tuple(parts), frozenset(normalised), coupled, _digest_of_frozen(named))
 
 
 def _changed(buffers: dict[str, Tensor], before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
@@ -200,6 +202,17 @@ def _changed(buffers: dict[str, Tensor], before: dict[str, Tensor], after: dict[
             raise ConfigError(f"buffer '{name}' is replaced in each pass; change it in place, as with copy_")
         changed.add(name)
     return changed
+
+
+def _digest_of_frozen(named: dict[str, Tensor]) -> str:
+    """SHA-256 over names and bytes of the parameters that are not trained; "" if there are none."""
+    frozen = {name: tensor for name, tensor in sorted(named.items()) if not tensor.requires_grad}
+    hasher = hashlib.sha256()
+    for name, tensor in frozen.items():
+        flat = tensor.detach().reshape(-1).contiguous().cpu()
+        hasher.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
+        hasher.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    return hasher.hexdigest() if frozen else ""
 
 
 def _modules(module: nn.Module) -> list[tuple[str, nn.Module]]:

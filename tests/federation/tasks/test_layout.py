@@ -371,3 +371,17 @@ def test_a_model_that_a_function_makes_of_a_global_generator_is_the_same_everywh
     one = initial_vector(task_of(mlp), 7)
     torch.manual_seed(2)
     assert np.array_equal(one, initial_vector(task_of(mlp), 7))
+
+
+def test_frozen_weights_count_in_the_digest() -> None:
+    def build(value: float) -> nn.Module:
+        base = nn.Linear(4, 4)
+        with torch.no_grad():
+            base.weight.fill_(value)
+        for parameter in base.parameters():
+            parameter.requires_grad_(False)
+        return nn.Sequential(base, nn.Linear(4, 3))
+
+    one, again, other = (task_of(lambda value=value: build(value)) for value in (0.5, 0.5, 0.25))  # type: ignore[misc]
+    assert one.layout.frozen and one.digest == again.digest != other.digest
+    assert task_of(mlp).layout.frozen == ""
