@@ -1,0 +1,113 @@
+"""A consortium's own table and task.yaml, with real processes: allowed by digest, trained in the clear and privately,
+used on a new table; a changed word is refused."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tests.deploy.conftest import finished, make_config, make_federation, summary, wait_for_run
+
+from sovfed.clients.cli_use import cli as model
+from sovfed.federation.compose import compose
+from sovfed.server import runs
+from sovfed.simulations.deployment import LocalFederation
+
+pytestmark = pytest.mark.deploy
+TASK = """\
+name: birth
+title: Preterm birth
+person: patient_id
+columns:
+  age: {kind: number, low: 10, high: 60, unit: years}
+  bmi: {kind: number, low: 10, high: 70}
+  smoker: {kind: boolean}
+  parity: {kind: category, categories: [none, one, more], missing: category}
+  glucose: {kind: number, low: 0, high: 400, unit: mg/dl, missing: mean, indicator: true}
+target: {kind: binary, column: outcome, classes: [term, preterm]}
+model: {family: mlp, hidden: [8]}
+training: {learning_rate: 0.1, momentum: 0.9, batch_size: 16}
+"""
+HEADER = ("patient_id", "Age", "bmi", "smoker", "parity", "glucose", "outcome")
+
+
+def rows(site: str, count: int) -> Iterator[list[str]]:
+    """Made-up pregnancies; every tenth without a glucose value."""
+    drawn = random.Random(site)
+    for number in range(count):
+        age, bmi, glucose = drawn.gauss(31, 6), drawn.gauss(26, 5), drawn.gauss(95, 15)
+        smoker, parity = drawn.random() < 0.2, drawn.choice(["none", "one", "more", ""])
+        risk = 0.2 * (age - 31) + 0.3 * (bmi - 26) + 2 * smoker + 0.05 * (glucose - 95) + drawn.gauss(0, 0.5)
+        yield [
+            f"{site}-{number:03d}", f"{min(59, max(11, age)):.1f}", f"{max(11, bmi):.1f}", "yes" if smoker else "no",
+            parity, "" if number % 10 == 0 else f"{glucose:.0f}", "preterm" if risk > 0 else "term",
+        ]  # fmt: skip
+
+
+def table(site: str, count: int) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows([HEADER, *rows(site, count)])
+    return text.getvalue()
+
+
+@pytest.fixture(scope="module")
+def clinics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with task.yaml and a table for each of four clinics."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "birth.yaml").write_text(TASK)
+    (folder / "clinics").mkdir()
+    for site, count in (("north", 200), ("south", 160), ("east", 120), ("west", 120)):
+        (folder / "clinics" / f"{site}.csv").write_text(table(site, count))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own(clinics: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFederation]:
+    config = make_config(f"task={clinics / 'birth.yaml'}", f"data.path={clinics / 'clinics'}", "rounds=12")
+    with make_federation(tmp_path_factory.mktemp("federation"), config) as running:
+        yield running
+
+
+def test_a_table_and_a_task_yaml_become_a_model_that_reads_new_tables(own: LocalFederation, tmp_path: Path) -> None:
+    own.start_run("plain")
+    names = {name for line in finished(own, "plain") for name in line["participants"]}
+    assert names == {"east", "north", "south", "west"}
+    assert summary(own, "plain")["metrics"]["auc"] > 0.85
+    new = list(rows("new", 40))
+    text = io.StringIO()
+    csv.writer(text, delimiter=";").writerows([HEADER[:-1], *(row[:-1] for row in new)])
+    (tmp_path / "new.csv").write_text(text.getvalue())
+    arguments = ["predict", "plain", str(tmp_path / "new.csv"), "--id", "patient_id", "--home", str(own.home)]
+    done = CliRunner().invoke(model, arguments, catch_exceptions=False)
+    predicted = {row["patient_id"]: row["outcome"] for row in csv.DictReader(done.stdout.splitlines())}
+    right = sum(predicted[row[0]] == row[-1] for row in new)
+    assert (len(predicted), right > 32) == (40, True)
+
+
+def test_it_trains_privately_and_each_ledger_pays(own: LocalFederation) -> None:
+    private = dataclasses.replace(
+        own.config, rounds=3,
+        privacy=compose(["privacy=distributed", "privacy.population=600", "privacy.epsilon=3", "privacy.delta=1e-6",
+                         "privacy.colluders=0", "server.min_cohort=3"]).config.privacy,
+        task=dataclasses.replace(own.config.task, momentum=None),
+    )  # fmt: skip
+    own.start_run("private", private)
+    finished(own, "private")
+    told = summary(own, "private")
+    assert 0 < told["epsilon"] <= 3 and told["metrics"] == {}
+
+
+def test_a_task_that_differs_in_one_word_is_refused_at_once(own: LocalFederation, tmp_path: Path) -> None:
+    (tmp_path / "birth.yaml").write_text(TASK.replace("high: 400", "high: 500"))
+    task = compose([f"task={tmp_path / 'birth.yaml'}"]).config.task
+    own.start_run("other", dataclasses.replace(own.config, task=task))
+    run = wait_for_run(own, "other")
+    assert run["status"] == "failed"
+    assert "policy (4)" in run["reason"] or "wrong-task (4)" in run["reason"]
+    assert (runs.run_folder(own.home, "other") / "task.yaml").read_text() == (tmp_path / "birth.yaml").read_text()
