@@ -16,9 +16,9 @@ from tests.federation.models.made_tasks import BINARY, RUN, model_of
 from sovfed.clients.cli_model import model, told
 from sovfed.clients.data import Records
 from sovfed.clients.own_figures import Figures, own_figures, own_scale
-from sovfed.clients.received import MAX_MODELS, ReceivedModels, keep_evaluated
+from sovfed.clients.received import MAX_MODELS, ReceivedModels
 from sovfed.federation.errors import ConfigError, DataError, PolicyError
-from sovfed.federation.messages import EvaluateRequest, Sums, TrainRequest, Vector
+from sovfed.federation.messages import Sums, TrainRequest, Vector
 from sovfed.federation.metrics import BinaryMetrics
 from sovfed.federation.models.facts import Facts, facts_of
 from sovfed.federation.models.saved import load_model, save_model
@@ -111,17 +111,13 @@ def test_a_model_that_is_not_finite_is_not_kept(models: ReceivedModels, tmp_path
     assert list((tmp_path / "received").iterdir()) == []
 
 
-def test_the_final_evaluations_model_is_kept_and_a_full_shelf_refuses_no_answer(
-    models: ReceivedModels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    request = EvaluateRequest(run="7", round=12, task=BINARY.name, model=VECTOR, scale=SCALE, keep="study-3")
-    keep_evaluated(models, BINARY, request, PLAN)
-    found = models.find("study-3")
-    assert (found.owner, found.facts.run.rounds, found.plan) == ("7", 12, PLAN)
-    np.testing.assert_array_equal(load_model(found.path).scale, SCALE)
-    monkeypatch.setattr("sovfed.clients.received.MAX_MODELS", 1)
-    keep_evaluated(models, BINARY, replace(request, keep="study-4"), PLAN)
-    assert "'study-4' is not kept" in caplog.text and len(models.list()) == 1
+def test_what_a_killed_process_left_goes(models: ReceivedModels, tmp_path: Path) -> None:
+    models.keep(BINARY, VECTOR, facts(), owner="7", plan={})
+    left = tmp_path / "received" / ".draft-left"
+    left.mkdir()
+    (left / MODEL).write_bytes(b"half")
+    kept = models.keep(BINARY, VECTOR, facts(), owner="7", plan={})
+    assert list((tmp_path / "received").iterdir()) == [kept.path]
 
 
 def test_the_command_lists_gets_and_removes(models: ReceivedModels, tmp_path: Path) -> None:
@@ -129,7 +125,7 @@ def test_the_command_lists_gets_and_removes(models: ReceivedModels, tmp_path: Pa
     assert "Nothing yet" in CliRunner().invoke(model, ["list", *home]).output
     models.keep(BINARY, VECTOR, facts(), owner="7", published="0" * 64, plan={})
     shown = CliRunner().invoke(model, ["list", *home], env={"COLUMNS": "200"}, catch_exceptions=False).output
-    assert "distributed, ε = 1.25" in shown and "written here, frozen parts differ from the agency's" in shown
+    assert "distributed, ε = 1.25" in shown and "written here, not the very bytes of the agency's" in shown
     (said,) = json.loads(CliRunner().invoke(model, ["list", "--json", *home]).output)
     assert (said["run"], said["flower_run"], said["as_published"]) == ("study-1", "7", False)
     out = tmp_path / "ours"
