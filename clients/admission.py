@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sovfed.federation.errors import ConfigError, ProtocolError, WrongTaskError
-from sovfed.federation.messages import PrivateRequest, ProfileRequest, SumRequest, TrainRequest
+from sovfed.federation.messages import PrivateRequest, ProfileRequest, ReleaseRequest, SumRequest, TrainRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks import Task
 
 
-def resolve(request: SumRequest, versions: Callable[[str], Sequence[Task]]) -> Task:
+def resolve(request: SumRequest | ReleaseRequest, versions: Callable[[str], Sequence[Task]]) -> Task:
     """This institution's task of the request's name, with the model that the request asks for.
 
     Raises WrongTaskError if there is none, or if it is another than the coordinator's.
@@ -55,6 +55,13 @@ def check_shapes(request: SumRequest, task: Task) -> None:
         _length("control", request.control, request.model.size if request.algorithm == "scaffold" else 0)
     if request.algorithm == "fedbn" and not task.layout.normalisation.any():
         raise ConfigError(f"task '{task.name}' has no normalisation layer that could stay here")
+
+
+def check_release(request: ReleaseRequest, task: Task) -> None:
+    """Raise ProtocolError unless model and scale have the lengths that `task` declares."""
+    if task.build is not None:
+        _length("model", request.model, task.parameters)
+    _length("scale", request.scale, 2 * task.transform.size)
 
 
 def sums_width(request: SumRequest, task: Task) -> int:

@@ -26,6 +26,7 @@ from sovfed.federation.messages import (
     PrivateRequest,
     ProfileRequest,
     Refusal,
+    ReleaseRequest,
     Reply,
     Request,
     SecaggRequest,
@@ -33,7 +34,10 @@ from sovfed.federation.messages import (
 )
 
 log = logging.getLogger(__name__)
-R = TypeVar("R", TrainRequest, PrivateRequest, EvaluateRequest, ProfileRequest, SecaggRequest, LedgerRequest, LaneOffer)
+R = TypeVar(
+    "R", TrainRequest, PrivateRequest, EvaluateRequest, ProfileRequest, SecaggRequest, LedgerRequest, ReleaseRequest,
+    LaneOffer,
+)  # fmt: skip
 
 
 class Trainer(Protocol):
@@ -69,6 +73,10 @@ def make_client_app(trainer: Trainer, join: Callable[[LaneOffer, Context], bool]
     @app.query("ledger")
     def ledger(message: FlowerMessage, context: Context) -> FlowerMessage:
         return _reply(message, lambda: trainer.answer(_expect(message, LedgerRequest)))
+
+    @app.query("release")
+    def release(message: FlowerMessage, context: Context) -> FlowerMessage:
+        return _reply(message, lambda: trainer.answer(_expect(message, ReleaseRequest)))
 
     @app.query("lane")
     def lane(message: FlowerMessage, context: Context) -> FlowerMessage:

@@ -118,7 +118,9 @@ def evaluate(
       sovfed client model evaluate private-2026 --rounds 50 --learning-rate 0.05
     """
     from sovfed.federation.models.saved import load_model
+    from sovfed.federation.tasks.shelf import Shelf
 
+    Shelf(home).make_known()
     received = _models(home).find(run, owner)
     loaded = load_model(received.path, any_version=any_version, sha256=received.sha256)
     plan = {**received.plan, **{name: value for name, value in asked.items() if value is not None}}
@@ -151,8 +153,6 @@ def remove(run: str, home: Path) -> None:
 
 def told(figures: Figures) -> list[str]:
     """The figures as lines of text, the headline first."""
-    from sovfed.federation.metrics import SMALLER_IS_BETTER
-
     first = [figures.headline] if figures.headline in figures.federated else []
     names = first + [name for name in figures.federated if name not in first]
     lines = [f"{figures.test} own held-out records; {figures.train} to train on"]
@@ -161,7 +161,7 @@ def told(figures: Figures) -> list[str]:
     if not names:
         lines.append("no metric is defined on them (no held-out records, or of one class only)")
     for name in names:
-        better = "lower" if name in SMALLER_IS_BETTER else "higher"
+        better = "lower" if name in figures.smaller else "higher"
         alone = "" if figures.alone is None else f"   alone {_figure(figures.alone.get(name))}"
         lines.append(f"{name:<14} federated {_figure(figures.federated[name])}{alone}   ({better} is better)")
     return lines
@@ -210,7 +210,7 @@ def _privacy(received: Received) -> str:
 def _same(received: Received) -> str:
     if received.same:
         return "as the agency published it"
-    return "written here" + (", frozen parts differ from the agency's" if received.published else "")
+    return "written here" + (", not the very bytes of the agency's" if received.published else "")
 
 
 def _figure(value: float | None) -> str:

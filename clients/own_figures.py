@@ -10,9 +10,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import numpy as np
-
+from sovfed.clients.feed import profile_of
 from sovfed.federation.messages import TrainRequest
+from sovfed.federation.metrics import SMALLER_IS_BETTER
 from sovfed.federation.tasks import initial_vector, summarise
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from sovfed.federation.models.saved import LoadedModel
     from sovfed.federation.tasks import Task
 
-AT_ONCE: Final = 1 << 12  # records that are looked at together
 VECTORS: Final = ("model", "scale", "begin", "control")
 USUAL: Final[dict[str, Any]] = {  # where the run told no plan, as a private one
     "seed": 0, "local_epochs": 1, "batch_size": 32, "learning_rate": 0.1, "proximal_mu": 0.0,
@@ -40,16 +39,19 @@ class Training(Protocol):
 
 @dataclass(frozen=True)
 class Figures:
-    """Metrics by name on the own held-out records; `alone` None: no model was trained alone."""
+    """Metrics by name on the own held-out records; `alone` None: no model was trained alone.
+
+    `smaller` are the metrics that are better when smaller."""
 
     train: int
     test: int
     headline: str
     federated: dict[str, float]
     alone: dict[str, float] | None
+    smaller: frozenset[str] = SMALLER_IS_BETTER
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "smaller": sorted(self.smaller)}
 
 
 def own_figures(
@@ -65,22 +67,19 @@ def own_figures(
     rounds of the same local training, one after the other; None trains none.
     """
     task = model.task
-    federated = summarise(task, training.evaluate(model.vector, model.scale))
+    federated = summarise(task, training.evaluate(model.vector, model.scale), model.scale)
     alone = None
     if plan is not None and len(dataset.train):
         private = model.facts.run.privacy is not None
         scale = task.transform.public_scale if private else own_scale(task, dataset)
         vector = train_alone(task, training, plan, scale, on_round)
-        alone = summarise(task, training.evaluate(vector, scale))
-    return Figures(len(dataset.train), len(dataset.test), task.headline, federated, alone)
+        alone = summarise(task, training.evaluate(vector, scale), scale)
+    return Figures(len(dataset.train), len(dataset.test), task.headline, federated, alone, task.metrics.smaller)
 
 
 def own_scale(task: Task, dataset: Dataset) -> Sums:
-    """The transform's scale by the own training records, looked at a few thousand at a time."""
-    profile = np.zeros(task.transform.profile_size)
-    for start in range(0, len(dataset.train), AT_ONCE):
-        profile = profile + task.transform.profile(dataset.take(dataset.train[start : start + AT_ONCE]))
-    return task.transform.scale(profile)
+    """The transform's scale by the own training records."""
+    return task.transform.scale(profile_of(task, dataset, dataset.train))
 
 
 def train_alone(

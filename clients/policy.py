@@ -19,6 +19,7 @@ from sovfed.federation.messages import (
     EvaluateRequest,
     LedgerRequest,
     PrivateRequest,
+    ReleaseRequest,
     Request,
     SecaggRequest,
     TrainRequest,
@@ -137,15 +138,15 @@ class Policy:
                 f"task '{request.task}' with digest {request.digest[:12] or '–'}… is not in allowed_tasks "
                 f"{list(self.allowed_tasks)}"
             )
+        if isinstance(request, ReleaseRequest):  # which gives, and asks for nothing: neither setting below is for it
+            self._check_model(request)
+            return
         if not request.begin.size and not self.allow_plain_updates:
             raise PolicyError("this run aggregates without secure aggregation, and allow_plain_updates is false")
         if self.require_privacy and not isinstance(request, PrivateRequest):
             raise NotPrivateError("this run is without differential privacy, and require_privacy is true")
         if isinstance(request, TrainRequest | PrivateRequest | EvaluateRequest):
-            _at_most("round", request.round, "max_rounds", self.max_rounds)
-            _at_most("parameters", request.model.size, "max_parameters", self.max_parameters)
-            largest = float(np.abs(request.model).max(initial=0.0))
-            _at_most("largest parameter", largest, "max_model_value", self.max_model_value)
+            self._check_model(request)
         if isinstance(request, TrainRequest):
             steepest = float(np.abs(request.control).max(initial=0.0))
             _at_most("largest value of SCAFFOLD's control", steepest, "max_model_value", self.max_model_value)
@@ -158,6 +159,13 @@ class Policy:
             self._check_plan(request.plan, private=isinstance(request, PrivateRequest))
         if isinstance(request, TrainRequest) and (reason := why_not(request.algorithm, request.plan)):
             raise PolicyError(reason)
+
+    def _check_model(self, request: TrainRequest | PrivateRequest | EvaluateRequest | ReleaseRequest) -> None:
+        """Raises PolicyError unless round, length and values of the model are within these bounds."""
+        _at_most("round", request.round, "max_rounds", self.max_rounds)
+        _at_most("parameters", request.model.size, "max_parameters", self.max_parameters)
+        largest = float(np.abs(request.model).max(initial=0.0))
+        _at_most("largest parameter", largest, "max_model_value", self.max_model_value)
 
     def _check_plan(self, plan: LocalPlan, *, private: bool) -> None:
         """Raises PolicyError unless the local steps are within these bounds; no package is imported to find out."""

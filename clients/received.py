@@ -14,19 +14,20 @@ import re
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import DataError, PolicyError, SovfedError
 from sovfed.federation.files import private_directory, write_private
+from sovfed.federation.messages import local_work
 from sovfed.federation.schema import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from sovfed.federation.messages import EvaluateRequest, Vector
+    from sovfed.federation.messages import ReleaseRequest, TrainRequest, Vector
     from sovfed.federation.models.facts import Facts
     from sovfed.federation.tasks import Task
 
@@ -36,6 +37,8 @@ ABOUT: Final = "received.json"
 MAX_MODELS: Final = 32  # runs whose models are kept; more are refused
 MAX_BYTES: Final = 8 << 30  # of all of them
 MAX_ABOUT_BYTES: Final = 1 << 16
+PLAN: Final = ("seed", "local_epochs", "batch_size", "learning_rate")  # of a request, beside its `local_work`
+_DRAFT: Final = ".draft-"
 _NAME: Final = re.compile(r"([0-9a-f]{24})\.([0-9]{20})")
 _HEAD_BYTES: Final = 1 << 20  # what facts and card take up beside the tensors, roughly
 
@@ -92,15 +95,13 @@ class ReceivedModels:
 
         run, name = facts.run.name, facts.task.name
         self.check_room(run, name, owner, vector.size)
-        private_directory(self._folder)
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".") as draft:
-            place = private_directory(Path(draft) / "model")
+        with self._draft() as place:
             digest = write_model(place, task, vector, facts)
             said = {"sha256": digest, "published": published, "owner": owner, "plan": dict(plan)}
             write_private(place / ABOUT, json.dumps(said).encode())
             earlier = [path for path in self._kept() if _key_of(path) == _key(run, name, owner)]
             target = self._folder / f"{_key(run, name, owner)}.{time.time_ns():020}"
-            place.rename(target)
+            place.rename(target)  # within the folder: a sealed process may move nothing out of one
         for path in earlier:
             shutil.rmtree(path)
         return _read(target)
@@ -130,27 +131,54 @@ class ReceivedModels:
             shutil.rmtree(model.path)
         return len(doomed)
 
+    @contextmanager
+    def _draft(self) -> Iterator[Path]:
+        """A folder that is gone in the end, unless it was renamed; so are those of a process that was killed."""
+        private_directory(self._folder)
+        for left in self._folder.glob(f"{_DRAFT}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        place = Path(tempfile.mkdtemp(dir=self._folder, prefix=_DRAFT))
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
     def _kept(self) -> Sequence[Path]:
         if not self._folder.is_dir():
             return []
         return [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
 
 
-def keep_evaluated(models: ReceivedModels, task: Task, request: EvaluateRequest, plan: Mapping[str, Any]) -> None:
-    """Keep the model that `request` has evaluated: a run without privacy ends with that of its final model.
+def facts_of_release(request: ReleaseRequest, task: Task) -> Facts:
+    """The facts of the model in `request`: this institution's `task`, and of the agency's words what a run may say.
 
-    `task` is the one that the request's normalisation makes. A model for which there is no room is not kept, which the
-    own log says; the answer to the request does not depend on it.
+    Raises ProtocolError on any other words.
     """
-    from sovfed.federation.models.facts import RunFacts, facts_of
+    from sovfed.federation.models.facts import facts_of, from_told
 
-    today = datetime.now(UTC).date().isoformat()
-    run = RunFacts(name=request.keep or request.run, rounds=request.round, date=today)
-    facts = facts_of(task, request.scale, run, request.normalisation)
+    told = from_told(request.facts.tobytes())
+    return replace(facts_of(task, request.scale, told.run, request.normalisation), sovfed=told.sovfed)
+
+
+def plan_of(request: TrainRequest | None) -> dict[str, Any]:
+    """How `request` trains here, as far as training alone can follow it: without the schedule of the run."""
+    if request is None:
+        return {}
+    return {name: getattr(request, name) for name in PLAN} | local_work(request)
+
+
+def keep_released(
+    models: ReceivedModels, task: Task, request: ReleaseRequest, facts: Facts, plan: Mapping[str, Any]
+) -> None:
+    """Keep the model in `request`, or say in the own log why not: whoever sent it is told neither."""
     try:
-        models.keep(task, request.model, facts, owner=request.run, plan=plan)
+        models.keep(task, request.model, facts, owner=request.run, published=request.sha256, plan=plan)
     except (OSError, SovfedError) as error:
-        log.warning("the model of run %r is not kept: %s", run.name, error)
+        log.warning("the model of run %r is not kept: %s", facts.run.name, error)
+    except Exception:  # of the task's own code, say
+        log.exception("the model of run %r is not kept", facts.run.name)
+    else:
+        log.info("the model of run %r is kept: `sovfed client model evaluate` measures it", facts.run.name)
 
 
 def _read(path: Path) -> Received:

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sovfed.clients.admission import check_shapes, resolve, sums_width
+from sovfed.clients.admission import check_release, check_shapes, resolve, sums_width
 from sovfed.clients.allowance import Allowance
 from sovfed.clients.data import Dataset, check_private_data, load_records
 from sovfed.clients.masking import Masking
 from sovfed.clients.personal import PersonalStates
+from sovfed.clients.received import facts_of_release, keep_released, plan_of
 from sovfed.clients.workload import Echo, Workload, nothing
 from sovfed.federation.config import LEAST_SPREAD, ClientConfig
 from sovfed.federation.errors import (
@@ -42,6 +43,8 @@ from sovfed.federation.messages import (
     ProfileReply,
     ProfileRequest,
     Refusal,
+    ReleaseReply,
+    ReleaseRequest,
     Reply,
     Request,
     SecaggRequest,
@@ -52,7 +55,7 @@ from sovfed.federation.messages import (
 )
 from sovfed.federation.sandbox import Isolation
 from sovfed.federation.secagg.request import whole_run
-from sovfed.federation.tasks import Task
+from sovfed.federation.tasks import Task, sized
 from sovfed.federation.tasks.registry import versions
 from sovfed.federation.trainer_pb2 import HealthReply
 
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from sovfed.clients.ledger import PrivacyLedger
     from sovfed.clients.model import FlatModel
     from sovfed.clients.private import PrivateTraining
+    from sovfed.clients.received import ReceivedModels
     from sovfed.federation.secagg.client import Permit
 
 log = logging.getLogger(__name__)
@@ -102,11 +106,14 @@ class TrainerService:
         tasks: Callable[[str], Sequence[Task]] = versions,
         least_spread: float = LEAST_SPREAD,
         on_error: Callable[[Exception], None] = lambda _error: None,
+        received: ReceivedModels | None = None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
         `on_error` is told what went wrong: a simulation's researcher may see it, an agency never.
         `tasks` are those of a name that this institution has, the newest last; `least_spread` as in the policy.
+
+        `received` is where the models of ended runs are kept; without it, as in a simulation, they are not.
 
         `allowance` counts what is answered and what fails; a simulation has none.
 
@@ -116,7 +123,7 @@ class TrainerService:
         trains in the same order when the same is asked in another sum. `check_private_data` raises PrivacyError,
         before a record is read, if the settings let no private run use them.
         """
-        self._reproducible, self._on_error = reproducible, on_error
+        self._reproducible, self._on_error, self._received = reproducible, on_error, received
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._site, self._device, self._precision, self._check = load, site, device, precision, check
         self._masking, self._open_ledger, self._allowance = masking, open_ledger, allowance
@@ -138,7 +145,7 @@ class TrainerService:
                 self._on_error(error)
                 self._quiet.tell("refused a %s of run %r: %r", type(request).__name__, request.run, error)
                 code = wire_code(error)
-                if code == FAILED and not isinstance(request, SecaggRequest | LedgerRequest):
+                if code == FAILED and not isinstance(request, SecaggRequest | LedgerRequest | ReleaseRequest):
                     self._failed(request, error)  # the header of a table cannot be read, say, or the disk is full
                 return Refusal(reason=code)
             try:
@@ -203,9 +210,8 @@ class TrainerService:
         Raises SovfedError; nothing that it depends on comes from records.
         """
         self._check(request)
-        if isinstance(request, LedgerRequest):
-            reply = self._countersign(request)
-            return lambda: reply
+        if isinstance(request, LedgerRequest | ReleaseRequest):
+            return self._admit_anew(request)
         kept = self._replies.get(request.run, {}).get(type(request))
         if kept is not None and _equal(kept[0], request):
             again = kept[1]
@@ -237,9 +243,32 @@ class TrainerService:
             self._states.claim(request)
         return lambda: self._work(request, task, permit)
 
-    def _check_scale(self, request: SumRequest, task: Task) -> None:
+    def _admit_anew(self, request: LedgerRequest | ReleaseRequest) -> Callable[[], Reply]:
+        """The work for a request whose reply is never kept."""
+        if isinstance(request, ReleaseRequest):
+            return self._admit_release(request)
+        reply = self._countersign(request)
+        return lambda: reply
+
+    def _admit_release(self, request: ReleaseRequest) -> Callable[[], Reply]:
+        """The work of keeping a run's model: it touches no record, ledger, allowance or mask."""
+        task = sized(resolve(request, self._tasks), request.model.size)
+        check_release(request, task)
+        self._check_scale(request, task)
+        facts = facts_of_release(request, task)
+
+        def keep() -> Reply:
+            if self._received is not None:
+                trained, _ = self._replies.get(request.run, {}).get(TrainRequest, (None, None))
+                plan = plan_of(trained if isinstance(trained, TrainRequest) else None)
+                keep_released(self._received, task, request, facts, plan)
+            return ReleaseReply()
+
+        return keep
+
+    def _check_scale(self, request: SumRequest | ReleaseRequest, task: Task) -> None:
         """Raises PolicyError unless the scale is one that a federation's own columns could have."""
-        if not isinstance(request, TrainRequest | EvaluateRequest) or task.build is None:
+        if not isinstance(request, TrainRequest | EvaluateRequest | ReleaseRequest) or task.build is None:
             return
         if reason := task.transform.admits(request.scale, self._least_spread):
             raise PolicyError(reason)
@@ -369,9 +398,9 @@ class TrainerService:
         return found
 
     def _keep(self, request: Request, reply: Reply) -> None:
-        """Keep `reply` for a request that is repeated, but for the ledger, which goes on."""
+        """Keep `reply` for a request that is repeated, but for the ledger, which goes on, and for a run's model."""
         _, last = self._replies.get(request.run, {}).get(type(request), (None, None))
-        if not self._repeats or isinstance(request, LedgerRequest) or last is reply:
+        if not self._repeats or isinstance(request, LedgerRequest | ReleaseRequest) or last is reply:
             return
         self._replies.setdefault(request.run, {})[type(request)] = (request, reply)
         self._replies.move_to_end(request.run)
@@ -412,11 +441,12 @@ def make_trainer(
     *,
     reproducible: bool = False,
     least_spread: float = LEAST_SPREAD,
+    received: ReceivedModels | None = None,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
         lambda task: load_records(task, config.data), site=config.data.site, device=config.device,
         precision=config.precision, check=check, masking=masking, open_ledger=open_ledger, states=states,
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data),
-        allowance=allowance, least_spread=least_spread,
+        allowance=allowance, least_spread=least_spread, received=received,
     )  # fmt: skip

@@ -16,6 +16,8 @@ from sovfed.clients.allowance import Allowance
 from sovfed.clients.masking import Masking
 from sovfed.clients.personal import FOLDER, PersonalStates
 from sovfed.clients.policy import Policy, load_policy
+from sovfed.clients.received import FOLDER as RECEIVED
+from sovfed.clients.received import ReceivedModels
 from sovfed.clients.sandbox import enter, place_of
 from sovfed.clients.socket import NAME, serve
 from sovfed.clients.trainer import TrainerService, make_trainer
@@ -80,6 +82,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         trainer = make_trainer(
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible, least_spread=policy.least_spread,
+            received=ReceivedModels(home / RECEIVED),
         )  # fmt: skip
         Shelf(home).make_known()
         _prepare(trainer, policy.allowed_names)

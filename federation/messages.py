@@ -295,6 +295,30 @@ class LedgerReply:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class ReleaseRequest:
+    """The model that the run ended with, `model` (shape [d]) and its `scale` as in `TrainRequest`, for the institution.
+
+    `round` is the one that it is of, `facts` JSON of the run it came of (`told` of `federation/models/facts.py`), and
+    `sha256` the digest of the file that the agency published. Nothing is computed from records for it.
+    """
+
+    run: str = named()
+    round: int = bounded(low=0, high=1_000_000)
+    task: str = named()
+    model: Vector = _vector("float32")
+    scale: Sums = _vector("float64")
+    facts: Bytes = _vector("uint8")
+    sha256: str = bounded(low=64, high=64)
+    normalisation: str = choice(OWN, NORMALISATIONS)
+    digest: str = _digest()
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleaseReply:
+    """The model has arrived: an acknowledgement, and nothing of records, disk or whether it was kept."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class LaneOffer:
     """Asks the gateway to open the run's lane; `token` is spent by the first stream that shows it.
 
@@ -329,13 +353,15 @@ class Refusal:
 
 Message: TypeAlias = (
     ProfileRequest | ProfileReply | TrainRequest | TrainReply | PrivateRequest | EvaluateRequest | EvaluateReply
-    | MaskedReply | PrivateReply | SecaggRequest | SecaggReply | LedgerRequest | LedgerReply | LaneOffer | LaneReply
-    | Refusal
+    | MaskedReply | PrivateReply | SecaggRequest | SecaggReply | LedgerRequest | LedgerReply | ReleaseRequest
+    | ReleaseReply | LaneOffer | LaneReply | Refusal
 )  # fmt: skip
 SumRequest: TypeAlias = ProfileRequest | TrainRequest | PrivateRequest | EvaluateRequest  # its replies are added up
-Request: TypeAlias = SumRequest | SecaggRequest | LedgerRequest
+Request: TypeAlias = SumRequest | SecaggRequest | LedgerRequest | ReleaseRequest
 MaskedSum: TypeAlias = MaskedReply | PrivateReply
-Reply: TypeAlias = ProfileReply | TrainReply | EvaluateReply | MaskedSum | SecaggReply | LedgerReply | Refusal
+Reply: TypeAlias = (
+    ProfileReply | TrainReply | EvaluateReply | MaskedSum | SecaggReply | LedgerReply | ReleaseReply | Refusal
+)
 KINDS: Final[dict[str, type[Any]]] = {
     "profile": ProfileRequest,
     "profile-reply": ProfileReply,
@@ -350,6 +376,8 @@ KINDS: Final[dict[str, type[Any]]] = {
     "secagg-reply": SecaggReply,
     "ledger": LedgerRequest,
     "ledger-reply": LedgerReply,
+    "release": ReleaseRequest,
+    "release-reply": ReleaseReply,
     "lane-offer": LaneOffer,
     "lane-reply": LaneReply,
     "refusal": Refusal,

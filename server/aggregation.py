@@ -28,6 +28,7 @@ from sovfed.federation.messages import (
     ProfileReply,
     ProfileRequest,
     Refusal,
+    ReleaseRequest,
     Request,
     SecaggRequest,
     SumRequest,
@@ -47,6 +48,7 @@ TYPES: Final = {
     EvaluateRequest: "evaluate",
     SecaggRequest: "query.secagg",
     LedgerRequest: "query.ledger",
+    ReleaseRequest: "query.release",
 }
 SumReply: TypeAlias = ProfileReply | TrainReply | EvaluateReply
 KINDS: Final[dict[type[SumRequest], type[SumReply]]] = {

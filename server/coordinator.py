@@ -36,7 +36,7 @@ from sovfed.server.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.curves import ROUNDS, plot_curves, read_rounds
 from sovfed.server.ledger_heads import LedgerHeads, names_of
 from sovfed.server.privacy import PrivacyPlan
-from sovfed.server.release import DIGEST, FILES, MODEL, SUMMARY, digest, publish
+from sovfed.server.release import DIGEST, FILES, MODEL, SIMULATED, SUMMARY, deliver, digest, publish, release_of
 from sovfed.server.rounds import Round, Rounds
 from sovfed.server.sampling import Sampled
 from sovfed.server.secure_aggregation import SecureAggregation
@@ -137,6 +137,7 @@ def coordinate(
             summary["privacy"]["ledger_heads"] = heads.countersign(grid, run, names_of(grid))
         _write_statement(folder, rounds.plan, task, transport)
         artifacts += STATEMENT
+    summary["delivered_to"] = _deliver(rounds, folder, chosen, transport)
     plot_curves(folder)
     if tracker:
         tracker.round(config.rounds + 1, {f"held_out.{key}": value for key, value in summary["metrics"].items()})
@@ -224,6 +225,18 @@ def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool) -> int:
     return 0
 
 
+def _deliver(rounds: Rounds, folder: Path, number: int, transport: str) -> list[str]:
+    """Bring the published model to the institutions; those that took it. A simulation has none to bring it to."""
+    if transport in SIMULATED:
+        return []
+    config = rounds.config
+    release = release_of(
+        folder, rounds.task, rounds.model, rounds.scale, run=rounds.run, number=number,
+        normalisation=config.task.normalisation,
+    )  # fmt: skip
+    return deliver(rounds.grid, release, config.server.round_deadline_s)
+
+
 def _truncate_lines(folder: Path, last: int) -> None:
     """Drop lines of rounds after `last`: they ran, but their checkpoint was not yet written."""
     path = folder / ROUNDS
@@ -300,7 +313,7 @@ def _write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str
     """The release's privacy statement, for machines and for people; it names all that took part in any round."""
     taken = {name for line in read_rounds(folder) for name in line["participants"]}
     made = digest(folder / MODEL)
-    where = " (a simulation in one process: no ledger was charged)" if transport == "in-memory" else ""
+    where = " (a simulation in one process: no ledger was charged)" if transport in SIMULATED else ""
     found = plan.statement(
         run=folder.name + where, model=f"{task.name}, {MODEL} with SHA-256 {made}", institutions=sorted(taken),
         date=datetime.now(UTC).date().isoformat(),

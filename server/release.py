@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from sovfed.federation.errors import DataError
 from sovfed.federation.messages import OWN
@@ -16,15 +19,19 @@ from sovfed.federation.messages import OWN
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from sovfed.federation.messages import Sums, Vector
+    from sovfed.federation.flower import StreamingGrid
+    from sovfed.federation.messages import ReleaseRequest, Sums, Vector
     from sovfed.federation.models.saved import LoadedModel
     from sovfed.federation.tasks import Task
 
+log = logging.getLogger(__name__)
+SIMULATED: Final = ("in-memory", "ray")  # transports of a simulation, which has no institutions
 MODEL: Final = "model.safetensors"
 FILES: Final = (MODEL, "model.json", "model.html")  # as `federation/models/stored.py` names them
 FOLDER: Final = "model"  # of a run's artefacts in MLflow: these files, and what MLflow needs to load them
 SUMMARY: Final = "summary.json"
 DIGEST: Final = "model_sha256"  # in the summary
+DELIVERY_S: Final = 60.0  # longest wait for institutions to take the model of a run that is over
 TRACKED: Final = "mlflow_run_id"  # a file in the run's folder
 TAG: Final = "sovfed.sha256"  # of a registered version
 
@@ -46,9 +53,49 @@ def publish(folder: Path, task: Task, model: Vector, scale: Sums, summary: dict[
     run = RunFacts(
         name=folder.name[:200], rounds=summary["rounds"], strategy=summary["strategy"],
         date=datetime.now(UTC).date().isoformat(), institutions=tuple(map(str, summary["institutions"])),
-        simulated=summary["transport"] == "in-memory", metrics=dict(summary["metrics"]), privacy=privacy,
+        simulated=summary["transport"] in SIMULATED, metrics=dict(summary["metrics"]), privacy=privacy,
     )  # fmt: skip
     return save_model(folder, task, model, scale, run, summary["config"]["task"].get("normalisation", OWN))
+
+
+def release_of(
+    folder: Path, task: Task, model: Vector, scale: Sums, *, run: str, number: int, normalisation: str
+) -> ReleaseRequest:
+    """The message that brings the model of round `number`, published in `folder`, to the institutions of `run`."""
+    from sovfed.federation.messages import ReleaseRequest
+    from sovfed.federation.models.facts import told
+    from sovfed.federation.models.saved import read_facts
+
+    return ReleaseRequest(
+        run=run, round=number, task=task.name, model=model, scale=scale, sha256=digest(folder / MODEL),
+        facts=np.frombuffer(told(read_facts(folder)), np.uint8), normalisation=normalisation, digest=task.digest,
+    )  # fmt: skip
+
+
+def deliver(grid: StreamingGrid, request: ReleaseRequest, timeout_s: float) -> list[str]:
+    """Send the model to every institution that is connected; the names of those that say it has arrived, sorted.
+
+    One that refuses, or does not answer in time, is left out with a warning. Raises nothing: the run is over, and no
+    institution can make it fail.
+    """
+    from sovfed.federation.messages import ReleaseReply
+    from sovfed.server.aggregation import ask
+    from sovfed.server.ledger_heads import names_of
+
+    arrived, why = set[int](), dict[int, str]()
+    names = dict[int, str]()
+    try:
+        names = names_of(grid)
+        for answer in ask(grid, dict.fromkeys(names, request), ReleaseReply, min(timeout_s, DELIVERY_S)):
+            if answer.reply is None:
+                why[answer.node_id] = answer.refusal
+            else:
+                arrived.add(answer.node_id)
+    except Exception:
+        log.exception("the model could not be sent to every institution")
+    for node in sorted(names.keys() - arrived):
+        log.warning("%s: has not taken the model: %s", names[node], why.get(node, "no answer in time"))
+    return sorted(names[node] for node in arrived)
 
 
 def read_model(folder: Path) -> LoadedModel:

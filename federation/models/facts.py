@@ -10,16 +10,19 @@ from typing import Any, Final
 import numpy as np
 
 from sovfed import __version__
-from sovfed.federation.errors import DataError
+from sovfed.federation.errors import DataError, ProtocolError
 from sovfed.federation.messages import OWN, Sums
 from sovfed.federation.schema import bind, bounded, choice, named
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.columns import Schema
+from sovfed.federation.text import NAME, NAME_LENGTH, steers
 
 FORMAT: Final = 1
 MAX_TEXT: Final = 1 << 20  # characters of a task.yaml
 MAX_FACTS_BYTES: Final = 1 << 26
 TEXT: Final = "task_yaml"
+MAX_TOLD_BYTES: Final = 1 << 18  # of what a message says of a run
+MAX_METRIC_NAME: Final = 64
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,42 @@ def from_json(text: str | bytes, where: str) -> tuple[Facts, dict[str, str]]:
     facts = bind(Facts, said, where, DataError)
     task = dataclasses.replace(facts.task, text=more.pop(TEXT, ""))
     return dataclasses.replace(facts, task=task), more
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an institution cannot know of a model by itself: the run that it came of, and the version of sovfed."""
+
+    run: RunFacts
+    sovfed: str = bounded(__version__, 1, 64)
+
+
+@dataclass(frozen=True)
+class _Message:
+    facts: Told
+
+
+def told(facts: Facts) -> bytes:
+    """The run and version of `facts` as JSON, for a message."""
+    return json.dumps(dataclasses.asdict(Told(facts.run, facts.sovfed)), allow_nan=False).encode()
+
+
+def from_told(content: bytes) -> Told:
+    """What `told` wrote. Raises ProtocolError unless all is of its type and bounds, and the run's name is one."""
+    if len(content) > MAX_TOLD_BYTES:
+        raise ProtocolError(f"facts of {len(content)} bytes, at most {MAX_TOLD_BYTES}")
+    try:
+        read = bind(_Message, {"facts": json.loads(content)}, "", ProtocolError).facts
+    except ProtocolError as error:
+        raise ProtocolError(str(error)[:300]) from None
+    except (ValueError, OverflowError, RecursionError):
+        raise ProtocolError("facts: not JSON of numbers that can be held") from None
+    name = read.run.name
+    if len(name) > NAME_LENGTH or not NAME.fullmatch(name):
+        raise ProtocolError(f"facts: run {name[:80]!a} is no name of a run")
+    if any(steers(metric) or len(metric) > MAX_METRIC_NAME for metric in read.run.metrics):
+        raise ProtocolError("facts: a metric's name is too long or holds control characters")
+    return read
 
 
 def _short(values: Any) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ from sovfed.clients.home import create, load_config
 from sovfed.clients.policy import POLICY, Policy, load_policy
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import ConfigError, NotPrivateError, PolicyError
-from sovfed.federation.messages import EvaluateRequest, ProfileRequest, TrainRequest
+from sovfed.federation.messages import EvaluateRequest, ProfileRequest, ReleaseRequest, TrainRequest
 
 OPEN = Policy(
     allowed_tasks=("heart",), allow_plain_updates=True, max_rounds=10, max_local_epochs=2, min_batch_size=8,
@@ -55,6 +55,30 @@ def test_evaluation_and_profile_of_other_tasks_are_refused() -> None:
         OPEN.check(ProfileRequest(run="r", task="digits"))
     with pytest.raises(PolicyError):
         OPEN.check(EvaluateRequest(run="r", round=11, task="heart", model=MODEL, scale=SCALE))
+
+
+RELEASE = ReleaseRequest("r", 10, "heart", MODEL, SCALE, np.zeros(0, np.uint8), "0" * 64)
+
+
+def test_a_model_is_taken_of_runs_that_get_no_answer_and_gets_them_none() -> None:
+    closed = dataclasses.replace(OPEN, require_privacy=True, allow_plain_updates=False)
+    closed.check(RELEASE)
+    with pytest.raises(PolicyError):
+        closed.check(TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task": "digits"}, "allowed_tasks"),
+        ({"round": 11}, "max_rounds"),
+        ({"model": np.zeros(101, np.float32)}, "max_parameters"),
+        ({"model": np.full(100, -1e4, np.float32)}, "max_model_value"),
+    ],
+)
+def test_a_model_outside_the_bounds_is_not_taken(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(PolicyError, match=words):
+        OPEN.check(dataclasses.replace(RELEASE, **change))
 
 
 def test_runs_without_privacy_need_consent() -> None:

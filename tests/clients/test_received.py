@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,18 +15,22 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from tests.federation.models.made_tasks import BINARY, RUN, model_of
 
 from sovfed.clients.cli_model import model, told
-from sovfed.clients.data import Records
+from sovfed.clients.data import Records, load_records
+from sovfed.clients.home import create
 from sovfed.clients.own_figures import Figures, own_figures, own_scale
-from sovfed.clients.received import MAX_MODELS, ReceivedModels, keep_evaluated
+from sovfed.clients.policy import Policy
+from sovfed.clients.received import MAX_MODELS, ReceivedModels
+from sovfed.clients.training import LocalTraining
+from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import ConfigError, DataError, PolicyError
-from sovfed.federation.messages import EvaluateRequest, Sums, TrainRequest, Vector
+from sovfed.federation.messages import Sums, TrainRequest, Vector
 from sovfed.federation.metrics import BinaryMetrics
 from sovfed.federation.models.facts import Facts, facts_of
 from sovfed.federation.models.saved import load_model, save_model
 from sovfed.federation.models.stored import MODEL
-from sovfed.federation.tasks import Task
+from sovfed.federation.tasks import Task, initial_vector, summarise
 from sovfed.federation.tasks.losses import binary_cross_entropy
-from sovfed.federation.tasks.registry import add
+from sovfed.federation.tasks.registry import add, get_task
 
 VECTOR, SCALE = model_of(BINARY)
 PLAN = {"rounds": 3, "local_epochs": 40, "batch_size": 16, "learning_rate": 0.1, "seed": 5, "clip": 1.0}
@@ -111,17 +116,13 @@ def test_a_model_that_is_not_finite_is_not_kept(models: ReceivedModels, tmp_path
     assert list((tmp_path / "received").iterdir()) == []
 
 
-def test_the_final_evaluations_model_is_kept_and_a_full_shelf_refuses_no_answer(
-    models: ReceivedModels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    request = EvaluateRequest(run="7", round=12, task=BINARY.name, model=VECTOR, scale=SCALE, keep="study-3")
-    keep_evaluated(models, BINARY, request, PLAN)
-    found = models.find("study-3")
-    assert (found.owner, found.facts.run.rounds, found.plan) == ("7", 12, PLAN)
-    np.testing.assert_array_equal(load_model(found.path).scale, SCALE)
-    monkeypatch.setattr("sovfed.clients.received.MAX_MODELS", 1)
-    keep_evaluated(models, BINARY, replace(request, keep="study-4"), PLAN)
-    assert "'study-4' is not kept" in caplog.text and len(models.list()) == 1
+def test_what_a_killed_process_left_goes(models: ReceivedModels, tmp_path: Path) -> None:
+    models.keep(BINARY, VECTOR, facts(), owner="7", plan={})
+    left = tmp_path / "received" / ".draft-left"
+    left.mkdir()
+    (left / MODEL).write_bytes(b"half")
+    kept = models.keep(BINARY, VECTOR, facts(), owner="7", plan={})
+    assert list((tmp_path / "received").iterdir()) == [kept.path]
 
 
 def test_the_command_lists_gets_and_removes(models: ReceivedModels, tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_the_command_lists_gets_and_removes(models: ReceivedModels, tmp_path: Pa
     assert "Nothing yet" in CliRunner().invoke(model, ["list", *home]).output
     models.keep(BINARY, VECTOR, facts(), owner="7", published="0" * 64, plan={})
     shown = CliRunner().invoke(model, ["list", *home], env={"COLUMNS": "200"}, catch_exceptions=False).output
-    assert "distributed, ε = 1.25" in shown and "written here, frozen parts differ from the agency's" in shown
+    assert "distributed, ε = 1.25" in shown and "written here, not the very bytes of the agency's" in shown
     (said,) = json.loads(CliRunner().invoke(model, ["list", "--json", *home]).output)
     assert (said["run"], said["flower_run"], said["as_published"]) == ("study-1", "7", False)
     out = tmp_path / "ours"
@@ -223,3 +224,29 @@ def test_figures_are_told_with_what_is_better() -> None:
     assert lines[0] == "12 own held-out records; 30 to train on" and "chance" in lines[1]
     assert lines[2].split() == ["auc", "federated", "0.7500", "alone", "–", "(higher", "is", "better)"]
     assert lines[3].split() == ["loss", "federated", "0.5000", "alone", "0.6000", "(lower", "is", "better)"]
+
+
+def test_the_command_measures_with_the_homes_own_records_and_the_runs_own_plan(tmp_path: Path) -> None:
+    task = get_task("breast_cancer")
+    home = tmp_path / "home"
+    data = DataConfig(source="breast_cancer", site="2")
+    create(home, ClientConfig(device="cpu", data=data), Policy(allowed_tasks=(task.name,)))
+    records = load_records(task, data)
+    scale = own_scale(task, records)
+    ours = ReceivedModels(home / "received")
+    run = replace(RUN, privacy=None, rounds=4)
+    ours.keep(task, initial_vector(task, 0), facts_of(task, scale, run), owner="7", plan={**PLAN, "local_epochs": 2})
+
+    def evaluated(*options: str) -> dict[str, Any]:
+        asked = ["evaluate", "study-1", "--json", "--home", str(home), *options]
+        said: dict[str, Any] = json.loads(CliRunner().invoke(model, asked, catch_exceptions=False).stdout)
+        return said
+
+    figures = evaluated()
+    training = LocalTraining(task, records, site="2", device="cpu")
+    expected = summarise(task, training.evaluate(initial_vector(task, 0), scale), scale)
+    assert figures["federated"] == pytest.approx(expected)
+    assert (figures["train"], figures["test"]) == (len(records.train), len(records.test))
+    assert figures["alone"]["loss"] < figures["federated"]["loss"] and "loss" in figures["smaller"]
+    assert evaluated("--rounds", "1")["alone"]["loss"] > figures["alone"]["loss"]
+    assert evaluated("--no-alone")["alone"] is None
