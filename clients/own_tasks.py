@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.clients.policy import AT, POLICY, allows, load_policy
+from sovfed.clients.policy import POLICY, load_policy
 from sovfed.federation.errors import PolicyError
 from sovfed.federation.files import write_private
 from sovfed.federation.tasks import registry
 from sovfed.federation.tasks.shelf import DIGITS, Shelf, read_bounded
+from sovfed.federation.text import AT, names_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,5 +99,5 @@ def listed(home: Path) -> Iterator[str]:
     """A line for each task of the home."""
     policy = load_policy(home)
     for task in Shelf(home).tasks():
-        allowed = any(allows(entry, task.name, task.digest) for entry in policy.allowed_tasks)
+        allowed = any(names_task(entry, task.name, task.digest) for entry in policy.allowed_tasks)
         yield f"{entry_of(task)}  {'allowed' if allowed else 'not in allowed_tasks'}  {task.title}"
