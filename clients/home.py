@@ -60,13 +60,14 @@ def load_config(home: Path) -> ClientConfig:
 
 def _with_place(config: ClientConfig, folder: Path) -> ClientConfig:
     """`config` with whole paths of all records, from `folder` if they were not whole: the processes run elsewhere."""
+    return config.with_data(lambda _study, data: whole(data, folder))
 
-    def whole(_study: str, data: DataConfig) -> DataConfig:
-        given = {name: getattr(data, name) for name in (*PLACES, "bad_rows_file")}
-        places: dict[str, Any] = {name: str(folder / Path(path).expanduser()) for name, path in given.items() if path}
-        return dataclasses.replace(data, **places)
 
-    return config.with_data(whole)
+def whole(data: DataConfig, folder: Path) -> DataConfig:
+    """`data` with whole paths, from `folder` where they were not."""
+    given = {name: getattr(data, name) for name in (*PLACES, "bad_rows_file")}
+    places: dict[str, Any] = {name: str(folder / Path(path).expanduser()) for name, path in given.items() if path}
+    return dataclasses.replace(data, **places)
 
 
 def private_obstacles(config: ClientConfig, policy: Policy) -> list[str]:
@@ -75,14 +76,11 @@ def private_obstacles(config: ClientConfig, policy: Policy) -> list[str]:
     Only where nothing but private runs is answered: the agency is told a code, so the operator must know beforehand.
     """
     from sovfed.clients.data import check_private_data
-    from sovfed.federation.tasks.registry import get_task
-    from sovfed.federation.tasks.shelf import Shelf
+    from sovfed.clients.looked import allowed_tasks
 
-    Shelf(Path(config.home)).make_known()
     found = dict[str, None]()
-    for name in policy.allowed_names if policy.require_privacy else ():
+    for task in allowed_tasks(config, policy) if policy.require_privacy else ():
         try:
-            task = get_task(name)
             check_private_data(task, config.data_of(task))
         except (PrivacyError, DataError, ConfigError, WrongTaskError) as error:
             found[f"runs will be refused: {error}"] = None

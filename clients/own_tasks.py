@@ -77,13 +77,18 @@ def difference(old: Path, new: Path) -> Iterator[str]:
 
 
 def allow_task(home: Path, file: Path) -> str:
-    """Write the task in `file` into `allowed_tasks` of the policy, in the place of other versions; its entry.
+    """Write the task in `file` into `allowed_tasks` of the policy, as `allow_entry` does; its entry."""
+    from sovfed.federation.tasks.declared import read_task
+
+    return allow_entry(home, entry_of(read_task(file)))
+
+
+def allow_entry(home: Path, entry: str) -> str:
+    """Write `entry` into `allowed_tasks` of the policy, in the place of other versions of the task.
 
     Raises PolicyError if the policy is not as it was written first.
     """
-    from sovfed.federation.tasks.declared import read_task
-
-    policy, entry = load_policy(home), entry_of(read_task(file))
+    policy = load_policy(home)
     kept = [other for other in policy.allowed_tasks if other.partition(AT)[0] != entry.partition(AT)[0]]
     text = (home / POLICY).read_text(encoding="utf-8")
     names = ", ".join(f'"{name}"' for name in [*kept, entry])

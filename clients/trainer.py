@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -31,6 +31,7 @@ from sovfed.federation.errors import (
     ProtocolError,
     SovfedError,
     TrainingError,
+    WrongTaskError,
     wire_code,
 )
 from sovfed.federation.messages import (
@@ -158,10 +159,19 @@ class TrainerService:
         """Load model and records of `task` and warm up, rather than with the first request. Raises SovfedError."""
         with self._lock:
             try:
-                self._workload(self._tasks(task)[-1]).warm_up()
+                self._workload(self._newest(task)).warm_up()
             except SovfedError as error:
                 self._reason = error.code
                 raise
+
+    def _newest(self, name: str) -> Task:
+        """The newest version of the task that a study is of; the newest of all where none is."""
+        versions = self._tasks(name)
+        for task in reversed(versions):
+            with suppress(WrongTaskError):
+                self._site(task)
+                return task
+        return versions[-1]
 
     def health(self) -> HealthReply:
         """Whether the records could be read, and on which device training runs."""

@@ -363,7 +363,7 @@ class ClientConfig:
         Raises WrongTaskError if studies name other versions of the task only: whose records these are nobody has said.
         """
         meant = {name: study.task for name, study in self.studies.items() if study.task.partition(AT)[0] == task.name}
-        named = [name for name, entry in meant.items() if names_task(entry, task.name, task.digest)]
+        named = [name for name in meant if meant[name] == task.name or names_task(meant[name], task.name, task.digest)]
         if meant and not named:
             version = f"{task.name}{AT}{task.digest[:LEAST_DIGEST]}"
             raise WrongTaskError(f"task {version}: studies {sorted(meant)} are of other versions")
