@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sovfed.federation.errors import WrongTaskError
 from sovfed.federation.messages import MAX_PARAMETERS, NORMALISATIONS, OWN
@@ -18,8 +18,6 @@ from sovfed.federation.text import AT, DIGEST, LEAST_DIGEST, NAME, NAME_IN_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from sovfed.federation.tasks import Task
 
 PORT_MAX: Final = 65_535
 MESSAGE_BYTES_MAX: Final = 2**31 - 1  # of one protobuf message
@@ -155,6 +153,16 @@ class DataConfig:
         unit="records",
         doc="most to train on, a sample; of those held out a quarter; null = all, as private runs demand",
     )
+
+
+class Versioned(Protocol):
+    """What a task is known by."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -357,7 +365,7 @@ class ClientConfig:
             if other == task or (AT in task and other.startswith(task)):
                 raise ValueError(f"studies '{name}' and '{second}' both serve task '{task}'; each task has one")
 
-    def study_of(self, task: Task) -> str:
+    def study_of(self, task: Versioned) -> str:
         """The study that `task` belongs to, one that names its digest before one that does not; else "data".
 
         Raises WrongTaskError if studies name other versions of the task only: whose records these are nobody has said.
@@ -369,7 +377,7 @@ class ClientConfig:
             raise WrongTaskError(f"task {version}: studies {sorted(meant)} are of other versions")
         return max(named, key=lambda name: len(meant[name]), default=REST)
 
-    def data_of(self, task: Task) -> DataConfig:
+    def data_of(self, task: Versioned) -> DataConfig:
         """Where the records of `task` are: in its study, or in `data`."""
         name = self.study_of(task)
         return self.data if name == REST else self.studies[name].data
