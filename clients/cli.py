@@ -17,6 +17,7 @@ from sovfed.clients.cli_home import HOME
 from sovfed.clients.cli_ledger import ledger
 from sovfed.clients.cli_model import model
 from sovfed.clients.cli_personal import personal
+from sovfed.clients.cli_study import study
 from sovfed.clients.cli_task import task
 from sovfed.federation.text import visible
 
@@ -56,6 +57,10 @@ def cli() -> None:
       sovfed client task add birth.yaml   look at it, keep it, --allow it
       sovfed client check-data birth.yaml patients.csv   what fits it, what does not, and where
     \b
+    Several studies on one node:
+      sovfed client study add births --task birth.yaml data=csv data.path=/srv/births.csv
+      sovfed client study check       read the records of every study, and say what to mend
+    \b
     Models:
       sovfed client model list        what the federation made, and evaluate on the own records
     \b
@@ -74,6 +79,7 @@ cli.add_command(failures)
 cli.add_command(ledger)
 cli.add_command(model)
 cli.add_command(personal)
+cli.add_command(study)
 cli.add_command(task)
 
 
@@ -151,6 +157,7 @@ def init(
     if not without_privacy:
         click.echo("read policy.yaml: while require_privacy is true, only private runs are answered", err=True)
     _tell_obstacles(home)
+    _tell_findings(home)
 
 
 @cli.command()
@@ -172,6 +179,7 @@ def up(detach: bool, plain: bool, home: Path) -> None:
     if detach:
         supervise_detached(home)
         _tell_obstacles(home)
+        _tell_findings(home)
         click.echo(f"running; `sovfed client status --home {home}`")
         return
     supervisor = make_supervisor(home)
@@ -324,6 +332,15 @@ def _tell_obstacles(home: Path) -> None:
     from sovfed.clients.policy import load_policy
 
     for line in private_obstacles(load_config(home), load_policy(home)):
+        click.echo(visible(line), err=True)
+
+
+def _tell_findings(home: Path) -> None:
+    from sovfed.clients.home import load_config
+    from sovfed.clients.looked import data_findings
+    from sovfed.clients.policy import load_policy
+
+    for line in data_findings(load_config(home), load_policy(home)):
         click.echo(visible(line), err=True)
 
 

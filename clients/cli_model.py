@@ -174,10 +174,9 @@ def _measure(home: Path, loaded: LoadedModel, plan: dict[str, Any] | None) -> Fi
     from sovfed.clients.training import LocalTraining
 
     config = load_config(home)
-    dataset = load_records(loaded.task, config.data)
-    training = LocalTraining(
-        loaded.task, dataset, site=config.data.site, device=config.device, precision=config.precision
-    )
+    data = config.data_of(loaded.task)
+    dataset = load_records(loaded.task, data)
+    training = LocalTraining(loaded.task, dataset, site=data.site, device=config.device, precision=config.precision)
     return own_figures(loaded, dataset, training, plan)
 
 

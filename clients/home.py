@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.policy import POLICY, POLICY_HEAD, Policy
 from sovfed.clients.settings import read_settings, settings_text
 from sovfed.federation.config import ClientConfig
-from sovfed.federation.errors import ConfigError, DataError, IdentityError, PrivacyError, ServiceError
+from sovfed.federation.errors import ConfigError, DataError, IdentityError, PrivacyError, ServiceError, WrongTaskError
 from sovfed.federation.files import private_directory, read_private, write_private
 from sovfed.federation.schema import bind
+from sovfed.federation.settings import PLACES
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+    from sovfed.federation.config import DataConfig
 
 SETTINGS: Final = "client.yaml"
 FOLDERS: Final = ("identity", "secrets", "logs", "state")
@@ -56,11 +59,15 @@ def load_config(home: Path) -> ClientConfig:
 
 
 def _with_place(config: ClientConfig, folder: Path) -> ClientConfig:
-    """`config` with the whole path of the records, from `folder` if it was not whole: the processes run elsewhere."""
-    if config.data.path is None:
-        return config
-    place = str(folder / Path(config.data.path).expanduser())
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=place))
+    """`config` with whole paths of all records, from `folder` if they were not whole: the processes run elsewhere."""
+    return config.with_data(lambda _study, data: whole(data, folder))
+
+
+def whole(data: DataConfig, folder: Path) -> DataConfig:
+    """`data` with whole paths, from `folder` where they were not."""
+    given = {name: getattr(data, name) for name in (*PLACES, "bad_rows_file")}
+    places: dict[str, Any] = {name: str(folder / Path(path).expanduser()) for name, path in given.items() if path}
+    return dataclasses.replace(data, **places)
 
 
 def private_obstacles(config: ClientConfig, policy: Policy) -> list[str]:
@@ -69,15 +76,13 @@ def private_obstacles(config: ClientConfig, policy: Policy) -> list[str]:
     Only where nothing but private runs is answered: the agency is told a code, so the operator must know beforehand.
     """
     from sovfed.clients.data import check_private_data
-    from sovfed.federation.tasks.registry import get_task
-    from sovfed.federation.tasks.shelf import Shelf
+    from sovfed.clients.looked import allowed_tasks
 
-    Shelf(Path(config.home)).make_known()
     found = dict[str, None]()
-    for name in policy.allowed_names if policy.require_privacy else ():
+    for task in allowed_tasks(config, policy) if policy.require_privacy else ():
         try:
-            check_private_data(get_task(name), config.data)
-        except (PrivacyError, DataError, ConfigError) as error:
+            check_private_data(task, config.data_of(task))
+        except (PrivacyError, DataError, ConfigError, WrongTaskError) as error:
             found[f"runs will be refused: {error}"] = None
     return list(found)
 

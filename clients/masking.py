@@ -219,7 +219,7 @@ class Masking:
             session, permit, update, weight, metrics.tolist(), identity.sign, os.urandom, agreed[1]
         )
         self._agreed = None
-        if isinstance(reply, TrainReply) and entry.subject not in store.history.pinned:
+        if isinstance(reply, TrainReply) and store.history.pinned is None:
             offer = session.roster.offer
             store.commit([Pinned(entry.subject, offer.clip, offer.max_weight)])
         store.commit([entry])

@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.clients.policy import AT, POLICY, allows, load_policy
+from sovfed.clients.policy import POLICY, load_policy
 from sovfed.federation.errors import PolicyError
 from sovfed.federation.files import write_private
 from sovfed.federation.tasks import registry
 from sovfed.federation.tasks.shelf import DIGITS, Shelf, read_bounded
+from sovfed.federation.text import AT, names_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,13 +77,18 @@ def difference(old: Path, new: Path) -> Iterator[str]:
 
 
 def allow_task(home: Path, file: Path) -> str:
-    """Write the task in `file` into `allowed_tasks` of the policy, in the place of other versions; its entry.
+    """Write the task in `file` into `allowed_tasks` of the policy, as `allow_entry` does; its entry."""
+    from sovfed.federation.tasks.declared import read_task
+
+    return allow_entry(home, entry_of(read_task(file)))
+
+
+def allow_entry(home: Path, entry: str) -> str:
+    """Write `entry` into `allowed_tasks` of the policy, in the place of other versions of the task.
 
     Raises PolicyError if the policy is not as it was written first.
     """
-    from sovfed.federation.tasks.declared import read_task
-
-    policy, entry = load_policy(home), entry_of(read_task(file))
+    policy = load_policy(home)
     kept = [other for other in policy.allowed_tasks if other.partition(AT)[0] != entry.partition(AT)[0]]
     text = (home / POLICY).read_text(encoding="utf-8")
     names = ", ".join(f'"{name}"' for name in [*kept, entry])
@@ -98,5 +104,5 @@ def listed(home: Path) -> Iterator[str]:
     """A line for each task of the home."""
     policy = load_policy(home)
     for task in Shelf(home).tasks():
-        allowed = any(allows(entry, task.name, task.digest) for entry in policy.allowed_tasks)
+        allowed = any(names_task(entry, task.name, task.digest) for entry in policy.allowed_tasks)
         yield f"{entry_of(task)}  {'allowed' if allowed else 'not in allowed_tasks'}  {task.title}"

@@ -27,13 +27,12 @@ from sovfed.federation.messages import (
 from sovfed.federation.plan import BUILT_IN, SGD, LocalPlan, why_not
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.secagg.terms import Terms
+from sovfed.federation.text import AT, names_task
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 POLICY: Final = "policy.yaml"
-AT: Final = "@"  # between a task's name and its digest
-LEAST_DIGEST: Final = 12  # digits of a digest in allowed_tasks
 POLICY_HEAD: Final = """\
 What this institution lets a run ask of it. Read by the trainer alone, and changed by nobody but you.
 
@@ -133,7 +132,7 @@ class Policy:
         """
         if isinstance(request, SecaggRequest | LedgerRequest):
             return
-        if not any(allows(entry, request.task, request.digest) for entry in self.allowed_tasks):
+        if not any(names_task(entry, request.task, request.digest) for entry in self.allowed_tasks):
             raise PolicyError(
                 f"task '{request.task}' with digest {request.digest[:12] or '–'}… is not in allowed_tasks "
                 f"{list(self.allowed_tasks)}"
@@ -178,12 +177,6 @@ class Policy:
         _at_most("accumulation", plan.accumulation, "max_accumulation", self.max_accumulation)
         _at_most("momentum", plan.momentum, "max_momentum", self.max_momentum)
         _at_most("weight_decay", plan.weight_decay, "max_weight_decay", self.max_weight_decay)
-
-
-def allows(entry: str, name: str, digest: str) -> bool:
-    """Whether `entry` of `allowed_tasks`, a name or NAME@DIGEST, is the task of that name and digest."""
-    allowed, at, wanted = entry.partition(AT)
-    return allowed == name and (not at or (len(wanted) >= LEAST_DIGEST and digest.startswith(wanted)))
 
 
 def _at_most(what: str, value: float, name: str, bound: float) -> None:

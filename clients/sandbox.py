@@ -26,7 +26,7 @@ from sovfed.federation.files import private_directory
 from sovfed.federation.landlock import DEVICE, LISTEN, READ, WRITE, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 Name = Literal["trainer", "supernode", "gateway"]
 NAMES: Final[tuple[Name, ...]] = ("trainer", "supernode", "gateway")
@@ -43,9 +43,10 @@ RULES: Final[dict[Name, dict[str, int]]] = {  # by the part of the home
 GPU: Final = ("nvidia*", "dri", "kfd")  # CUDA and ROCm work through device files, not through sockets
 
 
-def enter(name: Name, home: Path, records: Path | None) -> sandbox.Isolation:
-    """Seal this process as institution process `name`, and say what holds; `records` is where they lie.
+def enter(name: Name, home: Path, *records: Path, files: Sequence[Path] = ()) -> sandbox.Isolation:
+    """Seal this process as institution process `name`, and say what holds.
 
+    `records` is where those of each study lie, `files` what else the trainer needs to read them, as a database's URL.
     Raises ServiceError if it holds a socket of the network already.
     """
     home = home.absolute()
@@ -56,28 +57,28 @@ def enter(name: Name, home: Path, records: Path | None) -> sandbox.Isolation:
     os.environ["HOME"] = os.environ["TMPDIR"] = str(own)  # no settings of the user's, no files among everybody's
     if name == "trainer":
         (home / SOCKET).unlink(missing_ok=True)  # a dead trainer's: sealed, it may make a socket but remove nothing
-    found = seal_as(name, home, records)
+    found = seal_as(name, home, *records, files=files)
     sandbox.write_isolation(own, found)
     return found
 
 
-def seal_as(name: Name, home: Path, records: Path | None) -> sandbox.Isolation:
+def seal_as(name: Name, home: Path, *records: Path, files: Sequence[Path] = ()) -> sandbox.Isolation:
     """Take away what process `name` must not have, and try; nothing is written. What the audit plays its attacks in."""
     network = name != "trainer"
-    rules = [*sandbox.system_rules(), *_rules(name, home, records)]
+    rules = [*sandbox.system_rules(), *_rules(name, home, records, files)]
     found = sandbox.seal(rules, network=network, keep=0 if network else sandbox.FILE_CAPABILITIES)
-    if network and records is not None and sandbox.opens(records):
-        found = dataclasses.replace(found, records=_why(found, records))
+    within_reach = next((path for path in (*records, *files) if sandbox.opens(path)), None) if network else None
+    if within_reach is not None:
+        found = dataclasses.replace(found, records=_why(found, within_reach))
     return found
 
 
-def _rules(name: Name, home: Path, records: Path | None) -> Iterator[Rule]:
+def _rules(name: Name, home: Path, records: Sequence[Path], files: Sequence[Path]) -> Iterator[Rule]:
     for part, rights in {**RULES[name], settings.FILE: READ, str(RUN / name): WRITE}.items():
         yield Rule(home / part, rights)
     if name == "trainer":
-        if records is not None:
-            yield Rule(records, READ)
-            yield Rule(_folder_of(records, home), READ)
+        yield from (Rule(path, READ) for path in (*records, *files))
+        yield from (Rule(_folder_of(path, home), READ) for path in records)
         for pattern in GPU:
             yield from (Rule(device, DEVICE) for device in Path("/dev").glob(pattern))
 
@@ -97,17 +98,42 @@ def _why(found: sandbox.Isolation, records: Path) -> str:
     return "same user as the trainer, and this kernel has no Landlock"
 
 
-def place_of(path: object) -> Path | None:
-    """Where the records that `data.path` names lie; None where they are built in."""
-    return Path(path).expanduser() if isinstance(path, str) else None
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where the records of all studies lie, and the files that say how to read them; none for what is built in."""
+
+    records: tuple[Path, ...] = ()
+    files: tuple[Path, ...] = ()
 
 
-def _passed_path(config: Path) -> object:
-    """`data.path` of the ClientConfig in file `config`, not checked yet: the process itself says what is wrong."""
+def places_of(config: object) -> Places:
+    """What the ClientConfig `config`, as plain values, names; nothing where it is no such thing."""
+    found: dict[str, list[Path]] = {name: [] for name in settings.PLACES}
+    for data in _each_data(config):
+        for name, paths in found.items():
+            path = data.get(name) if isinstance(data, dict) else None
+            if isinstance(path, str):
+                paths.append(Path(path).expanduser())
+    records = found.pop("path")
+    return Places(tuple(dict.fromkeys(records)), tuple(path for paths in found.values() for path in paths))
+
+
+def _each_data(config: object) -> Iterator[object]:
+    """The settings of `data`, and of each study's data."""
+    if not isinstance(config, dict):
+        return
+    yield config.get("data")
+    studies = config.get("studies")
+    for study in studies.values() if isinstance(studies, dict) else ():
+        yield study.get("data") if isinstance(study, dict) else None
+
+
+def _passed_places(config: Path) -> Places:
+    """Those of the ClientConfig in file `config`, not checked yet: the process itself says what is wrong."""
     try:
-        return settings.passed_settings(config)["data"]["path"]
-    except (OSError, SovfedError, KeyError, TypeError):
-        return None
+        return places_of(settings.passed_settings(config))
+    except (OSError, SovfedError, RuntimeError):  # the last: nobody's home folder
+        return Places()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -120,7 +146,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(given)
     try:
         sandbox.close_descriptors()
-        found = enter(options.name, options.home, place_of(_passed_path(options.config)))
+        places = _passed_places(options.config)
+        found = enter(options.name, options.home, *places.records, files=places.files)
     except (ServiceError, OSError) as error:
         sys.stderr.write(f"{options.name}: cannot be sealed: {error}\n")
         return 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sovfed.federation.errors import ConfigError, SovfedError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     from _typeshed import DataclassInstance
@@ -46,7 +46,29 @@ def _lines(values: DataclassInstance, skip: Collection[str], indent: str) -> Ite
             continue
         comment = f"{field.metadata.get('doc', '')}{_takes(field.metadata)}"
         yield from (f"{indent}# {line}" for line in textwrap.wrap(comment, 100))
+        if isinstance(value, dict) and value:
+            yield f"{indent}{field.name}:"
+            yield from named_lines(value, indent + "  ")
+            continue
         yield f"{indent}{field.name}: {_scalar(value)}"
+
+
+def named_lines(groups: Mapping[str, DataclassInstance], indent: str) -> Iterator[str]:
+    """Each group of settings under its name, without what is as it is anyway."""
+    for name, values in groups.items():
+        yield f"{indent}{_scalar(name)}:"
+        yield from _chosen(values, indent + "  ")
+
+
+def _chosen(values: DataclassInstance, indent: str) -> Iterator[str]:
+    """What differs from the defaults; of several groups that look alike nobody wants to read each comment again."""
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield f"{indent}{field.name}:"
+            yield from _chosen(value, indent + "  ")
+        elif value != field.default or field.name == "source":
+            yield f"{indent}{field.name}: {_scalar(value)}"
 
 
 def _scalar(value: Any) -> str:

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -32,6 +32,7 @@ from sovfed.federation.errors import (
     ProtocolError,
     SovfedError,
     TrainingError,
+    WrongTaskError,
     wire_code,
 )
 from sovfed.federation.messages import (
@@ -91,7 +92,7 @@ class TrainerService:
         self,
         load: Callable[[Task], Dataset],
         *,
-        site: str,
+        site: str | Callable[[Task], str],
         device: str = "auto",
         precision: str = "float32",
         check: Callable[[Request], None] = lambda _request: None,
@@ -110,6 +111,8 @@ class TrainerService:
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
+        `site` is what the institution is called in the records, the same for all or by task.
+
         `on_error` is told what went wrong: a simulation's researcher may see it, an agency never.
         `tasks` are those of a name that this institution has, the newest last; `least_spread` as in the policy.
 
@@ -125,7 +128,8 @@ class TrainerService:
         """
         self._reproducible, self._on_error, self._received = reproducible, on_error, received
         self._states, self._make_model, self._repeats = states, make_model, repeats
-        self._load, self._site, self._device, self._precision, self._check = load, site, device, precision, check
+        self._load, self._device, self._precision, self._check = load, device, precision, check
+        self._site: Callable[[Task], str] = site if callable(site) else lambda _task: site
         self._masking, self._open_ledger, self._allowance = masking, open_ledger, allowance
         self._check_private_data, self._tasks, self._least_spread = check_private_data, tasks, least_spread
         self._private: dict[str, PrivateTraining] = {}  # by the task's digest, as the workloads
@@ -162,10 +166,19 @@ class TrainerService:
         """Load model and records of `task` and warm up, rather than with the first request. Raises SovfedError."""
         with self._lock:
             try:
-                self._workload(self._tasks(task)[-1]).warm_up()
+                self._workload(self._newest(task)).warm_up()
             except SovfedError as error:
                 self._reason = error.code
                 raise
+
+    def _newest(self, name: str) -> Task:
+        """The newest version of the task that a study is of; the newest of all where none is."""
+        versions = self._tasks(name)
+        for task in reversed(versions):
+            with suppress(WrongTaskError):
+                self._site(task)
+                return task
+        return versions[-1]
 
     def health(self) -> HealthReply:
         """Whether the records could be read, and on which device training runs."""
@@ -225,6 +238,7 @@ class TrainerService:
             self._allowance.require_open(request.run)
         task = resolve(request, self._tasks)
         check_shapes(request, task)
+        self._site(task)  # raises WrongTaskError where no study is of this version
         self._check_scale(request, task)
         self._require_room(request)
         if isinstance(request, PrivateRequest):
@@ -323,7 +337,9 @@ class TrainerService:
             from sovfed.clients.private import PrivateTraining
 
             ledger = self._open_ledger()
-            training = PrivateTraining(task, self._load(task), site=self._site, device=self._device, ledger=ledger)
+            training = PrivateTraining(
+                task, self._load(task), site=self._site(task), device=self._device, ledger=ledger
+            )
             self._private = {task.digest: training}  # one task at a time holds the ledger
         return training
 
@@ -391,7 +407,7 @@ class TrainerService:
 
         records = self._load(task)
         found = Learner(
-            task, records, site=self._site, device=self._device, precision=self._precision,
+            task, records, site=self._site(task), device=self._device, precision=self._precision,
             make_model=self._make_model or FlatModel, reproducible=self._reproducible,
         )  # fmt: skip
         log.info("task %s: %r on %s, %s", task.name, records, found.device_name, self._precision)
@@ -445,8 +461,9 @@ def make_trainer(
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
-        lambda task: load_records(task, config.data), site=config.data.site, device=config.device,
+        lambda task: load_records(task, config.data_of(task)), site=lambda task: config.data_of(task).site,
+        device=config.device,
         precision=config.precision, check=check, masking=masking, open_ledger=open_ledger, states=states,
-        reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data),
+        reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data_of(task)),
         allowance=allowance, least_spread=least_spread, received=received,
     )  # fmt: skip

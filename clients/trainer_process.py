@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import signal
@@ -18,10 +19,10 @@ from sovfed.clients.personal import FOLDER, PersonalStates
 from sovfed.clients.policy import Policy, load_policy
 from sovfed.clients.received import FOLDER as RECEIVED
 from sovfed.clients.received import ReceivedModels
-from sovfed.clients.sandbox import enter, place_of
+from sovfed.clients.sandbox import RUN, enter, places_of
 from sovfed.clients.socket import NAME, serve
 from sovfed.clients.trainer import TrainerService, make_trainer
-from sovfed.federation.config import ClientConfig
+from sovfed.federation.config import BAD_ROWS, ClientConfig
 from sovfed.federation.errors import (
     ConfigError,
     PolicyError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from sovfed.clients.ledger import PrivacyLedger
     from sovfed.clients.ledger_entries import Budget
+    from sovfed.federation.config import DataConfig
 
 log = logging.getLogger(__name__)
 STOP_GRACE_S: Final = 5.0
@@ -74,7 +76,10 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         config = bind(ClientConfig, passed_settings(options.config))
         home = private_directory(options.home)
         policy = load_policy(home)
-        isolation = isolation or enter("trainer", home, place_of(config.data.path))
+        config = with_bad_rows(config, home / RUN / "trainer")
+        if isolation is None:
+            places = places_of(dataclasses.asdict(config))
+            isolation = enter("trainer", home, *places.records, files=places.files)
         _check_network(isolation, policy)
         masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
         open_ledger = _ledger_opener(home, policy.privacy)
@@ -98,6 +103,15 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
     server.stop(STOP_GRACE_S).wait()
     masking.forget()  # of a sum that is still being computed: its masks need not be finished
     return 0
+
+
+def with_bad_rows(config: ClientConfig, folder: Path) -> ClientConfig:
+    """`config` with a file in `folder`, where the sealed trainer may write, for the bad rows of each study."""
+
+    def listed(study: str, data: DataConfig) -> DataConfig:
+        return dataclasses.replace(data, bad_rows_file=data.bad_rows_file or str(folder / f"{study}{BAD_ROWS}"))
+
+    return config.with_data(listed)
 
 
 def _check_network(isolation: Isolation, policy: Policy) -> None:

@@ -6,19 +6,26 @@ binds the result here, so an unknown key, a wrong type or a value out of range i
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+import itertools
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from sovfed.federation.errors import WrongTaskError
 from sovfed.federation.messages import MAX_PARAMETERS, NORMALISATIONS, OWN
 from sovfed.federation.plan import FEDSGD, MUON_MOMENTUM, SCHEDULES, SGD, conflicts
 from sovfed.federation.schema import bounded, choice, named
-from sovfed.federation.text import without_credentials
+from sovfed.federation.text import AT, DIGEST, LEAST_DIGEST, NAME, NAME_IN_WORDS, names_task, without_credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PORT_MAX: Final = 65_535
 MESSAGE_BYTES_MAX: Final = 2**31 - 1  # of one protobuf message
 LANE_BITS: Final = (12, 16, 21, 32)  # of a word of the ring; federation/secagg/ring.py
 SECURE_COHORT: Final = 3  # of two, one colluder learns the other's update from the sum
 LOCAL: Final = ("scaffold", "fednova", "fedbn", "ditto")  # strategies that change local training
+BAD_ROWS: Final = ".bad-rows"  # how files that list them end
+REST: Final = "data"  # stands for the tasks that none of an institution's studies names
 LEAST_SPREAD: Final = 1e-3  # of a feature's declared range, as its standard deviation
 INDIVIDUAL: Final = ("fedmedian", "fedtrimmedavg", "krum", "bulyan", "qfedavg")  # strategies that no sum is enough for
 STRATEGIES: Final = (
@@ -136,7 +143,9 @@ class DataConfig:
     )
     bad_rows: str = choice("refuse", ("refuse", "quarantine"), doc="tables: refuse a table with any, or leave them out")
     max_bad_share: float = bounded(0.05, 0.0, 1.0, doc="tables: share of bad rows above which a table is refused")
-    bad_rows_file: str | None = bounded(None, 1, 4096, doc="where bad rows are listed; null: beside the table")
+    bad_rows_file: str | None = bounded(
+        None, 1, 4096, doc="where bad rows are listed; null: beside the table, by the trainer: in run/trainer"
+    )
     limit: int | None = bounded(
         None,
         1,
@@ -144,6 +153,31 @@ class DataConfig:
         unit="records",
         doc="most to train on, a sample; of those held out a quarter; null = all, as private runs demand",
     )
+
+
+class Versioned(Protocol):
+    """What a task is known by."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """One of an institution's studies: the records that a task is trained on here."""
+
+    task: str = bounded("", 1, 256, doc="the task, by name or, one version of it, by NAME@DIGEST")
+    data: DataConfig = DataConfig()
+
+    def __post_init__(self) -> None:
+        name, at, digest = self.task.partition(AT)
+        if not NAME.fullmatch(name) or (at and not DIGEST.fullmatch(digest)):
+            raise ValueError(
+                f"task is {self.task[:80]!a}, expected NAME or NAME@DIGEST of {LEAST_DIGEST} digits or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -317,6 +351,45 @@ class ClientConfig:
     )
     crl_refresh_s: float = bounded(60.0, 0.1, 86_400, unit="s", doc="how often the revocation list is fetched")
     data: DataConfig = DataConfig()
+    studies: dict[str, StudyConfig] = field(
+        default_factory=dict,
+        metadata={"doc": "by name, the data of single tasks; `data` above serves those that no study names"},
+    )
+
+    def __post_init__(self) -> None:
+        for name in self.studies:
+            if not NAME.fullmatch(name) or name == REST:
+                raise ValueError(f"studies: {name[:80]!a} is no name of a study: expected one {NAME_IN_WORDS}")
+        named = sorted((study.task, name) for name, study in self.studies.items())
+        for (task, name), (other, second) in itertools.pairwise(named):
+            if other == task or (AT in task and other.startswith(task)):
+                raise ValueError(f"studies '{name}' and '{second}' both serve task '{task}'; each task has one")
+
+    def study_of(self, task: Versioned) -> str:
+        """The study that `task` belongs to, one that names its digest before one that does not; else "data".
+
+        Raises WrongTaskError if studies name other versions of the task only: whose records these are nobody has said.
+        """
+        meant = {name: study.task for name, study in self.studies.items() if study.task.partition(AT)[0] == task.name}
+        named = [name for name in meant if meant[name] == task.name or names_task(meant[name], task.name, task.digest)]
+        if meant and not named:
+            version = f"{task.name}{AT}{task.digest[:LEAST_DIGEST]}"
+            raise WrongTaskError(f"task {version}: studies {sorted(meant)} are of other versions")
+        return max(named, key=lambda name: len(meant[name]), default=REST)
+
+    def data_of(self, task: Versioned) -> DataConfig:
+        """Where the records of `task` are: in its study, or in `data`."""
+        name = self.study_of(task)
+        return self.data if name == REST else self.studies[name].data
+
+    def each_data(self) -> dict[str, DataConfig]:
+        """`data`, under that name, and the data of every study."""
+        return {REST: self.data, **{name: study.data for name, study in self.studies.items()}}
+
+    def with_data(self, change: Callable[[str, DataConfig], DataConfig]) -> ClientConfig:
+        """These settings with what `change` makes of `data` and of each study's data, given the name."""
+        studies = {name: replace(study, data=change(name, study.data)) for name, study in self.studies.items()}
+        return replace(self, data=change(REST, self.data), studies=studies)
 
 
 @dataclass(frozen=True)

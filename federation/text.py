@@ -9,12 +9,21 @@ from typing import Final
 from urllib.parse import unquote
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)  # of runs, tasks, grants: no path, no log line
+AT: Final = "@"  # between a task's name and its digest
+LEAST_DIGEST: Final = 12  # digits of a digest beside a name
+DIGEST: Final = re.compile(rf"[0-9a-f]{{{LEAST_DIGEST},64}}")
 NAME_LENGTH: Final = 128  # of what a message carries
 SHORTEST_SECRET: Final = 3  # shorter words would be found everywhere
 NAME_IN_WORDS: Final = "of A-Z, a-z, 0-9, '.', '_' and '-', not beginning with '.' or '-'"
 _USER: Final = re.compile(r"(\w+://)[^\s'\"]*@")  # a password may hold all but '@'
 _QUERY: Final = re.compile(r"(\w+://[^\s'\"?]*)\?[^\s'\"]*")
 _STEERING: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, bidirectional, line ends
+
+
+def names_task(entry: str, name: str, digest: str) -> bool:
+    """Whether `entry`, a name or NAME@DIGEST, is the task of that name and digest."""
+    meant, at, wanted = entry.partition(AT)
+    return meant == name and (not at or (len(wanted) >= LEAST_DIGEST and digest.startswith(wanted)))
 
 
 def steers(text: str) -> bool:

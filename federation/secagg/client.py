@@ -153,9 +153,9 @@ def begin(
     everybody = _tags(roster, range(len(roster.members)))
     check_rosters(history, terms, (run, message.purpose, model), everybody, where)
     if Purpose(message.purpose).without_privacy:
-        check_apart(history, terms, subject, everybody, where)
+        check_apart(history, terms, everybody, where)
     if message.purpose == Purpose.TRAIN:
-        check_bounds(history, terms, subject, roster.ring(message), where)
+        check_bounds(history, terms, roster.ring(message), where)
     return Permit(message, roster.context(message))
 
 
@@ -303,7 +303,7 @@ def _check_earlier(
     check_once(history, (roster.offer.run, message.purpose, message.model), names, where, announced=announced)
     if Purpose(message.purpose).without_privacy:
         least = max(terms.min_cohort, roster.offer.min_cohort)
-        check_differencing(history, terms, message.subject, names, least, where)
+        check_differencing(history, terms, names, least, where)
 
 
 def _tags(roster: Roster, members: Collection[int]) -> frozenset[bytes]:

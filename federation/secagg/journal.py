@@ -93,7 +93,7 @@ class Spent(wire.Wire):
 class Revealed(wire.Wire):
     """This institution gave out its shares for `chosen` = H(ctx, U1), the survivors being `names` (tags).
 
-    `least` is the fewest institutions by which another sum about `subject` may differ, as it was then.
+    `least` is the fewest institutions by which another sum may differ, as it was then.
     """
 
     KIND, LIMIT = 130, 4096
@@ -121,7 +121,7 @@ class Revealed(wire.Wire):
 
 @dataclass(frozen=True)
 class Pinned(wire.Wire):
-    """The terms of the first training sum without privacy about `subject`; see `opened.check_bounds`."""
+    """The terms of the first training sum without privacy, which was about `subject`; see `opened.check_bounds`."""
 
     KIND, LIMIT = 131, 256
     subject: bytes
@@ -155,8 +155,8 @@ _KINDS: Final[dict[int, type[Entry]]] = {cls.KIND: cls for cls in (Joined, Spent
 class History:
     """The entries, indexed for the rules of `client.py` and `opened.py`; read there, changed by `add` alone.
 
-    Institutions are known by their tags, a sum's key is (run, purpose, model). `cohorts` and `masked_subjects` hold
-    what was done without privacy, by subject; `near` the pairs of sums whose difference tells of few institutions.
+    Institutions are known by their tags, a sum's key is (run, purpose, model). `cohorts` and `rosters_masked` hold
+    what was done without privacy; `near` the pairs of sums whose difference tells of few institutions.
     """
 
     epochs: dict[bytes, int] = field(default_factory=dict)
@@ -165,13 +165,13 @@ class History:
     rosters: dict[bytes, frozenset[bytes]] = field(default_factory=dict)
     spent: dict[tuple[bytes, int], list[Spent]] = field(default_factory=dict)
     masked: dict[tuple[bytes, int, bytes], set[frozenset[bytes]]] = field(default_factory=dict)
-    masked_subjects: dict[bytes, set[frozenset[bytes]]] = field(default_factory=dict)
+    rosters_masked: set[frozenset[bytes]] = field(default_factory=set)
     revealed: dict[tuple[bytes, int], Revealed] = field(default_factory=dict)
     sums: dict[tuple[bytes, int, bytes], frozenset[bytes]] = field(default_factory=dict)
-    cohorts: dict[bytes, dict[frozenset[bytes], Revealed]] = field(default_factory=dict)
+    cohorts: dict[frozenset[bytes], Revealed] = field(default_factory=dict)
     near: deque[tuple[Revealed, Revealed]] = field(default_factory=lambda: deque(maxlen=NEAR_KEPT))
     last_round: dict[bytes, int] = field(default_factory=dict)
-    pinned: dict[bytes, Pinned] = field(default_factory=dict)
+    pinned: Pinned | None = None
 
     def add(self, entry: Entry) -> None:
         if isinstance(entry, Joined):
@@ -185,9 +185,9 @@ class History:
             roster = self.rosters.get(entry.roster, frozenset())
             self.masked.setdefault((entry.run, entry.purpose, entry.model), set()).add(roster)
             if Purpose(entry.purpose).without_privacy:
-                self.masked_subjects.setdefault(entry.subject, set()).add(roster)
+                self.rosters_masked.add(roster)
         elif isinstance(entry, Pinned):
-            self.pinned[entry.subject] = entry
+            self.pinned = self.pinned or entry
         else:
             self.revealed[entry.run, entry.round] = entry
             self.sums[entry.run, entry.purpose, entry.model] = frozenset(entry.names)
@@ -195,7 +195,7 @@ class History:
                 self._add_cohort(entry)
 
     def _add_cohort(self, entry: Revealed) -> None:
-        names, known = frozenset(entry.names), self.cohorts.setdefault(entry.subject, {})
+        names, known = frozenset(entry.names), self.cohorts
         for other, earlier in reversed(known.items()):
             if 0 < len(names ^ other) < entry.least:
                 self.near.append((entry, earlier))

@@ -1,5 +1,10 @@
 """Which sums may be opened beside those that were: once a model, over one roster or several, and not almost the same.
 
+An institution takes all sums without privacy for sums about the same records, whatever the task is called and whichever
+columns it names: a second task may read the same columns under other names, and which of an institution's studies are
+about the same people is not the coordinator's to say. Nor is it a single institution's: what hides the one that stands
+alone in a difference is that *others* refuse, and they do not know its files.
+
 Each rule looks at one pair of sums, and an honest institution judges it by what it did itself. The rules hold for the
 federation because two quorums, of one roster or of two that pass `check_rosters`, have an honest holder in common.
 The argument stands in `docs/secure-aggregation.md`.
@@ -15,7 +20,7 @@ from sovfed.federation.secagg.journal import History
 from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.secagg.terms import REFUSE, Terms, shared_holders
 
-MAX_COHORTS: Final = 2_000  # different ones that the journal may hold of one subject; further ones are refused
+MAX_COHORTS: Final = 2_000  # different ones that the journal may hold; further ones are refused
 _ADVICE: Final = "policy.yaml says secure_aggregation.differencing: refuse"
 Names = frozenset[bytes]  # tags of institutions
 
@@ -40,46 +45,46 @@ def check_once(history: History, key: tuple[bytes, int, bytes], names: Names, wh
         raise PrivacyError(f"{where}: this model was summed over {len(opened)} other institutions in this run already")
 
 
-def check_apart(history: History, terms: Terms, subject: bytes, roster: Names, where: str) -> None:
-    """Raise PolicyError if the same records were masked under a roster that ours shares too few holders with.
+def check_apart(history: History, terms: Terms, roster: Names, where: str) -> None:
+    """Raise PolicyError if our records were masked under a roster that ours shares too few holders with.
 
     A sum under one could then be told apart from a sum under the other by nobody who answered both.
     """
     if terms.differencing != REFUSE:
         return
-    for other in history.masked_subjects.get(subject, ()):
+    for other in history.rosters_masked:
         if other != roster and shared_holders(roster, other) <= terms.colluders:
             raise PolicyError(
-                f"{where}: the same records were summed without privacy in a roster of {len(other)}, which shares too "
+                f"{where}: our records were summed without privacy in a roster of {len(other)}, which shares too "
                 f"few holders with this one of {len(roster)} to tell their sums apart; {_ADVICE}"
             )
 
 
-def check_bounds(history: History, terms: Terms, subject: bytes, ring: Ring, where: str) -> None:
-    """Raise PolicyError if the same records were trained on under another clip or W_max, in whatever run.
+def check_bounds(history: History, terms: Terms, ring: Ring, where: str) -> None:
+    """Raise PolicyError if our records were trained on under another clip or W_max, in whatever run.
 
     What either bound changes depends on records: of sums over the same institutions under many bounds, the difference
     of two tells of those alone whose update or record count lies between.
     """
-    pinned = history.pinned.get(subject)
+    pinned = history.pinned
     if terms.differencing == REFUSE and pinned and (pinned.clip, pinned.max_weight) != (ring.clip, ring.max_weight):
         raise PolicyError(
-            f"{where}: the same records were trained on with clip {pinned.clip:g} and W_max {pinned.max_weight}, this "
+            f"{where}: our records were trained on with clip {pinned.clip:g} and W_max {pinned.max_weight}, this "
             f"run says {ring.clip:g} and {ring.max_weight}; {_ADVICE}"
         )
 
 
-def check_differencing(history: History, terms: Terms, subject: bytes, names: Names, least: int, where: str) -> None:
-    """Raise PolicyError if a sum over `names` would, with earlier ones of the same records, tell of fewer than `least`.
+def check_differencing(history: History, terms: Terms, names: Names, least: int, where: str) -> None:
+    """Raise PolicyError if a sum over `names` would, with earlier ones, tell of fewer than `least`.
 
     Two sums are refused if their institutions differ by fewer than `least`. Of more than two, every combination gives
     the same weight to those who were in the same sums; so `names` may not cut such a group to fewer than `least`.
     """
-    known = history.cohorts.get(subject, {})
+    known = history.cohorts
     if names in known:
         return
     if len(known) >= MAX_COHORTS:
-        raise PolicyError(f"{where}: the journal holds {len(known)} cohorts of these records; {_ADVICE}")
+        raise PolicyError(f"{where}: the journal holds {len(known)} cohorts; {_ADVICE}")
     if terms.differencing != REFUSE:
         return
     for other, earlier in known.items():

@@ -22,7 +22,7 @@ from tests.server.agency import Authority, make_home, server_config, superlink, 
 
 from sovfed.clients.cli import cli
 from sovfed.clients.home import create, load_config
-from sovfed.clients.sandbox import _passed_path, place_of
+from sovfed.clients.sandbox import Places, _passed_places
 from sovfed.clients.socket import NAME, TrainerStub
 from sovfed.clients.up import processes
 from sovfed.federation import landlock, seccomp
@@ -41,7 +41,7 @@ from pathlib import Path
 from sovfed.clients.sandbox import enter
 
 name, home, records, *paths = sys.argv[1:]
-held = enter(name, Path(home), Path(records))
+held = enter(name, Path(home), *map(Path, records.split(":")))
 def tried(path):
     place = Path(path)
     try:
@@ -132,6 +132,24 @@ def test_records_near_the_home_bring_no_secrets_with_them(home: Path, place: str
     assert json.loads(done.stdout)["opened"] == {str(records): records.exists(), str(secret): False}
 
 
+@needs_landlock
+def test_the_trainer_opens_the_records_of_every_study_and_no_other_process_does(home: Path) -> None:
+    second, third = (home.parent / name for name in ("births", "stays"))
+    for folder in (second, third):
+        folder.mkdir()
+        (folder / "table.csv").write_text("a,b\n")
+    places = [str(folder / "table.csv") for folder in (home.parent / "records", second, third)]
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    for name, readable in (("trainer", {places[0], places[1]}), ("gateway", set()), ("supernode", set())):
+        done = subprocess.run(
+            [sys.executable, "-c", ATTEMPTS, name, str(home), ":".join(places[:2]), *places],
+            env={**quiet_environment(home), "PYTHONPATH": path}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        told = json.loads(done.stdout)
+        assert {place for place, opened in told["opened"].items() if opened} == readable, name
+        assert told["held"]["records"] == ""
+
+
 def test_records_beside_the_keys_are_told_to_be_within_reach(home: Path) -> None:
     """A gateway that can open them all the same says so, rather than that it is sealed."""
     inside = home / "identity" / "table.csv"
@@ -184,11 +202,20 @@ sys.exit(main(sys.argv[1:]))
 def test_the_place_of_the_records_is_found_and_what_is_wrong_left_to_the_process(tmp_path: Path) -> None:
     passed = tmp_path / "processes.json"
     write_private(passed, json.dumps({"data": {"source": "csv", "path": "/srv/t.csv"}}).encode())
-    assert _passed_path(passed) == "/srv/t.csv"
-    for wrong in ("{", "{}", '{"data": 7}'):
+    assert _passed_places(passed) == Places((Path("/srv/t.csv"),))
+    studies = {
+        "births": {"task": "birth", "data": {"path": "/srv/births.csv", "mapping": "/etc/births.yaml"}},
+        "stays": {"task": "stay", "data": {"url_file": "/etc/stays.url", "path": None}},
+        "wrong": {"task": "wrong", "data": 7},
+    }
+    write_private(passed, json.dumps({"data": {"path": "/srv/t.csv"}, "studies": studies}).encode())
+    assert _passed_places(passed) == Places(
+        (Path("/srv/t.csv"), Path("/srv/births.csv")), (Path("/etc/births.yaml"), Path("/etc/stays.url"))
+    )
+    for wrong in ("{", "{}", "[]", '{"data": 7}', '{"studies": 7}', '{"studies": {"a": 7}}'):
         write_private(passed, wrong.encode())
-        assert place_of(_passed_path(passed)) is None
-    assert place_of(_passed_path(tmp_path / "missing")) is None
+        assert _passed_places(passed) == Places()
+    assert _passed_places(tmp_path / "missing") == Places()
 
 
 def test_relative_and_home_paths_of_records_are_whole_before_the_folder_changes(

@@ -605,7 +605,8 @@ def test_keys_that_are_not_signed_leave_out_whoever_sent_them_alone() -> None:
     done = world.rounds.train(1)
     assert sorted(done.participants) == [1, 3, 4, 5]
     store = world.places[1].trainer._masking._open()[1]  # type: ignore[union-attr]
-    (pinned,) = store.history.pinned.values()
+    pinned = store.history.pinned
+    assert pinned is not None
     assert (pinned.clip, pinned.max_weight) == (world.config.secagg.clip, world.config.secagg.max_weight)
 
 

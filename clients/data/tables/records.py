@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.compute as pc
@@ -13,6 +13,7 @@ from sovfed.clients.data import Records
 from sovfed.clients.data.split import HELD_OUT, by_content, uniform
 from sovfed.clients.data.tables.report import COLUMNS
 from sovfed.clients.data.tables.units import suspicion
+from sovfed.federation.config import BAD_ROWS
 from sovfed.federation.files import write_private
 from sovfed.federation.text import visible
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks import Task
     from sovfed.federation.tasks.columns import Schema, Table
 
-SUFFIX: Final = ".bad-rows"
 log = logging.getLogger(__name__)
 
 
@@ -73,7 +73,7 @@ def settle(schema: Schema, config: DataConfig, read: TableRead) -> None:
 def write_bad_rows(report: Report, config: DataConfig) -> str:
     """Write line, column and fault of each bad row to a private file, and say where; never a value."""
     site = f".{config.site}" if config.site_column else ""
-    path = Path(config.bad_rows_file or f"{report.where}{site}{SUFFIX}").expanduser()
+    path = Path(config.bad_rows_file or f"{report.where}{site}{BAD_ROWS}").expanduser()
     lines = [f'{line},"{_quoted(column)}",{kind}' for line, column, kind in sorted(report.bad_lines)]
     try:
         write_private(path, "\n".join(["line,column,fault", *lines, ""]).encode())

@@ -14,10 +14,11 @@ from click.testing import CliRunner
 from sovfed.clients.cli import cli
 from sovfed.federation.errors import PolicyError, ServiceError
 from sovfed.federation.messages import Vector
+from sovfed.federation.secagg import local
 from sovfed.federation.secagg.files import FOLDER, JOURNAL, create_journal, near_sums
-from sovfed.federation.secagg.journal import History, Joined, Journal, Pinned, Revealed, name_tag
+from sovfed.federation.secagg.journal import History, Joined, Journal, Pinned, Revealed, Spent, name_tag
 from sovfed.federation.secagg.local import SUBJECT, Federation, establish, found, random_updates
-from sovfed.federation.secagg.opened import MAX_COHORTS, check_differencing, groups
+from sovfed.federation.secagg.opened import MAX_COHORTS, check_apart, check_differencing, groups
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.terms import RECORD, REFUSE, Terms
 from sovfed.federation.secagg.wire import RUN_BYTES
@@ -178,20 +179,35 @@ def test_the_number_of_cohorts_is_bounded_whatever_the_policy() -> None:
     assert len(history.near) == 0
     for differencing in (RECORD, REFUSE):
         terms = replace(STRICT, differencing=differencing)
-        known = frozenset(history.cohorts[S].popitem()[0])
-        history.cohorts[S][known] = entry(0, [])
-        check_differencing(history, terms, S, known, 4, "round 1")
+        known = frozenset(history.cohorts.popitem()[0])
+        history.cohorts[known] = entry(0, [])
+        check_differencing(history, terms, known, 4, "round 1")
         with pytest.raises(PolicyError, match="holds 2000 cohorts"):
-            check_differencing(history, terms, S, frozenset({b"a", b"b", b"c", b"d"}), 4, "round 1")
+            check_differencing(history, terms, frozenset({b"a", b"b", b"c", b"d"}), 4, "round 1")
 
 
-def test_other_records_are_another_matter() -> None:
+def test_the_same_records_under_a_task_with_other_columns_are_the_same_records() -> None:
+    """What M1 calls them is the coordinator's word: no rule looks at it."""
     history = History()
-    history.add(entry(1, "abcdefg"))
+    history.add(entry(1, "abcdefg", subject=bytes(31) + b"\1"))
     fewer = frozenset(name_tag(name) for name in "abcdef")
-    with pytest.raises(PolicyError):
-        check_differencing(history, STRICT, S, fewer, 4, "round 1")
-    check_differencing(history, STRICT, bytes(31) + b"\1", fewer, 4, "round 1")
+    with pytest.raises(PolicyError, match="differ by"):
+        check_differencing(history, STRICT, fewer, 4, "round 1")
+    history.add(Joined(bytes(RUN_BYTES), 1, S, "run", tuple("abcdefg")))
+    history.add(Spent(bytes(RUN_BYTES), S, 1, 1, Purpose.TRAIN, S, bytes(31) + b"\1", S, S))
+    others = frozenset(name_tag(name) for name in "ghijklm")
+    with pytest.raises(PolicyError, match="too few holders"):
+        check_apart(history, STRICT, others, "round 1")
+
+
+def test_a_whole_round_under_other_columns_is_held_against_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = federation_of(7)
+    assert opens(federation, 1, range(7))
+    monkeypatch.setattr(local, "SUBJECT", bytes(31) + b"\1")  # of the coordinator's round and of every request
+    for later in (federation, another_run(federation, range(6))):
+        with pytest.raises(PolicyError, match="differ by hospital-006"):
+            opens(later, 2, range(6))
+    assert opens(federation, 3, range(7))
 
 
 def test_groups_are_those_who_were_in_the_same_sums() -> None:
@@ -199,7 +215,7 @@ def test_groups_are_those_who_were_in_the_same_sums() -> None:
     assert sorted("".join(sorted(one.decode() for one in group)) for group in groups(cohorts)) == ["ab", "c", "d", "ef"]
 
 
-@pytest.mark.parametrize("change", [{"clip": 2.0}, {"max_weight": 5}])
+@pytest.mark.parametrize("change", [{"clip": 2.0}, {"max_weight": 5}, {"clip": 2.0, "subject": bytes(31) + b"\1"}])
 def test_the_same_records_are_not_trained_on_under_another_bound(change: dict[str, Any]) -> None:
     """Sums over the very same institutions under W_max 3000 and 3001 gave the update of the one with more records."""
     federation = federation_of(7)

@@ -1,0 +1,106 @@
+"""`sovfed client study`: the studies that this institution takes part in on one node, and their records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sovfed.clients.cli_home import HOME
+from sovfed.federation.text import visible
+
+
+@click.group()
+def study() -> None:
+    """List, add and check studies: each has a task and its own records.
+
+    \b
+    Examples:
+      sovfed client study add births --task birth.yaml data=csv data.path=/srv/births.csv
+      sovfed client study list
+      sovfed client study check        read the records of every study, and say what to mend
+    """
+
+
+@study.command(name="list")
+@HOME
+def list_studies(home: Path) -> None:
+    """The studies of client.yaml: name, task, whether the policy allows it, and where the records are.
+
+    \b
+    Example:
+      sovfed client study list
+    """
+    from sovfed.clients.home import load_config
+    from sovfed.clients.policy import load_policy
+    from sovfed.clients.studies import listed
+
+    for line in listed(load_config(home), load_policy(home)):
+        click.echo(visible(line))
+
+
+@study.command()
+@click.argument("name")
+@click.argument("overrides", nargs=-1)
+@click.option(
+    "--task", "task", required=True, help="A task.yaml, of which a copy is kept, or an installed task's name."
+)
+@click.option("--allow", is_flag=True, help="Write the task into allowed_tasks of policy.yaml.")
+@HOME
+def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, home: Path) -> None:
+    """Write study NAME into client.yaml, with its task and records, and look at these. OVERRIDES set `data…`.
+
+    A task.yaml is named with its digest: a later version of it is another study, until you say that it is not.
+
+    \b
+    Examples:
+      sovfed client study add births --task birth.yaml --allow data=csv data.path=/srv/births.csv
+      sovfed client study add hearts --task heart data=heart data.path=/srv/heart data.site=cleveland
+    """
+    from sovfed.clients.home import whole
+    from sovfed.clients.looked import data_findings
+    from sovfed.clients.overrides import client_config
+    from sovfed.clients.own_tasks import allow_entry, keep_task, known_task
+    from sovfed.clients.policy import load_policy
+    from sovfed.clients.studies import add_study
+
+    entry = known_task(task)
+    if wrong := [text for text in overrides if not text.startswith(("data=", "data."))]:
+        raise click.UsageError(
+            f"{visible(wrong[0])[:64]!r} is no setting of a study's data, as in data.path=births.csv"
+        )
+    config = add_study(home, name, entry, whole(client_config(overrides).data, Path.cwd()))
+    keep_task(home, task)
+    click.echo(f"client.yaml now has study {name}, of {entry}; it holds from the next `sovfed client up`")
+    if allow:
+        allow_entry(home, entry)
+        click.echo(f"policy.yaml now allows {entry}")
+    policy = load_policy(home)
+    if entry not in policy.allowed_tasks:
+        click.echo(f"to let runs train it, policy.yaml needs in allowed_tasks: {entry}")
+    for line in data_findings(config, policy, name):
+        click.echo(visible(line), err=True)
+
+
+@study.command()
+@HOME
+@click.pass_context
+def check(ctx: click.Context, home: Path) -> None:
+    """Read the records of every study and allowed task, and say what to mend. Exits with 1 if there is anything.
+
+    Shows columns, counts and lines, and no value of a record. Tables of more than 200 MB, and databases, are not read.
+
+    \b
+    Example:
+      sovfed client study check
+    """
+    from sovfed.clients.home import load_config
+    from sovfed.clients.looked import data_findings
+    from sovfed.clients.policy import load_policy
+
+    lines = data_findings(load_config(home), load_policy(home))
+    for line in lines:
+        click.echo(visible(line))
+    if not lines:
+        click.echo("the records of every allowed task can be used")
+    ctx.exit(1 if lines else 0)
