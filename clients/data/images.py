@@ -95,9 +95,7 @@ def load(task: Task, config: DataConfig) -> Images:
     names = None if read.persons is None else read.persons.filter(_arrow(sound))
     told = {name: part.astype("S").view("u1").reshape(len(part), -1) for name, part in files.items() if len(part)}
     persons, train, test = split(task.name, columns | told, names)
-    return Images(
-        columns, files, folder, task.schema, persons, train, test, read.persons is not None, read.places.not_private
-    )
+    return Images(columns, files, folder, task.schema, persons, train, test, read.persons is not None, read.not_private)
 
 
 def _survey(task: Task, config: DataConfig) -> TableRead:

@@ -42,7 +42,7 @@ class Delimited:
         self.dialect = look_at(path, config, names)
         self.path, self.where = path, str(path)
         self.header: Sequence[str] = self.dialect.header
-        self.decimal = self.dialect.decimal
+        self.decimal, self.guessed = self.dialect.decimal, self.dialect.guessed
         self._text = set[int]()  # columns with cells that are no plain numbers
         self._block = BLOCK
         self._odd: list[tuple[int, list[str]]] = []  # rows with cells too many or too few, by their number

@@ -440,3 +440,30 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
     except DataError:
         return
     assert len(records) >= 1
+
+
+PERSONS = "patient,age,dose,ill\n" + "".join(f"Müller{place},{place},1,0\n" for place in range(40))
+
+
+@pytest.mark.parametrize(
+    ("before", "more", "bad_rows", "declared"),
+    [
+        (PERSONS, b"z\xff,50,1,0\n", "refuse", {"encoding": "cp1252"}),  # every other name would be read otherwise
+        (PERSONS, b"z,50,1,0,,\n", "quarantine", {}),  # rows with cells too many would be taken
+        (PERSONS.replace(",1,", ",1.5,").replace(",", "\t"), b"z\t50\t1,5\t0\n" * 41, "quarantine", {"decimal": "."}),
+    ],
+)
+def test_no_private_run_uses_a_table_whose_way_of_writing_is_told_from_records(
+    tmp_path: Path, before: str, more: bytes, bad_rows: str, declared: dict[str, Any]
+) -> None:
+    """One person's rows would move others from the training to the held-out part, or leave them out."""
+    settings = {"bad_rows": bad_rows, "max_bad_share": 1.0}
+    alone = written(tmp_path, before, "alone.csv", **settings)
+    check_private_data(SMALL, alone)
+    assert not _load(alone, SMALL).not_private
+    config = written(tmp_path, before.encode() + more, **settings)
+    with pytest.raises(PrivacyError, match="told from its records, so one person's row could change"):
+        check_private_data(SMALL, config)
+    assert "told from its records" in _load(config, SMALL).not_private
+    if declared:
+        check_private_data(SMALL, dataclasses.replace(config, **declared))
