@@ -123,6 +123,7 @@ class _Reader:
         self._numbers = {column.name: place for place, column in enumerate(schema.numbers)}
         self._codes = {column.name: place for place, column in enumerate(schema.codes)}
         self._absent = rules.absent
+        self._odd = len(rules.absent_numbers) > 0  # numbers that are none, so that bounds alone do not tell
         self._plain = [
             (place, places.columns[column.name][0], column.name) for place, column in enumerate(schema.numbers)
             if column.kind == "number"
@@ -171,7 +172,7 @@ class _Reader:
     def _sound(self, cells: Mapping[int, pa.Array], count: int) -> tuple[npt.NDArray[np.float64], set[str]]:
         """The plain numbers of a batch [n, plain], and the names of those that are all within their bounds."""
         arrays = [cells[cell] for _, cell, _ in self._plain]
-        if not count or not arrays or not all(types.is_floating(array.type) for array in arrays):
+        if self._odd or not count or not arrays or not all(types.is_floating(array.type) for array in arrays):
             return np.zeros((count, 0)), set()
         batch = pa.RecordBatch.from_arrays(arrays, [name for _, _, name in self._plain])
         numbers = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy()

@@ -467,3 +467,14 @@ def test_no_private_run_uses_a_table_whose_way_of_writing_is_told_from_records(
     assert "told from its records" in _load(config, SMALL).not_private
     if declared:
         check_private_data(SMALL, dataclasses.replace(config, **declared))
+
+
+@pytest.mark.parametrize("other", ["1", "k.A.", "1.0 "])
+@pytest.mark.parametrize("spelling", ["-99", "-99.0", " -99 ", "-9.9e1"])
+def test_a_number_that_stands_for_a_missing_value_is_none_whatever_the_other_rows_hold(
+    tmp_path: Path, spelling: str, other: str
+) -> None:
+    """It was a value within the bounds as long as all rows of the column were plain numbers."""
+    task = task_of(number("excess", -100, 100, missing="mean"), ILL)
+    config = written(tmp_path, f"excess,ill\n{spelling},0\n{other},1\n", missing_words=("-99",), person="row")
+    assert np.isnan(_load(config, task).columns[NUMBERS][0, 0])
