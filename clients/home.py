@@ -72,7 +72,7 @@ def private_obstacles(config: ClientConfig, policy: Policy) -> list[str]:
     from sovfed.federation.tasks.registry import get_task
     from sovfed.federation.tasks.shelf import Shelf
 
-    Shelf(Path(config.home)).make_known()
+    Shelf(Path(config.home)).make_known(policy.allows_own)
     found = dict[str, None]()
     for name in policy.allowed_names if policy.require_privacy else ():
         try:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.clients.policy import AT, POLICY, allows, load_policy
+from sovfed.clients.policy import AT, POLICY, load_policy
 from sovfed.federation.errors import PolicyError
 from sovfed.federation.files import write_private
 from sovfed.federation.tasks import registry
@@ -98,5 +98,4 @@ def listed(home: Path) -> Iterator[str]:
     """A line for each task of the home."""
     policy = load_policy(home)
     for task in Shelf(home).tasks():
-        allowed = any(allows(entry, task.name, task.digest) for entry in policy.allowed_tasks)
-        yield f"{entry_of(task)}  {'allowed' if allowed else 'not in allowed_tasks'}  {task.title}"
+        yield f"{entry_of(task)}  {'allowed' if policy.allows_own(task) else 'not in allowed_tasks'}  {task.title}"

@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible, least_spread=policy.least_spread,
         )  # fmt: skip
-        Shelf(home).make_known()
+        Shelf(home).make_known(policy.allows_own)
         _prepare(trainer, policy.allowed_names)
         trainer.isolation = isolation
         server = serve(trainer, home / NAME, config.max_message_bytes)
