@@ -94,7 +94,11 @@ class Delimited:
         self._odd_bytes += len(row.text or "")
         if len(self._odd) >= MAX_ODD or self._odd_bytes > MAX_ODD_BYTES:
             return "error"
-        self._odd.append((row.number or 0, next(csv.reader([row.text or ""], delimiter=self.dialect.separator), [])))
+        try:
+            cells = next(csv.reader([row.text or ""], delimiter=self.dialect.separator), [])
+        except csv.Error:  # a cell over csv's own bound
+            cells = ["?"] * (len(self.header) + 1)
+        self._odd.append((row.number or 0, cells))
         return "skip"
 
     def _lines(self, row: int, count: int) -> np.typing.NDArray[np.int64]:

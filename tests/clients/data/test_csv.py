@@ -478,3 +478,12 @@ def test_a_number_that_stands_for_a_missing_value_is_none_whatever_the_other_row
     task = task_of(number("excess", -100, 100, missing="mean"), ILL)
     config = written(tmp_path, f"excess,ill\n{spelling},0\n{other},1\n", missing_words=("-99",), person="row")
     assert np.isnan(_load(config, task).columns[NUMBERS][0, 0])
+
+
+def test_an_odd_row_with_a_huge_cell_is_one_bad_row(tmp_path: Path) -> None:
+    """It made the whole file unreadable, and wrote a traceback past the log."""
+    text = f"age,dose,ill\n50,1,0\n61,2,1,{'a' * 200_000}\n"
+    with pytest.raises(DataError, match="1 of 2 rows cannot be used: 1 row has more or fewer cells"):
+        _load(written(tmp_path, text))
+    config = written(tmp_path, text, bad_rows="quarantine", max_bad_share=0.5)
+    assert rows(_load(config)) == [[50.0, 1.0, 0.0]]
