@@ -203,7 +203,7 @@ def _csv(first: str, rows: list[str], predictions: Predictions) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A number, or a word that no spreadsheet takes for a formula: words come from the file of whoever made the task."""
+    """A number, or a word that no spreadsheet takes for a formula: words come from whoever made the task."""
     if not isinstance(value, str):
         return f"{float(value):.6g}"
     return f"'{value}" if FORMULA.match(value) else value
