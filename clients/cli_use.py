@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from sovfed.federation.models.saved import LoadedModel
     from sovfed.federation.tasks.columns import Schema, Table
 
+FORMULA: Final = re.compile(r"[=@\t\r]|[+-](?![0-9.,]*$)")  # how a spreadsheet's formulas begin, but for numbers
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False), default=Path.home() / ".sovfed" / "server",
@@ -194,11 +196,14 @@ def _csv(first: str, rows: list[str], predictions: Predictions) -> str:
         raise DataError("this model's outputs are arrays: use LoadedModel.outputs in Python")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([first, *predictions])
+    writer.writerow(map(_cell, [first, *predictions]))
     for row, *values in zip(rows, *predictions.values(), strict=True):
-        writer.writerow([row, *map(_cell, values)])
+        writer.writerow(map(_cell, [row, *values]))
     return text.getvalue()
 
 
 def _cell(value: Any) -> str:
-    return value if isinstance(value, str) else f"{float(value):.6g}"
+    """A number, or a word that no spreadsheet takes for a formula: words come from whoever made the task."""
+    if not isinstance(value, str):
+        return f"{float(value):.6g}"
+    return f"'{value}" if FORMULA.match(value) else value

@@ -28,7 +28,7 @@ def allowed_tasks(config: ClientConfig, policy: Policy) -> list[Task]:
     """The newest version of every task that `policy` allows and this institution has."""
     from sovfed.federation.tasks.shelf import Shelf
 
-    Shelf(Path(config.home)).make_known()
+    Shelf(Path(config.home)).make_known(policy.allows_own)
     return [task for entry in policy.allowed_tasks if (task := _newest(entry)) is not None]
 
 

@@ -12,7 +12,7 @@ from sovfed.federation.errors import PolicyError
 from sovfed.federation.files import write_private
 from sovfed.federation.tasks import registry
 from sovfed.federation.tasks.shelf import DIGITS, Shelf, read_bounded
-from sovfed.federation.text import AT, names_task
+from sovfed.federation.text import AT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,5 +104,4 @@ def listed(home: Path) -> Iterator[str]:
     """A line for each task of the home."""
     policy = load_policy(home)
     for task in Shelf(home).tasks():
-        allowed = any(names_task(entry, task.name, task.digest) for entry in policy.allowed_tasks)
-        yield f"{entry_of(task)}  {'allowed' if allowed else 'not in allowed_tasks'}  {task.title}"
+        yield f"{entry_of(task)}  {'allowed' if policy.allows_own(task) else 'not in allowed_tasks'}  {task.title}"

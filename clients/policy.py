@@ -32,6 +32,8 @@ from sovfed.federation.text import AT, names_task
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sovfed.federation.tasks import Task
+
 POLICY: Final = "policy.yaml"
 POLICY_HEAD: Final = """\
 What this institution lets a run ask of it. Read by the trainer alone, and changed by nobody but you.
@@ -124,6 +126,13 @@ class Policy:
     def allowed_names(self) -> tuple[str, ...]:
         """The names of the tasks that may be asked for, with or without a digest."""
         return tuple(dict.fromkeys(entry.partition(AT)[0] for entry in self.allowed_tasks))
+
+    def allows_own(self, task: Task) -> bool:
+        """Whether a task of the institution's own, a task.yaml, is allowed: by name and digest, never by name alone.
+
+        A bare name is a package's: a file that took the same name, or that lies here unread, is not meant by it.
+        """
+        return any(AT in entry and names_task(entry, task.name, task.digest) for entry in self.allowed_tasks)
 
     def check(self, request: Request) -> None:
         """Raises PolicyError unless `request` is within these bounds; the message names the setting.

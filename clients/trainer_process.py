@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
             reproducible=policy.reproducible, least_spread=policy.least_spread,
             received=ReceivedModels(home / RECEIVED),
         )  # fmt: skip
-        Shelf(home).make_known()
+        Shelf(home).make_known(policy.allows_own)
         _prepare(trainer, policy.allowed_names)
         trainer.isolation = isolation
         server = serve(trainer, home / NAME, config.max_message_bytes)

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)  # of runs, tasks, grants: no path, no log line
 AT: Final = "@"  # between a task's name and its digest
-LEAST_DIGEST: Final = 12  # digits of a digest beside a name
+LEAST_DIGEST: Final = 32  # digits of a digest beside a name: no two tasks can be made that share as many
 DIGEST: Final = re.compile(rf"[0-9a-f]{{{LEAST_DIGEST},64}}")
 NAME_LENGTH: Final = 128  # of what a message carries
 SHORTEST_SECRET: Final = 3  # shorter words would be found everywhere

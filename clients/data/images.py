@@ -8,6 +8,7 @@ turned, since every institution must do the same.
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +94,9 @@ def load(task: Task, config: DataConfig) -> Images:
     files = {name: np.array(names, object)[sound] for name, names in read.files.items()}
     columns = {name: part[sound] for name, part in read.table.items()}
     names = None if read.persons is None else read.persons.filter(_arrow(sound))
-    told = {name: part.astype("S").view("u1").reshape(len(part), -1) for name, part in files.items() if len(part)}
+    told = {name: _digests(part) for name, part in files.items()}
     persons, train, test = split(task.name, columns | told, names)
-    return Images(
-        columns, files, folder, task.schema, persons, train, test, read.persons is not None, read.places.not_private
-    )
+    return Images(columns, files, folder, task.schema, persons, train, test, read.persons is not None, read.not_private)
 
 
 def _survey(task: Task, config: DataConfig) -> TableRead:
@@ -133,6 +132,12 @@ def _look_at(read: TableRead, schema: Schema, folder: Path, *, keep: bool) -> Ma
         read.report.used = int(sound.sum())
     read.report.warnings += [f"images: {reason}" for reason in reasons[:TOLD]]
     return sound
+
+
+def _digests(names: npt.NDArray[np.object_]) -> npt.NDArray[np.uint8]:
+    """A digest of each name, shape [n, 32]: as long for every one, so that no name changes what another is."""
+    content = b"".join(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names)
+    return np.frombuffer(content, np.uint8).reshape(len(names), 32)
 
 
 def _arrow(mask: Mask) -> Any:

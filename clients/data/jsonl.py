@@ -8,12 +8,12 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pyarrow as pa
 
 from sovfed.clients.data.files import unreadable
 from sovfed.clients.data.tables import words
 from sovfed.clients.data.tables.connect import connector, file_of
 from sovfed.clients.data.tables.source import Batch
+from sovfed.clients.data.tables.values import cells_of
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,7 +47,11 @@ class Jsonl:
         names = [self.header[place] for place in wanted]
         while rows := list(islice(records, ROWS)):
             lines = np.array([line for line, _ in rows], np.int64)
-            yield Batch([_cells([record.get(name) for _, record in rows]) for name in names], lines)
+            cells = [
+                cells_of([record.get(name) for _, record in rows], numeric=place in numeric)
+                for place, name in zip(wanted, names, strict=True)
+            ]
+            yield Batch(cells, lines)
 
     def objects(self, report: Report | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         """Line number and object of each line; what is no object is told to `report`. Raises DataError."""
@@ -101,19 +105,6 @@ def _object(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def _cells(values: list[Any]) -> pa.Array:
-    """A column's values: as they are if all are of one kind, else as text."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, ValueError, TypeError, OverflowError):
-        return pa.array([None if value is None else _text(value) for value in values], pa.string())
-
-
-def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text.encode("utf-8", "replace").decode()
 
 
 def open_jsonl(config: DataConfig, names: Iterable[str]) -> Jsonl:

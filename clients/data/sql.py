@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pyarrow as pa
 
 from sovfed.clients.data.files import read_file
 from sovfed.clients.data.tables.connect import connector
 from sovfed.clients.data.tables.source import Batch
+from sovfed.clients.data.tables.values import cells_of
 from sovfed.federation.errors import ConfigError, DataError, IdentityError
 from sovfed.federation.files import read_private
 
@@ -53,7 +53,8 @@ class Sql:
             while rows := result.fetchmany(ROWS):
                 lines = np.arange(row, row + len(rows), dtype=np.int64)
                 row += len(rows)
-                yield Batch([_cells([one[place] for one in rows]) for place in wanted], lines)
+                cells = [cells_of([one[place] for one in rows], numeric=place in numeric) for place in wanted]
+                yield Batch(cells, lines)
 
     def _columns(self) -> tuple[str, ...]:
         """The names of the query's columns; not one row is asked for."""
@@ -134,14 +135,6 @@ def _query(config: DataConfig) -> str:
     if not text:
         raise ConfigError("data.query is empty")
     return text
-
-
-def _cells(values: list[Any]) -> pa.Array:
-    """A column's values as Arrow holds them; of kinds that it does not hold together, as text."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, ValueError, TypeError, OverflowError):
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def open_sql(config: DataConfig, names: Iterable[str]) -> Sql:

@@ -86,7 +86,7 @@ def report(task: Task, config: DataConfig) -> DataReport:
         read.report.where, read.report.rows, read.report.empty, bad, bad <= allowed and len(train) + len(test) > 0,
         len(np.unique(persons)), len(train), len(test), columns, _classes(schema, table),
         tuple(sentence(by_name.get(name), name, kind, count) for (name, kind), count in read.report.faults.items()),
-        tuple(read.report.notes), (*read.report.warnings, *_warnings(read, columns)), read.places.not_private,
+        tuple(read.report.notes), (*read.report.warnings, *_warnings(read, columns)), read.not_private,
     )  # fmt: skip
 
 

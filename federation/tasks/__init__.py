@@ -17,6 +17,7 @@ import numpy as np
 
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import OWN
+from sovfed.federation.tasks.identity import described
 from sovfed.federation.tasks.transform import Transform
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class Task:
     def digest(self) -> str:
         """SHA-256 of all that two sides must agree on: schema, model, loss and metrics, and the bytes they are made of.
 
+        Not of what their modules import, nor of frozen weights that `build` loads: whoever changes these changes
+        `version`.
         An institution answers a request only if it carries the digest of its own task of that name.
         """
         parts = [] if self.build is None else [[part.name, part.shape, part.trained] for part in self.layout.parts]
@@ -99,6 +102,8 @@ class Task:
             "metrics": [type(self.metrics).__name__, self.metrics.size], "headline": self.headline,
             "code": self.code or _code(self.build), "frozen": "" if self.build is None else self.layout.frozen,
         }  # fmt: skip
+        if not self.text:  # of a task.yaml the code stands for all that it says
+            said["learning"] = [described(part) for part in (self.build, self.loss, self.predict, self.metrics)]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def model(self, seed: int = 0) -> Module:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NORMS: Final = ("layer", "none")
 DEEPEST: Final = 32  # layers or stages
 WIDEST: Final = 8_192
+MOST_VALUES: Final = 1 << 28  # that are computed at once for one record: 1 GiB
 
 
 def _sizes(default: tuple[int, ...], doc: str) -> Any:
@@ -195,9 +196,17 @@ def family_of(values: Mapping[str, Any]) -> Family:
 
 @cache
 def require_size(family: Family, schema: Schema, outputs: int) -> None:
-    """Raise ConfigError if the model is too large to travel; no memory is taken for it."""
+    """Raise ConfigError if the model is too large to travel, or a record's pass through it too large for any machine.
+
+    No memory is taken to find out: a file that is only looked at must not take all of the reader's.
+    """
     import torch
 
+    if (values := family.values(schema)) > MOST_VALUES:
+        raise ConfigError(
+            f"the model computes about {values} values at once for a single record, at most {MOST_VALUES}; make the "
+            "model or its input smaller"
+        )
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in family.make(schema, outputs).parameters())
     if size > MAX_PARAMETERS:

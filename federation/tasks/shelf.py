@@ -1,6 +1,6 @@
 """The tasks that a home has of its own: files that its operator put there, by digest, and nobody else can.
 
-tasks/NAME-DIGEST/task.yaml     DIGEST: the first 16 digits of `Task.digest`
+tasks/NAME-DIGEST/task.yaml     DIGEST: the first 32 digits of `Task.digest`
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.tasks import registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sovfed.federation.tasks import Task
 
 log = logging.getLogger(__name__)
 FOLDER: Final = "tasks"
 FILE: Final = "task.yaml"
-DIGITS: Final = 16  # of a digest in a folder's name
+DIGITS: Final = 32  # of a digest in names: of fewer an author can make two tasks that share them (16: 2^32 tries)
 
 
 def read_bounded(file: Path) -> bytes:
@@ -64,14 +64,22 @@ class Shelf:
         """All tasks here, the oldest first. Raises ConfigError if one was changed since it was put here."""
         return [self._read(path) for path in self.files()]
 
-    def make_known(self) -> list[Task]:
-        """Make all tasks here known in this process, and return them; one that cannot be read is told in the log."""
+    def make_known(self, allowed: Callable[[Task], bool] = lambda _task: True) -> list[Task]:
+        """Make the tasks here that are `allowed` known in this process, and return them.
+
+        One that cannot be read, or is not allowed, is told in the log.
+        """
         known = []
         for path in self.files():
             try:
-                known.append(registry.add(self._read(path)))
+                task = self._read(path)
             except ConfigError as error:
                 log.warning("a task is left out: %s", error)
+                continue
+            if allowed(task):
+                known.append(registry.add(task))
+            else:
+                log.info("task %s is left out: no entry of allowed_tasks has its name and digest", path.parent.name)
         return known
 
     def _read(self, path: Path) -> Task:

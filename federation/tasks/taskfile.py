@@ -17,7 +17,7 @@ from sovfed.federation.tasks.columns import Column, Schema
 from sovfed.federation.tasks.document import block, parse
 from sovfed.federation.tasks.families import Family, family_of
 from sovfed.federation.tasks.targets import Target
-from sovfed.federation.text import steers
+from sovfed.federation.text import steers, visible
 
 FORMAT: Final = 1  # raised whenever a file comes to mean something else
 ONE_ROW: Final = "one row a person"
@@ -129,12 +129,13 @@ def _group(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _read_column(name: str, value: object) -> Column:
-    where = f"columns.{name[:64]}"
+    where = f"columns.{visible(name[:64], keep='')}"
     if not isinstance(value, Mapping):
         raise ConfigError(f"'{where}' must be a group of settings such as {{kind: number, low: 0, high: 1}}")
     for key in value:
         if key not in _IN_COLUMN:
-            raise ConfigError(f"unknown key '{where}.{key[:64]}'{nearest(key[:64], _IN_COLUMN)}")
+            shown = visible(key[:64], keep="")
+            raise ConfigError(f"unknown key '{where}.{shown}'{nearest(shown, _IN_COLUMN)}")
     kind = value.get("kind")
     if kind not in INPUT_KINDS:
         raise ConfigError(f"'{where}.kind' is {str(kind)[:64]!r}{nearest(str(kind)[:64], INPUT_KINDS)}")

@@ -6,11 +6,12 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from tests.federation.models.made_tasks import BINARY, RUN, model_of
 
-from sovfed.clients.cli_use import cli
+from sovfed.clients.cli_use import _csv, cli
 from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.models.saved import load_model, save_model
 
@@ -88,3 +89,12 @@ def test_an_export_says_what_it_takes(home: Path) -> None:
     out = home / "model.pt2"
     told = run(home, "export", "study-1", "--torch", str(out))
     assert told == f"{out}: written; inputs: numbers float32 ['n', 5], codes int64 ['n', 2]\n" and out.exists()
+
+
+def test_no_word_of_a_task_becomes_a_formula_in_a_spreadsheet() -> None:
+    """A class called =HYPERLINK(...) would be run by who opens the predictions."""
+    words = np.array(["=1+1", "+cmd|x", "-2+3", "@A1", "+", "-", "-5", "ill"])
+    text = _csv("=row", [str(place) for place in range(len(words))], {"class": words, "probability_=1": np.zeros(8)})
+    header, *lines = list(csv.reader(text.splitlines()))
+    assert header == ["'=row", "class", "probability_=1"]
+    assert [line[1] for line in lines] == ["'=1+1", "'+cmd|x", "'-2+3", "'@A1", "+", "-", "-5", "ill"]

@@ -20,6 +20,7 @@ OPEN = Policy(
     allowed_tasks=("heart",), allow_plain_updates=True, max_rounds=10, max_local_epochs=2, min_batch_size=8,
     max_batch_size=64, max_parameters=100, require_privacy=False,
 )  # fmt: skip
+DIGEST = 4 * "0123456789abcdef"
 MODEL, SCALE = np.zeros(100, np.float32), np.zeros(4)
 TRAIN = TrainRequest(
     run="r", round=10, task="heart", seed=0, local_epochs=2, batch_size=8, learning_rate=0.1, proximal_mu=0.0,
@@ -91,14 +92,15 @@ def test_runs_without_privacy_need_consent() -> None:
     ("entry", "digest", "passes"),
     [
         ("heart", "", True),
-        ("heart", "0123456789abcdef", True),
-        ("heart@0123456789ab", "0123456789abcdef", True),
-        ("heart@0123456789ab", "", False),
-        ("heart@0123456789ab", "0123456789ac" + 52 * "0", False),
-        ("heart@0123456789a", "0123456789abcdef", False),  # 11 digits: another task could be made that has them
-        ("heart@", "0123456789abcdef", False),
-        ("hear", "0123456789abcdef", False),
-        ("heart@0123456789abcdef01", "0123456789abcdef", False),
+        ("heart", DIGEST, True),
+        (f"heart@{DIGEST}", DIGEST, True),
+        (f"heart@{DIGEST[:32]}", DIGEST, True),
+        (f"heart@{DIGEST[:32]}", "", False),
+        (f"heart@{DIGEST[:32]}", DIGEST[:31] + 33 * "0", False),
+        (f"heart@{DIGEST[:31]}", DIGEST, False),  # an author could make two tasks that share few digits
+        ("heart@", DIGEST, False),
+        ("hear", DIGEST, False),
+        (f"heart@{DIGEST}0", DIGEST, False),
     ],
 )
 def test_a_task_is_allowed_by_its_name_or_by_name_and_digest(entry: str, digest: str, passes: bool) -> None:

@@ -17,7 +17,7 @@ from sovfed.clients.data.tables.cells import Decoded, Decoder, as_text, names_of
 from sovfed.clients.data.tables.grown import Grown
 from sovfed.clients.data.tables.header import Places, locate
 from sovfed.clients.data.tables.report import Report
-from sovfed.clients.data.tables.source import Batch, Restart, Source, no_rows
+from sovfed.clients.data.tables.source import Batch, Restart, Source, no_rows, not_private
 from sovfed.clients.data.tables.words import Rules
 from sovfed.federation.errors import DataError
 from sovfed.federation.tasks.columns import CODES, NUMBERS
@@ -44,6 +44,7 @@ class TableRead:
     places: Places
     report: Report
     lines: Lines | None = None  # of each row its line, where rows are kept or predicted
+    not_private: str = ""  # why no private run may use it
 
     def __len__(self) -> int:
         return self.report.used
@@ -86,7 +87,7 @@ def read_table(
         refuse(report, schema, config, source.word)
     persons = None if places.person is None else pa.chunked_array(done.persons, pa.string())
     lines = np.concatenate([*done.lines, np.zeros(0, np.int64)]) if reader.lines else None
-    return TableRead(table, persons, done.files, places, report, lines)
+    return TableRead(table, persons, done.files, places, report, lines, not_private(places, source))
 
 
 def refuse(report: Report, schema: Schema, config: DataConfig, word: str = "line") -> None:
@@ -122,6 +123,7 @@ class _Reader:
         self._numbers = {column.name: place for place, column in enumerate(schema.numbers)}
         self._codes = {column.name: place for place, column in enumerate(schema.codes)}
         self._absent = rules.absent
+        self._odd = len(rules.absent_numbers) > 0  # numbers that are none, so that bounds alone do not tell
         self._plain = [
             (place, places.columns[column.name][0], column.name) for place, column in enumerate(schema.numbers)
             if column.kind == "number"
@@ -170,7 +172,7 @@ class _Reader:
     def _sound(self, cells: Mapping[int, pa.Array], count: int) -> tuple[npt.NDArray[np.float64], set[str]]:
         """The plain numbers of a batch [n, plain], and the names of those that are all within their bounds."""
         arrays = [cells[cell] for _, cell, _ in self._plain]
-        if not count or not arrays or not all(types.is_floating(array.type) for array in arrays):
+        if self._odd or not count or not arrays or not all(types.is_floating(array.type) for array in arrays):
             return np.zeros((count, 0)), set()
         batch = pa.RecordBatch.from_arrays(arrays, [name for _, _, name in self._plain])
         numbers = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy()

@@ -76,7 +76,17 @@ class Decoder:
             return _numbers(pc.cast(cells, pa.date32(), safe=False).view(pa.int32()))
         if kind == "date":
             return _distinct(as_text(cells), self._rules.day)
-        return _distinct(cells, self._rules.number) if is_text(cells.type) else _numbers(cells)
+        return _distinct(cells, self._rules.number) if is_text(cells.type) else self._present(*_numbers(cells))
+
+    def _present(
+        self, values: npt.NDArray[np.float64], faults: list[tuple[str, Mask]]
+    ) -> tuple[npt.NDArray[np.float64], list[tuple[str, Mask]]]:
+        """Numbers without those that the settings name as a word for a missing value."""
+        if not len(self._rules.absent_numbers):
+            return values, faults
+        with np.errstate(over="ignore"):
+            absent = np.isin(values.astype(np.float32), self._rules.absent_numbers)
+        return np.where(absent, np.nan, values), faults
 
     def _checked(self, values: npt.NDArray[np.float64], faults: list[tuple[str, Mask]]) -> Decoded:
         low, high = self.column.bounds

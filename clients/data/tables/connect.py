@@ -14,7 +14,7 @@ from sovfed.clients.data.tables.cells import names_of
 from sovfed.clients.data.tables.header import Index, locate
 from sovfed.clients.data.tables.records import as_records, settle
 from sovfed.clients.data.tables.report import Report
-from sovfed.clients.data.tables.source import Restart
+from sovfed.clients.data.tables.source import Restart, not_private
 from sovfed.federation.errors import DataError
 from sovfed.federation.schema import nearest
 
@@ -45,7 +45,8 @@ def connector(open_: Open, suffixes: tuple[str, ...]) -> Connector:
 
     def obstacle(task: Task, config: DataConfig) -> str:
         source = open_(config, _names(task.schema, config))
-        return locate(task.schema, source.header, config, source.where, renamed=renamed(config)).not_private
+        places = locate(task.schema, source.header, config, source.where, renamed=renamed(config))
+        return not_private(places, source)
 
     def sites(config: DataConfig) -> tuple[str, ...]:
         return sites_of(config, suffixes, open_)

@@ -42,7 +42,7 @@ class Delimited:
         self.dialect = look_at(path, config, names)
         self.path, self.where = path, str(path)
         self.header: Sequence[str] = self.dialect.header
-        self.decimal = self.dialect.decimal
+        self.decimal, self.guessed = self.dialect.decimal, self.dialect.guessed
         self._text = set[int]()  # columns with cells that are no plain numbers
         self._block = BLOCK
         self._odd: list[tuple[int, list[str]]] = []  # rows with cells too many or too few, by their number
@@ -94,7 +94,11 @@ class Delimited:
         self._odd_bytes += len(row.text or "")
         if len(self._odd) >= MAX_ODD or self._odd_bytes > MAX_ODD_BYTES:
             return "error"
-        self._odd.append((row.number or 0, next(csv.reader([row.text or ""], delimiter=self.dialect.separator), [])))
+        try:
+            cells = next(csv.reader([row.text or ""], delimiter=self.dialect.separator), [])
+        except csv.Error:  # a cell over csv's own bound
+            cells = ["?"] * (len(self.header) + 1)
+        self._odd.append((row.number or 0, cells))
         return "skip"
 
     def _lines(self, row: int, count: int) -> np.typing.NDArray[np.int64]:

@@ -54,6 +54,7 @@ class Dialect:
     quoted: bool  # whether a quote stands anywhere
     decimal: str
     notes: tuple[str, ...]
+    guessed: tuple[str, ...] = ()  # settings that were told from the records: one person's row may change them
 
 
 def look_at(path: Path, config: DataConfig, names: Iterable[str]) -> Dialect:
@@ -84,7 +85,8 @@ def look_at(path: Path, config: DataConfig, names: Iterable[str]) -> Dialect:
     cells = max(
         [len(header), *(len(row) for row in rows[1:] if len(row) > len(header) and not any(row[len(header) :]))]
     )
-    return Dialect(encoding, separator, header, skipped + used, cells, quoted, decimal, notes)
+    guessed = _guessed(config, encoding, separator, decimal, wide=cells > len(header))
+    return Dialect(encoding, separator, header, skipped + used, cells, quoted, decimal, notes, guessed)
 
 
 def _encoding(path: Path, declared: str | None) -> tuple[str, bool]:
@@ -212,6 +214,21 @@ def _decimal(rows: Sequence[Sequence[str]], separator: str) -> str:
     cells = [cell.strip() for row in rows for cell in row]
     comma, point = (sum(mark.fullmatch(cell) is not None for cell in cells) for mark in (_COMMA, _POINT))
     return "," if comma > point or (comma == point == 0 and separator == ";") else "."
+
+
+def _guessed(config: DataConfig, encoding: str, separator: str, decimal: str, *, wide: bool) -> tuple[str, ...]:
+    """What to declare before a private run: all that one person's row could have changed for the others' rows.
+
+    What is taken unless a record says otherwise (UTF-8, a comma between semicolons, else a point) needs no word. A
+    wrong mark makes rows faulty, never other values, so it matters only where faulty rows are left out.
+    """
+    told = encoding in ("utf-8", *(name for _, name in BOMS))  # by a mark before the header
+    said = [] if config.encoding or told else [f"data.encoding={encoding}"]
+    if config.bad_rows == "quarantine":
+        usual = "," if separator == ";" else "."
+        said += [f"data.decimal='{decimal}'"] if config.decimal == "auto" and decimal != usual else []
+        said += ["rows with no more cells than the header"] if wide else []
+    return tuple(said)
 
 
 def _notes(encoding: str, config: DataConfig, separator: str, decimal: str) -> tuple[str, ...]:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pyarrow as pa
 
 from sovfed.clients.data.tables.header import PERSON
 from sovfed.clients.data.tables.source import Batch
+from sovfed.clients.data.tables.values import cells_of
 from sovfed.federation.errors import DataError
 from sovfed.federation.schema import bind, bounded, choice
 
@@ -159,15 +159,10 @@ class Facts:
         for start in range(0, len(persons), ROWS):
             part = persons[start : start + ROWS]
             cells = [
-                _cells(
-                    part if self.header[place] == PERSON else [gathered[self.header[place]].value(one) for one in part]
+                cells_of(
+                    part if self.header[place] == PERSON else [gathered[self.header[place]].value(one) for one in part],
+                    numeric=place in numeric,
                 )
                 for place in wanted
             ]
             yield Batch(cells, np.arange(start + 1, start + 1 + len(part), dtype=np.int64))
-
-
-def _cells(values: list[Any]) -> pa.Array:
-    if all(isinstance(value, (int, float, type(None))) and not isinstance(value, bool) for value in values):
-        return pa.array([None if value is None else float(value) for value in values], pa.float64())
-    return pa.array([None if value is None else str(value) for value in values], pa.string())

@@ -34,7 +34,7 @@ def as_records(task: Task, read: TableRead) -> Records:
     """The records of a table, with the held-out part chosen by person, of rows without one by their content."""
     persons, train, test = split(task.name, read.table, read.persons)
     return Records(
-        read.table, persons, train, test, several_records=read.persons is not None, not_private=read.places.not_private
+        read.table, persons, train, test, several_records=read.persons is not None, not_private=read.not_private
     )
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from sovfed.clients.data.tables.header import Places
     from sovfed.clients.data.tables.report import Lines, Report
 
 
@@ -24,7 +25,10 @@ class Restart(Exception):  # noqa: N818 - no error: the source has learnt how th
 
 
 class Source(Protocol):
-    """A table. `header` has its columns' names, `word` says what a line number counts."""
+    """A table. `header` has its columns' names, `word` says what a line number counts.
+
+    It may have `guessed`, what was told from its records (`not_private`).
+    """
 
     where: str
     header: Sequence[str]
@@ -36,6 +40,17 @@ class Source(Protocol):
 
         May raise `Restart`. Faults of whole rows go to `report`. Raises DataError.
         """
+
+
+def not_private(places: Places, source: Source) -> str:
+    """Why no private run may use the table, or "": whose a row is, or how it is read, would depend on other rows."""
+    guessed: Sequence[str] = getattr(source, "guessed", ())
+    if places.not_private or not guessed:
+        return places.not_private
+    return (
+        "how the table is written was told from its records, so one person's row could change how all others are read: "
+        f"declare {', '.join(guessed)}"
+    )
 
 
 def no_rows(report: Report) -> Any:

@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from sovfed.federation.config import DataConfig
     from sovfed.federation.tasks.columns import Column
 
@@ -73,6 +77,12 @@ class Rules:
         """Every word that says that there is no value, as `fold` writes it."""
         return ABSENT | {fold(word) for word in self.more_absent}
 
+    @cached_property
+    def absent_numbers(self) -> npt.NDArray[np.float32]:
+        """The numbers among those words, as -99, however a cell spells them: as numbers are stored."""
+        texts = [word.replace(",", ".") if self.decimal == "," else word for word in self.more_absent]
+        return np.array([float(text) for text in texts if _NUMBER.fullmatch(text)], np.float32)
+
     def number(self, cell: str) -> tuple[float, str]:
         """The number in a cell and "", or NaN and what is wrong with it."""
         text = " ".join(cell.split()).replace("−", "-")
@@ -87,7 +97,12 @@ class Rules:
             return float("nan"), NUMBER
         if censored is not None and self.limits == "refuse":
             return float("nan"), LIMIT
-        return float(text), ""
+        value = float(text)
+        return (float("nan"), MISSING) if censored is None and self._is_absent(value) else (value, "")
+
+    def _is_absent(self, value: float) -> bool:
+        with np.errstate(over="ignore"):
+            return len(self.absent_numbers) > 0 and bool((np.float32(value) == self.absent_numbers).any())
 
     def day(self, cell: str) -> tuple[float, str]:
         """Days from 1970-01-01 to the date in a cell and "", or NaN and what is wrong with it."""

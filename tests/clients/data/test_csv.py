@@ -440,3 +440,50 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
     except DataError:
         return
     assert len(records) >= 1
+
+
+PERSONS = "patient,age,dose,ill\n" + "".join(f"Müller{place},{place},1,0\n" for place in range(40))
+
+
+@pytest.mark.parametrize(
+    ("before", "more", "bad_rows", "declared"),
+    [
+        (PERSONS, b"z\xff,50,1,0\n", "refuse", {"encoding": "cp1252"}),  # every other name would be read otherwise
+        (PERSONS, b"z,50,1,0,,\n", "quarantine", {}),  # rows with cells too many would be taken
+        (PERSONS.replace(",1,", ",1.5,").replace(",", "\t"), b"z\t50\t1,5\t0\n" * 41, "quarantine", {"decimal": "."}),
+    ],
+)
+def test_no_private_run_uses_a_table_whose_way_of_writing_is_told_from_records(
+    tmp_path: Path, before: str, more: bytes, bad_rows: str, declared: dict[str, Any]
+) -> None:
+    """One person's rows would move others from the training to the held-out part, or leave them out."""
+    settings = {"bad_rows": bad_rows, "max_bad_share": 1.0}
+    alone = written(tmp_path, before, "alone.csv", **settings)
+    check_private_data(SMALL, alone)
+    assert not _load(alone, SMALL).not_private
+    config = written(tmp_path, before.encode() + more, **settings)
+    with pytest.raises(PrivacyError, match="told from its records, so one person's row could change"):
+        check_private_data(SMALL, config)
+    assert "told from its records" in _load(config, SMALL).not_private
+    if declared:
+        check_private_data(SMALL, dataclasses.replace(config, **declared))
+
+
+@pytest.mark.parametrize("other", ["1", "k.A.", "1.0 "])
+@pytest.mark.parametrize("spelling", ["-99", "-99.0", " -99 ", "-9.9e1"])
+def test_a_number_that_stands_for_a_missing_value_is_none_whatever_the_other_rows_hold(
+    tmp_path: Path, spelling: str, other: str
+) -> None:
+    """It was a value within the bounds as long as all rows of the column were plain numbers."""
+    task = task_of(number("excess", -100, 100, missing="mean"), ILL)
+    config = written(tmp_path, f"excess,ill\n{spelling},0\n{other},1\n", missing_words=("-99",), person="row")
+    assert np.isnan(_load(config, task).columns[NUMBERS][0, 0])
+
+
+def test_an_odd_row_with_a_huge_cell_is_one_bad_row(tmp_path: Path) -> None:
+    """It made the whole file unreadable, and wrote a traceback past the log."""
+    text = f"age,dose,ill\n50,1,0\n61,2,1,{'a' * 200_000}\n"
+    with pytest.raises(DataError, match="1 of 2 rows cannot be used: 1 row has more or fewer cells"):
+        _load(written(tmp_path, text))
+    config = written(tmp_path, text, bad_rows="quarantine", max_bad_share=0.5)
+    assert rows(_load(config)) == [[50.0, 1.0, 0.0]]

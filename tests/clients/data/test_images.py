@@ -51,6 +51,14 @@ def test_images_come_with_their_row_when_they_are_asked_for(tmp_path: Path) -> N
     assert len(records.persons) == len(np.unique(records.persons)) == 9
 
 
+def test_a_long_or_foreign_name_of_a_file_moves_no_other_row(tmp_path: Path) -> None:
+    """Rows without a person are held out by their content, which names that were filled up to one length changed."""
+    images = {f"{place}.png": PIXELS + place for place in range(40)}
+    alone = load_records(GREY, _folder(tmp_path, images)).train
+    together = load_records(GREY, _folder(tmp_path, images | {f"{'long' * 9}-ä.png": PIXELS})).train
+    assert np.array_equal(alone, together[together < 40])
+
+
 def test_colours_stand_before_height_and_width(tmp_path: Path) -> None:
     pixels = np.stack([PIXELS, PIXELS + 1, PIXELS + 2], -1)
     config = _folder(tmp_path, {"x.png": pixels, "y.jpg": np.full((2, 3, 3), 100, np.uint8)}, "scan,ill", "1")

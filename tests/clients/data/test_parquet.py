@@ -129,3 +129,13 @@ def test_little_more_memory_is_taken_than_the_columns_need(tmp_path: Path) -> No
     own = sum(part.nbytes for part in read.table.values())
     assert own == 200_000 * 50 * 4
     assert grown < 1.3 * own + 16e6
+
+
+def test_a_number_that_stands_for_a_missing_value_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "records.parquet"
+    pq.write_table(pa.table({"excess": pa.array([-99.5, 3.0], pa.float32()), "ill": [0, 1]}), path)
+    task = task_of(number("excess", -100, 100, missing="mean"), ILL)
+    config = DataConfig(source="parquet", path=str(path), missing_words=("-99.5",), person="row")
+    records = load_records(task, config)
+    assert np.isnan(records.take(np.array([0]))[NUMBERS]).all()
+    assert records.take(np.array([1]))[NUMBERS] == 3

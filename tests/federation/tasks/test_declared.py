@@ -218,3 +218,12 @@ def test_the_documents_example_is_a_task() -> None:
     block = itertools.takewhile(lambda line: line.startswith("    "), lines[start:])
     task = task_from_text("\n".join(line.removeprefix("    ") for line in block))
     assert (task.name, task.schema.classes, task.transform.width) == ("birth", ("no", "yes"), 5 + 4)
+
+
+@pytest.mark.parametrize("place", ["\\e]0;x\\a: {kind: number, low: 0, high: 1}", 'a: {"\\e[2J": 1}'])
+def test_no_error_about_a_column_steers_the_terminal(place: str) -> None:
+    name, _, rest = place.partition(": ")
+    text = f'name: n\ntitle: t\nperson: p\ncolumns:\n  "{name}": {rest}\ntarget: {{}}\nmodel: {{}}\n'
+    with pytest.raises(ConfigError) as caught:
+        task_from_text(text)
+    assert str(caught.value).isprintable() and "x1b" in str(caught.value)

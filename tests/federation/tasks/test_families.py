@@ -166,3 +166,21 @@ def test_a_model_that_is_too_large_is_refused_before_memory_is_taken() -> None:
     task = task_from_text(text_of().replace("family: linear", f"family: mlp, hidden: [{hidden}]"))
     with pytest.raises(ConfigError, match="make it smaller"):
         task.model()
+
+
+@pytest.mark.parametrize(
+    ("column", "model"),
+    [
+        ("{kind: image, shape: [1, 4096, 4096]}", "{family: cnn, widths: [8192]}"),  # 80,000 parameters, 512 GiB
+        ("{kind: image, shape: [1, 4096, 4096]}", "{family: resnet, widths: [32], blocks: 1}"),
+        ("{kind: text, shape: [65536]}", "{family: transformer, patch: 1, heads: 64}"),
+    ],
+)
+def test_a_small_file_takes_not_all_memory_of_who_looks_at_it(column: str, model: str) -> None:
+    task = task_from_text(
+        "name: big\ntitle: t\nperson: one row a person\n"
+        f"columns: {{thing: {column}}}\n"
+        f"target: {{kind: binary, column: ill, classes: ['no', 'yes']}}\nmodel: {model}\n"
+    )
+    with pytest.raises(ConfigError, match="values at once for a single record"):
+        task.digest  # noqa: B018

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import EntryPoint
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from torch import nn
@@ -14,7 +15,7 @@ from sovfed.federation.errors import ConfigError
 from sovfed.federation.metrics import BinaryMetrics, ClassMetrics
 from sovfed.federation.tasks import Task, registry
 from sovfed.federation.tasks.columns import Schema, number, target
-from sovfed.federation.tasks.losses import binary_cross_entropy
+from sovfed.federation.tasks.losses import binary_cross_entropy, squared_error
 from sovfed.federation.tasks.registry import add, get_task, names, versions
 
 if TYPE_CHECKING:
@@ -64,9 +65,27 @@ def frozen() -> nn.Module:
     return module
 
 
+@dataclasses.dataclass(frozen=True)
+class Edges(BinaryMetrics):
+    edge: float = 0.0
+
+
 def relabelled(*classes: str) -> Task:
     columns = (*HEART.schema.columns[:-1], target("disease", *classes))
     return replace(HEART, schema=replace(HEART.schema, columns=columns))
+
+
+def of_width(width: int) -> nn.Module:
+    del width  # as a dropout's rate, which no tensor's shape tells
+    return nn.Linear(13, 1)
+
+
+def weighted(weight: float) -> Callable[[Any, Any], Any]:
+    return lambda outputs, targets: weight * binary_cross_entropy(outputs, targets)
+
+
+def called(module: nn.Module, inputs: Any) -> object:
+    return module(-inputs)
 
 
 OTHERS: dict[str, Callable[[], Task]] = {
@@ -85,6 +104,14 @@ OTHERS: dict[str, Callable[[], Task]] = {
     "a layer's size": lambda: replace(HEART, build=wider, code=HEART.digest),
     "what is trained": lambda: replace(HEART, build=frozen, code=HEART.digest),
     "the metrics": lambda: replace(HEART, metrics=ClassMetrics(2)),
+    "the metrics' settings": lambda: replace(HEART, metrics=Edges(edge=1.0)),
+    "others of the metrics' settings": lambda: replace(HEART, metrics=Edges(edge=2.0)),
+    "the loss": lambda: replace(HEART, loss=squared_error),
+    "a setting of the loss": lambda: replace(HEART, loss=weighted(1.0)),
+    "another setting of the loss": lambda: replace(HEART, loss=weighted(2.0)),
+    "a setting of the model": lambda: replace(HEART, build=partial(of_width, 1)),
+    "another setting of the model": lambda: replace(HEART, build=partial(of_width, 2)),
+    "how the model is called": lambda: replace(HEART, predict=called),
     "the headline": lambda: replace(HEART, headline="accuracy"),
     "the version": lambda: replace(HEART, version="2"),
     "the code": lambda: replace(HEART, code="0" * 64),
