@@ -2,7 +2,8 @@
 
     python examples/text_lora/make_base.py FOLDER
 
-It has learnt to tell German from Japanese, bytes of which are its only vocabulary.
+It has learnt to fill in hidden bytes of texts in German and Japanese, as Devlin et al. (2019) have it, and has seen the
+area of none.
 """
 
 from __future__ import annotations
@@ -13,28 +14,31 @@ from pathlib import Path
 import torch
 from texts import LENGTH, texts
 from torch.nn.functional import cross_entropy
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForMaskedLM
 
-SYMBOLS = 257  # bytes, and 0 behind the end
+HIDDEN = 257  # the symbol in the place of a hidden byte; bytes are 1 to 256, and 0 stands behind the end
+SHARE = 0.3  # of the bytes are hidden: neighbours in a word tell much, so more than of whole words
 
 
-def prepare(folder: Path, steps: int = 60) -> Path:
+def prepare(folder: Path, steps: int = 500) -> Path:
     """Train the base and save it."""
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=SYMBOLS, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=LENGTH, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=2,
+        vocab_size=HIDDEN + 1, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        max_position_embeddings=LENGTH, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    model = BertForSequenceClassification(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    rows = torch.from_numpy(texts(512, seed=1)[0]).long()
-    japanese = (rows == 0xE3 + 1).any(1).long()  # the first byte of every kana
-    for step in range(steps):
-        batch = slice(step * 32 % 512, step * 32 % 512 + 32)
+    model = BertForMaskedLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    rows = torch.from_numpy(texts(2048, seed=1)[0]).long()
+    for _ in range(steps):
+        batch = rows[torch.randint(0, len(rows), (32,))]
+        hidden = (torch.rand(batch.shape) < SHARE) & (batch > 0)
         optimizer.zero_grad()
-        logits = model(input_ids=rows[batch], attention_mask=(rows[batch] > 0).long()).logits
-        cross_entropy(logits, japanese[batch]).backward()
+        logits = model(input_ids=batch.masked_fill(hidden, HIDDEN), attention_mask=(batch > 0).long()).logits
+        cross_entropy(logits[hidden], batch[hidden]).backward()
         optimizer.step()
+        schedule.step()
     model.save_pretrained(folder)
     return folder
 

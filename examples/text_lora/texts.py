@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 AREAS = ("tax", "traffic", "health")
-LENGTH = 64  # bytes of a text that are read
+LENGTH = 52  # bytes of a text that are read; the longest has 49
 _GERMAN = {
     "tax": ("Die Steuer", "Der Freibetrag", "Die Abgabe", "Der Zoll"),
     "traffic": ("Das Fahrzeug", "Die Ampel", "Der Fahrer", "Die Vorfahrt"),
@@ -21,7 +21,7 @@ _JAPANESE_ENDS = ("を届け出る。", "を確認する。", "は一月から�
 
 
 def texts(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Texts as the bytes of UTF-8, each plus one, then zeros [n, 64], and the area of each [n]."""
+    """Texts as the bytes of UTF-8, each plus one, then zeros [n, 52], and the area of each [n]."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, len(AREAS), count)
     rows = np.zeros((count, LENGTH), np.int16)
