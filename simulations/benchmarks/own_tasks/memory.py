@@ -44,7 +44,9 @@ def linear() -> Module:
 def convolution() -> Module:
     from torch import nn
 
-    return nn.Sequential(nn.Conv2d(3, 8, 7, stride=7), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 1))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 7, stride=7), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 1)
+    )
 
 
 def _task(name: str, inputs: tuple[Column, ...], build: Any) -> Task:
