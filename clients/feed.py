@@ -6,6 +6,7 @@ has.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -27,7 +28,8 @@ Targets: TypeAlias = "npt.NDArray[Any] | dict[str, npt.NDArray[Any]]"
 RESIDENT_BYTES: Final = 32 << 20  # of records as the model takes them, that are kept so in main memory
 RESIDENT_SHARE: Final = 0.25  # of free device memory, likewise
 GATHERED: Final = 1 << 20  # bytes of an epoch's records that are put in order at once rather than batch by batch
-CHUNK: Final = 4_096  # records that are decoded at once where all of them are asked for
+CHUNK: Final = 4_096  # records that are decoded at once where all of them are asked for, and the most bytes of them
+CHUNK_BYTES: Final = 64 << 20
 
 
 class Feed:
@@ -108,9 +110,18 @@ def batches_of(count: int, batch: int, *, coupled: bool) -> int:
 def profile_of(task: Task, records: Dataset, index: Indices) -> Sums:
     """`Transform.profile` of the records at `index`."""
     total = np.zeros(task.transform.profile_size)
-    for start in range(0, len(index), CHUNK):
-        total += task.transform.profile(records.take(index[start : start + CHUNK]))
+    if not total.size:
+        return total
+    each = sum(kind.itemsize * math.prod(shape) for kind, shape in task.schema.stored().values())
+    count = together(CHUNK, each)
+    for start in range(0, len(index), count):
+        total += task.transform.profile(records.take(index[start : start + count]))
     return total
+
+
+def together(most: int, bytes_each: int) -> int:
+    """How many records of so many bytes are taken at once: `most`, unless they are large."""
+    return max(1, min(most, CHUNK_BYTES // max(1, bytes_each)))
 
 
 def arrays_of(tree: Tree) -> Targets:

@@ -56,17 +56,19 @@ class FlatModel:
             self.flat.numpy()[:] = model  # one copy, also of a read-only vector
         else:
             self.flat.copy_(torch.from_numpy(np.require(model, requirements="W")))
-        with torch.no_grad():
-            for view, tensor in self._copies:
-                tensor.copy_(view)
+        if self._copies:
+            with torch.no_grad():
+                for view, tensor in self._copies:
+                    tensor.copy_(view)
         self._loaded = None if model.flags.writeable else model
 
-    @torch.no_grad()
     def scattered(self) -> None:
         """Give parameters of another type what `flat` holds: after every step. Statistics are the forward pass's."""
-        for view, tensor in self._copies:
-            if isinstance(tensor, torch.nn.Parameter):
-                tensor.copy_(view)
+        if self._copies:  # seldom, and leaving autograd takes as long as a small operation
+            with torch.no_grad():
+                for view, tensor in self._copies:
+                    if isinstance(tensor, torch.nn.Parameter):
+                        tensor.copy_(view)
 
     @torch.no_grad()
     def gathered(self) -> Tensor:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sovfed.clients.feed import Feed, Targets, arrays_of, batches_of, profile_of, tensors_of
+from sovfed.clients.feed import Feed, Targets, arrays_of, batches_of, profile_of, tensors_of, together
 from sovfed.clients.model import FlatModel
 from sovfed.clients.steps import make_stepper
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
@@ -167,9 +167,10 @@ class LocalTraining:
         return np.concatenate([outputs for outputs, _ in self.outputs(model, scale, rows)])
 
     def outputs(self, model: Vector, scale: Sums, rows: Indices) -> Iterator[tuple[npt.NDArray[np.float32], Targets]]:
-        """The model's float32 outputs [n, …] for `rows`, and their targets, `evaluation_batch` records at a time."""
+        """The model's float32 outputs [n, …] for `rows`, and their targets, at most `evaluation_batch` at a time."""
         feed = self.feed(scale)
-        for index in torch.split(torch.from_numpy(rows), self.task.evaluation_batch) if len(rows) else ():
+        count = together(self.task.evaluation_batch, feed.bytes_each)
+        for index in torch.split(torch.from_numpy(rows), count) if len(rows) else ():
             with self.threads(), torch.inference_mode():
                 self._model.load(model)
                 self._model.mode(training=False)

@@ -49,6 +49,7 @@ def bench() -> None:
       sovfed bench simulation --quick --json simulation.json
       sovfed bench algorithms --quick --plot algorithms.png
       sovfed bench population --quick
+      sovfed bench own-task --quick --json own-task.json
       sovfed bench utility --heart /data/heart_disease
     """
 
@@ -145,6 +146,21 @@ def population(overrides: tuple[str, ...], quick: bool, device: str, files: File
     from sovfed.simulations.benchmarks.population import run
 
     run(quick, device, overrides, files=files, console=console)
+
+
+@bench.command("own-task")
+@click.option("--quick", is_flag=True, help="Fewer turns: under 4 minutes.")
+@click.option(
+    "--before",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The folder `.src` of another version's checkout, to compare the steps of a bundled task with.",
+)
+@reported
+def own_task(quick: bool, before: Path | None, files: Files, console: Console) -> None:
+    """Memory, CSV, engines and steps of tasks that are not ours, against the columns' bytes, pandas, Ray and torch."""
+    from sovfed.simulations.benchmarks.own_task import run
+
+    run(quick, before, files=files, console=console)
 
 
 @bench.command()

@@ -1,0 +1,194 @@
+"""`sovfed bench own-task`: what it costs that a task is anybody's own, and not one of ours.
+
+    memory_over_columns   what a process takes on to load a large CSV table and train on it, over the columns' bytes as
+                          they are stored, less one batch; by the resident set's high-water mark (`own_tasks/memory.py`)
+    images_gb             the same of 10,000 images of 224 × 224 in a folder, in GB: as decoded bytes they are 1.5
+    csv_over_pandas_cpu   CPU of our CSV connector's load over `pandas.read_csv` of the same columns, of a table as
+                          hospitals export it; `csv_numbers_over_pandas_cpu` of one of numbers alone
+    inprocess_over_ray    wall of a simulated round by Flower's Ray engine over ours, of a task with two inputs by name,
+    vectorised_over_ray   a dict of outputs and AdamW, which a package outside brings; each engine in its own process
+    digits_over_bare      CPU of a client update of the bundled `digits` over a short loop of torch's own
+    digits_vs_before      with --before FOLDER, over that of the sovfed in FOLDER: for a checkout made by
+                          `git worktree add FOLDER cec5959` that is FOLDER/.src. One benchmark cannot hold old code, so
+                          without the option it is left out
+
+Whatever is compared takes turns, the two sides of `digits_*` in processes that are asked by turns; ratios of CPU are
+medians over neighbouring turns. Run the walls on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.federation.errors import ServiceError
+from sovfed.simulations.benchmarks.own_tasks import child, environment, steps
+from sovfed.simulations.benchmarks.report import Column, Files, Report, conditions, publish
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+GB: Final = 1e9
+MB: Final = 1e6
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    table: int = 500_000  # rows
+    images: int = 10_000
+    csv: int = 60_000  # rows
+    csv_turns: int = 15
+    institutions: int = 50
+    rounds: tuple[tuple[str, int], ...] = (("ray", 8), ("inprocess", 20), ("vectorised", 100))
+    turns: int = 3  # of the engines
+    processes: int = 5  # of the steps
+    asks: int = 60  # of each process
+
+
+FULL: Final = Size()
+QUICK: Final = Size(table=400_000, csv_turns=7, rounds=(("ray", 4), ("inprocess", 10), ("vectorised", 40)), turns=2,
+                    processes=2, asks=40)  # fmt: skip
+COLUMNS: Final = (
+    Column("what", "what"),
+    Column("system", "system"),
+    Column("value", "value", "{:,.4g}".format),
+    Column("unit", "unit"),
+)
+
+
+def run(
+    quick: bool, before: Path | None, *, files: Files, console: Console, size: Size | None = None
+) -> dict[str, Any]:
+    """Measure, print, write the files that are asked for; what the JSON file holds. Raises ServiceError."""
+    files.check()
+    started, size = time.monotonic(), size or (QUICK if quick else FULL)
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, float] = {}
+    figures: dict[str, float] = {}
+    for measure in (_memory, _csv, _engines):
+        found_rows, found_ratios, found_figures = measure(size)
+        rows += found_rows
+        ratios |= found_ratios
+        figures |= found_figures
+        console.print(f"[green]✓[/] {', '.join(f'{name} {value:.3g}' for name, value in found_ratios.items())}")
+    for name, other in (("digits_over_bare", "bare"), *([("digits_vs_before", str(before))] if before else [])):
+        ratios[name], steps_rows = _steps(other, size)
+        rows += steps_rows
+        console.print(f"[green]✓[/] {name} {ratios[name]:.3g}")
+    figures["seconds_total"] = time.monotonic() - started
+    report = Report("A task of your own", COLUMNS, rows, ratios, figures, conditions(quick=quick))
+    return publish(report, console, files)
+
+
+Measured = tuple[list[dict[str, Any]], dict[str, float], dict[str, float]]
+
+
+def _row(what: str, system: str, value: float, unit: str) -> dict[str, Any]:
+    return {"what": what, "system": system, "value": value, "unit": unit}
+
+
+def _memory(size: Size) -> Measured:
+    found = {}
+    for kind, count in (("table", size.table), ("images", size.images)):
+        with tempfile.TemporaryDirectory(prefix="sovfed-bench-") as folder:
+            found[kind] = child("memory", kind, folder, str(count))
+    rows = [
+        _row(f"{kind}: {key}", f"{values['records']:,.0f} records", values[key] / MB, "MB")
+        for kind, values in found.items()
+        for key in ("columns", "extra", "peak")
+    ]
+    table = found["table"]
+    ratio = max(0.0, table["extra"] - table["batch"]) / table["columns"]
+    return rows, {"memory_over_columns": ratio}, {"images_gb": found["images"]["peak"] / GB}
+
+
+def _csv(size: Size) -> Measured:
+    with tempfile.TemporaryDirectory(prefix="sovfed-bench-") as folder:
+        found = child("texts", folder, str(size.csv), str(size.csv_turns))
+    rows = [
+        _row(f"CSV, {kind}", system, 1e3 * values[f"{system}_s"], "ms CPU")
+        for kind, values in found.items()
+        for system in ("ours", "pandas")
+    ]
+    ratios = {
+        "csv_over_pandas_cpu": found["mixed"]["ratio"], "csv_numbers_over_pandas_cpu": found["numbers"]["ratio"]
+    }  # fmt: skip
+    return rows, ratios, {}
+
+
+def _engines(size: Size) -> Measured:
+    from sovfed.simulations.benchmarks.own_tasks.dictionary import install
+
+    turns: dict[str, list[dict[str, Any]]] = {engine: [] for engine, _ in size.rounds}
+    with tempfile.TemporaryDirectory(prefix="sovfed-bench-") as name:
+        folder = Path(name)
+        package = install(folder / "package")
+        for turn in range(size.turns):
+            for engine, rounds in size.rounds:
+                place = str(folder / str(turn))
+                turns[engine].append(
+                    child("rounds", engine, place, str(size.institutions), str(rounds), paths=(package,))
+                )
+    rows = [
+        _row(f"a round of {size.institutions}", engine, statistics.median(one[key] for one in measured), unit)
+        for engine, measured in turns.items()
+        for key, unit in (("wall_ms", "ms"), ("cpu_ms", "ms CPU"))
+    ]
+    return rows, over_ray(turns), {}
+
+
+def over_ray(turns: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Ray's median wall of a round over that of each other engine."""
+    walls = {engine: statistics.median(one["wall_ms"] for one in measured) for engine, measured in turns.items()}
+    return {f"{engine}_over_ray": walls["ray"] / wall for engine, wall in walls.items() if engine != "ray"}
+
+
+def _steps(other: str, size: Size) -> tuple[float, list[dict[str, Any]]]:
+    """CPU of ours over `other`'s: the median over processes of the median over neighbouring turns."""
+    ratios: list[float] = []
+    seconds: dict[str, list[float]] = {"ours": [], other: []}
+    for _ in range(size.processes):
+        with _asked("ours") as mine, _asked(other) as theirs:
+            pairs = [(_ask(mine), _ask(theirs)) for _ in range(size.asks)]
+        ratios.append(statistics.median(a / b for a, b in pairs))
+        seconds["ours"] += [a for a, _ in pairs]
+        seconds[other] += [b for _, b in pairs]
+    rows = [
+        _row("digits, an update", "before" if system not in ("ours", "bare") else system, 1e3 * statistics.median(all_), "ms CPU")
+        for system, all_ in seconds.items()
+    ]  # fmt: skip
+    return statistics.median(ratios), rows
+
+
+@contextmanager
+def _asked(source: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that trains when it is asked to. Another version of ours finds itself before the one installed."""
+    older = () if source in ("ours", "bare") else (Path(source).resolve(),)
+    command: Sequence[str] = [sys.executable, "-P", str(Path(steps.__file__)), source]
+    with subprocess.Popen(
+        command, env=environment(older), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:  # fmt: skip
+        try:
+            if process.stdout is None or process.stdout.readline() != "ready\n":
+                raise ServiceError(f"digits by {source}: does not run")
+            yield process
+        finally:
+            process.kill()
+
+
+def _ask(process: subprocess.Popen[str]) -> float:
+    if process.stdin is None or process.stdout is None:
+        raise ServiceError("a process without pipes")
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())

@@ -1,0 +1,49 @@
+"""`python -m … ENGINE FOLDER INSTITUTIONS ROUNDS`: simulated rounds of the dictionary task, by one engine."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sovfed.simulations.benchmarks.own_tasks.dictionary import NAME
+from sovfed.simulations.benchmarks.process_tree import cpu_seconds
+
+
+def simulate(engine: str, folder: Path, institutions: int, rounds: int) -> dict[str, Any]:
+    """Median wall and mean CPU (of the whole process tree) of a round in ms, the first apart, and the last accuracy.
+
+    Coordinator, checkpoints, metrics and round lines are in it, for every engine the same.
+    """
+    from sovfed.federation.compose import compose
+    from sovfed.simulations.federation import simulate_population
+    from sovfed.simulations.population import make_population
+
+    config = compose(
+        [
+            "task=own", f"task.name={NAME}", f"data.source={NAME}", "task.optimizer=adamw", "task.learning_rate=0.003",
+            "task.batch_size=10", "secagg=none", f"simulation.institutions={institutions}", "client.device=cpu",
+            f"simulation.engine={engine}", "simulation.workers=0", f"rounds={rounds + 1}",
+        ]
+    ).config  # fmt: skip
+    marks: list[tuple[float, float]] = []
+    accuracy = 0.0
+
+    def on_round(line: dict[str, Any]) -> None:
+        nonlocal accuracy
+        marks.append((time.perf_counter(), cpu_seconds([os.getpid()])))
+        accuracy = line["metrics"]["accuracy"]
+
+    simulate_population(config, make_population(config), folder / engine, on_round=on_round)
+    walls = [after - before for (before, _), (after, _) in itertools.pairwise(marks)]
+    cpu = (marks[-1][1] - marks[0][1]) / len(walls)
+    return {"wall_ms": 1e3 * statistics.median(walls), "cpu_ms": 1e3 * cpu, "accuracy": accuracy}
+
+
+if __name__ == "__main__":
+    print(json.dumps(simulate(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))))

@@ -1,0 +1,91 @@
+"""`python -m … FOLDER ROWS TURNS`: CPU seconds of our CSV connector's load and of `pandas.read_csv`, interleaved.
+
+Ours also checks every cell against the schema, keeps float32, and chooses who is held out; pandas is asked for the same
+columns and nothing else. `numbers` is a table of numbers alone, which is pandas' best case; `mixed` has categories,
+yes/no, dates and a free text that nobody uses beside its numbers, as hospitals export.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from sovfed.clients.data.csv import CONNECTOR
+from sovfed.federation.config import DataConfig
+from sovfed.federation.metrics import BinaryMetrics
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.columns import Column, Schema, number
+
+NUMBERS: Final = 30
+WORDS: Final = ("none", "mild", "moderate", "severe")
+ILL: Final = Column("ill", "boolean", role="target")
+
+
+def schema_of(kind: str) -> Schema:
+    """The columns that are used."""
+    if kind == "numbers":
+        return Schema(columns=(*(number(f"value_{place}", 0.0, 100.0) for place in range(NUMBERS)), ILL))
+    return Schema(
+        columns=(
+            *(number(f"value_{place}", 0.0, 100.0) for place in range(16)),
+            *(Column(f"grade_{place}", "category", categories=WORDS) for place in range(6)),
+            *(Column(f"history_{place}", "boolean") for place in range(6)),
+            *(Column(f"seen_{place}", "date", low=0.0, high=30_000.0) for place in range(2)),
+            ILL,
+        )
+    )
+
+
+def write(path: Path, schema: Schema, rows: int) -> Path:
+    """A table of `rows` rows, with two columns that nobody uses."""
+    generator = np.random.default_rng(0)
+    days = pd.date_range("2000-01-01", periods=5_000).strftime("%Y-%m-%d").to_numpy()
+    values: dict[str, Any] = {"note": np.array(["seen in the ward, no complaints"] * rows), "code": np.arange(rows)}
+    for column in schema.columns:
+        match column.kind:
+            case "number":
+                values[column.name] = np.round(generator.random(rows) * 100, 3)
+            case "category":
+                values[column.name] = np.array(WORDS)[generator.integers(0, len(WORDS), rows)]
+            case "date":
+                values[column.name] = days[generator.integers(0, len(days), rows)]
+            case _:
+                values[column.name] = np.array(["no", "yes"])[generator.integers(0, 2, rows)]
+    pd.DataFrame(values).to_csv(path, index=False)
+    return path
+
+
+def measure(kind: str, folder: Path, rows: int, turns: int) -> dict[str, Any]:
+    """Median and least CPU seconds of either, and the median of the ratios of neighbouring turns."""
+    schema = schema_of(kind)
+    path = write(folder / f"{kind}.csv", schema, rows)
+    task = Task(
+        name=kind, title=kind, schema=schema, metrics=BinaryMetrics(), headline="auc", build=None, loss=None
+    )  # fmt: skip
+    config, names = DataConfig(source="csv", path=str(path), person="row"), [column.name for column in schema.columns]
+    seconds: dict[str, list[float]] = {"ours": [], "pandas": []}
+    for turn in range(turns + 1):
+        for system, times in seconds.items():
+            start = time.process_time()
+            if system == "ours":
+                CONNECTOR.load(task, config)
+            else:
+                pd.read_csv(path, usecols=names)
+            if turn:
+                times.append(time.process_time() - start)
+    ratio = statistics.median(a / b for a, b in zip(seconds["ours"], seconds["pandas"], strict=True))
+    medians = {f"{system}_s": statistics.median(times) for system, times in seconds.items()}
+    least = {f"{system}_least_s": min(times) for system, times in seconds.items()}
+    return {"kind": kind, "rows": rows, "bytes": path.stat().st_size, "ratio": ratio, **medians, **least}
+
+
+if __name__ == "__main__":
+    place, count, repeats = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    print(json.dumps({kind: measure(kind, place, count, repeats) for kind in ("numbers", "mixed")}))
