@@ -109,7 +109,7 @@ def train(task: Task, config: DataConfig, batch: int) -> int:
     )  # fmt: skip
     training.train(request)
     training.evaluate(request.model, scale)
-    return len(training.records)
+    return len(training.records.persons)
 
 
 def measure(kind: str, folder: Path, count: int) -> dict[str, float]:

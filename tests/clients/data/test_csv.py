@@ -457,7 +457,7 @@ def test_no_private_run_uses_a_table_whose_way_of_writing_is_told_from_records(
     tmp_path: Path, before: str, more: bytes, bad_rows: str, declared: dict[str, Any]
 ) -> None:
     """One person's rows would move others from the training to the held-out part, or leave them out."""
-    settings = {"bad_rows": bad_rows, "max_bad_share": 1.0}
+    settings: dict[str, Any] = {"bad_rows": bad_rows, "max_bad_share": 1.0}
     alone = written(tmp_path, before, "alone.csv", **settings)
     check_private_data(SMALL, alone)
     assert not _load(alone, SMALL).not_private
