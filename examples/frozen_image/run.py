@@ -72,7 +72,7 @@ def run(quick: bool = False) -> dict[str, float]:
         sites = [((images[i:cut:3], labels[i:cut:3]), (images[cut + i :: 3], labels[cut + i :: 3])) for i in range(3)]
         rounds = 5 if quick else 20
         plain = sovfed.simulate(
-            task, sites, rounds=rounds, settings={"task.local_epochs": 8, "task.learning_rate": 0.5}
+            task, sites, rounds=rounds, settings={"task.local_epochs": 8, "task.learning_rate": 0.6}
         )
         private = sovfed.simulate(task, sites, rounds=rounds, privacy="distributed", settings=PRIVATE)
         with torch.no_grad():

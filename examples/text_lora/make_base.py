@@ -20,7 +20,7 @@ HIDDEN = 257  # the symbol in the place of a hidden byte; bytes are 1 to 256, an
 SHARE = 0.3  # of the bytes are hidden: neighbours in a word tell much, so more than of whole words
 
 
-def prepare(folder: Path, steps: int = 500) -> Path:
+def prepare(folder: Path, steps: int = 400) -> Path:
     """Train the base and save it."""
     torch.manual_seed(0)
     config = BertConfig(

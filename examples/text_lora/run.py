@@ -29,7 +29,7 @@ LORA = LoraConfig(
 )  # fmt: skip
 RATE = 5e-3
 PRIVATE = {
-    "privacy.population": 600, "privacy.epsilon": 8, "privacy.delta": 1e-3, "privacy.colluders": 0,
+    "privacy.population": 300, "privacy.epsilon": 8, "privacy.delta": 1e-3, "privacy.colluders": 0,
     "privacy.sampling_rate": 0.5, "server.min_cohort": 3, "task.learning_rate": 1.0,
 }  # fmt: skip
 LOCAL = {"task.optimizer": "adamw", "task.learning_rate": RATE, "task.local_epochs": 2, "task.batch_size": 16}
@@ -75,13 +75,13 @@ def pooled(task: Task, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndar
 
 def run(quick: bool = False, private: bool = True) -> dict[str, float]:
     """Accuracy on held-out texts: plain torch on all of them, federated, and with privacy."""
-    train, test = texts(600), texts(150, seed=2)
+    train, test = texts(300), texts(150, seed=2)
     sites = [((train[0][i::3], train[1][i::3]), (test[0][i::3], test[1][i::3])) for i in range(3)]
-    rounds = 3 if quick else 10
+    rounds = 1 if quick else 10
     with tempfile.TemporaryDirectory() as folder:
-        task = task_of(prepare(Path(folder), 80 if quick else 500))
+        task = task_of(prepare(Path(folder), 40 if quick else 400))
         plain = sovfed.simulate(task, sites, rounds=rounds, settings=LOCAL)
-        result = {"pooled": pooled(task, train, test, 6 if quick else 20), "federated": plain.metrics["accuracy"]}
+        result = {"pooled": pooled(task, train, test, 2 if quick else 20), "federated": plain.metrics["accuracy"]}
         if private:
             kept = sovfed.simulate(task, sites, rounds=rounds, privacy="distributed", settings=PRIVATE)
             result["private"] = kept.metrics["accuracy"]
