@@ -164,7 +164,9 @@ def _steps(other: str, size: Size) -> tuple[float, list[dict[str, Any]]]:
         seconds["ours"] += [a for a, _ in pairs]
         seconds[other] += [b for _, b in pairs]
     rows = [
-        _row("digits, an update", "before" if system not in ("ours", "bare") else system, 1e3 * statistics.median(all_), "ms CPU")
+        _row(
+            "digits, an update", system if system in ("ours", "bare") else "before", 1e3 * statistics.median(all_), "ms CPU"
+        )
         for system, all_ in seconds.items()
     ]  # fmt: skip
     return statistics.median(ratios), rows
@@ -176,7 +178,8 @@ def _asked(source: str) -> Iterator[subprocess.Popen[str]]:
     older = () if source in ("ours", "bare") else (Path(source).resolve(),)
     command: Sequence[str] = [sys.executable, "-P", str(Path(steps.__file__)), source]
     with subprocess.Popen(
-        command, env=environment(older), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, env=environment(older), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True,
     ) as process:  # fmt: skip
         try:
             if process.stdout is None or process.stdout.readline() != "ready\n":

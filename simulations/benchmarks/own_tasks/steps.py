@@ -1,7 +1,7 @@
 """`python -m … SOURCE`: CPU seconds of training rounds of `digits`, one line for each line that comes in.
 
-SOURCE is `ours`, or `bare`: the same steps by a short loop of torch's own. With a folder as SOURCE, whatever sovfed lies
-in it trains instead, so that this file, run by its path, measures an older version too.
+SOURCE is `ours`, or `bare`: the same steps by a short loop of torch's own. With a folder as SOURCE, whatever sovfed
+lies in it trains instead, so that this file, run by its path, measures an older version too.
 """
 
 from __future__ import annotations
