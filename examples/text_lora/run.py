@@ -64,11 +64,13 @@ def pooled(task: Task, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndar
     torch.manual_seed(0)
     model, rows, labels = task.model(), torch.from_numpy(train[0]), torch.from_numpy(train[1])
     optimizer = torch.optim.AdamW([part for part in model.parameters() if part.requires_grad], lr=RATE, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=epochs)  # as one would train alone
     for _ in range(epochs):
         for batch in torch.randperm(len(rows)).split(16):
             optimizer.zero_grad()
             cross_entropy(model(rows[batch]), labels[batch]).backward()
             optimizer.step()
+        schedule.step()
     with torch.no_grad():
         return float(np.mean(model(torch.from_numpy(test[0])).argmax(1).numpy() == test[1]))
 
