@@ -1,7 +1,7 @@
 """`python -m … SOURCE`: CPU seconds of training rounds of `digits`, one line for each line that comes in.
 
-SOURCE is `ours`, or `bare`: the same steps by a short loop of torch's own. With a folder as SOURCE, whatever sovfed lies
-in it trains instead, so that this file, run by its path, measures an older version too.
+SOURCE is `ours`, or `bare`: the same steps by a short loop of torch's own. With a folder as SOURCE, whatever sovfed
+lies in it trains instead, so that this file, run by its path, measures an older version too.
 """
 
 from __future__ import annotations
@@ -83,12 +83,17 @@ def answer(run: Callable[[], object]) -> None:
     """For each line that comes in, tell the CPU seconds of a round."""
     for _ in range(ROUNDS):
         run()
-    print("ready", flush=True)
+    _tell("ready")
     for _ in sys.stdin:
         start = time.process_time()
         for _ in range(ROUNDS):
             run()
-        print((time.process_time() - start) / ROUNDS, flush=True)
+        _tell(str((time.process_time() - start) / ROUNDS))
+
+
+def _tell(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
