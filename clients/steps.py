@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sovfed.clients.model import gradients
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.plan import SGD
 
 if TYPE_CHECKING:
     from sovfed.clients.model import FlatModel
@@ -96,12 +97,15 @@ class General:
         self._shapes = [tuple(value.shape) for value in model.values]
         self._sizes = [value.numel() for value in model.values]
         self._optimizer = make(plan)
-        self._state = self._optimizer.init(model.values)
+        self._flat = model.flat[: model.trained] if _by_value(plan) else None
+        self._state = self._optimizer.init(model.values if self._flat is None else [self._flat])
         self._batches = Accumulator(plan.accumulation, self._shapes) if plan.accumulation > 1 else None
 
     def __call__(self, losses: Tensor) -> bool:
         slopes = gradients(losses, self._model.shares(len(losses)), self._parameters)
         floats = [None if slope is None else slope.float() for slope in slopes]
+        if self._flat is not None:
+            return self._step_flat(self._flat, floats)
         if self._batches is None:
             return self._step(floats)
         if not self._batches.add(floats, len(losses), self._model.values):
@@ -111,6 +115,16 @@ class General:
     def end_epoch(self) -> bool:
         return self._batches is not None and self._batches.pending and self._step(self._batches.mean())
 
+    def _step_flat(self, flat: Tensor, slopes: list[Tensor | None]) -> bool:
+        """The same step of all values as one tensor, which takes one operation where a list takes one for each."""
+        parts = zip(slopes, self._sizes, strict=True)
+        slope = torch.cat([flat.new_zeros(size) if part is None else part.reshape(-1) for part, size in parts])
+        if (added := self._pull()) is not None:
+            slope.add_(added)
+        self._optimizer.step([flat], [slope], self._state, self._rates())
+        self._model.scattered()
+        return True
+
     def _step(self, slopes: list[Tensor | None] | list[Tensor]) -> bool:
         if (added := self._pull()) is not None:
             parts = zip(torch.split(added, self._sizes), self._shapes, slopes, strict=True)
@@ -118,6 +132,11 @@ class General:
         self._optimizer.step(self._model.values, slopes, self._state, self._rates())
         self._model.scattered()
         return True
+
+
+def _by_value(plan: LocalPlan) -> bool:
+    """Whether the optimizer moves each value by its own gradient alone, whatever tensor it is in."""
+    return plan.optimizer in (SGD, "adamw") and not plan.gradient_clip and plan.accumulation == 1
 
 
 class Scaled:

@@ -163,12 +163,11 @@ def _steps(other: str, size: Size) -> tuple[float, list[dict[str, Any]]]:
         ratios.append(statistics.median(a / b for a, b in pairs))
         seconds["ours"] += [a for a, _ in pairs]
         seconds[other] += [b for _, b in pairs]
+    names = {"ours": "ours", other: "bare" if other == "bare" else "before"}
     rows = [
-        _row(
-            "digits, an update", system if system in ("ours", "bare") else "before", 1e3 * statistics.median(all_), "ms CPU"
-        )
-        for system, all_ in seconds.items()
-    ]  # fmt: skip
+        _row("digits, an update", names[system], 1e3 * statistics.median(each), "ms CPU")
+        for system, each in seconds.items()
+    ]
     return statistics.median(ratios), rows
 
 
@@ -178,8 +177,8 @@ def _asked(source: str) -> Iterator[subprocess.Popen[str]]:
     older = () if source in ("ours", "bare") else (Path(source).resolve(),)
     command: Sequence[str] = [sys.executable, "-P", str(Path(steps.__file__)), source]
     with subprocess.Popen(
-        command, env=environment(older), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True,
+        command, env=environment(older), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         try:
             if process.stdout is None or process.stdout.readline() != "ready\n":

@@ -46,4 +46,4 @@ def simulate(engine: str, folder: Path, institutions: int, rounds: int) -> dict[
 
 
 if __name__ == "__main__":
-    print(json.dumps(simulate(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))))
+    sys.stdout.write(json.dumps(simulate(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))))

@@ -83,12 +83,17 @@ def answer(run: Callable[[], object]) -> None:
     """For each line that comes in, tell the CPU seconds of a round."""
     for _ in range(ROUNDS):
         run()
-    print("ready", flush=True)
+    _tell("ready")
     for _ in sys.stdin:
         start = time.process_time()
         for _ in range(ROUNDS):
             run()
-        print((time.process_time() - start) / ROUNDS, flush=True)
+        _tell(str((time.process_time() - start) / ROUNDS))
+
+
+def _tell(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -88,4 +88,4 @@ def measure(kind: str, folder: Path, rows: int, turns: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     place, count, repeats = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    print(json.dumps({kind: measure(kind, place, count, repeats) for kind in ("numbers", "mixed")}))
+    sys.stdout.write(json.dumps({kind: measure(kind, place, count, repeats) for kind in ("numbers", "mixed")}))

@@ -1,0 +1,54 @@
+"""What `sovfed bench own-task` measures is what it says, on tables of a few rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sovfed.simulations.benchmarks.own_task import Size, over_ray, run
+from sovfed.simulations.benchmarks.own_tasks import memory, texts
+from sovfed.simulations.benchmarks.own_tasks.steps import bare, ours
+from sovfed.simulations.benchmarks.report import Files
+
+TINY = Size(
+    table=2_000, images=8, csv=500, csv_turns=1, institutions=8, turns=1, processes=1, asks=2,
+    rounds=(("ray", 1), ("inprocess", 1), ("vectorised", 1)),
+)  # fmt: skip
+
+
+def test_a_ratio_is_rays_median_wall_over_ours() -> None:
+    walls = {"ray": (100.0, 400.0, 200.0), "inprocess": (20.0, 10.0, 90.0), "vectorised": (2.0,)}
+    turns = {engine: [{"wall_ms": wall} for wall in each] for engine, each in walls.items()}
+    assert over_ray(turns) == {"inprocess_over_ray": 10.0, "vectorised_over_ray": 100.0}
+
+
+def test_the_columns_bytes_are_those_of_float32(tmp_path: Path) -> None:
+    found = memory.measure("table", tmp_path, 600)
+    assert (found["records"], found["columns"]) == (600, 600 * 4 * (50 + 1))
+    assert found["batch"] == 256 * 50 * 4
+
+
+@pytest.mark.parametrize("kind", ["numbers", "mixed"])
+def test_either_reader_has_a_positive_time(kind: str, tmp_path: Path) -> None:
+    found = texts.measure(kind, tmp_path, 50, 1)
+    assert found["ours_s"] > 0 and found["pandas_s"] > 0 and found["ratio"] > 0
+
+
+def test_both_kinds_of_steps_train() -> None:
+    ours()()
+    assert bare()() is not None
+
+
+@pytest.mark.deploy
+def test_the_whole_benchmark_writes_its_ratios(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    run(True, None, files=Files(json=path), console=Console(quiet=True), size=TINY)
+    found = json.loads(path.read_text())
+    assert set(found["ratios"]) == {
+        "memory_over_columns", "csv_over_pandas_cpu", "csv_numbers_over_pandas_cpu", "inprocess_over_ray",
+        "vectorised_over_ray", "digits_over_bare",
+    }  # fmt: skip
+    assert 0 < found["figures"]["images_gb"] < 2
