@@ -79,7 +79,7 @@ def run(quick: bool = False, private: bool = True) -> dict[str, float]:
     """Accuracy on held-out texts: plain torch on all of them, federated, and with privacy."""
     train, test = texts(300), texts(150, seed=2)
     sites = [((train[0][i::3], train[1][i::3]), (test[0][i::3], test[1][i::3])) for i in range(3)]
-    rounds = 1 if quick else 10
+    rounds = 1 if quick else 18
     with tempfile.TemporaryDirectory() as folder:
         task = task_of(prepare(Path(folder), 40 if quick else 400))
         plain = sovfed.simulate(task, sites, rounds=rounds, settings=LOCAL)
