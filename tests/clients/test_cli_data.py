@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from click.testing import CliRunner
 from tests.clients.data.cases import AGE, DOSE, ILL, task_of
 
@@ -30,6 +31,7 @@ TASK = dataclasses.replace(
     ),
     name="looked-at",
 )
+TASK = dataclasses.replace(TASK, build=lambda: torch.nn.Linear(TASK.transform.width, 1))
 HEADER = "age,dose,glucose,stage,ill,mrn"
 SOUND = [f"{40 + row},1,{5 + row / 10},II,{row % 2},m{row // 2}" for row in range(20)]
 FAULTY = ["secret,1,6,I,0,m30", "41,,6,IV,0,m31", "41,9,6,I,1,m32", "300,1,6,I,1,"]

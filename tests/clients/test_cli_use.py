@@ -41,7 +41,7 @@ def test_a_run_its_folder_and_its_file_predict_the_same(home: Path) -> None:
     shown = {run(home, "predict", model, str(home / "table.csv")) for model in meant}
     (text,) = shown
     rows = list(csv.DictReader(text.splitlines()))
-    assert [row["row"] for row in rows] == ["1", "2"]
+    assert [row["line"] for row in rows] == ["2", "3"]
     expected = load_model(folder).predict_rows(
         {"age": [50, 100], "dose": [None, 2], "flat": [7, 7], "smoker": [1, 0], "seen": ["1970-01-02", "2000-01-01"],
          "ward": [None, "B"], "sex": ["m", "f"]}
@@ -72,7 +72,7 @@ def test_what_it_is_is_shown(home: Path) -> None:
         (("predict", "study-9", "table.csv"), ConfigError, "did you mean 'study-"),
         (("predict", "study-2", "table.csv"), ConfigError, "no model yet"),
         (("predict", "../study-1", "table.csv"), ConfigError, "no file and no run"),
-        (("predict", "study-1", "none.csv"), DataError, "missing, or not a CSV"),
+        (("predict", "study-1", "none.csv"), DataError, "none.csv: no such file"),
         (("export", "study-1"), ConfigError, "choose --torch FILE"),
         (("export", "study-1", "--hf", "hf"), ConfigError, "none of Hugging Face's"),
     ],

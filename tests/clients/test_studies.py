@@ -61,19 +61,22 @@ def test_a_task_reads_its_study_and_every_other_the_data_block() -> None:
 
 
 def test_a_study_of_one_version_comes_before_one_of_any() -> None:
-    any_version, this = StudyConfig("study-first", at("/a")), StudyConfig(f"study-first@{FIRST.digest[:16]}", at("/b"))
+    any_version, this = StudyConfig("study-first", at("/a")), StudyConfig(f"study-first@{FIRST.digest[:32]}", at("/b"))
     config = config_of(one=any_version, two=this)
     assert (config.data_of(FIRST).path, config.data_of(LATER).path) == ("/b", "/a")
 
 
 def test_a_version_that_no_study_is_of_reads_nothing() -> None:
     """Rather than the data block's records, which are other people's."""
-    config = config_of(births=StudyConfig(f"study-first@{FIRST.digest[:16]}", at("/b")))
+    config = config_of(births=StudyConfig(f"study-first@{FIRST.digest[:32]}", at("/b")))
     with pytest.raises(WrongTaskError, match=r"studies \['births'\] are of other versions"):
         config.data_of(LATER)
 
 
-@pytest.mark.parametrize("task", ["", "a b", "@0123456789ab", "birth@01", "birth@0123456789AB", "../birth"])
+@pytest.mark.parametrize(
+    "task",
+    ["", "a b", "@0123456789abcdef0123456789abcdef", "birth@01", "birth@0123456789ABCDEF0123456789ABCDEF", "../birth"],
+)
 def test_a_study_names_a_task_or_a_version_of_one(task: str) -> None:
     with pytest.raises(ConfigError, match=r"births.*(expected NAME|length)"):
         bind(ClientConfig, {"studies": {"births": {"task": task}}})
@@ -85,16 +88,24 @@ def test_a_study_has_a_name_that_files_may_have(name: str) -> None:
         bind(ClientConfig, {"studies": {name: {"task": "birth"}}})
 
 
-@pytest.mark.parametrize("second", ["birth@0123456789ab", "birth@0123456789abcd"])
+@pytest.mark.parametrize(
+    "second", ["birth@0123456789abcdef0123456789abcdef", "birth@0123456789abcdef0123456789abcdefcd"]
+)
 def test_no_two_studies_serve_one_task(second: str) -> None:
-    studies = {"one": {"task": "birth@0123456789ab"}, "two": {"task": second}, "any": {"task": "birth"}}
+    studies = {
+        "one": {"task": "birth@0123456789abcdef0123456789abcdef"},
+        "two": {"task": second},
+        "any": {"task": "birth"},
+    }
     with pytest.raises(ConfigError, match="'one' and 'two' both serve"):
         bind(ClientConfig, {"studies": studies})
 
 
 def test_studies_are_written_and_read_back(tmp_path: Path) -> None:
     studies = {
-        "births": StudyConfig("birth@0123456789ab", at("/srv/births.csv", missing_words=("k.A.", "-99"), site="007")),
+        "births": StudyConfig(
+            "birth@0123456789abcdef0123456789abcdef", at("/srv/births.csv", missing_words=("k.A.", "-99"), site="007")
+        ),
         "1e3": StudyConfig("stay", DataConfig()),
     }
     config = ClientConfig(studies=studies, data=at("/srv/rest.csv"))
@@ -188,7 +199,7 @@ def test_a_study_is_added_beside_what_stands_in_the_file(tmp_path: Path) -> None
     file = home / "client.yaml"
     file.write_text(file.read_text() + "# a remark of the operator's\n")
     first = add_study(home, "births", "study-first", at("/srv/a.csv", missing_words=("k.A.",)))
-    second = add_study(home, "stays", f"study-other@{OTHER.digest[:12]}", at("/srv/b.csv"))
+    second = add_study(home, "stays", f"study-other@{OTHER.digest[:32]}", at("/srv/b.csv"))
     assert set(first.studies) == {"births"} and set(second.studies) == {"births", "stays"}
     assert second.studies["births"] == StudyConfig("study-first", at("/srv/a.csv", missing_words=("k.A.",)))
     text = file.read_text()

@@ -162,8 +162,9 @@ def test_a_bad_heart_file_is_told_without_its_content(
 ) -> None:
     with pytest.raises(DataError, match=said) as caught:
         load_records(HEART, _heart(tmp_path, monkeypatch, text))
-    assert "Lovelace" not in str(caught.value)
-    assert "630" not in str(caught.value)
+    told = str(caught.value).replace(str(tmp_path), "")
+    assert "Lovelace" not in told
+    assert "630" not in told
 
 
 @pytest.mark.parametrize(

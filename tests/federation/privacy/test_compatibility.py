@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from sovfed.federation.privacy.compatibility import examine
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.columns import Column, Schema, target
 from sovfed.federation.tasks.losses import cross_entropy
-from sovfed.federation.tasks.registry import get_task, names
+from sovfed.federation.tasks.registry import GROUP, get_task
 from sovfed.simulations.vectorised_private import StackedPrivate
 
 
@@ -79,7 +81,9 @@ def test_the_trial_leaves_the_model_as_it_was() -> None:
     assert all(torch.equal(one, other) for one, other in zip(module.parameters(), before, strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in names() if get_task(name).build is not None])
+@pytest.mark.parametrize(
+    "name", [point.name for point in entry_points(group=GROUP) if get_task(point.name).build is not None]
+)
 def test_made_up_records_are_within_the_schema_and_reach_its_ends(name: str) -> None:
     task = get_task(name)
     (features, labels), (again, _) = task.made_up(300), task.made_up(300)
