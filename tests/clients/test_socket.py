@@ -295,7 +295,7 @@ def test_the_trainer_works_without_any_network(home: Path) -> None:
     with running([unshare, "--net", *_command(home)]):
         stub = TrainerStub(home / NAME, MIB, timeout_s=60.0)
         assert isinstance(stub.answer(_real_request()), TrainReply)
-        assert isinstance(stub.answer(ProfileRequest(run="r", task=TASK.name)), ProfileReply)
+        assert isinstance(stub.answer(ProfileRequest(run="r", task=TASK.name, digest=TASK.digest)), ProfileReply)
         stub.close()
 
 

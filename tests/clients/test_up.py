@@ -190,7 +190,7 @@ def test_institution_answers_and_outlives_the_death_of_each_process(tmp_path: Pa
 
 def profile(grid: FlowerGrid, node: Node, task: str) -> object:
     """The institution's answer to a request for the totals of `task`."""
-    records = to_records(ProfileRequest(run="r", task=task))
+    records = to_records(ProfileRequest(run="r", task=task, digest=get_task(task).digest))
     message = new_message(records, run_id=grid.run.run_id, node_id=node.node_id, kind="query.profile", group="0")
     (reply,) = grid.replies([message], 90)
     return from_records(reply.content)
