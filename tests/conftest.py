@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("deploy") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(DEPLOY_TIMEOUT_S))
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test marked `apart` in a child: torch's export starts threads of autograd, after which nobody may fork."""
+    if not pyfuncitem.get_closest_marker("apart"):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    child = os.fork()
+    if not child:
+        try:
+            pyfuncitem.obj(**arguments)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert not status, "the test failed in its child; its traceback stands in the captured output"
+    return True
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

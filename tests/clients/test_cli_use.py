@@ -85,6 +85,7 @@ def test_what_cannot_be_done_is_one_line(
     assert isinstance(result.exception, error) and told in str(result.exception)
 
 
+@pytest.mark.apart
 def test_an_export_says_what_it_takes(home: Path) -> None:
     out = home / "model.pt2"
     told = run(home, "export", "study-1", "--torch", str(out))

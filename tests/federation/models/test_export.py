@@ -20,7 +20,10 @@ from sovfed.federation.models.saved import LoadedModel, load_model, save_model
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.registry import add
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # torch's and onnx's own
+pytestmark = [
+    pytest.mark.apart,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # torch's and onnx's own
+]
 PLAIN = """
 import sys, json, numpy, torch
 arrays = numpy.load(sys.argv[2])
