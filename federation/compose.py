@@ -14,10 +14,10 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
 
+from sovfed.federation import plugins
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.schema import bind, nearest
@@ -61,7 +61,7 @@ def folders_found() -> tuple[Path, ...]:
     """Our own settings, then those that installed packages bring."""
     from importlib.resources import files
 
-    return PACKAGED, *(Path(str(files(point.value))) for point in entry_points(group=GROUP))
+    return PACKAGED, *(Path(str(files(point.value))) for point in plugins.installed(GROUP).values())
 
 
 def _expanded(text: str, folders: Sequence[Path]) -> list[str]:
@@ -69,14 +69,16 @@ def _expanded(text: str, folders: Sequence[Path]) -> list[str]:
     key, _, raw = text.partition("=")
     if raw in groups(folders).get(key, ()) and (key, raw) != ("task", OWN):
         return [text]
-    if key == "strategy" and raw in {point.name for point in entry_points(group=STRATEGIES)}:
+    if key == "strategy" and raw in plugins.installed(STRATEGIES):
         return [f"strategy.name={raw}"]
     if key != "task":
         return [text]
     if raw.endswith(SUFFIXES):
         from sovfed.federation.tasks.declared import read_task
+        from sovfed.federation.tasks.registry import add
 
         task = read_task(Path(raw).expanduser())
+        add(task)  # as the file is now, whatever this process read before
         file = Path(raw).expanduser().absolute()
         settings = [f"task.{name}={json.dumps(value)}" for name, value in task.training.items()]
         return [f"task={OWN}", f"task.name={task.name}", f"task.file={file}", *_of_run(settings)]

@@ -14,17 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sovfed.federation import plugins
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.plan import SGD
-from sovfed.federation.schema import nearest
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -95,7 +93,7 @@ def make(plan: LocalPlan) -> LocalOptimizer:
 
 def names() -> tuple[str, ...]:
     """Every optimizer that is known here, in alphabetical order."""
-    return tuple(sorted({*_OWN, *_installed()}))
+    return tuple(sorted({*_OWN, *plugins.installed(GROUP)}))
 
 
 def clip(gradients: Sequence[Tensor], shapes: Shapes, bound: float) -> Tensors:
@@ -328,20 +326,6 @@ def _slot(state: State, name: str, values: Tensors) -> Tensors:
 _OWN: Final[dict[str, Callable[[LocalPlan], LocalOptimizer]]] = {SGD: Sgd, "adamw": AdamW, "muon": Muon}
 
 
-@cache
-def _installed() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
-@cache
 def _maker(name: str) -> Callable[[LocalPlan], LocalOptimizer]:
-    if name in _OWN:
-        return _OWN[name]
-    point = _installed().get(name)
-    if point is None:
-        raise ConfigError(f"unknown optimizer '{name[:64]}'{nearest(name, names())}")
-    try:
-        found: Callable[[LocalPlan], LocalOptimizer] = point.load()
-    except Exception as error:  # a package's own
-        raise ConfigError(f"optimizer '{name}' of {point.value} cannot be loaded: {error!r}") from error
-    return found
+    own = _OWN.get(name)
+    return own or cast("Callable[[LocalPlan], LocalOptimizer]", plugins.load(GROUP, "optimizer", name, names()))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from sovfed.federation.quiet import be_quiet
 
 HOME = Path(tempfile.mkdtemp(prefix="sovfed-tests-"))
+APART = "SOVFED_TESTS_APART"
 DEPLOY_TIMEOUT_S = 400  # a federation of seventeen processes starts, runs and stops, on two busy cores too
 
 
@@ -32,21 +33,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a test marked `apart` in a child: torch's export starts threads of autograd, after which nobody may fork."""
-    if not pyfuncitem.get_closest_marker("apart"):
+    """Run a test marked `apart` by a pytest of its own.
+
+    torch's export starts threads of autograd, after which nobody may fork; and what exports cannot run in a fork.
+    """
+    if not pyfuncitem.get_closest_marker("apart") or APART in os.environ:
         return None
-    names = pyfuncitem._fixtureinfo.argnames
-    arguments = {name: pyfuncitem.funcargs[name] for name in names}
-    child = os.fork()
-    if not child:
-        try:
-            pyfuncitem.obj(**arguments)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert not status, "the test failed in its child; its traceback stands in the captured output"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", pyfuncitem.nodeid]
+    environment = {**os.environ, APART: "1"}
+    done = subprocess.run(
+        command, check=False, cwd=pyfuncitem.config.rootpath, env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.fail(done.stdout + done.stderr, pytrace=False)
+    if " skipped" in done.stdout.splitlines()[-1]:
+        pytest.skip(done.stdout)
     return True
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from sovfed.federation import plugins
 from sovfed.federation.errors import ConfigError, DataError, PrivacyError
-from sovfed.federation.schema import nearest
 from sovfed.federation.tasks.columns import CODES, MISSING_CODE, NUMBERS, REFUSE
 
 if TYPE_CHECKING:
@@ -96,14 +95,9 @@ class Connector:
     survey: Callable[[Task, DataConfig], TableRead] | None = None  # all rows with what is wrong, for `check-data`
 
 
-@cache
-def _connectors() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
 def sources() -> tuple[str, ...]:
     """Every connector that is installed here, in alphabetical order."""
-    return tuple(sorted(_connectors()))
+    return tuple(sorted(plugins.installed(GROUP)))
 
 
 def described() -> dict[str, str]:
@@ -114,7 +108,7 @@ def described() -> dict[str, str]:
     for name in sources():
         try:
             connector(name)
-            text = sys.modules[_connectors()[name].module].__doc__ or ""
+            text = sys.modules[plugins.installed(GROUP)[name].module].__doc__ or ""
         except ConfigError as error:
             text = str(error)
         told[name] = text.strip().split("\n\n")[0].replace("\n", " ")
@@ -124,15 +118,9 @@ def described() -> dict[str, str]:
 @cache
 def connector(source: str) -> Connector:
     """The connector called `source`. Raises ConfigError with the nearest known name."""
-    point = _connectors().get(source)
-    if point is None:
-        raise ConfigError(f"unknown data.source '{source[:64]}'{nearest(source, sources())}")
-    try:
-        found = point.load()
-    except Exception as error:  # a package's own
-        raise ConfigError(f"data.source '{source}' of {point.value} cannot be loaded: {error!r}") from error
+    found = plugins.load(GROUP, "data.source", source, sources())
     if not isinstance(found, Connector):
-        raise ConfigError(f"{point.value} is no Connector")
+        raise ConfigError(f"{plugins.installed(GROUP)[source].value} is no Connector")
     return found
 
 

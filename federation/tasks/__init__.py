@@ -6,7 +6,6 @@ message and no configuration ever carries code.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, replace
@@ -38,9 +37,9 @@ class Task:
     """A learning task. Its model crosses the wire as a flat vector (`layout.py`).
 
     `build` makes the model, under a seed that is the same everywhere; what it loads, both sides must hold: frozen
-    parameters count in the digest. `loss` maps
-    outputs [n, …] and targets to the loss of each record [n]. Inputs and targets are a tensor where the schema has one,
-    else a dict by column; scalar inputs and categories come together as "x" [n, width], in the schema's order.
+    parameters count in the digest. `loss` maps outputs [n, …] and targets to the loss of each record [n]. Inputs and
+    targets are a tensor where the schema has one, else a dict by column; scalar inputs and categories come together as
+    "x" [n, width], in the schema's order.
     """
 
     name: str
@@ -90,10 +89,9 @@ class Task:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that two sides must agree on: schema, model, loss and metrics, and the bytes they are made of.
+        """SHA-256 of what two sides must agree on: schema, model, frozen weights, loss, metrics, the code of all these.
 
-        Not of what their modules import, nor of frozen weights that `build` loads: whoever changes these changes
-        `version`.
+        Not of what their modules import, nor of constant buffers: whoever changes these changes `version`.
         An institution answers a request only if it carries the digest of its own task of that name.
         """
         parts = [] if self.build is None else [[part.name, part.shape, part.trained] for part in self.layout.parts]
@@ -188,7 +186,7 @@ def summarise(task: Task, sums: Sums, scale: Sums | None = None) -> dict[str, fl
 
 def sized(task: Task, parameters: int) -> Task:
     """`task` with a vector of length `parameters` if it trains nothing, else as it is."""
-    return task if task.build is not None else dataclasses.replace(task, length=parameters)
+    return task if task.build is not None else replace(task, length=parameters)
 
 
 def _code(build: Callable[[], Module] | None) -> str:

@@ -7,13 +7,12 @@ is decided by the institution's policy before.
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sovfed.federation import plugins
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import OWN
-from sovfed.federation.schema import nearest
 from sovfed.federation.tasks import Task, sized
 
 if TYPE_CHECKING:
@@ -23,14 +22,9 @@ GROUP: Final = "sovfed.tasks"
 _ADDED: dict[str, list[Task]] = {}
 
 
-@cache
-def _installed() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
 def names() -> tuple[str, ...]:
     """Every task that is known here, in alphabetical order."""
-    return tuple(sorted({*_installed(), *_ADDED}))
+    return tuple(sorted({*plugins.installed(GROUP), *_ADDED}))
 
 
 def add(task: Task) -> Task:
@@ -42,7 +36,7 @@ def add(task: Task) -> Task:
 
 def versions(name: str) -> list[Task]:
     """Every task called `name`, the newest last. Raises ConfigError if there is none."""
-    installed = [_load(name)] if name in _installed() or name not in _ADDED else []
+    installed = [_load(name)] if name in plugins.installed(GROUP) or name not in _ADDED else []
     return [*installed, *_ADDED.get(name, [])]
 
 
@@ -73,13 +67,7 @@ def _read(file: str) -> Task:
 
 @cache
 def _load(name: str) -> Task:
-    point = _installed().get(name)
-    if point is None:
-        raise ConfigError(f"unknown task '{name[:64]}'{nearest(name, names())}")
-    try:
-        found = point.load()
-    except Exception as error:  # a package's own
-        raise ConfigError(f"task '{name}' of {point.value} cannot be loaded: {error!r}") from error
+    found = plugins.load(GROUP, "task", name, names())
     if not isinstance(found, Task) or found.name != name:
-        raise ConfigError(f"{point.value} is no Task called '{name}'")
+        raise ConfigError(f"{plugins.installed(GROUP)[name].value} is no Task called '{name}'")
     return found

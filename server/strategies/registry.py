@@ -7,13 +7,11 @@ Flower's (`flwr.serverapp.strategy`), which is fed with what the round added up 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final
 
+from sovfed.federation import plugins
 from sovfed.federation.compose import STRATEGIES
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.schema import nearest
 
 if TYPE_CHECKING:
     from sovfed.federation.config import StrategyConfig
@@ -24,11 +22,6 @@ Maker = Callable[["StrategyConfig", "Layout | None"], Any]
 _ADDED: Final[dict[str, Maker]] = {}
 
 
-@cache
-def _installed() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=STRATEGIES)}
-
-
 def add(name: str, maker: Maker) -> str:
     """Make a strategy known in this process, in the place of another of that name; the name."""
     _ADDED[name] = maker
@@ -37,20 +30,12 @@ def add(name: str, maker: Maker) -> str:
 
 def names() -> tuple[str, ...]:
     """Every strategy from outside, in alphabetical order."""
-    return tuple(sorted({*_installed(), *_ADDED}))
+    return tuple(sorted({*plugins.installed(STRATEGIES), *_ADDED}))
 
 
 def make(config: StrategyConfig, layout: Layout | None, ours: tuple[str, ...]) -> ServerOptimizer:
     """The strategy that `config` names. Raises ConfigError with the nearest of `ours` and those from outside."""
-    maker = _ADDED.get(config.name)
-    if maker is None:
-        point = _installed().get(config.name)
-        if point is None:
-            raise ConfigError(f"strategy.name is {config.name!r}{nearest(config.name, (*ours, *names()))}")
-        try:
-            maker = point.load()
-        except Exception as error:  # a package's own
-            raise ConfigError(f"strategy '{config.name}' of {point.value} cannot be loaded: {error!r}") from error
+    maker = _ADDED.get(config.name) or plugins.load(STRATEGIES, "strategy", config.name, (*ours, *names()))
     return adapted(maker(config, layout), layout)
 
 

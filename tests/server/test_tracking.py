@@ -70,7 +70,10 @@ def test_what_is_stored_of_an_address_has_no_credentials(uri: str, shown: str) -
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # MLflow's own
-def test_neither_log_nor_params_hold_the_password(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_neither_log_nor_params_hold_the_password(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # of 15 tries at a database, for 50 s
     uri = f"sqlite:///{tmp_path}/tracked.db?timeout=12345.75"
     tracker = tracking.Tracker(compose([f"tracking.uri={uri}"]).config, tmp_path, tmp_path, "a-run")
     tracker.finish("FINISHED", [], register=False)

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from torch import nn
 
+from sovfed.federation import plugins
+from sovfed.federation.compose import compose
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.metrics import BinaryMetrics, ClassMetrics
 from sovfed.federation.tasks import Task, registry
 from sovfed.federation.tasks.columns import Schema, number, target
 from sovfed.federation.tasks.losses import binary_cross_entropy, squared_error
-from sovfed.federation.tasks.registry import add, get_task, names, versions
+from sovfed.federation.tasks.registry import add, configured_task, get_task, names, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 HEART = get_task("heart")
 
@@ -166,7 +169,7 @@ def test_a_package_that_does_not_bring_what_it_says_is_told(
     value: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     point = EntryPoint("mine", value, registry.GROUP)
-    monkeypatch.setattr(registry, "_installed", lambda: {"mine": point})
+    monkeypatch.setattr(plugins, "installed", lambda _group: {"mine": point})
     registry._load.cache_clear()
     try:
         with pytest.raises(ConfigError, match=said):
@@ -176,6 +179,28 @@ def test_a_package_that_does_not_bring_what_it_says_is_told(
 
 
 def test_a_broken_package_takes_no_other_task_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = {"aaa": EntryPoint("aaa", "no_such_package:TASK", registry.GROUP), **registry._installed()}
-    monkeypatch.setattr(registry, "_installed", lambda: broken)
+    broken = {"aaa": EntryPoint("aaa", "no_such_package:TASK", registry.GROUP), **plugins.installed(registry.GROUP)}
+    monkeypatch.setattr(plugins, "installed", lambda _group: broken)
     assert "aaa" in names() and get_task("heart") is HEART
+
+
+def test_a_task_file_is_read_as_it_is_when_a_run_is_composed(tmp_path: Path) -> None:
+    """Of one process, a notebook: a file that was edited, and two files that declare one name."""
+    text = """
+name: mine
+title: Mine
+person: none
+columns: {age: {kind: number, low: 0, high: %d}}
+target: {kind: binary, column: ill, classes: [healthy, ill]}
+model: {family: linear}
+"""
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(text % 100)
+    second.write_text(text % 110)
+
+    def high(file: Path) -> float:
+        return configured_task(compose([f"task={file}"]).config.task).schema.columns[0].high
+
+    assert [high(first), high(second), high(first)] == [100, 110, 100]
+    first.write_text(text % 120)
+    assert high(first) == 120

@@ -1,0 +1,31 @@
+"""What installed packages bring to sovfed: entry points, each a kind of thing ("task") under the name that runs use.
+
+A package is imported when what it brings is first asked for, never because it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.schema import nearest
+
+
+@cache
+def installed(group: str) -> dict[str, EntryPoint]:
+    """The entry points of `group` by name."""
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def load(group: str, kind: str, name: str, known: Collection[str]) -> Any:
+    """What a package brings to `group` as `name`. Raises ConfigError, with the nearest of `known` if there is none."""
+    point = installed(group).get(name)
+    if point is None:
+        raise ConfigError(f"unknown {kind} '{name[:64]}'{nearest(name, known)}")
+    try:
+        return point.load()
+    except Exception as error:  # the package's own
+        raise ConfigError(f"{kind} '{name}' of {point.value} cannot be loaded: {error!r}") from error
