@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-PROTOS := $(wildcard federation/*.proto)
+PROTOS := $(wildcard federation/wire/*.proto)
 .DEFAULT_GOAL := help
 .PHONY: help demo test check docs mutants proto clean
 
@@ -29,7 +29,7 @@ docs: $(STAMP) ## the documents as a site, in build/docs: strict, and nothing in
 mutants: $(STAMP) ## break each security decision in a copy: some test must notice (long)
 	$(BIN)/python -m tests.mutants
 
-proto: $(STAMP) ## regenerate the code of federation/*.proto
+proto: $(STAMP) ## regenerate the code of federation/wire/*.proto
 	$(BIN)/python -m grpc_tools.protoc -I.src --python_out=.src --pyi_out=.src $(PROTOS:%=sovfed/%)
 
 clean: ## remove .venv and everything that tools leave behind

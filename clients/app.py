@@ -16,7 +16,6 @@ from flwr.app import Message as FlowerMessage
 from flwr.clientapp import ClientApp
 
 from sovfed.federation.errors import ProtocolError, wire_code
-from sovfed.federation.flower import from_records, to_records
 from sovfed.federation.messages import (
     EvaluateRequest,
     LaneOffer,
@@ -32,6 +31,7 @@ from sovfed.federation.messages import (
     SecaggRequest,
     TrainRequest,
 )
+from sovfed.federation.wire.flower import from_records, to_records
 
 log = logging.getLogger(__name__)
 R = TypeVar(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sovfed.clients.enrol import Fingerprints
-    from sovfed.federation.status import Status
+    from sovfed.federation.host.status import Status
 
 NOT_RUNNING: Final = 4
 NEAR_SHOWN: Final = 20  # sums that could be differenced, in `status`
@@ -201,7 +201,7 @@ def down(home: Path) -> None:
     Example:
       sovfed client down
     """
-    from sovfed.federation.status import stop_supervisor
+    from sovfed.federation.host.status import stop_supervisor
 
     click.echo("stopped" if stop_supervisor(home) else "it was not running")
 
@@ -216,7 +216,7 @@ def unit(user: str, home: Path) -> None:
     Example:
       sovfed client unit --home /srv/sovfed --user sovfed > /etc/systemd/system/sovfed-client.service
     """
-    from sovfed.federation.units import unit as make_unit
+    from sovfed.federation.host.units import unit as make_unit
 
     home = home.absolute()
     click.echo(make_unit("client", home, "--plain", namespaces="user net", user=user), nl=False)  # the trainer's own
@@ -240,8 +240,8 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
     from sovfed.clients.allowance import read_state
     from sovfed.clients.cli_failures import describe, told
     from sovfed.clients.policy import load_policy
+    from sovfed.federation.host.status import read_status
     from sovfed.federation.secagg.files import near_sums
-    from sovfed.federation.status import read_status
 
     found, near = read_status(home), near_sums(home)
     requests = describe(read_state(home), load_policy(home)) if (home / "policy.yaml").exists() else None
@@ -304,7 +304,7 @@ def enrol(invitation: Path, authority: str | None, timeout_s: float, home: Path)
       sovfed client enrol hospital-1.invitation --authority 5f2c…
     """
     from sovfed.clients.enrol import enrol as request_certificate
-    from sovfed.federation.enrolment import Invitation
+    from sovfed.federation.wire.enrolment import Invitation
 
     invited = Invitation.from_json(invitation.read_text(encoding="utf-8"))
     found = request_certificate(home, invited, timeout_s, authority=authority, announce=_announce)
@@ -387,7 +387,7 @@ def _table(status: Status, home: Path) -> Table:
 def _isolation(home: Path, name: str, pid: int | None) -> str:
     """What process `pid` can reach, as it has tried when it started; "unknown" if it has not said so."""
     from sovfed.clients.sandbox import RUN
-    from sovfed.federation.sandbox import read_isolation
+    from sovfed.federation.host.sandbox import read_isolation
 
     found = read_isolation(home / RUN / name, pid)
     return found.sentence() if found else "unknown"

@@ -24,7 +24,6 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sovfed.federation import enrolment_pb2 as pb
 from sovfed.federation.certificates import (
     InstitutionNames,
     check_csr,
@@ -36,13 +35,6 @@ from sovfed.federation.certificates import (
     key_to_pem,
     to_der,
     to_pem,
-)
-from sovfed.federation.enrolment import (
-    ENROLMENT_SERVICE,
-    MAX_ENROLMENT_BYTES,
-    MAX_REGISTRY_BYTES,
-    REGISTRY_SERVICE,
-    Invitation,
 )
 from sovfed.federation.errors import IdentityError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic, write_private
@@ -58,6 +50,14 @@ from sovfed.federation.identity import (
 )
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.secagg.files import create_journal
+from sovfed.federation.wire import enrolment_pb2 as pb
+from sovfed.federation.wire.enrolment import (
+    ENROLMENT_SERVICE,
+    MAX_ENROLMENT_BYTES,
+    MAX_REGISTRY_BYTES,
+    REGISTRY_SERVICE,
+    Invitation,
+)
 
 log = logging.getLogger(__name__)
 FIRST_POLL_S: Final = 0.1

@@ -48,7 +48,7 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from sovfed.federation.errors import WIRE_SENTENCES, ProtocolError
-from sovfed.federation.patience import patient
+from sovfed.federation.wire.patience import patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,12 +17,12 @@ from pathlib import Path
 from sovfed.clients.home import RUNTIME_SECRET, TASK_SECRET
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ConfigError, SovfedError
-from sovfed.federation.logs import log_to_stderr
-from sovfed.federation.loopback import SECRET_HEADER, ensure_secret
-from sovfed.federation.processes import die_with_parent, exit_code
-from sovfed.federation.quiet import be_quiet
+from sovfed.federation.host.logs import log_to_stderr
+from sovfed.federation.host.processes import die_with_parent, exit_code
+from sovfed.federation.host.quiet import be_quiet
+from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
-from sovfed.federation.settings import passed_settings
+from sovfed.federation.wire.loopback import SECRET_HEADER, ensure_secret
 
 log = logging.getLogger("sovfed.gateway")
 
@@ -36,7 +36,7 @@ def run(home: Path, config: ClientConfig, stop: threading.Event) -> None:
     from sovfed.clients.executor import run_executor
     from sovfed.clients.lane import LaneClient
     from sovfed.clients.socket import NAME, TrainerStub
-    from sovfed.federation.flower_http import add_client_header
+    from sovfed.federation.wire.flower_http import add_client_header
 
     address = f"127.0.0.1:{config.runtime_port}"
     add_client_header(SECRET_HEADER, ensure_secret(home / RUNTIME_SECRET), address)

@@ -11,8 +11,8 @@ from sovfed.clients.settings import read_settings, settings_text
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ConfigError, DataError, IdentityError, PrivacyError, ServiceError, WrongTaskError
 from sovfed.federation.files import private_directory, read_private, write_private
+from sovfed.federation.host.settings import PLACES
 from sovfed.federation.schema import bind
-from sovfed.federation.settings import PLACES
 
 if TYPE_CHECKING:
     from datetime import datetime

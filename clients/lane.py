@@ -17,11 +17,12 @@ from flwr.app import Message as FlowerMessage
 from flwr.common.constant import ErrorCode
 
 from sovfed.federation.errors import WIRE_SENTENCES, IdentityError, ProtocolError
-from sovfed.federation.flower import SERVER_NODE_ID
 from sovfed.federation.identity import Trust, read_private
-from sovfed.federation.lane import Outgoing
-from sovfed.federation.lane_codec import error_reply, pack, unpack
-from sovfed.federation.lane_end import (
+from sovfed.federation.messages import LaneOffer
+from sovfed.federation.wire.flower import SERVER_NODE_ID
+from sovfed.federation.wire.lane import Outgoing
+from sovfed.federation.wire.lane_codec import error_reply, pack, unpack
+from sovfed.federation.wire.lane_end import (
     BACK_OFF_S,
     CHANNEL_OPTIONS,
     JOIN,
@@ -34,8 +35,7 @@ from sovfed.federation.lane_end import (
     open_stream,
     session_number,
 )
-from sovfed.federation.lane_offer import check_offer
-from sovfed.federation.messages import LaneOffer
+from sovfed.federation.wire.lane_offer import check_offer
 
 log = logging.getLogger(__name__)
 App = Callable[[FlowerMessage, Context], FlowerMessage]

@@ -20,10 +20,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from sovfed.federation import landlock, sandbox, settings
 from sovfed.federation.errors import ServiceError, SovfedError
 from sovfed.federation.files import private_directory
-from sovfed.federation.landlock import DEVICE, LISTEN, READ, WRITE, Rule
+from sovfed.federation.host import landlock, sandbox, settings
+from sovfed.federation.host.landlock import DEVICE, LISTEN, READ, WRITE, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

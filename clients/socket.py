@@ -1,6 +1,6 @@
 """The trainer's Unix socket: the frame, the server and the stub. gRPC, no network, one user.
 
-See `federation/trainer.proto` for the frame.
+See `federation/wire/trainer.proto` for the frame.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sovfed.federation.messages import (
     decode,
     encode,
 )
-from sovfed.federation.trainer_pb2 import Envelope, HealthReply, HealthRequest, Vector
+from sovfed.federation.wire.trainer_pb2 import Envelope, HealthReply, HealthRequest, Vector
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,14 +25,14 @@ from sovfed.clients.home import RUNTIME_SECRET, TASK_SECRET, load_node_key
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ProtocolError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_private
-from sovfed.federation.flower_http import shorten_sleeps, use_client_certificate
-from sovfed.federation.logs import log_to_stderr
-from sovfed.federation.loopback import ensure_secret, require_secret
-from sovfed.federation.patience import patient
-from sovfed.federation.processes import die_with_parent, exit_code
-from sovfed.federation.quiet import be_quiet
+from sovfed.federation.host.logs import log_to_stderr
+from sovfed.federation.host.processes import die_with_parent, exit_code
+from sovfed.federation.host.quiet import be_quiet
+from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
-from sovfed.federation.settings import passed_settings
+from sovfed.federation.wire.flower_http import shorten_sleeps, use_client_certificate
+from sovfed.federation.wire.loopback import ensure_secret, require_secret
+from sovfed.federation.wire.patience import patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -35,6 +35,7 @@ from sovfed.federation.errors import (
     WrongTaskError,
     wire_code,
 )
+from sovfed.federation.host.sandbox import Isolation
 from sovfed.federation.messages import (
     EvaluateReply,
     EvaluateRequest,
@@ -54,11 +55,10 @@ from sovfed.federation.messages import (
     TrainRequest,
     Vector,
 )
-from sovfed.federation.sandbox import Isolation
 from sovfed.federation.secagg.request import whole_run
 from sovfed.federation.tasks import Task, sized
 from sovfed.federation.tasks.registry import versions
-from sovfed.federation.trainer_pb2 import HealthReply
+from sovfed.federation.wire.trainer_pb2 import HealthReply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

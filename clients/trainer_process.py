@@ -30,13 +30,13 @@ from sovfed.federation.errors import (
     SovfedError,
 )
 from sovfed.federation.files import private_directory
-from sovfed.federation.logs import log_to_stderr
-from sovfed.federation.processes import die_with_parent
-from sovfed.federation.quiet import be_quiet
-from sovfed.federation.sandbox import Isolation, reaches_network
+from sovfed.federation.host.logs import log_to_stderr
+from sovfed.federation.host.processes import die_with_parent
+from sovfed.federation.host.quiet import be_quiet
+from sovfed.federation.host.sandbox import Isolation, reaches_network
+from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
 from sovfed.federation.secagg.files import FileStore, load_identity
-from sovfed.federation.settings import passed_settings
 from sovfed.federation.tasks.shelf import Shelf
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Final
 from sovfed.clients.home import RUNTIME_SECRET, SETTINGS, TASK_SECRET, check_enrolled, load_config
 from sovfed.clients.policy import load_policy
 from sovfed.federation.files import private_directory
-from sovfed.federation.loopback import ensure_secret
-from sovfed.federation.ports import check_ports
-from sovfed.federation.processes import Process, Supervisor, listening, start_detached
-from sovfed.federation.quiet import python_command, quiet_environment
-from sovfed.federation.settings import settings_file
+from sovfed.federation.host.ports import check_ports
+from sovfed.federation.host.processes import Process, Supervisor, listening, start_detached
+from sovfed.federation.host.quiet import python_command, quiet_environment
+from sovfed.federation.host.settings import settings_file
+from sovfed.federation.wire.loopback import ensure_secret
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -113,7 +113,7 @@ def doctor(ctx: click.Context, home: Path | None, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from sovfed.federation.doctor import examine
+    from sovfed.federation.host.doctor import examine
 
     findings = list(examine(home))
     if as_json:

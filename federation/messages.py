@@ -2,7 +2,7 @@
 
 A message is a frozen dataclass of scalars and flat vectors. `encode` splits it into a kind, a mapping of scalars and
 named vectors; `decode` checks all three before building it again. Two edges use the codec: the Flower edge
-(`federation/flower.py`: ConfigRecord and ArrayRecord) and the trainer's socket (`clients/socket.py`: JSON
+(`federation/wire/flower.py`: ConfigRecord and ArrayRecord) and the trainer's socket (`clients/socket.py`: JSON
 and raw bytes). Nothing is pickled and no message names code.
 """
 

@@ -24,8 +24,8 @@ from sovfed.federation.config import Config, ServerConfig, TrackingConfig
 from sovfed.federation.errors import ConfigError, IdentityError, ServiceError
 from sovfed.federation.files import private_directory, read_private, write_atomic, write_private
 from sovfed.federation.identity import check_crl, verify_server
-from sovfed.federation.loopback import ensure_secret
 from sovfed.federation.schema import bind
+from sovfed.federation.wire.loopback import ensure_secret
 
 SETTINGS: Final = "server.json"
 FOLDERS: Final = ("identity", "superlink", "secrets", "registry", "runs", "mlartifacts", "logs")

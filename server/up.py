@@ -11,12 +11,12 @@ from typing import Final
 
 from sovfed.federation.config import ServerConfig, TrackingConfig
 from sovfed.federation.errors import ServiceError
-from sovfed.federation.ports import check_ports
-from sovfed.federation.processes import Process, Supervisor, listening, start_detached
-from sovfed.federation.quiet import TRACKING, python_command, quiet_environment
-from sovfed.federation.settings import settings_file
+from sovfed.federation.host.ports import check_ports
+from sovfed.federation.host.processes import Process, Supervisor, listening, start_detached
+from sovfed.federation.host.quiet import TRACKING, python_command, quiet_environment
+from sovfed.federation.host.settings import settings_file
 from sovfed.server.home import SETTINGS, load_settings
-from sovfed.server.mlflow_page import PASSWORD, USER
+from sovfed.server.runs.mlflow_page import PASSWORD, USER
 
 START_TIMEOUT_S: Final = 90.0
 
@@ -26,24 +26,25 @@ def processes(home: Path, config: ServerConfig, tracking: TrackingConfig) -> lis
     env = quiet_environment(home, TRACKING)
     settings = settings_file(home, config)
 
-    def python(name: str) -> list[str]:
-        return python_command(f"sovfed.server.{name}", "--home", str(home), "--config", str(settings))
+    def python(module: str) -> list[str]:
+        return python_command(f"sovfed.server.{module}", "--home", str(home), "--config", str(settings))
 
-    found = [
-        Process("superlink", python("superlink"), env, listening(("127.0.0.1", config.control_port)), START_TIMEOUT_S),
-        Process("registry", python("registry"), env, listening(home / "lane.sock"), START_TIMEOUT_S),
-        Process("executor", python("executor"), env),
+    control, lane = listening(("127.0.0.1", config.control_port)), listening(home / "lane.sock")
+    wanted = [
+        Process("superlink", python("network.superlink"), env, control, START_TIMEOUT_S),
+        Process("registry", python("registry.service"), env, lane, START_TIMEOUT_S),
+        Process("executor", python("runs.executor"), env),
     ]
     if tracking.serve:
         port = tracking.serve_port
         page = listening(("127.0.0.1", port))
-        found.append(Process("mlflow", mlflow_command(home, port), env, page, START_TIMEOUT_S))
-    return found
+        wanted.append(Process("mlflow", mlflow_command(home, port), env, page, START_TIMEOUT_S))
+    return wanted
 
 
 def mlflow_command(home: Path, port: int) -> list[str]:
     """MLflow's own page over the agency's runs: on the loopback only, and behind a password."""
-    return python_command("sovfed.server.mlflow_page", "--home", str(home), "--port", str(port))
+    return python_command("sovfed.server.runs.mlflow_page", "--home", str(home), "--port", str(port))
 
 
 def make_supervisor(home: Path) -> Supervisor:

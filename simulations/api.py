@@ -65,14 +65,14 @@ class Result:
         """A row a round: loss, metrics (of the model the round began with), seconds, bytes, who took part."""
         import pandas as pd
 
-        from sovfed.server.curves import read_rounds
+        from sovfed.server.runs.curves import read_rounds
 
         lines = [{**line, **line["metrics"]} for line in read_rounds(self.folder)]
         return pd.DataFrame(lines).drop(columns="metrics", errors="ignore").set_index("round")
 
     def plot(self) -> Figure:
         """The run's curves: loss, metrics and seconds by round."""
-        from sovfed.server.curves import draw_curves
+        from sovfed.server.runs.curves import draw_curves
 
         return draw_curves(self.folder)
 

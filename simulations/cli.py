@@ -89,8 +89,8 @@ def simulate(
       sovfed simulate -m task=digits strategy=fedavg,fedprox seed=1,2,3 --folder sweep
       sovfed simulate -m --resume --folder sweep
     """
-    from sovfed.server.ending import ending
-    from sovfed.server.tracking import Tracker
+    from sovfed.server.runs.ending import ending
+    from sovfed.server.runs.tracking import Tracker
     from sovfed.simulations.federation import simulate_population
     from sovfed.simulations.population import make_population
     from sovfed.simulations.sweep import swept

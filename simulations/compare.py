@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.metrics import SMALLER_IS_BETTER
 from sovfed.federation.schema import nearest
-from sovfed.server.curves import read_rounds
-from sovfed.server.release import SUMMARY
-from sovfed.server.tracking import flatten
+from sovfed.server.runs.curves import read_rounds
+from sovfed.server.runs.release import SUMMARY
+from sovfed.server.runs.tracking import flatten
 from sovfed.simulations.federation import OUTSIDE
 
 if TYPE_CHECKING:

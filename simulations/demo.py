@@ -18,9 +18,9 @@ from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import write_atomic
 from sovfed.federation.metrics import gain
 from sovfed.federation.tasks.registry import configured_task
-from sovfed.server import runs
 from sovfed.server.cli.run import watch
-from sovfed.server.release import read_model
+from sovfed.server.runs import folders
+from sovfed.server.runs.release import read_model
 from sovfed.simulations.baselines import compare_sites
 from sovfed.simulations.deployment import Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, sites
@@ -72,10 +72,10 @@ def run_demo(config: Config, folder: Path, console: Console, keep: bool = False)
 
 
 def _summarise(federation: LocalFederation, institutions: list[Institution], started: float) -> dict[str, Any]:
-    found = runs.read_summary(federation.home, RUN)
+    found = folders.read_summary(federation.home, RUN)
     if found is None:
         raise ServiceError("the run finished without a summary")
-    trained = read_model(runs.run_folder(federation.home, RUN))
+    trained = read_model(folders.run_folder(federation.home, RUN))
     comparison = compare_sites(
         _baseline(federation.config), [one.data for one in institutions], trained.vector, trained.scale
     )
@@ -92,7 +92,7 @@ def _summarise(federation: LocalFederation, institutions: list[Institution], sta
         ],
     }
     write_atomic(federation.folder / "summary.json", json.dumps(summary, indent=2).encode())
-    curves = runs.run_folder(federation.home, RUN) / "curves.png"
+    curves = folders.run_folder(federation.home, RUN) / "curves.png"
     write_atomic(federation.folder / "curves.png", curves.read_bytes())
     return summary
 
@@ -138,7 +138,7 @@ def _print(console: Console, federation: LocalFederation, summary: dict[str, Any
         f"({_milliseconds(summary['overhead_seconds_per_round_median'])} overhead); "
         f"{summary['seconds_total']:.0f} s in all\n"
         f"summary: {federation.folder / 'summary.json'}\ncurves:  {federation.folder / 'curves.png'}\n"
-        f"MLflow:  python -m sovfed.server.mlflow_page --home {federation.home} --port 5000\n"
+        f"MLflow:  python -m sovfed.server.runs.mlflow_page --home {federation.home} --port 5000\n"
         f"         (http://127.0.0.1:5000, user agency, password in its secrets/mlflow.password)"
     )
 

@@ -20,14 +20,15 @@ from sovfed.clients.ledger_entries import Budget
 from sovfed.clients.own_tasks import keep_task, known_task
 from sovfed.clients.policy import Policy
 from sovfed.federation.config import Config, DataConfig
+from sovfed.federation.host.processes import Supervisor
 from sovfed.federation.plan import BUILT_IN
-from sovfed.federation.processes import Supervisor
 from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms
 from sovfed.federation.tasks.registry import names
-from sovfed.server import authority, enrolment, runs
 from sovfed.server import home as agency
 from sovfed.server import up as server_up
-from sovfed.server.control import ControlClient
+from sovfed.server.registry import authority, enrolment
+from sovfed.server.runs import folders
+from sovfed.server.runs.control import ControlClient
 
 ENROLMENT_TIMEOUT_S: Final = 60.0
 TERMS: Final = Terms(min_cohort=LEAST_COHORT, colluders=0, differencing=RECORD)
@@ -127,7 +128,7 @@ class LocalFederation:
     def start_run(self, name: str, config: Config | None = None, *, resume: bool = False) -> None:
         """Start (or resume) run `name`; its server settings are this federation's."""
         chosen = config or self.config
-        runs.start_run(
+        folders.start_run(
             self.control, self.home, name, dataclasses.replace(chosen, server=self.config.server), resume=resume
         )
 

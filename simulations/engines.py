@@ -15,7 +15,7 @@ import numpy as np
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
 from sovfed.federation.messages import ProfileRequest, SumRequest, TrainRequest
-from sovfed.server.aggregation import Aggregation, Total
+from sovfed.server.rounds.aggregation import Aggregation, Total
 from sovfed.simulations.vectorised import VectorisedAggregation
 
 log = logging.getLogger(__name__)

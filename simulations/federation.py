@@ -22,17 +22,17 @@ from sovfed.clients.training import WARMING, LocalTraining, choose_device, one_t
 from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
 from sovfed.federation.errors import CohortError, ConfigError, TrainingError
 from sovfed.federation.files import write_private
-from sovfed.federation.flower import StreamingGrid
 from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms
 from sovfed.federation.tasks import Task, summarise
 from sovfed.federation.tasks.registry import configured_task
-from sovfed.server.aggregation import Aggregation
-from sovfed.server.coordinator import Outcome, coordinate
-from sovfed.server.release import SUMMARY
-from sovfed.server.tracking import Tracker
+from sovfed.federation.wire.flower import StreamingGrid
+from sovfed.server.rounds.aggregation import Aggregation
+from sovfed.server.rounds.coordinator import Outcome, coordinate
+from sovfed.server.runs.release import SUMMARY
+from sovfed.server.runs.tracking import Tracker
 from sovfed.simulations.baselines import merge
 from sovfed.simulations.grid import Apps, InMemoryGrid
 from sovfed.simulations.population import KEPT, Institution, institution_names, of_sites, sites

@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.run import Run
 
-from sovfed.federation.flower import StreamingGrid, size_bytes
+from sovfed.federation.wire.flower import StreamingGrid, size_bytes
 
 
 class Apps(Mapping[int, ClientApp]):

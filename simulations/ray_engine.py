@@ -29,10 +29,10 @@ from sovfed.clients.trainer import TrainerService
 from sovfed.clients.training import choose_device
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError, ServiceError
-from sovfed.federation.flower import FlowerGrid, StreamingGrid, new_message
-from sovfed.federation.quiet import be_quiet
+from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.schema import bind
-from sovfed.server.coordinator import Outcome
+from sovfed.federation.wire.flower import FlowerGrid, StreamingGrid, new_message
+from sovfed.server.rounds.coordinator import Outcome
 from sovfed.simulations.population import KEPT, Institution, make_population
 
 WHICH: Final = "query.partition"  # a virtual node's first message: which institution it is

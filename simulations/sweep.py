@@ -113,8 +113,8 @@ def run_sweep(
 
     Raises ServiceError if another process works on the same folder.
     """
-    from sovfed.server.release import SUMMARY
-    from sovfed.server.tracking import Tracker
+    from sovfed.server.runs.release import SUMMARY
+    from sovfed.server.runs.tracking import Tracker
     from sovfed.simulations.federation import simulate_population
     from sovfed.simulations.population import make_population
 
@@ -179,7 +179,7 @@ class _Parent:
     def _open(self, sweep: Sweep) -> None:
         from mlflow import MlflowClient
 
-        from sovfed.server.tracking import experiment_id, tracking_uri
+        from sovfed.server.runs.tracking import experiment_id, tracking_uri
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # tells of tables at its first start
         config, marker = sweep.runs[0].config, sweep.folder / "mlflow_run_id"

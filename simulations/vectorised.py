@@ -33,7 +33,7 @@ from sovfed.federation.messages import (
     local_work,
 )
 from sovfed.federation.tasks import Task
-from sovfed.server.aggregation import Total, exact_sum
+from sovfed.server.rounds.aggregation import Total, exact_sum
 from sovfed.simulations.baselines import merge
 from sovfed.simulations.population import KEPT, Institution, Partitioned
 from sovfed.simulations.stacked import CHUNK_BYTES, MODEL_COPIES, StackedModel, refusal
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from sovfed.clients.data import Dataset, Indices
     from sovfed.clients.feed import Targets
     from sovfed.federation.config import Config
-    from sovfed.federation.flower import StreamingGrid
     from sovfed.federation.tasks.trees import Tree
+    from sovfed.federation.wire.flower import StreamingGrid
 
 
 @dataclass(frozen=True)

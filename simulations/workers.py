@@ -27,7 +27,7 @@ from flwr.clientapp import ClientApp
 
 from sovfed.clients.socket import frame_parts, from_frame, to_frame
 from sovfed.federation.errors import ServiceError
-from sovfed.federation.flower import from_records, new_message, size_bytes, to_records
+from sovfed.federation.wire.flower import from_records, new_message, size_bytes, to_records
 from sovfed.simulations.grid import InMemoryGrid, call
 
 log = logging.getLogger(__name__)

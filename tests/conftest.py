@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sovfed.federation.quiet import be_quiet
+from sovfed.federation.host.quiet import be_quiet
 
 HOME = Path(tempfile.mkdtemp(prefix="sovfed-tests-"))
 APART = "SOVFED_TESTS_APART"

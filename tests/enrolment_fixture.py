@@ -15,10 +15,10 @@ import grpc
 from sovfed.clients.enrol import Institution, enrol
 from sovfed.federation.certificates import ServerNames, create_csr, create_key, key_to_pem, to_pem
 from sovfed.federation.config import ServerConfig
-from sovfed.federation.enrolment import Invitation
 from sovfed.federation.files import private_directory, write_atomic, write_private
-from sovfed.server import authority, enrolment
-from sovfed.server.registry import Endpoints, serving
+from sovfed.federation.wire.enrolment import Invitation
+from sovfed.server.registry import authority, enrolment
+from sovfed.server.registry.service import Endpoints, serving
 
 
 @dataclass

@@ -27,7 +27,6 @@ from flwr.supercore.run import Run
 from sovfed.clients.app import make_client_app
 from sovfed.clients.lane import LaneClient
 from sovfed.federation.certificates import InstitutionNames, ServerNames, key_to_pem, to_pem
-from sovfed.federation.flower import TTL_S
 from sovfed.federation.identity import (
     Trust,
     create_csr,
@@ -38,11 +37,12 @@ from sovfed.federation.identity import (
     sign_csr,
     write_private,
 )
-from sovfed.federation.lane_end import SERVICE, SESSION_KEY, LoopThread
-from sovfed.federation.lane_offer import make_offer
 from sovfed.federation.messages import LaneOffer, ProfileReply, Reply, Request, TrainReply, TrainRequest
 from sovfed.federation.secagg.files import load_identity
-from sovfed.server.lane import SERVER_OPTIONS, Relay, add_lane
+from sovfed.federation.wire.flower import TTL_S
+from sovfed.federation.wire.lane_end import SERVICE, SESSION_KEY, LoopThread
+from sovfed.federation.wire.lane_offer import make_offer
+from sovfed.server.network.lane import SERVER_OPTIONS, Relay, add_lane
 
 RUN_ID = 4711
 MAX_BYTES = 64 << 20

@@ -20,7 +20,7 @@ __all__ = ["Result", "__version__", "simulate"]
 def __getattr__(name: str) -> object:
     """`simulate` and `Result`, which load torch, when they are first asked for. ConfigError without the extra."""
     if name in ("simulate", "Result"):
-        from sovfed.federation.extras import require
+        from sovfed.federation.host.extras import require
         from sovfed.simulations import api
 
         require("simulate")

@@ -120,7 +120,7 @@ def cli(debug: bool) -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code that this module's docstring gives."""
-    from sovfed.federation.quiet import be_quiet
+    from sovfed.federation.host.quiet import be_quiet
 
     be_quiet()  # before flwr, mlflow or ray is imported
     given = list(sys.argv[1:] if args is None else args)
@@ -150,7 +150,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def _advice(error: ModuleNotFoundError, given: Sequence[str]) -> str:
     """What to install for the command that was `given`, in one line; "" if it is no optional part that is missing."""
-    from sovfed.federation.extras import advice
+    from sovfed.federation.host.extras import advice
 
     command = next((name for name in given if name in COMMANDS), "")
     return advice(error.name or "", EXTRAS.get(command, ""))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sovfed.clients.data.files import read_file
 from sovfed.federation.errors import DataError
-from sovfed.federation.extras import advice
+from sovfed.federation.host.extras import advice
 
 MAX_BYTES: Final = 1 << 20
 

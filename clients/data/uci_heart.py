@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sovfed.clients.data import Connector, Indices, Records, require_task, table_of
 from sovfed.clients.data.files import read_file
 from sovfed.federation.errors import DataError
-from sovfed.federation.extras import advice
+from sovfed.federation.host.extras import advice
 from sovfed.federation.schema import nearest
 
 if TYPE_CHECKING:

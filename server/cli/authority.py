@@ -48,7 +48,7 @@ def cli() -> None:
 def init(home: Path, name: str, passphrase: bool) -> None:
     """Make a new authority in DIR: root key (0600), root certificate and an empty revocation list."""
     from sovfed.federation.identity import certificate_fingerprint
-    from sovfed.server import authority
+    from sovfed.server.registry import authority
 
     root = authority.init(home, name, passphrase=_passphrase(passphrase, confirm=True))
     click.echo(f"Authority '{name}' in {home}. Give {home / 'root.pem'} and {home / 'crl.pem'} to the agency.")
@@ -66,7 +66,7 @@ def init(home: Path, name: str, passphrase: bool) -> None:
 def sign(csr: Path, out: Path, server: bool, days: int, yes: bool, home: Path, passphrase: bool) -> None:
     """Sign the request CSR, once its key fingerprint has been compared with its owner (not with who carried it)."""
     from sovfed.federation.files import read_bounded, write_atomic
-    from sovfed.server import authority
+    from sovfed.server.registry import authority
 
     pem = read_bounded(csr)
     kind, name, fingerprint = authority.describe(pem)
@@ -85,7 +85,7 @@ def sign(csr: Path, out: Path, server: bool, days: int, yes: bool, home: Path, p
 @PASSPHRASE
 def revoke(target: str, server: bool, home: Path, passphrase: bool) -> None:
     """Revoke all certificates of an institution, or the one with a SERIAL, and publish a new revocation list."""
-    from sovfed.server import authority
+    from sovfed.server.registry import authority
 
     kind: authority.Kind | None = "server" if server else None if _is_serial(home, target) else "institution"
     authority.revoke(home, target, kind, passphrase=_passphrase(passphrase))
@@ -101,7 +101,7 @@ def revoke(target: str, server: bool, home: Path, passphrase: bool) -> None:
 @PASSPHRASE
 def crl(days: int, home: Path, passphrase: bool) -> None:
     """Sign the revocation list again. Without a fresh list every process refuses every peer."""
-    from sovfed.server import authority
+    from sovfed.server.registry import authority
 
     authority.refresh_crl(home, days=days, passphrase=_passphrase(passphrase))
     click.echo(f"Wrote {home / 'crl.pem'}, good for {days} days. Give it to the agency.")
@@ -118,7 +118,7 @@ def show(as_json: bool, home: Path) -> None:
     from rich.table import Table
 
     from sovfed.federation.identity import certificate_fingerprint, load_certificate, load_crl
-    from sovfed.server import authority
+    from sovfed.server.registry import authority
 
     register, now = authority.read_register(home), datetime.now(UTC)
     fingerprint = certificate_fingerprint(load_certificate(home / "root.pem"))
@@ -145,6 +145,6 @@ def _passphrase(ask: bool, *, confirm: bool = False) -> bytes | None:
 
 
 def _is_serial(home: Path, target: str) -> bool:
-    from sovfed.server import authority
+    from sovfed.server.registry import authority
 
     return any(issued.serial == target for issued in authority.read_register(home).issued)

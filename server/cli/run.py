@@ -17,7 +17,7 @@ from sovfed.federation.text import cell, visible
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from sovfed.server.control import ControlClient
+    from sovfed.server.runs.control import ControlClient
 
 HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
@@ -54,7 +54,7 @@ def start(overrides: tuple[str, ...], follow: bool, home: Path, as_json: bool) -
     """Start a run. OVERRIDES choose task, strategy and values: `task=heart rounds=50 task.learning_rate=0.05`."""
     from sovfed.federation.compose import compose
     from sovfed.server.home import load_settings, with_settings
-    from sovfed.server.runs import new_run_name, start_run
+    from sovfed.server.runs.folders import new_run_name, start_run
 
     config = with_settings(compose(list(overrides)).config, load_settings(home), overrides)
     name = new_run_name(config)
@@ -69,7 +69,7 @@ def start(overrides: tuple[str, ...], follow: bool, home: Path, as_json: bool) -
 @JSON
 def resume(name: str, follow: bool, home: Path, as_json: bool) -> None:
     """Go on with a run that failed or was stopped, from its last checkpoint."""
-    from sovfed.server.runs import read_run, start_run, stored_config
+    from sovfed.server.runs.folders import read_run, start_run, stored_config
 
     control = _control(home)
     if read_run(home, name, control)["status"] == "running":
@@ -83,7 +83,7 @@ def resume(name: str, follow: bool, home: Path, as_json: bool) -> None:
 @JSON
 def list_(home: Path, as_json: bool) -> None:
     """List the runs, the newest first."""
-    from sovfed.server.runs import read_runs
+    from sovfed.server.runs.folders import read_runs
 
     runs = read_runs(home, _control(home, required=False))
     if as_json:
@@ -110,8 +110,8 @@ def list_(home: Path, as_json: bool) -> None:
 @JSON
 def show(name: str, home: Path, as_json: bool) -> None:
     """Show one run: its state, last rounds and, once finished, its summary."""
-    from sovfed.server.curves import read_rounds
-    from sovfed.server.runs import read_run, read_summary, run_folder
+    from sovfed.server.runs.curves import read_rounds
+    from sovfed.server.runs.folders import read_run, read_summary, run_folder
 
     run = read_run(home, name, _control(home, required=False))
     lines, summary = read_rounds(run_folder(home, name)), read_summary(home, name)
@@ -137,7 +137,7 @@ def show(name: str, home: Path, as_json: bool) -> None:
 @HOME
 def stop(name: str, home: Path) -> None:
     """Stop a run. Its checkpoint stays, so `sovfed run resume` can go on with it."""
-    from sovfed.server.runs import stop_run
+    from sovfed.server.runs.folders import stop_run
 
     stop_run(_control(home), home, name)
     click.echo(f"run '{name}' is stopped; `sovfed run resume {name}` goes on from its last round")
@@ -149,7 +149,7 @@ def stop(name: str, home: Path) -> None:
 @HOME
 def logs(name: str, follow: bool, home: Path) -> None:
     """Print the coordinator's log of a run."""
-    from sovfed.server.runs import follow_log
+    from sovfed.server.runs.folders import follow_log
 
     for line in follow_log(home, name, follow):
         click.echo(visible(line, keep="\t\n"), nl=False)
@@ -167,9 +167,9 @@ def check(name: str, home: Path) -> None:
     """
     from mlflow import MlflowClient
 
-    from sovfed.server.release import check_copies
-    from sovfed.server.runs import read_summary, run_folder, stored_config
-    from sovfed.server.tracking import tracking_uri
+    from sovfed.server.runs.folders import read_summary, run_folder, stored_config
+    from sovfed.server.runs.release import check_copies
+    from sovfed.server.runs.tracking import tracking_uri
 
     if read_summary(home, name) is None:
         raise ConfigError(f"run '{name}' has not finished")
@@ -179,8 +179,8 @@ def check(name: str, home: Path) -> None:
 
 
 def _control(home: Path, required: bool = True) -> ControlClient:
-    from sovfed.server.control import ControlClient
     from sovfed.server.home import load_settings
+    from sovfed.server.runs.control import ControlClient
 
     control = ControlClient(home, load_settings(home).server.control_port)
     if required and not control.alive():
@@ -189,8 +189,8 @@ def _control(home: Path, required: bool = True) -> ControlClient:
 
 
 def _report(home: Path, name: str, follow: bool, as_json: bool) -> None:
-    from sovfed.server.ending import ending
-    from sovfed.server.runs import read_run, read_summary, run_folder
+    from sovfed.server.runs.ending import ending
+    from sovfed.server.runs.folders import read_run, read_summary, run_folder
 
     if not follow:
         click.echo(
@@ -217,10 +217,10 @@ def watch(home: Path, name: str, quiet: bool = False) -> dict[str, Any]:
     """Show the run's progress until it ends; its final state."""
     from rich.console import Console
 
-    from sovfed.server.control import ControlClient
-    from sovfed.server.curves import read_rounds
     from sovfed.server.home import load_settings
-    from sovfed.server.runs import read_run, run_folder
+    from sovfed.server.runs.control import ControlClient
+    from sovfed.server.runs.curves import read_rounds
+    from sovfed.server.runs.folders import read_run, run_folder
 
     control = ControlClient(home, load_settings(home).server.control_port)
     console = Console(quiet=quiet)

@@ -92,7 +92,7 @@ def crl(crl: Path, home: Path) -> None:
 @HOME
 def up(detach: bool, home: Path) -> None:
     """Run superlink, registry, executor and (if tracking.serve) MLflow's page; restart what dies. Ctrl-C stops all."""
-    from sovfed.federation.extras import require
+    from sovfed.federation.host.extras import require
     from sovfed.server.up import supervise
 
     require("server")
@@ -109,7 +109,7 @@ def unit(user: str, home: Path) -> None:
     Example:
       sovfed server unit --home /srv/sovfed --user sovfed > /etc/systemd/system/sovfed-server.service
     """
-    from sovfed.federation.units import unit as make_unit
+    from sovfed.federation.host.units import unit as make_unit
 
     click.echo(make_unit("server", home, user=user), nl=False)
 
@@ -118,7 +118,7 @@ def unit(user: str, home: Path) -> None:
 @HOME
 def down(home: Path) -> None:
     """Stop a server that was started with `up --detach`."""
-    from sovfed.federation.processes import stop_supervisor
+    from sovfed.federation.host.processes import stop_supervisor
 
     click.echo("stopped" if stop_supervisor(home) else "it was not running")
 
@@ -128,9 +128,9 @@ def down(home: Path) -> None:
 @JSON
 def status(home: Path, as_json: bool) -> None:
     """Show the server's processes and the institutions that are connected (exit code 4: not running)."""
-    from sovfed.federation.processes import read_status
-    from sovfed.server.control import ControlClient
+    from sovfed.federation.host.processes import read_status
     from sovfed.server.home import load_settings
+    from sovfed.server.runs.control import ControlClient
 
     found = read_status(home)
     control = ControlClient(home, load_settings(home).server.control_port)
@@ -173,7 +173,7 @@ def invite(name: str, out: Path | None, home: Path) -> None:
     it to everybody on this machine.
     """
     from sovfed.federation.files import create_private
-    from sovfed.server.enrolment import invite
+    from sovfed.server.registry.enrolment import invite
 
     if out is None:
         click.echo(invite(home, name).to_json())
@@ -200,7 +200,7 @@ def requests(home: Path, as_json: bool) -> None:
 @HOME
 def accept(certificate: Path, home: Path) -> None:
     """Put a CERTIFICATE in that the authority has signed; the waiting institution receives it and may connect."""
-    from sovfed.server.enrolment import accept_certificate
+    from sovfed.server.registry.enrolment import accept_certificate
 
     name = accept_certificate(home, certificate.read_bytes())
     click.echo(f"{name} is enrolled; it connects with `sovfed client up`")
@@ -211,9 +211,9 @@ def accept(certificate: Path, home: Path) -> None:
 @HOME
 def remove(name: str, home: Path) -> None:
     """Forget institution NAME, so that it may be invited anew. To shut it out, have the authority revoke it too."""
-    from sovfed.server.control import ControlClient
-    from sovfed.server.enrolment import remove
     from sovfed.server.home import load_settings
+    from sovfed.server.registry.enrolment import remove
+    from sovfed.server.runs.control import ControlClient
 
     node_id = remove(home, name)
     if node_id is not None:

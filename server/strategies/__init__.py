@@ -1,7 +1,7 @@
 """Server optimizers: Flower's own strategies, driven with the mean update of a round.
 
-FedAvg and FedProx are the fold itself (`server/rounds.py`): new = model + mean update. The others are Flower's classes,
-fed with one reply that holds model + mean update, so the same adapter works when only a secure sum is known.
+FedAvg and FedProx are the fold itself (`server/rounds/loop.py`): new = model + mean update. The others are Flower's
+classes, fed with one reply that holds model + mean update, so the same adapter works when only a secure sum is known.
 
 Sources: FedAvg, McMahan et al. 2017, arXiv:1602.05629, Algorithm 1; FedProx, Li et al. 2020, arXiv:1812.06127 (its
 client half is `proximal_mu` in `clients/training.py`); FedAvgM, Hsu et al. 2019, arXiv:1909.06335; FedAdagrad,

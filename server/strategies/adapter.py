@@ -12,8 +12,8 @@ from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYog
 
 from sovfed.federation.config import StrategyConfig
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.flower import new_message
 from sovfed.federation.messages import Vector
+from sovfed.federation.wire.flower import new_message
 from sovfed.server.strategies.protocol import Slots
 
 KEY: Final = "model"

@@ -15,7 +15,7 @@ import numpy as np
 from sovfed.federation.config import StrategyConfig
 from sovfed.federation.errors import ConfigError, ProtocolError
 from sovfed.federation.messages import Vector
-from sovfed.server.aggregation import Total
+from sovfed.server.rounds.aggregation import Total
 from sovfed.server.strategies.protocol import Averaging, Slots
 
 

@@ -11,7 +11,7 @@ from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Vector
 
 if TYPE_CHECKING:
-    from sovfed.server.aggregation import Total
+    from sovfed.server.rounds.aggregation import Total
 
 Slots = dict[str, npt.NDArray[Any]]
 

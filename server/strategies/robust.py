@@ -19,9 +19,9 @@ from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Mu
 
 from sovfed.federation.config import StrategyConfig
 from sovfed.federation.errors import CohortError
-from sovfed.federation.flower import new_message
 from sovfed.federation.messages import Vector
-from sovfed.server.aggregation import Total, Update
+from sovfed.federation.wire.flower import new_message
+from sovfed.server.rounds.aggregation import Total, Update
 from sovfed.server.strategies.protocol import Averaging
 
 KEY: Final = "update"

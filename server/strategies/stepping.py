@@ -13,7 +13,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from sovfed.federation.messages import Vector
-    from sovfed.server.aggregation import Total
+    from sovfed.server.rounds.aggregation import Total
     from sovfed.server.strategies.protocol import Combining, ServerOptimizer, Slots
 
 

@@ -13,7 +13,7 @@ from flwr.app import Message as FlowerMessage
 from flwr.serverapp import Grid
 
 from sovfed.federation.errors import ConfigError, TrainingError
-from sovfed.federation.flower import new_message
+from sovfed.federation.wire.flower import new_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

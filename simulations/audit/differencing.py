@@ -57,10 +57,10 @@ from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.terms import RECORD, REFUSE, Terms, colluders_tolerated, threshold
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
-from sovfed.server.aggregation import Total
-from sovfed.server.ledger_heads import LedgerHeads
-from sovfed.server.privacy import PrivacyPlan
-from sovfed.server.secure_aggregation import Epoch, SecureAggregation
+from sovfed.server.rounds.aggregation import Total
+from sovfed.server.rounds.ledger_heads import LedgerHeads
+from sovfed.server.rounds.privacy import PrivacyPlan
+from sovfed.server.rounds.secure_aggregation import Epoch, SecureAggregation
 from sovfed.simulations.grid import InMemoryGrid
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.sandbox import NAMES, seal_as
-from sovfed.federation.seccomp import this_machine
+from sovfed.federation.host.seccomp import this_machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable

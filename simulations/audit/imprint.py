@@ -28,9 +28,9 @@ from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.terms import Terms
 from sovfed.federation.tasks.registry import get_task
 from sovfed.federation.tasks.trees import leaves
-from sovfed.server.privacy import PrivacyPlan
-from sovfed.server.rounds import Rounds
-from sovfed.server.secure_aggregation import SecureAggregation
+from sovfed.server.rounds.loop import Rounds
+from sovfed.server.rounds.privacy import PrivacyPlan
+from sovfed.server.rounds.secure_aggregation import SecureAggregation
 from sovfed.server.strategies import make_optimizer
 from sovfed.simulations.baselines import merge
 from sovfed.simulations.grid import InMemoryGrid

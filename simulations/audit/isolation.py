@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Final
 from sovfed.clients.sandbox import NAMES, RUN
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ServiceError
-from sovfed.federation.quiet import HEAP, PASSED, QUIET, SAFE, python_command, quiet_environment
-from sovfed.federation.sandbox import FILE_CAPABILITIES, read_isolation
+from sovfed.federation.host.quiet import HEAP, PASSED, QUIET, SAFE, python_command, quiet_environment
+from sovfed.federation.host.sandbox import FILE_CAPABILITIES, read_isolation
 from sovfed.simulations.audit.escapes import Targets
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 

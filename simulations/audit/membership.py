@@ -29,7 +29,7 @@ from sovfed.federation.messages import TrainRequest
 from sovfed.federation.privacy.statement import detection_rate
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
-from sovfed.server.privacy import PrivacyPlan
+from sovfed.server.rounds.privacy import PrivacyPlan
 from sovfed.simulations.baselines import labels_of, merge
 from sovfed.simulations.federation import sites
 from sovfed.simulations.population import Institution

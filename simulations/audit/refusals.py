@@ -48,7 +48,7 @@ from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.terms import RECORD, Terms
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.registry import get_task
-from sovfed.server.secure_aggregation import SecureAggregation
+from sovfed.server.rounds.secure_aggregation import SecureAggregation
 from sovfed.simulations.grid import InMemoryGrid
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import Any, Final, Self
 from sovfed.clients.supernode import NODE_ID
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ServiceError
-from sovfed.server import runs
-from sovfed.server.curves import read_rounds
+from sovfed.server.runs import folders
+from sovfed.server.runs.curves import read_rounds
 from sovfed.simulations.benchmarks.process_tree import resident_bytes
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, sites
@@ -95,18 +95,18 @@ class Ours:
         server = dataclasses.replace(self.federation.config.server, lane=lane)
         task = dataclasses.replace(self.config.task, parameters=parameters)
         config = dataclasses.replace(self.config, rounds=rounds, task=task, server=server)
-        folder, control, weights = runs.run_folder(home, name), self.federation.control, list[Weight]()
-        runs.start_run(control, home, name, config, resume=False)
-        run = runs.read_run(home, name)
-        while run["status"] in runs.ACTIVE:
+        folder, control, weights = folders.run_folder(home, name), self.federation.control, list[Weight]()
+        folders.start_run(control, home, name, config, resume=False)
+        run = folders.read_run(home, name)
+        while run["status"] in folders.ACTIVE:
             if 0 < run["rounds_done"] < rounds:
                 weights.append(self._weigh(folder, run["rounds_done"]))
             if time.monotonic() > deadline:
                 raise ServiceError(f"sovfed: {rounds} rounds not within {timeout_s:g} s; logs in {home / 'logs'}")
             time.sleep(POLL_S)
             # Flower is asked only while the run's own process has not yet told that it is there.
-            run = runs.read_run(home, name, control if run["status"] == "starting" else None)
-        summary = runs.read_summary(home, name)
+            run = folders.read_run(home, name, control if run["status"] == "starting" else None)
+        summary = folders.read_summary(home, name)
         if run["status"] != "finished" or summary is None:
             raise ServiceError(f"sovfed: run {name} {run['status']}: {run['reason']}; logs in {home / 'logs'}")
         if summary["transport"] != lane:
@@ -116,6 +116,6 @@ class Ours:
 
     def _weigh(self, folder: Path, done: int) -> Weight:
         processes = [self.federation.pid("agency", name) for name in ("superlink", "registry")]
-        processes.append(json.loads((folder / runs.STATE).read_text())["pid"])
+        processes.append(json.loads((folder / folders.STATE).read_text())["pid"])
         database = (self.federation.home / "superlink").glob("state.db*")  # with its write-ahead log
         return Weight(done, sum(map(resident_bytes, processes)), sum(file.stat().st_size for file in database))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import ServiceError
-from sovfed.federation.quiet import python_command, quiet_environment
+from sovfed.federation.host.quiet import python_command, quiet_environment
 from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
 
 if TYPE_CHECKING:

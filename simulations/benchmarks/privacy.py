@@ -30,7 +30,7 @@ from sovfed.federation.config import Config, DataConfig
 from sovfed.federation.messages import Vector
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
-from sovfed.server.privacy import PrivacyPlan
+from sovfed.server.rounds.privacy import PrivacyPlan
 from sovfed.simulations.baselines import exact, labels_of, merge
 from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
 from sovfed.simulations.federation import simulate, sites

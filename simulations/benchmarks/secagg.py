@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from sovfed.federation.flower import to_records
-from sovfed.federation.lane import CHUNK_BYTES, Outgoing
-from sovfed.federation.lane_codec import content_parts
 from sovfed.federation.messages import MaskedReply, Vector
 from sovfed.federation.secagg.client import Upload
 from sovfed.federation.secagg.coordinator import Aggregate, Round
 from sovfed.federation.secagg.local import Federation, found, random_updates
 from sovfed.federation.secagg.mask import THREADS, Backend, Stream, apply_all, fastest, hash_vector
+from sovfed.federation.wire.flower import to_records
+from sovfed.federation.wire.lane import CHUNK_BYTES, Outgoing
+from sovfed.federation.wire.lane_codec import content_parts
 from sovfed.simulations.benchmarks.report import Column, Files, Report, conditions, publish
 
 if TYPE_CHECKING:

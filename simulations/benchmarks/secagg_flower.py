@@ -33,8 +33,8 @@ from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from sovfed.federation.flower import SERVER_NODE_ID, new_message
 from sovfed.federation.messages import Vector
+from sovfed.federation.wire.flower import SERVER_NODE_ID, new_message
 
 
 class _Mean(FedAvg):

@@ -34,7 +34,7 @@ from signal import SIGKILL
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import ConfigError, ServiceError
-from sovfed.federation.quiet import quiet_environment
+from sovfed.federation.host.quiet import quiet_environment
 from sovfed.simulations.benchmarks import process_tree
 from sovfed.simulations.benchmarks.pfl_packages import pfl_packages
 from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from sovfed.federation import certificates
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.files import private_directory, write_atomic, write_private
-from sovfed.federation.processes import Process, Supervisor, listening
-from sovfed.federation.quiet import quiet_environment
+from sovfed.federation.host.processes import Process, Supervisor, listening
+from sovfed.federation.host.quiet import quiet_environment
 from sovfed.simulations.benchmarks import process_tree
 from sovfed.simulations.deployment import free_ports
 
@@ -36,7 +36,7 @@ DEAF_S: Final = 45.0  # after which a SuperNode that was heard of before is give
 # Flower's commands know nothing of our supervisor; this has the kernel end them with it all the same.
 LAUNCH: Final = (
     sys.executable, "-c",
-    "import os, sys; from sovfed.federation.processes import die_with_parent; "
+    "import os, sys; from sovfed.federation.host.processes import die_with_parent; "
     "die_with_parent(); os.execv(sys.argv[1], sys.argv[1:])",
 )  # fmt: skip
 

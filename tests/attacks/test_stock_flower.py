@@ -39,7 +39,7 @@ from tests.server.agency import (
 )
 
 from sovfed.federation.identity import node_key_bytes
-from sovfed.server.control import CONFIG_KEY, ControlClient, build_bundle
+from sovfed.server.runs.control import CONFIG_KEY, ControlClient, build_bundle
 
 pytestmark = pytest.mark.deploy
 

@@ -24,12 +24,12 @@ from sovfed.clients.executor import ACQUIRE, run_executor
 from sovfed.clients.home import RUNTIME_SECRET, TASK_SECRET
 from sovfed.federation.config import ClientConfig, DataConfig, ServerConfig
 from sovfed.federation.files import private_directory, write_atomic, write_private
-from sovfed.federation.flower import FlowerGrid
-from sovfed.federation.flower_http import add_client_header
-from sovfed.federation.loopback import SECRET_HEADER, ensure_secret
-from sovfed.federation.settings import settings_file
-from sovfed.server.control import ControlClient
-from sovfed.server.flower_app import SUPEREXEC_SECRET_FILE
+from sovfed.federation.host.settings import settings_file
+from sovfed.federation.wire.flower import FlowerGrid
+from sovfed.federation.wire.flower_http import add_client_header
+from sovfed.federation.wire.loopback import SECRET_HEADER, ensure_secret
+from sovfed.server.network.flower_app import SUPEREXEC_SECRET_FILE
+from sovfed.server.runs.control import ControlClient
 
 App = Callable[[Message, Context], Message]
 
@@ -105,7 +105,7 @@ def start_task(node: Node, token: str) -> None:
     """Do what a gateway does with a claimed task up to its message, and nothing after."""
     from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 
-    from sovfed.server.serverapp_runner import runtime_client
+    from sovfed.server.runs.serverapp_runner import runtime_client
 
     with runtime_client(node.runtime, token) as client:
         client.PullTaskInput(PullTaskInputRequest())
@@ -136,7 +136,7 @@ def claimed_run(home: Path | None, port: int) -> Iterator[FlowerGrid]:
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.superlink.grid import HttpGrid
 
-    from sovfed.server.serverapp_runner import runtime_client
+    from sovfed.server.runs.serverapp_runner import runtime_client
 
     address = f"127.0.0.1:{port}"
     interceptors: list[ProtobufClientInterceptor] = [RuntimeVersionHttpInterceptor("SuperExec")]

@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.enrolment_fixture import Agency, make_agency
 
 from sovfed.clients.enrol import Fingerprints, Institution, enrol, load_institution, refresh_crl, renew
-from sovfed.federation import enrolment_pb2 as pb
 from sovfed.federation.certificates import (
     InstitutionNames,
     create_csr,
@@ -30,7 +29,6 @@ from sovfed.federation.certificates import (
     sign_csr,
     to_pem,
 )
-from sovfed.federation.enrolment import ENROLMENT_SERVICE, Invitation
 from sovfed.federation.errors import IdentityError, ServiceError
 from sovfed.federation.files import read_private
 from sovfed.federation.identity import (
@@ -41,7 +39,9 @@ from sovfed.federation.identity import (
     node_key_digest,
     to_der,
 )
-from sovfed.server import authority, enrolment
+from sovfed.federation.wire import enrolment_pb2 as pb
+from sovfed.federation.wire.enrolment import ENROLMENT_SERVICE, Invitation
+from sovfed.server.registry import authority, enrolment
 
 NOW = datetime.now(UTC)
 

@@ -17,8 +17,8 @@ from tests.clients.institution import Node, armed_bundle, claimed_run, executing
 from tests.server.agency import Authority, make_home, server_config, superlink, wait_until
 
 from sovfed.federation.errors import WIRE_SENTENCES
-from sovfed.federation.flower import FlowerGrid, new_message
-from sovfed.server.control import ControlClient
+from sovfed.federation.wire.flower import FlowerGrid, new_message
+from sovfed.server.runs.control import ControlClient
 
 pytestmark = pytest.mark.deploy
 PATIENT = "Maria Musterfrau"

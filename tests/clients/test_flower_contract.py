@@ -15,7 +15,7 @@ from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from sovfed.clients.executor import ACQUIRE
-from sovfed.federation.flower import SERVER_NODE_ID, new_message
+from sovfed.federation.wire.flower import SERVER_NODE_ID, new_message
 
 
 def test_version_is_the_one_that_was_read() -> None:

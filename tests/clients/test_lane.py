@@ -25,13 +25,13 @@ from tests.lane_fixture import MAX_BYTES, RUN_ID, Agency, Authority, Stream, age
 from sovfed.clients.lane import LaneClient
 from sovfed.federation.certificates import InstitutionNames, ServerNames
 from sovfed.federation.errors import WIRE_SENTENCES
-from sovfed.federation.flower import new_message, to_records
-from sovfed.federation.lane import DATA, HELLO, Frame, Outgoing, Receiver, Sender, parse_frame
-from sovfed.federation.lane_codec import pack, unpack
-from sovfed.federation.lane_end import ATTACH, CONTROL, NODE_KEY, RUN_KEY, session_number
-from sovfed.federation.lane_pb2 import LaneNode, LaneRun
 from sovfed.federation.messages import ProfileRequest
 from sovfed.federation.secagg.files import load_identity
+from sovfed.federation.wire.flower import new_message, to_records
+from sovfed.federation.wire.lane import DATA, HELLO, Frame, Outgoing, Receiver, Sender, parse_frame
+from sovfed.federation.wire.lane_codec import pack, unpack
+from sovfed.federation.wire.lane_end import ATTACH, CONTROL, NODE_KEY, RUN_KEY, session_number
+from sovfed.federation.wire.lane_pb2 import LaneNode, LaneRun
 
 TOKEN = "t" * 43
 PROFILE = to_records(ProfileRequest(run="r1", task="digits"))

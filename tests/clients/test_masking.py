@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.server.test_secure_aggregation import TASK, World, trained
+from tests.server.rounds.test_secure_aggregation import TASK, World, trained
 
 from sovfed.clients.data import Records
 from sovfed.clients.masking import Masking
@@ -22,7 +22,7 @@ from sovfed.federation.secagg.keys import Entropy
 from sovfed.federation.secagg.local import Federation, found, random_updates
 from sovfed.federation.secagg.mask import SEGMENT_WORDS, hash_vector
 from sovfed.federation.secagg.session import Session
-from sovfed.server import secure_aggregation
+from sovfed.server.rounds import secure_aggregation
 
 SIZE = 5 * SEGMENT_WORDS + 77  # values: three segments at 32 bits, the last one short
 

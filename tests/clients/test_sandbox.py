@@ -25,13 +25,13 @@ from sovfed.clients.home import create, load_config
 from sovfed.clients.sandbox import Places, _passed_places
 from sovfed.clients.socket import NAME, TrainerStub
 from sovfed.clients.up import processes
-from sovfed.federation import landlock, seccomp
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.files import write_private
-from sovfed.federation.quiet import quiet_environment
+from sovfed.federation.host import landlock, seccomp
+from sovfed.federation.host.quiet import quiet_environment
+from sovfed.federation.host.settings import settings_file
+from sovfed.federation.host.status import read_status
 from sovfed.federation.secagg.files import create_journal
-from sovfed.federation.settings import settings_file
-from sovfed.federation.status import read_status
 
 pytestmark = pytest.mark.skipif(seccomp.this_machine() is None, reason="no seccomp on this machine")
 needs_landlock = pytest.mark.skipif(landlock.version() == 0, reason="this kernel has no Landlock")
@@ -293,8 +293,8 @@ def test_sealed_processes_die_with_their_supervisor(home: Path) -> None:
     child = processes(home, dataclasses.replace(load_config(home), runtime_port=1))[0]
     program = """
 import subprocess, sys, time
-from sovfed.federation.child import child_environment
-from sovfed.federation.quiet import quiet_environment
+from sovfed.federation.host.child import child_environment
+from sovfed.federation.host.quiet import quiet_environment
 child = subprocess.Popen(sys.argv[1:], env=child_environment(quiet_environment()))
 print(child.pid, flush=True)
 time.sleep(600)

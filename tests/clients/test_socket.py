@@ -40,7 +40,7 @@ from sovfed.federation.messages import (
 )
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
-from sovfed.federation.trainer_pb2 import Envelope, Vector
+from sovfed.federation.wire.trainer_pb2 import Envelope, Vector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,8 +24,8 @@ from flwr.supercore.control.control_http_client import ControlHttpClient
 from tests.clients.institution import armed_bundle, claimed_run
 from tests.server.agency import free_port, post, wait_until
 
-from sovfed.federation.flower import new_message
-from sovfed.federation.quiet import quiet_environment
+from sovfed.federation.host.quiet import quiet_environment
+from sovfed.federation.wire.flower import new_message
 
 pytestmark = pytest.mark.deploy
 

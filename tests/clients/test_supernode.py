@@ -34,10 +34,10 @@ from sovfed.clients.home import RUNTIME_SECRET
 from sovfed.clients.supernode import MAX_OBJECTS, NODE_ID, PullPace, node_state, pull_bounded, pull_or_push
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ProtocolError
-from sovfed.federation.flower import FlowerGrid, new_message
-from sovfed.federation.loopback import SECRET_HEADER, read_secret
-from sovfed.federation.patience import STALL_S, patient
-from sovfed.server.control import ControlClient
+from sovfed.federation.wire.flower import FlowerGrid, new_message
+from sovfed.federation.wire.loopback import SECRET_HEADER, read_secret
+from sovfed.federation.wire.patience import STALL_S, patient
+from sovfed.server.runs.control import ControlClient
 
 ACQUIRE = "/v1/runtime/acquire-task"
 CLAIM = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
@@ -266,7 +266,7 @@ def test_task_of_a_dead_gateway_fails_within_half_a_minute(federation: Federatio
 
         from sovfed.clients.executor import ACQUIRE as METHOD
         from sovfed.clients.home import TASK_SECRET
-        from sovfed.federation.flower_http import add_client_header
+        from sovfed.federation.wire.flower_http import add_client_header
 
         add_client_header(SECRET_HEADER, read_secret(node.home / RUNTIME_SECRET), node.runtime)
         auth = SuperExecAuthHttpInterceptor(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.clients.test_trainer import TASK, train_request
-from tests.server.test_ledger_heads import Ledgers
+from tests.server.rounds.test_ledger_heads import Ledgers
 
 from sovfed.clients.data import Dataset, load_records
 from sovfed.clients.ledger import PrivacyLedger
@@ -21,8 +21,8 @@ from sovfed.clients.settings import settings_text
 from sovfed.clients.trainer import TrainerService
 from sovfed.clients.trainer_process import _ledger_opener
 from sovfed.federation.config import ClientConfig, DataConfig
+from sovfed.federation.host.settings import settings_file
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, Refusal, Request
-from sovfed.federation.settings import settings_file
 from sovfed.federation.tasks import Task
 
 NAME = Budget().population_name

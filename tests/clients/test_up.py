@@ -23,10 +23,10 @@ from sovfed.clients.policy import Policy
 from sovfed.clients.up import make_supervisor
 from sovfed.federation.config import ClientConfig, DataConfig, ServerConfig
 from sovfed.federation.errors import ConfigError, IdentityError, PolicyError, ServiceError
-from sovfed.federation.flower import FlowerGrid, from_records, new_message, to_records
+from sovfed.federation.host.processes import read_status
 from sovfed.federation.messages import ProfileReply, ProfileRequest, Refusal
-from sovfed.federation.processes import read_status
 from sovfed.federation.tasks.registry import get_task
+from sovfed.federation.wire.flower import FlowerGrid, from_records, new_message, to_records
 
 POLICY = Policy(allowed_tasks=("echo",), allow_plain_updates=True, require_privacy=False)
 

@@ -13,9 +13,9 @@ import pytest
 
 from sovfed.federation.compose import compose
 from sovfed.federation.config import Config
-from sovfed.server import runs
-from sovfed.server.control import log_path
-from sovfed.server.curves import read_rounds
+from sovfed.server.runs import folders
+from sovfed.server.runs.control import log_path
+from sovfed.server.runs.curves import read_rounds
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, sites
 
@@ -50,10 +50,10 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = RUN_TI
 def wait_for_run(federation: LocalFederation, name: str, timeout_s: float = RUN_TIMEOUT_S) -> dict[str, Any]:
     """The run's last state, with the coordinator's log in the failure message."""
     wait_for(
-        lambda: runs.read_run(federation.home, name, federation.control)["status"] not in runs.ACTIVE,
+        lambda: folders.read_run(federation.home, name, federation.control)["status"] not in folders.ACTIVE,
         f"run {name} to end", timeout_s,
     )  # fmt: skip
-    return runs.read_run(federation.home, name, federation.control)
+    return folders.read_run(federation.home, name, federation.control)
 
 
 def finished(federation: LocalFederation, name: str) -> list[dict[str, Any]]:
@@ -61,13 +61,13 @@ def finished(federation: LocalFederation, name: str) -> list[dict[str, Any]]:
     run = wait_for_run(federation, name)
     log = log_path(federation.home, run["flower_run_id"])
     assert run["status"] == "finished", f"{run}\n{log.read_text()[-4000:] if log.exists() else 'no log'}"
-    return read_rounds(runs.run_folder(federation.home, name))
+    return read_rounds(folders.run_folder(federation.home, name))
 
 
 def rounds_done(federation: LocalFederation, name: str) -> int:
-    return len(read_rounds(runs.run_folder(federation.home, name)))
+    return len(read_rounds(folders.run_folder(federation.home, name)))
 
 
 def summary(federation: LocalFederation, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((runs.run_folder(federation.home, name) / "summary.json").read_text())
+    found: dict[str, Any] = json.loads((folders.run_folder(federation.home, name) / "summary.json").read_text())
     return found

@@ -12,7 +12,7 @@ from tests.deploy.conftest import finished, make_config, summary
 from sovfed.clients.cli_model import model
 from sovfed.clients.data import load_records
 from sovfed.federation.tasks.registry import get_task
-from sovfed.server import runs
+from sovfed.server.runs import folders
 from sovfed.simulations.deployment import LocalFederation
 
 pytestmark = pytest.mark.deploy
@@ -29,7 +29,7 @@ def test_an_institution_lists_and_measures_the_model_of_a_run(federation: LocalF
     told = summary(federation, "delivered")
     names = sorted(one.name for one in federation.institutions)
     assert told["delivered_to"] == names
-    published = (runs.run_folder(federation.home, "delivered") / "model.safetensors").read_bytes()
+    published = (folders.run_folder(federation.home, "delivered") / "model.safetensors").read_bytes()
     for name in names:
         (listed,) = asked(federation, name, "list")
         assert (listed["run"], listed["rounds"], listed["as_published"]) == ("delivered", 3, True)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tests.deploy.conftest import finished, make_config, rounds_done, wait_for, wait_for_run
 
-from sovfed.server import runs
-from sovfed.server.release import read_model
+from sovfed.server.runs import folders
+from sovfed.server.runs.release import read_model
 from sovfed.simulations.deployment import LocalFederation
 from sovfed.simulations.federation import simulate
 
@@ -36,7 +36,7 @@ def assert_undisturbed(federation: LocalFederation, name: str, expected: np.ndar
 
 
 def model(federation: LocalFederation, name: str) -> np.ndarray:
-    return read_model(runs.run_folder(federation.home, name)).vector
+    return read_model(folders.run_folder(federation.home, name)).vector
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def coordinator_pid(federation: LocalFederation) -> int:
             words = entry.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"sovfed.server.app" in words and wanted in words:
+        if b"sovfed.server.runs.app" in words and wanted in words:
             return int(entry.parent.name)
     raise AssertionError("no coordinator is running")
 
@@ -103,8 +103,8 @@ def test_a_killed_coordinator_is_resumed_from_its_last_round(
 def test_a_stopped_run_is_resumed(federation: LocalFederation, undisturbed: np.ndarray) -> None:
     name = "stopped"
     start(federation, name)
-    runs.stop_run(federation.control, federation.home, name)
-    assert runs.read_run(federation.home, name)["status"] == "stopped"
+    folders.stop_run(federation.control, federation.home, name)
+    assert folders.read_run(federation.home, name)["status"] == "stopped"
     federation.start_run(name, make_config(*SLOW), resume=True)
     finished(federation, name)
     assert_undisturbed(federation, name, undisturbed)

@@ -15,8 +15,8 @@ import pytest
 from tests.deploy.conftest import finished, make_config, wait_for_run
 from tests.real_data import published
 
-from sovfed.server import runs
-from sovfed.server.control import log_path
+from sovfed.server.runs import folders
+from sovfed.server.runs.control import log_path
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 
 pytestmark = pytest.mark.deploy
@@ -45,13 +45,13 @@ def test_no_secret_is_in_any_command_line(federation: LocalFederation) -> None:
     for one in federation.institutions:
         secrets |= {path.read_text().strip() for path in federation.client_home(one.name).glob("secrets/*")}
     seen = 0
-    while runs.read_run(federation.home, "argv")["status"] in runs.ACTIVE:
+    while folders.read_run(federation.home, "argv")["status"] in folders.ACTIVE:
         for pid in children_of(os.getpid()):
             try:
                 line = Path(f"/proc/{pid}/cmdline").read_text()
             except OSError:
                 continue
-            seen += "sovfed.server.app" in line
+            seen += "sovfed.server.runs.app" in line
             assert not any(secret in line for secret in secrets)
             assert "--token" not in line
             assert '"data"' not in line, "settings name the data's folder and site"

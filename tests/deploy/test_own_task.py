@@ -16,7 +16,7 @@ from tests.deploy.conftest import finished, make_config, make_federation, summar
 
 from sovfed.clients.cli_use import cli as model
 from sovfed.federation.compose import compose
-from sovfed.server import runs
+from sovfed.server.runs import folders
 from sovfed.simulations.deployment import LocalFederation
 
 pytestmark = pytest.mark.deploy
@@ -110,4 +110,4 @@ def test_a_task_that_differs_in_one_word_is_refused_at_once(own: LocalFederation
     run = wait_for_run(own, "other")
     assert run["status"] == "failed"
     assert "policy (4)" in run["reason"] or "wrong-task (4)" in run["reason"]
-    assert (runs.run_folder(own.home, "other") / "task.yaml").read_text() == (tmp_path / "birth.yaml").read_text()
+    assert (folders.run_folder(own.home, "other") / "task.yaml").read_text() == (tmp_path / "birth.yaml").read_text()

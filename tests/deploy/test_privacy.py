@@ -18,8 +18,8 @@ from sovfed.clients.ledger_entries import History
 from sovfed.clients.ledger_file import ledger_path, read_ledger
 from sovfed.federation.privacy.accounting import epsilon
 from sovfed.federation.privacy.statement import from_json
-from sovfed.server import runs
-from sovfed.server.ledger_heads import FILE as HEADS
+from sovfed.server.rounds.ledger_heads import FILE as HEADS
+from sovfed.server.runs import folders
 from sovfed.simulations.deployment import LocalFederation
 
 pytestmark = pytest.mark.deploy
@@ -69,7 +69,7 @@ def test_a_private_run_is_charged_countersigned_and_certified(private: LocalFede
         assert told["privacy"]["ledger_heads"][one.name] == signed.head
         assert CliRunner().invoke(ledger_cli, ["verify", "--home", str(home)]).exit_code == 0
 
-    folder = runs.run_folder(private.home, "first")
+    folder = folders.run_folder(private.home, "first")
     statement = from_json((folder / "privacy.json").read_text())
     assert statement.private
     assert statement.epsilon == pytest.approx(told["epsilon"], abs=1e-6)

@@ -9,10 +9,11 @@ import pytest
 from tests.deploy.conftest import make_config, make_federation, wait_for
 
 from sovfed.federation.identity import crl_number, load_crl
-from sovfed.server import authority, runs
-from sovfed.server.curves import read_rounds
-from sovfed.server.lane import RECHECK_S
-from sovfed.server.registry import CRL_LOOK_S
+from sovfed.server.network.lane import RECHECK_S
+from sovfed.server.registry import authority
+from sovfed.server.registry.service import CRL_LOOK_S
+from sovfed.server.runs import folders
+from sovfed.server.runs.curves import read_rounds
 from sovfed.simulations.deployment import LocalFederation
 
 pytestmark = pytest.mark.deploy
@@ -22,7 +23,7 @@ SLACK_S = 20.0  # of a busy machine
 
 def members(federation: LocalFederation, name: str) -> int:
     """Institutions in the last round of run `name`."""
-    lines = read_rounds(runs.run_folder(federation.home, name))
+    lines = read_rounds(folders.run_folder(federation.home, name))
     return len(lines[-1]["participants"]) if lines else 0
 
 
@@ -55,4 +56,4 @@ def test_a_revoked_institution_leaves_a_running_run_and_the_others_learn_of_it(
         assert number(federation.home) == 2
         assert number(revoked) == 1
         assert [federation.pid(*place) for place in processes] == before
-        runs.stop_run(federation.control, federation.home, "endless")
+        folders.stop_run(federation.control, federation.home, "endless")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tests.deploy.conftest import finished, make_config, summary
 
-from sovfed.server import runs
-from sovfed.server.release import read_model
+from sovfed.server.runs import folders
+from sovfed.server.runs.release import read_model
 from sovfed.simulations.deployment import LocalFederation
 from sovfed.simulations.federation import simulate
 
@@ -31,12 +31,12 @@ def test_deployment_and_simulation_train_the_same_model(
     config = make_config("rounds=3", "seed=5", f"strategy={strategy}", f"server.lane={lane}", f"secagg={secagg}")
     name = f"seam-{lane}-{strategy}-{secagg}"
     settings = dataclasses.replace(federation.config.server, lane=lane)
-    runs.start_run(
+    folders.start_run(
         federation.control, federation.home, name, dataclasses.replace(config, server=settings), resume=False
     )
     lines = finished(federation, name)
     simulated = simulate(config, [one.data for one in federation.institutions], tmp_path)
-    deployed = read_model(runs.run_folder(federation.home, name))
+    deployed = read_model(folders.run_folder(federation.home, name))
     if secagg == "none":
         np.testing.assert_array_equal(deployed.scale, simulated.scale)
         np.testing.assert_array_equal(deployed.vector, simulated.model)

@@ -16,7 +16,7 @@ from sovfed.clients.trainer import make_trainer
 from sovfed.federation.messages import TrainReply, TrainRequest
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
-from sovfed.server import runs
+from sovfed.server.runs import folders
 from sovfed.simulations.deployment import LocalFederation
 from sovfed.simulations.federation import simulate
 
@@ -78,7 +78,7 @@ def test_what_the_superlink_stores_contains_no_update(
     name = f"stored-{secagg}"
     settings = dataclasses.replace(federation.config.server, lane="flower")
     with Capture(federation.home / "superlink", updates) as capture:
-        runs.start_run(
+        folders.start_run(
             federation.control, federation.home, name, dataclasses.replace(config, server=settings), resume=False
         )
         finished(federation, name)

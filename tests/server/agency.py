@@ -31,10 +31,10 @@ from sovfed.federation.certificates import (
 )
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.files import private_directory, write_atomic, write_private
+from sovfed.federation.host.quiet import quiet_environment
+from sovfed.federation.host.settings import settings_file
 from sovfed.federation.identity import node_key_bytes, node_key_digest
-from sovfed.federation.quiet import quiet_environment
-from sovfed.federation.settings import settings_file
-from sovfed.server.control import ControlClient
+from sovfed.server.runs.control import ControlClient
 
 
 class Authority:
@@ -151,7 +151,7 @@ def process(
 
 def superlink_argv(home: Path, config: ServerConfig) -> list[str]:
     settings = settings_file(home, config)
-    return [sys.executable, "-m", "sovfed.server.superlink", "--home", str(home), "--config", str(settings)]
+    return [sys.executable, "-m", "sovfed.server.network.superlink", "--home", str(home), "--config", str(settings)]
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 40.0, what: str = "the condition") -> None:
@@ -168,7 +168,7 @@ def superlink(
 ) -> Iterator[tuple[subprocess.Popen[bytes], ControlClient]]:
     """Our superlink as a real process, answering; with `descriptors` it may have only so many files open."""
     private_directory(home / "logs")
-    from sovfed.federation.loopback import ensure_secret
+    from sovfed.federation.wire.loopback import ensure_secret
 
     ensure_secret(home / "secrets" / "loopback.secret")
     log = home / "logs" / "superlink.log"

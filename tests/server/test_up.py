@@ -12,7 +12,7 @@ import pytest
 from tests.server.agency import wait_until
 
 from sovfed.federation.compose import compose
-from sovfed.federation.processes import read_status
+from sovfed.federation.host.processes import read_status
 from sovfed.server.home import SETTINGS
 from sovfed.simulations.deployment import LocalFederation
 

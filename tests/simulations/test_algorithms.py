@@ -14,7 +14,7 @@ from sovfed.federation.config import LOCAL
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
-from sovfed.server.coordinator import Outcome
+from sovfed.server.rounds.coordinator import Outcome
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.population import make_population
 

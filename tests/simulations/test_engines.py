@@ -17,9 +17,9 @@ from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import TrainRequest
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
-from sovfed.server.aggregation import Total
-from sovfed.server.coordinator import Outcome
-from sovfed.server.curves import read_rounds
+from sovfed.server.rounds.aggregation import Total
+from sovfed.server.rounds.coordinator import Outcome
+from sovfed.server.runs.curves import read_rounds
 from sovfed.simulations.engines import AutoEngine, disagreement
 from sovfed.simulations.federation import ENGINE, simulate_population
 from sovfed.simulations.population import make_population

@@ -11,8 +11,8 @@ from sovfed.federation.compose import compose
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.tasks.registry import get_task
 from sovfed.server.cli.run import round_table
-from sovfed.server.curves import read_rounds
-from sovfed.server.release import SUMMARY
+from sovfed.server.runs.curves import read_rounds
+from sovfed.server.runs.release import SUMMARY
 from sovfed.simulations.baselines import compare_sites
 from sovfed.simulations.federation import simulate, sites
 

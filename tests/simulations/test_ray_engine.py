@@ -11,8 +11,8 @@ import pytest
 
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.quiet import quiet_environment
-from sovfed.server.release import read_model
+from sovfed.federation.host.quiet import quiet_environment
+from sovfed.server.runs.release import read_model
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.population import make_population
 

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from sovfed.federation.errors import ConfigError, ServiceError
-from sovfed.federation.quiet import quiet_environment
-from sovfed.server.release import read_model
+from sovfed.federation.host.quiet import quiet_environment
+from sovfed.server.runs.release import read_model
 from sovfed.simulations import sweep
 from sovfed.simulations.cli import simulate
 from sovfed.simulations.cli_sweep import compare

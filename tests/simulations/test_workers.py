@@ -18,9 +18,9 @@ from sovfed.clients.app import make_client_app
 from sovfed.clients.training import SMALL
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ConfigError, ServiceError
-from sovfed.federation.flower import from_records, new_message, to_records
 from sovfed.federation.messages import Reply, Request, TrainReply, TrainRequest
-from sovfed.server.coordinator import Outcome
+from sovfed.federation.wire.flower import from_records, new_message, to_records
+from sovfed.server.rounds.coordinator import Outcome
 from sovfed.simulations import federation, workers
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.population import Institution, make_population

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sovfed.federation.errors import ServiceError
-from sovfed.federation.quiet import quiet_environment
+from sovfed.federation.host.quiet import quiet_environment
 
 TIMEOUT_S: Final = 900.0
 THREADS: Final = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

@@ -12,7 +12,7 @@ from sovfed.federation.config import StrategyConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.plan import LocalPlan, Schedule
 from sovfed.federation.tasks.layout import Layout, Part
-from sovfed.server.aggregation import Total
+from sovfed.server.rounds.aggregation import Total
 from sovfed.server.strategies import Averaging, Combining, ServerOptimizer, make_optimizer, registry
 
 if TYPE_CHECKING:

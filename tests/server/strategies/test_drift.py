@@ -7,7 +7,7 @@ import pytest
 
 from sovfed.federation.config import StrategyConfig
 from sovfed.federation.errors import ConfigError
-from sovfed.server.aggregation import Total
+from sovfed.server.rounds.aggregation import Total
 from sovfed.server.strategies import make_optimizer
 from sovfed.server.strategies.drift import FedNova, Scaffold
 

@@ -14,8 +14,8 @@ from sovfed.federation.compose import compose
 from sovfed.federation.config import INDIVIDUAL, StrategyConfig
 from sovfed.federation.errors import CohortError, ConfigError
 from sovfed.federation.messages import Reply, Request, TrainReply, Vector
-from sovfed.server.aggregation import Total, Update
-from sovfed.server.coordinator import coordinate
+from sovfed.server.rounds.aggregation import Total, Update
+from sovfed.server.rounds.coordinator import coordinate
 from sovfed.server.strategies.robust import Robust
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.grid import InMemoryGrid

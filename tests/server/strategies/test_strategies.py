@@ -12,8 +12,8 @@ from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYog
 
 from sovfed.federation.config import StrategyConfig
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.flower import new_message
-from sovfed.server.aggregation import Fold
+from sovfed.federation.wire.flower import new_message
+from sovfed.server.rounds.aggregation import Fold
 from sovfed.server.strategies import make_optimizer
 
 COUNTS = (256, 17, 90)

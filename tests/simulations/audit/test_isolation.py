@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sovfed.federation import landlock, seccomp
+from sovfed.federation.host import landlock, seccomp
 from sovfed.simulations.cli_audit import audit
 
 pytestmark = [

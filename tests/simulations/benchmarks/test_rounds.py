@@ -112,7 +112,7 @@ def test_the_long_run_is_weighed_at_round_20_and_before_its_end() -> None:
 def test_stock_client_adds_one_and_reports_its_seconds() -> None:
     from flwr.app import ArrayRecord, Context, RecordDict
 
-    from sovfed.federation.flower import new_message
+    from sovfed.federation.wire.flower import new_message
     from sovfed.simulations.benchmarks.stock.client_app import app
 
     content = RecordDict({"arrays": ArrayRecord([np.array([1.0, -2.5], dtype=np.float32)])})

@@ -36,7 +36,6 @@ from flwr.supercore.primitives.asymmetric import (
 
 from sovfed.federation.certificates import ServerNames
 from sovfed.federation.errors import IdentityError, PolicyError, PrivacyError, ProtocolError
-from sovfed.federation.flower import new_message
 from sovfed.federation.messages import Vector
 from sovfed.federation.secagg import setup, wire
 from sovfed.federation.secagg.journal import History
@@ -44,6 +43,7 @@ from sovfed.federation.secagg.keys import Identity, Signer
 from sovfed.federation.secagg.local import Authority, found, make_offer
 from sovfed.federation.secagg.mask import Scratch, Stream, apply
 from sovfed.federation.secagg.terms import Terms
+from sovfed.federation.wire.flower import new_message
 
 SETUP = {
     Key.SAMPLE_NUMBER: 3, Key.SHARE_NUMBER: 3, Key.THRESHOLD: 2, Key.CLIPPING_RANGE: 8.0, Key.TARGET_RANGE: 2**22,

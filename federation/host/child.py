@@ -1,0 +1,139 @@
+"""One child process of a supervisor: started, watched, restarted with growing pauses, its output kept in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from sovfed.federation.host.logs import Log
+from sovfed.federation.host.status import ProcessStatus, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+BACK_OFF_S: Final = (0.5, 30.0)
+HEALTHY_S: Final = 60.0  # after so long a time up, the next pause is the shortest again
+FINAL_EXIT_CODES: Final = (2, 3)  # configuration, refused: a restart would change nothing
+PARENT: Final = "SOVFED_PARENT_PID"
+_LINE_BYTES: Final = 65_536
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """One child: `ready` is asked until it is true; the next child starts only then. No `ready`: at once."""
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    ready: Callable[[], bool] | None = None
+    ready_timeout_s: float = 60.0
+    stop_timeout_s: float = 10.0
+
+
+def child_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """`env` for a child that calls `die_with_parent`: it names this process as the parent."""
+    return {**env, PARENT: str(os.getpid())}
+
+
+class Child:
+    """A process and its restarts. Only the supervisor's own thread may call it."""
+
+    def __init__(self, process: Process, logs: Path) -> None:
+        self.process, self._home = process, logs.parent
+        self.state: State = "waiting"
+        self.restarts, self.since = 0, time.time()
+        self.exit_code: int | None = None
+        self.popen: subprocess.Popen[bytes] | None = None
+        self._copier: threading.Thread | None = None
+        self._pause_s, self._started, self._resume = BACK_OFF_S[0], 0.0, 0.0
+        self.log = Log(logs / f"{process.name}.log")
+
+    def status(self) -> ProcessStatus:
+        pid = self.popen.pid if self.popen is not None and self.state in ("starting", "ready") else None
+        return ProcessStatus(self.process.name, self.state, pid, self.restarts, self.since, self.exit_code)
+
+    def spawn(self) -> None:
+        self._started = time.monotonic()
+        try:
+            self.popen = subprocess.Popen(
+                list(self.process.argv), env=child_environment(self.process.env), stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, cwd=self._home,
+                umask=0o077,
+            )  # fmt: skip
+        except OSError as error:
+            self.log.write(f"cannot start {self.process.argv[0]}: {error}")
+            self._back_off(None)
+            return
+        self._copier = threading.Thread(target=self._copy_output, args=(self.popen,), daemon=True)
+        self._copier.start()
+        self._become("ready" if self.process.ready is None else "starting")
+
+    def step(self) -> None:
+        """Notice an exit, a readiness, or the end of a pause."""
+        self.log.tick()
+        if self.state == "backing off":
+            if time.monotonic() >= self._resume:
+                self.restarts += 1
+                self.spawn()
+        elif self.popen is not None and self.state in ("starting", "ready"):
+            code = self.popen.poll()
+            if code is not None:
+                self.log.write(f"exited with code {code}")
+                self.signal(signal.SIGKILL)  # whatever it left in its session
+                self._back_off(code)
+            elif self.state == "starting" and self.process.ready is not None:
+                if self.process.ready():
+                    self._become("ready")
+                elif time.monotonic() - self._started > self.process.ready_timeout_s:
+                    self.log.write(f"not ready within {self.process.ready_timeout_s:g} s, killed")
+                    self.signal(signal.SIGKILL)
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.popen is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.popen.pid, number)
+
+    def stop(self, deadline: float) -> None:
+        """Wait for the end until `deadline`, then kill the whole session."""
+        if self.popen is not None:
+            try:
+                self.popen.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self.log.write(f"did not stop within {self.process.stop_timeout_s:g} s, killed")
+            self.signal(signal.SIGKILL)
+            self.exit_code = self.popen.wait()
+        if self._copier is not None:
+            self._copier.join(1.0)
+        if self.state != "failed":
+            self._become("stopped")
+
+    def _become(self, state: State) -> None:
+        self.state, self.since = state, time.time()
+
+    def _back_off(self, code: int | None) -> None:
+        self.exit_code = code
+        if code in FINAL_EXIT_CODES:
+            self._become("failed")
+            return
+        if time.monotonic() - self._started >= HEALTHY_S:
+            self._pause_s = BACK_OFF_S[0]
+        self._resume = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, BACK_OFF_S[1])
+        self._become("backing off")
+
+    def _copy_output(self, popen: subprocess.Popen[bytes]) -> None:
+        if popen.stdout is None:
+            return
+        with popen.stdout as stream:
+            whole = True
+            for line in iter(lambda: stream.readline(_LINE_BYTES), b""):
+                text = line.decode(errors="replace").rstrip("\r\n")
+                self.log.write(text if whole else f"    … {text}")  # the rest of a long line is no line of its own
+                whole = line.endswith(b"\n")

@@ -1,0 +1,33 @@
+"""Ports that a home's processes will listen on, looked at before anything starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from sovfed.federation.errors import ConfigError, ServiceError
+from sovfed.federation.host.processes import read_status
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+def check_ports(home: Path, settings: Path, ports: Mapping[str, tuple[str, int]]) -> None:
+    """`ports`: the name of each setting in the file `settings` → its (host, port); 0 is any free port.
+
+    Raises ServiceError if the home's processes run already, and ConfigError naming port and setting if one is taken.
+    """
+    if read_status(home) is not None:
+        raise ServiceError(f"{home} is in use: its processes are running already")
+    for setting, (host, port) in ports.items():
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise ConfigError(
+                    f"{setting} = {port}: cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}); "
+                    f"end what uses the port, or choose another {setting} in {settings}"
+                ) from error

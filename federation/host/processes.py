@@ -1,0 +1,218 @@
+"""A small supervisor: named child processes, started in order, kept up, stopped together.
+
+    supervisor = Supervisor(home, [Process("trainer", argv, env, ready=listening(home / "trainer.sock")), …])
+    supervisor.run()                        # blocks until SIGTERM, SIGINT or SIGHUP
+    supervisor.start(); …; supervisor.stop()   # embedded, as in the demo
+
+Each child has its own session (a Ctrl-C in the terminal reaches only the supervisor, and a stop reaches
+grandchildren) and its own log `home/logs/NAME.log` with a UTC time on every line. It is restarted after a pause that
+doubles from 0.5 s to 30 s and falls back after a minute of health. Exit codes 2 (configuration) and 3 (refused) are
+final and stop the rest too. One supervisor a home (`federation/host/status.py`).
+A child's main calls `die_with_parent()` first, so that even `kill -9` of the supervisor leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sovfed.federation.errors import ConfigError, IdentityError, PolicyError, PrivacyError, ServiceError, SovfedError
+from sovfed.federation.host.child import PARENT, Child, Process, child_environment
+from sovfed.federation.host.status import (
+    ProcessStatus,
+    Status,
+    read_status,
+    stop_supervisor,
+    supervising,
+    write_status,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+__all__ = [
+    "Process", "ProcessStatus", "Status", "Supervisor", "child_environment", "die_with_parent", "exit_code",
+    "listening", "read_status", "start_detached", "stop_supervisor",
+]  # fmt: skip
+
+START_ATTEMPTS: Final = 4
+_POLL_S: Final = 0.05
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its supervisor dies (Linux only). First line of every child's main.
+
+    Exits at once if the supervisor has died already. From here on no core is written: it would hold keys.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    parent = os.environ.pop(PARENT, None)  # a child's own children have another parent
+    if sys.platform != "linux" or parent is None:
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(parent):
+        os._exit(1)
+
+
+def exit_code(error: SovfedError) -> int:
+    """What a child's main exits with for `error`: 2 and 3 are final, 1 is tried again."""
+    if isinstance(error, ConfigError):
+        return 2
+    return 3 if isinstance(error, IdentityError | PolicyError | PrivacyError) else 1
+
+
+def listening(target: Path | tuple[str, int]) -> Callable[[], bool]:
+    """A readiness check: something accepts connections on the Unix socket or at (host, port)."""
+
+    def check() -> bool:
+        family, address = (socket.AF_UNIX, str(target)) if isinstance(target, Path) else (socket.AF_INET, target)
+        with socket.socket(family) as probe:
+            probe.settimeout(1.0)
+            return probe.connect_ex(address) == 0
+
+    return check
+
+
+def start_detached(argv: Sequence[str], env: Mapping[str, str], home: Path) -> None:
+    """Run `argv`, which supervises `home`, from there and in a session of its own; returns once all is ready.
+
+    Its output goes to `home/logs/supervisor.log`. Raises ServiceError with the end of that if it gives up.
+    """
+    log = home / "logs" / "supervisor.log"
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
+        started = subprocess.Popen(
+            list(argv), env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            cwd=home,
+        )  # fmt: skip
+    while started.poll() is None:
+        status = read_status(home)
+        if status is not None and status.ready:
+            started.returncode = 0  # it goes on without us, and nobody will wait for it
+            return
+        time.sleep(2 * _POLL_S)
+    raise ServiceError(log.read_text(encoding="utf-8", errors="replace").strip().removeprefix("error: "))
+
+
+class Supervisor:
+    """Starts `processes` in order, keeps them up, writes `home/status.json`. `home` must be 0700."""
+
+    def __init__(self, home: Path, processes: Sequence[Process]) -> None:
+        if home.stat().st_mode & 0o077:
+            raise ServiceError(f"{home}: mode {home.stat().st_mode & 0o777:04o}, expected 0700")
+        self._home, self._stopping = home, threading.Event()
+        (home / "logs").mkdir(mode=0o700, exist_ok=True)
+        self._children = [Child(process, home / "logs") for process in processes]
+        self._thread = threading.Thread(target=self._main, name="supervisor", daemon=True)
+        self._since, self._settled, self._problem = time.time(), threading.Event(), ""
+        self._written: Status | None = None
+
+    def start(self) -> None:
+        """Start everything and return when all is ready.
+
+        Raises ServiceError, with the last lines of the log, if one child fails for good or is not ready in its time;
+        all are stopped then. Children are made in a thread of the supervisor's own, since a child's life is tied to
+        the thread that made it.
+        """
+        self._thread.start()
+        self._settled.wait()
+        if self._problem:
+            self.stop()
+            raise ServiceError(self._problem)
+
+    def stop(self) -> None:
+        """SIGTERM to all, SIGKILL to what is left after its time. Returns when all are gone."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def run(
+        self, on_ready: Callable[[], None] = lambda: None, on_change: Callable[[Status], None] = lambda _: None
+    ) -> None:
+        """Start all, then block until SIGTERM, SIGINT or SIGHUP, or until a child fails for good; stop all.
+
+        Both functions are called in this thread: `on_change` with every new status, `on_ready` once.
+        Raises ServiceError as `start` does, and if a child failed for good.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: self._stopping.set())
+        self._thread.start()
+        told, shown = False, None
+        while self._thread.is_alive():
+            status = self.status()
+            if status != shown:
+                on_change(status)
+                shown = status
+            if self._settled.is_set() and not told and not self._problem:
+                on_ready()
+                told = True
+            self._thread.join(0.1)
+        if self._problem:
+            raise ServiceError(self._problem)
+
+    def status(self) -> Status:
+        return Status(os.getpid(), self._since, tuple(child.status() for child in self._children))
+
+    def _main(self) -> None:
+        try:
+            with supervising(self._home):
+                try:
+                    self._start_all()
+                    if not self._stopping.is_set():
+                        self._publish()
+                        self._settled.set()
+                    while not self._stopping.is_set() and not self._problem:
+                        self._step()
+                finally:
+                    self._stop_all()
+        except (ServiceError, OSError) as error:
+            self._problem = str(error)
+        finally:
+            for child in self._children:
+                child.log.close()
+            self._settled.set()
+
+    def _start_all(self) -> None:
+        for child in self._children:
+            child.spawn()
+            deadline = time.monotonic() + child.process.ready_timeout_s
+            while child.state != "ready" and not self._stopping.is_set() and not self._problem:
+                if child.restarts >= START_ATTEMPTS:
+                    self._give_up(child, f"ended {START_ATTEMPTS} times before it was ready")
+                elif time.monotonic() > deadline:
+                    self._give_up(child, f"was not ready within {child.process.ready_timeout_s:g} s")
+                self._step()
+            if self._stopping.is_set() or self._problem:
+                return
+
+    def _step(self) -> None:
+        for child in self._children:
+            child.step()
+            if child.state == "failed" and not self._problem:
+                self._give_up(child, f"refused to run (exit code {child.exit_code})")
+        self._publish()
+        self._stopping.wait(_POLL_S)
+
+    def _give_up(self, child: Child, why: str) -> None:
+        self._problem = f"{child.process.name} {why}; end of {child.log.path}:\n{child.log.tail()}"
+
+    def _publish(self) -> None:
+        status = self.status()
+        if status != self._written:
+            write_status(self._home, status)
+            self._written = status
+
+    def _stop_all(self) -> None:
+        for child in reversed(self._children):
+            child.signal(signal.SIGTERM)
+        now = time.monotonic()
+        for child in reversed(self._children):
+            child.stop(now + child.process.stop_timeout_s)

@@ -1,0 +1,199 @@
+"""One end of a lane over gRPC: what coordinator and gateway share. Both are clients of the relay between them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import threading
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import grpc
+
+from sovfed.federation.errors import ProtocolError
+from sovfed.federation.wire.lane import DATA, HELLO, Outgoing, Receiver, Sender, ack_frame, parse_frame
+
+ACK_DELAY_S: Final = 0.02  # an acknowledgement waits this long for a DATA frame to travel with
+BACK_OFF_S: Final = (0.05, 5.0)  # first and longest pause between attempts to reconnect
+MAX_OUTSTANDING: Final = 16  # messages one end holds for its peer
+
+SERVICE: Final = "sovfed.Lane"
+CONTROL, ATTACH, JOIN = "Control", "Attach", "Join"  # coordinator's run and streams; an institution's stream
+RUN_KEY, NODE_KEY, TOKEN_KEY, SESSION_KEY = "sovfed-run", "sovfed-node", "sovfed-token", "sovfed-session"
+
+# A dead peer is noticed after 8 + 6 s: in grpcio 1.85 it is the ping timeout (60 s unless set) that ends the
+# connection. No proxy, no retries behind our back, no connection shared with anyone else.
+KEEPALIVE: Final = (
+    ("grpc.keepalive_time_ms", 8_000),
+    ("grpc.keepalive_timeout_ms", 6_000),
+    ("grpc.http2.ping_timeout_ms", 6_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
+)
+CHANNEL_OPTIONS: Final = (
+    *KEEPALIVE,
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class Stream(Protocol):
+    """What an end needs of a gRPC stream."""
+
+    async def read(self) -> object: ...
+
+    async def write(self, frame: bytes, /) -> None: ...
+
+
+def open_stream(
+    channel: grpc.aio.Channel, method: str, *metadata: tuple[str, str]
+) -> grpc.aio.StreamStreamCall[bytes, bytes]:
+    """A bidirectional call of the lane's service that carries raw bytes."""
+    call: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/{method}")
+    return call(metadata=metadata)
+
+
+def session_number(token: str) -> int:
+    """The number by which both ends recognise the session that `token` began; the token cannot be got back from it."""
+    return int.from_bytes(hashlib.sha256(b"sovfed lane session\0" + token.encode()).digest()[:8], "big")
+
+
+class LaneEnd:
+    """Sends and receives messages over a succession of streams; lives as long as the session.
+
+    `send`, `withdraw` and `consume` may be called from any thread; `deliver` is called on the loop's thread, and
+    `consume` must follow once for each message it was given.
+    """
+
+    def __init__(
+        self,
+        session: int,
+        max_message_bytes: int,
+        deliver: Callable[[LaneEnd, bytearray], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.connected = False
+        self.streams = 0  # on which the peer was met
+        self._session, self._deliver, self._loop = session, deliver, loop
+        self._sender = Sender(MAX_OUTSTANDING, MAX_OUTSTANDING * max_message_bytes)
+        self._receiver = Receiver(max_message_bytes)
+        self._lock = threading.Lock()
+        self._wake = asyncio.Event()
+        self._acked = asyncio.Event()
+        self._ack_sent = 0
+
+    def send(self, message: Outgoing) -> None:
+        """Queue `message`. Raises ServiceError if too much is outstanding."""
+        with self._lock:
+            self._sender.push(message)
+        self._wake_up()
+
+    def withdraw(self, message: Outgoing) -> None:
+        """Do not send `message` if none of it has been sent."""
+        with self._lock:
+            self._sender.withdraw(message)
+
+    def consume(self) -> None:
+        """The application is done with the oldest message that it was given: the peer may send another."""
+        with self._lock:
+            self._receiver.consume()
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: so is the lane, and nothing is to be sent
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def room(self, messages: int) -> None:
+        """Wait until at most `messages` are outstanding."""
+        while len(self._sender) > messages:
+            self._acked.clear()
+            await self._acked.wait()
+
+    async def pump(self, stream: Stream) -> None:
+        """Carry messages over `stream` until it ends. Raises ProtocolError if the peer breaks the protocol."""
+        await stream.write(self._receiver.hello(self._session))
+        self._ack_sent = self._receiver.consumed
+        if not await self._meet(stream):
+            return
+        self.connected = True
+        self.streams += 1
+        both = [asyncio.ensure_future(self._read(stream)), asyncio.ensure_future(self._write(stream))]
+        try:
+            done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            self.connected = False
+            for task in both:
+                task.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+
+    async def _meet(self, stream: Stream) -> bool:
+        data = await stream.read()
+        if not isinstance(data, bytes):
+            return False
+        hello = parse_frame(data)
+        if hello.kind != HELLO or hello.size != self._session:
+            raise ProtocolError("the peer is of another session")
+        with self._lock:
+            self._sender.resume(hello.sequence, hello.offset, hello.ack)
+        self._acked.set()
+        return True
+
+    async def _read(self, stream: Stream) -> None:
+        while isinstance(data := await stream.read(), bytes):
+            frame = parse_frame(data)
+            if frame.kind == HELLO:
+                raise ProtocolError("a second hello")
+            with self._lock:
+                if frame.ack:
+                    self._sender.acknowledge(frame.ack)
+                message = self._receiver.accept(frame) if frame.kind == DATA else None
+            if frame.ack:
+                self._acked.set()
+                self._wake.set()
+            if message is not None:
+                self._deliver(self, message)
+
+    async def _write(self, stream: Stream) -> None:
+        while True:
+            self._wake.clear()
+            with self._lock:
+                ack = self._receiver.consumed
+                frame = self._sender.next_frame(ack)
+            if frame is None and ack == self._ack_sent:
+                await self._wake.wait()
+                continue
+            if frame is None:
+                try:
+                    await asyncio.wait_for(self._wake.wait(), ACK_DELAY_S)
+                    continue
+                except TimeoutError:
+                    frame = ack_frame(ack)
+            self._ack_sent = ack
+            await stream.write(frame)
+
+
+class LoopThread:
+    """An event loop on a thread of its own."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Cancel what runs on the loop and end the thread."""
+        asyncio.run_coroutine_threadsafe(self._cancel_all(), self.loop).result()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+    async def _cancel_all(self) -> None:
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

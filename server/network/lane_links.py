@@ -1,0 +1,318 @@
+"""The coordinator's streams to the relay: registers the run, offers nodes the lane, keeps their streams open."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol
+
+import grpc
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp.grid import Grid
+
+from sovfed.federation.errors import ProtocolError, ServiceError
+from sovfed.federation.messages import LaneOffer, LaneReply
+from sovfed.federation.secagg.keys import Identity
+from sovfed.federation.wire.flower import from_records, new_message, to_records
+from sovfed.federation.wire.lane import Outgoing
+from sovfed.federation.wire.lane_end import (
+    ATTACH,
+    CHANNEL_OPTIONS,
+    CONTROL,
+    NODE_KEY,
+    RUN_KEY,
+    LaneEnd,
+    LoopThread,
+    open_stream,
+    session_number,
+)
+from sovfed.federation.wire.lane_offer import make_offer
+from sovfed.federation.wire.lane_pb2 import LaneNode, LaneRun, LaneRunReply
+
+log = logging.getLogger(__name__)
+GRACE_S: Final = 2.0  # a stream that is gone for longer gets a fresh offer
+MAX_OFFERED: Final = 4096  # offers whose reply is still looked for
+OFFER_AGAIN_S: Final = 10.0  # how long an offer may take before the next one
+LOST_NODES_S, NEW_NODES_S = 1.0, 5.0  # how often to look which nodes are online: when one is lost, and otherwise
+POLL_S: Final = (0.02, 0.5)  # for replies to offers
+RECONNECT_S: Final = (0.02, 0.5)  # pauses before a broken stream to the relay is opened again
+REGISTER_S, JOIN_S = 5.0, 2.0  # longest waits for the relay to register a run, and to end it
+
+
+class Receiver(Protocol):
+    """Who takes the messages: the StreamGrid."""
+
+    def deliver(self, link: Link, end: LaneEnd, data: bytearray) -> None: ...
+
+    def expire(self) -> None: ...
+
+
+class Link:
+    """One node's lane: its current session, if any, and the messages it has not answered."""
+
+    def __init__(self, info: NodeInfo) -> None:
+        self.info, self.node_id = info, int(info.node_id)
+        self.end: LaneEnd | None = None
+        self.lost_at = self.offered_at = float("-inf")  # monotonic
+        self.declined = False
+        self.task: asyncio.Task[None] | None = None
+        self._unanswered: dict[str, tuple[Outgoing, float]] = {}  # by message id, in the order they were sent
+        self._lock = threading.Lock()
+
+    @property
+    def connected(self) -> bool:
+        return self.end is not None and self.end.connected
+
+    def lost_for(self, now: float) -> float:
+        """Seconds since the stream broke; 0 while it is up."""
+        return 0.0 if self.connected else now - self.lost_at
+
+    def send(self, message_id: str, message: Outgoing, expires: float) -> None:
+        """Send `message` now, or once the node is back. Raises ServiceError if too many are unanswered."""
+        with self._lock:
+            if self.end is None:
+                raise ServiceError(f"node {self.node_id} has never joined the lane")
+            self.end.send(message)
+            self._unanswered[message_id] = (message, expires)
+
+    def settle(self, message_id: str) -> bool:
+        """The message is answered, or not wanted any more; whether it was outstanding."""
+        with self._lock:
+            message, _ = self._unanswered.pop(message_id, (None, 0.0))
+            if message is not None and self.end is not None:
+                self.end.withdraw(message)
+            return message is not None
+
+    def expired(self, now: float) -> list[str]:
+        with self._lock:
+            return [message_id for message_id, (_, expires) in self._unanswered.items() if expires < now]
+
+    def renew(self, end: LaneEnd) -> None:
+        """Go on in a new session, which knows nothing of the old: everything unanswered is sent again."""
+        with self._lock:
+            self.end = end
+            for message, _ in self._unanswered.values():
+                end.send(message)
+
+
+class Links:
+    """All lanes of one run. Streams live on an event loop's thread, offers on a thread that alone talks to `base`."""
+
+    def __init__(
+        self,
+        base: Grid,
+        receiver: Receiver,
+        *,
+        run_id: int,
+        run: str,
+        identity: Identity,
+        socket: Path,
+        address: str,
+        nodes: Sequence[NodeInfo],
+        max_message_bytes: int,
+        offer_timeout_s: float,
+    ) -> None:
+        self._base, self._receiver, self._run_id, self._run = base, receiver, run_id, run
+        self._socket, self._address, self._identity = socket, address, identity
+        self._max_message_bytes, self._offer_timeout_s = max_message_bytes, offer_timeout_s
+        self._links = {int(node.node_id): Link(node) for node in nodes}
+        self._online = set(self._links)
+        self._offered: dict[str, Link] = {}  # by message id: offers not answered yet
+        self._owner = secrets.token_bytes(32)
+        self._control: grpc.aio.StreamStreamCall[bytes, bytes] | None = None
+        self._turn = asyncio.Lock()
+        self._registered, self._stop = threading.Event(), threading.Event()
+        self._thread = LoopThread("lane")
+        self._offers = threading.Thread(target=self._keep_offering, name="lane-offers", daemon=True)
+
+    def open(self) -> None:
+        """Register the run, offer the lane, and wait for the nodes. Raises ServiceError if none joins in time."""
+        deadline = time.monotonic() + self._offer_timeout_s
+        asyncio.run_coroutine_threadsafe(self._keep_control(), self._thread.loop)
+        if not self._registered.wait(min(REGISTER_S, self._offer_timeout_s)):
+            raise ServiceError(f"no lane relay answers at {self._socket}")
+        self._offers.start()
+        while not all(link.connected or link.declined for link in self._all()) and time.monotonic() < deadline:
+            self._stop.wait(0.01)
+        absent = [link.node_id for link in self._all() if not link.connected]
+        if len(absent) == len(self._links):
+            raise ServiceError(f"none of {len(absent)} nodes joined the lane within {self._offer_timeout_s:g} s")
+        if absent:
+            log.warning("nodes %s have not joined the lane yet; they will be asked again", absent)
+
+    def get(self, node_id: int) -> Link | None:
+        """The lane of `node_id`, if it was ever offered."""
+        link = self._links.get(node_id)
+        return link if link is not None and link.end is not None else None
+
+    def present(self) -> list[NodeInfo]:
+        """The nodes whose stream is up, or broke less than GRACE_S ago."""
+        now = time.monotonic()
+        return [link.info for link in self._all() if link.lost_for(now) < GRACE_S]
+
+    def close(self) -> None:
+        """End the run at the relay, and our threads. Messages not answered are forgotten."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        asyncio.run_coroutine_threadsafe(self._end_run(), self._thread.loop).result()
+        if self._offers.is_alive():
+            self._offers.join(JOIN_S)
+        self._thread.close()
+
+    def _all(self) -> list[Link]:
+        return list(self._links.values())
+
+    # On the event loop's thread.
+
+    def _channel(self) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(f"unix:{self._socket}", options=CHANNEL_OPTIONS)
+
+    async def _keep_control(self) -> None:
+        """Hold the control stream open; a relay that has lost its memory makes every node due for a fresh offer."""
+        while not self._stop.is_set():
+            try:
+                async with self._channel() as channel:
+                    self._control = open_stream(channel, CONTROL)
+                    if not await self._register([]):
+                        for link in self._all():
+                            link.lost_at = link.offered_at = float("-inf")
+                    self._registered.set()
+                    await self._control.code()
+            except (grpc.RpcError, ServiceError, asyncio.InvalidStateError) as error:
+                log.debug("lane control: %s", error)
+            self._control = None
+            await asyncio.sleep(RECONNECT_S[0])
+
+    async def _register(self, nodes: list[LaneNode], over: bool = False) -> bool:
+        """Tell the relay of the run and of `nodes`; whether it still held the run."""
+        async with self._turn:
+            if self._control is None:
+                raise ServiceError("the lane's relay is away")
+            request = LaneRun(run=self._run, owner=self._owner, nodes=nodes, over=over)
+            await self._control.write(request.SerializeToString())
+            reply = await self._control.read()
+        if not isinstance(reply, bytes):
+            raise ServiceError("the lane's relay ended the control stream")
+        return LaneRunReply.FromString(reply).known
+
+    async def _end_run(self) -> None:
+        with contextlib.suppress(TimeoutError, ServiceError, grpc.RpcError, asyncio.InvalidStateError):
+            await asyncio.wait_for(self._register([], over=True), JOIN_S)
+
+    async def _begin(self, links: Sequence[Link]) -> list[str]:
+        """Begin a new session with each of `links`; the tokens to offer."""
+        tokens = [secrets.token_urlsafe(32) for _ in links]
+        await self._register(
+            [
+                LaneNode(
+                    node_id=link.node_id,
+                    node_key_digest=hashlib.sha256(link.info.public_key).hexdigest(),
+                    token_sha256=hashlib.sha256(token.encode()).digest(),
+                )
+                for link, token in zip(links, tokens, strict=True)
+            ]
+        )
+        for link, token in zip(links, tokens, strict=True):
+            if link.task is not None:
+                link.task.cancel()
+            link.offered_at, link.declined = time.monotonic(), False
+            end = LaneEnd(
+                session_number(token),
+                self._max_message_bytes,
+                partial(self._receiver.deliver, link),
+                asyncio.get_running_loop(),
+            )
+            link.renew(end)
+            link.task = asyncio.create_task(self._keep_stream(link, end))
+        return tokens
+
+    async def _keep_stream(self, link: Link, end: LaneEnd) -> None:
+        """Carry the session's messages over one stream after another."""
+        metadata = ((RUN_KEY, self._run), (NODE_KEY, str(link.node_id)))
+        pause = RECONNECT_S[0]
+        while True:
+            met = end.streams
+            try:
+                async with self._channel() as channel:
+                    await end.pump(open_stream(channel, ATTACH, *metadata))
+            except (grpc.RpcError, asyncio.InvalidStateError) as error:
+                log.debug("node %d: stream broken: %s", link.node_id, error)
+            except ProtocolError as error:
+                log.warning("node %d: stream ended: %s", link.node_id, error)
+            if end.streams > met:
+                link.lost_at, pause = time.monotonic(), RECONNECT_S[0]
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RECONNECT_S[1])
+
+    # On the offers' thread.
+
+    def _keep_offering(self) -> None:
+        looked, pause = time.monotonic(), POLL_S[0]
+        while not self._stop.wait(pause):
+            try:
+                now = time.monotonic()
+                due = [link for link in self._all() if link.lost_for(now) >= GRACE_S]
+                if now - looked > (LOST_NODES_S if due else NEW_NODES_S):
+                    looked = now
+                    self._look_for_nodes()
+                due = [link for link in due if link.node_id in self._online and now - link.offered_at > OFFER_AGAIN_S]
+                if due:
+                    self._offer(due)
+                    pause = POLL_S[0]
+                else:
+                    pause = min(1.5 * pause, POLL_S[1])
+                if self._offered:
+                    self._collect()
+                self._receiver.expire()
+            except Exception:  # Flower's Grid raises its transport's own errors; the lane outlives a SuperLink restart
+                log.warning("offering the lane failed; trying again", exc_info=True)
+                pause = POLL_S[1]
+
+    def _look_for_nodes(self) -> None:
+        nodes = {int(node.node_id): node for node in self._base.get_nodes()}
+        for node_id, node in nodes.items():
+            if node_id not in self._links:
+                self._links[node_id] = Link(node)
+        self._online = set(nodes)
+
+    def _offer(self, links: Sequence[Link]) -> None:
+        tokens = asyncio.run_coroutine_threadsafe(self._begin(links), self._thread.loop).result()
+        messages = [
+            new_message(
+                to_records(self._make_offer(link.node_id, token)),
+                run_id=self._run_id, node_id=link.node_id, kind="query.lane", group="lane",
+            )
+            for link, token in zip(links, tokens, strict=True)
+        ]  # fmt: skip
+        self._offered |= dict(zip(self._base.push_messages(messages), links, strict=True))
+        while len(self._offered) > MAX_OFFERED:
+            del self._offered[next(iter(self._offered))]
+
+    def _make_offer(self, node_id: int, token: str) -> LaneOffer:
+        return make_offer(
+            self._identity, run=self._run, run_id=self._run_id, node_id=node_id, address=self._address, token=token,
+            now=time.time(),
+        )  # fmt: skip
+
+    def _collect(self) -> None:
+        """Note which nodes answered that they will not join."""
+        for reply in self._base.pull_messages(list(self._offered)):
+            link = self._offered.pop(reply.metadata.reply_to_message_id, None)
+            if link is None:
+                continue
+            try:
+                answer = from_records(reply.content) if reply.has_content() else None
+            except ProtocolError:
+                answer = None
+            link.declined = not (isinstance(answer, LaneReply) and answer.accepted)
+            if link.declined:
+                log.warning("node %d does not join the lane", link.node_id)

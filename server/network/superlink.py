@@ -1,0 +1,229 @@
+"""The agency's SuperLink: Flower's own app, served twice by one process.
+
+    network   host:fleet_port, TLS 1.3, client certificate required   → FleetGate → Flower's app
+    loopback  127.0.0.1:control_port, plain HTTP, secret required      → require_secret → Flower's app
+
+`python -m sovfed.server.network.superlink --home H_A --config JSON`. Whatever would let a stranger reach Control or
+Runtime, run code here or read the state is a ServiceError before a port is served (`check_home`, `check_loopback`,
+`check_flower`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import uvicorn
+
+from sovfed.federation.certificates import to_der
+from sovfed.federation.config import ServerConfig
+from sovfed.federation.errors import ConfigError, IdentityError, ServiceError, SovfedError
+from sovfed.federation.host.logs import log_to_stderr
+from sovfed.federation.host.processes import die_with_parent
+from sovfed.federation.host.quiet import be_quiet
+from sovfed.federation.host.settings import passed_settings
+from sovfed.federation.identity import Trust, load_certificate, read_private
+from sovfed.federation.schema import bind
+from sovfed.federation.wire.loopback import ensure_secret, require_secret
+from sovfed.server.network.door import (
+    BACKLOG,
+    MAX_CONNECTIONS,
+    MAX_LOOPBACK,
+    Door,
+    DoorSocket,
+    PatientProtocol,
+    proving,
+    raise_descriptor_limit,
+)
+from sovfed.server.network.door import listen as door_listen
+from sovfed.server.network.flower_app import STATE_FILE, clean_up, create_flower_app, flower_config
+from sovfed.server.network.repeats import leave_out_repeats
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+LOOPBACK: Final = "127.0.0.1"
+SECRET_FILE: Final = Path("secrets") / "loopback.secret"
+TLS_FILES: Final = ("root.pem", "crl.pem", "cert.pem", "key.pem")
+CLEAN_UP_EVERY_S: Final = 5.0
+_log = logging.getLogger("sovfed.superlink")
+
+
+class PortTakenError(ServiceError):
+    """A port is in use. It may be free a moment later, so the supervisor should try again."""
+
+
+def check_home(home: Path) -> Trust:
+    """The trust anchor of `home`, once its folder, key, certificate and revocation list are safe to serve with."""
+    if not home.is_dir() or home.stat().st_mode & 0o077 or home.stat().st_uid != os.geteuid():
+        raise ServiceError(f"{home}: must be a directory of this user with mode 0700")
+    identity = home / "identity"
+    if missing := [name for name in TLS_FILES if not (identity / name).is_file()]:
+        raise ServiceError(f"{identity}: no {', '.join(missing)}; TLS needs {', '.join(TLS_FILES)}")
+    try:
+        read_private(identity / "key.pem")
+        trust = Trust(identity)
+        trust.verify_server(to_der(load_certificate(identity / "cert.pem")))
+        tls_context(identity)
+    except (IdentityError, ssl.SSLError) as error:
+        raise ServiceError(f"{identity}: not safe to serve with: {error}") from error
+    return trust
+
+
+def check_loopback(listener: socket.socket) -> None:
+    """Raises ServiceError if Control and Runtime would listen where a stranger could reach them."""
+    address = listener.getsockname()[0]
+    if not ipaddress.ip_address(address).is_loopback:
+        raise ServiceError(f"Control and Runtime would listen on {address}, expected {LOOPBACK}")
+
+
+def tls_context(identity: Path) -> ssl.SSLContext:
+    """TLS 1.3 with a client certificate required; names, node key and revocation are the gate's to check."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(identity / "cert.pem", identity / "key.pem")
+    context.load_verify_locations(identity / "root.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def listen(host: str, port: int, door: Door) -> DoorSocket:
+    """A socket bound to `host` and `port`; PortTakenError if that cannot be."""
+    try:
+        return door_listen(host, port, door)
+    except OSError as error:
+        raise PortTakenError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without signal handlers of its own: two run in one process, and `serve` stops both."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(home: Path, config: ServerConfig) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ServiceError if that would be unsafe or a port is taken."""
+    trust = check_home(home)
+    inner, outer = doors(raise_descriptor_limit())
+    with (
+        listen(LOOPBACK, config.control_port, inner) as loopback,
+        listen(config.host, config.fleet_port, outer) as network,
+    ):
+        check_loopback(loopback)
+        app = create_flower_app(flower_config(home, LOOPBACK, config.control_port))
+        leave_out_repeats(logging.getLogger("flwr"))  # it made its handler when it was imported
+        local, public = (
+            _local_server(app, home, inner),
+            _public_server(app, home, trust, config.max_message_bytes, outer),
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _stop, local, public)
+        cleaning = asyncio.create_task(_clean_up_for_ever(app, home / STATE_FILE))
+        _log.info("fleet on %s:%d, control on %s:%d", *network.getsockname()[:2], *loopback.getsockname()[:2])
+        try:
+            async with asyncio.TaskGroup() as servers:
+                servers.create_task(_until_end(local, loopback, public))
+                servers.create_task(_until_end(public, network, local))
+        finally:
+            cleaning.cancel()
+        if not (local.started and public.started):
+            raise ServiceError("Flower's app did not start; its reason stands above")
+
+
+_COMMON: Final[dict[str, Any]] = {
+    "ws": "none",
+    "backlog": BACKLOG,
+    "access_log": False,
+    "log_config": None,
+    "server_header": False,
+    "proxy_headers": False,
+    "timeout_graceful_shutdown": 3,
+}
+
+
+def doors(descriptors: int) -> tuple[Door, Door]:
+    """The doors of loopback and network, which together leave a quarter of the descriptors to everything else."""
+    return Door(min(MAX_LOOPBACK, descriptors // 4), MAX_LOOPBACK), Door(min(MAX_CONNECTIONS, descriptors // 2))
+
+
+def _local_server(app: FastAPI, home: Path, door: Door) -> _Server:
+    from sovfed.server.network.object_store import trusted
+
+    guarded = require_secret(proving(trusted(app)), ensure_secret(home / SECRET_FILE))
+    http = type("LoopbackProtocol", (PatientProtocol,), {"door": door})
+    return _Server(uvicorn.Config(guarded, lifespan="on", http=http, **_COMMON))
+
+
+def _public_server(app: FastAPI, home: Path, trust: Trust, max_message_bytes: int, door: Door) -> _Server:
+    from sovfed.server.network.fleet_calls import FleetRules
+    from sovfed.server.network.fleet_state import FleetState
+    from sovfed.server.network.gate import CertificateProtocol, FleetGate
+
+    config = uvicorn.Config(
+        FleetGate(app, trust, FleetRules(FleetState(home / STATE_FILE), max_message_bytes)),
+        http=type("NetworkProtocol", (CertificateProtocol,), {"door": door, "trust": trust}),
+        lifespan="off",
+        ssl_context_factory=lambda _config, _default: tls_context(home / "identity"),
+        **_COMMON,
+    )
+    return _Server(config)
+
+
+def _stop(*servers: uvicorn.Server) -> None:
+    for server in servers:
+        server.should_exit = True
+
+
+async def _until_end(server: uvicorn.Server, listener: socket.socket, other: uvicorn.Server) -> None:
+    """Serve on `listener`; neither server goes on without the other."""
+    try:
+        await server.serve([listener])
+    finally:
+        _stop(other)
+
+
+async def _clean_up_for_ever(app: FastAPI, database: Path) -> None:
+    done: set[int] = set()
+    while True:
+        await asyncio.sleep(CLEAN_UP_EVERY_S)
+        try:
+            await asyncio.to_thread(clean_up, app, database, done)
+        except Exception:  # housekeeping must never end the server
+            _log.exception("cleaning up the database failed; next try in %g s", CLEAN_UP_EVERY_S)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; exit code 1 for a port that is taken, 2 for a bad configuration, 3 for one that is refused."""
+    parser = argparse.ArgumentParser(description="Flower's SuperLink behind the gate")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True, help="private file with a ServerConfig as JSON")
+    options = parser.parse_args(arguments)
+    die_with_parent()
+    log_to_stderr()
+    leave_out_repeats(logging.getLogger())
+    os.umask(0o077)
+    be_quiet(options.home)
+    try:
+        asyncio.run(serve(options.home, bind(ServerConfig, passed_settings(options.config))))
+    except SovfedError as error:
+        sys.stderr.write(f"superlink: {error}\n")
+        return 1 if isinstance(error, PortTakenError) else 2 if isinstance(error, ConfigError) else 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

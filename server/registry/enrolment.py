@@ -1,0 +1,277 @@
+"""Enrolment at the agency: invitations, signing requests and certificates, kept in registry/enrolment.db (SQLite).
+
+    invite ──▶ token ──▶ submit (spends it) ──▶ requests/NAME.csr ──▶ the authority signs ──▶ accept_certificate
+
+The agency only relays: it holds no key that could certify anybody. Of a token it keeps the SHA-256. One transaction
+spends a token, so two requests cannot both have it; the same request again is answered again. The registry's
+process and the `sovfed server` commands may work on the file at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from sovfed.federation.certificates import InstitutionNames, check_csr, check_institution_name, to_der
+from sovfed.federation.errors import IdentityError, ServiceError
+from sovfed.federation.files import private_directory, read_bounded, write_atomic
+from sovfed.federation.identity import PeerIdentity, Trust, node_key_bytes, node_key_digest, parse_certificate
+from sovfed.federation.wire.enrolment import Invitation
+
+INVITATION_DAYS: Final = 7
+TOKEN_BYTES: Final = 32
+_BUSY_TIMEOUT_S: Final = 10.0
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS institutions (
+    name TEXT PRIMARY KEY,
+    token TEXT NOT NULL UNIQUE,          -- SHA-256 of the token
+    expires INTEGER NOT NULL,            -- of the token, Unix time
+    csr BLOB,                            -- the request that spent the token, or the renewal that followed
+    waiting INTEGER NOT NULL DEFAULT 0,  -- 1 while `csr` has no certificate yet
+    node_key BLOB,
+    node_key_digest TEXT UNIQUE,
+    node_id TEXT,                        -- Flower's, an unsigned 64-bit number
+    certificate BLOB
+) STRICT
+"""
+
+
+@dataclass(frozen=True)
+class Member:
+    """An enrolled institution: Flower's node id and the certificate (PEM) that was accepted last."""
+
+    institution: str
+    node_id: int
+    certificate: bytes
+
+
+def invite(home: Path, name: str, address: str | None = None, *, now: float | None = None) -> Invitation:
+    """A fresh invitation for `name`; one that was not used is void from now on.
+
+    `address` is the enrolment port's; by default the one in the agency's settings. Raises IdentityError if the
+    institution has already sent its request: `remove` it first.
+    """
+    check_institution_name(name)
+    token, expires = secrets.token_hex(TOKEN_BYTES), int(now or time.time()) + INVITATION_DAYS * 86_400
+    root = read_bounded(home / "identity" / "root.pem").decode("ascii")
+    with _transaction(home) as db:
+        db.execute("DELETE FROM institutions WHERE name = ? AND csr IS NULL", (name,))
+        try:
+            db.execute(
+                "INSERT INTO institutions (name, token, expires) VALUES (?, ?, ?)", (name, _sha256(token), expires)
+            )
+        except sqlite3.IntegrityError as error:
+            raise IdentityError(f"institution {name!r}: already enrolled, or its request is waiting") from error
+    return Invitation(name, address or _enrolment_address(home), root, token, expires)
+
+
+def submit(
+    home: Path, token: str, csr: bytes, node_key: bytes, node_signature: bytes, *, now: float | None = None
+) -> bytes | None:
+    """Take in a request and spend its token; the certificate (PEM) once there is one, None until then.
+
+    Raises IdentityError unless the token is known, unexpired and unspent (or spent by this very request), the request
+    is sound and for the institution that was invited, and the sender holds the node key that the request names.
+    """
+    with _transaction(home) as db:
+        row = db.execute("SELECT * FROM institutions WHERE token = ?", (_sha256(token),)).fetchone()
+        if row is None:
+            raise IdentityError("enrolment: unknown token")
+        name = row["name"]
+        if row["csr"] is None:
+            if (now or time.time()) >= row["expires"]:
+                raise IdentityError(f"enrolment of {name!r}: the token expired")
+            digest = _check_request(name, csr, node_key, node_signature)
+            try:
+                db.execute(
+                    "UPDATE institutions SET csr = ?, waiting = 1, node_key = ?, node_key_digest = ? WHERE name = ?",
+                    (csr, node_key, digest, name),
+                )
+            except sqlite3.IntegrityError as error:
+                raise IdentityError(f"enrolment of {name!r}: another institution has this node key") from error
+        elif (row["csr"], row["node_key"]) != (csr, node_key):
+            raise IdentityError(f"enrolment of {name!r}: the token was spent by another request")
+    return _answer(home, name, csr)
+
+
+def renew(home: Path, peer: PeerIdentity, csr: bytes) -> bytes | None:
+    """Take in the renewal request of `peer`, for the same names and key; its certificate (PEM) once there is one."""
+    names, key = check_csr(csr)
+    if names != InstitutionNames(peer.institution, peer.node_key_digest):
+        raise IdentityError(f"renewal of {peer.institution!r}: the request is for other names")
+    with _transaction(home) as db:
+        row = db.execute("SELECT * FROM institutions WHERE name = ?", (peer.institution,)).fetchone()
+        if row is None or row["certificate"] is None or row["node_key_digest"] != peer.node_key_digest:
+            raise IdentityError(f"renewal of {peer.institution!r}: not enrolled here")
+        if parse_certificate(row["certificate"], "enrolled certificate").public_key() != key:
+            raise IdentityError(f"renewal of {peer.institution!r}: the request is for another key")
+        if row["csr"] != csr:
+            db.execute("UPDATE institutions SET csr = ?, waiting = 1 WHERE name = ?", (csr, peer.institution))
+    return _answer(home, peer.institution, csr)
+
+
+def accept_certificate(
+    home: Path, cert_pem: bytes, register: Callable[[bytes, str], int] | None = None, *, trust: Trust | None = None
+) -> str:
+    """Put in the certificate that the authority has signed; the institution's name.
+
+    The SuperNode key is registered with Flower through `register` (public key, name → node id), by default with the
+    running superlink. Raises IdentityError unless the certificate holds and answers the waiting request.
+    """
+    certificate = parse_certificate(cert_pem, "certificate")
+    peer = (trust or Trust(home / "identity")).verify(to_der(certificate))
+    with _transaction(home) as db:
+        row = db.execute("SELECT * FROM institutions WHERE name = ?", (peer.institution,)).fetchone()
+    if row is None or not row["waiting"]:
+        raise IdentityError(f"certificate of {peer.institution!r}: no request is waiting")
+    _, key = check_csr(row["csr"])
+    if certificate.public_key() != key or peer.node_key_digest != row["node_key_digest"]:
+        raise IdentityError(f"certificate of {peer.institution!r}: for another key than the request's")
+    if row["certificate"] is not None:
+        former = parse_certificate(row["certificate"], "former certificate")
+        if certificate.not_valid_after_utc <= former.not_valid_after_utc:
+            raise IdentityError(f"certificate of {peer.institution!r}: ends no later than the one it would replace")
+    if register is None:
+        register = partial(_register_with_flower, home=home)
+    node_id = row["node_id"] or str(register(row["node_key"], peer.institution))
+    with _transaction(home) as db:
+        taken = db.execute(
+            "UPDATE institutions SET certificate = ?, node_id = ?, waiting = 0 WHERE name = ? AND csr = ?",
+            (cert_pem, node_id, peer.institution, row["csr"]),
+        )
+        if taken.rowcount != 1:
+            raise IdentityError(f"certificate of {peer.institution!r}: its request changed meanwhile")
+    _request_path(home, peer.institution).unlink(missing_ok=True)
+    return peer.institution
+
+
+def remove(home: Path, name: str) -> int | None:
+    """Forget `name`, so that it can be invited anew; the Flower node id to unregister, if it had one.
+
+    This does not revoke its certificate: the authority does.
+    """
+    with _transaction(home) as db:
+        row = db.execute("DELETE FROM institutions WHERE name = ? RETURNING node_id", (name,)).fetchone()
+    if row is None:
+        raise IdentityError(f"institution {name[:80]!r}: not known here")
+    _request_path(home, name).unlink(missing_ok=True)
+    return int(row["node_id"]) if row["node_id"] else None
+
+
+def members(home: Path) -> list[Member]:
+    """The enrolled institutions by name. Their certificates may have expired or been revoked since."""
+    with _transaction(home) as db:
+        rows = db.execute("SELECT * FROM institutions WHERE certificate IS NOT NULL ORDER BY name").fetchall()
+    return [Member(row["name"], int(row["node_id"]), row["certificate"]) for row in rows]
+
+
+def wait_for_request(home: Path, name: str, timeout_s: float) -> bytes:
+    """The signing request (PEM) of `name` once it has come in; ServiceError after `timeout_s`."""
+    deadline, path = time.monotonic() + timeout_s, _request_path(home, check_institution_name(name))
+    while not path.exists():
+        if time.monotonic() >= deadline:
+            raise ServiceError(f"institution {name!r}: no signing request within {timeout_s:g} s")
+        time.sleep(0.05)
+    return path.read_bytes()
+
+
+def _check_request(name: str, csr: bytes, node_key: bytes, node_signature: bytes) -> str:
+    """The node key's digest, once request, node key and the node key's signature over the request go together."""
+    names, _ = check_csr(csr)
+    if not isinstance(names, InstitutionNames) or names.institution != name:
+        raise IdentityError(f"enrolment of {name!r}: the request is for other names")
+    try:
+        key = serialization.load_pem_public_key(node_key)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise IdentityError(f"enrolment of {name!r}: node key not readable") from error
+    if (
+        not isinstance(key, ec.EllipticCurvePublicKey)
+        or key.curve.name != "secp384r1"
+        or node_key_bytes(key) != node_key
+    ):
+        raise IdentityError(f"enrolment of {name!r}: node key is not P-384 in Flower's form")
+    if node_key_digest(key) != names.node_key_digest:
+        raise IdentityError(f"enrolment of {name!r}: the request names another node key than the one sent")
+    try:
+        key.verify(node_signature, csr, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature as error:
+        raise IdentityError(f"enrolment of {name!r}: the request is not signed by the node key") from error
+    return names.node_key_digest
+
+
+def _answer(home: Path, name: str, csr: bytes) -> bytes | None:
+    """The certificate for `csr`; while there is none, the request lies where the authority's courier looks."""
+    with _transaction(home) as db:
+        row = db.execute("SELECT * FROM institutions WHERE name = ? AND csr = ?", (name, csr)).fetchone()
+        if row is None:
+            raise IdentityError(f"institution {name!r}: its request changed meanwhile")
+        path = _request_path(home, name)
+        if row["waiting"] and not (path.exists() and path.read_bytes() == csr):
+            private_directory(path.parent)
+            write_atomic(path, csr)
+        certificate: bytes | None = None if row["waiting"] else row["certificate"]
+    return certificate
+
+
+def _request_path(home: Path, name: str) -> Path:
+    return home / "registry" / "requests" / f"{name}.csr"
+
+
+def _enrolment_address(home: Path) -> str:
+    from sovfed.server.home import load_settings
+
+    config = load_settings(home).server
+    return f"{config.certificate_names[0]}:{config.enrolment_port}"
+
+
+def _register_with_flower(public_key: bytes, name: str, home: Path) -> int:
+    """The node id at the running superlink; a key that a broken-off acceptance had registered keeps its id."""
+    from sovfed.server.home import load_settings
+    from sovfed.server.runs.control import ControlClient
+
+    with ControlClient(home, load_settings(home).server.control_port) as control:
+        for node in control.list_nodes():
+            if node.public_key == public_key and node.status != "unregistered":
+                return node.node_id
+        return control.register_node(public_key, name)
+
+
+def _sha256(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _transaction(home: Path) -> Iterator[sqlite3.Connection]:
+    """One write transaction on the database, durable once this returns."""
+    path = private_directory(home / "registry") / "enrolment.db"
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+    try:
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute(_SCHEMA)
+        try:
+            yield db
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        raise ServiceError(f"{path}: {error}") from error
+    finally:
+        db.close()

@@ -1,0 +1,249 @@
+"""One exchange with the cohort, and what its replies add up to: in the clear, or by secure aggregation.
+
+Both give the same `Total`. `PlainAggregation` sees every institution's reply; `SecureAggregation`
+(`server/rounds/secure_aggregation.py`) sees sums only.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Message as FlowerMessage
+
+from sovfed.federation.errors import ConfigError, ProtocolError
+from sovfed.federation.messages import (
+    EvaluateReply,
+    EvaluateRequest,
+    LedgerRequest,
+    Message,
+    PrivateRequest,
+    ProfileReply,
+    ProfileRequest,
+    Refusal,
+    ReleaseRequest,
+    Request,
+    SecaggRequest,
+    SumRequest,
+    Sums,
+    TrainReply,
+    TrainRequest,
+    Vector,
+)
+from sovfed.federation.wire.flower import StreamingGrid, from_records, new_message, to_records
+
+log = logging.getLogger(__name__)
+FOLD_CHUNK: Final = 1 << 15  # parameters folded at a time: 256 KiB of float64 stay in the cache
+EXACT: Final = 2.0**53  # float64 adds whole numbers below it without rounding
+TYPES: Final = {
+    ProfileRequest: "query.profile",
+    PrivateRequest: "train.private",
+    TrainRequest: "train",
+    EvaluateRequest: "evaluate",
+    SecaggRequest: "query.secagg",
+    LedgerRequest: "query.ledger",
+    ReleaseRequest: "query.release",
+}
+SumReply: TypeAlias = ProfileReply | TrainReply | EvaluateReply
+KINDS: Final[dict[type[SumRequest], type[SumReply]]] = {
+    ProfileRequest: ProfileReply,
+    TrainRequest: TrainReply,
+    EvaluateRequest: EvaluateReply,
+}
+R = TypeVar("R", bound=Message)
+
+
+@dataclass(frozen=True)
+class Answer(Generic[R]):
+    """What one node sent back: a reply of the expected type, or the code of its refusal."""
+
+    node_id: int
+    reply: R | None
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Update:
+    """One institution's reply to a TrainRequest, kept for a strategy that compares them."""
+
+    node_id: int
+    count: int
+    loss: float
+    update: Vector
+
+
+@dataclass
+class Total:
+    """What the institutions' replies to one request add up to; `sums` is None while too few have been added.
+
+    `mean` is Σ countᵢ·updateᵢ / Σ countᵢ, shape [d]; of a private step `integers`, the noised sum in units, stands in
+    its place. `sums` are the profile's or the evaluation's, shape [k]; `loss` is Σ countᵢ·lossᵢ, and `steps`
+    Σ countᵢ·stepsᵢ. `spoilt` is how many contributions were cut or left out because values were not finite or out of
+    range, which only a sum without noise tells. `by_node`, each
+    institution's own sums, is empty under secure aggregation; so is `updates`, and unless they are asked for.
+    """
+
+    participants: list[int] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+    sum_number: int = 0  # of secure aggregation; another one is another release of what is private
+    missing: str = ""  # why no sum came out although enough took part
+    count: int = 0
+    mean: Vector | None = None
+    integers: npt.NDArray[np.int64] | None = None
+    loss: float = 0.0
+    steps: float = 0.0
+    spoilt: int | None = None
+    sums: Sums | None = None
+    by_node: dict[int, Sums] = field(default_factory=dict)
+    updates: list[Update] = field(default_factory=list)
+    seconds_compute: float = 0.0  # the slowest institution's own
+    seconds_aggregate: float = 0.0
+
+
+class Aggregation(Protocol):
+    """How replies become a `Total`."""
+
+    def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
+        """Send `request` to `nodes`; `width` is the length k that their sums must have."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the run's summary says of it."""
+
+
+def ask(
+    grid: StreamingGrid, requests: Mapping[int, Request], kind: type[R], timeout_s: float, group: str = ""
+) -> Iterator[Answer[R]]:
+    """Send each node its request and yield each answer as it arrives; a malformed one is a refusal, not an error.
+
+    Answers are told apart by the message they reply to, never by the sender that they name.
+    """
+    shared = {id(request): request for request in requests.values()}  # most nodes are asked the same
+    contents = {key: to_records(request) for key, request in shared.items()}
+    messages = [
+        new_message(contents[id(request)], run_id=grid.run.run_id, node_id=node, kind=TYPES[type(request)], group=group)
+        for node, request in requests.items()
+    ]
+    del contents
+    nodes: dict[str, int] = {}  # by the message's id, which the Grid gives it
+    for message in grid.replies(messages, timeout_s):
+        parent = message.metadata.reply_to_message_id
+        if parent not in nodes:
+            nodes = {sent.metadata.message_id: sent.metadata.dst_node_id for sent in messages}
+        if parent in nodes:
+            yield _answer(nodes[parent], message, kind)
+
+
+def _answer(node: int, message: FlowerMessage, kind: type[R]) -> Answer[R]:
+    if message.has_error():
+        return Answer(node, None, f"flower-{message.error.code}")
+    try:
+        reply = from_records(message.content)
+    except ProtocolError as error:
+        log.warning("node %d: malformed reply: %s", node, error)
+        return Answer(node, None, "malformed")
+    if isinstance(reply, Refusal):
+        return Answer(node, None, reply.reason)
+    if not isinstance(reply, kind):
+        log.warning("node %d: got %s, expected %s", node, type(reply).__name__, kind.__name__)
+        return Answer(node, None, "malformed")
+    return Answer(node, reply)
+
+
+class Fold:
+    """A running weighted sum of updates in float64; one reply is held at a time."""
+
+    def __init__(self, parameters: int) -> None:
+        self.total = np.empty(parameters, dtype=np.float64)
+        self.count = 0
+        self._product = np.empty(FOLD_CHUNK, dtype=np.float64)
+
+    def add(self, update: Vector, count: int) -> None:
+        """Add count · update (shape [d]). The products are exact in float64 below 2^29 records."""
+        for start in range(0, update.size, FOLD_CHUNK):
+            part, total = update[start : start + FOLD_CHUNK], self.total[start : start + FOLD_CHUNK]
+            product = self._product[: part.size] if self.count else total
+            product[:] = part  # converted first, which is faster than `multiply` with a dtype
+            product *= float(count)
+            if self.count:
+                total += product
+        self.count += count
+
+    def mean(self) -> Vector:
+        """Σ countᵢ·updateᵢ / Σ countᵢ, shape [d], in float32 (FedAvg, arXiv:1602.05629, Algorithm 1)."""
+        mean = np.empty(self.total.size, dtype=np.float32)
+        for start in range(0, mean.size, FOLD_CHUNK):
+            part = slice(start, start + FOLD_CHUNK)
+            mean[part] = np.divide(self.total[part], self.count, out=self.total[part])
+        return mean
+
+
+def exact_sum(vectors: Sequence[Sums]) -> Sums:
+    """Σ of `vectors` (each shape [k]), correctly rounded and so the same in whatever order they came."""
+    table = np.stack(vectors)
+    total: Sums = table.sum(0)
+    uneven = (table != np.rint(table)).any(0)
+    if np.abs(table).max(initial=0.0) * len(table) >= EXACT:  # else whole numbers add up the same in any order
+        uneven[:] = True
+    for column in np.flatnonzero(uneven):
+        total[column] = math.fsum(table[:, column])
+    return total
+
+
+class PlainAggregation:
+    """Replies are folded as they arrive and freed. Whoever runs the server can see each of them."""
+
+    def __init__(self, grid: StreamingGrid, deadline_s: float, *, keep: bool = False) -> None:
+        """With `keep` a round's updates are held until it ends: memory of cohort · d."""
+        self._grid, self._deadline_s, self._keep = grid, deadline_s, keep
+
+    def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
+        if isinstance(request, PrivateRequest):
+            raise ConfigError("a private run needs secure aggregation")
+        total = Total()
+        fold = Fold(request.update_size) if isinstance(request, TrainRequest) else None
+        kind = KINDS[type(request)]
+        group = "" if isinstance(request, ProfileRequest) else str(request.round)
+        for answer in ask(self._grid, dict.fromkeys(nodes, request), kind, self._deadline_s, group):
+            reply = answer.reply
+            if reply is None or not _fits(reply, request, width):
+                total.refused[answer.node_id] = answer.refusal or "malformed"
+                continue
+            clock = time.monotonic()
+            total.participants.append(answer.node_id)
+            if isinstance(reply, ProfileReply):
+                total.by_node[answer.node_id] = reply.sums
+                continue
+            total.by_node[answer.node_id] = reply.evaluation
+            total.seconds_compute = max(total.seconds_compute, reply.seconds)
+            if isinstance(reply, TrainReply) and fold is not None:
+                fold.add(reply.update, reply.count)
+                if self._keep:
+                    total.updates.append(Update(answer.node_id, reply.count, reply.train_loss, reply.update))
+                total.loss += reply.train_loss * reply.count
+                total.steps += float(reply.steps * reply.count)
+            total.seconds_aggregate += time.monotonic() - clock
+        if total.by_node:
+            total.sums = exact_sum(list(total.by_node.values()))
+        if fold is not None and fold.count:
+            total.count, total.mean = fold.count, fold.mean()
+        return total
+
+    def describe(self) -> dict[str, Any]:
+        return {"secure_aggregation": False}
+
+
+def _fits(reply: SumReply, request: SumRequest, width: int) -> bool:
+    """Whether the reply has the request's round, the model's shape and sums of the task's length."""
+    if isinstance(reply, ProfileReply) or isinstance(request, ProfileRequest):
+        return isinstance(reply, ProfileReply) and reply.sums.shape == (width,)
+    if isinstance(request, TrainRequest) and (
+        not isinstance(reply, TrainReply) or reply.update.shape != (request.update_size,)
+    ):
+        return False
+    return reply.round == request.round and reply.evaluation.shape == (width,)

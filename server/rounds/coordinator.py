@@ -1,0 +1,329 @@
+"""The coordinator: runs all rounds of one training run over whichever Grid it is given, and keeps the run's folder.
+
+A run's folder holds `run.json` (what was asked), `rounds.jsonl` (a line per round), `checkpoint.safetensors` (resume),
+`model.safetensors`, `curves.png`, `summary.json` (the end) and, if the run is private, `privacy.json` and
+`privacy.html`. The same function serves deployment and simulation.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from sovfed import __version__
+from sovfed.federation.config import Config, stored
+from sovfed.federation.errors import ConfigError, PrivacyError
+from sovfed.federation.files import write_private
+from sovfed.federation.messages import Sums, Vector
+from sovfed.federation.metrics import gain
+from sovfed.federation.plan import plan_of
+from sovfed.federation.privacy.statement import to_html, to_json
+from sovfed.federation.secagg.keys import Identity
+from sovfed.federation.tasks import Task, initial_vector, summarise
+from sovfed.federation.tasks.registry import configured_task
+from sovfed.federation.text import plain_name
+from sovfed.federation.wire.flower import StreamingGrid
+from sovfed.server.rounds import checkpoint
+from sovfed.server.rounds.aggregation import Aggregation, PlainAggregation, Total
+from sovfed.server.rounds.ledger_heads import LedgerHeads, names_of
+from sovfed.server.rounds.loop import Round, Rounds
+from sovfed.server.rounds.privacy import PrivacyPlan
+from sovfed.server.rounds.sampling import Sampled
+from sovfed.server.rounds.secure_aggregation import SecureAggregation
+from sovfed.server.rounds.stopping import Stopping
+from sovfed.server.runs.curves import ROUNDS, plot_curves, read_rounds
+from sovfed.server.runs.release import DIGEST, FILES, MODEL, SIMULATED, SUMMARY, deliver, digest, publish, release_of
+from sovfed.server.runs.tracking import Tracker
+from sovfed.server.strategies import optimizer_of
+
+log = logging.getLogger(__name__)
+NAMED: Final = 255  # institutions listed by name in a tag, which MLflow holds to 8,000 characters
+SPACING_S: Final = 0.25  # between checkpoints; rounds after the last are run again, with the same result
+STATEMENT: Final = ("privacy.json", "privacy.html")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The trained model (flat, shape [d]), the feature scale (shape [2f]) and the run's summary."""
+
+    model: Vector
+    scale: Sums
+    summary: dict[str, Any]
+
+
+def coordinate(
+    grid: StreamingGrid,
+    config: Config,
+    *,
+    run: str,
+    folder: Path,
+    transport: str,
+    identity: Identity | None = None,
+    heads: LedgerHeads | None = None,
+    tracker: Tracker | None = None,
+    resume: bool = False,
+    on_round: Callable[[dict[str, Any]], None] = lambda line: None,
+    engine: Callable[[Aggregation], Aggregation] = lambda usual: usual,
+) -> Outcome:
+    """Train for `config.rounds` rounds and return the outcome; with `resume`, go on after the last checkpoint.
+
+    `identity` is the coordinator's, by which it speaks in secure aggregation; a run without it needs none. `heads` are
+    those of the institutions' privacy ledgers, which a private run countersigns; a simulation has none. `engine` puts
+    something in the place of the aggregation that the configuration asks for; only a simulation does. Raises
+    CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
+    """
+    task = configured_task(config.task)
+    _check(config, task)
+    aggregation = _sampled(config, engine(_aggregation(grid, config, run, task, identity)))
+    rounds = Rounds(config, run, grid, optimizer_of(config, task), aggregation)
+    rounds.name = plain_name(folder.name)
+    if config.privacy.private:
+        rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
+    started = time.monotonic()
+    last = _begin(rounds, task, folder, resume)
+    stopping = Stopping(config, partial(gain, task.headline, metrics=task.metrics), folder)
+    stopping.replay([(line["round"] - 1, line["metrics"].get(task.headline)) for line in read_rounds(folder)])
+    names = names_of(grid)
+    if rounds.plan and heads:
+        rounds.before = partial(heads.before_round, grid, run)
+    if tracker:
+        listed = json.dumps(sorted(names.values())) if len(names) <= NAMED else str(len(names))
+        tracker.note({"transport": transport, "institutions": listed, **versions()})
+    # A private round that is repeated is paid for again.
+    writer = checkpoint.Writer(folder, 0.0 if config.privacy.private else SPACING_S)
+    settled = checkpoint.config_digest(config)
+    with (folder / ROUNDS).open("a", encoding="utf-8") as lines:
+        for number in range(last + 1, config.rounds + 1):
+            before, done, last = rounds.model, rounds.train(number), number
+            writer.submit(checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), settled))
+            if config.strategy.stateful:
+                writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
+            line = _line(task, done, names, rounds.scale)
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()
+            loss = "" if done.train_loss is None else f" loss {done.train_loss:.4f},"
+            overhead = "" if done.overhead_seconds is None else f" (overhead {done.overhead_seconds:.3f} s)"
+            log.info(
+                "round %d/%d: %d institutions,%s %.3f s%s",
+                number, config.rounds, len(done.participants), loss, done.seconds, overhead,
+            )  # fmt: skip
+            if tracker:
+                tracker.round(number, _figures(line))
+            on_round(line)
+            stopping.see(number - 1, line["metrics"].get(task.headline), before)
+            if stopping.due:
+                log.info("stopped after round %d: no better %s since round %d", number, task.headline, stopping.round)
+                break
+    writer.close()
+    final, chosen = _final(rounds, task, stopping, last)
+    summary = {
+        **_summary(config, task, folder, final, names, transport, time.monotonic() - started, rounds.scale),
+        **aggregation.describe(),
+        **(rounds.plan.describe() if rounds.plan else {"epsilon": None}),
+    }
+    summary |= {"rounds": len(read_rounds(folder)), "model_of_round": chosen}
+    summary[DIGEST] = publish(folder, task, rounds.model, rounds.scale, summary)
+    artifacts = [*FILES, SUMMARY, ROUNDS, "curves.png"]
+    if rounds.plan:
+        if heads:
+            summary["privacy"]["ledger_heads"] = heads.countersign(grid, run, names_of(grid))
+        _write_statement(folder, rounds.plan, task, transport)
+        artifacts += STATEMENT
+    summary["delivered_to"] = _deliver(rounds, folder, chosen, transport)
+    plot_curves(folder)
+    if tracker:
+        tracker.round(config.rounds + 1, {f"held_out.{key}": value for key, value in summary["metrics"].items()})
+        summary["mlflow_run_id"] = tracker.run_id
+    write_private(folder / SUMMARY, json.dumps(summary, indent=2).encode())
+    if tracker:
+        tracker.finish("FINISHED", [folder / name for name in artifacts], register=True)
+    return Outcome(rounds.model, rounds.scale, summary)
+
+
+def _check(config: Config, task: Task) -> None:
+    """Raise ConfigError if the strategy is not for this cohort or this task, PrivacyError if privacy is not."""
+    from sovfed.federation.optimizers import make
+
+    make(plan_of(config.task))  # or there is none of that name
+    strategy, cohort = config.strategy, config.server.min_cohort
+    if cohort < strategy.least_cohort:
+        raise ConfigError(
+            f"strategy '{strategy.name}' with malicious={strategy.malicious} needs {strategy.least_cohort} "
+            f"institutions a round, the minimum cohort is {cohort}"
+        )
+    if strategy.name == "fedbn" and (task.build is None or not task.layout.normalisation.any()):
+        raise ConfigError(f"task '{task.name}' has no normalisation layer to leave at the institutions: take fedavg")
+    if config.privacy.private and task.build is not None:
+        from sovfed.federation.privacy.compatibility import why_not_noised, why_not_private
+
+        whole = config.privacy.mechanism == "institution"
+        if reason := why_not_noised(task) if whole else why_not_private(task):
+            raise PrivacyError(f"task '{task.name}' cannot be trained privately: {reason}")
+
+
+def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, identity: Identity | None) -> Aggregation:
+    server = config.server
+    if not config.secagg.enabled:
+        log.warning("secure aggregation is off: this process sees every institution's own update")
+        return PlainAggregation(grid, server.round_deadline_s, keep=config.strategy.individual)
+    if identity is None:
+        raise ConfigError("secure aggregation needs the coordinator's certificate and key")
+    size = 2 * task.parameters if config.strategy.name == "scaffold" else task.parameters
+    return SecureAggregation(
+        grid, identity, config.secagg, run=run, min_cohort=server.min_cohort, deadline_s=server.round_deadline_s,
+        wait_s=server.node_wait_s,
+        max_size=size, config_digest=bytes.fromhex(checkpoint.config_digest(config)), sampled=server.sample < 1,
+    )  # fmt: skip
+
+
+def _final(rounds: Rounds, task: Task, stopping: Stopping, last: int) -> tuple[Total, int]:
+    """The evaluation of the model that the run ends with, the last or the best, and the round that it is of.
+
+    Held-out records are persons' too: a private run tells no metric of them.
+    """
+    if rounds.plan is not None:
+        return Total(), last
+    final = rounds.evaluate(last)
+    metrics = {} if final.sums is None else summarise(task, final.sums, rounds.scale)
+    best = stopping.better(metrics.get(task.headline))
+    if best is None:
+        return final, last
+    log.info("the model of round %d is better than the last: it is the run's", best.round)
+    rounds.model = best.model
+    return rounds.evaluate(best.round), best.round
+
+
+def _sampled(config: Config, aggregation: Aggregation) -> Aggregation:
+    """`aggregation` over a sample of the institutions in every round, if one is asked for."""
+    server = config.server
+    return aggregation if server.sample == 1 else Sampled(aggregation, server.sample, server.min_cohort, config.seed)
+
+
+def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool) -> int:
+    """Set model, scale and optimizer, new or from the checkpoint; the number of the last finished round."""
+    found = checkpoint.read(folder, rounds.config) if resume else None
+    if found is not None:
+        rounds.model, rounds.scale = found.model, found.scale
+        rounds.optimizer.restore(found.slots)
+        _truncate_lines(folder, found.round)
+        log.info("resumed after round %d", found.round)
+        return found.round
+    rounds.model = initial_vector(task, rounds.config.seed)
+    if task.transform.size and rounds.plan is None:
+        rounds.profile()
+    else:
+        rounds.scale = task.transform.public_scale
+    (folder / ROUNDS).unlink(missing_ok=True)
+    return 0
+
+
+def _deliver(rounds: Rounds, folder: Path, number: int, transport: str) -> list[str]:
+    """Bring the published model to the institutions; those that took it. A simulation has none to bring it to."""
+    if transport in SIMULATED:
+        return []
+    config = rounds.config
+    release = release_of(
+        folder, rounds.task, rounds.model, rounds.scale, run=rounds.run, number=number,
+        normalisation=config.task.normalisation,
+    )  # fmt: skip
+    return deliver(rounds.grid, release, config.server.round_deadline_s)
+
+
+def _truncate_lines(folder: Path, last: int) -> None:
+    """Drop lines of rounds after `last`: they ran, but their checkpoint was not yet written."""
+    path = folder / ROUNDS
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["round"] <= last]
+        write_private(path, "".join(line + "\n" for line in kept).encode())
+
+
+def _line(task: Task, done: Round, names: dict[int, str], scale: Sums) -> dict[str, Any]:
+    """A round as one JSON object; `metrics` are of the model that the round began with."""
+    return {
+        "round": done.number,
+        "participants": [names.get(node, str(node)) for node in sorted(done.participants)],
+        "refused": {names.get(node, str(node)): code for node, code in done.refused.items()},
+        "spoilt": done.spoilt,
+        "attempts": done.attempts,
+        "count": done.count,
+        "train_loss": done.train_loss,
+        "metrics": summarise(task, done.evaluation, scale) if done.evaluation is not None else {},
+        "seconds": done.seconds,
+        "seconds_compute": done.seconds_compute,
+        "seconds_aggregate": done.seconds_aggregate,
+        "overhead_seconds": done.overhead_seconds,
+        "bytes_down": done.bytes_down,
+        "bytes_up": done.bytes_up,
+    }
+
+
+def _figures(line: dict[str, Any]) -> dict[str, float]:
+    figures = {key: float(value) for key, value in line.items() if isinstance(value, (int, float)) and key != "round"}
+    figures["participants"] = float(len(line["participants"]))
+    return {**figures, **line["metrics"]}
+
+
+def _summary(
+    config: Config,
+    task: Task,
+    folder: Path,
+    final: Total,
+    names: dict[int, str],
+    transport: str,
+    seconds: float,
+    scale: Sums,
+) -> dict[str, Any]:
+    lines = read_rounds(folder)
+    by_name = {names.get(node, str(node)): sums for node, sums in final.by_node.items()}
+    return {
+        "task": task.name,
+        "split": "simulated" if task.simulated_split else "natural",
+        "institutions": sorted(names.get(n, str(n)) for n in final.participants) or lines[-1]["participants"],
+        "rounds": config.rounds,
+        "strategy": config.strategy.name,
+        "transport": transport,
+        "seconds_training": seconds,
+        "seconds_per_round_median": _median(lines, "seconds"),
+        "overhead_seconds_per_round_median": _median(lines, "overhead_seconds"),
+        "spoilt_contributions": sum(line.get("spoilt") or 0 for line in lines),
+        "bytes_up_per_round": _median(lines, "bytes_up"),
+        "bytes_down_per_round": _median(lines, "bytes_down"),
+        "metric": task.headline,
+        "metrics": summarise(task, final.sums, scale) if final.sums is not None else {},
+        "metrics_by_institution": {name: summarise(task, sums, scale) for name, sums in sorted(by_name.items())},
+        "config": stored(config),
+    }
+
+
+def _median(lines: list[dict[str, Any]], key: str) -> float | None:
+    """None also where the figure is not told, as of private rounds."""
+    values = [line[key] for line in lines if line[key] is not None]
+    return statistics.median(values) if values else None
+
+
+def _write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str) -> None:
+    """The release's privacy statement, for machines and for people; it names all that took part in any round."""
+    taken = {name for line in read_rounds(folder) for name in line["participants"]}
+    made = digest(folder / MODEL)
+    where = " (a simulation in one process: no ledger was charged)" if transport in SIMULATED else ""
+    found = plan.statement(
+        run=folder.name + where, model=f"{task.name}, {MODEL} with SHA-256 {made}", institutions=sorted(taken),
+        date=datetime.now(UTC).date().isoformat(),
+    )  # fmt: skip
+    for name, text in zip(STATEMENT, (to_json(found), to_html(found)), strict=True):
+        write_private(folder / name, text.encode())
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide the result, for the tracker."""
+    from importlib.metadata import version
+
+    return {"version.sovfed": __version__} | {f"version.{name}": version(name) for name in ("flwr", "torch", "numpy")}

@@ -1,0 +1,238 @@
+"""The round loop: send the model to the cohort, take what its replies add up to, step the server optimizer.
+
+Everything here is transport-free: it drives a `StreamingGrid` and cannot tell a simulation from a deployment, nor a
+sum of replies from one that secure aggregation opened.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from sovfed.federation.config import Config
+from sovfed.federation.errors import WIRE_SENTENCES, CohortError, TrainingError
+from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector
+from sovfed.federation.plan import local_fields, local_rates
+from sovfed.federation.tasks.registry import configured_task
+from sovfed.federation.wire.flower import StreamingGrid
+from sovfed.server.rounds.aggregation import Aggregation, Total
+from sovfed.server.rounds.privacy import PrivacyPlan
+from sovfed.server.strategies import Combining, ServerOptimizer
+
+log = logging.getLogger(__name__)
+MAX_ATTEMPTS: Final = 5  # of one round, before the run stops and waits for `sovfed run resume`
+ADVICE: Final = {
+    "wrong-task": "their task of that name is another one: compare `sovfed task show` on both sides",
+    "policy": "ask their operators, whose `sovfed client logs trainer` names the rule",
+    "privacy": "ask their operators, whose `sovfed client logs trainer` names the rule and `sovfed client ledger show` "
+    "says what is left and which run reserves it",
+    "needs-privacy": "start it with privacy=distributed, or ask their operators, who set require_privacy",
+    "failed": "ask their operators, whose `sovfed client logs trainer` says why",
+}
+FINAL: Final = ("needs-privacy", "wrong-task", "config")  # refusals that no repetition changes
+NOTHING: Final[Vector] = np.zeros(0, dtype=np.float32)
+
+
+@dataclass
+class Round:
+    """What is told of a round. Seconds are wall-clock; `evaluation` sums belong to the model the round began with."""
+
+    number: int
+    participants: list[int] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+    spoilt: int | None = None  # contributions with values that are not finite or out of range; only a sum tells
+    count: int = 0
+    train_loss: float | None = None  # not told of a private round, nor are evaluation and compute
+    evaluation: Sums | None = None
+    seconds: float = 0.0
+    seconds_compute: float | None = None  # the slowest institution's own
+    seconds_aggregate: float = 0.0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    attempts: int = 1
+
+    @property
+    def overhead_seconds(self) -> float | None:
+        """Round wall-clock less the slowest institution's compute: what the federation itself costs."""
+        return None if self.seconds_compute is None else max(0.0, self.seconds - self.seconds_compute)
+
+
+class Rounds:
+    """The state of a run between rounds and the verbs that advance it."""
+
+    def __init__(
+        self, config: Config, run: str, grid: StreamingGrid, optimizer: ServerOptimizer, aggregation: Aggregation
+    ) -> None:
+        self.config, self.run, self.grid = config, run, grid
+        self.optimizer, self.aggregation, self.task = optimizer, aggregation, configured_task(config.task)
+        self.model: Vector = np.zeros(0, dtype=np.float32)
+        self.scale: Sums = np.zeros(0, dtype=np.float64)
+        self.plan: PrivacyPlan | None = None  # of a private run
+        self.repeats = 0  # private sums beyond the planned
+        self.name = run  # which a resumed run keeps; `run` is Flower's
+        self.before: Callable[[Sequence[int], Collection[int]], None] | None = None  # with who refused last, each sum
+        self._refused: Collection[int] = ()
+
+    def cohort(self) -> Sequence[int]:
+        """The nodes that are here now, in ascending order; waits up to `server.node_wait_s` for the minimum cohort."""
+        wanted, patience = self.config.server.min_cohort, self.config.server.node_wait_s
+        deadline = time.monotonic() + patience
+        while True:
+            found = self.grid.get_node_ids()
+            nodes = found if isinstance(found, range) else sorted(found)  # a range of many would take long to sort
+            if len(nodes) >= wanted:
+                return nodes
+            if time.monotonic() > deadline:
+                raise CohortError(
+                    f"{len(nodes)} institutions are connected after {patience:g} s, minimum cohort is {wanted}"
+                )
+            time.sleep(0.2)
+
+    def profile(self) -> None:
+        """Set `scale` from federated sums: mean and standard deviation of each column over all training records.
+
+        Σu and Σu² are added over institutions, so no institution's own mean is used or kept.
+        """
+        task = self.config.task
+        request = ProfileRequest(
+            run=self.run, task=task.name, normalisation=task.normalisation, digest=self.task.digest
+        )
+        total, _ = self._collect("the columns' profile", request, self.task.transform.profile_size)
+        self.scale = self.task.transform.scale(_required(total.sums))
+
+    def train(self, number: int) -> Round:
+        """Run round `number`, retrying while too few institutions answer. Raises CohortError after MAX_ATTEMPTS."""
+        start, down, up = time.monotonic(), self.grid.bytes_down, self.grid.bytes_up
+        if self.plan is None:
+            task, strategy = self.config.task, self.config.strategy
+            start_rate, end_rate = local_rates(self.config, number)
+            request: SumRequest = TrainRequest(
+                run=self.run, round=number, task=task.name, seed=self.config.seed, proximal_mu=strategy.proximal_mu,
+                model=self.model, scale=self.scale, algorithm=strategy.algorithm, keep=self.name,
+                personal_lambda=strategy.personal_lambda if strategy.name == "ditto" else 0.0, control=self._control(),
+                normalisation=task.normalisation, digest=self.task.digest, evaluate=self.evaluates(number),
+                rate_start=start_rate, rate_end=end_rate, **local_fields(self.config),
+            )  # fmt: skip
+            total, attempts = self._collect(f"round {number}", request, self.task.evaluation_size)
+            update = _required(total.mean)
+            if isinstance(self.optimizer, Combining):
+                update = self.optimizer.combine(number, total, len(self.cohort()))
+            if self.task.build is not None:
+                update = self.task.layout.received(update, self.model)
+        else:
+            total, attempts = self._collect(f"round {number}", self.plan.request(self.run, number, self.model), 0)
+            update = self.plan.mean_update(total, number)
+        clock = time.monotonic()
+        self.model = self.optimizer.step(number, self.model, update)
+        stepped = time.monotonic() - clock
+        return Round(
+            number=number,
+            participants=total.participants,
+            refused=total.refused,
+            spoilt=total.spoilt,
+            count=total.count,
+            train_loss=None if self.plan else total.loss / total.count,
+            evaluation=None if self.plan or not self.evaluates(number) else total.sums,
+            seconds=time.monotonic() - start,
+            seconds_compute=None if self.plan else total.seconds_compute,
+            seconds_aggregate=total.seconds_aggregate + stepped,
+            bytes_down=self.grid.bytes_down - down,
+            bytes_up=self.grid.bytes_up - up,
+            attempts=attempts,
+        )
+
+    def evaluates(self, number: int) -> bool:
+        """Whether round `number` evaluates the model that it begins with."""
+        return (number - 1) % self.config.evaluate_every == 0
+
+    def evaluate(self, number: int) -> Total:
+        """The metric sums of the model after round `number`."""
+        request = EvaluateRequest(
+            run=self.run, round=number, task=self.config.task.name, model=self.model, scale=self.scale,
+            algorithm=self.config.strategy.algorithm, keep=self.name, normalisation=self.config.task.normalisation,
+            digest=self.task.digest,
+        )  # fmt: skip
+        return self._collect("the final evaluation", request, self.task.evaluation_size)[0]
+
+    def _control(self) -> Vector:
+        """What SCAFFOLD sends beside the model."""
+        from sovfed.server.strategies.drift import Scaffold
+
+        return self.optimizer.control(self.model) if isinstance(self.optimizer, Scaffold) else NOTHING
+
+    def _collect(self, what: str, request: SumRequest, width: int) -> tuple[Total, int]:
+        """The total over at least the minimum cohort, and the attempts that it took."""
+        least, number, reasons = self.config.server.min_cohort, 0, dict[str, None]()
+        refused: list[tuple[int, str]] = []  # of all attempts: the last refusal may only follow from those before
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            cohort = self.cohort()
+            if self.before:
+                self.before(cohort, self._refused)
+            total = self.aggregation.collect(request, cohort, width)
+            self._refused = total.refused.keys()
+            refused += total.refused.items()
+            if attempt > 1 and total.sum_number != number and self.plan is not None:
+                self.repeats += 1
+                log.warning("%s: repeated as another sum, charged anew: %d of the plan's spare", what, self.repeats)
+            number = total.sum_number
+            if len(total.participants) >= least and total.sums is not None:
+                if total.spoilt:
+                    _tell_spoilt(what, total)
+                return total, attempt
+            log.warning(
+                "%s, attempt %d: %d replies, minimum cohort is %d; refused: %s %s",
+                what, attempt, len(total.participants), least, total.refused, total.missing,
+            )  # fmt: skip
+            reasons |= {total.missing: None} if total.missing else {}
+            if len(cohort) - len(final := {node for node, code in total.refused.items() if code in FINAL}) < least:
+                raise CohortError(
+                    f"{what}: {len(final)} of {len(cohort)} institutions refuse, and would again; minimum cohort is "
+                    f"{least}; refusals: {told(refused)}"
+                )
+            if self.plan is not None and total.missing and self.repeats >= self.plan.repeats:
+                raise CohortError(
+                    f"{what}: {total.missing}; to repeat it is another release, and the {self.plan.repeats} repeats "
+                    "that privacy.spare_steps grants are used up"
+                )
+        raise CohortError(
+            f"{what}: {len(total.participants)} replies in {MAX_ATTEMPTS} attempts, minimum cohort is {least}; "
+            + "; ".join([*reasons, f"refusals: {told(refused)}"])
+        )
+
+
+def told(refused: Iterable[tuple[int, str]]) -> str:
+    """The codes in `refused` (node, code), in the order they came: of how many nodes, its sentence and what to do.
+
+    An institution says no more to the agency.
+    """
+    by_code: dict[str, set[int]] = {}
+    for node, code in refused:
+        by_code.setdefault(code, set()).add(node)
+    return (
+        "; ".join(
+            ": ".join(
+                filter(None, (f"{code} ({len(nodes)})", WIRE_SENTENCES.get(code, "").rstrip("."), ADVICE.get(code)))
+            )
+            for code, nodes in by_code.items()
+        )
+        or "none"
+    )
+
+
+def _tell_spoilt(what: str, total: Total) -> None:
+    """Log how many contributions were spoilt. Raises TrainingError if all of them were: the model has diverged."""
+    words = f"{what}: {total.spoilt} of {len(total.participants)} contributions were spoilt"
+    if total.spoilt == len(total.participants) and total.mean is not None:
+        raise TrainingError(f"{words} (values not finite or out of range); is the learning rate too high?")
+    log.warning("%s: their values were not finite or out of range, or their records could not be used", words)
+
+
+def _required(value: np.ndarray | None) -> np.ndarray:
+    if value is None:
+        raise CohortError("no institution's reply could be added")
+    return value

@@ -1,0 +1,169 @@
+"""A private run at the coordinator: its noise multiplier, the requests of its rounds, and what a noised sum is worth.
+
+Everything is fixed before the first round and made of the configuration alone, so a resumed run goes on with the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+
+from sovfed.federation.config import Config
+from sovfed.federation.errors import CohortError, PrivacyError
+from sovfed.federation.messages import PrivateRequest, Vector
+from sovfed.federation.plan import local_fields, local_rates
+from sovfed.federation.privacy.accounting import (
+    CERTIFICATE,
+    accountant_version,
+    calibrate_noise_multiplier,
+    epsilon,
+)
+from sovfed.federation.privacy.events import Event
+from sovfed.federation.privacy.noise import Units, added_delta, distributed_event, share_variance
+from sovfed.federation.privacy.statement import Statement, make_statement, promise
+from sovfed.federation.tasks.registry import configured_task
+from sovfed.server.rounds.aggregation import Total
+
+log = logging.getLogger(__name__)
+SLACK: Final = 1e-3  # share of δ that is kept for the samplers' distance
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """The private rounds of `config`, for a model of `parameters`; `grant` is the name in the institutions' ledgers."""
+
+    config: Config
+    grant: str
+    parameters: int
+    noise_multiplier: float
+
+    @classmethod
+    def make(cls, config: Config, grant: str, parameters: int) -> PrivacyPlan:
+        """Calibrated to the target over all planned steps, or with the multiplier that is configured.
+
+        Raises PrivacyError if no noise reaches the target, or the noise does not suit its grid.
+        """
+        privacy = config.privacy
+        steps = config.rounds * _steps(config) + privacy.spare_steps
+        factor = 2.0 if privacy.mechanism == "institution" else 1.0
+        multiplier = privacy.noise_multiplier or factor * calibrate_noise_multiplier(
+            privacy.epsilon, privacy.delta * (1 - SLACK), _rate(config), steps
+        )
+        found = cls(config, grant, parameters, multiplier)
+        if found.distance_delta > SLACK * privacy.delta:
+            raise PrivacyError(f"the noise samplers' distance adds {found.distance_delta:.2g} to δ = {privacy.delta:g}")
+        log.info(
+            "privacy: %s, ε = %.3f at δ = %g over %d steps, noise multiplier %.4f",
+            privacy.mechanism, found.epsilon, privacy.delta, steps, multiplier,
+        )  # fmt: skip
+        return found
+
+    @cached_property
+    def honest(self) -> int:
+        """h: the contributions whose noise is counted on."""
+        if self.config.privacy.mechanism == "silo":
+            return 1
+        return self.config.server.min_cohort - self.config.privacy.colluders
+
+    @cached_property
+    def event(self) -> Event:
+        """All planned steps, as one person's accountant sees them."""
+        privacy, config = self.config.privacy, self.config
+        whole = 2.0 if privacy.mechanism == "institution" else 1.0
+        steps = config.rounds * _steps(config) + privacy.spare_steps
+        return Event(self.noise_multiplier / whole, _rate(config), steps)
+
+    @cached_property
+    def epsilon(self) -> float:
+        """ε of a person at the configured δ, if all planned steps are taken."""
+        return epsilon([self.event], self.config.privacy.delta * (1 - SLACK), CERTIFICATE)
+
+    @cached_property
+    def distance_delta(self) -> float:
+        """What the samplers' distance from their distributions adds to δ."""
+        units = Units(self.config.privacy.clip, self.parameters, self.config.privacy.grid_bits)
+        variance = share_variance(self.noise_multiplier, units, self.honest)
+        _, distance = distributed_event(variance, self.honest, units, 1.0, self.event.count)
+        return added_delta(min(self.config.privacy.epsilon, 100.0), distance)
+
+    def request(self, run: str, number: int, model: Vector) -> PrivateRequest:
+        """The request of round `number`; all but run, round and model is the same in every round."""
+        config, privacy, task = self.config, self.config.privacy, self.config.task
+        return PrivateRequest(
+            run=run, grant=self.grant, round=number, task=task.name, mechanism=privacy.mechanism,
+            rounds=config.rounds, steps=_steps(config), spare=privacy.spare_steps,
+            noise_multiplier=self.noise_multiplier, sampling_rate=_rate(config), clip=privacy.clip,
+            delta=privacy.delta, honest=self.honest, grid_bits=privacy.grid_bits, batch=self.batch, seed=config.seed,
+            model=model, normalisation=task.normalisation, digest=configured_task(task).digest, **local_fields(config),
+        )  # fmt: skip
+
+    @property
+    def repeats(self) -> int:
+        """Rounds that may be released once more: each is charged to the plan's spare steps."""
+        return self.config.privacy.spare_steps // _steps(self.config)
+
+    @cached_property
+    def batch(self) -> float:
+        """Expected persons in a step, from declared numbers: of the federation, or of each institution under `silo`."""
+        everybody = self.config.privacy.sampling_rate * self.config.privacy.population
+        return everybody / self.institutions if self.config.privacy.mechanism == "silo" else everybody
+
+    @property
+    def institutions(self) -> int:
+        return max(self.config.server.start_cohort, self.config.server.min_cohort)
+
+    def mean_update(self, total: Total, number: int = 1) -> Vector:
+        """The update that the noised sum of round `number` stands for, shape [d]. Post-processing: it costs no privacy.
+
+        So the learning rate of `distributed`, which is taken here, may follow a schedule.
+        """
+        if self.config.privacy.mechanism == "silo":
+            if total.mean is None:
+                raise CohortError("no private update came")
+            return total.mean
+        if total.integers is None:
+            raise CohortError("no private sum came")
+        units = Units(self.config.privacy.clip, self.parameters, self.config.privacy.grid_bits)
+        summed = units.dequantise(total.integers)
+        if self.config.privacy.mechanism == "institution":
+            return (summed / total.count).astype(np.float32)
+        rate: float = local_fields(self.config)["learning_rate"] * sum(local_rates(self.config, number)) / 2
+        update: Vector = (-rate / self.batch * summed).astype(np.float32)
+        return update
+
+    def statement(self, run: str, model: str, institutions: Sequence[str], date: str) -> Statement:
+        """What may be claimed of the trained model: that all granted steps were taken, at every institution."""
+        privacy = self.config.privacy
+        promises = [promise(name, (self.event,), privacy.delta, SLACK * privacy.delta) for name in institutions]
+        return make_statement(
+            model=model, run=run, date=date, mechanism=privacy.mechanism, clip=privacy.clip, cohort=len(institutions),
+            threshold=self.honest, colluders=privacy.colluders if self.honest > 1 else 0, promises=tuple(promises),
+        )  # fmt: skip
+
+    def describe(self) -> dict[str, Any]:
+        """What the run's summary says of it."""
+        privacy = self.config.privacy
+        return {
+            "epsilon": self.epsilon,
+            "delta": privacy.delta,
+            "privacy": {
+                "mechanism": privacy.mechanism, "unit": "person", "adjacency": "add or remove one",
+                "noise_multiplier": self.noise_multiplier, "clip": privacy.clip,
+                "sampling_rate": self.event.sampling_rate, "steps": self.event.count, "honest": self.honest,
+                "accountant": accountant_version(),
+            },
+        }  # fmt: skip
+
+
+def _steps(config: Config) -> int:
+    """Private releases of an institution in a round."""
+    return config.privacy.local_steps if config.privacy.mechanism == "silo" else 1
+
+
+def _rate(config: Config) -> float:
+    return 1.0 if config.privacy.mechanism == "institution" else config.privacy.sampling_rate

@@ -1,0 +1,136 @@
+"""The coordinator's process in a deployment: one training run over Flower's Grid and, where it can, over the lane.
+
+Started by `server/runs/executor.py`, one process per run; the task's token comes on standard input. What it may run is
+fixed: the run's configuration chooses among installed tasks and strategies and never names code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from flwr.serverapp.grid import Grid
+
+from sovfed.federation.config import Config, stored
+from sovfed.federation.errors import CohortError, IdentityError, ServiceError, SovfedError
+from sovfed.federation.host.logs import log_to_stderr
+from sovfed.federation.secagg.files import load_identity
+from sovfed.federation.wire.flower import FlowerGrid, StreamingGrid
+from sovfed.server.network.grid import open_stream_grid
+from sovfed.server.rounds.coordinator import coordinate
+from sovfed.server.rounds.ledger_heads import LedgerHeads
+from sovfed.server.runs.folders import lock, run_folder, stored_config, write_state
+from sovfed.server.runs.serverapp_runner import Stopped, run
+from sovfed.server.runs.tracking import Tracker
+
+log = logging.getLogger(__name__)
+SETTLE_S: Final = 1.0  # institutions that connect this soon after the minimum cohort still make round 1
+
+
+def serve_run(base: Grid, spec: dict[str, Any], home: Path) -> None:
+    """Run the training whose `spec` is {name, resume}; the folder's `run.json` has its configuration and how it went.
+
+    The configuration never comes with the task: whatever does, institutions can read.
+    """
+    name, resume = str(spec.get("name", "")), bool(spec.get("resume", False))
+    folder = run_folder(home, name)
+    with lock(folder):  # whoever starts the run holds it until all is written
+        config = stored_config(home, name, base.run.run_id)
+        state = {
+            "name": name, "flower_run_id": base.run.run_id, "pid": os.getpid(), "started": time.time(),
+            "config": stored(config),
+        }  # fmt: skip
+        write_state(folder, state, "running")
+        tracker = Tracker(config, home, folder, name)
+        try:
+            _train(base, config, home, folder, tracker, resume)
+        except Stopped:
+            write_state(folder, state, "stopped", "stopped by the operator, or its task was dropped by the superlink")
+            tracker.finish("KILLED", [], register=False)
+            raise
+        except BaseException as error:
+            reason = str(error) if isinstance(error, SovfedError) else type(error).__name__
+            write_state(folder, state, "failed", reason)
+            tracker.note({"failure": reason[:500]})
+            tracker.finish("FAILED", [], register=False)
+            raise
+        write_state(folder, state, "finished")
+
+
+def _train(base: Grid, config: Config, home: Path, folder: Path, tracker: Tracker, resume: bool) -> None:
+    identity = load_identity(home / "identity") if config.secagg.enabled else None
+    grid, transport = connect(base, config, home)
+    try:
+        coordinate(
+            grid, config, run=str(base.run.run_id), folder=folder, transport=transport,
+            identity=identity, heads=LedgerHeads(home, identity) if identity else None, tracker=tracker, resume=resume,
+        )  # fmt: skip
+    finally:
+        grid.close()
+
+
+def connect(base: Grid, config: Config, home: Path) -> tuple[StreamingGrid, str]:
+    """The Grid that the rounds travel on and its name: the lane, or Flower's own where the lane cannot be had."""
+    server = config.server
+    nodes = _wait_for_cohort(base, config)
+    if server.lane == "flower":
+        return FlowerGrid(base), "flower"
+    try:
+        grid = open_stream_grid(
+            base, run_id=base.run.run_id, run=str(base.run.run_id), home=home, address=server.announced_lane_address,
+            identity=load_identity(home / "identity"),
+            nodes=nodes, max_message_bytes=server.max_message_bytes, offer_timeout_s=server.lane_timeout_s,
+        )  # fmt: skip
+        if len(list(grid.get_node_ids())) >= server.min_cohort:
+            return grid, "stream"
+        grid.close()
+        problem = "too few institutions opened their stream"
+    except (CohortError, IdentityError, ServiceError) as error:
+        problem = str(error)
+    if server.lane == "stream":
+        raise ServiceError(
+            f"the lane could not be opened: {problem}; server.lane=auto would fall back to Flower's Grid"
+        )
+    log.warning("the lane could not be opened (%s); falling back to Flower's own Grid, which is slower", problem)
+    return FlowerGrid(base), "flower"
+
+
+def _wait_for_cohort(base: Grid, config: Config) -> list[Any]:
+    wanted, patience = config.server.min_cohort, config.server.node_wait_s
+    ideal = max(wanted, config.server.start_cohort)
+    deadline, settled = time.monotonic() + patience, 0.0
+    while True:
+        nodes = list(base.get_nodes())
+        now = time.monotonic()
+        if len(nodes) >= ideal and ideal > wanted:
+            return nodes
+        settled = settled or (now + SETTLE_S if len(nodes) >= wanted and ideal == wanted else 0.0)
+        if (settled and now >= settled) or (now >= deadline and len(nodes) >= wanted):
+            return nodes
+        if now >= deadline:
+            raise CohortError(
+                f"{len(nodes)} institutions are connected after {patience:g} s, minimum cohort is {wanted}"
+            )
+        time.sleep(0.1)
+
+
+def main() -> int:
+    """Entry of `python -m sovfed.server.runs.app`; the process's exit code."""
+    parser = argparse.ArgumentParser(description="sovfed coordinator (started by the executor, not by hand)")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    args = parser.parse_args()
+    os.umask(0o077)
+    log_to_stderr("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    token = json.loads(sys.stdin.readline())["token"]
+    return run(args.home, args.port, token, lambda grid, context, spec: serve_run(grid, spec, args.home))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

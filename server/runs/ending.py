@@ -1,0 +1,33 @@
+"""What a person is told when a run has ended: how good, how private, where the model is, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.server.runs.release import MODEL
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CARD: Final = "model.html"
+STATEMENT: Final = "privacy.html"
+
+
+def ending(summary: dict[str, Any], folder: Path, model: str) -> list[str]:
+    """Lines about the run in `folder`; `model` is what `sovfed model` finds its model by: a run's name, or a path."""
+    lines = []
+    if summary["metrics"]:
+        figures = "  ".join(f"{name} {value:.3f}" for name, value in summary["metrics"].items())
+        lines.append(f"held-out metrics of all institutions: {figures}")
+    if summary.get("epsilon") is not None:
+        lines.append(
+            f"differential privacy: {summary['privacy']['mechanism']}, ε = {summary['epsilon']:.3f} at "
+            f"δ = {summary['delta']:g} for every person; no metric left the institutions"
+        )
+        lines.append(f"statement: {folder / STATEMENT}")
+    lines.append(f"model: {folder / MODEL}, card: {folder / CARD}")
+    if told := summary.get("delivered_to"):
+        lines.append(f"delivered to {len(told)} institutions, who measure it with `sovfed client model evaluate`")
+    lines.append(f"next: sovfed model predict {shlex.quote(model)} FILE.csv")
+    return lines

@@ -1,0 +1,176 @@
+"""The agency's executor: claims ServerApp tasks from the superlink and runs a coordinator process for each.
+
+Stands for `flower-superexec`, which would show the task's token in the process list and start a process that unpacks
+and imports the run's bundle. Here the child is our installed coordinator and reads its token from stdin. The executor
+and its children outlive a restart of the superlink.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final, cast
+
+from sovfed.federation.config import ServerConfig
+from sovfed.federation.errors import SovfedError
+from sovfed.federation.host.logs import log_to_stderr
+from sovfed.federation.host.processes import child_environment, die_with_parent, exit_code
+from sovfed.federation.host.quiet import TRACKING, be_quiet, python_command, quiet_environment
+from sovfed.federation.host.settings import passed_settings
+from sovfed.federation.schema import bind
+from sovfed.federation.wire.flower_http import add_client_header
+from sovfed.federation.wire.loopback import SECRET_HEADER, ensure_secret
+from sovfed.server.network.flower_app import SUPEREXEC_SECRET_FILE
+from sovfed.server.runs.control import LOOPBACK_SECRET, log_path
+
+if TYPE_CHECKING:
+    from flwr.proto.runtime_pb2 import AcquireTaskResponse
+
+POLL_IDLE_S: Final = 0.2
+POLL_BUSY_S: Final = 1.0  # with a run on, leave the processor to it
+RETRY_S: Final = (0.2, 2.0)  # first and longest pause while the superlink is away
+STOP_S: Final = 10.0  # from SIGTERM to SIGKILL of a coordinator
+ACQUIRE: Final = "/flwr.proto.Runtime/AcquireTask"
+_log = logging.getLogger("sovfed.executor")
+
+
+class Executor:
+    """Claims tasks from the superlink at `127.0.0.1:port` and gives each to one child running `command`."""
+
+    def __init__(self, home: Path, port: int, command: Sequence[str]) -> None:
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+        from flwr.supercore.runtime import RuntimeHttpClient
+
+        self._home = home
+        self._command = tuple(command)
+        self._children: dict[int, subprocess.Popen[bytes]] = {}  # by Flower's run id
+        self._ended = threading.Event()
+        address = f"127.0.0.1:{port}"
+        add_client_header(SECRET_HEADER, ensure_secret(home / LOOPBACK_SECRET), address)
+        secret = ensure_secret(home / SUPEREXEC_SECRET_FILE).encode("ascii")
+        self._client = RuntimeHttpClient.from_server_address(
+            address,
+            True,
+            None,
+            [
+                RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+                SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE}),
+            ],
+        )
+
+    def stop(self) -> None:
+        """Have `work` return soon."""
+        self._ended.set()
+
+    def work(self) -> None:
+        """Claim and run tasks until `stop`, then end the children: SIGTERM, SIGKILL after `STOP_S`."""
+        import httpx
+
+        pause, away = POLL_IDLE_S, False
+        try:
+            while not self._ended.wait(pause):
+                self._reap()
+                try:
+                    claimed = self._claim()
+                except httpx.HTTPError as error:  # refused, busy or away: the same to us, and never fatal
+                    if not away:
+                        _log.warning("the superlink gives no tasks (%s); trying on", error)
+                    pause, away = (min(2 * pause, RETRY_S[1]) if away else RETRY_S[0]), True
+                    continue
+                if away:
+                    _log.info("the superlink is back")
+                pause, away = (POLL_BUSY_S if self._children else POLL_IDLE_S), False
+                if claimed.HasField("task") and claimed.token:
+                    try:
+                        self._spawn(claimed.task.run_id, claimed.token)
+                    except OSError:  # no memory, no disk: that run's lease runs out, the others go on
+                        _log.exception("run %d: no coordinator could be started", claimed.task.run_id)
+        finally:
+            self._end_children()
+            self._client.close()
+
+    def _claim(self) -> AcquireTaskResponse:
+        from flwr.proto.runtime_pb2 import AcquireTaskRequest
+        from flwr.supercore.constant import TaskType
+
+        return self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
+
+    def _spawn(self, run_id: int, token: str) -> None:
+        log = log_path(self._home, run_id)
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as output:
+            child = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=child_environment(quiet_environment(self._home, TRACKING)),
+                cwd=self._home,
+            )
+        self._children[run_id] = child
+        with (
+            contextlib.suppress(BrokenPipeError),
+            cast("IO[bytes]", child.stdin) as stdin,
+        ):  # died at once: `_reap` says so
+            stdin.write(json.dumps({"token": token}).encode())
+        _log.info("run %d: coordinator started, process %d", run_id, child.pid)
+
+    def _reap(self) -> None:
+        for run_id, child in list(self._children.items()):
+            code = child.poll()
+            if code is not None:
+                del self._children[run_id]
+                _log.log(logging.INFO if code == 0 else logging.WARNING, "run %d: coordinator ended, %d", run_id, code)
+
+    def _end_children(self) -> None:
+        for child in self._children.values():
+            child.terminate()
+        deadline = time.monotonic() + STOP_S
+        for run_id, child in self._children.items():
+            try:
+                child.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _log.warning("run %d: coordinator killed", run_id)
+                child.kill()
+                child.wait()
+
+
+def coordinator_command(home: Path, port: int) -> list[str]:
+    """The argument vector of a coordinator; its token goes over stdin."""
+    return python_command("sovfed.server.runs.app", "--home", str(home), "--port", str(port))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; its exit codes are `exit_code`'s."""
+    parser = argparse.ArgumentParser(description="runs a coordinator for every run of the local superlink")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True, help="private file with a ServerConfig as JSON")
+    options = parser.parse_args(arguments)
+    die_with_parent()
+    log_to_stderr()
+    os.umask(0o077)
+    be_quiet(options.home)
+    try:
+        config = bind(ServerConfig, passed_settings(options.config))
+        executor = Executor(options.home, config.control_port, coordinator_command(options.home, config.control_port))
+    except SovfedError as error:
+        sys.stderr.write(f"executor: {error}\n")
+        return exit_code(error)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: executor.stop())
+    executor.work()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

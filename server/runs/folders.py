@@ -1,0 +1,193 @@
+"""The runs of an agency as their folders tell them, checked against what Flower says of the coordinator's process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.federation.config import Config, stored
+from sovfed.federation.errors import ConfigError, ServiceError
+from sovfed.federation.files import read_private, write_private
+from sovfed.federation.schema import bind, nearest
+from sovfed.federation.text import NAME, NAME_IN_WORDS, NAME_LENGTH
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+    from sovfed.server.runs.control import ControlClient
+
+STATE: Final = "run.json"
+TRACKING: Final = "tracking.uri"  # with its password, for the coordinator alone; 0600
+ACTIVE: Final = ("starting", "running")
+FILE: Final = "task.yaml"  # of a run whose task is a file
+LOCK_S: Final = 30.0  # a coordinator that is told to stop finishes its tracking first
+START_GRACE_S: Final = 30.0  # between StartRun and the coordinator's first sign of life
+
+
+def run_folder(home: Path, name: str) -> Path:
+    """The folder of run `name`; ConfigError unless it is a name."""
+    if not NAME.fullmatch(name) or len(name) > NAME_LENGTH:
+        raise ConfigError(f"a run's name must be 1 to {NAME_LENGTH} {NAME_IN_WORDS}, got {name[:80]!a}")
+    return home / "runs" / name
+
+
+def new_run_name(config: Config) -> str:
+    """The configured name, or task, date and a random part."""
+    return config.run_name or f"{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def lock(folder: Path) -> FileLock:
+    """The lock that the one process that may write into a run's folder holds, until it ends."""
+    from filelock import FileLock
+
+    return FileLock(folder / "lock", timeout=LOCK_S, mode=0o600)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    from filelock import Timeout
+
+    try:
+        with lock(folder):
+            yield
+    except Timeout as error:
+        raise ServiceError(f"the coordinator of run '{folder.name}' has not ended within {LOCK_S:g} s") from error
+
+
+def write_state(folder: Path, state: dict[str, Any], status: str, reason: str = "") -> None:
+    """Replace the run's state file atomically."""
+    write_private(folder / STATE, json.dumps({**state, "status": status, "reason": reason, "at": time.time()}).encode())
+
+
+def start_run(control: ControlClient, home: Path, name: str, config: Config, *, resume: bool) -> int:
+    """Ask Flower to start the coordinator of run `name`; Flower's run id. A name is used once, but for resuming."""
+    folder = run_folder(home, name)
+    if (folder / STATE).exists():
+        if not resume:
+            raise ConfigError(f"run '{name}' exists; choose another run_name or `sovfed run resume {name}`")
+        if read_summary(home, name) is not None:  # or its model would be registered once more
+            raise ConfigError(f"run '{name}' has finished; `sovfed run show {name}` tells where its model lies")
+        with contextlib.suppress(ServiceError):  # it has ended already, as it should
+            control.stop_run(_state(home, name)["flower_run_id"])
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    config = _with_own_task(folder, config)
+    with _locked(folder):  # the last coordinator has written its last word; the next one waits for ours
+        run_id = control.start_run({"name": name, "resume": resume})
+        if config.tracking.uri is not None:
+            write_private(folder / TRACKING, config.tracking.uri.encode())
+        state = {"name": name, "flower_run_id": run_id, "started": time.time(), "config": stored(config)}
+        write_state(folder, state, "starting")
+    return run_id
+
+
+def _with_own_task(folder: Path, config: Config) -> Config:
+    """`config` with the task's file, if it has one, copied into the run's folder: what is trained stays what it was."""
+    if config.task.file is None or Path(config.task.file) == folder / FILE:
+        return config
+    from sovfed.federation.tasks.shelf import read_bounded
+
+    write_private(folder / FILE, read_bounded(Path(config.task.file)))
+    return replace(config, task=replace(config.task, file=str(folder / FILE)))
+
+
+def stop_run(control: ControlClient, home: Path, name: str) -> None:
+    """End the run's coordinator and wait until it has ended; the checkpoint stays."""
+    state = _state(home, name)
+    if state["status"] in ACTIVE:
+        control.stop_run(state["flower_run_id"])
+        with _locked(run_folder(home, name)):
+            if (state := _state(home, name))["status"] in ACTIVE:  # it had no time to say so itself
+                write_state(run_folder(home, name), state, "stopped", "stopped by the operator")
+
+
+def stored_config(home: Path, name: str, run_id: int | None = None) -> Config:
+    """The configuration that run `name` was started with; with `run_id`, ConfigError unless as that Flower run."""
+    state, uri = _state(home, name), run_folder(home, name) / TRACKING
+    if run_id is not None and state["flower_run_id"] != run_id:
+        raise ConfigError(f"run '{name}' was started as Flower's run {state['flower_run_id']}, not {run_id}")
+    config = bind(Config, state["config"], "config")
+    if config.tracking.uri is None:
+        return config
+    return replace(config, tracking=replace(config.tracking, uri=read_private(uri).decode()))
+
+
+def read_run(home: Path, name: str, control: ControlClient | None = None) -> dict[str, Any]:
+    """The run's state: name, task, status, reason, rounds, rounds_done, institutions, started, flower_run_id."""
+    from sovfed.server.runs.curves import read_rounds
+
+    state, lines = _state(home, name), read_rounds(run_folder(home, name))
+    status, reason = state["status"], state["reason"]
+    if status in ACTIVE and (_process_gone(state) or (control is not None and _ended(control, state))):
+        status, reason = "failed", "its coordinator ended without a word; see `sovfed run logs`"
+    return {
+        "name": name,
+        "task": state["config"]["task"]["name"],
+        "status": status,
+        "reason": reason,
+        "rounds": state["config"]["rounds"],
+        "rounds_done": lines[-1]["round"] if lines else 0,
+        "institutions": len(lines[-1]["participants"]) if lines else 0,
+        "started": state["started"],
+        "flower_run_id": state["flower_run_id"],
+    }
+
+
+def _process_gone(state: dict[str, Any]) -> bool:
+    """Whether the coordinator has written its process id and is no longer there."""
+    return "pid" in state and not Path(f"/proc/{state['pid']}").exists()
+
+
+def _ended(control: ControlClient, state: dict[str, Any]) -> bool:
+    """Whether Flower knows the run as finished although its folder still says that it runs."""
+    try:
+        statuses = {run.run_id: run.status for run in control.list_runs()}
+    except ServiceError:  # the superlink is away; the folder is all there is to go by
+        return False
+    found = statuses.get(state["flower_run_id"])
+    if found is None:
+        return time.time() - float(state["at"]) > START_GRACE_S
+    return found.startswith("finished") and time.time() - float(state["at"]) > 2.0
+
+
+def read_runs(home: Path, control: ControlClient | None = None) -> list[dict[str, Any]]:
+    """All runs, the newest first."""
+    folders = [path.parent for path in (home / "runs").glob(f"*/{STATE}")]
+    return sorted((read_run(home, path.name, control) for path in folders), key=lambda run: -float(run["started"]))
+
+
+def read_summary(home: Path, name: str) -> dict[str, Any] | None:
+    """The finished run's summary, None before."""
+    path = run_folder(home, name) / "summary.json"
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
+def follow_log(home: Path, name: str, follow: bool) -> Iterator[str]:
+    """The lines of the coordinator's log; with `follow`, until the run has ended."""
+    from sovfed.server.runs.control import log_path
+
+    path = log_path(home, _state(home, name)["flower_run_id"])
+    if not path.exists():
+        raise ConfigError(f"run '{name}' has no log yet at {path}")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while True:
+            ended = not follow or read_run(home, name)["status"] not in ACTIVE  # asked before the read
+            yield from file
+            if ended:
+                return
+            time.sleep(0.3)
+
+
+def _state(home: Path, name: str) -> dict[str, Any]:
+    path = run_folder(home, name) / STATE
+    if not path.exists():
+        names = [found.parent.name for found in (home / "runs").glob(f"*/{STATE}")]
+        raise ConfigError(f"there is no run '{name}'{nearest(name, names)}")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found

@@ -1,0 +1,133 @@
+"""The model of a finished run: written with all that is said of it, and checked against the run's own digest."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from sovfed.federation.errors import DataError
+from sovfed.federation.messages import OWN
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from sovfed.federation.messages import ReleaseRequest, Sums, Vector
+    from sovfed.federation.models.saved import LoadedModel
+    from sovfed.federation.tasks import Task
+    from sovfed.federation.wire.flower import StreamingGrid
+
+log = logging.getLogger(__name__)
+SIMULATED: Final = ("in-memory", "ray")  # transports of a simulation, which has no institutions
+MODEL: Final = "model.safetensors"
+FILES: Final = (MODEL, "model.json", "model.html")  # as `federation/models/stored.py` names them
+FOLDER: Final = "model"  # of a run's artefacts in MLflow: these files, and what MLflow needs to load them
+SUMMARY: Final = "summary.json"
+DIGEST: Final = "model_sha256"  # in the summary
+DELIVERY_S: Final = 60.0  # longest wait for institutions to take the model of a run that is over
+TRACKED: Final = "mlflow_run_id"  # a file in the run's folder
+TAG: Final = "sovfed.sha256"  # of a registered version
+
+
+def digest(path: Path) -> str:
+    """The file's SHA-256, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def publish(folder: Path, task: Task, model: Vector, scale: Sums, summary: dict[str, Any]) -> str:
+    """Write the run's model [d] into its folder as `FILES`, with what `summary` says of it; the digest of `MODEL`."""
+    from sovfed.federation.models.facts import Privacy, RunFacts
+    from sovfed.federation.models.saved import save_model
+
+    privacy = None
+    if summary.get("epsilon") is not None:
+        privacy = Privacy(summary["privacy"]["mechanism"], summary["epsilon"], summary["delta"])
+    run = RunFacts(
+        name=folder.name[:200], rounds=summary["rounds"], strategy=summary["strategy"],
+        date=datetime.now(UTC).date().isoformat(), institutions=tuple(map(str, summary["institutions"])),
+        simulated=summary["transport"] in SIMULATED, metrics=dict(summary["metrics"]), privacy=privacy,
+    )  # fmt: skip
+    return save_model(folder, task, model, scale, run, summary["config"]["task"].get("normalisation", OWN))
+
+
+def release_of(
+    folder: Path, task: Task, model: Vector, scale: Sums, *, run: str, number: int, normalisation: str
+) -> ReleaseRequest:
+    """The message that brings the model of round `number`, published in `folder`, to the institutions of `run`."""
+    from sovfed.federation.messages import ReleaseRequest
+    from sovfed.federation.models.facts import told
+    from sovfed.federation.models.saved import read_facts
+
+    return ReleaseRequest(
+        run=run, round=number, task=task.name, model=model, scale=scale, sha256=digest(folder / MODEL),
+        facts=np.frombuffer(told(read_facts(folder)), np.uint8), normalisation=normalisation, digest=task.digest,
+    )  # fmt: skip
+
+
+def deliver(grid: StreamingGrid, request: ReleaseRequest, timeout_s: float) -> list[str]:
+    """Send the model to every institution that is connected; the names of those that say it has arrived, sorted.
+
+    One that refuses, or does not answer in time, is left out with a warning. Raises nothing: the run is over, and no
+    institution can make it fail.
+    """
+    from sovfed.federation.messages import ReleaseReply
+    from sovfed.server.rounds.aggregation import ask
+    from sovfed.server.rounds.ledger_heads import names_of
+
+    arrived, why = set[int](), dict[int, str]()
+    names = dict[int, str]()
+    try:
+        names = names_of(grid)
+        for answer in ask(grid, dict.fromkeys(names, request), ReleaseReply, min(timeout_s, DELIVERY_S)):
+            if answer.reply is None:
+                why[answer.node_id] = answer.refusal
+            else:
+                arrived.add(answer.node_id)
+    except Exception:
+        log.exception("the model could not be sent to every institution")
+    for node in sorted(names.keys() - arrived):
+        log.warning("%s: has not taken the model: %s", names[node], why.get(node, "no answer in time"))
+    return sorted(names[node] for node in arrived)
+
+
+def read_model(folder: Path) -> LoadedModel:
+    """The model of the run in `folder`. Raises DataError unless it is the file that the run made."""
+    from sovfed.federation.models.saved import load_model
+
+    said = json.loads((folder / SUMMARY).read_text())
+    return load_model(folder, sha256=str(said.get(DIGEST)))
+
+
+def check_copies(folder: Path, client: MlflowClient) -> list[str]:
+    """What was found of the run's model: here, among MLflow's artefacts and in its registry; DataError if one differs.
+
+    The run's summary says what is right: MLflow's own tags stand in a database that its API writes to.
+    """
+    from sovfed.federation.models.pyfunc import MLMODEL, check_flavor
+
+    expected, marker = read_model(folder).sha256, folder / TRACKED
+    found = [f"{folder / MODEL}: SHA-256 {expected}, as the run made it"]
+    if not marker.exists():
+        return found
+    run_id = marker.read_text().strip()
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(client.download_artifacts(run_id, f"{FOLDER}/{MODEL}", place))
+        if not hmac.compare_digest(other := digest(copy), expected):
+            raise DataError(f"MLflow's copy of {MODEL}: SHA-256 {other}, the run's summary says {expected}")
+        check_flavor(Path(client.download_artifacts(run_id, f"{FOLDER}/{MLMODEL}", place)))
+    found.append(f"MLflow run {run_id}: the same")
+    for version in client.search_model_versions(f"run_id='{run_id}'"):
+        where = f"{version.name} version {version.version}"
+        told = (version.source, version.tags.get(TAG))
+        if told != (f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}", expected):
+            raise DataError(f"MLflow's {where}: source and digest {told}, the run's summary says {expected}")
+        found.append(f"{where}: the same")
+    return found

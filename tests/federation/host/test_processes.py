@@ -1,0 +1,268 @@
+"""The supervisor, with real processes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sovfed.federation.errors import ConfigError, IdentityError, PolicyError, ServiceError
+from sovfed.federation.host import child, logs
+from sovfed.federation.host.processes import (
+    Process,
+    ProcessStatus,
+    Supervisor,
+    exit_code,
+    listening,
+    read_status,
+    stop_supervisor,
+)
+
+pytestmark = pytest.mark.deploy
+SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    tmp_path.chmod(0o700)
+    return tmp_path
+
+
+def python(name: str, program: str, ready: Callable[[], bool] | None = None, *, timeout_s: float = 20.0) -> Process:
+    return Process(
+        name, [sys.executable, "-u", "-c", textwrap.dedent(program)], dict(os.environ), ready, timeout_s, 2.0
+    )
+
+
+@contextmanager
+def running(home: Path, *processes: Process) -> Iterator[Supervisor]:
+    supervisor = Supervisor(home, processes)
+    supervisor.start()
+    try:
+        yield supervisor
+    finally:
+        supervisor.stop()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def status_of(home: Path, name: str) -> ProcessStatus:
+    found = read_status(home)
+    assert found is not None
+    return next(process for process in found.processes if process.name == name)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_children_start_in_order_once_the_one_before_is_ready(home: Path) -> None:
+    first = python(
+        "first",
+        f"""
+        import time
+        time.sleep(0.3)
+        open({str(home / "ready")!r}, "w").close()
+        time.sleep(60)
+        """,
+        (home / "ready").exists,
+    )
+    second = python("second", f"import os, time; print(os.path.exists({str(home / 'ready')!r})); time.sleep(60)")
+    with running(home, first, second) as supervisor:
+        assert supervisor.status().ready
+        wait_for(lambda: (home / "logs" / "second.log").read_text().endswith(" True\n"))
+
+
+def test_killed_child_is_restarted_and_the_status_says_so(home: Path) -> None:
+    with running(home, python("worker", SLEEPER)):
+        before = status_of(home, "worker")
+        assert before.pid is not None
+        os.kill(before.pid, signal.SIGKILL)
+        wait_for(lambda: status_of(home, "worker").restarts == 1 and status_of(home, "worker").state == "ready")
+        after = status_of(home, "worker")
+        assert after.pid not in (None, before.pid)
+        assert after.exit_code == -signal.SIGKILL
+
+
+def test_pauses_between_restarts_double(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "BACK_OFF_S", (0.1, 0.4))
+    with running(home, python("crasher", "import time; print(time.monotonic())")):
+        log = home / "logs" / "crasher.log"
+        wait_for(lambda: len(_starts(log)) >= 6)
+    starts = _starts(log)
+    pauses = [after - before for before, after in itertools.pairwise(starts)]
+    assert all(pause >= least for pause, least in zip(pauses, [0.1, 0.2, 0.4, 0.4, 0.4], strict=False))
+
+
+def test_pause_is_short_again_after_health(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "BACK_OFF_S", (0.1, 30.0))
+    monkeypatch.setattr(child, "HEALTHY_S", 0.0)
+    with running(home, python("crasher", "import time; print(time.monotonic())")):
+        wait_for(
+            lambda: len(_starts(home / "logs" / "crasher.log")) >= 6
+        )  # doubling, this would take 6 s of pauses alone
+
+
+def _starts(log: Path) -> list[float]:
+    return [float(found) for found in re.findall(r"Z (\d+\.\d+)$", log.read_text(), re.MULTILINE)]
+
+
+def test_stop_reaches_grandchildren_and_kills_what_ignores_it(home: Path) -> None:
+    program = """
+        import signal, subprocess, sys, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        grandchild = subprocess.Popen([sys.executable, "-u", "-c", "import time; time.sleep(60)"])
+        print(grandchild.pid, flush=True)
+        time.sleep(60)
+        """
+    with running(home, python("stubborn", program)):
+        log = home / "logs" / "stubborn.log"
+        wait_for(lambda: re.search(r"Z \d+$", log.read_text(), re.MULTILINE) is not None)
+        grandchild = int(re.findall(r"Z (\d+)$", log.read_text(), re.MULTILINE)[0])
+        pid = status_of(home, "stubborn").pid
+        assert pid is not None
+        assert is_alive(grandchild)
+    assert not is_alive(pid)
+    wait_for(lambda: not is_alive(grandchild), 5)
+    assert "did not stop within 2 s" in log.read_text()
+    assert read_status(home) is None
+
+
+def test_child_that_refuses_ends_the_start_with_its_own_words(home: Path) -> None:
+    refusing = python("trainer", "import sys; print('policy.yaml is missing'); sys.exit(3)", lambda: False)
+    supervisor = Supervisor(home, [python("other", SLEEPER), refusing])
+    with pytest.raises(ServiceError, match=r"(?s)trainer refused to run \(exit code 3\).*policy\.yaml is missing"):
+        supervisor.start()
+    assert [process.state for process in supervisor.status().processes] == ["stopped", "failed"]
+
+
+def test_child_that_is_never_ready_ends_the_start(home: Path) -> None:
+    with pytest.raises(ServiceError, match=r"slow was not ready within 0\.5 s"):
+        Supervisor(home, [python("slow", SLEEPER, lambda: False, timeout_s=0.5)]).start()
+
+
+def test_child_that_always_crashes_ends_the_start_early(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "BACK_OFF_S", (0.01, 0.01))
+    crashing = python("trainer", "raise SystemExit('no such device')", lambda: False, timeout_s=60)
+    with pytest.raises(ServiceError, match=r"(?s)trainer ended 4 times before it was ready.*no such device"):
+        Supervisor(home, [crashing]).start()
+
+
+def test_program_that_cannot_be_started_is_told(home: Path) -> None:
+    process = Process("absent", [str(home / "no-such-program")], {}, lambda: False, 0.5)
+    with pytest.raises(ServiceError, match="no-such-program"):
+        Supervisor(home, [process]).start()
+
+
+def test_second_supervisor_of_a_home_is_refused(home: Path) -> None:
+    with running(home, python("worker", SLEEPER)), pytest.raises(ServiceError, match="in use"):
+        Supervisor(home, [python("worker", SLEEPER)]).start()
+
+
+def test_home_that_others_may_enter_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o750)
+    with pytest.raises(ServiceError, match="0750, expected 0700"):
+        Supervisor(tmp_path, [])
+
+
+def test_stale_status_of_a_killed_supervisor_is_not_believed(home: Path) -> None:
+    (home / "status.json").write_text(json.dumps({"pid": os.getpid(), "since": 0, "processes": []}))
+    (home / "status.lock").touch()
+    assert read_status(home) is None
+    assert stop_supervisor(home) is False
+
+
+def test_log_lines_carry_the_time_and_the_file_is_private(home: Path) -> None:
+    with running(home, python("worker", SLEEPER)):
+        log = home / "logs" / "worker.log"
+        wait_for(lambda: "up" in log.read_text())
+    assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z up\n", log.read_text())
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+
+def test_log_rotates_by_size(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "LOG_BYTES", 1000)
+    with running(home, python("talker", "import time\nfor i in range(200): print(i, '.' * 50)\ntime.sleep(60)")):
+        wait_for((home / "logs" / "talker.log.3").exists)
+    assert all(path.stat().st_size <= 1000 for path in (home / "logs").glob("talker.log*"))
+    assert not (home / "logs" / "talker.log.4").exists()
+
+
+SUPERVISOR = """
+    import sys
+    from pathlib import Path
+    import os
+    from sovfed.federation.host.processes import Process, Supervisor
+    child = "from sovfed.federation.host.processes import die_with_parent; die_with_parent(); "
+    child += "import time; print('up', flush=True); time.sleep(60)"
+    Supervisor(Path(sys.argv[1]), [Process("worker", [sys.executable, "-u", "-c", child], dict(os.environ))]).run()
+    """
+
+
+@pytest.fixture
+def supervisor_process(home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    source = str(Path(__file__).parents[3] / ".src")
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", textwrap.dedent(SUPERVISOR), str(home)], env={**os.environ, "PYTHONPATH": source}
+    ) as process:
+        wait_for(lambda: (home / "logs" / "worker.log").exists() and "up" in (home / "logs" / "worker.log").read_text())
+        yield process
+        process.kill()
+
+
+def test_children_die_with_a_killed_supervisor(home: Path, supervisor_process: subprocess.Popen[bytes]) -> None:
+    pid = status_of(home, "worker").pid
+    assert pid is not None
+    supervisor_process.kill()
+    supervisor_process.wait()
+    wait_for(lambda: not is_alive(pid), 5)
+
+
+def test_sigterm_stops_a_supervisor_and_its_children(home: Path, supervisor_process: subprocess.Popen[bytes]) -> None:
+    pid = status_of(home, "worker").pid
+    assert pid is not None
+    assert stop_supervisor(home) is True
+    assert supervisor_process.wait(10) == 0
+    assert not is_alive(pid)
+    assert read_status(home) is None
+
+
+def test_listening_sees_unix_sockets_and_ports(home: Path) -> None:
+    import socket
+
+    with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
+        tcp.bind(("127.0.0.1", 0))
+        port = tcp.getsockname()[1]
+        assert not listening(("127.0.0.1", port))()
+        assert not listening(home / "s.sock")()
+        tcp.listen()
+        unix.bind(str(home / "s.sock"))
+        unix.listen()
+        assert listening(("127.0.0.1", port))()
+        assert listening(home / "s.sock")()
+
+
+def test_exit_codes_that_are_final() -> None:
+    assert exit_code(ConfigError("x")) == 2
+    assert exit_code(IdentityError("x")) == exit_code(PolicyError("x")) == 3
+    assert exit_code(ServiceError("x")) == 1

@@ -1,0 +1,60 @@
+"""An invitation's token is a secret from the moment that it is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.server.agency import Authority, make_home, server_config
+
+from sovfed.federation.config import TrackingConfig
+from sovfed.federation.wire.enrolment import Invitation
+from sovfed.server.home import Settings
+from sovfed.server.registry import enrolment
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    from dataclasses import asdict
+
+    made = make_home(Authority(), tmp_path / "agency")
+    (made / "server.json").write_text(json.dumps(asdict(Settings(server_config(made), TrackingConfig()))))
+    return made
+
+
+def invite(home: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """`sovfed server invite` under the umask of a careless operator."""
+    command = [sys.executable, "-m", "sovfed", "server", "invite", "--home", str(home), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, umask=0)
+
+
+def test_the_file_is_the_operators_alone_and_the_token_is_not_printed(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "hospital-1.invitation"
+    done = invite(home, "hospital-1", "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert out.stat().st_mode & 0o777 == 0o600
+    assert Invitation.from_json(out.read_text()).institution == "hospital-1"
+    assert str(out) in done.stdout and "token" not in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_what_is_there_is_not_written_over(home: Path, tmp_path: Path, kind: str) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    if kind == "file":
+        out.write_text("mine")
+        out.chmod(0o666)
+    elif kind == "link":
+        out.symlink_to(other)
+    else:
+        out.mkdir()
+    assert invite(home, "hospital-1", "--out", out).returncode == 2
+    assert not other.exists() and (kind != "file" or out.read_text() == "mine")
+    assert enrolment.invite(home, "hospital-1").institution == "hospital-1"  # no token was made meanwhile
+
+
+def test_a_failed_invitation_leaves_no_file(home: Path, tmp_path: Path) -> None:
+    assert invite(home, "Hospital 1", "--out", tmp_path / "out").returncode == 3
+    assert list(tmp_path.iterdir()) == [home]

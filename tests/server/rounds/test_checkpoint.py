@@ -1,0 +1,103 @@
+"""Checkpoints: whole or absent, bound to their configuration, safe to resume from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sovfed.federation.config import Config, TaskConfig
+from sovfed.federation.errors import ConfigError
+from sovfed.server.rounds import checkpoint
+from sovfed.server.rounds.checkpoint import Checkpoint
+
+CONFIG = Config()
+
+
+def made(number: int, parameters: int = 5) -> Checkpoint:
+    rng = np.random.default_rng(number)
+    return Checkpoint(
+        number, rng.normal(size=parameters).astype(np.float32), rng.normal(size=4),
+        {"m": rng.normal(size=parameters)}, checkpoint.config_digest(CONFIG),
+    )  # fmt: skip
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, made(3))
+    found = checkpoint.read(tmp_path, CONFIG)
+    assert found is not None and found.round == 3
+    np.testing.assert_array_equal(found.model, made(3).model)
+    np.testing.assert_array_equal(found.scale, made(3).scale)
+    np.testing.assert_array_equal(found.slots["m"], made(3).slots["m"])
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert checkpoint.read(tmp_path, CONFIG) is None
+
+
+def test_a_checkpoint_is_readable_by_the_owner_only(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, made(1))
+    assert (tmp_path / checkpoint.NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_another_configuration_is_refused_but_more_rounds_are_not(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, made(1))
+    assert checkpoint.read(tmp_path, dataclasses.replace(CONFIG, rounds=99)) is not None
+    with pytest.raises(ConfigError, match="another task"):
+        checkpoint.read(tmp_path, dataclasses.replace(CONFIG, task=TaskConfig(learning_rate=0.5)))
+    with pytest.raises(ConfigError, match="seed"):
+        checkpoint.read(tmp_path, dataclasses.replace(CONFIG, seed=1))
+
+
+def test_a_write_that_dies_half_way_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, made(1))
+    (tmp_path / f".{checkpoint.NAME}.abc").write_bytes(b"half")  # what a crash before the rename leaves
+    found = checkpoint.read(tmp_path, CONFIG)
+    assert found is not None and found.round == 1
+
+
+def test_the_writer_has_everything_on_disk_when_it_closes(tmp_path: Path) -> None:
+    writer = checkpoint.Writer(tmp_path)
+    for number in range(1, 21):
+        writer.submit(made(number))
+    writer.close()
+    found = checkpoint.read(tmp_path, CONFIG)
+    assert found is not None and found.round == 20
+
+
+def test_spaced_checkpoints_are_few_and_the_last_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    write = checkpoint.write
+
+    def note(folder: Path, one: Checkpoint) -> None:
+        written.append(one.round)
+        write(folder, one)
+
+    monkeypatch.setattr(checkpoint, "write", note)
+    writer = checkpoint.Writer(tmp_path, spacing_s=60)
+    for number in range(1, 21):
+        writer.submit(made(number))
+    writer.flush()
+    assert written[-1] == 20
+    writer.submit(made(21))
+    writer.close()
+    found = checkpoint.read(tmp_path, CONFIG)
+    assert found is not None and found.round == 21
+    assert 2 <= len(written) <= 5 and written == sorted(written)
+
+
+def test_a_failing_disk_stops_the_rounds(tmp_path: Path) -> None:
+    writer = checkpoint.Writer(tmp_path / "missing")
+    writer.submit(made(1))
+    with pytest.raises(FileNotFoundError):
+        writer.close()
+
+
+@pytest.mark.parametrize("override", ["secagg=compact", "secagg.clip=7", "task=heart", "seed=3", "privacy.delta=1e-7"])
+def test_what_decides_the_training_is_in_the_digest(override: str) -> None:
+    """Institutions hold a run to this digest, so nothing of secure aggregation may change under it."""
+    from sovfed.federation.compose import compose
+
+    assert checkpoint.config_digest(compose([override]).config) != checkpoint.config_digest(compose([]).config)

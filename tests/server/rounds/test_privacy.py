@@ -1,0 +1,83 @@
+"""The coordinator's side of a private run: noise for all planned steps, and what may be claimed of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sovfed.federation.compose import compose
+from sovfed.federation.errors import CohortError, ConfigError
+from sovfed.federation.privacy.accounting import epsilon
+from sovfed.federation.privacy.events import Event
+from sovfed.federation.privacy.noise import Units
+from sovfed.federation.privacy.statement import from_json, to_html, to_json
+from sovfed.server.rounds.aggregation import Total
+from sovfed.server.rounds.privacy import PrivacyPlan
+
+SIZE = 31
+
+
+def made(*overrides: str) -> PrivacyPlan:
+    config = compose(["privacy=distributed", "rounds=50", "server.min_cohort=5", *overrides]).config
+    return PrivacyPlan.make(config, "trial", SIZE)
+
+
+@pytest.mark.parametrize("mechanism", ["distributed", "silo", "institution"])
+@pytest.mark.parametrize("target", [1.0, 8.0])
+def test_noise_is_calibrated_to_all_rounds_steps_and_spares(mechanism: str, target: float) -> None:
+    found = made(f"privacy={mechanism}", f"privacy.epsilon={target}", "privacy.local_steps=4", "privacy.spare_steps=3")
+    steps = 50 * (4 if mechanism == "silo" else 1) + 3
+    assert found.event.count == steps
+    assert 0.99 * target < found.epsilon <= target
+    if mechanism == "institution":  # a person may move an update by 2C, and everybody takes part
+        assert found.event == Event(found.noise_multiplier / 2, 1.0, steps)
+    assert epsilon([dataclasses.replace(found.event, count=steps + 20)], 1e-6) > target
+
+
+def test_noise_stays_the_same_over_the_rounds_and_a_resumed_run() -> None:
+    found, model = made(), np.zeros(SIZE, np.float32)
+    requests = [found.request("1", 1, model), found.request("1", 50, model), made().request("2", 7, model)]
+    assert len({request.noise_multiplier for request in requests}) == 1
+    assert {(request.rounds, request.steps, request.spare) for request in requests} == {(50, 1, 2)}
+
+
+@pytest.mark.parametrize(("cohort", "colluders", "honest"), [(5, 1, 4), (5, 2, 3), (20, 0, 20)])
+def test_noise_of_feared_colluders_is_not_counted_on(cohort: int, colluders: int, honest: int) -> None:
+    found = made(f"server.min_cohort={cohort}", f"privacy.colluders={colluders}")
+    assert found.honest == honest
+    assert made("privacy=silo", f"server.min_cohort={cohort}").honest == 1
+
+
+def test_a_cohort_of_nothing_but_colluders_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"colluders is 5, server\.min_cohort 5"):
+        made("privacy.colluders=5")
+
+
+def test_a_private_run_without_secure_aggregation_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs secure aggregation"):
+        made("secagg=none")
+
+
+def test_the_sum_becomes_a_step_over_declared_numbers() -> None:
+    found = made("privacy.population=400", "privacy.sampling_rate=0.1", "task.learning_rate=0.5")
+    units = Units(1.0, SIZE, 16)
+    total = Total(participants=[1, 2, 3], integers=units.quantise(np.full(SIZE, 8.0)))
+    assert np.allclose(found.mean_update(total), -0.5 * 8.0 / 40)
+    with pytest.raises(CohortError, match="no private sum came"):
+        found.mean_update(Total())
+    with pytest.raises(CohortError, match="no private update came"):
+        made("privacy=silo").mean_update(Total())
+
+
+def test_the_statement_claims_what_the_plan_grants() -> None:
+    found = made("privacy.epsilon=2")
+    statement = found.statement("trial", "digits", ["b", "a", "c", "d", "e"], "2026-01-31")
+    assert from_json(to_json(statement)) == statement
+    assert statement.epsilon == found.epsilon  # with the samplers' distance in δ
+    assert (statement.cohort, statement.threshold, statement.colluders) == (5, 4, 1)
+    assert "at most 4 of the 5" not in to_html(statement)
+    assert "at least 4 of the 5 institutions" in to_html(statement)
+    silo = made("privacy=silo").statement("trial", "digits", ["a", "b", "c", "d", "e"], "2026-01-31")
+    assert (silo.threshold, silo.colluders) == (1, 0)

@@ -1,0 +1,74 @@
+"""Client sampling under secure aggregation: one roster of all, sums over samples of it, with real trainers and keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+
+from sovfed.clients.app import make_client_app
+from sovfed.clients.masking import Masking
+from sovfed.clients.trainer import make_trainer
+from sovfed.federation.compose import compose
+from sovfed.federation.config import DataConfig
+from sovfed.federation.secagg.files import MemoryStore
+from sovfed.federation.secagg.local import Authority
+from sovfed.federation.secagg.terms import RECORD, REFUSE, Terms
+from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks.registry import get_task
+from sovfed.server.rounds.aggregation import Aggregation, PlainAggregation
+from sovfed.server.rounds.loop import Rounds
+from sovfed.server.rounds.sampling import Sampled
+from sovfed.server.rounds.secure_aggregation import SecureAggregation
+from sovfed.server.strategies import optimizer_of
+from sovfed.simulations.grid import InMemoryGrid
+
+TASK, COUNT, COHORT = get_task("breast_cancer"), 8, 5
+
+
+def federation(secure: bool, differencing: str = RECORD) -> Rounds:
+    config = compose(["server.min_cohort=3", "server.sample=0.6", "server.node_wait_s=0.3"]).config
+    authority, apps = Authority(), {}
+    for node in range(1, COUNT + 1):
+        identity, store = authority.institution(f"hospital-{node}"), MemoryStore()
+        terms = Terms(min_cohort=3, colluders=0, differencing=differencing)
+        masking = Masking(lambda identity=identity: identity, lambda store=store: store, terms)  # type: ignore[misc]
+        client = dataclasses.replace(config.client, data=DataConfig(site=str(node % 4)))
+        apps[node] = make_client_app(make_trainer(client, masking=masking, reproducible=True))
+    grid = InMemoryGrid(apps)
+    inner: Aggregation = PlainAggregation(grid, 60.0)
+    if secure:
+        inner = SecureAggregation(
+            grid, authority.server("agency.test"), config.secagg, run="7", min_cohort=3, deadline_s=60.0,
+            max_size=TASK.parameters, config_digest=bytes(32), wait_s=0.3, sampled=True,
+        )  # fmt: skip
+    rounds = Rounds(config, "7", grid, optimizer_of(config, TASK), Sampled(inner, 0.6, 3, seed=0))
+    rounds.model = initial_vector(TASK, 0)
+    return rounds
+
+
+def test_sums_over_samples_need_no_new_roster_and_equal_the_plain_ones(caplog: pytest.LogCaptureFixture) -> None:
+    models, cohorts = [], []
+    for secure in (True, False):
+        rounds = federation(secure)
+        rounds.profile()
+        with caplog.at_level(logging.INFO):
+            done = [rounds.train(number) for number in (1, 2, 3)]
+        models.append(rounds.model)
+        cohorts.append([sorted(one.participants) for one in done])
+    assert cohorts[0] == cohorts[1] and len({tuple(cohort) for cohort in cohorts[0]}) > 1
+    assert all(len(cohort) == COHORT for cohort in cohorts[0])
+    np.testing.assert_allclose(models[0], models[1], atol=1e-5)
+    assert sum("secure aggregation: epoch" in record.message for record in caplog.records) <= 1
+
+
+def test_policies_that_refuse_differencing_hold_a_run_without_privacy_to_one_sample(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rounds = federation(True, REFUSE)
+    rounds.profile()
+    cohorts = [sorted(rounds.train(number).participants) for number in range(1, 5)]
+    assert all(cohort == cohorts[0] for cohort in cohorts) and len(cohorts[0]) == COHORT
+    assert "policies refuse sums over another sample" in caplog.text

@@ -1,0 +1,103 @@
+"""What starts a run and what the coordinator reads of it; the real superlink plays this in test_control.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.server.agency import free_port
+
+from sovfed.federation.compose import compose
+from sovfed.federation.errors import ConfigError, IdentityError, ServiceError
+from sovfed.federation.files import private_directory
+from sovfed.federation.wire.loopback import ensure_secret
+from sovfed.server.runs import folders
+from sovfed.server.runs.control import LOOPBACK_SECRET, ControlClient
+
+URI = "postgresql://mlflow:s3cret-pw@db.internal/x"
+
+
+class Recorder:
+    """Stands where the superlink's client does, and keeps what would have travelled."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    def start_run(self, spec: Mapping[str, Any]) -> int:
+        self.sent.append(dict(spec))
+        return 7
+
+    def stop_run(self, run_id: int) -> None:
+        raise ServiceError(f"run {run_id} has ended already")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return private_directory(tmp_path / "agency")
+
+
+@pytest.mark.parametrize("overrides", [[], [f"tracking.uri={URI}"]])
+def test_a_name_travels_and_the_coordinator_reads_the_rest_at_home(home: Path, overrides: list[str]) -> None:
+    config, control = compose([*overrides, "data.path=/srv/secret", "rounds=3"]).config, Recorder()
+    assert folders.start_run(control, home, "study", config, resume=False) == 7  # type: ignore[arg-type]
+    assert control.sent == [{"name": "study", "resume": False}]
+    assert folders.stored_config(home, "study", 7) == config
+    folders.start_run(control, home, "study", folders.stored_config(home, "study"), resume=True)  # type: ignore[arg-type]
+    assert control.sent[1] == {"name": "study", "resume": True}
+    assert folders.stored_config(home, "study", 7) == config
+    assert b"s3cret" not in (home / "runs" / "study" / folders.STATE).read_bytes()
+
+
+def test_a_run_that_has_finished_is_not_resumed(home: Path) -> None:
+    """Seen: a second version of the model in the registry, or a released run that is listed as failed."""
+    control = Recorder()
+    folders.start_run(control, home, "study", compose([]).config, resume=False)  # type: ignore[arg-type]
+    (folders.run_folder(home, "study") / "summary.json").write_text("{}")
+    with pytest.raises(ConfigError, match="has finished"):
+        folders.start_run(control, home, "study", compose([]).config, resume=True)  # type: ignore[arg-type]
+    assert len(control.sent) == 1
+
+
+def test_a_task_of_another_run_of_flower_is_not_served(home: Path) -> None:
+    folders.start_run(Recorder(), home, "study", compose([]).config, resume=False)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="as Flower's run 7, not 8"):
+        folders.stored_config(home, "study", 8)
+
+
+def test_a_tracking_address_that_others_can_read_is_not_used(home: Path) -> None:
+    folders.start_run(Recorder(), home, "study", compose([f"tracking.uri={URI}"]).config, resume=False)  # type: ignore[arg-type]
+    (home / "runs" / "study" / folders.TRACKING).chmod(0o644)
+    with pytest.raises(IdentityError, match="expected 0600"):
+        folders.stored_config(home, "study", 7)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\nb", "\x1b[2J", "-x", "a b", "x" * 129])
+def test_a_name_that_is_none_starts_nothing(home: Path, name: str) -> None:
+    control = Recorder()
+    with pytest.raises(ConfigError):
+        folders.start_run(control, home, name, compose([]).config, resume=False)  # type: ignore[arg-type]
+    assert not control.sent and not (home / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["/home/agency", "sqlite:///x", "user:pw@host", "a b", "", {"a": "b"}, ["a"], 1.5, None, "x" * 512],
+)
+def test_nothing_but_names_and_numbers_leaves_by_a_run(home: Path, value: object) -> None:
+    ensure_secret(home / LOOPBACK_SECRET)
+    with ControlClient(home, free_port()) as control, pytest.raises(ConfigError):  # not ServiceError: nothing was asked
+        control.start_run({"name": "study", "config": value})
+
+
+def test_what_is_stored_is_the_configuration_but_for_the_credentials(home: Path) -> None:
+    config = compose([f"tracking.uri={URI}"]).config
+    folders.start_run(Recorder(), home, "study", config, resume=False)  # type: ignore[arg-type]
+    kept = json.loads((home / "runs" / "study" / folders.STATE).read_text())["config"]
+    assert kept["tracking"].pop("uri") == "postgresql://db.internal/x"
+    whole = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert whole["tracking"].pop("uri") == URI
+    assert kept == whole

@@ -1,0 +1,95 @@
+"""MLflow's file: made whole or not at all, so that a run that is stopped meanwhile does not spoil the next."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from sovfed.federation import cli
+from sovfed.federation.compose import compose
+from sovfed.federation.config import stored
+from sovfed.server.runs import tracking
+
+
+def tables(path: Path) -> set[str]:
+    with sqlite3.connect(path) as database:
+        found = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
+    database.close()
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # MLflow's own
+def test_the_database_appears_complete_and_is_made_once(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    tracking.make_database(path)
+    assert {"experiments", "runs", "alembic_version"} <= tables(path)
+    assert list(tmp_path.iterdir()) == [path]
+    before = path.stat()
+    tracking.make_database(path)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_database_that_breaks_off_is_never_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    def break_off(uri: str) -> None:
+        Path(uri.removeprefix("sqlite:///")).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mlflow, "MlflowClient", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        tracking.make_database(tmp_path / "mlflow.db")
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+SECRET = "s3cret-pw"
+URI = f"postgresql://mlflow:{SECRET}@db.internal:1/x?sslpassword={SECRET}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        (URI, "postgresql://db.internal:1/x"),
+        ("https://u:p%40s3cret-pw@mlflow.example", "https://mlflow.example"),
+        ("mysql+pymysql://u:a/s3cret-pw:b@h/x", "mysql+pymysql://h/x"),
+        ("postgresql://u@s3cret-pw@h/x", "postgresql://h/x"),
+        ("postgresql:///x?host=h&password=s3cret-pw", "postgresql:///x"),
+        ("sqlite:////srv/agency/mlflow.db", "sqlite:////srv/agency/mlflow.db"),
+        ("http://localhost:5000", "http://localhost:5000"),
+    ],
+)
+def test_what_is_stored_of_an_address_has_no_credentials(uri: str, shown: str) -> None:
+    config = compose([f"tracking.uri={uri}"]).config
+    assert config.tracking.uri == uri
+    assert stored(config)["tracking"]["uri"] == shown
+    assert SECRET not in json.dumps(stored(config))
+    assert stored(compose([]).config)["tracking"]["uri"] is None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # MLflow's own
+def test_neither_log_nor_params_hold_the_password(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # of 15 tries at a database, for 50 s
+    uri = f"sqlite:///{tmp_path}/tracked.db?timeout=12345.75"
+    tracker = tracking.Tracker(compose([f"tracking.uri={uri}"]).config, tmp_path, tmp_path, "a-run")
+    tracker.finish("FINISHED", [], register=False)
+    made = [path for path in tmp_path.iterdir() if path.is_file()]
+    assert any(b"tracking.uri" in path.read_bytes() for path in made)
+    assert not any(b"12345.75" in path.read_bytes() for path in made)
+    for uri in (URI, f"sqlite:///{tmp_path}/other.db?{SECRET}={SECRET}"):  # SQLAlchemy's error names the latter
+        caplog.clear()
+        broken = tracking.Tracker(compose([f"tracking.uri={uri}"]).config, tmp_path, tmp_path / "b", "b-run")
+        broken.finish("FINISHED", [], register=False)
+        assert "MLflow tracking failed" in caplog.text and SECRET not in caplog.text
+
+
+def test_config_show_has_no_credentials() -> None:
+    from click.testing import CliRunner
+
+    for form in ([], ["--json"]):
+        shown = CliRunner().invoke(cli.config, ["show", f"tracking.uri={URI}", *form]).output
+        assert "db.internal" in shown and SECRET not in shown
