@@ -19,7 +19,7 @@ from sovfed.server.runs.release import read_model
 from sovfed.simulations import sweep
 from sovfed.simulations.cli import simulate
 from sovfed.simulations.cli_sweep import compare
-from sovfed.simulations.compare import choose_metric, figures, group, read_runs
+from sovfed.simulations.compare import choose_metric, figures, group_runs, read_runs
 from sovfed.simulations.compare_plot import plot
 
 BASE = ("task=digits", "partition=dirichlet", "simulation.institutions=4", "secagg=none", "simulation.engine=inprocess")
@@ -145,7 +145,7 @@ def test_privacy_and_utility_are_compared_by_what_the_simulator_measures(tmp_pat
     planned = sweep.plan(asked, tmp_path / "sweep")
     assert sweep.run_sweep(planned, track=False) == {}
     runs = read_runs([tmp_path / "sweep"])
-    lines = [figures(one, choose_metric(runs, None)) for one in group(runs)]
+    lines = [figures(one, choose_metric(runs, None)) for one in group_runs(runs)]
     assert [line["group"] for line in lines] == ["privacy=none", "privacy=silo, epsilon=1", "privacy=silo, epsilon=8"]
     assert all(0 < line["auc"] <= 1 for line in lines)
     assert lines[0]["epsilon"] is None
