@@ -27,7 +27,7 @@ def start(federation: LocalFederation, name: str, *overrides: str) -> None:
 
 def expected_model(federation: LocalFederation, folder: Path, *overrides: str) -> np.ndarray:
     config = make_config(*SLOW, *overrides)
-    return simulate(config, [one.data for one in federation.institutions], folder).model
+    return simulate(config, [member.data for member in federation.institutions], folder).model
 
 
 def assert_undisturbed(federation: LocalFederation, name: str, expected: np.ndarray) -> None:
