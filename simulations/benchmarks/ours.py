@@ -114,8 +114,8 @@ class Ours:
         lines = [{**line, "bytes": line["bytes_down"] + line["bytes_up"]} for line in read_rounds(folder)]
         return Run(lines, summary["seconds_training"], weights)
 
-    def _weigh(self, folder: Path, done: int) -> Weight:
+    def _weigh(self, folder: Path, rounds_done: int) -> Weight:
         processes = [self.federation.pid("agency", name) for name in ("superlink", "registry")]
         processes.append(json.loads((folder / folders.STATE).read_text())["pid"])
         database = (self.federation.home / "superlink").glob("state.db*")  # with its write-ahead log
-        return Weight(done, sum(map(resident_bytes, processes)), sum(file.stat().st_size for file in database))
+        return Weight(rounds_done, sum(map(resident_bytes, processes)), sum(file.stat().st_size for file in database))
