@@ -30,7 +30,7 @@ def processes(home: Path, config: ServerConfig, tracking: TrackingConfig) -> lis
         return python_command(f"sovfed.server.{module}", "--home", str(home), "--config", str(settings))
 
     control, lane = listening(("127.0.0.1", config.control_port)), listening(home / "lane.sock")
-    wanted = [
+    listed = [
         Process("superlink", python("network.superlink"), env, control, START_TIMEOUT_S),
         Process("registry", python("registry.service"), env, lane, START_TIMEOUT_S),
         Process("executor", python("runs.executor"), env),
@@ -38,8 +38,8 @@ def processes(home: Path, config: ServerConfig, tracking: TrackingConfig) -> lis
     if tracking.serve:
         port = tracking.serve_port
         page = listening(("127.0.0.1", port))
-        wanted.append(Process("mlflow", mlflow_command(home, port), env, page, START_TIMEOUT_S))
-    return wanted
+        listed.append(Process("mlflow", mlflow_command(home, port), env, page, START_TIMEOUT_S))
+    return listed
 
 
 def mlflow_command(home: Path, port: int) -> list[str]:

@@ -132,8 +132,9 @@ class Child:
         if popen.stdout is None:
             return
         with popen.stdout as stream:
-            whole = True
+            at_line_start = True
             for line in iter(lambda: stream.readline(_LINE_BYTES), b""):
                 text = line.decode(errors="replace").rstrip("\r\n")
-                self.log.write(text if whole else f"    … {text}")  # the rest of a long line is no line of its own
-                whole = line.endswith(b"\n")
+                # The rest of a long line is no line of its own.
+                self.log.write(text if at_line_start else f"    … {text}")
+                at_line_start = line.endswith(b"\n")

@@ -145,15 +145,15 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: self._stopping.set())
         self._thread.start()
-        told, shown = False, None
+        announced, shown = False, None
         while self._thread.is_alive():
             status = self.status()
             if status != shown:
                 on_change(status)
                 shown = status
-            if self._settled.is_set() and not told and not self._problem:
+            if self._settled.is_set() and not announced and not self._problem:
                 on_ready()
-                told = True
+                announced = True
             self._thread.join(0.1)
         if self._problem:
             raise ServiceError(self._problem)

@@ -58,10 +58,10 @@ def read_status(home: Path) -> Status | None:
     if not home.is_dir() or not _is_held(home):
         return None
     try:
-        found = json.loads((home / _FILE).read_text(encoding="utf-8"))
+        values = json.loads((home / _FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # it has the lock and is about to write
-    return Status(found["pid"], found["since"], tuple(ProcessStatus(**entry) for entry in found["processes"]))
+    return Status(values["pid"], values["since"], tuple(ProcessStatus(**entry) for entry in values["processes"]))
 
 
 def stop_supervisor(home: Path, timeout_s: float = 30.0) -> bool:

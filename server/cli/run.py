@@ -92,13 +92,13 @@ def list_(home: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    others = (Column(name, no_wrap=True) for name in ("task", "status", "rounds", "institutions", "started"))
-    table = Table(Column("run", overflow="fold"), *others)
+    columns = (Column(name, no_wrap=True) for name in ("task", "status", "rounds", "institutions", "started"))
+    table = Table(Column("run", overflow="fold"), *columns)
     for run in runs:
         started = time.strftime("%F", time.localtime(run["started"]))
         rounds = f"{run['rounds_done']}/{run['rounds']}"
-        told = (run["name"], run["task"], run["status"], rounds, str(run["institutions"]), started)
-        table.add_row(*map(cell, told))
+        values = (run["name"], run["task"], run["status"], rounds, str(run["institutions"]), started)
+        table.add_row(*map(cell, values))
     Console().print(table)
     for run in filter(lambda run: run["reason"], runs):
         click.echo(f"{visible(run['name'])}: {visible(run['reason'])}")
@@ -124,11 +124,13 @@ def show(name: str, home: Path, as_json: bool) -> None:
     console.print(f"[bold]{cell(name)}[/bold]  {run['status']}  {cell(run['reason'])}")
     console.print(round_table(lines[-10:]))
     if summary:
-        told = summary["metrics"] or "not told by a private run; privacy.html in its folder says what is promised"
-        console.print("held-out metrics of all institutions:", told, markup=False)
+        metrics = summary["metrics"] or "not told by a private run; privacy.html in its folder says what is promised"
+        console.print("held-out metrics of all institutions:", metrics, markup=False)
         if sealed := summary.get("isolation"):
-            said = ", ".join(f"{institution}: {seal}" for institution, seal in sorted(sealed.items()))
-            console.print(cell(f"what keeps each trainer from the network, by its own word: {said}"), soft_wrap=True)
+            isolation = ", ".join(f"{institution}: {seal}" for institution, seal in sorted(sealed.items()))
+            console.print(
+                cell(f"what keeps each trainer from the network, by its own word: {isolation}"), soft_wrap=True
+            )
     console.print(cell(f"folder: {run_folder(home, name)}"), soft_wrap=True)
 
 

@@ -102,20 +102,20 @@ def connect(base: Grid, config: Config, home: Path) -> tuple[StreamingGrid, str]
 
 
 def _wait_for_cohort(base: Grid, config: Config) -> list[Any]:
-    wanted, patience = config.server.min_cohort, config.server.node_wait_s
-    ideal = max(wanted, config.server.start_cohort)
+    least, patience = config.server.min_cohort, config.server.node_wait_s
+    ideal = max(least, config.server.start_cohort)
     deadline, settled = time.monotonic() + patience, 0.0
     while True:
         nodes = list(base.get_nodes())
         now = time.monotonic()
-        if len(nodes) >= ideal and ideal > wanted:
+        if len(nodes) >= ideal and ideal > least:
             return nodes
-        settled = settled or (now + SETTLE_S if len(nodes) >= wanted and ideal == wanted else 0.0)
-        if (settled and now >= settled) or (now >= deadline and len(nodes) >= wanted):
+        settled = settled or (now + SETTLE_S if len(nodes) >= least and ideal == least else 0.0)
+        if (settled and now >= settled) or (now >= deadline and len(nodes) >= least):
             return nodes
         if now >= deadline:
             raise CohortError(
-                f"{len(nodes)} institutions are connected after {patience:g} s, minimum cohort is {wanted}"
+                f"{len(nodes)} institutions are connected after {patience:g} s, minimum cohort is {least}"
             )
         time.sleep(0.1)
 

@@ -149,10 +149,10 @@ def _ended(control: ControlClient, state: dict[str, Any]) -> bool:
         statuses = {run.run_id: run.status for run in control.list_runs()}
     except ServiceError:  # the superlink is away; the folder is all there is to go by
         return False
-    found = statuses.get(state["flower_run_id"])
-    if found is None:
+    status = statuses.get(state["flower_run_id"])
+    if status is None:
         return time.time() - float(state["at"]) > START_GRACE_S
-    return found.startswith("finished") and time.time() - float(state["at"]) > 2.0
+    return status.startswith("finished") and time.time() - float(state["at"]) > 2.0
 
 
 def read_runs(home: Path, control: ControlClient | None = None) -> list[dict[str, Any]]:
@@ -164,8 +164,8 @@ def read_runs(home: Path, control: ControlClient | None = None) -> list[dict[str
 def read_summary(home: Path, name: str) -> dict[str, Any] | None:
     """The finished run's summary, None before."""
     path = run_folder(home, name) / "summary.json"
-    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return found
+    summary: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return summary
 
 
 def follow_log(home: Path, name: str, follow: bool) -> Iterator[str]:
@@ -187,7 +187,7 @@ def follow_log(home: Path, name: str, follow: bool) -> Iterator[str]:
 def _state(home: Path, name: str) -> dict[str, Any]:
     path = run_folder(home, name) / STATE
     if not path.exists():
-        names = [found.parent.name for found in (home / "runs").glob(f"*/{STATE}")]
+        names = [state.parent.name for state in (home / "runs").glob(f"*/{STATE}")]
         raise ConfigError(f"there is no run '{name}'{nearest(name, names)}")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    state: dict[str, Any] = json.loads(path.read_text())
+    return state

@@ -77,8 +77,8 @@ class Tracker:
             job()
         except Exception as error:  # tracking must never end a training run
             text = f"{type(error).__name__}: {error}"  # SQLAlchemy and requests name the whole URI
-            told = conceal(text, self._config.tracking.uri or "")
-            log.warning("MLflow tracking failed; the run goes on, its figures are in %s (%s)", self._folder, told)
+            concealed = conceal(text, self._config.tracking.uri or "")
+            log.warning("MLflow tracking failed; the run goes on, its figures are in %s (%s)", self._folder, concealed)
             return False
         return True
 
@@ -159,22 +159,22 @@ def make_database(path: Path) -> None:
         return
     from mlflow import MlflowClient
 
-    made = path.with_name(f"{path.name}.{os.getpid()}.new")
-    MlflowClient(f"sqlite:///{made}")
+    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
+    MlflowClient(f"sqlite:///{draft}")
     try:
-        os.link(made, path)
+        os.link(draft, path)
     except FileExistsError:  # another run was quicker
         pass
     finally:
-        made.unlink()
+        draft.unlink()
 
 
 def experiment_id(client: MlflowClient, config: Config, home: Path) -> str:
     """The id of the configured experiment, which is made if it is not there."""
     name = config.tracking.experiment
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
     root = None if config.tracking.uri else (home / "mlartifacts").as_uri()
     return client.create_experiment(name, artifact_location=root)
 
