@@ -68,12 +68,17 @@ def start(overrides: tuple[str, ...], follow: bool, home: Path, as_json: bool) -
 @HOME
 @JSON
 def resume(name: str, follow: bool, home: Path, as_json: bool) -> None:
-    """Go on with a run that failed or was stopped, from its last checkpoint."""
-    from sovfed.server.runs.folders import read_run, start_run, stored_config
+    """Go on with a run that failed or was stopped, from its last checkpoint.
+
+    A run that was interrupted (a process or the machine came down) goes on by itself while `sovfed server up` runs.
+    """
+    from sovfed.server.runs.folders import read_run, run_folder, start_run, stored_config
+    from sovfed.server.runs.recovery import begin_anew
 
     control = _control(home)
     if read_run(home, name, control)["status"] == "running":
         raise ConfigError(f"run '{name}' is still running; `sovfed run stop {name}` ends it")
+    begin_anew(run_folder(home, name))
     start_run(control, home, name, stored_config(home, name), resume=True)
     _report(home, name, follow, as_json)
 

@@ -103,12 +103,12 @@ def coordinate(
     with (folder / ROUNDS).open("a", encoding="utf-8") as lines:
         for number in range(last + 1, config.rounds + 1):
             before, done, last = rounds.model, rounds.train(number), number
+            line = _line(task, done, names, rounds.scale)
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()  # before the checkpoint: what is beyond that is dropped and run again, what lacks is lost
             writer.submit(checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), settled))
             if config.strategy.stateful:
                 writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
-            line = _line(task, done, names, rounds.scale)
-            lines.write(json.dumps(line) + "\n")
-            lines.flush()
             loss = "" if done.train_loss is None else f" loss {done.train_loss:.4f},"
             overhead = "" if done.overhead_seconds is None else f" (overhead {done.overhead_seconds:.3f} s)"
             log.info(
@@ -239,10 +239,8 @@ def _deliver(rounds: Rounds, folder: Path, number: int, transport: str) -> list[
 
 def _truncate_lines(folder: Path, last: int) -> None:
     """Drop lines of rounds after `last`: they ran, but their checkpoint was not yet written."""
-    path = folder / ROUNDS
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["round"] <= last]
-        write_private(path, "".join(line + "\n" for line in kept).encode())
+    lines = [json.dumps(line) for line in read_rounds(folder) if line["round"] <= last]
+    write_private(folder / ROUNDS, "".join(line + "\n" for line in lines).encode())
 
 
 def _line(task: Task, done: Round, names: dict[int, str], scale: Sums) -> dict[str, Any]:
