@@ -183,6 +183,24 @@ def check(name: str, home: Path) -> None:
         click.echo(visible(line))
 
 
+@cli.command()
+@click.argument("name")
+@HOME
+def track(name: str, home: Path) -> None:
+    """Send MLflow what it lacks of an ended run, because it was away. `sovfed server up` does so by itself, in time."""
+    from sovfed.server.runs.folders import ACTIVE, UNSENT, read_run, run_folder, stored_config
+    from sovfed.server.runs.tracking import send
+
+    if read_run(home, name)["status"] in ACTIVE:
+        raise ConfigError(f"run '{name}' has not ended: it sends by itself what MLflow lacks")
+    if not (run_folder(home, name) / UNSENT).exists():
+        click.echo(f"MLflow has all of run '{name}'")
+    elif not send(stored_config(home, name), home, run_folder(home, name)):
+        raise ServiceError(f"MLflow has still not got all of run '{name}'")
+    else:
+        click.echo(f"sent; MLflow has all of run '{name}'")
+
+
 def _control(home: Path, required: bool = True) -> ControlClient:
     from sovfed.server.home import load_settings
     from sovfed.server.runs.control import ControlClient

@@ -41,7 +41,7 @@ from sovfed.server.rounds.secure_aggregation import SecureAggregation
 from sovfed.server.rounds.stopping import Stopping
 from sovfed.server.runs.curves import ROUNDS, plot_curves, read_rounds
 from sovfed.server.runs.release import DIGEST, FILES, MODEL, SIMULATED, SUMMARY, deliver, digest, publish, release_of
-from sovfed.server.runs.tracking import Tracker
+from sovfed.server.runs.tracking import Tracker, figures
 from sovfed.server.strategies import optimizer_of
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def coordinate(
                 number, config.rounds, len(done.participants), loss, done.seconds, overhead,
             )  # fmt: skip
             if tracker:
-                tracker.round(number, _figures(line))
+                tracker.round(number, figures(line))
             on_round(line)
             stopping.see(number - 1, line["metrics"].get(task.headline), before)
             if stopping.due:
@@ -261,12 +261,6 @@ def _line(task: Task, done: Round, names: dict[int, str], scale: Sums) -> dict[s
         "bytes_down": done.bytes_down,
         "bytes_up": done.bytes_up,
     }
-
-
-def _figures(line: dict[str, Any]) -> dict[str, float]:
-    figures = {key: float(value) for key, value in line.items() if isinstance(value, (int, float)) and key != "round"}
-    figures["participants"] = float(len(line["participants"]))
-    return {**figures, **line["metrics"]}
 
 
 def _summary(

@@ -33,6 +33,7 @@ from sovfed.federation.wire.flower_http import add_client_header
 from sovfed.federation.wire.loopback import SECRET_HEADER, ensure_secret
 from sovfed.server.network.flower_app import SUPEREXEC_SECRET_FILE
 from sovfed.server.runs.control import LOOPBACK_SECRET, ControlClient, log_path
+from sovfed.server.runs.folders import ACTIVE, UNSENT, read_state
 from sovfed.server.runs.recovery import Recovery, end_coordinators
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 POLL_IDLE_S: Final = 0.2
 POLL_BUSY_S: Final = 1.0  # with a run on, leave the processor to it
 RETRY_S: Final = (0.2, 2.0)  # first and longest pause while the superlink is away
+SEND_S: Final = 600.0  # between two tries to send MLflow what it lacks of ended runs
 STOP_S: Final = 10.0  # from SIGTERM to SIGKILL of a coordinator
 COORDINATOR: Final = "sovfed.server.runs.app"
 ACQUIRE: Final = "/flwr.proto.Runtime/AcquireTask"
@@ -58,6 +60,8 @@ class Executor:
         self._command = tuple(command)
         self._children: dict[int, subprocess.Popen[bytes]] = {}  # by Flower's run id
         self._recovery = Recovery(home, ControlClient(home, port))
+        self._sender: subprocess.Popen[bytes] | None = None
+        self._send_at = 0.0
         self._ended = threading.Event()
         address = f"127.0.0.1:{port}"
         add_client_header(SECRET_HEADER, ensure_secret(home / LOOPBACK_SECRET), address)
@@ -85,6 +89,7 @@ class Executor:
             while not self._ended.wait(pause):
                 self._reap()
                 self._recovery.step()
+                self._send_unsent()
                 try:
                     claimed = self._claim()
                 except httpx.HTTPError as error:  # refused, busy or away: the same to us, and never fatal
@@ -139,7 +144,27 @@ class Executor:
                 del self._children[run_id]
                 _log.log(logging.INFO if code == 0 else logging.WARNING, "run %d: coordinator ended, %d", run_id, code)
 
+    def _send_unsent(self) -> None:
+        """Send MLflow, by a process of its own, what it lacks of a run that ended while it was away."""
+        busy = self._sender is not None and self._sender.poll() is None
+        if busy or time.monotonic() < self._send_at:
+            return
+        self._send_at = time.monotonic() + SEND_S
+        states = ((path.parent.name, read_state(self._home, path.parent.name)) for path in self._unsent())
+        name = next((name for name, state in states if state["status"] not in ACTIVE), None)
+        if name is not None:
+            self._sender = subprocess.Popen(
+                python_command("sovfed", "run", "track", name, "--home", str(self._home)),
+                env=quiet_environment(self._home, TRACKING), cwd=self._home,
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+
+    def _unsent(self) -> list[Path]:
+        return sorted((self._home / "runs").glob(f"*/{UNSENT}"), key=lambda path: path.stat().st_mtime)
+
     def _end_children(self) -> None:
+        if self._sender is not None:
+            self._sender.terminate()
         for child in self._children.values():
             child.terminate()
         deadline = time.monotonic() + STOP_S

@@ -27,6 +27,7 @@ TRACKING: Final = "tracking.uri"  # with its password, for the coordinator alone
 STARTING: Final = "starting"
 INTERRUPTED: Final = "interrupted"  # ended without being asked to: `recovery.py` takes it up
 STOPPING: Final = "stopping"  # by the operator
+UNSENT: Final = "unsent.json"  # what is to be done at MLflow, which was away
 ACTIVE: Final = (STARTING, "running", INTERRUPTED)
 FILE: Final = "task.yaml"  # of a run whose task is a file
 LOCK_S: Final = 30.0  # a coordinator that is told to stop finishes its tracking first
