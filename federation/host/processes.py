@@ -114,6 +114,7 @@ class Supervisor:
         self._thread = threading.Thread(target=self._main, name="supervisor", daemon=True)
         self._since, self._settled, self._problem = time.time(), threading.Event(), ""
         self._written: Status | None = None
+        self._unwritten = False  # the last try to write the status failed
 
     def start(self) -> None:
         """Start everything and return when all is ready.
@@ -184,7 +185,7 @@ class Supervisor:
         for child in self._children:
             child.spawn()
             deadline = time.monotonic() + child.process.ready_timeout_s
-            while child.state != "ready" and not self._stopping.is_set() and not self._problem:
+            while not (child.state == "ready" or child.process.optional or self._stopping.is_set() or self._problem):
                 if child.restarts >= START_ATTEMPTS:
                     self._give_up(child, f"ended {START_ATTEMPTS} times before it was ready")
                 elif time.monotonic() > deadline:
@@ -206,9 +207,16 @@ class Supervisor:
 
     def _publish(self) -> None:
         status = self.status()
-        if status != self._written:
+        if status == self._written:
+            return
+        try:
             write_status(self._home, status)
-            self._written = status
+        except OSError as error:  # a full disk: what runs goes on, and each step tries again
+            if not self._unwritten:
+                sys.stderr.write(f"warning: {self._home}: the status cannot be written: {error.strerror}\n")
+            self._unwritten = True
+        else:
+            self._written, self._unwritten = status, False
 
     def _stop_all(self) -> None:
         for child in reversed(self._children):

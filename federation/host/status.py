@@ -32,6 +32,7 @@ class ProcessStatus:
     restarts: int
     since: float
     exit_code: int | None = None
+    optional: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Status:
 
     @property
     def ready(self) -> bool:
-        """Whether every process is."""
-        return all(process.state == "ready" for process in self.processes)
+        """Whether every process is, but for optional ones."""
+        return all(process.state == "ready" or process.optional for process in self.processes)
 
 
 def write_status(home: Path, status: Status) -> None:

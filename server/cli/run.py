@@ -68,12 +68,17 @@ def start(overrides: tuple[str, ...], follow: bool, home: Path, as_json: bool) -
 @HOME
 @JSON
 def resume(name: str, follow: bool, home: Path, as_json: bool) -> None:
-    """Go on with a run that failed or was stopped, from its last checkpoint."""
-    from sovfed.server.runs.folders import read_run, start_run, stored_config
+    """Go on with a run that failed or was stopped, from its last checkpoint.
+
+    A run that was interrupted (a process or the machine came down) goes on by itself while `sovfed server up` runs.
+    """
+    from sovfed.server.runs.folders import read_run, run_folder, start_run, stored_config
+    from sovfed.server.runs.recovery import begin_anew
 
     control = _control(home)
     if read_run(home, name, control)["status"] == "running":
         raise ConfigError(f"run '{name}' is still running; `sovfed run stop {name}` ends it")
+    begin_anew(run_folder(home, name))
     start_run(control, home, name, stored_config(home, name), resume=True)
     _report(home, name, follow, as_json)
 
@@ -178,6 +183,24 @@ def check(name: str, home: Path) -> None:
     client = MlflowClient(tracking_uri(stored_config(home, name), home))
     for line in check_copies(run_folder(home, name), client):
         click.echo(visible(line))
+
+
+@cli.command()
+@click.argument("name")
+@HOME
+def track(name: str, home: Path) -> None:
+    """Send MLflow what it lacks of an ended run, because it was away. `sovfed server up` does so by itself, in time."""
+    from sovfed.server.runs.folders import ACTIVE, UNSENT, read_run, run_folder, stored_config
+    from sovfed.server.runs.tracking import send
+
+    if read_run(home, name)["status"] in ACTIVE:
+        raise ConfigError(f"run '{name}' has not ended: it sends by itself what MLflow lacks")
+    if not (run_folder(home, name) / UNSENT).exists():
+        click.echo(f"MLflow has all of run '{name}'")
+    elif not send(stored_config(home, name), home, run_folder(home, name)):
+        raise ServiceError(f"MLflow has still not got all of run '{name}'")
+    else:
+        click.echo(f"sent; MLflow has all of run '{name}'")
 
 
 def _control(home: Path, required: bool = True) -> ControlClient:

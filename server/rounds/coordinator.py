@@ -41,7 +41,7 @@ from sovfed.server.rounds.secure_aggregation import SecureAggregation
 from sovfed.server.rounds.stopping import Stopping
 from sovfed.server.runs.curves import ROUNDS, plot_curves, read_rounds
 from sovfed.server.runs.release import DIGEST, FILES, MODEL, SIMULATED, SUMMARY, deliver, digest, publish, release_of
-from sovfed.server.runs.tracking import Tracker
+from sovfed.server.runs.tracking import Tracker, figures
 from sovfed.server.strategies import optimizer_of
 
 log = logging.getLogger(__name__)
@@ -103,12 +103,12 @@ def coordinate(
     with (folder / ROUNDS).open("a", encoding="utf-8") as lines:
         for number in range(last + 1, config.rounds + 1):
             before, round_, last = rounds.model, rounds.train(number), number
+            line = _line(task, round_, names, rounds.scale)
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()  # before the checkpoint: what is beyond that is dropped and run again, what lacks is lost
             writer.submit(checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), settled))
             if config.strategy.stateful:
                 writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
-            line = _line(task, round_, names, rounds.scale)
-            lines.write(json.dumps(line) + "\n")
-            lines.flush()
             loss = "" if round_.train_loss is None else f" loss {round_.train_loss:.4f},"
             overhead = "" if round_.overhead_seconds is None else f" (overhead {round_.overhead_seconds:.3f} s)"
             log.info(
@@ -116,7 +116,7 @@ def coordinate(
                 number, config.rounds, len(round_.participants), loss, round_.seconds, overhead,
             )  # fmt: skip
             if tracker:
-                tracker.round(number, _figures(line))
+                tracker.round(number, figures(line))
             on_round(line)
             stopping.see(number - 1, line["metrics"].get(task.headline), before)
             if stopping.due:
@@ -239,10 +239,8 @@ def _deliver(rounds: Rounds, folder: Path, number: int, transport: str) -> list[
 
 def _truncate_lines(folder: Path, last: int) -> None:
     """Drop lines of rounds after `last`: they ran, but their checkpoint was not yet written."""
-    path = folder / ROUNDS
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if line and json.loads(line)["round"] <= last]
-        write_private(path, "".join(line + "\n" for line in lines).encode())
+    lines = [json.dumps(line) for line in read_rounds(folder) if line["round"] <= last]
+    write_private(folder / ROUNDS, "".join(line + "\n" for line in lines).encode())
 
 
 def _line(task: Task, round_: Round, names: dict[int, str], scale: Sums) -> dict[str, Any]:
@@ -263,12 +261,6 @@ def _line(task: Task, round_: Round, names: dict[int, str], scale: Sums) -> dict
         "bytes_down": round_.bytes_down,
         "bytes_up": round_.bytes_up,
     }
-
-
-def _figures(line: dict[str, Any]) -> dict[str, float]:
-    figures = {key: float(value) for key, value in line.items() if isinstance(value, (int, float)) and key != "round"}
-    figures["participants"] = float(len(line["participants"]))
-    return {**figures, **line["metrics"]}
 
 
 def _summary(

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from sovfed.federation.config import Config
-from sovfed.federation.errors import WIRE_SENTENCES, CohortError, TrainingError
+from sovfed.federation.errors import WIRE_SENTENCES, CohortError, DeclinedError, TrainingError
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector
 from sovfed.federation.plan import local_fields, local_rates
 from sovfed.federation.tasks.registry import configured_task
@@ -192,12 +192,12 @@ class Rounds:
             )  # fmt: skip
             reasons |= {total.missing: None} if total.missing else {}
             if len(cohort) - len(final := {node for node, code in total.refused.items() if code in FINAL}) < least:
-                raise CohortError(
+                raise DeclinedError(
                     f"{stage}: {len(final)} of {len(cohort)} institutions refuse, and would again; minimum cohort is "
                     f"{least}; refusals: {told(refused)}"
                 )
             if self.plan is not None and total.missing and self.repeats >= self.plan.repeats:
-                raise CohortError(
+                raise DeclinedError(
                     f"{stage}: {total.missing}; to repeat it is another release, and the {self.plan.repeats} repeats "
                     "that privacy.spare_steps grants are used up"
                 )
