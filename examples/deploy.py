@@ -4,8 +4,8 @@
     pip install ./examples          # in a real federation: at the agency and at each institution, the same wheel
     python examples/deploy.py [NAME …] [--quick] [--json FILE]
 
-Each example is a study of the same three institutions, which have one identity and one ledger. It is trained twice, with
-secure aggregation, and with differential privacy too; every figure is of the records that all institutions hold out.
+Each example is a study of the same three institutions, which have one identity and one ledger. It is trained twice,
+with secure aggregation, and with differential privacy too; every figure is of the records that all institutions hold out.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 EXAMPLES: Final = ("survival", "frozen_image", "text_lora", "regression", "multilabel")
 PERSONS: Final = 1_000  # as the policies declare; each study has fewer
 BUDGET: Final = Budget(epsilon=1_000, annual_epsilon=500, delta=DELTA, population=PERSONS, max_share_per_run=1.0)
+ROW: Final = "| {example} | {metric} | {pooled:.3f} | {federated:.3f} | {private:.3f} | {epsilon:.2f} |"
 PLAIN, PRIVATE = "federated", "private"
 
 
@@ -56,7 +57,8 @@ def study_of(name: str) -> Study:
 def config_of(study: Study, private: bool, quick: bool) -> Config:
     """What the agency starts: an installed task by its name, or a task.yaml by its path."""
     task = study.task if isinstance(study.task, Path) else study.task.name
-    return compose([f"task={task}", *(f"{key}={value}" for key, value in study.settings(private, quick).items())]).config
+    settings = study.settings(private, quick)
+    return compose([f"task={task}", *(f"{key}={value}" for key, value in settings.items())]).config
 
 
 def data_of(study: Study, folder: Path, site: str) -> DataConfig:
@@ -68,9 +70,7 @@ def data_of(study: Study, folder: Path, site: str) -> DataConfig:
 def institutions(studies: Sequence[Study], folder: Path) -> Iterator[Institution]:
     """Three institutions with the records of each study."""
     for site in NAMES:
-        listed = {
-            study.name: StudyConfig(_entry(study), data_of(study, folder, site)) for study in studies
-        }
+        listed = {study.name: StudyConfig(_entry(study), data_of(study, folder, site)) for study in studies}
         yield Institution(site, DataConfig(source="none"), listed)
 
 
@@ -127,8 +127,7 @@ def main() -> int:
     print("| example | metric | pooled | deployed | deployed, private | ε |\n| --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory(prefix="sovfed-examples-") as folder:
         for line in deployed([study_of(name) for name in options.examples], Path(folder), options.quick):
-            print("| {example} | {metric} | {pooled:.3f} | {federated:.3f} | {private:.3f} | {epsilon:.2f} |".format(**line),
-                  flush=True)
+            print(ROW.format(**line), flush=True)
             lines.append(line)
     if options.json:
         options.json.write_text(json.dumps(lines, indent=1) + "\n")

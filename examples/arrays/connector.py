@@ -1,6 +1,6 @@
 """The arrays of one institution in a NumPy file: what to train on, and what is held out.
 
-    numpy.savez(path, train=inputs, train_targets=targets, test=inputs, test_targets=targets)
+numpy.savez(path, train=inputs, train_targets=targets, test=inputs, test_targets=targets)
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ def write(folder: Path, parts: dict[str, tuple[npt.NDArray[np.generic], ...]]) -
     """One file for each institution: its (train, train_targets, test, test_targets)."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (train, train_targets, test, test_targets) in parts.items():
-        np.savez(
-            folder / f"{name}.npz", train=train, train_targets=train_targets, test=test, test_targets=test_targets
-        )
+        np.savez(folder / f"{name}.npz", train=train, train_targets=train_targets, test=test, test_targets=test_targets)
     return folder
 
 

@@ -34,7 +34,8 @@ def pooled(folder: Path) -> float:
 
 STUDY = Study(
     "regression", TASK, "r2", "arrays", prepare, pooled, "scikit-learn's LinearRegression", persons=300, rounds=40,
-    plain={"task.local_epochs": 10, "task.learning_rate": 0.1, "task.batch_size": 100}, private={"task.learning_rate": 0.3},
+    plain={"task.local_epochs": 10, "task.learning_rate": 0.1, "task.batch_size": 100},
+    private={"task.learning_rate": 0.3},
 )  # fmt: skip
 
 if __name__ == "__main__":

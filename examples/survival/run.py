@@ -24,7 +24,7 @@ LIFELINES = find_spec("lifelines") is not None
 
 
 def covariates(table: pd.DataFrame, mean: float) -> pd.DataFrame:
-    """What Cox's model takes: as the task has it, a missing value is the mean and says so, a missing stage is its own."""
+    """What Cox's model takes: as the task has it, missing is the mean and says so, and a missing stage is its own."""
     numbers = table[["age", "treated", "days", "died"]].astype(float)
     missing = table.creatinine.isna().astype(float)
     stages = {f"stage {word}": (table.stage.fillna("") == word).astype(float) for word in ("II", "III", "")}
@@ -38,7 +38,8 @@ def pooled(folder: Path) -> float:
     from lifelines import CoxPHFitter
     from lifelines.utils import concordance_index
 
-    train, test = (pd.concat(tables, ignore_index=True) for tables in zip(*(_divided(folder, name) for name in NAMES), strict=True))
+    hospitals = [_divided(folder, name) for name in NAMES]
+    train, test = (pd.concat(tables, ignore_index=True) for tables in zip(*hospitals, strict=True))
     model = CoxPHFitter().fit(covariates(train, train.creatinine.mean()), "days", "died")
     risk = model.predict_partial_hazard(covariates(test, train.creatinine.mean()))
     return float(concordance_index(test.days, -risk, test.died))
