@@ -5,7 +5,8 @@
     python examples/deploy.py [NAME …] [--quick] [--json FILE]
 
 Each example is a study of the same three institutions, which have one identity and one ledger. It is trained twice,
-with secure aggregation, and with differential privacy too; every figure is of the records that all institutions hold out.
+with secure aggregation, and with differential privacy too; every figure is of the records that all institutions hold
+out.
 """
 
 from __future__ import annotations

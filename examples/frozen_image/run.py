@@ -48,7 +48,8 @@ def study(path: Path = BASE) -> Study:
 
     return Study(
         "frozen_image", task_of(path), "accuracy", "arrays", prepare, pooled,
-        "scikit-learn's head on the same features", persons=600, rounds=30, plain={"task.local_epochs": 8, "task.learning_rate": 1.0},
+        "scikit-learn's head on the same features", persons=600, rounds=30,
+        plain={"task.local_epochs": 8, "task.learning_rate": 1.0},
         private={"task.learning_rate": 2.0},
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ python examples/survival/run.py [--quick]
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,8 +41,10 @@ def pooled(folder: Path) -> float:
 
     hospitals = [_divided(folder, name) for name in NAMES]
     train, test = (pd.concat(tables, ignore_index=True) for tables in zip(*hospitals, strict=True))
-    model = CoxPHFitter().fit(covariates(train, train.creatinine.mean()), "days", "died")
-    risk = model.predict_partial_hazard(covariates(test, train.creatinine.mean()))
+    with warnings.catch_warnings():  # of lifelines' use of pandas
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = CoxPHFitter().fit(covariates(train, train.creatinine.mean()), "days", "died")
+        risk = model.predict_partial_hazard(covariates(test, train.creatinine.mean()))
     return float(concordance_index(test.days, -risk, test.died))
 
 
