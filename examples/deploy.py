@@ -117,17 +117,20 @@ def deployed(studies: Sequence[Study], folder: Path, quick: bool = False) -> Ite
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("examples", nargs="*", choices=[*EXAMPLES, []], default=EXAMPLES, metavar="NAME")
+    parser.add_argument("examples", nargs="*", metavar="NAME", help=f"of {', '.join(EXAMPLES)}; all, if none is named")
     parser.add_argument("--quick", action="store_true", help="a few rounds")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if any(name != "survival" for name in options.examples) and "diabetes" not in names():
+    chosen = options.examples or EXAMPLES
+    if unknown := set(chosen) - set(EXAMPLES):
+        parser.error(f"no example {sorted(unknown)}: there are {', '.join(EXAMPLES)}")
+    if set(chosen) != {"survival"} and "diabetes" not in names():
         print("the examples' package is not installed: pip install ./examples", file=sys.stderr)
         return 2
     lines = []
     print("| example | metric | pooled | deployed | deployed, private | ε |\n| --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory(prefix="sovfed-examples-") as folder:
-        for line in deployed([study_of(name) for name in options.examples], Path(folder), options.quick):
+        for line in deployed([study_of(name) for name in chosen], Path(folder), options.quick):
             print(ROW.format(**line), flush=True)
             lines.append(line)
     if options.json:

@@ -65,7 +65,7 @@ class LocalFederation:
         tasks: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.folder, self.institutions, self.policy = folder, institutions, policy
-        self._task_files = [*([] if config.task.file is None else [config.task.file]), *tasks]
+        self._task_files = tuple(dict.fromkeys([*([] if config.task.file is None else [config.task.file]), *tasks]))
         if self._task_files:
             own = (*policy.allowed_tasks, *map(known_task, self._task_files))
             self.policy = dataclasses.replace(policy, allowed_tasks=own, allowed_optimizers=BUILT_IN)
