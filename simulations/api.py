@@ -19,7 +19,7 @@ from sovfed.server.strategies import registry
 from sovfed.simulations.baselines import Comparison, compare
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.partition import Partition
-from sovfed.simulations.population import Institution, Partitioned, make_population
+from sovfed.simulations.population import Institution, Partitioned, labels, make_population
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,8 +165,8 @@ def _population(config: Config, task: Task, data: Data) -> Sequence[Institution]
     if isinstance(data, Mapping):
         parts = {name: _records(task, part, config, name) for name, part in data.items()}
         return [
-            Institution(name, name, lambda _task, part=part: part)  # type: ignore[misc]
-            for name, part in parts.items()
+            Institution(label, name, lambda _task, part=part: part)  # type: ignore[misc]
+            for label, (name, part) in zip(labels(map(str, parts)), parts.items(), strict=True)
         ]
     records = _records(task, data, config, "the data frame")
     return Partitioned(Partition(task, records, config.partition, config.simulation.institutions, config.seed))
