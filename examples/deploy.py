@@ -33,9 +33,9 @@ from sovfed.federation.errors import ServiceError
 from sovfed.federation.plan import BUILT_IN
 from sovfed.federation.tasks import summarise
 from sovfed.federation.tasks.registry import configured_task, names
-from sovfed.server import runs
 from sovfed.server.cli.run import watch
-from sovfed.server.release import read_model
+from sovfed.server.runs import folders as runs
+from sovfed.server.runs.release import read_model
 from sovfed.simulations.baselines import merge
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 

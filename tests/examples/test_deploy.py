@@ -49,6 +49,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.deploy
+@pytest.mark.timeout(1200)  # ten runs on one federation, and a base that is trained first
 def test_five_studies_are_trained_on_one_federation_plain_and_private(installed: Path, tmp_path: Path) -> None:
     told = tmp_path / "figures.json"
     run(installed, EXAMPLES / "deploy.py", *NAMES, "--quick", "--json", told)
