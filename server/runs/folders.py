@@ -122,8 +122,11 @@ def read_run(home: Path, name: str, control: ControlClient | None = None) -> dic
     from sovfed.server.runs.curves import read_rounds
 
     state, lines = _state(home, name), read_rounds(run_folder(home, name))
+    gone = state["status"] in ACTIVE and (_process_gone(state) or (control is not None and _ended(control, state)))
+    if gone:  # what it said last before it ended, perhaps since we have read
+        state, lines = _state(home, name), read_rounds(run_folder(home, name))
     status, reason = state["status"], state["reason"]
-    if status in ACTIVE and (_process_gone(state) or (control is not None and _ended(control, state))):
+    if status in ACTIVE and gone:
         status, reason = "failed", "its coordinator ended without a word; see `sovfed run logs`"
     return {
         "name": name,

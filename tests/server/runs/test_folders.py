@@ -101,3 +101,21 @@ def test_what_is_stored_is_the_configuration_but_for_the_credentials(home: Path)
     whole = json.loads(json.dumps(dataclasses.asdict(config)))
     assert whole["tracking"].pop("uri") == URI
     assert kept == whole
+
+
+def test_a_run_that_finishes_while_it_is_looked_at_has_not_failed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders.start_run(Recorder(), home, "study", compose([]).config, resume=False)  # type: ignore[arg-type]
+    folder = folders.run_folder(home, "study")
+
+    def ends(state: dict[str, Any]) -> bool:
+        """The coordinator says that it has finished, and is gone, after its state was read."""
+        folders.write_state(folder, state, "finished")
+        return True
+
+    state = json.loads((folder / folders.STATE).read_text())
+    folders.write_state(folder, state, "running")
+    monkeypatch.setattr(folders, "_process_gone", ends)
+    assert folders.read_run(home, "study")["status"] == "finished"
+    folders.write_state(folder, state, "running")
+    monkeypatch.setattr(folders, "_process_gone", lambda state: True)
+    assert folders.read_run(home, "study")["status"] == "failed"
