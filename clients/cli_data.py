@@ -118,10 +118,11 @@ def _show(report: DataReport) -> None:
 
 
 def _parts(report: DataReport) -> list[RenderableType]:
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table("column", "kind", "unit", "missing", "outside", "unknown", "unreadable", "first lines", box=None)
+    counts = ("missing", "outside", "unknown", "unreadable")
+    table = Table(Column("column", overflow="fold"), "kind", "unit", *counts, "first lines", box=None)
     for column in report.columns:
         table.add_row(*_row(column))
     head = f"{report.rows} rows ({report.empty} empty ones skipped), {report.bad} at fault, {report.persons} persons"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks.columns import Schema, Table
 
 FORMULA: Final = re.compile(r"[=@\t\r]|[+-](?![0-9.,]*$)")  # how a spreadsheet's formulas begin, but for numbers
+DAY: Final = "%d.%m.%Y"  # how days may be written, beside year-month-day: neither can be taken for the other
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False), default=Path.home() / ".sovfed" / "server",
@@ -132,7 +133,13 @@ def _read(schema: Schema, path: Path, keep: str) -> tuple[Table, list[str]]:
     from sovfed.clients.data.tables.prediction import read_for_prediction
     from sovfed.federation.config import DataConfig
 
-    read = read_for_prediction(dataclasses.replace(schema, person=""), path, DataConfig(person=keep or None))
+    whole, config = dataclasses.replace(schema, person=""), DataConfig(person=keep or None)
+    try:
+        read = read_for_prediction(whole, path, config)
+    except DataError:
+        if not any(column.kind == "date" for column in schema.inputs):
+            raise
+        read = read_for_prediction(whole, path, dataclasses.replace(config, date_format=DAY))
     if keep and read.persons is not None:
         return read.table, read.persons.to_pylist()
     return read.table, [] if read.lines is None else list(map(str, read.lines.tolist()))

@@ -87,7 +87,7 @@ def _number(name: str, numbers: Sequence[float], missing: int, count: int) -> Se
     if whole and different > 2 and different == len(numbers) and (IDS.fullmatch(name) or running):
         return Seen("", "another whole number in every record: an identifier")
     low, high = _beyond(min(numbers), max(numbers))
-    values = {"low": low, "high": high, **_plausible(numbers), **_mean(missing, count)}
+    values = {"low": low, "high": high, **_plausible(numbers, low, high), **_mean(missing, count)}
     few = whole and different <= FEW and max(numbers) < 100
     return Seen("number", values=values, note=f"{CONFIRM}: or the codes of categories?" if few else CONFIRM)
 
@@ -151,9 +151,11 @@ def _nice(value: float, *, up: bool = True) -> float:
     return float(f"{chosen * size:.6g}")
 
 
-def _plausible(numbers: Sequence[float]) -> dict[str, Any]:
-    """Where the middle of another institution's values may lie, which tells another unit; of positive numbers only."""
+def _plausible(numbers: Sequence[float], low: float, high: float) -> dict[str, Any]:
+    """Where the middle of another institution's values may lie, which tells another unit; of positive numbers only.
+
+    It lies within the bounds."""
     middle = sorted(numbers)[len(numbers) // 2]
     if min(numbers) < 0 or middle <= 0 or len(set(numbers)) <= FEW:
         return {}
-    return {"plausible": (_nice(middle / 2, up=False), _nice(middle * 2))}
+    return {"plausible": (max(low, _nice(middle / 2, up=False)), min(high, _nice(middle * 2)))}

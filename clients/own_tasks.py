@@ -64,8 +64,7 @@ def keep_task(home: Path, name: str) -> None:
 def columns_of(task: Task) -> Iterator[str]:
     """Each column of `task` in a line."""
     for column in task.schema.columns:
-        low, high = column.bounds
-        values = ", ".join(column.categories[:8]) if column.categories else f"{low:g} to {high:g} {column.unit}".strip()
+        values = ", ".join(column.categories[:8]) or f"{column.reach} {column.unit}".strip()
         missing = "" if column.missing == "refuse" else f"; missing: {column.missing}"
         yield f"{column.role:6} {column.name}: {column.kind}, {values}{missing}"
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from sovfed.clients.data.tables.header import like_persons
 from sovfed.clients.guesses import CONFIRM, Seen, absent, look
 from sovfed.clients.sniffing import Sheet, read_sheet
 from sovfed.federation.errors import ConfigError, DataError
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENOUGH: Final = 1_000  # records, from which on a perceptron is proposed
-PERSONS: Final = re.compile(
-    r"(person|patient|subject|case|client|mrn|pid|pseudonym)([ _-]?(id|nr|no|number|key))?", re.IGNORECASE
-)
 LEARNT: Final = re.compile(
     r"target|label|outcome|class|y|diagnosis|disease|ill|died|death|event|readmitted", re.IGNORECASE
 )
@@ -91,7 +89,7 @@ def _person(sheet: Sheet, requested: str, learnt: Sequence[str]) -> tuple[str, s
     """The column that names a person, "" where each row is another, and what to say of that."""
     if requested and requested != "row":
         return _known(sheet, requested, "--person"), "the column that says whose record it is"
-    like = [column for column in sheet.names if PERSONS.fullmatch(column) and column not in learnt]
+    like = like_persons([column for column in sheet.names if column and column not in learnt])
     if requested or not like:
         return "", CONFIRM if not requested else "each row is another person"
     return like[0], f"{CONFIRM}: the column that says whose record it is"

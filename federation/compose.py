@@ -24,8 +24,10 @@ from sovfed.federation.schema import bind, nearest
 
 PACKAGED: Final = Path(__file__).parent.parent / "conf"
 STRATEGIES: Final = "sovfed.strategies"  # entry points of packages that bring strategies
+PARTITIONS: Final = "sovfed.partitions"  # and of packages that bring partitions
 GROUP: Final = "sovfed.conf"  # entry points of packages that bring settings of their own: a module beside them
 OWN: Final = "own"  # the option of `task` and `data` for a task that brings no settings
+BROUGHT: Final = {"strategy": STRATEGIES, "partition": PARTITIONS}  # which need no settings of their own
 SUFFIXES: Final = (".yaml", ".yml")
 DEFAULT: Final = "default"
 OVERRIDE: Final = "override"
@@ -69,8 +71,8 @@ def _expanded(text: str, folders: Sequence[Path]) -> list[str]:
     key, _, raw = text.partition("=")
     if raw in groups(folders).get(key, ()) and (key, raw) != ("task", OWN):
         return [text]
-    if key == "strategy" and raw in plugins.installed(STRATEGIES):
-        return [f"strategy.name={raw}"]
+    if key in BROUGHT and raw in plugins.installed(BROUGHT[key]):
+        return [f"{key}.name={raw}"]
     if key != "task":
         return [text]
     if raw.endswith(SUFFIXES):
@@ -137,7 +139,8 @@ def split_override(text: str, folders: Sequence[Path] = (PACKAGED,)) -> tuple[st
         raise ConfigError(f"override {text!r} is not of the form key=value, such as task=heart or rounds=20")
     options, known = groups(folders), schema()
     if key in options and raw not in options[key]:
-        raise ConfigError(f"unknown option '{raw}' of group '{key}'{nearest(raw, options[key])}")
+        brought = plugins.installed(BROUGHT[key]) if key in BROUGHT else {}
+        raise ConfigError(f"unknown option '{raw}' of group '{key}'{nearest(raw, [*options[key], *brought])}")
     if key not in options and key not in known:
         raise ConfigError(f"unknown key '{key}'{_nearest_key(key, [*known, *options])}")
     return key, raw

@@ -406,11 +406,10 @@ class TrackingConfig:
 class PartitionConfig:
     """How a simulation cuts a task's records into institutions; sources in simulations/partition.py."""
 
-    name: str = choice(
+    name: str = named(
         "natural",
-        ("natural", "iid", "dirichlet", "quantity", "feature", "shards"),
-        doc="natural: as the data connector has it; dirichlet: label skew; quantity: size skew; feature: feature "
-        "shift; shards: few labels each",
+        doc="natural: as the data connector has it; iid; dirichlet: label skew; quantity: size skew; feature: feature "
+        "shift; shards: few labels each; or one that a package brings",
     )
     alpha: float = bounded(0.5, 1e-3, 1e6, doc="concentration of 'dirichlet' and 'quantity'; small is uneven")
     shards: int = bounded(2, 1, 1_000, doc="label shards of each institution; 'shards' only")

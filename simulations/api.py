@@ -19,7 +19,7 @@ from sovfed.server.strategies import registry
 from sovfed.simulations.baselines import Comparison, compare
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.partition import Partition
-from sovfed.simulations.population import Institution, Partitioned, make_population
+from sovfed.simulations.population import Institution, Partitioned, labels, make_population
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,8 +165,8 @@ def _population(config: Config, task: Task, data: Data) -> Sequence[Institution]
     if isinstance(data, Mapping):
         datasets = {name: _records(task, site_data, config, name) for name, site_data in data.items()}
         return [
-            Institution(name, name, lambda _task, dataset=dataset: dataset)  # type: ignore[misc]
-            for name, dataset in datasets.items()
+            Institution(label, name, lambda _task, dataset=dataset: dataset)  # type: ignore[misc]
+            for label, (name, dataset) in zip(labels(map(str, datasets)), datasets.items(), strict=True)
         ]
     records = _records(task, data, config, "the data frame")
     return Partitioned(Partition(task, records, config.partition, config.simulation.institutions, config.seed))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
@@ -19,7 +20,7 @@ from sovfed.clients import up as client_up
 from sovfed.clients.ledger_entries import Budget
 from sovfed.clients.own_tasks import keep_task, known_task
 from sovfed.clients.policy import Policy
-from sovfed.federation.config import Config, DataConfig
+from sovfed.federation.config import Config, DataConfig, StudyConfig
 from sovfed.federation.host.processes import Supervisor
 from sovfed.federation.plan import BUILT_IN
 from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms
@@ -46,20 +47,27 @@ differential privacy are answered too. Keep the defaults where that matters."""
 
 @dataclass(frozen=True)
 class Institution:
-    """A name and where its records come from."""
+    """A name and where its records come from: those of single tasks in its studies."""
 
     name: str
     data: DataConfig
+    studies: dict[str, StudyConfig] = field(default_factory=dict)
 
 
 class LocalFederation:
-    """Use as a context: `with LocalFederation(folder, institutions, config) as federation: federation.start_run(…)`."""
+    """Use as a context: `with LocalFederation(folder, institutions, config) as federation: federation.start_run(…)`.
 
-    def __init__(self, folder: Path, institutions: list[Institution], config: Config, policy: Policy = POLICY) -> None:
+    Institutions keep and allow the configuration's task.yaml and those in `tasks`, beside what `policy` allows.
+    """
+
+    def __init__(
+        self, folder: Path, institutions: list[Institution], config: Config, policy: Policy = POLICY,
+        tasks: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.folder, self.institutions, self.policy = folder, institutions, policy
-        self._task_file = config.task.file
-        if self._task_file is not None:
-            own = (*policy.allowed_tasks, known_task(self._task_file))
+        self._task_files = tuple(dict.fromkeys([*([] if config.task.file is None else [config.task.file]), *tasks]))
+        if self._task_files:
+            own = (*policy.allowed_tasks, *map(known_task, self._task_files))
             self.policy = dataclasses.replace(policy, allowed_tasks=own, allowed_optimizers=BUILT_IN)
         self.authority_home, self.home = folder / "authority", folder / "agency"
         ports = free_ports(4)
@@ -107,10 +115,10 @@ class LocalFederation:
     def _enrol_one(self, member: Institution) -> None:
         home = self.client_home(member.name)
         home.parent.mkdir(parents=True, exist_ok=True)
-        config = dataclasses.replace(self.config.client, home=str(home), data=member.data)
+        config = dataclasses.replace(self.config.client, home=str(home), data=member.data, studies=member.studies)
         client_home.create(home, config, self.policy, WHY)
-        if self._task_file is not None:
-            keep_task(home, self._task_file)
+        for file in self._task_files:
+            keep_task(home, file)
         institution.enrol(home, enrolment.invite(self.home, member.name), ENROLMENT_TIMEOUT_S)
 
     def start_institutions(self) -> None:

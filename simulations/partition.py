@@ -14,6 +14,9 @@ the training and of the held-out ones alike.
                section 4.1, noise-based feature imbalance), as does what `fade` takes of the contrast: values move
                towards their upper bound, as in an overexposed image
 
+A package brings others (entry points `sovfed.partitions`): a function of the settings, the label [n] of each training
+record, how many classes and parts there are, and the seeded generator to draw from.
+
 More institutions than the records give parts for (`PART_RECORDS` each) share them: beyond the last part, institution k
 is a bootstrap sample (Efron 1979) of part k mod parts. Training and held-out records never mix. Everything follows from
 (seed, institution), so that an institution's records are made when it is trained, and nothing is kept of the others.
@@ -21,6 +24,7 @@ is a bootstrap sample (Efron 1979) of part k mod parts. Training and held-out re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -28,8 +32,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sovfed.clients.data import Dataset, Indices, Records, load_records, natural_sites
+from sovfed.federation import plugins
+from sovfed.federation.compose import PARTITIONS
 from sovfed.federation.config import Config, PartitionConfig
-from sovfed.federation.errors import DataError
+from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.columns import NUMBERS
 from sovfed.federation.tasks.registry import configured_task
@@ -39,7 +45,9 @@ PART_RECORDS: Final = 10  # training records of a part, on average and at least
 LEAST: Final = {"train": 2, "test": 1}  # records of a part, taken from the largest where the shares give fewer
 _ROWS: Final = 1  # what an institution's random numbers are for: each purpose has a stream of its own
 _NOISE: Final = 2
+NATURAL: Final = "natural"
 Shares = npt.NDArray[np.float64]
+Recipe = Callable[[PartitionConfig, Indices, int, int, np.random.Generator], npt.ArrayLike]
 
 
 def pooled(task: Task, config: Config) -> Dataset:
@@ -121,29 +129,63 @@ class Partition:
         return np.random.Generator(np.random.Philox(key=[self._seed, purpose], counter=[0, 0, 0, institution]))
 
 
+def recipes() -> tuple[str, ...]:
+    """Every partition that cuts records up, ours and those that packages bring, in alphabetical order."""
+    return tuple(sorted({*_OURS, *plugins.installed(PARTITIONS)}))
+
+
 def make_shares(
     config: PartitionConfig, labels: Indices, classes: int, parts: int, generator: np.random.Generator
 ) -> Shares:
-    """Each part's share of each class, shape [classes, parts]; every row adds up to 1."""
-    match config.name:
-        case "dirichlet":
-            return generator.dirichlet(np.full(parts, config.alpha), size=classes)
-        case "quantity":
-            return np.tile(generator.dirichlet(np.full(parts, config.alpha)), (classes, 1))
-        case "shards":
-            return _shards(config.shards, labels, classes, parts, generator)
-        case _:
-            return np.full((classes, parts), 1 / parts)
+    """Each part's share of each class, shape [classes, parts]; every row adds up to 1.
+
+    Raises ConfigError for an unknown partition, or one whose shares are none.
+    """
+    recipe = _OURS.get(config.name) or plugins.load(PARTITIONS, "partition", config.name, (NATURAL, *recipes()))
+    shares = np.asarray(recipe(config, labels, classes, parts, generator), np.float64)
+    fits = shares.shape == (classes, parts) and bool((shares >= 0).all())
+    if not fits or not np.allclose(shares.sum(1), 1):
+        raise ConfigError(
+            f"partition '{config.name}' gives shares of shape {list(shares.shape)}, expected {[classes, parts]}, none "
+            "below 0, and 1 in all for each class"
+        )
+    return shares
 
 
-def _shards(shards: int, labels: Indices, classes: int, parts: int, generator: np.random.Generator) -> Shares:
+def _equal(
+    config: PartitionConfig, labels: Indices, classes: int, parts: int, generator: np.random.Generator
+) -> Shares:
+    return np.full((classes, parts), 1 / parts)
+
+
+def _by_label(
+    config: PartitionConfig, labels: Indices, classes: int, parts: int, generator: np.random.Generator
+) -> Shares:
+    return generator.dirichlet(np.full(parts, config.alpha), size=classes)
+
+
+def _by_quantity(
+    config: PartitionConfig, labels: Indices, classes: int, parts: int, generator: np.random.Generator
+) -> Shares:
+    return np.tile(generator.dirichlet(np.full(parts, config.alpha)), (classes, 1))
+
+
+def _shards(
+    config: PartitionConfig, labels: Indices, classes: int, parts: int, generator: np.random.Generator
+) -> Shares:
     """Of the records in the order of their labels, how much of each class lies in each part's shards."""
+    shards = config.shards
     ends = np.cumsum(np.bincount(labels, minlength=classes))
     starts = ends - np.bincount(labels, minlength=classes)
     cuts = np.linspace(0, len(labels), shards * parts + 1)
     overlap = np.minimum(ends[:, None], cuts[1:]) - np.maximum(starts[:, None], cuts[:-1])
     dealt = np.clip(overlap, 0, None)[:, generator.permutation(shards * parts)].reshape(classes, parts, shards).sum(2)
     return np.where(dealt.sum(1, keepdims=True) > 0, dealt / np.maximum(dealt.sum(1, keepdims=True), 1), 1 / parts)
+
+
+_OURS: Final[dict[str, Recipe]] = {
+    "iid": _equal, "feature": _equal, "dirichlet": _by_label, "quantity": _by_quantity, "shards": _shards,
+}  # fmt: skip
 
 
 def _deal(labels: Indices, rows: Indices, shares: Shares, generator: np.random.Generator) -> list[Indices]:

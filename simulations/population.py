@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, overload
@@ -15,6 +18,8 @@ from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.simulations.partition import Partition, make_partition
 
+LABEL: Final = 63  # letters of a DNS label
+SPELT: Final = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "æ": "ae", "ø": "oe", "å": "aa", "ł": "l"})
 KEPT: Final = 1_000  # institutions whose records, or trainers, are kept from round to round
 
 
@@ -84,8 +89,22 @@ def sites(config: Config) -> list[DataConfig]:
 
 
 def institution_names(data: Sequence[DataConfig]) -> list[str]:
-    """A name for each institution: its own, or hospital-1, hospital-2, …"""
-    return [
-        source.site.replace("_", "-") if not source.site.isdigit() else f"hospital-{int(source.site) + 1}"
-        for source in data
-    ]
+    """A name for each institution, as a certificate may bear it: its site's, or hospital-1, hospital-2, …"""
+    return labels([part.site for part in data])
+
+
+def labels(sites: Iterable[str]) -> list[str]:
+    """Each of `sites` in a-z, 0-9 and '-', no two alike; hospital-1, hospital-2, … where nothing of it is left."""
+    names: list[str] = []
+    for number, site in enumerate(sites):
+        wanted = f"hospital-{int(site) + 1}" if site.isdecimal() else _label(site)
+        others = (f"hospital-{other}" for other in itertools.count(number + 1))
+        names.append(next(name for name in itertools.chain([wanted], others) if name and name not in names))
+    return names
+
+
+def _label(site: str) -> str:
+    """`site` in the letters of a DNS label; "" where nothing of it is left."""
+    spelt = unicodedata.normalize("NFKD", unicodedata.normalize("NFC", site).lower().translate(SPELT))
+    plain = spelt.encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", plain)[:LABEL].strip("-")

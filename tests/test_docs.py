@@ -88,3 +88,16 @@ def test_the_site_is_built_strictly_and_its_pages_load_nothing_from_elsewhere(tm
         assert fetched.urls == [], name
     for style in tmp_path.rglob("*.css"):
         assert not re.search(r"(@import|url\()\s*['\"]?(https?:)?//", style.read_text(encoding="utf-8")), style
+
+
+@pytest.mark.parametrize("name", ["task", "connector", "metric", "optimizer", "strategy", "partition"])
+def test_the_page_of_an_extension_point_shows_the_file_that_is_built_and_run(name: str) -> None:
+    shown = re.search(r"^```python\n(.*?)^```", (DOCS / "extend" / f"{name}.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert shown and shown[1] == (ROOT / "examples" / "package" / "lab" / f"{name}.py").read_text()
+
+
+def test_the_pages_of_extension_points_name_the_packages_own_entry_points() -> None:
+    package = (ROOT / "examples" / "package" / "pyproject.toml").read_text()
+    shown = "".join(page.read_text() for page in (DOCS / "extend").glob("*.md"))
+    entries = re.findall(r'^\[project\.entry-points\."sovfed\.\w+"\]\n.*$', package, re.MULTILINE)
+    assert len(entries) == 6 and all(entry in shown for entry in entries)

@@ -17,16 +17,16 @@ PACKAGE = Path(__file__).parents[1] / "examples" / "package"
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that the built wheel was installed into."""
-    place = tmp_path_factory.mktemp("outside")
-    shutil.copytree(PACKAGE, place / "source")
+    folder = tmp_path_factory.mktemp("outside")
+    shutil.copytree(PACKAGE, folder / "source")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     offline = ["--no-deps", "--no-index"]
-    wheels = place / "wheels"
-    built = [*pip, "wheel", "--no-build-isolation", *offline, "--wheel-dir", str(wheels), str(place / "source")]
+    wheels = folder / "wheels"
+    built = [*pip, "wheel", "--no-build-isolation", *offline, "--wheel-dir", str(wheels), str(folder / "source")]
     subprocess.run(built, check=True, capture_output=True)
     (wheel,) = wheels.glob("*.whl")
-    subprocess.run([*pip, "install", *offline, "--target", str(place / "site"), str(wheel)], check=True)
-    return place / "site"
+    subprocess.run([*pip, "install", *offline, "--target", str(folder / "site"), str(wheel)], check=True)
+    return folder / "site"
 
 
 def sovfed(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -38,16 +38,36 @@ def sovfed(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 def summary(installed: Path, folder: str, *settings: str) -> dict[str, object]:
     done = sovfed(installed, "simulate", "--json", "--no-track", "--folder", folder, *settings)
     assert done.returncode == 0, done.stderr
-    found: dict[str, object] = json.loads(done.stdout)
-    return found
+    told: dict[str, object] = json.loads(done.stdout)
+    return told
 
 
 def test_its_task_connector_optimizer_strategy_and_settings_are_found_by_name(installed: Path) -> None:
     done = sovfed(installed, "config", "show", "task=sepsis", "strategy=lab_cautious", "task.optimizer=lab_sign")
     assert done.returncode == 0, done.stderr
     assert "lab_records" in done.stdout and "lab_cautious" in done.stdout
-    found = summary(installed, "one", "task=sepsis", "strategy=lab_cautious", "task.optimizer=lab_sign", "rounds=6")
-    assert found["secure_aggregation"] and found["metrics"]["auc"] > 0.8  # type: ignore[index]
+    told = summary(installed, "one", "task=sepsis", "strategy=lab_cautious", "task.optimizer=lab_sign", "rounds=6")
+    assert told["secure_aggregation"] and told["metrics"]["accuracy"] > 0.7  # type: ignore[index]
+
+
+def test_its_metric_is_added_up_by_secure_aggregation(installed: Path) -> None:
+    told = summary(installed, "metric", "task=sepsis", "rounds=4")
+    assert told["secure_aggregation"] and set(told["metrics"]) == {"accuracy", "missed", "false_alarms"}  # type: ignore[call-overload]
+    shown = sovfed(installed, "task", "check", "sepsis")
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "accuracy, missed, false_alarms" in shown.stdout
+
+
+def test_its_partition_cuts_any_tasks_records_up(installed: Path) -> None:
+    done = sovfed(installed, "partition", "task=breast_cancer", "partition=lab_referral", "--json")
+    assert done.returncode == 0, done.stderr
+    held = [row["by_class"] for row in json.loads(done.stdout)]
+    last = [row[-1] for row in held]
+    assert abs(last[0] - sum(last[1:])) <= len(last) and len(held) == 4
+    first = [row[0] for row in held]
+    assert max(first) - min(first) <= 2
+    unknown = sovfed(installed, "partition", "task=breast_cancer", "partition=lab_referal")
+    assert unknown.returncode == 2 and "lab_referral" in unknown.stderr
 
 
 def test_it_trains_privately_and_stacked_too(installed: Path) -> None:

@@ -40,7 +40,7 @@ def hospital(count: int, seed: int) -> pa.Table:
 def prepare(folder: Path, count: int = 400) -> Path:
     """Write one file a hospital."""
     folder.mkdir(parents=True, exist_ok=True)
-    for seed, name in enumerate(("north", "east", "south")):
+    for seed, name in enumerate(("east", "north", "south")):
         pq.write_table(hospital(count, seed), folder / f"{name}.parquet")
     return folder
 

@@ -1,6 +1,6 @@
 """A small BERT in a local folder, as `from_pretrained` reads it: nothing is downloaded.
 
-    python examples/text_lora/make_base.py FOLDER
+    python examples/text_lora/make_base.py [FOLDER]
 
 It has learnt to fill in hidden bytes of texts in German and Japanese, as Devlin et al. (2019) have it, and has seen the
 area of none.
@@ -12,9 +12,12 @@ import sys
 from pathlib import Path
 
 import torch
-from texts import LENGTH, texts
 from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForMaskedLM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from text_lora.task import BASE, LENGTH
+from text_lora.texts import texts
 
 HIDDEN = 257  # the symbol in the place of a hidden byte; bytes are 1 to 256, and 0 stands behind the end
 SHARE = 0.3  # of the bytes are hidden: neighbours in a word tell much, so more than of whole words
@@ -44,4 +47,4 @@ def prepare(folder: Path, steps: int = 400) -> Path:
 
 
 if __name__ == "__main__":
-    print(prepare(Path(sys.argv[1])))
+    print(prepare(Path(sys.argv[1]) if sys.argv[1:] else BASE))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from text_lora.task import AREAS, LENGTH
 
-AREAS = ("tax", "traffic", "health")
-LENGTH = 52  # bytes of a text that are read; the longest has 49
 _GERMAN = {
     "tax": ("Die Steuer", "Der Freibetrag", "Die Abgabe", "Der Zoll"),
     "traffic": ("Das Fahrzeug", "Die Ampel", "Der Fahrer", "Die Vorfahrt"),

@@ -51,11 +51,7 @@ def _data(facts: Facts) -> str:
 
 
 def _row(column: Column) -> str:
-    if column.categories:
-        values = _listed(column.categories)
-    else:
-        low, high = column.bounds
-        values = f"{low:g} to {high:g} {_safe(column.unit)}"
+    values = _listed(column.categories) if column.categories else _safe(f"{column.reach} {column.unit}")
     shape = f" of shape {' × '.join(map(str, column.shape))}" if column.shape else ""
     missing = "–" if column.role == "target" else "is refused" if column.missing == "refuse" else column.missing
     cells = (_safe(column.name), column.role, column.kind + shape, values, missing)

@@ -129,9 +129,8 @@ def _privacy(found: Task) -> str:
 
 
 def _row(column: Column) -> tuple[str, ...]:
-    low, high = column.bounds
     words = list(column.categories[:WORDS_SHOWN]) + ["…"] * (len(column.categories) > WORDS_SHOWN)
-    values = ", ".join(words) if words else f"{low:g} to {high:g}"
+    values = ", ".join(words) if words else column.reach
     kind = f"{column.kind} {list(column.shape)}" if column.shape else column.kind
     missing = {"refuse": "refuse", "mean": "mean", "constant": f"{column.fill:g}", "category": "own category"}
     told = missing[column.missing] + (" + indicator" if column.indicator else "")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass
+from datetime import date, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -26,6 +28,7 @@ SCALINGS: Final = ("standard", "bounds", "none")
 NUMBERS: Final = ".numbers"  # of a table: all scalar inputs but categories, float32 [n, numbers], NaN where missing
 CODES: Final = ".codes"  # all inputs that are categories, int16 [n, categories], -1 where missing
 PACKED: Final = "x"  # what a model is given of both
+EPOCH: Final = date(1970, 1, 1)  # from which a date's days count
 MAX_COLUMNS: Final = 10_000
 MAX_CATEGORIES: Final = 10_000
 Table: TypeAlias = "Mapping[str, npt.NDArray[Any]]"  # by column; a record is a place in the first dimension
@@ -100,6 +103,17 @@ class Column:
                 return 0.0, 256.0
             case _:
                 return self.low, self.high
+
+    @property
+    def reach(self) -> str:
+        """The bounds as people write them, without the unit."""
+        low, high = self.bounds
+        if self.kind == "boolean":
+            return "no or yes"
+        if self.kind == "date":
+            with contextlib.suppress(OverflowError):  # of a schema in Python, which may say any number
+                return f"{EPOCH + timedelta(days=low)} to {EPOCH + timedelta(days=high)}"
+        return f"{low:g} to {high:g}"
 
     @property
     def size(self) -> int:

@@ -139,11 +139,14 @@ def read_run(home: Path, name: str, control: ControlClient | None = None) -> dic
     """The run's state: name, task, status, reason, rounds, rounds_done, institutions, started, flower_run_id."""
     from sovfed.server.runs.curves import read_rounds
 
-    state, lines = read_state(home, name), read_rounds(run_folder(home, name))
-    status, reason = state["status"], state["reason"]
-    if status in ACTIVE and not is_held(run_folder(home, name)) and _is_over(control, state):
+    folder, state = run_folder(home, name), read_state(home, name)
+    over = state["status"] in (*ACTIVE, STOPPING) and not is_held(folder)
+    if over:  # what it said last before it ended, perhaps since we have read
+        state = read_state(home, name)
+    status, reason, lines = state["status"], state["reason"], read_rounds(folder)
+    if over and status in ACTIVE and _is_over(control, state):
         status, reason = INTERRUPTED, reason or "its coordinator ended without a word; `sovfed run logs` may say why"
-    elif status == STOPPING and not is_held(run_folder(home, name)):
+    elif over and status == STOPPING:
         status = "stopped"
     return {
         "name": name,

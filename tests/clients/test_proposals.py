@@ -143,3 +143,12 @@ def test_the_command_writes_a_file_once_and_checks_it(tmp_path: Path) -> None:
     assert "Station" in shown.output and "own category" in shown.output and "digest" in shown.output
     listed = CliRunner().invoke(group, ["list"], catch_exceptions=False)
     assert "breast_cancer" in listed.output
+
+
+def test_the_person_is_the_patient_rather_than_the_case(tmp_path: Path) -> None:
+    file = tmp_path / "klinik.csv"
+    rows = "".join(f"F{row};P-{row % 7};{50 + row % 30};{'ja' if row % 2 else 'nein'}\n" for row in range(40))
+    file.write_text(f"Fall-Nr;Patienten-ID;Alter;Sturz\n{rows}", encoding="utf-8")
+    assert "\nperson: Patienten-ID  # to be confirmed" in propose("sturz", file).text
+    file.write_text(f"Fall-Nr;Bett;Alter;Sturz\n{rows}", encoding="utf-8")
+    assert "\nperson: Fall-Nr  # to be confirmed" in propose("sturz", file).text

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -30,9 +31,16 @@ def load(name: str) -> ModuleType:
 
 @pytest.fixture(autouse=True)
 def _paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a script's own folder is on the path."""
-    own = [str(FOLDER / name) for name in ("survival", "text_lora")]
-    monkeypatch.setattr(sys, "path", [str(FOLDER), *own, *sys.path])
+    """As a script's top folder is on the path."""
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
+
+
+def compared(study: Any, private: bool = True) -> dict[str, float]:
+    """The example's figures after a few rounds."""
+    from study import compared  # type: ignore[import-not-found]
+
+    figures: dict[str, float] = compared(study, quick=True, private=private)
+    return figures
 
 
 def test_every_published_case_is_converted_in_at_most_five_lines() -> None:
@@ -69,35 +77,40 @@ def test_a_model_of_other_sizes_is_another_task_or_none() -> None:
 
 
 def test_regression_learns() -> None:
-    result = load("regression/run").run(quick=True)
-    assert result["federated"] > result["pooled"] - 0.1
-    assert set(result) == {"pooled", "federated", "private"}
+    figures = compared(load("regression/run").STUDY)
+    assert figures["federated"] > figures["pooled"] - 0.1
+    assert set(figures) == {"pooled", "federated", "private"}
 
 
 def test_several_labels_are_learnt() -> None:
-    result = load("multilabel/run").run(quick=True)
-    assert result["federated"] > result["pooled"] - 0.02
-    assert result["private"] > 0.6
+    figures = compared(load("multilabel/run").STUDY)
+    assert figures["federated"] > figures["pooled"] - 0.02
+    assert figures["private"] > 0.6
 
 
-def test_of_a_frozen_base_only_the_head_travels() -> None:
-    result = load("frozen_image/run").run(quick=True)
-    assert result["values that travel"] == 32 * 5 + 5
-    assert result["values of the model"] > 9_000
-    assert result["federated"] > result["pooled"] - 0.1
+def test_of_a_frozen_base_only_the_head_travels(tmp_path: Path) -> None:
+    base = load("frozen_image/make_base").prepare(tmp_path / "base.safetensors")
+    study = load("frozen_image/run").study(base)
+    assert study.task.parameters == 32 * 5 + 5
+    assert sum(values.numel() for values in study.task.model().parameters()) > 9_000
+    figures = compared(study)
+    assert figures["federated"] > figures["pooled"] - 0.1
 
 
 def test_survival_needs_a_task_yaml_only() -> None:
-    result = load("survival/run").run(quick=True)
-    assert result["federated"] == pytest.approx(result["pooled"], abs=0.02)
+    study = load("survival/run").STUDY
+    assert study.task.name == "task.yaml"
+    figures = compared(study)
+    assert figures["federated"] == pytest.approx(figures["pooled"], abs=0.03)
 
 
-def test_lora_sends_its_matrices_and_the_head_only() -> None:
+def test_lora_sends_its_matrices_and_the_head_only(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     pytest.importorskip("transformers")
-    result = load("text_lora/run").run(quick=True, private=False)
-    assert result["values that travel"] == 2 * 3 * (64 * 8 * 2) + (64 * 64 + 64) + (3 * 64 + 3)  # LoRA, pooler, head
-    assert result["values of the model"] > 80_000
+    base = load("text_lora/make_base").prepare(tmp_path / "base", steps=40)
+    task = load("text_lora/run").study(base).task
+    assert task.parameters == 2 * 3 * (64 * 8 * 2) + (64 * 64 + 64) + (3 * 64 + 3)  # LoRA, pooler, head
+    assert sum(values.numel() for values in task.model().parameters()) > 80_000
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 PERSON: Final = "person"  # the column's name where neither data.person nor the task's schema gives one
 ROW: Final = "row"  # as data.person: each row is another person
+_NUMBER: Final = "(id|no|nr|num|number|nummer|key|code|identifier|hash)"
 _LIKE_PERSON: Final = re.compile(
-    r"(patient|person|subject|participant|proband)(in)?([ _.-]*(id|no|nr|num|number|nummer|key|code|identifier|hash))?"
-    r"|(member|client|case|insured|versicherten|fall|pat)[ _.-]*(id|no|nr|num|number|nummer|key|code|identifier|hash)"
-    r"|p?id|mrn|ehr[ _-]*id|nhs[ _-]*(no|number)?|ssn|hn|medical[ _-]*record[ _-]*(no|number)?|empi|kvnr|患者(id|番号)?"
+    rf"(patient|person|subject|participant|proband)(en|in|innen)?([ _.-]*{_NUMBER})?"
+    rf"|(member|client|case|insured|pseudonym|versicherten|fall|pat)[ _.-]*{_NUMBER}"
+    r"|p?id|mrn|pseudonym|ehr[ _-]*id|nhs[ _-]*(no|number)?|ssn|hn|medical[ _-]*record[ _-]*(no|number)?|empi|kvnr"
+    r"|患者(id|番号)?"
 )
+_LIKE_CASE: Final = re.compile(r"(case|fall)[ _.-]?.*")  # which a person may have several of
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,19 @@ def locate(
     site = index.demand(config.site_column, "data.site_column") if config.site_column else None
     person, declared = _person(schema, config, index)
     used = {place for part in columns.values() for place in part} | {site}
-    suspects = () if person is not None else tuple(
-        name for place, name in enumerate(header) if place not in used and _LIKE_PERSON.fullmatch(fold(name))
-    )  # fmt: skip
+    unused = [name for place, name in enumerate(header) if place not in used]
+    suspects = () if person is not None else tuple(like_persons(unused))
     if suspects and config.person != ROW:  # a task cannot know whose a row of this table is
         declared = False
     return Places(columns, person, site, declared, suspects)
+
+
+def like_persons(names: Sequence[str]) -> list[str]:
+    """Those of a header's `names` that look like a person's, most likely ones first: cases come after patients."""
+    return sorted(
+        (name for name in names if _LIKE_PERSON.fullmatch(fold(name))),
+        key=lambda name: bool(_LIKE_CASE.fullmatch(fold(name))),
+    )
 
 
 class Index:

@@ -98,7 +98,7 @@ def _fix(column: Column | None, kind: str) -> str:
         case words.NUMBER:
             return "; see data.decimal and data.missing_words"
         case words.DATE:
-            return "; expected year-month-day, or say how with data.date_format"
+            return "; expected year-month-day, or as said: data.date_format=%d.%m.%Y"
         case words.OUTSIDE if column is not None:
             low, high = column.bounds
             return f"; expected {low:g} to {high:g}{f' {column.unit}' if column.unit else ''}"

@@ -139,3 +139,16 @@ def test_a_column_that_says_what_cannot_be_is_refused(wrong: dict[str, Any], sai
 def test_names_that_would_be_taken_for_one_another_are_refused(columns: tuple[Column, ...], person: str) -> None:
     with pytest.raises(ValueError, match="names must be unequal"):
         Schema(columns, person)
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        (number("age", 0, 120, unit="years"), "0 to 120"),
+        (Column("seen", "date", low=-14610, high=10956), "1930-01-01 to 1999-12-31"),
+        (Column("ever", "date", low=-1e30, high=1e30), "-1e+30 to 1e+30"),
+        (Column("smoker", "boolean"), "no or yes"),
+    ],
+)
+def test_bounds_are_told_as_people_write_them(column: Column, text: str) -> None:
+    assert column.reach == text

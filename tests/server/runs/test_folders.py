@@ -17,6 +17,7 @@ from sovfed.federation.files import private_directory
 from sovfed.federation.wire.loopback import ensure_secret
 from sovfed.server.runs import folders
 from sovfed.server.runs.control import LOOPBACK_SECRET, ControlClient
+from sovfed.server.runs.curves import read_rounds
 
 URI = "postgresql://mlflow:s3cret-pw@db.internal/x"
 
@@ -101,3 +102,33 @@ def test_what_is_stored_is_the_configuration_but_for_the_credentials(home: Path)
     whole = json.loads(json.dumps(dataclasses.asdict(config)))
     assert whole["tracking"].pop("uri") == URI
     assert kept == whole
+
+
+def test_a_run_that_finishes_while_it_is_looked_at_has_not_failed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders.start_run(Recorder(), home, "study", compose([]).config, resume=False)  # type: ignore[arg-type]
+    folder = folders.run_folder(home, "study")
+
+    def ends(_: Path) -> bool:
+        """The coordinator says that it has finished, and is gone, after its state was read."""
+        folders.write_state(folder, state, "finished")
+        return False
+
+    state = json.loads((folder / folders.STATE).read_text())
+    folders.write_state(folder, state, "running")
+    monkeypatch.setattr(folders, "is_held", ends)
+    assert folders.read_run(home, "study")["status"] == "finished"
+    folders.write_state(folder, state, "running")
+    monkeypatch.undo()
+    assert folders.read_run(home, "study")["status"] == folders.INTERRUPTED
+    folders.write_state(folder, state, "running", "the disk is full")
+    with folders.lock(folder):
+        assert folders.read_run(home, "study")["status"] == "running"
+
+
+def test_a_line_that_the_power_cut_off_is_no_round(home: Path) -> None:
+    """Seen: no such run could be resumed."""
+    folders.start_run(Recorder(), home, "study", compose([]).config, resume=False)  # type: ignore[arg-type]
+    file = folders.run_folder(home, "study") / "rounds.jsonl"
+    for torn in ('{"round": 2, "particip', "\0" * 40 + "\n", '{"round": 2\n'):
+        file.write_text('{"round": 1, "participants": []}\n' + torn)
+        assert [line["round"] for line in read_rounds(file.parent)] == [1]
