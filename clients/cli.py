@@ -337,10 +337,11 @@ def _tell_obstacles(home: Path) -> None:
 
 def _tell_findings(home: Path) -> None:
     from sovfed.clients.home import load_config
-    from sovfed.clients.looked import data_findings
+    from sovfed.clients.looked import data_findings, population_findings
     from sovfed.clients.policy import load_policy
 
-    for line in data_findings(load_config(home), load_policy(home)):
+    config, policy = load_config(home), load_policy(home)
+    for line in (*population_findings(config, policy), *data_findings(config, policy)):
         click.echo(visible(line), err=True)
 
 

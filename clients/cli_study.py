@@ -46,8 +46,9 @@ def list_studies(home: Path) -> None:
     "--task", "task", required=True, help="A task.yaml, of which a copy is kept, or an installed task's name."
 )
 @click.option("--allow", is_flag=True, help="Write the task into allowed_tasks of policy.yaml.")
+@click.option("--population", default="", help="Whose records they are, if of people who are in no other study.")
 @HOME
-def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, home: Path) -> None:
+def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, population: str, home: Path) -> None:
     """Write study NAME into client.yaml, with its task and records, and look at these. OVERRIDES set `data…`.
 
     A task.yaml is named with its digest: a later version of it is another study, until you say that it is not.
@@ -58,7 +59,7 @@ def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, home: Pat
       sovfed client study add hearts --task heart data=heart data.path=/srv/heart data.site=cleveland
     """
     from sovfed.clients.home import whole
-    from sovfed.clients.looked import data_findings
+    from sovfed.clients.looked import data_findings, population_findings
     from sovfed.clients.overrides import client_config
     from sovfed.clients.own_tasks import allow_entry, keep_task, known_task
     from sovfed.clients.policy import load_policy
@@ -69,7 +70,7 @@ def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, home: Pat
         raise click.UsageError(
             f"{visible(wrong[0])[:64]!r} is no setting of a study's data, as in data.path=births.csv"
         )
-    config = add_study(home, name, entry, whole(client_config(overrides).data, Path.cwd()))
+    config = add_study(home, name, entry, whole(client_config(overrides).data, Path.cwd()), population)
     keep_task(home, task)
     click.echo(f"client.yaml now has study {name}, of {entry}; it holds from the next `sovfed client up`")
     if allow:
@@ -78,7 +79,7 @@ def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, home: Pat
     policy = load_policy(home)
     if entry not in policy.allowed_tasks:
         click.echo(f"to let runs train it, policy.yaml needs in allowed_tasks: {entry}")
-    for line in data_findings(config, policy, name):
+    for line in (*population_findings(config, policy), *data_findings(config, policy, name)):
         click.echo(visible(line), err=True)
 
 
@@ -95,10 +96,11 @@ def check(ctx: click.Context, home: Path) -> None:
       sovfed client study check
     """
     from sovfed.clients.home import load_config
-    from sovfed.clients.looked import data_findings
+    from sovfed.clients.looked import data_findings, population_findings
     from sovfed.clients.policy import load_policy
 
-    lines = data_findings(load_config(home), load_policy(home))
+    config, policy = load_config(home), load_policy(home)
+    lines = [*population_findings(config, policy), *data_findings(config, policy)]
     for line in lines:
         click.echo(visible(line))
     if not lines:

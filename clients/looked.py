@@ -5,10 +5,12 @@ A line names study, task, column, count and first lines, and never a value.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sovfed.federation.config import REST
 from sovfed.federation.errors import ConfigError, SovfedError, WrongTaskError
 from sovfed.federation.tasks import registry
 from sovfed.federation.text import AT, names_task
@@ -46,6 +48,34 @@ def data_findings(config: ClientConfig, policy: Policy, study: str | None = None
         except WrongTaskError as error:
             lines[str(error)] = None
     return list(lines)
+
+
+def population_findings(config: ClientConfig, policy: Policy) -> list[str]:
+    """Why runs of a study would be charged to nobody, and so be refused, a line each; the ledger is only read."""
+    from sovfed.clients.ledger import replay
+    from sovfed.clients.ledger_entries import History
+    from sovfed.clients.ledger_file import ledgers, read_ledger, token_of
+    from sovfed.clients.studies import whose_in
+
+    home, name = Path(config.home), policy.privacy.population_name
+    history = replay(read_ledger(home, name)[0]) if name in ledgers(home) else History(name)
+    lines = []
+    for study, task in _read_by(config, policy):
+        whose = whose_in(config, study, task)
+        if whose.population and whose.population not in policy.populations:
+            lines.append(f"study {study}: policy.yaml has no population '{whose.population}'; add it to `populations`")
+            continue
+        keys = tuple(token_of(home, key) for key in whose.keys) if history.known else ()
+        if reason := history.why_not(dataclasses.replace(whose, keys=keys)):
+            lines.append(f"study {study}: runs will be refused: {reason}")
+    return lines
+
+
+def _read_by(config: ClientConfig, policy: Policy) -> Iterator[tuple[str, str]]:
+    """Each study with its task's name, and each allowed task that no study is of."""
+    named = {study: settings.task.partition(AT)[0] for study, settings in config.studies.items()}
+    yield from named.items()
+    yield from ((REST, name) for name in policy.allowed_names if name not in named.values())
 
 
 def _newest(entry: str) -> Task | None:

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sovfed.clients.ledger_entries import Budget
+from sovfed.clients.ledger_entries import LEDGER_NAME, NAME_RULE, Budget
 from sovfed.clients.settings import read_settings
 from sovfed.federation.config import LEAST_SPREAD
 from sovfed.federation.errors import NotPrivateError, PolicyError
@@ -58,6 +58,10 @@ privacy/ before anything leaves, and refused when the budget is spent; `sovfed c
 left. The ledger belongs to the persons that population_name stands for, whatever file they are read from. Runs without
 differential privacy are entered as what they are, without any bound.
 
+populations: budgets of people of whom none is in another population, by name, each with its own epsilon,
+annual_epsilon, delta, population. A study of client.yaml names its one (population: NAME), and is charged to it only
+after `sovfed client ledger assign STUDY`, which the ledger records for good; studies that name none share 'privacy'.
+
 require_privacy: true refuses them. Sums over several institutions hide who contributed what; they do not hide a person
 from whoever chooses the models: each request without privacy is an exact question about everybody's records, and enough
 of them read one record out (docs/what-leaves.md has figures). Set it to false only for an agency that you trust not to,
@@ -91,6 +95,10 @@ class Policy:
     require_privacy: bool = bounded(True, doc="answer runs with differential privacy only")
     secure_aggregation: Terms = field(default_factory=Terms)
     privacy: Budget = field(default_factory=Budget)
+    populations: dict[str, Budget] = field(
+        default_factory=dict,
+        metadata={"doc": "by name, budgets of further populations, of whom nobody is in another; studies name them"},
+    )
     reproducible: bool = bounded(
         False, doc="train in the same order when the same is asked again, so that two runs agree to the bit"
     )
@@ -121,6 +129,16 @@ class Policy:
     def __post_init__(self) -> None:
         if self.min_batch_size > self.max_batch_size:
             raise ValueError(f"min_batch_size {self.min_batch_size} is above max_batch_size {self.max_batch_size}")
+        for name, budget in self.populations.items():
+            if not LEDGER_NAME.fullmatch(name) or name == self.privacy.population_name:
+                raise ValueError(f"populations: '{name[:80]}' {NAME_RULE}, and not the one of 'privacy'")
+            if budget.population_name not in (name, Budget().population_name):
+                raise ValueError(f"populations.{name}: population_name is '{budget.population_name}'; leave it out")
+
+    @property
+    def other_budgets(self) -> dict[str, Budget]:
+        """The budget of each further population, which knows its name."""
+        return {name: replace(budget, population_name=name) for name, budget in self.populations.items()}
 
     @property
     def allowed_names(self) -> tuple[str, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.home import SETTINGS, load_config
+from sovfed.clients.ledger_entries import Whose
 from sovfed.clients.settings import named_lines, read_settings
 from sovfed.federation.config import REST, ClientConfig, StudyConfig
 from sovfed.federation.errors import ConfigError
@@ -19,9 +21,25 @@ if TYPE_CHECKING:
 
     from sovfed.clients.policy import Policy
     from sovfed.federation.config import DataConfig
+    from sovfed.federation.tasks import Task
 
 INDENT: Final = "  "
 _GROUP: Final = re.compile(r"^studies:[ ]*(\{[ ]*\})?[ ]*$", re.MULTILINE)  # an empty one, or one that follows in lines
+
+
+def whose_of(config: ClientConfig, task: Task) -> Whose:
+    """Whose records a run of `task` reads, as the ledger knows them. Raises WrongTaskError."""
+    return whose_in(config, config.study_of(task), task.name)
+
+
+def whose_in(config: ClientConfig, study: str, task: str) -> Whose:
+    """Whose records `study` has; they are known by the study, by the task's name, and by where they lie."""
+    data = config.each_data()[study]
+    keys = [f"task {task}"]
+    keys += [f"{kind} {os.path.realpath(place)}" for kind in ("path", "url_file") if (place := getattr(data, kind))]
+    if data.path is None and data.url_file is None:
+        keys.append(f"source {data.source}")
+    return Whose(config.population_of(study), study, tuple(keys))
 
 
 def listed(config: ClientConfig, policy: Policy) -> Iterator[str]:
@@ -30,11 +48,12 @@ def listed(config: ClientConfig, policy: Policy) -> Iterator[str]:
     for name, study in config.studies.items():
         allowed = any(_meet(study.task, entry) for entry in policy.allowed_tasks)
         word = "allowed" if allowed else "not in allowed_tasks"
-        yield f"{name.ljust(width)}  {study.task}  {word}  {_place(study.data)}"
+        whose = f"  population {study.population}" if study.population else ""
+        yield f"{name.ljust(width)}  {study.task}  {word}  {_place(study.data)}{whose}"
     yield f"{REST.ljust(width)}  every other task  {_place(config.data)}"
 
 
-def add_study(home: Path, name: str, task: str, data: DataConfig) -> ClientConfig:
+def add_study(home: Path, name: str, task: str, data: DataConfig, population: str = "") -> ClientConfig:
     """Write study `name` into `home/client.yaml`, beside what is there; the settings as they then are.
 
     Raises ConfigError if the study, or one of its task, is there; or with what to add by hand where the file is not
@@ -47,7 +66,7 @@ def add_study(home: Path, name: str, task: str, data: DataConfig) -> ClientConfi
     old = bind(ClientConfig, before, str(path))
     if name in old.studies:
         raise ConfigError(f"{path}: study '{name}' is there already; change it by hand")
-    study = bind(StudyConfig, {"task": task, "data": data}, name)
+    study = bind(StudyConfig, {"task": task, "data": data, "population": population}, name)
     wanted = bind(ClientConfig, {**before, "studies": {**old.studies, name: study}}, str(path))
     block = "\n".join(named_lines({name: study}, INDENT))
     changed = _with_block(text, block)

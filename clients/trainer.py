@@ -22,11 +22,13 @@ import numpy as np
 from sovfed.clients.admission import check_release, check_shapes, resolve, sums_width
 from sovfed.clients.allowance import Allowance
 from sovfed.clients.data import Dataset, check_private_data, load_records
+from sovfed.clients.ledger_entries import Whose
 from sovfed.clients.masking import Masking
 from sovfed.clients.personal import PersonalStates
 from sovfed.clients.received import facts_of_release, keep_released, plan_of
+from sovfed.clients.studies import whose_of
 from sovfed.clients.workload import Echo, Workload, nothing
-from sovfed.federation.config import LEAST_SPREAD, ClientConfig
+from sovfed.federation.config import LEAST_SPREAD, REST, ClientConfig
 from sovfed.federation.errors import (
     PolicyError,
     ProtocolError,
@@ -108,6 +110,7 @@ class TrainerService:
         least_spread: float = LEAST_SPREAD,
         on_error: Callable[[Exception], None] = lambda _error: None,
         received: ReceivedModels | None = None,
+        whose: Callable[[Task], Whose] = lambda _task: Whose(study=REST),
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
@@ -115,6 +118,8 @@ class TrainerService:
 
         `on_error` is told what went wrong: a simulation's researcher may see it, an agency never.
         `tasks` are those of a name that this institution has, the newest last; `least_spread` as in the policy.
+
+        `whose` says to which population in the ledger the runs of a task are charged.
 
         `received` is where the models of ended runs are kept; without it, as in a simulation, they are not.
 
@@ -127,6 +132,7 @@ class TrainerService:
         before a record is read, if the settings let no private run use them.
         """
         self._reproducible, self._on_error, self._received = reproducible, on_error, received
+        self._whose = whose
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._device, self._precision, self._check = load, device, precision, check
         self._site: Callable[[Task], str] = site if callable(site) else lambda _task: site
@@ -211,11 +217,11 @@ class TrainerService:
             )
         return masking.tell(*ledger.position())
 
-    def _enter_unbounded(self, request: SumRequest) -> None:
+    def _enter_unbounded(self, request: SumRequest, task: Task) -> None:
         """Nothing without privacy is computed before the ledger says that it was asked for."""
         ledger = None if isinstance(request, PrivateRequest) else self._open_ledger()
         if ledger is not None:
-            ledger.enter_unbounded(request.run, TYPE_NAMES[type(request)], request.task)
+            ledger.enter_unbounded(request.run, TYPE_NAMES[type(request)], request.task, self._whose(task))
 
     def _admit(self, request: Request) -> Callable[[], Reply]:
         """The work that `request` asks for, once everything that can be refused without a record was not.
@@ -252,7 +258,7 @@ class TrainerService:
             return self._admit_private(request, task, permit)
         if self._allowance is not None:
             self._allowance.take(request)
-        self._enter_unbounded(request)
+        self._enter_unbounded(request, task)
         if self._states is not None and isinstance(request, TrainRequest | EvaluateRequest):
             self._states.claim(request)
         return lambda: self._work(request, task, permit)
@@ -304,7 +310,7 @@ class TrainerService:
             self._allowance.take(request)
         held = self._private.get(task.digest)
         paid = held is not None and held.keeps(request, number)
-        admit(request, task, room, self._open_ledger(), paid=paid)
+        admit(request, task, room, self._open_ledger(), paid=paid, whose=self._whose(task))
         return lambda: masking.mask(
             request.run, permit, self._private_training(task).update(request, room, number), lambda: 0.0
         )
@@ -338,8 +344,9 @@ class TrainerService:
 
             ledger = self._open_ledger()
             training = PrivateTraining(
-                task, self._load(task), site=self._site(task), device=self._device, ledger=ledger
-            )
+                task, self._load(task), site=self._site(task), device=self._device, ledger=ledger,
+                whose=self._whose(task),
+            )  # fmt: skip
             self._private = {task.digest: training}  # one task at a time holds the ledger
         return training
 
@@ -465,5 +472,5 @@ def make_trainer(
         device=config.device,
         precision=config.precision, check=check, masking=masking, open_ledger=open_ledger, states=states,
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data_of(task)),
-        allowance=allowance, least_spread=least_spread, received=received,
+        allowance=allowance, least_spread=least_spread, received=received, whose=lambda task: whose_of(config, task),
     )  # fmt: skip

@@ -171,6 +171,9 @@ class StudyConfig:
 
     task: str = bounded("", 1, 256, doc="the task, by name or, one version of it, by NAME@DIGEST")
     data: DataConfig = DataConfig()
+    population: str = bounded(
+        "", 0, 64, doc="whose records these are, as in policy.yaml; empty: the home's own population"
+    )
 
     def __post_init__(self) -> None:
         name, at, digest = self.task.partition(AT)
@@ -381,6 +384,10 @@ class ClientConfig:
         """Where the records of `task` are: in its study, or in `data`."""
         name = self.study_of(task)
         return self.data if name == REST else self.studies[name].data
+
+    def population_of(self, study: str) -> str:
+        """Whose records those of `study` are; "" for the home's own population."""
+        return "" if study == REST else self.studies[study].population
 
     def each_data(self) -> dict[str, DataConfig]:
         """`data`, under that name, and the data of every study."""
