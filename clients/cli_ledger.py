@@ -155,7 +155,7 @@ def assign(study: str, because: str, other_people: bool, home: Path) -> None:
       sovfed client ledger assign births --because "the table was replaced" --other-people
     """
     from sovfed.clients.home import load_config
-    from sovfed.clients.studies import whose_in
+    from sovfed.clients.whose import whose_in
     from sovfed.federation.text import AT
 
     config = load_config(home)

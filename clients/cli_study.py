@@ -84,23 +84,25 @@ def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, populatio
 
 
 @study.command()
+@click.option("--seconds", default=600.0, show_default=True, help="Most that one table is given.")
 @HOME
 @click.pass_context
-def check(ctx: click.Context, home: Path) -> None:
+def check(ctx: click.Context, seconds: float, home: Path) -> None:
     """Read the records of every study and allowed task, and say what to mend. Exits with 1 if there is anything.
 
-    Shows columns, counts and lines, and no value of a record. Tables of more than 200 MB, and databases, are not read.
+    Shows columns, counts and lines, and no value of a record. Tables of more than 2 GB are not read.
 
     \b
-    Example:
+    Examples:
       sovfed client study check
+      sovfed client study check --seconds 3600
     """
     from sovfed.clients.home import load_config
     from sovfed.clients.looked import data_findings, population_findings
     from sovfed.clients.policy import load_policy
 
     config, policy = load_config(home), load_policy(home)
-    lines = [*population_findings(config, policy), *data_findings(config, policy)]
+    lines = [*population_findings(config, policy), *data_findings(config, policy, seconds=seconds)]
     for line in lines:
         click.echo(visible(line))
     if not lines:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.home import SETTINGS, load_config
-from sovfed.clients.ledger_entries import Whose
 from sovfed.clients.settings import named_lines, read_settings
 from sovfed.federation.config import REST, ClientConfig, StudyConfig
 from sovfed.federation.errors import ConfigError
@@ -21,25 +19,9 @@ if TYPE_CHECKING:
 
     from sovfed.clients.policy import Policy
     from sovfed.federation.config import DataConfig
-    from sovfed.federation.tasks import Task
 
 INDENT: Final = "  "
 _GROUP: Final = re.compile(r"^studies:[ ]*(\{[ ]*\})?[ ]*$", re.MULTILINE)  # an empty one, or one that follows in lines
-
-
-def whose_of(config: ClientConfig, task: Task) -> Whose:
-    """Whose records a run of `task` reads, as the ledger knows them. Raises WrongTaskError."""
-    return whose_in(config, config.study_of(task), task.name)
-
-
-def whose_in(config: ClientConfig, study: str, task: str) -> Whose:
-    """Whose records `study` has; they are known by the study, by the task's name, and by where they lie."""
-    data = config.each_data()[study]
-    keys = [f"task {task}"]
-    keys += [f"{kind} {os.path.realpath(place)}" for kind in ("path", "url_file") if (place := getattr(data, kind))]
-    if data.path is None and data.url_file is None:
-        keys.append(f"source {data.source}")
-    return Whose(config.population_of(study), study, tuple(keys))
 
 
 def listed(config: ClientConfig, policy: Policy) -> Iterator[str]:

@@ -26,7 +26,7 @@ from sovfed.clients.ledger_entries import Whose
 from sovfed.clients.masking import Masking
 from sovfed.clients.personal import PersonalStates
 from sovfed.clients.received import facts_of_release, keep_released, plan_of
-from sovfed.clients.studies import whose_of
+from sovfed.clients.whose import whose_of
 from sovfed.clients.workload import Echo, Workload, nothing
 from sovfed.federation.config import LEAST_SPREAD, REST, ClientConfig
 from sovfed.federation.errors import (

@@ -22,9 +22,9 @@ from sovfed.clients.ledger_file import create_ledger, ledger_path, read_ledger
 from sovfed.clients.looked import population_findings
 from sovfed.clients.policy import Policy
 from sovfed.clients.settings import settings_text
-from sovfed.clients.studies import whose_in
 from sovfed.clients.trainer import make_trainer
 from sovfed.clients.trainer_process import ledger_opener
+from sovfed.clients.whose import whose_in
 from sovfed.federation.config import ClientConfig, DataConfig, StudyConfig
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.messages import Refusal, TrainReply
