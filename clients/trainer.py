@@ -59,6 +59,7 @@ from sovfed.federation.messages import (
 )
 from sovfed.federation.secagg.request import whole_run
 from sovfed.federation.tasks import Task, sized
+from sovfed.federation.tasks.conformance import require_works
 from sovfed.federation.tasks.registry import versions
 from sovfed.federation.wire.trainer_pb2 import HealthReply
 
@@ -172,7 +173,9 @@ class TrainerService:
         """Load model and records of `task` and warm up, rather than with the first request. Raises SovfedError."""
         with self._lock:
             try:
-                self._workload(self._newest(task)).warm_up()
+                newest = self._newest(task)
+                require_works(newest)
+                self._workload(newest).warm_up()
             except SovfedError as error:
                 self._reason = error.code
                 raise
@@ -245,6 +248,7 @@ class TrainerService:
         task = resolve(request, self._tasks)
         check_shapes(request, task)
         self._site(task)  # raises WrongTaskError where no study is of this version
+        require_works(task)
         self._check_scale(request, task)
         self._require_room(request)
         if isinstance(request, PrivateRequest):

@@ -173,7 +173,7 @@ def _prepare(trainer: TrainerService, allowed: Sequence[str]) -> None:
         try:
             trainer.prepare(task)
         except SovfedError as error:
-            log.warning("task %s: the records cannot be used yet: %s", task, error)
+            log.warning("task %s cannot be trained yet: %s", task, error)
 
 
 if __name__ == "__main__":

@@ -53,10 +53,13 @@ def cli() -> None:
 def start(overrides: tuple[str, ...], follow: bool, home: Path, as_json: bool) -> None:
     """Start a run. OVERRIDES choose task, strategy and values: `task=heart rounds=50 task.learning_rate=0.05`."""
     from sovfed.federation.compose import compose
+    from sovfed.federation.tasks.conformance import require_works
+    from sovfed.federation.tasks.registry import configured_task
     from sovfed.server.home import load_settings, with_settings
     from sovfed.server.runs.folders import new_run_name, start_run
 
     config = with_settings(compose(list(overrides)).config, load_settings(home), overrides)
+    require_works(configured_task(config.task))
     name = new_run_name(config)
     start_run(_control(home), home, name, config, resume=False)
     _report(home, name, follow, as_json)

@@ -151,7 +151,9 @@ def coordinate(
 def _check(config: Config, task: Task) -> None:
     """Raise ConfigError if the strategy is not for this cohort or this task, PrivacyError if privacy is not."""
     from sovfed.federation.optimizers import make
+    from sovfed.federation.tasks.conformance import require_works
 
+    require_works(task)
     make(plan_of(config.task))  # or there is none of that name
     strategy, cohort = config.strategy, config.server.min_cohort
     if cohort < strategy.least_cohort:
