@@ -15,6 +15,7 @@ import click
 
 from sovfed.clients.cli_home import HOME
 from sovfed.federation.errors import PrivacyError, SovfedError
+from sovfed.federation.text import PIPE_WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -324,7 +325,7 @@ def _epsilon(budget: Budget | None, events: list[Event]) -> float:
 def _print(summary: dict[str, Any]) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a file or pipe has no width
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     budget, spent = summary["budget"], summary["epsilon"]
     console.print(_runs(summary))
     if summary["rolled_back"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +13,7 @@ import click
 
 from sovfed.clients.cli_home import HOME
 from sovfed.federation.errors import ConfigError, DataError
-from sovfed.federation.text import cell, visible
+from sovfed.federation.text import PIPE_WIDTH, cell, visible
 
 if TYPE_CHECKING:
     from sovfed.clients.own_figures import Figures
@@ -58,13 +59,13 @@ def list_(as_json: bool, home: Path) -> None:
         click.echo("Nothing yet: models come with the runs that this institution takes part in.")
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("run", "Flower's number", "task", "rounds", "privacy", "file")
+    table = Table(Column("run", no_wrap=True), "task", "rounds", "privacy", "file", "Flower's number")
     for each in models:
-        told = (each.run, each.owner, each.facts.task.name, str(each.facts.run.rounds), _privacy(each), _same(each))
+        told = (each.run, each.facts.task.name, str(each.facts.run.rounds), _privacy(each), _same(each), each.owner)
         table.add_row(*map(cell, told))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 @model.command()
