@@ -103,7 +103,9 @@ class Policy:
         False, doc="train in the same order when the same is asked again, so that two runs agree to the bit"
     )
     max_rounds: int = bounded(1_000, 1, 1_000_000, doc="highest round of a run that is still answered")
-    max_local_epochs: int = bounded(20, 1, 10_000, doc="most passes over the records in one round")
+    max_local_epochs: int = bounded(
+        20, 1, 10_000, doc="most passes over the records in one round; steps beyond them are not taken"
+    )
     min_batch_size: int = bounded(8, 1, 1_000_000, unit="records", doc="a smaller batch tells more of each record")
     allowed_optimizers: tuple[str, ...] = bounded((SGD,), 1, 64, doc="of local steps in runs without privacy")
     max_local_steps: int = bounded(10_000, 1, 1_000_000, doc="most gradient steps in one round")

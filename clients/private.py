@@ -50,14 +50,22 @@ class PrivateTraining:
     """The private workload of one task. `ledger` is None in a simulation, where nobody's data are protected."""
 
     def __init__(
-        self, task: Task, records: Dataset, *, site: str, device: str, ledger: PrivacyLedger | None, whose: Whose = HOME
+        self,
+        task: Task,
+        records: Dataset,
+        *,
+        site: str,
+        device: str,
+        ledger: PrivacyLedger | None,
+        whose: Whose = HOME,
+        most_epochs: int | None = None,
     ) -> None:
         if task.build is None or task.loss is None:
             raise ConfigError(f"task '{task.name}' trains nothing, so there is nothing to make private")
         if records.not_private:
             raise PrivacyError(records.not_private)
         self.task, self._records, self._ledger, self._whose = task, records, ledger, whose
-        self._site, self._device = site, device
+        self._site, self._device, self._most_epochs = site, device, most_epochs
         self._feed = Feed(task, records, task.transform.public_scale, choose_device(device))
         self._rows = torch.from_numpy(records.train)
         persons = np.unique(records.persons[records.train], return_inverse=True)[1]
@@ -132,7 +140,9 @@ class PrivateTraining:
 
         In float64, where 2^-20 of the clip is more than the rounding of norm and product for any d ≤ 2^32.
         """
-        training = LocalTraining(self.task, self._records, site=self._site, device=self._device)
+        training = LocalTraining(
+            self.task, self._records, site=self._site, device=self._device, most_epochs=self._most_epochs
+        )
         asked = TrainRequest(
             run=request.run, round=request.round, task=request.task, seed=request.seed,
             local_epochs=request.local_epochs, batch_size=request.batch_size,

@@ -112,6 +112,7 @@ class TrainerService:
         on_error: Callable[[Exception], None] = lambda _error: None,
         received: ReceivedModels | None = None,
         whose: Callable[[Task], Whose] = lambda _task: Whose(study=REST),
+        most_epochs: int | None = None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
@@ -119,6 +120,8 @@ class TrainerService:
 
         `on_error` is told what went wrong: a simulation's researcher may see it, an agency never.
         `tasks` are those of a name that this institution has, the newest last; `least_spread` as in the policy.
+
+        `most_epochs` bounds the passes over the records in one round, as `LocalTraining` does.
 
         `whose` says to which population in the ledger the runs of a task are charged.
 
@@ -133,7 +136,7 @@ class TrainerService:
         before a record is read, if the settings let no private run use them.
         """
         self._reproducible, self._on_error, self._received = reproducible, on_error, received
-        self._whose = whose
+        self._whose, self._most_epochs = whose, most_epochs
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._device, self._precision, self._check = load, device, precision, check
         self._site: Callable[[Task], str] = site if callable(site) else lambda _task: site
@@ -349,7 +352,7 @@ class TrainerService:
             ledger = self._open_ledger()
             training = PrivateTraining(
                 task, self._load(task), site=self._site(task), device=self._device, ledger=ledger,
-                whose=self._whose(task),
+                whose=self._whose(task), most_epochs=self._most_epochs,
             )  # fmt: skip
             self._private = {task.digest: training}  # one task at a time holds the ledger
         return training
@@ -419,7 +422,7 @@ class TrainerService:
         records = self._load(task)
         found = Learner(
             task, records, site=self._site(task), device=self._device, precision=self._precision,
-            make_model=self._make_model or FlatModel, reproducible=self._reproducible,
+            make_model=self._make_model or FlatModel, reproducible=self._reproducible, most_epochs=self._most_epochs,
         )  # fmt: skip
         log.info("task %s: %r on %s, %s", task.name, records, found.device_name, self._precision)
         return found
@@ -469,6 +472,7 @@ def make_trainer(
     reproducible: bool = False,
     least_spread: float = LEAST_SPREAD,
     received: ReceivedModels | None = None,
+    most_epochs: int | None = None,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
@@ -477,4 +481,5 @@ def make_trainer(
         precision=config.precision, check=check, masking=masking, open_ledger=open_ledger, states=states,
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data_of(task)),
         allowance=allowance, least_spread=least_spread, received=received, whose=lambda task: whose_of(config, task),
+        most_epochs=most_epochs,
     )  # fmt: skip

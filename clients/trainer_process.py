@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         trainer = make_trainer(
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible, least_spread=policy.least_spread,
-            received=ReceivedModels(home / RECEIVED),
+            received=ReceivedModels(home / RECEIVED), most_epochs=policy.max_local_epochs,
         )  # fmt: skip
         Shelf(home).make_known(policy.allows_own)
         _prepare(trainer, policy.allowed_names)
