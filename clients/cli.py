@@ -65,7 +65,7 @@ def cli() -> None:
       sovfed client model list        what the federation made, and evaluate on the own records
     \b
     Personal models:
-      sovfed client personal list     what runs with strategy=ditto or fedbn left here alone
+      sovfed client personal list     what runs with strategy=ditto, fedbn or fedper left here
     \b
     Private runs:
       sovfed client ledger show       what was learnt about the persons in the records
