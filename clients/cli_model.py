@@ -81,15 +81,17 @@ def get(run: str, out: Path, owner: str | None, home: Path) -> None:
       sovfed client model get heart-2026-11 heart/
       sovfed model predict heart/ patients.csv
     """
+    from sovfed.clients.own_parts import kept_of
     from sovfed.federation.models.saved import write_model
     from sovfed.federation.models.stored import FILES
 
     received = _models(home).find(run, owner)
     if any((out / name).exists() for name in FILES):
         raise ConfigError(f"{out} holds a model already; choose another folder")
-    loaded, own = _with_own_parts(home, received)
+    kept = kept_of(home, received)
+    loaded, own = (None, "") if kept is None else _with_own_parts(home, received)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if own:
+    if loaded is not None:
         write_model(out, loaded.task, loaded.vector, loaded.facts)
         click.echo(visible(f"{out}: {received.facts.task.name}, {own}; it is this institution's alone"))
     else:

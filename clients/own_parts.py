@@ -25,7 +25,7 @@ def with_own_parts(home: Path, received: Received, model: LoadedModel) -> tuple[
 
     Raises DataError if what was kept does not fit the model, or the run left nothing for a model that needs it.
     """
-    kept = _kept(home, received)
+    kept = kept_of(home, received)
     if kept is None:
         if model.network is not None and model.task.layout.personal:
             raise DataError(f"run '{received.run}' left no personal part here: this institution took no part in it")
@@ -49,8 +49,8 @@ def placed(model: LoadedModel, vector: np.ndarray[tuple[int, ...], np.dtype[np.f
     return dataclasses.replace(model)  # without what the old one has computed of its values
 
 
-def _kept(home: Path, received: Received) -> Kept | None:
-    """The newest state of the same run, which has the same task."""
+def kept_of(home: Path, received: Received) -> Kept | None:
+    """What stayed here of the run that `received` is of, the newest; None if nothing did."""
     name = received.facts.task.name
     for kept in PersonalStates(home / FOLDER).list():
         same = (kept.run, kept.task) == (received.run, name) and kept.personal and kept.algorithm in PARTIAL

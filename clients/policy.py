@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,7 @@ from sovfed.federation.messages import (
     Request,
     SecaggRequest,
     TrainRequest,
+    Vector,
 )
 from sovfed.federation.plan import BUILT_IN, SGD, LocalPlan, why_not
 from sovfed.federation.schema import bind, bounded
@@ -116,7 +118,7 @@ class Policy:
     max_batch_size: int = bounded(100_000, 1, 1_000_000, unit="records", doc="bounds the memory of one step")
     max_parameters: int = bounded(100_000_000, 1, MAX_PARAMETERS, doc="longest model vector")
     max_model_value: float = bounded(
-        1e3, 1e-3, 1e30, doc="largest parameter of a model, in size; no trained one has it"
+        1e3, 1e-3, 1e30, doc="largest parameter of a model, in size; of its running statistics, the square root"
     )
     least_spread: float = bounded(
         LEAST_SPREAD, 0.0, 0.5, doc="smallest standard deviation of a feature, as a share of its declared range"
@@ -176,8 +178,12 @@ class Policy:
         if isinstance(request, TrainRequest | PrivateRequest | EvaluateRequest):
             self._check_model(request)
         if isinstance(request, TrainRequest):
-            steepest = float(np.abs(request.control).max(initial=0.0))
-            _at_most("largest value of SCAFFOLD's control", steepest, "max_model_value", self.max_model_value)
+            _at_most(
+                "largest value of SCAFFOLD's control",
+                _largest(request.control),
+                "max_model_value",
+                self.max_model_value,
+            )
         if isinstance(request, TrainRequest | PrivateRequest):
             _at_most("learning_rate", request.learning_rate, "max_learning_rate", self.max_learning_rate)
             _at_most("local_epochs", request.local_epochs, "max_local_epochs", self.max_local_epochs)
@@ -192,8 +198,19 @@ class Policy:
         """Raises PolicyError unless round, length and values of the model are within these bounds."""
         _at_most("round", request.round, "max_rounds", self.max_rounds)
         _at_most("parameters", request.model.size, "max_parameters", self.max_parameters)
-        largest = float(np.abs(request.model).max(initial=0.0))
-        _at_most("largest parameter", largest, "max_model_value", self.max_model_value)
+        self.check_values(request, 0)  # whichever of its values are parameters
+
+    def check_values(self, request: Request, trained: int) -> None:
+        """Raises PolicyError unless the model's values are within these bounds; its first `trained` are parameters.
+
+        Running statistics, which come behind them, may be as large as the square of a parameter: one is a variance.
+        """
+        if not isinstance(request, TrainRequest | PrivateRequest | EvaluateRequest | ReleaseRequest):
+            return
+        parameters, statistics = request.model[:trained], request.model[trained:]
+        _at_most("largest parameter", _largest(parameters), "max_model_value", self.max_model_value)
+        root = math.sqrt(_largest(statistics))
+        _at_most("root of the largest running statistic", root, "max_model_value", max(1.0, self.max_model_value))
 
     def _check_plan(self, plan: LocalPlan, *, private: bool) -> None:
         """Raises PolicyError unless the local steps are within these bounds; no package is imported to find out."""
@@ -206,6 +223,11 @@ class Policy:
         _at_most("accumulation", plan.accumulation, "max_accumulation", self.max_accumulation)
         _at_most("momentum", plan.momentum, "max_momentum", self.max_momentum)
         _at_most("weight_decay", plan.weight_decay, "max_weight_decay", self.max_weight_decay)
+
+
+def _largest(values: Vector) -> float:
+    """The largest of `values` in size."""
+    return float(np.abs(values).max(initial=0.0))
 
 
 def _at_most(what: str, value: float, name: str, bound: float) -> None:

@@ -113,6 +113,7 @@ class TrainerService:
         received: ReceivedModels | None = None,
         whose: Callable[[Task], Whose] = lambda _task: Whose(study=REST),
         most_epochs: int | None = None,
+        check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
@@ -120,6 +121,8 @@ class TrainerService:
 
         `on_error` is told what went wrong: a simulation's researcher may see it, an agency never.
         `tasks` are those of a name that this institution has, the newest last; `least_spread` as in the policy.
+
+        `check_values` is asked too, once it is known how many of the model's first values are parameters.
 
         `most_epochs` bounds the passes over the records in one round, as `LocalTraining` does.
 
@@ -136,7 +139,7 @@ class TrainerService:
         before a record is read, if the settings let no private run use them.
         """
         self._reproducible, self._on_error, self._received = reproducible, on_error, received
-        self._whose, self._most_epochs = whose, most_epochs
+        self._whose, self._most_epochs, self._check_values = whose, most_epochs, check_values
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._device, self._precision, self._check = load, device, precision, check
         self._site: Callable[[Task], str] = site if callable(site) else lambda _task: site
@@ -250,6 +253,7 @@ class TrainerService:
             self._allowance.require_open(request.run)
         task = resolve(request, self._tasks)
         check_shapes(request, task)
+        self._check_values(request, _trained(task))
         self._site(task)  # raises WrongTaskError where no study is of this version
         require_works(task)
         self._check_scale(request, task)
@@ -281,6 +285,7 @@ class TrainerService:
         """The work of keeping a run's model: it touches no record, ledger, allowance or mask."""
         task = sized(resolve(request, self._tasks), request.model.size)
         check_release(request, task)
+        self._check_values(request, _trained(task))
         self._check_scale(request, task)
         facts = facts_of_release(request, task)
 
@@ -461,6 +466,11 @@ def _equal(a: Request, b: Request) -> bool:
     )
 
 
+def _trained(task: Task) -> int:
+    """How many of the model's first values are parameters; all of them, where nothing is trained."""
+    return task.parameters if task.build is None else task.layout.trained
+
+
 def make_trainer(
     config: ClientConfig,
     check: Callable[[Request], None] = lambda _request: None,
@@ -473,6 +483,7 @@ def make_trainer(
     least_spread: float = LEAST_SPREAD,
     received: ReceivedModels | None = None,
     most_epochs: int | None = None,
+    check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
@@ -481,5 +492,5 @@ def make_trainer(
         precision=config.precision, check=check, masking=masking, open_ledger=open_ledger, states=states,
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data_of(task)),
         allowance=allowance, least_spread=least_spread, received=received, whose=lambda task: whose_of(config, task),
-        most_epochs=most_epochs,
+        most_epochs=most_epochs, check_values=check_values,
     )  # fmt: skip

@@ -8,15 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tests.federation.tasks.declared_cases import text_of
 from torch import nn
 
 import sovfed
-from sovfed.clients.personal import PersonalStates
+from sovfed.clients.cli_model import model as cli
+from sovfed.clients.own_parts import with_own_parts
+from sovfed.clients.personal import PersonalStates, read
+from sovfed.clients.received import ReceivedModels
 from sovfed.clients.trainer import TrainerService
-from sovfed.federation.errors import ConfigError
+from sovfed.clients.training import LocalTraining
+from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.messages import EvaluateRequest, Refusal, TrainReply, TrainRequest
-from sovfed.federation.tasks import Task, initial_vector, registry
+from sovfed.federation.models.facts import RunFacts, facts_of
+from sovfed.federation.models.saved import load_model
+from sovfed.federation.tasks import Task, initial_vector, registry, summarise
 from sovfed.federation.tasks.declared import task_from_text
 from sovfed.task import Records, classifier, records
 
@@ -135,3 +142,29 @@ def test_a_task_yaml_keeps_its_head_by_one_word_and_others_have_the_digest_that_
     assert "personal" not in plain.text and task_from_text(own.text).digest == own.digest
     with pytest.raises(ConfigError, match="one layer"):
         task_from_text(with_head("linear"))
+
+
+def test_the_institutions_commands_use_its_own_head(tmp_path: Path) -> None:
+    trainer, model, state = trainer_in(tmp_path), initial_vector(TASK, 0), PersonalStates(tmp_path / "personal")
+    for number in range(1, 9):
+        model = model + trained(trainer, model=model, round=number).update
+    run = RunFacts("a-run", 8, "fedper", "2026-11-29", ("a",))
+    scale = TASK.transform.public_scale
+    models = ReceivedModels(tmp_path / "received")
+    received = models.keep(TASK, model, facts_of(TASK, scale, run), owner="7", plan={})
+    loaded = load_model(received.path)
+    own, told = with_own_parts(tmp_path, received, loaded)
+    kept, _ = read(state.list()[0].path)
+    np.testing.assert_array_equal(own.vector, np.where(HEAD, kept, model))
+    assert "strategy=fedper" in told and "after round 8" in told
+    training = LocalTraining(TASK, site(1), site="a", device="cpu")
+    without, with_ = (
+        summarise(TASK, training.evaluate(vector, scale), scale)["accuracy"] for vector in (model, own.vector)
+    )
+    assert with_ > 0.8 and with_ != without
+    result = CliRunner().invoke(cli, ["get", "a-run", str(tmp_path / "out"), "--home", str(tmp_path)])
+    assert result.exit_code == 0 and "this institution's alone" in result.output, (result.output, result.exception)
+    np.testing.assert_array_equal(load_model(tmp_path / "out").vector, own.vector)
+    other = models.keep(TASK, model, facts_of(TASK, scale, dataclasses.replace(run, name="b")), owner="8", plan={})
+    with pytest.raises(DataError, match="took no part"):
+        with_own_parts(tmp_path, other, load_model(other.path))
