@@ -14,7 +14,7 @@ from sovfed.federation.text import visible
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sovfed.federation.doctor import Finding
+    from sovfed.federation.host.doctor import Finding
 
 
 @click.command()
@@ -37,7 +37,7 @@ def doctor(ctx: click.Context, home: Path | None, as_json: bool) -> None:
     from dataclasses import asdict
 
     from sovfed.clients.home import SETTINGS
-    from sovfed.federation.doctor import examine
+    from sovfed.federation.host.doctor import examine
 
     findings = list(examine(home))
     if home is not None and (home / SETTINGS).is_file():
@@ -60,7 +60,7 @@ def home_findings(home: Path) -> Iterator[Finding]:
     from sovfed.clients.home import load_config, private_obstacles
     from sovfed.clients.looked import population_findings, records_findings
     from sovfed.clients.policy import load_policy
-    from sovfed.federation.doctor import Finding
+    from sovfed.federation.host.doctor import Finding
 
     try:
         config, policy = load_config(home), load_policy(home)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.patient import OutOfTimeError, within
 from sovfed.federation.config import REST
-from sovfed.federation.doctor import Finding
 from sovfed.federation.errors import ConfigError, SovfedError, WrongTaskError
+from sovfed.federation.host.doctor import Finding
 from sovfed.federation.tasks import registry
 from sovfed.federation.text import AT, names_task, visible
 

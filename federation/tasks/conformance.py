@@ -81,7 +81,7 @@ def _checks(task: Task) -> Iterator[Check]:
     inputs, targets = task.made_up(RECORDS)
     module = task.model().eval()
     with torch.no_grad():
-        outputs = module(inputs)
+        outputs = module(inputs).float()  # as the trainer judges them, whatever the model computes in
     whole = outputs.ndim > 0 and len(outputs) == RECORDS
     finite = bool(outputs.isfinite().all())
     what = f"{list(outputs.shape)} for {RECORDS} made-up records, some at their bounds"
@@ -130,7 +130,7 @@ def _gradient(task: Task, inputs: Any, targets: Any) -> Check:
     assert task.loss is not None  # noqa: S101  (asked before)
     module = task.model().train()
     named = [(name, part) for name, part in module.named_parameters() if part.requires_grad]
-    loss = task.loss(module(inputs), targets).mean()
+    loss = task.loss(module(inputs).float(), targets).mean()
     found = torch.autograd.grad(loss, [part for _, part in named], allow_unused=True)
     unreached = [name for (name, _), gradient in zip(named, found, strict=True) if gradient is None]
     if any(gradient is not None and not bool(gradient.isfinite().all()) for gradient in found):
