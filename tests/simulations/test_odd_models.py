@@ -20,7 +20,7 @@ class Plain(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.last(self.first(x).relu())
 
 
@@ -31,7 +31,7 @@ class Tempered(Plain):
         super().__init__()
         self.temperature = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return super().forward(x) * self.temperature
 
 
@@ -46,7 +46,7 @@ class Brief(Plain):
 class Dropping(Plain):
     """With dropout as a function, which no module shows."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.last(nn.functional.dropout(self.first(x).relu(), 0.2, self.training))
 
 
@@ -55,7 +55,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.cells, self.last = nn.LSTM(1, 8, batch_first=True), nn.Linear(8, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.last(self.cells(x.unsqueeze(-1))[0][:, -1])
 
 
@@ -67,7 +67,7 @@ class Spectral(nn.Module):
         self.first = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8))
         self.last = nn.Linear(8, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.last(self.first(x).relu())
 
 

@@ -115,7 +115,7 @@ def test_both_sides_refuse_before_round_1_what_cannot_be_trained_in_the_same_wor
     for engine in ("inprocess", "vectorised"):
         settings = {"simulation.engine": engine, "secagg": "none"}
         with pytest.raises(ConfigError, match=told) as raised:
-            sovfed.simulate(task, {"a": None, "b": None}, rounds=1, settings=settings)  # type: ignore[dict-item]
+            sovfed.simulate(task, {"a": None, "b": None}, rounds=1, settings=settings)
         said.add(str(raised.value))
     agency = server_config(tmp_path)
     (tmp_path / "server.json").write_text(json.dumps(dataclasses.asdict(Settings(agency, TrackingConfig()))))
