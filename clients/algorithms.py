@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from sovfed.federation.messages import EvaluateRequest, Sums, TrainRequest, Vector
 
 
-def _require_finite(found: Learned) -> None:
+def _require_finite(learned: Learned) -> None:
     """Raises TrainingError: an algorithm may overflow where plain training did not."""
-    for what in (found.update, found.state):
-        if what is not None and not math.isfinite(max(float(what.max()), -float(what.min()))):
+    for vector in (learned.update, learned.state):
+        if vector is not None and not math.isfinite(max(float(vector.max()), -float(vector.min()))):
             raise TrainingError("update or state is not finite")
 
 
@@ -50,11 +50,11 @@ class Learner(LocalTraining):
             evaluation, cut = self.measure(in_use, request.scale)
         try:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what comes of it is looked at
-                found = self._learn(request, state, in_use, evaluation)
-            _require_finite(found)
+                learned = self._learn(request, state, in_use, evaluation)
+            _require_finite(learned)
         except TrainingError as error:
             return replace(self.nothing(request, state), evaluation=evaluation, cut=cut, failed=str(error))
-        return replace(found, cut=cut, update=self.task.layout.sent(found.update, request.model))
+        return replace(learned, cut=cut, update=self.task.layout.sent(learned.update, request.model))
 
     def nothing(self, request: TrainRequest, state: Vector | None = None) -> Learned:
         """What an institution that did not move has learnt, without an evaluation."""

@@ -88,10 +88,10 @@ def make_client_app(trainer: Trainer, join: Callable[[LaneOffer, Context], bool]
 
 
 def _expect(message: FlowerMessage, kind: type[R]) -> R:
-    found = from_records(message.content)
-    if not isinstance(found, kind):
-        raise ProtocolError(f"{message.metadata.message_type}: got {type(found).__name__}, expected {kind.__name__}")
-    return found
+    received = from_records(message.content)
+    if not isinstance(received, kind):
+        raise ProtocolError(f"{message.metadata.message_type}: got {type(received).__name__}, expected {kind.__name__}")
+    return received
 
 
 def _reply(message: FlowerMessage, work: Callable[[], Message]) -> FlowerMessage:

@@ -124,7 +124,7 @@ def enrol(
         reply = _poll(channel, f"/{ENROLMENT_SERVICE}/Enrol", request, timeout_s, f"enrolment at {invitation.address}")
     crl = parse_crl(reply.crl, "revocation list received")
     _check_certificate(reply.certificate, root, crl, key, names)
-    found = bind(
+    institution = bind(
         Institution,
         {"name": name, "fleet_address": reply.fleet_address, "lane_address": reply.lane_address},
         "enrolment reply",
@@ -134,9 +134,9 @@ def enrol(
     install_crl(identity, reply.crl)
     write_atomic(identity / "cert.pem", reply.certificate)
     create_journal(home)
-    write_atomic(identity / INSTITUTION_FILE, json.dumps(asdict(found), indent=2).encode() + b"\n")
+    write_atomic(identity / INSTITUTION_FILE, json.dumps(asdict(institution), indent=2).encode() + b"\n")
     (identity / "request.csr").unlink()
-    return found
+    return institution
 
 
 def renew(home: Path, timeout_s: float, *, announce: Callable[[Fingerprints], None] = lambda _: None) -> datetime:
@@ -245,7 +245,7 @@ def _check_certificate(
     return certificate
 
 
-def _poll(channel: grpc.Channel, method: str, request: Any, timeout_s: float, what: str) -> pb.EnrolReply:
+def _poll(channel: grpc.Channel, method: str, request: Any, timeout_s: float, action: str) -> pb.EnrolReply:
     """The reply that carries the certificate, asked for again until it comes; the waits grow."""
     call = channel.unary_unary(method, _serialise, pb.EnrolReply.FromString)
     deadline, wait_s, last = time.monotonic() + timeout_s, FIRST_POLL_S, "the authority has not signed yet"
@@ -257,20 +257,20 @@ def _poll(channel: grpc.Channel, method: str, request: Any, timeout_s: float, wh
             last = "the authority has not signed yet"
         except grpc.RpcError as error:
             if error.code() not in _RETRIED:
-                raise _translated(error, what) from error
+                raise _translated(error, action) from error
             last = f"{error.code().name}: {error.details()}"
         if time.monotonic() + wait_s > deadline:
-            raise ServiceError(f"{what}: not done within {timeout_s:g} s ({last}); call again to go on waiting")
+            raise ServiceError(f"{action}: not done within {timeout_s:g} s ({last}); call again to go on waiting")
         time.sleep(wait_s)
         wait_s = min(wait_s * 1.5, LONGEST_POLL_S)
 
 
-def _translated(error: grpc.RpcError, what: str) -> IdentityError | ServiceError:
+def _translated(error: grpc.RpcError, action: str) -> IdentityError | ServiceError:
     """A refusal as IdentityError, anything else as ServiceError."""
     code = error.code()
     if code is grpc.StatusCode.PERMISSION_DENIED:
-        return IdentityError(f"{what}: refused; the reason stands in the agency's log")
-    return ServiceError(f"{what}: {code.name}: {error.details()}")
+        return IdentityError(f"{action}: refused; the reason stands in the agency's log")
+    return ServiceError(f"{action}: {code.name}: {error.details()}")
 
 
 def _mutual_channel(identity: Path, address: str) -> grpc.Channel:

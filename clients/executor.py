@@ -99,8 +99,8 @@ def _connect(address: str, interceptor: ProtobufClientInterceptor) -> RuntimeHtt
 
 def _answer(client: RuntimeHttpClient, client_app: Callable[[Message, Context], Message]) -> None:
     """Pull the task's message, have it answered, push the reply and close the task."""
-    done, lost = threading.Event(), threading.Event()
-    heart = threading.Thread(target=_beat, args=(client, done, lost), name="task-heartbeat", daemon=True)
+    answered, lost = threading.Event(), threading.Event()
+    heart = threading.Thread(target=_beat, args=(client, answered, lost), name="task-heartbeat", daemon=True)
     heart.start()
     try:
         task = client.PullTaskInput(PullTaskInputRequest())  # its app bundle, task.fab, is never looked at
@@ -116,7 +116,7 @@ def _answer(client: RuntimeHttpClient, client_app: Callable[[Message, Context], 
         _push(client, reply, context)
         client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED))
     finally:
-        done.set()
+        answered.set()
         heart.join()
 
 
@@ -165,9 +165,9 @@ def _push(client: RuntimeHttpClient, reply: Message, context: Context) -> None:
         push_objects(get_all_nested_objects(reply), push, object_ids_to_push=set(pushed.objects_to_push))
 
 
-def _beat(client: RuntimeHttpClient, done: threading.Event, lost: threading.Event) -> None:
+def _beat(client: RuntimeHttpClient, answered: threading.Event, lost: threading.Event) -> None:
     """Keep the task's lease; `lost` is set once the SuperNode does not know the task any more."""
-    while not done.wait(HEARTBEAT_S):
+    while not answered.wait(HEARTBEAT_S):
         try:
             if not client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success:
                 lost.set()

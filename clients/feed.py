@@ -40,7 +40,7 @@ class Feed:
         self._records, self._device = records, device
         self._scale = scale.copy() if scale.flags.writeable else scale
         self._bound = task.transform.bound(scale, device)
-        self.bytes_each = sum(part[0].nbytes for tree in task.made_up(1) for part in leaves(tree))
+        self.bytes_each = sum(leaf[0].nbytes for tree in task.made_up(1) for leaf in leaves(tree))
         self._whole: tuple[Tree, Tree] | None = None
         if isinstance(records, Records) and self.bytes_each * len(records) <= self._room():
             self._whole = self._decoded_all(len(records))
@@ -59,8 +59,8 @@ class Feed:
             return inputs, targets
         shape = tuple(index.shape)
         return (
-            mapped(lambda part: part.reshape(*shape, *part.shape[1:]), inputs),
-            mapped(lambda part: part.reshape(*shape, *part.shape[1:]), targets),
+            mapped(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), inputs),
+            mapped(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), targets),
         )
 
     def batches(self, order: Tensor, batch: int, *, coupled: bool = False) -> Iterator[tuple[Tree, Tree]]:
@@ -86,7 +86,7 @@ class Feed:
         return RESIDENT_SHARE * torch.cuda.mem_get_info(self._device)[0]
 
     def _decoded(self, index: Indices) -> tuple[Tree, Tree]:
-        table = {name: self._sent(part) for name, part in self._records.take(index).items()}
+        table = {name: self._sent(column) for name, column in self._records.take(index).items()}
         return self._bound.inputs(table), self._bound.targets(table)
 
     def _decoded_all(self, count: int) -> tuple[Tree, Tree]:
@@ -127,12 +127,12 @@ def together(most: int, bytes_each: int) -> int:
 def arrays_of(tree: Tree) -> Targets:
     """A tree of numpy arrays."""
     if isinstance(tree, dict):
-        return {name: part.cpu().numpy() for name, part in tree.items()}
+        return {name: tensor.cpu().numpy() for name, tensor in tree.items()}
     return tree.cpu().numpy()
 
 
 def tensors_of(targets: Targets) -> Tree:
     """A tree of tensors, over the same memory."""
     if isinstance(targets, dict):
-        return {name: torch.from_numpy(part) for name, part in targets.items()}
+        return {name: torch.from_numpy(array) for name, array in targets.items()}
     return torch.from_numpy(targets)

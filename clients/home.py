@@ -65,8 +65,8 @@ def _with_place(config: ClientConfig, folder: Path) -> ClientConfig:
 
 def whole(data: DataConfig, folder: Path) -> DataConfig:
     """`data` with whole paths, from `folder` where they were not."""
-    given = {name: getattr(data, name) for name in (*PLACES, "bad_rows_file")}
-    places: dict[str, Any] = {name: str(folder / Path(path).expanduser()) for name, path in given.items() if path}
+    paths = {name: getattr(data, name) for name in (*PLACES, "bad_rows_file")}
+    places: dict[str, Any] = {name: str(folder / Path(path).expanduser()) for name, path in paths.items() if path}
     return dataclasses.replace(data, **places)
 
 
@@ -78,13 +78,13 @@ def private_obstacles(config: ClientConfig, policy: Policy) -> list[str]:
     from sovfed.clients.data import check_private_data
     from sovfed.clients.looked import allowed_tasks
 
-    found = dict[str, None]()
+    obstacles = dict[str, None]()
     for task in allowed_tasks(config, policy) if policy.require_privacy else ():
         try:
             check_private_data(task, config.data_of(task))
         except (PrivacyError, DataError, ConfigError, WrongTaskError) as error:
-            found[f"runs will be refused: {error}"] = None
-    return list(found)
+            obstacles[f"runs will be refused: {error}"] = None
+    return list(obstacles)
 
 
 def load_node_key(path: Path) -> EllipticCurvePrivateKey:

@@ -178,9 +178,9 @@ class LaneClient:
             log.warning("lane: a message was refused: %s", error)
             return None
         metadata = message.metadata
-        found = (metadata.run_id, metadata.src_node_id, metadata.dst_node_id)
-        if found != (context.run_id, SERVER_NODE_ID, context.node_id):
-            log.warning("lane: a message was refused: run %d, from node %d to node %d", *found)
+        addressed = (metadata.run_id, metadata.src_node_id, metadata.dst_node_id)
+        if addressed != (context.run_id, SERVER_NODE_ID, context.node_id):
+            log.warning("lane: a message was refused: run %d, from node %d to node %d", *addressed)
             return None
         try:
             reply = pack(self._app(message, context))

@@ -288,16 +288,16 @@ class Masking:
 
     def _session(self, run: bytes, identity: Identity, store: Store) -> Session:
         """The session of `run`, from the disk after a restart; its members' certificates are then verified anew."""
-        found = self._sessions.get(run)
-        if found is None:
+        session = self._sessions.get(run)
+        if session is None:
             stored = store.load_session(run)
             if stored is None:
                 raise ProtocolError("this institution has not joined the run's secure aggregation")
-            found = Session.decode(stored, identity.verify, self._clock())
-            if found.roster.offer.epoch != store.history.epoch(run):
+            session = Session.decode(stored, identity.verify, self._clock())
+            if session.roster.offer.epoch != store.history.epoch(run):
                 raise PrivacyError("the stored session is not the one that the journal names")
-            self._sessions[run] = found
-        return found
+            self._sessions[run] = session
+        return session
 
 
 def told_seconds(seconds: float) -> float:
@@ -330,7 +330,7 @@ def _within(values: Sums, bound: float) -> bool:
     return bool((np.abs(values) <= bound).all())
 
 
-def _of(run: bytes, held: tuple[bytes, T] | None) -> T:
-    if held is None or held[0] != run:
+def _of(run: bytes, entry: tuple[bytes, T] | None) -> T:
+    if entry is None or entry[0] != run:
         raise ProtocolError("a step of a setup that this institution has not begun, or not so far")
-    return held[1]
+    return entry[1]

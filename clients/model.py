@@ -31,17 +31,17 @@ class FlatModel:
         self.parameters: list[torch.nn.Parameter] = []
         self.trained = layout.trained
         self._copies: list[tuple[Tensor, Tensor]] = []  # a view of `flat`, and the tensor of another type
-        for part, tensor in zip(layout.parts, tensors, strict=True):
-            view = self.flat[part.place].view(part.shape)
+        for spec, tensor in zip(layout.parts, tensors, strict=True):
+            view = self.flat[spec.place].view(spec.shape)
             if tensor.dtype == torch.float32:
                 tensor.data = view
             else:
                 self._copies.append((view, tensor))
-            if part.trained and isinstance(tensor, torch.nn.Parameter):
+            if spec.trained and isinstance(tensor, torch.nn.Parameter):
                 self.parameters.append(tensor)
-        self.values = [self.flat[part.place].view(part.shape) for part in layout.parts if part.trained]
-        self._parts = list(self.module.modules())
-        self._own_train = any(type(part).train is not torch.nn.Module.train for part in self._parts)
+        self.values = [self.flat[spec.place].view(spec.shape) for spec in layout.parts if spec.trained]
+        self._submodules = list(self.module.modules())
+        self._own_train = any(type(submodule).train is not torch.nn.Module.train for submodule in self._submodules)
         self.shares = Shares(device)
         self._loaded: Vector | None = None
         self._prefer_channels_last(task, device)
@@ -85,12 +85,12 @@ class FlatModel:
         if self._own_train:  # a module that keeps some of its layers still, say
             self.module.train(training)
             return
-        for part in self._parts:
-            part.__dict__["training"] = training
+        for submodule in self._submodules:
+            submodule.__dict__["training"] = training
 
     def _prefer_channels_last(self, task: Task, device: torch.device) -> None:
         """Give images in the order of memory in which convolution is fastest, unless the model relies on another."""
-        first = next((part for part in self._parts if isinstance(part, torch.nn.Conv2d)), None)
+        first = next((submodule for submodule in self._submodules if isinstance(submodule, torch.nn.Conv2d)), None)
         if first is None:
             return
         handle = first.register_forward_pre_hook(_channels_last)
@@ -127,7 +127,7 @@ def gradients(losses: Tensor, weights: Tensor, parameters: tuple[torch.nn.Parame
     That is what its checks in Python take of a small model's step.
     """
     engine: Any = torch.autograd.Variable._execution_engine
-    found: tuple[Tensor | None, ...] = engine.run_backward(
+    slopes: tuple[Tensor | None, ...] = engine.run_backward(
         (losses,), (weights,), False, False, parameters, allow_unreachable=True, accumulate_grad=False
     )
-    return found
+    return slopes

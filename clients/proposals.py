@@ -49,30 +49,30 @@ def propose(name: str, path: Path, targets: Sequence[str] = (), *, event: str = 
     learnt = [_known(sheet, target, "--target") for target in targets]
     learnt += [_known(sheet, event, "--event")] if event else []
     whose, whose_note = _person(sheet, person, learnt)
-    seen = {name: look(name, sheet.column(name), sheet.decimal) for name in sheet.names if name and name != whose}
+    profiles = {name: look(name, sheet.column(name), sheet.decimal) for name in sheet.names if name and name != whose}
     guessed = not learnt
     if guessed:
-        learnt = [_guess(seen)]
-    target = _target(learnt, seen, event=bool(event))
-    inputs = {column: one for column, one in seen.items() if one.kind and column not in learnt}
+        learnt = [_guess(profiles)]
+    target = _target(learnt, profiles, event=bool(event))
+    inputs = {column: profile for column, profile in profiles.items() if profile.kind and column not in learnt}
     file = bind(
         TaskFile,
         {
             "name": name, "title": name, "person": whose or ONE_ROW, "target": target,
-            "columns": tuple(_column(column, one) for column, one in inputs.items()),
+            "columns": tuple(_column(column, profile) for column, profile in inputs.items()),
             "model": _family(len(sheet.rows)),
             "training": Training(learning_rate=0.05, momentum=0.9, batch_size=32, local_epochs=1),
         },
     )  # fmt: skip
-    notes = {f"columns.{column}": one.note for column, one in inputs.items()} | {"person": whose_note}
+    notes = {f"columns.{column}": profile.note for column, profile in inputs.items()} | {"person": whose_note}
     notes |= {f"target.{key}": CONFIRM for key in ("classes", "low", "high")} | {"title": "say it in words"}
     if guessed:
         notes["target.column"] = "guessed: --target COLUMN says it"
-    left = [f"left out: '{column}': {one.reason}" for column, one in seen.items() if not one.kind]
+    left_out = [f"left out: '{column}': {profile.reason}" for column, profile in profiles.items() if not profile.kind]
     empty = [(name, sum(map(absent, sheet.column(name)))) for name in learnt]
     lost = [f"'{name}', which is to be learnt, is missing in {count} records" for name, count in empty if count]
-    told = [f"{len(sheet.rows)} records, {len(inputs)} inputs; {sheet.said}", *left, *lost]
-    return Proposal("".join(f"# {_plain(line)}\n" for line in left) + to_text(file, notes), tuple(told))
+    remarks = [f"{len(sheet.rows)} records, {len(inputs)} inputs; {sheet.said}", *left_out, *lost]
+    return Proposal("".join(f"# {_plain(line)}\n" for line in left_out) + to_text(file, notes), tuple(remarks))
 
 
 def _plain(line: str) -> str:
@@ -81,45 +81,47 @@ def _plain(line: str) -> str:
 
 def _known(sheet: Sheet, name: str, option: str) -> str:
     """The column called `name`, whatever its case. Raises ConfigError."""
-    same = [column for column in sheet.names if column.casefold() == name.strip().casefold()]
-    if len(same) != 1:
+    matches = [column for column in sheet.names if column.casefold() == name.strip().casefold()]
+    if len(matches) != 1:
         raise ConfigError(f"{option}: no column '{name[:64]}'{nearest(name[:64], filter(None, sheet.names))}")
-    return same[0]
+    return matches[0]
 
 
-def _person(sheet: Sheet, wanted: str, learnt: Sequence[str]) -> tuple[str, str]:
+def _person(sheet: Sheet, requested: str, learnt: Sequence[str]) -> tuple[str, str]:
     """The column that names a person, "" where each row is another, and what to say of that."""
-    if wanted and wanted != "row":
-        return _known(sheet, wanted, "--person"), "the column that says whose record it is"
+    if requested and requested != "row":
+        return _known(sheet, requested, "--person"), "the column that says whose record it is"
     like = [column for column in sheet.names if PERSONS.fullmatch(column) and column not in learnt]
-    if wanted or not like:
-        return "", CONFIRM if not wanted else "each row is another person"
+    if requested or not like:
+        return "", CONFIRM if not requested else "each row is another person"
     return like[0], f"{CONFIRM}: the column that says whose record it is"
 
 
-def _column(name: str, seen: Seen) -> Column:
+def _column(name: str, profile: Seen) -> Column:
     words = {
-        key: value for key, value in seen.values.items() if key in ("true", "false") and value[0] not in ("0", "1")
+        key: value for key, value in profile.values.items() if key in ("true", "false") and value[0] not in ("0", "1")
     }
-    rest = {key: value for key, value in seen.values.items() if key not in ("true", "false")}
-    return bind(Column, {"name": name, "kind": seen.kind, **rest, **words}, f"columns.{name}")
+    settings = {key: value for key, value in profile.values.items() if key not in ("true", "false")}
+    return bind(Column, {"name": name, "kind": profile.kind, **settings, **words}, f"columns.{name}")
 
 
-def _guess(seen: dict[str, Seen]) -> str:
+def _guess(profiles: dict[str, Seen]) -> str:
     """The column that is probably to be learnt. Raises ConfigError where none looks like it."""
-    usable = [name for name, one in seen.items() if one.kind in ("boolean", "category")]
+    usable = [name for name, profile in profiles.items() if profile.kind in ("boolean", "category")]
     likely = [name for name in usable if LEARNT.fullmatch(name)] or usable[-1:]
     if not likely:
         raise ConfigError("no column looks like what is to be learnt: name it with --target COLUMN")
     return likely[0]
 
 
-def _target(learnt: Sequence[str], seen: dict[str, Seen], *, event: bool) -> Target:
+def _target(learnt: Sequence[str], profiles: dict[str, Seen], *, event: bool) -> Target:
     """What the columns `learnt` ask for. Raises ConfigError if they cannot be learnt."""
     for name in learnt:
-        if name not in seen or not seen[name].kind:
-            raise ConfigError(f"'{name}' cannot be learnt: {seen[name].reason if name in seen else 'it names persons'}")
-    first, kinds = seen[learnt[0]], [seen[name].kind for name in learnt]
+        if name not in profiles or not profiles[name].kind:
+            raise ConfigError(
+                f"'{name}' cannot be learnt: {profiles[name].reason if name in profiles else 'it names persons'}"
+            )
+    first, kinds = profiles[learnt[0]], [profiles[name].kind for name in learnt]
     if event:
         if kinds != ["number", "boolean"]:
             raise ConfigError(f"survival needs a --target that is a number (a time) and a yes/no --event, got {kinds}")

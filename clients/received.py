@@ -75,11 +75,11 @@ class ReceivedModels:
 
     def check_room(self, run: str, task: str, owner: str, size: int) -> None:
         """Raise PolicyError if a model of `size` values would be one too many, or too large: none is deleted for it."""
-        others = [path for path in self._kept() if _key_of(path) != _key(run, task, owner)]
-        room = MAX_BYTES - sum(map(_size, others))
-        if len({_key_of(path) for path in others}) >= MAX_MODELS or 4 * size + _HEAD_BYTES > room:
+        paths = [path for path in self._kept() if _key_of(path) != _key(run, task, owner)]
+        room = MAX_BYTES - sum(map(_size, paths))
+        if len({_key_of(path) for path in paths}) >= MAX_MODELS or 4 * size + _HEAD_BYTES > room:
             raise PolicyError(
-                f"{len(others)} received models are kept here, at most {MAX_MODELS} of {MAX_BYTES >> 30} GiB together; "
+                f"{len(paths)} received models are kept here, at most {MAX_MODELS} of {MAX_BYTES >> 30} GiB together; "
                 "`sovfed client model remove RUN` makes room"
             )
 
@@ -95,13 +95,13 @@ class ReceivedModels:
 
         run, name = facts.run.name, facts.task.name
         self.check_room(run, name, owner, vector.size)
-        with self._draft() as place:
-            digest = write_model(place, task, vector, facts)
-            said = {"sha256": digest, "published": published, "owner": owner, "plan": dict(plan)}
-            write_private(place / ABOUT, json.dumps(said).encode())
+        with self._draft() as draft:
+            digest = write_model(draft, task, vector, facts)
+            about = {"sha256": digest, "published": published, "owner": owner, "plan": dict(plan)}
+            write_private(draft / ABOUT, json.dumps(about).encode())
             earlier = [path for path in self._kept() if _key_of(path) == _key(run, name, owner)]
             target = self._folder / f"{_key(run, name, owner)}.{time.time_ns():020}"
-            place.rename(target)  # within the folder: a sealed process may move nothing out of one
+            draft.rename(target)  # within the folder: a sealed process may move nothing out of one
         for path in earlier:
             shutil.rmtree(path)
         return _read(target)
@@ -135,13 +135,13 @@ class ReceivedModels:
     def _draft(self) -> Iterator[Path]:
         """A folder that is gone in the end, unless it was renamed; so are those of a process that was killed."""
         private_directory(self._folder)
-        for left in self._folder.glob(f"{_DRAFT}*"):
-            shutil.rmtree(left, ignore_errors=True)
-        place = Path(tempfile.mkdtemp(dir=self._folder, prefix=_DRAFT))
+        for stale in self._folder.glob(f"{_DRAFT}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        draft = Path(tempfile.mkdtemp(dir=self._folder, prefix=_DRAFT))
         try:
-            yield place
+            yield draft
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(draft, ignore_errors=True)
 
     def _kept(self) -> Sequence[Path]:
         if not self._folder.is_dir():
@@ -156,8 +156,8 @@ def facts_of_release(request: ReleaseRequest, task: Task) -> Facts:
     """
     from sovfed.federation.models.facts import facts_of, from_told
 
-    told = from_told(request.facts.tobytes())
-    return replace(facts_of(task, request.scale, told.run, request.normalisation), sovfed=told.sovfed)
+    claimed = from_told(request.facts.tobytes())
+    return replace(facts_of(task, request.scale, claimed.run, request.normalisation), sovfed=claimed.sovfed)
 
 
 def plan_of(request: TrainRequest | None) -> dict[str, Any]:
@@ -187,12 +187,12 @@ def _read(path: Path) -> Received:
     about = path / ABOUT
     try:
         with about.open("rb") as file:
-            said = json.loads(file.read(MAX_ABOUT_BYTES))
-        told = str(said["sha256"]), str(said["published"]), str(said["owner"])
-        plan = dict(said["plan"])
+            values = json.loads(file.read(MAX_ABOUT_BYTES))
+        provenance = str(values["sha256"]), str(values["published"]), str(values["owner"])
+        plan = dict(values["plan"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a model that was received here") from error
-    return Received(path, read_facts(path), *told, plan)
+    return Received(path, read_facts(path), *provenance, plan)
 
 
 def _key(run: str, task: str, owner: str) -> str:

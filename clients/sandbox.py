@@ -57,25 +57,25 @@ def enter(name: Name, home: Path, *records: Path, files: Sequence[Path] = ()) ->
     os.environ["HOME"] = os.environ["TMPDIR"] = str(own)  # no settings of the user's, no files among everybody's
     if name == "trainer":
         (home / SOCKET).unlink(missing_ok=True)  # a dead trainer's: sealed, it may make a socket but remove nothing
-    found = seal_as(name, home, *records, files=files)
-    sandbox.write_isolation(own, found)
-    return found
+    isolation = seal_as(name, home, *records, files=files)
+    sandbox.write_isolation(own, isolation)
+    return isolation
 
 
 def seal_as(name: Name, home: Path, *records: Path, files: Sequence[Path] = ()) -> sandbox.Isolation:
     """Take away what process `name` must not have, and try; nothing is written. What the audit plays its attacks in."""
     network = name != "trainer"
     rules = [*sandbox.system_rules(), *_rules(name, home, records, files)]
-    found = sandbox.seal(rules, network=network, keep=0 if network else sandbox.FILE_CAPABILITIES)
+    isolation = sandbox.seal(rules, network=network, keep=0 if network else sandbox.FILE_CAPABILITIES)
     within_reach = next((path for path in (*records, *files) if sandbox.opens(path)), None) if network else None
     if within_reach is not None:
-        found = dataclasses.replace(found, records=_why(found, within_reach))
-    return found
+        isolation = dataclasses.replace(isolation, records=_why(isolation, within_reach))
+    return isolation
 
 
 def _rules(name: Name, home: Path, records: Sequence[Path], files: Sequence[Path]) -> Iterator[Rule]:
-    for part, rights in {**RULES[name], settings.FILE: READ, str(RUN / name): WRITE}.items():
-        yield Rule(home / part, rights)
+    for relative, rights in {**RULES[name], settings.FILE: READ, str(RUN / name): WRITE}.items():
+        yield Rule(home / relative, rights)
     if name == "trainer":
         yield from (Rule(path, READ) for path in (*records, *files))
         yield from (Rule(_folder_of(path, home), READ) for path in records)
@@ -92,8 +92,8 @@ def _folder_of(records: Path, home: Path) -> Path:
     return records if home.resolve().is_relative_to(nearest.resolve()) else nearest
 
 
-def _why(found: sandbox.Isolation, records: Path) -> str:
-    if found.files:
+def _why(isolation: sandbox.Isolation, records: Path) -> str:
+    if isolation.files:
         return f"{records} lies where programs or keys do; keep it elsewhere"
     return "same user as the trainer, and this kernel has no Landlock"
 
@@ -108,14 +108,14 @@ class Places:
 
 def places_of(config: object) -> Places:
     """What the ClientConfig `config`, as plain values, names; nothing where it is no such thing."""
-    found: dict[str, list[Path]] = {name: [] for name in settings.PLACES}
+    by_setting: dict[str, list[Path]] = {name: [] for name in settings.PLACES}
     for data in _each_data(config):
-        for name, paths in found.items():
+        for name, paths in by_setting.items():
             path = data.get(name) if isinstance(data, dict) else None
             if isinstance(path, str):
                 paths.append(Path(path).expanduser())
-    records = found.pop("path")
-    return Places(tuple(dict.fromkeys(records)), tuple(path for paths in found.values() for path in paths))
+    records = by_setting.pop("path")
+    return Places(tuple(dict.fromkeys(records)), tuple(path for paths in by_setting.values() for path in paths))
 
 
 def _each_data(config: object) -> Iterator[object]:
@@ -142,18 +142,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--config", type=Path, required=True, help="file with a ClientConfig as JSON")
-    given = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args(given)
+    argv = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(argv)
     try:
         sandbox.close_descriptors()
         places = _passed_places(options.config)
-        found = enter(options.name, options.home, *places.records, files=places.files)
+        isolation = enter(options.name, options.home, *places.records, files=places.files)
     except (ServiceError, OSError) as error:
         sys.stderr.write(f"{options.name}: cannot be sealed: {error}\n")
         return 1
     if options.name == "trainer":
-        return int(import_module("sovfed.clients.trainer_process").main(given[1:], found))
-    return int(import_module(f"sovfed.clients.{options.name}").main(given[1:]))
+        return int(import_module("sovfed.clients.trainer_process").main(argv[1:], isolation))
+    return int(import_module(f"sovfed.clients.{options.name}").main(argv[1:]))
 
 
 if __name__ == "__main__":

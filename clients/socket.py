@@ -79,26 +79,26 @@ def from_frame(frame: bytes) -> Message:
     if len(frame) < _LENGTH.size:
         raise ProtocolError(f"a frame of {len(frame)} bytes")
     (length,) = _LENGTH.unpack_from(frame)
-    place = _LENGTH.size + length
-    if length > MAX_ENVELOPE_BYTES or place > len(frame):
+    offset = _LENGTH.size + length
+    if length > MAX_ENVELOPE_BYTES or offset > len(frame):
         raise ProtocolError(f"an envelope of {length} bytes in a frame of {len(frame)}")
     try:
-        envelope = Envelope.FromString(frame[_LENGTH.size : place])
+        envelope = Envelope.FromString(frame[_LENGTH.size : offset])
         scalars = json.loads(envelope.scalars)
     except (DecodeError, ValueError, RecursionError) as error:
         raise ProtocolError("the envelope is malformed") from error
     if not isinstance(scalars, dict):
         raise ProtocolError("the envelope's scalars are no JSON object")
-    place += len(_padding(place))
+    offset += len(_padding(offset))
     vectors: dict[str, npt.NDArray[Any]] = {}
     for vector in envelope.vectors:
         dtype = _DTYPES.get(vector.dtype)
-        if dtype is None or vector.name in vectors or place + vector.length * dtype.itemsize > len(frame):
+        if dtype is None or vector.name in vectors or offset + vector.length * dtype.itemsize > len(frame):
             raise ProtocolError(f"vector {vector.name[:40]!r}: {vector.length} x {vector.dtype[:40]!r} does not fit")
-        vectors[vector.name] = np.frombuffer(frame, dtype, vector.length, place)
-        place += vectors[vector.name].nbytes + len(_padding(vectors[vector.name].nbytes))
-    if place != len(frame):
-        raise ProtocolError(f"a frame of {len(frame)} bytes, its envelope describes {place}")
+        vectors[vector.name] = np.frombuffer(frame, dtype, vector.length, offset)
+        offset += vectors[vector.name].nbytes + len(_padding(vectors[vector.name].nbytes))
+    if offset != len(frame):
+        raise ProtocolError(f"a frame of {len(frame)} bytes, its envelope describes {offset}")
     return decode(envelope.kind, scalars, vectors)
 
 
@@ -187,10 +187,10 @@ class TrainerStub:
     def health(self, timeout_s: float = 5.0) -> HealthReply:
         """How the trainer is. Raises ServiceError if it does not answer."""
         try:
-            found: HealthReply = self._health(HealthRequest(), timeout=timeout_s)
+            reply: HealthReply = self._health(HealthRequest(), timeout=timeout_s)
         except grpc.RpcError as error:
             raise ServiceError(f"{self._path}: {error.code().name}") from error
-        return found
+        return reply
 
     def close(self) -> None:
         """Close the channel; a waiting `answer` fails."""

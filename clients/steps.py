@@ -117,8 +117,8 @@ class General:
 
     def _step_flat(self, flat: Tensor, slopes: list[Tensor | None]) -> bool:
         """The same step of all values as one tensor, which takes one operation where a list takes one for each."""
-        parts = zip(slopes, self._sizes, strict=True)
-        slope = torch.cat([flat.new_zeros(size) if part is None else part.reshape(-1) for part, size in parts])
+        pieces = zip(slopes, self._sizes, strict=True)
+        slope = torch.cat([flat.new_zeros(size) if piece is None else piece.reshape(-1) for piece, size in pieces])
         if (added := self._pull()) is not None:
             slope.add_(added)
         self._optimizer.step([flat], [slope], self._state, self._rates())
@@ -127,8 +127,10 @@ class General:
 
     def _step(self, slopes: list[Tensor | None] | list[Tensor]) -> bool:
         if (added := self._pull()) is not None:
-            parts = zip(torch.split(added, self._sizes), self._shapes, slopes, strict=True)
-            slopes = [part.view(shape) if slope is None else slope + part.view(shape) for part, shape, slope in parts]
+            pieces = zip(torch.split(added, self._sizes), self._shapes, slopes, strict=True)
+            slopes = [
+                piece.view(shape) if slope is None else slope + piece.view(shape) for piece, shape, slope in pieces
+            ]
         self._optimizer.step(self._model.values, slopes, self._state, self._rates())
         self._model.scattered()
         return True

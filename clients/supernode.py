@@ -87,8 +87,8 @@ def pull_or_push(pull_and_store: Callable[..., int | None], **parts: Any) -> int
     Flower sends replies only after a message that it received whole. The reply to one whose run ended meanwhile is sent
     in the next one's place, and from then on every reply would wait for the message after it.
     """
-    found = pull_and_store(**parts)
-    return 0 if found is None and parts["state"].holds_reply() else found
+    pulled = pull_and_store(**parts)
+    return 0 if pulled is None and parts["state"].holds_reply() else pulled
 
 
 def pull_bounded(
@@ -138,7 +138,8 @@ def node_state(home: Path) -> NodeStateFactory:
             """Whether a reply waits to be sent."""
             with self.lock_msg_store:
                 return any(
-                    one.message.metadata.reply_to_message_id and not one.is_retrieved for one in self.msg_store.values()
+                    entry.message.metadata.reply_to_message_id and not entry.is_retrieved
+                    for entry in self.msg_store.values()
                 )
 
     factory = NodeStateFactory(ObjectStoreFactory())

@@ -11,6 +11,7 @@
     ├── PrivacyError      a privacy rule would be broken
     ├── TrainingError     local training failed (non-finite values, device out of memory)
     ├── CohortError       too few institutions took part
+    │   └── DeclinedError     and to ask again would change nothing
     └── ServiceError      a process of ours is not running, or would start unsafely
 
 What an institution tells the coordinator about a failure is a `code` and the sentence in `WIRE_SENTENCES`; exception
@@ -68,6 +69,10 @@ class TrainingError(SovfedError):
 
 class CohortError(SovfedError):
     code = "cohort"
+
+
+class DeclinedError(CohortError):
+    """Asking again would change nothing."""
 
 
 class ServiceError(SovfedError):

@@ -95,9 +95,11 @@ def with_settings(config: Config, settings: Settings, overrides: Iterable[str]) 
     named = {word.lstrip("+").split("=", 1)[0] for word in overrides}
     groups = {}
     for group in ("server", "tracking"):
-        given, own = getattr(config, group), getattr(settings, group)
-        kept = {f.name: getattr(given, f.name) for f in dataclasses.fields(own) if f"{group}.{f.name}" in named}
-        groups[group] = dataclasses.replace(own, **kept)
+        configured, own = getattr(config, group), getattr(settings, group)
+        overridden = {
+            f.name: getattr(configured, f.name) for f in dataclasses.fields(own) if f"{group}.{f.name}" in named
+        }
+        groups[group] = dataclasses.replace(own, **overridden)
     try:
         return dataclasses.replace(config, **groups)
     except ValueError as error:  # two values that do not go together

@@ -30,7 +30,7 @@ def processes(home: Path, config: ServerConfig, tracking: TrackingConfig) -> lis
         return python_command(f"sovfed.server.{module}", "--home", str(home), "--config", str(settings))
 
     control, lane = listening(("127.0.0.1", config.control_port)), listening(home / "lane.sock")
-    wanted = [
+    listed = [
         Process("superlink", python("network.superlink"), env, control, START_TIMEOUT_S),
         Process("registry", python("registry.service"), env, lane, START_TIMEOUT_S),
         Process("executor", python("runs.executor"), env),
@@ -38,8 +38,8 @@ def processes(home: Path, config: ServerConfig, tracking: TrackingConfig) -> lis
     if tracking.serve:
         port = tracking.serve_port
         page = listening(("127.0.0.1", port))
-        wanted.append(Process("mlflow", mlflow_command(home, port), env, page, START_TIMEOUT_S))
-    return wanted
+        listed.append(Process("mlflow", mlflow_command(home, port), env, page, START_TIMEOUT_S, optional=True))
+    return listed
 
 
 def mlflow_command(home: Path, port: int) -> list[str]:
@@ -60,18 +60,16 @@ def make_supervisor(home: Path) -> Supervisor:
                 f"{home / 'identity' / name} is missing; have the authority sign {home / 'identity' / 'server.csr'}, "
                 "then `sovfed server certificate CERT ROOT CRL`"
             )
-    check_ports(home, home / SETTINGS, _ports(settings.server, settings.tracking))
+    check_ports(home, home / SETTINGS, _ports(settings.server))
     return Supervisor(home, processes(home, settings.server, settings.tracking))
 
 
-def _ports(config: ServerConfig, tracking: TrackingConfig) -> dict[str, tuple[str, int]]:
-    """The setting of each port that will be listened on, and where."""
+def _ports(config: ServerConfig) -> dict[str, tuple[str, int]]:
+    """The setting of each port that must be had, and where; MLflow's page waits for its own."""
     ports = {
         f"server.{name}": (config.host, getattr(config, name)) for name in ("fleet_port", "enrolment_port", "lane_port")
     }
     ports["server.control_port"] = ("127.0.0.1", config.control_port)
-    if tracking.serve:
-        ports["tracking.serve_port"] = ("127.0.0.1", tracking.serve_port)
     return ports
 
 

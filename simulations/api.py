@@ -48,8 +48,8 @@ class Result:
     @property
     def metrics(self) -> dict[str, float]:
         """The final model's metrics on all held-out records; of a private run, as only a simulation can know them."""
-        found: dict[str, float] = self.summary["metrics"] or self.summary.get("simulated_metrics", {})
-        return found
+        metrics: dict[str, float] = self.summary["metrics"] or self.summary.get("simulated_metrics", {})
+        return metrics
 
     @cached_property
     def model(self) -> Any:
@@ -80,9 +80,9 @@ class Result:
     @cached_property
     def baselines(self) -> Comparison:
         """The headline metric beside one model on all records pooled, and each institution's own model."""
-        names = [one.site for one in self.population]
-        parts = [one.load(self.task) for one in self.population]
-        return compare(self.config, parts, names, self.vector, self.scale)
+        names = [institution.site for institution in self.population]
+        datasets = [institution.load(self.task) for institution in self.population]
+        return compare(self.config, datasets, names, self.vector, self.scale)
 
 
 def simulate(
@@ -112,7 +112,7 @@ def simulate(
         result.metrics, result.rounds, result.plot(), result.baselines
     """
     if isinstance(data, (list, tuple)):
-        data = {f"site-{number}": part for number, part in enumerate(data)}
+        data = {f"site-{number}": site_data for number, site_data in enumerate(data)}
     if strategy is not None and not isinstance(strategy, str):
         settings = _with_strategy(strategy, settings)
         strategy = None
@@ -120,15 +120,15 @@ def simulate(
     resolved = configured_task(config.task)
     require_works(resolved)
     population = _population(config, resolved, data)
-    place = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="sovfed-simulation-"))
+    run_folder = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="sovfed-simulation-"))
 
-    def told(line: dict[str, Any]) -> None:
+    def report(line: dict[str, Any]) -> None:
         for callback in callbacks:
             callback(line)
 
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies tell of every aggregation
-    outcome = simulate_population(config, population, place, on_round=told)
-    return Result(config, resolved, outcome.model, outcome.scale, outcome.summary, place, population)
+    outcome = simulate_population(config, population, run_folder, on_round=report)
+    return Result(config, resolved, outcome.model, outcome.scale, outcome.summary, run_folder, population)
 
 
 def _config(
@@ -165,10 +165,10 @@ def _population(config: Config, task: Task, data: Data) -> Sequence[Institution]
     if data is None or isinstance(data, (str, Path)):
         return make_population(config)
     if isinstance(data, Mapping):
-        parts = {name: _records(task, part, config, name) for name, part in data.items()}
+        datasets = {name: _records(task, site_data, config, name) for name, site_data in data.items()}
         return [
-            Institution(name, name, lambda _task, part=part: part)  # type: ignore[misc]
-            for name, part in parts.items()
+            Institution(name, name, lambda _task, dataset=dataset: dataset)  # type: ignore[misc]
+            for name, dataset in datasets.items()
         ]
     records = _records(task, data, config, "the data frame")
     return Partitioned(Partition(task, records, config.partition, config.simulation.institutions, config.seed))

@@ -58,7 +58,9 @@ class Comparison:
 def compare_sites(config: Config, data: Sequence[DataConfig], model: Vector, scale: Sums) -> Comparison:
     """As `compare`, over the records of the institutions `data`."""
     task = configured_task(config.task)
-    return compare(config, [load_records(task, one) for one in data], [one.site for one in data], model, scale)
+    return compare(
+        config, [load_records(task, source) for source in data], [source.site for source in data], model, scale
+    )
 
 
 def compare(config: Config, parts: Sequence[Dataset], sites: Sequence[str], model: Vector, scale: Sums) -> Comparison:
@@ -72,10 +74,10 @@ def compare(config: Config, parts: Sequence[Dataset], sites: Sequence[str], mode
             "train": len(records.train),
             "test": len(records.test),
             **{name: score(task, trained, records) for name, trained in models.items()},
-            "alone": score(task, mine, records),
-            "alone_union": score(task, mine, union),
+            "alone": score(task, own_model, records),
+            "alone_union": score(task, own_model, union),
         }
-        for records, mine in zip(parts, own, strict=True)
+        for records, own_model in zip(parts, own, strict=True)
     ]
     overall = {name: _defined(task, score(task, trained, union)) for name, trained in models.items()}
     alone_mean = float(np.mean([_defined(task, row["alone_union"]) for row in rows]))
@@ -84,16 +86,16 @@ def compare(config: Config, parts: Sequence[Dataset], sites: Sequence[str], mode
 
 def merge(parts: Sequence[Dataset]) -> Records:
     """All institutions' records as one, nobody's training record becoming a held-out one."""
-    starts = np.cumsum([0, *(len(part.persons) for part in parts)])[:-1]
-    people = np.cumsum([0, *(int(part.persons.max()) + 1 for part in parts)])[:-1]
-    tables = [columns_of(part) for part in parts]
+    starts = np.cumsum([0, *(len(dataset.persons) for dataset in parts)])[:-1]
+    people = np.cumsum([0, *(int(dataset.persons.max()) + 1 for dataset in parts)])[:-1]
+    tables = [columns_of(dataset) for dataset in parts]
     return Records(
         columns={name: np.concatenate([table[name] for table in tables]) for name in tables[0]},
-        persons=np.concatenate([part.persons + first for part, first in zip(parts, people, strict=True)]),
-        train=np.concatenate([part.train + start for part, start in zip(parts, starts, strict=True)]),
-        test=np.concatenate([part.test + start for part, start in zip(parts, starts, strict=True)]),
-        several_records=any(part.several_records for part in parts),
-        not_private=next((part.not_private for part in parts if part.not_private), ""),
+        persons=np.concatenate([dataset.persons + first for dataset, first in zip(parts, people, strict=True)]),
+        train=np.concatenate([dataset.train + start for dataset, start in zip(parts, starts, strict=True)]),
+        test=np.concatenate([dataset.test + start for dataset, start in zip(parts, starts, strict=True)]),
+        several_records=any(dataset.several_records for dataset in parts),
+        not_private=next((dataset.not_private for dataset in parts if dataset.not_private), ""),
     )
 
 
@@ -145,10 +147,10 @@ def _whole_run(config: Config) -> dict[str, Any]:
     """The task's own local training, as long as the run: epochs or steps of all rounds, without an exchange."""
     plan = dataclasses.asdict(plan_of(config.task))
     steps = config.rounds * config.task.local_steps
-    told = {name: plan[name] for name in plan if name not in ("final_rate", "proximal_mu")}
+    settings = {name: plan[name] for name in plan if name not in ("final_rate", "proximal_mu")}
     epochs = config.rounds * config.task.local_epochs
     end = schedule_of(config.task, config.rounds).ends(config.rounds)[1]
-    return {**told, "local_epochs": epochs, "local_steps": steps, "rate_end": end}
+    return {**settings, "local_epochs": epochs, "local_steps": steps, "rate_end": end}
 
 
 def score(task: Task, trained: Trained, records: Dataset) -> float | None:
@@ -174,8 +176,9 @@ def exact(metric: str, logits: Logits, labels: Indices) -> float | None:
         return float(roc_auc_score(labels, logits[:, 0])) if len(np.unique(labels)) == 2 else None
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probability = shifted / shifted.sum(axis=1, keepdims=True)
-    there = [label for label in np.unique(labels) if 0 < (labels == label).sum() < len(labels)]
-    return float(np.mean([roc_auc_score(labels == label, probability[:, label]) for label in there])) if there else None
+    scorable = [label for label in np.unique(labels) if 0 < (labels == label).sum() < len(labels)]
+    areas = [roc_auc_score(labels == label, probability[:, label]) for label in scorable]
+    return float(np.mean(areas)) if areas else None
 
 
 def _defined(task: Task, value: float | None) -> float:

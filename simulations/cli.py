@@ -122,8 +122,8 @@ def simulate(
     for name, metrics in by_institution.items() if len(by_institution) <= LISTED else ():
         console.print(f"  institution {name}: " + "  ".join(f"{key} {value:.3f}" for key, value in metrics.items()))
     if simulated := outcome.summary.get("simulated_metrics"):
-        told = "  ".join(f"{key} {value:.3f}" for key, value in simulated.items())
-        console.print(f"[bold]the final model, as only a simulation can know it[/]: {told}")
+        figures = "  ".join(f"{key} {value:.3f}" for key, value in simulated.items())
+        console.print(f"[bold]the final model, as only a simulation can know it[/]: {figures}")
     if why := outcome.summary.get("engine_reason"):
         console.print(f"engine: {outcome.summary['engine']}, since {why}")
     for line in ending(outcome.summary, folder, str(folder)):
@@ -147,15 +147,15 @@ def partition(overrides: tuple[str, ...], plot_path: Path | None, as_json: bool)
     from sovfed.simulations.partition_view import SHOWN, holdings, picture, table
 
     config = _compose(overrides)
-    held = holdings(config)
+    all_holdings = holdings(config)
     if plot_path is not None:
-        picture(config, held, plot_path)
+        picture(config, all_holdings, plot_path)
     if as_json:
-        click.echo(json.dumps([one.to_dict() for one in held], indent=2))
+        click.echo(json.dumps([holding.to_dict() for holding in all_holdings], indent=2))
         return
     console = _console(False)
-    console.print(table(config, held))
-    if config.simulation.institutions > len(held) == SHOWN:
+    console.print(table(config, all_holdings))
+    if config.simulation.institutions > len(all_holdings) == SHOWN:
         console.print(f"the first {SHOWN} of {config.simulation.institutions} institutions")
 
 

@@ -23,46 +23,51 @@ def sweep(
     """Plan or take up the sweep in `folder`, do its runs, show the table; the exit code, 1 if a run failed."""
     from sovfed.simulations.sweep import plan, read, run_sweep, summarise
 
-    asked = read(folder, overrides) if resume else plan(overrides, folder)
-    console.print(f"{len(asked.runs)} runs in {folder}")
+    sweep_plan = read(folder, overrides) if resume else plan(overrides, folder)
+    console.print(f"{len(sweep_plan.runs)} runs in {folder}")
     try:
-        with _Bars(console, asked) as bars:
-            failed = run_sweep(asked, track=track, on_run=bars.run, on_round=bars.round)
+        with _Bars(console, sweep_plan) as bars:
+            failed = run_sweep(sweep_plan, track=track, on_run=bars.run, on_round=bars.round)
     except KeyboardInterrupt:
-        summarise(asked)
+        summarise(sweep_plan)
         console.print(f"stopped; go on with: sovfed simulate -m --resume --folder {shlex.quote(str(folder))}")
         raise
-    _show(asked, failed, as_json, console)
+    _show(sweep_plan, failed, as_json, console)
     return 1 if failed else 0
 
 
-def _show(asked: Sweep, failed: dict[str, str], as_json: bool, console: Console) -> None:
-    from sovfed.simulations.compare import choose_metric, figures, group, read_runs, table
+def _show(sweep_plan: Sweep, failed: dict[str, str], as_json: bool, console: Console) -> None:
+    from sovfed.simulations.compare import choose_metric, figures, group_runs, read_runs, table
 
-    runs = [run for run in read_runs([asked.folder]) if run.rounds] if len(failed) < len(asked.runs) else []
-    metric, groups = (choose_metric(runs, None), group(runs)) if runs else ("", [])
+    runs = [run for run in read_runs([sweep_plan.folder]) if run.rounds] if len(failed) < len(sweep_plan.runs) else []
+    metric, groups = (choose_metric(runs, None), group_runs(runs)) if runs else ("", [])
     if as_json:
-        lines = [figures(one, metric) for one in groups]
-        found: dict[str, Any] = {"folder": str(asked.folder), "metric": metric, "groups": lines, "failed": failed}
-        click.echo(json.dumps(found, indent=2))
+        lines = [figures(group, metric) for group in groups]
+        document: dict[str, Any] = {
+            "folder": str(sweep_plan.folder),
+            "metric": metric,
+            "groups": lines,
+            "failed": failed,
+        }
+        click.echo(json.dumps(document, indent=2))
     if groups:
         console.print(table(groups, metric))
     for name, reason in failed.items():
         console.print(f"[red]✗[/] {name}: {reason}")
     if groups:
-        console.print(f"figure: {asked.folder / 'compare.png'}")
-        console.print(f"table:  {asked.folder / 'compare.csv'}")
+        console.print(f"figure: {sweep_plan.folder / 'compare.png'}")
+        console.print(f"table:  {sweep_plan.folder / 'compare.csv'}")
 
 
 class _Bars:
     """One bar for the sweep's runs and one for the rounds of the present run."""
 
-    def __init__(self, console: Console, asked: Sweep) -> None:
+    def __init__(self, console: Console, sweep_plan: Sweep) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, console=console)
-        self._runs = self._progress.add_task("runs", total=len(asked.runs))
+        self._runs = self._progress.add_task("runs", total=len(sweep_plan.runs))
         self._rounds = self._progress.add_task("rounds", total=None)
 
     def __enter__(self) -> Self:
@@ -104,16 +109,16 @@ def compare(
     """
     from rich.console import Console
 
-    from sovfed.simulations.compare import choose_metric, figures, group, read_runs, table, write_csv
+    from sovfed.simulations.compare import choose_metric, figures, group_runs, read_runs, table, write_csv
     from sovfed.simulations.compare_plot import plot
 
     runs = read_runs(folders)
-    chosen, groups = choose_metric(runs, metric), group(runs)
+    chosen, groups = choose_metric(runs, metric), group_runs(runs)
     if csv_path is not None:
         write_csv(runs, csv_path)
     if plot_path is not None:
         plot(runs, plot_path, metric)
     if as_json:
-        click.echo(json.dumps({"metric": chosen, "groups": [figures(one, chosen) for one in groups]}, indent=2))
+        click.echo(json.dumps({"metric": chosen, "groups": [figures(group, chosen) for group in groups]}, indent=2))
     else:
         Console().print(table(groups, chosen))

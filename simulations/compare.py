@@ -49,8 +49,8 @@ class Run:
 
     def worst(self, metric: str) -> float | None:
         """The metric of the institution that fares worst (the largest, if it is a loss)."""
-        found = [metrics[metric] for metrics in self.by_institution.values() if metric in metrics]
-        return (max if metric in SMALLER_IS_BETTER else min)(found) if found else None
+        values = [metrics[metric] for metrics in self.by_institution.values() if metric in metrics]
+        return (max if metric in SMALLER_IS_BETTER else min)(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -63,34 +63,34 @@ class Group:
 
     def spread(self, of: Iterable[float | None]) -> tuple[float, float] | None:
         """Mean and standard deviation (0 of one) over the group's runs; None if nothing is known."""
-        known = [value for value in of if value is not None]
-        if not known:
+        values = [value for value in of if value is not None]
+        if not values:
             return None
-        return statistics.mean(known), statistics.stdev(known) if len(known) > 1 else 0.0
+        return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """The runs in `folders`: a run's own folder, a sweep's, a demo's, or one of several runs. Raises ConfigError."""
-    found: dict[Path, Run] = {}
+    runs: dict[Path, Run] = {}
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder} is no folder")
         inside = list(_inside(folder))
         if not inside:
             raise ConfigError(f"{folder} holds no run: neither {SUMMARY} nor rounds.jsonl, nor folders with them")
-        for one in inside:
-            found[one.resolve()] = _read(one)
-    return list(found.values())
+        for run_folder in inside:
+            runs[run_folder.resolve()] = _read(run_folder)
+    return list(runs.values())
 
 
 def _inside(folder: Path) -> Iterable[Path]:
     if (folder / "rounds.jsonl").exists():
         return [folder]
     if (folder / PLAN).exists():
-        names = [one["name"] for one in json.loads((folder / PLAN).read_text(encoding="utf-8"))["runs"]]
+        names = [run["name"] for run in json.loads((folder / PLAN).read_text(encoding="utf-8"))["runs"]]
         return [folder / name for name in names if (folder / name).is_dir()]
     places = [folder, folder / RUNS, folder / "agency" / RUNS]
-    return [path.parent for place in places for path in sorted(place.glob("*/rounds.jsonl"))]
+    return [path.parent for parent in places for path in sorted(parent.glob("*/rounds.jsonl"))]
 
 
 def _read(folder: Path) -> Run:
@@ -118,33 +118,33 @@ def _read(folder: Path) -> Run:
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings by dotted key, without those of a mechanism that is off."""
-    found = flatten(config)
-    off = found.get("privacy.mechanism") == "none"
+    settings = flatten(config)
+    off = settings.get("privacy.mechanism") == "none"
     return {
         key: value
-        for key, value in found.items()
+        for key, value in settings.items()
         if not (off and key.startswith("privacy.") and key[8:] != "mechanism")
     }
 
 
 def choose_metric(runs: Sequence[Run], wanted: str | None) -> str:
     """The metric to compare by: `wanted`, or the tasks' own headline. Raises ConfigError if there is none."""
-    known = {name for run in runs for name in run.metrics}
-    known |= {name for run in runs for line in run.rounds[-1:] for name in line["metrics"]}
+    available = {name for run in runs for name in run.metrics}
+    available |= {name for run in runs for line in run.rounds[-1:] for name in line["metrics"]}
     if wanted is not None:
-        if wanted not in known:
-            raise ConfigError(f"no run has the metric '{wanted}'{nearest(wanted, known)}")
+        if wanted not in available:
+            raise ConfigError(f"no run has the metric '{wanted}'{nearest(wanted, available)}")
         return wanted
-    headlines = list(dict.fromkeys(run.headline for run in runs if run.headline in known))
+    headlines = list(dict.fromkeys(run.headline for run in runs if run.headline in available))
     if len(headlines) > 1:
         raise ConfigError(f"the runs' tasks report {' and '.join(headlines)}: choose one with --metric")
-    return headlines[0] if headlines else next((name for name in ("auc", "accuracy", "loss") if name in known), "")
+    return headlines[0] if headlines else next((name for name in ("auc", "accuracy", "loss") if name in available), "")
 
 
-def group(runs: Sequence[Run]) -> list[Group]:
+def group_runs(runs: Sequence[Run]) -> list[Group]:
     """The runs by what differs in their settings but the seed; an unfinished run stands alone, by its folder's name."""
-    done = [run for run in runs if run.finished]
-    keys = _telling(done)
+    finished = [run for run in runs if run.finished]
+    keys = _telling(finished)
     groups: dict[str, Group] = {}
     for run in runs:
         values = {key: run.config.get(key) for key in keys} if run.finished else {}
@@ -158,14 +158,14 @@ def _telling(runs: Sequence[Run]) -> list[str]:
     """The settings that differ, without those that follow from the one that leads their group."""
     keys = [key for key in dict.fromkeys(key for run in runs for key in run.config) if not key.startswith(SAME)]
     differing = [key for key in keys if len({_text(run.config.get(key)) for run in runs}) > 1]
-    return [key for key in differing if not any(_follows(key, other, runs) for other in differing)]
+    return [key for key in differing if not any(_follows(key, leader, runs) for leader in differing)]
 
 
-def _follows(key: str, other: str, runs: Sequence[Run]) -> bool:
-    (above, _, name), (beside, _, leading) = key.rpartition("."), other.rpartition(".")
+def _follows(key: str, leader: str, runs: Sequence[Run]) -> bool:
+    (above, _, name), (beside, _, leading) = key.rpartition("."), leader.rpartition(".")
     if above != beside or name in LEADING or leading not in LEADING:
         return False
-    pairs = {(_text(run.config.get(other)), _text(run.config.get(key))) for run in runs}
+    pairs = {(_text(run.config.get(leader)), _text(run.config.get(key))) for run in runs}
     return len(pairs) == len({value for value, _ in pairs})
 
 
@@ -178,21 +178,21 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def figures(one: Group, metric: str) -> dict[str, Any]:
+def figures(group: Group, metric: str) -> dict[str, Any]:
     """A group's line: means over its runs, with `_sd` for the standard deviation."""
-    line: dict[str, Any] = {"group": one.label, **one.values, "runs": len(one.runs)}
-    line["finished"] = sum(run.finished for run in one.runs)
-    line["rounds"] = max(len(run.rounds) for run in one.runs)
+    line: dict[str, Any] = {"group": group.label, **group.values, "runs": len(group.runs)}
+    line["finished"] = sum(run.finished for run in group.runs)
+    line["rounds"] = max(len(run.rounds) for run in group.runs)
     parts: dict[str, list[float | None]] = {
-        metric: [run.metrics.get(metric) for run in one.runs],
-        f"worst_{metric}": [run.worst(metric) for run in one.runs],
-        "epsilon": [run.epsilon for run in one.runs],
-        "bytes_moved": [float(run.bytes_moved) for run in one.runs],
-        "seconds": [run.seconds if run.finished else None for run in one.runs],
+        metric: [run.metrics.get(metric) for run in group.runs],
+        f"worst_{metric}": [run.worst(metric) for run in group.runs],
+        "epsilon": [run.epsilon for run in group.runs],
+        "bytes_moved": [float(run.bytes_moved) for run in group.runs],
+        "seconds": [run.seconds if run.finished else None for run in group.runs],
     }
     for name, values in parts.items():
-        found = one.spread(values)
-        line[name], line[f"{name}_sd"] = found or (None, None)
+        spread = group.spread(values)
+        line[name], line[f"{name}_sd"] = spread or (None, None)
     return line
 
 
@@ -206,11 +206,11 @@ def table(groups: Sequence[Group], metric: str) -> Table:
     shown.add_column("group", min_width=20)
     for name in ("runs", "rounds", metric or "metric", "worst", "ε", "MB", "seconds"):
         shown.add_column(name, justify="right", no_wrap=True)
-    for one in groups:
-        line = figures(one, metric)
+    for group in groups:
+        line = figures(group, metric)
         runs = str(line["runs"]) if line["finished"] == line["runs"] else f"{line['finished']} of {line['runs']}"
         shown.add_row(
-            one.label, runs, str(line["rounds"]), _mean(line, metric, "{:.3f}"),
+            group.label, runs, str(line["rounds"]), _mean(line, metric, "{:.3f}"),
             _mean(line, f"worst_{metric}", "{:.3f}"), _only(line, "epsilon", "{:.2f}"),
             _only(line, "bytes_moved", "{:.2f}", 1e-6), _only(line, "seconds", "{:.1f}"),
         )  # fmt: skip

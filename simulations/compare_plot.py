@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sovfed.simulations.compare import Group, Run, choose_metric, group
+from sovfed.simulations.compare import Group, Run, choose_metric, group_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,13 +22,13 @@ def plot(runs: Sequence[Run], path: Path, wanted: str | None = None) -> None:
     """Draw the runs into the PNG at `path`, by the metric `wanted` or the tasks' own. Raises ConfigError."""
     from matplotlib.figure import Figure
 
-    metric, groups = choose_metric(runs, wanted), group(runs)
+    metric, groups = choose_metric(runs, wanted), group_runs(runs)
     panels: list[Callable[[Axes, Sequence[Group], str], None]] = []
     if any(metric in line["metrics"] for run in runs for line in run.rounds):
         panels.append(_by_round)
     if len({run.epsilon for run in runs if run.epsilon is not None and metric in run.metrics}) > 1:
         panels.append(_by_epsilon)
-    if any(metric in found for run in runs for found in run.by_institution.values()):
+    if any(metric in institution_metrics for run in runs for institution_metrics in run.by_institution.values()):
         panels.append(_by_institution)
     panels.append(_by_bytes)
     height = 3.8 + 0.16 * len(groups)
@@ -46,18 +46,18 @@ def _by_round(axis: Axes, groups: Sequence[Group], metric: str) -> None:
     """Mean of the metric after each round, with a standard deviation each side."""
     from matplotlib.ticker import MaxNLocator
 
-    for number, one in enumerate(groups):
-        curves = [_curve(run, metric) for run in one.runs]
+    for number, group in enumerate(groups):
+        curves = [_curve(run, metric) for run in group.runs]
         length = max(map(len, curves))
         padded = np.full((len(curves), length), math.nan)
         for row, curve in zip(padded, curves, strict=True):
             row[: len(curve)] = curve
-        known = ~np.isnan(padded).all(0)
-        if known.sum() < 2:  # a private run tells of its end only
+        reported = ~np.isnan(padded).all(0)
+        if reported.sum() < 2:  # a private run tells of its end only
             continue
-        rounds, values = np.flatnonzero(known), padded[:, known]
+        rounds, values = np.flatnonzero(reported), padded[:, reported]
         mean, spread = np.nanmean(values, 0), np.nanstd(values, 0)
-        axis.plot(rounds, mean, label=one.label, color=f"C{number % 10}", linestyle=_style(number))
+        axis.plot(rounds, mean, label=group.label, color=f"C{number % 10}", linestyle=_style(number))
         axis.fill_between(rounds, mean - spread, mean + spread, color=f"C{number % 10}", alpha=BAND, linewidth=0)
     axis.set(title=f"{metric} by round, mean ± standard deviation", xlabel="round")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -65,26 +65,26 @@ def _by_round(axis: Axes, groups: Sequence[Group], metric: str) -> None:
 
 def _curve(run: Run, metric: str) -> list[float]:
     """The metric of the model after 0, 1, … rounds: a round's line tells that of the model it began with."""
-    found = [line["metrics"].get(metric, math.nan) for line in run.rounds]
-    return [*found, run.metrics.get(metric, math.nan)]
+    values = [line["metrics"].get(metric, math.nan) for line in run.rounds]
+    return [*values, run.metrics.get(metric, math.nan)]
 
 
 def _by_epsilon(axis: Axes, groups: Sequence[Group], metric: str) -> None:
     """Privacy and utility: the metric at each epsilon; without privacy as a line."""
     families: dict[str, list[tuple[float, float, float]]] = {}
-    for one in groups:
-        found, epsilon = one.spread(run.metrics.get(metric) for run in one.runs), one.spread(_epsilons(one))
-        if found is None:
+    for group in groups:
+        spread, epsilon = group.spread(run.metrics.get(metric) for run in group.runs), group.spread(_epsilons(group))
+        if spread is None:
             continue
         if epsilon is None:
-            axis.axhline(found[0], linestyle="--", color="grey", label=one.label)
+            axis.axhline(spread[0], linestyle="--", color="grey", label=group.label)
             continue
-        rest = [
+        settings = [
             f"{key.rpartition('.')[0]}={value}"
-            for key, value in one.values.items()
+            for key, value in group.values.items()
             if value is not None and "epsilon" not in key
         ]
-        families.setdefault(", ".join(rest) or metric, []).append((epsilon[0], *found))
+        families.setdefault(", ".join(settings) or metric, []).append((epsilon[0], *spread))
     for name, points in families.items():
         epsilons, means, spreads = zip(*sorted(points), strict=True)
         axis.errorbar(epsilons, means, yerr=spreads, marker="o", capsize=3, label=name)
@@ -95,32 +95,37 @@ def _by_epsilon(axis: Axes, groups: Sequence[Group], metric: str) -> None:
     axis.legend(fontsize="x-small")
 
 
-def _epsilons(one: Group) -> list[float | None]:
-    return [run.epsilon for run in one.runs]
+def _epsilons(group: Group) -> list[float | None]:
+    return [run.epsilon for run in group.runs]
 
 
 def _by_institution(axis: Axes, groups: Sequence[Group], metric: str) -> None:
     """Every institution's own metric, all runs of a group together."""
-    shown = [(one, _of_institutions(one, metric)) for one in groups]
-    shown = [(one, values) for one, values in shown if values]
+    shown = [(group, _of_institutions(group, metric)) for group in groups]
+    shown = [(group, values) for group, values in shown if values]
     axis.boxplot([values for _, values in shown], orientation="horizontal")
-    for place, (_, values) in enumerate(shown, start=1):
+    for position, (_, values) in enumerate(shown, start=1):
         axis.plot(
-            values, np.linspace(place - 0.12, place + 0.12, len(values)), ".", markersize=3, alpha=0.5, color="C0"
+            values, np.linspace(position - 0.12, position + 0.12, len(values)), ".", markersize=3, alpha=0.5, color="C0"
         )
-    _name(axis, [one.label for one, _ in shown], range(1, len(shown) + 1))
+    _name(axis, [group.label for group, _ in shown], range(1, len(shown) + 1))
     axis.set(title=f"{metric} of each institution", xlabel=metric)
 
 
-def _of_institutions(one: Group, metric: str) -> list[float]:
-    return [found[metric] for run in one.runs for found in run.by_institution.values() if metric in found]
+def _of_institutions(group: Group, metric: str) -> list[float]:
+    return [
+        institution_metrics[metric]
+        for run in group.runs
+        for institution_metrics in run.by_institution.values()
+        if metric in institution_metrics
+    ]
 
 
 def _by_bytes(axis: Axes, groups: Sequence[Group], metric: str) -> None:
     """Megabytes moved in a run."""
-    totals = [np.mean([run.bytes_moved for run in one.runs]) / 1e6 for one in groups]
+    totals = [np.mean([run.bytes_moved for run in group.runs]) / 1e6 for group in groups]
     axis.barh(range(1, len(groups) + 1), totals)
-    _name(axis, [one.label for one in groups], range(1, len(groups) + 1))
+    _name(axis, [group.label for group in groups], range(1, len(groups) + 1))
     axis.set(title="MB moved in a run, up and down", xlabel="MB")
 
 

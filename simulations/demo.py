@@ -45,7 +45,7 @@ def run_demo(config: Config, folder: Path, console: Console, keep: bool = False)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     started = time.monotonic()
     data = sites(config)
-    institutions = [Institution(name, part) for name, part in zip(institution_names(data), data, strict=True)]
+    institutions = [Institution(name, source) for name, source in zip(institution_names(data), data, strict=True)]
     federation = LocalFederation(folder, institutions, config)
     try:
         with _step(console, "authority and agency: root certificate, server key, server certificate"):
@@ -72,23 +72,23 @@ def run_demo(config: Config, folder: Path, console: Console, keep: bool = False)
 
 
 def _summarise(federation: LocalFederation, institutions: list[Institution], started: float) -> dict[str, Any]:
-    found = folders.read_summary(federation.home, RUN)
-    if found is None:
+    run_summary = folders.read_summary(federation.home, RUN)
+    if run_summary is None:
         raise ServiceError("the run finished without a summary")
     trained = read_model(folders.run_folder(federation.home, RUN))
     comparison = compare_sites(
-        _baseline(federation.config), [one.data for one in institutions], trained.vector, trained.scale
+        _baseline(federation.config), [member.data for member in institutions], trained.vector, trained.scale
     )
     summary = {
-        **found,
+        **run_summary,
         "institutions": len(institutions),
-        "institution_names": [one.name for one in institutions],
+        "institution_names": [member.name for member in institutions],
         "seconds_total": time.monotonic() - started,
         "pooled": comparison.pooled,
         "alone_mean": comparison.alone_mean,
         "federated": comparison.federated,
         "by_institution": [
-            {"institution": one.name, **row} for one, row in zip(institutions, comparison.rows, strict=True)
+            {"institution": member.name, **row} for member, row in zip(institutions, comparison.rows, strict=True)
         ],
     }
     write_atomic(federation.folder / "summary.json", json.dumps(summary, indent=2).encode())
@@ -117,8 +117,8 @@ def _print(console: Console, federation: LocalFederation, summary: dict[str, Any
     for column in ("institution", "train", "test", "pooled", "alone", "federated", "gain"):
         table.add_column(column, justify="left" if column == "institution" else "right")
     for row in summary["by_institution"]:
-        known = row["alone"] is not None and row["federated"] is not None
-        gained = f"{gain(summary['metric'], row['federated'], row['alone'], task.metrics):+.3f}" if known else "–"
+        comparable = row["alone"] is not None and row["federated"] is not None
+        gained = f"{gain(summary['metric'], row['federated'], row['alone'], task.metrics):+.3f}" if comparable else "–"
         table.add_row(
             row["institution"], str(row["train"]), str(row["test"]), _figure(row["pooled"]), _figure(row["alone"]),
             _figure(row["federated"]), gained,

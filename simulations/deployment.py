@@ -97,26 +97,26 @@ class LocalFederation:
     def enrol(self) -> None:
         """Enrol every institution: invitation, keys made on site, request, the authority's signature, certificate."""
         with ThreadPoolExecutor(len(self.institutions)) as pool:
-            waiting = [pool.submit(self._enrol_one, one) for one in self.institutions]
-            for one in self.institutions:
-                request = enrolment.wait_for_request(self.home, one.name, ENROLMENT_TIMEOUT_S)
+            waiting = [pool.submit(self._enrol_one, member) for member in self.institutions]
+            for member in self.institutions:
+                request = enrolment.wait_for_request(self.home, member.name, ENROLMENT_TIMEOUT_S)
                 enrolment.accept_certificate(self.home, authority.sign(self.authority_home, request, server=False))
             for job in waiting:
                 job.result()
 
-    def _enrol_one(self, one: Institution) -> None:
-        home = self.client_home(one.name)
+    def _enrol_one(self, member: Institution) -> None:
+        home = self.client_home(member.name)
         home.parent.mkdir(parents=True, exist_ok=True)
-        config = dataclasses.replace(self.config.client, home=str(home), data=one.data)
+        config = dataclasses.replace(self.config.client, home=str(home), data=member.data)
         client_home.create(home, config, self.policy, WHY)
         if self._task_file is not None:
             keep_task(home, self._task_file)
-        institution.enrol(home, enrolment.invite(self.home, one.name), ENROLMENT_TIMEOUT_S)
+        institution.enrol(home, enrolment.invite(self.home, member.name), ENROLMENT_TIMEOUT_S)
 
     def start_institutions(self) -> None:
         """Start trainer, supernode and gateway of every institution, all institutions at the same time."""
         with ThreadPoolExecutor(len(self.institutions)) as pool:
-            list(pool.map(lambda one: self.start_institution(one.name), self.institutions))
+            list(pool.map(lambda member: self.start_institution(member.name), self.institutions))
 
     def start_institution(self, name: str) -> None:
         self._start(name, client_up.make_supervisor(self.client_home(name)))
@@ -134,10 +134,10 @@ class LocalFederation:
 
     def pid(self, owner: str, process: str) -> int:
         """The process id of `process` ("superlink", "trainer", …) of the agency or an institution."""
-        found = {one.name: one.pid for one in self.supervisors[owner].status().processes}[process]
-        if found is None:
+        pid = {child.name: child.pid for child in self.supervisors[owner].status().processes}[process]
+        if pid is None:
             raise ProcessLookupError(f"{owner}: {process} is not running")
-        return found
+        return pid
 
     def stop(self) -> None:
         """Stop institutions, then the agency."""
@@ -175,9 +175,9 @@ def free_ports(count: int) -> list[int]:
     """Loopback TCP ports that nobody listens on now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for endpoint in sockets:
+            endpoint.bind(("127.0.0.1", 0))
+        return [endpoint.getsockname()[1] for endpoint in sockets]
     finally:
-        for one in sockets:
-            one.close()
+        for endpoint in sockets:
+            endpoint.close()

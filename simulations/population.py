@@ -55,8 +55,8 @@ def make_population(config: Config) -> Sequence[Institution]:
     natural = sites(config) if config.partition.name == "natural" else []
     if config.privacy.private:
         task = configured_task(config.task)
-        for part in natural or [config.data]:
-            check_private_data(task, part)
+        for source in natural or [config.data]:
+            check_private_data(task, source)
     if natural:
         return of_sites(natural)
     if config.data.source == "none":
@@ -67,8 +67,8 @@ def make_population(config: Config) -> Sequence[Institution]:
 def of_sites(data: Sequence[DataConfig]) -> list[Institution]:
     """One institution for each entry of `data`, as its connector has it."""
     return [
-        Institution(name, part.site, lambda task, part=part: load_records(task, part))  # type: ignore[misc]
-        for name, part in zip(institution_names(data), data, strict=True)
+        Institution(name, source.site, lambda task, source=source: load_records(task, source))  # type: ignore[misc]
+        for name, source in zip(institution_names(data), data, strict=True)
     ]
 
 
@@ -86,5 +86,6 @@ def sites(config: Config) -> list[DataConfig]:
 def institution_names(data: Sequence[DataConfig]) -> list[str]:
     """A name for each institution: its own, or hospital-1, hospital-2, …"""
     return [
-        part.site.replace("_", "-") if not part.site.isdigit() else f"hospital-{int(part.site) + 1}" for part in data
+        source.site.replace("_", "-") if not source.site.isdigit() else f"hospital-{int(source.site) + 1}"
+        for source in data
     ]

@@ -53,14 +53,14 @@ def run_on_ray(config: Config, names: Sequence[str], folder: Path, run: Run) -> 
     telemetry.FLWR_TELEMETRY_ENABLED = "0"  # read when flwr is imported, which may have been before
     from flwr.simulation import run_simulation
 
-    found: list[Outcome] = []
+    outcomes: list[Outcome] = []
     failed: list[Exception] = []
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            found.append(run(RayGrid(grid, names)))
+            outcomes.append(run(RayGrid(grid, names)))
         except Exception as error:  # Flower would tell of it by a RuntimeError of its own
             failed.append(error)
 
@@ -73,9 +73,9 @@ def run_on_ray(config: Config, names: Sequence[str], folder: Path, run: Run) -> 
     run_simulation(app, RayApp(config), num_supernodes=len(names), backend_config=backend)
     if failed:
         raise failed[0]
-    if not found:
+    if not outcomes:
         raise ServiceError("Flower's simulation ended without a result")
-    return found[0]
+    return outcomes[0]
 
 
 class RayGrid(FlowerGrid):
@@ -88,10 +88,10 @@ class RayGrid(FlowerGrid):
             if time.monotonic() > deadline:
                 raise ServiceError(f"{len(nodes)} of {len(names)} virtual nodes after {NODES_S:g} s")
             time.sleep(0.05)
-        asked = [
+        questions = [
             new_message(RecordDict(), run_id=self.run.run_id, node_id=node, kind=WHICH, group="") for node in nodes
         ]
-        replies = list(super().replies(asked, NODES_S))
+        replies = list(super().replies(questions, NODES_S))
         self._nodes = {_place(reply): reply.metadata.src_node_id for reply in replies if reply.has_content()}
         if sorted(self._nodes) != list(range(1, len(names) + 1)):
             raise ServiceError(f"{len(self._nodes)} of {len(names)} virtual nodes said which institution they are")
@@ -107,13 +107,13 @@ class RayGrid(FlowerGrid):
         batch = list(messages)
         copies = [
             new_message(
-                one.content,
-                run_id=one.metadata.run_id,
-                node_id=self._nodes[one.metadata.dst_node_id],
-                kind=one.metadata.message_type,
-                group=one.metadata.group_id,
+                message.content,
+                run_id=message.metadata.run_id,
+                node_id=self._nodes[message.metadata.dst_node_id],
+                kind=message.metadata.message_type,
+                group=message.metadata.group_id,
             )
-            for one in batch
+            for message in batch
         ]
         for reply in super().replies(copies, timeout_s):
             for message, copy in zip(batch, copies, strict=True):
@@ -130,10 +130,10 @@ class RayApp(ClientApp):
         self._config = json.dumps(asdict(config))  # what Ray sends to its actors
 
     def __call__(self, message: FlowerMessage, context: Context) -> FlowerMessage:
-        place = int(context.node_config["partition-id"])
+        index = int(context.node_config["partition-id"])
         if message.metadata.message_type == WHICH:
-            return FlowerMessage(RecordDict({"node": ConfigRecord({"place": place})}), reply_to=message)
-        return _app(self._config, place)(message, context)
+            return FlowerMessage(RecordDict({"node": ConfigRecord({"place": index})}), reply_to=message)
+        return _app(self._config, index)(message, context)
 
 
 @lru_cache(1)
@@ -143,16 +143,18 @@ def _population(config: str) -> tuple[Config, Sequence[Institution]]:
 
 
 @lru_cache(KEPT)
-def _app(text: str, place: int) -> ClientApp:
+def _app(text: str, index: int) -> ClientApp:
     config, population = _population(text)
-    one = population[place]
+    institution = population[index]
     return make_client_app(
-        TrainerService(one.load, site=one.site, device=config.client.device, precision=config.client.precision)
+        TrainerService(
+            institution.load, site=institution.site, device=config.client.device, precision=config.client.precision
+        )
     )
 
 
 def _place(reply: FlowerMessage) -> int:
-    place = reply.content.config_records["node"]["place"]
-    if not isinstance(place, int):
+    index = reply.content.config_records["node"]["place"]
+    if not isinstance(index, int):
         raise ServiceError("a virtual node did not say which institution it is")
-    return place + 1
+    return index + 1

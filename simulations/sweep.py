@@ -61,11 +61,11 @@ def expand(overrides: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
     axes = [_values(text) for text in overrides]
     if (count := math.prod(len(axis) for axis in axes)) > MAX_RUNS:
         raise ConfigError(f"the sweep has {count} runs, at most {MAX_RUNS} are taken")
-    found: dict[str, tuple[str, ...]] = {}
+    combinations: dict[str, tuple[str, ...]] = {}
     for chosen in itertools.product(*axes):
         varying = [text for text, axis in zip(chosen, axes, strict=True) if len(axis) > 1]
-        found.setdefault(_name(varying), chosen)
-    return list(found.items())
+        combinations.setdefault(_name(varying), chosen)
+    return list(combinations.items())
 
 
 def swept(overrides: Sequence[str]) -> list[str]:
@@ -78,28 +78,29 @@ def plan(overrides: Sequence[str], folder: Path) -> Sweep:
 
     Raises ConfigError if one of them is wrong, or if `folder` holds something already.
     """
-    found = _checked(expand(overrides))
+    combinations = _checked(expand(overrides))
     if folder.exists() and any(folder.iterdir()):
         more = ": add --resume to go on with it" if (folder / PLAN).exists() else ""
         raise ConfigError(f"{folder} is not empty{more}")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    listed = [{"name": one.name, "overrides": one.overrides} for one in found]
+    listed = [{"name": combination.name, "overrides": combination.overrides} for combination in combinations]
     text = json.dumps({"version": __version__, "overrides": list(overrides), "runs": listed}, indent=2)
     write_private(folder / PLAN, text.encode())
-    return Sweep(folder, tuple(overrides), found)
+    return Sweep(folder, tuple(overrides), combinations)
 
 
 def read(folder: Path, overrides: Sequence[str] = ()) -> Sweep:
     """The sweep that `folder` was made for. Raises ConfigError if there is none, or if `overrides` are others."""
     try:
-        found = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        asked, runs = tuple(found["overrides"]), [(one["name"], tuple(one["overrides"])) for one in found["runs"]]
+        document = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        planned = tuple(document["overrides"])
+        runs = [(entry["name"], tuple(entry["overrides"])) for entry in document["runs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder} holds no sweep that could be gone on with: {error}") from error
-    if overrides and set(overrides) != set(asked):
-        changed = sorted(set(overrides) ^ set(asked))
+    if overrides and set(overrides) != set(planned):
+        changed = sorted(set(overrides) ^ set(planned))
         raise ConfigError(f"{folder} was made for other overrides; these differ: {' '.join(changed)}")
-    return Sweep(folder, asked, _checked(runs))
+    return Sweep(folder, planned, _checked(runs))
 
 
 def run_sweep(
@@ -188,8 +189,8 @@ class _Parent:
             self.run_id = marker.read_text(encoding="ascii").strip()
             client.update_run(self.run_id, status="RUNNING")
         else:
-            made = client.create_run(experiment_id(client, config, sweep.folder), run_name=sweep.folder.name)
-            self.run_id = made.info.run_id
+            parent_run = client.create_run(experiment_id(client, config, sweep.folder), run_name=sweep.folder.name)
+            self.run_id = parent_run.info.run_id
             client.set_tag(self.run_id, "sovfed.sweep", without_credentials(" ".join(sweep.overrides))[:5000])
             write_private(marker, self.run_id.encode())
         self._client = client
@@ -206,7 +207,7 @@ class _Parent:
 
 
 def _checked(runs: Sequence[tuple[str, tuple[str, ...]]]) -> list[Combination]:
-    found = []
+    combinations = []
     for name, overrides in runs:
         if not name or _UNSAFE.search(name) or name.startswith("."):
             raise ConfigError(f"a run of a sweep cannot be called {name[:MAX_NAME]!r}")
@@ -214,8 +215,10 @@ def _checked(runs: Sequence[tuple[str, tuple[str, ...]]]) -> list[Combination]:
             config = compose(overrides).config
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}" if len(runs) > 1 else str(error)) from error
-        found.append(Combination(name, overrides, replace(config, run_name=config.run_name or plain_name(name)[:64])))
-    return found
+        combinations.append(
+            Combination(name, overrides, replace(config, run_name=config.run_name or plain_name(name)[:64]))
+        )
+    return combinations
 
 
 def _values(text: str) -> list[str]:
@@ -235,8 +238,8 @@ def _values(text: str) -> list[str]:
         chosen = [
             name
             for name in options
-            if any(fnmatch.fnmatchcase(name, part) for part in value.include)
-            and not any(fnmatch.fnmatchcase(name, part) for part in value.exclude)
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in value.include)
+            and not any(fnmatch.fnmatchcase(name, pattern) for pattern in value.exclude)
         ]
         if not chosen:
             raise ConfigError(f"{text}: no option of group '{key}' fits (known: {', '.join(options) or 'none'})")
@@ -245,7 +248,7 @@ def _values(text: str) -> list[str]:
         return [text]
     if not parsed.is_discrete_sweep():
         raise ConfigError(f"{text}: a sweep needs single values, such as {key}=1,2,3 or {key}=range(1,4)")
-    values = list(dict.fromkeys(f"{key}={one}" for one in parsed.sweep_string_iterator()))
+    values = list(dict.fromkeys(f"{key}={choice}" for choice in parsed.sweep_string_iterator()))
     if not values:
         raise ConfigError(f"{text}: no value")
     return values

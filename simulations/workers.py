@@ -42,7 +42,7 @@ _DONE: Final = struct.Struct("<Q")  # bytes of the reply's frame
 
 @dataclass
 class Worker:
-    """A process, our end of its pipe, its memory, the places in the batch that it owes, and what it was told of."""
+    """A process, our end of its pipe, its memory, the positions in the batch that it owes, and what it was told of."""
 
     process: BaseProcess
     pipe: Connection
@@ -54,7 +54,7 @@ class Worker:
 
 @dataclass
 class Batch:
-    """Messages, their distinct contents, which of these each has; places not handed out; frames that came early.
+    """Messages, their distinct contents, which of these each has; positions not handed out; frames that came early.
 
     `first` is the frame of the first content, which most batches have alone.
     """
@@ -64,7 +64,7 @@ class Batch:
     which: list[int]
     waiting: dict[int, None]
     first: bytes
-    done: dict[int, bytes] = field(default_factory=dict)
+    early: dict[int, bytes] = field(default_factory=dict)
 
     @classmethod
     def of(cls, messages: Sequence[FlowerMessage]) -> Batch:
@@ -99,15 +99,16 @@ class WorkersGrid(InMemoryGrid):
         self._shared = mmap.mmap(-1, self._slot)  # for the first content of a batch
         context = get_context("fork")
         for number in range(workers):
-            ours, theirs = context.Pipe()
+            parent_end, child_end = context.Pipe()
             memory = mmap.mmap(-1, DEPTH * self._slot)
-            held = [worker.pipe for worker in self._workers] + [ours]
+            inherited = [worker.pipe for worker in self._workers] + [parent_end]
             process = context.Process(
-                target=_work, args=(apps, theirs, held, self._shared, memory), name=f"worker-{number + 1}", daemon=True
+                target=_work, args=(apps, child_end, inherited, self._shared, memory),
+                name=f"worker-{number + 1}", daemon=True,
             )  # fmt: skip
             process.start()
-            theirs.close()
-            self._workers.append(Worker(process, ours, memory))
+            child_end.close()
+            self._workers.append(Worker(process, parent_end, memory))
 
     def replies(self, messages: Iterable[FlowerMessage], timeout_s: float) -> Iterator[FlowerMessage]:
         """As `StreamingGrid.replies`; all are waited for. Raises ServiceError if a worker has died."""
@@ -121,11 +122,11 @@ class WorkersGrid(InMemoryGrid):
             self.bytes_down += size_bytes(message)
         if len(batch.first) <= self._slot:
             self._shared[: len(batch.first)] = batch.first
-        for place, message in enumerate(batch.messages):
-            self._hand_out(batch, place)
-            while self._collect(batch, patient=place not in batch.done):
-                self._hand_out(batch, place)
-            reply = FlowerMessage(to_records(from_frame(batch.done.pop(place))), reply_to=message)
+        for position, message in enumerate(batch.messages):
+            self._hand_out(batch, position)
+            while self._collect(batch, patient=position not in batch.early):
+                self._hand_out(batch, position)
+            reply = FlowerMessage(to_records(from_frame(batch.early.pop(position))), reply_to=message)
             self.bytes_up += size_bytes(reply)
             yield reply
 
@@ -152,44 +153,44 @@ class WorkersGrid(InMemoryGrid):
         limit = wanted + AHEAD * len(self._workers)
         for depth in range(1, DEPTH + 1):
             for number, worker in enumerate(self._workers):
-                if len(worker.owes) < depth and (place := self._choose(batch, number, limit)) is not None:
-                    self._ask(worker, batch, place)
+                if len(worker.owes) < depth and (position := self._choose(batch, number, limit)) is not None:
+                    self._ask(worker, batch, position)
 
     def _choose(self, batch: Batch, number: int, limit: int) -> int | None:
-        """The place below `limit` that worker `number` had better answer next."""
-        other = None
-        for place in batch.waiting:
-            if place >= limit:
+        """The position below `limit` that worker `number` had better answer next."""
+        fallback = None
+        for position in batch.waiting:
+            if position >= limit:
                 break
-            home = self._homes.setdefault(batch.messages[place].metadata.dst_node_id, self._new_home(number))
+            home = self._homes.setdefault(batch.messages[position].metadata.dst_node_id, self._new_home(number))
             if home == number:
-                return place
-            if other is None:
-                other = place
-        return None if self._keeping else other
+                return position
+            if fallback is None:
+                fallback = position
+        return None if self._keeping else fallback
 
     def _new_home(self, number: int) -> int:
         return len(self._homes) % len(self._workers) if self._keeping else number
 
-    def _ask(self, worker: Worker, batch: Batch, place: int) -> None:
-        """Send the message at `place`, its content if that is new there; not if it would have to wait for the pipe."""
-        which, metadata = batch.which[place], batch.messages[place].metadata
+    def _ask(self, worker: Worker, batch: Batch, position: int) -> None:
+        """Send message `position`, its content if that is new there; not if it would have to wait for the pipe."""
+        which, metadata = batch.which[position], batch.messages[position].metadata
         frame = b""
         if which not in worker.knows:
             frame = batch.frame(which)
             shared = which == 0 and len(frame) <= self._slot
             if worker.owes and not shared:
                 return  # it may be writing into the pipe itself, and would not read
-        asked = _ASKED.pack(not worker.knows, metadata.dst_node_id, which, len(frame))
+        header = _ASKED.pack(not worker.knows, metadata.dst_node_id, which, len(frame))
         try:
-            worker.pipe.send_bytes(asked + metadata.message_type.encode())
+            worker.pipe.send_bytes(header + metadata.message_type.encode())
             if frame and not shared:
                 worker.pipe.send_bytes(frame)
         except OSError as error:
             raise self._died(worker) from error
         worker.knows.add(which)
-        worker.owes.append(place)
-        del batch.waiting[place]
+        worker.owes.append(position)
+        del batch.waiting[position]
 
     def _collect(self, batch: Batch, *, patient: bool) -> bool:
         """Take the replies that are there, waiting for one if `patient`; whether there was any."""
@@ -197,8 +198,8 @@ class WorkersGrid(InMemoryGrid):
         ready = wait(list(pipes), None if patient else 0.0)
         for pipe in ready:
             worker = pipes[pipe]  # type: ignore[index]  # what was given
-            place = worker.owes[0]
-            batch.done[place] = self._take(worker)
+            position = worker.owes[0]
+            batch.early[position] = self._take(worker)
         return bool(ready)
 
     def _take(self, worker: Worker) -> bytes:
@@ -221,11 +222,15 @@ class WorkersGrid(InMemoryGrid):
 
 
 def _work(
-    apps: Mapping[int, ClientApp], pipe: Connection, held: Sequence[Connection], shared: mmap.mmap, memory: mmap.mmap
+    apps: Mapping[int, ClientApp],
+    pipe: Connection,
+    inherited: Sequence[Connection],
+    shared: mmap.mmap,
+    memory: mmap.mmap,
 ) -> None:
     """Answer what is asked until the pipe is closed."""
-    for other in held:
-        other.close()  # else a worker would keep the others' pipes open
+    for connection in inherited:
+        connection.close()  # else a worker would keep the others' pipes open
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # a progress bar's may be locked, for ever
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, and so us
     import torch
@@ -235,24 +240,24 @@ def _work(
     contents: dict[int, RecordDict] = {}
     with suppress(EOFError, OSError):
         while True:
-            asked = pipe.recv_bytes()
-            first, node, which, size = _ASKED.unpack_from(asked)
+            order = pipe.recv_bytes()
+            first, node, which, size = _ASKED.unpack_from(order)
             if first:
                 contents.clear()
             if size:
                 frame = shared[:size] if which == 0 and size <= slot else pipe.recv_bytes()
                 contents[which] = to_records(from_frame(frame))
-            kind = asked[_ASKED.size :].decode()
+            kind = order[_ASKED.size :].decode()
             message = new_message(contents[which], run_id=1, node_id=node, kind=kind, group="")
-            parts = frame_parts(from_records(call(apps, message).content))
-            place = slot * (answered % DEPTH)
+            chunks = frame_parts(from_records(call(apps, message).content))
+            offset = slot * (answered % DEPTH)
             answered += 1
-            if (length := sum(len(part) for part in parts)) > slot:
+            if (length := sum(len(chunk) for chunk in chunks)) > slot:
                 pipe.send_bytes(_DONE.pack(length))
-                pipe.send_bytes(b"".join(parts))
+                pipe.send_bytes(b"".join(chunks))
                 continue
-            for part in parts:
-                memory[place : place + len(part)] = part
-                place += len(part)
+            for chunk in chunks:
+                memory[offset : offset + len(chunk)] = chunk
+                offset += len(chunk)
             pipe.send_bytes(_DONE.pack(length))
     os._exit(0)

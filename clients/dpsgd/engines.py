@@ -47,8 +47,8 @@ class VmapEngine:
 
     def gradients(self, features: Tree, labels: Tree) -> list[Tensor]:
         """For each trainable parameter, the gradient of each record's loss, shape [n, size]."""
-        found = self._gradients(self._values, features, labels)
-        return [found[name].reshape(size(features), -1) for name in self._values]
+        by_name = self._gradients(self._values, features, labels)
+        return [by_name[name].reshape(size(features), -1) for name in self._values]
 
     own = gradients  # what each record has of its own
 
@@ -72,7 +72,7 @@ class HooksEngine:
                 losses = self._loss(self._module(features), labels)
                 # The hooks need the pass to come by, not its gradients: ask for the smallest of each layer.
                 torch.autograd.grad(losses.sum(), self._reached)
-            return [_shaped(getattr(one, "grad_sample", None), size(features)) for one in self._parameters]
+            return [_shaped(getattr(parameter, "grad_sample", None), size(features)) for parameter in self._parameters]
         finally:
             self._hooks.disable_hooks()
             _forget(self._layers)
@@ -89,7 +89,7 @@ class GhostEngine:
 
     def __init__(self, module: Module, loss: RecordLoss) -> None:
         self._module, self._loss = module, loss
-        self._layers = [part for part in trainable_layers(module) if isinstance(part, Linear)]
+        self._layers = [layer for layer in trainable_layers(module) if isinstance(layer, Linear)]
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     def clipped(self, features: Tree, labels: Tree, count: int, bound: float) -> tuple[list[Tensor], int]:
@@ -105,30 +105,33 @@ class GhostEngine:
                 wide = wide + 1
             squares += wide * slopes.square().sum(1)
         used, factors = factors_of(squares.sqrt(), count, bound)
-        found: dict[int, Tensor] = {}
+        by_parameter: dict[int, Tensor] = {}
         if not used.all():  # zero times infinity is not zero
             passes = [(layer, _only(used, inputs), _only(used, slopes)) for layer, inputs, slopes in passes]
         for layer, inputs, slopes in passes:
             weighted = slopes * factors.unsqueeze(1)
             if layer.weight.requires_grad:
-                found[id(layer.weight)] = (weighted.T @ inputs).flatten()
+                by_parameter[id(layer.weight)] = (weighted.T @ inputs).flatten()
             if layer.bias is not None and layer.bias.requires_grad:
-                found[id(layer.bias)] = weighted.sum(0)
-        sums = [found[id(one)] if id(one) in found else self._zeros(one) for one in self._parameters]
+                by_parameter[id(layer.bias)] = weighted.sum(0)
+        sums = [
+            by_parameter[id(parameter)] if id(parameter) in by_parameter else self._zeros(parameter)
+            for parameter in self._parameters
+        ]
         return sums, int(used.sum())
 
     def own(self, features: Tree, labels: Tree) -> list[Tensor]:
         """What each record has of its own: inputs and slopes of every layer, [n, width]."""
-        return [one for _, inputs, slopes in self._passes(features, labels) for one in (inputs, slopes)]
+        return [tensor for _, inputs, slopes in self._passes(features, labels) for tensor in (inputs, slopes)]
 
     def _passes(self, features: Tree, labels: Tree) -> list[tuple[Linear, Tensor, Tensor]]:
         """Of each layer that was used its inputs and the slopes of the losses at its outputs, float64 [n, width]."""
-        seen: list[tuple[Linear, Tensor, Tensor]] = []
+        calls: list[tuple[Linear, Tensor, Tensor]] = []
 
         def watch(layer: Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if not isinstance(layer, Linear):
                 raise PrivacyError("ghost clipping is for Linear layers; use engine vmap")
-            seen.append((layer, args[0].detach(), output))
+            calls.append((layer, args[0].detach(), output))
             return output.clone()  # what follows may change its input in place
 
         handles = [layer.register_forward_hook(watch) for layer in self._layers]
@@ -136,13 +139,13 @@ class GhostEngine:
             with torch.enable_grad():
                 losses = self._loss(self._module(features), labels)
                 slopes = torch.autograd.grad(
-                    losses.sum(), [output for _, _, output in seen], allow_unused=True, materialize_grads=True
+                    losses.sum(), [output for _, _, output in calls], allow_unused=True, materialize_grads=True
                 )
         finally:
             for handle in handles:
                 handle.remove()
         return [
-            (layer, inputs.double(), slope.double()) for (layer, inputs, _), slope in zip(seen, slopes, strict=True)
+            (layer, inputs.double(), slope.double()) for (layer, inputs, _), slope in zip(calls, slopes, strict=True)
         ]
 
     @staticmethod
@@ -163,15 +166,15 @@ def build_engine(name: str, module: Module, loss: RecordLoss) -> Engine:
 def one_by_one(module: Module, loss: RecordLoss, features: Tree, labels: Tree) -> Iterator[Tensor]:
     """Each record's gradient over the trainable parameters, shape [d'], by plain autograd on a batch of one."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for place in range(size(features)):
-        record = slice(place, place + 1)
+    for row in range(size(features)):
+        record = slice(row, row + 1)
         losses = loss(module(rows(features, record)), rows(labels, record))
-        parts = torch.autograd.grad(losses.sum(), parameters, materialize_grads=True)
-        yield torch.cat([part.flatten() for part in parts])
+        gradients = torch.autograd.grad(losses.sum(), parameters, materialize_grads=True)
+        yield torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def _alone(part: Tensor) -> Tensor:
-    return part.unsqueeze(0)
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor.unsqueeze(0)
 
 
 def clip_factors(norms: Tensor, bound: float) -> Tensor:
@@ -193,16 +196,16 @@ def clip_and_sum(gradients: Sequence[Tensor], count: int, bound: float) -> tuple
     by less than 2^-14, since no more than `RUN` squares are added up in the type of the gradients.
     """
     squares = torch.zeros(len(gradients[0]), dtype=torch.float64, device=gradients[0].device)
-    for one in gradients:
-        whole = one.shape[1] // RUN * RUN
-        if whole:
-            runs = torch.linalg.vector_norm(one[:, :whole].reshape(len(one), -1, RUN), dim=2)
+    for gradient in gradients:
+        full = gradient.shape[1] // RUN * RUN
+        if full:
+            runs = torch.linalg.vector_norm(gradient[:, :full].reshape(len(gradient), -1, RUN), dim=2)
             squares += runs.double().square_().sum(1)
-        squares += one[:, whole:].double().square().sum(1)
+        squares += gradient[:, full:].double().square().sum(1)
     used, factors = factors_of(squares.sqrt(), count, bound)
     if not used[:count].all():  # zero times infinity is not zero
-        gradients = [_only(used, one) for one in gradients]
-    return [_weigh(one[:count], factors[:count]) for one in gradients], int(used.sum())
+        gradients = [_only(used, gradient) for gradient in gradients]
+    return [_weigh(gradient[:count], factors[:count]) for gradient in gradients], int(used.sum())
 
 
 def _only(used: Tensor, rows: Tensor) -> Tensor:
@@ -214,19 +217,22 @@ def _weigh(rows: Tensor, factors: Tensor) -> Tensor:
     """factors @ rows in float64, of as many columns at once as a cache holds: shape [size]."""
     count, size = rows.shape
     width = max(1, BLOCK // max(1, count))
-    found = torch.empty(size, dtype=torch.float64, device=rows.device)
+    weighted = torch.empty(size, dtype=torch.float64, device=rows.device)
     wide = torch.empty(count * min(width, size), dtype=torch.float64, device=rows.device)
     for start in range(0, size, width):
         block = rows[:, start : start + width]
-        place = wide[: block.numel()].view(block.shape).copy_(block)
-        torch.mv(place.T, factors, out=found[start : start + width])
-    return found
+        columns = wide[: block.numel()].view(block.shape).copy_(block)
+        torch.mv(columns.T, factors, out=weighted[start : start + width])
+    return weighted
 
 
 def _smallest(module: Module) -> list[Parameter]:
     """The smallest trainable parameter of each layer, each once: a backward pass to them comes by every layer."""
     each = [
-        min((one for one in layer.parameters(recurse=False) if one.requires_grad), key=lambda one: one.numel())
+        min(
+            (parameter for parameter in layer.parameters(recurse=False) if parameter.requires_grad),
+            key=lambda parameter: parameter.numel(),
+        )
         for layer in trainable_layers(module)
     ]
     return list(dict.fromkeys(each))

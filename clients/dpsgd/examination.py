@@ -18,10 +18,10 @@ def examine_task(task: Task, *, several_records: bool = True) -> list[Finding]:
         return [Finding(task.name, "has no model to train", "choose a task that trains one")]
     features, labels = task.made_up(EXAMPLES)
     module = task.model()
-    found = examine(module, task.loss, features, labels)
-    if not any(one.refused for one in found):
+    findings = examine(module, task.loss, features, labels)
+    if not any(finding.refused for finding in findings):
         try:
             PrivateStep(module, task.loss, 1.0, example=(features, labels), several_records=several_records)
         except PrivacyError as error:
-            found.append(Finding(task.name, str(error), "build the model of other layers"))
-    return found
+            findings.append(Finding(task.name, str(error), "build the model of other layers"))
+    return findings

@@ -66,8 +66,8 @@ def trace(module: nn.Module, features: Tree) -> Trace:
 
         return hook
 
-    holders = [(name, part) for name, part in module.named_modules() if _trainable(part)]
-    handles = [part.register_forward_hook(watch(name), with_kwargs=True) for name, part in holders]
+    holders = [(name, submodule) for name, submodule in module.named_modules() if _trainable(submodule)]
+    handles = [submodule.register_forward_hook(watch(name), with_kwargs=True) for name, submodule in holders]
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             module(features)
@@ -75,8 +75,8 @@ def trace(module: nn.Module, features: Tree) -> Trace:
         for handle in handles:
             handle.remove()
     layers = tuple(
-        Layer(name or type(part).__name__, part, calls[name], plain.get(name, True), rank.get(name, 0))
-        for name, part in holders
+        Layer(name or type(submodule).__name__, submodule, calls[name], plain.get(name, True), rank.get(name, 0))
+        for name, submodule in holders
     )
     first = {id(parameter): name for name, parameter in module.named_parameters()}
     every = module.named_parameters(remove_duplicate=False)
@@ -84,7 +84,7 @@ def trace(module: nn.Module, features: Tree) -> Trace:
     return Trace(layers, sum(saved.values()) // max(1, count), tied)
 
 
-def refusals(engine: str, found: Trace, *, several_records: bool) -> list[str]:
+def refusals(engine: str, traced: Trace, *, several_records: bool) -> list[str]:
     """Why `engine` would be wrong for the traced model; empty if nothing speaks against it.
 
     vmap differentiates each record by itself and is right wherever it runs. Opacus' hooks (1.6) compute from a layer's
@@ -93,12 +93,12 @@ def refusals(engine: str, found: Trace, *, several_records: bool) -> list[str]:
     """
     if engine == "vmap":
         return []
-    reasons = [f"{layer.name}: {why}" for layer in found.layers if (why := _inexact(layer))]
+    reasons = [f"{layer.name}: {why}" for layer in traced.layers if (why := _inexact(layer))]
     if engine == "ghost":
         if several_records:
             reasons.append("persons may have several records, and a norm of a person's gradient needs the gradient")
-        reasons += [f"{name}: tied weights, whose norm is not the sum of their uses' norms" for name in found.tied]
-        for layer in found.layers:
+        reasons += [f"{name}: tied weights, whose norm is not the sum of their uses' norms" for name in traced.tied]
+        for layer in traced.layers:
             if layer.calls > 1:
                 reasons.append(f"{layer.name}: used {layer.calls} times, and norms of uses do not add up")
             if type(layer.module) is not nn.Linear:
@@ -108,9 +108,9 @@ def refusals(engine: str, found: Trace, *, several_records: bool) -> list[str]:
     return reasons
 
 
-def choose(found: Trace, *, several_records: bool) -> tuple[str, str]:
+def choose(traced: Trace, *, several_records: bool) -> tuple[str, str]:
     """The engine for the traced model, and why. Deterministic: the same model gets the same engine everywhere."""
-    against = refusals("ghost", found, several_records=several_records)
+    against = refusals("ghost", traced, several_records=several_records)
     if against:
         return "vmap", f"ghost clipping would be wrong ({against[0]})"
     return "ghost", "all parameters are in Linear layers, each applied once to a record"
@@ -138,4 +138,4 @@ def _trainable(module: nn.Module) -> bool:
 
 def trainable_layers(module: nn.Module) -> Sequence[nn.Module]:
     """The modules that hold trainable parameters themselves."""
-    return [part for part in module.modules() if _trainable(part)]
+    return [submodule for submodule in module.modules() if _trainable(submodule)]

@@ -83,29 +83,29 @@ class PrivateStep:
         if engine not in ("auto", *ENGINES):
             raise ConfigError(f"unknown gradient engine '{engine[:64]}'{nearest(engine, ('auto', *ENGINES))}")
         self.clip, self._device, self._several = clip, torch.device(device), several_records
-        features, labels = (to_device(part, self._device) for part in example)
+        features, labels = (to_device(tree, self._device) for tree in example)
         self._module = module.to(self._device).train()
         check_private_compatible(self._module, loss, features, labels)
         self._flat = _flatten(self._module)
         self._slices = _trainable_slices(self._module)
-        self._dropout = any(isinstance(part, nn.modules.dropout._DropoutNd) for part in module.modules())
+        self._dropout = any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in module.modules())
         with still(self._module):
-            found = trace(self._module, features)
+            traced = trace(self._module, features)
         self.engine, self.reason = engine, "it was asked for"
         if engine == "auto":
-            self.engine, self.reason = choose(found, several_records=several_records)
-        against = refusals(self.engine, found, several_records=several_records)
+            self.engine, self.reason = choose(traced, several_records=several_records)
+        against = refusals(self.engine, traced, several_records=several_records)
         if against:
             raise PrivacyError(f"engine {self.engine} is wrong here: {'; '.join(against)}. Use engine auto or vmap")
         self._engine = build_engine(self.engine, self._module, loss)
-        self._piece = self._records_at_once(found.record_bytes)
+        self._piece = self._records_at_once(traced.record_bytes)
         self._try_engine(loss, features, labels)
-        wanted = self._piece
-        for records in (wanted, 2 * wanted, 1):  # vector kernels may need a multiple of their width
+        preferred = self._piece
+        for records in (preferred, 2 * preferred, 1):  # vector kernels may need a multiple of their width
             self._piece = records
             if self._bits_are_their_own(features, labels):
                 break
-        if self._piece < wanted:
+        if self._piece < preferred:
             log.warning("private step: on this machine a record's numbers depend on others; computed one at a time")
         log.info("private step: engine=%s because %s; %d records at once", self.engine, self.reason, self._piece)
 
@@ -165,8 +165,8 @@ class PrivateStep:
                 parts, finite = clip_and_sum(gradients, len(gradients[0]), bound)
                 used += finite
                 sums.add(parts)
-        for place, part in zip(self._slices, sums.total(), strict=False):
-            total[place] = part
+        for span, summed in zip(self._slices, sums.total(), strict=False):
+            total[span] = summed
         return used
 
     def _pieces(self, features: Tree, labels: Tree) -> Iterator[tuple[Tree, Tree, int]]:
@@ -191,19 +191,19 @@ class PrivateStep:
             start, end = end, end + count
             owner = owners[start:end]
             first, last = int(owner[0]), int(owner[-1])
-            found = self._engine.gradients(records, targets)
-            each = torch.cat(found, dim=1)
+            gradients = self._engine.gradients(records, targets)
+            each = torch.cat(gradients, dim=1)
             sums = torch.zeros(last - first + 1, each.shape[1], dtype=torch.float64, device=self._device)
             if begun is not None:
                 sums[0] = begun
-            for row, place in enumerate((owner - first).tolist()):
-                sums[place] += each[row]
+            for row, person in enumerate((owner - first).tolist()):
+                sums[person] += each[row]
             goes_on = end < len(order) and int(owners[end]) == last
             begun = sums[-1].clone() if goes_on else None
-            whole = last - first + (0 if goes_on else 1)
-            if whole:
-                means = sums[:whole] / counts[first : first + whole].unsqueeze(1)
-                yield list(torch.split(means, [one.shape[1] for one in found], dim=1))
+            complete = last - first + (0 if goes_on else 1)
+            if complete:
+                means = sums[:complete] / counts[first : first + complete].unsqueeze(1)
+                yield list(torch.split(means, [gradient.shape[1] for gradient in gradients], dim=1))
 
     def _records_at_once(self, activations: int) -> int:
         """The fixed size of a piece, a power of two, from the model and the machine alone."""
@@ -219,7 +219,7 @@ class PrivateStep:
     def _bits_are_their_own(self, features: Tree, labels: Tree) -> bool:
         """Whether made-up records get the same bits at every place of a piece, and beside others or zeros alike."""
         count, places = size(features), torch.arange(self._piece, device=self._device)
-        known: dict[int, list[Tensor]] = {}
+        first_copies: dict[int, list[Tensor]] = {}
         with still(self._module), self._steady():
             for turn in range(count + 1 if self._piece > 1 else 0):  # each record comes to every place
                 which = (places + turn) % count
@@ -227,12 +227,14 @@ class PrivateStep:
                 real = (places % 3 != 1) | (turn < count)
                 for tensor in (*leaves(records), *leaves(targets)):
                     tensor[~real] = 0
-                found = self._engine.own(records, targets)
+                own = self._engine.own(records, targets)
                 for record in range(count):
-                    mine = [one[real & (which == record)] for one in found]
-                    if len(mine[0]) and not all(
-                        bool((one == first).all())
-                        for one, first in zip(mine, known.setdefault(record, [one[0] for one in mine]), strict=True)
+                    copies = [values[real & (which == record)] for values in own]
+                    if len(copies[0]) and not all(
+                        bool((values == first).all())
+                        for values, first in zip(
+                            copies, first_copies.setdefault(record, [values[0] for values in copies]), strict=True
+                        )
                     ):
                         return False
         return True
@@ -247,12 +249,12 @@ class PrivateStep:
                 total = torch.zeros(self._flat.shape, dtype=torch.float64, device=self._device)
                 used = self._sum(total, features, labels, None, clip)
             except (RuntimeError, NotImplementedError) as error:
-                what = str(error).partition("\n")[0]
+                reason = str(error).partition("\n")[0]
                 raise PrivacyError(
-                    f"engine {self.engine} cannot compute the gradient of one record: {what}. "
+                    f"engine {self.engine} cannot compute the gradient of one record: {reason}. "
                     "Build the model of layers that torch.func.vmap supports: Linear, convolution, GroupNorm, attention"
                 ) from error
-        got = torch.cat([total[place] for place in self._slices])
+        got = torch.cat([total[span] for span in self._slices])
         error_ = float((got - expected).norm())
         if used != size(features) or not error_ <= ENGINE_TOLERANCE * max(float(expected.norm()), clip):
             raise PrivacyError(f"engine {self.engine} is wrong for this model by {error_:.2g} at clip {clip:.2g}")
@@ -295,9 +297,9 @@ class LevelSum:
 
     def add(self, parts: list[Tensor]) -> None:
         """Add `parts`, which are taken over."""
-        for level, (held, count) in enumerate(self._levels):
+        for level, (level_sums, count) in enumerate(self._levels):
             if count:
-                parts = [one.add_(more) for one, more in zip(held, parts, strict=True)]
+                parts = [level_sum.add_(added) for level_sum, added in zip(level_sums, parts, strict=True)]
             if count + 1 < FAN:
                 self._levels[level] = (parts, count + 1)
                 return
@@ -306,28 +308,32 @@ class LevelSum:
 
     def total(self) -> list[Tensor]:
         """The sum, by part; [] of nothing. Nothing may be added afterwards."""
-        found: list[Tensor] = []
-        for held, count in self._levels:
+        totals: list[Tensor] = []
+        for level_sums, count in self._levels:
             if count:
-                found = [one + more for one, more in zip(held, found, strict=True)] if found else held
-        return found
+                totals = (
+                    [level_sum + subtotal for level_sum, subtotal in zip(level_sums, totals, strict=True)]
+                    if totals
+                    else level_sums
+                )
+        return totals
 
 
 def _flatten(module: nn.Module) -> Tensor:
     """One flat vector of the parameters that are trained, in torch's order, which become views of it."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
-    place = 0
+    offset = 0
     for parameter in parameters:
-        parameter.data = flat[place : place + parameter.numel()].view_as(parameter)
-        place += parameter.numel()
+        parameter.data = flat[offset : offset + parameter.numel()].view_as(parameter)
+        offset += parameter.numel()
     return flat
 
 
 def _trainable_slices(module: nn.Module) -> list[slice]:
-    slices, place = [], 0
+    slices, offset = [], 0
     for parameter in module.parameters():
         if parameter.requires_grad:
-            slices.append(slice(place, place + parameter.numel()))
-            place += parameter.numel()
+            slices.append(slice(offset, offset + parameter.numel()))
+            offset += parameter.numel()
     return slices

@@ -27,7 +27,10 @@ _LINE_BYTES: Final = 65_536
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """One child: `ready` is asked until it is true; the next child starts only then. No `ready`: at once."""
+    """One child: `ready` is asked until it is true; the next child starts only then. No `ready`: at once.
+
+    Nobody waits for one that is `optional`, and the others go on without it.
+    """
 
     name: str
     argv: Sequence[str]
@@ -35,6 +38,7 @@ class Process:
     ready: Callable[[], bool] | None = None
     ready_timeout_s: float = 60.0
     stop_timeout_s: float = 10.0
+    optional: bool = False
 
 
 def child_environment(env: Mapping[str, str]) -> dict[str, str]:
@@ -57,7 +61,8 @@ class Child:
 
     def status(self) -> ProcessStatus:
         pid = self.popen.pid if self.popen is not None and self.state in ("starting", "ready") else None
-        return ProcessStatus(self.process.name, self.state, pid, self.restarts, self.since, self.exit_code)
+        name, optional = self.process.name, self.process.optional
+        return ProcessStatus(name, self.state, pid, self.restarts, self.since, self.exit_code, optional)
 
     def spawn(self) -> None:
         self._started = time.monotonic()
@@ -119,7 +124,7 @@ class Child:
 
     def _back_off(self, code: int | None) -> None:
         self.exit_code = code
-        if code in FINAL_EXIT_CODES:
+        if code in FINAL_EXIT_CODES and not self.process.optional:
             self._become("failed")
             return
         if time.monotonic() - self._started >= HEALTHY_S:
@@ -132,8 +137,9 @@ class Child:
         if popen.stdout is None:
             return
         with popen.stdout as stream:
-            whole = True
+            at_line_start = True
             for line in iter(lambda: stream.readline(_LINE_BYTES), b""):
                 text = line.decode(errors="replace").rstrip("\r\n")
-                self.log.write(text if whole else f"    … {text}")  # the rest of a long line is no line of its own
-                whole = line.endswith(b"\n")
+                # The rest of a long line is no line of its own.
+                self.log.write(text if at_line_start else f"    … {text}")
+                at_line_start = line.endswith(b"\n")

@@ -66,10 +66,10 @@ def own_settings(home: Path | None) -> ServerConfig | None:
 
 def python() -> Finding:
     """Whether this interpreter is one that sovfed is tested on."""
-    found = platform.python_version()
+    version = platform.python_version()
     if sys.version_info[:2] in ((3, 11), (3, 12)):
-        return Finding("python", "ok", found)
-    return Finding("python", "fail", found, "use Python 3.11 or 3.12")
+        return Finding("python", "ok", version)
+    return Finding("python", "fail", version, "use Python 3.11 or 3.12")
 
 
 def packages() -> Iterator[Finding]:
@@ -92,7 +92,7 @@ def packages() -> Iterator[Finding]:
             fix = f"pip install '{pin}' (or, for all: pip install -c constraints.txt .)"
             wrong.append(Finding(pin.name, "fail", version or "missing", fix))
     yield from wrong or [Finding("packages", "ok", f"{len(pins)} direct requirements met")]
-    installed = [extra for extra, whole in complete().items() if whole]
+    installed = [extra for extra, is_complete in complete().items() if is_complete]
     yield Finding("extras", "ok", ", ".join(installed) or "none, as an institution needs none")
 
 
@@ -105,8 +105,8 @@ def device() -> Finding:
         return Finding("device", "ok", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB (torch {torch.__version__})")
     if torch.backends.mps.is_available():
         return Finding("device", "ok", f"Apple GPU (torch {torch.__version__})")
-    found = f"processor, {torch.get_num_threads()} threads (torch {torch.__version__})"
-    return Finding("device", "ok", f"{found}; no GPU is seen")
+    processor = f"processor, {torch.get_num_threads()} threads (torch {torch.__version__})"
+    return Finding("device", "ok", f"{processor}; no GPU is seen")
 
 
 def disk(folder: Path) -> Finding:
@@ -114,18 +114,18 @@ def disk(folder: Path) -> Finding:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    found = f"{free / 2**30:.1f} GiB free in {folder.resolve()}"
+    room = f"{free / 2**30:.1f} GiB free in {folder.resolve()}"
     if free < MIN_FREE_BYTES:
-        return Finding("disk", "warn", found, f"make room: runs want {MIN_FREE_BYTES / 2**30:.0f} GiB")
-    return Finding("disk", "ok", found)
+        return Finding("disk", "warn", room, f"make room: runs want {MIN_FREE_BYTES / 2**30:.0f} GiB")
+    return Finding("disk", "ok", room)
 
 
 def clock(now: float) -> Finding:
     """Whether `now` (Unix seconds) is plausible: certificates and Flower's signed requests depend on it."""
-    found = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    utc = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
     if now < CLOCK_FLOOR:
-        return Finding("clock", "fail", found, "set the clock (timedatectl set-ntp true): certificates will not verify")
-    return Finding("clock", "ok", found)
+        return Finding("clock", "fail", utc, "set the clock (timedatectl set-ntp true): certificates will not verify")
+    return Finding("clock", "ok", utc)
 
 
 def ports(server: ServerConfig) -> Iterator[Finding]:
@@ -156,17 +156,19 @@ def environment(variables: Mapping[str, str]) -> Finding:
 def isolation() -> Finding:
     """Whether a process can give up the network and foreign files here, as each institution's processes do."""
     command = python_command("sovfed.federation.host.sandbox")
-    done = subprocess.run(command, env=quiet_environment(), capture_output=True, text=True, timeout=60, check=False)
-    if done.returncode:
-        return Finding("isolation", "fail", done.stderr.strip()[-200:], "a trainer does not start here")
-    found = Isolation(**json.loads(done.stdout))
-    if not found.network:
+    completed = subprocess.run(
+        command, env=quiet_environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    if completed.returncode:
+        return Finding("isolation", "fail", completed.stderr.strip()[-200:], "a trainer does not start here")
+    seals = Isolation(**json.loads(completed.stdout))
+    if not seals.network:
         fix = "a trainer starts only with allow_open_network: true in policy.yaml; use Linux on x86-64 or aarch64"
         return Finding("isolation", "fail", "no network namespace and no seccomp", fix)
-    if not found.files:
+    if not seals.files:
         fix = "Linux 5.13 or later with Landlock, or keep the records from the node's user"
-        return Finding("isolation", "warn", f"{found.sentence()}: a gateway can read the records", fix)
-    return Finding("isolation", "ok", f"a trainer has {found.sentence()}")
+        return Finding("isolation", "warn", f"{seals.sentence()}: a gateway can read the records", fix)
+    return Finding("isolation", "ok", f"a trainer has {seals.sentence()}")
 
 
 def permissions(home: Path) -> Iterator[Finding]:
@@ -199,9 +201,9 @@ def expiries(home: Path, now: datetime) -> Iterator[Finding]:
     if (folder / "crl.pem").exists():
         dates["crl.pem"] = load_crl(folder / "crl.pem").next_update_utc
     for name, end in dates.items():
-        found = f"{folder / name} is good until {end:%F %R} UTC" if end else f"{folder / name} has no end"
+        validity = f"{folder / name} is good until {end:%F %R} UTC" if end else f"{folder / name} has no end"
         if end is None or end - now > SOON:
-            yield Finding(name, "ok", found)
+            yield Finding(name, "ok", validity)
         else:
             fix = "have it signed again" if name == "cert.pem" else "have `sovfed authority crl` sign a new one"
-            yield Finding(name, "warn" if end > now else "fail", found, fix)
+            yield Finding(name, "warn" if end > now else "fail", validity, fix)

@@ -41,8 +41,8 @@ def version() -> int:
     """The kernel's Landlock ABI; 0 without."""
     if sys.platform != "linux":
         return 0
-    found: int = _call(_CREATE_RULESET, None, 0, _VERSION)
-    return max(0, found)
+    abi: int = _call(_CREATE_RULESET, None, 0, _VERSION)
+    return max(0, abi)
 
 
 def is_folder(path: Path) -> bool:
@@ -79,18 +79,18 @@ def restrict(rules: list[Rule], *, network: bool) -> None:
 
 def _add(ruleset: int, rule: Rule, handled: int) -> None:
     try:
-        place = os.open(rule.path, os.O_PATH | os.O_CLOEXEC)
+        descriptor = os.open(rule.path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return
     if rule.path.resolve() == Path("/"):
-        os.close(place)
+        os.close(descriptor)
         return
     try:
         rights = rule.rights & handled & (-1 if is_folder(rule.path) else _OF_A_FILE)
         if rights:
-            _checked(_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("<Qi", rights, place), 0)
+            _checked(_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("<Qi", rights, descriptor), 0)
     finally:
-        os.close(place)
+        os.close(descriptor)
 
 
 def _call(number: int, *arguments: int | bytes | None) -> int:

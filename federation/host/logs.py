@@ -114,42 +114,42 @@ class Thinning:
 
     def admit(self, line: str, now: float) -> list[str]:
         """What to write as `line` comes at `now` (monotonic seconds): tallies that are due, and the line or not."""
-        found = self.due(now, early=len(self._seen) >= MOST)
+        lines = self.due(now, early=len(self._seen) >= MOST)
         count = self._seen[line] = self._seen.get(line, 0) + 1
         if count > REPEATS:
-            return found
+            return lines
         if len(self._kinds) >= MOST:
             self._kinds.clear()
         kind = self._kinds.setdefault(_beginning(line), _Bucket(*KIND))
         size = len(line) + _STAMP
         if kind.take(size, now) and self._total.take(size, now):
-            return [*found, line]
+            return [*lines, line]
         self._left_out += 1
-        return found
+        return lines
 
     def due(self, now: float, *, early: bool = False) -> list[str]:
         """The tallies of a window that is over."""
         if now - self._since < WINDOW_S and not early:
             return []
-        found = []
+        lines = []
         for line, count in self._seen.items():
             if count > REPEATS:
                 tally = f"… repeated {count - REPEATS} times: {line[:200]}"
                 if self._total.take(len(tally) + _STAMP, now):
-                    found.append(tally)
+                    lines.append(tally)
                 else:
                     self._left_out += 1
         if self._left_out:
-            found.append(f"… {self._left_out} more lines are left out, which came too fast")
+            lines.append(f"… {self._left_out} more lines are left out, which came too fast")
         self._seen, self._left_out, self._since = {}, 0, now
-        return found
+        return lines
 
 
 def _beginning(line: str) -> str:
     """What lines of one kind have in common: level, logger and the first words."""
-    head, colon, rest = line.partition(": ")
-    beginning = f"{head[:60]}{rest[:8]}" if colon else line[:32]
-    return "".join("0" if one.isdigit() else one for one in beginning)
+    head, colon, message = line.partition(": ")
+    beginning = f"{head[:60]}{message[:8]}" if colon else line[:32]
+    return "".join("0" if character.isdigit() else character for character in beginning)
 
 
 class Log:

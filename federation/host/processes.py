@@ -114,6 +114,7 @@ class Supervisor:
         self._thread = threading.Thread(target=self._main, name="supervisor", daemon=True)
         self._since, self._settled, self._problem = time.time(), threading.Event(), ""
         self._written: Status | None = None
+        self._unwritten = False  # the last try to write the status failed
 
     def start(self) -> None:
         """Start everything and return when all is ready.
@@ -145,15 +146,15 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: self._stopping.set())
         self._thread.start()
-        told, shown = False, None
+        announced, shown = False, None
         while self._thread.is_alive():
             status = self.status()
             if status != shown:
                 on_change(status)
                 shown = status
-            if self._settled.is_set() and not told and not self._problem:
+            if self._settled.is_set() and not announced and not self._problem:
                 on_ready()
-                told = True
+                announced = True
             self._thread.join(0.1)
         if self._problem:
             raise ServiceError(self._problem)
@@ -184,7 +185,7 @@ class Supervisor:
         for child in self._children:
             child.spawn()
             deadline = time.monotonic() + child.process.ready_timeout_s
-            while child.state != "ready" and not self._stopping.is_set() and not self._problem:
+            while not (child.state == "ready" or child.process.optional or self._stopping.is_set() or self._problem):
                 if child.restarts >= START_ATTEMPTS:
                     self._give_up(child, f"ended {START_ATTEMPTS} times before it was ready")
                 elif time.monotonic() > deadline:
@@ -206,9 +207,16 @@ class Supervisor:
 
     def _publish(self) -> None:
         status = self.status()
-        if status != self._written:
+        if status == self._written:
+            return
+        try:
             write_status(self._home, status)
-            self._written = status
+        except OSError as error:  # a full disk: what runs goes on, and each step tries again
+            if not self._unwritten:
+                sys.stderr.write(f"warning: {self._home}: the status cannot be written: {error.strerror}\n")
+            self._unwritten = True
+        else:
+            self._written, self._unwritten = status, False
 
     def _stop_all(self) -> None:
         for child in reversed(self._children):

@@ -91,8 +91,8 @@ def drop_privileges(keep: int = 0) -> None:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    kept = _capabilities() & keep
-    header, data = struct.pack("<Ii", _CAPABILITIES_3, 0), struct.pack("<6I", kept, kept, 0, 0, 0, 0)
+    capabilities = _capabilities() & keep
+    header, data = struct.pack("<Ii", _CAPABILITIES_3, 0), struct.pack("<6I", capabilities, capabilities, 0, 0, 0, 0)
     if libc.capset(header, data) != 0 or libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         raise ServiceError(f"cannot give up privileges: {os.strerror(ctypes.get_errno())}")
 
@@ -138,22 +138,22 @@ def opens(path: Path) -> bool:
     return True
 
 
-def write_isolation(folder: Path, found: Isolation) -> None:
-    """Keep `found` for `read_isolation`: the status commands look from outside."""
+def write_isolation(folder: Path, isolation: Isolation) -> None:
+    """Keep `isolation` for `read_isolation`: the status commands look from outside."""
     from sovfed.federation.files import write_private
 
-    write_private(folder / ISOLATION, json.dumps(dataclasses.asdict(found)).encode())
+    write_private(folder / ISOLATION, json.dumps(dataclasses.asdict(isolation)).encode())
 
 
 def read_isolation(folder: Path, pid: int | None) -> Isolation | None:
     """What the process `pid` wrote of itself; None if it wrote nothing (yet), or what no terminal should show."""
     try:
-        found = Isolation(**json.loads((folder / ISOLATION).read_text(encoding="utf-8")))
+        isolation = Isolation(**json.loads((folder / ISOLATION).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    texts = [value for name, value in vars(found).items() if name != "pid"]
+    texts = [value for name, value in vars(isolation).items() if name != "pid"]
     fine = all(isinstance(text, str) and text.isprintable() for text in texts)
-    return found if fine and found.pid == pid else None
+    return isolation if fine and isolation.pid == pid else None
 
 
 def system_rules() -> list[landlock.Rule]:

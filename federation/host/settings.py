@@ -30,9 +30,9 @@ def settings_file(home: Path, config: ClientConfig | ServerConfig) -> Path:
 def passed_settings(path: Path) -> dict[str, Any]:
     """What `settings_file` wrote. Raises IdentityError if others can read it, ConfigError if it is no JSON object."""
     try:
-        found = json.loads(read_private(path))
+        values = json.loads(read_private(path))
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON") from error
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a JSON object")
-    return found
+    return values

@@ -32,6 +32,7 @@ class ProcessStatus:
     restarts: int
     since: float
     exit_code: int | None = None
+    optional: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Status:
 
     @property
     def ready(self) -> bool:
-        """Whether every process is."""
-        return all(process.state == "ready" for process in self.processes)
+        """Whether every process is, but for optional ones."""
+        return all(process.state == "ready" or process.optional for process in self.processes)
 
 
 def write_status(home: Path, status: Status) -> None:
@@ -58,10 +59,10 @@ def read_status(home: Path) -> Status | None:
     if not home.is_dir() or not _is_held(home):
         return None
     try:
-        found = json.loads((home / _FILE).read_text(encoding="utf-8"))
+        values = json.loads((home / _FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # it has the lock and is about to write
-    return Status(found["pid"], found["since"], tuple(ProcessStatus(**entry) for entry in found["processes"]))
+    return Status(values["pid"], values["since"], tuple(ProcessStatus(**entry) for entry in values["processes"]))
 
 
 def stop_supervisor(home: Path, timeout_s: float = 30.0) -> bool:

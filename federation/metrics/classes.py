@@ -80,9 +80,9 @@ class ClassMetrics:
         correct, top = chosen == targets, probability[np.arange(len(targets)), chosen]
         which = np.minimum((top * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1) + _TOTALS
         brier = np.square(probability - truth).sum()
-        rest = np.maximum(1.0 - probability, 1e-15)
+        complement = np.maximum(1.0 - probability, 1e-15)
         bins = (
-            binned(np.log(np.maximum(probability, 1e-15) / rest), self.bins)
+            binned(np.log(np.maximum(probability, 1e-15) / complement), self.bins)
             + self._places[truth.astype(np.intp), self._classes]
         )
         # One count for everything: each record falls into three cells of the calibration and one of every class.
@@ -113,6 +113,6 @@ def _common(sums: Sums, negatives: Floats, positives: Floats, calibration: Float
     count, loss, correct, brier = (float(total) for total in sums[:_TOTALS])
     if count <= 0:
         return {}
-    found = {"accuracy": correct / count, "loss": loss / count, "brier": brier / count}
-    found["ece"] = float(np.abs(calibration[1] - calibration[2]).sum() / count)
-    return mean_auc(negatives, positives) | found
+    metrics = {"accuracy": correct / count, "loss": loss / count, "brier": brier / count}
+    metrics["ece"] = float(np.abs(calibration[1] - calibration[2]).sum() / count)
+    return mean_auc(negatives, positives) | metrics

@@ -56,7 +56,7 @@ class MultiLabelMetrics:
         count, loss, exact, true, wrong, missed = (float(entry) for entry in sums[:_TOTALS])
         if count <= 0:
             return {}
-        found = mean_auc(*sums[_TOTALS:].reshape(2, len(self.columns), self.bins))
+        metrics = mean_auc(*sums[_TOTALS:].reshape(2, len(self.columns), self.bins))
         if true + wrong + missed > 0:
-            found["f1"] = 2 * true / (2 * true + wrong + missed)
-        return {**found, "exact_match": exact / count, "loss": loss / count}
+            metrics["f1"] = 2 * true / (2 * true + wrong + missed)
+        return {**metrics, "exact_match": exact / count, "loss": loss / count}

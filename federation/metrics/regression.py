@@ -41,6 +41,10 @@ class RegressionMetrics:
         count, loss, absolute, squares, total, spread = (float(entry) for entry in sums)
         if count <= 0:
             return {}
-        found = {"mae": unit * absolute / count, "rmse": unit * max(0.0, squares / count) ** 0.5, "loss": loss / count}
+        metrics = {
+            "mae": unit * absolute / count,
+            "rmse": unit * max(0.0, squares / count) ** 0.5,
+            "loss": loss / count,
+        }
         around = spread - total**2 / count
-        return {"r2": 1.0 - squares / around, **found} if around > SPREAD * count else found
+        return {"r2": 1.0 - squares / around, **metrics} if around > SPREAD * count else metrics

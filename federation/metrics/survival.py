@@ -80,10 +80,12 @@ class SurvivalMetrics:
         if totals[0] <= 0:
             return {}
         censored, fallen = counts.reshape(2, self._cells, self.bins)
-        found = {"loss": float(totals[1] / totals[0])}
-        left, died = (np.add.reduceat(part.sum(1), self._starts) for part in (censored, fallen))
-        ibs = self._brier(left, died, squares)
-        return _concordance(censored, fallen) | ({} if ibs is None else {"ibs": ibs}) | found
+        metrics = {"loss": float(totals[1] / totals[0])}
+        censored_by_interval, fallen_by_interval = (
+            np.add.reduceat(table.sum(1), self._starts) for table in (censored, fallen)
+        )
+        ibs = self._brier(censored_by_interval, fallen_by_interval, squares)
+        return _concordance(censored, fallen) | ({} if ibs is None else {"ibs": ibs}) | metrics
 
     @cached_property
     def _edges(self) -> Floats:
@@ -114,11 +116,11 @@ class SurvivalMetrics:
         staying = np.maximum(at_risk - fallen, 1e-12)
         after = np.cumprod(1.0 - np.minimum(censored / staying, 1.0))[:-1]  # P(uncensored) at the end of each interval
         before = np.concatenate([[1.0], after[:-1]])
-        seen = int((after > 0).sum())  # edges, the first ones
-        if not seen:
+        observed = int((after > 0).sum())  # edges, the first ones
+        if not observed:
             return None
-        fallen_by_edge = (dead.reshape(self.intervals, -1)[:seen, :seen] / before[:seen, None]).sum(0)
-        by_edge, widths = fallen_by_edge + alive[:seen] / after[:seen], np.diff(self._edges)[:seen]
+        fallen_by_edge = (dead.reshape(self.intervals, -1)[:observed, :observed] / before[:observed, None]).sum(0)
+        by_edge, widths = fallen_by_edge + alive[:observed] / after[:observed], np.diff(self._edges)[:observed]
         return float((by_edge * widths).sum() / widths.sum() / count)
 
 

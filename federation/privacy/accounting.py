@@ -74,10 +74,10 @@ class Accountant:
 
     def plus(self, *events: Event) -> Accountant:
         """Those before and `events`; consecutive ones that differ only in their count are composed at once."""
-        found = self
+        accountant = self
         for event in events:
-            found = found._plus(event)
-        return found
+            accountant = accountant._plus(event)
+        return accountant
 
     def epsilon(self, delta: float) -> float:
         """The least ε at which all events together are (ε, delta)-DP: 0 for none, infinite where it is in the hundreds
@@ -90,11 +90,11 @@ class Accountant:
         delta -= self._releases * _ROUNDING
         if delta <= 0 or not self._bearable:
             return math.inf
-        whole = self._sampled()
+        composed = self._sampled()
         if self._precision:
             everybody = _one(1 / math.sqrt(self._precision), 1.0, self.interval)
-            whole = everybody if whole is None else whole.compose(everybody)
-        return float(whole.get_epsilon_for_delta(delta)) if whole is not None else 0.0
+            composed = everybody if composed is None else composed.compose(everybody)
+        return float(composed.get_epsilon_for_delta(delta)) if composed is not None else 0.0
 
     def _plus(self, event: Event) -> Accountant:
         z, q, count = event.noise_multiplier, event.sampling_rate, event.count
@@ -102,15 +102,15 @@ class Accountant:
             raise PrivacyError(
                 f"an event of noise multiplier {z!r}, sampling rate {q!r}, count {count!r} has no meaning"
             )
-        found = replace(
+        counted = replace(
             self, _releases=self._releases + count, _divergence=self._divergence + count * _divergence(z, q)
         )
         if q == 1:
-            return replace(found, _precision=self._precision + count / z**2)
+            return replace(counted, _precision=self._precision + count / z**2)
         newest = self._newest
         if newest is not None and (newest.noise_multiplier, newest.sampling_rate) == (z, q):
-            return replace(found, _newest=Event(z, q, newest.count + count))
-        return replace(found, _older=self._sampled() if self._bearable else None, _newest=event)
+            return replace(counted, _newest=Event(z, q, newest.count + count))
+        return replace(counted, _older=self._sampled() if self._bearable else None, _newest=event)
 
     @property
     def _bearable(self) -> bool:
@@ -164,22 +164,22 @@ def gathered(events: Iterable[Event]) -> list[Event]:
     its least noise and its highest sampling rate: less noise is undone by adding more, and H(P, (1-q)P + qQ) grows with
     q by convexity, in both directions. Releases of everybody are merged exactly and cost nothing to compose.
     """
-    whole = list(events)
-    sampled = [event for event in whole if event.sampling_rate < 1]
+    listed = list(events)
+    sampled = [event for event in listed if event.sampling_rate < 1]
     if len(sampled) <= _EXACT:
-        return sorted(whole)
+        return sorted(listed)
     sampled.sort(key=lambda e: (-e.count * _divergence(e.noise_multiplier, e.sampling_rate), e))
-    exact, others = sampled[:_EXACT], sampled[_EXACT:]
+    exact, cheaper = sampled[:_EXACT], sampled[_EXACT:]
     for width in _OCTAVES:
         cells: dict[tuple[int, int], Event] = {}
-        for event in others:
+        for event in cheaper:
             z, q = event.noise_multiplier, event.sampling_rate
             cell = (math.floor(math.log2(z) / width), math.floor(math.log2(q) / width))
-            there = cells.get(cell, Event(z, q, 0))
-            cells[cell] = Event(min(z, there.noise_multiplier), max(q, there.sampling_rate), there.count + event.count)
+            worst = cells.get(cell, Event(z, q, 0))
+            cells[cell] = Event(min(z, worst.noise_multiplier), max(q, worst.sampling_rate), worst.count + event.count)
         if len(cells) <= _CELLS:
             break
-    everybody = [event for event in whole if event.sampling_rate == 1]
+    everybody = [event for event in listed if event.sampling_rate == 1]
     return sorted([*exact, *cells.values(), *everybody])
 
 

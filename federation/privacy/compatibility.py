@@ -52,7 +52,7 @@ def check_private_compatible(module: nn.Module, loss: RecordLoss, features: Tree
 
     `features` [n, …] and `labels` [n] are made-up records, at least two. The module is left as it was.
     """
-    refused = [str(one) for one in examine(module, loss, features, labels) if one.refused]
+    refused = [str(finding) for finding in examine(module, loss, features, labels) if finding.refused]
     if refused:
         raise PrivacyError("; ".join(refused))
 
@@ -83,36 +83,36 @@ def examine(module: nn.Module, loss: RecordLoss, features: Tree, labels: Tree) -
     """
     if size(features) < 2 or size(features) != size(labels):
         raise ConfigError(f"{size(features)} example features and {size(labels)} labels, expected two or more of each")
-    found = list(_by_type(module))
-    if not any(one.refused for one in found):  # a trial would only say the same less clearly
-        found += _by_trial(copy.deepcopy(module).train(), loss, features, labels)
-    if not any(one.refused for one in found):
-        found += _by_trial(_shaken(module).train(), loss, features, labels)
-    return found
+    findings = list(_by_type(module))
+    if not any(finding.refused for finding in findings):  # a trial would only say the same less clearly
+        findings += _by_trial(copy.deepcopy(module).train(), loss, features, labels)
+    if not any(finding.refused for finding in findings):
+        findings += _by_trial(_shaken(module).train(), loss, features, labels)
+    return findings
 
 
 def _shaken(module: nn.Module) -> nn.Module:
     """A copy of `module` with other weights, each about as large as one that was drawn for its layer."""
-    found, generator = copy.deepcopy(module), torch.Generator().manual_seed(1)
+    shaken, generator = copy.deepcopy(module), torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in found.parameters():
+        for parameter in shaken.parameters():
             size = max(1, parameter[0].numel()) if parameter.dim() > 1 else parameter.numel()
             moved = torch.randn(parameter.shape, generator=generator) / size**0.5
             parameter.add_(moved.to(parameter.device, parameter.dtype))
-    return found
+    return shaken
 
 
 @contextmanager
 def still(module: nn.Module) -> Iterator[None]:
     """`module` in training mode with its dropout layers off."""
-    dropouts = [part for part in module.modules() if isinstance(part, _DropoutNd) and part.training]
-    for part in dropouts:
-        part.eval()
+    dropouts = [layer for layer in module.modules() if isinstance(layer, _DropoutNd) and layer.training]
+    for layer in dropouts:
+        layer.eval()
     try:
         yield
     finally:
-        for part in dropouts:
-            part.train()
+        for layer in dropouts:
+            layer.train()
 
 
 def _by_type(module: nn.Module) -> Iterator[Finding]:
@@ -126,17 +126,17 @@ def _by_type(module: nn.Module) -> Iterator[Finding]:
             yield Finding(name.removeprefix(INNER), why, "build the model in float32")
     if len(kinds & set(FLOATS)) > 1:
         yield Finding("model", "trains parameters of several types", "build the model in float32")
-    for name, part in module.named_modules():
-        where = f"{name.removeprefix(INNER) or 'model'} ({type(part).__name__})"
-        if isinstance(part, _BatchNorm):
+    for name, layer in module.named_modules():
+        where = f"{name.removeprefix(INNER) or 'model'} ({type(layer).__name__})"
+        if isinstance(layer, _BatchNorm):
             yield Finding(
                 where,
                 "BatchNorm mixes the records of a batch and keeps their statistics, in any mode, also without weights",
                 f"use GroupNorm: {OVERRIDE}",
             )
-        elif isinstance(part, _InstanceNorm) and part.track_running_stats:
+        elif isinstance(layer, _InstanceNorm) and layer.track_running_stats:
             yield Finding(where, "keeps running statistics of records", "set track_running_stats=False")
-        elif isinstance(part, _DropoutNd) and part.p > 0:
+        elif isinstance(layer, _DropoutNd) and layer.p > 0:
             yield Finding(
                 where,
                 "dropout masks are drawn afresh from the operating system's entropy, so that runs do not repeat",
@@ -153,8 +153,8 @@ def _by_trial(module: nn.Module, loss: RecordLoss, features: Tree, labels: Tree)
             alone = torch.cat([module(rows(features, slice(row, row + 1))) for row in range(size(features))])
             again = module(features)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        what = str(error).partition("\n")[0]
-        yield Finding("model", f"cannot run on one record alone: {what}", "take any number of records, also one")
+        reason = str(error).partition("\n")[0]
+        yield Finding("model", f"cannot run on one record alone: {reason}", "take any number of records, also one")
         return
     for name, buffer in module.named_buffers():
         if not torch.equal(buffer, before[name]):
@@ -194,7 +194,7 @@ def _loss_by_trial(loss: RecordLoss, logits: Tensor, labels: Tree) -> Iterator[F
             return
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
+def _equal(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape:
         return False
-    return float((one - other).abs().max()) <= TOLERANCE * max(1e-6, float(one.abs().max()))
+    return float((first - second).abs().max()) <= TOLERANCE * max(1e-6, float(first.abs().max()))

@@ -88,7 +88,7 @@ def _table(variance: Fraction) -> _Table:
         total = _DIGITS.add(total, weights[abs(x)])
         sums.append(total)
     scale = _DIGITS.divide(Decimal(2**128), total)
-    thresholds = [int(_DIGITS.multiply(part, scale)) for part in sums[:-1]]
+    thresholds = [int(_DIGITS.multiply(partial_sum, scale)) for partial_sum in sums[:-1]]
     high = np.array([*(threshold >> 64 for threshold in thresholds), 2**64 - 1], np.uint64)
     cells = np.searchsorted(high[:-1], np.arange(2**16, dtype=np.uint64) << np.uint64(48)) - reach
     cells[np.unique(high[:-1] >> np.uint64(48))] += _OPEN
@@ -113,11 +113,11 @@ def sampler_distance(variance: int) -> float:
     """A bound on TV(a sample of `discrete_gaussian(…, variance)`, N_Z(variance)); the proof heads this module."""
     coarse, *fine = _levels(variance)
     distance = 0.0
-    for part in (coarse, *fine):
-        distance += 2.0**-120 + (math.sqrt(2 * _TAIL_NATS * part) + 2) * 2.0**-128
-    for part in fine:
-        sum_of_both = RADIX**2 * coarse + part
-        distance += smoothing(float(coarse * part / sum_of_both))
+    for level in (coarse, *fine):
+        distance += 2.0**-120 + (math.sqrt(2 * _TAIL_NATS * level) + 2) * 2.0**-128
+    for level in fine:
+        sum_of_both = RADIX**2 * coarse + level
+        distance += smoothing(float(coarse * level / sum_of_both))
         coarse = sum_of_both
     return distance
 

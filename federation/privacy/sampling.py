@@ -37,8 +37,8 @@ class Keystream:
         """Overwrite the contiguous `words` with the next bytes of the stream."""
         out = words.reshape(-1).view(np.uint8).data
         for start in range(0, out.nbytes, len(_ZEROS)):
-            part = out[start : start + len(_ZEROS)]
-            self._cipher.update_into(_ZEROS[: len(part)], part)
+            block = out[start : start + len(_ZEROS)]
+            self._cipher.update_into(_ZEROS[: len(block)], block)
 
 
 def poisson_sample(persons: int, rate: float, entropy: Entropy = os.urandom) -> npt.NDArray[np.int64]:
@@ -54,9 +54,9 @@ def poisson_sample(persons: int, rate: float, entropy: Entropy = os.urandom) -> 
         return np.arange(persons, dtype=np.int64)
     threshold = np.uint64(int(Fraction(rate) * 2**64))
     stream, words = Keystream(entropy), np.empty(min(persons, _CHUNK), "<u8")
-    found = [np.empty(0, np.int64)]
+    sampled = [np.empty(0, np.int64)]
     for start in range(0, persons, _CHUNK):
-        part = words[: persons - start]
-        stream.fill(part)
-        found.append(np.flatnonzero(part < threshold) + start)
-    return np.concatenate(found)
+        block = words[: persons - start]
+        stream.fill(block)
+        sampled.append(np.flatnonzero(block < threshold) + start)
+    return np.concatenate(sampled)

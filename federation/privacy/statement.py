@@ -102,10 +102,10 @@ def promise(institution: str, events: tuple[Event, ...], delta: float, added_del
 
     Raises PrivacyError if they support none.
     """
-    found = epsilon(events, delta - added_delta, CERTIFICATE)
-    if not events or not math.isfinite(found):
+    supported = epsilon(events, delta - added_delta, CERTIFICATE)
+    if not events or not math.isfinite(supported):
         raise PrivacyError(f"{institution}: its {len(events)} events support no finite ε at δ = {delta:g}")
-    return Promise(events, institution, delta, found)
+    return Promise(events, institution, delta, supported)
 
 
 def make_statement(
@@ -144,9 +144,11 @@ def from_json(text: str) -> Statement:
         raise PrivacyError("the privacy statement is not a JSON object")
     statement = bind(Statement, values, "statement", PrivacyError)
     for claimed in statement.promises:
-        found = epsilon(claimed.events, claimed.delta, statement.interval)
-        if claimed.epsilon < found - 1e-6:
-            raise PrivacyError(f"{claimed.institution} claims ε = {claimed.epsilon:.4f}; its events give {found:.4f}")
+        supported = epsilon(claimed.events, claimed.delta, statement.interval)
+        if claimed.epsilon < supported - 1e-6:
+            raise PrivacyError(
+                f"{claimed.institution} claims ε = {claimed.epsilon:.4f}; its events give {supported:.4f}"
+            )
     return statement
 
 
@@ -190,7 +192,7 @@ def _promised(statement: Statement) -> str:
             "are for testing only.</p>"
         )
     factor = math.exp(min(statement.epsilon, 700))
-    even, found = (factor + statement.delta) / (1 + factor), detection_rate(statement.epsilon, statement.delta, 0.01)
+    even, detected = (factor + statement.delta) / (1 + factor), detection_rate(statement.epsilon, statement.delta, 0.01)
     return (
         f"<p>Whoever sees the model learns almost the same as if any one person's records had never been used: using "
         f"them multiplies the probability of any outcome by at most {_up(factor)} (ε = {_up(statement.epsilon)}), give "
@@ -198,7 +200,7 @@ def _promised(statement: Statement) -> str:
         f"<p>In figures, and for the cleverest observer, who knows everything about everybody else: asked whether a "
         f"person took part, where a coin toss would be right in 50 % of the cases, the observer is right in at most "
         f"{_percent(even)}. A test that wrongly accuses 1 % of those who did not take part finds at most "
-        f"{_percent(found)} of those who did.</p>"
+        f"{_percent(detected)} of those who did.</p>"
     )
 
 

@@ -200,17 +200,17 @@ def mask(
         raise ProtocolError(f"round {message.round}: {update.dtype} {update.shape} and {len(metrics)} metrics, "
                             f"expected {dtype} ({message.size},) and {message.metrics}")  # fmt: skip
     weight = min(max(weight, 1 if message.size else 0), ring.max_weight)
-    made = masks or prepare(session, permit, entropy)
-    ready = made.spend(ctx)
-    header = pack_header(weight, metrics, roster.offer.fraction_bits) + made.header
-    authentic = payload_cipher(session.upload, ctx, index, made.commitments)
-    payload, streams = made.sums.words, made.sums.streams
+    prepared = masks or prepare(session, permit, entropy)
+    ready = prepared.spend(ctx)
+    header = pack_header(weight, metrics, roster.offer.fraction_bits) + prepared.header
+    authentic = payload_cipher(session.upload, ctx, index, prepared.commitments)
+    payload, streams = prepared.sums.words, prepared.sums.streams
     tags = [b""] * -(-payload.size // SEGMENT_WORDS)
     workers: list[Quantiser] = []
-    spare = [made.sums.scratch]  # it has the streams' ciphers already
+    spare = [prepared.sums.scratch]  # it has the streams' ciphers already
 
     def worker() -> tuple[Quantiser, Scratch]:
-        workers.append(Quantiser(ring, update, weight, made.rounding))
+        workers.append(Quantiser(ring, update, weight, prepared.rounding))
         return workers[-1], spare.pop() if spare else Scratch()
 
     def work(segment: int, where: slice, own: tuple[Quantiser, Scratch]) -> None:
@@ -227,10 +227,10 @@ def mask(
     if payload.size:
         for_segments(payload.size, work, worker)
     summary = payload_digest(ctx, header.tobytes(), tags)
-    signature = sign(masked_message(ctx, index, summary, made.commitments))
+    signature = sign(masked_message(ctx, index, summary, prepared.commitments))
     reply = wire.Masked(
-        ctx, index, header.tobytes(), summary, made.commit_self, made.commit_pairs,
-        tuple(own for own, _ in made.sealed), tuple(pairs for _, pairs in made.sealed), signature,
+        ctx, index, header.tobytes(), summary, prepared.commit_self, prepared.commit_pairs,
+        tuple(own for own, _ in prepared.sealed), tuple(pairs for _, pairs in prepared.sealed), signature,
     )  # fmt: skip
     entry = Spent(
         roster.offer.run, roster.digest, message.round, message.attempt, message.purpose, message.model,
@@ -269,9 +269,9 @@ def reveal(
     for survivor, item in zip(ask.survivors, ask.items, strict=True):
         own_share, pairs = _unseal(session, ctx, survivor, item)
         own_shares.append(own_share)
-        others = [member for member in message.cohort if member != survivor]
+        peers = [member for member in message.cohort if member != survivor]
         for peer in dropped:
-            at = 32 * others.index(peer)
+            at = 32 * peers.index(peer)
             pair_shares.append(pairs[at : at + 32])
 
     chosen = chosen_digest(ctx, ask.survivors)
@@ -332,26 +332,26 @@ class _ShareKeys:
     """
 
     def __init__(self, session: Session, ctx: bytes, dealer: int) -> None:
-        self._keys, self._who = session.keys, session.roster.names[dealer]
+        self._keys, self._dealer = session.keys, session.roster.names[dealer]
         self._own, self._pairs, self._associated = (
             encode_fields(label, ctx, u16(dealer)) for label in ("share-self", "share-pairs", "sealed")
         )
 
     def seal(self, holder: int, commitments: bytes, share: bytes) -> tuple[bytes, bytes]:
         """The holder's shares of the dealer's own seed and of its pairwise seeds, each under a key of its own."""
-        key, rest = self._keys[holder], encode_more(u16(holder), commitments)
-        associated = hashlib.sha256(self._associated + rest).digest()
-        own, pairs = expand_encoded(key, self._own + rest), expand_encoded(key, self._pairs + rest)
+        key, suffix = self._keys[holder], encode_more(u16(holder), commitments)
+        associated = hashlib.sha256(self._associated + suffix).digest()
+        own, pairs = expand_encoded(key, self._own + suffix), expand_encoded(key, self._pairs + suffix)
         return seal(own, share[:32], associated), seal(pairs, share[32:], associated)
 
     def unseal(self, peer: int, holder: int, item: wire.Survivor) -> tuple[bytes, bytes]:
         """What `seal` was given, by the key with `peer`; of the pairwise seeds only if they were sent."""
-        key, rest = self._keys[peer], encode_more(u16(holder), item.commitments)
-        associated = hashlib.sha256(self._associated + rest).digest()
-        own = unseal(expand_encoded(key, self._own + rest), item.sealed_self, associated, self._who)
+        key, suffix = self._keys[peer], encode_more(u16(holder), item.commitments)
+        associated = hashlib.sha256(self._associated + suffix).digest()
+        own = unseal(expand_encoded(key, self._own + suffix), item.sealed_self, associated, self._dealer)
         if not item.sealed_pairs:
             return own, b""
-        return own, unseal(expand_encoded(key, self._pairs + rest), item.sealed_pairs, associated, self._who)
+        return own, unseal(expand_encoded(key, self._pairs + suffix), item.sealed_pairs, associated, self._dealer)
 
 
 def _unseal(session: Session, ctx: bytes, dealer: int, item: wire.Survivor) -> tuple[bytes, bytes]:

@@ -76,7 +76,7 @@ class _Waiting:
     upload: wire.Masked
     payload: Words
     authentic: AESGCM
-    who: str
+    sender: str
 
 
 @dataclass
@@ -130,20 +130,20 @@ class Round:
         upload = wire.Masked.decode(message)
         if upload.ctx != self.ctx or upload.index not in self.begin.cohort:
             raise ProtocolError(f"round {self.begin.round}: an upload of another context or cohort")
-        who = f"round {self.begin.round}, {self.roster.names[upload.index]}"
+        sender = f"round {self.begin.round}, {self.roster.names[upload.index]}"
         if self._survivors or upload.index in self._uploads or upload.index in self._waiting:
-            raise ProtocolError(f"{who}: an upload too late, or a second one")
+            raise ProtocolError(f"{sender}: an upload too late, or a second one")
         shape = (len(upload.header), payload.dtype, payload.shape, len(upload.commit_pairs), len(upload.sealed_self))
         expected = (8 * self._header.size, np.dtype(np.uint64), self._words.shape, len(self.begin.cohort) - 1,
                     len(self.roster.members))  # fmt: skip
         if shape != expected:
-            raise ProtocolError(f"{who}: header, payload, commitments and shares are {shape}, expected {expected}")
+            raise ProtocolError(f"{sender}: header, payload, commitments and shares are {shape}, expected {expected}")
         commitments = commitments_digest(self.ctx, upload.index, upload.commit_self, upload.commit_pairs)
         signed = masked_message(self.ctx, upload.index, upload.payload, commitments)
-        check_signature(self.roster.members[upload.index].key, signed, upload.signature, who)
+        check_signature(self.roster.members[upload.index].key, signed, upload.signature, sender)
         authentic = payload_cipher(self.upload_keys[upload.index], self.ctx, upload.index, commitments)
         self.refused.pop(upload.index, None)
-        self._waiting[upload.index] = _Waiting(upload, payload, authentic, who)
+        self._waiting[upload.index] = _Waiting(upload, payload, authentic, sender)
         if len(self._waiting) == TOGETHER:
             self.settle()
         return upload.index
@@ -157,19 +157,19 @@ class Round:
 
         def work(segment: int, where: slice, _: object) -> None:
             words = self._words[where]
-            for index, one in waiting.items():
-                part = one.payload[where]
-                tags[index][segment] = tag(one.authentic, segment, part)
-                np.add(words, part, words)
+            for index, entry in waiting.items():
+                payload = entry.payload[where]
+                tags[index][segment] = tag(entry.authentic, segment, payload)
+                np.add(words, payload, words)
 
         for_segments(self._words.size, work, lambda: None, threads=1)  # bound by memory, not by the processor
-        for index, one in waiting.items():
-            if payload_digest(self.ctx, one.upload.header, tags[index]) == one.upload.payload:
-                self._header += np.frombuffer(one.upload.header, "<u8")
-                self._uploads[index] = one.upload
+        for index, entry in waiting.items():
+            if payload_digest(self.ctx, entry.upload.header, tags[index]) == entry.upload.payload:
+                self._header += np.frombuffer(entry.upload.header, "<u8")
+                self._uploads[index] = entry.upload
             else:
-                np.subtract(self._words, one.payload, self._words)
-                self.refused[index] = ProtocolError(f"{one.who}: the payload is not the one that was signed")
+                np.subtract(self._words, entry.payload, self._words)
+                self.refused[index] = ProtocolError(f"{entry.sender}: the payload is not the one that was signed")
 
     def ask(self) -> dict[int, bytes]:
         """Settle, and close the cohort: M3 for every holder in the roster (send it to all online; resend it freely).
@@ -207,10 +207,10 @@ class Round:
         reveal = wire.Reveal.decode(message)
         if reveal.holder >= len(self.roster.members) or reveal.chosen != chosen_digest(self.ctx, self._survivors):
             raise ProtocolError(f"round {self.begin.round}: an answer about another sum")
-        who = f"round {self.begin.round}, {self.roster.names[reveal.holder]}"
-        check_signature(self.roster.members[reveal.holder].key, reveal.signed(), reveal.signature, who)
+        sender = f"round {self.begin.round}, {self.roster.names[reveal.holder]}"
+        check_signature(self.roster.members[reveal.holder].key, reveal.signed(), reveal.signature, sender)
         if reveal.ctx != self.ctx or len(reveal.shares) != 32 * len(self._survivors) * (1 + len(self._dropped)):
-            raise ProtocolError(f"{who}: {len(reveal.shares)} bytes of shares for another number of members")
+            raise ProtocolError(f"{sender}: {len(reveal.shares)} bytes of shares for another number of members")
         self._answers.setdefault(reveal.holder, reveal.shares)
 
     def solve(self) -> Aggregate | None:
@@ -259,12 +259,12 @@ class Round:
         size, spread = 32, len(self._dropped)
         quorum = dict(islice(self._answers.items(), self.roster.threshold))
         secret = interpolate(quorum)
-        found: list[list[bytes]] = []
+        recovered: list[list[bytes]] = []
         lies: list[Lie] = []
         failed = False
         for position, dealer in enumerate(self._survivors):
             places = [position, *(len(self._survivors) + position * spread + k for k in range(spread))]
-            seeds = [secret[place * size : (place + 1) * size] for place in places]
+            seeds = [secret[index * size : (index + 1) * size] for index in places]
             if not self._committed(dealer, seeds):
                 honest = self._honest(dealer, places)
                 if honest is None:
@@ -273,13 +273,13 @@ class Round:
                     continue
                 seeds, liars = honest
                 lies += [Lie(self.roster.names[dealer], self.roster.names[holder]) for holder in liars]
-            found.append(seeds)
-        return (None if failed else found), tuple(lies)
+            recovered.append(seeds)
+        return (None if failed else recovered), tuple(lies)
 
     def _honest(self, dealer: int, places: Sequence[int]) -> tuple[list[bytes], list[int]] | None:
         """The dealer's seeds from some quorum that meets its commitments, and the holders whose shares do not fit."""
         shares = {
-            holder: b"".join(answer[32 * place : 32 * place + 32] for place in places)
+            holder: b"".join(answer[32 * index : 32 * index + 32] for index in places)
             for holder, answer in self._answers.items()
         }
         for quorum in islice(self._quorums(list(shares)), _TRIES):

@@ -67,8 +67,8 @@ class FileStore:
 
     def save_session(self, run: bytes, session: bytes) -> None:
         write_private(self._path(run), session)
-        found = sorted(self._folder.glob("*.session"), key=lambda path: path.stat().st_mtime_ns)
-        for old in found[:-MAX_SESSIONS]:
+        sessions = sorted(self._folder.glob("*.session"), key=lambda path: path.stat().st_mtime_ns)
+        for old in sessions[:-MAX_SESSIONS]:
             old.unlink()
 
     def load_session(self, run: bytes) -> bytes | None:

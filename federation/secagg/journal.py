@@ -78,8 +78,8 @@ class Spent(wire.Wire):
     payload: bytes
 
     def body(self) -> bytes:
-        place = wire.number(self.round, 4) + wire.number(self.attempt, 2) + bytes((self.purpose,))
-        return self.run + self.roster + place + self.model + self.subject + self.ctx + self.payload
+        sum_id = wire.number(self.round, 4) + wire.number(self.attempt, 2) + bytes((self.purpose,))
+        return self.run + self.roster + sum_id + self.model + self.subject + self.ctx + self.payload
 
     @classmethod
     def read(cls, reader: wire.Reader) -> Self:
@@ -195,12 +195,12 @@ class History:
                 self._add_cohort(entry)
 
     def _add_cohort(self, entry: Revealed) -> None:
-        names, known = frozenset(entry.names), self.cohorts
-        for other, earlier in reversed(known.items()):
-            if 0 < len(names ^ other) < entry.least:
+        names, cohorts = frozenset(entry.names), self.cohorts
+        for cohort, earlier in reversed(cohorts.items()):
+            if 0 < len(names ^ cohort) < entry.least:
                 self.near.append((entry, earlier))
                 break
-        known.setdefault(names, entry)
+        cohorts.setdefault(names, entry)
 
     def epoch(self, run: bytes) -> int | None:
         return self.epochs.get(run)
@@ -238,9 +238,9 @@ class Journal:
         self._sound = True
         try:
             content = _content(self._file)
-            self._chain, whole = _replay(content, self.history, path)
-            if whole < len(content):
-                os.ftruncate(self._file, whole)  # torn: its reply never left
+            self._chain, intact_bytes = _replay(content, self.history, path)
+            if intact_bytes < len(content):
+                os.ftruncate(self._file, intact_bytes)  # torn: its reply never left
                 os.fsync(self._file)
         except BaseException:
             self.close()
@@ -275,12 +275,12 @@ class Journal:
             end = os.lseek(self._file, 0, os.SEEK_END)
             self._sound = False
             try:
-                whole = os.write(self._file, record) == len(record)
+                complete = os.write(self._file, record) == len(record)
                 os.fsync(self._file)
             except OSError as error:
                 self._take_back(end)
                 raise ServiceError(f"journal: cannot be written ({error.strerror}); nothing was sent") from error
-            if not whole:
+            if not complete:
                 self._take_back(end)
                 raise ServiceError("journal: the disk is full; nothing was sent")
             self._sound = True

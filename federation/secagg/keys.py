@@ -132,8 +132,8 @@ def countersigned_head(run: str, seq: int, head: bytes) -> bytes:
     return encode_fields("countersigned ledger head", run.encode(), seq.to_bytes(8, "big"), head)
 
 
-def check_signature(key: PublicKey, message: bytes, signature: bytes, who: str) -> None:
-    """Raise IdentityError, naming `who`, unless `signature` (64 bytes) on `message` is by `key`."""
+def check_signature(key: PublicKey, message: bytes, signature: bytes, author: str) -> None:
+    """Raise IdentityError, naming `author`, unless `signature` (64 bytes) on `message` is by `key`."""
     try:
         if isinstance(key, ed25519.Ed25519PublicKey):
             key.verify(signature, message)
@@ -141,7 +141,7 @@ def check_signature(key: PublicKey, message: bytes, signature: bytes, who: str) 
             r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
             key.verify(utils.encode_dss_signature(r, s), message, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as error:
-        raise IdentityError(f"{who}: the signature does not hold") from error
+        raise IdentityError(f"{author}: the signature does not hold") from error
 
 
 @dataclass(frozen=True)
@@ -224,9 +224,9 @@ def seal(key: bytes, plaintext: bytes, associated: bytes) -> bytes:
     return AESGCM(key).encrypt(bytes(12), plaintext, associated)
 
 
-def unseal(key: bytes, ciphertext: bytes, associated: bytes, who: str) -> bytes:
-    """The plaintext of `seal`; raises ProtocolError, naming `who`, if anything differs."""
+def unseal(key: bytes, ciphertext: bytes, associated: bytes, dealer: str) -> bytes:
+    """The plaintext of `seal`; raises ProtocolError, naming `dealer`, if anything differs."""
     try:
         return AESGCM(key).decrypt(bytes(12), ciphertext, associated)
     except InvalidTag as error:
-        raise ProtocolError(f"{who}: a sealed share does not open") from error
+        raise ProtocolError(f"{dealer}: a sealed share does not open") from error

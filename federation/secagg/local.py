@@ -233,11 +233,11 @@ def establish(
     """The setup, message by message."""
     secret = generate(os.urandom, post_quantum=False)
     offer = replace(offer, exchange=secret.exchange_public)
-    now, known = authority.now.timestamp(), list(histories or [History() for _ in identities])
+    now, journals = authority.now.timestamp(), list(histories or [History() for _ in identities])
     message = setup.make_offer(offer, sign)
     joinings = [
         setup.join(message, identity, terms, history, now, os.urandom, config=CONFIG, post_quantum=post_quantum)
-        for identity, history in zip(identities, known, strict=True)
+        for identity, history in zip(identities, journals, strict=True)
     ]
     roster, listing = setup.gather(message, [ad for _, ad in joinings], authority.peers(), now)
     pairings, capsules = [], {}
@@ -246,11 +246,11 @@ def establish(
         pairings.append(pairing)
         capsules[pairing.index] = reply
     routed, confirmations = setup.route_capsules(roster, capsules), {}
-    for place, pairing in enumerate(pairings):
-        pairings[place], confirmations[pairing.index] = setup.confirm(pairing, routed[pairing.index])
+    for position, pairing in enumerate(pairings):
+        pairings[position], confirmations[pairing.index] = setup.confirm(pairing, routed[pairing.index])
     confirmed = setup.route_confirmations(roster, confirmations)
     institutions = []
-    for pairing, identity, history in zip(pairings, identities, known, strict=True):
+    for pairing, identity, history in zip(pairings, identities, journals, strict=True):
         session, entry = setup.finish(pairing, confirmed[pairing.index], os.urandom)
         history.add(entry)
         institutions.append(Institution(identity, terms, history, session))

@@ -93,17 +93,17 @@ def fastest() -> Backend:
 
     Raises ServiceError if the two make different bytes: one of them is broken, and which one nobody can tell.
     """
-    key, taken, made = os.urandom(32), dict.fromkeys(_BACKENDS, 1.0), dict.fromkeys(_BACKENDS, b"")
+    key, seconds, keystreams = os.urandom(32), dict.fromkeys(_BACKENDS, 1.0), dict.fromkeys(_BACKENDS, b"")
     scratches = {backend: Scratch(backend=backend) for backend in _BACKENDS}
     for segment in range(3):
         for backend, scratch in scratches.items():
             started = time.thread_time()
             words = scratch.keystream(key, segment, SEGMENT_WORDS - segment)
-            taken[backend] = min(taken[backend], time.thread_time() - started)
-            made[backend] = words.tobytes()
-        if made["gcm"] != made["ctr"]:
+            seconds[backend] = min(seconds[backend], time.thread_time() - started)
+            keystreams[backend] = words.tobytes()
+        if keystreams["gcm"] != keystreams["ctr"]:
             raise ServiceError("AES-256: this installation's GCM and counter mode give different keystreams")
-    return "ctr" if taken["ctr"] < 0.9 * taken["gcm"] else "gcm"
+    return "ctr" if seconds["ctr"] < 0.9 * seconds["gcm"] else "gcm"
 
 
 def apply(words: Words, segment: int, streams: Sequence[Stream], scratch: Scratch) -> None:
@@ -128,8 +128,8 @@ def for_segments(
         run(0, 1)
         return
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(run, thread, threads) for thread in range(threads)]:
-            done.result()
+        for future in [pool.submit(run, thread, threads) for thread in range(threads)]:
+            future.result()
 
 
 def apply_all(words: Words, streams: Sequence[Stream], threads: int = THREADS) -> None:
@@ -162,9 +162,9 @@ class MaskSum:
         for first in range(0, self.words.size, SEGMENT_WORDS):
             if self._stopped.is_set():
                 return
-            part = self.words[first : first + SEGMENT_WORDS]
-            part[:] = 0
-            apply(part, first // SEGMENT_WORDS, self.streams, self.scratch)
+            block = self.words[first : first + SEGMENT_WORDS]
+            block[:] = 0
+            apply(block, first // SEGMENT_WORDS, self.streams, self.scratch)
             self._done += 1
 
     def start(self) -> None:

@@ -30,10 +30,10 @@ def check_rosters(history: History, terms: Terms, key: tuple[bytes, int, bytes],
 
     `key` is run, purpose and model.
     """
-    for other in history.masked.get(key, ()):
-        if other != roster and shared_holders(roster, other) <= terms.colluders:
+    for earlier in history.masked.get(key, ()):
+        if earlier != roster and shared_holders(roster, earlier) <= terms.colluders:
             raise PrivacyError(
-                f"{where}: this model was masked under a roster of {len(other)} institutions; a quorum of it and one "
+                f"{where}: this model was masked under a roster of {len(earlier)} institutions; a quorum of it and one "
                 f"of the new roster of {len(roster)} need share no honest holder"
             )
 
@@ -52,10 +52,10 @@ def check_apart(history: History, terms: Terms, roster: Names, where: str) -> No
     """
     if terms.differencing != REFUSE:
         return
-    for other in history.rosters_masked:
-        if other != roster and shared_holders(roster, other) <= terms.colluders:
+    for earlier in history.rosters_masked:
+        if earlier != roster and shared_holders(roster, earlier) <= terms.colluders:
             raise PolicyError(
-                f"{where}: our records were summed without privacy in a roster of {len(other)}, which shares too "
+                f"{where}: our records were summed without privacy in a roster of {len(earlier)}, which shares too "
                 f"few holders with this one of {len(roster)} to tell their sums apart; {_ADVICE}"
             )
 
@@ -80,25 +80,25 @@ def check_differencing(history: History, terms: Terms, names: Names, least: int,
     Two sums are refused if their institutions differ by fewer than `least`. Of more than two, every combination gives
     the same weight to those who were in the same sums; so `names` may not cut such a group to fewer than `least`.
     """
-    known = history.cohorts
-    if names in known:
+    cohorts = history.cohorts
+    if names in cohorts:
         return
-    if len(known) >= MAX_COHORTS:
-        raise PolicyError(f"{where}: the journal holds {len(known)} cohorts; {_ADVICE}")
+    if len(cohorts) >= MAX_COHORTS:
+        raise PolicyError(f"{where}: the journal holds {len(cohorts)} cohorts; {_ADVICE}")
     if terms.differencing != REFUSE:
         return
-    for other, earlier in known.items():
-        if len(names ^ other) < least:
+    for cohort, earlier in cohorts.items():
+        if len(names ^ cohort) < least:
             raise PolicyError(
                 f"{where}: the institutions of this sum and of {history.describe(earlier)} differ by "
-                f"{history.list_names(names ^ other)}, fewer than {least}; {_ADVICE}"
+                f"{history.list_names(names ^ cohort)}, fewer than {least}; {_ADVICE}"
             )
-    for group in groups(known):
+    for group in groups(cohorts):
         inside, outside = group & names, group - names
         if inside and outside and min(len(inside), len(outside)) < least:
             raise PolicyError(f"{where}: with sums before, this one would single out {min(len(inside), len(outside))} "
                               f"institutions, fewer than {least}; {_ADVICE}")  # fmt: skip
-    fresh = names.difference(*known) if known else frozenset[bytes]()
+    fresh = names.difference(*cohorts) if cohorts else frozenset[bytes]()
     if fresh and len(fresh) < least:
         raise PolicyError(f"{where}: with sums before, this one would single out {history.list_names(fresh)}, fewer "
                           f"than {least}; {_ADVICE}")  # fmt: skip
@@ -107,10 +107,10 @@ def check_differencing(history: History, terms: Terms, names: Names, least: int,
 def groups(cohorts: Iterable[Names]) -> Collection[Names]:
     """The institutions that were in the very same of `cohorts`, together."""
     within: dict[bytes, int] = {}
-    for place, cohort in enumerate(cohorts):
+    for index, cohort in enumerate(cohorts):
         for name in cohort:
-            within[name] = within.get(name, 0) | 1 << place
-    found: dict[int, set[bytes]] = {}
+            within[name] = within.get(name, 0) | 1 << index
+    by_cohorts: dict[int, set[bytes]] = {}
     for name, sums in within.items():
-        found.setdefault(sums, set()).add(name)
-    return [frozenset(group) for group in found.values()]
+        by_cohorts.setdefault(sums, set()).add(name)
+    return [frozenset(group) for group in by_cohorts.values()]

@@ -99,16 +99,16 @@ def _subject(task: str) -> bytes:
 def task_digest(request: SumRequest) -> bytes:
     """The digest of everything else: the kind of request, its scalars, its other vectors."""
     kind, scalars, vectors = encode(request)
-    rest = [name.encode() + hash_vector(vectors[name]) for name in sorted(vectors) if name not in ("begin", "model")]
-    return digest("request", kind.encode(), json.dumps(scalars, sort_keys=True).encode(), *rest)
+    fields = [name.encode() + hash_vector(vectors[name]) for name in sorted(vectors) if name not in ("begin", "model")]
+    return digest("request", kind.encode(), json.dumps(scalars, sort_keys=True).encode(), *fields)
 
 
 def widen(sums: Sums) -> Sums:
     """`sums` (shape [k], |sum| ≤ 2^56) as 3k metrics that keep 48 bits behind the point, where one keeps 24."""
     coarse = np.trunc(sums / _COARSE)
-    rest = sums - coarse * _COARSE
-    middle = np.rint(rest * _FINE) / _FINE
-    return np.concatenate([coarse, middle, (rest - middle) * _FINE])
+    remainder = sums - coarse * _COARSE
+    middle = np.rint(remainder * _FINE) / _FINE
+    return np.concatenate([coarse, middle, (remainder - middle) * _FINE])
 
 
 def narrow(metrics: Sums) -> Sums:

@@ -83,8 +83,8 @@ def saturated(values: npt.NDArray[Any], bound: float) -> npt.NDArray[Any]:
     """`values` cut to ±bound, and 0 where they are no number: what a sum gets of them, since a refusal would tell."""
     if (np.abs(values) <= bound).all():
         return values
-    found: npt.NDArray[Any] = np.clip(np.nan_to_num(values, nan=0.0), -bound, bound)
-    return found
+    cut: npt.NDArray[Any] = np.clip(np.nan_to_num(values, nan=0.0), -bound, bound)
+    return cut
 
 
 def metric_bound(fraction_bits: int) -> float:
@@ -122,11 +122,11 @@ class Quantiser:
         share = weight / ring.max_weight
         self._factor = np.float32(float(ring.limit) / ring.clip * share)
         self._bound = min(np.float32(float(ring.limit) * share), ring.limit)
-        part = min(_PART, update.size)
-        random = AESGCM(key).encrypt(bytes(12), bytes(2 * part), None)
-        self._dither = np.frombuffer(random, np.uint16, part) * np.float32(2**-16)
-        self._scaled = np.empty(part, np.float32)
-        self._integers = np.empty(0 if ring.bits in WHOLE else part, np.uint32)
+        block_size = min(_PART, update.size)
+        random = AESGCM(key).encrypt(bytes(12), bytes(2 * block_size), None)
+        self._dither = np.frombuffer(random, np.uint16, block_size) * np.float32(2**-16)
+        self._scaled = np.empty(block_size, np.float32)
+        self._integers = np.empty(0 if ring.bits in WHOLE else block_size, np.uint32)
         self.clipped = 0
 
     def quantise(self, segment: int, out: Words) -> None:
@@ -134,19 +134,19 @@ class Quantiser:
         ring = self._ring
         first = segment * SEGMENT_WORDS * ring.lanes
         values = self._update[first : first + out.size * ring.lanes]
-        whole = out.view(WHOLE[ring.bits]) if ring.bits in WHOLE else None
+        direct = out.view(WHOLE[ring.bits]) if ring.bits in WHOLE else None
         step = _PART // ring.lanes * ring.lanes
         for start in range(0, values.size, step):
-            part = values[start : start + step]
-            integers = self._integers[: part.size] if whole is None else whole[start : start + part.size]
-            if part.dtype == np.float32:
-                self._round(part, integers)
+            block = values[start : start + step]
+            integers = self._integers[: block.size] if direct is None else direct[start : start + block.size]
+            if block.dtype == np.float32:
+                self._round(block, integers)
             else:
-                self._offset(part, integers)
-            if whole is None:
-                pack(integers, ring.bits, out[start // ring.lanes :][: ring.words(part.size)])
-        if whole is not None:
-            whole[values.size :] = 0
+                self._offset(block, integers)
+            if direct is None:
+                pack(integers, ring.bits, out[start // ring.lanes :][: ring.words(block.size)])
+        if direct is not None:
+            direct[values.size :] = 0
 
     def _offset(self, values: Integers, out: npt.NDArray[Any]) -> None:
         """Integers are packed as they are; one that could leave its lane is cut to it."""
@@ -208,17 +208,17 @@ def dequantise(ring: Ring, words: Words, size: int, survivors: int, total_weight
     """Σ n_i Δ_i / Σ n_i, shape [size], from the unmasked sum over `survivors` members."""
     mean = np.empty(size, np.float32)
     scale = np.float32(ring.clip / float(ring.limit) * ring.max_weight / total_weight)
-    for part, centred in _centred(ring, words, mean, survivors):
-        np.copyto(part, centred, casting="unsafe")
-        np.multiply(part, scale, out=part)
+    for block, centred in _centred(ring, words, mean, survivors):
+        np.copyto(block, centred, casting="unsafe")
+        np.multiply(block, scale, out=block)
     return mean
 
 
 def integer_sums(ring: Ring, words: Words, size: int, survivors: int) -> npt.NDArray[np.int64]:
     """Σ of the members' integers, shape [size], from the unmasked sum over `survivors` members."""
     sums = np.empty(size, np.int64)
-    for part, centred in _centred(ring, words, sums, survivors):
-        np.copyto(part, centred)
+    for block, centred in _centred(ring, words, sums, survivors):
+        np.copyto(block, centred)
     return sums
 
 
@@ -228,7 +228,7 @@ def _centred(
     """Parts of `out` and the signed lanes that belong there, the members' offsets taken off."""
     step = _PART // ring.lanes
     for start in range(0, words.size, step):
-        part = out[start * ring.lanes :][: step * ring.lanes]
-        sums = unpack(words[start : start + step], ring.bits, part.size)
+        block = out[start * ring.lanes :][: step * ring.lanes]
+        sums = unpack(words[start : start + step], ring.bits, block.size)
         centred = sums - sums.dtype.type(survivors * ring.half)  # modulo its width; |centred| < 2^(b−1)
-        yield part, centred.view(f"i{sums.itemsize}")
+        yield block, centred.view(f"i{sums.itemsize}")

@@ -123,14 +123,14 @@ def make_roster(
     offer, offered = wire.Offer.decode(offer_bytes), digest("offer", offer_bytes)
     members = [read_ad(offer_bytes, data, verify, now, index) for index, data in enumerate(listing.ads)]
     names = [member.name for member in members]
-    for what, values in (
+    for kind, values in (
         ("institution", names),
         ("key", [member.ad.exchange for member in members]),
         ("key", [member.ad.kem for member in members if member.ad.kem]),
         ("nonce", [member.ad.nonce for member in members]),
     ):
         if len(set(values)) != len(values):
-            raise IdentityError(f"roster: one {what} appears twice")
+            raise IdentityError(f"roster: one {kind} appears twice")
     if names != sorted(names):
         raise ProtocolError("roster: the institutions are not in the order of their names")
     return Roster(offer, tuple(members), digest("roster", offered, *listing.ads), server_key)

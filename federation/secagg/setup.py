@@ -146,8 +146,8 @@ def confirm(pairing: Pairing, capsules_bytes: bytes) -> tuple[Pairing, bytes]:
         _check_mac(key, roster, peer, index, item.mac)
         keys[peer.index] = key
         macs.append(confirmation(key, roster.digest, index, peer.index))
-    done = Pairing(roster, pairing.ads, pairing.offer, index, pairing.own, keys)
-    return done, wire.Confirmations(roster.digest, index, tuple(macs)).encode()
+    confirmed = Pairing(roster, pairing.ads, pairing.offer, index, pairing.own, keys)
+    return confirmed, wire.Confirmations(roster.digest, index, tuple(macs)).encode()
 
 
 def finish(pairing: Pairing, confirmations_bytes: bytes, entropy: Entropy, title: str = "") -> tuple[Session, Joined]:

@@ -66,8 +66,8 @@ def split(secret: bytes, threshold: int, holders: int, entropy: Entropy) -> list
     size, nodes = len(secret), tuple(range(threshold))
     random = entropy(size * (threshold - 1))
     free = [random[k * size : (k + 1) * size] for k in range(threshold - 1)]
-    rest = [_combine([secret, *free], _weights(nodes, holder + 1)) for holder in range(threshold - 1, holders)]
-    return free + rest
+    derived = [_combine([secret, *free], _weights(nodes, holder + 1)) for holder in range(threshold - 1, holders)]
+    return free + derived
 
 
 def interpolate(shares: Mapping[int, bytes], point: int = 0) -> bytes:

@@ -28,9 +28,9 @@ def colluders_tolerated(members: int) -> int:
     return 2 * threshold(members) - members - 1
 
 
-def shared_holders(members: Collection[object], others: Collection[object]) -> int:
+def shared_holders(members: Collection[object], other_members: Collection[object]) -> int:
     """The fewest holders that a quorum of each of two rosters have in common; may be negative."""
-    return threshold(len(members)) + threshold(len(others)) - len({*members, *others})
+    return threshold(len(members)) + threshold(len(other_members)) - len({*members, *other_members})
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ class Terms:
 
 def check_value_bits(ring: Ring) -> None:
     """Raise PolicyError if the cohort leaves too few bits of the ring for a value."""
-    what = f"{ring.value_bits} of {ring.bits} bits for the values of a cohort of {ring.cohort}"
-    _require(ring.value_bits >= LEAST_VALUE_BITS, what, LEAST_VALUE_BITS)
+    offered = f"{ring.value_bits} of {ring.bits} bits for the values of a cohort of {ring.cohort}"
+    _require(ring.value_bits >= LEAST_VALUE_BITS, offered, LEAST_VALUE_BITS)
 
 
-def _require(holds: bool, what: str, allowed: object) -> None:
+def _require(holds: bool, offered: str, allowed: object) -> None:
     if not holds:
-        raise PolicyError(f"secure aggregation: {what}; this institution's terms: {allowed}")
+        raise PolicyError(f"secure aggregation: {offered}; this institution's terms: {allowed}")

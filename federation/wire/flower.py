@@ -72,8 +72,8 @@ class _Carried(UserDict[str, Any]):
 
 def _carried(records: RecordDict) -> Message | None:
     """The message that `to_records` was given in this process, if its records were not made yet."""
-    held = records.__dict__["_data"]
-    return held.message if isinstance(held, _Carried) else None
+    data = records.__dict__["_data"]
+    return data.message if isinstance(data, _Carried) else None
 
 
 def _read_only(message: Message) -> Message:
@@ -83,9 +83,9 @@ def _read_only(message: Message) -> Message:
         return message
     for view in views.values():
         view.flags.writeable = False
-    same = copy(message)
-    vars(same).update(views)
-    return same
+    protected = copy(message)
+    vars(protected).update(views)
+    return protected
 
 
 def _array(vector: npt.NDArray[Any]) -> Array:
@@ -97,9 +97,9 @@ def _array(vector: npt.NDArray[Any]) -> Array:
 
 def from_records(records: RecordDict) -> Message:
     """The message that `records` carries. Raises ProtocolError on anything that does not fit exactly."""
-    held = records.__dict__["_data"]
-    if isinstance(held, _Carried) and held.message is not None:
-        return held.check()
+    data = records.__dict__["_data"]
+    if isinstance(data, _Carried) and data.message is not None:
+        return data.check()
     if set(records) != {"header", "vectors"}:
         raise ProtocolError(f"records {sorted(records)[:8]}, expected ['header', 'vectors']")
     header, arrays = records["header"], records["vectors"]
@@ -192,18 +192,18 @@ class FlowerGrid(StreamingGrid):
 
     def replies(self, messages: Iterable[FlowerMessage], timeout_s: float) -> Iterator[FlowerMessage]:
         batch = list(messages)
-        waiting = dict(zip(self.push_messages(batch), (one.metadata.dst_node_id for one in batch), strict=True))
+        waiting = dict(zip(self.push_messages(batch), (message.metadata.dst_node_id for message in batch), strict=True))
         del messages, batch
         deadline, pause = time.monotonic() + timeout_s, self.POLL_S[0]
         while waiting and time.monotonic() < deadline:
             pulled = self.pull_messages(list(waiting))
             for reply in pulled:
-                asked = waiting.pop(reply.metadata.reply_to_message_id, None)
+                addressee = waiting.pop(reply.metadata.reply_to_message_id, None)
                 author = reply.metadata.src_node_id
-                if asked is not None and author in (asked, SERVER_NODE_ID if reply.has_error() else asked):
+                if addressee is not None and author in (addressee, SERVER_NODE_ID if reply.has_error() else addressee):
                     yield reply
                 else:
-                    log.warning("a reply of node %d was refused: node %s was asked", author, asked)
+                    log.warning("a reply of node %d was refused: node %s was asked", author, addressee)
             pause = self.POLL_S[0] if pulled else min(2 * pause, self.POLL_S[1])
             if waiting:
                 time.sleep(pause)

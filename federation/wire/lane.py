@@ -71,11 +71,11 @@ class Outgoing:
     def slice(self, start: int, length: int) -> list[memoryview]:
         """The views that make up bytes [start, start + length)."""
         views = []
-        for part in self.parts:
-            if length and start < len(part):
-                views.append(memoryview(part)[start : start + length])
+        for piece in self.parts:
+            if length and start < len(piece):
+                views.append(memoryview(piece)[start : start + length])
                 length -= len(views[-1])
-            start = max(0, start - len(part))
+            start = max(0, start - len(piece))
         return views
 
 
@@ -116,12 +116,12 @@ class Sender:
     def next_frame(self, ack: int) -> bytes | None:
         """The next DATA frame, carrying `ack`; None if there is nothing to send or the window is used up."""
         sequence, offset = self._next
-        place = sequence - self._acked - 1
-        if place == len(self._flight):
-            if not self._waiting or place >= WINDOW:
+        position = sequence - self._acked - 1
+        if position == len(self._flight):
+            if not self._waiting or position >= WINDOW:
                 return None
             self._flight.append(self._waiting.popleft())
-        message = self._flight[place]
+        message = self._flight[position]
         views = message.slice(offset, CHUNK_BYTES)
         frame = b"".join((_HEADER.pack(DATA, sequence, offset, message.size, ack), *views))
         offset += len(frame) - _HEADER.size
@@ -132,9 +132,9 @@ class Sender:
     def resume(self, sequence: int, offset: int, ack: int) -> None:
         """Send from the peer's position on. Raises ProtocolError if that was never sent or is already forgotten."""
         self._acknowledge(ack, sequence)
-        place = sequence - self._acked - 1
-        known = 0 <= place < len(self._flight) and offset < self._flight[place].size
-        if not (known or (place == len(self._flight) and offset == 0)) or (sequence, offset) > self._furthest:
+        position = sequence - self._acked - 1
+        known = 0 <= position < len(self._flight) and offset < self._flight[position].size
+        if not (known or (position == len(self._flight) and offset == 0)) or (sequence, offset) > self._furthest:
             raise ProtocolError(f"the peer wants to go on at {sequence}:{offset}, sent up to {self._furthest}")
         self._next = (sequence, offset)
 

@@ -70,59 +70,59 @@ def unpack(data: bytearray) -> FlowerMessage:
 
     Raises ProtocolError if there is none, or it carries not one of content and error.
     """
-    arrays: list[memoryview] = []
+    values: list[memoryview] = []
     try:
-        message = message_from_proto(ProtoMessage.FromString(_lift(memoryview(data).toreadonly(), _DATA, arrays)))
+        message = message_from_proto(ProtoMessage.FromString(_lift(memoryview(data).toreadonly(), _DATA, values)))
     except (DecodeError, ValueError, TypeError) as error:
         raise ProtocolError(f"{len(data)} bytes that are no Flower message") from error
-    places = (
+    empty_arrays = (
         [a for record in message.content.array_records.values() for a in record.values()]
         if message.has_content()
         else []
     )
-    if len(places) != len(arrays):
-        raise ProtocolError(f"{len(places)} arrays with {len(arrays)} times data")
-    for place, view in zip(places, arrays, strict=True):
-        place.data = view  # type: ignore[assignment]
+    if len(empty_arrays) != len(values):
+        raise ProtocolError(f"{len(empty_arrays)} arrays with {len(values)} times data")
+    for array, view in zip(empty_arrays, values, strict=True):
+        array.data = view  # type: ignore[assignment]
     return message
 
 
-def _lift(view: memoryview, path: tuple[int, ...], found: list[memoryview]) -> bytes:
-    """The protobuf message in `view` without the values of the fields at `path`, which go to `found`, uncopied."""
+def _lift(view: memoryview, path: tuple[int, ...], values: list[memoryview]) -> bytes:
+    """The protobuf message in `view` without the values of the fields at `path`, which go to `values`, uncopied."""
     parts: list[Buffer] = []
-    place = 0
-    while place < len(view):
-        start = place
-        key, place = _read_varint(view, place)
+    position = 0
+    while position < len(view):
+        start = position
+        key, position = _read_varint(view, position)
         length = 0
         match key & 7:
             case 0:
-                _, place = _read_varint(view, place)
+                _, position = _read_varint(view, position)
             case 1 | 5:
-                place += 8 if key & 7 == 1 else 4
+                position += 8 if key & 7 == 1 else 4
             case 2:
-                length, place = _read_varint(view, place)
-                place += length
+                length, position = _read_varint(view, position)
+                position += length
             case other:
                 raise DecodeError(f"wire type {other}")
-        if place > len(view):
+        if position > len(view):
             raise DecodeError("a field beyond the end")
         if key != path[0] << 3 | _LENGTH_DELIMITED:
-            parts.append(view[start:place])
+            parts.append(view[start:position])
         elif len(path) == 1:
-            found.append(view[place - length : place])
+            values.append(view[position - length : position])
         else:
-            parts += _nested(path[0], (_lift(view[place - length : place], path[1:], found),))
+            parts += _nested(path[0], (_lift(view[position - length : position], path[1:], values),))
     return b"".join(parts)
 
 
-def _read_varint(view: memoryview, place: int) -> tuple[int, int]:
-    """The number that begins at `place` and the place behind it."""
+def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
+    """The number that begins at `position` and the position behind it."""
     number = 0
-    for index, byte in enumerate(view[place : place + 10]):
+    for index, byte in enumerate(view[position : position + 10]):
         number |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
-            return number, place + index + 1
+            return number, position + index + 1
     raise DecodeError("a number without an end")
 
 

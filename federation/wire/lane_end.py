@@ -122,8 +122,8 @@ class LaneEnd:
         self.streams += 1
         both = [asyncio.ensure_future(self._read(stream)), asyncio.ensure_future(self._write(stream))]
         try:
-            done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
+            finished, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            for task in finished:
                 task.result()
         finally:
             self.connected = False

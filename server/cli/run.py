@@ -74,12 +74,17 @@ def start(overrides: tuple[str, ...], follow: bool, home: Path, as_json: bool) -
 @HOME
 @JSON
 def resume(name: str, follow: bool, home: Path, as_json: bool) -> None:
-    """Go on with a run that failed or was stopped, from its last checkpoint."""
-    from sovfed.server.runs.folders import read_run, start_run, stored_config
+    """Go on with a run that failed or was stopped, from its last checkpoint.
+
+    A run that was interrupted (a process or the machine came down) goes on by itself while `sovfed server up` runs.
+    """
+    from sovfed.server.runs.folders import read_run, run_folder, start_run, stored_config
+    from sovfed.server.runs.folders.recovery import begin_anew
 
     control = _control(home)
     if read_run(home, name, control)["status"] == "running":
         raise ConfigError(f"run '{name}' is still running; `sovfed run stop {name}` ends it")
+    begin_anew(run_folder(home, name))
     start_run(control, home, name, stored_config(home, name), resume=True)
     _report(home, name, follow, as_json)
 
@@ -98,13 +103,13 @@ def list_(home: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    others = (Column(name, overflow="fold") for name in ("task", "status", "rounds", "institutions", "started"))
-    table = Table(Column("run", no_wrap=True), *others)
+    columns = (Column(name, overflow="fold") for name in ("task", "status", "rounds", "institutions", "started"))
+    table = Table(Column("run", no_wrap=True), *columns)
     for run in runs:
         started = time.strftime("%F", time.localtime(run["started"]))
         rounds = f"{run['rounds_done']}/{run['rounds']}"
-        told = (run["name"], run["task"], run["status"], rounds, str(run["institutions"]), started)
-        table.add_row(*map(cell, told))
+        values = (run["name"], run["task"], run["status"], rounds, str(run["institutions"]), started)
+        table.add_row(*map(cell, values))
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
     for run in filter(lambda run: run["reason"], runs):
         click.echo(f"{visible(run['name'])}: {visible(run['reason'])}")
@@ -130,11 +135,13 @@ def show(name: str, home: Path, as_json: bool) -> None:
     console.print(f"[bold]{cell(name)}[/bold]  {run['status']}  {cell(run['reason'])}")
     console.print(round_table(lines[-10:]))
     if summary:
-        told = summary["metrics"] or "not told by a private run; privacy.html in its folder says what is promised"
-        console.print("held-out metrics of all institutions:", told, markup=False)
+        metrics = summary["metrics"] or "not told by a private run; privacy.html in its folder says what is promised"
+        console.print("held-out metrics of all institutions:", metrics, markup=False)
         if sealed := summary.get("isolation"):
-            said = ", ".join(f"{institution}: {seal}" for institution, seal in sorted(sealed.items()))
-            console.print(cell(f"what keeps each trainer from the network, by its own word: {said}"), soft_wrap=True)
+            isolation = ", ".join(f"{institution}: {seal}" for institution, seal in sorted(sealed.items()))
+            console.print(
+                cell(f"what keeps each trainer from the network, by its own word: {isolation}"), soft_wrap=True
+            )
     console.print(cell(f"folder: {run_folder(home, name)}"), soft_wrap=True)
 
 
@@ -182,6 +189,24 @@ def check(name: str, home: Path) -> None:
     client = MlflowClient(tracking_uri(stored_config(home, name), home))
     for line in check_copies(run_folder(home, name), client):
         click.echo(visible(line))
+
+
+@cli.command()
+@click.argument("name")
+@HOME
+def track(name: str, home: Path) -> None:
+    """Send MLflow what it lacks of an ended run, because it was away. `sovfed server up` does so by itself, in time."""
+    from sovfed.server.runs.folders import ACTIVE, UNSENT, read_run, run_folder, stored_config
+    from sovfed.server.runs.tracking import send
+
+    if read_run(home, name)["status"] in ACTIVE:
+        raise ConfigError(f"run '{name}' has not ended: it sends by itself what MLflow lacks")
+    if not (run_folder(home, name) / UNSENT).exists():
+        click.echo(f"MLflow has all of run '{name}'")
+    elif not send(stored_config(home, name), home, run_folder(home, name)):
+        raise ServiceError(f"MLflow has still not got all of run '{name}'")
+    else:
+        click.echo(f"sent; MLflow has all of run '{name}'")
 
 
 def _control(home: Path, required: bool = True) -> ControlClient:

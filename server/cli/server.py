@@ -132,31 +132,33 @@ def status(home: Path, as_json: bool) -> None:
     from sovfed.server.home import load_settings
     from sovfed.server.runs.control import ControlClient
 
-    found = read_status(home)
+    server_status = read_status(home)
     control = ControlClient(home, load_settings(home).server.control_port)
     nodes = control.list_nodes() if control.alive() else []
     if as_json:
         click.echo(
             json.dumps(
                 {
-                    "processes": [dataclasses.asdict(process) for process in found.processes] if found else [],
+                    "processes": [dataclasses.asdict(process) for process in server_status.processes]
+                    if server_status
+                    else [],
                     "institutions": [{"name": n.name, "status": n.status, "node_id": n.node_id} for n in nodes],
                 },
                 indent=2,
             )
         )
-    elif found:
+    elif server_status:
         from rich.console import Console
         from rich.table import Table
 
         processes = Table("process", "state", "pid", "restarts", title=str(home))
-        for process in found.processes:
+        for process in server_status.processes:
             processes.add_row(process.name, process.state, str(process.pid), str(process.restarts))
         institutions = Table("institution", "status", "node", title="institutions")
         for node in nodes:
             institutions.add_row(cell(node.name), cell(node.status), str(node.node_id))
         Console().print(processes, institutions)
-    if found is None:
+    if server_status is None:
         raise ServiceError(f"the server at {home} is not running; `sovfed server up --home {home}` starts it")
 
 

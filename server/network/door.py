@@ -67,8 +67,8 @@ class Door:
     def enter(self, connection: socket.socket, peer: Address) -> bool:
         """Whether `connection` may stay; it is counted until `leave`."""
         address = str(peer[0]) if peer else ""
-        unproven = [one for one in self._guests.values() if not (one.proven or one.leaving)]
-        of_address = [one for one in unproven if one.address == address]
+        unproven = [guest for guest in self._guests.values() if not (guest.proven or guest.leaving)]
+        of_address = [guest for guest in unproven if guest.address == address]
         if len(of_address) >= self._per_address:
             self._dismiss(of_address[0], "its address has too many that have shown nothing yet")
         elif len(self._guests) >= self._limit - self._spare and unproven:
@@ -88,7 +88,11 @@ class Door:
         if guest is None:
             return
         guest.proven, guest.institution = True, institution
-        own = [one for one in self._guests.values() if one.institution == institution and not one.leaving]
+        own = [
+            other_guest
+            for other_guest in self._guests.values()
+            if other_guest.institution == institution and not other_guest.leaving
+        ]
         if institution is not None and len(own) > PER_INSTITUTION:
             self._dismiss(own[0], f"{institution} has more than {PER_INSTITUTION}")
 

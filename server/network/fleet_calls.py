@@ -130,7 +130,7 @@ class FleetRules:
             raise RefusedError(403, f"node {own} has answered this message already")
         if self._state.author(head.message_id) not in (None, own):
             raise RefusedError(403, "the message's id is that of another node's reply")
-        objects = {one.object_id for one in _nodes(tree)}
+        objects = {node.object_id for node in _nodes(tree)}
         if tree.object_id != head.message_id or self._state.any_instruction(objects):
             raise RefusedError(403, "the objects announced are not those of the reply")
         self._check_room(head.run_id, own, replies=1, objects=len(objects))
@@ -154,12 +154,12 @@ class FleetRules:
         with self._lock:
             announced = dict(self._announced.get((run_id, own), {}))
         held = self._state.held(run_id, own, announced)
-        fetched = {one for one, when in announced.items() if when < self._clock() - SETTLE_S} - held.replies
+        fetched = {reply_id for reply_id, when in announced.items() if when < self._clock() - SETTLE_S} - held.replies
         with self._lock:
-            left = self._announced.get((run_id, own), {})
-            for one in fetched:
-                left.pop(one, None)
-            if not left:
+            still_announced = self._announced.get((run_id, own), {})
+            for reply_id in fetched:
+                still_announced.pop(reply_id, None)
+            if not still_announced:
                 self._announced.pop((run_id, own), None)
         where = f"node {own}, run {run_id}"
         waiting = len(held.replies | announced.keys() - fetched)

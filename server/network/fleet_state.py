@@ -53,28 +53,28 @@ class FleetState:
 
     def node_id(self, public_key: bytes) -> int | None:
         """The id of the registered node with this key."""
-        found = self._row(_NODE, public_key)
-        return None if found is None else _unsigned(found[0])
+        row = self._row(_NODE, public_key)
+        return None if row is None else _unsigned(row[0])
 
     def addressee(self, message_id: str) -> tuple[int, int] | None:
         """(run, node) of the coordinator's message `message_id`."""
-        found = self._row(_ASKED, message_id)
-        return None if found is None else (_unsigned(found[0]), _unsigned(found[1]))
+        row = self._row(_ASKED, message_id)
+        return None if row is None else (_unsigned(row[0]), _unsigned(row[1]))
 
     def reply_to(self, message_id: str) -> str | None:
         """The id of the reply to `message_id`, if there is one already."""
-        found = self._row(_ANSWERED, message_id)
-        return None if found is None else str(found[0])
+        row = self._row(_ANSWERED, message_id)
+        return None if row is None else str(row[0])
 
     def author(self, reply_id: str) -> int | None:
         """The node that the reply `reply_id` is from."""
-        found = self._row(_AUTHOR, reply_id)
-        return None if found is None else _unsigned(found[0])
+        row = self._row(_AUTHOR, reply_id)
+        return None if row is None else _unsigned(row[0])
 
     def upload(self, session_id: str) -> tuple[int, str] | None:
         """(run, reply) that the upload `session_id` brings objects of."""
-        found = self._row(_SESSION, session_id)
-        return None if found is None else (_unsigned(found[0]), str(found[1]))
+        row = self._row(_SESSION, session_id)
+        return None if row is None else (_unsigned(row[0]), str(row[1]))
 
     def readable(self, object_id: str, run_id: int, node_id: int) -> bool:
         """Whether the object is part of a message to `node_id`."""

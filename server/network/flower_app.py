@@ -110,13 +110,13 @@ async def _answer_busy(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "Busy"}, status_code=503)
 
 
-def clean_up(app: FastAPI, database: Path, done: set[int]) -> None:
-    """Drop the messages and objects of finished runs (once each, remembered in `done`) and give free pages back."""
+def clean_up(app: FastAPI, database: Path, cleaned: set[int]) -> None:
+    """Drop the messages and objects of finished runs (once each, remembered in `cleaned`) and give free pages back."""
     from flwr.common.constant import Status
 
     state = app.state.linkstate_factory.state()
     for run in state.get_run_info(statuses=[Status.FINISHED], order_by="pending_at", ascending=False, limit=20):
-        if run.run_id not in done:
+        if run.run_id not in cleaned:
             state.cleanup_run(run.run_id)
-            done.add(run.run_id)
+            cleaned.add(run.run_id)
     state_db.trim(database)

@@ -122,12 +122,12 @@ class StreamGrid(StreamingGrid):
                 with self._changed:
                     remaining = deadline - time.monotonic()
                     self._changed.wait_for(
-                        lambda: any(wanted in self._ready for wanted in waiting), max(0.0, remaining)
+                        lambda: any(awaited in self._ready for awaited in waiting), max(0.0, remaining)
                     )
-                    found = [wanted for wanted in waiting if wanted in self._ready]
-                if not found:
+                    arrived = [awaited for awaited in waiting if awaited in self._ready]
+                if not arrived:
                     return
-                for message_id in found:
+                for message_id in arrived:
                     waiting.remove(message_id)
                     if (reply := self._take(message_id)) is not None:
                         yield reply

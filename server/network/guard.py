@@ -49,10 +49,10 @@ class RateLimit:
     def allow(self, source: str) -> bool:
         """Whether one more call from `source` is allowed now; counts it if so."""
         now = self._clock()
-        left, when = self._buckets.pop(source, (float(self._burst), now))
-        left = min(float(self._burst), left + (now - when) * self._rate_per_s)
-        allowed = left >= 1.0
-        self._buckets[source] = (left - 1.0 if allowed else left, now)
+        tokens, when = self._buckets.pop(source, (float(self._burst), now))
+        tokens = min(float(self._burst), tokens + (now - when) * self._rate_per_s)
+        allowed = tokens >= 1.0
+        self._buckets[source] = (tokens - 1.0 if allowed else tokens, now)
         if len(self._buckets) > MAX_SOURCES:
             self._buckets.popitem(last=False)
         return allowed
@@ -123,17 +123,17 @@ class Hall:
     @contextmanager
     def wait(self, source: str, patience: asyncio.Timeout) -> Iterator[None]:
         """Be one of the calls of `source`, for as long as `patience` lasts."""
-        others = self._waiting.setdefault(source, {})
-        if len(others) >= self._most:
-            oldest = next(iter(others))
-            del others[oldest]
+        calls = self._waiting.setdefault(source, {})
+        if len(calls) >= self._most:
+            oldest = next(iter(calls))
+            del calls[oldest]
             oldest.reschedule(asyncio.get_running_loop().time())
-        others[patience] = None
+        calls[patience] = None
         try:
             yield
         finally:
-            others.pop(patience, None)
-            if not others and self._waiting.get(source) is others:
+            calls.pop(patience, None)
+            if not calls and self._waiting.get(source) is calls:
                 del self._waiting[source]
 
 
@@ -166,8 +166,8 @@ def unary(
 
 def source_of(peer: str) -> str:
     """The address of gRPC's `peer` without its port; of IPv6 the network (/64), which is what one subscriber has."""
-    kind, _, place = unquote(peer).partition(":")
-    host = place.rpartition(":")[0].strip("[]").partition("%")[0]
+    kind, _, authority = unquote(peer).partition(":")
+    host = authority.rpartition(":")[0].strip("[]").partition("%")[0]
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

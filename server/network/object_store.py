@@ -48,23 +48,23 @@ class AgencyObjectStore(SqlObjectStore):
             return super().preregister(run_id, object_tree)
 
     def _correct(self, run_id: int, node: ObjectTree) -> None:
-        wanted = {child.object_id for child in node.children}
+        announced = {child.object_id for child in node.children}
         with self._mutation_session() as session:
             if session.scalar(select(StoredObject.object_id).where(StoredObject.object_id == node.object_id)) is None:
                 return
             of_node = ObjectChild.parent_id == node.object_id
-            found = set(session.scalars(select(ObjectChild.child_id).where(of_node)))
-            if found == wanted:
+            stored = set(session.scalars(select(ObjectChild.child_id).where(of_node)))
+            if stored == announced:
                 return
             for child in node.children:
                 super().preregister(run_id, child)
             session.execute(delete(ObjectChild).where(of_node))
-            for children, change in ((found, -1), (wanted, 1)):
+            for children, change in ((stored, -1), (announced, 1)):
                 count = StoredObject.ref_count + change
                 session.execute(
                     update(StoredObject).where(StoredObject.object_id.in_(children)).values(ref_count=count)
                 )
-            for child_id in wanted:
+            for child_id in announced:
                 session.execute(insert(ObjectChild).values(parent_id=node.object_id, child_id=child_id))
 
 

@@ -40,10 +40,10 @@ class LeaveOutRepeats(logging.Filter):
     def _take(self, key: str, most: int, rate_per_s: float) -> int | None:
         """How many of the kind were left out before this one; None if it is left out too."""
         now = self._clock()
-        left, when, left_out = self._kinds.pop(key, (float(most), now, 0))
-        left = min(float(most), left + (now - when) * rate_per_s)
-        passes = left >= 1.0
-        self._kinds[key] = (left - 1.0, now, 0) if passes else (left, now, left_out + 1)
+        tokens, when, left_out = self._kinds.pop(key, (float(most), now, 0))
+        tokens = min(float(most), tokens + (now - when) * rate_per_s)
+        passes = tokens >= 1.0
+        self._kinds[key] = (tokens - 1.0, now, 0) if passes else (tokens, now, left_out + 1)
         if len(self._kinds) > MAX_KINDS:
             self._kinds.popitem(last=False)
         return left_out if passes else None

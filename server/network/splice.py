@@ -84,14 +84,14 @@ class Seat:
         if (older := self.legs.get(side)) is not None:
             self.leave(side, older)
         self.legs[side] = leg
-        if (other := self.legs.get(side.other)) is not None:
-            leg.pair(other)
-            other.pair(leg)
+        if (opposite := self.legs.get(side.other)) is not None:
+            leg.pair(opposite)
+            opposite.pair(leg)
 
     def leave(self, side: Side, leg: Leg) -> None:
         """End `leg` and its partner."""
-        for place, gone in ((side, leg), (side.other, leg.partner)):
+        for end, gone in ((side, leg), (side.other, leg.partner)):
             if gone is not None:
                 gone.end(grpc.StatusCode.UNAVAILABLE)
-                if self.legs.get(place) is gone:
-                    del self.legs[place]
+                if self.legs.get(end) is gone:
+                    del self.legs[end]

@@ -188,20 +188,20 @@ def _stop(*servers: uvicorn.Server) -> None:
         server.should_exit = True
 
 
-async def _until_end(server: uvicorn.Server, listener: socket.socket, other: uvicorn.Server) -> None:
+async def _until_end(server: uvicorn.Server, listener: socket.socket, companion: uvicorn.Server) -> None:
     """Serve on `listener`; neither server goes on without the other."""
     try:
         await server.serve([listener])
     finally:
-        _stop(other)
+        _stop(companion)
 
 
 async def _clean_up_for_ever(app: FastAPI, database: Path) -> None:
-    done: set[int] = set()
+    cleaned: set[int] = set()
     while True:
         await asyncio.sleep(CLEAN_UP_EVERY_S)
         try:
-            await asyncio.to_thread(clean_up, app, database, done)
+            await asyncio.to_thread(clean_up, app, database, cleaned)
         except Exception:  # housekeeping must never end the server
             _log.exception("cleaning up the database failed; next try in %g s", CLEAN_UP_EVERY_S)
 

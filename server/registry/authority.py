@@ -142,8 +142,10 @@ def revoke(
             if target in (record.name, record.serial) and kind in (None, record.kind)
         ]
         if not hit:
-            known = ", ".join(sorted({record.name for record in register.issued})) or "none"
-            raise IdentityError(f"revoke {target[:80]!r}: no certificate of that name or serial (issued: {known})")
+            issued_names = ", ".join(sorted({record.name for record in register.issued})) or "none"
+            raise IdentityError(
+                f"revoke {target[:80]!r}: no certificate of that name or serial (issued: {issued_names})"
+            )
         serials = {record.serial for record in hit}
         issued = tuple(
             replace(record, revoked=record.revoked or now.isoformat()) if record.serial in serials else record

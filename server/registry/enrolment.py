@@ -148,11 +148,11 @@ def accept_certificate(
         register = partial(_register_with_flower, home=home)
     node_id = row["node_id"] or str(register(row["node_key"], peer.institution))
     with _transaction(home) as db:
-        taken = db.execute(
+        updated = db.execute(
             "UPDATE institutions SET certificate = ?, node_id = ?, waiting = 0 WHERE name = ? AND csr = ?",
             (cert_pem, node_id, peer.institution, row["csr"]),
         )
-        if taken.rowcount != 1:
+        if updated.rowcount != 1:
             raise IdentityError(f"certificate of {peer.institution!r}: its request changed meanwhile")
     _request_path(home, peer.institution).unlink(missing_ok=True)
     return peer.institution

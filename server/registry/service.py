@@ -111,9 +111,9 @@ class Registry:
 
     async def roster(self, _request: pb.Empty, _: Context) -> pb.RosterReply:
         """The institutions whose certificates hold at this moment."""
-        found = await asyncio.to_thread(enrolment.members, self._home)
+        members = await asyncio.to_thread(enrolment.members, self._home)
         reply = pb.RosterReply()
-        for member in found:
+        for member in members:
             with contextlib.suppress(IdentityError):
                 self._trust.verify(to_der(parse_certificate(member.certificate, member.institution)))
                 reply.members.add(
@@ -182,13 +182,13 @@ async def serving(home: Path, config: ServerConfig) -> AsyncIterator[Endpoints]:
 
 async def _follow(identity: Path, source: str | None) -> None:
     """Take in each revocation list that appears at `source`: if it holds and is no older, it is in force at once."""
-    taken, problem = b"", ""
+    installed, problem = b"", ""
     while source is not None:
         try:
-            found = await asyncio.to_thread(read_bounded, Path(source))
-            if found != taken:
-                log.info("revocation list %d is in force", await asyncio.to_thread(install_crl, identity, found))
-                taken = found
+            crl = await asyncio.to_thread(read_bounded, Path(source))
+            if crl != installed:
+                log.info("revocation list %d is in force", await asyncio.to_thread(install_crl, identity, crl))
+                installed = crl
             problem = ""
         except (OSError, IdentityError) as error:
             if problem != (problem := str(error)):

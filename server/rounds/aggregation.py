@@ -166,9 +166,9 @@ class Fold:
     def add(self, update: Vector, count: int) -> None:
         """Add count · update (shape [d]). The products are exact in float64 below 2^29 records."""
         for start in range(0, update.size, FOLD_CHUNK):
-            part, total = update[start : start + FOLD_CHUNK], self.total[start : start + FOLD_CHUNK]
-            product = self._product[: part.size] if self.count else total
-            product[:] = part  # converted first, which is faster than `multiply` with a dtype
+            block, total = update[start : start + FOLD_CHUNK], self.total[start : start + FOLD_CHUNK]
+            product = self._product[: block.size] if self.count else total
+            product[:] = block  # converted first, which is faster than `multiply` with a dtype
             product *= float(count)
             if self.count:
                 total += product
@@ -178,8 +178,8 @@ class Fold:
         """Σ countᵢ·updateᵢ / Σ countᵢ, shape [d], in float32 (FedAvg, arXiv:1602.05629, Algorithm 1)."""
         mean = np.empty(self.total.size, dtype=np.float32)
         for start in range(0, mean.size, FOLD_CHUNK):
-            part = slice(start, start + FOLD_CHUNK)
-            mean[part] = np.divide(self.total[part], self.count, out=self.total[part])
+            block = slice(start, start + FOLD_CHUNK)
+            mean[block] = np.divide(self.total[block], self.count, out=self.total[block])
         return mean
 
 

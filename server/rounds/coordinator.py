@@ -41,7 +41,7 @@ from sovfed.server.rounds.secure_aggregation import SecureAggregation
 from sovfed.server.rounds.stopping import Stopping
 from sovfed.server.runs.curves import ROUNDS, plot_curves, read_rounds
 from sovfed.server.runs.release import DIGEST, FILES, MODEL, SIMULATED, SUMMARY, deliver, digest, publish, release_of
-from sovfed.server.runs.tracking import Tracker
+from sovfed.server.runs.tracking import Tracker, figures
 from sovfed.server.strategies import optimizer_of
 
 log = logging.getLogger(__name__)
@@ -102,21 +102,21 @@ def coordinate(
     settled = checkpoint.config_digest(config)
     with (folder / ROUNDS).open("a", encoding="utf-8") as lines:
         for number in range(last + 1, config.rounds + 1):
-            before, done, last = rounds.model, rounds.train(number), number
+            before, round_, last = rounds.model, rounds.train(number), number
+            line = _line(task, round_, names, rounds.scale)
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()  # before the checkpoint: what is beyond that is dropped and run again, what lacks is lost
             writer.submit(checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), settled))
             if config.strategy.stateful:
                 writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
-            line = _line(task, done, names, rounds.scale)
-            lines.write(json.dumps(line) + "\n")
-            lines.flush()
-            loss = "" if done.train_loss is None else f" loss {done.train_loss:.4f},"
-            overhead = "" if done.overhead_seconds is None else f" (overhead {done.overhead_seconds:.3f} s)"
+            loss = "" if round_.train_loss is None else f" loss {round_.train_loss:.4f},"
+            overhead = "" if round_.overhead_seconds is None else f" (overhead {round_.overhead_seconds:.3f} s)"
             log.info(
                 "round %d/%d: %d institutions,%s %.3f s%s",
-                number, config.rounds, len(done.participants), loss, done.seconds, overhead,
+                number, config.rounds, len(round_.participants), loss, round_.seconds, overhead,
             )  # fmt: skip
             if tracker:
-                tracker.round(number, _figures(line))
+                tracker.round(number, figures(line))
             on_round(line)
             stopping.see(number - 1, line["metrics"].get(task.headline), before)
             if stopping.due:
@@ -168,8 +168,8 @@ def _check(config: Config, task: Task) -> None:
     if config.privacy.private and task.build is not None:
         from sovfed.federation.privacy.compatibility import why_not_noised, why_not_private
 
-        whole = config.privacy.mechanism == "institution"
-        if reason := why_not_noised(task) if whole else why_not_private(task):
+        per_institution = config.privacy.mechanism == "institution"
+        if reason := why_not_noised(task) if per_institution else why_not_private(task):
             raise PrivacyError(f"task '{task.name}' cannot be trained privately: {reason}")
 
 
@@ -213,13 +213,13 @@ def _sampled(config: Config, aggregation: Aggregation) -> Aggregation:
 
 def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool) -> int:
     """Set model, scale and optimizer, new or from the checkpoint; the number of the last finished round."""
-    found = checkpoint.read(folder, rounds.config) if resume else None
-    if found is not None:
-        rounds.model, rounds.scale = found.model, found.scale
-        rounds.optimizer.restore(found.slots)
-        _truncate_lines(folder, found.round)
-        log.info("resumed after round %d", found.round)
-        return found.round
+    restored = checkpoint.read(folder, rounds.config) if resume else None
+    if restored is not None:
+        rounds.model, rounds.scale = restored.model, restored.scale
+        rounds.optimizer.restore(restored.slots)
+        _truncate_lines(folder, restored.round)
+        log.info("resumed after round %d", restored.round)
+        return restored.round
     rounds.model = initial_vector(task, rounds.config.seed)
     if task.transform.size and rounds.plan is None:
         rounds.profile()
@@ -243,36 +243,28 @@ def _deliver(rounds: Rounds, folder: Path, number: int, transport: str) -> list[
 
 def _truncate_lines(folder: Path, last: int) -> None:
     """Drop lines of rounds after `last`: they ran, but their checkpoint was not yet written."""
-    path = folder / ROUNDS
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["round"] <= last]
-        write_private(path, "".join(line + "\n" for line in kept).encode())
+    lines = [json.dumps(line) for line in read_rounds(folder) if line["round"] <= last]
+    write_private(folder / ROUNDS, "".join(line + "\n" for line in lines).encode())
 
 
-def _line(task: Task, done: Round, names: dict[int, str], scale: Sums) -> dict[str, Any]:
+def _line(task: Task, round_: Round, names: dict[int, str], scale: Sums) -> dict[str, Any]:
     """A round as one JSON object; `metrics` are of the model that the round began with."""
     return {
-        "round": done.number,
-        "participants": [names.get(node, str(node)) for node in sorted(done.participants)],
-        "refused": {names.get(node, str(node)): code for node, code in done.refused.items()},
-        "spoilt": done.spoilt,
-        "attempts": done.attempts,
-        "count": done.count,
-        "train_loss": done.train_loss,
-        "metrics": summarise(task, done.evaluation, scale) if done.evaluation is not None else {},
-        "seconds": done.seconds,
-        "seconds_compute": done.seconds_compute,
-        "seconds_aggregate": done.seconds_aggregate,
-        "overhead_seconds": done.overhead_seconds,
-        "bytes_down": done.bytes_down,
-        "bytes_up": done.bytes_up,
+        "round": round_.number,
+        "participants": [names.get(node, str(node)) for node in sorted(round_.participants)],
+        "refused": {names.get(node, str(node)): code for node, code in round_.refused.items()},
+        "spoilt": round_.spoilt,
+        "attempts": round_.attempts,
+        "count": round_.count,
+        "train_loss": round_.train_loss,
+        "metrics": summarise(task, round_.evaluation, scale) if round_.evaluation is not None else {},
+        "seconds": round_.seconds,
+        "seconds_compute": round_.seconds_compute,
+        "seconds_aggregate": round_.seconds_aggregate,
+        "overhead_seconds": round_.overhead_seconds,
+        "bytes_down": round_.bytes_down,
+        "bytes_up": round_.bytes_up,
     }
-
-
-def _figures(line: dict[str, Any]) -> dict[str, float]:
-    figures = {key: float(value) for key, value in line.items() if isinstance(value, (int, float)) and key != "round"}
-    figures["participants"] = float(len(line["participants"]))
-    return {**figures, **line["metrics"]}
 
 
 def _summary(
@@ -315,14 +307,14 @@ def _median(lines: list[dict[str, Any]], key: str) -> float | None:
 
 def _write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str) -> None:
     """The release's privacy statement, for machines and for people; it names all that took part in any round."""
-    taken = {name for line in read_rounds(folder) for name in line["participants"]}
-    made = digest(folder / MODEL)
+    participants = {name for line in read_rounds(folder) for name in line["participants"]}
+    model_digest = digest(folder / MODEL)
     where = " (a simulation in one process: no ledger was charged)" if transport in SIMULATED else ""
-    found = plan.statement(
-        run=folder.name + where, model=f"{task.name}, {MODEL} with SHA-256 {made}", institutions=sorted(taken),
-        date=datetime.now(UTC).date().isoformat(),
+    statement = plan.statement(
+        run=folder.name + where, model=f"{task.name}, {MODEL} with SHA-256 {model_digest}",
+        institutions=sorted(participants), date=datetime.now(UTC).date().isoformat(),
     )  # fmt: skip
-    for name, text in zip(STATEMENT, (to_json(found), to_html(found)), strict=True):
+    for name, text in zip(STATEMENT, (to_json(statement), to_html(statement)), strict=True):
         write_private(folder / name, text.encode())
 
 

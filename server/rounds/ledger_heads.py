@@ -73,11 +73,13 @@ class LedgerHeads:
         trainer that refuses to go on.
         """
         known = self._read()
-        told = self._ask(grid, run, dict.fromkeys(institutions), institutions)
-        old = {node: known[institutions[node]] for node in told if institutions[node] in known}
-        behind = {node: head for node, head in old.items() if head.head != told[node].head}
+        reported = self._ask(grid, run, dict.fromkeys(institutions), institutions)
+        old = {node: known[institutions[node]] for node in reported if institutions[node] in known}
+        behind = {node: head for node, head in old.items() if head.head != reported[node].head}
         agreed = self._ask(grid, run, behind, institutions)
-        newest = {node: agreed.get(node, head) for node, head in told.items() if node not in behind or node in agreed}
+        newest = {
+            node: agreed.get(node, head) for node, head in reported.items() if node not in behind or node in agreed
+        }
         self._keep({institutions[node]: head for node, head in newest.items()}, known)
         signed = self._ask(grid, run, newest, institutions)
         for node in institutions:
@@ -91,16 +93,16 @@ class LedgerHeads:
     ) -> dict[int, Head]:
         """The newest head of each node that has, or accepts, its head of `heads`."""
         requests = {node: self._request(run, head) for node, head in heads.items()}
-        found = {}
+        heads_by_node = {}
         for answer in ask(grid, requests, LedgerReply, TIMEOUT_S) if requests else ():
             name = institutions[answer.node_id]
             try:
                 if answer.reply is None:
                     raise IdentityError(answer.refusal)
-                found[answer.node_id] = self._verified(answer.reply, name)
+                heads_by_node[answer.node_id] = self._verified(answer.reply, name)
             except SovfedError as error:
                 log.warning("%s: its privacy ledger was not countersigned: %s", name, error)
-        return found
+        return heads_by_node
 
     def _request(self, run: str, head: Head | None) -> LedgerRequest:
         nothing = np.zeros(0, np.uint8)
@@ -128,13 +130,13 @@ class LedgerHeads:
         """The heads that are known. What an older version kept, without signatures of institutions, proves nothing."""
         if not self._path.exists():
             return {}
-        found = {}
+        heads = {}
         for name, entry in json.loads(self._path.read_text()).items():
             try:
-                found[name] = bind(Head, entry, name)
+                heads[name] = bind(Head, entry, name)
             except SovfedError as error:
                 log.warning("%s: %s", self._path, error)
-        return found
+        return heads
 
     def _keep(self, heads: Mapping[str, Head], shown: Mapping[str, Head]) -> None:
         """Put `heads` in place of those `shown`, or of older ones: another run may have put newer ones by now."""

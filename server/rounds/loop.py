@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from sovfed.federation.config import Config
-from sovfed.federation.errors import WIRE_SENTENCES, CohortError, TrainingError
+from sovfed.federation.errors import WIRE_SENTENCES, CohortError, DeclinedError, TrainingError
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector
 from sovfed.federation.plan import local_fields, local_rates
 from sovfed.federation.tasks.registry import configured_task
@@ -80,16 +80,18 @@ class Rounds:
 
     def cohort(self) -> Sequence[int]:
         """The nodes that are here now, in ascending order; waits up to `server.node_wait_s` for the minimum cohort."""
-        wanted, patience = self.config.server.min_cohort, self.config.server.node_wait_s
+        least, patience = self.config.server.min_cohort, self.config.server.node_wait_s
         deadline = time.monotonic() + patience
         while True:
-            found = self.grid.get_node_ids()
-            nodes = found if isinstance(found, range) else sorted(found)  # a range of many would take long to sort
-            if len(nodes) >= wanted:
+            node_ids = self.grid.get_node_ids()
+            nodes = (
+                node_ids if isinstance(node_ids, range) else sorted(node_ids)
+            )  # a range of many would take long to sort
+            if len(nodes) >= least:
                 return nodes
             if time.monotonic() > deadline:
                 raise CohortError(
-                    f"{len(nodes)} institutions are connected after {patience:g} s, minimum cohort is {wanted}"
+                    f"{len(nodes)} institutions are connected after {patience:g} s, minimum cohort is {least}"
                 )
             time.sleep(0.2)
 
@@ -165,7 +167,7 @@ class Rounds:
 
         return self.optimizer.control(self.model) if isinstance(self.optimizer, Scaffold) else NOTHING
 
-    def _collect(self, what: str, request: SumRequest, width: int) -> tuple[Total, int]:
+    def _collect(self, stage: str, request: SumRequest, width: int) -> tuple[Total, int]:
         """The total over at least the minimum cohort, and the attempts that it took."""
         least, number, reasons = self.config.server.min_cohort, 0, dict[str, None]()
         refused: list[tuple[int, str]] = []  # of all attempts: the last refusal may only follow from those before
@@ -178,29 +180,29 @@ class Rounds:
             refused += total.refused.items()
             if attempt > 1 and total.sum_number != number and self.plan is not None:
                 self.repeats += 1
-                log.warning("%s: repeated as another sum, charged anew: %d of the plan's spare", what, self.repeats)
+                log.warning("%s: repeated as another sum, charged anew: %d of the plan's spare", stage, self.repeats)
             number = total.sum_number
             if len(total.participants) >= least and total.sums is not None:
                 if total.spoilt:
-                    _tell_spoilt(what, total)
+                    _tell_spoilt(stage, total)
                 return total, attempt
             log.warning(
                 "%s, attempt %d: %d replies, minimum cohort is %d; refused: %s %s",
-                what, attempt, len(total.participants), least, total.refused, total.missing,
+                stage, attempt, len(total.participants), least, total.refused, total.missing,
             )  # fmt: skip
             reasons |= {total.missing: None} if total.missing else {}
             if len(cohort) - len(final := {node for node, code in total.refused.items() if code in FINAL}) < least:
-                raise CohortError(
-                    f"{what}: {len(final)} of {len(cohort)} institutions refuse, and would again; minimum cohort is "
+                raise DeclinedError(
+                    f"{stage}: {len(final)} of {len(cohort)} institutions refuse, and would again; minimum cohort is "
                     f"{least}; refusals: {told(refused)}"
                 )
             if self.plan is not None and total.missing and self.repeats >= self.plan.repeats:
-                raise CohortError(
-                    f"{what}: {total.missing}; to repeat it is another release, and the {self.plan.repeats} repeats "
+                raise DeclinedError(
+                    f"{stage}: {total.missing}; to repeat it is another release, and the {self.plan.repeats} repeats "
                     "that privacy.spare_steps grants are used up"
                 )
         raise CohortError(
-            f"{what}: {len(total.participants)} replies in {MAX_ATTEMPTS} attempts, minimum cohort is {least}; "
+            f"{stage}: {len(total.participants)} replies in {MAX_ATTEMPTS} attempts, minimum cohort is {least}; "
             + "; ".join([*reasons, f"refusals: {told(refused)}"])
         )
 
@@ -224,9 +226,9 @@ def told(refused: Iterable[tuple[int, str]]) -> str:
     )
 
 
-def _tell_spoilt(what: str, total: Total) -> None:
+def _tell_spoilt(stage: str, total: Total) -> None:
     """Log how many contributions were spoilt. Raises TrainingError if all of them were: the model has diverged."""
-    words = f"{what}: {total.spoilt} of {len(total.participants)} contributions were spoilt"
+    words = f"{stage}: {total.spoilt} of {len(total.participants)} contributions were spoilt"
     if total.spoilt == len(total.participants) and total.mean is not None:
         raise TrainingError(f"{words} (values not finite or out of range); is the learning rate too high?")
     log.warning("%s: their values were not finite or out of range, or their records could not be used", words)

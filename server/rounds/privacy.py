@@ -54,14 +54,14 @@ class PrivacyPlan:
         multiplier = privacy.noise_multiplier or factor * calibrate_noise_multiplier(
             privacy.epsilon, privacy.delta * (1 - SLACK), _rate(config), steps
         )
-        found = cls(config, grant, parameters, multiplier)
-        if found.distance_delta > SLACK * privacy.delta:
-            raise PrivacyError(f"the noise samplers' distance adds {found.distance_delta:.2g} to δ = {privacy.delta:g}")
+        plan = cls(config, grant, parameters, multiplier)
+        if plan.distance_delta > SLACK * privacy.delta:
+            raise PrivacyError(f"the noise samplers' distance adds {plan.distance_delta:.2g} to δ = {privacy.delta:g}")
         log.info(
             "privacy: %s, ε = %.3f at δ = %g over %d steps, noise multiplier %.4f",
-            privacy.mechanism, found.epsilon, privacy.delta, steps, multiplier,
+            privacy.mechanism, plan.epsilon, privacy.delta, steps, multiplier,
         )  # fmt: skip
-        return found
+        return plan
 
     @cached_property
     def honest(self) -> int:
@@ -74,9 +74,9 @@ class PrivacyPlan:
     def event(self) -> Event:
         """All planned steps, as one person's accountant sees them."""
         privacy, config = self.config.privacy, self.config
-        whole = 2.0 if privacy.mechanism == "institution" else 1.0
+        factor = 2.0 if privacy.mechanism == "institution" else 1.0
         steps = config.rounds * _steps(config) + privacy.spare_steps
-        return Event(self.noise_multiplier / whole, _rate(config), steps)
+        return Event(self.noise_multiplier / factor, _rate(config), steps)
 
     @cached_property
     def epsilon(self) -> float:

@@ -53,8 +53,8 @@ class Sampled:
         pool = willing if len(willing) >= size else list(nodes)
         if len(pool) <= size:
             return pool
-        places = np.random.default_rng([self._seed, 3, number]).choice(len(pool), size, replace=False)
-        return [pool[place] for place in np.sort(places)]
+        indices = np.random.default_rng([self._seed, 3, number]).choice(len(pool), size, replace=False)
+        return [pool[index] for index in np.sort(indices)]
 
     def describe(self) -> dict[str, Any]:
         return {**self._inner.describe(), "sample": self._share}

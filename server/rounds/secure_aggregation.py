@@ -114,13 +114,13 @@ class SecureAggregation:
         """As `Aggregation.collect`. Raises CohortError when no roster of the minimum cohort comes about."""
         start = time.monotonic()
         key = (purpose(request), model_digest(request))
-        here = frozenset(nodes)
+        present = frozenset(nodes)
         if self._strict and key[0].without_privacy:
-            here = self._await_steady(here)
-        wanted = self._again(key, here)
-        epoch = self._ready(sorted(here.union(nodes, self._grid.get_node_ids() if self._sampled else ())))
+            present = self._await_steady(present)
+        summed = self._again(key, present)
+        epoch = self._ready(sorted(present.union(nodes, self._grid.get_node_ids() if self._sampled else ())))
         request = dataclasses.replace(request, run=self._run)
-        members = {node: index for index, node in enumerate(epoch.nodes) if node in wanted}
+        members = {node: index for index, node in enumerate(epoch.nodes) if node in summed}
         outside = dict.fromkeys((node for node in nodes if node not in epoch.nodes), "not in the roster")
         total = Total(refused=outside, sum_number=self._number)
         metrics = header_metrics(request, width)
@@ -137,9 +137,9 @@ class SecureAggregation:
             return total
         self._number, self._attempt = self._number + 1, 1
         clock = time.monotonic()
-        found, total.missing = self._reveal(round_, members)
+        aggregate, total.missing = self._reveal(round_, members)
         total.seconds_aggregate += time.monotonic() - clock
-        if found is None:
+        if aggregate is None:
             log.warning("sum %d: %s; abandoned, no sum was opened", round_.begin.round, total.missing)
             if self._answered:
                 self._asked = {key: frozenset(total.participants)}
@@ -148,8 +148,8 @@ class SecureAggregation:
             return total
         if key[0].without_privacy:
             self._steady = frozenset(total.participants)
-        self._last = (len(found.survivors), len(epoch.nodes), epoch.roster.threshold)
-        _fill(total, request, found)
+        self._last = (len(aggregate.survivors), len(epoch.nodes), epoch.roster.threshold)
+        _fill(total, request, aggregate)
         log.debug("sum %d in %.3f s", round_.begin.round, time.monotonic() - start)
         return total
 
@@ -168,14 +168,14 @@ class SecureAggregation:
         )  # fmt: skip
         return nodes
 
-    def _await_steady(self, here: frozenset[int]) -> frozenset[int]:
-        """The nodes of the last sum without privacy, once they are all here; `here` if they do not come."""
+    def _await_steady(self, connected: frozenset[int]) -> frozenset[int]:
+        """The nodes of the last sum without privacy, once they are all here; `connected` if they do not come."""
         deadline = time.monotonic() + self._wait_s
         while not self._steady <= (present := frozenset(self._grid.get_node_ids())):
             if time.monotonic() > deadline:
-                return here
+                return connected
             time.sleep(min(AGAIN_S, self._wait_s))
-        return self._steady & present or here
+        return self._steady & present or connected
 
     def describe(self) -> dict[str, Any]:
         survivors, members, threshold = self._last or (0, 0, 0)
@@ -191,7 +191,7 @@ class SecureAggregation:
         """M1 with the request, and every M2 added to the masked sum; who sent what was not signed is refused."""
         group = "" if isinstance(request, ProfileRequest) else str(request.round)
         kind: type[MaskedSum] = PrivateReply if isinstance(request, PrivateRequest) else MaskedReply
-        taken: dict[int, int] = {}
+        uploaded: dict[int, int] = {}
         since = time.monotonic()
         for answer in ask(self._grid, dict.fromkeys(members, request), kind, self._deadline_s, group):
             clock, refusal = time.monotonic(), answer.refusal
@@ -199,7 +199,7 @@ class SecureAggregation:
                 try:
                     if wire.Masked.decode(answer.reply.message.tobytes()).index != members[answer.node_id]:
                         raise IdentityError("an upload in another member's name")
-                    taken[answer.node_id] = round_.take(answer.reply.message.tobytes(), answer.reply.payload)
+                    uploaded[answer.node_id] = round_.take(answer.reply.message.tobytes(), answer.reply.payload)
                 except SovfedError as error:
                     log.warning("node %d: upload refused: %s", answer.node_id, error)
                     refusal = "malformed"
@@ -214,7 +214,7 @@ class SecureAggregation:
             total.seconds_aggregate += since - clock
         clock = time.monotonic()
         round_.settle()
-        for node, index in taken.items():
+        for node, index in uploaded.items():
             if index in round_.refused:
                 log.warning("node %d: upload refused: %s", node, round_.refused[index])
                 total.refused[node] = "malformed"
@@ -234,7 +234,7 @@ class SecureAggregation:
         answered: set[int] = set()
         refused: dict[int, str] = {}
         present = set(self._grid.get_node_ids()) | set(members)
-        found: Aggregate | None = None
+        aggregate: Aggregate | None = None
         reason = ""
         while True:
             open_ = [node for node in epoch.nodes if node not in answered and node not in refused]
@@ -249,43 +249,43 @@ class SecureAggregation:
                     refused[node] = "malformed"
             refused |= {node: code for node, code in failed.items() if code in FINAL}
             try:
-                found = round_.solve()
+                aggregate = round_.solve()
             except ProtocolError as error:
                 reason = str(error)
             possible = len(epoch.nodes) - len(refused) >= epoch.roster.threshold
-            if found is not None or reason or not possible or time.monotonic() > deadline:
+            if aggregate is not None or reason or not possible or time.monotonic() > deadline:
                 break
             time.sleep(min(AGAIN_S, self._wait_s))
             present = set(self._grid.get_node_ids())
-        for lie in found.lies if found else round_.suspects():
+        for lie in aggregate.lies if aggregate else round_.suspects():
             log.warning("sum %d: %s", round_.begin.round, lie)
         self._answered = bool(answered) or any(code != "policy" for code in refused.values()) or not refused
-        return found, "" if found is not None else reason or _missing(epoch, answered, refused)
+        return aggregate, "" if aggregate is not None else reason or _missing(epoch, answered, refused)
 
     def _ready(self, nodes: Sequence[int]) -> Epoch:
         """The epoch in force, or a new one where an institution has come or too few holders are left."""
         present = frozenset(nodes)
         epoch = self._epoch
         if epoch is not None:
-            here = present & set(epoch.nodes)
+            holders = present & set(epoch.nodes)
             come = present - set(epoch.nodes) - self._outside
-            enough = len(here) >= max(epoch.roster.threshold, self._min_cohort)
+            enough = len(holders) >= max(epoch.roster.threshold, self._min_cohort)
             if enough and not come and self._clock() < epoch.roster.offer.expires - self._deadline_s:
                 return epoch
-        wanted = present
+        candidates = present
         for _ in range(SETUP_TRIES):
-            if len(wanted) > MAX_HOLDERS:
-                raise CohortError(f"{len(wanted)} institutions; secure aggregation takes up to {MAX_HOLDERS}")
-            made, failed = self._set_up(sorted(wanted))
-            if made is not None:
-                self._epoch, self._outside = made, present - set(made.nodes)
+            if len(candidates) > MAX_HOLDERS:
+                raise CohortError(f"{len(candidates)} institutions; secure aggregation takes up to {MAX_HOLDERS}")
+            new_epoch, failed = self._set_up(sorted(candidates))
+            if new_epoch is not None:
+                self._epoch, self._outside = new_epoch, present - set(new_epoch.nodes)
                 self._number, self._attempt = self._number + 1, 1
-                return made
-            wanted -= set(failed)
-            if len(wanted) < self._min_cohort:
+                return new_epoch
+            candidates -= set(failed)
+            if len(candidates) < self._min_cohort:
                 break
         raise CohortError(
-            f"secure aggregation: {len(wanted)} institutions agree on keys, minimum cohort is {self._min_cohort}; "
+            f"secure aggregation: {len(candidates)} institutions agree on keys, minimum cohort is {self._min_cohort}; "
             f"refusals: {sorted(set(failed.values()))}"
         )
 
@@ -305,7 +305,7 @@ class SecureAggregation:
         refused: dict[int, str] = {}
         ads = self._step("offer", dict.fromkeys(nodes, offer), SETUP_S, refused)
         names: dict[str, int] = {}
-        taken: set[bytes] = set()
+        used_keys: set[bytes] = set()
         for node, ad in ads.items():
             try:
                 member = read_ad(offer, ad, self._identity.verify, self._clock())
@@ -314,9 +314,9 @@ class SecureAggregation:
                 refused[node] = "identity"
                 continue
             own = {member.ad.exchange, member.ad.kem, member.ad.nonce} - {b""}
-            if taken.isdisjoint(own):
+            if used_keys.isdisjoint(own):
                 names.setdefault(member.name, node)
-            taken |= own
+            used_keys |= own
         order = [names[name] for name in sorted(names)]
         refused |= {node: "twice" for node in ads if node not in order and node not in refused}
         if len(order) < self._min_cohort:
@@ -354,21 +354,21 @@ class SecureAggregation:
         self, step: str, bodies: Mapping[int, bytes], timeout_s: float, refused: dict[int, str] | None = None
     ) -> dict[int, bytes]:
         """Send each node its `body` and return the replies' bodies by node; `refused` is told of the others."""
-        made: dict[int, SecaggRequest] = {}  # by the identity of the body, which nodes may share
+        by_body: dict[int, SecaggRequest] = {}  # by the identity of the body, which nodes may share
         for body in bodies.values():
-            made.setdefault(id(body), SecaggRequest(run=self._run, step=step, body=np.frombuffer(body, np.uint8)))
-        requests = {node: made[id(body)] for node, body in bodies.items()}
-        found: dict[int, bytes] = {}
+            by_body.setdefault(id(body), SecaggRequest(run=self._run, step=step, body=np.frombuffer(body, np.uint8)))
+        requests = {node: by_body[id(body)] for node, body in bodies.items()}
+        reply_bodies: dict[int, bytes] = {}
         for answer in ask(self._grid, requests, SecaggReply, timeout_s, "secagg"):
             if answer.reply is not None and answer.reply.step == step:
-                found[answer.node_id] = answer.reply.body.tobytes()
+                reply_bodies[answer.node_id] = answer.reply.body.tobytes()
                 if step == "offer":
                     self._seals[answer.node_id] = answer.reply.seal
                 continue
             log.warning("node %d refused the step '%s': %s", answer.node_id, step, answer.refusal or "malformed")
             if refused is not None:
                 refused[answer.node_id] = answer.refusal or "malformed"
-        return found
+        return reply_bodies
 
 
 def _missing(epoch: Epoch, answered: Collection[int], refused: Mapping[int, str]) -> str:
@@ -385,17 +385,17 @@ def _by_node(order: Sequence[int], bodies: Mapping[int, bytes]) -> dict[int, byt
     return {order[index]: body for index, body in bodies.items()}
 
 
-def _fill(total: Total, request: SumRequest, found: Aggregate) -> None:
+def _fill(total: Total, request: SumRequest, aggregate: Aggregate) -> None:
     """Put the opened sum into `total`."""
     if isinstance(request, PrivateRequest):
-        total.count, total.mean, total.integers = len(found.survivors), found.mean, found.integers
-        total.sums = found.metrics  # none
+        total.count, total.mean, total.integers = len(aggregate.survivors), aggregate.mean, aggregate.integers
+        total.sums = aggregate.metrics  # none
         return
-    total.spoilt, metrics = round(float(found.metrics[0])), found.metrics[SPOILT:]
+    total.spoilt, metrics = round(float(aggregate.metrics[0])), aggregate.metrics[SPOILT:]
     if isinstance(request, ProfileRequest):
         total.sums = narrow(metrics)
     elif isinstance(request, TrainRequest):
-        total.count, total.mean = found.weight, found.mean
+        total.count, total.mean = aggregate.weight, aggregate.mean
         total.loss, total.steps, cut = (float(value) for value in metrics[:TRAIN_METRICS])
         total.sums = metrics[TRAIN_METRICS:]
         if cut:

@@ -60,9 +60,9 @@ class Stopping:
         if self._keep and model is not None:
             _write(self._path, Best(number, value, model))
 
-    def replay(self, seen: Iterable[tuple[int, float | None]]) -> None:
+    def replay(self, scores: Iterable[tuple[int, float | None]]) -> None:
         """Take note of what an earlier part of the run saw, whose best model is in the folder; of none, none is."""
-        for number, value in seen:
+        for number, value in scores:
             self.see(number, value)
         if self._value is None:
             self._path.unlink(missing_ok=True)

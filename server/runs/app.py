@@ -18,14 +18,23 @@ from typing import Any, Final
 from flwr.serverapp.grid import Grid
 
 from sovfed.federation.config import Config, stored
-from sovfed.federation.errors import CohortError, IdentityError, ServiceError, SovfedError
+from sovfed.federation.errors import CohortError, DeclinedError, IdentityError, ServiceError, SovfedError
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.wire.flower import FlowerGrid, StreamingGrid
 from sovfed.server.network.grid import open_stream_grid
 from sovfed.server.rounds.coordinator import coordinate
 from sovfed.server.rounds.ledger_heads import LedgerHeads
-from sovfed.server.runs.folders import lock, run_folder, stored_config, write_state
+from sovfed.server.runs.curves import read_rounds
+from sovfed.server.runs.folders import (
+    INTERRUPTED,
+    STOPPING,
+    lock,
+    read_state,
+    run_folder,
+    stored_config,
+    write_state,
+)  # fmt: skip
 from sovfed.server.runs.serverapp_runner import Stopped, run
 from sovfed.server.runs.tracking import Tracker
 
@@ -51,16 +60,36 @@ def serve_run(base: Grid, spec: dict[str, Any], home: Path) -> None:
         try:
             _train(base, config, home, folder, tracker, resume)
         except Stopped:
-            write_state(folder, state, "stopped", "stopped by the operator, or its task was dropped by the superlink")
+            _stopped(folder, home, state)
             tracker.finish("KILLED", [], register=False)
             raise
         except BaseException as error:
             reason = str(error) if isinstance(error, SovfedError) else type(error).__name__
-            write_state(folder, state, "failed", reason)
+            write_state(folder, state, INTERRUPTED if _passes(error, folder) else "failed", reason)
             tracker.note({"failure": reason[:500]})
             tracker.finish("FAILED", [], register=False)
             raise
         write_state(folder, state, "finished")
+
+
+def _stopped(folder: Path, home: Path, state: dict[str, Any]) -> None:
+    """Write down that the run was stopped, by the operator or by what befell the processes around it."""
+    if read_state(home, folder.name)["status"] == STOPPING:
+        write_state(folder, state, "stopped", "stopped by the operator")
+    else:
+        write_state(folder, state, INTERRUPTED, "its process was told to end, or the superlink dropped its task")
+
+
+def _passes(error: BaseException, folder: Path) -> bool:
+    """Whether what ended the run may pass by itself, as a full disk or absent institutions do.
+
+    Whoever starts a run looks at its first round, and is told at once that nothing comes of it.
+    """
+    return (
+        bool(read_rounds(folder))
+        and isinstance(error, CohortError | ServiceError | OSError)
+        and not (isinstance(error, DeclinedError))
+    )
 
 
 def _train(base: Grid, config: Config, home: Path, folder: Path, tracker: Tracker, resume: bool) -> None:
@@ -102,20 +131,20 @@ def connect(base: Grid, config: Config, home: Path) -> tuple[StreamingGrid, str]
 
 
 def _wait_for_cohort(base: Grid, config: Config) -> list[Any]:
-    wanted, patience = config.server.min_cohort, config.server.node_wait_s
-    ideal = max(wanted, config.server.start_cohort)
+    least, patience = config.server.min_cohort, config.server.node_wait_s
+    ideal = max(least, config.server.start_cohort)
     deadline, settled = time.monotonic() + patience, 0.0
     while True:
         nodes = list(base.get_nodes())
         now = time.monotonic()
-        if len(nodes) >= ideal and ideal > wanted:
+        if len(nodes) >= ideal and ideal > least:
             return nodes
-        settled = settled or (now + SETTLE_S if len(nodes) >= wanted and ideal == wanted else 0.0)
-        if (settled and now >= settled) or (now >= deadline and len(nodes) >= wanted):
+        settled = settled or (now + SETTLE_S if len(nodes) >= least and ideal == least else 0.0)
+        if (settled and now >= settled) or (now >= deadline and len(nodes) >= least):
             return nodes
         if now >= deadline:
             raise CohortError(
-                f"{len(nodes)} institutions are connected after {patience:g} s, minimum cohort is {wanted}"
+                f"{len(nodes)} institutions are connected after {patience:g} s, minimum cohort is {least}"
             )
         time.sleep(0.1)
 

@@ -131,8 +131,8 @@ class ControlClient:
         """All nodes that are registered or were."""
         from flwr.proto.control_pb2 import ListNodesRequest
 
-        found = self._call(lambda: self._client.ListNodes(ListNodesRequest())).nodes_info
-        return [NodeRecord(n.node_id, n.name, n.status, n.public_key, n.online_until) for n in found]
+        nodes = self._call(lambda: self._client.ListNodes(ListNodesRequest())).nodes_info
+        return [NodeRecord(n.node_id, n.name, n.status, n.public_key, n.online_until) for n in nodes]
 
     def start_run(self, spec: Mapping[str, object]) -> int:
         """The id of a new run; every institution can read its `spec`, and so it holds names and whole numbers only.
@@ -159,8 +159,8 @@ class ControlClient:
         """The newest `limit` runs, newest first."""
         from flwr.proto.control_pb2 import ListRunsRequest
 
-        found = self._call(lambda: self._client.ListRuns(ListRunsRequest(limit=limit))).run_dict.values()
-        return sorted(map(_run_record, found), key=lambda run: run.pending_at, reverse=True)
+        runs = self._call(lambda: self._client.ListRuns(ListRunsRequest(limit=limit))).run_dict.values()
+        return sorted(map(_run_record, runs), key=lambda run: run.pending_at, reverse=True)
 
     def get_run(self, run_id: int) -> RunRecord:
         """Run `run_id`; ServiceError if there is none."""
@@ -182,8 +182,8 @@ class ControlClient:
         try:
             return call()
         except httpx.HTTPStatusError as error:
-            known = FlowerError.from_json(error.response.text)
-            why = known.message if known is not None else f"status {error.response.status_code}"
+            flower_error = FlowerError.from_json(error.response.text)
+            why = flower_error.message if flower_error is not None else f"status {error.response.status_code}"
             raise ServiceError(f"superlink at {self._address}: {why}") from error
         except httpx.HTTPError as error:
             raise ServiceError(f"no superlink at {self._address}; is `sovfed server up` running? ({error})") from error

@@ -18,12 +18,21 @@ APART: Final = ("loss", "brier")  # metrics that are not drawn beside the others
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
-    """The rounds finished so far; a line being written when the coordinator died is left out."""
+    """The rounds finished so far; a line that was being written when the coordinator or the machine died is left out.
+
+    A power cut can leave a line of zeros, and what was lost with it is run again.
+    """
     path = folder / ROUNDS
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    rounds = list[dict[str, Any]]()
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            if not line.endswith("\n"):
+                break
+            try:
+                rounds.append(json.loads(line))
+            except ValueError:
+                break
+    return rounds
 
 
 def plot_curves(folder: Path) -> None:

@@ -30,7 +30,7 @@ def ending(summary: dict[str, Any], folder: Path, model: str, option: str = "") 
         )
         lines.append(f"statement: {folder / STATEMENT}")
     lines.append(f"model: {folder / MODEL}, card: {folder / CARD}")
-    if told := summary.get("delivered_to"):
-        lines.append(f"delivered to {len(told)} institutions, who measure it with `sovfed client model evaluate`")
+    if recipients := summary.get("delivered_to"):
+        lines.append(f"delivered to {len(recipients)} institutions, who measure it with `sovfed client model evaluate`")
     lines.append(f"next: sovfed model predict {shlex.quote(model)} FILE.csv{option}")
     return lines

@@ -2,7 +2,8 @@
 
 Stands for `flower-superexec`, which would show the task's token in the process list and start a process that unpacks
 and imports the run's bundle. Here the child is our installed coordinator and reads its token from stdin. The executor
-and its children outlive a restart of the superlink.
+and its children outlive a restart of the superlink, coordinators also one of the executor; it takes up runs whose
+coordinator died (`recovery.py`).
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from typing import IO, TYPE_CHECKING, Final, cast
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import SovfedError
 from sovfed.federation.host.logs import log_to_stderr
-from sovfed.federation.host.processes import child_environment, die_with_parent, exit_code
+from sovfed.federation.host.processes import die_with_parent, exit_code
 from sovfed.federation.host.quiet import TRACKING, be_quiet, python_command, quiet_environment
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
 from sovfed.federation.wire.flower_http import add_client_header
 from sovfed.federation.wire.loopback import SECRET_HEADER, ensure_secret
 from sovfed.server.network.flower_app import SUPEREXEC_SECRET_FILE
-from sovfed.server.runs.control import LOOPBACK_SECRET, log_path
+from sovfed.server.runs.control import LOOPBACK_SECRET, ControlClient, log_path
+from sovfed.server.runs.folders import ACTIVE, UNSENT, read_state
+from sovfed.server.runs.folders.recovery import Recovery, end_coordinators
 
 if TYPE_CHECKING:
     from flwr.proto.runtime_pb2 import AcquireTaskResponse
@@ -39,7 +42,9 @@ if TYPE_CHECKING:
 POLL_IDLE_S: Final = 0.2
 POLL_BUSY_S: Final = 1.0  # with a run on, leave the processor to it
 RETRY_S: Final = (0.2, 2.0)  # first and longest pause while the superlink is away
+SEND_S: Final = 600.0  # between two tries to send MLflow what it lacks of ended runs
 STOP_S: Final = 10.0  # from SIGTERM to SIGKILL of a coordinator
+COORDINATOR: Final = "sovfed.server.runs.app"
 ACQUIRE: Final = "/flwr.proto.Runtime/AcquireTask"
 _log = logging.getLogger("sovfed.executor")
 
@@ -54,6 +59,9 @@ class Executor:
         self._home = home
         self._command = tuple(command)
         self._children: dict[int, subprocess.Popen[bytes]] = {}  # by Flower's run id
+        self._recovery = Recovery(home, ControlClient(home, port))
+        self._sender: subprocess.Popen[bytes] | None = None
+        self._send_at = 0.0
         self._ended = threading.Event()
         address = f"127.0.0.1:{port}"
         add_client_header(SECRET_HEADER, ensure_secret(home / LOOPBACK_SECRET), address)
@@ -73,13 +81,15 @@ class Executor:
         self._ended.set()
 
     def work(self) -> None:
-        """Claim and run tasks until `stop`, then end the children: SIGTERM, SIGKILL after `STOP_S`."""
+        """Claim and run tasks until `stop`, then end all coordinators: SIGTERM, SIGKILL after `STOP_S`."""
         import httpx
 
         pause, away = POLL_IDLE_S, False
         try:
             while not self._ended.wait(pause):
                 self._reap()
+                self._recovery.step()
+                self._send_unsent()
                 try:
                     claimed = self._claim()
                 except httpx.HTTPError as error:  # refused, busy or away: the same to us, and never fatal
@@ -97,6 +107,7 @@ class Executor:
                         _log.exception("run %d: no coordinator could be started", claimed.task.run_id)
         finally:
             self._end_children()
+            end_coordinators(self._home, COORDINATOR, STOP_S)
             self._client.close()
 
     def _claim(self) -> AcquireTaskResponse:
@@ -114,8 +125,9 @@ class Executor:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=child_environment(quiet_environment(self._home, TRACKING)),
+                env=quiet_environment(self._home, TRACKING),
                 cwd=self._home,
+                start_new_session=True,  # it goes on when the executor dies, and the next executor finds it
             )
         self._children[run_id] = child
         with (
@@ -132,7 +144,27 @@ class Executor:
                 del self._children[run_id]
                 _log.log(logging.INFO if code == 0 else logging.WARNING, "run %d: coordinator ended, %d", run_id, code)
 
+    def _send_unsent(self) -> None:
+        """Send MLflow, by a process of its own, what it lacks of a run that ended while it was away."""
+        busy = self._sender is not None and self._sender.poll() is None
+        if busy or time.monotonic() < self._send_at:
+            return
+        self._send_at = time.monotonic() + SEND_S
+        states = ((path.parent.name, read_state(self._home, path.parent.name)) for path in self._unsent())
+        name = next((name for name, state in states if state["status"] not in ACTIVE), None)
+        if name is not None:
+            self._sender = subprocess.Popen(
+                python_command("sovfed", "run", "track", name, "--home", str(self._home)),
+                env=quiet_environment(self._home, TRACKING), cwd=self._home,
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+
+    def _unsent(self) -> list[Path]:
+        return sorted((self._home / "runs").glob(f"*/{UNSENT}"), key=lambda path: path.stat().st_mtime)
+
     def _end_children(self) -> None:
+        if self._sender is not None:
+            self._sender.terminate()
         for child in self._children.values():
             child.terminate()
         deadline = time.monotonic() + STOP_S
@@ -147,7 +179,7 @@ class Executor:
 
 def coordinator_command(home: Path, port: int) -> list[str]:
     """The argument vector of a coordinator; its token goes over stdin."""
-    return python_command("sovfed.server.runs.app", "--home", str(home), "--port", str(port))
+    return python_command(COORDINATOR, "--home", str(home), "--port", str(port))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,10 +24,14 @@ if TYPE_CHECKING:
 
 STATE: Final = "run.json"
 TRACKING: Final = "tracking.uri"  # with its password, for the coordinator alone; 0600
-ACTIVE: Final = ("starting", "running")
+STARTING: Final = "starting"
+INTERRUPTED: Final = "interrupted"  # ended without being asked to: `recovery.py` takes it up
+STOPPING: Final = "stopping"  # by the operator
+UNSENT: Final = "unsent.json"  # what is to be done at MLflow, which was away
+ACTIVE: Final = (STARTING, "running", INTERRUPTED)
 FILE: Final = "task.yaml"  # of a run whose task is a file
 LOCK_S: Final = 30.0  # a coordinator that is told to stop finishes its tracking first
-START_GRACE_S: Final = 30.0  # between StartRun and the coordinator's first sign of life
+SETTLE_S: Final = 2.0  # from a task's end in Flower's books to the coordinator's last word in the folder
 
 
 def run_folder(home: Path, name: str) -> Path:
@@ -42,11 +46,22 @@ def new_run_name(config: Config) -> str:
     return config.run_name or f"{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def lock(folder: Path) -> FileLock:
+def lock(folder: Path, timeout_s: float = LOCK_S) -> FileLock:
     """The lock that the one process that may write into a run's folder holds, until it ends."""
     from filelock import FileLock
 
-    return FileLock(folder / "lock", timeout=LOCK_S, mode=0o600)
+    return FileLock(folder / "lock", timeout=timeout_s, mode=0o600)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process has the run in hand. The kernel frees the lock of one that died, a reboot all."""
+    from filelock import Timeout
+
+    try:
+        with lock(folder, timeout_s=0):
+            return False
+    except Timeout:
+        return True
 
 
 @contextlib.contextmanager
@@ -74,7 +89,7 @@ def start_run(control: ControlClient, home: Path, name: str, config: Config, *, 
         if read_summary(home, name) is not None:  # or its model would be registered once more
             raise ConfigError(f"run '{name}' has finished; `sovfed run show {name}` tells where its model lies")
         with contextlib.suppress(ServiceError):  # it has ended already, as it should
-            control.stop_run(_state(home, name)["flower_run_id"])
+            control.stop_run(read_state(home, name)["flower_run_id"])
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     config = _with_own_task(folder, config)
     with _locked(folder):  # the last coordinator has written its last word; the next one waits for ours
@@ -97,18 +112,21 @@ def _with_own_task(folder: Path, config: Config) -> Config:
 
 
 def stop_run(control: ControlClient, home: Path, name: str) -> None:
-    """End the run's coordinator and wait until it has ended; the checkpoint stays."""
-    state = _state(home, name)
-    if state["status"] in ACTIVE:
+    """End the run's coordinator, if it has one, and wait until it has ended; the checkpoint stays."""
+    folder, state = run_folder(home, name), read_state(home, name)
+    if state["status"] not in ACTIVE:
+        return
+    write_state(folder, state, STOPPING)  # so that nobody takes it up again
+    with contextlib.suppress(ServiceError):  # it has ended already, or the superlink is away and its lease runs out
         control.stop_run(state["flower_run_id"])
-        with _locked(run_folder(home, name)):
-            if (state := _state(home, name))["status"] in ACTIVE:  # it had no time to say so itself
-                write_state(run_folder(home, name), state, "stopped", "stopped by the operator")
+    with _locked(folder):
+        if (state := read_state(home, name))["status"] in (*ACTIVE, STOPPING):  # it had no time to say so itself
+            write_state(folder, state, "stopped", "stopped by the operator")
 
 
 def stored_config(home: Path, name: str, run_id: int | None = None) -> Config:
     """The configuration that run `name` was started with; with `run_id`, ConfigError unless as that Flower run."""
-    state, uri = _state(home, name), run_folder(home, name) / TRACKING
+    state, uri = read_state(home, name), run_folder(home, name) / TRACKING
     if run_id is not None and state["flower_run_id"] != run_id:
         raise ConfigError(f"run '{name}' was started as Flower's run {state['flower_run_id']}, not {run_id}")
     config = bind(Config, state["config"], "config")
@@ -121,10 +139,12 @@ def read_run(home: Path, name: str, control: ControlClient | None = None) -> dic
     """The run's state: name, task, status, reason, rounds, rounds_done, institutions, started, flower_run_id."""
     from sovfed.server.runs.curves import read_rounds
 
-    state, lines = _state(home, name), read_rounds(run_folder(home, name))
+    state, lines = read_state(home, name), read_rounds(run_folder(home, name))
     status, reason = state["status"], state["reason"]
-    if status in ACTIVE and (_process_gone(state) or (control is not None and _ended(control, state))):
-        status, reason = "failed", "its coordinator ended without a word; see `sovfed run logs`"
+    if status in ACTIVE and not is_held(run_folder(home, name)) and _is_over(control, state):
+        status, reason = INTERRUPTED, reason or "its coordinator ended without a word; `sovfed run logs` may say why"
+    elif status == STOPPING and not is_held(run_folder(home, name)):
+        status = "stopped"
     return {
         "name": name,
         "task": state["config"]["task"]["name"],
@@ -138,21 +158,16 @@ def read_run(home: Path, name: str, control: ControlClient | None = None) -> dic
     }
 
 
-def _process_gone(state: dict[str, Any]) -> bool:
-    """Whether the coordinator has written its process id and is no longer there."""
-    return "pid" in state and not Path(f"/proc/{state['pid']}").exists()
-
-
-def _ended(control: ControlClient, state: dict[str, Any]) -> bool:
-    """Whether Flower knows the run as finished although its folder still says that it runs."""
+def _is_over(control: ControlClient | None, state: dict[str, Any]) -> bool:
+    """Whether a run that no process has in hand waits to be taken up, rather than for its first coordinator."""
+    if state["status"] != STARTING:
+        return True
+    if control is None:
+        return False
     try:
-        statuses = {run.run_id: run.status for run in control.list_runs()}
+        return control.get_run(state["flower_run_id"]).finished and time.time() - float(state["at"]) > SETTLE_S
     except ServiceError:  # the superlink is away; the folder is all there is to go by
         return False
-    found = statuses.get(state["flower_run_id"])
-    if found is None:
-        return time.time() - float(state["at"]) > START_GRACE_S
-    return found.startswith("finished") and time.time() - float(state["at"]) > 2.0
 
 
 def read_runs(home: Path, control: ControlClient | None = None) -> list[dict[str, Any]]:
@@ -164,15 +179,15 @@ def read_runs(home: Path, control: ControlClient | None = None) -> list[dict[str
 def read_summary(home: Path, name: str) -> dict[str, Any] | None:
     """The finished run's summary, None before."""
     path = run_folder(home, name) / "summary.json"
-    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return found
+    summary: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return summary
 
 
 def follow_log(home: Path, name: str, follow: bool) -> Iterator[str]:
     """The lines of the coordinator's log; with `follow`, until the run has ended."""
     from sovfed.server.runs.control import log_path
 
-    path = log_path(home, _state(home, name)["flower_run_id"])
+    path = log_path(home, read_state(home, name)["flower_run_id"])
     if not path.exists():
         raise ConfigError(f"run '{name}' has no log yet at {path}")
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -184,10 +199,11 @@ def follow_log(home: Path, name: str, follow: bool) -> Iterator[str]:
             time.sleep(0.3)
 
 
-def _state(home: Path, name: str) -> dict[str, Any]:
+def read_state(home: Path, name: str) -> dict[str, Any]:
+    """The run's state file, as it stands. Raises ConfigError if there is no such run."""
     path = run_folder(home, name) / STATE
     if not path.exists():
-        names = [found.parent.name for found in (home / "runs").glob(f"*/{STATE}")]
+        names = [state.parent.name for state in (home / "runs").glob(f"*/{STATE}")]
         raise ConfigError(f"there is no run '{name}'{nearest(name, names)}")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    state: dict[str, Any] = json.loads(path.read_text())
+    return state

@@ -32,8 +32,8 @@ def behind_password(app: ASGIApp, password: str) -> ASGIApp:
         if scope["type"] == "lifespan":
             await app(scope, receive, send)
             return
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        if scope["type"] == "http" and len(given) == 1 and hmac.compare_digest(given[0], expected):
+        credentials = [value for name, value in scope["headers"] if name == b"authorization"]
+        if scope["type"] == "http" and len(credentials) == 1 and hmac.compare_digest(credentials[0], expected):
             await app(scope, receive, send)
         elif scope["type"] == "http":
             headers = [(b"www-authenticate", b'Basic realm="sovfed"'), (b"content-type", b"text/plain")]

@@ -102,8 +102,8 @@ def read_model(folder: Path) -> LoadedModel:
     """The model of the run in `folder`. Raises DataError unless it is the file that the run made."""
     from sovfed.federation.models.saved import load_model
 
-    said = json.loads((folder / SUMMARY).read_text())
-    return load_model(folder, sha256=str(said.get(DIGEST)))
+    summary = json.loads((folder / SUMMARY).read_text())
+    return load_model(folder, sha256=str(summary.get(DIGEST)))
 
 
 def check_copies(folder: Path, client: MlflowClient) -> list[str]:
@@ -114,20 +114,20 @@ def check_copies(folder: Path, client: MlflowClient) -> list[str]:
     from sovfed.federation.models.pyfunc import MLMODEL, check_flavor
 
     expected, marker = read_model(folder).sha256, folder / TRACKED
-    found = [f"{folder / MODEL}: SHA-256 {expected}, as the run made it"]
+    results = [f"{folder / MODEL}: SHA-256 {expected}, as the run made it"]
     if not marker.exists():
-        return found
+        return results
     run_id = marker.read_text().strip()
-    with tempfile.TemporaryDirectory() as place:
-        copy = Path(client.download_artifacts(run_id, f"{FOLDER}/{MODEL}", place))
-        if not hmac.compare_digest(other := digest(copy), expected):
-            raise DataError(f"MLflow's copy of {MODEL}: SHA-256 {other}, the run's summary says {expected}")
-        check_flavor(Path(client.download_artifacts(run_id, f"{FOLDER}/{MLMODEL}", place)))
-    found.append(f"MLflow run {run_id}: the same")
+    with tempfile.TemporaryDirectory() as download_folder:
+        copy = Path(client.download_artifacts(run_id, f"{FOLDER}/{MODEL}", download_folder))
+        if not hmac.compare_digest(copy_digest := digest(copy), expected):
+            raise DataError(f"MLflow's copy of {MODEL}: SHA-256 {copy_digest}, the run's summary says {expected}")
+        check_flavor(Path(client.download_artifacts(run_id, f"{FOLDER}/{MLMODEL}", download_folder)))
+    results.append(f"MLflow run {run_id}: the same")
     for version in client.search_model_versions(f"run_id='{run_id}'"):
         where = f"{version.name} version {version.version}"
-        told = (version.source, version.tags.get(TAG))
-        if told != (f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}", expected):
-            raise DataError(f"MLflow's {where}: source and digest {told}, the run's summary says {expected}")
-        found.append(f"{where}: the same")
-    return found
+        registered = (version.source, version.tags.get(TAG))
+        if registered != (f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}", expected):
+            raise DataError(f"MLflow's {where}: source and digest {registered}, the run's summary says {expected}")
+        results.append(f"{where}: the same")
+    return results

@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.config import Config, stored
+from sovfed.federation.errors import ServiceError
 from sovfed.federation.files import write_private
 from sovfed.federation.text import conceal
+from sovfed.server.runs.curves import read_rounds
+from sovfed.server.runs.folders import UNSENT
 from sovfed.server.runs.release import FILES, FOLDER, MODEL, TAG, TRACKED, digest
 
 if TYPE_CHECKING:
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PARENT: Final = "mlflow.parentRunId"
-CLOSE_TIMEOUT_S: Final = 120.0
+CLOSE_TIMEOUT_S: Final = 120.0  # for artefacts; a server that is known to be away is not waited for
+RETRY_S: Final = 30.0  # between two tries to reach a server that is away
+EVERY_ROUND: Final = "seconds"  # a figure that each round has
 
 
 def tracking_uri(config: Config, home: Path) -> str:
@@ -36,14 +41,20 @@ def tracking_uri(config: Config, home: Path) -> str:
 
 
 class Tracker:
-    """Logs a run; every method returns at once and the work happens in order on the tracker's thread."""
+    """Logs a run; every method returns at once and the work happens in order on the tracker's thread.
+
+    What a server that is away misses stands in the run's `rounds.jsonl`, and is sent when it is there again.
+    """
 
     def __init__(self, config: Config, home: Path, folder: Path, name: str, parent: str = "") -> None:
         """`parent` is the MLflow run that this one is nested in; "": none."""
         self._config, self._home, self._folder, self._name = config, home, folder, name
         self._parent = parent
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self._client: MlflowClient  # set by `_open`; jobs run only if that went well
+        self._client: MlflowClient | None = None  # None: to be opened, not before `_retry_at`
+        self._retry_at = 0.0
+        self._steps, self._tags = set[int](), dict[str, str]()  # rounds that MLflow has, tags that it must have
+        self._finished = False
         self.run_id = ""
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self._thread.start()
@@ -54,37 +65,47 @@ class Tracker:
 
     def note(self, tags: dict[str, str]) -> None:
         """Set tags: cohort, lane, versions, outcome."""
-        self._jobs.put(lambda: self._set_tags(tags))
+        self._tags |= {f"sovfed.{name}": value for name, value in tags.items()}
+        self._jobs.put(self._set_tags)
 
     def finish(self, status: str, artefacts: list[Path], register: bool) -> None:
-        """Upload `artefacts`, register the model version if asked, end the run and wait until all is written."""
+        """Upload `artefacts`, register the model version if asked, end the run; returns when all is written.
+
+        Where that cannot be done now, the run's folder keeps what is to be done, for `send`.
+        """
         self._jobs.put(lambda: self._finish(status, artefacts, register))
         self._jobs.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
-        if self._thread.is_alive():
-            log.warning(
-                "MLflow is still busy after %g s; the run's folder %s holds everything", CLOSE_TIMEOUT_S, self._folder
-            )
+        if self._finished:
+            (self._folder / UNSENT).unlink(missing_ok=True)
+            return
+        unsent = {"status": status, "artefacts": [path.name for path in artefacts], "register": register}
+        log.warning("MLflow has not got all of the run; %s holds everything, and it is sent later", self._folder)
+        try:
+            write_private(self._folder / UNSENT, json.dumps(unsent).encode())
+        except OSError as error:  # as all of tracking, nothing that a run may fail of
+            log.warning("what MLflow lacks cannot be noted down: %s", error)
 
     def _work(self) -> None:
-        usable = self._try(self._open)
+        self._try(self._open)
         while (job := self._jobs.get()) is not None:
-            if usable:
+            if self._client is None and time.monotonic() >= self._retry_at:
+                self._try(self._open)
+            if self._client is not None:
                 self._try(job)
 
-    def _try(self, job: Callable[[], None]) -> bool:
+    def _try(self, job: Callable[[], None]) -> None:
         try:
             job()
         except Exception as error:  # tracking must never end a training run
+            self._client, self._retry_at = None, time.monotonic() + RETRY_S
             text = f"{type(error).__name__}: {error}"  # SQLAlchemy and requests name the whole URI
-            told = conceal(text, self._config.tracking.uri or "")
-            log.warning("MLflow tracking failed; the run goes on, its figures are in %s (%s)", self._folder, told)
-            return False
-        return True
+            concealed = conceal(text, self._config.tracking.uri or "")
+            log.warning("MLflow tracking failed; the run goes on, its figures are in %s (%s)", self._folder, concealed)
 
     def _open(self) -> None:
+        """Find or make the run in MLflow, and bring it up to what the run's folder says."""
         from mlflow import MlflowClient
-        from mlflow.entities import Param
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # tells of tables at its first start
         if self._config.tracking.uri is None:
@@ -94,37 +115,55 @@ class Tracker:
         if marker.exists():  # a resumed run goes on in the same MLflow run
             self.run_id = marker.read_text().strip()
             client.update_run(self.run_id, status="RUNNING")
-            self._client = client
-            return
+            self._steps = {point.step for point in client.get_metric_history(self.run_id, EVERY_ROUND)}
+        else:
+            self._create(client, marker)
+        self._client = client
+        for line in read_rounds(self._folder):
+            self._log_metrics(line["round"], figures(line))
+        self._set_tags()
+
+    def _create(self, client: MlflowClient, marker: Path) -> None:
+        from mlflow.entities import Param
+
         tags = {PARENT: self._parent} if self._parent else {}
         run = client.create_run(experiment_id(client, self._config, self._home), run_name=self._name, tags=tags)
         self.run_id = run.info.run_id
         write_private(marker, self.run_id.encode())
         params = [Param(key, str(value)[:500]) for key, value in flatten(stored(self._config)).items()]
         client.log_batch(self.run_id, params=params)
-        self._client = client
 
     def _log_metrics(self, step: int, metrics: dict[str, float]) -> None:
         from mlflow.entities import Metric
 
+        if step in self._steps:
+            return
         stamp = int(time.time() * 1000)
-        self._client.log_batch(
-            self.run_id, metrics=[Metric(name, value, stamp, step) for name, value in metrics.items()]
-        )
+        points = [Metric(name, value, stamp, step) for name, value in metrics.items()]
+        self._opened.log_batch(self.run_id, metrics=points)
+        self._steps.add(step)
 
-    def _set_tags(self, tags: dict[str, str]) -> None:
+    def _set_tags(self) -> None:
         from mlflow.entities import RunTag
 
-        self._client.log_batch(self.run_id, tags=[RunTag(f"sovfed.{name}", value) for name, value in tags.items()])
+        self._opened.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in self._tags.items()])
+
+    @property
+    def _opened(self) -> MlflowClient:
+        if self._client is None:
+            raise ServiceError("MLflow is not open")
+        return self._client
 
     def _finish(self, status: str, artefacts: list[Path], register: bool) -> None:
+        client = self._opened
         for path in artefacts:
             if path.exists():
-                self._client.log_artifact(self.run_id, str(path), FOLDER if path.name in FILES else None)
-                self._client.set_tag(self.run_id, f"{TAG}.{path.name}", digest(path))
+                client.log_artifact(self.run_id, str(path), FOLDER if path.name in FILES else None)
+                client.set_tag(self.run_id, f"{TAG}.{path.name}", digest(path))
         if register:
             self._register()
-        self._client.set_terminated(self.run_id, status)
+        client.set_terminated(self.run_id, status)
+        self._finished = True
 
     def _register(self) -> None:
         from mlflow.exceptions import MlflowException
@@ -132,13 +171,15 @@ class Tracker:
         self._describe_model()
         name = f"sovfed-{self._config.task.name}"
         try:
-            self._client.create_registered_model(name)
+            self._opened.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        source = f"{self._client.get_run(self.run_id).info.artifact_uri}/{FOLDER}"
+        if self._opened.search_model_versions(f"run_id = '{self.run_id}'"):
+            return  # an earlier try came that far
+        source = f"{self._opened.get_run(self.run_id).info.artifact_uri}/{FOLDER}"
         tags = {TAG: digest(self._folder / MODEL)}
-        self._client.create_model_version(name, source, run_id=self.run_id, tags=tags)
+        self._opened.create_model_version(name, source, run_id=self.run_id, tags=tags)
 
     def _describe_model(self) -> None:
         """Put beside the model's files what `mlflow.pyfunc.load_model` needs; a task without a model has none."""
@@ -150,7 +191,21 @@ class Tracker:
             return
         with tempfile.TemporaryDirectory() as folder:
             for path in write_flavor(Path(folder), model, self.run_id, FOLDER):
-                self._client.log_artifact(self.run_id, str(path), FOLDER)
+                self._opened.log_artifact(self.run_id, str(path), FOLDER)
+
+
+def send(config: Config, home: Path, folder: Path) -> bool:
+    """Send MLflow what it lacks of the ended run in `folder`; whether it has all of it now."""
+    unsent = json.loads((folder / UNSENT).read_bytes())
+    tracker = Tracker(config, home, folder, folder.name)
+    tracker.finish(unsent["status"], [folder / name for name in unsent["artefacts"]], unsent["register"])
+    return not (folder / UNSENT).exists()
+
+
+def figures(line: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a round of `rounds.jsonl`, by the names that MLflow has them under."""
+    numbers = {key: float(value) for key, value in line.items() if isinstance(value, (int, float)) and key != "round"}
+    return {**numbers, "participants": float(len(line["participants"])), **line["metrics"]}
 
 
 def make_database(path: Path) -> None:
@@ -159,22 +214,22 @@ def make_database(path: Path) -> None:
         return
     from mlflow import MlflowClient
 
-    made = path.with_name(f"{path.name}.{os.getpid()}.new")
-    MlflowClient(f"sqlite:///{made}")
+    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
+    MlflowClient(f"sqlite:///{draft}")
     try:
-        os.link(made, path)
+        os.link(draft, path)
     except FileExistsError:  # another run was quicker
         pass
     finally:
-        made.unlink()
+        draft.unlink()
 
 
 def experiment_id(client: MlflowClient, config: Config, home: Path) -> str:
     """The id of the configured experiment, which is made if it is not there."""
     name = config.tracking.experiment
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
     root = None if config.tracking.uri else (home / "mlartifacts").as_uri()
     return client.create_experiment(name, artifact_location=root)
 

@@ -52,13 +52,13 @@ class FlowerOptimizer:
             momentum = self._strategy.momentum_vector
             return {} if momentum is None else {"momentum": momentum[0]}
         moments = {"m": self._strategy.m_t, "v": self._strategy.v_t}
-        return {name: held[KEY] for name, held in moments.items() if held}
+        return {name: moment[KEY] for name, moment in moments.items() if moment}
 
     def restore(self, slots: Slots) -> None:
-        known = {"momentum"} if isinstance(self._strategy, FedAvgM) else {"m", "v"}
-        if set(slots) - known:
+        supported = {"momentum"} if isinstance(self._strategy, FedAvgM) else {"m", "v"}
+        if set(slots) - supported:
             raise ConfigError(
-                f"the checkpoint holds optimizer state {sorted(slots)}, this strategy keeps {sorted(known)}"
+                f"the checkpoint holds optimizer state {sorted(slots)}, this strategy keeps {sorted(supported)}"
             )
         if "momentum" in slots:
             self._strategy.momentum_vector = [slots["momentum"]]

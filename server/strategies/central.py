@@ -36,7 +36,7 @@ class FedSgd:
             raise ConfigError("muon steps on matrices, and this task's vector has none")
         self._plan, self._schedule = plan, schedule
         self._optimizer = make(plan)
-        self._shapes = None if layout is None else [part.shape for part in layout.parts if part.trained]
+        self._shapes = None if layout is None else [spec.shape for spec in layout.parts if spec.trained]
         self._state: State | None = None
         self._restored: Slots = {}
 

@@ -41,10 +41,10 @@ class Scaffold(Averaging):
 
     def combine(self, round: int, total: Total, present: int) -> Vector:
         """The update to step with, shape [d], of means of shape [2d]; c moves on."""
-        update, found = np.split(_mean(total), 2)
+        update, mean_control = np.split(_mean(total), 2)
         share = len(total.participants) / max(present, len(total.participants))
         control = self.control(update)
-        self._control = (control + share * (found - control)).astype(np.float32)
+        self._control = (control + share * (mean_control - control)).astype(np.float32)
         stepped = np.array(update, dtype=np.float32)
         stepped[: self._trained] *= np.float32(self._eta)
         return stepped

@@ -33,9 +33,9 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*plugins.installed(STRATEGIES), *_ADDED}))
 
 
-def make(config: StrategyConfig, layout: Layout | None, ours: tuple[str, ...]) -> ServerOptimizer:
-    """The strategy that `config` names. Raises ConfigError with the nearest of `ours` and those from outside."""
-    maker = _ADDED.get(config.name) or plugins.load(STRATEGIES, "strategy", config.name, (*ours, *names()))
+def make(config: StrategyConfig, layout: Layout | None, built_in: tuple[str, ...]) -> ServerOptimizer:
+    """The strategy that `config` names. Raises ConfigError with the nearest of `built_in` and those from outside."""
+    maker = _ADDED.get(config.name) or plugins.load(STRATEGIES, "strategy", config.name, (*built_in, *names()))
     return adapted(maker(config, layout), layout)
 
 

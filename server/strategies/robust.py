@@ -64,7 +64,7 @@ def _make(config: StrategyConfig, learning_rate: float) -> FedAvg:
             return QFedAvg(client_learning_rate=learning_rate, q=config.fairness)
 
 
-def _reply(one: Update) -> FlowerMessage:
-    metrics = MetricRecord({"num-examples": float(one.count), "train_loss": one.loss})
-    content = RecordDict({"arrays": ArrayRecord({KEY: Array(one.update.astype(np.float64))}), "metrics": metrics})
-    return new_message(content, run_id=0, node_id=one.node_id, kind="train", group="")
+def _reply(update: Update) -> FlowerMessage:
+    metrics = MetricRecord({"num-examples": float(update.count), "train_loss": update.loss})
+    content = RecordDict({"arrays": ArrayRecord({KEY: Array(update.update.astype(np.float64))}), "metrics": metrics})
+    return new_message(content, run_id=0, node_id=update.node_id, kind="train", group="")

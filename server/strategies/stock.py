@@ -55,11 +55,11 @@ class StockStrategy:
         """Name, place and shape of each array of a vector of length `size`: of trained parameters only, or of all."""
         if self._layout is None:
             return [(WHOLE, slice(0, size), (size,))]
-        return [(part.name, part.place, part.shape) for part in self._layout.parts if part.place.stop <= size]
+        return [(spec.name, spec.place, spec.shape) for spec in self._layout.parts if spec.place.stop <= size]
 
     def _arrays(self, vector: Vector) -> ArrayRecord:
         places = self._places(vector.size)
-        return ArrayRecord({name: Array(vector[place].reshape(shape)) for name, place, shape in places})
+        return ArrayRecord({name: Array(vector[span].reshape(shape)) for name, span, shape in places})
 
     def _reply(self, vector: Vector) -> FlowerMessage:
         metrics = MetricRecord({"num-examples": 1.0})

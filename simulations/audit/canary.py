@@ -80,14 +80,14 @@ def audit_canaries(
         right = int(inside[order[-count:]].sum() + (~inside[order[:count]]).sum())
         lower = max(lower, lower_bound(canaries, 2 * count, right, DELTA, level))
     ceiling = lower_bound(canaries, canaries, canaries, DELTA, level)
-    found, allowed = int(((scores > CLIP / 2) == inside).sum()), float(norm.cdf(1 / (2 * noise_multiplier)))
+    correct, allowed = int(((scores > CLIP / 2) == inside).sum()), float(norm.cdf(1 / (2 * noise_multiplier)))
     needed = binom.isf(FALSE_ALARM, canaries, allowed) + 1
     # The least share of right guesses that passes `needed` 99 times of 100, by the normal approximation.
     spread = math.sqrt(allowed * (1 - allowed) / canaries)
     detectable = 1 / (2 * norm.ppf(needed / canaries + norm.ppf(POWER) * spread)) / noise_multiplier
     return CanaryAudit(
-        canaries, claimed, lower, ceiling, found / canaries, allowed,
-        float(binom.sf(found - 1, canaries, allowed)), float(detectable),
+        canaries, claimed, lower, ceiling, correct / canaries, allowed,
+        float(binom.sf(correct - 1, canaries, allowed)), float(detectable),
     )  # fmt: skip
 
 
@@ -101,11 +101,11 @@ def _release(present: np.ndarray, size: int, noise_multiplier: float, shares: in
     example = (torch.rand(3, size), torch.zeros(3, dtype=torch.int64))
     step = PrivateStep(module, loss, CLIP, example=example, several_records=False)
     total = torch.zeros(size, dtype=torch.float64)
-    for part in np.array_split(present, max(1, len(present) // 256)):
-        features = torch.zeros(len(part), size)
-        features[torch.arange(len(part)), torch.from_numpy(part)] = 1.0
+    for batch in np.array_split(present, max(1, len(present) // 256)):
+        features = torch.zeros(len(batch), size)
+        features[torch.arange(len(batch)), torch.from_numpy(batch)] = 1.0
         total += step.clipped_sum(
-            torch.zeros(size), features, torch.zeros(len(part), dtype=torch.int64), torch.arange(len(part))
+            torch.zeros(size), features, torch.zeros(len(batch), dtype=torch.int64), torch.arange(len(batch))
         )[0]
     units = Units(CLIP, size, 16)
     released = units.quantise(total.numpy())

@@ -98,10 +98,10 @@ class Releases:
 
     def most_sums(self) -> int:
         """The most opened sums that hold one release."""
-        found: Counter[tuple[int, str]] = Counter()
+        counts: Counter[tuple[int, str]] = Counter()
         for ctx, nodes in self.opened:
-            found.update((node, self.masked[node, ctx]) for node in nodes if (node, ctx) in self.masked)
-        return max(found.values(), default=0)
+            counts.update((node, self.masked[node, ctx]) for node in nodes if (node, ctx) in self.masked)
+        return max(counts.values(), default=0)
 
 
 class Watched(Masking):
@@ -132,8 +132,8 @@ class Agency(SecureAggregation):
 
     def take_opened(self) -> tuple[bytes, tuple[int, ...]] | None:
         """Context and nodes of the sum that opened since this was called last."""
-        found, self.opened = self.opened, None
-        return found
+        last_opened, self.opened = self.opened, None
+        return last_opened
 
     def again(self) -> None:
         """Let the next sum be another attempt at the last number."""
@@ -157,10 +157,10 @@ class Agency(SecureAggregation):
         return super()._step(step, bodies, timeout_s, refused)
 
     def _reveal(self, round_: Round, members: Mapping[int, int]) -> tuple[Aggregate | None, str]:
-        found, missing = super()._reveal(round_, members)
+        aggregate, missing = super()._reveal(round_, members)
         nodes = tuple(node for node, index in members.items() if round_.roster.names[index] in round_.survivors)
-        self.opened = (round_.ctx, nodes) if found is not None else None
-        return found, missing
+        self.opened = (round_.ctx, nodes) if aggregate is not None else None
+        return aggregate, missing
 
 
 class World:
@@ -236,9 +236,9 @@ class World:
     def forget(self) -> None:
         """The colluders forget what they answered."""
         for node in self.colluders:
-            kept = History()
-            kept.epochs, kept.rosters = self.stores[node].history.epochs, self.stores[node].history.rosters
-            self.stores[node].history = kept
+            history = History()
+            history.epochs, history.rosters = self.stores[node].history.epochs, self.stores[node].history.rosters
+            self.stores[node].history = history
 
     def uncharged(self) -> int:
         """Releases that left an institution beyond those that its ledger shows."""
@@ -252,11 +252,12 @@ class World:
         return len(replay(read_ledger(self.folder / str(node), BUDGET.population_name)[0]).spends)
 
     def train(self, run: str, *, model: Vector | None = None, task: str = TASK) -> TrainRequest:
-        found = get_task(task)
-        start = initial_vector(found, 0) if model is None else model
+        definition = get_task(task)
+        start = initial_vector(definition, 0) if model is None else model
         return TrainRequest(
             run=run, round=1, task=task, seed=0, local_epochs=1, batch_size=64, learning_rate=0.1, proximal_mu=0.0,
-            model=start, scale=found.transform.public_scale, algorithm="sgd", keep="audit", digest=found.digest,
+            model=start, scale=definition.transform.public_scale, algorithm="sgd", keep="audit",
+            digest=definition.digest,
         )  # fmt: skip
 
     def evaluate(self, run: str) -> EvaluateRequest:
@@ -339,8 +340,8 @@ def near_repeats(world: World) -> Iterator[tuple[str, int]]:
         ("EVALUATE − TRAIN", world.evaluate, world.train, False),
         ("another task, same columns", world.train, lambda run: world.train(run, task=SAME_COLUMNS), False),
     ]
-    for place, (name, first, second, new_run) in enumerate(ways):
-        run = f"near-{place}"
+    for index, (name, first, second, new_run) in enumerate(ways):
+        run = f"near-{index}"
         agency = world.agency(run)
         agency.set_up(everybody)
         if world.collect(agency, first(run), everybody) is None:
@@ -391,7 +392,7 @@ def audit_releases(
     count: int, colluders: int, *, broken: bool = False, mechanisms: Sequence[str] = ("distributed", "silo")
 ) -> list[DifferencingAudit]:
     """Every way to have a private release in two sums; `broken`: against institutions without the rules."""
-    found = []
+    audits = []
     for mechanism in mechanisms:
         for way in RELEASED:
             with tempfile.TemporaryDirectory() as folder, _quiet(), _rules_off() if broken else nullcontext():
@@ -399,13 +400,13 @@ def audit_releases(
                 if way is three_sums and 2 * world.least >= count:
                     continue
                 way(world, mechanism)
-                found.append(
+                audits.append(
                     DifferencingAudit(
                         f"{way.__name__.replace('_', ' ')}, {mechanism}", count, colluders, world.sums,
                         world.releases.most_sums(), world.uncharged(), 0,
                     )
                 )  # fmt: skip
-    return found
+    return audits
 
 
 def audit_near(count: int, colluders: int, *, differencing: str = REFUSE) -> list[DifferencingAudit]:

@@ -45,12 +45,12 @@ class Targets:
 
 def network(targets: Targets) -> Attempts:
     """Every kind of socket by which a byte could leave the trainer."""
-    here = ("127.0.0.1", targets.tcp_port)
+    listener = ("127.0.0.1", targets.tcp_port)
     out: Attempts = {
-        "TCP": lambda: _connect(socket.AF_INET, socket.SOCK_STREAM, here),
-        "UDP": lambda: _connect(socket.AF_INET, socket.SOCK_DGRAM, here),
-        "TCP by its first datagram": lambda: _fast_open(here),
-        "TCP from a child": lambda: _in_child(lambda: _connect(socket.AF_INET, socket.SOCK_STREAM, here)),
+        "TCP": lambda: _connect(socket.AF_INET, socket.SOCK_STREAM, listener),
+        "UDP": lambda: _connect(socket.AF_INET, socket.SOCK_DGRAM, listener),
+        "TCP by its first datagram": lambda: _fast_open(listener),
+        "TCP from a child": lambda: _in_child(lambda: _connect(socket.AF_INET, socket.SOCK_STREAM, listener)),
         "IPv6": lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close(),
         "raw": lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).close(),
         "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
@@ -66,9 +66,9 @@ def network(targets: Targets) -> Attempts:
     return out | {f"{family} of every type": partial(_any, family) for family in (0, 3, 4, 9, 29, 38, 44)}
 
 
-def processes(targets: Targets, others: tuple[int, ...]) -> Attempts:
+def processes(targets: Targets, pids: tuple[int, ...]) -> Attempts:
     """Ways into other processes and the kernel."""
-    found: Attempts = {
+    attempts: Attempts = {
         "io_uring": _io_uring,
         "a namespace": lambda: _call("unshare", _NEW_NETWORK),
         "a child in a namespace": lambda: _call("clone", _NEW_NETWORK | _SIGCHLD, 0, 0, 0, 0),
@@ -76,20 +76,20 @@ def processes(targets: Targets, others: tuple[int, ...]) -> Attempts:
         "keyring": lambda: _call("keyctl", 0, -3, 1),
         "32-bit calls": _compatible,
     }
-    for pid in others:
+    for pid in pids:
         process = Path(f"/proc/{pid}")
-        found[f"trace of {pid}"] = partial(_trace, pid)
-        found[f"memory of {pid}"] = partial((process / "mem").open, "rb")
-        found[f"environment of {pid}"] = (process / "environ").read_bytes
-        found[f"files of {pid}"] = partial(_open_one_of, process / "fd")
-        found[f"root of {pid}"] = partial(_list, process / "root" / "etc")
-    return found
+        attempts[f"trace of {pid}"] = partial(_trace, pid)
+        attempts[f"memory of {pid}"] = partial((process / "mem").open, "rb")
+        attempts[f"environment of {pid}"] = (process / "environ").read_bytes
+        attempts[f"files of {pid}"] = partial(_open_one_of, process / "fd")
+        attempts[f"root of {pid}"] = partial(_list, process / "root" / "etc")
+    return attempts
 
 
 def files(name: str, targets: Targets) -> Attempts:
     """Files that process `name` has no business with."""
     home = Path(targets.home)
-    found: Attempts = {
+    attempts: Attempts = {
         "a link out of its folder": lambda: _through_link(home / "run" / name, Path(targets.records)),
         "a program of its own": lambda: _program(home / "run" / name),
         "the policy": lambda: (home / "policy.yaml").open("ab").close(),
@@ -97,38 +97,38 @@ def files(name: str, targets: Targets) -> Attempts:
         "a common folder": lambda: _write(Path("/tmp")),  # noqa: S108
     }
     if name == "trainer":
-        found["the gateway's secrets"] = lambda: _list(home / "secrets")
-        found["the records, writing"] = lambda: Path(targets.records).open("ab").close()
-        return found
-    found["the records"] = lambda: Path(targets.records).read_bytes()
-    found["their folder"] = lambda: _list(Path(targets.records).parent)
-    found["a second name of the records"] = lambda: os.link(targets.records, home / "state" / "link")
-    for part in ("secagg", "privacy", "personal", "run/trainer"):
-        found[part] = partial(_list, home / part)
-    return found
+        attempts["the gateway's secrets"] = lambda: _list(home / "secrets")
+        attempts["the records, writing"] = lambda: Path(targets.records).open("ab").close()
+        return attempts
+    attempts["the records"] = lambda: Path(targets.records).read_bytes()
+    attempts["their folder"] = lambda: _list(Path(targets.records).parent)
+    attempts["a second name of the records"] = lambda: os.link(targets.records, home / "state" / "link")
+    for subfolder in ("secagg", "privacy", "personal", "run/trainer"):
+        attempts[subfolder] = partial(_list, home / subfolder)
+    return attempts
 
 
 def _connect(family: int, kind: int, address: str | tuple[str, int]) -> None:
-    with socket.socket(family, kind) as one:
-        one.settimeout(2.0)
-        one.connect(address)
+    with socket.socket(family, kind) as connection:
+        connection.settimeout(2.0)
+        connection.connect(address)
 
 
 def _fast_open(address: tuple[str, int]) -> None:
     """TCP without `connect`: the first datagram opens it (RFC 7413)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
-        one.sendto(b"x", socket.MSG_FASTOPEN, address)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+        connection.sendto(b"x", socket.MSG_FASTOPEN, address)
 
 
 def _datagram(address: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
-        one.sendto(b"x", address)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"x", address)
 
 
 def _datagram_by_pair(address: str) -> None:
-    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with one, other:
-        one.sendmsg([b"x"], (), 0, address)
+    sender, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with sender, peer:
+        sender.sendmsg([b"x"], (), 0, address)
 
 
 def _any(family: int) -> None:
@@ -221,20 +221,20 @@ def _write(folder: Path) -> None:
 
 def main(text: str) -> int:
     """Seal this process as `name`, try all ways, and print those that got through."""
-    given = json.loads(text)
-    name, targets = given["name"], Targets(**given["targets"])
-    if given["sealed"]:
+    arguments = json.loads(text)
+    name, targets = arguments["name"], Targets(**arguments["targets"])
+    if arguments["sealed"]:
         if name not in NAMES:
             raise ValueError(f"no process is called {name!r}")
         seal_as(name, Path(targets.home), Path(targets.records))
-    others = tuple(pid for pid in (targets.trainer, targets.gateway) if pid)
+    pids = tuple(pid for pid in (targets.trainer, targets.gateway) if pid)
     attempts = network(targets) if name == "trainer" else {}
-    attempts |= {**files(name, targets), **processes(targets, others)}
+    attempts |= {**files(name, targets), **processes(targets, pids)}
     through = []
-    for what, attempt in attempts.items():
+    for label, attempt in attempts.items():
         with contextlib.suppress(OSError):
             attempt()
-            through.append(what)
+            through.append(label)
     sys.stdout.write(json.dumps({"tried": len(attempts), "through": through}))
     return 0
 

@@ -62,13 +62,13 @@ def audit_imprint(mechanism: str = "none") -> ImprintAudit:
     ).config  # fmt: skip
     task, authority = get_task(TASK), Authority()
     data = [DataConfig(source=TASK, site=str(i), sites=INSTITUTIONS) for i in range(INSTITUTIONS)]
-    parts = [merge([load_records(task, one)]) for one in data]
-    parts = [dataclasses.replace(part, train=part.train[:IMAGES]) for part in parts]
+    datasets = [merge([load_records(task, source)]) for source in data]
+    datasets = [dataclasses.replace(records, train=records.train[:IMAGES]) for records in datasets]
     apps = {}
-    for node, part in enumerate(parts, start=1):
+    for node, records in enumerate(datasets, start=1):
         identity, store = authority.institution(f"hospital-{node}"), MemoryStore()
         masking = Masking(lambda i=identity: i, lambda s=store: s, Terms(min_cohort=3, colluders=0))  # type: ignore[misc]
-        trainer = TrainerService(lambda _, part=part: part, site=str(node), masking=masking)  # type: ignore[misc]
+        trainer = TrainerService(lambda _, records=records: records, site=str(node), masking=masking)  # type: ignore[misc]
         apps[node] = make_client_app(trainer)
     grid = InMemoryGrid(apps)
     aggregation = SecureAggregation(
@@ -79,14 +79,14 @@ def audit_imprint(mechanism: str = "none") -> ImprintAudit:
     rounds.scale = task.transform.public_scale
     if mechanism != "none":
         rounds.plan = PrivacyPlan.make(config, "imprint", task.parameters)
-    union = merge(parts)
+    union = merge(datasets)
     inputs, _ = Feed(task, union, rounds.scale, torch.device("cpu")).take(torch.from_numpy(union.train))
     images = leaves(inputs)[0].numpy()
     malicious = imprint_model(np.quantile(images.mean(axis=1), np.linspace(0.02, 0.98, 32)))
     rounds.model = malicious
     rounds.train(1)
-    found = recover(rounds.model.astype(np.float64) - malicious, images)
-    return ImprintAudit(mechanism, rounds.plan.epsilon if rounds.plan else None, len(images), found)
+    recovered = recover(rounds.model.astype(np.float64) - malicious, images)
+    return ImprintAudit(mechanism, rounds.plan.epsilon if rounds.plan else None, len(images), recovered)
 
 
 def imprint_model(thresholds: np.ndarray) -> Vector:
@@ -113,5 +113,5 @@ def recover(moved: np.ndarray, images: np.ndarray) -> int:
     with np.errstate(divide="ignore", invalid="ignore"):
         guesses = np.nan_to_num(steps / scale[:, None], posinf=0.0, neginf=0.0)
     guesses /= np.maximum(np.linalg.norm(guesses, axis=1, keepdims=True), 1e-30)
-    known = images / np.linalg.norm(images, axis=1, keepdims=True)
-    return int(((guesses @ known.T) > SAME).any(axis=0).sum())
+    normalised = images / np.linalg.norm(images, axis=1, keepdims=True)
+    return int(((guesses @ normalised.T) > SAME).any(axis=0).sum())

@@ -59,21 +59,21 @@ def audit_isolation(institutions: int) -> list[Examined]:
             home = federation.client_home(members[0].name)
             pids: dict[str, int] = {process: federation.pid(members[0].name, process) for process in NAMES}
             _wait(home, pids)
-            found = [_from_outside(process, home, records, pid) for process, pid in pids.items()]
+            examined = [_from_outside(process, home, records, pid) for process, pid in pids.items()]
             with ExitStack() as stack:
                 targets = _targets(stack, folder, home, records, pids)
-                found += [_from_inside(process, targets, sealed=True) for process in NAMES]
-                found += [_from_inside(process, targets, sealed=False) for process in ("trainer", "gateway")]
-            found.append(_control(home, records))
-    return found
+                examined += [_from_inside(process, targets, sealed=True) for process in NAMES]
+                examined += [_from_inside(process, targets, sealed=False) for process in ("trainer", "gateway")]
+            examined.append(_control(home, records))
+    return examined
 
 
 def _control(home: Path, records: Path) -> Examined:
     """A look at a process that is started as one should not be."""
     with subprocess.Popen([sys.executable, "-m", "asyncio"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as open_:
-        found = _from_outside("trainer", home, records, open_.pid)
+        examined = _from_outside("trainer", home, records, open_.pid)
         open_.kill()
-    return dataclasses.replace(found, process="control, a process that is not sealed", control=True)
+    return dataclasses.replace(examined, process="control, a process that is not sealed", control=True)
 
 
 def _wait(home: Path, pids: dict[str, int]) -> None:
@@ -88,7 +88,7 @@ def _wait(home: Path, pids: dict[str, int]) -> None:
 def _targets(stack: ExitStack, folder: Path, home: Path, records: Path, pids: dict[str, int]) -> Targets:
     """Listeners of every kind, as a daemon of the machine or an accomplice would have them."""
     abstract = f"sovfed-audit-{os.getpid()}"
-    tcp, *others = (
+    tcp, *unix_listeners = (
         stack.enter_context(socket.socket(family, kind))
         for family, kind in (
             (socket.AF_INET, socket.SOCK_STREAM), (socket.AF_UNIX, socket.SOCK_STREAM),
@@ -96,10 +96,12 @@ def _targets(stack: ExitStack, folder: Path, home: Path, records: Path, pids: di
         )
     )  # fmt: skip
     tcp.bind(("127.0.0.1", 0))
-    for one, address in zip(others, (str(folder / "daemon"), f"\0{abstract}", str(folder / "log")), strict=True):
-        one.bind(address)
-    for one in (tcp, *others[:2]):
-        one.listen(64)
+    for listener, address in zip(
+        unix_listeners, (str(folder / "daemon"), f"\0{abstract}", str(folder / "log")), strict=True
+    ):
+        listener.bind(address)
+    for listener in (tcp, *unix_listeners[:2]):
+        listener.listen(64)
     return Targets(
         home=str(home), records=str(records), tcp_port=tcp.getsockname()[1], unix=str(folder / "daemon"),
         abstract=abstract, datagram=str(folder / "log"), trainer=pids["trainer"], gateway=pids["gateway"],
@@ -107,28 +109,28 @@ def _targets(stack: ExitStack, folder: Path, home: Path, records: Path, pids: di
 
 
 def _from_inside(name: str, targets: Targets, *, sealed: bool) -> Examined:
-    given = json.dumps({"name": name, "sealed": sealed, "targets": dataclasses.asdict(targets)})
-    done = subprocess.run(
-        python_command("sovfed.simulations.audit.escapes", given), env=quiet_environment(), cwd=targets.home,
+    arguments = json.dumps({"name": name, "sealed": sealed, "targets": dataclasses.asdict(targets)})
+    completed = subprocess.run(
+        python_command("sovfed.simulations.audit.escapes", arguments), env=quiet_environment(), cwd=targets.home,
         capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
-    if done.returncode:
-        raise ServiceError(f"the attack from inside a {name} failed: {done.stderr[-1000:]}")
-    result = json.loads(done.stdout)
+    if completed.returncode:
+        raise ServiceError(f"the attack from inside a {name} failed: {completed.stderr[-1000:]}")
+    result = json.loads(completed.stdout)
     title = f"attack from inside a {name}" if sealed else f"control, the same without the seal ({name})"
     return Examined(title, result["tried"], tuple(result["through"]), control=not sealed)
 
 
 def _from_outside(name: str, home: Path, records: Path, pid: int) -> Examined:
     looks = dict(_looks(name, home, records, Path(f"/proc/{pid}")))
-    return Examined(f"the running {name}", len(looks), tuple(what for what, fine in looks.items() if not fine))
+    return Examined(f"the running {name}", len(looks), tuple(look for look, fine in looks.items() if not fine))
 
 
 def _looks(name: str, home: Path, records: Path, process: Path) -> Iterator[tuple[str, bool]]:
     """What /proc shows, and whether it is as it should be. Of a sealed process, only root sees the second half."""
     threads = [_status(thread / "status") for thread in (process / "task").iterdir()]
-    yield "a thread without filter", all(one["Seccomp"] == "2" and one["NoNewPrivs"] == "1" for one in threads)
-    yield "capabilities", all(int(one["CapEff"], 16) & ~FILE_CAPABILITIES == 0 for one in threads)
+    yield "a thread without filter", all(status["Seccomp"] == "2" and status["NoNewPrivs"] == "1" for status in threads)
+    yield "capabilities", all(int(status["CapEff"], 16) & ~FILE_CAPABILITIES == 0 for status in threads)
     command = (process / "cmdline").read_bytes().split(b"\0")
     yield "started with others' modules within reach", command[1:2] == [b"-I"]
     yield (
@@ -143,13 +145,13 @@ def _looks(name: str, home: Path, records: Path, process: Path) -> Iterator[tupl
     yield "another folder", (process / "cwd").readlink() == home
     names = {line.partition(b"=")[0].decode() for line in (process / "environ").read_bytes().split(b"\0") if line}
     yield f"variables {sorted(names - OWN_VARIABLES)}", names <= OWN_VARIABLES
-    held = [str(entry.readlink()) for entry in (process / "fd").iterdir() if entry.is_symlink()]
+    open_files = [str(entry.readlink()) for entry in (process / "fd").iterdir() if entry.is_symlink()]
     if name == "trainer":
         inodes = {line.split()[6] for line in (process / "net" / "unix").read_text().splitlines()[1:]}
-        sockets = {one[8:-1] for one in held if one.startswith("socket:")}
+        sockets = {target[8:-1] for target in open_files if target.startswith("socket:")}
         yield "a socket that is no Unix socket", sockets <= inodes
     else:
-        yield "an open file of the records", not any(one.startswith(str(records.parent)) for one in held)
+        yield "an open file of the records", not any(target.startswith(str(records.parent)) for target in open_files)
 
 
 def _status(path: Path) -> dict[str, str]:

@@ -79,7 +79,7 @@ class MembershipAudit:
     @property
     def contradicted(self) -> bool:
         """Whether an attack found more than the bound, beyond chance."""
-        return any(one.share - SURE * one.error > self.bound for one in (self.lira, self.threshold))
+        return any(attack.share - SURE * attack.error > self.bound for attack in (self.lira, self.threshold))
 
 
 def audit_membership(
@@ -114,11 +114,11 @@ def likelihood_ratios(margins: Floats, inside: Flags) -> Floats:
     """
     scores = np.empty_like(margins)
     for target in range(len(margins)):
-        others = np.arange(len(margins)) != target
+        shadows = np.arange(len(margins)) != target
         score = np.zeros(margins.shape[1])
         for group, sign in ((inside, 1), (~inside, -1)):
-            seen = np.where(group[others], margins[others], np.nan)
-            mean, variance = np.nanmean(seen, axis=0), np.nanvar(seen, axis=0).mean() + 1e-6
+            shadow_margins = np.where(group[shadows], margins[shadows], np.nan)
+            mean, variance = np.nanmean(shadow_margins, axis=0), np.nanvar(shadow_margins, axis=0).mean() + 1e-6
             score += sign * (-((margins[target] - mean) ** 2) / (2 * variance) - np.log(variance) / 2)
         scores[target] = score
     return scores
@@ -128,7 +128,7 @@ def _found(scores: Floats, inside: Flags) -> Found:
     from sklearn.metrics import roc_auc_score
 
     cut = np.quantile(scores[~inside], 1 - FALSE_ALARMS)
-    shares = [float((one[member] > cut).mean()) for one, member in zip(scores, inside, strict=True)]
+    shares = [float((model_scores[member] > cut).mean()) for model_scores, member in zip(scores, inside, strict=True)]
     return Found(
         float(roc_auc_score(inside.ravel(), scores.ravel())), float(np.mean(shares)),
         float(np.std(shares, ddof=1) / math.sqrt(len(shares))),
@@ -151,7 +151,7 @@ def _configure(epsilon: float | None, seed: int) -> Config:
 def _pool(seed: int) -> Records:
     """The persons of the pool, rows 0 to `POOL` − 1, the first `WRONG` with a wrong label; and nobody held out."""
     generator, task = np.random.default_rng(seed), get_task(TASK)
-    union = merge([load_records(task, one) for one in sites(_configure(None, seed))])
+    union = merge([load_records(task, source) for source in sites(_configure(None, seed))])
     rows = generator.permutation(union.train)[:POOL]
     labels, classes = labels_of(task, union)[rows], len(task.schema.classes)
     labels[:WRONG] = (labels[:WRONG] + generator.integers(1, classes, WRONG)) % classes
@@ -170,8 +170,8 @@ def _halves(models: int, seed: int) -> Flags:
 def _plain(config: Config, pool: Records, inside: Flags) -> Iterator[Vector]:
     """Models by ordinary local training, all at once."""
     task, start = get_task(TASK), initial_vector(get_task(TASK), config.seed)
-    parts = [dataclasses.replace(pool, train=np.flatnonzero(mine)) for mine in inside]
-    shadows = [Institution(str(i), str(i), lambda _, part=part: part) for i, part in enumerate(parts)]  # type: ignore[misc]
+    halves = [dataclasses.replace(pool, train=np.flatnonzero(members)) for members in inside]
+    shadows = [Institution(str(i), str(i), lambda _, half=half: half) for i, half in enumerate(halves)]  # type: ignore[misc]
     request = TrainRequest(
         run="shadows", round=1, task=TASK, seed=config.seed, local_epochs=EPOCHS, batch_size=config.task.batch_size,
         learning_rate=config.task.learning_rate, proximal_mu=0.0, model=start,
@@ -180,7 +180,7 @@ def _plain(config: Config, pool: Records, inside: Flags) -> Iterator[Vector]:
     vectors: dict[int, Vector] = {}
     for trained in StackedTraining(task, config).train(request, Cohort.of(task, shadows, "cpu")):
         vectors |= dict(zip(trained.places, start + trained.updates.numpy(), strict=True))
-    return (vectors[place] for place in range(len(parts)))
+    return (vectors[index] for index in range(len(halves)))
 
 
 def _private(config: Config, pool: Records, inside: Flags) -> Iterator[Vector]:
@@ -191,9 +191,9 @@ def _private(config: Config, pool: Records, inside: Flags) -> Iterator[Vector]:
     request = dataclasses.replace(
         plan.request("shadows", 1, start), batch=config.privacy.sampling_rate * config.privacy.population
     )
-    for mine in inside:
-        part = dataclasses.replace(pool, train=np.flatnonzero(mine))
-        yield start + PrivateTraining(task, part, site="", device="cpu", ledger=None).update(request, room=0).vector
+    for members in inside:
+        half = dataclasses.replace(pool, train=np.flatnonzero(members))
+        yield start + PrivateTraining(task, half, site="", device="cpu", ledger=None).update(request, room=0).vector
 
 
 def _scores(pool: Records, vectors: list[Vector]) -> tuple[Floats, Floats]:
@@ -202,7 +202,7 @@ def _scores(pool: Records, vectors: list[Vector]) -> tuple[Floats, Floats]:
     engine, labels = LocalTraining(task, pool, site="", device="cpu"), labels_of(task, pool)
     logits = np.stack([engine.logits(vector, task.transform.public_scale, everybody) for vector in vectors])
     own = logits.astype(np.float64)[:, everybody, labels]
-    rest = logits.astype(np.float64)
-    rest[:, everybody, labels] = -np.inf
-    margins = own - np.logaddexp.reduce(rest, axis=2)
+    other_logits = logits.astype(np.float64)
+    other_logits[:, everybody, labels] = -np.inf
+    margins = own - np.logaddexp.reduce(other_logits, axis=2)
     return margins, np.logaddexp(0.0, -margins)

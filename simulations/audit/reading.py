@@ -51,7 +51,7 @@ class Oracle:
     def __init__(self) -> None:
         self.task = get_task("breast_cancer")
         self.asked = 0
-        self._places = [
+        self._sites = [
             LocalTraining(self.task, load_records(self.task, DataConfig(site=site)), site=site, device="cpu")
             for site in SITES
         ]
@@ -67,68 +67,68 @@ class Oracle:
         if reason := self.task.transform.admits(scale, POLICY.least_spread):  # as the trainer does
             raise PolicyError(reason)
         self.asked += 1
-        total: Sums = np.sum([place.evaluate(model, scale) for place in self._places], axis=0)
+        total: Sums = np.sum([site.evaluate(model, scale) for site in self._sites], axis=0)
         bins = BinaryMetrics().bins
-        found: npt.NDArray[np.float64] = total[-2 * bins : -bins] + total[-bins:]
-        return found
+        counts: npt.NDArray[np.float64] = total[-2 * bins : -bins] + total[-bins:]
+        return counts
 
     def truth(self) -> npt.NDArray[np.float64]:
         """The held-out patient with the largest `FEATURE`, in u, shape [f]."""
-        tables = [place.records.take(place.records.test)[NUMBERS] for place in self._places]
+        tables = [site.records.take(site.records.test)[NUMBERS] for site in self._sites]
         low, high = np.array([column.bounds for column in self.task.schema.numbers]).T
         u = (np.concatenate(tables) - (low + high) / 2) / ((high - low) / 2)
-        found: npt.NDArray[np.float64] = u[np.argmax(u[:, FEATURE])]
-        return found
+        patient: npt.NDArray[np.float64] = u[np.argmax(u[:, FEATURE])]
+        return patient
 
 
 def audit_reading() -> Reading:
     """Read the patient with the largest radius out of sums over four institutions."""
     oracle = Oracle()
     truth = oracle.truth()
-    found = np.zeros(len(truth))
-    found[FEATURE], gap = _largest(oracle, FEATURE)
+    recovered = np.zeros(len(truth))
+    recovered[FEATURE], gap = _largest(oracle, FEATURE)
     for feature in range(len(truth)):
         if feature == FEATURE:
             continue
-        left, width = LOW, RANGE
+        start, width = LOW, RANGE
         for _ in range(ZOOMS):
-            left, width = _narrow(oracle, feature, left, width, found[FEATURE], gap)
-        found[feature] = left + width / 2
-    error = float(np.max(np.abs(found - truth) / RANGE))
+            start, width = _narrow(oracle, feature, start, width, recovered[FEATURE], gap)
+        recovered[feature] = start + width / 2
+    error = float(np.max(np.abs(recovered - truth) / RANGE))
     first = oracle.asked - ZOOMS * (len(truth) - 1)
     return Reading(len(truth), oracle.asked, error, 1 + max(0, POLICY.max_evaluations_per_run - first) // ZOOMS)
 
 
 def _largest(oracle: Oracle, feature: int) -> tuple[float, float]:
     """The largest value of `feature` among all records, and how far it is above the second, at least."""
-    left, width, gap = LOW, RANGE, 0.0
+    start, width, gap = LOW, RANGE, 0.0
     finest = 2.001 * SPAN * POLICY.least_spread * RANGE / POLICY.max_model_value
     for _ in range(4):
-        left, width = left - (max(width, finest) - width) / 2, max(width, finest)
-        places = np.flatnonzero(_ask(oracle, {feature: (left, width)}))
-        edges = left + width * _edges()
-        left, width = float(edges[places[-1]]), float(edges[places[-1] + 1] - edges[places[-1]])
+        start, width = start - (max(width, finest) - width) / 2, max(width, finest)
+        places = np.flatnonzero(_ask(oracle, {feature: (start, width)}))
+        edges = start + width * _edges()
+        start, width = float(edges[places[-1]]), float(edges[places[-1] + 1] - edges[places[-1]])
         if len(places) > 1:
-            gap = max(gap, left - float(edges[places[-2] + 1]))
-    return left + width / 2, gap
+            gap = max(gap, start - float(edges[places[-2] + 1]))
+    return start + width / 2, gap
 
 
-def _narrow(oracle: Oracle, feature: int, left: float, width: float, at: float, gap: float) -> tuple[float, float]:
-    """The bin of [left, left + width] that the lifted record's `feature` is in; wider where the policy asks for it.
+def _narrow(oracle: Oracle, feature: int, start: float, width: float, at: float, gap: float) -> tuple[float, float]:
+    """The bin of [start, start + width] that the lifted record's `feature` is in; wider where the policy asks for it.
 
     The record must be lifted by more than any other's `feature` may add, and the policy bounds the lift.
     """
     slope = POLICY.max_model_value / (POLICY.least_spread * RANGE) * 0.999
     room = slope * gap - CLEAR - SPAN
     if room <= 0:
-        return left, width
+        return start, width
     least = max(width, 2 * SPAN * RANGE / room)
-    left, width = left - (least - width) / 2, least
+    start, width = start - (least - width) / 2, least
     slope = min(slope, (CLEAR + SPAN * (1 + 2 * RANGE / width)) / gap)
-    counts = _ask(oracle, {feature: (left, width)}, lift=(at, slope))
-    edges = left + width * _edges()
-    place = int(np.flatnonzero(counts)[-1])
-    return float(edges[place]), float(edges[place + 1] - edges[place])
+    counts = _ask(oracle, {feature: (start, width)}, lift=(at, slope))
+    edges = start + width * _edges()
+    index = int(np.flatnonzero(counts)[-1])
+    return float(edges[index]), float(edges[index + 1] - edges[index])
 
 
 def _ask(
@@ -137,8 +137,8 @@ def _ask(
     """Counts by bin of Σ (value − middle) · 2·SPAN / width, plus slope · (FEATURE − at) where `lift` is given."""
     size, least = oracle.task.transform.size, POLICY.least_spread * RANGE
     scale, model = oracle.task.transform.public_scale.copy(), np.zeros(oracle.task.parameters, np.float32)
-    for feature, (left, width) in feature_range.items():
-        middle = left + width / 2
+    for feature, (start, width) in feature_range.items():
+        middle = start + width / 2
         scale[feature], scale[size + feature] = np.clip(middle, LOW, LOW + RANGE), least
         model[feature] = 2 * SPAN / width * least
         model[-1] += 2 * SPAN / width * (scale[feature] - middle)

@@ -155,18 +155,18 @@ def ask(probe: Probe, records: Records, trainer: type[TrainerService] = TrainerS
     lost = logging.getLogger("sovfed.clients.app")
     with tempfile.TemporaryDirectory() as folder:
         for node in range(1, MEMBERS + 1):
-            kept = PersonalStates(Path(folder) / str(node), durable=False)
-            made = trainer(
-                lambda _task: records, site="audit", device="cpu", check=LAX.check, states=kept,
+            states = PersonalStates(Path(folder) / str(node), durable=False)
+            service = trainer(
+                lambda _task: records, site="audit", device="cpu", check=LAX.check, states=states,
                 masking=_masking(authority.institution(f"hospital-{node}"), probe, trainer), precision=probe.precision,
                 least_spread=LAX.least_spread,
             )  # fmt: skip
-            members[node] = Member(made)
+            members[node] = Member(service)
         members[1].silent = False
         grid = InMemoryGrid({node: make_client_app(member) for node, member in members.items()})
         aggregation = SecureAggregation(
             grid, authority.server("agency.test"), SecaggConfig(max_weight=probe.max_weight), run="audit",
-            min_cohort=MEMBERS, deadline_s=60.0, max_size=2 * max(_size(one) for one in probe.requests),
+            min_cohort=MEMBERS, deadline_s=60.0, max_size=2 * max(_size(request) for request in probe.requests),
             config_digest=bytes(32),
         )  # fmt: skip
         before, lost.disabled = lost.disabled, True
@@ -182,18 +182,18 @@ def _masking(identity: Identity, probe: Probe, trainer: type[TrainerService]) ->
     store = MemoryStore()
     if trainer is TrainerService:
         return Masking(lambda: identity, lambda: store, LAX.secure_aggregation)
-    found = Strict(lambda: identity, lambda: store, LAX.secure_aggregation)
-    found.most = probe.max_weight
-    return found
+    strict = Strict(lambda: identity, lambda: store, LAX.secure_aggregation)
+    strict.most = probe.max_weight
+    return strict
 
 
 def audit_refusals(probe: Probe, trainer: type[TrainerService] = TrainerService) -> Verdict:
     """Whether the probe's data sets can be told apart."""
-    one, other = ask(probe, probe.one, trainer), ask(probe, probe.other, trainer)
+    outcomes, other_outcomes = ask(probe, probe.one, trainer), ask(probe, probe.other, trainer)
     expected = {Refusal.__name__} if probe.refused else {MaskedReply.__name__, PrivateReply.__name__}
-    masked = {one[-1].kind, other[-1].kind} <= expected
-    differ = one != other or not all(outcome.on_grid for outcome in one + other)
-    return Verdict(probe.name, _told(one[-1]), _told(other[-1]), masked, differ)
+    masked = {outcomes[-1].kind, other_outcomes[-1].kind} <= expected
+    differ = outcomes != other_outcomes or not all(outcome.on_grid for outcome in outcomes + other_outcomes)
+    return Verdict(probe.name, _told(outcomes[-1]), _told(other_outcomes[-1]), masked, differ)
 
 
 def _outcome(reply: Reply) -> Outcome:
@@ -216,9 +216,9 @@ def made_up(task: Task, count: int = RECORDS, held_out: int = RECORDS // 2) -> R
     """Records within the task's bounds, the same at every call; nobody's."""
     random = np.random.default_rng(7)
     low, high = _bounds(task)
-    whole = count + held_out
-    features = low + (high - low) * random.uniform(0.2, 0.4, (whole, len(low)))
-    rows = np.arange(whole)
+    total = count + held_out
+    features = low + (high - low) * random.uniform(0.2, 0.4, (total, len(low)))
+    rows = np.arange(total)
     columns = table_of(task.schema, features, rows % len(task.schema.classes))
     return Records(columns, rows, rows[:count], rows[count:])
 
@@ -299,7 +299,7 @@ def probes() -> list[Probe]:
     bad_label = _labelled(images, np.where(np.arange(len(images)) == 2, 99, classes))
     one_class = _labelled(records, np.zeros(len(records), np.int64))
     several = replace(records, persons=np.where(records.persons == 1, 0, records.persons))
-    found = [
+    all_probes = [
         Probe("an output that overflows for one record", (cliff,), images, _with(images, held_out, 0, brightest)),
         Probe("a scale that magnifies one record", (evaluate,), records, _with(records, held_out, 0, high)),
         Probe("a scale that divides by nothing", (replace(evaluate, scale=tiny),), records, far),
@@ -334,18 +334,18 @@ def probes() -> list[Probe]:
             digest=cnn.digest,
         )  # fmt: skip
         wild = _with(images, 0, 5, 1e30)
-        found.append(Probe(f"{algorithm}: what is kept after a round that overflows", (first, then), images, wild))
-        found.append(Probe(f"{algorithm}: and is evaluated", (first, look), images, wild))
+        all_probes.append(Probe(f"{algorithm}: what is kept after a round that overflows", (first, then), images, wild))
+        all_probes.append(Probe(f"{algorithm}: and is evaluated", (first, look), images, wild))
     crafted = replace(train, algorithm="ditto", learning_rate=1e3, personal_lambda=0.1)
     usual = replace(crafted, learning_rate=0.1)
-    others = [replace(usual, round=2 + place, keep=f"other-{place}") for place in range(MAX_PERSONAL)]
+    other_requests = [replace(usual, round=2 + index, keep=f"other-{index}") for index in range(MAX_PERSONAL)]
     name = "ditto: a place among the models kept, if training comes to one"
-    found.append(Probe(name, (crafted, *others), records, hit, refused=True))
+    all_probes.append(Probe(name, (crafted, *other_requests), records, hit, refused=True))
     for mechanism in ("distributed", "silo", "institution"):
-        asked = replace(private, mechanism=mechanism)
-        for what, other in (
+        request = replace(private, mechanism=mechanism)
+        for label, changed in (
             ("a value that is no number", nan_in), ("no records", _only(records, train=0)),
             ("a person with two records", several), ("a huge value", hit),
         ):  # fmt: skip
-            found.append(Probe(f"private, {mechanism}: {what}", (asked,), records, other))
-    return found
+            all_probes.append(Probe(f"private, {mechanism}: {label}", (request,), records, changed))
+    return all_probes

@@ -34,12 +34,12 @@ def run_noise(quick: bool) -> Findings:
 
     cases: list[Case] = []
     for mechanism in ("distributed",) if quick else ("distributed", "silo", "institution"):
-        found = audit_noise(mechanism)
+        result = audit_noise(mechanism)
         sentence = (
-            f"{mechanism}: variance {found.ratio:.3f} of the claimed, p = {found.p_value:.2g}; "
-            f"{found.detectable:.2f} would be found with 99 %"
+            f"{mechanism}: variance {result.ratio:.3f} of the claimed, p = {result.p_value:.2g}; "
+            f"{result.detectable:.2f} would be found with 99 %"
         )
-        cases.append((found, sentence, not found.contradicted))
+        cases.append((result, sentence, not result.contradicted))
     control = audit_noise("distributed", claimed=2.4)
     cases.append(
         (control, f"control, a sixth less noise than claimed: p = {control.p_value:.2g}", control.contradicted)
@@ -54,26 +54,26 @@ def run_canary(quick: bool) -> Findings:
     canaries = 5_000 if quick else 20_000
     cases: list[Case] = []
     for noise_multiplier in (5.0, 2.0):
-        found = audit_canaries(canaries, noise_multiplier)
+        result = audit_canaries(canaries, noise_multiplier)
         sentence = (
-            f"noise multiplier {noise_multiplier:g}, {canaries} canaries: claimed ε = {found.claimed:.2f}, measured "
-            f"ε ≥ {found.lower:.2f} (95 %); without noise it would be {found.ceiling:.2f}. {_guesses(found)}; "
-            f"{found.detectable:.2f} of the noise would be found with 99 %"
+            f"noise multiplier {noise_multiplier:g}, {canaries} canaries: claimed ε = {result.claimed:.2f}, measured "
+            f"ε ≥ {result.lower:.2f} (95 %); without noise it would be {result.ceiling:.2f}. {_guesses(result)}; "
+            f"{result.detectable:.2f} of the noise would be found with 99 %"
         )
-        cases.append((found, sentence, not found.contradicted))
-    for what, control in (
+        cases.append((result, sentence, not result.contradicted))
+    for label, control in (
         (f"one of {SHARES} shares of noise", audit_canaries(canaries, 2.0, shares_present=1)),
         ("a third less noise than claimed", audit_canaries(canaries, 2.0, actual=4 / 3)),
     ):
         sentence = (
-            f"control, {what}: claimed {control.claimed:.2f}, measured ≥ {control.lower:.2f}. {_guesses(control)}"
+            f"control, {label}: claimed {control.claimed:.2f}, measured ≥ {control.lower:.2f}. {_guesses(control)}"
         )
         cases.append((control, sentence, control.contradicted))
     return Findings(cases)
 
 
-def _guesses(found: CanaryAudit) -> str:
-    return f"{100 * found.right:.1f} % guessed right, allowed {100 * found.allowed:.1f} %, p = {found.p_value:.2g}"
+def _guesses(result: CanaryAudit) -> str:
+    return f"{100 * result.right:.1f} % guessed right, allowed {100 * result.allowed:.1f} %, p = {result.p_value:.2g}"
 
 
 def run_imprint(quick: bool) -> Findings:
@@ -81,11 +81,13 @@ def run_imprint(quick: bool) -> Findings:
     from sovfed.simulations.audit.imprint import audit_imprint
 
     private, plain = audit_imprint("distributed"), audit_imprint("none")
-    one = (
+    sentence = (
         f"distributed, ε = {private.epsilon:.1f}: {private.recovered} of {private.records} images were read from a sum"
     )
-    other = f"control, secure aggregation alone: {plain.recovered} of {plain.records} images were read from a sum"
-    return Findings([(private, one, private.recovered == 0), (plain, other, plain.recovered > 0)])
+    control_sentence = (
+        f"control, secure aggregation alone: {plain.recovered} of {plain.records} images were read from a sum"
+    )
+    return Findings([(private, sentence, private.recovered == 0), (plain, control_sentence, plain.recovered > 0)])
 
 
 def run_membership(quick: bool) -> Findings:
@@ -97,23 +99,23 @@ def run_membership(quick: bool) -> Findings:
     for title, epsilon, claimed in (
         ("ε = 1", 1.0, 1.0), ("control, without privacy", None, None), ("control, ε = 40 sold as ε = 1", 40.0, 1.0),
     ):  # fmt: skip
-        for found in audit_membership(epsilon, models=models, claimed=claimed):
+        for result in audit_membership(epsilon, models=models, claimed=claimed):
             attacks = "; ".join(
-                f"{name} AUC {one.auc:.3f}, {100 * one.share:.0f} ± {100 * one.error:.0f} % found"
-                for name, one in (("LiRA", found.lira), ("threshold", found.threshold))
+                f"{name} AUC {attack.auc:.3f}, {100 * attack.share:.0f} ± {100 * attack.error:.0f} % found"
+                for name, attack in (("LiRA", result.lira), ("threshold", result.threshold))
             )
-            allowed = "" if claimed is None else f"; allowed {100 * found.bound:.0f} %"
+            allowed = "" if claimed is None else f"; allowed {100 * result.bound:.0f} %"
             sentence = (
-                f"{title}, {models} models, persons {found.persons}: {attacks} at {100 * FALSE_ALARMS:.0f} % false "
+                f"{title}, {models} models, persons {result.persons}: {attacks} at {100 * FALSE_ALARMS:.0f} % false "
                 f"alarms{allowed}"
             )
             if claimed is None:
-                good = found.lira.auc > LEARNT
+                good = result.lira.auc > LEARNT
             elif claimed == epsilon:
-                good = not found.contradicted
+                good = not result.contradicted
             else:  # the mislabelled are those who would show it
-                good = found.contradicted or found.persons != "mislabelled"
-            cases.append((found, sentence, good))
+                good = result.contradicted or result.persons != "mislabelled"
+            cases.append((result, sentence, good))
     return Findings(cases)
 
 
@@ -123,11 +125,11 @@ def run_isolation(quick: bool) -> Findings:
 
     cases: list[Case] = []
     escapes = 0
-    for found in audit_isolation(institutions=1 if quick else 4):
-        sentence = f"{found.process}: {len(found.escapes)} of {found.tried} looks and attempts got through"
-        sentence += f" ({', '.join(found.escapes)})" if found.escapes else ""
-        cases.append((found, sentence, bool(found.escapes) is found.control))
-        escapes += 0 if found.control else len(found.escapes)
+    for result in audit_isolation(institutions=1 if quick else 4):
+        sentence = f"{result.process}: {len(result.escapes)} of {result.tried} looks and attempts got through"
+        sentence += f" ({', '.join(result.escapes)})" if result.escapes else ""
+        cases.append((result, sentence, bool(result.escapes) is result.control))
+        escapes += 0 if result.control else len(result.escapes)
     return Findings(cases, {"escapes": float(escapes)})
 
 
@@ -136,14 +138,14 @@ def run_refusals(quick: bool) -> Findings:
     from sovfed.simulations.audit.reading import audit_reading
     from sovfed.simulations.audit.refusals import Refusing, audit_refusals, probes
 
-    asked = probes()
+    all_probes = probes()
     cases: list[Case] = []
-    for probe in asked:
-        found = audit_refusals(probe)
-        sentence = f"{found.probe}: {found.one} and {found.other}"
-        cases.append((found, sentence, found.masked and not found.distinguishable))
-    told = [one for one, _, _ in cases if one.distinguishable]
-    plain = [probe for probe in asked if not probe.name.startswith("private")]
+    for probe in all_probes:
+        verdict = audit_refusals(probe)
+        sentence = f"{verdict.probe}: {verdict.one} and {verdict.other}"
+        cases.append((verdict, sentence, verdict.masked and not verdict.distinguishable))
+    leaking = [verdict for verdict, _, _ in cases if verdict.distinguishable]
+    plain = [probe for probe in all_probes if not probe.name.startswith("private")]
     controls = [audit_refusals(probe, Refusing) for probe in (plain[::2] if quick else plain)]
     caught = sum(control.distinguishable for control in controls)
     sentence = f"control, a trainer that refuses: {caught} of {len(controls)} probes tell the data sets apart"
@@ -158,9 +160,9 @@ def run_refusals(quick: bool) -> Findings:
     return Findings(
         cases,
         {
-            "distinguishable": float(len(told)),
-            "reached_the_records": float(sum(one.masked for one, _, _ in cases[: len(asked)])),
-            "probes": float(len(asked)),
+            "distinguishable": float(len(leaking)),
+            "reached_the_records": float(sum(verdict.masked for verdict, _, _ in cases[: len(all_probes)])),
+            "probes": float(len(all_probes)),
             "control_distinguishable": float(caught),
         },
     )
@@ -196,13 +198,11 @@ def run_sensitivity(quick: bool) -> Findings:
 
     rows = audit_sensitivity(quick=quick)
     cases: list[Case] = []
-    for found in rows:
-        what = "refused" if found.refused else f"moved by at most {found.worst_over_clip:.6f} clips"
-        sentence = (
-            f"{found.engine}, {found.kind}, {found.edge}: {found.pairs} pairs up to {found.persons} persons, {what}"
-        )
-        as_declared = found.refused is (found.edge in REFUSED)
-        cases.append((found, sentence, found.worst_over_clip <= ALLOWED and as_declared))
+    for row in rows:
+        outcome = "refused" if row.refused else f"moved by at most {row.worst_over_clip:.6f} clips"
+        sentence = f"{row.engine}, {row.kind}, {row.edge}: {row.pairs} pairs up to {row.persons} persons, {outcome}"
+        as_declared = row.refused is (row.edge in REFUSED)
+        cases.append((row, sentence, row.worst_over_clip <= ALLOWED and as_declared))
     for engine in ENGINES:  # of sums that are all zero, or refused, none would move too far
         reached = max((row.worst_over_clip for row in rows if row.engine == engine), default=0.0)
         sentence = f"{engine}: somebody moved the sum by {reached:.4f} clips, so that a movement would have been seen"
@@ -219,41 +219,41 @@ def run_differencing(quick: bool) -> Findings:
     from sovfed.simulations.audit.differencing import audit_near, audit_releases, bearable, recorded
 
     sizes = [(10, c) for c in (0, 1)] if quick else [(n, c) for n in (7, 9, 10, 13) for c in bearable(n)]
-    released = [found for count, colluders in sizes for found in audit_releases(count, colluders)]
+    released = [audit for count, colluders in sizes for audit in audit_releases(count, colluders)]
     smaller = [(6, 0), (6, 1)] if quick else [(6, 0), (6, 1), (9, 2)]
-    near = [found for count, colluders in smaller for found in audit_near(count, colluders)]
+    near = [audit for count, colluders in smaller for audit in audit_near(count, colluders)]
     cases: list[Case] = []
-    for found in released:
+    for audit in released:
         sentence = (
-            f"{found.way}, {found.institutions} institutions, {found.colluders} collude: {found.opened} sums opened, "
-            f"at most {found.sums_per_release} of one release, {found.uncharged} releases uncharged"
+            f"{audit.way}, {audit.institutions} institutions, {audit.colluders} collude: {audit.opened} sums opened, "
+            f"at most {audit.sums_per_release} of one release, {audit.uncharged} releases uncharged"
         )
-        tried = found.opened > 0 or found.way.startswith("attempt")  # of which no second sum may open at all
-        cases.append((found, sentence, tried and found.sums_per_release <= 1 and found.uncharged == 0))
-    for found in near:
+        tried = audit.opened > 0 or audit.way.startswith("attempt")  # of which no second sum may open at all
+        cases.append((audit, sentence, tried and audit.sums_per_release <= 1 and audit.uncharged == 0))
+    for audit in near:
         sentence = (
-            f"{found.way}, {found.institutions} institutions, {found.colluders} collude: {found.near_answered} sums "
+            f"{audit.way}, {audit.institutions} institutions, {audit.colluders} collude: {audit.near_answered} sums "
             "over almost the same institutions opened"
         )
-        cases.append((found, sentence, found.near_answered == 0))
-    for found in audit_releases(10, 1, broken=True, mechanisms=["distributed"]):
+        cases.append((audit, sentence, audit.near_answered == 0))
+    for audit in audit_releases(10, 1, broken=True, mechanisms=["distributed"]):
         sentence = (
-            f"control, {found.way}, without the rules: {found.sums_per_release} sums of one release, {found.uncharged} "
+            f"control, {audit.way}, without the rules: {audit.sums_per_release} sums of one release, {audit.uncharged} "
             "uncharged"
         )
-        whole = found.sums_per_release > 1 or found.way.startswith("attempt")
-        cases.append((found, sentence, whole and found.uncharged > 0))
-    for found in audit_near(6, 0, differencing=RECORD):
-        sentence = f"control, {found.way}, under differencing: record: {found.near_answered} sums opened"
-        cases.append((found, sentence, found.near_answered > 0))
+        exposed = audit.sums_per_release > 1 or audit.way.startswith("attempt")
+        cases.append((audit, sentence, exposed and audit.uncharged > 0))
+    for audit in audit_near(6, 0, differencing=RECORD):
+        sentence = f"control, {audit.way}, under differencing: record: {audit.near_answered} sums opened"
+        cases.append((audit, sentence, audit.near_answered > 0))
     named = Named(recorded(6))
     cases.append((named, f"control, record: {named.sums} sum named at the institution", named.sums == 1))
     return Findings(
         cases,
         {
-            "sums_opened_per_release": max(found.sums_per_release for found in released),
-            "uncharged_releases": sum(found.uncharged for found in released),
-            "near_repeats_answered": sum(found.near_answered for found in near),
+            "sums_opened_per_release": max(audit.sums_per_release for audit in released),
+            "uncharged_releases": sum(audit.uncharged for audit in released),
+            "near_repeats_answered": sum(audit.near_answered for audit in near),
         },
     )
 
@@ -282,9 +282,9 @@ def publish(name: str, quick: bool, json_path: Path | None, console: Console) ->
     good = True
     written = []
     findings = AUDITS[name](quick)
-    for found, sentence, fine in findings.cases:
+    for result, sentence, fine in findings.cases:
         console.print(f"[green]✓[/] {sentence}" if fine else f"[red]✗[/] {sentence}")
-        written.append({**dataclasses.asdict(found), "sentence": sentence, "as_it_should_be": fine})
+        written.append({**dataclasses.asdict(result), "sentence": sentence, "as_it_should_be": fine})
         good &= fine
     for ratio, value in findings.ratios.items():
         console.print(f"{ratio} = {value:g}")

@@ -68,9 +68,9 @@ class Movement:
 def audit_sensitivity(*, quick: bool) -> list[Movement]:
     """A row for every engine, kind of task and edge that there is; `quick` takes fewer persons and pairs."""
     with _quiet():
-        found = [row for engine in ENGINES for kind in KINDS for row in _edges(engine, kind, quick=quick)]
-        found += list(_many(quick=quick))
-        return found + list(_connector())
+        movements = [row for engine in ENGINES for kind in KINDS for row in _edges(engine, kind, quick=quick)]
+        movements += list(_many(quick=quick))
+        return movements + list(_connector())
 
 
 def audit_broken() -> list[Movement]:
@@ -133,11 +133,13 @@ def _pair(summing: Sum, features: Tensor, labels: Tensor, *, several: bool) -> f
     persons = torch.arange(count)
     if several and count > 2:
         persons[-1] = persons[-2]  # the last one has two: with them the first person with several goes
-    whole = summing(features, labels, persons)
+    full_sum = summing(features, labels, persons)
     moved = 0.0
     for gone in {int(persons[0]), int(persons[-1])}:
-        left = persons != gone
-        moved = max(moved, float((whole - summing(features[left], labels[left], persons[left])).norm()) / CLIP)
+        remaining = persons != gone
+        moved = max(
+            moved, float((full_sum - summing(features[remaining], labels[remaining], persons[remaining])).norm()) / CLIP
+        )
     return moved
 
 
@@ -162,8 +164,8 @@ def _extreme(task: Task, count: int) -> tuple[Tensor, Tensor]:
     features, labels = _made_up(task, count, seed=4)
     if features.is_floating_point():
         bad = torch.tensor([float("nan"), float("inf"), 1e30, -1e30])
-        for place in range(3, count, 7):
-            features[place, place % features.shape[1]] = bad[place // 7 % len(bad)]
+        for row in range(3, count, 7):
+            features[row, row % features.shape[1]] = bad[row // 7 % len(bad)]
     if count > 3:
         features[2], labels[2] = features[0], labels[0]
     return features, labels
@@ -174,16 +176,16 @@ RECORDS: Final = {"alike": _alike, "extreme": _extreme}
 
 def _models(task: Task) -> dict[str, Vector]:
     """The usual model, and one with its first layer's units at the edge of dying for the records that are alike."""
-    found = {"usual model": initial_vector(task, 0)}
+    models = {"usual model": initial_vector(task, 0)}
     module = task.model()
     first = module[0] if isinstance(module, nn.Sequential) and len(module) > 1 else None
     if isinstance(first, nn.Linear):
-        weight = torch.tensor(found["usual model"][: first.weight.numel()]).view_as(first.weight)
-        vector = found["usual model"].copy()
+        weight = torch.tensor(models["usual model"][: first.weight.numel()]).view_as(first.weight)
+        vector = models["usual model"].copy()
         at = slice(first.weight.numel(), first.weight.numel() + len(weight))
         vector[at] = -(weight @ _alike(task, 1)[0][0]).numpy()
-        found["units at the edge"] = vector
-    return found
+        models["units at the edge"] = vector
+    return models
 
 
 def _summing(engine: str, task: Task, model: Vector, *, several: bool) -> Sum | None:
@@ -267,10 +269,10 @@ def _many(*, quick: bool) -> Iterator[Movement]:
                 raise PrivacyError(f"engine {engine} refuses the model of task '{task.name}'")
             features, labels = _alike(task, count + 1)
             persons = torch.arange(count + 1)
-            whole = summing(features, labels, persons)
+            full_sum = summing(features, labels, persons)
             moved = [
-                float((whole - summing(features[left], labels[left], persons[left])).norm()) / CLIP
-                for left in (slice(0, count), slice(1, count + 1))
+                float((full_sum - summing(features[remaining], labels[remaining], persons[remaining])).norm()) / CLIP
+                for remaining in (slice(0, count), slice(1, count + 1))
             ]
             yield Movement(engine, kind, f"many alike records, {edge}", count, len(moved), max(moved))
 
@@ -289,9 +291,13 @@ def _connector() -> Iterator[Movement]:
     ):
         moved, refused, places = 0.0, False, (0, 3, 7, 60, 118)
         for gone in places:
-            left = [row for row in range(len(rows)) if row != gone and (people is None or people[row] != people[gone])]
+            remaining = [
+                row for row in range(len(rows)) if row != gone and (people is None or people[row] != people[gone])
+            ]
             try:
-                sums = [_of_table(task, rows, labels, people, kept, config) for kept in (range(len(rows)), left)]
+                sums = [
+                    _of_table(task, rows, labels, people, chosen, config) for chosen in (range(len(rows)), remaining)
+                ]
             except PrivacyError:
                 refused = True
                 break
@@ -307,7 +313,7 @@ def _table(task: Task, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray
 
 def _of_table(
     task: Task, rows: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], people: list[str] | None,
-    kept: range | list[int], config: DataConfig,
+    chosen: range | list[int], config: DataConfig,
 ) -> Floats:  # fmt: skip
     names, classes = [column.name for column in task.schema.columns], task.schema.classes
     with tempfile.TemporaryDirectory() as folder:
@@ -315,7 +321,7 @@ def _of_table(
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([*names, *(["person"] if people else [])])
-            for row in kept:
+            for row in chosen:
                 person = [people[row]] if people else []
                 writer.writerow([*map(repr, rows[row].tolist()), classes[labels[row]], *person])
         records = load_records(task, replace(config, path=str(path)))
@@ -327,9 +333,11 @@ def _float32() -> Movement:
     count = 2**17
     gradient = torch.randn(14, generator=torch.Generator().manual_seed(0))
     gradients = (CLIP * gradient / gradient.norm()).repeat(count + 1, 1)
-    one = torch.ones(count) @ gradients[:count]
-    two = sum(torch.ones(len(part)) @ part for part in gradients.tensor_split(2))
-    return Movement("float32", "tabular", "one piece, then two", count, 1, float((two - one).double().norm()) / CLIP)
+    one_piece = torch.ones(count) @ gradients[:count]
+    two_pieces = sum(torch.ones(len(piece)) @ piece for piece in gradients.tensor_split(2))
+    return Movement(
+        "float32", "tabular", "one piece, then two", count, 1, float((two_pieces - one_piece).double().norm()) / CLIP
+    )
 
 
 def _row_numbers() -> Movement:

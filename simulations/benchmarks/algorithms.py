@@ -92,14 +92,14 @@ COLUMNS: Final = (
 def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
     """Measure, print, write the files that are asked for; what the JSON file holds."""
     files.check()
-    seeds, found = SEEDS[quick], dict[tuple[str, tuple[str, ...]], list[Run]]()
+    seeds, outcomes = SEEDS[quick], dict[tuple[str, tuple[str, ...]], list[Run]]()
     for claim in CLAIMS:
         for strategy in (PEER, claim.strategy):
-            if (strategy, claim.setting) not in found:
+            if (strategy, claim.setting) not in outcomes:
                 with console.status(f"{strategy}: {claim.what}, {len(seeds)} seeds"):
-                    found[strategy, claim.setting] = [_train(strategy, claim.setting, seed) for seed in seeds]
+                    outcomes[strategy, claim.setting] = [_train(strategy, claim.setting, seed) for seed in seeds]
     rows = [
-        _row(claim, model, found[model, claim.setting], found[PEER, claim.setting])
+        _row(claim, model, outcomes[model, claim.setting], outcomes[PEER, claim.setting])
         for claim in CLAIMS
         for model in (PEER, claim.strategy)
     ]
@@ -109,7 +109,7 @@ def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
         rows=rows,
         ratios=_ratios(rows),
         conditions=conditions(quick=quick, seeds=len(seeds)),
-        draw=lambda figure: _draw(figure, found),
+        draw=lambda figure: _draw(figure, outcomes),
     )
     return publish(report, console, files)
 
@@ -122,14 +122,14 @@ def _train(strategy: str, setting: tuple[str, ...], seed: int) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         summary = simulate_population(config, make_population(config), Path(folder), on_round=lines.append).summary
     metrics = [*(line["metrics"] for line in lines), summary["metrics"]]  # a round begins by scoring what it received
-    each = [one["accuracy"] for one in summary["metrics_by_institution"].values()]
-    return Run([one["accuracy"] for one in metrics], [one["loss"] for one in metrics], each)
+    each = [scores["accuracy"] for scores in summary["metrics_by_institution"].values()]
+    return Run([scores["accuracy"] for scores in metrics], [scores["loss"] for scores in metrics], each)
 
 
 def _row(claim: Claim, model: str, runs: list[Run], peers: list[Run]) -> dict[str, Any]:
-    values, others = [claim.score(one) for one in runs], [claim.score(one) for one in peers]
+    values, peer_values = [claim.score(outcome) for outcome in runs], [claim.score(outcome) for outcome in peers]
     sign = -1 if claim.lower else 1
-    better = sum(sign * mine > sign * other for mine, other in zip(values, others, strict=True))
+    better = sum(sign * value > sign * peer_value for value, peer_value in zip(values, peer_values, strict=True))
     return {
         "claim": f"{claim.strategy}: {claim.what}",
         "model": model,
@@ -152,17 +152,17 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _draw(figure: Figure, found: dict[tuple[str, tuple[str, ...]], list[Run]]) -> None:
+def _draw(figure: Figure, outcomes: dict[tuple[str, tuple[str, ...]], list[Run]]) -> None:
     """A panel a setting: accuracy by round, mean and range over the seeds."""
-    settings = list(dict.fromkeys(setting for _, setting in found))
+    settings = list(dict.fromkeys(setting for _, setting in outcomes))
     figure.set_size_inches(4 * len(settings), 3.6)
     for axes, setting in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
-        for (strategy, where), runs in found.items():
+        for (strategy, where), runs in outcomes.items():
             if where == setting:
-                by_round = list(zip(*(one.accuracy for one in runs), strict=True))
+                by_round = list(zip(*(outcome.accuracy for outcome in runs), strict=True))
                 axes.plot([statistics.mean(values) for values in by_round], label=strategy)
                 lows, highs = [min(values) for values in by_round], [max(values) for values in by_round]
                 axes.fill_between(range(len(by_round)), lows, highs, alpha=0.2)
-        partition = next(part.partition("=")[2] for part in setting if part.startswith("partition="))
+        partition = next(override.partition("=")[2] for override in setting if override.startswith("partition="))
         axes.set(title=f"{setting[0].partition('=')[2]}, {partition}", xlabel="rounds", ylabel="held-out accuracy")
         axes.legend()

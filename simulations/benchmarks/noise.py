@@ -46,10 +46,10 @@ def run(*, quick: bool, files: Files, console: Console) -> dict[str, Any]:
     finally:
         torch.set_num_threads(threads)
     ns = {(row["system"], row["variance"]): row["ns"] for row in rows}
-    ours = {f"ns_{variance.bit_length() - 1}_bits": ns["sovfed", variance] for variance in VARIANCES}
+    own_times = {f"ns_{variance.bit_length() - 1}_bits": ns["sovfed", variance] for variance in VARIANCES}
     ratio = ns["sovfed", VARIANCES[1]] / ns["torch.randn", 1]
     report = Report(
-        "Noise, a sample", COLUMNS, rows, {**ours, "ours_over_torch": ratio},
+        "Noise, a sample", COLUMNS, rows, {**own_times, "ours_over_torch": ratio},
         bars=Bars("ns", "low", "high", group="variance", series="system", label="CPU nanoseconds a sample"),
         conditions=conditions(threads=1, samples=SAMPLES, quick=quick),
     )  # fmt: skip
@@ -65,15 +65,15 @@ def _measure(turns: int) -> list[dict[str, Any]]:
     }
     for variance in VARIANCES:
         systems["sovfed", variance] = lambda variance=variance: discrete_gaussian(SAMPLES, variance)  # type: ignore[misc]
-    taken: dict[tuple[str, int], list[float]] = {system: [] for system in systems}
+    times_by_system: dict[tuple[str, int], list[float]] = {system: [] for system in systems}
     for turn in range(turns + 1):
         for key, draw in systems.items():
             started = time.thread_time()
             draw()
             if turn:
-                taken[key].append(1e9 * (time.thread_time() - started) / SAMPLES)
+                times_by_system[key].append(1e9 * (time.thread_time() - started) / SAMPLES)
     rows = []
-    for (system, variance), times in taken.items():
+    for (system, variance), times in times_by_system.items():
         low, middle, high = statistics.quantiles(times, n=4)
         distance = f"{sampler_distance(variance):.0e}" if system == "sovfed" else "not stated"
         row = {"system": system, "variance": variance, "ns": middle, "low": low, "high": high, "distance": distance}

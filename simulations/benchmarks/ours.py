@@ -52,7 +52,7 @@ class Ours:
         counts = ("server.min_cohort", "server.start_cohort", "simulation.institutions")
         self.config = compose(["task=echo", "secagg=none", *(f"{key}={institutions}" for key in counts)]).config
         data = sites(self.config)
-        places = [Institution(name, part) for name, part in zip(institution_names(data), data, strict=True)]
+        places = [Institution(name, source) for name, source in zip(institution_names(data), data, strict=True)]
         policy = dataclasses.replace(POLICY, allow_plain_updates=True)
         self.federation = LocalFederation(folder, places, self.config, policy)
         self._runs = 0
@@ -63,7 +63,7 @@ class Ours:
         A node that is stopped while it signs on is refused for a minute afterwards. Raises ServiceError.
         """
         self.federation.start()
-        homes, deadline = [self.federation.client_home(one.name) for one in self.federation.institutions], SIGN_ON_S
+        homes, deadline = [self.federation.client_home(site.name) for site in self.federation.institutions], SIGN_ON_S
         while missing := [home.name for home in homes if not (home / NODE_ID).exists()]:
             if (deadline := deadline - POLL_S) < 0:
                 self.stop()
@@ -83,7 +83,7 @@ class Ours:
     def roots(self) -> list[int]:
         """The process ids that the supervisors started."""
         statuses = [supervisor.status() for supervisor in self.federation.supervisors.values()]
-        return [one.pid for status in statuses for one in status.processes if one.pid is not None]
+        return [process.pid for status in statuses for process in status.processes if process.pid is not None]
 
     def run_rounds(self, lane: str, rounds: int, parameters: int, timeout_s: float) -> Run:
         """Run `rounds` rounds of the echo with a vector of `parameters`.
@@ -114,8 +114,8 @@ class Ours:
         lines = [{**line, "bytes": line["bytes_down"] + line["bytes_up"]} for line in read_rounds(folder)]
         return Run(lines, summary["seconds_training"], weights)
 
-    def _weigh(self, folder: Path, done: int) -> Weight:
+    def _weigh(self, folder: Path, rounds_done: int) -> Weight:
         processes = [self.federation.pid("agency", name) for name in ("superlink", "registry")]
         processes.append(json.loads((folder / folders.STATE).read_text())["pid"])
         database = (self.federation.home / "superlink").glob("state.db*")  # with its write-ahead log
-        return Weight(done, sum(map(resident_bytes, processes)), sum(file.stat().st_size for file in database))
+        return Weight(rounds_done, sum(map(resident_bytes, processes)), sum(file.stat().st_size for file in database))

@@ -37,9 +37,9 @@ def pfl_packages(console: Console) -> Path:
         "--target", str(partial), *PACKAGES,
     ]  # fmt: skip
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ServiceError(f"pip could not install {PACKAGES[0]}: …{done.stderr.strip()[-500:]}")
+        completed = subprocess.run(command, capture_output=True, text=True, check=False)
+        if completed.returncode:
+            raise ServiceError(f"pip could not install {PACKAGES[0]}: …{completed.stderr.strip()[-500:]}")
         if not folder.is_dir():  # else another benchmark was faster
             partial.rename(folder)
     finally:

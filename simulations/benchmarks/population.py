@@ -66,11 +66,11 @@ def run(
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Each engine's largest population over its smallest, of CPU a round and of memory."""
-    found: dict[str, float] = {}
+    quotients: dict[str, float] = {}
     for engine in ENGINES:
-        mine = sorted((row for row in rows if row["engine"] == engine), key=lambda row: int(row["population"]))
-        found |= {f"{key}_{engine}": mine[-1][key] / mine[0][key] for key in ("cpu_ms", "memory_mb")}
-    return found
+        ordered = sorted((row for row in rows if row["engine"] == engine), key=lambda row: int(row["population"]))
+        quotients |= {f"{key}_{engine}": ordered[-1][key] / ordered[0][key] for key in ("cpu_ms", "memory_mb")}
+    return quotients
 
 
 def measure(
@@ -84,15 +84,15 @@ def measure(
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="sovfed-bench-") as folder:
         command = python_command("sovfed.simulations.benchmarks.population", folder, *settings)
-        done = subprocess.run(
+        completed = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
             env={**quiet_environment(), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-        if done.returncode:
-            raise ServiceError(f"{engine}, {population} institutions: …{done.stderr[-2000:]}")
-        found: dict[str, Any] = json.loads((Path(folder) / "found.json").read_text())
-    console.print(f"[green]✓[/] {engine}, {population:,} institutions: {found['cpu_ms']:.1f} ms CPU a round")
-    return {"engine": engine, "population": population, **found}
+        if completed.returncode:
+            raise ServiceError(f"{engine}, {population} institutions: …{completed.stderr[-2000:]}")
+        result: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text())
+    console.print(f"[green]✓[/] {engine}, {population:,} institutions: {result['cpu_ms']:.1f} ms CPU a round")
+    return {"engine": engine, "population": population, **result}
 
 
 def simulate(folder: Path, settings: Sequence[str]) -> dict[str, Any]:
@@ -117,5 +117,5 @@ def simulate(folder: Path, settings: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    (place / "found.json").write_text(json.dumps(simulate(place, sys.argv[2:])))
+    working_folder = Path(sys.argv[1])
+    (working_folder / "result.json").write_text(json.dumps(simulate(working_folder, sys.argv[2:])))

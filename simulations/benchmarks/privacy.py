@@ -109,12 +109,12 @@ COLUMNS: Final = (
 
 
 def _measure(epsilon: float, mechanism: str, runs: int) -> dict[str, Any]:
-    setting, found = BEST[mechanism][epsilon], []
+    setting, results = BEST[mechanism][epsilon], []
     for _ in range(runs):
         started = time.monotonic()
         accuracy, multiplier = _train(epsilon, mechanism, setting)
-        found.append((accuracy, multiplier, time.monotonic() - started))
-    accuracies = [accuracy for accuracy, _, _ in found]
+        results.append((accuracy, multiplier, time.monotonic() - started))
+    accuracies = [accuracy for accuracy, _, _ in results]
     return {
         "epsilon": epsilon,
         "mechanism": mechanism,
@@ -125,23 +125,23 @@ def _measure(epsilon: float, mechanism: str, runs: int) -> dict[str, Any]:
         "accuracy_mean": statistics.mean(accuracies),
         "accuracy_min": min(accuracies),
         "accuracy_max": max(accuracies),
-        "noise_multiplier": found[0][1],
-        "seconds_mean": statistics.mean(seconds for _, _, seconds in found),
+        "noise_multiplier": results[0][1],
+        "seconds_mean": statistics.mean(seconds for _, _, seconds in results),
     }
 
 
 def tune(console: Console) -> None:
     """Print the mean accuracy of every setting, best first, for a curator and for silos. Takes a quarter of an hour."""
-    _, parts = _records(GRID[0], 1.0)
+    _, datasets = _records(GRID[0], 1.0)
     for epsilon in EPSILONS:
-        for mechanism, places in (("central", [merge(parts)]), ("silo", parts)):
-            found = []
+        for mechanism, places in (("central", [merge(datasets)]), ("silo", datasets)):
+            scored = []
             for setting in GRID:
                 with console.status(f"ε = {epsilon:g}, {mechanism}, {setting}"):
-                    runs = [_score(_without_federation(epsilon, setting, places)[0], parts) for _ in range(TUNED_ON)]
-                found.append((statistics.mean(runs), setting))
-            found.sort(key=lambda one: -one[0])
-            for accuracy, setting in found:
+                    runs = [_score(_without_federation(epsilon, setting, places)[0], datasets) for _ in range(TUNED_ON)]
+                scored.append((statistics.mean(runs), setting))
+            scored.sort(key=lambda entry: -entry[0])
+            for accuracy, setting in scored:
                 console.print(f"ε = {epsilon:g}, {mechanism}: {accuracy:.4f} {setting}")
 
 
@@ -159,34 +159,34 @@ def configure(epsilon: float, mechanism: str, setting: Setting, population: int 
 
 def _records(setting: Setting, epsilon: float) -> tuple[list[DataConfig], list[Dataset]]:
     data = sites(configure(epsilon, "silo", setting))
-    return data, [load_records(get_task(TASK), one) for one in data]
+    return data, [load_records(get_task(TASK), source) for source in data]
 
 
 def _train(epsilon: float, mechanism: str, setting: Setting) -> tuple[float, float]:
     """Held-out accuracy of one run, and its noise multiplier."""
-    data, parts = _records(setting, epsilon)
+    data, datasets = _records(setting, epsilon)
     if mechanism == "central":
-        model, multiplier = _without_federation(epsilon, setting, [merge(parts)])
-        return _score(model, parts), multiplier
-    config = configure(epsilon, mechanism, setting, sum(len(part.train) for part in parts))
+        model, multiplier = _without_federation(epsilon, setting, [merge(datasets)])
+        return _score(model, datasets), multiplier
+    config = configure(epsilon, mechanism, setting, sum(len(dataset.train) for dataset in datasets))
     with tempfile.TemporaryDirectory() as folder:
         outcome = simulate(config, data, Path(folder))
-    return _score(outcome.model, parts), float(outcome.summary["privacy"]["noise_multiplier"])
+    return _score(outcome.model, datasets), float(outcome.summary["privacy"]["noise_multiplier"])
 
 
-def _score(model: Vector, parts: list[Dataset]) -> float:
+def _score(model: Vector, datasets: list[Dataset]) -> float:
     """Accuracy on all held-out records."""
-    task, union = get_task(TASK), merge(parts)
+    task, union = get_task(TASK), merge(datasets)
     logits = LocalTraining(task, union, site="", device="cpu").logits(model, task.transform.public_scale, union.test)
     return exact("accuracy", logits, labels_of(task, union)[union.test]) or 0.0
 
 
 def _without_federation(epsilon: float, setting: Setting, places: Sequence[Dataset]) -> tuple[Vector, float]:
     """The model, and its noise multiplier: the mean of steps that each of `places` releases with all of its noise."""
-    task, persons = get_task(TASK), sum(len(part.train) for part in places)
+    task, persons = get_task(TASK), sum(len(dataset.train) for dataset in places)
     config = configure(epsilon, "silo", setting, persons)
     plan = PrivacyPlan.make(config, "alone", task.parameters)
-    trainings = [PrivateTraining(task, part, site="", device="cpu", ledger=None) for part in places]
+    trainings = [PrivateTraining(task, dataset, site="", device="cpu", ledger=None) for dataset in places]
     model = initial_vector(task, config.seed)
     for number in range(1, setting.steps + 1):
         request = dataclasses.replace(plan.request("alone", number, model), batch=persons / len(places))

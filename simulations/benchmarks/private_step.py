@@ -80,7 +80,7 @@ class Block(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         query, key, value = self.project(self.before(hidden)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        query, key, value = (part.transpose(-2, -3) for part in (query, key, value))
+        query, key, value = (projected.transpose(-2, -3) for projected in (query, key, value))
         weights = torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, -1)
         hidden = hidden + self.merge((weights @ value).transpose(-2, -3).flatten(-2))
         widened: Tensor = self.narrow(functional.gelu(self.widen(self.between(hidden))))
@@ -152,8 +152,8 @@ def measure(setting: Setting, turns: int) -> list[dict[str, Any]]:
     """A row for plain SGD, for ours and for each engine of Opacus that can run the model."""
     features, labels = setting.batch_of(setting.batch)
     steps: dict[str, Callable[[], None]] = {"sgd": _sgd(setting, features, labels)}
-    ours, engine = _ours(setting, features, labels)
-    steps["sovfed"] = ours
+    own_step, engine = _ours(setting, features, labels)
+    steps["sovfed"] = own_step
     for mode in OPACUS:
         step = _opacus(setting, mode, features, labels)
         try:
@@ -161,31 +161,31 @@ def measure(setting: Setting, turns: int) -> list[dict[str, Any]]:
         except (RuntimeError, NotImplementedError, TypeError):
             continue  # ExpandedWeights has no rule for some layers
         steps[f"opacus_{mode}"] = step
-    taken: dict[str, list[float]] = {name: [] for name in steps}
+    times_by_system: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(turns + 2):
         for name, step in steps.items():
             started = time.thread_time()
             step()
             if turn >= 2:
-                taken[name].append(1e3 * (time.thread_time() - started))
-    plain = statistics.median(taken["sgd"])
+                times_by_system[name].append(1e3 * (time.thread_time() - started))
+    plain = statistics.median(times_by_system["sgd"])
     parameters = sum(parameter.numel() for parameter in setting.build().parameters())
     return [
         _row(setting, name, parameters, times, plain, engine if name == "sovfed" else "")
-        for name, times in taken.items()
+        for name, times in times_by_system.items()
     ]
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     """`ours_over_best_opacus_<model>`: our time ÷ that of Opacus' fastest engine (below 1: ours is faster)."""
-    found = {}
+    quotients = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         times = {row["system"]: row["cpu_ms"] for row in rows if row["model"] == model}
         best = min((time_ms for name, time_ms in times.items() if name.startswith("opacus_")), default=None)
         if best is None:
             raise ConfigError(f"no engine of Opacus ran model '{model}'")
-        found[f"ours_over_best_opacus_{model}"] = times["sovfed"] / best
-    return found
+        quotients[f"ours_over_best_opacus_{model}"] = times["sovfed"] / best
+    return quotients
 
 
 def _row(

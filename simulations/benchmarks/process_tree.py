@@ -14,7 +14,7 @@ def tree(roots: Iterable[int]) -> dict[int, int]:
 
     The start time tells a process from a later one with the same id.
     """
-    parents = {pid: found for pid in _pids() if (found := _stat(pid)) is not None}
+    parents = {pid: process for pid in _pids() if (process := _stat(pid)) is not None}
     members = {pid for pid in roots if pid in parents}
     while more := {pid for pid, (parent, _) in parents.items() if parent in members} - members:
         members |= more
@@ -24,8 +24,8 @@ def tree(roots: Iterable[int]) -> dict[int, int]:
 def send(members: dict[int, int], number: signal.Signals) -> None:
     """Send a signal to those of `members` that still live."""
     for pid, started in members.items():
-        found = _stat(pid)
-        if found is not None and found[1] == started:
+        process = _stat(pid)
+        if process is not None and process[1] == started:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 

@@ -114,14 +114,14 @@ def publish(report: Report, console: Console, files: Files) -> dict[str, Any]:
     for name, value in {**report.ratios, **report.figures}.items():
         console.print(f"  {name:<36} [bold]{_plain(value)}[/]")
     console.print("  [dim]" + ", ".join(f"{key} {value}" for key, value in report.conditions.items()) + "[/]")
-    found = report.to_dict()
+    document = report.to_dict()
     if files.json is not None:
-        write_atomic(files.json, json.dumps(found, indent=2).encode())
+        write_atomic(files.json, json.dumps(document, indent=2).encode())
     if files.csv is not None:
         write_atomic(files.csv, _csv(report).encode())
     if files.plot is not None:
         write_atomic(files.plot, _picture(report))
-    return found
+    return document
 
 
 def _plain(value: float) -> str:
@@ -187,11 +187,11 @@ def _draw_bars(figure: Figure, title: str, bars: Bars, all_rows: list[dict[str, 
 def _draw_panel(axes: Axes, title: str, bars: Bars, all_rows: list[dict[str, Any]], series: list[Any]) -> None:
     """Bars of the `series` that have rows here, in their colours."""
     groups = list(dict.fromkeys(row[bars.group] for row in all_rows))
-    here = [name for name in series if any(row[bars.series] == name for row in all_rows)]
-    width = 0.8 / max(1, len(here))
-    for number, name in enumerate(here):
+    names = [name for name in series if any(row[bars.series] == name for row in all_rows)]
+    width = 0.8 / max(1, len(names))
+    for number, name in enumerate(names):
         rows = [row for row in all_rows if row[bars.series] == name]
-        places = [groups.index(row[bars.group]) + (number - (len(here) - 1) / 2) * width for row in rows]
+        places = [groups.index(row[bars.group]) + (number - (len(names) - 1) / 2) * width for row in rows]
         values = [row[bars.value] for row in rows]
         errors = [[row[bars.value] - row[bars.low] for row in rows], [row[bars.high] - row[bars.value] for row in rows]]
         drawn = axes.bar(places, values, width, yerr=errors, capsize=3, label=name, color=f"C{series.index(name)}")

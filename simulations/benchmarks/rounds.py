@@ -80,7 +80,7 @@ def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
         deadline = started + QUICK_S if quick else math.inf
         lines, long_run = _measure(QUICK if quick else FULL, stock, ours, deadline, console)
         stock_database = _size(stock.database)
-    rows = [_row(*of, found) for of, found in lines.items()]
+    rows = [_row(*of, block_lines) for of, block_lines in lines.items()]
     report = Report(
         title=f"Round overhead, {NODES} institutions",
         columns=COLUMNS,
@@ -106,29 +106,29 @@ def _measure(
 
     On a slow machine, blocks off the lane that start after `deadline` are cut to one round.
     """
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    lines_by_block: dict[tuple[str, str], list[dict[str, Any]]] = {}
     long_run = Run([], 0.0, [])
     for block in blocks:
         clock = time.monotonic()
         warm_up, rounds = (0, 1) if clock > deadline and block.system != "lane" else (block.warm_up, block.rounds)
-        asked = (warm_up + rounds, PARAMETERS[block.payload], BLOCK_TIMEOUT_S)
+        arguments = (warm_up + rounds, PARAMETERS[block.payload], BLOCK_TIMEOUT_S)
         with paused(ours.roots() if block.system == "stock" else stock.roots()):
             if block.system == "stock":
-                lines = stock.run_rounds(*asked)
+                lines = stock.run_rounds(*arguments)
             else:
-                run = ours.run_rounds(LANES[block.system], *asked)
+                run = ours.run_rounds(LANES[block.system], *arguments)
                 lines = run.lines
                 long_run = run if len(lines) >= LONG_RUN else long_run
         counted = lines[warm_up:]
-        found.setdefault((block.system, block.payload), []).extend(counted)
+        lines_by_block.setdefault((block.system, block.payload), []).extend(counted)
         if block.system == "stock":
-            found.setdefault(("stock_training", block.payload), []).extend(map(_training, counted))
+            lines_by_block.setdefault(("stock_training", block.payload), []).extend(map(_training, counted))
         median = statistics.median(map(_overhead, counted))
         console.print(
             f"[green]✓[/] {block.system}, {block.payload}: {median:.3g} s overhead, "
             f"median of {len(counted)} rounds [dim](block took {time.monotonic() - clock:.0f} s)[/]"
         )
-    return found, long_run
+    return lines_by_block, long_run
 
 
 def _training(line: dict[str, Any]) -> dict[str, Any]:

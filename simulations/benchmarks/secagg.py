@@ -147,32 +147,32 @@ def measure(clients: int, size: int, dropouts: int, repetitions: int) -> list[Ro
     """Rows for Flower, ours with b=32 and ours with b=16, taken in turns."""
     updates = random_updates(clients, size)
     lost = frozenset(range(dropouts))
-    ours = {bits: found(clients, bits=bits, clip=CLIP, max_weight=MAX_WEIGHT) for bits in (32, 16)}
+    federations = {bits: found(clients, bits=bits, clip=CLIP, max_weight=MAX_WEIGHT) for bits in (32, 16)}
     samples: dict[str, list[Sample]] = {"flower": [], "b32": [], "b16": []}
     after: dict[str, list[float]] = {"b32": [], "b16": []}
     for turn in range(repetitions):
         samples["flower"].append(_flower(updates, lost))
-        for bits, federation in ours.items():
+        for bits, federation in federations.items():
             samples[f"b{bits}"].append(_ours(federation, 2 * turn + 1, updates, lost))
             after[f"b{bits}"] += _after_training(federation, 2 * turn + 2, updates)
     words = {"flower": size, "b32": -(-size // 2), "b16": -(-size // 4)}
     peaks = {
         "flower": _flower_peak(clients, size),
-        **{f"b{b}": _peak(f, 2 * repetitions + 1, updates) for b, f in ours.items()},
+        **{f"b{b}": _peak(f, 2 * repetitions + 1, updates) for b, f in federations.items()},
     }
     rows: list[Row] = []
-    for system, taken in samples.items():
+    for system, turns in samples.items():
         bound = clients * keystream_s(words[system], fastest()) * 1e3
-        client, server = (statistics.median(getattr(s, name) for s in taken) * 1e3 for name in ("client_s", "server_s"))
-        left = statistics.median(after[system]) * 1e3 if system in after else client  # Flower does all of it then
+        client, server = (statistics.median(getattr(s, name) for s in turns) * 1e3 for name in ("client_s", "server_s"))
+        late = statistics.median(after[system]) * 1e3 if system in after else client  # Flower does all of it then
         first = rows[0] if rows else None
         rows.append(Row(
-            system, clients, size, dropouts, client, server, bound, taken[0].bytes_up, peaks[system], taken[0].trips,
-            left,
+            system, clients, size, dropouts, client, server, bound, turns[0].bytes_up, peaks[system], turns[0].trips,
+            late,
             first.client_cpu_ms / client if first else 1.0,
             first.server_cpu_ms / server if first else 1.0,
-            first.client_cpu_ms / left if first else 1.0,
-            max(sample.error for sample in taken),
+            first.client_cpu_ms / late if first else 1.0,
+            max(sample.error for sample in turns),
         ))  # fmt: skip
     return rows
 
@@ -229,15 +229,15 @@ def _ours(federation: Federation, number: int, updates: dict[int, Vector], lost:
 def _after_training(federation: Federation, number: int, updates: dict[int, Vector]) -> list[float]:
     """CPU seconds from the update to M2 and its payload at four institutions, their masks made before."""
     model = np.full(updates[0].size, number, np.float32)
-    round_, taken = federation.open(number, model), []
+    round_, seconds = federation.open(number, model), []
     for institution in federation.institutions[:4]:
         permit = institution.begin(round_.begin_bytes, hash_vector(model), federation.now)
         masks = institution.prepare(permit)
         masks.sums.run()
         started = time.process_time()
         institution.mask(permit, updates[institution.index], WEIGHT, (), masks)
-        taken.append(time.process_time() - started)
-    return taken
+        seconds.append(time.process_time() - started)
+    return seconds
 
 
 def _send(upload: Upload) -> int:
@@ -251,11 +251,11 @@ def _send(upload: Upload) -> int:
 
 def _error(mean: Vector, updates: dict[int, Vector], lost: frozenset[int]) -> float:
     """Largest deviation from the mean of the survivors, over the clip."""
-    kept = [update for index, update in updates.items() if index not in lost]
+    survivors = [update for index, update in updates.items() if index not in lost]
     plain = np.zeros(mean.size)
-    for update in kept:
+    for update in survivors:
         plain += update
-    return float(np.abs(mean - plain / len(kept)).max() / CLIP)
+    return float(np.abs(mean - plain / len(survivors)).max() / CLIP)
 
 
 def keystream_s(words: int, backend: Backend) -> float:
@@ -276,37 +276,37 @@ def mask_over_cipher(streams: int, words: int = 500_000) -> dict[Backend, float]
     """Time of the mask kernel over that of the bare cipher for as many bytes, by either backend; one thread."""
     vector = np.zeros(words, np.uint64)
     keys = [Stream(os.urandom(32), index % 2 == 0) for index in range(streams)]
-    taken: list[float] = []
+    mask_seconds: list[float] = []
     bare: dict[Backend, list[float]] = {"gcm": [], "ctr": []}
     for _ in range(7):
         started = time.process_time()
         apply_all(vector, keys, threads=1)
-        taken.append(time.process_time() - started)
+        mask_seconds.append(time.process_time() - started)
         for backend, times in bare.items():
             times.append(streams * keystream_s(words, backend))
-    return {backend: statistics.median(taken) / statistics.median(times) for backend, times in bare.items()}
+    return {backend: statistics.median(mask_seconds) / statistics.median(times) for backend, times in bare.items()}
 
 
 def _ratios(rows: list[Row]) -> dict[str, float]:
     """What is gated; the large setting is measured without `quick` only."""
     by_setting = {(row.clients, row.size, row.dropouts, row.system): row for row in rows}
-    found: dict[str, float] = {}
+    quotients: dict[str, float] = {}
     for bits in ("b32", "b16"):
         row = by_setting[16, 10**6, 0, bits]
-        found |= {
+        quotients |= {
             f"client_{bits}": row.client_ratio,
             f"after_training_{bits}": row.after_training_ratio,
             f"server_{bits}": row.server_ratio,
         }
         large = by_setting.get((32, 10**7, 0, bits))
         if large:
-            found |= {
+            quotients |= {
                 f"client_{bits}_n32_d1e7": large.client_ratio,
                 f"after_training_{bits}_n32_d1e7": large.after_training_ratio,
                 f"server_{bits}_n32_d1e7": large.server_ratio,
             }
     many, few = mask_over_cipher(32), mask_over_cipher(8)
-    return found | {
+    return quotients | {
         "mask_over_gcm": many["gcm"],
         "mask_over_gcm_n8": few["gcm"],
         "mask_over_backend": many[fastest()],

@@ -144,8 +144,8 @@ class FlowerRound(Grid):
             started = time.process_time()
             workflow(self, context)
             total = time.process_time() - started
-        found = context.state.array_records[MAIN_PARAMS_RECORD]
-        mean = recorddict_compat.arrayrecord_to_parameters(found, keep_input=True)
+        array_record = context.state.array_records[MAIN_PARAMS_RECORD]
+        mean = recorddict_compat.arrayrecord_to_parameters(array_record, keep_input=True)
         vector = parameters_to_ndarrays(mean)[0].astype(np.float32)
         return vector, total - sum(self.client_cpu_s.values())
 

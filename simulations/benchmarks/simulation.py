@@ -113,11 +113,11 @@ def run(
         with tempfile.TemporaryDirectory(prefix="sovfed-bench-") as folder:
             job = make_job(case, Path(folder))
             systems = [system for system in pythons if case.takes(system)]
-            found: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
+            turns_by_system: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
             for _ in range(case.turns(quick)):
                 for system in systems:
-                    found[system].append(measure(system, job, case.rounds(system), console, pythons[system]))
-        rows += [_row(case, system, turns) for system, turns in found.items()]
+                    turns_by_system[system].append(measure(system, job, case.rounds(system), console, pythons[system]))
+        rows += [_row(case, system, turns) for system, turns in turns_by_system.items()]
     further, further_ratios = more(quick, console)
     report = Report(
         title="Simulated rounds; ms are of a client update",
@@ -135,16 +135,16 @@ def run(
 
 def _pythons(console: Console) -> dict[str, Python]:
     """What each system runs on. Raises ConfigError if SOVFED_PFL_PYTHON is no program."""
-    found = dict.fromkeys(SYSTEMS, OWN)
+    pythons = dict.fromkeys(SYSTEMS, OWN)
     if named := os.environ.get(PFL_PYTHON):
         if shutil.which(named) is None:
             raise ConfigError(f"{PFL_PYTHON} is {named}, which is no program")
-        return {**found, "pfl": Python(named)}
+        return {**pythons, "pfl": Python(named)}
     try:
-        return {**found, "pfl": Python(sys.executable, (str(pfl_packages(console)),))}
+        return {**pythons, "pfl": Python(sys.executable, (str(pfl_packages(console)),))}
     except ServiceError as error:
         console.print(f"[yellow]pfl-research is left out[/]: {error}; or let {PFL_PYTHON} name a python that has it")
-        return {system: python for system, python in found.items() if system != "pfl"}
+        return {system: python for system, python in pythons.items() if system != "pfl"}
 
 
 def make_job(case: Case, folder: Path) -> Job:
@@ -166,15 +166,15 @@ def make_job(case: Case, folder: Path) -> Job:
         f"task.local_epochs={EPOCHS}", f"task.batch_size={BATCH}", f"task.learning_rate={LEARNING_RATE}",
         f"simulation.institutions={case.institutions}", f"simulation.cohort={case.cohort}",
     )  # fmt: skip
-    parts = [one.load(task) for one in make_population(compose(overrides).config)]
-    scale = task.transform.scale(np.sum([profile_of(task, part, part.train) for part in parts], axis=0))
-    feeds = [Feed(task, part, scale, torch.device("cpu")) for part in parts]
+    datasets = [institution.load(task) for institution in make_population(compose(overrides).config)]
+    scale = task.transform.scale(np.sum([profile_of(task, records, records.train) for records in datasets], axis=0))
+    feeds = [Feed(task, records, scale, torch.device("cpu")) for records in datasets]
     tables: dict[str, Any] = {}
     for side in ("train", "test"):
-        rows = [getattr(part, side) for part in parts]
-        taken = [feed.take(torch.from_numpy(mine)) for feed, mine in zip(feeds, rows, strict=True)]
-        tables[f"{side}_features"] = np.concatenate([leaves(inputs)[0].numpy() for inputs, _ in taken])
-        tables[f"{side}_labels"] = np.concatenate([leaves(targets)[0].numpy() for _, targets in taken])
+        rows = [getattr(records, side) for records in datasets]
+        examples = [feed.take(torch.from_numpy(indices)) for feed, indices in zip(feeds, rows, strict=True)]
+        tables[f"{side}_features"] = np.concatenate([leaves(inputs)[0].numpy() for inputs, _ in examples])
+        tables[f"{side}_labels"] = np.concatenate([leaves(targets)[0].numpy() for _, targets in examples])
         tables[f"{side}_ends"] = np.cumsum([0, *map(len, rows)])
     np.savez(folder / "records.npz", **tables)
     job = Job(folder, name, overrides, case.institutions, case.cohort, EPOCHS, BATCH, LEARNING_RATE, SEED)
@@ -202,16 +202,16 @@ def measure(system: str, job: Job, rounds: int, console: Console, python: Python
             raise ServiceError(f"{system}: {rounds} rounds not within {TIMEOUT_S:g} s") from None
     if code:
         raise ServiceError(f"{system} failed: …{log.read_text(errors='replace')[-2000:]}")
-    found = json.loads((job.folder / f"{system}.json").read_text())
-    first, last = found["marks"][0], found["marks"][-1]
-    updates = (len(found["marks"]) - 1) * job.cohort
+    result = json.loads((job.folder / f"{system}.json").read_text())
+    first, last = result["marks"][0], result["marks"][-1]
+    updates = (len(result["marks"]) - 1) * job.cohort
     turn = {
         "cpu_ms": 1e3 * (last["cpu"] - first["cpu"]) / updates,
         "wall_ms": 1e3 * (last["wall"] - first["wall"]) / updates,
         "start_cpu_s": first["cpu"],
         "start_wall_s": first["wall"],
-        "memory_mb": found["bytes"] / MB,
-        "accuracy": found["accuracy"],
+        "memory_mb": result["bytes"] / MB,
+        "accuracy": result["accuracy"],
         "updates": float(updates),
     }
     console.print(
@@ -258,19 +258,19 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     """
     each: dict[str, list[float]] = {}
     for workload, cohort in dict.fromkeys((row["workload"], row["cohort"]) for row in rows):
-        here = {row["system"]: row for row in rows if (row["workload"], row["cohort"]) == (workload, cohort)}
+        by_system = {row["system"]: row for row in rows if (row["workload"], row["cohort"]) == (workload, cohort)}
         pairs = [
-            (f"{mine}_over_{name}", peer, mine, "cpu_ms")
+            (f"{engine}_over_{name}", peer, engine, "cpu_ms")
             for peer, name in (("flower_ray", "ray"), ("pfl", "pfl"), ("bare", "bare"))
-            for mine in OURS
+            for engine in OURS
         ]
         pairs += [
             (f"{key.split('_')[0]}_over_ray", "flower_ray", "inprocess", key) for key in ("start_cpu_s", "memory_mb")
         ]
         pairs.append(("wall_over_ray", "flower_ray", "workers", "wall_ms"))
-        for name, peer, mine, key in pairs:
-            if peer in here and mine in here:
-                each.setdefault(f"{name}_{workload}", []).append(here[peer][key] / here[mine][key])
+        for name, peer, engine, key in pairs:
+            if peer in by_system and engine in by_system:
+                each.setdefault(f"{name}_{workload}", []).append(by_system[peer][key] / by_system[engine][key])
     return {name: statistics.geometric_mean(values) for name, values in each.items()}
 
 

@@ -41,12 +41,12 @@ def measure_private(quick: bool, console: Console) -> list[dict[str, Any]]:
         case = simulation.Case(workload, COHORT)
         with tempfile.TemporaryDirectory(prefix="sovfed-bench-") as folder:
             job = make_private(simulation.make_job(case, Path(folder)))
-            found: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
+            turns_by_system: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
             for _ in range(1 if quick else TURNS):
                 for system in systems:
-                    found[system].append(simulation.measure(system, job, ROUNDS[system], console))
+                    turns_by_system[system].append(simulation.measure(system, job, ROUNDS[system], console))
         named = replace(case, workload=f"{workload}_dp")
-        rows += [simulation._row(named, system, each) for system, each in found.items()]
+        rows += [simulation._row(named, system, each) for system, each in turns_by_system.items()]
     return rows
 
 
@@ -54,19 +54,21 @@ def make_private(job: Job) -> Job:
     """The same job under example-level DP."""
     from sovfed.simulations.benchmarks.simulators.opacus_client import OVERRIDES
 
-    kept = [override for override in job.overrides if not override.startswith("secagg=")]
-    made = replace(job, overrides=(*kept, *OVERRIDES, f"server.min_cohort={job.cohort}"))
-    made.write()
-    return made
+    overrides = [override for override in job.overrides if not override.startswith("secagg=")]
+    private_job = replace(job, overrides=(*overrides, *OVERRIDES, f"server.min_cohort={job.cohort}"))
+    private_job.write()
+    return private_job
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     """CPU per client update, peer ÷ ours."""
-    found: dict[str, float] = {}
+    quotients: dict[str, float] = {}
     for workload in dict.fromkeys(row["workload"] for row in rows):
         cpu = {row["system"]: row["cpu_ms"] for row in rows if row["workload"] == workload}
         for peer, name in (("flower_ray_opacus", "ray"), ("opacus", "opacus")):
-            found |= {
-                f"{mine}_over_{name}_{workload}": cpu[peer] / cpu[mine] for mine in simulation.OURS if mine in cpu
+            quotients |= {
+                f"{engine}_over_{name}_{workload}": cpu[peer] / cpu[engine]
+                for engine in simulation.OURS
+                if engine in cpu
             }
-    return found
+    return quotients

@@ -95,8 +95,8 @@ class StockFlower:
 
     def roots(self) -> list[int]:
         """The process ids of SuperLink and SuperNodes."""
-        found = [one.pid for supervisor in self._supervisors for one in supervisor.status().processes]
-        return [pid for pid in found if pid is not None]
+        pids = [process.pid for supervisor in self._supervisors for process in supervisor.status().processes]
+        return [pid for pid in pids if pid is not None]
 
     def run_rounds(self, rounds: int, parameters: int, timeout_s: float) -> list[dict[str, Any]]:
         """Run FedAvg for `rounds` rounds with `flwr run`; the lines of `stock/server_app.py`.
@@ -109,17 +109,17 @@ class StockFlower:
         output = self.folder / f"rounds-{self._runs}.jsonl"
         chosen = {"nodes": len(self.nodes), "rounds": rounds, "parameters": parameters, "output": str(output)}
         override = " ".join(f"{key}={json.dumps(value)}" for key, value in chosen.items())
-        told = self._flwr("run", str(self.folder / "app"), CONNECTION, "--run-config", override, "--format", "json")
-        run_id = int(json.loads(told)["run-id"])
+        reply = self._flwr("run", str(self.folder / "app"), CONNECTION, "--run-config", override, "--format", "json")
+        run_id = int(json.loads(reply)["run-id"])
         while not (status := self._status(run_id)).startswith("finished"):
             if time.monotonic() > deadline:
                 raise ServiceError(f"stock Flower: {rounds} rounds not within {timeout_s:g} s; logs in {self.folder}")
             time.sleep(1.0)
         lines = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
-        whole = [line for line in lines if line["replies"] == len(self.nodes)]
-        if status != "finished:completed" or len(whole) != rounds:
+        complete = [line for line in lines if line["replies"] == len(self.nodes)]
+        if status != "finished:completed" or len(complete) != rounds:
             raise ServiceError(
-                f"stock Flower: run {run_id} is {status}, {len(whole)} rounds with all nodes; logs in {self.folder}"
+                f"stock Flower: run {run_id} is {status}, {len(complete)} rounds with all nodes; logs in {self.folder}"
             )
         return lines
 
@@ -178,7 +178,7 @@ class StockFlower:
             "--ssl-ca-certfile", "ca.pem", "--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key",
             "--database", "state.db",
         ]  # fmt: skip
-        files = [part if part.startswith("--") else str(self.folder / part) for part in arguments]
+        files = [argument if argument.startswith("--") else str(self.folder / argument) for argument in arguments]
         argv = [
             *LAUNCH, _command("flower-superlink"), *files, "--enable-supernode-auth",
             "--host", "127.0.0.1", "--port", str(self.port), "--disable-runtime-dependency-installation",
@@ -220,12 +220,12 @@ class StockFlower:
         return ControlHttpClient.from_server_address(f"127.0.0.1:{self.port}", False, root, ())
 
     def _flwr(self, *arguments: str) -> str:
-        done = subprocess.run(
+        completed = subprocess.run(
             [_command("flwr"), *arguments], env=self._environment(), capture_output=True, text=True, check=False
         )
-        if done.returncode:
-            raise ServiceError(f"flwr {arguments[0]} failed: {(done.stdout + done.stderr)[-1000:]}")
-        return done.stdout
+        if completed.returncode:
+            raise ServiceError(f"flwr {arguments[0]} failed: {(completed.stdout + completed.stderr)[-1000:]}")
+        return completed.stdout
 
     def _environment(self) -> dict[str, str]:
         """Flower starts its children by bare name, so this Python's commands come first on the PATH."""

@@ -59,13 +59,15 @@ def run(
     ratios: dict[str, float] = {}
     for task, overrides in choices.items():
         seeds = SEEDS[:FEWER] if quick or task.startswith("statutes") else SEEDS
-        found = [_compare([*overrides, f"seed={seed}"]) for seed in seeds]
-        mine = _rows(task, institution_names(sites(compose(overrides).config)), found)
-        rows += mine
-        means = {row["model"]: row["mean"] for row in mine if row["institution"] == ALL}
-        for other in ("alone", "pooled"):
-            better, worse = ("federated", other) if found[0].metric not in SMALLER_IS_BETTER else (other, "federated")
-            ratios[f"{task}_federated_over_{other}"] = means[better] / means[worse]
+        comparisons = [_compare([*overrides, f"seed={seed}"]) for seed in seeds]
+        task_rows = _rows(task, institution_names(sites(compose(overrides).config)), comparisons)
+        rows += task_rows
+        means = {row["model"]: row["mean"] for row in task_rows if row["institution"] == ALL}
+        for baseline in ("alone", "pooled"):
+            better, worse = (
+                ("federated", baseline) if comparisons[0].metric not in SMALLER_IS_BETTER else (baseline, "federated")
+            )
+            ratios[f"{task}_federated_over_{baseline}"] = means[better] / means[worse]
     bars = Bars(
         "mean", "low", "high", group="task", series="model", label="metric on held-out records",
         only=("institution", ALL),
@@ -82,19 +84,19 @@ def _compare(overrides: list[str]) -> Comparison:
     return compare_sites(config, data, outcome.model, outcome.scale)
 
 
-def _rows(task: str, names: Sequence[str], found: Sequence[Comparison]) -> list[dict[str, Any]]:
+def _rows(task: str, names: Sequence[str], comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """All institutions together, then each by itself where its metric is defined."""
     together = {
-        "pooled": [one.pooled for one in found],
-        "alone": [one.alone_mean for one in found],
-        "federated": [one.federated for one in found],
+        "pooled": [comparison.pooled for comparison in comparisons],
+        "alone": [comparison.alone_mean for comparison in comparisons],
+        "federated": [comparison.federated for comparison in comparisons],
     }
-    rows = [_row(task, ALL, model, found[0].metric, together[model]) for model in MODELS]
-    for place, name in enumerate(names):
+    rows = [_row(task, ALL, model, comparisons[0].metric, together[model]) for model in MODELS]
+    for index, name in enumerate(names):
         for model in MODELS:
-            values = [value for one in found if (value := one.rows[place][model]) is not None]
+            values = [value for comparison in comparisons if (value := comparison.rows[index][model]) is not None]
             if values:
-                rows.append(_row(task, name, model, found[0].metric, values))
+                rows.append(_row(task, name, model, comparisons[0].metric, values))
     return rows
 
 

@@ -166,7 +166,7 @@ def test_a_trainer_whose_network_is_open_is_refused_unless_the_policy_says_so(ho
     """Played with a kernel that has neither: both steps fail."""
     program = """
 import sys
-from sovfed.federation import sandbox, seccomp
+from sovfed.federation.host import sandbox, seccomp
 from sovfed.federation.errors import ServiceError
 def fail(**_):
     raise ServiceError("not here")

@@ -28,7 +28,7 @@ def make_config(*overrides: str) -> Config:
 
 def make_federation(folder: Path, config: Config) -> LocalFederation:
     data = sites(config)
-    institutions = [Institution(name, part) for name, part in zip(institution_names(data), data, strict=True)]
+    institutions = [Institution(name, source) for name, source in zip(institution_names(data), data, strict=True)]
     policy = dataclasses.replace(POLICY, max_local_epochs=1000, min_batch_size=1, allow_plain_updates=True)
     return LocalFederation(folder, institutions, config, policy)
 
@@ -69,5 +69,5 @@ def rounds_done(federation: LocalFederation, name: str) -> int:
 
 
 def summary(federation: LocalFederation, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folders.run_folder(federation.home, name) / "summary.json").read_text())
-    return found
+    figures: dict[str, Any] = json.loads((folders.run_folder(federation.home, name) / "summary.json").read_text())
+    return figures

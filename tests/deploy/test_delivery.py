@@ -27,19 +27,19 @@ def test_an_institution_lists_and_measures_the_model_of_a_run(federation: LocalF
     federation.start_run("delivered", make_config("rounds=3", "task.batch_size=16"))
     finished(federation, "delivered")
     told = summary(federation, "delivered")
-    names = sorted(one.name for one in federation.institutions)
+    names = sorted(member.name for member in federation.institutions)
     assert told["delivered_to"] == names
     published = (folders.run_folder(federation.home, "delivered") / "model.safetensors").read_bytes()
     for name in names:
         (listed,) = asked(federation, name, "list")
         assert (listed["run"], listed["rounds"], listed["as_published"]) == ("delivered", 3, True)
         assert listed["sha256"] == told["model_sha256"]
-        (place,) = (federation.client_home(name) / "received").iterdir()
-        assert (place / "model.safetensors").read_bytes() == published
-        assert json.loads((place / "received.json").read_bytes())["plan"]["batch_size"] == 16
-    one = federation.institutions[0]
-    figures = asked(federation, one.name, "evaluate", "delivered")
-    records = load_records(get_task("breast_cancer"), one.data)
+        (received,) = (federation.client_home(name) / "received").iterdir()
+        assert (received / "model.safetensors").read_bytes() == published
+        assert json.loads((received / "received.json").read_bytes())["plan"]["batch_size"] == 16
+    member = federation.institutions[0]
+    figures = asked(federation, member.name, "evaluate", "delivered")
+    records = load_records(get_task("breast_cancer"), member.data)
     assert (figures["train"], figures["test"]) == (len(records.train), len(records.test))
     assert figures["federated"]["accuracy"] > 0.7
     assert figures["alone"].keys() == figures["federated"].keys()

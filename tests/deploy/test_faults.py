@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.deploy.conftest import finished, make_config, rounds_done, wait_for, wait_for_run
+from tests.deploy.conftest import finished, make_config, rounds_done, wait_for
 
 from sovfed.server.runs import folders
+from sovfed.server.runs.folders.recovery import LOOK_S, TRIED
 from sovfed.server.runs.release import read_model
 from sovfed.simulations.deployment import LocalFederation
 from sovfed.simulations.federation import simulate
@@ -27,7 +29,7 @@ def start(federation: LocalFederation, name: str, *overrides: str) -> None:
 
 def expected_model(federation: LocalFederation, folder: Path, *overrides: str) -> np.ndarray:
     config = make_config(*SLOW, *overrides)
-    return simulate(config, [one.data for one in federation.institutions], folder).model
+    return simulate(config, [member.data for member in federation.institutions], folder).model
 
 
 def assert_undisturbed(federation: LocalFederation, name: str, expected: np.ndarray) -> None:
@@ -35,8 +37,12 @@ def assert_undisturbed(federation: LocalFederation, name: str, expected: np.ndar
     np.testing.assert_allclose(model(federation, name), expected, atol=1e-4)
 
 
+def run_folder(federation: LocalFederation, name: str) -> Path:
+    return folders.run_folder(federation.home, name)
+
+
 def model(federation: LocalFederation, name: str) -> np.ndarray:
-    return read_model(folders.run_folder(federation.home, name)).vector
+    return read_model(run_folder(federation, name)).vector
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +90,43 @@ def coordinator_pid(federation: LocalFederation) -> int:
     raise AssertionError("no coordinator is running")
 
 
-def test_a_killed_coordinator_is_resumed_from_its_last_round(
-    federation: LocalFederation, undisturbed: np.ndarray
+@pytest.mark.parametrize("process", ["coordinator", "executor", "both"])
+def test_a_run_whose_coordinator_or_executor_is_killed_goes_on_by_itself(
+    federation: LocalFederation, undisturbed: np.ndarray, process: str
 ) -> None:
-    name = "kill-coordinator"
+    name = f"kill-{process}"
     start(federation, name)
-    os.kill(coordinator_pid(federation), signal.SIGKILL)
-    before = rounds_done(federation, name)
-    run = wait_for_run(federation, name)
-    assert run["status"] == "failed" and "coordinator" in run["reason"]
-    federation.start_run(name, make_config(*SLOW), resume=True)
+    coordinator = coordinator_pid(federation)
+    if process != "coordinator":
+        os.kill(federation.pid("agency", "executor"), signal.SIGKILL)
+    if process != "executor":
+        os.kill(coordinator, signal.SIGKILL)
     lines = finished(federation, name)
     assert [line["round"] for line in lines] == list(range(1, 16))
-    assert before >= 3
     assert_undisturbed(federation, name, undisturbed)
+    assert (run_folder(federation, name) / TRIED).exists() == (process != "executor")
+
+
+def test_a_run_goes_on_when_the_agency_is_up_again(federation: LocalFederation, undisturbed: np.ndarray) -> None:
+    """As after a reboot: nobody has stopped the run, so it is not over."""
+    start(federation, "reboot")
+    federation.supervisors["agency"].stop()
+    assert folders.read_run(federation.home, "reboot")["status"] == folders.INTERRUPTED
+    federation.start_agency()
+    lines = finished(federation, "reboot")
+    assert [line["round"] for line in lines] == list(range(1, 16))
+    assert_undisturbed(federation, "reboot", undisturbed)
+
+
+def test_a_run_that_was_stopped_while_it_was_down_stays_so(federation: LocalFederation) -> None:
+    start(federation, "given-up")
+    os.kill(federation.pid("agency", "executor"), signal.SIGSTOP)
+    os.kill(coordinator_pid(federation), signal.SIGKILL)
+    wait_for(lambda: folders.read_run(federation.home, "given-up")["status"] == folders.INTERRUPTED, "it to be noticed")
+    folders.stop_run(federation.control, federation.home, "given-up")
+    os.kill(federation.pid("agency", "executor"), signal.SIGCONT)
+    time.sleep(3 * LOOK_S)
+    assert folders.read_run(federation.home, "given-up", federation.control)["status"] == "stopped"
 
 
 def test_a_stopped_run_is_resumed(federation: LocalFederation, undisturbed: np.ndarray) -> None:

@@ -33,7 +33,7 @@ def test_no_process_imports_what_lies_about_or_inherits_what_is_set(
                 try:
                     line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
                     environment = Path(f"/proc/{pid}/environ").read_bytes()
-                    place = Path(f"/proc/{pid}/cwd").readlink()
+                    working_folder = Path(f"/proc/{pid}/cwd").readlink()
                 except OSError:
                     continue
                 if b"-m" not in line:
@@ -41,7 +41,7 @@ def test_no_process_imports_what_lies_about_or_inherits_what_is_set(
                 assert line[1] == b"-I", line
                 assert b"canary" not in environment
                 assert b"PYTHONPATH" not in environment
-                assert folder / "f" in place.parents
+                assert folder / "f" in working_folder.parents
                 module = line[line.index(b"-m") + 1]
                 names.add(line[line.index(b"-m") + 2] if module.endswith(b".sandbox") else module)
         assert {name.decode().rpartition(".")[2] for name in names} == {
@@ -49,10 +49,10 @@ def test_no_process_imports_what_lies_about_or_inherits_what_is_set(
         }  # fmt: skip
         finished(federation, "hermetic")
         federation.stop()
-        one = federation.client_home(federation.institutions[0].name)
+        client_home = federation.client_home(federation.institutions[0].name)
         supervise(federation.home, detach=True)
-        supervise_detached(one)
-        for home in (one, federation.home):
+        supervise_detached(client_home)
+        for home in (client_home, federation.home):
             status = read_status(home)
             assert status is not None
             assert Path(f"/proc/{status.pid}/cwd").readlink() == home

@@ -25,7 +25,7 @@ SECRET_FILES = ("secrets/*", "identity/key.pem", "identity/node_key", "superlink
 
 def children_of(pid: int) -> set[int]:
     """All living descendants of process `pid`."""
-    found: set[int] = set()
+    descendants: set[int] = set()
     frontier = {pid}
     parents: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
@@ -34,16 +34,16 @@ def children_of(pid: int) -> set[int]:
         except OSError:
             continue
     while frontier:
-        frontier = {child for child, parent in parents.items() if parent in frontier} - found
-        found |= frontier
-    return found
+        frontier = {child for child, parent in parents.items() if parent in frontier} - descendants
+        descendants |= frontier
+    return descendants
 
 
 def test_no_secret_is_in_any_command_line(federation: LocalFederation) -> None:
     federation.start_run("argv", make_config("rounds=3"))
     secrets = {path.read_text().strip() for path in federation.home.glob("secrets/*")}
-    for one in federation.institutions:
-        secrets |= {path.read_text().strip() for path in federation.client_home(one.name).glob("secrets/*")}
+    for member in federation.institutions:
+        secrets |= {path.read_text().strip() for path in federation.client_home(member.name).glob("secrets/*")}
     seen = 0
     while folders.read_run(federation.home, "argv")["status"] in folders.ACTIVE:
         for pid in children_of(os.getpid()):

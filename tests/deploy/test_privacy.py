@@ -39,7 +39,7 @@ def start(federation: LocalFederation, name: str, *overrides: str) -> None:
 
 
 def homes(federation: LocalFederation) -> list[Path]:
-    return [federation.client_home(one.name) for one in federation.institutions]
+    return [federation.client_home(member.name) for member in federation.institutions]
 
 
 def history(home: Path) -> History:
@@ -58,22 +58,22 @@ def test_a_private_run_is_charged_countersigned_and_certified(private: LocalFede
     assert 1.9 < told["epsilon"] <= 2.0
 
     heads = json.loads((private.home / HEADS).read_text())
-    for home, one in zip(homes(private), private.institutions, strict=True):
+    for home, member in zip(homes(private), private.institutions, strict=True):
         lines, signed = read_ledger(home, POPULATION)
         spent = replay(lines).spent()
         assert [event.count for event in spent] == [ROUNDS]
         assert spent[0].noise_multiplier == told["privacy"]["noise_multiplier"]
         assert epsilon(spent, 1e-6) < told["epsilon"] + 1e-2
         assert signed is not None
-        assert heads[one.name]["head"] == signed.head == lines[-1].head
-        assert told["privacy"]["ledger_heads"][one.name] == signed.head
+        assert heads[member.name]["head"] == signed.head == lines[-1].head
+        assert told["privacy"]["ledger_heads"][member.name] == signed.head
         assert CliRunner().invoke(ledger_cli, ["verify", "--home", str(home)]).exit_code == 0
 
     folder = folders.run_folder(private.home, "first")
     statement = from_json((folder / "privacy.json").read_text())
     assert statement.private
     assert statement.epsilon == pytest.approx(told["epsilon"], abs=1e-6)
-    assert {each.institution for each in statement.promises} == {one.name for one in private.institutions}
+    assert {each.institution for each in statement.promises} == {member.name for member in private.institutions}
     assert "3 of the 4 institutions" in (folder / "privacy.html").read_text()
 
 
@@ -82,9 +82,9 @@ def test_a_run_beyond_the_budget_is_refused_with_numbers(private: LocalFederatio
     start(private, "too-much", "privacy.epsilon=2.95")
     assert wait_for_run(private, "too-much")["status"] == "failed"
     for home in homes(private):
-        found = history(home)
-        assert [event.count for event in found.spent()] == [ROUNDS]
-        (run, reason) = next((entry.run, entry.reason) for _, entry in found.refusals)
+        ledger = history(home)
+        assert [event.count for event in ledger.spent()] == [ROUNDS]
+        (run, reason) = next((entry.run, entry.reason) for _, entry in ledger.refusals)
         assert run == "too-much"
         assert "over the limit annual_epsilon 3.00 of policy.yaml" in reason
         assert "more steps fit" in reason

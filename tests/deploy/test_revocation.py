@@ -39,9 +39,9 @@ def test_a_revoked_institution_leaves_a_running_run_and_the_others_learn_of_it(
         "server.round_deadline_s=5", "rounds=100000", f"client.crl_refresh_s={REFRESH_S}",
     )  # fmt: skip
     with make_federation(tmp_path_factory.mktemp("revoked"), config) as federation:
-        kept, revoked = (federation.client_home(one.name) for one in federation.institutions)
+        kept, revoked = (federation.client_home(member.name) for member in federation.institutions)
         processes = [("agency", "superlink"), ("agency", "registry"), (kept.name, "gateway")]
-        before = [federation.pid(*place) for place in processes]
+        before = [federation.pid(*process) for process in processes]
         federation.start_run("endless")
         wait_for(lambda: members(federation, "endless") == 2, "a round of both institutions")
 
@@ -55,5 +55,5 @@ def test_a_revoked_institution_leaves_a_running_run_and_the_others_learn_of_it(
 
         assert number(federation.home) == 2
         assert number(revoked) == 1
-        assert [federation.pid(*place) for place in processes] == before
+        assert [federation.pid(*process) for process in processes] == before
         folders.stop_run(federation.control, federation.home, "endless")

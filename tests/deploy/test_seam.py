@@ -35,7 +35,7 @@ def test_deployment_and_simulation_train_the_same_model(
         federation.control, federation.home, name, dataclasses.replace(config, server=settings), resume=False
     )
     lines = finished(federation, name)
-    simulated = simulate(config, [one.data for one in federation.institutions], tmp_path)
+    simulated = simulate(config, [member.data for member in federation.institutions], tmp_path)
     deployed = read_model(folders.run_folder(federation.home, name))
     if secagg == "none":
         np.testing.assert_array_equal(deployed.scale, simulated.scale)

@@ -27,13 +27,13 @@ WINDOW = 64  # bytes of an update that would give it away: 16 parameters
 def updates_of_round_1(federation: LocalFederation, seed: int, folder: Path) -> list[np.ndarray]:
     """What each institution computes in the first round, made here with the same seed."""
     config = make_config("rounds=1", f"seed={seed}", "secagg=none")
-    data = [one.data for one in federation.institutions]
+    data = [member.data for member in federation.institutions]
     task, scale = get_task("breast_cancer"), simulate(config, data, folder).scale
     request = TrainRequest(
         "r", 1, task.name, seed, config.task.local_epochs, config.task.batch_size, config.task.learning_rate, 0.0,
         initial_vector(task, seed), scale, digest=task.digest,
     )  # fmt: skip
-    replies = [make_trainer(dataclasses.replace(config.client, data=one)).answer(request) for one in data]
+    replies = [make_trainer(dataclasses.replace(config.client, data=source)).answer(request) for source in data]
     return [reply.update for reply in replies if isinstance(reply, TrainReply)]
 
 
@@ -63,7 +63,7 @@ class Capture:
                 except OSError:
                     continue
                 self.bytes_read += len(content)
-                self.seen |= {index for index, part in self.wanted.items() if part in content}
+                self.seen |= {index for index, snippet in self.wanted.items() if snippet in content}
 
 
 @pytest.mark.parametrize(("secagg", "expected"), [("none", 4), ("full", 0)])
@@ -84,11 +84,11 @@ def test_what_the_superlink_stores_contains_no_update(
         finished(federation, name)
     assert capture.bytes_read > 1_000_000
     assert len(capture.seen) == expected
-    found = summary(federation, name)
-    assert found["secure_aggregation"] is bool(expected == 0)
+    figures = summary(federation, name)
+    assert figures["secure_aggregation"] is bool(expected == 0)
     if secagg == "full":
-        assert found["secure_aggregation_details"] == "on, cohort 4 of 4, threshold 3"
-        assert found["metrics_by_institution"] == {}
-        homes = {one.name: federation.client_home(one.name) for one in federation.institutions}
+        assert figures["secure_aggregation_details"] == "on, cohort 4 of 4, threshold 3"
+        assert figures["metrics_by_institution"] == {}
+        homes = {member.name: federation.client_home(member.name) for member in federation.institutions}
         sealed = {name: json.loads((home / "run/trainer/isolation.json").read_text()) for name, home in homes.items()}
-        assert found["isolation"] == {name: one["network"] for name, one in sealed.items()}
+        assert figures["isolation"] == {name: isolation["network"] for name, isolation in sealed.items()}

@@ -71,15 +71,15 @@ def test_ditto_gives_the_federation_fedavgs_model_and_the_institutions_better_on
 
 def test_fedbn_leaves_the_published_normalisation_as_it_began(tmp_path: Path) -> None:
     task = get_task("digits_cnn")
-    own, found = task.layout.normalisation, run(tmp_path, "strategy=fedbn")
-    np.testing.assert_array_equal(found.model[own], initial_vector(task, 0)[own])
-    assert np.abs(found.model[~own] - initial_vector(task, 0)[~own]).max() > 0.01
+    own, outcome = task.layout.normalisation, run(tmp_path, "strategy=fedbn")
+    np.testing.assert_array_equal(outcome.model[own], initial_vector(task, 0)[own])
+    assert np.abs(outcome.model[~own] - initial_vector(task, 0)[~own]).max() > 0.01
 
 
 def test_scaffold_with_a_cohort_sampled_from_a_population(tmp_path: Path) -> None:
     overrides = ("strategy=scaffold", "secagg=none", "simulation.institutions=12", "simulation.cohort=4")
-    one, other = (run(tmp_path / name, *overrides, "rounds=4") for name in ("a", "b"))
-    np.testing.assert_array_equal(one.model, other.model)
+    first, second = (run(tmp_path / name, *overrides, "rounds=4") for name in ("a", "b"))
+    np.testing.assert_array_equal(first.model, second.model)
     assert len(list((tmp_path / "a" / "institutions").iterdir())) > 4
 
 

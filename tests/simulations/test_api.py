@@ -36,12 +36,12 @@ def a_task(build: Any = Two) -> Task:
 
 def sites(count: int = 3, each: int = 90) -> dict[str, Records]:
     generator = np.random.default_rng(5)
-    made = {}
-    for place in range(count):
+    records_by_site = {}
+    for index in range(count):
         age, bmi = generator.uniform(20, 80, each), generator.uniform(18, 40, each)
         ill = (age + 3 * bmi + generator.normal(0, 15, each) > 140).astype(np.int64)
-        made[f"site-{place}"] = records(a_task(), (np.stack([age, bmi], 1), ill), persons=np.arange(each))
-    return made
+        records_by_site[f"site-{index}"] = records(a_task(), (np.stack([age, bmi], 1), ill), persons=np.arange(each))
+    return records_by_site
 
 
 def run(tmp_path: Path, name: str, **settings: Any) -> sovfed.Result:
@@ -74,10 +74,11 @@ def test_a_result_has_model_rounds_metrics_curves_and_baselines(tmp_path: Path) 
     ],
 )
 def test_every_optimizer_trains_the_same_one_by_one_and_stacked(tmp_path: Path, settings: dict[str, Any]) -> None:
-    one = run(tmp_path, "one", **settings, **{"simulation.engine": "inprocess", "secagg": "none"})
+    looped = run(tmp_path, "one", **settings, **{"simulation.engine": "inprocess", "secagg": "none"})
     stacked = run(tmp_path, "stacked", **settings, **{"simulation.engine": "vectorised", "secagg": "none"})
-    np.testing.assert_allclose(one.vector, stacked.vector, rtol=0, atol=2e-6)
-    assert np.abs(one.vector - run(tmp_path, "plain", secagg="none").vector).max() > 1e-4  # the setting did something
+    np.testing.assert_allclose(looped.vector, stacked.vector, rtol=0, atol=2e-6)
+    plain = run(tmp_path, "plain", secagg="none")
+    assert np.abs(looped.vector - plain.vector).max() > 1e-4  # the setting did something
 
 
 def test_a_researcher_sees_the_models_own_exception(tmp_path: Path) -> None:

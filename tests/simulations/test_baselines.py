@@ -19,17 +19,17 @@ TASK = get_task("breast_cancer")
 
 
 def test_merging_keeps_every_part_on_its_side() -> None:
-    parts = [load_records(TASK, one) for one in DATA]
-    union = merge(parts)
+    datasets = [load_records(TASK, source) for source in DATA]
+    union = merge(datasets)
     assert len(labels_of(TASK, union)) == 569
     assert len(np.unique(union.persons)) == 569
     for rows, side in ((union.train, "train"), (union.test, "test")):
-        expected = np.concatenate([columns_of(part)[NUMBERS][getattr(part, side)] for part in parts])
+        expected = np.concatenate([columns_of(dataset)[NUMBERS][getattr(dataset, side)] for dataset in datasets])
         assert np.array_equal(union.columns[NUMBERS][rows], expected)
 
 
 def test_the_pooled_model_is_as_good_as_scikit_learns_logistic_regression() -> None:
-    union = merge([load_records(TASK, one) for one in DATA])
+    union = merge([load_records(TASK, source) for source in DATA])
     features, labels = union.columns[NUMBERS], labels_of(TASK, union)
     train, test = features[union.train], features[union.test]
     mean, std = train.mean(0), train.std(0)
@@ -39,14 +39,14 @@ def test_the_pooled_model_is_as_good_as_scikit_learns_logistic_regression() -> N
 
 
 def test_a_comparison_has_a_row_for_each_institution_and_pooling_beats_being_alone() -> None:
-    union = merge([load_records(TASK, one) for one in DATA])
+    union = merge([load_records(TASK, source) for source in DATA])
     trained = pooled(CONFIG, union)
-    found = compare_sites(CONFIG, DATA, trained.model, trained.scale)
-    assert [row["test"] for row in found.rows] == [76, 51, 29, 14]
-    assert sum(row["train"] for row in found.rows) == len(union.train)
-    assert found.metric == "auc"
-    assert found.federated == found.pooled > found.alone_mean
-    assert all(row["federated"] == row["pooled"] for row in found.rows)
+    comparison = compare_sites(CONFIG, DATA, trained.model, trained.scale)
+    assert [row["test"] for row in comparison.rows] == [76, 51, 29, 14]
+    assert sum(row["train"] for row in comparison.rows) == len(union.train)
+    assert comparison.metric == "auc"
+    assert comparison.federated == comparison.pooled > comparison.alone_mean
+    assert all(row["federated"] == row["pooled"] for row in comparison.rows)
 
 
 def test_a_metric_that_is_undefined_is_none() -> None:

@@ -48,23 +48,23 @@ def run(config: Config, folder: Path, **more: Any) -> Outcome:
 )
 def test_stacked_training_gives_the_model_of_the_deployed_code(overrides: tuple[str, ...], tmp_path: Path) -> None:
     config = make_config(*overrides)
-    one, other = (
+    deployed, stacked = (
         run(
             dataclasses.replace(config, simulation=dataclasses.replace(config.simulation, engine=engine)),
             tmp_path / engine,
         )
         for engine in ("inprocess", "vectorised")
     )
-    np.testing.assert_array_equal(one.scale, other.scale)
-    np.testing.assert_allclose(one.model, other.model, atol=2e-6)
-    assert np.abs(one.model - initial_vector(get_task(config.task.name), config.seed)).max() > 0.01
-    assert one.summary["metrics"] == pytest.approx(other.summary["metrics"], abs=1e-3)
-    assert one.summary["metrics_by_institution"].keys() == other.summary["metrics_by_institution"].keys()
+    np.testing.assert_array_equal(deployed.scale, stacked.scale)
+    np.testing.assert_allclose(deployed.model, stacked.model, atol=2e-6)
+    assert np.abs(deployed.model - initial_vector(get_task(config.task.name), config.seed)).max() > 0.01
+    assert deployed.summary["metrics"] == pytest.approx(stacked.summary["metrics"], abs=1e-3)
+    assert deployed.summary["metrics_by_institution"].keys() == stacked.summary["metrics_by_institution"].keys()
     for mine, theirs in zip(read_rounds(tmp_path / "inprocess"), read_rounds(tmp_path / "vectorised"), strict=True):
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
         for key in ("participants", "count", "bytes_up", "bytes_down"):
             assert mine[key] == theirs[key], key
-    assert other.summary["engine_chunk"] > 0 and other.summary["secure_aggregation"] is False
+    assert stacked.summary["engine_chunk"] > 0 and stacked.summary["secure_aggregation"] is False
 
 
 def test_chunks_change_nothing_but_rounding() -> None:
@@ -75,15 +75,15 @@ def test_chunks_change_nothing_but_rounding() -> None:
         run="1", round=1, task="digits", seed=3, local_epochs=2, batch_size=8, learning_rate=0.1, proximal_mu=0.0,
         model=initial_vector(task, 0), scale=np.concatenate([np.full(64, -1.0), np.ones(64)]),
     )  # fmt: skip
-    found = []
+    by_chunk = []
     for chunk in (1, 5, 13):
         updates = np.zeros((13, task.parameters), np.float32)
-        for part in StackedTraining(task, config, chunk).train(request, cohort):
-            updates[part.places] = part.updates.numpy()
-        found.append(updates)
-    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
-    np.testing.assert_allclose(found[0], found[2], atol=1e-6)
-    assert len({update.tobytes() for update in found[0]}) == 13
+        for trained in StackedTraining(task, config, chunk).train(request, cohort):
+            updates[trained.places] = trained.updates.numpy()
+        by_chunk.append(updates)
+    np.testing.assert_allclose(by_chunk[0], by_chunk[1], atol=1e-6)
+    np.testing.assert_allclose(by_chunk[0], by_chunk[2], atol=1e-6)
+    assert len({update.tobytes() for update in by_chunk[0]}) == 13
 
 
 def test_an_institution_without_finite_update_is_left_out_of_the_round(tmp_path: Path) -> None:
@@ -105,8 +105,8 @@ def test_an_institution_without_finite_update_is_left_out_of_the_round(tmp_path:
     ],
 )
 def test_what_cannot_be_stacked_is_refused_with_its_reason(module: nn.Module, reason: str) -> None:
-    found = refusal(module, make_config())
-    assert reason in found and bool(found) == bool(reason)
+    refused = refusal(module, make_config())
+    assert reason in refused and bool(refused) == bool(reason)
 
 
 def test_another_precision_is_refused(tmp_path: Path) -> None:
@@ -148,10 +148,10 @@ def test_stacking_under_secure_aggregation_says_that_it_summed_in_the_clear(tmp_
 
 
 def test_disagreement_is_in_units_of_the_largest_value() -> None:
-    one, other = (Total(count=1, mean=np.array(mean, np.float32)) for mean in ([0.0, 2.0], [0.0, 1.5]))
-    assert disagreement(one, other) == 0.25
-    assert disagreement(one, Total(count=2, mean=one.mean)) == float("inf")
-    assert disagreement(one, Total(count=1)) == float("inf")
+    first, second = (Total(count=1, mean=np.array(mean, np.float32)) for mean in ([0.0, 2.0], [0.0, 1.5]))
+    assert disagreement(first, second) == 0.25
+    assert disagreement(first, Total(count=2, mean=first.mean)) == float("inf")
+    assert disagreement(first, Total(count=1)) == float("inf")
 
 
 class Answers:
@@ -193,8 +193,8 @@ def test_auto_sees_through_chaos_that_stacked_training_is_wrong(
         return step(self, stacked, features, labels, weights, rate * 1.01, pull)
 
     monkeypatch.setattr(StackedModel, "step", wrong)
-    found = run(make_config("task=digits", "partition=iid", "simulation.institutions=20"), tmp_path).summary
-    assert found["engine"] == "inprocess" and "stacked training differs" in found["engine_reason"]
+    summary = run(make_config("task=digits", "partition=iid", "simulation.institutions=20"), tmp_path).summary
+    assert summary["engine"] == "inprocess" and "stacked training differs" in summary["engine_reason"]
 
 
 @pytest.mark.parametrize("engine", ["inprocess", "vectorised"])
@@ -203,9 +203,9 @@ def test_a_cohort_is_drawn_anew_each_round_and_follows_the_seed(engine: str, tmp
         "task=digits", "partition=dirichlet", "simulation.institutions=3000", "simulation.cohort=12",
         f"simulation.engine={engine}",
     )  # fmt: skip
-    one, again = (run(make_config(*overrides, "rounds=3"), tmp_path / name) for name in ("one", "again"))
+    first, again = (run(make_config(*overrides, "rounds=3"), tmp_path / name) for name in ("one", "again"))
     other = run(make_config(*overrides, "seed=1"), tmp_path / "other")
-    np.testing.assert_array_equal(one.model, again.model)
+    np.testing.assert_array_equal(first.model, again.model)
     cohorts = [set(line["participants"]) for line in read_rounds(tmp_path / "one")]
     assert [len(cohort) for cohort in cohorts] == [12, 12, 12]
     assert cohorts[0] != cohorts[1] != cohorts[2]

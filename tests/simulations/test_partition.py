@@ -38,22 +38,22 @@ def all_records() -> Dataset:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_record_is_dealt_once_and_stays_on_its_side(name: str) -> None:
     whole, partition = all_records(), make(name, 12)
-    parts = [partition.records(number) for number in range(12)]
-    for part in parts:
-        check(part, TASK.schema, name)
+    datasets = [partition.records(number) for number in range(12)]
+    for dataset in datasets:
+        check(dataset, TASK.schema, name)
     for side in ("train", "test"):
-        dealt = np.concatenate([part.persons[getattr(part, side)] for part in parts])
+        dealt = np.concatenate([dataset.persons[getattr(dataset, side)] for dataset in datasets])
         np.testing.assert_array_equal(np.sort(dealt), whole.persons[getattr(whole, side)])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_partition_follows_the_seed(name: str) -> None:
-    one, again, other = make(name, 10), make(name, 10), make(name, 10, "seed=1")
+    first, again, other = make(name, 10), make(name, 10), make(name, 10, "seed=1")
     for number in (0, 9, 3):
-        a, b = one.records(number), again.records(number)
+        a, b = first.records(number), again.records(number)
         np.testing.assert_array_equal(pixels(a), pixels(b))
         np.testing.assert_array_equal(a.persons, b.persons)
-    assert not np.array_equal(one.records(3).persons, other.records(3).persons)
+    assert not np.array_equal(first.records(3).persons, other.records(3).persons)
 
 
 def classes(records: Records) -> int:
@@ -98,12 +98,12 @@ def test_a_person_with_several_records_is_never_split() -> None:
 
 def test_the_command_shows_and_draws_what_each_institution_holds(tmp_path: Path) -> None:
     arguments = ["task=digits", "partition=shards", "simulation.institutions=6"]
-    found = CliRunner().invoke(partition_command, [*arguments, "--json", "--plot", str(tmp_path / "shards.png")])
-    held = json.loads(found.output)
+    result = CliRunner().invoke(partition_command, [*arguments, "--json", "--plot", str(tmp_path / "shards.png")])
+    held = json.loads(result.output)
     dealt = make("shards", 6)
-    assert [one["train"] for one in held] == [len(dealt.records(k).train) for k in range(6)]
+    assert [holding["train"] for holding in held] == [len(dealt.records(k).train) for k in range(6)]
     assert (
-        np.sum([one["by_class"] for one in held], axis=0).tolist()
+        np.sum([holding["by_class"] for holding in held], axis=0).tolist()
         == np.bincount(labels_of(TASK, all_records())).tolist()
     )
     assert (tmp_path / "shards.png").read_bytes().startswith(b"\x89PNG")

@@ -49,8 +49,8 @@ def test_seconds_of_computing_are_told_nowhere_in_a_private_run(tmp_path: Path) 
 def test_group_normalisation_also_trains_without_privacy(tmp_path: Path) -> None:
     config = compose(["task=digits_cnn", "task.normalisation=group", "rounds=1", "server.min_cohort=4"]).config
     outcome = simulate(config, sites(config), tmp_path)
-    found = compare_sites(config, sites(config), outcome.model, outcome.scale)
-    assert found.federated > 0.8
+    comparison = compare_sites(config, sites(config), outcome.model, outcome.scale)
+    assert comparison.federated > 0.8
 
 
 def test_the_echo_has_nothing_to_normalise() -> None:

@@ -19,7 +19,7 @@ from sovfed.server.runs.release import read_model
 from sovfed.simulations import sweep
 from sovfed.simulations.cli import simulate
 from sovfed.simulations.cli_sweep import compare
-from sovfed.simulations.compare import choose_metric, figures, group, read_runs
+from sovfed.simulations.compare import choose_metric, figures, group_runs, read_runs
 from sovfed.simulations.compare_plot import plot
 
 BASE = ("task=digits", "partition=dirichlet", "simulation.institutions=4", "secagg=none", "simulation.engine=inprocess")
@@ -27,11 +27,11 @@ SWEEP = (*BASE, "rounds=2", "strategy=fedavg,fedprox", "seed=1,2")
 
 
 def test_combinations_are_the_product_in_order() -> None:
-    found = sweep.expand(["rounds=2", "strategy=fedavg,fedprox", "seed=range(1,3)"])
-    assert [name for name, _ in found] == [
+    combinations = sweep.expand(["rounds=2", "strategy=fedavg,fedprox", "seed=range(1,3)"])
+    assert [name for name, _ in combinations] == [
         "strategy=fedavg,seed=1", "strategy=fedavg,seed=2", "strategy=fedprox,seed=1", "strategy=fedprox,seed=2",
     ]  # fmt: skip
-    assert found[2][1] == ("rounds=2", "strategy=fedprox", "seed=1")
+    assert combinations[2][1] == ("rounds=2", "strategy=fedprox", "seed=1")
 
 
 def test_a_glob_takes_the_options_of_a_group() -> None:
@@ -76,7 +76,10 @@ def test_a_sweep_its_table_and_its_figure(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert told["failed"] == {}
-    assert [(one["group"], one["runs"]) for one in told["groups"]] == [("strategy=fedavg", 2), ("strategy=fedprox", 2)]
+    assert [(group["group"], group["runs"]) for group in told["groups"]] == [
+        ("strategy=fedavg", 2),
+        ("strategy=fedprox", 2),
+    ]
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert len((folder / "compare.csv").read_text().splitlines()) == 5
 
@@ -123,12 +126,12 @@ def test_a_killed_sweep_ends_with_the_models_of_one_that_was_not(tmp_path: Path)
     started = folder / "seed=2" / "rounds.jsonl"
     with subprocess.Popen(
         command, env=quiet_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as one:
+    ) as process:
         deadline = time.monotonic() + 60
         while not (started.exists() and started.read_text().count("\n") >= 3):
-            assert time.monotonic() < deadline and one.poll() is None
+            assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.002)
-        os.kill(one.pid, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
     assert not (folder / "seed=2" / "summary.json").exists()
     (unfinished,) = [run for run in read_runs([folder]) if not run.finished]
     assert 3 <= len(unfinished.rounds) < 120
@@ -145,7 +148,7 @@ def test_privacy_and_utility_are_compared_by_what_the_simulator_measures(tmp_pat
     planned = sweep.plan(asked, tmp_path / "sweep")
     assert sweep.run_sweep(planned, track=False) == {}
     runs = read_runs([tmp_path / "sweep"])
-    lines = [figures(one, choose_metric(runs, None)) for one in group(runs)]
+    lines = [figures(group, choose_metric(runs, None)) for group in group_runs(runs)]
     assert [line["group"] for line in lines] == ["privacy=none", "privacy=silo, epsilon=1", "privacy=silo, epsilon=8"]
     assert all(0 < line["auc"] <= 1 for line in lines)
     assert lines[0]["epsilon"] is None

@@ -85,18 +85,20 @@ def test_sums_are_those_of_the_private_step(
     drawn = np.random.default_rng(0).random(len(persons.first)) < 0.6
     who = np.flatnonzero(drawn & (persons.owner != 1))  # of one institution nobody is sampled
     models = torch.stack([torch.from_numpy(initial_vector(task, seed)) for seed in range(len(SIZES))])
-    found = StackedPrivate(task, 0.5, CPU).clipped_sums(models, Table(features, labels), persons, who)
+    sums = StackedPrivate(task, 0.5, CPU).clipped_sums(models, Table(features, labels), persons, who)
     assert task.loss is not None
     step = PrivateStep(
         task.model(), task.loss, 0.5, example=(features[:4], labels[:4]), several_records=True, engine="vmap"
     )
-    for place, model in enumerate(models):
-        mine = [one for one in who if persons.owner[one] == place]
-        rows = np.array([row for one in mine for row in persons.rows[persons.first[one] :][: persons.count[one]]], int)
+    for index, model in enumerate(models):
+        mine = [person for person in who if persons.owner[person] == index]
+        rows = np.array(
+            [row for person in mine for row in persons.rows[persons.first[person] :][: persons.count[person]]], int
+        )
         expected, used = step.clipped_sum(model, features[rows], labels[rows], torch.from_numpy(people[rows]))
         assert used == len(mine)
-        np.testing.assert_allclose(found[place].numpy(), expected.numpy(), atol=2e-5)
-    assert found[1].abs().sum() == 0 and found[0].abs().sum() > 0
+        np.testing.assert_allclose(sums[index].numpy(), expected.numpy(), atol=2e-5)
+    assert sums[1].abs().sum() == 0 and sums[0].abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", ["digits", "pneumonia"])
@@ -108,8 +110,8 @@ def test_a_person_whose_gradient_is_not_finite_is_left_out(name: str) -> None:
     stacked, who = StackedPrivate(task, 0.5, CPU), np.arange(sum(SIZES))
     expected = stacked.clipped_sums(models, Table(features, labels), persons, np.delete(who, 12))
     features[12] = float("inf")
-    found = stacked.clipped_sums(models, Table(features, labels), persons, who)
-    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)
+    sums = stacked.clipped_sums(models, Table(features, labels), persons, who)
+    np.testing.assert_allclose(sums.numpy(), expected.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -130,13 +132,15 @@ def test_local_steps_are_those_of_the_deployed_code(several: bool) -> None:
         for records in institutions
     ]
     starts = np.cumsum([0, *SIZES])
-    people = np.concatenate([100 * number + one.persons[one.train] for number, one in enumerate(institutions)])
-    features = np.concatenate([(one.columns["pixel"][one.train] - 8) / 8 for one in institutions])
-    labels = np.concatenate([one.columns["digit"][one.train] for one in institutions])
+    people = np.concatenate(
+        [100 * number + dataset.persons[dataset.train] for number, dataset in enumerate(institutions)]
+    )
+    features = np.concatenate([(dataset.columns["pixel"][dataset.train] - 8) / 8 for dataset in institutions])
+    labels = np.concatenate([dataset.columns["digit"][dataset.train] for dataset in institutions])
     persons = Persons.of([np.arange(a, b) for a, b in itertools.pairwise(starts)], people)
     given = Table(torch.from_numpy(features), torch.from_numpy(labels))
-    found = StackedPrivate(task, asked.clip, CPU).descend(asked, given, persons)
-    np.testing.assert_allclose(found.numpy(), np.stack(deployed), atol=3e-6)
+    stacked = StackedPrivate(task, asked.clip, CPU).descend(asked, given, persons)
+    np.testing.assert_allclose(stacked.numpy(), np.stack(deployed), atol=3e-6)
     assert np.abs(np.stack(deployed)).max(1).min() > 1e-3
 
 
@@ -158,12 +162,12 @@ def test_where_nobody_is_sampled_an_update_is_the_charged_noise_of_each_institut
     features, labels = table(task)
     persons = Persons.of(parts(), np.arange(sum(SIZES)))
     asked = request(task, noise_multiplier=1.5, sampling_rate=1e-9, steps=1)
-    found = StackedPrivate(task, asked.clip, CPU).descend(asked, Table(features, labels), persons).numpy()
+    updates = StackedPrivate(task, asked.clip, CPU).descend(asked, Table(features, labels), persons).numpy()
     units = Units(asked.clip, task.parameters, 20)
     expected = math.sqrt(share_variance(1.5, units)) * math.ldexp(1.0, units.exponent) * 0.5 / asked.batch
-    spread = found.std(1) / expected
+    spread = updates.std(1) / expected
     assert (np.abs(spread - 1) < 5 / math.sqrt(2 * task.parameters)).all()
-    assert np.abs(np.corrcoef(found) - np.eye(len(SIZES))).max() < 5 / math.sqrt(task.parameters)
+    assert np.abs(np.corrcoef(updates) - np.eye(len(SIZES))).max() < 5 / math.sqrt(task.parameters)
 
 
 def test_a_distributed_sum_has_the_noise_of_every_share() -> None:
@@ -191,7 +195,7 @@ def test_updates_are_clipped_and_those_that_are_not_finite_are_named() -> None:
 
 @pytest.mark.parametrize("mechanism", ["silo", "distributed", "institution"])
 def test_a_private_run_claims_what_the_deployed_code_claims(mechanism: str, tmp_path: Path) -> None:
-    found = {}
+    outcomes = {}
     for engine in ("inprocess", "vectorised"):
         config = compose(
             [
@@ -200,15 +204,15 @@ def test_a_private_run_claims_what_the_deployed_code_claims(mechanism: str, tmp_
             ]
         ).config  # fmt: skip
         outcome = simulate_population(config, make_population(config), tmp_path / engine)
-        found[engine] = outcome
-    one, other = (found[engine].summary for engine in ("inprocess", "vectorised"))
+        outcomes[engine] = outcome
+    deployed, stacked = (outcomes[engine].summary for engine in ("inprocess", "vectorised"))
     for key in ("epsilon", "delta", "privacy", "institutions", "metrics"):
-        assert one[key] == other[key], key
-    assert other["secure_aggregation"] is False and "in the clear" in other["engine_details"]
-    promises = [json.loads((tmp_path / engine / "privacy.json").read_text()) for engine in found]
+        assert deployed[key] == stacked[key], key
+    assert stacked["secure_aggregation"] is False and "in the clear" in stacked["engine_details"]
+    promises = [json.loads((tmp_path / engine / "privacy.json").read_text()) for engine in outcomes]
     assert promises[0]["promises"] == promises[1]["promises"]
     start = initial_vector(get_task("digits"), 0)
-    moved = [float(np.linalg.norm(found[engine].model - start)) for engine in found]
+    moved = [float(np.linalg.norm(outcomes[engine].model - start)) for engine in outcomes]
     assert moved[0] == pytest.approx(moved[1], rel=0.1)  # mostly noise, of the same size
 
 

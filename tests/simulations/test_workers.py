@@ -37,11 +37,13 @@ def _run(folder: Path, *overrides: str) -> Outcome:
 
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 def test_the_model_is_bitwise_the_same_for_any_number_of_workers(tmp_path: Path, strategy: str) -> None:
-    found = [_run(tmp_path / str(n), *PLAIN, f"strategy={strategy}", f"simulation.workers={n}") for n in (0, 1, 2, 3)]
-    for other in found[1:]:
-        assert np.array_equal(other.model, found[0].model)
-        assert other.summary["metrics"] == found[0].summary["metrics"]
-        assert other.summary["bytes_up_per_round"] == found[0].summary["bytes_up_per_round"]
+    outcomes = [
+        _run(tmp_path / str(n), *PLAIN, f"strategy={strategy}", f"simulation.workers={n}") for n in (0, 1, 2, 3)
+    ]
+    for other in outcomes[1:]:
+        assert np.array_equal(other.model, outcomes[0].model)
+        assert other.summary["metrics"] == outcomes[0].summary["metrics"]
+        assert other.summary["bytes_up_per_round"] == outcomes[0].summary["bytes_up_per_round"]
 
 
 def test_a_large_model_too_is_bitwise_the_same(tmp_path: Path) -> None:
@@ -90,8 +92,8 @@ def _ask(grid: WorkersGrid, nodes: Iterable[int], values: Iterable[float], lengt
         new_message(requests[value], run_id=1, node_id=node, kind="train", group="")
         for node, value in zip(nodes, values, strict=True)
     ]
-    found = [from_records(reply.content) for reply in grid.replies(messages, 60.0)]
-    return [reply for reply in found if isinstance(reply, TrainReply)]
+    replies = [from_records(reply.content) for reply in grid.replies(messages, 60.0)]
+    return [reply for reply in replies if isinstance(reply, TrainReply)]
 
 
 @pytest.mark.parametrize("beside", [2**20, -(16 * 200_000) + 64])  # the second: nothing fits, all goes by the pipe
@@ -161,8 +163,12 @@ def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
     here = os.getpid()
 
     def end(number: int) -> Institution:
-        one = whole[number]
-        return Institution(one.name, one.site, lambda task: one.load(task) if os.getpid() == here else os._exit(7))
+        institution = whole[number]
+        return Institution(
+            institution.name,
+            institution.site,
+            lambda task: institution.load(task) if os.getpid() == here else os._exit(7),
+        )
 
     with pytest.raises(ServiceError, match=r"worker-[12] of 2 ended with exit code 7"):
         simulate_population(config, [end(number) for number in range(len(whole))], tmp_path)

@@ -15,12 +15,12 @@ def run(system: str, job: Job, rounds: int, clock: Clock) -> None:
     for number in range(1, rounds + 1):
         total, records, right, tested = torch.zeros_like(current, dtype=torch.float64), 0, 0, 0
         for institution in job.cohort_of(number):
-            part = work.part(institution)
+            site_records = work.part(institution)
             torch.nn.utils.vector_to_parameters(current.clone(), model.parameters())
-            right += work.evaluate(model, part)[1]
-            tested += len(part.test[1])
-            work.train(model, part)
-            count = len(part.train[1])
+            right += work.evaluate(model, site_records)[1]
+            tested += len(site_records.test[1])
+            work.train(model, site_records)
+            count = len(site_records.train[1])
             total += count * torch.nn.utils.parameters_to_vector(model.parameters()).detach().double()
             records += count
         current = (total / records).float()

@@ -22,15 +22,15 @@ client_app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """Evaluate and train; the reply has the whole model, as Flower's FedAvg wants it."""
     work, model = cached_work(os.environ[FOLDER])
-    part = work.part(int(context.node_config["partition-id"]))
+    site_records = work.part(int(context.node_config["partition-id"]))
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
-    loss, right = work.evaluate(model, part)
-    work.train(model, part)
+    loss, right = work.evaluate(model, site_records)
+    work.train(model, site_records)
     metrics: dict[str, Any] = {
-        "num-examples": len(part.train[1]),
+        "num-examples": len(site_records.train[1]),
         "loss": loss,
         "right": right,
-        "tested": len(part.test[1]),
+        "tested": len(site_records.test[1]),
     }
     content: dict[str, Any] = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(metrics)}
     return Message(RecordDict(content), reply_to=message)
@@ -45,7 +45,7 @@ def run(system: str, job: Job, rounds: int, clock: Clock) -> None:
 
     def fold(replies: list[RecordDict], weighted_by_key: str) -> MetricRecord:
         metrics: list[Any] = [reply["metrics"] for reply in replies]
-        sums: dict[str, Any] = {key: sum(one[key] for one in metrics) for key in ("right", "tested")}
+        sums: dict[str, Any] = {key: sum(client[key] for client in metrics) for key in ("right", "tested")}
         if len(replies) != job.cohort:
             raise RuntimeError(f"{len(replies)} of {job.cohort} clients replied")
         clock.accuracy = sums["right"] / sums["tested"]

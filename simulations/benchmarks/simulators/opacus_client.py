@@ -66,10 +66,10 @@ def train(message: Message, context: Context) -> Message:
     """The reply has the whole model, as Flower's FedAvg wants it."""
     be_quiet()
     work = cached_work(os.environ[FOLDER])[0]
-    part = work.part(int(context.node_config["partition-id"]))
+    site_records = work.part(int(context.node_config["partition-id"]))
     model = work.model()
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
-    train_privately(work, model, part)
+    train_privately(work, model, site_records)
     metrics: dict[str, Any] = {"num-examples": 1, "right": 0, "tested": 1}
     content: dict[str, Any] = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(metrics)}
     return Message(RecordDict(content), reply_to=message)

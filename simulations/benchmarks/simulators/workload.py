@@ -71,8 +71,8 @@ class Workload:
         self.job = job
         torch.set_num_threads(1)  # as LocalTraining does for small models
         torch.manual_seed(job.seed)
-        with np.load(job.folder / "records.npz") as found:
-            self._tables = {name: found[name] for name in found.files}
+        with np.load(job.folder / "records.npz") as archive:
+            self._tables = {name: archive[name] for name in archive.files}
 
     @cached_property
     def task(self) -> Task:
@@ -92,7 +92,7 @@ class Workload:
         sides = []
         for side in ("train", "test"):
             start, end = self._tables[f"{side}_ends"][institution : institution + 2]
-            features, labels = (self._tables[f"{side}_{what}"][start:end] for what in ("features", "labels"))
+            features, labels = (self._tables[f"{side}_{kind}"][start:end] for kind in ("features", "labels"))
             sides.append((torch.from_numpy(features), torch.from_numpy(labels)))
         return Part(sides[0], sides[1])
 
@@ -105,9 +105,9 @@ class Workload:
     def evaluate(self, model: torch.nn.Module, part: Part) -> tuple[float, int]:
         """`measure` on the institution's held-out records."""
         model.eval()
-        found = self.measure(model(part.test[0]), part.test[1])
+        result = self.measure(model(part.test[0]), part.test[1])
         model.train()
-        return found
+        return result
 
     def train(self, model: torch.nn.Module, part: Part) -> None:
         """Move `model` by the institution's epochs of SGD."""
@@ -141,8 +141,8 @@ class Clock:
         self._bytes = proportional_bytes([os.getpid()])
 
     def write(self, path: Path) -> None:
-        found: dict[str, Any] = {"marks": self.marks, "bytes": self._bytes, "accuracy": self.accuracy}
-        path.write_text(json.dumps(found))
+        content: dict[str, Any] = {"marks": self.marks, "bytes": self._bytes, "accuracy": self.accuracy}
+        path.write_text(json.dumps(content))
 
 
 @lru_cache(1)

@@ -58,10 +58,10 @@ class Clock:
 
 
 def _seconds(reply: RecordDict) -> float:
-    found = reply.metric_records["metrics"]["seconds"]
-    if not isinstance(found, float):
-        raise TypeError(f"seconds is {found!r}, expected a float")
-    return found
+    seconds = reply.metric_records["metrics"]["seconds"]
+    if not isinstance(seconds, float):
+        raise TypeError(f"seconds is {seconds!r}, expected a float")
+    return seconds
 
 
 @app.main()

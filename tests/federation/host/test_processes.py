@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -266,3 +267,27 @@ def test_exit_codes_that_are_final() -> None:
     assert exit_code(ConfigError("x")) == 2
     assert exit_code(IdentityError("x")) == exit_code(PolicyError("x")) == 3
     assert exit_code(ServiceError("x")) == 1
+
+
+def test_a_status_that_cannot_be_written_is_a_warning(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Seen: a full disk as a child died ended the whole institution, for good."""
+    with running(home, python("worker", SLEEPER)) as supervisor:
+        before = status_of(home, "worker").pid
+        assert before is not None
+        (home / "status.json").unlink()
+        (home / "status.json").mkdir()  # nothing can be written in its place
+        os.kill(before, signal.SIGKILL)
+        wait_for(lambda: supervisor.status().processes[0].restarts == 1 and supervisor.status().ready)
+        assert capfd.readouterr().err.count("the status cannot be written") == 1
+        (home / "status.json").rmdir()
+        wait_for((home / "status.json").is_file)
+        assert status_of(home, "worker").pid not in (None, before)
+
+
+def test_nobody_waits_for_an_optional_process_and_the_others_go_on_without_it(home: Path) -> None:
+    """Seen: a page of MLflow that was left behind kept its port, and the agency could not start."""
+    page = dataclasses.replace(python("page", "raise SystemExit(2)", lambda: False), optional=True)
+    with running(home, page, python("worker", SLEEPER)) as supervisor:
+        assert status_of(home, "worker").state == "ready"
+        wait_for(lambda: supervisor.status().processes[0].restarts >= 1)
+        assert supervisor.status().ready and status_of(home, "worker").restarts == 0

@@ -23,7 +23,7 @@ needs_landlock = pytest.mark.skipif(landlock.version() == 0, reason="this kernel
 ATTEMPTS = """
 import ctypes, json, os, socket, sys
 from pathlib import Path
-from sovfed.federation import landlock, sandbox, seccomp
+from sovfed.federation.host import landlock, sandbox, seccomp
 
 arguments = json.loads(sys.argv[1])
 rules = [*sandbox.system_rules(), *(landlock.Rule(Path(name), rights) for name, rights in arguments["rules"])]
@@ -204,7 +204,7 @@ def test_an_ordinary_user_gets_a_namespace_too(arguments: dict[str, Any]) -> Non
     ordinary = """
 import codecs, ctypes, json, os, resource, socket, sys
 from pathlib import Path
-from sovfed.federation import landlock, sandbox, seccomp
+from sovfed.federation.host import landlock, sandbox, seccomp
 codecs.lookup("ascii")
 # This user may not even look at the packages of the one who runs the tests.
 sandbox.system_rules = lambda: [landlock.Rule(Path("/proc"), landlock.READ)]
@@ -316,7 +316,7 @@ def test_the_filter_kills_calls_of_another_machine_and_names_each_once() -> None
 def test_the_second_table_of_calls_is_closed() -> None:
     program = """
 import ctypes, os
-from sovfed.federation import seccomp
+from sovfed.federation.host import seccomp
 seccomp.install(network=True)
 libc = ctypes.CDLL(None, use_errno=True)
 print(libc.syscall(ctypes.c_long(0x40000000 + 39)), ctypes.get_errno())

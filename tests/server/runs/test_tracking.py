@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from sovfed.federation import cli
 from sovfed.federation.compose import compose
 from sovfed.federation.config import stored
 from sovfed.server.runs import tracking
+from sovfed.server.runs.folders import UNSENT
+from sovfed.server.runs.release import TRACKED
 
 
 def tables(path: Path) -> set[str]:
@@ -85,6 +88,72 @@ def test_neither_log_nor_params_hold_the_password(
         broken = tracking.Tracker(compose([f"tracking.uri={uri}"]).config, tmp_path, tmp_path / "b", "b-run")
         broken.finish("FINISHED", [], register=False)
         assert "MLflow tracking failed" in caplog.text and SECRET not in caplog.text
+
+
+def logged(uri: str, run_id: str) -> list[int]:
+    from mlflow import MlflowClient
+
+    return [point.step for point in MlflowClient(uri).get_metric_history(run_id, "participants")]
+
+
+def add_round(folder: Path, number: int) -> dict[str, float]:
+    line = {"round": number, "participants": ["a", "b"], "seconds": 0.5, "metrics": {"auc": 0.9}}
+    with (folder / "rounds.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    return tracking.figures(line)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # MLflow's own
+def test_what_a_server_missed_is_sent_when_it_is_there_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen: a server that was dead got no round at all, and a resumed run lacked those before the kill."""
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
+    monkeypatch.setattr(tracking, "RETRY_S", 0.0)
+    (tmp_path / "away").touch()  # a file where the database's folder would be
+    uri = f"sqlite:///{tmp_path}/away/mlflow.db"
+    config = compose([f"tracking.uri={uri}"]).config
+    tracker = tracking.Tracker(config, tmp_path, tmp_path, "a-run")
+    for number in (1, 2):
+        tracker.round(number, add_round(tmp_path, number))
+    tracker.note({"transport": "stream"})
+    while not tracker._jobs.empty():
+        time.sleep(0.05)
+    (tmp_path / "away").unlink()  # the database is there again
+    tracker.round(3, add_round(tmp_path, 3))
+    tracker.finish("FINISHED", [], register=False)
+    assert logged(uri, tracker.run_id) == [1, 2, 3]
+    assert not (tmp_path / UNSENT).exists()
+    add_round(tmp_path, 4)  # a coordinator died before it was sent
+    resumed = tracking.Tracker(config, tmp_path, tmp_path, "a-run")
+    resumed.round(5, add_round(tmp_path, 5))
+    resumed.finish("FINISHED", [], register=False)
+    assert resumed.run_id == tracker.run_id
+    assert logged(uri, tracker.run_id) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # MLflow's own
+def test_a_server_that_is_away_to_the_end_holds_up_nothing_and_gets_all_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
+    (tmp_path / "away").touch()  # a file where the database's folder would be
+    uri = f"sqlite:///{tmp_path}/away/mlflow.db"
+    config = compose([f"tracking.uri={uri}"]).config
+    tracker = tracking.Tracker(config, tmp_path, tmp_path, "a-run")
+    tracker.round(1, add_round(tmp_path, 1))
+    while not tracker._jobs.empty():
+        time.sleep(0.05)
+    before = time.monotonic()
+    tracker.finish("FINISHED", [tmp_path / "rounds.jsonl"], register=False)
+    assert time.monotonic() - before < 5
+    assert not tracking.send(config, tmp_path, tmp_path)
+    (tmp_path / "away").unlink()
+    assert tracking.send(config, tmp_path, tmp_path)
+    run_id = (tmp_path / TRACKED).read_text()
+    assert logged(uri, run_id) == [1]
+    from mlflow import MlflowClient
+
+    assert MlflowClient(uri).get_run(run_id).info.status == "FINISHED"
+    assert [file.path for file in MlflowClient(uri).list_artifacts(run_id)] == ["rounds.jsonl"]
 
 
 def test_config_show_has_no_credentials() -> None:

@@ -18,9 +18,9 @@ from sovfed.simulations.cli_audit import audit
 
 @pytest.mark.parametrize("mechanism", ["distributed", "institution"])
 def test_an_opened_sum_has_the_noise_that_is_claimed(mechanism: str) -> None:
-    found = audit_noise(mechanism)
-    assert found.p_value > 1e-6  # chance fails one run in a million
-    assert 0.8 < found.ratio < 1.2
+    result = audit_noise(mechanism)
+    assert result.p_value > 1e-6  # chance fails one run in a million
+    assert 0.8 < result.ratio < 1.2
 
 
 def test_too_little_noise_is_found() -> None:
@@ -28,20 +28,20 @@ def test_too_little_noise_is_found() -> None:
 
 
 def test_canaries_stay_below_the_claim_and_find_missing_shares() -> None:
-    found = audit_canaries(2_000, 5.0)
-    assert found.lower < found.claimed < found.ceiling  # chance fails far less than one run in a thousand
-    assert found.p_value > 1e-6
+    result = audit_canaries(2_000, 5.0)
+    assert result.lower < result.claimed < result.ceiling  # chance fails far less than one run in a thousand
+    assert result.p_value > 1e-6
     bare = audit_canaries(2_000, 2.0, shares_present=0)  # all 800 boldest guesses are right, whatever chance does
     assert bare.contradicted
     assert bare.lower > 4.9
 
 
 def test_a_third_less_noise_than_claimed_is_found() -> None:
-    found = audit_canaries(10_000, 2.0, actual=4 / 3)
-    assert found.contradicted
-    assert found.detectable > 2 / 3  # chance fails less than one run in a hundred million
-    assert found.allowed == pytest.approx(0.598706, abs=1e-6)  # Φ(0.25)
-    assert found.lower < found.claimed  # what presumes nothing does not see it
+    result = audit_canaries(10_000, 2.0, actual=4 / 3)
+    assert result.contradicted
+    assert result.detectable > 2 / 3  # chance fails less than one run in a hundred million
+    assert result.allowed == pytest.approx(0.598706, abs=1e-6)  # Φ(0.25)
+    assert result.lower < result.claimed  # what presumes nothing does not see it
 
 
 def test_the_bound_of_one_run_audits() -> None:

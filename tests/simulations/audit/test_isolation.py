@@ -18,13 +18,13 @@ pytestmark = [
 
 
 def test_nothing_gets_through_and_the_controls_are_found(tmp_path: Path) -> None:
-    result = CliRunner().invoke(audit, ["isolation", "--quick", "--json", str(tmp_path / "found.json")])
+    result = CliRunner().invoke(audit, ["isolation", "--quick", "--json", str(tmp_path / "report.json")])
     assert result.exit_code == 0, (result.output, result.exception)
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["ratios"] == {"escapes": 0.0}
-    assert [row["escapes"] for row in found["rows"] if not row["control"]] == [[]] * 6
-    assert min(row["tried"] for row in found["rows"]) >= 5
-    trainer, gateway, outside = (set(row["escapes"]) for row in found["rows"] if row["control"])
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert document["ratios"] == {"escapes": 0.0}
+    assert [row["escapes"] for row in document["rows"] if not row["control"]] == [[]] * 6
+    assert min(row["tried"] for row in document["rows"]) >= 5
+    trainer, gateway, outside = (set(row["escapes"]) for row in document["rows"] if row["control"])
     assert {"TCP", "UDP", "abstract Unix stream", "Unix datagram", "the gateway's secrets"} <= trainer
     assert {"the records", "secagg", "privacy"} <= gateway
     assert {"a thread without filter", "started with others' modules within reach"} <= outside

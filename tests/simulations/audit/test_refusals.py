@@ -17,9 +17,9 @@ PROBES = probes()
 
 @pytest.mark.parametrize("probe", PROBES, ids=[probe.name for probe in PROBES])
 def test_what_leaves_in_the_clear_does_not_depend_on_the_records(probe: Probe) -> None:
-    found = audit_refusals(probe)
-    assert found.masked, found  # the request got as far as the records
-    assert not found.distinguishable, found
+    verdict = audit_refusals(probe)
+    assert verdict.masked, verdict  # the request got as far as the records
+    assert not verdict.distinguishable, verdict
 
 
 @pytest.mark.parametrize(
@@ -35,10 +35,10 @@ def test_a_trainer_that_refuses_what_fails_on_the_records_is_found_out(name: str
 
 
 def test_sums_without_privacy_still_read_a_patient_as_the_documents_say() -> None:
-    found = audit_reading()
-    assert (found.features, found.sums) == (30, 62)
-    assert found.error < 0.002
-    assert found.per_evaluations_of_a_run <= 9
+    reading = audit_reading()
+    assert (reading.features, reading.sums) == (30, 62)
+    assert reading.error < 0.002
+    assert reading.per_evaluations_of_a_run <= 9
 
 
 @pytest.mark.timeout(300)

@@ -7,10 +7,10 @@ from sovfed.simulations.audit.sensitivity import ALLOWED, ENGINES, KINDS, Moveme
 
 
 def test_no_engine_is_moved_by_more_than_the_clip_and_the_controls_are() -> None:
-    found = run_sensitivity(quick=True)
-    assert all(fine for _, _, fine in found.cases)
-    assert 0.999 < found.ratios["worst_over_clip"] <= ALLOWED  # some gradients are cut: the bound is reached
-    rows = [row for row, _, _ in found.cases if isinstance(row, Movement)]
+    findings = run_sensitivity(quick=True)
+    assert all(fine for _, _, fine in findings.cases)
+    assert 0.999 < findings.ratios["worst_over_clip"] <= ALLOWED  # some gradients are cut: the bound is reached
+    rows = [row for row, _, _ in findings.cases if isinstance(row, Movement)]
     assert {row.engine for row in rows} >= set(ENGINES)
     assert {row.kind for row in rows} == set(KINDS)
     assert {row.edge for row in rows if row.refused} == {"table that names no person", "data.limit"}

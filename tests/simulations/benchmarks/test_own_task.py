@@ -26,15 +26,15 @@ def test_a_ratio_is_rays_median_wall_over_ours() -> None:
 
 
 def test_the_columns_bytes_are_those_of_float32(tmp_path: Path) -> None:
-    found = memory.measure("table", tmp_path, 600)
-    assert (found["records"], found["columns"]) == (600, 600 * 4 * (50 + 1))
-    assert found["batch"] == 256 * 50 * 4
+    figures = memory.measure("table", tmp_path, 600)
+    assert (figures["records"], figures["columns"]) == (600, 600 * 4 * (50 + 1))
+    assert figures["batch"] == 256 * 50 * 4
 
 
 @pytest.mark.parametrize("kind", ["numbers", "mixed"])
 def test_either_reader_has_a_positive_time(kind: str, tmp_path: Path) -> None:
-    found = texts.measure(kind, tmp_path, 50, 1)
-    assert found["ours_s"] > 0 and found["pandas_s"] > 0 and found["ratio"] > 0
+    figures = texts.measure(kind, tmp_path, 50, 1)
+    assert figures["ours_s"] > 0 and figures["pandas_s"] > 0 and figures["ratio"] > 0
 
 
 def test_both_kinds_of_steps_train() -> None:
@@ -46,9 +46,9 @@ def test_both_kinds_of_steps_train() -> None:
 def test_the_whole_benchmark_writes_its_ratios(tmp_path: Path) -> None:
     path = tmp_path / "own.json"
     run(True, None, files=Files(json=path), console=Console(quiet=True), size=TINY)
-    found = json.loads(path.read_text())
-    assert set(found["ratios"]) == {
+    document = json.loads(path.read_text())
+    assert set(document["ratios"]) == {
         "memory_over_columns", "csv_over_pandas_cpu", "csv_numbers_over_pandas_cpu", "inprocess_over_ray",
         "vectorised_over_ray", "digits_over_bare",
     }  # fmt: skip
-    assert 0 < found["figures"]["images_gb"] < 2
+    assert 0 < document["figures"]["images_gb"] < 2

@@ -73,8 +73,8 @@ def test_ratios_are_stock_over_ours() -> None:
     }
     rows = [
         {"system": system, "payload": payload, "overhead_median_s": seconds}
-        for system, found in medians.items()
-        for payload, seconds in found.items()
+        for system, by_payload in medians.items()
+        for payload, seconds in by_payload.items()
     ]
     assert rounds._ratios(rows) == pytest.approx(
         {
@@ -88,7 +88,7 @@ def test_ratios_are_stock_over_ours() -> None:
 
 @pytest.mark.parametrize("blocks", [QUICK, FULL])
 def test_both_plans_alternate_and_measure_everything(blocks: tuple[Block, ...]) -> None:
-    assert all(one.system != other.system for one, other in pairwise(blocks))
+    assert all(before.system != after.system for before, after in pairwise(blocks))
     measured = {(block.system, block.payload) for block in blocks}
     assert measured == {(system, payload) for system in ("stock", "lane", "fallback") for payload in PARAMETERS}
 
@@ -186,10 +186,10 @@ def test_what_is_gone_weighs_nothing() -> None:
 def test_report_writes_table_json_csv_and_picture(tmp_path: Path) -> None:
     rows = [rounds._row(system, payload, LINES) for system in ("stock", "lane") for payload in PARAMETERS]
     bars = report.Bars("overhead_median_s", "overhead_min_s", "overhead_max_s", "payload", "system", "s")
-    found = report.Report("A title", rounds.COLUMNS, rows, {"ratio": 2.0}, {"figure": 3.5}, {"cpus": 2}, bars)
+    table = report.Report("A title", rounds.COLUMNS, rows, {"ratio": 2.0}, {"figure": 3.5}, {"cpus": 2}, bars)
     files = [tmp_path / name for name in ("a.json", "a.csv", "a.png")]
     console = Console(record=True, width=160, file=(tmp_path / "screen").open("w"))
-    written = report.publish(found, console, report.Files(*files))
+    written = report.publish(table, console, report.Files(*files))
     console.file.close()
     assert json.loads(files[0].read_text()) == written
     assert written["rows"] == rows
@@ -214,10 +214,10 @@ def test_three_systems_are_measured_and_nothing_stays_behind(tmp_path: Path) -> 
         members = process_tree.tree([os.getpid()])
         members.pop(os.getpid())
         lines, _ = rounds._measure(blocks, stock, ours, math.inf, Console(quiet=True))
-    assert {of: len(found) for of, found in lines.items()} == {
+    assert {of: len(block_lines) for of, block_lines in lines.items()} == {
         ("stock", "10kb"): 1, ("stock_training", "10kb"): 1, ("lane", "10kb"): 20, ("fallback", "10kb"): 1,
     }  # fmt: skip
-    rows = {row["system"]: row for row in (rounds._row(*of, found) for of, found in lines.items())}
+    rows = {row["system"]: row for row in (rounds._row(*of, block_lines) for of, block_lines in lines.items())}
     moved = {name: round(row["bytes_per_round"] / 40_000) for name, row in rows.items()}  # models to or from all four
     assert moved == {"stock": 3, "stock_training": 2, "lane": 2, "fallback": 2}  # stock evaluates in a second exchange
     assert (

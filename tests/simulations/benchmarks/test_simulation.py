@@ -18,11 +18,11 @@ from sovfed.simulations.benchmarks.simulation_private import ratios as private_r
 @pytest.mark.deploy
 def test_ours_and_a_bare_loop_learn_alike_on_the_same_records(tmp_path: Path) -> None:
     job = make_job(Case("mlp", 50), tmp_path)
-    found = {system: measure(system, job, 15, Console(quiet=True)) for system in ("bare", "inprocess", "vectorised")}
-    assert found["inprocess"]["accuracy"] == pytest.approx(found["vectorised"]["accuracy"], abs=1e-3)
-    assert found["inprocess"]["accuracy"] == pytest.approx(found["bare"]["accuracy"], abs=0.06)
-    assert found["bare"]["accuracy"] > 0.7
-    for turn in found.values():
+    turns = {system: measure(system, job, 15, Console(quiet=True)) for system in ("bare", "inprocess", "vectorised")}
+    assert turns["inprocess"]["accuracy"] == pytest.approx(turns["vectorised"]["accuracy"], abs=1e-3)
+    assert turns["inprocess"]["accuracy"] == pytest.approx(turns["bare"]["accuracy"], abs=0.06)
+    assert turns["bare"]["accuracy"] > 0.7
+    for turn in turns.values():
         assert turn["updates"] == 15 * 50
         assert turn["memory_mb"] > 50
         assert turn["start_cpu_s"] > 0 and turn["cpu_ms"] > 0

@@ -7,11 +7,11 @@ from sovfed.simulations.benchmarks.utility import _rows
 
 
 def test_a_row_spans_the_seeds_and_an_undefined_metric_has_none() -> None:
-    found = [
+    comparisons = [
         Comparison("bits_per_byte", 2.0, 3.0, federated, [{"pooled": 2.0, "alone": None, "federated": federated}])
         for federated in (2.25, 2.75)
     ]
-    rows = {(row["institution"], row["model"]): row for row in _rows("statutes_x", ["moj-justice"], found)}
+    rows = {(row["institution"], row["model"]): row for row in _rows("statutes_x", ["moj-justice"], comparisons)}
     assert set(rows) == {
         ("all", "pooled"), ("all", "alone"), ("all", "federated"), ("moj-justice", "pooled"),
         ("moj-justice", "federated"),
