@@ -254,8 +254,8 @@ class TrainerService:
         task = resolve(request, self._tasks)
         check_shapes(request, task)
         self._check_values(request, _trained(task))
-        self._site(task)  # raises WrongTaskError where no study is of this version
         require_works(task)
+        self._site(task)  # raises WrongTaskError where no study is of this version
         self._check_scale(request, task)
         self._require_room(request)
         if isinstance(request, PrivateRequest):

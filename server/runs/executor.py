@@ -34,7 +34,7 @@ from sovfed.federation.wire.loopback import SECRET_HEADER, ensure_secret
 from sovfed.server.network.flower_app import SUPEREXEC_SECRET_FILE
 from sovfed.server.runs.control import LOOPBACK_SECRET, ControlClient, log_path
 from sovfed.server.runs.folders import ACTIVE, UNSENT, read_state
-from sovfed.server.runs.folders.recovery import Recovery, end_coordinators
+from sovfed.server.runs.recovery import Recovery, end_coordinators
 
 if TYPE_CHECKING:
     from flwr.proto.runtime_pb2 import AcquireTaskResponse
