@@ -178,12 +178,8 @@ class Policy:
         if isinstance(request, TrainRequest | PrivateRequest | EvaluateRequest):
             self._check_model(request)
         if isinstance(request, TrainRequest):
-            _at_most(
-                "largest value of SCAFFOLD's control",
-                _largest(request.control),
-                "max_model_value",
-                self.max_model_value,
-            )
+            steepest = _largest(request.control)
+            _at_most("largest value of SCAFFOLD's control", steepest, "max_model_value", self.max_model_value)
         if isinstance(request, TrainRequest | PrivateRequest):
             _at_most("learning_rate", request.learning_rate, "max_learning_rate", self.max_learning_rate)
             _at_most("local_epochs", request.local_epochs, "max_local_epochs", self.max_local_epochs)

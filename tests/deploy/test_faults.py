@@ -12,7 +12,7 @@ import pytest
 from tests.deploy.conftest import finished, make_config, rounds_done, wait_for
 
 from sovfed.server.runs import folders
-from sovfed.server.runs.folders.recovery import LOOK_S, TRIED
+from sovfed.server.runs.recovery import LOOK_S, TRIED
 from sovfed.server.runs.release import read_model
 from sovfed.simulations.deployment import LocalFederation
 from sovfed.simulations.federation import simulate
