@@ -285,8 +285,8 @@ class TrainerService:
         """The work of keeping a run's model: it touches no record, ledger, allowance or mask."""
         task = sized(resolve(request, self._tasks), request.model.size)
         check_release(request, task)
-        self._check_values(request, _trained(task))
         self._check_scale(request, task)
+        self._check_values(request, _trained(task))
         facts = facts_of_release(request, task)
 
         def keep() -> Reply:
