@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sovfed.federation.errors import ConfigError, ProtocolError, WrongTaskError
-from sovfed.federation.messages import PrivateRequest, ProfileRequest, ReleaseRequest, SumRequest, TrainRequest
+from sovfed.federation.messages import (
+    EvaluateRequest,
+    PrivateRequest,
+    ProfileRequest,
+    ReleaseRequest,
+    SumRequest,
+    TrainRequest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,6 +51,10 @@ def check_shapes(request: SumRequest, task: Task) -> None:
         return
     if task.build is not None:  # the echo takes vectors of every length
         _length("model", request.model, task.parameters)
+    if task.build is not None and isinstance(request, TrainRequest | EvaluateRequest | PrivateRequest):
+        algorithm = "" if isinstance(request, PrivateRequest) else request.algorithm
+        if reason := task.layout.refusal(algorithm):
+            raise ConfigError(f"task '{task.name}' {reason}")
     if isinstance(request, PrivateRequest):
         return
     if task.build is None:
@@ -53,8 +64,6 @@ def check_shapes(request: SumRequest, task: Task) -> None:
     _length("scale", request.scale, 2 * task.transform.size)
     if isinstance(request, TrainRequest):
         _length("control", request.control, request.model.size if request.algorithm == "scaffold" else 0)
-    if request.algorithm == "fedbn" and not task.layout.normalisation.any():
-        raise ConfigError(f"task '{task.name}' has no normalisation layer that could stay here")
 
 
 def check_release(request: ReleaseRequest, task: Task) -> None:

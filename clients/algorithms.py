@@ -4,16 +4,16 @@
     scaffold  Karimireddy et al. 2020, arXiv:1910.06378, Algorithm 1 with option II of cᵢ⁺
     fednova   Wang et al. 2020, arXiv:2007.07481, equation 9 with plain SGD: the update per step
     fedbn     Li et al. 2021, arXiv:2102.07623, Algorithm 1: normalisation layers are the institution's own
+    fedper    Arivazhagan et al. 2019, arXiv:1912.00818, with one pass over both halves: the task's personal parts are
     ditto     Li et al. 2021, arXiv:2012.04221, Algorithm 1: FedAvg, and a personal model beside it
 
-What an institution evaluates is the model that it would use: its own under `fedbn` and `ditto`.
+What an institution evaluates is the model that it would use: its own under `fedbn`, `fedper` and `ditto`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,9 +75,11 @@ class Learner(LocalTraining):
             case "fednova":
                 update, loss = self.train(request)
                 return Learned(update / np.float32(steps), loss, steps, evaluation)
-            case "fedbn":
+            case "fedbn" | "fedper":
                 update, loss = self.train(replace(request, model=in_use))
-                return Learned(np.where(self._own, np.float32(0), update), loss, steps, evaluation, in_use + update)
+                return Learned(
+                    np.where(self._own(request), np.float32(0), update), loss, steps, evaluation, in_use + update
+                )
             case "ditto":
                 update, loss = self.train(request)
                 towards = replace(request, model=in_use, proximal_mu=request.personal_lambda)
@@ -92,15 +94,13 @@ class Learner(LocalTraining):
         match request.algorithm:
             case "ditto" if state is not None:
                 return state
-            case "fedbn" if state is not None:
-                return np.where(self._own, state, request.model)
+            case "fedbn" | "fedper" if state is not None:
+                return np.where(self._own(request), state, request.model)
             case _:
                 return request.model
 
-    @cached_property
-    def _own(self) -> npt.NDArray[np.bool_]:
-        """The places of the normalisation layers."""
-        normalised = self.task.layout.normalisation
-        if not normalised.any():
-            raise ConfigError(f"task '{self.task.name}' has no normalisation layer that could stay here")
-        return normalised
+    def _own(self, request: TrainRequest | EvaluateRequest) -> npt.NDArray[np.bool_]:
+        """The places of what stays here."""
+        if reason := self.task.layout.refusal(request.algorithm):
+            raise ConfigError(f"task '{self.task.name}' {reason}")
+        return self.task.layout.own(request.algorithm)

@@ -65,7 +65,7 @@ def cli() -> None:
       sovfed client model list        what the federation made, and evaluate on the own records
     \b
     Personal models:
-      sovfed client personal list     what runs with strategy=ditto or fedbn left here alone
+      sovfed client personal list     what runs with strategy=ditto, fedbn or fedper left here
     \b
     Private runs:
       sovfed client ledger show       what was learnt about the persons in the records
@@ -163,11 +163,13 @@ def init(
 @cli.command()
 @click.option("--detach", is_flag=True, help="Return once everything runs; `sovfed client down` stops it.")
 @click.option("--plain", is_flag=True, help="No live table.")
+@click.option("--look/--no-look", default=True, help="Read the records of every study first, a minute each at most.")
 @HOME
-def up(detach: bool, plain: bool, home: Path) -> None:
+def up(detach: bool, plain: bool, look: bool, home: Path) -> None:
     """Run trainer, supernode and gateway; restart what dies. Ctrl-C stops all.
 
     Refuses to start when not enrolled, without a policy, with a key that others can read or an expired certificate.
+    Says what of the records a run would trip over, and starts all the same.
 
     \b
     Examples:
@@ -178,11 +180,15 @@ def up(detach: bool, plain: bool, home: Path) -> None:
 
     if detach:
         supervise_detached(home)
-        _tell_obstacles(home)
-        _tell_findings(home)
+        if look:
+            _tell_obstacles(home)
+            _tell_findings(home)
         click.echo(f"running; `sovfed client status --home {home}`")
         return
     supervisor = make_supervisor(home)
+    if look:
+        _tell_obstacles(home)
+        _tell_findings(home)
     if plain or not sys.stdout.isatty():
         supervisor.run(on_ready=lambda: click.echo(f"ready: {home}"))
         return
@@ -337,10 +343,11 @@ def _tell_obstacles(home: Path) -> None:
 
 def _tell_findings(home: Path) -> None:
     from sovfed.clients.home import load_config
-    from sovfed.clients.looked import data_findings
+    from sovfed.clients.looked import data_findings, population_findings
     from sovfed.clients.policy import load_policy
 
-    for line in data_findings(load_config(home), load_policy(home)):
+    config, policy = load_config(home), load_policy(home)
+    for line in (*population_findings(config, policy), *data_findings(config, policy)):
         click.echo(visible(line), err=True)
 
 

@@ -15,6 +15,7 @@ import click
 
 from sovfed.clients.cli_home import HOME
 from sovfed.federation.errors import PrivacyError, SovfedError
+from sovfed.federation.text import PIPE_WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sovfed.clients.ledger import PrivacyLedger
-    from sovfed.clients.ledger_entries import History
+    from sovfed.clients.ledger_entries import Budget, History
     from sovfed.federation.privacy.events import Event
 
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -60,7 +61,7 @@ def show(plot: Path | None, as_json: bool, home: Path) -> None:
     names = _names(home)
     if plot and len(names) > 1:
         raise click.UsageError(f"--plot draws one ledger, and this home has {', '.join(names)}: adopt the others first")
-    found = [_summary(home, name, now) for name in names]
+    found = [summary for name in names for summary in _summaries(home, name, now)]
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
@@ -139,6 +140,37 @@ def adopt(name: str, home: Path) -> None:
 
 
 @ledger.command()
+@click.argument("study")
+@click.option("--because", required=True, help="Who the persons are, for whoever reads the ledger.")
+@click.option("--other-people", is_flag=True, help="They are none of those that these records stood for before.")
+@HOME
+def assign(study: str, because: str, other_people: bool, home: Path) -> None:
+    """Enter for good that STUDY's records are of the population that client.yaml names. Needs `sovfed client down`.
+
+    A further population is charged only after this. What was charged so far for the same records, task or place is
+    charged to it too, unless you say that they are of other people.
+
+    \b
+    Examples:
+      sovfed client ledger assign births --because "women who gave birth in 2026; in no other study"
+      sovfed client ledger assign births --because "the table was replaced" --other-people
+    """
+    from sovfed.clients.home import load_config
+    from sovfed.clients.whose import whose_in
+    from sovfed.federation.text import AT
+
+    config = load_config(home)
+    if study not in config.studies:
+        raise click.UsageError(f"client.yaml has no study '{study}' ({', '.join(config.studies) or 'it has none'})")
+    whose = whose_in(config, study, config.studies[study].task.partition(AT)[0])
+    with _opened(home) as opened:
+        entry = opened.assign(whose, because, apart=other_people)
+    click.echo(f"{opened.name}: the records of {study} are of '{entry.population or opened.name}' from here on")
+    for heir in entry.inherits:
+        click.echo(f"what was charged to '{heir or opened.name}' so far is charged to them too")
+
+
+@ledger.command()
 @HOME
 def restored(home: Path) -> None:
     """Let a ledger that was found rolled back pay again, once the whole one was put back. Needs `sovfed client down`.
@@ -190,9 +222,9 @@ def export(file: Path, home: Path) -> None:
     now = time.time()
     ledgers = []
     for name in _names(home):
-        summary = _summary(home, name, now)
+        first, *others = _summaries(home, name, now)
         lines = ledger_path(home, name).read_text(encoding="ascii").splitlines()
-        ledgers.append({**summary, "lines": lines[: summary["entries"]]})
+        ledgers.append({**first, "populations": others, "lines": lines[: first["entries"]]})
     text = json.dumps({"exported": _day(now, "%FT%TZ"), "ledgers": ledgers}, indent=2)
     write_private(file, text.encode())
     click.echo(f"wrote {file}")
@@ -210,47 +242,58 @@ def _names(home: Path) -> list[str]:
 @contextlib.contextmanager
 def _opened(home: Path) -> Iterator[PrivacyLedger]:
     """The ledger of the home's population, for a command that writes to it."""
-    from sovfed.clients.ledger import PrivacyLedger
     from sovfed.clients.policy import load_policy
+    from sovfed.clients.trainer_process import ledger_opener
 
-    found = PrivacyLedger(home, load_policy(home).privacy)
+    found = ledger_opener(home, load_policy(home))()
     try:
         yield found
     finally:
         found.unlock()
 
 
-def _summary(home: Path, name: str, now: float) -> dict[str, Any]:
-    """All that `show` says of one ledger; ε is recomputed from the events. Raises PrivacyError on damage.
-
-    `epsilon` is of the private runs alone: with anything in `no_bound`, ε of a person has no bound.
-    """
+def _summaries(home: Path, name: str, now: float) -> list[dict[str, Any]]:
+    """What `show` says of each population in one ledger, the home's own first. Raises PrivacyError on damage."""
     from sovfed.clients.ledger import replay
-    from sovfed.clients.ledger_entries import YEAR_S, merged
     from sovfed.clients.ledger_file import read_ledger, read_mark
-    from sovfed.federation.privacy.accounting import accountant_version
 
     lines, signed = read_ledger(home, name)
     mark, history = read_mark(home, name), replay(lines)
-    spent, year, reserved = history.spent(), history.spent(after=now - YEAR_S), history.reserved()
-    return {
-        "population": name,
-        "unit": "person",
-        "adjacency": "add or remove one",
-        "accountant": accountant_version(),
+    file = {
         "entries": len(lines),
         "head": lines[-1].head,
         "countersigned": dataclasses.asdict(signed) if signed else None,
         "rolled_back": str(mark) if mark else None,
-        "budget": dataclasses.asdict(history.budget) if history.budget else None,
+    }
+    return [{**_summary(history, population, now), **file} for population in history.populations()]
+
+
+def _summary(history: History, population: str, now: float) -> dict[str, Any]:
+    """All that a ledger says of one population; ε is recomputed from the events.
+
+    `epsilon` is of the private runs alone: with anything in `no_bound`, ε of a person has no bound.
+    """
+    from sovfed.clients.ledger_entries import YEAR_S, merged
+    from sovfed.federation.privacy.accounting import accountant_version
+
+    spent, reserved = history.spent(population=population), history.reserved(population)
+    year, budget = history.spent(after=now - YEAR_S, population=population), history.budgets.get(population)
+    whole, recent = merged([*spent, *reserved]), merged([*year, *reserved])
+    return {
+        "population": population or history.name,
+        "unit": "person",
+        "adjacency": "add or remove one",
+        "accountant": accountant_version(),
+        "budget": dataclasses.asdict(budget) if budget else None,
+        "studies": [dataclasses.asdict(entry) for entry in history.assigned.values() if entry.population == population],
         "no_bound": [
-            {"at": _day(at, "%FT%TZ"), **dataclasses.asdict(entry)} for at, entry in history.unbounded.values()
+            {"at": _day(at, "%FT%TZ"), **dataclasses.asdict(entry)} for at, entry in history.no_bound(population)
         ],
         "epsilon": {
-            "spent": _epsilon(history, spent),
-            "with_open_grants": _epsilon(history, merged([*spent, *reserved])),
-            "spent_in_366_days": _epsilon(history, year),
-            "in_366_days_with_open_grants": _epsilon(history, merged([*year, *reserved])),
+            "spent": _epsilon(budget, spent),
+            "with_open_grants": _epsilon(budget, whole),
+            "spent_in_366_days": _epsilon(budget, year),
+            "in_366_days_with_open_grants": _epsilon(budget, recent),
         },
         "runs": [
             {
@@ -263,22 +306,26 @@ def _summary(home: Path, name: str, now: float) -> dict[str, Any]:
                 "closed": granted.closed,
             }
             for (run, purpose), granted in history.grants.items()
+            if granted.grant.population == population
         ],
-        "refusals": [{"at": _day(at, "%FT%TZ"), **dataclasses.asdict(entry)} for at, entry in history.refusals],
+        "refusals": [
+            {"at": _day(at, "%FT%TZ"), **dataclasses.asdict(entry)}
+            for at, entry in ([] if population else history.refusals)  # they stand with the home's own
+        ],
     }
 
 
-def _epsilon(history: History, events: list[Event]) -> float:
+def _epsilon(budget: Budget | None, events: list[Event]) -> float:
     """ε of `events` at the budget's δ; without a budget nothing can have been spent."""
     from sovfed.federation.privacy.accounting import epsilon
 
-    return epsilon(events, history.budget.delta) if history.budget else 0.0
+    return epsilon(events, budget.delta) if budget else 0.0
 
 
 def _print(summary: dict[str, Any]) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a file or pipe has no width
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     budget, spent = summary["budget"], summary["epsilon"]
     console.print(_runs(summary))
     if summary["rolled_back"]:
@@ -332,24 +379,25 @@ def _draw(home: Path, name: str, now: float, file: Path) -> None:
 
     lines, _ = read_ledger(home, name)
     history = replay(lines)
-    if not history.budget or not history.spends:
+    budget = history.budgets.get("")
+    if not budget or not history.spends:
         raise PrivacyError(f"'{name}': nothing was spent yet, so there is nothing to draw")
     moments = sorted({at for at, _ in history.spends})
     some = {*moments[:: -(-len(moments) // PLOT_POINTS)], moments[-1]}
     over = {at + YEAR_S + 1 for at in some}  # when they no longer count into the year
     shown = [lines[0].at, *sorted(at for at in some | over if at < now), now]
-    ever = [_epsilon(history, history.spent(until=at)) for at in shown]
-    year = [_epsilon(history, history.spent(at - YEAR_S, at)) for at in shown]
+    ever = [_epsilon(budget, history.spent(until=at)) for at in shown]
+    year = [_epsilon(budget, history.spent(at - YEAR_S, at)) for at in shown]
     days = [datetime.fromtimestamp(at, UTC) for at in shown]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for label, values, limit, colour in (
-        ("ever", ever, history.budget.epsilon, "tab:blue"),
-        ("within 366 days", year, history.budget.annual_epsilon, "tab:orange"),
+        ("ever", ever, budget.epsilon, "tab:blue"),
+        ("within 366 days", year, budget.annual_epsilon, "tab:orange"),
     ):
         axes.step(days, values, where="post", color=colour, label=f"spent {label}")  # type: ignore[arg-type]
         axes.axhline(limit, color=colour, linestyle="--", linewidth=1, label=f"limit {label}: {limit:g}")
-    axes.set(title=f"{name}: privacy spent", ylabel=f"ε at δ = {history.budget.delta:g}, one person", ylim=(0, None))
+    axes.set(title=f"{name}: privacy spent", ylabel=f"ε at δ = {budget.delta:g}, one person", ylim=(0, None))
     axes.tick_params(axis="x", rotation=30)
     axes.legend(frameon=False)
     figure.savefig(file, dpi=150)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +13,7 @@ import click
 
 from sovfed.clients.cli_home import HOME
 from sovfed.federation.errors import ConfigError, DataError
-from sovfed.federation.text import cell, visible
+from sovfed.federation.text import PIPE_WIDTH, cell, visible
 
 if TYPE_CHECKING:
     from sovfed.clients.own_figures import Figures
@@ -58,13 +59,13 @@ def list_(as_json: bool, home: Path) -> None:
         click.echo("Nothing yet: models come with the runs that this institution takes part in.")
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("run", "Flower's number", "task", "rounds", "privacy", "file")
+    table = Table(Column("run", no_wrap=True), "task", "rounds", "privacy", "file", "Flower's number")
     for each in models:
-        told = (each.run, each.owner, each.facts.task.name, str(each.facts.run.rounds), _privacy(each), _same(each))
+        told = (each.run, each.facts.task.name, str(each.facts.run.rounds), _privacy(each), _same(each), each.owner)
         table.add_row(*map(cell, told))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 @model.command()
@@ -80,15 +81,23 @@ def get(run: str, out: Path, owner: str | None, home: Path) -> None:
       sovfed client model get heart-2026-11 heart/
       sovfed model predict heart/ patients.csv
     """
+    from sovfed.clients.own_parts import kept_of
+    from sovfed.federation.models.saved import write_model
     from sovfed.federation.models.stored import FILES
 
     received = _models(home).find(run, owner)
     if any((out / name).exists() for name in FILES):
         raise ConfigError(f"{out} holds a model already; choose another folder")
+    kept = kept_of(home, received)
+    loaded, own = (None, "") if kept is None else _with_own_parts(home, received)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in FILES:
-        shutil.copy(received.path / name, out / name)
-    click.echo(visible(f"{out}: {received.facts.task.name}, {_same(received)}"))
+    if loaded is not None:
+        write_model(out, loaded.task, loaded.vector, loaded.facts)
+        click.echo(visible(f"{out}: {received.facts.task.name}, {own}; it is this institution's alone"))
+    else:
+        for name in FILES:
+            shutil.copy(received.path / name, out / name)
+        click.echo(visible(f"{out}: {received.facts.task.name}, {_same(received)}"))
     click.echo(f"next: sovfed model predict {out} FILE.csv")
 
 
@@ -117,18 +126,16 @@ def evaluate(
       sovfed client model evaluate heart-2026-11 --no-alone --json
       sovfed client model evaluate private-2026 --rounds 50 --learning-rate 0.05
     """
-    from sovfed.federation.models.saved import load_model
-    from sovfed.federation.tasks.shelf import Shelf
-
-    Shelf(home).make_known()
     received = _models(home).find(run, owner)
-    loaded = load_model(received.path, any_version=any_version, sha256=received.sha256)
+    loaded, own = _with_own_parts(home, received, any_version)
     plan = {**received.plan, **{name: value for name, value in asked.items() if value is not None}}
     plan.setdefault("rounds", max(1, received.facts.run.rounds))
     figures = _measure(home, loaded, plan if alone else None)
     if as_json:
         click.echo(json.dumps({"run": run, "task": loaded.task.name, **figures.to_dict()}, indent=2))
         return
+    if own:
+        click.echo(visible(own))
     for line in told(figures):
         click.echo(line)
 
@@ -178,6 +185,17 @@ def _measure(home: Path, loaded: LoadedModel, plan: dict[str, Any] | None) -> Fi
     dataset = load_records(loaded.task, data)
     training = LocalTraining(loaded.task, dataset, site=data.site, device=config.device, precision=config.precision)
     return own_figures(loaded, dataset, training, plan)
+
+
+def _with_own_parts(home: Path, received: Received, any_version: bool = False) -> tuple[LoadedModel, str]:
+    """The received model as it is used here, and what of it stays here; "" if nothing does."""
+    from sovfed.clients.own_parts import with_own_parts
+    from sovfed.federation.models.saved import load_model
+    from sovfed.federation.tasks.shelf import Shelf
+
+    Shelf(home).make_known()
+    loaded = load_model(received.path, any_version=any_version, sha256=received.sha256)
+    return with_own_parts(home, received, loaded)
 
 
 def _models(home: Path) -> ReceivedModels:

@@ -20,7 +20,7 @@ WHAT: Final = {"personal": "a model", "variate": "a control variate", "place": "
 
 @click.group(name="personal")
 def personal() -> None:
-    """Personal models (strategy=ditto, strategy=fedbn): made here, kept here, never sent.
+    """Personal models (strategy=ditto, fedbn, fedper): made here, kept here, never sent.
 
     \b
     Examples:
@@ -56,7 +56,7 @@ def list_(as_json: bool, home: Path) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     if not found:
-        click.echo("Nothing yet: personal models come of runs with strategy=ditto or strategy=fedbn.")
+        click.echo("Nothing yet: personal models come of runs with strategy=ditto, fedbn or fedper.")
         return
     from rich.console import Console
     from rich.table import Table

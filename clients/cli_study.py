@@ -46,8 +46,9 @@ def list_studies(home: Path) -> None:
     "--task", "task", required=True, help="A task.yaml, of which a copy is kept, or an installed task's name."
 )
 @click.option("--allow", is_flag=True, help="Write the task into allowed_tasks of policy.yaml.")
+@click.option("--population", default="", help="Whose records they are, if of people who are in no other study.")
 @HOME
-def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, home: Path) -> None:
+def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, population: str, home: Path) -> None:
     """Write study NAME into client.yaml, with its task and records, and look at these. OVERRIDES set `data…`.
 
     A task.yaml is named with its digest: a later version of it is another study, until you say that it is not.
@@ -58,7 +59,7 @@ def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, home: Pat
       sovfed client study add hearts --task heart data=heart data.path=/srv/heart data.site=cleveland
     """
     from sovfed.clients.home import whole
-    from sovfed.clients.looked import data_findings
+    from sovfed.clients.looked import data_findings, population_findings
     from sovfed.clients.overrides import client_config
     from sovfed.clients.own_tasks import allow_entry, keep_task, known_task
     from sovfed.clients.policy import load_policy
@@ -69,7 +70,7 @@ def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, home: Pat
         raise click.UsageError(
             f"{visible(wrong[0])[:64]!r} is no setting of a study's data, as in data.path=births.csv"
         )
-    config = add_study(home, name, entry, whole(client_config(overrides).data, Path.cwd()))
+    config = add_study(home, name, entry, whole(client_config(overrides).data, Path.cwd()), population)
     keep_task(home, task)
     click.echo(f"client.yaml now has study {name}, of {entry}; it holds from the next `sovfed client up`")
     if allow:
@@ -78,27 +79,30 @@ def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, home: Pat
     policy = load_policy(home)
     if entry not in policy.allowed_tasks:
         click.echo(f"to let runs train it, policy.yaml needs in allowed_tasks: {entry}")
-    for line in data_findings(config, policy, name):
+    for line in (*population_findings(config, policy), *data_findings(config, policy, name)):
         click.echo(visible(line), err=True)
 
 
 @study.command()
+@click.option("--seconds", default=600.0, show_default=True, help="Most that one table is given.")
 @HOME
 @click.pass_context
-def check(ctx: click.Context, home: Path) -> None:
+def check(ctx: click.Context, seconds: float, home: Path) -> None:
     """Read the records of every study and allowed task, and say what to mend. Exits with 1 if there is anything.
 
-    Shows columns, counts and lines, and no value of a record. Tables of more than 200 MB, and databases, are not read.
+    Shows columns, counts and lines, and no value of a record. Tables of more than 2 GB are not read.
 
     \b
-    Example:
+    Examples:
       sovfed client study check
+      sovfed client study check --seconds 3600
     """
     from sovfed.clients.home import load_config
-    from sovfed.clients.looked import data_findings
+    from sovfed.clients.looked import data_findings, population_findings
     from sovfed.clients.policy import load_policy
 
-    lines = data_findings(load_config(home), load_policy(home))
+    config, policy = load_config(home), load_policy(home)
+    lines = [*population_findings(config, policy), *data_findings(config, policy, seconds=seconds)]
     for line in lines:
         click.echo(visible(line))
     if not lines:

@@ -1,6 +1,8 @@
 """What an institution lets be learnt about the persons of its population, over all runs and years.
 
-One ledger for the population that `policy.yaml` names, whoever asks and from whatever file the records are read. A run
+One ledger a home, with an account for each population that `policy.yaml` names, whoever asks and from whatever file the
+records are read; without a word to the contrary all records are of the home's own population. A further one is charged
+only for studies that the operator has assigned to it in this very chain (`ledger_entries.py`, `Assigned`). A run
 is granted its whole plan first; each release is paid for, on disk, before it leaves; what would pass the budget of
 `policy.yaml` is refused with numbers, and the refusal is an entry too. A step that was started is spent, whatever
 became of it; what a grant has not started comes back when the run is over, or was idle for `lapse_days`. A run without
@@ -19,17 +21,19 @@ restored. A head that the institution never signed proves nothing. The agency's 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from sovfed.clients.ledger_account import Account
 from sovfed.clients.ledger_clock import LedgerClock, steady
 from sovfed.clients.ledger_entries import (
     DAY_S,
-    YEAR_S,
+    Assigned,
     Budget,
     Clock,
     Closed,
@@ -38,18 +42,18 @@ from sovfed.clients.ledger_entries import (
     Granted,
     History,
     Plan,
+    Read,
     Refused,
     Release,
     Spent,
     Unbounded,
-    merged,
+    Whose,
+    study_key,
 )
 from sovfed.clients.ledger_file import LedgerFile, require_alone
-from sovfed.clients.ledger_limits import Limit, too_much
+from sovfed.clients.ledger_limits import too_much
 from sovfed.clients.ledger_terms import difference, mismatch
 from sovfed.federation.errors import PrivacyError
-from sovfed.federation.privacy.accounting import MAX_RELEASES, Accountant, gathered
-from sovfed.federation.privacy.events import Event
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,7 +66,7 @@ REFUSALS_A_DAY: Final = 1_000  # recorded; a server that asks again and again mu
 GRANTS_A_DAY: Final = 24
 UNBOUNDED_A_DAY: Final = 300  # purposes of runs without privacy, some 100 runs; more are not answered
 RUNS_KEPT: Final = 64  # for which a head was shown
-_AHEAD: Final = 15  # steps that ε is computed ahead of a release, as composing takes many times an fsync
+HOME: Final = Whose(study="data")  # records of which nobody has said anything
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,9 @@ class Receipt:
 class PrivacyLedger:
     """The ledger of `budget.population_name`, open for the one trainer of this home; safe to call from several threads.
 
-    Raises PrivacyError if the file is missing, damaged or older than its countersigned head, or if the home has the
-    ledger of another population; ServiceError if another trainer has it, or the disk fails. `wall` gives POSIX seconds,
-    `steady` those of a clock that nobody can set.
+    `others` are the budgets of further populations, by name. Raises PrivacyError if the file is missing, damaged or
+    older than its countersigned head, or if the home has the ledger of another population; ServiceError if another
+    trainer has it, or the disk fails. `wall` gives POSIX seconds, `steady` those of a clock that nobody can set.
     """
 
     def __init__(
@@ -91,11 +95,12 @@ class PrivacyLedger:
         budget: Budget,
         wall: Callable[[], float] = time.time,
         steady: Callable[[], float] = steady,
+        others: Mapping[str, Budget] | None = None,
     ) -> None:
         self.name = budget.population_name
-        self._budget = budget
+        self._budgets = {"": budget, **(others or {})}
         self._shown: dict[str, None] = {}  # runs in which the agency has shown a head that is here; never on disk
-        self._lacking: tuple[tuple[Plan, int, int], str] | None = None  # the newest plan without room, and why
+        self._lacking: tuple[tuple[str, Plan, int, int], str] | None = None  # the newest plan without room, and why
         self._lock = threading.Lock()
         require_alone(home, self.name)
         self._file = LedgerFile(home, self.name)
@@ -103,12 +108,12 @@ class PrivacyLedger:
             self._history = replay(self._file.lines)
             self._clock = LedgerClock(self._history, wall, steady)
             self._beat()
-            if self._history.budget != budget:
-                self._append(budget)
-            self._spent = Accountant().plus(*gathered(self._history.spent()))
-            self._epsilon = self._spent.epsilon(budget.delta)
-            self._ahead: dict[tuple[float, float], int] = {}
-            self._blocked = self._exceeded()
+            for name, agreed in self._budgets.items():
+                if self._history.budgets.get(name) != agreed:
+                    self._append(agreed)
+            self._accounts = {
+                name: Account(self._history, self._clock, agreed, name) for name, agreed in self._budgets.items()
+            }
         except BaseException:
             self._file.close()
             raise
@@ -133,31 +138,36 @@ class PrivacyLedger:
                 raise PrivacyError(str(self._file.mark))
             return self._file.seq, bytes.fromhex(self._file.head)
 
-    def authorise(self, run: str, plan: Plan, *, asked_in: str) -> Grant:
+    def authorise(self, run: str, plan: Plan, *, asked_in: str, whose: Whose = HOME) -> Grant:
         """Reserve all of `plan` for `run`, or raise PrivacyError with what would fit; asked again, the same grant.
 
-        `asked_in` is the run's name on the wire, in which the agency must have shown a head that is here.
+        `asked_in` is the run's name on the wire, in which the agency must have shown a head that is here; `whose` says
+        who is charged.
         """
         with self._lock:
             self._require_witness(run, plan.purpose, asked_in)
             self._close_idle()
+            account = self._account(run, plan.purpose, whose)
             found = self._history.grants.get((run, plan.purpose))
             if found:
-                return self._again(found, plan)
-            if plan.delta != self._budget.delta:
-                self._refuse(run, plan.purpose, f"delta is {plan.delta:g}, policy.yaml says {self._budget.delta:g}")
+                return self._again(found, plan, whose)
+            agreed = account.budget.delta
+            if plan.delta != agreed:
+                self._refuse(run, plan.purpose, f"delta is {plan.delta:g}, policy.yaml says {agreed:g}")
             self._require_rare(run, plan.purpose)
             self._close_finished()
-            state = (plan, self._history.used, int(self._clock.now() // DAY_S))
+            state = (whose.population, plan, self._history.used, int(self._clock.now() // DAY_S))
             if self._lacking is not None and self._lacking[0] == state:  # a run asks again in every round
                 self._refuse(run, plan.purpose, self._lacking[1])
-            limits, delta = self._limits(), plan.delta
+            limits, delta = account.limits(), plan.delta
             for limit in limits:
                 if limit.after(plan.event, delta) > limit.epsilon:
                     self._lacking = (state, too_much(limit, limits, plan.event, delta))
                     self._refuse(run, plan.purpose, self._lacking[1])
             lifetime = limits[0]
-            grant = Grant(plan, run, lifetime.used.epsilon(delta), lifetime.after(plan.event, delta))
+            before, after = lifetime.used.epsilon(delta), lifetime.after(plan.event, delta)
+            self._know(whose)
+            grant = Grant(plan, run, before, after, whose.population)
             self._append(grant)
             return grant
 
@@ -168,19 +178,20 @@ class PrivacyLedger:
         """
         with self._lock:
             granted = self._payable(grant, release, asked_in)
+            account = self._accounts[grant.population]
+            before = account.epsilon
             if granted.releases.get((release.round, release.attempt)) == release:
-                return Receipt(self.head, self._epsilon, self._epsilon)
-            before = self._epsilon
-            self._charge(release.event, granted.reserved)
-            self._append(Spent(release, grant.run, grant.plan.purpose, self._epsilon))
-            return Receipt(self.head, before, self._epsilon)
+                return Receipt(self.head, before, before)
+            account.charge(release.event, granted.reserved)
+            self._append(Spent(release, grant.run, grant.plan.purpose, account.epsilon))
+            return Receipt(self.head, before, account.epsilon)
 
     def check(self, grant: Grant, release: Release, *, asked_in: str) -> None:
         """Raise PrivacyError, before a record is touched, where `spend` would, whatever the release's digest is."""
         with self._lock:
             self._payable(grant, release, asked_in)
 
-    def enter_unbounded(self, run: str, purpose: str, task: str) -> None:
+    def enter_unbounded(self, run: str, purpose: str, task: str, whose: Whose = HOME) -> None:
         """Record that `run` is answered without privacy; on disk when this returns, once for each purpose.
 
         Raises PrivacyError, and then nothing may leave, after too many a day or on a ledger that was rolled back.
@@ -188,13 +199,40 @@ class PrivacyLedger:
         with self._lock:
             if self._file.mark:
                 self._refuse(run, purpose, str(self._file.mark))
-            if (run, purpose) in self._history.unbounded:
+            self._account(run, purpose, whose)
+            known = self._history.unbounded.get((run, purpose))
+            if known and known[1].population != whose.population:
+                self._refuse(run, purpose, "it was answered for another population before")
+            if known:
                 return
             recent = self._clock.now() - DAY_S
             today = sum(at > recent for at, _ in self._history.unbounded.values())
             if today >= UNBOUNDED_A_DAY:
                 self._refuse(run, purpose, f"{today} other entries of runs without privacy within a day are enough")
-            self._append(Unbounded(run, purpose, task))
+            self._know(whose)
+            self._append(Unbounded(run, purpose, task, whose.population))
+
+    def assign(self, whose: Whose, because: str, *, apart: bool = False) -> Assigned:
+        """Record that the persons in the records of `whose.study` are those of `whose.population`, and what that means.
+
+        They inherit what was charged for these records so far, unless the operator says that they are others (`apart`).
+        Raises PrivacyError if the policy has no such population, or the ledger was rolled back.
+        """
+        with self._lock:
+            if self._file.mark:
+                raise PrivacyError(str(self._file.mark))
+            if whose.population not in self._budgets:
+                raise PrivacyError(f"policy.yaml has no population '{whose.population}' ({self._named()})")
+            whose = self._sealed(whose)
+            heirs = () if apart else self._history.heirs_of(whose)
+            entry = Assigned(whose.study, because, whose.keys, whose.population, heirs, apart)
+            self._append(entry)
+            return entry
+
+    def why_not(self, whose: Whose) -> str:
+        """Why runs over these records are charged to nobody; "" if they are."""
+        with self._lock:
+            return self._why_not(self._sealed(whose))
 
     def beat(self) -> None:
         """Record once a day that the time was seen to pass, so that a clock that jumps can be told."""
@@ -262,8 +300,9 @@ class PrivacyLedger:
         left = granted.reserved
         if not granted.closed:
             self._append(Closed(granted.grant.run, granted.grant.plan.purpose, left))
-            self._ahead, self._epsilon = {}, self._spent.epsilon(self._budget.delta)
-            self._blocked = self._blocked and self._exceeded()
+            account = self._accounts.get(granted.grant.population)
+            if account is not None:  # else of a population that the policy no longer has
+                account.closed()
         return left
 
     def _payable(self, grant: Grant, release: Release, asked_in: str) -> Granted:
@@ -275,7 +314,9 @@ class PrivacyLedger:
         if granted is None or granted.grant != grant:
             self._refuse(run, purpose, "the grant is not one of this ledger")
         if granted.releases.get((release.round, release.attempt)) != release:
-            wrong = self._blocked or mismatch(granted, release)
+            account = self._accounts.get(grant.population)
+            gone = "policy.yaml no longer has the grant's population"
+            wrong = (account.blocked if account else gone) or mismatch(granted, release)
             if wrong:
                 self._refuse(run, purpose, wrong)
         return granted
@@ -296,10 +337,37 @@ class PrivacyLedger:
         if sum(granted.at > recent for granted in self._history.grants.values()) >= GRANTS_A_DAY:
             self._refuse(run, purpose, f"{GRANTS_A_DAY} grants within a day are enough")
 
+    def _account(self, run: str, purpose: str, whose: Whose) -> Account:
+        """The account that `whose` are charged to. Raises PrivacyError where the ledger knows them as others."""
+        if reason := self._why_not(self._sealed(whose)):
+            self._refuse(run, purpose, reason)
+        return self._accounts[whose.population]
+
+    def _why_not(self, whose: Whose) -> str:
+        if whose.population not in self._budgets:
+            return f"{whose.study} is of population '{whose.population}', and policy.yaml has {self._named()}"
+        return self._history.why_not(whose)
+
+    def _named(self) -> str:
+        return ", ".join(name or self.name for name in self._budgets)
+
+    def _sealed(self, whose: Whose) -> Whose:
+        """`whose` with keys that tell nobody where the records lie: a ledger is exported, and its heads are shown."""
+        return dataclasses.replace(whose, keys=tuple(self._file.token(key) for key in whose.keys))
+
+    def _know(self, whose: Whose) -> None:
+        """Enter what the records are known by, once, before the first run over them is."""
+        sealed = self._sealed(whose)
+        new = [key for key in (study_key(sealed.study), *sealed.keys) if key not in self._history.known]
+        if new and sealed.keys:
+            self._append(Read(tuple(new), sealed.population))
+
     def _close_idle(self) -> None:
         """Take back the steps of grants that released nothing for `lapse_days`."""
-        idle = self._clock.now() - self._budget.lapse_days * DAY_S
+        now = self._clock.now()
         for granted in self._history.grants.values():
+            agreed = self._budgets.get(granted.grant.population, self._budgets[""])
+            idle = now - agreed.lapse_days * DAY_S
             if not granted.closed and granted.used_at < idle:
                 self._close(granted)
 
@@ -309,54 +377,15 @@ class PrivacyLedger:
             if not granted.closed and granted.last and granted.last.round == granted.grant.plan.rounds:
                 self._close(granted)
 
-    def _again(self, found: Granted, plan: Plan) -> Grant:
+    def _again(self, found: Granted, plan: Plan, whose: Whose) -> Grant:
         run, changed = found.grant.run, difference(plan, found.grant.plan)
+        if found.grant.population != whose.population:
+            changed = f"population is '{whose.population}', granted '{found.grant.population}'"
         if changed:
             self._refuse(run, plan.purpose, f"{changed}: a grant never changes")
         if found.closed:
             self._refuse(run, plan.purpose, "the grant was closed; start a new run")
         return found.grant
-
-    def _limits(self) -> list[Limit]:
-        """Each limit with what is spent or reserved of it; a clock set back makes the year longer, never shorter."""
-        budget, history = self._budget, self._history
-        reserved = history.reserved()
-        lifetime, year = history.spent(), history.spent(after=self._clock.now() - YEAR_S)
-        ever = merged([*lifetime, *reserved])
-        recent = ever if year == lifetime else merged([*year, *reserved])
-        used = Accountant().plus(*gathered(ever))
-        used_recently = used if recent == ever else Accountant().plus(*gathered(recent))
-        share, each = budget.max_share_per_run * budget.annual_epsilon, budget.epsilon / MAX_RELEASES
-        return [
-            Limit("epsilon", "", budget.epsilon, used, tuple(ever), each),
-            Limit("annual_epsilon", " within 366 days", budget.annual_epsilon, used_recently, tuple(recent), each),
-            Limit("max_share_per_run", " in this run", share, Accountant(), (), each),
-        ]
-
-    def _exceeded(self) -> str:
-        """Why open grants may not go on, after the institution lowered its limits; else nothing."""
-        if not self._history.reserved():
-            return ""
-        for limit in self._limits():
-            used = limit.used.epsilon(self._budget.delta)
-            if used > limit.epsilon:
-                return (
-                    f"open grants would take the population to ε={used:.2f}, over the limit {limit.name} "
-                    f"{limit.epsilon:.2f} that policy.yaml says now"
-                )
-        return ""
-
-    def _charge(self, event: Event, reserved: int) -> None:
-        """Add `event` to what is spent and keep ε at least as high; `reserved` steps are left of its grant, with it."""
-        kind = (event.noise_multiplier, event.sampling_rate)
-        covered = self._ahead.get(kind, 0)
-        if covered >= event.count:
-            self._ahead[kind] = covered - event.count
-        else:
-            self._ahead[kind] = min(_AHEAD, reserved - event.count)
-            ahead = [Event(*of, count) for of, count in self._ahead.items() if count]
-            self._epsilon = self._spent.plus(*merged([event, *ahead])).epsilon(self._budget.delta)
-        self._spent = self._spent.plus(event)
 
     def _beat(self) -> None:
         if self._clock.now() - self._history.last_at >= DAY_S:

@@ -33,6 +33,11 @@ def adopt(home: Path, old: str, name: str, now: float) -> str:
     try:
         if source.mark:
             raise PrivacyError(f"'{old}': {source.mark}")
+        others = replay(source.lines).populations()[1:]
+        if name in others or (others and ledger_path(home, name).exists()):
+            raise PrivacyError(
+                f"'{old}' has accounts of {', '.join(others)}: '{name}' must be another, without a ledger"
+            )
         if not ledger_path(home, name).exists():
             _rename(home, source, old, name, now)
             return f"'{old}' is now '{name}', its chain goes on"

@@ -25,6 +25,15 @@ _HEX: Final = 64  # characters of a SHA-256
 
 
 @dataclass(frozen=True)
+class Whose:
+    """Whose records a run reads: `population` "" is the home's own, `keys` what those records are known by."""
+
+    population: str = ""
+    study: str = ""
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Budget:
     """What all runs together may ever learn about one person of the population, by the institution's policy."""
 
@@ -114,6 +123,7 @@ class Grant:
     run: str = bounded(low=1, high=128)
     epsilon_before: float = bounded(low=0.0)
     epsilon_after: float = bounded(low=0.0)
+    population: str = bounded("", 0, 64, doc='who is charged; "" is the population that the ledger is named after')
 
 
 @dataclass(frozen=True)
@@ -151,6 +161,31 @@ class Unbounded:
     run: str = bounded(low=1, high=128)
     purpose: str = bounded(low=1, high=32)
     task: str = bounded(low=1, high=64)
+    population: str = bounded("", 0, 64)
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the records of `population` are known by, before the first run of them is answered."""
+
+    keys: tuple[str, ...] = bounded(low=1, high=200)
+    population: str = bounded("", 0, 64)
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """The operator's own act: the persons in the records of `study` are those of `population`, from here on.
+
+    They have learnt about them what runs over the populations in `inherits` did. `apart`: the operator says that they
+    are none of the persons that the same `keys` stood for before, so that nothing is inherited.
+    """
+
+    study: str = bounded(low=1, high=128)
+    because: str = bounded(low=1, high=500)
+    keys: tuple[str, ...] = bounded(low=1, high=200)
+    population: str = bounded("", 0, 64)
+    inherits: tuple[str, ...] = bounded((), 0, 64)
+    apart: bool = bounded(False)
 
 
 @dataclass(frozen=True)
@@ -167,7 +202,7 @@ class Renamed:
     name: str = bounded(low=1, high=64)
 
 
-Entry: TypeAlias = Opened | Budget | Grant | Spent | Closed | Refused | Unbounded | Clock | Renamed
+Entry: TypeAlias = Opened | Budget | Grant | Spent | Closed | Refused | Unbounded | Read | Assigned | Clock | Renamed
 KINDS: Final[dict[str, type[Entry]]] = {
     "open": Opened,
     "budget": Budget,
@@ -176,6 +211,8 @@ KINDS: Final[dict[str, type[Entry]]] = {
     "close": Closed,
     "refuse": Refused,
     "no-bound": Unbounded,
+    "records": Read,
+    "assign": Assigned,
     "clock": Clock,
     "rename": Renamed,
 }
@@ -202,26 +239,53 @@ class Granted:
 
 @dataclass
 class History:
-    """The entries, indexed for the rules of `ledger.py`; read there, changed by `add` alone. Times: POSIX seconds."""
+    """The entries, indexed for the rules of `ledger.py`; read there, changed by `add` alone. Times: POSIX seconds.
 
-    budget: Budget | None = None
+    A population is "" where it is the one that the ledger is named after.
+    """
+
+    name: str = ""
+    budgets: dict[str, Budget] = field(default_factory=dict)
     grants: dict[tuple[str, str], Granted] = field(default_factory=dict)
     spends: list[tuple[float, Spent]] = field(default_factory=list)
     refusals: list[tuple[float, Refused]] = field(default_factory=list)
     unbounded: dict[tuple[str, str], tuple[float, Unbounded]] = field(default_factory=dict)
-    used: int = 0  # entries that change what is left of the budget
+    used: int = 0  # entries that change what is left of a budget
     last_at: float = 0.0
     gaps: list[tuple[float, float]] = field(default_factory=list)  # (end, seconds) of times that nobody saw pass
+    known: dict[str, set[str]] = field(default_factory=dict)  # by key of records, the populations that they are of
+    assigned: dict[str, Assigned] = field(default_factory=dict)  # by study, the newest
+    assigned_ever: list[Assigned] = field(default_factory=list)
+    charged: dict[str, list[tuple[float, Event]]] = field(default_factory=dict)  # by population, own and inherited
+    taken: dict[tuple[str, str], int] = field(default_factory=dict)  # by population and heir, how many of its charges
+    unnamed: bool = False  # something was answered before the ledger knew records by keys
 
     def add(self, at: float, entry: Entry) -> None:
         if self.last_at and at - self.last_at > UNSEEN_S:
             self.gaps.append((at, at - self.last_at))
         self.last_at = max(at, self.last_at)
-        self.used += isinstance(entry, Budget | Grant | Spent | Closed)
+        self.used += isinstance(entry, Budget | Grant | Spent | Closed | Assigned)
         match entry:
+            case Grant() | Spent() | Closed() | Refused() | Unbounded():
+                self._add_of_run(at, entry)
+            case Opened():
+                self.name = entry.dataset
+            case Renamed():
+                self.name = entry.name
             case Budget():
-                self.budget = entry
+                self.budgets["" if entry.population_name == self.name else entry.population_name] = entry
+            case Read():
+                for key in entry.keys:
+                    self.known.setdefault(key, set()).add(entry.population)
+            case Assigned():
+                self._assign(at, entry)
+            case Clock():
+                self.gaps = [] if entry.confirmed else self.gaps
+
+    def _add_of_run(self, at: float, entry: Grant | Spent | Closed | Refused | Unbounded) -> None:
+        match entry:
             case Grant():
+                self.unnamed |= not self.known
                 self.grants[entry.run, entry.plan.purpose] = Granted(entry, at, used_at=at)
             case Spent():
                 granted = self.grants[entry.run, entry.purpose]
@@ -229,25 +293,80 @@ class History:
                 granted.charged += entry.release.event.count
                 granted.used_at = at
                 self.spends.append((at, entry))
+                self.charged.setdefault(granted.grant.population, []).append((at, entry.release.event))
             case Closed():
                 self.grants[entry.run, entry.purpose].closed = True
             case Refused():
                 self.refusals.append((at, entry))
             case Unbounded():
+                self.unnamed |= not self.known
                 self.unbounded.setdefault((entry.run, entry.purpose), (at, entry))
-            case Clock(confirmed=True):
-                self.gaps.clear()
-            case Opened() | Clock() | Renamed():
-                pass
 
-    def spent(self, after: float = -math.inf, until: float = math.inf) -> list[Event]:
+    def _assign(self, at: float, entry: Assigned) -> None:
+        """Let the study's population inherit what others learnt, and may yet learn, and have what it is known by."""
+        charged = self.charged.setdefault(entry.population, [])
+        for other in entry.inherits:
+            whole, pair = self.charged.get(other, []), (entry.population, other)
+            charged += [*whole[self.taken.get(pair, 0) :], *self._reserves_of(other, at)]
+            self.taken[pair] = len(whole)
+        self.assigned[entry.study] = entry
+        self.assigned_ever.append(entry)
+        for key in entry.keys:
+            others = self.known.get(key, set()) if entry.apart else set()
+            self.known[key] = {*others, entry.population}
+        self.known[study_key(entry.study)] = {entry.population}
+
+    def spent(self, after: float = -math.inf, until: float = math.inf, population: str = "") -> list[Event]:
         """What was spent at times in (after, until], equal events merged."""
-        return merged(entry.release.event for at, entry in self.spends if after < at <= until)
+        return merged(event for at, event in self.charged.get(population, ()) if after < at <= until)
 
-    def reserved(self) -> list[Event]:
+    def reserved(self, population: str = "") -> list[Event]:
         """What open grants may still spend, equal events merged."""
-        plans = [(granted.grant.plan.event, granted.reserved) for granted in self.grants.values()]
-        return merged(Event(plan.noise_multiplier, plan.sampling_rate, left) for plan, left in plans if left)
+        return merged(event for _, event in self._reserves_of(population, 0.0))
+
+    def populations(self) -> list[str]:
+        """Those that there is anything of, the home's own first."""
+        others = {entry.population for entry in self.assigned.values()} | self.budgets.keys()
+        return ["", *sorted(others - {""})]
+
+    def why_not(self, whose: Whose) -> str:
+        """Why the ledger charges nothing to that population for those records; "" if it does.
+
+        A further population is one only by the operator's own act, and so is that records are of another than before.
+        """
+        act = f"`sovfed client ledger assign {whose.study}` says whose they are"
+        entry = self.assigned.get(whose.study)
+        if whose.population and (entry is None or entry.population != whose.population):
+            return f"nobody said in this ledger that the records of {whose.study} are of '{whose.population}'; {act}"
+        for key in (study_key(whose.study), *whose.keys):
+            known = self.known.get(key)
+            if known and whose.population not in known:
+                names = " and ".join(repr(other or self.name) for other in sorted(known))
+                return f"the records of {whose.study} are of {names}, not of '{whose.population or self.name}'; {act}"
+        return ""
+
+    def heirs_of(self, whose: Whose) -> tuple[str, ...]:
+        """The populations that the records may have been charged to so far."""
+        known = {other for key in (study_key(whose.study), *whose.keys) for other in self.known.get(key, ())}
+        return tuple(sorted((known | ({""} if self.unnamed else set())) - {whose.population}))
+
+    def no_bound(self, population: str) -> list[tuple[float, Unbounded]]:
+        """The runs without privacy over its records, and over those of populations that it inherits from."""
+        whose, grown = set[str](), {population}
+        while grown - whose:
+            whose |= grown
+            grown = {heir for entry in self.assigned_ever if entry.population in whose for heir in entry.inherits}
+        return [(at, entry) for at, entry in self.unbounded.values() if entry.population in whose]
+
+    def _reserves_of(self, population: str, at: float) -> list[tuple[float, Event]]:
+        grants = [granted for granted in self.grants.values() if granted.grant.population == population]
+        plans = [(granted.grant.plan.event, granted.reserved) for granted in grants]
+        return [(at, Event(plan.noise_multiplier, plan.sampling_rate, left)) for plan, left in plans if left]
+
+
+def study_key(study: str) -> str:
+    """What the records of a study are known by, whatever they are read from."""
+    return f"study {study}"
 
 
 def merged(events: Iterable[Event]) -> list[Event]:

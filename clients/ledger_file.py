@@ -11,8 +11,8 @@ line without its end was never acted upon, as its fsync had not returned: it is 
 dropped when torn. Lines cut from the end do not show in the file: they show against the countersigned head, of which
 the coordinator keeps a copy, since whoever can roll back this folder can roll back the head with it.
 
-A home has one population and so one ledger, of the name in `policy.yaml`. Another ledger beside it is refused, or the
-same persons would have two budgets; `sovfed client ledger adopt` brings it in.
+A home has one ledger, named after its own population in `policy.yaml`; further populations have accounts in it. Another
+ledger beside it is refused, or the same persons would have two budgets; `sovfed client ledger adopt` brings it in.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
+import hmac
 import os
 import stat
 from dataclasses import dataclass
@@ -120,6 +121,15 @@ def read_ledger(home: Path, name: str) -> tuple[list[Line], Countersigned | None
     return lines, signed
 
 
+def token_of(home: Path, text: str) -> str:
+    """What stands for `text` in the entries of the home's ledger. Raises PrivacyError if its key is not there."""
+    return _token(_key(home), text)
+
+
+def _token(key: bytes, text: str) -> str:
+    return hmac.new(key, b"records\n" + text.encode(), hashlib.sha256).hexdigest()[:32]
+
+
 def read_mark(home: Path, name: str) -> RolledBack | None:
     """What the ledger must have again before it pays, if anything. Raises PrivacyError."""
     path = ledger_path(home, name)
@@ -162,6 +172,10 @@ class LedgerFile:
     def seq(self) -> int:
         """The number of the last entry."""
         return len(self._heads) - 1
+
+    def token(self, text: str) -> str:
+        """What stands for `text` in entries: 32 hexadecimal digits that only this home can tell it by."""
+        return _token(self._key, text)
 
     def has(self, seq: int, head: str) -> bool:
         return 0 <= seq < len(self._heads) and self._heads[seq] == head

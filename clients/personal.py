@@ -1,4 +1,4 @@
-"""What an institution keeps from round to round of a run: SCAFFOLD's cᵢ, FedBN's layers, Ditto's model.
+"""What an institution keeps from round to round of a run: SCAFFOLD's cᵢ, FedBN's layers, own heads, Ditto's model.
 
 One safetensors file a round, with the features' scale beside the vector, so that a personal model is a model file like
 the published one. The last two rounds are kept, so that a run that resumes finds what it had then. No message deletes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FOLDER: Final = "personal"
 ROUNDS: Final = 2  # kept of a run
-MODELS: Final = ("fedbn", "ditto")  # algorithms that keep a model
+MODELS: Final = ("fedbn", "fedper", "ditto")  # algorithms that keep a model
 PERSONAL: Final = "personal"
 VARIATE: Final = "variate"
 PLACE: Final = "place"  # taken by a run, whether or not it comes to a model

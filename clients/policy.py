@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sovfed.clients.ledger_entries import Budget
+from sovfed.clients.ledger_entries import LEDGER_NAME, NAME_RULE, Budget
 from sovfed.clients.settings import read_settings
 from sovfed.federation.config import LEAST_SPREAD
 from sovfed.federation.errors import NotPrivateError, PolicyError
@@ -23,6 +24,7 @@ from sovfed.federation.messages import (
     Request,
     SecaggRequest,
     TrainRequest,
+    Vector,
 )
 from sovfed.federation.plan import BUILT_IN, SGD, LocalPlan, why_not
 from sovfed.federation.schema import bind, bounded
@@ -58,6 +60,10 @@ privacy/ before anything leaves, and refused when the budget is spent; `sovfed c
 left. The ledger belongs to the persons that population_name stands for, whatever file they are read from. Runs without
 differential privacy are entered as what they are, without any bound.
 
+populations: budgets of people of whom none is in another population, by name, each with its own epsilon,
+annual_epsilon, delta, population. A study of client.yaml names its one (population: NAME), and is charged to it only
+after `sovfed client ledger assign STUDY`, which the ledger records for good; studies that name none share 'privacy'.
+
 require_privacy: true refuses them. Sums over several institutions hide who contributed what; they do not hide a person
 from whoever chooses the models: each request without privacy is an exact question about everybody's records, and enough
 of them read one record out (docs/what-leaves.md has figures). Set it to false only for an agency that you trust not to,
@@ -91,11 +97,17 @@ class Policy:
     require_privacy: bool = bounded(True, doc="answer runs with differential privacy only")
     secure_aggregation: Terms = field(default_factory=Terms)
     privacy: Budget = field(default_factory=Budget)
+    populations: dict[str, Budget] = field(
+        default_factory=dict,
+        metadata={"doc": "by name, budgets of further populations, of whom nobody is in another; studies name them"},
+    )
     reproducible: bool = bounded(
         False, doc="train in the same order when the same is asked again, so that two runs agree to the bit"
     )
     max_rounds: int = bounded(1_000, 1, 1_000_000, doc="highest round of a run that is still answered")
-    max_local_epochs: int = bounded(20, 1, 10_000, doc="most passes over the records in one round")
+    max_local_epochs: int = bounded(
+        20, 1, 10_000, doc="most passes over the records in one round; steps beyond them are not taken"
+    )
     min_batch_size: int = bounded(8, 1, 1_000_000, unit="records", doc="a smaller batch tells more of each record")
     allowed_optimizers: tuple[str, ...] = bounded((SGD,), 1, 64, doc="of local steps in runs without privacy")
     max_local_steps: int = bounded(10_000, 1, 1_000_000, doc="most gradient steps in one round")
@@ -106,7 +118,7 @@ class Policy:
     max_batch_size: int = bounded(100_000, 1, 1_000_000, unit="records", doc="bounds the memory of one step")
     max_parameters: int = bounded(100_000_000, 1, MAX_PARAMETERS, doc="longest model vector")
     max_model_value: float = bounded(
-        1e3, 1e-3, 1e30, doc="largest parameter of a model, in size; no trained one has it"
+        1e3, 1e-3, 1e30, doc="largest parameter of a model, in size; of its running statistics, the square root"
     )
     least_spread: float = bounded(
         LEAST_SPREAD, 0.0, 0.5, doc="smallest standard deviation of a feature, as a share of its declared range"
@@ -121,6 +133,16 @@ class Policy:
     def __post_init__(self) -> None:
         if self.min_batch_size > self.max_batch_size:
             raise ValueError(f"min_batch_size {self.min_batch_size} is above max_batch_size {self.max_batch_size}")
+        for name, budget in self.populations.items():
+            if not LEDGER_NAME.fullmatch(name) or name == self.privacy.population_name:
+                raise ValueError(f"populations: '{name[:80]}' {NAME_RULE}, and not the one of 'privacy'")
+            if budget.population_name not in (name, Budget().population_name):
+                raise ValueError(f"populations.{name}: population_name is '{budget.population_name}'; leave it out")
+
+    @property
+    def other_budgets(self) -> dict[str, Budget]:
+        """The budget of each further population, which knows its name."""
+        return {name: replace(budget, population_name=name) for name, budget in self.populations.items()}
 
     @property
     def allowed_names(self) -> tuple[str, ...]:
@@ -156,7 +178,7 @@ class Policy:
         if isinstance(request, TrainRequest | PrivateRequest | EvaluateRequest):
             self._check_model(request)
         if isinstance(request, TrainRequest):
-            steepest = float(np.abs(request.control).max(initial=0.0))
+            steepest = _largest(request.control)
             _at_most("largest value of SCAFFOLD's control", steepest, "max_model_value", self.max_model_value)
         if isinstance(request, TrainRequest | PrivateRequest):
             _at_most("learning_rate", request.learning_rate, "max_learning_rate", self.max_learning_rate)
@@ -172,8 +194,19 @@ class Policy:
         """Raises PolicyError unless round, length and values of the model are within these bounds."""
         _at_most("round", request.round, "max_rounds", self.max_rounds)
         _at_most("parameters", request.model.size, "max_parameters", self.max_parameters)
-        largest = float(np.abs(request.model).max(initial=0.0))
-        _at_most("largest parameter", largest, "max_model_value", self.max_model_value)
+        self.check_values(request, 0)  # whichever of its values are parameters
+
+    def check_values(self, request: Request, trained: int) -> None:
+        """Raises PolicyError unless the model's values are within these bounds; its first `trained` are parameters.
+
+        Running statistics, which come behind them, may be as large as the square of a parameter: one is a variance.
+        """
+        if not isinstance(request, TrainRequest | PrivateRequest | EvaluateRequest | ReleaseRequest):
+            return
+        parameters, statistics = request.model[:trained], request.model[trained:]
+        _at_most("largest parameter", _largest(parameters), "max_model_value", self.max_model_value)
+        root = math.sqrt(_largest(statistics))
+        _at_most("root of the largest running statistic", root, "max_model_value", max(1.0, self.max_model_value))
 
     def _check_plan(self, plan: LocalPlan, *, private: bool) -> None:
         """Raises PolicyError unless the local steps are within these bounds; no package is imported to find out."""
@@ -186,6 +219,11 @@ class Policy:
         _at_most("accumulation", plan.accumulation, "max_accumulation", self.max_accumulation)
         _at_most("momentum", plan.momentum, "max_momentum", self.max_momentum)
         _at_most("weight_decay", plan.weight_decay, "max_weight_decay", self.max_weight_decay)
+
+
+def _largest(values: Vector) -> float:
+    """The largest of `values` in size."""
+    return float(np.abs(values).max(initial=0.0))
 
 
 def _at_most(what: str, value: float, name: str, bound: float) -> None:

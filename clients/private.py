@@ -18,8 +18,8 @@ import torch
 
 from sovfed.clients.dpsgd.step import PrivateStep
 from sovfed.clients.feed import Feed
-from sovfed.clients.ledger import PrivacyLedger
-from sovfed.clients.ledger_entries import Grant, Plan, Release
+from sovfed.clients.ledger import HOME, PrivacyLedger
+from sovfed.clients.ledger_entries import Grant, Plan, Release, Whose
 from sovfed.clients.masking import PrivateUpdate
 from sovfed.clients.training import LocalTraining, choose_device
 from sovfed.federation.errors import ConfigError, PrivacyError, ProtocolError
@@ -49,13 +49,23 @@ CONSTANTS: Final = ("round", "model", "begin", "run")  # fields of a request tha
 class PrivateTraining:
     """The private workload of one task. `ledger` is None in a simulation, where nobody's data are protected."""
 
-    def __init__(self, task: Task, records: Dataset, *, site: str, device: str, ledger: PrivacyLedger | None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        records: Dataset,
+        *,
+        site: str,
+        device: str,
+        ledger: PrivacyLedger | None,
+        whose: Whose = HOME,
+        most_epochs: int | None = None,
+    ) -> None:
         if task.build is None or task.loss is None:
             raise ConfigError(f"task '{task.name}' trains nothing, so there is nothing to make private")
         if records.not_private:
             raise PrivacyError(records.not_private)
-        self.task, self._records, self._ledger = task, records, ledger
-        self._site, self._device = site, device
+        self.task, self._records, self._ledger, self._whose = task, records, ledger, whose
+        self._site, self._device, self._most_epochs = site, device, most_epochs
         self._feed = Feed(task, records, task.transform.public_scale, choose_device(device))
         self._rows = torch.from_numpy(records.train)
         persons = np.unique(records.persons[records.train], return_inverse=True)[1]
@@ -75,7 +85,9 @@ class PrivateTraining:
         if number is not None and self._kept is not None and self.keeps(request, number):
             return self._kept[1]
         ledger, whole = self._ledger, whole_run(request.run)
-        grant = None if ledger is None else ledger.authorise(request.grant, plan_of(request), asked_in=whole)
+        grant = None
+        if ledger is not None:
+            grant = ledger.authorise(request.grant, plan_of(request), asked_in=whole, whose=self._whose)
         if request.mechanism == "silo":
             found: Vector | Integers = self._descend(request)
         else:
@@ -128,7 +140,9 @@ class PrivateTraining:
 
         In float64, where 2^-20 of the clip is more than the rounding of norm and product for any d ≤ 2^32.
         """
-        training = LocalTraining(self.task, self._records, site=self._site, device=self._device)
+        training = LocalTraining(
+            self.task, self._records, site=self._site, device=self._device, most_epochs=self._most_epochs
+        )
         asked = TrainRequest(
             run=request.run, round=request.round, task=request.task, seed=request.seed,
             local_epochs=request.local_epochs, batch_size=request.batch_size,
@@ -160,11 +174,20 @@ class PrivateTraining:
         log.info("round %d: ε %.3f, ledger head %s", request.round, receipt.epsilon_after, receipt.head[:16])
 
 
-def admit(request: PrivateRequest, task: Task, room: int, ledger: PrivacyLedger | None, *, paid: bool = False) -> None:
+def admit(
+    request: PrivateRequest,
+    task: Task,
+    room: int,
+    ledger: PrivacyLedger | None,
+    *,
+    paid: bool = False,
+    whose: Whose = HOME,
+) -> None:
     """Raise what can be refused without a record: by constants, or by the ledger, which reserves the run's steps.
 
-    `paid`: the release that is asked for was made and charged already. ConfigError if the task trains nothing,
-    PrivacyError if the model cannot be private, the noise does not fit the ring, or the ledger would not pay.
+    `paid`: the release that is asked for was made and charged already; `whose` is charged. ConfigError if the task
+    trains nothing, PrivacyError if the model cannot be private, the noise does not fit the ring, or the ledger would
+    not pay.
     """
     if task.build is None or task.loss is None:
         raise ConfigError(f"task '{task.name}' trains nothing, so there is nothing to make private")
@@ -176,7 +199,7 @@ def admit(request: PrivateRequest, task: Task, room: int, ledger: PrivacyLedger 
         raise PrivacyError(reason)
     if ledger is not None:
         whole = whole_run(request.run)
-        grant = ledger.authorise(request.grant, plan_of(request), asked_in=whole)
+        grant = ledger.authorise(request.grant, plan_of(request), asked_in=whole, whose=whose)
         if not paid:
             ledger.check(grant, _release(ledger, grant, request, NO_DIGEST), asked_in=whole)
 

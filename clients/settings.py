@@ -56,8 +56,9 @@ def _lines(values: DataclassInstance, skip: Collection[str], indent: str) -> Ite
 def named_lines(groups: Mapping[str, DataclassInstance], indent: str) -> Iterator[str]:
     """Each group of settings under its name, without what is as it is anyway."""
     for name, values in groups.items():
-        yield f"{indent}{_scalar(name)}:"
-        yield from _chosen(values, indent + "  ")
+        lines = list(_chosen(values, indent + "  "))
+        yield f"{indent}{_scalar(name)}:{'' if lines else ' {}'}"
+        yield from lines
 
 
 def _chosen(values: DataclassInstance, indent: str) -> Iterator[str]:

@@ -30,11 +30,12 @@ def listed(config: ClientConfig, policy: Policy) -> Iterator[str]:
     for name, study in config.studies.items():
         allowed = any(_meet(study.task, entry) for entry in policy.allowed_tasks)
         word = "allowed" if allowed else "not in allowed_tasks"
-        yield f"{name.ljust(width)}  {study.task}  {word}  {_place(study.data)}"
+        whose = f"  population {study.population}" if study.population else ""
+        yield f"{name.ljust(width)}  {study.task}  {word}  {_place(study.data)}{whose}"
     yield f"{REST.ljust(width)}  every other task  {_place(config.data)}"
 
 
-def add_study(home: Path, name: str, task: str, data: DataConfig) -> ClientConfig:
+def add_study(home: Path, name: str, task: str, data: DataConfig, population: str = "") -> ClientConfig:
     """Write study `name` into `home/client.yaml`, beside what is there; the settings as they then are.
 
     Raises ConfigError if the study, or one of its task, is there; or with what to add by hand where the file is not
@@ -47,7 +48,7 @@ def add_study(home: Path, name: str, task: str, data: DataConfig) -> ClientConfi
     old = bind(ClientConfig, before, str(path))
     if name in old.studies:
         raise ConfigError(f"{path}: study '{name}' is there already; change it by hand")
-    study = bind(StudyConfig, {"task": task, "data": data}, name)
+    study = bind(StudyConfig, {"task": task, "data": data, "population": population}, name)
     wanted = bind(ClientConfig, {**before, "studies": {**old.studies, name: study}}, str(path))
     block = "\n".join(named_lines({name: study}, INDENT))
     changed = _with_block(text, block)

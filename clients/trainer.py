@@ -22,11 +22,13 @@ import numpy as np
 from sovfed.clients.admission import check_release, check_shapes, resolve, sums_width
 from sovfed.clients.allowance import Allowance
 from sovfed.clients.data import Dataset, check_private_data, load_records
+from sovfed.clients.ledger_entries import Whose
 from sovfed.clients.masking import Masking
 from sovfed.clients.personal import PersonalStates
 from sovfed.clients.received import facts_of_release, keep_released, plan_of
+from sovfed.clients.whose import whose_of
 from sovfed.clients.workload import Echo, Workload, nothing
-from sovfed.federation.config import LEAST_SPREAD, ClientConfig
+from sovfed.federation.config import LEAST_SPREAD, REST, ClientConfig
 from sovfed.federation.errors import (
     PolicyError,
     ProtocolError,
@@ -57,6 +59,7 @@ from sovfed.federation.messages import (
 )
 from sovfed.federation.secagg.request import whole_run
 from sovfed.federation.tasks import Task, sized
+from sovfed.federation.tasks.conformance import require_works
 from sovfed.federation.tasks.registry import versions
 from sovfed.federation.wire.trainer_pb2 import HealthReply
 
@@ -108,6 +111,9 @@ class TrainerService:
         least_spread: float = LEAST_SPREAD,
         on_error: Callable[[Exception], None] = lambda _error: None,
         received: ReceivedModels | None = None,
+        whose: Callable[[Task], Whose] = lambda _task: Whose(study=REST),
+        most_epochs: int | None = None,
+        check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
@@ -115,6 +121,12 @@ class TrainerService:
 
         `on_error` is told what went wrong: a simulation's researcher may see it, an agency never.
         `tasks` are those of a name that this institution has, the newest last; `least_spread` as in the policy.
+
+        `check_values` is asked too, once it is known how many of the model's first values are parameters.
+
+        `most_epochs` bounds the passes over the records in one round, as `LocalTraining` does.
+
+        `whose` says to which population in the ledger the runs of a task are charged.
 
         `received` is where the models of ended runs are kept; without it, as in a simulation, they are not.
 
@@ -127,6 +139,7 @@ class TrainerService:
         before a record is read, if the settings let no private run use them.
         """
         self._reproducible, self._on_error, self._received = reproducible, on_error, received
+        self._whose, self._most_epochs, self._check_values = whose, most_epochs, check_values
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._device, self._precision, self._check = load, device, precision, check
         self._site: Callable[[Task], str] = site if callable(site) else lambda _task: site
@@ -166,7 +179,9 @@ class TrainerService:
         """Load model and records of `task` and warm up, rather than with the first request. Raises SovfedError."""
         with self._lock:
             try:
-                self._workload(self._newest(task)).warm_up()
+                newest = self._newest(task)
+                require_works(newest)
+                self._workload(newest).warm_up()
             except SovfedError as error:
                 self._reason = error.code
                 raise
@@ -211,11 +226,11 @@ class TrainerService:
             )
         return masking.tell(*ledger.position())
 
-    def _enter_unbounded(self, request: SumRequest) -> None:
+    def _enter_unbounded(self, request: SumRequest, task: Task) -> None:
         """Nothing without privacy is computed before the ledger says that it was asked for."""
         ledger = None if isinstance(request, PrivateRequest) else self._open_ledger()
         if ledger is not None:
-            ledger.enter_unbounded(request.run, TYPE_NAMES[type(request)], request.task)
+            ledger.enter_unbounded(request.run, TYPE_NAMES[type(request)], request.task, self._whose(task))
 
     def _admit(self, request: Request) -> Callable[[], Reply]:
         """The work that `request` asks for, once everything that can be refused without a record was not.
@@ -238,6 +253,8 @@ class TrainerService:
             self._allowance.require_open(request.run)
         task = resolve(request, self._tasks)
         check_shapes(request, task)
+        self._check_values(request, _trained(task))
+        require_works(task)
         self._site(task)  # raises WrongTaskError where no study is of this version
         self._check_scale(request, task)
         self._require_room(request)
@@ -252,7 +269,7 @@ class TrainerService:
             return self._admit_private(request, task, permit)
         if self._allowance is not None:
             self._allowance.take(request)
-        self._enter_unbounded(request)
+        self._enter_unbounded(request, task)
         if self._states is not None and isinstance(request, TrainRequest | EvaluateRequest):
             self._states.claim(request)
         return lambda: self._work(request, task, permit)
@@ -269,6 +286,7 @@ class TrainerService:
         task = sized(resolve(request, self._tasks), request.model.size)
         check_release(request, task)
         self._check_scale(request, task)
+        self._check_values(request, _trained(task))
         facts = facts_of_release(request, task)
 
         def keep() -> Reply:
@@ -304,7 +322,7 @@ class TrainerService:
             self._allowance.take(request)
         held = self._private.get(task.digest)
         paid = held is not None and held.keeps(request, number)
-        admit(request, task, room, self._open_ledger(), paid=paid)
+        admit(request, task, room, self._open_ledger(), paid=paid, whose=self._whose(task))
         return lambda: masking.mask(
             request.run, permit, self._private_training(task).update(request, room, number), lambda: 0.0
         )
@@ -338,8 +356,9 @@ class TrainerService:
 
             ledger = self._open_ledger()
             training = PrivateTraining(
-                task, self._load(task), site=self._site(task), device=self._device, ledger=ledger
-            )
+                task, self._load(task), site=self._site(task), device=self._device, ledger=ledger,
+                whose=self._whose(task), most_epochs=self._most_epochs,
+            )  # fmt: skip
             self._private = {task.digest: training}  # one task at a time holds the ledger
         return training
 
@@ -408,7 +427,7 @@ class TrainerService:
         records = self._load(task)
         found = Learner(
             task, records, site=self._site(task), device=self._device, precision=self._precision,
-            make_model=self._make_model or FlatModel, reproducible=self._reproducible,
+            make_model=self._make_model or FlatModel, reproducible=self._reproducible, most_epochs=self._most_epochs,
         )  # fmt: skip
         log.info("task %s: %r on %s, %s", task.name, records, found.device_name, self._precision)
         return found
@@ -447,6 +466,11 @@ def _equal(a: Request, b: Request) -> bool:
     )
 
 
+def _trained(task: Task) -> int:
+    """How many of the model's first values are parameters; all of them, where nothing is trained."""
+    return task.parameters if task.build is None else task.layout.trained
+
+
 def make_trainer(
     config: ClientConfig,
     check: Callable[[Request], None] = lambda _request: None,
@@ -458,6 +482,8 @@ def make_trainer(
     reproducible: bool = False,
     least_spread: float = LEAST_SPREAD,
     received: ReceivedModels | None = None,
+    most_epochs: int | None = None,
+    check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
@@ -465,5 +491,6 @@ def make_trainer(
         device=config.device,
         precision=config.precision, check=check, masking=masking, open_ledger=open_ledger, states=states,
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data_of(task)),
-        allowance=allowance, least_spread=least_spread, received=received,
+        allowance=allowance, least_spread=least_spread, received=received, whose=lambda task: whose_of(config, task),
+        most_epochs=most_epochs, check_values=check_values,
     )  # fmt: skip

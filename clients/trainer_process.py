@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sovfed.clients.ledger import PrivacyLedger
-    from sovfed.clients.ledger_entries import Budget
     from sovfed.federation.config import DataConfig
 
 log = logging.getLogger(__name__)
@@ -82,12 +81,13 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
             isolation = enter("trainer", home, *places.records, files=places.files)
         _check_network(isolation, policy)
         masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
-        open_ledger = _ledger_opener(home, policy.privacy)
+        open_ledger = ledger_opener(home, policy)
         _open_early(open_ledger)
         trainer = make_trainer(
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible, least_spread=policy.least_spread,
-            received=ReceivedModels(home / RECEIVED),
+            received=ReceivedModels(home / RECEIVED), most_epochs=policy.max_local_epochs,
+            check_values=policy.check_values,
         )  # fmt: skip
         Shelf(home).make_known(policy.allows_own)
         _prepare(trainer, policy.allowed_names)
@@ -127,8 +127,8 @@ def _check_network(isolation: Isolation, policy: Policy) -> None:
         )
 
 
-def _ledger_opener(home: Path, budget: Budget) -> Callable[[], PrivacyLedger]:
-    """Opens the ledger of the policy's population, which is made when there is none."""
+def ledger_opener(home: Path, policy: Policy) -> Callable[[], PrivacyLedger]:
+    """Opens the ledger of the policy's populations, which is made when there is none."""
     opened: list[PrivacyLedger] = []
 
     def open_ledger() -> PrivacyLedger:
@@ -136,8 +136,8 @@ def _ledger_opener(home: Path, budget: Budget) -> Callable[[], PrivacyLedger]:
         from sovfed.clients.ledger_file import create_ledger
 
         if not opened:
-            create_ledger(home, budget.population_name, time.time())
-            opened.append(PrivacyLedger(home, budget))
+            create_ledger(home, policy.privacy.population_name, time.time())
+            opened.append(PrivacyLedger(home, policy.privacy, others=policy.other_budgets))
         return opened[0]
 
     return open_ledger
@@ -174,7 +174,7 @@ def _prepare(trainer: TrainerService, allowed: Sequence[str]) -> None:
         try:
             trainer.prepare(task)
         except SovfedError as error:
-            log.warning("task %s: the records cannot be used yet: %s", task, error)
+            log.warning("task %s cannot be trained yet: %s", task, error)
 
 
 if __name__ == "__main__":

@@ -64,17 +64,19 @@ class LocalTraining:
         precision: str = "float32",
         make_model: Callable[[Task, torch.device], FlatModel] = FlatModel,
         reproducible: bool = False,
+        most_epochs: int | None = None,
     ) -> None:
         """`site` makes the order of this institution's records its own, and so does the sum that an update goes into.
 
-        `reproducible` leaves the sum out of it. Raises ConfigError.
+        `reproducible` leaves the sum out of it. A round passes over the records `most_epochs` times at most, however
+        many steps are asked for: to refuse would tell how many records there are. Raises ConfigError.
         """
         if task.loss is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
         if precision not in PRECISIONS:
             raise ConfigError(f"precision is '{precision}', expected one of {sorted(PRECISIONS)}")
         self.task, self.records, self.device, self.precision = task, records, choose_device(device), precision
-        self._site, self._loss, self._reproducible = site, task.loss, reproducible
+        self._site, self._loss, self._reproducible, self._most_epochs = site, task.loss, reproducible, most_epochs
         self._model = make_model(task, self.device)
         self._feed: Feed | None = None
         self._train, self._test = records.train, records.test
@@ -111,9 +113,13 @@ class LocalTraining:
             self._train, self._test = everything
 
     def steps(self, request: TrainRequest) -> int:
-        """The gradient steps that `request` asks for."""
+        """The gradient steps of `request`'s round here."""
         plan = request.plan
-        return (plan.local_steps or plan.local_epochs * self._steps_an_epoch(plan)) if self.count else 0
+        if not self.count:
+            return 0
+        each = self._steps_an_epoch(plan)
+        asked = plan.local_steps or plan.local_epochs * each
+        return asked if self._most_epochs is None else min(asked, self._most_epochs * each)
 
     def _steps_an_epoch(self, plan: LocalPlan) -> int:
         batches = batches_of(self.count, plan.batch_size, coupled=self.task.layout.coupled)

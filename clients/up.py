@@ -70,7 +70,7 @@ def supervise_detached(home: Path) -> None:
     """
     home = home.absolute()
     make_supervisor(home)  # refuse here, where somebody reads it
-    argv = python_command("sovfed", "client", "up", "--plain", "--home", str(home))
+    argv = python_command("sovfed", "client", "up", "--plain", "--no-look", "--home", str(home))
     start_detached(argv, quiet_environment(), home)
 
 

@@ -1,4 +1,4 @@
-"""`sovfed config` and `sovfed doctor`: the commands that belong to no role."""
+"""`sovfed config`: the configuration of a run, and who chose what."""
 
 from __future__ import annotations
 
@@ -94,36 +94,3 @@ def options(config_dir: Path | None, as_json: bool) -> None:
     width = max(map(len, found))
     for group, names in found.items():
         click.echo(f"{group.ljust(width)}  {', '.join(names)}")
-
-
-@click.command()
-@click.option("--home", type=click.Path(path_type=Path), help="Folder of an agency, institution or authority to check.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: [{name, state, found, fix}].")
-@click.pass_context
-def doctor(ctx: click.Context, home: Path | None, as_json: bool) -> None:
-    """Check that this machine is ready, and say what to fix.
-
-    Exits with 1 if a check fails; a warning is no failure. Nothing outside this machine is contacted.
-
-    \b
-    Examples:
-      sovfed doctor
-      sovfed doctor --home institution
-      sovfed doctor --json
-    """
-    from dataclasses import asdict
-
-    from sovfed.federation.host.doctor import examine
-
-    findings = list(examine(home))
-    if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        colours = {"ok": "green", "warn": "yellow", "fail": "red"}
-        width = max(len(finding.name) for finding in findings)
-        for finding in findings:
-            state = click.style(finding.state.ljust(4), fg=colours[finding.state])
-            click.echo(f"{state}  {finding.name.ljust(width)}  {finding.found}")
-            if finding.fix:
-                click.echo(f"{' ' * (width + 8)}→ {finding.fix}")
-    ctx.exit(1 if any(finding.state == "fail" for finding in findings) else 0)

@@ -23,7 +23,7 @@ PORT_MAX: Final = 65_535
 MESSAGE_BYTES_MAX: Final = 2**31 - 1  # of one protobuf message
 LANE_BITS: Final = (12, 16, 21, 32)  # of a word of the ring; federation/secagg/ring.py
 SECURE_COHORT: Final = 3  # of two, one colluder learns the other's update from the sum
-LOCAL: Final = ("scaffold", "fednova", "fedbn", "ditto")  # strategies that change local training
+LOCAL: Final = ("scaffold", "fednova", "fedbn", "fedper", "ditto")  # strategies that change local training
 BAD_ROWS: Final = ".bad-rows"  # how files that list them end
 REST: Final = "data"  # stands for the tasks that none of an institution's studies names
 LEAST_SPREAD: Final = 1e-3  # of a feature's declared range, as its standard deviation
@@ -171,6 +171,9 @@ class StudyConfig:
 
     task: str = bounded("", 1, 256, doc="the task, by name or, one version of it, by NAME@DIGEST")
     data: DataConfig = DataConfig()
+    population: str = bounded(
+        "", 0, 64, doc="whose records these are, as in policy.yaml; empty: the home's own population"
+    )
 
     def __post_init__(self) -> None:
         name, at, digest = self.task.partition(AT)
@@ -381,6 +384,10 @@ class ClientConfig:
         """Where the records of `task` are: in its study, or in `data`."""
         name = self.study_of(task)
         return self.data if name == REST else self.studies[name].data
+
+    def population_of(self, study: str) -> str:
+        """Whose records those of `study` are; "" for the home's own population."""
+        return "" if study == REST else self.studies[study].population
 
     def each_data(self) -> dict[str, DataConfig]:
         """`data`, under that name, and the data of every study."""

@@ -30,7 +30,14 @@ Vector: TypeAlias = npt.NDArray[np.float32]  # shape [d], the model or an update
 Sums: TypeAlias = npt.NDArray[np.float64]  # shape [k], totals over records
 Bytes: TypeAlias = npt.NDArray[np.uint8]  # shape [n], a message of secure aggregation (federation/secagg/wire.py)
 Words: TypeAlias = npt.NDArray[np.uint64]  # shape [w], a masked vector
-ALGORITHMS: Final = ("sgd", "scaffold", "fednova", "fedbn", "ditto")  # of local training, clients/algorithms.py
+ALGORITHMS: Final = (
+    "sgd",
+    "scaffold",
+    "fednova",
+    "fedbn",
+    "fedper",
+    "ditto",
+)  # of local training, clients/algorithms.py
 OWN: Final = "own"
 NORMALISATIONS: Final = (OWN, "group")  # of a task's model: as it is built, or GroupNorm for BatchNorm
 SEALS: Final = ("", "none", "own namespace", "seccomp", "own namespace + seccomp")  # "": not told, a simulation

@@ -220,7 +220,7 @@ def _of_training(config: Config) -> Iterator[str]:
     if mechanism in ("distributed", "silo") and strategy.name != FEDSGD and not plan_of(task).plain:
         yield (
             f"privacy.mechanism '{mechanism}' adds up clipped gradients, on which institutions take no step of their "
-            f"own but plain SGD (task.optimizer is '{task.optimizer}'): the server may step as it likes on what is "
+            f"own but plain SGD: add {' '.join(_plain(plan_of(task)))}; the server may step as it likes on what is "
             "private already, as strategy=fedadam does, or with privacy=distributed strategy=fedsgd with this optimizer"
         )
     if mechanism in ("distributed", "silo") and (task.local_steps or task.accumulation > 1):
@@ -233,6 +233,13 @@ def _of_training(config: Config) -> Iterator[str]:
             f"task.schedule: under privacy.mechanism '{mechanism}' the learning rate is a constant of the run's plan, "
             "which each institution's ledger is charged for: take task.schedule=constant without warmup"
         )
+
+
+def _plain(plan: LocalPlan) -> Iterator[str]:
+    """The overrides that make steps plain."""
+    if plan.optimizer != SGD:
+        yield f"task.optimizer={SGD}"
+    yield from (f"task.{name}=0" for name in ("momentum", "weight_decay", "gradient_clip") if getattr(plan, name))
 
 
 def _of_validation(config: Config) -> Iterator[str]:

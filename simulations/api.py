@@ -14,6 +14,7 @@ from sovfed.clients.data import Dataset
 from sovfed.federation.compose import compose
 from sovfed.federation.config import Config
 from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.conformance import require_works
 from sovfed.federation.tasks.registry import add, configured_task
 from sovfed.server.strategies import registry
 from sovfed.simulations.baselines import Comparison, compare
@@ -117,6 +118,7 @@ def simulate(
         strategy = None
     config = _config(task, data, rounds, strategy, privacy, institutions, seed, settings)
     resolved = configured_task(config.task)
+    require_works(resolved)
     population = _population(config, resolved, data)
     run_folder = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="sovfed-simulation-"))
 

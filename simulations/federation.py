@@ -27,6 +27,7 @@ from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms
 from sovfed.federation.tasks import Task, summarise
+from sovfed.federation.tasks.conformance import require_works
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.rounds.aggregation import Aggregation
@@ -72,6 +73,7 @@ def simulate_population(
 
     Raises ConfigError if the engine cannot train the task, or there are too many for secure aggregation.
     """
+    require_works(configured_task(config.task))
     cohort = min(config.simulation.cohort or len(population), len(population))
     config = _settled(config, cohort)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

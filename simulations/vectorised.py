@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from sovfed.federation.messages import (
     local_work,
 )
 from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.trees import mapped
 from sovfed.server.rounds.aggregation import Total, exact_sum
 from sovfed.simulations.baselines import merge
 from sovfed.simulations.population import KEPT, Institution, Partitioned
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from sovfed.federation.config import Config
     from sovfed.federation.tasks.trees import Tree
     from sovfed.federation.wire.flower import StreamingGrid
+
+TRIED: Final = 3  # made-up records that two copies are moved on
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,11 @@ class Trained:
     @property
     def updates(self) -> Tensor:
         """The updates [c, d]."""
-        return torch.cat([part.flatten(1) for part in self.parts], dim=1)
+        return torch.cat([part.reshape(len(part), -1) for part in self.parts], dim=1)
 
     def sum(self, weights: Tensor) -> Tensor:
         """Σ weightᵢ·updateᵢ, shape [d], given `weights` [c]."""
-        return torch.cat([weights @ part.flatten(1) for part in self.parts])
+        return torch.cat([weights @ part.reshape(len(part), -1) for part in self.parts])
 
 
 class Table:
@@ -139,6 +142,8 @@ class StackedTraining:
         if reason := refusal(module, config):
             raise ConfigError(f"simulation.engine=vectorised cannot train this: {reason}")
         self._model = StackedModel(module, task.loss)
+        if reason := _why_not(self._model, task):
+            raise ConfigError(f"simulation.engine=vectorised cannot train this: {reason}")
         self._fitted = (0, 0), 0  # institutions that fit, by steps and batch size
         self.chunk = 0  # of the last round, told in the run's summary
 
@@ -171,6 +176,20 @@ class StackedTraining:
             losses = stepper.take(step, active, inputs, targets, weights[here])
             total[:active] += torch.linalg.vecdot(losses, shares[here])
         return Trained(places, [part.sub_(before) for part, before in zip(stacked, origin, strict=True)], total)
+
+
+def _why_not(model: StackedModel, task: Task) -> str:
+    """Why two copies of the model cannot be moved on made-up records, ""  if they can."""
+    if model.parameters != task.parameters:
+        return "a buffer changes as it trains, which every institution has its own of"
+    inputs, targets = (mapped(lambda part: part.expand(2, *part.shape), tree) for tree in task.made_up(TRIED))
+    start = torch.from_numpy(task.layout.vector(model.module))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model.gradients(model.stack(start, 2), inputs, targets, torch.full((2, TRIED), 1 / TRIED))
+    except Exception as error:  # of torch, or the model's own
+        return f"torch cannot stack its operations ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+    return ""
 
 
 class _Stepper:

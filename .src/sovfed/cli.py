@@ -63,7 +63,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
         "sovfed.clients.cli_propose", "task", "Propose, list, show and check tasks: what is learnt from what."
     ),
     "config": Lazy("sovfed.federation.cli", "config", "Show the configuration and where each value comes from."),
-    "doctor": Lazy("sovfed.federation.cli", "doctor", "Check that this machine is ready, and say what to fix."),
+    "doctor": Lazy("sovfed.clients.cli_doctor", "doctor", "Check that this machine is ready, and say what to fix."),
 }
 # The extra whose libraries a command needs, where those of every installation do not suffice.
 EXTRAS: Final[dict[str, str]] = {

@@ -51,6 +51,7 @@ class Task:
     loss: Callable[[Tensor, Any], Tensor] | None
     predict: Callable[[Module, Tree], object] | None = None  # how the model is called; None: `layout.call`
     trained: Callable[[str], bool] | None = None  # which parameters, by name; None: all that require gradients
+    personal: Callable[[str], bool] | None = None  # which tensors, by name, stay at each institution; None: none
     version: str = "1"
     simulated_split: bool = True  # one data set cut into made-up institutions, unless the data have their own
     licence: str = ""
@@ -71,7 +72,7 @@ class Task:
 
         inputs, _ = self.made_up(SAMPLE)
         try:
-            return lay_out(self._built(0), inputs, self.trained)
+            return lay_out(self._built(0), inputs, self.trained, self.personal)
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
             raise ConfigError(
                 f"task '{self.name}': the model does not take {_shapes(inputs)}: {type(error).__name__}: {error}"
@@ -100,6 +101,8 @@ class Task:
             "metrics": [type(self.metrics).__name__, self.metrics.size], "headline": self.headline,
             "code": self.code or _code(self.build), "frozen": "" if self.build is None else self.layout.frozen,
         }  # fmt: skip
+        if self.build is not None and self.layout.personal:
+            said["personal"] = sorted(self.layout.personal)
         if not self.text:  # of a task.yaml the code stands for all that it says
             said["learning"] = [described(part) for part in (self.build, self.loss, self.predict, self.metrics)]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

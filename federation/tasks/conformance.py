@@ -1,4 +1,8 @@
-"""What holds for a task that works, tried on made-up records: the checks of `sovfed task check`."""
+"""What holds for a task that works, tried on made-up records: the checks of `sovfed task check`.
+
+Both sides make them before a run's first round too, and refuse a task that no record could be trained on, in the same
+words; what is only unwise (a loss that depends on the batch, say) may be trained without privacy.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sovfed.federation.errors import SovfedError
+from sovfed.federation.errors import ConfigError, SovfedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,11 +26,16 @@ TOLERANCE: Final = 1e-4  # relative difference of a loss computed alone and in a
 
 @dataclass(frozen=True)
 class Check:
-    """What was tried, whether it held, and what was seen or must be mended."""
+    """What was tried, whether it held, and what was seen or must be mended.
+
+    `fatal`: nothing can be trained where it does not hold. `error` is what the task's own code raised.
+    """
 
     what: str
     held: bool
     detail: str
+    fatal: bool = True
+    error: Exception | None = None
 
 
 def conform(task: Task) -> list[Check]:
@@ -35,9 +44,23 @@ def conform(task: Task) -> list[Check]:
     try:
         for check in _checks(task):
             checks.append(check)  # noqa: PERF402  (an error ends it, and what was found stays)
-    except (SovfedError, ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError) as error:
-        checks.append(Check(_NEXT[min(len(checks), len(_NEXT) - 1)], False, f"{type(error).__name__}: {error}"))
+    except Exception as error:  # a task's own code may raise whatever it likes
+        told = str(error) if isinstance(error, SovfedError) else f"{type(error).__name__}: {error}"
+        checks.append(Check(_NEXT[min(len(checks), len(_NEXT) - 1)], False, told, error=error))
     return checks
+
+
+def require_works(task: Task) -> None:
+    """Raise ConfigError, with what the task's own code raised as its cause, where nothing could be trained."""
+    if "_works" in task.__dict__:
+        return
+    for check in conform(task):
+        if check.held or not check.fatal:
+            continue
+        if isinstance(check.error, SovfedError):
+            raise check.error
+        raise ConfigError(f"task '{task.name}' cannot be trained: {check.what}: {check.detail}") from check.error
+    task.__dict__["_works"] = True
 
 
 _NEXT: Final = ("schema", "model", "same model for the same seed", "outputs", "loss", "gradient", "metrics")
@@ -54,13 +77,17 @@ def _checks(task: Task) -> Iterator[Check]:
     frozen = "" if task.trained is None else ", some frozen"
     yield Check("model", True, f"{task.parameters:,} values travel, {task.layout.trained:,} of them trained{frozen}")
     first, again = (task.layout.vector(task.model(7)) for _ in range(2))
-    yield Check(*_same(first, again))
+    yield Check(*_same(first, again), fatal=False)
     inputs, targets = task.made_up(RECORDS)
     module = task.model().eval()
     with torch.no_grad():
-        outputs = module(inputs)
-    finite = bool(outputs.isfinite().all()) and len(outputs) == RECORDS
-    yield Check("outputs", finite, f"{list(outputs.shape)} for {RECORDS} made-up records, some at their bounds")
+        outputs = module(inputs).float()  # as the trainer judges them, whatever the model computes in
+    whole = outputs.ndim > 0 and len(outputs) == RECORDS
+    finite = bool(outputs.isfinite().all())
+    what = f"{list(outputs.shape)} for {RECORDS} made-up records, some at their bounds"
+    yield Check("outputs", whole and finite, what if finite else f"not finite, {what}", fatal=not whole)
+    if not whole:
+        return
     loss = _loss(task.loss, outputs, targets)
     yield loss
     if not loss.held:
@@ -86,11 +113,14 @@ def _loss(loss: Callable[[Any, Any], Tensor], outputs: Tensor, targets: Any) -> 
     losses = loss(outputs, targets)
     if tuple(losses.shape) != (RECORDS,):
         return Check("loss", False, f"has shape {list(losses.shape)}, expected [{RECORDS}]: one value a record")
-    alone = torch.cat([loss(outputs[row : row + 1], _row(targets, row)) for row in range(RECORDS)])
     if not bool(losses.isfinite().all()):
-        return Check("loss", False, "is not finite for made-up records")
+        return Check("loss", False, "is not finite for made-up records", fatal=False)
+    try:
+        alone = torch.cat([loss(outputs[row : row + 1], _row(targets, row)) for row in range(RECORDS)])
+    except Exception as error:  # the task's own
+        return Check("loss", False, f"of one record cannot be had: {error!r}", fatal=False, error=error)
     if float((losses - alone).abs().max()) > TOLERANCE * max(1.0, float(losses.abs().max())):
-        return Check("loss", False, "a record's loss depends on the others: take reduction='none'")
+        return Check("loss", False, "a record's loss depends on the others: take reduction='none'", fatal=False)
     return Check("loss", True, f"of each record by itself; {float(losses.mean()):.3f} before training")
 
 
@@ -100,11 +130,11 @@ def _gradient(task: Task, inputs: Any, targets: Any) -> Check:
     assert task.loss is not None  # noqa: S101  (asked before)
     module = task.model().train()
     named = [(name, part) for name, part in module.named_parameters() if part.requires_grad]
-    loss = task.loss(module(inputs), targets).mean()
+    loss = task.loss(module(inputs).float(), targets).mean()
     found = torch.autograd.grad(loss, [part for _, part in named], allow_unused=True)
     unreached = [name for (name, _), gradient in zip(named, found, strict=True) if gradient is None]
     if any(gradient is not None and not bool(gradient.isfinite().all()) for gradient in found):
-        return Check("gradient", False, "is not finite for made-up records")
+        return Check("gradient", False, "is not finite for made-up records", fatal=False)
     told = f"; not reached: {', '.join(unreached[:4])}" if unreached else ""
     return Check("gradient", True, f"finite, of {len(named)} tensors{told}")
 
@@ -122,9 +152,12 @@ def _metrics(task: Task, outputs: Tensor, targets: Any) -> Check:
     if whole.shape != (task.evaluation_size,):
         return Check("metrics", False, f"sums of shape {whole.shape}, expected ({task.evaluation_size},)")
     if not np.allclose(whole, parts[0] + parts[1], rtol=1e-4, atol=1e-6):
-        return Check("metrics", False, "sums of two halves do not add up to the sums of all")
+        return Check("metrics", False, "sums of two halves do not add up to the sums of all", fatal=False)
     if not np.isfinite(list(found.values())).all() or task.headline not in task.metrics.names:
-        return Check("metrics", False, f"{found}: expected finite numbers, '{task.headline}' one of them")
+        known = task.headline in task.metrics.names
+        return Check(
+            "metrics", False, f"{found}: expected finite numbers, '{task.headline}' one of them", fatal=not known
+        )
     return Check(
         "metrics", True, f"{', '.join(task.metrics.names)}; {task.headline} first; {task.evaluation_size} sums"
     )

@@ -94,6 +94,7 @@ def task_of(file: TaskFile) -> DeclaredTask:
         name=file.name, title=file.title, version=file.version, schema=file.schema, metrics=metrics, headline=headline,
         build=build, loss=loss, predict=_whole if several else None, licence=file.card.licence,
         citation=file.card.citation, code=file.digest, file=file, text=to_text(file),
+        personal=file.model.is_personal(file.schema, outputs),
         evaluation_batch=int(np.clip(MOST_VALUES // max(1, file.model.values(file.schema)), 1, LARGEST_BATCH)),
     )  # fmt: skip
 

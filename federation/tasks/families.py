@@ -12,7 +12,7 @@ from sovfed.federation.schema import bind, bounded, choice, nearest
 from sovfed.federation.tasks.transform import Transform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from torch.nn import Module
@@ -39,6 +39,23 @@ class Family:
 
     family: ClassVar[str]
     takes: ClassVar[str] = ""
+    personal: str = choice("none", ("none", "head"), doc="head: the last layer stays at each institution")
+
+    def is_personal(self, schema: Schema, outputs: int) -> Callable[[str], bool] | None:
+        """Which tensors stay at each institution, by name; None: none do."""
+        if self.personal == "none":
+            return None
+        import torch
+
+        with torch.device("meta"):
+            module = self.make(schema, outputs)
+        layers = [name for name, part in module.named_modules() if isinstance(part, torch.nn.Linear) and name]
+        if not layers:
+            raise ConfigError(
+                f"'model.personal': family '{self.family}' is one layer, with nothing beneath it to share"
+            )
+        head = f"{layers[-1]}."
+        return lambda name: name.startswith(head)
 
     def obstacle(self, schema: Schema) -> str:
         """Why it cannot learn from `schema`, or ""."""

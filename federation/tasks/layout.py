@@ -96,6 +96,7 @@ class Layout:
     normalised: frozenset[str]  # those of normalisation layers
     coupled: bool  # in training, a record's output depends on the batch (BatchNorm): it cannot be alone
     frozen: str = ""  # SHA-256 of the parameters that stay what they are: weights that both sides must hold
+    personal: frozenset[str] = frozenset()  # those that stay at each institution: their update is zeros on the wire
 
     @property
     def size(self) -> int:
@@ -110,9 +111,28 @@ class Layout:
     @cached_property
     def normalisation(self) -> npt.NDArray[np.bool_]:
         """Which places belong to normalisation layers, shape [d]."""
+        return self._places(self.normalised)
+
+    def own(self, algorithm: str) -> npt.NDArray[np.bool_]:
+        """Which places stay at each institution under `algorithm`, shape [d]: personal ones always do."""
+        return self._places(self.personal | (self.normalised if algorithm == "fedbn" else frozenset()))
+
+    def refusal(self, algorithm: str) -> str:
+        """Why the model cannot be trained by `algorithm`, ""  if it can: what is personal must never travel."""
+        if algorithm == "fedbn" and not self.normalisation.any():
+            return "has no normalisation layer that could stay at the institutions: take fedavg"
+        if algorithm == "fedper" and not self.personal:
+            return "has no personal part that could stay at the institutions (`personal`): take fedavg"
+        if self.personal and algorithm not in ("fedper", "fedbn"):
+            shown = ", ".join(sorted(self.personal)[:3])
+            why = "which no other strategy does and no privacy accounts for: take strategy=fedper"
+            return f"keeps {shown} at each institution, {why}"
+        return ""
+
+    def _places(self, names: frozenset[str]) -> npt.NDArray[np.bool_]:
         found = np.zeros(self.size, bool)
         for part in self.parts:
-            found[part.place] = part.name in self.normalised
+            found[part.place] = part.name in names
         return found
 
     def sent(self, update: Vector, model: Vector) -> Vector:
@@ -151,10 +171,16 @@ class Layout:
         return found
 
 
-def lay_out(module: nn.Module, inputs: Tree, trained: Callable[[str], bool] | None) -> Layout:
+def lay_out(
+    module: nn.Module,
+    inputs: Tree,
+    trained: Callable[[str], bool] | None,
+    personal: Callable[[str], bool] | None = None,
+) -> Layout:
     """The layout of `module`, tried on made-up `inputs`; the module is changed by it.
 
-    `trained` chooses among the parameters that require gradients, all unless given. Raises ConfigError.
+    `trained` chooses among the parameters that require gradients, all unless given, and `personal` those of what is
+    trained, and of running statistics, that stay at each institution. Raises ConfigError.
     """
     named = _named(module.named_parameters())
     for name, parameter in named.items():
@@ -184,7 +210,14 @@ def lay_out(module: nn.Module, inputs: Tree, trained: Callable[[str], bool] | No
         for name in (prefix + inner for inner, _ in (*part.named_parameters(), *part.named_buffers()))
     }
     coupled = any(isinstance(part, _NormBase) for part in module.modules())
-    return Layout(tuple(parts), frozenset(normalised), coupled, _digest_of_frozen(named))
+    stay = frozenset(part.name for part in parts if personal is not None and personal(part.name))
+    if personal is not None and not stay:
+        raise ConfigError(
+            f"`personal` names none of the trained parameters: {', '.join(part.name for part in parts[:8])}"
+        )
+    if len(stay) == len(parts):
+        raise ConfigError("`personal` names every parameter that is trained, so there is nothing to learn together")
+    return Layout(tuple(parts), frozenset(normalised), coupled, _digest_of_frozen(named), stay)
 
 
 def _changed(buffers: dict[str, Tensor], before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:

@@ -28,10 +28,21 @@ def names() -> tuple[str, ...]:
 
 
 def add(task: Task) -> Task:
-    """Make `task` known in this process: the newest of its name, before an installed one."""
-    older = [other for other in _ADDED.get(task.name, []) if other.digest != task.digest]
+    """Make `task` known in this process: the newest of its name, before an installed one.
+
+    An earlier one whose model did not work goes: whoever mends a model in a notebook adds it again.
+    """
+    older = [other for other in _ADDED.get(task.name, []) if _digest(other) not in (None, _digest(task))]
     _ADDED[task.name] = [*older, task]
     return task
+
+
+def _digest(task: Task) -> str | None:
+    """The task's digest; None if its model cannot be built."""
+    try:
+        return task.digest
+    except Exception:  # the task's own code may raise whatever it likes
+        return None
 
 
 def versions(name: str) -> list[Task]:

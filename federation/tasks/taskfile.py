@@ -108,7 +108,7 @@ def to_text(task: TaskFile, notes: Mapping[str, str] | None = None) -> str:
     groups: dict[str, Mapping[str, Any]] = {
         "columns": {column.name: _said(column) for column in task.columns},
         "target": {"kind": task.target.kind} | _chosen(task.target),
-        "model": {"family": task.model.family} | dataclasses.asdict(task.model),
+        "model": {"family": task.model.family} | _sizes(task.model),
         "training": _chosen(task.training),
         "card": _chosen(task.card),
     }
@@ -119,6 +119,14 @@ def to_text(task: TaskFile, notes: Mapping[str, str] | None = None) -> str:
             inside = {place.removeprefix(f"{name}."): note for place, note in (notes or {}).items() if "." in place}
             text += f"{name}:\n" + block(group, inside, "  ")
     return text
+
+
+def _sizes(model: Family) -> dict[str, Any]:
+    """What `model` is made of; what came later, and is not asked for, is not said: digests stay what they were."""
+    said = dataclasses.asdict(model)
+    if said["personal"] == "none":
+        del said["personal"]
+    return said
 
 
 def _group(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,17 +14,18 @@ import click
 
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.metrics import TOLD
-from sovfed.federation.text import cell, visible
+from sovfed.federation.text import PIPE_WIDTH, cell, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from sovfed.server.runs.control import ControlClient
 
+DEFAULT_HOME: Final = Path.home() / ".sovfed" / "server"
+HOME_VARIABLE: Final = "SOVFED_SERVER_HOME"
 HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
-    default=Path.home() / ".sovfed" / "server",
-    show_default="~/.sovfed/server", envvar="SOVFED_SERVER_HOME", help="The agency's home folder.",
+    default=DEFAULT_HOME, show_default="~/.sovfed/server", envvar=HOME_VARIABLE, help="The agency's home folder.",
 )  # fmt: skip
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 ENDED: Final = ("finished", "failed", "stopped")
@@ -53,10 +56,13 @@ def cli() -> None:
 def start(overrides: tuple[str, ...], follow: bool, home: Path, as_json: bool) -> None:
     """Start a run. OVERRIDES choose task, strategy and values: `task=heart rounds=50 task.learning_rate=0.05`."""
     from sovfed.federation.compose import compose
+    from sovfed.federation.tasks.conformance import require_works
+    from sovfed.federation.tasks.registry import configured_task
     from sovfed.server.home import load_settings, with_settings
     from sovfed.server.runs.folders import new_run_name, start_run
 
     config = with_settings(compose(list(overrides)).config, load_settings(home), overrides)
+    require_works(configured_task(config.task))
     name = new_run_name(config)
     start_run(_control(home), home, name, config, resume=False)
     _report(home, name, follow, as_json)
@@ -97,14 +103,14 @@ def list_(home: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    columns = (Column(name, no_wrap=True) for name in ("task", "status", "rounds", "institutions", "started"))
-    table = Table(Column("run", overflow="fold"), *columns)
+    columns = (Column(name, overflow="fold") for name in ("task", "status", "rounds", "institutions", "started"))
+    table = Table(Column("run", no_wrap=True), *columns)
     for run in runs:
         started = time.strftime("%F", time.localtime(run["started"]))
         rounds = f"{run['rounds_done']}/{run['rounds']}"
         values = (run["name"], run["task"], run["status"], rounds, str(run["institutions"]), started)
         table.add_row(*map(cell, values))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
     for run in filter(lambda run: run["reason"], runs):
         click.echo(f"{visible(run['name'])}: {visible(run['reason'])}")
 
@@ -234,8 +240,17 @@ def _report(home: Path, name: str, follow: bool, as_json: bool) -> None:
     if as_json:
         return
     click.echo(f"finished; `sovfed run show {name}` tells more")
-    for line in ending(read_summary(home, name) or {"metrics": {}}, run_folder(home, name), name):
+    for line in ending(read_summary(home, name) or {"metrics": {}}, run_folder(home, name), name, _option(home)):
         click.echo(visible(line))
+
+
+def _option(home: Path) -> str:
+    """What a further command needs, to find the same home."""
+    return (
+        ""
+        if home == DEFAULT_HOME or os.environ.get(HOME_VARIABLE) == str(home)
+        else f" --home {shlex.quote(str(home))}"
+    )
 
 
 def watch(home: Path, name: str, quiet: bool = False) -> dict[str, Any]:

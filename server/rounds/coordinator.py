@@ -151,7 +151,9 @@ def coordinate(
 def _check(config: Config, task: Task) -> None:
     """Raise ConfigError if the strategy is not for this cohort or this task, PrivacyError if privacy is not."""
     from sovfed.federation.optimizers import make
+    from sovfed.federation.tasks.conformance import require_works
 
+    require_works(task)
     make(plan_of(config.task))  # or there is none of that name
     strategy, cohort = config.strategy, config.server.min_cohort
     if cohort < strategy.least_cohort:
@@ -159,8 +161,10 @@ def _check(config: Config, task: Task) -> None:
             f"strategy '{strategy.name}' with malicious={strategy.malicious} needs {strategy.least_cohort} "
             f"institutions a round, the minimum cohort is {cohort}"
         )
-    if strategy.name == "fedbn" and (task.build is None or not task.layout.normalisation.any()):
-        raise ConfigError(f"task '{task.name}' has no normalisation layer to leave at the institutions: take fedavg")
+    if task.build is None and strategy.name in ("fedbn", "fedper"):
+        raise ConfigError(f"task '{task.name}' trains nothing that could stay at the institutions: take fedavg")
+    if task.build is not None and (reason := task.layout.refusal(strategy.algorithm)):
+        raise ConfigError(f"task '{task.name}' {reason}")
     if config.privacy.private and task.build is not None:
         from sovfed.federation.privacy.compatibility import why_not_noised, why_not_private
 

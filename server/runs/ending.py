@@ -14,8 +14,11 @@ CARD: Final = "model.html"
 STATEMENT: Final = "privacy.html"
 
 
-def ending(summary: dict[str, Any], folder: Path, model: str) -> list[str]:
-    """Lines about the run in `folder`; `model` is what `sovfed model` finds its model by: a run's name, or a path."""
+def ending(summary: dict[str, Any], folder: Path, model: str, option: str = "") -> list[str]:
+    """Lines about the run in `folder`; `model` is what `sovfed model` finds its model by: a run's name, or a path.
+
+    `option` is what its command line needs beside it.
+    """
     lines = []
     if summary["metrics"]:
         figures = "  ".join(f"{name} {value:.3f}" for name, value in summary["metrics"].items())
@@ -29,5 +32,5 @@ def ending(summary: dict[str, Any], folder: Path, model: str) -> list[str]:
     lines.append(f"model: {folder / MODEL}, card: {folder / CARD}")
     if recipients := summary.get("delivered_to"):
         lines.append(f"delivered to {len(recipients)} institutions, who measure it with `sovfed client model evaluate`")
-    lines.append(f"next: sovfed model predict {shlex.quote(model)} FILE.csv")
+    lines.append(f"next: sovfed model predict {shlex.quote(model)} FILE.csv{option}")
     return lines

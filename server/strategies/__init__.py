@@ -72,7 +72,7 @@ def _make(
     schedule: Schedule,
 ) -> ServerOptimizer:
     match config.name:
-        case "fedavg" | "fedprox" | "fedbn" | "ditto":  # the rest of these is local: clients/algorithms.py
+        case "fedavg" | "fedprox" | "fedbn" | "fedper" | "ditto":  # the rest of these is local: clients/algorithms.py
             return Averaging()
         case "fednova" | "scaffold":
             from sovfed.server.strategies.drift import FedNova, Scaffold

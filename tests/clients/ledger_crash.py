@@ -16,12 +16,12 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sovfed.clients.ledger import PrivacyLedger, Receipt, replay
-from sovfed.clients.ledger_entries import Budget, Grant, Granted, Plan, Release
+from sovfed.clients.ledger import HOME, PrivacyLedger, Receipt, replay
+from sovfed.clients.ledger_entries import Budget, Grant, Granted, Plan, Release, Whose
 from sovfed.clients.ledger_file import create_ledger, read_ledger
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.privacy.accounting import Accountant
@@ -41,12 +41,18 @@ SPENT, REFUSED, FAILED = 0, 3, 4  # exit codes of a child
 class WitnessedLedger(PrivacyLedger):
     """A ledger to which the agency has shown a head, in the one run that there is; `wall` is its only clock."""
 
-    def __init__(self, home: Path, budget: Budget = BUDGET, wall: Callable[[], float] = time.time) -> None:
-        super().__init__(home, budget, wall, wall)
+    def __init__(
+        self,
+        home: Path,
+        budget: Budget = BUDGET,
+        wall: Callable[[], float] = time.time,
+        others: Mapping[str, Budget] | None = None,
+    ) -> None:
+        super().__init__(home, budget, wall, wall, others)
         self._shown[RUN] = None
 
-    def authorise(self, run: str, plan: Plan, *, asked_in: str = RUN) -> Grant:
-        return super().authorise(run, plan, asked_in=asked_in)
+    def authorise(self, run: str, plan: Plan, *, asked_in: str = RUN, whose: Whose = HOME) -> Grant:
+        return super().authorise(run, plan, asked_in=asked_in, whose=whose)
 
     def spend(self, grant: Grant, release: Release, *, asked_in: str = RUN) -> Receipt:
         return super().spend(grant, release, asked_in=asked_in)

@@ -9,12 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.clients.test_trainer import train_request
 
 from sovfed.clients.home import create, load_config
 from sovfed.clients.policy import POLICY, Policy, load_policy
+from sovfed.clients.trainer import make_trainer
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import ConfigError, NotPrivateError, PolicyError
-from sovfed.federation.messages import EvaluateRequest, ProfileRequest, ReleaseRequest, TrainRequest
+from sovfed.federation.messages import (
+    EvaluateRequest,
+    ProfileRequest,
+    Refusal,
+    ReleaseRequest,
+    TrainReply,
+    TrainRequest,
+)
+from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks.registry import get_task
 
 OPEN = Policy(
     allowed_tasks=("heart",), allow_plain_updates=True, max_rounds=10, max_local_epochs=2, min_batch_size=8,
@@ -74,7 +85,7 @@ def test_a_model_is_taken_of_runs_that_get_no_answer_and_gets_them_none() -> Non
         ({"task": "digits"}, "allowed_tasks"),
         ({"round": 11}, "max_rounds"),
         ({"model": np.zeros(101, np.float32)}, "max_parameters"),
-        ({"model": np.full(100, -1e4, np.float32)}, "max_model_value"),
+        ({"model": np.full(100, -1.1e6, np.float32)}, "max_model_value"),
     ],
 )
 def test_a_model_outside_the_bounds_is_not_taken(change: dict[str, Any], words: str) -> None:
@@ -119,9 +130,35 @@ def test_a_model_with_a_value_that_no_trained_one_has_is_refused(value: float) -
     model = MODEL.copy()
     model[7] = 1e3
     OPEN.check(dataclasses.replace(TRAIN, model=model))
+    OPEN.check_values(dataclasses.replace(TRAIN, model=model), model.size)
     model[7] = value
-    with pytest.raises(PolicyError, match="max_model_value"):
-        OPEN.check(dataclasses.replace(TRAIN, model=model))
+    with pytest.raises(PolicyError, match=r"largest parameter .* max_model_value"):
+        OPEN.check_values(dataclasses.replace(TRAIN, model=model), model.size)
+
+
+def test_a_running_variance_may_be_the_square_of_what_a_parameter_may() -> None:
+    model = MODEL.copy()
+    model[-1] = 1e6
+    OPEN.check(dataclasses.replace(TRAIN, model=model))
+    OPEN.check_values(dataclasses.replace(TRAIN, model=model), model.size - 1)
+    for trained in (model.size, model.size - 1):
+        model[-1] = 1e6 if trained == model.size else 1.1e6
+        with pytest.raises(PolicyError, match="max_model_value"):
+            OPEN.check_values(dataclasses.replace(TRAIN, model=model), trained)
+
+
+def test_the_trainer_asks_for_parameters_and_running_statistics_apart() -> None:
+    task = get_task("digits_cnn")
+    config = ClientConfig(device="cpu", data=DataConfig(source="digits", site="1"))
+    trainer = make_trainer(config, check_values=OPEN.check_values)
+    request = dataclasses.replace(
+        train_request(), task=task.name, digest=task.digest, scale=task.transform.public_scale,
+        model=initial_vector(task, 0),
+    )  # fmt: skip
+    for place, reply in ((-1, TrainReply), (0, Refusal)):
+        model = request.model.copy()
+        model[place] = 5e4
+        assert isinstance(trainer.answer(dataclasses.replace(request, run=str(place), model=model)), reply)
 
 
 def test_what_would_push_every_update_to_the_clip_is_refused() -> None:

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.clients.test_trainer import train_request
 
 from sovfed.clients.policy import Policy
+from sovfed.clients.trainer import make_trainer
+from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import PolicyError
-from sovfed.federation.messages import PrivateRequest, TrainRequest
+from sovfed.federation.messages import PrivateRequest, TrainReply, TrainRequest
 from sovfed.federation.optimizers import make
 from sovfed.federation.plan import LocalPlan
 
@@ -81,3 +84,17 @@ def test_the_sum_after_one_step_of_adamw_tells_the_sign_of_each_institutions_own
     read = np.array([levels[round(value)] for value in summed(LocalPlan(optimizer="adamw")) / -rate])
     assert (np.sign(torch.stack(own).numpy()) == read.T).all()
     assert len(np.unique(np.round(summed(LocalPlan()) / rate))) > 1_000  # of sgd: as many values as coordinates, about
+
+
+@pytest.mark.parametrize("plan", [{}, {"accumulation": 2}, {"momentum": 0.9}, {"algorithm": "fednova"}])
+def test_steps_end_at_the_passes_that_the_policy_allows(plan: dict[str, Any]) -> None:
+    """However many steps are asked for: as many epochs, to the bit, and nothing that tells the number of records."""
+    config = ClientConfig(device="cpu", data=DataConfig(site="3"))
+    trainer = make_trainer(config, reproducible=True, most_epochs=3)
+    by_steps = trainer.answer(train_request(local_steps=10_000, **plan))
+    by_epochs = trainer.answer(train_request(local_epochs=3, **plan))
+    assert isinstance(by_steps, TrainReply) and isinstance(by_epochs, TrainReply)
+    assert by_steps.steps == by_epochs.steps > 0
+    assert np.array_equal(by_steps.update, by_epochs.update)
+    few = trainer.answer(train_request(local_steps=2, **plan))
+    assert isinstance(few, TrainReply) and few.steps == 2

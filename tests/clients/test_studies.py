@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -180,12 +181,46 @@ def test_sound_records_give_no_line(tmp_path: Path) -> None:
     assert data_findings(config, Policy(("study-first",))) == []
 
 
-def test_what_would_take_long_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looked, "QUICK_BYTES", 10)
+def test_what_would_fill_the_memory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looked, "MOST_BYTES", 10)
     (line,) = data_findings(faulty(tmp_path), Policy(("study-first",)))
     assert "more than" in line and "check-data" in line
-    config = ClientConfig(home=str(tmp_path), data=DataConfig(source="sql", url_file="/etc/url"))
-    assert "a database" in data_findings(config, Policy(("study-other",)))[0]
+
+
+def test_what_takes_long_is_given_up_and_the_next_study_is_looked_at(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A table that never ends: a pipe that nobody writes to."""
+    os.mkfifo(tmp_path / "births.csv")
+    rest = table(tmp_path / "rest.csv", "dose,ill", *(f"{row / 10},{row % 2}" for row in range(12)))
+    births = at(str(tmp_path / "births.csv"))
+    config = ClientConfig(home=str(tmp_path), data=rest, studies={"births": StudyConfig("study-first", births)})
+    found = list(looked.records_findings(config, Policy(("study-first", "study-other")), seconds=3.0))
+    assert [finding.state for finding in found] in (["warn", "ok"], ["fail", "ok"])
+    assert "12 rows, 12 persons" in found[1].found
+    if found[0].state == "warn":
+        assert "not read to the end within 3 s" in found[0].found
+        assert "study births, task study-first: reading the records: 2 s of at most 3" in capfd.readouterr().err
+
+
+def test_doctor_reads_the_records_of_every_study(tmp_path: Path) -> None:
+    from sovfed.clients.cli_doctor import doctor
+
+    home = tmp_path / "home"
+    config = faulty(tmp_path)
+    create(home, config, Policy(("study-first", "study-other"), require_privacy=False))
+    result = CliRunner().invoke(doctor, ["--json", "--home", str(home)])
+    found = [one for one in json.loads(result.stdout) if one["name"] == "records"]
+    assert result.exit_code == 1 and {one["state"] for one in found} == {"fail"}
+    assert any("study births, task study-first: column 'age': 1 value is no number" in one["found"] for one in found)
+    assert "secret" not in result.output and "4321" not in result.output
+    table(tmp_path / "births.csv", "age,ill", *[f"{40 + row},{row % 2}" for row in range(20)])
+    table(tmp_path / "rest.csv", "dose,ill", *(f"{row / 10},{row % 2}" for row in range(12)))
+    result = CliRunner().invoke(doctor, ["--home", str(home)])
+    assert "study births, task study-first: 20 rows, 20 persons" in result.output
+    (home / "policy.yaml").write_text("allowed_tasks: 3\n")
+    (home / "policy.yaml").chmod(0o600)
+    assert "allowed_tasks" in CliRunner().invoke(doctor, ["--home", str(home)]).output
 
 
 def home_of(tmp_path: Path) -> Path:

@@ -19,7 +19,7 @@ from sovfed.clients.ledger_file import create_ledger, ledger_path, ledgers, read
 from sovfed.clients.policy import Policy
 from sovfed.clients.settings import settings_text
 from sovfed.clients.trainer import TrainerService
-from sovfed.clients.trainer_process import _ledger_opener
+from sovfed.clients.trainer_process import ledger_opener
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.host.settings import settings_file
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, Refusal, Request
@@ -31,7 +31,7 @@ TRAINER = ("-m", "sovfed.clients.trainer_process")
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[PrivacyLedger]:
-    found = _ledger_opener(tmp_path, Budget())()
+    found = ledger_opener(tmp_path, Policy())()
     yield found
     found.unlock()
 

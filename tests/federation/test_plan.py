@@ -99,6 +99,10 @@ PRIVATE: dict[str, Any] = {"server": {"min_cohort": 5}}
         ({"task": COSINE, "strategy": {"name": "scaffold"}}, "'scaffold' assumes one learning rate"),
         ({"task": ADAMW, "privacy": {"mechanism": "distributed"}}, "strategy=fedadam"),
         ({"task": ADAMW, "privacy": {"mechanism": "silo"}}, "'silo' adds up clipped gradients"),
+        (
+            {"task": {"momentum": 0.9, "gradient_clip": 1.0}, "privacy": {"mechanism": "distributed"}},
+            "plain SGD: add task.momentum=0 task.gradient_clip=0;",
+        ),
         ({"task": {"momentum": 0.9}, "privacy": {"mechanism": "distributed"}}, "plain SGD"),
         ({"task": {"local_steps": 3}, "privacy": {"mechanism": "silo"}}, "privacy.local_steps"),
         ({"task": COSINE, "privacy": {"mechanism": "institution"}}, "constant of the run's plan"),

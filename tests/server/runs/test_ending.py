@@ -18,6 +18,13 @@ def test_a_run_tells_metrics_model_and_the_next_command() -> None:
     ]
 
 
+def test_the_next_command_finds_a_home_that_is_not_the_usual_one() -> None:
+    option = " --home '/srv/the agency'"
+    assert ending({"metrics": {}, "epsilon": None}, FOLDER, "study-1", option)[-1] == (
+        "next: sovfed model predict study-1 FILE.csv --home '/srv/the agency'"
+    )
+
+
 def test_a_private_run_tells_what_it_promises_and_where_that_stands() -> None:
     assert ending(PRIVATE, FOLDER, str(FOLDER)) == [
         "differential privacy: silo, ε = 1.234 at δ = 1e-06 for every person; no metric left the institutions",
