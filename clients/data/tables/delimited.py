@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sovfed.clients.data.tables.report import Report
     from sovfed.federation.config import DataConfig
 
-BLOCK: Final = 1 << 18  # bytes that Arrow parses at once; a record must fit
+BLOCK: Final = 1 << 20  # bytes that Arrow parses at once; a record must fit
 LARGE_BLOCK: Final = 1 << 26
 FEW: Final = 3  # columns that are found one by one not to be plain numbers; then all are read as text
 MAX_ODD: Final = 100_000  # rows with another number of cells than the header
