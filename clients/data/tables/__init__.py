@@ -82,6 +82,7 @@ def read_table(
     else:
         raise DataError(f"{source.where}: cannot be read")
     table = done.grown.done()
+    pa.default_memory_pool().release_unused()
     report.used = done.grown.count
     if not keep:
         refuse(report, schema, config, source.word)
@@ -151,7 +152,9 @@ class _Reader:
             name: part for name, part in self.schema.stored().items()
             if name in (NUMBERS, CODES) or (name in self.places.columns and name not in self._files)
         }  # fmt: skip
-        state = _Pass(Grown(stored), report, files={name: [] for name in self._files})
+        state = _Pass(
+            Grown(stored, getattr(self.source, "expected", 0)), report, files={name: [] for name in self._files}
+        )
         plain = [column for column in self._columns if column.kind in ("number", "image", "tokens")]
         numeric = [
             place for column in plain if column.name not in self._files for place in self.places.columns[column.name]

@@ -61,6 +61,7 @@ class Dialect:
     quoted: bool  # whether a quote stands anywhere
     decimal: str
     notes: tuple[str, ...]
+    expected: int  # records, by the length of the first
     guessed: tuple[str, ...] = ()  # settings that were told from the records: one person's row may change them
 
 
@@ -88,7 +89,8 @@ def look_at(path: Path, config: DataConfig, names: Iterable[str]) -> Dialect:
         [len(header), *(len(row) for row in rows[1:] if len(row) > len(header) and not any(row[len(header) :]))]
     )
     guessed = _guessed(config, encoding, separator, decimal, wide=cells > len(header))
-    return Dialect(encoding, separator, header, skipped + used, cells, quoted, decimal, notes, guessed)
+    expected = path.stat().st_size * (start.count(b"\n") or start.count(b"\r")) // len(start)
+    return Dialect(encoding, separator, header, skipped + used, cells, quoted, decimal, notes, expected, guessed)
 
 
 def _below(head: str) -> tuple[str, str | None, int]:
