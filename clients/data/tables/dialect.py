@@ -127,7 +127,7 @@ def _scan(file: io.BufferedReader, declared: str | None, path: Path) -> tuple[st
         _known(declared, path)
     decoder, windows, quotes = _Utf8(), True, 0
     while piece := file.read(PIECE):
-        quotes += np.count_nonzero(np.frombuffer(piece, np.uint8) == QUOTE) if b'"' in piece else 0
+        quotes += int(np.count_nonzero(np.frombuffer(piece, np.uint8) == QUOTE)) if b'"' in piece else 0
         if declared is None and not decoder.takes(piece):
             windows = windows and not any(bytes([code]) in piece for code in _NOT_WINDOWS)
     encoding = declared or ("utf-8" if decoder.done() else "cp1252" if windows else "latin-1")
