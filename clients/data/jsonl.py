@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import lzma
 from itertools import islice
@@ -27,6 +28,7 @@ SUFFIXES: Final = (".jsonl.xz", ".ndjson.xz", ".jsonl", ".ndjson")
 ROWS: Final = 1 << 10  # of a batch
 MAX_LINE: Final = 1 << 24  # bytes of one record
 MAX_MEMORY: Final = 1 << 27  # bytes that unpacking may take, which the file itself asks for
+PACKED: Final = 1 << 16  # bytes that are unpacked at once
 SEEN: Final = 1 << 7  # first records whose keys are the header
 
 
@@ -79,14 +81,52 @@ class Jsonl:
             )
         if not self.path.name.endswith(".xz"):
             return self.path.open("rb")
-        _unpack_bounded(self.path)
-        return lzma.open(self.path, "rb")
+        return io.BufferedReader(_Unpacked(self.path))
 
 
-def _unpack_bounded(path: Path) -> None:
-    """Raise LZMAError if unpacking would take more memory than `MAX_MEMORY`: the file's head says how much."""
-    with path.open("rb") as file:
-        lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_MEMORY).decompress(file.read(1 << 12), 1)
+class _Unpacked(io.RawIOBase):
+    """What a packed file holds; LZMAError where a block of it, not only the first, asks for over `MAX_MEMORY` bytes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = path.open("rb")
+        self._unpack = _unpacker()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        room = memoryview(buffer).cast("B")
+        while True:
+            packed = self._packed()
+            if packed is None:
+                return 0
+            if content := self._unpack.decompress(packed, len(room)):
+                room[: len(content)] = content
+                return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def _packed(self) -> bytes | None:
+        """What is to be unpacked next, of the next stream after the end of one; None at the end of the file."""
+        if not self._unpack.eof:
+            packed = self._file.read(PACKED) if self._unpack.needs_input else b""
+            if self._unpack.needs_input and not packed:
+                raise EOFError
+            return packed
+        packed = self._unpack.unused_data.lstrip(b"\0")  # streams may be filled up with zeros
+        while not packed:
+            if not (packed := self._file.read(PACKED)):
+                return None
+            packed = packed.lstrip(b"\0")
+        self._unpack = _unpacker()
+        return packed
+
+
+def _unpacker() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_MEMORY)
 
 
 def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:

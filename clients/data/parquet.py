@@ -39,7 +39,7 @@ class Parquet:
         try:
             with self._open() as file:
                 self.header: Sequence[str] = tuple(file.schema_arrow.names)
-                self._groups = file.metadata
+                self.expected = file.metadata.num_rows
         except OSError as error:
             raise unreadable(path, error) if error.strerror else DataError(f"{path}: no Parquet file") from error
         except pa.ArrowException:

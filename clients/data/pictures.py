@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FORMATS: Final = ("PNG", "JPEG")
 MODES: Final = {1: ("L", "1"), 3: ("RGB", "P", "RGBA"), 4: ("RGBA",)}  # Pillow's, by channels
 MAX_HEAD: Final = 1 << 22  # bytes of a file beyond those that its pixels would take unpacked
+DEFLATED: Final = "1.2.840.10008.1.2.1.99"  # DICOM's transfer syntax
 DICOM: Final = (".dcm", ".dicom", ".ima")
 PLAIN: Final = (".png", ".jpg", ".jpeg")
 
@@ -134,6 +135,8 @@ def _dicom(path: Path, *, pixels: bool) -> Dataset:
     except ImportError:
         raise DataError("a DICOM image needs pydicom: pip install 'sovfed[dicom]'") from None
     try:
+        if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
+            raise _UnfitError("a DICOM file is deflated as a whole, to a size that nothing bounds: save it unpacked")
         return pydicom.dcmread(path, stop_before_pixels=not pixels)
     except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, EOFError) as error:
         raise _UnfitError(f"a file is no DICOM ({type(error).__name__})") from None

@@ -76,7 +76,7 @@ def by_content(salt: str, table: Table) -> npt.NDArray[np.bool_]:
         rows = slice(start, start + CHUNK)
         for name in sorted(table):
             for word in _words(table[name][rows]):
-                mixed[rows] = _stir(mixed[rows], word)
+                _stir(mixed[rows], word)
     _count_alike(mixed)
     held_out = np.empty(count, bool)
     for start in range(0, count, CHUNK):
@@ -84,21 +84,20 @@ def by_content(salt: str, table: Table) -> npt.NDArray[np.bool_]:
     return held_out
 
 
-def _words(part: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+def _words(values: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
     """Each record's bytes as whole numbers of 64 bits [words, n], filled up with zeros."""
-    count = len(part)
-    content = np.ascontiguousarray(part).reshape(count, -1).view(np.uint8)
-    width = -(-content.shape[1] // 8) * 8
-    padded = np.zeros((count, width), np.uint8)
-    padded[:, : content.shape[1]] = content
-    return np.ascontiguousarray(padded.view("<u8").T)
+    count = len(values)
+    content = np.ascontiguousarray(values).reshape(count, -1).view(np.uint8)
+    if lacking := -content.shape[1] % 8:
+        content = np.pad(content, ((0, 0), (0, lacking)))
+    return np.ascontiguousarray(content.view("<u8").T)
 
 
-def _stir(state: npt.NDArray[np.uint64], word: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Another word of each row in its state: one to one for either, modulo 2^64."""
-    state = (state ^ word) * np.uint64(0xBF58476D1CE4E5B9)
+def _stir(state: npt.NDArray[np.uint64], word: npt.NDArray[np.uint64]) -> None:
+    """Put another word of each row into its state: one to one for either, modulo 2^64."""
+    state ^= word
+    state *= np.uint64(0xBF58476D1CE4E5B9)
     state ^= state >> np.uint64(32)
-    return state
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -174,7 +174,7 @@ def load_model(path: Path, *, any_version: bool = False, sha256: str = "") -> Lo
         raise DataError(f"{path}: SHA-256 {digest}, expected {sha256[:64]!a}")
     facts, entries = head_of(content, path)
     check_beside(path, digest)
-    task = _task(facts, path, any_version=any_version)
+    task = _task(facts, path, any_version=any_version, most=len(content))
     scale = facts.scale(task.transform.size)
     module = task.model() if task.build is not None else None
     wanted = named_tensors(task, module) if module is not None else {FLAT: torch.zeros(task.parameters)}
@@ -209,12 +209,14 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
 
 
-def _task(facts: Facts, path: Path, *, any_version: bool) -> Task:
+def _task(facts: Facts, path: Path, *, any_version: bool, most: int) -> Task:
     from sovfed.federation.tasks.registry import get_task
 
     said = facts.task
     if said.text:
-        task = _declared(said.text).with_normalisation(said.normalisation)
+        declared = _declared(said.text)
+        _require_size(declared, most, path)
+        task = declared.with_normalisation(said.normalisation)
     else:
         task = get_task(said.name, said.parameters, said.normalisation)
     if task.schema != said.schema:
@@ -227,6 +229,16 @@ def _task(facts: Facts, path: Path, *, any_version: bool) -> Task:
     if task.parameters != said.parameters:
         raise ConfigError(f"{path}: {said.parameters} values, task '{said.name}' here has {task.parameters}")
     return task
+
+
+def _require_size(task: Task, most: int, path: Path) -> None:
+    """Raise DataError if the model has more values than its file has bytes: told before memory is taken for them."""
+    if task.build is None:
+        return
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in task.build().parameters())
+    if size > most:
+        raise DataError(f"{path}: {most} bytes, the model that it declares has {size} values")
 
 
 def _declared(text: str) -> Task:

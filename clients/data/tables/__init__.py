@@ -6,7 +6,7 @@ Nothing that happens to one row depends on another one, but for the refusal of a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -82,6 +82,7 @@ def read_table(
     else:
         raise DataError(f"{source.where}: cannot be read")
     table = done.grown.done()
+    pa.default_memory_pool().release_unused()
     report.used = done.grown.count
     if not keep:
         refuse(report, schema, config, source.word)
@@ -103,6 +104,22 @@ def refuse(report: Report, schema: Schema, config: DataConfig, word: str = "line
             f"{report.where}: {report.bad} of {report.rows} rows cannot be used, more than data.max_bad_share "
             f"{config.max_bad_share:g} of them: {told}"
         )
+
+
+class _Numbers(NamedTuple):
+    """Plain numbers of a batch [n, columns], and which columns of `NUMBERS` they are."""
+
+    values: npt.NDArray[np.float64]
+    columns: list[int]
+
+    def store(self, stored: npt.NDArray[np.float32], kept: Mask | None) -> None:
+        """Copy them all; those that are not sound are written over with what they were decoded to."""
+        values = self.values if kept is None else self.values[kept]
+        with np.errstate(over="ignore", invalid="ignore"):
+            if values.shape == stored.shape:
+                stored[:] = values
+            else:
+                stored[:, self.columns] = values
 
 
 class _Reader:
@@ -135,7 +152,9 @@ class _Reader:
             name: part for name, part in self.schema.stored().items()
             if name in (NUMBERS, CODES) or (name in self.places.columns and name not in self._files)
         }  # fmt: skip
-        state = _Pass(Grown(stored), report, files={name: [] for name in self._files})
+        state = _Pass(
+            Grown(stored, getattr(self.source, "expected", 0)), report, files={name: [] for name in self._files}
+        )
         plain = [column for column in self._columns if column.kind in ("number", "image", "tokens")]
         numeric = [
             place for column in plain if column.name not in self._files for place in self.places.columns[column.name]
@@ -169,15 +188,19 @@ class _Reader:
         kept = chosen if self.keep else chosen & ~bad
         self._store(decoded, numbers, kept, persons, batch.lines, state)
 
-    def _sound(self, cells: Mapping[int, pa.Array], count: int) -> tuple[npt.NDArray[np.float64], set[str]]:
-        """The plain numbers of a batch [n, plain], and the names of those that are all within their bounds."""
-        arrays = [cells[cell] for _, cell, _ in self._plain]
-        if self._odd or not count or not arrays or not all(types.is_floating(array.type) for array in arrays):
-            return np.zeros((count, 0)), set()
-        batch = pa.RecordBatch.from_arrays(arrays, [name for _, _, name in self._plain])
+    def _sound(self, cells: Mapping[int, pa.Array], count: int) -> tuple[_Numbers, set[str]]:
+        """The plain numbers of a batch, and the names of those columns that are all within their bounds."""
+        plain = [] if self._odd or not count else [
+            place for place, (_, cell, _) in enumerate(self._plain) if types.is_floating(cells[cell].type)
+        ]  # fmt: skip
+        if not plain:
+            return _Numbers(np.zeros((count, 0)), []), set()
+        batch = pa.RecordBatch.from_arrays([cells[self._plain[place][1]] for place in plain], list(map(str, plain)))
         numbers = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy()
-        sound = (numbers.min(0) >= self._bounds[:, 0]) & (numbers.max(0) <= self._bounds[:, 1])  # not if one is NaN
-        return numbers, {name for (_, _, name), fits in zip(self._plain, sound, strict=True) if fits}
+        low, high = self._bounds[plain].T
+        sound = (numbers.min(0) >= low) & (numbers.max(0) <= high)  # not if one is NaN
+        names = {self._plain[place][2] for place, fits in zip(plain, sound, strict=True) if fits}
+        return _Numbers(numbers, [self._plain[place][0] for place in plain]), names
 
     def _decoded(self, column: Column, cells: Mapping[int, pa.Array]) -> Decoded:
         parts = [cells[place] for place in self.places.columns[column.name]]
@@ -201,14 +224,14 @@ class _Reader:
         return bad
 
     def _store(
-        self, decoded: Mapping[str, Decoded], numbers: npt.NDArray[np.float64], kept: Mask,
+        self, decoded: Mapping[str, Decoded], numbers: _Numbers, kept: Mask,
         persons: pa.Array | None, lines: Lines, state: _Pass,
     ) -> None:  # fmt: skip
         place = state.grown.grow(int(kept.sum()))
         whole = bool(kept.all())
         arrays = state.grown.arrays
-        if numbers.shape[1]:
-            self._store_plain(arrays[NUMBERS][place], numbers if whole else numbers[kept])
+        if numbers.columns:
+            numbers.store(arrays[NUMBERS][place], None if whole else kept)
         for name, part in decoded.items():
             values = part.values if whole else part.values[kept]
             if name in self._files:
@@ -223,11 +246,3 @@ class _Reader:
             state.persons.append(persons if whole else persons.filter(pa.array(kept)))
         if self.lines:
             state.lines.append(lines[kept])
-
-    def _store_plain(self, stored: npt.NDArray[np.float32], numbers: npt.NDArray[np.float64]) -> None:
-        """Copy all plain numbers; those that are not sound are written over with what they were decoded to."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            if numbers.shape == stored.shape:
-                stored[:] = numbers
-            else:
-                stored[:, [place for place, _, _ in self._plain]] = numbers

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     Read = Callable[[str], tuple[float, str]]
 
+KEPT: Final = 1 << 15  # texts of a column whose meaning is kept for the batches that follow
+KEPT_LETTERS: Final = 64  # of such a text
+FIRST_DAY, LAST_DAY = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31
 _SEVERAL: Final = r"[^!-~]"  # a name with anything but ASCII's printed characters
 _PERSONS: Final = pa.array(sorted(words.NOBODY))
 
@@ -36,16 +39,38 @@ class Decoded(NamedTuple):
     absent: Mask
     faults: list[tuple[str, Mask]]
 
+    def at(self, codes: npt.NDArray[np.int32]) -> Decoded:
+        """Of each row what is decoded at its code."""
+        absent = self.absent[codes] if self.absent.any() else np.zeros(len(codes), bool)
+        return Decoded(self.values[codes], absent, [(kind, mask[codes]) for kind, mask in self.faults])
+
+
+class _Known(dict[str, tuple[float, str]]):
+    """What texts mean: each is read when it first comes, and kept if it is short and there is room."""
+
+    def __init__(self, read: Read) -> None:
+        super().__init__()
+        self._read = read
+
+    def __missing__(self, text: str) -> tuple[float, str]:
+        meant = self._read(text)
+        if len(self) < KEPT and len(text) <= KEPT_LETTERS:
+            self[text] = meant
+        return meant
+
 
 class Decoder:
     """Reads the cells of one column of a schema."""
 
     def __init__(self, column: Column, rules: Rules) -> None:
         self.column = column
-        self._words = Words(column, rules)
+        codes = column.kind in ("boolean", "category")
+        self._known = _Known(
+            Words(column, rules).code if codes else rules.day if column.kind == "date" else rules.number
+        )
         self._rules = rules
         self._dtype = column.dtype
-        self._whole = column.kind in ("image", "tokens", "boolean")
+        self._whole = column.kind in ("image", "tokens")
 
     def decode(self, cells: list[pa.Array]) -> Decoded:
         """The column's values in a batch; `cells` has one array, or as many as the column has values."""
@@ -54,8 +79,8 @@ class Decoder:
         if self.column.shape and len(cells) == 1 and _is_list(cells[0].type):
             cells = _spread(cells[0], self.column.size)
         if len(cells) == 1 and not self.column.shape:
-            return self._checked(*self._values(cells[0]))
-        parts = [self._checked(*self._values(cell)) for cell in cells]
+            return self._decoded(cells[0])
+        parts = [self._decoded(cell) for cell in cells]
         values = np.stack([part.values for part in parts], 1).reshape(-1, *self.column.shape)
         kinds = {kind for part in parts for kind, _ in part.faults}
         faults = [
@@ -64,19 +89,40 @@ class Decoder:
         ]
         return Decoded(values, np.logical_and.reduce([part.absent for part in parts]), faults)
 
-    def _values(self, cells: pa.Array) -> tuple[npt.NDArray[np.float64], list[tuple[str, Mask]]]:
-        """Numbers with NaN where there is none, and the faults of their spelling."""
+    def _decoded(self, cells: pa.Array) -> Decoded:
         if types.is_dictionary(cells.type):
             cells = cells.cast(cells.type.value_type)
         kind = self.column.kind
         if kind in ("boolean", "category"):
             plain = kind == "boolean" and types.is_boolean(cells.type)
-            return _numbers(cells) if plain else _distinct(as_text(cells), self._words.code)
-        if kind == "date" and (types.is_date(cells.type) or types.is_timestamp(cells.type)):
-            return _numbers(pc.cast(cells, pa.date32(), safe=False).view(pa.int32()))
+            return self._checked(*_numbers(cells)) if plain else self._distinct(as_text(cells))
         if kind == "date":
-            return _distinct(as_text(cells), self._rules.day)
-        return _distinct(cells, self._rules.number) if is_text(cells.type) else self._present(*_numbers(cells))
+            days = self._days(cells)
+            return self._distinct(as_text(cells)) if days is None else self._checked(*_numbers(days.view(pa.int32())))
+        return self._distinct(cells) if is_text(cells.type) else self._checked(*self._present(*_numbers(cells)))
+
+    def _days(self, cells: pa.Array) -> pa.Array | None:
+        """The days since 1970-01-01, as long as each cell is a date or a text of the plainest form, as 2026-01-31."""
+        if types.is_date(cells.type) or types.is_timestamp(cells.type):
+            return pc.cast(cells, pa.date32(), safe=False)
+        if not self._rules.plain_days or not is_text(cells.type):
+            return None
+        try:
+            days = pc.cast(cells, pa.date32())
+        except pa.ArrowInvalid:
+            return None
+        ends = pc.min_max(days.view(pa.int32())).as_py()
+        return days if (ends["min"] or 0) >= FIRST_DAY and (ends["max"] or 0) <= LAST_DAY else None
+
+    def _distinct(self, cells: pa.Array) -> Decoded:
+        """Each distinct text read once."""
+        cells = cells if types.is_string(cells.type) else cells.cast(pa.string())
+        coded = pc.dictionary_encode(pc.fill_null(cells, "") if cells.null_count else cells)
+        meant = [self._known[text] for text in coded.dictionary.to_pylist()]
+        values = np.array([np.nan if fault else value for value, fault in meant], np.float64)
+        kinds = sorted({fault for _, fault in meant} - {"", words.MISSING})
+        faults = [(kind, np.array([fault == kind for _, fault in meant])) for kind in kinds]
+        return self._checked(values, faults).at(coded.indices.to_numpy(zero_copy_only=False))
 
     def _present(
         self, values: npt.NDArray[np.float64], faults: list[tuple[str, Mask]]
@@ -171,18 +217,6 @@ def _numbers(cells: pa.Array) -> tuple[npt.NDArray[Any], list[tuple[str, Mask]]]
     if not types.is_floating(cells.type):
         cells = cells.cast(pa.float64(), safe=False)
     return cells.to_numpy(zero_copy_only=False), []
-
-
-def _distinct(cells: pa.Array, read: Read) -> tuple[npt.NDArray[np.float64], list[tuple[str, Mask]]]:
-    """Each distinct text read once; `read` gives its value and what is wrong with it."""
-    cells = cells if types.is_string(cells.type) else cells.cast(pa.string())
-    coded = pc.dictionary_encode(pc.fill_null(cells, "") if cells.null_count else cells)
-    results = [read(text) for text in coded.dictionary.to_pylist()]
-    places = coded.indices.to_numpy(zero_copy_only=False)
-    values = np.array([np.nan if fault else value for value, fault in results] or [np.nan])[places]
-    kinds = sorted({fault for _, fault in results} - {"", words.MISSING})
-    faults = [(kind, np.array([fault == kind for _, fault in results])[places]) for kind in kinds]
-    return values.astype(np.float64, copy=False), faults
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -6,6 +6,8 @@ Lines are counted as a spreadsheet counts its rows: a quoted cell with line brea
 from __future__ import annotations
 
 import csv
+import itertools
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
     from sovfed.clients.data.tables.report import Report
     from sovfed.federation.config import DataConfig
 
-BLOCK: Final = 1 << 18  # bytes that Arrow parses at once; a record must fit
-LARGE_BLOCK: Final = 1 << 26
+BLOCK: Final = 1 << 17  # bytes that Arrow parses at once, of which it reads up to 32 ahead; a record must fit
+TOGETHER: Final = 8  # blocks that are decoded together
+LARGER: Final = 16  # times, for a record that does not fit
+LARGE_BLOCK: Final = 1 << 25
 FEW: Final = 3  # columns that are found one by one not to be plain numbers; then all are read as text
 MAX_ODD: Final = 100_000  # rows with another number of cells than the header
 MAX_ODD_BYTES: Final = 1 << 26
@@ -42,7 +46,7 @@ class Delimited:
         self.dialect = look_at(path, config, names)
         self.path, self.where = path, str(path)
         self.header: Sequence[str] = self.dialect.header
-        self.decimal, self.guessed = self.dialect.decimal, self.dialect.guessed
+        self.decimal, self.guessed, self.expected = self.dialect.decimal, self.dialect.guessed, self.dialect.expected
         self._text = set[int]()  # columns with cells that are no plain numbers
         self._block = BLOCK
         self._odd: list[tuple[int, list[str]]] = []  # rows with cells too many or too few, by their number
@@ -59,15 +63,16 @@ class Delimited:
         row = 0
         try:
             with pa.OSFile(str(self.path)) as file, self._open(file, names, kinds) as reader:
-                for batch in reader:
-                    lines = self._lines(row, batch.num_rows)
-                    row += batch.num_rows
-                    if batch.num_rows:
-                        yield Batch(batch.columns, lines)
+                for cells in _joined(reader, TOGETHER if self._block == BLOCK else 1):
+                    lines = self._lines(row, len(cells[0]))
+                    row += len(cells[0])
+                    yield Batch(cells, lines)
         except OSError as error:
             raise unreadable(self.path, error) from error
         except (UnicodeDecodeError, pa.ArrowInvalid) as error:
             self._learn(str(error), numeric)
+        finally:
+            _pool().release_unused()
         if rest := self._rest(wanted, report):
             yield rest
 
@@ -87,6 +92,7 @@ class Delimited:
                 column_types=kinds, include_columns=list(kinds), null_values=list(_TYPED), strings_can_be_null=False,
                 quoted_strings_can_be_null=True, decimal_point=self.decimal, check_utf8=True,
             ),
+            memory_pool=_pool(),
         )  # fmt: skip
 
     def _keep(self, row: arrow_csv.InvalidRow) -> str:
@@ -135,11 +141,24 @@ class Delimited:
             column = error.partition("#")[2].partition(":")[0]
             self._text |= {int(column)} if column.isdecimal() and len(self._text) < FEW else set(numeric)
             raise Restart
-        if "straddling" in error and self._block == BLOCK:
-            self._block = LARGE_BLOCK
+        if "straddling" in error and self._block < LARGE_BLOCK:
+            self._block *= LARGER
             raise Restart
         if len(self._odd) >= MAX_ODD or self._odd_bytes > MAX_ODD_BYTES:
             raise DataError(f"{self.path}: over {MAX_ODD} rows have another number of cells than the header")
         if "straddling" in error:
             raise DataError(f"{self.path}: a record has over {LARGE_BLOCK} bytes, or a quote is not closed")
         raise DataError(f"{self.path}: malformed CSV, or not {self.dialect.encoding} text (data.encoding)")
+
+
+def _joined(reader: arrow_csv.CSVStreamingReader, together: int) -> Iterator[list[pa.Array]]:
+    """The columns of several blocks at once, since each batch costs some calls a column."""
+    full = (block for block in reader if block.num_rows)
+    while blocks := list(itertools.islice(full, together)):
+        yield pa.concat_batches(blocks, memory_pool=_pool()).columns if len(blocks) > 1 else blocks[0].columns
+
+
+@cache
+def _pool() -> pa.MemoryPool:
+    """Where blocks lie: jemalloc's pool if there is one, which keeps least of what was freed for later."""
+    return pa.jemalloc_memory_pool() if "jemalloc" in pa.supported_memory_backends() else pa.default_memory_pool()

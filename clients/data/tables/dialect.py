@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from sovfed.clients.data.files import unreadable
 from sovfed.clients.data.tables.words import fold
 from sovfed.federation.errors import DataError
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
 
     from sovfed.federation.config import DataConfig
 
-PIECE: Final = 1 << 20  # bytes that are looked at together
+PIECE: Final = 1 << 18  # bytes that are looked at together
+QUOTE: Final = ord('"')
 MAX_BYTES: Final = 1 << 40
 HEAD: Final = 1 << 16  # bytes that separator and decimal mark are told from
 MAX_HEADER: Final = 1 << 20  # bytes of the first lines
+MAX_ROWS: Final = 200  # that are looked at
 SEPARATORS: Final = {"tab": "\t"}
 TRIED: Final = (",", ";", "\t", "|")
 BOMS: Final = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
@@ -37,6 +41,9 @@ OTHERS: Final = (
     (b"SQLite format 3\x00", "an SQLite database: data.source=sql reads it"),
 )
 _SEP: Final = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+_END: Final = re.compile(r"\r\n?|\n")
+_LINE: Final = re.compile(r"[^\r\n]*(?:\r\n?|\n|\Z)")
+_EMPTY: Final = re.compile(r"(?:[ \t;,|]*(?:\r\n?|\n))*(?:[ \t;,|]*\Z)?")
 _NOT_WINDOWS: Final = (0x81, 0x8D, 0x8F, 0x90, 0x9D)
 _POINT: Final = re.compile(r"[+-]?[0-9]*\.[0-9]+(?:[eE][+-]?[0-9]+)?")
 _COMMA: Final = re.compile(r"[+-]?[0-9]*,[0-9]+(?:[eE][+-]?[0-9]+)?")
@@ -54,6 +61,7 @@ class Dialect:
     quoted: bool  # whether a quote stands anywhere
     decimal: str
     notes: tuple[str, ...]
+    expected: int  # records, by the length of the first
     guessed: tuple[str, ...] = ()  # settings that were told from the records: one person's row may change them
 
 
@@ -68,13 +76,8 @@ def look_at(path: Path, config: DataConfig, names: Iterable[str]) -> Dialect:
     except OSError as error:
         raise unreadable(path, error) from error
     declared = None if config.separator == "auto" else SEPARATORS.get(config.separator, config.separator)
-    lines = head.splitlines(keepends=True)
-    skipped = 0
-    if lines and (told := _SEP.fullmatch(lines[0].rstrip("\r\n").strip('"'))):
-        declared, skipped = declared or told[1], 1
-    while skipped < len(lines) and not lines[skipped].strip(" \t;,|\r\n"):
-        skipped += 1
-    body = "".join(lines[skipped:])
+    body, told, skipped = _below(head)
+    declared = declared or told
     separator = declared or _separator(body, names)
     rows, used = _rows(body[:HEAD] if len(body) > HEAD and '"' not in body[:HEAD] else body, separator, path)
     if not rows:
@@ -86,7 +89,18 @@ def look_at(path: Path, config: DataConfig, names: Iterable[str]) -> Dialect:
         [len(header), *(len(row) for row in rows[1:] if len(row) > len(header) and not any(row[len(header) :]))]
     )
     guessed = _guessed(config, encoding, separator, decimal, wide=cells > len(header))
-    return Dialect(encoding, separator, header, skipped + used, cells, quoted, decimal, notes, guessed)
+    expected = path.stat().st_size * (start.count(b"\n") or start.count(b"\r")) // len(start)
+    return Dialect(encoding, separator, header, skipped + used, cells, quoted, decimal, notes, expected, guessed)
+
+
+def _below(head: str) -> tuple[str, str | None, int]:
+    """What follows a line `sep=;` and empty lines, the separator that such a line gives, and how many there were."""
+    first = _LINE.match(head)
+    told = _SEP.fullmatch(first[0].rstrip("\r\n").strip('"')) if first else None
+    start = first.end() if first and told else 0
+    empty = _EMPTY.match(head, start)
+    end = empty.end() if empty else start
+    return head[end:], told[1] if told else None, bool(told) + len(_END.findall(head, start, end))
 
 
 def _encoding(path: Path, declared: str | None) -> tuple[str, bool]:
@@ -113,7 +127,7 @@ def _scan(file: io.BufferedReader, declared: str | None, path: Path) -> tuple[st
         _known(declared, path)
     decoder, windows, quotes = _Utf8(), True, 0
     while piece := file.read(PIECE):
-        quotes += piece.count(b'"') if b'"' in piece else 0
+        quotes += int(np.count_nonzero(np.frombuffer(piece, np.uint8) == QUOTE)) if b'"' in piece else 0
         if declared is None and not decoder.takes(piece):
             windows = windows and not any(bytes([code]) in piece for code in _NOT_WINDOWS)
     encoding = declared or ("utf-8" if decoder.done() else "cp1252" if windows else "latin-1")
@@ -168,7 +182,7 @@ def _decoded(content: bytes, encoding: str, path: Path) -> str:
     decoder = codecs.getincrementaldecoder(encoding)()
     try:
         return decoder.decode(content)
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise DataError(f"{path}: not {encoding} text; say how it is written with data.encoding") from None
 
 
@@ -189,21 +203,27 @@ def _separator(body: str, names: Iterable[str]) -> str:
 
 def _rows(body: str, separator: str, path: Path) -> tuple[list[list[str]], int]:
     """The header and the first whole records, and how many lines the header takes."""
-    text = io.StringIO(body[:MAX_HEADER], newline="")
-    reader = csv.reader(text, delimiter=separator)
+    rows, used = _read(body[:HEAD], separator, path)
+    if len(rows) <= MAX_ROWS and len(body) > HEAD:
+        rows, used = _read(body[:MAX_HEADER], separator, path)
+    if len(rows) > 2 and len(body) >= HEAD:
+        rows.pop()  # may be cut
+    return rows, used
+
+
+def _read(text: str, separator: str, path: Path) -> tuple[list[list[str]], int]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     rows: list[list[str]] = []
     used = 0
     try:
         for row in reader:
             used = used or reader.line_num
             rows.append(row)
-            if len(rows) > 200:
+            if len(rows) > MAX_ROWS:
                 break
     except csv.Error:
         if not rows:
             raise DataError(f"{path}, line {reader.line_num}: malformed CSV in its header") from None
-    if len(rows) > 2 and len(body) >= HEAD:
-        rows.pop()  # may be cut
     return rows, used
 
 

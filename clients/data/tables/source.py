@@ -27,7 +27,7 @@ class Restart(Exception):  # noqa: N818 - no error: the source has learnt how th
 class Source(Protocol):
     """A table. `header` has its columns' names, `word` says what a line number counts.
 
-    It may have `guessed`, what was told from its records (`not_private`).
+    It may have `guessed`, what was told from its records (`not_private`), and `expected`, about how many rows it has.
     """
 
     where: str

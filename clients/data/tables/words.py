@@ -78,6 +78,11 @@ class Rules:
         return ABSENT | {fold(word) for word in self.more_absent}
 
     @cached_property
+    def plain_days(self) -> bool:
+        """Whether a date as 2026-01-31 is that day, whatever else is declared."""
+        return not self.date_format and not any(_ISO.fullmatch(word) for word in self.absent)
+
+    @cached_property
     def absent_numbers(self) -> npt.NDArray[np.float32]:
         """The numbers among those words, as -99, however a cell spells them: as numbers are stored."""
         texts = [word.replace(",", ".") if self.decimal == "," else word for word in self.more_absent]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,7 @@ from sovfed.federation.metrics import BinaryMetrics
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.columns import Column, Schema, number
 from sovfed.federation.tasks.losses import binary_cross_entropy
+from sovfed.simulations.benchmarks.own_tasks import environment
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -33,6 +35,7 @@ FEW: Final = 512
 BLOCK: Final = 10_000  # rows that are written at once
 DISTINCT: Final = 64  # images; the others are further names of the same
 KB: Final = 1024
+MODULE: Final = f"{environment.__module__}.memory"
 
 
 def linear() -> Module:
@@ -94,6 +97,15 @@ def write_images(folder: Path, count: int) -> Path:
     return folder
 
 
+def apart(kind: str, path: Path, count: int) -> Path:
+    """`write_table` or `write_images` in a process of its own: what it leaves in the heap is no cost of loading."""
+    program = (
+        f"import sys, pathlib; from {MODULE} import write_{kind} as write; write(pathlib.Path(sys.argv[1]), {count})"
+    )
+    subprocess.run([sys.executable, "-P", "-c", program, str(path)], env=environment(), check=True)
+    return path
+
+
 def train(task: Task, config: DataConfig, batch: int) -> int:
     """Load, take the profile, train and evaluate, as an institution does in a round; how many records there are."""
     from sovfed.clients.data import load_records
@@ -117,11 +129,11 @@ def measure(kind: str, folder: Path, count: int) -> dict[str, float]:
     few = min(FEW, count)
     if kind == "table":
         task, batch = TABLE, BATCH
-        small, large = write_table(folder / "few.csv", few), write_table(folder / "all.csv", count)
+        small, large = (apart("table", folder / name, size) for name, size in (("few.csv", few), ("all.csv", count)))
         configs = [DataConfig(source="csv", path=str(path)) for path in (small, large)]
     else:
         task, batch = PICTURES, IMAGES
-        small, large = write_images(folder / "few", few), write_images(folder / "all", count)
+        small, large = (apart("images", folder / name, size) for name, size in (("few", few), ("all", count)))
         configs = [DataConfig(source="images", path=str(path)) for path in (small, large)]
     train(task, configs[0], batch)
     before = _kilobytes("VmRSS")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -487,3 +488,23 @@ def test_an_odd_row_with_a_huge_cell_is_one_bad_row(tmp_path: Path) -> None:
         _load(written(tmp_path, text))
     config = written(tmp_path, text, bad_rows="quarantine", max_bad_share=0.5)
     assert rows(_load(config)) == [[50.0, 1.0, 0.0]]
+
+
+def test_a_file_that_is_not_in_the_declared_encoding_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not utf-16 text"):
+        _load(written(tmp_path, PLAIN, encoding="utf-16"))
+
+
+@pytest.mark.parametrize("odd", ["", "2026-01-31T10:00", "0000-01-01", "31.01.2026"])
+def test_an_odd_date_changes_no_other_one_however_many_blocks_a_table_has(tmp_path: Path, odd: str) -> None:
+    """Expected by Python's own calendar."""
+    days = [datetime.date(1950, 1, 1) + datetime.timedelta(days=row) for row in range(30_000)]
+    lines = [f"{day},{row % 100},{'no' if row % 3 else 'yes'}" for row, day in enumerate(days)]
+    lines[20_000:20_000] = [f"{odd},5,no"]
+    task = task_of(Column("seen", "date", low=-10_000, high=40_000), AGE, ILL)
+    config = written(tmp_path, "\n".join(["seen,age,ill", *lines, ""]), bad_rows="quarantine", person="row")
+    table = _load(config, task).columns
+    expected = [float((day - datetime.date(1970, 1, 1)).days) for day in days]
+    if odd.startswith("2026"):
+        expected[20_000:20_000] = [float((datetime.date(2026, 1, 31) - datetime.date(1970, 1, 1)).days)]
+    assert table[NUMBERS][:, 0].tolist() == expected

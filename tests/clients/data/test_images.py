@@ -14,6 +14,7 @@ from PIL import Image
 from tests.clients.data.cases import AGE, ILL, NAMELESS, task_of
 
 from sovfed.clients.data import load_records, natural_sites, single
+from sovfed.clients.data.pictures import look
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import DataError
 from sovfed.federation.tasks.columns import NUMBERS, Column
@@ -181,3 +182,15 @@ def test_dicom_is_rescaled_and_windowed(tmp_path: Path) -> None:
     _dicom(tmp_path / "x.dcm", pixels.T)
     with pytest.raises(DataError, match="1 file does not fit"):
         load_records(GREY, config)
+
+
+def test_a_dicom_file_that_is_deflated_as_a_whole_is_never_unpacked(tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom", reason="DICOM needs pydicom")
+    _dicom(tmp_path / "x.dcm", np.zeros((2, 3)))
+    assert look(tmp_path, "x.dcm", GREY.schema.columns[0]) == ""
+    data = pydicom.dcmread(tmp_path / "x.dcm")
+    data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    data.ImageComments = "x" * 10_000
+    data.save_as(tmp_path / "x.dcm")
+    assert (tmp_path / "x.dcm").stat().st_size < 10_000
+    assert "deflated as a whole" in look(tmp_path, "x.dcm", GREY.schema.columns[0])

@@ -65,3 +65,17 @@ def test_sites_are_files(tmp_path: Path) -> None:
     config = DataConfig(source="jsonl", path=str(tmp_path), site="b")
     assert natural_sites(config) == ("a", "b")
     assert len(load_records(task_of(AGE, ILL, person="patient"), config).persons) == 3
+
+
+def test_streams_one_after_the_other_are_one_file(tmp_path: Path) -> None:
+    first, second = LINES.encode()[:40], LINES.encode()[40:]
+    content = lzma.compress(first) + bytes(8) + lzma.compress(second)
+    config = written(tmp_path, content, "x.jsonl.xz", source="jsonl")
+    assert load_records(SMALL, config).persons.tolist() == [0, 1, 0]
+
+
+def test_no_stream_may_ask_for_much_memory(tmp_path: Path) -> None:
+    greedy = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 1 << 28}]
+    content = lzma.compress(LINES.encode() * 50) + lzma.compress(LINES.encode(), filters=greedy)
+    with pytest.raises(DataError, match="needs over 134217728 bytes"):
+        load_records(SMALL, written(tmp_path, content, "x.jsonl.xz", source="jsonl"))

@@ -20,6 +20,7 @@ from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.models.saved import load_model, read_facts, save_model
 from sovfed.federation.models.stored import CARD, FACTS, MODEL
 from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.declared import task_from_text
 from sovfed.federation.tasks.registry import add, get_task
 
 
@@ -235,3 +236,21 @@ def test_a_card_without_privacy_or_metrics_says_so(tmp_path: Path) -> None:
     save_model(tmp_path, BINARY, *model_of(BINARY), replace(RUN, privacy=None, metrics={}))
     card = (tmp_path / CARD).read_text()
     assert "<strong>Not private.</strong>" in card and "No metrics: none given" in card
+
+
+def test_a_small_file_cannot_declare_a_large_model(tmp_path: Path) -> None:
+    """Memory for it would else be taken before the shapes are compared."""
+    text = (
+        "name: mine\ntitle: Mine\nperson: patient\ncolumns:\n  age: {kind: number, low: 0, high: 120}\n"
+        "target: {kind: binary, column: ill, classes: [healthy, ill]}\nmodel: {family: mlp, hidden: [4]}\n"
+    )
+    saved(tmp_path, task_from_text(text))
+    (tmp_path / FACTS).unlink()
+
+    def enlarge(head: dict[str, Any]) -> None:
+        facts = head["__metadata__"]
+        facts["sovfed"] = facts["sovfed"].replace("hidden: [4]", "hidden: [2000, 2000]")
+
+    rewrite(tmp_path / MODEL, enlarge)
+    with pytest.raises(DataError, match="bytes, the model that it declares has 40"):
+        load_model(tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sovfed.simulations.benchmarks.own_task import Size, over_ray, run
+from sovfed.simulations.benchmarks.own_task import Size, fits, over_ray, run
 from sovfed.simulations.benchmarks.own_tasks import memory, texts
 from sovfed.simulations.benchmarks.own_tasks.steps import bare, ours
 from sovfed.simulations.benchmarks.report import Files
@@ -52,3 +52,9 @@ def test_the_whole_benchmark_writes_its_ratios(tmp_path: Path) -> None:
         "vectorised_over_ray", "digits_over_bare",
     }  # fmt: skip
     assert 0 < document["figures"]["images_gb"] < 2
+
+
+def test_a_figure_is_held_to_its_bar() -> None:
+    assert fits("memory_over_columns", 1.3) and not fits("memory_over_columns", 1.31)
+    assert fits("vectorised_over_ray", 40.0) and not fits("vectorised_over_ray", 39.9)
+    assert fits("digits_over_bare", 9.0)  # for which nothing was promised
