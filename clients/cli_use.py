@@ -73,26 +73,62 @@ def show(model: str, home: Path, as_json: bool) -> None:
 @click.argument("table", type=FILE)
 @click.option("--out", type=FILE, help="Write the predictions here (a file of yours alone); default: print them.")
 @click.option("--id", "keep", default="", help="A column of TABLE to carry through; default: the line.")
+@click.option(
+    "--task", "archive", type=FILE, help="The archive of MODEL's task (.sovtask); of a run in --home it is known."
+)
 @ANY_VERSION
 @HOME
-def predict(model: str, table: Path, out: Path | None, keep: str, any_version: bool, home: Path) -> None:
+def predict(
+    model: str, table: Path, out: Path | None, keep: str, archive: Path | None, any_version: bool, home: Path
+) -> None:
     """Predict for each row of TABLE (CSV, Parquet, JSON lines) with the model's input columns as they are, unscaled.
+
+    Where the task is code out of an archive, that runs in a process without network that opens these files alone.
 
     \b
     Examples:
       sovfed model predict heart-20260301-101500-1f2e patients.csv --out predictions.csv
       sovfed model predict model.safetensors patients.csv --id patient_id
+      sovfed model predict model.safetensors patients.csv --task lab-1.sovtask
     """
     from sovfed.federation.files import write_private
 
-    loaded = load(model, home, any_version=any_version)
-    inputs, rows = _read(loaded.task.schema, table, keep)
-    text = _csv(keep or "line", rows, loaded.predict(inputs))
+    path = find(model, home)
+    archive = archive or _archive_of(path, home)
+    if archive is None:
+        text = table_of(load(model, home, any_version=any_version), table, keep)
+    else:
+        from sovfed.clients.prediction import Prediction, predictions_apart
+
+        whole = (str(place.absolute()) for place in (path, archive, table))
+        text = predictions_apart(Prediction(*whole, keep, any_version))
     if out is None:
         click.echo(text, nl=False)
         return
     write_private(out, text.encode())
-    click.echo(f"{out}: {len(rows)} predictions")
+    click.echo(f"{out}: {text.count(chr(10)) - 1} predictions")
+
+
+def table_of(loaded: LoadedModel, table: Path, keep: str) -> str:
+    """The predictions for each row of `table`, in CSV, with its column `keep` or the line."""
+    inputs, rows = _read(loaded.task.schema, table, keep)
+    return _csv(keep or "line", rows, loaded.predict(inputs))
+
+
+def _archive_of(path: Path, home: Path) -> Path | None:
+    """The archive that a run of the agency in `home` was started with, once its signatures hold; None if there is none.
+
+    An archive that lies beside a model from elsewhere is not taken: it must be named.
+    """
+    from sovfed.federation.archive.adding import checked
+    from sovfed.federation.archive.archive import read_archive
+    from sovfed.federation.archive.review import Rule
+
+    archive = path / "task.sovtask"
+    if path.absolute().parent != (home / "runs").absolute() or not archive.is_file():
+        return None
+    checked(read_archive(archive), home / "identity", Rule(0, 0))  # the run has asked for the reviews
+    return archive
 
 
 @cli.command()

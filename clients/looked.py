@@ -26,9 +26,11 @@ MANY_FILES: Final = 10_000  # in a folder; nor are these
 
 def allowed_tasks(config: ClientConfig, policy: Policy) -> list[Task]:
     """The newest version of every task that `policy` allows and this institution has."""
+    from sovfed.clients.packages import make_outlines_known
     from sovfed.federation.tasks.shelf import Shelf
 
     Shelf(Path(config.home)).make_known(policy.allows_own)
+    make_outlines_known(Path(config.home), policy)
     return [task for entry in policy.allowed_tasks if (task := _newest(entry)) is not None]
 
 

@@ -106,7 +106,7 @@ def load_task(folder: Path, digests: Mapping[str, str], entry: str) -> Task:
             task = getattr(task, word)
     except ConfigError:
         raise
-    except Exception as error:  # the package's own
+    except (Exception, SystemExit) as error:  # the package's own
         raise ConfigError(f"'{entry}' cannot be loaded: {error!r}") from error
     if not isinstance(task, Task):
         raise ConfigError(f"'{entry}' is a {type(task).__name__}, expected a Task")

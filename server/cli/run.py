@@ -54,8 +54,10 @@ def start(overrides: tuple[str, ...], follow: bool, home: Path, as_json: bool) -
     """Start a run. OVERRIDES choose task, strategy and values: `task=heart rounds=50 task.learning_rate=0.05`."""
     from sovfed.federation.compose import compose
     from sovfed.server.home import load_settings, with_settings
+    from sovfed.server.own_tasks import offer
     from sovfed.server.runs.folders import new_run_name, start_run
 
+    offer(home)
     config = with_settings(compose(list(overrides)).config, load_settings(home), overrides)
     name = new_run_name(config)
     start_run(_control(home), home, name, config, resume=False)

@@ -90,8 +90,9 @@ def start_run(control: ControlClient, home: Path, name: str, config: Config, *, 
             raise ConfigError(f"run '{name}' has finished; `sovfed run show {name}` tells where its model lies")
         with contextlib.suppress(ServiceError):  # it has ended already, as it should
             control.stop_run(read_state(home, name)["flower_run_id"])
+    archive = require_reviewed(home, config)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    config = _with_own_task(folder, config)
+    config = _with_own_task(folder, config) if archive is None else in_folder(folder, config, archive)
     with _locked(folder):  # the last coordinator has written its last word; the next one waits for ours
         run_id = control.start_run({"name": name, "resume": resume})
         if config.tracking.uri is not None:
