@@ -98,8 +98,9 @@ def load_task(folder: Path, digests: Mapping[str, str], entry: str) -> Task:
     package = Package(folder, digests)
     if not entry:
         return task_from_text(package.read(TASK_FILE))
-    _import_from(package)
     module, _, name = entry.partition(":")
+    if module.partition(".")[0] not in _open(package):
+        raise ConfigError(f"'{entry}' is in no module of the package")
     try:
         task: Any = import_module(module)
         for word in name.split("."):
@@ -113,13 +114,13 @@ def load_task(folder: Path, digests: Mapping[str, str], entry: str) -> Task:
     return replace(task, code=package.digest)
 
 
-def _import_from(package: Package) -> None:
-    """Let the modules of `package` be imported, and what else it brings be known by its name."""
+def _open(package: Package) -> frozenset[str]:
+    """Let the modules of `package` be imported, and what else it brings be known by its name; the modules' names."""
     bringing = brought({name: package.read(name) for name in package.digests})
     for finder in sys.meta_path:
         if isinstance(finder, Finder) and finder.modules & set(bringing.modules):
             if finder.package.digest == package.digest:
-                return
+                return finder.modules
             raise ConfigError(
                 f"module '{min(finder.modules & set(bringing.modules))}' comes from {finder.package.folder.parent.name} "
                 f"already: two versions of a package cannot be used at once; allow one of them"
@@ -127,3 +128,4 @@ def _import_from(package: Package) -> None:
     check_modules(bringing.modules)
     plugins.bring([point for point in bringing.points if point.group not in (GROUP, SETTINGS)])
     sys.meta_path.insert(0, Finder(package, bringing.modules))
+    return frozenset(bringing.modules)

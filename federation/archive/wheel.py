@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import sys
 import zipfile
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def brought(content: Mapping[str, bytes]) -> Brought:
     try:
         wheel = _Wheel({name.removeprefix(f"{info}/"): data for name, data in content.items()})
         points, requires = tuple(wheel.entry_points), tuple(wheel.requires or ())
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, configparser.Error) as error:
         raise ConfigError(f"{info}: its entry points or metadata cannot be read") from error
     if strangers := [point.group for point in points if not point.group.startswith(OURS)]:
         raise ConfigError(f"entry points of '{strangers[0][:64]}': a task's package brings those of sovfed alone")
@@ -108,7 +109,7 @@ def check_modules(modules: Iterable[str]) -> None:
     for name in modules:
         if not name.isidentifier() or name.startswith("__"):
             raise ConfigError(f"'{name}' is no name of a module")
-        taken = name in sys.stdlib_module_names or name in sys.builtin_module_names or name == OURS.rstrip(".")
+        taken = name in sys.stdlib_module_names or name in sys.modules or name == OURS.rstrip(".")
         if taken or PathFinder.find_spec(name) is not None:
             raise ConfigError(
                 f"module '{name}': there is one of that name here already, and a task shadows none; give the package "

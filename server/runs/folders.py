@@ -16,6 +16,7 @@ from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import read_private, write_private
 from sovfed.federation.schema import bind, nearest
 from sovfed.federation.text import NAME, NAME_IN_WORDS, NAME_LENGTH
+from sovfed.server.own_tasks import in_folder, require_reviewed
 
 if TYPE_CHECKING:
     from filelock import FileLock
