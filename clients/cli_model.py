@@ -168,7 +168,7 @@ def told(figures: Figures) -> list[str]:
 
 
 def _know_tasks(home: Path) -> ClientConfig:
-    """Make the tasks of `home` known; its settings. Code out of archives is imported, and this process sealed before."""
+    """Make the tasks of `home` known; its settings. Before code out of archives is imported, this process is sealed."""
     from sovfed.clients.home import load_config
     from sovfed.federation.archive.kept import folders
     from sovfed.federation.tasks.shelf import Shelf

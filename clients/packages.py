@@ -1,4 +1,4 @@
-"""An institution's tasks that are archives: added by its operator, imported by the trainer alone, and checked each time.
+"""An institution's tasks that are archives: added by its operator, imported by the trainer alone, checked each time.
 
 Whoever else must know of them, as the look at the records of every study, knows what the manifest says.
 """

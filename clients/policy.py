@@ -92,7 +92,10 @@ class Policy:
     )
     min_reviewing_organisations: int = bounded(1, 0, 64, doc="organisations that these people work for")
     trusted_reviewers: tuple[str, ...] = bounded(
-        (), 1, 128, doc="whose reviews count, as ORGANISATION or PERSON@ORGANISATION; []: all whom the authority certified"
+        (),
+        1,
+        128,
+        doc="whose reviews count, as ORGANISATION or PERSON@ORGANISATION; []: all whom the authority certified",
     )
     review_task_files: bool = bounded(
         False, doc="hold a task.yaml to the same: it names columns and sizes and holds no code, so by default it is not"
@@ -143,9 +146,10 @@ class Policy:
         return tuple(dict.fromkeys(entry.partition(AT)[0] for entry in self.allowed_tasks))
 
     def allows_own(self, task: Task | Manifest) -> bool:
-        """Whether a task of the institution's own, a task.yaml or an archive, is allowed: by name and digest, never by name alone.
+        """Whether a task of the institution's own, a task.yaml or an archive, is allowed: by name and digest.
 
-        A bare name is a package's: a file that took the same name, or that lies here unread, is not meant by it.
+        Never by its name alone. A bare name is an installed package's: a file that took the same name, or that lies
+        here unread, is not meant by it.
         """
         return any(AT in entry and names_task(entry, task.name, task.digest) for entry in self.allowed_tasks)
 

@@ -36,7 +36,7 @@ class Prediction:
 
 
 def predictions_apart(asked: Prediction) -> str:
-    """The predictions, as `sovfed model predict` prints them. Raises ConfigError with what the process complained of."""
+    """The predictions, as `sovfed model predict` prints them. Raises ConfigError with what the process complains of."""
     with tempfile.TemporaryDirectory(prefix="sovfed-prediction-") as scratch:
         environment = {**quiet_environment(), "HOME": scratch, "TMPDIR": scratch}
         done = subprocess.run(

@@ -169,7 +169,7 @@ def check_csr(pem: bytes) -> tuple[Names, ec.EllipticCurvePublicKey]:
 
 
 def read_names(alternatives: x509.SubjectAlternativeName) -> Names:
-    """The institution's, server's or signer's names in `alternatives`. Raises IdentityError on any other set of names."""
+    """The institution's, server's or signer's names in `alternatives`. Raises IdentityError on any other set."""
     uris = alternatives.get_values_for_type(x509.UniformResourceIdentifier)
     hosts = alternatives.get_values_for_type(x509.DNSName)
     addresses = [str(address) for address in alternatives.get_values_for_type(x509.IPAddress)]

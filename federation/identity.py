@@ -48,8 +48,9 @@ from sovfed.federation.errors import IdentityError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic, write_private
 
 __all__ = [
-    "PeerIdentity", "ServerIdentity", "SignerIdentity", "Trust", "certificate_fingerprint", "check_crl", "check_csr", "create_csr",
-    "create_key", "create_root", "crl_number", "install_crl", "key_fingerprint", "key_from_pem", "key_to_pem",
+    "PeerIdentity", "ServerIdentity", "SignerIdentity", "Trust", "certificate_fingerprint", "check_crl", "check_csr",
+    "create_csr", "create_key", "create_root",
+    "crl_number", "install_crl", "key_fingerprint", "key_from_pem", "key_to_pem",
     "load_certificate", "load_crl", "make_crl", "node_key_bytes", "node_key_digest", "parse_certificate", "parse_crl",
     "private_directory", "read_private", "sign_csr", "to_der", "to_pem", "verify_peer", "verify_server",
     "verify_signer", "write_atomic", "write_private",
@@ -115,7 +116,7 @@ def verify_server(
 
 
 def verify_signer(cert_der: bytes, root: x509.Certificate, now: datetime) -> SignerIdentity:
-    """The signer that `cert_der` certifies, whether revoked or not. Raises IdentityError on anything that does not hold.
+    """The signer that `cert_der` certifies, revoked or not. Raises IdentityError on anything that does not hold.
 
     The chain is checked as that of any leaf, but for the extended key usage that TLS would ask for.
     """
@@ -279,9 +280,7 @@ def parse_crl(pem: bytes, where: str) -> x509.CertificateRevocationList:
         raise IdentityError(f"{where}: expected a PEM revocation list") from error
 
 
-def _read_leaf(
-    cert_der: bytes, purpose: x509.ObjectIdentifier
-) -> tuple[x509.Certificate, Names]:
+def _read_leaf(cert_der: bytes, purpose: x509.ObjectIdentifier) -> tuple[x509.Certificate, Names]:
     """The certificate and its names, after its basic constraints, key usage and sole purpose."""
     try:
         certificate = x509.load_der_x509_certificate(cert_der)

@@ -13,7 +13,6 @@ from typing import Any, Final
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.schema import nearest
 
-
 _BROUGHT: Final[dict[tuple[str, str], EntryPoint]] = {}  # by group and name, out of archives
 
 
@@ -32,7 +31,9 @@ def bring(points: Iterable[EntryPoint]) -> None:
     brought = {(point.group, point.name): point for point in points}
     for group, name in brought:
         if name in installed(group):
-            raise ConfigError(f"'{name}' of {group}: there is one of that name here already, and an archive replaces none")
+            raise ConfigError(
+                f"'{name}' of {group}: there is one of that name here already, and an archive replaces none"
+            )
     _BROUGHT.update(brought)
 
 

@@ -1,4 +1,4 @@
-"""An archive taken into a home: signatures, reviews, every byte, its code tried apart, and what changed since the last."""
+"""An archive taken into a home: signatures, reviews, every byte, its code tried apart, what changed since the last."""
 
 from __future__ import annotations
 

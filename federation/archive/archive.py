@@ -75,7 +75,7 @@ def read_archive(path: Path) -> Archive:
 
 
 def parse(entries: Mapping[str, bytes]) -> Archive:
-    """The archive of `entries`. Raises ConfigError or IdentityError if a byte is not what manifest and signatures say."""
+    """The archive of `entries`. Raises ConfigError or IdentityError if a byte is not as manifest and signatures say."""
     for name in entries:
         if name != MANIFEST and not name.startswith((CONTENT, SIGNATURES)):
             raise ConfigError(f"'{name}' has no place in an archive of a task")

@@ -146,7 +146,7 @@ def create(person: str, organisation: str, home: Path) -> None:
 @click.argument("crl", type=FILE)
 @HOME
 def install(certificate: Path, root: Path, crl: Path, home: Path) -> None:
-    """Install your CERTIFICATE with the authority's ROOT and its revocation list CRL (all PEM), as often as they change.
+    """Install your CERTIFICATE with the authority's ROOT and revocation list CRL (all PEM), whenever one has changed.
 
     \b
     Example:
@@ -161,11 +161,13 @@ def install(certificate: Path, root: Path, crl: Path, home: Path) -> None:
 
 
 def _tried(description: Description) -> Iterable[str]:
+    from sovfed.federation.archive.shown import PRIVATE
+
     for check in description.checks:
         yield f"{'ok ' if check.held else 'NO '} {check.what}: {check.detail}"
     yield from (f"    privacy: {reason}" for reason in description.privacy)
     if description.held and not description.privacy:
-        yield "ok  privacy: a person's gradient can be clipped: private runs are possible"
+        yield f"ok  privacy: {PRIVATE}"
 
 
 def _tell(lines: Iterable[str]) -> None:

@@ -118,12 +118,12 @@ def _open(package: Package) -> frozenset[str]:
     """Let the modules of `package` be imported, and what else it brings be known by its name; the modules' names."""
     bringing = brought({name: package.read(name) for name in package.digests})
     for finder in sys.meta_path:
-        if isinstance(finder, Finder) and finder.modules & set(bringing.modules):
+        if isinstance(finder, Finder) and (shared := finder.modules & set(bringing.modules)):
             if finder.package.digest == package.digest:
                 return finder.modules
             raise ConfigError(
-                f"module '{min(finder.modules & set(bringing.modules))}' comes from {finder.package.folder.parent.name} "
-                f"already: two versions of a package cannot be used at once; allow one of them"
+                f"module '{min(shared)}' comes from {finder.package.folder.parent.name} already: two versions of a "
+                f"package cannot be used at once; allow one of them"
             )
     check_modules(bringing.modules)
     plugins.bring([point for point in bringing.points if point.group not in (GROUP, SETTINGS)])

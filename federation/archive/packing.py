@@ -89,14 +89,20 @@ def _as_package(content: Mapping[str, bytes], task: str, *, unsealed: bool) -> t
     description = _tried(draft, unsealed=unsealed)
     if description.name != name:
         raise ConfigError(f"the entry point '{name}' brings a task that is called '{description.name}'")
-    return Archive(_manifest(description, draft, requires, _settings(content, bringing, name)), content, {}), description
+    return Archive(
+        _manifest(description, draft, requires, _settings(content, bringing, name)), content, {}
+    ), description
 
 
 def _draft(content: Mapping[str, bytes], kind: str, entry: str) -> Archive:
     """An archive of `content` of whose task nothing is known yet."""
     from sovfed.federation.tasks.columns import Schema
 
-    return Archive(Manifest("draft", "draft", "0" * 64, Schema(()), "draft", kind=kind, entry=entry, files=listed(content)), content, {})
+    return Archive(
+        Manifest("draft", "draft", "0" * 64, Schema(()), "draft", kind=kind, entry=entry, files=listed(content)),
+        content,
+        {},
+    )
 
 
 def _tried(draft: Archive, *, unsealed: bool) -> Description:
@@ -123,7 +129,9 @@ def _chosen(bringing: Brought, task: str) -> tuple[str, str]:
     if not tasks:
         raise ConfigError("the package brings no task: it needs an entry point 'sovfed.tasks' (docs/own-package.md)")
     if not task and len(tasks) > 1:
-        raise ConfigError(f"the package brings {len(tasks)} tasks; choose one of {', '.join(sorted(tasks))} with --task")
+        raise ConfigError(
+            f"the package brings {len(tasks)} tasks; choose one of {', '.join(sorted(tasks))} with --task"
+        )
     name = task or next(iter(tasks))
     if name not in tasks:
         raise ConfigError(f"the package brings no task '{name[:64]}'{nearest(name, tasks)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.archive.manifest import PACKAGE
 from sovfed.federation.archive.signing import certified
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks.columns import Schema
 
 
+PRIVATE: Final = "a person's gradient can be clipped: private runs are possible"
+
+
 def shown(archive: Archive) -> Iterator[str]:
     """The archive in lines: task, columns, model, files, requirements, privacy, and whose signatures it bears."""
     manifest = archive.manifest
@@ -28,10 +31,12 @@ def shown(archive: Archive) -> Iterator[str]:
     trained = sum(tensor.trained for tensor in manifest.parameters)
     yield f"model of {manifest.values:,} values in {len(manifest.parameters)} tensors, {trained} of them trained"
     yield f"metrics: {', '.join(manifest.metrics)}; {manifest.headline} first"
-    yield f"privacy: {'; '.join(manifest.privacy) or 'a person can be clipped by the gradient: private runs are possible'}"
+    yield f"privacy: {'; '.join(manifest.privacy) or PRIVATE}"
     if manifest.kind == PACKAGE:
         yield f"code: {manifest.entry}, which runs in the trainer"
-        yield from (f"  asks for {requirement.text} (tried with {requirement.tried})" for requirement in manifest.requires)
+        yield from (
+            f"  asks for {requirement.text} (tried with {requirement.tried})" for requirement in manifest.requires
+        )
     yield from (f"  {entry.size:>9,} bytes  {name}" for name, entry in sorted(manifest.files.items()))
     yield f"licence: {manifest.licence or 'none is named'}"
     yield from signers(archive)
@@ -41,7 +46,7 @@ def signers(archive: Archive) -> Iterator[str]:
     """Whose certificates the signatures show: each was made by the key of its certificate, and no more is said."""
     for name, signature in sorted(archive.signatures.items()):
         person, organisation = certified(signature, name)
-        yield f"signature of a {signature.role}: {person} of {organisation} (who certified that is seen when it is added)"
+        yield f"signature of a {signature.role}: {person} of {organisation}, certified by whom is seen when it is added"
 
 
 def columns(schema: Schema) -> Iterator[str]:

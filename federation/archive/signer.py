@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.archive.signing import sign
-from sovfed.federation.certificates import SignerNames, create_csr, create_key, key_fingerprint, key_from_pem, key_to_pem
+from sovfed.federation.certificates import (
+    SignerNames,
+    create_csr,
+    create_key,
+    key_fingerprint,
+    key_from_pem,
+    key_to_pem,
+)
 from sovfed.federation.errors import ConfigError, IdentityError
 from sovfed.federation.files import private_directory, read_private, write_atomic, write_private
 from sovfed.federation.identity import Trust, check_crl, load_certificate, parse_certificate, parse_crl, to_der, to_pem
@@ -39,7 +46,7 @@ class SigningKey:
 
 
 def create_signer(home: Path, person: str, organisation: str) -> tuple[Path, str]:
-    """Make a key in `home`; the request to be certified, and the key's fingerprint. Raises ConfigError if one is there."""
+    """Make a key in `home`; the request to be certified, and the key's fingerprint. ConfigError if it has one."""
     private_directory(home)
     if (home / KEY).exists():
         raise ConfigError(f"{home} holds a key already; choose another --home")

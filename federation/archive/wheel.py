@@ -27,7 +27,9 @@ INFO: Final = ".dist-info"
 GROUP: Final = "sovfed.tasks"
 OURS: Final = "sovfed."
 PURE: Final = "py3-none-any.whl"
-COMPILED: Final = frozenset({".so", ".pyd", ".dll", ".dylib", ".a", ".o", ".pyc", ".pyo", ".pth", ".egg", ".whl", ".zip"})
+COMPILED: Final = frozenset(
+    {".so", ".pyd", ".dll", ".dylib", ".a", ".o", ".pyc", ".pyo", ".pth", ".egg", ".whl", ".zip"}
+)
 
 
 @dataclass(frozen=True)

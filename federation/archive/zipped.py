@@ -48,7 +48,15 @@ def read(data: bytes) -> dict[str, bytes]:
     _check_end(data)
     try:
         entries = _entries(data)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error, ValueError, OSError) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        struct.error,
+        ValueError,
+        OSError,
+    ) as error:
         raise ConfigError(f"not an archive of a task: {visible(str(error), keep='')}") from error
     if write(entries) != data:
         raise ConfigError("not an archive of a task: bytes beside its files, or another form of zip than pack writes")

@@ -65,9 +65,7 @@ def init(home: Path, name: str, passphrase: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask: the fingerprint has been compared.")
 @HOME
 @PASSPHRASE
-def sign(
-    csr: Path, out: Path, server: bool, signer: bool, days: int, yes: bool, home: Path, passphrase: bool
-) -> None:
+def sign(csr: Path, out: Path, server: bool, signer: bool, days: int, yes: bool, home: Path, passphrase: bool) -> None:
     """Sign the request CSR, once its key fingerprint has been compared with its owner (not with who carried it)."""
     from sovfed.federation.files import read_bounded, write_atomic
     from sovfed.server.registry import authority

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.packages import write_wheel, make_signer
+from tests.packages import make_signer, write_wheel
 
 from sovfed.federation.archive.archive import Archive
 from sovfed.federation.archive.packing import pack

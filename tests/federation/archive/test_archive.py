@@ -81,7 +81,7 @@ def test_a_signature_is_for_its_role_and_its_person(packed: Archive, publisher: 
     "change", [lambda text: text + b" ", lambda text: text.replace(b'": "', b'":"', 1), lambda text: text[:-1]]
 )
 def test_a_manifest_has_one_spelling(packed: Archive, change: object) -> None:
-    with pytest.raises(ConfigError, match="spelling|JSON"):
+    with pytest.raises(ConfigError, match=r"spelling|JSON"):
         read_manifest(change(packed.text))  # type: ignore[operator]
 
 

@@ -47,7 +47,9 @@ def unpacked(archive: Archive, folder: Path) -> Path:
     return folder
 
 
-def test_the_digest_stands_for_every_byte_of_the_package(packed: Archive, publisher: SigningKey, tmp_path: Path) -> None:
+def test_the_digest_stands_for_every_byte_of_the_package(
+    packed: Archive, publisher: SigningKey, tmp_path: Path
+) -> None:
     """A module that `build`'s module imports, and a file of data: the schema and the entry module are the same."""
     assert loaded((unpacked(packed, tmp_path / "first"), packed))[0] == [packed.manifest.digest]
     for number, change in enumerate(({"net": NET + "\n"}, {"hidden": "8\n"}, {"task": TASK + "\n"})):
@@ -82,7 +84,9 @@ def test_no_compiled_file_is_read_or_written(packed: Archive, tmp_path: Path) ->
 
 
 def test_a_module_that_lies_beside_the_listed_ones_is_nowhere(publisher: SigningKey, tmp_path: Path) -> None:
-    task = TASK.replace("from wardnet.net", "try:\n    import wardnet.more\nexcept ModuleNotFoundError:\n    pass\nfrom wardnet.net")
+    task = TASK.replace(
+        "from wardnet.net", "try:\n    import wardnet.more\nexcept ModuleNotFoundError:\n    pass\nfrom wardnet.net"
+    )
     archive, _ = pack(write_wheel(tmp_path, task=task), publisher)
     folder = unpacked(archive, tmp_path / "package")
     (folder / "wardnet").chmod(0o700)

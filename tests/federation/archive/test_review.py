@@ -45,7 +45,9 @@ def require(archive: Archive, root: Path, rule: Rule) -> None:
     require_reviews(archive, vouched(archive, Trust(root)), rule)
 
 
-def test_two_reviewers_of_two_organisations_are_enough(packed: Archive, people: dict[str, SigningKey], root: Path) -> None:
+def test_two_reviewers_of_two_organisations_are_enough(
+    packed: Archive, people: dict[str, SigningKey], root: Path
+) -> None:
     require(reviewed(packed, people, "ann", "bob"), root, TWO)
     require(reviewed(packed, people, "ann"), root, Rule())
 
@@ -118,7 +120,7 @@ def test_who_was_revoked_no_longer_counts_and_the_others_do(
     with pytest.raises(PolicyError, match="revoked"):
         require(archive, root, TWO)
     authority.revoke(root, "pat", "signer")
-    with pytest.raises(IdentityError, match="no publisher .*revoked"):
+    with pytest.raises(IdentityError, match=r"no publisher .*revoked"):
         vouched(archive, Trust(root))
 
 
@@ -127,7 +129,7 @@ def test_a_certificate_that_ended_counts_no_longer_until_its_owner_signs_again(
 ) -> None:
     later = datetime.now(UTC) + timedelta(days=400)
     authority.refresh_crl(root, now=later)
-    with pytest.raises(IdentityError, match="no publisher .*valid"):
+    with pytest.raises(IdentityError, match=r"no publisher .*valid"):
         vouched(reviewed(packed, people, "ann"), Trust(root, lambda: later))
 
 
@@ -143,13 +145,17 @@ def test_without_a_fresh_revocation_list_nobody_counts(
         vouched(reviewed(packed, people, "ann"), trust)
 
 
-def test_a_person_is_certified_under_one_key_at_a_time(root: Path, people: dict[str, SigningKey], tmp_path: Path) -> None:
+def test_a_person_is_certified_under_one_key_at_a_time(
+    root: Path, people: dict[str, SigningKey], tmp_path: Path
+) -> None:
     """Else one person could review as two."""
     with pytest.raises(IdentityError, match="revoke that one first"):
         make_signer(tmp_path / "again", root, "ann", "elsewhere")
 
 
-def test_a_key_without_a_certificate_that_holds_signs_nothing(root: Path, people: dict[str, SigningKey], tmp_path: Path) -> None:
+def test_a_key_without_a_certificate_that_holds_signs_nothing(
+    root: Path, people: dict[str, SigningKey], tmp_path: Path
+) -> None:
     authority.revoke(root, "ann", "signer")
     home = tmp_path / "signer-ann-north"
     (home / "crl.pem").write_bytes((root / "crl.pem").read_bytes())
@@ -159,7 +165,9 @@ def test_a_key_without_a_certificate_that_holds_signs_nothing(root: Path, people
         load_signer(tmp_path / "nowhere")
 
 
-def test_a_task_file_needs_no_review_unless_the_policy_says_so(people: dict[str, SigningKey], root: Path, tmp_path: Path) -> None:
+def test_a_task_file_needs_no_review_unless_the_policy_says_so(
+    people: dict[str, SigningKey], root: Path, tmp_path: Path
+) -> None:
     (tmp_path / "birth.yaml").write_text(
         "name: birth\ntitle: Birth\nperson: one row a person\ncolumns: {age: {kind: number, low: 0, high: 99}}\n"
         'target: {kind: binary, column: ill, classes: ["no", "yes"]}\nmodel: {family: linear}\n'

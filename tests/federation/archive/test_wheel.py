@@ -47,11 +47,13 @@ def test_entry_points_that_cannot_be_read_are_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["sovfed", "json", "torch", "numpy", "sys", "__main__", "a-b", "_pytest"])
 def test_a_module_that_is_there_already_is_not_shadowed(name: str) -> None:
-    with pytest.raises(ConfigError, match="shadows none|no name of a module"):
+    with pytest.raises(ConfigError, match=r"shadows none|no name of a module"):
         check_modules(["a_new_one", name])
 
 
-@pytest.mark.parametrize(("text", "said"), [("numpy>=99", "installed here is"), ("no-such-thing", "not installed"), ("???", "read")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("numpy>=99", "installed here is"), ("no-such-thing", "not installed"), ("???", "read")]
+)
 def test_a_requirement_that_is_not_met_is_refused(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         check_requirements([text])
