@@ -100,8 +100,8 @@ def predict(
     else:
         from sovfed.clients.prediction import Prediction, predictions_apart
 
-        whole = (str(place.absolute()) for place in (path, archive, table))
-        text = predictions_apart(Prediction(*whole, keep, any_version))
+        places = [str(place.absolute()) for place in (path, archive, table)]
+        text = predictions_apart(Prediction(places[0], places[1], places[2], keep, any_version))
     if out is None:
         click.echo(text, nl=False)
         return

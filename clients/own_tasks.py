@@ -108,5 +108,6 @@ def allow_entry(home: Path, entry: str) -> str:
 def listed(home: Path) -> Iterator[str]:
     """A line for each task of the home."""
     policy = load_policy(home)
-    for task in [*Shelf(home).tasks(), *(read_kept(folder).manifest for folder in folders(home))]:
+    tasks: list[Task | Manifest] = [*Shelf(home).tasks(), *(read_kept(folder).manifest for folder in folders(home))]
+    for task in tasks:
         yield f"{entry_of(task)}  {'allowed' if policy.allows_own(task) else 'not in allowed_tasks'}  {task.title}"

@@ -155,8 +155,8 @@ def install(certificate: Path, root: Path, crl: Path, home: Path) -> None:
     from sovfed.federation.archive.signer import install_signer
     from sovfed.federation.files import read_bounded
 
-    files = (read_bounded(path) for path in (certificate, root, crl))
-    identity = install_signer(home, *files, now=datetime.now(UTC))
+    files = [read_bounded(path) for path in (certificate, root, crl)]
+    identity = install_signer(home, files[0], files[1], files[2], datetime.now(UTC))
     click.echo(f"you sign as {identity}")
 
 

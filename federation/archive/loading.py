@@ -62,7 +62,7 @@ class Loader(SourceFileLoader):
         """The code of the module. Raises ConfigError if its source is not the manifest's."""
         path = Path(self.get_filename(fullname))
         source = self.package.read(path.relative_to(self.package.folder).as_posix())
-        return self.source_to_code(source, str(path))  # type: ignore[no-any-return]
+        return self.source_to_code(source, str(path))
 
 
 class Finder(MetaPathFinder):

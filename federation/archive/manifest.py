@@ -59,10 +59,10 @@ class Tried:
 class Manifest:
     """All that is signed. `digest` is the task's, `files` are those of the folder content/."""
 
+    schema: Schema
     name: str = named()
     title: str = bounded(low=1, high=200)
     digest: str = bounded(low=64, high=64)
-    schema: Schema = field()
     headline: str = bounded(low=1, high=64)
     version: str = bounded("1", 1, 64)
     kind: str = choice(PACKAGE, (PACKAGE, YAML))

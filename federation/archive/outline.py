@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.tasks import Task
 
 if TYPE_CHECKING:
-    from torch.nn import Module
-
     from sovfed.federation.archive.manifest import Manifest
 
 
@@ -21,7 +19,7 @@ class Outline(Task):
     known_digest: str = ""
 
     @property
-    def digest(self) -> str:  # type: ignore[override]  # there it is computed
+    def digest(self) -> str:
         """The one that the manifest names."""
         return self.known_digest
 
@@ -29,12 +27,12 @@ class Outline(Task):
 def outline(manifest: Manifest) -> Task:
     """The task that `manifest` describes. Raises ConfigError where its model, loss or metrics are asked for."""
 
-    def build() -> Module:
+    def build(*_: object) -> NoReturn:
         raise ConfigError(f"task '{manifest.name}' is code out of an archive, which runs in the trainer alone")
 
     return Outline(
         name=manifest.name, title=manifest.title, schema=manifest.schema, metrics=cast("Any", _NoMetrics()),
-        headline=manifest.headline, build=build, loss=None, version=manifest.version, licence=manifest.licence,
+        headline=manifest.headline, build=build, loss=build, version=manifest.version, licence=manifest.licence,
         citation=manifest.citation, known_digest=manifest.digest,
     )  # fmt: skip
 

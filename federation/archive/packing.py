@@ -98,11 +98,11 @@ def _draft(content: Mapping[str, bytes], kind: str, entry: str) -> Archive:
     """An archive of `content` of whose task nothing is known yet."""
     from sovfed.federation.tasks.columns import Schema
 
-    return Archive(
-        Manifest("draft", "draft", "0" * 64, Schema(()), "draft", kind=kind, entry=entry, files=listed(content)),
-        content,
-        {},
-    )
+    manifest = Manifest(
+        schema=Schema(()), name="draft", title="draft", digest="0" * 64, headline="draft", kind=kind, entry=entry,
+        files=listed(content),
+    )  # fmt: skip
+    return Archive(manifest, content, {})
 
 
 def _tried(draft: Archive, *, unsealed: bool) -> Description:

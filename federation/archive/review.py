@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from sovfed.federation.archive.manifest import YAML
 from sovfed.federation.archive.signing import PUBLISHER, check_signature
 from sovfed.federation.errors import IdentityError, PolicyError
+from sovfed.federation.identity import SignerIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sovfed.federation.archive.archive import Archive
-    from sovfed.federation.identity import SignerIdentity, Trust
+    from sovfed.federation.identity import Trust
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Vouched:
 
 def vouched(archive: Archive, trust: Trust) -> Vouched:
     """Who vouches for `archive` now. Raises IdentityError if nobody published it, or a signature does not hold."""
-    publishers, reviewers, lapsed = [], [], []
+    publishers, reviewers, lapsed = list[SignerIdentity](), list[SignerIdentity](), list[str]()
     for name, signature in sorted(archive.signatures.items()):
         signer, reason = check_signature(signature, archive.text, trust, name)
         if reason:

@@ -101,7 +101,7 @@ def check_key(signature: Signature, manifest: bytes, where: str) -> None:
     der = _bytes(signature.certificate, where)
     try:
         key = x509.load_der_x509_certificate(der).public_key()
-        verify: Callable[..., None] = key.verify  # type: ignore[union-attr,assignment]
+        verify: Callable[..., None] = key.verify  # type: ignore[union-attr]
         verify(_bytes(signature.signature, where), _said(manifest, signature.role), ec.ECDSA(hashes.SHA256()))
     except (ValueError, TypeError, AttributeError, InvalidSignature) as error:
         raise IdentityError(f"{where}: not the signature of this manifest: one of both was changed") from error

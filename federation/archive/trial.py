@@ -39,11 +39,11 @@ LONGEST: Final = 4_000  # of a sentence
 class Description:
     """What a task is, and how its checks came out; as `manifest.Manifest` has it."""
 
+    schema: Schema
     name: str = bounded(low=1, high=64)
     title: str = bounded(low=1, high=200)
     version: str = bounded(low=1, high=64)
     digest: str = bounded(low=64, high=64)
-    schema: Schema = field()
     headline: str = bounded(low=1, high=64)
     values: int = bounded(low=0)
     evaluation_size: int = bounded(low=0)

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.deploy
 SITES = {"north": 160, "south": 140, "east": 120, "west": 120, "centre": 100}
 PRIVATE = (
     "privacy=distributed", "privacy.population=640", "privacy.epsilon=8", "privacy.delta=1e-4", "privacy.colluders=0",
-    "server.min_cohort=3", "server.start_cohort=5", "rounds=8",
+    "server.min_cohort=3", "server.start_cohort=5", "rounds=20", "task.batch_size=100", "task.learning_rate=2",
 )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def running(agency: LocalFederation, archive: Path) -> LocalFederation:
 
 def test_it_is_trained_privately_and_its_model_reads_a_new_table(running: LocalFederation, tmp_path: Path) -> None:
     own_tasks.offer(running.home)
-    config = compose(["task=sepsis", "task.batch_size=32", "task.learning_rate=0.5", *PRIVATE]).config
+    config = compose(["task=sepsis", *PRIVATE]).config
     running.start_run("private", config)
     assert {name for line in finished(running, "private") for name in line["participants"]} == set(SITES)
     assert 0 < summary(running, "private")["epsilon"] <= 8
@@ -118,6 +118,26 @@ def test_it_is_trained_privately_and_its_model_reads_a_new_table(running: LocalF
     predicted = {row["patient"]: row["outcome"] for row in csv.DictReader(printed.splitlines())}
     right = sum(predicted[row[0]] == row[-1] for row in new)
     assert (len(predicted), right > 40) == (60, True), right
+
+
+def test_an_institution_measures_it_at_home_in_a_process_that_is_sealed(running: LocalFederation) -> None:
+    """In a process of its own: whoever imports a package can reach nothing any more."""
+    home = running.client_home("south")
+    command = [
+        sys.executable,
+        "-m",
+        "sovfed",
+        "client",
+        "model",
+        "evaluate",
+        "private",
+        "--no-alone",
+        "--home",
+        str(home),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "own held-out records" in done.stdout and "auc" in done.stdout
 
 
 def test_only_the_trainer_has_imported_it(running: LocalFederation) -> None:

@@ -39,11 +39,17 @@ def test_the_code_of_a_stranger_reaches_no_key_and_no_network_when_it_is_tried(
     assert archive.manifest.title == "Sepsis"
 
 
-@pytest.mark.parametrize(
-    ("code", "said"),
-    [("raise SystemExit(7)", "cannot be loaded"), ("1 / 0", "ZeroDivisionError"), ("import os; os._exit(3)", "ended with 3"),
-     ("import no_such", "no_such"), ("TASK = 1", "is a int, expected a Task"), ("print('\\x1b[2Jhi'); 1 / 0", "Zero")],
-)  # fmt: skip
+FAULTS = {
+    "raise SystemExit(7)": "cannot be loaded",
+    "1 / 0": "ZeroDivisionError",
+    "import os; os._exit(3)": "ended with 3",
+    "import no_such": "no_such",
+    "TASK = 1": "is a int, expected a Task",
+    "print('\\x1b[2Jhi'); 1 / 0": "Zero",
+}
+
+
+@pytest.mark.parametrize(("code", "said"), FAULTS.items())
 def test_code_that_does_not_load_is_told_and_steers_no_terminal(
     publisher: SigningKey, tmp_path: Path, code: str, said: str
 ) -> None:

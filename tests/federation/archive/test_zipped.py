@@ -15,12 +15,12 @@ from sovfed.federation.errors import ConfigError
 ENTRIES = {"manifest.json": b"{}", "content/lab/__init__.py": b"TASK = 1\n", "content/lab/empty.txt": b""}
 
 
-def made(*entries: tuple[str, bytes], **options: int) -> bytes:
+def made(*entries: tuple[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
     """A zip file as others write it."""
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", **options) as file:  # type: ignore[arg-type]
+    with zipfile.ZipFile(content, "w") as file:
         for name, data in entries:
-            file.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+            file.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data, compression)
     return content.getvalue()
 
 
