@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from sovfed.federation.errors import ConfigError, DataError
+from sovfed.federation.errors import ConfigError
 from sovfed.federation.text import NAME, visible
 
 if TYPE_CHECKING:
     from sovfed.federation.models.facts import Facts
-    from sovfed.federation.models.outputs import Predictions
     from sovfed.federation.models.saved import LoadedModel
-    from sovfed.federation.tasks.columns import Schema, Table
 
-FORMULA: Final = re.compile(r"[=@\t\r]|[+-](?![0-9.,]*$)")  # how a spreadsheet's formulas begin, but for numbers
-DAY: Final = "%d.%m.%Y"  # how days may be written, beside year-month-day: neither can be taken for the other
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False), default=Path.home() / ".sovfed" / "server",
@@ -96,9 +89,11 @@ def predict(
     path = find(model, home)
     archive = archive or _archive_of(path, home)
     if archive is None:
+        from sovfed.clients.predicted import table_of
+
         text = table_of(load(model, home, any_version=any_version), table, keep)
     else:
-        from sovfed.clients.prediction import Prediction, predictions_apart
+        from sovfed.clients.prediction_apart import Prediction, predictions_apart
 
         places = [str(place.absolute()) for place in (path, archive, table)]
         text = predictions_apart(Prediction(places[0], places[1], places[2], keep, any_version))
@@ -107,12 +102,6 @@ def predict(
         return
     write_private(out, text.encode())
     click.echo(f"{out}: {text.count(chr(10)) - 1} predictions")
-
-
-def table_of(loaded: LoadedModel, table: Path, keep: str) -> str:
-    """The predictions for each row of `table`, in CSV, with its column `keep` or the line."""
-    inputs, rows = _read(loaded.task.schema, table, keep)
-    return _csv(keep or "line", rows, loaded.predict(inputs))
 
 
 def _archive_of(path: Path, home: Path) -> Path | None:
@@ -160,25 +149,6 @@ def export(
         if path is not None:
             write(loaded, path)
             click.echo(f"{path}: written; inputs: {_inputs(loaded)}" if path != folder else f"{path}: written")
-
-
-def _read(schema: Schema, path: Path, keep: str) -> tuple[Table, list[str]]:
-    """The inputs of each row, and its text in column `keep`, or its line in the file. Raises DataError."""
-    import dataclasses
-
-    from sovfed.clients.data.tables.prediction import read_for_prediction
-    from sovfed.federation.config import DataConfig
-
-    whole, config = dataclasses.replace(schema, person=""), DataConfig(person=keep or None)
-    try:
-        read = read_for_prediction(whole, path, config)
-    except DataError:
-        if not any(column.kind == "date" for column in schema.inputs):
-            raise
-        read = read_for_prediction(whole, path, dataclasses.replace(config, date_format=DAY))
-    if keep and read.persons is not None:
-        return read.table, read.persons.to_pylist()
-    return read.table, [] if read.lines is None else list(map(str, read.lines.tolist()))
 
 
 def find(model: str, home: Path) -> Path:
@@ -232,21 +202,3 @@ def _inputs(loaded: LoadedModel) -> str:
     program = Program(loaded)
     pairs = zip(program.names, program.examples, strict=True)
     return ", ".join(f"{name} {str(x.dtype).removeprefix('torch.')} {['n', *x.shape[1:]]}" for name, x in pairs)
-
-
-def _csv(first: str, rows: list[str], predictions: Predictions) -> str:
-    if any(values.ndim > 1 for values in predictions.values()):
-        raise DataError("this model's outputs are arrays: use LoadedModel.outputs in Python")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(_cell, [first, *predictions]))
-    for row, *values in zip(rows, *predictions.values(), strict=True):
-        writer.writerow(map(_cell, [row, *values]))
-    return text.getvalue()
-
-
-def _cell(value: Any) -> str:
-    """A number, or a word that no spreadsheet takes for a formula: words come from whoever made the task."""
-    if not isinstance(value, str):
-        return f"{float(value):.6g}"
-    return f"'{value}" if FORMULA.match(value) else value

@@ -40,7 +40,7 @@ def predictions_apart(asked: Prediction) -> str:
     with tempfile.TemporaryDirectory(prefix="sovfed-prediction-") as scratch:
         environment = {**quiet_environment(), "HOME": scratch, "TMPDIR": scratch}
         done = subprocess.run(
-            python_command("sovfed.clients.prediction"), input=json.dumps(asdict(asked)).encode(), cwd=scratch,
+            python_command("sovfed.clients.prediction_apart"), input=json.dumps(asdict(asked)).encode(), cwd=scratch,
             env=environment, capture_output=True, check=False,
         )  # fmt: skip
     if done.returncode:
@@ -74,7 +74,7 @@ def _seal(asked: Prediction) -> None:
 
 
 def _predicted(asked: Prediction) -> str:
-    from sovfed.clients.cli_use import table_of
+    from sovfed.clients.predicted import table_of
     from sovfed.federation.archive.opened import open_task
     from sovfed.federation.models.saved import load_model
     from sovfed.federation.tasks.registry import add
