@@ -50,6 +50,14 @@ def data_findings(config: ClientConfig, policy: Policy, study: str | None = None
     return list(lines)
 
 
+def reads_itself(task: Task, data: DataConfig) -> bool:
+    """Whether a connector out of the task's own archive is named, which is code that only the trainer imports."""
+    from sovfed.clients.data import sources
+    from sovfed.federation.archive.outline import Outline
+
+    return isinstance(task, Outline) and data.source not in sources()
+
+
 def _newest(entry: str) -> Task | None:
     try:
         versions = registry.versions(entry.partition(AT)[0])
@@ -64,6 +72,9 @@ def _told(study: str, task: Task, data: DataConfig) -> Iterator[str]:
     where = f"{'data' if study == 'data' else f'study {study}'}, task {task.name}: "
     if reason := _not_quick(data):
         yield f"{where}{reason} and not looked at here; `sovfed client check-data` does"
+        return
+    if reads_itself(task, data):
+        yield f"{where}read by the package's own connector, which runs in the trainer alone, and not looked at here"
         return
     from sovfed.clients.data.survey import report
 
