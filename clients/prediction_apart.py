@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from sovfed.federation import landlock
 from sovfed.federation.errors import ConfigError, SovfedError
-from sovfed.federation.quiet import python_command, quiet_environment
-from sovfed.federation.sandbox import seal, system_rules
+from sovfed.federation.host import landlock
+from sovfed.federation.host.quiet import python_command, quiet_environment
+from sovfed.federation.host.sandbox import seal, system_rules
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.text import visible
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sovfed.federation.archive.signer import SigningKey, create_signer, install_signer, load_signer
-from sovfed.server import authority
+from sovfed.server.registry import authority
 
 PROJECT = """\
 [build-system]

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sovfed.federation import landlock
 from sovfed.federation.archive.manifest import Tensor, Tried
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
-from sovfed.federation.quiet import python_command, quiet_environment
-from sovfed.federation.sandbox import reaches_network, seal, system_rules
+from sovfed.federation.host import landlock
+from sovfed.federation.host.quiet import python_command, quiet_environment
+from sovfed.federation.host.sandbox import reaches_network, seal, system_rules
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.tasks.columns import Schema
 from sovfed.federation.text import visible

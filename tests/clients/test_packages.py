@@ -24,7 +24,7 @@ from sovfed.federation.archive.signing import REVIEWER
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import ConfigError, IdentityError, PolicyError
 from sovfed.federation.tasks import registry
-from sovfed.server import authority
+from sovfed.server.registry import authority
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,8 @@ from sovfed.federation.compose import compose
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.tasks import registry
-from sovfed.server import authority, own_tasks
+from sovfed.server import own_tasks
+from sovfed.server.registry import authority
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 
 pytestmark = pytest.mark.deploy

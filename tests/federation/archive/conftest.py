@@ -10,7 +10,7 @@ from tests.packages import make_signer, write_wheel
 from sovfed.federation.archive.archive import Archive
 from sovfed.federation.archive.packing import pack
 from sovfed.federation.archive.signer import SigningKey
-from sovfed.server import authority
+from sovfed.server.registry import authority
 
 
 @pytest.fixture(scope="session")

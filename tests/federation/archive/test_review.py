@@ -15,7 +15,7 @@ from sovfed.federation.archive.signer import SigningKey, load_signer
 from sovfed.federation.archive.signing import PUBLISHER, REVIEWER
 from sovfed.federation.errors import IdentityError, PolicyError
 from sovfed.federation.identity import Trust
-from sovfed.server import authority
+from sovfed.server.registry import authority
 
 TWO = Rule(2, 2)
 

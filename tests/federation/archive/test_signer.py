@@ -12,7 +12,7 @@ from sovfed.federation.archive.signer import SigningKey, create_signer, install_
 from sovfed.federation.certificates import SignerNames, create_csr, create_key
 from sovfed.federation.errors import ConfigError, IdentityError
 from sovfed.federation.identity import Trust, to_pem
-from sovfed.server import authority
+from sovfed.server.registry import authority
 
 
 def test_a_signer_s_certificate_is_no_institution_s_and_no_server_s(
