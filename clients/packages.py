@@ -64,8 +64,10 @@ def _known(home: Path, policy: Policy, make: Callable[[Path, Manifest], Task]) -
                 tasks.append(make(folder, manifest))
             else:
                 log.info("task %s is left out: no entry of allowed_tasks has its name and digest", folder.name)
-        except (SovfedError, OSError, SystemExit) as error:
-            log.warning("task %s is left out: %s", folder.name, error)
+        except Exception as error:  # the package's own among them
+            log.warning(
+                "task %s is left out: %s", folder.name, error if isinstance(error, SovfedError) else repr(error)
+            )
     for task in reversed(tasks):
         registry.add(task)
     return tasks

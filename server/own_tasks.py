@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +11,7 @@ from sovfed.federation.archive.adding import add, checked
 from sovfed.federation.archive.archive import SUFFIX, read_archive
 from sovfed.federation.archive.kept import folders, read_kept
 from sovfed.federation.archive.review import Rule
+from sovfed.federation.errors import SovfedError
 from sovfed.federation.files import private_directory, write_atomic
 from sovfed.federation.tasks import registry
 from sovfed.server.home import load_settings
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from sovfed.federation.archive.archive import Archive
     from sovfed.federation.config import Config
 
+log = logging.getLogger(__name__)
 FILES: Final = "task-files"  # each archive as one file, for runs to name
 
 
@@ -39,7 +42,11 @@ def added(home: Path, file: Path) -> Iterator[str]:
 def offer(home: Path) -> None:
     """Let runs choose the newest archive of each task in `home` by its name; nothing is imported."""
     for folder in folders(home):
-        archive = read_kept(folder)
+        try:
+            archive = read_kept(folder)
+        except SovfedError as error:
+            log.warning("a task is left out: %s", error)
+            continue
         path = private_directory(home / FILES) / f"{folder.name}{SUFFIX}"
         write_atomic(path, archive.to_bytes(), 0o600)
         registry.offer(archive.manifest.name, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from sovfed.federation.archive import zipped
 from sovfed.federation.archive.manifest import YAML, Manifest, read_manifest
 from sovfed.federation.archive.signing import PUBLISHER, Signature, certified, check_key, read_signature
+from sovfed.federation.config import TaskConfig
 from sovfed.federation.errors import ConfigError, SovfedError
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ CONTENT: Final = "content/"
 SIGNATURES: Final = "signatures/"
 TASK_FILE: Final = "task.yaml"
 MOST_SIGNATURES: Final = 64
+SETTINGS: Final = {"rounds", *(field.name for field in dataclasses.fields(TaskConfig))} - {"name", "file"}
 _NO_WORD: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -102,6 +105,10 @@ def check_content(manifest: Manifest, content: Mapping[str, bytes]) -> None:
             raise ConfigError(f"'{name}' was changed: its SHA-256 is not that of the manifest")
     if manifest.kind == YAML and set(content) != {TASK_FILE}:
         raise ConfigError(f"a task as data is one file, {TASK_FILE}")
+    if (manifest.kind == YAML) != (manifest.entry == ""):
+        raise ConfigError(f"kind '{manifest.kind}' with entry '{manifest.entry}': code has an entry, and data has none")
+    if strange := sorted(manifest.settings.keys() - SETTINGS):
+        raise ConfigError(f"'{strange[0][:64]}' is no setting that a task recommends to a run")
 
 
 def signature_name(signature: Signature) -> str:

@@ -153,6 +153,8 @@ def _tried(folder: Path, digests: Mapping[str, str], entry: str) -> dict[str, An
         return describe(load_task(folder, digests, entry))
     except SovfedError as error:
         return {"error": str(error)}
+    except Exception as error:  # the task's own
+        return {"error": f"the task's code fails: {error!r}"}
 
 
 if __name__ == "__main__":
