@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sovfed.clients.looked import allowed_tasks, data_findings
 from sovfed.clients.own_tasks import added, allow_task, entry_of
 from sovfed.clients.packages import make_outlines_known, make_packages_known
 from sovfed.clients.policy import Policy, load_policy
+from sovfed.clients.received import ReceivedModels
 from sovfed.federation.archive.archive import Archive
 from sovfed.federation.archive.kept import folders, read_kept
 from sovfed.federation.archive.packing import pack
@@ -174,3 +176,44 @@ def test_records_are_looked_at_by_the_columns_of_an_archive_without_its_code(
     done = CliRunner().invoke(cli, arguments)
     assert "outcome" in done.output and "cannot be used" in done.output
     assert "wardnet" not in sys.modules
+
+
+RECEIVE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from tests.federation.models.made_tasks import RUN
+from sovfed.clients.received import ReceivedModels
+from sovfed.federation.archive.opened import open_task
+from sovfed.federation.models.facts import facts_of
+from sovfed.federation.tasks import initial_vector
+task = open_task(Path(sys.argv[1]))
+scale = task.transform.public_scale
+ReceivedModels(Path(sys.argv[2])).keep(task, initial_vector(task, 1), facts_of(task, scale, RUN), owner="7", plan={})
+"""
+
+
+def test_a_model_of_it_is_measured_and_used_in_processes_that_are_sealed_before(
+    tmp_path: Path, root: Path, reviewed: Archive
+) -> None:
+    """With real processes, which tell what the package's code could reach: `client model evaluate`, `model predict`."""
+    home, file = make_home(tmp_path, root), written(reviewed, tmp_path)
+    list(added(home, file))
+    allow_task(home, file)
+    run = [sys.executable, "-c", RECEIVE, str(file), str(home / "received"), str(Path(__file__).parents[2])]
+    kept = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert kept.returncode == 0, kept.stderr
+
+    def sovfed(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "sovfed", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    (received,) = ReceivedModels(home / "received").list()
+    measured = sovfed("client", "model", "evaluate", received.run, "--no-alone", "--home", home)
+    assert measured.returncode == 0, measured.stderr
+    assert "own held-out records" in measured.stdout and "wardnet was imported" in measured.stdout
+    predicted = sovfed("model", "predict", received.path, tmp_path / "north.csv", "--id", "patient", "--task", file)
+    assert predicted.returncode == 0, predicted.stderr
+    assert len(predicted.stdout.splitlines()) == 41 and "wardnet was imported" not in predicted.stdout
+    unnamed = sovfed("model", "predict", received.path, tmp_path / "north.csv")
+    assert unnamed.returncode == 2 and "unknown task 'sepsis'" in unnamed.stderr
