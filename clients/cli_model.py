@@ -180,9 +180,9 @@ def _know_tasks(home: Path) -> ClientConfig:
         from sovfed.clients.sandbox import places_of, seal_as
 
         places, policy = places_of(dataclasses.asdict(config)), load_policy(home)
-        found = seal_as("trainer", home.absolute(), *places.records, files=places.files)
-        if not found.network and not policy.allow_open_network:
-            raise PolicyError(f"code out of archives is not run here: {found.sentence()}")
+        isolation = seal_as("trainer", home.absolute(), *places.records, files=places.files)
+        if not isolation.network and not policy.allow_open_network:
+            raise PolicyError(f"code out of archives is not run here: {isolation.sentence()}")
         make_packages_known(home, policy)
     Shelf(home).make_known()
     return config

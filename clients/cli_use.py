@@ -95,8 +95,8 @@ def predict(
     else:
         from sovfed.clients.prediction_apart import Prediction, predictions_apart
 
-        places = [str(place.absolute()) for place in (path, archive, table)]
-        text = predictions_apart(Prediction(places[0], places[1], places[2], keep, any_version))
+        whole = [str(given.absolute()) for given in (path, archive, table)]
+        text = predictions_apart(Prediction(whole[0], whole[1], whole[2], keep, any_version))
     if out is None:
         click.echo(text, nl=False)
         return

@@ -65,12 +65,12 @@ def main() -> int:
 
 def _seal(asked: Prediction) -> None:
     model = Path(asked.model)
-    places = [model if model.is_dir() else model.parent, Path(asked.archive), Path(asked.table)]
-    rules = [landlock.Rule(place, landlock.READ) for place in places]
+    paths = [model if model.is_dir() else model.parent, Path(asked.archive), Path(asked.table)]
+    rules = [landlock.Rule(path, landlock.READ) for path in paths]
     scratch = landlock.Rule(Path(os.environ["TMPDIR"]), landlock.WRITE)
-    found = seal([*system_rules(), *rules, scratch], network=False)
-    if not found.network or not found.files:
-        raise ConfigError(f"the code of an archive is not run here: {found.sentence()}")
+    isolation = seal([*system_rules(), *rules, scratch], network=False)
+    if not isolation.network or not isolation.files:
+        raise ConfigError(f"the code of an archive is not run here: {isolation.sentence()}")
 
 
 def _predicted(asked: Prediction) -> str:

@@ -57,17 +57,17 @@ def read_kept(folder: Path) -> Archive:
 def _entries(folder: Path) -> Iterator[tuple[str, bytes]]:
     """Every file beneath `folder`; no link is followed."""
     size = count = 0
-    for place, names, files in os.walk(folder):
-        if any((Path(place) / name).is_symlink() for name in names):
-            raise ConfigError(f"a link in {place}, which no archive has")
+    for directory, names, files in os.walk(folder):
+        if any((Path(directory) / name).is_symlink() for name in names):
+            raise ConfigError(f"a link in {directory}, which no archive has")
         if not names and not files:
-            raise ConfigError(f"{place} is empty, which no archive has")
+            raise ConfigError(f"{directory} is empty, which no archive has")
         for name in files:
-            data = _read(Path(place) / name)
+            data = _read(Path(directory) / name)
             count, size = count + 1, size + len(data)
             if count > zipped.MAX_FILES or size > zipped.MAX_BYTES:
                 raise ConfigError(f"more than {zipped.MAX_FILES} files or {zipped.MAX_BYTES >> 20} MiB")
-            yield (Path(place) / name).relative_to(folder).as_posix(), data
+            yield (Path(directory) / name).relative_to(folder).as_posix(), data
 
 
 def _read(path: Path) -> bytes:

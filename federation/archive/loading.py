@@ -86,8 +86,8 @@ class Finder(MetaPathFinder):
 
     def _own(self, spec: ModuleSpec) -> bool:
         """Whether all of the module lies in the package's folder."""
-        places = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else [])]
-        return all(Path(place).is_relative_to(self.package.folder) for place in places)
+        paths = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else [])]
+        return all(Path(path).is_relative_to(self.package.folder) for path in paths)
 
 
 def load_task(folder: Path, digests: Mapping[str, str], entry: str) -> Task:

@@ -101,13 +101,15 @@ def describe(task: Task) -> dict[str, Any]:
 
     from sovfed.federation.tasks.conformance import conform
 
-    parts = [] if task.build is None else task.layout.parts
+    tensors = [] if task.build is None else task.layout.parts
     checks = conform(task)
     return {
         "name": task.name, "title": task.title, "version": task.version, "digest": task.digest,
         "schema": task.schema.to_dict(), "headline": task.headline, "values": task.parameters,
         "evaluation_size": task.evaluation_size, "metrics": list(task.metrics.names),
-        "parameters": [{"name": part.name, "shape": list(part.shape), "trained": part.trained} for part in parts],
+        "parameters": [
+            {"name": tensor.name, "shape": list(tensor.shape), "trained": tensor.trained} for tensor in tensors
+        ],
         "checks": [{**asdict(check), "detail": visible(check.detail, keep="")[:LONGEST]} for check in checks],
         "privacy": _against_privacy(task) if all(check.held for check in checks) else [],
         "licence": task.licence, "citation": task.citation, "text": task.text, "settings": _settings(task),
@@ -136,9 +138,9 @@ def main() -> int:
     asked = json.loads(sys.stdin.buffer.read())
     folder, scratch = Path(asked["folder"]), Path(os.environ["TMPDIR"])
     rules = [landlock.Rule(folder, landlock.READ), landlock.Rule(scratch, landlock.WRITE)]
-    found = seal([*system_rules(), *rules], network=False)
-    if (not found.network or reaches_network() or not found.files) and not asked["unsealed"]:
-        said: dict[str, Any] = {"error": f"code of others is not tried here: {found.sentence()}", "sealed": False}
+    isolation = seal([*system_rules(), *rules], network=False)
+    if (not isolation.network or reaches_network() or not isolation.files) and not asked["unsealed"]:
+        said: dict[str, Any] = {"error": f"code of others is not tried here: {isolation.sentence()}", "sealed": False}
     else:
         said = _tried(folder, asked["digests"], asked["entry"])
     out.write(json.dumps(said).encode())

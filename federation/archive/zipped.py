@@ -93,8 +93,8 @@ def _check_end(data: bytes) -> None:
         raise ConfigError(f"more than {MAX_BYTES >> 20} MiB, which no task has")
     if len(data) < _END.size:
         raise ConfigError("not an archive of a task: too short")
-    mark, _, _, here, count, size, start, comment = _END.unpack_from(data, len(data) - _END.size)
-    if mark != b"PK\5\6" or comment or here != count or start + size + _END.size != len(data):
+    mark, _, _, listed, count, size, start, comment = _END.unpack_from(data, len(data) - _END.size)
+    if mark != b"PK\5\6" or comment or listed != count or start + size + _END.size != len(data):
         raise ConfigError("not an archive of a task: no zip file that ends where its list of files ends")
     if count > MAX_FILES:
         raise ConfigError(f"{count} files, at most {MAX_FILES} are taken")
