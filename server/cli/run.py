@@ -75,7 +75,7 @@ def resume(name: str, follow: bool, home: Path, as_json: bool) -> None:
     A run that was interrupted (a process or the machine came down) goes on by itself while `sovfed server up` runs.
     """
     from sovfed.server.runs.folders import read_run, run_folder, start_run, stored_config
-    from sovfed.server.runs.folders.recovery import begin_anew
+    from sovfed.server.runs.recovery import begin_anew
 
     control = _control(home)
     if read_run(home, name, control)["status"] == "running":
