@@ -52,8 +52,7 @@ def signers(archive: Archive) -> Iterator[str]:
 def columns(schema: Schema) -> Iterator[str]:
     """Each column of `schema` in a line."""
     for column in schema.columns:
-        low, high = column.bounds
-        values = ", ".join(column.categories[:8]) if column.categories else f"{low:g} to {high:g} {column.unit}".strip()
+        values = ", ".join(column.categories[:8]) or f"{column.reach} {column.unit}".strip()
         missing = "" if column.missing == "refuse" else f"; missing: {column.missing}"
         yield f"{column.role:6} {column.name}: {column.kind}, {values}{missing}"
 
