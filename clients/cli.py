@@ -117,7 +117,8 @@ def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: b
 @click.argument("overrides", nargs=-1)
 @click.option(
     "--task", "tasks", multiple=True,
-    help="A task that runs may train here: a name, or a task.yaml, of which a copy is kept. Default: the source's.",
+    help="A task that runs may train here: a name, an archive, or a task.yaml, of which a copy is kept. Default: the "
+    "source's.",
 )  # fmt: skip
 @click.option("--allow-plain-updates", is_flag=True, help="Let the agency see this institution's own update.")
 @click.option("--without-privacy", is_flag=True, help="Answer runs without differential privacy too.")
@@ -151,6 +152,8 @@ def init(
     create(home, config, policy)
     for name in allowed:
         keep_task(home, name)
+        if name.endswith(".sovtask"):
+            click.echo(f"after `sovfed client enrol`: `sovfed client task add {name} --home {home}`", err=True)
     click.echo(f"wrote {home / 'client.yaml'} and {home / 'policy.yaml'}")
     if not allow_plain_updates:
         click.echo("read policy.yaml: until you set allow_plain_updates, only secure aggregation is answered", err=True)

@@ -76,6 +76,8 @@ def sources(as_json: bool) -> None:
 
 def _task(name: str) -> Task:
     """The task of a file, or an installed one."""
+    if name.endswith(".sovtask"):
+        return _outlined(Path(name))
     if name.endswith((".yaml", ".yml")) or "/" in name:
         from sovfed.federation.tasks.declared import read_task
 
@@ -84,6 +86,14 @@ def _task(name: str) -> Task:
     from sovfed.federation.tasks.registry import get_task
 
     return get_task(name)
+
+
+def _outlined(path: Path) -> Task:
+    """The columns of an archive's task; nothing of it is imported."""
+    from sovfed.federation.archive.archive import read_archive
+    from sovfed.federation.archive.outline import outline
+
+    return outline(read_archive(path).manifest)
 
 
 def _config(file: Path, settings: tuple[str, ...]) -> DataConfig:

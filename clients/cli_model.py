@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sovfed.clients.cli_home import HOME
-from sovfed.federation.errors import ConfigError, DataError
+from sovfed.federation.errors import ConfigError, DataError, PolicyError
 from sovfed.federation.text import PIPE_WIDTH, cell, visible
 
 if TYPE_CHECKING:
     from sovfed.clients.own_figures import Figures
     from sovfed.clients.received import Received, ReceivedModels
+    from sovfed.federation.config import ClientConfig
     from sovfed.federation.models.saved import LoadedModel
 
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -84,11 +85,13 @@ def get(run: str, out: Path, owner: str | None, home: Path) -> None:
     from sovfed.clients.own_parts import kept_of
     from sovfed.federation.models.saved import write_model
     from sovfed.federation.models.stored import FILES
+    from sovfed.federation.tasks.shelf import Shelf
 
     received = _models(home).find(run, owner)
     if any((out / name).exists() for name in FILES):
         raise ConfigError(f"{out} holds a model already; choose another folder")
     kept = kept_of(home, received)
+    Shelf(home).make_known()
     loaded, own = (None, "") if kept is None else _with_own_parts(home, received)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     if loaded is not None:
@@ -126,11 +129,12 @@ def evaluate(
       sovfed client model evaluate heart-2026-11 --no-alone --json
       sovfed client model evaluate private-2026 --rounds 50 --learning-rate 0.05
     """
+    config = _know_tasks(home)
     received = _models(home).find(run, owner)
     loaded, own = _with_own_parts(home, received, any_version)
     plan = {**received.plan, **{name: value for name, value in asked.items() if value is not None}}
     plan.setdefault("rounds", max(1, received.facts.run.rounds))
-    figures = _measure(home, loaded, plan if alone else None)
+    figures = _measure(config, loaded, plan if alone else None)
     if as_json:
         click.echo(json.dumps({"run": run, "task": loaded.task.name, **figures.to_dict()}, indent=2))
         return
@@ -174,13 +178,32 @@ def told(figures: Figures) -> list[str]:
     return lines
 
 
-def _measure(home: Path, loaded: LoadedModel, plan: dict[str, Any] | None) -> Figures:
-    from sovfed.clients.data import load_records
+def _know_tasks(home: Path) -> ClientConfig:
+    """Make the tasks of `home` known; its settings. Before code out of archives is imported, this process is sealed."""
     from sovfed.clients.home import load_config
+    from sovfed.federation.archive.kept import folders
+    from sovfed.federation.tasks.shelf import Shelf
+
+    config = load_config(home)
+    if folders(home):
+        from sovfed.clients.packages import make_packages_known
+        from sovfed.clients.policy import load_policy
+        from sovfed.clients.sandbox import places_of, seal_as
+
+        places, policy = places_of(dataclasses.asdict(config)), load_policy(home)
+        isolation = seal_as("trainer", home.absolute(), *places.records, files=places.files)
+        if not isolation.network and not policy.allow_open_network:
+            raise PolicyError(f"code out of archives is not run here: {isolation.sentence()}")
+        make_packages_known(home, policy)
+    Shelf(home).make_known()
+    return config
+
+
+def _measure(config: ClientConfig, loaded: LoadedModel, plan: dict[str, Any] | None) -> Figures:
+    from sovfed.clients.data import load_records
     from sovfed.clients.own_figures import own_figures
     from sovfed.clients.training import LocalTraining
 
-    config = load_config(home)
     data = config.data_of(loaded.task)
     dataset = load_records(loaded.task, data)
     training = LocalTraining(loaded.task, dataset, site=data.site, device=config.device, precision=config.precision)
@@ -191,9 +214,7 @@ def _with_own_parts(home: Path, received: Received, any_version: bool = False) -
     """The received model as it is used here, and what of it stays here; "" if nothing does."""
     from sovfed.clients.own_parts import with_own_parts
     from sovfed.federation.models.saved import load_model
-    from sovfed.federation.tasks.shelf import Shelf
 
-    Shelf(home).make_known()
     loaded = load_model(received.path, any_version=any_version, sha256=received.sha256)
     return with_own_parts(home, received, loaded)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from sovfed.federation.archive.cli import UNSEALED, diff, pack, review, signer
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.tasks.cli import JSON, named_task, task
 from sovfed.federation.text import NAME, NAME_IN_WORDS, visible
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks.conformance import Check
 
 __all__ = ["task"]
+SUFFIX: Final = ".sovtask"
+for command in (pack, review, diff, signer):
+    task.add_command(command)
 
 
 @task.command()
@@ -59,28 +63,45 @@ def new(
 
 @task.command()
 @click.argument("name", metavar="TASK")
+@UNSEALED
 @JSON
-def check(name: str, as_json: bool) -> None:
-    """Try TASK, an installed one or a task.yaml, on made-up records. Exits with 1 if something does not hold.
+def check(name: str, unsealed: bool, as_json: bool) -> None:
+    """Try TASK, an installed one, a task.yaml or an archive, on made-up records. Exits with 1 if one does not hold.
+
+    An archive's code is tried in a process without network that opens its own files alone.
 
     \b
     Examples:
       sovfed task check birth.yaml
       sovfed task check heart --json
+      sovfed task check lab-1.sovtask
     """
-    from sovfed.federation.tasks.conformance import conform
-
-    found = named_task(name)
-    checks = conform(found)
-    remarks = _private(found) if all(one.held for one in checks) else []
+    called, checks, remarks = _archive_checks(Path(name), unsealed) if name.endswith(SUFFIX) else _checks(name)
     held = all(one.held for one in checks)
     if as_json:
         said = [{"what": one.what, "held": one.held, "detail": one.detail} for one in checks]
-        click.echo(json.dumps({"task": found.name, "held": held, "checks": said, "privacy": remarks}, indent=2))
+        click.echo(json.dumps({"task": called, "held": held, "checks": said, "privacy": remarks}, indent=2))
     else:
         _print(checks, remarks, held)
     if not held:
         sys.exit(1)
+
+
+def _checks(name: str) -> tuple[str, list[Check], list[str]]:
+    from sovfed.federation.tasks.conformance import conform
+
+    found = named_task(name)
+    checks = conform(found)
+    return found.name, checks, _private(found) if all(one.held for one in checks) else []
+
+
+def _archive_checks(path: Path, unsealed: bool) -> tuple[str, list[Check], list[str]]:
+    from sovfed.federation.archive.archive import read_archive
+    from sovfed.federation.archive.packing import trial_of
+    from sovfed.federation.tasks.conformance import Check
+
+    told = trial_of(read_archive(path), unsealed=unsealed)
+    return told.name, [Check(tried.what, tried.held, tried.detail) for tried in told.checks], list(told.privacy)
 
 
 def _print(checks: list[Check], remarks: list[str], held: bool) -> None:

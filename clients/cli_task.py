@@ -7,16 +7,18 @@ from pathlib import Path
 import click
 
 from sovfed.clients.cli_home import HOME
+from sovfed.federation.text import visible
 
 
 @click.group()
 def task() -> None:
-    """Look at, allow and list tasks that are a file (task.yaml).
+    """Look at, allow and list tasks that are a file (task.yaml, or an archive, .sovtask).
 
     \b
     Examples:
       sovfed client task add birth.yaml            shows what it asks for, and keeps a copy
       sovfed client task add birth.yaml --allow    and lets runs train it
+      sovfed client task add lab-1.sovtask         the same, once signatures and reviews hold
       sovfed client task list
     """
 
@@ -28,12 +30,14 @@ def task() -> None:
 def add(file: Path, allow: bool, home: Path) -> None:
     """Keep a copy of the task FILE, and show its columns, model, digest and what changed since the last version.
 
-    Nothing in the file is run. The digest stands for every word of it: the agency's must be the same.
+    Nothing in a task.yaml is run. An archive must be signed under the federation's root and reviewed as policy.yaml
+    asks; its code is tried once, in a process without network and files, and then runs in the trainer alone. The digest
+    stands for every byte: the agency's must be the same.
     """
     from sovfed.clients.own_tasks import added, allow_task
 
     for line in added(home, file):
-        click.echo(line)
+        click.echo(visible(line))
     if allow:
         entry = allow_task(home, file)
         click.echo(f"policy.yaml now allows {entry}; it holds from the next `sovfed client up`")

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from sovfed.federation.errors import ConfigError, DataError
+from sovfed.federation.errors import ConfigError
 from sovfed.federation.text import NAME, visible
 
 if TYPE_CHECKING:
     from sovfed.federation.models.facts import Facts
-    from sovfed.federation.models.outputs import Predictions
     from sovfed.federation.models.saved import LoadedModel
-    from sovfed.federation.tasks.columns import Schema, Table
 
-FORMULA: Final = re.compile(r"[=@\t\r]|[+-](?![0-9.,]*$)")  # how a spreadsheet's formulas begin, but for numbers
-DAY: Final = "%d.%m.%Y"  # how days may be written, beside year-month-day: neither can be taken for the other
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False), default=Path.home() / ".sovfed" / "server",
@@ -73,26 +66,58 @@ def show(model: str, home: Path, as_json: bool) -> None:
 @click.argument("table", type=FILE)
 @click.option("--out", type=FILE, help="Write the predictions here (a file of yours alone); default: print them.")
 @click.option("--id", "keep", default="", help="A column of TABLE to carry through; default: the line.")
+@click.option(
+    "--task", "archive", type=FILE, help="The archive of MODEL's task (.sovtask); of a run in --home it is known."
+)
 @ANY_VERSION
 @HOME
-def predict(model: str, table: Path, out: Path | None, keep: str, any_version: bool, home: Path) -> None:
+def predict(
+    model: str, table: Path, out: Path | None, keep: str, archive: Path | None, any_version: bool, home: Path
+) -> None:
     """Predict for each row of TABLE (CSV, Parquet, JSON lines) with the model's input columns as they are, unscaled.
+
+    Where the task is code out of an archive, that runs in a process without network that opens these files alone.
 
     \b
     Examples:
       sovfed model predict heart-20260301-101500-1f2e patients.csv --out predictions.csv
       sovfed model predict model.safetensors patients.csv --id patient_id
+      sovfed model predict model.safetensors patients.csv --task lab-1.sovtask
     """
     from sovfed.federation.files import write_private
 
-    loaded = load(model, home, any_version=any_version)
-    inputs, rows = _read(loaded.task.schema, table, keep)
-    text = _csv(keep or "line", rows, loaded.predict(inputs))
+    path = find(model, home)
+    archive = archive or _archive_of(path, home)
+    if archive is None:
+        from sovfed.clients.predicted import table_of
+
+        text = table_of(load(model, home, any_version=any_version), table, keep)
+    else:
+        from sovfed.clients.prediction_apart import Prediction, predictions_apart
+
+        whole = [str(given.absolute()) for given in (path, archive, table)]
+        text = predictions_apart(Prediction(whole[0], whole[1], whole[2], keep, any_version))
     if out is None:
         click.echo(text, nl=False)
         return
     write_private(out, text.encode())
-    click.echo(f"{out}: {len(rows)} predictions")
+    click.echo(f"{out}: {text.count(chr(10)) - 1} predictions")
+
+
+def _archive_of(path: Path, home: Path) -> Path | None:
+    """The archive that a run of the agency in `home` was started with, once its signatures hold; None if there is none.
+
+    An archive that lies beside a model from elsewhere is not taken: it must be named.
+    """
+    from sovfed.federation.archive.adding import checked
+    from sovfed.federation.archive.archive import read_archive
+    from sovfed.federation.archive.review import Rule
+
+    archive = path / "task.sovtask"
+    if path.absolute().parent != (home / "runs").absolute() or not archive.is_file():
+        return None
+    checked(read_archive(archive), home / "identity", Rule(0, 0))  # the run has asked for the reviews
+    return archive
 
 
 @cli.command()
@@ -124,25 +149,6 @@ def export(
         if path is not None:
             write(loaded, path)
             click.echo(f"{path}: written; inputs: {_inputs(loaded)}" if path != folder else f"{path}: written")
-
-
-def _read(schema: Schema, path: Path, keep: str) -> tuple[Table, list[str]]:
-    """The inputs of each row, and its text in column `keep`, or its line in the file. Raises DataError."""
-    import dataclasses
-
-    from sovfed.clients.data.tables.prediction import read_for_prediction
-    from sovfed.federation.config import DataConfig
-
-    whole, config = dataclasses.replace(schema, person=""), DataConfig(person=keep or None)
-    try:
-        read = read_for_prediction(whole, path, config)
-    except DataError:
-        if not any(column.kind == "date" for column in schema.inputs):
-            raise
-        read = read_for_prediction(whole, path, dataclasses.replace(config, date_format=DAY))
-    if keep and read.persons is not None:
-        return read.table, read.persons.to_pylist()
-    return read.table, [] if read.lines is None else list(map(str, read.lines.tolist()))
 
 
 def find(model: str, home: Path) -> Path:
@@ -196,21 +202,3 @@ def _inputs(loaded: LoadedModel) -> str:
     program = Program(loaded)
     pairs = zip(program.names, program.examples, strict=True)
     return ", ".join(f"{name} {str(x.dtype).removeprefix('torch.')} {['n', *x.shape[1:]]}" for name, x in pairs)
-
-
-def _csv(first: str, rows: list[str], predictions: Predictions) -> str:
-    if any(values.ndim > 1 for values in predictions.values()):
-        raise DataError("this model's outputs are arrays: use LoadedModel.outputs in Python")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(_cell, [first, *predictions]))
-    for row, *values in zip(rows, *predictions.values(), strict=True):
-        writer.writerow(map(_cell, [row, *values]))
-    return text.getvalue()
-
-
-def _cell(value: Any) -> str:
-    """A number, or a word that no spreadsheet takes for a formula: words come from whoever made the task."""
-    if not isinstance(value, str):
-        return f"{float(value):.6g}"
-    return f"'{value}" if FORMULA.match(value) else value

@@ -76,12 +76,13 @@ def private_obstacles(config: ClientConfig, policy: Policy) -> list[str]:
     Only where nothing but private runs is answered: the agency is told a code, so the operator must know beforehand.
     """
     from sovfed.clients.data import check_private_data
-    from sovfed.clients.looked import allowed_tasks
+    from sovfed.clients.looked import allowed_tasks, reads_itself
 
     obstacles = dict[str, None]()
     for task in allowed_tasks(config, policy) if policy.require_privacy else ():
         try:
-            check_private_data(task, config.data_of(task))
+            if not reads_itself(task, config.data_of(task)):
+                check_private_data(task, config.data_of(task))
         except (PrivacyError, DataError, ConfigError, WrongTaskError) as error:
             obstacles[f"runs will be refused: {error}"] = None
     return list(obstacles)

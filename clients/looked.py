@@ -32,9 +32,11 @@ MANY_FILES: Final = 1_000_000  # in a folder; nor are these
 
 def allowed_tasks(config: ClientConfig, policy: Policy) -> list[Task]:
     """The newest version of every task that `policy` allows and this institution has."""
+    from sovfed.clients.packages import make_outlines_known
     from sovfed.federation.tasks.shelf import Shelf
 
     Shelf(Path(config.home)).make_known(policy.allows_own)
+    make_outlines_known(Path(config.home), policy)
     return [task for entry in policy.allowed_tasks if (task := _newest(entry)) is not None]
 
 
@@ -91,6 +93,14 @@ def _read_by(config: ClientConfig, policy: Policy) -> Iterator[tuple[str, str]]:
     yield from ((REST, name) for name in policy.allowed_names if name not in named.values())
 
 
+def reads_itself(task: Task, data: DataConfig) -> bool:
+    """Whether a connector out of the task's own archive is named, which is code that only the trainer imports."""
+    from sovfed.clients.data import sources
+    from sovfed.federation.archive.outline import Outline
+
+    return isinstance(task, Outline) and data.source not in sources()
+
+
 def _newest(entry: str) -> Task | None:
     try:
         versions = registry.versions(entry.partition(AT)[0])
@@ -106,6 +116,10 @@ def _look(study: str, task: Task, data: DataConfig, seconds: float) -> Iterator[
     where = f"{'data' if study == REST else f'study {study}'}, task {task.name}: "
     if reason := _too_large(data):
         yield Finding(NAME, "warn", f"{where}{reason} and not looked at here; `sovfed client check-data` does")
+        return
+    if reads_itself(task, data):
+        reason = "read by the package's own connector, which runs in the trainer alone"
+        yield Finding(NAME, "warn", f"{where}{reason}, and not looked at here")
         return
     from sovfed.clients.data.survey import report
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.policy import POLICY, load_policy
+from sovfed.federation.archive.archive import SUFFIX, read_archive
+from sovfed.federation.archive.kept import folders, read_kept
+from sovfed.federation.archive.shown import columns
 from sovfed.federation.errors import PolicyError
 from sovfed.federation.files import write_private
 from sovfed.federation.tasks import registry
@@ -17,36 +20,49 @@ from sovfed.federation.text import AT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sovfed.federation.archive.manifest import Manifest
     from sovfed.federation.tasks import Task
 
 SUFFIXES: Final = (".yaml", ".yml")
 _ALLOWED: Final = re.compile(r"^allowed_tasks: \[(.*)\]$", re.MULTILINE)
 
 
-def entry_of(task: Task) -> str:
+def entry_of(task: Task | Manifest) -> str:
     """How `allowed_tasks` names this very task."""
     return f"{task.name}{AT}{task.digest[:DIGITS]}"
 
 
 def added(home: Path, file: Path) -> Iterator[str]:
-    """Add the task in `file` to `home`; lines for its operator. Raises ConfigError."""
+    """Add the task in `file`, a task.yaml or an archive, to `home`; lines for its operator. Raises SovfedError."""
+    if file.suffix == SUFFIX:
+        from sovfed.clients.packages import added_archive
+
+        yield from added_archive(home, file, load_policy(home))
+        yield _next(read_archive(file).manifest)
+        return
     shelf = Shelf(home)
     before = list(shelf.files())
     task, kept = shelf.put(file)
     yield f"task {task.name}, version {task.version}: {task.title}"
     yield f"digest {task.digest}"
-    yield from (f"  {line}" for line in columns_of(task))
+    yield from (f"  {line}" for line in columns(task.schema))
     yield f"  model of {task.parameters} values; metrics: {task.headline} first"
     yield f"kept in {kept.parent}"
     older = [path for path in before if path.parent.name.rpartition("-")[0] == task.name and path != kept]
     if older:
         yield f"what differs from {older[-1].parent.name}:"
         yield from difference(older[-1], kept)
-    yield f"to let runs train it, policy.yaml needs in allowed_tasks: {entry_of(task)}"
+    yield _next(task)
+
+
+def _next(task: Task | Manifest) -> str:
+    return f"to let runs train it, policy.yaml needs in allowed_tasks: {entry_of(task)}"
 
 
 def known_task(name: str) -> str:
-    """The entry of `allowed_tasks` for an installed task's name or a task.yaml. Raises ConfigError if it is neither."""
+    """The entry of `allowed_tasks` for an installed task's name, a task.yaml or an archive. Raises ConfigError."""
+    if name.endswith(SUFFIX):
+        return entry_of(read_archive(Path(name)).manifest)
     if not name.endswith(SUFFIXES):
         registry.get_task(name)
         return name
@@ -56,17 +72,9 @@ def known_task(name: str) -> str:
 
 
 def keep_task(home: Path, name: str) -> None:
-    """Keep a copy of a task.yaml; an installed task needs none."""
+    """Keep a copy of a task.yaml; an installed task needs none, and an archive is added once the home is enrolled."""
     if name.endswith(SUFFIXES):
         Shelf(home).put(Path(name))
-
-
-def columns_of(task: Task) -> Iterator[str]:
-    """Each column of `task` in a line."""
-    for column in task.schema.columns:
-        values = ", ".join(column.categories[:8]) or f"{column.reach} {column.unit}".strip()
-        missing = "" if column.missing == "refuse" else f"; missing: {column.missing}"
-        yield f"{column.role:6} {column.name}: {column.kind}, {values}{missing}"
 
 
 def difference(old: Path, new: Path) -> Iterator[str]:
@@ -77,9 +85,7 @@ def difference(old: Path, new: Path) -> Iterator[str]:
 
 def allow_task(home: Path, file: Path) -> str:
     """Write the task in `file` into `allowed_tasks` of the policy, as `allow_entry` does; its entry."""
-    from sovfed.federation.tasks.declared import read_task
-
-    return allow_entry(home, entry_of(read_task(file)))
+    return allow_entry(home, known_task(str(file)))
 
 
 def allow_entry(home: Path, entry: str) -> str:
@@ -102,5 +108,6 @@ def allow_entry(home: Path, entry: str) -> str:
 def listed(home: Path) -> Iterator[str]:
     """A line for each task of the home."""
     policy = load_policy(home)
-    for task in Shelf(home).tasks():
+    tasks: list[Task | Manifest] = [*Shelf(home).tasks(), *(read_kept(folder).manifest for folder in folders(home))]
+    for task in tasks:
         yield f"{entry_of(task)}  {'allowed' if policy.allows_own(task) else 'not in allowed_tasks'}  {task.title}"

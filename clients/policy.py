@@ -34,6 +34,7 @@ from sovfed.federation.text import AT, names_task
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sovfed.federation.archive.manifest import Manifest
     from sovfed.federation.tasks import Task
 
 POLICY: Final = "policy.yaml"
@@ -64,6 +65,10 @@ populations: budgets of people of whom none is in another population, by name, e
 annual_epsilon, delta, population. A study of client.yaml names its one (population: NAME), and is charged to it only
 after `sovfed client ledger assign STUDY`, which the ledger records for good; studies that name none share 'privacy'.
 
+min_reviewers, min_reviewing_organisations, trusted_reviewers: a task's package is code that runs in the trainer, where
+the records are, and may put into an update what it likes: reviewers have read it, differential privacy bounds the rest.
+It is signed by its publisher; this many others must have signed it as reviewed, each person counted once.
+
 require_privacy: true refuses them. Sums over several institutions hide who contributed what; they do not hide a person
 from whoever chooses the models: each request without privacy is an exact question about everybody's records, and enough
 of them read one record out (docs/what-leaves.md has figures). Set it to false only for an agency that you trust not to,
@@ -87,6 +92,19 @@ class Policy:
 
     allowed_tasks: tuple[str, ...] = bounded(
         (), 1, 128, doc="tasks that runs may train and evaluate here, by name or, of a task of your own, by NAME@DIGEST"
+    )
+    min_reviewers: int = bounded(
+        1, 0, 64, doc="people who must have reviewed a task's package, its publisher not among them, before it is used"
+    )
+    min_reviewing_organisations: int = bounded(1, 0, 64, doc="organisations that these people work for")
+    trusted_reviewers: tuple[str, ...] = bounded(
+        (),
+        1,
+        128,
+        doc="whose reviews count, as ORGANISATION or PERSON@ORGANISATION; []: all whom the authority certified",
+    )
+    review_task_files: bool = bounded(
+        False, doc="hold a task.yaml to the same: it names columns and sizes and holds no code, so by default it is not"
     )
     allow_plain_updates: bool = bounded(
         False, doc="answer runs without secure aggregation: the server sees this institution's own update"
@@ -149,10 +167,11 @@ class Policy:
         """The names of the tasks that may be asked for, with or without a digest."""
         return tuple(dict.fromkeys(entry.partition(AT)[0] for entry in self.allowed_tasks))
 
-    def allows_own(self, task: Task) -> bool:
-        """Whether a task of the institution's own, a task.yaml, is allowed: by name and digest, never by name alone.
+    def allows_own(self, task: Task | Manifest) -> bool:
+        """Whether a task of the institution's own, a task.yaml or an archive, is allowed: by name and digest.
 
-        A bare name is a package's: a file that took the same name, or that lies here unread, is not meant by it.
+        Never by its name alone. A bare name is an installed package's: a file that took the same name, or that lies
+        here unread, is not meant by it.
         """
         return any(AT in entry and names_task(entry, task.name, task.digest) for entry in self.allowed_tasks)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.allowance import Allowance
 from sovfed.clients.masking import Masking
+from sovfed.clients.packages import make_packages_known
 from sovfed.clients.personal import FOLDER, PersonalStates
 from sovfed.clients.policy import Policy, load_policy
 from sovfed.clients.received import FOLDER as RECEIVED
@@ -90,6 +91,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
             check_values=policy.check_values,
         )  # fmt: skip
         Shelf(home).make_known(policy.allows_own)
+        make_packages_known(home, policy)
         _prepare(trainer, policy.allowed_names)
         trainer.isolation = isolation
         server = serve(trainer, home / NAME, config.max_message_bytes)

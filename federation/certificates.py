@@ -1,9 +1,12 @@
 """Making X.509 material: keys, the authority's root, signing requests, leaf certificates, revocation lists.
 
-ECDSA over P-256 with SHA-256 throughout (gRPC's BoringSSL takes no Ed25519 leaf). A certificate names one of two:
+ECDSA over P-256 with SHA-256 throughout (gRPC's BoringSSL takes no Ed25519 leaf). A certificate names one of three:
 
     institution  SAN URIs urn:sovfed:institution:NAME and urn:sovfed:node-key:SHA256HEX; EKU clientAuth only
     server       SAN DNS names and IP addresses, and the URI urn:sovfed:server;          EKU serverAuth only
+    signer       SAN URIs urn:sovfed:signer:PERSON and urn:sovfed:organisation:NAME;     EKU codeSigning only
+
+A signer publishes and reviews tasks; with its certificate no TLS connection can be opened.
 
 `sign_csr` copies nothing from a request: it reads the names, refuses whatever else is there, and builds the
 certificate anew. Checking what a peer shows is `federation/identity.py`.
@@ -29,6 +32,8 @@ from sovfed.federation.errors import IdentityError
 INSTITUTION_URN: Final = "urn:sovfed:institution:"
 NODE_KEY_URN: Final = "urn:sovfed:node-key:"
 SERVER_URN: Final = "urn:sovfed:server"
+SIGNER_URN: Final = "urn:sovfed:signer:"
+ORGANISATION_URN: Final = "urn:sovfed:organisation:"
 SERVER_SUBJECT: Final = "sovfed-server"
 ROOT_DAYS: Final = 3650
 CLOCK_SKEW: Final = timedelta(minutes=5)  # how far the clocks of two institutions may differ
@@ -55,13 +60,26 @@ class ServerNames:
     hosts: tuple[str, ...]
 
 
-Names: TypeAlias = InstitutionNames | ServerNames
+@dataclass(frozen=True)
+class SignerNames:
+    """A person who publishes or reviews tasks, and the organisation that the person works for."""
+
+    person: str
+    organisation: str
 
 
-def check_institution_name(name: str) -> str:
+Names: TypeAlias = InstitutionNames | ServerNames | SignerNames
+PURPOSES: Final = {
+    InstitutionNames: ExtendedKeyUsageOID.CLIENT_AUTH,
+    ServerNames: ExtendedKeyUsageOID.SERVER_AUTH,
+    SignerNames: ExtendedKeyUsageOID.CODE_SIGNING,
+}
+
+
+def check_institution_name(name: str, what: str = "institution name") -> str:
     """`name` itself if it is one DNS label in lower case (so also safe as a file name); else IdentityError."""
     if not _INSTITUTION.fullmatch(name):
-        raise IdentityError(f"institution name {name[:80]!r}: expected 1-63 of a-z, 0-9 and '-', not at either end")
+        raise IdentityError(f"{what} {name[:80]!r}: expected 1-63 of a-z, 0-9 and '-', not at either end")
     return name
 
 
@@ -126,7 +144,7 @@ def check_csr(pem: bytes) -> tuple[Names, ec.EllipticCurvePublicKey]:
     """The names and the key that the signing request in `pem` (at most 8 KiB) asks to have certified.
 
     Raises IdentityError unless the request is signed by its own P-256 key, and carries the alternative names of
-    one institution or of one server, the subject that belongs to them, and nothing else.
+    one institution, one server or one signer, the subject that belongs to them, and nothing else.
     """
     if len(pem) > MAX_CSR_BYTES:
         raise IdentityError(f"signing request: {len(pem)} bytes, at most {MAX_CSR_BYTES} are taken")
@@ -151,7 +169,7 @@ def check_csr(pem: bytes) -> tuple[Names, ec.EllipticCurvePublicKey]:
 
 
 def read_names(alternatives: x509.SubjectAlternativeName) -> Names:
-    """The institution's or the server's names in `alternatives`. Raises IdentityError on any other set of names."""
+    """The institution's, server's or signer's names in `alternatives`. Raises IdentityError on any other set."""
     uris = alternatives.get_values_for_type(x509.UniformResourceIdentifier)
     hosts = alternatives.get_values_for_type(x509.DNSName)
     addresses = [str(address) for address in alternatives.get_values_for_type(x509.IPAddress)]
@@ -160,16 +178,33 @@ def read_names(alternatives: x509.SubjectAlternativeName) -> Names:
     if uris == [SERVER_URN]:
         return ServerNames(_check_hosts((*hosts, *addresses)))
     if hosts or addresses or len(uris) != 2:
-        raise IdentityError("alternative names: neither those of one institution nor those of one server")
+        raise IdentityError("alternative names: neither those of one institution, of one server nor of one signer")
+    if uris[0].startswith(SIGNER_URN):
+        return _signer_names(*uris)
     institution, digest = uris[0].removeprefix(INSTITUTION_URN), uris[1].removeprefix(NODE_KEY_URN)
     if uris != [INSTITUTION_URN + institution, NODE_KEY_URN + digest] or not _DIGEST.fullmatch(digest):
         raise IdentityError("alternative names: expected one institution name and one node key digest")
     return InstitutionNames(check_institution_name(institution), digest)
 
 
+def _signer_names(person: str, organisation: str) -> SignerNames:
+    if not organisation.startswith(ORGANISATION_URN):
+        raise IdentityError("alternative names: a signer without an organisation")
+    names = SignerNames(person.removeprefix(SIGNER_URN), organisation.removeprefix(ORGANISATION_URN))
+    check_institution_name(names.person, "signer's name")
+    check_institution_name(names.organisation, "organisation's name")
+    return names
+
+
 def subject_of(names: Names) -> x509.Name:
     """The one subject that goes with `names`."""
-    return _subject(SERVER_SUBJECT if isinstance(names, ServerNames) else names.institution)
+    match names:
+        case ServerNames():
+            return _subject(SERVER_SUBJECT)
+        case SignerNames():
+            return _subject(names.person)
+        case _:
+            return _subject(names.institution)
 
 
 def sign_csr(
@@ -184,7 +219,7 @@ def sign_csr(
     until = now + timedelta(days=days)
     if days < 1 or until > root.not_valid_after_utc:
         raise IdentityError(f"validity of {days} days: expected at least 1, ending by {root.not_valid_after_utc:%F}")
-    purpose = ExtendedKeyUsageOID.SERVER_AUTH if isinstance(names, ServerNames) else ExtendedKeyUsageOID.CLIENT_AUTH
+    purpose = PURPOSES[type(names)]
     builder = (
         x509.CertificateBuilder(issuer_name=root.subject, subject_name=subject_of(names), public_key=key)
         .serial_number(x509.random_serial_number())
@@ -240,6 +275,10 @@ def _alternative_names(names: Names) -> x509.SubjectAlternativeName:
     if isinstance(names, ServerNames):
         hosts = [_general_name(host) for host in _check_hosts(names.hosts)]
         return x509.SubjectAlternativeName([*hosts, x509.UniformResourceIdentifier(SERVER_URN)])
+    if isinstance(names, SignerNames):
+        uris = (SIGNER_URN + names.person, ORGANISATION_URN + names.organisation)
+        _signer_names(*uris)
+        return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
     if not _DIGEST.fullmatch(names.node_key_digest):
         raise IdentityError("node key digest: expected 64 hexadecimal digits")
     uris = (INSTITUTION_URN + check_institution_name(names.institution), NODE_KEY_URN + names.node_key_digest)

@@ -29,6 +29,7 @@ GROUP: Final = "sovfed.conf"  # entry points of packages that bring settings of 
 OWN: Final = "own"  # the option of `task` and `data` for a task that brings no settings
 BROUGHT: Final = {"strategy": STRATEGIES, "partition": PARTITIONS}  # which need no settings of their own
 SUFFIXES: Final = (".yaml", ".yml")
+ARCHIVE: Final = ".sovtask"
 DEFAULT: Final = "default"
 OVERRIDE: Final = "override"
 _NO_CODE: Final = "configuration chooses values and never names code"
@@ -58,12 +59,16 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
     return Composed(config, _origins(config, choices, list(checked), folders))
 
 
-@cache
 def folders_found() -> tuple[Path, ...]:
     """Our own settings, then those that installed packages bring."""
+    return PACKAGED, *(_folder(point.value) for point in plugins.installed(GROUP).values())
+
+
+@cache
+def _folder(module: str) -> Path:
     from importlib.resources import files
 
-    return PACKAGED, *(Path(str(files(point.value))) for point in plugins.installed(GROUP).values())
+    return Path(str(files(module)))
 
 
 def _expanded(text: str, folders: Sequence[Path]) -> list[str]:
@@ -84,9 +89,20 @@ def _expanded(text: str, folders: Sequence[Path]) -> list[str]:
         file = Path(raw).expanduser().absolute()
         settings = [f"task.{name}={json.dumps(value)}" for name, value in task.training.items()]
         return [f"task={OWN}", f"task.name={task.name}", f"task.file={file}", *_of_run(settings)]
-    from sovfed.federation.tasks.registry import names
+    from sovfed.federation.tasks.registry import names, offered
 
+    if raw.endswith(ARCHIVE) or offered(raw):
+        return _of_archive(offered(raw) or Path(raw).expanduser())
     return [f"task={OWN}", f"task.name={raw}"] if raw in names() else [text]
+
+
+def _of_archive(path: Path) -> list[str]:
+    """What choosing the task in the archive `path` stands for: as its manifest says, and nothing is imported."""
+    from sovfed.federation.archive.archive import read_archive
+
+    manifest = read_archive(path).manifest
+    settings = [f"task.{name}={value}" for name, value in manifest.settings.items()]
+    return [f"task={OWN}", f"task.name={manifest.name}", f"task.file={path.absolute()}", *_of_run(settings)]
 
 
 def _of_run(settings: Sequence[str]) -> list[str]:

@@ -46,7 +46,7 @@ class TaskConfig:
     """What is learned, and how each institution trains on it between two exchanges."""
 
     name: str = named("breast_cancer", doc="the task; `sovfed task list` names those that are installed")
-    file: str | None = bounded(None, 1, 4096, doc="the task as data, a task.yaml; null: `name` is an installed one")
+    file: str | None = bounded(None, 1, 4096, doc="a task.yaml, or an archive; null: `name` is an installed one")
     local_epochs: int = bounded(1, 1, 10_000, doc="passes over the local training records in a round")
     batch_size: int = bounded(32, 1, 1_000_000, unit="records", doc="records in one local gradient step")
     local_steps: int = bounded(
@@ -318,6 +318,8 @@ class ServerConfig:
         2**30, 2**16, MESSAGE_BYTES_MAX, unit="bytes", doc="larger messages are refused before allocation"
     )
     crl_source: str | None = bounded(None, 1, 4096, doc="file (absolute) where the authority's lists appear")
+    min_reviewers: int = bounded(1, 0, 64, doc="people who must have reviewed a task's archive, but for its publisher")
+    min_reviewing_organisations: int = bounded(1, 0, 64, doc="organisations that these people work for")
 
     def __post_init__(self) -> None:
         if 0 < self.start_cohort < self.min_cohort:

@@ -27,7 +27,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from sovfed.federation.certificates import (
     CLOCK_SKEW,
     InstitutionNames,
+    Names,
     ServerNames,
+    SignerNames,
     check_csr,
     create_csr,
     create_key,
@@ -46,11 +48,12 @@ from sovfed.federation.errors import IdentityError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic, write_private
 
 __all__ = [
-    "PeerIdentity", "ServerIdentity", "Trust", "certificate_fingerprint", "check_crl", "check_csr", "create_csr",
-    "create_key", "create_root", "crl_number", "install_crl", "key_fingerprint", "key_from_pem", "key_to_pem",
+    "PeerIdentity", "ServerIdentity", "SignerIdentity", "Trust", "certificate_fingerprint", "check_crl", "check_csr",
+    "create_csr", "create_key", "create_root",
+    "crl_number", "install_crl", "key_fingerprint", "key_from_pem", "key_to_pem",
     "load_certificate", "load_crl", "make_crl", "node_key_bytes", "node_key_digest", "parse_certificate", "parse_crl",
     "private_directory", "read_private", "sign_csr", "to_der", "to_pem", "verify_peer", "verify_server",
-    "write_atomic", "write_private",
+    "verify_signer", "write_atomic", "write_private",
 ]  # fmt: skip
 
 
@@ -73,13 +76,26 @@ class ServerIdentity:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class SignerIdentity:
+    """A person who publishes or reviews tasks, verified likewise; `key` is the fingerprint of the public key."""
+
+    person: str
+    organisation: str
+    key: str
+    serial: int
+
+    def __str__(self) -> str:
+        return f"{self.person} of {self.organisation}"
+
+
 def verify_peer(
     cert_der: bytes, root: x509.Certificate, crl: x509.CertificateRevocationList, now: datetime
 ) -> PeerIdentity:
     """The institution that `cert_der` certifies. Raises IdentityError on anything that does not hold."""
     certificate, names = _read_leaf(cert_der, ExtendedKeyUsageOID.CLIENT_AUTH)
     if not isinstance(names, InstitutionNames):
-        raise IdentityError(f"{_label(certificate)}: a server's names, expected an institution's")
+        raise IdentityError(f"{_label(certificate)}: expected an institution's names")
     with _verifying(certificate, now):
         _policy(root, now).build_client_verifier().verify(certificate, [])
     _check_revoked(certificate, crl, root, now)
@@ -92,11 +108,32 @@ def verify_server(
     """The server that `cert_der` certifies. Raises IdentityError on anything that does not hold."""
     certificate, names = _read_leaf(cert_der, ExtendedKeyUsageOID.SERVER_AUTH)
     if not isinstance(names, ServerNames):
-        raise IdentityError(f"{_label(certificate)}: an institution's names, expected a server's")
+        raise IdentityError(f"{_label(certificate)}: expected a server's names")
     with _verifying(certificate, now):
         _policy(root, now).build_server_verifier(_host_name(names.hosts[0])).verify(certificate, [])
     _check_revoked(certificate, crl, root, now)
     return ServerIdentity(names.hosts, certificate.serial_number, _sha256(cert_der))
+
+
+def verify_signer(cert_der: bytes, root: x509.Certificate, now: datetime) -> SignerIdentity:
+    """The signer that `cert_der` certifies, revoked or not. Raises IdentityError on anything that does not hold.
+
+    The chain is checked as that of any leaf, but for the extended key usage that TLS would ask for.
+    """
+    certificate, names = _read_leaf(cert_der, ExtendedKeyUsageOID.CODE_SIGNING)
+    if not isinstance(names, SignerNames):
+        raise IdentityError(f"{_label(certificate)}: not a signer's names")
+    leaf = verification.ExtensionPolicy.webpki_defaults_ee().require_present(
+        x509.ExtendedKeyUsage, verification.Criticality.AGNOSTIC, None
+    )
+    authority = verification.ExtensionPolicy.webpki_defaults_ca()
+    with _verifying(certificate, now):
+        policy = _policy(root, now).extension_policies(ca_policy=authority, ee_policy=leaf)
+        policy.build_client_verifier().verify(certificate, [])
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):  # the chain is the authority's, which signs no other
+        raise IdentityError(f"{_label(certificate)}: not an elliptic-curve key")
+    return SignerIdentity(names.person, names.organisation, key_fingerprint(key), certificate.serial_number)
 
 
 def check_crl(crl: x509.CertificateRevocationList, root: x509.Certificate, now: datetime) -> int:
@@ -137,6 +174,12 @@ class Trust:
     def verify_server(self, cert_der: bytes) -> ServerIdentity:
         """The server behind `cert_der` at this moment; raises IdentityError."""
         return verify_server(cert_der, self.root, self._fresh(), self._clock())
+
+    def verify_signer(self, cert_der: bytes) -> SignerIdentity:
+        """The signer behind `cert_der` at this moment; raises IdentityError."""
+        signer = verify_signer(cert_der, self.root, self._clock())
+        _check_revoked(x509.load_der_x509_certificate(cert_der), self._fresh(), self.root, self._clock())
+        return signer
 
     def check(self) -> None:
         """Raises IdentityError when the revocation list is missing or stale, so that nobody can be trusted."""
@@ -237,9 +280,7 @@ def parse_crl(pem: bytes, where: str) -> x509.CertificateRevocationList:
         raise IdentityError(f"{where}: expected a PEM revocation list") from error
 
 
-def _read_leaf(
-    cert_der: bytes, purpose: x509.ObjectIdentifier
-) -> tuple[x509.Certificate, InstitutionNames | ServerNames]:
+def _read_leaf(cert_der: bytes, purpose: x509.ObjectIdentifier) -> tuple[x509.Certificate, Names]:
     """The certificate and its names, after its basic constraints, key usage and sole purpose."""
     try:
         certificate = x509.load_der_x509_certificate(cert_der)

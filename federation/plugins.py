@@ -5,19 +5,36 @@ A package is imported when what it brings is first asked for, never because it i
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, Final
 
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.schema import nearest
 
+_BROUGHT: Final[dict[tuple[str, str], EntryPoint]] = {}  # by group and name, out of archives
+
+
+def installed(group: str) -> dict[str, EntryPoint]:
+    """The entry points of `group` by name: of installed packages, and of archives that this process has opened."""
+    return _installed(group) | {name: point for (of, name), point in _BROUGHT.items() if of == group}
+
 
 @cache
-def installed(group: str) -> dict[str, EntryPoint]:
-    """The entry points of `group` by name."""
+def _installed(group: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=group)}
+
+
+def bring(points: Iterable[EntryPoint]) -> None:
+    """Make the entry points of an archive known. Raises ConfigError if one would take the place of another."""
+    brought = {(point.group, point.name): point for point in points}
+    for group, name in brought:
+        if name in installed(group):
+            raise ConfigError(
+                f"'{name}' of {group}: there is one of that name here already, and an archive replaces none"
+            )
+    _BROUGHT.update(brought)
 
 
 def load(group: str, kind: str, name: str, known: Collection[str]) -> Any:

@@ -57,9 +57,9 @@ class Partitioned(Sequence[Institution]):
 
 def make_population(config: Config) -> Sequence[Institution]:
     """The institutions that `config` describes. Raises ConfigError, DataError and PrivacyError."""
+    task = configured_task(config.task)  # first: out of an archive it may bring the connector
     natural = sites(config) if config.partition.name == "natural" else []
     if config.privacy.private:
-        task = configured_task(config.task)
         for source in natural or [config.data]:
             check_private_data(task, source)
     if natural:

@@ -92,7 +92,8 @@ class Task:
     def digest(self) -> str:
         """SHA-256 of what two sides must agree on: schema, model, frozen weights, loss, metrics, the code of all these.
 
-        Not of what their modules import, nor of constant buffers: whoever changes these changes `version`.
+        Out of an archive (`federation/archive`) that is every byte of the package: `code`. Of an installed package it
+        is not what their modules import, nor constant buffers: whoever changes these changes `version`.
         An institution answers a request only if it carries the digest of its own task of that name.
         """
         parts = [] if self.build is None else [[part.name, part.shape, part.trained] for part in self.layout.parts]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 SUFFIXES: Final = (".yaml", ".yml")
+SUFFIX: Final = ".sovtask"
 WORDS_SHOWN: Final = 6
 
 
@@ -27,6 +28,11 @@ def task() -> None:
       sovfed task check birth.yaml
       sovfed task show birth.yaml
       sovfed task list
+    \b
+    A task as one signed file (docs/own-package.md):
+      sovfed task signer create ann --organisation clinic-a
+      sovfed task pack lab/
+      sovfed task review lab-1.sovtask
     """
 
 
@@ -67,13 +73,17 @@ def list_(as_json: bool) -> None:
 @click.argument("name", metavar="TASK")
 @JSON
 def show(name: str, as_json: bool) -> None:
-    """Show the columns, model, metrics and digest of TASK, an installed one or a task.yaml.
+    """Show the columns, model, metrics and digest of TASK, an installed one, a task.yaml or an archive.
 
     \b
     Examples:
       sovfed task show heart
       sovfed task show birth.yaml --json
+      sovfed task show lab-1.sovtask
     """
+    if name.endswith(SUFFIX):
+        _show_archive(Path(name), as_json)
+        return
     found = named_task(name)
     if as_json:
         click.echo(json.dumps(described(found) | {"schema": found.schema.to_dict()}, indent=2, default=str))
@@ -90,6 +100,19 @@ def show(name: str, as_json: bool) -> None:
     console.print(table)
     for key, value in described(found).items():
         console.print(f"{key:>11}  {cell(_line(value))}", soft_wrap=True)
+
+
+def _show_archive(path: Path, as_json: bool) -> None:
+    from sovfed.federation.archive.archive import read_archive
+    from sovfed.federation.archive.shown import shown
+    from sovfed.federation.text import visible
+
+    archive = read_archive(path)
+    if as_json:
+        click.echo(archive.text.decode(), nl=False)
+        return
+    for line in shown(archive):
+        click.echo(visible(line))
 
 
 def described(found: Task) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What of a task's own code its digest stands for: which function or class, its module's source, its plain settings.
 
-Not what that module imports: a package whose helpers change must change its task's `version`.
+Not what that module imports: an installed package whose helpers change must change its task's `version`. Of a package
+out of an archive the digest stands for every byte (`federation/archive/loading.py`).
 """
 
 from __future__ import annotations

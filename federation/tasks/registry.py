@@ -19,12 +19,24 @@ if TYPE_CHECKING:
     from sovfed.federation.config import TaskConfig
 
 GROUP: Final = "sovfed.tasks"
+ARCHIVE: Final = ".sovtask"
 _ADDED: dict[str, list[Task]] = {}
+_OFFERED: dict[str, Path] = {}
 
 
 def names() -> tuple[str, ...]:
     """Every task that is known here, in alphabetical order."""
-    return tuple(sorted({*plugins.installed(GROUP), *_ADDED}))
+    return tuple(sorted({*plugins.installed(GROUP), *_ADDED, *_OFFERED}))
+
+
+def offer(name: str, archive: Path) -> None:
+    """Let a run choose by its name the task in `archive`; nothing of it is imported."""
+    _OFFERED[name] = archive
+
+
+def offered(name: str) -> Path | None:
+    """The archive that was offered as `name`."""
+    return _OFFERED.get(name)
 
 
 def add(task: Task) -> Task:
@@ -62,8 +74,12 @@ def get_task(name: str, parameters: int | None = None, normalisation: str = OWN)
 
 
 def configured_task(config: TaskConfig) -> Task:
-    """The task that `config` names, with the model that it asks for."""
-    if config.file is not None:
+    """The task that `config` names, with the model that it asks for; the code of an archive is imported."""
+    if config.file is not None and config.file.endswith(ARCHIVE):
+        from sovfed.federation.archive.opened import open_task
+
+        add(open_task(Path(config.file)))
+    elif config.file is not None:
         _read(config.file)
     return get_task(config.name, config.parameters, config.normalisation)
 

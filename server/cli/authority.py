@@ -36,6 +36,7 @@ def cli() -> None:
       sovfed authority init authority --name "Ministry of Health" --passphrase
       sovfed authority sign hospital-1.csr --out hospital-1.pem
       sovfed authority sign server.csr --server --out server.pem
+      sovfed authority sign ann.csr --signer --out ann.pem       who publishes or reviews tasks
       sovfed authority revoke hospital-1
       sovfed authority crl --days 30
     """
@@ -59,35 +60,38 @@ def init(home: Path, name: str, passphrase: bool) -> None:
 @click.argument("csr", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.option("--out", type=FILE, required=True, help="Where to write the certificate (PEM).")
 @click.option("--server", is_flag=True, help="The request is the agency's server's, not an institution's.")
+@click.option("--signer", is_flag=True, help="The request is that of a person who publishes or reviews tasks.")
 @click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="Validity.")
 @click.option("--yes", is_flag=True, help="Do not ask: the fingerprint has been compared.")
 @HOME
 @PASSPHRASE
-def sign(csr: Path, out: Path, server: bool, days: int, yes: bool, home: Path, passphrase: bool) -> None:
+def sign(csr: Path, out: Path, server: bool, signer: bool, days: int, yes: bool, home: Path, passphrase: bool) -> None:
     """Sign the request CSR, once its key fingerprint has been compared with its owner (not with who carried it)."""
     from sovfed.federation.files import read_bounded, write_atomic
     from sovfed.server.registry import authority
 
     pem = read_bounded(csr)
     kind, name, fingerprint = authority.describe(pem)
-    click.echo(f"{kind.capitalize()}: {name}\nKey fingerprint: {fingerprint}")
+    click.echo(f"{kind.capitalize()}: {name}{authority.organisation_of(pem)}\nKey fingerprint: {fingerprint}")
     if not yes and not click.confirm("Has this fingerprint been compared with the key's owner?"):
         raise IdentityError(f"{csr}: not signed, the fingerprint was not confirmed")
     secret = _passphrase(passphrase)
-    write_atomic(out, authority.sign(home, pem, server=server, days=days, passphrase=secret))
+    write_atomic(out, authority.sign(home, pem, server=server, signer=signer, days=days, passphrase=secret))
     click.echo(f"Wrote {out}")
 
 
 @cli.command()
 @click.argument("target", metavar="NAME|SERIAL")
 @click.option("--server", is_flag=True, help="NAME is a server's name.")
+@click.option("--signer", is_flag=True, help="NAME is that of a person who publishes or reviews tasks.")
 @HOME
 @PASSPHRASE
-def revoke(target: str, server: bool, home: Path, passphrase: bool) -> None:
+def revoke(target: str, server: bool, signer: bool, home: Path, passphrase: bool) -> None:
     """Revoke all certificates of an institution, or the one with a SERIAL, and publish a new revocation list."""
     from sovfed.server.registry import authority
 
-    kind: authority.Kind | None = "server" if server else None if _is_serial(home, target) else "institution"
+    named: authority.Kind = "server" if server else "signer" if signer else "institution"
+    kind = None if named == "institution" and _is_serial(home, target) else named
     authority.revoke(home, target, kind, passphrase=_passphrase(passphrase))
     click.echo(
         f"Revoked {target}. Give {home / 'crl.pem'} to the agency now (`sovfed server crl`, or its server.crl_source); "

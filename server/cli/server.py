@@ -87,6 +87,43 @@ def crl(crl: Path, home: Path) -> None:
     click.echo("installed")
 
 
+@cli.group()
+def task() -> None:
+    """Add and list tasks that are a signed archive (.sovtask): `sovfed run start task=NAME` then trains them.
+
+    \b
+    Examples:
+      sovfed server task add lab-1.sovtask
+      sovfed server task list
+    """
+
+
+@task.command(name="add")
+@click.argument("file", type=PEM)
+@HOME
+def add_task(file: Path, home: Path) -> None:
+    """Check signatures, reviews and every byte of the archive FILE, try its code apart, and keep it.
+
+    \b
+    Example:
+      sovfed server task add lab-1.sovtask
+    """
+    from sovfed.server.own_tasks import added
+
+    for line in added(home, file):
+        click.echo(visible(line))
+
+
+@task.command(name="list")
+@HOME
+def list_tasks(home: Path) -> None:
+    """The archives in this home, the oldest first."""
+    from sovfed.server.own_tasks import listed
+
+    for line in listed(home):
+        click.echo(visible(line))
+
+
 @cli.command()
 @click.option("--detach", is_flag=True, help="Return once everything runs; `sovfed server down` stops it.")
 @HOME

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import typing
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,7 @@ from typing import Final, Literal, TypeAlias
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sovfed.federation.certificates import ServerNames
+from sovfed.federation.certificates import ServerNames, SignerNames
 from sovfed.federation.errors import IdentityError
 from sovfed.federation.identity import (
     check_csr,
@@ -40,7 +41,8 @@ from sovfed.federation.identity import (
 )
 from sovfed.federation.schema import bind, bounded, choice
 
-Kind: TypeAlias = Literal["institution", "server"]
+Kind: TypeAlias = Literal["institution", "server", "signer"]
+KINDS: Final = typing.get_args(Kind)
 LEAF_DAYS: Final = 365
 CRL_DAYS: Final = 30
 REGISTER: Final = "authority.json"
@@ -48,13 +50,13 @@ REGISTER: Final = "authority.json"
 
 @dataclass(frozen=True)
 class Issued:
-    """One certificate in the register; `name` is the institution's, or the server's first name."""
+    """One certificate in the register; `name` is the institution's, the server's first one, or the signer's person."""
 
     serial: str = bounded(low=1, high=40, doc="hexadecimal")
     name: str = bounded(low=1, high=253)
     key: str = bounded(low=64, high=64, doc="fingerprint of the public key")
     until: str = bounded(low=1, high=40, doc="end of validity, ISO 8601")
-    kind: str = choice("institution", ("institution", "server"))
+    kind: str = choice("institution", KINDS)
     revoked: str | None = bounded(None, 1, 40, doc="when, ISO 8601")
 
     def valid(self, now: datetime) -> bool:
@@ -92,21 +94,22 @@ def sign(
     csr_pem: bytes,
     *,
     server: bool = False,
+    signer: bool = False,
     days: int = LEAF_DAYS,
     passphrase: bytes | None = None,
     now: datetime | None = None,
 ) -> bytes:
-    """The certificate (PEM) for the request `csr_pem`: an institution's, or with `server` the agency's server's.
+    """The certificate (PEM) for the request `csr_pem`: an institution's, with `server` the agency's, or a `signer`'s.
 
-    An institution holds one key at a time: another key for its name is refused until the old certificate is revoked.
+    Institutions and signers hold one key at a time: another one for the name is refused until the old certificate is
+    revoked. So a person is in the register once, whatever organisations the person works for.
     The same key again is a renewal. Raises IdentityError.
     """
     now = now or datetime.now(UTC)
     kind, name, fingerprint = describe(csr_pem)
-    if (kind == "server") != server:
-        raise IdentityError(
-            f"signing request of {name!r}: it is {kind}'s, expected {'server' if server else 'institution'}'s"
-        )
+    expected = "server" if server else "signer" if signer else "institution"
+    if kind != expected:
+        raise IdentityError(f"signing request of {name!r}: it is {kind}'s, expected {expected}'s")
     with _locked(home):
         register = read_register(home)
         for issued in register.issued:
@@ -167,7 +170,15 @@ def describe(csr_pem: bytes) -> tuple[Kind, str, str]:
     names, key = check_csr(csr_pem)
     if isinstance(names, ServerNames):
         return "server", names.hosts[0], key_fingerprint(key)
+    if isinstance(names, SignerNames):
+        return "signer", names.person, key_fingerprint(key)
     return "institution", names.institution, key_fingerprint(key)
+
+
+def organisation_of(csr_pem: bytes) -> str:
+    """The words " of ORGANISATION" for a signer's request, "" for others."""
+    names, _ = check_csr(csr_pem)
+    return f" of {names.organisation}" if isinstance(names, SignerNames) else ""
 
 
 def read_register(home: Path) -> Register:
@@ -182,7 +193,7 @@ def read_register(home: Path) -> Register:
 def _check_renewal(issued: Issued, fingerprint: str) -> None:
     if issued.key != fingerprint:
         raise IdentityError(
-            f"institution {issued.name!r}: key {fingerprint[:16]}… but certificate {issued.serial} is valid "
+            f"{issued.kind} {issued.name!r}: key {fingerprint[:16]}… but certificate {issued.serial} is valid "
             f"for key {issued.key[:16]}…; revoke that one first if the key has really changed"
         )
 

@@ -23,6 +23,7 @@ from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.wire.flower import FlowerGrid, StreamingGrid
 from sovfed.server.network.grid import open_stream_grid
+from sovfed.server.own_tasks import require_reviewed
 from sovfed.server.rounds.coordinator import coordinate
 from sovfed.server.rounds.ledger_heads import LedgerHeads
 from sovfed.server.runs.curves import read_rounds
@@ -58,6 +59,7 @@ def serve_run(base: Grid, spec: dict[str, Any], home: Path) -> None:
         write_state(folder, state, "running")
         tracker = Tracker(config, home, folder, name)
         try:
+            require_reviewed(home, config)
             _train(base, config, home, folder, tracker, resume)
         except Stopped:
             _stopped(folder, home, state)

@@ -16,6 +16,7 @@ from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import read_private, write_private
 from sovfed.federation.schema import bind, nearest
 from sovfed.federation.text import NAME, NAME_IN_WORDS, NAME_LENGTH
+from sovfed.server.own_tasks import in_folder, require_reviewed
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -90,8 +91,9 @@ def start_run(control: ControlClient, home: Path, name: str, config: Config, *, 
             raise ConfigError(f"run '{name}' has finished; `sovfed run show {name}` tells where its model lies")
         with contextlib.suppress(ServiceError):  # it has ended already, as it should
             control.stop_run(read_state(home, name)["flower_run_id"])
+    archive = require_reviewed(home, config)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    config = _with_own_task(folder, config)
+    config = _with_own_task(folder, config) if archive is None else in_folder(folder, config, archive)
     with _locked(folder):  # the last coordinator has written its last word; the next one waits for ours
         run_id = control.start_run({"name": name, "resume": resume})
         if config.tracking.uri is not None:

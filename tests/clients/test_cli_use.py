@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 from tests.federation.models.made_tasks import BINARY, RUN, model_of
 
-from sovfed.clients.cli_use import _csv, cli
+from sovfed.clients.cli_use import cli
+from sovfed.clients.predicted import _csv
 from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.models.saved import load_model, save_model
 

@@ -305,7 +305,7 @@ def test_an_optimizer_of_an_installed_package_is_found_and_stacks(
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-optimizer\nVersion: 1\n")
     (facts / "entry_points.txt").write_text("[sovfed.optimizers]\nsign_sgd = outside_optimizer:SignSgd\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    plugins.installed.cache_clear()
+    plugins._installed.cache_clear()
     try:
         assert "sign_sgd" in names()
         mine = [torch.tensor([[1.0, -1.0], [2.0, 0.0]])]
@@ -313,5 +313,5 @@ def test_an_optimizer_of_an_installed_package_is_found_and_stacks(
         state = optimizer.init(mine, [(2,)])
         optimizer.step(mine, [torch.tensor([[3.0, -4.0], [0.0, 5.0]])], state, torch.tensor([0.1, 0.2]))
     finally:
-        plugins.installed.cache_clear()
+        plugins._installed.cache_clear()
     torch.testing.assert_close(mine[0], torch.tensor([[0.85, -0.85], [1.8, -0.2]]))

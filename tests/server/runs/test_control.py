@@ -132,7 +132,7 @@ def test_what_an_institution_reads_of_a_run_is_its_name(agency: Agency) -> None:
         assert post(client, "/v1/fleet/activate-node", request, hospital.headers()).status_code == 200
         asked = GetRunRequest(node=Node(node_id=node_id), run_id=run_id)
         answer = post(client, "/v1/fleet/get-run", asked, hospital.headers())
-    agency.control.stop_run(run_id)
+    folders.stop_run(agency.control, agency.home, "study-1")  # or it would be taken up again
     assert answer.status_code == 200
     run = GetRunResponse.FromString(answer.content).run
     assert json.loads(run.override_config["sovfed"].string) == {"name": "study-1", "resume": False}

@@ -1,0 +1,60 @@
+"""The predictions of a model for each row of a table, as a table in CSV."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.clients.data.tables.prediction import read_for_prediction
+from sovfed.federation.config import DataConfig
+from sovfed.federation.errors import DataError
+
+if TYPE_CHECKING:
+    from sovfed.federation.models.outputs import Predictions
+    from sovfed.federation.models.saved import LoadedModel
+    from sovfed.federation.tasks.columns import Schema, Table
+
+DAY: Final = "%d.%m.%Y"  # how days may be written, beside year-month-day: neither can be taken for the other
+FORMULA: Final = re.compile(r"[=@\t\r]|[+-](?![0-9.,]*$)")  # how a spreadsheet's formulas begin, but for numbers
+
+
+def table_of(loaded: LoadedModel, table: Path, keep: str) -> str:
+    """The predictions for each row of `table`, in CSV, with its column `keep` or the line."""
+    inputs, rows = _read(loaded.task.schema, table, keep)
+    return _csv(keep or "line", rows, loaded.predict(inputs))
+
+
+def _read(schema: Schema, path: Path, keep: str) -> tuple[Table, list[str]]:
+    """The inputs of each row, and its text in column `keep`, or its line in the file. Raises DataError."""
+    whole, config = dataclasses.replace(schema, person=""), DataConfig(person=keep or None)
+    try:
+        read = read_for_prediction(whole, path, config)
+    except DataError:
+        if not any(column.kind == "date" for column in schema.inputs):
+            raise
+        read = read_for_prediction(whole, path, dataclasses.replace(config, date_format=DAY))
+    if keep and read.persons is not None:
+        return read.table, read.persons.to_pylist()
+    return read.table, [] if read.lines is None else list(map(str, read.lines.tolist()))
+
+
+def _csv(first: str, rows: list[str], predictions: Predictions) -> str:
+    if any(values.ndim > 1 for values in predictions.values()):
+        raise DataError("this model's outputs are arrays: use LoadedModel.outputs in Python")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_cell, [first, *predictions]))
+    for row, *values in zip(rows, *predictions.values(), strict=True):
+        writer.writerow(map(_cell, [row, *values]))
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    """A number, or a word that no spreadsheet takes for a formula: words come from whoever made the task."""
+    if not isinstance(value, str):
+        return f"{float(value):.6g}"
+    return f"'{value}" if FORMULA.match(value) else value

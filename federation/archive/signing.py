@@ -1,0 +1,135 @@
+"""Who vouches for an archive: signatures over its manifest, by people whom the federation's authority certified.
+
+What is signed begins with a word for the archive and the role, so no signature of sovfed stands for another. A
+signature that does not hold, or whose certificate is not the authority's, makes the whole archive refused: somebody
+changed it. One whose certificate has ended or was revoked counts for nobody.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from sovfed.federation.errors import ConfigError, IdentityError
+from sovfed.federation.identity import verify_signer
+from sovfed.federation.schema import bind, bounded, choice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sovfed.federation.identity import SignerIdentity, Trust
+
+Role: TypeAlias = Literal["publisher", "reviewer"]
+PUBLISHER: Final[Role] = "publisher"
+REVIEWER: Final[Role] = "reviewer"
+DOMAIN: Final = b"sovfed task archive 1\0"
+MAX_BYTES: Final = 8192
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A signature of a manifest, in base64 with the certificate of who made it."""
+
+    certificate: str = bounded(low=1, high=MAX_BYTES, doc="DER")
+    signature: str = bounded(low=1, high=256)
+    role: str = choice(REVIEWER, (PUBLISHER, REVIEWER))
+
+    def to_bytes(self) -> bytes:
+        """Its one spelling."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1).encode() + b"\n"
+
+
+def sign(manifest: bytes, role: Role, certificate: bytes, key: ec.EllipticCurvePrivateKey) -> Signature:
+    """The signature of `manifest` in `role`; equal ones for equal arguments (RFC 6979)."""
+    made = key.sign(_said(manifest, role), ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+    return Signature(_text(certificate), _text(made), role)
+
+
+def read_signature(data: bytes, where: str) -> Signature:
+    """The signature that `data` spells. Raises ConfigError if it is `to_bytes` of none."""
+    try:
+        values: Any = json.loads(data) if len(data) <= 2 * MAX_BYTES else None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not JSON") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: not a JSON object")
+    signature = bind(Signature, values, where)
+    if signature.to_bytes() != data:
+        raise ConfigError(f"{where}: not in the spelling that is written")
+    _bytes(signature.certificate, where)
+    _bytes(signature.signature, where)
+    return signature
+
+
+def certified(signature: Signature, where: str) -> tuple[str, str]:
+    """Person and organisation that the certificate names, whoever signed that. Raises IdentityError."""
+    from sovfed.federation.certificates import SignerNames, read_names
+
+    try:
+        certificate = x509.load_der_x509_certificate(_bytes(signature.certificate, where))
+        names = read_names(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        raise IdentityError(f"{where}: no readable certificate") from error
+    if not isinstance(names, SignerNames):
+        raise IdentityError(f"{where}: the certificate is not that of a person who signs tasks")
+    return names.person, names.organisation
+
+
+def check_signature(signature: Signature, manifest: bytes, trust: Trust, where: str) -> tuple[SignerIdentity, str]:
+    """Who made `signature` of `manifest`, and why it counts no longer ("" if it does). Raises IdentityError."""
+    der = _bytes(signature.certificate, where)
+    check_key(signature, manifest, where)
+    try:
+        return trust.verify_signer(der), ""
+    except IdentityError as error:
+        trust.check()  # without a revocation list that holds nothing can be told
+        return _lapsed(der, trust, error), str(error)
+
+
+def check_key(signature: Signature, manifest: bytes, where: str) -> None:
+    """Raise IdentityError unless the key of the certificate that `signature` shows has made it."""
+    der = _bytes(signature.certificate, where)
+    try:
+        key = x509.load_der_x509_certificate(der).public_key()
+        verify: Callable[..., None] = key.verify  # type: ignore[union-attr]
+        verify(_bytes(signature.signature, where), _said(manifest, signature.role), ec.ECDSA(hashes.SHA256()))
+    except (ValueError, TypeError, AttributeError, InvalidSignature) as error:
+        raise IdentityError(f"{where}: not the signature of this manifest: one of both was changed") from error
+
+
+def _lapsed(der: bytes, trust: Trust, error: IdentityError) -> SignerIdentity:
+    """The signer of a certificate that held until it ended or was revoked; raises `error` if it never did."""
+    try:
+        end = x509.load_der_x509_certificate(der).not_valid_after_utc
+        return verify_signer(der, trust.root, end - timedelta(seconds=1))
+    except (IdentityError, ValueError) as problem:
+        raise error from problem
+
+
+def _said(manifest: bytes, role: str) -> bytes:
+    return DOMAIN + role.encode() + b"\0" + manifest
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _bytes(text: str, where: str) -> bytes:
+    """What `text` encodes, in the one spelling."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ConfigError(f"{where}: not base64") from error
+    if _text(data) != text:
+        raise ConfigError(f"{where}: not in the spelling that is written")
+    return data
