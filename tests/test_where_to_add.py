@@ -109,8 +109,8 @@ def test_a_message(tree: Tree) -> None:
 
 def test_an_algorithm_with_a_half_at_the_institution(tree: Tree) -> None:
     tree.row = "an algorithm with a half at the institution"
-    tree.edit("federation/config.py", '"fedbn", "ditto")', '"fedbn", "ditto", "halved")')
-    tree.edit("federation/messages.py", '"fedbn", "ditto")', '"fedbn", "ditto", "halved")')
+    tree.edit("federation/config.py", '"fedper", "ditto")', '"fedper", "ditto", "halved")')
+    tree.edit("federation/messages.py", '    "ditto",\n', '    "ditto",\n    "halved",\n')
     tree.edit(
         "clients/algorithms.py", '            case "fedbn":\n',
         '            case "halved":\n                update, loss = self.train(request)\n'
