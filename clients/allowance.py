@@ -128,10 +128,10 @@ class Allowance:
 
     def _modified(self) -> tuple[int, int]:
         try:
-            found = (self._home / FILE).stat()
+            status = (self._home / FILE).stat()
         except FileNotFoundError:
             return 0, 0
-        return found.st_mtime_ns, found.st_ino
+        return status.st_mtime_ns, status.st_ino
 
 
 def read_state(home: Path) -> State:
@@ -140,20 +140,22 @@ def read_state(home: Path) -> State:
     if not path.exists():
         return State()
     try:
-        found = json.loads(path.read_bytes())
-        runs = {str(run): bind(Tally, tally, str(path), PolicyError) for run, tally in found.pop("runs").items()}
-        today = bind(Tally, found.pop("today"), str(path), PolicyError)
-        return State(int(found["day"]), today, runs, bool(found["stopped"]), str(found["reason"]), float(found["at"]))
+        content = json.loads(path.read_bytes())
+        runs = {str(run): bind(Tally, tally, str(path), PolicyError) for run, tally in content.pop("runs").items()}
+        today = bind(Tally, content.pop("today"), str(path), PolicyError)
+        return State(
+            int(content["day"]), today, runs, bool(content["stopped"]), str(content["reason"]), float(content["at"])
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PolicyError(f"{path}: cannot be read; remove it only if you know why") from error
 
 
 def clear_failures(home: Path) -> State:
     """Let runs go on after the operator has looked; what was answered stays counted. Returns what was cleared."""
-    found = read_state(home)
-    runs = {run: replace(tally, failures=0) for run, tally in found.runs.items()}
-    _save(home, replace(found, today=replace(found.today, failures=0), runs=runs, stopped=False, reason="", at=0.0))
-    return found
+    state = read_state(home)
+    runs = {run: replace(tally, failures=0) for run, tally in state.runs.items()}
+    _save(home, replace(state, today=replace(state.today, failures=0), runs=runs, stopped=False, reason="", at=0.0))
+    return state
 
 
 def _save(home: Path, state: State) -> None:
@@ -163,11 +165,11 @@ def _save(home: Path, state: State) -> None:
 
 def _with(runs: dict[str, Tally], run: str, tally: Tally) -> dict[str, Tally]:
     """`runs` with `run` as the newest; of failures none is forgotten before the operator has seen them."""
-    kept = {name: one for name, one in runs.items() if name != run}
-    spare = [name for name, one in kept.items() if not one.failures]
-    for name in spare[: max(0, len(kept) + 1 - RUNS)]:
-        del kept[name]
-    return {**kept, run: tally}
+    tallies = {name: counts for name, counts in runs.items() if name != run}
+    spare = [name for name, counts in tallies.items() if not counts.failures]
+    for name in spare[: max(0, len(tallies) + 1 - RUNS)]:
+        del tallies[name]
+    return {**tallies, run: tally}
 
 
 def _at_most(count: int, bound: int, name: str) -> None:

@@ -145,9 +145,9 @@ def init(
     allowed = tasks or ((served,) if served else ())
     if not allowed:
         raise click.UsageError(f"data source '{config.data.source}' serves no one task; name those allowed with --task")
-    known = [known_task(name) for name in allowed]
+    allowed_tasks = [known_task(name) for name in allowed]
     policy = Policy(
-        allowed_tasks=tuple(known), allow_plain_updates=allow_plain_updates, require_privacy=not without_privacy
+        allowed_tasks=tuple(allowed_tasks), allow_plain_updates=allow_plain_updates, require_privacy=not without_privacy
     )
     create(home, config, policy)
     for name in allowed:
@@ -252,17 +252,17 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
     from sovfed.federation.host.status import read_status
     from sovfed.federation.secagg.files import near_sums
 
-    found, near = read_status(home), near_sums(home)
+    current, near = read_status(home), near_sums(home)
     requests = describe(read_state(home), load_policy(home)) if (home / "policy.yaml").exists() else None
     if as_json:
-        shown = dataclasses.asdict(found) if found else {"processes": []}
+        shown = dataclasses.asdict(current) if current else {"processes": []}
         for process in shown["processes"]:
             process["isolation"] = _isolation(home, process["name"], process["pid"])
         click.echo(json.dumps({**shown, "requests": requests, "near_sums": near}, indent=2))
-    elif found:
+    elif current:
         from rich.console import Console
 
-        Console().print(_table(found, home))
+        Console().print(_table(current, home))
         if requests:
             click.echo(told(requests))
             _tell_obstacles(home)
@@ -272,7 +272,7 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
         click.echo(f"{len(near)} sums could be differenced with an earlier one, the newest:")
         for sentence in near[-NEAR_SHOWN:]:
             click.echo(f"  {sentence}")
-    ctx.exit(0 if found else NOT_RUNNING)
+    ctx.exit(0 if current else NOT_RUNNING)
 
 
 @cli.command()
@@ -316,8 +316,8 @@ def enrol(invitation: Path, authority: str | None, timeout_s: float, home: Path)
     from sovfed.federation.wire.enrolment import Invitation
 
     invited = Invitation.from_json(invitation.read_text(encoding="utf-8"))
-    found = request_certificate(home, invited, timeout_s, authority=authority, announce=_announce)
-    click.echo(f"enrolled as {found.name}; `sovfed client up --home {home}` starts the node")
+    identity = request_certificate(home, invited, timeout_s, authority=authority, announce=_announce)
+    click.echo(f"enrolled as {identity.name}; `sovfed client up --home {home}` starts the node")
 
 
 @cli.command()
@@ -363,16 +363,16 @@ def _added(path: Path) -> Iterator[str]:
     """What is appended to `path` from now on, across rotations; never ends."""
     import time
 
-    place = path.stat().st_size
+    offset = path.stat().st_size
     while True:
         size = path.stat().st_size if path.exists() else 0
-        place = place if size >= place else 0
-        if size > place:
+        offset = offset if size >= offset else 0
+        if size > offset:
             with path.open("rb") as file:
-                file.seek(place)
-                found = file.read()
-            place += len(found)
-            yield found.decode("utf-8", errors="replace")
+                file.seek(offset)
+                content = file.read()
+            offset += len(content)
+            yield content.decode("utf-8", errors="replace")
         time.sleep(0.3)
 
 
@@ -399,5 +399,5 @@ def _isolation(home: Path, name: str, pid: int | None) -> str:
     from sovfed.clients.sandbox import RUN
     from sovfed.federation.host.sandbox import read_isolation
 
-    found = read_isolation(home / RUN / name, pid)
-    return found.sentence() if found else "unknown"
+    isolation = read_isolation(home / RUN / name, pid)
+    return isolation.sentence() if isolation else "unknown"

@@ -65,13 +65,13 @@ def sources(as_json: bool) -> None:
     """
     from sovfed.clients.data import described
 
-    found = described()
+    descriptions = described()
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(descriptions, indent=2))
         return
-    width = max(map(len, found))
-    for name, what in found.items():
-        click.echo(f"{name.ljust(width)}  {what}")
+    width = max(map(len, descriptions))
+    for name, description in descriptions.items():
+        click.echo(f"{name.ljust(width)}  {description}")
 
 
 def _task(name: str) -> Task:
@@ -123,8 +123,8 @@ def _show(report: DataReport) -> None:
     from rich.console import Console
 
     console = Console()
-    for part in _parts(report):
-        console.print(part, highlight=False)
+    for section in _parts(report):
+        console.print(section, highlight=False)
 
 
 def _parts(report: DataReport) -> list[RenderableType]:

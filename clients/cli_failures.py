@@ -34,8 +34,8 @@ def failures(clear: bool, as_json: bool, home: Path) -> None:
     from sovfed.clients.allowance import clear_failures, read_state
     from sovfed.clients.policy import load_policy
 
-    found = describe(read_state(home), load_policy(home))
-    click.echo(json.dumps(found, indent=2) if as_json else told(found))
+    summary = describe(read_state(home), load_policy(home))
+    click.echo(json.dumps(summary, indent=2) if as_json else told(summary))
     if clear:
         clear_failures(home)
         if not as_json:

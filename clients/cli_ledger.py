@@ -61,11 +61,11 @@ def show(plot: Path | None, as_json: bool, home: Path) -> None:
     names = _names(home)
     if plot and len(names) > 1:
         raise click.UsageError(f"--plot draws one ledger, and this home has {', '.join(names)}: adopt the others first")
-    found = [summary for name in names for summary in _summaries(home, name, now)]
+    summaries = [summary for name in names for summary in _summaries(home, name, now)]
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(summaries, indent=2))
     else:
-        for summary in found:
+        for summary in summaries:
             _print(summary)
     if plot:
         _draw(home, names[0], now, plot)
@@ -117,8 +117,10 @@ def close(run: str, home: Path) -> None:
     Example:
       sovfed client ledger close heart-2026-11
     """
-    with _opened(home) as found:
-        click.echo(f"{found.name}: run '{run}' is closed, {found.close(run)} steps are back in the budget")
+    with _opened(home) as privacy_ledger:
+        click.echo(
+            f"{privacy_ledger.name}: run '{run}' is closed, {privacy_ledger.close(run)} steps are back in the budget"
+        )
 
 
 @ledger.command()
@@ -179,9 +181,13 @@ def restored(home: Path) -> None:
     Example:
       sovfed client ledger restored
     """
-    with _opened(home) as found:
-        was = found.restored()
-    click.echo(f"{found.name}: has entry {was.seq} again and pays" if was else f"{found.name}: was not rolled back")
+    with _opened(home) as privacy_ledger:
+        was = privacy_ledger.restored()
+    click.echo(
+        f"{privacy_ledger.name}: has entry {was.seq} again and pays"
+        if was
+        else f"{privacy_ledger.name}: was not rolled back"
+    )
 
 
 @ledger.command("confirm-clock")
@@ -199,9 +205,9 @@ def confirm_clock(date: str, home: Path) -> None:
         raise click.UsageError(
             f"the clock says {today}, not {date}: set the clock first, or look at the calendar again"
         )
-    with _opened(home) as found:
-        found.confirm_clock()
-    click.echo(f"{found.name}: goes on from {today}")
+    with _opened(home) as privacy_ledger:
+        privacy_ledger.confirm_clock()
+    click.echo(f"{privacy_ledger.name}: goes on from {today}")
 
 
 @ledger.command()
@@ -222,9 +228,9 @@ def export(file: Path, home: Path) -> None:
     now = time.time()
     ledgers = []
     for name in _names(home):
-        first, *others = _summaries(home, name, now)
+        first, *populations = _summaries(home, name, now)
         lines = ledger_path(home, name).read_text(encoding="ascii").splitlines()
-        ledgers.append({**first, "populations": others, "lines": lines[: first["entries"]]})
+        ledgers.append({**first, "populations": populations, "lines": lines[: first["entries"]]})
     text = json.dumps({"exported": _day(now, "%FT%TZ"), "ledgers": ledgers}, indent=2)
     write_private(file, text.encode())
     click.echo(f"wrote {file}")
@@ -233,10 +239,10 @@ def export(file: Path, home: Path) -> None:
 def _names(home: Path) -> list[str]:
     from sovfed.clients.ledger_file import ledgers
 
-    found = ledgers(home)
-    if not found:
+    names = ledgers(home)
+    if not names:
         raise PrivacyError(f"{home} has no privacy ledger")
-    return found
+    return names
 
 
 @contextlib.contextmanager
@@ -245,11 +251,11 @@ def _opened(home: Path) -> Iterator[PrivacyLedger]:
     from sovfed.clients.policy import load_policy
     from sovfed.clients.trainer_process import ledger_opener
 
-    found = ledger_opener(home, load_policy(home))()
+    privacy_ledger = ledger_opener(home, load_policy(home))()
     try:
-        yield found
+        yield privacy_ledger
     finally:
-        found.unlock()
+        privacy_ledger.unlock()
 
 
 def _summaries(home: Path, name: str, now: float) -> list[dict[str, Any]]:
@@ -278,7 +284,7 @@ def _summary(history: History, population: str, now: float) -> dict[str, Any]:
 
     spent, reserved = history.spent(population=population), history.reserved(population)
     year, budget = history.spent(after=now - YEAR_S, population=population), history.budgets.get(population)
-    whole, recent = merged([*spent, *reserved]), merged([*year, *reserved])
+    committed, recent = merged([*spent, *reserved]), merged([*year, *reserved])
     return {
         "population": population or history.name,
         "unit": "person",
@@ -291,7 +297,7 @@ def _summary(history: History, population: str, now: float) -> dict[str, Any]:
         ],
         "epsilon": {
             "spent": _epsilon(budget, spent),
-            "with_open_grants": _epsilon(budget, whole),
+            "with_open_grants": _epsilon(budget, committed),
             "spent_in_366_days": _epsilon(budget, year),
             "in_366_days_with_open_grants": _epsilon(budget, recent),
         },
@@ -361,8 +367,8 @@ def _runs(summary: dict[str, Any]) -> Table:
     for run in summary["runs"]:
         plan, event = run["plan"], run["plan"]["event"]
         terms = ", ".join(f"{value:g}" for value in (event["noise_multiplier"], event["sampling_rate"], plan["clip"]))
-        left = run["steps_reserved"]
-        state = "closed" if run["closed"] else f"{left} reserved" if left else "used up"
+        reserved = run["steps_reserved"]
+        state = "closed" if run["closed"] else f"{reserved} reserved" if reserved else "used up"
         steps = f"{run['steps_spent']} of {event['count']}"
         names = [escape(run["run"]), escape(run["purpose"]), plan["mechanism"]]
         table.add_row(*names, terms, steps, state, run["granted"][:10])

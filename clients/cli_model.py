@@ -64,8 +64,8 @@ def list_(as_json: bool, home: Path) -> None:
 
     table = Table(Column("run", no_wrap=True), "task", "rounds", "privacy", "file", "Flower's number")
     for each in models:
-        told = (each.run, each.facts.task.name, str(each.facts.run.rounds), _privacy(each), _same(each), each.owner)
-        table.add_row(*map(cell, told))
+        cells = (each.run, each.facts.task.name, str(each.facts.run.rounds), _privacy(each), _same(each), each.owner)
+        table.add_row(*map(cell, cells))
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
@@ -90,9 +90,9 @@ def get(run: str, out: Path, owner: str | None, home: Path) -> None:
     received = _models(home).find(run, owner)
     if any((out / name).exists() for name in FILES):
         raise ConfigError(f"{out} holds a model already; choose another folder")
-    kept = kept_of(home, received)
+    state = kept_of(home, received)
     Shelf(home).make_known()
-    loaded, own = (None, "") if kept is None else _with_own_parts(home, received)
+    loaded, own = (None, "") if state is None else _with_own_parts(home, received)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     if loaded is not None:
         write_model(out, loaded.task, loaded.vector, loaded.facts)

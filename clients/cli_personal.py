@@ -40,30 +40,32 @@ def list_(as_json: bool, home: Path) -> None:
     Example:
       sovfed client personal list
     """
-    found = _kept(home)
+    states = _kept(home)
     if as_json:
         rows = [
             {
-                "run": one.run,
-                "flower_run": one.flower_run,
-                "task": one.task,
-                "algorithm": one.algorithm,
-                "round": one.round,
-                "path": str(one.path),
+                "run": state.run,
+                "flower_run": state.flower_run,
+                "task": state.task,
+                "algorithm": state.algorithm,
+                "round": state.round,
+                "path": str(state.path),
             }
-            for one in found
+            for state in states
         ]
         click.echo(json.dumps(rows, indent=2))
         return
-    if not found:
+    if not states:
         click.echo("Nothing yet: personal models come of runs with strategy=ditto, fedbn or fedper.")
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table("run", "Flower's number", "task", "strategy", "round", "what")
-    for one in found:
-        table.add_row(*map(cell, (one.run, one.flower_run, one.task, one.algorithm)), str(one.round), WHAT[one.kind])
+    for state in states:
+        table.add_row(
+            *map(cell, (state.run, state.flower_run, state.task, state.algorithm)), str(state.round), WHAT[state.kind]
+        )
     Console().print(table)
 
 
@@ -85,18 +87,18 @@ def export(run: str, out: Path, flower_run: str | None, home: Path) -> None:
     from sovfed.federation.files import write_private
     from sovfed.federation.schema import nearest
 
-    models = [one for one in _kept(home) if one.personal and flower_run in (None, one.flower_run)]
-    named = [one for one in models if one.run == run]
+    models = [state for state in _kept(home) if state.personal and flower_run in (None, state.flower_run)]
+    named = [state for state in models if state.run == run]
     if not named:
-        raise DataError(f"no personal model of run '{run}' here{nearest(run, {one.run for one in models})}")
+        raise DataError(f"no personal model of run '{run}' here{nearest(run, {state.run for state in models})}")
     if len(named) > 1:
-        numbers = ", ".join(visible(one.flower_run) for one in named)
+        numbers = ", ".join(visible(state.flower_run) for state in named)
         raise DataError(f"run '{run}' left {len(named)} models, as Flower's runs {numbers}: choose one with --of")
-    one = named[0]
-    model, scale = read(one.path)
-    head = {"task": one.task, "format": "flat vector: parameters in torch's order, then floating-point buffers"}
-    write_private(out, save({"model": model, "scale": scale}, metadata={**head, "round": str(one.round)}))
-    click.echo(f"{out}: {one.task}, {model.size} parameters, after round {one.round} ({one.algorithm})")
+    state = named[0]
+    model, scale = read(state.path)
+    head = {"task": state.task, "format": "flat vector: parameters in torch's order, then floating-point buffers"}
+    write_private(out, save({"model": model, "scale": scale}, metadata={**head, "round": str(state.round)}))
+    click.echo(f"{out}: {state.task}, {model.size} parameters, after round {state.round} ({state.algorithm})")
 
 
 @personal.command()
@@ -113,7 +115,7 @@ def remove(run: str, home: Path) -> None:
     from sovfed.federation.schema import nearest
 
     if not PersonalStates(home / FOLDER).remove(run):
-        raise DataError(f"nothing of run '{run}' here{nearest(run, {one.run for one in _kept(home)})}")
+        raise DataError(f"nothing of run '{run}' here{nearest(run, {state.run for state in _kept(home)})}")
     click.echo(f"deleted what run '{run}' left")
 
 

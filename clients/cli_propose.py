@@ -77,22 +77,22 @@ def check(name: str, unsealed: bool, as_json: bool) -> None:
       sovfed task check lab-1.sovtask
     """
     called, checks, remarks = _archive_checks(Path(name), unsealed) if name.endswith(SUFFIX) else _checks(name)
-    held = all(one.held for one in checks)
+    passed = all(outcome.held for outcome in checks)
     if as_json:
-        said = [{"what": one.what, "held": one.held, "detail": one.detail} for one in checks]
-        click.echo(json.dumps({"task": called, "held": held, "checks": said, "privacy": remarks}, indent=2))
+        outcomes = [{"what": outcome.what, "held": outcome.held, "detail": outcome.detail} for outcome in checks]
+        click.echo(json.dumps({"task": called, "held": passed, "checks": outcomes, "privacy": remarks}, indent=2))
     else:
-        _print(checks, remarks, held)
-    if not held:
+        _print(checks, remarks, passed)
+    if not passed:
         sys.exit(1)
 
 
 def _checks(name: str) -> tuple[str, list[Check], list[str]]:
     from sovfed.federation.tasks.conformance import conform
 
-    found = named_task(name)
-    checks = conform(found)
-    return found.name, checks, _private(found) if all(one.held for one in checks) else []
+    checked_task = named_task(name)
+    checks = conform(checked_task)
+    return checked_task.name, checks, _private(checked_task) if all(outcome.held for outcome in checks) else []
 
 
 def _archive_checks(path: Path, unsealed: bool) -> tuple[str, list[Check], list[str]]:
@@ -100,13 +100,13 @@ def _archive_checks(path: Path, unsealed: bool) -> tuple[str, list[Check], list[
     from sovfed.federation.archive.packing import trial_of
     from sovfed.federation.tasks.conformance import Check
 
-    told = trial_of(read_archive(path), unsealed=unsealed)
-    return told.name, [Check(tried.what, tried.held, tried.detail) for tried in told.checks], list(told.privacy)
+    trial = trial_of(read_archive(path), unsealed=unsealed)
+    return trial.name, [Check(tried.what, tried.held, tried.detail) for tried in trial.checks], list(trial.privacy)
 
 
 def _print(checks: list[Check], remarks: list[str], held: bool) -> None:
-    for one in checks:
-        click.echo(f"{'ok ' if one.held else 'NO '} {one.what}: {visible(one.detail, keep='')}")
+    for outcome in checks:
+        click.echo(f"{'ok ' if outcome.held else 'NO '} {outcome.what}: {visible(outcome.detail, keep='')}")
     if held:
         for remark in remarks:
             click.echo(f"    privacy: {visible(remark, keep='')}")
@@ -120,4 +120,4 @@ def _private(found: Task) -> list[str]:
         return ["nothing is trained"]
     from sovfed.clients.dpsgd.examination import examine_task
 
-    return [("" if one.refused else "remark: ") + str(one) for one in examine_task(found)]
+    return [("" if finding.refused else "remark: ") + str(finding) for finding in examine_task(found)]

@@ -95,8 +95,8 @@ def predict(
     else:
         from sovfed.clients.prediction_apart import Prediction, predictions_apart
 
-        whole = [str(given.absolute()) for given in (path, archive, table)]
-        text = predictions_apart(Prediction(whole[0], whole[1], whole[2], keep, any_version))
+        paths = [str(file.absolute()) for file in (path, archive, table)]
+        text = predictions_apart(Prediction(paths[0], paths[1], paths[2], keep, any_version))
     if out is None:
         click.echo(text, nl=False)
         return
@@ -163,8 +163,8 @@ def find(model: str, home: Path) -> Path:
         return run
     from sovfed.federation.schema import nearest
 
-    known = [each.name for each in (home / "runs").iterdir()] if (home / "runs").is_dir() else []
-    raise ConfigError(f"no file and no run '{model}'" + (nearest(model, known) if known else f" in {home}"))
+    runs = [each.name for each in (home / "runs").iterdir()] if (home / "runs").is_dir() else []
+    raise ConfigError(f"no file and no run '{model}'" + (nearest(model, runs) if runs else f" in {home}"))
 
 
 def load(model: str, home: Path, *, any_version: bool = False) -> LoadedModel:

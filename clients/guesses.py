@@ -46,27 +46,27 @@ def absent(cell: str) -> bool:
 
 def look(name: str, cells: Sequence[str], decimal: str) -> Seen:
     """What a column is, by its name and its cells."""
-    there = [cell for cell in cells if not absent(cell)]
-    words = sorted(set(there))
+    present = [cell for cell in cells if not absent(cell)]
+    words = sorted(set(present))
     if not 1 <= len(name) <= LONGEST_WORD or name == PACKED or name.startswith(".") or steers(name):
         return Seen("", f"a name has 1 to {LONGEST_WORD} printable characters, is not 'x' and begins with no dot")
-    if not there:
+    if not present:
         return Seen("", "empty")
     if len(words) == 1:
         return Seen("", "the same value in every record here")
-    missing = len(cells) - len(there)
+    missing = len(cells) - len(present)
     if pair := _boolean(words):
         return Seen("boolean", values={**pair, **_mean(missing, len(cells))}, note="")
-    if (numbers := _numbers(there, decimal)) is not None:
-        seen = _number(name, numbers, missing, len(cells))
-        if seen.kind and any(cell[0] in LIMITS for cell in there):
-            seen.note += "; values below or above a limit need data.detection_limit=limit"
-        return seen
-    if (days := _dates(there)) is not None:
+    if (numbers := _numbers(present, decimal)) is not None:
+        guess = _number(name, numbers, missing, len(cells))
+        if guess.kind and any(cell[0] in LIMITS for cell in present):
+            guess.note += "; values below or above a limit need data.detection_limit=limit"
+        return guess
+    if (days := _dates(present)) is not None:
         bounds = {"low": _january(min(days), -1), "high": _january(max(days), 2) - 1}
-        written = f"{CONFIRM}; its days need data.date_format=%d.%m.%Y" if "." in there[0] else CONFIRM
+        written = f"{CONFIRM}; its days need data.date_format=%d.%m.%Y" if "." in present[0] else CONFIRM
         return Seen("date", values={**bounds, **_mean(missing, len(cells))}, note=written)
-    return _category(name, there, words, missing)
+    return _category(name, present, words, missing)
 
 
 def _category(name: str, there: Sequence[str], words: Sequence[str], missing: int) -> Seen:
@@ -81,14 +81,14 @@ def _category(name: str, there: Sequence[str], words: Sequence[str], missing: in
 
 
 def _number(name: str, numbers: Sequence[float], missing: int, count: int) -> Seen:
-    whole = all(value.is_integer() for value in numbers)
+    all_integers = all(value.is_integer() for value in numbers)
     different = len(set(numbers))
     running = different == len(numbers) and max(numbers) - min(numbers) + 1 == different
-    if whole and different > 2 and different == len(numbers) and (IDS.fullmatch(name) or running):
+    if all_integers and different > 2 and different == len(numbers) and (IDS.fullmatch(name) or running):
         return Seen("", "another whole number in every record: an identifier")
     low, high = _beyond(min(numbers), max(numbers))
     values = {"low": low, "high": high, **_plausible(numbers, low, high), **_mean(missing, count)}
-    few = whole and different <= FEW and max(numbers) < 100
+    few = all_integers and different <= FEW and max(numbers) < 100
     return Seen("number", values=values, note=f"{CONFIRM}: or the codes of categories?" if few else CONFIRM)
 
 
@@ -105,17 +105,17 @@ def _boolean(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _numbers(cells: Sequence[str], decimal: str) -> list[float] | None:
-    found = []
+    numbers = []
     for cell in cells:
         text = cell.replace(decimal, ".") if decimal != "." else cell
         if not NUMBER.fullmatch(text) or (len(text) > 1 and text[0] == "0" and text.isdigit()):  # 007 is a code
             return None
-        found.append(float(text.lstrip("<>≤≥ ")))
-    return found if all(map(math.isfinite, found)) and max(map(abs, found)) <= 1e29 else None
+        numbers.append(float(text.lstrip("<>≤≥ ")))
+    return numbers if all(map(math.isfinite, numbers)) and max(map(abs, numbers)) <= 1e29 else None
 
 
 def _dates(cells: Sequence[str]) -> list[int] | None:
-    found = []
+    days = []
     for cell in cells:
         match = DAY.match(cell)
         if match is None:
@@ -123,10 +123,10 @@ def _dates(cells: Sequence[str]) -> list[int] | None:
         year, month, day, own_day, own_month, own_year = match.groups()
         parts = (year, month, day) if year else (own_year, own_month, own_day)
         try:
-            found.append(date(*map(int, parts)).toordinal() - EPOCH)
+            days.append(date(*map(int, parts)).toordinal() - EPOCH)
         except ValueError:
             return None
-    return found
+    return days
 
 
 def _january(days: int, decades: int) -> int:

@@ -148,9 +148,9 @@ class PrivacyLedger:
             self._require_witness(run, plan.purpose, asked_in)
             self._close_idle()
             account = self._account(run, plan.purpose, whose)
-            found = self._history.grants.get((run, plan.purpose))
-            if found:
-                return self._again(found, plan, whose)
+            granted = self._history.grants.get((run, plan.purpose))
+            if granted:
+                return self._again(granted, plan, whose)
             agreed = account.budget.delta
             if plan.delta != agreed:
                 self._refuse(run, plan.purpose, f"delta is {plan.delta:g}, policy.yaml says {agreed:g}")
@@ -200,10 +200,10 @@ class PrivacyLedger:
             if self._file.mark:
                 self._refuse(run, purpose, str(self._file.mark))
             self._account(run, purpose, whose)
-            known = self._history.unbounded.get((run, purpose))
-            if known and known[1].population != whose.population:
+            earlier = self._history.unbounded.get((run, purpose))
+            if earlier and earlier[1].population != whose.population:
                 self._refuse(run, purpose, "it was answered for another population before")
-            if known:
+            if earlier:
                 return
             recent = self._clock.now() - DAY_S
             today = sum(at > recent for at, _ in self._history.unbounded.values())
@@ -249,7 +249,9 @@ class PrivacyLedger:
         """The number of the first attempt at `round` that was not spent yet."""
         with self._lock:
             granted = self._history.grants[grant.run, grant.plan.purpose]
-            return 1 + max((attempt for done, attempt in granted.releases if done == round), default=-1)
+            return 1 + max(
+                (attempt for released_round, attempt in granted.releases if released_round == round), default=-1
+            )
 
     def close(self, run: str, purpose: str = "train") -> int:
         """End the grant of `run`; returns how many never-started steps the budget gets back.
@@ -297,13 +299,13 @@ class PrivacyLedger:
         self._file.close()
 
     def _close(self, granted: Granted) -> int:
-        left = granted.reserved
+        reserved = granted.reserved
         if not granted.closed:
-            self._append(Closed(granted.grant.run, granted.grant.plan.purpose, left))
+            self._append(Closed(granted.grant.run, granted.grant.plan.purpose, reserved))
             account = self._accounts.get(granted.grant.population)
             if account is not None:  # else of a population that the policy no longer has
                 account.closed()
-        return left
+        return reserved
 
     def _payable(self, grant: Grant, release: Release, asked_in: str) -> Granted:
         """The grant that `release` is the next of, or the very same again. Raises PrivacyError."""

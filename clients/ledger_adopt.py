@@ -33,10 +33,10 @@ def adopt(home: Path, old: str, name: str, now: float) -> str:
     try:
         if source.mark:
             raise PrivacyError(f"'{old}': {source.mark}")
-        others = replay(source.lines).populations()[1:]
-        if name in others or (others and ledger_path(home, name).exists()):
+        populations = replay(source.lines).populations()[1:]
+        if name in populations or (populations and ledger_path(home, name).exists()):
             raise PrivacyError(
-                f"'{old}' has accounts of {', '.join(others)}: '{name}' must be another, without a ledger"
+                f"'{old}' has accounts of {', '.join(populations)}: '{name}' must be another, without a ledger"
             )
         if not ledger_path(home, name).exists():
             _rename(home, source, old, name, now)
@@ -66,9 +66,9 @@ def _copy(source: LedgerFile, target: LedgerFile, old: str, now: float) -> int:
     """Enter what `source` spent and is not in `target` yet; how many releases that were."""
     if target.mark:
         raise PrivacyError(f"the other ledger: {target.mark}")
-    known = replay(target.lines)
+    history = replay(target.lines)
     count = 0
-    for entry in _entries(replay(source.lines), known, old):
+    for entry in _entries(replay(source.lines), history, old):
         target.append(entry, now)
         count += isinstance(entry, Spent)
     return count
@@ -78,14 +78,14 @@ def _entries(history: History, known: History, old: str) -> Iterator[Entry]:
     """The entries that `known` lacks of all that `history` learnt, under names that begin with `old`."""
     for (run, purpose), granted in history.grants.items():
         name = f"{old}:{run}"[:128]
-        there = known.grants.get((name, purpose))
-        if not granted.releases or (there and there.closed):
+        adopted = known.grants.get((name, purpose))
+        if not granted.releases or (adopted and adopted.closed):
             continue
-        if there is None:
+        if adopted is None:
             yield replace(granted.grant, run=name)
         for _, spent in history.spends:
             key = (spent.release.round, spent.release.attempt)
-            if (spent.run, spent.purpose) == (run, purpose) and (there is None or key not in there.releases):
+            if (spent.run, spent.purpose) == (run, purpose) and (adopted is None or key not in adopted.releases):
                 yield replace(spent, run=name)
         yield Closed(name, purpose, granted.reserved)
     for _, unbounded in history.unbounded.values():

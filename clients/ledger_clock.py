@@ -49,8 +49,8 @@ class LedgerClock:
 
     def now(self) -> float:
         """POSIX seconds, as far as they are believed."""
-        seen, wall = self._seen(), self._wall()
-        return wall if seen < wall <= seen + LEAP_S else max(seen, self._history.last_at)
+        latest, wall = self._seen(), self._wall()
+        return wall if latest < wall <= latest + LEAP_S else max(latest, self._history.last_at)
 
     def doubt(self) -> str:
         """Why the wall clock is not believed; nothing while it is."""

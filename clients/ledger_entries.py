@@ -305,15 +305,15 @@ class History:
     def _assign(self, at: float, entry: Assigned) -> None:
         """Let the study's population inherit what others learnt, and may yet learn, and have what it is known by."""
         charged = self.charged.setdefault(entry.population, [])
-        for other in entry.inherits:
-            whole, pair = self.charged.get(other, []), (entry.population, other)
-            charged += [*whole[self.taken.get(pair, 0) :], *self._reserves_of(other, at)]
-            self.taken[pair] = len(whole)
+        for source in entry.inherits:
+            charges, pair = self.charged.get(source, []), (entry.population, source)
+            charged += [*charges[self.taken.get(pair, 0) :], *self._reserves_of(source, at)]
+            self.taken[pair] = len(charges)
         self.assigned[entry.study] = entry
         self.assigned_ever.append(entry)
         for key in entry.keys:
-            others = self.known.get(key, set()) if entry.apart else set()
-            self.known[key] = {*others, entry.population}
+            populations = self.known.get(key, set()) if entry.apart else set()
+            self.known[key] = {*populations, entry.population}
         self.known[study_key(entry.study)] = {entry.population}
 
     def spent(self, after: float = -math.inf, until: float = math.inf, population: str = "") -> list[Event]:
@@ -326,8 +326,8 @@ class History:
 
     def populations(self) -> list[str]:
         """Those that there is anything of, the home's own first."""
-        others = {entry.population for entry in self.assigned.values()} | self.budgets.keys()
-        return ["", *sorted(others - {""})]
+        names = {entry.population for entry in self.assigned.values()} | self.budgets.keys()
+        return ["", *sorted(names - {""})]
 
     def why_not(self, whose: Whose) -> str:
         """Why the ledger charges nothing to that population for those records; "" if it does.
@@ -339,16 +339,18 @@ class History:
         if whose.population and (entry is None or entry.population != whose.population):
             return f"nobody said in this ledger that the records of {whose.study} are of '{whose.population}'; {act}"
         for key in (study_key(whose.study), *whose.keys):
-            known = self.known.get(key)
-            if known and whose.population not in known:
-                names = " and ".join(repr(other or self.name) for other in sorted(known))
+            populations = self.known.get(key)
+            if populations and whose.population not in populations:
+                names = " and ".join(repr(population or self.name) for population in sorted(populations))
                 return f"the records of {whose.study} are of {names}, not of '{whose.population or self.name}'; {act}"
         return ""
 
     def heirs_of(self, whose: Whose) -> tuple[str, ...]:
         """The populations that the records may have been charged to so far."""
-        known = {other for key in (study_key(whose.study), *whose.keys) for other in self.known.get(key, ())}
-        return tuple(sorted((known | ({""} if self.unnamed else set())) - {whose.population}))
+        populations = {
+            population for key in (study_key(whose.study), *whose.keys) for population in self.known.get(key, ())
+        }
+        return tuple(sorted((populations | ({""} if self.unnamed else set())) - {whose.population}))
 
     def no_bound(self, population: str) -> list[tuple[float, Unbounded]]:
         """The runs without privacy over its records, and over those of populations that it inherits from."""
@@ -361,7 +363,7 @@ class History:
     def _reserves_of(self, population: str, at: float) -> list[tuple[float, Event]]:
         grants = [granted for granted in self.grants.values() if granted.grant.population == population]
         plans = [(granted.grant.plan.event, granted.reserved) for granted in grants]
-        return [(at, Event(plan.noise_multiplier, plan.sampling_rate, left)) for plan, left in plans if left]
+        return [(at, Event(plan.noise_multiplier, plan.sampling_rate, steps)) for plan, steps in plans if steps]
 
 
 def study_key(study: str) -> str:

@@ -99,11 +99,12 @@ def ledgers(home: Path) -> list[str]:
 
 def require_alone(home: Path, name: str) -> None:
     """Raises PrivacyError if the home has a ledger of another name, which would be a second budget of one person."""
-    others = [other for other in ledgers(home) if other != name]
-    if others:
+    existing = [ledger for ledger in ledgers(home) if ledger != name]
+    if existing:
         raise PrivacyError(
-            f"{home / FOLDER} has the ledger '{others[0]}', and policy.yaml names the population '{name}': the persons "
-            f"in it must not get a second budget; `sovfed client ledger adopt {others[0]}` makes it part of '{name}'"
+            f"{home / FOLDER} has the ledger '{existing[0]}', and policy.yaml names the population '{name}': the "
+            "persons in it must not get a second budget; "
+            f"`sovfed client ledger adopt {existing[0]}` makes it part of '{name}'"
         )
 
 
@@ -150,15 +151,15 @@ class LedgerFile:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ServiceError(f"{self._path}: in use by another trainer") from error
-            self.lines, whole = read_lines(self._file, self._path, self._key)
+            self.lines, length = read_lines(self._file, self._path, self._key)
             _check_name(self._path, self.lines, self._names)
             self._heads = [line.head for line in self.lines]
             self._last_at = self.lines[-1].at
             self.countersigned = _load_head(self._path, self._key)
             self.mark = _sealed(RolledBack, self._path.with_suffix(MARK), self._path, self._key)
             _check_head(self._path, self.countersigned, self._heads)
-            self._mend(whole)
-            self._size = whole
+            self._mend(length)
+            self._size = length
         except BaseException:
             os.close(self._file)
             raise
@@ -207,9 +208,9 @@ class LedgerFile:
         """Keep what the coordinator signed of a head that this ledger `has`, if it is newer than what is kept."""
         if self.countersigned is None or seq > self.countersigned.seq:
             body = {"dataset": self._names[0], "seq": seq, "head": head, "signature": signature.hex(), "run": run}
-            found = bind(Countersigned, body, "head", PrivacyError)
+            countersigned = bind(Countersigned, body, "head", PrivacyError)
             write_private(self._path.with_suffix(".head"), seal(body, self._key))
-            self.countersigned = found
+            self.countersigned = countersigned
 
     def save_head(self, name: str) -> None:
         """Put the countersigned head, if there is one, where the ledger `name` has it."""
@@ -232,8 +233,8 @@ class LedgerFile:
                 raise PrivacyError(f"{self._path}: {self.mark}")
             self._path.with_suffix(MARK).unlink()
             sync_folder(self._path.parent)
-        found, self.mark = self.mark, None
-        return found
+        mark, self.mark = self.mark, None
+        return mark
 
     def reread(self) -> list[Line]:
         """All entries as they stand on disk, checked in full. Raises PrivacyError if they are not what was written."""
@@ -249,8 +250,8 @@ class LedgerFile:
 
     def _check_place(self) -> None:
         """Raises PrivacyError if somebody put another file in this one's place, or wrote to it, since it was opened."""
-        ours, there = os.fstat(self._file), self._path.lstat() if self._path.exists() else None
-        if there is None or not os.path.samestat(ours, there) or ours.st_size != self._size:
+        opened, on_disk = os.fstat(self._file), self._path.lstat() if self._path.exists() else None
+        if on_disk is None or not os.path.samestat(opened, on_disk) or opened.st_size != self._size:
             raise PrivacyError(f"{self._path}: was moved, replaced or changed while this trainer had it open")
 
     def _mend(self, whole: int) -> None:
@@ -277,12 +278,12 @@ def _sealed(kind: type[Kept], path: Path, ledger: Path, key: bytes) -> Kept | No
     if not path.exists():
         return None
     try:
-        found = bind(kind, unseal(read_private(path), key), path.suffix[1:], PrivacyError)
+        content = bind(kind, unseal(read_private(path), key), path.suffix[1:], PrivacyError)
     except PrivacyError as error:
         raise PrivacyError(f"{path}: {error}") from error
-    if found.dataset != ledger.stem:
-        raise PrivacyError(f"{path}: is of the population '{found.dataset}'")
-    return found
+    if content.dataset != ledger.stem:
+        raise PrivacyError(f"{path}: is of the population '{content.dataset}'")
+    return content
 
 
 def _check_name(path: Path, lines: list[Line], names: tuple[str, ...]) -> None:
@@ -321,10 +322,10 @@ def _open(path: Path, flags: int) -> int:
         file = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
         raise PrivacyError(f"{path}: no privacy ledger; restore it, or enrol: nothing private runs without") from error
-    found = os.fstat(file)
-    if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o177 or found.st_uid != os.geteuid():
+    status = os.fstat(file)
+    if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o177 or status.st_uid != os.geteuid():
         os.close(file)
-        raise PrivacyError(f"{path}: mode {found.st_mode & 0o7777:04o}, expected 0600 and owned by this user")
+        raise PrivacyError(f"{path}: mode {status.st_mode & 0o7777:04o}, expected 0600 and owned by this user")
     return file
 
 

@@ -33,8 +33,8 @@ class Limit:
         """ε with `event` on top, as it will be counted from then on."""
         with_it = merged([*self.events, event])
         together = gathered(with_it)
-        found = (self.used.plus(event) if together == with_it else Accountant().plus(*together)).epsilon(delta)
-        return max(found, self.each * sum(one.count for one in with_it))
+        epsilon = (self.used.plus(event) if together == with_it else Accountant().plus(*together)).epsilon(delta)
+        return max(epsilon, self.each * sum(merged_event.count for merged_event in with_it))
 
 
 def too_much(
@@ -42,10 +42,13 @@ def too_much(
 ) -> str:
     """What `event` would cost under `limit`, which has no room for it, and what would fit."""
     before, after = limit.used.epsilon(delta), limit.after(event, delta)
-    others = ", ".join(f"{other.name} {other.epsilon:.2f}" for other in limits if other is not limit)
+    other_limits = ", ".join(
+        f"{other_limit.name} {other_limit.epsilon:.2f}" for other_limit in limits if other_limit is not limit
+    )
     return (
         f"this run would take the population from ε={before:.2f} to {after:.2f} at δ={delta:g}{limit.span}, over the "
-        f"limit {limit.name} {limit.epsilon:.2f} of policy.yaml ({others}); {_what_fits(limits, event, delta, clock)}"
+        f"limit {limit.name} {limit.epsilon:.2f} of policy.yaml ({other_limits}); "
+        f"{_what_fits(limits, event, delta, clock)}"
     )
 
 

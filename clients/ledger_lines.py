@@ -42,10 +42,10 @@ def read_lines(file: int, path: Path, key: bytes) -> tuple[list[Line], int]:
     with os.fdopen(os.dup(file), "rb") as stream:
         stream.seek(0)
         content = stream.read()
-    *whole, tail = content.split(b"\n")
+    *complete, tail = content.split(b"\n")
     lines: list[Line] = []
     at = 0
-    for text in whole:
+    for text in complete:
         try:
             lines.append(_decode(text + b"\n", key, lines[-1] if lines else None))
         except PrivacyError as error:
@@ -80,20 +80,20 @@ def encode(key: bytes, seq: int, prev: str, at: float, entry: Entry) -> bytes:
 
 def _decode(text: bytes, key: bytes, last: Line | None) -> Line:
     """The line that stands after `last`, or the first of all."""
-    found = unseal(text, key)
-    if found["v"] != _VERSION or found["kind"] not in KINDS:
-        raise PrivacyError(f"version {found['v']}, kind '{found['kind']}': written by a newer program")
+    fields = unseal(text, key)
+    if fields["v"] != _VERSION or fields["kind"] not in KINDS:
+        raise PrivacyError(f"version {fields['v']}, kind '{fields['kind']}': written by a newer program")
     seq = last.seq + 1 if last else 0
-    if found["seq"] != seq:
-        raise PrivacyError(f"entry {found['seq']} stands where entry {seq} should: lines were removed or moved")
-    entry = bind(KINDS[found["kind"]], found["entry"], found["kind"], PrivacyError)
+    if fields["seq"] != seq:
+        raise PrivacyError(f"entry {fields['seq']} stands where entry {seq} should: lines were removed or moved")
+    entry = bind(KINDS[fields["kind"]], fields["entry"], fields["kind"], PrivacyError)
     if (last is None) != isinstance(entry, Opened):
-        raise PrivacyError(f"an entry '{found['kind']}' has no place here")
-    if found["prev"] != (last.head if last else genesis(entry.dataset) if isinstance(entry, Opened) else ""):
+        raise PrivacyError(f"an entry '{fields['kind']}' has no place here")
+    if fields["prev"] != (last.head if last else genesis(entry.dataset) if isinstance(entry, Opened) else ""):
         raise PrivacyError("it does not follow from the line before")
-    if last and found["at"] < last.at:
+    if last and fields["at"] < last.at:
         raise PrivacyError("it is older than the line before")
-    return Line(seq, found["at"], entry, hashlib.sha256(text).hexdigest())
+    return Line(seq, fields["at"], entry, hashlib.sha256(text).hexdigest())
 
 
 def seal(record: Mapping[str, Any], key: bytes) -> bytes:

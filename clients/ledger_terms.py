@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 def mismatch(granted: Granted, release: Release) -> str:
     """What of `release` was not granted, with both values; nothing if it is the next step of the grant."""
     plan, last = granted.grant.plan, granted.last
-    known = granted.releases.get((release.round, release.attempt))
-    if known:
-        return f"round {release.round} attempt {release.attempt} was spent before: {difference(release, known)}"
+    spent = granted.releases.get((release.round, release.attempt))
+    if spent:
+        return f"round {release.round} attempt {release.attempt} was spent before: {difference(release, spent)}"
     if granted.closed:
         return "the grant was closed"
     single = dataclasses.replace(plan.event, count=release.event.count)

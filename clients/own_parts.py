@@ -25,17 +25,17 @@ def with_own_parts(home: Path, received: Received, model: LoadedModel) -> tuple[
 
     Raises DataError if what was kept does not fit the model, or the run left nothing for a model that needs it.
     """
-    kept = kept_of(home, received)
-    if kept is None:
+    state = kept_of(home, received)
+    if state is None:
         if model.network is not None and model.task.layout.personal:
             raise DataError(f"run '{received.run}' left no personal part here: this institution took no part in it")
         return model, ""
-    vector, _ = read(kept.path)
+    vector, _ = read(state.path)
     if vector.shape != model.vector.shape:
-        raise DataError(f"{kept.path}: {vector.shape}, the run's model is {model.vector.shape}")
-    own = model.task.layout.own(kept.algorithm)
-    told = f"with the parts that stay here (strategy={kept.algorithm}), as they were after round {kept.round}"
-    return placed(model, np.where(own, vector, model.vector)), told
+        raise DataError(f"{state.path}: {vector.shape}, the run's model is {model.vector.shape}")
+    own = model.task.layout.own(state.algorithm)
+    remark = f"with the parts that stay here (strategy={state.algorithm}), as they were after round {state.round}"
+    return placed(model, np.where(own, vector, model.vector)), remark
 
 
 def placed(model: LoadedModel, vector: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> LoadedModel:
@@ -44,16 +44,16 @@ def placed(model: LoadedModel, vector: np.ndarray[tuple[int, ...], np.dtype[np.f
 
     layout = model.task.layout
     with torch.no_grad():
-        for part, tensor in zip(layout.parts, layout.tensors(model.module), strict=True):
-            tensor.copy_(torch.from_numpy(vector[part.place].copy()).view(part.shape))
+        for layout_part, tensor in zip(layout.parts, layout.tensors(model.module), strict=True):
+            tensor.copy_(torch.from_numpy(vector[layout_part.place].copy()).view(layout_part.shape))
     return dataclasses.replace(model)  # without what the old one has computed of its values
 
 
 def kept_of(home: Path, received: Received) -> Kept | None:
     """What stayed here of the run that `received` is of, the newest; None if nothing did."""
     name = received.facts.task.name
-    for kept in PersonalStates(home / FOLDER).list():
-        same = (kept.run, kept.task) == (received.run, name) and kept.personal and kept.algorithm in PARTIAL
-        if same and received.owner in (kept.flower_run, kept.flower_run.partition(".")[0]):
-            return kept
+    for state in PersonalStates(home / FOLDER).list():
+        matching = (state.run, state.task) == (received.run, name) and state.personal and state.algorithm in PARTIAL
+        if matching and received.owner in (state.flower_run, state.flower_run.partition(".")[0]):
+            return state
     return None

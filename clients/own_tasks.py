@@ -42,16 +42,16 @@ def added(home: Path, file: Path) -> Iterator[str]:
         return
     shelf = Shelf(home)
     before = list(shelf.files())
-    task, kept = shelf.put(file)
+    task, stored = shelf.put(file)
     yield f"task {task.name}, version {task.version}: {task.title}"
     yield f"digest {task.digest}"
     yield from (f"  {line}" for line in columns(task.schema))
     yield f"  model of {task.parameters} values; metrics: {task.headline} first"
-    yield f"kept in {kept.parent}"
-    older = [path for path in before if path.parent.name.rpartition("-")[0] == task.name and path != kept]
+    yield f"kept in {stored.parent}"
+    older = [path for path in before if path.parent.name.rpartition("-")[0] == task.name and path != stored]
     if older:
         yield f"what differs from {older[-1].parent.name}:"
-        yield from difference(older[-1], kept)
+        yield from difference(older[-1], stored)
     yield _next(task)
 
 
@@ -94,9 +94,9 @@ def allow_entry(home: Path, entry: str) -> str:
     Raises PolicyError if the policy is not as it was written first.
     """
     policy = load_policy(home)
-    kept = [other for other in policy.allowed_tasks if other.partition(AT)[0] != entry.partition(AT)[0]]
+    entries = [allowed for allowed in policy.allowed_tasks if allowed.partition(AT)[0] != entry.partition(AT)[0]]
     text = (home / POLICY).read_text(encoding="utf-8")
-    names = ", ".join(f'"{name}"' for name in [*kept, entry])
+    names = ", ".join(f'"{name}"' for name in [*entries, entry])
     changed, count = _ALLOWED.subn(f"allowed_tasks: [{names}]", text)
     if count != 1:
         raise PolicyError(f"{home / POLICY}: no single line 'allowed_tasks: [...]'; add {entry} to it by hand")

@@ -30,18 +30,18 @@ def within(seconds: float, what: str) -> Iterator[None]:
         yield
         return
     start, terminal = time.monotonic(), sys.stderr.isatty()
-    told = QUIET_S - EVERY_S
+    reported_at = QUIET_S - EVERY_S
 
     def look(_signal: int, _frame: object) -> None:
-        nonlocal told
+        nonlocal reported_at
         passed = time.monotonic() - start
         if passed >= seconds:
             raise OutOfTimeError
         if terminal and passed >= QUIET_S:
             sys.stderr.write(f"\r\x1b[K{what}: {passed:.0f} s of at most {seconds:.0f}")
             sys.stderr.flush()
-        elif not terminal and passed >= told + EVERY_S:
-            told = passed
+        elif not terminal and passed >= reported_at + EVERY_S:
+            reported_at = passed
             sys.stderr.write(f"{what}: {passed:.0f} s of at most {seconds:.0f}\n")
 
     before = signal.signal(signal.SIGALRM, look)

@@ -104,17 +104,17 @@ class PersonalStates:
         left for what the request would keep.
         """
         self.check_room(request)
-        files = [one for one in self._files() if one.key == _key(request) and one.kind != PLACE]
-        own = [one for one in files if one.owner == _owner(request)]
-        usable = [one for one in own if one.round <= last] or [one for one in files if one.round <= last]
+        files = [file for file in self._files() if file.key == _key(request) and file.kind != PLACE]
+        own = [file for file in files if file.owner == _owner(request)]
+        usable = [file for file in own if file.round <= last] or [file for file in files if file.round <= last]
         if not usable:
             if files:
                 log.warning("run %s: nothing is kept of a round before %d; beginning anew", request.keep, last + 1)
             return None
-        found = max(usable, key=lambda one: (one.round, one.age))
-        vector, _ = read(found.path)
+        newest = max(usable, key=lambda file: (file.round, file.age))
+        vector, _ = read(newest.path)
         if vector.shape != request.model.shape:
-            raise DataError(f"{found.path}: {vector.shape}, the run's model is {request.model.shape}")
+            raise DataError(f"{newest.path}: {vector.shape}, the run's model is {request.model.shape}")
         return vector
 
     def claim(self, request: TrainRequest | EvaluateRequest) -> None:
@@ -134,7 +134,7 @@ class PersonalStates:
         self.check_room(request)
         self._write(request, _kind(request), vector)
         of = _key(request), _owner(request)
-        own = {one.round: one.path for one in self._files() if (one.key, one.owner) == of and one.kind != PLACE}
+        own = {file.round: file.path for file in self._files() if (file.key, file.owner) == of and file.kind != PLACE}
         own.pop(request.round)
         earlier = sorted(number for number in own if number < request.round)
         for number in set(own) - set(earlier[-(ROUNDS - 1) :]):  # those after it were of a run that was set back
@@ -143,14 +143,14 @@ class PersonalStates:
 
     def list(self) -> list[Kept]:
         """The newest file of each run, newest first."""
-        return [_head(one.path) for one in self._newest()]
+        return [_head(file.path) for file in self._newest()]
 
     def remove(self, run: str) -> int:
         """Delete what is kept under the name `run`, whichever of Flower's runs left it; how many states that were."""
-        doomed = [(one.key, one.owner) for one in self._newest() if _head(one.path).run == run]
-        for one in self._files():
-            if (one.key, one.owner) in doomed:
-                one.path.unlink()
+        doomed = [(file.key, file.owner) for file in self._newest() if _head(file.path).run == run]
+        for file in self._files():
+            if (file.key, file.owner) in doomed:
+                file.path.unlink()
         return len(doomed)
 
     def _write(self, request: TrainRequest | EvaluateRequest, kind: str, vector: Vector) -> None:
@@ -167,36 +167,36 @@ class PersonalStates:
 
     def _held(self) -> set[tuple[str, str]]:
         """The runs that have a place for a personal model."""
-        return {(one.key, one.owner) for one in self._files() if one.kind != VARIATE}
+        return {(file.key, file.owner) for file in self._files() if file.kind != VARIATE}
 
     def _files(self) -> Sequence[_File]:
-        found = [(_NAME.fullmatch(path.name), path) for path in self._folder.glob("*.safetensors")]
-        return [_File(p, m[1], m[2], int(m[3]), m[4], p.stat().st_mtime_ns) for m, p in found if m]
+        matches = [(_NAME.fullmatch(path.name), path) for path in self._folder.glob("*.safetensors")]
+        return [_File(p, m[1], m[2], int(m[3]), m[4], p.stat().st_mtime_ns) for m, p in matches if m]
 
     def _newest(self, kind: str = "") -> Sequence[_File]:
         """The newest file of each run (of `kind` alone), newest first."""
         newest: dict[tuple[str, str], _File] = {}
-        for one in sorted(self._files(), key=lambda one: (one.kind == PLACE, -one.age, -one.round)):
-            if kind in ("", one.kind):
-                newest.setdefault((one.key, one.owner), one)
+        for file in sorted(self._files(), key=lambda file: (file.kind == PLACE, -file.age, -file.round)):
+            if kind in ("", file.kind):
+                newest.setdefault((file.key, file.owner), file)
         return [*newest.values()]
 
     def check_room(self, request: TrainRequest | EvaluateRequest) -> None:
         """Raise PolicyError if a personal model would be one too many: none is deleted to make room."""
         if _kind(request) != PERSONAL:
             return
-        held = self._held()
-        if len(held) >= MAX_PERSONAL and (_key(request), _owner(request)) not in held:
+        places = self._held()
+        if len(places) >= MAX_PERSONAL and (_key(request), _owner(request)) not in places:
             raise PolicyError(
-                f"{len(held)} personal models are kept here, the most; `sovfed client personal remove RUN` makes room"
+                f"{len(places)} personal models are kept here, the most; `sovfed client personal remove RUN` makes room"
             )
 
     def _forget_variates(self) -> None:
         """Drop the control variates beyond the newest runs': they are of use to nobody but a run that goes on."""
-        kept = {(one.key, one.owner) for one in self._newest(VARIATE)[:MAX_VARIATES]}
-        for one in self._files():
-            if one.kind == VARIATE and (one.key, one.owner) not in kept:
-                one.path.unlink()
+        newest = {(file.key, file.owner) for file in self._newest(VARIATE)[:MAX_VARIATES]}
+        for file in self._files():
+            if file.kind == VARIATE and (file.key, file.owner) not in newest:
+                file.path.unlink()
 
 
 def read(path: Path) -> tuple[Vector, Sums]:

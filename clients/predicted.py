@@ -30,13 +30,13 @@ def table_of(loaded: LoadedModel, table: Path, keep: str) -> str:
 
 def _read(schema: Schema, path: Path, keep: str) -> tuple[Table, list[str]]:
     """The inputs of each row, and its text in column `keep`, or its line in the file. Raises DataError."""
-    whole, config = dataclasses.replace(schema, person=""), DataConfig(person=keep or None)
+    without_person, config = dataclasses.replace(schema, person=""), DataConfig(person=keep or None)
     try:
-        read = read_for_prediction(whole, path, config)
+        read = read_for_prediction(without_person, path, config)
     except DataError:
         if not any(column.kind == "date" for column in schema.inputs):
             raise
-        read = read_for_prediction(whole, path, dataclasses.replace(config, date_format=DAY))
+        read = read_for_prediction(without_person, path, dataclasses.replace(config, date_format=DAY))
     if keep and read.persons is not None:
         return read.table, read.persons.to_pylist()
     return read.table, [] if read.lines is None else list(map(str, read.lines.tolist()))

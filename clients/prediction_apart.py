@@ -39,13 +39,13 @@ def predictions_apart(asked: Prediction) -> str:
     """The predictions, as `sovfed model predict` prints them. Raises ConfigError with what the process complains of."""
     with tempfile.TemporaryDirectory(prefix="sovfed-prediction-") as scratch:
         environment = {**quiet_environment(), "HOME": scratch, "TMPDIR": scratch}
-        done = subprocess.run(
+        completed = subprocess.run(
             python_command("sovfed.clients.prediction_apart"), input=json.dumps(asdict(asked)).encode(), cwd=scratch,
             env=environment, capture_output=True, check=False,
         )  # fmt: skip
-    if done.returncode:
-        raise ConfigError(visible(done.stderr[-SHOWN:].decode(errors="replace").strip(), keep="\n"))
-    return done.stdout.decode()
+    if completed.returncode:
+        raise ConfigError(visible(completed.stderr[-SHOWN:].decode(errors="replace").strip(), keep="\n"))
+    return completed.stdout.decode()
 
 
 def main() -> int:
@@ -53,9 +53,9 @@ def main() -> int:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the task's code prints is no prediction
     try:
-        asked = bind(Prediction, json.loads(sys.stdin.read()))
-        _seal(asked)
-        out.write(_predicted(asked))
+        prediction = bind(Prediction, json.loads(sys.stdin.read()))
+        _seal(prediction)
+        out.write(_predicted(prediction))
     except SovfedError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -84,22 +84,22 @@ class PrivateTraining:
         """
         if number is not None and self._kept is not None and self.keeps(request, number):
             return self._kept[1]
-        ledger, whole = self._ledger, whole_run(request.run)
+        ledger, base_run = self._ledger, whole_run(request.run)
         grant = None
         if ledger is not None:
-            grant = ledger.authorise(request.grant, plan_of(request), asked_in=whole, whose=self._whose)
+            grant = ledger.authorise(request.grant, plan_of(request), asked_in=base_run, whose=self._whose)
         if request.mechanism == "silo":
-            found: Vector | Integers = self._descend(request)
+            values: Vector | Integers = self._descend(request)
         else:
             total = (
                 self._local_update(request) if request.mechanism == "institution" else self._sum(request, request.model)
             )
-            found = self._noised(request, total, room)
+            values = self._noised(request, total, room)
         if grant is not None and ledger is not None:
-            self._spend(ledger, grant, request, found)
-        made = PrivateUpdate(found)
-        self._kept = None if number is None else (_key(request, number), made)
-        return made
+            self._spend(ledger, grant, request, values)
+        update = PrivateUpdate(values)
+        self._kept = None if number is None else (_key(request, number), update)
+        return update
 
     def keeps(self, request: PrivateRequest, number: SumNumber) -> bool:
         """Whether the release for that sum was made and paid for already."""
@@ -143,14 +143,14 @@ class PrivateTraining:
         training = LocalTraining(
             self.task, self._records, site=self._site, device=self._device, most_epochs=self._most_epochs
         )
-        asked = TrainRequest(
+        train_request = TrainRequest(
             run=request.run, round=request.round, task=request.task, seed=request.seed,
             local_epochs=request.local_epochs, batch_size=request.batch_size,
             learning_rate=request.learning_rate, proximal_mu=0.0, model=request.model,
             scale=self.task.transform.public_scale, **local_work(request),
         )  # fmt: skip
         try:
-            update, _ = training.train(asked)
+            update, _ = training.train(train_request)
         except Exception:  # may be one record's doing, which a refusal would tell
             log.exception("round %d: no update; nothing but noise is released", request.round)
             return np.zeros(request.model.size)
@@ -198,10 +198,10 @@ def admit(
     if reason := why_not_noised(task) if request.mechanism == "institution" else why_not_private(task):
         raise PrivacyError(reason)
     if ledger is not None:
-        whole = whole_run(request.run)
-        grant = ledger.authorise(request.grant, plan_of(request), asked_in=whole, whose=whose)
+        base_run = whole_run(request.run)
+        grant = ledger.authorise(request.grant, plan_of(request), asked_in=base_run, whose=whose)
         if not paid:
-            ledger.check(grant, _release(ledger, grant, request, NO_DIGEST), asked_in=whole)
+            ledger.check(grant, _release(ledger, grant, request, NO_DIGEST), asked_in=base_run)
 
 
 def _key(request: PrivateRequest, number: SumNumber) -> ReleaseKey:
@@ -244,12 +244,12 @@ def plan_of(request: PrivateRequest) -> Plan:
     Under `institution` a person may move the update by 2C where leaving the institution out moves it by C, and all of
     the institution's persons take part in every round.
     """
-    whole = request.mechanism == "institution"
+    by_institution = request.mechanism == "institution"
     constants = {f.name: getattr(request, f.name) for f in fields(request) if f.name not in CONSTANTS}
     return Plan(
         event=Event(
-            request.noise_multiplier / 2 if whole else request.noise_multiplier,
-            1.0 if whole else request.sampling_rate,
+            request.noise_multiplier / 2 if by_institution else request.noise_multiplier,
+            1.0 if by_institution else request.sampling_rate,
             request.rounds * request.steps + request.spare,
         ),
         mechanism=request.mechanism,

@@ -21,12 +21,12 @@ def read_settings(path: Path, error: type[SovfedError] = ConfigError) -> dict[st
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
         raise error(f"{path}: cannot be read: {problem}") from problem
-    if not isinstance(found, dict):
-        raise error(f"{path}: expected lines 'name: value', got {type(found).__name__}")
-    return found
+    if not isinstance(settings, dict):
+        raise error(f"{path}: expected lines 'name: value', got {type(settings).__name__}")
+    return settings
 
 
 def settings_text(values: DataclassInstance, head: str, skip: Collection[str] = ()) -> str:

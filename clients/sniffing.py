@@ -31,8 +31,8 @@ class Sheet:
     decimal: str
 
     def column(self, name: str) -> list[str]:
-        place = self._places[name]
-        return [row[place] for row in self.rows]
+        position = self._places[name]
+        return [row[position] for row in self.rows]
 
     @property
     def said(self) -> str:
@@ -43,7 +43,7 @@ class Sheet:
 
     @cached_property
     def _places(self) -> dict[str, int]:
-        return {name: place for place, name in enumerate(self.names)}
+        return {name: position for position, name in enumerate(self.names)}
 
 
 def read_sheet(path: Path) -> Sheet:

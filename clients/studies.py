@@ -49,10 +49,10 @@ def add_study(home: Path, name: str, task: str, data: DataConfig, population: st
     if name in old.studies:
         raise ConfigError(f"{path}: study '{name}' is there already; change it by hand")
     study = bind(StudyConfig, {"task": task, "data": data, "population": population}, name)
-    wanted = bind(ClientConfig, {**before, "studies": {**old.studies, name: study}}, str(path))
+    expected = bind(ClientConfig, {**before, "studies": {**old.studies, name: study}}, str(path))
     block = "\n".join(named_lines({name: study}, INDENT))
     changed = _with_block(text, block)
-    if _read(changed) != wanted:
+    if _read(changed) != expected:
         raise ConfigError(f"{path}: its 'studies' are written in another way; add there by hand\n{block}")
     write_private(path, changed.encode())
     return load_config(home)
@@ -70,16 +70,16 @@ def _read(text: str) -> ClientConfig | None:
     import yaml
 
     try:
-        told: Any = yaml.safe_load(text)
-        return bind(ClientConfig, told)
+        document: Any = yaml.safe_load(text)
+        return bind(ClientConfig, document)
     except (yaml.YAMLError, ConfigError, TypeError):
         return None
 
 
 def _meet(task: str, entry: str) -> bool:
     """Whether a study's task and an entry of `allowed_tasks` have a version in common."""
-    (name, _, digest), (other, _, second) = task.partition(AT), entry.partition(AT)
-    return name == other and (digest.startswith(second) or second.startswith(digest))
+    (name, _, digest), (other_name, _, second) = task.partition(AT), entry.partition(AT)
+    return name == other_name and (digest.startswith(second) or second.startswith(digest))
 
 
 def _place(data: DataConfig) -> str:

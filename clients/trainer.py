@@ -240,15 +240,15 @@ class TrainerService:
         self._check(request)
         if isinstance(request, LedgerRequest | ReleaseRequest):
             return self._admit_anew(request)
-        kept = self._replies.get(request.run, {}).get(type(request))
-        if kept is not None and _equal(kept[0], request):
-            again = kept[1]
+        earlier = self._replies.get(request.run, {}).get(type(request))
+        if earlier is not None and _equal(earlier[0], request):
+            again = earlier[1]
             return lambda: again
         if isinstance(request, SecaggRequest):
-            told = self._require_masking().answer(request)
+            reply = self._require_masking().answer(request)
             if self.isolation is not None and request.step == "offer":
-                told = dataclasses.replace(told, seal=self.isolation.network or "none")
-            return lambda: told
+                reply = dataclasses.replace(reply, seal=self.isolation.network or "none")
+            return lambda: reply
         if self._allowance is not None:
             self._allowance.require_open(request.run)
         task = resolve(request, self._tasks)
@@ -320,8 +320,8 @@ class TrainerService:
         room, number = masking.room(request, permit), (permit.begin.roster, permit.begin.round)
         if self._allowance is not None:
             self._allowance.take(request)
-        held = self._private.get(task.digest)
-        paid = held is not None and held.keeps(request, number)
+        training = self._private.get(task.digest)
+        paid = training is not None and training.keeps(request, number)
         admit(request, task, room, self._open_ledger(), paid=paid, whose=self._whose(task))
         return lambda: masking.mask(
             request.run, permit, self._private_training(task).update(request, room, number), lambda: 0.0
@@ -400,10 +400,10 @@ class TrainerService:
     def _in_use(self, request: EvaluateRequest, workload: Workload) -> Vector:
         """The model to evaluate; a personal one is then kept as it is, for `sovfed client personal`."""
         state = self._state(request, request.round)
-        found = workload.model_in_use(request, state)
-        if found is not request.model and self._states is not None:
-            self._states.save(request, found)
-        return found
+        model = workload.model_in_use(request, state)
+        if model is not request.model and self._states is not None:
+            self._states.save(request, model)
+        return model
 
     def _state(self, request: TrainRequest | EvaluateRequest, last: int) -> Vector | None:
         """What was kept after a round up to `last`."""
@@ -425,12 +425,12 @@ class TrainerService:
         from sovfed.clients.model import FlatModel
 
         records = self._load(task)
-        found = Learner(
+        learner = Learner(
             task, records, site=self._site(task), device=self._device, precision=self._precision,
             make_model=self._make_model or FlatModel, reproducible=self._reproducible, most_epochs=self._most_epochs,
         )  # fmt: skip
-        log.info("task %s: %r on %s, %s", task.name, records, found.device_name, self._precision)
-        return found
+        log.info("task %s: %r on %s, %s", task.name, records, learner.device_name, self._precision)
+        return learner
 
     def _keep(self, request: Request, reply: Reply) -> None:
         """Keep `reply` for a request that is repeated, but for the ledger, which goes on, and for a run's model."""
@@ -459,10 +459,10 @@ class Quiet:
 
 def _equal(a: Request, b: Request) -> bool:
     """Whether two requests of one type have equal content; scalars are compared before vectors."""
-    ours, theirs = vars(a), vars(b)
-    vectors = [name for name, value in ours.items() if isinstance(value, np.ndarray)]
-    return all(ours[name] == theirs[name] for name in ours.keys() - vectors) and all(
-        np.array_equal(ours[name], theirs[name]) for name in vectors
+    first, second = vars(a), vars(b)
+    vectors = [name for name, value in first.items() if isinstance(value, np.ndarray)]
+    return all(first[name] == second[name] for name in first.keys() - vectors) and all(
+        np.array_equal(first[name], second[name]) for name in vectors
     )
 
 

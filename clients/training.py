@@ -42,12 +42,14 @@ def choose_device(wanted: str) -> torch.device:
 
     torch calls ROCm devices "cuda" (torch.version.hip is set). Raises ConfigError if the device is not there.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
-        return torch.device(next(name for name, present in there.items() if present))
+        return torch.device(next(name for name, present in available.items() if present))
     name = "cuda" if wanted == "rocm" else wanted
-    if not there.get(name) or (wanted == "rocm" and torch.version.hip is None):
-        raise ConfigError(f"device '{wanted}' is not there; present: {[name for name, here in there.items() if here]}")
+    if not available.get(name) or (wanted == "rocm" and torch.version.hip is None):
+        raise ConfigError(
+            f"device '{wanted}' is not there; present: {[name for name, usable in available.items() if usable]}"
+        )
     return torch.device(name)
 
 
@@ -118,8 +120,8 @@ class LocalTraining:
         if not self.count:
             return 0
         each = self._steps_an_epoch(plan)
-        asked = plan.local_steps or plan.local_epochs * each
-        return asked if self._most_epochs is None else min(asked, self._most_epochs * each)
+        requested = plan.local_steps or plan.local_epochs * each
+        return requested if self._most_epochs is None else min(requested, self._most_epochs * each)
 
     def _steps_an_epoch(self, plan: LocalPlan) -> int:
         batches = batches_of(self.count, plan.batch_size, coupled=self.task.layout.coupled)
@@ -201,19 +203,19 @@ class LocalTraining:
     ) -> tuple[Vector, float]:
         self._model.load(request.model)
         self._model.mode(training=True)
-        left, rows, losses = self.steps(request), torch.from_numpy(self._train), list[Tensor]()
-        stepper = make_stepper(self._model, request.plan, left, pull, scaled=self.precision == "fp16")
-        while left:
+        remaining, rows, losses = self.steps(request), torch.from_numpy(self._train), list[Tensor]()
+        stepper = make_stepper(self._model, request.plan, remaining, pull, scaled=self.precision == "fp16")
+        while remaining:
             order, losses = rows[torch.randperm(len(rows), generator=generator)], []
             for inputs, targets in feed.batches(order, request.batch_size, coupled=self.task.layout.coupled):
                 with self._autocast():
                     outputs = self._model.module(inputs)
                 each = self._loss(outputs.float(), targets)
                 losses.append(each.detach())
-                left -= stepper(each)
-                if not left:
+                remaining -= stepper(each)
+                if not remaining:
                     break
-            left -= left and stepper.end_epoch()
+            remaining -= remaining and stepper.end_epoch()
         with np.errstate(over="ignore", invalid="ignore"):  # found out below
             update: Vector = self._model.gathered().cpu().numpy() - request.model
         mean_loss = float(torch.cat(losses).mean())

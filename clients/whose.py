@@ -21,7 +21,9 @@ def whose_in(config: ClientConfig, study: str, task: str) -> Whose:
     """Whose records `study` has; they are known by the study, by the task's name, and by where they lie."""
     data = config.each_data()[study]
     keys = [f"task {task}"]
-    keys += [f"{kind} {os.path.realpath(place)}" for kind in ("path", "url_file") if (place := getattr(data, kind))]
+    keys += [
+        f"{kind} {os.path.realpath(location)}" for kind in ("path", "url_file") if (location := getattr(data, kind))
+    ]
     if data.path is None and data.url_file is None:
         keys.append(f"source {data.source}")
     return Whose(config.population_of(study), study, tuple(keys))

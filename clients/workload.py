@@ -85,8 +85,8 @@ def nothing(
         return ProfileReply(sums=np.zeros(task.transform.profile_size))
     if isinstance(request, EvaluateRequest):
         return EvaluateReply(round=request.round, seconds=0.0, evaluation=np.zeros(task.evaluation_size))
-    found = workload.nothing(request)
+    reply = workload.nothing(request)
     return TrainReply(
-        round=request.round, count=workload.count, seconds=0.0, train_loss=0.0, update=found.update,
-        evaluation=found.evaluation, steps=found.steps,
+        round=request.round, count=workload.count, seconds=0.0, train_loss=0.0, update=reply.update,
+        evaluation=reply.evaluation, steps=reply.steps,
     )  # fmt: skip

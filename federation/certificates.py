@@ -160,8 +160,8 @@ def check_csr(pem: bytes) -> tuple[Names, ec.EllipticCurvePublicKey]:
         raise IdentityError("signing request: not signed by its own key")
     oids = [extension.oid for extension in extensions]
     if oids != [ExtensionOID.SUBJECT_ALTERNATIVE_NAME] or len(attributes) != 1:
-        asked = ", ".join(oid.dotted_string for oid in oids[:8])
-        raise IdentityError(f"signing request: extensions [{asked}], expected the alternative names alone")
+        requested = ", ".join(oid.dotted_string for oid in oids[:8])
+        raise IdentityError(f"signing request: extensions [{requested}], expected the alternative names alone")
     names = read_names(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     if csr.subject != subject_of(names):
         raise IdentityError("signing request: subject and alternative names differ")

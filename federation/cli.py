@@ -87,10 +87,10 @@ def options(config_dir: Path | None, as_json: bool) -> None:
     """
     from sovfed.federation.compose import PACKAGED, groups
 
-    found = groups([PACKAGED] if config_dir is None else [PACKAGED, config_dir])
+    by_group = groups([PACKAGED] if config_dir is None else [PACKAGED, config_dir])
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(by_group, indent=2))
         return
-    width = max(map(len, found))
-    for group, names in found.items():
+    width = max(map(len, by_group))
+    for group, names in by_group.items():
         click.echo(f"{group.ljust(width)}  {', '.join(names)}")

@@ -52,7 +52,7 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
     folders = [*folders_found(), *([] if config_dir is None else [config_dir.resolve()])]
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigError(f"configuration folder {config_dir} does not exist")
-    expanded = [part for text in overrides for part in _expanded(text, folders)]
+    expanded = [override for text in overrides for override in _expanded(text, folders)]
     checked = dict(_check_override(text, folders) for text in expanded)  # the last of two for the same key counts
     values, choices = _hydra(list(checked.values()), folders)
     config = bind(Config, values)
@@ -112,10 +112,10 @@ def _of_run(settings: Sequence[str]) -> list[str]:
 
 def groups(folders: Iterable[Path] | None = None) -> dict[str, list[str]]:
     """Every configuration group and its options."""
-    found: dict[str, set[str]] = {}
+    by_group: dict[str, set[str]] = {}
     for path in (path for folder in folders or folders_found() for path in folder.glob("*/*.yaml")):
-        found.setdefault(path.parent.name, set()).add(path.stem)
-    return {name: sorted(options) for name, options in sorted(found.items())}
+        by_group.setdefault(path.parent.name, set()).add(path.stem)
+    return {name: sorted(options) for name, options in sorted(by_group.items())}
 
 
 def schema() -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
@@ -153,12 +153,12 @@ def split_override(text: str, folders: Sequence[Path] = (PACKAGED,)) -> tuple[st
         raise ConfigError(f"override {text!r} is refused: {_NO_CODE}")
     if not equals or not _KEY.fullmatch(key):
         raise ConfigError(f"override {text!r} is not of the form key=value, such as task=heart or rounds=20")
-    options, known = groups(folders), schema()
+    options, settings = groups(folders), schema()
     if key in options and raw not in options[key]:
         brought = plugins.installed(BROUGHT[key]) if key in BROUGHT else {}
         raise ConfigError(f"unknown option '{raw}' of group '{key}'{nearest(raw, [*options[key], *brought])}")
-    if key not in options and key not in known:
-        raise ConfigError(f"unknown key '{key}'{_nearest_key(key, [*known, *options])}")
+    if key not in options and key not in settings:
+        raise ConfigError(f"unknown key '{key}'{_nearest_key(key, [*settings, *options])}")
     return key, raw
 
 

@@ -366,8 +366,8 @@ class ClientConfig:
             if not NAME.fullmatch(name) or name == REST:
                 raise ValueError(f"studies: {name[:80]!a} is no name of a study: expected one {NAME_IN_WORDS}")
         named = sorted((study.task, name) for name, study in self.studies.items())
-        for (task, name), (other, second) in itertools.pairwise(named):
-            if other == task or (AT in task and other.startswith(task)):
+        for (task, name), (next_task, second) in itertools.pairwise(named):
+            if next_task == task or (AT in task and next_task.startswith(task)):
                 raise ValueError(f"studies '{name}' and '{second}' both serve task '{task}'; each task has one")
 
     def study_of(self, task: Versioned) -> str:
@@ -375,12 +375,18 @@ class ClientConfig:
 
         Raises WrongTaskError if studies name other versions of the task only: whose records these are nobody has said.
         """
-        meant = {name: study.task for name, study in self.studies.items() if study.task.partition(AT)[0] == task.name}
-        named = [name for name in meant if meant[name] == task.name or names_task(meant[name], task.name, task.digest)]
-        if meant and not named:
+        by_study = {
+            name: study.task for name, study in self.studies.items() if study.task.partition(AT)[0] == task.name
+        }
+        named = [
+            name
+            for name in by_study
+            if by_study[name] == task.name or names_task(by_study[name], task.name, task.digest)
+        ]
+        if by_study and not named:
             version = f"{task.name}{AT}{task.digest[:LEAST_DIGEST]}"
-            raise WrongTaskError(f"task {version}: studies {sorted(meant)} are of other versions")
-        return max(named, key=lambda name: len(meant[name]), default=REST)
+            raise WrongTaskError(f"task {version}: studies {sorted(by_study)} are of other versions")
+        return max(named, key=lambda name: len(by_study[name]), default=REST)
 
     def data_of(self, task: Versioned) -> DataConfig:
         """Where the records of `task` are: in its study, or in `data`."""

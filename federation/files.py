@@ -59,9 +59,9 @@ def read_private(path: Path) -> bytes:
     except OSError as error:
         raise IdentityError(f"{path}: secret file missing or not readable") from error
     with os.fdopen(handle, "rb") as file:
-        found = os.fstat(file.fileno())
-        if found.st_mode & 0o177077 != 0o100000 or found.st_uid != os.geteuid():
-            raise IdentityError(f"{path}: mode {found.st_mode & 0o7777:04o}, expected 0600 and owned by this user")
+        status = os.fstat(file.fileno())
+        if status.st_mode & 0o177077 != 0o100000 or status.st_uid != os.geteuid():
+            raise IdentityError(f"{path}: mode {status.st_mode & 0o7777:04o}, expected 0600 and owned by this user")
         return file.read(MAX_FILE_BYTES)
 
 
@@ -86,9 +86,9 @@ def create_private(path: Path) -> Iterator[IO[bytes]]:
 def private_directory(path: Path) -> Path:
     """`path`, made with mode 0700 if missing; ServiceError if it exists and anyone else may enter it."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = path.stat()
-    if found.st_mode & 0o077 or found.st_uid != os.geteuid():
-        raise ServiceError(f"{path}: mode {found.st_mode & 0o7777:04o}, expected 0700 and owned by this user")
+    status = path.stat()
+    if status.st_mode & 0o077 or status.st_uid != os.geteuid():
+        raise ServiceError(f"{path}: mode {status.st_mode & 0o7777:04o}, expected 0700 and owned by this user")
     return path
 
 

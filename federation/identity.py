@@ -198,10 +198,10 @@ class Trust:
 
     def _fresh(self) -> x509.CertificateRevocationList:
         try:
-            found = self._path.stat()
+            status = self._path.stat()
         except OSError as error:
             raise IdentityError(f"{self._path}: no revocation list") from error
-        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
         if stamp != self._stamp:
             crl = load_crl(self._path)
             number = check_crl(crl, self.root, self._clock())

@@ -439,8 +439,8 @@ def decode(kind: str, scalars: Mapping[str, Any], vectors: Mapping[str, npt.NDAr
     dtypes = _DTYPES[cls]
     if set(vectors) != set(dtypes):
         raise ProtocolError(f"{kind}: vectors {sorted(vectors)}, expected {sorted(dtypes)}")
-    if taken := set(values) & set(dtypes):
-        raise ProtocolError(f"{kind}: {sorted(taken)} must be vectors")
+    if misplaced := set(values) & set(dtypes):
+        raise ProtocolError(f"{kind}: {sorted(misplaced)} must be vectors")
     _check_vectors(kind, vectors, dtypes)
     if len(values) != len(_rules(cls)) or not _acceptable(cls, values):  # type: ignore[arg-type]
         checked = bind(_scalars_class(cls), values, kind, ProtocolError)
@@ -478,28 +478,28 @@ def _acceptable(cls: type[Any], values: Mapping[str, Any]) -> bool:
 @cache
 def _rules(cls: type[Any]) -> tuple[tuple[str, type[Any], float, float, frozenset[str] | None, bool], ...]:
     """(name, type, least, greatest, options, is it a name) of the scalar fields of `cls`; for text, of its length."""
-    found = []
+    entries = []
     for field in dataclasses.fields(_scalars_class(cls)):
         rules = field.metadata
         low, high = rules.get("low"), rules.get("high")
         options = frozenset(rules["options"]) if rules.get("options") else None
         edges = (-BIGGEST if low is None else low, BIGGEST if high is None else high)
-        found.append((field.name, cast("type[Any]", field.type), *edges, options, "name" in rules))
-    return tuple(found)
+        entries.append((field.name, cast("type[Any]", field.type), *edges, options, "name" in rules))
+    return tuple(entries)
 
 
 def _scalars_class(cls: type[Any]) -> type[Any]:
     """The dataclass of only the scalar fields of `cls`, which the binder can check."""
-    found = _SCALARS.get(cls)
-    if found is None:
+    scalars = _SCALARS.get(cls)
+    if scalars is None:
         hints = {field.name: field for field in dataclasses.fields(cls) if "dtype" not in field.metadata}
         types = {"int": int, "float": float, "str": str, "bool": bool}
         spec = [
             (name, types[str(field.type)], dataclasses.field(default=field.default, metadata=field.metadata))
             for name, field in hints.items()
         ]
-        found = _SCALARS[cls] = dataclasses.make_dataclass(cls.__name__ + "Scalars", spec, frozen=True, kw_only=True)
-    return found
+        scalars = _SCALARS[cls] = dataclasses.make_dataclass(cls.__name__ + "Scalars", spec, frozen=True, kw_only=True)
+    return scalars
 
 
 _SCALARS: dict[type[Any], type[Any]] = {}

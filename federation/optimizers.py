@@ -52,20 +52,20 @@ class State:
     def vectors(self) -> dict[str, npt.NDArray[np.float32]]:
         """The slots as flat vectors, for a checkpoint."""
         return {
-            name: torch.cat([part.detach().reshape(-1).float().cpu() for part in parts]).numpy()
+            name: torch.cat([tensor.detach().reshape(-1).float().cpu() for tensor in parts]).numpy()
             for name, parts in self.slots.items()
             if parts
         }
 
     def load(self, vectors: Mapping[str, npt.NDArray[Any]], count: int) -> None:
         """Take back what `vectors` told. Raises ConfigError if they are not of these slots."""
-        sizes = {name: sum(part.numel() for part in parts) for name, parts in self.slots.items() if parts}
+        sizes = {name: sum(tensor.numel() for tensor in parts) for name, parts in self.slots.items() if parts}
         if {name: value.size for name, value in vectors.items()} != sizes:
             raise ConfigError(f"optimizer state {sorted(vectors)} does not fit, expected values by slot: {sizes}")
         for name, vector in vectors.items():
-            pieces = torch.split(torch.from_numpy(np.array(vector)), [part.numel() for part in self.slots[name]])
-            for part, piece in zip(self.slots[name], pieces, strict=True):
-                part.copy_(piece.view_as(part))
+            pieces = torch.split(torch.from_numpy(np.array(vector)), [tensor.numel() for tensor in self.slots[name]])
+            for tensor, piece in zip(self.slots[name], pieces, strict=True):
+                tensor.copy_(piece.view_as(tensor))
         self.count = count
 
 
@@ -152,12 +152,12 @@ class _Clipping:
         return State([tuple(value.shape) for value in values] if shapes is None else list(shapes))
 
     def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor | None], state: State, rate: Rate) -> None:
-        moving, found = list(values), _filled(gradients, values)
+        moving, slopes = list(values), _filled(gradients, values)
         with torch.no_grad():
             if self._plan.gradient_clip:
-                found = clip(found, state.shapes, self._plan.gradient_clip)
+                slopes = clip(slopes, state.shapes, self._plan.gradient_clip)
             state.count += 1
-            self._move(moving, found, state, rate)
+            self._move(moving, slopes, state, rate)
 
     def _move(self, values: Tensors, gradients: Tensors, state: State, rate: Rate) -> None:
         raise NotImplementedError
@@ -206,24 +206,24 @@ class Muon(_Clipping):
 
     def init(self, values: Sequence[Tensor], shapes: Shapes | None = None) -> State:
         state = super().init(values, shapes)
-        matrices, others = self._parted(values, state.shapes)
+        matrices, remaining = self._parted(values, state.shapes)
         state.slots = {"momentum": [torch.zeros_like(value) for value in matrices]}
-        state.slots |= {name: [torch.zeros_like(value) for value in others] for name in ("first", "second")}
+        state.slots |= {name: [torch.zeros_like(value) for value in remaining] for name in ("first", "second")}
         return state
 
     def _move(self, values: Tensors, gradients: Tensors, state: State, rate: Rate) -> None:
         plan = self._plan
-        matrices, others = self._parted(values, state.shapes)
-        steep, rest = self._parted(gradients, state.shapes)
+        matrices, remaining = self._parted(values, state.shapes)
+        steep, remaining_gradients = self._parted(gradients, state.shapes)
         tall, flat = self._parted(list(state.shapes), state.shapes)
-        if others:
-            moments = _slot(state, "first", others), _slot(state, "second", others)
-            _adamw(others, rest, moments, plan, state, rate, flat)
+        if remaining:
+            moments = _slot(state, "first", remaining), _slot(state, "second", remaining)
+            _adamw(remaining, remaining_gradients, moments, plan, state, rate, flat)
         if not matrices:
             return
         moved = _with_momentum(steep, _slot(state, "momentum", matrices), plan)
         _decay(matrices, plan.weight_decay, rate, tall)
-        descend(matrices, [_orthogonal(part, shape) for part, shape in zip(moved, tall, strict=True)], rate, tall)
+        descend(matrices, [_orthogonal(matrix, shape) for matrix, shape in zip(moved, tall, strict=True)], rate, tall)
 
     @staticmethod
     def _parted(items: Sequence[Any], shapes: Shapes) -> tuple[list[Any], list[Any]]:
@@ -320,7 +320,7 @@ def _filled(gradients: Sequence[Tensor | None], values: Sequence[Tensor]) -> Ten
 def _slot(state: State, name: str, values: Tensors) -> Tensors:
     """The slot's tensors, of as many copies as `values` have."""
     pairs = zip(state.slots[name], values, strict=True)
-    return [part if part.shape == value.shape else part[: len(value)] for part, value in pairs]
+    return [tensor if tensor.shape == value.shape else tensor[: len(value)] for tensor, value in pairs]
 
 
 _OWN: Final[dict[str, Callable[[LocalPlan], LocalOptimizer]]] = {SGD: Sgd, "adamw": AdamW, "muon": Muon}

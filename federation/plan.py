@@ -74,8 +74,8 @@ class LocalPlan:
 
     def epochs(self, count: int) -> list[int]:
         """The steps of each epoch of the round, in order; the last may break off."""
-        each, left = self.steps_an_epoch(count), self.steps(count)
-        return [min(each, left - done) for done in range(0, left, each)] if each else []
+        each, total = self.steps_an_epoch(count), self.steps(count)
+        return [min(each, total - start) for start in range(0, total, each)] if each else []
 
     def rate(self, step: int, steps: int) -> float:
         """The rate of step `step` (from 0) of `steps`: the straight line between the round's two, at the step's middle.
@@ -120,8 +120,8 @@ class Schedule:
             return 1.0
         start = 1.0 - self.cooldown if self.kind == "wsd" else self.warmup
         gone = min(1.0, max(0.0, (progress - start) / (1.0 - start))) if start < 1.0 else 0.0
-        left = (1.0 + math.cos(math.pi * gone)) / 2 if self.kind == "cosine" else 1.0 - gone
-        return self.floor + (1.0 - self.floor) * left
+        remaining = (1.0 + math.cos(math.pi * gone)) / 2 if self.kind == "cosine" else 1.0 - gone
+        return self.floor + (1.0 - self.floor) * remaining
 
     def ends(self, number: int) -> tuple[float, float]:
         """The shares as round `number` (from 1) begins and as it ends; 1 to stay within rounding."""

@@ -102,12 +102,12 @@ def _value(kind: Any, value: Any, rules: Mapping[str, Any], key: str, error: typ
         if not isinstance(value, (list, tuple)):
             raise error(f"'{key}' must be a list, got {value!r}")
         item = typing.get_args(kind)[0]
-        return tuple(_value(item, part, rules, f"{key}[{i}]", error) for i, part in enumerate(value))
+        return tuple(_value(item, element, rules, f"{key}[{i}]", error) for i, element in enumerate(value))
     if typing.get_origin(kind) is dict:
         if not isinstance(value, Mapping):
             raise error(f"'{key}' must be a mapping, got {value!r}")
         item = typing.get_args(kind)[1]
-        return {str(name): _value(item, part, rules, f"{key}.{name}", error) for name, part in value.items()}
+        return {str(name): _value(item, element, rules, f"{key}.{name}", error) for name, element in value.items()}
     return _scalar(kind, value, rules, key, error)
 
 
@@ -128,8 +128,8 @@ def _scalar(kind: Any, value: Any, rules: Mapping[str, Any], key: str, error: ty
     size = value if kind in (int, float) else len(value) if isinstance(value, (str, bytes)) else None
     low, high = rules.get("low"), rules.get("high")
     if size is not None and ((low is not None and size < low) or (high is not None and size > high)):
-        what = "" if kind in (int, float) else "length "
-        raise error(f"'{key}' {what}{size!r} is outside [{_edge(low)}, {_edge(high)}]{_unit(rules)}")
+        quantity = "" if kind in (int, float) else "length "
+        raise error(f"'{key}' {quantity}{size!r} is outside [{_edge(low)}, {_edge(high)}]{_unit(rules)}")
     return value
 
 

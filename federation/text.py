@@ -23,13 +23,13 @@ _STEERING: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, bidirec
 
 def names_task(entry: str, name: str, digest: str) -> bool:
     """Whether `entry`, a name or NAME@DIGEST, is the task of that name and digest."""
-    meant, at, wanted = entry.partition(AT)
-    return meant == name and (not at or (len(wanted) >= LEAST_DIGEST and digest.startswith(wanted)))
+    task_name, at, prefix = entry.partition(AT)
+    return task_name == name and (not at or (len(prefix) >= LEAST_DIGEST and digest.startswith(prefix)))
 
 
 def steers(text: str) -> bool:
     """Whether `text` holds a character that moves a cursor, ends a line or hides or turns what stands beside it."""
-    return not text.isprintable() and any(unicodedata.category(one) in _STEERING for one in text)
+    return not text.isprintable() and any(unicodedata.category(character) in _STEERING for character in text)
 
 
 def visible(text: str, keep: str = "\t") -> str:
@@ -37,10 +37,10 @@ def visible(text: str, keep: str = "\t") -> str:
     if text.isprintable():
         return text
     return "".join(
-        one.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(one) in _STEERING and one not in keep
-        else one
-        for one in text
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in _STEERING and character not in keep
+        else character
+        for character in text
     )
 
 

@@ -40,10 +40,10 @@ class Sampled:
 
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
         """As `Aggregation.collect`, with a sample of `nodes`; the features' profile is round 0."""
-        number, asked = (0, self._profiled) if isinstance(request, ProfileRequest) else (request.round, self._cohort)
-        if len(nodes) > asked:
+        number, count = (0, self._profiled) if isinstance(request, ProfileRequest) else (request.round, self._cohort)
+        if len(nodes) > count:
             generator = np.random.default_rng([self._seed, 2, number])
-            nodes = [nodes[place] for place in np.sort(generator.choice(len(nodes), asked, replace=False))]
+            nodes = [nodes[index] for index in np.sort(generator.choice(len(nodes), count, replace=False))]
         return self._inner.collect(request, nodes, width)
 
     def describe(self) -> dict[str, Any]:
@@ -91,16 +91,16 @@ class AutoEngine:
         inprocess.collect(request, few, width)  # what either loads and allocates once, in each worker
         _, eight = self._timed(inprocess, replace(request, seed=request.seed + 1), few, width)
         few = nodes[: FEW if eight < LEAST * SLOW_S else LEAST]
-        ours, seconds = self._timed(inprocess, request, few, width)
-        theirs, stacked_seconds = self._timed(vectorised, request, few, width)
+        inprocess_updates, seconds = self._timed(inprocess, request, few, width)
+        stacked_updates, stacked_seconds = self._timed(vectorised, request, few, width)
         speed = f"{len(few)} institutions took {1e3 * seconds:.1f} ms, stacked {1e3 * stacked_seconds:.1f} ms"
-        if not (gap := disagreement(ours, theirs)) <= TOLERANCE:
+        if not (gap := disagreement(inprocess_updates, stacked_updates)) <= TOLERANCE:
             # Many steps can blow rounding up; calm ones, in the same order on the same records, must agree even so.
             calm = replace(request, learning_rate=CALM * request.learning_rate)
-            rest = disagreement(inprocess.collect(calm, few, width), vectorised.collect(calm, few, width))
-            if not (gap < float("inf") and rest <= TOLERANCE):
+            calm_gap = disagreement(inprocess.collect(calm, few, width), vectorised.collect(calm, few, width))
+            if not (gap < float("inf") and calm_gap <= TOLERANCE):
                 return "inprocess", f"stacked training differs by {gap:.1e} of the update; {speed}"
-            speed += f" (updates differ by {gap:.1e}, at {CALM:g} of the learning rate by {rest:.1e}: rounding)"
+            speed += f" (updates differ by {gap:.1e}, at {CALM:g} of the learning rate by {calm_gap:.1e}: rounding)"
         if stacked_seconds > GAIN * seconds:
             return "inprocess", f"{speed}, so that arithmetic, not overhead, takes the time"
         return "vectorised", speed
@@ -122,8 +122,8 @@ class AutoEngine:
 def _read(kept: Path, engines: Mapping[str, Aggregation]) -> tuple[str, str]:
     """The engine and the reason in the file. Raises ConfigError."""
     try:
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        engine, reason = str(found["engine"]), str(found["reason"])
+        choice = json.loads(kept.read_text(encoding="utf-8"))
+        engine, reason = str(choice["engine"]), str(choice["reason"])
         engines[engine]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{kept} does not say which engine the run was begun with: name simulation.engine") from error

@@ -86,11 +86,11 @@ def simulate_population(
             errors.append(error)
 
     def trainer(node: int) -> TrainerService:
-        one = population[node - 1]
+        institution = population[node - 1]
         return TrainerService(
-            one.load, site=one.site, device=config.client.device, precision=config.client.precision,
-            masking=_masking(authority, one.name, cohort),
-            states=PersonalStates(folder / INSTITUTIONS / one.name, durable=False), make_model=make_model,
+            institution.load, site=institution.site, device=config.client.device, precision=config.client.precision,
+            masking=_masking(authority, institution.name, cohort),
+            states=PersonalStates(folder / INSTITUTIONS / institution.name, durable=False), make_model=make_model,
             repeats=authority is not None, reproducible=True, on_error=noted,
         )  # fmt: skip
 
@@ -105,13 +105,13 @@ def simulate_population(
         return coordinate(
             grid, config, run="1", folder=folder, transport=transport,
             identity=None if authority is None else authority.server("simulation"), tracker=tracker, resume=resume,
-            on_round=on_round, engine=lambda usual: _engine(usual, grid, population, config, cohort, kept),
+            on_round=on_round, engine=lambda usual: _engine(usual, grid, population, config, cohort, engine_file),
         )  # fmt: skip
 
-    kept = folder / ENGINE
+    engine_file = folder / ENGINE
     if not resume:
-        kept.unlink(missing_ok=True)
-    names = [one.name for one in population]
+        engine_file.unlink(missing_ok=True)
+    names = [institution.name for institution in population]
     if config.simulation.engine == "ray":
         from sovfed.simulations.ray_engine import run_on_ray
 
@@ -198,7 +198,7 @@ def _measure(config: Config, population: Sequence[Institution], outcome: Outcome
     task = configured_task(config.task)
     if task.build is None:
         return {}
-    records = merge([one.load(task) for one in population[:PROFILED]])
+    records = merge([institution.load(task) for institution in population[:PROFILED]])
     training = LocalTraining(task, records, site="", device=config.client.device)
     return summarise(task, training.evaluate(outcome.model, outcome.scale), outcome.scale)
 
@@ -209,11 +209,11 @@ def _engine(
     """The engine that `config` asks for, over a sample of the population where one is asked for."""
     from sovfed.simulations.engines import Sampled
 
-    found = _unsampled(usual, grid, population, config, cohort, kept)
+    engine = _unsampled(usual, grid, population, config, cohort, kept)
     return (
-        found
+        engine
         if cohort == len(population)
-        else Sampled(found, cohort, MAX_HOLDERS if config.secagg.enabled else PROFILED, config.seed)
+        else Sampled(engine, cohort, MAX_HOLDERS if config.secagg.enabled else PROFILED, config.seed)
     )
 
 

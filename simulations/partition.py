@@ -86,19 +86,19 @@ class Partition:
 
     def rows(self, institution: int) -> tuple[Indices, Indices]:
         """The training and the held-out records of institution number `institution`, as rows of those cut up."""
-        part = institution % len(self._parts["train"])
-        train, test = self._parts["train"][part], self._parts["test"][part]
-        if institution == part:
+        source = institution % len(self._parts["train"])
+        train, test = self._parts["train"][source], self._parts["test"][source]
+        if institution == source:
             return train, test
         generator = self._generator(_ROWS, institution)
-        train, test = (np.sort(mine[generator.integers(0, len(mine), len(mine))]) for mine in (train, test))
+        train, test = (np.sort(rows[generator.integers(0, len(rows), len(rows))]) for rows in (train, test))
         return train, test
 
     def records(self, institution: int) -> Records:
         """What institution number `institution` holds."""
-        mine = self.rows(institution)
-        union = np.concatenate(mine)
-        train, test = np.split(np.arange(len(union)), [len(mine[0])])
+        splits = self.rows(institution)
+        union = np.concatenate(splits)
+        train, test = np.split(np.arange(len(union)), [len(splits[0])])
         columns = dict(self._records.take(union))
         if self.table is None:
             generator = self._generator(_NOISE, institution)
@@ -115,14 +115,14 @@ class Partition:
     ) -> npt.NDArray[Any]:
         """`values` of column `name` with the institution's noise and fading, within the bounds and of the same type."""
         low, high = self._changed[name]
-        whole = columns_of(self._records)[name][self._records.train]
+        training_values = columns_of(self._records)[name][self._records.train]
         level = self._config.noise * institution / (self.institutions - 1)
         lost = self._config.fade * institution / (self.institutions - 1)
-        noisy = values + generator.normal(size=values.shape) * level * np.nanstd(whole, axis=0)
+        noisy = values + generator.normal(size=values.shape) * level * np.nanstd(training_values, axis=0)
         shifted = np.clip((1 - lost) * noisy + lost * high, low, high)
         whole_numbers = values.dtype.kind in "iu"
-        found: npt.NDArray[Any] = (np.rint(shifted) if whole_numbers else shifted).astype(values.dtype)
-        return found
+        result: npt.NDArray[Any] = (np.rint(shifted) if whole_numbers else shifted).astype(values.dtype)
+        return result
 
     def _generator(self, purpose: int, institution: int) -> np.random.Generator:
         """A stream of its own for each institution, made in a fraction of the time that `default_rng` takes."""
@@ -192,9 +192,9 @@ def _deal(labels: Indices, rows: Indices, shares: Shares, generator: np.random.G
     """`rows` dealt to the parts, class by class, by their shares."""
     hands: list[list[Indices]] = [[] for _ in range(shares.shape[1])]
     for label, share in enumerate(shares):
-        mine = generator.permutation(rows[labels[rows] == label])
-        ends = np.rint(np.cumsum(share) * len(mine)).astype(np.int64)
-        for hand, dealt in zip(hands, np.split(mine, ends[:-1]), strict=True):
+        of_label = generator.permutation(rows[labels[rows] == label])
+        ends = np.rint(np.cumsum(share) * len(of_label)).astype(np.int64)
+        for hand, dealt in zip(hands, np.split(of_label, ends[:-1]), strict=True):
             hand.append(dealt)
     return [np.concatenate(hand) for hand in hands]
 
@@ -206,15 +206,15 @@ def _top_up(parts: list[Indices], least: int) -> list[Indices]:
             largest = max(range(len(parts)), key=lambda other: len(parts[other]))
             parts[number] = np.append(parts[number], parts[largest][-1])
             parts[largest] = parts[largest][:-1]
-    return [np.sort(part) for part in parts]
+    return [np.sort(rows) for rows in parts]
 
 
 def _changeable(task: Task) -> dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
     """The bounds of each stored array whose values may be moved: numbers and images."""
     bounds = {c.name: c.bounds for c in task.schema.shaped if c.kind in ("number", "image")}
-    found = {name: (np.float32(low), np.float32(high)) for name, (low, high) in bounds.items()}
+    ranges = {name: (np.float32(low), np.float32(high)) for name, (low, high) in bounds.items()}
     numbers = np.array([column.bounds for column in task.schema.numbers], np.float32).reshape(-1, 2)
-    return {**found, **({NUMBERS: (numbers[:, 0], numbers[:, 1])} if len(numbers) else {})}  # type: ignore[dict-item]
+    return {**ranges, **({NUMBERS: (numbers[:, 0], numbers[:, 1])} if len(numbers) else {})}  # type: ignore[dict-item]
 
 
 def _strata(task: Task, records: Dataset, config: PartitionConfig) -> tuple[Indices, int]:

@@ -41,12 +41,12 @@ class Holding:
 def holdings(config: Config) -> list[Holding]:
     """What the first `SHOWN` institutions of `config` hold. Raises ConfigError and DataError."""
     task = configured_task(config.task)
-    found = []
-    for one in make_population(config)[:SHOWN]:
-        records = one.load(task)
+    listed = []
+    for institution in make_population(config)[:SHOWN]:
+        records = institution.load(task)
         counts = class_counts(task, records)
-        found.append(Holding(one.name, len(records.train), len(records.test), counts))
-    return found
+        listed.append(Holding(institution.name, len(records.train), len(records.test), counts))
+    return listed
 
 
 def class_counts(task: Task, records: Dataset) -> list[int]:
@@ -68,8 +68,8 @@ def table(config: Config, held: Sequence[Holding]) -> Table:
     for heading in ("institution", "train", "test", *task.schema.classes):
         first = heading == "institution"
         shown.add_column(heading, justify="left" if first else "right", no_wrap=first)
-    for one in held:
-        shown.add_row(one.name, str(one.train), str(one.test), *(str(count) for count in one.by_class))
+    for holding in held:
+        shown.add_row(holding.name, str(holding.train), str(holding.test), *(str(count) for count in holding.by_class))
     return shown
 
 
@@ -84,10 +84,10 @@ def picture(config: Config, held: Sequence[Holding], path: Path) -> None:
     axes = figure.subplots()
     left = np.zeros(len(held))
     for number, name in enumerate(classes):
-        counts = np.array([one.by_class[number] for one in held])
+        counts = np.array([holding.by_class[number] for holding in held])
         axes.barh(range(len(held)), counts, left=left, label=name, color=colormaps["tab20"](number % 20))
         left += counts
-    axes.set_yticks(range(len(held)), [one.name for one in held], fontsize=7)
+    axes.set_yticks(range(len(held)), [holding.name for holding in held], fontsize=7)
     axes.invert_yaxis()
     axes.set(title=_title(config), xlabel="records")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

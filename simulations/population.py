@@ -90,16 +90,16 @@ def sites(config: Config) -> list[DataConfig]:
 
 def institution_names(data: Sequence[DataConfig]) -> list[str]:
     """A name for each institution, as a certificate may bear it: its site's, or hospital-1, hospital-2, …"""
-    return labels([part.site for part in data])
+    return labels([records.site for records in data])
 
 
 def labels(sites: Iterable[str]) -> list[str]:
     """Each of `sites` in a-z, 0-9 and '-', no two alike; hospital-1, hospital-2, … where nothing of it is left."""
     names: list[str] = []
     for number, site in enumerate(sites):
-        wanted = f"hospital-{int(site) + 1}" if site.isdecimal() else _label(site)
-        others = (f"hospital-{other}" for other in itertools.count(number + 1))
-        names.append(next(name for name in itertools.chain([wanted], others) if name and name not in names))
+        preferred = f"hospital-{int(site) + 1}" if site.isdecimal() else _label(site)
+        fallbacks = (f"hospital-{following}" for following in itertools.count(number + 1))
+        names.append(next(name for name in itertools.chain([preferred], fallbacks) if name and name not in names))
     return names
 
 

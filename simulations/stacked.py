@@ -33,14 +33,14 @@ def refusal(module: nn.Module, config: Config) -> str:
         return f"strategy '{config.strategy.name}' needs every institution's own update, and stacking adds them up"
     if config.strategy.algorithm != "sgd":
         return f"strategy '{config.strategy.name}' changes local training, of which only plain SGD is stacked"
-    for name, part in module.named_modules():
-        if getattr(part, "track_running_stats", False):
-            return f"{type(part).__name__} '{name}' keeps running statistics, which every institution has its own of"
+    for name, layer in module.named_modules():
+        if getattr(layer, "track_running_stats", False):
+            return f"{type(layer).__name__} '{name}' keeps running statistics, which every institution has its own of"
         if (
-            isinstance(rate := getattr(part, "p" if "Dropout" in type(part).__name__ else "dropout", 0.0), float)
+            isinstance(rate := getattr(layer, "p" if "Dropout" in type(layer).__name__ else "dropout", 0.0), float)
             and rate
         ):
-            return f"{type(part).__name__} '{name}' drops out at random, in an order that stacking would change"
+            return f"{type(layer).__name__} '{name}' drops out at random, in an order that stacking would change"
     if any(parameter.requires_grad and parameter.dtype != torch.float32 for parameter in module.parameters()):
         return "parameters of another type than float32 are trained"
     return ""
@@ -52,7 +52,7 @@ class StackedModel:
     def __init__(self, module: nn.Module, loss: RecordLoss) -> None:
         """`loss` maps outputs [n, …] and targets to the loss of each record [n]. Frozen parameters are shared."""
         self.module, self.loss = module.train(), loss
-        named = {name: one for name, one in module.named_parameters() if one.requires_grad}
+        named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self._names, self._shapes = list(named), [parameter.shape for parameter in named.values()]
         self.chain = Chain.of(module, loss)
 
@@ -64,11 +64,11 @@ class StackedModel:
     def split(self, vector: Tensor) -> list[Tensor]:
         """Views of the last dimension of `vector` [… , d], [… , *shape] each."""
         parts = torch.split(vector, [shape.numel() for shape in self._shapes], dim=-1)
-        return [part.view((*vector.shape[:-1], *shape)) for part, shape in zip(parts, self._shapes, strict=True)]
+        return [tensor.view((*vector.shape[:-1], *shape)) for tensor, shape in zip(parts, self._shapes, strict=True)]
 
     def stack(self, vector: Tensor, copies: int) -> list[Tensor]:
         """`copies` of `vector` [d], to be moved apart."""
-        return [part.expand(copies, *part.shape).clone() for part in self.split(vector)]
+        return [tensor.expand(copies, *tensor.shape).clone() for tensor in self.split(vector)]
 
     def step(
         self, parameters: list[Tensor], features: Tree, labels: Tree, weights: Tensor, rate: float,
@@ -81,13 +81,13 @@ class StackedModel:
         if self.chain is not None and isinstance(features, Tensor):
             losses, passes = self.chain.backward(parameters, features, labels, weights)
             pull()
-            for one in passes:
-                one.add(parameters, one.slopes, -rate)
+            for layer_pass in passes:
+                layer_pass.add(parameters, layer_pass.slopes, -rate)
             return losses
         losses, gradients = self.gradients(parameters, features, labels, weights)
         pull()
-        for part, gradient in zip(parameters, gradients, strict=True):
-            part.sub_(gradient, alpha=rate)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.sub_(gradient, alpha=rate)
         return losses
 
     def gradients(
@@ -96,11 +96,11 @@ class StackedModel:
         """Losses [copies, n], and each copy's ∇ Σ weight·loss [copies, *shape]."""
         if self.chain is not None and isinstance(features, Tensor):
             losses, passes = self.chain.backward(parameters, features, labels, weights)
-            slopes = [torch.zeros_like(part) for part in parameters]
-            for one in passes:
-                one.add(slopes, one.slopes, 1.0)
+            slopes = [torch.zeros_like(parameter) for parameter in parameters]
+            for layer_pass in passes:
+                layer_pass.add(slopes, layer_pass.slopes, 1.0)
             return losses, slopes
-        moved = [part.detach().requires_grad_() for part in parameters]
+        moved = [parameter.detach().requires_grad_() for parameter in parameters]
         outputs = torch.vmap(self.call)(moved, features)
         losses = self.loss(outputs.flatten(0, 1).float(), flattened(labels))
         slopes = list(torch.autograd.grad(losses, moved, weights.flatten(), materialize_grads=True))
@@ -117,15 +117,15 @@ class StackedModel:
         """How many institutions fit into the memory that a chunk may take, at least one; `record` is [1, …]."""
         outputs: list[int] = []
         hooks = [
-            part.register_forward_hook(lambda _part, _given, found: outputs.append(getattr(found, "numel", int)()))
-            for part in self.module.modules()
-            if not list(part.children())
+            layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(getattr(output, "numel", int)()))
+            for layer in self.module.modules()
+            if not list(layer.children())
         ]
         self.module(record)
         for hook in hooks:
             hook.remove()
-        kept = (sum(part.numel() for part in leaves(record)) + KEPT_OUTPUTS * sum(outputs)) * batch
-        each = 4 * (MODEL_COPIES * self.parameters + kept) + 24 * steps * batch
+        activations = (sum(leaf.numel() for leaf in leaves(record)) + KEPT_OUTPUTS * sum(outputs)) * batch
+        each = 4 * (MODEL_COPIES * self.parameters + activations) + 24 * steps * batch
         room = float(CHUNK_BYTES)
         device = leaves(record)[0].device
         if device.type == "cuda":
@@ -150,7 +150,7 @@ class LayerPass:
 
     def finite(self, which: Tensor) -> LayerPass:
         """With zeros in the place of records that are not in `which` [copies, n]."""
-        inputs, slopes = (part.where(which.unsqueeze(2), 0.0) for part in (self.inputs, self.slopes))
+        inputs, slopes = (tensor.where(which.unsqueeze(2), 0.0) for tensor in (self.inputs, self.slopes))
         return replace(self, inputs=inputs, slopes=slopes)
 
 
@@ -160,7 +160,7 @@ class Chain:
     def __init__(self, layers: list[tuple[int, int, list[nn.Module]]], loss: RecordLoss) -> None:
         """`layers`: places of weight and bias, and the functions behind it."""
         self._layers, self._loss = layers, loss
-        used = [place for weight, bias, _ in layers for place in (weight, bias) if place >= 0]
+        used = [position for weight, bias, _ in layers for position in (weight, bias) if position >= 0]
         self.untied = len(set(used)) == len(used)
 
     @classmethod
@@ -168,18 +168,18 @@ class Chain:
         """The chain that `module` is; None if it is anything else."""
         parts = list(module) if type(module) is nn.Sequential else [module]
         if type(parts[0]) is not nn.Linear or not all(
-            type(part) in (nn.Linear, *ELEMENTWISE) and not getattr(part, "inplace", False) for part in parts
+            type(layer) in (nn.Linear, *ELEMENTWISE) and not getattr(layer, "inplace", False) for layer in parts
         ):
             return None
         if not all(parameter.requires_grad for parameter in module.parameters()):
             return None
-        places = {id(parameter): place for place, parameter in enumerate(module.parameters())}
+        places = {id(parameter): position for position, parameter in enumerate(module.parameters())}
         layers: list[tuple[int, int, list[nn.Module]]] = []
-        for part in parts:
-            if isinstance(part, nn.Linear):
-                layers.append((places[id(part.weight)], places.get(id(part.bias), -1), []))
+        for layer in parts:
+            if isinstance(layer, nn.Linear):
+                layers.append((places[id(layer.weight)], places.get(id(layer.bias), -1), []))
             else:
-                layers[-1][2].append(part)
+                layers[-1][2].append(layer)
         return cls(layers, loss)
 
     def backward(
@@ -194,18 +194,18 @@ class Chain:
                 torch.bmm(inputs, matrix) if bias < 0 else torch.baddbmm(parameters[bias].unsqueeze(1), inputs, matrix)
             )
             passes.append(LayerPass(weight, bias, inputs, out))
-            found = out.requires_grad_()
+            activation = out.requires_grad_()
             for function in functions:
-                found = function(found)
+                activation = function(activation)
             outputs.append(out)
-            after.append(found)
-            inputs = found.detach()
+            after.append(activation)
+            inputs = activation.detach()
         losses = self._loss(after[-1].flatten(0, 1), flattened(labels))
         (slopes,) = torch.autograd.grad(losses, outputs[-1], weights.flatten())
-        for place in range(len(passes) - 1, -1, -1):
-            passes[place] = replace(passes[place], slopes=slopes)
-            if place:
-                slopes = torch.bmm(slopes, parameters[passes[place].weight])
-                if after[place - 1] is not outputs[place - 1]:
-                    (slopes,) = torch.autograd.grad(after[place - 1], outputs[place - 1], slopes)
+        for index in range(len(passes) - 1, -1, -1):
+            passes[index] = replace(passes[index], slopes=slopes)
+            if index:
+                slopes = torch.bmm(slopes, parameters[passes[index].weight])
+                if after[index - 1] is not outputs[index - 1]:
+                    (slopes,) = torch.autograd.grad(after[index - 1], outputs[index - 1], slopes)
         return losses.detach().view(weights.shape), passes

@@ -79,11 +79,11 @@ class Trained:
     @property
     def updates(self) -> Tensor:
         """The updates [c, d]."""
-        return torch.cat([part.reshape(len(part), -1) for part in self.parts], dim=1)
+        return torch.cat([tensor.reshape(len(tensor), -1) for tensor in self.parts], dim=1)
 
     def sum(self, weights: Tensor) -> Tensor:
         """Σ weightᵢ·updateᵢ, shape [d], given `weights` [c]."""
-        return torch.cat([weights @ part.reshape(len(part), -1) for part in self.parts])
+        return torch.cat([weights @ tensor.reshape(len(tensor), -1) for tensor in self.parts])
 
 
 class Table:
@@ -108,16 +108,16 @@ class Cohort:
         return cls(
             Table(task, union, device),
             [institution.site for institution in institutions],
-            np.split(union.train, np.cumsum([len(part.train) for part in parts])[:-1]),
-            np.split(union.test, np.cumsum([len(part.test) for part in parts])[:-1]),
+            np.split(union.train, np.cumsum([len(records.train) for records in parts])[:-1]),
+            np.split(union.test, np.cumsum([len(records.test) for records in parts])[:-1]),
         )
 
     def choose(self, places: Sequence[int]) -> Cohort:
         """Those at `places`, on the same table."""
         chosen = copy(self)
-        chosen.sites = [self.sites[place] for place in places]
-        chosen.train = [self.train[place] for place in places]
-        chosen.test = [self.test[place] for place in places]
+        chosen.sites = [self.sites[index] for index in places]
+        chosen.train = [self.train[index] for index in places]
+        chosen.test = [self.test[index] for index in places]
         return chosen
 
     def persons(self, chunk: int) -> Iterator[Persons]:
@@ -171,11 +171,11 @@ class StackedTraining:
         total = torch.zeros(len(places), device=device)
         stepper = _Stepper(self._model, request, origin, stacked, batches)
         for step, (active, width) in enumerate(zip(batches.active, batches.widths, strict=True)):
-            here = (step, slice(active), slice(width))
-            inputs, targets = feed.take(rows[here])
-            losses = stepper.take(step, active, inputs, targets, weights[here])
-            total[:active] += torch.linalg.vecdot(losses, shares[here])
-        return Trained(places, [part.sub_(before) for part, before in zip(stacked, origin, strict=True)], total)
+            window = (step, slice(active), slice(width))
+            inputs, targets = feed.take(rows[window])
+            losses = stepper.take(step, active, inputs, targets, weights[window])
+            total[:active] += torch.linalg.vecdot(losses, shares[window])
+        return Trained(places, [tensor.sub_(before) for tensor, before in zip(stacked, origin, strict=True)], total)
 
 
 def _why_not(model: StackedModel, task: Task) -> str:
@@ -205,7 +205,7 @@ class _Stepper:
             from sovfed.federation.optimizers import make
 
             self._optimizer = make(self._plan)
-            self._state = self._optimizer.init(stacked, [tuple(part.shape) for part in origin])
+            self._state = self._optimizer.init(stacked, [tuple(tensor.shape) for tensor in origin])
         counts = batches.steps
         self._rates = [
             torch.tensor([self._plan.rate(step, total) for total in counts if total > step], device=origin[0].device)
@@ -214,14 +214,14 @@ class _Stepper:
 
     def take(self, step: int, active: int, inputs: Tree, targets: Tree, weights: Tensor) -> Tensor:
         """One step of the first `active` copies; the losses."""
-        moving = [part[:active] for part in self._stacked]
+        moving = [tensor[:active] for tensor in self._stacked]
         if self._plain:
             rate = self._plan.learning_rate
             return self._model.step(moving, inputs, targets, weights, rate, lambda: self._pull(moving, rate))
         losses, slopes = self._model.gradients(moving, inputs, targets, weights)
         if self._plan.proximal_mu:
-            for slope, part, before in zip(slopes, moving, self._origin, strict=True):
-                slope.add_(part - before, alpha=self._plan.proximal_mu)
+            for slope, tensor, before in zip(slopes, moving, self._origin, strict=True):
+                slope.add_(tensor - before, alpha=self._plan.proximal_mu)
         self._optimizer.step(
             moving, slopes, self._state, self._plan.learning_rate if self._constant else self._rates[step]
         )
@@ -229,8 +229,8 @@ class _Stepper:
 
     def _pull(self, moving: list[Tensor], rate: float) -> None:
         if self._plan.proximal_mu:
-            for part, before in zip(moving, self._origin, strict=True):
-                part.sub_(part - before, alpha=rate * self._plan.proximal_mu)
+            for tensor, before in zip(moving, self._origin, strict=True):
+                tensor.sub_(tensor - before, alpha=rate * self._plan.proximal_mu)
 
 
 def _batches(request: TrainRequest, cohort: Cohort, places: list[int]) -> Batches:
@@ -239,26 +239,26 @@ def _batches(request: TrainRequest, cohort: Cohort, places: list[int]) -> Batche
     Those that it accumulates are one here: the mean over all their records.
     """
     plan = request.plan
-    mine = [cohort.train[place] for place in places]
-    counts = np.array([len(rows) for rows in mine])
+    own_rows = [cohort.train[index] for index in places]
+    counts = np.array([len(rows) for rows in own_rows])
     size = min(plan.step_size, int(counts.max()))
     each = -(-counts // plan.step_size)  # steps of an epoch
     steps = np.array([plan.steps(count) for count in counts.tolist()])
     passes = -(-steps // each)  # epochs, of which the last may break off
     shape = (int(steps[0]), len(places), size)
     orders, generator = [], torch.Generator()
-    for place, count, epochs in zip(places, counts.tolist(), passes.tolist(), strict=True):
-        generator.manual_seed(order_seed(request.seed, request.round, cohort.sites[place]))
+    for index, count, epochs in zip(places, counts.tolist(), passes.tolist(), strict=True):
+        generator.manual_seed(order_seed(request.seed, request.round, cohort.sites[index]))
         orders += [torch.randperm(count, generator=generator) for _ in range(epochs)]
     owner = np.repeat(np.arange(len(places)), counts * passes)
     sizes = np.repeat(counts, passes)  # records of each epoch of each institution
     place_in_epoch = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     number = np.repeat(np.concatenate([np.arange(epochs) for epochs in passes]), sizes)
     step, column = number * each[owner] + place_in_epoch // size, place_in_epoch % size
-    taken = step < steps[owner]
+    within = step < steps[owner]
     first = (np.cumsum(counts) - counts)[owner]
-    chosen = np.concatenate(mine)[first + torch.cat(orders).numpy()]
-    step, column, owner, number, chosen = step[taken], column[taken], owner[taken], number[taken], chosen[taken]
+    chosen = np.concatenate(own_rows)[first + torch.cat(orders).numpy()]
+    step, column, owner, number, chosen = step[within], column[within], owner[within], number[within], chosen[within]
     rows, weights, shares = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     rows[step, owner, column] = chosen
     lengths = np.zeros(shape[:2], np.int64)
@@ -357,7 +357,9 @@ class VectorisedAggregation:
             feed = cohort.engine.feed(scale)
             if request.mechanism == "silo":
                 self._training.chunk = max(1, CHUNK_BYTES // (8 * MODEL_COPIES * request.model.size))
-                updates = [self._private.descend(request, feed, part) for part in cohort.persons(self._training.chunk)]
+                updates = [
+                    self._private.descend(request, feed, persons) for persons in cohort.persons(self._training.chunk)
+                ]
                 total.mean = mean_of(torch.cat(updates))
             else:
                 (everybody,) = cohort.persons(len(cohort.sites))
@@ -366,8 +368,8 @@ class VectorisedAggregation:
         total.count = len(total.participants)
 
     def _refuse(self, chunk: Trained, good: Tensor, nodes: Sequence[int], total: Total) -> None:
-        for place in (~good).nonzero().flatten().tolist():
-            total.refused[nodes[chunk.places[place]]] = wire_code(TrainingError())
+        for index in (~good).nonzero().flatten().tolist():
+            total.refused[nodes[chunk.places[index]]] = wire_code(TrainingError())
 
     def _gather(self, nodes: Sequence[int]) -> Cohort:
         """The cohort: rows of the table that was cut up, if its records were not changed; else of everybody's table
@@ -377,20 +379,20 @@ class VectorisedAggregation:
         if isinstance(population, Partitioned) and population.table is not None:
             if self._table is None:
                 self._table = Table(self._task, population.table, self._device)
-            rows = [population.rows(place) for place in places]
-            sites = [population[place].site for place in places]
+            rows = [population.rows(index) for index in places]
+            sites = [population[index].site for index in places]
             return Cohort(self._table, sites, [train for train, _ in rows], [test for _, test in rows])
         if len(population) <= KEPT:
             if self._everybody is None:
                 self._everybody = Cohort.of(self._task, population, self._device)
             return self._everybody.choose(places)
-        return Cohort.of(self._task, [population[place] for place in places], self._device)
+        return Cohort.of(self._task, [population[index] for index in places], self._device)
 
     def _train(self, request: TrainRequest, cohort: Cohort, nodes: Sequence[int], total: Total) -> None:
         """Fill in the weighted mean and the loss; an institution whose update is not finite is left out."""
         summed = np.zeros(request.model.size, dtype=np.float64)
         for chunk in self._training.train(request, cohort):
-            weights = torch.tensor([float(len(cohort.train[place])) for place in chunk.places])
+            weights = torch.tensor([float(len(cohort.train[index])) for index in chunk.places])
             weights = weights.to(chunk.losses.device)
             added, loss = chunk.sum(weights), weights @ chunk.losses
             if not (added.sum() + loss).isfinite():  # NaN and Inf survive every sum
@@ -413,9 +415,9 @@ class VectorisedAggregation:
         batches = list(cohort.engine.outputs(request.model, request.scale, np.concatenate(parts)))
         outputs = np.concatenate([outputs for outputs, _ in batches])
         targets = _joined([targets for _, targets in batches])
-        ends = np.cumsum([len(part) for part in parts])
-        slices = [slice(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
-        return [judged(self._task, outputs[part], _cut(targets, part))[0] for part in slices]
+        ends = np.cumsum([len(rows) for rows in parts])
+        slices = [slice(end - len(rows), end) for rows, end in zip(parts, ends, strict=True)]
+        return [judged(self._task, outputs[span], _cut(targets, span))[0] for span in slices]
 
     def _count(self, institutions: int, down: int, up: int) -> None:
         self._grid.bytes_down += institutions * down
@@ -423,10 +425,10 @@ class VectorisedAggregation:
 
 
 def _joined(parts: Sequence[Targets]) -> Targets:
-    by_name = [part for part in parts if isinstance(part, dict)]
+    by_name = [output for output in parts if isinstance(output, dict)]
     if by_name:
-        return {name: np.concatenate([part[name] for part in by_name]) for name in by_name[0]}
-    return np.concatenate([part for part in parts if not isinstance(part, dict)])
+        return {name: np.concatenate([output[name] for output in by_name]) for name in by_name[0]}
+    return np.concatenate([output for output in parts if not isinstance(output, dict)])
 
 
 def _cut(targets: Targets, part: slice) -> Targets:

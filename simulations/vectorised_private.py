@@ -60,7 +60,7 @@ class Persons:
     def of(cls, parts: Sequence[Indices], persons: Indices) -> Persons:
         """Those who are behind the rows in `parts`, one an institution; `persons` by row, no one in two parts."""
         rows = np.concatenate(parts)
-        owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        owner = np.repeat(np.arange(len(parts)), list(map(len, parts)))
         order = np.lexsort((persons[rows], owner))
         rows, owner = rows[order], owner[order]
         new = np.flatnonzero(np.diff(persons[rows], prepend=-1) | np.diff(owner, prepend=-1))
@@ -109,8 +109,8 @@ class StackedPrivate:
         models = start.repeat(copies, 1)
         units, table = Units(request.clip, d, SILO_BITS), Units(request.clip, copies * d, SILO_BITS)
         variance = share_variance(request.noise_multiplier, units)
-        for who in _sampled(len(persons.first), request.steps, request.sampling_rate, entropy):
-            total = self.clipped_sums(models.float().double(), feed, persons, who).cpu().numpy()
+        for sampled in _sampled(len(persons.first), request.steps, request.sampling_rate, entropy):
+            total = self.clipped_sums(models.float().double(), feed, persons, sampled).cpu().numpy()
             noised = table.quantise(total.reshape(-1)) + discrete_gaussian(copies * d, variance, entropy)
             step = torch.from_numpy(table.dequantise(noised).reshape(copies, d)).to(models.device)
             models.sub_(step, alpha=request.learning_rate / request.batch)
@@ -121,9 +121,9 @@ class StackedPrivate:
 
         It is rounded once, not at each institution, and no institution's part is cut to the ring.
         """
-        (who,) = _sampled(len(persons.first), 1, request.sampling_rate, entropy)
+        (sampled,) = _sampled(len(persons.first), 1, request.sampling_rate, entropy)
         model = torch.tensor(request.model, dtype=torch.float64, device=self._device).unsqueeze(0)
-        total = self.clipped_sums(model, feed, persons.together(), who)
+        total = self.clipped_sums(model, feed, persons.together(), sampled)
         return noised_sum(total.cpu().numpy(), request, persons.institutions, entropy)
 
     def clipped_sums(self, models: Tensor, feed: Feed, persons: Persons, who: Indices) -> Tensor:
@@ -136,8 +136,8 @@ class StackedPrivate:
         direct = self._exact and not persons.several
         each = 2 * feed.bytes_each if direct else 24 * models.shape[1]
         for piece in _pieces(persons, who, max(1, PIECE_BYTES // max(1, each))):
-            here, places = np.unique(persons.owner[piece.who], return_inverse=True)
-            chosen = torch.from_numpy(here).to(models.device)
+            copies, places = np.unique(persons.owner[piece.who], return_inverse=True)
+            chosen = torch.from_numpy(copies).to(models.device)
             sums = self._clipped(models[chosen], feed, piece, places, direct=direct)
             total.index_add_(0, chosen, sums)
         return total
@@ -148,9 +148,9 @@ class StackedPrivate:
         starts = np.searchsorted(copy, np.arange(len(models)))
         column = np.arange(len(copy)) - starts[copy]
         shape = (len(models), int(column.max()) + 1)
-        grid, there = np.zeros(shape, np.int64), np.zeros(shape, np.float64)
-        grid[copy, column], there[copy, column] = piece.rows, 1
-        rows, mask = (torch.from_numpy(part).to(models.device) for part in (grid, there))
+        grid, filled = np.zeros(shape, np.int64), np.zeros(shape, np.float64)
+        grid[copy, column], filled[copy, column] = piece.rows, 1
+        rows, mask = (torch.from_numpy(array).to(models.device) for array in (grid, filled))
         run = self._clip_directly if direct else self._clip_gradients
         inputs, targets = feed.take(rows)
         return run(models, widened(inputs), targets, mask, torch.from_numpy(piece.person).to(models.device))
@@ -161,25 +161,25 @@ class StackedPrivate:
             raise ConfigError("the model is no chain of Linear layers")
         _, passes = self._model.chain.backward(self._model.split(models), features, labels, mask)
         squares = torch.zeros_like(mask)
-        for one in passes:
-            inputs = one.inputs.square().sum(2) + (1 if one.bias >= 0 else 0)
-            squares += inputs * one.slopes.square().sum(2)
+        for layer_pass in passes:
+            inputs = layer_pass.inputs.square().sum(2) + (1 if layer_pass.bias >= 0 else 0)
+            squares += inputs * layer_pass.slopes.square().sum(2)
         finite = squares.isfinite()
         factors = clip_factors(squares.sqrt(), self._clip * (1 - CLIP_MARGIN)).where(finite, 0.0)
         sums = torch.zeros_like(models)
         parts = self._model.split(sums)
         everyone = bool(finite.all())  # else zero times infinity is not zero
-        for one in passes:
-            used = one if everyone else one.finite(finite)
+        for layer_pass in passes:
+            used = layer_pass if everyone else layer_pass.finite(finite)
             used.add(parts, used.slopes * factors.unsqueeze(2), 1.0)
         return sums
 
     def _clip_gradients(self, models: Tensor, features: Tree, labels: Tree, mask: Tensor, person: Tensor) -> Tensor:
         """Of any model: each record's gradient, averaged over its person's records."""
-        kept = mask.flatten().nonzero().flatten()  # in the order of `person`
-        found = self._gradients(self._model.split(models), features, labels)
-        records = torch.cat([part.reshape(mask.numel(), -1)[kept] for part in found], dim=1)
-        copies = torch.arange(len(models), device=mask.device).repeat_interleave(mask.shape[1])[kept]
+        positions = mask.flatten().nonzero().flatten()  # in the order of `person`
+        gradients = self._gradients(self._model.split(models), features, labels)
+        records = torch.cat([gradient.reshape(mask.numel(), -1)[positions] for gradient in gradients], dim=1)
+        copies = torch.arange(len(models), device=mask.device).repeat_interleave(mask.shape[1])[positions]
         count = int(person[-1]) + 1
         if count < len(person):
             sizes = torch.bincount(person, minlength=count)
@@ -205,7 +205,7 @@ class StackedPrivate:
         feed = Feed(task, records, task.transform.public_scale, device)
         features, labels = feed.take(torch.from_numpy(everybody))
         module = task.model().to(device)
-        flat = torch.cat([one.detach().flatten() for one in module.parameters() if one.requires_grad])
+        flat = torch.cat([parameter.detach().flatten() for parameter in module.parameters() if parameter.requires_grad])
         models = torch.stack([flat, 0.5 * flat])
         step = PrivateStep(
             module, self._loss, self._clip, example=task.made_up(EXAMPLES), several_records=True,
@@ -215,11 +215,13 @@ class StackedPrivate:
         for people in (np.arange(2 * EXAMPLES), np.arange(2 * EXAMPLES) // 2):
             persons = Persons.of(halves, people)
             got = self.clipped_sums(models, feed, persons, np.arange(len(persons.first)))
-            for mine, model, rows in zip(got, models, halves, strict=True):
+            for stacked_sum, model, rows in zip(got, models, halves, strict=True):
                 owners = torch.from_numpy(people[rows]).to(device)
-                held = torch.from_numpy(rows).to(device)
-                expected, _ = step.clipped_sum(model, take(features, held), take(labels, held), owners)
-                if not float((mine - expected).norm()) <= ENGINE_TOLERANCE * max(float(expected.norm()), self._clip):
+                indices = torch.from_numpy(rows).to(device)
+                expected, _ = step.clipped_sum(model, take(features, indices), take(labels, indices), owners)
+                if not float((stacked_sum - expected).norm()) <= ENGINE_TOLERANCE * max(
+                    float(expected.norm()), self._clip
+                ):
                     raise PrivacyError(f"stacked clipping is wrong for the model of task '{task.name}'")
 
 
@@ -231,33 +233,33 @@ def noised_sum(totals: Floats, request: PrivateRequest, institutions: int, entro
     """Σ over rows of `totals` [n, d] in units, with a share of the noise of each of `institutions`: shape [d]."""
     count, d = totals.shape
     variance = share_variance(request.noise_multiplier, Units(request.clip, d, request.grid_bits), request.honest)
-    found: Integers = (
+    total: Integers = (
         Units(request.clip, count * d, request.grid_bits).quantise(totals.ravel()).reshape(count, d).sum(0)
     )
     for _ in range(institutions):
-        found += discrete_gaussian(d, variance, entropy)
-    return found
+        total += discrete_gaussian(d, variance, entropy)
+    return total
 
 
 def clip_updates(updates: Tensor, clip: float) -> tuple[Tensor, Tensor]:
     """Rows of `updates` [n, d] scaled to a norm of at most `clip`, in float64, and which are finite."""
-    found = updates.double()
-    norms = found.norm(dim=1, keepdim=True)
-    return found * ((1 - 2.0**-20) * clip / norms.clamp_min(1e-300)).clamp_max(1.0), norms.squeeze(1).isfinite()
+    exact = updates.double()
+    norms = exact.norm(dim=1, keepdim=True)
+    return exact * ((1 - 2.0**-20) * clip / norms.clamp_min(1e-300)).clamp_max(1.0), norms.squeeze(1).isfinite()
 
 
 def mean_of(updates: Tensor) -> Vector:
     """The mean of rows [n, d] in float32: under `silo` everyone weighs the same."""
-    found: Vector = updates.float().mean(0, dtype=torch.float64).float().cpu().numpy()
-    return found
+    mean: Vector = updates.float().mean(0, dtype=torch.float64).float().cpu().numpy()
+    return mean
 
 
 def _sampled(persons: int, steps: int, rate: float, entropy: Entropy) -> Iterator[Indices]:
     """For each step the places of the persons who are in it, ascending: all steps' from one keystream."""
-    found = poisson_sample(persons * steps, rate, entropy)
-    ends = np.searchsorted(found, persons * np.arange(1, steps))
-    for step, part in enumerate(np.split(found, ends)):
-        yield part - persons * step
+    chosen = poisson_sample(persons * steps, rate, entropy)
+    ends = np.searchsorted(chosen, persons * np.arange(1, steps))
+    for step, members in enumerate(np.split(chosen, ends)):
+        yield members - persons * step
 
 
 def _pieces(persons: Persons, who: Indices, most: int) -> Iterator[Piece]:

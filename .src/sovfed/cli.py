@@ -123,25 +123,25 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     from sovfed.federation.host.quiet import be_quiet
 
     be_quiet()  # before flwr, mlflow or ray is imported
-    given = list(sys.argv[1:] if args is None else args)
+    arguments = list(sys.argv[1:] if args is None else args)
     try:
-        sys.exit(_run(given))
+        sys.exit(_run(arguments))
     except SovfedError as error:
-        if "--debug" in given:
+        if "--debug" in arguments:
             traceback.print_exc()
         click.echo(f"error: {visible(str(error), keep=NEWLINE)}", err=True)
         sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1))
     except OSError as error:  # a folder without permission, a full disk: the operator's to mend, not a bug to report
-        if "--debug" in given:
+        if "--debug" in arguments:
             traceback.print_exc()
-        what = error.strerror or str(error) or type(error).__name__
-        told = f"{what}: {error.filename}" if error.filename else what
-        click.echo(f"error: {visible(told)}", err=True)
+        reason = error.strerror or str(error) or type(error).__name__
+        message = f"{reason}: {error.filename}" if error.filename else reason
+        click.echo(f"error: {visible(message)}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
-        if "--debug" in given or not (told := _advice(error, given)):
+        if "--debug" in arguments or not (message := _advice(error, arguments)):
             raise
-        click.echo(f"error: {told}", err=True)
+        click.echo(f"error: {message}", err=True)
         sys.exit(EXIT_CODES[ConfigError])
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)

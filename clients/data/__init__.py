@@ -80,7 +80,7 @@ class Records:
         return f"<{len(self)} records of {persons} persons: {len(self.train)} train, {len(self.test)} held out>"
 
     def take(self, rows: Indices) -> Table:
-        return {name: part[rows] for name, part in self.columns.items()}
+        return {name: values[rows] for name, values in self.columns.items()}
 
 
 @dataclass(frozen=True)
@@ -104,31 +104,31 @@ def described() -> dict[str, str]:
     """Every connector with the first sentence of its module. One that cannot be loaded says so."""
     import sys
 
-    told = {}
+    descriptions = {}
     for name in sources():
         try:
             connector(name)
             text = sys.modules[plugins.installed(GROUP)[name].module].__doc__ or ""
         except ConfigError as error:
             text = str(error)
-        told[name] = text.strip().split("\n\n")[0].replace("\n", " ")
-    return told
+        descriptions[name] = text.strip().split("\n\n")[0].replace("\n", " ")
+    return descriptions
 
 
 @cache
 def connector(source: str) -> Connector:
     """The connector called `source`. Raises ConfigError with the nearest known name."""
-    found = plugins.load(GROUP, "data.source", source, sources())
-    if not isinstance(found, Connector):
+    loaded = plugins.load(GROUP, "data.source", source, sources())
+    if not isinstance(loaded, Connector):
         raise ConfigError(f"{plugins.installed(GROUP)[source].value} is no Connector")
-    return found
+    return loaded
 
 
 def load_records(task: Task, config: DataConfig) -> Dataset:
     """The institution's records for `task`, checked against its schema. Raises DataError saying what is wrong."""
-    found = connector(config.source).load(task, config)
-    check(found, task.schema, f"{config.source}, site {config.site}")
-    return found if config.limit is None else sample(found, config.limit, f"{config.source}/{config.site}")
+    records = connector(config.source).load(task, config)
+    check(records, task.schema, f"{config.source}, site {config.site}")
+    return records if config.limit is None else sample(records, config.limit, f"{config.source}/{config.site}")
 
 
 def check_private_data(task: Task, config: DataConfig) -> None:
@@ -156,12 +156,12 @@ def sample(records: Dataset, limit: int, salt: str) -> Records:
     """At most `limit` training records and a quarter as many held-out ones, the same at every call."""
     from sovfed.clients.data.split import uniform
 
-    kept = [
+    sampled = [
         np.sort(rows[np.argsort(uniform(f"{salt}/limit", rows), kind="stable")[:most]])
         for rows, most in ((records.train, limit), (records.test, max(1, limit // 4)))
     ]
-    rows = np.concatenate(kept)
-    train, test = np.split(np.arange(len(rows)), [len(kept[0])])
+    rows = np.concatenate(sampled)
+    train, test = np.split(np.arange(len(rows)), [len(sampled[0])])
     return Records(records.take(rows), records.persons[rows], train, test, records.several_records, LIMITED)
 
 
@@ -174,8 +174,8 @@ def table_of(schema: Schema, values: npt.NDArray[Any], targets: npt.NDArray[Any]
 def require_task(task: Task, source: str, *names: str) -> None:
     """Raise DataError unless `task` is one that connector `source` has records for."""
     if task.name not in names:
-        known = " or ".join(f"'{name}'" for name in names)
-        raise DataError(f"data.source '{source}' holds records for task {known}, not for '{task.name}'")
+        expected = " or ".join(f"'{name}'" for name in names)
+        raise DataError(f"data.source '{source}' holds records for task {expected}, not for '{task.name}'")
 
 
 def check(records: Dataset, schema: Schema, where: str) -> None:
@@ -199,10 +199,10 @@ def check(records: Dataset, schema: Schema, where: str) -> None:
 
 def _several(count: int, *numbers: Indices) -> bool:
     """Whether a number below `count` comes twice. A byte each, where counts or a sorted copy would take eight."""
-    seen = np.zeros(count, bool)
+    present = np.zeros(count, bool)
     for each in numbers:
-        seen[each] = True
-    return int(seen.sum()) < sum(map(len, numbers))
+        present[each] = True
+    return int(present.sum()) < sum(map(len, numbers))
 
 
 def _fewer_persons(persons: Indices) -> bool:
@@ -216,9 +216,9 @@ def _on_both_sides(records: Dataset) -> int:
     """Persons with records in the training and in the held-out part."""
     persons = records.persons
     if persons.min() >= 0 and persons.max() < len(persons):  # numbered one after the other, as most are
-        seen = np.zeros((2, len(persons)), bool)
-        seen[0, persons[records.train]] = seen[1, persons[records.test]] = True
-        return int(seen.all(0).sum())
+        present = np.zeros((2, len(persons)), bool)
+        present[0, persons[records.train]] = present[1, persons[records.test]] = True
+        return int(present.all(0).sum())
     return len(np.intersect1d(persons[records.train], persons[records.test]))
 
 
@@ -228,13 +228,13 @@ def _check_columns(table: Table, schema: Schema, count: int, where: str) -> None
         raise DataError(f"{where}: columns {sorted(table)[:8]}, expected {sorted(stored)[:8]}")
     for name, (dtype, shape) in stored.items():
         if table[name].shape != (count, *shape) or table[name].dtype != dtype:
-            found = f"{table[name].dtype} of shape {table[name].shape}"
-            raise DataError(f"{where}: column '{name}': {found}, expected {dtype} of shape {(count, *shape)}")
+            actual = f"{table[name].dtype} of shape {table[name].shape}"
+            raise DataError(f"{where}: column '{name}': {actual}, expected {dtype} of shape {(count, *shape)}")
     if not _all_inside(table, schema):
-        for place, column in enumerate(schema.numbers):
-            _check_values(table[NUMBERS][:, place], column, where)
-    for place, column in enumerate(schema.codes):
-        _check_values(table[CODES][:, place], column, where)
+        for position, column in enumerate(schema.numbers):
+            _check_values(table[NUMBERS][:, position], column, where)
+    for position, column in enumerate(schema.codes):
+        _check_values(table[CODES][:, position], column, where)
     for column in (*schema.shaped, *schema.targets):
         _check_values(table[column.name], column, where)
 
@@ -245,7 +245,7 @@ def _all_inside(table: Table, schema: Schema) -> bool:
         return True
     low, high = np.array([column.bounds for column in schema.numbers], np.float32).T
     parts = (table[NUMBERS][start : start + CHECKED] for start in range(0, len(table[NUMBERS]), CHECKED))
-    return all(bool(((part >= low) & (part <= high)).all()) for part in parts)
+    return all(bool(((block >= low) & (block <= high)).all()) for block in parts)
 
 
 def _check_values(values: npt.NDArray[Any], column: Column, where: str) -> None:
@@ -253,11 +253,11 @@ def _check_values(values: npt.NDArray[Any], column: Column, where: str) -> None:
     low, high = column.bounds
     outside = 0
     for start in range(0, len(values), CHECKED):
-        part = values[start : start + CHECKED]
-        fits = (part >= low) & (part <= high)
+        block = values[start : start + CHECKED]
+        fits = (block >= low) & (block <= high)
         if column.missing != REFUSE:
-            fits |= (part == MISSING_CODE) if part.dtype.kind in "iu" else np.isnan(part)
+            fits |= (block == MISSING_CODE) if block.dtype.kind in "iu" else np.isnan(block)
         outside += int((~fits).sum())
     if outside:
-        what = "are no known class" if column.kind == "category" else f"missing or outside [{low:g}, {high:g}]"
-        raise DataError(f"{where}: column '{column.name}': {outside} of {values.size} values {what}")
+        fault = "are no known class" if column.kind == "category" else f"missing or outside [{low:g}, {high:g}]"
+        raise DataError(f"{where}: column '{column.name}': {outside} of {values.size} values {fault}")

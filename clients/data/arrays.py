@@ -34,7 +34,7 @@ def records(task: Task, train: Part, test: Part | None = None, *, persons: npt.A
     count = len(next(iter(table.values())))
     if test is not None:
         held_out = _table(task, test)
-        table = {name: np.concatenate([part, held_out[name]]) for name, part in table.items()}
+        table = {name: np.concatenate([values, held_out[name]]) for name, values in table.items()}
     total = len(next(iter(table.values())))
     rows = np.arange(total)
     names = None if persons is None else [str(person) for person in np.asarray(persons)]
@@ -48,8 +48,10 @@ def records(task: Task, train: Part, test: Part | None = None, *, persons: npt.A
         apart = by_content(task.name, table)
         parts = np.flatnonzero(~apart), np.flatnonzero(apart)
     numbers = rows if names is None else np.unique(names, return_inverse=True)[1].astype(np.int64)
-    known = names is not None or task.schema.one_row_a_person
-    result = Records(table, numbers, *parts, several_records=names is not None, not_private="" if known else UNKNOWN)
+    persons_known = names is not None or task.schema.one_row_a_person
+    result = Records(
+        table, numbers, *parts, several_records=names is not None, not_private="" if persons_known else UNKNOWN
+    )
     check(result, task.schema, f"task '{task.name}'")
     return result
 
@@ -58,11 +60,11 @@ def _table(task: Task, part: Part) -> dict[str, npt.NDArray[Any]]:
     schema = task.schema
     inputs, targets = part
     learnt = {column.name for column in schema.targets}
-    given = [name for name in schema.stored() if name not in learnt]
-    found = _by_name(task, inputs, given) | _by_name(task, targets, [column.name for column in schema.targets])
+    input_names = [name for name in schema.stored() if name not in learnt]
+    arrays = _by_name(task, inputs, input_names) | _by_name(task, targets, [column.name for column in schema.targets])
     table = {}
     for name, (dtype, shape) in schema.stored().items():
-        values = np.asarray(found[name])
+        values = np.asarray(arrays[name])
         if values.shape[1:] != shape:
             raise DataError(f"task '{task.name}': '{name}' is of shape {list(values.shape)}, expected {['n', *shape]}")
         table[name] = values.astype(dtype, copy=False) if dtype.kind == "f" else _whole(task, name, values, dtype)
@@ -83,7 +85,7 @@ def _by_name(task: Task, arrays: Arrays, names: list[str]) -> dict[str, Any]:
     values = np.asarray(arrays)
     if values.ndim != 2 or values.shape[1] != len(names):
         raise DataError(f"task '{task.name}': one array of shape {list(values.shape)} for columns {sorted(names)}")
-    return {name: values[:, place] for place, name in enumerate(names)}
+    return {name: values[:, position] for position, name in enumerate(names)}
 
 
 def _whole(task: Task, name: str, values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

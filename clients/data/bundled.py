@@ -19,9 +19,9 @@ MAX_BYTES: Final = 1 << 20
 
 def read_bundled(name: str, sha256: str, skip_lines: int = 0) -> npt.NDArray[np.float64]:
     """The numbers of `name` in scikit-learn's data folder, shape [n, columns]. Raises DataError."""
-    found = find_spec("sklearn")
-    if found is None or found.origin is None:
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
         raise DataError(f"data set {name} lies in scikit-learn: {advice('sklearn')}")
-    content = read_file(Path(found.origin).parent / "datasets" / "data" / name, MAX_BYTES, sha256)
+    content = read_file(Path(package.origin).parent / "datasets" / "data" / name, MAX_BYTES, sha256)
     text = (gzip.decompress(content) if name.endswith(".gz") else content).decode("ascii")
     return np.loadtxt(text.splitlines()[skip_lines:], delimiter=",", dtype=np.float64)

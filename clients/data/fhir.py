@@ -115,11 +115,11 @@ def _take(resource: Mapping[str, Any], column: Gathered, name: str, person: str,
 def _value(resource: Mapping[str, Any], rule: Rule) -> Any:
     """What stands at the rule's path, else the entry's own value."""
     if rule.path:
-        part: Any = resource
+        node: Any = resource
         for key in rule.path.split("."):
-            part = part[int(key)] if isinstance(part, list) and key.isdecimal() and int(key) < len(part) else part
-            part = part.get(key) if isinstance(part, dict) else part
-        return None if isinstance(part, (dict, list)) else part
+            node = node[int(key)] if isinstance(node, list) and key.isdecimal() and int(key) < len(node) else node
+            node = node.get(key) if isinstance(node, dict) else node
+        return None if isinstance(node, (dict, list)) else node
     quantity = resource.get("valueQuantity")
     if isinstance(quantity, dict):
         return quantity.get("value")
@@ -134,8 +134,8 @@ def _value(resource: Mapping[str, Any], rule: Rule) -> Any:
 def _codes(concept: object) -> list[str]:
     """The codes of a CodeableConcept, each alone and with its system before."""
     coding = concept.get("coding") if isinstance(concept, dict) else None
-    parts = [one for one in coding if isinstance(one, dict)] if isinstance(coding, list) else []
-    return [text for one in parts for text in (str(one.get("code")), f"{one.get('system')}|{one.get('code')}")]
+    parts = [entry for entry in coding if isinstance(entry, dict)] if isinstance(coding, list) else []
+    return [text for entry in parts for text in (str(entry.get("code")), f"{entry.get('system')}|{entry.get('code')}")]
 
 
 def open_fhir(config: DataConfig, names: Iterable[str]) -> Fhir:

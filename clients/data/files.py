@@ -36,6 +36,6 @@ def read_file(path: Path, max_bytes: int, sha256: str | None = None) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
-    if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
-        raise DataError(f"{path}: SHA-256 is {found[:16]}…, the published file has {sha256[:16]}…")
+    if sha256 is not None and (digest := hashlib.sha256(content).hexdigest()) != sha256:
+        raise DataError(f"{path}: SHA-256 is {digest[:16]}…, the published file has {sha256[:16]}…")
     return content

@@ -37,7 +37,7 @@ class Frame:
     def batches(self, wanted: Sequence[int], numeric: Sequence[int], report: Report) -> Iterator[Batch]:
         first = 1
         for batch in self._table.to_batches(max_chunksize=CHUNK):
-            yield Batch([batch.column(place) for place in wanted], np.arange(first, first + batch.num_rows))
+            yield Batch([batch.column(position) for position in wanted], np.arange(first, first + batch.num_rows))
             first += batch.num_rows
 
 

@@ -63,7 +63,7 @@ class Images:
 
     def take(self, rows: Indices) -> Table:
         """The records at `rows`, with their images [n, channels, height, width]. Raises DataError."""
-        table = {name: part[rows] for name, part in self.columns.items()}
+        table = {name: values[rows] for name, values in self.columns.items()}
         for column in self.schema.columns:
             if column.name in self.files:
                 table[column.name] = self._decoded(column, self.files[column.name][rows])
@@ -72,12 +72,12 @@ class Images:
     def _decoded(self, column: Column, names: npt.NDArray[np.object_]) -> npt.NDArray[Any]:
         result = np.empty((len(names), *column.shape), column.dtype)
 
-        def fill(place: int) -> None:
-            result[place] = decode(self.folder / names[place], column)
+        def fill(index: int) -> None:
+            result[index] = decode(self.folder / names[index], column)
 
         if len(names) < THREADS:
-            for place in range(len(names)):
-                fill(place)
+            for index in range(len(names)):
+                fill(index)
             return result
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(fill, range(len(names))))
@@ -92,10 +92,10 @@ def load(task: Task, config: DataConfig) -> Images:
     refuse(read.report, task.schema, config)
     settle(task.schema, config, read)
     files = {name: np.array(names, object)[sound] for name, names in read.files.items()}
-    columns = {name: part[sound] for name, part in read.table.items()}
+    columns = {name: values[sound] for name, values in read.table.items()}
     names = None if read.persons is None else read.persons.filter(_arrow(sound))
-    told = {name: _digests(part) for name, part in files.items()}
-    persons, train, test = split(task.name, columns | told, names)
+    digests = {name: _digests(values) for name, values in files.items()}
+    persons, train, test = split(task.name, columns | digests, names)
     return Images(columns, files, folder, task.schema, persons, train, test, read.persons is not None, read.not_private)
 
 
@@ -121,11 +121,11 @@ def _look_at(read: TableRead, schema: Schema, folder: Path, *, keep: bool) -> Ma
         if column.name not in read.files:
             continue
         with ThreadPoolExecutor(THREADS) as pool:
-            told = list(pool.map(lambda name, column=column: look(folder, name, column), read.files[column.name]))
-        wrong = np.array([bool(reason) for reason in told], bool)
+            findings = list(pool.map(lambda name, column=column: look(folder, name, column), read.files[column.name]))
+        wrong = np.array([bool(reason) for reason in findings], bool)
         if wrong.any():
             read.report.fault(column.name, words.FILE, lines[wrong])
-            reasons += [reason for reason in dict.fromkeys(told) if reason]
+            reasons += [reason for reason in dict.fromkeys(findings) if reason]
         sound &= ~wrong
     read.report.bad += int((~sound).sum())
     if not keep:
@@ -186,7 +186,7 @@ def _sites(config: DataConfig) -> tuple[str, ...]:
         return ()
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     return tuple(
-        path.name for path in inner if any(one.name.lower().endswith((*CSV, *PARQUET)) for one in path.iterdir())
+        path.name for path in inner if any(file.name.lower().endswith((*CSV, *PARQUET)) for file in path.iterdir())
     )
 
 

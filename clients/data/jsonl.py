@@ -46,12 +46,12 @@ class Jsonl:
 
     def batches(self, wanted: Sequence[int], numeric: Sequence[int], report: Report) -> Iterator[Batch]:
         records = self.objects(report)
-        names = [self.header[place] for place in wanted]
+        names = [self.header[position] for position in wanted]
         while rows := list(islice(records, ROWS)):
             lines = np.array([line for line, _ in rows], np.int64)
             cells = [
-                cells_of([record.get(name) for _, record in rows], numeric=place in numeric)
-                for place, name in zip(wanted, names, strict=True)
+                cells_of([record.get(name) for _, record in rows], numeric=position in numeric)
+                for position, name in zip(wanted, names, strict=True)
             ]
             yield Batch(cells, lines)
 

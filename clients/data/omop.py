@@ -67,21 +67,21 @@ class Omop(Facts):
     def _take(self, name: str, column: Gathered, report: Report) -> None:
         rule = column.rule
         concept, date, value, unit = COLUMNS[rule.table]
-        wanted = [
+        names = [
             PERSON_ID,
             rule.path or value or PERSON_ID,
             *([date] if date else []),
             *([unit] if unit and rule.unit else []),
         ]
-        other = 0
-        for row in self._rows(rule.table, wanted, rule.codes if concept else (), report):
+        count = 0
+        for row in self._rows(rule.table, names, rule.codes if concept else (), report):
             if unit and rule.unit and row[3] != rule.unit:
-                other += 1
+                count += 1
                 continue
             column.add(row[0], row[2] if date else "", row[1] or None)
-        if other:
+        if count:
             raise DataError(
-                f"{self.where}: {rule.table}: column '{name}': {other} values are in another unit than {rule.unit}"
+                f"{self.where}: {rule.table}: column '{name}': {count} values are in another unit than {rule.unit}"
             )
 
     def _rows(self, table: str, names: list[str], codes: tuple[str, ...], report: Report) -> Iterator[tuple[str, ...]]:
@@ -91,13 +91,13 @@ class Omop(Facts):
         source = self._open(table, needed)
         index = Index(source.header, source.where)
         places = [index.demand(name, "OMOP") for name in needed]
-        wanted = sorted(set(places))
-        for batch in source.batches(wanted, [], report):
-            cells = [pc.fill_null(as_text(batch.cells[wanted.index(place)]), "") for place in places]
+        distinct = sorted(set(places))
+        for batch in source.batches(distinct, [], report):
+            cells = [pc.fill_null(as_text(batch.cells[distinct.index(position)]), "") for position in places]
             if codes:
                 mask = pc.is_in(pc.utf8_trim_whitespace(cells[-1]), pa.array(codes))
-                cells = [part.filter(mask) for part in cells[:-1]]
-            texts = [[text.strip() for text in part.to_pylist()] for part in cells]
+                cells = [column.filter(mask) for column in cells[:-1]]
+            texts = [[text.strip() for text in column.to_pylist()] for column in cells]
             yield from zip(*texts, strict=True)
 
     def _open(self, table: str, names: list[str]) -> Source:

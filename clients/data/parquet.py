@@ -46,7 +46,7 @@ class Parquet:
             raise DataError(f"{path}: no Parquet file") from None
 
     def batches(self, wanted: Sequence[int], numeric: Sequence[int], report: Report) -> Iterator[Batch]:
-        names = [self.header[place] for place in wanted]
+        names = [self.header[position] for position in wanted]
         row = 1
         try:
             with self._open() as file:
@@ -68,8 +68,10 @@ class Parquet:
         """Refuse a row group that would take too much memory, before it is read."""
         for number in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(number)
-            columns = (group.column(place) for place in range(group.num_columns))
-            size = sum(part.total_uncompressed_size for part in columns if part.path_in_schema.split(".")[0] in names)
+            columns = (group.column(position) for position in range(group.num_columns))
+            size = sum(
+                chunk.total_uncompressed_size for chunk in columns if chunk.path_in_schema.split(".")[0] in names
+            )
             if size > MAX_GROUP:
                 raise DataError(
                     f"{self.path}: row group {number} takes {size} bytes, at most {MAX_GROUP}; write smaller ones"

@@ -40,8 +40,8 @@ def load(task: Task, config: DataConfig) -> Records:
     path = Path(config.path).expanduser()
     path = path / NAME if path.is_dir() else path
     splits = _parse(read_file(path, MAX_BYTES, SHA256), path)
-    seen = {image.tobytes() for image in splits["val"][0]}
-    fresh = np.array([image.tobytes() not in seen for image in splits["train"][0]])
+    validation = {image.tobytes() for image in splits["val"][0]}
+    fresh = np.array([image.tobytes() not in validation for image in splits["train"][0]])
     splits["train"] = (splits["train"][0][fresh], splits["train"][1][fresh])
     images = np.concatenate([splits[name][0] for name in SPLITS]).reshape(-1, SIDE * SIDE)
     labels = np.concatenate([splits[name][1] for name in SPLITS])
@@ -49,21 +49,21 @@ def load(task: Task, config: DataConfig) -> Records:
     rows = np.sort(
         np.concatenate([_share(labels, ~held_out, config, "train"), _share(labels, held_out, config, "test")])
     )
-    here = held_out[rows]
+    in_test = held_out[rows]
     table = table_of(task.schema, images[rows], labels[rows])
-    return Records(table, rows, np.flatnonzero(~here), np.flatnonzero(here), several_records=False)
+    return Records(table, rows, np.flatnonzero(~in_test), np.flatnonzero(in_test), several_records=False)
 
 
 def _share(labels: Indices, among: npt.NDArray[np.bool_], config: DataConfig, what: str) -> Indices:
     """The institution's rows of those that are `among`, by the same rule for training and held-out images."""
     rows = np.flatnonzero(among)
-    found: Indices = rows[simulated_site(f"pneumonia/{what}", labels[rows] / 8.0, NOISE, config.site, config.sites)]
-    return found
+    share: Indices = rows[simulated_site(f"pneumonia/{what}", labels[rows] / 8.0, NOISE, config.site, config.sites)]
+    return share
 
 
 def _parse(content: bytes, path: Path) -> dict[str, tuple[Images, Indices]]:
     """Images [n, 28, 28] and labels [n] of each split. Raises DataError."""
-    found = {}
+    splits = {}
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if (size := sum(member.file_size for member in archive.infolist())) > MAX_BYTES:
@@ -76,10 +76,10 @@ def _parse(content: bytes, path: Path) -> dict[str, tuple[Images, Indices]]:
                     raise DataError(f"{path}: {name}_images: {images.dtype} of shape {images.shape}")
                 if labels.dtype != np.uint8 or labels.shape != (count, 1):
                     raise DataError(f"{path}: {name}_labels: {labels.dtype} of shape {labels.shape} for {count} images")
-                found[name] = (images, labels[:, 0].astype(np.int64))
+                splits[name] = (images, labels[:, 0].astype(np.int64))
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise DataError(f"{path}: not PneumoniaMNIST's arrays ({type(error).__name__})") from error
-    return found
+    return splits
 
 
 CONNECTOR: Final = Connector(load, task="pneumonia", cuts=True)

@@ -41,8 +41,8 @@ def simulated_site(salt: str, axis: Floats, noise: float, site: str, sites: int)
     shares = np.array(SHARES_OF_FOUR) if sites == len(SHARES_OF_FOUR) else 0.6 ** np.arange(sites)
     along = [*range((sites - 1) // 2 * 2, -1, -2), *range(1, sites, 2)]  # the largest in the middle: 2, 0, 1, 3
     ends = np.rint(np.cumsum(shares[along]) / shares.sum() * len(axis)).astype(np.int64)
-    place = along.index(int(site))
-    start, end = (int(ends[place - 1]) if place else 0), int(ends[place])
+    index = along.index(int(site))
+    start, end = (int(ends[index - 1]) if index else 0), int(ends[index])
     if end - start < MIN_RECORDS:
         raise DataError(f"site {site} of {sites} would hold {end - start} records, at least {MIN_RECORDS} are needed")
     order = np.argsort(axis + noise * uniform(f"{salt}/mix", range(len(axis))), kind="stable")

@@ -53,7 +53,9 @@ class Sql:
             while rows := result.fetchmany(ROWS):
                 lines = np.arange(row, row + len(rows), dtype=np.int64)
                 row += len(rows)
-                cells = [cells_of([one[place] for one in rows], numeric=place in numeric) for place in wanted]
+                cells = [
+                    cells_of([record[position] for record in rows], numeric=position in numeric) for position in wanted
+                ]
                 yield Batch(cells, lines)
 
     def _columns(self) -> tuple[str, ...]:

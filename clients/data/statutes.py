@@ -75,22 +75,22 @@ def load(task: Task, config: DataConfig) -> Records:
         name: [cut(text, width, width - 1 if name == "train" else STRIDE) for text in texts[name]] for name in texts
     }
     cuts = [*parts["train"], *parts["test"]]
-    windows = np.concatenate([part for part, _ in cuts])
-    persons = np.repeat(np.arange(len(cuts)), [len(part) for part, _ in cuts])
-    train = np.arange(len(windows)) < sum(len(part) for part, _ in parts["train"])
-    given = np.concatenate([labels for _, labels in cuts])
-    table = table_of(task.schema, windows, given)
+    windows = np.concatenate([rows for rows, _ in cuts])
+    persons = np.repeat(np.arange(len(cuts)), [len(rows) for rows, _ in cuts])
+    train = np.arange(len(windows)) < sum(len(rows) for rows, _ in parts["train"])
+    window_labels = np.concatenate([labels for _, labels in cuts])
+    table = table_of(task.schema, windows, window_labels)
     return Records(table, persons, np.flatnonzero(train), np.flatnonzero(~train))
 
 
 def sites_in(path: str) -> tuple[str, ...]:
     """The known ministries with a file in folder `path`, or that of the file `path`. Raises DataError."""
-    place = Path(path).expanduser()
-    names = {one.name for one in place.iterdir()} if place.is_dir() else {place.name}
-    found = tuple(site for site in SHA256 if f"{site}{SUFFIX}" in names)
-    if not found:
-        raise DataError(f"{place}: no file of a known ministry, such as moj_justice{SUFFIX}")
-    return found
+    location = Path(path).expanduser()
+    names = {entry.name for entry in location.iterdir()} if location.is_dir() else {location.name}
+    sites = tuple(site for site in SHA256 if f"{site}{SUFFIX}" in names)
+    if not sites:
+        raise DataError(f"{location}: no file of a known ministry, such as moj_justice{SUFFIX}")
+    return sites
 
 
 def cut(text: bytes, width: int, stride: int) -> Windows:
@@ -100,12 +100,12 @@ def cut(text: bytes, width: int, stride: int) -> Windows:
     window, its number of `given` bytes was so already in an earlier one (or fills up a short text).
     """
     padding = max(len(START), width - len(text))
-    whole = np.frombuffer(START * padding + text, np.uint8)
-    last = len(whole) - width
+    padded = np.frombuffer(START * padding + text, np.uint8)
+    last = len(padded) - width
     starts = np.append(np.arange(0, last, stride), last)
     ends = starts + width
-    known = np.concatenate([[padding], ends[:-1]])  # bytes that are no longer to be predicted
-    return np.lib.stride_tricks.sliding_window_view(whole, width)[starts], known - starts - 1
+    predicted_to = np.concatenate([[padding], ends[:-1]])  # bytes that are no longer to be predicted
+    return np.lib.stride_tricks.sliding_window_view(padded, width)[starts], predicted_to - starts - 1
 
 
 def _unpack(content: bytes, path: Path) -> bytes:
@@ -139,7 +139,7 @@ def _parse(content: bytes, path: Path) -> dict[str, list[bytes]]:
             except UnicodeEncodeError:
                 raise DataError(f"{path}, line {number}: 'text' holds what is no Unicode character") from None
     if not all(texts.values()):
-        counts = ", ".join(f"{len(found)} to {name}" for name, found in texts.items())
+        counts = ", ".join(f"{len(documents)} to {name}" for name, documents in texts.items())
         raise DataError(f"{path}: {counts} documents; need some of both")
     return texts
 

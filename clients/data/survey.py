@@ -76,9 +76,11 @@ def report(task: Task, config: DataConfig) -> DataReport:
     allowed = config.max_bad_share * read.report.rows if config.bad_rows == "quarantine" and not coded else 0
     sound = _sound(read)
     names = None if read.persons is None else read.persons.filter(sound)
-    table = {name: part[sound] for name, part in read.table.items()}
-    extra = {name: np.array(part, object)[sound].astype("S") for name, part in read.files.items() if part}
-    persons, train, test = split(task.name, table | {name: part for name, part in extra.items() if len(part)}, names)
+    table = {name: values[sound] for name, values in read.table.items()}
+    extra = {name: np.array(values, object)[sound].astype("S") for name, values in read.files.items() if values}
+    persons, train, test = split(
+        task.name, table | {name: values for name, values in extra.items() if len(values)}, names
+    )
     schema = task.schema
     columns = tuple(_column(column, read, schema) for column in schema.columns)
     by_name = {column.name: column for column in schema.columns}

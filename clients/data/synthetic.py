@@ -51,8 +51,8 @@ def _sequences(
     successors = common.integers(0, classes, (classes, 2))
     walk = np.empty((shape[0], shape[1] + 1), np.int64)
     walk[:, 0] = own.integers(0, classes, shape[0])
-    for place in range(shape[1]):
-        walk[:, place + 1] = successors[walk[:, place], own.integers(0, 2, shape[0])]
+    for position in range(shape[1]):
+        walk[:, position + 1] = successors[walk[:, position], own.integers(0, 2, shape[0])]
     return walk[:, :-1].astype(np.float32), walk[:, -1]
 
 

@@ -76,12 +76,15 @@ def kept_task(folder: Path, identity: Path, rule: Rule) -> Task:
 
 def _last(home: Path, archive: Archive, approved: Callable[[Manifest], bool]) -> Archive | None:
     """The newest other version that was approved; where none was, the newest."""
-    others = []
+    candidates = []
     for folder in folders(home):
         try:
-            other = read_kept(folder)
+            candidate = read_kept(folder)
         except SovfedError:  # told where it would be used
             continue
-        if other.manifest.name == archive.manifest.name and other.manifest.digest != archive.manifest.digest:
-            others.append(other)
-    return next((other for other in reversed(others) if approved(other.manifest)), others[-1] if others else None)
+        if candidate.manifest.name == archive.manifest.name and candidate.manifest.digest != archive.manifest.digest:
+            candidates.append(candidate)
+    return next(
+        (candidate for candidate in reversed(candidates) if approved(candidate.manifest)),
+        candidates[-1] if candidates else None,
+    )

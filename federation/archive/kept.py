@@ -39,8 +39,8 @@ def keep(home: Path, archive: Archive) -> Path:
 
 def folders(home: Path) -> list[Path]:
     """The folder of each archive that is kept in `home`, the oldest first."""
-    kept = [path.parent for path in (home / FOLDER).glob(f"[!.]*/{MANIFEST}")]
-    return sorted(kept, key=lambda path: path.stat().st_mtime_ns)
+    paths = [path.parent for path in (home / FOLDER).glob(f"[!.]*/{MANIFEST}")]
+    return sorted(paths, key=lambda path: path.stat().st_mtime_ns)
 
 
 def read_kept(folder: Path) -> Archive:

@@ -65,9 +65,9 @@ def trial_of(archive: Archive, *, unsealed: bool = False) -> Description:
     manifest = archive.manifest
     with unpacked(archive.content) as folder:
         description = described(folder, manifest.digests, manifest.entry, unsealed=unsealed)
-    told = _manifest(description, archive, manifest.requires, manifest.settings)
+    derived = _manifest(description, archive, manifest.requires, manifest.settings)
     for name in ("name", "version", "title", "digest", "schema", "parameters", "values", "metrics", "headline"):
-        if getattr(told, name) != getattr(manifest, name):
+        if getattr(derived, name) != getattr(manifest, name):
             raise ConfigError(f"the manifest says another '{name}' than the task has")
     return description
 
@@ -154,10 +154,10 @@ def _build(project: Path, wheels: Path) -> Path:
         raise ConfigError("the folder is no project: it has no pyproject.toml")
     offline = ["--no-build-isolation"] if importlib.util.find_spec("setuptools") else []
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "wheel", "--no-deps", *offline]
-    done = subprocess.run(
+    completed = subprocess.run(
         [*command, "--wheel-dir", str(wheels), str(project)], capture_output=True, timeout=BUILD_S, check=False
     )
     built = sorted(wheels.glob("*.whl")) if wheels.is_dir() else []
-    if done.returncode or len(built) != 1:
-        raise ConfigError(f"the project builds no wheel: {visible(done.stderr.decode(errors='replace')[-2000:])}")
+    if completed.returncode or len(built) != 1:
+        raise ConfigError(f"the project builds no wheel: {visible(completed.stderr.decode(errors='replace')[-2000:])}")
     return built[0]

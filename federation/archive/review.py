@@ -65,15 +65,15 @@ def require_reviews(archive: Archive, vouchers: Vouched, rule: Rule) -> None:
         return
     counted = list(_counted(vouchers, rule))
     organisations = {signer.organisation for signer in counted}
-    told = ", ".join(map(str, counted)) or "nobody"
+    reviewers = ", ".join(map(str, counted)) or "nobody"
     if len(counted) < rule.min_reviewers:
         raise PolicyError(
-            f"task {archive.manifest.name} was reviewed by {told}{_because(vouchers.lapsed)}; min_reviewers is "
+            f"task {archive.manifest.name} was reviewed by {reviewers}{_because(vouchers.lapsed)}; min_reviewers is "
             f"{rule.min_reviewers}, the publisher {vouchers.publisher} does not count{_of_choice(rule)}"
         )
     if len(organisations) < rule.min_reviewing_organisations:
         raise PolicyError(
-            f"task {archive.manifest.name} was reviewed by {told}, of {len(organisations)} organisations; "
+            f"task {archive.manifest.name} was reviewed by {reviewers}, of {len(organisations)} organisations; "
             f"min_reviewing_organisations is {rule.min_reviewing_organisations}{_of_choice(rule)}"
         )
 

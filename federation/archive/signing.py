@@ -51,8 +51,8 @@ class Signature:
 
 def sign(manifest: bytes, role: Role, certificate: bytes, key: ec.EllipticCurvePrivateKey) -> Signature:
     """The signature of `manifest` in `role`; equal ones for equal arguments (RFC 6979)."""
-    made = key.sign(_said(manifest, role), ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
-    return Signature(_text(certificate), _text(made), role)
+    signature = key.sign(_said(manifest, role), ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+    return Signature(_text(certificate), _text(signature), role)
 
 
 def read_signature(data: bytes, where: str) -> Signature:

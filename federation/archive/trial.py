@@ -68,31 +68,31 @@ def described(folder: Path, digests: Mapping[str, str], entry: str, *, unsealed:
     Raises ConfigError if the child cannot load it, and ServiceError where nothing can take network and files from the
     child, unless that is accepted (`unsealed`).
     """
-    asked = json.dumps({"folder": str(folder), "digests": dict(digests), "entry": entry, "unsealed": unsealed})
+    request = json.dumps({"folder": str(folder), "digests": dict(digests), "entry": entry, "unsealed": unsealed})
     with tempfile.TemporaryDirectory(prefix="sovfed-trial-") as scratch:
         environment = {**quiet_environment(), "HOME": scratch, "TMPDIR": scratch, "OMP_NUM_THREADS": "1"}
         try:
-            done = subprocess.run(
-                python_command("sovfed.federation.archive.trial"), input=asked.encode(), env=environment, cwd=scratch,
+            completed = subprocess.run(
+                python_command("sovfed.federation.archive.trial"), input=request.encode(), env=environment, cwd=scratch,
                 capture_output=True, timeout=TIMEOUT_S, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise ConfigError(f"the task's code took more than {TIMEOUT_S:g} s, and was ended") from error
-    return _answer(done)
+    return _answer(completed)
 
 
 def _answer(done: subprocess.CompletedProcess[bytes]) -> Description:
     complaint = visible(done.stderr[-SHOWN:].decode(errors="replace").strip(), keep="\n")
     try:
-        said: Any = json.loads(done.stdout) if len(done.stdout) <= MAX_BYTES else None
+        answer: Any = json.loads(done.stdout) if len(done.stdout) <= MAX_BYTES else None
     except ValueError:
-        said = None
-    if not isinstance(said, dict):
+        answer = None
+    if not isinstance(answer, dict):
         raise ConfigError(f"the task's code ended with {done.returncode} and no answer: {complaint}")
-    if "error" in said:
-        kind = ServiceError if said.get("sealed") is False else ConfigError
-        raise kind(visible(str(said["error"])[:LONGEST], keep=""))
-    return bind(Description, said, "what the task's code says")
+    if "error" in answer:
+        kind = ServiceError if answer.get("sealed") is False else ConfigError
+        raise kind(visible(str(answer["error"])[:LONGEST], keep=""))
+    return bind(Description, answer, "what the task's code says")
 
 
 def describe(task: Task) -> dict[str, Any]:
@@ -135,15 +135,15 @@ def main() -> int:
     """Seal this process, load the task that standard input names, and describe it on standard output."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the task's code prints is no answer
-    asked = json.loads(sys.stdin.buffer.read())
-    folder, scratch = Path(asked["folder"]), Path(os.environ["TMPDIR"])
+    request = json.loads(sys.stdin.buffer.read())
+    folder, scratch = Path(request["folder"]), Path(os.environ["TMPDIR"])
     rules = [landlock.Rule(folder, landlock.READ), landlock.Rule(scratch, landlock.WRITE)]
     isolation = seal([*system_rules(), *rules], network=False)
-    if (not isolation.network or reaches_network() or not isolation.files) and not asked["unsealed"]:
-        said: dict[str, Any] = {"error": f"code of others is not tried here: {isolation.sentence()}", "sealed": False}
+    if (not isolation.network or reaches_network() or not isolation.files) and not request["unsealed"]:
+        answer: dict[str, Any] = {"error": f"code of others is not tried here: {isolation.sentence()}", "sealed": False}
     else:
-        said = _tried(folder, asked["digests"], asked["entry"])
-    out.write(json.dumps(said).encode())
+        answer = _tried(folder, request["digests"], request["entry"])
+    out.write(json.dumps(answer).encode())
     out.close()
     return 0
 

@@ -111,8 +111,8 @@ def check_modules(modules: Iterable[str]) -> None:
     for name in modules:
         if not name.isidentifier() or name.startswith("__"):
             raise ConfigError(f"'{name}' is no name of a module")
-        taken = name in sys.stdlib_module_names or name in sys.modules or name == OURS.rstrip(".")
-        if taken or PathFinder.find_spec(name) is not None:
+        reserved = name in sys.stdlib_module_names or name in sys.modules or name == OURS.rstrip(".")
+        if reserved or PathFinder.find_spec(name) is not None:
             raise ConfigError(
                 f"module '{name}': there is one of that name here already, and a task shadows none; give the package "
                 f"another name, or uninstall it where it was installed by hand"

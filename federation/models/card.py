@@ -32,13 +32,13 @@ def to_html(facts: Facts, sha256: str) -> str:
 
 
 def _purpose(targets: list[Column]) -> str:
-    said = []
+    phrases = []
     for column in targets:
         if column.categories:
-            said.append(f"<em>{_safe(column.name)}</em>, one of {_listed(column.categories)}")
+            phrases.append(f"<em>{_safe(column.name)}</em>, one of {_listed(column.categories)}")
         else:
-            said.append(f"<em>{_safe(column.name)}</em>{_safe(f' in {column.unit}') if column.unit else ''}")
-    return "It estimates " + " and ".join(said) + " of a record." if said else "It learns from its inputs alone."
+            phrases.append(f"<em>{_safe(column.name)}</em>{_safe(f' in {column.unit}') if column.unit else ''}")
+    return "It estimates " + " and ".join(phrases) + " of a record." if phrases else "It learns from its inputs alone."
 
 
 def _data(facts: Facts) -> str:
@@ -93,14 +93,14 @@ def _privacy(privacy: Privacy | None) -> str:
 
 
 def _limits(facts: Facts) -> str:
-    said = [
+    lines = [
         "It was measured on records of the institutions named here; elsewhere it may do worse. Measure first.",
         "Values outside the bounds in the table above are refused, not guessed at.",
         "It is no medical device and no decision: a person decides.",
     ]
     if facts.run.simulated:
-        said.append("It comes of a simulation, so of records that lay in one place.")
-    return "".join(f"<li>{line}</li>" for line in said)
+        lines.append("It comes of a simulation, so of records that lay in one place.")
+    return "".join(f"<li>{line}</li>" for line in lines)
 
 
 def _listed(words: tuple[str, ...]) -> str:

@@ -52,8 +52,8 @@ class Program(nn.Module):
 
     def forward(self, *arrays: Tensor) -> Tensor:
         table = dict(zip(self._stored, arrays, strict=True))
-        found: Tensor = self.reading(self.model(self._bound.inputs(table)).float())
-        return found
+        outputs: Tensor = self.reading(self.model(self._bound.inputs(table)).float())
+        return outputs
 
     @property
     def dynamic(self) -> tuple[Any, ...]:
@@ -70,9 +70,9 @@ def to_torch(model: LoadedModel, path: Path) -> None:
     program = Program(model)
     with _tracing(model):
         traced = torch.export.export(program, program.examples, dynamic_shapes=program.dynamic)
-    said = to_json(model.facts, model_sha256=model.sha256)
+    facts_json = to_json(model.facts, model_sha256=model.sha256)
     with path.open("wb") as file:
-        torch.export.save(traced, file, extra_files={FACTS: said})
+        torch.export.save(traced, file, extra_files={FACTS: facts_json})
 
 
 def to_onnx(model: LoadedModel, path: Path) -> None:
@@ -84,14 +84,14 @@ def to_onnx(model: LoadedModel, path: Path) -> None:
         raise ConfigError("ONNX needs the packages onnx and onnxscript: pip install 'sovfed[onnx]'") from error
     program = Program(model)
     with _tracing(model):
-        made = torch.onnx.export(
+        exported = torch.onnx.export(
             program, program.examples, dynamo=True, input_names=program.names, output_names=["prediction"],
             dynamic_shapes=program.dynamic, opset_version=OPSET, verbose=False,
         )  # fmt: skip
-    if made is None:
+    if exported is None:
         raise ConfigError("torch made no ONNX program")
-    made.model.metadata_props["sovfed"] = to_json(model.facts, model_sha256=model.sha256)
-    made.save(str(path))
+    exported.model.metadata_props["sovfed"] = to_json(model.facts, model_sha256=model.sha256)
+    exported.save(str(path))
 
 
 def to_hugging_face(model: LoadedModel, folder: Path) -> None:

@@ -102,9 +102,9 @@ def facts_of(task: Task, scale: Sums, run: RunFacts, normalisation: str = OWN) -
 
 def to_json(facts: Facts, **more: str) -> str:
     """As text, with `more` beside it; `from_json` reads it again."""
-    said = dataclasses.asdict(facts)
-    text = said["task"].pop("text")
-    return json.dumps({**said, **({TEXT: text} if text else {}), **more}, indent=1, allow_nan=False) + "\n"
+    fields = dataclasses.asdict(facts)
+    text = fields["task"].pop("text")
+    return json.dumps({**fields, **({TEXT: text} if text else {}), **more}, indent=1, allow_nan=False) + "\n"
 
 
 def from_json(text: str | bytes, where: str) -> tuple[Facts, dict[str, str]]:
@@ -112,17 +112,17 @@ def from_json(text: str | bytes, where: str) -> tuple[Facts, dict[str, str]]:
     if len(text) > MAX_FACTS_BYTES:
         raise DataError(f"{where}: {len(text)} bytes, at most {MAX_FACTS_BYTES}")
     try:
-        said = json.loads(text)
+        fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON") from error
-    if not isinstance(said, dict):
+    if not isinstance(fields, dict):
         raise DataError(f"{where}: expected a JSON object")
-    if said.get("format") != FORMAT:
-        raise DataError(f"{where}: format {str(said.get('format'))[:20]!a}, this version reads {FORMAT}")
-    more = {name: said.pop(name) for name in (TEXT, "model_sha256") if name in said}
+    if fields.get("format") != FORMAT:
+        raise DataError(f"{where}: format {str(fields.get('format'))[:20]!a}, this version reads {FORMAT}")
+    more = {name: fields.pop(name) for name in (TEXT, "model_sha256") if name in fields}
     if not all(isinstance(value, str) for value in more.values()) or len(more.get(TEXT, "")) > MAX_TEXT:
         raise DataError(f"{where}: {TEXT} and model_sha256 must be text, of at most {MAX_TEXT} characters")
-    facts = bind(Facts, said, where, DataError)
+    facts = bind(Facts, fields, where, DataError)
     task = dataclasses.replace(facts.task, text=more.pop(TEXT, ""))
     return dataclasses.replace(facts, task=task), more
 

@@ -38,8 +38,8 @@ def kind_of(task: Task) -> str:
 
 def cuts(task: Task) -> tuple[float, ...]:
     """The ends of the intervals of a survival model, as its metrics hold them; () of any other."""
-    found = getattr(task.metrics, "cuts", ())
-    return tuple(float(cut) for cut in found)
+    declared = getattr(task.metrics, "cuts", ())
+    return tuple(float(cut) for cut in declared)
 
 
 class Reading(nn.Module):
@@ -79,30 +79,30 @@ def named(task: Task, kind: str, values: npt.NDArray[np.float32]) -> Predictions
     targets = task.schema.targets
     if kind == CLASSES:
         words = np.array(task.schema.classes, dtype=object)
-        chances = {f"probability_{word}": values[:, place] for place, word in enumerate(words)}
+        chances = {f"probability_{word}": values[:, index] for index, word in enumerate(words)}
         return {targets[0].name: words[values.argmax(1)], **chances}
     if kind == LABELS:
-        found: Predictions = {}
-        for place, column in enumerate(targets):
-            found[column.name] = np.where(values[:, place] > 0.5, "yes", "no").astype(object)
-            found[f"probability_{column.name}"] = values[:, place]
-        return found
+        predictions: Predictions = {}
+        for index, column in enumerate(targets):
+            predictions[column.name] = np.where(values[:, index] > 0.5, "yes", "no").astype(object)
+            predictions[f"probability_{column.name}"] = values[:, index]
+        return predictions
     if kind == NUMBERS:
         return dict(zip(_cells(targets), values.T, strict=True))
     if kind == SURVIVAL:
-        curve = {f"survival_{cut:g}": values[:, place] for place, cut in enumerate(cuts(task))}
+        curve = {f"survival_{cut:g}": values[:, index] for index, cut in enumerate(cuts(task))}
         return {"risk": 1.0 - values[:, -1], **curve}
     return {"output": values}
 
 
 def _counts(task: Task) -> bool:
     """Whether the model gives as many values as the targets have."""
-    wanted = len(_cells(task.schema.targets))
+    expected = len(_cells(task.schema.targets))
     inputs, _ = task.made_up(2)
     model = task.model().eval()
     with torch.no_grad():
         outputs: Tensor = model(inputs)
-    return outputs.shape[0] == 2 and outputs.numel() == 2 * wanted
+    return outputs.shape[0] == 2 and outputs.numel() == 2 * expected
 
 
 def _cells(targets: tuple[Column, ...]) -> list[str]:

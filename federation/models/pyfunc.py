@@ -38,8 +38,8 @@ class Predictor:
         import pandas
 
         columns = {str(name): model_input[name].tolist() for name in model_input}
-        found = self.model.predict_rows(columns)
-        listed = {name: list(values) if values.ndim > 1 else values for name, values in found.items()}
+        predictions = self.model.predict_rows(columns)
+        listed = {name: list(values) if values.ndim > 1 else values for name, values in predictions.items()}
         return pandas.DataFrame(listed, index=getattr(model_input, "index", None))
 
 
@@ -58,15 +58,15 @@ def write_flavor(folder: Path, model: LoadedModel, run_id: str, artifact_path: s
 
     example = made_up_rows(model.task.schema, EXAMPLES)
     rows = [list(row) for row in zip(*example.values(), strict=True)]
-    said = json.dumps({"columns": list(example), "data": rows})
+    example_json = json.dumps({"columns": list(example), "data": rows})
     about = {"artifact_path": EXAMPLE, "type": "dataframe", "pandas_orient": "split"}
-    made = Model(
+    mlmodel = Model(
         artifact_path=artifact_path, run_id=run_id, signature=_signature(model, example),
         saved_input_example_info=about, metadata={"sovfed_task": model.task.name, "sovfed_digest": model.task.digest},
     )  # fmt: skip
-    made.add_flavor(FLAVOR, loader_module=LOADER, env={"virtualenv": REQUIREMENTS}, python_version=python_version())
-    made.save(str(folder / MLMODEL))
-    (folder / EXAMPLE).write_text(said)
+    mlmodel.add_flavor(FLAVOR, loader_module=LOADER, env={"virtualenv": REQUIREMENTS}, python_version=python_version())
+    mlmodel.save(str(folder / MLMODEL))
+    (folder / EXAMPLE).write_text(example_json)
     (folder / REQUIREMENTS).write_text(f"sovfed=={__version__}\n")
     return [folder / MLMODEL, folder / EXAMPLE, folder / REQUIREMENTS]
 

@@ -30,16 +30,16 @@ def to_table(schema: Schema, columns: Mapping[str, Sequence[object]]) -> Table:
 
     A column that is an array stands under its name, as nested lists, or cell by cell. Raises DataError.
     """
-    known = {str(name).strip(): values for name, values in columns.items()}
-    found = {column.name: _stored(column, known) for column in schema.inputs}
-    counts = {len(part) for part in found.values()}
+    by_name = {str(name).strip(): values for name, values in columns.items()}
+    arrays = {column.name: _stored(column, by_name) for column in schema.inputs}
+    counts = {len(array) for array in arrays.values()}
     if len(counts) > 1:
         raise DataError(f"the columns are of {sorted(counts)} rows")
-    table: dict[str, npt.NDArray[Any]] = {column.name: found[column.name] for column in schema.shaped}
+    table: dict[str, npt.NDArray[Any]] = {column.name: arrays[column.name] for column in schema.shaped}
     if schema.numbers:
-        table[NUMBERS] = np.stack([found[column.name] for column in schema.numbers], 1)
+        table[NUMBERS] = np.stack([arrays[column.name] for column in schema.numbers], 1)
     if schema.codes:
-        table[CODES] = np.stack([found[column.name] for column in schema.codes], 1)
+        table[CODES] = np.stack([arrays[column.name] for column in schema.codes], 1)
     return table
 
 
@@ -52,10 +52,10 @@ def _stored(column: Column, columns: Mapping[str, Sequence[object]]) -> npt.NDAr
         return np.array([_bytes(column, value) for value in values], column.dtype).reshape(-1, *column.shape)
     if column.shape:
         return _checked(column, _array(column, values)).astype(column.dtype)
-    found = _checked(column, _converted(column, values, _reader(column)))
+    converted = _checked(column, _converted(column, values, _reader(column)))
     if column.kind == "category":
-        found = np.where(np.isnan(found), MISSING_CODE, found)
-    return found.astype(column.dtype)
+        converted = np.where(np.isnan(converted), MISSING_CODE, converted)
+    return converted.astype(column.dtype)
 
 
 def _from_cells(column: Column, columns: Mapping[str, Sequence[object]]) -> npt.NDArray[Any]:
@@ -85,19 +85,19 @@ def _converted(column: Column, values: Sequence[object], read: Callable[[str], f
     numeric = np.asarray(values)
     if numeric.dtype.kind in "fiu" and column.kind in ("number", "image", "tokens"):
         return numeric.astype(np.float64)
-    found, wrong = np.full(len(values), np.nan), []
+    converted, wrong = np.full(len(values), np.nan), []
     for row, value in enumerate(values):
         text = _text(value)
         if text.lower() in ABSENT and not (column.kind == "category" and text in column.categories):
             continue
         try:
-            found[row] = read(text)
+            converted[row] = read(text)
         except (ValueError, KeyError, OverflowError):
             wrong.append(row)
     if wrong:
-        what = "no known category" if column.kind == "category" else f"no {column.kind}"
-        raise DataError(f"column '{column.name}': {len(wrong)} of {len(values)} values are {what}, {_rows(wrong)}")
-    return found
+        fault = "no known category" if column.kind == "category" else f"no {column.kind}"
+        raise DataError(f"column '{column.name}': {len(wrong)} of {len(values)} values are {fault}, {_rows(wrong)}")
+    return converted
 
 
 def _checked(column: Column, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -118,10 +118,10 @@ def _checked(column: Column, values: npt.NDArray[np.float64]) -> npt.NDArray[np.
 
 def _array(column: Column, values: Sequence[object]) -> npt.NDArray[np.float64]:
     try:
-        found = np.array([np.asarray(value, np.float64).reshape(column.shape) for value in values])
+        array = np.array([np.asarray(value, np.float64).reshape(column.shape) for value in values])
     except (ValueError, TypeError) as error:
         raise DataError(f"column '{column.name}': not arrays of shape {list(column.shape)}") from error
-    return found.reshape(-1, *column.shape)
+    return array.reshape(-1, *column.shape)
 
 
 def _bytes(column: Column, value: object) -> npt.NDArray[Any]:
@@ -157,23 +157,23 @@ def _rows(rows: Sequence[int] | npt.NDArray[Any]) -> str:
 def made_up_rows(schema: Schema, count: int) -> dict[str, list[object]]:
     """`count` records that nobody is behind, as a table has them, by column: an example that `to_table` takes."""
     table = schema.made_up(count)
-    found: dict[str, list[object]] = {}
+    rows: dict[str, list[object]] = {}
     for column in schema.inputs:
         if column.kind == "text":
-            found[column.name] = [f"made-up text {number}" for number in range(count)]
+            rows[column.name] = [f"made-up text {number}" for number in range(count)]
         elif column.shape:
             cells = table[column.name].reshape(count, -1)
             if column.size <= MAX_CELLS:
-                found |= {cell: cells[:, place].tolist() for place, cell in enumerate(column.cells())}
+                rows |= {cell: cells[:, index].tolist() for index, cell in enumerate(column.cells())}
             else:
-                found[column.name] = table[column.name].tolist()
+                rows[column.name] = table[column.name].tolist()
         elif column.kind == "category":
             codes = table[CODES][:, schema.codes.index(column)]
-            found[column.name] = [column.categories[code] for code in codes]
+            rows[column.name] = [column.categories[code] for code in codes]
         else:
             numbers = table[NUMBERS][:, schema.numbers.index(column)]
-            found[column.name] = [_plain(column, float(value)) for value in numbers]
-    return found
+            rows[column.name] = [_plain(column, float(value)) for value in numbers]
+    return rows
 
 
 def _plain(column: Column, value: float) -> object:

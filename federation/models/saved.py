@@ -104,12 +104,12 @@ class LoadedModel:
         parts = []
         for start in range(0, max(count, 1), self.task.evaluation_batch):
             batch = {
-                name: torch.from_numpy(np.ascontiguousarray(part[start : start + self.task.evaluation_batch]))
-                for name, part in table.items()
+                name: torch.from_numpy(np.ascontiguousarray(column[start : start + self.task.evaluation_batch]))
+                for name, column in table.items()
             }
             parts.append(reading(module(bound.inputs(batch)).float()))
-        found: npt.NDArray[np.float32] = torch.cat(parts).numpy()
-        return found
+        outputs: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+        return outputs
 
 
 def save_model(folder: Path, task: Task, vector: Vector, scale: Sums, run: RunFacts, normalisation: str = OWN) -> str:
@@ -141,8 +141,8 @@ def tensors_of(task: Task, vector: Vector) -> dict[str, Tensor]:
         return {FLAT: torch.from_numpy(vector)}
     module = task.model()
     with torch.no_grad():
-        for part, tensor in zip(task.layout.parts, task.layout.tensors(module), strict=True):
-            tensor.copy_(torch.tensor(vector[part.place]).view(part.shape))
+        for block, tensor in zip(task.layout.parts, task.layout.tensors(module), strict=True):
+            tensor.copy_(torch.tensor(vector[block.place]).view(block.shape))
     return named_tensors(task, module)
 
 
@@ -150,10 +150,10 @@ def named_tensors(task: Task, module: nn.Module) -> dict[str, Tensor]:
     """The tensors of `module`'s state dict, and running statistics that it leaves out; no copies."""
     inner = module.inner if isinstance(module, Applied) else module
     state: dict[str, Any] = inner.state_dict(keep_vars=True)
-    others = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
-    if others:
-        raise ConfigError(f"task '{task.name}': the state of its model holds {others[0]!r}, which is no tensor")
-    travelling = zip((part.name for part in task.layout.parts), task.layout.tensors(module), strict=True)
+    non_tensors = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if non_tensors:
+        raise ConfigError(f"task '{task.name}': the state of its model holds {non_tensors[0]!r}, which is no tensor")
+    travelling = zip((block.name for block in task.layout.parts), task.layout.tensors(module), strict=True)
     return state | {name: tensor for name, tensor in travelling if name not in state}
 
 
@@ -177,17 +177,17 @@ def load_model(path: Path, *, any_version: bool = False, sha256: str = "") -> Lo
     task = _task(facts, path, any_version=any_version, most=len(content))
     scale = facts.scale(task.transform.size)
     module = task.model() if task.build is not None else None
-    wanted = named_tensors(task, module) if module is not None else {FLAT: torch.zeros(task.parameters)}
-    check_shapes(entries, wanted, path)
+    expected = named_tensors(task, module) if module is not None else {FLAT: torch.zeros(task.parameters)}
+    check_shapes(entries, expected, path)
     try:
         tensors = load(content)
     except Exception as error:  # what safetensors raises is its own
         raise DataError(f"{path}: not a safetensors file") from error
-    check_values(tensors, {part.name for part in task.layout.parts} if module is not None else {FLAT}, path)
+    check_values(tensors, {block.name for block in task.layout.parts} if module is not None else {FLAT}, path)
     if module is None:
         return LoadedModel(task, None, scale, facts, digest, tensors[FLAT].numpy())
     with torch.no_grad():
-        for name, tensor in wanted.items():
+        for name, tensor in expected.items():
             tensor.copy_(tensors[name])
     return LoadedModel(task, module.eval(), scale, facts, digest)
 
@@ -212,22 +212,23 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _task(facts: Facts, path: Path, *, any_version: bool, most: int) -> Task:
     from sovfed.federation.tasks.registry import get_task
 
-    said = facts.task
-    if said.text:
-        declared = _declared(said.text)
+    recorded = facts.task
+    if recorded.text:
+        declared = _declared(recorded.text)
         _require_size(declared, most, path)
-        task = declared.with_normalisation(said.normalisation)
+        task = declared.with_normalisation(recorded.normalisation)
     else:
-        task = get_task(said.name, said.parameters, said.normalisation)
-    if task.schema != said.schema:
-        raise ConfigError(f"{path}: its schema is not that of task '{said.name}' here, version {task.version}")
-    if task.digest != said.digest and not any_version:
+        task = get_task(recorded.name, recorded.parameters, recorded.normalisation)
+    if task.schema != recorded.schema:
+        raise ConfigError(f"{path}: its schema is not that of task '{recorded.name}' here, version {task.version}")
+    if task.digest != recorded.digest and not any_version:
         raise ConfigError(
-            f"{path}: made with task '{said.name}' version {said.version} of digest {said.digest[:16]}…, the one here "
-            f"is version {task.version} of {task.digest[:16]}…: install that one, or accept this one (--any-version)"
+            f"{path}: made with task '{recorded.name}' version {recorded.version} of digest {recorded.digest[:16]}…, "
+            f"the one here is version {task.version} of {task.digest[:16]}…: install that one, or accept this one "
+            "(--any-version)"
         )
-    if task.parameters != said.parameters:
-        raise ConfigError(f"{path}: {said.parameters} values, task '{said.name}' here has {task.parameters}")
+    if task.parameters != recorded.parameters:
+        raise ConfigError(f"{path}: {recorded.parameters} values, task '{recorded.name}' here has {task.parameters}")
     return task
 
 

@@ -61,11 +61,11 @@ def check_beside(path: Path, digest: str) -> None:
     if path.name != MODEL or not beside.is_file():
         return
     try:
-        said = from_json(beside.read_bytes(), str(beside))[1].get("model_sha256", "")
+        recorded = from_json(beside.read_bytes(), str(beside))[1].get("model_sha256", "")
     except OSError as error:
         raise DataError(f"{beside}: not readable") from error
-    if not hmac.compare_digest(said.encode(), digest.encode()):
-        raise DataError(f"{path}: SHA-256 {digest}, {FACTS} beside it says {said[:64]!a}")
+    if not hmac.compare_digest(recorded.encode(), digest.encode()):
+        raise DataError(f"{path}: SHA-256 {digest}, {FACTS} beside it says {recorded[:64]!a}")
 
 
 def check_shapes(entries: dict[str, Any], wanted: Mapping[str, Tensor], path: Path) -> None:

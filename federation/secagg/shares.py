@@ -81,8 +81,8 @@ def _weights(nodes: tuple[int, ...], point: int) -> list[int]:
     weights = []
     for node in nodes:
         weight = 1
-        for other in nodes:
-            if other != node:
-                weight = multiply(weight, divide(point ^ other, node ^ other))
+        for peer in nodes:
+            if peer != node:
+                weight = multiply(weight, divide(point ^ peer, node ^ peer))
         weights.append(weight)
     return weights

@@ -96,24 +96,30 @@ class Task:
         is not what their modules import, nor constant buffers: whoever changes these changes `version`.
         An institution answers a request only if it carries the digest of its own task of that name.
         """
-        parts = [] if self.build is None else [[part.name, part.shape, part.trained] for part in self.layout.parts]
-        said = {
+        parts = (
+            []
+            if self.build is None
+            else [[component.name, component.shape, component.trained] for component in self.layout.parts]
+        )
+        content = {
             "name": self.name, "version": self.version, "schema": self.schema.to_dict(), "model": parts,
             "metrics": [type(self.metrics).__name__, self.metrics.size], "headline": self.headline,
             "code": self.code or _code(self.build), "frozen": "" if self.build is None else self.layout.frozen,
         }  # fmt: skip
         if self.build is not None and self.layout.personal:
-            said["personal"] = sorted(self.layout.personal)
+            content["personal"] = sorted(self.layout.personal)
         if not self.text:  # of a task.yaml the code stands for all that it says
-            said["learning"] = [described(part) for part in (self.build, self.loss, self.predict, self.metrics)]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+            content["learning"] = [
+                described(component) for component in (self.build, self.loss, self.predict, self.metrics)
+            ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def model(self, seed: int = 0) -> Module:
         """A freshly initialised model: a tree of inputs in, outputs [n, …] out. Raises ConfigError if there is none."""
         from sovfed.federation.tasks.layout import Applied
 
         module = self._built(seed)
-        names = {part.name for part in self.layout.parts if part.trained}
+        names = {block.name for block in self.layout.parts if block.trained}
         inner = module.inner if isinstance(module, Applied) else module
         for name, parameter in inner.named_parameters():
             parameter.requires_grad_(name in names)
@@ -123,7 +129,7 @@ class Task:
         """Inputs and targets of made-up records, scaled by the declared bounds, as the model is given them."""
         import torch
 
-        table = {name: torch.from_numpy(part) for name, part in self.schema.made_up(count, seed).items()}
+        table = {name: torch.from_numpy(column) for name, column in self.schema.made_up(count, seed).items()}
         bound = self.transform.bound(self.transform.public_scale)
         return bound.inputs(table), bound.targets(table)
 
@@ -163,9 +169,9 @@ class Task:
             inputs, _ = self.made_up(2)
             with torch.no_grad():
                 training = module.training
-                found = module.eval()(inputs) if isinstance(inputs, torch.Tensor) else None
+                outputs = module.eval()(inputs) if isinstance(inputs, torch.Tensor) else None
                 module.train(training)
-            self.__dict__["_is_plain"] = isinstance(found, torch.Tensor)
+            self.__dict__["_is_plain"] = isinstance(outputs, torch.Tensor)
         return bool(self.__dict__["_is_plain"])
 
 
@@ -206,5 +212,5 @@ def _code(build: Callable[[], Module] | None) -> str:
 
 def _shapes(tree: Any) -> str:
     if isinstance(tree, dict):
-        return ", ".join(f"{name} {list(part.shape)} of {part.dtype}" for name, part in tree.items())
+        return ", ".join(f"{name} {list(leaf.shape)} of {leaf.dtype}" for name, leaf in tree.items())
     return f"{list(tree.shape)} of {tree.dtype}"

@@ -28,8 +28,8 @@ class Attention(nn.Module):
         count, length, _ = x.shape
         query, key, value = self.all(x).view(count, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
         scores = query @ key.transpose(-2, -1) * (WIDTH // HEADS) ** -0.5 + _penalties(length, x)
-        found: Tensor = self.out((scores.softmax(-1) @ value).transpose(1, 2).reshape(count, length, WIDTH))
-        return found
+        attended: Tensor = self.out((scores.softmax(-1) @ value).transpose(1, 2).reshape(count, length, WIDTH))
+        return attended
 
 
 class Block(nn.Module):
@@ -43,8 +43,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.before(x))
-        found: Tensor = x + self.perceptron(self.between(x))
-        return found
+        output: Tensor = x + self.perceptron(self.between(x))
+        return output
 
 
 class ByteGPT(nn.Module):
@@ -66,13 +66,13 @@ class ByteGPT(nn.Module):
     def scores(self, codes: Tensor) -> Tensor:
         """Of each byte to come next, after each of `codes` [n, t]: shape [n, t, 256]."""
         embedded = functional.pad(self.embedding(codes).transpose(1, 2), (NEAR - 1, 0))
-        found: Tensor = self.head(self.norm(self.blocks(self.near(embedded).transpose(1, 2))))
-        return found
+        logits: Tensor = self.head(self.norm(self.blocks(self.near(embedded).transpose(1, 2))))
+        return logits
 
 
 def _penalties(length: int, like: Tensor) -> Tensor:
     """−slope · distance for each head, −∞ for what is still to come; shape [heads, t, t]."""
-    place = torch.arange(length, device=like.device, dtype=like.dtype)
-    distance = place[:, None] - place
+    position = torch.arange(length, device=like.device, dtype=like.dtype)
+    distance = position[:, None] - position
     slopes = 4.0 ** -torch.arange(1, HEADS + 1, device=like.device, dtype=like.dtype)
     return (-slopes[:, None, None] * distance).masked_fill(distance < 0, float("-inf"))

@@ -59,13 +59,15 @@ def list_(as_json: bool) -> None:
     """
     from sovfed.federation.tasks.registry import get_task, names
 
-    known = [get_task(name) for name in names()]
+    tasks = [get_task(name) for name in names()]
     if as_json:
-        click.echo(json.dumps([{"name": one.name, "version": one.version, "title": one.title} for one in known]))
+        click.echo(
+            json.dumps([{"name": entry.name, "version": entry.version, "title": entry.title} for entry in tasks])
+        )
         return
     width = max(map(len, names()), default=0)
-    for one in known:
-        click.echo(f"{one.name:<{width}}  {one.title}")
+    for entry in tasks:
+        click.echo(f"{entry.name:<{width}}  {entry.title}")
     click.echo("\nOf your own: `sovfed task new NAME --from-csv FILE` (docs/own-task.md)")
 
 
@@ -84,21 +86,21 @@ def show(name: str, as_json: bool) -> None:
     if name.endswith(SUFFIX):
         _show_archive(Path(name), as_json)
         return
-    found = named_task(name)
+    selected = named_task(name)
     if as_json:
-        click.echo(json.dumps(described(found) | {"schema": found.schema.to_dict()}, indent=2, default=str))
+        click.echo(json.dumps(described(selected) | {"schema": selected.schema.to_dict()}, indent=2, default=str))
         return
     from rich.console import Console
     from rich.table import Table
 
     from sovfed.federation.text import cell
 
-    table = Table("column", "kind", "values", "unit", "if missing", "role", box=None, title=cell(found.title))
-    for column in found.schema.columns:
+    table = Table("column", "kind", "values", "unit", "if missing", "role", box=None, title=cell(selected.title))
+    for column in selected.schema.columns:
         table.add_row(*map(cell, _row(column)))
     console = Console()
     console.print(table)
-    for key, value in described(found).items():
+    for key, value in described(selected).items():
         console.print(f"{key:>11}  {cell(_line(value))}", soft_wrap=True)
 
 
@@ -118,7 +120,7 @@ def _show_archive(path: Path, as_json: bool) -> None:
 def described(found: Task) -> dict[str, Any]:
     """What there is to say of a task besides its columns."""
     schema = found.schema
-    said = {
+    fields = {
         "name": found.name, "version": found.version, "title": found.title,
         "person": "each row is another" if schema.one_row_a_person else schema.person or "the institution says who",
         "model": _model(found), "parameters": found.parameters, "metrics": list(found.metrics.names),
@@ -128,8 +130,8 @@ def described(found: Task) -> dict[str, Any]:
     from sovfed.federation.tasks.declared import DeclaredTask
 
     if isinstance(found, DeclaredTask):
-        said |= {"training": dict(found.training)} | dict(found.card)
-    return {key: value for key, value in said.items() if value not in ("", {}, None)}
+        fields |= {"training": dict(found.training)} | dict(found.card)
+    return {key: value for key, value in fields.items() if value not in ("", {}, None)}
 
 
 def _model(found: Task) -> str:
@@ -156,8 +158,8 @@ def _row(column: Column) -> tuple[str, ...]:
     values = ", ".join(words) if words else column.reach
     kind = f"{column.kind} {list(column.shape)}" if column.shape else column.kind
     missing = {"refuse": "refuse", "mean": "mean", "constant": f"{column.fill:g}", "category": "own category"}
-    told = missing[column.missing] + (" + indicator" if column.indicator else "")
-    return column.name, kind, values, column.unit, "" if column.role == "target" else told, column.role
+    handling = missing[column.missing] + (" + indicator" if column.indicator else "")
+    return column.name, kind, values, column.unit, "" if column.role == "target" else handling, column.role
 
 
 def _line(value: object) -> str:

@@ -143,8 +143,8 @@ class Column:
         if not self.shape:
             yield self.name
             return
-        for place in np.ndindex(*self.shape):
-            yield "_".join([self.name, *map(str, place)])
+        for index in np.ndindex(*self.shape):
+            yield "_".join([self.name, *map(str, index)])
 
 
 @dataclass(frozen=True)
@@ -199,12 +199,12 @@ class Schema:
 
     def stored(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
         """Type and shape of a record's part of each array of a `Table`."""
-        found: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        arrays: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         if self.numbers:
-            found[NUMBERS] = np.dtype(np.float32), (len(self.numbers),)
+            arrays[NUMBERS] = np.dtype(np.float32), (len(self.numbers),)
         if self.codes:
-            found[CODES] = np.dtype(np.int16), (len(self.codes),)
-        return found | {column.name: (column.dtype, column.shape) for column in (*self.shaped, *self.targets)}
+            arrays[CODES] = np.dtype(np.int16), (len(self.codes),)
+        return arrays | {column.name: (column.dtype, column.shape) for column in (*self.shaped, *self.targets)}
 
     def made_up(self, count: int, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
         """`count` records that nobody is behind, as a `Table`: the one generator for every check before a real record.
@@ -214,12 +214,12 @@ class Schema:
         """
         generator = np.random.default_rng(seed)
         drawn = {column.name: _drawn(column, count, generator) for column in self.columns}
-        found = {column.name: drawn[column.name] for column in (*self.shaped, *self.targets)}
+        table = {column.name: drawn[column.name] for column in (*self.shaped, *self.targets)}
         if self.numbers:
-            found[NUMBERS] = np.stack([drawn[column.name] for column in self.numbers], 1).astype(np.float32)
+            table[NUMBERS] = np.stack([drawn[column.name] for column in self.numbers], 1).astype(np.float32)
         if self.codes:
-            found[CODES] = np.stack([drawn[column.name] for column in self.codes], 1).astype(np.int16)
-        return {name: found[name] for name in self.stored()}
+            table[CODES] = np.stack([drawn[column.name] for column in self.codes], 1).astype(np.int16)
+        return {name: table[name] for name in self.stored()}
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, which `federation.schema.bind` reads again."""
@@ -229,16 +229,16 @@ class Schema:
 def _drawn(column: Column, count: int, generator: np.random.Generator) -> npt.NDArray[Any]:
     low, high = column.bounds
     shape = (count, *column.shape)
-    found: npt.NDArray[Any]
+    values: npt.NDArray[Any]
     if column.kind in ("number", "date"):
-        found = low + (high - low) * generator.random(shape)
+        values = low + (high - low) * generator.random(shape)
     elif column.role == "target":  # every class comes, as evenly as can be
-        found = (np.argsort(generator.random(math.prod(shape))) % (high - low + 1) + low).reshape(shape)
+        values = (np.argsort(generator.random(math.prod(shape))) % (high - low + 1) + low).reshape(shape)
     else:
-        found = generator.integers(int(low), int(high) + 1, shape)
+        values = generator.integers(int(low), int(high) + 1, shape)
     if count > 2 and column.role == "input":
-        found[0], found[1] = low, high
-    return found.astype(column.dtype)
+        values[0], values[1] = low, high
+    return values.astype(column.dtype)
 
 
 def number(name: str, low: float, high: float, **rest: Any) -> Column:

@@ -45,8 +45,8 @@ def conform(task: Task) -> list[Check]:
         for check in _checks(task):
             checks.append(check)  # noqa: PERF402  (an error ends it, and what was found stays)
     except Exception as error:  # a task's own code may raise whatever it likes
-        told = str(error) if isinstance(error, SovfedError) else f"{type(error).__name__}: {error}"
-        checks.append(Check(_NEXT[min(len(checks), len(_NEXT) - 1)], False, told, error=error))
+        message = str(error) if isinstance(error, SovfedError) else f"{type(error).__name__}: {error}"
+        checks.append(Check(_NEXT[min(len(checks), len(_NEXT) - 1)], False, message, error=error))
     return checks
 
 
@@ -82,11 +82,16 @@ def _checks(task: Task) -> Iterator[Check]:
     module = task.model().eval()
     with torch.no_grad():
         outputs = module(inputs).float()  # as the trainer judges them, whatever the model computes in
-    whole = outputs.ndim > 0 and len(outputs) == RECORDS
+    one_per_record = outputs.ndim > 0 and len(outputs) == RECORDS
     finite = bool(outputs.isfinite().all())
-    what = f"{list(outputs.shape)} for {RECORDS} made-up records, some at their bounds"
-    yield Check("outputs", whole and finite, what if finite else f"not finite, {what}", fatal=not whole)
-    if not whole:
+    description = f"{list(outputs.shape)} for {RECORDS} made-up records, some at their bounds"
+    yield Check(
+        "outputs",
+        one_per_record and finite,
+        description if finite else f"not finite, {description}",
+        fatal=not one_per_record,
+    )
+    if not one_per_record:
         return
     loss = _loss(task.loss, outputs, targets)
     yield loss
@@ -129,34 +134,37 @@ def _gradient(task: Task, inputs: Any, targets: Any) -> Check:
 
     assert task.loss is not None  # noqa: S101  (asked before)
     module = task.model().train()
-    named = [(name, part) for name, part in module.named_parameters() if part.requires_grad]
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     loss = task.loss(module(inputs).float(), targets).mean()
-    found = torch.autograd.grad(loss, [part for _, part in named], allow_unused=True)
-    unreached = [name for (name, _), gradient in zip(named, found, strict=True) if gradient is None]
-    if any(gradient is not None and not bool(gradient.isfinite().all()) for gradient in found):
+    gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
+    unreached = [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
+    if any(gradient is not None and not bool(gradient.isfinite().all()) for gradient in gradients):
         return Check("gradient", False, "is not finite for made-up records", fatal=False)
-    told = f"; not reached: {', '.join(unreached[:4])}" if unreached else ""
-    return Check("gradient", True, f"finite, of {len(named)} tensors{told}")
+    note = f"; not reached: {', '.join(unreached[:4])}" if unreached else ""
+    return Check("gradient", True, f"finite, of {len(named)} tensors{note}")
 
 
 def _metrics(task: Task, outputs: Tensor, targets: Any) -> Check:
     assert task.loss is not None  # noqa: S101  (asked before)
     losses = task.loss(outputs, targets).detach().numpy()
     values, truth = outputs.numpy(), _arrays(targets)
-    whole = task.metrics.sums(values, truth, losses)
+    total = task.metrics.sums(values, truth, losses)
     half = RECORDS // 2
     parts = [
-        task.metrics.sums(values[part], _slice(truth, part), losses[part]) for part in (slice(half), slice(half, None))
+        task.metrics.sums(values[rows], _slice(truth, rows), losses[rows]) for rows in (slice(half), slice(half, None))
     ]
-    found = task.metrics.summarise(whole)
-    if whole.shape != (task.evaluation_size,):
-        return Check("metrics", False, f"sums of shape {whole.shape}, expected ({task.evaluation_size},)")
-    if not np.allclose(whole, parts[0] + parts[1], rtol=1e-4, atol=1e-6):
+    summary = task.metrics.summarise(total)
+    if total.shape != (task.evaluation_size,):
+        return Check("metrics", False, f"sums of shape {total.shape}, expected ({task.evaluation_size},)")
+    if not np.allclose(total, parts[0] + parts[1], rtol=1e-4, atol=1e-6):
         return Check("metrics", False, "sums of two halves do not add up to the sums of all", fatal=False)
-    if not np.isfinite(list(found.values())).all() or task.headline not in task.metrics.names:
-        known = task.headline in task.metrics.names
+    if not np.isfinite(list(summary.values())).all() or task.headline not in task.metrics.names:
+        has_headline = task.headline in task.metrics.names
         return Check(
-            "metrics", False, f"{found}: expected finite numbers, '{task.headline}' one of them", fatal=not known
+            "metrics",
+            False,
+            f"{summary}: expected finite numbers, '{task.headline}' one of them",
+            fatal=not has_headline,
         )
     return Check(
         "metrics", True, f"{', '.join(task.metrics.names)}; {task.headline} first; {task.evaluation_size} sums"

@@ -49,7 +49,7 @@ class Family:
 
         with torch.device("meta"):
             module = self.make(schema, outputs)
-        layers = [name for name, part in module.named_modules() if isinstance(part, torch.nn.Linear) and name]
+        layers = [name for name, layer in module.named_modules() if isinstance(layer, torch.nn.Linear) and name]
         if not layers:
             raise ConfigError(
                 f"'model.personal': family '{self.family}' is one layer, with nothing beneath it to share"
@@ -61,8 +61,8 @@ class Family:
         """Why it cannot learn from `schema`, or ""."""
         kinds = [column.kind for column in schema.shaped]
         if kinds != ([self.takes] if self.takes else []):
-            wanted = f"exactly one {self.takes} column" if self.takes else "numbers, booleans, dates and categories"
-            return f"family '{self.family}' takes {wanted}, the columns have {', '.join(kinds) or f'no {self.takes}'}"
+            expected = f"exactly one {self.takes} column" if self.takes else "numbers, booleans, dates and categories"
+            return f"family '{self.family}' takes {expected}, the columns have {', '.join(kinds) or f'no {self.takes}'}"
         return "" if kinds or Transform(schema).width else "no column is an input"
 
     def make(self, schema: Schema, outputs: int) -> Module:

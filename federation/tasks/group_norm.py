@@ -30,7 +30,7 @@ def replace_batchnorm(module: nn.Module) -> nn.Module:
 
 def batchnorms(module: nn.Module) -> list[str]:
     """The names of the BatchNorm layers of `module`."""
-    return [name or type(part).__name__ for name, part in module.named_modules() if isinstance(part, _BatchNorm)]
+    return [name or type(layer).__name__ for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)]
 
 
 def grouped(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -42,7 +42,7 @@ def grouped(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 
 def _group_norm(norm: _BatchNorm) -> nn.GroupNorm:
     groups = 1 if isinstance(norm, nn.BatchNorm1d) else math.gcd(32, norm.num_features)
-    made = nn.GroupNorm(groups, norm.num_features, eps=norm.eps, affine=norm.affine)
+    replacement = nn.GroupNorm(groups, norm.num_features, eps=norm.eps, affine=norm.affine)
     if norm.affine:
-        made.weight, made.bias = norm.weight, norm.bias
-    return made.train(norm.training)
+        replacement.weight, replacement.bias = norm.weight, norm.bias
+    return replacement.train(norm.training)

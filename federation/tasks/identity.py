@@ -63,13 +63,13 @@ def _source(part: Any) -> list[str]:
 
 def _closed(part: FunctionType) -> list[Any]:
     """What a function keeps of where it was made."""
-    kept = []
+    contents = []
     for cell in part.__closure__ or ():
         try:
-            kept.append(cell.cell_contents)
+            contents.append(cell.cell_contents)
         except ValueError:  # not set yet
-            kept.append(None)
-    return kept
+            contents.append(None)
+    return contents
 
 
 def _array(part: Any) -> Any:

@@ -51,7 +51,7 @@ class Applied(nn.Module):
 
 def floats(module: nn.Module) -> torch.dtype:
     """The type of its first floating-point parameter: that of the numbers it takes."""
-    return next((one.dtype for one in module.parameters() if one.is_floating_point()), torch.float32)
+    return next((parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()), torch.float32)
 
 
 def call(module: nn.Module, inputs: Tree) -> object:
@@ -106,7 +106,7 @@ class Layout:
     @cached_property
     def trained(self) -> int:
         """How many values are trained; running statistics come behind them."""
-        return max((part.place.stop for part in self.parts if part.trained), default=0)
+        return max((block.place.stop for block in self.parts if block.trained), default=0)
 
     @cached_property
     def normalisation(self) -> npt.NDArray[np.bool_]:
@@ -130,10 +130,10 @@ class Layout:
         return ""
 
     def _places(self, names: frozenset[str]) -> npt.NDArray[np.bool_]:
-        found = np.zeros(self.size, bool)
-        for part in self.parts:
-            found[part.place] = part.name in names
-        return found
+        mask = np.zeros(self.size, bool)
+        for block in self.parts:
+            mask[block.place] = block.name in names
+        return mask
 
     def sent(self, update: Vector, model: Vector) -> Vector:
         """`update` (shape [d]) with its running statistics in units of `reach`, cut to ±1, as it travels.
@@ -148,8 +148,8 @@ class Layout:
 
     def _reach(self, model: Vector) -> Vector:
         """How far each running statistic may move in a round: it may become nine times what it is."""
-        found: Vector = np.float32(8.0) * np.maximum(np.float32(1.0), np.abs(model[self.trained :]))
-        return found
+        reach: Vector = np.float32(8.0) * np.maximum(np.float32(1.0), np.abs(model[self.trained :]))
+        return reach
 
     def _rescaled(self, update: Vector, change: Callable[[Vector], Vector]) -> Vector:
         if self.trained == self.size:
@@ -162,13 +162,13 @@ class Layout:
         """The tensors of `module`, a model of the same task."""
         state = dict(module.named_parameters()) | dict(module.named_buffers())
         prefix = INNER if isinstance(module, Applied) else ""
-        return [state[prefix + part.name] for part in self.parts]
+        return [state[prefix + block.name] for block in self.parts]
 
     def vector(self, module: nn.Module) -> Vector:
         """The flat vector of `module`."""
         flat = [tensor.detach().reshape(-1).float().cpu() for tensor in self.tensors(module)]
-        found: Vector = (torch.cat(flat) if flat else torch.zeros(0)).numpy()
-        return found
+        vector: Vector = (torch.cat(flat) if flat else torch.zeros(0)).numpy()
+        return vector
 
 
 def lay_out(
@@ -199,21 +199,21 @@ def lay_out(
         if not tensor.is_floating_point():
             raise ConfigError(f"parameter '{name}' is {tensor.dtype}, expected floating point")
         parts.append(Part(name, tuple(tensor.shape), parts[-1].place.stop if parts else 0, training))
-    if not any(part.trained for part in parts):
+    if not any(block.trained for block in parts):
         raise ConfigError("the model has no parameter that is trained")
     if parts[-1].place.stop > MAX_PARAMETERS:
         raise ConfigError(f"the model has {parts[-1].place.stop} values to send, at most {MAX_PARAMETERS} travel")
     normalised = {
         name
-        for prefix, part in _modules(module)
-        if isinstance(part, _NORMS)
-        for name in (prefix + inner for inner, _ in (*part.named_parameters(), *part.named_buffers()))
+        for prefix, submodule in _modules(module)
+        if isinstance(submodule, _NORMS)
+        for name in (prefix + inner for inner, _ in (*submodule.named_parameters(), *submodule.named_buffers()))
     }
-    coupled = any(isinstance(part, _NormBase) for part in module.modules())
-    stay = frozenset(part.name for part in parts if personal is not None and personal(part.name))
+    coupled = any(isinstance(submodule, _NormBase) for submodule in module.modules())
+    stay = frozenset(block.name for block in parts if personal is not None and personal(block.name))
     if personal is not None and not stay:
         raise ConfigError(
-            f"`personal` names none of the trained parameters: {', '.join(part.name for part in parts[:8])}"
+            f"`personal` names none of the trained parameters: {', '.join(block.name for block in parts[:8])}"
         )
     if len(stay) == len(parts):
         raise ConfigError("`personal` names every parameter that is trained, so there is nothing to learn together")
@@ -249,9 +249,9 @@ def _digest_of_frozen(named: dict[str, Tensor]) -> str:
 
 
 def _modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [(f"{name}.".removeprefix(INNER).removeprefix("."), part) for name, part in module.named_modules()]
+    return [(f"{name}.".removeprefix(INNER).removeprefix("."), submodule) for name, submodule in module.named_modules()]
 
 
 def _named(named: object) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {name.removeprefix(INNER): tensor for name, tensor in named}  # type: ignore[attr-defined]
-    return found
+    tensors: dict[str, Tensor] = {name.removeprefix(INNER): tensor for name, tensor in named}  # type: ignore[attr-defined]
+    return tensors

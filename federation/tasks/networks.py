@@ -166,11 +166,11 @@ class TextBody(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         padded = functional.pad(codes.long(), (0, self.places * self.patch - codes.shape[1]))
-        there = (padded > 0).reshape(len(codes), self.places, self.patch).any(2)
+        present = (padded > 0).reshape(len(codes), self.places, self.patch).any(2)
         x = self.near(self.embedding(padded).transpose(1, 2)).transpose(1, 2) + self.position
         for block in self.blocks:
-            x = block(x, there)
-        weights = there[:, :, None].to(x.dtype)
+            x = block(x, present)
+        weights = present[:, :, None].to(x.dtype)
         mean: Tensor = (self.norm(x) * weights).sum(1) / weights.sum(1).clamp(min=1.0)
         return mean
 

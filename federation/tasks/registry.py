@@ -44,7 +44,7 @@ def add(task: Task) -> Task:
 
     An earlier one whose model did not work goes: whoever mends a model in a notebook adds it again.
     """
-    older = [other for other in _ADDED.get(task.name, []) if _digest(other) not in (None, _digest(task))]
+    older = [version for version in _ADDED.get(task.name, []) if _digest(version) not in (None, _digest(task))]
     _ADDED[task.name] = [*older, task]
     return task
 
@@ -69,8 +69,8 @@ def get_task(name: str, parameters: int | None = None, normalisation: str = OWN)
     `normalisation` "group" makes every BatchNorm of its model a GroupNorm. Raises ConfigError with the nearest known
     name, or if a package does not bring what it says.
     """
-    found = versions(name)[-1]
-    return sized(found, parameters or found.length).with_normalisation(normalisation)
+    task = versions(name)[-1]
+    return sized(task, parameters or task.length).with_normalisation(normalisation)
 
 
 def configured_task(config: TaskConfig) -> Task:
@@ -94,7 +94,7 @@ def _read(file: str) -> Task:
 
 @cache
 def _load(name: str) -> Task:
-    found = plugins.load(GROUP, "task", name, names())
-    if not isinstance(found, Task) or found.name != name:
+    task = plugins.load(GROUP, "task", name, names())
+    if not isinstance(task, Task) or task.name != name:
         raise ConfigError(f"{plugins.installed(GROUP)[name].value} is no Task called '{name}'")
-    return found
+    return task

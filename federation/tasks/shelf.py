@@ -69,7 +69,7 @@ class Shelf:
 
         One that cannot be read, or is not allowed, is told in the log.
         """
-        known = []
+        added = []
         for path in self.files():
             try:
                 task = self._read(path)
@@ -77,10 +77,10 @@ class Shelf:
                 log.warning("a task is left out: %s", error)
                 continue
             if allowed(task):
-                known.append(registry.add(task))
+                added.append(registry.add(task))
             else:
                 log.info("task %s is left out: no entry of allowed_tasks has its name and digest", path.parent.name)
-        return known
+        return added
 
     def _read(self, path: Path) -> Task:
         from sovfed.federation.tasks.declared import read_task

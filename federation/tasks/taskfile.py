@@ -81,9 +81,9 @@ class TaskFile:
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of all that it says; what it leaves at its default is not in it."""
-        said = parse(to_text(self))
-        said["columns"] = list(said["columns"].items())  # their order is the model's
-        return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        document = parse(to_text(self))
+        document["columns"] = list(document["columns"].items())  # their order is the model's
+        return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_text(text: bytes | str) -> TaskFile:
@@ -116,24 +116,24 @@ def to_text(task: TaskFile, notes: Mapping[str, str] | None = None) -> str:
     text = block({**head, "person": task.person, **last}, notes)
     for name, group in groups.items():
         if group:
-            inside = {place.removeprefix(f"{name}."): note for place, note in (notes or {}).items() if "." in place}
+            inside = {key.removeprefix(f"{name}."): note for key, note in (notes or {}).items() if "." in key}
             text += f"{name}:\n" + block(group, inside, "  ")
     return text
 
 
 def _sizes(model: Family) -> dict[str, Any]:
     """What `model` is made of; what came later, and is not asked for, is not said: digests stay what they were."""
-    said = dataclasses.asdict(model)
-    if said["personal"] == "none":
-        del said["personal"]
-    return said
+    sizes = dataclasses.asdict(model)
+    if sizes["personal"] == "none":
+        del sizes["personal"]
+    return sizes
 
 
 def _group(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = values[name]
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"'{name}' must be a group of settings, got {type(found).__name__}")
-    return found
+    group = values[name]
+    if not isinstance(group, Mapping):
+        raise ConfigError(f"'{name}' must be a group of settings, got {type(group).__name__}")
+    return group
 
 
 def _read_column(name: str, value: object) -> Column:
@@ -215,12 +215,12 @@ def _chosen(values: Any) -> dict[str, Any]:
 def _said(column: Column) -> dict[str, Any]:
     """A column as the file has it."""
     bounds = {"low": column.low, "high": column.high} if column.kind in ("number", "date") else {}
-    said = {"kind": column.kind} | bounds | _chosen(column)
+    settings = {"kind": column.kind} | bounds | _chosen(column)
     for name in ("name", "role"):
-        said.pop(name, None)
+        settings.pop(name, None)
     if column.kind == "date":
-        days = {key: int(said[key]) for key in ("low", "high", "fill") if key in said}
-        said |= {key: date.fromordinal(value + EPOCH).isoformat() for key, value in days.items()}
+        days = {key: int(settings[key]) for key in ("low", "high", "fill") if key in settings}
+        settings |= {key: date.fromordinal(value + EPOCH).isoformat() for key, value in days.items()}
     if column.missing == "constant":
-        said.setdefault("fill", column.fill)
-    return said
+        settings.setdefault("fill", column.fill)
+    return settings

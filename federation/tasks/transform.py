@@ -63,9 +63,9 @@ class Transform:
         """[present (f), Σu (f), Σu² (f)] over the records of `table`: sums, which may be added."""
         parts = [self._u(column, table) for column in self.scaled]
         u = np.concatenate(parts, 1) if parts else np.zeros((0, 0))
-        there = ~np.isnan(u)
-        u = np.where(there, u, 0.0)
-        return np.concatenate([there.sum(0, dtype=np.float64), u.sum(0), np.square(u).sum(0)])
+        present = ~np.isnan(u)
+        u = np.where(present, u, 0.0)
+        return np.concatenate([present.sum(0, dtype=np.float64), u.sum(0), np.square(u).sum(0)])
 
     def scale(self, profile: Sums) -> Sums:
         """[mean (f), deviation (f)] of a profile, within the declared bounds.
@@ -82,9 +82,9 @@ class Transform:
     @cached_property
     def public_scale(self) -> Sums:
         """The scale by the declared bounds alone: no record has any influence on it."""
-        found = np.repeat([0.0, 1.0], self.size)
-        found.flags.writeable = False
-        return found
+        scale = np.repeat([0.0, 1.0], self.size)
+        scale.flags.writeable = False
+        return scale
 
     def admits(self, scale: Sums, least_spread: float) -> str:
         """Why `scale` is none that a federation's own values could have, or ""."""
@@ -97,14 +97,14 @@ class Transform:
 
     def affine(self, scale: Sums) -> dict[str, tuple[Floats, Floats]]:
         """For each stored array of numbers the (a, b) of x → (x − a)·b, in the shape of a record's part of it."""
-        place, by_column = 0, dict[str, tuple[Floats, Floats]]()
+        offset, by_column = 0, dict[str, tuple[Floats, Floats]]()
         for column in (*self.schema.numbers, *self.schema.shaped, *self.schema.targets):
             middle, half = _middle(column)
             shift, spread = np.zeros(column.size), np.ones(column.size)
             if column.scaled:
-                shift = scale[place : place + column.size]
-                spread = np.maximum(scale[self.size + place : self.size + place + column.size], STD_FLOOR)
-                place += column.size
+                shift = scale[offset : offset + column.size]
+                spread = np.maximum(scale[self.size + offset : self.size + offset + column.size], STD_FLOOR)
+                offset += column.size
             by_column[column.name] = (
                 (middle + half * shift).reshape(column.shape), (1.0 / (half * spread)).reshape(column.shape)
             )  # fmt: skip
@@ -139,7 +139,7 @@ class Bound:
 
         self.schema, self._transform = transform.schema, transform
         self._affine = {
-            name: tuple(torch.from_numpy(np.ascontiguousarray(part)).to(device, torch.float32) for part in pair)
+            name: tuple(torch.from_numpy(np.ascontiguousarray(array)).to(device, torch.float32) for array in pair)
             for name, pair in transform.affine(scale).items()
         }
         self._plain = {column.name for column in (*self.schema.shaped, *self.schema.targets) if _untouched(column)}
@@ -149,8 +149,8 @@ class Bound:
             a, b = transform.affine(scale)[NUMBERS]
             filled = np.where(np.isnan(fill), 0.0, (fill - a) * b)
             self._fill = torch.from_numpy(filled).to(device, torch.float32)
-            told = [place for place, column in enumerate(self.schema.numbers) if column.indicator]
-            self._told = torch.tensor(told, dtype=torch.int64, device=device)
+            indicated = [index for index, column in enumerate(self.schema.numbers) if column.indicator]
+            self._told = torch.tensor(indicated, dtype=torch.int64, device=device)
         self._sizes = [_categories(column) for column in self.schema.codes]
         starts = np.cumsum([0, *self._sizes])[:-1]
         self._starts = torch.tensor(starts, dtype=torch.int64, device=device)
@@ -160,15 +160,15 @@ class Bound:
 
     def inputs(self, table: Mapping[str, Tensor]) -> Tree:
         """What the model is given."""
-        found = {column.name: self._one(column.name, table) for column in self.schema.shaped}
+        inputs = {column.name: self._one(column.name, table) for column in self.schema.shaped}
         if NUMBERS in table or CODES in table:
-            found = {PACKED: self._packed(table), **found}
-        return found if len(found) != 1 else next(iter(found.values()))
+            inputs = {PACKED: self._packed(table), **inputs}
+        return inputs if len(inputs) != 1 else next(iter(inputs.values()))
 
     def targets(self, table: Mapping[str, Tensor]) -> Tree:
         """What is learnt."""
-        found = {column.name: self._one(column.name, table) for column in self.schema.targets}
-        return found if len(found) != 1 else next(iter(found.values()))
+        targets = {column.name: self._one(column.name, table) for column in self.schema.targets}
+        return targets if len(targets) != 1 else next(iter(targets.values()))
 
     def _one(self, name: str, table: Mapping[str, Tensor]) -> Tensor:
         if name in self._plain:
@@ -193,9 +193,9 @@ class Bound:
             codes = table[CODES].long()
             hot = torch.zeros(codes.shape[0], sum(self._sizes) + 1, device=codes.device)  # the last: nowhere
             last = torch.tensor(self._sizes, device=codes.device) - 1
-            place = torch.where(codes < 0, last if self._any_own else codes, codes) + self._starts
-            place = torch.where((codes < 0) & ~self._own, hot.shape[1] - 1, place)
-            parts.append(hot.scatter_(1, place, 1.0)[:, :-1])
+            positions = torch.where(codes < 0, last if self._any_own else codes, codes) + self._starts
+            positions = torch.where((codes < 0) & ~self._own, hot.shape[1] - 1, positions)
+            parts.append(hot.scatter_(1, positions, 1.0)[:, :-1])
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 

@@ -13,7 +13,7 @@ Tree: TypeAlias = Tensor | dict[str, Tensor]
 
 def mapped(change: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """`change` of every tensor."""
-    return {name: change(part) for name, part in tree.items()} if isinstance(tree, dict) else change(tree)
+    return {name: change(leaf) for name, leaf in tree.items()} if isinstance(tree, dict) else change(tree)
 
 
 def leaves(tree: Tree) -> list[Tensor]:
@@ -45,7 +45,7 @@ def joined(trees: Sequence[Tree]) -> Tree:
 def split(tree: Tree, count: int) -> list[Tree]:
     """`count` records at a time."""
     if isinstance(tree, dict):
-        parts = [torch.split(part, count) for part in tree.values()]
+        parts = [torch.split(leaf, count) for leaf in tree.values()]
         return [dict(zip(tree, batch, strict=True)) for batch in zip(*parts, strict=True)]
     return list(torch.split(tree, count))
 

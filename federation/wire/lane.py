@@ -133,8 +133,8 @@ class Sender:
         """Send from the peer's position on. Raises ProtocolError if that was never sent or is already forgotten."""
         self._acknowledge(ack, sequence)
         position = sequence - self._acked - 1
-        known = 0 <= position < len(self._flight) and offset < self._flight[position].size
-        if not (known or (position == len(self._flight) and offset == 0)) or (sequence, offset) > self._furthest:
+        in_flight = 0 <= position < len(self._flight) and offset < self._flight[position].size
+        if not (in_flight or (position == len(self._flight) and offset == 0)) or (sequence, offset) > self._furthest:
             raise ProtocolError(f"the peer wants to go on at {sequence}:{offset}, sent up to {self._furthest}")
         self._next = (sequence, offset)
 

@@ -394,15 +394,15 @@ def audit_releases(
     """Every way to have a private release in two sums; `broken`: against institutions without the rules."""
     audits = []
     for mechanism in mechanisms:
-        for way in RELEASED:
+        for release in RELEASED:
             with tempfile.TemporaryDirectory() as folder, _quiet(), _rules_off() if broken else nullcontext():
                 world = World(count, colluders, Path(folder))
-                if way is three_sums and 2 * world.least >= count:
+                if release is three_sums and 2 * world.least >= count:
                     continue
-                way(world, mechanism)
+                release(world, mechanism)
                 audits.append(
                     DifferencingAudit(
-                        f"{way.__name__.replace('_', ' ')}, {mechanism}", count, colluders, world.sums,
+                        f"{release.__name__.replace('_', ' ')}, {mechanism}", count, colluders, world.sums,
                         world.releases.most_sums(), world.uncharged(), 0,
                     )
                 )  # fmt: skip

@@ -89,16 +89,16 @@ def run(
         ratios |= found_ratios
         figures |= found_figures
         console.print(f"[green]✓[/] {', '.join(f'{name} {value:.3g}' for name, value in found_ratios.items())}")
-    for name, other in (("digits_over_bare", "bare"), *([("digits_vs_before", str(before))] if before else [])):
-        ratios[name], steps_rows = _steps(other, size)
+    for name, reference in (("digits_over_bare", "bare"), *([("digits_vs_before", str(before))] if before else [])):
+        ratios[name], steps_rows = _steps(reference, size)
         rows += steps_rows
         console.print(f"[green]✓[/] {name} {ratios[name]:.3g}")
     figures["seconds_total"] = time.monotonic() - started
     missed = ", ".join(name for name, value in (ratios | figures).items() if not fits(name, value))
     report = Report("A task of your own", COLUMNS, rows, ratios, figures, conditions(quick=quick, missed=missed))
-    found = publish(report, console, files)
+    document = publish(report, console, files)
     console.print(_against_bars(ratios | figures))
-    return found
+    return document
 
 
 def fits(name: str, value: float) -> bool:
@@ -116,8 +116,8 @@ def _against_bars(figures: dict[str, float]) -> Any:
         table.add_column(heading, justify="left" if heading in ("figure", "") else "right")
     for name, (sign, bar) in BARS.items():
         if name in figures:
-            told = "[green]holds[/]" if fits(name, figures[name]) else "[red]missed[/]"
-            table.add_row(name, f"{figures[name]:.3g}", f"{'at most' if sign == '<=' else 'at least'} {bar:g}", told)
+            verdict = "[green]holds[/]" if fits(name, figures[name]) else "[red]missed[/]"
+            table.add_row(name, f"{figures[name]:.3g}", f"{'at most' if sign == '<=' else 'at least'} {bar:g}", verdict)
     return table
 
 
@@ -129,30 +129,30 @@ def _row(what: str, system: str, value: float, unit: str) -> dict[str, Any]:
 
 
 def _memory(size: Size) -> Measured:
-    found = {}
+    measured = {}
     for kind, count in (("table", size.table), ("images", size.images)):
         with tempfile.TemporaryDirectory(prefix="sovfed-bench-") as folder:
-            found[kind] = child("memory", kind, folder, str(count))
+            measured[kind] = child("memory", kind, folder, str(count))
     rows = [
         _row(f"{kind}: {key}", f"{values['records']:,.0f} records", values[key] / MB, "MB")
-        for kind, values in found.items()
+        for kind, values in measured.items()
         for key in ("columns", "extra", "peak")
     ]
-    table = found["table"]
+    table = measured["table"]
     ratio = max(0.0, table["extra"] - table["batch"]) / table["columns"]
-    return rows, {"memory_over_columns": ratio}, {"images_gb": found["images"]["peak"] / GB}
+    return rows, {"memory_over_columns": ratio}, {"images_gb": measured["images"]["peak"] / GB}
 
 
 def _csv(size: Size) -> Measured:
     with tempfile.TemporaryDirectory(prefix="sovfed-bench-") as folder:
-        found = child("texts", folder, str(size.csv), str(size.csv_turns))
+        measured = child("texts", folder, str(size.csv), str(size.csv_turns))
     rows = [
         _row(f"CSV, {kind}", system, 1e3 * values[f"{system}_s"], "ms CPU")
-        for kind, values in found.items()
+        for kind, values in measured.items()
         for system in ("ours", "pandas")
     ]
     ratios = {
-        "csv_over_pandas_cpu": found["mixed"]["ratio"], "csv_numbers_over_pandas_cpu": found["numbers"]["ratio"]
+        "csv_over_pandas_cpu": measured["mixed"]["ratio"], "csv_numbers_over_pandas_cpu": measured["numbers"]["ratio"]
     }  # fmt: skip
     return rows, ratios, {}
 
@@ -166,12 +166,17 @@ def _engines(size: Size) -> Measured:
         package = install(folder / "package")
         for turn in range(size.turns):
             for engine, rounds in size.rounds:
-                place = str(folder / str(turn))
+                run_folder = str(folder / str(turn))
                 turns[engine].append(
-                    child("rounds", engine, place, str(size.institutions), str(rounds), paths=(package,))
+                    child("rounds", engine, run_folder, str(size.institutions), str(rounds), paths=(package,))
                 )
     rows = [
-        _row(f"a round of {size.institutions}", engine, statistics.median(one[key] for one in measured), unit)
+        _row(
+            f"a round of {size.institutions}",
+            engine,
+            statistics.median(measurement[key] for measurement in measured),
+            unit,
+        )
         for engine, measured in turns.items()
         for key, unit in (("wall_ms", "ms"), ("cpu_ms", "ms CPU"))
     ]
@@ -180,7 +185,10 @@ def _engines(size: Size) -> Measured:
 
 def over_ray(turns: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
     """Ray's median wall of a round over that of each other engine."""
-    walls = {engine: statistics.median(one["wall_ms"] for one in measured) for engine, measured in turns.items()}
+    walls = {
+        engine: statistics.median(measurement["wall_ms"] for measurement in measured)
+        for engine, measured in turns.items()
+    }
     return {f"{engine}_over_ray": walls["ray"] / wall for engine, wall in walls.items() if engine != "ray"}
 
 
@@ -189,8 +197,8 @@ def _steps(other: str, size: Size) -> tuple[float, list[dict[str, Any]]]:
     ratios: list[float] = []
     seconds: dict[str, list[float]] = {"ours": [], other: []}
     for _ in range(size.processes):
-        with _asked("ours") as mine, _asked(other) as theirs:
-            pairs = [(_ask(mine), _ask(theirs)) for _ in range(size.asks)]
+        with _asked("ours") as own_process, _asked(other) as reference_process:
+            pairs = [(_ask(own_process), _ask(reference_process)) for _ in range(size.asks)]
         ratios.append(statistics.median(a / b for a, b in pairs))
         seconds["ours"] += [a for a, _ in pairs]
         seconds[other] += [b for _, b in pairs]

@@ -76,9 +76,9 @@ def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
     files.check()
     started = time.monotonic()
     measured_in = conditions(quick=quick)
-    with _workplace() as folder, _federations(folder, console) as (stock, ours):
+    with _workplace() as folder, _federations(folder, console) as (stock, sovfed):
         deadline = started + QUICK_S if quick else math.inf
-        lines, long_run = _measure(QUICK if quick else FULL, stock, ours, deadline, console)
+        lines, long_run = _measure(QUICK if quick else FULL, stock, sovfed, deadline, console)
         stock_database = _size(stock.database)
     rows = [_row(*of, block_lines) for of, block_lines in lines.items()]
     report = Report(
@@ -198,16 +198,16 @@ def _size(database: Path) -> int:
 @contextlib.contextmanager
 def _federations(folder: Path, console: Console) -> Iterator[tuple[StockFlower, Ours]]:
     """Both federations, up; both are stopped at the end, also if only one of them started."""
-    stock, ours = StockFlower(folder / "stock", NODES), Ours(folder / "ours", NODES)
+    stock, sovfed = StockFlower(folder / "stock", NODES), Ours(folder / "ours", NODES)
     try:
         with console.status("starting both federations"), ThreadPoolExecutor(2) as pool:
-            starting = (pool.submit(stock.start), pool.submit(ours.start))
+            starting = (pool.submit(stock.start), pool.submit(sovfed.start))
             starting[0].result()
             starting[1].result()
-        yield stock, ours
+        yield stock, sovfed
     finally:
         with ThreadPoolExecutor(2) as pool:
-            pool.submit(ours.stop)
+            pool.submit(sovfed.stop)
             stock.stop()
 
 

@@ -75,34 +75,34 @@ def read_table(
     report = Report(source.where)
     for _ in range(ATTEMPTS):
         try:
-            done = reader.run(report)
+            result = reader.run(report)
             break
         except Restart:
             no_rows(report)
     else:
         raise DataError(f"{source.where}: cannot be read")
-    table = done.grown.done()
+    table = result.grown.done()
     pa.default_memory_pool().release_unused()
-    report.used = done.grown.count
+    report.used = result.grown.count
     if not keep:
         refuse(report, schema, config, source.word)
-    persons = None if places.person is None else pa.chunked_array(done.persons, pa.string())
-    lines = np.concatenate([*done.lines, np.zeros(0, np.int64)]) if reader.lines else None
-    return TableRead(table, persons, done.files, places, report, lines, not_private(places, source))
+    persons = None if places.person is None else pa.chunked_array(result.persons, pa.string())
+    lines = np.concatenate([*result.lines, np.zeros(0, np.int64)]) if reader.lines else None
+    return TableRead(table, persons, result.files, places, report, lines, not_private(places, source))
 
 
 def refuse(report: Report, schema: Schema, config: DataConfig, word: str = "line") -> None:
     """Raise DataError if rows are at fault and may not be, or are too many."""
     if not report.faults:
         return
-    told = report.told({column.name: column for column in schema.columns}, word)
+    faults = report.told({column.name: column for column in schema.columns}, word)
     coded = any(kind == words.CODED for _, kind in report.faults)
     if config.bad_rows == "refuse" or coded:
-        raise DataError(f"{report.where}: {report.bad} of {report.rows} rows cannot be used: {told}")
+        raise DataError(f"{report.where}: {report.bad} of {report.rows} rows cannot be used: {faults}")
     if report.bad > config.max_bad_share * report.rows:
         raise DataError(
             f"{report.where}: {report.bad} of {report.rows} rows cannot be used, more than data.max_bad_share "
-            f"{config.max_bad_share:g} of them: {told}"
+            f"{config.max_bad_share:g} of them: {faults}"
         )
 
 
@@ -137,19 +137,19 @@ class _Reader:
         self._columns = [column for column in schema.columns if column.name in places.columns]
         self._files = {column.name for column in self._columns if files and column.kind == "image"}
         self._decoders = {column.name: Decoder(column, rules) for column in self._columns}
-        self._numbers = {column.name: place for place, column in enumerate(schema.numbers)}
-        self._codes = {column.name: place for place, column in enumerate(schema.codes)}
+        self._numbers = {column.name: position for position, column in enumerate(schema.numbers)}
+        self._codes = {column.name: position for position, column in enumerate(schema.codes)}
         self._absent = rules.absent
         self._odd = len(rules.absent_numbers) > 0  # numbers that are none, so that bounds alone do not tell
         self._plain = [
-            (place, places.columns[column.name][0], column.name) for place, column in enumerate(schema.numbers)
+            (position, places.columns[column.name][0], column.name) for position, column in enumerate(schema.numbers)
             if column.kind == "number"
         ]  # fmt: skip
-        self._bounds = np.array([schema.numbers[place].bounds for place, _, _ in self._plain]).reshape(-1, 2)
+        self._bounds = np.array([schema.numbers[position].bounds for position, _, _ in self._plain]).reshape(-1, 2)
 
     def run(self, report: Report) -> _Pass:
         stored = {
-            name: part for name, part in self.schema.stored().items()
+            name: layout for name, layout in self.schema.stored().items()
             if name in (NUMBERS, CODES) or (name in self.places.columns and name not in self._files)
         }  # fmt: skip
         state = _Pass(
@@ -157,7 +157,10 @@ class _Reader:
         )
         plain = [column for column in self._columns if column.kind in ("number", "image", "tokens")]
         numeric = [
-            place for column in plain if column.name not in self._files for place in self.places.columns[column.name]
+            position
+            for column in plain
+            if column.name not in self._files
+            for position in self.places.columns[column.name]
         ]
         for batch in self.source.batches(self._wanted, sorted(set(numeric)), report):
             self._take(batch, state)
@@ -172,7 +175,11 @@ class _Reader:
             chosen = np.asarray(names.to_numpy(zero_copy_only=False) == words.person_name(self._site), bool)
         numbers, sound = self._sound(cells, len(batch.lines))
         decoded = {column.name: self._decoded(column, cells) for column in self._columns if column.name not in sound}
-        empty = ~chosen if sound or not decoded else np.logical_and.reduce([part.absent for part in decoded.values()])
+        empty = (
+            ~chosen
+            if sound or not decoded
+            else np.logical_and.reduce([decoded_column.absent for decoded_column in decoded.values()])
+        )
         persons = None
         if self.places.person is not None:
             persons, nobody = names_of(cells[self.places.person])
@@ -191,19 +198,19 @@ class _Reader:
     def _sound(self, cells: Mapping[int, pa.Array], count: int) -> tuple[_Numbers, set[str]]:
         """The plain numbers of a batch, and the names of those columns that are all within their bounds."""
         plain = [] if self._odd or not count else [
-            place for place, (_, cell, _) in enumerate(self._plain) if types.is_floating(cells[cell].type)
+            index for index, (_, cell, _) in enumerate(self._plain) if types.is_floating(cells[cell].type)
         ]  # fmt: skip
         if not plain:
             return _Numbers(np.zeros((count, 0)), []), set()
-        batch = pa.RecordBatch.from_arrays([cells[self._plain[place][1]] for place in plain], list(map(str, plain)))
+        batch = pa.RecordBatch.from_arrays([cells[self._plain[index][1]] for index in plain], list(map(str, plain)))
         numbers = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy()
         low, high = self._bounds[plain].T
         sound = (numbers.min(0) >= low) & (numbers.max(0) <= high)  # not if one is NaN
-        names = {self._plain[place][2] for place, fits in zip(plain, sound, strict=True) if fits}
-        return _Numbers(numbers, [self._plain[place][0] for place in plain]), names
+        names = {self._plain[index][2] for index, fits in zip(plain, sound, strict=True) if fits}
+        return _Numbers(numbers, [self._plain[index][0] for index in plain]), names
 
     def _decoded(self, column: Column, cells: Mapping[int, pa.Array]) -> Decoded:
-        parts = [cells[place] for place in self.places.columns[column.name]]
+        parts = [cells[position] for position in self.places.columns[column.name]]
         if column.name not in self._files:
             return self._decoders[column.name].decode(parts)
         names = np.array([(name or "").strip() for name in as_text(parts[0]).to_pylist()], object)
@@ -213,36 +220,36 @@ class _Reader:
     def _faults(self, decoded: Mapping[str, Decoded], chosen: Mask, lines: Lines, report: Report) -> Mask:
         bad = np.zeros(len(lines), bool)
         for column in self._columns:
-            if (part := decoded.get(column.name)) is None:
+            if (decoded_column := decoded.get(column.name)) is None:
                 continue
-            for kind, mask in part.faults:
+            for kind, mask in decoded_column.faults:
                 if (mask := mask & chosen).any():
                     report.fault(column.name, kind, lines[mask])
                     bad |= mask
             if column.missing != "refuse":
-                report.missing[column.name] += int((part.absent & chosen).sum())
+                report.missing[column.name] += int((decoded_column.absent & chosen).sum())
         return bad
 
     def _store(
         self, decoded: Mapping[str, Decoded], numbers: _Numbers, kept: Mask,
         persons: pa.Array | None, lines: Lines, state: _Pass,
     ) -> None:  # fmt: skip
-        place = state.grown.grow(int(kept.sum()))
-        whole = bool(kept.all())
+        rows = state.grown.grow(int(kept.sum()))
+        all_kept = bool(kept.all())
         arrays = state.grown.arrays
         if numbers.columns:
-            numbers.store(arrays[NUMBERS][place], None if whole else kept)
-        for name, part in decoded.items():
-            values = part.values if whole else part.values[kept]
+            numbers.store(arrays[NUMBERS][rows], None if all_kept else kept)
+        for name, decoded_column in decoded.items():
+            values = decoded_column.values if all_kept else decoded_column.values[kept]
             if name in self._files:
                 state.files[name] += values.tolist()
             elif name in self._numbers:
-                arrays[NUMBERS][place, self._numbers[name]] = values
+                arrays[NUMBERS][rows, self._numbers[name]] = values
             elif name in self._codes:
-                arrays[CODES][place, self._codes[name]] = values
+                arrays[CODES][rows, self._codes[name]] = values
             else:
-                arrays[name][place] = values
+                arrays[name][rows] = values
         if persons is not None:
-            state.persons.append(persons if whole else persons.filter(pa.array(kept)))
+            state.persons.append(persons if all_kept else persons.filter(pa.array(kept)))
         if self.lines:
             state.lines.append(lines[kept])

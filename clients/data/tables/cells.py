@@ -53,10 +53,10 @@ class _Known(dict[str, tuple[float, str]]):
         self._read = read
 
     def __missing__(self, text: str) -> tuple[float, str]:
-        meant = self._read(text)
+        meaning = self._read(text)
         if len(self) < KEPT and len(text) <= KEPT_LETTERS:
-            self[text] = meant
-        return meant
+            self[text] = meaning
+        return meaning
 
 
 class Decoder:
@@ -81,13 +81,13 @@ class Decoder:
         if len(cells) == 1 and not self.column.shape:
             return self._decoded(cells[0])
         parts = [self._decoded(cell) for cell in cells]
-        values = np.stack([part.values for part in parts], 1).reshape(-1, *self.column.shape)
-        kinds = {kind for part in parts for kind, _ in part.faults}
+        values = np.stack([column.values for column in parts], 1).reshape(-1, *self.column.shape)
+        kinds = {kind for column in parts for kind, _ in column.faults}
         faults = [
-            (kind, np.logical_or.reduce([mask for part in parts for name, mask in part.faults if name == kind]))
+            (kind, np.logical_or.reduce([mask for column in parts for name, mask in column.faults if name == kind]))
             for kind in sorted(kinds)
         ]
-        return Decoded(values, np.logical_and.reduce([part.absent for part in parts]), faults)
+        return Decoded(values, np.logical_and.reduce([column.absent for column in parts]), faults)
 
     def _decoded(self, cells: pa.Array) -> Decoded:
         if types.is_dictionary(cells.type):
@@ -118,10 +118,10 @@ class Decoder:
         """Each distinct text read once."""
         cells = cells if types.is_string(cells.type) else cells.cast(pa.string())
         coded = pc.dictionary_encode(pc.fill_null(cells, "") if cells.null_count else cells)
-        meant = [self._known[text] for text in coded.dictionary.to_pylist()]
-        values = np.array([np.nan if fault else value for value, fault in meant], np.float64)
-        kinds = sorted({fault for _, fault in meant} - {"", words.MISSING})
-        faults = [(kind, np.array([fault == kind for _, fault in meant])) for kind in kinds]
+        meanings = [self._known[text] for text in coded.dictionary.to_pylist()]
+        values = np.array([np.nan if fault else value for value, fault in meanings], np.float64)
+        kinds = sorted({fault for _, fault in meanings} - {"", words.MISSING})
+        faults = [(kind, np.array([fault == kind for _, fault in meanings])) for kind in kinds]
         return self._checked(values, faults).at(coded.indices.to_numpy(zero_copy_only=False))
 
     def _present(
@@ -155,10 +155,10 @@ class Decoder:
         if self._dtype.kind == "f":
             return values.astype(self._dtype, copy=False)
         limits = np.iinfo(self._dtype)
-        whole: npt.NDArray[Any] = np.clip(
+        clipped: npt.NDArray[Any] = np.clip(
             np.where(np.isnan(values), -1 if limits.min < 0 else 0, values), limits.min, limits.max
         )
-        return whole.astype(self._dtype)
+        return clipped.astype(self._dtype)
 
     def _text(self, cells: pa.Array) -> Decoded:
         """The first bytes of each text, each plus one, then zeros."""
@@ -187,7 +187,10 @@ def as_text(cells: pa.Array) -> pa.Array:
     if types.is_floating(cells.type):
         values = _numbers(cells)[0]
         return pa.array(
-            [None if np.isnan(one) else f"{one:.0f}" if one == np.rint(one) else repr(one) for one in values.tolist()],
+            [
+                None if np.isnan(value) else f"{value:.0f}" if value == np.rint(value) else repr(value)
+                for value in values.tolist()
+            ],
             pa.string(),
         )
     if types.is_nested(cells.type) or types.is_binary(cells.type) or types.is_large_binary(cells.type):
@@ -226,9 +229,9 @@ def _is_list(kind: pa.DataType) -> bool:
 def _spread(cells: pa.Array, size: int) -> list[pa.Array]:
     """A column of lists as `size` columns; a list of another length has no value anywhere."""
     fits = pc.equal(pc.list_value_length(cells), size)
-    kept = pc.if_else(pc.fill_null(fits, False), cells, pa.scalar(None, cells.type))
-    flat = pc.list_flatten(kept)
+    fitting = pc.if_else(pc.fill_null(fits, False), cells, pa.scalar(None, cells.type))
+    flat = pc.list_flatten(fitting)
     where = np.full(len(cells), -1)
-    full = kept.is_valid().to_numpy(zero_copy_only=False)
+    full = fitting.is_valid().to_numpy(zero_copy_only=False)
     where[full] = np.arange(int(full.sum())) * size
-    return [flat.take(pa.array(np.where(where < 0, 0, where + place), mask=where < 0)) for place in range(size)]
+    return [flat.take(pa.array(np.where(where < 0, 0, where + position), mask=where < 0)) for position in range(size)]

@@ -91,7 +91,7 @@ def renamed(config: DataConfig) -> Mapping[str, str]:
     if config.mapping is None or config.source in ("fhir", "omop"):
         return {}
     columns = read_mapping(config).get("columns", {})
-    if not isinstance(columns, dict) or not all(isinstance(part, str) for pair in columns.items() for part in pair):
+    if not isinstance(columns, dict) or not all(isinstance(name, str) for pair in columns.items() for name in pair):
         raise DataError(f"{config.mapping}: 'columns' must give each column of the task its own name in the table")
     return columns
 
@@ -138,17 +138,17 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 def _in_column(config: DataConfig, open_: Open) -> tuple[str, ...]:
     """The values of data.site_column, in alphabetical order. Raises DataError."""
     source = open_(config, [config.site_column or ""])
-    place = Index(source.header, source.where).demand(config.site_column or "", "data.site_column")
+    position = Index(source.header, source.where).demand(config.site_column or "", "data.site_column")
     for _ in range(2):
-        seen: set[str] = set()
+        sites: set[str] = set()
         try:
-            for batch in source.batches([place], [], Report(source.where)):
-                seen |= set(names_of(batch.cells[0])[0].unique().to_pylist()) - {""}
-                if len(seen) > MAX_SITES or any(len(site) > MAX_SITE for site in seen):
+            for batch in source.batches([position], [], Report(source.where)):
+                sites |= set(names_of(batch.cells[0])[0].unique().to_pylist()) - {""}
+                if len(sites) > MAX_SITES or any(len(site) > MAX_SITE for site in sites):
                     raise DataError(
                         f"{source.where}: column '{config.site_column}' has over {MAX_SITES} values or long ones"
                     )
-            return tuple(sorted(seen))
+            return tuple(sorted(sites))
         except Restart:
             continue
     raise DataError(f"{source.where}: cannot be read")

@@ -57,9 +57,9 @@ class Delimited:
         if not report.notes:
             report.notes += self.dialect.notes
         self._odd, self._odd_bytes = [], 0
-        names = [f"c{place}" for place in range(self.dialect.cells)]
-        typed = {f"c{place}": pa.float64() for place in numeric if place not in self._text}
-        kinds = dict.fromkeys((f"c{place}" for place in wanted), pa.string()) | typed
+        names = [f"c{position}" for position in range(self.dialect.cells)]
+        typed = {f"c{position}": pa.float64() for position in numeric if position not in self._text}
+        kinds = dict.fromkeys((f"c{position}" for position in wanted), pa.string()) | typed
         row = 0
         try:
             with pa.OSFile(str(self.path)) as file, self._open(file, names, kinds) as reader:
@@ -73,8 +73,8 @@ class Delimited:
             self._learn(str(error), numeric)
         finally:
             _pool().release_unused()
-        if rest := self._rest(wanted, report):
-            yield rest
+        if odd_rows := self._rest(wanted, report):
+            yield odd_rows
 
     def _open(self, file: object, names: list[str], kinds: dict[str, pa.DataType]) -> arrow_csv.CSVStreamingReader:
         encoding = "utf8" if self.dialect.encoding in ("utf-8", "utf-8-sig") else self.dialect.encoding
@@ -132,7 +132,7 @@ class Delimited:
         self._odd = []
         if not fits:
             return None
-        cells_by_column = [pa.array([cells[place] for _, cells in fits], pa.string()) for place in wanted]
+        cells_by_column = [pa.array([cells[position] for _, cells in fits], pa.string()) for position in wanted]
         return Batch(cells_by_column, np.array([line for line, _ in fits], np.int64))
 
     def _learn(self, error: str, numeric: Sequence[int]) -> None:

@@ -76,8 +76,8 @@ def look_at(path: Path, config: DataConfig, names: Iterable[str]) -> Dialect:
     except OSError as error:
         raise unreadable(path, error) from error
     declared = None if config.separator == "auto" else SEPARATORS.get(config.separator, config.separator)
-    body, told, skipped = _below(head)
-    declared = declared or told
+    body, from_line, skipped = _below(head)
+    declared = declared or from_line
     separator = declared or _separator(body, names)
     rows, used = _rows(body[:HEAD] if len(body) > HEAD and '"' not in body[:HEAD] else body, separator, path)
     if not rows:
@@ -96,11 +96,11 @@ def look_at(path: Path, config: DataConfig, names: Iterable[str]) -> Dialect:
 def _below(head: str) -> tuple[str, str | None, int]:
     """What follows a line `sep=;` and empty lines, the separator that such a line gives, and how many there were."""
     first = _LINE.match(head)
-    told = _SEP.fullmatch(first[0].rstrip("\r\n").strip('"')) if first else None
-    start = first.end() if first and told else 0
+    declaration = _SEP.fullmatch(first[0].rstrip("\r\n").strip('"')) if first else None
+    start = first.end() if first and declaration else 0
     empty = _EMPTY.match(head, start)
     end = empty.end() if empty else start
-    return head[end:], told[1] if told else None, bool(told) + len(_END.findall(head, start, end))
+    return head[end:], declaration[1] if declaration else None, bool(declaration) + len(_END.findall(head, start, end))
 
 
 def _encoding(path: Path, declared: str | None) -> tuple[str, bool]:
@@ -112,9 +112,9 @@ def _encoding(path: Path, declared: str | None) -> tuple[str, bool]:
         raise DataError(f"{path}: {size} bytes, expected 1 to {MAX_BYTES}")
     with path.open("rb") as file:
         start = file.read(64)
-        for magic, what in OTHERS:
+        for magic, description in OTHERS:
             if start.startswith(magic):
-                raise DataError(f"{path}: {what}")
+                raise DataError(f"{path}: {description}")
         if declared is None:
             declared = next((name for bom, name in BOMS if start.startswith(bom)), None) or _without_bom(start)
         file.seek(0)
@@ -188,7 +188,7 @@ def _decoded(content: bytes, encoding: str, path: Path) -> str:
 
 def _separator(body: str, names: Iterable[str]) -> str:
     """The separator by which most of the header's names are known, else the one that makes most of them."""
-    wanted = {fold(name) for name in names}
+    expected = {fold(name) for name in names}
     line = body.split("\n", 1)[0]
 
     def fit(separator: str) -> tuple[int, int]:
@@ -196,7 +196,7 @@ def _separator(body: str, names: Iterable[str]) -> str:
             cells = next(csv.reader([line], delimiter=separator), [])
         except csv.Error:
             return 0, 0
-        return sum(fold(cell) in wanted for cell in cells), len(cells)
+        return sum(fold(cell) in expected for cell in cells), len(cells)
 
     return max(TRIED, key=fit)
 
@@ -242,13 +242,13 @@ def _guessed(config: DataConfig, encoding: str, separator: str, decimal: str, *,
     What is taken unless a record says otherwise (UTF-8, a comma between semicolons, else a point) needs no word. A
     wrong mark makes rows faulty, never other values, so it matters only where faulty rows are left out.
     """
-    told = encoding in ("utf-8", *(name for _, name in BOMS))  # by a mark before the header
-    said = [] if config.encoding or told else [f"data.encoding={encoding}"]
+    marked = encoding in ("utf-8", *(name for _, name in BOMS))  # by a mark before the header
+    settings = [] if config.encoding or marked else [f"data.encoding={encoding}"]
     if config.bad_rows == "quarantine":
         usual = "," if separator == ";" else "."
-        said += [f"data.decimal='{decimal}'"] if config.decimal == "auto" and decimal != usual else []
-        said += ["rows with no more cells than the header"] if wide else []
-    return tuple(said)
+        settings += [f"data.decimal='{decimal}'"] if config.decimal == "auto" and decimal != usual else []
+        settings += ["rows with no more cells than the header"] if wide else []
+    return tuple(settings)
 
 
 def _notes(encoding: str, config: DataConfig, separator: str, decimal: str) -> tuple[str, ...]:
@@ -256,6 +256,6 @@ def _notes(encoding: str, config: DataConfig, separator: str, decimal: str) -> t
     guess = (
         "" if config.encoding or encoding.startswith("utf") else "; if letters are wrong, say how with data.encoding"
     )
-    said = [f"read as {encoding}{guess}"] if encoding != "utf-8" or config.encoding else []
-    said += [f"separator {shown}"] if separator != "," else []
-    return (*said, *(["decimal comma"] if decimal == "," else []))
+    notes = [f"read as {encoding}{guess}"] if encoding != "utf-8" or config.encoding else []
+    notes += [f"separator {shown}"] if separator != "," else []
+    return (*notes, *(["decimal comma"] if decimal == "," else []))

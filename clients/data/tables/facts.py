@@ -51,11 +51,11 @@ def rules_of(mapping: Mapping[str, object], where: str, tables: Iterable[str]) -
     rules = {
         str(name): bind(Rule, _plain(rule), f"{where}: columns.{name}", DataError) for name, rule in columns.items()
     }
-    known = set(tables)
+    table_names = set(tables)
     for name, rule in rules.items():
-        if rule.table not in known:
+        if rule.table not in table_names:
             raise DataError(
-                f"{where}: columns.{name}.table is '{rule.table}', expected one of {', '.join(sorted(known))}"
+                f"{where}: columns.{name}.table is '{rule.table}', expected one of {', '.join(sorted(table_names))}"
             )
     return rules
 
@@ -133,7 +133,7 @@ def _age(birth: str, then: datetime.date) -> float | str:
     try:
         if birth.isdecimal() and len(birth) == 4:
             return float(then.year - int(birth))
-        parts = [int(part) for part in birth[:10].split("-")]
+        parts = [int(number) for number in birth[:10].split("-")]
         day = datetime.date(*[*parts, 1, 1][:3])
     except (ValueError, TypeError):
         return birth
@@ -157,12 +157,14 @@ class Facts:
     def batches(self, wanted: Sequence[int], numeric: Sequence[int], report: Report) -> Iterator[Batch]:
         persons, gathered = self.gather(report)
         for start in range(0, len(persons), ROWS):
-            part = persons[start : start + ROWS]
+            block = persons[start : start + ROWS]
             cells = [
                 cells_of(
-                    part if self.header[place] == PERSON else [gathered[self.header[place]].value(one) for one in part],
-                    numeric=place in numeric,
+                    block
+                    if self.header[position] == PERSON
+                    else [gathered[self.header[position]].value(person) for person in block],
+                    numeric=position in numeric,
                 )
-                for place in wanted
+                for position in wanted
             ]
-            yield Batch(cells, np.arange(start + 1, start + 1 + len(part), dtype=np.int64))
+            yield Batch(cells, np.arange(start + 1, start + 1 + len(block), dtype=np.int64))

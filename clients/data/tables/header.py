@@ -42,8 +42,8 @@ class Places:
     @property
     def wanted(self) -> list[int]:
         """Every column that is read, each once."""
-        places = {place for part in self.columns.values() for place in part}
-        return sorted(places | {place for place in (self.person, self.site) if place is not None})
+        places = {position for positions in self.columns.values() for position in positions}
+        return sorted(places | {position for position in (self.person, self.site) if position is not None})
 
     @property
     def not_private(self) -> str:
@@ -75,15 +75,15 @@ def locate(
         if column.role == "target" and not targets:
             continue
         places = _of(column, index, (renamed or {}).get(column.name), files=files)
-        columns[column.name] = tuple(place for place in places if place is not None)
+        columns[column.name] = tuple(position for position in places if position is not None)
         if None in places:
             lacking.append(column.name)
     if lacking:
         raise DataError(index.lacks(lacking))
     site = index.demand(config.site_column, "data.site_column") if config.site_column else None
     person, declared = _person(schema, config, index)
-    used = {place for part in columns.values() for place in part} | {site}
-    unused = [name for place, name in enumerate(header) if place not in used]
+    used = {position for positions in columns.values() for position in positions} | {site}
+    unused = [name for position, name in enumerate(header) if position not in used]
     suspects = () if person is not None else tuple(like_persons(unused))
     if suspects and config.person != ROW:  # a task cannot know whose a row of this table is
         declared = False
@@ -105,9 +105,9 @@ class Index:
         self.header, self.where = header, where
         self._exact: dict[str, list[int]] = {}
         self._folded: dict[str, list[int]] = {}
-        for place, name in enumerate(header):
-            self._exact.setdefault(name, []).append(place)
-            self._folded.setdefault(fold(name), []).append(place)
+        for position, name in enumerate(header):
+            self._exact.setdefault(name, []).append(position)
+            self._folded.setdefault(fold(name), []).append(position)
 
     def place(self, name: str) -> int | None:
         """Where column `name` stands. Raises DataError if it stands there twice."""
@@ -118,12 +118,12 @@ class Index:
 
     def demand(self, name: str, setting: str) -> int:
         """Where column `name` stands. Raises DataError if it does not."""
-        place = self.place(name)
-        if place is None:
+        position = self.place(name)
+        if position is None:
             raise DataError(
                 f"{self.where}: the header lacks the column '{name}' of {setting}{did_you_mean(name, self.header)}"
             )
-        return place
+        return position
 
     def lacks(self, names: Sequence[str]) -> str:
         """What to say of columns that are not there."""
@@ -137,9 +137,9 @@ class Index:
 
 def _of(column: Column, index: Index, own: str | None, *, files: bool) -> list[int | None]:
     """Where a column's values stand: in one column of its name, or in one for each value."""
-    whole = index.place(own or column.name)
-    if whole is not None or not column.shape or column.kind == "text" or (files and column.kind == "image"):
-        return [whole]
+    position = index.place(own or column.name)
+    if position is not None or not column.shape or column.kind == "text" or (files and column.kind == "image"):
+        return [position]
     return [index.place(name) for name in column.cells()]
 
 
@@ -148,18 +148,18 @@ def _person(schema: Schema, config: DataConfig, index: Index) -> tuple[int | Non
     by_row = config.person == ROW or (schema.one_row_a_person and config.person is None)
     if by_row:
         words = [schema.person or PERSON, ROW] if config.person == ROW else []
-        if (there := [name for name in words if index.place(name) is not None]) or schema.person:
+        if (present := [name for name in words if index.place(name) is not None]) or schema.person:
             raise DataError(
                 f"{index.where}: data.person is '{ROW}', each row another person, yet there is a column "
-                f"{_listed(there or [schema.person])}"
+                f"{_listed(present or [schema.person])}"
             )
         return None, True
     if config.person:
         return index.demand(config.person, "data.person"), True
     if schema.person:
         return index.demand(schema.person, "the task, which names the person,"), True
-    place = index.place(PERSON)
-    return place, place is not None
+    position = index.place(PERSON)
+    return position, position is not None
 
 
 def _listed(names: Sequence[str]) -> str:

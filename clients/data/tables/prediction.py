@@ -25,16 +25,18 @@ OPENERS: Final = (("csv", CSV, open_csv), ("parquet", PARQUET, open_parquet), ("
 
 def source_of(path: str | Path) -> str:
     """The connector that reads a file of this name, or the folder. Raises DataError."""
-    name, place = Path(path).name.lower(), Path(path)
-    if place.is_dir():
-        if any(child.name.split(".")[0] == "Patient" for child in place.iterdir()):
+    name, location = Path(path).name.lower(), Path(path)
+    if location.is_dir():
+        if any(child.name.split(".")[0] == "Patient" for child in location.iterdir()):
             return "fhir"
-        return "omop" if any(child.stem == "condition_occurrence" for child in place.iterdir()) else "images"
+        return "omop" if any(child.stem == "condition_occurrence" for child in location.iterdir()) else "images"
     for source, suffixes, _ in OPENERS:
         if name.endswith(suffixes):
             return source
-    known = ", ".join(suffix for _, suffixes, _ in OPENERS for suffix in suffixes)
-    raise DataError(f"{path}: what it is does not show from its name ({known}); name the source with data.source")
+    known_suffixes = ", ".join(suffix for _, suffixes, _ in OPENERS for suffix in suffixes)
+    raise DataError(
+        f"{path}: what it is does not show from its name ({known_suffixes}); name the source with data.source"
+    )
 
 
 def read_for_prediction(schema: Schema, path: str | Path, config: DataConfig | None = None) -> TableRead:

@@ -54,9 +54,10 @@ def settle(schema: Schema, config: DataConfig, read: TableRead) -> None:
     """Say in the log how the table was read, and write its bad rows beside it. Never a value."""
     report = read.report
     if read.places.suspects and read.places.person is None:
-        said = "" if read.places.declared else "; until data.person says who is a person, no private run may use it"
+        advice = "" if read.places.declared else "; until data.person says who is a person, no private run may use it"
         report.warnings.append(
-            f"{_listed(read.places.suspects)} looks like a column of persons, yet each row counts as another one{said}"
+            f"{_listed(read.places.suspects)} looks like a column of persons, yet each row counts as another one"
+            + advice
         )
     report.warnings += suspicion(schema, read.table)
     for note in report.notes:

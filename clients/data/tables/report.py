@@ -70,12 +70,12 @@ def sentence(column: Column | None, name: str, kind: str, count: Count, word: st
     """A fault with its count, its first lines and how it is mended."""
     first = ", ".join(map(str, count.lines))
     lines = f"{word}{'s' if count.total > 1 else ''} {first}{'…' if count.total > len(count.lines) else ''}"
-    what = f"column '{visible(name)}': " if name else ""
-    return f"{what}{count.total} {_noun(kind, count.total)} ({lines}){_fix(column, kind)}"
+    subject = f"column '{visible(name)}': " if name else ""
+    return f"{subject}{count.total} {_noun(kind, count.total)} ({lines}){_fix(column, kind)}"
 
 
 def _noun(kind: str, count: int) -> str:
-    one, many = {
+    singular, plural = {
         words.MISSING: ("value is missing", "values are missing"),
         words.NUMBER: ("value is no number", "values are no numbers"),
         words.LIMIT: ("value is given as below or above a limit", "values are given as below or above a limit"),
@@ -87,7 +87,7 @@ def _noun(kind: str, count: int) -> str:
         words.PERSON: ("row names no person", "rows name no person"),
         words.FILE: ("file does not fit", "files do not fit"),
     }[kind]  # fmt: skip
-    return one if count == 1 else many
+    return singular if count == 1 else plural
 
 
 def _fix(column: Column | None, kind: str) -> str:

@@ -22,28 +22,28 @@ FEW: Final = 3  # values, fewer of which have no middle to speak of
 
 def suspicion(schema: Schema, table: Table) -> list[str]:
     """A sentence for each column whose values are not where the task says is plausible; it names no value."""
-    told = ((column, values) for column, values in _numbers(schema, table) if column.plausible)
-    return [said for column, values in told if (said := suspected(column, values))]
+    candidates = ((column, values) for column, values in _numbers(schema, table) if column.plausible)
+    return [sentence for column, values in candidates if (sentence := suspected(column, values))]
 
 
 def suspected(column: Column, values: np.typing.NDArray[np.float32]) -> str:
     """Why the values of `column` may be in another unit, or ""."""
-    there = values[~np.isnan(values)]
-    if len(there) < FEW:
+    present = values[~np.isnan(values)]
+    if len(present) < FEW:
         return ""
     low, high = column.plausible or column.bounds
-    middle = float(np.median(there))
+    middle = float(np.median(present))
     if column.plausible:
         if low <= middle <= high:
             return ""
-        told = f"the middle of the values lies {'below' if middle < low else 'above'} what is plausible"
+        finding = f"the middle of the values lies {'below' if middle < low else 'above'} what is plausible"
     else:
-        share = float(((there < low) | (there > high)).mean())
+        share = float(((present < low) | (present > high)).mean())
         if share <= MOST:
             return ""
-        told = f"{share:.0%} of the values are outside the bounds"
+        finding = f"{share:.0%} of the values are outside the bounds"
     unit = f" ({column.unit})" if column.unit else ""
-    return f"column '{column.name}'{unit}: {told}{_by_factor(middle, low, high)}; is it in another unit?"
+    return f"column '{column.name}'{unit}: {finding}{_by_factor(middle, low, high)}; is it in another unit?"
 
 
 def _by_factor(middle: float, low: float, high: float) -> str:
@@ -58,9 +58,9 @@ def _by_factor(middle: float, low: float, high: float) -> str:
 
 def _numbers(schema: Schema, table: Table) -> Iterator[tuple[Column, np.typing.NDArray[np.float32]]]:
     if NUMBERS in table:
-        for place, column in enumerate(schema.numbers):
+        for position, column in enumerate(schema.numbers):
             if column.kind == "number":
-                yield column, table[NUMBERS][:, place]
+                yield column, table[NUMBERS][:, position]
     for column in schema.targets:
         if column.kind == "number" and not column.shape and column.name in table:
             yield column, table[column.name]

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 def cells_of(values: Sequence[Any], *, numeric: bool) -> pa.Array:
     """The cells of a column: of a numeric one numbers, or lists of them, as long as all are; else texts or days."""
-    there = [value for value in values if value is not None]
-    if numeric and all(map(_is_number, there)):
+    present = [value for value in values if value is not None]
+    if numeric and all(map(_is_number, present)):
         return pa.array([None if value is None else _float(value) for value in values], pa.float64())
-    if numeric and any(isinstance(value, list) for value in there):
+    if numeric and any(isinstance(value, list) for value in present):
         return pa.array([_floats(value) for value in values], pa.list_(pa.float64()))
-    if there and all(isinstance(value, datetime.date) for value in there):
+    if present and all(isinstance(value, datetime.date) for value in present):
         return pa.array(values)
     return pa.array([text_of(value) for value in values], pa.string())
 

@@ -139,13 +139,13 @@ class Words:
         if (exact := person_name(cell)) in self._exact:
             return self._exact[exact], ""
         word = fold(cell)
-        whole = _WHOLE.fullmatch(word)
-        for form in (word, whole[1] if whole else word):
+        integer = _WHOLE.fullmatch(word)
+        for form in (word, integer[1] if integer else word):
             if form in self._codes:
                 return self._codes[form], ""
         if word in self._absent:
             return -1, MISSING
-        return -1, CODED if (whole[1] if whole else word).isdecimal() else UNKNOWN
+        return -1, CODED if (integer[1] if integer else word).isdecimal() else UNKNOWN
 
 
 def _boolean(column: Column) -> dict[str, int]:

@@ -18,14 +18,14 @@ THREADS: Final = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 def child(module: str, *arguments: str, paths: tuple[Path, ...] = ()) -> dict[str, Any]:
     """What `module` of this package prints, with `paths` to import from. Raises ServiceError if it fails."""
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-P", "-m", f"{__name__}.{module}", *arguments],
         env=environment(paths), capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
     )  # fmt: skip
-    if done.returncode:
-        raise ServiceError(f"{module} {arguments[0]}: …{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    if completed.returncode:
+        raise ServiceError(f"{module} {arguments[0]}: …{completed.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
+    return result
 
 
 def environment(paths: tuple[Path, ...] = ()) -> dict[str, str]:

@@ -36,8 +36,8 @@ class Net(nn.Module):
         self.findings, self.trace, self.head = nn.Linear(FINDINGS, 16), nn.Linear(TRACE, 16), nn.Linear(32, 3)
 
     def forward(self, x: Tensor, trace: Tensor) -> dict[str, Tensor]:
-        seen = torch.cat([torch.relu(self.findings(x)), torch.relu(self.trace(trace))], 1)
-        return {"logits": self.head(seen), "seen": seen}
+        features = torch.cat([torch.relu(self.findings(x)), torch.relu(self.trace(trace))], 1)
+        return {"logits": self.head(features), "seen": features}
 
 
 TASK: Final = Task(
@@ -45,7 +45,7 @@ TASK: Final = Task(
     title="Three classes from findings and a trace, made up",
     schema=Schema(
         columns=(
-            *(number(f"finding_{place}", -5.0, 5.0) for place in range(FINDINGS)),
+            *(number(f"finding_{index}", -5.0, 5.0) for index in range(FINDINGS)),
             number("trace", -5.0, 5.0, shape=(TRACE,)),
             target("stage", "early", "middle", "late"),
         )

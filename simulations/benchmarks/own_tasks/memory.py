@@ -60,7 +60,7 @@ def _task(name: str, inputs: tuple[Column, ...], build: Any) -> Task:
     )  # fmt: skip
 
 
-TABLE: Final = _task("bench_table", tuple(number(f"value_{place}", 0.0, 1.0) for place in range(COLUMNS)), linear)
+TABLE: Final = _task("bench_table", tuple(number(f"value_{index}", 0.0, 1.0) for index in range(COLUMNS)), linear)
 PICTURES: Final = _task("bench_images", (Column("scan", "image", shape=(3, SIDE, SIDE)),), convolution)
 
 
@@ -85,14 +85,14 @@ def write_images(folder: Path, count: int) -> Path:
 
     folder.mkdir()
     generator, lines = np.random.default_rng(0), ["scan,ill"]
-    for place in range(count):
-        path = folder / f"{place}.jpg"
-        if place < DISTINCT:
+    for index in range(count):
+        path = folder / f"{index}.jpg"
+        if index < DISTINCT:
             coarse = generator.integers(0, 256, (SIDE // 16, SIDE // 16, 3), dtype=np.uint8)
             Image.fromarray(coarse).resize((SIDE, SIDE)).save(path, quality=90)
         else:
-            os.link(folder / f"{place % DISTINCT}.jpg", path)
-        lines.append(f"{path.name},{place % 2}")
+            os.link(folder / f"{index % DISTINCT}.jpg", path)
+        lines.append(f"{path.name},{index % 2}")
     (folder / "table.csv").write_text("\n".join([*lines, ""]))
     return folder
 

@@ -55,7 +55,7 @@ def bare() -> Callable[[], object]:
     config = compose(["task=digits", "secagg=none", "simulation.institutions=4"]).config
     records = make_population(config)[0].load(task)
     bound = task.transform.bound(task.transform.public_scale)
-    table = {name: torch.from_numpy(part) for name, part in records.take(records.train).items()}
+    table = {name: torch.from_numpy(column) for name, column in records.take(records.train).items()}
     features, labels, model = bound.inputs(table), bound.targets(table), task.model()
     start = torch.zeros(task.parameters)
 

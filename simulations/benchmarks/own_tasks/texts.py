@@ -31,13 +31,13 @@ ILL: Final = Column("ill", "boolean", role="target")
 def schema_of(kind: str) -> Schema:
     """The columns that are used."""
     if kind == "numbers":
-        return Schema(columns=(*(number(f"value_{place}", 0.0, 100.0) for place in range(NUMBERS)), ILL))
+        return Schema(columns=(*(number(f"value_{index}", 0.0, 100.0) for index in range(NUMBERS)), ILL))
     return Schema(
         columns=(
-            *(number(f"value_{place}", 0.0, 100.0) for place in range(16)),
-            *(Column(f"grade_{place}", "category", categories=WORDS) for place in range(6)),
-            *(Column(f"history_{place}", "boolean") for place in range(6)),
-            *(Column(f"seen_{place}", "date", low=0.0, high=30_000.0) for place in range(2)),
+            *(number(f"value_{index}", 0.0, 100.0) for index in range(16)),
+            *(Column(f"grade_{index}", "category", categories=WORDS) for index in range(6)),
+            *(Column(f"history_{index}", "boolean") for index in range(6)),
+            *(Column(f"seen_{index}", "date", low=0.0, high=30_000.0) for index in range(2)),
             ILL,
         )
     )
@@ -87,5 +87,5 @@ def measure(kind: str, folder: Path, rows: int, turns: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    place, count, repeats = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    sys.stdout.write(json.dumps({kind: measure(kind, place, count, repeats) for kind in ("numbers", "mixed")}))
+    folder, count, repeats = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    sys.stdout.write(json.dumps({kind: measure(kind, folder, count, repeats) for kind in ("numbers", "mixed")}))
