@@ -135,6 +135,7 @@ def test_a_server_that_is_away_to_the_end_holds_up_nothing_and_gets_all_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
+    monkeypatch.chdir(tmp_path)  # where MLflow puts artefacts, if nobody says where
     (tmp_path / "away").touch()  # a file where the database's folder would be
     uri = f"sqlite:///{tmp_path}/away/mlflow.db"
     config = compose([f"tracking.uri={uri}"]).config
