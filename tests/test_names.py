@@ -12,7 +12,7 @@ TELLING_NOTHING = {
     "found", "one", "part", "place", "here", "mine", "theirs", "ours", "there", "thing", "things", "stuff", "tmp",
     "foo", "bar", "this", "that",
 }  # fmt: skip
-CEILING = 0.03  # only ever lowered; codebases that this one is measured against are below 0.01
+CEILING = 0.01  # as in the codebases that this one is measured against; only ever lowered
 
 
 def assigned(tree: ast.AST) -> Counter[str]:
