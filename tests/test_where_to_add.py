@@ -112,9 +112,10 @@ def test_an_algorithm_with_a_half_at_the_institution(tree: Tree) -> None:
     tree.edit("federation/config.py", '"fedper", "ditto")', '"fedper", "ditto", "halved")')
     tree.edit("federation/messages.py", '    "ditto",\n', '    "ditto",\n    "halved",\n')
     tree.edit(
-        "clients/algorithms.py", '            case "fedbn":\n',
+        "clients/algorithms.py", '            case "fedbn" | "fedper":\n',
         '            case "halved":\n                update, loss = self.train(request)\n'
-        '                return Learned(update / np.float32(2), loss, steps, evaluation)\n            case "fedbn":\n',
+        '                return Learned(update / np.float32(2), loss, steps, evaluation)\n'
+        '            case "fedbn" | "fedper":\n',
     )  # fmt: skip
     tree.edit("server/strategies/__init__.py", '| "ditto":', '| "ditto" | "halved":')
     tree.append("conf/strategy/halved.yaml", "name: halved\n")
