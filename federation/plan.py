@@ -7,13 +7,8 @@ as it ends. Nothing here imports torch; `federation/optimizers.py` takes the ste
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from sovfed.federation.config import Config, TaskConfig
+from dataclasses import dataclass
+from typing import Final
 
 SGD: Final = "sgd"
 FEDSGD: Final = "fedsgd"
@@ -25,7 +20,7 @@ ASSUME_SGD: Final = {
     "qfedavg": "it takes an update for a gradient times the learning rate",
 }
 ASSUME_CONSTANT: Final = ("scaffold", "qfedavg")  # which divide by the one learning rate of a round
-_NOT_SENT: Final = ("final_rate", "proximal_mu")  # which the request says in its own way
+NOT_SENT: Final = ("final_rate", "proximal_mu")  # which the request says in its own way
 MUON_MOMENTUM: Final = 0.95  # Jordan 2024
 
 
@@ -137,51 +132,6 @@ class Schedule:
 CONSTANT: Final = Schedule()
 
 
-def schedule_of(task: TaskConfig, rounds: int) -> Schedule:
-    """The schedule that the configuration asks for."""
-    return Schedule(task.schedule, task.warmup, task.floor, task.cooldown, rounds)
-
-
-def plan_of(task: TaskConfig, start: float = 1.0, end: float = 1.0, *, proximal_mu: float = 0.0) -> LocalPlan:
-    """The plan of the configured training, with `start` and `end` of the learning rate."""
-    return LocalPlan(
-        optimizer=task.optimizer,
-        momentum=task.momentum_in_use,
-        nesterov=task.nesterov_in_use,
-        beta_1=task.beta_1,
-        beta_2=task.beta_2,
-        epsilon=task.epsilon,
-        weight_decay=task.weight_decay,
-        gradient_clip=task.gradient_clip,
-        accumulation=task.accumulation,
-        local_epochs=task.local_epochs,
-        local_steps=task.local_steps,
-        batch_size=task.batch_size,
-        learning_rate=start * task.learning_rate,
-        final_rate=end * task.learning_rate,
-        proximal_mu=proximal_mu,
-    )
-
-
-def local_fields(config: Config) -> dict[str, Any]:
-    """What a request says of the local training of `config`: fields of `TrainRequest` and of `PrivateRequest`.
-
-    Under `fedsgd` that is one plain step with a learning rate of 1, whose update is the negative gradient.
-    """
-    task = config.task
-    plan = plan_of(task)
-    if config.strategy.name == FEDSGD:
-        plan = LocalPlan(accumulation=task.accumulation, local_steps=1, batch_size=task.batch_size, learning_rate=1.0)
-    return {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in _NOT_SENT}
-
-
-def local_rates(config: Config, number: int) -> tuple[float, float]:
-    """The shares of the institutions' learning rate as round `number` begins and ends; under `fedsgd` it is 1."""
-    if config.strategy.name == FEDSGD:
-        return 1.0, 1.0
-    return schedule_of(config.task, config.rounds).ends(number)
-
-
 def why_not(algorithm: str, plan: LocalPlan) -> str:
     """Why `algorithm` cannot train by `plan`, with what to do; "" if it can."""
     reason = ASSUME_SGD.get(algorithm)
@@ -196,66 +146,3 @@ def why_not(algorithm: str, plan: LocalPlan) -> str:
             "warmup, or strategy=fedavg"
         )
     return ""
-
-
-def conflicts(config: Config) -> Iterator[str]:
-    """Why the configured training, stopping or choice of a model does not go with the strategy or with privacy."""
-    yield from _of_training(config)
-    yield from _of_validation(config)
-
-
-def _of_training(config: Config) -> Iterator[str]:
-    """Why the task's local training does not go with the strategy or with privacy."""
-    task, strategy, mechanism = config.task, config.strategy, config.privacy.mechanism
-    end = 0.0 if task.scheduled else 1.0  # some other rate than at the start
-    if strategy.name in ASSUME_SGD and (reason := why_not(strategy.name, plan_of(task, 1.0, end))):
-        yield f"strategy {reason}"
-    if strategy.name == FEDSGD and task.local_steps > 1:
-        yield f"task.local_steps is {task.local_steps}; strategy 'fedsgd' takes one step a round: leave it at 0"
-    if strategy.name == FEDSGD and mechanism in ("silo", "institution"):
-        yield (
-            f"strategy 'fedsgd' steps on the mean gradient, privacy.mechanism '{mechanism}' releases updates: take "
-            "privacy=distributed, whose noised sum is of gradients"
-        )
-    if mechanism in ("distributed", "silo") and strategy.name != FEDSGD and not plan_of(task).plain:
-        yield (
-            f"privacy.mechanism '{mechanism}' adds up clipped gradients, on which institutions take no step of their "
-            f"own but plain SGD: add {' '.join(_plain(plan_of(task)))}; the server may step as it likes on what is "
-            "private already, as strategy=fedadam does, or with privacy=distributed strategy=fedsgd with this optimizer"
-        )
-    if mechanism in ("distributed", "silo") and (task.local_steps or task.accumulation > 1):
-        yield (
-            f"privacy.mechanism '{mechanism}' samples persons rather than batches: leave task.local_steps and "
-            "task.accumulation; privacy.local_steps is how many steps 'silo' takes"
-        )
-    if mechanism in ("silo", "institution") and task.scheduled:
-        yield (
-            f"task.schedule: under privacy.mechanism '{mechanism}' the learning rate is a constant of the run's plan, "
-            "which each institution's ledger is charged for: take task.schedule=constant without warmup"
-        )
-
-
-def _plain(plan: LocalPlan) -> Iterator[str]:
-    """The overrides that make steps plain."""
-    if plan.optimizer != SGD:
-        yield f"task.optimizer={SGD}"
-    yield from (f"task.{name}=0" for name in ("momentum", "weight_decay", "gradient_clip") if getattr(plan, name))
-
-
-def _of_validation(config: Config) -> Iterator[str]:
-    """Why early stopping or the choice of the best model is not possible."""
-    chosen = [name for name in ("patience", "keep_best") if getattr(config, name)]
-    if chosen and config.privacy.private:
-        yield f"{chosen[0]} needs the metrics of held-out records, which tell of persons: a private run has none"
-    if config.keep_best and config.strategy.stateful:
-        yield (
-            f"keep_best: under strategy '{config.strategy.name}' institutions keep their own part of the last two "
-            "rounds, so an earlier model is no longer whole"
-        )
-    if config.privacy.mechanism == "distributed" and config.server.sample < 1:
-        yield (
-            f"server.sample is {config.server.sample:g}; privacy.mechanism 'distributed' divides by the persons "
-            "expected of all institutions: leave it at 1, persons are sampled by privacy.sampling_rate"
-        )
-    if 0 < config.patience < config.evaluate_every:
-        yield f"patience {config.patience} is below evaluate_every {config.evaluate_every}: nothing is known by then"

@@ -17,7 +17,6 @@ from sovfed.clients.data import Dataset, Records, load_records
 from sovfed.clients.training import LocalTraining
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Sums, TrainRequest, Vector
-from sovfed.federation.plan import plan_of, schedule_of
 from sovfed.federation.tasks import Task, initial_vector, summarise
 from sovfed.federation.tasks.registry import configured_task
 
@@ -145,11 +144,11 @@ def _train(config: Config, records: Dataset, site: str) -> Trained:
 
 def _whole_run(config: Config) -> dict[str, Any]:
     """The task's own local training, as long as the run: epochs or steps of all rounds, without an exchange."""
-    plan = dataclasses.asdict(plan_of(config.task))
+    plan = dataclasses.asdict(config.task.plan())
     steps = config.rounds * config.task.local_steps
     settings = {name: plan[name] for name in plan if name not in ("final_rate", "proximal_mu")}
     epochs = config.rounds * config.task.local_epochs
-    end = schedule_of(config.task, config.rounds).ends(config.rounds)[1]
+    end = config.task.schedule_over(config.rounds).ends(config.rounds)[1]
     return {**settings, "local_epochs": epochs, "local_steps": steps, "rate_end": end}
 
 

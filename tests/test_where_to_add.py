@@ -92,7 +92,7 @@ def test_the_entry_points_are_those_that_are_looked_for() -> None:
 def test_a_setting(tree: Tree) -> None:
     tree.row = "a setting"
     tree.edit(
-        "federation/config.py", "    patience: int = bounded(",
+        "federation/config/run.py", "    patience: int = bounded(",
         '    spare: int = bounded(3, 0, 9, doc="as a test adds it")\n    patience: int = bounded(',
     )  # fmt: skip
     assert "spare" in tree.sovfed("config", "show", "spare=4")
@@ -109,7 +109,7 @@ def test_a_message(tree: Tree) -> None:
 
 def test_an_algorithm_with_a_half_at_the_institution(tree: Tree) -> None:
     tree.row = "an algorithm with a half at the institution"
-    tree.edit("federation/config.py", '"fedper", "ditto")', '"fedper", "ditto", "halved")')
+    tree.edit("federation/config/training.py", '"fedper", "ditto")', '"fedper", "ditto", "halved")')
     tree.edit("federation/messages.py", '    "ditto",\n', '    "ditto",\n    "halved",\n')
     tree.edit(
         "clients/algorithms.py", '            case "fedbn" | "fedper":\n',

@@ -24,7 +24,6 @@ from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.files import write_private
 from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.metrics import gain
-from sovfed.federation.plan import plan_of
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
 from sovfed.federation.tasks import Task, initial_vector, summarise
@@ -154,7 +153,7 @@ def _check(config: Config, task: Task) -> None:
     from sovfed.federation.tasks.conformance import require_works
 
     require_works(task)
-    make(plan_of(config.task))  # or there is none of that name
+    make(config.task.plan())  # or there is none of that name
     strategy, cohort = config.strategy, config.server.min_cohort
     if cohort < strategy.least_cohort:
         raise ConfigError(

@@ -17,7 +17,6 @@ import numpy as np
 from sovfed.federation.config import Config
 from sovfed.federation.errors import WIRE_SENTENCES, CohortError, DeclinedError, TrainingError
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector
-from sovfed.federation.plan import local_fields, local_rates
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.rounds.aggregation import Aggregation, Total
@@ -112,13 +111,13 @@ class Rounds:
         start, down, up = time.monotonic(), self.grid.bytes_down, self.grid.bytes_up
         if self.plan is None:
             task, strategy = self.config.task, self.config.strategy
-            start_rate, end_rate = local_rates(self.config, number)
+            start_rate, end_rate = self.config.local_rates(number)
             request: SumRequest = TrainRequest(
                 run=self.run, round=number, task=task.name, seed=self.config.seed, proximal_mu=strategy.proximal_mu,
                 model=self.model, scale=self.scale, algorithm=strategy.algorithm, keep=self.name,
                 personal_lambda=strategy.personal_lambda if strategy.name == "ditto" else 0.0, control=self._control(),
                 normalisation=task.normalisation, digest=self.task.digest, evaluate=self.evaluates(number),
-                rate_start=start_rate, rate_end=end_rate, **local_fields(self.config),
+                rate_start=start_rate, rate_end=end_rate, **self.config.local_fields(),
             )  # fmt: skip
             total, attempts = self._collect(f"round {number}", request, self.task.evaluation_size)
             update = _required(total.mean)

@@ -16,7 +16,6 @@ import numpy as np
 from sovfed.federation.config import Config
 from sovfed.federation.errors import CohortError, PrivacyError
 from sovfed.federation.messages import PrivateRequest, Vector
-from sovfed.federation.plan import local_fields, local_rates
 from sovfed.federation.privacy.accounting import (
     CERTIFICATE,
     accountant_version,
@@ -99,7 +98,7 @@ class PrivacyPlan:
             rounds=config.rounds, steps=_steps(config), spare=privacy.spare_steps,
             noise_multiplier=self.noise_multiplier, sampling_rate=_rate(config), clip=privacy.clip,
             delta=privacy.delta, honest=self.honest, grid_bits=privacy.grid_bits, batch=self.batch, seed=config.seed,
-            model=model, normalisation=task.normalisation, digest=configured_task(task).digest, **local_fields(config),
+            model=model, normalisation=task.normalisation, digest=configured_task(task).digest, **config.local_fields(),
         )  # fmt: skip
 
     @property
@@ -132,7 +131,7 @@ class PrivacyPlan:
         summed = units.dequantise(total.integers)
         if self.config.privacy.mechanism == "institution":
             return (summed / total.count).astype(np.float32)
-        rate: float = local_fields(self.config)["learning_rate"] * sum(local_rates(self.config, number)) / 2
+        rate: float = self.config.local_fields()["learning_rate"] * sum(self.config.local_rates(number)) / 2
         update: Vector = (-rate / self.batch * summed).astype(np.float32)
         return update
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sovfed.federation.config import STRATEGIES, StrategyConfig
-from sovfed.federation.plan import CONSTANT, LocalPlan, Schedule, plan_of, schedule_of
+from sovfed.federation.plan import CONSTANT, LocalPlan, Schedule
 from sovfed.server.strategies.protocol import Averaging, Combining, ServerOptimizer, Slots
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def optimizer_of(config: Config, task: Task) -> ServerOptimizer:
     layout = None if task.build is None else task.layout
     return make_optimizer(
         config.strategy, config.task.learning_rate, layout=layout, trained=None if layout is None else layout.trained,
-        plan=plan_of(config.task), schedule=schedule_of(config.task, config.rounds),
+        plan=config.task.plan(), schedule=config.task.schedule_over(config.rounds),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.plan import LocalPlan, Schedule, plan_of, schedule_of, why_not
+from sovfed.federation.plan import LocalPlan, Schedule, why_not
 from sovfed.federation.schema import bind
 
 
@@ -71,12 +71,12 @@ def test_each_round_begins_where_the_last_one_ended_and_shares_stay_within_bound
 def test_the_configuration_becomes_the_plan() -> None:
     values = {"optimizer": "muon", "weight_decay": 0.1, "learning_rate": 0.4, "schedule": "cosine", "local_steps": 5}
     task = bind(Config, {"task": values, "rounds": 4}).task
-    plan = plan_of(task, 1.0, 0.5, proximal_mu=0.3)
+    plan = task.plan(1.0, 0.5, proximal_mu=0.3)
     assert plan == LocalPlan(
         "muon", 0.95, True, weight_decay=0.1, local_steps=5, learning_rate=0.4, final_rate=0.2, proximal_mu=0.3
     )
-    assert schedule_of(task, 4) == Schedule("cosine", rounds=4)
-    assert plan_of(Config().task).plain
+    assert task.schedule_over(4) == Schedule("cosine", rounds=4)
+    assert Config().task.plan().plain
 
 
 def test_scaffold_and_fednova_say_what_they_assume() -> None:

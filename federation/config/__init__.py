@@ -1,0 +1,25 @@
+"""Every setting there is: key, type, default, range, unit and meaning. The YAML in `conf/` only chooses values.
+
+One configuration group is one frozen dataclass. `federation/compose.py` reads and overrides the YAML with Hydra and
+binds the result here, so an unknown key, a wrong type or a value out of range is refused before anything starts.
+"""
+
+from sovfed.federation.config.data import BAD_ROWS, LEAST_SPREAD, REST, DataConfig, StudyConfig, Versioned
+from sovfed.federation.config.protection import LANE_BITS, SECURE_COHORT, PrivacyConfig, SecaggConfig
+from sovfed.federation.config.run import Config, stored, told
+from sovfed.federation.config.services import (
+    MESSAGE_BYTES_MAX,
+    PORT_MAX,
+    ClientConfig,
+    ServerConfig,
+    TrackingConfig,
+)
+from sovfed.federation.config.simulation import PartitionConfig, SimulationConfig
+from sovfed.federation.config.training import INDIVIDUAL, LOCAL, STRATEGIES, StrategyConfig, TaskConfig
+
+__all__ = [
+    "BAD_ROWS", "INDIVIDUAL", "LANE_BITS", "LEAST_SPREAD", "LOCAL", "MESSAGE_BYTES_MAX", "PORT_MAX", "REST",
+    "SECURE_COHORT", "STRATEGIES", "ClientConfig", "Config", "DataConfig", "PartitionConfig", "PrivacyConfig",
+    "SecaggConfig", "ServerConfig", "SimulationConfig", "StrategyConfig", "StudyConfig", "TaskConfig",
+    "TrackingConfig", "Versioned", "stored", "told",
+]  # fmt: skip

@@ -1,0 +1,147 @@
+"""The processes of the agency and of an institution, and MLflow."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from sovfed.federation.config.data import REST, DataConfig, StudyConfig, Versioned
+from sovfed.federation.errors import WrongTaskError
+from sovfed.federation.schema import bounded, choice
+from sovfed.federation.text import AT, LEAST_DIGEST, NAME, NAME_IN_WORDS, names_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PORT_MAX: Final = 65_535
+MESSAGE_BYTES_MAX: Final = 2**31 - 1  # of one protobuf message
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The agency's processes: what they listen on, whom they wait for and how long."""
+
+    home: str = bounded("agency", 1, 4096, doc="folder of keys, state, runs and logs, created with mode 0700")
+    host: str = bounded("127.0.0.1", 1, 255, doc="address that the fleet, enrolment and lane ports listen on")
+    fleet_port: int = bounded(8443, 0, PORT_MAX, doc="SuperLink's gated Fleet port (mutual TLS); 0 = any free port")
+    enrolment_port: int = bounded(8444, 0, PORT_MAX, doc="registry's enrolment port (server TLS, one-time token)")
+    lane_port: int = bounded(8445, 0, PORT_MAX, doc="registry's lane port (mutual TLS), where models travel")
+    control_port: int = bounded(8446, 0, PORT_MAX, doc="SuperLink's Control and Runtime port, on loopback only")
+    names: tuple[str, ...] = bounded((), doc="DNS names and IP addresses in the server's certificate; [] = host")
+    lane_address: str | None = bounded(None, 3, 262, doc="host:port that institutions are told; null = the first name")
+    lane: str = choice("auto", ("auto", "stream", "flower"), doc="auto falls back from the stream to Flower's Grid")
+    lane_timeout_s: float = bounded(20.0, 0.1, 3_600, unit="s", doc="longest wait for institutions to open their lane")
+    min_cohort: int = bounded(5, 1, 100_000, unit="institutions", doc="fewer updates than this void a round")
+    start_cohort: int = bounded(0, 0, 100_000, unit="institutions", doc="wait for this many at the start; 0 = no wish")
+    sample: float = bounded(
+        1.0,
+        1e-4,
+        1.0,
+        doc="share of the connected institutions that train in a round, drawn anew for each; at least "
+        "min_cohort. Without privacy, policies that refuse differencing hold the run to one sample. "
+        "A simulation samples by simulation.cohort",
+    )
+    round_deadline_s: float = bounded(600.0, 0.1, 604_800, unit="s", doc="longest wait for the updates of one round")
+    node_wait_s: float = bounded(120.0, 0.1, 604_800, unit="s", doc="longest wait for the minimum cohort to connect")
+    max_message_bytes: int = bounded(
+        2**30, 2**16, MESSAGE_BYTES_MAX, unit="bytes", doc="larger messages are refused before allocation"
+    )
+    crl_source: str | None = bounded(None, 1, 4096, doc="file (absolute) where the authority's lists appear")
+    min_reviewers: int = bounded(1, 0, 64, doc="people who must have reviewed a task's archive, but for its publisher")
+    min_reviewing_organisations: int = bounded(1, 0, 64, doc="organisations that these people work for")
+
+    def __post_init__(self) -> None:
+        if 0 < self.start_cohort < self.min_cohort:
+            raise ValueError(f"start_cohort {self.start_cohort} is below min_cohort {self.min_cohort}")
+        ports = [port for port in (self.fleet_port, self.enrolment_port, self.lane_port, self.control_port) if port]
+        if len(set(ports)) < len(ports):
+            raise ValueError(f"two services share a port: {ports}")
+        if self.crl_source is not None and not self.crl_source.startswith("/"):
+            raise ValueError(f"crl_source is {self.crl_source!r}, expected an absolute path")
+
+    @property
+    def certificate_names(self) -> tuple[str, ...]:
+        """The names that the server's certificate must carry."""
+        return self.names or (self.host,)
+
+    @property
+    def announced_lane_address(self) -> str:
+        """host:port at which institutions reach the lane."""
+        return self.lane_address or f"{self.certificate_names[0]}:{self.lane_port}"
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """An institution's processes. The addresses are normally what enrolment wrote to identity/institution.json."""
+
+    home: str = bounded("institution", 1, 4096, doc="folder of keys, policy, state and logs, created with mode 0700")
+    fleet_address: str | None = bounded(None, 3, 262, doc="host:port of the agency's Fleet port; null = as enrolled")
+    lane_address: str | None = bounded(None, 3, 262, doc="host:port of the agency's lane; null = as the run announces")
+    runtime_port: int = bounded(0, 0, PORT_MAX, doc="SuperNode's Runtime port, on loopback only; 0 = any free port")
+    device: str = choice("auto", ("auto", "cpu", "cuda", "mps"), doc="auto takes the best; cuda is also ROCm's name")
+    precision: str = choice("float32", ("float32", "bf16", "fp16"), doc="arithmetic of local training")
+    max_message_bytes: int = bounded(
+        2**30, 2**16, MESSAGE_BYTES_MAX, unit="bytes", doc="larger messages are refused before allocation"
+    )
+    crl_refresh_s: float = bounded(60.0, 0.1, 86_400, unit="s", doc="how often the revocation list is fetched")
+    data: DataConfig = DataConfig()
+    studies: dict[str, StudyConfig] = field(
+        default_factory=dict,
+        metadata={"doc": "by name, the data of single tasks; `data` above serves those that no study names"},
+    )
+
+    def __post_init__(self) -> None:
+        for name in self.studies:
+            if not NAME.fullmatch(name) or name == REST:
+                raise ValueError(f"studies: {name[:80]!a} is no name of a study: expected one {NAME_IN_WORDS}")
+        named = sorted((study.task, name) for name, study in self.studies.items())
+        for (task, name), (next_task, second) in itertools.pairwise(named):
+            if next_task == task or (AT in task and next_task.startswith(task)):
+                raise ValueError(f"studies '{name}' and '{second}' both serve task '{task}'; each task has one")
+
+    def study_of(self, task: Versioned) -> str:
+        """The study that `task` belongs to, one that names its digest before one that does not; else "data".
+
+        Raises WrongTaskError if studies name other versions of the task only: whose records these are nobody has said.
+        """
+        by_study = {
+            name: study.task for name, study in self.studies.items() if study.task.partition(AT)[0] == task.name
+        }
+        named = [
+            name
+            for name in by_study
+            if by_study[name] == task.name or names_task(by_study[name], task.name, task.digest)
+        ]
+        if by_study and not named:
+            version = f"{task.name}{AT}{task.digest[:LEAST_DIGEST]}"
+            raise WrongTaskError(f"task {version}: studies {sorted(by_study)} are of other versions")
+        return max(named, key=lambda name: len(by_study[name]), default=REST)
+
+    def data_of(self, task: Versioned) -> DataConfig:
+        """Where the records of `task` are: in its study, or in `data`."""
+        name = self.study_of(task)
+        return self.data if name == REST else self.studies[name].data
+
+    def population_of(self, study: str) -> str:
+        """Whose records those of `study` are; "" for the home's own population."""
+        return "" if study == REST else self.studies[study].population
+
+    def each_data(self) -> dict[str, DataConfig]:
+        """`data`, under that name, and the data of every study."""
+        return {REST: self.data, **{name: study.data for name, study in self.studies.items()}}
+
+    def with_data(self, change: Callable[[str, DataConfig], DataConfig]) -> ClientConfig:
+        """These settings with what `change` makes of `data` and of each study's data, given the name."""
+        studies = {name: replace(study, data=change(name, study.data)) for name, study in self.studies.items()}
+        return replace(self, data=change(REST, self.data), studies=studies)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """MLflow."""
+
+    uri: str | None = bounded(None, 1, 4096, doc="MLflow tracking URI; null = an SQLite file in the agency's home")
+    experiment: str = bounded("sovfed", 1, 256, doc="MLflow experiment that runs are filed under")
+    serve: bool = bounded(False, doc="start MLflow's web interface beside the agency's processes, on loopback")
+    serve_port: int = bounded(5000, 1, PORT_MAX, doc="port of that web interface")

@@ -1,0 +1,169 @@
+"""What is learnt, how institutions train on it, and how the server turns what they send into the next model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from sovfed.federation.messages import MAX_PARAMETERS, NORMALISATIONS, OWN
+from sovfed.federation.plan import FEDSGD, MUON_MOMENTUM, SCHEDULES, SGD, LocalPlan, Schedule
+from sovfed.federation.schema import bounded, choice, named
+
+LOCAL: Final = ("scaffold", "fednova", "fedbn", "fedper", "ditto")  # strategies that change local training
+INDIVIDUAL: Final = ("fedmedian", "fedtrimmedavg", "krum", "bulyan", "qfedavg")  # strategies that no sum is enough for
+STRATEGIES: Final = (
+    "fedavg",
+    "fedprox",
+    "fedadam",
+    "fedyogi",
+    "fedavgm",
+    "fedadagrad",
+    FEDSGD,
+    *LOCAL,
+    *INDIVIDUAL,
+)  # of our own
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is learned, and how each institution trains on it between two exchanges."""
+
+    name: str = named("breast_cancer", doc="the task; `sovfed task list` names those that are installed")
+    file: str | None = bounded(None, 1, 4096, doc="a task.yaml, or an archive; null: `name` is an installed one")
+    local_epochs: int = bounded(1, 1, 10_000, doc="passes over the local training records in a round")
+    batch_size: int = bounded(32, 1, 1_000_000, unit="records", doc="records in one local gradient step")
+    local_steps: int = bounded(
+        0, 0, 1_000_000, doc="gradient steps in a round, over as many epochs as they need; 0: local_epochs epochs"
+    )
+    accumulation: int = bounded(1, 1, 10_000, unit="batches", doc="whose gradients one step takes the mean of")
+    optimizer: str = named(SGD, doc="of local steps: sgd, adamw, muon or an installed one; fresh in every round")
+    learning_rate: float = bounded(0.1, 1e-9, 1e3, doc="step size, of which the schedule takes a share")
+    momentum: float | None = bounded(
+        None, 0.0, 0.999999, doc="of sgd and of muon; null: 0 for sgd, 0.95 for muon, as published"
+    )
+    nesterov: bool | None = bounded(None, doc="Nesterov's momentum, of sgd and muon; null: for muon only, as published")
+    beta_1: float = bounded(0.9, 0.0, 0.999999, doc="first-moment decay of adamw, and of muon for what is no matrix")
+    beta_2: float = bounded(0.999, 0.0, 0.999999, doc="second-moment decay of the same")
+    epsilon: float = bounded(1e-8, 1e-12, 1.0, doc="added to the root of the second moment of the same")
+    weight_decay: float = bounded(
+        0.0, 0.0, 1e3, doc="pull of each step towards 0: decoupled for adamw and muon, added to the gradient for sgd"
+    )
+    gradient_clip: float = bounded(0.0, 0.0, 1e6, doc="L2 bound on the gradient of a step; 0: none. Protects no person")
+    schedule: str = choice(
+        "constant",
+        SCHEDULES,
+        doc="of the learning rate over all rounds: constant; linear or cosine down to the floor; wsd: warm-up, stable, "
+        "and a straight line to the floor over the last cooldown",
+    )
+    warmup: float = bounded(0.0, 0.0, 0.9, doc="share of all rounds in which the learning rate rises from 0")
+    floor: float = bounded(0.0, 0.0, 1.0, doc="share of the learning rate that linear, cosine and wsd end at")
+    cooldown: float = bounded(0.2, 0.01, 1.0, doc="share of all rounds in which 'wsd' falls to the floor")
+    parameters: int = bounded(2_500, 1, MAX_PARAMETERS, doc="length of the model vector; read by the task 'echo' only")
+    normalisation: str = choice(
+        OWN, NORMALISATIONS, doc="own: the task's layers; group: GroupNorm for BatchNorm, which no private run may have"
+    )
+
+    def __post_init__(self) -> None:
+        if self.name == "echo" and self.normalisation != OWN:
+            raise ValueError("task 'echo' has no model whose normalisation could be another")
+        if self.optimizer == SGD and self.nesterov and not self.momentum:
+            raise ValueError("nesterov is true, but momentum is 0: Nesterov's step looks ahead along the momentum")
+        if (self.momentum or self.nesterov) and self.optimizer == "adamw":
+            raise ValueError("momentum and nesterov are of sgd and muon; adamw's momentum is beta_1")
+        if self.schedule == "wsd" and self.warmup + self.cooldown > 1:
+            raise ValueError(f"warmup {self.warmup:g} and cooldown {self.cooldown:g} are more than all rounds")
+        if self.schedule == "constant" and self.floor:
+            raise ValueError(f"floor is {self.floor:g}, but schedule 'constant' never falls to it")
+
+    @property
+    def momentum_in_use(self) -> float:
+        """The momentum, or the optimizer's own."""
+        return self.momentum if self.momentum is not None else MUON_MOMENTUM if self.optimizer == "muon" else 0.0
+
+    @property
+    def nesterov_in_use(self) -> bool:
+        """Whether the momentum is Nesterov's, or the optimizer's own choice."""
+        return self.nesterov if self.nesterov is not None else self.optimizer == "muon"
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the learning rate varies over the rounds."""
+        return self.schedule != "constant" or self.warmup > 0
+
+    def plan(self, start: float = 1.0, end: float = 1.0, *, proximal_mu: float = 0.0) -> LocalPlan:
+        """The plan of this training, with `start` and `end` of the learning rate."""
+        return LocalPlan(
+            optimizer=self.optimizer,
+            momentum=self.momentum_in_use,
+            nesterov=self.nesterov_in_use,
+            beta_1=self.beta_1,
+            beta_2=self.beta_2,
+            epsilon=self.epsilon,
+            weight_decay=self.weight_decay,
+            gradient_clip=self.gradient_clip,
+            accumulation=self.accumulation,
+            local_epochs=self.local_epochs,
+            local_steps=self.local_steps,
+            batch_size=self.batch_size,
+            learning_rate=start * self.learning_rate,
+            final_rate=end * self.learning_rate,
+            proximal_mu=proximal_mu,
+        )
+
+    def schedule_over(self, rounds: int) -> Schedule:
+        """The schedule of the learning rate over `rounds`."""
+        return Schedule(self.schedule, self.warmup, self.floor, self.cooldown, rounds)
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """How the server turns the mean update of a round into the next model."""
+
+    name: str = named(
+        "fedavg",
+        doc=f"the server optimizer: {', '.join(STRATEGIES)}, or one that a package brings. fedsgd: institutions send "
+        "the gradient of one step, and the task's optimizer steps on the server",
+    )
+    proximal_mu: float = bounded(0.0, 0.0, 1e6, doc="weight of FedProx's pull of local training towards the model")
+    server_learning_rate: float = bounded(1.0, 1e-9, 1e3, doc="server step size (eta in Reddi et al. 2021)")
+    server_momentum: float = bounded(0.0, 0.0, 0.9999, doc="momentum of FedAvgM")
+    beta_1: float = bounded(0.9, 0.0, 0.999999, doc="first-moment decay of FedAdam and FedYogi")
+    beta_2: float = bounded(0.99, 0.0, 0.999999, doc="second-moment decay of FedAdam and FedYogi")
+    tau: float = bounded(1e-3, 1e-12, 1e3, doc="degree of adaptivity of FedAdam, FedYogi and FedAdagrad")
+
+    personal_lambda: float = bounded(
+        0.1, 0.0, 1e6, doc="pull of an institution's personal model towards the federation's; 'ditto' only"
+    )
+    trimmed: float = bounded(0.2, 0.0, 0.499, doc="share of values left out at either end; 'fedtrimmedavg' only")
+    malicious: int = bounded(
+        1, 0, 10_000, unit="institutions", doc="that may send anything, as 'krum' and 'bulyan' are to withstand"
+    )
+    selected: int = bounded(
+        1, 1, 10_000, unit="institutions", doc="whose updates 'krum' averages; more than one is Multi-Krum"
+    )
+    fairness: float = bounded(0.1, 0.0, 100.0, doc="q of 'qfedavg': how much more a large loss weighs; 0 is FedAvg")
+
+    @property
+    def individual(self) -> bool:
+        """Whether the strategy needs every institution's own update rather than their sum."""
+        return self.name in INDIVIDUAL
+
+    @property
+    def algorithm(self) -> str:
+        """How institutions train between two exchanges, one of `messages.ALGORITHMS`."""
+        return self.name if self.name in LOCAL else "sgd"
+
+    @property
+    def stateful(self) -> bool:
+        """Whether an institution carries something of its own from round to round."""
+        return self.algorithm not in ("sgd", "fednova")
+
+    @property
+    def least_cohort(self) -> int:
+        """Updates without which the strategy's guarantee is void."""
+        needed = {"krum": 2 * self.malicious + 3, "bulyan": 4 * self.malicious + 3}
+        return max(needed.get(self.name, 1), self.selected + self.malicious if self.name == "krum" else 1)
+
+    def __post_init__(self) -> None:
+        if self.proximal_mu and self.name != "fedprox":
+            raise ValueError(f"proximal_mu is {self.proximal_mu:g}, but only strategy=fedprox uses it")
