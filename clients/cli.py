@@ -19,7 +19,7 @@ from sovfed.clients.cli_model import model
 from sovfed.clients.cli_personal import personal
 from sovfed.clients.cli_study import study
 from sovfed.clients.cli_task import task
-from sovfed.federation.text import visible
+from sovfed.federation.text import ARCHIVE, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,7 +152,7 @@ def init(
     create(home, config, policy)
     for name in allowed:
         keep_task(home, name)
-        if name.endswith(".sovtask"):
+        if name.endswith(ARCHIVE):
             click.echo(f"after `sovfed client enrol`: `sovfed client task add {name} --home {home}`", err=True)
     click.echo(f"wrote {home / 'client.yaml'} and {home / 'policy.yaml'}")
     if not allow_plain_updates:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sovfed.federation.text import ARCHIVE
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -76,7 +78,7 @@ def sources(as_json: bool) -> None:
 
 def _task(name: str) -> Task:
     """The task of a file, or an installed one."""
-    if name.endswith(".sovtask"):
+    if name.endswith(ARCHIVE):
         return _outlined(Path(name))
     if name.endswith((".yaml", ".yml")) or "/" in name:
         from sovfed.federation.tasks.declared import read_task

@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
 from sovfed.federation.archive.cli import UNSEALED, diff, pack, review, signer
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.tasks.cli import JSON, named_task, task
-from sovfed.federation.text import NAME, NAME_IN_WORDS, visible
+from sovfed.federation.text import ARCHIVE, NAME, NAME_IN_WORDS, visible
 
 if TYPE_CHECKING:
     from sovfed.federation.tasks import Task
     from sovfed.federation.tasks.conformance import Check
 
 __all__ = ["task"]
-SUFFIX: Final = ".sovtask"
 for command in (pack, review, diff, signer):
     task.add_command(command)
 
@@ -76,7 +75,7 @@ def check(name: str, unsealed: bool, as_json: bool) -> None:
       sovfed task check heart --json
       sovfed task check lab-1.sovtask
     """
-    called, checks, remarks = _archive_checks(Path(name), unsealed) if name.endswith(SUFFIX) else _checks(name)
+    called, checks, remarks = _archive_checks(Path(name), unsealed) if name.endswith(ARCHIVE) else _checks(name)
     passed = all(outcome.held for outcome in checks)
     if as_json:
         outcomes = [{"what": outcome.what, "held": outcome.held, "detail": outcome.detail} for outcome in checks]

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.policy import POLICY, load_policy
-from sovfed.federation.archive.archive import SUFFIX, read_archive
+from sovfed.federation.archive.archive import read_archive
 from sovfed.federation.archive.kept import folders, read_kept
 from sovfed.federation.archive.shown import columns
 from sovfed.federation.errors import PolicyError
 from sovfed.federation.files import write_private
 from sovfed.federation.tasks import registry
 from sovfed.federation.tasks.shelf import DIGITS, Shelf, read_bounded
-from sovfed.federation.text import AT
+from sovfed.federation.text import ARCHIVE, AT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ def entry_of(task: Task | Manifest) -> str:
 
 def added(home: Path, file: Path) -> Iterator[str]:
     """Add the task in `file`, a task.yaml or an archive, to `home`; lines for its operator. Raises SovfedError."""
-    if file.suffix == SUFFIX:
+    if file.suffix == ARCHIVE:
         from sovfed.clients.packages import added_archive
 
         yield from added_archive(home, file, load_policy(home))
@@ -61,7 +61,7 @@ def _next(task: Task | Manifest) -> str:
 
 def known_task(name: str) -> str:
     """The entry of `allowed_tasks` for an installed task's name, a task.yaml or an archive. Raises ConfigError."""
-    if name.endswith(SUFFIX):
+    if name.endswith(ARCHIVE):
         return entry_of(read_archive(Path(name)).manifest)
     if not name.endswith(SUFFIXES):
         registry.get_task(name)

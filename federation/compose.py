@@ -21,6 +21,7 @@ from sovfed.federation import plugins
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.schema import bind, nearest
+from sovfed.federation.text import ARCHIVE
 
 PACKAGED: Final = Path(__file__).parent.parent / "conf"
 STRATEGIES: Final = "sovfed.strategies"  # entry points of packages that bring strategies
@@ -29,7 +30,6 @@ GROUP: Final = "sovfed.conf"  # entry points of packages that bring settings of 
 OWN: Final = "own"  # the option of `task` and `data` for a task that brings no settings
 BROUGHT: Final = {"strategy": STRATEGIES, "partition": PARTITIONS}  # which need no settings of their own
 SUFFIXES: Final = (".yaml", ".yml")
-ARCHIVE: Final = ".sovtask"
 DEFAULT: Final = "default"
 OVERRIDE: Final = "override"
 _NO_CODE: Final = "configuration chooses values and never names code"

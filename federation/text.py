@@ -17,6 +17,7 @@ SHORTEST_SECRET: Final = 3  # shorter words would be found everywhere
 NAME_IN_WORDS: Final = "of A-Z, a-z, 0-9, '.', '_' and '-', not beginning with '.' or '-'"
 _USER: Final = re.compile(r"(\w+://)[^\s'\"]*@")  # a password may hold all but '@'
 _QUERY: Final = re.compile(r"(\w+://[^\s'\"?]*)\?[^\s'\"]*")
+ARCHIVE: Final = ".sovtask"  # how the name of a task's archive ends
 PIPE_WIDTH: Final = 160  # of tables, where no terminal says how wide it is
 _STEERING: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, bidirectional, line ends
 

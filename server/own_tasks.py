@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.archive.adding import add, checked
-from sovfed.federation.archive.archive import SUFFIX, read_archive
+from sovfed.federation.archive.archive import read_archive
 from sovfed.federation.archive.kept import folders, read_kept
 from sovfed.federation.archive.review import Rule
 from sovfed.federation.errors import SovfedError
 from sovfed.federation.files import private_directory, write_atomic
 from sovfed.federation.tasks import registry
+from sovfed.federation.text import ARCHIVE
 from sovfed.server.home import load_settings
 
 if TYPE_CHECKING:
@@ -47,14 +48,14 @@ def offer(home: Path) -> None:
         except SovfedError as error:
             log.warning("a task is left out: %s", error)
             continue
-        path = private_directory(home / FILES) / f"{folder.name}{SUFFIX}"
+        path = private_directory(home / FILES) / f"{folder.name}{ARCHIVE}"
         write_atomic(path, archive.to_bytes(), 0o600)
         registry.offer(archive.manifest.name, path)
 
 
 def require_reviewed(home: Path, config: Config) -> Archive | None:
     """The archive that `config` chooses, if it does, once signatures and reviews hold. Raises SovfedError."""
-    if config.task.file is None or not config.task.file.endswith(SUFFIX):
+    if config.task.file is None or not config.task.file.endswith(ARCHIVE):
         return None
     archive = read_archive(Path(config.task.file))
     checked(archive, home / "identity", rule_of(home))
@@ -63,7 +64,7 @@ def require_reviewed(home: Path, config: Config) -> Archive | None:
 
 def in_folder(folder: Path, config: Config, archive: Archive) -> Config:
     """`config` with the very archive that was checked, in the run's `folder`: what is trained stays what it was."""
-    path = folder / f"task{SUFFIX}"
+    path = folder / f"task{ARCHIVE}"
     write_atomic(path, archive.to_bytes(), 0o600)
     return dataclasses.replace(config, task=dataclasses.replace(config.task, file=str(path)))
 

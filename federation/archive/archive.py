@@ -13,12 +13,12 @@ from sovfed.federation.archive.manifest import YAML, Manifest, read_manifest
 from sovfed.federation.archive.signing import PUBLISHER, Signature, certified, check_key, read_signature
 from sovfed.federation.config import TaskConfig
 from sovfed.federation.errors import ConfigError, SovfedError
+from sovfed.federation.text import ARCHIVE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-SUFFIX: Final = ".sovtask"
 MANIFEST: Final = "manifest.json"
 CONTENT: Final = "content/"
 SIGNATURES: Final = "signatures/"
@@ -42,7 +42,7 @@ class Archive:
 
     @property
     def file_name(self) -> str:
-        return f"{self.manifest.name}-{_NO_WORD.sub('_', self.manifest.version)}{SUFFIX}"
+        return f"{self.manifest.name}-{_NO_WORD.sub('_', self.manifest.version)}{ARCHIVE}"
 
     @property
     def text(self) -> bytes:

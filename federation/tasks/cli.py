@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from sovfed.federation.text import ARCHIVE
+
 if TYPE_CHECKING:
     from sovfed.federation.tasks import Task
     from sovfed.federation.tasks.columns import Column
 
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 SUFFIXES: Final = (".yaml", ".yml")
-SUFFIX: Final = ".sovtask"
 WORDS_SHOWN: Final = 6
 
 
@@ -83,7 +84,7 @@ def show(name: str, as_json: bool) -> None:
       sovfed task show birth.yaml --json
       sovfed task show lab-1.sovtask
     """
-    if name.endswith(SUFFIX):
+    if name.endswith(ARCHIVE):
         _show_archive(Path(name), as_json)
         return
     selected = named_task(name)

@@ -14,12 +14,12 @@ from sovfed.federation import plugins
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import OWN
 from sovfed.federation.tasks import Task, sized
+from sovfed.federation.text import ARCHIVE
 
 if TYPE_CHECKING:
     from sovfed.federation.config import TaskConfig
 
 GROUP: Final = "sovfed.tasks"
-ARCHIVE: Final = ".sovtask"
 _ADDED: dict[str, list[Task]] = {}
 _OFFERED: dict[str, Path] = {}
 
