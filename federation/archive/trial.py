@@ -97,8 +97,6 @@ def _answer(done: subprocess.CompletedProcess[bytes]) -> Description:
 
 def describe(task: Task) -> dict[str, Any]:
     """The description of `task` as plain values."""
-    from dataclasses import asdict
-
     from sovfed.federation.tasks.conformance import conform
 
     tensors = [] if task.build is None else task.layout.parts
@@ -110,7 +108,10 @@ def describe(task: Task) -> dict[str, Any]:
         "parameters": [
             {"name": tensor.name, "shape": list(tensor.shape), "trained": tensor.trained} for tensor in tensors
         ],
-        "checks": [{**asdict(check), "detail": visible(check.detail, keep="")[:LONGEST]} for check in checks],
+        "checks": [
+            {"what": check.what, "held": check.held, "detail": visible(check.detail, keep="")[:LONGEST]}
+            for check in checks
+        ],
         "privacy": _against_privacy(task) if all(check.held for check in checks) else [],
         "licence": task.licence, "citation": task.citation, "text": task.text, "settings": _settings(task),
     }  # fmt: skip
