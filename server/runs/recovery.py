@@ -103,7 +103,8 @@ class Recovery:
         count = tried.count + 1 if done <= tried.round else 1
         write_private(folder / TRIED, json.dumps(asdict(Tried(done, count, time.time()))).encode())
         log.info("run %s: taken up after round %d, try %d", folder.name, done, count)
-        start_run(self._control, self._home, folder.name, stored_config(self._home, folder.name), resume=True)
+        config = stored_config(self._home, folder.name)
+        start_run(self._control, self._home, folder.name, config, resume=True, by_itself=True)
 
 
 def end_coordinators(home: Path, module: str, timeout_s: float) -> None:
