@@ -150,7 +150,9 @@ class PrivacyLedger:
             account = self._account(run, plan.purpose, whose)
             granted = self._history.grants.get((run, plan.purpose))
             if granted:
-                return self._again(granted, plan, whose)
+                grant = self._again(granted, plan, whose)
+                self._know(whose)  # a run may go on over records that another file or study has by now
+                return grant
             agreed = account.budget.delta
             if plan.delta != agreed:
                 self._refuse(run, plan.purpose, f"delta is {plan.delta:g}, policy.yaml says {agreed:g}")
@@ -203,7 +205,8 @@ class PrivacyLedger:
             earlier = self._history.unbounded.get((run, purpose))
             if earlier and earlier[1].population != whose.population:
                 self._refuse(run, purpose, "it was answered for another population before")
-            if earlier:
+            if earlier:  # its first entry is no word about these records: a run may ask for several tasks
+                self._know(whose)
                 return
             recent = self._clock.now() - DAY_S
             today = sum(at > recent for at, _ in self._history.unbounded.values())

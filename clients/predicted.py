@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.clients.data.tables.prediction import read_for_prediction
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import DataError
+from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
     from sovfed.federation.models.outputs import Predictions
@@ -51,6 +52,27 @@ def _csv(first: str, rows: list[str], predictions: Predictions) -> str:
     for row, *values in zip(rows, *predictions.values(), strict=True):
         writer.writerow(map(_cell, [row, *values]))
     return text.getvalue()
+
+
+def guarded(text: str) -> str:
+    """`text`, a table that others' code has printed, without what steers a terminal or is a formula. DataError."""
+    told = io.StringIO()
+    writer = csv.writer(told, lineterminator="\n")
+    try:
+        for row in csv.reader(io.StringIO(text)):
+            shown = (visible(cell, keep="\n") for cell in row)
+            writer.writerow(cell if _is_number(cell) else _cell(cell) for cell in shown)
+    except csv.Error as error:
+        raise DataError(f"the task's code printed no table: {error}") from error
+    return told.getvalue()
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _cell(value: Any) -> str:

@@ -36,7 +36,10 @@ class Prediction:
 
 
 def predictions_apart(asked: Prediction) -> str:
-    """The predictions, as `sovfed model predict` prints them. Raises ConfigError with what the process complains of."""
+    """The predictions, as `sovfed model predict` prints them. Raises ConfigError with what the process complains of.
+
+    The task's code can print into them what it likes: nothing of it steers a terminal, or is a formula. DataError.
+    """
     with tempfile.TemporaryDirectory(prefix="sovfed-prediction-") as scratch:
         environment = {**quiet_environment(), "HOME": scratch, "TMPDIR": scratch}
         completed = subprocess.run(
@@ -45,7 +48,9 @@ def predictions_apart(asked: Prediction) -> str:
         )  # fmt: skip
     if completed.returncode:
         raise ConfigError(visible(completed.stderr[-SHOWN:].decode(errors="replace").strip(), keep="\n"))
-    return completed.stdout.decode()
+    from sovfed.clients.predicted import guarded
+
+    return guarded(completed.stdout.decode(errors="replace"))
 
 
 def main() -> int:

@@ -54,15 +54,19 @@ class Package:
 
 
 class Loader(SourceFileLoader):
-    """Compiles a module from its checked source, each time anew."""
+    """Compiles a module from its checked source, each time anew; as UTF-8, which is how it was read by reviewers."""
 
     package: Package
 
     def get_code(self, fullname: str) -> CodeType:
-        """The code of the module. Raises ConfigError if its source is not the manifest's."""
+        """The code of the module. Raises ConfigError if its source is not the manifest's, or no UTF-8."""
         path = Path(self.get_filename(fullname))
         source = self.package.read(path.relative_to(self.package.folder).as_posix())
-        return self.source_to_code(source, str(path))
+        try:
+            text = source.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: Python source that is not UTF-8") from error
+        return compile(text, str(path), "exec", dont_inherit=True)  # of text, no line in it says how it is coded
 
 
 class Finder(MetaPathFinder):

@@ -72,7 +72,8 @@ def difference(old: Archive, new: Archive) -> Iterator[str]:
 
 
 def _text(before: str, after: str, name: str) -> Iterator[str]:
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), f"old/{name}", f"new/{name}", lineterm="")
+    """Lines end at a newline alone, as for Python: one that ends otherwise to the eye shows what it is."""
+    lines = difflib.unified_diff(before.split("\n"), after.split("\n"), f"old/{name}", f"new/{name}", lineterm="")
     yield from (visible(line) for line in lines)
 
 

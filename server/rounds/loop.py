@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from sovfed.federation.config import Config
-from sovfed.federation.errors import WIRE_SENTENCES, CohortError, DeclinedError, TrainingError
+from sovfed.federation.errors import WIRE_SENTENCES, CohortError, DeclinedError, PrivacyError, TrainingError
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.wire.flower import StreamingGrid
@@ -200,10 +200,14 @@ class Rounds:
                     f"{stage}: {total.missing}; to repeat it is another release, and the {self.plan.repeats} repeats "
                     "that privacy.spare_steps grants are used up"
                 )
-        raise CohortError(
+        why = (
             f"{stage}: {len(total.participants)} replies in {MAX_ATTEMPTS} attempts, minimum cohort is {least}; "
             + "; ".join([*reasons, f"refusals: {told(refused)}"])
         )
+        unpaid = sum(code == PrivacyError.code for code in total.refused.values())
+        if self.plan is not None and len(cohort) - unpaid < least:  # a run taken up by itself would charge the others
+            raise DeclinedError(why)
+        raise CohortError(why)
 
 
 def told(refused: Iterable[tuple[int, str]]) -> str:

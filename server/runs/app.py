@@ -28,6 +28,7 @@ from sovfed.server.rounds.coordinator import coordinate
 from sovfed.server.rounds.ledger_heads import LedgerHeads
 from sovfed.server.runs.curves import read_rounds
 from sovfed.server.runs.folders import (
+    ACTIVE,
     INTERRUPTED,
     STOPPING,
     lock,
@@ -52,6 +53,8 @@ def serve_run(base: Grid, spec: dict[str, Any], home: Path) -> None:
     folder = run_folder(home, name)
     with lock(folder):  # whoever starts the run holds it until all is written
         config = stored_config(home, name, base.run.run_id)
+        if (status := read_state(home, name)["status"]) not in ACTIVE:
+            raise Stopped(f"run {name} is {status}: it was ended after Flower was given its task")
         state = {
             "name": name, "flower_run_id": base.run.run_id, "pid": os.getpid(), "started": time.time(),
             "config": stored(config),
@@ -62,24 +65,23 @@ def serve_run(base: Grid, spec: dict[str, Any], home: Path) -> None:
             require_reviewed(home, config)
             _train(base, config, home, folder, tracker, resume)
         except Stopped:
-            _stopped(folder, home, state)
+            _ended(folder, home, state, INTERRUPTED, "its process was told to end, or the superlink dropped its task")
             tracker.finish("KILLED", [], register=False)
             raise
         except BaseException as error:
             reason = str(error) if isinstance(error, SovfedError) else type(error).__name__
-            write_state(folder, state, INTERRUPTED if _passes(error, folder) else "failed", reason)
+            _ended(folder, home, state, INTERRUPTED if _passes(error, folder) else "failed", reason)
             tracker.note({"failure": reason[:500]})
             tracker.finish("FAILED", [], register=False)
             raise
         write_state(folder, state, "finished")
 
 
-def _stopped(folder: Path, home: Path, state: dict[str, Any]) -> None:
-    """Write down that the run was stopped, by the operator or by what befell the processes around it."""
+def _ended(folder: Path, home: Path, state: dict[str, Any], status: str, reason: str) -> None:
+    """Write down how the run ended; where the operator was stopping it, that it is stopped, whatever else befell it."""
     if read_state(home, folder.name)["status"] == STOPPING:
-        write_state(folder, state, "stopped", "stopped by the operator")
-    else:
-        write_state(folder, state, INTERRUPTED, "its process was told to end, or the superlink dropped its task")
+        status, reason = "stopped", "stopped by the operator"
+    write_state(folder, state, status, reason)
 
 
 def _passes(error: BaseException, folder: Path) -> bool:

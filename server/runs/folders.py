@@ -81,8 +81,13 @@ def write_state(folder: Path, state: dict[str, Any], status: str, reason: str = 
     write_private(folder / STATE, json.dumps({**state, "status": status, "reason": reason, "at": time.time()}).encode())
 
 
-def start_run(control: ControlClient, home: Path, name: str, config: Config, *, resume: bool) -> int:
-    """Ask Flower to start the coordinator of run `name`; Flower's run id. A name is used once, but for resuming."""
+def start_run(
+    control: ControlClient, home: Path, name: str, config: Config, *, resume: bool, by_itself: bool = False
+) -> int:
+    """Ask Flower to start the coordinator of run `name`; Flower's run id. A name is used once, but for resuming.
+
+    `by_itself`: not where the run has ended meanwhile, since nobody asked. Raises ConfigError.
+    """
     folder = run_folder(home, name)
     if (folder / STATE).exists():
         if not resume:
@@ -95,6 +100,8 @@ def start_run(control: ControlClient, home: Path, name: str, config: Config, *, 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     config = _with_own_task(folder, config) if archive is None else in_folder(folder, config, archive)
     with _locked(folder):  # the last coordinator has written its last word; the next one waits for ours
+        if by_itself and (status := read_state(home, name)["status"]) not in ACTIVE:
+            raise ConfigError(f"run '{name}' is {status} by now")
         run_id = control.start_run({"name": name, "resume": resume})
         if config.tracking.uri is not None:
             write_private(folder / TRACKING, config.tracking.uri.encode())
@@ -122,8 +129,12 @@ def stop_run(control: ControlClient, home: Path, name: str) -> None:
     with contextlib.suppress(ServiceError):  # it has ended already, or the superlink is away and its lease runs out
         control.stop_run(state["flower_run_id"])
     with _locked(folder):
-        if (state := read_state(home, name))["status"] in (*ACTIVE, STOPPING):  # it had no time to say so itself
-            write_state(folder, state, "stopped", "stopped by the operator")
+        last = read_state(home, name)
+        if last["status"] in (*ACTIVE, STOPPING):  # it had no time to say so itself
+            write_state(folder, last, "stopped", "stopped by the operator")
+    if last["flower_run_id"] != state["flower_run_id"]:  # it was being taken up: the new task is handed to nobody
+        with contextlib.suppress(ServiceError):
+            control.stop_run(last["flower_run_id"])
 
 
 def stored_config(home: Path, name: str, run_id: int | None = None) -> Config:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.federation.errors import ServiceError, SovfedError
+from sovfed.federation.errors import SovfedError
 from sovfed.federation.files import write_private
 from sovfed.server.runs.curves import read_rounds
 from sovfed.server.runs.folders import (
@@ -74,7 +74,7 @@ class Recovery:
                 written = path.stat().st_mtime_ns
                 if self._ended.get(path.parent.name) != written and not self._take_up(path.parent):
                     self._ended[path.parent.name] = written
-            except (SovfedError, OSError, ValueError) as error:
+            except (SovfedError, OSError, ValueError, LookupError) as error:  # a damaged state, too
                 log.warning("run %s cannot be taken up yet: %s", path.parent.name, error)
 
     def _take_up(self, folder: Path) -> bool:
@@ -103,7 +103,8 @@ class Recovery:
         count = tried.count + 1 if done <= tried.round else 1
         write_private(folder / TRIED, json.dumps(asdict(Tried(done, count, time.time()))).encode())
         log.info("run %s: taken up after round %d, try %d", folder.name, done, count)
-        start_run(self._control, self._home, folder.name, stored_config(self._home, folder.name), resume=True)
+        config = stored_config(self._home, folder.name)
+        start_run(self._control, self._home, folder.name, config, resume=True, by_itself=True)
 
 
 def end_coordinators(home: Path, module: str, timeout_s: float) -> None:
@@ -142,7 +143,5 @@ def last_try(folder: Path) -> Tried:
     """What is known of earlier tries to take up the run in `folder`."""
     try:
         return Tried(**json.loads((folder / TRIED).read_bytes()))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError):  # none yet, or it was damaged: written anew by this try
         return Tried()
-    except (ValueError, TypeError) as error:
-        raise ServiceError(f"{folder / TRIED} cannot be read: {error}") from error

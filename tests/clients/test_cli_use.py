@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from tests.federation.models.made_tasks import BINARY, RUN, model_of
 
 from sovfed.clients.cli_use import cli
 from sovfed.clients.predicted import _csv
+from sovfed.clients.prediction_apart import Prediction, predictions_apart
 from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.models.saved import load_model, save_model
 
@@ -100,3 +103,17 @@ def test_no_word_of_a_task_becomes_a_formula_in_a_spreadsheet() -> None:
     header, *lines = list(csv.reader(text.splitlines()))
     assert header == ["'=row", "class", "probability_=1"]
     assert [line[1] for line in lines] == ["'=1+1", "'+cmd|x", "'-2+3", "'@A1", "+", "-", "-5", "ill"]
+
+
+def test_code_of_an_archive_prints_no_formula_and_steers_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can write to the pipe itself, beside the table or in its place."""
+    printed = 'line,class\n1,\x1b[2Jill\n2,=1+1\n3,-1e-05\n4,\'=x\n5,"a\nb"\n'
+    done = subprocess.CompletedProcess([], 0, printed.encode() + b"6,\xff\n", b"")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    text = predictions_apart(Prediction("/m", "/a", "/t"))
+    assert "\x1b" not in text
+    cells = [row[1] for row in csv.reader(io.StringIO(text))]
+    assert cells == ["class", "\\x1b[2Jill", "'=1+1", "-1e-05", "'=x", "a\nb", "\ufffd"]
+    done.stdout = b"x" * 200_000
+    with pytest.raises(DataError, match="printed no table"):
+        predictions_apart(Prediction("/m", "/a", "/t"))

@@ -148,6 +148,21 @@ def test_studies_that_move_together_inherit_once(home: Path) -> None:
     assert [event.count for event in history(home).spent(population="births")] == [3]
 
 
+def test_one_run_that_goes_on_to_other_records_is_known_to_have_read_them(home: Path) -> None:
+    """An agency that asks for a second task under a run's name, or a study whose table is moved during a run."""
+    ledger = opened(home)
+    stays = Whose("", "stays", ("task stay", "path /srv/stays.csv"))
+    moved = Whose("", "hearts", ("task heart", "path /srv/new/heart.csv"))
+    ledger.enter_unbounded("plain", "train", "heart", HEARTS)
+    ledger.enter_unbounded("plain", "train", "stay", stays)
+    grant = ledger.authorise("r", plan(1), whose=HEARTS)
+    assert ledger.authorise("r", plan(1), whose=moved) == grant
+    for whose in (stays, Whose("", "later", moved.keys[1:])):
+        assert ledger.assign(dataclasses.replace(whose, population="births"), "…").inherits == ("",)
+    ledger.unlock()
+    assert [entry.run for _, entry in history(home).no_bound("births")] == ["plain"]
+
+
 def test_other_people_in_the_same_table_are_an_act_that_stays_in_the_ledger(home: Path) -> None:
     ledger = opened(home)
     alone = most(ledger, HEARTS, "hearts")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tests.packages import make_signer, write_wheel
 
 from sovfed.federation.archive.archive import Archive, parse
@@ -19,6 +20,7 @@ from sovfed.federation.errors import ConfigError, IdentityError, PolicyError
 from sovfed.federation.tasks import registry
 from sovfed.server import home as agency
 from sovfed.server import own_tasks
+from sovfed.server.cli.run import cli
 from sovfed.server.registry import authority
 
 
@@ -89,6 +91,16 @@ def test_without_reviews_it_is_neither_added_nor_run(home: Path, tmp_path: Path,
         list(own_tasks.added(home, file))
     with pytest.raises(PolicyError, match="min_reviewers is 1"):
         own_tasks.require_reviewed(home, compose([f"task={file}"]).config)
+
+
+def test_no_code_is_imported_to_start_a_run_before_its_reviews_hold(
+    home: Path, tmp_path: Path, archives: dict[str, Archive]
+) -> None:
+    """By the operator's own command, which has the agency's keys and the network."""
+    file = written(archives["alone"], tmp_path)
+    done = CliRunner().invoke(cli, ["start", f"task={file}", "--home", str(home)])
+    assert isinstance(done.exception, PolicyError) and "min_reviewers is 1" in str(done.exception)
+    assert "wardnet" not in sys.modules
 
 
 def test_what_another_authority_signed_is_not_run(home: Path, tmp_path: Path, archives: dict[str, Archive]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sovfed.clients.app import make_client_app
 from sovfed.clients.policy import Policy
 from sovfed.clients.trainer import make_trainer
 from sovfed.federation.config import ClientConfig, Config, SecaggConfig, ServerConfig
-from sovfed.federation.errors import CohortError
+from sovfed.federation.errors import CohortError, DeclinedError
 from sovfed.federation.messages import (
     EvaluateRequest,
     ProfileReply,
@@ -169,3 +170,17 @@ def test_the_first_refusal_is_told_though_the_last_attempt_has_another() -> None
     made = rounds([lambda _: Refusal(next(codes))] * 3, min_cohort=2)
     with pytest.raises(CohortError, match=r"refusals: failed \(3\): .*; policy \(3\): "):
         made.train(1)
+
+
+@pytest.mark.parametrize(("code", "ends"), [("privacy", True), ("failed", False)])
+def test_a_private_run_whose_ledgers_refuse_is_not_one_that_is_taken_up_by_itself(code: str, ends: bool) -> None:
+    """Each time that it was, those that do not refuse would pay for another sum that never opens."""
+    made = rounds([honest(1.0, 10), *[lambda _: Refusal(code)] * 2], min_cohort=2)
+    asked = TrainRequest(
+        run="1", round=3, task=TASK.name, seed=0, local_epochs=1, batch_size=8, learning_rate=0.1, proximal_mu=0.0,
+        model=made.model, scale=np.zeros(60), digest=TASK.digest,
+    )  # fmt: skip
+    made.plan = SimpleNamespace(request=lambda *_: asked, repeats=9)  # type: ignore[assignment]
+    with pytest.raises(CohortError, match=rf"round 3: . replies in 5 attempts.*{code} \(2\)") as raised:
+        made.train(3)
+    assert isinstance(raised.value, DeclinedError) == ends

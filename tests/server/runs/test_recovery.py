@@ -1,0 +1,105 @@
+"""A run that a person stops stays stopped, whatever is being done for it at that moment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sovfed.federation.compose import compose
+from sovfed.federation.errors import CohortError
+from sovfed.federation.files import private_directory
+from sovfed.server.runs import app, folders
+from sovfed.server.runs.recovery import Recovery
+from sovfed.server.runs.serverapp_runner import Stopped
+
+OLD, NEW = 7, 8  # Flower's numbers
+
+
+class Flower:
+    """Stands where the superlink's client does; `meanwhile` happens while a run is being started or stopped."""
+
+    def __init__(self) -> None:
+        self.started, self.stopped = list[int](), list[int]()
+        self.at_start: Callable[[], None] = lambda: None
+        self.at_stop: Callable[[], None] = lambda: None
+
+    def start_run(self, _spec: Mapping[str, Any]) -> int:
+        self.at_start()
+        self.started.append(NEW if self.started else OLD)
+        return self.started[-1]
+
+    def stop_run(self, run_id: int) -> None:
+        self.stopped.append(run_id)
+        self.at_stop()
+
+
+@pytest.fixture
+def flower() -> Flower:
+    return Flower()
+
+
+@pytest.fixture
+def home(tmp_path: Path, flower: Flower) -> Path:
+    """With a run that was interrupted, and is due."""
+    home = private_directory(tmp_path / "agency")
+    folders.start_run(flower, home, "study", compose([]).config, resume=False)  # type: ignore[arg-type]
+    folders.write_state(folders.run_folder(home, "study"), folders.read_state(home, "study"), folders.INTERRUPTED)
+    return home
+
+
+def status(home: Path) -> str:
+    return str(folders.read_state(home, "study")["status"])
+
+
+def serve(home: Path, run_id: int) -> None:
+    """The coordinator that the executor starts for a task of Flower's."""
+    app.serve_run(SimpleNamespace(run=SimpleNamespace(run_id=run_id)), {"name": "study", "resume": True}, home)  # type: ignore[arg-type]
+
+
+def test_a_run_that_is_stopped_while_it_is_taken_up_stays_stopped(home: Path, flower: Flower) -> None:
+    stopping = threading.Thread(target=folders.stop_run, args=(flower, home, "study"))
+
+    def stop() -> None:
+        stopping.start()
+        while status(home) != folders.STOPPING:
+            time.sleep(0.01)
+
+    flower.at_start = stop
+    Recovery(home, flower).step()  # type: ignore[arg-type]
+    stopping.join()
+    assert (status(home), flower.started, flower.stopped[-1]) == ("stopped", [OLD, NEW], NEW)
+    with pytest.raises(Stopped, match="study is stopped"):
+        serve(home, NEW)  # the executor had its task already
+    assert status(home) == "stopped"
+
+
+def test_a_run_that_was_stopped_after_the_look_at_it_is_not_taken_up(home: Path, flower: Flower) -> None:
+    def stop() -> None:
+        folders.write_state(folders.run_folder(home, "study"), folders.read_state(home, "study"), "stopped")
+
+    flower.at_stop = stop
+    Recovery(home, flower).step()  # type: ignore[arg-type]
+    assert (status(home), flower.started) == ("stopped", [OLD])
+
+
+def test_a_run_that_fails_while_it_is_stopped_is_stopped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Institutions that go away with the stop would else have it interrupted, and taken up again."""
+
+    def fail(*_: object) -> None:
+        folder = folders.run_folder(home, "study")
+        (folder / "rounds.jsonl").write_text('{"round": 1, "participants": []}\n')
+        folders.write_state(folder, folders.read_state(home, "study"), folders.STOPPING)
+        raise CohortError("1 institutions are connected")
+
+    monkeypatch.setattr(app, "_train", fail)
+    tracker = SimpleNamespace(note=lambda _: None, finish=lambda *_, **__: None)
+    monkeypatch.setattr(app, "Tracker", lambda *_: tracker)
+    with pytest.raises(CohortError):
+        serve(home, OLD)
+    assert status(home) == "stopped"
