@@ -45,7 +45,7 @@ def test_no_process_imports_what_lies_about_or_inherits_what_is_set(
                 module = line[line.index(b"-m") + 1]
                 names.add(line[line.index(b"-m") + 2] if module.endswith(b".sandbox") else module)
         assert {name.decode().rpartition(".")[2] for name in names} == {
-            "superlink", "registry", "executor", "app", "trainer", "supernode", "gateway",
+            "superlink", "service", "executor", "app", "trainer", "supernode", "gateway",
         }  # fmt: skip
         finished(federation, "hermetic")
         federation.stop()
