@@ -59,7 +59,8 @@ class Executor:
         self._home = home
         self._command = tuple(command)
         self._children: dict[int, subprocess.Popen[bytes]] = {}  # by Flower's run id
-        self._recovery = Recovery(home, ControlClient(home, port))
+        self._control = ControlClient(home, port)
+        self._recovery = Recovery(home, self._control)
         self._sender: subprocess.Popen[bytes] | None = None
         self._send_at = 0.0
         self._ended = threading.Event()
@@ -109,6 +110,7 @@ class Executor:
             self._end_children()
             end_coordinators(self._home, COORDINATOR, STOP_S)
             self._client.close()
+            self._control.close()
 
     def _claim(self) -> AcquireTaskResponse:
         from flwr.proto.runtime_pb2 import AcquireTaskRequest

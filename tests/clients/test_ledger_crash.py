@@ -17,7 +17,7 @@ from sovfed.clients.ledger_file import ledgers
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.mark.parametrize("kills", [40, pytest.param(1_000, marks=[pytest.mark.deploy, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("kills", [40, pytest.param(500, marks=[pytest.mark.deploy, pytest.mark.timeout(600)])])
 def test_nothing_leaves_unrecorded_and_no_ledger_breaks_whenever_the_trainer_is_killed(
     tmp_path: Path, kills: int
 ) -> None:

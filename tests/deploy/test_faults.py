@@ -19,7 +19,8 @@ from sovfed.simulations.federation import simulate
 
 pytestmark = pytest.mark.deploy
 # about 0.2 s of training a round, so that a kill lands inside one
-SLOW = ("rounds=15", "task.local_epochs=40", "task.batch_size=4", "server.min_cohort=4")
+ROUNDS = 10
+SLOW = (f"rounds={ROUNDS}", "task.local_epochs=40", "task.batch_size=4", "server.min_cohort=4")
 
 
 def start(federation: LocalFederation, name: str, *overrides: str) -> None:
@@ -59,7 +60,7 @@ def test_a_killed_process_of_an_institution_costs_no_round(
     pid = federation.pid("hospital-2", process)
     os.kill(pid, signal.SIGKILL)
     lines = finished(federation, name)
-    assert [line["round"] for line in lines] == list(range(1, 16))
+    assert [line["round"] for line in lines] == list(range(1, ROUNDS + 1))
     assert all(len(line["participants"]) == 4 for line in lines)
     assert_undisturbed(federation, name, undisturbed)
     assert federation.pid("hospital-2", process) != pid
@@ -73,7 +74,7 @@ def test_a_killed_process_of_the_agency_comes_back_and_the_run_goes_on(
     start(federation, name)
     os.kill(federation.pid("agency", process), signal.SIGKILL)
     lines = finished(federation, name)
-    assert [line["round"] for line in lines] == list(range(1, 16))
+    assert [line["round"] for line in lines] == list(range(1, ROUNDS + 1))
     assert_undisturbed(federation, name, undisturbed)
 
 
@@ -102,7 +103,7 @@ def test_a_run_whose_coordinator_or_executor_is_killed_goes_on_by_itself(
     if process != "executor":
         os.kill(coordinator, signal.SIGKILL)
     lines = finished(federation, name)
-    assert [line["round"] for line in lines] == list(range(1, 16))
+    assert [line["round"] for line in lines] == list(range(1, ROUNDS + 1))
     assert_undisturbed(federation, name, undisturbed)
     assert (run_folder(federation, name) / TRIED).exists() == (process != "executor")
 
@@ -114,7 +115,7 @@ def test_a_run_goes_on_when_the_agency_is_up_again(federation: LocalFederation, 
     assert folders.read_run(federation.home, "reboot")["status"] == folders.INTERRUPTED
     federation.start_agency()
     lines = finished(federation, "reboot")
-    assert [line["round"] for line in lines] == list(range(1, 16))
+    assert [line["round"] for line in lines] == list(range(1, ROUNDS + 1))
     assert_undisturbed(federation, "reboot", undisturbed)
 
 

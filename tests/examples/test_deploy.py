@@ -1,4 +1,4 @@
-"""The five examples, deployed: one wheel that each operator installs, and one federation of real processes."""
+"""Examples deployed: one wheel that each operator installs, and one federation of real processes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-LLM = find_spec("peft") is not None and find_spec("transformers") is not None
-NAMES = ("survival", "frozen_image", *(["text_lora"] if LLM else []), "regression", "multilabel")
+NAMES = ("survival", "frozen_image")  # a task.yaml and a package's task; `python examples/deploy.py` runs all five
 
 
 def run(python: Path | str, *arguments: str | Path) -> str:
@@ -34,8 +32,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment that has all of this one's packages, and the wheel of the examples."""
     folder = tmp_path_factory.mktemp("examples")
     source = shutil.copytree(EXAMPLES, folder / "source", ignore=shutil.ignore_patterns("build", "*.egg-info"))
-    for example in ("frozen_image", *(["text_lora"] if LLM else [])):
-        run(sys.executable, source / example / "make_base.py")
+    run(sys.executable, source / "frozen_image" / "make_base.py")
     (source / "text_lora" / "base").mkdir(exist_ok=True)
     pip = ("-m", "pip", "--quiet", "--disable-pip-version-check")
     offline = ("--no-deps", "--no-index")
@@ -50,13 +47,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.deploy
-@pytest.mark.timeout(1200)  # ten runs on one federation, and a base that is trained first
-def test_five_studies_are_trained_on_one_federation_plain_and_private(installed: Path, tmp_path: Path) -> None:
+@pytest.mark.timeout(600)  # four runs on one federation, and a base that is trained first
+def test_studies_are_trained_on_one_federation_plain_and_private(installed: Path, tmp_path: Path) -> None:
     told = tmp_path / "figures.json"
     run(installed, EXAMPLES / "deploy.py", *NAMES, "--quick", "--json", told)
     lines = {line["example"]: line for line in json.loads(told.read_text())}
     assert tuple(lines) == NAMES
     for name, line in lines.items():
         assert 0 < line["epsilon"] <= 8, name
-        if name != "text_lora":  # which has learnt little after a few rounds
-            assert line["federated"] > line["pooled"] - 0.1, line
+        assert line["federated"] > line["pooled"] - 0.1, line
