@@ -56,7 +56,7 @@ def write_status(home: Path, status: Status) -> None:
 
 def read_status(home: Path) -> Status | None:
     """The status of the supervisor of `home`, None when none is running."""
-    if not home.is_dir() or not _is_held(home):
+    if not home.is_dir() or not is_locked(home / _LOCK):
         return None
     try:
         values = json.loads((home / _FILE).read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ def stop_supervisor(home: Path, timeout_s: float = 30.0) -> bool:
         return False
     os.kill(status.pid, signal.SIGTERM)
     deadline = time.monotonic() + timeout_s
-    while _is_held(home):
+    while is_locked(home / _LOCK):
         if time.monotonic() > deadline:
             raise ServiceError(f"{home}: the supervisor (pid {status.pid}) has not stopped within {timeout_s:g} s")
         time.sleep(_POLL_S)
@@ -103,13 +103,14 @@ def supervising(home: Path, patience_s: float = 2.0) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_held(home: Path) -> bool:
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock (flock) on the file `path`."""
     try:
-        descriptor = os.open(home / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
-        return not _try_lock(descriptor, fcntl.LOCK_SH)  # shared: readers do not take each other for a supervisor
+        return not _try_lock(descriptor, fcntl.LOCK_SH)  # shared: readers do not take each other for its holder
     finally:
         os.close(descriptor)
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, cast
 
@@ -33,7 +33,7 @@ from sovfed.federation.wire.flower_http import add_client_header
 from sovfed.federation.wire.loopback import SECRET_HEADER, ensure_secret
 from sovfed.server.network.flower_app import SUPEREXEC_SECRET_FILE
 from sovfed.server.runs.control import LOOPBACK_SECRET, ControlClient, log_path
-from sovfed.server.runs.folders import ACTIVE, UNSENT, read_state
+from sovfed.server.runs.folders import ACTIVE, UNSENT, is_held, read_state
 from sovfed.server.runs.recovery import Recovery, end_coordinators
 
 if TYPE_CHECKING:
@@ -152,17 +152,23 @@ class Executor:
         if busy or time.monotonic() < self._send_at:
             return
         self._send_at = time.monotonic() + SEND_S
-        states = ((path.parent.name, read_state(self._home, path.parent.name)) for path in self._unsent())
-        name = next((name for name, state in states if state["status"] not in ACTIVE), None)
-        if name is not None:
-            self._sender = subprocess.Popen(
-                python_command("sovfed", "run", "track", name, "--home", str(self._home)),
-                env=quiet_environment(self._home, TRACKING), cwd=self._home,
-                stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+        try:
+            name = next(self._unsent(), None)
+            if name is not None:
+                self._sender = subprocess.Popen(
+                    python_command("sovfed", "run", "track", name, "--home", str(self._home)),
+                    env=quiet_environment(self._home, TRACKING), cwd=self._home,
+                    stdin=subprocess.DEVNULL,
+                )  # fmt: skip
+        except (SovfedError, OSError, ValueError, LookupError) as error:  # as in `Recovery.step`: runs go on
+            _log.warning("MLflow is not sent what it lacks: %s", error)
 
-    def _unsent(self) -> list[Path]:
-        return sorted((self._home / "runs").glob(f"*/{UNSENT}"), key=lambda path: path.stat().st_mtime)
+    def _unsent(self) -> Iterator[str]:
+        """Runs that have ended and whose coordinator is gone, but of which MLflow lacks something; the oldest first."""
+        for path in sorted((self._home / "runs").glob(f"*/{UNSENT}"), key=lambda path: path.stat().st_mtime):
+            folder = path.parent
+            if read_state(self._home, folder.name)["status"] not in ACTIVE and not is_held(folder):
+                yield folder.name
 
     def _end_children(self) -> None:
         if self._sender is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import read_private, write_private
+from sovfed.federation.host.status import is_locked
 from sovfed.federation.schema import bind, nearest
 from sovfed.federation.text import NAME, NAME_IN_WORDS, NAME_LENGTH
 from sovfed.server.own_tasks import in_folder, require_reviewed
@@ -47,22 +48,16 @@ def new_run_name(config: Config) -> str:
     return config.run_name or f"{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def lock(folder: Path, timeout_s: float = LOCK_S) -> FileLock:
+def lock(folder: Path) -> FileLock:
     """The lock that the one process that may write into a run's folder holds, until it ends."""
     from filelock import FileLock
 
-    return FileLock(folder / "lock", timeout=timeout_s, mode=0o600)
+    return FileLock(folder / "lock", timeout=LOCK_S, mode=0o600)
 
 
 def is_held(folder: Path) -> bool:
     """Whether a process has the run in hand. The kernel frees the lock of one that died, a reboot all."""
-    from filelock import Timeout
-
-    try:
-        with lock(folder, timeout_s=0):
-            return False
-    except Timeout:
-        return True
+    return is_locked(folder / "lock")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ came of it; whoever stopped a run by hand (`sovfed run stop`) has ended it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -113,17 +114,30 @@ def end_coordinators(home: Path, module: str, timeout_s: float) -> None:
     A coordinator runs `module`; a process of another name has only got the number of one that is gone.
     """
     folders = [path.parent for path in (home / "runs").glob(f"*/{STATE}") if is_held(path.parent)]
-    pids = {folder: read_state(home, folder.name).get("pid", 0) for folder in folders}
+    pids = {folder: _pid(home, folder.name) for folder in folders}
     running = {folder: pid for folder, pid in pids.items() if module in _words(pid)}
     for pid in running.values():
-        os.kill(pid, signal.SIGTERM)
+        _signal(pid, signal.SIGTERM)
     deadline = time.monotonic() + timeout_s
     for folder, pid in running.items():
         while is_held(folder) and time.monotonic() < deadline:
             time.sleep(0.1)
         if is_held(folder) and module in _words(pid):
             log.warning("run %s: coordinator killed", folder.name)
-            os.kill(pid, signal.SIGKILL)
+            _signal(pid, signal.SIGKILL)
+
+
+def _pid(home: Path, name: str) -> int:
+    """The process that the run's state names; 0 if it names none."""
+    try:
+        return int(read_state(home, name)["pid"])
+    except (SovfedError, OSError, ValueError, LookupError, TypeError):  # damaged: the others are ended all the same
+        return 0
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _words(pid: int) -> list[str]:

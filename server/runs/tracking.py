@@ -73,18 +73,18 @@ class Tracker:
 
         Where that cannot be done now, the run's folder keeps what is to be done, for `send`.
         """
+        unsent = {"status": status, "artefacts": [path.name for path in artefacts], "register": register}
+        try:
+            write_private(self._folder / UNSENT, json.dumps(unsent).encode())  # first: this process may be killed
+        except OSError as error:  # as all of tracking, nothing that a run may fail of
+            log.warning("what MLflow lacks cannot be noted down: %s", error)
         self._jobs.put(lambda: self._finish(status, artefacts, register))
         self._jobs.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
         if self._finished:
             (self._folder / UNSENT).unlink(missing_ok=True)
             return
-        unsent = {"status": status, "artefacts": [path.name for path in artefacts], "register": register}
         log.warning("MLflow has not got all of the run; %s holds everything, and it is sent later", self._folder)
-        try:
-            write_private(self._folder / UNSENT, json.dumps(unsent).encode())
-        except OSError as error:  # as all of tracking, nothing that a run may fail of
-            log.warning("what MLflow lacks cannot be noted down: %s", error)
 
     def _work(self) -> None:
         self._try(self._open)

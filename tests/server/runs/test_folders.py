@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from sovfed.federation.wire.loopback import ensure_secret
 from sovfed.server.runs import folders
 from sovfed.server.runs.control import LOOPBACK_SECRET, ControlClient
 from sovfed.server.runs.curves import read_rounds
+from sovfed.server.runs.recovery import Recovery, end_coordinators
 
 URI = "postgresql://mlflow:s3cret-pw@db.internal/x"
 
@@ -132,3 +134,25 @@ def test_a_line_that_the_power_cut_off_is_no_round(home: Path) -> None:
     for torn in ('{"round": 2, "particip', "\0" * 40 + "\n", '{"round": 2\n'):
         file.write_text('{"round": 1, "participants": []}\n' + torn)
         assert [line["round"] for line in read_rounds(file.parent)] == [1]
+
+
+def test_a_damaged_state_holds_up_neither_the_other_runs_nor_the_end_of_their_coordinators(home: Path) -> None:
+    for name in ("damaged", "whole"):
+        folders.start_run(Recorder(), home, name, compose([]).config, resume=False)  # type: ignore[arg-type]
+    (folders.run_folder(home, "damaged") / folders.STATE).write_text("{}")
+    state = folders.read_state(home, "whole")
+    folders.write_state(folders.run_folder(home, "whole"), {**state, "pid": 2**22 + 1}, "running")
+    with folders.lock(folders.run_folder(home, "damaged")), folders.lock(folders.run_folder(home, "whole")):
+        end_coordinators(home, "sovfed.server.runs.app", 0.1)
+        Recovery(home, Recorder()).step()  # type: ignore[arg-type]
+    assert folders.read_run(home, "whole")["status"] == folders.INTERRUPTED
+
+
+def test_who_looks_whether_a_run_is_held_does_not_hold_it(home: Path) -> None:
+    folders.start_run(Recorder(), home, "study", compose([]).config, resume=False)  # type: ignore[arg-type]
+    folder = folders.run_folder(home, "study")
+    with (folder / "lock").open() as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)  # as another who looks at the same moment
+        assert not folders.is_held(folder)
+    with folders.lock(folder):
+        assert folders.is_held(folder)
