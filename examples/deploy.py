@@ -24,9 +24,9 @@ from typing import Final
 from study import DELTA, NAMES, Study
 
 from sovfed.clients.data import load_records
-from sovfed.clients.ledger_entries import Budget
-from sovfed.clients.own_tasks import known_task
-from sovfed.clients.training import LocalTraining
+from sovfed.clients.home.own_tasks import known_task
+from sovfed.clients.ledger.entries import Budget
+from sovfed.clients.training.local import LocalTraining
 from sovfed.federation.compose import compose
 from sovfed.federation.config import Config, DataConfig, StudyConfig
 from sovfed.federation.errors import ServiceError

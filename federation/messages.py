@@ -2,7 +2,7 @@
 
 A message is a frozen dataclass of scalars and flat vectors. `encode` splits it into a kind, a mapping of scalars and
 named vectors; `decode` checks all three before building it again. Two edges use the codec: the Flower edge
-(`federation/wire/flower.py`: ConfigRecord and ArrayRecord) and the trainer's socket (`clients/socket.py`: JSON
+(`federation/wire/flower.py`: ConfigRecord and ArrayRecord) and the trainer's socket (`clients/trainer/socket.py`: JSON
 and raw bytes). Nothing is pickled and no message names code.
 """
 
@@ -37,7 +37,7 @@ ALGORITHMS: Final = (
     "fedbn",
     "fedper",
     "ditto",
-)  # of local training, clients/algorithms.py
+)  # of local training, clients/training/algorithms.py
 OWN: Final = "own"
 NORMALISATIONS: Final = (OWN, "group")  # of a task's model: as it is built, or GroupNorm for BatchNorm
 SEALS: Final = ("", "none", "own namespace", "seccomp", "own namespace + seccomp")  # "": not told, a simulation

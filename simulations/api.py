@@ -54,8 +54,8 @@ class Result:
     @cached_property
     def model(self) -> Any:
         """The trained `torch.nn.Module`: takes inputs as the task's transform makes them."""
-        from sovfed.clients.model import FlatModel
-        from sovfed.clients.training import choose_device
+        from sovfed.clients.training.local import choose_device
+        from sovfed.clients.training.model import FlatModel
 
         flat = FlatModel(self.task, choose_device("cpu"))
         flat.load(self.vector)

@@ -1,7 +1,7 @@
 """What a federated model is compared with: one model on all records pooled, and each institution's own model.
 
-Both are trained by the institutions' own engine (`clients/training.py`) for as many epochs as the federation ran. Only
-a simulation or a demo can do this: it reads every institution's records in one process.
+Both are trained by the institutions' own engine (`clients/training/local.py`) for as many epochs as the federation ran.
+Only a simulation or a demo can do this: it reads every institution's records in one process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sovfed.clients.data import Dataset, Records, load_records
-from sovfed.clients.training import LocalTraining
+from sovfed.clients.training.local import LocalTraining
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Sums, TrainRequest, Vector
 from sovfed.federation.tasks import Task, initial_vector, summarise

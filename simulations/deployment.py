@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
-from sovfed.clients import enrol as institution
-from sovfed.clients import home as client_home
-from sovfed.clients import up as client_up
-from sovfed.clients.ledger_entries import Budget
-from sovfed.clients.own_tasks import keep_task, known_task
-from sovfed.clients.policy import Policy
+from sovfed.clients.home import folder as client_home
+from sovfed.clients.home.own_tasks import keep_task, known_task
+from sovfed.clients.home.policy import Policy
+from sovfed.clients.ledger.entries import Budget
+from sovfed.clients.node import enrol as institution
+from sovfed.clients.node import up as client_up
 from sovfed.federation.config import Config, DataConfig, StudyConfig
 from sovfed.federation.host.processes import Supervisor
 from sovfed.federation.plan import BUILT_IN

@@ -13,12 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from sovfed.clients.app import make_client_app
-from sovfed.clients.masking import Masking
-from sovfed.clients.model import FlatModel
-from sovfed.clients.personal import PersonalStates
-from sovfed.clients.trainer import TrainerService
-from sovfed.clients.training import WARMING, LocalTraining, choose_device, one_thread
+from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.masking import Masking
+from sovfed.clients.trainer.service import TrainerService
+from sovfed.clients.training.local import WARMING, LocalTraining, choose_device, one_thread
+from sovfed.clients.training.model import FlatModel
+from sovfed.clients.training.personal import PersonalStates
 from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
 from sovfed.federation.errors import CohortError, ConfigError, TrainingError
 from sovfed.federation.files import write_private

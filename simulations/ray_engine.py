@@ -24,9 +24,9 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore import telemetry
 
-from sovfed.clients.app import make_client_app
-from sovfed.clients.trainer import TrainerService
-from sovfed.clients.training import choose_device
+from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.service import TrainerService
+from sovfed.clients.training.local import choose_device
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.host.quiet import be_quiet

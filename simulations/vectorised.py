@@ -1,9 +1,9 @@
 """Many institutions' local training as one computation: their models stacked, their batches side by side.
 
 Institution i's model is row i of a matrix, shape [institutions, d]. A step takes the next batch of every institution,
-each in its own seeded order (`clients/training.py`), and moves all rows at once; an institution that has no batch left
-has dropped out of the stack, for even a zero gradient would move it under FedProx. Batches of unequal length are padded
-with records of weight 0. The result is that of `LocalTraining`, to the rounding of float32 sums.
+each in its own seeded order (`clients/training/local.py`), and moves all rows at once; an institution that has no batch
+left has dropped out of the stack, for even a zero gradient would move it under FedProx. Batches of unequal length are
+padded with records of weight 0. The result is that of `LocalTraining`, to the rounding of float32 sums.
 
 Updates are added up chunk by chunk and never leave it: nobody sees one, but there is no secure aggregation either.
 """
@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sovfed.clients.feed import Feed, profile_of
-from sovfed.clients.training import LocalTraining, choose_device, judged, order_seed
+from sovfed.clients.training.feed import Feed, profile_of
+from sovfed.clients.training.local import LocalTraining, choose_device, judged, order_seed
 from sovfed.federation.errors import ConfigError, PrivacyError, TrainingError, wire_code
 from sovfed.federation.messages import (
     EvaluateRequest,
@@ -42,7 +42,7 @@ from sovfed.simulations.vectorised_private import Persons, StackedPrivate, clip_
 
 if TYPE_CHECKING:
     from sovfed.clients.data import Dataset, Indices
-    from sovfed.clients.feed import Targets
+    from sovfed.clients.training.feed import Targets
     from sovfed.federation.config import Config
     from sovfed.federation.tasks.trees import Tree
     from sovfed.federation.wire.flower import StreamingGrid

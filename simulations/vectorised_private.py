@@ -1,10 +1,10 @@
 """Private rounds of whole cohorts: each step's sampled persons side by side, clipped, summed and noised at once.
 
 A person is sampled, averaged over their records in the step, and clipped, and a sum is rounded and noised as in
-`clients/private.py`, with the same randomness from the operating system. Everything is computed in float64: pieces
-here are of another size in each step, where float32 would give a record other bits (`clients/dpsgd/step.py`). Chains of
-Linear layers give each record's norm and the clipped sum without a gradient of each; other models, and persons
-with several records, have the gradients of a piece of the step's records at a time.
+`clients/training/private.py`, with the same randomness from the operating system. Everything is computed in float64:
+pieces here are of another size in each step, where float32 would give a record other bits (`clients/dpsgd/step.py`).
+Chains of Linear layers give each record's norm and the clipped sum without a gradient of each; other models, and
+persons with several records, have the gradients of a piece of the step's records at a time.
 
 No ledger is charged, as in any simulation, and sums are added in the clear: the figures in the run's statement are what
 a deployment would charge.
@@ -25,7 +25,7 @@ from torch import Tensor
 from sovfed.clients.data import Records
 from sovfed.clients.dpsgd.engines import clip_factors
 from sovfed.clients.dpsgd.step import CLIP_MARGIN, ENGINE_TOLERANCE, PrivateStep
-from sovfed.clients.feed import Feed
+from sovfed.clients.training.feed import Feed
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.privacy.compatibility import EXAMPLES
 from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from sovfed.clients.enrol import Institution, enrol
+from sovfed.clients.node.enrol import Institution, enrol
 from sovfed.federation.certificates import ServerNames, create_csr, create_key, key_to_pem, to_pem
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.files import private_directory, write_atomic, write_private

@@ -24,8 +24,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp.grid import Grid
 from flwr.supercore.run import Run
 
-from sovfed.clients.app import make_client_app
-from sovfed.clients.lane import LaneClient
+from sovfed.clients.node.app import make_client_app
+from sovfed.clients.node.lane import LaneClient
 from sovfed.federation.certificates import InstitutionNames, ServerNames, key_to_pem, to_pem
 from sovfed.federation.identity import (
     Trust,

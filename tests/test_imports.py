@@ -23,9 +23,9 @@ LAYERS = {  # folder → the folders that its modules may import
     "simulations": {"federation", "server", "clients", "simulations"},
 }
 FLOWER_FACING = {
-    "clients/app.py",
-    "clients/executor.py",
-    "clients/lane.py",
+    "clients/node/app.py",
+    "clients/node/executor.py",
+    "clients/node/lane.py",
     "federation/wire/flower.py",
     "federation/wire/lane_codec.py",
     "server/rounds/aggregation.py",
@@ -151,7 +151,7 @@ NAMES = {
     "dp_accounting": "dp-accounting", "PIL": "pillow",
 }  # fmt: skip
 NOT_EVERYWHERE = {  # libraries of an extra that files of every installation import when they are asked to
-    ("clients/cli_ledger.py", "matplotlib"),
+    ("clients/cli/ledger.py", "matplotlib"),
     ("clients/data/frames.py", "pandas"),
     ("clients/data/pictures.py", "pydicom"),
     ("clients/data/uci_heart.py", "scikit-learn"),

@@ -112,7 +112,7 @@ def test_an_algorithm_with_a_half_at_the_institution(tree: Tree) -> None:
     tree.edit("federation/config/training.py", '"fedper", "ditto")', '"fedper", "ditto", "halved")')
     tree.edit("federation/messages.py", '    "ditto",\n', '    "ditto",\n    "halved",\n')
     tree.edit(
-        "clients/algorithms.py", '            case "fedbn" | "fedper":\n',
+        "clients/training/algorithms.py", '            case "fedbn" | "fedper":\n',
         '            case "halved":\n                update, loss = self.train(request)\n'
         '                return Learned(update / np.float32(2), loss, steps, evaluation)\n'
         '            case "fedbn" | "fedper":\n',
@@ -124,7 +124,7 @@ def test_an_algorithm_with_a_half_at_the_institution(tree: Tree) -> None:
 
 def test_a_command(tree: Tree) -> None:
     tree.row = "a command"
-    for name, group in (("server/cli/server.py", "server"), ("clients/cli.py", "client")):
+    for name, group in (("server/cli/server.py", "server"), ("clients/cli/institution.py", "client")):
         tree.append(name, "\n\n@cli.command()\ndef added() -> None:\n    click.echo('it is there')\n")
         assert tree.sovfed(group, "added") == "it is there\n"
 

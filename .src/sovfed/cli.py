@@ -50,20 +50,20 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "demo": Lazy("sovfed.simulations.cli", "demo", "Build a federation on this machine, train, show the gain."),
     "run": Lazy("sovfed.server.cli.run", "cli", "Start, list, show, resume and stop training runs (agency)."),
     "server": Lazy("sovfed.server.cli.server", "cli", "Set up and run the aggregation server (agency)."),
-    "client": Lazy("sovfed.clients.cli", "cli", "Enrol and run an institution's node (hospital, ministry)."),
-    "model": Lazy("sovfed.clients.cli_use", "cli", "Use a trained model: predict, export, show (anyone)."),
+    "client": Lazy("sovfed.clients.cli.institution", "cli", "Enrol and run an institution's node (a hospital, say)."),
+    "model": Lazy("sovfed.clients.cli.use", "cli", "Use a trained model: predict, export, show (anyone)."),
     "authority": Lazy("sovfed.server.cli.authority", "cli", "Sign and revoke identities (certificate authority)."),
     "simulate": Lazy("sovfed.simulations.cli", "simulate", "Run a federation in one process (researcher)."),
     "partition": Lazy("sovfed.simulations.cli", "partition", "Show how a simulation cuts records into institutions."),
     "compare": Lazy("sovfed.simulations.cli_sweep", "compare", "Turn any set of runs into one table and figure."),
     "audit": Lazy("sovfed.simulations.cli_audit", "audit", "Attack the privacy claims of this installation."),
     "bench": Lazy("sovfed.simulations.cli_bench", "bench", "Measure sovfed against its peers on this machine."),
-    "data": Lazy("sovfed.clients.cli_data", "data", "List the sources that records can come from."),
+    "data": Lazy("sovfed.clients.cli.data", "data", "List the sources that records can come from."),
     "task": Lazy(
-        "sovfed.clients.cli_propose", "task", "Propose, list, show and check tasks: what is learnt from what."
+        "sovfed.clients.cli.propose", "task", "Propose, list, show and check tasks: what is learnt from what."
     ),
     "config": Lazy("sovfed.federation.cli", "config", "Show the configuration and where each value comes from."),
-    "doctor": Lazy("sovfed.clients.cli_doctor", "doctor", "Check that this machine is ready, and say what to fix."),
+    "doctor": Lazy("sovfed.clients.cli.doctor", "doctor", "Check that this machine is ready, and say what to fix."),
 }
 # The extra whose libraries a command needs, where those of every installation do not suffice.
 EXTRAS: Final[dict[str, str]] = {

@@ -24,7 +24,7 @@ from torch import nn
 
 from sovfed.clients.dpsgd.engines import GhostEngine, build_engine, clip_and_sum, clip_factors, one_by_one
 from sovfed.clients.dpsgd.layers import ENGINES, choose, refusals, trace
-from sovfed.clients.training import SMALL, one_thread
+from sovfed.clients.training.local import SMALL, one_thread
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.privacy.compatibility import check_private_compatible, still
 from sovfed.federation.schema import nearest

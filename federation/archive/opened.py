@@ -1,7 +1,7 @@
 """The task of an archive that somebody names by its file: `simulate task=FILE.sovtask` on one's own machine.
 
 Every byte is the manifest's; whose signatures it bears is not asked here. An agency and an institution ask before
-(`server/own_tasks.py`, `clients/packages.py`).
+(`server/own_tasks.py`, `clients/home/packages.py`).
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ Consequence. Whatever holds for the Gaussian mechanism of variance h·s² − 4 
 
 Sensitivity. Adding a person moves x by at most C as it stands in memory: its rounding is paid for by a clip that is
   a little below C (the proofs are at the head of `clients/dpsgd/step.py`, and for whole updates in
-  `clients/private.py`), for any number of vectors. X then moves by at most C/g + √d units: rounding to nearest is off
-  by half a unit a coordinate at both ends. One further unit is charged and not needed.
+  `clients/training/private.py`), for any number of vectors. X then moves by at most C/g + √d units: rounding to nearest
+  is off by half a unit a coordinate at both ends. One further unit is charged and not needed.
 Unit: a person. Adjacency: add or remove one.
 """
 

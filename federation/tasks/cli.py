@@ -1,4 +1,4 @@
-"""`sovfed task`: which tasks there are, and what one of them learns from what; clients/cli_propose.py adds to it."""
+"""`sovfed task`: which tasks there are, and what one of them learns from what; clients/cli/propose.py adds to it."""
 
 from __future__ import annotations
 

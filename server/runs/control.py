@@ -45,7 +45,7 @@ publisher = "sovfed"
 
 [tool.flwr.app.components]
 serverapp = "sovfed.server.runs.app:app"
-clientapp = "sovfed.clients.app:app"
+clientapp = "sovfed.clients.node.app:app"
 
 [tool.flwr.app.config]
 sovfed = ""

@@ -4,7 +4,7 @@ FedAvg and FedProx are the fold itself (`server/rounds/loop.py`): new = model + 
 classes, fed with one reply that holds model + mean update, so the same adapter works when only a secure sum is known.
 
 Sources: FedAvg, McMahan et al. 2017, arXiv:1602.05629, Algorithm 1; FedProx, Li et al. 2020, arXiv:1812.06127 (its
-client half is `proximal_mu` in `clients/training.py`); FedAvgM, Hsu et al. 2019, arXiv:1909.06335; FedAdagrad,
+client half is `proximal_mu` in `clients/training/local.py`); FedAvgM, Hsu et al. 2019, arXiv:1909.06335; FedAdagrad,
 FedAdam and FedYogi, Reddi et al. 2021, arXiv:2003.00295, Algorithm 2. `server/strategies/robust.py` has those that
 compare the institutions' own updates, `drift.py` SCAFFOLD and FedNova, `central.py` FedSGD. `stepping.py` keeps all of
 them off the running statistics.
@@ -72,7 +72,7 @@ def _make(
     schedule: Schedule,
 ) -> ServerOptimizer:
     match config.name:
-        case "fedavg" | "fedprox" | "fedbn" | "fedper" | "ditto":  # the rest of these is local: clients/algorithms.py
+        case "fedavg" | "fedprox" | "fedbn" | "fedper" | "ditto":  # the rest is clients/training/algorithms.py
             return Averaging()
         case "fednova" | "scaffold":
             from sovfed.server.strategies.drift import FedNova, Scaffold

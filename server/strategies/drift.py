@@ -1,4 +1,4 @@
-"""The server's half of the strategies that change local training; the institutions' is `clients/algorithms.py`.
+"""The server's half of strategies that change local training; the institutions' is `clients/training/algorithms.py`.
 
 SCAFFOLD (Karimireddy et al. 2020, arXiv:1910.06378, Algorithm 1). An institution sends cᵢ⁺ rather than cᵢ⁺ − cᵢ, and
 c ← (1 − s)·c + s·mean(cᵢ⁺), where s is the part of the institutions that took part. With all of them this is the

@@ -24,14 +24,14 @@ from unittest.mock import patch
 
 import numpy as np
 
-from sovfed.clients.admission import sums_width
-from sovfed.clients.app import make_client_app
-from sovfed.clients.ledger import PrivacyLedger, replay
-from sovfed.clients.ledger_entries import Budget
-from sovfed.clients.ledger_file import create_ledger, read_ledger
-from sovfed.clients.masking import Maskable, Masking, PrivateUpdate
-from sovfed.clients.private import PrivateTraining, SumNumber
-from sovfed.clients.trainer import TrainerService, make_trainer
+from sovfed.clients.ledger.book import PrivacyLedger, replay
+from sovfed.clients.ledger.entries import Budget
+from sovfed.clients.ledger.file import create_ledger, read_ledger
+from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.admission import sums_width
+from sovfed.clients.trainer.masking import Maskable, Masking, PrivateUpdate
+from sovfed.clients.trainer.service import TrainerService, make_trainer
+from sovfed.clients.training.private import PrivateTraining, SumNumber
 from sovfed.federation.compose import compose
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import CohortError

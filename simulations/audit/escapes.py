@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.clients.sandbox import NAMES, seal_as
+from sovfed.clients.node.sandbox import NAMES, seal_as
 from sovfed.federation.host.seccomp import this_machine
 
 if TYPE_CHECKING:

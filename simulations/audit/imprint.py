@@ -15,11 +15,11 @@ from typing import Final
 import numpy as np
 import torch
 
-from sovfed.clients.app import make_client_app
 from sovfed.clients.data import load_records
-from sovfed.clients.feed import Feed
-from sovfed.clients.masking import Masking
-from sovfed.clients.trainer import TrainerService
+from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.masking import Masking
+from sovfed.clients.trainer.service import TrainerService
+from sovfed.clients.training.feed import Feed
 from sovfed.federation.compose import compose
 from sovfed.federation.config import DataConfig
 from sovfed.federation.messages import Vector

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.clients.sandbox import NAMES, RUN
+from sovfed.clients.node.sandbox import NAMES, RUN
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.host.quiet import HEAP, PASSED, QUIET, SAFE, python_command, quiet_environment

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sovfed.clients.data import Records, load_records
-from sovfed.clients.private import PrivateTraining
-from sovfed.clients.training import LocalTraining
+from sovfed.clients.training.local import LocalTraining
+from sovfed.clients.training.private import PrivateTraining
 from sovfed.federation.compose import compose
 from sovfed.federation.messages import TrainRequest
 from sovfed.federation.privacy.statement import detection_rate

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from sovfed.clients.data import load_records
-from sovfed.clients.policy import Policy
-from sovfed.clients.training import LocalTraining
+from sovfed.clients.home.policy import Policy
+from sovfed.clients.training.local import LocalTraining
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import PolicyError
 from sovfed.federation.messages import EvaluateRequest, Sums, Vector

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from sovfed.clients.admission import sums_width
-from sovfed.clients.app import make_client_app
 from sovfed.clients.data import Records, table_of
-from sovfed.clients.masking import LEAST_TOLD_S, MOST_TOLD_S, Masking
-from sovfed.clients.personal import MAX_PERSONAL, PersonalStates
-from sovfed.clients.policy import Policy
-from sovfed.clients.trainer import TrainerService
-from sovfed.clients.training import LocalTraining
+from sovfed.clients.home.policy import Policy
+from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.admission import sums_width
+from sovfed.clients.trainer.masking import LEAST_TOLD_S, MOST_TOLD_S, Masking
+from sovfed.clients.trainer.service import TrainerService
+from sovfed.clients.training.local import LocalTraining
+from sovfed.clients.training.personal import MAX_PERSONAL, PersonalStates
 from sovfed.federation.config import SecaggConfig
 from sovfed.federation.errors import TrainingError
 from sovfed.federation.messages import (
@@ -152,7 +152,7 @@ class Member:
 def ask(probe: Probe, records: Records, trainer: type[TrainerService] = TrainerService) -> list[Outcome]:
     """What an institution with `records` answers to the probe's requests."""
     authority, members = Authority(), {}
-    lost = logging.getLogger("sovfed.clients.app")
+    lost = logging.getLogger("sovfed.clients.node.app")
     with tempfile.TemporaryDirectory() as folder:
         for node in range(1, MEMBERS + 1):
             states = PersonalStates(Path(folder) / str(node), durable=False)

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from sovfed.clients.data import Dataset, Records, load_records, table_of
 from sovfed.clients.data.split import by_person
 from sovfed.clients.dpsgd.step import PrivateStep
-from sovfed.clients.feed import Feed
-from sovfed.clients.private import PrivateTraining
+from sovfed.clients.training.feed import Feed
+from sovfed.clients.training.private import PrivateTraining
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.messages import PrivateRequest, Vector

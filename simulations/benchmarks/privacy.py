@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sovfed.clients.data import Dataset, load_records
-from sovfed.clients.private import PrivateTraining
-from sovfed.clients.training import LocalTraining
+from sovfed.clients.training.local import LocalTraining
+from sovfed.clients.training.private import PrivateTraining
 from sovfed.federation.compose import compose
 from sovfed.federation.config import Config, DataConfig
 from sovfed.federation.messages import Vector

@@ -152,7 +152,7 @@ def make_job(case: Case, folder: Path) -> Job:
     import numpy as np
     import torch
 
-    from sovfed.clients.feed import Feed, profile_of
+    from sovfed.clients.training.feed import Feed, profile_of
     from sovfed.federation.compose import compose
     from sovfed.federation.tasks.registry import get_task
     from sovfed.federation.tasks.trees import leaves

@@ -20,8 +20,8 @@ from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest
 from flwr.supercore.constant import TaskType
 from tests.server.agency import Authority, free_port, make_institution, process, wait_until
 
-from sovfed.clients.executor import ACQUIRE, run_executor
-from sovfed.clients.home import RUNTIME_SECRET, TASK_SECRET
+from sovfed.clients.home.folder import RUNTIME_SECRET, TASK_SECRET
+from sovfed.clients.node.executor import ACQUIRE, run_executor
 from sovfed.federation.config import ClientConfig, DataConfig, ServerConfig
 from sovfed.federation.files import private_directory, write_atomic, write_private
 from sovfed.federation.host.settings import settings_file

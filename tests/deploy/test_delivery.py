@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from tests.deploy.conftest import finished, make_config, summary
 
-from sovfed.clients.cli_model import model
+from sovfed.clients.cli.model import model
 from sovfed.clients.data import load_records
 from sovfed.federation.tasks.registry import get_task
 from sovfed.server.runs import folders

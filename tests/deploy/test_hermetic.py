@@ -10,7 +10,7 @@ from tests.deploy.conftest import finished, make_config, make_federation
 from tests.deploy.test_isolation import children_of
 from tests.federation.host.test_quiet import plant
 
-from sovfed.clients.up import supervise_detached
+from sovfed.clients.node.up import supervise_detached
 from sovfed.federation.host.status import read_status, stop_supervisor
 from sovfed.server.up import supervise
 

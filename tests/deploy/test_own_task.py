@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from tests.deploy.conftest import finished, make_config, make_federation, summary, wait_for_run
 
-from sovfed.clients.cli_use import cli as model
+from sovfed.clients.cli.use import cli as model
 from sovfed.federation.compose import compose
 from sovfed.server.runs import folders
 from sovfed.simulations.deployment import LocalFederation

@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 from tests.deploy.conftest import finished, make_config, make_federation, summary, wait_for_run
 
-from sovfed.clients.cli_ledger import ledger as ledger_cli
-from sovfed.clients.ledger import replay
-from sovfed.clients.ledger_entries import History
-from sovfed.clients.ledger_file import ledger_path, read_ledger
+from sovfed.clients.cli.ledger import ledger as ledger_cli
+from sovfed.clients.ledger.book import replay
+from sovfed.clients.ledger.entries import History
+from sovfed.clients.ledger.file import ledger_path, read_ledger
 from sovfed.federation.privacy.accounting import epsilon
 from sovfed.federation.privacy.statement import from_json
 from sovfed.server.rounds.ledger_heads import FILE as HEADS

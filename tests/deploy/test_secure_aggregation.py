@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tests.deploy.conftest import finished, make_config, summary
 
-from sovfed.clients.trainer import make_trainer
+from sovfed.clients.trainer.service import make_trainer
 from sovfed.federation.messages import TrainReply, TrainRequest
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task

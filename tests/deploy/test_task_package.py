@@ -17,8 +17,8 @@ from tests.deploy.conftest import finished, summary, wait_for_run
 from tests.packages import HEADER, build_wheel, rows, table
 
 from sovfed.cli import cli
-from sovfed.clients.ledger_entries import Budget
-from sovfed.clients.own_tasks import allow_task
+from sovfed.clients.home.own_tasks import allow_task
+from sovfed.clients.ledger.entries import Budget
 from sovfed.federation.archive.kept import folders
 from sovfed.federation.compose import compose
 from sovfed.federation.config import DataConfig

@@ -198,7 +198,7 @@ def test_only_the_code_of_an_error_crosses_the_wire() -> None:
 
 
 FORGED = [
-    "x\nINFO sovfed.clients.trainer: run 7, round 1: 0 records",
+    "x\nINFO sovfed.clients.trainer.service: run 7, round 1: 0 records",
     "\x1b]0;x\x07",
     "a b",
     "a/b",

@@ -14,8 +14,8 @@ import torch
 
 from sovfed.clients.data import Records, table_of
 from sovfed.clients.dpsgd.step import PrivateStep
-from sovfed.clients.feed import Feed
-from sovfed.clients.private import PrivateTraining
+from sovfed.clients.training.feed import Feed
+from sovfed.clients.training.private import PrivateTraining
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.messages import PrivateRequest

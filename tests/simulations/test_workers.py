@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from flwr.clientapp import ClientApp
 
-from sovfed.clients.app import make_client_app
-from sovfed.clients.training import SMALL
+from sovfed.clients.node.app import make_client_app
+from sovfed.clients.training.local import SMALL
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.messages import Reply, Request, TrainReply, TrainRequest

@@ -109,7 +109,7 @@ def apart(kind: str, path: Path, count: int) -> Path:
 def train(task: Task, config: DataConfig, batch: int) -> int:
     """Load, take the profile, train and evaluate, as an institution does in a round; how many records there are."""
     from sovfed.clients.data import load_records
-    from sovfed.clients.training import LocalTraining
+    from sovfed.clients.training.local import LocalTraining
     from sovfed.federation.messages import TrainRequest
     from sovfed.federation.tasks import initial_vector
 

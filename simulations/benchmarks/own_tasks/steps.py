@@ -20,7 +20,7 @@ def ours() -> Callable[[], object]:
     """A round of `LocalTraining.train`, by whatever version is imported."""
     import numpy as np
 
-    from sovfed.clients.training import LocalTraining
+    from sovfed.clients.training.local import LocalTraining
     from sovfed.federation.compose import compose
     from sovfed.federation.messages import TrainRequest
     from sovfed.simulations.population import make_population

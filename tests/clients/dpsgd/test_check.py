@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from click.testing import CliRunner
 
-from sovfed.clients.cli import check_private
+from sovfed.clients.cli.institution import check_private
 
 
 def test_batchnorm_is_refused_with_the_override_and_passes_with_it() -> None:

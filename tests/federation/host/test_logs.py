@@ -13,7 +13,7 @@ from sovfed.federation.host.child import Child, Process
 from sovfed.federation.host.logs import LOG_BYTES, LOG_FILES, MOST, REPEATS, TOTAL, WINDOW_S, Log, OneLine, Thinning
 from sovfed.federation.host.quiet import quiet_environment
 
-FORGED = "x\nINFO sovfed.clients.trainer: run 7, round 1: 0 records"
+FORGED = "x\nINFO sovfed.clients.lane: run 7, round 1: 0 records"
 
 
 def text(path: Path) -> str:
@@ -60,14 +60,14 @@ def test_what_a_child_writes_steers_no_terminal(tmp_path: Path) -> None:
 
 
 def test_the_rest_of_a_long_line_is_no_line_of_its_own(tmp_path: Path) -> None:
-    found = lines(run_child(tmp_path, "print('x' * 65536 + 'INFO sovfed.clients.trainer: run 7'); print('INFO next')"))
-    assert [line[:40] for line in found] == ["x" * 40, "    … INFO sovfed.clients.trainer: run 7", "INFO next"]
+    found = lines(run_child(tmp_path, "print('x' * 65536 + 'INFO sovfed.clients.lane: run 7'); print('INFO next')"))
+    assert [line[:40] for line in found] == ["x" * 40, "    … INFO sovfed.clients.lane: run 7", "INFO next"]
 
 
 def test_a_child_of_ours_cannot_be_made_to_forge_a_line(tmp_path: Path) -> None:
     code = (
         "import logging; from sovfed.federation.host.logs import log_to_stderr; log_to_stderr()\n"
-        f"log = logging.getLogger('sovfed.clients.trainer'); name = {FORGED!r}\n"
+        f"log = logging.getLogger('sovfed.clients.trainer.service'); name = {FORGED!r}\n"
         "log.info('refused run %s', name)\n"
         "try: raise ValueError(name)\n"
         "except ValueError: log.exception('refused')\n"
@@ -80,7 +80,7 @@ def test_a_child_of_ours_cannot_be_made_to_forge_a_line(tmp_path: Path) -> None:
     found = lines(run_child(tmp_path, code))
     levelled = [line for line in found if line.startswith(("INFO", "WARNING", "ERROR", "CRITICAL"))]
     assert [line.split(":")[0] for line in levelled] == [
-        "INFO sovfed.clients.trainer", "ERROR sovfed.clients.trainer", "INFO flwr", "CRITICAL sovfed",
+        "INFO sovfed.clients.trainer.service", "ERROR sovfed.clients.trainer.service", "INFO flwr", "CRITICAL sovfed",
     ]  # fmt: skip
     assert not any(line.startswith("Traceback") for line in found) and "HTTP" not in "".join(found)
 
@@ -114,9 +114,9 @@ def test_repeated_refusals_are_counted_and_what_came_before_stays(tmp_path: Path
     """11,479 refusals in two minutes, each a traceback, turned 20 MB over."""
     clock = Clock()
     log = Log(tmp_path / "a.log", clock)
-    log.write("INFO sovfed.clients.trainer: run 7, round 1: 300 records, 0.1 s")
+    log.write("INFO sovfed.clients.trainer.service: run 7, round 1: 300 records, 0.1 s")
     block = [
-        "ERROR sovfed.clients.trainer: refused a TrainRequest of run 7",
+        "ERROR sovfed.clients.trainer.service: refused a TrainRequest of run 7",
         *(f"    File line {n}" for n in range(20)),
     ]
     for _ in range(11_479):
@@ -125,7 +125,7 @@ def test_repeated_refusals_are_counted_and_what_came_before_stays(tmp_path: Path
             log.write(line)
     log.close()
     found = lines(tmp_path / "a.log")
-    assert found[0] == "INFO sovfed.clients.trainer: run 7, round 1: 300 records, 0.1 s"
+    assert found[0] == "INFO sovfed.clients.trainer.service: run 7, round 1: 300 records, 0.1 s"
     assert found.count(block[0]) <= 3 * REPEATS
     tallies = [int(line.split()[2]) for line in found if line.startswith("… repeated") and block[0] in line]
     assert sum(tallies) + found.count(block[0]) == 11_479
@@ -137,11 +137,11 @@ def test_a_flood_of_ever_new_lines_is_bounded_in_rate_and_told() -> None:
     evidence = 0
     for number in range(120_000):  # two minutes of a thousand lines a second, no two alike
         now += 0.001
-        found = thinning.admit(f"WARNING sovfed.clients.masking: refused {number:09d}{'y' * 400}", now)
+        found = thinning.admit(f"WARNING sovfed.clients.trainer.masking: refused {number:09d}{'y' * 400}", now)
         size += sum(map(len, found))
         told |= any("left out" in line for line in found)
         if number % 10_000 == 0:
-            other = f"INFO sovfed.clients.trainer: run 7, round {number}: 300 records"
+            other = f"INFO sovfed.clients.trainer.service: run 7, round {number}: 300 records"
             evidence += other in thinning.admit(other, now)
     assert size < 2_000_000 and told  # of one kind: 1 MB at once, 1 kB/s
     assert evidence == 12  # another kind of line has its own room

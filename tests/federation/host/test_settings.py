@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sovfed.clients import up as client_up
+from sovfed.clients.node import up as client_up
 from sovfed.federation.compose import compose
 from sovfed.federation.config import ClientConfig, ServerConfig
 from sovfed.federation.errors import ConfigError, IdentityError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sovfed.clients.cli import cli as client
+from sovfed.clients.cli.institution import cli as client
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.host.units import unit
 from sovfed.server.cli.server import cli as server

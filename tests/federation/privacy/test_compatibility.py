@@ -11,7 +11,7 @@ from tests.records import records_of
 from torch import Tensor, nn
 
 from sovfed.clients.dpsgd.examination import examine_task
-from sovfed.clients.private import PrivateTraining
+from sovfed.clients.training.private import PrivateTraining
 from sovfed.federation.errors import PrivacyError
 from sovfed.federation.metrics import ClassMetrics
 from sovfed.federation.privacy.compatibility import examine

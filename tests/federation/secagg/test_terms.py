@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sovfed.clients.policy import Policy
+from sovfed.clients.home.policy import Policy
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ConfigError, PolicyError
 from sovfed.federation.schema import bind

@@ -17,7 +17,7 @@ from tests.server.agency import server_config
 from torch import Tensor, nn
 
 import sovfed
-from sovfed.clients.trainer import make_trainer
+from sovfed.clients.trainer.service import make_trainer
 from sovfed.federation.config import ClientConfig, DataConfig, TrackingConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import ProfileRequest, Refusal

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from tests.server.rounds.test_secure_aggregation import TASK, Place, World, fail
 
-from sovfed.clients.ledger import PrivacyLedger, replay
-from sovfed.clients.ledger_entries import Budget, History
-from sovfed.clients.ledger_file import FOLDER, create_ledger, read_ledger
-from sovfed.clients.masking import Store
+from sovfed.clients.ledger.book import PrivacyLedger, replay
+from sovfed.clients.ledger.entries import Budget, History
+from sovfed.clients.ledger.file import FOLDER, create_ledger, read_ledger
+from sovfed.clients.trainer.masking import Store
 from sovfed.federation.errors import CohortError
 from sovfed.federation.messages import Bytes, LedgerReply, LedgerRequest, Refusal, Request
 from sovfed.federation.secagg.files import MemoryStore

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sovfed.clients.app import make_client_app
-from sovfed.clients.policy import Policy
-from sovfed.clients.trainer import make_trainer
+from sovfed.clients.home.policy import Policy
+from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.service import make_trainer
 from sovfed.federation.config import ClientConfig, Config, SecaggConfig, ServerConfig
 from sovfed.federation.errors import CohortError, DeclinedError
 from sovfed.federation.messages import (

@@ -8,9 +8,9 @@ import logging
 import numpy as np
 import pytest
 
-from sovfed.clients.app import make_client_app
-from sovfed.clients.masking import Masking
-from sovfed.clients.trainer import make_trainer
+from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.masking import Masking
+from sovfed.clients.trainer.service import make_trainer
 from sovfed.federation.compose import compose
 from sovfed.federation.config import DataConfig
 from sovfed.federation.secagg.files import MemoryStore

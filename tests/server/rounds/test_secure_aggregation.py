@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from flwr.clientapp import ClientApp
 
-from sovfed.clients.app import make_client_app
-from sovfed.clients.masking import Masking, PrivateUpdate, Store, told_seconds
-from sovfed.clients.policy import Policy
-from sovfed.clients.private import PrivateTraining, SumNumber
-from sovfed.clients.trainer import TrainerService, make_trainer
+from sovfed.clients.home.policy import Policy
+from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.masking import Masking, PrivateUpdate, Store, told_seconds
+from sovfed.clients.trainer.service import TrainerService, make_trainer
+from sovfed.clients.training.private import PrivateTraining, SumNumber
 from sovfed.federation.compose import compose
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import CohortError, TrainingError

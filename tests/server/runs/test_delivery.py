@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from flwr.clientapp import ClientApp
 
-from sovfed.clients.app import make_client_app
-from sovfed.clients.masking import Masking
-from sovfed.clients.received import ReceivedModels
-from sovfed.clients.trainer import TrainerService
+from sovfed.clients.models.received import ReceivedModels
+from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.masking import Masking
+from sovfed.clients.trainer.service import TrainerService
 from sovfed.federation.compose import compose
 from sovfed.federation.config import Config
 from sovfed.federation.messages import Refusal, ReleaseReply, ReleaseRequest, Reply, Request

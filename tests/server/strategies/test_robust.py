@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sovfed.clients.app import make_client_app
-from sovfed.clients.trainer import TrainerService
+from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.service import TrainerService
 from sovfed.federation.compose import compose
 from sovfed.federation.config import INDIVIDUAL, StrategyConfig
 from sovfed.federation.errors import CohortError, ConfigError

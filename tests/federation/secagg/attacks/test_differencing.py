@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from sovfed.clients.cli import cli
+from sovfed.clients.cli.institution import cli
 from sovfed.federation.errors import PolicyError, ServiceError
 from sovfed.federation.messages import Vector
 from sovfed.federation.secagg import local

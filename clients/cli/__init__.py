@@ -1,0 +1,1 @@
+"""Commands of an institution, and of everybody who uses a model or proposes a task."""

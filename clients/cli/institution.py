@@ -1,0 +1,403 @@
+"""`sovfed client`: enrol and run an institution's node."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from sovfed.clients.cli.data import check_data
+from sovfed.clients.cli.failures import failures
+from sovfed.clients.cli.home import HOME
+from sovfed.clients.cli.ledger import ledger
+from sovfed.clients.cli.model import model
+from sovfed.clients.cli.personal import personal
+from sovfed.clients.cli.study import study
+from sovfed.clients.cli.task import task
+from sovfed.federation.text import ARCHIVE, visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+    from sovfed.clients.node.enrol import Fingerprints
+    from sovfed.federation.host.status import Status
+
+NOT_RUNNING: Final = 4
+NEAR_SHOWN: Final = 20  # sums that could be differenced, in `status`
+WAIT: Final = click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds to wait.")
+JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+@click.group(name="client")
+def cli() -> None:
+    """Enrol and run an institution's node (hospital, ministry).
+
+    \b
+    First time:
+      sovfed client init data=heart data.path=/srv/heart data.site=cleveland
+      (read and edit ~/.sovfed/client/policy.yaml: what runs may ask of you)
+      sovfed client enrol hospital-1.invitation
+      sovfed client up
+    \b
+    Day by day:
+      sovfed client up --detach       in the background
+      sovfed client status            what runs, since when, restarted how often
+      sovfed client logs trainer -f   what it did
+      sovfed client failures          what kept it from its work; --clear once you have looked
+      sovfed client down
+    \b
+    Tasks of your own:
+      sovfed client task add birth.yaml   look at it, keep it, --allow it
+      sovfed client check-data birth.yaml patients.csv   what fits it, what does not, and where
+    \b
+    Several studies on one node:
+      sovfed client study add births --task birth.yaml data=csv data.path=/srv/births.csv
+      sovfed client study check       read the records of every study, and say what to mend
+    \b
+    Models:
+      sovfed client model list        what the federation made, and evaluate on the own records
+    \b
+    Personal models:
+      sovfed client personal list     what runs with strategy=ditto, fedbn or fedper left here
+    \b
+    Private runs:
+      sovfed client ledger show       what was learnt about the persons in the records
+      sovfed client check-private     which tasks' models can be trained privately
+    """
+    os.umask(0o077)  # databases and logs that libraries make are the owner's too
+
+
+cli.add_command(check_data)
+cli.add_command(failures)
+cli.add_command(ledger)
+cli.add_command(model)
+cli.add_command(personal)
+cli.add_command(study)
+cli.add_command(task)
+
+
+@cli.command("check-private")
+@click.argument("tasks", nargs=-1)
+@click.option("--several-records/--one-record", default=True, help="Whether a person may have several records.")
+@click.option("--group-norm", is_flag=True, help="As with task.normalisation=group: BatchNorm made GroupNorm.")
+@click.pass_context
+def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: bool, group_norm: bool) -> None:
+    """Can the models of TASKS (default: all) be trained with differential privacy? Says why not, and the fix.
+
+    Tried on made-up records; the trainer makes the same check before the first private step. Exits with 3 if not.
+
+    \b
+    Examples:
+      sovfed client check-private
+      sovfed client check-private heart --one-record
+      sovfed client check-private digits_cnn --group-norm
+    """
+    from sovfed.clients.dpsgd.examination import examine_task
+    from sovfed.federation.tasks.registry import get_task, names
+
+    refused = False
+    for name in tasks or [name for name in names() if get_task(name).build is not None]:
+        task = get_task(name, normalisation="group" if group_norm else "own")
+        findings = examine_task(task, several_records=several_records)
+        refused |= any(finding.refused for finding in findings)
+        click.echo(f"{name}: " + ("no" if any(finding.refused for finding in findings) else "yes"))
+        for finding in findings:
+            click.echo(f"  {finding}")
+    ctx.exit(3 if refused else 0)
+
+
+@cli.command()
+@click.argument("overrides", nargs=-1)
+@click.option(
+    "--task", "tasks", multiple=True,
+    help="A task that runs may train here: a name, an archive, or a task.yaml, of which a copy is kept. Default: the "
+    "source's.",
+)  # fmt: skip
+@click.option("--allow-plain-updates", is_flag=True, help="Let the agency see this institution's own update.")
+@click.option("--without-privacy", is_flag=True, help="Answer runs without differential privacy too.")
+@HOME
+def init(
+    overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates: bool, without_privacy: bool, home: Path
+) -> None:
+    """Make the home folder with client.yaml and policy.yaml, both commented. OVERRIDES set `data…` and `client…`.
+
+    \b
+    Examples:
+      sovfed client init
+      sovfed client init data=heart data.path=/srv/heart data.site=cleveland client.device=cuda
+      sovfed client init --task birth.yaml data=own data.path=/srv/birth.csv
+    """
+    from sovfed.clients.data import connector
+    from sovfed.clients.home.folder import create
+    from sovfed.clients.home.overrides import client_config
+    from sovfed.clients.home.own_tasks import keep_task, known_task
+    from sovfed.clients.home.policy import Policy
+
+    config = client_config(overrides)
+    served = connector(config.data.source).task
+    allowed = tasks or ((served,) if served else ())
+    if not allowed:
+        raise click.UsageError(f"data source '{config.data.source}' serves no one task; name those allowed with --task")
+    allowed_tasks = [known_task(name) for name in allowed]
+    policy = Policy(
+        allowed_tasks=tuple(allowed_tasks), allow_plain_updates=allow_plain_updates, require_privacy=not without_privacy
+    )
+    create(home, config, policy)
+    for name in allowed:
+        keep_task(home, name)
+        if name.endswith(ARCHIVE):
+            click.echo(f"after `sovfed client enrol`: `sovfed client task add {name} --home {home}`", err=True)
+    click.echo(f"wrote {home / 'client.yaml'} and {home / 'policy.yaml'}")
+    if not allow_plain_updates:
+        click.echo("read policy.yaml: until you set allow_plain_updates, only secure aggregation is answered", err=True)
+    if not without_privacy:
+        click.echo("read policy.yaml: while require_privacy is true, only private runs are answered", err=True)
+    _tell_obstacles(home)
+    _tell_findings(home)
+
+
+@cli.command()
+@click.option("--detach", is_flag=True, help="Return once everything runs; `sovfed client down` stops it.")
+@click.option("--plain", is_flag=True, help="No live table.")
+@click.option("--look/--no-look", default=True, help="Read the records of every study first, a minute each at most.")
+@HOME
+def up(detach: bool, plain: bool, look: bool, home: Path) -> None:
+    """Run trainer, supernode and gateway; restart what dies. Ctrl-C stops all.
+
+    Refuses to start when not enrolled, without a policy, with a key that others can read or an expired certificate.
+    Says what of the records a run would trip over, and starts all the same.
+
+    \b
+    Examples:
+      sovfed client up
+      sovfed client up --detach --home /srv/sovfed/hospital-1
+    """
+    from sovfed.clients.node.up import make_supervisor, supervise_detached
+
+    if detach:
+        supervise_detached(home)
+        if look:
+            _tell_obstacles(home)
+            _tell_findings(home)
+        click.echo(f"running; `sovfed client status --home {home}`")
+        return
+    supervisor = make_supervisor(home)
+    if look:
+        _tell_obstacles(home)
+        _tell_findings(home)
+    if plain or not sys.stdout.isatty():
+        supervisor.run(on_ready=lambda: click.echo(f"ready: {home}"))
+        return
+    from rich.live import Live
+
+    with Live(_table(supervisor.status(), home), refresh_per_second=2) as live:
+        supervisor.run(on_change=lambda status: live.update(_table(status, home)))
+
+
+@cli.command()
+@HOME
+def down(home: Path) -> None:
+    """Stop the processes that `up` started.
+
+    \b
+    Example:
+      sovfed client down
+    """
+    from sovfed.federation.host.status import stop_supervisor
+
+    click.echo("stopped" if stop_supervisor(home) else "it was not running")
+
+
+@cli.command()
+@click.option("--user", default="", help="Who runs it; the owner of the home, and allowed to read the records.")
+@HOME
+def unit(user: str, home: Path) -> None:
+    """Print a systemd unit that keeps this institution's node up.
+
+    \b
+    Example:
+      sovfed client unit --home /srv/sovfed --user sovfed > /etc/systemd/system/sovfed-client.service
+    """
+    from sovfed.federation.host.units import unit as make_unit
+
+    home = home.absolute()
+    click.echo(make_unit("client", home, "--plain", namespaces="user net", user=user), nl=False)  # the trainer's own
+
+
+@cli.command()
+@JSON
+@HOME
+@click.pass_context
+def status(ctx: click.Context, as_json: bool, home: Path) -> None:
+    """Show the processes: state, since when, restarts. Exits with 4 when they are not running.
+
+    Below them stand the newest sums that could be differenced with an earlier one: what the institutions that are in
+    one of the two only contributed can be told from both.
+
+    \b
+    Examples:
+      sovfed client status
+      sovfed client status --json
+    """
+    from sovfed.clients.cli.failures import describe, told
+    from sovfed.clients.home.policy import load_policy
+    from sovfed.clients.trainer.allowance import read_state
+    from sovfed.federation.host.status import read_status
+    from sovfed.federation.secagg.files import near_sums
+
+    current, near = read_status(home), near_sums(home)
+    requests = describe(read_state(home), load_policy(home)) if (home / "policy.yaml").exists() else None
+    if as_json:
+        shown = dataclasses.asdict(current) if current else {"processes": []}
+        for process in shown["processes"]:
+            process["isolation"] = _isolation(home, process["name"], process["pid"])
+        click.echo(json.dumps({**shown, "requests": requests, "near_sums": near}, indent=2))
+    elif current:
+        from rich.console import Console
+
+        Console().print(_table(current, home))
+        if requests:
+            click.echo(told(requests))
+            _tell_obstacles(home)
+    else:
+        click.echo(f"not running; `sovfed client up --home {home}` starts it", err=True)
+    if near and not as_json:
+        click.echo(f"{len(near)} sums could be differenced with an earlier one, the newest:")
+        for sentence in near[-NEAR_SHOWN:]:
+            click.echo(f"  {sentence}")
+    ctx.exit(0 if current else NOT_RUNNING)
+
+
+@cli.command()
+@click.argument("name", type=click.Choice(["trainer", "supernode", "gateway", "supervisor"]))
+@click.option("--follow", "-f", is_flag=True, help="Go on printing what is added, until Ctrl-C.")
+@click.option("--lines", "-n", default=50, show_default=True, help="How many of the last lines to begin with.")
+@HOME
+def logs(name: str, follow: bool, lines: int, home: Path) -> None:
+    """Print the end of a process's log.
+
+    \b
+    Examples:
+      sovfed client logs trainer
+      sovfed client logs gateway -f
+    """
+    path = home / "logs" / f"{name}.log"
+    if not path.exists():
+        raise click.UsageError(f"{path} does not exist yet")
+    for line in path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")[-lines:]:
+        click.echo(visible(line))
+    if follow:
+        for text in _added(path):
+            click.echo(visible(text, keep="\t\n"), nl=False)
+
+
+@cli.command()
+@click.argument("invitation", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--authority", help="The root's fingerprint as the authority itself gave it; another root is refused.")
+@WAIT
+@HOME
+def enrol(invitation: Path, authority: str | None, timeout_s: float, home: Path) -> None:
+    """Make this institution's keys here and have them certified, with the agency's INVITATION file.
+
+    Waits until the authority has signed; when interrupted, repeat the command.
+
+    \b
+    Example:
+      sovfed client enrol hospital-1.invitation --authority 5f2c…
+    """
+    from sovfed.clients.node.enrol import enrol as request_certificate
+    from sovfed.federation.wire.enrolment import Invitation
+
+    invited = Invitation.from_json(invitation.read_text(encoding="utf-8"))
+    identity = request_certificate(home, invited, timeout_s, authority=authority, announce=_announce)
+    click.echo(f"enrolled as {identity.name}; `sovfed client up --home {home}` starts the node")
+
+
+@cli.command()
+@WAIT
+@HOME
+def renew(timeout_s: float, home: Path) -> None:
+    """Have the certificate renewed before it expires; restart the node afterwards.
+
+    \b
+    Example:
+      sovfed client renew
+    """
+    from sovfed.clients.node.enrol import renew as request_renewal
+
+    until = request_renewal(home, timeout_s, announce=_announce)
+    click.echo(f"valid until {until:%F}")
+
+
+def _tell_obstacles(home: Path) -> None:
+    from sovfed.clients.home.folder import load_config, private_obstacles
+    from sovfed.clients.home.policy import load_policy
+
+    for line in private_obstacles(load_config(home), load_policy(home)):
+        click.echo(visible(line), err=True)
+
+
+def _tell_findings(home: Path) -> None:
+    from sovfed.clients.home.folder import load_config
+    from sovfed.clients.home.looked import data_findings, population_findings
+    from sovfed.clients.home.policy import load_policy
+
+    config, policy = load_config(home), load_policy(home)
+    for line in (*population_findings(config, policy), *data_findings(config, policy)):
+        click.echo(visible(line), err=True)
+
+
+def _announce(prints: Fingerprints) -> None:
+    click.echo(f"authority's root  SHA-256 {prints.root}\nour key           SHA-256 {prints.key}", err=True)
+    click.echo("compare both with the authority by telephone; waiting for its signature", err=True)
+
+
+def _added(path: Path) -> Iterator[str]:
+    """What is appended to `path` from now on, across rotations; never ends."""
+    import time
+
+    offset = path.stat().st_size
+    while True:
+        size = path.stat().st_size if path.exists() else 0
+        offset = offset if size >= offset else 0
+        if size > offset:
+            with path.open("rb") as file:
+                file.seek(offset)
+                content = file.read()
+            offset += len(content)
+            yield content.decode("utf-8", errors="replace")
+        time.sleep(0.3)
+
+
+def _table(status: Status, home: Path) -> Table:
+    from datetime import UTC, datetime
+
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"ready": "green", "failed": "red", "backing off": "red"}
+    table = Table("process", "state", "since (UTC)", "restarts", "pid", title=str(home), title_justify="left")
+    for process in status.processes:
+        colour = colours.get(process.state, "yellow")
+        since = datetime.fromtimestamp(process.since, UTC).strftime("%F %T")
+        pid = "" if process.pid is None else str(process.pid)
+        table.add_row(process.name, f"[{colour}]{process.state}[/]", since, str(process.restarts), pid)
+    reach = (f"{process.name} can reach: {_isolation(home, process.name, process.pid)}" for process in status.processes)
+    table.caption, table.caption_justify = Text("\n".join(reach)), "left"
+    return table
+
+
+def _isolation(home: Path, name: str, pid: int | None) -> str:
+    """What process `pid` can reach, as it has tried when it started; "unknown" if it has not said so."""
+    from sovfed.clients.node.sandbox import RUN
+    from sovfed.federation.host.sandbox import read_isolation
+
+    isolation = read_isolation(home / RUN / name, pid)
+    return isolation.sentence() if isolation else "unknown"

@@ -1,0 +1,255 @@
+"""`sovfed client model`: the federation's models, received here, and what they are worth on the own records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from sovfed.clients.cli.home import HOME
+from sovfed.federation.errors import ConfigError, DataError, PolicyError
+from sovfed.federation.text import PIPE_WIDTH, cell, visible
+
+if TYPE_CHECKING:
+    from sovfed.clients.models.own_figures import Figures
+    from sovfed.clients.models.received import Received, ReceivedModels
+    from sovfed.federation.config import ClientConfig
+    from sovfed.federation.models.saved import LoadedModel
+
+JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+OF: Final = click.option("--of", "owner", help="Flower's number of the run, where `list` shows several under one name.")
+ANY_VERSION: Final = click.option(
+    "--any-version", is_flag=True, help="Take a task of another digest than the model's, if schema and sizes agree."
+)
+MANY: Final = 20
+
+
+@click.group(name="model")
+def model() -> None:
+    """The federation's models, received here: files like the agency's own.
+
+    \b
+    Examples:
+      sovfed client model list
+      sovfed client model evaluate heart-2026-11
+      sovfed client model get heart-2026-11 heart/
+      sovfed client model remove heart-2025-03
+    """
+
+
+@model.command("list")
+@JSON
+@HOME
+def list_(as_json: bool, home: Path) -> None:
+    """List the models that runs left here, newest first.
+
+    \b
+    Example:
+      sovfed client model list
+    """
+    models = _models(home).list()
+    if as_json:
+        click.echo(json.dumps([_said(each) for each in models], indent=2))
+        return
+    if not models:
+        click.echo("Nothing yet: models come with the runs that this institution takes part in.")
+        return
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table(Column("run", no_wrap=True), "task", "rounds", "privacy", "file", "Flower's number")
+    for each in models:
+        cells = (each.run, each.facts.task.name, str(each.facts.run.rounds), _privacy(each), _same(each), each.owner)
+        table.add_row(*map(cell, cells))
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+
+
+@model.command()
+@click.argument("run")
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@OF
+@HOME
+def get(run: str, out: Path, owner: str | None, home: Path) -> None:
+    """Write the model of RUN to the folder OUT: model.safetensors, model.json and its card, model.html.
+
+    \b
+    Example:
+      sovfed client model get heart-2026-11 heart/
+      sovfed model predict heart/ patients.csv
+    """
+    from sovfed.clients.models.own_parts import kept_of
+    from sovfed.federation.models.saved import write_model
+    from sovfed.federation.models.stored import FILES
+    from sovfed.federation.tasks.shelf import Shelf
+
+    received = _models(home).find(run, owner)
+    if any((out / name).exists() for name in FILES):
+        raise ConfigError(f"{out} holds a model already; choose another folder")
+    state = kept_of(home, received)
+    Shelf(home).make_known()
+    loaded, own = (None, "") if state is None else _with_own_parts(home, received)
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if loaded is not None:
+        write_model(out, loaded.task, loaded.vector, loaded.facts)
+        click.echo(visible(f"{out}: {received.facts.task.name}, {own}; it is this institution's alone"))
+    else:
+        for name in FILES:
+            shutil.copy(received.path / name, out / name)
+        click.echo(visible(f"{out}: {received.facts.task.name}, {_same(received)}"))
+    click.echo(f"next: sovfed model predict {out} FILE.csv")
+
+
+@model.command()
+@click.argument("run")
+@OF
+@click.option("--alone/--no-alone", default=True, help="Train a model on the own records alone, to compare with.")
+@click.option("--rounds", type=click.IntRange(1, 100_000), help="Rounds of training alone; default: as RUN.")
+@click.option("--epochs", "local_epochs", type=click.IntRange(1, 10_000), help="Passes a round; default: as in RUN.")
+@click.option("--batch-size", type=click.IntRange(1, 1_000_000), help="Default: as in RUN.")
+@click.option("--learning-rate", type=click.FloatRange(1e-9, 1e3), help="Default: as in RUN.")
+@ANY_VERSION
+@JSON
+@HOME
+def evaluate(
+    run: str, owner: str | None, alone: bool, any_version: bool, as_json: bool, home: Path, **asked: float | None
+) -> None:
+    """Measure the model of RUN on the own held-out records, beside one trained here alone with the same plan.
+
+    Everything is computed here and told to nobody: nothing of it leaves, and no ledger is charged. A private run tells
+    no plan that fits training alone, so give the rounds and the rest.
+
+    \b
+    Examples:
+      sovfed client model evaluate heart-2026-11
+      sovfed client model evaluate heart-2026-11 --no-alone --json
+      sovfed client model evaluate private-2026 --rounds 50 --learning-rate 0.05
+    """
+    config = _know_tasks(home)
+    received = _models(home).find(run, owner)
+    loaded, own = _with_own_parts(home, received, any_version)
+    plan = {**received.plan, **{name: value for name, value in asked.items() if value is not None}}
+    plan.setdefault("rounds", max(1, received.facts.run.rounds))
+    figures = _measure(config, loaded, plan if alone else None)
+    if as_json:
+        click.echo(json.dumps({"run": run, "task": loaded.task.name, **figures.to_dict()}, indent=2))
+        return
+    if own:
+        click.echo(visible(own))
+    for line in told(figures):
+        click.echo(line)
+
+
+@model.command()
+@click.argument("run")
+@HOME
+def remove(run: str, home: Path) -> None:
+    """Delete the model of RUN. New models are refused while 32 are kept: no message deletes one.
+
+    \b
+    Example:
+      sovfed client model remove heart-2025-03
+    """
+    from sovfed.federation.schema import nearest
+
+    models = _models(home)
+    if not models.remove(run):
+        raise DataError(f"nothing of run '{run}' here{nearest(run, {each.run for each in models.list()})}")
+    click.echo(f"deleted what was received of run '{run}'")
+
+
+def told(figures: Figures) -> list[str]:
+    """The figures as lines of text, the headline first."""
+    first = [figures.headline] if figures.headline in figures.federated else []
+    names = first + [name for name in figures.federated if name not in first]
+    lines = [f"{figures.test} own held-out records; {figures.train} to train on"]
+    if figures.test < MANY:
+        lines.append("so few held-out records that chance decides these figures")
+    if not names:
+        lines.append("no metric is defined on them (no held-out records, or of one class only)")
+    for name in names:
+        better = "lower" if name in figures.smaller else "higher"
+        alone = "" if figures.alone is None else f"   alone {_figure(figures.alone.get(name))}"
+        lines.append(f"{name:<14} federated {_figure(figures.federated[name])}{alone}   ({better} is better)")
+    return lines
+
+
+def _know_tasks(home: Path) -> ClientConfig:
+    """Make the tasks of `home` known; its settings. Before code out of archives is imported, this process is sealed."""
+    from sovfed.clients.home.folder import load_config
+    from sovfed.federation.archive.kept import folders
+    from sovfed.federation.tasks.shelf import Shelf
+
+    config = load_config(home)
+    if folders(home):
+        from sovfed.clients.home.packages import make_packages_known
+        from sovfed.clients.home.policy import load_policy
+        from sovfed.clients.node.sandbox import places_of, seal_as
+
+        places, policy = places_of(dataclasses.asdict(config)), load_policy(home)
+        isolation = seal_as("trainer", home.absolute(), *places.records, files=places.files)
+        if not isolation.network and not policy.allow_open_network:
+            raise PolicyError(f"code out of archives is not run here: {isolation.sentence()}")
+        make_packages_known(home, policy)
+    Shelf(home).make_known()
+    return config
+
+
+def _measure(config: ClientConfig, loaded: LoadedModel, plan: dict[str, Any] | None) -> Figures:
+    from sovfed.clients.data import load_records
+    from sovfed.clients.models.own_figures import own_figures
+    from sovfed.clients.training.local import LocalTraining
+
+    data = config.data_of(loaded.task)
+    dataset = load_records(loaded.task, data)
+    training = LocalTraining(loaded.task, dataset, site=data.site, device=config.device, precision=config.precision)
+    return own_figures(loaded, dataset, training, plan)
+
+
+def _with_own_parts(home: Path, received: Received, any_version: bool = False) -> tuple[LoadedModel, str]:
+    """The received model as it is used here, and what of it stays here; "" if nothing does."""
+    from sovfed.clients.models.own_parts import with_own_parts
+    from sovfed.federation.models.saved import load_model
+
+    loaded = load_model(received.path, any_version=any_version, sha256=received.sha256)
+    return with_own_parts(home, received, loaded)
+
+
+def _models(home: Path) -> ReceivedModels:
+    from sovfed.clients.models.received import FOLDER, ReceivedModels
+
+    return ReceivedModels(home / FOLDER)
+
+
+def _said(received: Received) -> dict[str, Any]:
+    privacy = received.facts.run.privacy
+    return {
+        "run": received.run,
+        "flower_run": received.owner,
+        "task": received.facts.task.name,
+        "task_digest": received.facts.task.digest,
+        "rounds": received.facts.run.rounds,
+        "privacy": None if privacy is None else dataclasses.asdict(privacy),
+        "sha256": received.sha256,
+        "as_published": received.same,
+        "path": str(received.path),
+    }
+
+
+def _privacy(received: Received) -> str:
+    privacy = received.facts.run.privacy
+    return "none" if privacy is None else f"{privacy.mechanism}, ε = {privacy.epsilon:.2f}"
+
+
+def _same(received: Received) -> str:
+    if received.same:
+        return "as the agency published it"
+    return "written here" + (", not the very bytes of the agency's" if received.published else "")
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

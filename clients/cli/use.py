@@ -1,0 +1,204 @@
+"""`sovfed model`: use a trained model, wherever one is: at the agency, an institution, a researcher's machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.text import NAME, visible
+
+if TYPE_CHECKING:
+    from sovfed.federation.models.facts import Facts
+    from sovfed.federation.models.saved import LoadedModel
+
+FILE: Final = click.Path(dir_okay=False, path_type=Path)
+HOME: Final = click.option(
+    "--home", type=click.Path(path_type=Path, file_okay=False), default=Path.home() / ".sovfed" / "server",
+    show_default="~/.sovfed/server", envvar="SOVFED_SERVER_HOME", help="The agency's home folder, for a run's name.",
+)  # fmt: skip
+ANY_VERSION: Final = click.option(
+    "--any-version", is_flag=True, help="Take a task of another digest than the model's, if schema and sizes agree."
+)
+
+
+@click.group(name="model")
+def cli() -> None:
+    """Use a trained model. MODEL is a run's name, a run's folder, or a model.safetensors.
+
+    \b
+    Examples:
+      sovfed model show heart-20260301-101500-1f2e
+      sovfed model predict model.safetensors patients.csv --out predictions.csv
+      sovfed model export sovfed-simulation-x1/ --onnx heart.onnx
+    """
+
+
+@cli.command()
+@click.argument("model")
+@HOME
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def show(model: str, home: Path, as_json: bool) -> None:
+    """Show what MODEL is: task, run, metrics, privacy, what it is given.
+
+    \b
+    Example:
+      sovfed model show model.safetensors
+    """
+    from sovfed.federation.models.facts import to_json
+    from sovfed.federation.models.saved import read_facts
+
+    path = find(model, home)
+    facts = read_facts(path)
+    if as_json:
+        click.echo(json.dumps(json.loads(to_json(facts)), indent=2))
+        return
+    for line in told(facts):
+        click.echo(visible(line))
+    click.echo(f"next: sovfed model predict {model} FILE.csv")
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("table", type=FILE)
+@click.option("--out", type=FILE, help="Write the predictions here (a file of yours alone); default: print them.")
+@click.option("--id", "keep", default="", help="A column of TABLE to carry through; default: the line.")
+@click.option(
+    "--task", "archive", type=FILE, help="The archive of MODEL's task (.sovtask); of a run in --home it is known."
+)
+@ANY_VERSION
+@HOME
+def predict(
+    model: str, table: Path, out: Path | None, keep: str, archive: Path | None, any_version: bool, home: Path
+) -> None:
+    """Predict for each row of TABLE (CSV, Parquet, JSON lines) with the model's input columns as they are, unscaled.
+
+    Where the task is code out of an archive, that runs in a process without network that opens these files alone.
+
+    \b
+    Examples:
+      sovfed model predict heart-20260301-101500-1f2e patients.csv --out predictions.csv
+      sovfed model predict model.safetensors patients.csv --id patient_id
+      sovfed model predict model.safetensors patients.csv --task lab-1.sovtask
+    """
+    from sovfed.federation.files import write_private
+
+    path = find(model, home)
+    archive = archive or _archive_of(path, home)
+    if archive is None:
+        from sovfed.clients.models.predicted import table_of
+
+        text = table_of(load(model, home, any_version=any_version), table, keep)
+    else:
+        from sovfed.clients.models.prediction_apart import Prediction, predictions_apart
+
+        paths = [str(file.absolute()) for file in (path, archive, table)]
+        text = predictions_apart(Prediction(paths[0], paths[1], paths[2], keep, any_version))
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    write_private(out, text.encode())
+    click.echo(f"{out}: {text.count(chr(10)) - 1} predictions")
+
+
+def _archive_of(path: Path, home: Path) -> Path | None:
+    """The archive that a run of the agency in `home` was started with, once its signatures hold; None if there is none.
+
+    An archive that lies beside a model from elsewhere is not taken: it must be named.
+    """
+    from sovfed.federation.archive.adding import checked
+    from sovfed.federation.archive.archive import read_archive
+    from sovfed.federation.archive.review import Rule
+
+    archive = path / "task.sovtask"
+    if path.absolute().parent != (home / "runs").absolute() or not archive.is_file():
+        return None
+    checked(read_archive(archive), home / "identity", Rule(0, 0))  # the run has asked for the reviews
+    return archive
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--torch", "torch_path", type=FILE, help="A torch.export program (.pt2): raw values to predictions.")
+@click.option("--onnx", "onnx_path", type=FILE, help="The same as ONNX (.onnx); needs pip install 'sovfed[onnx]'.")
+@click.option("--hf", "folder", type=click.Path(file_okay=False, path_type=Path), help="A Hugging Face model's folder.")
+@ANY_VERSION
+@HOME
+def export(
+    model: str, torch_path: Path | None, onnx_path: Path | None, folder: Path | None, any_version: bool, home: Path
+) -> None:
+    """Write MODEL for where sovfed is not.
+
+    model.safetensors is already plain: torch loads its tensors by name. --torch and --onnx write a program that holds
+    the scaling too, takes raw arrays and gives predictions; --hf is for models made by transformers or peft.
+
+    \b
+    Examples:
+      sovfed model export heart-20260301-101500-1f2e --torch heart.pt2 --onnx heart.onnx
+      sovfed model export model.safetensors --hf text-classifier/
+    """
+    if torch_path is None and onnx_path is None and folder is None:
+        raise ConfigError("choose --torch FILE, --onnx FILE or --hf FOLDER")
+    from sovfed.federation.models import export as forms
+
+    loaded = load(model, home, any_version=any_version)
+    for path, write in ((torch_path, forms.to_torch), (onnx_path, forms.to_onnx), (folder, forms.to_hugging_face)):
+        if path is not None:
+            write(loaded, path)
+            click.echo(f"{path}: written; inputs: {_inputs(loaded)}" if path != folder else f"{path}: written")
+
+
+def find(model: str, home: Path) -> Path:
+    """The file or folder that MODEL means: a path, or the name of a run in `home`. Raises ConfigError."""
+    path = Path(model)
+    if path.exists():
+        return path
+    run = home / "runs" / model
+    if NAME.fullmatch(model) and run.is_dir():
+        if not (run / "model.safetensors").exists():
+            raise ConfigError(f"run '{model}' has no model yet; `sovfed run show {model}` tells how it goes")
+        return run
+    from sovfed.federation.schema import nearest
+
+    runs = [each.name for each in (home / "runs").iterdir()] if (home / "runs").is_dir() else []
+    raise ConfigError(f"no file and no run '{model}'" + (nearest(model, runs) if runs else f" in {home}"))
+
+
+def load(model: str, home: Path, *, any_version: bool = False) -> LoadedModel:
+    """The model that MODEL means. Raises ConfigError, DataError."""
+    from sovfed.federation.models.saved import load_model
+
+    return load_model(find(model, home), any_version=any_version)
+
+
+def told(facts: Facts) -> list[str]:
+    """What a person wants to know of a model first, a line each."""
+    task, run = facts.task, facts.run
+    inputs = [column.name for column in task.schema.inputs]
+    shown = ", ".join(inputs[:12]) + (f", … ({len(inputs)} in all)" if len(inputs) > 12 else "")
+    lines = [
+        f"{task.title or task.name}",
+        f"task {task.name}, version {task.version}, digest {task.digest[:16]}…",
+        f"run {run.name}: {run.rounds} rounds, {len(run.institutions)} institutions, {run.date}",
+        f"inputs: {shown}",
+    ]
+    if facts.classes:
+        lines.append(f"classes: {', '.join(facts.classes[:20])}")
+    if run.metrics:
+        lines.append("held-out metrics: " + "  ".join(f"{name} {value:.3f}" for name, value in run.metrics.items()))
+    if run.privacy is None:
+        lines.append("privacy: none")
+    else:
+        lines.append(f"privacy: {run.privacy.mechanism}, ε = {run.privacy.epsilon:.3f}, δ = {run.privacy.delta:g}")
+    return lines
+
+
+def _inputs(loaded: LoadedModel) -> str:
+    from sovfed.federation.models.export import Program
+
+    program = Program(loaded)
+    pairs = zip(program.names, program.examples, strict=True)
+    return ", ".join(f"{name} {str(x.dtype).removeprefix('torch.')} {['n', *x.shape[1:]]}" for name, x in pairs)

@@ -1,0 +1,1 @@
+"""Models that an institution received: kept, measured on its own records, and used."""

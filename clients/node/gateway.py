@@ -1,0 +1,83 @@
+"""The gateway: takes messages from the agency, by Flower's SuperNode or by the lane, to the trainer's socket and back.
+
+`python -m sovfed.clients.node.gateway --home H --config JSON`. It runs the installed ClientApp (`app.py`) and nothing
+that a message or an app bundle brings; it imports no torch and opens no data file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from sovfed.clients.home.folder import RUNTIME_SECRET, TASK_SECRET
+from sovfed.federation.config import ClientConfig
+from sovfed.federation.errors import ConfigError, SovfedError
+from sovfed.federation.host.logs import log_to_stderr
+from sovfed.federation.host.processes import die_with_parent, exit_code
+from sovfed.federation.host.quiet import be_quiet
+from sovfed.federation.host.settings import passed_settings
+from sovfed.federation.schema import bind
+from sovfed.federation.wire.loopback import SECRET_HEADER, ensure_secret
+
+log = logging.getLogger("sovfed.gateway")
+
+
+def run(home: Path, config: ClientConfig, stop: threading.Event) -> None:
+    """Serve until `stop`. Raises ConfigError without a Runtime port to take tasks from."""
+    if config.runtime_port == 0:
+        raise ConfigError("runtime_port is 0; the gateway must be told the SuperNode's Runtime port")
+    from sovfed.clients.node.app import make_client_app
+    from sovfed.clients.node.enrol import keep_crl_fresh, load_institution
+    from sovfed.clients.node.executor import run_executor
+    from sovfed.clients.node.lane import LaneClient
+    from sovfed.clients.trainer.socket import NAME, TrainerStub
+    from sovfed.federation.wire.flower_http import add_client_header
+
+    address = f"127.0.0.1:{config.runtime_port}"
+    add_client_header(SECRET_HEADER, ensure_secret(home / RUNTIME_SECRET), address)
+    trainer = TrainerStub(home / NAME, config.max_message_bytes)
+    lane = LaneClient(
+        home,
+        make_client_app(trainer),
+        max_message_bytes=config.max_message_bytes,
+        address=config.lane_address or load_institution(home).lane_address,  # a run cannot send us elsewhere
+    )
+    app = make_client_app(trainer, join=lane.open)
+    fresh = threading.Thread(target=keep_crl_fresh, args=(home, config.crl_refresh_s, stop), name="crl", daemon=True)
+    fresh.start()
+    log.info("taking tasks at %s for the trainer at %s", address, home / NAME)
+    try:
+        run_executor(address, ensure_secret(home / TASK_SECRET).encode("ascii"), app, stop)
+    finally:
+        lane.close()
+        trainer.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point. Exit codes 2 (configuration) and 3 (identity) are final, 1 is worth another start."""
+    die_with_parent()
+    parser = argparse.ArgumentParser(description="The resident executor of Flower's ClientApp")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True, help="private file with a ClientConfig as JSON")
+    options = parser.parse_args(arguments)
+    log_to_stderr()
+    os.umask(0o077)
+    be_quiet(options.home)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        run(options.home, bind(ClientConfig, passed_settings(options.config)), stop)
+    except SovfedError as error:
+        log.critical("%s", error)
+        return exit_code(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

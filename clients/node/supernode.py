@@ -1,0 +1,278 @@
+"""Flower's SuperNode in a process of ours: `python -m sovfed.clients.node.supernode --home H --config JSON`.
+
+What differs from `flower-supernode`, all of it here and held by tests/clients/node/test_flower_contract.py:
+  - process isolation with its secret, and the loopback secret on every request to the Runtime port;
+  - our client certificate on the Fleet connection, the root pinned, TLS 1.3;
+  - what one message may hold is bounded before it fills the memory, and how long its objects may fail to come;
+  - the fixed sleeps are shortened (3 s and 0.5 s between looks), and so is the lease of a task whose executor died;
+  - after a crash the node signs itself off first, or the SuperLink would refuse it for a minute as "still online";
+  - whatever ends one of its threads ends the process, so that the supervisor starts a whole one.
+The app bundle that the server sends lies in this process's memory; it is neither installed nor run (`executor.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.clients.home.folder import RUNTIME_SECRET, TASK_SECRET, load_node_key
+from sovfed.federation.config import ClientConfig
+from sovfed.federation.errors import ProtocolError, ServiceError, SovfedError
+from sovfed.federation.files import private_directory, read_bounded, read_private, write_private
+from sovfed.federation.host.logs import log_to_stderr
+from sovfed.federation.host.processes import die_with_parent, exit_code
+from sovfed.federation.host.quiet import be_quiet
+from sovfed.federation.host.settings import passed_settings
+from sovfed.federation.schema import bind
+from sovfed.federation.wire.flower_http import shorten_sleeps, use_client_certificate
+from sovfed.federation.wire.loopback import ensure_secret, require_secret
+from sovfed.federation.wire.patience import patient
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import uvicorn
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+    from flwr.supernode.nodestate import NodeStateFactory
+
+LOOPBACK: Final = "127.0.0.1"
+NODE_ID: Final = Path("state/node_id")
+REPLY_SLEEP_S: Final = 0.05  # Flower: 0.5
+PULL_SLEEPS_S: Final = (0.2, 1.0)  # Flower: 3; the pause grows while nothing comes
+OBJECT_WAIT_S: Final = (0.05, 1.0)  # Flower: 1 to 10; while an object is still being uploaded to the SuperLink
+TASK_LEASE_S: Final = 10  # Flower: 30; twice this without a heartbeat and the task counts as crashed
+MAX_OBJECTS: Final = 100_000  # of one message
+log = logging.getLogger("sovfed.supernode")
+
+
+class PullPace:
+    """How long to sleep between two looks for messages: briefly after one has come, longer when none does."""
+
+    def __init__(self) -> None:
+        self._next_s = PULL_SLEEPS_S[0]
+
+    def idle_s(self) -> float:
+        """The pause after a look that found nothing."""
+        pause, self._next_s = self._next_s, min(1.1 * self._next_s, PULL_SLEEPS_S[1])
+        return pause
+
+    def busy_s(self) -> float:
+        """The pause while a reply is awaited, which also means that messages are coming."""
+        self._next_s = PULL_SLEEPS_S[0]
+        return REPLY_SLEEP_S
+
+
+def adapt_flower(max_message_bytes: int) -> None:
+    """Shorten the sleeps and the task lease, and bound what one message may hold, in this process's Flower."""
+    from flwr.supercore.corestate import in_memory_corestate
+    from flwr.supernode import start_client_internal as loop
+
+    pace = PullPace()
+    shorten_sleeps(loop, {3: pace.idle_s, 0.5: pace.busy_s})
+    vars(in_memory_corestate)["HEARTBEAT_DEFAULT_INTERVAL"] = TASK_LEASE_S
+    vars(loop)["pull_objects"] = partial(pull_bounded, vars(loop)["pull_objects"], max_message_bytes)
+    vars(loop)["_pull_and_store_message"] = partial(pull_or_push, vars(loop)["_pull_and_store_message"])
+
+
+def pull_or_push(pull_and_store: Callable[..., int | None], **parts: Any) -> int | None:
+    """Flower's `_pull_and_store_message`; 0 where no message came and a reply waits, so that Flower sends it now.
+
+    Flower sends replies only after a message that it received whole. The reply to one whose run ended meanwhile is sent
+    in the next one's place, and from then on every reply would wait for the message after it.
+    """
+    pulled = pull_and_store(**parts)
+    return 0 if pulled is None and parts["state"].holds_reply() else pulled
+
+
+def pull_bounded(
+    pull_objects: Callable[..., dict[str, bytes]],
+    max_message_bytes: int,
+    object_ids: list[str],
+    pull_object_fn: Callable[[str], bytes],
+) -> dict[str, bytes]:
+    """Flower's `pull_objects`, stopped when the message's objects exceed `max_message_bytes` in all, or stop coming.
+
+    Raises ProtocolError then, at once if there are more than `MAX_OBJECTS`, and when the run is over; Flower drops the
+    message, and its task with it. Until then the node takes no other message, of any run.
+    """
+    from flwr.supercore.run import RunNotRunningException
+
+    if len(object_ids) > MAX_OBJECTS:
+        raise ProtocolError(f"a message of {len(object_ids)} objects, at most {MAX_OBJECTS}")
+    lock, total = threading.Lock(), 0
+
+    def pull(object_id: str) -> bytes:
+        nonlocal total
+        content = pull_object_fn(object_id)
+        with lock:
+            total += len(content)
+            if total > max_message_bytes:
+                raise ProtocolError(f"a message of more than {max_message_bytes} bytes")
+        return content
+
+    try:
+        return pull_objects(object_ids, patient(pull), initial_backoff=OBJECT_WAIT_S[0], backoff_cap=OBJECT_WAIT_S[1])
+    except RunNotRunningException as error:  # no Exception, so that Flower would leave the task to wait for ever
+        raise ProtocolError("the message's run is over") from error
+
+
+def node_state(home: Path) -> NodeStateFactory:
+    """Flower's in-memory state of a SuperNode, which also writes its node id to `home/state/node_id`."""
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supernode.nodestate import NodeStateFactory
+    from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+
+    class RememberingNodeState(InMemoryNodeState):
+        def set_node_id(self, node_id: int | None) -> None:
+            super().set_node_id(node_id)
+            write_private(home / NODE_ID, str(node_id).encode("ascii"))
+
+        def holds_reply(self) -> bool:
+            """Whether a reply waits to be sent."""
+            with self.lock_msg_store:
+                return any(
+                    entry.message.metadata.reply_to_message_id and not entry.is_retrieved
+                    for entry in self.msg_store.values()
+                )
+
+    factory = NodeStateFactory(ObjectStoreFactory())
+    factory.state_instance = RememberingNodeState(factory.objectstore_factory.store())
+    return factory
+
+
+def serve_runtime(factory: NodeStateFactory, home: Path, port: int) -> uvicorn.Server:
+    """Serve the Runtime API on the loopback, behind the secret, in a thread. ServiceError if the port is taken."""
+    import uvicorn
+    from flwr.supernode.main import create_app
+
+    app = create_app(factory, ensure_secret(home / TASK_SECRET).encode("ascii"))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            require_secret(app, ensure_secret(home / RUNTIME_SECRET)),
+            host=LOOPBACK,
+            port=port,
+            access_log=False,
+            log_config=None,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
+    thread = threading.Thread(target=server.run, name="runtime", daemon=True)
+    thread.start()
+    while not server.started:
+        thread.join(0.02)
+        if not thread.is_alive():
+            raise ServiceError(f"cannot serve the Runtime API on {LOOPBACK}:{port}; is the port taken?")
+    return server
+
+
+def sign_off(home: Path, address: str, root: bytes, key: EllipticCurvePrivateKey) -> None:
+    """Deactivate the node that an earlier process of ours left online. Waits for the SuperLink if it is away."""
+    import httpx
+    from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+    from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+    from flwr.supercore.retry import make_simple_http_retry_invoker
+    from flwr.supercore.run import RunNotRunningException
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    try:
+        node_id = int((home / NODE_ID).read_text(encoding="ascii"))
+    except (FileNotFoundError, ValueError):
+        return  # the first start
+    interceptors: list[ProtobufClientInterceptor] = [
+        RuntimeVersionHttpInterceptor("SuperNode"),
+        NodeAuthHttpInterceptor(key, key.public_key()),
+    ]
+    with FleetHttpClient.from_server_address(
+        address, False, root, interceptors, retry_invoker=make_simple_http_retry_invoker()
+    ) as client:
+        try:
+            client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+            log.info("signed off node %d, which had been left online", node_id)
+        except httpx.HTTPStatusError as error:
+            log.info("node %d was not online (status %d)", node_id, error.response.status_code)
+        except RunNotRunningException as error:  # Flower's name for a 403
+            raise ServiceError(f"{address} refuses this institution's certificate or node key") from error
+
+
+def serve(home: Path, config: ClientConfig) -> None:
+    """Run the SuperNode until a signal or a failure; returns only after a failure, which Flower has logged.
+
+    Raises IdentityError if a key is missing, wrong or readable by others.
+    """
+    from flwr.common.constant import ISOLATION_MODE_PROCESS
+    from flwr.supernode.start_client_internal import start_client_internal
+
+    from sovfed.clients.node.enrol import load_institution
+
+    identity = private_directory(home / "identity")
+    private_directory(home / "state")
+    key = load_node_key(identity / "node_key")
+    read_private(identity / "key.pem")
+    use_client_certificate(identity / "cert.pem", identity / "key.pem")
+    address = config.fleet_address or load_institution(home).fleet_address
+    root = read_bounded(identity / "root.pem")
+    adapt_flower(config.max_message_bytes)
+    factory = node_state(home)
+    server = serve_runtime(factory, home, config.runtime_port)
+    try:
+        sign_off(home, address, root, key)
+        start_client_internal(
+            state_factory=factory,
+            server_address=address,
+            node_config={},
+            root_certificates=root,
+            insecure=False,
+            authentication_keys=(key, key.public_key()),
+            isolation=ISOLATION_MODE_PROCESS,
+            runtime_api_address=f"{LOOPBACK}:{config.runtime_port}",
+            superexec_auth_secret=ensure_secret(home / TASK_SECRET).encode("ascii"),
+            runtime_dependency_install=False,
+        )
+    finally:
+        server.should_exit = True
+
+
+def exit_with_any_thread() -> None:
+    """End the process when a thread dies of an exception: Flower's heartbeat would stop and the node linger."""
+
+    def end(failure: threading.ExceptHookArgs) -> None:
+        log.error("thread %s failed", failure.thread and failure.thread.name, exc_info=failure.exc_value)
+        logging.shutdown()
+        os._exit(1)
+
+    threading.excepthook = end
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point. Exit codes 2 (configuration) and 3 (identity) are final, 1 is worth another start."""
+    die_with_parent()
+    parser = argparse.ArgumentParser(description="Flower's SuperNode with our certificate and secrets")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True, help="private file with a ClientConfig as JSON")
+    options = parser.parse_args(arguments)
+    log_to_stderr()
+    os.umask(0o077)
+    be_quiet(options.home)
+    exit_with_any_thread()
+    try:
+        serve(options.home, bind(ClientConfig, passed_settings(options.config)))
+    except SovfedError as error:
+        log.critical("%s", error)
+        return exit_code(error)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""`sovfed client up`: the institution's three processes under one supervisor.
+
+trainer (records and GPU, no network), supernode (Flower's, outbound TLS) and gateway (between the two). Nothing starts
+before the home is private, enrolled and has a policy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from sovfed.clients.home.folder import RUNTIME_SECRET, SETTINGS, TASK_SECRET, check_enrolled, load_config
+from sovfed.clients.home.policy import load_policy
+from sovfed.federation.files import private_directory
+from sovfed.federation.host.ports import check_ports
+from sovfed.federation.host.processes import Process, Supervisor, listening, start_detached
+from sovfed.federation.host.quiet import python_command, quiet_environment
+from sovfed.federation.host.settings import settings_file
+from sovfed.federation.wire.loopback import ensure_secret
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sovfed.federation.config import ClientConfig
+
+START_TIMEOUT_S: Final = 120.0  # of one process: torch and CUDA load slowly from a cold disk
+
+
+def processes(home: Path, config: ClientConfig) -> list[Process]:
+    """The institution's processes in starting order; `config.runtime_port` must be chosen."""
+    env, settings = quiet_environment(home), settings_file(home, config)
+
+    def python(name: str) -> list[str]:
+        return python_command("sovfed.clients.node.sandbox", name, "--home", str(home), "--config", str(settings))
+
+    runtime = listening(("127.0.0.1", config.runtime_port))
+    return [
+        Process("trainer", python("trainer"), env, listening(home / "trainer.sock"), START_TIMEOUT_S),
+        Process("supernode", python("supernode"), env, runtime, START_TIMEOUT_S),
+        Process("gateway", python("gateway"), env),
+    ]
+
+
+def make_supervisor(home: Path, config: ClientConfig | None = None) -> Supervisor:
+    """The supervisor of an institution that may start; `config` replaces what `home/client.yaml` says.
+
+    Raises IdentityError if it is not enrolled, a key can be read by others or the certificate has expired, PolicyError
+    if the policy is missing or wrong, ConfigError or ServiceError for settings, ports or folders that do not fit.
+    """
+    home = home.absolute()
+    check_enrolled(home, datetime.now(UTC))
+    config = dataclasses.replace(config or load_config(home), home=str(home))
+    load_policy(home)
+    for name in ("logs", "state"):
+        private_directory(home / name)
+    for secret in (RUNTIME_SECRET, TASK_SECRET):
+        ensure_secret(home / secret)
+    check_ports(home, home / SETTINGS, {"runtime_port": ("127.0.0.1", config.runtime_port)})
+    if config.runtime_port == 0:
+        config = dataclasses.replace(config, runtime_port=_free_port())
+    return Supervisor(home, processes(home, config))
+
+
+def supervise_detached(home: Path) -> None:
+    """Start the supervisor in a session of its own and return once everything is ready.
+
+    Raises what `make_supervisor` does, and ServiceError with the end of its log if it gives up.
+    """
+    home = home.absolute()
+    make_supervisor(home)  # refuse here, where somebody reads it
+    argv = python_command("sovfed", "client", "up", "--plain", "--no-look", "--home", str(home))
+    start_detached(argv, quiet_environment(), home)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

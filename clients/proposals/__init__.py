@@ -1,0 +1,1 @@
+"""A task proposed from an institution's own file."""

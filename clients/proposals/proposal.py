@@ -1,0 +1,146 @@
+"""A task.yaml proposed from an institution's own CSV file: kinds, bounds, categories, missing values, what to learn.
+
+Of the records it tells the words of categories and rounded bounds, nothing else; whoever reads the proposal confirms
+them. What cannot be learnt from (identifiers, free text, constants) is left out and named with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.clients.data.tables.header import like_persons
+from sovfed.clients.proposals.guesses import CONFIRM, Seen, absent, look
+from sovfed.clients.proposals.sniffing import Sheet, read_sheet
+from sovfed.federation.errors import ConfigError, DataError
+from sovfed.federation.schema import bind, nearest
+from sovfed.federation.tasks.columns import Column
+from sovfed.federation.tasks.families import MLP, Family, Linear
+from sovfed.federation.tasks.targets import Target
+from sovfed.federation.tasks.taskfile import ONE_ROW, TaskFile, Training, to_text
+from sovfed.federation.text import steers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+ENOUGH: Final = 1_000  # records, from which on a perceptron is proposed
+LEARNT: Final = re.compile(
+    r"target|label|outcome|class|y|diagnosis|disease|ill|died|death|event|readmitted", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The text of a task.yaml, and what there is to tell beside it, a line each."""
+
+    text: str
+    told: tuple[str, ...]
+
+
+def propose(name: str, path: Path, targets: Sequence[str] = (), *, event: str = "", person: str = "") -> Proposal:
+    """The proposal from the CSV file `path`. Raises DataError if it cannot be read, ConfigError for a wrong name."""
+    sheet = read_sheet(path)
+    if not sheet.rows:
+        raise DataError(f"{path.name}: no records below the header")
+    learnt = [_known(sheet, target, "--target") for target in targets]
+    learnt += [_known(sheet, event, "--event")] if event else []
+    whose, whose_note = _person(sheet, person, learnt)
+    profiles = {name: look(name, sheet.column(name), sheet.decimal) for name in sheet.names if name and name != whose}
+    guessed = not learnt
+    if guessed:
+        learnt = [_guess(profiles)]
+    target = _target(learnt, profiles, event=bool(event))
+    inputs = {column: profile for column, profile in profiles.items() if profile.kind and column not in learnt}
+    file = bind(
+        TaskFile,
+        {
+            "name": name, "title": name, "person": whose or ONE_ROW, "target": target,
+            "columns": tuple(_column(column, profile) for column, profile in inputs.items()),
+            "model": _family(len(sheet.rows)),
+            "training": Training(learning_rate=0.05, momentum=0.9, batch_size=32, local_epochs=1),
+        },
+    )  # fmt: skip
+    notes = {f"columns.{column}": profile.note for column, profile in inputs.items()} | {"person": whose_note}
+    notes |= {f"target.{key}": CONFIRM for key in ("classes", "low", "high")} | {"title": "say it in words"}
+    if guessed:
+        notes["target.column"] = "guessed: --target COLUMN says it"
+    left_out = [f"left out: '{column}': {profile.reason}" for column, profile in profiles.items() if not profile.kind]
+    empty = [(name, sum(map(absent, sheet.column(name)))) for name in learnt]
+    lost = [f"'{name}', which is to be learnt, is missing in {count} records" for name, count in empty if count]
+    remarks = [f"{len(sheet.rows)} records, {len(inputs)} inputs; {sheet.said}", *left_out, *lost]
+    return Proposal("".join(f"# {_plain(line)}\n" for line in left_out) + to_text(file, notes), tuple(remarks))
+
+
+def _plain(line: str) -> str:
+    return "".join("�" if steers(letter) else letter for letter in line)
+
+
+def _known(sheet: Sheet, name: str, option: str) -> str:
+    """The column called `name`, whatever its case. Raises ConfigError."""
+    matches = [column for column in sheet.names if column.casefold() == name.strip().casefold()]
+    if len(matches) != 1:
+        raise ConfigError(f"{option}: no column '{name[:64]}'{nearest(name[:64], filter(None, sheet.names))}")
+    return matches[0]
+
+
+def _person(sheet: Sheet, requested: str, learnt: Sequence[str]) -> tuple[str, str]:
+    """The column that names a person, "" where each row is another, and what to say of that."""
+    if requested and requested != "row":
+        return _known(sheet, requested, "--person"), "the column that says whose record it is"
+    like = like_persons([column for column in sheet.names if column and column not in learnt])
+    if requested or not like:
+        return "", CONFIRM if not requested else "each row is another person"
+    return like[0], f"{CONFIRM}: the column that says whose record it is"
+
+
+def _column(name: str, profile: Seen) -> Column:
+    words = {
+        key: value for key, value in profile.values.items() if key in ("true", "false") and value[0] not in ("0", "1")
+    }
+    settings = {key: value for key, value in profile.values.items() if key not in ("true", "false")}
+    return bind(Column, {"name": name, "kind": profile.kind, **settings, **words}, f"columns.{name}")
+
+
+def _guess(profiles: dict[str, Seen]) -> str:
+    """The column that is probably to be learnt. Raises ConfigError where none looks like it."""
+    usable = [name for name, profile in profiles.items() if profile.kind in ("boolean", "category")]
+    likely = [name for name in usable if LEARNT.fullmatch(name)] or usable[-1:]
+    if not likely:
+        raise ConfigError("no column looks like what is to be learnt: name it with --target COLUMN")
+    return likely[0]
+
+
+def _target(learnt: Sequence[str], profiles: dict[str, Seen], *, event: bool) -> Target:
+    """What the columns `learnt` ask for. Raises ConfigError if they cannot be learnt."""
+    for name in learnt:
+        if name not in profiles or not profiles[name].kind:
+            raise ConfigError(
+                f"'{name}' cannot be learnt: {profiles[name].reason if name in profiles else 'it names persons'}"
+            )
+    first, kinds = profiles[learnt[0]], [profiles[name].kind for name in learnt]
+    if event:
+        if kinds != ["number", "boolean"]:
+            raise ConfigError(f"survival needs a --target that is a number (a time) and a yes/no --event, got {kinds}")
+        time = {"time": learnt[0], "event": learnt[1], "high": first.values["high"]}
+        return _made({"kind": "survival", **time})
+    if len(learnt) > 1:
+        if set(kinds) != {"boolean"}:
+            raise ConfigError(f"several targets must all be yes or no, got {kinds}")
+        return _made({"kind": "labels", "columns": tuple(learnt)})
+    if first.kind == "number":
+        bounds = {"low": first.values["low"], "high": first.values["high"]}
+        return _made({"kind": "number", "column": learnt[0], **bounds})
+    if first.kind == "date":
+        raise ConfigError(f"'{learnt[0]}' is a date, which cannot be learnt; learn the days to it")
+    classes = first.values.get("categories") or (*first.values["false"], *first.values["true"])
+    return _made({"kind": "binary" if len(classes) == 2 else "classes", "column": learnt[0], "classes": classes})
+
+
+def _made(values: dict[str, Any]) -> Target:
+    return bind(Target, values, "target")
+
+
+def _family(records: int) -> Family:
+    return MLP(hidden=(32,)) if records >= ENOUGH else Linear()

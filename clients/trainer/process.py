@@ -1,0 +1,183 @@
+"""The trainer as a process of its own: sealed, on a Unix socket, with the institution's policy, keys and ledger."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sovfed.clients.home.packages import make_packages_known
+from sovfed.clients.home.policy import Policy, load_policy
+from sovfed.clients.models.received import FOLDER as RECEIVED
+from sovfed.clients.models.received import ReceivedModels
+from sovfed.clients.node.sandbox import RUN, enter, places_of
+from sovfed.clients.trainer.allowance import Allowance
+from sovfed.clients.trainer.masking import Masking
+from sovfed.clients.trainer.service import TrainerService, make_trainer
+from sovfed.clients.trainer.socket import NAME, serve
+from sovfed.clients.training.personal import FOLDER, PersonalStates
+from sovfed.federation.config import BAD_ROWS, ClientConfig
+from sovfed.federation.errors import (
+    ConfigError,
+    PolicyError,
+    ServiceError,
+    SovfedError,
+)
+from sovfed.federation.files import private_directory
+from sovfed.federation.host.logs import log_to_stderr
+from sovfed.federation.host.processes import die_with_parent
+from sovfed.federation.host.quiet import be_quiet
+from sovfed.federation.host.sandbox import Isolation, reaches_network
+from sovfed.federation.host.settings import passed_settings
+from sovfed.federation.schema import bind
+from sovfed.federation.secagg.files import FileStore, load_identity
+from sovfed.federation.tasks.shelf import Shelf
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sovfed.clients.ledger.book import PrivacyLedger
+    from sovfed.federation.config import DataConfig
+
+log = logging.getLogger(__name__)
+STOP_GRACE_S: Final = 5.0
+PREPARED: Final = 4  # tasks whose records are read at the start; of more, when they are asked for
+SIGNAL_S: Final = 0.5
+BEAT_S: Final = 3600.0
+
+
+def main(arguments: list[str] | None = None, isolation: Isolation | None = None) -> int:
+    """Serve until SIGTERM; exit code 2 for a bad configuration, 3 for one that is refused.
+
+    `isolation` is what `clients/node/sandbox.py` has made sure of; a trainer that is started without it is sealed here,
+    with less: threads that its libraries have started keep their files. Without any, the policy must allow it.
+
+    Records that cannot be read do not end the process: requests are refused until they can.
+    """
+    parser = argparse.ArgumentParser(description="The institution's trainer, on a Unix socket")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True, help="private file with a ClientConfig as JSON")
+    options = parser.parse_args(arguments)
+    die_with_parent()
+    log_to_stderr()
+    os.umask(0o077)
+    be_quiet(options.home)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        config = bind(ClientConfig, passed_settings(options.config))
+        home = private_directory(options.home)
+        policy = load_policy(home)
+        config = with_bad_rows(config, home / RUN / "trainer")
+        if isolation is None:
+            places = places_of(dataclasses.asdict(config))
+            isolation = enter("trainer", home, *places.records, files=places.files)
+        _check_network(isolation, policy)
+        masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
+        open_ledger = ledger_opener(home, policy)
+        _open_early(open_ledger)
+        trainer = make_trainer(
+            config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
+            reproducible=policy.reproducible, least_spread=policy.least_spread,
+            received=ReceivedModels(home / RECEIVED), most_epochs=policy.max_local_epochs,
+            check_values=policy.check_values,
+        )  # fmt: skip
+        Shelf(home).make_known(policy.allows_own)
+        make_packages_known(home, policy)
+        _prepare(trainer, policy.allowed_names)
+        trainer.isolation = isolation
+        server = serve(trainer, home / NAME, config.max_message_bytes)
+    except SovfedError as error:
+        sys.stderr.write(f"trainer: {error}\n")
+        return 2 if isinstance(error, ConfigError) else 3
+    log.info("listening on %s", home / NAME)
+    beat = _heart(open_ledger)
+    while not stop.wait(SIGNAL_S):  # a signal that another thread took wakes nobody
+        beat()
+    server.stop(STOP_GRACE_S).wait()
+    masking.forget()  # of a sum that is still being computed: its masks need not be finished
+    return 0
+
+
+def with_bad_rows(config: ClientConfig, folder: Path) -> ClientConfig:
+    """`config` with a file in `folder`, where the sealed trainer may write, for the bad rows of each study."""
+
+    def listed(study: str, data: DataConfig) -> DataConfig:
+        return dataclasses.replace(data, bad_rows_file=data.bad_rows_file or str(folder / f"{study}{BAD_ROWS}"))
+
+    return config.with_data(listed)
+
+
+def _check_network(isolation: Isolation, policy: Policy) -> None:
+    """Raises PolicyError where this process can reach the network, unless the policy allows it."""
+    if isolation.network and not reaches_network():
+        log.info("sealed: %s", isolation.sentence())
+    elif policy.allow_open_network:
+        log.warning("the trainer can reach the network, and policy.yaml says allow_open_network: true")
+    else:
+        raise PolicyError(
+            "the trainer's network cannot be taken away here (no namespace, no seccomp; see `sovfed doctor`), and "
+            "allow_open_network is false in policy.yaml"
+        )
+
+
+def ledger_opener(home: Path, policy: Policy) -> Callable[[], PrivacyLedger]:
+    """Opens the ledger of the policy's populations, which is made when there is none."""
+    opened: list[PrivacyLedger] = []
+
+    def open_ledger() -> PrivacyLedger:
+        from sovfed.clients.ledger.book import PrivacyLedger
+        from sovfed.clients.ledger.file import create_ledger
+
+        if not opened:
+            create_ledger(home, policy.privacy.population_name, time.time())
+            opened.append(PrivacyLedger(home, policy.privacy, others=policy.other_budgets))
+        return opened[0]
+
+    return open_ledger
+
+
+def _open_early(open_ledger: Callable[[], PrivacyLedger]) -> None:
+    """A ledger that is damaged, or another population's, is told at the start; one that is busy, with each request."""
+    try:
+        open_ledger()
+    except ServiceError as error:
+        log.warning("the privacy ledger cannot be opened yet: %s", error)
+
+
+def _heart(open_ledger: Callable[[], PrivacyLedger]) -> Callable[[], None]:
+    """Lets the ledger see time pass, looking at it once an hour. One that cannot be written refuses all by itself."""
+    last = time.monotonic()
+
+    def beat() -> None:
+        nonlocal last
+        if time.monotonic() - last < BEAT_S:
+            return
+        last = time.monotonic()
+        try:
+            open_ledger().beat()
+        except SovfedError as error:
+            log.warning("the privacy ledger did not see this day pass: %s", error)
+
+    return beat
+
+
+def _prepare(trainer: TrainerService, allowed: Sequence[str]) -> None:
+    """Warm up the tasks that the policy allows; one whose records cannot be read is told in the log."""
+    for task in allowed if len(allowed) <= PREPARED else ():
+        try:
+            trainer.prepare(task)
+        except SovfedError as error:
+            log.warning("task %s cannot be trained yet: %s", task, error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Local training at one institution: plain, private, and with what it keeps from round to round."""

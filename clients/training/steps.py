@@ -1,0 +1,168 @@
+"""The gradient steps of local training: plain SGD without torch.optim, with a scaled loss, or any optimizer.
+
+A stepper is called with a batch's losses and says whether a step was taken on them: with accumulation, not on all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+import torch
+from torch import Tensor
+
+from sovfed.clients.training.model import gradients
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.plan import SGD
+
+if TYPE_CHECKING:
+    from sovfed.clients.training.model import FlatModel
+    from sovfed.federation.plan import LocalPlan
+
+FP16_SCALE: Final = 2.0**10  # the first loss scale; it adapts from there
+Pull = Callable[[], Tensor | None]  # what is added to every gradient, shape [trained]; None: nothing
+
+
+class Stepper(Protocol):
+    """Takes the steps of a round."""
+
+    def __call__(self, losses: Tensor) -> bool:
+        """Go on by the losses of a batch [n]; whether a step was taken."""
+
+    def end_epoch(self) -> bool:
+        """Take the step that is due on batches that came to no full accumulation; whether there was one."""
+
+
+def make_stepper(model: FlatModel, plan: LocalPlan, steps: int, pull: Pull, *, scaled: bool) -> Stepper:
+    """The stepper of `plan`, whose round has `steps` steps; `scaled` for fp16. Raises ConfigError."""
+    rates = [plan.rate(step, steps) for step in range(steps)] if plan.learning_rate != plan.final_rate else []
+    if scaled:
+        if not plan.plain or plan.accumulation > 1:
+            raise ConfigError(
+                f"client.precision fp16 trains by plain SGD, the run asks for '{plan.optimizer}' with accumulation "
+                f"{plan.accumulation}: take bf16 or float32"
+            )
+        return Scaled(model, Rates(plan.learning_rate, rates), pull)
+    if plan.plain and plan.accumulation == 1:
+        return Plain(model, Rates(plan.learning_rate, rates), pull)
+    return General(model, plan, Rates(plan.learning_rate, rates), pull)
+
+
+class Rates:
+    """The learning rate of each step, in order."""
+
+    def __init__(self, constant: float, rates: list[float]) -> None:
+        self._constant, self._rates, self._step = constant, rates, 0
+
+    def __call__(self) -> float:
+        if not self._rates:
+            return self._constant
+        self._step += 1
+        return self._rates[self._step - 1]
+
+
+class Plain:
+    """w ← w − rate · gradient of the losses' mean, without torch.optim, whose import of the compiler takes seconds.
+
+    Gradients are taken as they come: accumulating them would be two more passes over the model.
+    """
+
+    def __init__(self, model: FlatModel, rates: Rates, pull: Pull) -> None:
+        self._model, self._rates, self._pull = model, rates, pull
+        self._parameters, self._flat = tuple(model.parameters), model.flat[: model.trained]
+
+    def __call__(self, losses: Tensor) -> bool:
+        rate = self._rates()
+        slopes = gradients(losses, self._model.shares(len(losses)), self._parameters)
+        if (added := self._pull()) is not None:
+            self._flat.sub_(added, alpha=rate)
+        for value, slope in zip(self._model.values, slopes, strict=True):
+            if slope is not None:
+                value.sub_(slope, alpha=rate)
+        self._model.scattered()
+        return True
+
+    def end_epoch(self) -> bool:
+        return False
+
+
+class General:
+    """Steps by an optimizer of `federation/optimizers.py`, on the mean gradient of the batches that it accumulates."""
+
+    def __init__(self, model: FlatModel, plan: LocalPlan, rates: Rates, pull: Pull) -> None:
+        from sovfed.federation.optimizers import Accumulator, make
+
+        self._model, self._rates, self._pull = model, rates, pull
+        self._parameters = tuple(model.parameters)
+        self._shapes = [tuple(value.shape) for value in model.values]
+        self._sizes = [value.numel() for value in model.values]
+        self._optimizer = make(plan)
+        self._flat = model.flat[: model.trained] if _by_value(plan) else None
+        self._state = self._optimizer.init(model.values if self._flat is None else [self._flat])
+        self._batches = Accumulator(plan.accumulation, self._shapes) if plan.accumulation > 1 else None
+
+    def __call__(self, losses: Tensor) -> bool:
+        slopes = gradients(losses, self._model.shares(len(losses)), self._parameters)
+        floats = [None if slope is None else slope.float() for slope in slopes]
+        if self._flat is not None:
+            return self._step_flat(self._flat, floats)
+        if self._batches is None:
+            return self._step(floats)
+        if not self._batches.add(floats, len(losses), self._model.values):
+            return False
+        return self._step(self._batches.mean())
+
+    def end_epoch(self) -> bool:
+        return self._batches is not None and self._batches.pending and self._step(self._batches.mean())
+
+    def _step_flat(self, flat: Tensor, slopes: list[Tensor | None]) -> bool:
+        """The same step of all values as one tensor, which takes one operation where a list takes one for each."""
+        pieces = zip(slopes, self._sizes, strict=True)
+        slope = torch.cat([flat.new_zeros(size) if piece is None else piece.reshape(-1) for piece, size in pieces])
+        if (added := self._pull()) is not None:
+            slope.add_(added)
+        self._optimizer.step([flat], [slope], self._state, self._rates())
+        self._model.scattered()
+        return True
+
+    def _step(self, slopes: list[Tensor | None] | list[Tensor]) -> bool:
+        if (added := self._pull()) is not None:
+            pieces = zip(torch.split(added, self._sizes), self._shapes, slopes, strict=True)
+            slopes = [
+                piece.view(shape) if slope is None else slope + piece.view(shape) for piece, shape, slope in pieces
+            ]
+        self._optimizer.step(self._model.values, slopes, self._state, self._rates())
+        self._model.scattered()
+        return True
+
+
+def _by_value(plan: LocalPlan) -> bool:
+    """Whether the optimizer moves each value by its own gradient alone, whatever tensor it is in."""
+    return plan.optimizer in (SGD, "adamw") and not plan.gradient_clip and plan.accumulation == 1
+
+
+class Scaled:
+    """Plain SGD with a scaled loss, for fp16: a step whose gradient overflows is left out and the scale lowered."""
+
+    def __init__(self, model: FlatModel, rates: Rates, pull: Pull) -> None:
+        self._model, self._rates, self._pull = model, rates, pull
+        self._weights = torch.nn.Parameter(model.flat[: model.trained])
+        self._optimizer = torch.optim.SGD([self._weights], lr=1.0)
+        self._scaler = torch.amp.GradScaler(model.flat.device.type, init_scale=FP16_SCALE)
+
+    def __call__(self, losses: Tensor) -> bool:
+        slopes = torch.autograd.grad(
+            self._scaler.scale(losses.mean()), self._model.parameters, allow_unused=True, materialize_grads=True
+        )
+        self._weights.grad = torch.cat([slope.reshape(-1).float() for slope in slopes])
+        self._optimizer.param_groups[0]["lr"] = self._rates()
+        self._scaler.unscale_(self._optimizer)
+        if (added := self._pull()) is not None:
+            self._weights.grad.add_(added)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._model.scattered()
+        return True
+
+    def end_epoch(self) -> bool:
+        return False

@@ -1,0 +1,103 @@
+"""`sovfed client check-data` and `sovfed data sources`: what is told of a table, and that no value is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tests.clients.data.cases import AGE, DOSE, ILL, task_of
+
+from sovfed.clients.cli.data import check_data, data
+from sovfed.clients.data.survey import report
+from sovfed.federation.config import DataConfig
+from sovfed.federation.tasks import registry
+from sovfed.federation.tasks.columns import Column, number
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GLUCOSE = number("glucose", 2, 600, unit="mg/dl", plausible=(70.0, 200.0))
+TASK = dataclasses.replace(
+    task_of(
+        AGE,
+        dataclasses.replace(DOSE, missing="mean"),
+        GLUCOSE,
+        Column("stage", "category", categories=("I", "II")),
+        ILL,
+    ),
+    name="looked-at",
+)
+TASK = dataclasses.replace(TASK, build=lambda: torch.nn.Linear(TASK.transform.width, 1))
+HEADER = "age,dose,glucose,stage,ill,mrn"
+SOUND = [f"{40 + row},1,{5 + row / 10},II,{row % 2},m{row // 2}" for row in range(20)]
+FAULTY = ["secret,1,6,I,0,m30", "41,,6,IV,0,m31", "41,9,6,I,1,m32", "300,1,6,I,1,"]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    registry.add(TASK)
+    path = tmp_path / "patients.csv"
+    path.write_text("\n".join([HEADER, *SOUND, *FAULTY, ",,,,,"]))
+    return path
+
+
+def test_a_table_is_counted_by_column_and_line(table: Path) -> None:
+    told = report(TASK, DataConfig(source="csv", path=str(table), person="mrn"))
+    assert (told.rows, told.empty, told.bad, told.usable) == (24, 1, 4, False)
+    columns = {column.name: column for column in told.columns}
+    assert (columns["age"].unreadable, columns["age"].outside, columns["age"].first_lines) == (1, 1, (22, 25))
+    assert (columns["dose"].missing, columns["dose"].allowed, columns["dose"].outside) == (1, True, 1)
+    assert (columns["stage"].unknown, columns["stage"].first_lines) == (1, (23,))
+    assert (columns["ill"].role, columns["ill"].missing) == ("target", 0)
+    assert told.classes == {"no": 10, "yes": 10}
+    assert (told.persons, told.train + told.test) == (10, 20)
+    assert told.faults[-1] == "1 row names no person (line 25)"
+    assert "divided by 18" not in columns["glucose"].suspicion
+    assert columns["glucose"].suspicion == (
+        "column 'glucose' (mg/dl): the middle of the values lies below what is plausible and would fit times 18.02; is "
+        "it in another unit?"
+    )
+
+
+def test_values_outside_the_bounds_also_tell_a_wrong_unit(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("kg,ill\n" + "".join(f"{70_000 + row},0\n" for row in range(9)))
+    task = task_of(number("kg", 1, 400, unit="kg"), ILL)
+    told = report(task, DataConfig(source="csv", path=str(path)))
+    assert told.columns[0].outside == 9
+    assert "100% of the values are outside the bounds and would fit divided by 1000" in told.warnings[0]
+    assert "nothing says whose a row is" in told.not_private
+
+
+def test_the_command_shows_counts_and_no_value(table: Path) -> None:
+    result = CliRunner().invoke(check_data, ["looked-at", str(table), "data.person=mrn"])
+    assert result.exit_code == 1
+    assert "24 rows (1 empty ones skipped), 4 at fault, 10 persons" in result.output
+    assert "it cannot be used as it is" in result.output
+    assert not any(word in result.output for word in ("secret", "300", "IV", "m30"))
+
+
+def test_the_command_prints_json_and_ends_well_where_all_is(table: Path) -> None:
+    settings = ["person=mrn", "bad_rows=quarantine", "max_bad_share=0.5"]
+    result = CliRunner().invoke(check_data, ["looked-at", str(table), *settings, "--json"])
+    told = json.loads(result.output)
+    assert result.exit_code == 0
+    assert told["usable"]
+    assert told["columns"][2]["name"] == "glucose"
+
+
+def test_a_task_of_another_source_is_told_by_its_records(tmp_path: Path) -> None:
+    told = report(registry.get_task("breast_cancer"), DataConfig(site="0"))
+    assert (told.usable, told.columns) == (True, ())
+    assert told.rows == told.persons == told.train + told.test
+
+
+def test_all_sources_are_listed_with_what_they_are() -> None:
+    told = json.loads(CliRunner().invoke(data, ["sources", "--json"]).output)
+    assert {"csv", "parquet", "sql", "images", "jsonl", "fhir", "omop", "uci_heart"} <= set(told)
+    assert told["csv"].startswith("CSV as institutions export it")
+    assert all(told.values())

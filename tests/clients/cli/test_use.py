@@ -1,0 +1,119 @@
+"""`sovfed model`: a run, a folder or a file in, predictions out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tests.federation.models.made_tasks import BINARY, RUN, model_of
+
+from sovfed.clients.cli.use import cli
+from sovfed.clients.models.predicted import _csv
+from sovfed.clients.models.prediction_apart import Prediction, predictions_apart
+from sovfed.federation.errors import ConfigError, DataError
+from sovfed.federation.models.saved import load_model, save_model
+
+TABLE = """patient;age;dose;flat;smoker;seen;ward;sex
+a-1;50;;7;oui;1970-01-02;;m
+a-2;100;2;7;no;2000-01-01;B;f
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """An agency's home with a finished run, a run that is on its way, and a table."""
+    for name in ("study-1", "study-2"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    save_model(tmp_path / "runs" / "study-1", BINARY, *model_of(BINARY), RUN)
+    (tmp_path / "table.csv").write_text(TABLE)
+    return tmp_path
+
+
+def run(home: Path, *args: str) -> str:
+    return CliRunner().invoke(cli, [*args, "--home", str(home)], catch_exceptions=False).output
+
+
+def test_a_run_its_folder_and_its_file_predict_the_same(home: Path) -> None:
+    folder = home / "runs" / "study-1"
+    meant = ("study-1", str(folder), str(folder / "model.safetensors"))
+    shown = {run(home, "predict", model, str(home / "table.csv")) for model in meant}
+    (text,) = shown
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [row["line"] for row in rows] == ["2", "3"]
+    expected = load_model(folder).predict_rows(
+        {"age": [50, 100], "dose": [None, 2], "flat": [7, 7], "smoker": [1, 0], "seen": ["1970-01-02", "2000-01-01"],
+         "ward": [None, "B"], "sex": ["m", "f"]}
+    )  # fmt: skip
+    assert [row["outcome"] for row in rows] == expected["outcome"].tolist()
+    chances = [float(row["probability_ill"]) for row in rows]
+    assert chances == pytest.approx(expected["probability_ill"].tolist(), rel=1e-5)
+
+
+def test_predictions_are_written_for_the_owner_alone_with_the_chosen_id(home: Path) -> None:
+    out = home / "predictions.csv"
+    told = run(home, "predict", "study-1", str(home / "table.csv"), "--out", str(out), "--id", "patient")
+    assert told == f"{out}: 2 predictions\n" and out.stat().st_mode & 0o777 == 0o600
+    assert [row["patient"] for row in csv.DictReader(out.read_text().splitlines())] == ["a-1", "a-2"]
+
+
+def test_what_it_is_is_shown(home: Path) -> None:
+    text = run(home, "show", "study-1")
+    for told in ("t_binary", "3 rounds, 2 institutions", "classes: well, ill", "auc 0.750", "distributed, ε = 1.250"):
+        assert told in text
+    assert "next: sovfed model predict study-1 FILE.csv" in text
+    assert json.loads(run(home, "show", "study-1", "--json"))["task"]["digest"] == BINARY.digest
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "told"),
+    [
+        (("predict", "study-9", "table.csv"), ConfigError, "did you mean 'study-"),
+        (("predict", "study-2", "table.csv"), ConfigError, "no model yet"),
+        (("predict", "../study-1", "table.csv"), ConfigError, "no file and no run"),
+        (("predict", "study-1", "none.csv"), DataError, "none.csv: no such file"),
+        (("export", "study-1"), ConfigError, "choose --torch FILE"),
+        (("export", "study-1", "--hf", "hf"), ConfigError, "none of Hugging Face's"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], error: type[Exception], told: str
+) -> None:
+    monkeypatch.chdir(home)
+    result = CliRunner().invoke(cli, [*args, "--home", str(home)])
+    assert isinstance(result.exception, error) and told in str(result.exception)
+
+
+@pytest.mark.apart
+def test_an_export_says_what_it_takes(home: Path) -> None:
+    out = home / "model.pt2"
+    told = run(home, "export", "study-1", "--torch", str(out))
+    assert told == f"{out}: written; inputs: numbers float32 ['n', 5], codes int64 ['n', 2]\n" and out.exists()
+
+
+def test_no_word_of_a_task_becomes_a_formula_in_a_spreadsheet() -> None:
+    """A class called =HYPERLINK(...) would be run by who opens the predictions."""
+    words = np.array(["=1+1", "+cmd|x", "-2+3", "@A1", "+", "-", "-5", "ill"])
+    text = _csv("=row", [str(place) for place in range(len(words))], {"class": words, "probability_=1": np.zeros(8)})
+    header, *lines = list(csv.reader(text.splitlines()))
+    assert header == ["'=row", "class", "probability_=1"]
+    assert [line[1] for line in lines] == ["'=1+1", "'+cmd|x", "'-2+3", "'@A1", "+", "-", "-5", "ill"]
+
+
+def test_code_of_an_archive_prints_no_formula_and_steers_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can write to the pipe itself, beside the table or in its place."""
+    printed = 'line,class\n1,\x1b[2Jill\n2,=1+1\n3,-1e-05\n4,\'=x\n5,"a\nb"\n'
+    done = subprocess.CompletedProcess([], 0, printed.encode() + b"6,\xff\n", b"")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    text = predictions_apart(Prediction("/m", "/a", "/t"))
+    assert "\x1b" not in text
+    cells = [row[1] for row in csv.reader(io.StringIO(text))]
+    assert cells == ["class", "\\x1b[2Jill", "'=1+1", "-1e-05", "'=x", "a\nb", "\ufffd"]
+    done.stdout = b"x" * 200_000
+    with pytest.raises(DataError, match="printed no table"):
+        predictions_apart(Prediction("/m", "/a", "/t"))

@@ -1,0 +1,154 @@
+"""A task.yaml proposed from made-up files of clinics: what it says, what it leaves out, and what it never tells."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sovfed.clients.cli.propose import task as group
+from sovfed.clients.proposals.guesses import look
+from sovfed.clients.proposals.proposal import propose
+from sovfed.federation.errors import ConfigError, DataError
+from sovfed.federation.tasks.conformance import conform
+from sovfed.federation.tasks.declared import task_from_text
+
+HEAD = "patient_id;Alter;Groesse;Raucher;Station;Befund;Aufnahme;Nr;Land;Wert;Kinder;Tage;Ereignis"
+
+
+def _clinic(path: Path, encoding: str = "cp1252") -> Path:
+    """A German export of 120 records: semicolons, decimal commas, umlauts, missing cells, a detection limit."""
+    draw = random.Random(1)
+    lines = [HEAD]
+    for row in range(120):
+        cells = [
+            f"P{row // 2:03d}", str(draw.randint(20, 94)), f"{draw.uniform(1.5, 1.99):.2f}".replace(".", ","),
+            draw.choice(["ja", "nein", ""]), draw.choice(["A", "B", "Ärzte", "NA"]), f"Befund {row}: unauffällig",
+            f"{draw.randint(1, 28):02d}.03.20{draw.randint(11, 24)}", str(4000 + row), "DE",
+            "<0,2" if row % 7 == 0 else f"{draw.uniform(-5, 17):.1f}".replace(".", ","), str(draw.randint(0, 4)),
+            str(draw.randint(1, 899)), str(draw.randint(0, 1)),
+        ]  # fmt: skip
+        lines.append(";".join(cells))
+    path.write_bytes(("\r\n".join([*lines, ";" * 12, ""])).encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8", "utf-8-sig", "utf-16"])
+def test_kinds_bounds_words_and_what_may_be_missing_are_proposed(tmp_path: Path, encoding: str) -> None:
+    proposal = propose("relapse", _clinic(tmp_path / "clinic.csv", encoding), ["tage"], event="Ereignis")
+    task = task_from_text(proposal.text)
+    columns = {column.name: column for column in task.schema.columns}
+    assert list(columns) == ["Alter", "Groesse", "Raucher", "Station", "Aufnahme", "Wert", "Kinder", "Tage", "Ereignis"]
+    assert (columns["Alter"].low, columns["Alter"].high) == (0.0, 120.0)
+    assert (columns["Groesse"].low, columns["Groesse"].high) == (0.0, 2.5)
+    assert (columns["Raucher"].kind, columns["Raucher"].true, columns["Raucher"].missing) == (
+        "boolean",
+        ("ja",),
+        "mean",
+    )
+    assert columns["Raucher"].indicator
+    assert (columns["Station"].categories, columns["Station"].missing) == (("A", "B", "Ärzte"), "category")
+    assert (columns["Aufnahme"].kind, columns["Aufnahme"].low) == ("date", 14610.0)  # 2010-01-01
+    assert (columns["Wert"].low, columns["Wert"].high) == (-10.0, 20.0)  # a fifth beyond -5 and 17
+    assert task.file is not None and task.file.target.kind == "survival"
+    assert task.schema.person == "patient_id"
+    assert [line.split(":")[1] for line in proposal.told[1:]] == [" 'Befund'", " 'Nr'", " 'Land'"]
+    assert all(check.held for check in conform(task))
+
+
+def test_no_record_is_told(tmp_path: Path) -> None:
+    """Nothing of a cell but the words of categories: no identifier, no text, no number, no date."""
+    path = _clinic(tmp_path / "clinic.csv")
+    proposal = propose("relapse", path, ["Tage"], event="Ereignis")
+    told = proposal.text + "\n".join(proposal.told)
+    cells = {cell for line in path.read_text("cp1252").splitlines()[1:] for cell in line.split(";")}
+    words = {"ja", "nein", "A", "B", "Ärzte", "", "NA"}
+    private = [cell for cell in cells - words if len(cell) > 2 and cell in told]
+    assert set(private) <= {"120"}  # a round bound, which happens to be a number of days too
+    assert "unauff" not in told and "P0" not in told and "DE" not in told
+
+
+@pytest.mark.parametrize(
+    ("targets", "event", "kind"),
+    [
+        (["Raucher"], "", "binary"), (["Station"], "", "classes"), (["Alter"], "", "number"),
+        (["Raucher", "Ereignis"], "", "labels"), ([], "", "binary"),
+    ],
+)  # fmt: skip
+def test_what_is_learnt_follows_from_the_column(tmp_path: Path, targets: list[str], event: str, kind: str) -> None:
+    file = task_from_text(propose("mine", _clinic(tmp_path / "c.csv"), targets, event=event).text).file
+    assert file is not None
+    assert file.target.kind == kind
+    assert file.target.column in ("", *targets, "Ereignis")
+
+
+@pytest.mark.parametrize(
+    ("targets", "person", "told"),
+    [
+        (["Tag"], "", "did you mean 'Tage'"), (["Befund"], "", "another value in every record"),
+        (["Land"], "", "the same value"), (["Aufnahme"], "", "learn the days to it"), (["patient_id"], "", "cannot be"),
+        (["Tage", "Alter"], "", "must all be yes or no"), ([], "patent_id", "did you mean 'patient_id'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_learnt_is_refused(tmp_path: Path, targets: list[str], person: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        propose("mine", _clinic(tmp_path / "c.csv"), targets, person=person)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "0 bytes"), (b"a,b\n", "no records"), (b"a,a\n1,2\n", "stand twice"),
+        (b"a,b\n1,2\n1\n", "line 3 has 1 cells, the header 2"), (b'a,b\n"1,2\n', "a quote is not closed"),
+        (b"PK\x03\x04", "save it as"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_refused_with_its_line(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "broken.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=told):
+        propose("mine", path)
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "kind"),
+    [
+        ("age", ["1", "2.5", "NA"], "number"), ("zip", ["01069", "80331", "01069"], ""),
+        ("flag", ["1", "0", "1"], "boolean"), ("sex", ["1", "2", "1"], "number"), ("sex", ["m", "w"] * 2, "category"),
+        ("mrn", ["7", "90", "12"], ""), ("row", ["3", "1", "2"], ""), ("day", ["2024-01-31", "2023-02-01"], "date"),
+        ("day", ["2024-02-31", "2023-02-01"], ""), ("x", ["1", "2"], ""), ("gone", ["", "NA"], ""),
+        ("note", ["a" * 50, "b" * 50, "b" * 50, "a" * 50], ""), ("dose", ["<0.2", "> 5", "1"], "number"),
+        ("far", ["1e300", "1"], ""),
+    ],
+)  # fmt: skip
+def test_a_column_is_seen_by_its_cells(name: str, cells: list[str], kind: str) -> None:
+    seen = look(name, cells, ".")
+    assert seen.kind == kind
+    assert bool(seen.reason) == (not kind)
+
+
+def test_the_command_writes_a_file_once_and_checks_it(tmp_path: Path) -> None:
+    path, output = _clinic(tmp_path / "clinic.csv"), tmp_path / "relapse.yaml"
+    arguments = ["new", "relapse", "--from-csv", str(path), "--target", "Raucher", "--output", str(output)]
+    first = CliRunner().invoke(group, arguments, catch_exceptions=False)
+    assert first.exit_code == 0 and "left out: 'Befund'" in first.output and "is missing in" in first.output
+    assert "# to be confirmed" in output.read_text()
+    with pytest.raises(ConfigError, match="--force"):
+        CliRunner().invoke(group, arguments, catch_exceptions=False)
+    checked = CliRunner().invoke(group, ["check", str(output)], catch_exceptions=False)
+    assert checked.exit_code == 0 and "private runs are possible" in checked.output
+    shown = CliRunner().invoke(group, ["show", str(output)], catch_exceptions=False)
+    assert "Station" in shown.output and "own category" in shown.output and "digest" in shown.output
+    listed = CliRunner().invoke(group, ["list"], catch_exceptions=False)
+    assert "breast_cancer" in listed.output
+
+
+def test_the_person_is_the_patient_rather_than_the_case(tmp_path: Path) -> None:
+    file = tmp_path / "klinik.csv"
+    rows = "".join(f"F{row};P-{row % 7};{50 + row % 30};{'ja' if row % 2 else 'nein'}\n" for row in range(40))
+    file.write_text(f"Fall-Nr;Patienten-ID;Alter;Sturz\n{rows}", encoding="utf-8")
+    assert "\nperson: Patienten-ID  # to be confirmed" in propose("sturz", file).text
+    file.write_text(f"Fall-Nr;Bett;Alter;Sturz\n{rows}", encoding="utf-8")
+    assert "\nperson: Fall-Nr  # to be confirmed" in propose("sturz", file).text

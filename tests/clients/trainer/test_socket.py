@@ -1,0 +1,317 @@
+"""The trainer's socket: frames that lie, a server in this process, and the trainer as a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from sovfed.clients.trainer.service import TrainerService, make_trainer
+from sovfed.clients.trainer.socket import NAME, TrainerStub, from_frame, serve, to_frame
+from sovfed.federation.config import ClientConfig, DataConfig
+from sovfed.federation.errors import ProtocolError, ServiceError
+from sovfed.federation.files import write_private
+from sovfed.federation.messages import (
+    LaneOffer,
+    ProfileReply,
+    ProfileRequest,
+    Refusal,
+    Reply,
+    TrainReply,
+    TrainRequest,
+)
+from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks.registry import get_task
+from sovfed.federation.wire.trainer_pb2 import Envelope, Vector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIB = 1 << 20
+TRAINER = ("-m", "sovfed.clients.trainer.process")
+TASK = get_task("breast_cancer")
+ECHO = get_task("echo")
+
+
+def train_request(size: int = 31) -> TrainRequest:
+    return TrainRequest(
+        run="r", round=1, task="echo", seed=1, local_epochs=1, batch_size=32, learning_rate=0.1, proximal_mu=0.0,
+        model=np.arange(size, dtype=np.float32), scale=np.array([0.1, 3.0]), digest=ECHO.digest,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A private folder whose path is short enough for a Unix socket."""
+    folder = Path(tempfile.mkdtemp(prefix="sovfed-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def served(home: Path, service: TrainerService, limit: int = 64 * MIB) -> Iterator[TrainerStub]:
+    server, stub = serve(service, home / NAME, limit), TrainerStub(home / NAME, limit, timeout_s=20.0)
+    try:
+        yield stub
+    finally:
+        stub.close()
+        server.stop(None).wait()
+
+
+def echo() -> TrainerService:
+    return make_trainer(ClientConfig(data=DataConfig(source="none")))
+
+
+@pytest.mark.parametrize("size", [1, 2, 31, 1000])
+def test_a_frame_gives_the_message_back_without_copying_its_vectors(size: int) -> None:
+    request = train_request(size)
+    frame = to_frame(request)
+    found = from_frame(frame)
+    assert isinstance(found, TrainRequest)
+    assert np.array_equal(found.model, request.model)
+    assert np.array_equal(found.scale, request.scale)
+    assert (found.learning_rate, found.run, found.seed) == (0.1, "r", 1)
+    assert np.shares_memory(found.model, np.frombuffer(frame, dtype=np.uint8))
+    assert found.model.flags.aligned
+    assert found.scale.flags.aligned
+
+
+def _frame(envelope: bytes, payload: bytes = b"") -> bytes:
+    return struct.pack("<I", len(envelope)) + envelope + bytes(-(4 + len(envelope)) % 8) + payload
+
+
+def _profile(payload: bytes = bytes(24), **changes: object) -> bytes:
+    vector = {"name": "sums", "dtype": "float64", "length": 3, **changes}
+    envelope = Envelope(kind="profile-reply", scalars='{"version": 1}', vectors=[Vector(**vector)])  # type: ignore[arg-type]
+    return _frame(envelope.SerializeToString(), payload)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"\xff\xff\xff\xff",
+        _frame(b"\xff\xff"),
+        _frame(Envelope(kind="profile", scalars="{").SerializeToString()),
+        _frame(Envelope(kind="profile", scalars="[]").SerializeToString()),
+        _frame(Envelope(kind="profile", scalars="[" * 20_000).SerializeToString()),
+        _frame(Envelope(kind="steal", scalars="{}").SerializeToString()),
+        _profile(dtype="object"),
+        _profile(length=2_500_000_000),  # a claim of 20 GB
+        _profile(length=2**64 - 1),
+        _profile(length=2),
+        _profile(payload=bytes(32)),
+        _profile(payload=np.array([1.0, np.nan, 1.0]).tobytes()),
+        to_frame(train_request())[:-1],
+        to_frame(train_request()) + b"\0",
+    ],
+)
+def test_a_frame_that_lies_is_refused(frame: bytes) -> None:
+    assert isinstance(from_frame(_profile()), ProfileReply)
+    with pytest.raises(ProtocolError):
+        from_frame(frame)
+
+
+def test_a_request_goes_through_the_socket_and_nobody_else_may_open_it(home: Path) -> None:
+    with served(home, echo()) as stub:
+        reply = stub.answer(train_request(100_000))
+        assert isinstance(reply, TrainReply)
+        assert reply.update.tolist() == [1.0] * 100_000
+        assert stub.health().answered == 1
+        assert stat.S_IMODE((home / NAME).stat().st_mode) == 0o600
+    home.chmod(0o750)
+    with pytest.raises(ServiceError, match="0700"):
+        serve(echo(), home / NAME, MIB)
+
+
+def test_what_a_trainer_does_not_answer_is_refused(home: Path) -> None:
+    with served(home, echo()) as stub:
+        offer = LaneOffer("r", "a:1", "t" * 32, 0, np.zeros(1, np.uint8), np.zeros(64, np.uint8))
+        assert stub.answer(offer) == Refusal(reason="protocol")  # type: ignore[arg-type]
+
+
+def test_a_message_over_the_limit_is_a_service_error_not_an_allocation(home: Path) -> None:
+    server = serve(echo(), home / NAME, MIB)
+    stub = TrainerStub(home / NAME, 64 * MIB, timeout_s=20.0)
+    with pytest.raises(ServiceError, match="RESOURCE_EXHAUSTED"):
+        stub.answer(train_request(MIB))
+    stub.close()
+    server.stop(None).wait()
+
+
+def test_a_stale_socket_is_replaced_and_a_path_too_long_is_said(home: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(home / NAME))
+    with served(home, echo()) as stub:
+        assert isinstance(stub.answer(train_request()), TrainReply)
+    with pytest.raises(ServiceError, match="107 bytes"):
+        TrainerStub(home / ("x" * 120) / NAME, MIB)
+
+
+def test_the_stub_waits_for_a_trainer_that_starts_later(home: Path) -> None:
+    stub = TrainerStub(home / NAME, MIB, timeout_s=20.0)
+    replies: list[Reply] = []
+    waiting = threading.Thread(target=lambda: replies.append(stub.answer(train_request())))
+    waiting.start()
+    time.sleep(0.5)
+    server = serve(echo(), home / NAME, MIB)
+    waiting.join(20.0)
+    stub.close()
+    server.stop(None).wait()
+    assert isinstance(replies[0], TrainReply)
+
+
+def test_the_stub_gives_up_at_its_deadline_and_when_closed(home: Path) -> None:
+    stub = TrainerStub(home / NAME, MIB, timeout_s=0.3)
+    with pytest.raises(ServiceError, match=r"UNAVAILABLE|DEADLINE"):
+        stub.answer(train_request())
+    with pytest.raises(ServiceError):
+        stub.health(0.2)
+    stub.close()
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def _prepare_home(home: Path) -> None:
+    policy = "allowed_tasks: [breast_cancer]\nallow_plain_updates: true\nrequire_privacy: false\n"
+    (home / "policy.yaml").write_text(policy)
+    (home / "policy.yaml").chmod(0o600)
+
+
+def _command(home: Path) -> list[str]:
+    return _command_with(home, json.dumps({"device": "cpu", "data": {"source": "breast_cancer", "site": "3"}}))
+
+
+def _command_with(home: Path, config: str) -> list[str]:
+    write_private(home / "processes.json", config.encode())
+    return [sys.executable, *TRAINER, "--home", str(home), "--config", f"{home}/processes.json"]
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """`command` in a session of its own, so that what strace or unshare started ends with it."""
+    with subprocess.Popen(command, env=_environment(), stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(20)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def _real_request() -> TrainRequest:
+    return TrainRequest(
+        run="r", round=1, task=TASK.name, seed=1, local_epochs=1, batch_size=32, learning_rate=0.1, proximal_mu=0.0,
+        model=initial_vector(TASK, 0), scale=TASK.transform.public_scale, digest=TASK.digest,
+    )  # fmt: skip
+
+
+@pytest.mark.deploy
+def test_a_killed_trainer_is_asked_again_and_gives_the_same_update(home: Path) -> None:
+    _prepare_home(home)
+    here = make_trainer(ClientConfig(device="cpu", data=DataConfig(site="3"))).answer(_real_request())
+    stub = TrainerStub(home / NAME, MIB, timeout_s=60.0)
+    replies: list[Reply] = []
+    with running(_command(home)) as first:
+        replies.append(stub.answer(_real_request()))
+        first.kill()
+        first.wait()
+    waiting = threading.Thread(target=lambda: replies.append(stub.answer(_real_request())))
+    waiting.start()
+    with running(_command(home)) as second:
+        waiting.join(60.0)
+        second.terminate()
+        assert second.wait(20) == 0
+    stub.close()
+    assert isinstance(here, TrainReply)
+    for reply in replies:
+        assert isinstance(reply, TrainReply)
+        assert np.array_equal(reply.update, here.update)
+    assert len(replies) == 2
+
+
+@pytest.mark.deploy
+def test_the_trainer_binds_connects_and_sends_to_nothing_but_its_unix_socket(home: Path) -> None:
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed")
+    _prepare_home(home)
+    trace = home / "trace"
+    with running([strace, "-f", "--seccomp-bpf", "-e", "trace=%network", "-o", str(trace), *_command(home)]):
+        stub = TrainerStub(home / NAME, MIB, timeout_s=60.0)
+        assert isinstance(stub.answer(_real_request()), TrainReply)
+        stub.close()
+        text = trace.read_text()
+    # gRPC makes two unbound AF_INET sockets when it is loaded, to ask the kernel for options, and closes them unused.
+    assert set(re.findall(r"sa_family=(AF_\w+)", text)) == {"AF_UNIX"}
+    assert re.findall(r"bind\(\d+, .*", text) == re.findall(rf'bind\(\d+, .*"{home / NAME}".*', text)
+
+
+@pytest.mark.deploy
+def test_a_signal_that_another_thread_takes_ends_the_trainer(home: Path) -> None:
+    _prepare_home(home)
+    with running(_command(home)) as trainer:
+        stub = TrainerStub(home / NAME, MIB, timeout_s=60.0)
+        assert isinstance(stub.answer(_real_request()), TrainReply)
+        stub.close()
+        others = [
+            int(path.name) for path in Path(f"/proc/{trainer.pid}/task").iterdir() if int(path.name) != trainer.pid
+        ]
+        assert ctypes.CDLL(None).tgkill(trainer.pid, others[-1], signal.SIGTERM) == 0
+        assert trainer.wait(20) == 0
+
+
+@pytest.mark.deploy
+def test_the_trainer_works_without_any_network(home: Path) -> None:
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "--net", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("network namespaces may not be made here")
+    _prepare_home(home)
+    with running([unshare, "--net", *_command(home)]):
+        stub = TrainerStub(home / NAME, MIB, timeout_s=60.0)
+        assert isinstance(stub.answer(_real_request()), TrainReply)
+        assert isinstance(stub.answer(ProfileRequest(run="r", task=TASK.name, digest=TASK.digest)), ProfileReply)
+        stub.close()
+
+
+@pytest.mark.deploy
+@pytest.mark.parametrize(
+    ("config", "code", "said"),
+    [
+        ('{"device": "tpu"}', 2, "device"),
+        ("{", 2, "not JSON"),
+        ('{"data": {"source": "breast_cancer"}}', 3, "policy.yaml is missing"),
+    ],
+)
+def test_a_trainer_that_may_not_start_says_why(home: Path, config: str, code: int, said: str) -> None:
+    done = subprocess.run(
+        _command_with(home, config), env=_environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
