@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     if options.name == "trainer":
         return int(import_module("sovfed.clients.trainer.process").main(argv[1:], isolation))
-    return int(import_module(f"sovfed.clients.{options.name}").main(argv[1:]))
+    return int(import_module(f"sovfed.clients.node.{options.name}").main(argv[1:]))
 
 
 if __name__ == "__main__":
