@@ -14,7 +14,7 @@ demo: $(STAMP) ## a whole federation on this machine: authority, agency, four in
 
 test: check ## the checks, then every test
 	$(BIN)/pytest -n 2 -m "not deploy"
-	$(BIN)/pytest -m deploy
+	$(BIN)/pytest -n 2 --dist loadfile -m deploy
 
 check: $(STAMP) ## lint, format, types, and who may import whom
 	$(BIN)/ruff check .

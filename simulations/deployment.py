@@ -7,7 +7,6 @@ folder; `stop` ends what was started.
 from __future__ import annotations
 
 import dataclasses
-import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from sovfed.server import up as server_up
 from sovfed.server.registry import authority, enrolment
 from sovfed.server.runs import folders
 from sovfed.server.runs.control import ControlClient
+from sovfed.simulations.ports import free_ports
 
 ENROLMENT_TIMEOUT_S: Final = 60.0
 TERMS: Final = Terms(min_cohort=LEAST_COHORT, colluders=0, differencing=RECORD)
@@ -177,15 +177,3 @@ class LocalFederation:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def free_ports(count: int) -> list[int]:
-    """Loopback TCP ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for endpoint in sockets:
-            endpoint.bind(("127.0.0.1", 0))
-        return [endpoint.getsockname()[1] for endpoint in sockets]
-    finally:
-        for endpoint in sockets:
-            endpoint.close()

@@ -24,7 +24,7 @@ from sovfed.federation.files import private_directory, write_atomic, write_priva
 from sovfed.federation.host.processes import Process, Supervisor, listening
 from sovfed.federation.host.quiet import quiet_environment
 from sovfed.simulations.benchmarks import process_tree
-from sovfed.simulations.deployment import free_ports
+from sovfed.simulations.ports import free_ports
 
 if TYPE_CHECKING:
     from flwr.supercore.control.control_http_client import ControlHttpClient

@@ -48,7 +48,15 @@ class Node:
 
     def argv(self, name: str) -> list[str]:
         settings = settings_file(self.home, self.config)
-        return [sys.executable, "-m", f"sovfed.clients.node.{name}", "--home", str(self.home), "--config", str(settings)]
+        return [
+            sys.executable,
+            "-m",
+            f"sovfed.clients.node.{name}",
+            "--home",
+            str(self.home),
+            "--config",
+            str(settings),
+        ]
 
     def log(self, name: str = "supernode") -> str:
         return (self.home / "logs" / f"{name}.log").read_text()

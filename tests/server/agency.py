@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import socket
 import ssl
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from sovfed.federation.host.quiet import quiet_environment
 from sovfed.federation.host.settings import settings_file
 from sovfed.federation.identity import node_key_bytes, node_key_digest
 from sovfed.server.runs.control import ControlClient
+from sovfed.simulations.ports import free_ports
 
 
 class Authority:
@@ -104,18 +104,7 @@ def make_home(authority: Authority, home: Path) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def free_ports(count: int) -> list[int]:
-    """Distinct ports: all are held until the last is found."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    return free_ports(1)[0]
 
 
 def server_config(home: Path, **changes: object) -> ServerConfig:
