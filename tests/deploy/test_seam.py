@@ -28,7 +28,7 @@ pytestmark = pytest.mark.deploy
 def test_deployment_and_simulation_train_the_same_model(
     federation: LocalFederation, tmp_path: Path, lane: str, strategy: str, secagg: str
 ) -> None:
-    config = make_config("rounds=3", "seed=5", f"strategy={strategy}", f"server.lane={lane}", f"secagg={secagg}")
+    config = make_config("rounds=2", "seed=5", f"strategy={strategy}", f"server.lane={lane}", f"secagg={secagg}")
     name = f"seam-{lane}-{strategy}-{secagg}"
     settings = dataclasses.replace(federation.config.server, lane=lane)
     folders.start_run(
@@ -45,4 +45,4 @@ def test_deployment_and_simulation_train_the_same_model(
         np.testing.assert_allclose(deployed.vector, simulated.model, atol=1e-6 * config.secagg.clip)
     assert summary(federation, name)["transport"] == lane
     assert summary(federation, name)["metrics"] == pytest.approx(simulated.summary["metrics"], rel=1e-4)
-    assert [len(line["participants"]) for line in lines] == [4, 4, 4]
+    assert [len(line["participants"]) for line in lines] == [4, 4]
