@@ -1,4 +1,4 @@
-"""The strategies `lab_cautious`, where the model moves by half of the mean update, and `lab_personal`: Ditto with that."""
+"""The strategies `lab_cautious`, which moves the model by half of the mean update, and `lab_personal`: Ditto so."""
 
 import numpy as np
 import numpy.typing as npt

@@ -191,6 +191,11 @@ task = open_task(Path(sys.argv[1]))
 scale = task.transform.public_scale
 ReceivedModels(Path(sys.argv[2])).keep(task, initial_vector(task, 1), facts_of(task, scale, RUN), owner="7", plan={})
 """
+USED = """
+import sys, torch
+program = torch.export.load(sys.argv[1]).module()
+print(tuple(program(torch.zeros(4, 2), torch.zeros(4, 1, dtype=torch.int64)).shape))
+"""
 
 
 def test_a_model_of_it_is_measured_and_used_in_processes_that_are_sealed_before(
@@ -216,4 +221,13 @@ def test_a_model_of_it_is_measured_and_used_in_processes_that_are_sealed_before(
     assert predicted.returncode == 0, predicted.stderr
     assert len(predicted.stdout.splitlines()) == 41 and "wardnet was imported" not in predicted.stdout
     unnamed = sovfed("model", "predict", received.path, tmp_path / "north.csv")
-    assert unnamed.returncode == 2 and "unknown task 'sepsis'" in unnamed.stderr
+    assert unnamed.returncode == 2 and "unknown task 'sepsis'" in unnamed.stderr and "--task ARCHIVE" in unnamed.stderr
+    program = tmp_path / "sepsis.pt2"
+    exported = sovfed("model", "export", received.path, "--torch", program, "--task", file)
+    assert exported.returncode == 0, exported.stderr
+    assert "written by the task's code, sealed" in exported.stdout and "inputs: numbers float32" in exported.stdout
+    assert "wardnet was imported" not in exported.stdout
+    used = subprocess.run([sys.executable, "-c", USED, str(program)], capture_output=True, text=True, check=False)
+    assert used.returncode == 0 and used.stdout == "(4, 2)\n", used.stderr
+    refused = sovfed("model", "export", received.path, "--hf", tmp_path / "hf", "--task", file)
+    assert refused.returncode == 2 and "none of Hugging Face's" in refused.stderr and not (tmp_path / "hf").exists()
