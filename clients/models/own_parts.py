@@ -29,6 +29,11 @@ def with_own_parts(home: Path, received: Received, model: LoadedModel) -> tuple[
         if model.network is not None and model.task.layout.personal:
             raise DataError(f"run '{received.run}' left no personal part here: this institution took no part in it")
         return model, ""
+    return with_parts_of(state, model)
+
+
+def with_parts_of(state: Kept, model: LoadedModel) -> tuple[LoadedModel, str]:
+    """`model` with what was kept in `state`, and a sentence about it. Raises DataError if it does not fit."""
     vector, _ = read(state.path)
     if vector.shape != model.vector.shape:
         raise DataError(f"{state.path}: {vector.shape}, the run's model is {model.vector.shape}")

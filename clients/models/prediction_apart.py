@@ -14,7 +14,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import ConfigError, SovfedError
 from sovfed.federation.files import write_private
@@ -25,17 +25,24 @@ from sovfed.federation.host.sandbox import seal, system_rules
 from sovfed.federation.schema import bind, bounded, choice
 from sovfed.federation.text import visible
 
+if TYPE_CHECKING:
+    from sovfed.federation.models.saved import LoadedModel
+
 SHOWN: Final = 2_000
 PREDICT: Final = "predict"
-FOLDER_FORM: Final = "hf"
-FORMS: Final = ("torch", "onnx", FOLDER_FORM)
+HUGGING_FACE: Final = "hf"
+OWN: Final = "own"  # the model itself, with the parts that stay at the institution
+FORMS: Final = ("torch", "onnx", HUGGING_FACE, OWN)
 EXPORTED: Final = "exported"  # in the scratch folder
 DATA: Final = (".json", ".safetensors", ".txt", ".model", ".md")  # of an exported folder: files that hold no code
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Which model, of which archive's task, is to say what of which table, or to be written as what; whole paths."""
+    """Which model, of which archive's task, is to say what of which table, or to be written as what; whole paths.
+
+    `state` is what an institution kept of the run, for the form `OWN`.
+    """
 
     model: str = bounded(low=1, high=4096)
     archive: str = bounded(low=1, high=4096)
@@ -43,6 +50,7 @@ class Prediction:
     keep: str = bounded("", 0, 256)
     any_version: bool = False
     form: str = choice(PREDICT, (PREDICT, *FORMS))
+    state: str = bounded("", 0, 4096)
 
 
 def predictions_apart(asked: Prediction) -> str:
@@ -67,7 +75,7 @@ def exported_apart(asked: Prediction, out: Path) -> str:
         size = sum(path.stat().st_size for path in (model.iterdir() if model.is_dir() else [model]) if path.is_file())
         told = _printed(asked, Path(scratch), Bounds(printed=MIB, scratch=Bounds.scratch + 4 * size))
         source = Path(scratch) / EXPORTED
-        if asked.form == FOLDER_FORM:
+        if asked.form in (HUGGING_FACE, OWN):
             _take_folder(source, out)
         else:
             _take_file(source, out)
@@ -119,7 +127,7 @@ def main() -> int:
 def _seal(asked: Prediction) -> None:
     model = Path(asked.model)
     paths = [model if model.is_dir() else model.parent, Path(asked.archive)]
-    paths += [Path(asked.table)] if asked.table else []
+    paths += [Path(path) for path in (asked.table, asked.state) if path]
     rules = [landlock.Rule(path, landlock.READ) for path in paths]
     scratch = landlock.Rule(Path(os.environ["TMPDIR"]), landlock.WRITE)
     isolation = seal([*system_rules(), *rules, scratch], network=False)
@@ -144,9 +152,22 @@ def _exported(asked: Prediction) -> str:
     from sovfed.federation.tasks.registry import add
 
     add(open_task(Path(asked.archive)))
-    loaded = load_model(Path(asked.model), any_version=asked.any_version)
-    WRITERS[asked.form](loaded, Path(os.environ["TMPDIR"]) / EXPORTED)
-    return "" if asked.form == FOLDER_FORM else inputs_of(loaded)
+    loaded, out = load_model(Path(asked.model), any_version=asked.any_version), Path(os.environ["TMPDIR"]) / EXPORTED
+    if asked.form == OWN:
+        return _with_own(loaded, Path(asked.state), out)
+    WRITERS[asked.form](loaded, out)
+    return "" if asked.form == HUGGING_FACE else inputs_of(loaded)
+
+
+def _with_own(loaded: LoadedModel, state: Path, out: Path) -> str:
+    from sovfed.clients.models.own_parts import with_parts_of
+    from sovfed.clients.training.personal import head_of
+    from sovfed.federation.models.saved import write_model
+
+    own, remark = with_parts_of(head_of(state), loaded)
+    out.mkdir()
+    write_model(out, own.task, own.vector, own.facts)
+    return remark
 
 
 if __name__ == "__main__":

@@ -140,11 +140,11 @@ class PersonalStates:
 
     def list(self) -> list[Kept]:
         """The newest file of each run, newest first."""
-        return [_head(file.path) for file in self._newest()]
+        return [head_of(file.path) for file in self._newest()]
 
     def remove(self, run: str) -> int:
         """Delete what is kept under the name `run`, whichever of Flower's runs left it; how many states that were."""
-        doomed = [(file.key, file.owner) for file in self._newest() if _head(file.path).run == run]
+        doomed = [(file.key, file.owner) for file in self._newest() if head_of(file.path).run == run]
         for file in self._files():
             if (file.key, file.owner) in doomed:
                 file.path.unlink()
@@ -210,7 +210,8 @@ def read(path: Path) -> tuple[Vector, Sums]:
     return vector, scale
 
 
-def _head(path: Path) -> Kept:
+def head_of(path: Path) -> Kept:
+    """What a kept file says of itself. Raises DataError."""
     from safetensors import safe_open
 
     try:
