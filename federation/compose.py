@@ -77,7 +77,10 @@ def _expanded(text: str, folders: Sequence[Path]) -> list[str]:
     if raw in groups(folders).get(key, ()) and (key, raw) != ("task", OWN):
         return [text]
     if key in BROUGHT and raw in plugins.installed(BROUGHT[key]):
-        return [f"{key}.name={raw}"]
+        brought = [f"{key}.name={raw}"]
+        if key == "strategy" and (half := _institution(raw)):
+            brought.append(f"strategy.institution={half}")
+        return brought
     if key != "task":
         return [text]
     if raw.endswith(SUFFIXES):
@@ -94,6 +97,12 @@ def _expanded(text: str, folders: Sequence[Path]) -> list[str]:
     if raw.endswith(ARCHIVE) or offered(raw):
         return _of_archive(offered(raw) or Path(raw).expanduser())
     return [f"task={OWN}", f"task.name={raw}"] if raw in names() else [text]
+
+
+def _institution(strategy: str) -> str:
+    """What institutions are to do under a strategy that a package brings, as its maker says; "" where it does not."""
+    maker = plugins.load(STRATEGIES, "strategy", strategy, ())
+    return str(getattr(maker, "institution", None) or "")
 
 
 def _of_archive(path: Path) -> list[str]:

@@ -18,6 +18,8 @@ from typing import Any, Final, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from sovfed.federation import vectors as flat
+from sovfed.federation.algorithms import FEDAVG, LOCAL
 from sovfed.federation.errors import WIRE_SENTENCES, ProtocolError
 from sovfed.federation.plan import SGD, LocalPlan
 from sovfed.federation.schema import bind, bounded, choice, named
@@ -25,19 +27,11 @@ from sovfed.federation.text import NAME
 
 PROTOCOL_VERSION: Final = 1
 BIGGEST: Final = sys.float_info.max
-MAX_PARAMETERS: Final = 1_000_000_000  # of one vector, checked before allocation
-Vector: TypeAlias = npt.NDArray[np.float32]  # shape [d], the model or an update
-Sums: TypeAlias = npt.NDArray[np.float64]  # shape [k], totals over records
-Bytes: TypeAlias = npt.NDArray[np.uint8]  # shape [n], a message of secure aggregation (federation/secagg/wire.py)
-Words: TypeAlias = npt.NDArray[np.uint64]  # shape [w], a masked vector
-ALGORITHMS: Final = (
-    "sgd",
-    "scaffold",
-    "fednova",
-    "fedbn",
-    "fedper",
-    "ditto",
-)  # of local training, clients/training/algorithms.py
+MAX_PARAMETERS: Final = flat.MAX_PARAMETERS
+Vector: TypeAlias = flat.Vector
+Sums: TypeAlias = flat.Sums
+Bytes: TypeAlias = flat.Bytes
+Words: TypeAlias = flat.Words
 OWN: Final = "own"
 NORMALISATIONS: Final = (OWN, "group")  # of a task's model: as it is built, or GroupNorm for BatchNorm
 SEALS: Final = ("", "none", "own namespace", "seccomp", "own namespace + seccomp")  # "": not told, a simulation
@@ -127,7 +121,7 @@ class TrainRequest(LocalWork):
     model: Vector = _vector("float32")
     scale: Sums = _vector("float64")
     begin: Bytes = _begin()
-    algorithm: str = choice("sgd", ALGORITHMS)
+    algorithm: str = choice(FEDAVG.local, LOCAL)
     keep: str = named("", 0, 128)
     personal_lambda: float = bounded(0.0, 0.0, 1e6)
     control: Vector = _empty("float32")
@@ -219,7 +213,7 @@ class EvaluateRequest:
     model: Vector = _vector("float32")
     scale: Sums = _vector("float64")
     begin: Bytes = _begin()
-    algorithm: str = choice("sgd", ALGORITHMS)
+    algorithm: str = choice(FEDAVG.local, LOCAL)
     keep: str = named("", 0, 128)
     normalisation: str = choice(OWN, NORMALISATIONS)
     digest: str = _digest()

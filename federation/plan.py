@@ -11,15 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 SGD: Final = "sgd"
-FEDSGD: Final = "fedsgd"
 BUILT_IN: Final = (SGD, "adamw", "muon")  # `optimizers.py` has them
 SCHEDULES: Final = ("constant", "linear", "cosine", "wsd")
-ASSUME_SGD: Final = {
-    "scaffold": "its control variates are means of plain gradients",
-    "fednova": "it divides an update by the number of its plain steps",
-    "qfedavg": "it takes an update for a gradient times the learning rate",
-}
-ASSUME_CONSTANT: Final = ("scaffold", "qfedavg")  # which divide by the one learning rate of a round
 NOT_SENT: Final = ("final_rate", "proximal_mu")  # which the request says in its own way
 MUON_MOMENTUM: Final = 0.95  # Jordan 2024
 
@@ -130,19 +123,3 @@ class Schedule:
 
 
 CONSTANT: Final = Schedule()
-
-
-def why_not(algorithm: str, plan: LocalPlan) -> str:
-    """Why `algorithm` cannot train by `plan`, with what to do; "" if it can."""
-    reason = ASSUME_SGD.get(algorithm)
-    if reason is not None and not plan.plain:
-        return (
-            f"'{algorithm}' assumes plain SGD, since {reason}: take task.optimizer=sgd without momentum, weight_decay "
-            "and gradient_clip, or strategy=fedavg"
-        )
-    if algorithm in ASSUME_CONSTANT and plan.learning_rate != plan.final_rate:
-        return (
-            f"'{algorithm}' assumes one learning rate in a round, since {reason}: take task.schedule=constant without "
-            "warmup, or strategy=fedavg"
-        )
-    return ""

@@ -156,9 +156,12 @@ def _config(
 def _with_strategy(strategy: Any, settings: Mapping[str, Any] | Sequence[str]) -> Mapping[str, Any] | Sequence[str]:
     """`settings` that name `strategy`, an object, which is made known in this process."""
     name = registry.add(f"own.{type(strategy).__name__}", lambda _config, _layout: strategy)
+    chosen = {"strategy.name": name}
+    if half := registry.institution_of(strategy):
+        chosen["strategy.institution"] = half
     if isinstance(settings, Mapping):
-        return {**settings, "strategy.name": name}
-    return [*settings, f"strategy.name={name}"]
+        return {**settings, **chosen}
+    return [*settings, *(f"{key}={value}" for key, value in chosen.items())]
 
 
 def _population(config: Config, task: Task, data: Data) -> Sequence[Institution]:

@@ -31,7 +31,7 @@ def refusal(module: nn.Module, config: Config) -> str:
         return f"client.precision is {config.client.precision}, and loss scales adapt to one institution's gradients"
     if config.strategy.individual:
         return f"strategy '{config.strategy.name}' needs every institution's own update, and stacking adds them up"
-    if config.strategy.algorithm != "sgd":
+    if not config.strategy.algorithm.stacked:
         return f"strategy '{config.strategy.name}' changes local training, of which only plain SGD is stacked"
     for name, layer in module.named_modules():
         if getattr(layer, "track_running_stats", False):

@@ -50,6 +50,19 @@ def test_its_task_connector_optimizer_strategy_and_settings_are_found_by_name(in
     assert told["secure_aggregation"] and told["metrics"]["accuracy"] > 0.7  # type: ignore[index]
 
 
+def test_its_strategy_goes_on_what_institutions_do_in_one_of_ours(installed: Path) -> None:
+    """Both sides' checks follow that half: what stays at home, and what privacy does not account for."""
+    options = ("task=sepsis", "strategy=lab_personal")
+    told = summary(installed, "personal", *options, "rounds=2")
+    assert told["strategy"] == "lab_personal" and told["secure_aggregation"]
+    kept = list((installed.parent / "personal" / "institutions").rglob("*.2.personal.safetensors"))
+    assert len(kept) == len(told["institutions"])  # type: ignore[arg-type]
+    refused = sovfed(installed, "simulate", "--no-track", *options, "privacy=distributed")
+    assert refused.returncode == 2 and "no privacy mechanism" in refused.stderr
+    ours = sovfed(installed, "simulate", "--no-track", "task=sepsis", "strategy=fedadam", "strategy.institution=ditto")
+    assert ours.returncode == 2 and "settles itself" in ours.stderr
+
+
 def test_its_metric_is_added_up_by_secure_aggregation(installed: Path) -> None:
     told = summary(installed, "metric", "task=sepsis", "rounds=4")
     assert told["secure_aggregation"] and set(told["metrics"]) == {"accuracy", "missed", "false_alarms"}  # type: ignore[call-overload]

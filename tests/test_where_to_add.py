@@ -28,6 +28,29 @@ class Broken:
 def run(quick: bool) -> Broken:
     return Broken(0)
 """
+HALVED = """\
+import numpy as np
+
+from sovfed.federation.algorithms.algorithm import MODEL, Algorithm, Learning
+from sovfed.federation.algorithms.server_half import Averaging
+
+
+class Halved(Algorithm):
+    def learn(self, local, state):
+        update, loss = local.train()
+        return Learning(update / np.float32(2), loss, local.model + update)
+
+    def server(self, settings, trained):
+        return Doubling()
+
+
+class Doubling(Averaging):
+    def step(self, round, model, mean_update):
+        return super().step(round, model, 2 * mean_update)
+
+
+HALVED = Halved("halved", local="halved", keeps=MODEL, private=False, stacked=False)
+"""
 SIMULATION = ("simulate", "task=breast_cancer", "rounds=2", "simulation.workers=0", "--no-track")
 
 
@@ -57,14 +80,15 @@ class Tree:
         path = self.path(name)
         path.write_text((path.read_text() if path.exists() else "") + text)
 
-    def sovfed(self, *arguments: str) -> str:
+    def sovfed(self, *arguments: str, code: int = 0) -> str:
+        """Standard output, and the errors of a command that is to end with `code` other than 0."""
         environment = {**os.environ, "PYTHONPATH": str(self.folder / ".src"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         command = [sys.executable, "-m", "sovfed", *arguments]
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=100, check=False
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr if code else done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -101,25 +125,26 @@ def test_a_setting(tree: Tree) -> None:
 def test_a_message(tree: Tree) -> None:
     tree.row = "a message"
     tree.edit(
-        "federation/messages.py", '    algorithm: str = choice("sgd", ALGORITHMS)\n',
-        '    algorithm: str = choice("sgd", ALGORITHMS)\n    spare: int = bounded(3, 0, 9)\n',
+        "federation/messages.py", '    algorithm: str = choice(FEDAVG.local, LOCAL)\n',
+        '    algorithm: str = choice(FEDAVG.local, LOCAL)\n    spare: int = bounded(3, 0, 9)\n',
     )  # fmt: skip
     tree.sovfed(*SIMULATION, "--folder", str(tree.folder / "message"))
 
 
 def test_an_algorithm_with_a_half_at_the_institution(tree: Tree) -> None:
     tree.row = "an algorithm with a half at the institution"
-    tree.edit("federation/config/training.py", '"fedper", "ditto")', '"fedper", "ditto", "halved")')
-    tree.edit("federation/messages.py", '    "ditto",\n', '    "ditto",\n    "halved",\n')
+    tree.append("federation/algorithms/halved.py", HALVED)
+    tree.edit("federation/algorithms/__init__.py", "FEDPER, DITTO)", "FEDPER, DITTO, HALVED)")
     tree.edit(
-        "clients/training/algorithms.py", '            case "fedbn" | "fedper":\n',
-        '            case "halved":\n                update, loss = self.train(request)\n'
-        '                return Learned(update / np.float32(2), loss, steps, evaluation)\n'
-        '            case "fedbn" | "fedper":\n',
+        "federation/algorithms/__init__.py", "from sovfed.federation.algorithms.own_layers",
+        "from sovfed.federation.algorithms.halved import HALVED\nfrom sovfed.federation.algorithms.own_layers",
     )  # fmt: skip
-    tree.edit("server/strategies/__init__.py", '| "ditto":', '| "ditto" | "halved":')
     tree.append("conf/strategy/halved.yaml", "name: halved\n")
-    tree.sovfed(*SIMULATION, "strategy=halved", "--folder", str(tree.folder / "halved"))
+    folder = tree.folder / "halved"
+    tree.sovfed(*SIMULATION, "strategy=halved", "--folder", str(folder))
+    assert "institutions" in {path.name for path in folder.iterdir()}  # which keep what it says that they keep
+    refused = tree.sovfed(*SIMULATION, "strategy=halved", "privacy=distributed", code=2)
+    assert "no privacy mechanism" in refused
 
 
 def test_a_command(tree: Tree) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import sys
@@ -18,6 +19,8 @@ from sovfed.federation.text import PIPE_WIDTH, cell, visible
 if TYPE_CHECKING:
     from sovfed.clients.models.own_figures import Figures
     from sovfed.clients.models.received import Received, ReceivedModels
+    from sovfed.clients.training.personal import Kept
+    from sovfed.federation.archive.archive import Archive
     from sovfed.federation.config import ClientConfig
     from sovfed.federation.models.saved import LoadedModel
 
@@ -92,6 +95,11 @@ def get(run: str, out: Path, owner: str | None, home: Path) -> None:
         raise ConfigError(f"{out} holds a model already; choose another folder")
     state = kept_of(home, received)
     Shelf(home).make_known()
+    if state is not None and (archive := _own_package(home, received)) is not None:
+        own = _written_apart(received, archive, state, out)
+        click.echo(visible(f"{out}: {received.facts.task.name}, {own}; it is this institution's alone"))
+        click.echo(f"next: sovfed model predict {out} FILE.csv --task {visible(archive.file_name)}")
+        return
     loaded, own = (None, "") if state is None else _with_own_parts(home, received)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     if loaded is not None:
@@ -217,6 +225,45 @@ def _with_own_parts(home: Path, received: Received, any_version: bool = False) -
 
     loaded = load_model(received.path, any_version=any_version, sha256=received.sha256)
     return with_own_parts(home, received, loaded)
+
+
+def _own_package(home: Path, received: Received) -> Archive | None:
+    """The archive in `home` of the task that `received` is of, once signatures and reviews hold; None without one."""
+    from sovfed.clients.home.packages import rule_of
+    from sovfed.clients.home.policy import load_policy
+    from sovfed.federation.archive.adding import checked
+    from sovfed.federation.archive.kept import folders, read_kept
+
+    for folder in folders(home):
+        archive = read_kept(folder)
+        if archive.manifest.entry and archive.manifest.digest == received.facts.task.digest:
+            policy = load_policy(home)
+            checked(archive, home / "identity", rule_of(policy))
+            if not policy.allows_own(archive.manifest):
+                raise PolicyError(f"no entry of allowed_tasks has name and digest of task '{archive.manifest.name}'")
+            return archive
+    return None
+
+
+def _written_apart(received: Received, archive: Archive, state: Kept, out: Path) -> str:
+    """Write the model with the own parts to `out`, by the package's code in a sealed process; what is said of them."""
+    import tempfile
+
+    from sovfed.clients.models.prediction_apart import OWN, Prediction, exported_apart
+    from sovfed.federation.files import write_private
+    from sovfed.federation.models.card import to_html
+    from sovfed.federation.models.saved import read_facts
+    from sovfed.federation.models.stored import CARD, MODEL
+
+    with tempfile.TemporaryDirectory(prefix="sovfed-archive-") as scratch:
+        file = Path(scratch) / archive.file_name
+        write_private(file, archive.to_bytes())
+        paths = {"model": received.path, "archive": file, "state": state.path}
+        asked = Prediction(**{name: str(path.absolute()) for name, path in paths.items()}, form=OWN)
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own = exported_apart(asked, out)
+    write_private(out / CARD, to_html(read_facts(out), hashlib.sha256((out / MODEL).read_bytes()).hexdigest()).encode())
+    return own
 
 
 def _models(home: Path) -> ReceivedModels:

@@ -20,6 +20,9 @@ HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False), default=Path.home() / ".sovfed" / "server",
     show_default="~/.sovfed/server", envvar="SOVFED_SERVER_HOME", help="The agency's home folder, for a run's name.",
 )  # fmt: skip
+ARCHIVE: Final = click.option(
+    "--task", "archive", type=FILE, help="The archive of MODEL's task (.sovtask); of a run in --home it is known."
+)
 ANY_VERSION: Final = click.option(
     "--any-version", is_flag=True, help="Take a task of another digest than the model's, if schema and sizes agree."
 )
@@ -66,9 +69,7 @@ def show(model: str, home: Path, as_json: bool) -> None:
 @click.argument("table", type=FILE)
 @click.option("--out", type=FILE, help="Write the predictions here (a file of yours alone); default: print them.")
 @click.option("--id", "keep", default="", help="A column of TABLE to carry through; default: the line.")
-@click.option(
-    "--task", "archive", type=FILE, help="The archive of MODEL's task (.sovtask); of a run in --home it is known."
-)
+@ARCHIVE
 @ANY_VERSION
 @HOME
 def predict(
@@ -125,30 +126,54 @@ def _archive_of(path: Path, home: Path) -> Path | None:
 @click.option("--torch", "torch_path", type=FILE, help="A torch.export program (.pt2): raw values to predictions.")
 @click.option("--onnx", "onnx_path", type=FILE, help="The same as ONNX (.onnx); needs pip install 'sovfed[onnx]'.")
 @click.option("--hf", "folder", type=click.Path(file_okay=False, path_type=Path), help="A Hugging Face model's folder.")
+@ARCHIVE
 @ANY_VERSION
 @HOME
 def export(
-    model: str, torch_path: Path | None, onnx_path: Path | None, folder: Path | None, any_version: bool, home: Path
-) -> None:
+    model: str, torch_path: Path | None, onnx_path: Path | None, folder: Path | None, archive: Path | None,
+    any_version: bool, home: Path,
+) -> None:  # fmt: skip
     """Write MODEL for where sovfed is not.
 
     model.safetensors is already plain: torch loads its tensors by name. --torch and --onnx write a program that holds
     the scaling too, takes raw arrays and gives predictions; --hf is for models made by transformers or peft.
+    Where the task is code out of an archive, that runs in a process without network, and what it writes is its word.
 
     \b
     Examples:
       sovfed model export heart-20260301-101500-1f2e --torch heart.pt2 --onnx heart.onnx
       sovfed model export model.safetensors --hf text-classifier/
+      sovfed model export model.safetensors --onnx ward.onnx --task lab-1.sovtask
     """
     if torch_path is None and onnx_path is None and folder is None:
         raise ConfigError("choose --torch FILE, --onnx FILE or --hf FOLDER")
-    from sovfed.federation.models import export as forms
+    path = find(model, home)
+    archive = archive or _archive_of(path, home)
+    wanted = {"torch": torch_path, "onnx": onnx_path, "hf": folder}
+    asked = {form: out for form, out in wanted.items() if out is not None}
+    if archive is None:
+        _export(path, asked, any_version=any_version)
+        return
+    from sovfed.clients.models.prediction_apart import Prediction, exported_apart
 
-    loaded = load(model, home, any_version=any_version)
-    for path, write in ((torch_path, forms.to_torch), (onnx_path, forms.to_onnx), (folder, forms.to_hugging_face)):
-        if path is not None:
-            write(loaded, path)
-            click.echo(f"{path}: written; inputs: {_inputs(loaded)}" if path != folder else f"{path}: written")
+    for form, out in asked.items():
+        files = str(path.absolute()), str(archive.absolute())
+        takes = exported_apart(Prediction(*files, any_version=any_version, form=form), out)
+        click.echo(f"{out}: written by the task's code, sealed; load it as you would run that code" + _taking(takes))
+
+
+def _export(path: Path, asked: dict[str, Path], *, any_version: bool) -> None:
+    from sovfed.federation.models.export import WRITERS, inputs_of
+    from sovfed.federation.models.saved import load_model
+
+    loaded = load_model(path, any_version=any_version)
+    for form, out in asked.items():
+        WRITERS[form](loaded, out)
+        click.echo(f"{out}: written" + _taking("" if form == "hf" else inputs_of(loaded)))
+
+
+def _taking(inputs: str) -> str:
+    return f"; inputs: {inputs}" if inputs else ""
 
 
 def find(model: str, home: Path) -> Path:
@@ -194,11 +219,3 @@ def told(facts: Facts) -> list[str]:
     else:
         lines.append(f"privacy: {run.privacy.mechanism}, ε = {run.privacy.epsilon:.3f}, δ = {run.privacy.delta:g}")
     return lines
-
-
-def _inputs(loaded: LoadedModel) -> str:
-    from sovfed.federation.models.export import Program
-
-    program = Program(loaded)
-    pairs = zip(program.names, program.examples, strict=True)
-    return ", ".join(f"{name} {str(x.dtype).removeprefix('torch.')} {['n', *x.shape[1:]]}" for name, x in pairs)

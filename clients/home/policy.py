@@ -13,6 +13,7 @@ import numpy as np
 
 from sovfed.clients.home.settings import read_settings
 from sovfed.clients.ledger.entries import LEDGER_NAME, NAME_RULE, Budget
+from sovfed.federation.algorithms import LOCAL
 from sovfed.federation.config import LEAST_SPREAD
 from sovfed.federation.errors import NotPrivateError, PolicyError
 from sovfed.federation.messages import (
@@ -26,7 +27,7 @@ from sovfed.federation.messages import (
     TrainRequest,
     Vector,
 )
-from sovfed.federation.plan import BUILT_IN, SGD, LocalPlan, why_not
+from sovfed.federation.plan import BUILT_IN, SGD, LocalPlan
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.secagg.terms import Terms
 from sovfed.federation.text import AT, names_task
@@ -206,7 +207,7 @@ class Policy:
             if request.batch_size < self.min_batch_size:
                 raise PolicyError(f"batch_size {request.batch_size} is below min_batch_size {self.min_batch_size}")
             self._check_plan(request.plan, private=isinstance(request, PrivateRequest))
-        if isinstance(request, TrainRequest) and (reason := why_not(request.algorithm, request.plan)):
+        if isinstance(request, TrainRequest) and (reason := LOCAL[request.algorithm].why_not(request.plan)):
             raise PolicyError(reason)
 
     def _check_model(self, request: TrainRequest | PrivateRequest | EvaluateRequest | ReleaseRequest) -> None:

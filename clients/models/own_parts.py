@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sovfed.clients.training.personal import FOLDER, PersonalStates, read
+from sovfed.federation.algorithms import LOCAL
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from sovfed.clients.models.received import Received
     from sovfed.clients.training.personal import Kept
     from sovfed.federation.models.saved import LoadedModel
-
-PARTIAL = ("fedbn", "fedper")  # algorithms under which a part of the model stays here, and the rest is the federation's
 
 
 def with_own_parts(home: Path, received: Received, model: LoadedModel) -> tuple[LoadedModel, str]:
@@ -30,10 +29,15 @@ def with_own_parts(home: Path, received: Received, model: LoadedModel) -> tuple[
         if model.network is not None and model.task.layout.personal:
             raise DataError(f"run '{received.run}' left no personal part here: this institution took no part in it")
         return model, ""
+    return with_parts_of(state, model)
+
+
+def with_parts_of(state: Kept, model: LoadedModel) -> tuple[LoadedModel, str]:
+    """`model` with what was kept in `state`, and a sentence about it. Raises DataError if it does not fit."""
     vector, _ = read(state.path)
     if vector.shape != model.vector.shape:
         raise DataError(f"{state.path}: {vector.shape}, the run's model is {model.vector.shape}")
-    own = model.task.layout.own(state.algorithm)
+    own = LOCAL[state.algorithm].own(model.task.layout)
     remark = f"with the parts that stay here (strategy={state.algorithm}), as they were after round {state.round}"
     return placed(model, np.where(own, vector, model.vector)), remark
 
@@ -53,7 +57,12 @@ def kept_of(home: Path, received: Received) -> Kept | None:
     """What stayed here of the run that `received` is of, the newest; None if nothing did."""
     name = received.facts.task.name
     for state in PersonalStates(home / FOLDER).list():
-        matching = (state.run, state.task) == (received.run, name) and state.personal and state.algorithm in PARTIAL
+        matching = (state.run, state.task) == (received.run, name) and state.personal and _partial(state.algorithm)
         if matching and received.owner in (state.flower_run, state.flower_run.partition(".")[0]):
             return state
     return None
+
+
+def _partial(algorithm: str) -> bool:
+    """Whether a part of the model stays here under `algorithm`, and the rest is the federation's."""
+    return algorithm in LOCAL and LOCAL[algorithm].partial

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sovfed.federation.algorithms import FEDAVG, LOCAL
 from sovfed.federation.errors import ConfigError, ProtocolError, WrongTaskError
 from sovfed.federation.messages import (
     EvaluateRequest,
@@ -52,18 +53,18 @@ def check_shapes(request: SumRequest, task: Task) -> None:
     if task.build is not None:  # the echo takes vectors of every length
         _length("model", request.model, task.parameters)
     if task.build is not None and isinstance(request, TrainRequest | EvaluateRequest | PrivateRequest):
-        algorithm = "" if isinstance(request, PrivateRequest) else request.algorithm
-        if reason := task.layout.refusal(algorithm):
+        algorithm = FEDAVG if isinstance(request, PrivateRequest) else LOCAL[request.algorithm]
+        if reason := algorithm.refusal(task.layout):
             raise ConfigError(f"task '{task.name}' {reason}")
     if isinstance(request, PrivateRequest):
         return
     if task.build is None:
-        if request.algorithm != "sgd":
+        if request.algorithm != FEDAVG.local:
             raise ConfigError(f"task '{task.name}' trains nothing, so no algorithm either")
         return
     _length("scale", request.scale, 2 * task.transform.size)
     if isinstance(request, TrainRequest):
-        _length("control", request.control, request.model.size if request.algorithm == "scaffold" else 0)
+        _length("control", request.control, request.model.size if LOCAL[request.algorithm].variate else 0)
 
 
 def check_release(request: ReleaseRequest, task: Task) -> None:

@@ -28,6 +28,7 @@ from sovfed.clients.trainer.allowance import Allowance
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.workload import Echo, Workload, nothing
 from sovfed.clients.training.personal import PersonalStates
+from sovfed.federation.algorithms import LOCAL
 from sovfed.federation.config import LEAST_SPREAD, REST, ClientConfig
 from sovfed.federation.errors import (
     PolicyError,
@@ -76,7 +77,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TYPE_NAMES: Final = {ProfileRequest: "profile", TrainRequest: "train", EvaluateRequest: "evaluate"}
-STATELESS: Final = ("sgd", "fednova")
 MAX_RUNS: Final = 4  # whose last replies are kept
 FAILED: Final = wire_code(Exception())  # the one code for whatever has to do with the records
 TOLD_LINES: Final = 100
@@ -307,7 +307,7 @@ class TrainerService:
 
     def _require_room(self, request: SumRequest) -> None:
         """Raises SovfedError if what the request's algorithm keeps would have no name or place."""
-        if isinstance(request, ProfileRequest | PrivateRequest) or request.algorithm in STATELESS:
+        if isinstance(request, ProfileRequest | PrivateRequest) or not LOCAL[request.algorithm].keeps:
             return
         if self._states is None or not request.keep:
             raise ProtocolError("an algorithm that keeps something, without a name, or a place, to keep it")
@@ -407,7 +407,7 @@ class TrainerService:
 
     def _state(self, request: TrainRequest | EvaluateRequest, last: int) -> Vector | None:
         """What was kept after a round up to `last`."""
-        if request.algorithm in STATELESS or self._states is None:
+        if self._states is None or not LOCAL[request.algorithm].keeps:
             return None
         return self._states.load(request, last)
 

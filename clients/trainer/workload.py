@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from sovfed.clients.training.personal import Learned
+from sovfed.federation.algorithms import FEDAVG
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import (
     EvaluateReply,
@@ -60,7 +61,7 @@ class Echo:
         return np.zeros(0)
 
     def learn(self, request: TrainRequest, state: Vector | None) -> Learned:
-        if request.algorithm != "sgd":
+        if request.algorithm != FEDAVG.local:
             raise ConfigError("the echo trains nothing, so no algorithm either")
         if self._ones.shape != request.model.shape:
             self._ones = np.ones_like(request.model)

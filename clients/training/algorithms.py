@@ -1,13 +1,7 @@
-"""Local training as a strategy wants it: plain, or with something that the institution keeps from round to round.
+"""Local training as an algorithm wants it: plain, or with something that the institution keeps from round to round.
 
-    sgd       FedAvg, FedProx and whatever only the server does otherwise
-    scaffold  Karimireddy et al. 2020, arXiv:1910.06378, Algorithm 1 with option II of cᵢ⁺
-    fednova   Wang et al. 2020, arXiv:2007.07481, equation 9 with plain SGD: the update per step
-    fedbn     Li et al. 2021, arXiv:2102.07623, Algorithm 1: normalisation layers are the institution's own
-    fedper    Arivazhagan et al. 2019, arXiv:1912.00818, with one pass over both halves: the task's personal parts are
-    ditto     Li et al. 2021, arXiv:2012.04221, Algorithm 1: FedAvg, and a personal model beside it
-
-What an institution evaluates is the model that it would use: its own under `fedbn`, `fedper` and `ditto`.
+What each algorithm does here is its institution's half, in `federation/algorithms/`. What an institution evaluates is
+the model that it would use: its own, or with its own parts, where it keeps any.
 """
 
 from __future__ import annotations
@@ -17,14 +11,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from sovfed.clients.training.local import LocalTraining
 from sovfed.clients.training.personal import Learned
+from sovfed.federation.algorithms import LOCAL
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
 
 if TYPE_CHECKING:
+    from sovfed.federation.algorithms import Algorithm
     from sovfed.federation.messages import EvaluateRequest, Sums, TrainRequest, Vector
+    from sovfed.federation.tasks.layout import Layout
 
 
 def _require_finite(learned: Learned) -> None:
@@ -42,15 +38,15 @@ class Learner(LocalTraining):
 
         Raises ConfigError and ProtocolError.
         """
-        if request.control.size != (request.model.size if request.algorithm == "scaffold" else 0):
+        algorithm = self._algorithm(request)
+        if request.control.size != (request.model.size if algorithm.variate else 0):
             raise ProtocolError(f"control of shape {request.control.shape} under '{request.algorithm}'")
-        in_use = self.model_in_use(request, state)
         evaluation, cut = np.zeros(self.task.evaluation_size), False
         if request.evaluate:
-            evaluation, cut = self.measure(in_use, request.scale)
+            evaluation, cut = self.measure(self.model_in_use(request, state), request.scale)
         try:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what comes of it is looked at
-                learned = self._learn(request, state, in_use, evaluation)
+                learned = self._learn(request, state, evaluation)
             _require_finite(learned)
         except TrainingError as error:
             return replace(self.nothing(request, state), evaluation=evaluation, cut=cut, failed=str(error))
@@ -58,49 +54,46 @@ class Learner(LocalTraining):
 
     def nothing(self, request: TrainRequest, state: Vector | None = None) -> Learned:
         """What an institution that did not move has learnt, without an evaluation."""
-        update = np.zeros_like(request.model)
-        if request.algorithm == "scaffold":
-            update = np.concatenate([update, np.zeros_like(request.model) if state is None else state])
+        update = LOCAL[request.algorithm].idle(request.model, state)
         return Learned(update, 0.0, max(1, self.steps(request)), np.zeros(self.task.evaluation_size))
 
-    def _learn(self, request: TrainRequest, state: Vector | None, in_use: Vector, evaluation: Sums) -> Learned:
-        steps = self.steps(request)
-        match request.algorithm:
-            case "scaffold":
-                own = np.zeros_like(request.model) if state is None else state
-                correction = self.only_trained(request.control - own)
-                update, loss = self.train(request, correction=correction)
-                gradient = self.only_trained(update / np.float32(-steps * request.learning_rate)) - correction
-                return Learned(np.concatenate([update, gradient]), loss, steps, evaluation, gradient)
-            case "fednova":
-                update, loss = self.train(request)
-                return Learned(update / np.float32(steps), loss, steps, evaluation)
-            case "fedbn" | "fedper":
-                update, loss = self.train(replace(request, model=in_use))
-                return Learned(
-                    np.where(self._own(request), np.float32(0), update), loss, steps, evaluation, in_use + update
-                )
-            case "ditto":
-                update, loss = self.train(request)
-                towards = replace(request, model=in_use, proximal_mu=request.personal_lambda)
-                change, _ = self.train(towards, anchor=request.model)
-                return Learned(update, loss, steps, evaluation, in_use + change)
-            case _:
-                update, loss = self.train(request)
-                return Learned(update, loss, steps, evaluation)
+    def _learn(self, request: TrainRequest, state: Vector | None, evaluation: Sums) -> Learned:
+        directed = DirectedRound(self, request)
+        learning = LOCAL[request.algorithm].learn(directed, state)
+        return Learned(learning.update, learning.loss, directed.steps, evaluation, learning.state)
 
     def model_in_use(self, request: TrainRequest | EvaluateRequest, state: Vector | None) -> Vector:
         """The model that this institution uses, shape [d], given the federation's."""
-        match request.algorithm:
-            case "ditto" if state is not None:
-                return state
-            case "fedbn" | "fedper" if state is not None:
-                return np.where(self._own(request), state, request.model)
-            case _:
-                return request.model
+        return self._algorithm(request).in_use(request.model, state, self.task.layout)
 
-    def _own(self, request: TrainRequest | EvaluateRequest) -> npt.NDArray[np.bool_]:
-        """The places of what stays here."""
-        if reason := self.task.layout.refusal(request.algorithm):
+    def _algorithm(self, request: TrainRequest | EvaluateRequest) -> Algorithm:
+        """What the request asks for. Raises ConfigError if the task's model cannot be trained so."""
+        algorithm = LOCAL[request.algorithm]
+        if reason := algorithm.refusal(self.task.layout):
             raise ConfigError(f"task '{self.task.name}' {reason}")
-        return self.task.layout.own(request.algorithm)
+        return algorithm
+
+
+class DirectedRound:
+    """The `LocalRound` of a request."""
+
+    def __init__(self, training: LocalTraining, request: TrainRequest) -> None:
+        self._training, self._request = training, request
+        self.model, self.control, self.learning_rate = request.model, request.control, request.learning_rate
+        self.layout: Layout = training.task.layout
+        self.steps = training.steps(request)
+        self.settings = {name: float(getattr(request, name)) for name in LOCAL[request.algorithm].settings}
+
+    def train(
+        self, start: Vector | None = None, *, correction: Vector | None = None, anchor: Vector | None = None,
+        proximal_mu: float | None = None,
+    ) -> tuple[Vector, float]:  # fmt: skip
+        """As `LocalRound.train`."""
+        request = self._request if start is None else replace(self._request, model=start)
+        if proximal_mu is not None:
+            request = replace(request, proximal_mu=proximal_mu)
+        return self._training.train(request, correction=correction, anchor=anchor)
+
+    def only_trained(self, vector: Vector) -> Vector:
+        """As `LocalRound.only_trained`."""
+        return self._training.only_trained(vector)

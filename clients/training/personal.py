@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from sovfed.federation.algorithms import LOCAL, MODEL, VARIATE
 from sovfed.federation.errors import DataError, PolicyError
 from sovfed.federation.files import private_directory, write_atomic
 
@@ -28,15 +29,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FOLDER: Final = "personal"
 ROUNDS: Final = 2  # kept of a run
-MODELS: Final = ("fedbn", "fedper", "ditto")  # algorithms that keep a model
-PERSONAL: Final = "personal"
-VARIATE: Final = "variate"
+PERSONAL: Final = MODEL
 PLACE: Final = "place"  # taken by a run, whether or not it comes to a model
 MAX_PERSONAL: Final = 16  # runs whose models are kept; more are refused
 MAX_VARIATES: Final = 8  # runs whose control variates are kept; the newest
 _NAME: Final = re.compile(r"([0-9a-f]{24})\.([0-9a-f]{16})\.([0-9]{1,9})\.(personal|variate|place)\.safetensors")
-
-_PLACES: Final = f".{PLACE}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -143,11 +140,11 @@ class PersonalStates:
 
     def list(self) -> list[Kept]:
         """The newest file of each run, newest first."""
-        return [_head(file.path) for file in self._newest()]
+        return [head_of(file.path) for file in self._newest()]
 
     def remove(self, run: str) -> int:
         """Delete what is kept under the name `run`, whichever of Flower's runs left it; how many states that were."""
-        doomed = [(file.key, file.owner) for file in self._newest() if _head(file.path).run == run]
+        doomed = [(file.key, file.owner) for file in self._newest() if head_of(file.path).run == run]
         for file in self._files():
             if (file.key, file.owner) in doomed:
                 file.path.unlink()
@@ -213,15 +210,15 @@ def read(path: Path) -> tuple[Vector, Sums]:
     return vector, scale
 
 
-def _head(path: Path) -> Kept:
+def head_of(path: Path) -> Kept:
+    """What a kept file says of itself. Raises DataError."""
     from safetensors import safe_open
 
     try:
         with safe_open(path, framework="np") as file:
             head: dict[str, str] = file.metadata()
-        algorithm = head["algorithm"]
-        kind = VARIATE if algorithm not in MODELS else PLACE if path.name.endswith(_PLACES) else PERSONAL
-        return Kept(path, head["run"], head["flower_run"], head["task"], algorithm, int(head["round"]), kind)
+        kind = path.name.split(".")[-2]
+        return Kept(path, head["run"], head["flower_run"], head["task"], head["algorithm"], int(head["round"]), kind)
     except Exception as error:
         raise DataError(f"{path}: not a state that was kept here") from error
 
@@ -238,4 +235,4 @@ def _owner(request: TrainRequest | EvaluateRequest) -> str:
 
 
 def _kind(request: TrainRequest | EvaluateRequest) -> str:
-    return PERSONAL if request.algorithm in MODELS else VARIATE
+    return LOCAL[request.algorithm].keeps

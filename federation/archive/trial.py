@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.archive.manifest import Tensor, Tried
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.host import landlock
-from sovfed.federation.host.quiet import python_command, quiet_environment
+from sovfed.federation.host.apart import MIB, Bounds, Completed, run_apart
+from sovfed.federation.host.processes import die_with_parent
 from sovfed.federation.host.sandbox import reaches_network, seal, system_rules
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.tasks.columns import Schema
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
     from sovfed.federation.tasks import Task
 
-TIMEOUT_S: Final = 300.0
-MAX_BYTES: Final = 8 << 20  # of what the child says
+BOUNDS: Final = Bounds(seconds=300.0, printed=8 * MIB)
 SHOWN: Final = 4_000  # characters of what it complains
 LONGEST: Final = 4_000  # of a sentence
 
@@ -69,22 +68,18 @@ def described(folder: Path, digests: Mapping[str, str], entry: str, *, unsealed:
     child, unless that is accepted (`unsealed`).
     """
     request = json.dumps({"folder": str(folder), "digests": dict(digests), "entry": entry, "unsealed": unsealed})
-    with tempfile.TemporaryDirectory(prefix="sovfed-trial-") as scratch:
-        environment = {**quiet_environment(), "HOME": scratch, "TMPDIR": scratch, "OMP_NUM_THREADS": "1"}
-        try:
-            completed = subprocess.run(
-                python_command("sovfed.federation.archive.trial"), input=request.encode(), env=environment, cwd=scratch,
-                capture_output=True, timeout=TIMEOUT_S, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            raise ConfigError(f"the task's code took more than {TIMEOUT_S:g} s, and was ended") from error
-    return _answer(completed)
+    with tempfile.TemporaryDirectory(prefix="sovfed-trial-", ignore_cleanup_errors=True) as scratch:
+        return _answer(
+            run_apart(
+                "sovfed.federation.archive.trial", request.encode(), Path(scratch), BOUNDS, {"OMP_NUM_THREADS": "1"}
+            )
+        )
 
 
-def _answer(done: subprocess.CompletedProcess[bytes]) -> Description:
-    complaint = visible(done.stderr[-SHOWN:].decode(errors="replace").strip(), keep="\n")
+def _answer(done: Completed) -> Description:
+    complaint = visible(done.complained[-SHOWN:].decode(errors="replace").strip(), keep="\n")
     try:
-        answer: Any = json.loads(done.stdout) if len(done.stdout) <= MAX_BYTES else None
+        answer: Any = json.loads(done.printed)
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
@@ -98,7 +93,10 @@ def _answer(done: subprocess.CompletedProcess[bytes]) -> Description:
 def describe(task: Task) -> dict[str, Any]:
     """The description of `task` as plain values."""
     from sovfed.federation.tasks.conformance import conform
+    from sovfed.federation.tasks.sizes import require_room
 
+    if task.build is not None:
+        require_room(task.name, task.build, task.trained)
     tensors = [] if task.build is None else task.layout.parts
     checks = conform(task)
     return {
@@ -134,6 +132,7 @@ def _settings(task: Task) -> dict[str, str]:
 
 def main() -> int:
     """Seal this process, load the task that standard input names, and describe it on standard output."""
+    die_with_parent()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the task's code prints is no answer
     request = json.loads(sys.stdin.buffer.read())

@@ -15,10 +15,10 @@ from sovfed.federation.config.services import (
     TrackingConfig,
 )
 from sovfed.federation.config.simulation import PartitionConfig, SimulationConfig
-from sovfed.federation.config.training import INDIVIDUAL, LOCAL, STRATEGIES, StrategyConfig, TaskConfig
+from sovfed.federation.config.training import STRATEGIES, StrategyConfig, TaskConfig
 
 __all__ = [
-    "BAD_ROWS", "INDIVIDUAL", "LANE_BITS", "LEAST_SPREAD", "LOCAL", "MESSAGE_BYTES_MAX", "PORT_MAX", "REST",
+    "BAD_ROWS", "LANE_BITS", "LEAST_SPREAD", "MESSAGE_BYTES_MAX", "PORT_MAX", "REST",
     "SECURE_COHORT", "STRATEGIES", "ClientConfig", "Config", "DataConfig", "PartitionConfig", "PrivacyConfig",
     "SecaggConfig", "ServerConfig", "SimulationConfig", "StrategyConfig", "StudyConfig", "TaskConfig",
     "TrackingConfig", "Versioned", "stored", "told",

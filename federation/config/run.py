@@ -9,8 +9,8 @@ from sovfed.federation.config.data import DataConfig
 from sovfed.federation.config.protection import LANE_BITS, SECURE_COHORT, PrivacyConfig, SecaggConfig
 from sovfed.federation.config.services import ClientConfig, ServerConfig, TrackingConfig
 from sovfed.federation.config.simulation import PartitionConfig, SimulationConfig
-from sovfed.federation.config.training import LOCAL, StrategyConfig, TaskConfig
-from sovfed.federation.plan import ASSUME_SGD, FEDSGD, NOT_SENT, SGD, LocalPlan, why_not
+from sovfed.federation.config.training import StrategyConfig, TaskConfig
+from sovfed.federation.plan import NOT_SENT, SGD, LocalPlan
 from sovfed.federation.schema import bounded, named
 from sovfed.federation.text import without_credentials
 
@@ -55,7 +55,7 @@ class Config:
                 f"strategy '{self.strategy.name}' compares the institutions' own updates, of which secure aggregation "
                 "shows the sum only: add secagg=none, which the institutions' policies must allow, or take another"
             )
-        if self.privacy.private and self.strategy.name in LOCAL:
+        if self.privacy.private and not self.strategy.algorithm.private:
             raise ValueError(
                 f"strategy '{self.strategy.name}' trains in a way that no privacy mechanism here accounts for: take "
                 "fedavg or a server optimizer, or privacy=none"
@@ -73,17 +73,17 @@ class Config:
     def local_fields(self) -> dict[str, Any]:
         """What a request says of local training: fields of `TrainRequest` and of `PrivateRequest`.
 
-        Under `fedsgd` that is one plain step with a learning rate of 1, whose update is the negative gradient.
+        Where the gradient is sent, that is one plain step with a learning rate of 1: the update is its negative.
         """
         task, plan = self.task, self.task.plan()
-        if self.strategy.name == FEDSGD:
+        if self.strategy.algorithm.gradient:
             size, batches = task.batch_size, task.accumulation
             plan = LocalPlan(accumulation=batches, local_steps=1, batch_size=size, learning_rate=1.0)
         return {name.name: getattr(plan, name.name) for name in fields(plan) if name.name not in NOT_SENT}
 
     def local_rates(self, number: int) -> tuple[float, float]:
-        """The shares of institutions' learning rate as round `number` begins and ends; under `fedsgd` it is 1."""
-        if self.strategy.name == FEDSGD:
+        """The shares of institutions' learning rate as round `number` begins and ends; of a gradient it is 1."""
+        if self.strategy.algorithm.gradient:
             return 1.0, 1.0
         return self.task.schedule_over(self.rounds).ends(number)
 
@@ -97,17 +97,18 @@ def conflicts(config: Config) -> Iterator[str]:
 def _of_training(config: Config) -> Iterator[str]:
     """Why the task's local training does not go with the strategy or with privacy."""
     task, strategy, mechanism = config.task, config.strategy, config.privacy.mechanism
+    gradient = strategy.algorithm.gradient
     end = 0.0 if task.scheduled else 1.0  # some other rate than at the start
-    if strategy.name in ASSUME_SGD and (reason := why_not(strategy.name, task.plan(1.0, end))):
+    if reason := strategy.algorithm.why_not(task.plan(1.0, end)):
         yield f"strategy {reason}"
-    if strategy.name == FEDSGD and task.local_steps > 1:
-        yield f"task.local_steps is {task.local_steps}; strategy 'fedsgd' takes one step a round: leave it at 0"
-    if strategy.name == FEDSGD and mechanism in ("silo", "institution"):
+    if gradient and task.local_steps > 1:
+        yield f"task.local_steps is {task.local_steps}; '{strategy.name}' takes one step a round: leave it at 0"
+    if gradient and mechanism in ("silo", "institution"):
         yield (
-            f"strategy 'fedsgd' steps on the mean gradient, privacy.mechanism '{mechanism}' releases updates: take "
-            "privacy=distributed, whose noised sum is of gradients"
+            f"strategy '{strategy.name}' steps on the mean gradient, privacy.mechanism '{mechanism}' releases updates: "
+            "take privacy=distributed, whose noised sum is of gradients"
         )
-    if mechanism in ("distributed", "silo") and strategy.name != FEDSGD and not task.plan().plain:
+    if mechanism in ("distributed", "silo") and not gradient and not task.plan().plain:
         yield (
             f"privacy.mechanism '{mechanism}' adds up clipped gradients, on which institutions take no step of their "
             f"own but plain SGD: add {' '.join(_plain(task.plan()))}; the server may step as it likes on what is "

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+from sovfed.federation.algorithms import ALGORITHMS, AT_INSTITUTIONS, FEDAVG, Algorithm
 from sovfed.federation.messages import MAX_PARAMETERS, NORMALISATIONS, OWN
-from sovfed.federation.plan import FEDSGD, MUON_MOMENTUM, SCHEDULES, SGD, LocalPlan, Schedule
+from sovfed.federation.plan import MUON_MOMENTUM, SCHEDULES, SGD, LocalPlan, Schedule
 from sovfed.federation.schema import bounded, choice, named
 
-LOCAL: Final = ("scaffold", "fednova", "fedbn", "fedper", "ditto")  # strategies that change local training
-INDIVIDUAL: Final = ("fedmedian", "fedtrimmedavg", "krum", "bulyan", "qfedavg")  # strategies that no sum is enough for
-STRATEGIES: Final = (
-    "fedavg",
-    "fedprox",
-    "fedadam",
-    "fedyogi",
-    "fedavgm",
-    "fedadagrad",
-    FEDSGD,
-    *LOCAL,
-    *INDIVIDUAL,
-)  # of our own
+STRATEGIES: Final = tuple(ALGORITHMS)  # of our own
 
 
 @dataclass(frozen=True)
@@ -124,6 +113,11 @@ class StrategyConfig:
         doc=f"the server optimizer: {', '.join(STRATEGIES)}, or one that a package brings. fedsgd: institutions send "
         "the gradient of one step, and the task's optimizer steps on the server",
     )
+    institution: str | None = choice(
+        None,
+        [algorithm.name for algorithm in AT_INSTITUTIONS],
+        doc="what institutions do under a strategy that a package brings, null: as under fedavg; others settle it",
+    )
     proximal_mu: float = bounded(0.0, 0.0, 1e6, doc="weight of FedProx's pull of local training towards the model")
     server_learning_rate: float = bounded(1.0, 1e-9, 1e3, doc="server step size (eta in Reddi et al. 2021)")
     server_momentum: float = bounded(0.0, 0.0, 0.9999, doc="momentum of FedAvgM")
@@ -146,24 +140,31 @@ class StrategyConfig:
     @property
     def individual(self) -> bool:
         """Whether the strategy needs every institution's own update rather than their sum."""
-        return self.name in INDIVIDUAL
+        return not self.algorithm.masked
 
     @property
-    def algorithm(self) -> str:
-        """How institutions train between two exchanges, one of `messages.ALGORITHMS`."""
-        return self.name if self.name in LOCAL else "sgd"
+    def algorithm(self) -> Algorithm:
+        """What is agreed on; of a strategy that a package brings, what its institutions do."""
+        return ALGORITHMS[self.name] if self.name in ALGORITHMS else ALGORITHMS[self.institution or FEDAVG.name]
 
     @property
     def stateful(self) -> bool:
         """Whether an institution carries something of its own from round to round."""
-        return self.algorithm not in ("sgd", "fednova")
+        return bool(self.algorithm.keeps)
 
     @property
     def least_cohort(self) -> int:
         """Updates without which the strategy's guarantee is void."""
-        needed = {"krum": 2 * self.malicious + 3, "bulyan": 4 * self.malicious + 3}
-        return max(needed.get(self.name, 1), self.selected + self.malicious if self.name == "krum" else 1)
+        return self.algorithm.least_cohort(self)
+
+    @property
+    def sent(self) -> dict[str, Any]:
+        """The settings that institutions are told with every request, fields of `TrainRequest`."""
+        return {"proximal_mu": 0.0} | {name: getattr(self, name) for name in self.algorithm.settings}
 
     def __post_init__(self) -> None:
-        if self.proximal_mu and self.name != "fedprox":
-            raise ValueError(f"proximal_mu is {self.proximal_mu:g}, but only strategy=fedprox uses it")
+        if self.institution is not None and self.name in ALGORITHMS:
+            raise ValueError(f"institution is '{self.institution}', which strategy={self.name} settles itself")
+        if self.proximal_mu and "proximal_mu" not in self.algorithm.settings:
+            users = " and ".join(name for name, algorithm in ALGORITHMS.items() if "proximal_mu" in algorithm.settings)
+            raise ValueError(f"proximal_mu is {self.proximal_mu:g}, but only strategy={users} uses it")

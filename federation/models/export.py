@@ -108,6 +108,18 @@ def to_hugging_face(model: LoadedModel, folder: Path) -> None:
     write_private(folder / FACTS, to_json(model.facts, model_sha256=model.sha256).encode())
 
 
+WRITERS: Final[dict[str, Callable[[LoadedModel, Path], None]]] = {
+    "torch": to_torch, "onnx": to_onnx, "hf": to_hugging_face,
+}  # fmt: skip
+
+
+def inputs_of(model: LoadedModel) -> str:
+    """What a program of the model takes, in words."""
+    program = Program(model)
+    pairs = zip(program.names, program.examples, strict=True)
+    return ", ".join(f"{name} {str(x.dtype).removeprefix('torch.')} {['n', *x.shape[1:]]}" for name, x in pairs)
+
+
 @contextmanager
 def _tracing(model: LoadedModel) -> Iterator[None]:
     """Without torch's own remarks; ConfigError for whatever of the model's code cannot be traced."""

@@ -21,7 +21,7 @@ from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.files import write_private
 from sovfed.federation.messages import OWN, Vector
 from sovfed.federation.models.card import to_html
-from sovfed.federation.models.facts import Facts, RunFacts, facts_of, to_json
+from sovfed.federation.models.facts import Facts, RunFacts, TaskFacts, facts_of, to_json
 from sovfed.federation.models.outputs import Predictions, Reading, named
 from sovfed.federation.models.stored import (
     CARD,
@@ -34,8 +34,10 @@ from sovfed.federation.models.stored import (
     head_of,
     read,
 )
+from sovfed.federation.schema import nearest
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.layout import Applied
+from sovfed.federation.tasks.sizes import parameters_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -218,6 +220,7 @@ def _task(facts: Facts, path: Path, *, any_version: bool, most: int) -> Task:
         _require_size(declared, most, path)
         task = declared.with_normalisation(recorded.normalisation)
     else:
+        _require_known(recorded, path)
         task = get_task(recorded.name, recorded.parameters, recorded.normalisation)
     if task.schema != recorded.schema:
         raise ConfigError(f"{path}: its schema is not that of task '{recorded.name}' here, version {task.version}")
@@ -232,13 +235,23 @@ def _task(facts: Facts, path: Path, *, any_version: bool, most: int) -> Task:
     return task
 
 
+def _require_known(recorded: TaskFacts, path: Path) -> None:
+    """Raise ConfigError, with what to do, where no package here brings the task."""
+    from sovfed.federation.tasks.registry import names
+
+    if recorded.name not in names():
+        raise ConfigError(
+            f"{path}: unknown task '{recorded.name}' of digest {recorded.digest[:16]}…{nearest(recorded.name, names())}"
+            f": its package is not here. Of an archive, `sovfed model predict {path} TABLE --task ARCHIVE` and `sovfed "
+            "model export` run the code in a sealed process. To load the model into this one (Python, mlflow.pyfunc), "
+            "where the code may do all that you may, pip install the package"
+        )
+
+
 def _require_size(task: Task, most: int, path: Path) -> None:
     """Raise DataError if the model has more values than its file has bytes: told before memory is taken for them."""
-    if task.build is None:
-        return
-    with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in task.build().parameters())
-    if size > most:
+    size = None if task.build is None else parameters_of(task.build)
+    if size is not None and size > most:
         raise DataError(f"{path}: {most} bytes, the model that it declares has {size} values")
 
 

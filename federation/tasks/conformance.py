@@ -1,7 +1,9 @@
 """What holds for a task that works, tried on made-up records: the checks of `sovfed task check`.
 
 Both sides make them before a run's first round too, and refuse a task that no record could be trained on, in the same
-words; what is only unwise (a loss that depends on the batch, say) may be trained without privacy.
+words; what is only unwise (a loss that depends on the batch, say) may be trained without privacy. A model's size is
+asked first, without values; the rest is tried with values, on a CPU, since what is not finite, which buffers a pass
+changes, and whether two builds are equal, shows in no shape.
 """
 
 from __future__ import annotations
@@ -69,11 +71,14 @@ _NEXT: Final = ("schema", "model", "same model for the same seed", "outputs", "l
 def _checks(task: Task) -> Iterator[Check]:
     import torch
 
+    from sovfed.federation.tasks.sizes import require_room
+
     schema = task.schema
     yield Check("schema", bool(schema.targets or task.loss is None), _schema(task))
     if task.build is None or task.loss is None:
         yield Check("model", True, "none: nothing is trained")
         return
+    require_room(task.name, task.build, task.trained)
     frozen = "" if task.trained is None else ", some frozen"
     yield Check("model", True, f"{task.parameters:,} values travel, {task.layout.trained:,} of them trained{frozen}")
     first, again = (task.layout.vector(task.model(7)) for _ in range(2))

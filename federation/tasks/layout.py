@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.messages import MAX_PARAMETERS
 from sovfed.federation.tasks.trees import mapped
+from sovfed.federation.vectors import MAX_PARAMETERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from sovfed.federation.messages import Vector
     from sovfed.federation.tasks.trees import Tree
+    from sovfed.federation.vectors import Vector
 
 SAMPLE: Final = 5  # made-up records: a number that is seldom another dimension of a model
 INNER: Final = "inner."
@@ -111,25 +111,10 @@ class Layout:
     @cached_property
     def normalisation(self) -> npt.NDArray[np.bool_]:
         """Which places belong to normalisation layers, shape [d]."""
-        return self._places(self.normalised)
+        return self.places(self.normalised)
 
-    def own(self, algorithm: str) -> npt.NDArray[np.bool_]:
-        """Which places stay at each institution under `algorithm`, shape [d]: personal ones always do."""
-        return self._places(self.personal | (self.normalised if algorithm == "fedbn" else frozenset()))
-
-    def refusal(self, algorithm: str) -> str:
-        """Why the model cannot be trained by `algorithm`, ""  if it can: what is personal must never travel."""
-        if algorithm == "fedbn" and not self.normalisation.any():
-            return "has no normalisation layer that could stay at the institutions: take fedavg"
-        if algorithm == "fedper" and not self.personal:
-            return "has no personal part that could stay at the institutions (`personal`): take fedavg"
-        if self.personal and algorithm not in ("fedper", "fedbn"):
-            shown = ", ".join(sorted(self.personal)[:3])
-            why = "which no other strategy does and no privacy accounts for: take strategy=fedper"
-            return f"keeps {shown} at each institution, {why}"
-        return ""
-
-    def _places(self, names: frozenset[str]) -> npt.NDArray[np.bool_]:
+    def places(self, names: frozenset[str]) -> npt.NDArray[np.bool_]:
+        """Which places belong to the tensors of these names, shape [d]."""
         mask = np.zeros(self.size, bool)
         for block in self.parts:
             mask[block.place] = block.name in names

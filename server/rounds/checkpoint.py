@@ -46,6 +46,8 @@ def config_digest(config: Config) -> str:
     `rounds` may grow, unless the learning rate has a schedule over them.
     """
     parts = {name: asdict(getattr(config, name)) for name in ("task", "strategy", "privacy", "secagg")}
+    if config.strategy.institution is None:  # as before there was this setting
+        del parts["strategy"]["institution"]
     task = configured_task(config.task).digest
     rounds = [config.rounds] if config.task.scheduled else []  # over which the learning rate runs
     return hashlib.sha256(json.dumps([parts, config.seed, task, *rounds], sort_keys=True).encode()).hexdigest()

@@ -160,9 +160,9 @@ def _check(config: Config, task: Task) -> None:
             f"strategy '{strategy.name}' with malicious={strategy.malicious} needs {strategy.least_cohort} "
             f"institutions a round, the minimum cohort is {cohort}"
         )
-    if task.build is None and strategy.name in ("fedbn", "fedper"):
+    if task.build is None and strategy.algorithm.partial:
         raise ConfigError(f"task '{task.name}' trains nothing that could stay at the institutions: take fedavg")
-    if task.build is not None and (reason := task.layout.refusal(strategy.algorithm)):
+    if task.build is not None and (reason := strategy.algorithm.refusal(task.layout)):
         raise ConfigError(f"task '{task.name}' {reason}")
     if config.privacy.private and task.build is not None:
         from sovfed.federation.privacy.compatibility import why_not_noised, why_not_private
@@ -179,7 +179,7 @@ def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, iden
         return PlainAggregation(grid, server.round_deadline_s, keep=config.strategy.individual)
     if identity is None:
         raise ConfigError("secure aggregation needs the coordinator's certificate and key")
-    size = 2 * task.parameters if config.strategy.name == "scaffold" else task.parameters
+    size = 2 * task.parameters if config.strategy.algorithm.variate else task.parameters
     return SecureAggregation(
         grid, identity, config.secagg, run=run, min_cohort=server.min_cohort, deadline_s=server.round_deadline_s,
         wait_s=server.node_wait_s,

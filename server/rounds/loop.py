@@ -21,7 +21,7 @@ from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.rounds.aggregation import Aggregation, Total
 from sovfed.server.rounds.privacy import PrivacyPlan
-from sovfed.server.strategies import Combining, ServerOptimizer
+from sovfed.server.strategies import Combining, Controlling, ServerOptimizer
 
 log = logging.getLogger(__name__)
 MAX_ATTEMPTS: Final = 5  # of one round, before the run stops and waits for `sovfed run resume`
@@ -113,11 +113,11 @@ class Rounds:
             task, strategy = self.config.task, self.config.strategy
             start_rate, end_rate = self.config.local_rates(number)
             request: SumRequest = TrainRequest(
-                run=self.run, round=number, task=task.name, seed=self.config.seed, proximal_mu=strategy.proximal_mu,
-                model=self.model, scale=self.scale, algorithm=strategy.algorithm, keep=self.name,
-                personal_lambda=strategy.personal_lambda if strategy.name == "ditto" else 0.0, control=self._control(),
+                run=self.run, round=number, task=task.name, seed=self.config.seed, control=self._control(),
+                model=self.model, scale=self.scale, algorithm=strategy.algorithm.local, keep=self.name,
                 normalisation=task.normalisation, digest=self.task.digest, evaluate=self.evaluates(number),
-                rate_start=start_rate, rate_end=end_rate, **self.config.local_fields(),
+                rate_start=start_rate, rate_end=end_rate,
+                **strategy.sent, **self.config.local_fields(),
             )  # fmt: skip
             total, attempts = self._collect(f"round {number}", request, self.task.evaluation_size)
             update = _required(total.mean)
@@ -155,16 +155,16 @@ class Rounds:
         """The metric sums of the model after round `number`."""
         request = EvaluateRequest(
             run=self.run, round=number, task=self.config.task.name, model=self.model, scale=self.scale,
-            algorithm=self.config.strategy.algorithm, keep=self.name, normalisation=self.config.task.normalisation,
+            algorithm=self.config.strategy.algorithm.local, keep=self.name,
+            normalisation=self.config.task.normalisation,
             digest=self.task.digest,
         )  # fmt: skip
         return self._collect("the final evaluation", request, self.task.evaluation_size)[0]
 
     def _control(self) -> Vector:
-        """What SCAFFOLD sends beside the model."""
-        from sovfed.server.strategies.drift import Scaffold
-
-        return self.optimizer.control(self.model) if isinstance(self.optimizer, Scaffold) else NOTHING
+        """What is sent beside the model."""
+        variate = self.config.strategy.algorithm.variate
+        return self.optimizer.control(self.model) if variate and isinstance(self.optimizer, Controlling) else NOTHING
 
     def _collect(self, stage: str, request: SumRequest, width: int) -> tuple[Total, int]:
         """The total over at least the minimum cohort, and the attempts that it took."""

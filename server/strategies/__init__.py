@@ -1,29 +1,29 @@
-"""Server optimizers: Flower's own strategies, driven with the mean update of a round.
+"""The server's half of every strategy, by name.
 
-FedAvg and FedProx are the fold itself (`server/rounds/loop.py`): new = model + mean update. The others are Flower's
-classes, fed with one reply that holds model + mean update, so the same adapter works when only a secure sum is known.
+Those with a half at the institutions, and FedAvg, have both in `federation/algorithms/`; the others are here. Most are
+Flower's own classes, fed with one reply that holds model + mean update, so that the same adapter works when only a
+secure sum is known.
 
-Sources: FedAvg, McMahan et al. 2017, arXiv:1602.05629, Algorithm 1; FedProx, Li et al. 2020, arXiv:1812.06127 (its
-client half is `proximal_mu` in `clients/training/local.py`); FedAvgM, Hsu et al. 2019, arXiv:1909.06335; FedAdagrad,
-FedAdam and FedYogi, Reddi et al. 2021, arXiv:2003.00295, Algorithm 2. `server/strategies/robust.py` has those that
-compare the institutions' own updates, `drift.py` SCAFFOLD and FedNova, `central.py` FedSGD. `stepping.py` keeps all of
-them off the running statistics.
+Sources: FedAvgM, Hsu et al. 2019, arXiv:1909.06335; FedAdagrad, FedAdam and FedYogi, Reddi et al. 2021,
+arXiv:2003.00295, Algorithm 2. `server/strategies/robust.py` has those that compare the institutions' own updates,
+`central.py` FedSGD. `stepping.py` keeps all of them off the running statistics.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sovfed.federation.algorithms import ALGORITHMS
+from sovfed.federation.algorithms.server_half import Averaging, Combining, Controlling, ServerOptimizer, Slots
 from sovfed.federation.config import STRATEGIES, StrategyConfig
 from sovfed.federation.plan import CONSTANT, LocalPlan, Schedule
-from sovfed.server.strategies.protocol import Averaging, Combining, ServerOptimizer, Slots
 
 if TYPE_CHECKING:
     from sovfed.federation.config import Config
     from sovfed.federation.tasks import Task
     from sovfed.federation.tasks.layout import Layout
 
-__all__ = ["Averaging", "Combining", "ServerOptimizer", "Slots", "make_optimizer", "optimizer_of"]
+__all__ = ["Averaging", "Combining", "Controlling", "ServerOptimizer", "Slots", "make_optimizer", "optimizer_of"]
 
 
 def optimizer_of(config: Config, task: Task) -> ServerOptimizer:
@@ -54,10 +54,12 @@ def make_optimizer(
         return optimizer
     if trained is None or (layout is not None and trained == layout.size):
         return optimizer
-    from sovfed.server.strategies.stepping import Corrected, CorrectedCombining, Stepping
+    from sovfed.server.strategies.stepping import Corrected, CorrectedCombining, CorrectedControlling, Stepping
 
     if config.name in STRATEGIES:
         return Stepping(optimizer, trained)
+    if isinstance(optimizer, Combining) and isinstance(optimizer, Controlling):
+        return CorrectedControlling(optimizer, optimizer, trained, optimizer)
     if isinstance(optimizer, Combining):
         return CorrectedCombining(optimizer, optimizer, trained)
     return Corrected(optimizer, trained)
@@ -71,25 +73,21 @@ def _make(
     plan: LocalPlan | None,
     schedule: Schedule,
 ) -> ServerOptimizer:
-    match config.name:
-        case "fedavg" | "fedprox" | "fedbn" | "fedper" | "ditto":  # the rest is clients/training/algorithms.py
-            return Averaging()
-        case "fednova" | "scaffold":
-            from sovfed.server.strategies.drift import FedNova, Scaffold
+    algorithm = ALGORITHMS.get(config.name)
+    if algorithm is None:
+        from sovfed.server.strategies import registry
 
-            return FedNova() if config.name == "fednova" else Scaffold(config, trained)
-        case "fedsgd":
-            from sovfed.server.strategies.central import FedSgd
+        return registry.make(config, layout, STRATEGIES)
+    if (half := algorithm.server(config, trained)) is not None:
+        return half
+    if algorithm.gradient:
+        from sovfed.server.strategies.central import FedSgd
 
-            return FedSgd(plan or LocalPlan(learning_rate=config.server_learning_rate), schedule, layout)
-    if config.individual:
+        return FedSgd(plan or LocalPlan(learning_rate=config.server_learning_rate), schedule, layout)
+    if not algorithm.masked:
         from sovfed.server.strategies.robust import Robust
 
         return Robust(config, learning_rate)
-    from sovfed.server.strategies.adapter import FLOWER, FlowerOptimizer
+    from sovfed.server.strategies.adapter import FlowerOptimizer
 
-    if config.name in FLOWER:
-        return FlowerOptimizer(config)
-    from sovfed.server.strategies import registry
-
-    return registry.make(config, layout, STRATEGIES)
+    return FlowerOptimizer(config)

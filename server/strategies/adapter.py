@@ -10,11 +10,11 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.app import Message as FlowerMessage
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
 
+from sovfed.federation.algorithms.server_half import Slots
 from sovfed.federation.config import StrategyConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Vector
 from sovfed.federation.wire.flower import new_message
-from sovfed.server.strategies.protocol import Slots
 
 KEY: Final = "model"
 
@@ -28,15 +28,13 @@ def _make(config: StrategyConfig) -> FedAvg:
             return FedAdam(eta=eta, beta_1=config.beta_1, beta_2=config.beta_2, tau=config.tau)
         case "fedyogi":
             return FedYogi(eta=eta, beta_1=config.beta_1, beta_2=config.beta_2, tau=config.tau)
-        case _:
+        case "fedadagrad":
             return FedAdagrad(eta=eta, tau=config.tau)
-
-
-FLOWER: Final = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")
+    raise ConfigError(f"'{config.name}' has no server's half")
 
 
 class FlowerOptimizer:
-    """One of `FLOWER`, stepped with a single reply that holds the round's aggregate."""
+    """One of these, stepped with a single reply that holds the round's aggregate."""
 
     def __init__(self, config: StrategyConfig) -> None:
         self._strategy: Any = _make(config)

@@ -19,10 +19,10 @@ from sovfed.federation.optimizers import State, make
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sovfed.federation.algorithms.server_half import Slots
     from sovfed.federation.messages import Vector
     from sovfed.federation.plan import LocalPlan, Schedule
     from sovfed.federation.tasks.layout import Layout
-    from sovfed.server.strategies.protocol import Slots
 
 COUNT: Final = "count"  # the slot of the steps taken
 

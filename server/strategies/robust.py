@@ -17,12 +17,12 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.app import Message as FlowerMessage
 from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, MultiKrum, QFedAvg
 
+from sovfed.federation.algorithms.server_half import Averaging
 from sovfed.federation.config import StrategyConfig
-from sovfed.federation.errors import CohortError
+from sovfed.federation.errors import CohortError, ConfigError
 from sovfed.federation.messages import Vector
 from sovfed.federation.wire.flower import new_message
 from sovfed.server.rounds.aggregation import Total, Update
-from sovfed.server.strategies.protocol import Averaging
 
 KEY: Final = "update"
 
@@ -60,8 +60,9 @@ def _make(config: StrategyConfig, learning_rate: float) -> FedAvg:
             return MultiKrum(num_malicious_nodes=config.malicious, num_nodes_to_select=config.selected)
         case "bulyan":
             return Bulyan(num_malicious_nodes=config.malicious)
-        case _:
+        case "qfedavg":
             return QFedAvg(client_learning_rate=learning_rate, q=config.fairness)
+    raise ConfigError(f"'{config.name}' has no server's half")
 
 
 def _reply(update: Update) -> FlowerMessage:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from sovfed.federation.algorithms.server_half import Combining, Controlling, ServerOptimizer, Slots
     from sovfed.federation.messages import Vector
     from sovfed.server.rounds.aggregation import Total
-    from sovfed.server.strategies.protocol import Combining, ServerOptimizer, Slots
 
 
 class Stepping:
@@ -66,3 +66,14 @@ class CorrectedCombining(Corrected):
 
     def combine(self, round: int, total: Total, present: int) -> Vector:
         return self._combining.combine(round, total, present)
+
+
+class CorrectedControlling(CorrectedCombining):
+    """The same of one whose institutions correct their steps by what it sends beside the model."""
+
+    def __init__(self, inner: ServerOptimizer, combining: Combining, trained: int, controlling: Controlling) -> None:
+        super().__init__(inner, combining, trained)
+        self._controlling = controlling
+
+    def control(self, model: Vector) -> Vector:
+        return self._controlling.control(model)

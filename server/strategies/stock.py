@@ -18,9 +18,9 @@ from sovfed.federation.wire.flower import new_message
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sovfed.federation.algorithms.server_half import Slots
     from sovfed.federation.messages import Vector
     from sovfed.federation.tasks.layout import Layout
-    from sovfed.server.strategies.protocol import Slots
 
 WHOLE: Final = "model"  # the one array, where the model has no layout
 NODES: Final = 100  # that a strategy is told of: more than it waits for

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file
 from tests.deploy.conftest import finished, make_config, make_federation, summary, wait_for_run
 
+from sovfed.cli import cli
 from sovfed.clients.cli.use import cli as model
+from sovfed.clients.home.own_tasks import allow_task
 from sovfed.federation.compose import compose
 from sovfed.server.runs import folders
 from sovfed.simulations.deployment import LocalFederation
@@ -34,6 +37,7 @@ target: {kind: binary, column: outcome, classes: [term, preterm]}
 model: {family: mlp, hidden: [8]}
 training: {learning_rate: 0.1, momentum: 0.9, batch_size: 16}
 """
+HEADS = TASK.replace("name: birth", "name: birth_heads").replace("[8]}", "[8], personal: head}")
 HEADER = ("patient_id", "Age", "bmi", "smoker", "parity", "glucose", "outcome")
 
 
@@ -61,6 +65,7 @@ def clinics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with task.yaml and a table for each of four clinics."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "birth.yaml").write_text(TASK)
+    (folder / "heads.yaml").write_text(HEADS)
     (folder / "clinics").mkdir()
     for site, count in (("north", 200), ("south", 160), ("east", 120), ("west", 120)):
         (folder / "clinics" / f"{site}.csv").write_text(table(site, count))
@@ -70,8 +75,17 @@ def clinics(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def own(clinics: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFederation]:
     config = make_config(f"task={clinics / 'birth.yaml'}", f"data.path={clinics / 'clinics'}", "rounds=12")
-    with make_federation(tmp_path_factory.mktemp("federation"), config) as running:
-        yield running
+    federation = make_federation(tmp_path_factory.mktemp("federation"), config)
+    try:
+        federation.build_agency()
+        federation.start_agency()
+        federation.enrol()
+        for clinic in federation.institutions:
+            allow_task(federation.client_home(clinic.name), clinics / "heads.yaml")
+        federation.start_institutions()
+        yield federation
+    finally:
+        federation.stop()
 
 
 def test_a_table_and_a_task_yaml_become_a_model_that_reads_new_tables(own: LocalFederation, tmp_path: Path) -> None:
@@ -88,6 +102,27 @@ def test_a_table_and_a_task_yaml_become_a_model_that_reads_new_tables(own: Local
     predicted = {row["patient_id"]: row["outcome"] for row in csv.DictReader(done.stdout.splitlines())}
     right = sum(predicted[row[0]] == row[-1] for row in new)
     assert (len(predicted), right > 32) == (40, True)
+
+
+def test_each_clinic_s_own_head_stays_there_and_comes_with_its_model(
+    own: LocalFederation, clinics: Path, tmp_path: Path
+) -> None:
+    config = compose([f"task={clinics / 'heads.yaml'}", "strategy=fedper"]).config
+    own.start_run("heads", dataclasses.replace(own.config, task=config.task, strategy=config.strategy, rounds=2))
+    finished(own, "heads")
+    tensors = {}
+    for clinic in ("north", "south"):
+        arguments = ["client", "model", "get", "heads", str(tmp_path / clinic), "--home", str(own.client_home(clinic))]
+        done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+        assert "parts that stay here (strategy=fedper)" in done.output
+        tensors[clinic] = load_file(tmp_path / clinic / "model.safetensors")
+    north, south = tensors.values()
+    differ = {name for name in north if not (north[name] == south[name]).all()}
+    assert differ and len(differ) < len(north)
+    read = CliRunner().invoke(
+        cli, ["model", "predict", str(tmp_path / "north"), str(clinics / "clinics" / "north.csv")]
+    )
+    assert len(read.stdout.splitlines()) == 201
 
 
 def test_it_trains_privately_and_each_ledger_pays(own: LocalFederation) -> None:

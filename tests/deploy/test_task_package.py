@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from tests.deploy.conftest import finished, summary, wait_for_run
-from tests.packages import HEADER, build_wheel, rows, table
+from tests.packages import HEADER, PROJECT, TASK, build_wheel, rows, table
 
 from sovfed.cli import cli
 from sovfed.clients.home.own_tasks import allow_task
@@ -30,6 +30,27 @@ from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 
 pytestmark = pytest.mark.deploy
 SITES = {"north": 160, "south": 140, "east": 120, "west": 120, "centre": 100}
+OWN_CONNECTOR = """
+
+import csv
+
+import numpy
+from sovfed.task import Connector, records
+
+
+def load(task, config):
+    with open(config.path) as file:
+        rows = list(csv.DictReader(file))
+    numbers = numpy.array([[float(row["lactate"]), float(row["temperature"])] for row in rows])
+    codes = numpy.array([[("", "north", "south").index(row["ward"]) - 1] for row in rows])
+    ill = numpy.array([row["outcome"] == "septic" for row in rows], dtype=numpy.int64)
+    inputs = {".numbers": numbers, ".codes": codes}
+    return records(task, (inputs, ill), persons=[row["patient"] for row in rows])
+
+
+CONNECTOR = Connector(load, task="sepsis")
+"""
+CONNECTS = "centre"  # the site whose records the package's own connector reads
 PRIVATE = (
     "privacy=distributed", "privacy.population=640", "privacy.epsilon=8", "privacy.delta=1e-4", "privacy.colluders=0",
     "server.min_cohort=3", "server.start_cohort=5", "rounds=20", "task.batch_size=100", "task.learning_rate=2",
@@ -60,7 +81,10 @@ def archive(agency: LocalFederation, tmp_path_factory: pytest.TempPathFactory) -
     """The package, packed by its publisher and reviewed by two people of two organisations."""
     folder = tmp_path_factory.mktemp("outside")
     publisher = signer(folder, agency.authority_home, "pat", "vendor")
-    sovfed("task", "pack", build_wheel(folder), "--out", folder, "--home", publisher)
+    points = '[project.entry-points."sovfed.connectors"]\nward_files = "wardnet:CONNECTOR"\n[tool.setuptools.packages'
+    project = PROJECT.replace("[tool.setuptools.packages", points, 1)
+    wheel = build_wheel(folder, project=project, task=TASK + OWN_CONNECTOR)
+    sovfed("task", "pack", wheel, "--out", folder, "--home", publisher)
     path = folder / "sepsis-1.sovtask"
     for person, organisation in (("ann", "north"), ("bob", "south")):
         home = signer(folder, agency.authority_home, person, organisation)
@@ -75,7 +99,8 @@ def agency(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFederation
     institutions = []
     for site, count in SITES.items():
         (folder / f"{site}.csv").write_text(table(site, count))
-        data = DataConfig(source="csv", path=str(folder / f"{site}.csv"), site=site)
+        source = "ward_files" if site == CONNECTS else "csv"
+        data = DataConfig(source=source, path=str(folder / f"{site}.csv"), site=site)
         institutions.append(Institution(site, data))
     policy = dataclasses.replace(
         POLICY, allowed_tasks=(), require_privacy=True, min_batch_size=1, max_local_epochs=1000, min_reviewers=2,

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sovfed.federation.algorithms import ALGORITHMS
 from sovfed.federation.compose import OVERRIDE, compose, groups
-from sovfed.federation.config import INDIVIDUAL, Config
+from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError
 
 ALL = [(group, option) for group, options in groups().items() for option in options]
 NEEDS = {"network": ["server.names=[agency.example]"], "remote": ["tracking.uri=http://localhost:5000"]}
 NEEDS["own"] = ["task.name=heart"]  # it says which task of their own, or of a package, is meant
-NEEDS |= {name: ["secagg=none"] for name in INDIVIDUAL}
+NEEDS |= {name: ["secagg=none"] for name, algorithm in ALGORITHMS.items() if not algorithm.masked}
 
 
 @pytest.mark.parametrize(("group", "option"), ALL)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from sovfed.federation.algorithms import LOCAL
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.plan import LocalPlan, Schedule, why_not
+from sovfed.federation.plan import LocalPlan, Schedule
 from sovfed.federation.schema import bind
 
 
@@ -80,11 +81,12 @@ def test_the_configuration_becomes_the_plan() -> None:
 
 
 def test_scaffold_and_fednova_say_what_they_assume() -> None:
-    assert why_not("scaffold", LocalPlan()) == why_not("sgd", LocalPlan(optimizer="adamw")) == ""
-    assert "plain gradients" in why_not("scaffold", LocalPlan(optimizer="adamw"))
-    assert "plain steps" in why_not("fednova", LocalPlan(momentum=0.9))
-    assert why_not("fednova", LocalPlan(final_rate=0.0)) == ""
-    assert "one learning rate" in why_not("scaffold", LocalPlan(final_rate=0.0))
+    scaffold, fednova = LOCAL["scaffold"], LOCAL["fednova"]
+    assert scaffold.why_not(LocalPlan()) == LOCAL["sgd"].why_not(LocalPlan(optimizer="adamw")) == ""
+    assert "plain gradients" in scaffold.why_not(LocalPlan(optimizer="adamw"))
+    assert "plain steps" in fednova.why_not(LocalPlan(momentum=0.9))
+    assert fednova.why_not(LocalPlan(final_rate=0.0)) == ""
+    assert "one learning rate" in scaffold.why_not(LocalPlan(final_rate=0.0))
 
 
 ADAMW, COSINE = {"optimizer": "adamw"}, {"schedule": "cosine"}

@@ -1,4 +1,4 @@
-"""The strategy `lab_cautious`: the model moves by half of the mean update."""
+"""The strategies `lab_cautious`, which moves the model by half of the mean update, and `lab_personal`: Ditto so."""
 
 import numpy as np
 import numpy.typing as npt
@@ -19,3 +19,10 @@ class Cautious:
 
 def cautious(config: object, layout: object) -> Cautious:
     return Cautious()
+
+
+class Personal(Cautious):
+    institution = "ditto"  # what institutions do: one of the algorithms that sovfed has
+
+    def __init__(self, config: object, layout: object) -> None:
+        pass

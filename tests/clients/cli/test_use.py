@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,11 @@ from click.testing import CliRunner
 from tests.federation.models.made_tasks import BINARY, RUN, model_of
 
 from sovfed.clients.cli.use import cli
+from sovfed.clients.models import prediction_apart
 from sovfed.clients.models.predicted import _csv
 from sovfed.clients.models.prediction_apart import Prediction, predictions_apart
 from sovfed.federation.errors import ConfigError, DataError
+from sovfed.federation.host.apart import Completed
 from sovfed.federation.models.saved import load_model, save_model
 
 TABLE = """patient;age;dose;flat;smoker;seen;ward;sex
@@ -108,12 +109,11 @@ def test_no_word_of_a_task_becomes_a_formula_in_a_spreadsheet() -> None:
 def test_code_of_an_archive_prints_no_formula_and_steers_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """It can write to the pipe itself, beside the table or in its place."""
     printed = 'line,class\n1,\x1b[2Jill\n2,=1+1\n3,-1e-05\n4,\'=x\n5,"a\nb"\n'
-    done = subprocess.CompletedProcess([], 0, printed.encode() + b"6,\xff\n", b"")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    answers = [printed.encode() + b"6,\xff\n", b"x" * 200_000]
+    monkeypatch.setattr(prediction_apart, "run_apart", lambda *_, **__: Completed(0, answers.pop(0), b""))
     text = predictions_apart(Prediction("/m", "/a", "/t"))
     assert "\x1b" not in text
     cells = [row[1] for row in csv.reader(io.StringIO(text))]
     assert cells == ["class", "\\x1b[2Jill", "'=1+1", "-1e-05", "'=x", "a\nb", "\ufffd"]
-    done.stdout = b"x" * 200_000
     with pytest.raises(DataError, match="printed no table"):
         predictions_apart(Prediction("/m", "/a", "/t"))

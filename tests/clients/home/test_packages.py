@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tests.packages import make_signer, table, write_wheel
+from safetensors.numpy import load_file
+from tests.packages import TASK, make_signer, table, write_wheel
 
 from sovfed.cli import cli
 from sovfed.clients.home.folder import create, load_config
@@ -191,6 +192,11 @@ task = open_task(Path(sys.argv[1]))
 scale = task.transform.public_scale
 ReceivedModels(Path(sys.argv[2])).keep(task, initial_vector(task, 1), facts_of(task, scale, RUN), owner="7", plan={})
 """
+USED = """
+import sys, torch
+program = torch.export.load(sys.argv[1]).module()
+print(tuple(program(torch.zeros(4, 2), torch.zeros(4, 1, dtype=torch.int64)).shape))
+"""
 
 
 def test_a_model_of_it_is_measured_and_used_in_processes_that_are_sealed_before(
@@ -216,4 +222,66 @@ def test_a_model_of_it_is_measured_and_used_in_processes_that_are_sealed_before(
     assert predicted.returncode == 0, predicted.stderr
     assert len(predicted.stdout.splitlines()) == 41 and "wardnet was imported" not in predicted.stdout
     unnamed = sovfed("model", "predict", received.path, tmp_path / "north.csv")
-    assert unnamed.returncode == 2 and "unknown task 'sepsis'" in unnamed.stderr
+    assert unnamed.returncode == 2 and "unknown task 'sepsis'" in unnamed.stderr and "--task ARCHIVE" in unnamed.stderr
+    program = tmp_path / "sepsis.pt2"
+    exported = sovfed("model", "export", received.path, "--torch", program, "--task", file)
+    assert exported.returncode == 0, exported.stderr
+    assert "written by the task's code, sealed" in exported.stdout and "inputs: numbers float32" in exported.stdout
+    assert "wardnet was imported" not in exported.stdout
+    used = subprocess.run([sys.executable, "-c", USED, str(program)], capture_output=True, text=True, check=False)
+    assert used.returncode == 0 and used.stdout == "(4, 2)\n", used.stderr
+    refused = sovfed("model", "export", received.path, "--hf", tmp_path / "hf", "--task", file)
+    assert refused.returncode == 2 and "none of Hugging Face's" in refused.stderr and not (tmp_path / "hf").exists()
+
+
+OWN_HEAD = """
+import sys
+from pathlib import Path
+import numpy
+sys.path.insert(0, sys.argv[4])
+from tests.federation.models.made_tasks import RUN
+from sovfed.clients.models.received import ReceivedModels
+from sovfed.clients.training.personal import PersonalStates
+from sovfed.federation.archive.opened import open_task
+from sovfed.federation.messages import EvaluateRequest
+from sovfed.federation.models.facts import facts_of
+from sovfed.federation.tasks import initial_vector
+task = open_task(Path(sys.argv[1]))
+scale, model = task.transform.public_scale, initial_vector(task, 1)
+ReceivedModels(Path(sys.argv[2])).keep(task, model, facts_of(task, scale, RUN), owner="7", plan={})
+request = EvaluateRequest(
+    run="7", round=1, task=task.name, model=model, scale=scale, algorithm="fedper", keep=RUN.name, digest=task.digest
+)
+PersonalStates(Path(sys.argv[3])).save(request, numpy.full_like(model, 0.5))
+"""
+
+
+def test_a_model_of_it_comes_with_the_own_head_by_its_code_in_a_sealed_process(
+    tmp_path: Path, root: Path, signers: list[SigningKey]
+) -> None:
+    task = TASK.replace("build=", "personal=lambda name: name.startswith('out.'), build=")
+    archive, _ = pack(write_wheel(tmp_path / "wheel", task=task), signers[0])
+    archive = archive.signed(signers[1].sign(archive.text, REVIEWER))
+    home, file = make_home(tmp_path, root), written(archive, tmp_path)
+    list(added(home, file))
+    folders_ = [str(home / "received"), str(home / "personal"), str(Path(__file__).parents[3])]
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_HEAD, str(file), *folders_], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (received,) = ReceivedModels(home / "received").list()
+    command = ["client", "model", "get", received.run, str(tmp_path / "out"), "--home", str(home)]
+    with pytest.raises(PolicyError, match="allowed_tasks"):
+        CliRunner().invoke(cli, command, catch_exceptions=False)
+    allow_task(home, file)
+    told = CliRunner().invoke(cli, command, catch_exceptions=False).output
+    assert "strategy=fedper" in told and "wardnet" not in sys.modules
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "model.html",
+        "model.json",
+        "model.safetensors",
+    ]
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert (tensors["out.weight"] == 0.5).all() and not (tensors["body.weight"] == 0.5).any()
+    predict = ["model", "predict", str(tmp_path / "out"), str(tmp_path / "north.csv"), "--task", str(file)]
+    assert len(CliRunner().invoke(cli, predict, catch_exceptions=False).output.splitlines()) == 41

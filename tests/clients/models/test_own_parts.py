@@ -19,6 +19,7 @@ from sovfed.clients.models.received import ReceivedModels
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.clients.training.local import LocalTraining
 from sovfed.clients.training.personal import PersonalStates, read
+from sovfed.federation.algorithms import ALGORITHMS
 from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.messages import EvaluateRequest, Refusal, TrainReply, TrainRequest
 from sovfed.federation.models.facts import RunFacts, facts_of
@@ -38,7 +39,7 @@ class Net(nn.Module):
 
 
 TASK = classifier("own-heads", Net, (4,), classes=3, personal=lambda name: name.startswith("head."))
-HEAD = TASK.layout.own("fedper")
+HEAD = ALGORITHMS["fedper"].own(TASK.layout)
 
 
 def site(number: int, task: Task = TASK, count: int = 90) -> Records:
@@ -85,7 +86,7 @@ def test_a_trainer_sends_zeros_for_the_head_and_keeps_it(tmp_path: Path) -> None
     reply = trained(trainer)
     assert isinstance(reply, TrainReply)
     assert not reply.update[HEAD].any() and reply.update[~HEAD].any()
-    moved = dataclasses.replace(TASK, name="own-heads").layout.own("fedper")
+    moved = ALGORITHMS["fedper"].own(dataclasses.replace(TASK, name="own-heads").layout)
     assert np.array_equal(moved, HEAD)
     (kept,) = PersonalStates(tmp_path / "personal").list()
     assert (kept.run, kept.algorithm) == ("a-run", "fedper")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import resource
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
 from tests.packages import TASK, write_wheel
 
+from sovfed.federation.archive import trial
 from sovfed.federation.archive.packing import pack
 from sovfed.federation.archive.signer import SigningKey
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.host.apart import MIB, Bounds
 
 ESCAPES = """\
 import os, socket
@@ -62,3 +66,43 @@ def test_a_task_that_does_not_work_is_not_packed(publisher: SigningKey, tmp_path
     task = TASK.replace("losses.binary_cross_entropy", "lambda outputs, targets: outputs.mean()")
     with pytest.raises(ConfigError, match="loss"):
         pack(write_wheel(tmp_path, task=task), publisher)
+
+
+GREEDY = {
+    "while True: print('x' * 65536)": "printed more than 1 MiB",
+    "import os\nwhile True: os.write(2, b'x' * 65536)": "printed more than 1 MiB",
+    "import os, tempfile\nfor number in range(10**9):\n"
+    "    with open(f'{tempfile.gettempdir()}/{number}', 'wb') as file: file.write(bytes(1 << 20))":
+        "wrote more than 4 MiB",
+    "file = __import__('tempfile').TemporaryFile()\nwhile True: file.write(bytes(1 << 20))": "File too large",
+    "import os\nfor number in range(10**9): os.mkdir(os.path.join(os.environ['TMPDIR'], str(number)))": "20000 files",
+    "import time; time.sleep(10**6)": "took more than 30 s",
+    "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'while True: print(0)'])\nwhile True: pass":
+        "printed more than 1 MiB",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "said"), GREEDY.items(), ids=range(len(GREEDY)))
+def test_code_that_prints_writes_or_waits_for_ever_is_ended_with_the_reason(
+    publisher: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, said: str
+) -> None:
+    monkeypatch.setattr(trial, "BOUNDS", Bounds(seconds=30, printed=MIB, complained=MIB, scratch=4 * MIB))
+    before = set(Path(tempfile.gettempdir()).glob("sovfed-trial-*"))
+    with pytest.raises(ConfigError, match=said):
+        pack(write_wheel(tmp_path, task=code), publisher)
+    assert set(Path(tempfile.gettempdir()).glob("sovfed-trial-*")) <= before
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [(TASK, "28000000001 values to send, at most"),
+     (TASK.replace("build=", "trained=lambda name: name == 'out.bias', build="), "takes 112.0 GB, this machine has")],
+)  # fmt: skip
+def test_a_model_that_is_too_large_is_found_out_by_its_size(
+    publisher: SigningKey, tmp_path: Path, task: str, said: str
+) -> None:
+    """4 billion hidden units: nothing of them is ever allocated."""
+    start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    with pytest.raises(ConfigError, match=said):
+        pack(write_wheel(tmp_path, task=task, hidden="4000000000"), publisher)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < max(start, 2_000_000)  # KiB

@@ -10,8 +10,9 @@ import pytest
 
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.trainer.service import TrainerService
+from sovfed.federation.algorithms.at_the_server import COMPARING
 from sovfed.federation.compose import compose
-from sovfed.federation.config import INDIVIDUAL, StrategyConfig
+from sovfed.federation.config import StrategyConfig
 from sovfed.federation.errors import CohortError, ConfigError
 from sovfed.federation.messages import Reply, Request, TrainReply, Vector
 from sovfed.server.rounds.aggregation import Total, Update
@@ -94,7 +95,7 @@ def test_too_few_for_the_guarantee_are_refused(name: str, least: int) -> None:
         combine(updates(least - 1), name, malicious=2)
 
 
-@pytest.mark.parametrize("name", INDIVIDUAL)
+@pytest.mark.parametrize("name", [algorithm.name for algorithm in COMPARING])
 def test_secure_aggregation_refuses_them_with_the_reason(name: str) -> None:
     with pytest.raises(ConfigError, match=r"secure aggregation shows the sum only: add secagg=none"):
         compose([f"strategy={name}"])
