@@ -34,7 +34,6 @@ FLOWER_FACING = {
     "server/network/grid.py",
     "server/network/lane_links.py",
     "server/network/object_store.py",
-    "server/strategies/adapter.py",
     "server/strategies/robust.py",
     "server/strategies/stock.py",
     "simulations/grid.py",

@@ -258,8 +258,8 @@ def _written_apart(received: Received, archive: Archive, state: Kept, out: Path)
     with tempfile.TemporaryDirectory(prefix="sovfed-archive-") as scratch:
         file = Path(scratch) / archive.file_name
         write_private(file, archive.to_bytes())
-        paths = {"model": received.path, "archive": file, "state": state.path}
-        asked = Prediction(**{name: str(path.absolute()) for name, path in paths.items()}, form=OWN)
+        model, archive_file, parts = (str(path.absolute()) for path in (received.path, file, state.path))
+        asked = Prediction(model=model, archive=archive_file, state=parts, form=OWN)
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
         own = exported_apart(asked, out)
     write_private(out / CARD, to_html(read_facts(out), hashlib.sha256((out / MODEL).read_bytes()).hexdigest()).encode())

@@ -1,7 +1,7 @@
 """Algorithms of which institutions know nothing: only what the server makes of their updates is another.
 
-Their optimizers are in `server/strategies/`: Flower's own classes (`adapter.py`, `robust.py`) and, for `fedsgd`, the
-task's optimizer (`central.py`).
+Their optimizers are in `server/strategies/`: `adaptive.py`, Flower's own classes that compare updates (`robust.py`)
+and, for `fedsgd`, the task's optimizer (`central.py`).
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """The server's half of every strategy, by name.
 
-Those with a half at the institutions, and FedAvg, have both in `federation/algorithms/`; the others are here. Most are
-Flower's own classes, fed with one reply that holds model + mean update, so that the same adapter works when only a
-secure sum is known.
-
-Sources: FedAvgM, Hsu et al. 2019, arXiv:1909.06335; FedAdagrad, FedAdam and FedYogi, Reddi et al. 2021,
-arXiv:2003.00295, Algorithm 2. `server/strategies/robust.py` has those that compare the institutions' own updates,
-`central.py` FedSGD. `stepping.py` keeps all of them off the running statistics.
+Those with a half at the institutions, and FedAvg, have both in `federation/algorithms/`; the others are here:
+`adaptive.py` with moments of the mean update, `central.py` FedSGD, `robust.py` Flower's classes that compare the
+institutions' own updates, `stock.py` any strategy of Flower's kind. `stepping.py` keeps all of them off the running
+statistics.
 """
 
 from __future__ import annotations
@@ -88,6 +85,6 @@ def _make(
         from sovfed.server.strategies.robust import Robust
 
         return Robust(config, learning_rate)
-    from sovfed.server.strategies.adapter import FlowerOptimizer
+    from sovfed.server.strategies.adaptive import make_adaptive
 
-    return FlowerOptimizer(config)
+    return make_adaptive(config)

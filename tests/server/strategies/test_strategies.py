@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from sovfed.federation.config import StrategyConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.wire.flower import new_message
 from sovfed.server.rounds.aggregation import Fold
-from sovfed.server.strategies import make_optimizer
+from sovfed.server.strategies import adaptive, make_optimizer
 
 COUNTS = (256, 17, 90)
 
@@ -65,7 +66,8 @@ def flower_step(strategy: Any, number: int, model: np.ndarray, updates: list[np.
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
-def test_step_with_the_mean_update_equals_flowers_own_strategy(name: str) -> None:
+def test_step_with_the_mean_update_equals_flowers_own_strategy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptive, "PIECE", 16)
     rng = np.random.default_rng(0)
     model = rng.normal(size=50).astype(np.float32)
     theirs, ours = model.copy(), model.copy()
@@ -96,6 +98,19 @@ def test_restored_slots_continue_as_if_uninterrupted(name: str) -> None:
     for number, update in enumerate(updates[2:], start=3):
         got = second.step(number, got, update)
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad"])
+def test_a_step_makes_one_vector(name: str) -> None:
+    size = 1_000_000
+    model, update, optimizer = np.ones(size, np.float32), np.ones(size, np.float32), make_optimizer(config(name))
+    following = optimizer.step(1, model, update)
+    tracemalloc.start()
+    try:
+        optimizer.step(2, following, update)
+        assert tracemalloc.get_traced_memory()[1] < 1.2 * model.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_state_of_another_strategy_is_refused() -> None:
