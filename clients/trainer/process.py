@@ -33,6 +33,7 @@ from sovfed.federation.errors import (
 from sovfed.federation.files import private_directory
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent
+from sovfed.federation.host.pulse import Pulse, pulse_file
 from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.sandbox import Isolation, reaches_network
 from sovfed.federation.host.settings import passed_settings
@@ -80,6 +81,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         if isolation is None:
             places = places_of(dataclasses.asdict(config))
             isolation = enter("trainer", home, *places.records, files=places.files)
+        Pulse(pulse_file(home, "trainer")).start()
         _check_network(isolation, policy)
         masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
         open_ledger = ledger_opener(home, policy)

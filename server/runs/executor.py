@@ -26,6 +26,7 @@ from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import SovfedError
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent, exit_code
+from sovfed.federation.host.pulse import Pulse, pulse_file
 from sovfed.federation.host.quiet import TRACKING, be_quiet, python_command, quiet_environment
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
@@ -200,6 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     log_to_stderr()
     os.umask(0o077)
     be_quiet(options.home)
+    Pulse(pulse_file(options.home, "executor")).start()
     try:
         config = bind(ServerConfig, passed_settings(options.config))
         executor = Executor(options.home, config.control_port, coordinator_command(options.home, config.control_port))
