@@ -72,7 +72,8 @@ class Child:
     def spawn(self) -> None:
         self._started = time.monotonic()
         process = self.process
-        self._silence = process.pulse and Silence(process.pulse, process.hang_s, process.ready_timeout_s)
+        if process.pulse is not None:
+            self._silence = Silence(process.pulse, process.hang_s, process.ready_timeout_s)
         try:
             self.popen = subprocess.Popen(
                 list(self.process.argv), env=child_environment(self.process.env), stdin=subprocess.DEVNULL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,6 +30,7 @@ TRACKING: Final = "tracking.uri"  # with its password, for the coordinator alone
 STARTING: Final = "starting"
 INTERRUPTED: Final = "interrupted"  # ended without being asked to: `recovery.py` takes it up
 STOPPING: Final = "stopping"  # by the operator
+PULSE: Final = "pulse"  # touched by the coordinator while it goes on
 UNSENT: Final = "unsent.json"  # what is to be done at MLflow, which was away
 ACTIVE: Final = (STARTING, "running", INTERRUPTED)
 FILE: Final = "task.yaml"  # of a run whose task is a file
@@ -120,8 +122,11 @@ def stop_run(control: ControlClient, home: Path, name: str) -> None:
     folder, state = run_folder(home, name), read_state(home, name)
     if state["status"] not in ACTIVE:
         return
+    from sovfed.server.runs.coordinators import coordinator_of, send
+
     write_state(folder, state, STOPPING)  # so that nobody takes it up again
-    with contextlib.suppress(ServiceError):  # it has ended already, or the superlink is away and its lease runs out
+    send(coordinator_of(home, name), signal.SIGTERM)  # at once, and also while the superlink is away
+    with contextlib.suppress(ServiceError):  # it has ended already, or the superlink is away
         control.stop_run(state["flower_run_id"])
     with _locked(folder):
         last = read_state(home, name)
