@@ -43,6 +43,17 @@ class ServerConfig:
         "A simulation samples by simulation.cohort",
     )
     round_deadline_s: float = bounded(600.0, 0.1, 604_800, unit="s", doc="longest wait for the updates of one round")
+    grace_s: float = bounded(
+        60.0,
+        0.1,
+        604_800,
+        unit="s",
+        doc="once the minimum cohort has answered, a round ends when nobody else has for so long; who is missing is "
+        "left out of the next rounds, and asked again after pauses that grow",
+    )
+    grace_factor: float = bounded(
+        2.0, 0, 1_000, doc="... or for so many times what the slowest answer has taken, if that is longer"
+    )
     node_wait_s: float = bounded(120.0, 0.1, 604_800, unit="s", doc="longest wait for the minimum cohort to connect")
     max_message_bytes: int = bounded(
         2**30, 2**16, MESSAGE_BYTES_MAX, unit="bytes", doc="larger messages are refused before allocation"

@@ -20,6 +20,7 @@ from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumReque
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.rounds.aggregation import Aggregation, Total
+from sovfed.server.rounds.patience import Standing
 from sovfed.server.rounds.privacy import PrivacyPlan
 from sovfed.server.strategies import Combining, Controlling, ServerOptimizer
 
@@ -43,7 +44,9 @@ class Round:
 
     number: int
     participants: list[int] = field(default_factory=list)
-    refused: dict[int, str] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)  # in any attempt, the last code of each
+    late: list[int] = field(default_factory=list)  # who was waited for in vain, in any attempt
+    left_out: list[int] = field(default_factory=list)  # who was not asked, since it was late before
     spoilt: int | None = None  # contributions with values that are not finite or out of range; only a sum tells
     count: int = 0
     train_loss: float | None = None  # not told of a private round, nor are evaluation and compute
@@ -76,8 +79,13 @@ class Rounds:
         self.name = run  # which a resumed run keeps; `run` is Flower's
         self.before: Callable[[Sequence[int], Collection[int]], None] | None = None  # with who refused last, each sum
         self._refused: Collection[int] = ()
+        self.standing = Standing(grid.heard)
 
     def cohort(self) -> Sequence[int]:
+        """The nodes to ask now: those of `connected` that did not keep the last rounds waiting."""
+        return self.standing.ready(self.connected(), self.config.server.min_cohort)
+
+    def connected(self) -> Sequence[int]:
         """The nodes that are here now, in ascending order; waits up to `server.node_wait_s` for the minimum cohort."""
         least, patience = self.config.server.min_cohort, self.config.server.node_wait_s
         deadline = time.monotonic() + patience
@@ -119,14 +127,14 @@ class Rounds:
                 rate_start=start_rate, rate_end=end_rate,
                 **strategy.sent, **self.config.local_fields(),
             )  # fmt: skip
-            total, attempts = self._collect(f"round {number}", request, self.task.evaluation_size)
+            total, story = self._collect(f"round {number}", request, self.task.evaluation_size)
             update = _required(total.mean)
             if isinstance(self.optimizer, Combining):
-                update = self.optimizer.combine(number, total, len(self.cohort()))
+                update = self.optimizer.combine(number, total, len(self.connected()))
             if self.task.build is not None:
                 update = self.task.layout.received(update, self.model)
         else:
-            total, attempts = self._collect(f"round {number}", self.plan.request(self.run, number, self.model), 0)
+            total, story = self._collect(f"round {number}", self.plan.request(self.run, number, self.model), 0)
             update = self.plan.mean_update(total, number)
         clock = time.monotonic()
         self.model = self.optimizer.step(number, self.model, update)
@@ -134,7 +142,9 @@ class Rounds:
         return Round(
             number=number,
             participants=total.participants,
-            refused=total.refused,
+            refused={node: code for node, code in story.refused if node not in total.participants},
+            late=sorted(story.late),
+            left_out=story.left_out,
             spoilt=total.spoilt,
             count=total.count,
             train_loss=None if self.plan else total.loss / total.count,
@@ -144,7 +154,7 @@ class Rounds:
             seconds_aggregate=total.seconds_aggregate + stepped,
             bytes_down=self.grid.bytes_down - down,
             bytes_up=self.grid.bytes_up - up,
-            attempts=attempts,
+            attempts=story.attempts,
         )
 
     def evaluates(self, number: int) -> bool:
@@ -161,22 +171,35 @@ class Rounds:
         )  # fmt: skip
         return self._collect("the final evaluation", request, self.task.evaluation_size)[0]
 
+    def _judge(self, stage: str, total: Total, story: _Story) -> None:
+        """Note who kept this attempt waiting, so that the next does not wait for them."""
+        for node in (*total.participants, *total.refused):
+            self.standing.answered(node)
+        for node in total.late:
+            self.standing.missed(node)
+        if total.late:
+            story.late.update(total.late)
+            log.warning("%s: no answer in time from nodes %s; left out for now", stage, total.late)
+
     def _control(self) -> Vector:
         """What is sent beside the model."""
         variate = self.config.strategy.algorithm.variate
         return self.optimizer.control(self.model) if variate and isinstance(self.optimizer, Controlling) else NOTHING
 
-    def _collect(self, stage: str, request: SumRequest, width: int) -> tuple[Total, int]:
-        """The total over at least the minimum cohort, and the attempts that it took."""
+    def _collect(self, stage: str, request: SumRequest, width: int) -> tuple[Total, _Story]:
+        """The total over at least the minimum cohort, and what it took."""
         least, number, reasons = self.config.server.min_cohort, 0, dict[str, None]()
-        refused: list[tuple[int, str]] = []  # of all attempts: the last refusal may only follow from those before
+        story = _Story()
+        refused = story.refused
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            cohort = self.cohort()
+            cohort, story.attempts = self.cohort(), attempt
+            story.left_out = self.standing.resting(self.connected())
             if self.before:
                 self.before(cohort, self._refused)
             total = self.aggregation.collect(request, cohort, width)
             self._refused = total.refused.keys()
             refused += total.refused.items()
+            self._judge(stage, total, story)
             if attempt > 1 and total.sum_number != number and self.plan is not None:
                 self.repeats += 1
                 log.warning("%s: repeated as another sum, charged anew: %d of the plan's spare", stage, self.repeats)
@@ -184,7 +207,7 @@ class Rounds:
             if len(total.participants) >= least and total.sums is not None:
                 if total.spoilt:
                     _tell_spoilt(stage, total)
-                return total, attempt
+                return total, story
             log.warning(
                 "%s, attempt %d: %d replies, minimum cohort is %d; refused: %s %s",
                 stage, attempt, len(total.participants), least, total.refused, total.missing,
@@ -208,6 +231,16 @@ class Rounds:
         if self.plan is not None and len(cohort) - unpaid < least:  # a run taken up by itself would charge the others
             raise DeclinedError(why)
         raise CohortError(why)
+
+
+@dataclass
+class _Story:
+    """What befell a collection until it came about."""
+
+    attempts: int = 0
+    refused: list[tuple[int, str]] = field(default_factory=list)  # of all: the last may only follow from those before
+    late: set[int] = field(default_factory=set)
+    left_out: list[int] = field(default_factory=list)
 
 
 def told(refused: Iterable[tuple[int, str]]) -> str:
