@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -35,6 +35,7 @@ ADVICE: Final = {
     "failed": "ask their operators, whose `sovfed client logs trainer` says why",
 }
 FINAL: Final = ("needs-privacy", "wrong-task", "config")  # refusals that no repetition changes
+TOLD: Final = 32  # institutions named in a reason
 NOTHING: Final[Vector] = np.zeros(0, dtype=np.float32)
 
 
@@ -171,6 +172,15 @@ class Rounds:
         )  # fmt: skip
         return self._collect("the final evaluation", request, self.task.evaluation_size)[0]
 
+    def _names(self) -> dict[int, str]:
+        return {node.node_id: node.name or str(node.node_id) for node in self.grid.get_nodes()}
+
+    def _late(self, story: _Story) -> list[str]:
+        """A sentence about those who did not answer, if there are any."""
+        names = self._names()
+        late = sorted(names.get(node, str(node)) for node in story.late)
+        return [f"no answer in time from {', '.join(late[:TOLD])}"] if late else []
+
     def _judge(self, stage: str, total: Total, story: _Story) -> None:
         """Note who kept this attempt waiting, so that the next does not wait for them."""
         for node in (*total.participants, *total.refused):
@@ -216,7 +226,7 @@ class Rounds:
             if len(cohort) - len(final := {node for node, code in total.refused.items() if code in FINAL}) < least:
                 raise DeclinedError(
                     f"{stage}: {len(final)} of {len(cohort)} institutions refuse, and would again; minimum cohort is "
-                    f"{least}; refusals: {told(refused)}"
+                    f"{least}; refusals: {told(refused, self._names())}"
                 )
             if self.plan is not None and total.missing and self.repeats >= self.plan.repeats:
                 raise DeclinedError(
@@ -225,7 +235,7 @@ class Rounds:
                 )
         why = (
             f"{stage}: {len(total.participants)} replies in {MAX_ATTEMPTS} attempts, minimum cohort is {least}; "
-            + "; ".join([*reasons, f"refusals: {told(refused)}"])
+            + "; ".join([*reasons, *self._late(story), f"refusals: {told(refused, self._names())}"])
         )
         unpaid = sum(code == PrivacyError.code for code in total.refused.values())
         if self.plan is not None and len(cohort) - unpaid < least:  # a run taken up by itself would charge the others
@@ -243,18 +253,25 @@ class _Story:
     left_out: list[int] = field(default_factory=list)
 
 
-def told(refused: Iterable[tuple[int, str]]) -> str:
-    """The codes in `refused` (node, code), in the order they came: of how many nodes, its sentence and what to do.
+def told(refused: Iterable[tuple[int, str]], names: Mapping[int, str]) -> str:
+    """The codes in `refused` (node, code), in the order they came: of whom, its sentence and what to do.
 
     An institution says no more to the agency.
     """
-    by_code: dict[str, set[int]] = {}
+    by_code: dict[str, set[str]] = {}
     for node, code in refused:
-        by_code.setdefault(code, set()).add(node)
+        by_code.setdefault(code, set()).add(names.get(node, str(node)))
     return (
         "; ".join(
             ": ".join(
-                filter(None, (f"{code} ({len(nodes)})", WIRE_SENTENCES.get(code, "").rstrip("."), ADVICE.get(code)))
+                filter(
+                    None,
+                    (
+                        f"{code} ({', '.join(sorted(nodes)[:TOLD])})",
+                        WIRE_SENTENCES.get(code, "").rstrip("."),
+                        ADVICE.get(code),
+                    ),
+                )
             )
             for code, nodes in by_code.items()
         )

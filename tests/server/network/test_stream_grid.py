@@ -131,7 +131,8 @@ def test_replies_end_at_the_timeout_and_late_ones_are_dropped(found: Agency) -> 
     slow = found.gateways[0].trainer
     with opened(found) as grid:
         slow.delay_s = 0.5
-        assert len(answered := ask_all(found, grid, 1, timeout_s=0.2)) == 3
+        answered = ask_all(found, grid, 1, timeout_s=0.2)
+        assert len(answered) == 3
         (late,) = set(node_ids(found)) - set(answered)
         asked_at = time.monotonic()
         slow.delay_s = 0.0
