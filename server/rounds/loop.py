@@ -261,22 +261,12 @@ def told(refused: Iterable[tuple[int, str]], names: Mapping[int, str]) -> str:
     by_code: dict[str, set[str]] = {}
     for node, code in refused:
         by_code.setdefault(code, set()).add(names.get(node, str(node)))
-    return (
-        "; ".join(
-            ": ".join(
-                filter(
-                    None,
-                    (
-                        f"{code} ({', '.join(sorted(nodes)[:TOLD])})",
-                        WIRE_SENTENCES.get(code, "").rstrip("."),
-                        ADVICE.get(code),
-                    ),
-                )
-            )
-            for code, nodes in by_code.items()
-        )
-        or "none"
-    )
+    return "; ".join(_sentence(code, sorted(of)) for code, of in by_code.items()) or "none"
+
+
+def _sentence(code: str, names: Sequence[str]) -> str:
+    of = ", ".join(names[:TOLD]) + (", …" if len(names) > TOLD else "")
+    return ": ".join(filter(None, (f"{code} ({of})", WIRE_SENTENCES.get(code, "").rstrip("."), ADVICE.get(code))))
 
 
 def _tell_spoilt(stage: str, total: Total) -> None:
