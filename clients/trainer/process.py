@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible, least_spread=policy.least_spread,
             received=ReceivedModels(home / RECEIVED), most_epochs=policy.max_local_epochs,
-            check_values=policy.check_values,
+            check_values=policy.check_values, check_run=policy.check_run,
         )  # fmt: skip
         Shelf(home).make_known(policy.allows_own)
         make_packages_known(home, policy)

@@ -90,7 +90,7 @@ def coordinate(
     if config.privacy.private:
         rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
     started = time.monotonic()
-    last = _begin(rounds, task, folder, resume)
+    last = _begin(rounds, task, folder, resume, agree=transport not in SIMULATED)
     stopping = Stopping(config, partial(gain, task.headline, metrics=task.metrics), folder)
     stopping.replay([(line["round"] - 1, line["metrics"].get(task.headline)) for line in read_rounds(folder)])
     names = names_of(grid)
@@ -227,13 +227,19 @@ def _sampled(config: Config, aggregation: Aggregation) -> Aggregation:
     return aggregation if server.sample == 1 else Sampled(aggregation, server.sample, server.min_cohort, config.seed)
 
 
-def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool) -> int:
-    """Set model, scale and optimizer, new or from the checkpoint; the number of the last finished round."""
+def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool, *, agree: bool) -> int:
+    """Set model, scale and optimizer, new or from the checkpoint; the number of the last finished round.
+
+    First of all, the institutions `agree` to the run; those of a simulation have no policy.
+    """
+    if agree:
+        rounds.agree()
     restored = checkpoint.read(folder, rounds.config) if resume else None
     if restored is not None:
         rounds.model, rounds.scale = restored.model, restored.scale
         rounds.optimizer.restore(restored.slots)
         _truncate_lines(folder, restored.round)
+        rounds.earlier = frozenset(name for line in read_rounds(folder)[-1:] for name in line["participants"])
         log.info("resumed after round %d", restored.round)
         return restored.round
     rounds.model = initial_vector(task, rounds.config.seed)

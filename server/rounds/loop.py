@@ -8,34 +8,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from sovfed.federation.config import Config
-from sovfed.federation.errors import WIRE_SENTENCES, CohortError, DeclinedError, PrivacyError, TrainingError
+from sovfed.federation.errors import CohortError, DeclinedError, PrivacyError, TrainingError
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.rounds.aggregation import Aggregation, Total
+from sovfed.server.rounds.agreement import Agreement, run_request
 from sovfed.server.rounds.patience import Standing
 from sovfed.server.rounds.privacy import PrivacyPlan
+from sovfed.server.rounds.refusals import FINAL, listed, told
 from sovfed.server.strategies import Combining, Controlling, ServerOptimizer
 
 log = logging.getLogger(__name__)
 MAX_ATTEMPTS: Final = 5  # of one round, before the run stops and waits for `sovfed run resume`
-ADVICE: Final = {
-    "wrong-task": "their task of that name is another one: compare `sovfed task show` on both sides",
-    "policy": "ask their operators, whose `sovfed client logs trainer` names the rule",
-    "privacy": "ask their operators, whose `sovfed client logs trainer` names the rule and `sovfed client ledger show` "
-    "says what is left and which run reserves it",
-    "needs-privacy": "start it with privacy=distributed, or ask their operators, who set require_privacy",
-    "failed": "ask their operators, whose `sovfed client logs trainer` says why",
-}
-FINAL: Final = ("needs-privacy", "wrong-task", "config")  # refusals that no repetition changes
-TOLD: Final = 32  # institutions named in a reason
 NOTHING: Final[Vector] = np.zeros(0, dtype=np.float32)
 
 
@@ -80,7 +72,10 @@ class Rounds:
         self.name = run  # which a resumed run keeps; `run` is Flower's
         self.before: Callable[[Sequence[int], Collection[int]], None] | None = None  # with who refused last, each sum
         self._refused: Collection[int] = ()
+        self._took_part: Sequence[int] = ()  # in the last sum
+        self.earlier: frozenset[str] = frozenset()  # institutions of the last round before the run was taken up
         self.standing = Standing(grid.heard)
+        self.agreement: Agreement | None = None
 
     def cohort(self) -> Sequence[int]:
         """The nodes to ask now: those of `connected` that did not keep the last rounds waiting."""
@@ -92,14 +87,17 @@ class Rounds:
         deadline = time.monotonic() + patience
         while True:
             node_ids = self.grid.get_node_ids()
-            nodes = (
+            nodes: Sequence[int] = (
                 node_ids if isinstance(node_ids, range) else sorted(node_ids)
             )  # a range of many would take long to sort
+            if self.agreement is not None:
+                nodes = self.agreement.willing(nodes)
             if len(nodes) >= least:
                 return nodes
             if time.monotonic() > deadline:
+                willing = " that would answer" if self.agreement else ""
                 raise CohortError(
-                    f"{len(nodes)} institutions are connected after {patience:g} s, minimum cohort is {least}"
+                    f"{len(nodes)} institutions{willing} are connected after {patience:g} s, minimum cohort is {least}"
                 )
             time.sleep(0.2)
 
@@ -119,15 +117,7 @@ class Rounds:
         """Run round `number`, retrying while too few institutions answer. Raises CohortError after MAX_ATTEMPTS."""
         start, down, up = time.monotonic(), self.grid.bytes_down, self.grid.bytes_up
         if self.plan is None:
-            task, strategy = self.config.task, self.config.strategy
-            start_rate, end_rate = self.config.local_rates(number)
-            request: SumRequest = TrainRequest(
-                run=self.run, round=number, task=task.name, seed=self.config.seed, control=self._control(),
-                model=self.model, scale=self.scale, algorithm=strategy.algorithm.local, keep=self.name,
-                normalisation=task.normalisation, digest=self.task.digest, evaluate=self.evaluates(number),
-                rate_start=start_rate, rate_end=end_rate,
-                **strategy.sent, **self.config.local_fields(),
-            )  # fmt: skip
+            request = self._request(number, self.model, self._control())
             total, story = self._collect(f"round {number}", request, self.task.evaluation_size)
             update = _required(total.mean)
             if isinstance(self.optimizer, Combining):
@@ -158,6 +148,32 @@ class Rounds:
             attempts=story.attempts,
         )
 
+    def _request(self, number: int, model: Vector, control: Vector) -> TrainRequest:
+        task, strategy = self.config.task, self.config.strategy
+        start_rate, end_rate = self.config.local_rates(number)
+        return TrainRequest(
+            run=self.run, round=number, task=task.name, seed=self.config.seed, control=control,
+            model=model, scale=self.scale, algorithm=strategy.algorithm.local, keep=self.name,
+            normalisation=task.normalisation, digest=self.task.digest, evaluate=self.evaluates(number),
+            rate_start=start_rate, rate_end=end_rate,
+            **strategy.sent, **self.config.local_fields(),
+        )  # fmt: skip
+
+    def agree(self) -> None:
+        """Ask the institutions whether they would answer all of this run, and newcomers as they come.
+
+        Raises DeclinedError, which names who would not and why, if too few would.
+        """
+        rounds, least = self.config.rounds, self.config.server.min_cohort
+        last = (
+            self._request(rounds, NOTHING, NOTHING)
+            if self.plan is None
+            else self.plan.request(self.run, rounds, NOTHING)
+        )
+        agreement = Agreement(self.grid, run_request(self.config, last, self.task.parameters), least)
+        agreement.require(self.connected())
+        self.agreement = agreement
+
     def evaluates(self, number: int) -> bool:
         """Whether round `number` evaluates the model that it begins with."""
         return (number - 1) % self.config.evaluate_every == 0
@@ -172,6 +188,12 @@ class Rounds:
         )  # fmt: skip
         return self._collect("the final evaluation", request, self.task.evaluation_size)[0]
 
+    def _awaits_anybody(self, story: _Story) -> bool:
+        """Whether one that took part before is away or silent; policies that refuse sums without it may change."""
+        names, connected = self._names(), set(self.grid.get_node_ids())
+        away = set(self._took_part) - connected or self.earlier - set(names.values())
+        return bool(away or story.late or self.standing.resting(connected))
+
     def _names(self) -> dict[int, str]:
         return {node.node_id: node.name or str(node.node_id) for node in self.grid.get_nodes()}
 
@@ -179,7 +201,7 @@ class Rounds:
         """A sentence about those who did not answer, if there are any."""
         names = self._names()
         late = sorted(names.get(node, str(node)) for node in story.late)
-        return [f"no answer in time from {', '.join(late[:TOLD])}"] if late else []
+        return [f"no answer in time from {listed(late)}"] if late else []
 
     def _judge(self, stage: str, total: Total, story: _Story) -> None:
         """Note who kept this attempt waiting, so that the next does not wait for them."""
@@ -215,6 +237,7 @@ class Rounds:
                 log.warning("%s: repeated as another sum, charged anew: %d of the plan's spare", stage, self.repeats)
             number = total.sum_number
             if len(total.participants) >= least and total.sums is not None:
+                self._took_part = total.participants
                 if total.spoilt:
                     _tell_spoilt(stage, total)
                 return total, story
@@ -237,6 +260,8 @@ class Rounds:
             f"{stage}: {len(total.participants)} replies in {MAX_ATTEMPTS} attempts, minimum cohort is {least}; "
             + "; ".join([*reasons, *self._late(story), f"refusals: {told(refused, self._names())}"])
         )
+        if self.plan is None and not self._awaits_anybody(story) and _open_to(total, cohort) < least:
+            raise DeclinedError(why)
         unpaid = sum(code == PrivacyError.code for code in total.refused.values())
         if self.plan is not None and len(cohort) - unpaid < least:  # a run taken up by itself would charge the others
             raise DeclinedError(why)
@@ -253,20 +278,9 @@ class _Story:
     left_out: list[int] = field(default_factory=list)
 
 
-def told(refused: Iterable[tuple[int, str]], names: Mapping[int, str]) -> str:
-    """The codes in `refused` (node, code), in the order they came: of whom, its sentence and what to do.
-
-    An institution says no more to the agency.
-    """
-    by_code: dict[str, set[str]] = {}
-    for node, code in refused:
-        by_code.setdefault(code, set()).add(names.get(node, str(node)))
-    return "; ".join(_sentence(code, sorted(of)) for code, of in by_code.items()) or "none"
-
-
-def _sentence(code: str, names: Sequence[str]) -> str:
-    of = ", ".join(names[:TOLD]) + (", …" if len(names) > TOLD else "")
-    return ": ".join(filter(None, (f"{code} ({of})", WIRE_SENTENCES.get(code, "").rstrip("."), ADVICE.get(code))))
+def _open_to(total: Total, cohort: Sequence[int]) -> int:
+    """How many of `cohort` do not refuse by their policy."""
+    return len(cohort) - sum(code in ("policy", *FINAL) for code in total.refused.values())
 
 
 def _tell_spoilt(stage: str, total: Total) -> None:
