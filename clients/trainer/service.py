@@ -185,6 +185,11 @@ class TrainerService:
             self._keep(request, reply)
             return reply
 
+    @property
+    def answering(self) -> int:
+        """The number of the request that is being answered; 0 if there is none."""
+        return self._answered if self._lock.locked() else 0
+
     def prepare(self, task: str) -> None:
         """Load model and records of `task` and warm up, rather than with the first request. Raises SovfedError."""
         with self._lock:

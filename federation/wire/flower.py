@@ -126,11 +126,13 @@ def _vector(name: str, array: Array) -> npt.NDArray[Any]:
     return np.frombuffer(array.data, dtype=dtype)
 
 
-def new_message(content: RecordDict, *, run_id: int, node_id: int, kind: str, group: str) -> FlowerMessage:
+def new_message(
+    content: RecordDict, *, run_id: int, node_id: int, kind: str, group: str, ttl_s: float = TTL_S
+) -> FlowerMessage:
     """A Flower message to node `node_id`; `kind` is Flower's type, such as "train", "evaluate" or "query.lane"."""
     metadata = Metadata(
         run_id=run_id, message_id="", src_node_id=SERVER_NODE_ID, dst_node_id=node_id, reply_to_message_id="",
-        group_id=group, created_at=now().timestamp(), ttl=TTL_S, message_type=kind,
+        group_id=group, created_at=now().timestamp(), ttl=ttl_s, message_type=kind,
     )  # fmt: skip
     return make_message(metadata=metadata, content=content)
 

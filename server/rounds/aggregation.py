@@ -37,7 +37,7 @@ from sovfed.federation.messages import (
     TrainRequest,
     Vector,
 )
-from sovfed.federation.wire.flower import StreamingGrid, from_records, new_message, to_records
+from sovfed.federation.wire.flower import TTL_S, StreamingGrid, from_records, new_message, to_records
 from sovfed.server.rounds.patience import Patience
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,14 @@ def ask(
     shared = {id(request): request for request in requests.values()}  # most nodes are asked the same
     contents = {key: to_records(request) for key, request in shared.items()}
     messages = [
-        new_message(contents[id(request)], run_id=grid.run.run_id, node_id=node, kind=TYPES[type(request)], group=group)
+        new_message(
+            contents[id(request)],
+            run_id=grid.run.run_id,
+            node_id=node,
+            kind=TYPES[type(request)],
+            group=group,
+            ttl_s=max(TTL_S, timeout_s),
+        )
         for node, request in requests.items()
     ]
     del contents

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from sovfed.federation.config import SecaggConfig
-from sovfed.federation.errors import CohortError, IdentityError, ProtocolError, SovfedError
+from sovfed.federation.errors import CohortError, DeclinedError, IdentityError, ProtocolError, SovfedError
 from sovfed.federation.messages import (
     MaskedReply,
     MaskedSum,
@@ -54,6 +54,8 @@ from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.rounds.aggregation import Total, ask, silent
 from sovfed.server.rounds.patience import REST_S, Patience
+from sovfed.server.rounds.refusals import FINAL as NO_REPEAT
+from sovfed.server.rounds.refusals import told
 
 log = logging.getLogger(__name__)
 SETUP_TRIES: Final = 3  # epochs, each without those that failed in the last
@@ -323,9 +325,11 @@ class SecureAggregation:
             candidates -= set(failed)
             if len(candidates) < self._min_cohort:
                 break
-        raise CohortError(
+        names = {node.node_id: node.name or str(node.node_id) for node in self._grid.get_nodes()}
+        final = sum(code in NO_REPEAT for code in left_out.values())
+        raise (DeclinedError if len(present) - final < self._min_cohort else CohortError)(
             f"secure aggregation: {len(candidates)} institutions agree on keys, minimum cohort is {self._min_cohort}; "
-            f"refusals: {sorted(set(failed.values()))}"
+            f"refusals: {told(left_out.items(), names)}"
         )
 
     def _left(self, node: int, why: str) -> _Outside:

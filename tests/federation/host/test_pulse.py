@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from tests.federation.host.test_processes import python, running, status_of, wait_for
 
-from sovfed.federation.host import pulse
 from sovfed.federation.host.processes import Process
 from sovfed.federation.host.pulse import Beat, Silence, pulse_file
 
@@ -56,7 +55,7 @@ def test_a_loop_that_hangs_is_found_though_its_process_lives_and_its_stack_is_in
 
 def test_a_loop_that_rests_is_not_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(pulse.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     beat = Beat("reader", patience_s=5.0)
     assert beat.overdue_s() == 0  # it has not begun
     beat()
@@ -69,7 +68,7 @@ def test_a_loop_that_rests_is_not_overdue(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_onlooker_that_slept_accuses_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a machine was suspended: nothing was touched for an hour, and nothing could be."""
     now = 0.0
-    monkeypatch.setattr(pulse.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     silence = Silence(tmp_path / "worker" / "pulse", hang_s=20.0, start_s=20.0)
     now = 3600.0
     assert not silence.is_too_long()
@@ -84,7 +83,7 @@ def test_a_process_has_longer_until_its_first_sign_than_between_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(pulse.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     path = tmp_path / "worker" / "pulse"
     silence = Silence(path, hang_s=4.0, start_s=30.0)
     for _ in range(5):

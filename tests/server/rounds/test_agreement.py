@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.clientapp import ClientApp
 
 from sovfed.clients.home.policy import Policy
 from sovfed.clients.ledger.book import PrivacyLedger
@@ -45,12 +46,11 @@ def rounds(*policies: Policy, config: Config, homes: Path | None = None) -> Roun
         return PrivacyLedger(home, policy.privacy)
 
     ledgers = [ledger(policy, number) for number, policy in enumerate(policies)]
-    apps = {
-        number: make_client_app(
-            make_trainer(config.client, policy.check, None, lambda mine=mine: mine, check_run=policy.check_run)
-        )
-        for number, (policy, mine) in enumerate(zip(policies, ledgers, strict=True), 1)
-    }
+
+    def app(policy: Policy, own: PrivacyLedger | None) -> ClientApp:
+        return make_client_app(make_trainer(config.client, policy.check, None, lambda: own, check_run=policy.check_run))
+
+    apps = {number: app(*pair) for number, pair in enumerate(zip(policies, ledgers, strict=True), 1)}
     grid = InMemoryGrid(apps, NAMES)
     made = Rounds(config, "7", grid, make_optimizer(config.strategy), PlainAggregation(grid, 60.0))
     if config.privacy.private:
