@@ -107,7 +107,8 @@ class Silence:
         self._path, self._hang_s, self._patience_s = path, hang_s, max(hang_s, start_s)
         self._silent_s, self._looked = 0.0, time.monotonic()
         with contextlib.suppress(OSError):  # no room: judged once it is there
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (path.parent.parent, path.parent):
+                folder.mkdir(mode=0o700, exist_ok=True)  # `parents=True` would make the first as the umask says
             touch(path)
         self._touched = _touched(path)
 
