@@ -205,7 +205,7 @@ class Rounds:
 
     def _judge(self, stage: str, total: Total, story: _Story) -> None:
         """Note who kept this attempt waiting, so that the next does not wait for them."""
-        for node in (*total.participants, *total.refused):
+        for node in {*total.participants, *total.refused} - {*total.late}:
             self.standing.answered(node)
         for node in total.late:
             self.standing.missed(node)

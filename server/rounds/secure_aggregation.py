@@ -114,6 +114,7 @@ class SecureAggregation:
         self._grid, self._identity, self._config, self._run = grid, identity, config, run
         self._name, self._part, self._wait_s = run, 1, min(wait_s, deadline_s)
         self._answered = False  # whether a holder may have helped with the last sum that it was asked for
+        self._mute: list[int] = []  # connected holders that did not answer when they were asked last
         self._steady: frozenset[int] = frozenset()  # nodes of the last sum without privacy
         self._strict = False  # institutions refuse sums over almost the same nodes
         self._asked: dict[tuple[Purpose, bytes], frozenset[int]] = {}  # nodes whose sum of a model never opened
@@ -148,6 +149,10 @@ class SecureAggregation:
         begun = dataclasses.replace(request, begin=np.frombuffer(round_.begin_bytes, np.uint8))
         self._upload(round_, begun, members, total)
         total.late = silent([*members, *(node for node in nodes if node not in epoch.nodes)], total)
+        if key in self._asked and self._asked[key] != frozenset(total.participants):
+            total.missing = "not all came of those whose sum of this model was asked for, and holders open no other"
+            self._attempt += 1
+            return total
         if len(total.participants) < self._min_cohort:
             self._attempt += 1  # nothing was revealed
             self._strict |= bool(self._steady) and "policy" in total.refused.values()
@@ -157,6 +162,7 @@ class SecureAggregation:
         aggregate, total.missing = self._reveal(round_, members)
         total.seconds_aggregate += time.monotonic() - clock
         if aggregate is None:
+            total.late += [node for node in self._mute if node not in total.late]
             log.warning("sum %d: %s; abandoned, no sum was opened", round_.begin.round, total.missing)
             if self._answered:
                 self._asked = {key: frozenset(total.participants)}
@@ -295,6 +301,7 @@ class SecureAggregation:
             aggregate = round_.solve()
             if aggregate is not None:
                 enough.answered()
+        self._mute = [node for node in bodies if node not in answered and node not in refused]
         for node in [node for node, code in refused.items() if code not in FINAL]:
             del refused[node]  # it is asked again
         return aggregate
