@@ -301,7 +301,7 @@ class TrainerService:
             if reason := ledger.would_refuse(last.grant, plan_of(last), whose=self._whose(task)):
                 bounds.append(BoundError(reason, "privacy"))
         for error in bounds:
-            log.warning("run %r would not be answered to its end: %s", request.run, error)
+            self._quiet.tell("run %r would not be answered to its end: %s", request.run, error)
         beyond = ",".join(dict.fromkeys(error.limit for error in bounds))
         return lambda: RunReply(beyond=beyond)
 
