@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.federation.errors import SovfedError
-from sovfed.server.runs.folders import is_held, read_state
+from sovfed.federation.host.status import is_locked
 
 if TYPE_CHECKING:
     import signal
 
+STATE: Final = "run.json"
+LOCK: Final = "lock"
 COORDINATOR: Final = "sovfed.server.runs.app"
 
 
-def coordinator_of(home: Path, name: str, module: str = COORDINATOR) -> int:
-    """The process that has run `name` in hand; 0 if there is none.
+def coordinator_of(folder: Path, module: str = COORDINATOR) -> int:
+    """The process that has the run in `folder` in hand; 0 if there is none.
 
     It runs `module`: a process of another name has only got the number of one that is gone.
     """
     try:
-        pid = int(read_state(home, name)["pid"])
-    except (SovfedError, OSError, ValueError, LookupError, TypeError):  # damaged: the others are ended all the same
+        pid = int(json.loads((folder / STATE).read_bytes())["pid"])
+    except (OSError, ValueError, LookupError, TypeError):  # damaged: the others are ended all the same
         return 0
-    return pid if is_held(home / "runs" / name) and module in _words(pid) else 0
+    return pid if is_locked(folder / LOCK) and module in _words(pid) else 0
 
 
 def send(pid: int, number: signal.Signals) -> None:

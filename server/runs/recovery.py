@@ -97,7 +97,7 @@ class Recovery:
 
     def _listen(self, folder: Path) -> None:
         """Kill the run's coordinator if it hangs; it is taken up with the next look, as if it had died."""
-        pid = coordinator_of(self._home, folder.name, self._module)
+        pid = coordinator_of(folder, self._module)
         if not pid:  # a person's command holds the folder for a moment
             return
         heard = self._silences.get(folder.name)
@@ -134,16 +134,16 @@ def end_coordinators(home: Path, module: str, timeout_s: float) -> None:
 
     A coordinator runs `module`.
     """
-    names = [path.parent.name for path in (home / "runs").glob(f"*/{STATE}")]
-    running = [name for name in names if coordinator_of(home, name, module)]
-    for name in running:
-        send(coordinator_of(home, name, module), signal.SIGTERM)
+    folders = [path.parent for path in (home / "runs").glob(f"*/{STATE}")]
+    running = [folder for folder in folders if coordinator_of(folder, module)]
+    for folder in running:
+        send(coordinator_of(folder, module), signal.SIGTERM)
     deadline = time.monotonic() + timeout_s
-    for name in running:
-        while (pid := coordinator_of(home, name, module)) and time.monotonic() < deadline:
+    for folder in running:
+        while (pid := coordinator_of(folder, module)) and time.monotonic() < deadline:
             time.sleep(0.1)
         if pid:
-            log.warning("run %s: coordinator killed", name)
+            log.warning("run %s: coordinator killed", folder.name)
             send(pid, signal.SIGKILL)
 
 
