@@ -39,7 +39,7 @@ class Round:
     participants: list[int] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)  # in any attempt, the last code of each
     late: list[int] = field(default_factory=list)  # who was waited for in vain, in any attempt
-    left_out: list[int] = field(default_factory=list)  # who was not asked, since it was late before
+    left_out: Sequence[int] = ()  # who was not asked, since it was late before
     spoilt: int | None = None  # contributions with values that are not finite or out of range; only a sum tells
     count: int = 0
     train_loss: float | None = None  # not told of a private round, nor are evaluation and compute
@@ -74,12 +74,16 @@ class Rounds:
         self._refused: Collection[int] = ()
         self._took_part: Sequence[int] = ()  # in the last sum
         self.earlier: frozenset[str] = frozenset()  # institutions of the last round before the run was taken up
+        self.left_out: Sequence[int] = ()  # of those that were connected when the cohort was chosen last
         self.standing = Standing(grid.heard)
         self.agreement: Agreement | None = None
 
     def cohort(self) -> Sequence[int]:
         """The nodes to ask now: those of `connected` that did not keep the last rounds waiting."""
-        return self.standing.ready(self.connected(), self.config.server.min_cohort)
+        connected = self.connected()
+        asked = self.standing.ready(connected, self.config.server.min_cohort)
+        self.left_out = [] if asked is connected else sorted(set(connected) - set(asked))
+        return asked
 
     def connected(self) -> Sequence[int]:
         """The nodes that are here now, in ascending order; waits up to `server.node_wait_s` for the minimum cohort."""
@@ -225,7 +229,7 @@ class Rounds:
         refused = story.refused
         for attempt in range(1, MAX_ATTEMPTS + 1):
             cohort, story.attempts = self.cohort(), attempt
-            story.left_out = self.standing.resting(self.connected())
+            story.left_out = self.left_out
             if self.before:
                 self.before(cohort, self._refused)
             total = self.aggregation.collect(request, cohort, width)
@@ -275,7 +279,7 @@ class _Story:
     attempts: int = 0
     refused: list[tuple[int, str]] = field(default_factory=list)  # of all: the last may only follow from those before
     late: set[int] = field(default_factory=set)
-    left_out: list[int] = field(default_factory=list)
+    left_out: Sequence[int] = ()
 
 
 def _open_to(total: Total, cohort: Sequence[int]) -> int:

@@ -13,7 +13,7 @@ from sovfed.federation.host.status import is_locked
 if TYPE_CHECKING:
     import signal
 
-STATE: Final = "run.json"
+RUN_STATE: Final = "run.json"
 LOCK: Final = "lock"
 COORDINATOR: Final = "sovfed.server.runs.app"
 
@@ -24,7 +24,7 @@ def coordinator_of(folder: Path, module: str = COORDINATOR) -> int:
     It runs `module`: a process of another name has only got the number of one that is gone.
     """
     try:
-        pid = int(json.loads((folder / STATE).read_bytes())["pid"])
+        pid = int(json.loads((folder / RUN_STATE).read_bytes())["pid"])
     except (OSError, ValueError, LookupError, TypeError):  # damaged: the others are ended all the same
         return 0
     return pid if is_locked(folder / LOCK) and module in _words(pid) else 0

@@ -19,14 +19,14 @@ from sovfed.federation.host.status import is_locked
 from sovfed.federation.schema import bind, nearest
 from sovfed.federation.text import NAME, NAME_IN_WORDS, NAME_LENGTH
 from sovfed.server.own_tasks import in_folder, require_reviewed
-from sovfed.server.runs.coordinators import LOCK, coordinator_of, send
-from sovfed.server.runs.coordinators import STATE as STATE
+from sovfed.server.runs.coordinators import LOCK, RUN_STATE, coordinator_of, send
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
     from sovfed.server.runs.control import ControlClient
 
+STATE: Final = RUN_STATE
 TRACKING: Final = "tracking.uri"  # with its password, for the coordinator alone; 0600
 STARTING: Final = "starting"
 INTERRUPTED: Final = "interrupted"  # ended without being asked to: `recovery.py` takes it up
