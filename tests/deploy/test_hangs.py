@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.deploy.conftest import make_config, make_federation, rounds_done, wait_for
+from tests.deploy.conftest import make_config, make_federation, rounds_done, wait_for, wait_for_run
 from tests.deploy.test_faults import coordinator_pid
 
 from sovfed.server.runs import folders
@@ -99,3 +99,12 @@ def test_a_run_is_stopped_while_the_superlink_hangs_and_says_by_whom(running: Lo
     folders.stop_run(running.control, running.home, RUN)
     told = folders.read_run(running.home, RUN)
     assert (told["status"], told["reason"]) == ("stopped", "stopped by the operator")
+
+
+def test_a_run_beyond_a_bound_fails_at_once_and_names_who_and_what(running: LocalFederation) -> None:
+    """Seen: the model was sent five times, and "refusals: ['policy']" was all that was said."""
+    wait_for(lambda: running.supervisors["agency"].status().ready, "the superlink")
+    running.start_run("beyond", make_config("rounds=2", "secagg.max_weight=20000000"))
+    told = wait_for_run(running, "beyond")
+    assert told["status"] == "failed" and not told["rounds_done"]
+    assert all(f"hospital-{number}: secure_aggregation.max_weight" in told["reason"] for number in range(1, 5))
