@@ -5,6 +5,7 @@
     ├── IdentityError     a certificate, key, token or signature does not hold
     ├── ProtocolError     a message from another process is malformed, oversized or out of place
     ├── PolicyError       the institution's own policy forbids what was asked
+    │   ├── BoundError        a setting of it does, which `limit` names: to ask again changes nothing
     │   ├── NotPrivateError   it answers runs with differential privacy only
     │   └── WrongTaskError    its task of that name is another one
     ├── DataError         an institution's data is missing or does not fit the task's schema
@@ -47,6 +48,16 @@ class PolicyError(SovfedError):
     code = "policy"
 
 
+class BoundError(PolicyError):
+    """`limit` is the setting of the policy that a request is beyond."""
+
+    code = "bound"
+
+    def __init__(self, message: str, limit: str) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
 class NotPrivateError(PolicyError):
     code = "needs-privacy"
 
@@ -85,6 +96,7 @@ WIRE_SENTENCES: Final[dict[str, str]] = {
     "identity": "The institution could not verify an identity.",
     "protocol": "The institution refused a malformed message.",
     "policy": "The institution's policy forbids this request.",
+    "bound": "The run is beyond a bound of the institution's policy.",
     "privacy": "The institution refused to break a privacy rule.",
     "needs-privacy": "The institution answers runs with differential privacy only (require_privacy in its policy).",
     "wrong-task": "The institution has no task of that name and digest (`sovfed task show` tells it).",

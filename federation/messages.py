@@ -9,6 +9,7 @@ and raw bytes). Nothing is pickled and no message names code.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import sys
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from sovfed.federation.text import NAME
 
 PROTOCOL_VERSION: Final = 1
 BIGGEST: Final = sys.float_info.max
+MAX_SCALARS_BYTES: Final = 16_384
 MAX_PARAMETERS: Final = flat.MAX_PARAMETERS
 Vector: TypeAlias = flat.Vector
 Sums: TypeAlias = flat.Sums
@@ -249,6 +251,48 @@ class PrivateReply:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class RunRequest:
+    """Ask, before anything else of a run, whether the policy would answer all of it; nothing is computed.
+
+    `request` is JSON: the scalars of the last round's request, of the kind `kind`. Beside it, what it cannot say
+    without a model: its length, `masked` for secure aggregation under the ring `bits`, `clip`, `max_weight`, and how
+    many sums and evaluations without privacy there will be at most.
+    """
+
+    run: str = named()
+    request: Bytes = _vector("uint8")
+    parameters: int = bounded(low=0, high=MAX_PARAMETERS)
+    sums: int = bounded(low=0, high=10**9)
+    evaluations: int = bounded(low=0, high=10**9)
+    min_cohort: int = bounded(low=1, high=100_000)
+    bits: int = bounded(low=1, high=64)
+    clip: float = bounded(low=1e-9, high=1e9)
+    max_weight: int = bounded(low=1, high=2**53)
+    kind: str = choice("train", ("train", "private"))
+    masked: bool = bounded(True)
+
+    @property
+    def last(self) -> TrainRequest | PrivateRequest:
+        """The last round's request, its model left out. Raises ProtocolError."""
+        cls = KINDS[self.kind]
+        vectors = {name: np.zeros(int(name == "begin" and self.masked), dtype) for name, dtype in _DTYPES[cls].items()}
+        try:
+            scalars = json.loads(self.request.tobytes())
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError("the run's request is malformed") from error
+        if self.request.size > MAX_SCALARS_BYTES or not isinstance(scalars, dict):
+            raise ProtocolError("the run's request is malformed")
+        return cast("TrainRequest | PrivateRequest", decode(self.kind, scalars, vectors))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunReply:
+    """`beyond` names the settings of the institution's policy that the run is beyond, with commas; empty: none."""
+
+    beyond: str = bounded("", 0, 1_024)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class SecaggRequest:
     """The other messages of secure aggregation: the steps of its setup, and M3 (`reveal`)."""
 
@@ -353,15 +397,24 @@ class Refusal:
 
 
 Message: TypeAlias = (
-    ProfileRequest | ProfileReply | TrainRequest | TrainReply | PrivateRequest | EvaluateRequest | EvaluateReply
+    RunRequest | RunReply
+    | ProfileRequest | ProfileReply | TrainRequest | TrainReply | PrivateRequest | EvaluateRequest | EvaluateReply
     | MaskedReply | PrivateReply | SecaggRequest | SecaggReply | LedgerRequest | LedgerReply | ReleaseRequest
     | ReleaseReply | LaneOffer | LaneReply | Refusal
 )  # fmt: skip
 SumRequest: TypeAlias = ProfileRequest | TrainRequest | PrivateRequest | EvaluateRequest  # its replies are added up
-Request: TypeAlias = SumRequest | SecaggRequest | LedgerRequest | ReleaseRequest
+Request: TypeAlias = RunRequest | SumRequest | SecaggRequest | LedgerRequest | ReleaseRequest
 MaskedSum: TypeAlias = MaskedReply | PrivateReply
 Reply: TypeAlias = (
-    ProfileReply | TrainReply | EvaluateReply | MaskedSum | SecaggReply | LedgerReply | ReleaseReply | Refusal
+    RunReply
+    | ProfileReply
+    | TrainReply
+    | EvaluateReply
+    | MaskedSum
+    | SecaggReply
+    | LedgerReply
+    | ReleaseReply
+    | Refusal
 )
 KINDS: Final[dict[str, type[Any]]] = {
     "profile": ProfileRequest,
@@ -373,6 +426,8 @@ KINDS: Final[dict[str, type[Any]]] = {
     "evaluate-reply": EvaluateReply,
     "masked-reply": MaskedReply,
     "private-reply": PrivateReply,
+    "run": RunRequest,
+    "run-reply": RunReply,
     "secagg": SecaggRequest,
     "secagg-reply": SecaggReply,
     "ledger": LedgerRequest,

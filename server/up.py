@@ -6,6 +6,7 @@ where `tracking.serve` asks for it, MLflow's page on the loopback.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ from sovfed.federation.config import ServerConfig, TrackingConfig
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.host.ports import check_ports
 from sovfed.federation.host.processes import Process, Supervisor, listening, start_detached
+from sovfed.federation.host.pulse import pulse_file
 from sovfed.federation.host.quiet import TRACKING, python_command, quiet_environment
 from sovfed.federation.host.settings import settings_file
 from sovfed.server.home import SETTINGS, load_settings
@@ -26,14 +28,15 @@ def processes(home: Path, config: ServerConfig, tracking: TrackingConfig) -> lis
     env = quiet_environment(home, TRACKING)
     settings = settings_file(home, config)
 
-    def python(module: str) -> list[str]:
-        return python_command(f"sovfed.server.{module}", "--home", str(home), "--config", str(settings))
+    def process(name: str, module: str, ready: Callable[[], bool] | None) -> Process:
+        argv = python_command(f"sovfed.server.{module}", "--home", str(home), "--config", str(settings))
+        return Process(name, argv, env, ready, START_TIMEOUT_S, pulse=pulse_file(home, name), hang_s=config.hang_s)
 
     control, lane = listening(("127.0.0.1", config.control_port)), listening(home / "lane.sock")
     listed = [
-        Process("superlink", python("network.superlink"), env, control, START_TIMEOUT_S),
-        Process("registry", python("registry.service"), env, lane, START_TIMEOUT_S),
-        Process("executor", python("runs.executor"), env),
+        process("superlink", "network.superlink", control),
+        process("registry", "registry.service", lane),
+        process("executor", "runs.executor", None),
     ]
     if tracking.serve:
         port = tracking.serve_port

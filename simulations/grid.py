@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.run import Run
 
-from sovfed.federation.wire.flower import StreamingGrid, size_bytes
+from sovfed.federation.wire.flower import LeftS, StreamingGrid, for_ever, size_bytes
 
 
 class Apps(Mapping[int, ClientApp]):
@@ -69,7 +69,9 @@ class InMemoryGrid(StreamingGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[FlowerMessage]:
         return [self._answered.pop(message_id) for message_id in message_ids if message_id in self._answered]
 
-    def replies(self, messages: Iterable[FlowerMessage], timeout_s: float) -> Iterator[FlowerMessage]:
+    def replies(
+        self, messages: Iterable[FlowerMessage], timeout_s: float, left_s: LeftS = for_ever
+    ) -> Iterator[FlowerMessage]:
         batch = list(messages)
         for message in batch:
             self._number(message)

@@ -31,7 +31,7 @@ from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.schema import bind
-from sovfed.federation.wire.flower import FlowerGrid, StreamingGrid, new_message
+from sovfed.federation.wire.flower import FlowerGrid, LeftS, StreamingGrid, for_ever, new_message
 from sovfed.server.rounds.coordinator import Outcome
 from sovfed.simulations.population import KEPT, Institution, make_population
 
@@ -102,7 +102,9 @@ class RayGrid(FlowerGrid):
     def get_nodes(self) -> Iterable[NodeInfo]:
         return [NodeInfo(node_id=node, name=self._names[node - 1]) for node in sorted(self._nodes)]
 
-    def replies(self, messages: Iterable[FlowerMessage], timeout_s: float) -> Iterator[FlowerMessage]:
+    def replies(
+        self, messages: Iterable[FlowerMessage], timeout_s: float, left_s: LeftS = for_ever
+    ) -> Iterator[FlowerMessage]:
         """Ask the virtual nodes by copies of `messages`, which get the copies' ids."""
         batch = list(messages)
         copies = [
@@ -115,7 +117,7 @@ class RayGrid(FlowerGrid):
             )
             for message in batch
         ]
-        for reply in super().replies(copies, timeout_s):
+        for reply in super().replies(copies, timeout_s, left_s):
             for message, copy in zip(batch, copies, strict=True):
                 message.metadata.__dict__["_message_id"] = copy.metadata.message_id
             batch, copies = [], []

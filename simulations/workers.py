@@ -27,7 +27,7 @@ from flwr.clientapp import ClientApp
 
 from sovfed.clients.trainer.socket import frame_parts, from_frame, to_frame
 from sovfed.federation.errors import ServiceError
-from sovfed.federation.wire.flower import from_records, new_message, size_bytes, to_records
+from sovfed.federation.wire.flower import LeftS, for_ever, from_records, new_message, size_bytes, to_records
 from sovfed.simulations.grid import InMemoryGrid, call
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,9 @@ class WorkersGrid(InMemoryGrid):
             child_end.close()
             self._workers.append(Worker(process, parent_end, memory))
 
-    def replies(self, messages: Iterable[FlowerMessage], timeout_s: float) -> Iterator[FlowerMessage]:
+    def replies(
+        self, messages: Iterable[FlowerMessage], timeout_s: float, left_s: LeftS = for_ever
+    ) -> Iterator[FlowerMessage]:
         """As `StreamingGrid.replies`; all are waited for. Raises ServiceError if a worker has died."""
         batch = Batch.of(list(messages))
         for worker in self._workers:

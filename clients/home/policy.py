@@ -15,7 +15,7 @@ from sovfed.clients.home.settings import read_settings
 from sovfed.clients.ledger.entries import LEDGER_NAME, NAME_RULE, Budget
 from sovfed.federation.algorithms import LOCAL
 from sovfed.federation.config import LEAST_SPREAD
-from sovfed.federation.errors import NotPrivateError, PolicyError
+from sovfed.federation.errors import BoundError, NotPrivateError, PolicyError
 from sovfed.federation.messages import (
     MAX_PARAMETERS,
     EvaluateRequest,
@@ -23,6 +23,7 @@ from sovfed.federation.messages import (
     PrivateRequest,
     ReleaseRequest,
     Request,
+    RunRequest,
     SecaggRequest,
     TrainRequest,
     Vector,
@@ -33,6 +34,7 @@ from sovfed.federation.secagg.terms import Terms
 from sovfed.federation.text import AT, names_task
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from sovfed.federation.archive.manifest import Manifest
@@ -181,18 +183,22 @@ class Policy:
 
         The terms of secure aggregation are checked where its messages are read (`clients/trainer/masking.py`).
         """
-        if isinstance(request, SecaggRequest | LedgerRequest):
+        if isinstance(request, SecaggRequest | LedgerRequest | RunRequest):
             return
         if not any(names_task(entry, request.task, request.digest) for entry in self.allowed_tasks):
-            raise PolicyError(
+            raise BoundError(
                 f"task '{request.task}' with digest {request.digest[:12] or '–'}… is not in allowed_tasks "
-                f"{list(self.allowed_tasks)}"
+                f"{list(self.allowed_tasks)}",
+                "allowed_tasks",
             )
         if isinstance(request, ReleaseRequest):  # which gives, and asks for nothing: neither setting below is for it
             self._check_model(request)
             return
         if not request.begin.size and not self.allow_plain_updates:
-            raise PolicyError("this run aggregates without secure aggregation, and allow_plain_updates is false")
+            raise BoundError(
+                "this run aggregates without secure aggregation, and allow_plain_updates is false",
+                "allow_plain_updates",
+            )
         if self.require_privacy and not isinstance(request, PrivateRequest):
             raise NotPrivateError("this run is without differential privacy, and require_privacy is true")
         if isinstance(request, TrainRequest | PrivateRequest | EvaluateRequest):
@@ -205,10 +211,39 @@ class Policy:
             _at_most("local_epochs", request.local_epochs, "max_local_epochs", self.max_local_epochs)
             _at_most("batch_size", request.batch_size, "max_batch_size", self.max_batch_size)
             if request.batch_size < self.min_batch_size:
-                raise PolicyError(f"batch_size {request.batch_size} is below min_batch_size {self.min_batch_size}")
+                raise BoundError(
+                    f"batch_size {request.batch_size} is below min_batch_size {self.min_batch_size}", "min_batch_size"
+                )
             self._check_plan(request.plan, private=isinstance(request, PrivateRequest))
         if isinstance(request, TrainRequest) and (reason := LOCAL[request.algorithm].why_not(request.plan)):
             raise PolicyError(reason)
+
+    def check_run(self, request: RunRequest) -> list[BoundError]:
+        """What of a whole run is beyond these bounds, one for each setting. Raises other PolicyErrors as `check`."""
+        last = request.last
+        checks: list[Callable[[], None]] = [
+            lambda: self.check(last),
+            lambda: _at_most("parameters", request.parameters, "max_parameters", self.max_parameters),
+            lambda: _at_most("sums", request.sums, "max_sums_per_run", self.max_sums_per_run),
+            lambda: _at_most(
+                "evaluations", request.evaluations, "max_evaluations_per_run", self.max_evaluations_per_run
+            ),
+        ]
+        if request.masked:
+            checks.append(lambda: self._check_sums(request))
+        bounds = []
+        for check in checks:
+            try:
+                check()
+            except BoundError as error:
+                bounds.append(error)
+        return bounds
+
+    def _check_sums(self, request: RunRequest) -> None:
+        self.secure_aggregation.check_parameters(
+            bits=request.bits, clip=request.clip, max_weight=request.max_weight, min_cohort=request.min_cohort,
+            size=request.parameters,
+        )  # fmt: skip
 
     def _check_model(self, request: TrainRequest | PrivateRequest | EvaluateRequest | ReleaseRequest) -> None:
         """Raises PolicyError unless round, length and values of the model are within these bounds."""
@@ -231,8 +266,9 @@ class Policy:
     def _check_plan(self, plan: LocalPlan, *, private: bool) -> None:
         """Raises PolicyError unless the local steps are within these bounds; no package is imported to find out."""
         if plan.optimizer not in self.allowed_optimizers and not (private and plan.optimizer in BUILT_IN):
-            raise PolicyError(
-                f"optimizer '{plan.optimizer}' is not in allowed_optimizers {list(self.allowed_optimizers)}"
+            raise BoundError(
+                f"optimizer '{plan.optimizer}' is not in allowed_optimizers {list(self.allowed_optimizers)}",
+                "allowed_optimizers",
             )
         _at_most("learning_rate", plan.final_rate, "max_learning_rate", self.max_learning_rate)
         _at_most("local_steps", plan.local_steps, "max_local_steps", self.max_local_steps)
@@ -248,7 +284,7 @@ def _largest(values: Vector) -> float:
 
 def _at_most(what: str, value: float, name: str, bound: float) -> None:
     if not value <= bound:
-        raise PolicyError(f"{what} {value} is above {name} {bound}")
+        raise BoundError(f"{what} {value} is above {name} {bound}", name)
 
 
 def load_policy(home: Path) -> Policy:

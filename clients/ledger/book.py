@@ -173,6 +173,22 @@ class PrivacyLedger:
             self._append(grant)
             return grant
 
+    def would_refuse(self, run: str, plan: Plan, *, whose: Whose = HOME) -> str:
+        """Why `authorise` would refuse `plan`, as far as that can be said before a head was shown; "" if nothing speaks
+        against it. Nothing is written.
+        """
+        with self._lock:
+            if reason := self._why_not(self._sealed(whose)):
+                return reason
+            if (run, plan.purpose) in self._history.grants:
+                return ""
+            account = self._accounts[whose.population]
+            if plan.delta != account.budget.delta:
+                return f"delta is {plan.delta:g}, policy.yaml says {account.budget.delta:g}"
+            limits = account.limits()
+            lacking = (limit for limit in limits if limit.after(plan.event, plan.delta) > limit.epsilon)
+            return next((too_much(limit, limits, plan.event, plan.delta) for limit in lacking), "")
+
     def spend(self, grant: Grant, release: Release, *, asked_in: str) -> Receipt:
         """Record `release`; when this returns it is on disk, and may leave. The very same release may be sent again.
 

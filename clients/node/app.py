@@ -28,6 +28,7 @@ from sovfed.federation.messages import (
     ReleaseRequest,
     Reply,
     Request,
+    RunRequest,
     SecaggRequest,
     TrainRequest,
 )
@@ -35,8 +36,8 @@ from sovfed.federation.wire.flower import from_records, to_records
 
 log = logging.getLogger(__name__)
 R = TypeVar(
-    "R", TrainRequest, PrivateRequest, EvaluateRequest, ProfileRequest, SecaggRequest, LedgerRequest, ReleaseRequest,
-    LaneOffer,
+    "R", RunRequest, TrainRequest, PrivateRequest, EvaluateRequest, ProfileRequest, SecaggRequest, LedgerRequest,
+    ReleaseRequest, LaneOffer,
 )  # fmt: skip
 
 
@@ -69,6 +70,10 @@ def make_client_app(trainer: Trainer, join: Callable[[LaneOffer, Context], bool]
     @app.query("secagg")
     def secagg(message: FlowerMessage, context: Context) -> FlowerMessage:
         return _reply(message, lambda: trainer.answer(_expect(message, SecaggRequest)))
+
+    @app.query("run")
+    def run(message: FlowerMessage, context: Context) -> FlowerMessage:
+        return _reply(message, lambda: trainer.answer(_expect(message, RunRequest)))
 
     @app.query("ledger")
     def ledger(message: FlowerMessage, context: Context) -> FlowerMessage:

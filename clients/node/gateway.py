@@ -19,6 +19,7 @@ from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ConfigError, SovfedError
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent, exit_code
+from sovfed.federation.host.pulse import Pulse, pulse_file
 from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
@@ -68,6 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     log_to_stderr()
     os.umask(0o077)
     be_quiet(options.home)
+    Pulse(pulse_file(options.home, "gateway")).start()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -27,6 +27,7 @@ from sovfed.federation.errors import ProtocolError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_private
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent, exit_code
+from sovfed.federation.host.pulse import Pulse, pulse_file
 from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
@@ -266,6 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.umask(0o077)
     be_quiet(options.home)
     exit_with_any_thread()
+    Pulse(pulse_file(options.home, "supernode")).start()
     try:
         serve(options.home, bind(ClientConfig, passed_settings(options.config)))
     except SovfedError as error:

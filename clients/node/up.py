@@ -16,11 +16,13 @@ from sovfed.clients.home.policy import load_policy
 from sovfed.federation.files import private_directory
 from sovfed.federation.host.ports import check_ports
 from sovfed.federation.host.processes import Process, Supervisor, listening, start_detached
+from sovfed.federation.host.pulse import pulse_file
 from sovfed.federation.host.quiet import python_command, quiet_environment
 from sovfed.federation.host.settings import settings_file
 from sovfed.federation.wire.loopback import ensure_secret
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from sovfed.federation.config import ClientConfig
@@ -32,14 +34,14 @@ def processes(home: Path, config: ClientConfig) -> list[Process]:
     """The institution's processes in starting order; `config.runtime_port` must be chosen."""
     env, settings = quiet_environment(home), settings_file(home, config)
 
-    def python(name: str) -> list[str]:
-        return python_command("sovfed.clients.node.sandbox", name, "--home", str(home), "--config", str(settings))
+    def process(name: str, ready: Callable[[], bool] | None, timeout_s: float = START_TIMEOUT_S) -> Process:
+        argv = python_command("sovfed.clients.node.sandbox", name, "--home", str(home), "--config", str(settings))
+        return Process(name, argv, env, ready, timeout_s, pulse=pulse_file(home, name), hang_s=config.hang_s)
 
-    runtime = listening(("127.0.0.1", config.runtime_port))
     return [
-        Process("trainer", python("trainer"), env, listening(home / "trainer.sock"), START_TIMEOUT_S),
-        Process("supernode", python("supernode"), env, runtime, START_TIMEOUT_S),
-        Process("gateway", python("gateway"), env),
+        process("trainer", listening(home / "trainer.sock")),
+        process("supernode", listening(("127.0.0.1", config.runtime_port))),
+        process("gateway", None),
     ]
 
 

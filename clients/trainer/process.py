@@ -33,6 +33,7 @@ from sovfed.federation.errors import (
 from sovfed.federation.files import private_directory
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent
+from sovfed.federation.host.pulse import Beat, Pulse, pulse_file
 from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.sandbox import Isolation, reaches_network
 from sovfed.federation.host.settings import passed_settings
@@ -80,6 +81,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         if isolation is None:
             places = places_of(dataclasses.asdict(config))
             isolation = enter("trainer", home, *places.records, files=places.files)
+        work = Pulse(pulse_file(home, "trainer")).start().watch("local work", config.stall_s)
         _check_network(isolation, policy)
         masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
         open_ledger = ledger_opener(home, policy)
@@ -88,7 +90,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible, least_spread=policy.least_spread,
             received=ReceivedModels(home / RECEIVED), most_epochs=policy.max_local_epochs,
-            check_values=policy.check_values,
+            check_values=policy.check_values, check_run=policy.check_run,
         )  # fmt: skip
         Shelf(home).make_known(policy.allows_own)
         make_packages_known(home, policy)
@@ -99,9 +101,10 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         sys.stderr.write(f"trainer: {error}\n")
         return 2 if isinstance(error, ConfigError) else 3
     log.info("listening on %s", home / NAME)
-    beat = _heart(open_ledger)
+    beat, look = _heart(open_ledger), _overseer(trainer, work)
     while not stop.wait(SIGNAL_S):  # a signal that another thread took wakes nobody
         beat()
+        look()
     server.stop(STOP_GRACE_S).wait()
     masking.forget()  # of a sum that is still being computed: its masks need not be finished
     return 0
@@ -168,6 +171,28 @@ def _heart(open_ledger: Callable[[], PrivacyLedger]) -> Callable[[], None]:
             log.warning("the privacy ledger did not see this day pass: %s", error)
 
     return beat
+
+
+def _overseer(trainer: TrainerService, beat: Beat) -> Callable[[], None]:
+    """Lets the request in hand beat for as long as its steps go on, however long it takes.
+
+    What has done no step for `client.stall_s` hangs (a share of the network, a GPU): the pulse stops, and the
+    supervisor starts this process again.
+    """
+    from sovfed.clients.training.progress import PROGRESS
+
+    last = (0, 0)
+
+    def look() -> None:
+        nonlocal last
+        state = trainer.answering, PROGRESS.steps
+        if not state[0]:
+            beat.rest()
+        elif state != last:
+            beat()
+        last = state
+
+    return look
 
 
 def _prepare(trainer: TrainerService, allowed: Sequence[str]) -> None:

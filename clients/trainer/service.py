@@ -31,6 +31,7 @@ from sovfed.clients.training.personal import PersonalStates
 from sovfed.federation.algorithms import LOCAL
 from sovfed.federation.config import LEAST_SPREAD, REST, ClientConfig
 from sovfed.federation.errors import (
+    BoundError,
     PolicyError,
     ProtocolError,
     SovfedError,
@@ -52,6 +53,8 @@ from sovfed.federation.messages import (
     ReleaseRequest,
     Reply,
     Request,
+    RunReply,
+    RunRequest,
     SecaggRequest,
     SumRequest,
     TrainReply,
@@ -77,6 +80,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TYPE_NAMES: Final = {ProfileRequest: "profile", TrainRequest: "train", EvaluateRequest: "evaluate"}
+NOT_KEPT: Final = (RunRequest, LedgerRequest, ReleaseRequest)  # whose reply may be another, if asked again
 MAX_RUNS: Final = 4  # whose last replies are kept
 FAILED: Final = wire_code(Exception())  # the one code for whatever has to do with the records
 TOLD_LINES: Final = 100
@@ -114,6 +118,7 @@ class TrainerService:
         whose: Callable[[Task], Whose] = lambda _task: Whose(study=REST),
         most_epochs: int | None = None,
         check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
+        check_run: Callable[[RunRequest], list[BoundError]] = lambda _request: [],
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
@@ -123,6 +128,8 @@ class TrainerService:
         `tasks` are those of a name that this institution has, the newest last; `least_spread` as in the policy.
 
         `check_values` is asked too, once it is known how many of the model's first values are parameters.
+
+        `check_run` says what of a whole run the institution would refuse; a simulation's refuses nothing.
 
         `most_epochs` bounds the passes over the records in one round, as `LocalTraining` does.
 
@@ -140,6 +147,7 @@ class TrainerService:
         """
         self._reproducible, self._on_error, self._received = reproducible, on_error, received
         self._whose, self._most_epochs, self._check_values = whose, most_epochs, check_values
+        self._check_run = check_run
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._device, self._precision, self._check = load, device, precision, check
         self._site: Callable[[Task], str] = site if callable(site) else lambda _task: site
@@ -162,7 +170,9 @@ class TrainerService:
                 self._on_error(error)
                 self._quiet.tell("refused a %s of run %r: %r", type(request).__name__, request.run, error)
                 code = wire_code(error)
-                if code == FAILED and not isinstance(request, SecaggRequest | LedgerRequest | ReleaseRequest):
+                if code == FAILED and not isinstance(
+                    request, SecaggRequest | LedgerRequest | ReleaseRequest | RunRequest
+                ):
                     self._failed(request, error)  # the header of a table cannot be read, say, or the disk is full
                 return Refusal(reason=code)
             try:
@@ -174,6 +184,11 @@ class TrainerService:
                 return Refusal(reason=FAILED)
             self._keep(request, reply)
             return reply
+
+    @property
+    def answering(self) -> int:
+        """The number of the request that is being answered; 0 if there is none."""
+        return self._answered if self._lock.locked() else 0
 
     def prepare(self, task: str) -> None:
         """Load model and records of `task` and warm up, rather than with the first request. Raises SovfedError."""
@@ -238,7 +253,7 @@ class TrainerService:
         Raises SovfedError; nothing that it depends on comes from records.
         """
         self._check(request)
-        if isinstance(request, LedgerRequest | ReleaseRequest):
+        if isinstance(request, NOT_KEPT):
             return self._admit_anew(request)
         earlier = self._replies.get(request.run, {}).get(type(request))
         if earlier is not None and _equal(earlier[0], request):
@@ -274,8 +289,26 @@ class TrainerService:
             self._states.claim(request)
         return lambda: self._work(request, task, permit)
 
-    def _admit_anew(self, request: LedgerRequest | ReleaseRequest) -> Callable[[], Reply]:
+    def _admit_run(self, request: RunRequest) -> Callable[[], Reply]:
+        """What the policy, the study and the ledger say of a whole run; no record, mask or charge comes of it."""
+        last = request.last
+        task = resolve(last, self._tasks)
+        self._site(task)
+        bounds = self._check_run(request)
+        if isinstance(last, PrivateRequest) and (ledger := self._open_ledger()) is not None:
+            from sovfed.clients.training.private import plan_of
+
+            if reason := ledger.would_refuse(last.grant, plan_of(last), whose=self._whose(task)):
+                bounds.append(BoundError(reason, "privacy"))
+        for error in bounds:
+            self._quiet.tell("run %r would not be answered to its end: %s", request.run, error)
+        beyond = ",".join(dict.fromkeys(error.limit for error in bounds))
+        return lambda: RunReply(beyond=beyond)
+
+    def _admit_anew(self, request: RunRequest | LedgerRequest | ReleaseRequest) -> Callable[[], Reply]:
         """The work for a request whose reply is never kept."""
+        if isinstance(request, RunRequest):
+            return self._admit_run(request)
         if isinstance(request, ReleaseRequest):
             return self._admit_release(request)
         reply = self._countersign(request)
@@ -435,7 +468,7 @@ class TrainerService:
     def _keep(self, request: Request, reply: Reply) -> None:
         """Keep `reply` for a request that is repeated, but for the ledger, which goes on, and for a run's model."""
         _, last = self._replies.get(request.run, {}).get(type(request), (None, None))
-        if not self._repeats or isinstance(request, LedgerRequest | ReleaseRequest) or last is reply:
+        if not self._repeats or isinstance(request, NOT_KEPT) or last is reply:
             return
         self._replies.setdefault(request.run, {})[type(request)] = (request, reply)
         self._replies.move_to_end(request.run)
@@ -484,6 +517,7 @@ def make_trainer(
     received: ReceivedModels | None = None,
     most_epochs: int | None = None,
     check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
+    check_run: Callable[[RunRequest], list[BoundError]] = lambda _request: [],
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
@@ -492,5 +526,5 @@ def make_trainer(
         precision=config.precision, check=check, masking=masking, open_ledger=open_ledger, states=states,
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data_of(task)),
         allowance=allowance, least_spread=least_spread, received=received, whose=lambda task: whose_of(config, task),
-        most_epochs=most_epochs, check_values=check_values,
+        most_epochs=most_epochs, check_values=check_values, check_run=check_run,
     )  # fmt: skip

@@ -39,6 +39,7 @@ NAME: Final = "trainer.sock"
 SERVICE: Final = "sovfed.v1.Trainer"
 MAX_ENVELOPE_BYTES: Final = 64 * 1024
 MAX_PATH_BYTES: Final = 107  # of a Unix socket's address (unix(7))
+ACCEPTED_S: Final = 5.0  # a call that fails later than this was taken by a trainer
 RETRY_PAUSE_S: Final = (0.05, 1.0)  # first and longest
 _LENGTH: Final = struct.Struct("<I")
 _ALIGNMENT: Final = 8
@@ -153,7 +154,11 @@ class TrainerStub:
     """The trainer behind its socket, as seen by the gateway. Safe for use from several threads."""
 
     def __init__(self, path: Path, max_message_bytes: int, timeout_s: float = 3600.0) -> None:
-        """`timeout_s` bounds one answer, with the waits for a trainer that is down or starting again."""
+        """`timeout_s` is how long a trainer may be down, or starting again, before a request fails.
+
+        An answer may take as long as it takes: a trainer that hangs is ended by its supervisor (`_overseer` of
+        `clients/trainer/process.py`), and the request goes to the next.
+        """
         _check_path(path)
         self._path, self._timeout_s = path, timeout_s
         self._channel = grpc.insecure_channel(f"unix:{path}", options=_options(max_message_bytes))
@@ -166,16 +171,20 @@ class TrainerStub:
     def answer(self, request: Request) -> Reply:
         """The trainer's reply. A trainer that dies on the way is asked again once it is back: repeats are harmless.
 
-        Raises ServiceError when `timeout_s` has passed or the transport fails, ProtocolError on a malformed reply.
+        Raises ServiceError when it was away for `timeout_s` or the transport fails, ProtocolError on a malformed reply.
         """
         frame = to_frame(request)
-        deadline, pause = time.monotonic() + self._timeout_s, RETRY_PAUSE_S[0]
+        away, pause = time.monotonic(), RETRY_PAUSE_S[0]
         while True:
+            asked = time.monotonic()
             try:
-                reply = from_frame(self._answer(frame, timeout=max(0.0, deadline - time.monotonic())))
+                reply = from_frame(self._answer(frame))
                 break
             except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() + pause > deadline:
+                if time.monotonic() - asked > ACCEPTED_S:  # it was there, and at work
+                    away, pause = time.monotonic(), RETRY_PAUSE_S[0]
+                gone = time.monotonic() + pause - away > self._timeout_s
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or gone:
                     raise ServiceError(f"{self._path}: {error.code().name}") from error
             if self._closed.wait(pause):
                 raise ServiceError(f"{self._path}: closed while the trainer was away")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sovfed.clients.data import Records
+from sovfed.clients.training.progress import PROGRESS
 from sovfed.federation.tasks.trees import Tree, joined, leaves, mapped, rows, split
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Feed:
 
     def take(self, index: Tensor) -> tuple[Tree, Tree]:
         """Inputs and targets of the records at `index`, of any shape: [*index.shape, …], on the device."""
+        PROGRESS.step()
         if self._whole is not None:
             index = index.to(self._device, non_blocking=True)
             return rows(self._whole[0], index), rows(self._whole[1], index)

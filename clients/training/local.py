@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sovfed.clients.training.feed import Feed, Targets, arrays_of, batches_of, profile_of, tensors_of, together
 from sovfed.clients.training.model import FlatModel
+from sovfed.clients.training.progress import PROGRESS
 from sovfed.clients.training.steps import make_stepper
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
 from sovfed.federation.messages import TrainRequest
@@ -213,6 +214,7 @@ class LocalTraining:
                 each = self._loss(outputs.float(), targets)
                 losses.append(each.detach())
                 remaining -= stepper(each)
+                PROGRESS.step()
                 if not remaining:
                     break
             remaining -= remaining and stepper.end_epoch()

@@ -43,9 +43,23 @@ class ServerConfig:
         "A simulation samples by simulation.cohort",
     )
     round_deadline_s: float = bounded(600.0, 0.1, 604_800, unit="s", doc="longest wait for the updates of one round")
+    grace_s: float = bounded(
+        60.0,
+        0.1,
+        604_800,
+        unit="s",
+        doc="once the minimum cohort has answered, a round ends when nobody else has for so long; who is missing is "
+        "left out of the next rounds, and asked again after pauses that grow",
+    )
+    grace_factor: float = bounded(
+        2.0, 0, 1_000, doc="... or for so many times what the slowest answer has taken, if that is longer"
+    )
     node_wait_s: float = bounded(120.0, 0.1, 604_800, unit="s", doc="longest wait for the minimum cohort to connect")
     max_message_bytes: int = bounded(
         2**30, 2**16, MESSAGE_BYTES_MAX, unit="bytes", doc="larger messages are refused before allocation"
+    )
+    hang_s: float = bounded(
+        60.0, 2.0, 86_400, unit="s", doc="a process of ours without a sign of life for so long is started again"
     )
     crl_source: str | None = bounded(None, 1, 4096, doc="file (absolute) where the authority's lists appear")
     min_reviewers: int = bounded(1, 0, 64, doc="people who must have reviewed a task's archive, but for its publisher")
@@ -85,6 +99,12 @@ class ClientConfig:
         2**30, 2**16, MESSAGE_BYTES_MAX, unit="bytes", doc="larger messages are refused before allocation"
     )
     crl_refresh_s: float = bounded(60.0, 0.1, 86_400, unit="s", doc="how often the revocation list is fetched")
+    hang_s: float = bounded(
+        60.0, 2.0, 86_400, unit="s", doc="a process of ours without a sign of life for so long is started again"
+    )
+    stall_s: float = bounded(
+        1_800.0, 2.0, 604_800, unit="s", doc="longest step of local training; a trainer that takes longer is hung"
+    )
     data: DataConfig = DataConfig()
     studies: dict[str, StudyConfig] = field(
         default_factory=dict,

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.host.logs import Log
+from sovfed.federation.host.pulse import HANG_S, Silence
 from sovfed.federation.host.status import ProcessStatus, State
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ _LINE_BYTES: Final = 65_536
 class Process:
     """One child: `ready` is asked until it is true; the next child starts only then. No `ready`: at once.
 
-    Nobody waits for one that is `optional`, and the others go on without it.
+    Nobody waits for one that is `optional`, and the others go on without it. One that has stopped to touch the file
+    `pulse` (`pulse.py`) for `hang_s` is ended and started again.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Process:
     ready_timeout_s: float = 60.0
     stop_timeout_s: float = 10.0
     optional: bool = False
+    pulse: Path | None = None
+    hang_s: float = HANG_S
 
 
 def child_environment(env: Mapping[str, str]) -> dict[str, str]:
@@ -56,6 +60,7 @@ class Child:
         self.exit_code: int | None = None
         self.popen: subprocess.Popen[bytes] | None = None
         self._copier: threading.Thread | None = None
+        self._silence: Silence | None = None
         self._pause_s, self._started, self._resume = BACK_OFF_S[0], 0.0, 0.0
         self.log = Log(logs / f"{process.name}.log")
 
@@ -66,6 +71,9 @@ class Child:
 
     def spawn(self) -> None:
         self._started = time.monotonic()
+        process = self.process
+        if process.pulse is not None:
+            self._silence = Silence(process.pulse, process.hang_s, process.ready_timeout_s)
         try:
             self.popen = subprocess.Popen(
                 list(self.process.argv), env=child_environment(self.process.env), stdin=subprocess.DEVNULL,
@@ -99,6 +107,10 @@ class Child:
                 elif time.monotonic() - self._started > self.process.ready_timeout_s:
                     self.log.write(f"not ready within {self.process.ready_timeout_s:g} s, killed")
                     self.signal(signal.SIGKILL)
+            elif self._silence is not None and self._silence.is_too_long():
+                self.log.write(f"no sign of life for {self._silence.silent_s:.0f} s, killed")
+                self.signal(signal.SIGKILL)
+                self._silence = None
 
     def signal(self, number: signal.Signals) -> None:
         if self.popen is not None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sovfed.federation.errors import PolicyError
+from sovfed.federation.errors import BoundError, PolicyError
 from sovfed.federation.schema import bounded, choice
 from sovfed.federation.secagg.keys import CLASSICAL, SUITES
 from sovfed.federation.secagg.ring import FRACTION_BITS, LANES, Ring
@@ -70,15 +70,23 @@ class Terms:
         now: float,
     ) -> None:  # fmt: skip
         """Raise PolicyError unless a run may be joined under these parameters."""
-        _require(ring.bits in LANES and ring.bits in self.bits, f"ring of {ring.bits} bits", self.bits)
-        _require(self.min_clip <= ring.clip <= self.max_clip, f"clip {ring.clip:g}", (self.min_clip, self.max_clip))
+        self.check_parameters(
+            bits=ring.bits, clip=ring.clip, max_weight=ring.max_weight, min_cohort=min_cohort, size=max_size
+        )
         _require(fraction_bits == FRACTION_BITS, f"metrics with {fraction_bits} bits behind the point", FRACTION_BITS)
-        weights = (self.least_max_weight, self.max_weight)
-        _require(weights[0] <= ring.max_weight <= weights[1], f"maximum weight {ring.max_weight}", weights)
-        _require(min_cohort >= self.min_cohort, f"minimum cohort {min_cohort}", self.min_cohort)
-        _require(max_size <= self.max_size, f"vectors of up to {max_size}", self.max_size)
         _require(max_metrics <= self.max_metrics, f"{max_metrics} metrics", self.max_metrics)
         _require(now < expires <= now + self.max_run_s, f"keys that last {expires - now:.0f} s", self.max_run_s)
+
+    def check_parameters(self, *, bits: int, clip: float, max_weight: int, min_cohort: int, size: int) -> None:
+        """Raise BoundError, which names the term, unless a run may be joined with these: no roster changes them."""
+        _within(bits in LANES and bits in self.bits, f"ring of {bits} bits", self.bits, "bits")
+        clips = self.min_clip, self.max_clip
+        _within(clips[0] <= clip <= clips[1], f"clip {clip:g}", clips, "min_clip" if clip < clips[0] else "max_clip")
+        weights = (self.least_max_weight, self.max_weight)
+        name = "least_max_weight" if max_weight < weights[0] else "max_weight"
+        _within(weights[0] <= max_weight <= weights[1], f"maximum weight {max_weight}", weights, name)
+        _within(min_cohort >= self.min_cohort, f"minimum cohort {min_cohort}", self.min_cohort, "min_cohort")
+        _within(size <= self.max_size, f"vectors of up to {size}", self.max_size, "max_size")
 
     def check_roster(self, names: Sequence[str], suite: int) -> None:
         """Raise PolicyError unless these institutions, with keys of `suite`, may aggregate together."""
@@ -103,6 +111,12 @@ def check_value_bits(ring: Ring) -> None:
     """Raise PolicyError if the cohort leaves too few bits of the ring for a value."""
     offered = f"{ring.value_bits} of {ring.bits} bits for the values of a cohort of {ring.cohort}"
     _require(ring.value_bits >= LEAST_VALUE_BITS, offered, LEAST_VALUE_BITS)
+
+
+def _within(holds: bool, offered: str, allowed: object, term: str) -> None:
+    if not holds:
+        message = f"secure aggregation: {offered}; this institution's terms: {allowed}"
+        raise BoundError(message, f"secure_aggregation.{term}")
 
 
 def _require(holds: bool, offered: str, allowed: object) -> None:

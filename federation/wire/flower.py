@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from abc import abstractmethod
 from collections import UserDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,8 @@ RAW: Final = "sovfed.raw.le"  # serialisation type: the array's little-endian by
 SERVER_NODE_ID: Final = 1  # flwr.common.constant.SUPERLINK_NODE_ID, held by a contract test
 log = logging.getLogger(__name__)
 TTL_S: Final = 12 * 3600.0
+MAX_LATE: Final = 4096  # replies that nobody waits for any more, but which are fetched when they come
+LeftS: TypeAlias = Callable[[], float]
 _DTYPES: Final = ("float32", "float64", "uint8", "uint64")
 
 
@@ -123,13 +126,20 @@ def _vector(name: str, array: Array) -> npt.NDArray[Any]:
     return np.frombuffer(array.data, dtype=dtype)
 
 
-def new_message(content: RecordDict, *, run_id: int, node_id: int, kind: str, group: str) -> FlowerMessage:
+def new_message(
+    content: RecordDict, *, run_id: int, node_id: int, kind: str, group: str, ttl_s: float = TTL_S
+) -> FlowerMessage:
     """A Flower message to node `node_id`; `kind` is Flower's type, such as "train", "evaluate" or "query.lane"."""
     metadata = Metadata(
         run_id=run_id, message_id="", src_node_id=SERVER_NODE_ID, dst_node_id=node_id, reply_to_message_id="",
-        group_id=group, created_at=now().timestamp(), ttl=TTL_S, message_type=kind,
+        group_id=group, created_at=now().timestamp(), ttl=ttl_s, message_type=kind,
     )  # fmt: skip
     return make_message(metadata=metadata, content=content)
+
+
+def for_ever() -> float:
+    """No limit of its own."""
+    return math.inf
 
 
 class StreamingGrid(Grid):
@@ -142,8 +152,18 @@ class StreamingGrid(Grid):
     bytes_up: int = 0
 
     @abstractmethod
-    def replies(self, messages: Iterable[FlowerMessage], timeout_s: float) -> Iterator[FlowerMessage]:
-        """Push `messages`, then yield each reply as it arrives, until all are in or `timeout_s` has passed."""
+    def replies(
+        self, messages: Iterable[FlowerMessage], timeout_s: float, left_s: LeftS = for_ever
+    ) -> Iterator[FlowerMessage]:
+        """Push `messages`, then yield each reply as it arrives, until all are in or `timeout_s` has passed.
+
+        `left_s`, asked whenever something has changed, is how many seconds the next reply may still take. A Grid on
+        which nobody is ever late need not ask it.
+        """
+
+    def heard(self, node_id: int) -> float:
+        """When (monotonic, seconds) a reply of the node came last, in time or late; -inf if that is not known."""
+        return -math.inf
 
     def close(self) -> None:
         """Give back what this Grid itself holds: nothing, unless it says otherwise."""
@@ -166,6 +186,8 @@ class FlowerGrid(StreamingGrid):
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
+        self._late: dict[str, int] = {}  # by message id, the node that may still answer
+        self._heard: dict[int, float] = {}
 
     def set_run(self, run: Run) -> None:
         self._grid.set_run(run)
@@ -190,23 +212,41 @@ class FlowerGrid(StreamingGrid):
         self.bytes_up += sum(map(size_bytes, pulled))
         return pulled
 
-    def replies(self, messages: Iterable[FlowerMessage], timeout_s: float) -> Iterator[FlowerMessage]:
+    def heard(self, node_id: int) -> float:
+        return self._heard.get(node_id, -math.inf)
+
+    def replies(
+        self, messages: Iterable[FlowerMessage], timeout_s: float, left_s: LeftS = for_ever
+    ) -> Iterator[FlowerMessage]:
         batch = list(messages)
         waiting = dict(zip(self.push_messages(batch), (message.metadata.dst_node_id for message in batch), strict=True))
         del messages, batch
         deadline, pause = time.monotonic() + timeout_s, self.POLL_S[0]
-        while waiting and time.monotonic() < deadline:
-            pulled = self.pull_messages(list(waiting))
-            for reply in pulled:
-                addressee = waiting.pop(reply.metadata.reply_to_message_id, None)
-                author = reply.metadata.src_node_id
-                if addressee is not None and author in (addressee, SERVER_NODE_ID if reply.has_error() else addressee):
-                    yield reply
-                else:
-                    log.warning("a reply of node %d was refused: node %s was asked", author, addressee)
-            pause = self.POLL_S[0] if pulled else min(2 * pause, self.POLL_S[1])
-            if waiting:
-                time.sleep(pause)
+        try:
+            while waiting and time.monotonic() < deadline and left_s() > 0:
+                pulled = self.pull_messages([*waiting, *self._late])
+                for reply in pulled:
+                    if self._accept(reply, waiting):
+                        yield reply
+                pause = self.POLL_S[0] if pulled else min(2 * pause, self.POLL_S[1])
+                if waiting:
+                    time.sleep(pause)
+        finally:
+            self._late |= waiting
+            for message_id in list(self._late)[: max(0, len(self._late) - MAX_LATE)]:
+                del self._late[message_id]
+
+    def _accept(self, reply: FlowerMessage, waiting: dict[str, int]) -> bool:
+        """Whether a reply that was pulled is one that is waited for, and of the node that was asked."""
+        message_id, author = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
+        late = self._late.pop(message_id, None)
+        addressee = late if late is not None else waiting.pop(message_id, None)
+        if author == addressee:
+            self._heard[author] = time.monotonic()
+        elif addressee is None or not (author == SERVER_NODE_ID and reply.has_error()):
+            log.warning("a reply of node %d was refused: node %s was asked", author, addressee)
+            return False
+        return late is None
 
 
 def size_bytes(message: FlowerMessage) -> int:

@@ -123,20 +123,27 @@ def list_(home: Path, as_json: bool) -> None:
 @HOME
 @JSON
 def show(name: str, home: Path, as_json: bool) -> None:
-    """Show one run: its state, last rounds and, once finished, its summary."""
+    """Show one run: its state, last rounds, who was missing in which, and, once finished, its summary."""
+    from sovfed.server.runs.attendance import absences, attendance
     from sovfed.server.runs.curves import read_rounds
     from sovfed.server.runs.folders import read_run, read_summary, run_folder
 
     run = read_run(home, name, _control(home, required=False))
     lines, summary = read_rounds(run_folder(home, name)), read_summary(home, name)
     if as_json:
-        click.echo(json.dumps({**run, "last_rounds": lines[-10:], "summary": summary}, indent=2))
+        click.echo(
+            json.dumps(
+                {**run, "last_rounds": lines[-10:], "attendance": attendance(lines), "summary": summary}, indent=2
+            )
+        )
         return
     from rich.console import Console
 
     console = Console()
     console.print(f"[bold]{cell(name)}[/bold]  {run['status']}  {cell(run['reason'])}")
     console.print(round_table(lines[-10:]))
+    for sentence in absences(attendance(lines), len(lines)):
+        console.print(cell(sentence), soft_wrap=True)
     if summary:
         metrics = summary["metrics"] or "not told by a private run; privacy.html in its folder says what is promised"
         console.print("held-out metrics of all institutions:", metrics, markup=False)
@@ -290,7 +297,10 @@ def round_text(line: dict[str, Any]) -> str:
     """One line about a round: institutions, training loss, metrics of the model that it began with."""
     metrics = "  ".join(f"{name} {line['metrics'][name]:.3f}" for name in TOLD if name in line["metrics"])
     loss = "private" if line["train_loss"] is None else f"loss {line['train_loss']:.4f}"
-    return f"round {line['round']}  {len(line['participants'])} institutions  {loss}  {metrics}"
+    missing = sorted({*line.get("late", ()), *line.get("left_out", ()), *line.get("refused", ())})
+    names = missing[0] if len(missing) == 1 else f"{len(missing)} others"
+    without = f" without {visible(names)}" if missing else ""
+    return f"round {line['round']}  {len(line['participants'])} institutions{without}  {loss}  {metrics}"
 
 
 def round_table(lines: list[dict[str, Any]]) -> Any:

@@ -96,6 +96,7 @@ def create_flower_app(config: SuperLinkLifespanConfig) -> FastAPI:
     use_agency_object_store()
     state_db.prepare(Path(config.database))
     state_db.use_patient_pragmas()
+    state_db.use_long_leases()
     app = create_app(config, SuperLinkLifespan)
     app.add_exception_handler(OperationalError, _answer_busy)
     return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import uuid
@@ -19,7 +20,7 @@ from flwr.supercore.run import Run
 
 from sovfed.federation.errors import ProtocolError, ServiceError
 from sovfed.federation.secagg.keys import Identity
-from sovfed.federation.wire.flower import SERVER_NODE_ID, StreamingGrid
+from sovfed.federation.wire.flower import SERVER_NODE_ID, LeftS, StreamingGrid, for_ever
 from sovfed.federation.wire.lane_codec import Parts, content_parts, error_reply, pack, unpack
 from sovfed.federation.wire.lane_end import LaneEnd
 from sovfed.server.network.lane_links import Link, Links
@@ -113,14 +114,20 @@ class StreamGrid(StreamingGrid):
         pulled = (self._take(message_id) for message_id in message_ids)
         return [message for message in pulled if message is not None]
 
-    def replies(self, messages: Iterable[FlowerMessage], timeout_s: float) -> Iterator[FlowerMessage]:
+    def heard(self, node_id: int) -> float:
+        link = self._open_links.get(node_id)
+        return -math.inf if link is None else link.heard_at
+
+    def replies(
+        self, messages: Iterable[FlowerMessage], timeout_s: float, left_s: LeftS = for_ever
+    ) -> Iterator[FlowerMessage]:
         deadline = time.monotonic() + timeout_s
         waiting = list(self.push_messages(messages))
         del messages
         try:
             while waiting:
                 with self._changed:
-                    remaining = deadline - time.monotonic()
+                    remaining = min(deadline - time.monotonic(), left_s())
                     self._changed.wait_for(
                         lambda: any(awaited in self._ready for awaited in waiting), max(0.0, remaining)
                     )
@@ -150,7 +157,7 @@ class StreamGrid(StreamingGrid):
             with self._changed:
                 link = self._asked.pop(message_id, None)
             if link is not None:
-                link.settle(message_id)
+                link.forget(message_id)
             self._take(message_id)
 
     def expire(self) -> None:
@@ -179,6 +186,9 @@ class StreamGrid(StreamingGrid):
         ):
             raise ProtocolError(f"run {metadata.run_id}, from node {metadata.src_node_id} to {metadata.dst_node_id}")
         if not link.settle(metadata.reply_to_message_id):
+            if link.is_late(metadata.reply_to_message_id):  # nobody waits for it any more
+                end.consume()
+                return
             raise ProtocolError("it answers no message that this node still owes")
         with self._changed:
             self._asked.pop(metadata.reply_to_message_id, None)

@@ -9,6 +9,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ from sovfed.federation.wire.lane_pb2 import LaneNode, LaneRun, LaneRunReply
 
 log = logging.getLogger(__name__)
 GRACE_S: Final = 2.0  # a stream that is gone for longer gets a fresh offer
+MAX_FORGOTTEN: Final = 1024  # messages to a node whose late reply is told from one that nobody asked for
 MAX_OFFERED: Final = 4096  # offers whose reply is still looked for
 OFFER_AGAIN_S: Final = 10.0  # how long an offer may take before the next one
 LOST_NODES_S, NEW_NODES_S = 1.0, 5.0  # how often to look which nodes are online: when one is lost, and otherwise
@@ -64,6 +66,8 @@ class Link:
         self.lost_at = self.offered_at = float("-inf")  # monotonic
         self.declined = False
         self.task: asyncio.Task[None] | None = None
+        self.heard_at = float("-inf")  # monotonic, of the last reply, in time or late
+        self._forgotten: OrderedDict[str, None] = OrderedDict()  # ids of messages whose reply nobody waits for
         self._unanswered: dict[str, tuple[Outgoing, float]] = {}  # by message id, in the order they were sent
         self._lock = threading.Lock()
 
@@ -84,12 +88,34 @@ class Link:
             self._unanswered[message_id] = (message, expires)
 
     def settle(self, message_id: str) -> bool:
-        """The message is answered, or not wanted any more; whether it was outstanding."""
+        """The message is answered; whether it was outstanding."""
         with self._lock:
-            message, _ = self._unanswered.pop(message_id, (None, 0.0))
-            if message is not None and self.end is not None:
-                self.end.withdraw(message)
-            return message is not None
+            if settled := self._withdraw(message_id):
+                self.heard_at = time.monotonic()
+            return settled
+
+    def forget(self, message_id: str) -> None:
+        """Nobody waits for the answer any more; it may come late."""
+        with self._lock:
+            if self._withdraw(message_id):
+                self._forgotten[message_id] = None
+            while len(self._forgotten) > MAX_FORGOTTEN:
+                self._forgotten.popitem(last=False)
+
+    def is_late(self, message_id: str) -> bool:
+        """Whether a reply to `message_id` is one that the node owed, and nobody waits for; true once."""
+        with self._lock:
+            if message_id not in self._forgotten:
+                return False
+            del self._forgotten[message_id]
+            self.heard_at = time.monotonic()
+            return True
+
+    def _withdraw(self, message_id: str) -> bool:
+        message, _ = self._unanswered.pop(message_id, (None, 0.0))
+        if message is not None and self.end is not None:
+            self.end.withdraw(message)
+        return message is not None
 
     def expired(self, now: float) -> list[str]:
         with self._lock:

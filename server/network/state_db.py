@@ -16,6 +16,7 @@ from typing import Final
 
 BUSY_TIMEOUT_MS: Final = 20_000  # below the 30 s after which Flower's HTTP client gives up
 WAL_LIMIT_BYTES: Final = 16 * 2**20
+LEASE_S: Final = 600.0  # a coordinator whose heartbeats do not arrive for so long loses its task; Flower: 60
 STEP_PAGES: Final = 1024  # 4 MiB of 4 KiB pages in one write transaction
 KEPT_FREE_PAGES: Final = 1024  # left for the next round, so that a steady load does not move the file's end
 _INCREMENTAL: Final = 2
@@ -40,6 +41,18 @@ def use_patient_pragmas() -> None:
     settings = {"busy_timeout": str(BUSY_TIMEOUT_MS), "journal_size_limit": str(WAL_LIMIT_BYTES)}
     names = vars(sql_mixin)  # the module that opens the connections imported the tuple by name
     names["SQLITE_PRAGMAS"] = tuple((dict(names["SQLITE_PRAGMAS"]) | settings).items())
+
+
+def use_long_leases() -> None:
+    """Let Flower keep a running coordinator's task for `LEASE_S` without a heartbeat.
+
+    Rounds go over the lane and need no superlink: one that hangs must not end them. Whether a coordinator lives is
+    told by its run's folder, not by its lease.
+    """
+    from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+    from flwr.supercore.corestate import sql_corestate
+
+    vars(sql_corestate)["HEARTBEAT_PATIENCE"] = LEASE_S / HEARTBEAT_DEFAULT_INTERVAL  # imported by name; of tasks alone
 
 
 def trim(path: Path, *, keep_pages: int = KEPT_FREE_PAGES, max_steps: int = 64) -> int:

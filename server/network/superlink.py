@@ -31,6 +31,7 @@ from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ConfigError, IdentityError, ServiceError, SovfedError
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent
+from sovfed.federation.host.pulse import LOOP_S, Beat, Pulse, beating, pulse_file
 from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.identity import Trust, load_certificate, read_private
@@ -114,8 +115,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(home: Path, config: ServerConfig) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ServiceError if that would be unsafe or a port is taken."""
+async def serve(home: Path, config: ServerConfig, beat: Beat) -> None:
+    """Serve until SIGTERM or SIGINT; the event loop calls `beat`.
+
+    Raises ServiceError if that would be unsafe or a port is taken.
+    """
     trust = check_home(home)
     inner, outer = doors(raise_descriptor_limit())
     with (
@@ -133,6 +137,7 @@ async def serve(home: Path, config: ServerConfig) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _stop, local, public)
         cleaning = asyncio.create_task(_clean_up_for_ever(app, home / STATE_FILE))
+        beats = asyncio.create_task(beating(beat))
         _log.info("fleet on %s:%d, control on %s:%d", *network.getsockname()[:2], *loopback.getsockname()[:2])
         try:
             async with asyncio.TaskGroup() as servers:
@@ -140,6 +145,7 @@ async def serve(home: Path, config: ServerConfig) -> None:
                 servers.create_task(_until_end(public, network, local))
         finally:
             cleaning.cancel()
+            beats.cancel()
         if not (local.started and public.started):
             raise ServiceError("Flower's app did not start; its reason stands above")
 
@@ -217,8 +223,9 @@ def main(arguments: list[str] | None = None) -> int:
     leave_out_repeats(logging.getLogger())
     os.umask(0o077)
     be_quiet(options.home)
+    loop = Pulse(pulse_file(options.home, "superlink")).start().watch("event loop", LOOP_S)
     try:
-        asyncio.run(serve(options.home, bind(ServerConfig, passed_settings(options.config))))
+        asyncio.run(serve(options.home, bind(ServerConfig, passed_settings(options.config)), loop))
     except SovfedError as error:
         sys.stderr.write(f"superlink: {error}\n")
         return 1 if isinstance(error, PortTakenError) else 2 if isinstance(error, ConfigError) else 3

@@ -34,6 +34,7 @@ from sovfed.federation.errors import IdentityError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_private
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent
+from sovfed.federation.host.pulse import LOOP_S, Beat, Pulse, beating, pulse_file
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.identity import Trust, install_crl, load_certificate, parse_certificate
 from sovfed.federation.schema import bind
@@ -222,21 +223,23 @@ def main(argv: list[str] | None = None) -> int:
     log_to_stderr()
     leave_out_repeats(logging.getLogger())
     os.umask(0o077)
+    loop = Pulse(pulse_file(arguments.home, "registry")).start().watch("event loop", LOOP_S)
     try:
-        asyncio.run(_run(arguments.home, bind(ServerConfig, passed_settings(arguments.config), "server")))
+        asyncio.run(_run(arguments.home, bind(ServerConfig, passed_settings(arguments.config), "server"), loop))
     except SovfedError as error:
         sys.stderr.write(f"registry: {error}\n")
         return 1
     return 0
 
 
-async def _run(home: Path, config: ServerConfig) -> None:
-    stop = asyncio.Event()
+async def _run(home: Path, config: ServerConfig, beat: Beat) -> None:
+    stop, beats = asyncio.Event(), asyncio.create_task(beating(beat))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with serving(home, config) as where:
         log.info("ready: enrolment %s, lane %s", where.enrolment, where.lane)
         await stop.wait()
+    beats.cancel()
 
 
 def _enrolment_handlers(registry: Registry) -> GenericHandler:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
@@ -29,6 +29,7 @@ from sovfed.federation.messages import (
     Refusal,
     ReleaseRequest,
     Request,
+    RunRequest,
     SecaggRequest,
     SumRequest,
     Sums,
@@ -36,7 +37,8 @@ from sovfed.federation.messages import (
     TrainRequest,
     Vector,
 )
-from sovfed.federation.wire.flower import StreamingGrid, from_records, new_message, to_records
+from sovfed.federation.wire.flower import TTL_S, StreamingGrid, from_records, new_message, to_records
+from sovfed.server.rounds.patience import Patience
 
 log = logging.getLogger(__name__)
 FOLD_CHUNK: Final = 1 << 15  # parameters folded at a time: 256 KiB of float64 stay in the cache
@@ -46,6 +48,7 @@ TYPES: Final = {
     PrivateRequest: "train.private",
     TrainRequest: "train",
     EvaluateRequest: "evaluate",
+    RunRequest: "query.run",
     SecaggRequest: "query.secagg",
     LedgerRequest: "query.ledger",
     ReleaseRequest: "query.release",
@@ -91,6 +94,7 @@ class Total:
 
     participants: list[int] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
+    late: list[int] = field(default_factory=list)  # who was asked and had not answered when waiting ended
     sum_number: int = 0  # of secure aggregation; another one is another release of what is private
     missing: str = ""  # why no sum came out although enough took part
     count: int = 0
@@ -116,22 +120,42 @@ class Aggregation(Protocol):
         """What the run's summary says of it."""
 
 
+def silent(nodes: Iterable[int], total: Total) -> list[int]:
+    """Those of `nodes` that neither took part nor refused."""
+    answered = {*total.participants, *total.refused}
+    return [node for node in nodes if node not in answered]
+
+
 def ask(
-    grid: StreamingGrid, requests: Mapping[int, Request], kind: type[R], timeout_s: float, group: str = ""
+    grid: StreamingGrid,
+    requests: Mapping[int, Request],
+    kind: type[R],
+    timeout_s: float,
+    group: str = "",
+    patience: Patience | None = None,
 ) -> Iterator[Answer[R]]:
     """Send each node its request and yield each answer as it arrives; a malformed one is a refusal, not an error.
 
+    It ends when all have answered, after `timeout_s`, or with `patience`, which the caller tells who answered.
     Answers are told apart by the message they reply to, never by the sender that they name.
     """
     shared = {id(request): request for request in requests.values()}  # most nodes are asked the same
     contents = {key: to_records(request) for key, request in shared.items()}
     messages = [
-        new_message(contents[id(request)], run_id=grid.run.run_id, node_id=node, kind=TYPES[type(request)], group=group)
+        new_message(
+            contents[id(request)],
+            run_id=grid.run.run_id,
+            node_id=node,
+            kind=TYPES[type(request)],
+            group=group,
+            ttl_s=max(TTL_S, timeout_s),
+        )
         for node, request in requests.items()
     ]
     del contents
     nodes: dict[str, int] = {}  # by the message's id, which the Grid gives it
-    for message in grid.replies(messages, timeout_s):
+    replies = grid.replies(messages, timeout_s, patience.remaining_s) if patience else grid.replies(messages, timeout_s)
+    for message in replies:
         parent = message.metadata.reply_to_message_id
         if parent not in nodes:
             nodes = {sent.metadata.message_id: sent.metadata.dst_node_id for sent in messages}
@@ -198,9 +222,16 @@ def exact_sum(vectors: Sequence[Sums]) -> Sums:
 class PlainAggregation:
     """Replies are folded as they arrive and freed. Whoever runs the server can see each of them."""
 
-    def __init__(self, grid: StreamingGrid, deadline_s: float, *, keep: bool = False) -> None:
-        """With `keep` a round's updates are held until it ends: memory of cohort · d."""
-        self._grid, self._deadline_s, self._keep = grid, deadline_s, keep
+    def __init__(
+        self,
+        grid: StreamingGrid,
+        deadline_s: float,
+        *,
+        keep: bool = False,
+        patience: Callable[[], Patience] = lambda: Patience(0),
+    ) -> None:
+        """With `keep` a round's updates are held until it ends: memory of cohort · d. `patience` makes one of each."""
+        self._grid, self._deadline_s, self._keep, self._patience = grid, deadline_s, keep, patience
 
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
         if isinstance(request, PrivateRequest):
@@ -209,12 +240,14 @@ class PlainAggregation:
         fold = Fold(request.update_size) if isinstance(request, TrainRequest) else None
         kind = KINDS[type(request)]
         group = "" if isinstance(request, ProfileRequest) else str(request.round)
-        for answer in ask(self._grid, dict.fromkeys(nodes, request), kind, self._deadline_s, group):
+        patience = self._patience()
+        for answer in ask(self._grid, dict.fromkeys(nodes, request), kind, self._deadline_s, group, patience):
             reply = answer.reply
             if reply is None or not _fits(reply, request, width):
                 total.refused[answer.node_id] = answer.refusal or "malformed"
                 continue
             clock = time.monotonic()
+            patience.answered()
             total.participants.append(answer.node_id)
             if isinstance(reply, ProfileReply):
                 total.by_node[answer.node_id] = reply.sums
@@ -228,6 +261,7 @@ class PlainAggregation:
                 total.loss += reply.train_loss * reply.count
                 total.steps += float(reply.steps * reply.count)
             total.seconds_aggregate += time.monotonic() - clock
+        total.late = silent(nodes, total)
         if total.by_node:
             total.sums = exact_sum(list(total.by_node.values()))
         if fold is not None and fold.count:

@@ -11,7 +11,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -34,16 +34,19 @@ from sovfed.server.rounds import checkpoint
 from sovfed.server.rounds.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.rounds.ledger_heads import LedgerHeads, names_of
 from sovfed.server.rounds.loop import Round, Rounds
+from sovfed.server.rounds.patience import Patience
 from sovfed.server.rounds.privacy import PrivacyPlan
 from sovfed.server.rounds.sampling import Sampled
 from sovfed.server.rounds.secure_aggregation import SecureAggregation
 from sovfed.server.rounds.stopping import Stopping
+from sovfed.server.runs.attendance import attendance, participants
 from sovfed.server.runs.curves import ROUNDS, plot_curves, read_rounds
 from sovfed.server.runs.release import DIGEST, FILES, MODEL, SIMULATED, SUMMARY, deliver, digest, publish, release_of
 from sovfed.server.runs.tracking import Tracker, figures
 from sovfed.server.strategies import optimizer_of
 
 log = logging.getLogger(__name__)
+TAG_LENGTH: Final = 5_000  # characters; MLflow takes 8,000
 NAMED: Final = 255  # institutions listed by name in a tag, which MLflow holds to 8,000 characters
 SPACING_S: Final = 0.25  # between checkpoints; rounds after the last are run again, with the same result
 STATEMENT: Final = ("privacy.json", "privacy.html")
@@ -87,21 +90,21 @@ def coordinate(
     if config.privacy.private:
         rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
     started = time.monotonic()
-    last = _begin(rounds, task, folder, resume)
+    last = _begin(rounds, task, folder, resume, agree=transport not in SIMULATED)
     stopping = Stopping(config, partial(gain, task.headline, metrics=task.metrics), folder)
     stopping.replay([(line["round"] - 1, line["metrics"].get(task.headline)) for line in read_rounds(folder)])
     names = names_of(grid)
     if rounds.plan and heads:
         rounds.before = partial(heads.before_round, grid, run)
     if tracker:
-        listed = json.dumps(sorted(names.values())) if len(names) <= NAMED else str(len(names))
-        tracker.note({"transport": transport, "institutions": listed, **versions()})
+        tracker.note({"transport": transport, "connected": _listed(names.values()), **versions()})
     # A private round that is repeated is paid for again.
     writer = checkpoint.Writer(folder, 0.0 if config.privacy.private else SPACING_S)
     settled = checkpoint.config_digest(config)
     with (folder / ROUNDS).open("a", encoding="utf-8") as lines:
         for number in range(last + 1, config.rounds + 1):
             before, round_, last = rounds.model, rounds.train(number), number
+            _name_all(names, round_, grid)
             line = _line(task, round_, names, rounds.scale)
             lines.write(json.dumps(line) + "\n")
             lines.flush()  # before the checkpoint: what is beyond that is dropped and run again, what lacks is lost
@@ -139,12 +142,25 @@ def coordinate(
     summary["delivered_to"] = _deliver(rounds, folder, chosen, transport)
     plot_curves(folder)
     if tracker:
+        tracker.note({"institutions": _listed(summary["institutions"]), **_absence_tags(summary["attendance"])})
         tracker.round(config.rounds + 1, {f"held_out.{key}": value for key, value in summary["metrics"].items()})
         summary["mlflow_run_id"] = tracker.run_id
     write_private(folder / SUMMARY, json.dumps(summary, indent=2).encode())
     if tracker:
         tracker.finish("FINISHED", [folder / name for name in artifacts], register=True)
     return Outcome(rounds.model, rounds.scale, summary)
+
+
+def _listed(names: Collection[str]) -> str:
+    """The names for a tag; how many, where they are too many for one."""
+    return json.dumps(sorted(names)) if len(names) <= NAMED else str(len(names))
+
+
+def _absence_tags(by_name: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """A tag that says who was late, left out or refused, if there are not too many."""
+    missing = {name: entry for name, entry in by_name.items() if entry["late"] or entry["left_out"] or entry["refused"]}
+    text = json.dumps(missing)
+    return {"absences": text if len(text) <= TAG_LENGTH else f"{len(missing)} institutions"} if missing else {}
 
 
 def _check(config: Config, task: Task) -> None:
@@ -174,15 +190,16 @@ def _check(config: Config, task: Task) -> None:
 
 def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, identity: Identity | None) -> Aggregation:
     server = config.server
+    patience = partial(Patience, server.min_cohort, server.grace_s, server.grace_factor)
     if not config.secagg.enabled:
         log.warning("secure aggregation is off: this process sees every institution's own update")
-        return PlainAggregation(grid, server.round_deadline_s, keep=config.strategy.individual)
+        return PlainAggregation(grid, server.round_deadline_s, keep=config.strategy.individual, patience=patience)
     if identity is None:
         raise ConfigError("secure aggregation needs the coordinator's certificate and key")
     size = 2 * task.parameters if config.strategy.algorithm.variate else task.parameters
     return SecureAggregation(
         grid, identity, config.secagg, run=run, min_cohort=server.min_cohort, deadline_s=server.round_deadline_s,
-        wait_s=server.node_wait_s,
+        wait_s=server.node_wait_s, patience=patience,
         max_size=size, config_digest=bytes.fromhex(checkpoint.config_digest(config)), sampled=server.sample < 1,
     )  # fmt: skip
 
@@ -210,13 +227,19 @@ def _sampled(config: Config, aggregation: Aggregation) -> Aggregation:
     return aggregation if server.sample == 1 else Sampled(aggregation, server.sample, server.min_cohort, config.seed)
 
 
-def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool) -> int:
-    """Set model, scale and optimizer, new or from the checkpoint; the number of the last finished round."""
+def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool, *, agree: bool) -> int:
+    """Set model, scale and optimizer, new or from the checkpoint; the number of the last finished round.
+
+    First of all, the institutions `agree` to the run; those of a simulation have no policy.
+    """
+    if agree:
+        rounds.agree()
     restored = checkpoint.read(folder, rounds.config) if resume else None
     if restored is not None:
         rounds.model, rounds.scale = restored.model, restored.scale
         rounds.optimizer.restore(restored.slots)
         _truncate_lines(folder, restored.round)
+        rounds.earlier = frozenset(name for line in read_rounds(folder)[-1:] for name in line["participants"])
         log.info("resumed after round %d", restored.round)
         return restored.round
     rounds.model = initial_vector(task, rounds.config.seed)
@@ -246,12 +269,20 @@ def _truncate_lines(folder: Path, last: int) -> None:
     write_private(folder / ROUNDS, "".join(line + "\n" for line in lines).encode())
 
 
+def _name_all(names: dict[int, str], round_: Round, grid: StreamingGrid) -> None:
+    """Add to `names` institutions that have come since; those of the start keep theirs when they are gone."""
+    if not names.keys() >= {*round_.participants, *round_.refused, *round_.late, *round_.left_out}:
+        names.update(names_of(grid))
+
+
 def _line(task: Task, round_: Round, names: dict[int, str], scale: Sums) -> dict[str, Any]:
     """A round as one JSON object; `metrics` are of the model that the round began with."""
     return {
         "round": round_.number,
         "participants": [names.get(node, str(node)) for node in sorted(round_.participants)],
         "refused": {names.get(node, str(node)): code for node, code in round_.refused.items()},
+        "late": [names.get(node, str(node)) for node in sorted(round_.late)],
+        "left_out": [names.get(node, str(node)) for node in sorted(round_.left_out)],
         "spoilt": round_.spoilt,
         "attempts": round_.attempts,
         "count": round_.count,
@@ -281,7 +312,8 @@ def _summary(
     return {
         "task": task.name,
         "split": "simulated" if task.simulated_split else "natural",
-        "institutions": sorted(names.get(n, str(n)) for n in final.participants) or lines[-1]["participants"],
+        "institutions": participants(lines),
+        "attendance": attendance(lines),
         "rounds": config.rounds,
         "strategy": config.strategy.name,
         "transport": transport,
@@ -306,12 +338,11 @@ def _median(lines: list[dict[str, Any]], key: str) -> float | None:
 
 def _write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str) -> None:
     """The release's privacy statement, for machines and for people; it names all that took part in any round."""
-    participants = {name for line in read_rounds(folder) for name in line["participants"]}
     model_digest = digest(folder / MODEL)
     where = " (a simulation in one process: no ledger was charged)" if transport in SIMULATED else ""
     statement = plan.statement(
         run=folder.name + where, model=f"{task.name}, {MODEL} with SHA-256 {model_digest}",
-        institutions=sorted(participants), date=datetime.now(UTC).date().isoformat(),
+        institutions=participants(read_rounds(folder)), date=datetime.now(UTC).date().isoformat(),
     )  # fmt: skip
     for name, text in zip(STATEMENT, (to_json(statement), to_html(statement)), strict=True):
         write_private(folder / name, text.encode())

@@ -8,32 +8,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from sovfed.federation.config import Config
-from sovfed.federation.errors import WIRE_SENTENCES, CohortError, DeclinedError, PrivacyError, TrainingError
+from sovfed.federation.errors import CohortError, DeclinedError, PrivacyError, TrainingError
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.rounds.aggregation import Aggregation, Total
+from sovfed.server.rounds.agreement import Agreement, run_request
+from sovfed.server.rounds.patience import Standing
 from sovfed.server.rounds.privacy import PrivacyPlan
+from sovfed.server.rounds.refusals import FINAL, listed, told
 from sovfed.server.strategies import Combining, Controlling, ServerOptimizer
 
 log = logging.getLogger(__name__)
 MAX_ATTEMPTS: Final = 5  # of one round, before the run stops and waits for `sovfed run resume`
-ADVICE: Final = {
-    "wrong-task": "their task of that name is another one: compare `sovfed task show` on both sides",
-    "policy": "ask their operators, whose `sovfed client logs trainer` names the rule",
-    "privacy": "ask their operators, whose `sovfed client logs trainer` names the rule and `sovfed client ledger show` "
-    "says what is left and which run reserves it",
-    "needs-privacy": "start it with privacy=distributed, or ask their operators, who set require_privacy",
-    "failed": "ask their operators, whose `sovfed client logs trainer` says why",
-}
-FINAL: Final = ("needs-privacy", "wrong-task", "config")  # refusals that no repetition changes
 NOTHING: Final[Vector] = np.zeros(0, dtype=np.float32)
 
 
@@ -43,7 +37,9 @@ class Round:
 
     number: int
     participants: list[int] = field(default_factory=list)
-    refused: dict[int, str] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)  # in any attempt, the last code of each
+    late: list[int] = field(default_factory=list)  # who was waited for in vain, in any attempt
+    left_out: Sequence[int] = ()  # who was not asked, since it was late before
     spoilt: int | None = None  # contributions with values that are not finite or out of range; only a sum tells
     count: int = 0
     train_loss: float | None = None  # not told of a private round, nor are evaluation and compute
@@ -76,21 +72,36 @@ class Rounds:
         self.name = run  # which a resumed run keeps; `run` is Flower's
         self.before: Callable[[Sequence[int], Collection[int]], None] | None = None  # with who refused last, each sum
         self._refused: Collection[int] = ()
+        self._took_part: Sequence[int] = ()  # in the last sum
+        self.earlier: frozenset[str] = frozenset()  # institutions of the last round before the run was taken up
+        self.left_out: Sequence[int] = ()  # of those that were connected when the cohort was chosen last
+        self.standing = Standing(grid.heard)
+        self.agreement: Agreement | None = None
 
     def cohort(self) -> Sequence[int]:
+        """The nodes to ask now: those of `connected` that did not keep the last rounds waiting."""
+        connected = self.connected()
+        asked = self.standing.ready(connected, self.config.server.min_cohort)
+        self.left_out = [] if asked is connected else sorted(set(connected) - set(asked))
+        return asked
+
+    def connected(self) -> Sequence[int]:
         """The nodes that are here now, in ascending order; waits up to `server.node_wait_s` for the minimum cohort."""
         least, patience = self.config.server.min_cohort, self.config.server.node_wait_s
         deadline = time.monotonic() + patience
         while True:
             node_ids = self.grid.get_node_ids()
-            nodes = (
+            nodes: Sequence[int] = (
                 node_ids if isinstance(node_ids, range) else sorted(node_ids)
             )  # a range of many would take long to sort
+            if self.agreement is not None:
+                nodes = self.agreement.willing(nodes)
             if len(nodes) >= least:
                 return nodes
             if time.monotonic() > deadline:
+                willing = " that would answer" if self.agreement else ""
                 raise CohortError(
-                    f"{len(nodes)} institutions are connected after {patience:g} s, minimum cohort is {least}"
+                    f"{len(nodes)} institutions{willing} are connected after {patience:g} s, minimum cohort is {least}"
                 )
             time.sleep(0.2)
 
@@ -110,23 +121,15 @@ class Rounds:
         """Run round `number`, retrying while too few institutions answer. Raises CohortError after MAX_ATTEMPTS."""
         start, down, up = time.monotonic(), self.grid.bytes_down, self.grid.bytes_up
         if self.plan is None:
-            task, strategy = self.config.task, self.config.strategy
-            start_rate, end_rate = self.config.local_rates(number)
-            request: SumRequest = TrainRequest(
-                run=self.run, round=number, task=task.name, seed=self.config.seed, control=self._control(),
-                model=self.model, scale=self.scale, algorithm=strategy.algorithm.local, keep=self.name,
-                normalisation=task.normalisation, digest=self.task.digest, evaluate=self.evaluates(number),
-                rate_start=start_rate, rate_end=end_rate,
-                **strategy.sent, **self.config.local_fields(),
-            )  # fmt: skip
-            total, attempts = self._collect(f"round {number}", request, self.task.evaluation_size)
+            request = self._request(number, self.model, self._control())
+            total, story = self._collect(f"round {number}", request, self.task.evaluation_size)
             update = _required(total.mean)
             if isinstance(self.optimizer, Combining):
-                update = self.optimizer.combine(number, total, len(self.cohort()))
+                update = self.optimizer.combine(number, total, len(self.connected()))
             if self.task.build is not None:
                 update = self.task.layout.received(update, self.model)
         else:
-            total, attempts = self._collect(f"round {number}", self.plan.request(self.run, number, self.model), 0)
+            total, story = self._collect(f"round {number}", self.plan.request(self.run, number, self.model), 0)
             update = self.plan.mean_update(total, number)
         clock = time.monotonic()
         self.model = self.optimizer.step(number, self.model, update)
@@ -134,7 +137,9 @@ class Rounds:
         return Round(
             number=number,
             participants=total.participants,
-            refused=total.refused,
+            refused={node: code for node, code in story.refused if node not in total.participants},
+            late=sorted(story.late),
+            left_out=story.left_out,
             spoilt=total.spoilt,
             count=total.count,
             train_loss=None if self.plan else total.loss / total.count,
@@ -144,8 +149,34 @@ class Rounds:
             seconds_aggregate=total.seconds_aggregate + stepped,
             bytes_down=self.grid.bytes_down - down,
             bytes_up=self.grid.bytes_up - up,
-            attempts=attempts,
+            attempts=story.attempts,
         )
+
+    def _request(self, number: int, model: Vector, control: Vector) -> TrainRequest:
+        task, strategy = self.config.task, self.config.strategy
+        start_rate, end_rate = self.config.local_rates(number)
+        return TrainRequest(
+            run=self.run, round=number, task=task.name, seed=self.config.seed, control=control,
+            model=model, scale=self.scale, algorithm=strategy.algorithm.local, keep=self.name,
+            normalisation=task.normalisation, digest=self.task.digest, evaluate=self.evaluates(number),
+            rate_start=start_rate, rate_end=end_rate,
+            **strategy.sent, **self.config.local_fields(),
+        )  # fmt: skip
+
+    def agree(self) -> None:
+        """Ask the institutions whether they would answer all of this run, and newcomers as they come.
+
+        Raises DeclinedError, which names who would not and why, if too few would.
+        """
+        rounds, least = self.config.rounds, self.config.server.min_cohort
+        last = (
+            self._request(rounds, NOTHING, NOTHING)
+            if self.plan is None
+            else self.plan.request(self.run, rounds, NOTHING)
+        )
+        agreement = Agreement(self.grid, run_request(self.config, last, self.task.parameters), least)
+        agreement.require(self.connected())
+        self.agreement = agreement
 
     def evaluates(self, number: int) -> bool:
         """Whether round `number` evaluates the model that it begins with."""
@@ -161,30 +192,59 @@ class Rounds:
         )  # fmt: skip
         return self._collect("the final evaluation", request, self.task.evaluation_size)[0]
 
+    def _awaits_anybody(self, story: _Story) -> bool:
+        """Whether one that took part before is away or silent; policies that refuse sums without it may change."""
+        names, connected = self._names(), set(self.grid.get_node_ids())
+        away = set(self._took_part) - connected or self.earlier - set(names.values())
+        return bool(away or story.late or self.standing.resting(connected))
+
+    def _names(self) -> dict[int, str]:
+        return {node.node_id: node.name or str(node.node_id) for node in self.grid.get_nodes()}
+
+    def _late(self, story: _Story) -> list[str]:
+        """A sentence about those who did not answer, if there are any."""
+        names = self._names()
+        late = sorted(names.get(node, str(node)) for node in story.late)
+        return [f"no answer in time from {listed(late)}"] if late else []
+
+    def _judge(self, stage: str, total: Total, story: _Story) -> None:
+        """Note who kept this attempt waiting, so that the next does not wait for them."""
+        for node in {*total.participants, *total.refused} - {*total.late}:
+            self.standing.answered(node)
+        for node in total.late:
+            self.standing.missed(node)
+        if total.late:
+            story.late.update(total.late)
+            log.warning("%s: no answer in time from nodes %s; left out for now", stage, total.late)
+
     def _control(self) -> Vector:
         """What is sent beside the model."""
         variate = self.config.strategy.algorithm.variate
         return self.optimizer.control(self.model) if variate and isinstance(self.optimizer, Controlling) else NOTHING
 
-    def _collect(self, stage: str, request: SumRequest, width: int) -> tuple[Total, int]:
-        """The total over at least the minimum cohort, and the attempts that it took."""
+    def _collect(self, stage: str, request: SumRequest, width: int) -> tuple[Total, _Story]:
+        """The total over at least the minimum cohort, and what it took."""
         least, number, reasons = self.config.server.min_cohort, 0, dict[str, None]()
-        refused: list[tuple[int, str]] = []  # of all attempts: the last refusal may only follow from those before
+        story = _Story()
+        refused = story.refused
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            cohort = self.cohort()
+            cohort, story.attempts = self.cohort(), attempt
+            story.left_out = self.left_out
             if self.before:
                 self.before(cohort, self._refused)
             total = self.aggregation.collect(request, cohort, width)
             self._refused = total.refused.keys()
             refused += total.refused.items()
+            self._judge(stage, total, story)
             if attempt > 1 and total.sum_number != number and self.plan is not None:
                 self.repeats += 1
                 log.warning("%s: repeated as another sum, charged anew: %d of the plan's spare", stage, self.repeats)
             number = total.sum_number
             if len(total.participants) >= least and total.sums is not None:
+                self._took_part = total.participants
                 if total.spoilt:
                     _tell_spoilt(stage, total)
-                return total, attempt
+                return total, story
             log.warning(
                 "%s, attempt %d: %d replies, minimum cohort is %d; refused: %s %s",
                 stage, attempt, len(total.participants), least, total.refused, total.missing,
@@ -193,7 +253,7 @@ class Rounds:
             if len(cohort) - len(final := {node for node, code in total.refused.items() if code in FINAL}) < least:
                 raise DeclinedError(
                     f"{stage}: {len(final)} of {len(cohort)} institutions refuse, and would again; minimum cohort is "
-                    f"{least}; refusals: {told(refused)}"
+                    f"{least}; refusals: {told(refused, self._names())}"
                 )
             if self.plan is not None and total.missing and self.repeats >= self.plan.repeats:
                 raise DeclinedError(
@@ -202,31 +262,29 @@ class Rounds:
                 )
         why = (
             f"{stage}: {len(total.participants)} replies in {MAX_ATTEMPTS} attempts, minimum cohort is {least}; "
-            + "; ".join([*reasons, f"refusals: {told(refused)}"])
+            + "; ".join([*reasons, *self._late(story), f"refusals: {told(refused, self._names())}"])
         )
+        if self.plan is None and not self._awaits_anybody(story) and _open_to(total, cohort) < least:
+            raise DeclinedError(why)
         unpaid = sum(code == PrivacyError.code for code in total.refused.values())
         if self.plan is not None and len(cohort) - unpaid < least:  # a run taken up by itself would charge the others
             raise DeclinedError(why)
         raise CohortError(why)
 
 
-def told(refused: Iterable[tuple[int, str]]) -> str:
-    """The codes in `refused` (node, code), in the order they came: of how many nodes, its sentence and what to do.
+@dataclass
+class _Story:
+    """What befell a collection until it came about."""
 
-    An institution says no more to the agency.
-    """
-    by_code: dict[str, set[int]] = {}
-    for node, code in refused:
-        by_code.setdefault(code, set()).add(node)
-    return (
-        "; ".join(
-            ": ".join(
-                filter(None, (f"{code} ({len(nodes)})", WIRE_SENTENCES.get(code, "").rstrip("."), ADVICE.get(code)))
-            )
-            for code, nodes in by_code.items()
-        )
-        or "none"
-    )
+    attempts: int = 0
+    refused: list[tuple[int, str]] = field(default_factory=list)  # of all: the last may only follow from those before
+    late: set[int] = field(default_factory=set)
+    left_out: Sequence[int] = ()
+
+
+def _open_to(total: Total, cohort: Sequence[int]) -> int:
+    """How many of `cohort` do not refuse by their policy."""
+    return len(cohort) - sum(code in ("policy", *FINAL) for code in total.refused.values())
 
 
 def _tell_spoilt(stage: str, total: Total) -> None:

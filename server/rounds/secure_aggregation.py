@@ -14,13 +14,13 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from sovfed.federation.config import SecaggConfig
-from sovfed.federation.errors import CohortError, IdentityError, ProtocolError, SovfedError
+from sovfed.federation.errors import CohortError, DeclinedError, IdentityError, ProtocolError, SovfedError
 from sovfed.federation.messages import (
     MaskedReply,
     MaskedSum,
@@ -52,7 +52,10 @@ from sovfed.federation.secagg.ring import FRACTION_BITS
 from sovfed.federation.secagg.roster import Roster, read_ad
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.wire.flower import StreamingGrid
-from sovfed.server.rounds.aggregation import Total, ask
+from sovfed.server.rounds.aggregation import Total, ask, silent
+from sovfed.server.rounds.patience import REST_S, Patience
+from sovfed.server.rounds.refusals import FINAL as NO_REPEAT
+from sovfed.server.rounds.refusals import told
 
 log = logging.getLogger(__name__)
 SETUP_TRIES: Final = 3  # epochs, each without those that failed in the last
@@ -60,9 +63,19 @@ SETUP_S: Final = 60.0  # longest wait for one step of the setup
 CROWD_S: Final = 0.005  # replies closer together than this are added together; others at once, while nobody waits
 REVEAL_S: Final = 15.0  # longest wait for one answer of the holders that are connected
 FINAL: Final = ("identity", "malformed", "policy", "privacy", "protocol")  # refusals that no repeat changes
+SILENT: Final = "no answer"
 AGAIN_S: Final = 0.5  # between two times of asking the holders that have not answered
 WAIT_S: Final = 60.0  # longest wait for holders that went away to come back, unless told otherwise
 LIFETIME_S: Final = 7 * 86400  # of a roster's keys
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outside:
+    """Why a setup left a node out, and until when (monotonic) no other is made for its sake."""
+
+    why: str
+    pause_s: float
+    until: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +103,18 @@ class SecureAggregation:
         config_digest: bytes,
         wait_s: float = WAIT_S,
         sampled: bool = False,
+        patience: Callable[[], Patience] = lambda: Patience(0),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`sampled`: the nodes of a sum are a sample, and rosters are of all that are connected."""
-        self._sampled = sampled
+        """`sampled`: the nodes of a sum are a sample, and rosters are of all that are connected.
+
+        `patience` makes one for each collection of uploads.
+        """
+        self._sampled, self._patience = sampled, patience
         self._grid, self._identity, self._config, self._run = grid, identity, config, run
         self._name, self._part, self._wait_s = run, 1, min(wait_s, deadline_s)
         self._answered = False  # whether a holder may have helped with the last sum that it was asked for
+        self._mute: list[int] = []  # connected holders that did not answer when they were asked last
         self._steady: frozenset[int] = frozenset()  # nodes of the last sum without privacy
         self._strict = False  # institutions refuse sums over almost the same nodes
         self._asked: dict[tuple[Purpose, bytes], frozenset[int]] = {}  # nodes whose sum of a model never opened
@@ -104,7 +122,7 @@ class SecureAggregation:
         self._max_size, self._config_digest = max_size, config_digest
         self._epoch: Epoch | None = None
         self._epochs = 0
-        self._outside: frozenset[int] = frozenset()  # nodes that the last setup left out
+        self._outside: dict[int, _Outside] = {}  # nodes that the last setup left out
         self._number, self._attempt = 1, 1
         self._seals: dict[int, str] = {}  # by node: what it says keeps its trainer from the network
         self._isolation: dict[str, str] = {}  # the same by institution, of all that were ever in a roster
@@ -121,8 +139,7 @@ class SecureAggregation:
         epoch = self._ready(sorted(present.union(nodes, self._grid.get_node_ids() if self._sampled else ())))
         request = dataclasses.replace(request, run=self._run)
         members = {node: index for index, node in enumerate(epoch.nodes) if node in summed}
-        outside = dict.fromkeys((node for node in nodes if node not in epoch.nodes), "not in the roster")
-        total = Total(refused=outside, sum_number=self._number)
+        total = Total(refused=self._refused_outside(nodes, epoch), sum_number=self._number)
         metrics = header_metrics(request, width)
         round_ = open_round(
             epoch.roster, self._identity.sign, epoch.upload_keys, number=self._number, attempt=self._attempt,
@@ -131,6 +148,11 @@ class SecureAggregation:
         )  # fmt: skip
         begun = dataclasses.replace(request, begin=np.frombuffer(round_.begin_bytes, np.uint8))
         self._upload(round_, begun, members, total)
+        total.late = silent([*members, *(node for node in nodes if node not in epoch.nodes)], total)
+        if key in self._asked and self._asked[key] != frozenset(total.participants):
+            total.missing = "not all came of those whose sum of this model was asked for, and holders open no other"
+            self._attempt += 1
+            return total
         if len(total.participants) < self._min_cohort:
             self._attempt += 1  # nothing was revealed
             self._strict |= bool(self._steady) and "policy" in total.refused.values()
@@ -140,6 +162,7 @@ class SecureAggregation:
         aggregate, total.missing = self._reveal(round_, members)
         total.seconds_aggregate += time.monotonic() - clock
         if aggregate is None:
+            total.late += [node for node in self._mute if node not in total.late]
             log.warning("sum %d: %s; abandoned, no sum was opened", round_.begin.round, total.missing)
             if self._answered:
                 self._asked = {key: frozenset(total.participants)}
@@ -193,7 +216,9 @@ class SecureAggregation:
         kind: type[MaskedSum] = PrivateReply if isinstance(request, PrivateRequest) else MaskedReply
         uploaded: dict[int, int] = {}
         since = time.monotonic()
-        for answer in ask(self._grid, dict.fromkeys(members, request), kind, self._deadline_s, group):
+        # Where institutions refuse sums over almost the same nodes, nothing is won by going on without one.
+        patience = Patience(len(members)) if self._strict and purpose(request).without_privacy else self._patience()
+        for answer in ask(self._grid, dict.fromkeys(members, request), kind, self._deadline_s, group, patience):
             clock, refusal = time.monotonic(), answer.refusal
             if answer.reply is not None:
                 try:
@@ -204,6 +229,7 @@ class SecureAggregation:
                     log.warning("node %d: upload refused: %s", answer.node_id, error)
                     refusal = "malformed"
                 else:
+                    patience.answered()
                     if clock - since > CROWD_S:
                         round_.settle()
                     if isinstance(answer.reply, MaskedReply):
@@ -239,17 +265,8 @@ class SecureAggregation:
         while True:
             open_ = [node for node in epoch.nodes if node not in answered and node not in refused]
             bodies = {node: asks[epoch.nodes.index(node)] for node in open_ if node in present}
-            failed: dict[int, str] = {}
-            for node, reply in (self._step("reveal", bodies, REVEAL_S, failed) if bodies else {}).items():
-                try:
-                    round_.answer(reply)
-                    answered.add(node)
-                except SovfedError as error:
-                    log.warning("node %d: shares refused: %s", node, error)
-                    refused[node] = "malformed"
-            refused |= {node: code for node, code in failed.items() if code in FINAL}
             try:
-                aggregate = round_.solve()
+                aggregate = self._ask_holders(round_, bodies, answered, refused)
             except ProtocolError as error:
                 reason = str(error)
             possible = len(epoch.nodes) - len(refused) >= epoch.roster.threshold
@@ -262,32 +279,80 @@ class SecureAggregation:
         self._answered = bool(answered) or any(code != "policy" for code in refused.values()) or not refused
         return aggregate, "" if aggregate is not None else reason or _missing(epoch, answered, refused)
 
+    def _ask_holders(
+        self, round_: Round, bodies: Mapping[int, bytes], answered: set[int], refused: dict[int, str]
+    ) -> Aggregate | None:
+        """The sum, as soon as the shares that are in give it: `bodies` go to all, and who is slow is not waited for.
+
+        Adds to `answered` and to `refused`. Raises ProtocolError as `Round.solve` does.
+        """
+        aggregate: Aggregate | None = None
+        enough = Patience(1, grace_s=0.0)  # nothing more is waited for, once there is a sum
+        for node, reply in self._answers("reveal", bodies, REVEAL_S, refused, enough):
+            if aggregate is not None:
+                continue  # it came in the meantime
+            try:
+                round_.answer(reply)
+                answered.add(node)
+            except SovfedError as error:
+                log.warning("node %d: shares refused: %s", node, error)
+                refused[node] = "malformed"
+                continue
+            aggregate = round_.solve()
+            if aggregate is not None:
+                enough.answered()
+        self._mute = [node for node in bodies if node not in answered and node not in refused]
+        for node in [node for node, code in refused.items() if code not in FINAL]:
+            del refused[node]  # it is asked again
+        return aggregate
+
     def _ready(self, nodes: Sequence[int]) -> Epoch:
         """The epoch in force, or a new one where an institution has come or too few holders are left."""
         present = frozenset(nodes)
         epoch = self._epoch
         if epoch is not None:
             holders = present & set(epoch.nodes)
-            come = present - set(epoch.nodes) - self._outside
+            self._outside = {node: left for node, left in self._outside.items() if node in present}
+            waiting = {node for node, left in self._outside.items() if time.monotonic() < left.until}
+            come = present - set(epoch.nodes) - waiting
             enough = len(holders) >= max(epoch.roster.threshold, self._min_cohort)
             if enough and not come and self._clock() < epoch.roster.offer.expires - self._deadline_s:
                 return epoch
-        candidates = present
+        candidates, left_out = present, dict[int, str]()
         for _ in range(SETUP_TRIES):
             if len(candidates) > MAX_HOLDERS:
                 raise CohortError(f"{len(candidates)} institutions; secure aggregation takes up to {MAX_HOLDERS}")
             new_epoch, failed = self._set_up(sorted(candidates))
+            left_out |= failed
             if new_epoch is not None:
-                self._epoch, self._outside = new_epoch, present - set(new_epoch.nodes)
+                self._epoch = new_epoch
+                self._outside = {node: self._left(node, why) for node, why in left_out.items()}
                 self._number, self._attempt = self._number + 1, 1
                 return new_epoch
             candidates -= set(failed)
             if len(candidates) < self._min_cohort:
                 break
-        raise CohortError(
+        names = {node.node_id: node.name or str(node.node_id) for node in self._grid.get_nodes()}
+        final = sum(code in NO_REPEAT for code in left_out.values())
+        raise (DeclinedError if len(present) - final < self._min_cohort else CohortError)(
             f"secure aggregation: {len(candidates)} institutions agree on keys, minimum cohort is {self._min_cohort}; "
-            f"refusals: {sorted(set(failed.values()))}"
+            f"refusals: {told(left_out.items(), names)}"
         )
+
+    def _left(self, node: int, why: str) -> _Outside:
+        """That a setup left `node` out; it is tried again after a pause, which doubles."""
+        earlier = self._outside.get(node)
+        pause = REST_S[0] if earlier is None else min(2 * earlier.pause_s, REST_S[1])
+        return _Outside(why, pause, time.monotonic() + pause)
+
+    def _refused_outside(self, nodes: Sequence[int], epoch: Epoch) -> dict[int, str]:
+        """By node that the setup left out, why; those that did not answer are late, not unwilling."""
+        outside = {node: self._outside.get(node) for node in nodes if node not in epoch.nodes}
+        return {
+            node: "not in the roster" if left is None else left.why
+            for node, left in outside.items()
+            if left is None or left.why != SILENT
+        }
 
     def _set_up(self, nodes: Sequence[int]) -> tuple[Epoch | None, dict[int, str]]:
         """One epoch with `nodes`: the new one, or None and why which nodes failed."""
@@ -304,6 +369,7 @@ class SecureAggregation:
         )  # fmt: skip
         refused: dict[int, str] = {}
         ads = self._step("offer", dict.fromkeys(nodes, offer), SETUP_S, refused)
+        refused |= {node: SILENT for node in nodes if node not in ads and node not in refused}
         names: dict[str, int] = {}
         used_keys: set[bytes] = set()
         for node, ad in ads.items():
@@ -347,28 +413,40 @@ class SecureAggregation:
         replies = self._step(step, bodies, SETUP_S, refused)
         for node in bodies:
             if node not in replies:
-                refused.setdefault(node, "no answer")
+                refused.setdefault(node, SILENT)
         return [replies[node] for node in bodies] if len(replies) == len(bodies) else None
 
     def _step(
         self, step: str, bodies: Mapping[int, bytes], timeout_s: float, refused: dict[int, str] | None = None
     ) -> dict[int, bytes]:
         """Send each node its `body` and return the replies' bodies by node; `refused` is told of the others."""
+        replies, patience = dict[int, bytes](), self._patience()
+        for node, body in self._answers(step, bodies, timeout_s, {} if refused is None else refused, patience):
+            replies[node] = body
+            patience.answered()
+        return replies
+
+    def _answers(
+        self,
+        step: str,
+        bodies: Mapping[int, bytes],
+        timeout_s: float,
+        refused: dict[int, str],
+        patience: Patience | None = None,
+    ) -> Iterator[tuple[int, bytes]]:
+        """As `_step`, each body as it comes, until `patience` ends."""
         by_body: dict[int, SecaggRequest] = {}  # by the identity of the body, which nodes may share
         for body in bodies.values():
             by_body.setdefault(id(body), SecaggRequest(run=self._run, step=step, body=np.frombuffer(body, np.uint8)))
         requests = {node: by_body[id(body)] for node, body in bodies.items()}
-        reply_bodies: dict[int, bytes] = {}
-        for answer in ask(self._grid, requests, SecaggReply, timeout_s, "secagg"):
+        for answer in ask(self._grid, requests, SecaggReply, timeout_s, "secagg", patience) if requests else ():
             if answer.reply is not None and answer.reply.step == step:
-                reply_bodies[answer.node_id] = answer.reply.body.tobytes()
                 if step == "offer":
                     self._seals[answer.node_id] = answer.reply.seal
+                yield answer.node_id, answer.reply.body.tobytes()
                 continue
             log.warning("node %d refused the step '%s': %s", answer.node_id, step, answer.refusal or "malformed")
-            if refused is not None:
-                refused[answer.node_id] = answer.refusal or "malformed"
-        return reply_bodies
+            refused[answer.node_id] = answer.refusal or "malformed"
 
 
 def _missing(epoch: Epoch, answered: Collection[int], refused: Mapping[int, str]) -> str:

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from flwr.serverapp.grid import Grid
+from flwr.supercore.run import RunNotRunningException
 
 from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import CohortError, DeclinedError, IdentityError, ServiceError, SovfedError
 from sovfed.federation.host.logs import log_to_stderr
+from sovfed.federation.host.pulse import Pulse
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.wire.flower import FlowerGrid, StreamingGrid
 from sovfed.server.network.grid import open_stream_grid
@@ -30,6 +32,7 @@ from sovfed.server.runs.curves import read_rounds
 from sovfed.server.runs.folders import (
     ACTIVE,
     INTERRUPTED,
+    PULSE,
     STOPPING,
     lock,
     read_state,
@@ -37,7 +40,7 @@ from sovfed.server.runs.folders import (
     stored_config,
     write_state,
 )  # fmt: skip
-from sovfed.server.runs.serverapp_runner import Stopped, run
+from sovfed.server.runs.serverapp_runner import DROPPED, Stopped, run
 from sovfed.server.runs.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -60,12 +63,13 @@ def serve_run(base: Grid, spec: dict[str, Any], home: Path) -> None:
             "config": stored(config),
         }  # fmt: skip
         write_state(folder, state, "running")
+        Pulse(folder / PULSE).start()
         tracker = Tracker(config, home, folder, name)
         try:
             require_reviewed(home, config)
             _train(base, config, home, folder, tracker, resume)
-        except Stopped:
-            _ended(folder, home, state, INTERRUPTED, "its process was told to end, or the superlink dropped its task")
+        except (Stopped, RunNotRunningException) as error:
+            _ended(folder, home, state, INTERRUPTED, str(error) if isinstance(error, Stopped) else DROPPED)
             tracker.finish("KILLED", [], register=False)
             raise
         except BaseException as error:

@@ -26,6 +26,7 @@ from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import SovfedError
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent, exit_code
+from sovfed.federation.host.pulse import HANG_S, Pulse, pulse_file
 from sovfed.federation.host.quiet import TRACKING, be_quiet, python_command, quiet_environment
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
@@ -33,6 +34,7 @@ from sovfed.federation.wire.flower_http import add_client_header
 from sovfed.federation.wire.loopback import SECRET_HEADER, ensure_secret
 from sovfed.server.network.flower_app import SUPEREXEC_SECRET_FILE
 from sovfed.server.runs.control import LOOPBACK_SECRET, ControlClient, log_path
+from sovfed.server.runs.coordinators import COORDINATOR
 from sovfed.server.runs.folders import ACTIVE, UNSENT, is_held, read_state
 from sovfed.server.runs.recovery import Recovery, end_coordinators
 
@@ -44,7 +46,6 @@ POLL_BUSY_S: Final = 1.0  # with a run on, leave the processor to it
 RETRY_S: Final = (0.2, 2.0)  # first and longest pause while the superlink is away
 SEND_S: Final = 600.0  # between two tries to send MLflow what it lacks of ended runs
 STOP_S: Final = 10.0  # from SIGTERM to SIGKILL of a coordinator
-COORDINATOR: Final = "sovfed.server.runs.app"
 ACQUIRE: Final = "/flwr.proto.Runtime/AcquireTask"
 _log = logging.getLogger("sovfed.executor")
 
@@ -52,7 +53,7 @@ _log = logging.getLogger("sovfed.executor")
 class Executor:
     """Claims tasks from the superlink at `127.0.0.1:port` and gives each to one child running `command`."""
 
-    def __init__(self, home: Path, port: int, command: Sequence[str]) -> None:
+    def __init__(self, home: Path, port: int, command: Sequence[str], hang_s: float = HANG_S) -> None:
         from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
         from flwr.supercore.runtime import RuntimeHttpClient
 
@@ -60,7 +61,7 @@ class Executor:
         self._command = tuple(command)
         self._children: dict[int, subprocess.Popen[bytes]] = {}  # by Flower's run id
         self._control = ControlClient(home, port)
-        self._recovery = Recovery(home, self._control)
+        self._recovery = Recovery(home, self._control, hang_s)
         self._sender: subprocess.Popen[bytes] | None = None
         self._send_at = 0.0
         self._ended = threading.Event()
@@ -200,9 +201,12 @@ def main(arguments: list[str] | None = None) -> int:
     log_to_stderr()
     os.umask(0o077)
     be_quiet(options.home)
+    Pulse(pulse_file(options.home, "executor")).start()
     try:
         config = bind(ServerConfig, passed_settings(options.config))
-        executor = Executor(options.home, config.control_port, coordinator_command(options.home, config.control_port))
+        executor = Executor(
+            options.home, config.control_port, coordinator_command(options.home, config.control_port), config.hang_s
+        )
     except SovfedError as error:
         sys.stderr.write(f"executor: {error}\n")
         return exit_code(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,17 +19,19 @@ from sovfed.federation.host.status import is_locked
 from sovfed.federation.schema import bind, nearest
 from sovfed.federation.text import NAME, NAME_IN_WORDS, NAME_LENGTH
 from sovfed.server.own_tasks import in_folder, require_reviewed
+from sovfed.server.runs.coordinators import LOCK, RUN_STATE, coordinator_of, send
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
     from sovfed.server.runs.control import ControlClient
 
-STATE: Final = "run.json"
+STATE: Final = RUN_STATE
 TRACKING: Final = "tracking.uri"  # with its password, for the coordinator alone; 0600
 STARTING: Final = "starting"
 INTERRUPTED: Final = "interrupted"  # ended without being asked to: `recovery.py` takes it up
 STOPPING: Final = "stopping"  # by the operator
+PULSE: Final = "pulse"  # touched by the coordinator while it goes on
 UNSENT: Final = "unsent.json"  # what is to be done at MLflow, which was away
 ACTIVE: Final = (STARTING, "running", INTERRUPTED)
 FILE: Final = "task.yaml"  # of a run whose task is a file
@@ -52,12 +55,12 @@ def lock(folder: Path) -> FileLock:
     """The lock that the one process that may write into a run's folder holds, until it ends."""
     from filelock import FileLock
 
-    return FileLock(folder / "lock", timeout=LOCK_S, mode=0o600)
+    return FileLock(folder / LOCK, timeout=LOCK_S, mode=0o600)
 
 
 def is_held(folder: Path) -> bool:
     """Whether a process has the run in hand. The kernel frees the lock of one that died, a reboot all."""
-    return is_locked(folder / "lock")
+    return is_locked(folder / LOCK)
 
 
 @contextlib.contextmanager
@@ -121,7 +124,8 @@ def stop_run(control: ControlClient, home: Path, name: str) -> None:
     if state["status"] not in ACTIVE:
         return
     write_state(folder, state, STOPPING)  # so that nobody takes it up again
-    with contextlib.suppress(ServiceError):  # it has ended already, or the superlink is away and its lease runs out
+    send(coordinator_of(folder), signal.SIGTERM)  # at once, and also while the superlink is away
+    with contextlib.suppress(ServiceError):  # it has ended already, or the superlink is away
         control.stop_run(state["flower_run_id"])
     with _locked(folder):
         last = read_state(home, name)

@@ -7,10 +7,8 @@ came of it; whoever stopped a run by hand (`sovfed run stop`) has ended it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import signal
 import time
 from dataclasses import asdict, dataclass
@@ -19,11 +17,15 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import SovfedError
 from sovfed.federation.files import write_private
+from sovfed.federation.host.pulse import HANG_S, Silence
+from sovfed.server.runs.coordinators import COORDINATOR, coordinator_of, send
 from sovfed.server.runs.curves import read_rounds
 from sovfed.server.runs.folders import (
     ACTIVE,
+    PULSE,
     STARTING,
     STATE,
+    STOPPING,
     is_held,
     read_state,
     read_summary,
@@ -61,8 +63,10 @@ class Tried:
 class Recovery:
     """Takes up what is due in `home`; the executor asks for it again and again."""
 
-    def __init__(self, home: Path, control: ControlClient) -> None:
-        self._home, self._control = home, control
+    def __init__(self, home: Path, control: ControlClient, hang_s: float = HANG_S, module: str = COORDINATOR) -> None:
+        """A coordinator runs `module`, and hangs when it has shown no sign of life for `hang_s`."""
+        self._home, self._control, self._hang_s, self._module = home, control, hang_s, module
+        self._silences: dict[str, tuple[int, Silence]] = {}  # by run: its coordinator, and for how long it is silent
         self._looked, self._ended = 0.0, dict[str, int]()  # runs that have ended, and when their state was written
 
     def step(self) -> None:
@@ -81,11 +85,28 @@ class Recovery:
     def _take_up(self, folder: Path) -> bool:
         """Take up the run in `folder` if it is due. False if it has ended."""
         state = read_state(self._home, folder.name)
-        if state["status"] not in ACTIVE:
-            return False
-        if not is_held(folder):  # or its coordinator lives
+        held = is_held(folder)
+        if held and state["status"] in (*ACTIVE, STOPPING):
+            self._listen(folder)
+        elif not held and state["status"] in ACTIVE:
+            self._silences.pop(folder.name, None)
             self._when_due(folder, state)
+        else:
+            return False
         return True
+
+    def _listen(self, folder: Path) -> None:
+        """Kill the run's coordinator if it hangs; it is taken up with the next look, as if it had died."""
+        pid = coordinator_of(folder, self._module)
+        if not pid:  # a person's command holds the folder for a moment
+            return
+        heard = self._silences.get(folder.name)
+        if heard is None or heard[0] != pid:
+            silence = Silence(folder / PULSE, self._hang_s, HANG_S)
+            heard = self._silences[folder.name] = pid, silence
+        if heard[1].is_too_long():
+            log.warning("run %s: no sign of life of its coordinator for %.0f s, killed", folder.name, heard[1].silent_s)
+            send(pid, signal.SIGKILL)
 
     def _when_due(self, folder: Path, state: dict[str, Any]) -> None:
         tried = last_try(folder)
@@ -111,41 +132,19 @@ class Recovery:
 def end_coordinators(home: Path, module: str, timeout_s: float) -> None:
     """End the coordinators of `home` that an executor before this one has started: SIGTERM, SIGKILL after `timeout_s`.
 
-    A coordinator runs `module`; a process of another name has only got the number of one that is gone.
+    A coordinator runs `module`.
     """
-    folders = [path.parent for path in (home / "runs").glob(f"*/{STATE}") if is_held(path.parent)]
-    pids = {folder: _pid(home, folder.name) for folder in folders}
-    running = {folder: pid for folder, pid in pids.items() if module in _words(pid)}
-    for pid in running.values():
-        _signal(pid, signal.SIGTERM)
+    folders = [path.parent for path in (home / "runs").glob(f"*/{STATE}")]
+    running = [folder for folder in folders if coordinator_of(folder, module)]
+    for folder in running:
+        send(coordinator_of(folder, module), signal.SIGTERM)
     deadline = time.monotonic() + timeout_s
-    for folder, pid in running.items():
-        while is_held(folder) and time.monotonic() < deadline:
+    for folder in running:
+        while (pid := coordinator_of(folder, module)) and time.monotonic() < deadline:
             time.sleep(0.1)
-        if is_held(folder) and module in _words(pid):
+        if pid:
             log.warning("run %s: coordinator killed", folder.name)
-            _signal(pid, signal.SIGKILL)
-
-
-def _pid(home: Path, name: str) -> int:
-    """The process that the run's state names; 0 if it names none."""
-    try:
-        return int(read_state(home, name)["pid"])
-    except (SovfedError, OSError, ValueError, LookupError, TypeError):  # damaged: the others are ended all the same
-        return 0
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _words(pid: int) -> list[str]:
-    """The command line of a process; empty if there is none."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
-    except OSError:
-        return []
+            send(pid, signal.SIGKILL)
 
 
 def begin_anew(folder: Path) -> None:

@@ -22,6 +22,7 @@ from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.host.processes import die_with_parent
 from sovfed.federation.wire.flower_http import add_client_header
 from sovfed.federation.wire.loopback import SECRET_HEADER, read_secret
+from sovfed.server.network.state_db import LEASE_S
 from sovfed.server.runs.control import CONFIG_KEY, LOOPBACK_SECRET
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ App: TypeAlias = "Callable[[Grid, Context, dict[str, Any]], None]"
 T = TypeVar("T")
 FAILED: Final = "The coordinator failed; its log on the server says why."
 STOPPED: Final = "The coordinator was stopped."
-LEASE_S: Final = 60.0  # Flower fails a task without a heartbeat for so long
+DROPPED: Final = "the superlink dropped its task"
+AWAY_S: Final = 60.0  # longest wait for the superlink where there is nothing to do without it
 HEARTBEAT_S: Final = 2.0  # also the longest that a stopped run goes unnoticed
 GRACE_S: Final = 10.0  # from the request to stop to the kill
 MAX_RETRY_S: Final = 2  # longest pause between two tries to reach a superlink that is away
@@ -50,7 +52,8 @@ class Stopped(BaseException):
 def run(home: Path, port: int, token: str, app: App) -> int:
     """Run `app` as the task that `token` stands for and report how it ended; returns the process's exit code.
 
-    Survives a superlink that is away for less than `LEASE_S`. Ends when the run is stopped.
+    Survives a superlink that is away for less than `LEASE_S`; rounds over the lane do not pause meanwhile. Ends when
+    the run is stopped.
     """
     from flwr.common.constant import SubStatus
     from flwr.proto.runtime_pb2 import PullTaskInputRequest, PushTaskOutputRequest
@@ -62,6 +65,7 @@ def run(home: Path, port: int, token: str, app: App) -> int:
     client = runtime_client(address, token)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _raise_stopped)
+    signal.signal(signal.SIGUSR1, _raise_dropped)
     over = threading.Event()
     threading.Thread(target=_heartbeats, args=(runtime_client(address, token), over), daemon=True).start()
     status, details = SubStatus.FAILED, FAILED
@@ -81,7 +85,7 @@ def run(home: Path, port: int, token: str, app: App) -> int:
     _ignore_signals()
     request = PushTaskOutputRequest(sub_status=status, details=details)
     try:
-        patiently(lambda: client.PushTaskOutput(request), LEASE_S if details != STOPPED else 0.0)
+        patiently(lambda: client.PushTaskOutput(request), AWAY_S if details != STOPPED else 0.0)
     except ServiceError as error:
         _log.warning("the result could not be reported: %s", error)
     over.set()
@@ -100,7 +104,7 @@ def runtime_client(address: str, token: str) -> RuntimeHttpClient:
     return RuntimeHttpClient.from_server_address(address, True, None, interceptors)
 
 
-def patiently(call: Callable[[], T], timeout_s: float = LEASE_S) -> T:
+def patiently(call: Callable[[], T], timeout_s: float = AWAY_S) -> T:
     """The result of `call`, tried again while the superlink is away or busy; ServiceError after `timeout_s`."""
     import httpx
 
@@ -163,17 +167,22 @@ def _heartbeats(client: RuntimeHttpClient, over: threading.Event) -> None:
             alive = True
         if not alive or time.monotonic() - renewed > LEASE_S:
             _log.warning("the superlink no longer holds this run's task")
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR1)
             if not over.wait(GRACE_S):
                 os._exit(1)
             return
 
 
 def _ignore_signals() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
 def _raise_stopped(number: int, _: FrameType | None) -> None:
     _ignore_signals()  # once is enough: Flower's retries send SIGINT on top
-    raise Stopped(signal.Signals(number).name)
+    raise Stopped(f"its process was told to end ({signal.Signals(number).name})")
+
+
+def _raise_dropped(_number: int, _frame: FrameType | None) -> None:
+    _ignore_signals()
+    raise Stopped(DROPPED)

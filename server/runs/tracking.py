@@ -205,7 +205,8 @@ def send(config: Config, home: Path, folder: Path) -> bool:
 def figures(line: dict[str, Any]) -> dict[str, float]:
     """The numbers of a round of `rounds.jsonl`, by the names that MLflow has them under."""
     numbers = {key: float(value) for key, value in line.items() if isinstance(value, (int, float)) and key != "round"}
-    return {**numbers, "participants": float(len(line["participants"])), **line["metrics"]}
+    counts = {key: float(len(line.get(key, ()))) for key in ("participants", "refused", "late", "left_out")}
+    return {**numbers, **counts, **line["metrics"]}
 
 
 def make_database(path: Path) -> None:

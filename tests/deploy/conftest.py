@@ -26,10 +26,11 @@ def make_config(*overrides: str) -> Config:
     return compose(["server.min_cohort=3", "privacy.colluders=0", "server.start_cohort=4", *overrides]).config
 
 
-def make_federation(folder: Path, config: Config) -> LocalFederation:
+def make_federation(folder: Path, config: Config, **bounds: Any) -> LocalFederation:
+    """Hospitals whose policies let the tests train as they like; `bounds` are settings of these policies."""
     data = sites(config)
     institutions = [Institution(name, source) for name, source in zip(institution_names(data), data, strict=True)]
-    policy = dataclasses.replace(POLICY, max_local_epochs=1000, min_batch_size=1, allow_plain_updates=True)
+    policy = dataclasses.replace(POLICY, max_local_epochs=1000, min_batch_size=1, allow_plain_updates=True, **bounds)
     return LocalFederation(folder, institutions, config, policy)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sovfed.federation.errors import (
     WIRE_SENTENCES,
+    BoundError,
     ConfigError,
     DataError,
     NotPrivateError,
@@ -38,6 +39,8 @@ from sovfed.federation.messages import (
     Refusal,
     ReleaseReply,
     ReleaseRequest,
+    RunReply,
+    RunRequest,
     SecaggReply,
     SecaggRequest,
     TrainReply,
@@ -61,6 +64,8 @@ MESSAGES: list[Message] = [
     ),
     MaskedReply(0.5, BLOB, WORDS),
     PrivateReply(BLOB, WORDS),
+    RunRequest("r", BLOB, 31, 103, 2, 3, 32, 1.0, 1_000),
+    RunReply("max_rounds,privacy"),
     SecaggRequest("r", BLOB, "reveal"),
     SecaggReply(BLOB, "roster"),
     LedgerRequest("r", BLOB, BLOB, BLOB, BLOB, 7),
@@ -238,6 +243,7 @@ def test_no_text_or_key_on_the_wire_steers_a_terminal() -> None:
 def test_no_code_tells_what_was_wrong_with_the_records() -> None:
     assert {wire_code(error("x")) for error in (DataError, TrainingError, SovfedError)} == {"failed"}
     codes = {error.code for error in SovfedError.__subclasses__()} | {
+        BoundError.code,
         NotPrivateError.code,
         WrongTaskError.code,
         "failed",

@@ -180,7 +180,7 @@ def test_institution_answers_and_outlives_the_death_of_each_process(tmp_path: Pa
             with claimed_run(agency, server.control_port) as grid:
                 assert isinstance(profile(grid, node, "echo"), ProfileReply)
                 refusal = profile(grid, node, "digits")  # the policy does not allow it
-                assert refusal == Refusal(reason="policy")
+                assert refusal == Refusal(reason="bound")
                 for name in ("trainer", "supernode", "gateway"):
                     kill(home, name)
                 wait_online(control, node)

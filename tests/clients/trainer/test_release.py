@@ -104,7 +104,7 @@ def test_what_is_not_this_tasks_is_refused_and_counts_as_no_failure(
 
 def test_the_policy_is_asked_first(models: ReceivedModels) -> None:
     trainer = service(models, check=Policy(allowed_tasks=("heart",)).check)
-    assert trainer.answer(release()) == Refusal("policy")
+    assert trainer.answer(release()) == Refusal("bound")
     assert models.list() == []
 
 

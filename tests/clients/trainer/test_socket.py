@@ -35,12 +35,13 @@ from sovfed.federation.messages import (
     ProfileRequest,
     Refusal,
     Reply,
+    Request,
     TrainReply,
     TrainRequest,
 )
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
-from sovfed.federation.wire.trainer_pb2 import Envelope, Vector
+from sovfed.federation.wire.trainer_pb2 import Envelope, HealthReply, Vector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -186,6 +187,25 @@ def test_the_stub_gives_up_at_its_deadline_and_when_closed(home: Path) -> None:
     with pytest.raises(ServiceError):
         stub.health(0.2)
     stub.close()
+
+
+def test_an_answer_may_take_longer_than_a_trainer_may_be_away(home: Path) -> None:
+    """Seen: local training of more than an hour failed, whatever the round's deadline was."""
+
+    class Slow:
+        def answer(self, request: Request) -> Reply:
+            time.sleep(1.5)
+            return echo().answer(request)
+
+        def health(self) -> HealthReply:
+            return HealthReply()
+
+    server, stub = serve(Slow(), home / NAME, MIB), TrainerStub(home / NAME, MIB, timeout_s=0.3)
+    try:
+        assert isinstance(stub.answer(train_request()), TrainReply)
+    finally:
+        stub.close()
+        server.stop(None).wait()
 
 
 def _environment() -> dict[str, str]:

@@ -236,11 +236,17 @@ def test_runtime_calls_and_their_messages() -> None:
 
 
 def test_a_lease_lasts_as_long_as_we_think() -> None:
-    from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE
+    """A coordinator's task outlives a superlink that hangs for minutes; nodes stay online as Flower says."""
+    from flwr.server.superlink.linkstate import sql_linkstate
+    from flwr.supercore.corestate import sql_corestate
 
-    from sovfed.server.runs.serverapp_runner import LEASE_S
+    from sovfed.server.network.state_db import LEASE_S, use_long_leases
 
-    assert HEARTBEAT_PATIENCE * HEARTBEAT_DEFAULT_INTERVAL == LEASE_S, "server/runs/serverapp_runner.py: LEASE_S"
+    source = inspect.getsource(sql_corestate.SqlCoreState.acknowledge_task_heartbeat)
+    assert "HEARTBEAT_PATIENCE * HEARTBEAT_DEFAULT_INTERVAL" in source, "server/network/state_db.py: use_long_leases"
+    use_long_leases()
+    lease_s = vars(sql_corestate)["HEARTBEAT_PATIENCE"] * vars(sql_corestate)["HEARTBEAT_DEFAULT_INTERVAL"]
+    assert (lease_s, vars(sql_linkstate)["HEARTBEAT_PATIENCE"]) == (LEASE_S, 2)
 
 
 def test_the_grid_and_its_retries() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from sovfed.federation.messages import LaneOffer, Refusal, TrainReply, TrainRequ
 from sovfed.federation.wire.flower import from_records, new_message, to_records
 from sovfed.server.network import lane_links
 from sovfed.server.network.grid import StreamGrid, open_stream_grid
+from sovfed.server.rounds.patience import Patience
 
 MODEL = np.arange(2_500, dtype=np.float32)
 
@@ -124,16 +126,31 @@ def test_large_messages_cross_in_chunks_and_are_freed(found: Agency) -> None:
         assert first() is None and content() is None
 
 
-def test_replies_end_at_the_timeout_and_late_ones_are_dropped(found: Agency, caplog: pytest.LogCaptureFixture) -> None:
+def test_replies_end_at_the_timeout_and_late_ones_are_dropped(found: Agency) -> None:
+    """They are no refusal: the node owed them, and so shows that it lives."""
     slow = found.gateways[0].trainer
-    with opened(found) as grid, caplog.at_level(logging.WARNING):
+    with opened(found) as grid:
         slow.delay_s = 0.5
-        assert len(ask_all(found, grid, 1, timeout_s=0.2)) == 3
+        answered = ask_all(found, grid, 1, timeout_s=0.2)
+        assert len(answered) == 3
+        (late,) = set(node_ids(found)) - set(answered)
+        asked_at = time.monotonic()
         slow.delay_s = 0.0
         assert ask_all(found, grid, 2) == node_ids(found)
         assert slow.asked == [1, 2]
-        assert grid.refused == 1
-        assert "answers no message that this node still owes" in caplog.text
+        assert grid.refused == 0
+        assert grid.heard(late) > asked_at
+
+
+def test_replies_end_when_nobody_is_waited_for_any_more(found: Agency) -> None:
+    found.gateways[0].trainer.delay_s = 3.0
+    with opened(found) as grid:
+        patience = Patience(least=3, grace_s=0.1)
+        answers = []
+        for reply in grid.replies(messages(found, request(1)), 60.0, patience.remaining_s):
+            answers.append(reply)
+            patience.answered()
+        assert len(answers) == 3
 
 
 def test_a_clientapp_that_fails_answers_with_a_fixed_sentence(found: Agency) -> None:

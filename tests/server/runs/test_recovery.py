@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +18,7 @@ import pytest
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import CohortError
 from sovfed.federation.files import private_directory
-from sovfed.server.runs import app, folders
+from sovfed.server.runs import app, coordinators, folders, recovery
 from sovfed.server.runs.recovery import Recovery
 from sovfed.server.runs.serverapp_runner import Stopped
 
@@ -103,3 +107,62 @@ def test_a_run_that_fails_while_it_is_stopped_is_stopped(home: Path, monkeypatch
     with pytest.raises(CohortError):
         serve(home, OLD)
     assert status(home) == "stopped"
+
+
+COORDINATOR = """
+import fcntl, sys, time
+from pathlib import Path
+from sovfed.federation.host.pulse import Pulse
+lock = open(Path(sys.argv[1]) / "lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+Pulse(Path(sys.argv[1]) / "pulse").start()
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_coordinator_that_hangs_is_killed_and_its_run_taken_up(
+    home: Path, flower: Flower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: a hung coordinator held its run for ever. One that works is left alone for as long as it likes."""
+    monkeypatch.setattr(recovery, "LOOK_S", 0.1)
+    folder = folders.run_folder(home, "study")
+    with subprocess.Popen(
+        [sys.executable, "-c", COORDINATOR, str(folder), coordinators.COORDINATOR], stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / ".src")},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        folders.write_state(folder, {**folders.read_state(home, "study"), "pid": process.pid}, "running")
+        taken_up = Recovery(home, flower, hang_s=3.0)  # type: ignore[arg-type]
+        monkeypatch.setattr(recovery, "HANG_S", 3.0)
+        until = time.monotonic() + 6.0
+        while time.monotonic() < until:
+            taken_up.step()
+            time.sleep(0.05)
+        assert process.poll() is None and flower.started == [OLD]
+        process.send_signal(signal.SIGSTOP)
+        while process.poll() is None:
+            taken_up.step()
+            time.sleep(0.05)
+    while flower.started == [OLD]:
+        taken_up.step()
+    assert status(home) == "starting"
+
+
+def test_a_run_is_stopped_though_the_superlink_hangs(home: Path, flower: Flower) -> None:
+    """Its coordinator is told by a signal, and who ended the run is told apart from a task that was dropped."""
+    folder = folders.run_folder(home, "study")
+    with subprocess.Popen(
+        [sys.executable, "-c", COORDINATOR, str(folder), coordinators.COORDINATOR], stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / ".src")},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        folders.write_state(folder, {**folders.read_state(home, "study"), "pid": process.pid}, "running")
+
+        def hang() -> None:
+            process.wait(20.0)  # it ends before the superlink has said a word
+
+        flower.at_stop = hang
+        folders.stop_run(flower, home, "study")  # type: ignore[arg-type]
+    state = folders.read_state(home, "study")
+    assert (state["status"], state["reason"]) == ("stopped", "stopped by the operator")
