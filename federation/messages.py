@@ -75,12 +75,15 @@ class LocalWork:
     local_steps: int = bounded(0, 0, 1_000_000)
 
     def _plan(self, **more: Any) -> LocalPlan:
-        return LocalPlan(**{field.name: getattr(self, field.name) for field in dataclasses.fields(LocalWork)}, **more)
+        return LocalPlan(**local_work(self), **more)
 
 
 def local_work(request: LocalWork) -> dict[str, Any]:
     """What `request` says of local training, for another request."""
-    return {field.name: getattr(request, field.name) for field in dataclasses.fields(LocalWork)}
+    return {name: getattr(request, name) for name in _LOCAL_WORK}
+
+
+_LOCAL_WORK: Final = tuple(field.name for field in dataclasses.fields(LocalWork))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -48,6 +48,7 @@ class State:
     shapes: Shapes  # of one copy of each value
     slots: dict[str, Tensors] = field(default_factory=dict)
     count: int = 0
+    counter: Tensor | None = None  # `count` for torch's kernel of a whole step, where the values lie as it reads them
 
     def vectors(self) -> dict[str, npt.NDArray[np.float32]]:
         """The slots as flat vectors, for a checkpoint."""
@@ -191,6 +192,7 @@ class AdamW(_Clipping):
     def init(self, values: Sequence[Tensor], shapes: Shapes | None = None) -> State:
         state = super().init(values, shapes)
         state.slots = {name: [torch.zeros_like(value) for value in values] for name in ("first", "second")}
+        state.counter = _counter(values)
         return state
 
     def _move(self, values: Tensors, gradients: Tensors, state: State, rate: Rate) -> None:
@@ -209,6 +211,7 @@ class Muon(_Clipping):
         matrices, remaining = self._parted(values, state.shapes)
         state.slots = {"momentum": [torch.zeros_like(value) for value in matrices]}
         state.slots |= {name: [torch.zeros_like(value) for value in remaining] for name in ("first", "second")}
+        state.counter = _counter(remaining)
         return state
 
     def _move(self, values: Tensors, gradients: Tensors, state: State, rate: Rate) -> None:
@@ -266,6 +269,9 @@ def _adamw(
     shapes: Shapes,
 ) -> None:
     first, second = moments
+    if state.counter is not None and not isinstance(rate, Tensor):
+        _adamw_in_one_pass(values, gradients, moments, plan, state.counter.fill_(state.count), rate)
+        return
     _decay(values, plan.weight_decay, rate, shapes)
     torch._foreach_lerp_(first, gradients, 1 - plan.beta_1)
     torch._foreach_mul_(second, plan.beta_2)
@@ -278,6 +284,26 @@ def _adamw(
         descend(values, list(torch._foreach_div(first, below)), rate, shapes)
     else:
         torch._foreach_addcdiv_(values, first, below, value=-rate)
+
+
+def _counter(values: Sequence[Tensor]) -> Tensor | None:
+    """A counter for `_adamw_in_one_pass`, which reads memory in order, whatever the strides; None: not of `values`."""
+    fits = all(
+        value.device.type == "cpu" and value.dtype == torch.float32 and value.is_contiguous() for value in values
+    )
+    return torch.zeros(()) if fits else None
+
+
+def _adamw_in_one_pass(
+    values: Tensors, gradients: Tensors, moments: tuple[Tensors, Tensors], plan: LocalPlan, count: Tensor, rate: float
+) -> None:
+    """The step by one kernel a tensor: small tensors' time goes into calling eight, one after the other."""
+    first, second = moments
+    torch._fused_adamw_(
+        values, [gradient.float().contiguous() for gradient in gradients], first, second, [], [count] * len(values),
+        lr=rate, beta1=plan.beta_1, beta2=plan.beta_2, weight_decay=plan.weight_decay, eps=plan.epsilon,
+        amsgrad=False, maximize=False,
+    )  # fmt: skip
 
 
 def _decay(values: Tensors, decay: float, rate: Rate, shapes: Shapes) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -116,12 +117,22 @@ def simulate_population(
         from sovfed.simulations.ray_engine import run_on_ray
 
         return run_on_ray(config, names, folder, run)
-    with _threads(config), closing(_grid(config, apps, names, population[0], cohort)) as grid:
+    with _kept_heap(), _threads(config), closing(_grid(config, apps, names, population[0], cohort)) as grid:
         outcome = _told(lambda: run(grid, "in-memory"), errors)
     if config.privacy.private:
         outcome.summary[OUTSIDE] = _measure(config, population, outcome)
         write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())
     return outcome
+
+
+@contextmanager
+def _kept_heap() -> Iterator[None]:
+    """What is there already, modules above all, is not searched for garbage again and again meanwhile."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _told(run: Callable[[], Outcome], errors: Sequence[Exception]) -> Outcome:

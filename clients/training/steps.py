@@ -5,7 +5,7 @@ A stepper is called with a batch's losses and says whether a step was taken on t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
@@ -103,9 +103,9 @@ class General:
 
     def __call__(self, losses: Tensor) -> bool:
         slopes = gradients(losses, self._model.shares(len(losses)), self._parameters)
-        floats = [None if slope is None else slope.float() for slope in slopes]
         if self._flat is not None:
-            return self._step_flat(self._flat, floats)
+            return self._step_flat(self._flat, slopes)
+        floats = [None if slope is None else slope.float() for slope in slopes]
         if self._batches is None:
             return self._step(floats)
         if not self._batches.add(floats, len(losses), self._model.values):
@@ -115,10 +115,11 @@ class General:
     def end_epoch(self) -> bool:
         return self._batches is not None and self._batches.pending and self._step(self._batches.mean())
 
-    def _step_flat(self, flat: Tensor, slopes: list[Tensor | None]) -> bool:
+    def _step_flat(self, flat: Tensor, slopes: Sequence[Tensor | None]) -> bool:
         """The same step of all values as one tensor, which takes one operation where a list takes one for each."""
         pieces = zip(slopes, self._sizes, strict=True)
         slope = torch.cat([flat.new_zeros(size) if piece is None else piece.reshape(-1) for piece, size in pieces])
+        slope = slope.float()
         if (added := self._pull()) is not None:
             slope.add_(added)
         self._optimizer.step([flat], [slope], self._state, self._rates())

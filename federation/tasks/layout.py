@@ -8,6 +8,7 @@ built at each place by the same code: frozen parameters, constant buffers, count
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -85,7 +86,7 @@ class Part:
 
     @property
     def place(self) -> slice:
-        return slice(self.start, self.start + int(np.prod(self.shape, dtype=np.int64)))
+        return slice(self.start, self.start + math.prod(self.shape))
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Layout:
     frozen: str = ""  # SHA-256 of the parameters that stay what they are: weights that both sides must hold
     personal: frozenset[str] = frozenset()  # those that stay at each institution: their update is zeros on the wire
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Length d of the flat vector."""
         return self.parts[-1].place.stop if self.parts else 0

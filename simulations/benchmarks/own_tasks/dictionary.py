@@ -26,6 +26,8 @@ NAME: Final = "bench_dictionary"
 FINDINGS, TRACE = 12, 32
 TRAIN: Final = 50  # records of an institution
 HELD_OUT: Final = 10
+BATCH: Final = 10
+RATE: Final = 0.003  # AdamW's
 
 
 class Net(nn.Module):

@@ -1,4 +1,7 @@
-"""`python -m … ENGINE FOLDER INSTITUTIONS ROUNDS`: simulated rounds of the dictionary task, by one engine."""
+"""`python -m … ENGINE FOLDER INSTITUTIONS ROUNDS`: simulated rounds of the dictionary task.
+
+ENGINE is one of ours, or `ray`: Flower's own simulation (`flower_ray.py`).
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,29 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sovfed.simulations.benchmarks.own_tasks.dictionary import NAME
+from sovfed.simulations.benchmarks.own_tasks.dictionary import BATCH, NAME, RATE
 from sovfed.simulations.benchmarks.process_tree import cpu_seconds
 
 
 def simulate(engine: str, folder: Path, institutions: int, rounds: int) -> dict[str, Any]:
     """Median wall and mean CPU (of the whole process tree) of a round in ms, the first apart, and the last accuracy.
 
-    Coordinator, checkpoints, metrics and round lines are in it, for every engine the same.
+    Coordinator, checkpoints, the task's own metrics and round lines are in it, which Flower's simulation does without.
     """
+    if engine == "ray":
+        from sovfed.simulations.benchmarks.own_tasks import flower_ray
+
+        return flower_ray.simulate(folder, institutions, rounds)
     from sovfed.federation.compose import compose
     from sovfed.simulations.federation import simulate_population
     from sovfed.simulations.population import make_population
 
     config = compose(
         [
-            "task=own", f"task.name={NAME}", f"data.source={NAME}", "task.optimizer=adamw", "task.learning_rate=0.003",
-            "task.batch_size=10", "secagg=none", f"simulation.institutions={institutions}", "client.device=cpu",
-            f"simulation.engine={engine}", "simulation.workers=0", f"rounds={rounds + 1}",
+            "task=own", f"task.name={NAME}", f"data.source={NAME}", "task.optimizer=adamw",
+            f"task.learning_rate={RATE}", f"task.batch_size={BATCH}", "secagg=none", "client.device=cpu",
+            f"simulation.institutions={institutions}", f"simulation.engine={engine}", "simulation.workers=0",
+            f"rounds={rounds + 1}",
         ]
     ).config  # fmt: skip
     marks: list[tuple[float, float]] = []  # when a round ended, and when the next one was let go on
