@@ -20,7 +20,10 @@ def ours() -> Callable[[], object]:
     """A round of `LocalTraining.train`, by whatever version is imported."""
     import numpy as np
 
-    from sovfed.clients.training.local import LocalTraining
+    try:
+        from sovfed.clients.training.local import LocalTraining
+    except ImportError:  # of before it was a folder
+        from sovfed.clients.training import LocalTraining  # type: ignore[attr-defined,no-redef,unused-ignore]
     from sovfed.federation.compose import compose
     from sovfed.federation.messages import TrainRequest
     from sovfed.simulations.population import make_population
