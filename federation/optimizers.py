@@ -269,7 +269,8 @@ def _adamw(
     shapes: Shapes,
 ) -> None:
     first, second = moments
-    if state.counter is not None and not isinstance(rate, Tensor):
+    in_order = all(value.is_contiguous() for value in values)
+    if in_order and state.counter is not None and not isinstance(rate, Tensor):
         _adamw_in_one_pass(values, gradients, moments, plan, state.counter.fill_(state.count), rate)
         return
     _decay(values, plan.weight_decay, rate, shapes)

@@ -148,6 +148,20 @@ def test_gradients_are_not_overwritten_so_that_two_parameters_may_share_one() ->
         assert torch.equal(mine[0], mine[1])
 
 
+@pytest.mark.parametrize("turned", ["value", "gradient"])
+def test_adamw_reads_a_transposed_tensor_as_what_it_is(turned: str) -> None:
+    plan, (start,), slope = ADAMW[1][0], values(1), torch.arange(24.0).view(6, 4)
+    plain, other = start[0].clone(), start[0].clone()
+    if turned == "value":
+        other = other.T.contiguous().T
+    for value, gradient in ((plain, slope), (other, slope.T.contiguous().T if turned == "gradient" else slope)):
+        optimizer = make(plan)
+        state = optimizer.init([value])
+        for _ in range(3):
+            optimizer.step([value], [gradient], state, RATE)
+    assert_close([other], [plain])
+
+
 def test_no_gradient_is_a_gradient_of_zeros() -> None:
     plan = LocalPlan(momentum=0.5, weight_decay=0.1)
     mine = [[torch.ones(3)], [torch.ones(3)]]
