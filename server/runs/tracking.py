@@ -215,7 +215,7 @@ def how_to_load(config: Config, run: str) -> str | None:
         return None
     return (
         f"Task '{config.task.name}' is code of an archive. `sovfed model predict {run} TABLE` at the agency, elsewhere "
-        "with --task ARCHIVE, runs it in a sealed process; mlflow.pyfunc would import it into its own, so it loads this "
+        "with --task ARCHIVE, runs it in a sealed process. mlflow.pyfunc would import it into its own: it loads this "
         "version only where the package is installed."
     )
 
