@@ -1,34 +1,22 @@
-"""The messages between the coordinator and an institution's trainer, and their one codec.
+"""The messages between the coordinator and an institution's trainer: all that may be said, and within what bounds.
 
-A message is a frozen dataclass of scalars and flat vectors. `encode` splits it into a kind, a mapping of scalars and
-named vectors; `decode` checks all three before building it again. Two edges use the codec: the Flower edge
-(`federation/wire/flower.py`: ConfigRecord and ArrayRecord) and the trainer's socket (`clients/trainer/socket.py`: JSON
-and raw bytes). Nothing is pickled and no message names code.
+A message is a frozen dataclass of scalars and flat vectors, which `federation/codec.py` takes apart and, once all of it
+is checked, puts together again. Nothing is pickled and no message names code.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import sys
-from collections.abc import Mapping
-from functools import cache
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from sovfed.federation import vectors as flat
 from sovfed.federation.algorithms import FEDAVG, LOCAL
-from sovfed.federation.errors import WIRE_SENTENCES, ProtocolError
+from sovfed.federation.errors import WIRE_SENTENCES
 from sovfed.federation.plan import SGD, LocalPlan
-from sovfed.federation.schema import bind, bounded, choice, named
-from sovfed.federation.text import NAME
+from sovfed.federation.schema import bounded, choice, named
 
-PROTOCOL_VERSION: Final = 1
-BIGGEST: Final = sys.float_info.max
-MAX_SCALARS_BYTES: Final = 16_384
 MAX_PARAMETERS: Final = flat.MAX_PARAMETERS
 Vector: TypeAlias = flat.Vector
 Sums: TypeAlias = flat.Sums
@@ -38,7 +26,6 @@ OWN: Final = "own"
 NORMALISATIONS: Final = (OWN, "group")  # of a task's model: as it is built, or GroupNorm for BatchNorm
 SEALS: Final = ("", "none", "own namespace", "seccomp", "own namespace + seccomp")  # "": not told, a simulation
 STEPS: Final = ("offer", "roster", "capsules", "confirmations", "reveal")
-Scalar: TypeAlias = bool | int | float | str
 
 
 def _vector(dtype: str) -> Any:
@@ -257,9 +244,9 @@ class PrivateReply:
 class RunRequest:
     """Ask, before anything else of a run, whether the policy would answer all of it; nothing is computed.
 
-    `request` is JSON: the scalars of the last round's request, of the kind `kind`. Beside it, what it cannot say
-    without a model: its length, `masked` for secure aggregation under the ring `bits`, `clip`, `max_weight`, and how
-    many sums and evaluations without privacy there will be at most.
+    `request` is JSON: the scalars of the last round's request (`codec.last_of`), of the kind `kind`. Beside it, what it
+    cannot say without a model: its length, `masked` for secure aggregation under the ring `bits`, `clip`, `max_weight`,
+    and how many sums and evaluations without privacy there will be at most.
     """
 
     run: str = named()
@@ -273,19 +260,6 @@ class RunRequest:
     max_weight: int = bounded(low=1, high=2**53)
     kind: str = choice("train", ("train", "private"))
     masked: bool = bounded(True)
-
-    @property
-    def last(self) -> TrainRequest | PrivateRequest:
-        """The last round's request, its model left out. Raises ProtocolError."""
-        cls = KINDS[self.kind]
-        vectors = {name: np.zeros(int(name == "begin" and self.masked), dtype) for name, dtype in _DTYPES[cls].items()}
-        try:
-            scalars = json.loads(self.request.tobytes())
-        except (ValueError, RecursionError) as error:
-            raise ProtocolError("the run's request is malformed") from error
-        if self.request.size > MAX_SCALARS_BYTES or not isinstance(scalars, dict):
-            raise ProtocolError("the run's request is malformed")
-        return cast("TrainRequest | PrivateRequest", decode(self.kind, scalars, vectors))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -441,117 +415,3 @@ KINDS: Final[dict[str, type[Any]]] = {
     "lane-reply": LaneReply,
     "refusal": Refusal,
 }
-_NAMES: Final = {cls: kind for kind, cls in KINDS.items()}
-
-
-def _vector_dtypes(cls: type[Any]) -> dict[str, np.dtype[Any]]:
-    return {
-        field.name: np.dtype(field.metadata["dtype"]) for field in dataclasses.fields(cls) if "dtype" in field.metadata
-    }
-
-
-_DTYPES: Final = {cls: _vector_dtypes(cls) for cls in KINDS.values()}
-
-
-def encode(message: Message) -> tuple[str, dict[str, Scalar], dict[str, npt.NDArray[Any]]]:
-    """Split `message` into its kind, its scalars (with the protocol version) and its vectors, uncopied."""
-    dtypes, values = _DTYPES[type(message)], vars(message)
-    scalars: dict[str, Scalar] = {"version": PROTOCOL_VERSION}
-    scalars.update({name: value for name, value in values.items() if name not in dtypes})
-    return _NAMES[type(message)], scalars, {name: values[name] for name in dtypes}
-
-
-def vectors(message: Message) -> dict[str, npt.NDArray[Any]]:
-    """The vectors of `message`, by field."""
-    values = vars(message)
-    return {name: values[name] for name in _DTYPES[type(message)]}
-
-
-def check(message: Message) -> None:
-    """Raise ProtocolError where `decode` would, without building the message again."""
-    cls: type[Any] = type(message)
-    values, dtypes = vars(message), _DTYPES[cls]
-    _check_vectors(_NAMES[cls], values, dtypes)
-    if len(values) != len(dtypes) + len(_rules(cls)) or not _acceptable(cls, values):  # type: ignore[arg-type]
-        decode(*encode(message))
-
-
-def decode(kind: str, scalars: Mapping[str, Any], vectors: Mapping[str, npt.NDArray[Any]]) -> Message:
-    """Build the message of `kind` again; vectors must be finite, one-dimensional and of the declared dtype.
-
-    Raises ProtocolError on an unknown kind or version, a missing or unknown field, a value out of range, and on
-    a vector of another dtype or shape or with NaN or Inf.
-    """
-    cls = KINDS.get(kind)
-    if cls is None:
-        raise ProtocolError(f"unknown message kind {kind[:40]!r}")
-    values = dict(scalars)
-    if values.pop("version", None) != PROTOCOL_VERSION:
-        raise ProtocolError(f"{kind}: protocol version {scalars.get('version')!r}, expected {PROTOCOL_VERSION}")
-    dtypes = _DTYPES[cls]
-    if set(vectors) != set(dtypes):
-        raise ProtocolError(f"{kind}: vectors {sorted(vectors)}, expected {sorted(dtypes)}")
-    if misplaced := set(values) & set(dtypes):
-        raise ProtocolError(f"{kind}: {sorted(misplaced)} must be vectors")
-    _check_vectors(kind, vectors, dtypes)
-    if len(values) != len(_rules(cls)) or not _acceptable(cls, values):  # type: ignore[arg-type]
-        checked = bind(_scalars_class(cls), values, kind, ProtocolError)
-        values = {field.name: getattr(checked, field.name) for field in dataclasses.fields(checked)}
-    return cls(**values, **vectors)  # type: ignore[no-any-return]
-
-
-def _check_vectors(kind: str, found: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]]) -> None:
-    for name, dtype in dtypes.items():
-        vector = found[name]
-        if vector.dtype != dtype or vector.ndim != 1 or vector.size > MAX_PARAMETERS:
-            raise ProtocolError(f"{kind}.{name}: {vector.dtype} of shape {vector.shape}, expected {dtype} of shape [d]")
-        if dtype.kind != "f" or not vector.size:
-            continue
-        with np.errstate(invalid="ignore", over="ignore"):  # +inf and -inf add up to NaN; a sum may overflow by itself
-            suspicious = not math.isfinite(vector.sum())
-        if suspicious and not np.isfinite(vector).all():
-            raise ProtocolError(f"{kind}.{name}: not finite")
-
-
-def _acceptable(cls: type[Any], values: Mapping[str, Any]) -> bool:
-    """Whether the binder would take these scalars as they are; a quick look, for every message has to pass."""
-    for name, kind, low, high, options, plain in _rules(cls):  # type: ignore[arg-type]  # mypy takes type[Any] for unhashable
-        value: Any = values.get(name)
-        if type(value) is not kind or (options is not None and value not in options):
-            return False
-        if kind is str and not (NAME.fullmatch(value) or not value if plain else value.isprintable()):
-            return False
-        size = len(value) if kind is str else value
-        if not low <= size <= high:
-            return False
-    return True
-
-
-@cache
-def _rules(cls: type[Any]) -> tuple[tuple[str, type[Any], float, float, frozenset[str] | None, bool], ...]:
-    """(name, type, least, greatest, options, is it a name) of the scalar fields of `cls`; for text, of its length."""
-    entries = []
-    for field in dataclasses.fields(_scalars_class(cls)):
-        rules = field.metadata
-        low, high = rules.get("low"), rules.get("high")
-        options = frozenset(rules["options"]) if rules.get("options") else None
-        edges = (-BIGGEST if low is None else low, BIGGEST if high is None else high)
-        entries.append((field.name, cast("type[Any]", field.type), *edges, options, "name" in rules))
-    return tuple(entries)
-
-
-def _scalars_class(cls: type[Any]) -> type[Any]:
-    """The dataclass of only the scalar fields of `cls`, which the binder can check."""
-    scalars = _SCALARS.get(cls)
-    if scalars is None:
-        hints = {field.name: field for field in dataclasses.fields(cls) if "dtype" not in field.metadata}
-        types = {"int": int, "float": float, "str": str, "bool": bool}
-        spec = [
-            (name, types[str(field.type)], dataclasses.field(default=field.default, metadata=field.metadata))
-            for name, field in hints.items()
-        ]
-        scalars = _SCALARS[cls] = dataclasses.make_dataclass(cls.__name__ + "Scalars", spec, frozen=True, kw_only=True)
-    return scalars
-
-
-_SCALARS: dict[type[Any], type[Any]] = {}

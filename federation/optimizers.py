@@ -12,6 +12,7 @@ al. 2025, arXiv:2502.16982, equation 4, by which one learning rate and weight de
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
@@ -139,7 +140,7 @@ class Accumulator:
         return self._taken > 0
 
 
-class _Clipping:
+class _Clipping(ABC):
     """What every optimizer here does before its own step: missing gradients are zeros, and all are clipped."""
 
     def __init__(self, plan: LocalPlan) -> None:
@@ -160,8 +161,8 @@ class _Clipping:
             state.count += 1
             self._move(moving, slopes, state, rate)
 
-    def _move(self, values: Tensors, gradients: Tensors, state: State, rate: Rate) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _move(self, values: Tensors, gradients: Tensors, state: State, rate: Rate) -> None: ...
 
 
 class Sgd(_Clipping):

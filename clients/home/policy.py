@@ -14,6 +14,7 @@ import numpy as np
 from sovfed.clients.home.settings import read_settings
 from sovfed.clients.ledger.entries import LEDGER_NAME, NAME_RULE, Budget
 from sovfed.federation.algorithms import LOCAL
+from sovfed.federation.codec import last_of
 from sovfed.federation.config import LEAST_SPREAD
 from sovfed.federation.errors import BoundError, NotPrivateError, PolicyError
 from sovfed.federation.messages import (
@@ -220,7 +221,7 @@ class Policy:
 
     def check_run(self, request: RunRequest) -> list[BoundError]:
         """What of a whole run is beyond these bounds, one for each setting. Raises other PolicyErrors as `check`."""
-        last = request.last
+        last = last_of(request)
         checks: list[Callable[[], None]] = [
             lambda: self.check(last),
             lambda: _at_most("parameters", request.parameters, "max_parameters", self.max_parameters),

@@ -29,6 +29,7 @@ from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.workload import Echo, Workload, nothing
 from sovfed.clients.training.personal import PersonalStates
 from sovfed.federation.algorithms import LOCAL
+from sovfed.federation.codec import last_of
 from sovfed.federation.config import LEAST_SPREAD, REST, ClientConfig
 from sovfed.federation.errors import (
     BoundError,
@@ -291,7 +292,7 @@ class TrainerService:
 
     def _admit_run(self, request: RunRequest) -> Callable[[], Reply]:
         """What the policy, the study and the ledger say of a whole run; no record, mask or charge comes of it."""
-        last = request.last
+        last = last_of(request)
         task = resolve(last, self._tasks)
         self._site(task)
         bounds = self._check_run(request)

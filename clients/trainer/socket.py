@@ -20,15 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
+from sovfed.federation.codec import decode, encode
 from sovfed.federation.errors import ProtocolError, ServiceError, wire_code
-from sovfed.federation.messages import (
-    Message,
-    Refusal,
-    Reply,
-    Request,
-    decode,
-    encode,
-)
+from sovfed.federation.messages import Message, Refusal, Reply, Request
 from sovfed.federation.wire.trainer_pb2 import Envelope, HealthReply, HealthRequest, Vector
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from sovfed.federation.codec import encode
 from sovfed.federation.errors import ProtocolError
 from sovfed.federation.messages import (
     EvaluateRequest,
@@ -21,7 +22,6 @@ from sovfed.federation.messages import (
     Sums,
     TrainRequest,
     Vector,
-    encode,
 )
 from sovfed.federation.secagg.keys import digest
 from sovfed.federation.secagg.mask import hash_vector

@@ -10,6 +10,7 @@ field out of range, and bytes left over. `encode(decode(x)) == x` for every x th
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Self
@@ -93,18 +94,18 @@ def bitmap(members: Iterable[int]) -> bytes:
     return number(sum(1 << member for member in members), BITMAP)
 
 
-class Wire:
+class Wire(ABC):
     """A message: `encode` gives head and body, `decode` takes them apart again."""
 
     KIND: ClassVar[int]
     LIMIT: ClassVar[int]
 
-    def body(self) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def body(self) -> bytes: ...
 
     @classmethod
-    def read(cls, reader: Reader) -> Self:
-        raise NotImplementedError
+    @abstractmethod
+    def read(cls, reader: Reader) -> Self: ...
 
     def encode(self) -> bytes:
         return MAGIC + bytes((VERSION, self.KIND)) + self.body()
@@ -123,8 +124,8 @@ class Signed(Wire):
 
     signature: bytes
 
-    def content(self) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def content(self) -> bytes: ...
 
     def body(self) -> bytes:
         return self.content() + self.signature

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -34,7 +35,7 @@ def _dropout() -> Any:
 
 
 @dataclass(frozen=True)
-class Family:
+class Family(ABC):
     """A kind of model with its sizes. `takes` is the kind of column that it needs besides numbers and categories."""
 
     family: ClassVar[str]
@@ -65,9 +66,9 @@ class Family:
             return f"family '{self.family}' takes {expected}, the columns have {', '.join(kinds) or f'no {self.takes}'}"
         return "" if kinds or Transform(schema).width else "no column is an input"
 
+    @abstractmethod
     def make(self, schema: Schema, outputs: int) -> Module:
         """The module: inputs as `Transform` gives them → [n, outputs]."""
-        raise NotImplementedError
 
     def values(self, schema: Schema) -> int:
         """About how many values it computes for a record at once: what a batch of an evaluation is sized by."""

@@ -23,8 +23,9 @@ from flwr.serverapp.grid import Grid
 from flwr.supercore.date import now
 from flwr.supercore.run import Run
 
+from sovfed.federation.codec import check, decode, encode, vectors
 from sovfed.federation.errors import ProtocolError
-from sovfed.federation.messages import MAX_PARAMETERS, Message, check, decode, encode, vectors
+from sovfed.federation.messages import MAX_PARAMETERS, Message
 
 RAW: Final = "sovfed.raw.le"  # serialisation type: the array's little-endian bytes, nothing else
 SERVER_NODE_ID: Final = 1  # flwr.common.constant.SUPERLINK_NODE_ID, held by a contract test

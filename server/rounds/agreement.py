@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from sovfed.federation.codec import encode
 from sovfed.federation.errors import DeclinedError
-from sovfed.federation.messages import PrivateRequest, RunReply, RunRequest, TrainRequest, encode
+from sovfed.federation.messages import PrivateRequest, RunReply, RunRequest, TrainRequest
 from sovfed.federation.text import NAME
 from sovfed.server.rounds.aggregation import Answer, ask
 from sovfed.server.rounds.refusals import ADVICE, FINAL, listed

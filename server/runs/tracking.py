@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.files import write_private
-from sovfed.federation.text import conceal
+from sovfed.federation.text import ARCHIVE, conceal
 from sovfed.server.runs.curves import read_rounds
 from sovfed.server.runs.folders import UNSENT
 from sovfed.server.runs.release import FILES, FOLDER, MODEL, TAG, TRACKED, digest
@@ -179,7 +179,8 @@ class Tracker:
             return  # an earlier try came that far
         source = f"{self._opened.get_run(self.run_id).info.artifact_uri}/{FOLDER}"
         tags = {TAG: digest(self._folder / MODEL)}
-        self._opened.create_model_version(name, source, run_id=self.run_id, tags=tags)
+        about = how_to_load(self._config, self._folder.name)
+        self._opened.create_model_version(name, source, run_id=self.run_id, tags=tags, description=about)
 
     def _describe_model(self) -> None:
         """Put beside the model's files what `mlflow.pyfunc.load_model` needs; a task without a model has none."""
@@ -197,9 +198,26 @@ class Tracker:
 def send(config: Config, home: Path, folder: Path) -> bool:
     """Send MLflow what it lacks of the ended run in `folder`; whether it has all of it now."""
     unsent = json.loads((folder / UNSENT).read_bytes())
+    if unsent["register"]:  # for which the model is loaded, and so its task's code
+        from sovfed.federation.tasks.registry import configured_task
+        from sovfed.server.own_tasks import require_reviewed
+
+        require_reviewed(home, config)
+        configured_task(config.task)
     tracker = Tracker(config, home, folder, folder.name)
     tracker.finish(unsent["status"], [folder / name for name in unsent["artefacts"]], unsent["register"])
     return not (folder / UNSENT).exists()
+
+
+def how_to_load(config: Config, run: str) -> str | None:
+    """What a registered version says of itself where `mlflow.pyfunc.load_model` alone does not do; else None."""
+    if config.task.file is None or not config.task.file.endswith(ARCHIVE):
+        return None
+    return (
+        f"Task '{config.task.name}' is code of an archive. `sovfed model predict {run} TABLE` at the agency, elsewhere "
+        "with --task ARCHIVE, runs it in a sealed process. mlflow.pyfunc would import it into its own: it loads this "
+        "version only where the package is installed."
+    )
 
 
 def figures(line: dict[str, Any]) -> dict[str, float]:

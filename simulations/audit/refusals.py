@@ -27,6 +27,7 @@ from sovfed.clients.trainer.masking import LEAST_TOLD_S, MOST_TOLD_S, Masking
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.clients.training.local import LocalTraining
 from sovfed.clients.training.personal import MAX_PERSONAL, PersonalStates
+from sovfed.federation.codec import vectors
 from sovfed.federation.config import SecaggConfig
 from sovfed.federation.errors import TrainingError
 from sovfed.federation.messages import (
@@ -41,7 +42,6 @@ from sovfed.federation.messages import (
     SecaggRequest,
     SumRequest,
     TrainRequest,
-    vectors,
 )
 from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.local import Authority

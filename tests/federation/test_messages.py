@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sovfed.federation.codec import decode, encode
 from sovfed.federation.errors import (
     WIRE_SENTENCES,
     BoundError,
@@ -45,8 +46,6 @@ from sovfed.federation.messages import (
     SecaggRequest,
     TrainReply,
     TrainRequest,
-    decode,
-    encode,
 )
 
 MODEL, SCALE = np.arange(5, dtype=np.float32), np.ones(4)

@@ -6,6 +6,7 @@ The mapping is a YAML file of the institution's; `columns` gives each column of 
 from __future__ import annotations
 
 import datetime
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -140,7 +141,7 @@ def _age(birth: str, then: datetime.date) -> float | str:
     return float(then.year - day.year - ((then.month, then.day) < (day.month, day.day)))
 
 
-class Facts:
+class Facts(ABC):
     """A `Source` of one row a person."""
 
     word = "person"
@@ -150,9 +151,9 @@ class Facts:
         self.where, self.rules = where, rules
         self.header: Sequence[str] = (PERSON, *rules)
 
+    @abstractmethod
     def gather(self, report: Report) -> tuple[list[str], dict[str, Gathered]]:
         """All persons, and each column's values of them."""
-        raise NotImplementedError
 
     def batches(self, wanted: Sequence[int], numeric: Sequence[int], report: Report) -> Iterator[Batch]:
         persons, gathered = self.gather(report)

@@ -15,6 +15,7 @@ from sovfed.clients.ledger.entries import Budget
 from sovfed.clients.ledger.file import create_ledger
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.trainer.service import make_trainer
+from sovfed.federation.codec import last_of
 from sovfed.federation.compose import compose
 from sovfed.federation.config import Config
 from sovfed.federation.errors import DeclinedError, ProtocolError
@@ -142,7 +143,7 @@ def test_what_an_institution_says_is_shown_only_if_it_names_settings() -> None:
 def test_a_malformed_question_is_refused(text: bytes) -> None:
     request = RunRequest("7", np.frombuffer(text, np.uint8), 1, 1, 1, 3, 32, 1.0, 100)
     with pytest.raises(ProtocolError):
-        _ = request.last
+        _ = last_of(request)
     trainer = make_trainer(planned().client, OPEN.check, check_run=OPEN.check_run)
     assert trainer.answer(request) == Refusal("protocol")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sqlite3
 import time
@@ -155,6 +156,14 @@ def test_a_server_that_is_away_to_the_end_holds_up_nothing_and_gets_all_later(
 
     assert MlflowClient(uri).get_run(run_id).info.status == "FINISHED"
     assert [file.path for file in MlflowClient(uri).list_artifacts(run_id)] == ["rounds.jsonl"]
+
+
+def test_a_version_of_a_package_s_task_says_how_it_is_used() -> None:
+    config = compose([]).config
+    assert tracking.how_to_load(config, "a-run") is None
+    task = dataclasses.replace(config.task, name="sepsis", file="/runs/a-run/task.sovtask")
+    told = tracking.how_to_load(dataclasses.replace(config, task=task), "a-run")
+    assert told is not None and "sovfed model predict a-run TABLE" in told and "sealed" in told
 
 
 def test_config_show_has_no_credentials() -> None:
