@@ -102,7 +102,7 @@ class Recovery:
             return
         heard = self._silences.get(folder.name)
         if heard is None or heard[0] != pid:
-            silence = Silence(folder / PULSE, self._hang_s, HANG_S)
+            silence = Silence(folder / PULSE, self._hang_s, self._hang_s)  # it touches it as it writes its state
             heard = self._silences[folder.name] = pid, silence
         if heard[1].is_too_long():
             log.warning("run %s: no sign of life of its coordinator for %.0f s, killed", folder.name, heard[1].silent_s)

@@ -47,18 +47,24 @@ def await_whole_rounds(federation: LocalFederation) -> None:
     )
 
 
-@pytest.mark.parametrize("process", ["trainer", "gateway", "supernode"])
-def test_an_institution_s_process_that_hangs_is_started_again(running: LocalFederation, process: str) -> None:
-    pid = running.pid("hospital-2", process)
-    os.kill(pid, signal.SIGSTOP)
+def hang(federation: LocalFederation, *processes: tuple[str, str]) -> None:
+    """Stop each (owner, process) as a dead disk would, and wait until another has taken its place."""
+    pids = {(owner, process): federation.pid(owner, process) for owner, process in processes}
+    for pid in pids.values():
+        os.kill(pid, signal.SIGSTOP)
 
-    def is_back() -> bool:
-        states = {child.name: child for child in running.supervisors["hospital-2"].status().processes}
-        return states[process].state == "ready" and states[process].pid not in (None, pid)
+    def is_back(owner: str, process: str) -> bool:
+        states = {child.name: child for child in federation.supervisors[owner].status().processes}
+        return states[process].state == "ready" and states[process].pid not in (None, pids[owner, process])
 
-    wait_for(is_back, f"another {process}")
-    log = running.client_home("hospital-2") / "logs" / f"{process}.log"
-    assert "no sign of life for" in log.read_text()
+    wait_for(lambda: all(is_back(*each) for each in processes), f"others instead of {processes}")
+    for owner, process in processes:
+        home = federation.home if owner == "agency" else federation.client_home(owner)
+        assert "no sign of life for" in (home / "logs" / f"{process}.log").read_text()
+
+
+def test_a_trainer_that_hangs_is_started_again(running: LocalFederation) -> None:
+    hang(running, ("hospital-2", "trainer"))
     await_whole_rounds(running)
 
 
@@ -71,19 +77,14 @@ def test_rounds_went_on_without_the_one_that_hung_and_tell_who_was_missing(runni
     assert without and all("hospital-2" not in line["participants"] for line in without)
 
 
-@pytest.mark.parametrize("process", ["superlink", "registry", "executor"])
-def test_a_process_of_the_agency_that_hangs_is_started_again_and_the_run_goes_on(
-    running: LocalFederation, process: str
-) -> None:
-    pid = running.pid("agency", process)
-    os.kill(pid, signal.SIGSTOP)
-
-    def is_back() -> bool:
-        states = {child.name: child for child in running.supervisors["agency"].status().processes}
-        return states[process].state == "ready" and states[process].pid not in (None, pid)
-
-    wait_for(is_back, f"another {process}")
+def test_whatever_hangs_is_started_again_and_the_run_goes_on(running: LocalFederation) -> None:
+    coordinator = coordinator_pid(running)
+    hang(
+        running, ("hospital-3", "gateway"), ("hospital-4", "supernode"), ("agency", "superlink"),
+        ("agency", "registry"), ("agency", "executor"),
+    )  # fmt: skip
     await_whole_rounds(running)
+    assert coordinator_pid(running) == coordinator
 
 
 def test_a_coordinator_that_hangs_is_ended_and_its_run_taken_up(running: LocalFederation) -> None:

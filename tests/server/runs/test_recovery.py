@@ -134,7 +134,6 @@ def test_a_coordinator_that_hangs_is_killed_and_its_run_taken_up(
         assert process.stdout is not None and process.stdout.readline() == b"up\n"
         folders.write_state(folder, {**folders.read_state(home, "study"), "pid": process.pid}, "running")
         taken_up = Recovery(home, flower, hang_s=3.0)  # type: ignore[arg-type]
-        monkeypatch.setattr(recovery, "HANG_S", 3.0)
         until = time.monotonic() + 6.0
         while time.monotonic() < until:
             taken_up.step()
