@@ -42,6 +42,7 @@ def bench() -> None:
     Examples:
       sovfed bench rounds --quick
       sovfed bench rounds --json rounds.json --plot rounds.png
+      sovfed bench institutions --quick --json institutions.json
       sovfed bench secagg --quick --json secagg.json
       sovfed bench privacy --quick --plot privacy.png
       sovfed bench private-step --quick
@@ -60,6 +61,16 @@ def bench() -> None:
 def rounds(quick: bool, files: Files, console: Console) -> None:
     """Round overhead (round wall − slowest institution's compute), 4 nodes, 10 KB and 40 MB, against stock Flower."""
     from sovfed.simulations.benchmarks.rounds import run
+
+    run(quick=quick, files=files, console=console)
+
+
+@bench.command()
+@click.option("--quick", is_flag=True, help="32 institutions only: under 6 minutes.")
+@reported
+def institutions(quick: bool, files: Files, console: Console) -> None:
+    """Up to 32 institutions of real processes: who joins a run, how soon, and what each costs at rest."""
+    from sovfed.simulations.benchmarks.institutions import run
 
     run(quick=quick, files=files, console=console)
 

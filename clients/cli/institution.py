@@ -382,7 +382,7 @@ def _table(status: Status, home: Path) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    colours = {"ready": "green", "failed": "red", "backing off": "red"}
+    colours = {"ready": "green", "failed": "red", "backing off": "red", "silent": "red"}
     table = Table("process", "state", "since (UTC)", "restarts", "pid", title=str(home), title_justify="left")
     for process in status.processes:
         colour = colours.get(process.state, "yellow")

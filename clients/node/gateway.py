@@ -12,7 +12,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from sovfed.clients.home.folder import RUNTIME_SECRET, TASK_SECRET
 from sovfed.federation.config import ClientConfig
@@ -25,11 +27,12 @@ from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
 from sovfed.federation.wire.loopback import SECRET_HEADER, ensure_secret
 
+LOOK_S: Final = 45.0  # without a look for tasks; the SuperNode keeps it waiting for 15 s
 log = logging.getLogger("sovfed.gateway")
 
 
-def run(home: Path, config: ClientConfig, stop: threading.Event) -> None:
-    """Serve until `stop`. Raises ConfigError without a Runtime port to take tasks from."""
+def run(home: Path, config: ClientConfig, stop: threading.Event, beat: Callable[[], None] = lambda: None) -> None:
+    """Serve until `stop`; whoever looks for tasks calls `beat`. Raises ConfigError without a Runtime port."""
     if config.runtime_port == 0:
         raise ConfigError("runtime_port is 0; the gateway must be told the SuperNode's Runtime port")
     from sovfed.clients.node.app import make_client_app
@@ -53,7 +56,7 @@ def run(home: Path, config: ClientConfig, stop: threading.Event) -> None:
     fresh.start()
     log.info("taking tasks at %s for the trainer at %s", address, home / NAME)
     try:
-        run_executor(address, ensure_secret(home / TASK_SECRET).encode("ascii"), app, stop)
+        run_executor(address, ensure_secret(home / TASK_SECRET).encode("ascii"), app, stop, beat)
     finally:
         lane.close()
         trainer.close()
@@ -69,12 +72,14 @@ def main(arguments: list[str] | None = None) -> int:
     log_to_stderr()
     os.umask(0o077)
     be_quiet(options.home)
-    Pulse(pulse_file(options.home, "gateway")).start()
-    stop = threading.Event()
+    from sovfed.clients.node.executor import Stop  # Flower, which must find this process quiet
+
+    loop = Pulse(pulse_file(options.home, "gateway")).start().watch("looking for tasks", LOOK_S)
+    stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        run(options.home, bind(ClientConfig, passed_settings(options.config)), stop)
+        run(options.home, bind(ClientConfig, passed_settings(options.config)), stop, loop)
     except SovfedError as error:
         log.critical("%s", error)
         return exit_code(error)

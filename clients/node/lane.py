@@ -55,6 +55,7 @@ class LaneClient:
         self._identity, self._app = home / "identity", app
         self._max_message_bytes, self._address = max_message_bytes, address
         self._lanes: dict[str, asyncio.Task[None]] = {}
+        self._tokens: dict[str, str] = {}  # of the offers that these take up
         self._newest: OrderedDict[str, int] = OrderedDict()  # run → when the newest offer taken was issued, ms
         self._thread = LoopThread("lane")
 
@@ -77,12 +78,15 @@ class LaneClient:
             log.warning("lane: run %s: an offer was refused: not newer than the last one", offer.run)
             return False
         self._lanes = {run: task for run, task in self._lanes.items() if not task.done()}
+        if offer.run in self._lanes and self._tokens.get(offer.run) == offer.token:
+            return True  # made again before it was seen that it is taken up
         if (older := self._lanes.pop(offer.run, None)) is not None:
             older.cancel()
         if len(self._lanes) >= MAX_LANES:
             log.warning("lane: declined an offer, %d lanes are open", len(self._lanes))
             return False
-        self._newest[offer.run] = offer.issued
+        self._tokens = {run: token for run, token in self._tokens.items() if run in self._lanes}
+        self._newest[offer.run], self._tokens[offer.run] = offer.issued, offer.token
         self._newest.move_to_end(offer.run)
         if len(self._newest) > MAX_REMEMBERED:
             self._newest.popitem(last=False)

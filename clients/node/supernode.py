@@ -4,6 +4,9 @@ What differs from `flower-supernode`, all of it here and held by tests/clients/n
   - process isolation with its secret, and the loopback secret on every request to the Runtime port;
   - our client certificate on the Fleet connection, the root pinned, TLS 1.3;
   - what one message may hold is bounded before it fills the memory, and how long its objects may fail to come;
+  - the gateway gets a message when it is here whole, so that it never waits for one that does not come, and asks for it
+    once: its request waits until there is one (`federation/wire/held.py`); asked again, it is told the same again;
+  - a reply that is not here whole is given up, and the node goes on;
   - the fixed sleeps are shortened (3 s and 0.5 s between looks), and so is the lease of a task whose executor died;
   - after a crash the node signs itself off first, or the SuperLink would refuse it for a minute as "still online";
   - whatever ends one of its threads ends the process, so that the supervisor starts a whole one.
@@ -17,6 +20,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,14 +28,15 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.clients.home.folder import RUNTIME_SECRET, TASK_SECRET, load_node_key
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ProtocolError, ServiceError, SovfedError
-from sovfed.federation.files import private_directory, read_bounded, read_private, write_private
+from sovfed.federation.files import private_directory, read_bounded, read_private
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent, exit_code
-from sovfed.federation.host.pulse import Pulse, pulse_file
+from sovfed.federation.host.pulse import LOOP_S, Pulse, pulse_file
 from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
 from sovfed.federation.wire.flower_http import shorten_sleeps, use_client_certificate
+from sovfed.federation.wire.held import Bell, Held
 from sovfed.federation.wire.loopback import ensure_secret, require_secret
 from sovfed.federation.wire.patience import patient
 
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
     import uvicorn
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+    from flwr.supercore.retry import RetryInvoker, RetryState
     from flwr.supernode.nodestate import NodeStateFactory
 
 LOOPBACK: Final = "127.0.0.1"
@@ -50,46 +56,86 @@ PULL_SLEEPS_S: Final = (0.2, 1.0)  # Flower: 3; the pause grows while nothing co
 OBJECT_WAIT_S: Final = (0.05, 1.0)  # Flower: 1 to 10; while an object is still being uploaded to the SuperLink
 TASK_LEASE_S: Final = 10  # Flower: 30; twice this without a heartbeat and the task counts as crashed
 MAX_OBJECTS: Final = 100_000  # of one message
+HELD_S: Final = 1.0  # a look that took so long was kept waiting by the SuperLink
+ACQUIRE_TASK: Final = "/v1/runtime/acquire-task"
+ACQUIRE_HOLD_S: Final = 15.0
 log = logging.getLogger("sovfed.supernode")
 
 
 class PullPace:
-    """How long to sleep between two looks for messages: briefly after one has come, longer when none does."""
+    """How long to sleep between two looks for messages: briefly after one has come, longer when none does.
 
-    def __init__(self) -> None:
-        self._next_s = PULL_SLEEPS_S[0]
+    `beat` is called with each pause, and tells who watches that the loop goes on.
+    """
+
+    def __init__(self, beat: Callable[[], None] = lambda: None) -> None:
+        self._next_s, self._beat = PULL_SLEEPS_S[0], beat
 
     def idle_s(self) -> float:
         """The pause after a look that found nothing."""
+        self._beat()
         pause, self._next_s = self._next_s, min(1.1 * self._next_s, PULL_SLEEPS_S[1])
         return pause
 
     def busy_s(self) -> float:
         """The pause while a reply is awaited, which also means that messages are coming."""
-        self._next_s = PULL_SLEEPS_S[0]
+        self.soon()
         return REPLY_SLEEP_S
 
+    def soon(self) -> None:
+        """The next pause is the shortest."""
+        self._beat()
+        self._next_s = PULL_SLEEPS_S[0]
 
-def adapt_flower(max_message_bytes: int) -> None:
-    """Shorten the sleeps and the task lease, and bound what one message may hold, in this process's Flower."""
+
+def adapt_flower(max_message_bytes: int, beat: Callable[[], None] = lambda: None) -> None:
+    """Shorten the sleeps and the task lease, and bound every wait, in this process's Flower; its loop calls `beat`."""
     from flwr.supercore.corestate import in_memory_corestate
+    from flwr.supernode import fleet_http_connection
     from flwr.supernode import start_client_internal as loop
 
-    pace = PullPace()
+    pace = PullPace(beat)
     shorten_sleeps(loop, {3: pace.idle_s, 0.5: pace.busy_s})
     vars(in_memory_corestate)["HEARTBEAT_DEFAULT_INTERVAL"] = TASK_LEASE_S
     vars(loop)["pull_objects"] = partial(pull_bounded, vars(loop)["pull_objects"], max_message_bytes)
-    vars(loop)["_pull_and_store_message"] = partial(pull_or_push, vars(loop)["_pull_and_store_message"])
+    vars(loop)["_pull_and_store_message"] = partial(pull_or_push, vars(loop)["_pull_and_store_message"], pace)
+    make_invoker = vars(fleet_http_connection)["make_simple_http_retry_invoker"]
+    vars(fleet_http_connection)["make_simple_http_retry_invoker"] = partial(_beating, make_invoker, beat)
 
 
-def pull_or_push(pull_and_store: Callable[..., int | None], **parts: Any) -> int | None:
+def _beating(make_invoker: Callable[[], RetryInvoker], beat: Callable[[], None]) -> RetryInvoker:
+    """Flower's invoker of calls, which beats with each, also in vain: a SuperLink that is away is waited for."""
+
+    def beating(told: Callable[[RetryState], None] | None) -> Callable[[RetryState], None]:
+        def on_call(state: RetryState) -> None:
+            beat()
+            if told is not None:
+                told(state)
+
+        return on_call
+
+    invoker = make_invoker()
+    invoker.on_success, invoker.on_backoff = beating(invoker.on_success), beating(invoker.on_backoff)
+    return invoker
+
+
+def pull_or_push(
+    pull_and_store: Callable[..., int | None], pace: PullPace | None = None, /, **parts: Any
+) -> int | None:
     """Flower's `_pull_and_store_message`; 0 where no message came and a reply waits, so that Flower sends it now.
 
     Flower sends replies only after a message that it received whole. The reply to one whose run ended meanwhile is sent
-    in the next one's place, and from then on every reply would wait for the message after it.
+    in the next one's place, and from then on every reply would wait for the message after it. What has not come whole
+    is dropped, whatever Flower has left of it, and an app bundle that is here already is not fetched again.
     """
+    state, started = parts["state"], time.monotonic()
+    if (fetch := parts.get("get_fab")) is not None:
+        parts["get_fab"] = lambda digest, run_id: state.get_fab(digest) or fetch(digest, run_id)
     pulled = pull_and_store(**parts)
-    return 0 if pulled is None and parts["state"].holds_reply() else pulled
+    state.settle(whole=pulled is not None)
+    if pace is not None and time.monotonic() - started > HELD_S:
+        pace.soon()
+    return 0 if pulled is None and state.holds_reply() else pulled
 
 
 def pull_bounded(
@@ -124,36 +170,28 @@ def pull_bounded(
         raise ProtocolError("the message's run is over") from error
 
 
-def node_state(home: Path) -> NodeStateFactory:
-    """Flower's in-memory state of a SuperNode, which also writes its node id to `home/state/node_id`."""
+def node_state(home: Path, bell: Bell | None = None) -> NodeStateFactory:
+    """Flower's in-memory state of a SuperNode, as `whole_messages.py` keeps it; its node id is in `state/node_id`."""
     from flwr.supercore.object_store import ObjectStoreFactory
     from flwr.supernode.nodestate import NodeStateFactory
-    from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
-    class RememberingNodeState(InMemoryNodeState):
-        def set_node_id(self, node_id: int | None) -> None:
-            super().set_node_id(node_id)
-            write_private(home / NODE_ID, str(node_id).encode("ascii"))
-
-        def holds_reply(self) -> bool:
-            """Whether a reply waits to be sent."""
-            with self.lock_msg_store:
-                return any(
-                    entry.message.metadata.reply_to_message_id and not entry.is_retrieved
-                    for entry in self.msg_store.values()
-                )
+    from sovfed.clients.node.whole_messages import WholeMessages
 
     factory = NodeStateFactory(ObjectStoreFactory())
-    factory.state_instance = RememberingNodeState(factory.objectstore_factory.store())
+    factory.state_instance = WholeMessages(factory.objectstore_factory.store(), home / NODE_ID, bell or Bell())
     return factory
 
 
-def serve_runtime(factory: NodeStateFactory, home: Path, port: int) -> uvicorn.Server:
-    """Serve the Runtime API on the loopback, behind the secret, in a thread. ServiceError if the port is taken."""
+def serve_runtime(factory: NodeStateFactory, home: Path, port: int, bell: Bell) -> uvicorn.Server:
+    """Serve the Runtime API on the loopback, behind the secret, in a thread. ServiceError if the port is taken.
+
+    Who asks for a task is kept waiting until `bell` rings.
+    """
     import uvicorn
     from flwr.supernode.main import create_app
 
-    app = create_app(factory, ensure_secret(home / TASK_SECRET).encode("ascii"))
+    flower = create_app(factory, ensure_secret(home / TASK_SECRET).encode("ascii"))
+    app = Held(flower, bell, ACQUIRE_TASK, lambda _: 0, ACQUIRE_HOLD_S)
     server = uvicorn.Server(
         uvicorn.Config(
             require_secret(app, ensure_secret(home / RUNTIME_SECRET)),
@@ -207,8 +245,10 @@ def sign_off(home: Path, address: str, root: bytes, key: EllipticCurvePrivateKey
             raise ServiceError(f"{address} refuses this institution's certificate or node key") from error
 
 
-def serve(home: Path, config: ClientConfig) -> None:
+def serve(home: Path, config: ClientConfig, beat: Callable[[], None]) -> None:
     """Run the SuperNode until a signal or a failure; returns only after a failure, which Flower has logged.
+
+    Its loop calls `beat` with each call to the SuperLink, in vain or not, and while it waits for a reply.
 
     Raises IdentityError if a key is missing, wrong or readable by others.
     """
@@ -224,9 +264,10 @@ def serve(home: Path, config: ClientConfig) -> None:
     use_client_certificate(identity / "cert.pem", identity / "key.pem")
     address = config.fleet_address or load_institution(home).fleet_address
     root = read_bounded(identity / "root.pem")
-    adapt_flower(config.max_message_bytes)
-    factory = node_state(home)
-    server = serve_runtime(factory, home, config.runtime_port)
+    adapt_flower(config.max_message_bytes, beat)
+    bell = Bell()
+    factory = node_state(home, bell)
+    server = serve_runtime(factory, home, config.runtime_port, bell)
     try:
         sign_off(home, address, root, key)
         start_client_internal(
@@ -267,9 +308,9 @@ def main(arguments: list[str] | None = None) -> int:
     os.umask(0o077)
     be_quiet(options.home)
     exit_with_any_thread()
-    Pulse(pulse_file(options.home, "supernode")).start()
+    loop = Pulse(pulse_file(options.home, "supernode")).start().watch("looking for messages", LOOP_S)
     try:
-        serve(options.home, bind(ClientConfig, passed_settings(options.config)))
+        serve(options.home, bind(ClientConfig, passed_settings(options.config)), loop)
     except SovfedError as error:
         log.critical("%s", error)
         return exit_code(error)

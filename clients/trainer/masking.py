@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+MAX_SETUPS: Final = 16  # runs that are set up at the same time; the oldest setup is dropped for the next
 LEAST_TOLD_S: Final = 2.0**-6
 MOST_TOLD_S: Final = 2.0**17
 
@@ -99,8 +100,7 @@ class Masking:
     ) -> None:
         self._open_identity, self._open_store, self._terms, self._clock = open_identity, open_store, terms, clock
         self._opened: tuple[Identity, Store] | None = None
-        self._joining: tuple[bytes, setup.Joining] | None = None
-        self._pairing: tuple[bytes, setup.Pairing] | None = None
+        self._setups: dict[bytes, setup.Joining | setup.Pairing] = {}  # by run; the newest last
         self._sessions: dict[bytes, Session] = {}
         self._agreed: tuple[Permit, Masks] | None = None  # one sum at a time
 
@@ -113,8 +113,8 @@ class Masking:
             case "roster":
                 reply = self._encapsulate(run, body)
             case "capsules":
-                pairing, reply = setup.confirm(_of(run, self._pairing), body)
-                self._pairing = (run, pairing)
+                pairing, reply = setup.confirm(self._begun(run, setup.Pairing), body)
+                self._setups[run] = pairing
             case "confirmations":
                 reply = self._finish(run, body, request.run)
             case _:
@@ -254,24 +254,35 @@ class Masking:
         joining, reply = setup.join(body, identity, self._terms, store.history, self._clock(), os.urandom)
         if wire.Offer.decode(joining.offer).run != run:
             raise ProtocolError("the offer is for another run than the request")
-        self._joining, self._pairing = (run, joining), None
+        self._setups.pop(run, None)
+        self._setups[run] = joining
+        if len(self._setups) > MAX_SETUPS:
+            del self._setups[next(iter(self._setups))]
         return reply
 
     def _encapsulate(self, run: bytes, body: bytes) -> bytes:
         identity, _ = self._open()
-        pairing, reply = setup.encapsulate(_of(run, self._joining), body, identity, self._terms, self._clock())
-        self._joining, self._pairing = None, (run, pairing)
+        joining = self._begun(run, setup.Joining)
+        self._setups[run], reply = setup.encapsulate(joining, body, identity, self._terms, self._clock())
         return reply
 
     def _finish(self, run: bytes, body: bytes, title: str) -> bytes:
         _, store = self._open()
-        session, entry = setup.finish(_of(run, self._pairing), body, os.urandom, title)
+        session, entry = setup.finish(self._begun(run, setup.Pairing), body, os.urandom, title)
         store.save_session(run, session.encode())
         store.commit([entry])
-        self._pairing, self._sessions = None, {**self._sessions, run: session}
+        del self._setups[run]
+        self._sessions = {**self._sessions, run: session}
         names = session.roster.names
         log.info("secure aggregation with %s; %d of them unmask a sum", ", ".join(names), session.roster.threshold)
         return b""
+
+    def _begun(self, run: bytes, stage: type[T]) -> T:
+        """The setup of `run`, which must be at `stage`."""
+        begun = self._setups.get(run)
+        if not isinstance(begun, stage):
+            raise ProtocolError("a step of a setup that this institution has not begun, or not so far")
+        return begun
 
     def _reveal(self, run: bytes, body: bytes) -> bytes:
         identity, store = self._open()
@@ -328,9 +339,3 @@ def fit(update: Vector, clip: float) -> tuple[Vector, int] | None:
 def _within(values: Sums, bound: float) -> bool:
     """Whether all of `values` are finite and at most `bound` in size."""
     return bool((np.abs(values) <= bound).all())
-
-
-def _of(run: bytes, entry: tuple[bytes, T] | None) -> T:
-    if entry is None or entry[0] != run:
-        raise ProtocolError("a step of a setup that this institution has not begun, or not so far")
-    return entry[1]

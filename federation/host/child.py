@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 BACK_OFF_S: Final = (0.5, 30.0)
 HEALTHY_S: Final = 60.0  # after so long a time up, the next pause is the shortest again
 FINAL_EXIT_CODES: Final = (2, 3)  # configuration, refused: a restart would change nothing
+SILENT_S: Final = 10.0  # from when on the status says so
+UP: Final = ("starting", "ready", "silent")
 PARENT: Final = "SOVFED_PARENT_PID"
 _LINE_BYTES: Final = 65_536
 
@@ -53,8 +55,8 @@ def child_environment(env: Mapping[str, str]) -> dict[str, str]:
 class Child:
     """A process and its restarts. Only the supervisor's own thread may call it."""
 
-    def __init__(self, process: Process, logs: Path) -> None:
-        self.process, self._home = process, logs.parent
+    def __init__(self, process: Process, logs: Path, wake: Callable[[], None] = lambda: None) -> None:
+        self.process, self._home, self._wake = process, logs.parent, wake
         self.state: State = "waiting"
         self.restarts, self.since = 0, time.time()
         self.exit_code: int | None = None
@@ -65,7 +67,7 @@ class Child:
         self.log = Log(logs / f"{process.name}.log")
 
     def status(self) -> ProcessStatus:
-        pid = self.popen.pid if self.popen is not None and self.state in ("starting", "ready") else None
+        pid = self.popen.pid if self.popen is not None and self.state in UP else None
         name, optional = self.process.name, self.process.optional
         return ProcessStatus(name, self.state, pid, self.restarts, self.since, self.exit_code, optional)
 
@@ -95,7 +97,7 @@ class Child:
             if time.monotonic() >= self._resume:
                 self.restarts += 1
                 self.spawn()
-        elif self.popen is not None and self.state in ("starting", "ready"):
+        elif self.popen is not None and self.state in UP:
             code = self.popen.poll()
             if code is not None:
                 self.log.write(f"exited with code {code}")
@@ -107,10 +109,16 @@ class Child:
                 elif time.monotonic() - self._started > self.process.ready_timeout_s:
                     self.log.write(f"not ready within {self.process.ready_timeout_s:g} s, killed")
                     self.signal(signal.SIGKILL)
-            elif self._silence is not None and self._silence.is_too_long():
-                self.log.write(f"no sign of life for {self._silence.silent_s:.0f} s, killed")
-                self.signal(signal.SIGKILL)
-                self._silence = None
+            elif self._silence is not None:
+                self._listen(self._silence)
+
+    def _listen(self, silence: Silence) -> None:
+        if silence.is_too_long():
+            self.log.write(f"no sign of life for {silence.silent_s:.0f} s, killed")
+            self.signal(signal.SIGKILL)
+            self._silence = None
+        elif (silence.silent_s > SILENT_S) != (self.state == "silent"):
+            self._become("ready" if self.state == "silent" else "silent")
 
     def signal(self, number: signal.Signals) -> None:
         if self.popen is not None:
@@ -155,3 +163,4 @@ class Child:
                 # The rest of a long line is no line of its own.
                 self.log.write(text if at_line_start else f"    … {text}")
                 at_line_start = line.endswith(b"\n")
+        self._wake()  # it has ended, or is about to

@@ -46,6 +46,8 @@ __all__ = [
 
 START_ATTEMPTS: Final = 4
 _POLL_S: Final = 0.05
+CALM_S: Final = 1.0  # between two looks while all are ready; the end of one, and of its output, is noticed at once
+BRISK_S: Final = 2.0  # after which all is calm again
 
 
 def die_with_parent() -> None:
@@ -110,7 +112,8 @@ class Supervisor:
             raise ServiceError(f"{home}: mode {home.stat().st_mode & 0o777:04o}, expected 0700")
         self._home, self._stopping = home, threading.Event()
         (home / "logs").mkdir(mode=0o700, exist_ok=True)
-        self._children = [Child(process, home / "logs") for process in processes]
+        self._wake, self._brisk_until = threading.Event(), 0.0
+        self._children = [Child(process, home / "logs", self._wake.set) for process in processes]
         self._thread = threading.Thread(target=self._main, name="supervisor", daemon=True)
         self._since, self._settled, self._problem = time.time(), threading.Event(), ""
         self._written: Status | None = None
@@ -131,7 +134,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """SIGTERM to all, SIGKILL to what is left after its time. Returns when all are gone."""
-        self._stopping.set()
+        self._ask_to_stop()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -144,7 +147,7 @@ class Supervisor:
         Raises ServiceError as `start` does, and if a child failed for good.
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: self._stopping.set())
+            signal.signal(number, lambda *_: self._ask_to_stop())
         self._thread.start()
         announced, shown = False, None
         while self._thread.is_alive():
@@ -155,7 +158,7 @@ class Supervisor:
             if self._settled.is_set() and not announced and not self._problem:
                 on_ready()
                 announced = True
-            self._thread.join(0.1)
+            self._thread.join(CALM_S if announced else 0.1)
         if self._problem:
             raise ServiceError(self._problem)
 
@@ -200,7 +203,19 @@ class Supervisor:
             if child.state == "failed" and not self._problem:
                 self._give_up(child, f"refused to run (exit code {child.exit_code})")
         self._publish()
-        self._stopping.wait(_POLL_S)
+        self._pause()
+
+    def _pause(self) -> None:
+        """Until it is time to look again: soon after anything has happened, and while a child is not ready."""
+        calm = time.monotonic() > self._brisk_until and all(child.state == "ready" for child in self._children)
+        if self._wake.wait(CALM_S if calm else _POLL_S):
+            self._wake.clear()
+            self._brisk_until = time.monotonic() + BRISK_S
+            self._stopping.wait(_POLL_S)
+
+    def _ask_to_stop(self) -> None:
+        self._stopping.set()
+        self._wake.set()
 
     def _give_up(self, child: Child, why: str) -> None:
         self._problem = f"{child.process.name} {why}; end of {child.log.path}:\n{child.log.tail()}"

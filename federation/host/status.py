@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-State: TypeAlias = Literal["waiting", "starting", "ready", "backing off", "failed", "stopped"]
+State: TypeAlias = Literal["waiting", "starting", "ready", "silent", "backing off", "failed", "stopped"]
 _FILE, _LOCK, _POLL_S = "status.json", "status.lock", 0.05
 
 

@@ -69,15 +69,15 @@ _NEXT: Final = ("schema", "model", "same model for the same seed", "outputs", "l
 
 
 def _checks(task: Task) -> Iterator[Check]:
-    import torch
-
-    from sovfed.federation.tasks.sizes import require_room
-
     schema = task.schema
     yield Check("schema", bool(schema.targets or task.loss is None), _schema(task))
     if task.build is None or task.loss is None:
         yield Check("model", True, "none: nothing is trained")
         return
+    import torch
+
+    from sovfed.federation.tasks.sizes import require_room
+
     require_room(task.name, task.build, task.trained)
     frozen = "" if task.trained is None else ", some frozen"
     yield Check("model", True, f"{task.parameters:,} values travel, {task.layout.trained:,} of them trained{frozen}")

@@ -1,4 +1,8 @@
-"""The Flower edge of the codec: our messages as Flower `Message`s and back. One ConfigRecord, one ArrayRecord."""
+"""The Flower edge of the codec: our messages as Flower `Message`s and back. One ConfigRecord, one ArrayRecord.
+
+Flower carries each record, array and chunk of a message as an object, with requests of its own. A message without
+vectors but short ones of bytes is therefore one ConfigRecord alone.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,7 @@ RAW: Final = "sovfed.raw.le"  # serialisation type: the array's little-endian by
 SERVER_NODE_ID: Final = 1  # flwr.common.constant.SUPERLINK_NODE_ID, held by a contract test
 log = logging.getLogger(__name__)
 TTL_S: Final = 12 * 3600.0
+SHORT_BYTES: Final = 4096  # a vector of bytes up to this stands in the header
 MAX_LATE: Final = 4096  # replies that nobody waits for any more, but which are fetched when they come
 LeftS: TypeAlias = Callable[[], float]
 _DTYPES: Final = ("float32", "float64", "uint8", "uint64")
@@ -68,10 +73,13 @@ class _Carried(UserDict[str, Any]):
     @cached_property
     def data(self) -> dict[str, Any]:  # type: ignore[override]
         kind, scalars, parts = encode(self._message)
+        short = {name: vector.tobytes() for name, vector in parts.items() if _is_short(vector)}
         arrays = ArrayRecord()
         for name, vector in parts.items():
-            arrays[name] = _array(vector)
-        return {"header": ConfigRecord({"kind": kind, **scalars}), "vectors": arrays}
+            if name not in short:
+                arrays[name] = _array(vector)
+        header = ConfigRecord({"kind": kind, **scalars, **short})
+        return {"header": header, "vectors": arrays} if arrays else {"header": header}
 
 
 def _carried(records: RecordDict) -> Message | None:
@@ -92,6 +100,10 @@ def _read_only(message: Message) -> Message:
     return protected
 
 
+def _is_short(vector: npt.NDArray[Any]) -> bool:
+    return vector.dtype == np.uint8 and vector.size <= SHORT_BYTES
+
+
 def _array(vector: npt.NDArray[Any]) -> Array:
     array = Array(dtype=str(vector.dtype), shape=vector.shape, stype=RAW, data=b"")
     little = np.ascontiguousarray(vector, vector.dtype.newbyteorder("<"))
@@ -104,16 +116,20 @@ def from_records(records: RecordDict) -> Message:
     data = records.__dict__["_data"]
     if isinstance(data, _Carried) and data.message is not None:
         return data.check()
-    if set(records) != {"header", "vectors"}:
+    if "header" not in records or not set(records) <= {"header", "vectors"}:
         raise ProtocolError(f"records {sorted(records)[:8]}, expected ['header', 'vectors']")
-    header, arrays = records["header"], records["vectors"]
+    header, arrays = records["header"], records.get("vectors", ArrayRecord())
     if not isinstance(header, ConfigRecord) or not isinstance(arrays, ArrayRecord):
         raise ProtocolError("records of the wrong type")
     scalars = dict(header)
     kind = scalars.pop("kind", None)
     if not isinstance(kind, str):
         raise ProtocolError("the header names no kind")
-    return decode(kind, scalars, {name: _vector(name, array) for name, array in arrays.items()})
+    short = {name: np.frombuffer(value, np.uint8) for name, value in scalars.items() if isinstance(value, bytes)}
+    if twice := sorted(short.keys() & arrays.keys()):
+        raise ProtocolError(f"vectors that are there twice: {twice[:8]}")
+    parts = {**short, **{name: _vector(name, array) for name, array in arrays.items()}}
+    return decode(kind, {name: value for name, value in scalars.items() if name not in short}, parts)
 
 
 def _vector(name: str, array: Array) -> npt.NDArray[Any]:
@@ -168,6 +184,10 @@ class StreamingGrid(Grid):
 
     def close(self) -> None:
         """Give back what this Grid itself holds: nothing, unless it says otherwise."""
+
+    def presence(self) -> dict[str, Any] | None:
+        """Who has joined, and who is missing since when; None where this Grid does not know."""
+        return None
 
     def send_and_receive(
         self, messages: Iterable[FlowerMessage], *, timeout: float | None = None
@@ -251,9 +271,11 @@ class FlowerGrid(StreamingGrid):
 
 
 def size_bytes(message: FlowerMessage) -> int:
-    """Bytes of the arrays that `message` carries (an error carries none)."""
+    """Bytes of the vectors that `message` carries (an error carries none)."""
     if not message.has_content():
         return 0
     if (carried := _carried(message.content)) is not None:
         return sum(vector.nbytes for vector in vectors(carried).values())
-    return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
+    short = (value for record in message.content.config_records.values() for value in record.values())
+    arrays = (array.data for record in message.content.array_records.values() for array in record.values())
+    return sum(map(len, arrays)) + sum(len(value) for value in short if isinstance(value, bytes))

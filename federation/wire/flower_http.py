@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import httpx
 
 MAX_RESPONSE_BYTES: Final = 64 * 2**20  # over the network; Flower cuts objects into chunks of 5 MiB
+KEPT_S: Final = 3.0  # a connection without a call; below the 5 s after which Flower's servers close it
 _headers: Final[dict[str | None, dict[str, str]]] = {}  # by "host:port"; None is any loopback address
 _certificate: Final[list[tuple[Path, Path]]] = []
 
@@ -84,6 +85,7 @@ def _patch() -> None:
         plain = self._client
         self._client = httpx.Client(
             timeout=plain.timeout,
+            limits=httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=KEPT_S),
             headers={"accept-encoding": "identity", **_headers_for(base_url)},
             event_hooks={"response": [refuse_unbounded] if base_url.startswith("https:") else []},
             verify=_context_for(base_url, verify),

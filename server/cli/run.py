@@ -141,6 +141,8 @@ def show(name: str, home: Path, as_json: bool) -> None:
 
     console = Console()
     console.print(f"[bold]{cell(name)}[/bold]  {run['status']}  {cell(run['reason'])}")
+    if run["presence"]:
+        console.print(cell(run["presence"]["sentence"]), soft_wrap=True)
     console.print(round_table(lines[-10:]))
     for sentence in absences(attendance(lines), len(lines)):
         console.print(cell(sentence), soft_wrap=True)
@@ -276,10 +278,16 @@ def watch(home: Path, name: str, quiet: bool = False) -> dict[str, Any]:
     console = Console(quiet=quiet)
     with _progress(console) as progress:
         bar = progress.add_task("waiting for institutions", total=None)
+        missing: dict[str, float] = {}
         while True:
             run, lines = read_run(home, name, control), read_rounds(run_folder(home, name))
             if lines:
                 progress.update(bar, total=run["rounds"], completed=len(lines), description=round_text(lines[-1]))
+            elif run["presence"]:
+                progress.update(bar, description=f"waiting for institutions: {run['presence']['sentence']}")
+            if lines and run["presence"] and run["presence"]["missing"] != missing:
+                missing = run["presence"]["missing"]
+                progress.console.print(cell(run["presence"]["sentence"]), soft_wrap=True)
             if run["status"] in ENDED:
                 return run
             time.sleep(0.3)

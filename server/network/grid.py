@@ -8,9 +8,9 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from flwr.app import Message as FlowerMessage
 from flwr.common.constant import ErrorCode
@@ -24,6 +24,7 @@ from sovfed.federation.wire.flower import SERVER_NODE_ID, LeftS, StreamingGrid, 
 from sovfed.federation.wire.lane_codec import Parts, content_parts, error_reply, pack, unpack
 from sovfed.federation.wire.lane_end import LaneEnd
 from sovfed.server.network.lane_links import Link, Links
+from sovfed.server.network.presence import NOBODY, Awaited
 
 log = logging.getLogger(__name__)
 UNAVAILABLE: Final = "The node has not joined the lane."
@@ -196,6 +197,10 @@ class StreamGrid(StreamingGrid):
             self.bytes_up += size
             self._changed.notify_all()
 
+    def presence(self) -> dict[str, Any] | None:
+        """As `presence.py` counts them."""
+        return asdict(self._open_links.presence())
+
     def close(self) -> None:
         """Tell the relay that the run is over: the institutions' streams end."""
         self._open_links.close()
@@ -218,8 +223,9 @@ def open_stream_grid(
     nodes: Sequence[NodeInfo],
     max_message_bytes: int,
     offer_timeout_s: float,
+    awaited: Awaited = NOBODY,
 ) -> StreamGrid:
-    """The Grid over the lane of run `run`, once every node has joined or `offer_timeout_s` has passed.
+    """The Grid over the lane of run `run`, once every node has joined, and all that `awaited` wants, or time is up.
 
     `identity` is the agency's and signs the offers.
     Nodes that have not joined by then, and nodes that appear later, are offered the lane again in the background.
@@ -228,7 +234,7 @@ def open_stream_grid(
     grid = StreamGrid(base, run_id, max_message_bytes)
     links = Links(
         base, grid, run_id=run_id, run=run, identity=identity, socket=home / "lane.sock", address=address, nodes=nodes,
-        max_message_bytes=max_message_bytes, offer_timeout_s=offer_timeout_s,
+        max_message_bytes=max_message_bytes, offer_timeout_s=offer_timeout_s, awaited=awaited,
     )  # fmt: skip
     grid.start(links)
     try:

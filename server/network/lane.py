@@ -6,7 +6,8 @@ either stream ends, so does the other, and both ends come back and agree where t
 Each direction of a pair holds one frame at a time, so a slow reader holds up the sender behind it and nobody else.
 
 To join, a node shows a certificate that `Trust` accepts and that is bound to the node key registered for this run and
-node, and either the token of its last offer, which is then spent, or the session secret that it got in exchange.
+node, and either the token of its last offer, which is then spent, or the session secret that it got in exchange. An
+offer that nobody has taken up is made again with its token, so that whoever is slow need not hurry for the newest.
 """
 
 from __future__ import annotations
@@ -180,10 +181,10 @@ class Relay:
             if seat.session is None or not hmac.compare_digest(seat.session, _sha256(session)):
                 raise IdentityError(f"{peer.institution}: unknown or superseded session")
             return seat, session
-        if seat.token is None or not hmac.compare_digest(seat.token, _sha256(token)):
+        if seat.spent or seat.token is None or not hmac.compare_digest(seat.token, _sha256(token)):
             raise IdentityError(f"{peer.institution}: the token is unknown or spent")
         session = secrets.token_urlsafe(32)
-        seat.token, seat.session = None, _sha256(session)
+        seat.spent, seat.session = True, _sha256(session)
         return seat, session
 
 

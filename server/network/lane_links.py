@@ -37,14 +37,19 @@ from sovfed.federation.wire.lane_end import (
 )
 from sovfed.federation.wire.lane_offer import make_offer
 from sovfed.federation.wire.lane_pb2 import LaneNode, LaneRun, LaneRunReply
+from sovfed.server.network.presence import Awaited, Presence
 
 log = logging.getLogger(__name__)
 GRACE_S: Final = 2.0  # a stream that is gone for longer gets a fresh offer
 MAX_FORGOTTEN: Final = 1024  # messages to a node whose late reply is told from one that nobody asked for
 MAX_OFFERED: Final = 4096  # offers whose reply is still looked for
-OFFER_AGAIN_S: Final = 10.0  # how long an offer may take before the next one
+OFFER_AGAIN_S: Final = 10.0  # how long an offer may take before it is made again; each time twice as long, up to
+OFFER_LONGEST_S: Final = 60.0
+MANY: Final = 64  # nodes that take twice as long
+EACH_S: Final = 1.0  # more time for all to join, for each node
 LOST_NODES_S, NEW_NODES_S = 1.0, 5.0  # how often to look which nodes are online: when one is lost, and otherwise
-POLL_S: Final = (0.02, 0.5)  # for replies to offers
+POLL_S: Final = (0.02, 0.5)  # between looks at who has joined
+COLLECT_S: Final = 0.5  # between looks for replies, which only those that do not join are known by
 RECONNECT_S: Final = (0.02, 0.5)  # pauses before a broken stream to the relay is opened again
 REGISTER_S, JOIN_S = 5.0, 2.0  # longest waits for the relay to register a run, and to end it
 
@@ -64,7 +69,10 @@ class Link:
         self.info, self.node_id = info, int(info.node_id)
         self.end: LaneEnd | None = None
         self.lost_at = self.offered_at = float("-inf")  # monotonic
+        self.missing_since = time.time()
         self.declined = False
+        self.token = ""
+        self.offers = 0  # since a stream was last up
         self.task: asyncio.Task[None] | None = None
         self.heard_at = float("-inf")  # monotonic, of the last reply, in time or late
         self._forgotten: OrderedDict[str, None] = OrderedDict()  # ids of messages whose reply nobody waits for
@@ -74,6 +82,16 @@ class Link:
     @property
     def connected(self) -> bool:
         return self.end is not None and self.end.connected
+
+    @property
+    def untaken(self) -> bool:
+        """Whether its offer has not led to a stream yet, and may still do so."""
+        return bool(self.token) and self.end is not None and self.end.streams == 0
+
+    def due_after_s(self, nodes: int) -> float:
+        """How long its last offer may take, as one of `nodes`."""
+        tries = max(self.offers - 1, 0)
+        return min(OFFER_AGAIN_S * 2.0**tries, OFFER_LONGEST_S) * (1 + nodes / MANY)
 
     def lost_for(self, now: float) -> float:
         """Seconds since the stream broke; 0 while it is up."""
@@ -145,11 +163,15 @@ class Links:
         nodes: Sequence[NodeInfo],
         max_message_bytes: int,
         offer_timeout_s: float,
+        awaited: Awaited,
     ) -> None:
         self._base, self._receiver, self._run_id, self._run = base, receiver, run_id, run
         self._socket, self._address, self._identity = socket, address, identity
         self._max_message_bytes, self._offer_timeout_s = max_message_bytes, offer_timeout_s
         self._links = {int(node.node_id): Link(node) for node in nodes}
+        self._wanted, self._patience_s = awaited.wanted, awaited.patience_s
+        self._expected, self._on_presence = awaited.expected, awaited.on_change
+        self._opened_at, self._told = time.time(), Presence(0, 0, {})
         self._online = set(self._links)
         self._offered: dict[str, Link] = {}  # by message id: offers not answered yet
         self._owner = secrets.token_bytes(32)
@@ -160,19 +182,49 @@ class Links:
         self._offers = threading.Thread(target=self._keep_offering, name="lane-offers", daemon=True)
 
     def open(self) -> None:
-        """Register the run, offer the lane, and wait for the nodes. Raises ServiceError if none joins in time."""
-        deadline = time.monotonic() + self._offer_timeout_s
+        """Register the run, offer the lane, and wait for the nodes. Raises ServiceError if none joins in time.
+
+        Those that are known have `offer_timeout_s`, and more the more they are; `wanted` nodes are waited for until
+        `patience_s`, whether they are known yet or not.
+        """
+        started = time.monotonic()
         asyncio.run_coroutine_threadsafe(self._keep_control(), self._thread.loop)
         if not self._registered.wait(min(REGISTER_S, self._offer_timeout_s)):
             raise ServiceError(f"no lane relay answers at {self._socket}")
         self._offers.start()
-        while not all(link.connected or link.declined for link in self._all()) and time.monotonic() < deadline:
-            self._stop.wait(0.01)
-        absent = [link.node_id for link in self._all() if not link.connected]
-        if len(absent) == len(self._links):
-            raise ServiceError(f"none of {len(absent)} nodes joined the lane within {self._offer_timeout_s:g} s")
-        if absent:
-            log.warning("nodes %s have not joined the lane yet; they will be asked again", absent)
+        while not self._all_there(time.monotonic() - started):
+            self._stop.wait(0.02)
+        presence = self.presence()
+        if not any(link.connected for link in self._all()):
+            passed = time.monotonic() - started
+            raise ServiceError(f"none of {len(self._links)} nodes joined the lane within {passed:.0f} s")
+        log.log(logging.WARNING if presence.missing else logging.INFO, "the lane is open: %s", presence.sentence())
+        self._tell()
+
+    def _all_there(self, passed_s: float) -> bool:
+        """Whether it need not be waited any longer for nodes to join."""
+        links = self._all()
+        joined = sum(link.connected for link in links)
+        if joined < self._wanted and passed_s < self._patience_s:
+            return False
+        all_asked = all(link.connected or link.declined for link in links)
+        return all_asked or passed_s >= self._offer_timeout_s + EACH_S * len(links)
+
+    def presence(self) -> Presence:
+        """Who has joined, and who is missing since when."""
+        now, links = time.monotonic(), self._all()
+        gone = {link.info.name: link.missing_since for link in links if link.lost_for(now) >= GRACE_S}
+        joined = len(links) - len(gone)
+        if joined + len(gone) < self._wanted:  # of those that are enrolled, who has not been seen at all
+            seen = {link.info.name for link in links}
+            gone |= {name: self._opened_at for name in self._expected if name not in seen}
+        return Presence(joined, max(self._wanted, len(links)), gone)
+
+    def _tell(self) -> None:
+        presence = self.presence()
+        if presence != self._told:
+            self._told = presence
+            self._on_presence(presence)
 
     def get(self, node_id: int) -> Link | None:
         """The lane of `node_id`, if it was ever offered."""
@@ -235,8 +287,9 @@ class Links:
             await asyncio.wait_for(self._register([], over=True), JOIN_S)
 
     async def _begin(self, links: Sequence[Link]) -> list[str]:
-        """Begin a new session with each of `links`; the tokens to offer."""
-        tokens = [secrets.token_urlsafe(32) for _ in links]
+        """The tokens to offer: of a new session with each of `links`, or of one that it has not begun yet."""
+        waiting = [link.untaken for link in links]
+        tokens = [link.token if link.untaken else secrets.token_urlsafe(32) for link in links]
         await self._register(
             [
                 LaneNode(
@@ -247,10 +300,14 @@ class Links:
                 for link, token in zip(links, tokens, strict=True)
             ]
         )
-        for link, token in zip(links, tokens, strict=True):
+        for link, token, goes_on in zip(links, tokens, waiting, strict=True):
+            link.offered_at, link.declined = time.monotonic(), False
+            link.offers += 1
+            if goes_on:
+                continue
             if link.task is not None:
                 link.task.cancel()
-            link.offered_at, link.declined = time.monotonic(), False
+            link.token = token
             end = LaneEnd(
                 session_number(token),
                 self._max_message_bytes,
@@ -275,14 +332,15 @@ class Links:
             except ProtocolError as error:
                 log.warning("node %d: stream ended: %s", link.node_id, error)
             if end.streams > met:
-                link.lost_at, pause = time.monotonic(), RECONNECT_S[0]
+                link.lost_at, link.offers, pause = time.monotonic(), 0, RECONNECT_S[0]
+                link.missing_since = time.time()
             await asyncio.sleep(pause)
             pause = min(2 * pause, RECONNECT_S[1])
 
     # On the offers' thread.
 
     def _keep_offering(self) -> None:
-        looked, pause = time.monotonic(), POLL_S[0]
+        looked, collected, pause = time.monotonic(), time.monotonic(), POLL_S[0]
         while not self._stop.wait(pause):
             try:
                 now = time.monotonic()
@@ -290,18 +348,24 @@ class Links:
                 if now - looked > (LOST_NODES_S if due else NEW_NODES_S):
                     looked = now
                     self._look_for_nodes()
-                due = [link for link in due if link.node_id in self._online and now - link.offered_at > OFFER_AGAIN_S]
+                due = [link for link in due if link.node_id in self._online and self._may_offer(link, now)]
                 if due:
                     self._offer(due)
                     pause = POLL_S[0]
                 else:
                     pause = min(1.5 * pause, POLL_S[1])
-                if self._offered:
+                self._offered = {name: link for name, link in self._offered.items() if not link.connected}
+                if self._offered and now - collected > COLLECT_S:
+                    collected = now
                     self._collect()
                 self._receiver.expire()
+                self._tell()
             except Exception:  # Flower's Grid raises its transport's own errors; the lane outlives a SuperLink restart
                 log.warning("offering the lane failed; trying again", exc_info=True)
                 pause = POLL_S[1]
+
+    def _may_offer(self, link: Link, now: float) -> bool:
+        return now - link.offered_at > link.due_after_s(len(self._links))
 
     def _look_for_nodes(self) -> None:
         nodes = {int(node.node_id): node for node in self._base.get_nodes()}

@@ -62,17 +62,23 @@ class Leg:
 
 @dataclass
 class Seat:
-    """A node of a run: what it must show, and the streams that are here."""
+    """A node of a run: what it must show, and the streams that are here.
+
+    `token` is that of the newest offer, `spent` whether a stream has shown it.
+    """
 
     key_digest: str = ""
     token: bytes | None = None
+    spent: bool = False
     session: bytes | None = None
     legs: dict[Side, Leg] = field(default_factory=dict)
 
     def offer(self, key_digest: str, token: bytes) -> None:
-        """A fresh token; whatever session there was ends."""
-        self.key_digest, self.token, self.session = key_digest, token, None
-        self.end(grpc.StatusCode.UNAVAILABLE)
+        """A fresh token; whatever session there was ends. The same token once more may be shown once more."""
+        if self.token != token:
+            self.key_digest, self.token, self.session = key_digest, token, None
+            self.end(grpc.StatusCode.UNAVAILABLE)
+        self.spent = False
 
     def end(self, status: grpc.StatusCode) -> None:
         for leg in self.legs.values():

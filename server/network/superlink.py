@@ -20,7 +20,8 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,6 +37,7 @@ from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.identity import Trust, load_certificate, read_private
 from sovfed.federation.schema import bind
+from sovfed.federation.wire.held import Bell
 from sovfed.federation.wire.loopback import ensure_secret, require_secret
 from sovfed.server.network.door import (
     BACKLOG,
@@ -50,9 +52,12 @@ from sovfed.server.network.door import (
 from sovfed.server.network.door import listen as door_listen
 from sovfed.server.network.flower_app import STATE_FILE, clean_up, create_flower_app, flower_config
 from sovfed.server.network.repeats import leave_out_repeats
+from sovfed.server.network.ringing import Ringing, held_pulls
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+    from sovfed.federation.wire.held import App
 
 LOOPBACK: Final = "127.0.0.1"
 SECRET_FILE: Final = Path("secrets") / "loopback.secret"
@@ -129,20 +134,21 @@ async def serve(home: Path, config: ServerConfig, beat: Beat) -> None:
         check_loopback(loopback)
         app = create_flower_app(flower_config(home, LOOPBACK, config.control_port))
         leave_out_repeats(logging.getLogger("flwr"))  # it made its handler when it was imported
+        bell = Bell()
         local, public = (
-            _local_server(app, home, inner),
-            _public_server(app, home, trust, config.max_message_bytes, outer),
+            _local_server(Ringing(app, bell), home, inner),
+            _public_server(held_pulls(app, bell), home, trust, config.max_message_bytes, outer),
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _stop, local, public)
+            loop.add_signal_handler(number, _stop, local, public, bell)
         cleaning = asyncio.create_task(_clean_up_for_ever(app, home / STATE_FILE))
         beats = asyncio.create_task(beating(beat))
         _log.info("fleet on %s:%d, control on %s:%d", *network.getsockname()[:2], *loopback.getsockname()[:2])
         try:
             async with asyncio.TaskGroup() as servers:
-                servers.create_task(_until_end(local, loopback, public))
-                servers.create_task(_until_end(public, network, local))
+                servers.create_task(_until_end(local, loopback, partial(_stop, local, public, bell)))
+                servers.create_task(_until_end(public, network, partial(_stop, local, public, bell)))
         finally:
             cleaning.cancel()
             beats.cancel()
@@ -166,7 +172,7 @@ def doors(descriptors: int) -> tuple[Door, Door]:
     return Door(min(MAX_LOOPBACK, descriptors // 4), MAX_LOOPBACK), Door(min(MAX_CONNECTIONS, descriptors // 2))
 
 
-def _local_server(app: FastAPI, home: Path, door: Door) -> _Server:
+def _local_server(app: App, home: Path, door: Door) -> _Server:
     from sovfed.server.network.object_store import trusted
 
     guarded = require_secret(proving(trusted(app)), ensure_secret(home / SECRET_FILE))
@@ -174,7 +180,7 @@ def _local_server(app: FastAPI, home: Path, door: Door) -> _Server:
     return _Server(uvicorn.Config(guarded, lifespan="on", http=http, **_COMMON))
 
 
-def _public_server(app: FastAPI, home: Path, trust: Trust, max_message_bytes: int, door: Door) -> _Server:
+def _public_server(app: App, home: Path, trust: Trust, max_message_bytes: int, door: Door) -> _Server:
     from sovfed.server.network.fleet_calls import FleetRules
     from sovfed.server.network.fleet_state import FleetState
     from sovfed.server.network.gate import CertificateProtocol, FleetGate
@@ -189,17 +195,17 @@ def _public_server(app: FastAPI, home: Path, trust: Trust, max_message_bytes: in
     return _Server(config)
 
 
-def _stop(*servers: uvicorn.Server) -> None:
-    for server in servers:
-        server.should_exit = True
+def _stop(local: uvicorn.Server, public: uvicorn.Server, bell: Bell) -> None:
+    bell.close()  # or each server would wait for those that it keeps waiting
+    local.should_exit = public.should_exit = True
 
 
-async def _until_end(server: uvicorn.Server, listener: socket.socket, companion: uvicorn.Server) -> None:
+async def _until_end(server: uvicorn.Server, listener: socket.socket, stop: Callable[[], None]) -> None:
     """Serve on `listener`; neither server goes on without the other."""
     try:
         await server.serve([listener])
     finally:
-        _stop(companion)
+        stop()
 
 
 async def _clean_up_for_ever(app: FastAPI, database: Path) -> None:

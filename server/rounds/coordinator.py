@@ -131,7 +131,7 @@ def coordinate(
         **aggregation.describe(),
         **(rounds.plan.describe() if rounds.plan else {"epsilon": None}),
     }
-    summary |= {"rounds": len(read_rounds(folder)), "model_of_round": chosen}
+    summary |= {"rounds": len(read_rounds(folder)), "model_of_round": chosen, "presence": grid.presence()}
     summary[DIGEST] = publish(folder, task, rounds.model, rounds.scale, summary)
     artifacts = [*FILES, SUMMARY, ROUNDS, "curves.png"]
     if rounds.plan:

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,9 @@ from sovfed.federation.host.pulse import Pulse
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.wire.flower import FlowerGrid, StreamingGrid
 from sovfed.server.network.grid import open_stream_grid
+from sovfed.server.network.presence import Awaited, Presence, write_presence
 from sovfed.server.own_tasks import require_reviewed
+from sovfed.server.registry.enrolment import members
 from sovfed.server.rounds.coordinator import coordinate
 from sovfed.server.rounds.ledger_heads import LedgerHeads
 from sovfed.server.runs.curves import read_rounds
@@ -102,7 +105,7 @@ def _passes(error: BaseException, folder: Path) -> bool:
 
 def _train(base: Grid, config: Config, home: Path, folder: Path, tracker: Tracker, resume: bool) -> None:
     identity = load_identity(home / "identity") if config.secagg.enabled else None
-    grid, transport = connect(base, config, home)
+    grid, transport = connect(base, config, home, folder)
     try:
         coordinate(
             grid, config, run=str(base.run.run_id), folder=folder, transport=transport,
@@ -112,10 +115,17 @@ def _train(base: Grid, config: Config, home: Path, folder: Path, tracker: Tracke
         grid.close()
 
 
-def connect(base: Grid, config: Config, home: Path) -> tuple[StreamingGrid, str]:
-    """The Grid that the rounds travel on and its name: the lane, or Flower's own where the lane cannot be had."""
-    server = config.server
+def connect(base: Grid, config: Config, home: Path, folder: Path) -> tuple[StreamingGrid, str]:
+    """The Grid that the rounds travel on and its name: the lane, or Flower's own where the lane cannot be had.
+
+    Who has joined, and who is missing, stands in `folder`.
+    """
+    server, started = config.server, time.monotonic()
     nodes = _wait_for_cohort(base, config)
+    expected = tuple(member.institution for member in members(home))
+    awaited = Awaited(
+        server.start_cohort, started + server.node_wait_s - time.monotonic(), expected, partial(_note, folder)
+    )
     if server.lane == "flower":
         return FlowerGrid(base), "flower"
     try:
@@ -123,6 +133,7 @@ def connect(base: Grid, config: Config, home: Path) -> tuple[StreamingGrid, str]
             base, run_id=base.run.run_id, run=str(base.run.run_id), home=home, address=server.announced_lane_address,
             identity=load_identity(home / "identity"),
             nodes=nodes, max_message_bytes=server.max_message_bytes, offer_timeout_s=server.lane_timeout_s,
+            awaited=awaited,
         )  # fmt: skip
         if len(list(grid.get_node_ids())) >= server.min_cohort:
             return grid, "stream"
@@ -136,6 +147,14 @@ def connect(base: Grid, config: Config, home: Path) -> tuple[StreamingGrid, str]
         )
     log.warning("the lane could not be opened (%s); falling back to Flower's own Grid, which is slower", problem)
     return FlowerGrid(base), "flower"
+
+
+def _note(folder: Path, presence: Presence) -> None:
+    """Write down who has joined. A disk that takes nothing ends no run."""
+    try:
+        write_presence(folder, presence)
+    except OSError as error:
+        log.warning("%s: %s", folder, error)
 
 
 def _wait_for_cohort(base: Grid, config: Config) -> list[Any]:

@@ -8,7 +8,7 @@ import secrets
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +18,7 @@ from sovfed.federation.files import read_private, write_private
 from sovfed.federation.host.status import is_locked
 from sovfed.federation.schema import bind, nearest
 from sovfed.federation.text import NAME, NAME_IN_WORDS, NAME_LENGTH
+from sovfed.server.network.presence import read_presence
 from sovfed.server.own_tasks import in_folder, require_reviewed
 from sovfed.server.runs.coordinators import LOCK, RUN_STATE, coordinator_of, send
 
@@ -148,7 +149,10 @@ def stored_config(home: Path, name: str, run_id: int | None = None) -> Config:
 
 
 def read_run(home: Path, name: str, control: ControlClient | None = None) -> dict[str, Any]:
-    """The run's state: name, task, status, reason, rounds, rounds_done, institutions, started, flower_run_id."""
+    """The run's state: name, task, status, reason, rounds, rounds_done, institutions, started, flower_run_id, presence.
+
+    `presence` says who has joined and who is missing since when; None while nobody has been asked.
+    """
     from sovfed.server.runs.curves import read_rounds
 
     folder, state = run_folder(home, name), read_state(home, name)
@@ -156,6 +160,7 @@ def read_run(home: Path, name: str, control: ControlClient | None = None) -> dic
     if over:  # what it said last before it ended, perhaps since we have read
         state = read_state(home, name)
     status, reason, lines = state["status"], state["reason"], read_rounds(folder)
+    presence = read_presence(folder)
     if over and status in ACTIVE and _is_over(control, state):
         status, reason = INTERRUPTED, reason or "its coordinator ended without a word; `sovfed run logs` may say why"
     elif over and status == STOPPING:
@@ -170,6 +175,7 @@ def read_run(home: Path, name: str, control: ControlClient | None = None) -> dic
         "institutions": len(lines[-1]["participants"]) if lines else 0,
         "started": state["started"],
         "flower_run_id": state["flower_run_id"],
+        "presence": None if presence is None else {**asdict(presence), "sentence": presence.sentence()},
     }
 
 

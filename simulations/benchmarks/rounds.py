@@ -76,7 +76,7 @@ def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
     files.check()
     started = time.monotonic()
     measured_in = conditions(quick=quick)
-    with _workplace() as folder, _federations(folder, console) as (stock, sovfed):
+    with workplace() as folder, _federations(folder, console) as (stock, sovfed):
         deadline = started + QUICK_S if quick else math.inf
         lines, long_run = _measure(QUICK if quick else FULL, stock, sovfed, deadline, console)
         stock_database = _size(stock.database)
@@ -212,7 +212,7 @@ def _federations(folder: Path, console: Console) -> Iterator[tuple[StockFlower, 
 
 
 @contextlib.contextmanager
-def _workplace() -> Iterator[Path]:
+def workplace() -> Iterator[Path]:
     """A folder that is removed unless the block raises an error; SIGTERM ends the block as Ctrl-C does."""
     folder = Path(tempfile.mkdtemp(prefix="sovfed-bench-"))
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

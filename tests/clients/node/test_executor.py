@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.proto.control_pb2 import StartRunRequest
@@ -16,6 +19,7 @@ from flwr.proto.fab_pb2 import Fab
 from tests.clients.institution import Node, armed_bundle, claimed_run, executing, make_node, running, wait_online
 from tests.server.agency import Authority, make_home, server_config, superlink, wait_until
 
+from sovfed.clients.node import executor
 from sovfed.federation.errors import WIRE_SENTENCES
 from sovfed.federation.wire.flower import FlowerGrid, new_message
 from sovfed.server.runs.control import ControlClient
@@ -49,6 +53,12 @@ class Federation:
         message = new_message(records, run_id=grid.run.run_id, node_id=self.node.node_id, kind="query.echo", group="1")
         (reply,) = grid.replies([message], timeout_s)
         return reply
+
+    def answered(self, grid: FlowerGrid, sent: bytes, timeout_s: float) -> bool:
+        """Whether a message is answered within `timeout_s`."""
+        records = RecordDict({"bytes": ConfigRecord({"sent": sent})})
+        message = new_message(records, run_id=grid.run.run_id, node_id=self.node.node_id, kind="query.echo", group="1")
+        return any(reply.has_content() for reply in grid.replies([message], timeout_s))
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +154,57 @@ def test_supernode_that_restarts_is_served_again(federation: Federation, tmp_pat
                     with other.run() as grid:
                         other.ask(grid, {"sent": b"x"})
                     child.kill()
+
+
+CALLS = (
+    "acquire-task", "pull-task-input", "pull-messages", "pull-object", "confirm-message-received", "push-messages",
+    "push-object", "push-task-output", "send-task-heartbeat",
+)  # fmt: skip
+
+
+class Fault:
+    """Fails one HTTP call of the executor: before it is sent, or after the SuperNode has answered it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:
+        self.call, self.answered = "", False
+        original = httpx.Client.send
+
+        def send(client: httpx.Client, request: httpx.Request, **options: Any) -> httpx.Response:
+            planted = runtime in str(request.url) and request.url.path == f"/v1/runtime/{self.call}"
+            if not planted:
+                return original(client, request, **options)
+            if self.answered:
+                response = original(client, request, **options)
+                if self.call == "acquire-task" and not response.read():
+                    return response  # it is the task that is to be lost
+            self.call = ""
+            raise httpx.RemoteProtocolError("Server disconnected without sending a response.", request=request)
+
+        monkeypatch.setattr(httpx.Client, "send", send)
+
+
+def test_no_failed_call_between_gateway_and_supernode_loses_the_institution(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the calls that a message takes, in turn: the message is answered, and so is the next."""
+    fault = Fault(monkeypatch, federation.node.runtime)
+    with executing(federation.node, echo):
+        for call, answered in itertools.product(CALLS, (False, True)):
+            with federation.run() as grid:
+                fault.call, fault.answered = call, answered
+                for sent in (b"first", b"second"):
+                    assert federation.answered(grid, sent, 50.0), (call, answered, sent)
+
+
+def test_a_gateway_that_dies_over_its_reply_leaves_the_supernode_to_the_next_message(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has announced the reply and brought none of it. The agency is told of an error, and the next run is served."""
+    fault = Fault(monkeypatch, federation.node.runtime)
+    monkeypatch.setattr(executor, "PATIENCE_S", 0.0)
+    with executing(federation.node, echo):
+        with federation.run() as grid:
+            fault.call, fault.answered = "push-object", False
+            assert not federation.answered(grid, b"lost", 50.0)
+        with federation.run() as grid:
+            assert federation.answered(grid, b"found", 50.0)

@@ -111,20 +111,28 @@ def test_a_message_whose_run_ends_while_it_is_fetched_is_dropped_with_its_task()
         pull_bounded(pull_objects, 1000, ["x"], pull)
 
 
-def test_a_reply_that_waits_is_sent_though_no_message_comes(tmp_path: Path) -> None:
+def test_a_reply_that_waits_is_sent_though_no_message_comes_once_it_is_whole(tmp_path: Path) -> None:
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+
     (tmp_path / "state").mkdir(mode=0o700)
     state = node_state(tmp_path).state()
     asked = new_message(RecordDict(), run_id=1, node_id=2, kind="query.echo", group="1")
     asked.metadata.__dict__["_message_id"] = "asked"
     reply = Message(RecordDict(), reply_to=asked)
-    reply.metadata.__dict__["_message_id"] = "reply"
+    reply.metadata.__dict__["_message_id"] = reply.object_id
+    objects = get_all_nested_objects(reply)
+    state.object_store.preregister(1, get_object_tree(reply))
     nothing = dict.fromkeys(("state",), state)
     state.store_message(asked)
     assert pull_or_push(lambda **_: None, **nothing) is None
     state.store_message(reply)
+    assert pull_or_push(lambda **_: None, **nothing) is None  # it is announced, and not here whole
+    assert not state.get_messages_legacy(is_reply=True)
+    for object_id, part in objects.items():
+        state.object_store.put(object_id, part.deflate())
     assert pull_or_push(lambda **_: None, **nothing) == 0
     assert pull_or_push(lambda **_: 7, **nothing) == 7
-    assert [one.metadata.message_id for one in state.get_messages_legacy(is_reply=True)] == ["reply"]
+    assert [one.metadata.message_id for one in state.get_messages_legacy(is_reply=True)] == [reply.object_id]
     assert pull_or_push(lambda **_: None, **nothing) is None
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.server.rounds.test_secure_aggregation import TASK, World, trained
+from tests.server.rounds.test_secure_aggregation import TASK, World, fail, trained
 
 from sovfed.clients.data import Records
-from sovfed.clients.trainer.masking import Masking
+from sovfed.clients.trainer.masking import MAX_SETUPS, Masking
 from sovfed.federation.errors import CohortError, PrivacyError, ProtocolError
-from sovfed.federation.messages import Refusal, Reply, Request, TrainReply, TrainRequest, Vector
+from sovfed.federation.messages import Refusal, Reply, Request, SecaggRequest, TrainReply, TrainRequest, Vector
 from sovfed.federation.secagg import client, mask
 from sovfed.federation.secagg.client import Upload
 from sovfed.federation.secagg.coordinator import Round
@@ -232,3 +232,36 @@ def test_after_a_restart_between_permit_and_upload_the_own_seed_is_another(
     spent = [entry for entries in stores[0].history.spent.values() for entry in entries if entry.ctx == lost.ctx]
     assert len(spent) == 1
     agrees_with_plain(world)
+
+
+@pytest.mark.parametrize("step", ["roster", "capsules", "confirmations"])
+def test_two_runs_that_are_set_up_at_the_same_moment_do_not_disturb_each_other(step: str) -> None:
+    """The second run is set up and trained while the first waits in the midst of its own setup."""
+    world, undisturbed = World(4), trained(World(4), rounds=1)
+    other = world.another_run("8")
+    started = list[str]()
+
+    def begin_another(request: Request) -> None:
+        if isinstance(request, SecaggRequest) and request.step == step and request.run == "7" and not started:
+            started.append(step)
+            other.profile()
+            other.train(1)
+
+    world.places[2].before = begin_another
+    trained(world, rounds=1)
+    assert started == [step]
+    for model in (world.rounds.model, other.model):
+        np.testing.assert_allclose(model, undisturbed.rounds.model, atol=1e-6 * world.config.secagg.clip)
+
+
+def test_setups_that_nobody_goes_on_with_are_bounded() -> None:
+    world = World(4)
+    masking = world.places[1].trainer._masking
+    assert masking is not None
+    offers = [world.another_run(str(number)) for number in range(100, 100 + MAX_SETUPS + 3)]
+    world.places[2].before = fail(SecaggRequest, times=1000, step="roster")
+    world.places[3].before = fail(SecaggRequest, times=1000, step="roster")
+    for rounds in offers:
+        with pytest.raises(CohortError):
+            rounds.profile()
+    assert len(masking._setups) == MAX_SETUPS

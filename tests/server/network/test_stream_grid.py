@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Error, RecordDict
+from flwr.app import Context, Error, RecordDict
 from flwr.app import Message as FlowerMessage
+from flwr.proto.node_pb2 import NodeInfo
 from tests.lane_fixture import MAX_BYTES, RUN_ID, Agency, Cutter, DirectGrid, agency, wait_until
 
 from sovfed.federation.errors import ProtocolError, ServiceError
@@ -22,6 +24,7 @@ from sovfed.federation.messages import LaneOffer, Refusal, TrainReply, TrainRequ
 from sovfed.federation.wire.flower import from_records, new_message, to_records
 from sovfed.server.network import lane_links
 from sovfed.server.network.grid import StreamGrid, open_stream_grid
+from sovfed.server.network.presence import Awaited, Presence
 from sovfed.server.rounds.patience import Patience
 
 MODEL = np.arange(2_500, dtype=np.float32)
@@ -323,3 +326,68 @@ def test_offers_carry_fresh_tokens(found: Agency) -> None:
         offers = [from_records(message.content) for message in grid._base.pushed]  # type: ignore[attr-defined]
         assert all(isinstance(offer, LaneOffer) and offer.address == found.address for offer in offers)
         assert len({offer.token for offer in offers if isinstance(offer, LaneOffer)}) == 4
+
+
+def test_an_offer_that_was_slow_to_arrive_is_as_good_as_the_one_made_after_it(
+    found: Agency, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who gets to the first offer after the second was made joins with it, and the second changes nothing."""
+    monkeypatch.setattr(lane_links, "OFFER_AGAIN_S", 0.3)
+    gateway, offers = found.gateways[0], list[LaneOffer]()
+    lane = gateway.lane
+    assert lane is not None
+    join = lane.open
+
+    def slow(offer: LaneOffer, context: Context) -> bool:
+        offers.append(offer)
+        return all(join(each, context) for each in offers) if len(offers) == 2 else True
+
+    monkeypatch.setattr(lane, "open", slow)
+    with opened(found) as grid:
+        assert offers[0].token == offers[1].token
+        assert offers[0].issued < offers[1].issued
+        assert ask_all(found, grid, 1) == node_ids(found)
+        link = grid._open_links.get(int(gateway.node.node_id))
+        assert link is not None
+        assert link.end is not None
+        assert link.end.streams == 1
+        assert grid.presence() == {"joined": 4, "wanted": 4, "missing": {}}
+
+
+def test_offers_that_nobody_takes_up_are_made_less_and_less_often() -> None:
+    link = lane_links.Link(NodeInfo(node_id=1, public_key=b"", name="hospital-1"))
+    waits = []
+    for link.offers in range(1, 7):
+        waits.append(link.due_after_s(0))
+    assert waits == [10.0, 20.0, 40.0, 60.0, 60.0, 60.0]
+    assert link.due_after_s(64) == 120.0  # they share the agency
+
+
+def test_as_many_are_waited_for_as_are_wanted_and_no_longer_than_they_may(
+    found: Agency, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_links, "NEW_NODES_S", 0.2)
+    late, told = found.gateways[3], list[Presence]()
+    late.stop()
+    base, nodes = DirectGrid(found.gateways), [gateway.node for gateway in found.gateways[:3]]
+
+    def open_for(wanted: int, patience_s: float, run: str) -> StreamGrid:
+        return open_stream_grid(
+            base, run_id=RUN_ID, run=run, identity=found.signer, home=found.home, address=found.address, nodes=nodes,
+            max_message_bytes=MAX_BYTES, offer_timeout_s=10.0,
+            awaited=Awaited(wanted, patience_s, ("hospital-0", "hospital-3"), told.append),
+        )  # fmt: skip
+
+    grid = open_for(4, 1.0, "r1")
+    assert len(list(grid.get_node_ids())) == 3
+    assert told[-1].joined == 3
+    assert told[-1].wanted == 4
+    assert list(told[-1].missing) == ["hospital-3"]
+    late.start()
+    wait_until(lambda: told[-1].missing == {})
+    grid.close()
+    late.stop()
+    threading.Timer(1.0, late.start).start()
+    grid = open_for(4, 30.0, "r2")
+    assert set(grid.get_node_ids()) == node_ids(found)
+    grid.close()

@@ -100,17 +100,22 @@ class World:
         self.grid = QuietGrid(self.apps)
         for node in range(1, count + 1):
             self.add(node, stores[node - 1] if stores else MemoryStore())
+        self.rounds = self.another_run("7")
+
+    def another_run(self, run: str) -> Rounds:
+        """The round loop of a run of its own, with the same institutions."""
         aggregation = (
             SecureAggregation(
-                self.grid, self.authority.server("agency.test"), self.config.secagg, run="7",
+                self.grid, self.authority.server("agency.test"), self.config.secagg, run=run,
                 min_cohort=self.config.server.min_cohort, deadline_s=60.0, max_size=TASK.parameters,
                 config_digest=bytes(32), wait_s=0.3,
             )
             if self.config.secagg.enabled
             else PlainAggregation(self.grid, 60.0)
         )  # fmt: skip
-        self.rounds = Rounds(self.config, "7", self.grid, make_optimizer(self.config.strategy), aggregation)
-        self.rounds.model = initial_vector(TASK, 0)
+        rounds = Rounds(self.config, run, self.grid, make_optimizer(self.config.strategy), aggregation)
+        rounds.model = initial_vector(TASK, 0)
+        return rounds
 
     def add(self, node: int, store: Store, authority: Authority | None = None) -> Place:
         identity = (authority or self.authority).institution(f"hospital-{node}")
