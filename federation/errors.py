@@ -3,6 +3,7 @@
     SovfedError
     ├── ConfigError       a configuration value is unknown, of the wrong type or out of range
     ├── IdentityError     a certificate, key, token or signature does not hold
+    │   └── NotValidNowError  by the clock: it did, or will, or the clock is wrong
     ├── ProtocolError     a message from another process is malformed, oversized or out of place
     ├── PolicyError       the institution's own policy forbids what was asked
     │   ├── BoundError        a setting of it does, which `limit` names: to ask again changes nothing
@@ -38,6 +39,10 @@ class ConfigError(SovfedError):
 
 class IdentityError(SovfedError):
     code = "identity"
+
+
+class NotValidNowError(IdentityError):
+    """What does not hold by the clock alone may hold later: whoever meets it waits, and is not over."""
 
 
 class ProtocolError(SovfedError):

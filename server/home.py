@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable
@@ -22,8 +23,8 @@ from sovfed.federation.certificates import (
 )
 from sovfed.federation.config import Config, ServerConfig, TrackingConfig
 from sovfed.federation.errors import ConfigError, IdentityError, ServiceError
-from sovfed.federation.files import private_directory, read_private, write_atomic, write_private
-from sovfed.federation.identity import check_crl, verify_server
+from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic, write_private
+from sovfed.federation.identity import check_crl, install_crl, verify_server
 from sovfed.federation.schema import bind
 from sovfed.federation.wire.loopback import ensure_secret
 
@@ -77,6 +78,13 @@ def install_certificate(home: Path, certificate: bytes, root: bytes, crl: bytes)
         raise IdentityError("the certificate is for another key than this server's")
     for name, content in (("cert.pem", certificate), ("root.pem", root), ("crl.pem", crl)):
         write_atomic(home / "identity" / name, content)
+
+
+def refresh_crl(home: Path, source: str | None) -> None:
+    """Take in the revocation list at `source`, if there is one that holds: the one in place may be stale by now."""
+    if source is not None:
+        with contextlib.suppress(OSError, IdentityError):  # the registry goes on looking, and says what it finds
+            install_crl(home / "identity", read_bounded(Path(source)))
 
 
 def load_settings(home: Path) -> Settings:

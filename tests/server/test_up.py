@@ -28,7 +28,7 @@ def test_a_taken_port_is_named_with_the_setting_that_changes_it(tmp_path: Path, 
             [sys.executable, "-m", "sovfed", "server", "up", *detach, "--home", agency.home],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
-    assert done.returncode == 2
+    assert done.returncode == 4  # tried again: it may be free a moment later
     assert f"server.{port} = {number}: cannot listen on 127.0.0.1:{number} (Address already in use)" in done.stderr
     assert str(agency.home / SETTINGS) in done.stderr
     assert "Traceback" not in done.stderr

@@ -175,11 +175,12 @@ class Campaign:
         while True:
             try:
                 self._federation.start_run(name, config)
-                return
             except ServiceError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
+            else:
+                return
 
     def _disturb(self, point: Point, config: Config, name: str, watch: Watch, struck: list[int]) -> None:
         """Start the run and send the point's signals, in the order that its moment asks for."""

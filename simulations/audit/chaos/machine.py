@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.host.quiet import TRACKING, python_command, quiet_environment
@@ -87,7 +87,7 @@ class Machine:
         for member in federation.institutions:
             self.services[member.name] = Service(federation.client_home(member.name), "client")
 
-    def __enter__(self) -> Machine:
+    def __enter__(self) -> Self:
         for service in self.services.values():
             service.start()
         return self

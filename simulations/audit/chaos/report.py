@@ -30,8 +30,8 @@ def run_chaos(only: Sequence[str], quick: bool, told: Callable[[str], None]) -> 
     controls = Controls(found_out, reference.noise, reference.tolerance)
     cases: list[Case] = [(outcome, sentence(outcome), outcome.good) for outcome in outcomes]
     text = (
-        f"controls, a round too few and a run that waits for an operator: both are found out; undisturbed models differ "
-        f"by {reference.noise:.1e}, allowed {reference.tolerance:.1e}"
+        f"controls, a round too few and a run that waits for an operator: both are found out; undisturbed models "
+        f"differ by {reference.noise:.1e}, allowed {reference.tolerance:.1e}"
     )
     told(verdict(text, found_out))
     cases.append((controls, text, found_out))
