@@ -31,8 +31,9 @@ from sovfed.simulations.audit.chaos.machine import (
     send,
     stopped,
 )
-from sovfed.simulations.audit.chaos.moments import KIND, Watch
+from sovfed.simulations.audit.chaos.moments import KIND
 from sovfed.simulations.audit.chaos.points import ALL, EVERYBODY, INSTITUTIONS, MEMBER, Point
+from sovfed.simulations.audit.chaos.runs import FINISH_S, Runs
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, simulate, sites
 
@@ -40,11 +41,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sovfed.federation.config import Config
+    from sovfed.federation.messages import Vector
+    from sovfed.simulations.audit.chaos.moments import Watch
 
 ROUNDS: Final = 8
 BEFORE: Final = 2  # rounds before a process is disturbed in the middle of a run
 SHUT_DOWN_S: Final = 0.05  # from the order to stop to the signal
-FINISH_S: Final = 240.0  # a run that has not finished by then waits for an operator
 SETTLE_S: Final = 180.0
 CONTROL_S: Final = 8.0
 POPULATION: Final = "persons"
@@ -109,7 +111,7 @@ class Campaign:
     def __init__(self, machine: Machine, folder: Path) -> None:
         self._machine, self._federation = machine, machine.federation
         self._plain, self._private = compose(list(PLAIN)).config, compose(list(PRIVATE)).config
-        self._count = 0
+        self._runs = Runs(machine, MEMBER)
         data = [member.data for member in self._federation.institutions]
         expected = simulate(self._plain, data, folder / "simulated").model
         noise = max(checks.distance(self._undisturbed(), expected) for _ in range(2))
@@ -118,16 +120,14 @@ class Campaign:
     def play(self, point: Point) -> Outcome:
         """Disturb a run at `point` and see how it comes out, then make the federation whole."""
         self._machine.settle(SETTLE_S)
-        started, name = time.monotonic(), self._next_name()
+        started = time.monotonic()
+        name, watch = self._runs.next_watch()
         config = self._private if point.private else self._plain
-        watch = Watch(
-            self._federation.home, self._federation.client_home(MEMBER), name, time.monotonic() + FINISH_S
-        )  # fmt: skip
         struck: list[int] = []
         try:
             self._disturb(point, config, name, watch, struck)
             at, count = time.monotonic(), watch.rounds()
-            finished, next_round_s = self._await_end(name, watch, at, count, FINISH_S)
+            finished, next_round_s = self._runs.await_end(name, watch, at, count, FINISH_S)
         except ServiceError as error:
             finished, next_round_s, problem = False, float("inf"), str(error)
         else:
@@ -146,41 +146,18 @@ class Campaign:
 
     def control_operator(self) -> bool:
         """Whether a run that an operator has stopped, and that nobody resumes, is seen to wait for one."""
-        name, watch = self._begin(self._plain)
+        name, watch = self._runs.begin(self._plain)
         watch.await_rounds(BEFORE)
         folders.stop_run(self._federation.control, self._federation.home, name)
-        finished, _ = self._await_end(name, watch, time.monotonic(), watch.rounds(), CONTROL_S)
+        finished, _ = self._runs.await_end(name, watch, time.monotonic(), watch.rounds(), CONTROL_S)
         return not finished
 
-    def _undisturbed(self, rounds: int = ROUNDS) -> checks.Vector:
-        name, watch = self._begin(dataclasses.replace(self._plain, rounds=rounds))
-        finished, _ = self._await_end(name, watch, time.monotonic(), 0, FINISH_S)
+    def _undisturbed(self, rounds: int = ROUNDS) -> Vector:
+        name, watch = self._runs.begin(dataclasses.replace(self._plain, rounds=rounds))
+        finished, _ = self._runs.await_end(name, watch, time.monotonic(), 0, FINISH_S)
         if not finished:
-            raise ServiceError(f"an undisturbed run has not finished: {self._state(name)}")
+            raise ServiceError(f"an undisturbed run has not finished: {self._runs.state(name)}")
         return checks.model_of(self._federation.home, name)
-
-    def _begin(self, config: Config) -> tuple[str, Watch]:
-        name = self._next_name()
-        watch = Watch(self._federation.home, self._federation.client_home(MEMBER), name, time.monotonic() + FINISH_S)
-        self._start(name, config)
-        return name, watch
-
-    def _next_name(self) -> str:
-        self._count += 1
-        return f"run-{self._count}"
-
-    def _start(self, name: str, config: Config) -> None:
-        """Ask for the run as soon as the agency takes it: it may be starting again."""
-        deadline = time.monotonic() + SETTLE_S
-        while True:
-            try:
-                self._federation.start_run(name, config)
-            except ServiceError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-            else:
-                return
 
     def _disturb(self, point: Point, config: Config, name: str, watch: Watch, struck: list[int]) -> None:
         """Start the run and send the point's signals, in the order that its moment asks for."""
@@ -188,7 +165,7 @@ class Campaign:
             self._strike(point, struck)
         elif point.moment == "start-up" and point.process != COORDINATOR_NAME:
             self._strike_starting(point, struck)
-        self._start(name, config)
+        self._runs.start(name, config)
         if point.moment in ("idle", "start-up"):
             if point.process == COORDINATOR_NAME:
                 self._strike(point, struck)
@@ -239,22 +216,6 @@ class Campaign:
         self._machine.await_pid(owner, process, SETTLE_S, among=struck)
         self._strike(point, struck)
 
-    def _await_end(
-        self, name: str, watch: Watch, since: float, rounds: int, timeout_s: float
-    ) -> tuple[bool, float]:  # fmt: skip
-        """Whether the run finishes by itself, and seconds from `since` to its next round, or to its end."""
-        next_round_s = 0.0
-        while time.monotonic() - since < timeout_s:
-            if not next_round_s and watch.rounds() > rounds:
-                next_round_s = time.monotonic() - since
-            if (status := self._state(name)["status"]) not in folders.ACTIVE:
-                return status == "finished", next_round_s or time.monotonic() - since
-            time.sleep(0.02)
-        return False, next_round_s or timeout_s
-
-    def _state(self, name: str) -> dict[str, object]:
-        return folders.read_state(self._federation.home, name)
-
     def _judge(
         self, point: Point, config: Config, name: str, finished: bool, next_round_s: float, seconds: float, hung: bool
     ) -> Outcome:
@@ -266,7 +227,7 @@ class Campaign:
                                                      name, rounds, member.name)]  # fmt: skip
         problems += [why for why, _ in charges]
         if not finished:
-            state = self._state(name) if (folders.run_folder(home, name) / folders.STATE).exists() else {}
+            state = self._runs.state(name) if (folders.run_folder(home, name) / folders.STATE).exists() else {}
             problems.append(f"{state.get('status', 'not started')}: {state.get('reason', '')}")
             return dataclasses.replace(outcome, overspent=bool(charges), problem="; ".join(problems))
         if not point.private:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
+from signal import SIGKILL, SIGSTOP, SIGTERM, Signals
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import ConfigError
@@ -29,7 +29,7 @@ MOMENTS: Final = {
     "last": "the last round was just written down: evaluation, release and tracking are left",
     "shut-down": "its side was told to stop a moment ago, in the middle of a run",
 }
-SIGNALS: Final = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
+SIGNALS: Final = {"kill": SIGKILL, "term": SIGTERM, "stop": SIGSTOP}
 AT_INSTITUTION: Final = ("trainer", "gateway", "supernode", SUPERVISOR)
 AT_AGENCY: Final = ("superlink", "registry", "executor", COORDINATOR_NAME, SUPERVISOR)
 GROUPS: Final = ((MEMBER, ALL), (INSTITUTIONS, ALL), (AGENCY, ALL), (EVERYBODY, ALL))
@@ -61,7 +61,7 @@ class Point:
         return self.process
 
     @property
-    def number(self) -> signal.Signals:
+    def number(self) -> Signals:
         return SIGNALS[self.signal]
 
 
