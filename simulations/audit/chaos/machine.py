@@ -137,10 +137,12 @@ class Machine:
         if owner == AGENCY:
             yield from self.coordinators()
 
-    def unready(self) -> list[str]:
-        """What does not run as it should, by owner; empty when all does and every institution is connected."""
+    def unready(self, but: str = "") -> list[str]:
+        """What does not run as it should, by owner, all but one's; empty when every institution is connected, too."""
         lacking = []
         for owner, service in self.services.items():
+            if owner == but:
+                continue
             status = read_status(service.home)
             if status is None:
                 lacking.append(f"{owner}: not running")
@@ -158,10 +160,13 @@ class Machine:
             online = set()
         return [member.name for member in self.federation.institutions if member.name not in online]
 
-    def settle(self, timeout_s: float) -> None:
-        """Wait until nothing is `unready`. Raises ServiceError saying what is after `timeout_s`."""
+    def settle(self, timeout_s: float, but: str = "") -> None:
+        """Wait until nothing is `unready`; `but` is kept up by somebody else.
+
+        Raises ServiceError saying what is after `timeout_s`.
+        """
         deadline = time.monotonic() + timeout_s
-        while lacking := self.unready():
+        while lacking := self.unready(but):
             if time.monotonic() > deadline:
                 raise ServiceError(f"not ready within {timeout_s:g} s: {'; '.join(lacking)}")
             time.sleep(0.2)

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 from sovfed.simulations.audit.chaos.campaign import Outcome, run_campaign
 from sovfed.simulations.audit.chaos.points import chosen
-from sovfed.simulations.audit.report import Case, Findings, verdict
+from sovfed.simulations.audit.report import Case, Findings, verdict, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -64,3 +67,29 @@ def sentence(outcome: Outcome) -> str:
         f"{outcome.point}: {', '.join(verdicts) or 'finished'}, next round after "
         f"{outcome.seconds_to_next_round:.1f} s, in all {outcome.seconds:.1f} s{model}{hung}{why}"
     )
+
+
+def show_faults(only: Sequence[str], json_path: Path | None, console: Console) -> bool:
+    """Whether the faults of these names all went well; prints a line each and a table of all, and writes them as JSON."""
+    from rich.table import Table
+
+    from sovfed.simulations.audit.chaos.faults import Tried, run_faults
+
+    def text(tried: Tried) -> str:
+        if not tried.possible:
+            return f"{tried.fault}: not played here, {tried.problem}"
+        return f"{tried.fault}: {tried.problem or 'the run came to its end by itself'}, {tried.seconds:.0f} s"
+
+    results = run_faults(only, lambda tried: console.print(verdict(text(tried), tried.good)))
+    table = Table("fault", "outcome", "seconds")
+    for tried in results:
+        outcome = "[yellow]not played" if not tried.possible else "[green]fine" if tried.good else "[red]failed"
+        table.add_row(tried.fault, outcome, f"{tried.seconds:.0f}")
+    console.print(table)
+    cases: list[Case] = [(tried, text(tried), tried.good) for tried in results]
+    ratios = {
+        "faults": float(len(results)),
+        "failed": float(sum(not tried.good for tried in results)),
+        "not_played": float(sum(not tried.possible for tried in results)),
+    }
+    return write("faults", Findings(cases, ratios), json_path, console)
