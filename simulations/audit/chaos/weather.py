@@ -82,8 +82,8 @@ class Weather:
     async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, ConnectionError):
             while data := await source.read(CHUNK):
-                while self.mode == "silent":
-                    await asyncio.sleep(0.1)  # noqa: ASYNC110 - set by another thread
+                while self.mode == "silent":  # noqa: ASYNC110 - set by another thread
+                    await asyncio.sleep(0.1)
                 if self.mode == "delay":
                     await asyncio.sleep(DELAY_S)
                 elif self.mode == "throttle":
