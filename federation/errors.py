@@ -13,7 +13,8 @@
     ├── PrivacyError      a privacy rule would be broken
     ├── TrainingError     local training failed (non-finite values, device out of memory)
     ├── CohortError       too few institutions took part
-    │   └── DeclinedError     and to ask again would change nothing
+    │   ├── DeclinedError     and to ask again would change nothing
+    │   └── LostError         that were there a moment ago, and may be back
     └── ServiceError      a process of ours is not running, or would start unsafely
 
 What an institution tells the coordinator about a failure is a `code` and the sentence in `WIRE_SENTENCES`; exception
@@ -89,6 +90,10 @@ class CohortError(SovfedError):
 
 class DeclinedError(CohortError):
     """Asking again would change nothing."""
+
+
+class LostError(CohortError):
+    """Institutions that had joined were lost on the way: when they are back, it may be tried again."""
 
 
 class ServiceError(SovfedError):
