@@ -49,6 +49,8 @@ BEFORE: Final = 2  # rounds before a process is disturbed in the middle of a run
 SHUT_DOWN_S: Final = 0.05  # from the order to stop to the signal
 SETTLE_S: Final = 180.0
 CONTROL_S: Final = 8.0
+UNDISTURBED: Final = 2  # runs
+NOISE: Final = 1e-5  # more than undisturbed runs were ever seen to differ by
 POPULATION: Final = "persons"
 COHORT: Final = (
     "server.min_cohort=4", "server.start_cohort=4", "privacy.colluders=0", "server.round_deadline_s=15",
@@ -108,13 +110,14 @@ def small_federation(folder: Path) -> Iterator[Machine]:
 class Campaign:
     """Runs at one federation, which is whole again after each."""
 
-    def __init__(self, machine: Machine, folder: Path) -> None:
+    def __init__(self, machine: Machine, folder: Path, undisturbed: int = UNDISTURBED) -> None:
+        """`undisturbed` runs tell how far a model may be from the simulation's; none of them, `NOISE`."""
         self._machine, self._federation = machine, machine.federation
         self._plain, self._private = compose(list(PLAIN)).config, compose(list(PRIVATE)).config
         self._runs = Runs(machine, MEMBER)
         data = [member.data for member in self._federation.institutions]
         expected = simulate(self._plain, data, folder / "simulated").model
-        noise = max(checks.distance(self._undisturbed(), expected) for _ in range(2))
+        noise = max((checks.distance(self._undisturbed(), expected) for _ in range(undisturbed)), default=NOISE)
         self.reference = checks.Reference(expected, noise)
 
     def play(self, point: Point) -> Outcome:

@@ -70,7 +70,7 @@ def sentence(outcome: Outcome) -> str:
 
 
 def show_faults(only: Sequence[str], json_path: Path | None, console: Console) -> bool:
-    """Whether the faults of these names all went well; a line each and a table of all are printed, all written as JSON."""
+    """Whether the faults of these names all went well; prints a line each and a table, and writes them as JSON."""
     from rich.table import Table
 
     from sovfed.simulations.audit.chaos.faults import Tried, run_faults
