@@ -60,7 +60,8 @@ class Child:
         self.process, self._home = process, logs.parent
         self.state: State = "waiting"
         self.restarts, self.since = 0, time.time()
-        self.failures, self._said = 0, ""  # ends that were no waiting; the last line of its output
+        self.failures = 0  # ends that were no waiting
+        self._said, self._reason = "", ""  # the last line of its output; that at its last end
         self.exit_code: int | None = None
         self.popen: subprocess.Popen[bytes] | None = None
         self._copier: threading.Thread | None = None
@@ -71,7 +72,7 @@ class Child:
     def status(self) -> ProcessStatus:
         pid = self.popen.pid if self.popen is not None and self.state in ("starting", "ready") else None
         name, optional = self.process.name, self.process.optional
-        reason = "" if pid is not None or self.state == "waiting" else self._said
+        reason = self._reason if self.state in ("starting", "backing off", "failed") else ""
         return ProcessStatus(name, self.state, pid, self.restarts, self.since, self.exit_code, optional, reason)
 
     def spawn(self) -> None:
@@ -146,7 +147,7 @@ class Child:
         self.state, self.since = state, time.time()
 
     def _back_off(self, code: int | None) -> None:
-        self.exit_code = code
+        self.exit_code, self._reason = code, self._said
         self.failures += code != WAITS
         if code in FINAL_EXIT_CODES and not self.process.optional:
             self._become("failed")

@@ -34,7 +34,7 @@ class ProcessStatus:
     since: float
     exit_code: int | None = None
     optional: bool = False
-    reason: str = ""  # its last words, while it does not run
+    reason: str = ""  # its last words, until it is ready again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Status:
     @property
     def waits(self) -> bool:
         """Whether a process waits for what comes by itself."""
-        return any(process.exit_code == WAITS and process.pid is None for process in self.processes)
+        return any(process.exit_code == WAITS and process.state != "ready" for process in self.processes)
 
     @property
     def complaints(self) -> list[str]:
