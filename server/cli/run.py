@@ -202,6 +202,21 @@ def check(name: str, home: Path) -> None:
 
 
 @cli.command()
+@click.option("--days", default=90, show_default=True, type=click.IntRange(1), help="Only what is older.")
+@HOME
+def prune(days: int, home: Path) -> None:
+    """Delete checkpoints of runs that have finished, and coordinators' logs. Models, statements and rounds stay.
+
+    \b
+    Example (once a month, by cron or a systemd timer):
+      sovfed run prune --days 90
+    """
+    from sovfed.server.runs.pruning import prune as prune_runs
+
+    click.echo(f"freed {prune_runs(home, time.time() - days * 86_400) / 1e6:.1f} MB")
+
+
+@cli.command()
 @click.argument("name")
 @HOME
 def track(name: str, home: Path) -> None:
