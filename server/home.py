@@ -95,6 +95,12 @@ def load_settings(home: Path) -> Settings:
     return bind(Settings, json.loads(path.read_text()), str(path))
 
 
+def behind_cohort(settings: Settings, overrides: Iterable[str]) -> list[str]:
+    """`overrides` behind the agency's own cohort, which they may replace and are otherwise judged by."""
+    server = settings.server
+    return [f"server.min_cohort={server.min_cohort}", f"server.start_cohort={server.start_cohort}", *overrides]
+
+
 def with_settings(config: Config, settings: Settings, overrides: Iterable[str]) -> Config:
     """`config` with the agency's own server and tracking settings, but for those named on the command line.
 

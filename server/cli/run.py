@@ -58,12 +58,13 @@ def start(overrides: tuple[str, ...], follow: bool, home: Path, as_json: bool) -
     from sovfed.federation.compose import compose
     from sovfed.federation.tasks.conformance import require_works
     from sovfed.federation.tasks.registry import configured_task
-    from sovfed.server.home import load_settings, with_settings
+    from sovfed.server.home import behind_cohort, load_settings, with_settings
     from sovfed.server.own_tasks import offer, require_reviewed
     from sovfed.server.runs.folders import new_run_name, start_run
 
     offer(home)
-    config = with_settings(compose(list(overrides)).config, load_settings(home), overrides)
+    settings = load_settings(home)
+    config = with_settings(compose(behind_cohort(settings, overrides)).config, settings, overrides)
     require_reviewed(home, config)  # before its code is imported here
     require_works(configured_task(config.task))
     name = new_run_name(config)
