@@ -196,7 +196,7 @@ class _Private(logging.handlers.RotatingFileHandler):
 
     lost = 0
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, ARG002
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if not self.lost:
             with contextlib.suppress(OSError):  # the supervisor's own log may lie on that disk
                 sys.stderr.write(f"warning: {self.baseFilename} cannot be written: {sys.exc_info()[1]}\n")
