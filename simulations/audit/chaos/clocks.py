@@ -17,7 +17,7 @@ from sovfed.server import up as server_up
 from sovfed.server.home import load_settings
 from sovfed.simulations.audit.chaos.field import require, wait_until
 from sovfed.simulations.audit.chaos.machine import AGENCY, Service
-from sovfed.simulations.deployment import free_ports
+from sovfed.simulations.ports import free_ports
 
 if TYPE_CHECKING:
     from sovfed.simulations.audit.chaos.field import Field

@@ -20,7 +20,7 @@ from sovfed.server.runs.tracking import send
 from sovfed.simulations.audit.chaos.checks import lacking_in_mlflow
 from sovfed.simulations.audit.chaos.field import wait_until
 from sovfed.simulations.audit.chaos.weather import Weather
-from sovfed.simulations.deployment import free_ports
+from sovfed.simulations.ports import free_ports
 
 if TYPE_CHECKING:
     from sovfed.federation.config import Config

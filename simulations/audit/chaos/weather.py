@@ -8,7 +8,7 @@ import random
 import threading
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from sovfed.simulations.deployment import free_ports
+from sovfed.simulations.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
