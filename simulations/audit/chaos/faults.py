@@ -172,9 +172,12 @@ def expired_certificate(field: Field) -> None:
     write_atomic(identity / "cert.pem", short)
     name, watch = field.begun(config=dataclasses.replace(field.config, rounds=150))
     wait_until(lambda: field.member not in field.rounds(name)[-1]["participants"], "a round without the expired one")
-    write_atomic(identity / "cert.pem", whole)
-    wait_until(lambda: field.member in field.rounds(name)[-1]["participants"], "a round with it again")
     field.require_finished(name, watch, 150)
+    write_atomic(identity / "cert.pem", whole)
+    field.machine.settle(180.0)
+    name, watch = field.runs.begin(field.config)
+    field.require_finished(name, watch)
+    require(bool(field.took_part(name, field.member)), f"{field.member} is not back with its new certificate")
 
 
 def mlflow(mode: Mode) -> Callable[[Field], None]:
