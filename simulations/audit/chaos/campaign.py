@@ -54,7 +54,7 @@ NOISE: Final = 1e-5  # more than undisturbed runs were ever seen to differ by
 POPULATION: Final = "persons"
 COHORT: Final = (
     "server.min_cohort=4", "server.start_cohort=4", "privacy.colluders=0", "server.round_deadline_s=15",
-    "server.lane=stream",
+    "server.lane=stream", "server.lane_timeout_s=60",
 )  # fmt: skip
 # some 0.2 s of training a round, so that a signal lands inside one
 PLAIN: Final = (*COHORT, f"rounds={ROUNDS}", "task.local_epochs=40", "task.batch_size=4")
