@@ -36,7 +36,8 @@ FINISH_S: Final = 180.0
 ROUNDS: Final = 12
 OVERRIDES: Final = (
     "server.min_cohort=3", "server.start_cohort=4", "privacy.colluders=0", "server.round_deadline_s=15",
-    "server.node_wait_s=20", "server.lane=stream", "server.lane_timeout_s=60", f"rounds={ROUNDS}", "task.local_epochs=40", "task.batch_size=4",
+    "server.node_wait_s=20", "server.lane=stream", "server.lane_timeout_s=60",
+    f"rounds={ROUNDS}", "task.local_epochs=40", "task.batch_size=4",
 )  # fmt: skip
 
 

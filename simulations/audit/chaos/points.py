@@ -91,19 +91,22 @@ QUICK: Final = (
 
 
 def chosen(names: Sequence[str], *, quick: bool) -> list[Point]:
-    """The points of these names, or whose name begins with one of them; of no names, all or the quick ones.
+    """The points of these names, or, of a name that none has, those that begin so; of no names, all or the quick ones.
 
     Raises ConfigError for a name that no point has.
     """
     points = every_point()
+    by_name = {point.name: point for point in points}
     if not names:
-        by_name = {point.name: point for point in points}
         return [by_name[name] for name in QUICK] if quick else points
+    wanted = dict[Point, None]()
     for name in names:
-        if not any(_matches(point, name) for point in points):
-            raise ConfigError(f"there is no point '{name}'{nearest(name, [point.name for point in points])}")
-    return [point for point in points if any(_matches(point, name) for name in names)]
-
-
-def _matches(point: Point, name: str) -> bool:
-    return point.name == name or point.name.startswith(f"{name.rstrip(':')}:")
+        named = (
+            [by_name[name]]
+            if name in by_name
+            else [point for point in points if point.name.startswith(f"{name.rstrip(':')}:")]
+        )
+        if not named:
+            raise ConfigError(f"there is no point '{name}'{nearest(name, list(by_name))}")
+        wanted |= dict.fromkeys(named)
+    return list(wanted)
