@@ -54,15 +54,12 @@ class Service:
     def stop(self) -> None:
         """SIGTERM, SIGKILL after `STOP_S`, and no start any more."""
         self._ending.set()
-        if self._popen is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._popen.send_signal(signal.SIGCONT)
-                self._popen.terminate()
-            try:
-                self._popen.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                self._popen.kill()
-        self._thread.join()
+        deadline = time.monotonic() + STOP_S
+        while self._thread.is_alive():  # it may be starting one at this moment
+            if (pid := self.pid) is not None:
+                send(pid, signal.SIGCONT)
+                send(pid, signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL)
+            self._thread.join(0.5)
 
     def _keep(self) -> None:
         logs = self.home / "logs"
