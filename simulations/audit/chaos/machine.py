@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.host.quiet import TRACKING, python_command, quiet_environment
 from sovfed.federation.host.status import read_status
-from sovfed.server.runs.executor import COORDINATOR
+from sovfed.server.runs.coordinators import COORDINATOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
