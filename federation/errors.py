@@ -3,6 +3,7 @@
     SovfedError
     ├── ConfigError       a configuration value is unknown, of the wrong type or out of range
     ├── IdentityError     a certificate, key, token or signature does not hold
+    │   └── NotValidNowError  by the clock: it did, or will, or the clock is wrong
     ├── ProtocolError     a message from another process is malformed, oversized or out of place
     ├── PolicyError       the institution's own policy forbids what was asked
     │   ├── BoundError        a setting of it does, which `limit` names: to ask again changes nothing
@@ -12,7 +13,8 @@
     ├── PrivacyError      a privacy rule would be broken
     ├── TrainingError     local training failed (non-finite values, device out of memory)
     ├── CohortError       too few institutions took part
-    │   └── DeclinedError     and to ask again would change nothing
+    │   ├── DeclinedError     and to ask again would change nothing
+    │   └── LostError         that were there a moment ago, and may be back
     └── ServiceError      a process of ours is not running, or would start unsafely
 
 What an institution tells the coordinator about a failure is a `code` and the sentence in `WIRE_SENTENCES`; exception
@@ -38,6 +40,10 @@ class ConfigError(SovfedError):
 
 class IdentityError(SovfedError):
     code = "identity"
+
+
+class NotValidNowError(IdentityError):
+    """What does not hold by the clock alone may hold later: whoever meets it waits, and is not over."""
 
 
 class ProtocolError(SovfedError):
@@ -84,6 +90,10 @@ class CohortError(SovfedError):
 
 class DeclinedError(CohortError):
     """Asking again would change nothing."""
+
+
+class LostError(CohortError):
+    """Institutions that had joined were lost on the way: when they are back, it may be tried again."""
 
 
 class ServiceError(SovfedError):

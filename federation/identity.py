@@ -44,7 +44,7 @@ from sovfed.federation.certificates import (
     to_der,
     to_pem,
 )
-from sovfed.federation.errors import IdentityError
+from sovfed.federation.errors import IdentityError, NotValidNowError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic, write_private
 
 __all__ = [
@@ -148,11 +148,15 @@ def check_crl(crl: x509.CertificateRevocationList, root: x509.Certificate, now: 
         raise IdentityError(f"revocation list {number}: not signed by the authority's key")
     expires = crl.next_update_utc
     if expires is None or now >= expires:
-        raise IdentityError(
-            f"revocation list {number}: stale since {expires}, now {now:%F %T}; `authority crl` renews it"
+        raise NotValidNowError(
+            f"revocation list {number}: stale since {expires}, now {now:%F %T}; `authority crl` renews it, unless this "
+            f"machine's clock is wrong"
         )
     if now < crl.last_update_utc - CLOCK_SKEW:
-        raise IdentityError(f"revocation list {number}: not valid before {crl.last_update_utc}, it is {now:%F %T}")
+        raise NotValidNowError(
+            f"revocation list {number}: not valid before {crl.last_update_utc}, and this machine's clock says "
+            f"{now:%F %T} UTC: it is wrong, or was when the list was made"
+        )
     return number
 
 
@@ -310,7 +314,13 @@ def _verifying(certificate: x509.Certificate, now: datetime) -> Iterator[None]:
     try:
         yield
     except (verification.VerificationError, ValueError) as error:
-        dates = f"valid {certificate.not_valid_before_utc:%F %T} to {certificate.not_valid_after_utc:%F %T}"
+        starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        dates = f"valid {starts:%F %T} to {ends:%F %T}"
+        if not starts <= now <= ends:
+            raise NotValidNowError(
+                f"{_label(certificate)}: {dates}, and this machine's clock says {now:%F %T} UTC: it wants renewing, or "
+                "the clock is wrong"
+            ) from error
         raise IdentityError(f"{_label(certificate)}: no chain to the root ({dates}, now {now:%F %T})") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable
@@ -22,8 +23,8 @@ from sovfed.federation.certificates import (
 )
 from sovfed.federation.config import Config, ServerConfig, TrackingConfig
 from sovfed.federation.errors import ConfigError, IdentityError, ServiceError
-from sovfed.federation.files import private_directory, read_private, write_atomic, write_private
-from sovfed.federation.identity import check_crl, verify_server
+from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic, write_private
+from sovfed.federation.identity import check_crl, install_crl, verify_server
 from sovfed.federation.schema import bind
 from sovfed.federation.wire.loopback import ensure_secret
 
@@ -79,12 +80,25 @@ def install_certificate(home: Path, certificate: bytes, root: bytes, crl: bytes)
         write_atomic(home / "identity" / name, content)
 
 
+def refresh_crl(home: Path, source: str | None) -> None:
+    """Take in the revocation list at `source`, if there is one that holds: the one in place may be stale by now."""
+    if source is not None:
+        with contextlib.suppress(OSError, IdentityError):  # the registry goes on looking, and says what it finds
+            install_crl(home / "identity", read_bounded(Path(source)))
+
+
 def load_settings(home: Path) -> Settings:
     """The settings that `sovfed server init` wrote. ServiceError with the command to run if there are none."""
     path = home / SETTINGS
     if not path.exists():
         raise ServiceError(f"{home} is not set up; run `sovfed server init --home {home}`")
     return bind(Settings, json.loads(path.read_text()), str(path))
+
+
+def behind_cohort(settings: Settings, overrides: Iterable[str]) -> list[str]:
+    """`overrides` behind the agency's own cohort, which they may replace and are otherwise judged by."""
+    server = settings.server
+    return [f"server.min_cohort={server.min_cohort}", f"server.start_cohort={server.start_cohort}", *overrides]
 
 
 def with_settings(config: Config, settings: Settings, overrides: Iterable[str]) -> Config:

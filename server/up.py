@@ -83,7 +83,8 @@ def supervise(home: Path, detach: bool) -> None:
     if detach:
         make_supervisor(home)  # refuse here, where somebody reads it
         argv = python_command("sovfed", "server", "up", "--home", str(home))
-        start_detached(argv, quiet_environment(also=TRACKING), home)
+        for line in start_detached(argv, quiet_environment(also=TRACKING), home):
+            click.echo(line, err=True)
         click.echo(f"running; `sovfed server status --home {home}`")
         return
     settings = load_settings(home)

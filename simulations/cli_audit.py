@@ -30,6 +30,8 @@ def audit() -> None:
       sovfed audit membership           does the released model tell who was trained on?
       sovfed audit isolation            can anything in a trainer reach out, or a gateway the records?
       sovfed audit sensitivity --quick  can one person move a sum by more than the clip that is paid for?
+      sovfed audit faults               and when disks, clocks, certificates, networks or MLflow fail?
+      sovfed audit chaos --quick        does a run need anybody when processes are killed, or lose anything?
     """
 
 
@@ -103,6 +105,68 @@ def sensitivity(ctx: click.Context, quick: bool, json_path: Path | None) -> None
 def differencing(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
     """A malicious agency, with colluding holders, that looks for two sums to subtract from each other."""
     _run(ctx, "differencing", quick, json_path)
+
+
+@audit.command()
+@click.option("--quick", is_flag=True, help="A dozen points, in some minutes.")
+@JSON
+@click.option("--only", "--points", "only", multiple=True, metavar="NAME", help="This point, or all that begin so.")
+@click.option("--list", "listed", is_flag=True, help="Print the points' names and run nothing.")
+@click.pass_context
+def chaos(ctx: click.Context, quick: bool, json_path: Path | None, only: tuple[str, ...], listed: bool) -> None:
+    """Kills and stops every process of a real federation at every moment of a run: it must finish by itself.
+
+    \b
+    Examples:
+      sovfed audit chaos --quick --json chaos.json
+      sovfed audit chaos --only trainer --only coordinator:last:kill
+      sovfed audit chaos --list
+    """
+    from rich.console import Console
+
+    from sovfed.federation.files import check_writable
+    from sovfed.simulations.audit.chaos.points import chosen
+    from sovfed.simulations.audit.chaos.report import run_chaos
+    from sovfed.simulations.audit.report import write
+
+    if listed:
+        click.echo("\n".join(point.name for point in chosen(only, quick=quick)))
+        return
+    check_writable(json_path)
+    console = Console(soft_wrap=True, highlight=False)
+    findings = run_chaos(only, quick, console.print)
+    ctx.exit(0 if write("chaos", findings, json_path, console) else 1)
+
+
+@audit.command()
+@JSON
+@click.option("--only", multiple=True, metavar="NAME", help="Faults that begin so.")
+@click.option("--list", "listed", is_flag=True, help="Print the faults' names and run nothing.")
+@click.pass_context
+def faults(ctx: click.Context, json_path: Path | None, only: tuple[str, ...], listed: bool) -> None:
+    """Disks, clocks, certificates, networks, MLflow and institutions that fail while a real federation trains.
+
+    \b
+    Examples:
+      sovfed audit faults --json faults.json
+      sovfed audit faults --only disk --only "clock, agency"
+      sovfed audit faults --list
+    """
+    from rich.console import Console
+
+    from sovfed.federation.files import check_writable
+    from sovfed.simulations.audit.chaos.disks import have_own_mounts, with_own_mounts
+    from sovfed.simulations.audit.chaos.faults import chosen_faults
+    from sovfed.simulations.audit.chaos.report import show_faults
+
+    if listed:
+        click.echo("\n".join(chosen_faults(only)))
+        return
+    check_writable(json_path)
+    chosen_faults(only)
+    if not have_own_mounts():
+        with_own_mounts()
+    ctx.exit(0 if show_faults(only, json_path, Console(soft_wrap=True, highlight=False)) else 1)
 
 
 def _run(ctx: click.Context, name: str, quick: bool, json_path: Path | None) -> None:

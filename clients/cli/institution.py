@@ -182,7 +182,8 @@ def up(detach: bool, plain: bool, look: bool, home: Path) -> None:
     from sovfed.clients.node.up import make_supervisor, supervise_detached
 
     if detach:
-        supervise_detached(home)
+        for line in supervise_detached(home):
+            click.echo(visible(line), err=True)
         if look:
             _tell_obstacles(home)
             _tell_findings(home)
@@ -263,6 +264,8 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
         from rich.console import Console
 
         Console().print(_table(current, home))
+        for line in current.complaints:
+            click.echo(line)
         if requests:
             click.echo(told(requests))
             _tell_obstacles(home)

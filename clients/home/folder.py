@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.clients.home.policy import POLICY, POLICY_HEAD, Policy
 from sovfed.clients.home.settings import read_settings, settings_text
 from sovfed.federation.config import ClientConfig
-from sovfed.federation.errors import ConfigError, DataError, IdentityError, PrivacyError, ServiceError, WrongTaskError
+from sovfed.federation.errors import (
+    ConfigError,
+    DataError,
+    IdentityError,
+    NotValidNowError,
+    PrivacyError,
+    ServiceError,
+    WrongTaskError,
+)
 from sovfed.federation.files import private_directory, read_private, write_private
 from sovfed.federation.host.settings import PLACES
 from sovfed.federation.schema import bind
@@ -123,9 +131,10 @@ def check_enrolled(home: Path, now: datetime) -> None:
     certificate = load_certificate(identity / "cert.pem")
     load_certificate(identity / "root.pem")
     if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
-        raise IdentityError(
-            f"{identity / 'cert.pem'}: valid from {certificate.not_valid_before_utc:%F} to "
-            f"{certificate.not_valid_after_utc:%F}, today is {now:%F}; enrol again or renew"
+        raise NotValidNowError(
+            f"{identity / 'cert.pem'}: valid from {certificate.not_valid_before_utc:%F %R} to "
+            f"{certificate.not_valid_after_utc:%F %R}, and this machine's clock says {now:%F %R} UTC; enrol again or "
+            "renew, or set the clock"
         )
     key = key_from_pem(read_private(identity / "key.pem"), str(identity / "key.pem"))
     if key.public_key() != certificate.public_key():

@@ -16,18 +16,20 @@ The app bundle that the server sends lies in this process's memory; it is neithe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sovfed.clients.home.folder import RUNTIME_SECRET, TASK_SECRET, load_node_key
+from sovfed.clients.home.folder import RUNTIME_SECRET, TASK_SECRET, check_enrolled, load_node_key
 from sovfed.federation.config import ClientConfig
-from sovfed.federation.errors import ProtocolError, ServiceError, SovfedError
+from sovfed.federation.errors import NotValidNowError, ProtocolError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_private
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent, exit_code
@@ -41,7 +43,7 @@ from sovfed.federation.wire.loopback import ensure_secret, require_secret
 from sovfed.federation.wire.patience import patient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import uvicorn
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -55,6 +57,7 @@ REPLY_SLEEP_S: Final = 0.05  # Flower: 0.5
 PULL_SLEEPS_S: Final = (0.2, 1.0)  # Flower: 3; the pause grows while nothing comes
 OBJECT_WAIT_S: Final = (0.05, 1.0)  # Flower: 1 to 10; while an object is still being uploaded to the SuperLink
 TASK_LEASE_S: Final = 10  # Flower: 30; twice this without a heartbeat and the task counts as crashed
+NOT_NOW: Final = ("certificate is not yet valid", "certificate has expired")  # OpenSSL's words
 MAX_OBJECTS: Final = 100_000  # of one message
 HELD_S: Final = 1.0  # a look that took so long was kept waiting by the SuperLink
 ACQUIRE_TASK: Final = "/v1/runtime/acquire-task"
@@ -245,18 +248,36 @@ def sign_off(home: Path, address: str, root: bytes, key: EllipticCurvePrivateKey
             raise ServiceError(f"{address} refuses this institution's certificate or node key") from error
 
 
+@contextlib.contextmanager
+def in_words() -> Iterator[None]:
+    """Raises NotValidNowError, naming the clock, where TLS says that the agency's certificate is not for this time."""
+    import httpx
+
+    try:
+        yield
+    except httpx.ConnectError as error:
+        if not any(words in str(error) for words in NOT_NOW):
+            raise
+        raise NotValidNowError(
+            f"the agency's certificate does not hold, and this machine's clock says {datetime.now(UTC):%F %T} UTC: one "
+            f"of the two is wrong ({error})"
+        ) from error
+
+
 def serve(home: Path, config: ClientConfig, beat: Callable[[], None]) -> None:
     """Run the SuperNode until a signal or a failure; returns only after a failure, which Flower has logged.
 
     Its loop calls `beat` with each call to the SuperLink, in vain or not, and while it waits for a reply.
 
-    Raises IdentityError if a key is missing, wrong or readable by others.
+    Raises IdentityError if a key is missing, wrong or readable by others, NotValidNowError if a certificate, this
+    institution's or the agency's, does not hold by this machine's clock.
     """
     from flwr.common.constant import ISOLATION_MODE_PROCESS
     from flwr.supernode.start_client_internal import start_client_internal
 
     from sovfed.clients.node.enrol import load_institution
 
+    check_enrolled(home, datetime.now(UTC))
     identity = private_directory(home / "identity")
     private_directory(home / "state")
     key = load_node_key(identity / "node_key")
@@ -269,19 +290,20 @@ def serve(home: Path, config: ClientConfig, beat: Callable[[], None]) -> None:
     factory = node_state(home, bell)
     server = serve_runtime(factory, home, config.runtime_port, bell)
     try:
-        sign_off(home, address, root, key)
-        start_client_internal(
-            state_factory=factory,
-            server_address=address,
-            node_config={},
-            root_certificates=root,
-            insecure=False,
-            authentication_keys=(key, key.public_key()),
-            isolation=ISOLATION_MODE_PROCESS,
-            runtime_api_address=f"{LOOPBACK}:{config.runtime_port}",
-            superexec_auth_secret=ensure_secret(home / TASK_SECRET).encode("ascii"),
-            runtime_dependency_install=False,
-        )
+        with in_words():
+            sign_off(home, address, root, key)
+            start_client_internal(
+                state_factory=factory,
+                server_address=address,
+                node_config={},
+                root_certificates=root,
+                insecure=False,
+                authentication_keys=(key, key.public_key()),
+                isolation=ISOLATION_MODE_PROCESS,
+                runtime_api_address=f"{LOOPBACK}:{config.runtime_port}",
+                superexec_auth_secret=ensure_secret(home / TASK_SECRET).encode("ascii"),
+                runtime_dependency_install=False,
+            )
     finally:
         server.should_exit = True
 

@@ -65,15 +65,17 @@ def make_supervisor(home: Path, config: ClientConfig | None = None) -> Superviso
     return Supervisor(home, processes(home, config))
 
 
-def supervise_detached(home: Path) -> None:
-    """Start the supervisor in a session of its own and return once everything is ready.
+def supervise_detached(home: Path) -> list[str]:
+    """Start the supervisor in a session of its own and return once everything is ready, or waits for what comes.
+
+    The lines say what is waited for.
 
     Raises what `make_supervisor` does, and ServiceError with the end of its log if it gives up.
     """
     home = home.absolute()
     make_supervisor(home)  # refuse here, where somebody reads it
     argv = python_command("sovfed", "client", "up", "--plain", "--no-look", "--home", str(home))
-    start_detached(argv, quiet_environment(), home)
+    return start_detached(argv, quiet_environment(), home)
 
 
 def _free_port() -> int:

@@ -305,9 +305,9 @@ class Masking:
             if stored is None:
                 raise ProtocolError("this institution has not joined the run's secure aggregation")
             session = Session.decode(stored, identity.verify, self._clock())
-            if session.roster.offer.epoch != store.history.epoch(run):
-                raise PrivacyError("the stored session is not the one that the journal names")
-            self._sessions[run] = session
+        if session.roster.offer.epoch != store.history.epoch(run):  # also of a run that the journal has since closed
+            raise PrivacyError("the stored session is not the one that the journal names")
+        self._sessions[run] = session
         return session
 
 

@@ -24,15 +24,10 @@ from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.clients.trainer.socket import NAME, serve
 from sovfed.clients.training.personal import FOLDER, PersonalStates
 from sovfed.federation.config import BAD_ROWS, ClientConfig
-from sovfed.federation.errors import (
-    ConfigError,
-    PolicyError,
-    ServiceError,
-    SovfedError,
-)
+from sovfed.federation.errors import PolicyError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory
 from sovfed.federation.host.logs import log_to_stderr
-from sovfed.federation.host.processes import die_with_parent
+from sovfed.federation.host.processes import die_with_parent, exit_code
 from sovfed.federation.host.pulse import Beat, Pulse, pulse_file
 from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.sandbox import Isolation, reaches_network
@@ -55,7 +50,7 @@ BEAT_S: Final = 3600.0
 
 
 def main(arguments: list[str] | None = None, isolation: Isolation | None = None) -> int:
-    """Serve until SIGTERM; exit code 2 for a bad configuration, 3 for one that is refused.
+    """Serve until SIGTERM; else the exit code is `exit_code`'s.
 
     `isolation` is what `clients/node/sandbox.py` has made sure of; a trainer that is started without it is sealed here,
     with less: threads that its libraries have started keep their files. Without any, the policy must allow it.
@@ -99,7 +94,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         server = serve(trainer, home / NAME, config.max_message_bytes)
     except SovfedError as error:
         sys.stderr.write(f"trainer: {error}\n")
-        return 2 if isinstance(error, ConfigError) else 3
+        return exit_code(error)
     log.info("listening on %s", home / NAME)
     beat, look = _heart(open_ledger), _overseer(trainer, work)
     while not stop.wait(SIGNAL_S):  # a signal that another thread took wakes nobody

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.host.logs import Log
 from sovfed.federation.host.pulse import HANG_S, Silence
-from sovfed.federation.host.status import ProcessStatus, State
+from sovfed.federation.host.status import WAITS, ProcessStatus, State
+from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,8 @@ HEALTHY_S: Final = 60.0  # after so long a time up, the next pause is the shorte
 FINAL_EXIT_CODES: Final = (2, 3)  # configuration, refused: a restart would change nothing
 SILENT_S: Final = 10.0  # from when on the status says so
 UP: Final = ("starting", "ready", "silent")
+LAST_WORDS_S: Final = 5.0  # for what a process that is gone has written to be copied
+REASON_LENGTH: Final = 400
 PARENT: Final = "SOVFED_PARENT_PID"
 _LINE_BYTES: Final = 65_536
 
@@ -59,6 +62,8 @@ class Child:
         self.process, self._home, self._wake = process, logs.parent, wake
         self.state: State = "waiting"
         self.restarts, self.since = 0, time.time()
+        self.failures = 0  # ends that were no waiting
+        self._said, self._reason = "", ""  # the last line of its output; that at its last end
         self.exit_code: int | None = None
         self.popen: subprocess.Popen[bytes] | None = None
         self._copier: threading.Thread | None = None
@@ -69,7 +74,8 @@ class Child:
     def status(self) -> ProcessStatus:
         pid = self.popen.pid if self.popen is not None and self.state in UP else None
         name, optional = self.process.name, self.process.optional
-        return ProcessStatus(name, self.state, pid, self.restarts, self.since, self.exit_code, optional)
+        reason = self._reason if self.state in ("starting", "backing off", "failed") else ""
+        return ProcessStatus(name, self.state, pid, self.restarts, self.since, self.exit_code, optional, reason)
 
     def spawn(self) -> None:
         self._started = time.monotonic()
@@ -100,8 +106,9 @@ class Child:
         elif self.popen is not None and self.state in UP:
             code = self.popen.poll()
             if code is not None:
-                self.log.write(f"exited with code {code}")
                 self.signal(signal.SIGKILL)  # whatever it left in its session
+                self._hear_out()
+                self.log.write(f"exited with code {code}")
                 self._back_off(code)
             elif self.state == "starting" and self.process.ready is not None:
                 if self.process.ready():
@@ -139,11 +146,17 @@ class Child:
         if self.state != "failed":
             self._become("stopped")
 
+    def _hear_out(self) -> None:
+        """Wait until all that the process wrote is in its log: on a busy machine that is later than its end."""
+        if self._copier is not None:
+            self._copier.join(LAST_WORDS_S)
+
     def _become(self, state: State) -> None:
         self.state, self.since = state, time.time()
 
     def _back_off(self, code: int | None) -> None:
-        self.exit_code = code
+        self.exit_code, self._reason = code, self._said
+        self.failures += code != WAITS
         if code in FINAL_EXIT_CODES and not self.process.optional:
             self._become("failed")
             return
@@ -160,6 +173,7 @@ class Child:
             at_line_start = True
             for line in iter(lambda: stream.readline(_LINE_BYTES), b""):
                 text = line.decode(errors="replace").rstrip("\r\n")
+                self._said = visible(text.strip())[:REASON_LENGTH] or self._said
                 # The rest of a long line is no line of its own.
                 self.log.write(text if at_line_start else f"    … {text}")
                 at_line_start = line.endswith(b"\n")

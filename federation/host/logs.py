@@ -7,6 +7,7 @@ bounds the rate: refusals are what the other side can cause at will, and must no
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import os
@@ -183,11 +184,23 @@ class Log:
 
     def _put(self, lines: list[str]) -> None:
         for line in lines:
+            lost = self._handler.lost
             self._handler.handle(logging.makeLogRecord({"msg": line}))
+            if lost and self._handler.lost == lost:  # there is room again
+                self._handler.lost = 0
+                self._handler.handle(logging.makeLogRecord({"msg": f"… {lost} lines could not be written"}))
 
 
 class _Private(logging.handlers.RotatingFileHandler):
-    """A rotating file that is the owner's alone, whatever the umask."""
+    """A rotating file that is the owner's alone, whatever the umask. What cannot be written is counted in `lost`."""
+
+    lost = 0
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not self.lost:
+            with contextlib.suppress(OSError):  # the supervisor's own log may lie on that disk
+                sys.stderr.write(f"warning: {self.baseFilename} cannot be written: {sys.exc_info()[1]}\n")
+        self.lost += 1
 
     def _open(self) -> IO[Any]:  # type: ignore[override]
         def private(path: str, flags: int) -> int:

@@ -6,7 +6,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from sovfed.federation.errors import ConfigError, ServiceError
+from sovfed.federation.errors import ServiceError
 from sovfed.federation.host.processes import read_status
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def check_ports(home: Path, settings: Path, ports: Mapping[str, tuple[str, int]]) -> None:
     """`ports`: the name of each setting in the file `settings` → its (host, port); 0 is any free port.
 
-    Raises ServiceError if the home's processes run already, and ConfigError naming port and setting if one is taken.
+    Raises ServiceError if the home's processes run already, or naming port and setting if one is taken: it may be free
+    a moment later, so no supervisor's supervisor should take that for final.
     """
     if read_status(home) is not None:
         raise ServiceError(f"{home} is in use: its processes are running already")
@@ -27,7 +28,7 @@ def check_ports(home: Path, settings: Path, ports: Mapping[str, tuple[str, int]]
             try:
                 probe.bind((host, port))
             except OSError as error:
-                raise ConfigError(
+                raise ServiceError(
                     f"{setting} = {port}: cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}); "
                     f"end what uses the port, or choose another {setting} in {settings}"
                 ) from error

@@ -7,12 +7,14 @@
 Each child has its own session (a Ctrl-C in the terminal reaches only the supervisor, and a stop reaches
 grandchildren) and its own log `home/logs/NAME.log` with a UTC time on every line. It is restarted after a pause that
 doubles from 0.5 s to 30 s and falls back after a minute of health. Exit codes 2 (configuration) and 3 (refused) are
-final and stop the rest too. One supervisor a home (`federation/host/status.py`).
+final and stop the rest too; by `WAITS` a child says that it may not run before something comes, as a fresh revocation
+list does by itself. One supervisor a home (`federation/host/status.py`).
 A child's main calls `die_with_parent()` first, so that even `kill -9` of the supervisor leaves nothing behind.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -25,9 +27,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.federation.errors import ConfigError, IdentityError, PolicyError, PrivacyError, ServiceError, SovfedError
+from sovfed.federation.errors import (
+    ConfigError,
+    IdentityError,
+    NotValidNowError,
+    PolicyError,
+    PrivacyError,
+    ServiceError,
+    SovfedError,
+)
 from sovfed.federation.host.child import PARENT, Child, Process, child_environment
 from sovfed.federation.host.status import (
+    WAITS,
     ProcessStatus,
     Status,
     read_status,
@@ -66,9 +77,11 @@ def die_with_parent() -> None:
 
 
 def exit_code(error: SovfedError) -> int:
-    """What a child's main exits with for `error`: 2 and 3 are final, 1 is tried again."""
+    """What a child's main exits with for `error`: 2 and 3 are final, 1 is tried again, and `WAITS` for ever."""
     if isinstance(error, ConfigError):
         return 2
+    if isinstance(error, NotValidNowError):
+        return WAITS
     return 3 if isinstance(error, IdentityError | PolicyError | PrivacyError) else 1
 
 
@@ -84,10 +97,11 @@ def listening(target: Path | tuple[str, int]) -> Callable[[], bool]:
     return check
 
 
-def start_detached(argv: Sequence[str], env: Mapping[str, str], home: Path) -> None:
+def start_detached(argv: Sequence[str], env: Mapping[str, str], home: Path) -> list[str]:
     """Run `argv`, which supervises `home`, from there and in a session of its own; returns once all is ready.
 
-    Its output goes to `home/logs/supervisor.log`. Raises ServiceError with the end of that if it gives up.
+    Or once a process waits for what comes by itself: then what it waits for, a line each. The output goes to
+    `home/logs/supervisor.log`. Raises ServiceError with the end of that if it gives up.
     """
     log = home / "logs" / "supervisor.log"
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
@@ -97,9 +111,9 @@ def start_detached(argv: Sequence[str], env: Mapping[str, str], home: Path) -> N
         )  # fmt: skip
     while started.poll() is None:
         status = read_status(home)
-        if status is not None and status.ready:
+        if status is not None and (status.ready or status.waits):
             started.returncode = 0  # it goes on without us, and nobody will wait for it
-            return
+            return status.complaints
         time.sleep(2 * _POLL_S)
     raise ServiceError(log.read_text(encoding="utf-8", errors="replace").strip().removeprefix("error: "))
 
@@ -149,12 +163,16 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: self._ask_to_stop())
         self._thread.start()
-        announced, shown = False, None
+        announced, shown, complaints = False, None, list[str]()
         while self._thread.is_alive():
             status = self.status()
             if status != shown:
                 on_change(status)
                 shown = status
+            if (now := status.complaints) and now != complaints:
+                complaints = now
+                with contextlib.suppress(OSError):
+                    sys.stderr.write("".join(f"{line}\n" for line in now))
             if self._settled.is_set() and not announced and not self._problem:
                 on_ready()
                 announced = True
@@ -189,7 +207,9 @@ class Supervisor:
             child.spawn()
             deadline = time.monotonic() + child.process.ready_timeout_s
             while not (child.state == "ready" or child.process.optional or self._stopping.is_set() or self._problem):
-                if child.restarts >= START_ATTEMPTS:
+                if child.exit_code == WAITS:  # for what comes by itself, and it says for what
+                    deadline = time.monotonic() + child.process.ready_timeout_s
+                elif child.failures >= START_ATTEMPTS:
                     self._give_up(child, f"ended {START_ATTEMPTS} times before it was ready")
                 elif time.monotonic() > deadline:
                     self._give_up(child, f"was not ready within {child.process.ready_timeout_s:g} s")
@@ -228,7 +248,8 @@ class Supervisor:
             write_status(self._home, status)
         except OSError as error:  # a full disk: what runs goes on, and each step tries again
             if not self._unwritten:
-                sys.stderr.write(f"warning: {self._home}: the status cannot be written: {error.strerror}\n")
+                with contextlib.suppress(OSError):  # its own log may lie on that disk
+                    sys.stderr.write(f"warning: {self._home}: the status cannot be written: {error.strerror}\n")
             self._unwritten = True
         else:
             self._written, self._unwritten = status, False

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.files import write_atomic
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 State: TypeAlias = Literal["waiting", "starting", "ready", "silent", "backing off", "failed", "stopped"]
+WAITS: Final = 75  # EX_TEMPFAIL: a process that may not run yet is started again, however long that takes
 _FILE, _LOCK, _POLL_S = "status.json", "status.lock", 0.05
 
 
@@ -33,6 +34,7 @@ class ProcessStatus:
     since: float
     exit_code: int | None = None
     optional: bool = False
+    reason: str = ""  # its last words, until it is ready again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,16 @@ class Status:
     def ready(self) -> bool:
         """Whether every process is, but for optional ones."""
         return all(process.state == "ready" or process.optional for process in self.processes)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a process waits for what comes by itself."""
+        return any(process.exit_code == WAITS and process.state != "ready" for process in self.processes)
+
+    @property
+    def complaints(self) -> list[str]:
+        """What the processes that do not run said last, a line each."""
+        return [f"{process.name} does not run: {process.reason}" for process in self.processes if process.reason]
 
 
 def write_status(home: Path, status: Status) -> None:

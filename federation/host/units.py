@@ -23,7 +23,8 @@ User={user}
 ExecStart={command}
 WorkingDirectory={home}
 # 2: a setting is wrong, 3: refused (identity, policy, privacy): a restart would change nothing.
-Restart=on-failure
+# However it ended: `systemctl stop` is how it is stopped.
+Restart=always
 RestartSec=10
 RestartPreventExitStatus=2 3
 KillMode=mixed

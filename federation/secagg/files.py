@@ -5,20 +5,25 @@ H/secagg/ (0700) holds the journal, made at enrolment and never again, and one s
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sovfed.federation.errors import ServiceError
 from sovfed.federation.files import private_directory, read_private, write_private
 from sovfed.federation.identity import Trust, key_from_pem, load_certificate, to_der
+from sovfed.federation.secagg.compaction import essence
 from sovfed.federation.secagg.journal import Entry, History, Journal, read_history
 from sovfed.federation.secagg.keys import Identity, signer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+log = logging.getLogger(__name__)
 FOLDER: Final = "secagg"
 JOURNAL: Final = "journal"
-MAX_SESSIONS: Final = 16  # the newest are kept; a run whose session is gone is joined again, in a new epoch
+COMPACT_BYTES: Final = 1_000_000  # a journal that is smaller is left as it is
+MAX_SESSIONS: Final = 16  # the newest; a run without one is joined again, until compaction has closed it
 
 
 def load_identity(folder: Path) -> Identity:
@@ -57,6 +62,8 @@ class FileStore:
     def __init__(self, home: Path) -> None:
         self._folder = home / FOLDER
         self._journal = Journal(self._folder / JOURNAL)
+        self._next_compaction = COMPACT_BYTES
+        self._compact()
 
     @property
     def history(self) -> History:
@@ -65,11 +72,26 @@ class FileStore:
     def commit(self, entries: Iterable[Entry]) -> None:
         self._journal.commit(entries)
 
+    def close(self) -> None:
+        self._journal.close()
+
     def save_session(self, run: bytes, session: bytes) -> None:
         write_private(self._path(run), session)
         sessions = sorted(self._folder.glob("*.session"), key=lambda path: path.stat().st_mtime_ns)
         for old in sessions[:-MAX_SESSIONS]:
             old.unlink()
+        self._compact()
+
+    def _compact(self) -> None:
+        """Forget the rounds of runs whose session is gone, once the journal has grown to twice what was left last."""
+        if self._journal.size_bytes < self._next_compaction:
+            return
+        live = {bytes.fromhex(path.stem) for path in self._folder.glob("*.session")}
+        try:
+            self._journal.rewrite(essence(self._journal.entries(), live))
+        except ServiceError as error:  # nothing is lost but room
+            log.warning("%s", error)
+        self._next_compaction = max(COMPACT_BYTES, 2 * self._journal.size_bytes)
 
     def load_session(self, run: bytes) -> bytes | None:
         path = self._path(run)

@@ -225,6 +225,7 @@ class Journal:
     """The file behind a `History`, locked against a second trainer of the same home."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
@@ -257,10 +258,7 @@ class Journal:
             stack.callback(os.close, file)
             os.write(file, _HEAD)
             os.fsync(file)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        with contextlib.ExitStack() as stack:
-            stack.callback(os.close, folder)
-            os.fsync(folder)
+        _sync_folder(path)
 
     def commit(self, entries: Iterable[Entry]) -> None:
         """Put `entries` on disk; only then may the reply that came with them be sent.
@@ -287,6 +285,46 @@ class Journal:
             self._chain = record[-_CHAIN:]
             self.history.add(entry)
 
+    @property
+    def size_bytes(self) -> int:
+        return os.fstat(self._file).st_size
+
+    def entries(self) -> list[Entry]:
+        """All that the file holds, in order."""
+        listed = _Listed()
+        _replay(_content(self._file), listed, self._path)
+        return listed.entries
+
+    def rewrite(self, entries: Iterable[Entry]) -> None:
+        """Put `entries` in the place of all there are, in one step: a crash leaves the old file or the new one.
+
+        Raises ServiceError if the disk fails; the old one then goes on.
+        """
+        chain, content, history = hashlib.sha256(_HEAD).digest(), bytearray(_HEAD), History()
+        for entry in entries:
+            record = _record(chain, entry.encode())
+            chain = record[-_CHAIN:]
+            content += record
+            history.add(entry)
+        draft = self._path.with_suffix(".new")
+        try:
+            file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody takes it between its birth and our next write
+                with os.fdopen(os.dup(file), "wb") as whole:
+                    whole.write(content)
+                os.fsync(file)
+                draft.replace(self._path)
+            except BaseException:
+                os.close(file)
+                draft.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise ServiceError(f"journal: cannot be rewritten ({error.strerror}); it goes on as it is") from error
+        os.close(self._file)
+        self._file, self._chain, self.history, self._sound = file, chain, history, True
+        _sync_folder(self._path)
+
     def close(self) -> None:
         os.close(self._file)
 
@@ -310,9 +348,28 @@ def read_history(path: Path) -> History:
     return history
 
 
+@dataclass
+class _Listed:
+    """Entries as they are, where `History` indexes them."""
+
+    entries: list[Entry] = field(default_factory=list)
+
+    def add(self, entry: Entry) -> None:
+        self.entries.append(entry)
+
+
 def _content(file: int) -> bytes:
     with os.fdopen(os.dup(file), "rb") as opened:
+        opened.seek(0)
         return opened.read()
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _prefix(chain: bytes, length: int) -> bytes:
@@ -325,7 +382,7 @@ def _record(chain: bytes, data: bytes) -> bytes:
     return body + hashlib.sha256(chain + body).digest()[:_CHAIN]
 
 
-def _replay(content: bytes, history: History, path: Path) -> tuple[bytes, int]:
+def _replay(content: bytes, history: History | _Listed, path: Path) -> tuple[bytes, int]:
     """Add the entries of `content` to `history`; the chain after the last whole one, and where it ends."""
     if not content.startswith(_HEAD):
         older = content.startswith(_HEAD.rpartition(b"/")[0])

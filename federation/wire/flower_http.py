@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from sovfed.federation.errors import IdentityError, ProtocolError, ServiceError
+from sovfed.federation.wire.clocks import tell_difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -87,7 +88,7 @@ def _patch() -> None:
             timeout=plain.timeout,
             limits=httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=KEPT_S),
             headers={"accept-encoding": "identity", **_headers_for(base_url)},
-            event_hooks={"response": [refuse_unbounded] if base_url.startswith("https:") else []},
+            event_hooks={"response": [tell_difference, refuse_unbounded] if base_url.startswith("https:") else []},
             verify=_context_for(base_url, verify),
             trust_env=not _is_loopback(base_url),  # no proxy from the environment sees the secret
             follow_redirects=False,  # a redirect would carry the header elsewhere

@@ -58,12 +58,13 @@ def start(overrides: tuple[str, ...], follow: bool, home: Path, as_json: bool) -
     from sovfed.federation.compose import compose
     from sovfed.federation.tasks.conformance import require_works
     from sovfed.federation.tasks.registry import configured_task
-    from sovfed.server.home import load_settings, with_settings
+    from sovfed.server.home import behind_cohort, load_settings, with_settings
     from sovfed.server.own_tasks import offer, require_reviewed
     from sovfed.server.runs.folders import new_run_name, start_run
 
     offer(home)
-    config = with_settings(compose(list(overrides)).config, load_settings(home), overrides)
+    settings = load_settings(home)
+    config = with_settings(compose(behind_cohort(settings, overrides)).config, settings, overrides)
     require_reviewed(home, config)  # before its code is imported here
     require_works(configured_task(config.task))
     name = new_run_name(config)
@@ -201,6 +202,21 @@ def check(name: str, home: Path) -> None:
     client = MlflowClient(tracking_uri(stored_config(home, name), home))
     for line in check_copies(run_folder(home, name), client):
         click.echo(visible(line))
+
+
+@cli.command()
+@click.option("--days", default=90, show_default=True, type=click.IntRange(1), help="Only what is older.")
+@HOME
+def prune(days: int, home: Path) -> None:
+    """Delete checkpoints of runs that have finished, and coordinators' logs. Models, statements and rounds stay.
+
+    \b
+    Example (once a month, by cron or a systemd timer):
+      sovfed run prune --days 90
+    """
+    from sovfed.server.runs.pruning import prune as prune_runs
+
+    click.echo(f"freed {prune_runs(home, time.time() - days * 86_400) / 1e6:.1f} MB")
 
 
 @cli.command()

@@ -195,6 +195,8 @@ def status(home: Path, as_json: bool) -> None:
         for node in nodes:
             institutions.add_row(cell(node.name), cell(node.status), str(node.node_id))
         Console().print(processes, institutions)
+        for line in server_status.complaints:
+            click.echo(line)
     if server_status is None:
         raise ServiceError(f"the server at {home} is not running; `sovfed server up --home {home}` starts it")
 

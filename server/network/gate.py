@@ -16,9 +16,11 @@ import logging
 import sqlite3
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, MutableMapping
+from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TypeAlias
 
 from sovfed.federation.errors import IdentityError
+from sovfed.federation.wire.clocks import TIMESTAMP_HEADER, signed_too_far
 from sovfed.server.network.door import PatientProtocol
 from sovfed.server.network.fleet_calls import CALLS, PUSH_OBJECT, FleetRules, RefusedError, body_limit
 
@@ -148,6 +150,8 @@ class FleetGate:
         key = _named_key(scope)
         if not hmac.compare_digest(hashlib.sha256(key).hexdigest(), peer.node_key_digest):
             raise RefusedError(403, f"{peer.institution}: the request names another node key than the certificate")
+        if why := signed_too_far(_header(scope, TIMESTAMP_HEADER), datetime.now(UTC)):
+            raise RefusedError(401, f"{peer.institution}: {why}")
         return peer, key
 
 

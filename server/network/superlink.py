@@ -29,9 +29,9 @@ import uvicorn
 
 from sovfed.federation.certificates import to_der
 from sovfed.federation.config import ServerConfig
-from sovfed.federation.errors import ConfigError, IdentityError, ServiceError, SovfedError
+from sovfed.federation.errors import IdentityError, NotValidNowError, ServiceError, SovfedError
 from sovfed.federation.host.logs import log_to_stderr
-from sovfed.federation.host.processes import die_with_parent
+from sovfed.federation.host.processes import die_with_parent, exit_code
 from sovfed.federation.host.pulse import LOOP_S, Beat, Pulse, beating, pulse_file
 from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.settings import passed_settings
@@ -39,6 +39,7 @@ from sovfed.federation.identity import Trust, load_certificate, read_private
 from sovfed.federation.schema import bind
 from sovfed.federation.wire.held import Bell
 from sovfed.federation.wire.loopback import ensure_secret, require_secret
+from sovfed.server.home import refresh_crl
 from sovfed.server.network.door import (
     BACKLOG,
     MAX_CONNECTIONS,
@@ -70,18 +71,24 @@ class PortTakenError(ServiceError):
     """A port is in use. It may be free a moment later, so the supervisor should try again."""
 
 
-def check_home(home: Path) -> Trust:
-    """The trust anchor of `home`, once its folder, key, certificate and revocation list are safe to serve with."""
+def check_home(home: Path, crl_source: str | None = None) -> Trust:
+    """The trust anchor of `home`, once its folder, key, certificate and revocation list are safe to serve with.
+
+    A list that has appeared at `crl_source` meanwhile is taken in first. Raises NotValidNowError for one that is stale.
+    """
     if not home.is_dir() or home.stat().st_mode & 0o077 or home.stat().st_uid != os.geteuid():
         raise ServiceError(f"{home}: must be a directory of this user with mode 0700")
     identity = home / "identity"
     if missing := [name for name in TLS_FILES if not (identity / name).is_file()]:
         raise ServiceError(f"{identity}: no {', '.join(missing)}; TLS needs {', '.join(TLS_FILES)}")
+    refresh_crl(home, crl_source)
     try:
         read_private(identity / "key.pem")
         trust = Trust(identity)
         trust.verify_server(to_der(load_certificate(identity / "cert.pem")))
         tls_context(identity)
+    except NotValidNowError:
+        raise
     except (IdentityError, ssl.SSLError) as error:
         raise ServiceError(f"{identity}: not safe to serve with: {error}") from error
     return trust
@@ -125,7 +132,7 @@ async def serve(home: Path, config: ServerConfig, beat: Beat) -> None:
 
     Raises ServiceError if that would be unsafe or a port is taken.
     """
-    trust = check_home(home)
+    trust = check_home(home, config.crl_source)
     inner, outer = doors(raise_descriptor_limit())
     with (
         listen(LOOPBACK, config.control_port, inner) as loopback,
@@ -219,7 +226,7 @@ async def _clean_up_for_ever(app: FastAPI, database: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; exit code 1 for a port that is taken, 2 for a bad configuration, 3 for one that is refused."""
+    """Entry point; its exit codes are `exit_code`'s."""
     parser = argparse.ArgumentParser(description="Flower's SuperLink behind the gate")
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--config", type=Path, required=True, help="private file with a ServerConfig as JSON")
@@ -234,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
         asyncio.run(serve(options.home, bind(ServerConfig, passed_settings(options.config)), loop))
     except SovfedError as error:
         sys.stderr.write(f"superlink: {error}\n")
-        return 1 if isinstance(error, PortTakenError) else 2 if isinstance(error, ConfigError) else 3
+        return exit_code(error)
     return 0
 
 

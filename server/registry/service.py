@@ -30,12 +30,13 @@ import grpc
 
 from sovfed.federation.certificates import key_from_pem, to_der
 from sovfed.federation.config import ServerConfig
-from sovfed.federation.errors import IdentityError, ServiceError, SovfedError
+from sovfed.federation.errors import IdentityError, NotValidNowError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_private
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent
 from sovfed.federation.host.pulse import LOOP_S, Beat, Pulse, beating, pulse_file
 from sovfed.federation.host.settings import passed_settings
+from sovfed.federation.host.status import WAITS
 from sovfed.federation.identity import Trust, install_crl, load_certificate, parse_certificate
 from sovfed.federation.schema import bind
 from sovfed.federation.wire import enrolment_pb2 as pb
@@ -45,6 +46,7 @@ from sovfed.federation.wire.enrolment import (
     MAX_REGISTRY_BYTES,
     REGISTRY_SERVICE,
 )
+from sovfed.server.home import refresh_crl
 from sovfed.server.network import lane
 from sovfed.server.network.door import raise_descriptor_limit
 from sovfed.server.network.guard import Context, Guard, Hall, RateLimit, unary
@@ -151,6 +153,7 @@ async def serving(home: Path, config: ServerConfig) -> AsyncIterator[Endpoints]:
     ServiceError if the home is not private, the socket's path is too long, or a port or the home is in use.
     """
     socket = _socket_path(private_directory(home))
+    refresh_crl(home, config.crl_source)
     trust = Trust(home / "identity")
     pair, root = _own_identity(home, trust), read_bounded(home / "identity" / "root.pem")
     one_way = grpc.ssl_server_credentials([pair])
@@ -228,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
         asyncio.run(_run(arguments.home, bind(ServerConfig, passed_settings(arguments.config), "server"), loop))
     except SovfedError as error:
         sys.stderr.write(f"registry: {error}\n")
-        return 1
+        return WAITS if isinstance(error, NotValidNowError) else 1
     return 0
 
 

@@ -20,7 +20,14 @@ from typing import Any, Final
 import numpy as np
 
 from sovfed.federation.config import SecaggConfig
-from sovfed.federation.errors import CohortError, DeclinedError, IdentityError, ProtocolError, SovfedError
+from sovfed.federation.errors import (
+    CohortError,
+    DeclinedError,
+    IdentityError,
+    LostError,
+    ProtocolError,
+    SovfedError,
+)
 from sovfed.federation.messages import (
     MaskedReply,
     MaskedSum,
@@ -64,6 +71,7 @@ CROWD_S: Final = 0.005  # replies closer together than this are added together; 
 REVEAL_S: Final = 15.0  # longest wait for one answer of the holders that are connected
 FINAL: Final = ("identity", "malformed", "policy", "privacy", "protocol")  # refusals that no repeat changes
 SILENT: Final = "no answer"
+LOST: Final = {SILENT, "service", "protocol"}  # why one is left out that restarted in the middle of a setup
 AGAIN_S: Final = 0.5  # between two times of asking the holders that have not answered
 WAIT_S: Final = 60.0  # longest wait for holders that went away to come back, unless told otherwise
 LIFETIME_S: Final = 7 * 86400  # of a roster's keys
@@ -334,7 +342,8 @@ class SecureAggregation:
                 break
         names = {node.node_id: node.name or str(node.node_id) for node in self._grid.get_nodes()}
         final = sum(code in NO_REPEAT for code in left_out.values())
-        raise (DeclinedError if len(present) - final < self._min_cohort else CohortError)(
+        kind = LostError if set(left_out.values()) <= LOST else CohortError
+        raise (DeclinedError if len(present) - final < self._min_cohort else kind)(
             f"secure aggregation: {len(candidates)} institutions agree on keys, minimum cohort is {self._min_cohort}; "
             f"refusals: {told(left_out.items(), names)}"
         )

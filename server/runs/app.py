@@ -20,7 +20,7 @@ from flwr.serverapp.grid import Grid
 from flwr.supercore.run import RunNotRunningException
 
 from sovfed.federation.config import Config, stored
-from sovfed.federation.errors import CohortError, DeclinedError, IdentityError, ServiceError, SovfedError
+from sovfed.federation.errors import CohortError, DeclinedError, IdentityError, LostError, ServiceError, SovfedError
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.pulse import Pulse
 from sovfed.federation.secagg.files import load_identity
@@ -77,7 +77,7 @@ def serve_run(base: Grid, spec: dict[str, Any], home: Path) -> None:
             raise
         except BaseException as error:
             reason = str(error) if isinstance(error, SovfedError) else type(error).__name__
-            _ended(folder, home, state, INTERRUPTED if _passes(error, folder) else "failed", reason)
+            _ended(folder, home, state, INTERRUPTED if _passes(error, folder, resume) else "failed", reason)
             tracker.note({"failure": reason[:500]})
             tracker.finish("FAILED", [], register=False)
             raise
@@ -91,16 +91,15 @@ def _ended(folder: Path, home: Path, state: dict[str, Any], status: str, reason:
     write_state(folder, state, status, reason)
 
 
-def _passes(error: BaseException, folder: Path) -> bool:
+def _passes(error: BaseException, folder: Path, resume: bool) -> bool:
     """Whether what ended the run may pass by itself, as a full disk or absent institutions do.
 
-    Whoever starts a run looks at its first round, and is told at once that nothing comes of it.
+    Whoever starts a run looks at its first round, and is told at once that nothing comes of it; not where that was
+    taken up again already, or where institutions were there and were lost.
     """
-    return (
-        bool(read_rounds(folder))
-        and isinstance(error, CohortError | ServiceError | OSError)
-        and not (isinstance(error, DeclinedError))
-    )
+    if not (resume or read_rounds(folder)):
+        return isinstance(error, LostError | OSError)
+    return isinstance(error, CohortError | ServiceError | OSError) and not isinstance(error, DeclinedError)
 
 
 def _train(base: Grid, config: Config, home: Path, folder: Path, tracker: Tracker, resume: bool) -> None:

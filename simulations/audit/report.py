@@ -279,18 +279,26 @@ AUDITS = {
 
 def publish(name: str, quick: bool, json_path: Path | None, console: Console) -> bool:
     """Run the audit `name`, print and write it; whether all is as it should be."""
-    good = True
-    written = []
     findings = AUDITS[name](quick)
-    for result, sentence, fine in findings.cases:
-        console.print(f"[green]✓[/] {sentence}" if fine else f"[red]✗[/] {sentence}")
-        written.append({**dataclasses.asdict(result), "sentence": sentence, "as_it_should_be": fine})
-        good &= fine
+    for _, sentence, fine in findings.cases:
+        console.print(verdict(sentence, fine))
+    return write(name, findings, json_path, console)
+
+
+def verdict(sentence: str, fine: bool) -> str:
+    """`sentence` behind a green or red mark."""
+    return f"[green]✓[/] {sentence}" if fine else f"[red]✗[/] {sentence}"
+
+
+def write(name: str, findings: Findings, json_path: Path | None, console: Console) -> bool:
+    """Print the ratios and write all as JSON; whether all is as it should be."""
     for ratio, value in findings.ratios.items():
         console.print(f"{ratio} = {value:g}")
+    rows = [
+        {**dataclasses.asdict(result), "sentence": sentence, "as_it_should_be": fine}
+        for result, sentence, fine in findings.cases
+    ]
     if json_path is not None:
-        write_atomic(
-            json_path,
-            json.dumps({"audit": name, "rows": written, "ratios": findings.ratios}, indent=2, default=float).encode(),
-        )
-    return good
+        content = {"audit": name, "rows": rows, "ratios": findings.ratios}
+        write_atomic(json_path, json.dumps(content, indent=2, default=float).encode())
+    return all(fine for _, _, fine in findings.cases)

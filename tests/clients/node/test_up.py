@@ -51,7 +51,7 @@ def test_a_taken_port_is_named_with_the_setting_that_changes_it(home: Path) -> N
         port = other.getsockname()[1]
         settings = home / "client.yaml"
         settings.write_text(settings.read_text().replace("runtime_port: 0", f"runtime_port: {port}"))
-        with pytest.raises(ConfigError, match=rf"runtime_port = {port}: cannot listen .*client\.yaml"):
+        with pytest.raises(ServiceError, match=rf"runtime_port = {port}: cannot listen .*client\.yaml"):
             make_supervisor(home)
 
 

@@ -184,3 +184,21 @@ def test_a_calm_process_loses_nothing(tmp_path: Path, calm: int) -> None:
         log.write(f"INFO sovfed.coordinator: round {number}/1000: 4 institutions")
     log.close()
     assert len(lines(tmp_path / "a.log")) == 1_000
+
+
+def test_a_log_that_cannot_be_written_is_one_warning_and_goes_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Seen on a full disk: a traceback of twenty lines for each line that was lost."""
+    path = tmp_path / "worker.log"
+    log = Log(path)
+    path.unlink()
+    path.mkdir()  # nothing can be opened there
+    for number in range(30):
+        log.write(f"line {number}")
+    path.rmdir()
+    log.write("there is room again")
+    log.close()
+    assert lines(path) == ["there is room again", "… 30 lines could not be written"]
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "worker.log cannot be written" in said

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from sovfed.federation.errors import ConfigError, IdentityError, PolicyError, ServiceError
+from sovfed.federation.errors import ConfigError, IdentityError, NotValidNowError, PolicyError, ServiceError
 from sovfed.federation.host import child, logs
 from sovfed.federation.host.processes import (
+    START_ATTEMPTS,
     Process,
     ProcessStatus,
     Supervisor,
@@ -30,6 +32,7 @@ from sovfed.federation.host.processes import (
     read_status,
     stop_supervisor,
 )
+from sovfed.federation.host.status import WAITS
 
 pytestmark = pytest.mark.deploy
 SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
@@ -265,6 +268,7 @@ def test_listening_sees_unix_sockets_and_ports(home: Path) -> None:
 
 def test_exit_codes_that_are_final() -> None:
     assert exit_code(ConfigError("x")) == 2
+    assert exit_code(NotValidNowError("x")) == WAITS
     assert exit_code(IdentityError("x")) == exit_code(PolicyError("x")) == 3
     assert exit_code(ServiceError("x")) == 1
 
@@ -291,3 +295,63 @@ def test_nobody_waits_for_an_optional_process_and_the_others_go_on_without_it(ho
         assert status_of(home, "worker").state == "ready"
         wait_for(lambda: supervisor.status().processes[0].restarts >= 1)
         assert supervisor.status().ready and status_of(home, "worker").restarts == 0
+
+
+def test_last_words_are_heard_out_however_late_they_are_copied(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen on a busy machine: "refused to run (exit code 3)" and nothing of the reason."""
+    copy = child.Child._copy_output
+
+    def late(self: child.Child, popen: subprocess.Popen[bytes]) -> None:
+        time.sleep(1.0)
+        copy(self, popen)
+
+    monkeypatch.setattr(child.Child, "_copy_output", late)
+    worker = python("worker", "print('the key is too old'); raise SystemExit(3)", lambda: False)
+    supervisor = Supervisor(home, [worker])
+    with pytest.raises(ServiceError, match="the key is too old"):
+        supervisor.start()
+
+
+def test_a_process_that_waits_is_started_again_until_it_may_run_and_says_why(home: Path) -> None:
+    program = f"""
+        import pathlib, sys, time
+        if not pathlib.Path({str(home / "list")!r}).exists():
+            print("the list is stale", file=sys.stderr)
+            raise SystemExit({WAITS})
+        time.sleep(60)
+    """
+    supervisor = Supervisor(home, [python("worker", program, (home / "list").exists), python("second", SLEEPER)])
+    starting = threading.Thread(target=supervisor.start)
+    starting.start()
+    try:
+        wait_for(lambda: supervisor.status().processes[0].restarts > START_ATTEMPTS, timeout_s=60)
+        status = read_status(home)
+        assert status is not None and status.waits and not status.ready
+        assert status.complaints == ["worker does not run: the list is stale"]
+        (home / "list").touch()
+        wait_for(lambda: supervisor.status().ready, timeout_s=60)
+        assert supervisor.status().complaints == []
+    finally:
+        supervisor.stop()
+        starting.join()
+
+
+def test_a_supervisor_whose_own_log_is_full_goes_on(home: Path) -> None:
+    program = f"""
+        import pathlib, sys
+        from sovfed.federation.host.processes import Process, Supervisor
+        argv = [sys.executable, "-c", "import time; time.sleep(60)"]
+        Supervisor(pathlib.Path({str(home)!r}), [Process("worker", argv, {{}})]).run()
+    """
+    (home / "status.json").mkdir()  # nothing can be written in its place
+    with (
+        Path("/dev/full").open("w") as full,
+        subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=full, stderr=full) as supervisor,
+    ):
+        try:
+            time.sleep(3.0)
+            assert supervisor.poll() is None
+            (home / "status.json").rmdir()
+            wait_for(lambda: (status := read_status(home)) is not None and status.ready)
+        finally:
+            supervisor.terminate()

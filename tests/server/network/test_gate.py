@@ -462,3 +462,13 @@ def test_a_hostile_path_reaches_the_log_escaped_and_short(bench: Bench, caplog: 
     bench.call("/v1/\nCRITICAL forged" + "x" * 1000)
     assert "\nCRITICAL" not in caplog.text
     assert len(caplog.text) < 400
+
+
+@pytest.mark.parametrize("days", [1, -1])
+def test_a_clock_of_another_day_is_refused_in_words(bench: Bench, caplog: pytest.LogCaptureFixture, days: int) -> None:
+    stamp = (datetime.now(UTC) + timedelta(days=days)).isoformat().encode()
+    named = [(b"flwr-public-key", b64encode(bench.hospital.public_key)), (b"flwr-timestamp", stamp)]
+    assert bench.call(headers=named)[0] == 401
+    assert "hospital-1: its clock says" in caplog.text and "one of them is wrong" in caplog.text
+    named[1] = (b"flwr-timestamp", datetime.now(UTC).isoformat().encode())
+    assert bench.call(headers=named)[0] == 200

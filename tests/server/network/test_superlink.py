@@ -191,7 +191,7 @@ def test_the_process_refuses_to_start_and_says_why(home: Path) -> None:
         text=True,
         timeout=60,
     )
-    assert done.returncode == 3
+    assert done.returncode == 1  # tried again: it may be put right meanwhile
     assert done.stderr.strip().splitlines()[-1] == f"superlink: {home}: must be a directory of this user with mode 0700"
 
 

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from sovfed.federation.compose import compose
-from sovfed.federation.errors import CohortError
+from sovfed.federation.errors import CohortError, ConfigError, DeclinedError, LostError
 from sovfed.federation.files import private_directory
 from sovfed.server.runs import app, coordinators, folders, recovery
+from sovfed.server.runs.curves import ROUNDS
 from sovfed.server.runs.recovery import Recovery
 from sovfed.server.runs.serverapp_runner import Stopped
 
@@ -165,3 +166,22 @@ def test_a_run_is_stopped_though_the_superlink_hangs(home: Path, flower: Flower)
         folders.stop_run(flower, home, "study")  # type: ignore[arg-type]
     state = folders.read_state(home, "study")
     assert (state["status"], state["reason"]) == ("stopped", "stopped by the operator")
+
+
+@pytest.mark.parametrize(
+    ("error", "rounds", "resume", "passes"),
+    [
+        (CohortError("too few"), 0, False, False),  # whoever starts a run is told at once
+        (CohortError("too few"), 1, False, True),
+        (CohortError("too few"), 0, True, True),  # the machine came up again, and the institutions not yet
+        (LostError("a trainer was killed in the setup"), 0, False, True),
+        (OSError(28, "No space left on device"), 0, False, True),
+        (DeclinedError("they would again"), 5, True, False),
+        (ConfigError("no such strategy"), 5, True, False),
+    ],
+)
+def test_what_may_pass_by_itself_is_no_failure(
+    tmp_path: Path, error: Exception, rounds: int, resume: bool, passes: bool
+) -> None:
+    (tmp_path / ROUNDS).write_text('{"round": 1}\n' * rounds)
+    assert app._passes(error, tmp_path, resume) is passes

@@ -1,0 +1,57 @@
+"""Clocks of two machines that differ: said in words at both, since Flower only answers "unauthorized".
+
+Each fleet call is signed with the institution's time, each answer bears the agency's. Nothing is corrected: that the
+clock is right again is enough.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import httpx
+
+TIMESTAMP_HEADER: Final = b"flwr-timestamp"  # as the two below Flower's own, held by a contract test
+AHEAD_S: Final = 5.0  # how far an institution's clock may be before the agency's
+BEHIND_S: Final = 305.0  # and behind it, on its way included
+AGAIN_S: Final = 300.0  # between two warnings
+log = logging.getLogger("sovfed.clock")
+_warned: list[float] = []
+
+
+def signed_too_far(stamp: bytes | None, now: datetime) -> str:
+    """Why a request signed at `stamp` (ISO 8601, UTC) will be refused at `now`; "" if it is not for its time."""
+    try:
+        signed = datetime.fromisoformat((stamp or b"").decode("ascii"))
+        behind_s = (now - signed).total_seconds()
+    except (ValueError, TypeError):  # Flower says what it thinks of that
+        return ""
+    if -AHEAD_S < behind_s < BEHIND_S:
+        return ""
+    return f"its clock says {signed:%F %T} UTC and this one {now:%F %T} UTC, {_words(-behind_s)}: one of them is wrong"
+
+
+def tell_difference(response: httpx.Response) -> None:
+    """Warn, now and then, if the agency's clock, as its answer has it, is another than this machine's."""
+    try:
+        theirs = parsedate_to_datetime(response.headers["date"])
+    except (KeyError, ValueError):
+        return
+    now = datetime.now(UTC)
+    ahead_s = (now - theirs).total_seconds()
+    if -BEHIND_S < ahead_s < AHEAD_S or (_warned and time.monotonic() - _warned[0] < AGAIN_S):
+        return
+    _warned[:] = [time.monotonic()]
+    log.warning(
+        "this machine's clock says %s UTC and the agency's %s UTC, %s: one of them is wrong, and until it is set "
+        "(timedatectl set-ntp true) the agency refuses this institution",
+        f"{now:%F %T}", f"{theirs:%F %T}", _words(ahead_s),
+    )  # fmt: skip
+
+
+def _words(ahead_s: float) -> str:
+    return f"{timedelta(seconds=round(abs(ahead_s)))} {'ahead' if ahead_s > 0 else 'behind'}"

@@ -1,0 +1,183 @@
+"""A federation on this machine as a machine's own init system keeps it: `server up` and `client up`, started again.
+
+Nobody else starts anything: what a person would have to type is never typed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from sovfed.federation.errors import ServiceError
+from sovfed.federation.host.quiet import TRACKING, python_command, quiet_environment
+from sovfed.federation.host.status import read_status
+from sovfed.server.runs.coordinators import COORDINATOR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sovfed.simulations.deployment import LocalFederation
+
+AGENCY: Final = "agency"
+SUPERVISOR: Final = "supervisor"
+COORDINATOR_NAME: Final = "coordinator"
+RESTART_S: Final = 1.0  # systemd: RestartSec
+STOP_S: Final = 30.0  # and TimeoutStopSec
+LOOK_S: Final = 0.002
+
+
+class Service:
+    """One supervisor, started again `RESTART_S` after whatever ended it, until `stop`."""
+
+    def __init__(self, home: Path, role: str) -> None:
+        arguments = ["--plain", "--no-look"] if role == "client" else []
+        self.home, self._command = home, python_command("sovfed", role, "up", *arguments, "--home", str(home))
+        self.starts = 0
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def pid(self) -> int | None:
+        """The supervisor's process id; None between two starts."""
+        return None if self._popen is None or self._popen.poll() is not None else self._popen.pid
+
+    def stop(self) -> None:
+        """SIGTERM, SIGKILL after `STOP_S`, and no start any more."""
+        self._ending.set()
+        deadline = time.monotonic() + STOP_S
+        while self._thread.is_alive():  # it may be starting one at this moment
+            if (pid := self.pid) is not None:
+                send(pid, signal.SIGCONT)
+                send(pid, signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL)
+            self._thread.join(0.5)
+
+    def _keep(self) -> None:
+        logs = self.home / "logs"
+        logs.mkdir(mode=0o700, exist_ok=True)
+        while not self._ending.is_set():
+            with (logs / "supervisor.log").open("ab") as output:
+                self._popen = subprocess.Popen(
+                    self._command, env=quiet_environment(also=TRACKING), stdin=subprocess.DEVNULL, stdout=output,
+                    stderr=output, start_new_session=True, cwd=self.home,
+                )  # fmt: skip
+            self.starts += 1
+            self._popen.wait()
+            self._ending.wait(RESTART_S)
+
+
+class Machine:
+    """The agency and the institutions of `federation`, which has enrolled them and started nothing."""
+
+    def __init__(self, federation: LocalFederation) -> None:
+        self.federation = federation
+        self.services = {AGENCY: Service(federation.home, "server")}
+        for member in federation.institutions:
+            self.services[member.name] = Service(federation.client_home(member.name), "client")
+
+    def __enter__(self) -> Self:
+        for service in self.services.values():
+            service.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        closing = [threading.Thread(target=service.stop) for service in self.services.values()]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
+
+    def home(self, owner: str) -> Path:
+        return self.services[owner].home
+
+    def pid(self, owner: str, process: str) -> int | None:
+        """The id of `process` of `owner`; None while there is none."""
+        if process == SUPERVISOR:
+            return self.services[owner].pid
+        if process == COORDINATOR_NAME:
+            return next(self.coordinators(), None)
+        status = read_status(self.home(owner))
+        return None if status is None else {child.name: child.pid for child in status.processes}.get(process)
+
+    def await_pid(self, owner: str, process: str, timeout_s: float, among: Sequence[int] = ()) -> int:
+        """The id of `process` as soon as there is one that is not `among` those. ServiceError after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while (pid := self.pid(owner, process)) is None or pid in among:
+            if time.monotonic() > deadline:
+                raise ServiceError(f"{owner}: no {process} within {timeout_s:g} s")
+            time.sleep(LOOK_S)
+        return pid
+
+    def coordinators(self) -> Iterator[int]:
+        """The coordinators over the agency's home."""
+        wanted = os.fsencode(self.home(AGENCY))
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = entry.read_bytes().split(b"\0")
+                if COORDINATOR.encode() in words and wanted in words:
+                    yield int(entry.parent.name)
+
+    def processes(self, owner: str) -> Iterator[int]:
+        """All processes of one side, as the machine that holds them loses them: the supervisor first."""
+        yield from filter(None, [self.services[owner].pid])
+        status = read_status(self.home(owner))
+        yield from (child.pid for child in (status.processes if status else ()) if child.pid is not None)
+        if owner == AGENCY:
+            yield from self.coordinators()
+
+    def unready(self, but: str = "") -> list[str]:
+        """What does not run as it should, by owner, all but one's; empty when every institution is connected, too."""
+        lacking = []
+        for owner, service in self.services.items():
+            if owner == but:
+                continue
+            status = read_status(service.home)
+            if status is None:
+                lacking.append(f"{owner}: not running")
+            else:
+                lacking += [f"{owner}: {child.name} is {child.state}" for child in status.processes
+                            if child.state != "ready" and not child.optional]  # fmt: skip
+        if not lacking:
+            lacking += [f"{name}: not connected" for name in self._offline()]
+        return lacking
+
+    def _offline(self) -> list[str]:
+        try:
+            online = {node.name for node in self.federation.control.list_nodes() if node.status == "online"}
+        except ServiceError:
+            online = set()
+        return [member.name for member in self.federation.institutions if member.name not in online]
+
+    def settle(self, timeout_s: float, but: str = "") -> None:
+        """Wait until nothing is `unready`; `but` is kept up by somebody else.
+
+        Raises ServiceError saying what is after `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while lacking := self.unready(but):
+            if time.monotonic() > deadline:
+                raise ServiceError(f"not ready within {timeout_s:g} s: {'; '.join(lacking)}")
+            time.sleep(0.2)
+
+
+def stopped(pid: int) -> bool:
+    """Whether the process is there and stopped by a signal."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process that may be gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
