@@ -3,6 +3,7 @@
     SovfedError
     ├── ConfigError       a configuration value is unknown, of the wrong type or out of range
     ├── IdentityError     a certificate, key, token or signature does not hold
+    │   └── InvitationError   an invitation's token does
     ├── ProtocolError     a message from another process is malformed, oversized or out of place
     ├── PolicyError       the institution's own policy forbids what was asked
     │   ├── BoundError        a setting of it does, which `limit` names: to ask again changes nothing
@@ -38,6 +39,10 @@ class ConfigError(SovfedError):
 
 class IdentityError(SovfedError):
     code = "identity"
+
+
+class InvitationError(IdentityError):
+    """An invitation does not hold; whoever shows its token is told why."""
 
 
 class ProtocolError(SovfedError):

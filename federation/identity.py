@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import ipaddress
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,7 +53,7 @@ __all__ = [
     "create_csr", "create_key", "create_root",
     "crl_number", "install_crl", "key_fingerprint", "key_from_pem", "key_to_pem",
     "load_certificate", "load_crl", "make_crl", "node_key_bytes", "node_key_digest", "parse_certificate", "parse_crl",
-    "private_directory", "read_private", "sign_csr", "to_der", "to_pem", "verify_peer", "verify_server",
+    "private_directory", "read_pair", "read_private", "sign_csr", "to_der", "to_pem", "verify_peer", "verify_server",
     "verify_signer", "write_atomic", "write_private",
 ]  # fmt: skip
 
@@ -229,6 +230,20 @@ def node_key_bytes(public_key: ec.EllipticCurvePublicKey) -> bytes:
 def load_certificate(path: Path) -> x509.Certificate:
     """The one certificate in the PEM file `path`; raises IdentityError."""
     return parse_certificate(read_bounded(path), str(path))
+
+
+def read_pair(identity: Path) -> tuple[bytes, bytes]:
+    """Key and certificate (PEM) in an `identity/` folder, which belong together also while a renewal replaces them.
+
+    Raises IdentityError.
+    """
+    for pause_s in (0.02, 0.1, 0.5, 0.0):
+        key_pem, pem = read_private(identity / "key.pem"), read_bounded(identity / "cert.pem")
+        key = key_from_pem(key_pem, str(identity / "key.pem"))
+        if key.public_key() == parse_certificate(pem, str(identity / "cert.pem")).public_key():
+            return key_pem, pem
+        time.sleep(pause_s)
+    raise IdentityError(f"{identity / 'cert.pem'}: made for another key than key.pem")
 
 
 def load_crl(path: Path) -> x509.CertificateRevocationList:

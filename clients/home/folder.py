@@ -58,6 +58,11 @@ def load_config(home: Path) -> ClientConfig:
     return _with_place(bind(ClientConfig, {**read_settings(path), "home": str(home)}, str(path)), home.absolute())
 
 
+def proxy_setting(home: Path) -> str | None:
+    """`client.proxy` of a home; None where it has no settings yet."""
+    return load_config(home).proxy if (home / SETTINGS).exists() else None
+
+
 def _with_place(config: ClientConfig, folder: Path) -> ClientConfig:
     """`config` with whole paths of all records, from `folder` if they were not whole: the processes run elsewhere."""
     return config.with_data(lambda _study, data: whole(data, folder))

@@ -17,18 +17,18 @@ from flwr.app import Message as FlowerMessage
 from flwr.common.constant import ErrorCode
 
 from sovfed.federation.errors import WIRE_SENTENCES, IdentityError, ProtocolError
-from sovfed.federation.identity import Trust, read_private
+from sovfed.federation.identity import Trust, read_pair
 from sovfed.federation.messages import LaneOffer
 from sovfed.federation.wire.flower import SERVER_NODE_ID
 from sovfed.federation.wire.lane import Outgoing
 from sovfed.federation.wire.lane_codec import error_reply, pack, unpack
 from sovfed.federation.wire.lane_end import (
     BACK_OFF_S,
-    CHANNEL_OPTIONS,
     JOIN,
     NODE_KEY,
     RUN_KEY,
     SESSION_KEY,
+    STREAM_OPTIONS,
     TOKEN_KEY,
     LaneEnd,
     LoopThread,
@@ -36,6 +36,7 @@ from sovfed.federation.wire.lane_end import (
     session_number,
 )
 from sovfed.federation.wire.lane_offer import check_offer
+from sovfed.federation.wire.proxy import DIRECT, grpc_options, proxy_for
 
 log = logging.getLogger(__name__)
 App = Callable[[FlowerMessage, Context], FlowerMessage]
@@ -48,11 +49,13 @@ class LaneClient:
     """Opens a lane for each offer and answers its messages with `app`, one at a time per run.
 
     The server is verified against `identity/root.pem` by the names in its certificate; `identity/cert.pem` and
-    `key.pem` are presented. With `address`, offers that name any other place are declined.
+    `key.pem` are presented. With `address`, offers that name any other place are declined. `proxy` is `client.proxy`.
     """
 
-    def __init__(self, home: Path, app: App, max_message_bytes: int, *, address: str | None = None) -> None:
-        self._identity, self._app = home / "identity", app
+    def __init__(
+        self, home: Path, app: App, max_message_bytes: int, *, address: str | None = None, proxy: str | None = DIRECT
+    ) -> None:
+        self._home, self._identity, self._app, self._proxy = home, home / "identity", app, proxy
         self._max_message_bytes, self._address = max_message_bytes, address
         self._lanes: dict[str, asyncio.Task[None]] = {}
         self._newest: OrderedDict[str, int] = OrderedDict()  # run → when the newest offer taken was issued, ms
@@ -132,7 +135,8 @@ class LaneClient:
     ) -> tuple[grpc.StatusCode, tuple[str, str]]:
         """Carry messages over one stream; how it ended, and what proves who we are on the next."""
         metadata = ((RUN_KEY, offer.run), (NODE_KEY, str(node_id)), proof)
-        async with grpc.aio.secure_channel(offer.address, self._credentials(), options=CHANNEL_OPTIONS) as channel:
+        options = (*STREAM_OPTIONS, *grpc_options(proxy_for(offer.address, self._proxy, self._home)))
+        async with grpc.aio.secure_channel(offer.address, self._credentials(), options=options) as channel:
             call = open_stream(channel, JOIN, *metadata)
             try:
                 session = dict(await call.initial_metadata()).get(SESSION_KEY)
@@ -148,11 +152,7 @@ class LaneClient:
 
     def _credentials(self) -> grpc.ChannelCredentials:
         """Read afresh for each connection, so that a renewed certificate is used."""
-        return grpc.ssl_channel_credentials(
-            root_certificates=(self._identity / "root.pem").read_bytes(),
-            private_key=read_private(self._identity / "key.pem"),
-            certificate_chain=(self._identity / "cert.pem").read_bytes(),
-        )
+        return grpc.ssl_channel_credentials((self._identity / "root.pem").read_bytes(), *read_pair(self._identity))
 
     async def _work(self, end: LaneEnd, inbox: asyncio.Queue[bytearray], context: Context) -> None:
         """Answer messages one after another; a message is acknowledged once its reply is on its way."""

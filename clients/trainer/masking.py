@@ -6,6 +6,7 @@ must be in the journal is there before the reply is returned.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -88,7 +89,7 @@ class Store(Protocol):
 
 
 class Masking:
-    """All runs of one institution. `open_identity` and `open_store` are called with the first request."""
+    """All runs of one institution. `open_identity` is called when it is needed, `open_store` with the first request."""
 
     def __init__(
         self,
@@ -98,7 +99,8 @@ class Masking:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._open_identity, self._open_store, self._terms, self._clock = open_identity, open_store, terms, clock
-        self._opened: tuple[Identity, Store] | None = None
+        self._store: Store | None = None
+        self._identities: dict[bytes, Identity] = {}  # by run: a renewed key signs for the next run, not for this one
         self._joining: tuple[bytes, setup.Joining] | None = None
         self._pairing: tuple[bytes, setup.Pairing] | None = None
         self._sessions: dict[bytes, Session] = {}
@@ -133,11 +135,11 @@ class Masking:
         """Whether the request's head is one that this institution itself has told, and so had."""
         identity, _ = self._open()
         message = told_head(request.seq, request.head.tobytes())
-        try:
-            check_signature(public_key(identity.certificate), message, request.own.tobytes(), "our own signature")
-        except IdentityError:
-            return False
-        return True
+        for certificate in (identity.certificate, *identity.former):
+            with contextlib.suppress(IdentityError):
+                check_signature(public_key(certificate), message, request.own.tobytes(), "our own signature")
+                return True
+        return False
 
     def tell(self, seq: int, head: bytes) -> LedgerReply:
         """That entry `seq` of the privacy ledger has `head`, signed by the institution."""
@@ -189,7 +191,7 @@ class Masking:
         agreed = self._agreed
         if agreed is None or agreed[0] is not permit:
             raise PrivacyError("this permit was used already, or is not the last one given")
-        identity, store = self._open()
+        identity, store = self._open(run_bytes(run))
         session = self._session(run_bytes(run), identity, store)
         update: Vector | Integers = np.zeros(0, np.float32)
         weight, metrics = 0, np.zeros(0)
@@ -244,10 +246,11 @@ class Masking:
             )
         return roster.ring(permit.begin).half - 2
 
-    def _open(self) -> tuple[Identity, Store]:
-        if self._opened is None:
-            self._opened = (self._open_identity(), self._open_store())
-        return self._opened
+    def _open(self, run: bytes = b"") -> tuple[Identity, Store]:
+        """The store, and the identity that `run` was joined with; else the one that is in place now."""
+        if self._store is None:
+            self._store = self._open_store()
+        return self._identities.get(run) or self._open_identity(), self._store
 
     def _join(self, run: bytes, body: bytes) -> bytes:
         identity, store = self._open()
@@ -255,10 +258,11 @@ class Masking:
         if wire.Offer.decode(joining.offer).run != run:
             raise ProtocolError("the offer is for another run than the request")
         self._joining, self._pairing = (run, joining), None
+        self._identities[run] = identity
         return reply
 
     def _encapsulate(self, run: bytes, body: bytes) -> bytes:
-        identity, _ = self._open()
+        identity, _ = self._open(run)
         pairing, reply = setup.encapsulate(_of(run, self._joining), body, identity, self._terms, self._clock())
         self._joining, self._pairing = None, (run, pairing)
         return reply
@@ -274,7 +278,7 @@ class Masking:
         return b""
 
     def _reveal(self, run: bytes, body: bytes) -> bytes:
-        identity, store = self._open()
+        identity, store = self._open(run)
         session = self._session(run, identity, store)
         reply, entries = client.reveal(session, store.history, self._terms, body, identity.sign)
         store.commit(entries)

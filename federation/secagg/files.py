@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.federation.files import private_directory, read_private, write_private
-from sovfed.federation.identity import Trust, key_from_pem, load_certificate, to_der
+from cryptography import x509
+
+from sovfed.federation.files import private_directory, read_bounded, read_private, write_private
+from sovfed.federation.identity import Trust, key_from_pem, parse_certificate, read_pair, to_der
 from sovfed.federation.secagg.journal import Entry, History, Journal, read_history
 from sovfed.federation.secagg.keys import Identity, signer
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 FOLDER: Final = "secagg"
 JOURNAL: Final = "journal"
+FORMER: Final = "former.pem"  # in identity/: certificates of keys that this institution had
 MAX_SESSIONS: Final = 16  # the newest are kept; a run whose session is gone is joined again, in a new epoch
 
 
@@ -27,9 +30,26 @@ def load_identity(folder: Path) -> Identity:
     Raises IdentityError.
     """
     trust = Trust(folder)
-    key = key_from_pem(read_private(folder / "key.pem"), str(folder / "key.pem"))
-    certificate = to_der(load_certificate(folder / "cert.pem"))
-    return Identity(certificate, signer(key), trust.verify, trust.verify_server)
+    key, certificate = read_pair(folder)
+    former = x509.load_pem_x509_certificates(read_bounded(path)) if (path := folder / FORMER).exists() else ()
+    return Identity(
+        to_der(parse_certificate(certificate, str(folder / "cert.pem"))), signer(key_from_pem(key, "key.pem")),
+        trust.verify, trust.verify_server, tuple(map(to_der, former)),
+    )  # fmt: skip
+
+
+class FreshIdentity:
+    """`load_identity` of a folder, loaded again once key, certificate or roots were replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._loaded: tuple[tuple[int, ...], Identity] | None = None
+
+    def __call__(self) -> Identity:
+        stamp = tuple((self._folder / name).stat().st_mtime_ns for name in ("cert.pem", "key.pem", "root.pem"))
+        if self._loaded is None or self._loaded[0] != stamp:
+            self._loaded = (stamp, load_identity(self._folder))
+        return self._loaded[1]
 
 
 def create_journal(home: Path) -> None:

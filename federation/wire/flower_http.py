@@ -6,8 +6,12 @@ a client certificate. A contract test holds what is used of it: `__init__`'s arg
 
 from __future__ import annotations
 
+import contextlib
 import ssl
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from ipaddress import ip_address
 from types import ModuleType
@@ -17,14 +21,34 @@ from urllib.parse import urlsplit
 from sovfed.federation.errors import IdentityError, ProtocolError, ServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     import httpx
 
 MAX_RESPONSE_BYTES: Final = 64 * 2**20  # over the network; Flower cuts objects into chunks of 5 MiB
 _headers: Final[dict[str | None, dict[str, str]]] = {}  # by "host:port"; None is any loopback address
-_certificate: Final[list[tuple[Path, Path]]] = []
+_presented: Final[list[Presented]] = []
+
+
+@dataclass(frozen=True)
+class Presented:
+    """What is shown on every https connection, whose server is pinned to `root_path`, and the way there.
+
+    `proxy_url` gives the proxy (with user and password) for a URL, or None.
+    """
+
+    cert_path: Path
+    key_path: Path
+    root_path: Path
+    proxy_url: Callable[[str], str | None] = lambda _: None
+
+    def stamp(self) -> tuple[int, ...]:
+        """Another one whenever a file was replaced."""
+        try:
+            return tuple(path.stat().st_mtime_ns for path in (self.cert_path, self.key_path, self.root_path))
+        except OSError as error:
+            raise IdentityError(f"{error.filename}: certificate and key cannot be used: {error.strerror}") from error
 
 
 def add_client_header(name: str, value: str, address: str | None = None) -> None:
@@ -37,12 +61,13 @@ def add_client_header(name: str, value: str, address: str | None = None) -> None
     _patch()
 
 
-def use_client_certificate(cert_path: Path, key_path: Path) -> None:
+def use_client_certificate(presented: Presented) -> None:
     """Present this certificate on every https connection that Flower's clients make from now on.
 
-    A client that does not pin its roots raises IdentityError: the certificate is shown to our own server only.
+    A file that is replaced, as by a renewal, holds from the next request. A client that does not pin its roots raises
+    IdentityError: the certificate is shown to our own server only.
     """
-    _certificate[:] = [(cert_path, key_path)]
+    _presented[:] = [presented]
     _patch()
 
 
@@ -86,7 +111,8 @@ def _patch() -> None:
             timeout=plain.timeout,
             headers={"accept-encoding": "identity", **_headers_for(base_url)},
             event_hooks={"response": [refuse_unbounded] if base_url.startswith("https:") else []},
-            verify=_context_for(base_url, verify),
+            transport=_transport_for(base_url, verify),
+            verify=verify,
             trust_env=not _is_loopback(base_url),  # no proxy from the environment sees the secret
             follow_redirects=False,  # a redirect would carry the header elsewhere
         )
@@ -117,18 +143,66 @@ def _headers_for(url: str) -> dict[str, str]:
     return {**_headers.get(None, {}), **_headers.get(urlsplit(url).netloc, {})}
 
 
-def _context_for(url: str, verify: ssl.SSLContext | bool | str) -> ssl.SSLContext | bool | str:
-    if urlsplit(url).scheme != "https" or not _certificate:
-        return verify
+def _transport_for(url: str, verify: ssl.SSLContext | bool | str) -> httpx.BaseTransport | None:
+    """What carries requests to `url`; None for httpx's own, where no certificate is to be shown."""
+    if urlsplit(url).scheme != "https" or not _presented:
+        return None
     if isinstance(verify, bool):
         raise IdentityError(f"{url}: a client certificate is set but the server's root is not pinned")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if isinstance(verify, str) else verify
-    if isinstance(verify, str):
-        context.load_verify_locations(cafile=verify)
+    return _renewing_transport(url, _presented[0])
+
+
+def _renewing_transport(url: str, presented: Presented) -> httpx.BaseTransport:
+    """A transport that begins anew, with new connections, whenever a file of `presented` was replaced.
+
+    A certificate is judged with each request, so a connection must not outlive the one that it was opened with. The
+    requests that are under way keep their connection.
+    """
+    import httpx
+
+    class Renewing(httpx.BaseTransport):
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+            self._stamp, self._inner = presented.stamp(), _connecting(url, presented)
+            self._former: httpx.BaseTransport | None = None
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            return self._current().handle_request(request)
+
+        def _current(self) -> httpx.BaseTransport:
+            with self._lock:
+                with contextlib.suppress(IdentityError):  # one of two files is there already: the next request looks
+                    if (stamp := presented.stamp()) != self._stamp:
+                        inner = _connecting(url, presented)
+                        if self._former is not None:
+                            self._former.close()
+                        self._stamp, self._former, self._inner = stamp, self._inner, inner
+                return self._inner
+
+        def close(self) -> None:
+            for transport in (self._former, self._inner):
+                if transport is not None:
+                    transport.close()
+
+    return Renewing()
+
+
+def _connecting(url: str, presented: Presented) -> httpx.HTTPTransport:
+    import httpx
+
+    proxy_url = presented.proxy_url(url)
+    return httpx.HTTPTransport(
+        verify=_context(presented), proxy=httpx.Proxy(proxy_url) if proxy_url else None, trust_env=False
+    )
+
+
+def _context(presented: Presented) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    cert_path, key_path = _certificate[0]
     try:
-        context.load_cert_chain(cert_path, key_path)
+        context.load_verify_locations(cafile=presented.root_path)
+        context.load_cert_chain(presented.cert_path, presented.key_path)
     except (OSError, ssl.SSLError) as error:
-        raise IdentityError(f"{cert_path}: certificate and key {key_path} cannot be used: {error}") from error
+        files = f"{presented.cert_path}: certificate and key {presented.key_path}"
+        raise IdentityError(f"{files} cannot be used: {error}") from error
     return context

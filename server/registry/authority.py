@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sovfed.federation.certificates import ServerNames, SignerNames
 from sovfed.federation.errors import IdentityError
+from sovfed.federation.files import read_bounded
 from sovfed.federation.identity import (
     check_csr,
     create_root,
@@ -39,11 +40,13 @@ from sovfed.federation.identity import (
     write_atomic,
     write_private,
 )
+from sovfed.federation.renewal import MAX_KEY_DAYS, Renewal, check_renewal
 from sovfed.federation.schema import bind, bounded, choice
 
 Kind: TypeAlias = Literal["institution", "server", "signer"]
 KINDS: Final = typing.get_args(Kind)
-LEAF_DAYS: Final = 365
+LEAF_DAYS: Final = 30  # institutions and servers renew by themselves; a person who signs tasks does not
+SIGNER_DAYS: Final = 365
 CRL_DAYS: Final = 30
 REGISTER: Final = "authority.json"
 
@@ -58,6 +61,7 @@ class Issued:
     until: str = bounded(low=1, high=40, doc="end of validity, ISO 8601")
     kind: str = choice("institution", KINDS)
     revoked: str | None = bounded(None, 1, 40, doc="when, ISO 8601")
+    at: str = bounded("", 0, 40, doc="when it was signed, ISO 8601; empty for those of the first version")
 
     def valid(self, now: datetime) -> bool:
         """Whether the certificate is neither revoked nor expired."""
@@ -95,7 +99,7 @@ def sign(
     *,
     server: bool = False,
     signer: bool = False,
-    days: int = LEAF_DAYS,
+    days: float | None = None,
     passphrase: bytes | None = None,
     now: datetime | None = None,
 ) -> bytes:
@@ -105,7 +109,7 @@ def sign(
     revoked. So a person is in the register once, whatever organisations the person works for.
     The same key again is a renewal. Raises IdentityError.
     """
-    now = now or datetime.now(UTC)
+    now, days = now or datetime.now(UTC), days or (SIGNER_DAYS if signer else LEAF_DAYS)
     kind, name, fingerprint = describe(csr_pem)
     expected = "server" if server else "signer" if signer else "institution"
     if kind != expected:
@@ -115,12 +119,51 @@ def sign(
         for issued in register.issued:
             if not server and issued.kind == kind and issued.name == name and issued.valid(now):
                 _check_renewal(issued, fingerprint)
-        certificate = sign_csr(_root_key(home, passphrase), load_certificate(home / "root.pem"), csr_pem, now, days)
-        serial = f"{certificate.serial_number:x}"
-        record = Issued(serial, name, fingerprint, certificate.not_valid_after_utc.isoformat(), kind)
-        _write_register(home, replace(register, issued=(*register.issued, record)))
-        pem = to_pem(certificate)
-        write_atomic(home / "issued" / f"{serial}.pem", pem)
+        return _issue(home, register, csr_pem, days, passphrase, now)
+
+
+def sign_renewal(
+    home: Path, renewal: Renewal, *, days: float = LEAF_DAYS, passphrase: bytes | None = None,
+    now: datetime | None = None,
+) -> bytes:  # fmt: skip
+    """The certificate (PEM) for a request that the key of a certificate in force has endorsed: nobody need be asked.
+
+    Raises IdentityError unless that certificate is in the register, neither revoked nor expired, and the endorsement
+    holds; and if the key to certify is older than a year, by what this authority signed for it before.
+    """
+    now = now or datetime.now(UTC)
+    names, certificate = check_renewal(renewal)
+    csr, serial = renewal.csr.encode(), f"{certificate.serial_number:x}"
+    _, name, fingerprint = describe(csr)
+    with _locked(home):
+        register = read_register(home)
+        record = next((issued for issued in register.issued if issued.serial == serial), None)
+        if record is None or to_pem(certificate) != read_bounded(home / "issued" / f"{serial}.pem"):
+            raise IdentityError(f"renewal of {name!r}: certificate {serial} was not signed here")
+        if isinstance(names, SignerNames) or not record.valid(now):
+            raise IdentityError(f"renewal of {name!r}: certificate {serial} is revoked, expired or a signer's")
+        if (age := key_age(register, fingerprint, now)) > timedelta(days=MAX_KEY_DAYS):
+            raise IdentityError(f"renewal of {name!r}: its key is {age.days} days old; `sovfed client renew --new-key`")
+        return _issue(home, register, csr, days, passphrase, now)
+
+
+def key_age(register: Register, fingerprint: str, now: datetime) -> timedelta:
+    """For how long the authority has been certifying the key; nothing for one that it has not seen."""
+    dates = [datetime.fromisoformat(issued.at) for issued in register.issued if issued.key == fingerprint and issued.at]
+    return max(now - min(dates, default=now), timedelta(0))
+
+
+def _issue(
+    home: Path, register: Register, csr_pem: bytes, days: float, passphrase: bytes | None, now: datetime
+) -> bytes:
+    kind, name, fingerprint = describe(csr_pem)
+    certificate = sign_csr(_root_key(home, passphrase), load_certificate(home / "root.pem"), csr_pem, now, days)
+    serial = f"{certificate.serial_number:x}"
+    until, at = certificate.not_valid_after_utc.isoformat(), now.isoformat(timespec="seconds")
+    record = Issued(serial, name, fingerprint, until, kind, None, at)
+    pem = to_pem(certificate)
+    _write_register(home, replace(register, issued=(*register.issued, record)))
+    write_atomic(home / "issued" / f"{serial}.pem", pem)
     return pem
 
 
