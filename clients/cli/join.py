@@ -69,12 +69,18 @@ def join(
     login = proxy_login.read_text(encoding="utf-8") if proxy_login else ""
     if proxy is None and given is not None and not (home / SETTINGS).exists():
         proxy, login = _environment_proxy(home, given, login)
-    _settle(home, [*data_overrides(data, tasks), *overrides], tasks, allow_plain_updates, without_privacy, proxy)
+    words = [*data_overrides(data, tasks), *overrides]
+    made = _settle(home, words, tasks, allow_plain_updates, without_privacy, proxy)
     if login:
         from sovfed.federation.wire.proxy import keep_credentials
 
         keep_credentials(home, login)
-    _look_at_records(home)
+    try:
+        _look_at_records(home)
+    except DataError:
+        for path in made:  # so that the command can be given again with other records
+            path.unlink()
+        raise
     _enrol(home, given, authority, yes, timeout_s)
     _start(home, detach, lambda: _prove(home, load_config(home)))
 
@@ -102,11 +108,12 @@ def data_overrides(data: str | None, tasks: Sequence[str]) -> list[str]:
 
 def _settle(
     home: Path, words: list[str], tasks: tuple[str, ...], plain: bool, without_privacy: bool, proxy: str | None
-) -> None:
-    """Write client.yaml and policy.yaml, or see that those that are there say the same of the records."""
+) -> list[Path]:
+    """Write client.yaml and policy.yaml, or see that those that are there say the same of the records; what is new."""
     from sovfed.clients.home.begin import begin
     from sovfed.clients.home.folder import SETTINGS, load_config, whole
     from sovfed.clients.home.overrides import client_config
+    from sovfed.clients.home.policy import POLICY
 
     if not (home / SETTINGS).exists():
         if not words:
@@ -116,13 +123,14 @@ def _settle(
         for line in begin(home, config, tasks, plain_updates=plain, private_only=not without_privacy):
             click.echo(line, err=True)
         click.echo(f"settings: {home / SETTINGS}, and policy.yaml: what runs may ask of you")
-        return
+        return [home / SETTINGS, home / POLICY]
     kept = load_config(home)
     if words and whole(client_config(words).data, Path.cwd()) != kept.data:
         raise ConfigError(f"{home / SETTINGS} names other records than this command; edit it, or leave them out here")
     if proxy is not None and proxy != kept.proxy:
         raise ConfigError(f"{home / SETTINGS} has proxy: {kept.proxy}, the command {proxy}; edit the file")
     click.echo(f"settings: {home / SETTINGS} is kept as it is")
+    return []
 
 
 def _environment_proxy(home: Path, invitation: Invitation, login: str) -> tuple[str | None, str]:
@@ -148,7 +156,9 @@ def _look_at_records(home: Path) -> None:
     for finding in findings:
         click.echo(f"records: {visible(finding.found)}", err=finding.state != "ok")
     if any(finding.state == "fail" for finding in findings):
-        raise DataError("the records cannot be used as they are; mend them or client.yaml, and run the command again")
+        raise DataError(
+            "the records cannot be used as they are; mend them, or choose others, and run the command again"
+        )
 
 
 def _enrol(home: Path, invitation: Invitation | None, authority: str | None, yes: bool, timeout_s: float) -> None:

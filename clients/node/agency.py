@@ -86,10 +86,15 @@ def poll(
 
 
 def why_not(home: Path, address: str, root: bytes, proxy: str | None) -> str:
-    """Why `address` cannot be reached, with the fix; "" if it can."""
+    """Why `address` cannot be reached at the moment, with the fix; "" if it can.
+
+    Raises ServiceError if waiting would not change it: a proxy's refusal, TLS that is looked into, a wrong clock.
+    """
     try:
         look(address, Pinned(root.decode("ascii")), proxy_for(address, proxy, home))
     except UnreachableError as error:
+        if not error.passing:
+            raise ServiceError(f"{error}; {error.fix}") from error
         return f"UNAVAILABLE: {error}; {error.fix}"
     return ""
 

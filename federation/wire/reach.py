@@ -32,11 +32,11 @@ WRONG_NAME: Final = (62, 64)  # …_HOSTNAME_MISMATCH, …_IP_ADDRESS_MISMATCH
 
 
 class UnreachableError(Exception):
-    """The first step that fails, as a sentence, and in `fix` what mends it."""
+    """The first step that fails, as a sentence, and in `fix` what mends it; `passing` if it may mend itself."""
 
-    def __init__(self, sentence: str, fix: str) -> None:
+    def __init__(self, sentence: str, fix: str, *, passing: bool = False) -> None:
         super().__init__(sentence)
-        self.fix = fix
+        self.fix, self.passing = fix, passing
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ def _handshaken(address: str, pinned: Pinned, proxy: Proxy | None, timeout_s: fl
             raise UnreachableError(
                 f"{address}: no TLS ({error})",
                 "a firewall or a service of another kind answers there; ask the agency for the right address",
+                passing=True,
             ) from error
         with tls:
             yield tls
@@ -116,11 +117,13 @@ def _opened(address: str, proxy: Proxy | None, timeout_s: float) -> socket.socke
         raise UnreachableError(f"{where}: the name {host!r} is not known here ({error.strerror})", fix) from error
     except TimeoutError as error:
         raise UnreachableError(
-            f"{where}: no answer within {timeout_s:g} s", f"have the firewall let TCP port {port} out, or name a proxy"
+            f"{where}: no answer within {timeout_s:g} s",
+            f"have the firewall let TCP port {port} out, or name a proxy",
+            passing=True,
         ) from error
     except OSError as error:
         raise UnreachableError(
-            f"{where}: {error.strerror or error}", "is it running, and is this its address and port?"
+            f"{where}: {error.strerror or error}", "is it running, and is this its address and port?", passing=True
         ) from error
     if proxy is not None:
         _connect(connection, address, proxy)
@@ -139,11 +142,13 @@ def _connect(connection: socket.socket, address: str, proxy: Proxy) -> None:
         raise UnreachableError(
             f"the proxy {proxy.address} did not answer to CONNECT ({error})",
             "is it an HTTP proxy? Its people know its address and port",
+            passing=True,
         ) from error
     if status == 200:
         return
     connection.close()
-    raise UnreachableError(f"the proxy {proxy.address} refuses {address}: status {status}", _FIXES.get(status, _FIX))
+    sentence = f"the proxy {proxy.address} refuses {address}: status {status}"
+    raise UnreachableError(sentence, _FIXES.get(status, _FIX), passing=status >= 500)
 
 
 _FIXES: Final = {

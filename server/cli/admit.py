@@ -42,16 +42,15 @@ def admit(
 
 
 def _invite(home: Path, name: str, out: Path) -> None:
-    from sovfed.federation.files import create_private
+    from sovfed.federation.files import check_writable, write_private
     from sovfed.federation.identity import certificate_fingerprint, load_certificate
     from sovfed.server.registry.enrolment import invite, invited_until
 
     if out.exists() and (until := invited_until(home, name)) and until > time.time():
         click.echo(f"{out} was written before, and is good until {datetime.fromtimestamp(until, UTC):%F %R} UTC")
     else:
-        out.unlink(missing_ok=True)
-        with create_private(out) as file:
-            file.write(invite(home, name).to_json().encode())
+        check_writable(out)
+        write_private(out, invite(home, name).to_json().encode())
         click.echo(f"wrote {out}: give it to {name} by a way that nobody else reads")
     root = certificate_fingerprint(load_certificate(home / "identity" / "root.pem"))
     click.echo(f"there: `sovfed client join {out.name} --data …`; the authority tells them its fingerprint\n  {root}")
