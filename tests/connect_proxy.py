@@ -110,22 +110,23 @@ class ConnectProxy:
 @contextlib.contextmanager
 def connect_proxy(faults: Faults | None = None) -> Iterator[ConnectProxy]:
     """A proxy on a free loopback port."""
-    proxy, ready, loop = ConnectProxy(faults or Faults()), threading.Event(), asyncio.new_event_loop()
-    stop = asyncio.Event()
+    proxy, ready, ends = ConnectProxy(faults or Faults()), threading.Event(), []
 
     async def main() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
         server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
         proxy.port = server.sockets[0].getsockname()[1]
+        ends.append(lambda: loop.call_soon_threadsafe(stop.set))
         ready.set()
         await stop.wait()
         server.close()
         await proxy.throw_out()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
+    thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
     thread.start()
     ready.wait(10)
     try:
         yield proxy
     finally:
-        loop.call_soon_threadsafe(stop.set)
+        ends[0]()
         thread.join(10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ def join(
       sovfed client join hospital-1.invitation data=sql data.url_file=/srv/url --task birth.yaml
       sovfed client join                       go on
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it says of a failed connection, we say in words
     from sovfed.clients.home.folder import SETTINGS, load_config
     from sovfed.clients.node.join import kept_invitation
     from sovfed.federation.wire.enrolment import Invitation

@@ -225,7 +225,7 @@ def serve(home: Path, config: ClientConfig) -> None:
     address = config.fleet_address or load_institution(home).fleet_address
     proxy = proxy_for(address, config.proxy, home)
     cert, own, roots = (identity / name for name in ("cert.pem", "key.pem", "root.pem"))
-    use_client_certificate(Presented(cert, own, roots, lambda _: proxy.url if proxy else None))
+    use_client_certificate(Presented(cert, own, roots, proxy))
     root = read_bounded(identity / "root.pem")
     adapt_flower(config.max_message_bytes)
     factory = node_state(home)

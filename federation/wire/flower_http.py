@@ -18,13 +18,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from sovfed.federation.addresses import host_port
 from sovfed.federation.errors import IdentityError, ProtocolError, ServiceError
+from sovfed.federation.wire.reach import TIMEOUT_S, UnreachableError, connect
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import httpcore
     import httpx
+
+    from sovfed.federation.wire.proxy import Proxy
 
 MAX_RESPONSE_BYTES: Final = 64 * 2**20  # over the network; Flower cuts objects into chunks of 5 MiB
 _headers: Final[dict[str | None, dict[str, str]]] = {}  # by "host:port"; None is any loopback address
@@ -35,13 +40,13 @@ _presented: Final[list[Presented]] = []
 class Presented:
     """What is shown on every https connection, whose server is pinned to `root_path`, and the way there.
 
-    `proxy_url` gives the proxy (with user and password) for a URL, or None.
+    The way leads through `proxy`, if there is one.
     """
 
     cert_path: Path
     key_path: Path
     root_path: Path
-    proxy_url: Callable[[str], str | None] = lambda _: None
+    proxy: Proxy | None = None
 
     def stamp(self) -> tuple[int, ...]:
         """Another one whenever a file was replaced."""
@@ -149,10 +154,10 @@ def _transport_for(url: str, verify: ssl.SSLContext | bool | str) -> httpx.BaseT
         return None
     if isinstance(verify, bool):
         raise IdentityError(f"{url}: a client certificate is set but the server's root is not pinned")
-    return _renewing_transport(url, _presented[0])
+    return _renewing_transport(_presented[0])
 
 
-def _renewing_transport(url: str, presented: Presented) -> httpx.BaseTransport:
+def _renewing_transport(presented: Presented) -> httpx.BaseTransport:
     """A transport that begins anew, with new connections, whenever a file of `presented` was replaced.
 
     A certificate is judged with each request, so a connection must not outlive the one that it was opened with. The
@@ -163,7 +168,7 @@ def _renewing_transport(url: str, presented: Presented) -> httpx.BaseTransport:
     class Renewing(httpx.BaseTransport):
         def __init__(self) -> None:
             self._lock = threading.Lock()
-            self._stamp, self._inner = presented.stamp(), _connecting(url, presented)
+            self._stamp, self._inner = presented.stamp(), _connecting(presented)
             self._former: httpx.BaseTransport | None = None
 
         def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -173,7 +178,7 @@ def _renewing_transport(url: str, presented: Presented) -> httpx.BaseTransport:
             with self._lock:
                 with contextlib.suppress(IdentityError):  # one of two files is there already: the next request looks
                     if (stamp := presented.stamp()) != self._stamp:
-                        inner = _connecting(url, presented)
+                        inner = _connecting(presented)
                         if self._former is not None:
                             self._former.close()
                         self._stamp, self._former, self._inner = stamp, self._inner, inner
@@ -187,13 +192,54 @@ def _renewing_transport(url: str, presented: Presented) -> httpx.BaseTransport:
     return Renewing()
 
 
-def _connecting(url: str, presented: Presented) -> httpx.HTTPTransport:
+def _connecting(presented: Presented) -> httpx.HTTPTransport:
+    """httpx's own transport; through a proxy, one whose connections begin with our CONNECT.
+
+    httpcore's leaves out the brackets of an IPv6 address, which real proxies refuse.
+    """
+    import httpcore
     import httpx
 
-    proxy_url = presented.proxy_url(url)
-    return httpx.HTTPTransport(
-        verify=_context(presented), proxy=httpx.Proxy(proxy_url) if proxy_url else None, trust_env=False
-    )
+    context = _context(presented)
+    transport = httpx.HTTPTransport(verify=context, trust_env=False)
+    if presented.proxy is not None:
+        transport._pool = httpcore.ConnectionPool(ssl_context=context, network_backend=_tunnel(presented.proxy))
+    return transport
+
+
+def _tunnel(proxy: Proxy) -> httpcore.NetworkBackend:
+    """What makes connections through `proxy`."""
+    import httpcore
+
+    class Tunnel(httpcore.SyncBackend):
+        def connect_tcp(self, host: str, port: int, *args: Any, **options: Any) -> httpcore.NetworkStream:
+            stream = super().connect_tcp(proxy.host, proxy.port, *args, **options)
+            try:
+                connect(_Bytes(stream), host_port(host, port), proxy)
+            except UnreachableError as error:
+                stream.close()
+                raise httpcore.ConnectError(f"{error}; {error.fix}") from error
+            return stream
+
+    return Tunnel()
+
+
+class _Bytes:
+    """A stream of httpcore with the two verbs of a socket that CONNECT needs."""
+
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+
+    def sendall(self, data: bytes) -> None:
+        self._stream.write(data, timeout=TIMEOUT_S)
+
+    def recv(self, size: int) -> bytes:
+        import httpcore
+
+        try:
+            return self._stream.read(size, timeout=TIMEOUT_S)
+        except httpcore.NetworkError as error:
+            raise OSError(str(error)) from error
 
 
 def _context(presented: Presented) -> ssl.SSLContext:

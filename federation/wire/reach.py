@@ -12,7 +12,7 @@ import time
 from base64 import b64encode
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography import x509
 
@@ -126,19 +126,30 @@ def _opened(address: str, proxy: Proxy | None, timeout_s: float) -> socket.socke
             f"{where}: {error.strerror or error}", "is it running, and is this its address and port?", passing=True
         ) from error
     if proxy is not None:
-        _connect(connection, address, proxy)
+        try:
+            connect(connection, address, proxy)
+        except UnreachableError:
+            connection.close()
+            raise
     return connection
 
 
-def _connect(connection: socket.socket, address: str, proxy: Proxy) -> None:
-    """Have `proxy` open the way to `address`."""
+class Wire(Protocol):
+    """What CONNECT needs of a connection."""
+
+    def sendall(self, data: bytes, /) -> object: ...
+
+    def recv(self, size: int, /) -> bytes: ...
+
+
+def connect(connection: Wire, address: str, proxy: Proxy) -> None:
+    """Have `proxy`, at the other end of `connection`, open the way to `address`. Raises UnreachableError."""
     login = b64encode(f"{proxy.user}:{proxy.password}".encode()).decode()
     authorisation = f"proxy-authorization: Basic {login}\r\n" if proxy.user else ""
     try:
         connection.sendall(f"CONNECT {address} HTTP/1.1\r\nhost: {address}\r\n{authorisation}\r\n".encode())
         status = _status(_head(connection))
     except (OSError, ValueError) as error:
-        connection.close()
         raise UnreachableError(
             f"the proxy {proxy.address} did not answer to CONNECT ({error})",
             "is it an HTTP proxy? Its people know its address and port",
@@ -146,7 +157,6 @@ def _connect(connection: socket.socket, address: str, proxy: Proxy) -> None:
         ) from error
     if status == 200:
         return
-    connection.close()
     sentence = f"the proxy {proxy.address} refuses {address}: status {status}"
     raise UnreachableError(sentence, _FIXES.get(status, _FIX), passing=status >= 500)
 
@@ -195,7 +205,7 @@ def _issuer(address: str, proxy: Proxy | None, timeout_s: float) -> str:
     return certificate.issuer.rfc4514_string()[:200]
 
 
-def _head(connection: socket.socket) -> bytes:
+def _head(connection: Wire) -> bytes:
     """An HTTP answer's head. Raises ValueError if none comes."""
     data = b""
     while b"\r\n\r\n" not in data:

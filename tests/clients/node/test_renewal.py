@@ -1,0 +1,136 @@
+"""A node's identity is kept fresh while everything runs: registry, authority and institution for real, lives short."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from tests.enrolment_fixture import Agency, make_agency
+
+from sovfed.clients.node import renewal
+from sovfed.clients.node.enrol import enrol
+from sovfed.clients.node.renewal import NEXT_CERTIFICATE, NEXT_KEY, complete, keep_fresh, last_contact, renew_if_due
+from sovfed.federation.errors import ServiceError
+from sovfed.federation.files import write_atomic
+from sovfed.federation.identity import load_certificate, read_pair
+from sovfed.federation.renewal import KEY_DAYS
+from sovfed.federation.secagg.files import FreshIdentity
+from sovfed.federation.secagg.keys import check_signature, public_key
+from sovfed.server.registry import authority
+from sovfed.server.registry.tending import tend
+
+SECONDS = 1 / 86_400  # in days
+
+
+@pytest.fixture
+def agency(tmp_path: Path) -> Iterator[Agency]:
+    made = make_agency(tmp_path)
+    with made.run():
+        yield made
+
+
+def enrolled(agency: Agency, home: Path, days: float) -> Path:
+    """An institution whose certificate is good for `days`."""
+    helper = threading.Thread(target=agency.certify, args=("hospital-1", days))
+    helper.start()
+    enrol(home, agency.invite("hospital-1"), 20)
+    helper.join()
+    return home
+
+
+def until(done: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def serial(home: Path) -> int:
+    return load_certificate(home / "identity" / "cert.pem").serial_number
+
+
+def test_certificates_of_institution_and_server_are_renewed_again_and_again_and_nothing_restarts(
+    agency: Agency, tmp_path: Path
+) -> None:
+    life = 60 * SECONDS
+    home = enrolled(agency, tmp_path / "hospital", life)
+    csr = authority.sign(agency.authority, _server_csr(agency), server=True, days=life)
+    write_atomic(agency.home / "identity" / "cert.pem", csr)
+    first = {place: serial(place) for place in (home, agency.home)}
+    stop = threading.Event()
+
+    def tending() -> None:
+        while not stop.wait(0.3):
+            tend(agency.authority, agency.home / "registry", days=life)
+
+    threads = [threading.Thread(target=tending), threading.Thread(target=keep_fresh, args=(home, 0.5, stop))]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(2):
+            seen = {place: serial(place) for place in first}
+            until(lambda seen=seen: all(serial(place) != seen[place] for place in seen), "a renewal of both")  # type: ignore[misc]
+        until(lambda: (contact := last_contact(home)) is not None and not contact.problem, "the last look went well")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert len(agency.registered) == 1, "the node is not registered anew"
+    assert not list((agency.home / "registry" / "requests").glob("hospital-1.*"))
+
+
+def _server_csr(agency: Agency) -> bytes:
+    from sovfed.federation.certificates import ServerNames, create_csr, key_from_pem, to_pem
+    from sovfed.federation.files import read_private
+
+    key = key_from_pem(read_private(agency.home / "identity" / "key.pem"), "key.pem")
+    return to_pem(create_csr(key, ServerNames(("127.0.0.1", "localhost"))))
+
+
+def test_an_old_key_gives_way_to_a_new_one_and_what_it_signed_stays_its_own(agency: Agency, tmp_path: Path) -> None:
+    home = enrolled(agency, tmp_path / "hospital", 30)
+    identity, fresh = home / "identity", FreshIdentity(home / "identity")
+    before, key = fresh(), (home / "identity" / "key.pem").read_bytes()
+    signature = before.sign(b"told head")
+    assert renew_if_due(home) is None, "it is not due"
+    old = (datetime.now(UTC) - timedelta(days=KEY_DAYS + 1)).timestamp()
+    os.utime(identity / "key.pem", (old, old))
+    later = datetime.now(UTC) + timedelta(days=16)
+    assert renew_if_due(home, now=later) is None, "the authority has not signed"
+    tend(agency.authority, agency.home / "registry", days=40)
+    until(lambda: renew_if_due(home, now=later) is not None, "the renewal")
+    after = fresh()
+    assert (identity / "key.pem").read_bytes() != key
+    assert not (identity / NEXT_KEY).exists() and not (identity / NEXT_CERTIFICATE).exists()
+    assert after.former == (before.certificate,) and after.certificate != before.certificate
+    check_signature(public_key(after.former[0]), b"told head", signature, "the former key")
+    read_pair(identity)
+
+
+def test_a_renewal_that_was_cut_off_is_completed(
+    agency: Agency, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = enrolled(agency, tmp_path / "hospital", 1)
+    identity = home / "identity"
+    with pytest.raises(ServiceError, match="not signed yet"):
+        renewal.renew(home, 0.2, new_key=True)
+    tend(agency.authority, agency.home / "registry")
+    written = renewal.write_atomic
+
+    def cut(path: Path, data: bytes, *rest: object) -> None:
+        if path.name == "cert.pem":
+            raise OSError("the power fails")
+        written(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(renewal, "write_atomic", cut)
+        with pytest.raises(OSError, match="power"):
+            renewal.renew(home, 20)
+    complete(identity)
+    read_pair(identity)
+    complete(identity)
