@@ -96,15 +96,8 @@ def test_one_command_at_each_side(world: World) -> None:
     joined = world.join("hospital-1", "--proxy-login", "login")
     out, _ = said.communicate(timeout=60)
     assert said.returncode == 0 and "hospital-1 is admitted" in out
-    for line in (
-        "fleet: [::1]:",
-        "lane: 256 KiB",
-        "roster: hospital-1 is one of 1",
-        "supernode:",
-        "gateway:",
-        "joined: ",
-    ):
-        assert line in joined, joined
+    proofs = ("fleet: [::1]:", "lane: 256 KiB", "roster: hospital-1 is one of 1", "supernode:", "gateway:", "joined: ")
+    assert all(line in joined for line in proofs), joined
     assert LOGIN.partition(":")[2] not in (world.folder / "hospital-1" / "client.yaml").read_text()
     assert "joined: hospital-1" in world("client", "join", "--home", "hospital-1"), "again, it proves again"
     assert all(address.startswith("[::1]:") for address in world.proxy.asked)

@@ -26,7 +26,8 @@ def test_the_environment_names_it_and_the_setting_has_the_last_word(tmp_path: Pa
     [
         ("agency.example", AGENCY, True), (".example", AGENCY, True), ("*.example", AGENCY, True), ("*", AGENCY, True),
         ("other, agency.example", AGENCY, True), ("ency.example", AGENCY, False), ("", AGENCY, False),
-        ("10.0.0.0/8", "10.1.2.3:1", True), ("10.0.0.0/8", "11.1.2.3:1", False), ("2001:db8::/32", "[2001:db8::1]:1", True),
+        ("10.0.0.0/8", "10.1.2.3:1", True), ("10.0.0.0/8", "11.1.2.3:1", False),
+        ("2001:db8::/32", "[2001:db8::1]:1", True),
         ("", "127.0.0.1:1", True), ("", "[::1]:1", True),
     ],
 )  # fmt: skip
