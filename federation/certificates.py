@@ -257,6 +257,15 @@ def make_crl(
     return builder.sign(root_key, hashes.SHA256())
 
 
+def same_issuer(one: x509.Certificate, other: x509.Certificate) -> bool:
+    """Whether both name the same key of an authority; what they name is not verified."""
+    first, second = (
+        certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+        for certificate in (one, other)
+    )
+    return first == second
+
+
 def to_pem(item: x509.Certificate | x509.CertificateSigningRequest | x509.CertificateRevocationList) -> bytes:
     """PEM text of a certificate, request or revocation list."""
     return item.public_bytes(serialization.Encoding.PEM)

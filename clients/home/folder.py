@@ -123,10 +123,10 @@ def check_enrolled(home: Path, now: datetime) -> None:
     from cryptography import x509
 
     from sovfed.federation.certificates import InstitutionNames, read_names
-    from sovfed.federation.identity import key_from_pem, load_certificate, node_key_digest
+    from sovfed.federation.identity import key_from_pem, load_certificate, load_roots, node_key_digest
 
     certificate = load_certificate(identity / "cert.pem")
-    load_certificate(identity / "root.pem")
+    load_roots(identity / "root.pem")
     if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
         raise IdentityError(
             f"{identity / 'cert.pem'}: valid from {certificate.not_valid_before_utc:%F} to "

@@ -41,12 +41,14 @@ from sovfed.federation.identity import (
     PeerIdentity,
     certificate_fingerprint,
     install_crl,
+    issuer_of,
+    lists_of,
     node_key_bytes,
     node_key_digest,
     parse_certificate,
-    parse_crl,
     verify_peer,
 )
+from sovfed.federation.roots import adopt, handed_over
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.secagg.files import create_journal
 from sovfed.federation.wire import enrolment_pb2 as pb
@@ -115,8 +117,17 @@ def enrol(
     reason = partial(why_not, home, address, to_pem(root), proxy)
     with open_channel(home, address, credentials, MAX_ENROLMENT_BYTES, proxy) as channel:
         reply = poll(channel, f"/{ENROLMENT_SERVICE}/Enrol", request, timeout_s, action, reason, told)
-    crl = parse_crl(reply.crl, "revocation list received")
-    check_certificate(reply.certificate, lambda der: verify_peer(der, root, crl, datetime.now(UTC)), key, names)
+    roots = (root, *handed_over(root, reply.roots))
+    lists = lists_of(reply.crl, roots, datetime.now(UTC))
+
+    def verify(der: bytes) -> PeerIdentity:
+        issuer = issuer_of(der, roots)
+        crl = lists.get(certificate_fingerprint(issuer))
+        if crl is None:
+            raise IdentityError("certificate received: of a root whose revocation list was not")
+        return verify_peer(der, issuer, crl, datetime.now(UTC))
+
+    check_certificate(reply.certificate, verify, key, names)
     institution = bind(
         Institution,
         {"name": name, "fleet_address": reply.fleet_address, "lane_address": reply.lane_address},
@@ -124,6 +135,8 @@ def enrol(
         IdentityError,
     )
     write_atomic(identity / "root.pem", to_pem(root))
+    if reply.roots:
+        adopt(identity, reply.roots)
     install_crl(identity, reply.crl)
     write_atomic(identity / "cert.pem", reply.certificate)
     create_journal(home)

@@ -24,7 +24,7 @@ from sovfed.clients.node.enrol import (
     own_node_key,
     signing_request,
 )
-from sovfed.federation.certificates import InstitutionNames, key_fingerprint
+from sovfed.federation.certificates import InstitutionNames, key_fingerprint, same_issuer
 from sovfed.federation.errors import IdentityError, SovfedError
 from sovfed.federation.files import read_bounded, read_private, write_atomic, write_private
 from sovfed.federation.identity import (
@@ -32,9 +32,11 @@ from sovfed.federation.identity import (
     certificate_fingerprint,
     install_crl,
     load_certificate,
+    load_roots,
     node_key_digest,
 )
 from sovfed.federation.renewal import endorse, is_due, is_old
+from sovfed.federation.roots import adopt, is_of_former_root, retire
 from sovfed.federation.secagg.files import FORMER
 from sovfed.federation.wire import enrolment_pb2 as pb
 from sovfed.federation.wire.enrolment import REGISTRY_SERVICE
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CONTACT: Final = "state/agency.json"
+MOVE_SHARE: Final = 0.2  # of a rotation: from when on the authority signs renewals by its new root
 NEXT_KEY: Final = "next_key.pem"
 NEXT_CERTIFICATE: Final = "next_cert.pem"
 REQUEST: Final = "renewal.csr"
@@ -76,7 +79,7 @@ def renew(
     identity, address = home / "identity", load_institution(home).lane_address
     key = _key(identity, new_key)
     request = _request(identity, load_institution(home).name, key)
-    root = load_certificate(identity / "root.pem")
+    root = load_roots(identity / "root.pem")[0]
     announce(Fingerprints(certificate_fingerprint(root), key_fingerprint(key.public_key())))
     reason = partial(why_not, home, address, read_bounded(identity / "root.pem"), proxy)
     with mutual_channel(home, address, proxy) as channel:
@@ -87,7 +90,8 @@ def renew(
 def renew_if_due(home: Path, proxy: str | None = None, now: datetime | None = None) -> datetime | None:
     """Ask once for a renewal if half of the certificate's life is over; until when it then holds, None if it waits."""
     identity = home / "identity"
-    if not is_due(load_certificate(identity / "cert.pem"), now):
+    certificate = load_certificate(identity / "cert.pem")
+    if not is_due(certificate, now) and not is_of_former_root(identity, certificate, MOVE_SHARE, now):
         return None
     institution = load_institution(home)
     made = datetime.fromtimestamp((identity / "key.pem").stat().st_mtime, UTC)
@@ -104,6 +108,7 @@ def refresh_crl(home: Path, proxy: str | None = None) -> int:
     with mutual_channel(home, address, proxy) as channel:
         action = f"revocation list from {address}"
         reply = ask(channel, f"/{REGISTRY_SERVICE}/Crl", pb.Empty(), pb.CrlReply, action)
+    _follow_roots(home / "identity", reply.roots)
     return install_crl(home / "identity", reply.crl)
 
 
@@ -124,6 +129,14 @@ def keep_fresh(home: Path, every_s: float, stop: threading.Event, proxy: str | N
         _tell(home, Contact(time.time(), problem))
         if stop.wait(every_s):
             return
+
+
+def _follow_roots(identity: Path, roots: bytes) -> None:
+    """Trust a new root that the one in place has handed over to, and give that up when its time is over."""
+    if roots and adopt(identity, roots):
+        log.info("the authority has a new root, which is trusted beside the former one from now on")
+    if retire(identity):
+        log.info("the authority's former root is not trusted any more")
 
 
 def last_contact(home: Path) -> Contact | None:
@@ -153,10 +166,11 @@ def _request(identity: Path, name: str, key: ec.EllipticCurvePrivateKey) -> pb.R
 def _install(identity: Path, key: ec.EllipticCurvePrivateKey, reply: pb.EnrolReply) -> datetime:
     """Put the certificate of `reply`, and the next key if it is for that one, in place, once they hold."""
     former = load_certificate(identity / "cert.pem")
+    _follow_roots(identity, reply.roots)
     install_crl(identity, reply.crl)
     names = _names(identity, load_institution(identity.parent).name)
     renewed = check_certificate(reply.certificate, Trust(identity).verify, key, names)
-    if renewed.not_valid_after_utc <= former.not_valid_after_utc:
+    if same_issuer(renewed, former) and renewed.not_valid_after_utc <= former.not_valid_after_utc:
         raise IdentityError("renewal: the certificate received ends no later than the one in place")
     write_atomic(identity / NEXT_CERTIFICATE, reply.certificate)
     complete(identity)

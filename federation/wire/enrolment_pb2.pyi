@@ -27,16 +27,18 @@ class RenewRequest(_message.Message):
     def __init__(self, csr: _Optional[bytes] = ..., endorsement: _Optional[bytes] = ...) -> None: ...
 
 class EnrolReply(_message.Message):
-    __slots__ = ("certificate", "crl", "fleet_address", "lane_address")
+    __slots__ = ("certificate", "crl", "fleet_address", "lane_address", "roots")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     CRL_FIELD_NUMBER: _ClassVar[int]
     FLEET_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     LANE_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ROOTS_FIELD_NUMBER: _ClassVar[int]
     certificate: bytes
     crl: bytes
     fleet_address: str
     lane_address: str
-    def __init__(self, certificate: _Optional[bytes] = ..., crl: _Optional[bytes] = ..., fleet_address: _Optional[str] = ..., lane_address: _Optional[str] = ...) -> None: ...
+    roots: bytes
+    def __init__(self, certificate: _Optional[bytes] = ..., crl: _Optional[bytes] = ..., fleet_address: _Optional[str] = ..., lane_address: _Optional[str] = ..., roots: _Optional[bytes] = ...) -> None: ...
 
 class Empty(_message.Message):
     __slots__ = ()

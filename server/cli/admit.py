@@ -43,7 +43,8 @@ def admit(
 
 def _invite(home: Path, name: str, out: Path) -> None:
     from sovfed.federation.files import check_writable, write_private
-    from sovfed.federation.identity import certificate_fingerprint, load_certificate
+    from sovfed.federation.identity import certificate_fingerprint, parse_certificate
+    from sovfed.federation.wire.enrolment import Invitation
     from sovfed.server.registry.enrolment import invite, invited_until
 
     if out.exists() and (until := invited_until(home, name)) and until > time.time():
@@ -52,7 +53,8 @@ def _invite(home: Path, name: str, out: Path) -> None:
         check_writable(out)
         write_private(out, invite(home, name).to_json().encode())
         click.echo(f"wrote {out}: give it to {name} by a way that nobody else reads")
-    root = certificate_fingerprint(load_certificate(home / "identity" / "root.pem"))
+    invited = Invitation.from_json(out.read_text(encoding="utf-8"))
+    root = certificate_fingerprint(parse_certificate(invited.root.encode(), str(out)))
     click.echo(f"there: `sovfed client join {out.name} --data …`; the authority tells them its fingerprint\n  {root}")
 
 

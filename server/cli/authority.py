@@ -39,6 +39,7 @@ def cli() -> None:
       sovfed authority sign ann.csr --signer --out ann.pem       who publishes or reviews tasks
       sovfed authority revoke hospital-1
       sovfed authority crl --days 30
+      sovfed authority rotate                                    a new root, while the old one is still trusted
       sovfed authority tend AGENCY --every 60                    renewals and lists by themselves
     """
 
@@ -112,6 +113,29 @@ def crl(days: int, home: Path, passphrase: bool) -> None:
 
     authority.refresh_crl(home, days=days, passphrase=_passphrase(passphrase))
     click.echo(f"Wrote {home / 'crl.pem'}, good for {days} days. Give it to the agency.")
+
+
+@cli.command()
+@click.option("--days", type=click.FloatRange(min=0, min_open=True), default=90, show_default=True, help="The overlap.")
+@HOME
+@PASSPHRASE
+def rotate(days: float, home: Path, passphrase: bool) -> None:
+    """Make a new root, which takes over from the present one in DAYS; both are trusted meanwhile.
+
+    The old root signs the new one, so that agency and institutions take it up by themselves, as long as `tend` runs (or
+    handover.json is put into the agency's registry/certificates). Certificates move over as they are renewed.
+
+    \b
+    Example:
+      sovfed authority rotate --home authority
+    """
+    from datetime import timedelta
+
+    from sovfed.federation.identity import certificate_fingerprint
+    from sovfed.server.registry import authority
+
+    root = authority.rotate(home, overlap=timedelta(days=days), passphrase=_passphrase(passphrase))
+    click.echo(f"New root, fingerprint: {certificate_fingerprint(root)}; the former one is trusted for {days:g} days.")
 
 
 @cli.command()

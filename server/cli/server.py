@@ -350,11 +350,11 @@ def _fingerprints(home: Path) -> dict[str, str]:
     """Of the server's key, and of the authority's root once that is here."""
     from sovfed.federation.certificates import key_fingerprint, key_from_pem
     from sovfed.federation.files import read_private
-    from sovfed.federation.identity import certificate_fingerprint, load_certificate
+    from sovfed.federation.identity import certificate_fingerprint, load_roots
 
     identity = home / "identity"
     key = key_from_pem(read_private(identity / "key.pem"), str(identity / "key.pem"))
     prints = {"this server's key": key_fingerprint(key.public_key())}
     if (identity / "root.pem").exists():
-        prints["authority's root"] = certificate_fingerprint(load_certificate(identity / "root.pem"))
+        prints["authority's root"] = certificate_fingerprint(load_roots(identity / "root.pem")[0])
     return prints

@@ -41,6 +41,8 @@ from sovfed.federation.identity import (
     write_private,
 )
 from sovfed.federation.renewal import MAX_KEY_DAYS, Renewal, check_renewal
+from sovfed.federation.roots import FILE as HANDOVER
+from sovfed.federation.roots import Handover, make_handover, read_handover
 from sovfed.federation.schema import bind, bounded, choice
 
 Kind: TypeAlias = Literal["institution", "server", "signer"]
@@ -49,6 +51,9 @@ LEAF_DAYS: Final = 30  # institutions and servers renew by themselves; a person 
 SIGNER_DAYS: Final = 365
 CRL_DAYS: Final = 30
 REGISTER: Final = "authority.json"
+OVERLAP_DAYS: Final = 90  # of two roots: thrice the life of a certificate
+SOONER, LATER = 0.1, 0.5  # of the overlap: from when on the new root signs renewals of institutions, and all else
+FORMER, FORMER_KEY, NEXT_KEY = "former.pem", "former.key", "next.key"
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def sign(
         for issued in register.issued:
             if not server and issued.kind == kind and issued.name == name and issued.valid(now):
                 _check_renewal(issued, fingerprint)
-        return _issue(home, register, csr_pem, days, passphrase, now)
+        return _issue(home, register, csr_pem, days, passphrase, now, 0.0 if signer else LATER)
 
 
 def sign_renewal(
@@ -144,7 +149,8 @@ def sign_renewal(
             raise IdentityError(f"renewal of {name!r}: certificate {serial} is revoked, expired or a signer's")
         if (age := key_age(register, fingerprint, now)) > timedelta(days=MAX_KEY_DAYS):
             raise IdentityError(f"renewal of {name!r}: its key is {age.days} days old; `sovfed client renew --new-key`")
-        return _issue(home, register, csr, days, passphrase, now)
+        share = LATER if isinstance(names, ServerNames) else SOONER
+        return _issue(home, register, csr, days, passphrase, now, share)
 
 
 def key_age(register: Register, fingerprint: str, now: datetime) -> timedelta:
@@ -154,10 +160,13 @@ def key_age(register: Register, fingerprint: str, now: datetime) -> timedelta:
 
 
 def _issue(
-    home: Path, register: Register, csr_pem: bytes, days: float, passphrase: bytes | None, now: datetime
+    home: Path, register: Register, csr_pem: bytes, days: float, passphrase: bytes | None, now: datetime, share: float
 ) -> bytes:
+    """The certificate for a request that has been judged; by the former root until `share` of a rotation is over."""
     kind, name, fingerprint = describe(csr_pem)
-    certificate = sign_csr(_root_key(home, passphrase), load_certificate(home / "root.pem"), csr_pem, now, days)
+    key, root, end = _signing_pair(home, share, passphrase, now)
+    days = min(days, (end - now) / timedelta(days=1)) if end is not None else days
+    certificate = sign_csr(key, root, csr_pem, now, days)
     serial = f"{certificate.serial_number:x}"
     until, at = certificate.not_valid_after_utc.isoformat(), now.isoformat(timespec="seconds")
     record = Issued(serial, name, fingerprint, until, kind, None, at)
@@ -208,6 +217,62 @@ def refresh_crl(
         return _publish(home, read_register(home), passphrase, now or datetime.now(UTC), days)
 
 
+def rotate(
+    home: Path, *, overlap: timedelta = timedelta(days=OVERLAP_DAYS), passphrase: bytes | None = None,
+    now: datetime | None = None,
+) -> x509.Certificate:  # fmt: skip
+    """A new root, that takes over from the present one in the course of `overlap`, while both are trusted.
+
+    The old root vouches for the new (`handover.json`), so that agency and institutions take it up by themselves.
+    Raises IdentityError while an earlier overlap lasts.
+    """
+    now = now or datetime.now(UTC)
+    with _locked(home):
+        register, former = read_register(home), load_certificate(home / "root.pem")
+        if (earlier := _handover(home)) is not None and now < earlier.ends:
+            raise IdentityError(f"{home}: the last rotation lasts until {earlier.ends:%F}; two at once are not trusted")
+        if overlap <= timedelta(0):
+            raise IdentityError(f"overlap of {overlap}: expected more than nothing")
+        former_key = _root_key(home, passphrase)
+        key, root = create_root(register.name, now)
+        handover = make_handover(former_key, former, root, now, now + overlap)
+        write_private(home / FORMER_KEY, key_to_pem(former_key, passphrase))
+        write_atomic(home / FORMER, to_pem(former))
+        write_private(home / NEXT_KEY, key_to_pem(key, passphrase))
+        write_atomic(home / HANDOVER, handover.to_json())  # from here on it has happened
+        _complete(home)
+        _publish(home, register, passphrase, now, CRL_DAYS)
+    return root
+
+
+def _complete(home: Path) -> None:
+    """Put the root that a handover names in place, also after an interruption."""
+    handover = _handover(home)
+    if handover is not None and (home / NEXT_KEY).exists():
+        write_atomic(home / "root.pem", handover.root.encode())
+        (home / NEXT_KEY).replace(home / "root.key")
+
+
+def _handover(home: Path) -> Handover | None:
+    path = home / HANDOVER
+    return read_handover(read_bounded(path)) if path.exists() else None
+
+
+def _signing_pair(
+    home: Path, until_share: float, passphrase: bytes | None, now: datetime
+) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate, datetime | None]:
+    """Key and certificate of the root to sign with, and when what it signs ends at the latest.
+
+    During a rotation it is the former one until `until_share` of the overlap is over: those who verify must know the
+    new one before they meet it.
+    """
+    handover = _handover(home)
+    if handover is not None and now < handover.ends and handover.share(now) < until_share:
+        key = key_from_pem(read_private(home / FORMER_KEY), str(home / FORMER_KEY), passphrase)
+        return key, load_certificate(home / FORMER), handover.ends
+    return _root_key(home, passphrase), load_certificate(home / "root.pem"), None
+
+
 def describe(csr_pem: bytes) -> tuple[Kind, str, str]:
     """Kind, name and key fingerprint of a request: what the authority confirms before signing."""
     names, key = check_csr(csr_pem)
@@ -247,12 +312,15 @@ def _publish(home: Path, register: Register, passphrase: bytes | None, now: date
     if days < 1:
         raise IdentityError(f"revocation list: good for {days} days, expected at least 1")
     key, root = _root_key(home, passphrase), load_certificate(home / "root.pem")
+    former, former_root, end = _signing_pair(home, 1.0, passphrase, now)
     revoked = [
         (int(record.serial, 16), datetime.fromisoformat(record.revoked))
         for record in register.issued
         if record.revoked and now < datetime.fromisoformat(record.until) + timedelta(days=1)
     ]
     pem = to_pem(make_crl(key, root, revoked, number, now, days))
+    if end is not None:  # a list for each root that is trusted
+        pem += to_pem(make_crl(former, former_root, revoked, number, now, days))
     _write_register(home, replace(register, crl_number=number))
     write_atomic(home / "crl.pem", pem)
     return pem
@@ -275,6 +343,7 @@ def _locked(home: Path) -> Iterator[None]:
         raise IdentityError(f"{home}: no authority here; `sovfed authority init {home}` makes one") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        _complete(home)
         yield
     finally:
         os.close(handle)

@@ -26,10 +26,26 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sovfed.federation.addresses import host_port
-from sovfed.federation.certificates import InstitutionNames, check_csr, check_institution_name, key_fingerprint, to_der
+from sovfed.federation.certificates import (
+    InstitutionNames,
+    check_csr,
+    check_institution_name,
+    key_fingerprint,
+    same_issuer,
+    to_der,
+    to_pem,
+)
 from sovfed.federation.errors import IdentityError, InvitationError, ServiceError
 from sovfed.federation.files import private_directory, read_bounded, write_atomic
-from sovfed.federation.identity import PeerIdentity, Trust, node_key_bytes, node_key_digest, parse_certificate
+from sovfed.federation.identity import (
+    PeerIdentity,
+    Trust,
+    issuer_of,
+    load_roots,
+    node_key_bytes,
+    node_key_digest,
+    parse_certificate,
+)
 from sovfed.federation.renewal import make_renewal
 from sovfed.federation.wire.enrolment import Invitation
 
@@ -70,7 +86,9 @@ def invite(home: Path, name: str, address: str | None = None, *, now: float | No
     """
     check_institution_name(name)
     token, expires = secrets.token_hex(TOKEN_BYTES), int(now or time.time()) + INVITATION_DAYS * 86_400
-    root = read_bounded(home / "identity" / "root.pem").decode("ascii")
+    identity = home / "identity"
+    own = to_der(parse_certificate(read_bounded(identity / "cert.pem"), "server's certificate"))
+    root = to_pem(issuer_of(own, load_roots(identity / "root.pem"))).decode("ascii")  # that the server can show now
     with _transaction(home) as db:
         db.execute("DELETE FROM institutions WHERE name = ? AND csr IS NULL", (name,))
         try:
@@ -157,7 +175,7 @@ def accept_certificate(
         raise IdentityError(f"certificate of {peer.institution!r}: for another key than the request's")
     if row["certificate"] is not None:
         former = parse_certificate(row["certificate"], "former certificate")
-        if certificate.not_valid_after_utc <= former.not_valid_after_utc:
+        if same_issuer(certificate, former) and certificate.not_valid_after_utc <= former.not_valid_after_utc:
             raise IdentityError(f"certificate of {peer.institution!r}: ends no later than the one it would replace")
     if register is None:
         register = partial(_register_with_flower, home=home)

@@ -38,6 +38,7 @@ from sovfed.federation.host.processes import die_with_parent
 from sovfed.federation.host.pulse import LOOP_S, Beat, Pulse, beating, pulse_file
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.identity import Trust, parse_certificate, read_pair
+from sovfed.federation.roots import FILE as HANDOVER
 from sovfed.federation.schema import bind
 from sovfed.federation.wire import enrolment_pb2 as pb
 from sovfed.federation.wire.enrolment import (
@@ -143,13 +144,20 @@ class Registry:
 
     async def crl(self, _request: pb.Empty, _: Context) -> pb.CrlReply:
         """The revocation list in force."""
-        return pb.CrlReply(crl=read_bounded(self._home / "identity" / "crl.pem"))
+        return pb.CrlReply(crl=read_bounded(self._home / "identity" / "crl.pem"), roots=self._roots())
 
     def _reply(self, certificate: bytes | None) -> pb.EnrolReply:
         if certificate is None:
             return pb.EnrolReply()
         crl, where = read_bounded(self._home / "identity" / "crl.pem"), self.endpoints
-        return pb.EnrolReply(certificate=certificate, crl=crl, fleet_address=where.fleet, lane_address=where.lane)
+        return pb.EnrolReply(
+            certificate=certificate, crl=crl, fleet_address=where.fleet, lane_address=where.lane, roots=self._roots()
+        )
+
+    def _roots(self) -> bytes:
+        """What the authority says of its roots; nothing while it has one only."""
+        path = self._home / "identity" / HANDOVER
+        return read_bounded(path) if path.exists() else b""
 
 
 @contextlib.asynccontextmanager

@@ -20,10 +20,13 @@ from sovfed.federation.errors import IdentityError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic
 from sovfed.federation.identity import Trust, install_crl, key_from_pem, load_certificate, parse_certificate
 from sovfed.federation.renewal import endorse, is_due, make_renewal
+from sovfed.federation.roots import FILE as HANDOVER
+from sovfed.federation.roots import adopt, is_of_former_root, retire
 from sovfed.server.registry import enrolment
 from sovfed.server.registry.tending import CERTIFICATES
 
 LOOK_S: Final = 5.0
+MOVE_SHARE: Final = 0.55  # of a rotation: from when on the authority signs servers by its new root
 OWN: Final = "_server"  # no institution's name
 REFUSED: Final = ".refused"
 log = logging.getLogger("sovfed.registry")
@@ -34,11 +37,12 @@ async def keep_up(home: Path, source: str | None) -> None:
     said: dict[str, str] = {}
     installed = [b""]
     steps: dict[str, Callable[[], None]] = {
+        "the authority's roots": lambda: follow_roots(home),
         "the server's renewal": lambda: ask_for_own_renewal(home),
         "certificates": lambda: take_in_certificates(home),
     }
     if source is not None:
-        steps = {f"{source}: no revocation list was taken in": lambda: _take_in_list(home, source, installed), **steps}
+        steps[f"{source}: no revocation list was taken in"] = lambda: _take_in_list(home, source, installed)
     while True:
         for what, step in steps.items():
             try:
@@ -49,6 +53,15 @@ async def keep_up(home: Path, source: str | None) -> None:
                     said[what] = text
                     log.warning("%s: %s", what, text)
         await asyncio.sleep(LOOK_S)
+
+
+def follow_roots(home: Path) -> None:
+    """Trust a new root that the one in place has handed over to, and give that up when its time is over."""
+    path = home / "registry" / CERTIFICATES / HANDOVER
+    if path.exists() and adopt(home / "identity", read_bounded(path)):
+        log.info("the authority has a new root, which is trusted beside the former one from now on")
+    if retire(home / "identity"):
+        log.info("the authority's former root is not trusted any more")
 
 
 def take_in_certificates(home: Path) -> None:
@@ -70,7 +83,7 @@ def ask_for_own_renewal(home: Path) -> None:
     """Lay down the server's endorsed request once half of its certificate's life is over; the key stays."""
     identity, path = home / "identity", home / "registry" / "requests" / f"{OWN}{enrolment.RENEWAL}"
     certificate = load_certificate(identity / "cert.pem")
-    if path.exists() or not is_due(certificate):
+    if path.exists() or not (is_due(certificate) or is_of_former_root(identity, certificate, MOVE_SHARE)):
         return
     key = key_from_pem(read_private(identity / "key.pem"), str(identity / "key.pem"))
     csr = to_pem(create_csr(key, read_names(_alternatives(certificate))))

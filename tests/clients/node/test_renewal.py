@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
@@ -10,15 +11,26 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from tests.enrolment_fixture import Agency, make_agency
 
 from sovfed.clients.node import renewal
 from sovfed.clients.node.enrol import enrol
-from sovfed.clients.node.renewal import NEXT_CERTIFICATE, NEXT_KEY, complete, keep_fresh, last_contact, renew_if_due
-from sovfed.federation.errors import ServiceError
+from sovfed.clients.node.renewal import (
+    NEXT_CERTIFICATE,
+    NEXT_KEY,
+    complete,
+    keep_fresh,
+    last_contact,
+    refresh_crl,
+    renew_if_due,
+)
+from sovfed.federation.config import ServerConfig
+from sovfed.federation.errors import IdentityError, ServiceError
 from sovfed.federation.files import private_directory, write_atomic
-from sovfed.federation.identity import load_certificate, read_pair
+from sovfed.federation.identity import load_certificate, load_roots, read_pair
 from sovfed.federation.renewal import KEY_DAYS
+from sovfed.federation.roots import adopt, read_handover
 from sovfed.federation.secagg.files import FreshIdentity
 from sovfed.federation.secagg.keys import check_signature, public_key
 from sovfed.server.registry import authority
@@ -43,8 +55,8 @@ def enrolled(agency: Agency, home: Path, days: float) -> Path:
     return home
 
 
-def until(done: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
+def until(done: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, what
         time.sleep(0.1)
@@ -119,7 +131,7 @@ def test_a_renewal_that_was_cut_off_is_completed(
     with pytest.raises(ServiceError, match="not signed yet"):
         renewal.renew(home, 0.2, new_key=True)
     tend(agency.authority, agency.home / "registry")
-    written = renewal.write_atomic
+    written = write_atomic
 
     def cut(path: Path, data: bytes, *rest: object) -> None:
         if path.name == "cert.pem":
@@ -133,3 +145,75 @@ def test_a_renewal_that_was_cut_off_is_completed(
     complete(identity)
     read_pair(identity)
     complete(identity)
+
+
+def test_a_new_root_takes_over_while_everything_runs(tmp_path: Path) -> None:
+    """The overlap lasts a minute here; at its end the former root counts nowhere, and nobody was cut off."""
+    agency, overlap = make_agency(tmp_path), timedelta(seconds=60)
+    config = ServerConfig(enrolment_port=0, lane_port=0, crl_source=str(agency.authority / "crl.pem"))
+    stop, problems = threading.Event(), []
+
+    def tending() -> None:
+        while not stop.wait(0.3):
+            tend(agency.authority, agency.home / "registry")
+
+    with agency.run(config):
+        homes = [enrolled(agency, tmp_path / "hospital", 365)]
+        first = load_roots(agency.home / "identity" / "root.pem")
+        private_directory(homes[0] / "state")
+        threads = [threading.Thread(target=tending), threading.Thread(target=keep_fresh, args=(homes[0], 0.5, stop))]
+        for thread in threads:
+            thread.start()
+        try:
+            root = authority.rotate(agency.authority, overlap=overlap)
+            with pytest.raises(IdentityError, match="two at once"):
+                authority.rotate(agency.authority, overlap=overlap)
+            identities = [home / "identity" for home in (agency.home, homes[0])]
+            until(lambda: all(load_roots(place / "root.pem") == (root, *first) for place in identities), "both trusted")
+            late = tmp_path / "late"
+            helper = threading.Thread(target=agency.certify, args=("hospital-2", 30))
+            helper.start()
+            enrol(late, agency.invite("hospital-2"), 30)
+            helper.join()
+            assert load_roots(late / "identity" / "root.pem") == (root, *first), "who joins meanwhile learns of both"
+
+            def over() -> bool:
+                contact = last_contact(homes[0])
+                problems.extend([contact.problem] if contact and contact.problem else [])
+                return all(load_roots(place / "root.pem") == (root,) for place in identities)
+
+            until(over, "the former root is given up", 120)
+            for place in identities:
+                assert issued_by(place, root)
+            assert refresh_crl(homes[0]) > 1, "and all goes on"
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert not problems, problems
+
+
+def issued_by(identity: Path, root: x509.Certificate) -> bool:
+    load_certificate(identity / "cert.pem").verify_directly_issued_by(root)
+    return True
+
+
+def test_a_root_is_taken_from_nobody_but_the_one_that_is_pinned(tmp_path: Path) -> None:
+    authority.init(tmp_path / "a", "Ministry of Health")
+    authority.init(tmp_path / "b", "Ministry of Health")
+    authority.rotate(tmp_path / "b")
+    identity = private_directory(tmp_path / "identity")
+    write_atomic(identity / "root.pem", (tmp_path / "a" / "root.pem").read_bytes())
+    foreign = (tmp_path / "b" / "handover.json").read_bytes()
+    with pytest.raises(IdentityError, match="not from the root"):
+        adopt(identity, foreign)
+    authority.rotate(tmp_path / "a")
+    good = read_handover((tmp_path / "a" / "handover.json").read_bytes())
+    stolen = dataclasses.replace(good, root=read_handover(foreign).root)
+    longer = dataclasses.replace(good, until="2999-01-01T00:00:00+00:00")
+    for forged in (stolen, longer, dataclasses.replace(good, since=good.until)):
+        with pytest.raises(IdentityError, match="not signed by the former root"):
+            adopt(identity, forged.to_json())
+    assert len(load_roots(identity / "root.pem")) == 1
+    assert adopt(identity, good.to_json())
+    assert not adopt(identity, good.to_json())
