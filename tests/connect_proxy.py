@@ -20,7 +20,6 @@ class Faults:
     delay_s: float = 0.0  # of every piece, each way
     bytes_per_s: float = 0.0  # of one connection, each way; 0 is unbounded
     reset_share: float = 0.0  # of the pieces, the connection is reset instead
-    half_open: bool = False  # nothing is carried any more, and nobody is told
     drop: bool = False  # nobody is let in, and who is in is thrown out
 
 
@@ -32,6 +31,7 @@ class ConnectProxy:
     port: int = 0
     asked: list[str] = field(default_factory=list)
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    _frozen: set[asyncio.StreamWriter] = field(default_factory=set)
 
     @property
     def url(self) -> str:
@@ -80,7 +80,7 @@ class ConnectProxy:
             while True:
                 when, data = await queue.get()
                 await asyncio.sleep(max(when - loop.time(), 0))
-                while faults.half_open:
+                while writer in self._frozen:  # noqa: ASYNC110 - for ever
                     await asyncio.sleep(0.1)
                 writer.write(data)
                 await writer.drain()
@@ -100,6 +100,10 @@ class ConnectProxy:
             await sending
         finally:
             sending.cancel()
+
+    def freeze(self) -> None:
+        """Carry nothing more on the connections that are open, and tell nobody: what a NAT does that forgot them."""
+        self._frozen |= self._writers
 
     async def throw_out(self) -> None:
         """Reset every connection that is open."""

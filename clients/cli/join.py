@@ -96,6 +96,7 @@ def announce(prints: Fingerprints) -> None:
 def data_overrides(data: str | None, tasks: Sequence[str]) -> list[str]:
     """What `--data` chooses, as `init` takes it. Raises UsageError if it is neither a path nor a source."""
     from sovfed.clients.data import sources
+    from sovfed.federation.compose import PACKAGED, groups
 
     if data is None:
         return []
@@ -103,8 +104,10 @@ def data_overrides(data: str | None, tasks: Sequence[str]) -> list[str]:
         return [data if data.startswith("data") else f"data.{data}"]
     if Path(data).exists():
         return ["data=own" if tasks else "data=csv", f"data.path={data}"]
-    if data in sources():
+    if data in groups([PACKAGED])["data"]:
         return [f"data={data}"]
+    if data in sources():
+        return [f"data.source={data}"]
     raise click.UsageError(f"--data {data}: no such file or folder, and no source (`sovfed data` lists them)")
 
 
