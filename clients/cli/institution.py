@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -235,6 +236,7 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
     """
     from sovfed.clients.cli.failures import describe, told
     from sovfed.clients.home.policy import load_policy
+    from sovfed.clients.node.renewal import last_contact
     from sovfed.clients.trainer.allowance import read_state
     from sovfed.federation.host.status import read_status
     from sovfed.federation.secagg.files import near_sums
@@ -245,11 +247,14 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
         shown = dataclasses.asdict(current) if current else {"processes": []}
         for process in shown["processes"]:
             process["isolation"] = _isolation(home, process["name"], process["pid"])
-        click.echo(json.dumps({**shown, "requests": requests, "near_sums": near}, indent=2))
+        contact = dataclasses.asdict(seen) if (seen := last_contact(home)) else None
+        click.echo(json.dumps({**shown, "agency": contact, "requests": requests, "near_sums": near}, indent=2))
     elif current:
         from rich.console import Console
 
         Console().print(_table(current, home))
+        if contact := last_contact(home):
+            click.echo(f"agency: {visible(contact.problem) or 'reached'} ({time.time() - contact.when:.0f} s ago)")
         if requests:
             click.echo(told(requests))
             _tell_obstacles(home)
@@ -347,8 +352,6 @@ def _tell_findings(home: Path) -> None:
 
 def _added(path: Path) -> Iterator[str]:
     """What is appended to `path` from now on, across rotations; never ends."""
-    import time
-
     offset = path.stat().st_size
     while True:
         size = path.stat().st_size if path.exists() else 0
