@@ -13,10 +13,10 @@ from cryptography import x509
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_private
 from sovfed.federation.identity import Trust, key_from_pem, parse_certificate, read_pair, to_der
 from sovfed.federation.secagg.journal import Entry, History, Journal, read_history
-from sovfed.federation.secagg.keys import Identity, signer
+from sovfed.federation.secagg.keys import Identity, Named, Signer, signer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 FOLDER: Final = "secagg"
 JOURNAL: Final = "journal"
@@ -50,6 +50,41 @@ class FreshIdentity:
         if self._loaded is None or self._loaded[0] != stamp:
             self._loaded = (stamp, load_identity(self._folder))
         return self._loaded[1]
+
+
+class FollowingIdentity(Identity):
+    """The identity that is in place whenever it is asked, for a coordinator, whose run may outlive a certificate.
+
+    Its key must stay: what was signed before is looked at with the key of the certificate that went with it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        object.__setattr__(self, "_fresh", FreshIdentity(folder))
+        self._now()
+
+    def _now(self) -> Identity:
+        fresh: FreshIdentity = vars(self)["_fresh"]
+        return fresh()
+
+    @property
+    def certificate(self) -> bytes:
+        return self._now().certificate
+
+    @property
+    def sign(self) -> Signer:
+        return self._now().sign
+
+    @property
+    def verify(self) -> Callable[[bytes], Named]:
+        return self._now().verify
+
+    @property
+    def verify_server(self) -> Callable[[bytes], object]:
+        return self._now().verify_server
+
+    @property
+    def former(self) -> tuple[bytes, ...]:
+        return self._now().former
 
 
 def create_journal(home: Path) -> None:

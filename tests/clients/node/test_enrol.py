@@ -136,7 +136,7 @@ def test_an_invitation_with_another_root_is_refused(agency: Agency, tmp_path: Pa
     _, foreign = create_root("Ministry of Health", NOW)
     with pytest.raises(IdentityError, match="fingerprint"):
         enrol(tmp_path / "a", invitation, 1, authority=certificate_fingerprint(foreign))
-    with pytest.raises(ServiceError, match="somebody else answers"):  # the agency's server was not certified by that root
+    with pytest.raises(ServiceError, match="somebody else answers"):  # not certified by that root
         enrol(tmp_path / "b", dataclasses.replace(invitation, root=to_pem(foreign).decode()), 0.5)
     requests = agency.home / "registry" / "requests"
     assert not requests.exists(), "nothing was shown to a server that did not prove itself"

@@ -31,7 +31,7 @@ from sovfed.federation.files import private_directory, write_atomic
 from sovfed.federation.identity import load_certificate, load_roots, read_pair
 from sovfed.federation.renewal import KEY_DAYS
 from sovfed.federation.roots import adopt, read_handover
-from sovfed.federation.secagg.files import FreshIdentity
+from sovfed.federation.secagg.files import FollowingIdentity, FreshIdentity
 from sovfed.federation.secagg.keys import check_signature, public_key
 from sovfed.server.registry import authority
 from sovfed.server.registry.tending import tend
@@ -106,6 +106,7 @@ def _server_csr(agency: Agency) -> bytes:
 def test_an_old_key_gives_way_to_a_new_one_and_what_it_signed_stays_its_own(agency: Agency, tmp_path: Path) -> None:
     home = enrolled(agency, tmp_path / "hospital", 30)
     identity, fresh = home / "identity", FreshIdentity(home / "identity")
+    following = FollowingIdentity(identity)
     before, key = fresh(), (home / "identity" / "key.pem").read_bytes()
     signature = before.sign(b"told head")
     assert renew_if_due(home) is None, "it is not due"
@@ -118,6 +119,8 @@ def test_an_old_key_gives_way_to_a_new_one_and_what_it_signed_stays_its_own(agen
     after = fresh()
     assert (identity / "key.pem").read_bytes() != key
     assert not (identity / NEXT_KEY).exists() and not (identity / NEXT_CERTIFICATE).exists()
+    assert (following.certificate, following.former) == (after.certificate, after.former)
+    check_signature(public_key(after.certificate), b"m", following.sign(b"m"), "the key in place")
     assert after.former == (before.certificate,) and after.certificate != before.certificate
     check_signature(public_key(after.former[0]), b"told head", signature, "the former key")
     read_pair(identity)
