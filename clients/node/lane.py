@@ -41,6 +41,7 @@ from sovfed.federation.wire.proxy import DIRECT, grpc_options, proxy_for
 log = logging.getLogger(__name__)
 App = Callable[[FlowerMessage, Context], FlowerMessage]
 MAX_LANES: Final = 16
+LOOK_S: Final = 5.0  # for a renewed certificate
 MAX_REMEMBERED: Final = 1024  # runs whose newest offer is known; older offers than that have lapsed
 REPLIES_HELD: Final = 1  # replies that may wait for the coordinator before the next message is worked on
 
@@ -142,13 +143,37 @@ class LaneClient:
                 session = dict(await call.initial_metadata()).get(SESSION_KEY)
                 if isinstance(session, str):
                     proof = (SESSION_KEY, session)
-                await end.pump(call)
+                await self._pump(end, call)
             except ProtocolError as error:
                 log.warning("lane: run %s: the stream is given up: %s", offer.run, error)
                 call.cancel()
             except (grpc.RpcError, asyncio.InvalidStateError) as error:
                 log.debug("lane: run %s: %s", offer.run, error)
             return await call.code(), proof
+
+    async def _pump(self, end: LaneEnd, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+        """Carry messages over `call` until it ends, or the certificate is renewed: the relay goes on judging the one
+        that it was opened with.
+        """
+        both = [asyncio.create_task(end.pump(call)), asyncio.create_task(self._renewed())]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if both[0].done():
+                both[0].result()
+            else:
+                log.info("lane: the certificate was renewed; the stream is opened again with it")
+                call.cancel()
+        finally:
+            for task in both:
+                task.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+
+    async def _renewed(self) -> None:
+        """Wait until `cert.pem` is another file."""
+        path = self._identity / "cert.pem"
+        stamp = path.stat().st_mtime_ns
+        while path.stat().st_mtime_ns == stamp:  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(LOOK_S)
 
     def _credentials(self) -> grpc.ChannelCredentials:
         """Read afresh for each connection, so that a renewed certificate is used."""

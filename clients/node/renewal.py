@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CONTACT: Final = "state/agency.json"
+WAITING_S: Final = 5.0  # between looks while a renewal waits for its signature
 MOVE_SHARE: Final = 0.2  # of a rotation: from when on the authority signs renewals by its new root
 NEXT_KEY: Final = "next_key.pem"
 NEXT_CERTIFICATE: Final = "next_cert.pem"
@@ -127,7 +128,7 @@ def keep_fresh(home: Path, every_s: float, stop: threading.Event, proxy: str | N
                 if isinstance(refreshed, datetime):
                     log.info("the certificate was renewed, and is good until %s", f"{refreshed:%F %R} UTC")
         _tell(home, Contact(time.time(), problem))
-        if stop.wait(every_s):
+        if stop.wait(min(every_s, WAITING_S) if (home / "identity" / REQUEST).exists() else every_s):
             return
 
 

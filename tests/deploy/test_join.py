@@ -140,7 +140,8 @@ def test_certificates_end_and_no_round_is_lost(world: World) -> None:
         assert "joined: hospital-2" in world("client", "join", "--home", "hospital-2")
         world(
             "run", "start", "task=echo", "secagg=none", "server.min_cohort=1", "server.start_cohort=2",
-            "server.round_deadline_s=60", "rounds=100000", "run_name=endless", "--home", "agency",
+            "server.round_deadline_s=60", "rounds=100000", "run_name=endless", "--no-follow",
+            "--home", "agency",
         )  # fmt: skip
         run = folders.run_folder(world.agency, "endless")
         wait_for(lambda: len(read_rounds(run)) > 2, "rounds")

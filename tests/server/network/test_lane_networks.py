@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.connect_proxy import ConnectProxy, Faults, connect_proxy
-from tests.lane_fixture import Agency, agency
+from tests.lane_fixture import Agency, agency, wait_until
 from tests.server.network.test_stream_grid import ask_all, messages, node_ids, opened, request
 
+from sovfed.clients.node import lane
+from sovfed.federation.files import write_atomic
 from sovfed.federation.wire.flower import from_records
 
 MODEL = np.arange(25_000, dtype=np.float32)  # 100 KB
@@ -61,3 +63,18 @@ def test_a_line_that_is_dead_and_says_nothing_holds_up_nobody_else_and_is_opened
         assert len(proxy.asked) > 1, "the line was opened again"
         sent = messages(made, request(3, MODEL))
         assert {from_records(reply.content).round for reply in grid.replies(sent, 30)} == {3}  # type: ignore[union-attr]
+
+
+def test_a_renewed_certificate_is_shown_at_once_and_costs_no_round(
+    behind: tuple[Agency, ConnectProxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "LOOK_S", 0.05)
+    made, proxy = behind
+    certificate = made.gateways[0].home / "identity" / "cert.pem"
+    with opened(made) as grid:
+        assert ask_all(made, grid, 1, MODEL) == node_ids(made)
+        write_atomic(certificate, certificate.read_bytes())
+        wait_until(lambda: len(proxy.asked) == 2)
+        for number in range(2, 4):
+            assert ask_all(made, grid, number, MODEL, 60) == node_ids(made)
+    assert made.gateways[0].trainer.asked == [1, 2, 3]
