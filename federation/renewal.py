@@ -90,9 +90,13 @@ def check_renewal(renewal: Renewal) -> tuple[Names, x509.Certificate]:
 
 def is_due(certificate: x509.Certificate, now: datetime | None = None) -> bool:
     """Whether half of the certificate's life is over."""
+    return (now or datetime.now(UTC)) >= due_at(certificate)
+
+
+def due_at(certificate: x509.Certificate) -> datetime:
+    """When half of the certificate's life is over."""
     end = certificate.not_valid_after_utc
-    life = end - certificate.not_valid_before_utc - CLOCK_SKEW
-    return (now or datetime.now(UTC)) >= end - life / 2
+    return end - (end - certificate.not_valid_before_utc - CLOCK_SKEW) / 2
 
 
 def is_old(made: datetime, now: datetime | None = None) -> bool:

@@ -35,7 +35,7 @@ from sovfed.federation.identity import (
     load_roots,
     node_key_digest,
 )
-from sovfed.federation.renewal import endorse, is_due, is_old
+from sovfed.federation.renewal import due_at, endorse, is_due, is_old
 from sovfed.federation.roots import adopt, is_of_former_root, retire
 from sovfed.federation.secagg.files import FORMER
 from sovfed.federation.wire import enrolment_pb2 as pb
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CONTACT: Final = "state/agency.json"
-WAITING_S: Final = 5.0  # between looks while a renewal waits for its signature
+WAITING_S: Final = 5.0  # the least between looks, as while a renewal waits for its signature
 MOVE_SHARE: Final = 0.2  # of a rotation: from when on the authority signs renewals by its new root
 NEXT_KEY: Final = "next_key.pem"
 NEXT_CERTIFICATE: Final = "next_cert.pem"
@@ -128,8 +128,16 @@ def keep_fresh(home: Path, every_s: float, stop: threading.Event, proxy: str | N
                 if isinstance(refreshed, datetime):
                     log.info("the certificate was renewed, and is good until %s", f"{refreshed:%F %R} UTC")
         _tell(home, Contact(time.time(), problem))
-        if stop.wait(min(every_s, WAITING_S) if (home / "identity" / REQUEST).exists() else every_s):
+        if stop.wait(min(every_s, max(WAITING_S, _due_in(home)))):
             return
+
+
+def _due_in(home: Path) -> float:
+    """Seconds until half of the certificate's life is over; negative once a renewal is due, or waits."""
+    try:
+        return (due_at(load_certificate(home / "identity" / "cert.pem")) - datetime.now(UTC)).total_seconds()
+    except SovfedError:
+        return 0.0
 
 
 def _follow_roots(identity: Path, roots: bytes) -> None:
