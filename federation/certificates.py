@@ -212,13 +212,13 @@ def sign_csr(
     root: x509.Certificate,
     csr: bytes,
     now: datetime,
-    days: int,
+    days: float,
 ) -> x509.Certificate:
     """A leaf certificate, valid for `days`, for the key and names in `csr` (PEM) once `check_csr` passes them."""
     names, key = check_csr(csr)
     until = now + timedelta(days=days)
-    if days < 1 or until > root.not_valid_after_utc:
-        raise IdentityError(f"validity of {days} days: expected at least 1, ending by {root.not_valid_after_utc:%F}")
+    if days <= 0 or until > root.not_valid_after_utc:
+        raise IdentityError(f"validity of {days} days: expected more than 0, ending by {root.not_valid_after_utc:%F}")
     purpose = PURPOSES[type(names)]
     builder = (
         x509.CertificateBuilder(issuer_name=root.subject, subject_name=subject_of(names), public_key=key)
@@ -255,6 +255,15 @@ def make_crl(
         entry = x509.RevokedCertificateBuilder(serial_number=serial, revocation_date=when).build()
         builder = builder.add_revoked_certificate(entry)
     return builder.sign(root_key, hashes.SHA256())
+
+
+def same_issuer(one: x509.Certificate, other: x509.Certificate) -> bool:
+    """Whether both name the same key of an authority; what they name is not verified."""
+    first, second = (
+        certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+        for certificate in (one, other)
+    )
+    return first == second
 
 
 def to_pem(item: x509.Certificate | x509.CertificateSigningRequest | x509.CertificateRevocationList) -> bytes:

@@ -3,6 +3,7 @@
     SovfedError
     ├── ConfigError       a configuration value is unknown, of the wrong type or out of range
     ├── IdentityError     a certificate, key, token or signature does not hold
+    │   ├── InvitationError   an invitation's token does
     │   └── NotValidNowError  by the clock: it did, or will, or the clock is wrong
     ├── ProtocolError     a message from another process is malformed, oversized or out of place
     ├── PolicyError       the institution's own policy forbids what was asked
@@ -44,6 +45,10 @@ class IdentityError(SovfedError):
 
 class NotValidNowError(IdentityError):
     """What does not hold by the clock alone may hold later: whoever meets it waits, and is not over."""
+
+
+class InvitationError(IdentityError):
+    """An invitation does not hold; whoever shows its token is told why."""
 
 
 class ProtocolError(SovfedError):

@@ -13,12 +13,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
@@ -49,12 +52,15 @@ from sovfed.federation.files import private_directory, read_bounded, read_privat
 
 __all__ = [
     "PeerIdentity", "ServerIdentity", "SignerIdentity", "Trust", "certificate_fingerprint", "check_crl", "check_csr",
-    "create_csr", "create_key", "create_root",
-    "crl_number", "install_crl", "key_fingerprint", "key_from_pem", "key_to_pem",
-    "load_certificate", "load_crl", "make_crl", "node_key_bytes", "node_key_digest", "parse_certificate", "parse_crl",
-    "private_directory", "read_private", "sign_csr", "to_der", "to_pem", "verify_peer", "verify_server",
-    "verify_signer", "write_atomic", "write_private",
+    "create_csr", "create_key", "create_root", "crl_number", "install_crl", "issuer_of", "key_fingerprint",
+    "key_from_pem", "key_to_pem", "lists_of", "load_certificate", "load_crl", "load_roots", "make_crl",
+    "node_key_bytes", "node_key_digest", "parse_certificate", "parse_crl", "private_directory", "read_pair",
+    "read_private", "sign_csr", "to_der", "to_pem", "verify_peer", "verify_server", "verify_signer", "write_atomic",
+    "write_private",
 ]  # fmt: skip
+
+MAX_ROOTS: Final = 2
+_CRL_END: Final = b"-----END X509 CRL-----\n"
 
 
 @dataclass(frozen=True)
@@ -161,33 +167,51 @@ def check_crl(crl: x509.CertificateRevocationList, root: x509.Certificate, now: 
 
 
 class Trust:
-    """Verifies peers against one home's root and its current revocation list, re-read when the file changes."""
+    """Verifies peers against one home's roots and their revocation lists, re-read when a file changes.
+
+    There are two roots while one takes over from the other (`federation/roots.py`); `root` is the newer one.
+    """
 
     def __init__(self, identity: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._path = identity / "crl.pem"
+        self._files = (identity / "root.pem", identity / "crl.pem")
         self._clock = clock
-        self._stamp: tuple[int, int, int] | None = None
-        self._number = -1
-        self.root = load_certificate(identity / "root.pem")
-        self.crl = self._fresh()
+        self._stamp: tuple[tuple[int, int, int], ...] = ()
+        self._numbers: dict[str, int] = {}
+        self.roots: tuple[x509.Certificate, ...] = ()
+        self._lists: dict[str, x509.CertificateRevocationList] = {}
+        self._fresh()
+
+    @property
+    def root(self) -> x509.Certificate:
+        """The root that is trusted from now on."""
+        return self.roots[0]
+
+    @property
+    def crl(self) -> x509.CertificateRevocationList:
+        """Its revocation list, or that of the former root while it has none."""
+        return next(iter(self._lists.values()))
 
     def verify(self, cert_der: bytes) -> PeerIdentity:
         """The institution behind `cert_der` at this moment; raises IdentityError."""
-        return verify_peer(cert_der, self.root, self._fresh(), self._clock())
+        return verify_peer(cert_der, *self._judges(cert_der), self._clock())
 
     def verify_server(self, cert_der: bytes) -> ServerIdentity:
         """The server behind `cert_der` at this moment; raises IdentityError."""
-        return verify_server(cert_der, self.root, self._fresh(), self._clock())
+        return verify_server(cert_der, *self._judges(cert_der), self._clock())
 
     def verify_signer(self, cert_der: bytes) -> SignerIdentity:
         """The signer behind `cert_der` at this moment; raises IdentityError."""
-        signer = verify_signer(cert_der, self.root, self._clock())
-        _check_revoked(x509.load_der_x509_certificate(cert_der), self._fresh(), self.root, self._clock())
+        root, crl = self._judges(cert_der)
+        signer = verify_signer(cert_der, root, self._clock())
+        _check_revoked(x509.load_der_x509_certificate(cert_der), crl, root, self._clock())
         return signer
 
     def check(self) -> None:
         """Raises IdentityError when the revocation list is missing or stale, so that nobody can be trusted."""
-        check_crl(self._fresh(), self.root, self._clock())
+        self._fresh()
+        check_crl(
+            self.crl, next(root for root in self.roots if certificate_fingerprint(root) in self._lists), self._clock()
+        )
 
     def verify_auth_context(self, auth_context: Mapping[str, Iterable[bytes]]) -> PeerIdentity:
         """The institution at the other end of a gRPC call: pass `context.auth_context()`."""
@@ -200,19 +224,82 @@ class Trust:
             raise IdentityError("gRPC peer: certificate not readable") from error
         return self.verify(certificate.public_bytes(serialization.Encoding.DER))
 
-    def _fresh(self) -> x509.CertificateRevocationList:
-        try:
-            status = self._path.stat()
-        except OSError as error:
-            raise IdentityError(f"{self._path}: no revocation list") from error
-        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-        if stamp != self._stamp:
-            crl = load_crl(self._path)
-            number = check_crl(crl, self.root, self._clock())
-            if number < self._number:
-                raise IdentityError(f"{self._path}: revocation list {number}, but {self._number} was seen before")
-            self.crl, self._number, self._stamp = crl, number, stamp
-        return self.crl
+    def _judges(self, cert_der: bytes) -> tuple[x509.Certificate, x509.CertificateRevocationList]:
+        """The root that signed `cert_der`, else the newer one, and its list."""
+        self._fresh()
+        root = issuer_of(cert_der, self.roots)
+        crl = self._lists.get(certificate_fingerprint(root))
+        if crl is None:
+            raise IdentityError("certificate: of a root whose revocation list is not here yet")
+        return root, crl
+
+    def _fresh(self) -> None:
+        stamp = tuple(_stamp_of(path) for path in self._files)
+        if stamp == self._stamp:
+            return
+        roots = load_roots(self._files[0])
+        lists = lists_of(read_bounded(self._files[1]), roots, self._clock())
+        for print_, crl in lists.items():
+            number, seen = crl_number(crl), self._numbers.get(print_, -1)
+            if number < seen:
+                raise IdentityError(f"{self._files[1]}: revocation list {number}, but {seen} was seen before")
+            self._numbers[print_] = number
+        self.roots, self._lists, self._stamp = roots, lists, stamp
+
+
+def _stamp_of(path: Path) -> tuple[int, int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        missing = "no revocation list" if path.name == "crl.pem" else "missing or not readable"
+        raise IdentityError(f"{path}: {missing}") from error
+    return (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+def load_roots(path: Path) -> tuple[x509.Certificate, ...]:
+    """The roots in the PEM file `path`, one, or two while one takes over from the other: the newer first."""
+    try:
+        roots = x509.load_pem_x509_certificates(read_bounded(path))
+    except ValueError as error:
+        raise IdentityError(f"{path}: expected one PEM certificate, or two") from error
+    if not 1 <= len(roots) <= MAX_ROOTS:
+        raise IdentityError(f"{path}: {len(roots)} certificates, expected one PEM certificate, or two")
+    return tuple(roots)
+
+
+def issuer_of(cert_der: bytes, roots: Sequence[x509.Certificate]) -> x509.Certificate:
+    """The one of `roots` that signed `cert_der`; the first if none did, which then refuses it."""
+    for root in roots if len(roots) > 1 else ():
+        with contextlib.suppress(ValueError, TypeError, InvalidSignature):
+            x509.load_der_x509_certificate(cert_der).verify_directly_issued_by(root)
+            return root
+    return roots[0]
+
+
+def lists_of(pem: bytes, roots: Sequence[x509.Certificate], now: datetime) -> dict[str, x509.CertificateRevocationList]:
+    """The revocation lists in `pem` that hold, by the fingerprint of the root that signed each, in the roots' order.
+
+    One of a root that is not trusted here (any more, or yet) is left out. Raises IdentityError if one does not hold, or
+    none is left.
+    """
+    lists = [parse_crl(part + _CRL_END, "revocation list") for part in pem.split(_CRL_END)[:-1]] or [
+        parse_crl(pem, "revocation list")
+    ]
+    held = {}
+    for root in roots:
+        for crl in lists:
+            key = root.public_key()
+            if (
+                isinstance(key, ec.EllipticCurvePublicKey)
+                and crl.issuer == root.subject
+                and crl.is_signature_valid(key)
+            ):
+                check_crl(crl, root, now)
+                held[certificate_fingerprint(root)] = crl
+    if not held:
+        check_crl(lists[0], roots[0], now)
+        raise IdentityError("revocation list: of no root that is trusted here")
+    return held
 
 
 def certificate_fingerprint(certificate: x509.Certificate) -> str:
@@ -235,6 +322,20 @@ def load_certificate(path: Path) -> x509.Certificate:
     return parse_certificate(read_bounded(path), str(path))
 
 
+def read_pair(identity: Path) -> tuple[bytes, bytes]:
+    """Key and certificate (PEM) in an `identity/` folder, which belong together also while a renewal replaces them.
+
+    Raises IdentityError.
+    """
+    for pause_s in (0.02, 0.1, 0.5, 0.0):
+        key_pem, pem = read_private(identity / "key.pem"), read_bounded(identity / "cert.pem")
+        key = key_from_pem(key_pem, str(identity / "key.pem"))
+        if key.public_key() == parse_certificate(pem, str(identity / "cert.pem")).public_key():
+            return key_pem, pem
+        time.sleep(pause_s)
+    raise IdentityError(f"{identity / 'cert.pem'}: made for another key than key.pem")
+
+
 def load_crl(path: Path) -> x509.CertificateRevocationList:
     """The revocation list in the PEM file `path`; raises IdentityError."""
     return parse_crl(read_bounded(path), str(path))
@@ -245,18 +346,29 @@ def install_crl(identity: Path, pem: bytes, now: datetime | None = None) -> int:
 
     Raises IdentityError if it does not hold or is older.
     """
-    root, crl, now = (
-        load_certificate(identity / "root.pem"),
-        parse_crl(pem, "revocation list"),
-        now or datetime.now(UTC),
-    )
-    number, path = check_crl(crl, root, now), identity / "crl.pem"
-    if path.exists() and (present := crl_number(load_crl(path))) >= number:
-        if present == number:
-            return number
-        raise IdentityError(f"revocation list {number}: {present} is already in place")
-    write_atomic(path, pem)
-    return number
+    roots, path = load_roots(identity / "root.pem"), identity / "crl.pem"
+    lists = lists_of(pem, roots, now or datetime.now(UTC))
+    present = _numbers(path, roots)
+    numbers = {print_: crl_number(crl) for print_, crl in lists.items()}
+    for print_, number in numbers.items():
+        if number < present.get(print_, -1):
+            raise IdentityError(f"revocation list {number}: {present[print_]} is already in place")
+    if numbers != present:
+        write_atomic(path, pem)
+    return next(iter(numbers.values()))
+
+
+def _numbers(path: Path, roots: Sequence[x509.Certificate]) -> dict[str, int]:
+    """The numbers of the lists in `path`, stale or not, by the fingerprint of the root."""
+    pem = read_bounded(path) if path.exists() else b""
+    numbers = {}
+    for part in pem.split(_CRL_END)[:-1]:
+        crl = parse_crl(part + _CRL_END, str(path))
+        for root in roots:
+            key = root.public_key()
+            if isinstance(key, ec.EllipticCurvePublicKey) and crl.is_signature_valid(key):
+                numbers[certificate_fingerprint(root)] = crl_number(crl)
+    return numbers
 
 
 def crl_number(crl: x509.CertificateRevocationList) -> int:

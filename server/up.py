@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from sovfed.federation.addresses import host_port
 from sovfed.federation.config import ServerConfig, TrackingConfig
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.host.ports import check_ports
@@ -93,7 +94,7 @@ def supervise(home: Path, detach: bool) -> None:
         page = f"  MLflow http://127.0.0.1:{settings.tracking.serve_port} (user {USER}, password in {home / PASSWORD})"
     make_supervisor(home).run(
         on_ready=lambda: click.echo(
-            f"ready: fleet {config.host}:{config.fleet_port}  lane {config.host}:{config.lane_port}  "
-            f"enrolment {config.host}:{config.enrolment_port}{page}  (Ctrl-C stops)"
+            f"ready: fleet {host_port(config.host, config.fleet_port)}  lane {host_port(config.host, config.lane_port)}"
+            f"  enrolment {host_port(config.host, config.enrolment_port)}{page}  (Ctrl-C stops)"
         )
     )

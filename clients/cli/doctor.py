@@ -12,8 +12,9 @@ from sovfed.federation.errors import SovfedError
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from sovfed.federation.config import ClientConfig
     from sovfed.federation.host.doctor import Finding
 
 
@@ -26,7 +27,7 @@ def doctor(ctx: click.Context, home: Path | None, as_json: bool) -> None:
 
     Of an institution's home the records of every study are read too, a minute each at most: a finding names study,
     task, column and count, and never a value. Exits with 1 if a check fails; a warning is no failure. Nothing outside
-    this machine is contacted, but for a data base that a study names.
+    this machine is contacted, but for the agency that an institution's home belongs to, and a data base of a study.
 
     \b
     Examples:
@@ -66,6 +67,51 @@ def home_findings(home: Path) -> Iterator[Finding]:
         config, policy = load_config(home), load_policy(home)
         yield from (Finding("population", "warn", line) for line in population_findings(config, policy))
         yield from (Finding("privacy", "warn", line) for line in private_obstacles(config, policy))
+        yield from way_findings(home, config)
         yield from records_findings(config, policy)
     except SovfedError as error:
         yield Finding("settings", "fail", str(error), "mend the file, or have `sovfed client init` write another home")
+
+
+def way_findings(home: Path, config: ClientConfig) -> Iterator[Finding]:
+    """Whether the agency's ports can be reached from here, each step of the way looked at, and what the gateway saw."""
+    from sovfed.clients.node.renewal import last_contact
+    from sovfed.federation.host.doctor import Finding
+    from sovfed.federation.host.status import read_status
+    from sovfed.federation.wire.reach import UnreachableError
+
+    for name, look in _looks(home, config).items():
+        try:
+            yield Finding(name, "ok", look())
+        except UnreachableError as error:
+            yield Finding(name, "warn" if error.passing else "fail", str(error), error.fix)
+        except SovfedError as error:
+            yield Finding(name, "fail", str(error), "mend the setting")
+    contact = last_contact(home)
+    if contact is not None and contact.problem and read_status(home) is not None:
+        yield Finding("gateway", "warn", f"its last look failed: {contact.problem}", "`sovfed client logs gateway`")
+
+
+def _looks(home: Path, config: ClientConfig) -> dict[str, Callable[[], str]]:
+    """By name, what to look at: fleet and lane of an enrolled home, else the enrolment port of its invitation."""
+    from sovfed.clients.node.enrol import INSTITUTION_FILE, load_institution
+    from sovfed.clients.node.join import kept_invitation
+    from sovfed.federation.wire.proxy import proxy_for
+    from sovfed.federation.wire.reach import Pinned, look, look_at_clock
+
+    def plain(address: str, pinned: Pinned) -> str:
+        proxy = proxy_for(address, config.proxy, home)
+        look(address, pinned, proxy)
+        return f"{address} answers{f', through the proxy {proxy.address}' if proxy else ''}"
+
+    identity = home / "identity"
+    if (identity / INSTITUTION_FILE).exists():
+        pinned = Pinned((identity / "root.pem").read_text(), (identity / "cert.pem", identity / "key.pem"))
+        institution = load_institution(home)
+        fleet, lane = config.fleet_address or institution.fleet_address, config.lane_address or institution.lane_address
+        return {
+            "fleet": lambda: look_at_clock(fleet, pinned, proxy_for(fleet, config.proxy, home)),
+            "lane": lambda: plain(lane, pinned),
+        }
+    invitation = kept_invitation(home)
+    return {} if invitation is None else {"enrolment": lambda: plain(invitation.address, Pinned(invitation.root))}

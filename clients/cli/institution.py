@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,19 +15,19 @@ import click
 from sovfed.clients.cli.data import check_data
 from sovfed.clients.cli.failures import failures
 from sovfed.clients.cli.home import HOME
+from sovfed.clients.cli.join import announce, join
 from sovfed.clients.cli.ledger import ledger
 from sovfed.clients.cli.model import model
 from sovfed.clients.cli.personal import personal
 from sovfed.clients.cli.study import study
 from sovfed.clients.cli.task import task
-from sovfed.federation.text import ARCHIVE, visible
+from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.table import Table
 
-    from sovfed.clients.node.enrol import Fingerprints
     from sovfed.federation.host.status import Status
 
 NOT_RUNNING: Final = 4
@@ -40,11 +41,10 @@ def cli() -> None:
     """Enrol and run an institution's node (hospital, ministry).
 
     \b
-    First time:
+    First time, in one command, or with a look at policy.yaml (what runs may ask of you) before anything starts:
+      sovfed client join hospital-1.invitation --task birth.yaml --data /srv/birth.csv
       sovfed client init data=heart data.path=/srv/heart data.site=cleveland
-      (read and edit ~/.sovfed/client/policy.yaml: what runs may ask of you)
-      sovfed client enrol hospital-1.invitation
-      sovfed client up
+      sovfed client join hospital-1.invitation
     \b
     Day by day:
       sovfed client up --detach       in the background
@@ -76,6 +76,7 @@ def cli() -> None:
 
 cli.add_command(check_data)
 cli.add_command(failures)
+cli.add_command(join)
 cli.add_command(ledger)
 cli.add_command(model)
 cli.add_command(personal)
@@ -134,26 +135,13 @@ def init(
       sovfed client init data=heart data.path=/srv/heart data.site=cleveland client.device=cuda
       sovfed client init --task birth.yaml data=own data.path=/srv/birth.csv
     """
-    from sovfed.clients.data import connector
-    from sovfed.clients.home.folder import create
+    from sovfed.clients.home.begin import begin
     from sovfed.clients.home.overrides import client_config
-    from sovfed.clients.home.own_tasks import keep_task, known_task
-    from sovfed.clients.home.policy import Policy
 
-    config = client_config(overrides)
-    served = connector(config.data.source).task
-    allowed = tasks or ((served,) if served else ())
-    if not allowed:
-        raise click.UsageError(f"data source '{config.data.source}' serves no one task; name those allowed with --task")
-    allowed_tasks = [known_task(name) for name in allowed]
-    policy = Policy(
-        allowed_tasks=tuple(allowed_tasks), allow_plain_updates=allow_plain_updates, require_privacy=not without_privacy
-    )
-    create(home, config, policy)
-    for name in allowed:
-        keep_task(home, name)
-        if name.endswith(ARCHIVE):
-            click.echo(f"after `sovfed client enrol`: `sovfed client task add {name} --home {home}`", err=True)
+    for line in begin(
+        home, client_config(overrides), tasks, plain_updates=allow_plain_updates, private_only=not without_privacy
+    ):
+        click.echo(line, err=True)
     click.echo(f"wrote {home / 'client.yaml'} and {home / 'policy.yaml'}")
     if not allow_plain_updates:
         click.echo("read policy.yaml: until you set allow_plain_updates, only secure aggregation is answered", err=True)
@@ -249,23 +237,27 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
     """
     from sovfed.clients.cli.failures import describe, told
     from sovfed.clients.home.policy import load_policy
+    from sovfed.clients.node.renewal import last_contact
     from sovfed.clients.trainer.allowance import read_state
     from sovfed.federation.host.status import read_status
     from sovfed.federation.secagg.files import near_sums
 
-    current, near = read_status(home), near_sums(home)
+    current, near, contact = read_status(home), near_sums(home), last_contact(home)
     requests = describe(read_state(home), load_policy(home)) if (home / "policy.yaml").exists() else None
     if as_json:
         shown = dataclasses.asdict(current) if current else {"processes": []}
         for process in shown["processes"]:
             process["isolation"] = _isolation(home, process["name"], process["pid"])
-        click.echo(json.dumps({**shown, "requests": requests, "near_sums": near}, indent=2))
+        agency = dataclasses.asdict(contact) if contact else None
+        click.echo(json.dumps({**shown, "agency": agency, "requests": requests, "near_sums": near}, indent=2))
     elif current:
         from rich.console import Console
 
         Console().print(_table(current, home))
         for line in current.complaints:
             click.echo(line)
+        if contact:
+            click.echo(f"agency: {visible(contact.problem) or 'reached'} ({time.time() - contact.when:.0f} s ago)")
         if requests:
             click.echo(told(requests))
             _tell_obstacles(home)
@@ -315,27 +307,31 @@ def enrol(invitation: Path, authority: str | None, timeout_s: float, home: Path)
     Example:
       sovfed client enrol hospital-1.invitation --authority 5f2c…
     """
+    from sovfed.clients.home.folder import proxy_setting
     from sovfed.clients.node.enrol import enrol as request_certificate
     from sovfed.federation.wire.enrolment import Invitation
 
     invited = Invitation.from_json(invitation.read_text(encoding="utf-8"))
-    identity = request_certificate(home, invited, timeout_s, authority=authority, announce=_announce)
+    proxy = proxy_setting(home)
+    identity = request_certificate(home, invited, timeout_s, authority=authority, announce=announce, proxy=proxy)
     click.echo(f"enrolled as {identity.name}; `sovfed client up --home {home}` starts the node")
 
 
 @cli.command()
 @WAIT
 @HOME
-def renew(timeout_s: float, home: Path) -> None:
-    """Have the certificate renewed before it expires; restart the node afterwards.
+@click.option("--new-key", is_flag=True, help="Have a new key certified; without it, the key stays.")
+def renew(timeout_s: float, new_key: bool, home: Path) -> None:
+    """Have the certificate renewed now. A node that runs does so by itself, and needs no restart.
 
     \b
     Example:
       sovfed client renew
     """
-    from sovfed.clients.node.enrol import renew as request_renewal
+    from sovfed.clients.home.folder import proxy_setting
+    from sovfed.clients.node.renewal import renew as request_renewal
 
-    until = request_renewal(home, timeout_s, announce=_announce)
+    until = request_renewal(home, timeout_s, announce=announce, proxy=proxy_setting(home), new_key=new_key)
     click.echo(f"valid until {until:%F}")
 
 
@@ -357,15 +353,8 @@ def _tell_findings(home: Path) -> None:
         click.echo(visible(line), err=True)
 
 
-def _announce(prints: Fingerprints) -> None:
-    click.echo(f"authority's root  SHA-256 {prints.root}\nour key           SHA-256 {prints.key}", err=True)
-    click.echo("compare both with the authority by telephone; waiting for its signature", err=True)
-
-
 def _added(path: Path) -> Iterator[str]:
     """What is appended to `path` from now on, across rotations; never ends."""
-    import time
-
     offset = path.stat().st_size
     while True:
         size = path.stat().st_size if path.exists() else 0

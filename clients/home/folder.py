@@ -66,6 +66,11 @@ def load_config(home: Path) -> ClientConfig:
     return _with_place(bind(ClientConfig, {**read_settings(path), "home": str(home)}, str(path)), home.absolute())
 
 
+def proxy_setting(home: Path) -> str | None:
+    """`client.proxy` of a home; None where it has no settings yet."""
+    return load_config(home).proxy if (home / SETTINGS).exists() else None
+
+
 def _with_place(config: ClientConfig, folder: Path) -> ClientConfig:
     """`config` with whole paths of all records, from `folder` if they were not whole: the processes run elsewhere."""
     return config.with_data(lambda _study, data: whole(data, folder))
@@ -126,10 +131,10 @@ def check_enrolled(home: Path, now: datetime) -> None:
     from cryptography import x509
 
     from sovfed.federation.certificates import InstitutionNames, read_names
-    from sovfed.federation.identity import key_from_pem, load_certificate, node_key_digest
+    from sovfed.federation.identity import key_from_pem, load_certificate, load_roots, node_key_digest
 
     certificate = load_certificate(identity / "cert.pem")
-    load_certificate(identity / "root.pem")
+    load_roots(identity / "root.pem")
     if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
         raise NotValidNowError(
             f"{identity / 'cert.pem'}: valid from {certificate.not_valid_before_utc:%F %R} to "

@@ -36,9 +36,10 @@ def run(home: Path, config: ClientConfig, stop: threading.Event, beat: Callable[
     if config.runtime_port == 0:
         raise ConfigError("runtime_port is 0; the gateway must be told the SuperNode's Runtime port")
     from sovfed.clients.node.app import make_client_app
-    from sovfed.clients.node.enrol import keep_crl_fresh, load_institution
+    from sovfed.clients.node.enrol import load_institution
     from sovfed.clients.node.executor import run_executor
     from sovfed.clients.node.lane import LaneClient
+    from sovfed.clients.node.renewal import keep_fresh
     from sovfed.clients.trainer.socket import NAME, TrainerStub
     from sovfed.federation.wire.flower_http import add_client_header
 
@@ -50,9 +51,11 @@ def run(home: Path, config: ClientConfig, stop: threading.Event, beat: Callable[
         make_client_app(trainer),
         max_message_bytes=config.max_message_bytes,
         address=config.lane_address or load_institution(home).lane_address,  # a run cannot send us elsewhere
+        proxy=config.proxy,
     )
     app = make_client_app(trainer, join=lane.open)
-    fresh = threading.Thread(target=keep_crl_fresh, args=(home, config.crl_refresh_s, stop), name="crl", daemon=True)
+    keeping = (home, config.crl_refresh_s, stop, config.proxy)
+    fresh = threading.Thread(target=keep_fresh, args=keeping, name="fresh", daemon=True)
     fresh.start()
     log.info("taking tasks at %s for the trainer at %s", address, home / NAME)
     try:

@@ -17,18 +17,18 @@ from flwr.app import Message as FlowerMessage
 from flwr.common.constant import ErrorCode
 
 from sovfed.federation.errors import WIRE_SENTENCES, IdentityError, ProtocolError
-from sovfed.federation.identity import Trust, read_private
+from sovfed.federation.identity import Trust, read_pair
 from sovfed.federation.messages import LaneOffer
 from sovfed.federation.wire.flower import SERVER_NODE_ID
 from sovfed.federation.wire.lane import Outgoing
 from sovfed.federation.wire.lane_codec import error_reply, pack, unpack
 from sovfed.federation.wire.lane_end import (
     BACK_OFF_S,
-    CHANNEL_OPTIONS,
     JOIN,
     NODE_KEY,
     RUN_KEY,
     SESSION_KEY,
+    STREAM_OPTIONS,
     TOKEN_KEY,
     LaneEnd,
     LoopThread,
@@ -36,10 +36,12 @@ from sovfed.federation.wire.lane_end import (
     session_number,
 )
 from sovfed.federation.wire.lane_offer import check_offer
+from sovfed.federation.wire.proxy import DIRECT, grpc_options, proxy_for
 
 log = logging.getLogger(__name__)
 App = Callable[[FlowerMessage, Context], FlowerMessage]
 MAX_LANES: Final = 16
+LOOK_S: Final = 5.0  # for a renewed certificate
 MAX_REMEMBERED: Final = 1024  # runs whose newest offer is known; older offers than that have lapsed
 REPLIES_HELD: Final = 1  # replies that may wait for the coordinator before the next message is worked on
 
@@ -48,11 +50,13 @@ class LaneClient:
     """Opens a lane for each offer and answers its messages with `app`, one at a time per run.
 
     The server is verified against `identity/root.pem` by the names in its certificate; `identity/cert.pem` and
-    `key.pem` are presented. With `address`, offers that name any other place are declined.
+    `key.pem` are presented. With `address`, offers that name any other place are declined. `proxy` is `client.proxy`.
     """
 
-    def __init__(self, home: Path, app: App, max_message_bytes: int, *, address: str | None = None) -> None:
-        self._identity, self._app = home / "identity", app
+    def __init__(
+        self, home: Path, app: App, max_message_bytes: int, *, address: str | None = None, proxy: str | None = DIRECT
+    ) -> None:
+        self._home, self._identity, self._app, self._proxy = home, home / "identity", app, proxy
         self._max_message_bytes, self._address = max_message_bytes, address
         self._lanes: dict[str, asyncio.Task[None]] = {}
         self._tokens: dict[str, str] = {}  # of the offers that these take up
@@ -136,13 +140,14 @@ class LaneClient:
     ) -> tuple[grpc.StatusCode, tuple[str, str]]:
         """Carry messages over one stream; how it ended, and what proves who we are on the next."""
         metadata = ((RUN_KEY, offer.run), (NODE_KEY, str(node_id)), proof)
-        async with grpc.aio.secure_channel(offer.address, self._credentials(), options=CHANNEL_OPTIONS) as channel:
+        options = (*STREAM_OPTIONS, *grpc_options(proxy_for(offer.address, self._proxy, self._home)))
+        async with grpc.aio.secure_channel(offer.address, self._credentials(), options=options) as channel:
             call = open_stream(channel, JOIN, *metadata)
             try:
                 session = dict(await call.initial_metadata()).get(SESSION_KEY)
                 if isinstance(session, str):
                     proof = (SESSION_KEY, session)
-                await end.pump(call)
+                await self._pump(end, call)
             except ProtocolError as error:
                 log.warning("lane: run %s: the stream is given up: %s", offer.run, error)
                 call.cancel()
@@ -150,13 +155,33 @@ class LaneClient:
                 log.debug("lane: run %s: %s", offer.run, error)
             return await call.code(), proof
 
+    async def _pump(self, end: LaneEnd, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+        """Carry messages over `call` until it ends, or the certificate is renewed: the relay goes on judging the one
+        that it was opened with.
+        """
+        both = [asyncio.create_task(end.pump(call)), asyncio.create_task(self._renewed())]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if both[0].done():
+                both[0].result()
+            else:
+                log.info("lane: the certificate was renewed; the stream is opened again with it")
+                call.cancel()
+        finally:
+            for task in both:
+                task.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+
+    async def _renewed(self) -> None:
+        """Wait until `cert.pem` is another file."""
+        path = self._identity / "cert.pem"
+        stamp = path.stat().st_mtime_ns
+        while path.stat().st_mtime_ns == stamp:  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(LOOK_S)
+
     def _credentials(self) -> grpc.ChannelCredentials:
         """Read afresh for each connection, so that a renewed certificate is used."""
-        return grpc.ssl_channel_credentials(
-            root_certificates=(self._identity / "root.pem").read_bytes(),
-            private_key=read_private(self._identity / "key.pem"),
-            certificate_chain=(self._identity / "cert.pem").read_bytes(),
-        )
+        return grpc.ssl_channel_credentials((self._identity / "root.pem").read_bytes(), *read_pair(self._identity))
 
     async def _work(self, end: LaneEnd, inbox: asyncio.Queue[bytearray], context: Context) -> None:
         """Answer messages one after another; a message is acknowledged once its reply is on its way."""

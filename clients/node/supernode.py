@@ -37,10 +37,11 @@ from sovfed.federation.host.pulse import LOOP_S, Pulse, pulse_file
 from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
-from sovfed.federation.wire.flower_http import shorten_sleeps, use_client_certificate
+from sovfed.federation.wire.flower_http import Presented, shorten_sleeps, use_client_certificate
 from sovfed.federation.wire.held import Bell, Held
 from sovfed.federation.wire.loopback import ensure_secret, require_secret
 from sovfed.federation.wire.patience import patient
+from sovfed.federation.wire.proxy import proxy_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -282,8 +283,10 @@ def serve(home: Path, config: ClientConfig, beat: Callable[[], None]) -> None:
     private_directory(home / "state")
     key = load_node_key(identity / "node_key")
     read_private(identity / "key.pem")
-    use_client_certificate(identity / "cert.pem", identity / "key.pem")
     address = config.fleet_address or load_institution(home).fleet_address
+    proxy = proxy_for(address, config.proxy, home)
+    cert, own, roots = (identity / name for name in ("cert.pem", "key.pem", "root.pem"))
+    use_client_certificate(Presented(cert, own, roots, proxy))
     root = read_bounded(identity / "root.pem")
     adapt_flower(config.max_message_bytes, beat)
     bell = Bell()

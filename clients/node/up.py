@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.home.folder import RUNTIME_SECRET, SETTINGS, TASK_SECRET, check_enrolled, load_config
 from sovfed.clients.home.policy import load_policy
+from sovfed.clients.node.renewal import NEXT_CERTIFICATE, complete
 from sovfed.federation.files import private_directory
 from sovfed.federation.host.ports import check_ports
 from sovfed.federation.host.processes import Process, Supervisor, listening, start_detached
@@ -52,6 +53,8 @@ def make_supervisor(home: Path, config: ClientConfig | None = None) -> Superviso
     if the policy is missing or wrong, ConfigError or ServiceError for settings, ports or folders that do not fit.
     """
     home = home.absolute()
+    if (home / "identity" / NEXT_CERTIFICATE).exists():
+        complete(home / "identity")
     check_enrolled(home, datetime.now(UTC))
     config = dataclasses.replace(config or load_config(home), home=str(home))
     load_policy(home)

@@ -6,6 +6,7 @@ must be in the journal is there before the reply is returned.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+V = TypeVar("V")
+MAX_IDENTITIES: Final = 256  # runs that are signed for with the key that they were joined with
 MAX_SETUPS: Final = 16  # runs that are set up at the same time; the oldest setup is dropped for the next
 LEAST_TOLD_S: Final = 2.0**-6
 MOST_TOLD_S: Final = 2.0**17
@@ -89,7 +92,7 @@ class Store(Protocol):
 
 
 class Masking:
-    """All runs of one institution. `open_identity` and `open_store` are called with the first request."""
+    """All runs of one institution. `open_identity` is called when it is needed, `open_store` with the first request."""
 
     def __init__(
         self,
@@ -99,7 +102,8 @@ class Masking:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._open_identity, self._open_store, self._terms, self._clock = open_identity, open_store, terms, clock
-        self._opened: tuple[Identity, Store] | None = None
+        self._store: Store | None = None
+        self._identities: dict[bytes, Identity] = {}  # by run: a renewed key signs for the next run, not for this one
         self._setups: dict[bytes, setup.Joining | setup.Pairing] = {}  # by run; the newest last
         self._sessions: dict[bytes, Session] = {}
         self._agreed: tuple[Permit, Masks] | None = None  # one sum at a time
@@ -133,11 +137,11 @@ class Masking:
         """Whether the request's head is one that this institution itself has told, and so had."""
         identity, _ = self._open()
         message = told_head(request.seq, request.head.tobytes())
-        try:
-            check_signature(public_key(identity.certificate), message, request.own.tobytes(), "our own signature")
-        except IdentityError:
-            return False
-        return True
+        for certificate in (identity.certificate, *identity.former):
+            with contextlib.suppress(IdentityError):
+                check_signature(public_key(certificate), message, request.own.tobytes(), "our own signature")
+                return True
+        return False
 
     def tell(self, seq: int, head: bytes) -> LedgerReply:
         """That entry `seq` of the privacy ledger has `head`, signed by the institution."""
@@ -189,7 +193,7 @@ class Masking:
         agreed = self._agreed
         if agreed is None or agreed[0] is not permit:
             raise PrivacyError("this permit was used already, or is not the last one given")
-        identity, store = self._open()
+        identity, store = self._open(run_bytes(run))
         session = self._session(run_bytes(run), identity, store)
         update: Vector | Integers = np.zeros(0, np.float32)
         weight, metrics = 0, np.zeros(0)
@@ -244,24 +248,23 @@ class Masking:
             )
         return roster.ring(permit.begin).half - 2
 
-    def _open(self) -> tuple[Identity, Store]:
-        if self._opened is None:
-            self._opened = (self._open_identity(), self._open_store())
-        return self._opened
+    def _open(self, run: bytes = b"") -> tuple[Identity, Store]:
+        """The store, and the identity that `run` was joined with; else the one that is in place now."""
+        if self._store is None:
+            self._store = self._open_store()
+        return self._identities.get(run) or self._open_identity(), self._store
 
     def _join(self, run: bytes, body: bytes) -> bytes:
         identity, store = self._open()
         joining, reply = setup.join(body, identity, self._terms, store.history, self._clock(), os.urandom)
         if wire.Offer.decode(joining.offer).run != run:
             raise ProtocolError("the offer is for another run than the request")
-        self._setups.pop(run, None)
-        self._setups[run] = joining
-        if len(self._setups) > MAX_SETUPS:
-            del self._setups[next(iter(self._setups))]
+        _keep_newest(self._setups, run, joining, MAX_SETUPS)
+        _keep_newest(self._identities, run, identity, MAX_IDENTITIES)
         return reply
 
     def _encapsulate(self, run: bytes, body: bytes) -> bytes:
-        identity, _ = self._open()
+        identity, _ = self._open(run)
         joining = self._begun(run, setup.Joining)
         self._setups[run], reply = setup.encapsulate(joining, body, identity, self._terms, self._clock())
         return reply
@@ -285,7 +288,7 @@ class Masking:
         return begun
 
     def _reveal(self, run: bytes, body: bytes) -> bytes:
-        identity, store = self._open()
+        identity, store = self._open(run)
         session = self._session(run, identity, store)
         reply, entries = client.reveal(session, store.history, self._terms, body, identity.sign)
         store.commit(entries)
@@ -309,6 +312,14 @@ class Masking:
             raise PrivacyError("the stored session is not the one that the journal names")
         self._sessions[run] = session
         return session
+
+
+def _keep_newest(by_run: dict[bytes, V], run: bytes, value: V, most: int) -> None:
+    """Give `run` its `value` as the newest, and forget the oldest of more than `most`."""
+    by_run.pop(run, None)
+    by_run[run] = value
+    if len(by_run) > most:
+        del by_run[next(iter(by_run))]
 
 
 def told_seconds(seconds: float) -> float:

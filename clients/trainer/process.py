@@ -33,7 +33,7 @@ from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.sandbox import Isolation, reaches_network
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
-from sovfed.federation.secagg.files import FileStore, load_identity
+from sovfed.federation.secagg.files import FileStore, FreshIdentity
 from sovfed.federation.tasks.shelf import Shelf
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
             isolation = enter("trainer", home, *places.records, files=places.files)
         work = Pulse(pulse_file(home, "trainer")).start().watch("local work", config.stall_s)
         _check_network(isolation, policy)
-        masking = Masking(lambda: load_identity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
+        masking = Masking(FreshIdentity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
         open_ledger = ledger_opener(home, policy)
         _open_early(open_ledger)
         trainer = make_trainer(

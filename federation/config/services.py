@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from sovfed.federation.addresses import host_port
 from sovfed.federation.config.data import REST, DataConfig, StudyConfig, Versioned
 from sovfed.federation.errors import WrongTaskError
 from sovfed.federation.schema import bounded, choice
@@ -82,7 +83,7 @@ class ServerConfig:
     @property
     def announced_lane_address(self) -> str:
         """host:port at which institutions reach the lane."""
-        return self.lane_address or f"{self.certificate_names[0]}:{self.lane_port}"
+        return self.lane_address or host_port(self.certificate_names[0], self.lane_port)
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,10 @@ class ClientConfig:
     home: str = bounded("institution", 1, 4096, doc="folder of keys, policy, state and logs, created with mode 0700")
     fleet_address: str | None = bounded(None, 3, 262, doc="host:port of the agency's Fleet port; null = as enrolled")
     lane_address: str | None = bounded(None, 3, 262, doc="host:port of the agency's lane; null = as the run announces")
+    proxy: str | None = bounded(
+        None, 1, 512, doc="http://HOST:PORT of the proxy towards the agency; null = HTTPS_PROXY and NO_PROXY of the "
+        "environment; direct = none. User and password, if any, in secrets/proxy: user:password",
+    )  # fmt: skip
     runtime_port: int = bounded(0, 0, PORT_MAX, doc="SuperNode's Runtime port, on loopback only; 0 = any free port")
     device: str = choice("auto", ("auto", "cpu", "cuda", "mps"), doc="auto takes the best; cuda is also ROCm's name")
     precision: str = choice("float32", ("float32", "bf16", "fp16"), doc="arithmetic of local training")

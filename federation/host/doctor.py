@@ -19,10 +19,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal
 
+from sovfed.federation.addresses import host_port
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.host.extras import complete
 from sovfed.federation.host.quiet import QUIET, REMOVED, python_command, quiet_environment
 from sovfed.federation.host.sandbox import Isolation
+from sovfed.federation.host.status import read_status
 from sovfed.federation.schema import bind
 
 SOON: Final = timedelta(days=7)  # what ends by then is told
@@ -48,11 +50,15 @@ def examine(home: Path | None = None, server: ServerConfig | None = None) -> Ite
     yield device()
     yield disk(home or Path.cwd())
     yield clock(time.time())
-    yield from ports(server or own_settings(home) or ServerConfig())
+    if home is None or not (home / "client.yaml").is_file():
+        running = home is not None and read_status(home) is not None
+        yield from ports(server or own_settings(home) or ServerConfig(), running=running)
     yield environment(os.environ)
     yield isolation()
     if home is not None:
         yield from permissions(home)
+        if (settings := own_settings(home)) is not None and read_status(home) is not None:
+            yield from reach(settings, home)
         yield from expiries(home, datetime.now(UTC))
 
 
@@ -128,19 +134,47 @@ def clock(now: float) -> Finding:
     return Finding("clock", "ok", utc)
 
 
-def ports(server: ServerConfig) -> Iterator[Finding]:
-    """Whether the ports that an agency listens on are free."""
+def ports(server: ServerConfig, *, running: bool = False) -> Iterator[Finding]:
+    """Whether the ports that an agency listens on are free, or, while it is `running`, are its own."""
     for name in ("fleet_port", "enrolment_port", "lane_port", "control_port"):
-        port = getattr(server, name)
-        with socket.socket() as probe:
+        host, port = "127.0.0.1" if name == "control_port" else server.host, getattr(server, name)
+        where, problem = host_port(host, port), _taken(host, port)
+        if running and problem:
+            yield Finding(name, "ok", f"{where}: the server that runs here has it")
+        elif running:
+            yield Finding(name, "fail", f"{where}: nobody listens, though the server runs", "`sovfed server logs`")
+        elif problem:
+            fix = f"another process has it: stop that (`ss -ltnp`), or choose another port: server.{name}=PORT"
+            yield Finding(name, "warn", f"{where}: {problem}", fix)
+        else:
+            yield Finding(name, "ok", f"{where} is free")
+
+
+def _taken(host: str, port: int) -> str:
+    """Why nothing can listen there; "" if something can."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((server.host, port))
-            except OSError as error:
-                fix = f"stop what listens there, or choose another: server.{name}=PORT"
-                yield Finding(name, "warn", f"{server.host}:{port}: {error.strerror}", fix)
-            else:
-                yield Finding(name, "ok", f"{server.host}:{port} is free")
+            probe.bind(address)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def reach(server: ServerConfig, home: Path) -> Iterator[Finding]:
+    """Whether a running agency's three ports answer under the name that institutions are told."""
+    from sovfed.federation.wire.reach import Pinned, UnreachableError, look
+
+    pinned = Pinned((home / "identity" / "root.pem").read_text(encoding="ascii"))
+    for name in ("fleet_port", "enrolment_port", "lane_port"):
+        address = host_port(server.certificate_names[0], getattr(server, name))
+        try:
+            look(address, pinned)
+        except UnreachableError as error:
+            yield Finding("reach", "warn", f"from this machine: {error}", error.fix)
+        else:
+            yield Finding("reach", "ok", f"{address} answers with this server's certificate")
 
 
 def environment(variables: Mapping[str, str]) -> Finding:
@@ -205,5 +239,7 @@ def expiries(home: Path, now: datetime) -> Iterator[Finding]:
         if end is None or end - now > SOON:
             yield Finding(name, "ok", validity)
         else:
-            fix = "have it signed again" if name == "cert.pem" else "have `sovfed authority crl` sign a new one"
+            fix = "have `sovfed authority crl` sign a new one"
+            if name == "cert.pem":
+                fix = "it is renewed by itself while the authority tends (`sovfed authority tend`)"
             yield Finding(name, "warn" if end > now else "fail", validity, fix)

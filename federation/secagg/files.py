@@ -9,21 +9,24 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from cryptography import x509
+
 from sovfed.federation.errors import ServiceError
-from sovfed.federation.files import private_directory, read_private, write_private
-from sovfed.federation.identity import Trust, key_from_pem, load_certificate, to_der
+from sovfed.federation.files import private_directory, read_bounded, read_private, write_private
+from sovfed.federation.identity import Trust, key_from_pem, parse_certificate, read_pair, to_der
 from sovfed.federation.secagg.compaction import essence
 from sovfed.federation.secagg.journal import Entry, History, Journal, read_history
-from sovfed.federation.secagg.keys import Identity, signer
+from sovfed.federation.secagg.keys import Identity, Named, Signer, signer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 log = logging.getLogger(__name__)
 FOLDER: Final = "secagg"
 JOURNAL: Final = "journal"
 COMPACT_BYTES: Final = 1_000_000  # a journal that is smaller is left as it is
 MAX_SESSIONS: Final = 16  # the newest; a run without one is joined again, until compaction has closed it
+FORMER: Final = "former.pem"  # in identity/: certificates of keys that this institution had
 
 
 def load_identity(folder: Path) -> Identity:
@@ -32,9 +35,61 @@ def load_identity(folder: Path) -> Identity:
     Raises IdentityError.
     """
     trust = Trust(folder)
-    key = key_from_pem(read_private(folder / "key.pem"), str(folder / "key.pem"))
-    certificate = to_der(load_certificate(folder / "cert.pem"))
-    return Identity(certificate, signer(key), trust.verify, trust.verify_server)
+    key, certificate = read_pair(folder)
+    former = x509.load_pem_x509_certificates(read_bounded(path)) if (path := folder / FORMER).exists() else ()
+    return Identity(
+        to_der(parse_certificate(certificate, str(folder / "cert.pem"))), signer(key_from_pem(key, "key.pem")),
+        trust.verify, trust.verify_server, tuple(map(to_der, former)),
+    )  # fmt: skip
+
+
+class FreshIdentity:
+    """`load_identity` of a folder, loaded again once key, certificate or roots were replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._loaded: tuple[tuple[int, ...], Identity] | None = None
+
+    def __call__(self) -> Identity:
+        stamp = tuple((self._folder / name).stat().st_mtime_ns for name in ("cert.pem", "key.pem", "root.pem"))
+        if self._loaded is None or self._loaded[0] != stamp:
+            self._loaded = (stamp, load_identity(self._folder))
+        return self._loaded[1]
+
+
+class FollowingIdentity(Identity):
+    """The identity that is in place whenever it is asked, for a coordinator, whose run may outlive a certificate.
+
+    Its key must stay: what was signed before is looked at with the key of the certificate that went with it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        object.__setattr__(self, "_fresh", FreshIdentity(folder))
+        self._now()
+
+    def _now(self) -> Identity:
+        fresh: FreshIdentity = vars(self)["_fresh"]
+        return fresh()
+
+    @property
+    def certificate(self) -> bytes:
+        return self._now().certificate
+
+    @property
+    def sign(self) -> Signer:
+        return self._now().sign
+
+    @property
+    def verify(self) -> Callable[[bytes], Named]:
+        return self._now().verify
+
+    @property
+    def verify_server(self) -> Callable[[bytes], object]:
+        return self._now().verify_server
+
+    @property
+    def former(self) -> tuple[bytes, ...]:
+        return self._now().former
 
 
 def create_journal(home: Path) -> None:

@@ -56,6 +56,7 @@ class Identity:
     sign: Signer
     verify: Callable[[bytes], Named]
     verify_server: Callable[[bytes], object]
+    former: tuple[bytes, ...] = ()  # certificates of keys that it had before: what they signed is its own too
 
 
 def encode_fields(label: str, *fields: bytes) -> bytes:

@@ -14,6 +14,7 @@ REGISTRY_SERVICE: Final = "sovfed.Registry"
 MAX_ENROLMENT_BYTES: Final = 64 * 1024  # of one message on the enrolment port
 MAX_REGISTRY_BYTES: Final = 16 * 1024 * 1024  # of a roster or revocation list
 MAX_INVITATION_BYTES: Final = 16 * 1024
+TOLD: Final = "enrolment: "  # begins a refusal that says its reason: to whoever holds a token
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&sovfed/federation/wire/enrolment.proto\x12\x10sovfed.enrolment\"[\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\x12\x17\n\x0fnode_public_key\x18\x03 \x01(\x0c\x12\x16\n\x0enode_signature\x18\x04 \x01(\x0c\"\x1b\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"[\n\nEnrolReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x0b\n\x03\x63rl\x18\x02 \x01(\x0c\x12\x15\n\rfleet_address\x18\x03 \x01(\t\x12\x14\n\x0clane_address\x18\x04 \x01(\t\"\x07\n\x05\x45mpty\"C\n\x06Member\x12\x13\n\x0binstitution\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\x04\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\"8\n\x0bRosterReply\x12)\n\x07members\x18\x01 \x03(\x0b\x32\x18.sovfed.enrolment.Member\"O\n\x0bHealthReply\x12\x0f\n\x07serving\x18\x01 \x01(\x08\x12\x19\n\x11\x65nrolment_address\x18\x02 \x01(\t\x12\x14\n\x0clane_address\x18\x03 \x01(\t\"\x17\n\x08\x43rlReply\x12\x0b\n\x03\x63rl\x18\x01 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&sovfed/federation/wire/enrolment.proto\x12\x10sovfed.enrolment\"[\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\x12\x17\n\x0fnode_public_key\x18\x03 \x01(\x0c\x12\x16\n\x0enode_signature\x18\x04 \x01(\x0c\"0\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x13\n\x0b\x65ndorsement\x18\x02 \x01(\x0c\"j\n\nEnrolReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x0b\n\x03\x63rl\x18\x02 \x01(\x0c\x12\x15\n\rfleet_address\x18\x03 \x01(\t\x12\x14\n\x0clane_address\x18\x04 \x01(\t\x12\r\n\x05roots\x18\x05 \x01(\x0c\"\x07\n\x05\x45mpty\"C\n\x06Member\x12\x13\n\x0binstitution\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\x04\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\"8\n\x0bRosterReply\x12)\n\x07members\x18\x01 \x03(\x0b\x32\x18.sovfed.enrolment.Member\"O\n\x0bHealthReply\x12\x0f\n\x07serving\x18\x01 \x01(\x08\x12\x19\n\x11\x65nrolment_address\x18\x02 \x01(\t\x12\x14\n\x0clane_address\x18\x03 \x01(\t\"&\n\x08\x43rlReply\x12\x0b\n\x03\x63rl\x18\x01 \x01(\x0c\x12\r\n\x05roots\x18\x02 \x01(\x0c\"\x1c\n\x0cProbeRequest\x12\x0c\n\x04\x65\x63ho\x18\x01 \x01(\x0c\"O\n\nProbeReply\x12\x0c\n\x04\x65\x63ho\x18\x01 \x01(\x0c\x12\x13\n\x0binstitution\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x04\x12\r\n\x05\x66leet\x18\x04 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +34,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENROLREQUEST']._serialized_start=60
   _globals['_ENROLREQUEST']._serialized_end=151
   _globals['_RENEWREQUEST']._serialized_start=153
-  _globals['_RENEWREQUEST']._serialized_end=180
-  _globals['_ENROLREPLY']._serialized_start=182
-  _globals['_ENROLREPLY']._serialized_end=273
-  _globals['_EMPTY']._serialized_start=275
-  _globals['_EMPTY']._serialized_end=282
-  _globals['_MEMBER']._serialized_start=284
-  _globals['_MEMBER']._serialized_end=351
-  _globals['_ROSTERREPLY']._serialized_start=353
-  _globals['_ROSTERREPLY']._serialized_end=409
-  _globals['_HEALTHREPLY']._serialized_start=411
-  _globals['_HEALTHREPLY']._serialized_end=490
-  _globals['_CRLREPLY']._serialized_start=492
-  _globals['_CRLREPLY']._serialized_end=515
+  _globals['_RENEWREQUEST']._serialized_end=201
+  _globals['_ENROLREPLY']._serialized_start=203
+  _globals['_ENROLREPLY']._serialized_end=309
+  _globals['_EMPTY']._serialized_start=311
+  _globals['_EMPTY']._serialized_end=318
+  _globals['_MEMBER']._serialized_start=320
+  _globals['_MEMBER']._serialized_end=387
+  _globals['_ROSTERREPLY']._serialized_start=389
+  _globals['_ROSTERREPLY']._serialized_end=445
+  _globals['_HEALTHREPLY']._serialized_start=447
+  _globals['_HEALTHREPLY']._serialized_end=526
+  _globals['_CRLREPLY']._serialized_start=528
+  _globals['_CRLREPLY']._serialized_end=566
+  _globals['_PROBEREQUEST']._serialized_start=568
+  _globals['_PROBEREQUEST']._serialized_end=596
+  _globals['_PROBEREPLY']._serialized_start=598
+  _globals['_PROBEREPLY']._serialized_end=677
 # @@protoc_insertion_point(module_scope)

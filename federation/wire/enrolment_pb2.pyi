@@ -19,22 +19,26 @@ class EnrolRequest(_message.Message):
     def __init__(self, token: _Optional[str] = ..., csr: _Optional[bytes] = ..., node_public_key: _Optional[bytes] = ..., node_signature: _Optional[bytes] = ...) -> None: ...
 
 class RenewRequest(_message.Message):
-    __slots__ = ("csr",)
+    __slots__ = ("csr", "endorsement")
     CSR_FIELD_NUMBER: _ClassVar[int]
+    ENDORSEMENT_FIELD_NUMBER: _ClassVar[int]
     csr: bytes
-    def __init__(self, csr: _Optional[bytes] = ...) -> None: ...
+    endorsement: bytes
+    def __init__(self, csr: _Optional[bytes] = ..., endorsement: _Optional[bytes] = ...) -> None: ...
 
 class EnrolReply(_message.Message):
-    __slots__ = ("certificate", "crl", "fleet_address", "lane_address")
+    __slots__ = ("certificate", "crl", "fleet_address", "lane_address", "roots")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     CRL_FIELD_NUMBER: _ClassVar[int]
     FLEET_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     LANE_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ROOTS_FIELD_NUMBER: _ClassVar[int]
     certificate: bytes
     crl: bytes
     fleet_address: str
     lane_address: str
-    def __init__(self, certificate: _Optional[bytes] = ..., crl: _Optional[bytes] = ..., fleet_address: _Optional[str] = ..., lane_address: _Optional[str] = ...) -> None: ...
+    roots: bytes
+    def __init__(self, certificate: _Optional[bytes] = ..., crl: _Optional[bytes] = ..., fleet_address: _Optional[str] = ..., lane_address: _Optional[str] = ..., roots: _Optional[bytes] = ...) -> None: ...
 
 class Empty(_message.Message):
     __slots__ = ()
@@ -67,7 +71,27 @@ class HealthReply(_message.Message):
     def __init__(self, serving: _Optional[bool] = ..., enrolment_address: _Optional[str] = ..., lane_address: _Optional[str] = ...) -> None: ...
 
 class CrlReply(_message.Message):
-    __slots__ = ("crl",)
+    __slots__ = ("crl", "roots")
     CRL_FIELD_NUMBER: _ClassVar[int]
+    ROOTS_FIELD_NUMBER: _ClassVar[int]
     crl: bytes
-    def __init__(self, crl: _Optional[bytes] = ...) -> None: ...
+    roots: bytes
+    def __init__(self, crl: _Optional[bytes] = ..., roots: _Optional[bytes] = ...) -> None: ...
+
+class ProbeRequest(_message.Message):
+    __slots__ = ("echo",)
+    ECHO_FIELD_NUMBER: _ClassVar[int]
+    echo: bytes
+    def __init__(self, echo: _Optional[bytes] = ...) -> None: ...
+
+class ProbeReply(_message.Message):
+    __slots__ = ("echo", "institution", "node_id", "fleet")
+    ECHO_FIELD_NUMBER: _ClassVar[int]
+    INSTITUTION_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    FLEET_FIELD_NUMBER: _ClassVar[int]
+    echo: bytes
+    institution: str
+    node_id: int
+    fleet: str
+    def __init__(self, echo: _Optional[bytes] = ..., institution: _Optional[str] = ..., node_id: _Optional[int] = ..., fleet: _Optional[str] = ...) -> None: ...

@@ -23,7 +23,7 @@ CONTROL, ATTACH, JOIN = "Control", "Attach", "Join"  # coordinator's run and str
 RUN_KEY, NODE_KEY, TOKEN_KEY, SESSION_KEY = "sovfed-run", "sovfed-node", "sovfed-token", "sovfed-session"
 
 # A dead peer is noticed after 8 + 6 s: in grpcio 1.85 it is the ping timeout (60 s unless set) that ends the
-# connection. No proxy, no retries behind our back, no connection shared with anyone else.
+# connection. No retries behind our back, no connection shared with anyone else; whether through a proxy, callers say.
 KEEPALIVE: Final = (
     ("grpc.keepalive_time_ms", 8_000),
     ("grpc.keepalive_timeout_ms", 6_000),
@@ -32,12 +32,12 @@ KEEPALIVE: Final = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
 )
-CHANNEL_OPTIONS: Final = (
+STREAM_OPTIONS: Final = (
     *KEEPALIVE,
-    ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
 )
+CHANNEL_OPTIONS: Final = (*STREAM_OPTIONS, ("grpc.enable_http_proxy", 0))
 
 
 class Stream(Protocol):

@@ -39,6 +39,8 @@ def cli() -> None:
       sovfed authority sign ann.csr --signer --out ann.pem       who publishes or reviews tasks
       sovfed authority revoke hospital-1
       sovfed authority crl --days 30
+      sovfed authority rotate                                    a new root, while the old one is still trusted
+      sovfed authority tend AGENCY --every 60                    renewals and lists by themselves
     """
 
 
@@ -61,11 +63,13 @@ def init(home: Path, name: str, passphrase: bool) -> None:
 @click.option("--out", type=FILE, required=True, help="Where to write the certificate (PEM).")
 @click.option("--server", is_flag=True, help="The request is the agency's server's, not an institution's.")
 @click.option("--signer", is_flag=True, help="The request is that of a person who publishes or reviews tasks.")
-@click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="Validity.")
+@click.option("--days", type=click.IntRange(1, 3650), help="Validity; by default 30, a signer's 365.")
 @click.option("--yes", is_flag=True, help="Do not ask: the fingerprint has been compared.")
 @HOME
 @PASSPHRASE
-def sign(csr: Path, out: Path, server: bool, signer: bool, days: int, yes: bool, home: Path, passphrase: bool) -> None:
+def sign(
+    csr: Path, out: Path, server: bool, signer: bool, days: int | None, yes: bool, home: Path, passphrase: bool
+) -> None:
     """Sign the request CSR, once its key fingerprint has been compared with its owner (not with who carried it)."""
     from sovfed.federation.files import read_bounded, write_atomic
     from sovfed.server.registry import authority
@@ -112,6 +116,62 @@ def crl(days: int, home: Path, passphrase: bool) -> None:
 
 
 @cli.command()
+@click.option("--days", type=click.FloatRange(min=0, min_open=True), default=90, show_default=True, help="The overlap.")
+@HOME
+@PASSPHRASE
+def rotate(days: float, home: Path, passphrase: bool) -> None:
+    """Make a new root, which takes over from the present one in DAYS; both are trusted meanwhile.
+
+    The old root signs the new one, so that agency and institutions take it up by themselves, as long as `tend` runs (or
+    handover.json is put into the agency's registry/certificates). Certificates move over as they are renewed.
+
+    \b
+    Example:
+      sovfed authority rotate --home authority
+    """
+    from datetime import timedelta
+
+    from sovfed.federation.identity import certificate_fingerprint
+    from sovfed.server.registry import authority
+
+    root = authority.rotate(home, overlap=timedelta(days=days), passphrase=_passphrase(passphrase))
+    click.echo(f"New root, fingerprint: {certificate_fingerprint(root)}; the former one is trusted for {days:g} days.")
+
+
+@cli.command()
+@click.argument("agency", type=click.Path(path_type=Path, file_okay=False, exists=True, resolve_path=True))
+@click.option("--every", "every_s", type=click.FloatRange(min=0.1), help="Go on looking, so many seconds apart.")
+@click.option("--days", type=click.FloatRange(min=0, min_open=True), default=30, show_default=True, help="Validity.")
+@HOME
+@PASSPHRASE
+def tend(agency: Path, every_s: float | None, days: float, home: Path, passphrase: bool) -> None:
+    """Sign the renewals that wait in the home of AGENCY, and a new revocation list when half of its time is over.
+
+    Only what the certified key itself has endorsed is signed: no new institution, no other name, no key older than a
+    year. AGENCY may be a copy of its folder `registry`; `certificates` in it then travels back.
+
+    \b
+    Examples:
+      sovfed authority tend ~/.sovfed/server --home authority          once, as from cron
+      sovfed authority tend ~/.sovfed/server --home authority --every 60
+    """
+    import time
+
+    from sovfed.federation.host.logs import log_to_stderr
+    from sovfed.server.registry.tending import exchange_folder
+    from sovfed.server.registry.tending import tend as tend_once
+
+    secret, folder = _passphrase(passphrase), exchange_folder(agency)
+    log_to_stderr()
+    while True:
+        for line in tend_once(home, folder, days=days, passphrase=secret):
+            click.echo(line)
+        if every_s is None:
+            return
+        time.sleep(every_s)
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 @HOME
 def show(as_json: bool, home: Path) -> None:
@@ -132,11 +192,12 @@ def show(as_json: bool, home: Path) -> None:
         click.echo(json.dumps({**asdict(register), **extra}, indent=2))
         return
     table = Table(title=f"{register.name} · root {fingerprint[:16]}… · revocation list good until {expires:%F}")
-    for column in ("name", "kind", "state", "until", "serial", "key"):
+    for column in ("name", "kind", "state", "until", "serial", "key", "key's age"):
         table.add_column(column, overflow="fold")
     for issued in register.issued:
         state = "valid" if issued.valid(now) else "revoked" if issued.revoked else "expired"
-        table.add_row(issued.name, issued.kind, state, issued.until[:10], issued.serial, issued.key[:16] + "…")
+        age = f"{authority.key_age(register, issued.key, now).days} days"
+        table.add_row(issued.name, issued.kind, state, issued.until[:10], issued.serial, issued.key[:16] + "…", age)
     Console().print(table)
 
 
@@ -146,6 +207,11 @@ def _passphrase(ask: bool, *, confirm: bool = False) -> bytes | None:
     if not text and ask:
         text = click.prompt("Passphrase of the root key", hide_input=True, confirmation_prompt=confirm)
     return text.encode() or None
+
+
+def passphrase_for(home: Path) -> bytes | None:
+    """The passphrase of the root key in `home`, asked for if that needs one."""
+    return _passphrase(b"ENCRYPTED" in (home / "root.key").read_bytes())
 
 
 def _is_serial(home: Path, target: str) -> bool:

@@ -33,9 +33,12 @@ def cli() -> None:
       sovfed server certificate server.pem root.pem crl.pem
       sovfed server up
     \b
-    For each institution:
+    For each institution, one command, which writes its invitation, waits for its request and asks the authority:
+      sovfed server admit hospital-1 --authority DIR              (there: `sovfed client join hospital-1.invitation`)
+    \b
+    Step by step, as where the authority is another machine:
       sovfed server invite hospital-1 --out hospital-1.invitation (give it to the hospital, and to nobody else)
-      sovfed server requests                                      (after `sovfed client enrol`)
+      sovfed server requests                                      (what waits, since when, with its fingerprint)
       sovfed authority sign REQUEST --out hospital-1.pem
       sovfed server accept hospital-1.pem
     \b
@@ -167,6 +170,7 @@ def status(home: Path, as_json: bool) -> None:
     """Show the server's processes and the institutions that are connected (exit code 4: not running)."""
     from sovfed.federation.host.processes import read_status
     from sovfed.server.home import load_settings
+    from sovfed.server.registry.enrolment import waiting
     from sovfed.server.runs.control import ControlClient
 
     server_status = read_status(home)
@@ -180,6 +184,10 @@ def status(home: Path, as_json: bool) -> None:
                     if server_status
                     else [],
                     "institutions": [{"name": n.name, "status": n.status, "node_id": n.node_id} for n in nodes],
+                    "waiting": [
+                        {**dataclasses.asdict(entry), "path": str(entry.path or "")} for entry in waiting(home)
+                    ],
+                    "fingerprints": _fingerprints(home),
                 },
                 indent=2,
             )
@@ -195,7 +203,8 @@ def status(home: Path, as_json: bool) -> None:
         for node in nodes:
             institutions.add_row(cell(node.name), cell(node.status), str(node.node_id))
         Console().print(processes, institutions)
-        for line in server_status.complaints:
+        fingerprints = (f"{what}: {digest}" for what, digest in _fingerprints(home).items())
+        for line in (*server_status.complaints, *_waiting_lines(home), *fingerprints):
             click.echo(line)
     if server_status is None:
         raise ServiceError(f"the server at {home} is not running; `sovfed server up --home {home}` starts it")
@@ -225,15 +234,58 @@ def invite(name: str, out: Path | None, home: Path) -> None:
 
 
 @cli.command()
+@click.argument("name")
+@click.option(
+    "--authority", "authority_home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+    default=Path("authority"), show_default=True, envvar="SOVFED_AUTHORITY_HOME",
+    help="The authority's folder, where its key is on this machine.",
+)  # fmt: skip
+@click.option("--key", help="The authority's yes: the fingerprint that the institution told; another is refused.")
+@click.option("--yes", is_flag=True, help="The authority's yes: it has compared the fingerprint with the institution.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="The invitation's file, else NAME.invitation."
+)
+@click.option("--wait/--no-wait", default=True, help="Wait for the institution's request.")
+@HOME
+def admit(
+    name: str, authority_home: Path, key: str | None, yes: bool, out: Path | None, wait: bool, home: Path
+) -> None:  # fmt: skip
+    """Admit institution NAME: invitation, its request, the authority's own yes, acceptance; go on where that was.
+
+    Where the authority's key is not at hand, it says what the authority has to type on its machine.
+
+    \b
+    Examples:
+      sovfed server admit hospital-1 --authority /srv/authority
+      sovfed server admit hospital-1 --key 9a31…          no question: the fingerprint was told before
+      sovfed server admit hospital-1 --no-wait            only the invitation, or what waits
+    """
+    from sovfed.server.cli.admit import admit as take_in
+
+    timeout_s = float("inf") if wait else 0.0
+    take_in(home, name, authority_home=authority_home, key=key, yes=yes, out=out, timeout_s=timeout_s)
+
+
+@cli.command()
+@HOME
+def fingerprint(home: Path) -> None:
+    """Print the fingerprints of this server's key, which the authority compares, and of the authority's root."""
+    for what, digest in _fingerprints(home).items():
+        click.echo(f"{what:17} SHA-256 {digest}")
+
+
+@cli.command()
 @HOME
 @JSON
 def requests(home: Path, as_json: bool) -> None:
-    """List the certificate requests that wait for the authority."""
-    paths = sorted((home / "registry" / "requests").glob("*.csr"))
+    """List invitations that are open and requests that wait: since when, with which fingerprint, and what is next."""
+    from sovfed.server.registry.enrolment import waiting
+
+    entries = waiting(home)
     if as_json:
-        click.echo(json.dumps([str(path) for path in paths]))
-    else:
-        click.echo("\n".join(map(str, paths)) if paths else "no request waits", nl=True)
+        click.echo(json.dumps([{**dataclasses.asdict(entry), "path": str(entry.path or "")} for entry in entries]))
+    for line in () if as_json else _waiting_lines(home) or ["no request waits"]:
+        click.echo(line)
 
 
 @cli.command()
@@ -274,3 +326,36 @@ def logs(name: str, lines: int, home: Path) -> None:
         raise ServiceError(f"{path} is not there; has the server been started?")
     for line in path.read_text(errors="replace").rstrip("\n").split("\n")[-lines:]:
         click.echo(visible(line))
+
+
+def _waiting_lines(home: Path) -> list[str]:
+    """Whoever is not in yet, two lines each: since when and with which key, and the next step."""
+    import time
+
+    from sovfed.server.cli.admit import age, next_step
+    from sovfed.server.registry.enrolment import waiting
+
+    lines, now = [], time.time()
+    for entry in waiting(home):
+        if entry.state == "invited":
+            until = f"for {age(entry.since - now)} more" if entry.since > now else "which has ended"
+            lines.append(f"{entry.name}: invited, {until}")
+        else:
+            since = f"since {age(now - entry.since)}" if entry.since else "since long"
+            lines.append(f"{entry.name}: {entry.state} {since}, key {entry.key}")
+        lines.append(f"  next: {next_step(entry, home)}")
+    return lines
+
+
+def _fingerprints(home: Path) -> dict[str, str]:
+    """Of the server's key, and of the authority's root once that is here."""
+    from sovfed.federation.certificates import key_fingerprint, key_from_pem
+    from sovfed.federation.files import read_private
+    from sovfed.federation.identity import certificate_fingerprint, load_roots
+
+    identity = home / "identity"
+    key = key_from_pem(read_private(identity / "key.pem"), str(identity / "key.pem"))
+    prints = {"this server's key": key_fingerprint(key.public_key())}
+    if (identity / "root.pem").exists():
+        prints["authority's root"] = certificate_fingerprint(load_roots(identity / "root.pem")[0])
+    return prints

@@ -21,8 +21,9 @@ from urllib.parse import unquote
 import grpc
 from google.protobuf.message import DecodeError
 
-from sovfed.federation.errors import IdentityError
+from sovfed.federation.errors import IdentityError, InvitationError
 from sovfed.federation.identity import Trust
+from sovfed.federation.wire.enrolment import TOLD
 
 REFUSED: Final = "The registry refused this request."
 BUSY: Final = "Too many requests; try again later."
@@ -188,6 +189,8 @@ async def _hide(method: str, context: Context, error: Exception) -> None:
         raise error
     if isinstance(error, IdentityError):
         log.warning("%s from %s: %s", method, context.peer(), error)
+        if isinstance(error, InvitationError):
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{TOLD}{error}")
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, REFUSED)
     log.error("%s from %s", method, context.peer(), exc_info=error)
     await context.abort(grpc.StatusCode.INTERNAL, FAILED)

@@ -64,6 +64,7 @@ LOOPBACK: Final = "127.0.0.1"
 SECRET_FILE: Final = Path("secrets") / "loopback.secret"
 TLS_FILES: Final = ("root.pem", "crl.pem", "cert.pem", "key.pem")
 CLEAN_UP_EVERY_S: Final = 5.0
+RELOAD_EVERY_S: Final = 5.0
 _log = logging.getLogger("sovfed.superlink")
 
 
@@ -151,6 +152,7 @@ async def serve(home: Path, config: ServerConfig, beat: Beat) -> None:
             loop.add_signal_handler(number, _stop, local, public, bell)
         cleaning = asyncio.create_task(_clean_up_for_ever(app, home / STATE_FILE))
         beats = asyncio.create_task(beating(beat))
+        reloading = asyncio.create_task(_reload_for_ever(public, home / "identity"))
         _log.info("fleet on %s:%d, control on %s:%d", *network.getsockname()[:2], *loopback.getsockname()[:2])
         try:
             async with asyncio.TaskGroup() as servers:
@@ -159,6 +161,7 @@ async def serve(home: Path, config: ServerConfig, beat: Beat) -> None:
         finally:
             cleaning.cancel()
             beats.cancel()
+            reloading.cancel()
         if not (local.started and public.started):
             raise ServiceError("Flower's app did not start; its reason stands above")
 
@@ -213,6 +216,29 @@ async def _until_end(server: uvicorn.Server, listener: socket.socket, stop: Call
         await server.serve([listener])
     finally:
         stop()
+
+
+async def _reload_for_ever(server: uvicorn.Server, identity: Path) -> None:
+    """Have new connections served with the certificate and the roots that are in `identity` now.
+
+    A root that the authority has given up stays in the TLS context until the process ends; `Trust`, which judges every
+    request, has dropped it.
+    """
+    stamp = _stamp(identity)
+    while True:
+        await asyncio.sleep(RELOAD_EVERY_S)
+        try:
+            if (now := _stamp(identity)) != stamp and isinstance(context := server.config.ssl, ssl.SSLContext):
+                context.load_verify_locations(identity / "root.pem")
+                context.load_cert_chain(identity / "cert.pem", identity / "key.pem")
+                stamp = now
+                _log.info("certificate and roots were read again")
+        except (OSError, ssl.SSLError) as error:
+            _log.warning("certificate and roots were not read again: %s", error)
+
+
+def _stamp(identity: Path) -> tuple[int, ...]:
+    return tuple((identity / name).stat().st_mtime_ns for name in ("cert.pem", "key.pem", "root.pem"))
 
 
 async def _clean_up_for_ever(app: FastAPI, database: Path) -> None:

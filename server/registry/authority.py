@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sovfed.federation.certificates import ServerNames, SignerNames
 from sovfed.federation.errors import IdentityError
+from sovfed.federation.files import read_bounded
 from sovfed.federation.identity import (
     check_csr,
     create_root,
@@ -39,13 +40,20 @@ from sovfed.federation.identity import (
     write_atomic,
     write_private,
 )
+from sovfed.federation.renewal import MAX_KEY_DAYS, Renewal, check_renewal
+from sovfed.federation.roots import FILE as HANDOVER
+from sovfed.federation.roots import Handover, make_handover, read_handover
 from sovfed.federation.schema import bind, bounded, choice
 
 Kind: TypeAlias = Literal["institution", "server", "signer"]
 KINDS: Final = typing.get_args(Kind)
-LEAF_DAYS: Final = 365
+LEAF_DAYS: Final = 30  # institutions and servers renew by themselves; a person who signs tasks does not
+SIGNER_DAYS: Final = 365
 CRL_DAYS: Final = 30
 REGISTER: Final = "authority.json"
+OVERLAP_DAYS: Final = 90  # of two roots: thrice the life of a certificate
+SOONER, LATER = 0.1, 0.5  # of the overlap: from when on the new root signs renewals of institutions, and all else
+FORMER, FORMER_KEY, NEXT_KEY = "former.pem", "former.key", "next.key"
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class Issued:
     until: str = bounded(low=1, high=40, doc="end of validity, ISO 8601")
     kind: str = choice("institution", KINDS)
     revoked: str | None = bounded(None, 1, 40, doc="when, ISO 8601")
+    at: str = bounded("", 0, 40, doc="when it was signed, ISO 8601; empty for those of the first version")
 
     def valid(self, now: datetime) -> bool:
         """Whether the certificate is neither revoked nor expired."""
@@ -95,7 +104,7 @@ def sign(
     *,
     server: bool = False,
     signer: bool = False,
-    days: int = LEAF_DAYS,
+    days: float | None = None,
     passphrase: bytes | None = None,
     now: datetime | None = None,
 ) -> bytes:
@@ -105,7 +114,7 @@ def sign(
     revoked. So a person is in the register once, whatever organisations the person works for.
     The same key again is a renewal. Raises IdentityError.
     """
-    now = now or datetime.now(UTC)
+    now, days = now or datetime.now(UTC), days or (SIGNER_DAYS if signer else LEAF_DAYS)
     kind, name, fingerprint = describe(csr_pem)
     expected = "server" if server else "signer" if signer else "institution"
     if kind != expected:
@@ -115,12 +124,55 @@ def sign(
         for issued in register.issued:
             if not server and issued.kind == kind and issued.name == name and issued.valid(now):
                 _check_renewal(issued, fingerprint)
-        certificate = sign_csr(_root_key(home, passphrase), load_certificate(home / "root.pem"), csr_pem, now, days)
-        serial = f"{certificate.serial_number:x}"
-        record = Issued(serial, name, fingerprint, certificate.not_valid_after_utc.isoformat(), kind)
-        _write_register(home, replace(register, issued=(*register.issued, record)))
-        pem = to_pem(certificate)
-        write_atomic(home / "issued" / f"{serial}.pem", pem)
+        return _issue(home, register, csr_pem, days, passphrase, now, 0.0 if signer else LATER)
+
+
+def sign_renewal(
+    home: Path, renewal: Renewal, *, days: float = LEAF_DAYS, passphrase: bytes | None = None,
+    now: datetime | None = None,
+) -> bytes:  # fmt: skip
+    """The certificate (PEM) for a request that the key of a certificate in force has endorsed: nobody need be asked.
+
+    Raises IdentityError unless that certificate is in the register, neither revoked nor expired, and the endorsement
+    holds; and if the key to certify is older than a year, by what this authority signed for it before.
+    """
+    now = now or datetime.now(UTC)
+    names, certificate = check_renewal(renewal)
+    csr, serial = renewal.csr.encode(), f"{certificate.serial_number:x}"
+    _, name, fingerprint = describe(csr)
+    with _locked(home):
+        register = read_register(home)
+        record = next((issued for issued in register.issued if issued.serial == serial), None)
+        if record is None or to_pem(certificate) != read_bounded(home / "issued" / f"{serial}.pem"):
+            raise IdentityError(f"renewal of {name!r}: certificate {serial} was not signed here")
+        if isinstance(names, SignerNames) or not record.valid(now):
+            raise IdentityError(f"renewal of {name!r}: certificate {serial} is revoked, expired or a signer's")
+        if (age := key_age(register, fingerprint, now)) > timedelta(days=MAX_KEY_DAYS):
+            raise IdentityError(f"renewal of {name!r}: its key is {age.days} days old; `sovfed client renew --new-key`")
+        share = LATER if isinstance(names, ServerNames) else SOONER
+        return _issue(home, register, csr, days, passphrase, now, share)
+
+
+def key_age(register: Register, fingerprint: str, now: datetime) -> timedelta:
+    """For how long the authority has been certifying the key; nothing for one that it has not seen."""
+    dates = [datetime.fromisoformat(issued.at) for issued in register.issued if issued.key == fingerprint and issued.at]
+    return max(now - min(dates, default=now), timedelta(0))
+
+
+def _issue(
+    home: Path, register: Register, csr_pem: bytes, days: float, passphrase: bytes | None, now: datetime, share: float
+) -> bytes:
+    """The certificate for a request that has been judged; by the former root until `share` of a rotation is over."""
+    kind, name, fingerprint = describe(csr_pem)
+    key, root, end = _signing_pair(home, share, passphrase, now)
+    days = min(days, (end - now) / timedelta(days=1)) if end is not None else days
+    certificate = sign_csr(key, root, csr_pem, now, days)
+    serial = f"{certificate.serial_number:x}"
+    until, at = certificate.not_valid_after_utc.isoformat(), now.isoformat(timespec="seconds")
+    record = Issued(serial, name, fingerprint, until, kind, None, at)
+    pem = to_pem(certificate)
+    _write_register(home, replace(register, issued=(*register.issued, record)))
+    write_atomic(home / "issued" / f"{serial}.pem", pem)
     return pem
 
 
@@ -165,6 +217,62 @@ def refresh_crl(
         return _publish(home, read_register(home), passphrase, now or datetime.now(UTC), days)
 
 
+def rotate(
+    home: Path, *, overlap: timedelta = timedelta(days=OVERLAP_DAYS), passphrase: bytes | None = None,
+    now: datetime | None = None,
+) -> x509.Certificate:  # fmt: skip
+    """A new root, that takes over from the present one in the course of `overlap`, while both are trusted.
+
+    The old root vouches for the new (`handover.json`), so that agency and institutions take it up by themselves.
+    Raises IdentityError while an earlier overlap lasts.
+    """
+    now = now or datetime.now(UTC)
+    with _locked(home):
+        register, former = read_register(home), load_certificate(home / "root.pem")
+        if (earlier := _handover(home)) is not None and now < earlier.ends:
+            raise IdentityError(f"{home}: the last rotation lasts until {earlier.ends:%F}; two at once are not trusted")
+        if overlap <= timedelta(0):
+            raise IdentityError(f"overlap of {overlap}: expected more than nothing")
+        former_key = _root_key(home, passphrase)
+        key, root = create_root(register.name, now)
+        handover = make_handover(former_key, former, root, now, now + overlap)
+        write_private(home / FORMER_KEY, key_to_pem(former_key, passphrase))
+        write_atomic(home / FORMER, to_pem(former))
+        write_private(home / NEXT_KEY, key_to_pem(key, passphrase))
+        write_atomic(home / HANDOVER, handover.to_json())  # from here on it has happened
+        _complete(home)
+        _publish(home, register, passphrase, now, CRL_DAYS)
+    return root
+
+
+def _complete(home: Path) -> None:
+    """Put the root that a handover names in place, also after an interruption."""
+    handover = _handover(home)
+    if handover is not None and (home / NEXT_KEY).exists():
+        write_atomic(home / "root.pem", handover.root.encode())
+        (home / NEXT_KEY).replace(home / "root.key")
+
+
+def _handover(home: Path) -> Handover | None:
+    path = home / HANDOVER
+    return read_handover(read_bounded(path)) if path.exists() else None
+
+
+def _signing_pair(
+    home: Path, until_share: float, passphrase: bytes | None, now: datetime
+) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate, datetime | None]:
+    """Key and certificate of the root to sign with, and when what it signs ends at the latest.
+
+    During a rotation it is the former one until `until_share` of the overlap is over: those who verify must know the
+    new one before they meet it.
+    """
+    handover = _handover(home)
+    if handover is not None and now < handover.ends and handover.share(now) < until_share:
+        key = key_from_pem(read_private(home / FORMER_KEY), str(home / FORMER_KEY), passphrase)
+        return key, load_certificate(home / FORMER), handover.ends
+    return _root_key(home, passphrase), load_certificate(home / "root.pem"), None
+
+
 def describe(csr_pem: bytes) -> tuple[Kind, str, str]:
     """Kind, name and key fingerprint of a request: what the authority confirms before signing."""
     names, key = check_csr(csr_pem)
@@ -204,12 +312,15 @@ def _publish(home: Path, register: Register, passphrase: bytes | None, now: date
     if days < 1:
         raise IdentityError(f"revocation list: good for {days} days, expected at least 1")
     key, root = _root_key(home, passphrase), load_certificate(home / "root.pem")
+    former, former_root, end = _signing_pair(home, 1.0, passphrase, now)
     revoked = [
         (int(record.serial, 16), datetime.fromisoformat(record.revoked))
         for record in register.issued
         if record.revoked and now < datetime.fromisoformat(record.until) + timedelta(days=1)
     ]
     pem = to_pem(make_crl(key, root, revoked, number, now, days))
+    if end is not None:  # a list for each root that is trusted
+        pem += to_pem(make_crl(former, former_root, revoked, number, now, days))
     _write_register(home, replace(register, crl_number=number))
     write_atomic(home / "crl.pem", pem)
     return pem
@@ -232,6 +343,7 @@ def _locked(home: Path) -> Iterator[None]:
         raise IdentityError(f"{home}: no authority here; `sovfed authority init {home}` makes one") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        _complete(home)
         yield
     finally:
         os.close(handle)

@@ -19,19 +19,39 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sovfed.federation.certificates import InstitutionNames, check_csr, check_institution_name, to_der
-from sovfed.federation.errors import IdentityError, ServiceError
+from sovfed.federation.addresses import host_port
+from sovfed.federation.certificates import (
+    InstitutionNames,
+    check_csr,
+    check_institution_name,
+    key_fingerprint,
+    same_issuer,
+    to_der,
+    to_pem,
+)
+from sovfed.federation.errors import IdentityError, InvitationError, ServiceError
 from sovfed.federation.files import private_directory, read_bounded, write_atomic
-from sovfed.federation.identity import PeerIdentity, Trust, node_key_bytes, node_key_digest, parse_certificate
+from sovfed.federation.identity import (
+    PeerIdentity,
+    Trust,
+    issuer_of,
+    load_roots,
+    node_key_bytes,
+    node_key_digest,
+    parse_certificate,
+)
+from sovfed.federation.renewal import make_renewal
 from sovfed.federation.wire.enrolment import Invitation
 
 INVITATION_DAYS: Final = 7
+RENEWAL: Final = ".renewal"  # of a request's file: endorsed, so that the authority signs it by itself
+_ADDED: Final = {"renewal": "BLOB", "since": "INTEGER NOT NULL DEFAULT 0"}  # columns that the first version lacks
 TOKEN_BYTES: Final = 32
 _BUSY_TIMEOUT_S: Final = 10.0
 _SCHEMA: Final = """
@@ -66,7 +86,9 @@ def invite(home: Path, name: str, address: str | None = None, *, now: float | No
     """
     check_institution_name(name)
     token, expires = secrets.token_hex(TOKEN_BYTES), int(now or time.time()) + INVITATION_DAYS * 86_400
-    root = read_bounded(home / "identity" / "root.pem").decode("ascii")
+    identity = home / "identity"
+    own = to_der(parse_certificate(read_bounded(identity / "cert.pem"), "server's certificate"))
+    root = to_pem(issuer_of(own, load_roots(identity / "root.pem"))).decode("ascii")  # that the server can show now
     with _transaction(home) as db:
         db.execute("DELETE FROM institutions WHERE name = ? AND csr IS NULL", (name,))
         try:
@@ -89,26 +111,35 @@ def submit(
     with _transaction(home) as db:
         row = db.execute("SELECT * FROM institutions WHERE token = ?", (_sha256(token),)).fetchone()
         if row is None:
-            raise IdentityError("enrolment: unknown token")
+            raise IdentityError("enrolment: unknown token")  # said to nobody who has none
         name = row["name"]
         if row["csr"] is None:
             if (now or time.time()) >= row["expires"]:
-                raise IdentityError(f"enrolment of {name!r}: the token expired")
+                raise InvitationError(f"the invitation of {name!r} has expired; ask the agency for a new one")
             digest = _check_request(name, csr, node_key, node_signature)
             try:
                 db.execute(
-                    "UPDATE institutions SET csr = ?, waiting = 1, node_key = ?, node_key_digest = ? WHERE name = ?",
-                    (csr, node_key, digest, name),
+                    "UPDATE institutions SET csr = ?, waiting = 1, since = ?, node_key = ?, node_key_digest = ? "
+                    "WHERE name = ?",
+                    (csr, int(time.time()), node_key, digest, name),
                 )
             except sqlite3.IntegrityError as error:
                 raise IdentityError(f"enrolment of {name!r}: another institution has this node key") from error
         elif (row["csr"], row["node_key"]) != (csr, node_key):
-            raise IdentityError(f"enrolment of {name!r}: the token was spent by another request")
+            raise InvitationError(
+                f"the invitation of {name!r} was used by another home already; if that was not you, tell the agency"
+            )
     return _answer(home, name, csr)
 
 
-def renew(home: Path, peer: PeerIdentity, csr: bytes) -> bytes | None:
-    """Take in the renewal request of `peer`, for the same names and key; its certificate (PEM) once there is one."""
+def renew(
+    home: Path, peer: PeerIdentity, csr: bytes, certificate: bytes = b"", endorsement: bytes = b""
+) -> bytes | None:
+    """Take in the renewal request of `peer`, for the same names; its certificate (PEM) once there is one.
+
+    `certificate` (PEM) is the one that the peer showed. If its key endorsed the request, the authority can sign it
+    without asking anybody, and the request may be for another key.
+    """
     names, key = check_csr(csr)
     if names != InstitutionNames(peer.institution, peer.node_key_digest):
         raise IdentityError(f"renewal of {peer.institution!r}: the request is for other names")
@@ -116,10 +147,12 @@ def renew(home: Path, peer: PeerIdentity, csr: bytes) -> bytes | None:
         row = db.execute("SELECT * FROM institutions WHERE name = ?", (peer.institution,)).fetchone()
         if row is None or row["certificate"] is None or row["node_key_digest"] != peer.node_key_digest:
             raise IdentityError(f"renewal of {peer.institution!r}: not enrolled here")
-        if parse_certificate(row["certificate"], "enrolled certificate").public_key() != key:
+        renewal = make_renewal(csr, certificate, endorsement).to_json() if endorsement else None
+        if renewal is None and parse_certificate(row["certificate"], "enrolled certificate").public_key() != key:
             raise IdentityError(f"renewal of {peer.institution!r}: the request is for another key")
         if row["csr"] != csr:
-            db.execute("UPDATE institutions SET csr = ?, waiting = 1 WHERE name = ?", (csr, peer.institution))
+            values = (csr, renewal, int(time.time()), peer.institution)
+            db.execute("UPDATE institutions SET csr = ?, renewal = ?, waiting = 1, since = ? WHERE name = ?", values)
     return _answer(home, peer.institution, csr)
 
 
@@ -142,19 +175,20 @@ def accept_certificate(
         raise IdentityError(f"certificate of {peer.institution!r}: for another key than the request's")
     if row["certificate"] is not None:
         former = parse_certificate(row["certificate"], "former certificate")
-        if certificate.not_valid_after_utc <= former.not_valid_after_utc:
+        if same_issuer(certificate, former) and certificate.not_valid_after_utc <= former.not_valid_after_utc:
             raise IdentityError(f"certificate of {peer.institution!r}: ends no later than the one it would replace")
     if register is None:
         register = partial(_register_with_flower, home=home)
     node_id = row["node_id"] or str(register(row["node_key"], peer.institution))
     with _transaction(home) as db:
         updated = db.execute(
-            "UPDATE institutions SET certificate = ?, node_id = ?, waiting = 0 WHERE name = ? AND csr = ?",
+            "UPDATE institutions SET certificate = ?, node_id = ?, waiting = 0, renewal = NULL "
+            "WHERE name = ? AND csr = ?",
             (cert_pem, node_id, peer.institution, row["csr"]),
         )
         if updated.rowcount != 1:
             raise IdentityError(f"certificate of {peer.institution!r}: its request changed meanwhile")
-    _request_path(home, peer.institution).unlink(missing_ok=True)
+    _forget_request(home, peer.institution)
     return peer.institution
 
 
@@ -167,7 +201,7 @@ def remove(home: Path, name: str) -> int | None:
         row = db.execute("DELETE FROM institutions WHERE name = ? RETURNING node_id", (name,)).fetchone()
     if row is None:
         raise IdentityError(f"institution {name[:80]!r}: not known here")
-    _request_path(home, name).unlink(missing_ok=True)
+    _forget_request(home, name)
     return int(row["node_id"]) if row["node_id"] else None
 
 
@@ -176,6 +210,52 @@ def members(home: Path) -> list[Member]:
     with _transaction(home) as db:
         rows = db.execute("SELECT * FROM institutions WHERE certificate IS NOT NULL ORDER BY name").fetchall()
     return [Member(row["name"], int(row["node_id"]), row["certificate"]) for row in rows]
+
+
+def standing(home: Path, name: str) -> tuple[int, str]:
+    """Flower's id of the enrolled institution `name`, and what the superlink says of it; "" if it cannot be asked."""
+    from sovfed.server.home import load_settings
+    from sovfed.server.runs.control import ControlClient
+
+    member = next((member for member in members(home) if member.institution == name), None)
+    if member is None:
+        raise IdentityError(f"institution {name!r}: not enrolled here")
+    try:
+        with ControlClient(home, load_settings(home).server.control_port) as control:
+            nodes = {node.node_id: node.status for node in control.list_nodes()}
+    except ServiceError:
+        return member.node_id, ""
+    return member.node_id, nodes.get(member.node_id, "unregistered")
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An institution that is not in yet, or whose renewal waits; `key` is the fingerprint of its request's key."""
+
+    name: str
+    state: Literal["invited", "waiting", "renewal"]
+    since: float  # Unix time; of an invitation, when it ends
+    key: str
+    path: Path | None
+
+
+def waiting(home: Path) -> list[Waiting]:
+    """The invitations that are open and the requests without a certificate, by name."""
+    with _transaction(home) as db:
+        rows = db.execute("SELECT * FROM institutions WHERE waiting = 1 OR csr IS NULL ORDER BY name").fetchall()
+    return [_waiting(home, row) for row in rows]
+
+
+def invited_until(home: Path, name: str) -> float | None:
+    """When the open invitation of `name` ends (Unix time); None if there is none."""
+    return next((entry.since for entry in waiting(home) if entry.name == name and entry.state == "invited"), None)
+
+
+def _waiting(home: Path, row: sqlite3.Row) -> Waiting:
+    if row["csr"] is None:
+        return Waiting(row["name"], "invited", row["expires"], "", None)
+    path, key = _request_path(home, row["name"]), key_fingerprint(check_csr(row["csr"])[1])
+    return Waiting(row["name"], "waiting" if row["certificate"] is None else "renewal", row["since"], key, path)
 
 
 def wait_for_request(home: Path, name: str, timeout_s: float) -> bytes:
@@ -218,10 +298,12 @@ def _answer(home: Path, name: str, csr: bytes) -> bytes | None:
         row = db.execute("SELECT * FROM institutions WHERE name = ? AND csr = ?", (name, csr)).fetchone()
         if row is None:
             raise IdentityError(f"institution {name!r}: its request changed meanwhile")
-        path = _request_path(home, name)
-        if row["waiting"] and not (path.exists() and path.read_bytes() == csr):
-            private_directory(path.parent)
-            write_atomic(path, csr)
+        files = {".csr": csr, RENEWAL: row["renewal"]} if row["waiting"] else {}
+        for suffix, request in files.items():
+            path = _request_path(home, name).with_suffix(suffix)
+            if request is not None and not (path.exists() and path.read_bytes() == request):
+                private_directory(path.parent)
+                write_atomic(path, request)
         certificate: bytes | None = None if row["waiting"] else row["certificate"]
     return certificate
 
@@ -230,11 +312,16 @@ def _request_path(home: Path, name: str) -> Path:
     return home / "registry" / "requests" / f"{name}.csr"
 
 
+def _forget_request(home: Path, name: str) -> None:
+    for suffix in (".csr", RENEWAL):
+        _request_path(home, name).with_suffix(suffix).unlink(missing_ok=True)
+
+
 def _enrolment_address(home: Path) -> str:
     from sovfed.server.home import load_settings
 
     config = load_settings(home).server
-    return f"{config.certificate_names[0]}:{config.enrolment_port}"
+    return host_port(config.certificate_names[0], config.enrolment_port)
 
 
 def _register_with_flower(public_key: bytes, name: str, home: Path) -> int:
@@ -265,6 +352,7 @@ def _transaction(home: Path) -> Iterator[sqlite3.Connection]:
         db.execute("PRAGMA synchronous = FULL")
         db.execute("BEGIN IMMEDIATE")
         db.execute(_SCHEMA)
+        _add_columns(db)
         try:
             yield db
         except BaseException:
@@ -275,3 +363,11 @@ def _transaction(home: Path) -> Iterator[sqlite3.Connection]:
         raise ServiceError(f"{path}: {error}") from error
     finally:
         db.close()
+
+
+def _add_columns(db: sqlite3.Connection) -> None:
+    """Give a database of an earlier version the columns that came since."""
+    present = {row["name"] for row in db.execute("PRAGMA table_info(institutions)")}
+    for name, kind in _ADDED.items():
+        if name not in present:
+            db.execute(f"ALTER TABLE institutions ADD COLUMN {name} {kind}")

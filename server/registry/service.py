@@ -1,7 +1,7 @@
 """The registry process: enrolment, renewal, roster and health, and the lane's relay, at three gRPC endpoints.
 
     enrolment port   TLS that proves the server only   Enrol: a one-time token and a request in, a certificate out
-    lane port        mutual TLS                        Renew, Roster, Health, Crl, and the lane (server/network/lane.py)
+    lane port        mutual TLS                        Renew, Roster, Health, Crl, Probe, and the lane (network/lane.py)
     H/lane.sock      Unix socket, mode 0600            Roster, Health, Crl, and the coordinator's side of the lane
 
 Two ports, because gRPC's Python server either demands a client certificate in the handshake or never asks for one, and
@@ -24,20 +24,22 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
 
-from sovfed.federation.certificates import key_from_pem, to_der
+from sovfed.federation.addresses import host_port
+from sovfed.federation.certificates import to_der
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import IdentityError, NotValidNowError, ServiceError, SovfedError
-from sovfed.federation.files import private_directory, read_bounded, read_private
+from sovfed.federation.files import private_directory, read_bounded
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent
 from sovfed.federation.host.pulse import LOOP_S, Beat, Pulse, beating, pulse_file
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.host.status import WAITS
-from sovfed.federation.identity import Trust, install_crl, load_certificate, parse_certificate
+from sovfed.federation.identity import Trust, parse_certificate, read_pair
+from sovfed.federation.roots import FILE as HANDOVER
 from sovfed.federation.schema import bind
 from sovfed.federation.wire import enrolment_pb2 as pb
 from sovfed.federation.wire.enrolment import (
@@ -52,13 +54,13 @@ from sovfed.server.network.door import raise_descriptor_limit
 from sovfed.server.network.guard import Context, Guard, Hall, RateLimit, unary
 from sovfed.server.network.repeats import leave_out_repeats
 from sovfed.server.registry import enrolment
+from sovfed.server.registry.upkeep import keep_up
 
 ENROLMENT_RATE_PER_S: Final = 10.0
 ENROLMENT_BURST: Final = 50
 MAX_ENROLMENTS: Final = 1024  # calls of all addresses together; none stays without its request (guard.py)
 MAX_SOCKET_PATH: Final = 107  # bytes, sockaddr_un on Linux
 STOP_GRACE_S: Final = 1.0
-CRL_LOOK_S: Final = 5.0
 CIPHER_SUITES: Final = "GRPC_SSL_CIPHER_SUITES"
 NO_SUITE: Final = "ECDHE-PSK-AES128-CBC-SHA"
 log = logging.getLogger("sovfed.registry")
@@ -110,7 +112,15 @@ class Registry:
     async def renew(self, request: pb.RenewRequest, context: Context) -> pb.EnrolReply:
         """Take in, or answer, the renewal of the institution at the other end."""
         peer = self._trust.verify_auth_context(context.auth_context())
-        return self._reply(await asyncio.to_thread(enrolment.renew, self._home, peer, request.csr))
+        (shown,) = context.auth_context()["x509_pem_cert"]
+        parts = (self._home, peer, request.csr, shown, request.endorsement)
+        return self._reply(await asyncio.to_thread(enrolment.renew, *parts))
+
+    async def probe(self, request: pb.ProbeRequest, context: Context) -> pb.ProbeReply:
+        """What the caller sent, and how the agency sees it: an institution that joins proves its way by this."""
+        peer = self._trust.verify_auth_context(context.auth_context())
+        node_id, fleet = await asyncio.to_thread(enrolment.standing, self._home, peer.institution)
+        return pb.ProbeReply(echo=request.echo, institution=peer.institution, node_id=node_id, fleet=fleet)
 
     async def roster(self, _request: pb.Empty, _: Context) -> pb.RosterReply:
         """The institutions whose certificates hold at this moment."""
@@ -136,13 +146,20 @@ class Registry:
 
     async def crl(self, _request: pb.Empty, _: Context) -> pb.CrlReply:
         """The revocation list in force."""
-        return pb.CrlReply(crl=read_bounded(self._home / "identity" / "crl.pem"))
+        return pb.CrlReply(crl=read_bounded(self._home / "identity" / "crl.pem"), roots=self._roots())
 
     def _reply(self, certificate: bytes | None) -> pb.EnrolReply:
         if certificate is None:
             return pb.EnrolReply()
         crl, where = read_bounded(self._home / "identity" / "crl.pem"), self.endpoints
-        return pb.EnrolReply(certificate=certificate, crl=crl, fleet_address=where.fleet, lane_address=where.lane)
+        return pb.EnrolReply(
+            certificate=certificate, crl=crl, fleet_address=where.fleet, lane_address=where.lane, roots=self._roots()
+        )
+
+    def _roots(self) -> bytes:
+        """What the authority says of its roots; nothing while it has one only."""
+        path = self._home / "identity" / HANDOVER
+        return read_bounded(path) if path.exists() else b""
 
 
 @contextlib.asynccontextmanager
@@ -155,9 +172,7 @@ async def serving(home: Path, config: ServerConfig) -> AsyncIterator[Endpoints]:
     socket = _socket_path(private_directory(home))
     refresh_crl(home, config.crl_source)
     trust = Trust(home / "identity")
-    pair, root = _own_identity(home, trust), read_bounded(home / "identity" / "root.pem")
-    one_way = grpc.ssl_server_credentials([pair])
-    mutual = grpc.ssl_server_credentials([pair], root_certificates=root, require_client_auth=True)
+    one_way, mutual = (_Fresh(home / "identity", trust).credentials(mutual=mutual) for mutual in (False, True))
     tls = grpc.aio.server(interceptors=(Guard(trust=trust),), options=_LANE_OPTIONS)
     uds = grpc.aio.server(interceptors=(Guard(),), options=_LANE_OPTIONS)
     door = grpc.aio.server(interceptors=(Guard(),), options=_ENROLMENT_OPTIONS, maximum_concurrent_rpcs=MAX_ENROLMENTS)
@@ -167,37 +182,21 @@ async def serving(home: Path, config: ServerConfig) -> AsyncIterator[Endpoints]:
     uds.add_generic_rpc_handlers((_registry_handlers(registry, renewals=False),))
     lane.add_lane(tls, uds, trust)
     with _only_one(home):
-        enrolment_port = _bind(lambda: door.add_secure_port(_join(config.host, config.enrolment_port), one_way))
-        lane_port = _bind(lambda: tls.add_secure_port(_join(config.host, config.lane_port), mutual))
+        enrolment_port = _bind(lambda: door.add_secure_port(host_port(config.host, config.enrolment_port), one_way))
+        lane_port = _bind(lambda: tls.add_secure_port(host_port(config.host, config.lane_port), mutual))
         with _private_umask():
             _bind(lambda: uds.add_insecure_port(f"unix:{socket}"))
         registry.endpoints = _endpoints(config, enrolment_port, lane_port)
         servers = (door, tls, uds)
-        following = asyncio.create_task(_follow(home / "identity", config.crl_source))
+        keeping = asyncio.create_task(keep_up(home, config.crl_source))
         try:
             for server in servers:
                 await server.start()
             yield registry.endpoints
         finally:
-            following.cancel()
+            keeping.cancel()
             await asyncio.gather(*(server.stop(STOP_GRACE_S) for server in servers))
             socket.unlink(missing_ok=True)
-
-
-async def _follow(identity: Path, source: str | None) -> None:
-    """Take in each revocation list that appears at `source`: if it holds and is no older, it is in force at once."""
-    installed, problem = b"", ""
-    while source is not None:
-        try:
-            crl = await asyncio.to_thread(read_bounded, Path(source))
-            if crl != installed:
-                log.info("revocation list %d is in force", await asyncio.to_thread(install_crl, identity, crl))
-                installed = crl
-            problem = ""
-        except (OSError, IdentityError) as error:
-            if problem != (problem := str(error)):
-                log.warning("%s: no revocation list was taken in: %s", source, problem)
-        await asyncio.sleep(CRL_LOOK_S)
 
 
 def demand_tls_1_3() -> None:
@@ -261,30 +260,53 @@ def _registry_handlers(registry: Registry, *, renewals: bool) -> GenericHandler:
     }
     if renewals:
         handlers["Renew"] = unary(registry.renew, pb.RenewRequest.FromString, hall)
+        handlers["Probe"] = unary(registry.probe, pb.ProbeRequest.FromString, hall)
     return grpc.method_handlers_generic_handler(REGISTRY_SERVICE, handlers)
 
 
-def _own_identity(home: Path, trust: Trust) -> tuple[bytes, bytes]:
-    """The server's key and certificate (PEM) for gRPC, once they hold and belong together."""
-    identity = home / "identity"
-    key, certificate = read_private(identity / "key.pem"), load_certificate(identity / "cert.pem")
-    trust.verify_server(to_der(certificate))
-    if key_from_pem(key, str(identity / "key.pem")).public_key() != certificate.public_key():
-        raise IdentityError(f"{identity / 'cert.pem'}: made for another key than key.pem")
-    return key, read_bounded(identity / "cert.pem")
+class _Fresh:
+    """The server's key and certificate for gRPC, read again for a handshake once they were replaced."""
+
+    def __init__(self, identity: Path, trust: Trust) -> None:
+        self._identity, self._trust = identity, trust
+        self._stamp, self._mutual = self._look(), False
+
+    def credentials(self, *, mutual: bool) -> grpc.ServerCredentials:
+        """Credentials that follow the files; `mutual` demands a client's certificate. Raises IdentityError."""
+        self._mutual = mutual
+        configuration = self._configuration()
+        changed: Any = self._changed  # None is what gRPC documents, and its stubs forget
+        return grpc.dynamic_ssl_server_credentials(configuration, changed, require_client_authentication=mutual)
+
+    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """A new configuration if there is one that holds, None to go on with the last. Asked at each handshake."""
+        try:
+            if (stamp := self._look()) == self._stamp:
+                return None
+            configuration = self._configuration()
+        except (OSError, IdentityError) as error:
+            log.warning("the server's certificate was not read again: %s", error)
+            return None
+        self._stamp = stamp
+        return configuration
+
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        key, certificate = read_pair(self._identity)
+        self._trust.verify_server(to_der(parse_certificate(certificate, str(self._identity / "cert.pem"))))
+        roots = read_bounded(self._identity / "root.pem") if self._mutual else None
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=roots)
+
+    def _look(self) -> tuple[int, ...]:
+        return tuple((self._identity / name).stat().st_mtime_ns for name in ("cert.pem", "key.pem", "root.pem"))
 
 
 def _endpoints(config: ServerConfig, enrolment_port: int, lane_port: int) -> Endpoints:
     name = config.certificate_names[0]
     return Endpoints(
-        enrolment=_join(name, enrolment_port),
-        lane=config.lane_address or _join(name, lane_port),
-        fleet=_join(name, config.fleet_port),
+        enrolment=host_port(name, enrolment_port),
+        lane=config.lane_address or host_port(name, lane_port),
+        fleet=host_port(name, config.fleet_port),
     )
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _bind(add: Callable[[], int]) -> int:

@@ -23,7 +23,7 @@ from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import CohortError, DeclinedError, IdentityError, LostError, ServiceError, SovfedError
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.pulse import Pulse
-from sovfed.federation.secagg.files import load_identity
+from sovfed.federation.secagg.files import FollowingIdentity
 from sovfed.federation.wire.flower import FlowerGrid, StreamingGrid
 from sovfed.server.network.grid import open_stream_grid
 from sovfed.server.network.presence import Awaited, Presence, write_presence
@@ -103,7 +103,7 @@ def _passes(error: BaseException, folder: Path, resume: bool) -> bool:
 
 
 def _train(base: Grid, config: Config, home: Path, folder: Path, tracker: Tracker, resume: bool) -> None:
-    identity = load_identity(home / "identity") if config.secagg.enabled else None
+    identity = FollowingIdentity(home / "identity") if config.secagg.enabled else None
     grid, transport = connect(base, config, home, folder)
     try:
         coordinate(
@@ -130,7 +130,7 @@ def connect(base: Grid, config: Config, home: Path, folder: Path) -> tuple[Strea
     try:
         grid = open_stream_grid(
             base, run_id=base.run.run_id, run=str(base.run.run_id), home=home, address=server.announced_lane_address,
-            identity=load_identity(home / "identity"),
+            identity=FollowingIdentity(home / "identity"),
             nodes=nodes, max_message_bytes=server.max_message_bytes, offer_timeout_s=server.lane_timeout_s,
             awaited=awaited,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from tests.deploy.conftest import make_config, make_federation, wait_for
 from sovfed.federation.identity import crl_number, load_crl
 from sovfed.server.network.lane import RECHECK_S
 from sovfed.server.registry import authority
-from sovfed.server.registry.service import CRL_LOOK_S
+from sovfed.server.registry.upkeep import LOOK_S
 from sovfed.server.runs import folders
 from sovfed.server.runs.curves import read_rounds
 from sovfed.simulations.deployment import LocalFederation
@@ -48,7 +48,7 @@ def test_a_revoked_institution_leaves_a_running_run_and_the_others_learn_of_it(
         authority.revoke(federation.authority_home, revoked.name, "institution")
         began = time.monotonic()
         wait_for(lambda: members(federation, "endless") == 1, "a round without the revoked", 60)
-        assert time.monotonic() - began < CRL_LOOK_S + RECHECK_S + SLACK_S
+        assert time.monotonic() - began < LOOK_S + RECHECK_S + SLACK_S
         wait_for(lambda: number(kept) == 2, "the list at the other institution", REFRESH_S + SLACK_S)
         refused = "the revocation list was not refreshed: revocation list from"
         wait_for(lambda: refused in (revoked / "logs" / "gateway.log").read_text(), "the revoked to be refused", 30)

@@ -122,5 +122,6 @@ def _train(model: Net, inputs: dict[str, Tensor], targets: Tensor) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     for rows in torch.split(torch.randperm(len(targets)), BATCH):
         optimizer.zero_grad()
-        cross_entropy(model(**{name: part[rows] for name, part in inputs.items()})["logits"], targets[rows]).backward()
+        logits = model(**{name: part[rows] for name, part in inputs.items()})["logits"]
+        cross_entropy(logits, targets[rows]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -17,14 +17,14 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from sovfed.federation.errors import IdentityError, ProtocolError, ServiceError
 from sovfed.federation.wire import flower_http
-from sovfed.federation.wire.flower_http import add_client_header, shorten_sleeps, use_client_certificate
+from sovfed.federation.wire.flower_http import Presented, add_client_header, shorten_sleeps, use_client_certificate
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     yield
     flower_http._headers.clear()
-    flower_http._certificate.clear()
+    flower_http._presented.clear()
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_header_goes_nowhere_but_plain_loopback(url: str) -> None:
 
 
 def test_certificate_is_not_shown_where_the_root_is_not_pinned(tmp_path: Path) -> None:
-    use_client_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    use_client_certificate(Presented(tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "root.pem"))
     with pytest.raises(IdentityError, match="not pinned"):
         RuntimeHttpClient("https://example.org")
     with RuntimeHttpClient("http://127.0.0.1:1"):  # no TLS, no certificate
@@ -92,7 +92,7 @@ def test_certificate_is_not_shown_where_the_root_is_not_pinned(tmp_path: Path) -
 
 
 def test_unusable_certificate_is_refused(tmp_path: Path) -> None:
-    use_client_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    use_client_certificate(Presented(tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "root.pem"))
     with pytest.raises(IdentityError, match="cannot be used"):
         RuntimeHttpClient("https://127.0.0.1:1", verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 

@@ -14,7 +14,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
 from flwr.supernode.fleet_http_connection import http_request_response
 
-from sovfed.federation.wire.flower_http import use_client_certificate
+from sovfed.federation.wire.flower_http import Presented, use_client_certificate
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--address", required=True)
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
-    use_client_certificate(options.folder / "cert.pem", options.folder / "key.pem")
+    use_client_certificate(Presented(*(options.folder / name for name in ("cert.pem", "key.pem", "root.pem"))))
     key = cast(
         ec.EllipticCurvePrivateKey, load_pem_private_key((options.folder / "node_key.pem").read_bytes(), password=None)
     )

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from sovfed.clients.data.csv import CONNECTOR
 from sovfed.federation.config import DataConfig
 from sovfed.federation.metrics import BinaryMetrics
 from sovfed.federation.tasks import Task
@@ -48,7 +49,7 @@ def test_pandas_is_asked_for_what_the_connector_gives(tmp_path: Path) -> None:
     schema = texts.schema_of("mixed")
     path = texts.write(tmp_path / "mixed.csv", schema, 40)
     task = Task(name="t", title="t", schema=schema, metrics=BinaryMetrics(), headline="auc", build=None, loss=None)
-    read = texts.CONNECTOR.load(task, DataConfig(source="csv", path=str(path), person="row"))
+    read = CONNECTOR.load(task, DataConfig(source="csv", path=str(path), person="row"))
     table, own = texts.checked(pd.read_csv(path), schema), read.take(np.arange(40))
     assert all((table[column.name] == own[NUMBERS][:, place]).all() for place, column in enumerate(schema.numbers))
     assert all((table[column.name] == own[CODES][:, place]).all() for place, column in enumerate(schema.codes))
