@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import ConfigError, IdentityError, PolicyError, PrivacyError, ServiceError, SovfedError
 from sovfed.federation.host.child import PARENT, Child, Process, child_environment
+from sovfed.federation.host.notify import Notifier
 from sovfed.federation.host.status import (
     ProcessStatus,
     Status,
@@ -115,6 +116,7 @@ class Supervisor:
         self._since, self._settled, self._problem = time.time(), threading.Event(), ""
         self._written: Status | None = None
         self._unwritten = False  # the last try to write the status failed
+        self._notifier = Notifier()
 
     def start(self) -> None:
         """Start everything and return when all is ready.
@@ -170,9 +172,11 @@ class Supervisor:
                     if not self._stopping.is_set():
                         self._publish()
                         self._settled.set()
+                        self._notifier.ready()
                     while not self._stopping.is_set() and not self._problem:
                         self._step()
                 finally:
+                    self._notifier.stopping()
                     self._stop_all()
         except (ServiceError, OSError) as error:
             self._problem = str(error)
@@ -200,6 +204,7 @@ class Supervisor:
             if child.state == "failed" and not self._problem:
                 self._give_up(child, f"refused to run (exit code {child.exit_code})")
         self._publish()
+        self._notifier.alive()
         self._stopping.wait(_POLL_S)
 
     def _give_up(self, child: Child, why: str) -> None:
