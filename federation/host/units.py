@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pwd
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -119,7 +120,7 @@ def service(role: Role, home: Path, *arguments: str, user: str = "", name: str =
 
     Raises ConfigError for a path that systemd would take for something else, or that a service cannot see.
     """
-    command = python_command("sovfed", role, "up", *arguments, "--home", str(home))
+    command = _lasting(python_command("sovfed", role, "up", *arguments, "--home", str(home)))
     text = _HEAD + _ORDER + "\n[Service]\n" + _KEPT_UP + _SANDBOX + _AT_BOOT
     return Unit(f"{name or f'sovfed-{role}'}.service", _filled(text, role, home, command, user))
 
@@ -133,7 +134,17 @@ def daily(role: Role, home: Path, command: list[str], *, user: str = "", name: s
     text = _HEAD + "StartLimitIntervalSec=0\n\n[Service]\n" + again + more + _SANDBOX
     stem = name or f"sovfed-{role}"
     timer = Unit(f"{stem}.timer", _TIMER.format(role=role, home=home))
-    return [Unit(f"{stem}.service", _filled(text, role, home, command, user)), timer]
+    return [Unit(f"{stem}.service", _filled(text, role, home, _lasting(command), user)), timer]
+
+
+def _lasting(command: list[str]) -> list[str]:
+    """`command` by the link to the installed version that counts, if a bundle was installed: it outlives an upgrade."""
+    environment = Path(sys.prefix)
+    current = environment.parent.parent / "current"
+    named = (
+        environment.parent.name == "versions" and current.is_symlink() and current.resolve() == environment.resolve()
+    )
+    return [str(current / "bin" / "python"), *command[1:]] if named else command
 
 
 def _filled(text: str, role: Role, home: Path, command: list[str], user: str) -> str:
