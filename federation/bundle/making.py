@@ -51,6 +51,7 @@ def make(
         announce("installing them apart, without a network")
         _list_ingredients(folder, Path(name) / "trial", wheel.name)
         shutil.copy(Path(installer.__file__), folder / "install.py")
+        shutil.copy(Path(installer.__file__).with_name("Containerfile"), folder)
         manifest = manifest_of(folder, role, extras, sovfed.__version__)
         put_signed(folder, manifest, signer)
         return packed(folder, out / f"sovfed-{sovfed.__version__}-{role}-{_platform()}.tar")
