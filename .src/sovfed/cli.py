@@ -63,6 +63,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
         "sovfed.clients.cli.propose", "task", "Propose, list, show and check tasks: what is learnt from what."
     ),
     "config": Lazy("sovfed.federation.cli", "config", "Show the configuration and where each value comes from."),
+    "bundle": Lazy("sovfed.federation.bundle.cli", "bundle", "Pack all that a machine without a network needs."),
     "doctor": Lazy("sovfed.clients.cli.doctor", "doctor", "Check that this machine is ready, and say what to fix."),
 }
 # The extra whose libraries a command needs, where those of every installation do not suffice.

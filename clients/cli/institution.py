@@ -21,6 +21,7 @@ from sovfed.clients.cli.model import model
 from sovfed.clients.cli.personal import personal
 from sovfed.clients.cli.study import study
 from sovfed.clients.cli.task import task
+from sovfed.federation.host.service_options import options as service_options
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def cli() -> None:
       sovfed client logs trainer -f   what it did
       sovfed client failures          what kept it from its work; --clear once you have looked
       sovfed client down
+      sovfed client install-service   systemd keeps it up
     \b
     Tasks of your own:
       sovfed client task add birth.yaml   look at it, keep it, --allow it
@@ -199,25 +201,31 @@ def down(home: Path) -> None:
     Example:
       sovfed client down
     """
+    from sovfed.federation.host.service_options import refuse_to_stop_a_service
     from sovfed.federation.host.status import stop_supervisor
 
+    refuse_to_stop_a_service(home)
     click.echo("stopped" if stop_supervisor(home) else "it was not running")
 
 
-@cli.command()
-@click.option("--user", default="", help="Who runs it; the owner of the home, and allowed to read the records.")
+@cli.command("install-service")
+@service_options
 @HOME
-def unit(user: str, home: Path) -> None:
-    """Print a systemd unit that keeps this institution's node up.
+def install_service(user: str, name: str, folder: Path, start: bool, show: bool, home: Path) -> None:
+    """Have systemd keep this institution's node up: from the machine's start on, whatever happens to it.
+
+    It runs as the owner of the home, who must be allowed to read the records.
 
     \b
-    Example:
-      sovfed client unit --home /srv/sovfed --user sovfed > /etc/systemd/system/sovfed-client.service
+    Examples:
+      sovfed client install-service --home /srv/sovfed --print
+      sudo sovfed client install-service --home /srv/sovfed --user sovfed
     """
-    from sovfed.federation.host.units import unit as make_unit
+    from sovfed.federation.host.service_options import carry_out
+    from sovfed.federation.host.units import service
 
-    home = home.absolute()
-    click.echo(make_unit("client", home, "--plain", namespaces="user net", user=user), nl=False)  # the trainer's own
+    unit = service("client", home.absolute(), "--plain", "--no-look", user=user, name=name)
+    carry_out([unit], folder, start=start, show=show)
 
 
 @cli.command()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.host.homes import default_home
 from sovfed.federation.text import NAME, visible
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 HOME: Final = click.option(
-    "--home", type=click.Path(path_type=Path, file_okay=False), default=Path.home() / ".sovfed" / "server",
+    "--home", type=click.Path(path_type=Path, file_okay=False), default=default_home("server"),
     show_default="~/.sovfed/server", envvar="SOVFED_SERVER_HOME", help="The agency's home folder, for a run's name.",
 )  # fmt: skip
 ARCHIVE: Final = click.option(

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.home.folder import RUNTIME_SECRET, TASK_SECRET
 from sovfed.federation.config import ClientConfig
@@ -26,6 +26,10 @@ from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
 from sovfed.federation.wire.loopback import SECRET_HEADER, ensure_secret
+
+if TYPE_CHECKING:
+    from sovfed.clients.trainer.socket import TrainerStub
+    from sovfed.clients.trainer.spool import SpoolStub
 
 LOOK_S: Final = 45.0  # without a look for tasks; the SuperNode keeps it waiting for 15 s
 log = logging.getLogger("sovfed.gateway")
@@ -40,12 +44,11 @@ def run(home: Path, config: ClientConfig, stop: threading.Event, beat: Callable[
     from sovfed.clients.node.executor import run_executor
     from sovfed.clients.node.lane import LaneClient
     from sovfed.clients.node.renewal import keep_fresh
-    from sovfed.clients.trainer.socket import NAME, TrainerStub
     from sovfed.federation.wire.flower_http import add_client_header
 
     address = f"127.0.0.1:{config.runtime_port}"
     add_client_header(SECRET_HEADER, ensure_secret(home / RUNTIME_SECRET), address)
-    trainer = TrainerStub(home / NAME, config.max_message_bytes)
+    trainer = _stub(home, config)
     lane = LaneClient(
         home,
         make_client_app(trainer),
@@ -57,12 +60,23 @@ def run(home: Path, config: ClientConfig, stop: threading.Event, beat: Callable[
     keeping = (home, config.crl_refresh_s, stop, config.proxy)
     fresh = threading.Thread(target=keep_fresh, args=keeping, name="fresh", daemon=True)
     fresh.start()
-    log.info("taking tasks at %s for the trainer at %s", address, home / NAME)
+    log.info("taking tasks at %s for the trainer of %s", address, home)
     try:
         run_executor(address, ensure_secret(home / TASK_SECRET).encode("ascii"), app, stop, beat)
     finally:
         lane.close()
         trainer.close()
+
+
+def _stub(home: Path, config: ClientConfig) -> TrainerStub | SpoolStub:
+    """The trainer behind its socket, or, where it is a cluster's job, behind the spool."""
+    if config.cluster.scheduler == "none":
+        from sovfed.clients.trainer.socket import NAME, TrainerStub
+
+        return TrainerStub(home / NAME, config.max_message_bytes)
+    from sovfed.clients.trainer.spool import SpoolStub
+
+    return SpoolStub(home, config.max_message_bytes, config.cluster.patience_s)
 
 
 def main(arguments: list[str] | None = None) -> int:

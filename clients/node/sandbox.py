@@ -35,18 +35,19 @@ RUN: Final = Path("run")  # a folder for each process, which none of the others 
 RULES: Final[dict[Name, dict[str, int]]] = {  # by the part of the home
     "trainer": {
         "": LISTEN, "policy.yaml": READ, "identity": READ, "secagg": WRITE, "privacy": WRITE, "personal": WRITE,
-        "received": WRITE, "tasks": READ,
+        "received": WRITE, "tasks": READ, "spool/requests": READ, "spool/replies": WRITE,
     },
     "supernode": {"identity": READ, "secrets": READ, "state": WRITE},
-    "gateway": {"identity": WRITE, "secrets": READ, "state": WRITE},
+    "gateway": {"identity": WRITE, "secrets": READ, "state": WRITE, "spool": WRITE},
 }  # fmt: skip
 GPU: Final = ("nvidia*", "dri", "kfd")  # CUDA and ROCm work through device files, not through sockets
 
 
-def enter(name: Name, home: Path, *records: Path, files: Sequence[Path] = ()) -> sandbox.Isolation:
+def enter(name: Name, home: Path, *records: Path, files: Sequence[Path] = (), local: bool = True) -> sandbox.Isolation:
     """Seal this process as institution process `name`, and say what holds.
 
     `records` is where those of each study lie, `files` what else the trainer needs to read them, as a database's URL.
+    Without `local` a process with a network has no Unix sockets.
     Raises ServiceError if it holds a socket of the network already.
     """
     home = home.absolute()
@@ -57,16 +58,18 @@ def enter(name: Name, home: Path, *records: Path, files: Sequence[Path] = ()) ->
     os.environ["HOME"] = os.environ["TMPDIR"] = str(own)  # no settings of the user's, no files among everybody's
     if name == "trainer":
         (home / SOCKET).unlink(missing_ok=True)  # a dead trainer's: sealed, it may make a socket but remove nothing
-    isolation = seal_as(name, home, *records, files=files)
+    isolation = seal_as(name, home, *records, files=files, local=local)
     sandbox.write_isolation(own, isolation)
     return isolation
 
 
-def seal_as(name: Name, home: Path, *records: Path, files: Sequence[Path] = ()) -> sandbox.Isolation:
+def seal_as(
+    name: Name, home: Path, *records: Path, files: Sequence[Path] = (), local: bool = True
+) -> sandbox.Isolation:
     """Take away what process `name` must not have, and try; nothing is written. What the audit plays its attacks in."""
     network = name != "trainer"
     rules = [*sandbox.system_rules(), *_rules(name, home, records, files)]
-    isolation = sandbox.seal(rules, network=network, keep=0 if network else sandbox.FILE_CAPABILITIES)
+    isolation = sandbox.seal(rules, network=network, keep=0 if network else sandbox.FILE_CAPABILITIES, local=local)
     within_reach = next((path for path in (*records, *files) if sandbox.opens(path)), None) if network else None
     if within_reach is not None:
         isolation = dataclasses.replace(isolation, records=_why(isolation, within_reach))
@@ -104,6 +107,7 @@ class Places:
 
     records: tuple[Path, ...] = ()
     files: tuple[Path, ...] = ()
+    scheduled: bool = False  # the trainer is a cluster's job: whoever can ask the scheduler for one reads the records
 
 
 def places_of(config: object) -> Places:
@@ -114,8 +118,13 @@ def places_of(config: object) -> Places:
             path = data.get(name) if isinstance(data, dict) else None
             if isinstance(path, str):
                 paths.append(Path(path).expanduser())
-    records = by_setting.pop("path")
-    return Places(tuple(dict.fromkeys(records)), tuple(path for paths in by_setting.values() for path in paths))
+    records, files = by_setting.pop("path"), [path for paths in by_setting.values() for path in paths]
+    return Places(tuple(dict.fromkeys(records)), tuple(files), _scheduled(config))
+
+
+def _scheduled(config: object) -> bool:
+    cluster = config.get("cluster") if isinstance(config, dict) else None
+    return isinstance(cluster, dict) and cluster.get("scheduler", "none") != "none"
 
 
 def _each_data(config: object) -> Iterator[object]:
@@ -147,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         sandbox.close_descriptors()
         places = _passed_places(options.config)
-        isolation = enter(options.name, options.home, *places.records, files=places.files)
+        isolation = enter(options.name, options.home, *places.records, files=places.files, local=not places.scheduled)
     except (ServiceError, OSError) as error:
         sys.stderr.write(f"{options.name}: cannot be sealed: {error}\n")
         return 1

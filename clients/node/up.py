@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from sovfed.federation.config import ClientConfig
 
+SLURM: Final = ("SLURM_CONF", "SLURM_CLUSTERS")  # which cluster, where it is not the machine's own
 START_TIMEOUT_S: Final = 120.0  # of one process: torch and CUDA load slowly from a cold disk
 
 
@@ -39,8 +40,12 @@ def processes(home: Path, config: ClientConfig) -> list[Process]:
         argv = python_command("sovfed.clients.node.sandbox", name, "--home", str(home), "--config", str(settings))
         return Process(name, argv, env, ready, timeout_s, pulse=pulse_file(home, name), hang_s=config.hang_s)
 
+    trainer = process("trainer", listening(home / "trainer.sock"))
+    if config.cluster.scheduler == "slurm":  # the trainer's jobs are asked for by a process of their own
+        argv = python_command("sovfed.clients.node.slurm", "--home", str(home), "--config", str(settings))
+        trainer = Process("trainer", argv, quiet_environment(home, SLURM))
     return [
-        process("trainer", listening(home / "trainer.sock")),
+        trainer,
         process("supernode", listening(("127.0.0.1", config.runtime_port))),
         process("gateway", None),
     ]

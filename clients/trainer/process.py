@@ -22,6 +22,7 @@ from sovfed.clients.trainer.allowance import Allowance
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.clients.trainer.socket import NAME, serve
+from sovfed.clients.trainer.spool import SPOOL, SpoolServer
 from sovfed.clients.training.personal import FOLDER, PersonalStates
 from sovfed.federation.config import BAD_ROWS, ClientConfig
 from sovfed.federation.errors import PolicyError, ServiceError, SovfedError
@@ -91,18 +92,36 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         make_packages_known(home, policy)
         _prepare(trainer, policy.allowed_names)
         trainer.isolation = isolation
-        server = serve(trainer, home / NAME, config.max_message_bytes)
+        serving = _serve(trainer, home, config)
     except SovfedError as error:
         sys.stderr.write(f"trainer: {error}\n")
         return exit_code(error)
-    log.info("listening on %s", home / NAME)
     beat, look = _heart(open_ledger), _overseer(trainer, work)
-    while not stop.wait(SIGNAL_S):  # a signal that another thread took wakes nobody
+    while not stop.wait(SIGNAL_S) and not serving.done():  # a signal that another thread took wakes nobody
         beat()
         look()
-    server.stop(STOP_GRACE_S).wait()
+    serving.stop()
     masking.forget()  # of a sum that is still being computed: its masks need not be finished
     return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Serving:
+    """How requests come in: `done` says that none will, `stop` waits a little for those in work."""
+
+    stop: Callable[[], object]
+    done: Callable[[], bool] = lambda: False
+
+
+def _serve(trainer: TrainerService, home: Path, config: ClientConfig) -> Serving:
+    """Serve at the socket in `home`, or, as a cluster's job, from the spool until nobody asks any more."""
+    if config.cluster.scheduler == "none":
+        server = serve(trainer, home / NAME, config.max_message_bytes)
+        log.info("listening on %s", home / NAME)
+        return Serving(lambda: server.stop(STOP_GRACE_S).wait())
+    spool = SpoolServer(trainer, home, config.max_message_bytes)
+    log.info("answering from %s", home / SPOOL)
+    return Serving(lambda: spool.stop(STOP_GRACE_S), lambda: spool.idle_s() > config.cluster.idle_s)
 
 
 def with_bad_rows(config: ClientConfig, folder: Path) -> ClientConfig:

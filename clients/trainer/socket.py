@@ -113,7 +113,7 @@ def serve(service: Service, path: Path, max_message_bytes: int) -> grpc.Server:
         path.unlink()
 
     handlers = {
-        "Answer": grpc.unary_unary_rpc_method_handler(lambda frame, _: _answer(service, frame)),
+        "Answer": grpc.unary_unary_rpc_method_handler(lambda frame, _: b"".join(to_reply_frame(service, frame))),
         "Health": grpc.unary_unary_rpc_method_handler(
             lambda _request, _: service.health(), HealthRequest.FromString, HealthReply.SerializeToString
         ),
@@ -132,16 +132,17 @@ def serve(service: Service, path: Path, max_message_bytes: int) -> grpc.Server:
     return server
 
 
-def _answer(service: Service, frame: bytes) -> bytes:
+def to_reply_frame(service: Service, frame: bytes) -> list[bytes | memoryview]:
+    """What the frame of `service`'s reply to the request in `frame` consists of; a refusal of one that does not fit."""
     try:
         request = from_frame(frame)
     except ProtocolError as error:
         log.warning("refused a frame of %d bytes: %s", len(frame), error)
-        return to_frame(Refusal(reason=wire_code(error)))
+        return frame_parts(Refusal(reason=wire_code(error)))
     if not isinstance(request, Request):
         log.warning("refused a %s: a trainer answers none", type(request).__name__)
-        return to_frame(Refusal(reason=ProtocolError.code))
-    return to_frame(service.answer(request))
+        return frame_parts(Refusal(reason=ProtocolError.code))
+    return frame_parts(service.answer(request))
 
 
 class TrainerStub:

@@ -49,9 +49,11 @@ class Signature:
         return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1).encode() + b"\n"
 
 
-def sign(manifest: bytes, role: Role, certificate: bytes, key: ec.EllipticCurvePrivateKey) -> Signature:
+def sign(
+    manifest: bytes, role: Role, certificate: bytes, key: ec.EllipticCurvePrivateKey, *, domain: bytes = DOMAIN
+) -> Signature:
     """The signature of `manifest` in `role`; equal ones for equal arguments (RFC 6979)."""
-    signature = key.sign(_said(manifest, role), ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+    signature = key.sign(_said(manifest, role, domain), ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
     return Signature(_text(certificate), _text(signature), role)
 
 
@@ -116,8 +118,8 @@ def _lapsed(der: bytes, trust: Trust, error: IdentityError) -> SignerIdentity:
         raise error from problem
 
 
-def _said(manifest: bytes, role: str) -> bytes:
-    return DOMAIN + role.encode() + b"\0" + manifest
+def _said(manifest: bytes, role: str, domain: bytes = DOMAIN) -> bytes:
+    return domain + role.encode() + b"\0" + manifest
 
 
 def _text(data: bytes) -> str:

@@ -11,6 +11,7 @@ from sovfed.federation.config.services import (
     MESSAGE_BYTES_MAX,
     PORT_MAX,
     ClientConfig,
+    ClusterConfig,
     ServerConfig,
     TrackingConfig,
 )
@@ -18,8 +19,8 @@ from sovfed.federation.config.simulation import PartitionConfig, SimulationConfi
 from sovfed.federation.config.training import STRATEGIES, StrategyConfig, TaskConfig
 
 __all__ = [
-    "BAD_ROWS", "LANE_BITS", "LEAST_SPREAD", "MESSAGE_BYTES_MAX", "PORT_MAX", "REST",
-    "SECURE_COHORT", "STRATEGIES", "ClientConfig", "Config", "DataConfig", "PartitionConfig", "PrivacyConfig",
-    "SecaggConfig", "ServerConfig", "SimulationConfig", "StrategyConfig", "StudyConfig", "TaskConfig",
-    "TrackingConfig", "Versioned", "stored", "told",
+    "BAD_ROWS", "LANE_BITS", "LEAST_SPREAD", "MESSAGE_BYTES_MAX", "PORT_MAX", "REST", "SECURE_COHORT", "STRATEGIES",
+    "ClientConfig", "ClusterConfig", "Config", "DataConfig", "PartitionConfig", "PrivacyConfig", "SecaggConfig",
+    "ServerConfig", "SimulationConfig", "StrategyConfig", "StudyConfig", "TaskConfig", "TrackingConfig", "Versioned",
+    "stored", "told",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -87,6 +88,28 @@ class ServerConfig:
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """Where the trainer runs, if not beside the gateway: as jobs of a cluster's scheduler, by files in the home."""
+
+    scheduler: str = choice(
+        "none", ("none", "slurm"), doc="slurm: the trainer is a job; all machines must mount the home and the records"
+    )
+    time_limit_min: int = bounded(
+        60, 1, 10_080, unit="min", doc="a job's time limit, longer than one round's training; the next job goes on"
+    )
+    idle_s: float = bounded(300.0, 1.0, 86_400, unit="s", doc="a job that is asked nothing for so long ends")
+    patience_s: float = bounded(
+        7_200.0, 1.0, 604_800, unit="s", doc="longest wait for one answer, with that in the scheduler's queue"
+    )
+    options: tuple[str, ...] = bounded((), doc="sbatch's own, as [--partition=gpu, --gres=gpu:1, --mem=16G]")
+
+    def __post_init__(self) -> None:
+        for option in self.options:
+            if not re.fullmatch(r"--[a-z][a-z-]*(=[^\s]+)?", option):
+                raise ValueError(f"options: {option[:80]!a} is no option of sbatch: expected --name=value")
+
+
+@dataclass(frozen=True)
 class ClientConfig:
     """An institution's processes. The addresses are normally what enrolment wrote to identity/institution.json."""
 
@@ -110,6 +133,7 @@ class ClientConfig:
     stall_s: float = bounded(
         1_800.0, 2.0, 604_800, unit="s", doc="longest step of local training; a trainer that takes longer is hung"
     )
+    cluster: ClusterConfig = ClusterConfig()
     data: DataConfig = DataConfig()
     studies: dict[str, StudyConfig] = field(
         default_factory=dict,

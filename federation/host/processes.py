@@ -37,6 +37,7 @@ from sovfed.federation.errors import (
     SovfedError,
 )
 from sovfed.federation.host.child import PARENT, Child, Process, child_environment
+from sovfed.federation.host.notify import Notifier
 from sovfed.federation.host.status import (
     WAITS,
     ProcessStatus,
@@ -132,6 +133,7 @@ class Supervisor:
         self._since, self._settled, self._problem = time.time(), threading.Event(), ""
         self._written: Status | None = None
         self._unwritten = False  # the last try to write the status failed
+        self._notifier = Notifier()
 
     def start(self) -> None:
         """Start everything and return when all is ready.
@@ -191,9 +193,11 @@ class Supervisor:
                     if not self._stopping.is_set():
                         self._publish()
                         self._settled.set()
+                        self._notifier.ready()
                     while not self._stopping.is_set() and not self._problem:
                         self._step()
                 finally:
+                    self._notifier.stopping()
                     self._stop_all()
         except (ServiceError, OSError) as error:
             self._problem = str(error)
@@ -223,6 +227,7 @@ class Supervisor:
             if child.state == "failed" and not self._problem:
                 self._give_up(child, f"refused to run (exit code {child.exit_code})")
         self._publish()
+        self._notifier.alive()
         self._pause()
 
     def _pause(self) -> None:

@@ -11,6 +11,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
+from sovfed.federation.host.cpus import usable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
@@ -86,7 +88,7 @@ def quiet_environment(home: Path | None = None, also: Iterable[str] = ()) -> dic
     directory, and its heap is kept (`HEAP`).
     """
     environment = {name: os.environ[name] for name in (*PASSED, *also) if name in os.environ}
-    return {**environment, **QUIET, **_own(home)}
+    return {**_threads(), **environment, **QUIET, **_own(home)}
 
 
 def be_quiet(home: Path | None = None) -> None:
@@ -94,6 +96,12 @@ def be_quiet(home: Path | None = None) -> None:
     for name in REMOVED:
         os.environ.pop(name, None)
     os.environ.update({**QUIET, **_own(home)})
+
+
+def _threads() -> dict[str, str]:
+    """Where a quota leaves less than the machine: numeric libraries count processors, and would fight for the quota."""
+    count = usable()
+    return {"OMP_NUM_THREADS": str(count)} if count < (os.cpu_count() or 1) else {}
 
 
 def _own(home: Path | None) -> dict[str, str]:

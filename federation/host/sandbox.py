@@ -97,8 +97,8 @@ def drop_privileges(keep: int = 0) -> None:
         raise ServiceError(f"cannot give up privileges: {os.strerror(ctypes.get_errno())}")
 
 
-def seal(rules: Iterable[landlock.Rule], *, network: bool, keep: int = 0) -> Isolation:
-    """Give up what `rules` and `network` do not name, as far as this kernel can; what holds from now on.
+def seal(rules: Iterable[landlock.Rule], *, network: bool, keep: int = 0, local: bool = True) -> Isolation:
+    """Give up what `rules`, `network` and `local` (Unix sockets) do not name, as far as the kernel can; what holds.
 
     To be called first of all in a process: a second thread would keep its files and its network (only seccomp reaches
     all threads), so nothing is claimed for those then.
@@ -111,7 +111,7 @@ def seal(rules: Iterable[landlock.Rule], *, network: bool, keep: int = 0) -> Iso
             landlock.restrict(list(rules), network=network)
             files = f"Landlock {landlock.version()}"
     with contextlib.suppress(ServiceError):
-        seccomp.install(network=network)
+        seccomp.install(network=network, local=local)
         filtered = "seccomp"
     closed = " + ".join(how for how in (namespace, filtered) if how) if not (network or reaches_network()) else ""
     return Isolation(os.getpid(), network=closed, files=files, processes=filtered)

@@ -69,16 +69,19 @@ def this_machine() -> Machine | None:
     return MACHINES.get(os.uname().machine) if sys.platform == "linux" and wide else None
 
 
-def program(machine: Machine, *, network: bool) -> bytes:
+def program(machine: Machine, *, network: bool, local: bool = True) -> bytes:
     """The filter: `DENIED` fails, and without `network` every socket but a Unix one with connections, and `connect`.
+
+    With a network, but not `local`, Unix sockets fail: who has one can ask the machine's daemons, as a cluster's
+    scheduler, for what it may not do itself.
 
     So a Unix socket can be listened on only: whoever may connect reaches the machine's daemons, and datagrams need not
     even connect (syslog).
     """
-    return b"".join(struct.pack("<HBBI", *step) for step in _steps(machine, network))
+    return b"".join(struct.pack("<HBBI", *step) for step in _steps(machine, network, local))
 
 
-def _steps(machine: Machine, network: bool) -> Iterator[tuple[int, int, int, int]]:
+def _steps(machine: Machine, network: bool, local: bool) -> Iterator[tuple[int, int, int, int]]:
     def refuse(call: str, code: int) -> Iterator[tuple[int, int, int, int]]:
         yield _EQUAL, 0, 1, machine.calls[call]
         yield _RETURN, 0, 0, _ERRNO | code
@@ -97,6 +100,12 @@ def _steps(machine: Machine, network: bool) -> Iterator[tuple[int, int, int, int
     yield _ANY_BIT, 0, 1, _NEW_NAMESPACES
     yield _RETURN, 0, 0, _ERRNO | errno.EPERM
     yield _RETURN, 0, 0, _ALLOW
+    if network and not local:
+        yield _EQUAL, 0, 4, machine.calls["socket"]
+        yield _LOAD, 0, 0, _ARGUMENTS
+        yield _EQUAL, 0, 1, _AF_UNIX
+        yield _RETURN, 0, 0, _ERRNO | errno.EAFNOSUPPORT
+        yield _RETURN, 0, 0, _ALLOW
     if not network:
         yield from refuse("connect", errno.EACCES)
         for call in ("socket", "socketpair"):
@@ -116,12 +125,12 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
 
 
-def install(*, network: bool) -> None:
+def install(*, network: bool, local: bool = True) -> None:
     """Put the filter on all threads of this process, for ever. Raises ServiceError, and nothing has changed then."""
     machine = this_machine()
     if machine is None:
         raise ServiceError(f"no filter of system calls for {sys.platform} on {os.uname().machine}")
-    steps = program(machine, network=network)
+    steps = program(machine, network=network, local=local)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise ServiceError(f"no_new_privs: {os.strerror(ctypes.get_errno())}")

@@ -11,8 +11,10 @@ from typing import Final
 import click
 
 from sovfed.federation.errors import IdentityError
+from sovfed.federation.host.service_options import options as service_options
 
 ENVIRONMENT: Final = "SOVFED_AUTHORITY_PASSPHRASE"
+CREDENTIAL: Final = "passphrase"
 HOME: Final = click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
@@ -105,14 +107,53 @@ def revoke(target: str, server: bool, signer: bool, home: Path, passphrase: bool
 
 @cli.command()
 @click.option("--days", type=click.IntRange(1, 365), default=30, show_default=True, help="How long the list is good.")
+@click.option("--out", type=FILE, help="A copy for everybody to read, as for the agency's server.crl_source.")
 @HOME
 @PASSPHRASE
-def crl(days: int, home: Path, passphrase: bool) -> None:
+def crl(days: int, out: Path | None, home: Path, passphrase: bool) -> None:
     """Sign the revocation list again. Without a fresh list every process refuses every peer."""
+    from sovfed.federation.files import write_atomic
     from sovfed.server.registry import authority
 
     authority.refresh_crl(home, days=days, passphrase=_passphrase(passphrase))
-    click.echo(f"Wrote {home / 'crl.pem'}, good for {days} days. Give it to the agency.")
+    if out is not None:
+        write_atomic(out, (home / "crl.pem").read_bytes(), 0o644)
+    click.echo(f"Wrote {out or home / 'crl.pem'}, good for {days} days. Give it to the agency.")
+
+
+@cli.command("install-service")
+@service_options
+@click.option("--days", type=click.IntRange(2, 365), default=30, show_default=True, help="How long each list is good.")
+@click.option("--out", type=FILE, help="Where a copy of each new list is written, for everybody to read.")
+@click.option("--passphrase-file", type=FILE, help="File of root's with the root key's passphrase, if it has one.")
+@HOME
+def install_service(
+    user: str,
+    name: str,
+    folder: Path,
+    start: bool,
+    show: bool,
+    days: int,
+    out: Path | None,
+    passphrase_file: Path | None,
+    home: Path,
+) -> None:
+    """Have systemd sign a fresh revocation list every day, without a network: for an authority that is not offline.
+
+    \b
+    Example:
+      sudo sovfed authority install-service --home /srv/authority --user authority --out /srv/lists/crl.pem
+    """
+    from sovfed.federation.host.quiet import python_command
+    from sovfed.federation.host.service_options import carry_out
+    from sovfed.federation.host.units import daily
+
+    command = python_command("sovfed", "authority", "crl", "--days", str(days), "--home", str(home))
+    more = f"LoadCredential={CREDENTIAL}:{passphrase_file.absolute()}\n" if passphrase_file else ""
+    if out is not None:
+        command += ["--out", str(out.absolute())]
+        more += f"ReadWritePaths={out.absolute().parent}\n"
+    carry_out(daily("authority", home, command, user=user, name=name, more=more), folder, start=start, show=show)
 
 
 @cli.command()
@@ -203,7 +244,7 @@ def show(as_json: bool, home: Path) -> None:
 
 def _passphrase(ask: bool, *, confirm: bool = False) -> bytes | None:
     """The passphrase from the environment or, if asked for, from the terminal."""
-    text = os.environ.get(ENVIRONMENT, "")
+    text = os.environ.get(ENVIRONMENT, "") or _credential()
     if not text and ask:
         text = click.prompt("Passphrase of the root key", hide_input=True, confirmation_prompt=confirm)
     return text.encode() or None
@@ -212,6 +253,13 @@ def _passphrase(ask: bool, *, confirm: bool = False) -> bytes | None:
 def passphrase_for(home: Path) -> bytes | None:
     """The passphrase of the root key in `home`, asked for if that needs one."""
     return _passphrase(b"ENCRYPTED" in (home / "root.key").read_bytes())
+
+
+def _credential() -> str:
+    """The passphrase that systemd hands to the service of `install-service`; "" without one."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    path = Path(folder) / CREDENTIAL
+    return path.read_text(encoding="utf-8").rstrip("\n") if folder and path.exists() else ""
 
 
 def _is_serial(home: Path, target: str) -> bool:

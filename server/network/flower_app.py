@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.wire.loopback import ensure_secret
 from sovfed.server.network import state_db
+from sovfed.server.network.state_migration import keep_copy_before_change
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -95,6 +96,7 @@ def create_flower_app(config: SuperLinkLifespanConfig) -> FastAPI:
     check_flower(config)
     use_agency_object_store()
     state_db.prepare(Path(config.database))
+    keep_copy_before_change(Path(config.database))
     state_db.use_patient_pragmas()
     state_db.use_long_leases()
     app = create_app(config, SuperLinkLifespan)

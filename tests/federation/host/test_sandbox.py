@@ -351,3 +351,33 @@ def test_what_is_missing_is_said() -> None:
     assert Isolation(files="Landlock 4", processes="seccomp", records="/r lies there").sentence() == (
         "network, own files only (Landlock 4), can read the records: /r lies there"
     )
+
+
+def test_a_process_with_a_network_can_be_kept_from_the_machine_s_daemons(tmp_path: Path) -> None:
+    """As the gateway of a cluster's institution, which must not ask the scheduler for a job that reads the records."""
+    program = """
+import socket, sys
+from sovfed.federation.host import sandbox
+sandbox.seal(sandbox.system_rules(), network=True, local=False)
+for family in (socket.AF_UNIX, socket.AF_INET):
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as made:
+            made.connect(sys.argv[1] if family == socket.AF_UNIX else ("127.0.0.1", int(sys.argv[2])))
+        print("done")
+    except OSError as error:
+        print(error.strerror)
+first, second = socket.socketpair()  # of its own, as event loops have
+first.close(), second.close()
+"""
+    with socket.socket(socket.AF_UNIX) as local, socket.socket() as network:
+        local.bind(str(tmp_path / "daemon"))
+        network.bind(("127.0.0.1", 0))
+        for listener in (local, network):
+            listener.listen()
+        port = network.getsockname()[1]
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / "daemon"), str(port)],
+            env={**quiet_environment(), "PYTHONPATH": path}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    assert done.stdout.splitlines() == ["Address family not supported by protocol", "done"]

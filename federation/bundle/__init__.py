@@ -1,0 +1,1 @@
+"""One signed file with all that a machine without a network needs: made, checked, installed, taken back."""

@@ -1,0 +1,58 @@
+"""Flower's database across its versions: a copy before a change, and a clear word where an older Flower meets it."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from flwr.supercore.state.alembic.utils import FLWR_STATE_BASELINE_REVISION
+
+from sovfed.federation.errors import ServiceError
+from sovfed.server.network.state_migration import _known, keep_copy_before_change
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "state.db"
+
+
+def at(database: Path, revision: str) -> None:
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        connection.execute("INSERT INTO alembic_version VALUES (?)", (revision,))
+        connection.execute("CREATE TABLE node (id INTEGER)")
+        connection.execute("INSERT INTO node VALUES (7)")
+
+
+def test_the_installed_flower_has_one_latest_revision() -> None:
+    known, latest = _known()
+    assert latest in known
+    assert FLWR_STATE_BASELINE_REVISION in known
+
+
+def test_a_new_database_and_one_of_this_version_need_no_copy(database: Path) -> None:
+    database.touch()
+    assert keep_copy_before_change(database) is None
+    at(database, _known()[1])
+    assert keep_copy_before_change(database) is None
+    assert [path.name for path in database.parent.iterdir()] == ["state.db"]
+
+
+def test_one_that_will_be_changed_is_copied_for_us_alone(database: Path) -> None:
+    at(database, FLWR_STATE_BASELINE_REVISION)
+    for _ in range(2):  # also where a start was interrupted
+        copy = keep_copy_before_change(database)
+        assert copy == database.with_name(f"state.db.{FLWR_STATE_BASELINE_REVISION}")
+        assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+        with closing(sqlite3.connect(copy)) as connection:
+            assert connection.execute("SELECT id FROM node").fetchall() == [(7,)]
+
+
+def test_one_that_a_newer_flower_changed_is_refused_with_the_way_back(database: Path) -> None:
+    at(database, "ffffffffffff")
+    (database.parent / "state.db.before").touch()
+    with pytest.raises(ServiceError, match=r"newer Flower \(revision ffffffffffff.*state\.db\.before"):
+        keep_copy_before_change(database)
