@@ -12,6 +12,7 @@ import click
 
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.text import cell, visible
+from sovfed.server.cli.console import console
 
 HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
@@ -44,6 +45,9 @@ def cli() -> None:
       sovfed server init server.crl_source=/srv/authority/crl.pem (looked at while the server runs)
     """
     os.umask(0o077)  # databases and logs that libraries make are the owner's too
+
+
+cli.add_command(console)
 
 
 @cli.command()
@@ -167,11 +171,13 @@ def status(home: Path, as_json: bool) -> None:
     """Show the server's processes and the institutions that are connected (exit code 4: not running)."""
     from sovfed.federation.host.processes import read_status
     from sovfed.server.home import load_settings
+    from sovfed.server.runs.awaiting import waiting_runs
     from sovfed.server.runs.control import ControlClient
 
     server_status = read_status(home)
     control = ControlClient(home, load_settings(home).server.control_port)
     nodes = control.list_nodes() if control.alive() else []
+    waiting = waiting_runs(home, nodes)
     if as_json:
         click.echo(
             json.dumps(
@@ -180,6 +186,7 @@ def status(home: Path, as_json: bool) -> None:
                     if server_status
                     else [],
                     "institutions": [{"name": n.name, "status": n.status, "node_id": n.node_id} for n in nodes],
+                    "waiting": {name: lines for name, _, lines in waiting},
                 },
                 indent=2,
             )
@@ -195,6 +202,8 @@ def status(home: Path, as_json: bool) -> None:
         for node in nodes:
             institutions.add_row(cell(node.name), cell(node.status), str(node.node_id))
         Console().print(processes, institutions)
+        for name, state, lines in waiting:
+            click.echo("\n  ".join([f"run {visible(name)}: {state}", *map(visible, lines)]))
     if server_status is None:
         raise ServiceError(f"the server at {home} is not running; `sovfed server up --home {home}` starts it")
 
@@ -227,7 +236,9 @@ def invite(name: str, out: Path | None, home: Path) -> None:
 @JSON
 def requests(home: Path, as_json: bool) -> None:
     """List the certificate requests that wait for the authority."""
-    paths = sorted((home / "registry" / "requests").glob("*.csr"))
+    from sovfed.server.registry.enrolment import waiting_requests
+
+    paths = waiting_requests(home)
     if as_json:
         click.echo(json.dumps([str(path) for path in paths]))
     else:
@@ -262,7 +273,7 @@ def remove(name: str, home: Path) -> None:
 
 
 @cli.command()
-@click.argument("name", type=click.Choice(["superlink", "registry", "executor", "mlflow"]))
+@click.argument("name", type=click.Choice(["superlink", "registry", "executor", "mlflow", "console"]))
 @click.option("--lines", default=50, show_default=True, help="How many of the last lines.")
 @HOME
 def logs(name: str, lines: int, home: Path) -> None:

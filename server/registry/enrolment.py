@@ -178,6 +178,11 @@ def members(home: Path) -> list[Member]:
     return [Member(row["name"], int(row["node_id"]), row["certificate"]) for row in rows]
 
 
+def waiting_requests(home: Path) -> list[Path]:
+    """The requests that wait for the authority's signature, by name."""
+    return sorted((home / "registry" / "requests").glob("*.csr"))
+
+
 def wait_for_request(home: Path, name: str, timeout_s: float) -> bytes:
     """The signing request (PEM) of `name` once it has come in; ServiceError after `timeout_s`."""
     deadline, path = time.monotonic() + timeout_s, _request_path(home, check_institution_name(name))
