@@ -81,7 +81,7 @@ def own(clinics: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loc
         federation.start_agency()
         federation.enrol()
         for clinic in federation.institutions:
-            keep_task(federation.client_home(clinic.name), clinics / "heads.yaml")
+            keep_task(federation.client_home(clinic.name), str(clinics / "heads.yaml"))
             allow_task(federation.client_home(clinic.name), clinics / "heads.yaml")
         federation.start_institutions()
         yield federation
