@@ -17,7 +17,7 @@ from tests.deploy.conftest import finished, make_config, make_federation, summar
 
 from sovfed.cli import cli
 from sovfed.clients.cli.use import cli as model
-from sovfed.clients.home.own_tasks import allow_task
+from sovfed.clients.home.own_tasks import allow_task, keep_task
 from sovfed.federation.compose import compose
 from sovfed.server.runs import folders
 from sovfed.simulations.deployment import LocalFederation
@@ -81,6 +81,7 @@ def own(clinics: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loc
         federation.start_agency()
         federation.enrol()
         for clinic in federation.institutions:
+            keep_task(federation.client_home(clinic.name), str(clinics / "heads.yaml"))
             allow_task(federation.client_home(clinic.name), clinics / "heads.yaml")
         federation.start_institutions()
         yield federation
