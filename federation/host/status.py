@@ -53,7 +53,7 @@ class Status:
     @property
     def waits(self) -> bool:
         """Whether a process waits for what comes by itself."""
-        return any(process.exit_code == WAITS and process.state != "ready" for process in self.processes)
+        return any(process.exit_code == WAITS and process.reason for process in self.processes)
 
     @property
     def complaints(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""One side of a federation by another clock, which can be set while its processes run (libfaketime)."""
+"""One side of a federation by another clock (libfaketime), until it is started again by the right one."""
 
 from __future__ import annotations
 
@@ -55,18 +55,17 @@ def play(field: Field, owner: str, offset: str, faketime: Path) -> None:
             name, watch = field.runs.begin(field.changed(start_cohort=0))
             field.require_finished(name, watch)
             require(not field.took_part(name, owner), f"{owner} took part by a wrong clock")
-        stamp.write_text("+0")
-        field.machine.settle(SAID_S, but=owner)
-        name, watch = field.runs.begin(field.config)
-        field.require_finished(name, watch)
-        if owner != AGENCY:
-            require(bool(field.took_part(name, owner)), f"{owner} is not back, by a clock that is right again")
     finally:
         supervisor.stop()
         thread.join()
         stamp.unlink()
         service = field.machine.services[owner] = Service(home, "server" if owner == AGENCY else "client")
         service.start()
+    field.machine.settle(SAID_S)
+    name, watch = field.runs.begin(field.config)
+    field.require_finished(name, watch)
+    if owner != AGENCY:
+        require(bool(field.took_part(name, owner)), f"{owner} is not back, by a clock that is right again")
 
 
 def _processes(home: Path, owner: str) -> list[Process]:
@@ -82,10 +81,9 @@ def _by(process: Process, stamp: Path, faketime: Path) -> Process:
 
 
 def environment(stamp: Path, faketime: Path) -> dict[str, str]:
-    """What has a process go by the clock whose offset ("+1d") the file `stamp` says at every moment."""
+    """What has a process go by the clock whose offset ("+1d") the file `stamp` says."""
     return {
         "LD_PRELOAD": str(faketime), "FAKETIME_TIMESTAMP_FILE": str(stamp), "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }  # fmt: skip
 
 
