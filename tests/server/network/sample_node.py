@@ -22,7 +22,8 @@ def main() -> None:
     parser.add_argument("--address", required=True)
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
-    use_client_certificate(Presented(*(options.folder / name for name in ("cert.pem", "key.pem", "root.pem"))))
+    folder: Path = options.folder
+    use_client_certificate(Presented(folder / "cert.pem", folder / "key.pem", folder / "root.pem"))
     key = cast(
         ec.EllipticCurvePrivateKey, load_pem_private_key((options.folder / "node_key.pem").read_bytes(), password=None)
     )
