@@ -81,7 +81,7 @@ def test_the_two_wheels_hold_every_module_and_configuration_file_once(
 ) -> None:
     package = _package(wheel) + _package(bench)
     assert len(package) == len(set(package))
-    assert set(package) == expected()
+    assert set(package) == expected() | {"sovfed/federation/bundle/Containerfile"}
 
 
 def test_benchmarks_and_attacks_are_in_the_second_and_nothing_else_is(
