@@ -19,6 +19,11 @@ _USER: Final = re.compile(r"(\w+://)[^\s'\"]*@")  # a password may hold all but 
 _QUERY: Final = re.compile(r"(\w+://[^\s'\"?]*)\?[^\s'\"]*")
 ARCHIVE: Final = ".sovtask"  # how the name of a task's archive ends
 PIPE_WIDTH: Final = 160  # of tables, where no terminal says how wide it is
+_PLAINLY: Final = {  # what our own output says beyond ASCII, for a terminal that cannot show it
+    "–": "-", "…": "...", "ε": "epsilon", "δ": "delta", "σ": "sigma", "Σ": "sum", "√": "sqrt", "∞": "inf", "·": "*",
+    "×": "x", "±": "+-", "≤": "<=", "≥": ">=", "≈": "~", "→": "->", "←": "<-", "✓": "ok", "✗": "x", "•": "*", "“": '"',
+    "”": '"', "‘": "'", "’": "'", "²": "^2", "µ": "u", "μ": "mu", "λ": "lambda", "░": " ", "█": "#",
+}  # fmt: skip
 _STEERING: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, bidirectional, line ends
 
 
@@ -43,6 +48,23 @@ def visible(text: str, keep: str = "\t") -> str:
         else character
         for character in text
     )
+
+
+def in_other_words(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of `codecs`: what an encoding lacks in ASCII, else as its escape. It never fails to encode."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    words = (_PLAINLY.get(character) or _drawn(character) for character in text)
+    return "".join(words), error.end
+
+
+def _drawn(character: str) -> str:
+    """A line of a table or a bar by one of ASCII, anything else as its escape."""
+    name = unicodedata.name(character, "")
+    if name.startswith("BOX DRAWINGS"):
+        return "|" if "VERTICAL" in name and "HORIZONTAL" not in name else "-" if name.endswith("HORIZONTAL") else "+"
+    return character.encode("ascii", "backslashreplace").decode("ascii")
 
 
 def plain_name(text: str) -> str:

@@ -7,6 +7,7 @@ where `tracking.serve` asks for it, MLflow's page on the loopback.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from sovfed.federation.addresses import host_port
 from sovfed.federation.config import ServerConfig, TrackingConfig
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.host.ports import check_ports
-from sovfed.federation.host.processes import Process, Supervisor, listening, start_detached
+from sovfed.federation.host.processes import Process, Supervisor, listening, read_status, start_detached
 from sovfed.federation.host.pulse import pulse_file
 from sovfed.federation.host.quiet import TRACKING, python_command, quiet_environment
 from sovfed.federation.host.settings import settings_file
@@ -43,6 +44,11 @@ def processes(home: Path, config: ServerConfig, tracking: TrackingConfig) -> lis
         port = tracking.serve_port
         page = listening(("127.0.0.1", port))
         listed.append(Process("mlflow", mlflow_command(home, port), env, page, START_TIMEOUT_S, optional=True))
+    if config.console_port:
+        command = python_command("sovfed.server.console.process", "--home", str(home))
+        host = "127.0.0.1" if config.console_host == "0.0.0.0" else config.console_host  # noqa: S104
+        page = listening((host, config.console_port))
+        listed.append(Process("console", command, env, page, START_TIMEOUT_S, optional=True))
     return listed
 
 
@@ -65,7 +71,20 @@ def make_supervisor(home: Path) -> Supervisor:
                 "then `sovfed server certificate CERT ROOT CRL`"
             )
     check_ports(home, home / SETTINGS, _ports(settings.server))
-    return Supervisor(home, processes(home, settings.server, settings.tracking))
+    return Supervisor(
+        home, processes(home, settings.server, settings.tracking), settings.server.log_format,
+        watch(home, settings.server),
+    )  # fmt: skip
+
+
+def watch(home: Path, config: ServerConfig) -> AbstractContextManager[object] | None:
+    """`/metrics` and `/health` of the agency, if `server.watch_port` asks for them."""
+    if not config.watch_port:
+        return None
+    from sovfed.federation.host.watch import Watch, health_of
+    from sovfed.server.metrics import agency_metrics
+
+    return Watch(config.watch_port, lambda: health_of(read_status(home)), lambda: agency_metrics(home))
 
 
 def _ports(config: ServerConfig) -> dict[str, tuple[str, int]]:
@@ -74,6 +93,8 @@ def _ports(config: ServerConfig) -> dict[str, tuple[str, int]]:
         f"server.{name}": (config.host, getattr(config, name)) for name in ("fleet_port", "enrolment_port", "lane_port")
     }
     ports["server.control_port"] = ("127.0.0.1", config.control_port)
+    if config.watch_port:
+        ports["server.watch_port"] = ("127.0.0.1", config.watch_port)
     return ports
 
 

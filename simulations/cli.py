@@ -179,10 +179,9 @@ class _RoundsBar:
     """A progress bar that each round advances."""
 
     def __init__(self, console: Console, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from sovfed.server.cli.run import rounds_bar
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=console)
+        self._progress = rounds_bar(console)
         self._total = total
 
     def __enter__(self) -> Any:

@@ -149,7 +149,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 OWN_OR_PEERS = {"sovfed", "_typeshed", "pfl"}  # pfl-research, where it is measured, has an environment of its own
 NAMES = {
     "google": "protobuf", "grpc": "grpcio", "hydra": "hydra-core", "sklearn": "scikit-learn", "yaml": "pyyaml",
-    "dp_accounting": "dp-accounting", "PIL": "pillow",
+    "dp_accounting": "dp-accounting", "PIL": "pillow", "prometheus_client": "prometheus-client",
 }  # fmt: skip
 NOT_EVERYWHERE = {  # libraries of an extra that files of every installation import when they are asked to
     ("clients/cli/ledger.py", "matplotlib"),

@@ -16,7 +16,7 @@ import sovfed
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("clients", "conf", "federation", "server", "simulations")
-DATA = {".yaml", ".proto", ".pyi", ".toml"}
+DATA = {".yaml", ".proto", ".pyi", ".toml", ".html", ".css", ".js", ".svg", ".txt"}
 APART = ("sovfed/simulations/audit/", "sovfed/simulations/benchmarks/")  # in sovfed-bench
 
 

@@ -8,6 +8,8 @@ raise on purpose become one line and an exit code:
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -25,7 +27,7 @@ from sovfed.federation.errors import (
     ServiceError,
     SovfedError,
 )
-from sovfed.federation.text import visible
+from sovfed.federation.text import in_other_words, visible
 
 EXIT_CODES: Final[dict[type[SovfedError], int]] = {
     ConfigError: 2,
@@ -123,6 +125,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     from sovfed.federation.host.quiet import be_quiet
 
     be_quiet()  # before flwr, mlflow or ray is imported
+    _speak_any_encoding()
     arguments = list(sys.argv[1:] if args is None else args)
     try:
         sys.exit(_run(arguments))
@@ -146,6 +149,14 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
+
+
+def _speak_any_encoding() -> None:
+    """Have what a terminal's encoding lacks, as ε or a table's lines, come out in other words: it ends no command."""
+    codecs.register_error("sovfed", in_other_words)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="sovfed")
 
 
 def _advice(error: ModuleNotFoundError, given: Sequence[str]) -> str:

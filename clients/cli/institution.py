@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from sovfed.clients.cli.console import console
 from sovfed.clients.cli.data import check_data
 from sovfed.clients.cli.failures import failures
 from sovfed.clients.cli.home import HOME
@@ -75,6 +76,7 @@ def cli() -> None:
 
 
 cli.add_command(check_data)
+cli.add_command(console)
 cli.add_command(failures)
 cli.add_command(join)
 cli.add_command(ledger)

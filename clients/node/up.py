@@ -16,7 +16,7 @@ from sovfed.clients.home.policy import load_policy
 from sovfed.clients.node.renewal import NEXT_CERTIFICATE, complete
 from sovfed.federation.files import private_directory
 from sovfed.federation.host.ports import check_ports
-from sovfed.federation.host.processes import Process, Supervisor, listening, start_detached
+from sovfed.federation.host.processes import Process, Supervisor, listening, read_status, start_detached
 from sovfed.federation.host.pulse import pulse_file
 from sovfed.federation.host.quiet import python_command, quiet_environment
 from sovfed.federation.host.settings import settings_file
@@ -24,6 +24,7 @@ from sovfed.federation.wire.loopback import ensure_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from sovfed.federation.config import ClientConfig
@@ -62,10 +63,21 @@ def make_supervisor(home: Path, config: ClientConfig | None = None) -> Superviso
         private_directory(home / name)
     for secret in (RUNTIME_SECRET, TASK_SECRET):
         ensure_secret(home / secret)
-    check_ports(home, home / SETTINGS, {"runtime_port": ("127.0.0.1", config.runtime_port)})
+    ports = {"runtime_port": config.runtime_port, "watch_port": config.watch_port}
+    check_ports(home, home / SETTINGS, {name: ("127.0.0.1", port) for name, port in ports.items() if port})
     if config.runtime_port == 0:
         config = dataclasses.replace(config, runtime_port=_free_port())
-    return Supervisor(home, processes(home, config))
+    return Supervisor(home, processes(home, config), config.log_format, watch(home, config))
+
+
+def watch(home: Path, config: ClientConfig) -> AbstractContextManager[object] | None:
+    """`/metrics` and `/health` of the institution, if `watch_port` asks for them."""
+    if not config.watch_port:
+        return None
+    from sovfed.clients.node.metrics import institution_metrics
+    from sovfed.federation.host.watch import Watch, health_of
+
+    return Watch(config.watch_port, lambda: health_of(read_status(home)), lambda: institution_metrics(home))
 
 
 def supervise_detached(home: Path) -> list[str]:

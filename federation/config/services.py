@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PORT_MAX: Final = 65_535
+LOG_FORMATS: Final = ("text", "json")
 MESSAGE_BYTES_MAX: Final = 2**31 - 1  # of one protobuf message
 
 
@@ -29,6 +30,14 @@ class ServerConfig:
     enrolment_port: int = bounded(8444, 0, PORT_MAX, doc="registry's enrolment port (server TLS, one-time token)")
     lane_port: int = bounded(8445, 0, PORT_MAX, doc="registry's lane port (mutual TLS), where models travel")
     control_port: int = bounded(8446, 0, PORT_MAX, doc="SuperLink's Control and Runtime port, on loopback only")
+    watch_port: int = bounded(0, 0, PORT_MAX, doc="port of /metrics and /health, on loopback only; 0 = off")
+    log_format: str = choice("text", LOG_FORMATS, doc="of the lines in logs/; json is one object a line")
+    console_port: int = bounded(0, 0, PORT_MAX, doc="port of the agency's web page; 0 = only by `server console run`")
+    console_host: str = bounded("127.0.0.1", 1, 255, doc="address of that page; any but the loopback has TLS")
+    console_certificate: str | None = bounded(
+        None, 1, 4096, doc="PEM file (absolute) of the page's certificate chain; null = the server's own"
+    )
+    console_key: str | None = bounded(None, 1, 4096, doc="PEM file (absolute) of its key, which only you can read")
     names: tuple[str, ...] = bounded((), doc="DNS names and IP addresses in the server's certificate; [] = host")
     lane_address: str | None = bounded(None, 3, 262, doc="host:port that institutions are told; null = the first name")
     lane: str = choice("auto", ("auto", "stream", "flower"), doc="auto falls back from the stream to Flower's Grid")
@@ -69,9 +78,12 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if 0 < self.start_cohort < self.min_cohort:
             raise ValueError(f"start_cohort {self.start_cohort} is below min_cohort {self.min_cohort}")
-        ports = [port for port in (self.fleet_port, self.enrolment_port, self.lane_port, self.control_port) if port]
+        names = ("fleet_port", "enrolment_port", "lane_port", "control_port", "watch_port", "console_port")
+        ports = [port for name in names if (port := getattr(self, name))]
         if len(set(ports)) < len(ports):
             raise ValueError(f"two services share a port: {ports}")
+        if (self.console_certificate is None) != (self.console_key is None):
+            raise ValueError("console_certificate and console_key go together")
         if self.crl_source is not None and not self.crl_source.startswith("/"):
             raise ValueError(f"crl_source is {self.crl_source!r}, expected an absolute path")
 
@@ -98,6 +110,8 @@ class ClientConfig:
         "environment; direct = none. User and password, if any, in secrets/proxy: user:password",
     )  # fmt: skip
     runtime_port: int = bounded(0, 0, PORT_MAX, doc="SuperNode's Runtime port, on loopback only; 0 = any free port")
+    watch_port: int = bounded(0, 0, PORT_MAX, doc="port of /metrics and /health, on loopback only; 0 = off")
+    log_format: str = choice("text", LOG_FORMATS, doc="of the lines in logs/; json is one object a line")
     device: str = choice("auto", ("auto", "cpu", "cuda", "mps"), doc="auto takes the best; cuda is also ROCm's name")
     precision: str = choice("float32", ("float32", "bf16", "fp16"), doc="arithmetic of local training")
     max_message_bytes: int = bounded(

@@ -58,7 +58,9 @@ def child_environment(env: Mapping[str, str]) -> dict[str, str]:
 class Child:
     """A process and its restarts. Only the supervisor's own thread may call it."""
 
-    def __init__(self, process: Process, logs: Path, wake: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, process: Process, logs: Path, wake: Callable[[], None] = lambda: None, log_format: str = "text"
+    ) -> None:
         self.process, self._home, self._wake = process, logs.parent, wake
         self.state: State = "waiting"
         self.restarts, self.since = 0, time.time()
@@ -69,7 +71,7 @@ class Child:
         self._copier: threading.Thread | None = None
         self._silence: Silence | None = None
         self._pause_s, self._started, self._resume = BACK_OFF_S[0], 0.0, 0.0
-        self.log = Log(logs / f"{process.name}.log")
+        self.log = Log(logs / f"{process.name}.log", form=log_format)
 
     def status(self) -> ProcessStatus:
         pid = self.popen.pid if self.popen is not None and self.state in UP else None

@@ -8,9 +8,11 @@ bounds the rate: refusals are what the other side can cause at will, and must no
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import logging.handlers
 import os
+import re
 import sys
 import threading
 import time
@@ -33,6 +35,9 @@ KIND: Final = (1_000_000, 1_000.0)  # bytes at once, bytes a second: of lines th
 TOTAL: Final = (8_000_000, 2_000.0)  # of all lines: whoever floods needs more than four hours for 40 MB
 MOST: Final = 4_096  # lines, or beginnings of lines, kept in mind
 CHATTY: Final = ("httpx", "httpcore", "mlflow", "alembic")  # at INFO, a line for each call
+_LINE: Final = re.compile(  # as `log_to_stderr` has it, with a coordinator's own time or without
+    r"(?:\S+ \S+ )?(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) (?P<logger>[\w.]+): (?P<message>.*)"
+)
 _STAMP: Final = 28  # bytes that the time adds to a line
 
 
@@ -52,6 +57,18 @@ class OneLine(logging.Formatter):
         return _indented(super().formatStack(stack_info))
 
 
+class JsonRecord(OneLine):
+    """A record as one JSON object: `time` (UTC), `level`, `logger`, `message`, and `traceback` if there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        told = {"time": f"{stamp}.{int(record.msecs):03d}Z", "level": record.levelname, "logger": record.name}
+        told["message"] = visible(record.getMessage(), keep="")[:MESSAGE_LENGTH]
+        if record.exc_info:
+            told["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(told)
+
+
 class _Plain(logging.LogRecord):
     def getMessage(self) -> str:  # noqa: N802
         return visible(super().getMessage(), keep="")
@@ -64,7 +81,7 @@ def log_to_stderr(form: str = "%(levelname)s %(name)s: %(message)s") -> None:
     flower.addHandler = _ignore  # type: ignore[method-assign, assignment]  # it adds a coloured one when imported
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.INFO)
-    handler.setFormatter(OneLine(form))
+    handler.setFormatter(OneLine(form) if form != "json" else JsonRecord())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -156,14 +173,14 @@ def _beginning(line: str) -> str:
 class Log:
     """A child's lines in a file of mode 0600, rotated by size, thinned, each with the time in UTC."""
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic, form: str = "text") -> None:
         self.path = path
         path.touch(mode=0o600)
         self._clock, self._thinning, self._lock = clock, Thinning(), threading.Lock()
         self._handler = _Private(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, delay=True)
         formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(message)s", "%Y-%m-%dT%H:%M:%S")
         formatter.converter = time.gmtime
-        self._handler.setFormatter(formatter)
+        self._handler.setFormatter(formatter if form == "text" else JsonLine(path.stem))
 
     def write(self, line: str) -> None:
         with self._lock:
@@ -189,6 +206,24 @@ class Log:
             if lost and self._handler.lost == lost:  # there is room again
                 self._handler.lost = 0
                 self._handler.handle(logging.makeLogRecord({"msg": f"… {lost} lines could not be written"}))
+
+
+class JsonLine(logging.Formatter):
+    """A line of `process` as one JSON object: `time` (UTC), `process`, `level`, `logger`, `message`.
+
+    A line that no logger wrote, as of a traceback, has neither level nor logger.
+    """
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        told = {"time": f"{stamp}.{int(record.msecs):03d}Z", "process": self._process}
+        line = record.getMessage()
+        parsed = _LINE.fullmatch(line)
+        return json.dumps(told | (parsed.groupdict() if parsed else {"message": line}))
 
 
 class _Private(logging.handlers.RotatingFileHandler):

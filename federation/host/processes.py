@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -49,6 +50,7 @@ from sovfed.federation.host.status import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
 __all__ = [
     "Process", "ProcessStatus", "Status", "Supervisor", "child_environment", "die_with_parent", "exit_code",
@@ -121,13 +123,18 @@ def start_detached(argv: Sequence[str], env: Mapping[str, str], home: Path) -> l
 class Supervisor:
     """Starts `processes` in order, keeps them up, writes `home/status.json`. `home` must be 0700."""
 
-    def __init__(self, home: Path, processes: Sequence[Process]) -> None:
+    def __init__(
+        self, home: Path, processes: Sequence[Process], log_format: str = "text",
+        beside: AbstractContextManager[object] | None = None,
+    ) -> None:  # fmt: skip
+        """`beside` is entered while the processes run."""
         if home.stat().st_mode & 0o077:
             raise ServiceError(f"{home}: mode {home.stat().st_mode & 0o777:04o}, expected 0700")
         self._home, self._stopping = home, threading.Event()
         (home / "logs").mkdir(mode=0o700, exist_ok=True)
         self._wake, self._brisk_until = threading.Event(), 0.0
-        self._children = [Child(process, home / "logs", self._wake.set) for process in processes]
+        self._children = [Child(process, home / "logs", self._wake.set, log_format) for process in processes]
+        self._beside = beside or nullcontext()
         self._thread = threading.Thread(target=self._main, name="supervisor", daemon=True)
         self._since, self._settled, self._problem = time.time(), threading.Event(), ""
         self._written: Status | None = None
@@ -185,7 +192,7 @@ class Supervisor:
 
     def _main(self) -> None:
         try:
-            with supervising(self._home):
+            with supervising(self._home), self._beside:
                 try:
                     self._start_all()
                     if not self._stopping.is_set():

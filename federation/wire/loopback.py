@@ -6,6 +6,7 @@ Both launchers wrap Flower's app in `require_secret`; the secret lies in a 0600 
 
 from __future__ import annotations
 
+import base64
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
@@ -74,5 +75,26 @@ def require_secret(app: ASGIApp, secret: str, exempt: Collection[str] = ("/healt
     def shown(scope: Scope) -> bool:
         values = [value for key, value in scope["headers"] if key == name]
         return len(values) == 1 and compare_digest(values[0], expected)
+
+    return guarded
+
+
+def behind_password(app: ASGIApp, user: str, password: str) -> ASGIApp:
+    """`app` for whoever sends `user` and `password` by HTTP's basic scheme (RFC 7617); 401 for anybody else."""
+    expected = b"Basic " + base64.b64encode(f"{user}:{password}".encode())
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await app(scope, receive, send)
+            return
+        credentials = [value for name, value in scope["headers"] if name == b"authorization"]
+        if scope["type"] == "http" and len(credentials) == 1 and compare_digest(credentials[0], expected):
+            await app(scope, receive, send)
+        elif scope["type"] == "http":
+            headers = [(b"www-authenticate", b'Basic realm="sovfed"'), (b"content-type", b"text/plain")]
+            await send({"type": "http.response.start", "status": 401, "headers": headers})
+            await send({"type": "http.response.body", "body": b"The password is in the home's secrets.\n"})
+        else:
+            await send({"type": "websocket.close", "code": 1008})
 
     return guarded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -29,6 +30,7 @@ HOME: Final = click.option(
 )  # fmt: skip
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 ENDED: Final = ("finished", "failed", "stopped")
+LOOK_S: Final = 5.0  # between two looks at whom a run waits for, where somebody follows it
 
 
 @click.group(name="run")
@@ -82,14 +84,9 @@ def resume(name: str, follow: bool, home: Path, as_json: bool) -> None:
 
     A run that was interrupted (a process or the machine came down) goes on by itself while `sovfed server up` runs.
     """
-    from sovfed.server.runs.folders import read_run, run_folder, start_run, stored_config
-    from sovfed.server.runs.recovery import begin_anew
+    from sovfed.server.runs.recovery import resume_run
 
-    control = _control(home)
-    if read_run(home, name, control)["status"] == "running":
-        raise ConfigError(f"run '{name}' is still running; `sovfed run stop {name}` ends it")
-    begin_anew(run_folder(home, name))
-    start_run(control, home, name, stored_config(home, name), resume=True)
+    resume_run(_control(home), home, name)
     _report(home, name, follow, as_json)
 
 
@@ -144,6 +141,8 @@ def show(name: str, home: Path, as_json: bool) -> None:
     console.print(f"[bold]{cell(name)}[/bold]  {run['status']}  {cell(run['reason'])}")
     if run["presence"]:
         console.print(cell(run["presence"]["sentence"]), soft_wrap=True)
+    for line in _waiting(home, run):
+        console.print(cell(line), soft_wrap=True)
     console.print(round_table(lines[-10:]))
     for sentence in absences(attendance(lines), len(lines)):
         console.print(cell(sentence), soft_wrap=True)
@@ -262,9 +261,12 @@ def _report(home: Path, name: str, follow: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**read_run(home, name, _control(home)), "summary": read_summary(home, name)}, indent=2))
     if run["status"] != "finished":
-        raise SovfedError(  # exit code 1: the service is there, the work failed
-            f"run '{name}' {run['status']}: {run['reason']}; once that is mended, `sovfed run resume {name}` goes on"
+        then = (
+            f"once that is mended, `sovfed run resume {name}{_option(home)}` goes on"
+            if run["resumable"]
+            else "to go on with it would end in the same way: start another run, with other settings"
         )
+        raise SovfedError(f"run '{name}' {run['status']}: {run['reason']}; {then}")  # the work failed, exit code 1
     if as_json:
         return
     click.echo(f"finished; `sovfed run show {name}` tells more")
@@ -292,29 +294,56 @@ def watch(home: Path, name: str, quiet: bool = False) -> dict[str, Any]:
 
     control = ControlClient(home, load_settings(home).server.control_port)
     console = Console(quiet=quiet)
-    with _progress(console) as progress:
-        bar = progress.add_task("waiting for institutions", total=None)
-        missing: dict[str, float] = {}
+    told, looked, printed = list[str](), 0.0, ""
+    with rounds_bar(console) as progress:
+        shown = progress.add_task("waiting for institutions", total=None)
         while True:
             run, lines = read_run(home, name, control), read_rounds(run_folder(home, name))
-            if lines:
-                progress.update(bar, total=run["rounds"], completed=len(lines), description=round_text(lines[-1]))
-            elif run["presence"]:
-                progress.update(bar, description=f"waiting for institutions: {run['presence']['sentence']}")
-            if lines and run["presence"] and run["presence"]["missing"] != missing:
-                missing = run["presence"]["missing"]
-                progress.console.print(cell(run["presence"]["sentence"]), soft_wrap=True)
+            if time.monotonic() - looked > LOOK_S and run["status"] not in ENDED:
+                told, looked = _waiting(home, run, control), time.monotonic()
+                words = re.sub(r"\d+", "", " ".join(told))  # which seconds alone have changed is no news to a pipe
+                if not console.is_terminal and words not in ("", printed):
+                    console.print("\n".join(map(cell, told)), soft_wrap=True)
+                    printed = words
+            text = round_text(lines[-1]) if lines else "no round is done yet"
+            present = [run["presence"]["sentence"]] if run["presence"] else []
+            description = "\n".join(map(cell, [text, *present, *told]))
+            progress.update(shown, total=run["rounds"], completed=len(lines), description=description)
             if run["status"] in ENDED:
                 return run
             time.sleep(0.3)
 
 
-def _progress(console: Any) -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+def _waiting(home: Path, run: dict[str, Any], control: ControlClient | None = None) -> list[str]:
+    """What an active run waits for, since when and why."""
+    from sovfed.server.runs.awaiting import nodes_of, why_waiting
+    from sovfed.server.runs.folders import ACTIVE, run_folder
 
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    if run["status"] not in ACTIVE:
+        return []
+    return why_waiting(run, run_folder(home, run["name"]), nodes_of(control or _control(home, required=False)))
+
+
+def rounds_bar(console: Any) -> Progress:
+    """A bar with rounds, time and time left under a text of any length: both are whole at 80 columns."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class Stacked(Progress):
+        def get_renderables(self) -> Any:
+            for task in self.tasks:
+                yield Text.from_markup(task.description, overflow="fold")
+            yield self.make_tasks_table(self.tasks)
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Stacked(*columns, console=console)
 
 
 def round_text(line: dict[str, Any]) -> str:
@@ -328,9 +357,11 @@ def round_text(line: dict[str, Any]) -> str:
 
 
 def round_table(lines: list[dict[str, Any]]) -> Any:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table("round", "institutions", "train loss", "held-out", "seconds", "overhead s", "kB up")
+    headings = ("round", "sites", "loss", "held out", "seconds", "overhead", "kB up")  # whole at 80 columns
+    table = Table(*headings, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for line in lines:
         metrics = "  ".join(f"{k} {v:.3f}" for k, v in line["metrics"].items() if k in TOLD)
         table.add_row(

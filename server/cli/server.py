@@ -12,6 +12,7 @@ import click
 
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.text import cell, visible
+from sovfed.server.cli.console import console
 
 HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
@@ -47,6 +48,9 @@ def cli() -> None:
       sovfed server init server.crl_source=/srv/authority/crl.pem (looked at while the server runs)
     """
     os.umask(0o077)  # databases and logs that libraries make are the owner's too
+
+
+cli.add_command(console)
 
 
 @cli.command()
@@ -171,11 +175,13 @@ def status(home: Path, as_json: bool) -> None:
     from sovfed.federation.host.processes import read_status
     from sovfed.server.home import load_settings
     from sovfed.server.registry.enrolment import waiting
+    from sovfed.server.runs.awaiting import waiting_runs
     from sovfed.server.runs.control import ControlClient
 
     server_status = read_status(home)
     control = ControlClient(home, load_settings(home).server.control_port)
     nodes = control.list_nodes() if control.alive() else []
+    runs_waiting = waiting_runs(home, nodes)
     if as_json:
         click.echo(
             json.dumps(
@@ -188,6 +194,7 @@ def status(home: Path, as_json: bool) -> None:
                         {**dataclasses.asdict(entry), "path": str(entry.path or "")} for entry in waiting(home)
                     ],
                     "fingerprints": _fingerprints(home),
+                    "runs_waiting": {name: lines for name, _, lines in runs_waiting},
                 },
                 indent=2,
             )
@@ -206,6 +213,8 @@ def status(home: Path, as_json: bool) -> None:
         fingerprints = (f"{what}: {digest}" for what, digest in _fingerprints(home).items())
         for line in (*server_status.complaints, *_waiting_lines(home), *fingerprints):
             click.echo(line)
+        for name, state, lines in runs_waiting:
+            click.echo("\n  ".join([f"run {visible(name)}: {state}", *map(visible, lines)]))
     if server_status is None:
         raise ServiceError(f"the server at {home} is not running; `sovfed server up --home {home}` starts it")
 
@@ -316,7 +325,7 @@ def remove(name: str, home: Path) -> None:
 
 
 @cli.command()
-@click.argument("name", type=click.Choice(["superlink", "registry", "executor", "mlflow"]))
+@click.argument("name", type=click.Choice(["superlink", "registry", "executor", "mlflow", "console"]))
 @click.option("--lines", default=50, show_default=True, help="How many of the last lines.")
 @HOME
 def logs(name: str, lines: int, home: Path) -> None:

@@ -258,6 +258,11 @@ def _waiting(home: Path, row: sqlite3.Row) -> Waiting:
     return Waiting(row["name"], "waiting" if row["certificate"] is None else "renewal", row["since"], key, path)
 
 
+def waiting_requests(home: Path) -> list[Path]:
+    """The requests that wait for the authority's signature, by name."""
+    return sorted((home / "registry" / "requests").glob("*.csr"))
+
+
 def wait_for_request(home: Path, name: str, timeout_s: float) -> bytes:
     """The signing request (PEM) of `name` once it has come in; ServiceError after `timeout_s`."""
     deadline, path = time.monotonic() + timeout_s, _request_path(home, check_institution_name(name))

@@ -27,6 +27,7 @@ from sovfed.server.rounds.aggregation import ask
 
 log = logging.getLogger(__name__)
 FILE: Final = "ledger-heads.json"
+BEHIND: Final = "ledgers-behind.json"
 TIMEOUT_S: Final = 30.0
 EVERY_ROUNDS: Final = 20  # so many rounds at most of a ledger that is rolled back within a run stay unnoticed
 FAILURES: Final = 3  # in a row, after which an institution that does not agree is asked as rarely as the others
@@ -81,6 +82,7 @@ class LedgerHeads:
             node: agreed.get(node, head) for node, head in reported.items() if node not in behind or node in agreed
         }
         self._keep({institutions[node]: head for node, head in newest.items()}, known)
+        note_behind(self._path.parent, *({institutions[node] for node in nodes} for nodes in (reported, newest)))
         signed = self._ask(grid, run, newest, institutions)
         for node in institutions:
             self._failed[node] = 0 if node in signed else self._failed.get(node, 0) + 1
@@ -149,6 +151,22 @@ class LedgerHeads:
                     known[name] = head
             text = json.dumps({name: asdict(head) for name, head in known.items()}, indent=2, sort_keys=True)
             write_private(self._path, text.encode())
+
+
+def behind(home: Path) -> list[str]:
+    """The institutions whose ledger lacks a head that they signed, as the agency saw when it asked last."""
+    try:
+        return [str(name) for name in json.loads((home / BEHIND).read_text())]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def note_behind(home: Path, asked: Collection[str], sound: Collection[str]) -> None:
+    """Keep, of those `asked`, the ones that are not `sound` as behind, for whoever watches the agency."""
+    before = set(behind(home))
+    now = (before - set(asked)) | (set(asked) - set(sound))
+    if now != before:
+        write_private(home / BEHIND, json.dumps(sorted(now)).encode())
 
 
 def names_of(grid: StreamingGrid) -> dict[int, str]:

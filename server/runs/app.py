@@ -20,17 +20,29 @@ from flwr.serverapp.grid import Grid
 from flwr.supercore.run import RunNotRunningException
 
 from sovfed.federation.config import Config, stored
-from sovfed.federation.errors import CohortError, DeclinedError, IdentityError, LostError, ServiceError, SovfedError
+from sovfed.federation.errors import (
+    CohortError,
+    ConfigError,
+    DeclinedError,
+    IdentityError,
+    LostError,
+    PrivacyError,
+    ServiceError,
+    SovfedError,
+    TrainingError,
+)
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.pulse import Pulse
 from sovfed.federation.secagg.files import FollowingIdentity
 from sovfed.federation.wire.flower import FlowerGrid, StreamingGrid
+from sovfed.server.home import load_settings
 from sovfed.server.network.grid import open_stream_grid
 from sovfed.server.network.presence import Awaited, Presence, write_presence
 from sovfed.server.own_tasks import require_reviewed
 from sovfed.server.registry.enrolment import members
 from sovfed.server.rounds.coordinator import coordinate
 from sovfed.server.rounds.ledger_heads import LedgerHeads
+from sovfed.server.runs.awaiting import Attentive
 from sovfed.server.runs.curves import read_rounds
 from sovfed.server.runs.folders import (
     ACTIVE,
@@ -47,6 +59,8 @@ from sovfed.server.runs.serverapp_runner import DROPPED, Stopped, run
 from sovfed.server.runs.tracking import Tracker
 
 log = logging.getLogger(__name__)
+SAME_AGAIN: Final = (ConfigError, PrivacyError, TrainingError)  # for its settings or its model: a resumed run has both
+LINE: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 SETTLE_S: Final = 1.0  # institutions that connect this soon after the minimum cohort still make round 1
 
 
@@ -77,6 +91,7 @@ def serve_run(base: Grid, spec: dict[str, Any], home: Path) -> None:
             raise
         except BaseException as error:
             reason = str(error) if isinstance(error, SovfedError) else type(error).__name__
+            state["resumable"] = not isinstance(error, SAME_AGAIN)
             _ended(folder, home, state, INTERRUPTED if _passes(error, folder, resume) else "failed", reason)
             tracker.note({"failure": reason[:500]})
             tracker.finish("FAILED", [], register=False)
@@ -104,7 +119,8 @@ def _passes(error: BaseException, folder: Path, resume: bool) -> bool:
 
 def _train(base: Grid, config: Config, home: Path, folder: Path, tracker: Tracker, resume: bool) -> None:
     identity = FollowingIdentity(home / "identity") if config.secagg.enabled else None
-    grid, transport = connect(base, config, home, folder)
+    lane, transport = connect(base, config, home, folder)
+    grid = Attentive(lane, folder, config.server.min_cohort)
     try:
         coordinate(
             grid, config, run=str(base.run.run_id), folder=folder, transport=transport,
@@ -175,6 +191,14 @@ def _wait_for_cohort(base: Grid, config: Config) -> list[Any]:
         time.sleep(0.1)
 
 
+def _log_form(home: Path) -> str:
+    """How a line of the coordinator's own log is made; `server.log_format` chooses."""
+    try:
+        return "json" if load_settings(home).server.log_format == "json" else LINE
+    except SovfedError:
+        return LINE
+
+
 def main() -> int:
     """Entry of `python -m sovfed.server.runs.app`; the process's exit code."""
     parser = argparse.ArgumentParser(description="sovfed coordinator (started by the executor, not by hand)")
@@ -182,7 +206,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True)
     args = parser.parse_args()
     os.umask(0o077)
-    log_to_stderr("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(_log_form(args.home))
     token = json.loads(sys.stdin.readline())["token"]
     return run(args.home, args.port, token, lambda grid, context, spec: serve_run(grid, spec, args.home))
 

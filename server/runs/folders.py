@@ -171,12 +171,21 @@ def read_run(home: Path, name: str, control: ControlClient | None = None) -> dic
         "status": status,
         "reason": reason,
         "rounds": state["config"]["rounds"],
+        "min_cohort": state["config"]["server"]["min_cohort"],
         "rounds_done": lines[-1]["round"] if lines else 0,
+        "round_deadline_s": state["config"]["server"]["round_deadline_s"],
+        "epsilon": _epsilon(state["config"]["privacy"]),
         "institutions": len(lines[-1]["participants"]) if lines else 0,
         "started": state["started"],
+        "resumable": status in (*ACTIVE, "failed", "stopped") and bool(state.get("resumable", True)),
         "flower_run_id": state["flower_run_id"],
         "presence": None if presence is None else {**asdict(presence), "sentence": presence.sentence()},
     }
+
+
+def _epsilon(privacy: dict[str, Any]) -> float | None:
+    """ε that the run is planned for; None of one without privacy."""
+    return float(privacy["epsilon"]) if privacy["mechanism"] != "none" else None
 
 
 def _is_over(control: ControlClient | None, state: dict[str, Any]) -> bool:

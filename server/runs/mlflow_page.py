@@ -8,8 +8,6 @@ MLflow's `basic-auth` app, which guards the routes that it knows: a new version'
 from __future__ import annotations
 
 import argparse
-import base64
-import hmac
 import os
 import sys
 from pathlib import Path
@@ -18,31 +16,10 @@ from typing import Final
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent
 from sovfed.federation.host.quiet import be_quiet
-from sovfed.federation.wire.loopback import ASGIApp, Receive, Scope, Send, ensure_secret
+from sovfed.federation.wire.loopback import behind_password, ensure_secret
 
 USER: Final = "agency"
 PASSWORD: Final = Path("secrets") / "mlflow.password"
-
-
-def behind_password(app: ASGIApp, password: str) -> ASGIApp:
-    """`app` for whoever sends USER and `password` by HTTP's basic scheme (RFC 7617); 401 for anybody else."""
-    expected = b"Basic " + base64.b64encode(f"{USER}:{password}".encode())
-
-    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await app(scope, receive, send)
-            return
-        credentials = [value for name, value in scope["headers"] if name == b"authorization"]
-        if scope["type"] == "http" and len(credentials) == 1 and hmac.compare_digest(credentials[0], expected):
-            await app(scope, receive, send)
-        elif scope["type"] == "http":
-            headers = [(b"www-authenticate", b'Basic realm="sovfed"'), (b"content-type", b"text/plain")]
-            await send({"type": "http.response.start", "status": 401, "headers": headers})
-            await send({"type": "http.response.body", "body": b"The password is in the agency's home.\n"})
-        else:
-            await send({"type": "websocket.close", "code": 1008})
-
-    return guarded
 
 
 def settings(home: Path) -> dict[str, str]:
@@ -79,8 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     from mlflow.server.fastapi_app import app
 
     uvicorn.run(
-        behind_password(app, password), host="127.0.0.1", port=options.port, access_log=False, server_header=False,
-        log_config=None, ws="none",
+        behind_password(app, USER, password), host="127.0.0.1", port=options.port, access_log=False,
+        server_header=False, log_config=None, ws="none",
     )  # fmt: skip
     return 0
 

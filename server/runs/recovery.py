@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.federation.errors import SovfedError
+from sovfed.federation.errors import ConfigError, SovfedError
 from sovfed.federation.files import write_private
 from sovfed.federation.host.pulse import HANG_S, Silence
 from sovfed.server.runs.coordinators import COORDINATOR, coordinator_of, send
@@ -27,8 +27,10 @@ from sovfed.server.runs.folders import (
     STATE,
     STOPPING,
     is_held,
+    read_run,
     read_state,
     read_summary,
+    run_folder,
     start_run,
     stored_config,
     write_state,
@@ -145,6 +147,14 @@ def end_coordinators(home: Path, module: str, timeout_s: float) -> None:
         if pid:
             log.warning("run %s: coordinator killed", folder.name)
             send(pid, signal.SIGKILL)
+
+
+def resume_run(control: ControlClient, home: Path, name: str) -> int:
+    """Go on with a run that failed or was stopped, because a person asks. Raises ConfigError if it runs or cannot."""
+    if read_run(home, name, control)["status"] == "running":
+        raise ConfigError(f"run '{name}' is still running; `sovfed run stop {name}` ends it")
+    begin_anew(run_folder(home, name))
+    return start_run(control, home, name, stored_config(home, name), resume=True)
 
 
 def begin_anew(folder: Path) -> None:

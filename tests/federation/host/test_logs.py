@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -10,7 +11,18 @@ from pathlib import Path
 import pytest
 
 from sovfed.federation.host.child import Child, Process
-from sovfed.federation.host.logs import LOG_BYTES, LOG_FILES, MOST, REPEATS, TOTAL, WINDOW_S, Log, OneLine, Thinning
+from sovfed.federation.host.logs import (
+    LOG_BYTES,
+    LOG_FILES,
+    MOST,
+    REPEATS,
+    TOTAL,
+    WINDOW_S,
+    JsonRecord,
+    Log,
+    OneLine,
+    Thinning,
+)
 from sovfed.federation.host.quiet import quiet_environment
 
 FORGED = "x\nINFO sovfed.clients.lane: run 7, round 1: 0 records"
@@ -202,3 +214,28 @@ def test_a_log_that_cannot_be_written_is_one_warning_and_goes_on(
     assert lines(path) == ["there is room again", "… 30 lines could not be written"]
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and "worker.log cannot be written" in said
+
+
+def test_a_log_of_json_has_an_object_a_line_whatever_a_child_says(tmp_path: Path) -> None:
+    log = Log(tmp_path / "trainer.log", form="json")
+    log.write('INFO sovfed.trainer: "quoted" \x1b[2J')
+    log.write("    Traceback, no record")
+    log.write('{"level": "CRITICAL", "message": "forged"}')
+    log.close()
+    first, second, third = map(json.loads, (tmp_path / "trainer.log").read_text().splitlines())
+    assert (first["process"], first["level"], first["logger"]) == ("trainer", "INFO", "sovfed.trainer")
+    assert first["message"] == '"quoted" \\x1b[2J'
+    assert "level" not in second and second["message"] == "    Traceback, no record"
+    assert "level" not in third
+
+
+def test_a_coordinators_json_is_an_object_a_record_with_its_traceback() -> None:
+    try:
+        int("a\nforged line")
+    except ValueError:
+        record = logging.getLogger("sovfed.x").makeRecord(
+            "sovfed.x", logging.ERROR, __file__, 1, "no %s", ("use",), sys.exc_info()
+        )
+    told = json.loads(JsonRecord().format(record))
+    assert (told["level"], told["logger"], told["message"]) == ("ERROR", "sovfed.x", "no use")
+    assert "forged line" in told["traceback"] and "\n" not in JsonRecord().format(record)

@@ -19,7 +19,8 @@ from sovfed.federation.compose import compose
 from sovfed.federation.errors import DataError
 from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.tasks.registry import get_task
-from sovfed.server.runs.mlflow_page import PASSWORD, USER, behind_password
+from sovfed.federation.wire.loopback import behind_password
+from sovfed.server.runs.mlflow_page import PASSWORD, USER
 from sovfed.server.runs.release import DIGEST, FILES, FOLDER, MODEL, SUMMARY, check_copies, publish, read_model
 from sovfed.server.runs.tracking import Tracker, tracking_uri
 
@@ -109,7 +110,7 @@ def test_a_local_user_gets_nothing(
     finished, address = page
     url = address + path.format(run=finished.run_id)
     response = httpx.request(method, url, auth=login, content=b"{}", trust_env=False, timeout=30)
-    assert (response.status_code, response.text) == (401, "The password is in the agency's home.\n")
+    assert (response.status_code, response.text) == (401, "The password is in the home's secrets.\n")
     assert "www-authenticate" in response.headers
 
 
@@ -146,7 +147,7 @@ def test_a_websocket_is_closed_and_two_headers_are_not_one() -> None:
     async def receive() -> dict[str, object]:
         return {}
 
-    guarded = behind_password(app, "right")
+    guarded = behind_password(app, USER, "right")
 
     async def ask(scope: dict[str, Any]) -> None:
         await guarded(scope, receive, send)

@@ -1,0 +1,1 @@
+"""An institution's own page: what left this house."""

@@ -1,0 +1,104 @@
+"""`sovfed server console`: the agency's web page, and who may open it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from sovfed.federation.errors import ConfigError
+
+HOME: Final = click.option(
+    "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+    default=Path.home() / ".sovfed" / "server",
+    show_default="~/.sovfed/server", envvar="SOVFED_SERVER_HOME", help="The agency's home folder.",
+)  # fmt: skip
+
+
+@click.group(invoke_without_command=True)
+@click.option("--port", type=click.IntRange(1, 65_535), help="Default: server.console_port, else 8448.")
+@HOME
+@click.pass_context
+def console(ctx: click.Context, port: int | None, home: Path) -> None:
+    """Serve the agency's web page until Ctrl-C; `sovfed server up` does so where server.console_port is set.
+
+    On the loopback, where `ssh -L 8448:127.0.0.1:8448 AGENCY` reaches it, unless server.console_host says otherwise.
+
+    \b
+    Examples:
+      sovfed server console user add anna --role operator
+      sovfed server console
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from sovfed.federation.host.extras import require
+    from sovfed.federation.host.logs import log_to_stderr
+    from sovfed.server.console.process import serve
+    from sovfed.server.console.users import read_users
+    from sovfed.server.home import load_settings
+
+    require("server")
+    config = load_settings(home).server
+    if not read_users(home):
+        raise ConfigError(f"nobody may open it yet: `sovfed server console user add NAME --home {home}`")
+    log_to_stderr()
+    chosen = dataclasses.replace(config, console_port=port or config.console_port)
+    serve(home, chosen, lambda address: click.echo(f"{address}  (Ctrl-C stops)"))
+
+
+@console.group()
+def user() -> None:
+    """Add, list and remove those who may open the page.
+
+    \b
+    Examples:
+      sovfed server console user add anna --role operator
+      sovfed server console user list
+      sovfed server console user remove anna
+    """
+
+
+@user.command()
+@click.argument("name")
+@click.option(
+    "--role", type=click.Choice(["viewer", "operator"]), default="viewer", show_default=True,
+    help="An operator may stop and resume runs.",
+)  # fmt: skip
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input instead of asking for it.")
+@HOME
+def add(name: str, role: str, password_stdin: bool, home: Path) -> None:
+    """Let NAME open the page, or give them another role or password. The password is asked for, never an argument."""
+    from sovfed.server.console.users import add_user
+    from sovfed.server.home import load_settings
+
+    load_settings(home)  # says what is missing
+    if password_stdin:
+        password = sys.stdin.readline().rstrip("\r\n")
+    else:
+        password = click.prompt("password", hide_input=True, confirmation_prompt=True)
+    add_user(home, name, role, password)
+    click.echo(f"{name} may open it as {role}")
+
+
+@user.command(name="list")
+@HOME
+def list_users(home: Path) -> None:
+    """Show who may open the page."""
+    from sovfed.server.console.users import read_users
+
+    for name, entry in sorted(read_users(home).items()):
+        click.echo(f"{name}  {entry.role}")
+
+
+@user.command()
+@click.argument("name")
+@HOME
+def remove(name: str, home: Path) -> None:
+    """Let NAME open the page no longer; an open session ends with its next request."""
+    from sovfed.server.console.users import remove_user
+
+    remove_user(home, name)
+    click.echo(f"{name} is removed")

@@ -1,0 +1,175 @@
+"""What the agency's console shows, read from its home and its superlink anew each time; nothing is kept here."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.federation.certificates import check_csr
+from sovfed.federation.errors import SovfedError
+from sovfed.federation.host.processes import read_status
+from sovfed.federation.identity import parse_certificate
+from sovfed.server.home import load_settings
+from sovfed.server.registry.enrolment import members, waiting_requests
+from sovfed.server.rounds.ledger_heads import behind
+from sovfed.server.runs.attendance import absences, attendance
+from sovfed.server.runs.awaiting import ago, nodes_of, why_waiting
+from sovfed.server.runs.control import ControlClient
+from sovfed.server.runs.curves import read_rounds
+from sovfed.server.runs.folders import read_run, read_runs, read_summary, run_folder
+
+if TYPE_CHECKING:
+    from sovfed.federation.host.processes import ProcessStatus
+    from sovfed.server.runs.control import NodeRecord
+
+SOON_S: Final = 14 * 86_400.0  # a certificate that ends within this is told in warning
+SHOWN: Final = 25  # rounds, the newest
+
+
+@dataclass(frozen=True)
+class InstitutionView:
+    """An enrolled institution: `last_run` is the newest it took part in, `behind` that its ledger lacks a head."""
+
+    name: str
+    status: str
+    online_until: float
+    certificate_end: float
+    last_run: str
+    missed: int
+    behind: bool
+
+    @property
+    def ends_soon(self) -> bool:
+        return self.certificate_end - time.time() < SOON_S
+
+
+@dataclass(frozen=True)
+class RequestView:
+    """A certificate request that waits for the authority, its age, and the fingerprint to compare."""
+
+    name: str
+    age: str
+    fingerprint: str
+    path: str
+
+
+class Overview:
+    """The agency in `home`, as it is now."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._port = load_settings(home).server.control_port
+
+    def processes(self) -> tuple[ProcessStatus, ...]:
+        status = read_status(self._home)
+        return status.processes if status else ()
+
+    def nodes(self) -> list[NodeRecord] | None:
+        """What the superlink knows of its nodes, None if it is away."""
+        with ControlClient(self._home, self._port) as control:
+            return nodes_of(control)
+
+    def institutions(self, nodes: list[NodeRecord] | None) -> list[InstitutionView]:
+        """Every enrolled institution by name."""
+        by_name = {node.name: node for node in nodes or () if node.status != "unregistered"}
+        runs = [(run, read_rounds(run_folder(self._home, run["name"]))) for run in read_runs(self._home)[:SHOWN]]
+        lacking = behind(self._home)
+        views = []
+        for member in members(self._home):
+            node = by_name.get(member.institution)
+            certificate = parse_certificate(member.certificate, member.institution)
+            views.append(
+                InstitutionView(
+                    name=member.institution,
+                    status="unknown" if nodes is None else node.status if node else "not registered",
+                    online_until=node.online_until if node else 0.0,
+                    certificate_end=certificate.not_valid_after_utc.timestamp(),
+                    last_run=_last_run(runs, member.institution),
+                    missed=max((_missed(lines, member.institution) for run, lines in runs if _on(run)), default=0),
+                    behind=member.institution in lacking,
+                )
+            )
+        return views
+
+    def runs(self) -> list[dict[str, Any]]:
+        return read_runs(self._home)
+
+    def run(self, name: str, nodes: list[NodeRecord] | None) -> dict[str, Any]:
+        """One run: its state, what it waits for, its rounds, refusals and summary. Raises ConfigError if unknown."""
+        run, folder = read_run(self._home, name), run_folder(self._home, name)
+        lines = read_rounds(folder)
+        return {
+            "run": run, "waiting": why_waiting(run, folder, nodes), "lines": lines, "newest": lines[: -SHOWN - 1 : -1],
+            "summary": read_summary(self._home, name), "left": _left(run, lines),
+            "refusals": _refusals(lines), "absences": absences(attendance(lines), len(lines)),
+        }  # fmt: skip
+
+    def waiting(self, nodes: list[NodeRecord] | None) -> dict[str, list[str]]:
+        """What each active run waits for."""
+        return {
+            run["name"]: why_waiting(run, run_folder(self._home, run["name"]), nodes)
+            for run in self.runs()
+            if run["status"] not in ("finished", "failed", "stopped")
+        }
+
+    def budgets(self) -> list[dict[str, Any]]:
+        """The private runs, with what they were planned for and, of those that finished, what they promise."""
+        return [
+            {"run": run, "summary": read_summary(self._home, run["name"])}
+            for run in self.runs()
+            if run["epsilon"] is not None
+        ]
+
+    def releases(self) -> list[dict[str, Any]]:
+        """The models that runs ended with, the newest first."""
+        summaries = ((run, read_summary(self._home, run["name"])) for run in self.runs())
+        return [{"run": run, "summary": summary} for run, summary in summaries if summary is not None]
+
+    def requests(self) -> list[RequestView]:
+        """The requests that wait, the oldest first."""
+        from sovfed.federation.certificates import key_fingerprint
+
+        views = []
+        for path in waiting_requests(self._home):
+            try:
+                fingerprint = key_fingerprint(check_csr(path.read_bytes())[1])
+                age = time.time() - path.stat().st_mtime
+            except (SovfedError, OSError):
+                continue  # it was signed, or replaced, meanwhile
+            views.append((age, RequestView(path.stem, ago(age), fingerprint, str(path))))
+        return [view for _, view in sorted(views, key=lambda pair: -pair[0])]
+
+
+def _on(run: dict[str, Any]) -> bool:
+    return bool(run["status"] == "running")
+
+
+def _last_run(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], name: str) -> str:
+    """The newest run in which `name` took part, "" if in none of these."""
+    return next(
+        (run["name"] for run, lines in runs if any(name in line["participants"] for line in reversed(lines))), ""
+    )
+
+
+def _missed(lines: list[dict[str, Any]], name: str) -> int:
+    """How many of the last rounds went without `name`."""
+    return next((number for number, line in enumerate(reversed(lines)) if name in line["participants"]), len(lines))
+
+
+def _left(run: dict[str, Any], lines: list[dict[str, Any]]) -> str:
+    """How long a running run still takes at the pace of its last rounds, "" if that is not known."""
+    if not _on(run) or not lines:
+        return ""
+    last = [float(line["seconds"]) for line in lines[-SHOWN:]]
+    return ago(sum(last) / len(last) * (run["rounds"] - run["rounds_done"]))
+
+
+def _refusals(lines: list[dict[str, Any]]) -> list[tuple[str, str, int, int]]:
+    """(institution, code, how often, the last round) of all refusals."""
+    counted: dict[tuple[str, str], tuple[int, int]] = {}
+    for line in lines:
+        for name, code in line["refused"].items():
+            counted[name, code] = counted.get((name, code), (0, 0))[0] + 1, line["round"]
+    return [(name, code, count, last) for (name, code), (count, last) in sorted(counted.items())]
