@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
-from sovfed.federation.host.homes import default_home
 from sovfed.federation.metrics import TOLD
 from sovfed.federation.text import PIPE_WIDTH, cell, visible
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from sovfed.server.runs.control import ControlClient
 
-DEFAULT_HOME: Final = default_home("server")
+DEFAULT_HOME: Final = Path.home() / ".sovfed" / "server"
 HOME_VARIABLE: Final = "SOVFED_SERVER_HOME"
 HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
@@ -140,6 +139,8 @@ def show(name: str, home: Path, as_json: bool) -> None:
 
     console = Console()
     console.print(f"[bold]{cell(name)}[/bold]  {run['status']}  {cell(run['reason'])}")
+    if run["presence"]:
+        console.print(cell(run["presence"]["sentence"]), soft_wrap=True)
     for line in _waiting(home, run):
         console.print(cell(line), soft_wrap=True)
     console.print(round_table(lines[-10:]))
@@ -305,7 +306,8 @@ def watch(home: Path, name: str, quiet: bool = False) -> dict[str, Any]:
                     console.print("\n".join(map(cell, told)), soft_wrap=True)
                     printed = words
             text = round_text(lines[-1]) if lines else "no round is done yet"
-            description = "\n".join(map(cell, [text, *told]))
+            present = [run["presence"]["sentence"]] if run["presence"] else []
+            description = "\n".join(map(cell, [text, *present, *told]))
             progress.update(shown, total=run["rounds"], completed=len(lines), description=description)
             if run["status"] in ENDED:
                 return run
@@ -313,15 +315,13 @@ def watch(home: Path, name: str, quiet: bool = False) -> dict[str, Any]:
 
 
 def _waiting(home: Path, run: dict[str, Any], control: ControlClient | None = None) -> list[str]:
-    """Who has joined a run and who has not, and what it waits for while it is active, since when and why."""
+    """What an active run waits for, since when and why."""
     from sovfed.server.runs.awaiting import nodes_of, why_waiting
     from sovfed.server.runs.folders import ACTIVE, run_folder
 
-    joined = [run["presence"]["sentence"]] if run["presence"] else []
     if run["status"] not in ACTIVE:
-        return joined
-    control = control or _control(home, required=False)
-    return [*joined, *why_waiting(run, run_folder(home, run["name"]), nodes_of(control))]
+        return []
+    return why_waiting(run, run_folder(home, run["name"]), nodes_of(control or _control(home, required=False)))
 
 
 def rounds_bar(console: Any) -> Progress:

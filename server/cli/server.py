@@ -11,14 +11,12 @@ from typing import Final
 import click
 
 from sovfed.federation.errors import ServiceError
-from sovfed.federation.host.homes import default_home
-from sovfed.federation.host.service_options import options as service_options
 from sovfed.federation.text import cell, visible
 from sovfed.server.cli.console import console
 
 HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
-    default=default_home("server"),
+    default=Path.home() / ".sovfed" / "server",
     show_default="~/.sovfed/server", envvar="SOVFED_SERVER_HOME", help="The agency's home folder.",
 )  # fmt: skip
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -145,21 +143,19 @@ def up(detach: bool, home: Path) -> None:
     supervise(home, detach)
 
 
-@cli.command("install-service")
-@service_options
+@cli.command()
+@click.option("--user", default="", help="Who runs it; the owner of the home.")
 @HOME
-def install_service(user: str, name: str, folder: Path, start: bool, show: bool, home: Path) -> None:
-    """Have systemd keep the server up: from the machine's start on, whatever happens to it.
+def unit(user: str, home: Path) -> None:
+    """Print a systemd unit that keeps the server up.
 
     \b
-    Examples:
-      sovfed server install-service --home /srv/sovfed --print
-      sudo sovfed server install-service --home /srv/sovfed --user sovfed
+    Example:
+      sovfed server unit --home /srv/sovfed --user sovfed > /etc/systemd/system/sovfed-server.service
     """
-    from sovfed.federation.host.service_options import carry_out
-    from sovfed.federation.host.units import service
+    from sovfed.federation.host.units import unit as make_unit
 
-    carry_out([service("server", home, user=user, name=name)], folder, start=start, show=show)
+    click.echo(make_unit("server", home, user=user), nl=False)
 
 
 @cli.command()
@@ -167,9 +163,7 @@ def install_service(user: str, name: str, folder: Path, start: bool, show: bool,
 def down(home: Path) -> None:
     """Stop a server that was started with `up --detach`."""
     from sovfed.federation.host.processes import stop_supervisor
-    from sovfed.federation.host.service_options import refuse_to_stop_a_service
 
-    refuse_to_stop_a_service(home)
     click.echo("stopped" if stop_supervisor(home) else "it was not running")
 
 
@@ -187,7 +181,7 @@ def status(home: Path, as_json: bool) -> None:
     server_status = read_status(home)
     control = ControlClient(home, load_settings(home).server.control_port)
     nodes = control.list_nodes() if control.alive() else []
-    runs = waiting_runs(home, nodes)
+    runs_waiting = waiting_runs(home, nodes)
     if as_json:
         click.echo(
             json.dumps(
@@ -200,7 +194,7 @@ def status(home: Path, as_json: bool) -> None:
                         {**dataclasses.asdict(entry), "path": str(entry.path or "")} for entry in waiting(home)
                     ],
                     "fingerprints": _fingerprints(home),
-                    "runs": {name: lines for name, _, lines in runs},
+                    "runs_waiting": {name: lines for name, _, lines in runs_waiting},
                 },
                 indent=2,
             )
@@ -219,7 +213,7 @@ def status(home: Path, as_json: bool) -> None:
         fingerprints = (f"{what}: {digest}" for what, digest in _fingerprints(home).items())
         for line in (*server_status.complaints, *_waiting_lines(home), *fingerprints):
             click.echo(line)
-        for name, state, lines in runs:
+        for name, state, lines in runs_waiting:
             click.echo("\n  ".join([f"run {visible(name)}: {state}", *map(visible, lines)]))
     if server_status is None:
         raise ServiceError(f"the server at {home} is not running; `sovfed server up --home {home}` starts it")

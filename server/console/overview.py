@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from sovfed.federation.certificates import check_csr
+from sovfed.federation.errors import SovfedError
 from sovfed.federation.host.processes import read_status
 from sovfed.federation.identity import parse_certificate
 from sovfed.server.home import load_settings
@@ -127,9 +129,17 @@ class Overview:
 
     def requests(self) -> list[RequestView]:
         """The requests that wait, the oldest first."""
-        waiting = sorted(waiting_requests(self._home), key=lambda entry: entry.since)
-        now = time.time()
-        return [RequestView(entry.name, ago(now - entry.since), entry.key, str(entry.path)) for entry in waiting]
+        from sovfed.federation.certificates import key_fingerprint
+
+        views = []
+        for path in waiting_requests(self._home):
+            try:
+                fingerprint = key_fingerprint(check_csr(path.read_bytes())[1])
+                age = time.time() - path.stat().st_mtime
+            except (SovfedError, OSError):
+                continue  # it was signed, or replaced, meanwhile
+            views.append((age, RequestView(path.stem, ago(age), fingerprint, str(path))))
+        return [view for _, view in sorted(views, key=lambda pair: -pair[0])]
 
 
 def _on(run: dict[str, Any]) -> bool:

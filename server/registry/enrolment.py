@@ -258,9 +258,9 @@ def _waiting(home: Path, row: sqlite3.Row) -> Waiting:
     return Waiting(row["name"], "waiting" if row["certificate"] is None else "renewal", row["since"], key, path)
 
 
-def waiting_requests(home: Path) -> list[Waiting]:
-    """Those whose request waits for the authority's signature, by name."""
-    return [entry for entry in waiting(home) if entry.path is not None]
+def waiting_requests(home: Path) -> list[Path]:
+    """The requests that wait for the authority's signature, by name."""
+    return sorted((home / "registry" / "requests").glob("*.csr"))
 
 
 def wait_for_request(home: Path, name: str, timeout_s: float) -> bytes:

@@ -109,6 +109,9 @@ class Attentive(StreamingGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[FlowerMessage]:
         return self._grid.pull_messages(message_ids)
 
+    def presence(self) -> dict[str, Any] | None:
+        return self._grid.presence()
+
     def heard(self, node_id: int) -> float:
         return self._grid.heard(node_id)
 

@@ -99,7 +99,7 @@ def test_a_run_says_whom_it_waits_for_and_the_console_shows_and_stops_it(
         waiting: dict[str, Any] = {}
 
         def named() -> bool:
-            waiting.update(json.loads(command(federation, "server", "status", "--json").stdout)["runs"])
+            waiting.update(json.loads(command(federation, "server", "status", "--json").stdout)["runs_waiting"])
             return any("awaiting" in line and "hospital-3" in line for line in waiting.get("long", []))
 
         wait_for(named, "hospital-3 to be named as awaited")
