@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
+from sovfed.federation.host.homes import default_home
 from sovfed.federation.metrics import TOLD
 from sovfed.federation.text import PIPE_WIDTH, cell, visible
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from sovfed.server.runs.control import ControlClient
 
-DEFAULT_HOME: Final = Path.home() / ".sovfed" / "server"
+DEFAULT_HOME: Final = default_home("server")
 HOME_VARIABLE: Final = "SOVFED_SERVER_HOME"
 HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),

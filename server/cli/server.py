@@ -11,12 +11,14 @@ from typing import Final
 import click
 
 from sovfed.federation.errors import ServiceError
+from sovfed.federation.host.homes import default_home
+from sovfed.federation.host.service_options import options as service_options
 from sovfed.federation.text import cell, visible
 from sovfed.server.cli.console import console
 
 HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
-    default=Path.home() / ".sovfed" / "server",
+    default=default_home("server"),
     show_default="~/.sovfed/server", envvar="SOVFED_SERVER_HOME", help="The agency's home folder.",
 )  # fmt: skip
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -143,19 +145,21 @@ def up(detach: bool, home: Path) -> None:
     supervise(home, detach)
 
 
-@cli.command()
-@click.option("--user", default="", help="Who runs it; the owner of the home.")
+@cli.command("install-service")
+@service_options
 @HOME
-def unit(user: str, home: Path) -> None:
-    """Print a systemd unit that keeps the server up.
+def install_service(user: str, name: str, folder: Path, start: bool, show: bool, home: Path) -> None:
+    """Have systemd keep the server up: from the machine's start on, whatever happens to it.
 
     \b
-    Example:
-      sovfed server unit --home /srv/sovfed --user sovfed > /etc/systemd/system/sovfed-server.service
+    Examples:
+      sovfed server install-service --home /srv/sovfed --print
+      sudo sovfed server install-service --home /srv/sovfed --user sovfed
     """
-    from sovfed.federation.host.units import unit as make_unit
+    from sovfed.federation.host.service_options import carry_out
+    from sovfed.federation.host.units import service
 
-    click.echo(make_unit("server", home, user=user), nl=False)
+    carry_out([service("server", home, user=user, name=name)], folder, start=start, show=show)
 
 
 @cli.command()
@@ -163,7 +167,9 @@ def unit(user: str, home: Path) -> None:
 def down(home: Path) -> None:
     """Stop a server that was started with `up --detach`."""
     from sovfed.federation.host.processes import stop_supervisor
+    from sovfed.federation.host.service_options import refuse_to_stop_a_service
 
+    refuse_to_stop_a_service(home)
     click.echo("stopped" if stop_supervisor(home) else "it was not running")
 
 
