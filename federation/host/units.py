@@ -7,6 +7,7 @@ import pwd
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -122,11 +123,11 @@ def service(role: Role, home: Path, *arguments: str, user: str = "", name: str =
     """
     command = _lasting(python_command("sovfed", role, "up", *arguments, "--home", str(home)))
     text = _HEAD + _ORDER + "\n[Service]\n" + _KEPT_UP + _SANDBOX + _AT_BOOT
-    return Unit(f"{name or f'sovfed-{role}'}.service", _filled(text, role, home, command, user))
+    return Unit(f"{name or f'sovfed-{role}'}.service", _filled(text, role, home, [command], user))
 
 
-def daily(role: Role, home: Path, command: list[str], *, user: str = "", name: str = "", more: str = "") -> list[Unit]:
-    """A service that runs `command` once and the timer that starts it every day, also after days switched off.
+def daily(role: Role, home: Path, *commands: list[str], user: str = "", name: str = "", more: str = "") -> list[Unit]:
+    """A service that runs `commands` one after the other, and a timer for every day, also after days switched off.
 
     What fails is tried again every quarter of an hour. `more` stands in its section [Service].
     """
@@ -134,7 +135,7 @@ def daily(role: Role, home: Path, command: list[str], *, user: str = "", name: s
     text = _HEAD + "StartLimitIntervalSec=0\n\n[Service]\n" + again + more + _SANDBOX
     stem = name or f"sovfed-{role}"
     timer = Unit(f"{stem}.timer", _TIMER.format(role=role, home=home))
-    return [Unit(f"{stem}.service", _filled(text, role, home, _lasting(command), user)), timer]
+    return [Unit(f"{stem}.service", _filled(text, role, home, list(map(_lasting, commands)), user)), timer]
 
 
 def _lasting(command: list[str]) -> list[str]:
@@ -147,15 +148,15 @@ def _lasting(command: list[str]) -> list[str]:
     return [str(current / "bin" / "python"), *command[1:]] if named else command
 
 
-def _filled(text: str, role: Role, home: Path, command: list[str], user: str) -> str:
+def _filled(text: str, role: Role, home: Path, commands: list[list[str]], user: str) -> str:
     if any(home.is_relative_to(shared) for shared in _SHARED):
         raise ConfigError(f"{home}: a service has a {home.parts[1]} of its own; keep the home elsewhere")
     user = user or _owner(home)
-    for word in (*command, user):
+    for word in (*chain.from_iterable(commands), user):
         if any(character.isspace() or not character.isprintable() or character in "%\"'\\$;" for character in word):
             raise ConfigError(f"{word!r}: a unit file takes no spaces, quotes, %, $ or ; in a path or name")
     return text.format(
-        role=role, home=home, user=user, command=" ".join(command), devices=_DEVICES[role],
+        role=role, home=home, user=user, command="\nExecStart=".join(map(" ".join, commands)), devices=_DEVICES[role],
         namespaces=_NAMESPACES[role], calls=_CALLS, refused_calls=_REFUSED_CALLS,
         families="AF_UNIX" if role == "authority" else "AF_UNIX AF_INET AF_INET6 AF_NETLINK",
     )  # fmt: skip

@@ -125,6 +125,10 @@ def crl(days: int, out: Path | None, home: Path, passphrase: bool) -> None:
 @service_options
 @click.option("--days", type=click.IntRange(2, 365), default=30, show_default=True, help="How long each list is good.")
 @click.option("--out", type=FILE, help="Where a copy of each new list is written, for everybody to read.")
+@click.option(
+    "--agency", type=click.Path(path_type=Path, file_okay=False, exists=True, resolve_path=True),
+    help="The agency's home, or a copy of its folder `registry`: renewals that wait there are signed too (`tend`).",
+)  # fmt: skip
 @click.option("--passphrase-file", type=FILE, help="File of root's with the root key's passphrase, if it has one.")
 @HOME
 def install_service(
@@ -135,25 +139,35 @@ def install_service(
     show: bool,
     days: int,
     out: Path | None,
+    agency: Path | None,
     passphrase_file: Path | None,
     home: Path,
 ) -> None:
     """Have systemd sign a fresh revocation list every day, without a network: for an authority that is not offline.
 
+    With --agency it signs the renewals of certificates too, and must be able to write there.
+
     \b
-    Example:
+    Examples:
       sudo sovfed authority install-service --home /srv/authority --user authority --out /srv/lists/crl.pem
+      sudo sovfed authority install-service --home /srv/authority --agency /srv/sovfed --out /srv/lists/crl.pem
     """
     from sovfed.federation.host.quiet import python_command
     from sovfed.federation.host.service_options import carry_out
     from sovfed.federation.host.units import daily
+    from sovfed.server.registry.tending import exchange_folder
 
     command = python_command("sovfed", "authority", "crl", "--days", str(days), "--home", str(home))
     more = f"LoadCredential={CREDENTIAL}:{passphrase_file.absolute()}\n" if passphrase_file else ""
     if out is not None:
         command += ["--out", str(out.absolute())]
         more += f"ReadWritePaths={out.absolute().parent}\n"
-    carry_out(daily("authority", home, command, user=user, name=name, more=more), folder, start=start, show=show)
+    first = []
+    if agency is not None:
+        first = python_command("sovfed", "authority", "tend", str(agency), "--home", str(home))
+        more += f"ReadWritePaths={exchange_folder(agency)}\n"
+    units = daily("authority", home, *filter(None, (first, command)), user=user, name=name, more=more)
+    carry_out(units, folder, start=start, show=show)
 
 
 @cli.command()

@@ -106,6 +106,15 @@ def test_the_authority_signs_daily_and_may_write_where_the_list_is_published(tmp
     assert "\nPersistent=yes\n" in timer.read_text()
 
 
+def test_renewals_that_wait_at_the_agency_are_signed_before_the_list(tmp_path: Path) -> None:
+    agency = tmp_path / "agency"
+    (agency / "registry").mkdir(parents=True)
+    unit, _ = installed("authority", tmp_path, "--agency", str(agency))
+    starts = [line for line in unit.read_text().splitlines() if line.startswith("ExecStart=")]
+    assert f" authority tend {agency} --home " in starts[0] and " authority crl " in starts[1]
+    assert f"\nReadWritePaths={agency}/registry\n" in unit.read_text()
+
+
 def test_the_root_key_s_passphrase_comes_from_systemd(tmp_path: Path) -> None:
     home, credentials = tmp_path / "authority", tmp_path / "credentials"
     credentials.mkdir()
