@@ -106,8 +106,10 @@ def test_the_authority_signs_daily_and_may_write_where_the_list_is_published(tmp
     assert "\nPersistent=yes\n" in timer.read_text()
 
 
-def test_renewals_that_wait_at_the_agency_are_signed_before_the_list(tmp_path: Path) -> None:
-    agency = tmp_path / "agency"
+def test_renewals_that_wait_at_the_agency_are_signed_before_the_list(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    agency = tmp_path_factory.mktemp("agency")
     (agency / "registry").mkdir(parents=True)
     unit, _ = installed("authority", tmp_path, "--agency", str(agency))
     starts = [line for line in unit.read_text().splitlines() if line.startswith("ExecStart=")]
