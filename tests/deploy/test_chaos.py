@@ -22,6 +22,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
 
 
 @pytest.mark.deploy
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # MLflow's own
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_run_finishes_by_itself_with_the_right_model(campaign: Campaign, name: str) -> None:
     (point,) = (point for point in every_point() if point.name == name)

@@ -104,7 +104,7 @@ def test_a_run_is_stopped_while_the_superlink_hangs_and_says_by_whom(running: Lo
 
 def test_a_run_beyond_a_bound_fails_at_once_and_names_who_and_what(running: LocalFederation) -> None:
     """Seen: the model was sent five times, and "refusals: ['policy']" was all that was said."""
-    wait_for(lambda: running.supervisors["agency"].status().ready, "the superlink")
+    wait_for(running.control.alive, "the superlink")
     running.start_run("beyond", make_config("rounds=2", "secagg.max_weight=20000000"))
     told = wait_for_run(running, "beyond")
     assert told["status"] == "failed" and not told["rounds_done"]
