@@ -88,7 +88,7 @@ def decode(kind: str, scalars: Mapping[str, Any], vectors: Mapping[str, npt.NDAr
 
 def last_of(run: RunRequest) -> TrainRequest | PrivateRequest:
     """The last round's request of `run`, its model left out. Raises ProtocolError."""
-    cls = KINDS[run.kind]
+    cls = KINDS[run.request_kind]
     vectors = {name: np.zeros(int(name == "begin" and run.masked), dtype) for name, dtype in _DTYPES[cls].items()}
     try:
         scalars = json.loads(run.request.tobytes())
@@ -96,7 +96,7 @@ def last_of(run: RunRequest) -> TrainRequest | PrivateRequest:
         raise ProtocolError("the run's request is malformed") from error
     if run.request.size > MAX_SCALARS_BYTES or not isinstance(scalars, dict):
         raise ProtocolError("the run's request is malformed")
-    return cast("TrainRequest | PrivateRequest", decode(run.kind, scalars, vectors))
+    return cast("TrainRequest | PrivateRequest", decode(run.request_kind, scalars, vectors))
 
 
 def _check_vectors(kind: str, found: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]]) -> None:

@@ -244,9 +244,9 @@ class PrivateReply:
 class RunRequest:
     """Ask, before anything else of a run, whether the policy would answer all of it; nothing is computed.
 
-    `request` is JSON: the scalars of the last round's request (`codec.last_of`), of the kind `kind`. Beside it, what it
-    cannot say without a model: its length, `masked` for secure aggregation under the ring `bits`, `clip`, `max_weight`,
-    and how many sums and evaluations without privacy there will be at most.
+    `request` is JSON: the scalars of the last round's request (`codec.last_of`), of the kind `request_kind`. Beside it,
+    what it cannot say without a model: its length, `masked` for secure aggregation under the ring `bits`, `clip`,
+    `max_weight`, and how many sums and evaluations without privacy there will be at most.
     """
 
     run: str = named()
@@ -258,7 +258,7 @@ class RunRequest:
     bits: int = bounded(low=1, high=64)
     clip: float = bounded(low=1e-9, high=1e9)
     max_weight: int = bounded(low=1, high=2**53)
-    kind: str = choice("train", ("train", "private"))
+    request_kind: str = choice("train", ("train", "private"))
     masked: bool = bounded(True)
 
 

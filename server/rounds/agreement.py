@@ -86,8 +86,9 @@ def run_request(config: Config, last: TrainRequest | PrivateRequest, parameters:
     """The whole run, of which `last` is the last round's request and whose model has so many `parameters`."""
     kind, scalars, _ = encode(last)
     private, secagg = isinstance(last, PrivateRequest), config.secagg
+    request = np.frombuffer(json.dumps(scalars).encode(), np.uint8)
     return RunRequest(
-        run=last.run, kind=kind, request=np.frombuffer(json.dumps(scalars).encode(), np.uint8), parameters=parameters,
+        run=last.run, request_kind=kind, request=request, parameters=parameters,
         sums=0 if private else config.rounds + SUMS, evaluations=0 if private else EVALUATIONS, masked=secagg.enabled,
         min_cohort=config.server.min_cohort, bits=secagg.bits, clip=secagg.clip, max_weight=secagg.max_weight,
     )  # fmt: skip

@@ -108,4 +108,6 @@ def test_a_run_beyond_a_bound_fails_at_once_and_names_who_and_what(running: Loca
     running.start_run("beyond", make_config("rounds=2", "secagg.max_weight=20000000"))
     told = wait_for_run(running, "beyond")
     assert told["status"] == "failed" and not told["rounds_done"]
-    assert all(f"hospital-{number}: secure_aggregation.max_weight" in told["reason"] for number in range(1, 5))
+    assert all(f"hospital-{number}: secure_aggregation.max_weight" in told["reason"] for number in range(1, 5)), told[
+        "reason"
+    ]

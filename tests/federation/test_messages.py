@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,6 +48,7 @@ from sovfed.federation.messages import (
     TrainReply,
     TrainRequest,
 )
+from sovfed.federation.wire.flower import from_records, to_records
 
 MODEL, SCALE = np.arange(5, dtype=np.float32), np.ones(4)
 TRAIN = TrainRequest("r", 1, "heart", 2**63 - 1, 2, 16, 0.1, 0.0, MODEL, SCALE)
@@ -96,6 +98,13 @@ def test_every_kind_of_message_is_covered_here() -> None:
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_a_message_survives_the_codec(message: Message) -> None:
     assert equal(decode(*encode(message)), message)
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_a_message_survives_flowers_records(message: Message) -> None:
+    """Seen: a field called `kind` took the place of the message's own in the header, once it left the process."""
+    carried = to_records(message)
+    assert equal(from_records(RecordDict({name: carried[name] for name in carried})), message)
 
 
 @given(
