@@ -190,7 +190,7 @@ def test_an_institution_whose_kept_bytes_were_changed_refuses_and_says_so_in_its
     config = compose(["task=sepsis", *PRIVATE, "server.min_cohort=5", "rounds=1"]).config
     running.start_run("changed", config)
     run = wait_for_run(running, "changed")
-    assert run["status"] == "failed" and "wrong-task (1)" in run["reason"], run["reason"]
+    assert run["status"] == "failed" and "west: wrong-task" in run["reason"], run["reason"]
     log = (home / "logs" / "trainer.log").read_text()
     assert "'wardnet/net.py' was changed" in log
 
