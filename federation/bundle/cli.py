@@ -43,7 +43,7 @@ def bundle(
     Examples:
       sovfed bundle institution --signer ~/.sovfed/signer --from sovfed-0.1.0-py3-none-any.whl --out /media/stick
       tar xf sovfed-0.1.0-institution-linux_x86_64.tar && cd sovfed-0.1.0-institution-linux_x86_64
-      python3 install.py install --root root.pem --fingerprint 5f2c… --prefix /opt/sovfed
+      python3 -I install.py install --root root.pem --fingerprint 5f2c… --prefix /opt/sovfed
     """
     from sovfed.federation.archive.signer import load_signer
     from sovfed.federation.bundle import installer

@@ -1,8 +1,8 @@
 """Installs, upgrades and takes back a bundle on a machine without a network: Python's own library and openssl alone.
 
-    python3 install.py check    --root root.pem --fingerprint 5f2c…     who signed it, and that nothing was changed
-    python3 install.py install  --root root.pem --fingerprint 5f2c… --prefix /opt/sovfed
-    python3 install.py rollback --prefix /opt/sovfed                    the version before, as it was
+    python3 -I install.py check    --root root.pem --fingerprint 5f2c…     who signed it, and that nothing was changed
+    python3 -I install.py install  --root root.pem --fingerprint 5f2c… --prefix /opt/sovfed
+    python3 -I install.py rollback --prefix /opt/sovfed                    the version before, as it was
 
 Each version has a virtual environment of its own in PREFIX/versions; PREFIX/current is the one that counts, and changes
 in one step once the new one works. Home folders, with keys, ledgers and journals, are elsewhere and stay as they are.
@@ -10,16 +10,19 @@ This file is federation/bundle/installer.py. It cannot vouch for itself: compare
 were told by who made the bundle.
 """
 
-from __future__ import annotations
+import sys
+
+if __name__ == "__main__" and not sys.flags.isolated:
+    del sys.path[0]  # what lies beside this file is not checked yet: no module is taken from there, not even __future__
 
 import argparse
 import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import venv
@@ -43,9 +46,11 @@ def check(folder: Path, root: Path, fingerprint: str, crl: Path | None) -> dict[
     _check_signature(folder, manifest, root, fingerprint, crl)
     values: dict[str, Any] = json.loads(manifest)
     digests: dict[str, str] = values["files"]
-    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST, SIGNATURE}
-    files = {name for name in files if "__pycache__" not in name}
-    if files != set(values["files"]):
+    listed = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    if links := [str(path.relative_to(folder)) for path in listed if path.is_symlink() or not path.is_file()]:
+        raise RefusedError(f"no plain file: {links[:5]}; what a link leads to may change once it was checked")
+    files = {str(path.relative_to(folder)) for path in listed} - {MANIFEST, SIGNATURE}
+    if files != set(digests):
         raise RefusedError(f"not what was signed: {sorted(files ^ set(digests))[:5]}")
     for name, digest in digests.items():
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
@@ -62,11 +67,15 @@ def _check_signature(folder: Path, manifest: bytes, root: Path, fingerprint: str
         raise RefusedError(f"{root}: its fingerprint is {hashlib.sha256(shown).hexdigest()}, expected {fingerprint}")
     signature = json.loads((folder / SIGNATURE).read_bytes())
     with tempfile.TemporaryDirectory() as name:
-        leaf, key, signed, made = (Path(name) / part for part in ("leaf.pem", "key.pem", "signed", "signature"))
+        names = ("root.pem", "leaf.pem", "key.pem", "signed", "signature")
+        pinned, leaf, key, signed, made = (Path(name) / part for part in names)
+        pinned.write_bytes(
+            _openssl("x509", "-inform", "DER", given=shown)
+        )  # the one whose fingerprint it is, of several
         der = base64.b64decode(signature["certificate"])
         leaf.write_bytes(_openssl("x509", "-inform", "DER", given=der))
         listed = ["-crl_check", "-CRLfile", str(crl)] if crl else []
-        _openssl("verify", "-x509_strict", "-CAfile", str(root), *listed, str(leaf))
+        _openssl("verify", "-x509_strict", "-CAfile", str(pinned), *listed, str(leaf))
         uses = _openssl("x509", "-in", str(leaf), "-noout", "-ext", "extendedKeyUsage,subjectAltName").decode()
         if "Code Signing" not in uses or "urn:sovfed:signer:" not in uses:
             raise RefusedError("the certificate is not that of a person who signs")
@@ -78,8 +87,11 @@ def _check_signature(folder: Path, manifest: bytes, root: Path, fingerprint: str
 
 
 def _openssl(*arguments: str, given: bytes = b"") -> bytes:
+    """What openssl prints, which trusts none of the authorities that this machine trusts. Raises RefusedError."""
+    alone = {**os.environ, "SSL_CERT_DIR": os.devnull, "SSL_CERT_FILE": os.devnull}
+    argv = ["openssl", *arguments]
     try:
-        done = subprocess.run(["openssl", *arguments], input=given, capture_output=True, check=False)  # noqa: S607
+        done = subprocess.run(argv, input=given, capture_output=True, check=False, env=alone)
     except FileNotFoundError:
         raise RefusedError("there is no openssl on this machine, and without it no signature can be checked") from None
     if done.returncode != 0:
@@ -88,8 +100,14 @@ def _openssl(*arguments: str, given: bytes = b"") -> bytes:
     return done.stdout
 
 
-def install(folder: Path, values: dict[str, Any], prefix: Path) -> Path:
-    """A working environment of the bundle, which `prefix`/current names from now on. Raises RefusedError."""
+def install(folder: Path, values: dict[str, Any], prefix: Path, *, older: bool = False) -> Path:
+    """A working environment of the bundle, which `prefix`/current names from now on.
+
+    Raises RefusedError, also for a version before the one in use unless `older`: its signature holds for ever.
+    """
+    used = (prefix / "current").resolve().name.partition("-")[0] if (prefix / "current").is_symlink() else ""
+    if not older and _order(values["version"]) < _order(used):
+        raise RefusedError(f"version {values['version']} is older than {used} in use; --older if that is meant")
     digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]
     target = prefix / "versions" / f"{values['version']}-{values['role']}-{digest}"
     if not (target / "installed").exists():
@@ -107,6 +125,10 @@ def install(folder: Path, values: dict[str, Any], prefix: Path) -> Path:
     _switch(prefix, target)
     _remove_old(prefix)
     return target
+
+
+def _order(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def _run(argv: list[str | Path]) -> None:
@@ -159,6 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fingerprint", default="", help="the root's, as the authority itself gave it")
     parser.add_argument("--crl", type=Path, help="the authority's revocation list, if you have it")
     parser.add_argument("--prefix", type=Path, default=Path("/opt/sovfed"), help="default: /opt/sovfed")
+    parser.add_argument("--older", action="store_true", help="install a version older than the one in use")
     options = parser.parse_args(arguments)
     if options.what != "rollback" and not (options.root and options.fingerprint):
         parser.error("--root and --fingerprint say whose signature counts")
@@ -170,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
         values = check(folder, options.root, options.fingerprint, options.crl)
         print(f"sovfed {values['version']} for an {values['role']}: every file holds")
         if options.what == "install":
-            print("current:", install(folder, values, options.prefix))
+            print("current:", install(folder, values, options.prefix, older=options.older))
     except (RefusedError, OSError, ValueError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

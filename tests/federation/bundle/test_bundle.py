@@ -159,6 +159,67 @@ def test_what_was_changed_after_signing_is_refused(
         check(bundle, signed.root, signed.fingerprint, None)
 
 
+def test_a_wheel_that_hides_among_compiled_files_is_refused(bundle: Path, signed: Signed) -> None:
+    """pip prefers it to the signed one: the same version, a later build."""
+    shutil.copy(
+        bundle / "wheels/sovfed-1.0-py3-none-any.whl", bundle / "wheels/sovfed-1.0-9__pycache__-py3-none-any.whl"
+    )
+    with pytest.raises(RefusedError, match="not what was signed"):
+        check(bundle, signed.root, signed.fingerprint, None)
+
+
+@pytest.mark.parametrize("name", ["argparse", "__future__", "re"])
+@pytest.mark.parametrize("isolated", [True, False])
+def test_nothing_beside_the_installer_is_run_before_it_is_checked(
+    tmp_path: Path, bundle: Path, signed: Signed, name: str, isolated: bool
+) -> None:
+    (bundle / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    trusted = ("--root", str(signed.root), "--fingerprint", signed.fingerprint)
+    argv = [sys.executable, *(["-I"] if isolated else []), str(bundle / "install.py"), "check", *trusted]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, "not what was signed" in done.stderr) == (1, True), done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_link_to_the_signed_bytes_is_refused(tmp_path: Path, bundle: Path, signed: Signed) -> None:
+    """They may be others once they were checked."""
+    (bundle / "sbom.json").rename(tmp_path / "sbom.json")
+    (bundle / "sbom.json").symlink_to(tmp_path / "sbom.json")
+    with pytest.raises(RefusedError, match="no plain file"):
+        check(bundle, signed.root, signed.fingerprint, None)
+
+
+@pytest.mark.parametrize("by_machine", [True, False])
+def test_no_root_but_the_one_of_the_fingerprint_counts(
+    tmp_path: Path, signed: Signed, by_machine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a second one in the file, nor one that the machine trusts."""
+    authority.init(tmp_path / "other", "Somebody")
+    folder = write_bundle(tmp_path / "bundle", "1.0", make_signer(tmp_path, tmp_path / "other", "eve", "nowhere"))
+    stranger, root = tmp_path / "other" / "root.pem", signed.root
+    if by_machine:
+        argv = ["openssl", "x509", "-in", str(stranger), "-noout", "-hash"]
+        digest = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+        shutil.copy(stranger, tmp_path / f"{digest}.0")
+        monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    else:
+        root = tmp_path / "root.pem"
+        root.write_bytes(signed.root.read_bytes() + stranger.read_bytes())
+    with pytest.raises(RefusedError, match="does not hold"):
+        check(folder, root, signed.fingerprint, None)
+
+
+def test_an_older_version_is_installed_only_if_that_is_meant(tmp_path: Path, signed: Signed) -> None:
+    prefix = tmp_path / "opt"
+    trusted = ("--root", str(signed.root), "--fingerprint", signed.fingerprint, "--prefix", str(prefix))
+    newer, older = (write_bundle(tmp_path / version, version, signed.signer) for version in ("1.10", "1.9"))
+    assert run(newer, "install", *trusted).returncode == 0
+    done = run(older, "install", *trusted)
+    assert (done.returncode, "older than 1.10" in done.stderr) == (1, True)
+    assert (prefix / "current").resolve().name.startswith("1.10-")
+    assert run(older, "install", *trusted, "--older").returncode == 0
+
+
 def test_another_root_is_refused_by_its_fingerprint(bundle: Path, signed: Signed) -> None:
     with pytest.raises(RefusedError, match="its fingerprint is"):
         check(bundle, signed.root, "0" * 64, None)
