@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,22 @@ def private_directory(path: Path) -> Path:
     if status.st_mode & 0o077 or status.st_uid != os.geteuid():
         raise ServiceError(f"{path}: mode {status.st_mode & 0o7777:04o}, expected 0700 and owned by this user")
     return path
+
+
+def read_plain(path: Path) -> bytes:
+    """The bytes of a file that somebody else has put there, at most 4 MiB; raises IdentityError.
+
+    Nothing but a plain file is opened: a link may lead anywhere, and a pipe is waited for without end.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise IdentityError(f"{path}: missing, a link or not readable") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise IdentityError(f"{path}: no plain file")
+    with os.fdopen(handle, "rb") as file:
+        return file.read(MAX_FILE_BYTES)
 
 
 def read_bounded(path: Path) -> bytes:

@@ -74,8 +74,7 @@ def check_renewal(renewal: Renewal) -> tuple[Names, x509.Certificate]:
     """
     certificate = parse_certificate(renewal.certificate.encode(), "renewal's certificate")
     names, _ = check_csr(renewal.csr.encode())
-    held = read_names(certificate.extensions.get_extension_for_class(SubjectAlternativeName).value)
-    if names != held:
+    if names != names_of(certificate):
         raise IdentityError("renewal: the request is for other names than the certificate")
     key = certificate.public_key()
     try:
@@ -86,6 +85,11 @@ def check_renewal(renewal: Renewal) -> tuple[Names, x509.Certificate]:
     except (ValueError, InvalidSignature) as error:
         raise IdentityError("renewal: not endorsed by the key that is certified now") from error
     return names, certificate
+
+
+def names_of(certificate: x509.Certificate) -> Names:
+    """Whom the certificate is for. Raises IdentityError."""
+    return read_names(certificate.extensions.get_extension_for_class(SubjectAlternativeName).value)
 
 
 def is_due(certificate: x509.Certificate, now: datetime | None = None) -> bool:

@@ -272,6 +272,7 @@ class Masking:
     def _finish(self, run: bytes, body: bytes, title: str) -> bytes:
         _, store = self._open()
         session, entry = setup.finish(self._begun(run, setup.Pairing), body, os.urandom, title)
+        setup.check_epoch(session.roster.offer, store.history)
         store.save_session(run, session.encode())
         store.commit([entry])
         del self._setups[run]

@@ -92,14 +92,22 @@ def join(
     )  # fmt: skip
     if config is not None and offer.config != config:
         raise PolicyError("secure aggregation: the offer is for another configuration than the run's")
-    if (last := history.epoch(offer.run)) is not None and offer.epoch <= last:
-        raise ProtocolError(f"offer: epoch {offer.epoch} of this run, but {last} was joined before")
+    check_epoch(offer, history)
     own = generate(entropy, post_quantum=post_quantum)
     ad = wire.KeyAd(
         b"", digest("offer", offer_bytes), own.suite, own.exchange_public, own.kem_public, entropy(32), offer.expires,
         identity.certificate,
     ).sign(identity.sign).encode()  # fmt: skip
     return Joining(offer_bytes, ad, own), ad
+
+
+def check_epoch(offer: wire.Offer, history: History) -> None:
+    """Raise ProtocolError unless the offer is for a later epoch than the run's last; none is later once it is over.
+
+    To be asked when a setup begins and when it ends: what is forgotten of a run in between was closed for good.
+    """
+    if (last := history.epoch(offer.run)) is not None and offer.epoch <= last:
+        raise ProtocolError(f"offer: epoch {offer.epoch} of this run, but {last} was joined before")
 
 
 def encapsulate(

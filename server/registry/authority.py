@@ -22,7 +22,7 @@ from typing import Final, Literal, TypeAlias
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sovfed.federation.certificates import ServerNames, SignerNames
+from sovfed.federation.certificates import Names, ServerNames, SignerNames
 from sovfed.federation.errors import IdentityError
 from sovfed.federation.files import read_bounded
 from sovfed.federation.identity import (
@@ -33,6 +33,7 @@ from sovfed.federation.identity import (
     key_to_pem,
     load_certificate,
     make_crl,
+    parse_certificate,
     private_directory,
     read_private,
     sign_csr,
@@ -40,7 +41,7 @@ from sovfed.federation.identity import (
     write_atomic,
     write_private,
 )
-from sovfed.federation.renewal import MAX_KEY_DAYS, Renewal, check_renewal
+from sovfed.federation.renewal import MAX_KEY_DAYS, Renewal, check_renewal, is_due, names_of
 from sovfed.federation.roots import FILE as HANDOVER
 from sovfed.federation.roots import Handover, make_handover, read_handover
 from sovfed.federation.schema import bind, bounded, choice
@@ -71,6 +72,12 @@ class Issued:
     def valid(self, now: datetime) -> bool:
         """Whether the certificate is neither revoked nor expired."""
         return self.revoked is None and now < datetime.fromisoformat(self.until)
+
+    def revoked_since(self, other: Issued) -> bool:
+        """Whether this one was revoked after `other` was signed."""
+        if self.revoked is None:
+            return False
+        return not other.at or datetime.fromisoformat(self.revoked) >= datetime.fromisoformat(other.at)
 
 
 @dataclass(frozen=True)
@@ -133,8 +140,10 @@ def sign_renewal(
 ) -> bytes:  # fmt: skip
     """The certificate (PEM) for a request that the key of a certificate in force has endorsed: nobody need be asked.
 
+    Asked again, as by an agency that keeps requests, it is the one signed then, until half of its life is over.
     Raises IdentityError unless that certificate is in the register, neither revoked nor expired, and the endorsement
-    holds; and if the key to certify is older than a year, by what this authority signed for it before.
+    holds; if a certificate of either key was revoked since; and if the key to certify is older than a year, by what
+    this authority signed for it before.
     """
     now = now or datetime.now(UTC)
     names, certificate = check_renewal(renewal)
@@ -147,10 +156,28 @@ def sign_renewal(
             raise IdentityError(f"renewal of {name!r}: certificate {serial} was not signed here")
         if isinstance(names, SignerNames) or not record.valid(now):
             raise IdentityError(f"renewal of {name!r}: certificate {serial} is revoked, expired or a signer's")
+        if any(issued.key in (record.key, fingerprint) and issued.revoked_since(record) for issued in register.issued):
+            raise IdentityError(f"renewal of {name!r}: a certificate of its key was revoked; a person has to sign")
+        if (pem := _signed_before(home, register, record, names, fingerprint, now)) is not None:
+            return pem
         if (age := key_age(register, fingerprint, now)) > timedelta(days=MAX_KEY_DAYS):
             raise IdentityError(f"renewal of {name!r}: its key is {age.days} days old; `sovfed client renew --new-key`")
         share = LATER if isinstance(names, ServerNames) else SOONER
         return _issue(home, register, csr, days, passphrase, now, share)
+
+
+def _signed_before(
+    home: Path, register: Register, record: Issued, names: Names, fingerprint: str, now: datetime
+) -> bytes | None:
+    """The certificate that a renewal of `record` got before, while it is fresh."""
+    for issued in reversed(register.issued[register.issued.index(record) + 1 :]):
+        if (issued.kind, issued.name, issued.key) != (record.kind, record.name, fingerprint) or not issued.valid(now):
+            continue
+        pem = read_bounded(home / "issued" / f"{issued.serial}.pem")
+        certificate = parse_certificate(pem, issued.serial)
+        if not is_due(certificate, now) and names_of(certificate) == names:
+            return pem
+    return None
 
 
 def key_age(register: Register, fingerprint: str, now: datetime) -> timedelta:

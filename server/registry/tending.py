@@ -8,16 +8,18 @@ The folder may be the agency's own, or a copy of it that somebody carries to and
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from sovfed.federation.errors import IdentityError, SovfedError
-from sovfed.federation.files import private_directory, read_bounded, write_atomic
+from sovfed.federation.files import private_directory, read_bounded, read_plain, write_atomic
 from sovfed.federation.identity import load_crl
 from sovfed.federation.renewal import read_renewal
 from sovfed.federation.roots import FILE as HANDOVER
+from sovfed.federation.text import NAME, NAME_IN_WORDS
 from sovfed.server.registry import authority
 from sovfed.server.registry.enrolment import RENEWAL
 
@@ -34,29 +36,58 @@ def exchange_folder(agency: Path) -> Path:
 
 
 def tend(home: Path, folder: Path, *, days: float = authority.LEAF_DAYS, passphrase: bytes | None = None) -> list[str]:
-    """Sign every endorsed renewal that waits in `folder`, and a new revocation list if it is due; what was done."""
+    """Sign a new revocation list if it is due, and every endorsed renewal that waits in `folder`; what was done.
+
+    The agency writes there. Whatever it puts in, the list is signed, and nothing is written elsewhere.
+    """
     done = []
-    for path in sorted((folder / "requests").glob(f"*{RENEWAL}")):
-        out = folder / CERTIFICATES / f"{path.stem}.pem"
-        if out.exists():
-            continue  # the agency has not taken it in yet
-        try:
-            pem = authority.sign_renewal(home, read_renewal(read_bounded(path)), days=days, passphrase=passphrase)
-        except SovfedError as error:
-            log.warning("%s: not signed: %s", path.name, error)
-            continue
-        private_directory(out.parent)
-        write_atomic(out, pem)
-        done.append(f"renewed {path.stem}")
     if _list_is_due(home):
         authority.refresh_crl(home, passphrase=passphrase)
         done.append("signed a new revocation list")
-    handover, out = home / HANDOVER, folder / CERTIFICATES / HANDOVER
-    if handover.exists() and not (out.exists() and out.read_bytes() == handover.read_bytes()):
-        private_directory(out.parent)
-        write_atomic(out, handover.read_bytes())
-        done.append("told the agency of the new root")
+    try:
+        out = _outbox(folder)
+        if _tell_of_handover(home, out):
+            done.append("told the agency of the new root")
+        waiting = sorted((folder / "requests").glob(f"*{RENEWAL}"))
+    except (OSError, SovfedError) as error:
+        log.warning("%s: %s", folder, error)
+        return done
+    for path in waiting:
+        try:
+            if _renew(home, path, out / f"{path.stem}.pem", days, passphrase):
+                done.append(f"renewed {path.stem}")
+        except (OSError, SovfedError) as error:
+            log.warning("%s: not signed: %s", path.name, error)
     return done
+
+
+def _outbox(folder: Path) -> Path:
+    """The folder of what was signed. Raises IdentityError if it is a link, which may lead anywhere."""
+    out = folder / CERTIFICATES
+    if out.is_symlink():
+        raise IdentityError(f"{out}: a link; what is signed is written to a folder of this name only")
+    return private_directory(out)
+
+
+def _renew(home: Path, path: Path, out: Path, days: float, passphrase: bytes | None) -> bool:
+    """Sign the request at `path`; whether there is something new at `out`."""
+    if not NAME.fullmatch(path.stem):
+        raise IdentityError(f"a file's name is {NAME_IN_WORDS}")
+    if out.exists():
+        return False  # the agency has not taken it in yet
+    write_atomic(out, authority.sign_renewal(home, read_renewal(read_plain(path)), days=days, passphrase=passphrase))
+    return True
+
+
+def _tell_of_handover(home: Path, out: Path) -> bool:
+    if not (home / HANDOVER).exists():
+        return False
+    handover = read_bounded(home / HANDOVER)
+    with contextlib.suppress(IdentityError):
+        if read_plain(out / HANDOVER) == handover:
+            return False
+    write_atomic(out / HANDOVER, handover)
+    return True
 
 
 def _list_is_due(home: Path) -> bool:

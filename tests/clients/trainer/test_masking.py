@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,15 @@ from sovfed.clients.data import Records
 from sovfed.clients.trainer.masking import MAX_SETUPS, Masking
 from sovfed.federation.errors import CohortError, PrivacyError, ProtocolError
 from sovfed.federation.messages import Refusal, Reply, Request, SecaggRequest, TrainReply, TrainRequest, Vector
-from sovfed.federation.secagg import client, mask
+from sovfed.federation.secagg import client, files, mask
 from sovfed.federation.secagg.client import Upload
+from sovfed.federation.secagg.compaction import OVER
 from sovfed.federation.secagg.coordinator import Round
 from sovfed.federation.secagg.files import FileStore, create_journal
 from sovfed.federation.secagg.keys import Entropy
 from sovfed.federation.secagg.local import Federation, found, random_updates
 from sovfed.federation.secagg.mask import SEGMENT_WORDS, hash_vector
+from sovfed.federation.secagg.request import run_bytes
 from sovfed.federation.secagg.session import Session
 from sovfed.server.rounds import secure_aggregation
 
@@ -232,6 +235,37 @@ def test_after_a_restart_between_permit_and_upload_the_own_seed_is_another(
     spent = [entry for entries in stores[0].history.spent.values() for entry in entries if entry.ctx == lost.ctx]
     assert len(spent) == 1
     agrees_with_plain(world)
+
+
+def test_a_setup_in_progress_does_not_open_a_run_again_that_the_journal_has_closed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the sums of that run are forgotten, and the same model is summed over others."""
+    monkeypatch.setattr(files, "MAX_SESSIONS", 1)
+    homes = [tmp_path / str(node) for node in range(5)]
+    for home in homes:
+        home.mkdir(mode=0o700)
+        create_journal(home)
+    stores = [FileStore(home) for home in homes]
+    world = World(4, stores=list(stores))
+    trained(world, rounds=1)
+    world.add(5, stores[4])  # so that the run is set up anew
+    begun = list[str]()
+
+    def begin_others(request: Request) -> None:
+        if isinstance(request, SecaggRequest) and request.step == "confirmations" and not begun:
+            begun.append(request.run)
+            monkeypatch.setattr(files, "COMPACT_BYTES", 0)
+            for store in stores:
+                store._next_compaction = 0
+            world.another_run("8").profile()
+
+    world.places[1].before = begin_others
+    with contextlib.suppress(CohortError):
+        world.rounds.train(2)
+    assert begun == ["7"]
+    closed = [store.history.epoch(run_bytes("7")) for store in stores[:4]]
+    assert closed == [OVER] * 4
 
 
 @pytest.mark.parametrize("step", ["roster", "capsules", "confirmations"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -119,6 +121,68 @@ def test_a_folder_is_tended(home: Path, tmp_path: Path) -> None:
     authority.refresh_crl(home, days=1, now=NOW - timedelta(hours=13))
     assert tend(home, folder) == ["signed a new revocation list"]
     assert crl_number(load_crl(home / "crl.pem")) == number + 2
+
+
+def test_a_request_that_is_kept_and_shown_again_gets_no_further_certificate(home: Path) -> None:
+    """An agency that carries it may keep it; else it fills the authority's register and disk."""
+    key, new = create_key(), create_key()
+    certificate = authority.sign(home, request(key))
+    for kept in (renewal(certificate, key), renewal(certificate, key, new)):
+        first = authority.sign_renewal(home, kept, now=NOW + 10 * DAY)
+        assert {authority.sign_renewal(home, kept, now=NOW + day * DAY) for day in (11, 12)} == {first}
+    assert len(authority.read_register(home).issued) == 3
+    assert authority.sign_renewal(home, kept, now=NOW + 28 * DAY) != first, "half of its life is over"
+
+
+def test_a_key_that_was_revoked_is_certified_by_no_earlier_request(home: Path) -> None:
+    """The agency has kept what the former key endorsed; whoever has the revoked one would be in again."""
+    first, stolen = create_key(), create_key()
+    certificate = authority.sign(home, request(first))
+    kept = renewal(certificate, first, stolen)
+    rolled = authority.sign_renewal(home, kept)
+    later = authority.sign_renewal(home, renewal(rolled, stolen), now=NOW + 16 * DAY)
+    authority.revoke(home, f"{parse_certificate(rolled, 'rolled').serial_number:x}", now=NOW + 17 * DAY)
+    by_the_thief = renewal(later, stolen, create_key())
+    for replayed in (kept, renewal(certificate, first, stolen), renewal(later, stolen), by_the_thief):
+        with pytest.raises(IdentityError, match="revoked"):
+            authority.sign_renewal(home, replayed, now=NOW + 18 * DAY)
+    assert authority.sign_renewal(home, renewal(certificate, first, create_key()), now=NOW + 18 * DAY)
+
+
+def _lay_a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("name", ["a.renewal", "\x1b[2Jb.renewal", "a b\n.renewal", "..renewal"])
+@pytest.mark.parametrize(
+    "lay", [_lay_a_pipe, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()]
+)  # fmt: skip
+def test_whatever_the_agency_lays_down_the_list_and_the_others_are_signed(
+    home: Path, tmp_path: Path, name: str, lay: Callable[[Path], None]
+) -> None:
+    folder, key = tmp_path / "registry", create_key()
+    for part in ("requests", CERTIFICATES):
+        (folder / part).mkdir(parents=True, mode=0o700)
+    lay(folder / "requests" / name)
+    lay(folder / CERTIFICATES / "handover.json")
+    good = renewal(authority.sign(home, request(key)), key).to_json()
+    (folder / "requests" / "hospital-1.renewal").write_bytes(good)
+    (folder / "requests" / "\x1b[31m.renewal").write_bytes(good)
+    authority.refresh_crl(home, days=1, now=NOW - timedelta(hours=13))
+    assert {"signed a new revocation list", "renewed hospital-1"} <= set(done := tend(home, folder))
+    assert all(line.isprintable() for line in done)
+    assert {path.name for path in (folder / CERTIFICATES).glob("*.pem")} == {"hospital-1.pem"}
+
+
+def test_what_is_signed_is_written_through_no_link_that_came_with_the_folder(home: Path, tmp_path: Path) -> None:
+    folder, key = tmp_path / "registry", create_key()
+    (folder / "requests").mkdir(parents=True)
+    (folder / CERTIFICATES).symlink_to(home / "issued")
+    before = authority.sign(home, request(key))
+    (folder / "requests" / "next.renewal").write_bytes(renewal(before, key).to_json())
+    authority.refresh_crl(home, days=1, now=NOW - timedelta(hours=13))
+    assert tend(home, folder) == ["signed a new revocation list"]
+    assert not (home / "issued" / "next.pem").exists()
 
 
 def test_half_of_a_life(home: Path) -> None:
