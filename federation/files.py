@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -93,20 +94,25 @@ def private_directory(path: Path) -> Path:
     return path
 
 
-def read_plain(path: Path) -> bytes:
-    """The bytes of a file that somebody else has put there, at most 4 MiB; raises IdentityError.
+def open_plain(path: Path) -> IO[bytes]:
+    """The file `path`, to be read, that somebody else has put there. Raises OSError.
 
     Nothing but a plain file is opened: a link may lead anywhere, and a pipe is waited for without end.
     """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise IdentityError(f"{path}: missing, a link or not readable") from error
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise IdentityError(f"{path}: no plain file")
-    with os.fdopen(handle, "rb") as file:
-        return file.read(MAX_FILE_BYTES)
+        raise OSError(errno.EINVAL, "no plain file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_plain(path: Path) -> bytes:
+    """The bytes of the plain file `path`, at most 4 MiB, as `open_plain`; raises IdentityError."""
+    try:
+        with open_plain(path) as file:
+            return file.read(MAX_FILE_BYTES)
+    except OSError as error:
+        raise IdentityError(f"{path}: missing, no plain file or not readable") from error
 
 
 def read_bounded(path: Path) -> bytes:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.trainer.socket import Service, frame_parts, from_frame, to_reply_frame
 from sovfed.federation.errors import ProtocolError, ServiceError
-from sovfed.federation.files import private_directory
+from sovfed.federation.files import open_plain, private_directory
 from sovfed.federation.messages import Reply, Request
 
 if TYPE_CHECKING:
@@ -56,17 +56,20 @@ def _names(folder: Path) -> set[str]:
 def _write(folder: Path, name: str, parts: Iterable[bytes | memoryview]) -> None:
     """The file `name` in `folder`, which nobody sees before it is whole."""
     unfinished = folder / f".{name}"
-    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    unfinished.unlink(missing_ok=True)
+    # The other side may write here too: what it put in the way, as a link to a ledger, is never written through.
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
         file.writelines(parts)
     unfinished.rename(folder / name)
 
 
 def _read(path: Path, most_bytes: int) -> bytes:
-    """Raises ProtocolError for a file of more than `most_bytes`."""
-    size = path.stat().st_size
-    if size > most_bytes:
-        raise ProtocolError(f"{path}: {size} bytes, expected at most {most_bytes}")
-    return path.read_bytes()
+    """Raises ProtocolError for a file of more than `most_bytes`, OSError for a link or a pipe."""
+    with open_plain(path) as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ProtocolError(f"{path}: expected at most {most_bytes} bytes")
+    return data
 
 
 class SpoolServer:

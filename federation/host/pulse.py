@@ -134,24 +134,27 @@ class Silence:
 
 
 def touch(path: Path) -> None:
-    """Set the time of `path` to now; it is made, 0600, if it is not there."""
+    """Set the time of `path` to now; it is made, 0600, if it is not there.
+
+    The process that is looked after may write its folder: a link that it put there is followed by nobody.
+    """
     try:
-        os.utime(path)
+        os.utime(path, follow_symlinks=False)
     except FileNotFoundError:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
 
 
 def _touched(path: Path) -> int | None:
     try:
-        return path.stat().st_mtime_ns
+        return path.lstat().st_mtime_ns
     except OSError:
         return None
 
 
 def _takes_touches(path: Path) -> bool:
     try:
-        stat = path.stat()
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        stat = path.lstat()
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns), follow_symlinks=False)
     except OSError:
         return False
     return True

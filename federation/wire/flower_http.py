@@ -240,14 +240,19 @@ class _Bytes:
         self._stream = stream
 
     def sendall(self, data: bytes) -> None:
-        self._stream.write(data, timeout=TIMEOUT_S)
+        import httpcore
+
+        try:
+            self._stream.write(data, timeout=TIMEOUT_S)
+        except (httpcore.NetworkError, httpcore.TimeoutException) as error:
+            raise OSError(str(error)) from error
 
     def recv(self, size: int) -> bytes:
         import httpcore
 
         try:
             return self._stream.read(size, timeout=TIMEOUT_S)
-        except httpcore.NetworkError as error:
+        except (httpcore.NetworkError, httpcore.TimeoutException) as error:
             raise OSError(str(error)) from error
 
 

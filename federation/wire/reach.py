@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from cryptography import x509
 
 from sovfed.federation.addresses import host_port, split_host_port
+from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,18 +63,18 @@ def look_at_clock(address: str, pinned: Pinned, proxy: Proxy | None = None, time
         try:
             tls.sendall(f"GET / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n".encode())
             head = _head(tls)
+            status, date = _status(head), _date(head)
         except (OSError, ValueError) as error:
             raise UnreachableError(
                 f"{address}: the connection ended before an answer ({error})",
                 "the agency may not know or no longer trust this certificate; ask it, and look at both clocks",
             ) from error
-    status, date = _status(head), _header(head, "date")
     if status == 403:
         raise UnreachableError(
             f"{address}: the agency refuses this institution's certificate",
             "ask the agency; its superlink's log says why (revoked, expired, or its own revocation list is stale)",
         )
-    if date and abs(skew := time.time() - parsedate_to_datetime(date).timestamp()) > MAX_SKEW_S:
+    if date is not None and abs(skew := time.time() - date) > MAX_SKEW_S:
         raise UnreachableError(
             f"this clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the agency's",
             "set the clocks of both (timedatectl set-ntp true)",
@@ -202,15 +203,15 @@ def _issuer(address: str, proxy: Proxy | None, timeout_s: float) -> str:
             certificate = x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
     except (UnreachableError, OSError, ValueError):
         return "unknown"
-    return certificate.issuer.rfc4514_string()[:200]
+    return visible(certificate.issuer.rfc4514_string()[:200], keep="")
 
 
 def _head(connection: Wire) -> bytes:
-    """An HTTP answer's head. Raises ValueError if none comes."""
-    data = b""
+    """An HTTP answer's head, within `TIMEOUT_S` also if it comes byte by byte. Raises ValueError if none comes."""
+    data, deadline = b"", time.monotonic() + TIMEOUT_S
     while b"\r\n\r\n" not in data:
         more = connection.recv(4096)
-        if not more or len(data) > MAX_HEAD_BYTES:
+        if not more or len(data) > MAX_HEAD_BYTES or time.monotonic() > deadline:
             raise ValueError("it hung up, or sent no HTTP answer")
         data += more
     return data.partition(b"\r\n\r\n")[0]
@@ -221,6 +222,15 @@ def _status(head: bytes) -> int:
     if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
         raise ValueError("no HTTP answer")
     return int(words[1])
+
+
+def _date(head: bytes) -> float | None:
+    """Unix time by the answer's head, if it tells one. Raises ValueError if that is none."""
+    date = _header(head, "date")
+    try:
+        return parsedate_to_datetime(date).timestamp() if date else None
+    except (OverflowError, TypeError) as error:
+        raise ValueError("no HTTP answer") from error
 
 
 def _header(head: bytes, name: str) -> str:

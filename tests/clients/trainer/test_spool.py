@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from tests.clients.trainer.test_socket import echo, train_request
 
 from sovfed.clients.trainer.socket import Service
-from sovfed.clients.trainer.spool import REPLIES, REQUESTS, SpoolServer, SpoolStub, make_folders, waiting
+from sovfed.clients.trainer.spool import AT_ONCE, REPLIES, REQUESTS, SpoolServer, SpoolStub, make_folders, waiting
 from sovfed.federation.errors import ProtocolError, ServiceError
 from sovfed.federation.messages import Refusal, Reply, Request, TrainReply
 from sovfed.federation.wire.trainer_pb2 import HealthReply
@@ -164,3 +165,38 @@ def test_a_refusal_travels_too(home: Path) -> None:
 
     with serving(home, Refusing()):
         assert SpoolStub(home, MIB, 60.0).answer(train_request(1)) == Refusal(reason="policy")
+
+
+def test_what_is_put_in_the_way_of_a_reply_is_not_written_through(home: Path, tmp_path: Path) -> None:
+    """As by a gateway that was taken over, for a ledger that it may not write itself."""
+    ledger = tmp_path / "ledger"
+    ledger.write_text("what was spent")
+    held = Held()
+    with serving(home, held):
+        stub, replies = SpoolStub(home, MIB, 60.0), list[Reply]()
+        thread = asking(stub, replies)
+        assert held.asked.wait(60)
+        (name,) = waiting(home)
+        (home / REPLIES / f".{name}").symlink_to(ledger)
+        held.may.set()
+        thread.join(60)
+    assert len(replies) == 1
+    assert ledger.read_text() == "what was spent"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_request_that_is_no_plain_file_is_not_opened_and_keeps_no_other_waiting(
+    home: Path, tmp_path: Path, kind: str
+) -> None:
+    make_folders(home)
+    (tmp_path / "elsewhere").write_bytes(b"a key")
+    with serving(home, echo()):
+        stub = SpoolStub(home, MIB, 60.0)
+        for number in range(2 * AT_ONCE):
+            path = home / REQUESTS / f"{number:032x}"
+            if kind == "link":
+                path.symlink_to(tmp_path / "elsewhere")
+            else:
+                os.mkfifo(path)
+        assert isinstance(stub.answer(train_request(100)), TrainReply)
+    assert list((home / REPLIES).iterdir()) == []

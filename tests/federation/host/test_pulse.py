@@ -94,3 +94,17 @@ def test_a_process_has_longer_until_its_first_sign_than_between_two(
     assert not silence.is_too_long()
     now += 5.0
     assert silence.is_too_long()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_who_looks_on_follows_no_link_of_the_process_that_it_watches(home: Path, there: bool) -> None:
+    """Else one that was taken over has files made, or touched, that it may not write itself."""
+    path, other = pulse_file(home, "worker"), home / "other"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(other)
+    if there:
+        other.touch()
+        os.utime(other, (1, 1))
+    Silence(path, 3.0, 3.0).is_too_long()
+    assert other.exists() == there
+    assert not there or other.stat().st_mtime == 1

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpcore
 import pytest
 from tests.connect_proxy import Faults, connect_proxy
 
@@ -23,6 +24,7 @@ from sovfed.federation.certificates import (
     sign_csr,
     to_pem,
 )
+from sovfed.federation.wire import flower_http, reach
 from sovfed.federation.wire.proxy import Proxy
 from sovfed.federation.wire.reach import Pinned, UnreachableError, look, look_at_clock
 
@@ -123,4 +125,47 @@ def test_what_is_away_or_unknown_is_told(tmp_path: Path) -> None:
 )
 def test_a_certificate_that_is_refused_and_a_clock_that_is_off_are_told(tmp_path: Path, head: bytes, said: str) -> None:
     with server(tmp_path, answer=head) as address, pytest.raises(UnreachableError, match=said):
+        look_at_clock(address, PINNED)
+
+
+@contextlib.contextmanager
+def garbage(piece: bytes) -> Iterator[Proxy]:
+    """A proxy that answers whatever it is asked with `piece`, again and again."""
+    listener, over = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with contextlib.suppress(OSError), connection:
+                    while not over.wait(0.02):
+                        connection.sendall(piece)
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield Proxy("127.0.0.1", listener.getsockname()[1], "user", "pass-word")
+    finally:
+        over.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    "piece", [b"H", b"x: y\r\n", b"\x1b[2J" * 1000, b"\r\n\r\n", b"HTTP/1.1 " + b"9" * 5000 + b"\r\n\r\n", b""]
+)
+def test_a_proxy_that_answers_garbage_or_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch, piece: bytes) -> None:
+    monkeypatch.setattr(reach, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(flower_http, "TIMEOUT_S", 0.5)
+    with garbage(piece) as proxy:
+        with pytest.raises(UnreachableError, match="did not answer to CONNECT") as caught:
+            look("agency.test:443", PINNED, proxy, 0.5)
+        assert "pass-word" not in f"{caught.value}{caught.value.fix}{proxy}" and str(caught.value).isprintable()
+        with pytest.raises(httpcore.ConnectError, match="did not answer to CONNECT"):
+            flower_http._tunnel(proxy).connect_tcp("agency.test", 443, timeout=5.0)
+
+
+@pytest.mark.parametrize("date", ["", "now", "Mon, 99 Foo 99999999 99:99:99 +9999"])
+def test_a_server_that_answers_garbage_is_no_traceback(tmp_path: Path, date: str) -> None:
+    answer = f"HTTP/1.1 200 OK\r\ndate: {date}\r\n\r\n" if date else "\x1b[2J\r\n\r\n"
+    with server(tmp_path, answer=answer.encode()) as address, pytest.raises(UnreachableError, match="before an answer"):
         look_at_clock(address, PINNED)
