@@ -51,6 +51,8 @@ def endorse(key: ec.EllipticCurvePrivateKey, csr: bytes) -> bytes:
 
 def make_renewal(csr: bytes, certificate: bytes, endorsement: bytes) -> Renewal:
     """The renewal of `certificate` by `csr` (both PEM), once it holds. Raises IdentityError."""
+    if not csr.isascii():  # PEM may stand among anything
+        raise IdentityError("renewal: the request is no plain PEM")
     renewal = Renewal(csr.decode("ascii"), certificate.decode("ascii"), base64.b64encode(endorsement).decode("ascii"))
     check_renewal(renewal)
     return renewal

@@ -73,13 +73,20 @@ class Slurm:
         """The numbers of this home's jobs that wait or run. Raises ServiceError if the scheduler does not answer."""
         try:
             jobs = json.loads(_run(["squeue", "--json"]))["jobs"]
-            return [str(job["job_id"]) for job in jobs if job["name"] == self.name and LIVES & set(_states(job))]
+            jobs = [job for job in jobs if job["name"] == self.name and _is_own(job)]
+            return [str(job["job_id"]) for job in jobs if LIVES & set(_states(job))]
         except (ValueError, KeyError, TypeError) as error:
             raise ServiceError(f"squeue --json: not understood: {error}") from error
 
     def cancel(self, job: str) -> None:
         """End `job`. Raises ServiceError."""
         _run(["scancel", job])
+
+
+def _is_own(job: dict[str, Any]) -> bool:
+    """Whether `job` is this user's, as far as it tells: anybody may give a job the name of ours."""
+    user = job.get("user_id")
+    return not isinstance(user, int) or user == os.geteuid()
 
 
 def _states(job: dict[str, Any]) -> Sequence[str]:

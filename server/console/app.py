@@ -125,12 +125,11 @@ class _Console:
         address = request.client.host if request.client else ""
         if not same(form.get("entry", ""), request.cookies.get(self.entry, "")):
             return self._login_page(request, "The form was too old; try again.", 403)
-        if (wait := self._throttle.wait_s(address)) > 0:
+        if (wait := self._throttle.begin(address)) > 0:
             return self._login_page(request, f"Too many wrong logins; wait {wait / 60:.0f} minutes.", 429)
         try:
             await run_in_threadpool(self._check, form.get("name", ""), form.get("password", ""))
         except IdentityError:
-            self._throttle.wrong(address)
             log.warning("a wrong login from %s", address)
             return self._login_page(request, "Name or password is wrong.", 401)
         self._throttle.right(address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
@@ -9,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hmac import compare_digest
+from ipaddress import IPv6Address, IPv6Network
 from typing import Final
 
 IDLE_S: Final = 30 * 60.0
@@ -16,6 +18,7 @@ LONGEST_S: Final = 12 * 3600.0
 MOST: Final = 256  # sessions; the oldest ends
 TRIES: Final = 5  # wrong logins from an address in WINDOW_S
 WINDOW_S: Final = 15 * 60.0
+IPV6_BITS: Final = 64  # of an address, that stand for whoever has it
 
 
 @dataclass
@@ -64,35 +67,46 @@ class Sessions:
 
 @dataclass
 class Throttle:
-    """Counts wrong logins by address: one that had too many waits. A name is not locked: anybody could lock it."""
+    """Counts wrong logins by address: one that had too many waits. A name is not locked: anybody could lock it.
+
+    A try counts as wrong from its beginning on, or many at once would all be let in.
+    """
 
     clock: Callable[[], float] = time.monotonic
     _wrong: dict[str, deque[float]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def wait_s(self, address: str) -> float:
-        """How long a login from `address` has to wait; 0 if it may be tried."""
+    def begin(self, address: str) -> float:
+        """Count a login from `address` that is tried now, 0; or how long it has to wait."""
+        address = _network(address)
         with self._lock:
-            times = self._recent(address)
-            return times[0] + WINDOW_S - self.clock() if len(times) >= TRIES else 0.0
-
-    def wrong(self, address: str) -> None:
-        """Count a wrong login."""
-        with self._lock:
-            self._wrong.setdefault(address, deque(maxlen=TRIES)).append(self.clock())
             for other in [other for other in self._wrong if not self._recent(other)]:
                 del self._wrong[other]
+            times = self._wrong.setdefault(address, deque())
+            if len(times) >= TRIES:
+                return times[0] + WINDOW_S - self.clock()
+            times.append(self.clock())
+            return 0.0
 
     def right(self, address: str) -> None:
-        """Forget what was wrong before."""
+        """A login that was tried was right. Wrong ones before it stay: whoever has a password may guess another's."""
         with self._lock:
-            self._wrong.pop(address, None)
+            if times := self._wrong.get(_network(address)):
+                times.pop()
 
     def _recent(self, address: str) -> deque[float]:
         times = self._wrong.get(address, deque())
         while times and self.clock() - times[0] > WINDOW_S:
             times.popleft()
         return times
+
+
+def _network(address: str) -> str:
+    """`address`, or the network of an IPv6 address: whoever has one has them all."""
+    with contextlib.suppress(ValueError):
+        if (number := IPv6Address(address)).ipv4_mapped is None:
+            return str(IPv6Network((number, IPV6_BITS), strict=False))
+    return address
 
 
 def same(given: str, expected: str) -> bool:

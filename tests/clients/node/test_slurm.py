@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sovfed.clients.node.sandbox import Places, places_of
-from sovfed.clients.node.slurm import _states
+from sovfed.clients.node.slurm import Slurm, _states
 from sovfed.clients.node.up import processes
 from sovfed.clients.trainer.spool import REQUESTS, make_folders
 from sovfed.federation.config import ClientConfig, ClusterConfig
@@ -60,3 +60,17 @@ def test_without_slurm_it_says_so_for_good(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "there is no squeue on this machine" in done.stderr
+
+
+def test_another_user_s_job_of_the_same_name_is_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody's trainer would ever be started: the name follows from the home's path."""
+    slurm = Slurm(tmp_path, tmp_path / "config.json", ClusterConfig())
+    states = {"name": slurm.name, "job_state": ["RUNNING"]}
+    listed = [{**states, "job_id": 1, "user_id": os.geteuid() + 1}, {**states, "job_id": 2, "user_id": os.geteuid()}]
+    (tmp_path / "jobs").write_text(json.dumps({"jobs": listed}))
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\ncat {tmp_path / 'jobs'}\n")
+    (tmp_path / "squeue").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert slurm.living() == ["2"]

@@ -8,6 +8,7 @@ import re
 import ssl
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,7 @@ from tests.server.agency import free_port, process, wait_until
 from tests.server.seen_home import NAMES, add_run, changed_settings, make_seen_home, with_refusal
 
 from sovfed.federation.host.processes import listening
-from sovfed.server.console.sessions import IDLE_S, LONGEST_S, TRIES, Sessions
+from sovfed.server.console.sessions import IDLE_S, LONGEST_S, TRIES, Sessions, Throttle
 from sovfed.server.console.users import add_user, remove_user
 from sovfed.server.runs.awaiting import FILE
 
@@ -180,6 +181,23 @@ def test_a_login_is_not_forged_from_elsewhere_nor_tells_of_names_nor_is_tried_fo
         assert len({tokens.sub("", answer.text) for answer in answers}) == 1
         assert log_in(client).status_code == 429
         assert client.get("/").status_code == 303
+
+
+def test_many_tries_at_once_and_own_logins_in_between_are_no_more_tries(home: Path) -> None:
+    changed_settings(home, console_port=free_port())
+    with served(home) as address, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(browser(address)) for _ in range(3 * TRIES)]
+        with ThreadPoolExecutor(len(clients)) as pool:
+            statuses = [answer.status_code for answer in pool.map(lambda one: log_in(one, "anna", "wrong"), clients)]
+    assert sorted(statuses) == [401] * TRIES + [429] * 2 * TRIES
+    throttle = Throttle()
+    for address in ["192.0.2.1"] * (TRIES - 1):
+        assert throttle.begin(address) == 0
+        assert throttle.begin(address) == 0
+        throttle.right(address)  # a viewer's own, between guesses of an operator's
+    assert throttle.begin("192.0.2.1") == 0 and throttle.begin("192.0.2.1") > 0
+    waits = [throttle.begin(f"2001:db8::{number:x}") for number in range(1, TRIES + 2)]
+    assert waits[:-1] == [0] * TRIES and waits[-1] > 0
 
 
 def test_whoever_is_removed_or_logs_out_is_out_with_the_next_request(home: Path, address: str) -> None:
