@@ -344,7 +344,8 @@ def load_crl(path: Path) -> x509.CertificateRevocationList:
 def install_crl(identity: Path, pem: bytes, now: datetime | None = None) -> int:
     """Put the revocation list `pem` in place once it holds, unless it is the one there; its number.
 
-    Raises IdentityError if it does not hold or is older.
+    Raises IdentityError if it does not hold or is older, or lacks the list of a trusted root that is in place: what is
+    not there any more could be followed by an older one.
     """
     roots, path = load_roots(identity / "root.pem"), identity / "crl.pem"
     lists = lists_of(pem, roots, now or datetime.now(UTC))
@@ -353,6 +354,8 @@ def install_crl(identity: Path, pem: bytes, now: datetime | None = None) -> int:
     for print_, number in numbers.items():
         if number < present.get(print_, -1):
             raise IdentityError(f"revocation list {number}: {present[print_]} is already in place")
+    if not present.keys() <= numbers.keys():
+        raise IdentityError("revocation list: without that of the other root that is trusted here")
     if numbers != present:
         write_atomic(path, pem)
     return next(iter(numbers.values()))

@@ -28,7 +28,7 @@ from sovfed.clients.node.renewal import (
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import IdentityError, ServiceError
 from sovfed.federation.files import private_directory, write_atomic
-from sovfed.federation.identity import load_certificate, load_roots, read_pair
+from sovfed.federation.identity import install_crl, load_certificate, load_roots, read_pair
 from sovfed.federation.renewal import KEY_DAYS
 from sovfed.federation.roots import adopt, read_handover
 from sovfed.federation.secagg.files import FollowingIdentity, FreshIdentity
@@ -199,6 +199,25 @@ def test_a_new_root_takes_over_while_everything_runs(tmp_path: Path) -> None:
 def issued_by(identity: Path, root: x509.Certificate) -> bool:
     load_certificate(identity / "cert.pem").verify_directly_issued_by(root)
     return True
+
+
+def test_a_list_of_two_roots_is_not_taken_apart_to_bring_back_an_older_one(tmp_path: Path) -> None:
+    """The agency carries the lists: it drops the former root's, and follows it up with one from before a revocation."""
+    home, identity = tmp_path / "authority", private_directory(tmp_path / "identity")
+    authority.init(home, "Ministry of Health")
+    write_atomic(identity / "root.pem", (home / "root.pem").read_bytes())
+    authority.rotate(home)
+    adopt(identity, (home / "handover.json").read_bytes())
+    older = (home / "crl.pem").read_bytes()
+    authority.refresh_crl(home)
+    newer = (home / "crl.pem").read_bytes()
+    end = b"-----END X509 CRL-----\n"
+    (old_of_former, new_of_next) = older.split(end)[1] + end, newer.split(end)[0] + end
+    number = install_crl(identity, newer)
+    for shown in (new_of_next, newer.split(end)[1] + end, new_of_next + old_of_former):
+        with pytest.raises(IdentityError, match=r"other root|already in place"):
+            install_crl(identity, shown)
+    assert (identity / "crl.pem").read_bytes() == newer and install_crl(identity, newer) == number
 
 
 def test_a_root_is_taken_from_nobody_but_the_one_that_is_pinned(tmp_path: Path) -> None:
