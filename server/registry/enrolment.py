@@ -175,7 +175,8 @@ def accept_certificate(
         raise IdentityError(f"certificate of {peer.institution!r}: for another key than the request's")
     if row["certificate"] is not None:
         former = parse_certificate(row["certificate"], "former certificate")
-        if same_issuer(certificate, former) and certificate.not_valid_after_utc <= former.not_valid_after_utc:
+        later = certificate == former or certificate.not_valid_after_utc > former.not_valid_after_utc
+        if same_issuer(certificate, former) and not later:  # the same: its institution has lost it
             raise IdentityError(f"certificate of {peer.institution!r}: ends no later than the one it would replace")
     if register is None:
         register = partial(_register_with_flower, home=home)

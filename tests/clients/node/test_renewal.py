@@ -126,6 +126,25 @@ def test_an_old_key_gives_way_to_a_new_one_and_what_it_signed_stays_its_own(agen
     read_pair(identity)
 
 
+def test_an_institution_that_has_lost_its_renewal_gets_it_again(agency: Agency, tmp_path: Path) -> None:
+    """As one whose identity was restored from before: the authority signs no further one for the same certificate."""
+    home = enrolled(agency, tmp_path / "hospital", 10)
+    path = home / "identity" / "cert.pem"
+    before, serials = path.read_bytes(), list[int]()
+    for _ in range(2):
+        write_atomic(path, before)
+        with pytest.raises(ServiceError, match="not signed yet"):
+            renewal.renew(home, 0.2)
+        tend(agency.authority, agency.home / "registry")
+        renewal.renew(home, 20)
+        serials.append(serial(home))
+    assert serials[0] == serials[1] != load_serial(before)
+
+
+def load_serial(pem: bytes) -> int:
+    return x509.load_pem_x509_certificate(pem).serial_number
+
+
 def test_a_renewal_that_was_cut_off_is_completed(
     agency: Agency, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
