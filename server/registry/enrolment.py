@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -46,8 +46,11 @@ from sovfed.federation.identity import (
     node_key_digest,
     parse_certificate,
 )
-from sovfed.federation.renewal import make_renewal
+from sovfed.federation.renewal import make_renewal, read_renewal
 from sovfed.federation.wire.enrolment import Invitation
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 INVITATION_DAYS: Final = 7
 RENEWAL: Final = ".renewal"  # of a request's file: endorsed, so that the authority signs it by itself
@@ -175,8 +178,8 @@ def accept_certificate(
         raise IdentityError(f"certificate of {peer.institution!r}: for another key than the request's")
     if row["certificate"] is not None:
         former = parse_certificate(row["certificate"], "former certificate")
-        later = certificate == former or certificate.not_valid_after_utc > former.not_valid_after_utc
-        if same_issuer(certificate, former) and not later:  # the same: its institution has lost it
+        later = certificate.not_valid_after_utc > former.not_valid_after_utc
+        if same_issuer(certificate, former) and not later and not (certificate == former and _has_lost(row, former)):
             raise IdentityError(f"certificate of {peer.institution!r}: ends no later than the one it would replace")
     if register is None:
         register = partial(_register_with_flower, home=home)
@@ -191,6 +194,14 @@ def accept_certificate(
             raise IdentityError(f"certificate of {peer.institution!r}: its request changed meanwhile")
     _forget_request(home, peer.institution)
     return peer.institution
+
+
+def _has_lost(row: sqlite3.Row, certificate: x509.Certificate) -> bool:
+    """Whether the institution asked for a renewal by another certificate than `certificate`, which it had got."""
+    if row["renewal"] is None:
+        return False
+    shown = read_renewal(row["renewal"]).certificate
+    return parse_certificate(shown.encode(), "renewal's certificate") != certificate
 
 
 def remove(home: Path, name: str) -> int | None:
