@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import random
 import socket
 import sys
@@ -11,6 +12,12 @@ from typing import Final
 PORTS: Final = range(10_240, 32_768)  # the system takes those above by itself, for connections
 MOST_HELD: Final = 500
 _held: deque[socket.socket] = deque()
+
+
+@atexit.register
+def _give_back() -> None:
+    while _held:
+        _held.pop().close()
 
 
 def free_ports(count: int) -> list[int]:

@@ -59,6 +59,7 @@ from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
 from sovfed.server.rounds.aggregation import Total
 from sovfed.server.rounds.ledger_heads import LedgerHeads
+from sovfed.server.rounds.patience import Patience
 from sovfed.server.rounds.privacy import PrivacyPlan
 from sovfed.server.rounds.secure_aggregation import Epoch, SecureAggregation
 from sovfed.simulations.grid import InMemoryGrid
@@ -149,12 +150,17 @@ class Agency(SecureAggregation):
     def _await_steady(self, here: frozenset[int]) -> frozenset[int]:
         return here
 
-    def _step(
-        self, step: str, bodies: Mapping[int, bytes], timeout_s: float, refused: dict[int, str] | None = None
-    ) -> dict[int, bytes]:
+    def _answers(
+        self,
+        step: str,
+        bodies: Mapping[int, bytes],
+        timeout_s: float,
+        refused: dict[int, str],
+        patience: Patience | None = None,
+    ) -> Iterator[tuple[int, bytes]]:
         if step == "reveal" and self.holders is not None:
             bodies = {node: body for node, body in bodies.items() if node in self.holders}
-        return super()._step(step, bodies, timeout_s, refused)
+        return super()._answers(step, bodies, timeout_s, refused, patience)
 
     def _reveal(self, round_: Round, members: Mapping[int, int]) -> tuple[Aggregate | None, str]:
         aggregate, missing = super()._reveal(round_, members)

@@ -30,7 +30,7 @@ from tests.server.agency import (
 
 from sovfed.federation.certificates import create_key, key_to_pem
 from sovfed.federation.config import ServerConfig
-from sovfed.federation.errors import IdentityError, ServiceError
+from sovfed.federation.errors import IdentityError, NotValidNowError, ServiceError
 from sovfed.federation.files import write_atomic, write_private
 from sovfed.federation.wire.loopback import SECRET_HEADER, read_secret
 from sovfed.server.network import state_db
@@ -70,7 +70,7 @@ def test_a_stale_revocation_list_is_refused(home: Path) -> None:
     authority = Authority()
     make_home(authority, home)
     write_atomic(home / "identity" / "crl.pem", authority.crl(days=1, now=authority.now - 3 * DAY))
-    with pytest.raises(ServiceError, match="stale"):
+    with pytest.raises(NotValidNowError, match="stale"):  # it is waited for: a fresh list may come
         check_home(home)
 
 
