@@ -141,7 +141,7 @@ def test_certificates_end_and_no_round_is_lost(world: World) -> None:
         assert "joined: hospital-2" in world("client", "join", "--home", "hospital-2")
         world(
             "run", "start", "task=echo", "secagg=none", "server.min_cohort=1", "server.start_cohort=2",
-            "server.round_deadline_s=60", "rounds=100000", "run_name=endless", "--no-follow",
+            "server.round_deadline_s=60", "rounds=1000", "run_name=endless", "--no-follow",
             "--home", "agency",
         )  # fmt: skip
         world.proxy.faults.delay_s = 0.2  # policies allow 1,000 rounds: they must not be over before the certificate

@@ -38,7 +38,8 @@ def test_a_revoked_institution_leaves_a_running_run_and_the_others_learn_of_it(
         "task=echo", "secagg=none", "simulation.institutions=2", "server.min_cohort=1", "server.start_cohort=2",
         "server.round_deadline_s=5", "rounds=100000", f"client.crl_refresh_s={REFRESH_S}",
     )  # fmt: skip
-    with make_federation(tmp_path_factory.mktemp("revoked"), config) as federation:
+    bounds = {"max_rounds": 1_000_000, "max_sums_per_run": 10**9}
+    with make_federation(tmp_path_factory.mktemp("revoked"), config, **bounds) as federation:
         kept, revoked = (federation.client_home(member.name) for member in federation.institutions)
         processes = [("agency", "superlink"), ("agency", "registry"), (kept.name, "gateway")]
         before = [federation.pid(*process) for process in processes]

@@ -42,7 +42,7 @@ def test_every_extra_that_a_command_needs_exists() -> None:
     ("arguments", "module", "extra"),
     [
         (["config", "show"], "hydra", "simulate"),
-        (["run", "start"], "hydra", "server"),
+        (["server", "init", "--home", "nowhere"], "hydra", "server"),
         (["bench", "noise"], "sovfed.simulations.benchmarks.report", "bench"),
         (["audit", "noise"], "sovfed.simulations.audit.report", "bench"),
     ],
