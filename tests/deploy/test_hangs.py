@@ -29,7 +29,8 @@ SETTINGS = (
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFederation]:
     """A federation with a run that does not end by itself."""
     config = make_config(*SETTINGS)
-    with make_federation(tmp_path_factory.mktemp("hangs"), config, max_rounds=1_000_000, max_sums_per_run=10**9) as federation:
+    bounds = {"max_rounds": 1_000_000, "max_sums_per_run": 10**9}
+    with make_federation(tmp_path_factory.mktemp("hangs"), config, **bounds) as federation:
         federation.start_run(RUN, config)
         wait_for(lambda: rounds_done(federation, RUN) >= 2, "two rounds")
         yield federation
