@@ -102,7 +102,8 @@ def _value(kind: Any, value: Any, rules: Mapping[str, Any], key: str, error: typ
         if not isinstance(value, (list, tuple)):
             raise error(f"'{key}' must be a list, got {value!r}")
         item = typing.get_args(kind)[0]
-        return tuple(_value(item, element, rules, f"{key}[{i}]", error) for i, element in enumerate(value))
+        listed = [str(element) if item is str and type(element) is int else element for element in value]  # [k.A., -99]
+        return tuple(_value(item, element, rules, f"{key}[{i}]", error) for i, element in enumerate(listed))
     if typing.get_origin(kind) is dict:
         if not isinstance(value, Mapping):
             raise error(f"'{key}' must be a mapping, got {value!r}")

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from sovfed.clients.home.settings import read_settings
 from sovfed.federation.compose import PACKAGED, groups, split_override, takes_text
 from sovfed.federation.config import ClientConfig, DataConfig
@@ -83,6 +85,8 @@ def _read(key: str, raw: str) -> Any:
     if takes_text(key):
         quoted = len(raw) > 1 and raw[0] == raw[-1] and raw[0] in "'\""
         return None if raw == "null" else raw[1:-1] if quoted else raw
+    if raw.startswith("["):
+        return _list(key, raw)
     if raw in _WORDS:
         return _WORDS[raw]
     if _INTEGER.fullmatch(raw):
@@ -91,3 +95,14 @@ def _read(key: str, raw: str) -> Any:
         return float(raw)
     except ValueError:
         return raw
+
+
+def _list(key: str, raw: str) -> list[Any]:
+    """The texts of a list such as `[n.b., k.A.]`; a type of their own is for the binder to refuse."""
+    try:
+        values = yaml.load(raw, yaml.BaseLoader)  # noqa: S506 - makes texts, lists and mappings alone
+    except yaml.YAMLError:
+        values = None
+    if not isinstance(values, list):
+        raise ConfigError(f"'{key}' is {raw[:80]!a}: a list is written as [a, b]")
+    return values

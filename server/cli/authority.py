@@ -76,6 +76,7 @@ def sign(
     from sovfed.federation.files import read_bounded, write_atomic
     from sovfed.server.registry import authority
 
+    authority.read_register(home)  # before anybody is asked: there is an authority here
     pem = read_bounded(csr)
     kind, name, fingerprint = authority.describe(pem)
     click.echo(f"{kind.capitalize()}: {name}{authority.organisation_of(pem)}\nKey fingerprint: {fingerprint}")

@@ -66,7 +66,7 @@ def init(overrides: tuple[str, ...], home: Path) -> None:
     request = agency.init(home, compose(list(overrides)).config)
     click.echo(f"{request}")
     click.echo(
-        f"next: `sovfed authority sign {request} --server --out server.pem`, then\n"
+        f"next: `sovfed authority sign {request} --server --out server.pem` (--home: the authority's), then\n"
         f"      `sovfed server certificate server.pem root.pem crl.pem --home {home}`",
         err=True,
     )

@@ -28,6 +28,7 @@ def test_what_is_chosen_is_what_is_said_and_the_rest_is_the_default() -> None:
         ["task=heart", "data.path=/srv/heart", "data.site=va"],
         ["task=heart", "data=csv", "data.path='a b'"],
         ["data.limit=7", "data.limit=null", "client.crl_refresh_s=5"],
+        ["data.missing_words=[n.b., k.A.,-99]"],
         ["client.device=cpu", "client.runtime_port=8080", "client.crl_refresh_s=1e1"],
     ],
 )
