@@ -21,6 +21,8 @@ MOST_CATEGORIES: Final = 30
 LONGEST_CATEGORY: Final = 40
 MARGIN: Final = 0.2  # of the values' reach, that bounds go beyond it
 OFTEN: Final = 0.05  # missing: a further input says so
+MOST_WORDS: Final = 4  # of a category; what has more is a sentence
+STRANGE: Final = 0.1  # of the cells: a number for all that, which some cells lack
 FEW: Final = 6  # whole numbers that may be the codes of categories
 NICE: Final = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 IDS: Final = re.compile(r"(.*[ _-])?(id|nr|no|number|key|uuid|guid|mrn|index)", re.IGNORECASE)
@@ -57,10 +59,7 @@ def look(name: str, cells: Sequence[str], decimal: str) -> Seen:
     missing = len(cells) - len(present)
     if pair := _boolean(words):
         return Seen("boolean", values={**pair, **_mean(missing, len(cells))}, note="")
-    if (numbers := _numbers(present, decimal)) is not None:
-        guess = _number(name, numbers, missing, len(cells))
-        if guess.kind and any(cell[0] in LIMITS for cell in present):
-            guess.note += "; values below or above a limit need data.detection_limit=limit"
+    if (guess := _numeric(name, present, missing, len(cells), decimal)) is not None:
         return guess
     if (days := _dates(present)) is not None:
         bounds = {"low": _january(min(days), -1), "high": _january(max(days), 2) - 1}
@@ -69,10 +68,26 @@ def look(name: str, cells: Sequence[str], decimal: str) -> Seen:
     return _category(name, present, words, missing)
 
 
+def _numeric(name: str, present: Sequence[str], missing: int, count: int, decimal: str) -> Seen | None:
+    """A number, if nearly all cells that are there read as one; the others are words of this file alone."""
+    readable = [cell for cell in present if _numbers([cell], decimal)]
+    strange = len(present) - len(readable)
+    numbers = _numbers(readable, decimal) if readable and strange <= STRANGE * len(present) else None
+    if numbers is None:
+        return None
+    guess = _number(name, numbers, missing + strange, count)
+    if guess.kind and any(cell[0] in LIMITS for cell in readable):
+        guess.note += "; values below or above a limit need data.detection_limit=limit"
+    if guess.kind and strange:
+        guess.note += f"; {strange} cells hold another word: data.missing_words says which stand for a missing value"
+    return guess
+
+
 def _category(name: str, there: Sequence[str], words: Sequence[str], missing: int) -> Seen:
     if len(words) == len(there):
         return Seen("", "another value in every record: an identifier or free text")
-    if max(map(len, words)) > LONGEST_CATEGORY or any(map(steers, words)):
+    sentences = any(len(word.split()) > MOST_WORDS for word in words)
+    if max(map(len, words)) > LONGEST_CATEGORY or any(map(steers, words)) or sentences:
         return Seen("", "free text")
     if len(words) > MOST_CATEGORIES or len(words) > len(there) / 2:
         return Seen("", f"{len(words)} different words in {len(there)} records: too many categories, or free text")

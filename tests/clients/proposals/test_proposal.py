@@ -129,6 +129,18 @@ def test_a_column_is_seen_by_its_cells(name: str, cells: list[str], kind: str) -
     assert bool(seen.reason) == (not kind)
 
 
+def test_a_number_that_some_cells_lack_is_a_number_and_how_many_is_said() -> None:
+    """Seen: one word for "missing" that only this hospital has, and a laboratory's value was left out of the task."""
+    seen = look("crp", [f"{number / 10:.1f}" for number in range(97)] + ["n.b."] * 3, ".")
+    assert seen.kind == "number" and seen.values["missing"] == "mean"
+    assert "3 cells hold another word: data.missing_words" in seen.note and "n.b." not in seen.note
+    assert look("crp", ["1.5", "2.5", "3.5", "n.b.", "none here", "n.b.", "1.0", "2.0"] * 9, ".").kind != "number"
+
+
+def test_sentences_are_no_categories() -> None:
+    assert look("remark", ["patient wishes to be moved", "check in three months time"] * 9, ".").reason == "free text"
+
+
 def test_the_command_writes_a_file_once_and_checks_it(tmp_path: Path) -> None:
     path, output = _clinic(tmp_path / "clinic.csv"), tmp_path / "relapse.yaml"
     arguments = ["new", "relapse", "--from-csv", str(path), "--target", "Raucher", "--output", str(output)]
