@@ -222,6 +222,7 @@ def _start(home: Path, detach: bool, prove: Callable[[], None]) -> None:
         click.echo("processes: running already")
         prove()
     elif detach:
+        click.echo("processes: starting trainer, supernode and gateway; on a busy machine that takes a minute")
         supervise_detached(home)
         click.echo("processes: trainer, supernode and gateway are up")
         prove()
@@ -234,7 +235,7 @@ def _prove(home: Path, config: ClientConfig) -> None:
     from sovfed.clients.node.enrol import load_institution
     from sovfed.clients.node.join import prove
 
-    with _progress("proof") as told:
+    with _progress("waiting") as told:
         for line in prove(home, config, PROOF_S, told):
             click.echo(visible(line))
     click.echo(f"joined: {load_institution(home).name}; `sovfed client status --home {home}`")
