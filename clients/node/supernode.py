@@ -60,6 +60,7 @@ OBJECT_WAIT_S: Final = (0.05, 1.0)  # Flower: 1 to 10; while an object is still 
 TASK_LEASE_S: Final = 10  # Flower: 30; twice this without a heartbeat and the task counts as crashed
 NOT_NOW: Final = ("certificate is not yet valid", "certificate has expired")  # OpenSSL's words
 MAX_OBJECTS: Final = 100_000  # of one message
+AWAY_S: Final = 5.0  # Flower: up to 20; longest pause between two tries to reach a SuperLink that is away
 HELD_S: Final = 1.0  # a look that took so long was kept waiting by the SuperLink
 ACQUIRE_TASK: Final = "/v1/runtime/acquire-task"
 ACQUIRE_HOLD_S: Final = 15.0
@@ -108,7 +109,7 @@ def adapt_flower(max_message_bytes: int, beat: Callable[[], None] = lambda: None
 
 
 def _beating(make_invoker: Callable[[], RetryInvoker], beat: Callable[[], None]) -> RetryInvoker:
-    """Flower's invoker of calls, which beats with each, also in vain: a SuperLink that is away is waited for."""
+    """Flower's invoker of calls, which beats with each, also in vain; a SuperLink that is away is tried often."""
 
     def beating(told: Callable[[RetryState], None] | None) -> Callable[[RetryState], None]:
         def on_call(state: RetryState) -> None:
@@ -119,6 +120,8 @@ def _beating(make_invoker: Callable[[], RetryInvoker], beat: Callable[[], None])
         return on_call
 
     invoker = make_invoker()
+    pauses = invoker.wait_gen_factory
+    invoker.wait_gen_factory = lambda: (min(pause, AWAY_S) for pause in pauses())
     invoker.on_success, invoker.on_backoff = beating(invoker.on_success), beating(invoker.on_backoff)
     return invoker
 

@@ -323,7 +323,7 @@ def test_superlink_that_restarts_is_met_again(tmp_path: Path) -> None:
         with superlink(agency, config) as (_, control):
             other = Federation(agency, authority, config, control, node)
             with other.run() as grid:
-                (reply,) = other.ask(grid)
+                (reply,) = other.ask(grid, timeout_s=60)
             assert reply.has_content()
             assert supernode.poll() is None
 
