@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
 from tests.server.agency import (
     Authority,
@@ -133,12 +133,12 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may() -> None:
 
 
 def comes_in(port: int, node: Institution, node_id: int) -> bool:
-    """Whether the institution's look for messages is answered within 5 s, over a connection of its own."""
-    request = PullMessagesRequest(node=Node(node_id=node_id))
+    """Whether the institution's heartbeat is answered within 5 s, over a connection of its own."""
+    request = SendNodeHeartbeatRequest(node=Node(node_id=node_id), heartbeat_interval=30.0)
     with network_client(port, node.folder) as client:
         client.timeout = httpx.Timeout(5.0)
         try:
-            return post(client, "/v1/fleet/pull-messages", request, node.headers()).status_code == 200
+            return post(client, "/v1/fleet/send-node-heartbeat", request, node.headers()).status_code == 200
         except httpx.HTTPError:
             return False
 
