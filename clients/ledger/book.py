@@ -21,6 +21,7 @@ restored. A head that the institution never signed proves nothing. The agency's 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -175,7 +176,7 @@ class PrivacyLedger:
 
     def would_refuse(self, run: str, plan: Plan, *, whose: Whose = HOME) -> str:
         """Why `authorise` would refuse `plan`, as far as that can be said before a head was shown; "" if nothing speaks
-        against it. Nothing is written.
+        against it. Who asked for too much is written down, as `authorise` does; nothing else is.
         """
         with self._lock:
             if reason := self._why_not(self._sealed(whose)):
@@ -187,7 +188,11 @@ class PrivacyLedger:
                 return f"delta is {plan.delta:g}, policy.yaml says {account.budget.delta:g}"
             limits = account.limits()
             lacking = (limit for limit in limits if limit.after(plan.event, plan.delta) > limit.epsilon)
-            return next((too_much(limit, limits, plan.event, plan.delta) for limit in lacking), "")
+            reason = next((too_much(limit, limits, plan.event, plan.delta) for limit in lacking), "")
+            if reason:
+                with contextlib.suppress(PrivacyError):
+                    self._refuse(run, plan.purpose, reason)
+            return reason
 
     def spend(self, grant: Grant, release: Release, *, asked_in: str) -> Receipt:
         """Record `release`; when this returns it is on disk, and may leave. The very same release may be sent again.
