@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -107,11 +108,12 @@ def test_a_patients_name_in_an_error_stays_in_the_institution(tmp_path_factory: 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_the_whole_demo_connects_to_nothing_but_itself(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    done = subprocess.run(
-        ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=connect,sendto,sendmsg", "-e", "signal=none", "-o", trace,
-         sys.executable, "-m", "sovfed", "demo", "--json", "--folder", tmp_path / "demo", "rounds=3"],
-        capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="demo-") as short:  # a socket's path has 107 bytes
+        done = subprocess.run(
+            ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=connect,sendto,sendmsg", "-e", "signal=none",
+             "-o", trace, sys.executable, "-m", "sovfed", "demo", "--json", "--folder", f"{short}/demo", "rounds=3"],
+            capture_output=True, text=True, timeout=400, check=False,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     assert json.loads(done.stdout)["rounds"] == 3
     text = trace.read_text(errors="replace")
