@@ -35,7 +35,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalFed
     config = make_config(*settings, "client.log_format=json", "server.round_deadline_s=60")
     data = sites(config)
     hospitals = [Institution(name, source) for name, source in zip(institution_names(data), data, strict=True)]
-    policy = dataclasses.replace(POLICY, allowed_tasks=("breast_cancer",))
+    policy = dataclasses.replace(POLICY, allowed_tasks=("breast_cancer",), max_rounds=1_000_000, max_sums_per_run=10**9)
     federation = LocalFederation(tmp_path_factory.mktemp("watched"), hospitals, config, policy)
     try:
         federation.build_agency()
