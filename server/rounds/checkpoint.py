@@ -10,6 +10,7 @@ import hashlib
 import json
 import queue
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,11 +82,14 @@ def read(folder: Path, config: Config) -> Checkpoint | None:
 class Writer:
     """Writes checkpoints on a thread of its own, one behind at most, so that the disk does not slow the rounds.
 
-    With `spacing_s` they are at least that far apart, and one that waits is replaced by a later one.
+    With `spacing_s` they are at least that far apart, and one that waits is replaced by a later one. `on_disk` is
+    called with the round of each that was written, on the writer's thread: rounds up to that one are not run again.
     """
 
-    def __init__(self, folder: Path, spacing_s: float = 0.0) -> None:
-        self._folder, self._spacing_s = folder, spacing_s
+    def __init__(
+        self, folder: Path, spacing_s: float = 0.0, on_disk: Callable[[int], None] = lambda _round: None
+    ) -> None:
+        self._folder, self._spacing_s, self._on_disk = folder, spacing_s, on_disk
         self._queue: queue.Queue[Checkpoint | None] = queue.Queue(maxsize=1)
         self._hurry = threading.Event()
         self._failure: BaseException | None = None
@@ -123,6 +127,7 @@ class Writer:
             if self._failure is None:
                 try:
                     write(self._folder, checkpoint)
+                    self._on_disk(checkpoint.round)
                 except BaseException as error:  # told to the round loop at its next submit
                     self._failure = error
             self._queue.task_done()

@@ -11,7 +11,9 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -97,17 +99,20 @@ def coordinate(
     if rounds.plan and heads:
         rounds.before = partial(heads.before_round, grid, run)
     if tracker:
+        tracker.catch_up(last)
         tracker.note({"transport": transport, "connected": _listed(names.values()), **versions()})
     # A private round that is repeated is paid for again.
-    writer = checkpoint.Writer(folder, 0.0 if config.privacy.private else SPACING_S)
+    lasting = _Lasting(tracker)
+    writer = checkpoint.Writer(folder, 0.0 if config.privacy.private else SPACING_S, lasting.tell)
     settled = checkpoint.config_digest(config)
-    with (folder / ROUNDS).open("a", encoding="utf-8") as lines:
+    with (folder / ROUNDS).open("a", encoding="utf-8") as lines, _closing(writer):
         for number in range(last + 1, config.rounds + 1):
             before, round_, last = rounds.model, rounds.train(number), number
             _name_all(names, round_, grid)
             line = _line(task, round_, names, rounds.scale)
             lines.write(json.dumps(line) + "\n")
             lines.flush()  # before the checkpoint: what is beyond that is dropped and run again, what lacks is lost
+            lasting.add(number, figures(line))
             writer.submit(checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), settled))
             if config.strategy.stateful:
                 writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
@@ -117,14 +122,11 @@ def coordinate(
                 "round %d/%d: %d institutions,%s %.3f s%s",
                 number, config.rounds, len(round_.participants), loss, round_.seconds, overhead,
             )  # fmt: skip
-            if tracker:
-                tracker.round(number, figures(line))
             on_round(line)
             stopping.see(number - 1, line["metrics"].get(task.headline), before)
             if stopping.due:
                 log.info("stopped after round %d: no better %s since round %d", number, task.headline, stopping.round)
                 break
-    writer.close()
     final, chosen = _final(rounds, task, stopping, last)
     summary = {
         **_summary(config, task, folder, final, names, transport, time.monotonic() - started, rounds.scale),
@@ -149,6 +151,34 @@ def coordinate(
     if tracker:
         tracker.finish("FINISHED", [folder / name for name in artifacts], register=True)
     return Outcome(rounds.model, rounds.scale, summary)
+
+
+class _Lasting:
+    """Rounds that the tracker is told of once they will not be run again, so that it has each of them once."""
+
+    def __init__(self, tracker: Tracker | None) -> None:
+        self._tracker, self._waiting = tracker, deque[tuple[int, dict[str, float]]]()
+
+    def add(self, number: int, metrics: dict[str, float]) -> None:
+        if self._tracker:
+            self._waiting.append((number, metrics))
+
+    def tell(self, written: int) -> None:
+        """Tell of all rounds up to `written`."""
+        while self._tracker and self._waiting and self._waiting[0][0] <= written:
+            self._tracker.round(*self._waiting.popleft())
+
+
+@contextmanager
+def _closing(writer: checkpoint.Writer) -> Iterator[None]:
+    """What was submitted is on disk afterwards, also where the rounds end in an error, which is then the one raised."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            writer.close()
+        raise
+    writer.close()
 
 
 def _listed(names: Collection[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import queue
 import tempfile
@@ -54,14 +55,21 @@ class Tracker:
         self._client: MlflowClient | None = None  # None: to be opened, not before `_retry_at`
         self._retry_at = 0.0
         self._steps, self._tags = set[int](), dict[str, str]()  # rounds that MLflow has, tags that it must have
+        self._last = 0.0  # round up to which `rounds.jsonl` stays as it is
         self._finished = False
         self.run_id = ""
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self._thread.start()
 
     def round(self, step: int, metrics: dict[str, float]) -> None:
-        """Log `metrics` of round `step`."""
+        """Log `metrics` of round `step`, which is not run again."""
+        self._last = max(self._last, step)
         self._jobs.put(lambda: self._log_metrics(step, metrics))
+
+    def catch_up(self, last: float = math.inf) -> None:
+        """Log what MLflow lacks of the rounds up to `last`, none of which is run again; all of them by default."""
+        self._last = max(self._last, last)
+        self._jobs.put(self._send_rounds)
 
     def note(self, tags: dict[str, str]) -> None:
         """Set tags: cohort, lane, versions, outcome."""
@@ -119,9 +127,13 @@ class Tracker:
         else:
             self._create(client, marker)
         self._client = client
-        for line in read_rounds(self._folder):
-            self._log_metrics(line["round"], figures(line))
+        self._send_rounds()
         self._set_tags()
+
+    def _send_rounds(self) -> None:
+        for line in read_rounds(self._folder):
+            if line["round"] <= self._last:
+                self._log_metrics(line["round"], figures(line))
 
     def _create(self, client: MlflowClient, marker: Path) -> None:
         from mlflow.entities import Param
@@ -205,6 +217,7 @@ def send(config: Config, home: Path, folder: Path) -> bool:
         require_reviewed(home, config)
         configured_task(config.task)
     tracker = Tracker(config, home, folder, folder.name)
+    tracker.catch_up()
     tracker.finish(unsent["status"], [folder / name for name in unsent["artefacts"]], unsent["register"])
     return not (folder / UNSENT).exists()
 

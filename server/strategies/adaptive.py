@@ -59,7 +59,8 @@ class _Stateful(ABC):
         """Fill `following` with the next `model`."""
 
     def slots(self) -> Slots:
-        return dict(self._slots)
+        """Copies: a checkpoint of them is written while the next round is under way."""
+        return {name: slot.copy() for name, slot in self._slots.items()}
 
     def restore(self, slots: Slots) -> None:
         """Raises ConfigError for what this one does not keep."""

@@ -11,7 +11,7 @@ from sovfed.federation.errors import ConfigError
 from sovfed.simulations.audit.chaos.campaign import Campaign, small_federation
 from sovfed.simulations.audit.chaos.points import QUICK, chosen, every_point
 
-SAMPLE = ("coordinator:unmasking:kill", "institution:masking:kill")
+SAMPLE = ("coordinator:unmasking:kill", "institution:masking:kill", "agency:last:kill")
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,17 @@ def test_a_step_makes_one_vector(name: str) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad"])
+def test_slots_that_were_taken_stay_as_they_were(name: str) -> None:
+    """They are written to disk, on another thread, while the next step is taken."""
+    model, optimizer = np.ones(5, np.float32), make_optimizer(config(name))
+    following = optimizer.step(1, model, model)
+    slots = optimizer.slots()
+    before = {key: slot.copy() for key, slot in slots.items()}
+    optimizer.step(2, following, model)
+    assert slots and all((slots[key] == before[key]).all() for key in before)
+
+
 def test_state_of_another_strategy_is_refused() -> None:
     with pytest.raises(ConfigError, match="optimizer state"):
         make_optimizer(config("fedavg")).restore({"m": np.zeros(3)})
