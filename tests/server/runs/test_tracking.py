@@ -132,6 +132,25 @@ def test_what_a_server_missed_is_sent_when_it_is_there_again(tmp_path: Path, mon
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # MLflow's own
+def test_a_round_that_is_run_again_is_told_as_it_went_the_last_time(tmp_path: Path) -> None:
+    """Seen: the agency was killed between a round and its checkpoint, and MLflow kept the first try's figures."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for number in (1, 2):
+        add_round(tmp_path, number)
+    resumed = tracking.Tracker(compose([f"tracking.uri={uri}"]).config, tmp_path, tmp_path, "a-run")
+    resumed.catch_up(1)  # the checkpoint's round
+    while not resumed._jobs.empty():
+        time.sleep(0.05)
+    resumed.round(2, {"seconds": 7.5})
+    resumed.finish("FINISHED", [], register=False)
+    from mlflow import MlflowClient
+
+    history = MlflowClient(uri).get_metric_history(resumed.run_id, "seconds")
+    assert sorted(point.step for point in history) == [1, 2]
+    assert next(point.value for point in history if point.step == 2) == 7.5
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # MLflow's own
 def test_a_server_that_is_away_to_the_end_holds_up_nothing_and_gets_all_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
