@@ -6,9 +6,7 @@ that a message or an app bundle brings; it imports no torch and opens no data fi
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
 import signal
 import sys
 import threading
@@ -19,10 +17,9 @@ from typing import TYPE_CHECKING, Final
 from sovfed.clients.home.folder import RUNTIME_SECRET, TASK_SECRET
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ConfigError, SovfedError
-from sovfed.federation.host.logs import log_to_stderr
-from sovfed.federation.host.processes import die_with_parent, exit_code
+from sovfed.federation.host.begin import begin
+from sovfed.federation.host.processes import exit_code
 from sovfed.federation.host.pulse import Pulse, pulse_file
-from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
 from sovfed.federation.wire.loopback import SECRET_HEADER, ensure_secret
@@ -81,22 +78,15 @@ def _stub(home: Path, config: ClientConfig) -> TrainerStub | SpoolStub:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Exit codes 2 (configuration) and 3 (identity) are final, 1 is worth another start."""
-    die_with_parent()
-    parser = argparse.ArgumentParser(description="The resident executor of Flower's ClientApp")
-    parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--config", type=Path, required=True, help="private file with a ClientConfig as JSON")
-    options = parser.parse_args(arguments)
-    log_to_stderr()
-    os.umask(0o077)
-    be_quiet(options.home)
+    home, settings = begin("The resident executor of Flower's ClientApp", arguments)
     from sovfed.clients.node.executor import Stop  # Flower, which must find this process quiet
 
-    loop = Pulse(pulse_file(options.home, "gateway")).start().watch("looking for tasks", LOOK_S)
+    loop = Pulse(pulse_file(home, "gateway")).start().watch("looking for tasks", LOOK_S)
     stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        run(options.home, bind(ClientConfig, passed_settings(options.config)), stop, loop)
+        run(home, bind(ClientConfig, passed_settings(settings)), stop, loop)
     except SovfedError as error:
         log.critical("%s", error)
         return exit_code(error)

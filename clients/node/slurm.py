@@ -7,7 +7,6 @@ no key, opens no record and no port: it looks into the spool (`clients/trainer/s
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -26,8 +25,8 @@ from sovfed.clients.trainer.spool import make_folders, waiting
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory
-from sovfed.federation.host.logs import log_to_stderr
-from sovfed.federation.host.processes import die_with_parent, exit_code
+from sovfed.federation.host.begin import begin
+from sovfed.federation.host.processes import exit_code
 from sovfed.federation.host.quiet import python_command
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
@@ -176,22 +175,17 @@ class Tail:
 
 def main(arguments: list[str] | None = None) -> int:
     """Keep jobs going until SIGTERM. Exit code 2 for a bad configuration, or where there is no Slurm."""
-    die_with_parent()
-    parser = argparse.ArgumentParser(description="Keeps the trainer going as jobs of Slurm")
-    parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--config", type=Path, required=True, help="private file with a ClientConfig as JSON")
-    options = parser.parse_args(arguments)
-    log_to_stderr()
+    home, settings = begin("Keeps the trainer going as jobs of Slurm", arguments)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        config = bind(ClientConfig, passed_settings(options.config))
-        make_folders(options.home)
+        config = bind(ClientConfig, passed_settings(settings))
+        make_folders(home)
         for folder in OUTPUT.parent.parent, OUTPUT.parent:
-            private_directory(options.home / folder)
-        (options.home / OUTPUT).unlink(missing_ok=True)
-        keeper = Keeper(Slurm(options.home, options.config, config.cluster), options.home)
+            private_directory(home / folder)
+        (home / OUTPUT).unlink(missing_ok=True)
+        keeper = Keeper(Slurm(home, settings, config.cluster), home)
         while not stop.wait(LOOK_S):
             keeper.step()
         keeper.stop()

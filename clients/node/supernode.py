@@ -15,7 +15,6 @@ The app bundle that the server sends lies in this process's memory; it is neithe
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -31,10 +30,9 @@ from sovfed.clients.home.folder import RUNTIME_SECRET, TASK_SECRET, check_enroll
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import NotValidNowError, ProtocolError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_private
-from sovfed.federation.host.logs import log_to_stderr
-from sovfed.federation.host.processes import die_with_parent, exit_code
+from sovfed.federation.host.begin import begin
+from sovfed.federation.host.processes import exit_code
 from sovfed.federation.host.pulse import LOOP_S, Pulse, pulse_file
-from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
 from sovfed.federation.wire.flower_http import Presented, shorten_sleeps, use_client_certificate
@@ -327,18 +325,11 @@ def exit_with_any_thread() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Exit codes 2 (configuration) and 3 (identity) are final, 1 is worth another start."""
-    die_with_parent()
-    parser = argparse.ArgumentParser(description="Flower's SuperNode with our certificate and secrets")
-    parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--config", type=Path, required=True, help="private file with a ClientConfig as JSON")
-    options = parser.parse_args(arguments)
-    log_to_stderr()
-    os.umask(0o077)
-    be_quiet(options.home)
+    home, settings = begin("Flower's SuperNode with our certificate and secrets", arguments)
     exit_with_any_thread()
-    loop = Pulse(pulse_file(options.home, "supernode")).start().watch("looking for messages", LOOP_S)
+    loop = Pulse(pulse_file(home, "supernode")).start().watch("looking for messages", LOOP_S)
     try:
-        serve(options.home, bind(ClientConfig, passed_settings(options.config)), loop)
+        serve(home, bind(ClientConfig, passed_settings(settings)), loop)
     except SovfedError as error:
         log.critical("%s", error)
         return exit_code(error)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import logging
-import os
 import signal
 import sys
 import threading
@@ -27,10 +25,9 @@ from sovfed.clients.training.personal import FOLDER, PersonalStates
 from sovfed.federation.config import BAD_ROWS, ClientConfig
 from sovfed.federation.errors import PolicyError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory
-from sovfed.federation.host.logs import log_to_stderr
-from sovfed.federation.host.processes import die_with_parent, exit_code
+from sovfed.federation.host.begin import begin
+from sovfed.federation.host.processes import exit_code
 from sovfed.federation.host.pulse import Beat, Pulse, pulse_file
-from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.sandbox import Isolation, reaches_network
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
@@ -58,20 +55,13 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
 
     Records that cannot be read do not end the process: requests are refused until they can.
     """
-    parser = argparse.ArgumentParser(description="The institution's trainer, on a Unix socket")
-    parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--config", type=Path, required=True, help="private file with a ClientConfig as JSON")
-    options = parser.parse_args(arguments)
-    die_with_parent()
-    log_to_stderr()
-    os.umask(0o077)
-    be_quiet(options.home)
+    folder, settings = begin("The institution's trainer, on a Unix socket", arguments)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        config = bind(ClientConfig, passed_settings(options.config))
-        home = private_directory(options.home)
+        config = bind(ClientConfig, passed_settings(settings))
+        home = private_directory(folder)
         policy = load_policy(home)
         config = with_bad_rows(config, home / RUN / "trainer")
         if isolation is None:

@@ -10,7 +10,6 @@ Runtime, run code here or read the state is a ServiceError before a port is serv
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import ipaddress
@@ -30,10 +29,9 @@ import uvicorn
 from sovfed.federation.certificates import to_der
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import IdentityError, NotValidNowError, ServiceError, SovfedError
-from sovfed.federation.host.logs import log_to_stderr
-from sovfed.federation.host.processes import die_with_parent, exit_code
+from sovfed.federation.host.begin import begin
+from sovfed.federation.host.processes import exit_code
 from sovfed.federation.host.pulse import LOOP_S, Beat, Pulse, beating, pulse_file
-from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.identity import Trust, load_certificate, read_private
 from sovfed.federation.schema import bind
@@ -253,18 +251,11 @@ async def _clean_up_for_ever(app: FastAPI, database: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; its exit codes are `exit_code`'s."""
-    parser = argparse.ArgumentParser(description="Flower's SuperLink behind the gate")
-    parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--config", type=Path, required=True, help="private file with a ServerConfig as JSON")
-    options = parser.parse_args(arguments)
-    die_with_parent()
-    log_to_stderr()
+    home, settings = begin("Flower's SuperLink behind the gate", arguments)
     leave_out_repeats(logging.getLogger())
-    os.umask(0o077)
-    be_quiet(options.home)
-    loop = Pulse(pulse_file(options.home, "superlink")).start().watch("event loop", LOOP_S)
+    loop = Pulse(pulse_file(home, "superlink")).start().watch("event loop", LOOP_S)
     try:
-        asyncio.run(serve(options.home, bind(ServerConfig, passed_settings(options.config)), loop))
+        asyncio.run(serve(home, bind(ServerConfig, passed_settings(settings)), loop))
     except SovfedError as error:
         sys.stderr.write(f"superlink: {error}\n")
         return exit_code(error)

@@ -12,7 +12,6 @@ verifies the certificate of every call against the current revocation list, in f
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import fcntl
@@ -33,8 +32,7 @@ from sovfed.federation.certificates import to_der
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import IdentityError, NotValidNowError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded
-from sovfed.federation.host.logs import log_to_stderr
-from sovfed.federation.host.processes import die_with_parent
+from sovfed.federation.host.begin import begin
 from sovfed.federation.host.pulse import LOOP_S, Beat, Pulse, beating, pulse_file
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.host.status import WAITS
@@ -214,20 +212,12 @@ def demand_tls_1_3() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the registry until SIGTERM or SIGINT; the exit code."""
     demand_tls_1_3()
-    die_with_parent()
+    home, settings = begin("The agency's registry", argv)
     raise_descriptor_limit()
-    parser = argparse.ArgumentParser(
-        prog="python -m sovfed.server.registry.service", description="The agency's registry."
-    )
-    parser.add_argument("--home", type=Path, required=True, help="the agency's home folder")
-    parser.add_argument("--config", type=Path, required=True, help="private file with a ServerConfig as JSON")
-    arguments = parser.parse_args(argv)
-    log_to_stderr()
     leave_out_repeats(logging.getLogger())
-    os.umask(0o077)
-    loop = Pulse(pulse_file(arguments.home, "registry")).start().watch("event loop", LOOP_S)
+    loop = Pulse(pulse_file(home, "registry")).start().watch("event loop", LOOP_S)
     try:
-        asyncio.run(_run(arguments.home, bind(ServerConfig, passed_settings(arguments.config), "server"), loop))
+        asyncio.run(_run(home, bind(ServerConfig, passed_settings(settings), "server"), loop))
     except SovfedError as error:
         sys.stderr.write(f"registry: {error}\n")
         return WAITS if isinstance(error, NotValidNowError) else 1

@@ -8,7 +8,6 @@ coordinator died (`recovery.py`).
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
@@ -24,10 +23,10 @@ from typing import IO, TYPE_CHECKING, Final, cast
 
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import SovfedError
-from sovfed.federation.host.logs import log_to_stderr
-from sovfed.federation.host.processes import die_with_parent, exit_code
+from sovfed.federation.host.begin import begin
+from sovfed.federation.host.processes import exit_code
 from sovfed.federation.host.pulse import HANG_S, Pulse, pulse_file
-from sovfed.federation.host.quiet import TRACKING, be_quiet, python_command, quiet_environment
+from sovfed.federation.host.quiet import TRACKING, python_command, quiet_environment
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.schema import bind
 from sovfed.federation.wire.flower_http import add_client_header
@@ -193,20 +192,11 @@ def coordinator_command(home: Path, port: int) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; its exit codes are `exit_code`'s."""
-    parser = argparse.ArgumentParser(description="runs a coordinator for every run of the local superlink")
-    parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--config", type=Path, required=True, help="private file with a ServerConfig as JSON")
-    options = parser.parse_args(arguments)
-    die_with_parent()
-    log_to_stderr()
-    os.umask(0o077)
-    be_quiet(options.home)
-    Pulse(pulse_file(options.home, "executor")).start()
+    home, settings = begin("Runs a coordinator for every run of the local superlink", arguments)
+    Pulse(pulse_file(home, "executor")).start()
     try:
-        config = bind(ServerConfig, passed_settings(options.config))
-        executor = Executor(
-            options.home, config.control_port, coordinator_command(options.home, config.control_port), config.hang_s
-        )
+        config = bind(ServerConfig, passed_settings(settings))
+        executor = Executor(home, config.control_port, coordinator_command(home, config.control_port), config.hang_s)
     except SovfedError as error:
         sys.stderr.write(f"executor: {error}\n")
         return exit_code(error)
