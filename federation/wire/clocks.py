@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TIMESTAMP_HEADER: Final = b"flwr-timestamp"  # as the two below Flower's own, held by a contract test
 AHEAD_S: Final = 5.0  # how far an institution's clock may be before the agency's
 BEHIND_S: Final = 305.0  # and behind it, on its way included
+SET: Final = "timedatectl set-ntp true"
 AGAIN_S: Final = 300.0  # between two warnings
 log = logging.getLogger("sovfed.clock")
 _warned: list[float] = []
@@ -35,22 +36,32 @@ def signed_too_far(stamp: bytes | None, now: datetime) -> str:
     return f"its clock says {signed:%F %T} UTC and this one {now:%F %T} UTC, {_words(-behind_s)}: one of them is wrong"
 
 
+def difference(date: str, waited_s: float = 0.0) -> str:
+    """How this clock differs from the agency's, whose answer after `waited_s` bears `date`, if it refuses us for that.
+
+    "" if it does not. `date` has whole seconds (RFC 9110, section 5.6.7). Raises ValueError if it is none.
+    """
+    now = datetime.now(UTC)
+    try:
+        theirs = parsedate_to_datetime(date)
+        ahead_s = (now - (theirs if theirs.tzinfo else theirs.replace(tzinfo=UTC))).total_seconds()
+    except (TypeError, IndexError, OverflowError) as error:
+        raise ValueError("no HTTP date") from error
+    if -BEHIND_S < ahead_s < AHEAD_S + waited_s + 1:
+        return ""
+    return f"this machine's clock says {now:%F %T} UTC and the agency's {theirs:%F %T} UTC, {_words(ahead_s)}"
+
+
 def tell_difference(response: httpx.Response) -> None:
     """Warn, now and then, if the agency's clock, as its answer has it, is another than this machine's."""
     try:
-        theirs = parsedate_to_datetime(response.headers["date"])
+        said = difference(response.headers["date"])
     except (KeyError, ValueError):
         return
-    now = datetime.now(UTC)
-    ahead_s = (now - theirs).total_seconds()
-    if -BEHIND_S < ahead_s < AHEAD_S or (_warned and time.monotonic() - _warned[0] < AGAIN_S):
+    if not said or (_warned and time.monotonic() - _warned[0] < AGAIN_S):
         return
     _warned[:] = [time.monotonic()]
-    log.warning(
-        "this machine's clock says %s UTC and the agency's %s UTC, %s: one of them is wrong, and until it is set "
-        "(timedatectl set-ntp true) the agency refuses this institution",
-        f"{now:%F %T}", f"{theirs:%F %T}", _words(ahead_s),
-    )  # fmt: skip
+    log.warning("%s: one of them is wrong, and until it is set (%s) the agency refuses this institution", said, SET)
 
 
 def _words(ahead_s: float) -> str:

@@ -11,13 +11,13 @@ import ssl
 import time
 from base64 import b64encode
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography import x509
 
 from sovfed.federation.addresses import host_port, split_host_port
 from sovfed.federation.text import visible
+from sovfed.federation.wire import clocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 TIMEOUT_S: Final = 10.0
 MAX_HEAD_BYTES: Final = 16_384
-MAX_SKEW_S: Final = 120.0  # of two clocks; Flower refuses at five minutes
 EXPIRED, NOT_YET = 10, 9  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED, …_NOT_YET_VALID
 WRONG_NAME: Final = (62, 64)  # …_HOSTNAME_MISMATCH, …_IP_ADDRESS_MISMATCH
 
@@ -60,10 +59,12 @@ def look_at_clock(address: str, pinned: Pinned, proxy: Proxy | None = None, time
     Raises UnreachableError also if it refuses our certificate, or its clock and ours differ.
     """
     with _handshaken(address, pinned, proxy, timeout_s) as tls:
+        asked = time.monotonic()
         try:
             tls.sendall(f"GET / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n".encode())
             head = _head(tls)
-            status, date = _status(head), _date(head)
+            status, date, waited_s = _status(head), _header(head, "date"), time.monotonic() - asked
+            differs = clocks.difference(date, waited_s) if date else ""
         except (OSError, ValueError) as error:
             raise UnreachableError(
                 f"{address}: the connection ended before an answer ({error})",
@@ -74,11 +75,8 @@ def look_at_clock(address: str, pinned: Pinned, proxy: Proxy | None = None, time
             f"{address}: the agency refuses this institution's certificate",
             "ask the agency; its superlink's log says why (revoked, expired, or its own revocation list is stale)",
         )
-    if date is not None and abs(skew := time.time() - date) > MAX_SKEW_S:
-        raise UnreachableError(
-            f"this clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the agency's",
-            "set the clocks of both (timedatectl set-ntp true)",
-        )
+    if differs:
+        raise UnreachableError(f"{differs}: it refuses this institution", f"set the clock that is wrong ({clocks.SET})")
     return f"{address} answers over mutual TLS{f', through the proxy {proxy.address}' if proxy else ''}"
 
 
@@ -181,7 +179,7 @@ def _not_the_agency(
         when = "has ended" if code == EXPIRED else "is not valid yet"
         return UnreachableError(
             f"{address}: by this clock ({time.strftime('%F %R', time.gmtime())} UTC) its certificate {when}",
-            "look at the clock first (timedatectl set-ntp true); if it is right, the agency must renew",
+            f"look at the clock first ({clocks.SET}); if it is right, the agency must renew",
         )
     if code in WRONG_NAME:
         return UnreachableError(
@@ -222,15 +220,6 @@ def _status(head: bytes) -> int:
     if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
         raise ValueError("no HTTP answer")
     return int(words[1])
-
-
-def _date(head: bytes) -> float | None:
-    """Unix time by the answer's head, if it tells one. Raises ValueError if that is none."""
-    date = _header(head, "date")
-    try:
-        return parsedate_to_datetime(date).timestamp() if date else None
-    except (OverflowError, TypeError) as error:
-        raise ValueError("no HTTP answer") from error
 
 
 def _header(head: bytes, name: str) -> str:

@@ -11,7 +11,14 @@ import httpx
 import pytest
 
 from sovfed.federation.wire import clocks
-from sovfed.federation.wire.clocks import AHEAD_S, BEHIND_S, TIMESTAMP_HEADER, signed_too_far, tell_difference
+from sovfed.federation.wire.clocks import (
+    AHEAD_S,
+    BEHIND_S,
+    TIMESTAMP_HEADER,
+    difference,
+    signed_too_far,
+    tell_difference,
+)
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 
@@ -37,6 +44,19 @@ def test_a_request_that_was_signed_too_far_from_now_names_both_clocks(signed_s: 
 @pytest.mark.parametrize("stamp", [None, b"", b"yesterday", b"2026-05-01T12:00:00", b"\xff"])
 def test_what_is_no_time_is_left_to_flower(stamp: bytes | None) -> None:
     assert signed_too_far(stamp, NOW) == ""
+
+
+@pytest.mark.parametrize("date", ["", "now", "Mon, 99 Foo 99999999 99:99:99 +9999", "Mon, 01 Jan 9999999 00:00:00"])
+def test_an_answer_whose_date_is_none_is_no_traceback(date: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - whatever Python says of it
+        difference(date)
+    tell_difference(httpx.Response(401, headers={"date": date}))
+
+
+def test_a_date_without_a_zone_is_utc_and_a_long_wait_is_no_difference() -> None:
+    assert "ahead" in difference("Mon, 01 Jan 2001 00:00:00 -0000")
+    earlier = format_datetime(datetime.now(UTC) - timedelta(seconds=15), usegmt=True)
+    assert "ahead" in difference(earlier) and difference(earlier, waited_s=20) == ""
 
 
 @pytest.mark.parametrize(("ahead_s", "said"), [(0, False), (86_400, True), (-86_400, True)])
