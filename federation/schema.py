@@ -31,9 +31,13 @@ def bounded(
     doc: str = "",
     unit: str = "",
     lines: bool = False,
+    words: bool = False,
 ) -> Any:
-    """A dataclass field whose value (or length, for text and lists) must lie in [low, high]; text may have `lines`."""
-    rules = {"low": low, "high": high, "doc": doc, "unit": unit, "lines": lines}
+    """A dataclass field whose value (or length, for text and lists) must lie in [low, high].
+
+    Text may have `lines`. A list of `words` takes whole numbers for their digits, as a person writes [k.A., -99].
+    """
+    rules = {"low": low, "high": high, "doc": doc, "unit": unit, "lines": lines, "words": words}
     return dataclasses.field(default=default, metadata=rules)
 
 
@@ -102,8 +106,9 @@ def _value(kind: Any, value: Any, rules: Mapping[str, Any], key: str, error: typ
         if not isinstance(value, (list, tuple)):
             raise error(f"'{key}' must be a list, got {value!r}")
         item = typing.get_args(kind)[0]
-        listed = [str(element) if item is str and type(element) is int else element for element in value]  # [k.A., -99]
-        return tuple(_value(item, element, rules, f"{key}[{i}]", error) for i, element in enumerate(listed))
+        if rules.get("words"):
+            value = [str(element) if type(element) is int else element for element in value]
+        return tuple(_value(item, element, rules, f"{key}[{i}]", error) for i, element in enumerate(value))
     if typing.get_origin(kind) is dict:
         if not isinstance(value, Mapping):
             raise error(f"'{key}' must be a mapping, got {value!r}")

@@ -42,7 +42,9 @@ class DataConfig:
     separator: str = choice("auto", ("auto", ",", ";", "tab", "|"), doc="csv: auto: by the header's names")
     decimal: str = choice("auto", ("auto", ".", ","), doc="csv: mark of decimals; auto: as the first rows have it")
     date_format: str | None = bounded(None, 1, 32, doc="tables: as in %d.%m.%Y; null: year-month-day")
-    missing_words: tuple[str, ...] = bounded((), doc="tables: further words for a missing value, as in [k.A., -99]")
+    missing_words: tuple[str, ...] = bounded(
+        (), words=True, doc="tables: further words for a missing value, as in [k.A., -99]"
+    )
     detection_limit: str = choice(
         "refuse", ("refuse", "limit"), doc="tables: of a value such as <0.2 refuse the row, or take the limit"
     )

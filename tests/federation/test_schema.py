@@ -33,11 +33,19 @@ class Outer:
     limits: dict[str, int] = dataclasses.field(default_factory=dict)
     on: bool = False
     token: bytes = bounded(b"", 0, 2)
+    absent: tuple[str, ...] = bounded((), words=True)
 
 
 def test_what_fits_is_bound_with_nested_groups_lists_and_mappings() -> None:
     values = {"count": 3, "inner": {"share": 0.25}, "places": ["a", "b"], "limits": {"x": 1}, "token": b"ab"}
     assert bind(Outer, values) == Outer(3, None, Inner(0.25), ("a", "b"), {"x": 1}, False, b"ab")
+
+
+def test_a_list_of_words_takes_whole_numbers_for_their_digits_and_nothing_else() -> None:
+    assert bind(Outer, {"count": 1, "absent": ["k.A.", -99]}).absent == ("k.A.", "-99")
+    for other in (1.5, True, None):
+        with pytest.raises(ConfigError, match=r"absent\[0\]"):
+            bind(Outer, {"count": 1, "absent": [other]})
 
 
 def test_a_dataclass_that_is_already_built_is_kept() -> None:
