@@ -1,10 +1,27 @@
-"""Addresses as text: host:port, with IPv6 addresses in brackets, the one form that every library here reads."""
+"""Addresses: host:port, with IPv6 addresses in brackets, the one form that every library here reads; Unix sockets."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
 
 from sovfed.federation.errors import ConfigError
 
 PORTS = range(1, 65_536)
+MAX_SOCKET_PATH: Final = 107  # bytes, sockaddr_un on Linux
+
+
+def socket_path(path: Path) -> Path:
+    """`path` without links, where a Unix socket can stand. Raises ConfigError: the system allows short paths alone."""
+    path = path.resolve()
+    excess = len(os.fsencode(path)) - MAX_SOCKET_PATH
+    if excess > 0:
+        raise ConfigError(
+            f"{path}: longer than {MAX_SOCKET_PATH} bytes, which the path of a Unix socket cannot be; "
+            f"choose a home whose path is at least {excess} shorter"
+        )
+    return path
 
 
 def host_port(host: str, port: int) -> str:

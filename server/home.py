@@ -12,6 +12,7 @@ from typing import Final
 
 from cryptography import x509
 
+from sovfed.federation.addresses import socket_path
 from sovfed.federation.certificates import (
     ServerNames,
     create_csr,
@@ -47,6 +48,7 @@ def init(home: Path, config: Config) -> Path:
     """
     if (home / SETTINGS).exists():
         raise ConfigError(f"{home} is already set up; remove it or choose another --home")
+    socket_path(home / "lane.sock")
     private_directory(home)
     for name in FOLDERS:
         private_directory(home / name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.home.policy import POLICY, POLICY_HEAD, Policy
 from sovfed.clients.home.settings import read_settings, settings_text
+from sovfed.federation.addresses import socket_path
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import (
     ConfigError,
@@ -41,8 +42,9 @@ taken from this folder."""
 def create(home: Path, config: ClientConfig, policy: Policy, why: str = "") -> None:
     """Make the home (0700) with `client.yaml` and `policy.yaml`, whose head ends with `why` it says what it says.
 
-    Raises ConfigError if either file is there already.
+    Raises ConfigError if either file is there already, or the path is too long for the trainer's socket.
     """
+    socket_path(home / "trainer.sock")
     config = _with_place(config, Path.cwd())
     texts = {
         SETTINGS: settings_text(config, SETTINGS_HEAD, skip=("home",)),

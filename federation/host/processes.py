@@ -28,6 +28,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sovfed.federation.addresses import socket_path
 from sovfed.federation.errors import (
     ConfigError,
     IdentityError,
@@ -89,10 +90,14 @@ def exit_code(error: SovfedError) -> int:
 
 
 def listening(target: Path | tuple[str, int]) -> Callable[[], bool]:
-    """A readiness check: something accepts connections on the Unix socket or at (host, port)."""
+    """A readiness check: something accepts connections on the Unix socket or at (host, port).
+
+    Raises ConfigError for a path that no Unix socket can have.
+    """
+    address = str(socket_path(target)) if isinstance(target, Path) else target
+    family = socket.AF_UNIX if isinstance(target, Path) else socket.AF_INET
 
     def check() -> bool:
-        family, address = (socket.AF_UNIX, str(target)) if isinstance(target, Path) else (socket.AF_INET, target)
         with socket.socket(family) as probe:
             probe.settimeout(1.0)
             return probe.connect_ex(address) == 0

@@ -27,7 +27,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
-from sovfed.federation.addresses import host_port
+from sovfed.federation.addresses import host_port, socket_path
 from sovfed.federation.certificates import to_der
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import IdentityError, NotValidNowError, ServiceError, SovfedError
@@ -57,7 +57,6 @@ from sovfed.server.registry.upkeep import keep_up
 ENROLMENT_RATE_PER_S: Final = 10.0
 ENROLMENT_BURST: Final = 50
 MAX_ENROLMENTS: Final = 1024  # calls of all addresses together; none stays without its request (guard.py)
-MAX_SOCKET_PATH: Final = 107  # bytes, sockaddr_un on Linux
 STOP_GRACE_S: Final = 1.0
 CIPHER_SUITES: Final = "GRPC_SSL_CIPHER_SUITES"
 NO_SUITE: Final = "ECDHE-PSK-AES128-CBC-SHA"
@@ -307,9 +306,7 @@ def _bind(add: Callable[[], int]) -> int:
 
 
 def _socket_path(home: Path) -> Path:
-    path = home.resolve() / "lane.sock"
-    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-        raise ServiceError(f"{path}: longer than {MAX_SOCKET_PATH} bytes, which a Unix socket cannot have")
+    path = socket_path(home / "lane.sock")
     if path.exists() and not stat.S_ISSOCK(path.lstat().st_mode):
         raise ServiceError(f"{path}: in the way of the registry's socket")
     return path

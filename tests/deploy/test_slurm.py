@@ -20,7 +20,7 @@ def running_job() -> str:
     return next((str(job["job_id"]) for job in jobs() if "RUNNING" in job["job_state"]), "")
 
 
-def test_a_job_that_ends_in_the_middle_comes_back_and_the_run_finishes_with_everybody(tmp_path: Path) -> None:
+def test_job_ends(tmp_path: Path) -> None:
     config = make_config(f"rounds={ROUNDS}", "task.batch_size=16")
     with slurm():
         federation = make_federation(tmp_path, config)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from sovfed.federation.addresses import host_port, split_host_port
-from sovfed.federation.config import ServerConfig
+from sovfed.clients.home.folder import create
+from sovfed.clients.home.policy import Policy
+from sovfed.federation.addresses import host_port, socket_path, split_host_port
+from sovfed.federation.compose import compose
+from sovfed.federation.config import ClientConfig, ServerConfig
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.host.processes import listening
+from sovfed.server.home import init
 
 
 @pytest.mark.parametrize(
@@ -26,3 +33,16 @@ def test_anything_else_is_refused(text: str) -> None:
 def test_the_lane_of_an_agency_with_an_ipv6_address_can_be_dialled() -> None:
     config = ServerConfig(names=("2001:db8::1",), lane_port=8445)
     assert config.announced_lane_address == "[2001:db8::1]:8445"
+
+
+def test_a_home_too_deep_for_a_unix_socket_is_refused_when_it_is_made(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 100)
+    for make in (
+        lambda: create(deep, ClientConfig(), Policy()),
+        lambda: init(deep, compose([]).config),
+        lambda: listening(deep / "a.sock"),
+    ):
+        with pytest.raises(ConfigError, match=r"longer than 107 bytes.*at least \d+ shorter"):
+            make()
+    assert not deep.exists()
+    assert socket_path(tmp_path / "a.sock") == tmp_path / "a.sock"

@@ -40,7 +40,7 @@ from sovfed.federation.certificates import (
     to_pem,
 )
 from sovfed.federation.config import ServerConfig, TrackingConfig
-from sovfed.federation.errors import IdentityError, ServiceError
+from sovfed.federation.errors import ConfigError, IdentityError, ServiceError
 from sovfed.federation.files import read_private, write_atomic, write_private
 from sovfed.federation.host.settings import settings_file
 from sovfed.federation.identity import load_certificate, node_key_bytes, node_key_digest
@@ -442,7 +442,7 @@ def test_a_second_registry_is_kept_out(tmp_path: Path) -> None:
 
 def test_a_home_too_deep_for_a_unix_socket_is_named(tmp_path: Path) -> None:
     agency = make_agency(tmp_path / ("x" * 100))
-    with pytest.raises(ServiceError, match="longer than 107 bytes"), agency.run():
+    with pytest.raises(ConfigError, match="longer than 107 bytes"), agency.run():
         pass
 
 
