@@ -70,7 +70,14 @@ def run_on_ray(config: Config, names: Sequence[str], folder: Path, run: Run) -> 
         "client_resources": {"num_cpus": 1, "num_gpus": gpus},
         "init_args": {"num_cpus": os.cpu_count(), "include_dashboard": False, "logging_level": "warning"},
     }
-    run_simulation(app, RayApp(config), num_supernodes=len(names), backend_config=backend)
+    try:
+        run_simulation(app, RayApp(config), num_supernodes=len(names), backend_config=backend)
+    except RuntimeError as error:
+        if not failed:  # Ray's own; its agents must be up within 15 s, which no setting changes (ray-project/ray 65983)
+            raise ServiceError(
+                "Ray did not start or broke off: its logs are in /tmp/ray/session_latest/logs; on a busy machine it "
+                "gives up after 15 s: try again when less runs, or with simulation.engine=inprocess"
+            ) from error
     if failed:
         raise failed[0]
     if not outcomes:
