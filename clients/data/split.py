@@ -89,7 +89,9 @@ def _words(values: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
     count = len(values)
     content = np.ascontiguousarray(values).reshape(count, -1).view(np.uint8)
     if lacking := -content.shape[1] % 8:
-        content = np.pad(content, ((0, 0), (0, lacking)))
+        filled = np.zeros((count, content.shape[1] + lacking), np.uint8)
+        filled[:, :-lacking] = content
+        content = filled
     return np.ascontiguousarray(content.view("<u8").T)
 
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from sovfed.clients.data.tables import words
+from sovfed.clients.data.tables import short, words
+from sovfed.clients.data.tables.short import ShortWords
 from sovfed.clients.data.tables.words import Rules, Words
 from sovfed.federation.tasks.columns import REFUSE
 
@@ -71,6 +72,7 @@ class Decoder:
         self._rules = rules
         self._dtype = column.dtype
         self._whole = column.kind in ("image", "tokens")
+        self._short: tuple[ShortWords, Decoded] | None = None  # a column's few words, and what is decoded of each
 
     def decode(self, cells: list[pa.Array]) -> Decoded:
         """The column's values in a batch; `cells` has one array, or as many as the column has values."""
@@ -117,12 +119,21 @@ class Decoder:
     def _distinct(self, cells: pa.Array) -> Decoded:
         """Each distinct text read once."""
         cells = cells if types.is_string(cells.type) else cells.cast(pa.string())
+        if self._short is not None and (codes := self._short[0].codes(cells)) is not None:
+            return self._short[1].at(codes)
         coded = pc.dictionary_encode(pc.fill_null(cells, "") if cells.null_count else cells)
-        meanings = [self._known[text] for text in coded.dictionary.to_pylist()]
+        texts = coded.dictionary.to_pylist()
+        decoded = self._of_texts(texts)
+        together = sorted({*texts, *(self._short[0].words if self._short else ())})
+        self._short = (ShortWords(together), self._of_texts(together)) if short.fits(together) else None
+        return decoded.at(coded.indices.to_numpy(zero_copy_only=False))
+
+    def _of_texts(self, texts: list[str]) -> Decoded:
+        meanings = [self._known[text] for text in texts]
         values = np.array([np.nan if fault else value for value, fault in meanings], np.float64)
         kinds = sorted({fault for _, fault in meanings} - {"", words.MISSING})
         faults = [(kind, np.array([fault == kind for _, fault in meanings])) for kind in kinds]
-        return self._checked(values, faults).at(coded.indices.to_numpy(zero_copy_only=False))
+        return self._checked(values, faults)
 
     def _present(
         self, values: npt.NDArray[np.float64], faults: list[tuple[str, Mask]]

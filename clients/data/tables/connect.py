@@ -9,7 +9,7 @@ import yaml
 
 from sovfed.clients.data import Connector
 from sovfed.clients.data.files import read_file, unreadable
-from sovfed.clients.data.tables import read_table
+from sovfed.clients.data.tables import ATTEMPTS, read_table
 from sovfed.clients.data.tables.cells import names_of
 from sovfed.clients.data.tables.header import Index, locate
 from sovfed.clients.data.tables.records import as_records, settle
@@ -139,7 +139,7 @@ def _in_column(config: DataConfig, open_: Open) -> tuple[str, ...]:
     """The values of data.site_column, in alphabetical order. Raises DataError."""
     source = open_(config, [config.site_column or ""])
     position = Index(source.header, source.where).demand(config.site_column or "", "data.site_column")
-    for _ in range(2):
+    for _ in range(ATTEMPTS):
         sites: set[str] = set()
         try:
             for batch in source.batches([position], [], Report(source.where)):

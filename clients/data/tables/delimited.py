@@ -49,6 +49,7 @@ class Delimited:
         self.decimal, self.guessed, self.expected = self.dialect.decimal, self.dialect.guessed, self.dialect.expected
         self._text = set[int]()  # columns with cells that are no plain numbers
         self._block = BLOCK
+        self._broken = False  # whether a cell may have line breaks: looking for them is a second pass over all bytes
         self._odd: list[tuple[int, list[str]]] = []  # rows with cells too many or too few, by their number
         self._odd_bytes = 0
 
@@ -85,7 +86,7 @@ class Delimited:
                 encoding=encoding,
             ),
             arrow_csv.ParseOptions(
-                delimiter=self.dialect.separator, newlines_in_values=self.dialect.quoted, ignore_empty_lines=False,
+                delimiter=self.dialect.separator, newlines_in_values=self._broken, ignore_empty_lines=False,
                 quote_char='"' if self.dialect.quoted else False, invalid_row_handler=self._keep,
             ),
             arrow_csv.ConvertOptions(
@@ -140,6 +141,9 @@ class Delimited:
         if "conversion error" in error and "UTF8" not in error and len(self._text) < len(set(numeric)):
             column = error.partition("#")[2].partition(":")[0]
             self._text |= {int(column)} if column.isdecimal() and len(self._text) < FEW else set(numeric)
+            raise Restart
+        if "out of sync" in error and self.dialect.quoted and not self._broken:  # a block ended within a quoted cell
+            self._broken = True
             raise Restart
         if "straddling" in error and self._block < LARGE_BLOCK:
             self._block *= LARGER

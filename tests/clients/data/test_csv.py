@@ -508,3 +508,12 @@ def test_an_odd_date_changes_no_other_one_however_many_blocks_a_table_has(tmp_pa
     if odd.startswith("2026"):
         expected[20_000:20_000] = [float((datetime.date(2026, 1, 31) - datetime.date(1970, 1, 1)).days)]
     assert table[NUMBERS][:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("every", [1, 7, 4_000])
+def test_line_breaks_in_quoted_cells_are_read_wherever_a_block_of_the_file_ends(tmp_path: Path, every: int) -> None:
+    reports = ['"long, with\na ""line""\r\n and, another\n"' if row % every == 0 else "short" for row in range(9_000)]
+    lines = [f"{row % 90},{report},{row % 32 / 8},{row % 2}" for row, report in enumerate(reports)]
+    records = _load(written(tmp_path, "\n".join(["age,report,dose,ill", *lines, ""])))
+    expected = [[row % 90, row % 32 / 8, row % 2] for row in range(len(reports))]
+    assert rows(records) == expected
