@@ -186,6 +186,7 @@ class LocalTraining:
                 inputs, targets = feed.take(index)
                 with self._autocast():
                     outputs = self._model.module(inputs)
+                del inputs  # before the next ones are decoded
                 result: npt.NDArray[np.float32] = outputs.float().cpu().numpy()
             yield result, arrays_of(targets)
 

@@ -61,11 +61,15 @@ class Transform:
 
     def profile(self, table: Table) -> Sums:
         """[present (f), Σu (f), Σu² (f)] over the records of `table`: sums, which may be added."""
-        parts = [self._u(column, table) for column in self.scaled]
-        u = np.concatenate(parts, 1) if parts else np.zeros((0, 0))
+        u = np.empty((len(next(iter(table.values()))) if table else 0, self.size))
+        offset = 0
+        for column in self.scaled:
+            u[:, offset : offset + column.size] = self._u(column, table)
+            offset += column.size
         present = ~np.isnan(u)
-        u = np.where(present, u, 0.0)
-        return np.concatenate([present.sum(0, dtype=np.float64), u.sum(0), np.square(u).sum(0)])
+        u[~present] = 0.0
+        totals = [present.sum(0, dtype=np.float64), u.sum(0)]
+        return np.concatenate([*totals, np.square(u, out=u).sum(0)])
 
     def scale(self, profile: Sums) -> Sums:
         """[mean (f), deviation (f)] of a profile, within the declared bounds.

@@ -164,6 +164,7 @@ class _Reader:
         ]
         for batch in self.source.batches(self._wanted, sorted(set(numeric)), report):
             self._take(batch, state)
+            del batch  # before the next one is made
         return state
 
     def _take(self, batch: Batch, state: _Pass) -> None:

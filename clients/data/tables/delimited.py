@@ -68,6 +68,7 @@ class Delimited:
                     lines = self._lines(row, len(cells[0]))
                     row += len(cells[0])
                     yield Batch(cells, lines)
+                    del cells  # before the next ones are there
         except OSError as error:
             raise unreadable(self.path, error) from error
         except (UnicodeDecodeError, pa.ArrowInvalid) as error:
@@ -159,7 +160,10 @@ def _joined(reader: arrow_csv.CSVStreamingReader, together: int) -> Iterator[lis
     """The columns of several blocks at once, since each batch costs some calls a column."""
     full = (block for block in reader if block.num_rows)
     while blocks := list(itertools.islice(full, together)):
-        yield pa.concat_batches(blocks, memory_pool=_pool()).columns if len(blocks) > 1 else blocks[0].columns
+        columns = pa.concat_batches(blocks, memory_pool=_pool()).columns if len(blocks) > 1 else blocks[0].columns
+        del blocks  # a batch takes as much as what it is made of
+        yield columns
+        del columns
 
 
 @cache
