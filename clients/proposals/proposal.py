@@ -59,7 +59,7 @@ def propose(name: str, path: Path, targets: Sequence[str] = (), *, event: str = 
             "name": name, "title": name, "person": whose or ONE_ROW, "target": target,
             "columns": tuple(_column(column, profile) for column, profile in inputs.items()),
             "model": _family(len(sheet.rows)),
-            "training": Training(learning_rate=0.05, momentum=0.9, batch_size=32, local_epochs=1),
+            "training": Training(learning_rate=0.1, batch_size=32, local_epochs=1),  # plain SGD: private runs too
         },
     )  # fmt: skip
     notes = {f"columns.{column}": profile.note for column, profile in inputs.items()} | {"person": whose_note}

@@ -21,6 +21,7 @@ from sovfed.federation.text import PIPE_WIDTH, cell, visible
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from sovfed.federation.config import Config
     from sovfed.server.runs.control import ControlClient
 
 DEFAULT_HOME: Final = default_home("server")
@@ -69,10 +70,22 @@ def start(overrides: tuple[str, ...], follow: bool, home: Path, as_json: bool) -
     settings = load_settings(home)
     config = with_settings(compose(behind_cohort(settings, overrides)).config, settings, overrides)
     require_reviewed(home, config)  # before its code is imported here
-    require_works(configured_task(config.task))
+    task = configured_task(config.task)
+    require_works(task)
+    _warn_of_noise(config, task.parameters)
     name = new_run_name(config)
     start_run(_control(home), home, name, config, resume=False)
     _report(home, name, follow, as_json)
+
+
+def _warn_of_noise(config: Config, parameters: int) -> None:
+    """Say so of a private run that hardly learns anything, before the institutions' budgets are spent on it."""
+    if not config.privacy.private:
+        return
+    from sovfed.server.rounds.privacy import PrivacyPlan
+
+    if drowned := PrivacyPlan.make(config, "", parameters).drowned:
+        click.echo(f"warning: {drowned}", err=True)
 
 
 @cli.command()

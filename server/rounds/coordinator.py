@@ -91,6 +91,8 @@ def coordinate(
     rounds.name = plain_name(folder.name)
     if config.privacy.private:
         rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
+        if rounds.plan.drowned:
+            log.warning("%s", rounds.plan.drowned)
     started = time.monotonic()
     last = _begin(rounds, task, folder, resume, agree=transport not in SIMULATED)
     stopping = Stopping(config, partial(gain, task.headline, metrics=task.metrics), folder)

@@ -6,6 +6,7 @@ Everything is fixed before the first round and made of the configuration alone, 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,6 +112,28 @@ class PrivacyPlan:
         """Expected persons in a step, from declared numbers: of the federation, or of each institution under `silo`."""
         everybody = self.config.privacy.sampling_rate * self.config.privacy.population
         return everybody / self.institutions if self.config.privacy.mechanism == "silo" else everybody
+
+    @cached_property
+    def drowned(self) -> str:
+        """Why hardly anything can be learnt, or "".
+
+        Of T steps the clipped gradients of b persons add up to a length of at most T·b·clip, if all point one way; the
+        noise to one of about √(T·d)·z·clip in expectation. Whatever the learning rate, it scales both.
+        """
+        config, mechanism = self.config, self.config.privacy.mechanism
+        each = float(self.institutions) if mechanism == "institution" else self.batch
+        at_once = self.institutions if mechanism == "silo" else 1  # whose noise is averaged
+        steps = config.rounds * _steps(config)
+        share = math.sqrt(steps * at_once / self.parameters) * each / self.noise_multiplier
+        if share >= 1:
+            return ""
+        who = "institutions" if mechanism == "institution" else "persons"
+        return (
+            f"hardly anything can be learnt: all that {each:.4g} {who} a step can say in {steps} steps, even if they "
+            f"agreed, is {share:.1g} times as long as the noise (multiplier {self.noise_multiplier:.3g}, "
+            f"{self.parameters} parameters): it takes more {who} (privacy.population, if there are more), a larger "
+            "privacy.sampling_rate or privacy.epsilon, or a smaller model"
+        )
 
     @property
     def institutions(self) -> int:

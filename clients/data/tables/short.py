@@ -21,12 +21,12 @@ MASKS: Final = np.array([2 ** (8 * length) - 1 for length in range(LETTERS + 1)]
 
 
 class ShortWords:
-    """The places of words in a list, given a column's cells. A text is told by its bytes alone, so no two are mixed up."""
+    """The places of words in a list, given a column's cells. Of each text all bytes count."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = tuple(words)
         keys = np.array([int.from_bytes(word.encode(), "little") for word in words], np.uint64)
-        self._factor = next((factor for factor in FACTORS if len(set(_places(keys, factor).tolist())) == len(keys)), None)
+        self._factor = next((factor for factor in FACTORS if len(np.unique(_places(keys, factor))) == len(keys)), None)
         self._keys = np.full(1 << BITS, NOTHING)
         self._codes = np.zeros(1 << BITS, np.int32)
         if self._factor is not None:

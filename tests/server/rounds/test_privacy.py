@@ -81,3 +81,21 @@ def test_the_statement_claims_what_the_plan_grants() -> None:
     assert "at least 4 of the 5 institutions" in to_html(statement)
     silo = made("privacy=silo").statement("trial", "digits", ["a", "b", "c", "d", "e"], "2026-01-31")
     assert (silo.threshold, silo.colluders) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "share"),
+    [  # √(T/d)·b/z by hand; of silo the noise of 5 institutions is averaged
+        (["privacy.population=10", "privacy.sampling_rate=0.1", "privacy.noise_multiplier=2"], "0.6"),
+        (["privacy=silo", "privacy.local_steps=2", "privacy.population=10", "privacy.noise_multiplier=2"], "0.4"),
+        (["privacy=institution", "privacy.noise_multiplier=9"], "0.7"),
+    ],
+)
+def test_noise_beyond_all_that_could_be_said_is_told(overrides: list[str], share: str) -> None:
+    assert f"is {share} times as long as the noise" in made("server.start_cohort=5", *overrides).drowned
+
+
+@pytest.mark.parametrize("mechanism", ["distributed", "silo", "institution"])
+def test_a_run_that_may_learn_is_not_warned_of(mechanism: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert made(f"privacy={mechanism}", "privacy.noise_multiplier=1").drowned == ""
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
