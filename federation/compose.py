@@ -38,7 +38,7 @@ _KEY: Final = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
 
 @dataclass(frozen=True)
 class Composed:
-    """A checked configuration; `origins` tells for each dotted key the file that chose it, `override` or `default`."""
+    """A checked configuration; `origins` tells for each dotted key who chose it: a file, `override` or `default`."""
 
     config: Config
     origins: Mapping[str, str]
@@ -52,11 +52,15 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
     folders = [*folders_found(), *([] if config_dir is None else [config_dir.resolve()])]
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigError(f"configuration folder {config_dir} does not exist")
-    expanded = [override for text in overrides for override in _expanded(text, folders)]
-    checked = dict(_check_override(text, folders) for text in expanded)  # the last of two for the same key counts
+    expanded = [pair for text in overrides for pair in _expanded(text, folders)]
+    expanded.sort(key=lambda pair: pair[1] == OVERRIDE)  # what a task recommends never goes before what was asked for
+    checked, by = dict[str, str](), dict[str, str]()
+    for text, origin in expanded:  # the last of two for the same key counts
+        key, checked_text = _check_override(text, folders)
+        checked[key], by[key] = checked_text, origin
     values, choices = _hydra(list(checked.values()), folders)
     config = bind(Config, values)
-    return Composed(config, _origins(config, choices, list(checked), folders))
+    return Composed(config, _origins(config, choices, by, folders))
 
 
 def folders_found() -> tuple[Path, ...]:
@@ -71,18 +75,21 @@ def _folder(module: str) -> Path:
     return Path(str(files(module)))
 
 
-def _expanded(text: str, folders: Sequence[Path]) -> list[str]:
-    """`text`, or what it stands for if it names a task by its file, or what a package brings without settings."""
+def _expanded(text: str, folders: Sequence[Path]) -> list[tuple[str, str]]:
+    """`text`, or what it stands for if it names a task by its file, or what a package brings without settings.
+
+    Beside each stands its origin: who asks for it, or the task that recommends it.
+    """
     key, _, raw = text.partition("=")
     if raw in groups(folders).get(key, ()) and (key, raw) != ("task", OWN):
-        return [text]
+        return [(text, OVERRIDE)]
     if key in BROUGHT and raw in plugins.installed(BROUGHT[key]):
-        brought = [f"{key}.name={raw}"]
+        brought = [(f"{key}.name={raw}", OVERRIDE)]
         if key == "strategy" and (half := _institution(raw)):
-            brought.append(f"strategy.institution={half}")
+            brought.append((f"strategy.institution={half}", OVERRIDE))
         return brought
     if key != "task":
-        return [text]
+        return [(text, OVERRIDE)]
     if raw.endswith(SUFFIXES):
         from sovfed.federation.tasks.declared import read_task
         from sovfed.federation.tasks.registry import add
@@ -90,13 +97,12 @@ def _expanded(text: str, folders: Sequence[Path]) -> list[str]:
         task = read_task(Path(raw).expanduser())
         add(task)  # as the file is now, whatever this process read before
         file = Path(raw).expanduser().absolute()
-        settings = [f"task.{name}={json.dumps(value)}" for name, value in task.training.items()]
-        return [f"task={OWN}", f"task.name={task.name}", f"task.file={file}", *_of_run(settings)]
+        return _own(task.name, file, {name: json.dumps(value) for name, value in task.training.items()}, raw)
     from sovfed.federation.tasks.registry import names, offered
 
     if raw.endswith(ARCHIVE) or offered(raw):
-        return _of_archive(offered(raw) or Path(raw).expanduser())
-    return [f"task={OWN}", f"task.name={raw}"] if raw in names() else [text]
+        return _of_archive(offered(raw) or Path(raw).expanduser(), raw)
+    return [(part, OVERRIDE) for part in ([f"task={OWN}", f"task.name={raw}"] if raw in names() else [text])]
 
 
 def _institution(strategy: str) -> str:
@@ -105,18 +111,19 @@ def _institution(strategy: str) -> str:
     return str(getattr(maker, "institution", None) or "")
 
 
-def _of_archive(path: Path) -> list[str]:
+def _of_archive(path: Path, shown: str) -> list[tuple[str, str]]:
     """What choosing the task in the archive `path` stands for: as its manifest says, and nothing is imported."""
     from sovfed.federation.archive.archive import read_archive
 
     manifest = read_archive(path).manifest
-    settings = [f"task.{name}={value}" for name, value in manifest.settings.items()]
-    return [f"task={OWN}", f"task.name={manifest.name}", f"task.file={path.absolute()}", *_of_run(settings)]
+    return _own(manifest.name, path.absolute(), manifest.settings, shown)
 
 
-def _of_run(settings: Sequence[str]) -> list[str]:
-    """A task's recommended settings by the keys of a run: `rounds` is none of the task's."""
-    return [text.removeprefix("task.") if text.startswith("task.rounds=") else text for text in settings]
+def _own(name: str, file: Path, recommended: Mapping[str, str], shown: str) -> list[tuple[str, str]]:
+    """What choosing a task by its file stands for, and what it recommends: `rounds` is none of the task's settings."""
+    chosen = [f"task={OWN}", f"task.name={name}", f"task.file={file}"]
+    settings = [f"{key if key == 'rounds' else f'task.{key}'}={value}" for key, value in recommended.items()]
+    return [*((text, OVERRIDE) for text in chosen), *((text, shown) for text in settings)]
 
 
 def groups(folders: Iterable[Path] | None = None) -> dict[str, list[str]]:
@@ -270,7 +277,7 @@ def _refuse_code(values: object, where: str = "") -> None:
 
 
 def _origins(
-    config: Config, choices: Mapping[str, str], overridden: Sequence[str], folders: Sequence[Path]
+    config: Config, choices: Mapping[str, str], overridden: Mapping[str, str], folders: Sequence[Path]
 ) -> dict[str, str]:
     """Who chose each key; later sources win, as in the defaults list: groups, config.yaml, experiment, overrides."""
     options = {group: f"{group}/{option}.yaml" for group, option in choices.items() if group in groups(folders)}
@@ -285,7 +292,7 @@ def _origins(
         for key, value in _chosen(folder / name, prefix):
             by = f"{shown}: {value}" if isinstance(value, str) and "${" in value else shown
             origins |= {leaf: by for leaf in origins if leaf == key or leaf.startswith(f"{key}.")}
-    return origins | {key: OVERRIDE for key in overridden if key in origins}
+    return origins | {key: by for key, by in overridden.items() if key in origins}
 
 
 def _chosen(path: Path, prefix: str) -> Iterator[tuple[str, Any]]:

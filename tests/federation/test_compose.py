@@ -58,6 +58,21 @@ def test_origins_name_the_file_that_chose_each_value() -> None:
     assert origins["run_name"] == "default"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_a_task_recommends_never_goes_before_what_was_asked_for(tmp_path: Path, order: int) -> None:
+    file = tmp_path / "birth.yaml"
+    file.write_text(
+        "format: 1\nname: birth_asked\nperson: one row a person\ncolumns: {age: {kind: number, low: 0, high: 99}}\n"
+        "target: {kind: binary, column: ill, classes: [a, b]}\nmodel: {family: linear}\n"
+        "training: {learning_rate: 0.25, batch_size: 8, rounds: 7}\n"
+    )
+    composed = compose([f"task={file}", "task.learning_rate=0.5", "rounds=3"][::order])
+    assert (composed.config.task.learning_rate, composed.config.rounds) == (0.5, 3)
+    assert composed.config.task.batch_size == 8
+    assert composed.origins["task.batch_size"] == str(file)
+    assert composed.origins["task.learning_rate"] == composed.origins["rounds"] == OVERRIDE
+
+
 def test_every_value_has_an_origin_and_default_means_the_dataclass() -> None:
     from sovfed.federation.compose import DEFAULT, leaves
 
