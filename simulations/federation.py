@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from sovfed.clients import data as records_of
+from sovfed.clients.data import Dataset
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService
@@ -193,12 +195,22 @@ def _grid(config: Config, apps: Apps, names: Sequence[str], first: Institution, 
 
 def _training_s(config: Config, task: Task, institution: Institution) -> float:
     """Seconds that a round of local training takes at `institution`, judged by a step and an evaluation."""
-    records = institution.load(task)
-    training = LocalTraining(task, records, site="", device="cpu")
+    training = LocalTraining(task, _untold(institution, task), site="", device="cpu")
     training.warm_up()
     start = time.perf_counter()
     training.warm_up()
     return (time.perf_counter() - start) * max(1.0, config.task.local_epochs * training.count / WARMING)
+
+
+def _untold(institution: Institution, task: Task) -> Dataset:
+    """The institution's records. What there is to say of them is said where they are loaded to be trained on."""
+    logger = logging.getLogger(records_of.__name__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return institution.load(task)
+    finally:
+        logger.setLevel(level)
 
 
 def _measure(config: Config, population: Sequence[Institution], outcome: Outcome) -> dict[str, float]:
@@ -209,7 +221,7 @@ def _measure(config: Config, population: Sequence[Institution], outcome: Outcome
     task = configured_task(config.task)
     if task.build is None:
         return {}
-    records = merge([institution.load(task) for institution in population[:PROFILED]])
+    records = merge([_untold(institution, task) for institution in population[:PROFILED]])
     training = LocalTraining(task, records, site="", device=config.client.device)
     return summarise(task, training.evaluate(outcome.model, outcome.scale), outcome.scale)
 

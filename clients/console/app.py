@@ -65,5 +65,5 @@ def serve(home: Path, port: int) -> None:
 
     uvicorn.run(
         make_console(home), host="127.0.0.1", port=port, access_log=False, server_header=False, log_config=None,
-        ws="none", proxy_headers=False, limit_concurrency=32,
+        log_level="warning", ws="none", proxy_headers=False, limit_concurrency=32,
     )  # fmt: skip

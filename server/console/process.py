@@ -99,7 +99,7 @@ def serve(home: Path, config: ServerConfig, ready: Callable[[str], None] = lambd
     ready(f"{'https' if files else 'http'}://{_bracketed(config.console_host)}:{port}")
     uvicorn.run(
         console, host=config.console_host, port=port, access_log=False, server_header=False, log_config=None,
-        ws="none", proxy_headers=False, limit_concurrency=CALLERS, timeout_keep_alive=KEEP_ALIVE_S,
+        log_level="warning", ws="none", proxy_headers=False, limit_concurrency=CALLERS, timeout_keep_alive=KEEP_ALIVE_S,
         ssl_certfile=certificate, ssl_keyfile=key,
     )  # fmt: skip
 

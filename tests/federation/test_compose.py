@@ -62,7 +62,8 @@ def test_origins_name_the_file_that_chose_each_value() -> None:
 def test_what_a_task_recommends_never_goes_before_what_was_asked_for(tmp_path: Path, order: int) -> None:
     file = tmp_path / "birth.yaml"
     file.write_text(
-        "format: 1\nname: birth_asked\ntitle: asked\nperson: one row a person\ncolumns: {age: {kind: number, low: 0, high: 99}}\n"
+        "format: 1\nname: birth_asked\ntitle: asked\nperson: one row a person\n"
+        "columns: {age: {kind: number, low: 0, high: 99}}\n"
         "target: {kind: binary, column: ill, classes: [a, b]}\nmodel: {family: linear}\n"
         "training: {learning_rate: 0.25, batch_size: 8, rounds: 7}\n"
     )
