@@ -36,10 +36,11 @@ def make_console(home: Path) -> ASGIApp:
         return page(environment, name, told)
 
     def left(request: Request) -> Response:
-        by_run, today, _ = house.asked()
+        (by_run, today, _), received = house.asked(), house.received()
         return shown(
             request, "left.html", "What left this house", ledgers=house.ledgers(), by_run=by_run, today=today,
-            near=house.near()[:SHOWN], received=house.received(), most=SHOWN,
+            near=house.near()[:SHOWN], received=received, names={model.owner: model.run for model in received},
+            most=SHOWN,
         )  # fmt: skip
 
     def status(request: Request) -> Response:

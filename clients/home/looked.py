@@ -139,7 +139,10 @@ def _look(study: str, task: Task, data: DataConfig, seconds: float) -> Iterator[
     else:
         fault = f"{result.bad} of {result.rows} rows are at fault, and no run can use the records"
         yield Finding(NAME, "fail", f"{where}{fault}")
-    for line in (*result.faults, *result.warnings):
+    for line in result.faults:  # of usable records, in the rows that the declared rule leaves out
+        said = f"left out, as data.bad_rows says: {line}" if result.usable else line
+        yield Finding(NAME, "ok" if result.usable else "fail", f"{where}{said}")
+    for line in result.warnings:
         yield Finding(NAME, "warn" if result.usable else "fail", f"{where}{line}")
 
 

@@ -12,12 +12,16 @@ import httpx
 import pytest
 from tests.clients.ledger.crash import POPULATION
 from tests.clients.seen_home import make_seen_house
+from tests.federation.models.made_tasks import BINARY, RUN, model_of
 from tests.server.agency import free_port, process, wait_until
 
 from sovfed.clients.console.app import PASSWORD, USER
 from sovfed.clients.ledger.file import ledger_path
+from sovfed.clients.models.received import FOLDER, ReceivedModels
 from sovfed.federation.host.processes import listening
+from sovfed.federation.models.facts import facts_of
 
+VECTOR, SCALE = model_of(BINARY)
 PAGES = ("/", "/status", "/studies")
 
 
@@ -59,6 +63,15 @@ def test_it_tells_run_by_run_what_left_and_what_it_cost(page: httpx.Client) -> N
     assert "heart-open" in text and POPULATION in text
     assert "heart-greedy" in text.partition("Refused by the ledger")[2]
     assert "breast_cancer" in page.get("/studies").text and "Not running" in page.get("/status").text
+
+
+def test_a_run_has_its_name_once_its_model_came_back(home: Path, page: httpx.Client) -> None:
+    """Until then all that there is of it is Flower's number, which is `owner` here."""
+    assert RUN.name not in page.get("/").text
+    models = ReceivedModels(home / FOLDER)
+    models.keep(BINARY, VECTOR, facts_of(BINARY, SCALE, RUN), owner="heart-open", plan={})
+    assert f"{RUN.name}, heart-open" in page.get("/").text
+    models.remove(RUN.name)
 
 
 def test_hostile_names_of_runs_are_text(page: httpx.Client) -> None:

@@ -181,6 +181,16 @@ def test_sound_records_give_no_line(tmp_path: Path) -> None:
     assert data_findings(config, Policy(("study-first",))) == []
 
 
+def test_rows_that_the_declared_rule_leaves_out_are_told_and_are_no_warning(tmp_path: Path) -> None:
+    births = table(tmp_path / "births.csv", "age,ill", "x,1", *[f"{40 + row},{row % 2}" for row in range(20)])
+    births = dataclasses.replace(births, bad_rows="quarantine", max_bad_share=0.1)
+    config = ClientConfig(home=str(tmp_path), studies={"births": StudyConfig("study-first", births)})
+    findings = list(looked.records_findings(config, Policy(("study-first",))))
+    assert [finding.state for finding in findings] == ["ok", "ok"]
+    assert "left out, as data.bad_rows says: column 'age': 1 value is no number (line 2)" in findings[1].found
+    assert data_findings(config, Policy(("study-first",))) == []
+
+
 def test_what_would_fill_the_memory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looked, "MOST_BYTES", 10)
     (line,) = data_findings(faulty(tmp_path), Policy(("study-first",)))
