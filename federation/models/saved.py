@@ -244,7 +244,8 @@ def _require_known(recorded: TaskFacts, path: Path) -> None:
             f"{path}: unknown task '{recorded.name}' of digest {recorded.digest[:16]}…{nearest(recorded.name, names())}"
             f": its package is not here. Of an archive, `sovfed model predict {path} TABLE --task ARCHIVE` and `sovfed "
             "model export` run the code in a sealed process. To load the model into this one (Python, mlflow.pyfunc), "
-            "where the code may do all that you may, pip install the package"
+            "where the code may do all that you may, first `sovfed.task.add_archive(ARCHIVE)`; of a package that "
+            "institutions installed, pip install that"
         )
 
 

@@ -49,6 +49,17 @@ def add(task: Task) -> Task:
     return task
 
 
+def add_archive(path: str | Path) -> Task:
+    """The task in the archive `path`, its code imported into this process and known here by the task's name.
+
+    Whoever names the file answers for its code: every byte is checked against its manifest, no signature is. Raises
+    ConfigError.
+    """
+    from sovfed.federation.archive.opened import open_task
+
+    return add(open_task(Path(path)))
+
+
 def _digest(task: Task) -> str | None:
     """The task's digest; None if its model cannot be built."""
     try:
@@ -76,9 +87,7 @@ def get_task(name: str, parameters: int | None = None, normalisation: str = OWN)
 def configured_task(config: TaskConfig) -> Task:
     """The task that `config` names, with the model that it asks for; the code of an archive is imported."""
     if config.file is not None and config.file.endswith(ARCHIVE):
-        from sovfed.federation.archive.opened import open_task
-
-        add(open_task(Path(config.file)))
+        add_archive(config.file)
     elif config.file is not None:
         _read(config.file)
     return get_task(config.name, config.parameters, config.normalisation)

@@ -229,7 +229,7 @@ def how_to_load(config: Config, run: str) -> str | None:
     return (
         f"Task '{config.task.name}' is code of an archive. `sovfed model predict {run} TABLE` at the agency, elsewhere "
         "with --task ARCHIVE, runs it in a sealed process. mlflow.pyfunc would import it into its own: it loads this "
-        "version only where the package is installed."
+        "version only after `sovfed.task.add_archive(ARCHIVE)` in the same process, of the run's own archive."
     )
 
 
