@@ -1,0 +1,71 @@
+"""A package's own head: trained by the package's code, kept at home, put into the model by a sealed process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+from tests.packages import HEADER, TASK, make_signer, rows, write_wheel
+
+from sovfed.clients.models.prediction_apart import OWN, Prediction, exported_apart, predictions_apart
+from sovfed.federation.archive.packing import pack
+from sovfed.server.registry import authority
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+import sovfed.task
+from sovfed.clients.data import load_records
+from sovfed.clients.models.received import ReceivedModels
+from sovfed.clients.trainer.service import TrainerService
+from sovfed.clients.training.personal import PersonalStates
+from sovfed.federation.algorithms import ALGORITHMS
+from sovfed.federation.config import DataConfig
+from sovfed.federation.messages import TrainRequest
+from sovfed.federation.models.facts import RunFacts, facts_of
+from sovfed.federation.tasks import initial_vector
+archive, table, home = map(Path, sys.argv[1:])
+task = sovfed.task.add_archive(archive)
+data = DataConfig(source="csv", path=str(table))
+states = PersonalStates(home / "personal")
+trainer = TrainerService(lambda task: load_records(task, data), site="a", device="cpu", states=states)
+model, scale = initial_vector(task, 0), task.transform.public_scale
+reply = trainer.answer(TrainRequest(
+    run="7", round=1, task=task.name, seed=1, local_epochs=2, batch_size=16, learning_rate=0.5, proximal_mu=0.0,
+    model=model, scale=scale, digest=task.digest, algorithm="fedper", keep="a-run",
+))
+head = ALGORITHMS["fedper"].own(task.layout)
+facts = facts_of(task, scale, RunFacts("a-run", 1, "fedper", "2026-11-29", ("a",)))
+received = ReceivedModels(home / "received").keep(task, model + reply.update, facts, owner="7", plan={})
+print(json.dumps([
+    bool(head.any()), bool(reply.update[head].any()), bool(reply.update[~head].any()), str(received.path),
+    str(states.list()[0].path),
+]))
+"""
+
+
+def test_a_packaged_head_stays_and_comes_with_the_institutions_model(tmp_path: Path) -> None:
+    authority.init(tmp_path / "authority", "Authority")
+    personal = TASK.replace("headline=", "personal=lambda name: name.startswith('out.'), headline=")
+    signer = make_signer(tmp_path, tmp_path / "authority", "pat", "vendor")
+    archive, table = tmp_path / "sepsis.sovtask", tmp_path / "a.csv"
+    archive.write_bytes(pack(write_wheel(tmp_path, task=personal), signer)[0].to_bytes())
+    table.write_text("".join(",".join(row) + "\n" for row in [HEADER, *rows("a", 120)]))
+    command = [sys.executable, "-c", TRAIN, str(archive), str(table), str(tmp_path / "home")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", timeout=300)
+    assert done.returncode == 0, done.stderr
+    some, moved, learnt, received, state = json.loads(done.stdout.splitlines()[-1])
+    assert (some, moved, learnt) == (True, False, True)
+    own = tmp_path / "own"
+    own.mkdir()
+    asked = Prediction(model=received, archive=str(archive), state=state, form=OWN)
+    assert "strategy=fedper" in exported_apart(asked, own)
+    shared, with_head = (load_file(folder / "model.safetensors") for folder in (Path(received), own))
+    differ = {name for name in shared if not np.array_equal(shared[name], with_head[name])}
+    assert differ and all("out." in name for name in differ), differ
+    told = predictions_apart(Prediction(model=str(own), archive=str(archive), table=str(table), keep="patient"))
+    assert len(told.splitlines()) == 121
