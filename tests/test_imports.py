@@ -152,7 +152,7 @@ NAMES = {
     "dp_accounting": "dp-accounting", "PIL": "pillow", "prometheus_client": "prometheus-client",
 }  # fmt: skip
 NOT_EVERYWHERE = {  # libraries of an extra that files of every installation import when they are asked to
-    ("clients/cli/ledger.py", "matplotlib"),
+    ("clients/cli/ledger_shown.py", "matplotlib"),
     ("clients/data/frames.py", "pandas"),
     ("clients/data/pictures.py", "pydicom"),
     ("clients/data/uci_heart.py", "scikit-learn"),

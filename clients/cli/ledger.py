@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from sovfed.clients.cli.home import HOME
+from sovfed.clients.cli.ledger_shown import day, draw, print_summary, summaries
 from sovfed.federation.errors import PrivacyError, SovfedError
-from sovfed.federation.text import PIPE_WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.table import Table
-
     from sovfed.clients.ledger.book import PrivacyLedger
-    from sovfed.clients.ledger.entries import Budget, History
-    from sovfed.federation.privacy.events import Event
 
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-REFUSALS_SHOWN: Final = 10
-RUNS_SHOWN: Final = 8
-PLOT_POINTS: Final = 60
 
 
 @click.group(name="ledger")
@@ -61,14 +51,14 @@ def show(plot: Path | None, as_json: bool, home: Path) -> None:
     names = _names(home)
     if plot and len(names) > 1:
         raise click.UsageError(f"--plot draws one ledger, and this home has {', '.join(names)}: adopt the others first")
-    summaries = [summary for name in names for summary in _summaries(home, name, now)]
+    shown = [summary for name in names for summary in summaries(home, name, now)]
     if as_json:
-        click.echo(json.dumps(summaries, indent=2))
+        click.echo(json.dumps(shown, indent=2))
     else:
-        for summary in summaries:
-            _print(summary)
+        for summary in shown:
+            print_summary(summary)
     if plot:
-        _draw(home, names[0], now, plot)
+        draw(home, names[0], now, plot)
         click.echo(f"wrote {plot}", err=True)
 
 
@@ -200,7 +190,7 @@ def confirm_clock(date: str, home: Path) -> None:
     Example:
       sovfed client ledger confirm-clock 2027-03-01
     """
-    today = _day(time.time(), "%F")
+    today = day(time.time(), "%F")
     if date != today:
         raise click.UsageError(
             f"the clock says {today}, not {date}: set the clock first, or look at the calendar again"
@@ -228,10 +218,10 @@ def export(file: Path, home: Path) -> None:
     now = time.time()
     ledgers = []
     for name in _names(home):
-        first, *populations = _summaries(home, name, now)
+        first, *populations = summaries(home, name, now)
         lines = ledger_path(home, name).read_text(encoding="ascii").splitlines()
         ledgers.append({**first, "populations": populations, "lines": lines[: first["entries"]]})
-    text = json.dumps({"exported": _day(now, "%FT%TZ"), "ledgers": ledgers}, indent=2)
+    text = json.dumps({"exported": day(now, "%FT%TZ"), "ledgers": ledgers}, indent=2)
     write_private(file, text.encode())
     click.echo(f"wrote {file}")
 
@@ -256,158 +246,3 @@ def _opened(home: Path) -> Iterator[PrivacyLedger]:
         yield privacy_ledger
     finally:
         privacy_ledger.unlock()
-
-
-def _summaries(home: Path, name: str, now: float) -> list[dict[str, Any]]:
-    """What `show` says of each population in one ledger, the home's own first. Raises PrivacyError on damage."""
-    from sovfed.clients.ledger.book import replay
-    from sovfed.clients.ledger.file import read_ledger, read_mark
-
-    lines, signed = read_ledger(home, name)
-    mark, history = read_mark(home, name), replay(lines)
-    file = {
-        "entries": len(lines),
-        "head": lines[-1].head,
-        "countersigned": dataclasses.asdict(signed) if signed else None,
-        "rolled_back": str(mark) if mark else None,
-    }
-    return [{**_summary(history, population, now), **file} for population in history.populations()]
-
-
-def _summary(history: History, population: str, now: float) -> dict[str, Any]:
-    """All that a ledger says of one population; ε is recomputed from the events.
-
-    `epsilon` is of the private runs alone: with anything in `no_bound`, ε of a person has no bound.
-    """
-    from sovfed.clients.ledger.entries import YEAR_S, merged
-    from sovfed.federation.privacy.accounting import accountant_version
-
-    spent, reserved = history.spent(population=population), history.reserved(population)
-    year, budget = history.spent(after=now - YEAR_S, population=population), history.budgets.get(population)
-    committed, recent = merged([*spent, *reserved]), merged([*year, *reserved])
-    return {
-        "population": population or history.name,
-        "unit": "person",
-        "adjacency": "add or remove one",
-        "accountant": accountant_version(),
-        "budget": dataclasses.asdict(budget) if budget else None,
-        "studies": [dataclasses.asdict(entry) for entry in history.assigned.values() if entry.population == population],
-        "no_bound": [
-            {"at": _day(at, "%FT%TZ"), **dataclasses.asdict(entry)} for at, entry in history.no_bound(population)
-        ],
-        "epsilon": {
-            "spent": _epsilon(budget, spent),
-            "with_open_grants": _epsilon(budget, committed),
-            "spent_in_366_days": _epsilon(budget, year),
-            "in_366_days_with_open_grants": _epsilon(budget, recent),
-        },
-        "runs": [
-            {
-                "run": run,
-                "purpose": purpose,
-                "granted": _day(granted.at, "%FT%TZ"),
-                "plan": dataclasses.asdict(granted.grant.plan),
-                "steps_spent": granted.charged,
-                "steps_reserved": granted.reserved,
-                "closed": granted.closed,
-            }
-            for (run, purpose), granted in history.grants.items()
-            if granted.grant.population == population
-        ],
-        "refusals": [
-            {"at": _day(at, "%FT%TZ"), **dataclasses.asdict(entry)}
-            for at, entry in ([] if population else history.refusals)  # they stand with the home's own
-        ],
-    }
-
-
-def _epsilon(budget: Budget | None, events: list[Event]) -> float:
-    """ε of `events` at the budget's δ; without a budget nothing can have been spent."""
-    from sovfed.federation.privacy.accounting import epsilon
-
-    return epsilon(events, budget.delta) if budget else 0.0
-
-
-def _print(summary: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    budget, spent = summary["budget"], summary["epsilon"]
-    console.print(_runs(summary))
-    if summary["rolled_back"]:
-        console.print(f"PAYS NOTHING: {summary['rolled_back']}", style="red", markup=False, soft_wrap=True)
-    unbounded = summary["no_bound"]
-    if unbounded:
-        runs = list(dict.fromkeys(entry["run"] for entry in unbounded))
-        named = ", ".join(runs[:RUNS_SHOWN]) + (f" and {len(runs) - RUNS_SHOWN} more" if len(runs) > RUNS_SHOWN else "")
-        text = f"ε: no bound since {unbounded[0]['at'][:10]}: {len(runs)} runs without privacy were answered ({named})"
-        console.print(text, style="yellow", markup=False, soft_wrap=True)
-    if budget:
-        only = ", of the private runs alone" if unbounded else ""
-        console.print(
-            f"ε at δ={budget['delta']:g}, unit: one person, add or remove one{only}\n"
-            f"  ever             {spent['spent']:.3f} spent, {spent['with_open_grants']:.3f} with open grants, "
-            f"limit {budget['epsilon']:.2f}\n"
-            f"  within 366 days  {spent['spent_in_366_days']:.3f} spent, {spent['in_366_days_with_open_grants']:.3f} "
-            f"with open grants, limit {budget['annual_epsilon']:.2f}"
-        )
-    signed = summary["countersigned"]
-    upto = f"countersigned up to {signed['seq']}" if signed else "no head countersigned yet"
-    console.print(f"{summary['entries']} entries, {upto}; refusals: {len(summary['refusals'])}")
-    for refusal in summary["refusals"][-REFUSALS_SHOWN:]:
-        text = f"  {refusal['at']}  run '{refusal['run']}', {refusal['purpose']}: {refusal['reason']}"
-        console.print(text, style="yellow", markup=False, soft_wrap=True)
-
-
-def _runs(summary: dict[str, Any]) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("run", "purpose", "mechanism", "z, q, clip", "steps", "state", "granted", title=summary["population"])
-    for run in summary["runs"]:
-        plan, event = run["plan"], run["plan"]["event"]
-        terms = ", ".join(f"{value:g}" for value in (event["noise_multiplier"], event["sampling_rate"], plan["clip"]))
-        reserved = run["steps_reserved"]
-        state = "closed" if run["closed"] else f"{reserved} reserved" if reserved else "used up"
-        steps = f"{run['steps_spent']} of {event['count']}"
-        names = [escape(run["run"]), escape(run["purpose"]), plan["mechanism"]]
-        table.add_row(*names, terms, steps, state, run["granted"][:10])
-    return table
-
-
-def _draw(home: Path, name: str, now: float, file: Path) -> None:
-    """ε after each spend, or after some 60 of them, ever and within the last 366 days, beside the limits."""
-    from matplotlib.figure import Figure
-
-    from sovfed.clients.ledger.book import replay
-    from sovfed.clients.ledger.entries import YEAR_S
-    from sovfed.clients.ledger.file import read_ledger
-
-    lines, _ = read_ledger(home, name)
-    history = replay(lines)
-    budget = history.budgets.get("")
-    if not budget or not history.spends:
-        raise PrivacyError(f"'{name}': nothing was spent yet, so there is nothing to draw")
-    moments = sorted({at for at, _ in history.spends})
-    some = {*moments[:: -(-len(moments) // PLOT_POINTS)], moments[-1]}
-    over = {at + YEAR_S + 1 for at in some}  # when they no longer count into the year
-    shown = [lines[0].at, *sorted(at for at in some | over if at < now), now]
-    ever = [_epsilon(budget, history.spent(until=at)) for at in shown]
-    year = [_epsilon(budget, history.spent(at - YEAR_S, at)) for at in shown]
-    days = [datetime.fromtimestamp(at, UTC) for at in shown]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for label, values, limit, colour in (
-        ("ever", ever, budget.epsilon, "tab:blue"),
-        ("within 366 days", year, budget.annual_epsilon, "tab:orange"),
-    ):
-        axes.step(days, values, where="post", color=colour, label=f"spent {label}")  # type: ignore[arg-type]
-        axes.axhline(limit, color=colour, linestyle="--", linewidth=1, label=f"limit {label}: {limit:g}")
-    axes.set(title=f"{name}: privacy spent", ylabel=f"ε at δ = {budget.delta:g}, one person", ylim=(0, None))
-    axes.tick_params(axis="x", rotation=30)
-    axes.legend(frameon=False)
-    figure.savefig(file, dpi=150)
-
-
-def _day(at: float, form: str) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime(form)
