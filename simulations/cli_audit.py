@@ -111,31 +111,35 @@ def differencing(ctx: click.Context, quick: bool, json_path: Path | None) -> Non
 @click.option("--quick", is_flag=True, help="A dozen points, in some minutes.")
 @JSON
 @click.option("--only", "--points", "only", multiple=True, metavar="NAME", help="This point, or all that begin so.")
+@click.option("--minutes", type=click.FloatRange(min=0), help="Begin no point after so many minutes.")
 @click.option("--list", "listed", is_flag=True, help="Print the points' names and run nothing.")
 @click.pass_context
-def chaos(ctx: click.Context, quick: bool, json_path: Path | None, only: tuple[str, ...], listed: bool) -> None:
+def chaos(
+    ctx: click.Context, quick: bool, json_path: Path | None, only: tuple[str, ...], minutes: float | None, listed: bool
+) -> None:
     """Kills and stops every process of a real federation at every moment of a run: it must finish by itself.
+
+    Results are in the file of --json as soon as they are known; the same command goes on where it stopped.
 
     \b
     Examples:
       sovfed audit chaos --quick --json chaos.json
       sovfed audit chaos --only trainer --only coordinator:last:kill
+      sovfed audit chaos --minutes 50 --json all.json      all 341 points, some hours: again and again
       sovfed audit chaos --list
     """
     from rich.console import Console
 
     from sovfed.federation.files import check_writable
     from sovfed.simulations.audit.chaos.points import chosen
-    from sovfed.simulations.audit.chaos.report import run_chaos
-    from sovfed.simulations.audit.report import write
+    from sovfed.simulations.audit.chaos.report import show_chaos
 
     if listed:
         click.echo("\n".join(point.name for point in chosen(only, quick=quick)))
         return
     check_writable(json_path)
     console = Console(soft_wrap=True, highlight=False)
-    findings = run_chaos(only, quick, console.print)
-    ctx.exit(0 if write("chaos", findings, json_path, console) else 1)
+    ctx.exit(0 if show_chaos(only, json_path, console, quick=quick, minutes=minutes) else 1)
 
 
 @audit.command()

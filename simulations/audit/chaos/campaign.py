@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
+import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,7 @@ from sovfed.simulations.audit.chaos.machine import (
 )
 from sovfed.simulations.audit.chaos.moments import KIND
 from sovfed.simulations.audit.chaos.points import ALL, EVERYBODY, INSTITUTIONS, MEMBER, Point
+from sovfed.simulations.audit.chaos.record import Controls, Outcome, Record, with_problem
 from sovfed.simulations.audit.chaos.runs import FINISH_S, Runs
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, simulate, sites
@@ -49,12 +51,14 @@ BEFORE: Final = 2  # rounds before a process is disturbed in the middle of a run
 SHUT_DOWN_S: Final = 0.05  # from the order to stop to the signal
 SETTLE_S: Final = 180.0
 CONTROL_S: Final = 8.0
+HANG_S: Final = 15.0  # instead of 60, so that what is stopped takes a quarter of the time
+REVIVED_S: Final = HANG_S + 60.0  # within which what was stopped must be started anew, on a busy machine
 UNDISTURBED: Final = 2  # runs
 NOISE: Final = 1e-5  # more than undisturbed runs were ever seen to differ by
 POPULATION: Final = "persons"
 COHORT: Final = (
     "server.min_cohort=4", "server.start_cohort=4", "privacy.colluders=0", "server.round_deadline_s=15",
-    "server.lane=stream", "server.lane_timeout_s=60",
+    "server.lane=stream", "server.lane_timeout_s=60", f"server.hang_s={HANG_S:g}", f"client.hang_s={HANG_S:g}",
 )  # fmt: skip
 # some 0.2 s of training a round, so that a signal lands inside one
 PLAIN: Final = (*COHORT, f"rounds={ROUNDS}", "task.local_epochs=40", "task.batch_size=4")
@@ -63,26 +67,6 @@ PRIVATE: Final = (
     "privacy.spare_steps=8", "task.learning_rate=1.0",
 )  # fmt: skip
 BUDGET: Final = Budget(epsilon=1000.0, annual_epsilon=1000.0, max_share_per_run=1.0)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a disturbed run came out; `hung`: a process that was stopped was never started anew."""
-
-    point: str
-    needed_operator: bool
-    wrong_model: bool
-    overspent: bool
-    mlflow_lacks: bool
-    seconds_to_next_round: float
-    seconds: float
-    model_error: float | None = None
-    hung: bool = False
-    problem: str = ""
-
-    @property
-    def good(self) -> bool:
-        return not (self.needed_operator or self.wrong_model or self.overspent or self.mlflow_lacks)
 
 
 @contextlib.contextmanager
@@ -110,42 +94,45 @@ def small_federation(folder: Path) -> Iterator[Machine]:
 class Campaign:
     """Runs at one federation, which is whole again after each."""
 
-    def __init__(self, machine: Machine, folder: Path, undisturbed: int = UNDISTURBED) -> None:
-        """`undisturbed` runs tell how far a model may be from the simulation's; none of them, `NOISE`."""
+    def __init__(self, machine: Machine, folder: Path, noise: float | None = None) -> None:
+        """`noise` is how far undisturbed runs lie from the simulation; measured by `UNDISTURBED` runs if None."""
         self._machine, self._federation = machine, machine.federation
         self._plain, self._private = compose(list(PLAIN)).config, compose(list(PRIVATE)).config
         self._runs = Runs(machine, MEMBER)
-        data = [member.data for member in self._federation.institutions]
-        expected = simulate(self._plain, data, folder / "simulated").model
-        noise = max((checks.distance(self._undisturbed(), expected) for _ in range(undisturbed)), default=NOISE)
+        self._data = [member.data for member in self._federation.institutions]
+        expected = simulate(self._plain, self._data, folder / "simulated").model
+        if noise is None:
+            noise = max(checks.distance(self._undisturbed(), expected) for _ in range(UNDISTURBED))
         self.reference = checks.Reference(expected, noise)
 
     def play(self, point: Point) -> Outcome:
-        """Disturb a run at `point` and see how it comes out, then make the federation whole."""
-        self._machine.settle(SETTLE_S)
+        """Disturb a run at `point` and see how it comes out; then the federation must be whole again by itself."""
         started = time.monotonic()
         name, watch = self._runs.next_watch()
         config = self._private if point.private else self._plain
         struck: list[int] = []
+        problem = ""
         try:
             self._disturb(point, config, name, watch, struck)
             at, count = time.monotonic(), watch.rounds()
             finished, next_round_s = self._runs.await_end(name, watch, at, count, FINISH_S)
         except ServiceError as error:
             finished, next_round_s, problem = False, float("inf"), str(error)
-        else:
-            problem = ""
-        hung = [pid for pid in struck if stopped(pid)]
-        outcome = self._judge(point, config, name, finished, next_round_s, time.monotonic() - started, bool(hung))
-        for pid in hung:
-            send(pid, signal.SIGKILL)
+        outcome = self._judge(point, config, name, finished, next_round_s, time.monotonic() - started)
+        outcome = dataclasses.replace(with_problem(outcome, problem), hung=self._still_stopped(struck))
         if not finished:
             self._abandon(name)
-        return dataclasses.replace(outcome, problem=outcome.problem or problem)
+        try:
+            self._machine.settle(SETTLE_S)
+        except ServiceError as error:
+            outcome = dataclasses.replace(with_problem(outcome, str(error)), needed_operator=True)
+        return dataclasses.replace(outcome, ended=datetime.now(UTC).isoformat(timespec="seconds"))
 
-    def control_lost_round(self) -> bool:
-        """Whether a run of one round less would be told by its model."""
-        return self.reference.error(self._undisturbed(rounds=ROUNDS - 1)) > self.reference.tolerance
+    def controls(self, folder: Path) -> Controls:
+        """Whether a run of one round less is told by its model, and one that waits for an operator by its state."""
+        shorter = simulate(dataclasses.replace(self._plain, rounds=ROUNDS - 1), self._data, folder / "shorter").model
+        told = self.reference.error(shorter) > self.reference.tolerance
+        return Controls(told and self.control_operator(), self.reference.noise, self.reference.tolerance)
 
     def control_operator(self) -> bool:
         """Whether a run that an operator has stopped, and that nobody resumes, is seen to wait for one."""
@@ -155,8 +142,8 @@ class Campaign:
         finished, _ = self._runs.await_end(name, watch, time.monotonic(), watch.rounds(), CONTROL_S)
         return not finished
 
-    def _undisturbed(self, rounds: int = ROUNDS) -> Vector:
-        name, watch = self._runs.begin(dataclasses.replace(self._plain, rounds=rounds))
+    def _undisturbed(self) -> Vector:
+        name, watch = self._runs.begin(self._plain)
         finished, _ = self._runs.await_end(name, watch, time.monotonic(), 0, FINISH_S)
         if not finished:
             raise ServiceError(f"an undisturbed run has not finished: {self._runs.state(name)}")
@@ -219,14 +206,23 @@ class Campaign:
         self._machine.await_pid(owner, process, SETTLE_S, among=struck)
         self._strike(point, struck)
 
+    def _still_stopped(self, struck: Sequence[int]) -> bool:
+        """Whether a process that was stopped was not started anew in time; then it is ended, for the next point."""
+        deadline = time.monotonic() + REVIVED_S
+        while (hung := [pid for pid in struck if stopped(pid)]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for pid in hung:
+            send(pid, signal.SIGKILL)
+        return bool(hung)
+
     def _judge(
-        self, point: Point, config: Config, name: str, finished: bool, next_round_s: float, seconds: float, hung: bool
+        self, point: Point, config: Config, name: str, finished: bool, next_round_s: float, seconds: float
     ) -> Outcome:
         home, problems, error = self._federation.home, list[str](), None
-        outcome = Outcome(point.name, not finished, False, False, False, next_round_s, seconds, hung=hung)
+        outcome = Outcome(point.name, not finished, False, False, False, next_round_s, seconds)
         rounds = read_rounds(folders.run_folder(home, name))
-        charges = [found for member in self._federation.institutions if point.private
-                   for found in checks.wrong_charges(self._federation.client_home(member.name), POPULATION, config,
+        charges = [charge for member in self._federation.institutions if point.private
+                   for charge in checks.wrong_charges(self._federation.client_home(member.name), POPULATION, config,
                                                      name, rounds, member.name)]  # fmt: skip
         problems += [why for why, _ in charges]
         if not finished:
@@ -250,14 +246,35 @@ class Campaign:
             folders.stop_run(self._federation.control, self._federation.home, name)
 
 
-def run_campaign(points: Sequence[Point], told: Callable[[Outcome], None]) -> tuple[list[Outcome], Campaign, bool]:
-    """The outcome of each point, the campaign with its reference, and whether both controls were found out."""
+def run_campaign(
+    points: Sequence[Point], record: Record, told: Callable[[Outcome | Controls, str], None], minutes: float | None
+) -> None:
+    """Play those of `points` that are not in `record` yet, each taken into it; none is begun after so many `minutes`.
+
+    `told` gets each result and how much is left. Raises ServiceError if the federation does not come back whole.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and end what was started
+    started, remaining = time.monotonic(), record.remaining(points)
+    if not remaining and record.controls is not None:
+        return
     with tempfile.TemporaryDirectory(prefix="sovfed-") as name, small_federation(Path(name) / "f") as machine:
-        campaign = Campaign(machine, Path(name))
-        outcomes = []
-        for point in points:
-            outcomes.append(campaign.play(point))
-            told(outcomes[-1])
-        machine.settle(SETTLE_S)
-        return outcomes, campaign, campaign.control_lost_round() and campaign.control_operator()
+        campaign = Campaign(machine, Path(name), None if record.controls is None else record.controls.noise)
+        if record.controls is None:
+            record.add(controls := campaign.controls(Path(name)))
+            told(controls, "")
+            machine.settle(SETTLE_S)
+        took = list[float]()
+        for left in range(len(remaining), 0, -1):
+            begun = time.monotonic()
+            if minutes is not None and begun - started > 60 * minutes:
+                return
+            outcome = campaign.play(remaining[-left])
+            took.append(time.monotonic() - begun)
+            record.add(outcome)
+            told(outcome, _left(left - 1, took))
+            if machine.unready():
+                raise ServiceError("the federation is not whole any more; the same command begins with a new one")
+
+
+def _left(points: int, took: Sequence[float]) -> str:
+    return f"{points} left, about {points * statistics.fmean(took) / 60:.0f} min" if points else ""

@@ -1,72 +1,40 @@
-"""What `sovfed audit chaos` tells: a sentence a point, and the ratios that must be 0."""
+"""What `sovfed audit chaos` and `sovfed audit faults` print: a sentence a point, and the ratios that must be 0."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sovfed.simulations.audit.chaos.campaign import Outcome, run_campaign
+from sovfed.simulations.audit.chaos.campaign import run_campaign
 from sovfed.simulations.audit.chaos.points import chosen
+from sovfed.simulations.audit.chaos.record import AUDIT, Controls, Outcome, Record
 from sovfed.simulations.audit.report import Case, Findings, verdict, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from rich.console import Console
 
 
-@dataclass(frozen=True)
-class Controls:
-    """A run that lacks a round, and one that waits for an operator; `noise` is between undisturbed runs."""
+def show_chaos(
+    only: Sequence[str], json_path: Path | None, console: Console, *, quick: bool, minutes: float | None
+) -> bool:
+    """Whether all went well that was played so far of the points of these names, with the controls.
 
-    found_out: bool
-    noise: float
-    tolerance: float
+    Prints a line each, and the ratios; a campaign whose results are in `json_path` goes on.
+    """
+    points, record = chosen(only, quick=quick), Record.of(json_path)
+    if already := len(points) - len(record.remaining(points)):
+        console.print(f"{already} of {len(points)} points are in {json_path}")
 
+    def told(result: Outcome | Controls, left: str) -> None:
+        good = result.good if isinstance(result, Outcome) else result.found_out
+        console.print(verdict(result.sentence() + (f" [dim]({left})[/]" if left else ""), good))
 
-def run_chaos(only: Sequence[str], quick: bool, told: Callable[[str], None]) -> Findings:
-    """A case for each point of these names, and the controls; `told` gets each sentence as it is known."""
-    points = chosen(only, quick=quick)
-    outcomes, campaign, found_out = run_campaign(points, lambda outcome: told(verdict(sentence(outcome), outcome.good)))
-    reference = campaign.reference
-    controls = Controls(found_out, reference.noise, reference.tolerance)
-    cases: list[Case] = [(outcome, sentence(outcome), outcome.good) for outcome in outcomes]
-    text = (
-        f"controls, a round too few and a run that waits for an operator: both are found out; undisturbed models "
-        f"differ by {reference.noise:.1e}, allowed {reference.tolerance:.1e}"
-    )
-    told(verdict(text, found_out))
-    cases.append((controls, text, found_out))
-    return Findings(
-        cases,
-        {
-            "points": float(len(outcomes)),
-            "needed_operator": float(sum(outcome.needed_operator for outcome in outcomes)),
-            "wrong_model": float(sum(outcome.wrong_model for outcome in outcomes)),
-            "overspent": float(sum(outcome.overspent for outcome in outcomes)),
-            "mlflow_lacks": float(sum(outcome.mlflow_lacks for outcome in outcomes)),
-            "still_hung": float(sum(outcome.hung for outcome in outcomes)),
-            "seconds_to_next_round_worst": max((outcome.seconds_to_next_round for outcome in outcomes), default=0.0),
-        },
-    )
-
-
-def sentence(outcome: Outcome) -> str:
-    """One line on how the run at a point came out."""
-    verdicts = [
-        word for word, told in (
-            ("waits for an operator", outcome.needed_operator), ("wrong model", outcome.wrong_model),
-            ("wrong ledger", outcome.overspent), ("MLflow is not whole", outcome.mlflow_lacks),
-        ) if told
-    ]  # fmt: skip
-    model = "" if outcome.model_error is None else f", model within {outcome.model_error:.1e}"
-    hung = "; what was stopped is stopped still" if outcome.hung else ""
-    why = f" ({outcome.problem[:300]})" if outcome.problem else ""
-    return (
-        f"{outcome.point}: {', '.join(verdicts) or 'finished'}, next round after "
-        f"{outcome.seconds_to_next_round:.1f} s, in all {outcome.seconds:.1f} s{model}{hung}{why}"
-    )
+    run_campaign(points, record, told, minutes)
+    if remaining := record.remaining(points):
+        console.print(f"{len(remaining)} of {len(points)} points are left: the same command goes on with them")
+    return write(AUDIT, record.findings(), json_path, console)
 
 
 def show_faults(only: Sequence[str], json_path: Path | None, console: Console) -> bool:
