@@ -12,6 +12,8 @@ JSON: Final = click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results as JSON."
 )
 
+MINUTES: Final = click.option("--minutes", type=click.FloatRange(min=0), help="Begin nothing after so many minutes.")
+
 
 @click.group()
 def audit() -> None:
@@ -111,7 +113,7 @@ def differencing(ctx: click.Context, quick: bool, json_path: Path | None) -> Non
 @click.option("--quick", is_flag=True, help="A dozen points, in some minutes.")
 @JSON
 @click.option("--only", "--points", "only", multiple=True, metavar="NAME", help="This point, or all that begin so.")
-@click.option("--minutes", type=click.FloatRange(min=0), help="Begin no point after so many minutes.")
+@MINUTES
 @click.option("--list", "listed", is_flag=True, help="Print the points' names and run nothing.")
 @click.pass_context
 def chaos(
@@ -145,10 +147,15 @@ def chaos(
 @audit.command()
 @JSON
 @click.option("--only", multiple=True, metavar="NAME", help="Faults that begin so.")
+@MINUTES
 @click.option("--list", "listed", is_flag=True, help="Print the faults' names and run nothing.")
 @click.pass_context
-def faults(ctx: click.Context, json_path: Path | None, only: tuple[str, ...], listed: bool) -> None:
+def faults(
+    ctx: click.Context, json_path: Path | None, only: tuple[str, ...], minutes: float | None, listed: bool
+) -> None:
     """Disks, clocks, certificates, networks, MLflow and institutions that fail while a real federation trains.
+
+    Results are in the file of --json as soon as they are known; the same command goes on where it stopped.
 
     \b
     Examples:
@@ -168,9 +175,10 @@ def faults(ctx: click.Context, json_path: Path | None, only: tuple[str, ...], li
         return
     check_writable(json_path)
     chosen_faults(only)
+    console = Console(soft_wrap=True, highlight=False)
     if not have_own_mounts():
         with_own_mounts()
-    ctx.exit(0 if show_faults(only, json_path, Console(soft_wrap=True, highlight=False)) else 1)
+    ctx.exit(0 if show_faults(only, json_path, console, minutes=minutes) else 1)
 
 
 def _run(ctx: click.Context, name: str, quick: bool, json_path: Path | None) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-import statistics
 import sys
 import tempfile
 import time
@@ -33,8 +32,9 @@ from sovfed.simulations.audit.chaos.machine import (
     stopped,
 )
 from sovfed.simulations.audit.chaos.moments import KIND
+from sovfed.simulations.audit.chaos.outcomes import Controls, Outcome
+from sovfed.simulations.audit.chaos.pace import Pace
 from sovfed.simulations.audit.chaos.points import ALL, EVERYBODY, INSTITUTIONS, MEMBER, Point
-from sovfed.simulations.audit.chaos.record import Controls, Outcome, Record, with_problem
 from sovfed.simulations.audit.chaos.runs import FINISH_S, Runs
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, simulate, sites
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sovfed.federation.config import Config
     from sovfed.federation.messages import Vector
     from sovfed.simulations.audit.chaos.moments import Watch
+    from sovfed.simulations.audit.chaos.record import Record
 
 ROUNDS: Final = 8
 BEFORE: Final = 2  # rounds before a process is disturbed in the middle of a run
@@ -119,13 +120,13 @@ class Campaign:
         except ServiceError as error:
             finished, next_round_s, problem = False, float("inf"), str(error)
         outcome = self._judge(point, config, name, finished, next_round_s, time.monotonic() - started)
-        outcome = dataclasses.replace(with_problem(outcome, problem), hung=self._still_stopped(struck))
+        outcome = dataclasses.replace(outcome.and_problem(problem), hung=self._still_stopped(struck))
         if not finished:
             self._abandon(name)
         try:
             self._machine.settle(SETTLE_S)
         except ServiceError as error:
-            outcome = dataclasses.replace(with_problem(outcome, str(error)), needed_operator=True)
+            outcome = dataclasses.replace(outcome.and_problem(str(error)), needed_operator=True)
         return dataclasses.replace(outcome, ended=datetime.now(UTC).isoformat(timespec="seconds"))
 
     def controls(self, folder: Path) -> Controls:
@@ -247,34 +248,28 @@ class Campaign:
 
 
 def run_campaign(
-    points: Sequence[Point], record: Record, told: Callable[[Outcome | Controls, str], None], minutes: float | None
-) -> None:
+    points: Sequence[Point], record: Record[Outcome | Controls], told: Callable[[Outcome | Controls, str], None],
+    minutes: float | None,
+) -> None:  # fmt: skip
     """Play those of `points` that are not in `record` yet, each taken into it; none is begun after so many `minutes`.
 
     `told` gets each result and how much is left. Raises ServiceError if the federation does not come back whole.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and end what was started
-    started, remaining = time.monotonic(), record.remaining(points)
-    if not remaining and record.controls is not None:
+    pace, known = Pace(minutes), record.results.get(Controls.name)
+    remaining = [point for point in points if point.name not in record.results]
+    if not remaining and known is not None:
         return
     with tempfile.TemporaryDirectory(prefix="sovfed-") as name, small_federation(Path(name) / "f") as machine:
-        campaign = Campaign(machine, Path(name), None if record.controls is None else record.controls.noise)
-        if record.controls is None:
+        campaign = Campaign(machine, Path(name), known.noise if isinstance(known, Controls) else None)
+        if known is None:
             record.add(controls := campaign.controls(Path(name)))
             told(controls, "")
             machine.settle(SETTLE_S)
-        took = list[float]()
         for left in range(len(remaining), 0, -1):
-            begun = time.monotonic()
-            if minutes is not None and begun - started > 60 * minutes:
+            if not pace.may_begin():
                 return
-            outcome = campaign.play(remaining[-left])
-            took.append(time.monotonic() - begun)
-            record.add(outcome)
-            told(outcome, _left(left - 1, took))
+            record.add(outcome := campaign.play(remaining[-left]))
+            told(outcome, pace.left(left - 1))
             if machine.unready():
                 raise ServiceError("the federation is not whole any more; the same command begins with a new one")
-
-
-def _left(points: int, took: Sequence[float]) -> str:
-    return f"{points} left, about {points * statistics.fmean(took) / 60:.0f} min" if points else ""

@@ -9,10 +9,17 @@ from pathlib import Path
 import pytest
 
 from sovfed.federation.errors import ConfigError
+from sovfed.simulations.audit.chaos.outcomes import Controls, Outcome, ratios
 from sovfed.simulations.audit.chaos.points import chosen
-from sovfed.simulations.audit.chaos.record import Controls, Outcome, Record
+from sovfed.simulations.audit.chaos.record import Record
 
-QUICK = chosen((), quick=True)
+QUICK = [point.name for point in chosen((), quick=True)]
+
+
+def record_of(path: Path) -> Record[Outcome | Controls]:
+    record = Record[Outcome | Controls]("chaos", ratios, path)
+    record.read(Outcome, Controls)
+    return record
 
 
 def outcome(point: str, **changes: bool) -> Outcome:
@@ -22,18 +29,17 @@ def outcome(point: str, **changes: bool) -> Outcome:
 
 def test_a_campaign_goes_on_with_the_points_that_its_file_lacks(tmp_path: Path) -> None:
     path = tmp_path / "chaos.json"
-    first = Record.of(path)
+    first = record_of(path)
     assert first.remaining(QUICK) == QUICK
     first.add(Controls(True, 2e-6, 8e-6))
-    first.add(outcome(QUICK[3].name))
-    again = Record.of(path)
-    assert again.controls == Controls(True, 2e-6, 8e-6)
-    assert again.outcomes == {QUICK[3].name: outcome(QUICK[3].name)}
-    assert again.remaining(QUICK) == [point for point in QUICK if point != QUICK[3]]
+    first.add(outcome(QUICK[3]))
+    again = record_of(path)
+    assert again.results == {"controls": Controls(True, 2e-6, 8e-6), QUICK[3]: outcome(QUICK[3])}
+    assert again.remaining(QUICK) == [name for name in QUICK if name != QUICK[3]]
 
 
 def test_what_went_wrong_is_counted_and_stays(tmp_path: Path) -> None:
-    record = Record.of(tmp_path / "chaos.json")
+    record = record_of(tmp_path / "chaos.json")
     record.add(outcome("trainer:masking:kill"))
     record.add(outcome("agency:last:kill", needed_operator=True))
     record.add(outcome("superlink:idle:stop", hung=True))
@@ -44,13 +50,14 @@ def test_what_went_wrong_is_counted_and_stays(tmp_path: Path) -> None:
     }  # fmt: skip
     assert [row["as_it_should_be"] for row in content["rows"]] == [True, False, False]
     assert "waits for an operator" in content["rows"][1]["sentence"]
-    assert set(Record.of(tmp_path / "chaos.json").outcomes) == set(record.outcomes)
+    assert set(record_of(tmp_path / "chaos.json").results) == set(record.results)
 
 
 def test_a_run_that_never_came_to_a_next_round_is_read_again(tmp_path: Path) -> None:
-    record = Record.of(tmp_path / "chaos.json")
+    record = record_of(tmp_path / "chaos.json")
     record.add(Outcome("trainer:idle:kill", True, False, False, False, math.inf, 240.0))
-    assert Record.of(tmp_path / "chaos.json").outcomes == record.outcomes
+    assert record_of(tmp_path / "chaos.json").results == record.results
+    assert ratios(record.results.values())["seconds_to_next_round_median"] == 0.0
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"audit": "noise", "rows": [{"ratio": 1.0}]}'])
@@ -58,7 +65,7 @@ def test_another_file_is_refused_and_not_overwritten(tmp_path: Path, content: st
     path = tmp_path / "other.json"
     path.write_text(content)
     with pytest.raises(ConfigError, match="name another file"):
-        Record.of(path)
+        record_of(path)
     assert path.read_text() == content
 
 
