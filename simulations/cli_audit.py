@@ -137,7 +137,7 @@ def chaos(
     from sovfed.simulations.audit.chaos.report import show_chaos
 
     if listed:
-        click.echo("\n".join(point.name for point in chosen(only, quick=quick)))
+        click.echo("\n".join(point.name for points in chosen(only, quick=quick) for point in points))
         return
     check_writable(json_path)
     console = Console(soft_wrap=True, highlight=False)

@@ -26,4 +26,4 @@ class Pace:
         if not tries:
             return ""
         took = [after - before for before, after in pairwise([*self.begun, time.monotonic()])]
-        return f"{tries} left, about {tries * fmean(took) / 60:.0f} min"
+        return f"{tries} more, about {tries * fmean(took) / 60:.0f} min"

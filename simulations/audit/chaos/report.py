@@ -24,11 +24,11 @@ def show_chaos(
     """
     from sovfed.simulations.audit.chaos.campaign import run_campaign
 
-    points, record = chosen(only, quick=quick), Record[Outcome | Controls]("chaos", ratios, json_path)
+    runs, record = chosen(only, quick=quick), Record[Outcome | Controls]("chaos", ratios, json_path)
     record.read(Outcome, Controls)
-    names = [point.name for point in points]
+    names = [point.name for points in runs for point in points]
     _tell_done(record, names, console)
-    run_campaign(points, record, lambda result, left: console.print(line(result, left)), minutes)
+    run_campaign(runs, record, lambda result, left: console.print(line(result, left)), minutes)
     _tell_left(record, names, console)
     return record.close(console)
 

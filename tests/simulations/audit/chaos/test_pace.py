@@ -16,5 +16,5 @@ def test_tries_are_begun_while_there_is_time() -> None:
 def test_what_is_left_goes_by_what_was_taken() -> None:
     now = time.monotonic()
     pace = Pace(begun=[now - 240.0, now - 60.0])  # one of three minutes, one of one
-    assert pace.left(5) == "5 left, about 10 min"
+    assert pace.left(5) == "5 more, about 10 min"
     assert pace.left(0) == ""
