@@ -87,8 +87,8 @@ def every_point() -> list[Point]:
 QUICK: Final = (
     (
         "supernode:setup:kill", "trainer:masking:kill", "gateway:mid-round:kill", "registry:unmasking:kill",
-        "executor:mid-round:term", "superlink:mid-round:stop", "coordinator:between:kill",
-        "institution-supervisor:shut-down:kill", "agency-supervisor:mid-round:kill", "everybody:masking:kill",
+        "executor:mid-round:term", "coordinator:between:kill", "institution-supervisor:shut-down:kill",
+        "agency-supervisor:mid-round:kill", "superlink:mid-round:stop", "everybody:masking:kill",
         "coordinator:last:kill",
     ),
     ("trainer:unmasking:kill:private",),
