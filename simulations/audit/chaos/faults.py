@@ -125,10 +125,10 @@ def weather(mode: Mode) -> Callable[[Field], None]:
 def late(field: Field) -> None:
     """An institution starts in the middle of a run, and joins it."""
     with _down(field, "hospital-4"):
-        name, watch = field.begun(config=dataclasses.replace(field.changed(start_cohort=0), rounds=100))
+        name, watch = field.begun(config=dataclasses.replace(field.changed(start_cohort=0), rounds=150))
         count = watch.rounds()
     wait_until(lambda: "hospital-4" in field.rounds(name)[-1]["participants"], f"hospital-4 in a round after {count}")
-    field.require_finished(name, watch, 100)
+    field.require_finished(name, watch, 150)
 
 
 def leaving(field: Field) -> None:
@@ -253,8 +253,6 @@ def clock(owner: str, offset: str) -> Callable[[Field], None]:
 
 
 FAULTS: Final[dict[str, Callable[[Field], None]]] = {
-    **{f"disk full, {side}, {moment}": disk_full(side, moment)
-       for side in (AGENCY, "institution") for moment in ("mid-round", "a process dies", "it starts")},
     "network, drops": weather("refuse"),
     "network, delays 300 ms": weather("delay"),
     "network, throttled to 1 MB/s": weather("throttle"),
@@ -264,7 +262,6 @@ FAULTS: Final[dict[str, Callable[[Field], None]]] = {
     "institution leaves": leaving,
     "institution refuses": refusing,
     "two runs at once": two_at_once,
-    "ten runs queued": ten_queued,
     "certificate expires": expired_certificate,
     **{f"clock, {side}, {offset}": clock(side, offset)
        for side in (AGENCY, "institution") for offset in ("+1d", "-1d")},
@@ -272,6 +269,9 @@ FAULTS: Final[dict[str, Callable[[Field], None]]] = {
     "MLflow slow": mlflow("delay"),
     "MLflow answers 500": mlflow("error"),
     "PostgreSQL as MLflow's store dies": postgresql,
+    "ten runs queued": ten_queued,
+    **{f"disk full, {side}, {moment}": disk_full(side, moment)
+       for side in (AGENCY, "institution") for moment in ("mid-round", "a process dies", "it starts")},
 }  # fmt: skip
 
 
