@@ -77,7 +77,7 @@ def institutions(quick: bool, files: Files, console: Console) -> None:
 
 
 @bench.command()
-@click.option("--quick", is_flag=True, help="600 rounds and an hour instead of 5,000 and 24: some minutes.")
+@click.option("--quick", is_flag=True, help="400 rounds and an hour instead of 5,000 and 24: some minutes.")
 @reported
 def soak(quick: bool, files: Files, console: Console) -> None:
     """What grows in each process and home by 1,000 rounds, and by a day at rest (compressed): slopes."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 INSTITUTIONS: Final = 3
-ROUNDS, QUICK_ROUNDS = 5_000, 600
+ROUNDS, QUICK_ROUNDS = 5_000, 400
 HOURS, QUICK_HOURS = 24.0, 1.0
 HOUR_S: Final = 60.0  # that a compressed hour takes
 SAMPLES: Final = 40

@@ -210,17 +210,19 @@ def mlflow(mode: Mode) -> Callable[[Field], None]:
     """MLflow is away, slow or broken all run long: no round waits, and it gets everything when it is there again."""
 
     def play(field: Field) -> None:
-        with stores.mlflow_server(field.machine.federation.folder / "mlflow") as server:
-            server.weather.become(mode)
-            tracking = dataclasses.replace(field.config.tracking, uri=server.uri)
-            config = dataclasses.replace(field.config, tracking=tracking)
+        server = field.kept(stores.mlflow_server)
+        tracking = dataclasses.replace(field.config.tracking, uri=server.uri)
+        config = dataclasses.replace(field.config, tracking=tracking)
+        server.weather.become(mode)
+        try:
             name, watch = field.runs.begin(config)
             field.require_finished(name, watch)
+        finally:
             server.weather.become("fair")
-            stores.send_again(field.agency, config, name)
-            require(not (run_folder(field.agency, name) / UNSENT).exists(), "MLflow lacks something still")
-            lacking = stores.lacking(field.agency, config, name)
-            require(not lacking, "; ".join(lacking))
+        stores.send_again(field.agency, config, name)
+        require(not (run_folder(field.agency, name) / UNSENT).exists(), "MLflow lacks something still")
+        lacking = stores.lacking(field.agency, config, name)
+        require(not lacking, "; ".join(lacking))
 
     return play
 
