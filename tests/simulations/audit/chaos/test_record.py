@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,8 @@ def record_of(path: Path) -> Record[Outcome | Controls]:
     return record
 
 
-def outcome(point: str, **changes: bool) -> Outcome:
-    values = {"needed_operator": False, "wrong_model": False, "overspent": False, "mlflow_lacks": False, **changes}
-    return Outcome(point, **values, seconds_to_next_round=2.5, seconds=20.0, model_error=1e-6)
+def outcome(point: str) -> Outcome:
+    return Outcome(point, False, False, False, False, seconds_to_next_round=2.5, seconds=20.0, model_error=1e-6)
 
 
 def test_a_campaign_goes_on_with_the_points_that_its_file_lacks(tmp_path: Path) -> None:
@@ -41,8 +41,8 @@ def test_a_campaign_goes_on_with_the_points_that_its_file_lacks(tmp_path: Path) 
 def test_what_went_wrong_is_counted_and_stays(tmp_path: Path) -> None:
     record = record_of(tmp_path / "chaos.json")
     record.add(outcome("trainer:masking:kill"))
-    record.add(outcome("agency:last:kill", needed_operator=True))
-    record.add(outcome("superlink:idle:stop", hung=True))
+    record.add(replace(outcome("agency:last:kill"), needed_operator=True))
+    record.add(replace(outcome("superlink:idle:stop"), hung=True))
     content = json.loads((tmp_path / "chaos.json").read_text())
     assert content["ratios"] == {
         "points": 3, "needed_operator": 1, "wrong_model": 0, "overspent": 0, "mlflow_lacks": 0, "hung": 1,
