@@ -12,6 +12,8 @@ JSON: Final = click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results as JSON."
 )
 
+MINUTES: Final = click.option("--minutes", type=click.FloatRange(min=0), help="Begin nothing after so many minutes.")
+
 
 @click.group()
 def audit() -> None:
@@ -111,40 +113,49 @@ def differencing(ctx: click.Context, quick: bool, json_path: Path | None) -> Non
 @click.option("--quick", is_flag=True, help="A dozen points, in some minutes.")
 @JSON
 @click.option("--only", "--points", "only", multiple=True, metavar="NAME", help="This point, or all that begin so.")
+@MINUTES
 @click.option("--list", "listed", is_flag=True, help="Print the points' names and run nothing.")
 @click.pass_context
-def chaos(ctx: click.Context, quick: bool, json_path: Path | None, only: tuple[str, ...], listed: bool) -> None:
+def chaos(
+    ctx: click.Context, quick: bool, json_path: Path | None, only: tuple[str, ...], minutes: float | None, listed: bool
+) -> None:
     """Kills and stops every process of a real federation at every moment of a run: it must finish by itself.
+
+    Results are in the file of --json as soon as they are known; the same command goes on where it stopped.
 
     \b
     Examples:
       sovfed audit chaos --quick --json chaos.json
       sovfed audit chaos --only trainer --only coordinator:last:kill
+      sovfed audit chaos --minutes 50 --json all.json      all 341 points, some hours: again and again
       sovfed audit chaos --list
     """
     from rich.console import Console
 
     from sovfed.federation.files import check_writable
     from sovfed.simulations.audit.chaos.points import chosen
-    from sovfed.simulations.audit.chaos.report import run_chaos
-    from sovfed.simulations.audit.report import write
+    from sovfed.simulations.audit.chaos.report import show_chaos
 
     if listed:
-        click.echo("\n".join(point.name for point in chosen(only, quick=quick)))
+        click.echo("\n".join(point.name for points in chosen(only, quick=quick) for point in points))
         return
     check_writable(json_path)
     console = Console(soft_wrap=True, highlight=False)
-    findings = run_chaos(only, quick, console.print)
-    ctx.exit(0 if write("chaos", findings, json_path, console) else 1)
+    ctx.exit(0 if show_chaos(only, json_path, console, quick=quick, minutes=minutes) else 1)
 
 
 @audit.command()
 @JSON
 @click.option("--only", multiple=True, metavar="NAME", help="Faults that begin so.")
+@MINUTES
 @click.option("--list", "listed", is_flag=True, help="Print the faults' names and run nothing.")
 @click.pass_context
-def faults(ctx: click.Context, json_path: Path | None, only: tuple[str, ...], listed: bool) -> None:
+def faults(
+    ctx: click.Context, json_path: Path | None, only: tuple[str, ...], minutes: float | None, listed: bool
+) -> None:
     """Disks, clocks, certificates, networks, MLflow and institutions that fail while a real federation trains.
+
+    Results are in the file of --json as soon as they are known; the same command goes on where it stopped.
 
     \b
     Examples:
@@ -164,9 +175,10 @@ def faults(ctx: click.Context, json_path: Path | None, only: tuple[str, ...], li
         return
     check_writable(json_path)
     chosen_faults(only)
+    console = Console(soft_wrap=True, highlight=False)
     if not have_own_mounts():
         with_own_mounts()
-    ctx.exit(0 if show_faults(only, json_path, Console(soft_wrap=True, highlight=False)) else 1)
+    ctx.exit(0 if show_faults(only, json_path, console, minutes=minutes) else 1)
 
 
 def _run(ctx: click.Context, name: str, quick: bool, json_path: Path | None) -> None:

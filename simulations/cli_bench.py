@@ -43,6 +43,7 @@ def bench() -> None:
       sovfed bench rounds --quick
       sovfed bench rounds --json rounds.json --plot rounds.png
       sovfed bench institutions --quick --json institutions.json
+      sovfed bench soak --quick --json soak.json
       sovfed bench secagg --quick --json secagg.json
       sovfed bench privacy --quick --plot privacy.png
       sovfed bench private-step --quick
@@ -71,6 +72,16 @@ def rounds(quick: bool, files: Files, console: Console) -> None:
 def institutions(quick: bool, files: Files, console: Console) -> None:
     """Up to 32 institutions of real processes: who joins a run, how soon, and what each costs at rest."""
     from sovfed.simulations.benchmarks.institutions import run
+
+    run(quick=quick, files=files, console=console)
+
+
+@bench.command()
+@click.option("--quick", is_flag=True, help="400 rounds and an hour instead of 5,000 and 24: some minutes.")
+@reported
+def soak(quick: bool, files: Files, console: Console) -> None:
+    """What grows in each process and home by 1,000 rounds, and by a day at rest (compressed): slopes."""
+    from sovfed.simulations.benchmarks.soak import run
 
     run(quick=quick, files=files, console=console)
 

@@ -117,14 +117,16 @@ class Recovery:
         if read_summary(self._home, folder.name) is not None:  # it died with all its work done
             write_state(folder, state, "finished")
             return
+        rounds = read_rounds(folder)
+        done = rounds[-1]["round"] if rounds else 0
+        if done > tried.round:  # that try was not in vain
+            tried = Tried(done)
         if tried.at <= time.time() < tried.next_at:
             return
         if tried.count >= TRIES:
             write_state(folder, state, "failed", f"{TRIES} times taken up without a new round: {state['reason']}")
             return
-        rounds = read_rounds(folder)
-        done = rounds[-1]["round"] if rounds else 0
-        count = tried.count + 1 if done <= tried.round else 1
+        count = tried.count + 1
         write_private(folder / TRIED, json.dumps(asdict(Tried(done, count, time.time()))).encode())
         log.info("run %s: taken up after round %d, try %d", folder.name, done, count)
         config = stored_config(self._home, folder.name)

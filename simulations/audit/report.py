@@ -294,11 +294,15 @@ def write(name: str, findings: Findings, json_path: Path | None, console: Consol
     """Print the ratios and write all as JSON; whether all is as it should be."""
     for ratio, value in findings.ratios.items():
         console.print(f"{ratio} = {value:g}")
+    if json_path is not None:
+        write_atomic(json_path, json.dumps(document(name, findings), indent=2, default=float).encode())
+    return all(fine for _, _, fine in findings.cases)
+
+
+def document(name: str, findings: Findings) -> dict[str, Any]:
+    """What `--json` writes."""
     rows = [
         {**dataclasses.asdict(result), "sentence": sentence, "as_it_should_be": fine}
         for result, sentence, fine in findings.cases
     ]
-    if json_path is not None:
-        content = {"audit": name, "rows": rows, "ratios": findings.ratios}
-        write_atomic(json_path, json.dumps(content, indent=2, default=float).encode())
-    return all(fine for _, _, fine in findings.cases)
+    return {"audit": name, "rows": rows, "ratios": findings.ratios}

@@ -49,6 +49,22 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
+def open_files(pid: int) -> int:
+    """Files and sockets that process `pid` has open; 0 if it has ended."""
+    try:
+        return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def threads(pid: int) -> int:
+    """Threads of process `pid`; 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[17])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
 def cpu_seconds(roots: Iterable[int]) -> float:
     """User and system seconds of `roots`, their living descendants, and the children that these have waited for."""
     return sum(_cpu_ticks(pid) for pid in tree(roots)) / os.sysconf("SC_CLK_TCK")

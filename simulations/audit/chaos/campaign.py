@@ -1,4 +1,4 @@
-"""`sovfed audit chaos`: one federation, set up once; at each point a run is disturbed, and nobody lifts a finger.
+"""`sovfed audit chaos`: one federation, set up once; runs are disturbed at each point, and nobody lifts a finger.
 
 The model of a run is compared with a simulation of the same (seeded, four of four institutions in every round), within
 what undisturbed runs differ by. Two controls must be found out: a run of one round less, as if one had been lost, and
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -32,6 +33,8 @@ from sovfed.simulations.audit.chaos.machine import (
     stopped,
 )
 from sovfed.simulations.audit.chaos.moments import KIND
+from sovfed.simulations.audit.chaos.outcomes import Controls, Outcome
+from sovfed.simulations.audit.chaos.pace import Pace
 from sovfed.simulations.audit.chaos.points import ALL, EVERYBODY, INSTITUTIONS, MEMBER, Point
 from sovfed.simulations.audit.chaos.runs import FINISH_S, Runs
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
@@ -43,46 +46,30 @@ if TYPE_CHECKING:
     from sovfed.federation.config import Config
     from sovfed.federation.messages import Vector
     from sovfed.simulations.audit.chaos.moments import Watch
+    from sovfed.simulations.audit.chaos.record import Record
 
 ROUNDS: Final = 8
+MOST_ROUNDS: Final = 40  # of a run that is disturbed again and again
 BEFORE: Final = 2  # rounds before a process is disturbed in the middle of a run
 SHUT_DOWN_S: Final = 0.05  # from the order to stop to the signal
 SETTLE_S: Final = 180.0
 CONTROL_S: Final = 8.0
+HANG_S: Final = 15.0  # instead of 60, so that what is stopped takes a quarter of the time
+REVIVED_S: Final = HANG_S + 60.0  # within which what was stopped must be started anew, on a busy machine
 UNDISTURBED: Final = 2  # runs
 NOISE: Final = 1e-5  # more than undisturbed runs were ever seen to differ by
 POPULATION: Final = "persons"
 COHORT: Final = (
     "server.min_cohort=4", "server.start_cohort=4", "privacy.colluders=0", "server.round_deadline_s=15",
-    "server.lane=stream", "server.lane_timeout_s=60",
+    "server.lane=stream", "server.lane_timeout_s=60", f"server.hang_s={HANG_S:g}", f"client.hang_s={HANG_S:g}",
 )  # fmt: skip
-# some 0.2 s of training a round, so that a signal lands inside one
-PLAIN: Final = (*COHORT, f"rounds={ROUNDS}", "task.local_epochs=40", "task.batch_size=4")
+# some 0.1 s of training a round, so that a signal lands inside one
+PLAIN: Final = (*COHORT, "task.local_epochs=20", "task.batch_size=4")
 PRIVATE: Final = (
     *COHORT, f"rounds={ROUNDS}", "privacy=distributed", "privacy.epsilon=0.2", "privacy.population=400",
     "privacy.spare_steps=8", "task.learning_rate=1.0",
 )  # fmt: skip
 BUDGET: Final = Budget(epsilon=1000.0, annual_epsilon=1000.0, max_share_per_run=1.0)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a disturbed run came out; `hung`: a process that was stopped was never started anew."""
-
-    point: str
-    needed_operator: bool
-    wrong_model: bool
-    overspent: bool
-    mlflow_lacks: bool
-    seconds_to_next_round: float
-    seconds: float
-    model_error: float | None = None
-    hung: bool = False
-    problem: str = ""
-
-    @property
-    def good(self) -> bool:
-        return not (self.needed_operator or self.wrong_model or self.overspent or self.mlflow_lacks)
 
 
 @contextlib.contextmanager
@@ -110,42 +97,66 @@ def small_federation(folder: Path) -> Iterator[Machine]:
 class Campaign:
     """Runs at one federation, which is whole again after each."""
 
-    def __init__(self, machine: Machine, folder: Path, undisturbed: int = UNDISTURBED) -> None:
-        """`undisturbed` runs tell how far a model may be from the simulation's; none of them, `NOISE`."""
-        self._machine, self._federation = machine, machine.federation
-        self._plain, self._private = compose(list(PLAIN)).config, compose(list(PRIVATE)).config
+    def __init__(
+        self, machine: Machine, folder: Path, noise: float | None = None, rounds: int = ROUNDS,
+        undisturbed: int = UNDISTURBED,
+    ) -> None:  # fmt: skip
+        """`noise` is how far undisturbed runs lie from the simulation; so many of them measure it if it is None."""
+        self._machine, self._federation, self._folder = machine, machine.federation, folder
+        self._plain = dataclasses.replace(compose(list(PLAIN)).config, rounds=rounds)
+        self._private = compose(list(PRIVATE)).config
         self._runs = Runs(machine, MEMBER)
-        data = [member.data for member in self._federation.institutions]
-        expected = simulate(self._plain, data, folder / "simulated").model
-        noise = max((checks.distance(self._undisturbed(), expected) for _ in range(undisturbed)), default=NOISE)
+        self._shorter = self._simulated(rounds - 1)
+        expected = self._simulated(rounds, resume=True)
+        if noise is None:
+            noise = max(checks.distance(self._undisturbed(), expected) for _ in range(undisturbed))
         self.reference = checks.Reference(expected, noise)
 
-    def play(self, point: Point) -> Outcome:
-        """Disturb a run at `point` and see how it comes out, then make the federation whole."""
-        self._machine.settle(SETTLE_S)
+    def play(self, points: Sequence[Point]) -> list[Outcome]:
+        """Disturb one run at each of `points` and see how it comes out; then all must be whole again by itself.
+
+        The run's verdict is that of each point.
+        """
         started = time.monotonic()
         name, watch = self._runs.next_watch()
-        config = self._private if point.private else self._plain
-        struck: list[int] = []
+        config = self._private if any(point.private for point in points) else self._plain
+        struck, waits, problem, finished = list[int](), list[float](), "", False
         try:
-            self._disturb(point, config, name, watch, struck)
-            at, count = time.monotonic(), watch.rounds()
+            self._begin(points[0], config, name, struck)
+            for point in points:
+                self._disturb(point, config, watch, struck)
+                at, count = time.monotonic(), watch.rounds()
+                if point is not points[-1]:
+                    watch.await_rounds(count + 1)
+                    waits.append(time.monotonic() - at)
             finished, next_round_s = self._runs.await_end(name, watch, at, count, FINISH_S)
+            waits.append(next_round_s)
         except ServiceError as error:
-            finished, next_round_s, problem = False, float("inf"), str(error)
-        else:
-            problem = ""
-        hung = [pid for pid in struck if stopped(pid)]
-        outcome = self._judge(point, config, name, finished, next_round_s, time.monotonic() - started, bool(hung))
-        for pid in hung:
-            send(pid, signal.SIGKILL)
+            problem = str(error)
+        verdict = self._judge(config, name, finished, time.monotonic() - started).and_problem(problem)
+        verdict = dataclasses.replace(verdict, hung=self._still_stopped(struck))
         if not finished:
             self._abandon(name)
-        return dataclasses.replace(outcome, problem=outcome.problem or problem)
+        try:
+            self._machine.settle(SETTLE_S)
+        except ServiceError as error:
+            verdict = dataclasses.replace(verdict.and_problem(str(error)), needed_operator=True)
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        waits += [math.inf] * (len(points) - len(waits))
+        return [
+            dataclasses.replace(verdict, point=point.name, seconds_to_next_round=wait, ended=ended)
+            for point, wait in zip(points, waits, strict=True)
+        ]
 
-    def control_lost_round(self) -> bool:
-        """Whether a run of one round less would be told by its model."""
-        return self.reference.error(self._undisturbed(rounds=ROUNDS - 1)) > self.reference.tolerance
+    def controls(self) -> Controls:
+        """Whether a run of one round less is told by its model, and one that waits for an operator by its state."""
+        told = self.reference.error(self._shorter) > self.reference.tolerance
+        return Controls(told and self.control_operator(), self.reference.noise, self.reference.tolerance)
+
+    def _simulated(self, rounds: int, *, resume: bool = False) -> Vector:
+        data = [member.data for member in self._federation.institutions]
+        config = dataclasses.replace(self._plain, rounds=rounds)
+        return simulate(config, data, self._folder / "simulated", resume=resume).model
 
     def control_operator(self) -> bool:
         """Whether a run that an operator has stopped, and that nobody resumes, is seen to wait for one."""
@@ -155,25 +166,28 @@ class Campaign:
         finished, _ = self._runs.await_end(name, watch, time.monotonic(), watch.rounds(), CONTROL_S)
         return not finished
 
-    def _undisturbed(self, rounds: int = ROUNDS) -> Vector:
-        name, watch = self._runs.begin(dataclasses.replace(self._plain, rounds=rounds))
+    def _undisturbed(self) -> Vector:
+        name, watch = self._runs.begin(self._plain)
         finished, _ = self._runs.await_end(name, watch, time.monotonic(), 0, FINISH_S)
         if not finished:
             raise ServiceError(f"an undisturbed run has not finished: {self._runs.state(name)}")
         return checks.model_of(self._federation.home, name)
 
-    def _disturb(self, point: Point, config: Config, name: str, watch: Watch, struck: list[int]) -> None:
-        """Start the run and send the point's signals, in the order that its moment asks for."""
+    def _begin(self, point: Point, config: Config, name: str, struck: list[int]) -> None:
+        """Start the run, and before that send the signals of a point whose moment is then."""
         if point.moment == "idle":
             self._strike(point, struck)
         elif point.moment == "start-up" and point.process != COORDINATOR_NAME:
             self._strike_starting(point, struck)
         self._runs.start(name, config)
+
+    def _disturb(self, point: Point, config: Config, watch: Watch, struck: list[int]) -> None:
+        """Send the point's signals when its moment has come."""
         if point.moment in ("idle", "start-up"):
             if point.process == COORDINATOR_NAME:
                 self._strike(point, struck)
             return
-        self._await(point.moment, watch)
+        self._await(point.moment, config, watch)
         if point.moment == "shut-down":
             for owner in self._owners(point):
                 send(self._machine.services[owner].pid or 0, signal.SIGTERM)
@@ -182,7 +196,7 @@ class Campaign:
         for _ in range(point.times - 1):
             self._strike_again(point, struck)
 
-    def _await(self, moment: str, watch: Watch) -> None:
+    def _await(self, moment: str, config: Config, watch: Watch) -> None:
         if moment not in ("setup", "last"):
             watch.await_rounds(BEFORE)
         if moment in KIND:
@@ -190,9 +204,9 @@ class Campaign:
                 watch.drain()
             watch.await_entry(moment)
         elif moment == "last":
-            watch.await_rounds(ROUNDS)
+            watch.await_rounds(config.rounds)
         elif moment == "between":
-            watch.await_rounds(BEFORE + 1)
+            watch.await_rounds(watch.rounds() + 1)
         else:
             watch.await_work()
 
@@ -219,23 +233,33 @@ class Campaign:
         self._machine.await_pid(owner, process, SETTLE_S, among=struck)
         self._strike(point, struck)
 
-    def _judge(
-        self, point: Point, config: Config, name: str, finished: bool, next_round_s: float, seconds: float, hung: bool
-    ) -> Outcome:
+    def _still_stopped(self, struck: Sequence[int]) -> bool:
+        """Whether a process that was stopped was not started anew in time; then it is ended, for the next point."""
+        deadline = time.monotonic() + REVIVED_S
+        while (hung := [pid for pid in struck if stopped(pid)]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for pid in hung:
+            send(pid, signal.SIGKILL)
+        return bool(hung)
+
+    def _judge(self, config: Config, name: str, finished: bool, seconds: float) -> Outcome:
         home, problems, error = self._federation.home, list[str](), None
-        outcome = Outcome(point.name, not finished, False, False, False, next_round_s, seconds, hung=hung)
+        outcome = Outcome("", not finished, False, False, False, math.inf, seconds)
+        private = config.privacy.mechanism != "none"
         rounds = read_rounds(folders.run_folder(home, name))
-        charges = [found for member in self._federation.institutions if point.private
-                   for found in checks.wrong_charges(self._federation.client_home(member.name), POPULATION, config,
+        charges = [charge for member in self._federation.institutions if private
+                   for charge in checks.wrong_charges(self._federation.client_home(member.name), POPULATION, config,
                                                      name, rounds, member.name)]  # fmt: skip
         problems += [why for why, _ in charges]
         if not finished:
             state = self._runs.state(name) if (folders.run_folder(home, name) / folders.STATE).exists() else {}
             problems.append(f"{state.get('status', 'not started')}: {state.get('reason', '')}")
             return dataclasses.replace(outcome, overspent=bool(charges), problem="; ".join(problems))
-        if not point.private:
+        if not private:
             error = self.reference.error(checks.model_of(home, name))
-        wrong = not checks.rounds_once(home, name, ROUNDS) or (error is not None and error > self.reference.tolerance)
+        wrong = not checks.rounds_once(home, name, config.rounds) or (
+            error is not None and error > self.reference.tolerance
+        )
         lacking = checks.lacking_in_mlflow(home, config, name)
         return dataclasses.replace(
             outcome, wrong_model=wrong, overspent=bool(charges), mlflow_lacks=bool(lacking), model_error=error,
@@ -250,14 +274,35 @@ class Campaign:
             folders.stop_run(self._federation.control, self._federation.home, name)
 
 
-def run_campaign(points: Sequence[Point], told: Callable[[Outcome], None]) -> tuple[list[Outcome], Campaign, bool]:
-    """The outcome of each point, the campaign with its reference, and whether both controls were found out."""
+def run_campaign(
+    runs: Sequence[Sequence[Point]], record: Record[Outcome | Controls],
+    told: Callable[[Outcome | Controls, str], None], minutes: float | None,
+) -> None:  # fmt: skip
+    """Play those points of `runs` that are not in `record` yet, each taken into it; no run is begun after `minutes`.
+
+    `told` gets each result and how much is left. Raises ServiceError if the federation does not come back whole.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and end what was started
+    pace, known, several = Pace(minutes), record.results.get(Controls.name), any(len(points) > 1 for points in runs)
+    remaining = [[point for point in points if point.name not in record.results] for points in runs]
+    remaining = [points for points in remaining if points]
+    if not remaining and known is not None:
+        return
     with tempfile.TemporaryDirectory(prefix="sovfed-") as name, small_federation(Path(name) / "f") as machine:
-        campaign = Campaign(machine, Path(name))
-        outcomes = []
-        for point in points:
-            outcomes.append(campaign.play(point))
-            told(outcomes[-1])
-        machine.settle(SETTLE_S)
-        return outcomes, campaign, campaign.control_lost_round() and campaign.control_operator()
+        noise = known.noise if isinstance(known, Controls) else None
+        campaign = (
+            Campaign(machine, Path(name), noise, MOST_ROUNDS, undisturbed=1) if several
+            else Campaign(machine, Path(name), noise)
+        )  # fmt: skip
+        if known is None:
+            record.add(controls := campaign.controls())
+            told(controls, "")
+            machine.settle(SETTLE_S)
+        for number, points in enumerate(remaining, start=1):
+            if not pace.may_begin():
+                return
+            for outcome in campaign.play(points):
+                record.add(outcome)
+                told(outcome, pace.left(len(remaining) - number))
+            if machine.unready():
+                raise ServiceError("the federation is not whole any more; the same command begins with a new one")

@@ -15,7 +15,7 @@ from sovfed.federation.host.processes import Process, Supervisor
 from sovfed.federation.host.status import read_status
 from sovfed.server import up as server_up
 from sovfed.server.home import load_settings
-from sovfed.simulations.audit.chaos.field import require, wait_until
+from sovfed.simulations.audit.chaos.field import SETTLE_S, require, wait_until
 from sovfed.simulations.audit.chaos.machine import AGENCY, Service
 from sovfed.simulations.ports import free_ports
 
@@ -61,7 +61,7 @@ def play(field: Field, owner: str, offset: str, faketime: Path) -> None:
         stamp.unlink()
         service = field.machine.services[owner] = Service(home, "server" if owner == AGENCY else "client")
         service.start()
-    field.machine.settle(SAID_S)
+    field.machine.settle(SETTLE_S)
     name, watch = field.runs.begin(field.config)
     field.require_finished(name, watch)
     if owner != AGENCY:
@@ -81,9 +81,13 @@ def _by(process: Process, stamp: Path, faketime: Path) -> Process:
 
 
 def environment(stamp: Path, faketime: Path) -> dict[str, str]:
-    """What has a process go by the clock whose offset ("+1d") the file `stamp` says."""
+    """What has a process go by the clock whose offset ("+1d") the file `stamp` says.
+
+    A wrong clock moves no monotonic one, and a process that were told so would wait for a day in each lock.
+    """
     return {
         "LD_PRELOAD": str(faketime), "FAKETIME_TIMESTAMP_FILE": str(stamp), "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }  # fmt: skip
 
 

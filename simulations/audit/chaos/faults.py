@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import TYPE_CHECKING, Final
 
 from cryptography.x509 import SubjectAlternativeName
@@ -28,10 +29,12 @@ from sovfed.server.runs.folders import UNSENT, run_folder
 from sovfed.simulations.audit.chaos import clocks, disks, stores
 from sovfed.simulations.audit.chaos.field import Field, require, tried_field, wait_until
 from sovfed.simulations.audit.chaos.machine import AGENCY, SUPERVISOR, Service, send
+from sovfed.simulations.audit.chaos.pace import Pace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from sovfed.simulations.audit.chaos.record import Record
     from sovfed.simulations.audit.chaos.weather import Mode
 
 STAY_S: Final = 8.0  # that a fault stays
@@ -52,6 +55,27 @@ class Tried:
     possible: bool
     seconds: float
     problem: str = ""
+    began: str = ""  # when, as YYYY-MM-DDThh:mm:ss+00:00
+
+    @property
+    def name(self) -> str:
+        return self.fault
+
+    def sentence(self) -> str:
+        """One line on how it came out."""
+        if not self.possible:
+            return f"{self.fault}: not played here, {self.problem}"
+        return f"{self.fault}: {self.problem or 'the run came to its end by itself'}, {self.seconds:.0f} s"
+
+
+def ratios(results: Iterable[Tried]) -> dict[str, float]:
+    """How many faults were tried, how many of them failed, and how many this machine cannot play."""
+    tried = list(results)
+    return {
+        "faults": float(len(tried)),
+        "failed": float(sum(not result.good for result in tried)),
+        "not_played": float(sum(not result.possible for result in tried)),
+    }
 
 
 def disk_full(side: str, moment: str) -> Callable[[Field], None]:
@@ -101,10 +125,10 @@ def weather(mode: Mode) -> Callable[[Field], None]:
 def late(field: Field) -> None:
     """An institution starts in the middle of a run, and joins it."""
     with _down(field, "hospital-4"):
-        name, watch = field.begun(config=dataclasses.replace(field.changed(start_cohort=0), rounds=100))
+        name, watch = field.begun(config=dataclasses.replace(field.changed(start_cohort=0), rounds=150))
         count = watch.rounds()
     wait_until(lambda: "hospital-4" in field.rounds(name)[-1]["participants"], f"hospital-4 in a round after {count}")
-    field.require_finished(name, watch, 100)
+    field.require_finished(name, watch, 150)
 
 
 def leaving(field: Field) -> None:
@@ -118,9 +142,11 @@ def refusing(field: Field) -> None:
     """An institution's policy forbids the task; the run goes on with the others, and says who refuses."""
     policy = field.machine.federation.client_home("hospital-4") / "policy.yaml"
     before = policy.read_bytes()
+    without = before.replace(b'"breast_cancer", ', b"", 1)
+    require(without != before, f"{policy} does not name the task as expected")
     try:
         with _down(field, "hospital-4"):
-            write_atomic(policy, before.replace(b"- breast_cancer\n", b""), 0o600)
+            write_atomic(policy, without, 0o600)
         field.machine.settle(180.0)
         name, watch = field.runs.begin(field.config)
         field.require_finished(name, watch)
@@ -184,17 +210,19 @@ def mlflow(mode: Mode) -> Callable[[Field], None]:
     """MLflow is away, slow or broken all run long: no round waits, and it gets everything when it is there again."""
 
     def play(field: Field) -> None:
-        with stores.mlflow_server(field.machine.federation.folder / "mlflow") as server:
-            server.weather.become(mode)
-            tracking = dataclasses.replace(field.config.tracking, uri=server.uri)
-            config = dataclasses.replace(field.config, tracking=tracking)
+        server = field.kept(stores.mlflow_server)
+        tracking = dataclasses.replace(field.config.tracking, uri=server.uri)
+        config = dataclasses.replace(field.config, tracking=tracking)
+        server.weather.become(mode)
+        try:
             name, watch = field.runs.begin(config)
             field.require_finished(name, watch)
+        finally:
             server.weather.become("fair")
-            stores.send_again(field.agency, config, name)
-            require(not (run_folder(field.agency, name) / UNSENT).exists(), "MLflow lacks something still")
-            lacking = stores.lacking(field.agency, config, name)
-            require(not lacking, "; ".join(lacking))
+        stores.send_again(field.agency, config, name)
+        require(not (run_folder(field.agency, name) / UNSENT).exists(), "MLflow lacks something still")
+        lacking = stores.lacking(field.agency, config, name)
+        require(not lacking, "; ".join(lacking))
 
     return play
 
@@ -229,8 +257,6 @@ def clock(owner: str, offset: str) -> Callable[[Field], None]:
 
 
 FAULTS: Final[dict[str, Callable[[Field], None]]] = {
-    **{f"disk full, {side}, {moment}": disk_full(side, moment)
-       for side in (AGENCY, "institution") for moment in ("mid-round", "a process dies", "it starts")},
     "network, drops": weather("refuse"),
     "network, delays 300 ms": weather("delay"),
     "network, throttled to 1 MB/s": weather("throttle"),
@@ -240,7 +266,6 @@ FAULTS: Final[dict[str, Callable[[Field], None]]] = {
     "institution leaves": leaving,
     "institution refuses": refusing,
     "two runs at once": two_at_once,
-    "ten runs queued": ten_queued,
     "certificate expires": expired_certificate,
     **{f"clock, {side}, {offset}": clock(side, offset)
        for side in (AGENCY, "institution") for offset in ("+1d", "-1d")},
@@ -248,6 +273,9 @@ FAULTS: Final[dict[str, Callable[[Field], None]]] = {
     "MLflow slow": mlflow("delay"),
     "MLflow answers 500": mlflow("error"),
     "PostgreSQL as MLflow's store dies": postgresql,
+    "ten runs queued": ten_queued,
+    **{f"disk full, {side}, {moment}": disk_full(side, moment)
+       for side in (AGENCY, "institution") for moment in ("mid-round", "a process dies", "it starts")},
 }  # fmt: skip
 
 
@@ -259,24 +287,31 @@ def chosen_faults(only: Sequence[str]) -> list[str]:
     return [fault for fault in FAULTS if not only or any(fault.startswith(name) for name in only)]
 
 
-def run_faults(only: Sequence[str], told: Callable[[Tried], None]) -> list[Tried]:
-    """Every chosen fault, at one federation that is whole again after each."""
+def run_faults(
+    names: Sequence[str], record: Record[Tried], told: Callable[[Tried, str], None], minutes: float | None
+) -> None:
+    """Try those of `names` that are not in `record` yet, each taken into it, at one federation that is whole again
+    after each; none is begun after so many `minutes`. `told` gets each result and how much is left.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and end what was started
-    results = []
+    pace, remaining = Pace(minutes), record.remaining(names)
+    if not remaining:
+        return
     with tempfile.TemporaryDirectory(prefix="sovfed-") as folder, tried_field(Path(folder) / "f") as field:
-        for name in chosen_faults(only):
-            results.append(_try(name, field))
-            told(results[-1])
-    return results
+        for left in range(len(remaining), 0, -1):
+            if not pace.may_begin():
+                return
+            record.add(tried := _try(remaining[-left], field))
+            told(tried, pace.left(left - 1))
 
 
 def _try(name: str, field: Field) -> Tried:
-    started = time.monotonic()
+    started, began = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     try:
         field.machine.settle(180.0)
         FAULTS[name](field)
     except ImpossibleError as error:
-        return Tried(name, True, False, 0.0, str(error))
-    except (SovfedError, OSError, LookupError, ValueError) as error:
-        return Tried(name, False, True, time.monotonic() - started, f"{type(error).__name__}: {error}")
-    return Tried(name, True, True, time.monotonic() - started)
+        return Tried(name, True, False, 0.0, str(error), began)
+    except (SovfedError, OSError, LookupError, ValueError, SubprocessError) as error:
+        return Tried(name, False, True, time.monotonic() - started, f"{type(error).__name__}: {error}", began)
+    return Tried(name, True, True, time.monotonic() - started, began=began)

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ServiceError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sovfed.federation.config import Config
     from sovfed.simulations.audit.chaos.moments import Watch
 
+KeptT = TypeVar("KeptT")
 AGENCY_MB: Final = 160
 INSTITUTION_MB: Final = 24
 SETTLE_S: Final = 180.0
@@ -51,6 +52,16 @@ class Field:
     lane: Weather
     config: Config
     member: str = MEMBER
+    stack: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
+    entered: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    def kept(self, manager: Callable[[Path], contextlib.AbstractContextManager[KeptT]]) -> KeptT:
+        """What `manager` gives for a folder of its own: entered once, and left when the field is."""
+        if manager not in self.entered:
+            folder = self.machine.federation.folder / manager.__name__
+            self.entered[manager] = self.stack.enter_context(manager(folder))
+        kept: KeptT = self.entered[manager]
+        return kept
 
     @property
     def agency(self) -> Path:
@@ -128,7 +139,9 @@ def tried_field(folder: Path) -> Iterator[Field]:
             _lead_through(federation.client_home(member.name), fleet)
         with Machine(federation) as machine:
             machine.settle(SETTLE_S)
-            yield Field(machine, Runs(machine, MEMBER), fleet, lane, federation.config)
+            field = Field(machine, Runs(machine, MEMBER), fleet, lane, federation.config)
+            with field.stack:
+                yield field
     finally:
         federation.stop()
         fleet.close()

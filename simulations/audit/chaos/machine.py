@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -29,7 +30,9 @@ SUPERVISOR: Final = "supervisor"
 COORDINATOR_NAME: Final = "coordinator"
 RESTART_S: Final = 1.0  # systemd: RestartSec
 STOP_S: Final = 30.0  # and TimeoutStopSec
+WATCHDOG_S: Final = 25.0  # and WatchdogSec, which is 120 in the units; the supervisor tells every ten
 LOOK_S: Final = 0.002
+LISTEN_S: Final = 0.2
 
 
 class Service:
@@ -64,15 +67,33 @@ class Service:
     def _keep(self) -> None:
         logs = self.home / "logs"
         logs.mkdir(mode=0o700, exist_ok=True)
-        while not self._ending.is_set():
-            with (logs / "supervisor.log").open("ab") as output:
-                self._popen = subprocess.Popen(
-                    self._command, env=quiet_environment(also=TRACKING), stdin=subprocess.DEVNULL, stdout=output,
-                    stderr=output, start_new_session=True, cwd=self.home,
-                )  # fmt: skip
-            self.starts += 1
-            self._popen.wait()
-            self._ending.wait(RESTART_S)
+        address = f"sovfed-{os.getpid()}-{id(self)}"  # an abstract one: no file
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+            heard.bind(f"\0{address}")
+            heard.settimeout(LISTEN_S)
+            told = {"NOTIFY_SOCKET": f"@{address}", "WATCHDOG_USEC": f"{WATCHDOG_S * 1e6:.0f}"}
+            while not self._ending.is_set():
+                with (logs / "supervisor.log").open("ab") as output:
+                    self._popen = subprocess.Popen(
+                        self._command, env=quiet_environment(also=TRACKING) | told, stdin=subprocess.DEVNULL,
+                        stdout=output, stderr=output, start_new_session=True, cwd=self.home,
+                    )  # fmt: skip
+                self.starts += 1
+                _watch(self._popen, heard)
+                self._ending.wait(RESTART_S)
+
+
+def _watch(process: subprocess.Popen[bytes], heard: socket.socket) -> None:
+    """Returns when the process has ended; kills it, as systemd's watchdog does, when it is not heard of any more."""
+    deadline = time.monotonic() + WATCHDOG_S
+    while process.poll() is None:
+        try:
+            words = heard.recv(64)
+        except TimeoutError:
+            if time.monotonic() > deadline:
+                process.kill()
+        else:
+            deadline = time.monotonic() + (STOP_S if words == b"STOPPING=1" else WATCHDOG_S)
 
 
 class Machine:

@@ -53,11 +53,14 @@ class JournalTail:
 
 
 class Watch:
-    """Waits for moments of the run `name`, as the agency's and one institution's folders show them."""
+    """Waits for moments of the run `name`, as the agency's and one institution's folders show them.
 
-    def __init__(self, agency: Path, institution: Path, name: str, deadline: float) -> None:
+    Each wait raises ServiceError after `patience_s`.
+    """
+
+    def __init__(self, agency: Path, institution: Path, name: str, patience_s: float) -> None:
         self._rounds, self._journal = folders.run_folder(agency, name) / ROUNDS, JournalTail.of(institution)
-        self._deadline = deadline
+        self._patience_s = patience_s
 
     def rounds(self) -> int:
         """Rounds that are written down."""
@@ -88,7 +91,8 @@ class Watch:
                 return
 
     def _until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + self._patience_s
         while not condition():
-            if time.monotonic() > self._deadline:
+            if time.monotonic() > deadline:
                 raise ServiceError(f"{self._rounds.parent.name}: {what} did not come")
             time.sleep(LOOK_S)

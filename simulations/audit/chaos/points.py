@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from signal import SIGKILL, SIGSTOP, SIGTERM, Signals
 from typing import TYPE_CHECKING, Final
@@ -82,23 +83,30 @@ def every_point() -> list[Point]:
     return points
 
 
+# by run, each of which is disturbed at one point after the other
 QUICK: Final = (
-    "trainer:masking:kill", "gateway:mid-round:kill", "supernode:setup:kill", "superlink:mid-round:stop",
-    "registry:unmasking:kill", "coordinator:between:kill", "coordinator:last:kill", "executor:mid-round:term",
-    "agency-supervisor:mid-round:kill", "institution-supervisor:shut-down:kill", "everybody:masking:kill",
-    "trainer:unmasking:kill:private",
+    (
+        "supernode:setup:kill", "trainer:masking:kill", "gateway:mid-round:kill", "registry:unmasking:kill",
+        "executor:mid-round:term", "coordinator:between:kill", "institution-supervisor:shut-down:kill",
+        "agency-supervisor:mid-round:kill", "superlink:mid-round:stop", "everybody:masking:kill",
+        "coordinator:last:kill",
+    ),
+    ("trainer:unmasking:kill:private",),
 )  # fmt: skip
 
 
-def chosen(names: Sequence[str], *, quick: bool) -> list[Point]:
+def chosen(names: Sequence[str], *, quick: bool) -> list[list[Point]]:
     """The points of these names, or, of a name that none has, those that begin so; of no names, all or the quick ones.
 
-    Raises ConfigError for a name that no point has.
+    They stand in lists, one a run, which but for the quick ones are of one point. All are in an order that is ever the
+    same and begins with points of every kind, as a campaign may be cut short. ConfigError for a name that no point has.
     """
     points = every_point()
     by_name = {point.name: point for point in points}
     if not names:
-        return [by_name[name] for name in QUICK] if quick else points
+        if quick:
+            return [[by_name[name] for name in run] for run in QUICK]
+        return [[point] for point in random.Random(1).sample(points, len(points))]  # noqa: S311 - no secret
     wanted = dict[Point, None]()
     for name in names:
         named = (
@@ -109,4 +117,4 @@ def chosen(names: Sequence[str], *, quick: bool) -> list[Point]:
         if not named:
             raise ConfigError(f"there is no point '{name}'{nearest(name, list(by_name))}")
         wanted |= dict.fromkeys(named)
-    return list(wanted)
+    return [[point] for point in wanted]

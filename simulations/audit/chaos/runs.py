@@ -28,8 +28,7 @@ class Runs:
         """The name of a run that is yet to be started, and its watch."""
         self._count += 1
         name, federation = f"run-{self._count}", self.machine.federation
-        deadline = time.monotonic() + FINISH_S
-        return name, Watch(federation.home, federation.client_home(self._member), name, deadline)
+        return name, Watch(federation.home, federation.client_home(self._member), name, FINISH_S)
 
     def begin(self, config: Config) -> tuple[str, Watch]:
         """A run that was started, and its watch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -91,6 +92,18 @@ def test_a_run_that_was_stopped_after_the_look_at_it_is_not_taken_up(home: Path,
     flower.at_stop = stop
     Recovery(home, flower).step()  # type: ignore[arg-type]
     assert (status(home), flower.started) == ("stopped", [OLD])
+
+
+@pytest.mark.parametrize(("rounds", "taken_up"), [(2, False), (3, True)])
+def test_pauses_count_tries_without_a_new_round_only(home: Path, flower: Flower, rounds: int, taken_up: bool) -> None:
+    """Seen: killed four times in a minute, a run that went on each time waited longer and longer."""
+    folder = folders.run_folder(home, "study")
+    (folder / ROUNDS).write_text("".join(json.dumps({"round": number + 1}) + "\n" for number in range(rounds)))
+    tried = {"round": 2, "count": 3, "at": time.time()}
+    (folder / recovery.TRIED).write_text(json.dumps(tried))
+    Recovery(home, flower).step()  # type: ignore[arg-type]
+    assert flower.started == ([OLD, NEW] if taken_up else [OLD])
+    assert json.loads((folder / recovery.TRIED).read_text())["count"] == (1 if taken_up else 3)
 
 
 def test_a_run_that_fails_while_it_is_stopped_is_stopped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
