@@ -178,7 +178,10 @@ def keep_released(
     except Exception:  # of the task's own code, say
         log.exception("the model of run %r is not kept", facts.run.name)
     else:
-        log.info("the model of run %r is kept: `sovfed client model evaluate` measures it", facts.run.name)
+        log.info(
+            "the model of run %r (%s in the lines above) is kept: `sovfed client model evaluate` measures it",
+            facts.run.name, request.run,
+        )  # fmt: skip
 
 
 def _read(path: Path) -> Received:

@@ -102,6 +102,11 @@ def test_a_damaged_ledger_is_told_and_ends_no_page(home: Path, page: httpx.Clien
         path.write_bytes(whole)
 
 
+def test_the_server_s_own_lines_are_not_in_its_output(home: Path, page: httpx.Client) -> None:
+    assert page.get("/").status_code == 200
+    assert "uvicorn" not in (told := (home / "console.log").read_text().lower()) and "server process" not in told
+
+
 def test_a_home_that_is_none_is_said(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sovfed", "client", "console", "--home", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
