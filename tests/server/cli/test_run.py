@@ -1,0 +1,24 @@
+"""`sovfed run start` says what a run will come to before anything is asked of an institution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sovfed.federation.compose import compose
+from sovfed.server import home as agency
+from sovfed.server.cli.run import cli
+
+FEW = ("privacy=distributed", "privacy.population=10", "privacy.sampling_rate=0.1", "rounds=1")
+
+
+@pytest.mark.parametrize(("overrides", "warned"), [(FEW, True), (("privacy=distributed",), False), ((), False)])
+def test_a_run_that_noise_drowns_is_warned_of(tmp_path: Path, overrides: tuple[str, ...], warned: bool) -> None:
+    """No server is up here, so nothing is started; the warning comes first."""
+    agency.init(tmp_path / "agency", compose([]).config)
+    arguments = ["start", "task=digits", *overrides, "--home", str(tmp_path / "agency")]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code
+    assert ("warning: hardly anything can be learnt" in done.stderr) is warned
