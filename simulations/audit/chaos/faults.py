@@ -125,10 +125,10 @@ def weather(mode: Mode) -> Callable[[Field], None]:
 def late(field: Field) -> None:
     """An institution starts in the middle of a run, and joins it."""
     with _down(field, "hospital-4"):
-        name, watch = field.begun(config=dataclasses.replace(field.changed(start_cohort=0), rounds=150))
+        name, watch = field.begun(config=dataclasses.replace(field.changed(start_cohort=0), rounds=100))
         count = watch.rounds()
     wait_until(lambda: "hospital-4" in field.rounds(name)[-1]["participants"], f"hospital-4 in a round after {count}")
-    field.require_finished(name, watch, 150)
+    field.require_finished(name, watch, 100)
 
 
 def leaving(field: Field) -> None:
