@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from sovfed.clients.trainer.frames import from_frame, to_frame
 from sovfed.clients.trainer.service import TrainerService, make_trainer
-from sovfed.clients.trainer.socket import NAME, TrainerStub, from_frame, serve, to_frame
+from sovfed.clients.trainer.socket import NAME, TrainerStub, serve
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import ProtocolError, ServiceError
 from sovfed.federation.files import write_private
@@ -74,7 +75,7 @@ def served(home: Path, service: TrainerService, limit: int = 64 * MIB) -> Iterat
         yield stub
     finally:
         stub.close()
-        server.stop(None).wait()
+        server.stop(1.0)
 
 
 def echo() -> TrainerService:
@@ -152,10 +153,10 @@ def test_what_a_trainer_does_not_answer_is_refused(home: Path) -> None:
 def test_a_message_over_the_limit_is_a_service_error_not_an_allocation(home: Path) -> None:
     server = serve(echo(), home / NAME, MIB)
     stub = TrainerStub(home / NAME, 64 * MIB, timeout_s=20.0)
-    with pytest.raises(ServiceError, match="RESOURCE_EXHAUSTED"):
+    with pytest.raises(ServiceError, match="no message as long as this"):
         stub.answer(train_request(MIB))
     stub.close()
-    server.stop(None).wait()
+    server.stop(1.0)
 
 
 def test_a_stale_socket_is_replaced_and_a_path_too_long_is_said(home: Path) -> None:
@@ -176,13 +177,13 @@ def test_the_stub_waits_for_a_trainer_that_starts_later(home: Path) -> None:
     server = serve(echo(), home / NAME, MIB)
     waiting.join(20.0)
     stub.close()
-    server.stop(None).wait()
+    server.stop(1.0)
     assert isinstance(replies[0], TrainReply)
 
 
 def test_the_stub_gives_up_at_its_deadline_and_when_closed(home: Path) -> None:
     stub = TrainerStub(home / NAME, MIB, timeout_s=0.3)
-    with pytest.raises(ServiceError, match=r"UNAVAILABLE|DEADLINE"):
+    with pytest.raises(ServiceError, match="no trainer for"):
         stub.answer(train_request())
     with pytest.raises(ServiceError):
         stub.health(0.2)
@@ -205,7 +206,7 @@ def test_an_answer_may_take_longer_than_a_trainer_may_be_away(home: Path) -> Non
         assert isinstance(stub.answer(train_request()), TrainReply)
     finally:
         stub.close()
-        server.stop(None).wait()
+        server.stop(1.0)
 
 
 def _environment() -> dict[str, str]:
