@@ -105,12 +105,13 @@ class Ours:
         while run["status"] in folders.ACTIVE:
             if 0 < run["rounds_done"] < rounds:
                 weights.append(self._weigh(folder, run["rounds_done"]))
-                peaks = self._peaks(folder) or peaks
+                peaks |= self._peaks(folder)
             if time.monotonic() > deadline:
                 raise ServiceError(f"sovfed: {rounds} rounds not within {timeout_s:g} s; logs in {home / 'logs'}")
             time.sleep(POLL_S)
             # Flower is asked only while the run's own process has not yet told that it is there.
             run = folders.read_run(home, name, control if run["status"] == "starting" else None)
+        peaks |= self._peaks(folder, over=True)
         summary = folders.read_summary(home, name)
         if run["status"] != "finished" or summary is None:
             raise ServiceError(f"sovfed: run {name} {run['status']}: {run['reason']}; logs in {home / 'logs'}")
@@ -119,14 +120,14 @@ class Ours:
         lines = [{**line, "bytes": line["bytes_down"] + line["bytes_up"]} for line in read_rounds(folder)]
         return Run(lines, summary["seconds_training"], weights, peaks)
 
-    def _peaks(self, folder: Path) -> dict[str, int]:
-        """As `Run` has them; none once the coordinator has ended."""
+    def _peaks(self, folder: Path, *, over: bool = False) -> dict[str, int]:
+        """As `Run` has them; once the run is `over` without the coordinator, which has ended."""
         first = self.federation.institutions[0].name
         pids = {name: self.federation.pid(first, name) for name in ("gateway", "trainer", "supernode")}
         pids["registry"] = self.federation.pid("agency", "registry")
-        pids["coordinator"] = json.loads((folder / folders.STATE).read_text())["pid"]
-        peaks = {name: peak_bytes(pid) for name, pid in pids.items()}
-        return peaks if peaks["coordinator"] else {}
+        if not over:
+            pids["coordinator"] = json.loads((folder / folders.STATE).read_text())["pid"]
+        return {name: peak for name, pid in pids.items() if (peak := peak_bytes(pid))}
 
     def identities(self) -> tuple[Path, list[Path]]:
         """The folders of the agency's key and certificate, and of each institution's."""
