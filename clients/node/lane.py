@@ -25,6 +25,7 @@ from sovfed.federation.wire.lane import Outgoing
 from sovfed.federation.wire.lane_codec import error_reply, pack, shift_of, unpack
 from sovfed.federation.wire.lane_end import (
     BACK_OFF_S,
+    FAR,
     JOIN,
     NODE_KEY,
     RUN_KEY,
@@ -142,7 +143,7 @@ class LaneClient:
     ) -> tuple[grpc.StatusCode, tuple[str, str]]:
         """Carry messages over one stream; how it ended, and what proves who we are on the next."""
         metadata = ((RUN_KEY, offer.run), (NODE_KEY, str(node_id)), proof)
-        options = (*STREAM_OPTIONS, *grpc_options(proxy_for(offer.address, self._proxy, self._home)))
+        options = (*STREAM_OPTIONS, *FAR, *grpc_options(proxy_for(offer.address, self._proxy, self._home)))
         async with grpc.aio.secure_channel(offer.address, self._credentials(), options=options) as channel:
             call = open_stream(channel, JOIN, *metadata)
             try:
