@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +70,7 @@ def put_aside(message: M) -> M:
     stored.seal()
     view = stored.view()
     moved = {name: np.frombuffer(view, vector.dtype, vector.size, offsets[name]) for name, vector in long.items()}
-    return dataclasses.replace(message, **moved)  # type: ignore[type-var]
+    return cast("M", dataclasses.replace(cast("Any", message), **moved))
 
 
 def _parts(kind: str, scalars: dict[str, Any], vectors: dict[str, npt.NDArray[Any]], offsets: dict[str, int]) -> Parts:

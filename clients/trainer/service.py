@@ -15,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -500,7 +500,7 @@ class _Kept:
 
     @classmethod
     def of(cls, request: Request, reply: Reply) -> _Kept:
-        bare = {name: np.empty(0, vector.dtype) for name, vector in vectors(request).items() if name != "begin"}
+        bare: Any = {name: np.empty(0, vector.dtype) for name, vector in vectors(request).items() if name != "begin"}
         return cls(dataclasses.replace(request, **bare), _digests(request), reply)
 
     def answers(self, request: Request) -> bool:

@@ -7,7 +7,7 @@ referred to. Tests hold that the result is what Flower's own code makes and read
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from flwr.app import ArrayRecord, Error, RecordDict
 from flwr.app import Message as FlowerMessage
@@ -49,8 +49,9 @@ def _array_record_parts(record: ArrayRecord) -> Parts:
     parts: list[Buffer] = []
     for name, array in record.items():
         head = ProtoArray(dtype=array.dtype, shape=array.shape, stype=array.stype).SerializeToString()
-        data = (isinstance(array.data, memoryview) and origin(array.data)) or array.data
-        value = (head, *_nested(ProtoArray.DATA_FIELD_NUMBER, (data,)))
+        data: Any = array.data  # bytes, says Flower; from our own records and wire, a view
+        stretch = origin(data) if isinstance(data, memoryview) else None
+        value = (head, *_nested(ProtoArray.DATA_FIELD_NUMBER, (stretch or data,)))
         key = ProtoArrayRecord.Item(key=name).SerializeToString()
         item = (key, *_nested(ProtoArrayRecord.Item.VALUE_FIELD_NUMBER, value))
         parts += _nested(ProtoArrayRecord.ITEMS_FIELD_NUMBER, item)
@@ -91,7 +92,7 @@ def unpack(data: bytearray | memoryview) -> FlowerMessage:
 
 def _lift(view: memoryview, path: tuple[int, ...], values: list[memoryview]) -> bytes:
     """The protobuf message in `view` without the values of the fields at `path`, which go to `values`, uncopied."""
-    parts: list[Buffer] = []
+    parts: list[Any] = []  # buffers in memory
     position = 0
     while position < len(view):
         start = position

@@ -14,17 +14,19 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import grpc
 
+from sovfed.federation.errors import ServiceError
 from sovfed.federation.host.quiet import python_command, quiet_environment
 from sovfed.federation.wire.lane import CHUNK_BYTES
+from sovfed.federation.wire.lane_end import Stream
 
 JOIN: Final = "/sovfed.Bare/Join"
 JOIN_S: Final = 60.0
 ROUND_S: Final = 120.0
-Stream = grpc.aio.ServicerContext  # or a client's call: both read and write
+Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 
 def rounds(server: Path, clients: Sequence[Path], size: int, count: int) -> list[float]:
@@ -48,7 +50,7 @@ async def _served(identity: Path, clients: Sequence[Path]) -> AsyncIterator[list
     """The streams of all clients, whose processes are ended afterwards."""
     streams, all_there, over = list[Stream](), asyncio.Event(), asyncio.Event()
 
-    async def join(_: object, context: Stream) -> None:
+    async def join(_: object, context: Context) -> None:
         streams.append(context)
         if len(streams) == len(clients):
             all_there.set()
@@ -91,7 +93,14 @@ async def _exchange(stream: Stream, payload: bytes) -> None:
         await stream.write(bytes(view[start : start + CHUNK_BYTES]))
     length = 0
     while length < len(payload):
-        length += len(await stream.read())
+        length += len(await _read(stream))
+
+
+async def _read(stream: Stream) -> bytes:
+    chunk = await stream.read()
+    if not isinstance(chunk, bytes):
+        raise ServiceError("the bare stream ended in the middle of a round")
+    return chunk
 
 
 def _identity(folder: Path) -> tuple[bytes, bytes, bytes]:
@@ -104,11 +113,12 @@ async def answer(address: str, identity: Path) -> None:
     key, certificate, root = _identity(identity)
     credentials = grpc.ssl_channel_credentials(root, key, certificate)
     async with grpc.aio.secure_channel(address, credentials) as channel:
-        call = channel.stream_stream(JOIN)()
+        streams: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(JOIN)
+        call = streams()
         while isinstance(head := await call.read(), bytes):
             chunks, length = list[bytes](), int.from_bytes(head, "big")
             while length > 0:
-                chunks.append(await call.read())
+                chunks.append(await _read(call))
                 length -= len(chunks[-1])
             for chunk in chunks:
                 await call.write(chunk)
