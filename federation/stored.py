@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 PIECE_BYTES: Final = 1 << 20
 MOST_SHIFT: Final = 7  # bytes before a message in its file, for what is in it to be aligned
 _SEALABLE: Final = hasattr(os, "memfd_create")  # Linux
+_FLAGS: Final = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING if _SEALABLE else 0
+_NOT_EXECUTED: Final = 8  # MFD_NOEXEC_SEAL
 _SIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW if _SEALABLE else 0
 _ALL_SEALS: Final = _SIZE_SEALS | fcntl.F_SEAL_WRITE if _SEALABLE else 0
 
@@ -88,7 +90,11 @@ def in_memory(size: int) -> Stored:
     """A new file in memory, which takes none until it is written into. Raises OSError."""
     if not _SEALABLE:
         return on_disk(None, size)
-    stored = Stored(os.memfd_create("sovfed", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), size)
+    try:
+        descriptor = os.memfd_create("sovfed", _FLAGS | _NOT_EXECUTED)
+    except OSError:  # Linux before 6.3 knows no such flag, and later ones may be told to make none without it
+        descriptor = os.memfd_create("sovfed", _FLAGS)
+    stored = Stored(descriptor, size)
     os.ftruncate(stored.descriptor, size)
     fcntl.fcntl(stored.descriptor, fcntl.F_ADD_SEALS, _SIZE_SEALS)
     return stored
