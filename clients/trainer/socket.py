@@ -107,8 +107,9 @@ class Server:
 
     def stop(self, grace_s: float) -> None:
         """Take no further request; those in work have `grace_s`, and are asked again of the next trainer."""
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._accepting.join()
+        with contextlib.suppress(OSError):  # not on macOS, where the listener cannot be woken
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._accepting.join()
         self._listener.close()
         deadline = time.monotonic() + grace_s
         with self._lock:
