@@ -1,7 +1,7 @@
 """The one codec of messages: a kind, a mapping of scalars and named vectors, each checked before it is a message again.
 
 Two edges use it: the Flower edge (`federation/wire/flower.py`: ConfigRecord and ArrayRecord) and the trainer's socket
-(`clients/trainer/socket.py`: JSON and raw bytes).
+(`clients/trainer/frames.py`: JSON and raw bytes).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from sovfed.federation.errors import ProtocolError
 from sovfed.federation.messages import KINDS, Message, PrivateRequest, RunRequest, TrainRequest
 from sovfed.federation.schema import bind
+from sovfed.federation.stored import Pieces
 from sovfed.federation.text import NAME
 from sovfed.federation.vectors import MAX_PARAMETERS
 
@@ -57,16 +58,19 @@ def check(message: Message) -> None:
     """Raise ProtocolError where `decode` would, without building the message again."""
     cls: type[Any] = type(message)
     values, dtypes = vars(message), _DTYPES[cls]
-    _check_vectors(_NAMES[cls], values, dtypes)
+    _check_vectors(_NAMES[cls], values, dtypes, judged=True)
     if len(values) != len(dtypes) + len(_rules(cls)) or not _acceptable(cls, values):  # type: ignore[arg-type]
         decode(*encode(message))
 
 
-def decode(kind: str, scalars: Mapping[str, Any], vectors: Mapping[str, npt.NDArray[Any]]) -> Message:
+def decode(
+    kind: str, scalars: Mapping[str, Any], vectors: Mapping[str, npt.NDArray[Any]], *, judged: bool = True
+) -> Message:
     """Build the message of `kind` again; vectors must be finite, one-dimensional and of the declared dtype.
 
     Raises ProtocolError on an unknown kind or version, a missing or unknown field, a value out of range, and on
-    a vector of another dtype or shape or with NaN or Inf.
+    a vector of another dtype or shape or with NaN or Inf. What is not `judged` is only passed on: its values are not
+    looked at, since whoever uses them does.
     """
     cls = KINDS.get(kind)
     if cls is None:
@@ -79,7 +83,7 @@ def decode(kind: str, scalars: Mapping[str, Any], vectors: Mapping[str, npt.NDAr
         raise ProtocolError(f"{kind}: vectors {sorted(vectors)}, expected {sorted(dtypes)}")
     if misplaced := set(values) & set(dtypes):
         raise ProtocolError(f"{kind}: {sorted(misplaced)} must be vectors")
-    _check_vectors(kind, vectors, dtypes)
+    _check_vectors(kind, vectors, dtypes, judged=judged)
     if len(values) != len(_rules(cls)) or not _acceptable(cls, values):  # type: ignore[arg-type]
         checked = bind(_scalars_class(cls), values, kind, ProtocolError)
         values = {field.name: getattr(checked, field.name) for field in dataclasses.fields(checked)}
@@ -99,17 +103,19 @@ def last_of(run: RunRequest) -> TrainRequest | PrivateRequest:
     return cast("TrainRequest | PrivateRequest", decode(run.request_kind, scalars, vectors))
 
 
-def _check_vectors(kind: str, found: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]]) -> None:
+def _check_vectors(kind: str, found: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]], *, judged: bool) -> None:
     for name, dtype in dtypes.items():
         vector = found[name]
         if vector.dtype != dtype or vector.ndim != 1 or vector.size > MAX_PARAMETERS:
             raise ProtocolError(f"{kind}.{name}: {vector.dtype} of shape {vector.shape}, expected {dtype} of shape [d]")
-        if dtype.kind != "f" or not vector.size:
-            continue
-        with np.errstate(invalid="ignore", over="ignore"):  # +inf and -inf add up to NaN; a sum may overflow by itself
-            suspicious = not math.isfinite(vector.sum())
-        if suspicious and not np.isfinite(vector).all():
+        if judged and dtype.kind == "f" and not all(map(_finite, Pieces(vector))):
             raise ProtocolError(f"{kind}.{name}: not finite")
+
+
+def _finite(values: npt.NDArray[Any]) -> bool:
+    with np.errstate(invalid="ignore", over="ignore"):  # +inf and -inf add up to NaN; a sum may overflow by itself
+        suspicious = not math.isfinite(values.sum())
+    return not suspicious or bool(np.isfinite(values).all())
 
 
 def _acceptable(cls: type[Any], values: Mapping[str, Any]) -> bool:

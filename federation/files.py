@@ -33,13 +33,41 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = 
     except BaseException:
         Path(draft).unlink(missing_ok=True)
         raise
-    if not durable:
-        return
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A draft for somebody to write that takes the place of `path` as the block ends, on disk before that returns.
+
+    As with `write_private` readers see the old or the new, and only the owner reads it.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    draft = Path(name)
+    try:
+        yield draft
+        written = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fchmod(written, 0o600)
+            os.fsync(written)
+        finally:
+            os.close(written)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(handle)
+    _sync_folder(path.parent)
 
 
 def check_writable(*paths: Path | None) -> None:

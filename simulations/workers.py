@@ -25,7 +25,7 @@ from flwr.app import Message as FlowerMessage
 from flwr.app import RecordDict
 from flwr.clientapp import ClientApp
 
-from sovfed.clients.trainer.socket import frame_parts, from_frame, to_frame
+from sovfed.clients.trainer.frames import frame_parts, from_frame, to_frame
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.wire.flower import LeftS, for_ever, from_records, new_message, size_bytes, to_records
 from sovfed.simulations.grid import InMemoryGrid, call

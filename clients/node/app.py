@@ -93,7 +93,7 @@ def make_client_app(trainer: Trainer, join: Callable[[LaneOffer, Context], bool]
 
 
 def _expect(message: FlowerMessage, kind: type[R]) -> R:
-    received = from_records(message.content)
+    received = from_records(message.content, judged=False)  # by the trainer, which uses the values
     if not isinstance(received, kind):
         raise ProtocolError(f"{message.metadata.message_type}: got {type(received).__name__}, expected {kind.__name__}")
     return received

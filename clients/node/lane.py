@@ -19,11 +19,13 @@ from flwr.common.constant import ErrorCode
 from sovfed.federation.errors import WIRE_SENTENCES, IdentityError, ProtocolError
 from sovfed.federation.identity import Trust, read_pair
 from sovfed.federation.messages import LaneOffer
+from sovfed.federation.stored import Plot, in_memory
 from sovfed.federation.wire.flower import SERVER_NODE_ID
 from sovfed.federation.wire.lane import Outgoing
-from sovfed.federation.wire.lane_codec import error_reply, pack, unpack
+from sovfed.federation.wire.lane_codec import error_reply, pack, shift_of, unpack
 from sovfed.federation.wire.lane_end import (
     BACK_OFF_S,
+    FAR,
     JOIN,
     NODE_KEY,
     RUN_KEY,
@@ -103,12 +105,13 @@ class LaneClient:
 
     async def _keep(self, offer: LaneOffer, context: Context) -> None:
         """Carry the run's messages until the coordinator ends it or the relay refuses us."""
-        inbox: asyncio.Queue[bytearray] = asyncio.Queue()
+        inbox: asyncio.Queue[memoryview] = asyncio.Queue()
         end = LaneEnd(
             session_number(offer.token),
             self._max_message_bytes,
             lambda _, data: inbox.put_nowait(data),
             asyncio.get_running_loop(),
+            _in_memory,
         )
         worker = asyncio.create_task(self._work(end, inbox, context))
         try:
@@ -140,7 +143,7 @@ class LaneClient:
     ) -> tuple[grpc.StatusCode, tuple[str, str]]:
         """Carry messages over one stream; how it ended, and what proves who we are on the next."""
         metadata = ((RUN_KEY, offer.run), (NODE_KEY, str(node_id)), proof)
-        options = (*STREAM_OPTIONS, *grpc_options(proxy_for(offer.address, self._proxy, self._home)))
+        options = (*STREAM_OPTIONS, *FAR, *grpc_options(proxy_for(offer.address, self._proxy, self._home)))
         async with grpc.aio.secure_channel(offer.address, self._credentials(), options=options) as channel:
             call = open_stream(channel, JOIN, *metadata)
             try:
@@ -183,7 +186,7 @@ class LaneClient:
         """Read afresh for each connection, so that a renewed certificate is used."""
         return grpc.ssl_channel_credentials((self._identity / "root.pem").read_bytes(), *read_pair(self._identity))
 
-    async def _work(self, end: LaneEnd, inbox: asyncio.Queue[bytearray], context: Context) -> None:
+    async def _work(self, end: LaneEnd, inbox: asyncio.Queue[memoryview], context: Context) -> None:
         """Answer messages one after another; a message is acknowledged once its reply is on its way."""
         pool = ThreadPoolExecutor(1, thread_name_prefix="lane-app")
         try:
@@ -199,7 +202,7 @@ class LaneClient:
         finally:
             pool.shutdown(wait=False)
 
-    def _answer(self, data: bytearray, context: Context) -> Outgoing | None:
+    def _answer(self, data: memoryview, context: Context) -> Outgoing | None:
         """The serialised reply to `data`, or None where none is due: a message that is not for this node and run."""
         try:
             message = unpack(data)
@@ -220,3 +223,9 @@ class LaneClient:
             log.error("lane: a reply of %d bytes, limit is %d", reply.size, self._max_message_bytes)
             return pack(error_reply(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, WIRE_SENTENCES["protocol"], message))
         return reply
+
+
+async def _in_memory(size: int, head: memoryview) -> Plot:
+    """Room for a long message in a file of memory, which goes on to the trainer as it is."""
+    shift = shift_of(head)
+    return Plot(size, in_memory(size + shift), shift)

@@ -17,6 +17,7 @@ from sovfed.clients.models.received import FOLDER as RECEIVED
 from sovfed.clients.models.received import ReceivedModels
 from sovfed.clients.node.sandbox import RUN, enter, places_of
 from sovfed.clients.trainer.allowance import Allowance
+from sovfed.clients.trainer.frames import put_aside
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.clients.trainer.socket import NAME, serve
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible, least_spread=policy.least_spread,
             received=ReceivedModels(home / RECEIVED), most_epochs=policy.max_local_epochs,
-            check_values=policy.check_values, check_run=policy.check_run,
+            check_values=policy.check_values, check_run=policy.check_run, put_aside=put_aside,
         )  # fmt: skip
         Shelf(home).make_known(policy.allows_own)
         make_packages_known(home, policy)
@@ -108,7 +109,7 @@ def _serve(trainer: TrainerService, home: Path, config: ClientConfig) -> Serving
     if config.cluster.scheduler == "none":
         server = serve(trainer, home / NAME, config.max_message_bytes)
         log.info("listening on %s", home / NAME)
-        return Serving(lambda: server.stop(STOP_GRACE_S).wait())
+        return Serving(lambda: server.stop(STOP_GRACE_S))
     spool = SpoolServer(trainer, home, config.max_message_bytes)
     log.info("answering from %s", home / SPOOL)
     return Serving(lambda: spool.stop(STOP_GRACE_S), lambda: spool.idle_s() > config.cluster.idle_s)

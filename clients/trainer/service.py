@@ -15,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.workload import Echo, Workload, nothing
 from sovfed.clients.training.personal import PersonalStates
 from sovfed.federation.algorithms import LOCAL
-from sovfed.federation.codec import last_of
+from sovfed.federation.codec import last_of, vectors
 from sovfed.federation.config import LEAST_SPREAD, REST, ClientConfig
 from sovfed.federation.errors import (
     BoundError,
@@ -62,6 +62,7 @@ from sovfed.federation.messages import (
     TrainRequest,
     Vector,
 )
+from sovfed.federation.secagg.mask import hash_vector
 from sovfed.federation.secagg.request import whole_run
 from sovfed.federation.tasks import Task, sized
 from sovfed.federation.tasks.conformance import require_works
@@ -120,6 +121,7 @@ class TrainerService:
         most_epochs: int | None = None,
         check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
         check_run: Callable[[RunRequest], list[BoundError]] = lambda _request: [],
+        put_aside: Callable[[Reply], Reply] = lambda reply: reply,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
@@ -138,6 +140,8 @@ class TrainerService:
 
         `received` is where the models of ended runs are kept; without it, as in a simulation, they are not.
 
+        `put_aside` gives a reply whose vectors are not in this process, for it is kept until the next request.
+
         `allowance` counts what is answered and what fails; a simulation has none.
 
         Without `masking`, every request of secure aggregation is refused; without `states`, every algorithm that keeps
@@ -148,7 +152,7 @@ class TrainerService:
         """
         self._reproducible, self._on_error, self._received = reproducible, on_error, received
         self._whose, self._most_epochs, self._check_values = whose, most_epochs, check_values
-        self._check_run = check_run
+        self._check_run, self._put_aside = check_run, put_aside
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._device, self._precision, self._check = load, device, precision, check
         self._site: Callable[[Task], str] = site if callable(site) else lambda _task: site
@@ -156,7 +160,7 @@ class TrainerService:
         self._check_private_data, self._tasks, self._least_spread = check_private_data, tasks, least_spread
         self._private: dict[str, PrivateTraining] = {}  # by the task's digest, as the workloads
         self._workloads: dict[str, Workload] = {}
-        self._replies: OrderedDict[str, dict[type[Request], tuple[Request, Reply]]] = OrderedDict()
+        self._replies: OrderedDict[str, dict[type[Request], _Kept]] = OrderedDict()
         self._lock = threading.Lock()
         self._answered, self._reason = 0, ""
         self._quiet = Quiet()
@@ -177,7 +181,7 @@ class TrainerService:
                     self._failed(request, error)  # the header of a table cannot be read, say, or the disk is full
                 return Refusal(reason=code)
             try:
-                reply = work()
+                reply = self._put_aside(work())
             except Exception as error:
                 self._on_error(error)
                 log.exception("a %s of run %r failed", type(request).__name__, request.run)
@@ -257,8 +261,8 @@ class TrainerService:
         if isinstance(request, NOT_KEPT):
             return self._admit_anew(request)
         earlier = self._replies.get(request.run, {}).get(type(request))
-        if earlier is not None and _equal(earlier[0], request):
-            again = earlier[1]
+        if earlier is not None and earlier.answers(request):
+            again = earlier.reply
             return lambda: again
         if isinstance(request, SecaggRequest):
             reply = self._require_masking().answer(request)
@@ -279,6 +283,7 @@ class TrainerService:
         permit = None
         if request.begin.size:
             permit = self._require_masking().permit(request, sums_width(request, task))
+        self._let_go(request)
         if isinstance(request, PrivateRequest):
             if permit is None:
                 raise PolicyError("a private run needs secure aggregation")
@@ -325,7 +330,8 @@ class TrainerService:
 
         def keep() -> Reply:
             if self._received is not None:
-                trained, _ = self._replies.get(request.run, {}).get(TrainRequest, (None, None))
+                kept = self._replies.get(request.run, {}).get(TrainRequest)
+                trained = None if kept is None else kept.request
                 plan = plan_of(trained if isinstance(trained, TrainRequest) else None)
                 keep_released(self._received, task, request, facts, plan)
             return ReleaseReply()
@@ -468,13 +474,47 @@ class TrainerService:
 
     def _keep(self, request: Request, reply: Reply) -> None:
         """Keep `reply` for a request that is repeated, but for the ledger, which goes on, and for a run's model."""
-        _, last = self._replies.get(request.run, {}).get(type(request), (None, None))
-        if not self._repeats or isinstance(request, NOT_KEPT) or last is reply:
+        kept = self._replies.get(request.run, {}).get(type(request))
+        if not self._repeats or isinstance(request, NOT_KEPT) or (kept is not None and kept.reply is reply):
             return
-        self._replies.setdefault(request.run, {})[type(request)] = (request, reply)
+        self._replies.setdefault(request.run, {})[type(request)] = _Kept.of(request, reply)
         self._replies.move_to_end(request.run)
         while len(self._replies) > MAX_RUNS:
             self._replies.popitem(last=False)
+
+    def _let_go(self, request: Request) -> None:
+        """Free the memory of the last reply to a request of this kind, now that another is worked on."""
+        self._replies.get(request.run, {}).pop(type(request), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """The reply to `request`, of which only the scalars and M1 are kept: `digests` stand for its vectors.
+
+    With M1 they need not be compared: it binds them, and whoever changed them gets what was given already.
+    """
+
+    request: Request
+    digests: dict[str, bytes]
+    reply: Reply
+
+    @classmethod
+    def of(cls, request: Request, reply: Reply) -> _Kept:
+        bare: Any = {name: np.empty(0, vector.dtype) for name, vector in vectors(request).items() if name != "begin"}
+        return cls(dataclasses.replace(request, **bare), _digests(request), reply)
+
+    def answers(self, request: Request) -> bool:
+        """Whether `request` is the same again; scalars are compared before vectors."""
+        names = vars(request).keys() - vectors(request).keys()
+        scalars = ({name: vars(one)[name] for name in names} for one in (request, self.request))
+        return next(scalars) == next(scalars) and _digests(request) == self.digests
+
+
+def _digests(request: Request) -> dict[str, bytes]:
+    begin = getattr(request, "begin", None)
+    if begin is not None and begin.size:
+        return {"begin": begin.tobytes()}
+    return {name: hash_vector(vector) for name, vector in vectors(request).items()}
 
 
 class Quiet:
@@ -489,15 +529,6 @@ class Quiet:
         self._count += 1
         if self._count <= TOLD_LINES or self._count & (self._count - 1) == 0:
             log.warning("%s (%d such lines in this hour)", line % values, self._count)
-
-
-def _equal(a: Request, b: Request) -> bool:
-    """Whether two requests of one type have equal content; scalars are compared before vectors."""
-    first, second = vars(a), vars(b)
-    vectors = [name for name, value in first.items() if isinstance(value, np.ndarray)]
-    return all(first[name] == second[name] for name in first.keys() - vectors) and all(
-        np.array_equal(first[name], second[name]) for name in vectors
-    )
 
 
 def _trained(task: Task) -> int:
@@ -519,6 +550,7 @@ def make_trainer(
     most_epochs: int | None = None,
     check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
     check_run: Callable[[RunRequest], list[BoundError]] = lambda _request: [],
+    put_aside: Callable[[Reply], Reply] = lambda reply: reply,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
@@ -528,4 +560,5 @@ def make_trainer(
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data_of(task)),
         allowance=allowance, least_spread=least_spread, received=received, whose=lambda task: whose_of(config, task),
         most_epochs=most_epochs, check_values=check_values, check_run=check_run,
+        put_aside=put_aside,
     )  # fmt: skip

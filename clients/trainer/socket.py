@@ -1,45 +1,42 @@
-"""The trainer's Unix socket: the frame, the server and the stub. gRPC, no network, one user.
+"""The trainer's Unix socket: the server and the stub. No network, one user.
 
-See `federation/wire/trainer.proto` for the frame.
+Both directions: one byte that says what it is, the length of the frame (`clients/trainer/frames.py`), the frame, and
+with the first of them the descriptor of the file beside it. The gateway asks; it may have several connections, on each
+of which one request is under way. A connection that ends is a trainer that has died.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
+import socket
 import struct
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-import grpc
-import numpy as np
-import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from sovfed.federation.codec import decode, encode
+from sovfed.clients.trainer.frames import Parts, frame_and_file, from_frame
 from sovfed.federation.errors import ProtocolError, ServiceError, wire_code
-from sovfed.federation.messages import Message, Refusal, Reply, Request
-from sovfed.federation.wire.trainer_pb2 import Envelope, HealthReply, HealthRequest, Vector
+from sovfed.federation.messages import Refusal, Reply, Request
+from sovfed.federation.stored import MOST_SHIFT, Stored, handed_over
+from sovfed.federation.wire.trainer_pb2 import HealthReply
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 log = logging.getLogger(__name__)
 NAME: Final = "trainer.sock"
-SERVICE: Final = "sovfed.v1.Trainer"
-MAX_ENVELOPE_BYTES: Final = 64 * 1024
 MAX_PATH_BYTES: Final = 107  # of a Unix socket's address (unix(7))
+MAX_FRAME_BYTES: Final = 1 << 20  # its long vectors are in a file beside it
+MAX_CONNECTIONS: Final = 32
 ACCEPTED_S: Final = 5.0  # a call that fails later than this was taken by a trainer
 RETRY_PAUSE_S: Final = (0.05, 1.0)  # first and longest
-_LENGTH: Final = struct.Struct("<I")
-_ALIGNMENT: Final = 8
-_DTYPES: Final[dict[str, np.dtype[Any]]] = {
-    name: np.dtype(name).newbyteorder("<") for name in ("float32", "float64", "uint8", "uint64")
-}
+ANSWER, HEALTH, TOO_LONG = 1, 2, 3
+_HEAD: Final = struct.Struct("<BI")
+_FLAGS: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # Linux
 
 
 class Service(Protocol):
@@ -50,58 +47,126 @@ class Service(Protocol):
     def health(self) -> HealthReply: ...
 
 
-def to_frame(message: Message) -> bytes:
-    """The frame of `message`; its vectors are copied once."""
-    return b"".join(frame_parts(message))
+def send(connection: socket.socket, kind: int, parts: Parts, stored: Stored | None = None) -> None:
+    """Raises OSError if the other end is gone."""
+    frame = b"".join(parts)
+    head = _HEAD.pack(kind, len(frame))
+    descriptors = [] if stored is None else [stored.descriptor]
+    sent = socket.send_fds(connection, [head, frame], descriptors)
+    if sent < len(head) + len(frame):
+        connection.sendall((head + frame)[sent:])
 
 
-def frame_parts(message: Message) -> list[bytes | memoryview]:
-    """What the frame of `message` consists of, one after the other; its vectors are not copied."""
-    kind, scalars, vectors = encode(message)
-    envelope = Envelope(
-        kind=kind,
-        scalars=json.dumps(scalars),
-        vectors=[Vector(name=name, dtype=str(vector.dtype), length=vector.size) for name, vector in vectors.items()],
-    ).SerializeToString()
-    parts: list[bytes | memoryview] = [_LENGTH.pack(len(envelope)), envelope, _padding(_LENGTH.size + len(envelope))]
-    for vector in vectors.values():
-        parts += [np.ascontiguousarray(vector).data.cast("B"), _padding(vector.nbytes)]
-    return parts
+def receive(connection: socket.socket, most_bytes: int) -> tuple[int, bytearray, Stored | None]:
+    """What the other end sends next: its kind, the frame and the file beside it, of at most `most_bytes`.
+
+    Raises EOFError if the other end is gone, ServiceError on a frame or file that is too long, ProtocolError on any
+    other file than a sealed one.
+    """
+    head, descriptors, _, _ = socket.recv_fds(connection, _HEAD.size, 1, _FLAGS)
+    stored = handed_over(descriptors[0], most_bytes) if descriptors else None
+    head += _exactly(connection, _HEAD.size - len(head))
+    kind, length = _HEAD.unpack(head)
+    if length > MAX_FRAME_BYTES:
+        raise ServiceError(f"a frame of {length} bytes, limit is {MAX_FRAME_BYTES}")
+    return kind, _exactly(connection, length), stored
 
 
-def from_frame(frame: bytes) -> Message:
-    """The message in `frame`, its vectors views of the frame. Raises ProtocolError on anything that does not fit."""
-    if len(frame) < _LENGTH.size:
-        raise ProtocolError(f"a frame of {len(frame)} bytes")
-    (length,) = _LENGTH.unpack_from(frame)
-    offset = _LENGTH.size + length
-    if length > MAX_ENVELOPE_BYTES or offset > len(frame):
-        raise ProtocolError(f"an envelope of {length} bytes in a frame of {len(frame)}")
+def _exactly(connection: socket.socket, length: int) -> bytearray:
+    data = bytearray(length)
+    view = memoryview(data)
+    while view:
+        if not (count := connection.recv_into(view)):
+            raise EOFError("the other end is gone")
+        view = view[count:]
+    return data
+
+
+def reply_to(service: Service, frame: bytes | bytearray, stored: Stored | None = None) -> Reply | Refusal:
+    """What `service` answers to the request in `frame`; a refusal of one that does not fit."""
     try:
-        envelope = Envelope.FromString(frame[_LENGTH.size : offset])
-        scalars = json.loads(envelope.scalars)
-    except (DecodeError, ValueError, RecursionError) as error:
-        raise ProtocolError("the envelope is malformed") from error
-    if not isinstance(scalars, dict):
-        raise ProtocolError("the envelope's scalars are no JSON object")
-    offset += len(_padding(offset))
-    vectors: dict[str, npt.NDArray[Any]] = {}
-    for vector in envelope.vectors:
-        dtype = _DTYPES.get(vector.dtype)
-        if dtype is None or vector.name in vectors or offset + vector.length * dtype.itemsize > len(frame):
-            raise ProtocolError(f"vector {vector.name[:40]!r}: {vector.length} x {vector.dtype[:40]!r} does not fit")
-        vectors[vector.name] = np.frombuffer(frame, dtype, vector.length, offset)
-        offset += vectors[vector.name].nbytes + len(_padding(vectors[vector.name].nbytes))
-    if offset != len(frame):
-        raise ProtocolError(f"a frame of {len(frame)} bytes, its envelope describes {offset}")
-    return decode(envelope.kind, scalars, vectors)
+        request = from_frame(frame, stored)
+    except ProtocolError as error:
+        log.warning("refused a frame of %d bytes: %s", len(frame), error)
+        return Refusal(reason=wire_code(error))
+    if not isinstance(request, Request):
+        log.warning("refused a %s: a trainer answers none", type(request).__name__)
+        return Refusal(reason=ProtocolError.code)
+    return service.answer(request)
 
 
-def _padding(size: int) -> bytes:
-    return bytes(-size % _ALIGNMENT)
+class Server:
+    """Answers at a listening socket until `stop`, each connection on a thread of its own."""
+
+    def __init__(self, listener: socket.socket, service: Service, most_bytes: int) -> None:
+        self._listener, self._service, self._most_bytes = listener, service, most_bytes + MOST_SHIFT
+        self._connections: dict[socket.socket, threading.Thread] = {}
+        self._lock = threading.Lock()
+        self._accepting = threading.Thread(target=self._accept, name="socket", daemon=True)
+        self._accepting.start()
+
+    def stop(self, grace_s: float) -> None:
+        """Take no further request; those in work have `grace_s`, and are asked again of the next trainer."""
+        with contextlib.suppress(OSError):  # not on macOS, where the listener cannot be woken
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._accepting.join()
+        self._listener.close()
+        deadline = time.monotonic() + grace_s
+        with self._lock:
+            open_ = dict(self._connections)
+        for connection in open_:
+            with contextlib.suppress(OSError):  # it has ended
+                connection.shutdown(socket.SHUT_RD)
+        for thread in open_.values():
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return  # stopped
+            with self._lock:
+                if len(self._connections) >= MAX_CONNECTIONS:
+                    connection.close()
+                    continue
+                thread = threading.Thread(target=self._serve, args=(connection,), name="answer", daemon=True)
+                self._connections[connection] = thread
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            while True:
+                self._answer(connection)
+        except (EOFError, OSError):
+            pass  # the gateway has gone, or goes on to the next trainer
+        except Exception:
+            log.exception("a connection is closed")
+        finally:
+            with self._lock:
+                del self._connections[connection]
+            connection.close()
+
+    def _answer(self, connection: socket.socket) -> None:
+        try:
+            kind, frame, stored = receive(connection, self._most_bytes)
+        except (ServiceError, ProtocolError) as error:
+            log.warning("refused what the gateway sent: %s", error)
+            send(connection, TOO_LONG if isinstance(error, ServiceError) else ANSWER, _refusal(error))
+            raise EOFError from error  # where the next begins is not known
+        if kind == HEALTH:
+            send(connection, HEALTH, [self._service.health().SerializeToString()])
+        else:
+            reply = reply_to(self._service, frame, stored)
+            del frame, stored
+            send(connection, ANSWER, *frame_and_file(reply))
 
 
-def serve(service: Service, path: Path, max_message_bytes: int) -> grpc.Server:
+def _refusal(error: ServiceError | ProtocolError) -> Parts:
+    return frame_and_file(Refusal(reason=wire_code(error)))[0]
+
+
+def serve(service: Service, path: Path, max_message_bytes: int) -> Server:
     """A started server of `service` on the Unix socket `path` (mode 0600), whose folder only this user may enter.
 
     A socket that a dead trainer left behind is replaced. Raises ServiceError.
@@ -111,38 +176,17 @@ def serve(service: Service, path: Path, max_message_bytes: int) -> grpc.Server:
         raise ServiceError(f"{path.parent}: other users may enter it, expected mode 0700")
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
-
-    handlers = {
-        "Answer": grpc.unary_unary_rpc_method_handler(lambda frame, _: b"".join(to_reply_frame(service, frame))),
-        "Health": grpc.unary_unary_rpc_method_handler(
-            lambda _request, _: service.health(), HealthRequest.FromString, HealthReply.SerializeToString
-        ),
-    }
-    pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="socket")
-    server = grpc.server(pool, options=_options(max_message_bytes))
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
     try:
-        server.add_insecure_port(f"unix:{path}")
-    except RuntimeError as error:
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
         raise ServiceError(f"{path}: cannot listen on it") from error
     finally:
         os.umask(before)
-    server.start()
-    return server
-
-
-def to_reply_frame(service: Service, frame: bytes) -> list[bytes | memoryview]:
-    """What the frame of `service`'s reply to the request in `frame` consists of; a refusal of one that does not fit."""
-    try:
-        request = from_frame(frame)
-    except ProtocolError as error:
-        log.warning("refused a frame of %d bytes: %s", len(frame), error)
-        return frame_parts(Refusal(reason=wire_code(error)))
-    if not isinstance(request, Request):
-        log.warning("refused a %s: a trainer answers none", type(request).__name__)
-        return frame_parts(Refusal(reason=ProtocolError.code))
-    return frame_parts(service.answer(request))
+    listener.listen(MAX_CONNECTIONS)
+    return Server(listener, service, max_message_bytes)
 
 
 class TrainerStub:
@@ -155,63 +199,100 @@ class TrainerStub:
         `clients/trainer/process.py`), and the request goes to the next.
         """
         _check_path(path)
-        self._path, self._timeout_s = path, timeout_s
-        self._channel = grpc.insecure_channel(f"unix:{path}", options=_options(max_message_bytes))
-        self._answer = self._channel.unary_unary(f"/{SERVICE}/Answer", bytes, bytes)
-        self._health = self._channel.unary_unary(
-            f"/{SERVICE}/Health", HealthRequest.SerializeToString, HealthReply.FromString
-        )
-        self._closed = threading.Event()
+        self._path, self._most_bytes, self._timeout_s = path, max_message_bytes, timeout_s
+        self._idle: list[socket.socket] = []
+        self._busy: set[socket.socket] = set()
+        self._lock, self._closed = threading.Lock(), threading.Event()
 
     def answer(self, request: Request) -> Reply:
-        """The trainer's reply. A trainer that dies on the way is asked again once it is back: repeats are harmless.
+        """The trainer's reply, its values not judged. A trainer that dies on the way is asked again once it is back:
+        repeats are harmless.
 
         Raises ServiceError when it was away for `timeout_s` or the transport fails, ProtocolError on a malformed reply.
         """
-        frame = to_frame(request)
-        away, pause = time.monotonic(), RETRY_PAUSE_S[0]
-        while True:
-            asked = time.monotonic()
-            try:
-                reply = from_frame(self._answer(frame))
-                break
-            except grpc.RpcError as error:
-                if time.monotonic() - asked > ACCEPTED_S:  # it was there, and at work
-                    away, pause = time.monotonic(), RETRY_PAUSE_S[0]
-                gone = time.monotonic() + pause - away > self._timeout_s
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or gone:
-                    raise ServiceError(f"{self._path}: {error.code().name}") from error
-            if self._closed.wait(pause):
-                raise ServiceError(f"{self._path}: closed while the trainer was away")
-            pause = min(2 * pause, RETRY_PAUSE_S[1])
+        try:
+            parts, stored = frame_and_file(request)
+            frame, file = self._insist(parts, stored)
+        except OSError as error:
+            raise ServiceError(f"{self._path}: {error.strerror or type(error).__name__}") from error
+        reply = from_frame(frame, file, judged=False)
         if not isinstance(reply, Reply):
             raise ProtocolError(f"the trainer answered with a {type(reply).__name__}")
         return reply
 
+    def _insist(self, parts: Parts, stored: Stored | None) -> tuple[bytearray, Stored | None]:
+        """The frame of the answer and the file beside it, of whichever trainer gives it."""
+        away, pause = time.monotonic(), RETRY_PAUSE_S[0]
+        while True:
+            asked = time.monotonic()
+            try:
+                return self._call(ANSWER, parts, stored)
+            except (EOFError, ConnectionError, FileNotFoundError) as error:
+                if time.monotonic() - asked > ACCEPTED_S:  # it was there, and at work
+                    away, pause = time.monotonic(), RETRY_PAUSE_S[0]
+                if time.monotonic() + pause - away > self._timeout_s:
+                    raise ServiceError(f"{self._path}: no trainer for {self._timeout_s:g} s") from error
+            if self._closed.wait(pause):
+                raise ServiceError(f"{self._path}: closed while the trainer was away")
+            pause = min(2 * pause, RETRY_PAUSE_S[1])
+
     def health(self, timeout_s: float = 5.0) -> HealthReply:
         """How the trainer is. Raises ServiceError if it does not answer."""
         try:
-            reply: HealthReply = self._health(HealthRequest(), timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise ServiceError(f"{self._path}: {error.code().name}") from error
-        return reply
+            frame, _ = self._call(HEALTH, [], None, timeout_s)
+            return HealthReply.FromString(bytes(frame))
+        except (EOFError, OSError, DecodeError) as error:
+            raise ServiceError(f"{self._path}: {error}") from error
 
     def close(self) -> None:
-        """Close the channel; a waiting `answer` fails."""
+        """Close all connections; a waiting `answer` fails."""
         self._closed.set()
-        self._channel.close()
+        with self._lock:
+            for connection in (*self._idle, *self._busy):
+                with contextlib.suppress(OSError):  # the trainer has closed it
+                    connection.shutdown(socket.SHUT_RDWR)
+            for connection in self._idle:
+                connection.close()
+            self._idle.clear()
 
+    def _call(
+        self, kind: int, parts: Parts, stored: Stored | None, timeout_s: float | None = None
+    ) -> tuple[bytearray, Stored | None]:
+        connection = self._take()
+        try:
+            connection.settimeout(timeout_s)
+            send(connection, kind, parts, stored)
+            answered, frame, file = receive(connection, self._most_bytes)
+        except BaseException:
+            with self._lock:
+                self._busy.discard(connection)
+            connection.close()
+            raise
+        with self._lock:
+            self._busy.discard(connection)
+            self._idle.append(connection)
+        if answered != kind:
+            raise ServiceError(f"{self._path}: the trainer takes no message as long as this")
+        return frame, file
 
-def _options(max_message_bytes: int) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", min(max_message_bytes, 2**31 - 1)),
-        ("grpc.max_send_message_length", min(max_message_bytes, 2**31 - 1)),
-        ("grpc.enable_http_proxy", 0),
-        ("grpc.enable_retries", 0),
-        ("grpc.min_reconnect_backoff_ms", 50),
-        ("grpc.initial_reconnect_backoff_ms", 50),
-        ("grpc.max_reconnect_backoff_ms", 500),
-    ]
+    def _take(self) -> socket.socket:
+        """A connection that nobody uses. Raises OSError where no trainer listens."""
+        with self._lock:
+            if self._closed.is_set():
+                raise ServiceError(f"{self._path}: closed")
+            if self._idle:
+                connection = self._idle.pop()
+                self._busy.add(connection)
+                return connection
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(str(self._path))
+        except OSError:
+            connection.close()
+            raise
+        with self._lock:
+            self._busy.add(connection)
+        return connection
 
 
 def _check_path(path: Path) -> None:

@@ -1,7 +1,8 @@
 """Requests and replies as files in the home, for a trainer on another machine of a cluster that mounts the same home.
 
 A Unix socket ends at its machine, and the trainer has no network: what both sides have is a folder, which no other user
-may enter. Each file is a frame of the socket's (`clients/trainer/socket.py`) and whole once it has its name.
+may enter. Each file is a frame of the socket's (`clients/trainer/frames.py`), with all vectors in it, and whole once
+it has its name.
 
     spool/requests/ID    written and removed by the gateway
     spool/replies/ID     written by the trainer, removed by the gateway
@@ -19,7 +20,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.clients.trainer.socket import Service, frame_parts, from_frame, to_reply_frame
+from sovfed.clients.trainer.frames import frame_parts, from_frame
+from sovfed.clients.trainer.socket import Service, reply_to
 from sovfed.federation.errors import ProtocolError, ServiceError
 from sovfed.federation.files import open_plain, private_directory
 from sovfed.federation.messages import Reply, Request
@@ -122,7 +124,7 @@ class SpoolServer:
     def _answer(self, name: str) -> None:
         request = self._home / REQUESTS / name
         try:
-            reply = to_reply_frame(self._service, _read(request, self._most_bytes))
+            reply = frame_parts(reply_to(self._service, _read(request, self._most_bytes)))
             if request.exists():  # else nobody waits for it any more
                 _write(self._home / REPLIES, name, reply)
         except (OSError, ProtocolError) as error:

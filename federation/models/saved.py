@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from sovfed.federation.errors import ConfigError, DataError
-from sovfed.federation.files import write_private
+from sovfed.federation.files import replacing, write_private
 from sovfed.federation.messages import OWN, Vector
 from sovfed.federation.models.card import to_html
 from sovfed.federation.models.facts import Facts, RunFacts, TaskFacts, facts_of, to_json
@@ -124,12 +124,13 @@ def save_model(folder: Path, task: Task, vector: Vector, scale: Sums, run: RunFa
 
 def write_model(folder: Path, task: Task, vector: Vector, facts: Facts) -> str:
     """`save_model` with facts that are known: equal ones of an equal model give equal bytes, so an equal digest."""
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     head = {"sovfed": to_json(facts)}  # one key: safetensors writes several in any order
-    content = save(_contiguous(tensors_of(task, vector)), metadata=head)
-    digest = hashlib.sha256(content).hexdigest()
-    write_private(folder / MODEL, content)
+    with replacing(folder / MODEL) as draft:
+        save_file(_apart(tensors_of(task, vector)), draft, metadata=head)
+        with draft.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     write_private(folder / FACTS, to_json(facts, model_sha256=digest).encode())
     write_private(folder / CARD, to_html(facts, digest).encode())
     return digest
@@ -206,8 +207,10 @@ def read_facts(path: Path) -> Facts:
     return head_of(size.to_bytes(8, "little") + head, path)[0]
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that share no memory, as safetensors wants them."""
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` that share no memory, as safetensors wants them: copies where there are several."""
+    if len(tensors) == 1:
+        return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations, islice
 
 import numpy as np
@@ -41,8 +42,10 @@ from sovfed.federation.secagg.roster import (
 )
 from sovfed.federation.secagg.shares import interpolate
 from sovfed.federation.secagg.terms import check_value_bits
+from sovfed.federation.stored import Pieces
 
 TOGETHER = 4  # payloads added in a pass: the sum, too long for a cache, is then read and written a quarter as often
+WAITING_BYTES = 64e6  # of payloads that wait for others to be added with; longer ones are added at once
 _TRIES = 5_000  # sets of holders to try before a dealer is given up
 
 
@@ -74,7 +77,7 @@ class _Waiting:
     """An upload that its member signed; whether `payload` is what was signed is seen while it is added."""
 
     upload: wire.Masked
-    payload: Words
+    payload: Pieces
     authentic: AESGCM
     sender: str
 
@@ -143,8 +146,8 @@ class Round:
         check_signature(self.roster.members[upload.index].key, signed, upload.signature, sender)
         authentic = payload_cipher(self.upload_keys[upload.index], self.ctx, upload.index, commitments)
         self.refused.pop(upload.index, None)
-        self._waiting[upload.index] = _Waiting(upload, payload, authentic, sender)
-        if len(self._waiting) == TOGETHER:
+        self._waiting[upload.index] = _Waiting(upload, Pieces(payload), authentic, sender)
+        if len(self._waiting) == TOGETHER or len(self._waiting) * payload.nbytes > WAITING_BYTES:
             self.settle()
         return upload.index
 
@@ -168,8 +171,11 @@ class Round:
                 self._header += np.frombuffer(entry.upload.header, "<u8")
                 self._uploads[index] = entry.upload
             else:
-                np.subtract(self._words, entry.payload, self._words)
+                for_segments(self._words.size, partial(self._take_off, entry.payload), lambda: None, threads=1)
                 self.refused[index] = ProtocolError(f"{entry.sender}: the payload is not the one that was signed")
+
+    def _take_off(self, payload: Pieces, _segment: int, where: slice, _: object) -> None:
+        self._words[where] -= payload[where]
 
     def ask(self) -> dict[int, bytes]:
         """Settle, and close the cohort: M3 for every holder in the roster (send it to all online; resend it freely).

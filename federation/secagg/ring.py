@@ -205,8 +205,11 @@ def unpack(words: Words, bits: int, size: int) -> npt.NDArray[Any]:
 
 
 def dequantise(ring: Ring, words: Words, size: int, survivors: int, total_weight: int) -> Vector:
-    """Σ n_i Δ_i / Σ n_i, shape [size], from the unmasked sum over `survivors` members."""
-    mean = np.empty(size, np.float32)
+    """Σ n_i Δ_i / Σ n_i, shape [size], from the unmasked sum over `survivors` members.
+
+    With lanes of 32 bits it takes the place of the sum, in the memory of `words`.
+    """
+    mean = words.view(np.float32)[:size] if ring.bits == 32 else np.empty(size, np.float32)
     scale = np.float32(ring.clip / float(ring.limit) * ring.max_weight / total_weight)
     for block, centred in _centred(ring, words, mean, survivors):
         np.copyto(block, centred, casting="unsafe")

@@ -111,8 +111,11 @@ def _array(vector: npt.NDArray[Any]) -> Array:
     return array
 
 
-def from_records(records: RecordDict) -> Message:
-    """The message that `records` carries. Raises ProtocolError on anything that does not fit exactly."""
+def from_records(records: RecordDict, *, judged: bool = True) -> Message:
+    """The message that `records` carries. Raises ProtocolError on anything that does not fit exactly.
+
+    What is not `judged` is only passed on, as `decode` has it.
+    """
     data = records.__dict__["_data"]
     if isinstance(data, _Carried) and data.message is not None:
         return data.check()
@@ -129,7 +132,7 @@ def from_records(records: RecordDict) -> Message:
     if twice := sorted(short.keys() & arrays.keys()):
         raise ProtocolError(f"vectors that are there twice: {twice[:8]}")
     parts = {**short, **{name: _vector(name, array) for name, array in arrays.items()}}
-    return decode(kind, {name: value for name, value in scalars.items() if name not in short}, parts)
+    return decode(kind, {name: value for name, value in scalars.items() if name not in short}, parts, judged=judged)
 
 
 def _vector(name: str, array: Array) -> npt.NDArray[Any]:

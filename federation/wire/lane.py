@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
 from sovfed.federation.errors import ProtocolError, ServiceError
+from sovfed.federation.stored import Plot, Stretch
 
 CHUNK_BYTES: Final = 1 << 20
 WINDOW: Final = 2
 HELLO, DATA, ACK = 1, 2, 3
 _HEADER: Final = struct.Struct(">BQQQQ")
 MAX_FRAME_BYTES: Final = _HEADER.size + CHUNK_BYTES
-Buffer: TypeAlias = bytes | bytearray | memoryview
+Buffer: TypeAlias = bytes | bytearray | memoryview | Stretch
 
 
 class Frame(NamedTuple):
@@ -66,17 +67,26 @@ class Outgoing:
     parts: tuple[Buffer, ...]
 
     def __post_init__(self) -> None:
-        self.size = sum(map(len, self.parts))
+        self.size = sum(map(length_of, self.parts))
 
     def slice(self, start: int, length: int) -> list[memoryview]:
-        """The views that make up bytes [start, start + length)."""
+        """The views that make up bytes [start, start + length); of a part that lies in a file, copies."""
         views = []
         for piece in self.parts:
-            if length and start < len(piece):
-                views.append(memoryview(piece)[start : start + length])
+            size = length_of(piece)
+            if length and start < size:
+                if isinstance(piece, Stretch):
+                    views.append(memoryview(piece.read(start, length)))
+                else:
+                    views.append(memoryview(piece)[start : start + length])
                 length -= len(views[-1])
-            start = max(0, start - len(piece))
+            start = max(0, start - size)
         return views
+
+
+def length_of(piece: Buffer) -> int:
+    """How many bytes `piece` stands for."""
+    return piece.length if isinstance(piece, Stretch) else len(piece)
 
 
 class Sender:
@@ -151,24 +161,25 @@ class Sender:
         self._acked = ack
 
 
+NO_PLOT: Final = Plot(0)
+
+
 class Receiver:
     """The receiving half of one end: rebuilds messages from contiguous chunks, in order, within its bounds."""
 
     def __init__(self, max_message_bytes: int) -> None:
         self._max_message_bytes = max_message_bytes
         self._sequence, self._offset = 1, 0
-        self._message = bytearray()
+        self._plot, self._size = NO_PLOT, 0
         self.consumed = 0
 
     def hello(self, session: int) -> bytes:
         """The frame that tells the peer where to go on."""
         return Frame(HELLO, self._sequence, self._offset, session, self.consumed).to_bytes()
 
-    def accept(self, frame: Frame) -> bytearray | None:
-        """Take a DATA frame; the message if this completes it.
-
-        Raises ProtocolError, and allocates nothing, on any chunk that is not exactly the next one, exceeds the
-        announced size, or belongs to a message too large or too many.
+    def check(self, frame: Frame) -> None:
+        """Raise ProtocolError on any chunk that is not exactly the next one, exceeds the announced size, or belongs to
+        a message too large or too many.
         """
         if (frame.sequence, frame.offset) != (self._sequence, self._offset):
             raise ProtocolError(f"chunk {frame.sequence}:{frame.offset}, expected {self._sequence}:{self._offset}")
@@ -179,20 +190,27 @@ class Receiver:
                 raise ProtocolError(
                     f"message {frame.sequence} before message {frame.sequence - WINDOW} was acknowledged"
                 )
-        elif frame.size != len(self._message):
-            raise ProtocolError(f"message {frame.sequence}: announced {len(self._message)} bytes, then {frame.size}")
+        elif frame.size != self._size:
+            raise ProtocolError(f"message {frame.sequence}: announced {self._size} bytes, then {frame.size}")
         end = frame.offset + len(frame.payload)
         if end > frame.size:
             raise ProtocolError(f"message {frame.sequence}: {end} bytes, announced {frame.size}")
+
+    def accept(self, frame: Frame, plot: Plot | None = None) -> memoryview | None:
+        """Take a DATA frame; the message if this completes it. A message that begins is put into `plot`.
+
+        Raises ProtocolError, and allocates nothing, where `check` does.
+        """
+        self.check(frame)
         if frame.offset == 0:
-            self._message = bytearray(frame.size)
-        self._message[frame.offset : end] = frame.payload
-        self._offset = end
-        if end < frame.size:
+            self._plot, self._size = plot or Plot(frame.size), frame.size
+        self._plot.write(frame.offset, frame.payload)
+        self._offset = frame.offset + len(frame.payload)
+        if self._offset < frame.size:
             return None
-        message, self._message = self._message, bytearray()
+        whole, self._plot = self._plot.whole(), NO_PLOT
         self._sequence, self._offset = self._sequence + 1, 0
-        return message
+        return whole
 
     def consume(self) -> None:
         """The application is done with the oldest message that it was given."""

@@ -7,7 +7,7 @@ referred to. Tests hold that the result is what Flower's own code makes and read
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from flwr.app import ArrayRecord, Error, RecordDict
 from flwr.app import Message as FlowerMessage
@@ -20,7 +20,8 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from google.protobuf.message import DecodeError
 
 from sovfed.federation.errors import ProtocolError
-from sovfed.federation.wire.lane import Buffer, Outgoing
+from sovfed.federation.stored import origin
+from sovfed.federation.wire.lane import Buffer, Outgoing, length_of
 
 Parts: TypeAlias = tuple[Buffer, ...]
 _LENGTH_DELIMITED: Final = 2  # wire type
@@ -48,7 +49,9 @@ def _array_record_parts(record: ArrayRecord) -> Parts:
     parts: list[Buffer] = []
     for name, array in record.items():
         head = ProtoArray(dtype=array.dtype, shape=array.shape, stype=array.stype).SerializeToString()
-        value = (head, *_nested(ProtoArray.DATA_FIELD_NUMBER, (array.data,)))
+        data: Any = array.data  # bytes, says Flower; from our own records and wire, a view
+        stretch = origin(data) if isinstance(data, memoryview) else None
+        value = (head, *_nested(ProtoArray.DATA_FIELD_NUMBER, (stretch or data,)))
         key = ProtoArrayRecord.Item(key=name).SerializeToString()
         item = (key, *_nested(ProtoArrayRecord.Item.VALUE_FIELD_NUMBER, value))
         parts += _nested(ProtoArrayRecord.ITEMS_FIELD_NUMBER, item)
@@ -65,7 +68,7 @@ def pack(message: FlowerMessage, content: Parts | None = None) -> Outgoing:
     return Outgoing((head.SerializeToString(), *_nested(ProtoMessage.CONTENT_FIELD_NUMBER, parts)))
 
 
-def unpack(data: bytearray) -> FlowerMessage:
+def unpack(data: bytearray | memoryview) -> FlowerMessage:
     """The message in `data`; its arrays' bytes are views of `data`.
 
     Raises ProtocolError if there is none, or it carries not one of content and error.
@@ -89,7 +92,7 @@ def unpack(data: bytearray) -> FlowerMessage:
 
 def _lift(view: memoryview, path: tuple[int, ...], values: list[memoryview]) -> bytes:
     """The protobuf message in `view` without the values of the fields at `path`, which go to `values`, uncopied."""
-    parts: list[Buffer] = []
+    parts: list[Any] = []  # buffers in memory
     position = 0
     while position < len(view):
         start = position
@@ -116,6 +119,32 @@ def _lift(view: memoryview, path: tuple[int, ...], values: list[memoryview]) -> 
     return b"".join(parts)
 
 
+def shift_of(head: memoryview) -> int:
+    """How far a message that begins with `head` must be moved for the array that goes on beyond it to begin at a
+    multiple of 8.
+    """
+    try:
+        return -(_beyond(head, 0, len(head), _DATA) or 0) % 8
+    except DecodeError:
+        return 0
+
+
+def _beyond(head: memoryview, position: int, end: int, path: tuple[int, ...]) -> int | None:
+    """Where the value of the field at `path` begins that ends beyond `head`."""
+    while position < min(end, len(head)):
+        key, position = _read_varint(head, position)
+        if key & 7 != _LENGTH_DELIMITED:
+            raise DecodeError(f"wire type {key & 7}")  # above an array, Flower's messages have no other
+        length, position = _read_varint(head, position)
+        if key == path[0] << 3 | _LENGTH_DELIMITED:
+            if len(path) == 1 and position + length > len(head):
+                return position
+            if len(path) > 1 and (start := _beyond(head, position, position + length, path[1:])) is not None:
+                return start
+        position += length
+    return None
+
+
 def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
     """The number that begins at `position` and the position behind it."""
     number = 0
@@ -133,7 +162,7 @@ def error_reply(code: int, reason: str, message: FlowerMessage) -> FlowerMessage
 
 def _nested(field: int, parts: Parts) -> Parts:
     """`parts` as the value of the length-delimited field number `field`."""
-    return (_varint(field << 3 | _LENGTH_DELIMITED) + _varint(sum(map(len, parts))), *parts)
+    return (_varint(field << 3 | _LENGTH_DELIMITED) + _varint(sum(map(length_of, parts))), *parts)
 
 
 def _varint(number: int) -> bytes:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sovfed/federation/wire/trainer.proto\x12\tsovfed.v1\"5\n\x06Vector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06length\x18\x03 \x01(\x04\"M\n\x08\x45nvelope\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07scalars\x18\x02 \x01(\t\x12\"\n\x07vectors\x18\x03 \x03(\x0b\x32\x11.sovfed.v1.Vector\"\x0f\n\rHealthRequest\"t\n\x0bHealthReply\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x10\n\x08\x61nswered\x18\x05 \x01(\x04\x12\x11\n\tisolation\x18\x06 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sovfed/federation/wire/trainer.proto\x12\tsovfed.v1\"U\n\x06Vector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x13\n\x06offset\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\t\n\x07_offset\"M\n\x08\x45nvelope\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07scalars\x18\x02 \x01(\t\x12\"\n\x07vectors\x18\x03 \x03(\x0b\x32\x11.sovfed.v1.Vector\"t\n\x0bHealthReply\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x10\n\x08\x61nswered\x18\x05 \x01(\x04\x12\x11\n\tisolation\x18\x06 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,11 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sovfed.federation.wire.trai
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_VECTOR']._serialized_start=51
-  _globals['_VECTOR']._serialized_end=104
-  _globals['_ENVELOPE']._serialized_start=106
-  _globals['_ENVELOPE']._serialized_end=183
-  _globals['_HEALTHREQUEST']._serialized_start=185
-  _globals['_HEALTHREQUEST']._serialized_end=200
-  _globals['_HEALTHREPLY']._serialized_start=202
-  _globals['_HEALTHREPLY']._serialized_end=318
+  _globals['_VECTOR']._serialized_end=136
+  _globals['_ENVELOPE']._serialized_start=138
+  _globals['_ENVELOPE']._serialized_end=215
+  _globals['_HEALTHREPLY']._serialized_start=217
+  _globals['_HEALTHREPLY']._serialized_end=333
 # @@protoc_insertion_point(module_scope)

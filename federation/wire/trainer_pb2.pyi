@@ -7,14 +7,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Vector(_message.Message):
-    __slots__ = ("name", "dtype", "length")
+    __slots__ = ("name", "dtype", "length", "offset")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: str
     length: int
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., length: _Optional[int] = ...) -> None: ...
+    offset: int
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., length: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Envelope(_message.Message):
     __slots__ = ("kind", "scalars", "vectors")
@@ -25,10 +27,6 @@ class Envelope(_message.Message):
     scalars: str
     vectors: _containers.RepeatedCompositeFieldContainer[Vector]
     def __init__(self, kind: _Optional[str] = ..., scalars: _Optional[str] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ...) -> None: ...
-
-class HealthRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
 
 class HealthReply(_message.Message):
     __slots__ = ("ready", "device", "precision", "reason", "answered", "isolation")

@@ -168,7 +168,7 @@ class StreamGrid(StreamingGrid):
         for link in links:
             self._forget(link.expired(time.monotonic()))
 
-    def deliver(self, link: Link, end: LaneEnd, data: bytearray) -> None:
+    def deliver(self, link: Link, end: LaneEnd, data: memoryview) -> None:
         """Take a message that came on the authenticated stream of `link`; called on the lane's thread."""
         try:
             message = unpack(data)
@@ -224,10 +224,11 @@ def open_stream_grid(
     max_message_bytes: int,
     offer_timeout_s: float,
     awaited: Awaited = NOBODY,
+    folder: Path | None = None,
 ) -> StreamGrid:
     """The Grid over the lane of run `run`, once every node has joined, and all that `awaited` wants, or time is up.
 
-    `identity` is the agency's and signs the offers.
+    `identity` is the agency's and signs the offers; `folder` is the run's.
     Nodes that have not joined by then, and nodes that appear later, are offered the lane again in the background.
     Raises ServiceError if the relay cannot be reached or no node joined.
     """
@@ -235,6 +236,7 @@ def open_stream_grid(
     links = Links(
         base, grid, run_id=run_id, run=run, identity=identity, socket=home / "lane.sock", address=address, nodes=nodes,
         max_message_bytes=max_message_bytes, offer_timeout_s=offer_timeout_s, awaited=awaited,
+        folder=folder,
     )  # fmt: skip
     grid.start(links)
     try:

@@ -38,6 +38,7 @@ from sovfed.federation.wire.lane_end import (
 from sovfed.federation.wire.lane_offer import make_offer
 from sovfed.federation.wire.lane_pb2 import LaneNode, LaneRun, LaneRunReply
 from sovfed.server.network.presence import Awaited, Presence
+from sovfed.server.network.uploads import Uploads
 
 log = logging.getLogger(__name__)
 GRACE_S: Final = 2.0  # a stream that is gone for longer gets a fresh offer
@@ -57,7 +58,7 @@ REGISTER_S, JOIN_S = 5.0, 2.0  # longest waits for the relay to register a run, 
 class Receiver(Protocol):
     """Who takes the messages: the StreamGrid."""
 
-    def deliver(self, link: Link, end: LaneEnd, data: bytearray) -> None: ...
+    def deliver(self, link: Link, end: LaneEnd, data: memoryview) -> None: ...
 
     def expire(self) -> None: ...
 
@@ -164,7 +165,9 @@ class Links:
         max_message_bytes: int,
         offer_timeout_s: float,
         awaited: Awaited,
+        folder: Path | None = None,
     ) -> None:
+        """Long replies that find no memory are kept in `folder`."""
         self._base, self._receiver, self._run_id, self._run = base, receiver, run_id, run
         self._socket, self._address, self._identity = socket, address, identity
         self._max_message_bytes, self._offer_timeout_s = max_message_bytes, offer_timeout_s
@@ -179,6 +182,7 @@ class Links:
         self._turn = asyncio.Lock()
         self._registered, self._stop = threading.Event(), threading.Event()
         self._thread = LoopThread("lane")
+        self._uploads = Uploads(folder, self._thread.loop)
         self._offers = threading.Thread(target=self._keep_offering, name="lane-offers", daemon=True)
 
     def open(self) -> None:
@@ -313,6 +317,7 @@ class Links:
                 self._max_message_bytes,
                 partial(self._receiver.deliver, link),
                 asyncio.get_running_loop(),
+                self._uploads.plot,
             )
             link.renew(end)
             link.task = asyncio.create_task(self._keep_stream(link, end))
@@ -329,6 +334,8 @@ class Links:
                     await end.pump(open_stream(channel, ATTACH, *metadata))
             except (grpc.RpcError, asyncio.InvalidStateError) as error:
                 log.debug("node %d: stream broken: %s", link.node_id, error)
+            except OSError as error:  # the disk is full: the same bytes are sent again
+                log.warning("node %d: an upload cannot be kept: %s", link.node_id, error)
             except ProtocolError as error:
                 log.warning("node %d: stream ended: %s", link.node_id, error)
             if end.streams > met:

@@ -46,6 +46,7 @@ from sovfed.federation.wire.enrolment import (
     MAX_REGISTRY_BYTES,
     REGISTRY_SERVICE,
 )
+from sovfed.federation.wire.lane_end import FAR, NEAR
 from sovfed.server.home import refresh_crl
 from sovfed.server.network import lane
 from sovfed.server.network.door import raise_descriptor_limit
@@ -170,8 +171,8 @@ async def serving(home: Path, config: ServerConfig) -> AsyncIterator[Endpoints]:
     refresh_crl(home, config.crl_source)
     trust = Trust(home / "identity")
     one_way, mutual = (_Fresh(home / "identity", trust).credentials(mutual=mutual) for mutual in (False, True))
-    tls = grpc.aio.server(interceptors=(Guard(trust=trust),), options=_LANE_OPTIONS)
-    uds = grpc.aio.server(interceptors=(Guard(),), options=_LANE_OPTIONS)
+    tls = grpc.aio.server(interceptors=(Guard(trust=trust),), options=(*_LANE_OPTIONS, *FAR))
+    uds = grpc.aio.server(interceptors=(Guard(),), options=(*_LANE_OPTIONS, *NEAR))
     door = grpc.aio.server(interceptors=(Guard(),), options=_ENROLMENT_OPTIONS, maximum_concurrent_rpcs=MAX_ENROLMENTS)
     registry = Registry(home, trust)
     door.add_generic_rpc_handlers((_enrolment_handlers(registry),))

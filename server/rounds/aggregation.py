@@ -37,6 +37,7 @@ from sovfed.federation.messages import (
     TrainRequest,
     Vector,
 )
+from sovfed.federation.stored import Pieces
 from sovfed.federation.wire.flower import TTL_S, StreamingGrid, from_records, new_message, to_records
 from sovfed.server.rounds.patience import Patience
 
@@ -156,11 +157,15 @@ def ask(
     nodes: dict[str, int] = {}  # by the message's id, which the Grid gives it
     replies = grid.replies(messages, timeout_s, patience.remaining_s) if patience else grid.replies(messages, timeout_s)
     for message in replies:
-        parent = message.metadata.reply_to_message_id
+        parent, answer = message.metadata.reply_to_message_id, None
         if parent not in nodes:
             nodes = {sent.metadata.message_id: sent.metadata.dst_node_id for sent in messages}
         if parent in nodes:
-            yield _answer(nodes[parent], message, kind)
+            answer = _answer(nodes[parent], message, kind)
+        del message  # so that a long one is gone when the next is waited for
+        if answer is not None:
+            yield answer
+        del answer
 
 
 def _answer(node: int, message: FlowerMessage, kind: type[R]) -> Answer[R]:
@@ -189,8 +194,9 @@ class Fold:
 
     def add(self, update: Vector, count: int) -> None:
         """Add count · update (shape [d]). The products are exact in float64 below 2^29 records."""
+        pieces = Pieces(update)
         for start in range(0, update.size, FOLD_CHUNK):
-            block, total = update[start : start + FOLD_CHUNK], self.total[start : start + FOLD_CHUNK]
+            block, total = pieces[start : start + FOLD_CHUNK], self.total[start : start + FOLD_CHUNK]
             product = self._product[: block.size] if self.count else total
             product[:] = block  # converted first, which is faster than `multiply` with a dtype
             product *= float(count)
@@ -199,11 +205,14 @@ class Fold:
         self.count += count
 
     def mean(self) -> Vector:
-        """Σ countᵢ·updateᵢ / Σ countᵢ, shape [d], in float32 (FedAvg, arXiv:1602.05629, Algorithm 1)."""
-        mean = np.empty(self.total.size, dtype=np.float32)
+        """Σ countᵢ·updateᵢ / Σ countᵢ, shape [d], in float32 (FedAvg, arXiv:1602.05629, Algorithm 1).
+
+        It takes the place of the sum: each block of it ends before the next block of the sum begins.
+        """
+        mean: Vector = self.total.view(np.float32)[: self.total.size]
         for start in range(0, mean.size, FOLD_CHUNK):
             block = slice(start, start + FOLD_CHUNK)
-            mean[block] = np.divide(self.total[block], self.count, out=self.total[block])
+            mean[block] = np.divide(self.total[block], self.count)
         return mean
 
 
@@ -252,7 +261,7 @@ class PlainAggregation:
             if isinstance(reply, ProfileReply):
                 total.by_node[answer.node_id] = reply.sums
                 continue
-            total.by_node[answer.node_id] = reply.evaluation
+            total.by_node[answer.node_id] = reply.evaluation.copy()  # or all of the reply would stay
             total.seconds_compute = max(total.seconds_compute, reply.seconds)
             if isinstance(reply, TrainReply) and fold is not None:
                 fold.add(reply.update, reply.count)
@@ -261,6 +270,7 @@ class PlainAggregation:
                 total.loss += reply.train_loss * reply.count
                 total.steps += float(reply.steps * reply.count)
             total.seconds_aggregate += time.monotonic() - clock
+            del answer, reply
         total.late = silent(nodes, total)
         if total.by_node:
             total.sums = exact_sum(list(total.by_node.values()))

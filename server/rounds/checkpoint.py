@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.files import write_private
+from sovfed.federation.files import replacing
 from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.strategies import Slots
@@ -56,11 +56,12 @@ def config_digest(config: Config) -> str:
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
     """Replace the run's checkpoint; on return it is on disk (fsync of file and folder)."""
-    from safetensors.numpy import save
+    from safetensors.numpy import save_file  # which copies nothing, as `save` does
 
     tensors: dict[str, npt.NDArray[Any]] = {"model": checkpoint.model, "scale": checkpoint.scale}
     tensors |= {_SLOT + name: np.ascontiguousarray(value) for name, value in checkpoint.slots.items()}
-    write_private(folder / NAME, save(tensors, metadata={"round": str(checkpoint.round), "digest": checkpoint.digest}))
+    with replacing(folder / NAME) as draft:
+        save_file(tensors, draft, metadata={"round": str(checkpoint.round), "digest": checkpoint.digest})
 
 
 def read(folder: Path, config: Config) -> Checkpoint | None:
@@ -130,6 +131,7 @@ class Writer:
                     self._on_disk(checkpoint.round)
                 except BaseException as error:  # told to the round loop at its next submit
                     self._failure = error
+            del checkpoint  # with a model that is the last round's soon
             self._queue.task_done()
             self._hurry.wait(self._spacing_s)
 

@@ -126,6 +126,7 @@ def coordinate(
             )  # fmt: skip
             on_round(line)
             stopping.see(number - 1, line["metrics"].get(task.headline), before)
+            del before  # or it would be in memory all of the next round
             if stopping.due:
                 log.info("stopped after round %d: no better %s since round %d", number, task.headline, stopping.round)
                 break

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from sovfed.federation.algorithms.server_half import stepped_by
 from sovfed.federation.config import Config
 from sovfed.federation.errors import CohortError, DeclinedError, PrivacyError, TrainingError
 from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector
@@ -132,7 +133,7 @@ class Rounds:
             total, story = self._collect(f"round {number}", self.plan.request(self.run, number, self.model), 0)
             update = self.plan.mean_update(total, number)
         clock = time.monotonic()
-        self.model = self.optimizer.step(number, self.model, update)
+        self.model = stepped_by(self.optimizer, number, self.model, update)
         stepped = time.monotonic() - clock
         return Round(
             number=number,

@@ -244,6 +244,7 @@ class SecureAggregation:
                         total.seconds_compute = max(total.seconds_compute, answer.reply.seconds)
             if refusal:
                 total.refused[answer.node_id] = refusal
+            del answer  # with its payload, once that is settled
             since = time.monotonic()
             total.seconds_aggregate += since - clock
         clock = time.monotonic()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sovfed.federation.files import write_private
+from sovfed.federation.files import replacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,9 +84,10 @@ class Stopping:
 
 
 def _write(path: Path, best: Best) -> None:
-    from safetensors.numpy import save
+    from safetensors.numpy import save_file
 
-    write_private(path, save({"model": best.model}, {"round": str(best.round), "value": repr(best.value)}))
+    with replacing(path) as draft:
+        save_file({"model": best.model}, draft, {"round": str(best.round), "value": repr(best.value)})
 
 
 def _read(path: Path) -> Best:

@@ -148,7 +148,7 @@ def connect(base: Grid, config: Config, home: Path, folder: Path) -> tuple[Strea
             base, run_id=base.run.run_id, run=str(base.run.run_id), home=home, address=server.announced_lane_address,
             identity=FollowingIdentity(home / "identity"),
             nodes=nodes, max_message_bytes=server.max_message_bytes, offer_timeout_s=server.lane_timeout_s,
-            awaited=awaited,
+            awaited=awaited, folder=folder,
         )  # fmt: skip
         if len(list(grid.get_node_ids())) >= server.min_cohort:
             return grid, "stream"

@@ -14,7 +14,8 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 PARENT: Final = "mlflow.parentRunId"
 CLOSE_TIMEOUT_S: Final = 120.0  # for artefacts; a server that is known to be away is not waited for
+TOGETHER_S: Final = 1.0  # rounds of so long are logged in one call
+MOST_POINTS: Final = 1_000  # that MLflow takes in one
 RETRY_S: Final = 30.0  # between two tries to reach a server that is away
 EVERY_ROUND: Final = "seconds"  # a figure that each round has
 
@@ -55,6 +58,8 @@ class Tracker:
         self._client: MlflowClient | None = None  # None: to be opened, not before `_retry_at`
         self._retry_at = 0.0
         self._steps, self._tags = set[int](), dict[str, str]()  # rounds that MLflow has, tags that it must have
+        self._waiting = deque[tuple[int, dict[str, float]]]()  # rounds that are to be logged
+        self._logged_at, self._hurry = -math.inf, threading.Event()
         self._last = 0.0  # round up to which `rounds.jsonl` stays as it is
         self._finished = False
         self.run_id = ""
@@ -64,7 +69,8 @@ class Tracker:
     def round(self, step: int, metrics: dict[str, float]) -> None:
         """Log `metrics` of round `step`, which is not run again."""
         self._last = max(self._last, step)
-        self._jobs.put(lambda: self._log_metrics(step, metrics))
+        self._waiting.append((step, metrics))
+        self._jobs.put(self._log_waiting)
 
     def catch_up(self, last: float = math.inf) -> None:
         """Log what MLflow lacks of the rounds up to `last`, none of which is run again; all of them by default."""
@@ -88,6 +94,7 @@ class Tracker:
             log.warning("what MLflow lacks cannot be noted down: %s", error)
         self._jobs.put(lambda: self._finish(status, artefacts, register))
         self._jobs.put(None)
+        self._hurry.set()
         self._thread.join(CLOSE_TIMEOUT_S)
         if self._finished:
             (self._folder / UNSENT).unlink(missing_ok=True)
@@ -133,7 +140,7 @@ class Tracker:
     def _send_rounds(self) -> None:
         for line in read_rounds(self._folder):
             if line["round"] <= self._last:
-                self._log_metrics(line["round"], figures(line))
+                self._log_metrics([(line["round"], figures(line))])
 
     def _create(self, client: MlflowClient, marker: Path) -> None:
         from mlflow.entities import Param
@@ -145,15 +152,31 @@ class Tracker:
         params = [Param(key, str(value)[:500]) for key, value in flatten(stored(self._config)).items()]
         client.log_batch(self.run_id, params=params)
 
-    def _log_metrics(self, step: int, metrics: dict[str, float]) -> None:
+    def _log_waiting(self) -> None:
+        """Log all rounds that wait, together: a call costs as much of the interpreter's lock as a short round has."""
+        if self._waiting:
+            self._hurry.wait(max(0.0, self._logged_at + TOGETHER_S - time.monotonic()))
+        while self._waiting:
+            rounds, points = list[tuple[int, dict[str, float]]](), 0
+            for step, metrics in list(self._waiting):
+                if rounds and points + len(metrics) > MOST_POINTS:
+                    break
+                rounds.append((step, metrics))
+                points += len(metrics)
+            self._log_metrics(rounds)
+            for _ in rounds:
+                self._waiting.popleft()
+        self._logged_at = time.monotonic()
+
+    def _log_metrics(self, rounds: Sequence[tuple[int, dict[str, float]]]) -> None:
         from mlflow.entities import Metric
 
-        if step in self._steps:
-            return
+        lacking = [(step, metrics) for step, metrics in rounds if step not in self._steps]
         stamp = int(time.time() * 1000)
-        points = [Metric(name, value, stamp, step) for name, value in metrics.items()]
-        self._opened.log_batch(self.run_id, metrics=points)
-        self._steps.add(step)
+        points = [Metric(name, value, stamp, step) for step, metrics in lacking for name, value in metrics.items()]
+        if points:
+            self._opened.log_batch(self.run_id, metrics=points)
+        self._steps.update(step for step, _ in lacking)
 
     def _set_tags(self) -> None:
         from mlflow.entities import RunTag

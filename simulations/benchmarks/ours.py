@@ -14,7 +14,7 @@ from sovfed.federation.compose import compose
 from sovfed.federation.errors import ServiceError
 from sovfed.server.runs import folders
 from sovfed.server.runs.curves import read_rounds
-from sovfed.simulations.benchmarks.process_tree import resident_bytes
+from sovfed.simulations.benchmarks.process_tree import peak_bytes, resident_bytes
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, sites
 
@@ -36,12 +36,14 @@ class Run:
     """The coordinator's lines, with `bytes` both ways; its seconds from first round to summary; the server's weights.
 
     Weights are taken ten times a second, the last one before the last round ends: then the coordinator draws curves,
-    which is not a cost of rounds.
+    which is not a cost of rounds. `peaks` are the largest resident sets so far of the coordinator, the registry, and
+    the first institution's processes, in bytes.
     """
 
     lines: list[dict[str, Any]]
     seconds: float
     weights: list[Weight]
+    peaks: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Ours:
@@ -85,8 +87,8 @@ class Ours:
         statuses = [supervisor.status() for supervisor in self.federation.supervisors.values()]
         return [process.pid for status in statuses for process in status.processes if process.pid is not None]
 
-    def run_rounds(self, lane: str, rounds: int, parameters: int, timeout_s: float) -> Run:
-        """Run `rounds` rounds of the echo with a vector of `parameters`.
+    def run_rounds(self, lane: str, rounds: int, parameters: int, timeout_s: float, *, masked: bool = False) -> Run:
+        """Run `rounds` rounds of the echo with a vector of `parameters`, `masked` by secure aggregation or not.
 
         Raises ServiceError if the run fails, does not travel on `lane`, or time is out.
         """
@@ -94,25 +96,43 @@ class Ours:
         home, name, deadline = self.federation.home, f"{lane}-{self._runs}", time.monotonic() + timeout_s
         server = dataclasses.replace(self.federation.config.server, lane=lane)
         task = dataclasses.replace(self.config.task, parameters=parameters)
-        config = dataclasses.replace(self.config, rounds=rounds, task=task, server=server)
+        secagg = dataclasses.replace(self.config.secagg, enabled=masked)
+        config = dataclasses.replace(self.config, rounds=rounds, task=task, server=server, secagg=secagg)
         folder, control, weights = folders.run_folder(home, name), self.federation.control, list[Weight]()
+        peaks = dict[str, int]()
         folders.start_run(control, home, name, config, resume=False)
         run = folders.read_run(home, name)
         while run["status"] in folders.ACTIVE:
             if 0 < run["rounds_done"] < rounds:
                 weights.append(self._weigh(folder, run["rounds_done"]))
+                peaks |= self._peaks(folder)
             if time.monotonic() > deadline:
                 raise ServiceError(f"sovfed: {rounds} rounds not within {timeout_s:g} s; logs in {home / 'logs'}")
             time.sleep(POLL_S)
             # Flower is asked only while the run's own process has not yet told that it is there.
             run = folders.read_run(home, name, control if run["status"] == "starting" else None)
+        peaks |= self._peaks(folder, over=True)
         summary = folders.read_summary(home, name)
         if run["status"] != "finished" or summary is None:
             raise ServiceError(f"sovfed: run {name} {run['status']}: {run['reason']}; logs in {home / 'logs'}")
         if summary["transport"] != lane:
             raise ServiceError(f"sovfed: run {name} travelled on '{summary['transport']}', asked was '{lane}'")
         lines = [{**line, "bytes": line["bytes_down"] + line["bytes_up"]} for line in read_rounds(folder)]
-        return Run(lines, summary["seconds_training"], weights)
+        return Run(lines, summary["seconds_training"], weights, peaks)
+
+    def _peaks(self, folder: Path, *, over: bool = False) -> dict[str, int]:
+        """As `Run` has them; once the run is `over` without the coordinator, which has ended."""
+        first = self.federation.institutions[0].name
+        pids = {name: self.federation.pid(first, name) for name in ("gateway", "trainer", "supernode")}
+        pids["registry"] = self.federation.pid("agency", "registry")
+        if not over:
+            pids["coordinator"] = json.loads((folder / folders.STATE).read_text())["pid"]
+        return {name: peak for name, pid in pids.items() if (peak := peak_bytes(pid))}
+
+    def identities(self) -> tuple[Path, list[Path]]:
+        """The folders of the agency's key and certificate, and of each institution's."""
+        homes = [self.federation.client_home(member.name) for member in self.federation.institutions]
+        return self.federation.home / "identity", [home / "identity" for home in homes]
 
     def _weigh(self, folder: Path, rounds_done: int) -> Weight:
         processes = [self.federation.pid("agency", name) for name in ("superlink", "registry")]

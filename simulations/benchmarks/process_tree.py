@@ -65,6 +65,15 @@ def threads(pid: int) -> int:
         return 0
 
 
+def peak_bytes(pid: int) -> int:
+    """The largest resident set that process `pid` has had; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
 def cpu_seconds(roots: Iterable[int]) -> float:
     """User and system seconds of `roots`, their living descendants, and the children that these have waited for."""
     return sum(_cpu_ticks(pid) for pid in tree(roots)) / os.sysconf("SC_CLK_TCK")

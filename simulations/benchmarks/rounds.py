@@ -11,7 +11,15 @@ A round is measured by whoever runs it, from before its first message to after i
 system does by default, one local training and one evaluation at every node: two exchanges in stock Flower, one here.
 `stock_training` is the first half of the very same stock rounds, for those who would switch the evaluation off. The
 tasks send a vector out and back and nothing is learned. Secure aggregation, which stock Flower's strategy loop has not,
-is off; `sovfed bench secagg` measures it. Each block's first rounds warm up and are not counted.
+is off. Each block's first rounds warm up and are not counted.
+
+Two more systems stand beside `lane` in the same blocks, and are compared with each other by a round's whole wall-clock:
+
+    masked    sovfed on the stream with secure aggregation
+    bare      a gRPC stream with mutual TLS to as many processes, and nothing else (`bare.py`)
+
+Last, a fresh federation runs masked rounds of 100 MB, and tells how far each process grew over one that had only seen
+10 KB: `memory_…` in multiples of the vector.
 """
 
 from __future__ import annotations
@@ -30,6 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from sovfed.simulations.benchmarks import bare
 from sovfed.simulations.benchmarks.ours import Ours, Run
 from sovfed.simulations.benchmarks.process_tree import paused
 from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
@@ -41,7 +50,9 @@ if TYPE_CHECKING:
 NODES: Final = 4
 PARAMETERS: Final = {"10kb": 2_500, "40mb": 10_000_000}  # float32
 BLOCK_TIMEOUT_S: Final = 900.0
-LANES: Final = {"lane": "stream", "fallback": "flower"}
+LANES: Final = {"lane": "stream", "masked": "stream", "fallback": "flower"}
+LARGE: Final = 25_000_000  # float32, 100 MB
+WEIGHED: Final = ("coordinator", "gateway", "trainer", "registry", "supernode")
 LONG_RUN, EARLY = 200, 20  # rounds: how long the server is watched, and when it is weighed first
 QUICK_S: Final = 130.0  # blocks that start later are cut to one round, so that the whole ends within 3 minutes
 MB: Final = 1e6
@@ -59,12 +70,16 @@ class Block:
 
 # Stock Flower alone needs 13 s and more for a round of 10 KB and 15 s and more for one of 40 MB.
 QUICK: Final = (
-    Block("stock", "10kb", 2, 1), Block("lane", "10kb", LONG_RUN - 10, 10), Block("fallback", "10kb", 3, 1),
-    Block("stock", "40mb", 2), Block("lane", "40mb", 8, 4), Block("fallback", "40mb", 2),
+    Block("stock", "10kb", 2, 1), Block("bare", "10kb", 300, 20), Block("lane", "10kb", LONG_RUN - 10, 10),
+    Block("bare", "10kb", 300, 20), Block("masked", "10kb", 90, 10), Block("fallback", "10kb", 3, 1),
+    Block("stock", "40mb", 2), Block("bare", "40mb", 6, 2), Block("lane", "40mb", 8, 4), Block("bare", "40mb", 6, 2),
+    Block("masked", "40mb", 6, 3), Block("fallback", "40mb", 2),
 )  # fmt: skip
 FULL: Final = 3 * (
-    Block("stock", "10kb", 5, 1), Block("lane", "10kb", LONG_RUN - 10, 10), Block("fallback", "10kb", 10, 1),
-    Block("stock", "40mb", 3, 1), Block("lane", "40mb", 10, 4), Block("fallback", "40mb", 4, 1),
+    Block("stock", "10kb", 5, 1), Block("bare", "10kb", 300, 20), Block("lane", "10kb", LONG_RUN - 10, 10),
+    Block("masked", "10kb", 190, 10), Block("fallback", "10kb", 10, 1),
+    Block("stock", "40mb", 3, 1), Block("bare", "40mb", 10, 2), Block("lane", "40mb", 10, 4),
+    Block("masked", "40mb", 10, 4), Block("fallback", "40mb", 4, 1),
 )  # fmt: skip
 
 
@@ -80,15 +95,18 @@ def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
         deadline = started + QUICK_S if quick else math.inf
         lines, long_run = _measure(QUICK if quick else FULL, stock, sovfed, deadline, console)
         stock_database = _size(stock.database)
+    with workplace() as folder, Ours(folder / "large", NODES) as sovfed:
+        growth = _growth(sovfed)
     rows = [_row(*of, block_lines) for of, block_lines in lines.items()]
     report = Report(
         title=f"Round overhead, {NODES} institutions",
         columns=COLUMNS,
         rows=rows,
-        ratios=_ratios(rows),
+        ratios=_ratios(rows) | _over_bare(rows) | {f"memory_{name}": growth[name] / (4 * LARGE) for name in WEIGHED},
         figures={
             **_figures(long_run),
             "stock_database_mb": stock_database / MB,
+            **{f"growth_mb_{name}": growth[name] / MB for name in WEIGHED},
             "seconds_total": time.monotonic() - started,
         },
         conditions=measured_in,
@@ -112,11 +130,14 @@ def _measure(
         clock = time.monotonic()
         warm_up, rounds = (0, 1) if clock > deadline and block.system != "lane" else (block.warm_up, block.rounds)
         arguments = (warm_up + rounds, PARAMETERS[block.payload], BLOCK_TIMEOUT_S)
-        with paused(ours.roots() if block.system == "stock" else stock.roots()):
+        with paused(ours.roots() if block.system in ("stock", "bare") else stock.roots()):
             if block.system == "stock":
                 lines = stock.run_rounds(*arguments)
+            elif block.system == "bare":
+                with paused(stock.roots()):
+                    lines = _bare(ours, warm_up + rounds, PARAMETERS[block.payload])
             else:
-                run = ours.run_rounds(LANES[block.system], *arguments)
+                run = ours.run_rounds(LANES[block.system], *arguments, masked=block.system == "masked")
                 lines = run.lines
                 long_run = run if len(lines) >= LONG_RUN else long_run
         counted = lines[warm_up:]
@@ -129,6 +150,19 @@ def _measure(
             f"median of {len(counted)} rounds [dim](block took {time.monotonic() - clock:.0f} s)[/]"
         )
     return lines_by_block, long_run
+
+
+def _bare(ours: Ours, rounds: int, parameters: int) -> list[dict[str, Any]]:
+    """Rounds of the bare stream in the form of a round."""
+    seconds = bare.rounds(*ours.identities(), 4 * parameters, rounds)
+    return [{"seconds": each, "seconds_compute": 0.0, "bytes": 8 * parameters * NODES} for each in seconds]
+
+
+def _growth(ours: Ours) -> dict[str, int]:
+    """How many bytes the largest resident set of each process grew by with masked rounds of `LARGE`."""
+    before = ours.run_rounds("stream", 20, PARAMETERS["10kb"], BLOCK_TIMEOUT_S, masked=True).peaks
+    after = ours.run_rounds("stream", 3, LARGE, BLOCK_TIMEOUT_S, masked=True).peaks
+    return {name: after[name] - before[name] for name in WEIGHED}
 
 
 def _training(line: dict[str, Any]) -> dict[str, Any]:
@@ -177,6 +211,16 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
         for peer in ("stock", "stock_training")
         for system, name in (("lane", "ours"), ("fallback", "fallback"))
         for payload in PARAMETERS
+    }
+
+
+def _over_bare(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Ours ÷ the bare stream's, by the whole wall-clock of a round."""
+    wall = {(row["system"], row["payload"]): row["wall_median_s"] for row in rows}
+    return {
+        f"ours_over_bare_{payload}{suffix}": wall[system, payload] / wall["bare", payload]
+        for payload in PARAMETERS
+        for system, suffix in (("lane", ""), ("masked", "_secagg"))
     }
 
 

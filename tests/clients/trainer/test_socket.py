@@ -24,13 +24,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from sovfed.clients.trainer.frames import frame_and_file, from_frame, to_frame
 from sovfed.clients.trainer.service import TrainerService, make_trainer
-from sovfed.clients.trainer.socket import NAME, TrainerStub, from_frame, serve, to_frame
+from sovfed.clients.trainer.socket import MAX_CONNECTIONS, NAME, TrainerStub, receive, serve
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import ProtocolError, ServiceError
 from sovfed.federation.files import write_private
 from sovfed.federation.messages import (
     LaneOffer,
+    Message,
     ProfileReply,
     ProfileRequest,
     Refusal,
@@ -39,6 +41,7 @@ from sovfed.federation.messages import (
     TrainReply,
     TrainRequest,
 )
+from sovfed.federation.stored import in_memory
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
 from sovfed.federation.wire.trainer_pb2 import Envelope, HealthReply, Vector
@@ -74,7 +77,7 @@ def served(home: Path, service: TrainerService, limit: int = 64 * MIB) -> Iterat
         yield stub
     finally:
         stub.close()
-        server.stop(None).wait()
+        server.stop(1.0)
 
 
 def echo() -> TrainerService:
@@ -152,10 +155,10 @@ def test_what_a_trainer_does_not_answer_is_refused(home: Path) -> None:
 def test_a_message_over_the_limit_is_a_service_error_not_an_allocation(home: Path) -> None:
     server = serve(echo(), home / NAME, MIB)
     stub = TrainerStub(home / NAME, 64 * MIB, timeout_s=20.0)
-    with pytest.raises(ServiceError, match="RESOURCE_EXHAUSTED"):
+    with pytest.raises(ServiceError, match="no message as long as this"):
         stub.answer(train_request(MIB))
     stub.close()
-    server.stop(None).wait()
+    server.stop(1.0)
 
 
 def test_a_stale_socket_is_replaced_and_a_path_too_long_is_said(home: Path) -> None:
@@ -176,13 +179,13 @@ def test_the_stub_waits_for_a_trainer_that_starts_later(home: Path) -> None:
     server = serve(echo(), home / NAME, MIB)
     waiting.join(20.0)
     stub.close()
-    server.stop(None).wait()
+    server.stop(1.0)
     assert isinstance(replies[0], TrainReply)
 
 
 def test_the_stub_gives_up_at_its_deadline_and_when_closed(home: Path) -> None:
     stub = TrainerStub(home / NAME, MIB, timeout_s=0.3)
-    with pytest.raises(ServiceError, match=r"UNAVAILABLE|DEADLINE"):
+    with pytest.raises(ServiceError, match="no trainer for"):
         stub.answer(train_request())
     with pytest.raises(ServiceError):
         stub.health(0.2)
@@ -205,7 +208,7 @@ def test_an_answer_may_take_longer_than_a_trainer_may_be_away(home: Path) -> Non
         assert isinstance(stub.answer(train_request()), TrainReply)
     finally:
         stub.close()
-        server.stop(None).wait()
+        server.stop(1.0)
 
 
 def _environment() -> dict[str, str]:
@@ -335,3 +338,75 @@ def test_a_trainer_that_may_not_start_says_why(home: Path, config: str, code: in
     assert done.returncode == code
     assert said in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def _connected(home: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(home / NAME))
+    connection.settimeout(20.0)
+    return connection
+
+
+def _said(connection: socket.socket) -> Message:
+    """What the trainer answers, after which it has closed the connection."""
+    _, frame, _ = receive(connection, MIB)
+    with contextlib.suppress(ConnectionResetError):  # it has not read all that it was sent
+        assert connection.recv(1) == b""
+    return from_frame(frame)
+
+
+def test_a_long_vector_lies_in_a_sealed_file_and_is_not_copied(home: Path) -> None:
+    parts, stored = frame_and_file(train_request(100_000))
+    assert stored is not None
+    assert sum(map(len, parts)) < 2_000
+    found = from_frame(b"".join(parts), stored)
+    assert isinstance(found, TrainRequest)
+    assert np.array_equal(found.model, np.arange(100_000, dtype=np.float32))
+    assert frame_and_file(found)[1] is stored  # and goes on as it is
+    with pytest.raises(ValueError, match="read-only"):
+        found.model[0] = 1
+
+
+@pytest.mark.parametrize("kind", ["unsealed", "socket", "too long"])
+def test_a_gateway_that_was_taken_over_hands_over_no_other_descriptor(home: Path, kind: str) -> None:
+    """What it could still write into, or cut short, would be another model than the one that was checked."""
+    parts, stored = frame_and_file(train_request(100_000))
+    assert stored is not None
+    unsealed, (one, other) = in_memory(stored.size), socket.socketpair()
+    unsealed.write(0, stored.view())
+    descriptor = {"unsealed": unsealed.descriptor, "socket": one.fileno(), "too long": stored.descriptor}[kind]
+    with served(home, echo(), limit=MIB if kind != "too long" else 1000) as stub, _connected(home) as connection:
+        frame = b"".join(parts)
+        socket.send_fds(connection, [struct.pack("<BI", 1, len(frame)), frame], [descriptor])
+        assert isinstance(_said(connection), Refusal)
+        assert isinstance(stub.answer(train_request()), TrainReply)  # the trainer goes on
+    one.close()
+    other.close()
+
+
+@pytest.mark.parametrize("length", [MIB + 1, 2**32 - 1])
+def test_a_claim_of_a_long_frame_is_refused_before_allocation(home: Path, length: int) -> None:
+    with served(home, echo()) as stub, _connected(home) as connection:
+        connection.sendall(struct.pack("<BI", 1, length))
+        assert isinstance(_said(connection), Refusal)
+        assert stub.health().answered == 0
+
+
+def test_a_vector_beyond_the_end_of_its_file_is_refused() -> None:
+    stored = in_memory(32)
+    stored.seal()
+    for offset, length in ((0, 5), (8, 4), (2**64 - 8, 1), (0, 2**61)):
+        vector = Vector(name="sums", dtype="float64", length=length, offset=offset)
+        envelope = Envelope(kind="profile-reply", scalars='{"version": 1}', vectors=[vector]).SerializeToString()
+        with pytest.raises(ProtocolError, match="does not fit"):
+            from_frame(_frame(envelope), stored)
+        with pytest.raises(ProtocolError, match="does not fit"):
+            from_frame(_frame(envelope))
+
+
+def test_connections_are_bounded_and_those_that_say_nothing_keep_nobody_out_for_ever(home: Path) -> None:
+    with served(home, echo()) as stub:
+        silent = [_connected(home) for _ in range(MAX_CONNECTIONS + 8)]
+        for connection in silent:
+            connection.close()
+        assert isinstance(stub.answer(train_request()), TrainReply)

@@ -140,7 +140,7 @@ def test_only_the_next_chunk_of_the_announced_message_is_taken(found: Frame, why
     assert sink.accept(frame(1, 0, 4, b"ab")) is None
     with pytest.raises(ProtocolError, match=why):
         sink.accept(found)
-    assert sink.accept(frame(1, 2, 4, b"cd")) == bytearray(b"abcd")
+    assert bytes(sink.accept(frame(1, 2, 4, b"cd")) or b"") == b"abcd"
 
 
 def test_a_repeated_chunk_is_taken_only_at_the_expected_position() -> None:
@@ -148,7 +148,7 @@ def test_a_repeated_chunk_is_taken_only_at_the_expected_position() -> None:
     first = source.next_frame(0)
     assert first is not None
     source.resume(1, 0, 0)  # the peer never saw it
-    assert sink.accept(parse_frame(source.next_frame(0) or b"")) == bytearray(b"abc")
+    assert bytes(sink.accept(parse_frame(source.next_frame(0) or b"")) or b"") == b"abc"
     with pytest.raises(ProtocolError, match="chunk 1:0, expected 2:0"):
         sink.accept(parse_frame(first))
 
@@ -156,7 +156,7 @@ def test_a_repeated_chunk_is_taken_only_at_the_expected_position() -> None:
 def test_a_peer_that_ignores_the_window_is_refused() -> None:
     sink = Receiver(100)
     for number in range(1, WINDOW + 1):
-        assert sink.accept(frame(number, 0, 1, b"x")) == bytearray(b"x")
+        assert bytes(sink.accept(frame(number, 0, 1, b"x")) or b"") == b"x"
     with pytest.raises(ProtocolError, match="before message 1 was acknowledged"):
         sink.accept(frame(WINDOW + 1, 0, 1, b"x"))
 

@@ -86,11 +86,29 @@ def test_ratios_are_stock_over_ours() -> None:
     )  # fmt: skip
 
 
+def test_ours_is_compared_with_a_bare_stream_by_whole_rounds() -> None:
+    medians = {
+        "bare": {"10kb": 0.5, "40mb": 2.0},
+        "lane": {"10kb": 4.0, "40mb": 3.0},
+        "masked": {"10kb": 7.5, "40mb": 5.0},
+    }
+    rows = [
+        {"system": system, "payload": payload, "wall_median_s": seconds}
+        for system, by_payload in medians.items()
+        for payload, seconds in by_payload.items()
+    ]
+    assert rounds._over_bare(rows) == {
+        "ours_over_bare_10kb": 8.0, "ours_over_bare_10kb_secagg": 15.0,
+        "ours_over_bare_40mb": 1.5, "ours_over_bare_40mb_secagg": 2.5,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("blocks", [QUICK, FULL])
 def test_both_plans_alternate_and_measure_everything(blocks: tuple[Block, ...]) -> None:
     assert all(before.system != after.system for before, after in pairwise(blocks))
+    systems = ("stock", "bare", "lane", "masked", "fallback")
     measured = {(block.system, block.payload) for block in blocks}
-    assert measured == {(system, payload) for system in ("stock", "lane", "fallback") for payload in PARAMETERS}
+    assert measured == {(system, payload) for system in systems for payload in PARAMETERS}
 
 
 def test_the_long_run_is_weighed_at_round_20_and_before_its_end() -> None:
