@@ -14,7 +14,9 @@ from sovfed.clients.cli.use import FILE, HOME, load
 @click.option("--tokenizer", "tokenizer_path", required=True, type=FILE, help="The file that the model's task names.")
 @click.option("--prompt", default="", help="What the text begins with; default: as a document begins.")
 @click.option("--tokens", type=click.IntRange(1, 100_000), default=200, show_default=True, help="The most.")
-@click.option("--temperature", type=click.FloatRange(0.0, 10.0), default=0.8, show_default=True, help="0: the likeliest.")
+@click.option(
+    "--temperature", type=click.FloatRange(0.0, 10.0), default=0.8, show_default=True, help="0: the likeliest."
+)
 @click.option("--top-p", type=click.FloatRange(0.0, 1.0), default=0.95, show_default=True, help="Probability kept.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @HOME

@@ -27,7 +27,9 @@ def data() -> None:
 )  # fmt: skip
 @click.option("--text", "text_key", default="text", show_default=True, help="The key of a line that holds its text.")
 @click.option("--id", "id_key", default="id", show_default=True, help="The key that names the document.")
-@click.option("--person", "person_key", default="", help="The key that says whose it is; default: each is one by itself.")
+@click.option(
+    "--person", "person_key", default="", help="The key that says whose it is; default: each is one by itself."
+)
 @click.option("--split", "split_key", default="", help="The key that says train, test or valid; default: by hash.")
 @click.option(
     "--held-out", type=click.FloatRange(0.0, 0.9), default=0.1, show_default=True, help="Share of persons, by hash."
@@ -59,10 +61,11 @@ def prepare(
     if not selected.tokenizer:
         raise ConfigError(f"task '{selected.name}' learns no text: its target is not of kind next_token")
     tokenizer = read_tokenizer(tokenizer_path, selected.tokenizer)
-    names = frozenset() if opt_out is None else frozenset(opt_out.read_text(encoding="utf-8").split("\n")) - {""}
+    lines = [] if opt_out is None else opt_out.read_text(encoding="utf-8-sig").splitlines()
+    names = frozenset(line.strip() for line in lines) - {""}
     keys = Keys(text_key, id_key, person_key, split_key)
     counts = write_store(out, documents_in(files, keys), tokenizer, Rules(names, held_out))
     click.echo(
-        f"{out}: {counts.documents} documents, {counts.tokens} tokens of {counts.bytes / counts.tokens:.2f} bytes; left "
-        f"out: {counts.opted_out} that opted out, {counts.repeated} repeated, {counts.empty} empty"
+        f"{out}: {counts.documents} documents, {counts.tokens} tokens of {counts.bytes / counts.tokens:.2f} bytes; "
+        f"left out: {counts.opted_out} that opted out, {counts.repeated} repeated, {counts.empty} empty"
     )

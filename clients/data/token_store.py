@@ -132,7 +132,9 @@ def _write(folder: Path, documents: Iterable[Document], tokenizer: Tokenizer, ru
     with (folder / TOKENS).open("wb") as file:
         kept = _kept(documents, rules, counts, tokenizer)
         while batch := list(islice(kept, TOGETHER)):
-            for (document, person), codes in zip(batch, tokenizer.encode([each.text for each, _ in batch]), strict=True):
+            for (document, person), codes in zip(
+                batch, tokenizer.encode([each.text for each, _ in batch]), strict=True
+            ):
                 file.write(np.array([DOCUMENT_TOKEN, *codes], kind).tobytes())
                 starts.append(starts[-1] + 1 + len(codes))
                 names.append(person)

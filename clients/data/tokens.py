@@ -66,7 +66,9 @@ class Windows:
 def load(task: Task, config: DataConfig) -> Windows:
     """The windows of the store `config.path`, or of SITE in a folder of several. Raises DataError."""
     if not task.tokenizer:
-        raise DataError(f"data.source 'tokens' holds tokens, for a target of kind next_token; task '{task.name}' has none")
+        raise DataError(
+            f"data.source 'tokens' holds tokens, for a target of kind next_token; task '{task.name}' has none"
+        )
     folder = _folder(config)
     store = read_store(folder, task.tokenizer)
     window = task.schema.shaped[0]

@@ -58,5 +58,6 @@ def _drawn(scores: Tensor, drawing: Drawing, generator: torch.Generator) -> int:
     if drawing.temperature <= COLDEST:
         return int(scores.argmax())
     shares, order = (scores / drawing.temperature).softmax(-1).sort(descending=True)
-    kept = shares * (shares.cumsum(-1) - shares < drawing.top_p)  # the first always
+    kept = shares * (shares.cumsum(-1) - shares < drawing.top_p)
+    kept[0] = shares[0]
     return int(order[torch.multinomial(kept, 1, generator=generator)])

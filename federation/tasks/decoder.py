@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROTARY_BASE: Final = 10_000.0
-SCORES_AT_ONCE: Final = 1 << 24  # a vocabulary's scores that are kept for the gradient; beyond, computed twice in pieces
+SCORES_AT_ONCE: Final = (
+    1 << 24
+)  # a vocabulary's scores that are kept for the gradient; beyond, computed twice in pieces
 ACTIVATIONS: Final = ("relu2", "swiglu")
 
 
@@ -157,7 +159,7 @@ class Decoder(nn.Module):
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention of [n, heads, t, size]; by matrices where vmap makes per-person gradients, which no kernel can."""
+    """Causal attention of [n, heads, t, size]; by matrices for the gradients of single records (vmap)."""
     if not torch._C._functorch.is_functorch_wrapped_tensor(query):
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     length = query.shape[-2]

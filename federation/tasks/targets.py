@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BINARY, CLASSES, LABELS, NUMBER, SURVIVAL = "binary", "classes", "labels", "number", "survival"
-NEXT_TOKEN: Final = "next_token"
+NEXT_TOKEN: Final = "next_token"  # noqa: S105  (a kind)
 TARGETS: Final = (BINARY, CLASSES, LABELS, NUMBER, SURVIVAL, NEXT_TOKEN)
 GIVEN, BYTES = "given", "bytes"  # of a window: tokens that another one predicts, and bytes of those that it predicts
 MOST_BYTES: Final = 1 << 24  # of a window; a float32 holds all whole numbers up to it

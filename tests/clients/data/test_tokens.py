@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +105,10 @@ def test_windows_cover_documents_of_every_length(stride: int) -> None:
     lengths = np.arange(2, 70)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     of, firsts, given = cut(starts, np.arange(len(lengths)), 17, stride)
-    predicted = np.concatenate([np.arange(first + 1 + skip, first + 17) for first, skip in zip(firsts, given, strict=True)])
-    expected = np.concatenate([np.arange(start + 1, end) for start, end in zip(starts[:-1], starts[1:], strict=True)])
+    predicted = np.concatenate(
+        [np.arange(first + 1 + skip, first + 17) for first, skip in zip(firsts, given, strict=True)]
+    )
+    expected = np.concatenate([np.arange(start + 1, end) for start, end in pairwise(starts)])
     assert np.array_equal(np.sort(predicted), expected)
     assert (given >= 0).all() and (given < 16).all() and np.array_equal(np.unique(of), np.arange(len(lengths)))
 
@@ -140,7 +143,9 @@ def test_a_store_of_another_tokenizer_or_half_a_store_is_refused(
     tokenizer: Tokenizer, task: Task, tmp_path: Path
 ) -> None:
     folder = tmp_path / "store"
-    write_store(folder, [Document("1", TEXTS[0], side="train"), Document("2", TEXTS[1], side="test")], tokenizer, Rules())
+    write_store(
+        folder, [Document("1", TEXTS[0], side="train"), Document("2", TEXTS[1], side="test")], tokenizer, Rules()
+    )
     with pytest.raises(DataError, match="prepare it again"):
         read_store(folder, "0" * 64)
     with pytest.raises(ConfigError, match="there already"):
@@ -168,7 +173,9 @@ def test_files_and_folders_are_read_in_order_and_faults_name_the_line(tmp_path: 
 
 def test_the_commands_lead_from_texts_to_a_store(tmp_path: Path) -> None:
     source, tokens, law, store = (str(tmp_path / name) for name in ("t.jsonl", "tok.json", "law.yaml", "store"))
-    Path(source).write_text("".join(json.dumps({"id": str(row), "text": text}) + "\n" for row, text in enumerate(TEXTS)))
+    Path(source).write_text(
+        "".join(json.dumps({"id": str(row), "text": text}) + "\n" for row, text in enumerate(TEXTS))
+    )
     for words in (
         ["task", "tokenizer", source, "--size", "300", "--out", tokens],
         ["task", "language", "law", "--tokenizer", tokens, "--context", "16", "--width", "16", "--output", law],

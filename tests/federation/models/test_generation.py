@@ -59,7 +59,9 @@ def test_equal_seeds_write_equal_texts_and_only_whole_characters(folder: Path, t
     first = text(folder, tokenizer, tokens=60, temperature=1.5)
     assert first == text(folder, tokenizer, tokens=60, temperature=1.5) != text(folder, tokenizer, tokens=60, seed=1)
     first.encode()
-    assert text(folder, tokenizer, temperature=0.0, tokens=5) == text(folder, tokenizer, temperature=0.0, seed=9, tokens=5)
+    assert text(folder, tokenizer, temperature=0.0, tokens=5) == text(
+        folder, tokenizer, temperature=0.0, seed=9, tokens=5
+    )
 
 
 def test_the_unlikely_tail_is_never_drawn() -> None:
@@ -71,7 +73,18 @@ def test_the_unlikely_tail_is_never_drawn() -> None:
 
 
 def test_the_command_writes_no_character_that_steers_a_terminal(folder: Path, file: Path) -> None:
-    words = ["generate", str(folder), "--tokenizer", str(file), "--prompt", "a\x1b[2J", "--tokens", "80", "--temperature", "3"]
+    words = [
+        "generate",
+        str(folder),
+        "--tokenizer",
+        str(file),
+        "--prompt",
+        "a\x1b[2J",
+        "--tokens",
+        "80",
+        "--temperature",
+        "3",
+    ]
     result = CliRunner().invoke(cli, words)
     assert result.exit_code == 0, result.output
     assert result.output.startswith("a\\x1b[2J") and "\x1b" not in result.output

@@ -127,7 +127,9 @@ def test_metrics_that_do_not_fit_are_saturated(metric: float) -> None:
 def test_the_share_that_is_rounding_is_told_from_the_sum_alone(members: int, spread: float) -> None:
     """Against the exact mean, which no coordinator has; `spread` is the values' in steps of the ring times 30."""
     generator, ring = np.random.default_rng(members), Ring(16, 1.0, 1000, members)
-    updates = [(30 * spread * ring.step(1000) * generator.standard_normal(200_000)).astype(np.float32) for _ in range(members)]
+    updates = [
+        (30 * spread * ring.step(1000) * generator.standard_normal(200_000)).astype(np.float32) for _ in range(members)
+    ]
     words = np.zeros(ring.words(200_000), np.uint64)
     for update in updates:
         words += quantise(ring, update, 1000)[0]

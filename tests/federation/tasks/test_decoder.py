@@ -15,12 +15,13 @@ from sovfed.federation.tasks.declared import DeclaredTask, task_from_text
 from sovfed.federation.tasks.taskfile import read_text, to_text
 
 DIGEST = "5e" * 32
+LEARNT = f'{{kind: next_token, tokenizer: "{DIGEST}"}}'
 TEXT = f"""name: words
 title: Words
 person: document
 columns:
   window: {{kind: tokens, shape: [9], high: 30}}
-target: {{kind: next_token, tokenizer: "{DIGEST}"}}
+target: {LEARNT}
 model: {{family: decoder, width: 16, blocks: 2, heads: 2, hidden: 32}}
 """
 
@@ -144,7 +145,7 @@ def test_a_file_says_the_same_once_written() -> None:
         ("family: decoder, width: 16, blocks: 2, heads: 2, hidden: 32", "family: linear", "no tokens column|takes"),
         ("width: 16", "width: 10", "twice the heads"),
         ("kind: next_token, tokenizer", "kind: binary, column: a, classes: [b, c], tokenizer", "not for kind"),
-        (f'{{kind: next_token, tokenizer: "{DIGEST}"}}', "{kind: binary, column: a, classes: [b, c]}", "not for a target"),
+        (LEARNT, "{kind: binary, column: a, classes: [b, c]}", "not for a target"),
         ("columns:\n", "columns:\n  age: {kind: number, low: 0, high: 1}\n", "no other column"),
     ],
 )  # fmt: skip
