@@ -58,12 +58,14 @@ COLUMNS: Final = (
 )
 
 
-def run(*, data: Path, quick: bool, rounds: int | None, files: Files, console: Console) -> dict[str, Any]:
+def run(
+    *, data: Path, quick: bool, rounds: int | None, files: Files, console: Console, symbols: int = SYMBOLS
+) -> dict[str, Any]:
     """Train pooled and federated on the ministries of the folder `data`, and publish the report."""
     files.check()
     steps = rounds or (QUICK_ROUNDS if quick else ROUNDS)
     with tempfile.TemporaryDirectory() as folder:
-        task, sites = prepared(data, Path(folder), QUICK_TESTED if quick else TESTED)
+        task, sites = prepared(data, Path(folder), QUICK_TESTED if quick else TESTED, symbols)
         rows = []
         for name, settings in ARMS.items():
             rows.append(_row(task, sites, name, settings, steps))
@@ -77,14 +79,14 @@ def run(*, data: Path, quick: bool, rounds: int | None, files: Files, console: C
     return publish(Report(title, COLUMNS, rows, ratios, conditions=conditions()), console, files)
 
 
-def prepared(data: Path, folder: Path, tested: int) -> tuple[DeclaredTask, dict[str, Windows]]:
+def prepared(data: Path, folder: Path, tested: int, symbols: int) -> tuple[DeclaredTask, dict[str, Windows]]:
     """The task, and each ministry's windows with `tested` held-out ones, made in `folder`. Raises ConfigError."""
     packed = sorted(data.glob(f"*{SUFFIX}"))
     public = [path for path in packed if path.name.removesuffix(SUFFIX) in PUBLIC]
     if not public or len(packed) < 3:
         raise ConfigError(f"{data}: {len(packed)} files *{SUFFIX}, expected 3 or more, one of them of {PUBLIC}")
     texts = (document.text for document in documents_in(public, KEYS) if document.side == "train")
-    (folder / "tokenizer.json").write_bytes(train_tokenizer(texts, SYMBOLS))
+    (folder / "tokenizer.json").write_bytes(train_tokenizer(texts, symbols))
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     task = task_of(tokenizer, CONTEXT)
     sites = {}
