@@ -82,9 +82,10 @@ def simulate_population(
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if config.secagg.enabled and config.secagg.clip < Terms.min_clip:
         log.warning(
-            "secagg.clip %g: institutions refuse one below %g unless secure_aggregation.min_clip of their policies says so",
-            config.secagg.clip, Terms.min_clip,
-        )  # fmt: skip
+            "secagg.clip %g: institutions refuse one below %g unless their policies' secure_aggregation.min_clip is lower",
+            config.secagg.clip,
+            Terms.min_clip,
+        )
     authority = Authority() if config.secagg.enabled else None
     errors: list[Exception] = []
     make_model = lru_cache(1)(FlatModel)  # institutions are called one after the other: one model does for all
