@@ -82,7 +82,7 @@ def simulate_population(
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if config.secagg.enabled and config.secagg.clip < Terms.min_clip:
         log.warning(
-            "secagg.clip %g: institutions refuse one below %g, unless secure_aggregation.min_clip in policy.yaml is lower",
+            "secagg.clip %g: institutions refuse one below %g, the secure_aggregation.min_clip of their policy.yaml",
             config.secagg.clip,
             Terms.min_clip,
         )
