@@ -145,7 +145,7 @@ def _write(folder: Path, documents: Iterable[Document], tokenizer: Tokenizer, ru
         raise ConfigError("no document is left to be kept")
     counts.documents, counts.tokens = len(names), starts[-1]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    arrays = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "starts": np.array(starts, np.int64), "persons": np.array([numbers[name] for name in names], np.int64),
         "sides": _sides(names, sides, rules.held_out), "lengths": tokenizer.lengths,
     }  # fmt: skip
