@@ -11,7 +11,9 @@ from torch.nn import functional
 
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.tasks import decoder
+from sovfed.federation.tasks.conformance import conform
 from sovfed.federation.tasks.declared import DeclaredTask, task_from_text
+from sovfed.federation.tasks.simple import language_model
 from sovfed.federation.tasks.taskfile import read_text, to_text
 
 DIGEST = "5e" * 32
@@ -126,6 +128,13 @@ def test_bits_per_byte_are_of_the_text_whatever_its_tokens() -> None:
     )
     found = language.metrics.summarise(sums)
     assert found["bits_per_byte"] == pytest.approx(0.5) and found["loss"] == pytest.approx(2 * 0.693147, rel=1e-5)
+
+
+def test_a_language_model_of_ones_own_is_the_same_task_by_schema() -> None:
+    own = language_model("words", lambda: decoder.Decoder(31, 8, 16, 2, 2, 32), DIGEST, 31, 8)
+    assert own.schema == task().schema and own.tokenizer == DIGEST and own.parameters == task().parameters
+    assert all(check.held for check in conform(own))
+    assert own.digest != language_model("words", lambda: decoder.Decoder(31, 8, 16, 2, 2, 32), "5f" * 32, 31, 8).digest
 
 
 def test_a_file_says_the_same_once_written() -> None:
