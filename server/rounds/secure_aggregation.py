@@ -236,12 +236,12 @@ class SecureAggregation:
     def describe(self) -> dict[str, Any]:
         survivors, members, threshold = self._last or (0, 0, 0)
         error = self._ring_error
-        rounding = "" if error is None else f", rounding {error:.2%} of the update"
+        rounding = f", rounding {error:.0%} of the update" if error is not None and error > TOLD_ERROR else ""
         ring = {"bits": self._config.bits, "clip": self._config.clip, "max_weight": self._config.max_weight}
         return {
             "secure_aggregation": True,
             "secure_aggregation_details": f"on, cohort {survivors} of {members}, threshold {threshold}{rounding}",
-            "secure_aggregation_terms": {"cohort": survivors, "roster": members, "threshold": threshold, **ring},
+            "secure_aggregation_terms": {"cohort": survivors, "roster": members, "threshold": threshold, "rounding": error, **ring},
             "isolation": self._isolation,
         }
 

@@ -64,7 +64,7 @@ def test_with_the_optimizer_at_the_server_the_federated_model_is_the_pooled_one(
     assert federated.metrics["bits_per_byte"] < 0.9 * first.metrics["bits_per_byte"]
     errors = federated.rounds["ring_error"]
     assert (errors > 0).all() and (errors < 0.01).all()
-    assert "rounding" in federated.summary["secure_aggregation_details"]
+    assert federated.summary["secure_aggregation_terms"]["rounding"] == errors.iloc[-1]
 
 
 def test_a_ring_that_would_drown_the_update_is_refused_in_the_first_round(
