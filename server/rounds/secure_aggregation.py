@@ -238,10 +238,11 @@ class SecureAggregation:
         error = self._ring_error
         rounding = f", rounding {error:.0%} of the update" if error is not None and error > TOLD_ERROR else ""
         ring = {"bits": self._config.bits, "clip": self._config.clip, "max_weight": self._config.max_weight}
+        ring |= {} if error is None else {"rounding": error}
         return {
             "secure_aggregation": True,
             "secure_aggregation_details": f"on, cohort {survivors} of {members}, threshold {threshold}{rounding}",
-            "secure_aggregation_terms": {"cohort": survivors, "roster": members, "threshold": threshold, "rounding": error, **ring},
+            "secure_aggregation_terms": {"cohort": survivors, "roster": members, "threshold": threshold, **ring},
             "isolation": self._isolation,
         }
 
