@@ -53,6 +53,7 @@ def bench() -> None:
       sovfed bench population --quick
       sovfed bench own-task --quick --json own-task.json
       sovfed bench utility --heart /data/heart_disease
+      sovfed bench language --quick --data /data/ja_law --json language.json
     """
 
 
@@ -210,3 +211,18 @@ def utility(
     from sovfed.simulations.benchmarks.utility import run
 
     run(heart=heart, pneumonia=pneumonia, statutes=statutes, quick=quick, files=files, console=console)
+
+
+@bench.command()
+@click.option(
+    "--data", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of one language's law, a file SITE.jsonl.xz a ministry.",
+)  # fmt: skip
+@click.option("--quick", is_flag=True, help="300 rounds instead of 1,600.")
+@click.option("--rounds", type=click.IntRange(2, 100_000), help="As many rounds instead.")
+@reported
+def language(data: Path, quick: bool, rounds: int | None, files: Files, console: Console) -> None:
+    """Bits per byte of a language model by ten ministries against the pooled one, and what a 16-bit ring costs."""
+    from sovfed.simulations.benchmarks.language import run
+
+    run(data=data, quick=quick, rounds=rounds, files=files, console=console)

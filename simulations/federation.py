@@ -80,6 +80,12 @@ def simulate_population(
     cohort = min(config.simulation.cohort or len(population), len(population))
     config = _settled(config, cohort)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if config.secagg.enabled and config.secagg.clip < Terms.min_clip:
+        log.warning(
+            "secagg.clip %g: institutions refuse one below %g, the secure_aggregation.min_clip of their policy.yaml",
+            config.secagg.clip,
+            Terms.min_clip,
+        )
     authority = Authority() if config.secagg.enabled else None
     errors: list[Exception] = []
     make_model = lru_cache(1)(FlatModel)  # institutions are called one after the other: one model does for all
@@ -92,7 +98,7 @@ def simulate_population(
         institution = population[node - 1]
         return TrainerService(
             institution.load, site=institution.site, device=config.client.device, precision=config.client.precision,
-            masking=_masking(authority, institution.name, cohort),
+            masking=_masking(authority, institution.name, cohort, config.secagg.clip),
             states=PersonalStates(folder / INSTITUTIONS / institution.name, durable=False), make_model=make_model,
             repeats=authority is not None, reproducible=True, on_error=noted,
         )  # fmt: skip
@@ -262,10 +268,14 @@ def _unsampled(
     return AutoEngine(usual, vectorised, kept=kept)
 
 
-def _masking(authority: Authority | None, name: str, institutions: int) -> Masking | None:
-    """A simulated institution's part in secure aggregation, under a certificate of the simulation's own authority."""
+def _masking(authority: Authority | None, name: str, institutions: int, clip: float) -> Masking | None:
+    """A simulated institution's part in secure aggregation, under a certificate of the simulation's own authority.
+
+    It takes any clip; a real one's policy says how small one may be.
+    """
     if authority is None:
         return None
     identity, store = authority.institution(name), MemoryStore()
-    terms = Terms(min_cohort=min(institutions, LEAST_COHORT), colluders=0, differencing=RECORD)
+    least = min(Terms.min_clip, clip)
+    terms = Terms(min_cohort=min(institutions, LEAST_COHORT), colluders=0, differencing=RECORD, min_clip=least)
     return Masking(lambda: identity, lambda: store, terms)

@@ -162,6 +162,7 @@ NOT_EVERYWHERE = {  # libraries of an extra that files of every installation imp
     ("federation/models/export.py", "onnxscript"),
     ("federation/models/pyfunc.py", "mlflow"),
     ("federation/models/pyfunc.py", "pandas"),
+    ("federation/tasks/tokenizer.py", "tokenizers"),
 }
 
 

@@ -7,8 +7,8 @@ import sovfed.task
 
 API_1 = [
     "API", "Batch", "Column", "Connector", "Dataset", "LocalOptimizer", "LocalPlan", "Metric", "Records", "Schema",
-    "State", "Table", "Task", "Transform", "add_archive", "classifier", "losses", "metrics", "multilabel",
-    "number", "records", "regressor", "target",
+    "State", "Table", "Task", "Transform", "add_archive", "classifier", "language_model", "losses", "metrics",
+    "multilabel", "number", "records", "regressor", "target",
 ]  # fmt: skip
 
 

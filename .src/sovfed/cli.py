@@ -54,6 +54,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "server": Lazy("sovfed.server.cli.server", "cli", "Set up and run the aggregation server (agency)."),
     "client": Lazy("sovfed.clients.cli.institution", "cli", "Enrol and run an institution's node (a hospital, say)."),
     "model": Lazy("sovfed.clients.cli.use", "cli", "Use a trained model: predict, export, show (anyone)."),
+    "generate": Lazy("sovfed.clients.cli.generate", "generate", "Write text by a language model (anyone)."),
     "authority": Lazy("sovfed.server.cli.authority", "cli", "Sign and revoke identities (certificate authority)."),
     "simulate": Lazy("sovfed.simulations.cli", "simulate", "Run a federation in one process (researcher)."),
     "partition": Lazy("sovfed.simulations.cli", "partition", "Show how a simulation cuts records into institutions."),

@@ -28,7 +28,7 @@ from sovfed.federation.plan import LocalPlan
 from sovfed.federation.tasks import Task, losses
 from sovfed.federation.tasks.columns import Column, Schema, Table, number, target
 from sovfed.federation.tasks.registry import add_archive
-from sovfed.federation.tasks.simple import classifier, multilabel, regressor
+from sovfed.federation.tasks.simple import classifier, language_model, multilabel, regressor
 from sovfed.federation.tasks.transform import Transform
 from sovfed.federation.tasks.trees import Tree as Batch
 
@@ -37,5 +37,6 @@ API: Final = 1
 __all__ = [
     "API", "Batch", "Column", "Connector", "Dataset", "LocalOptimizer", "LocalPlan", "Metric", "Records", "Schema",
     "State", "Table", "Task", "Transform",
-    "add_archive", "classifier", "losses", "metrics", "multilabel", "number", "records", "regressor", "target",
+    "add_archive", "classifier", "language_model", "losses", "metrics", "multilabel", "number", "records", "regressor",
+    "target",
 ]  # fmt: skip

@@ -38,7 +38,7 @@ def check_data(ctx: click.Context, task: str, file: Path, settings: tuple[str, .
     """
     from sovfed.clients.data.survey import report
 
-    result = report(_task(task), _config(file, settings))
+    result = report(task_of(task), _config(file, settings))
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))
     else:
@@ -76,7 +76,7 @@ def sources(as_json: bool) -> None:
         click.echo(f"{name.ljust(width)}  {description}")
 
 
-def _task(name: str) -> Task:
+def task_of(name: str) -> Task:
     """The task of a file, or an installed one."""
     if name.endswith(ARCHIVE):
         return _outlined(Path(name))

@@ -22,6 +22,7 @@ from sovfed.clients.cli.model import model
 from sovfed.clients.cli.personal import personal
 from sovfed.clients.cli.study import study
 from sovfed.clients.cli.task import task
+from sovfed.clients.cli.texts import data
 from sovfed.federation.host.service_options import options as service_options
 from sovfed.federation.text import visible
 
@@ -60,6 +61,9 @@ def cli() -> None:
       sovfed client task add birth.yaml   look at it, keep it, --allow it
       sovfed client check-data birth.yaml patients.csv   what fits it, what does not, and where
     \b
+    Texts for a language model:
+      sovfed client data prepare law.yaml archive.jsonl.xz --tokenizer tokenizer.json --out store/
+    \b
     Several studies on one node:
       sovfed client study add births --task birth.yaml data=csv data.path=/srv/births.csv
       sovfed client study check       read the records of every study, and say what to mend
@@ -79,6 +83,7 @@ def cli() -> None:
 
 cli.add_command(check_data)
 cli.add_command(console)
+cli.add_command(data)
 cli.add_command(failures)
 cli.add_command(join)
 cli.add_command(ledger)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sovfed.clients.cli.language import language, tokenizer
 from sovfed.federation.archive.cli import UNSEALED, diff, pack, review, signer
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.tasks.cli import JSON, named_task, task
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks.conformance import Check
 
 __all__ = ["task"]
-for command in (pack, review, diff, signer):
+for command in (pack, review, diff, signer, tokenizer, language):
     task.add_command(command)
 
 

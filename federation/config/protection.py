@@ -56,6 +56,12 @@ class SecaggConfig:
     max_weight: int = bounded(
         10_000, 1, 2**48, unit="records", doc="most records of one institution; one with more counts as so many"
     )
+    max_error: float = bounded(
+        0.5,
+        1e-6,
+        1e3,
+        doc="share of the mean update that rounding may be in the first round; a run with more ends there",
+    )
 
     def __post_init__(self) -> None:
         if self.bits not in LANE_BITS:

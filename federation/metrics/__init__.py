@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from sovfed.federation.metrics.classes import CALIBRATION_BINS, BinaryMetrics, ClassMetrics
 from sovfed.federation.metrics.counts import Floats, Labels, auc
 from sovfed.federation.metrics.labels import MultiLabelMetrics
-from sovfed.federation.metrics.others import NoMetrics, TextMetrics
+from sovfed.federation.metrics.others import NoMetrics, TextMetrics, TokenMetrics
 from sovfed.federation.metrics.regression import RegressionMetrics
 from sovfed.federation.metrics.survival import SurvivalMetrics
 
@@ -39,6 +39,7 @@ __all__ = [
     "RegressionMetrics",
     "SurvivalMetrics",
     "TextMetrics",
+    "TokenMetrics",
     "auc",
     "gain",
 ]
@@ -73,7 +74,7 @@ class Metric(Protocol):
 
 
 _OURS: Final[tuple[Metric, ...]] = (
-    BinaryMetrics(), ClassMetrics(2), TextMetrics(), RegressionMetrics(), MultiLabelMetrics(("",)),
+    BinaryMetrics(), ClassMetrics(2), TextMetrics(), TokenMetrics(), RegressionMetrics(), MultiLabelMetrics(("",)),
     SurvivalMetrics("", "", (0.0, 1.0)),
 )  # fmt: skip
 SMALLER_IS_BETTER: Final = frozenset().union(*(metric.smaller for metric in _OURS))  # where no task says more

@@ -28,6 +28,7 @@ HEADER_UNIT: Final = 8
 FRACTION_BITS: Final = 24  # of every metric in the header: a coordinator that chose would read Σ min(nᵢ, 2^k)
 METRIC_BITS: Final = 54  # |metric| · 2^fraction_bits ≤ 2^54, so that 255 of them cannot leave 63 bits
 WHOLE: Final = {16: np.uint16, 32: np.uint32}  # bits → the type of a lane where the processor has one
+LARGEST_ERROR: Final = 10.0  # as is told: beyond it nothing is left of the update
 _PART: Final = 1 << 16  # values at a time: the temporaries stay in the L2 cache
 
 Integers: TypeAlias = npt.NDArray[np.int32]
@@ -68,10 +69,23 @@ class Ring:
         """Words that a vector of `size` values takes."""
         return -(-size // self.lanes)
 
+    def step(self, total_weight: int) -> float:
+        """What 1 in the ring is in the weighted mean."""
+        return self.clip / float(self.limit) * self.max_weight / total_weight
+
+    def relative_error(self, mean: Vector, survivors: int, total_weight: int) -> float:
+        """About what share of the mean (its root mean square, shape [d]) is rounding, as who sees the mean can tell.
+
+        A value rounded at random errs by a sixth of a step squared on average, and not at all if it is zero: a place
+        whose sum is 0 counts as one that nobody moved. Updates far below a step give about 1 or more.
+        """
+        square = float(np.dot(mean, mean))
+        noise = np.count_nonzero(mean) * survivors * self.step(total_weight) ** 2 / 6
+        return math.sqrt(noise / max(square - noise, square / LARGEST_ERROR**2)) if square > 0 else 0.0
+
     def error_bound(self, survivors: int, total_weight: int) -> float:
         """Largest error of a coordinate of the weighted mean: one rounding step a survivor, and float32 of the clip."""
-        step = self.clip / float(self.limit) * self.max_weight / total_weight
-        return survivors * step + 4 * self.clip * float(np.finfo(np.float32).eps)
+        return survivors * self.step(total_weight) + 4 * self.clip * float(np.finfo(np.float32).eps)
 
 
 def header_size(metrics: int) -> int:

@@ -59,6 +59,7 @@ class Task:
     evaluation_batch: int = 8_192  # records whose outputs are computed at once
     length: int = 0  # of the vector of a task that trains nothing
     code: str = ""  # the digest of the bytes that it was made from; "": of the module that has `build`
+    tokenizer: str = ""  # the SHA-256 of the tokenizer's file, of a task whose records are tokens of texts
     text: str = ""  # the task.yaml that declared it; "": it is a package's
 
     @cached_property
@@ -108,6 +109,8 @@ class Task:
         }  # fmt: skip
         if self.build is not None and self.layout.personal:
             content["personal"] = sorted(self.layout.personal)
+        if self.tokenizer:
+            content["tokenizer"] = self.tokenizer
         if not self.text:  # of a task.yaml the code stands for all that it says
             content["learning"] = [
                 described(component) for component in (self.build, self.loss, self.predict, self.metrics)

@@ -16,12 +16,12 @@ from sovfed.federation.metrics import (
     MultiLabelMetrics,
     RegressionMetrics,
     SurvivalMetrics,
+    TokenMetrics,
 )
 from sovfed.federation.schema import nearest
 from sovfed.federation.tasks import Task, losses
 from sovfed.federation.tasks.document import MAX_BYTES
 from sovfed.federation.tasks.families import require_size
-from sovfed.federation.tasks.targets import Target
 from sovfed.federation.tasks.taskfile import TaskFile, read_text, to_text
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def task_from_text(text: bytes | str) -> DeclaredTask:
 
 def task_of(file: TaskFile) -> DeclaredTask:
     """The task that `file` means; its digest changes with any of the file's values. Raises ConfigError."""
-    metrics, loss, outputs = _learning(file.target)
+    metrics, loss, outputs = _learning(file)
     headline = file.headline or metrics.names[0]
     if headline not in metrics.names:
         raise ConfigError(f"'headline' is {headline!r}{nearest(headline, metrics.names)}")
@@ -95,12 +95,14 @@ def task_of(file: TaskFile) -> DeclaredTask:
         build=build, loss=loss, predict=_whole if several else None, licence=file.card.licence,
         citation=file.card.citation, code=file.digest, file=file, text=to_text(file),
         personal=file.model.is_personal(file.schema, outputs),
+        tokenizer=file.target.tokenizer,
         evaluation_batch=int(np.clip(MOST_VALUES // max(1, file.model.values(file.schema)), 1, LARGEST_BATCH)),
     )  # fmt: skip
 
 
-def _learning(target: Target) -> tuple[Metric, Callable[[Tensor, Any], Tensor], int]:
+def _learning(file: TaskFile) -> tuple[Metric, Callable[[Tensor, Any], Tensor], int]:
     """Metrics, loss and the number of the model's outputs."""
+    target = file.target
     match target.kind:
         case "binary":
             return BinaryMetrics(), losses.binary_cross_entropy, 1
@@ -112,6 +114,8 @@ def _learning(target: Target) -> tuple[Metric, Callable[[Tensor, Any], Tensor], 
             return MultiLabelMetrics(target.columns, _bins(count)), losses.multilabel(target.columns), count
         case "number":
             return RegressionMetrics(), losses.huber if target.loss == "huber" else losses.squared_error, 1
+        case "next_token":
+            return TokenMetrics(), losses.counted_tokens, int(file.schema.shaped[0].high) + 1
         case _:
             edges = target.cuts
             loss = losses.discrete_hazards(target.time, target.event, edges)

@@ -40,6 +40,7 @@ class Family(ABC):
 
     family: ClassVar[str]
     takes: ClassVar[str] = ""
+    learns: ClassVar[str] = ""  # the one kind of target that it is for, which no other family is for then
     personal: str = choice("none", ("none", "head"), doc="head: the last layer stays at each institution")
 
     def is_personal(self, schema: Schema, outputs: int) -> Callable[[str], bool] | None:
@@ -199,8 +200,45 @@ class Transformer(Family):
         return max(_shaped(schema).size * self.width, places * max(4 * self.width, places * self.heads))
 
 
+@dataclass(frozen=True)
+class Decoder(Family):
+    """A causal transformer over the tokens of a text: the next token, given those before it."""
+
+    family: ClassVar[str] = "decoder"
+    takes: ClassVar[str] = "tokens"
+    learns: ClassVar[str] = "next_token"
+    width: int = bounded(128, 2, WIDEST)
+    blocks: int = bounded(3, 1, 128)
+    heads: int = bounded(4, 1, 128)
+    hidden: int = bounded(512, 1, 1 << 16, doc="values of each block's inner layer")
+    activation: str = choice("relu2", ("relu2", "swiglu"))
+    tied: bool = bounded(False, doc="whether one matrix embeds tokens and scores them")
+    recompute: bool = bounded(False, doc="compute blocks again for the gradient: less memory, a third more time")
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} is no multiple of twice the heads, {2 * self.heads}")
+
+    def obstacle(self, schema: Schema) -> str:
+        if not (reason := super().obstacle(schema)) and Transform(schema).width:
+            return "family 'decoder' takes the tokens and no other column"
+        return reason
+
+    def make(self, schema: Schema, outputs: int) -> Module:
+        from sovfed.federation.tasks import decoder
+
+        context = _shaped(schema).size - 1
+        return decoder.Decoder(
+            outputs, context, self.width, self.blocks, self.heads, self.hidden, self.activation, tied=self.tied,
+            recompute=self.recompute,
+        )  # fmt: skip
+
+    def values(self, schema: Schema) -> int:
+        return _shaped(schema).size * max(self.hidden, int(_shaped(schema).high) + 1)
+
+
 FAMILIES: Final[dict[str, type[Family]]] = {
-    family.family: family for family in (Linear, MLP, TabularResNet, CNN, ResNet, Transformer)
+    family.family: family for family in (Linear, MLP, TabularResNet, CNN, ResNet, Transformer, Decoder)
 }
 
 

@@ -97,6 +97,7 @@ class Layout:
     normalised: frozenset[str]  # those of normalisation layers
     coupled: bool  # in training, a record's output depends on the batch (BatchNorm): it cannot be alone
     frozen: str = ""  # SHA-256 of the parameters that stay what they are: weights that both sides must hold
+    vocabulary: frozenset[str] = frozenset()  # those with a row a token, as of embeddings: no matrices to Muon
     personal: frozenset[str] = frozenset()  # those that stay at each institution: their update is zeros on the wire
 
     @cached_property
@@ -195,6 +196,12 @@ def lay_out(
         if isinstance(submodule, _NORMS)
         for name in (prefix + inner for inner, _ in (*submodule.named_parameters(), *submodule.named_buffers()))
     }
+    vocabulary = {
+        prefix + inner
+        for prefix, submodule in _modules(module)
+        if isinstance(submodule, nn.Embedding) or getattr(submodule, "over_vocabulary", False)
+        for inner, _ in submodule.named_parameters(recurse=False)
+    }
     coupled = any(isinstance(submodule, _NormBase) for submodule in module.modules())
     stay = frozenset(block.name for block in parts if personal is not None and personal(block.name))
     if personal is not None and not stay:
@@ -203,7 +210,9 @@ def lay_out(
         )
     if len(stay) == len(parts):
         raise ConfigError("`personal` names every parameter that is trained, so there is nothing to learn together")
-    return Layout(tuple(parts), frozenset(normalised), coupled, _digest_of_frozen(named), stay)
+    return Layout(
+        tuple(parts), frozenset(normalised), coupled, _digest_of_frozen(named), frozenset(vocabulary), stay
+    )  # fmt: skip
 
 
 def _changed(buffers: dict[str, Tensor], before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:

@@ -52,6 +52,17 @@ def next_token(logits: Tensor, tokens: Tensor) -> Tensor:
     return functional.cross_entropy(scores, tokens[:, 1:].long(), reduction="none").mean(1)
 
 
+def counted_tokens(scores: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+    """−log p of a window's tokens, their sum over the window's length, so that every token weighs the same.
+
+    scores [n, t] = log p, of which the first `given` [n] are another window's to predict; → [n].
+    """
+    import torch
+
+    counted = torch.arange(scores.shape[1], device=scores.device) >= targets["given"][:, None]
+    return -(scores * counted).sum(1) / scores.shape[1]
+
+
 def multilabel(columns: Sequence[str]) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
     """The loss of several labels at once: the mean of −log p over them.
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from sovfed.federation.metrics import BinaryMetrics, ClassMetrics, MultiLabelMetrics, RegressionMetrics
+from sovfed.federation.metrics import BinaryMetrics, ClassMetrics, MultiLabelMetrics, RegressionMetrics, TokenMetrics
 from sovfed.federation.tasks import Task, losses
 from sovfed.federation.tasks.columns import Column, Schema, number, target
+from sovfed.federation.tasks.targets import Target
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -69,6 +70,20 @@ def multilabel(
     return _task(name, build, schema, MultiLabelMetrics(names), "auc", losses.multilabel(names), rest)
 
 
+def language_model(
+    name: str, build: Callable[[], Module], tokenizer: str, symbols: int, context: int, **rest: Any
+) -> Task:  # fmt: skip
+    """A task whose model gives log p [n, `context`] of each token but the first of windows [n, `context` + 1].
+
+    `tokenizer` is the SHA-256 of the file that cuts texts into `symbols` tokens; records are of the source `tokens`.
+    """
+    window = Column("window", "tokens", high=float(symbols - 1), shape=(context + 1,))
+    learnt = Target("next_token", tokenizer=tokenizer).to_columns([window])
+    schema = Schema((window, *learnt), person="document")
+    settings = {"tokenizer": tokenizer, "evaluation_batch": 32, **rest}
+    return _task(name, build, schema, TokenMetrics(), "bits_per_byte", losses.counted_tokens, settings)
+
+
 def _columns(inputs: Inputs, bounds: tuple[float, float]) -> tuple[Column, ...]:
     """The columns of `inputs`; of a shape, the one column of numbers that stay what they are."""
     if isinstance(inputs, Column):
@@ -86,4 +101,4 @@ def _task(
     return Task(name=name, build=build, schema=schema, **settings)
 
 
-__all__ = ["classifier", "multilabel", "regressor"]
+__all__ = ["classifier", "language_model", "multilabel", "regressor"]

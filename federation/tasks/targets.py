@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -13,9 +14,16 @@ from sovfed.federation.schema import bounded, choice
 from sovfed.federation.tasks.columns import Column
 from sovfed.federation.text import steers
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 BINARY, CLASSES, LABELS, NUMBER, SURVIVAL = "binary", "classes", "labels", "number", "survival"
-TARGETS: Final = (BINARY, CLASSES, LABELS, NUMBER, SURVIVAL)
+NEXT_TOKEN: Final = "next_token"  # noqa: S105  (a kind)
+TARGETS: Final = (BINARY, CLASSES, LABELS, NUMBER, SURVIVAL, NEXT_TOKEN)
+GIVEN, BYTES = "given", "bytes"  # of a window: tokens that another one predicts, and bytes of those that it predicts
+MOST_BYTES: Final = 1 << 24  # of a window; a float32 holds all whole numbers up to it
 LOSSES: Final = ("squared", "huber")
+SHA256: Final = re.compile("[0-9a-f]{64}")
 MAX_OUTPUTS: Final = 1_000
 INTERVALS, MAX_INTERVALS = 10, 100
 _NEEDED: Final[dict[str, tuple[str, ...]]] = {
@@ -24,6 +32,7 @@ _NEEDED: Final[dict[str, tuple[str, ...]]] = {
     LABELS: ("columns",),
     NUMBER: ("column", "low", "high"),
     SURVIVAL: ("time", "event", "high"),
+    NEXT_TOKEN: ("tokenizer",),
 }
 _ALLOWED: Final[dict[str, tuple[str, ...]]] = {
     LABELS: ("true", "false"),
@@ -40,6 +49,7 @@ class Target:
     number    `column` in [low, high], by the `loss` squared or huber
     survival  the `time` column, in [low, high], to the boolean `event`, in `intervals` of equal length or between
               `edges` (as the schema's `unit`)
+    next_token each token of a text given those before it, as the `tokenizer` of this digest cuts it
     """
 
     kind: str = choice(BINARY, TARGETS)
@@ -57,6 +67,7 @@ class Target:
     plausible: tuple[float, ...] = ()
     true: tuple[str, ...] = ()
     false: tuple[str, ...] = ()
+    tokenizer: str = bounded("", 0, 64, doc="SHA-256 of the tokenizer's file")
 
     def __post_init__(self) -> None:
         needed, allowed = _NEEDED[self.kind], _ALLOWED.get(self.kind, ())
@@ -74,6 +85,8 @@ class Target:
             raise ValueError(f"{len(self.columns)} labels, expected 2 to {MAX_OUTPUTS}; take kind 'binary' for one")
         if self.kind == SURVIVAL:
             self._check_cuts()
+        if self.tokenizer and not SHA256.fullmatch(self.tokenizer):
+            raise ValueError(f"'tokenizer' is {self.tokenizer!r}, expected a SHA-256: `sovfed task tokenizer` tells it")
 
     @property
     def cuts(self) -> tuple[float, ...]:
@@ -89,8 +102,8 @@ class Target:
         if not (2 <= len(self.cuts) <= MAX_INTERVALS + 1 and rising) or self.cuts[-1] > (self.high or 0.0):
             raise ValueError(f"edges: expected 2 to {MAX_INTERVALS + 1} rising numbers, none above 'high'")
 
-    def to_columns(self) -> tuple[Column, ...]:
-        """The columns of the schema."""
+    def to_columns(self, inputs: Sequence[Column] = ()) -> tuple[Column, ...]:
+        """The columns of the schema whose inputs are `inputs`."""
         bounds = {"low": self.low or 0.0, "high": self.high, "unit": self.unit}
         words = {"true": self.true, "false": self.false}
         match self.kind:
@@ -101,6 +114,10 @@ class Target:
             case "survival":
                 event = _column(self.event, kind="boolean", role="target", **words)
                 return _column(self.time, role="target", scaling="none", **bounds), event
+            case "next_token":
+                longest = max((column.size for column in inputs), default=0)
+                given = _column(GIVEN, role="target", low=0.0, high=max(1.0, longest - 2.0), scaling="none")
+                return given, _column(BYTES, role="target", low=0.0, high=float(MOST_BYTES), scaling="none")
             case _:
                 return (_column(self.column, kind="category", categories=self.classes, role="target"),)
 

@@ -16,13 +16,15 @@ from sovfed.federation.schema import bind, bounded, named, nearest
 from sovfed.federation.tasks.columns import Column, Schema
 from sovfed.federation.tasks.document import block, parse
 from sovfed.federation.tasks.families import Family, family_of
-from sovfed.federation.tasks.targets import Target
+from sovfed.federation.tasks.targets import NEXT_TOKEN, Target
 from sovfed.federation.text import steers, visible
 
 FORMAT: Final = 1  # raised whenever a file comes to mean something else
 ONE_ROW: Final = "one row a person"
-INPUT_KINDS: Final = ("number", "boolean", "category", "date", "image", "text")
+INPUT_KINDS: Final = ("number", "boolean", "category", "date", "image", "text", "tokens")
 LONGEST_WORD: Final = 64
+LONGEST_WINDOW: Final = 1 << 16  # tokens
+MOST_SYMBOLS: Final = 1 << 20  # tokens of a vocabulary
 EPOCH: Final = date(1970, 1, 1).toordinal()
 _IN_COLUMN: Final = frozenset(field.name for field in dataclasses.fields(Column)) - {"name", "role"}
 _WORDS: Final = ("categories", "true", "false")
@@ -71,11 +73,13 @@ class TaskFile:
     def __post_init__(self) -> None:
         if obstacle := self.model.obstacle(self.schema):
             raise ValueError(obstacle)
+        if (self.target.kind == NEXT_TOKEN) != (self.model.learns == NEXT_TOKEN):
+            raise ValueError(f"family '{self.model.family}' is not for a target of kind '{self.target.kind}'")
 
     @cached_property
     def schema(self) -> Schema:
         alone = self.person == ONE_ROW
-        columns = (*self.columns, *self.target.to_columns())
+        columns = (*self.columns, *self.target.to_columns(self.columns))
         return Schema(columns, person="" if alone else self.person, one_row_a_person=alone)
 
     @property
@@ -152,7 +156,9 @@ def _read_column(name: str, value: object) -> Column:
         prepared |= {key: _days(value[key], f"{where}.{key}") for key in ("low", "high", "fill") if key in value}
     if kind in ("number", "date") and not {"low", "high"} <= set(value):
         raise ConfigError(f"'{where}' needs 'low' and 'high', the least and greatest value that can be")
-    if kind not in ("number", "date") and {"low", "high"} & set(value):
+    if kind == "tokens" and ("high" not in value or "low" in value):
+        raise ConfigError(f"'{where}' needs 'high', the last token of the vocabulary, and has no 'low'")
+    if kind not in ("number", "date", "tokens") and {"low", "high"} & set(value):
         raise ConfigError(f"'{where}': a {kind} has no 'low' and 'high'")
     column = bind(Column, {**prepared, "name": name, "role": "input"}, where)
     _check(column, where, "fill" in value)
@@ -171,6 +177,11 @@ def _check(column: Column, where: str, filled: bool) -> None:
         raise ConfigError(f"'{where}.indicator' belongs to numbers that may be missing")
     if column.kind == "image" and len(column.shape) != 3:
         raise ConfigError(f"'{where}.shape' is {list(column.shape)}, expected [channels, height, width]")
+    if column.kind == "tokens":
+        if not (column.high.is_integer() and column.high < MOST_SYMBOLS):
+            raise ConfigError(f"'{where}.high' is {column.high:g}, expected a whole number below {MOST_SYMBOLS}")
+        if len(column.shape) != 1 or not 2 <= column.shape[0] <= LONGEST_WINDOW:
+            raise ConfigError(f"'{where}.shape' is {list(column.shape)[:4]}, expected [tokens], 2 to {LONGEST_WINDOW}")
     if column.kind == "text" and (len(column.shape) != 1 or column.shape[0] > 1 << 16):
         raise ConfigError(f"'{where}.shape' is {list(column.shape)[:4]}, expected [bytes], at most {1 << 16}")
 

@@ -104,6 +104,7 @@ class Total:
     loss: float = 0.0
     steps: float = 0.0
     spoilt: int | None = None
+    ring_error: float | None = None  # share of the mean that the ring's rounding is, about; None: no ring, or private
     sums: Sums | None = None
     by_node: dict[int, Sums] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)

@@ -49,6 +49,7 @@ def config_digest(config: Config) -> str:
     parts = {name: asdict(getattr(config, name)) for name in ("task", "strategy", "privacy", "secagg")}
     if config.strategy.institution is None:  # as before there was this setting
         del parts["strategy"]["institution"]
+    del parts["secagg"]["max_error"]  # which only says when a run is refused
     task = configured_task(config.task).digest
     rounds = [config.rounds] if config.task.scheduled else []  # over which the learning rate runs
     return hashlib.sha256(json.dumps([parts, config.seed, task, *rounds], sort_keys=True).encode()).hexdigest()

@@ -317,6 +317,7 @@ def _line(task: Task, round_: Round, names: dict[int, str], scale: Sums) -> dict
         "late": [names.get(node, str(node)) for node in sorted(round_.late)],
         "left_out": [names.get(node, str(node)) for node in sorted(round_.left_out)],
         "spoilt": round_.spoilt,
+        "ring_error": round_.ring_error,
         "attempts": round_.attempts,
         "count": round_.count,
         "train_loss": round_.train_loss,

@@ -42,6 +42,7 @@ class Round:
     late: list[int] = field(default_factory=list)  # who was waited for in vain, in any attempt
     left_out: Sequence[int] = ()  # who was not asked, since it was late before
     spoilt: int | None = None  # contributions with values that are not finite or out of range; only a sum tells
+    ring_error: float | None = None  # share of the mean update that rounding in the ring is, about
     count: int = 0
     train_loss: float | None = None  # not told of a private round, nor are evaluation and compute
     evaluation: Sums | None = None
@@ -142,6 +143,7 @@ class Rounds:
             late=sorted(story.late),
             left_out=story.left_out,
             spoilt=total.spoilt,
+            ring_error=total.ring_error,
             count=total.count,
             train_loss=None if self.plan else total.loss / total.count,
             evaluation=None if self.plan or not self.evaluates(number) else total.sums,

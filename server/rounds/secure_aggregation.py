@@ -27,6 +27,7 @@ from sovfed.federation.errors import (
     LostError,
     ProtocolError,
     SovfedError,
+    TrainingError,
 )
 from sovfed.federation.messages import (
     MaskedReply,
@@ -38,6 +39,7 @@ from sovfed.federation.messages import (
     SecaggRequest,
     SumRequest,
     TrainRequest,
+    Vector,
 )
 from sovfed.federation.secagg import setup, wire
 from sovfed.federation.secagg.coordinator import Aggregate, Round, open_round
@@ -55,7 +57,7 @@ from sovfed.federation.secagg.request import (
     task_digest,
     update_size,
 )
-from sovfed.federation.secagg.ring import FRACTION_BITS
+from sovfed.federation.secagg.ring import FRACTION_BITS, Ring
 from sovfed.federation.secagg.roster import Roster, read_ad
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.wire.flower import StreamingGrid
@@ -74,6 +76,7 @@ SILENT: Final = "no answer"
 LOST: Final = {SILENT, "service", "protocol"}  # why one is left out that restarted in the middle of a setup
 AGAIN_S: Final = 0.5  # between two times of asking the holders that have not answered
 WAIT_S: Final = 60.0  # longest wait for holders that went away to come back, unless told otherwise
+TOLD_ERROR: Final = 0.05  # share of the mean update that is rounding, above which every round says so
 LIFETIME_S: Final = 7 * 86400  # of a roster's keys
 
 
@@ -132,6 +135,7 @@ class SecureAggregation:
         self._epochs = 0
         self._outside: dict[int, _Outside] = {}  # nodes that the last setup left out
         self._number, self._attempt = 1, 1
+        self._ring_error: float | None = None  # of the last sum of updates
         self._seals: dict[int, str] = {}  # by node: what it says keeps its trainer from the network
         self._isolation: dict[str, str] = {}  # the same by institution, of all that were ever in a roster
         self._last: tuple[int, int, int] | None = None  # survivors, roster, threshold
@@ -181,8 +185,29 @@ class SecureAggregation:
             self._steady = frozenset(total.participants)
         self._last = (len(aggregate.survivors), len(epoch.nodes), epoch.roster.threshold)
         _fill(total, request, aggregate)
+        if isinstance(request, TrainRequest):
+            self._judge(total, request.round, len(members))
         log.debug("sum %d in %.3f s", round_.begin.round, time.monotonic() - start)
         return total
+
+    def _judge(self, total: Total, number: int, cohort: int) -> None:
+        """Note how much of the mean is rounding. Raises TrainingError where the run's first has too much to learn from.
+
+        Updates become smaller as a run goes on, so a later round is told of, not refused.
+        """
+        config = self._config
+        ring = Ring(config.bits, config.clip, config.max_weight, cohort)
+        mean = total.mean if total.mean is not None else np.zeros(0, np.float32)
+        error = total.ring_error = self._ring_error = ring.relative_error(mean, len(total.participants), total.count)
+        if number == 1 and error > config.max_error:
+            raise TrainingError(
+                f"secure aggregation: rounding is {error:.0%} of the mean update of round 1, above secagg.max_error "
+                f"{config.max_error:.0%}: with secagg.bits={config.bits} and secagg.clip={config.clip:g} a step of the "
+                f"ring is {ring.step(total.count):.1e}, values are {_rms(mean):.1e}. Take secagg.bits=32, a clip "
+                "nearer to the largest update, or a secagg.max_weight nearer to the institutions' records"
+            )
+        if error > TOLD_ERROR:
+            log.warning("round %d: rounding in the ring is %.0f %% of the mean update", number, 100 * error)
 
     def _again(self, key: tuple[Purpose, bytes], nodes: frozenset[int]) -> frozenset[int]:
         """Those of `nodes` to sum the model of `key` over; a new part of the run if its earlier survivors are gone."""
@@ -210,10 +235,13 @@ class SecureAggregation:
 
     def describe(self) -> dict[str, Any]:
         survivors, members, threshold = self._last or (0, 0, 0)
+        error = self._ring_error
+        rounding = f", rounding {error:.0%} of the update" if error is not None and error > TOLD_ERROR else ""
         ring = {"bits": self._config.bits, "clip": self._config.clip, "max_weight": self._config.max_weight}
+        ring |= {} if error is None else {"rounding": error}
         return {
             "secure_aggregation": True,
-            "secure_aggregation_details": f"on, cohort {survivors} of {members}, threshold {threshold}",
+            "secure_aggregation_details": f"on, cohort {survivors} of {members}, threshold {threshold}{rounding}",
             "secure_aggregation_terms": {"cohort": survivors, "roster": members, "threshold": threshold, **ring},
             "isolation": self._isolation,
         }
@@ -493,3 +521,8 @@ def _fill(total: Total, request: SumRequest, aggregate: Aggregate) -> None:
             )  # fmt: skip
     else:
         total.sums = metrics
+
+
+def _rms(values: Vector) -> float:
+    """The root mean square of what is not zero."""
+    return float(np.sqrt(np.dot(values, values) / max(1, np.count_nonzero(values))))

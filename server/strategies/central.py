@@ -8,6 +8,7 @@ round. Nobody sees a gradient but their sum.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from sovfed.federation.algorithms.server_half import Slots
     from sovfed.federation.messages import Vector
     from sovfed.federation.plan import LocalPlan, Schedule
-    from sovfed.federation.tasks.layout import Layout
+    from sovfed.federation.tasks.layout import Layout, Part
 
 COUNT: Final = "count"  # the slot of the steps taken
 
@@ -36,7 +37,7 @@ class FedSgd:
             raise ConfigError("muon steps on matrices, and this task's vector has none")
         self._plan, self._schedule = plan, schedule
         self._optimizer = make(plan)
-        self._shapes = None if layout is None else [spec.shape for spec in layout.parts if spec.trained]
+        self._shapes = None if layout is None else [_shape(spec, layout) for spec in layout.parts if spec.trained]
         self._state: State | None = None
         self._restored: Slots = {}
 
@@ -75,3 +76,8 @@ class FedSgd:
         sizes = [int(np.prod(shape, dtype=np.int64)) for shape in self._shapes]
         pieces = torch.split(flat, sizes)
         return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+
+def _shape(spec: Part, layout: Layout) -> tuple[int, ...]:
+    """As the optimizer is to take it: a row for each token of a vocabulary makes no matrix, since rows come and go."""
+    return (math.prod(spec.shape),) if spec.name in layout.vocabulary else spec.shape

@@ -120,3 +120,22 @@ def test_metrics_sum_in_fixed_point() -> None:
 def test_metrics_that_do_not_fit_are_saturated(metric: float) -> None:
     expected = 0.0 if np.isnan(metric) else 2.0**30
     assert unpack_metrics(pack_header(1, [metric, -metric, 2.5], 24), 3, 24).tolist() == [expected, -expected, 2.5]
+
+
+@pytest.mark.parametrize("members", [3, 10])
+@pytest.mark.parametrize("spread", [1.0, 0.2, 0.03, 0.003])
+def test_the_share_that_is_rounding_is_told_from_the_sum_alone(members: int, spread: float) -> None:
+    """Against the exact mean, which no coordinator has; `spread` is the values' in steps of the ring times 30."""
+    generator, ring = np.random.default_rng(members), Ring(16, 1.0, 1000, members)
+    updates = [
+        (30 * spread * ring.step(1000) * generator.standard_normal(200_000)).astype(np.float32) for _ in range(members)
+    ]
+    words = np.zeros(ring.words(200_000), np.uint64)
+    for update in updates:
+        words += quantise(ring, update, 1000)[0]
+    mean = dequantise(ring, words, 200_000, members, 1000 * members)
+    exact = np.mean([update.astype(np.float64) for update in updates], 0)
+    actual = float(np.sqrt(np.square(mean - exact).sum() / np.square(exact).sum()))
+    told = ring.relative_error(mean, members, 1000 * members)
+    assert told == pytest.approx(actual, rel=0.25) if actual < 0.5 else told > 0.5
+    assert ring.relative_error(np.zeros(5, np.float32), members, 1000) == 0.0

@@ -1,0 +1,63 @@
+"""Text from a language model, a token after the other."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.tasks.decoder import Decoder
+from sovfed.federation.tasks.tokenizer import DOCUMENT_TOKEN
+
+if TYPE_CHECKING:
+    from sovfed.federation.models.saved import LoadedModel
+    from sovfed.federation.tasks.tokenizer import Tokenizer
+
+COLDEST: Final = 1e-4  # temperature up to which the likeliest token is taken
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How tokens are drawn: from the likeliest ones that together have probability `top_p`, equally for equal seeds."""
+
+    tokens: int = 200
+    temperature: float = 0.8
+    top_p: float = 0.95
+    seed: int = 0
+
+
+def continued(model: LoadedModel, tokenizer: Tokenizer, prompt: str, drawing: Drawing) -> Iterator[str]:
+    """What follows `prompt`, in pieces of whole characters, until a document ends. Raises ConfigError."""
+    if not isinstance(model.module, Decoder) or model.task.tokenizer != tokenizer.sha256:
+        raise ConfigError(f"task '{model.task.name}' is no language model of the tokenizer {tokenizer.sha256[:16]}…")
+    text = codecs.getincrementaldecoder("utf-8")("replace")
+    for token in _tokens(model.module.eval(), [DOCUMENT_TOKEN, *tokenizer.encode([prompt])[0]], drawing):
+        if piece := text.decode(tokenizer.pieces[token]):
+            yield piece
+
+
+@torch.no_grad()
+def _tokens(module: Decoder, codes: list[int], drawing: Drawing) -> Iterator[int]:
+    generator = torch.Generator().manual_seed(drawing.seed)
+    for _ in range(drawing.tokens):
+        scores = module.scores(torch.tensor([codes[-module.context :]]))[0].float()
+        token = _drawn(scores, drawing, generator)
+        if token == DOCUMENT_TOKEN:
+            return
+        codes = [*codes[-module.context :], token]
+        yield token
+
+
+def _drawn(scores: Tensor, drawing: Drawing, generator: torch.Generator) -> int:
+    """A token by `scores` [symbols]."""
+    if drawing.temperature <= COLDEST:
+        return int(scores.argmax())
+    shares, order = (scores / drawing.temperature).softmax(-1).sort(descending=True)
+    kept = shares * (shares.cumsum(-1) - shares < drawing.top_p)
+    kept[0] = shares[0]
+    return int(order[torch.multinomial(kept, 1, generator=generator)])

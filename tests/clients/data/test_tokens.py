@@ -1,0 +1,187 @@
+"""Documents as tokens: what is kept, on which side, and that every token of a text is predicted once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sovfed.cli import cli
+from sovfed.clients.data import load_records
+from sovfed.clients.data.documents import Keys, documents_in
+from sovfed.clients.data.token_store import Document, Rules, read_store, write_store
+from sovfed.clients.data.tokens import Windows, cut, load
+from sovfed.federation.config import DataConfig
+from sovfed.federation.errors import ConfigError, DataError
+from sovfed.federation.tasks import Task
+from sovfed.federation.tasks.declared import task_from_text
+from sovfed.federation.tasks.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
+
+pytest.importorskip("tokenizers")
+TEXTS = [f"第{number}条 この法律は、平成{number}年から施行する。Artikel {number}: Recht\n" * 8 for number in range(40)]
+SIZE = 300
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_bytes(train_tokenizer(TEXTS, SIZE))
+    return read_tokenizer(path)
+
+
+@pytest.fixture(scope="module")
+def task(tokenizer: Tokenizer) -> Task:
+    return task_from_text(
+        "name: law\ntitle: Law\nperson: document\n"
+        f"columns: {{window: {{kind: tokens, shape: [17], high: {SIZE - 1}}}}}\n"
+        f'target: {{kind: next_token, tokenizer: "{tokenizer.sha256}"}}\n'
+        "model: {family: decoder, width: 16, blocks: 1, heads: 2, hidden: 32}\n"
+    )
+
+
+def windows(folder: Path, task: Task) -> Windows:
+    records = load_records(task, DataConfig(source="tokens", path=str(folder)))
+    assert isinstance(records, Windows)
+    return records
+
+
+def texts(records: Windows, tokenizer: Tokenizer, rows: np.ndarray) -> dict[int, bytes]:
+    """What is predicted in the windows at `rows`, by person."""
+    table, told = records.take(rows), dict[int, bytes]()
+    for window, given, size, person in zip(
+        table["window"], table["given"], table["bytes"], records.persons[rows], strict=True
+    ):
+        piece = tokenizer.decode(window[1 + int(given) :].tolist())
+        assert len(piece) == size
+        told[int(person)] = told.get(int(person), b"") + piece
+    return told
+
+
+def test_any_text_comes_back_byte_for_byte(tokenizer: Tokenizer) -> None:
+    every = ["", "a", "\x00\x7f ÿ 𝕏 👩‍⚕️ \r\n\t  x", "".join(map(chr, range(1, 0x500))), *TEXTS[:3], "<|document|>"]
+    for text, codes in zip(every[:-1], tokenizer.encode(every[:-1]), strict=True):
+        assert tokenizer.decode(codes) == text.encode()
+    assert tokenizer.symbols == SIZE and tokenizer.pieces[0] == b""
+
+
+def test_equal_texts_make_equal_tokenizers(tokenizer: Tokenizer) -> None:
+    assert json.loads(train_tokenizer(iter(TEXTS), SIZE)) == json.loads(train_tokenizer(TEXTS, SIZE))
+
+
+def test_a_file_that_is_no_such_tokenizer_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    other = json.loads(train_tokenizer(TEXTS, SIZE))
+    for changed in ("{}", "x", json.dumps(other | {"normalizer": {"type": "Lowercase"}})):
+        path.write_text(changed)
+        with pytest.raises(ConfigError, match=r"other\.json"):
+            read_tokenizer(path)
+    path.write_text(json.dumps(other))
+    with pytest.raises(ConfigError, match="SHA-256"):
+        read_tokenizer(path, "0" * 64)
+
+
+def test_every_token_is_predicted_once_and_a_window_is_of_one_document(
+    tokenizer: Tokenizer, task: Task, tmp_path: Path
+) -> None:
+    sides = ["train", "test", "valid"]
+    documents = [Document(str(row), text, side=sides[row % 3]) for row, text in enumerate([*TEXTS[:9], "x", "yz"])]
+    write_store(tmp_path / "store", documents, tokenizer, Rules())
+    records = windows(tmp_path / "store", task)
+    for rows, side in ((records.train, "train"), (records.test, "test")):
+        expected = {row: each.text.encode() for row, each in enumerate(documents) if each.side == side}
+        assert texts(records, tokenizer, rows) == expected
+    held_out = records.take(records.test)
+    later = records.firsts[records.test] > records.store.starts[records.documents[records.test]]
+    assert held_out["given"][later].min() >= 8  # half a window
+
+
+@pytest.mark.parametrize("stride", [1, 3, 8, 16])
+def test_windows_cover_documents_of_every_length(stride: int) -> None:
+    lengths = np.arange(2, 70)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    of, firsts, given = cut(starts, np.arange(len(lengths)), 17, stride)
+    predicted = np.concatenate(
+        [np.arange(first + 1 + skip, first + 17) for first, skip in zip(firsts, given, strict=True)]
+    )
+    expected = np.concatenate([np.arange(start + 1, end) for start, end in pairwise(starts)])
+    assert np.array_equal(np.sort(predicted), expected)
+    assert (given >= 0).all() and (given < 16).all() and np.array_equal(np.unique(of), np.arange(len(lengths)))
+
+
+def test_opted_out_repeated_and_empty_documents_are_left_out(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    documents = [
+        Document("1", "a" * 50, "ann"), Document("2", "a" * 50, "ann"), Document("3", "a" * 50, "bob"),
+        Document("4", "no", "ann"), Document("5", "no", "eve"), Document("6", "", "ann"),
+    ]  # fmt: skip
+    counts = write_store(tmp_path / "s", documents, tokenizer, Rules(frozenset({"4", "eve"})))
+    assert (counts.documents, counts.opted_out, counts.repeated, counts.empty) == (2, 2, 1, 1)
+    alone = [dataclasses.replace(each, person="") for each in documents[:3]]
+    assert write_store(tmp_path / "alone", alone, tokenizer, Rules()).documents == 1
+
+
+def test_who_comes_moves_nobody_elses_documents(tokenizer: Tokenizer, task: Task, tmp_path: Path) -> None:
+    """As private training needs: the sides follow from a person's name alone, or from the text of one without."""
+    for person in ("someone", ""):
+        base = [Document(str(row), text, person and f"person {row % 20}") for row, text in enumerate(TEXTS)]
+        more = [Document("x", TEXTS[7], person and "new"), Document("y", TEXTS[3] + "!", person and "new"), *base]
+        sides = []
+        for name, documents in ((f"a{person}", base), (f"b{person}", more)):
+            write_store(tmp_path / name, documents, tokenizer, Rules(held_out=0.5))
+            records = windows(tmp_path / name, task)
+            assert records.not_private == "" and records.several_records
+            train = texts(records, tokenizer, records.train)
+            sides.append({text for text in train.values() if text != TEXTS[7].encode()})
+        assert sides[0] <= sides[1] and len(sides[0]) > 3
+
+
+def test_a_store_of_another_tokenizer_or_half_a_store_is_refused(
+    tokenizer: Tokenizer, task: Task, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    write_store(
+        folder, [Document("1", TEXTS[0], side="train"), Document("2", TEXTS[1], side="test")], tokenizer, Rules()
+    )
+    with pytest.raises(DataError, match="prepare it again"):
+        read_store(folder, "0" * 64)
+    with pytest.raises(ConfigError, match="there already"):
+        write_store(folder, [], tokenizer, Rules())
+    (folder / "tokens.bin").write_bytes((folder / "tokens.bin").read_bytes()[:-2])
+    with pytest.raises(DataError, match="not whole"):
+        load(task, DataConfig(source="tokens", path=str(folder)))
+    with pytest.raises(ConfigError, match="no document"):
+        write_store(tmp_path / "empty", [], tokenizer, Rules())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+
+
+def test_files_and_folders_are_read_in_order_and_faults_name_the_line(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text('{"id": 7, "text": "seven", "who": "ann"}\n{"text": "eight", "who": 8}\n')
+    (tmp_path / "a.txt").write_text("plain")
+    told = [(each.name, each.text, each.person) for each in documents_in([tmp_path], Keys(name="id"))]
+    assert told == [("a.txt", "plain", ""), ("7", "seven", ""), ("b.jsonl:2", "eight", "")]
+    file = tmp_path / "b.jsonl"
+    assert [each.person for each in documents_in([file], Keys(person="who"))] == ["ann", "8"]
+    for keys in (Keys(text="body"), Keys(side="who"), Keys(person="id")):
+        with pytest.raises(DataError, match=r"b\.jsonl, line [12]") as caught:
+            list(documents_in([file], keys))
+        assert "seven" not in str(caught.value)
+
+
+def test_the_commands_lead_from_texts_to_a_store(tmp_path: Path) -> None:
+    source, tokens, law, store = (str(tmp_path / name) for name in ("t.jsonl", "tok.json", "law.yaml", "store"))
+    Path(source).write_text(
+        "".join(json.dumps({"id": str(row), "text": text}) + "\n" for row, text in enumerate(TEXTS))
+    )
+    for words in (
+        ["task", "tokenizer", source, "--size", "300", "--out", tokens],
+        ["task", "language", "law", "--tokenizer", tokens, "--context", "16", "--width", "16", "--output", law],
+        ["task", "check", law],
+        ["client", "data", "prepare", law, source, "--tokenizer", tokens, "--out", store, "--held-out", "0.3"],
+    ):
+        result = CliRunner().invoke(cli, words)
+        assert result.exit_code == 0, (words, result.output, result.exception)
+    assert "40 documents" in result.output and "第" not in result.output

@@ -1,0 +1,97 @@
+"""Text from a language model: whole characters, the same for the same seed, and none of what is too unlikely."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from sovfed.cli import cli
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.models import generation
+from sovfed.federation.models.facts import RunFacts
+from sovfed.federation.models.saved import load_model, save_model
+from sovfed.federation.tasks.declared import DeclaredTask, task_from_text
+from sovfed.federation.tasks.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
+
+pytest.importorskip("tokenizers")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_bytes(train_tokenizer(["法律 第一条 Recht " * 20], 270))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(file: Path) -> Tokenizer:
+    return read_tokenizer(file)
+
+
+@pytest.fixture(scope="module")
+def task(tokenizer: Tokenizer) -> DeclaredTask:
+    return task_from_text(
+        "name: law\ntitle: Law\nperson: document\n"
+        "columns: {window: {kind: tokens, shape: [9], high: 269}}\n"
+        f'target: {{kind: next_token, tokenizer: "{tokenizer.sha256}"}}\n'
+        "model: {family: decoder, width: 16, blocks: 1, heads: 2, hidden: 32}\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(task: DeclaredTask, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    vector = np.random.default_rng(0).normal(0, 0.5, task.parameters).astype(np.float32)
+    save_model(path, task, vector, task.transform.public_scale, RunFacts("law-1", 1))
+    return path
+
+
+def text(folder: Path, tokenizer: Tokenizer, **settings: Any) -> str:
+    return "".join(generation.continued(load_model(folder), tokenizer, "第一", generation.Drawing(**settings)))
+
+
+def test_equal_seeds_write_equal_texts_and_only_whole_characters(folder: Path, tokenizer: Tokenizer) -> None:
+    first = text(folder, tokenizer, tokens=60, temperature=1.5)
+    assert first == text(folder, tokenizer, tokens=60, temperature=1.5) != text(folder, tokenizer, tokens=60, seed=1)
+    first.encode()
+    assert text(folder, tokenizer, temperature=0.0, tokens=5) == text(
+        folder, tokenizer, temperature=0.0, seed=9, tokens=5
+    )
+
+
+def test_the_unlikely_tail_is_never_drawn() -> None:
+    scores = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    generator = torch.Generator().manual_seed(0)
+    drawn = [generation._drawn(scores, generation.Drawing(temperature=1.0, top_p=0.7), generator) for _ in range(300)]
+    assert set(drawn) == {0, 1} and 0.5 < drawn.count(0) / 300 < 0.75
+    assert generation._drawn(scores, generation.Drawing(top_p=0.0), generator) == 0
+
+
+def test_the_command_writes_no_character_that_steers_a_terminal(folder: Path, file: Path) -> None:
+    words = [
+        "generate",
+        str(folder),
+        "--tokenizer",
+        str(file),
+        "--prompt",
+        "a\x1b[2J",
+        "--tokens",
+        "80",
+        "--temperature",
+        "3",
+    ]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("a\\x1b[2J") and "\x1b" not in result.output
+
+
+def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_bytes(train_tokenizer(["other words " * 20], 262))
+    with pytest.raises(ConfigError, match="no language model"):
+        next(generation.continued(load_model(folder), read_tokenizer(other), "", generation.Drawing()))

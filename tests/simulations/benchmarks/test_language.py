@@ -1,0 +1,47 @@
+"""The benchmark of language on a few made-up laws: what it writes, and that it wants public text."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sovfed.federation.errors import ConfigError
+from sovfed.simulations.benchmarks.language import ARMS, run
+from sovfed.simulations.benchmarks.report import Files
+
+pytest.importorskip("tokenizers")
+SITES = ("diet_acts", "mof_finance", "moj_justice")
+
+
+def laws(folder: Path, *sites: str) -> Path:
+    for number, site in enumerate(sites):
+        lines = [
+            {
+                "id": f"{site}{row}",
+                "split": "test" if row < 2 else "train",
+                "text": f"第{row}条 {site} {number * row}。\n" * 30,
+            }
+            for row in range(6)
+        ]
+        content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+        (folder / f"{site}.jsonl.xz").write_bytes(lzma.compress(content))
+    return folder
+
+
+def test_it_trains_pooled_federated_and_in_sixteen_bits_and_writes_the_ratios(tmp_path: Path) -> None:
+    files = Files(json=tmp_path / "language.json")
+    run(data=laws(tmp_path, *SITES), quick=True, rounds=2, files=files, console=Console(quiet=True), symbols=280)
+    told = json.loads((tmp_path / "language.json").read_text())
+    assert [row["model"] for row in told["rows"]] == list(ARMS)
+    assert all(row["tokens"] == 2 * 3 * 128 and row["bits_per_byte"] > 0 for row in told["rows"])
+    assert set(told["ratios"]) == {"federated_bpb", "pooled_bpb", "federated_over_pooled", "sixteen_bits_over_32"}
+    assert told["ratios"]["sixteen_bits_over_32"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_text_that_is_not_public_makes_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one of them of"):
+        run(data=laws(tmp_path, *SITES[1:], "x"), quick=True, rounds=2, files=Files(), console=Console(quiet=True))
