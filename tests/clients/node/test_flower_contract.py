@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode import fleet_http_connection, start_client_internal
@@ -41,6 +42,16 @@ def test_supernode_sleeps_are_those_that_we_shorten() -> None:
 def test_supernode_fetches_objects_through_the_name_that_we_bound() -> None:
     source = inspect.getsource(start_client_internal._pull_and_store_message)
     assert re.search(r"pull_objects\(\s*obj_ids_to_pull,\s*pull_object_fn=", source)
+
+
+def test_supernode_sends_a_reply_by_the_names_that_we_bound() -> None:
+    """And brings those of its objects that `send` has asked for: none."""
+    loop = inspect.getsource(start_client_internal)
+    assert re.search(r"_push_messages\(\s*state=state,\s*object_store=store,\s*send=send,", loop)
+    source = inspect.getsource(start_client_internal._push_messages)
+    assert re.search(r"ids_obj_to_send, session_id = send\(message, object_tree, clientapp_runtime\)", source)
+    assert "yield_object_contents(object_tree, ids_obj_to_send)" in source
+    assert "max_concurrent_pulls" in inspect.signature(pull_objects).parameters
 
 
 def test_supernode_makes_a_task_before_its_message_is_there() -> None:
