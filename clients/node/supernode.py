@@ -10,6 +10,7 @@ What differs from `flower-supernode`, all of it here and held by tests/clients/n
   - that a lane is joined is not told, since it is seen: a third of what an offer costs the agency;
   - the fixed sleeps are shortened (3 s and 0.5 s between looks), and so is the lease of a task whose executor died;
   - after a crash the node signs itself off first, or the SuperLink would refuse it for a minute as "still online";
+  - Flower's SQL store is not imported;
   - whatever ends one of its threads ends the process, so that the supervisor starts a whole one.
 The app bundle that the server sends lies in this process's memory; it is neither installed nor run (`executor.py`).
 """
@@ -25,6 +26,7 @@ import time
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.home.folder import RUNTIME_SECRET, TASK_SECRET, check_enrolled, load_node_key
@@ -112,6 +114,16 @@ def adapt_flower(max_message_bytes: int, beat: Callable[[], None] = lambda: None
     vars(loop)["_push_messages"] = partial(push_or_join, vars(loop)["_push_messages"])
     make_invoker = vars(fleet_http_connection)["make_simple_http_retry_invoker"]
     vars(fleet_http_connection)["make_simple_http_retry_invoker"] = partial(_beating, make_invoker, beat)
+
+
+def leave_out_databases() -> None:
+    """Have Flower's SQL store, and SQLAlchemy with it, not be imported: this node's state is in memory.
+
+    Without effect where it is imported already. It would be a quarter of the process's memory.
+    """
+    unused = ModuleType("flwr.supercore.object_store.sql_object_store")
+    vars(unused)["SqlObjectStore"] = None
+    sys.modules.setdefault(unused.__name__, unused)
 
 
 def _beating(make_invoker: Callable[[], RetryInvoker], beat: Callable[[], None]) -> RetryInvoker:
@@ -369,6 +381,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point. Exit codes 2 (configuration) and 3 (identity) are final, 1 is worth another start."""
     home, settings = begin("Flower's SuperNode with our certificate and secrets", arguments)
     exit_with_any_thread()
+    leave_out_databases()
     loop = Pulse(pulse_file(home, "supernode")).start().watch("looking for messages", LOOP_S)
     try:
         serve(home, bind(ClientConfig, passed_settings(settings)), loop)

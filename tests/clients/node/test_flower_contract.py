@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from datetime import timedelta
 from importlib.metadata import version
 
@@ -42,6 +44,22 @@ def test_supernode_sleeps_are_those_that_we_shorten() -> None:
 def test_supernode_fetches_objects_through_the_name_that_we_bound() -> None:
     source = inspect.getsource(start_client_internal._pull_and_store_message)
     assert re.search(r"pull_objects\(\s*obj_ids_to_pull,\s*pull_object_fn=", source)
+
+
+def test_supernode_needs_no_sqlalchemy_for_a_state_in_memory() -> None:
+    """In a process of its own, as the SuperNode is."""
+    script = """
+import sys
+from sovfed.clients.node.supernode import leave_out_databases
+leave_out_databases()
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supernode import main, start_client_internal
+from sovfed.clients.node import whole_messages
+assert ObjectStoreFactory().store().get("x") is None
+print([name for name in ("sqlalchemy", "alembic", "mako", "torch") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_supernode_sends_a_reply_by_the_names_that_we_bound() -> None:
