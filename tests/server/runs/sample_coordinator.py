@@ -14,8 +14,8 @@ from flwr.app import Array, ArrayRecord, Context, RecordDict
 from flwr.serverapp import Grid
 
 from sovfed.federation.wire.flower import RAW, FlowerGrid, new_message
+from sovfed.server.runs import spare
 from sovfed.server.runs.serverapp_runner import run
-from sovfed.server.runs.spare import wait_for_task, write_output_to
 
 
 def act(grid: Grid, context: Context, config: dict[str, Any]) -> None:
@@ -65,11 +65,12 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--spare", action="store_true")
     options = parser.parse_args()
-    line = wait_for_task() if options.spare else sys.stdin.read()
+    vars(spare)["MODULES"] = ()  # it needs none of them
+    line = spare.wait_for_task() if options.spare else sys.stdin.read()
     if not line:
         sys.exit(0)
     if options.spare:
-        write_output_to(Path(json.loads(line)["log"]))
+        spare.write_output_to(Path(json.loads(line)["log"]))
     sys.exit(run(options.home, options.port, json.loads(line)["token"], act))
 
 
