@@ -60,7 +60,7 @@ class Spare:
 
 def wait_for_task() -> str:
     """Import what a coordinator needs, as long as its task is not here; the line that it is, or "" if none comes."""
-    from importlib import import_module
+    from importlib import import_module, invalidate_caches
 
     _call_this_process(NAME)
     for module in MODULES:
@@ -69,6 +69,7 @@ def wait_for_task() -> str:
         with contextlib.suppress(ImportError):  # the run that needs it says so
             import_module(module)
     line = sys.stdin.readline()
+    invalidate_caches()  # what was installed meanwhile is there
     _call_this_process(Path(sys.executable).name)
     return line
 
