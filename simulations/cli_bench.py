@@ -44,6 +44,7 @@ def bench() -> None:
       sovfed bench rounds --json rounds.json --plot rounds.png
       sovfed bench institutions --quick --json institutions.json
       sovfed bench soak --quick --json soak.json
+      sovfed bench load --quick --json load.json
       sovfed bench secagg --quick --json secagg.json
       sovfed bench privacy --quick --plot privacy.png
       sovfed bench private-step --quick
@@ -85,6 +86,18 @@ def soak(quick: bool, files: Files, console: Console) -> None:
     from sovfed.simulations.benchmarks.soak import run
 
     run(quick=quick, files=files, console=console)
+
+
+@bench.command()
+@click.option("--quick", is_flag=True, help="30 and 100 institutions: under 5 minutes.")
+@click.option("--masks", is_flag=True, help="With secure aggregation, for up to 255 institutions.")
+@click.option("--size", "sizes", type=click.IntRange(3, 4096), multiple=True, help="So many institutions; repeatable.")
+@reported
+def load(quick: bool, masks: bool, sizes: tuple[int, ...], files: Files, console: Console) -> None:
+    """What an agency costs with 100, 300 and 1,000 institutions, and so with 10,000: processor, memory, bytes, disk."""
+    from sovfed.simulations.benchmarks.load import run
+
+    run(quick=quick, masks=masks, sizes=sizes, files=files, console=console)
 
 
 @bench.command()

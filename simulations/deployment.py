@@ -32,6 +32,7 @@ from sovfed.server.runs.control import ControlClient
 from sovfed.simulations.ports import free_ports
 
 ENROLMENT_TIMEOUT_S: Final = 60.0
+AT_ONCE: Final = 32  # institutions that enrol at the same time
 TERMS: Final = Terms(min_cohort=LEAST_COHORT, colluders=0, differencing=RECORD)
 POLICY: Final = Policy(
     allowed_tasks=names(), require_privacy=False, secure_aggregation=TERMS, privacy=Budget(max_share_per_run=1.0),
@@ -104,7 +105,7 @@ class LocalFederation:
 
     def enrol(self) -> None:
         """Enrol every institution: invitation, keys made on site, request, the authority's signature, certificate."""
-        with ThreadPoolExecutor(len(self.institutions)) as pool:
+        with ThreadPoolExecutor(min(len(self.institutions), AT_ONCE)) as pool:  # in the order in which they are signed
             waiting = [pool.submit(self._enrol_one, member) for member in self.institutions]
             for member in self.institutions:
                 request = enrolment.wait_for_request(self.home, member.name, ENROLMENT_TIMEOUT_S)

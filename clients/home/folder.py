@@ -34,6 +34,7 @@ SETTINGS: Final = "client.yaml"
 FOLDERS: Final = ("identity", "secrets", "logs", "state")
 RUNTIME_SECRET: Final = Path("secrets/loopback.secret")  # shown with every request to the SuperNode's Runtime port
 TASK_SECRET: Final = Path("secrets/superexec.secret")  # Flower's own: signs the claim of a task
+NEXT_CERTIFICATE: Final = "next_cert.pem"  # in identity/: a renewal that was interrupted between two files
 SETTINGS_HEAD: Final = """\
 How this institution takes part. Changes hold from the next `sovfed client up`. A path that does not begin with / is
 taken from this folder."""

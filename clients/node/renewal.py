@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from sovfed.clients.home.folder import NEXT_CERTIFICATE
 from sovfed.clients.node.agency import ask, mutual_channel, poll, why_not
 from sovfed.clients.node.enrol import (
     Fingerprints,
@@ -53,7 +54,6 @@ CONTACT: Final = "state/agency.json"
 WAITING_S: Final = 5.0  # the least between looks, as while a renewal waits for its signature
 MOVE_SHARE: Final = 0.2  # of a rotation: from when on the authority signs renewals by its new root
 NEXT_KEY: Final = "next_key.pem"
-NEXT_CERTIFICATE: Final = "next_cert.pem"
 REQUEST: Final = "renewal.csr"
 
 

@@ -7,8 +7,10 @@ What differs from `flower-supernode`, all of it here and held by tests/clients/n
   - the gateway gets a message when it is here whole, so that it never waits for one that does not come, and asks for it
     once: its request waits until there is one (`federation/wire/held.py`); asked again, it is told the same again;
   - a reply that is not here whole is given up, and the node goes on;
+  - that a lane is joined is not told, since it is seen: a third of what an offer costs the agency;
   - the fixed sleeps are shortened (3 s and 0.5 s between looks), and so is the lease of a task whose executor died;
   - after a crash the node signs itself off first, or the SuperLink would refuse it for a minute as "still online";
+  - Flower's SQL store is not imported;
   - whatever ends one of its threads ends the process, so that the supervisor starts a whole one.
 The app bundle that the server sends lies in this process's memory; it is neither installed nor run (`executor.py`).
 """
@@ -24,6 +26,7 @@ import time
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.home.folder import RUNTIME_SECRET, TASK_SECRET, check_enrolled, load_node_key
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
 
     import uvicorn
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from flwr.app import Message
+    from flwr.proto.message_pb2 import ObjectTree
+    from flwr.supercore.object_store import ObjectStore
     from flwr.supercore.protobuf.client import ProtobufClientInterceptor
     from flwr.supercore.retry import RetryInvoker, RetryState
     from flwr.supernode.nodestate import NodeStateFactory
@@ -58,6 +64,9 @@ OBJECT_WAIT_S: Final = (0.05, 1.0)  # Flower: 1 to 10; while an object is still 
 TASK_LEASE_S: Final = 10  # Flower: 30; twice this without a heartbeat and the task counts as crashed
 NOT_NOW: Final = ("certificate is not yet valid", "certificate has expired")  # OpenSSL's words
 MAX_OBJECTS: Final = 100_000  # of one message
+LANE: Final = "query.lane"  # Flower's type of an offer and of its answer
+FEW: Final = 4  # objects, as of an offer: they are fetched over the connection that there is, one after the other
+AT_ONCE: Final = 2  # objects of a larger message, as Flower
 AWAY_S: Final = 5.0  # Flower: up to 20; longest pause between two tries to reach a SuperLink that is away
 HELD_S: Final = 1.0  # a look that took so long was kept waiting by the SuperLink
 ACQUIRE_TASK: Final = "/v1/runtime/acquire-task"
@@ -102,8 +111,19 @@ def adapt_flower(max_message_bytes: int, beat: Callable[[], None] = lambda: None
     vars(in_memory_corestate)["HEARTBEAT_DEFAULT_INTERVAL"] = TASK_LEASE_S
     vars(loop)["pull_objects"] = partial(pull_bounded, vars(loop)["pull_objects"], max_message_bytes)
     vars(loop)["_pull_and_store_message"] = partial(pull_or_push, vars(loop)["_pull_and_store_message"], pace)
+    vars(loop)["_push_messages"] = partial(push_or_join, vars(loop)["_push_messages"])
     make_invoker = vars(fleet_http_connection)["make_simple_http_retry_invoker"]
     vars(fleet_http_connection)["make_simple_http_retry_invoker"] = partial(_beating, make_invoker, beat)
+
+
+def leave_out_databases() -> None:
+    """Have Flower's SQL store, and SQLAlchemy with it, not be imported: this node's state is in memory.
+
+    Without effect where it is imported already. It would be a quarter of the process's memory.
+    """
+    unused = ModuleType("flwr.supercore.object_store.sql_object_store")
+    vars(unused)["SqlObjectStore"] = None
+    sys.modules.setdefault(unused.__name__, unused)
 
 
 def _beating(make_invoker: Callable[[], RetryInvoker], beat: Callable[[], None]) -> RetryInvoker:
@@ -143,6 +163,37 @@ def pull_or_push(
     return 0 if pulled is None and state.holds_reply() else pulled
 
 
+def push_or_join(push_messages: Callable[..., None], /, **parts: Any) -> None:
+    """Flower's `_push_messages`, which takes replies from here; that a lane is joined is seen there, and not sent."""
+    store, send = parts["object_store"], parts["send"]
+
+    def send_or_join(reply: Message, tree: ObjectTree, seconds: float) -> tuple[set[str], str]:
+        return (set(), "") if joins(store, reply, tree) else send(reply, tree, seconds)
+
+    push_messages(**parts | {"send": send_or_join})
+
+
+def joins(store: ObjectStore, head: Message, tree: ObjectTree) -> bool:
+    """Whether the reply, whose objects are in `store`, says that an offered lane is joined, and nothing else."""
+    from flwr.app import Message
+    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+    from sovfed.federation.messages import LaneReply
+    from sovfed.federation.wire.flower import from_records
+
+    ids = [node.object_id for node in iterate_object_tree(tree)]
+    if head.metadata.message_type != LANE or len(ids) > FEW:
+        return False
+    whole = inflate_object_from_contents(tree.object_id, {name: store.get(name) or b"" for name in ids})
+    if not isinstance(whole, Message) or not whole.has_content():
+        return False
+    with contextlib.suppress(ProtocolError):
+        answer = from_records(whole.content)
+        return isinstance(answer, LaneReply) and answer.accepted
+    return False
+
+
 def pull_bounded(
     pull_objects: Callable[..., dict[str, bytes]],
     max_message_bytes: int,
@@ -170,7 +221,10 @@ def pull_bounded(
         return content
 
     try:
-        return pull_objects(object_ids, patient(pull), initial_backoff=OBJECT_WAIT_S[0], backoff_cap=OBJECT_WAIT_S[1])
+        return pull_objects(
+            object_ids, patient(pull), initial_backoff=OBJECT_WAIT_S[0], backoff_cap=OBJECT_WAIT_S[1],
+            max_concurrent_pulls=1 if len(object_ids) <= FEW else AT_ONCE,
+        )  # fmt: skip
     except RunNotRunningException as error:  # no Exception, so that Flower would leave the task to wait for ever
         raise ProtocolError("the message's run is over") from error
 
@@ -193,9 +247,12 @@ def serve_runtime(factory: NodeStateFactory, home: Path, port: int, bell: Bell) 
     Who asks for a task is kept waiting until `bell` rings.
     """
     import uvicorn
+    from flwr.supercore.routers.runtime.tracing import RuntimeTracingMiddleware  # which is off: `quiet.py`
     from flwr.supernode.main import create_app
 
     flower = create_app(factory, ensure_secret(home / TASK_SECRET).encode("ascii"))
+    tracing: object = RuntimeTracingMiddleware
+    flower.user_middleware[:] = [entry for entry in flower.user_middleware if entry.cls is not tracing]
     app = Held(flower, bell, ACQUIRE_TASK, lambda _: 0, ACQUIRE_HOLD_S)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -327,6 +384,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point. Exit codes 2 (configuration) and 3 (identity) are final, 1 is worth another start."""
     home, settings = begin("Flower's SuperNode with our certificate and secrets", arguments)
     exit_with_any_thread()
+    leave_out_databases()
     loop = Pulse(pulse_file(home, "supernode")).start().watch("looking for messages", LOOP_S)
     try:
         serve(home, bind(ClientConfig, passed_settings(settings)), loop)

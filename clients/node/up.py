@@ -11,9 +11,15 @@ import socket
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from sovfed.clients.home.folder import RUNTIME_SECRET, SETTINGS, TASK_SECRET, check_enrolled, load_config
+from sovfed.clients.home.folder import (
+    NEXT_CERTIFICATE,
+    RUNTIME_SECRET,
+    SETTINGS,
+    TASK_SECRET,
+    check_enrolled,
+    load_config,
+)
 from sovfed.clients.home.policy import load_policy
-from sovfed.clients.node.renewal import NEXT_CERTIFICATE, complete
 from sovfed.federation.files import private_directory
 from sovfed.federation.host.ports import check_ports
 from sovfed.federation.host.processes import Process, Supervisor, listening, read_status, start_detached
@@ -60,6 +66,8 @@ def make_supervisor(home: Path, config: ClientConfig | None = None) -> Superviso
     """
     home = home.absolute()
     if (home / "identity" / NEXT_CERTIFICATE).exists():
+        from sovfed.clients.node.renewal import complete  # and gRPC with it, which the supervisor would hold for years
+
         complete(home / "identity")
     check_enrolled(home, datetime.now(UTC))
     config = dataclasses.replace(config or load_config(home), home=str(home))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -49,7 +49,7 @@ class FleetState:
     """Questions to the SuperLink's database at `database`. Raises sqlite3.Error if it cannot be read."""
 
     def __init__(self, database: Path) -> None:
-        self._uri = f"{database.resolve().as_uri()}?mode=ro"
+        self._uri, self._opened = f"{database.resolve().as_uri()}?mode=ro", threading.local()
 
     def node_id(self, public_key: bytes) -> int | None:
         """The id of the registered node with this key."""
@@ -97,8 +97,13 @@ class FleetState:
         return next(iter(self._rows(query, values)), None)
 
     def _rows(self, query: str, values: Any) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(self._uri, uri=True, timeout=_TIMEOUT_S)) as database:
-            return database.execute(query, values).fetchall()
+        return self._database().execute(query, values).fetchall()
+
+    def _database(self) -> sqlite3.Connection:
+        """This thread's connection: to open one costs more than to ask."""
+        if (database := getattr(self._opened, "database", None)) is None:
+            database = self._opened.database = sqlite3.connect(self._uri, uri=True, timeout=_TIMEOUT_S)
+        return database
 
 
 def _signed(number: int) -> int:

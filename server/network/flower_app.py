@@ -16,12 +16,21 @@ from sovfed.server.network import state_db
 from sovfed.server.network.state_migration import keep_copy_before_change
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse
     from flwr.superlink.config_loader import SuperLinkLifespanConfig
 
+    from sovfed.federation.wire.held import App, Event, Receive, Send
+
 SUPEREXEC_SECRET_FILE: Final = Path("secrets") / "superexec.secret"
 STATE_FILE: Final = Path("superlink") / "state.db"
+CONTROL: Final = "/v1/control/"
+OF_CONTROL: Final = (
+    "ControlSensitiveResponseMiddleware", "ControlAuthenticationMiddleware", "ControlLicenseMiddleware",
+)  # fmt: skip
+SWITCHED_OFF: Final = ("ControlEventLogMiddleware", "FleetEventLogMiddleware", "RuntimeTracingMiddleware")
 REOPENED_BY: Final = ("FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API")  # Flower's second doors
 _log = logging.getLogger("sovfed.superlink")
 
@@ -73,6 +82,8 @@ def check_flower(config: SuperLinkLifespanConfig) -> None:
         raise ServiceError(f"isolation is {config.isolation!r}: app code would run in children of the superlink")
     if not config.superexec_auth_secret:
         raise ServiceError("no SuperExec secret: any local process could claim the ServerApp task")
+    if config.event_log_plugin or config.fleet_event_log_plugin or os.environ.get("FLWR_TRACING_ENABLED") == "1":
+        raise ServiceError("Flower's event log or tracing is on: it would write down what institutions send")
     if config.runtime_dependency_install:
         raise ServiceError("runtime dependency installation is on: a run could install packages")
     if config.simulation or config.health_server_address or config.artifact_provider:
@@ -101,7 +112,35 @@ def create_flower_app(config: SuperLinkLifespanConfig) -> FastAPI:
     state_db.use_long_leases()
     app = create_app(config, SuperLinkLifespan)
     app.add_exception_handler(OperationalError, _answer_busy)
+    spare_middlewares(app)
     return app
+
+
+def spare_middlewares(app: FastAPI) -> None:
+    """Leave out those of Flower's middlewares that hand a request on as it is: half of what a call costs.
+
+    Those of the Control API look at its paths alone; event logs and tracing are off, as `check_flower` has seen. Who
+    authenticates nodes, parses and answers is left as it is, and so is whatever a later Flower adds.
+    """
+    from starlette.middleware import Middleware
+
+    named = [(getattr(entry.cls, "__name__", ""), entry) for entry in app.user_middleware]
+    app.user_middleware[:] = [
+        Middleware(_OfControl, middleware=entry.cls) if name in OF_CONTROL else entry
+        for name, entry in named
+        if name not in SWITCHED_OFF
+    ]
+
+
+class _OfControl:
+    """A middleware of the Control API; requests to the others go past it."""
+
+    def __init__(self, app: App, middleware: Callable[[App], App]) -> None:
+        self._app, self._inner = app, middleware(app)
+
+    async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
+        past = scope["type"] == "http" and not scope["path"].startswith(CONTROL)
+        await (self._app if past else self._inner)(scope, receive, send)
 
 
 async def _answer_busy(request: Request, error: Exception) -> JSONResponse:

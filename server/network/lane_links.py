@@ -50,7 +50,7 @@ MANY: Final = 64  # nodes that take twice as long
 EACH_S: Final = 1.0  # more time for all to join, for each node
 LOST_NODES_S, NEW_NODES_S = 1.0, 5.0  # how often to look which nodes are online: when one is lost, and otherwise
 POLL_S: Final = (0.02, 0.5)  # between looks at who has joined
-COLLECT_S: Final = 0.5  # between looks for replies, which only those that do not join are known by
+COLLECT_S: Final = (0.5, 5.0)  # between looks for replies, by which only those that decline are known; longer for many
 RECONNECT_S: Final = (0.02, 0.5)  # pauses before a broken stream to the relay is opened again
 REGISTER_S, JOIN_S = 5.0, 2.0  # longest waits for the relay to register a run, and to end it
 
@@ -93,6 +93,12 @@ class Link:
         """How long its last offer may take, as one of `nodes`."""
         tries = max(self.offers - 1, 0)
         return min(OFFER_AGAIN_S * 2.0**tries, OFFER_LONGEST_S) * (1 + nodes / MANY)
+
+    def waits_since(self, joined_at: float) -> float:
+        """From when on its last offer takes its time, if another node joined at `joined_at`: the queue moves then."""
+        if not self.offers:
+            return self.offered_at
+        return max(self.offered_at, min(joined_at, self.offered_at + OFFER_LONGEST_S))
 
     def lost_for(self, now: float) -> float:
         """Seconds since the stream broke; 0 while it is up."""
@@ -176,6 +182,7 @@ class Links:
         self._expected, self._on_presence = awaited.expected, awaited.on_change
         self._opened_at, self._told = time.time(), Presence(0, 0, {})
         self._online = set(self._links)
+        self._joined, self._joined_at = 0, float("-inf")  # how many are there, and when (monotonic) one was more
         self._offered: dict[str, Link] = {}  # by message id: offers not answered yet
         self._owner = secrets.token_bytes(32)
         self._control: grpc.aio.StreamStreamCall[bytes, bytes] | None = None
@@ -351,6 +358,7 @@ class Links:
         while not self._stop.wait(pause):
             try:
                 now = time.monotonic()
+                self._note_joined(now)
                 due = [link for link in self._all() if link.lost_for(now) >= GRACE_S]
                 if now - looked > (LOST_NODES_S if due else NEW_NODES_S):
                     looked = now
@@ -362,7 +370,7 @@ class Links:
                 else:
                     pause = min(1.5 * pause, POLL_S[1])
                 self._offered = {name: link for name, link in self._offered.items() if not link.connected}
-                if self._offered and now - collected > COLLECT_S:
+                if self._offered and now - collected > min(COLLECT_S[0] * (1 + len(self._links) / 16), COLLECT_S[1]):
                     collected = now
                     self._collect()
                 self._receiver.expire()
@@ -371,8 +379,14 @@ class Links:
                 log.warning("offering the lane failed; trying again", exc_info=True)
                 pause = POLL_S[1]
 
+    def _note_joined(self, now: float) -> None:
+        joined = sum(link.connected for link in self._all())
+        if joined > self._joined:
+            self._joined_at = now
+        self._joined = joined
+
     def _may_offer(self, link: Link, now: float) -> bool:
-        return now - link.offered_at > link.due_after_s(len(self._links))
+        return now - link.waits_since(self._joined_at) > link.due_after_s(len(self._links))
 
     def _look_for_nodes(self) -> None:
         nodes = {int(node.node_id): node for node in self._base.get_nodes()}

@@ -28,6 +28,7 @@ from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.metrics import gain
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
+from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.tasks import Task, initial_vector, summarise
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.text import plain_name
@@ -38,7 +39,7 @@ from sovfed.server.rounds.ledger_heads import LedgerHeads, names_of
 from sovfed.server.rounds.loop import Round, Rounds
 from sovfed.server.rounds.patience import Patience
 from sovfed.server.rounds.privacy import PrivacyPlan
-from sovfed.server.rounds.sampling import Sampled
+from sovfed.server.rounds.sampling import MOST, Sampled
 from sovfed.server.rounds.secure_aggregation import SecureAggregation
 from sovfed.server.rounds.stopping import Stopping
 from sovfed.server.runs.attendance import attendance, participants
@@ -255,9 +256,12 @@ def _final(rounds: Rounds, task: Task, stopping: Stopping, last: int) -> tuple[T
 
 
 def _sampled(config: Config, aggregation: Aggregation) -> Aggregation:
-    """`aggregation` over a sample of the institutions in every round, if one is asked for."""
-    server = config.server
-    return aggregation if server.sample == 1 else Sampled(aggregation, server.sample, server.min_cohort, config.seed)
+    """`aggregation` over a sample of the institutions in every round, if one is asked for or one sum takes no more."""
+    server, secagg = config.server, config.secagg.enabled
+    # Noise that many add together is divided by all of them: with more than one sum takes, such a run is refused.
+    if server.sample == 1 and (not secagg or config.privacy.mechanism == "distributed"):
+        return aggregation
+    return Sampled(aggregation, server.sample, server.min_cohort, config.seed, MAX_HOLDERS if secagg else MOST)
 
 
 def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool, *, agree: bool) -> int:

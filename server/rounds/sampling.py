@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from sovfed.server.rounds.aggregation import Aggregation, Total
 
 log = logging.getLogger(__name__)
+MOST: Final = 100_000
 
 
 class Sampled:
     """Trains on `share` of the institutions, at least `least`; profile and final evaluation are of all.
+
+    No sum is of more than `most`: where more are connected, each is of so many that are drawn.
 
     Who refused in a round is drawn no more in it while there are enough others, unless shares of the sum were asked
     for: secure aggregation then repeats it over the same institutions or not at all. The draw is no secret, so it
@@ -26,15 +29,15 @@ class Sampled:
     default), samples of a run without privacy that overlap much differ by too few: the run then keeps to one sample.
     """
 
-    def __init__(self, inner: Aggregation, share: float, least: int, seed: int) -> None:
-        self._inner, self._share, self._least, self._seed = inner, share, least, seed
+    def __init__(self, inner: Aggregation, share: float, least: int, seed: int, most: int = MOST) -> None:
+        self._inner, self._share, self._least, self._seed, self._most = inner, share, least, seed, most
         self._round, self._refused = 0, set[int]()
         self._told = False
 
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
         """As `Aggregation.collect`, of a sample of `nodes`."""
         if not isinstance(request, TrainRequest | PrivateRequest):
-            return self._inner.collect(request, nodes, width)
+            return self._inner.collect(request, self._some(0, nodes, self._most), width)
         if request.round != self._round:
             self._round, self._refused = request.round, set()
         drawn = self.draw(request.round, nodes)
@@ -48,13 +51,15 @@ class Sampled:
 
     def draw(self, number: int, nodes: Sequence[int]) -> list[int]:
         """The sample of round `number`, in the order of `nodes`."""
-        size = max(self._least, math.ceil(self._share * len(nodes)))
+        size = min(max(self._least, math.ceil(self._share * len(nodes))), self._most)
         willing = [node for node in nodes if node not in self._refused]
-        pool = willing if len(willing) >= size else list(nodes)
+        return self._some(number, willing if len(willing) >= size else nodes, size)
+
+    def _some(self, number: int, pool: Sequence[int], size: int) -> list[int]:
         if len(pool) <= size:
-            return pool
+            return list(pool)
         indices = np.random.default_rng([self._seed, 3, number]).choice(len(pool), size, replace=False)
         return [pool[index] for index in np.sort(indices)]
 
     def describe(self) -> dict[str, Any]:
-        return {**self._inner.describe(), "sample": self._share}
+        return self._inner.describe() | ({"sample": self._share} if self._share < 1 else {})

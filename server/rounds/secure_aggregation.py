@@ -117,7 +117,7 @@ class SecureAggregation:
         patience: Callable[[], Patience] = lambda: Patience(0),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`sampled`: the nodes of a sum are a sample, and rosters are of all that are connected.
+        """`sampled`: the nodes of a sum are a sample, and rosters are of all that are connected, if one takes them.
 
         `patience` makes one for each collection of uploads.
         """
@@ -148,7 +148,7 @@ class SecureAggregation:
         if self._strict and key[0].without_privacy:
             present = self._await_steady(present)
         summed = self._again(key, present)
-        epoch = self._ready(sorted(present.union(nodes, self._grid.get_node_ids() if self._sampled else ())))
+        epoch = self._ready(sorted(self._holders(present, nodes)))
         request = dataclasses.replace(request, run=self._run)
         members = {node: index for index, node in enumerate(epoch.nodes) if node in summed}
         total = Total(refused=self._refused_outside(nodes, epoch), sum_number=self._number)
@@ -208,6 +208,12 @@ class SecureAggregation:
             )
         if error > TOLD_ERROR:
             log.warning("round %d: rounding in the ring is %.0f %% of the mean update", number, 100 * error)
+
+    def _holders(self, summed: frozenset[int], nodes: Sequence[int]) -> frozenset[int]:
+        """Whom a roster for sums over `summed` is of: of all that one takes, beside these."""
+        wide = summed.union(nodes)
+        connected = wide.union(self._grid.get_node_ids()) if self._sampled else wide
+        return next((of for of in (connected, wide) if len(of) <= MAX_HOLDERS), summed)
 
     def _again(self, key: tuple[Purpose, bytes], nodes: frozenset[int]) -> frozenset[int]:
         """Those of `nodes` to sum the model of `key` over; a new part of the run if its earlier survivors are gone."""
@@ -358,7 +364,10 @@ class SecureAggregation:
         candidates, left_out = present, dict[int, str]()
         for _ in range(SETUP_TRIES):
             if len(candidates) > MAX_HOLDERS:
-                raise CohortError(f"{len(candidates)} institutions; secure aggregation takes up to {MAX_HOLDERS}")
+                raise CohortError(
+                    f"{len(candidates)} institutions; one secure sum takes up to {MAX_HOLDERS}, and "
+                    "privacy.mechanism 'distributed' is over all"
+                )
             new_epoch, failed = self._set_up(sorted(candidates))
             left_out |= failed
             if new_epoch is not None:

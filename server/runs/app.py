@@ -56,6 +56,7 @@ from sovfed.server.runs.folders import (
     write_state,
 )  # fmt: skip
 from sovfed.server.runs.serverapp_runner import DROPPED, Stopped, run
+from sovfed.server.runs.spare import wait_for_task, write_output_to
 from sovfed.server.runs.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -204,11 +205,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="sovfed coordinator (started by the executor, not by hand)")
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--spare", action="store_true", help="import all first, and then wait for the task")
     args = parser.parse_args()
     os.umask(0o077)
+    line = wait_for_task() if args.spare else sys.stdin.readline()
+    if not line:
+        return 0
+    task = json.loads(line)
+    if args.spare:
+        write_output_to(Path(task["log"]))
     log_to_stderr(_log_form(args.home))
-    token = json.loads(sys.stdin.readline())["token"]
-    return run(args.home, args.port, token, lambda grid, context, spec: serve_run(grid, spec, args.home))
+    return run(args.home, args.port, task["token"], lambda grid, context, spec: serve_run(grid, spec, args.home))
 
 
 if __name__ == "__main__":

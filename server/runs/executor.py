@@ -8,7 +8,6 @@ coordinator died (`recovery.py`).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, cast
 
@@ -36,6 +36,7 @@ from sovfed.server.runs.control import LOOPBACK_SECRET, ControlClient, log_path
 from sovfed.server.runs.coordinators import COORDINATOR
 from sovfed.server.runs.folders import ACTIVE, UNSENT, is_held, read_state
 from sovfed.server.runs.recovery import Recovery, end_coordinators
+from sovfed.server.runs.spare import Spare
 
 if TYPE_CHECKING:
     from flwr.proto.runtime_pb2 import AcquireTaskResponse
@@ -50,14 +51,20 @@ _log = logging.getLogger("sovfed.executor")
 
 
 class Executor:
-    """Claims tasks from the superlink at `127.0.0.1:port` and gives each to one child running `command`."""
+    """Claims tasks from the superlink at `127.0.0.1:port` and gives each to one child running `command`.
 
-    def __init__(self, home: Path, port: int, command: Sequence[str], hang_s: float = HANG_S) -> None:
+    With `spare`, arguments that make such a child wait for its task, one waits while no run starts.
+    """
+
+    def __init__(
+        self, home: Path, port: int, command: Sequence[str], hang_s: float = HANG_S, spare: Sequence[str] = ()
+    ) -> None:
         from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
         from flwr.supercore.runtime import RuntimeHttpClient
 
         self._home = home
         self._command = tuple(command)
+        self._spare = Spare(partial(self._start, (*command, *spare))) if spare else None
         self._children: dict[int, subprocess.Popen[bytes]] = {}  # by Flower's run id
         self._control = ControlClient(home, port)
         self._recovery = Recovery(home, self._control, hang_s)
@@ -91,6 +98,8 @@ class Executor:
                 self._reap()
                 self._recovery.step()
                 self._send_unsent()
+                if self._spare is not None:
+                    self._spare.keep()
                 try:
                     claimed = self._claim()
                 except httpx.HTTPError as error:  # refused, busy or away: the same to us, and never fatal
@@ -107,6 +116,8 @@ class Executor:
                     except OSError:  # no memory, no disk: that run's lease runs out, the others go on
                         _log.exception("run %d: no coordinator could be started", claimed.task.run_id)
         finally:
+            if self._spare is not None:
+                self._spare.end()
             self._end_children()
             end_coordinators(self._home, COORDINATOR, STOP_S)
             self._client.close()
@@ -121,23 +132,25 @@ class Executor:
     def _spawn(self, run_id: int, token: str) -> None:
         log = log_path(self._home, run_id)
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as output:
-            child = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=quiet_environment(self._home, TRACKING),
-                cwd=self._home,
-                start_new_session=True,  # it goes on when the executor dies, and the next executor finds it
-            )
+        task = json.dumps({"token": token, "log": str(log)}).encode()
+        child = self._spare.take() if self._spare is not None else None
+        if child is None or not _tell(child, task):
+            with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as output:
+                child = self._start(self._command, output)
+            _tell(child, task)  # in vain where it died at once: `_reap` says so
         self._children[run_id] = child
-        with (
-            contextlib.suppress(BrokenPipeError),
-            cast("IO[bytes]", child.stdin) as stdin,
-        ):  # died at once: `_reap` says so
-            stdin.write(json.dumps({"token": token}).encode())
         _log.info("run %d: coordinator started, process %d", run_id, child.pid)
+
+    def _start(self, command: Sequence[str], output: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=None if output is None else subprocess.STDOUT,
+            env=quiet_environment(self._home, TRACKING),
+            cwd=self._home,
+            start_new_session=True,  # it goes on when the executor dies, and the next executor finds it
+        )
 
     def _reap(self) -> None:
         for run_id, child in list(self._children.items()):
@@ -185,6 +198,16 @@ class Executor:
                 child.wait()
 
 
+def _tell(child: subprocess.Popen[bytes], task: bytes) -> bool:
+    """Give `child` its task; False if it is gone."""
+    try:
+        with cast("IO[bytes]", child.stdin) as stdin:
+            stdin.write(task)
+    except BrokenPipeError:
+        return False
+    return True
+
+
 def coordinator_command(home: Path, port: int) -> list[str]:
     """The argument vector of a coordinator; its token goes over stdin."""
     return python_command(COORDINATOR, "--home", str(home), "--port", str(port))
@@ -196,7 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
     Pulse(pulse_file(home, "executor")).start()
     try:
         config = bind(ServerConfig, passed_settings(settings))
-        executor = Executor(home, config.control_port, coordinator_command(home, config.control_port), config.hang_s)
+        command = coordinator_command(home, config.control_port)
+        executor = Executor(home, config.control_port, command, config.hang_s, spare=["--spare"])
     except SovfedError as error:
         sys.stderr.write(f"executor: {error}\n")
         return exit_code(error)

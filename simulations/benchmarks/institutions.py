@@ -41,6 +41,7 @@ TOGETHER: Final = 4  # institutions that start at the same time
 SIGN_ON_S, RUN_S, POLL_S = 180.0, 420.0, 0.05
 SETTLE_S, IDLE_S = 15.0, 20.0  # after which an institution is at rest, and how long it is watched
 AGENCY: Final = ("superlink", "registry", "executor")
+PROCESSES: Final = ("trainer", "supernode", "gateway")  # of an institution; supervisors are threads here
 
 
 def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
@@ -93,6 +94,9 @@ COLUMNS: Final = (
     Column("idle_trainer", "trainer", "{:.1f}".format),
     Column("idle_supernode", "supernode", "{:.1f}".format),
     Column("idle_gateway", "gateway", "{:.1f}".format),
+    Column("memory_trainer_mb", "trainer MB", "{:.0f}".format),
+    Column("memory_supernode_mb", "supernode MB", "{:.0f}".format),
+    Column("memory_gateway_mb", "gateway MB", "{:.0f}".format),
     Column("memory_mb", "PSS MB", "{:.0f}".format),
 )
 
@@ -131,15 +135,20 @@ def _idle(federation: LocalFederation, size: int) -> dict[str, float]:
     time.sleep(SETTLE_S)
     kinds = {
         **{name: [federation.pid("agency", name)] for name in AGENCY},
-        **{name: _processes(federation, name) for name in ("trainer", "supernode", "gateway")},
+        **{name: _processes(federation, name) for name in PROCESSES},
         "supervisor": [os.getpid()],
     }
     before, clock = _spent(kinds), time.monotonic()
     time.sleep(IDLE_S)
     seconds, after = time.monotonic() - clock, _spent(kinds)
     millicores = {f"idle_{kind}": 1000 * (after[kind] - before[kind]) / seconds / size for kind in kinds}
-    memory = sum(proportional_bytes(kinds[kind]) for kind in ("trainer", "supernode", "gateway")) / size / 1e6
-    return {"idle_millicores": sum(millicores.values()), **millicores, "memory_mb": memory}
+    memory = {f"memory_{kind}_mb": proportional_bytes(kinds[kind]) / size / 1e6 for kind in PROCESSES}
+    return {
+        "idle_millicores": sum(millicores.values()),
+        **millicores,
+        **memory,
+        "memory_mb": sum(memory.values()),
+    }
 
 
 def _processes(federation: LocalFederation, kind: str) -> list[int]:

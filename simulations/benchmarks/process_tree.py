@@ -74,9 +74,13 @@ def peak_bytes(pid: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
-def cpu_seconds(roots: Iterable[int]) -> float:
-    """User and system seconds of `roots`, their living descendants, and the children that these have waited for."""
-    return sum(_cpu_ticks(pid) for pid in tree(roots)) / os.sysconf("SC_CLK_TCK")
+def cpu_seconds(roots: Iterable[int], children: bool = True) -> float:
+    """User and system seconds of `roots`, their living descendants, and the children that these have waited for.
+
+    Without `children`, of `roots` alone.
+    """
+    ticks = sum(_cpu_ticks(pid) for pid in tree(roots)) if children else sum(_cpu_ticks(pid, 13) for pid in roots)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def proportional_bytes(roots: Iterable[int]) -> int:
@@ -84,12 +88,12 @@ def proportional_bytes(roots: Iterable[int]) -> int:
     return sum(_proportional(pid) for pid in tree(roots))
 
 
-def _cpu_ticks(pid: int) -> int:
+def _cpu_ticks(pid: int, end: int = 15) -> int:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime
+    return sum(int(field) for field in fields[11:end])  # utime, stime, cutime, cstime
 
 
 def _proportional(pid: int) -> int:

@@ -14,6 +14,7 @@ from tests.deploy.conftest import finished, make_config, rounds_done, wait_for
 from sovfed.server.runs import folders
 from sovfed.server.runs.recovery import LOOK_S, TRIED
 from sovfed.server.runs.release import read_model
+from sovfed.server.runs.spare import is_spare
 from sovfed.simulations.deployment import LocalFederation
 from sovfed.simulations.federation import simulate
 
@@ -86,8 +87,9 @@ def coordinator_pid(federation: LocalFederation) -> int:
             words = entry.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"sovfed.server.runs.app" in words and wanted in words:
-            return int(entry.parent.name)
+        pid = int(entry.parent.name)
+        if b"sovfed.server.runs.app" in words and wanted in words and not is_spare(pid):
+            return pid
     raise AssertionError("no coordinator is running")
 
 

@@ -19,6 +19,7 @@ from sovfed.federation.errors import ServiceError
 from sovfed.federation.host.quiet import TRACKING, python_command, quiet_environment
 from sovfed.federation.host.status import read_status
 from sovfed.server.runs.coordinators import COORDINATOR
+from sovfed.server.runs.spare import is_spare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -144,8 +145,9 @@ class Machine:
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 words = entry.read_bytes().split(b"\0")
-                if COORDINATOR.encode() in words and wanted in words:
-                    yield int(entry.parent.name)
+                pid = int(entry.parent.name)
+                if COORDINATOR.encode() in words and wanted in words and not is_spare(pid):
+                    yield pid
 
     def processes(self, owner: str) -> Iterator[int]:
         """All processes of one side, as the machine that holds them loses them: the supervisor first."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from datetime import timedelta
 from importlib.metadata import version
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode import fleet_http_connection, start_client_internal
@@ -41,6 +44,32 @@ def test_supernode_sleeps_are_those_that_we_shorten() -> None:
 def test_supernode_fetches_objects_through_the_name_that_we_bound() -> None:
     source = inspect.getsource(start_client_internal._pull_and_store_message)
     assert re.search(r"pull_objects\(\s*obj_ids_to_pull,\s*pull_object_fn=", source)
+
+
+def test_supernode_needs_no_sqlalchemy_for_a_state_in_memory() -> None:
+    """In a process of its own, as the SuperNode is."""
+    script = """
+import sys
+from sovfed.clients.node.supernode import leave_out_databases
+leave_out_databases()
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supernode import main, start_client_internal
+from sovfed.clients.node import whole_messages
+assert ObjectStoreFactory().store().get("x") is None
+print([name for name in ("sqlalchemy", "alembic", "mako", "torch") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_supernode_sends_a_reply_by_the_names_that_we_bound() -> None:
+    """And brings those of its objects that `send` has asked for: none."""
+    loop = inspect.getsource(start_client_internal)
+    assert re.search(r"_push_messages\(\s*state=state,\s*object_store=store,\s*send=send,", loop)
+    source = inspect.getsource(start_client_internal._push_messages)
+    assert re.search(r"ids_obj_to_send, session_id = send\(message, object_tree, clientapp_runtime\)", source)
+    assert "yield_object_contents(object_tree, ids_obj_to_send)" in source
+    assert "max_concurrent_pulls" in inspect.signature(pull_objects).parameters
 
 
 def test_supernode_makes_a_task_before_its_message_is_there() -> None:

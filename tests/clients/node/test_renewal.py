@@ -14,10 +14,10 @@ import pytest
 from cryptography import x509
 from tests.enrolment_fixture import Agency, make_agency
 
+from sovfed.clients.home.folder import NEXT_CERTIFICATE
 from sovfed.clients.node import renewal
 from sovfed.clients.node.enrol import enrol
 from sovfed.clients.node.renewal import (
-    NEXT_CERTIFICATE,
     NEXT_KEY,
     complete,
     keep_fresh,

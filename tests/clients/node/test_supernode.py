@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -31,10 +31,19 @@ from tests.clients.institution import (
 from tests.server.agency import Authority, free_port, make_home, post, server_config, superlink, wait_until
 
 from sovfed.clients.home.folder import RUNTIME_SECRET
-from sovfed.clients.node.supernode import MAX_OBJECTS, NODE_ID, PullPace, node_state, pull_bounded, pull_or_push
+from sovfed.clients.node.supernode import (
+    MAX_OBJECTS,
+    NODE_ID,
+    PullPace,
+    node_state,
+    pull_bounded,
+    pull_or_push,
+    push_or_join,
+)
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ProtocolError
-from sovfed.federation.wire.flower import FlowerGrid, new_message
+from sovfed.federation.messages import LaneReply, Refusal
+from sovfed.federation.wire.flower import FlowerGrid, new_message, to_records
 from sovfed.federation.wire.loopback import SECRET_HEADER, read_secret
 from sovfed.federation.wire.patience import STALL_S, patient
 from sovfed.server.runs.control import ControlClient
@@ -135,6 +144,41 @@ def test_a_reply_that_waits_is_sent_though_no_message_comes_once_it_is_whole(tmp
     assert pull_or_push(lambda **_: 7, **nothing) == 7
     assert [one.metadata.message_id for one in state.get_messages_legacy(is_reply=True)] == [reply.object_id]
     assert pull_or_push(lambda **_: None, **nothing) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "sent"),
+    [
+        ("query.lane", to_records(LaneReply(accepted=True)), False),
+        ("query.lane", to_records(LaneReply(accepted=False)), True),
+        ("query.lane", to_records(Refusal(reason="failed")), True),
+        ("query.lane", RecordDict({"header": ConfigRecord({"kind": "x"})}), True),
+        ("query.echo", to_records(LaneReply(accepted=True)), True),
+    ],
+)
+def test_of_all_replies_only_that_a_lane_is_joined_is_not_sent(kind: str, content: RecordDict, sent: bool) -> None:
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+    from flwr.supercore.object_store import ObjectStoreFactory
+
+    asked = new_message(RecordDict(), run_id=1, node_id=2, kind=kind, group="lane")
+    asked.metadata.__dict__["_message_id"] = "asked"
+    reply = Message(content, reply_to=asked)
+    reply.metadata.__dict__["_message_id"] = reply.object_id
+    tree, store = get_object_tree(reply), ObjectStoreFactory().store()
+    store.preregister(1, tree)
+    for object_id, part in get_all_nested_objects(reply).items():
+        store.put(object_id, part.deflate())
+    calls = list[str]()
+
+    def push(send: Callable[..., tuple[set[str], str]], **_: object) -> None:
+        assert send(reply, tree, 0.0) == (({"x"}, "session") if sent else (set(), ""))
+
+    def send(head: Message, *_: object) -> tuple[set[str], str]:
+        calls.append(head.metadata.message_id)
+        return {"x"}, "session"
+
+    push_or_join(push, object_store=store, send=send)
+    assert calls == [reply.object_id] * sent
 
 
 def test_a_message_that_nobody_waits_for_is_given_up_at_once() -> None:

@@ -363,6 +363,16 @@ def test_offers_that_nobody_takes_up_are_made_less_and_less_often() -> None:
     assert link.due_after_s(64) == 120.0  # they share the agency
 
 
+def test_while_others_join_an_offer_on_its_way_is_not_made_again_but_not_for_ever() -> None:
+    link = lane_links.Link(NodeInfo(node_id=1, public_key=b"", name="hospital-1"))
+    link.offered_at = 100.0
+    assert link.waits_since(joined_at=130.0) == 100.0, "it was in, and is offered the lane anew at once"
+    link.offers = 1
+    assert link.waits_since(joined_at=90.0) == 100.0
+    assert link.waits_since(joined_at=130.0) == 130.0
+    assert link.waits_since(joined_at=1000.0) == 160.0
+
+
 def test_as_many_are_waited_for_as_are_wanted_and_no_longer_than_they_may(
     found: Agency, monkeypatch: pytest.MonkeyPatch
 ) -> None:

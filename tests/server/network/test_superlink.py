@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -35,7 +36,7 @@ from sovfed.federation.files import write_atomic, write_private
 from sovfed.federation.wire.loopback import SECRET_HEADER, read_secret
 from sovfed.server.network import state_db
 from sovfed.server.network.door import Door
-from sovfed.server.network.flower_app import STATE_FILE, check_flower, create_flower_app, flower_config
+from sovfed.server.network.flower_app import STATE_FILE, _OfControl, check_flower, create_flower_app, flower_config
 from sovfed.server.network.superlink import check_home, check_loopback, listen
 from sovfed.server.runs.control import ControlClient
 
@@ -119,6 +120,8 @@ def test_control_on_the_loopback_is_accepted() -> None:
         ({"runtime_dependency_install": True}, "dependency installation is on"),
         ({"simulation": True}, "simulation"),
         ({"health_server_address": "0.0.0.0:1"}, "health server"),
+        ({"event_log_plugin": object()}, "event log or tracing is on"),
+        ({"fleet_event_log_plugin": object()}, "event log or tracing is on"),
     ],
 )
 def test_an_unsafe_flower_configuration_is_refused(home: Path, change: dict[str, object], named: str) -> None:
@@ -126,6 +129,35 @@ def test_an_unsafe_flower_configuration_is_refused(home: Path, change: dict[str,
     check_flower(config)
     with pytest.raises(ServiceError, match=named):
         check_flower(dataclasses.replace(config, **change))  # type: ignore[arg-type]
+
+
+def test_middlewares_that_hand_requests_on_are_left_out_and_those_that_judge_are_not(home: Path) -> None:
+    app = create_flower_app(flower_config(home, "127.0.0.1", 1))
+    kept = [entry.kwargs.get("middleware", entry.cls) for entry in app.user_middleware]
+    assert [getattr(middleware, "__name__", "") for middleware in kept] == [
+        "ControlSensitiveResponseMiddleware", "BaseHTTPMiddleware", "ControlAuthenticationMiddleware",
+        "ControlLicenseMiddleware", "ProtobufTranslationMiddleware", "NodeAuthMiddleware",
+    ]  # fmt: skip
+    past = [entry.cls is not entry.kwargs.get("middleware", entry.cls) for entry in app.user_middleware]
+    assert past == [True, False, True, True, False, False], "for the Control API alone"
+
+
+@pytest.mark.parametrize(("path", "seen"), [("/v1/control/list-runs", True), ("/v1/fleet/pull-messages", False)])
+def test_a_middleware_of_control_is_met_on_its_way_only(path: str, seen: bool) -> None:
+    met = list[str]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        met.append("app")
+
+    def middleware(inner: Any) -> Any:
+        async def marked(scope: Any, receive: Any, send: Any) -> None:
+            met.append("middleware")
+            await inner(scope, receive, send)
+
+        return marked
+
+    asyncio.run(_OfControl(app, middleware)({"type": "http", "path": path}, None, None))  # type: ignore[arg-type]
+    assert met == ["middleware"] * seen + ["app"]
 
 
 @pytest.mark.parametrize("name", ["FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API"])

@@ -63,6 +63,19 @@ def test_profile_and_evaluation_are_of_all() -> None:
     assert sampled.describe() == {"secure_aggregation": True, "sample": 0.25}
 
 
+def test_no_sum_is_of_more_than_the_most_whatever_the_share() -> None:
+    inner = Recording()
+    sampled = Sampled(inner, 1.0, 3, 0, most=8)
+    for request in (ProfileRequest("r", "heart"), train(1), train(2)):
+        sampled.collect(request, NODES, 1)
+    sampled.collect(EvaluateRequest("r", 2, "heart", np.zeros(1, np.float32), np.zeros(0)), NODES, 1)
+    assert [len(asked) for asked in inner.asked] == [8, 8, 8, 8]
+    assert inner.asked[1] != inner.asked[2] and inner.asked[0] == inner.asked[3]
+    sampled.collect(train(3), NODES[:8], 1)
+    assert inner.asked[-1] == NODES[:8]
+    assert sampled.describe() == {"secure_aggregation": True}
+
+
 def test_who_refused_is_not_drawn_again_in_the_round_while_others_are_there() -> None:
     inner = Recording(refusing=NODES[:12])
     sampled = Sampled(inner, 0.25, 3, 0)

@@ -18,9 +18,10 @@ from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.terms import RECORD, REFUSE, Terms
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
+from sovfed.server.rounds import secure_aggregation
 from sovfed.server.rounds.aggregation import Aggregation, PlainAggregation
 from sovfed.server.rounds.loop import Rounds
-from sovfed.server.rounds.sampling import Sampled
+from sovfed.server.rounds.sampling import MOST, Sampled
 from sovfed.server.rounds.secure_aggregation import SecureAggregation
 from sovfed.server.strategies import optimizer_of
 from sovfed.simulations.grid import InMemoryGrid
@@ -28,7 +29,7 @@ from sovfed.simulations.grid import InMemoryGrid
 TASK, COUNT, COHORT = get_task("breast_cancer"), 8, 5
 
 
-def federation(secure: bool, differencing: str = RECORD) -> Rounds:
+def federation(secure: bool, differencing: str = RECORD, share: float = 0.6, most: int = MOST) -> Rounds:
     config = compose(["server.min_cohort=3", "server.sample=0.6", "server.node_wait_s=0.3"]).config
     authority, apps = Authority(), {}
     for node in range(1, COUNT + 1):
@@ -42,9 +43,9 @@ def federation(secure: bool, differencing: str = RECORD) -> Rounds:
     if secure:
         inner = SecureAggregation(
             grid, authority.server("agency.test"), config.secagg, run="7", min_cohort=3, deadline_s=60.0,
-            max_size=TASK.parameters, config_digest=bytes(32), wait_s=0.3, sampled=True,
+            max_size=TASK.parameters, config_digest=bytes(32), wait_s=0.3, sampled=share < 1,
         )  # fmt: skip
-    rounds = Rounds(config, "7", grid, optimizer_of(config, TASK), Sampled(inner, 0.6, 3, seed=0))
+    rounds = Rounds(config, "7", grid, optimizer_of(config, TASK), Sampled(inner, share, 3, seed=0, most=most))
     rounds.model = initial_vector(TASK, 0)
     return rounds
 
@@ -72,3 +73,31 @@ def test_policies_that_refuse_differencing_hold_a_run_without_privacy_to_one_sam
     cohorts = [sorted(rounds.train(number).participants) for number in range(1, 5)]
     assert all(cohort == cohorts[0] for cohort in cohorts) and len(cohorts[0]) == COHORT
     assert "policies refuse sums over another sample" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.6, 1.0])
+def test_more_than_one_sum_takes_are_summed_in_samples_that_it_takes(
+    monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """As with 300 institutions, of which 255 are in each sum: here 5 of 8."""
+    monkeypatch.setattr(secure_aggregation, "MAX_HOLDERS", COHORT)
+    models, cohorts = [], []
+    for secure in (True, False):
+        rounds = federation(secure, share=share, most=COHORT)
+        rounds.profile()
+        cohorts.append([sorted(rounds.train(number).participants) for number in (1, 2, 3)])
+        models.append(rounds.model)
+    assert cohorts[0] == cohorts[1] and len({tuple(cohort) for cohort in cohorts[0]}) > 1
+    assert all(len(cohort) == COHORT for cohort in cohorts[0])
+    np.testing.assert_allclose(models[0], models[1], atol=1e-5)
+
+
+def test_policies_that_refuse_differencing_hold_a_run_to_one_sample_of_as_many_as_a_sum_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(secure_aggregation, "MAX_HOLDERS", COHORT)
+    rounds = federation(True, REFUSE, share=1.0, most=COHORT)
+    rounds.profile()
+    cohorts = [sorted(rounds.train(number).participants) for number in range(1, 4)]
+    assert all(cohort == cohorts[0] for cohort in cohorts) and len(cohorts[0]) == COHORT
+    rounds.evaluate(3)

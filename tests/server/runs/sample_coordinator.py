@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, Context, RecordDict
 from flwr.serverapp import Grid
 
 from sovfed.federation.wire.flower import RAW, FlowerGrid, new_message
+from sovfed.server.runs import spare
 from sovfed.server.runs.serverapp_runner import run
 
 
@@ -62,8 +63,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--spare", action="store_true")
     options = parser.parse_args()
-    sys.exit(run(options.home, options.port, json.load(sys.stdin)["token"], act))
+    vars(spare)["MODULES"] = ()  # it needs none of them
+    line = spare.wait_for_task() if options.spare else sys.stdin.read()
+    if not line:
+        sys.exit(0)
+    if options.spare:
+        spare.write_output_to(Path(json.loads(line)["log"]))
+    sys.exit(run(options.home, options.port, json.loads(line)["token"], act))
 
 
 if __name__ == "__main__":

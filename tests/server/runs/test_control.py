@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ from tests.server.agency import (
 from sovfed.federation.compose import compose
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ConfigError, ServiceError
-from sovfed.server.runs import folders
+from sovfed.server.runs import folders, spare
 from sovfed.server.runs.control import MAX_SPEC_BYTES, ControlClient, build_bundle, log_path
 from sovfed.server.runs.executor import Executor
 from sovfed.server.runs.serverapp_runner import FAILED
@@ -41,9 +41,9 @@ pytestmark = pytest.mark.deploy
 
 
 @contextlib.contextmanager
-def executor(home: Path, port: int) -> Iterator[Executor]:
+def executor(home: Path, port: int, spare: Sequence[str] = ()) -> Iterator[Executor]:
     command = [sys.executable, str(COORDINATOR), "--home", str(home), "--port", str(port)]
-    worker = Executor(home, port, command)
+    worker = Executor(home, port, command, spare=spare)
     thread = threading.Thread(target=worker.work)
     thread.start()
     try:
@@ -202,6 +202,33 @@ def test_coordinators_end_with_their_executor(tmp_path: Path) -> None:
         assert control.get_run(run_id).status == "finished:failed"
 
 
+def test_the_coordinator_that_waits_is_the_next_runs_and_one_that_died_is_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spare, "QUIET_S", 0.0)
+    monkeypatch.setattr(spare, "AGAIN_S", 3600.0)
+    home = make_home(Authority(), tmp_path / "agency")
+    config = server_config(home)
+    with superlink(home, config) as (_, control):
+        with executor(home, config.control_port, spare=["--spare"]) as worker:
+            wait_until(lambda: any(map(spare.is_spare, _pids(home))), what="the one that waits")
+            (waiting,) = _pids(home)
+            run_id = control.start_run({"do": "count"})
+            wait_until(lambda: control.get_run(run_id).finished, what="the run's end")
+            assert control.get_run(run_id).status == "finished:completed"
+            assert "config of" in log_path(home, run_id).read_text()
+            wait_until(lambda: waiting not in _pids(home), what="the end of its process")
+            wait_until(lambda: any(map(spare.is_spare, _pids(home))), what="another that waits")
+            process = worker._spare._process  # type: ignore[union-attr]
+            assert process is not None
+            process.kill()
+            process.wait()
+            run_id = control.start_run({"do": "count"})
+            wait_until(lambda: control.get_run(run_id).finished, what="the run's end")
+            assert control.get_run(run_id).status == "finished:completed"
+        assert not _pids(home)
+
+
 def test_no_superlink_is_a_clear_error(tmp_path: Path) -> None:
     home = make_home(Authority(), tmp_path / "agency")
     from sovfed.federation.wire.loopback import ensure_secret
@@ -227,6 +254,16 @@ def _command_lines() -> list[bytes]:
         with contextlib.suppress(OSError):
             found.append(path.read_bytes())
     return found
+
+
+def _pids(home: Path) -> list[int]:
+    """The coordinators of `home`, those that wait too."""
+    marks, pids = (str(COORDINATOR).encode(), str(home).encode()), []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if all(mark in path.read_bytes().split(b"\0") for mark in marks):
+                pids.append(int(path.parent.name))
+    return pids
 
 
 def _coordinators(home: Path) -> list[bytes]:

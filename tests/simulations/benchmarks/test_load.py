@@ -1,0 +1,37 @@
+"""The agency's load: the model's arithmetic, and thin institutions at a real agency."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sovfed.federation.errors import ConfigError
+from sovfed.simulations.benchmarks import load
+from sovfed.simulations.benchmarks.report import Files
+
+
+def test_the_model_goes_on_along_the_line_through_what_was_measured() -> None:
+    rows = [{"institutions": size, "mb": 100 + 2 * size} for size in (100, 300, 1000)]
+    base, slope = load._line(rows, "mb")
+    assert base == pytest.approx(100)
+    assert slope == pytest.approx(2)
+    modelled = load._model({"mb": (base, slope)})
+    assert modelled["mb_of_10000"] == pytest.approx(20_100)
+    assert load._line(rows[:1], "mb") == (0.0, 3.0)
+
+
+def test_more_institutions_than_one_secure_sum_takes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="256 institutions; one secure sum takes at most 255"):
+        load.run(False, True, (256,), Files(), Console(file=io.StringIO()))
+
+
+@pytest.mark.deploy
+def test_thin_institutions_join_and_are_in_every_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "SETTLE_S", 0.1)
+    monkeypatch.setattr(load, "IDLE_S", 1.0)
+    document = load.run(False, True, (3, 4), Files(), Console(file=io.StringIO()))
+    assert [row["joined"] for row in document["rows"]] == [3, 4]
+    assert document["ratios"]["joined"] == 1
