@@ -19,6 +19,7 @@ from sovfed.clients.cli.home import HOME
 from sovfed.clients.cli.join import announce, join
 from sovfed.clients.cli.ledger import ledger
 from sovfed.clients.cli.model import model
+from sovfed.clients.cli.orders import orders
 from sovfed.clients.cli.personal import personal
 from sovfed.clients.cli.study import study
 from sovfed.clients.cli.task import task
@@ -64,6 +65,9 @@ def cli() -> None:
       sovfed client study add births --task birth.yaml data=csv data.path=/srv/births.csv
       sovfed client study check       read the records of every study, and say what to mend
     \b
+    Orders:
+      sovfed client orders list       what runs ask of this institution; show, sign or refuse one
+    \b
     Models:
       sovfed client model list        what the federation made, and evaluate on the own records
     \b
@@ -83,6 +87,7 @@ cli.add_command(failures)
 cli.add_command(join)
 cli.add_command(ledger)
 cli.add_command(model)
+cli.add_command(orders)
 cli.add_command(personal)
 cli.add_command(study)
 cli.add_command(task)

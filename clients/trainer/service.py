@@ -75,8 +75,10 @@ if TYPE_CHECKING:
 
     from sovfed.clients.ledger.book import PrivacyLedger
     from sovfed.clients.models.received import ReceivedModels
+    from sovfed.clients.orders.gate import OrderGate
     from sovfed.clients.training.model import FlatModel
     from sovfed.clients.training.private import PrivateTraining
+    from sovfed.federation.messages import Bytes
     from sovfed.federation.secagg.client import Permit
 
 log = logging.getLogger(__name__)
@@ -120,6 +122,7 @@ class TrainerService:
         most_epochs: int | None = None,
         check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
         check_run: Callable[[RunRequest], list[BoundError]] = lambda _request: [],
+        orders: OrderGate | None = None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
@@ -131,6 +134,8 @@ class TrainerService:
         `check_values` is asked too, once it is known how many of the model's first values are parameters.
 
         `check_run` says what of a whole run the institution would refuse; a simulation's refuses nothing.
+
+        `orders` holds every message to an order that the institution has signed; a simulation has none.
 
         `most_epochs` bounds the passes over the records in one round, as `LocalTraining` does.
 
@@ -148,7 +153,7 @@ class TrainerService:
         """
         self._reproducible, self._on_error, self._received = reproducible, on_error, received
         self._whose, self._most_epochs, self._check_values = whose, most_epochs, check_values
-        self._check_run = check_run
+        self._check_run, self._orders = check_run, orders
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._device, self._precision, self._check = load, device, precision, check
         self._site: Callable[[Task], str] = site if callable(site) else lambda _task: site
@@ -253,7 +258,7 @@ class TrainerService:
 
         Raises SovfedError; nothing that it depends on comes from records.
         """
-        self._check(request)
+        self._allow(request)
         if isinstance(request, NOT_KEPT):
             return self._admit_anew(request)
         earlier = self._replies.get(request.run, {}).get(type(request))
@@ -290,6 +295,12 @@ class TrainerService:
             self._states.claim(request)
         return lambda: self._work(request, task, permit)
 
+    def _allow(self, request: Request) -> None:
+        """Raise PolicyError unless the policy, and an order that was signed here, allow `request`."""
+        self._check(request)
+        if self._orders is not None and not isinstance(request, RunRequest):  # which shows the order
+            self._orders.require(request)
+
     def _admit_run(self, request: RunRequest) -> Callable[[], Reply]:
         """What the policy, the study and the ledger say of a whole run; no record, mask or charge comes of it."""
         last = last_of(request)
@@ -301,10 +312,23 @@ class TrainerService:
 
             if reason := ledger.would_refuse(last.grant, plan_of(last), whose=self._whose(task)):
                 bounds.append(BoundError(reason, "privacy"))
+        state, answer = self._ordered(request, bounds)
         for error in bounds:
             self._quiet.tell("run %r would not be answered to its end: %s", request.run, error)
         beyond = ",".join(dict.fromkeys(error.limit for error in bounds))
-        return lambda: RunReply(beyond=beyond)
+        return lambda: RunReply(beyond=beyond, order=state, answer=answer)
+
+    def _ordered(self, request: RunRequest, bounds: list[BoundError]) -> tuple[str, Bytes]:
+        """What became of the run's order, and the institution's word on it; adds to `bounds` what a rule forbids."""
+        nothing_said = np.zeros(0, np.uint8)
+        if self._orders is None or bounds:
+            return "", nothing_said
+        try:
+            state, answer = self._orders.consider(request)
+        except BoundError as error:
+            bounds.append(error)
+            return "", nothing_said
+        return state, nothing_said if answer is None else np.frombuffer(answer.to_bytes(), np.uint8)
 
     def _admit_anew(self, request: RunRequest | LedgerRequest | ReleaseRequest) -> Callable[[], Reply]:
         """The work for a request whose reply is never kept."""
@@ -519,6 +543,7 @@ def make_trainer(
     most_epochs: int | None = None,
     check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
     check_run: Callable[[RunRequest], list[BoundError]] = lambda _request: [],
+    orders: OrderGate | None = None,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
@@ -527,5 +552,5 @@ def make_trainer(
         precision=config.precision, check=check, masking=masking, open_ledger=open_ledger, states=states,
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data_of(task)),
         allowance=allowance, least_spread=least_spread, received=received, whose=lambda task: whose_of(config, task),
-        most_epochs=most_epochs, check_values=check_values, check_run=check_run,
+        most_epochs=most_epochs, check_values=check_values, check_run=check_run, orders=orders,
     )  # fmt: skip

@@ -9,14 +9,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 
 from sovfed.federation.config import Config
 from sovfed.federation.errors import CohortError, DeclinedError, PrivacyError, TrainingError
-from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector
+from sovfed.federation.messages import (
+    Bytes,
+    EvaluateRequest,
+    ProfileRequest,
+    RunRequest,
+    SumRequest,
+    Sums,
+    TrainRequest,
+    Vector,
+)
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.rounds.aggregation import Aggregation, Total
@@ -77,6 +86,7 @@ class Rounds:
         self.left_out: Sequence[int] = ()  # of those that were connected when the cohort was chosen last
         self.standing = Standing(grid.heard)
         self.agreement: Agreement | None = None
+        self.order: Callable[[RunRequest], Bytes] | None = None  # what is shown of the run first; a simulation has none
 
     def cohort(self) -> Sequence[int]:
         """The nodes to ask now: those of `connected` that did not keep the last rounds waiting."""
@@ -174,8 +184,11 @@ class Rounds:
             if self.plan is None
             else self.plan.request(self.run, rounds, NOTHING)
         )
-        agreement = Agreement(self.grid, run_request(self.config, last, self.task.parameters), least)
-        agreement.require(self.connected())
+        request = run_request(self.config, last, self.task.parameters)
+        if self.order is not None:
+            request = replace(request, order=self.order(request))
+        agreement = Agreement(self.grid, request, least, self.config.order.wait_s)
+        agreement.require(self.connected)
         self.agreement = agreement
 
     def evaluates(self, number: int) -> bool:
