@@ -19,7 +19,7 @@ from sovfed.clients.cli.home import HOME
 from sovfed.clients.cli.join import announce, join
 from sovfed.clients.cli.ledger import ledger
 from sovfed.clients.cli.model import model
-from sovfed.clients.cli.orders import orders
+from sovfed.clients.cli.orders import orders, purge
 from sovfed.clients.cli.personal import personal
 from sovfed.clients.cli.study import study
 from sovfed.clients.cli.task import task
@@ -67,6 +67,7 @@ def cli() -> None:
     \b
     Orders:
       sovfed client orders list       what runs ask of this institution; show, sign or refuse one
+      sovfed client purge p-12        at the end of a permit: erase what its runs left
     \b
     Models:
       sovfed client model list        what the federation made, and evaluate on the own records
@@ -89,6 +90,7 @@ cli.add_command(ledger)
 cli.add_command(model)
 cli.add_command(orders)
 cli.add_command(personal)
+cli.add_command(purge)
 cli.add_command(study)
 cli.add_command(task)
 

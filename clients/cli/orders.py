@@ -170,6 +170,34 @@ def consent(home: Path) -> None:
     _tell(consented(load_policy(home)))
 
 
+@click.command()
+@click.argument("permit")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@HOME
+def purge(permit: str, yes: bool, home: Path) -> None:
+    """Erase what the runs under PERMIT left here: keys of secure aggregation, personal models. For good.
+
+    Writes a signed receipt of what was erased and what remains, and no run under PERMIT is answered again. The node
+    must be down, since its memory holds keys.
+
+    \b
+    Example:
+      sovfed client purge p-12
+    """
+    from sovfed.clients.orders.purge import purge as erase
+    from sovfed.clients.training.personal import FOLDER, PersonalStates
+    from sovfed.federation.errors import PolicyError
+    from sovfed.federation.secagg.files import load_identity
+
+    if not yes and not click.confirm(f"Erase what runs under permit {visible(permit)} left here?"):
+        raise PolicyError("nothing was erased")
+    remove = PersonalStates(home / FOLDER).remove
+    receipt = erase(home, _book(home), permit, load_identity(home / "identity"), remove, time.time())
+    _tell(f"erased: {name}" for name in receipt.erased or ("nothing was left",))
+    _tell(f"remains: {name}" for name in receipt.remains)
+    click.echo(f"receipt: {home / 'orders' / 'receipts' / f'{permit}.json'}")
+
+
 def _answer(home: Path, proposal: Proposal, decision: str, officer: str, key: Path, reason: str) -> None:
     """Sign `decision` with the officer's key and put it where the trainer looks."""
     from sovfed.clients.node.enrol import load_institution

@@ -13,7 +13,7 @@ import logging
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from sovfed.clients.orders.places import ANSWERS, CONSENTS, FOLDERS, PROPOSED, RUNS
+from sovfed.clients.orders.places import ANSWERS, CONSENTS, FOLDERS, PROPOSED, RECEIPTS, RUNS
 from sovfed.federation.errors import IdentityError, OrderError, SovfedError
 from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.orders.answers import Answer, read_answer
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MAX_WAITING: Final = 64  # proposals without an answer; more are refused, so that none pushes another out
 MAX_KEPT: Final = 1_024  # proposals in all: of the answered, the oldest are forgotten
-MAX_RUNS: Final = 256
+MAX_RUNS: Final = 4_096  # beside those under a permit, of which none is forgotten
 SHORTEST: Final = 6  # digits that name an order on a command line
 
 
@@ -66,6 +66,7 @@ class OrderBook:
             raise OrderError(f"{MAX_WAITING} orders wait for an officer already; `sovfed client orders list`")
         for old in answered[: max(0, len(paths) + 1 - MAX_KEPT)]:
             old.unlink()
+            (self._home / CONSENTS / old.name).unlink(missing_ok=True)
         write_private(path, proposal.to_bytes())
         return True
 
@@ -136,7 +137,12 @@ class OrderBook:
 
     def write_runs(self, runs: dict[str, Bound]) -> None:
         newest = dict(list(runs.items())[-MAX_RUNS:])
+        newest = {run: entry for run, entry in runs.items() if run in newest or entry.permit}
         write_private(self._home / RUNS, json.dumps({run: asdict(entry) for run, entry in newest.items()}).encode())
+
+    def is_purged(self, permit: str) -> bool:
+        """Whether what was under `permit` has been erased here."""
+        return (self._home / RECEIPTS / f"{permit}.json").exists()
 
     def words(self) -> Iterator[tuple[Proposal, Answer | None]]:
         """Each proposal with the institution's word on it, an officer's before the node's."""

@@ -145,6 +145,8 @@ class OrderGate:
         permit = self._permits.get(order.permit)
         if permit is None:
             raise BoundError(f"permit {order.permit!r} is not in the policy's permits", "permits")
+        if self._book.is_purged(order.permit):
+            raise BoundError(f"permit {order.permit!r}: what was under it has been erased", "permits")
         if reason := permit.why_not(order, self._spent(order), now):
             raise BoundError(f"permit {order.permit!r}: {reason}", "permits")
 

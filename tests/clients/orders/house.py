@@ -74,7 +74,7 @@ class House:
         public, sign = self.officer(name)
         answer = Answer(digest, name, decision, "ito", "", int(self.now), public)
         signed = dataclasses.replace(answer, **changes).signed(sign)
-        OrderBook(self.home(name)).write_answer(dataclasses.replace(signed, order=digest))
+        OrderBook(self.home(name)).make().write_answer(dataclasses.replace(signed, order=digest))
         return signed
 
     def person(self, name: str, organisation: str = "agency", key_of: str = "") -> SigningKey:
@@ -100,6 +100,9 @@ class House:
 
 def planned(*overrides: str) -> Config:
     return compose(["server.min_cohort=3", "privacy.colluders=0", "rounds=10", *overrides]).config
+
+
+CONFIG = planned()
 
 
 def training(config: Config, run: str = "7", number: int = 1, **changes: Any) -> TrainRequest:

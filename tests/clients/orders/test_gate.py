@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.clients.orders.house import House, planned, training, whole
+from tests.clients.orders.house import CONFIG, House, training, whole
 
 from sovfed.clients.orders.book import MAX_WAITING, OrderBook
 from sovfed.clients.orders.rules import DataPermit, OrderRules, Standing
@@ -30,7 +30,6 @@ from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.secagg.keys import HYBRID
 from sovfed.federation.secagg.terms import Terms
 
-CONFIG = planned()
 BYTES = np.ones(1, np.uint8)
 
 
