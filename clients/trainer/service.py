@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sovfed.clients.data import Dataset, check_private_data, load_records
+from sovfed.clients.data import Dataset, check_private_data, load_records, opt_out_stamp
 from sovfed.clients.home.whose import whose_of
 from sovfed.clients.ledger.entries import Whose
 from sovfed.clients.models.received import facts_of_release, keep_released, plan_of
@@ -123,6 +123,7 @@ class TrainerService:
         check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
         check_run: Callable[[RunRequest], list[BoundError]] = lambda _request: [],
         orders: OrderGate | None = None,
+        stamp: Callable[[Task], object] = lambda _task: None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
@@ -134,6 +135,8 @@ class TrainerService:
         `check_values` is asked too, once it is known how many of the model's first values are parameters.
 
         `check_run` says what of a whole run the institution would refuse; a simulation's refuses nothing.
+
+        `stamp` changes where a task's records are to be read again before the next run.
 
         `orders` holds every message to an order that the institution has signed; a simulation has none.
 
@@ -153,7 +156,8 @@ class TrainerService:
         """
         self._reproducible, self._on_error, self._received = reproducible, on_error, received
         self._whose, self._most_epochs, self._check_values = whose, most_epochs, check_values
-        self._check_run, self._orders = check_run, orders
+        self._check_run, self._orders, self._stamp = check_run, orders, stamp
+        self._stamps: dict[str, object] = {}  # of the records in memory, by the task's digest
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._device, self._precision, self._check = load, device, precision, check
         self._site: Callable[[Task], str] = site if callable(site) else lambda _task: site
@@ -306,6 +310,7 @@ class TrainerService:
         last = last_of(request)
         task = resolve(last, self._tasks)
         self._site(task)
+        self._read_again_if_changed(task)
         bounds = self._check_run(request)
         if isinstance(last, PrivateRequest) and (ledger := self._open_ledger()) is not None:
             from sovfed.clients.training.private import plan_of
@@ -317,6 +322,18 @@ class TrainerService:
             self._quiet.tell("run %r would not be answered to its end: %s", request.run, error)
         beyond = ",".join(dict.fromkeys(error.limit for error in bounds))
         return lambda: RunReply(beyond=beyond, order=state, answer=answer)
+
+    def _read_again_if_changed(self, task: Task) -> None:
+        """Drop the records of `task` from memory if they are to be others by now: the next request reads them."""
+        if task.digest in self._stamps and self._stamps[task.digest] != self._stamp(task):
+            del self._stamps[task.digest]
+            self._workloads.pop(task.digest, None)
+            self._private.pop(task.digest, None)
+
+    def _read(self, task: Task) -> Dataset:
+        """The records of `task`, and of which moment they are."""
+        self._stamps.setdefault(task.digest, self._stamp(task))
+        return self._load(task)
 
     def _ordered(self, request: RunRequest, bounds: list[BoundError]) -> tuple[str, Bytes]:
         """What became of the run's order, and the institution's word on it; adds to `bounds` what a rule forbids."""
@@ -414,7 +431,7 @@ class TrainerService:
 
             ledger = self._open_ledger()
             training = PrivateTraining(
-                task, self._load(task), site=self._site(task), device=self._device, ledger=ledger,
+                task, self._read(task), site=self._site(task), device=self._device, ledger=ledger,
                 whose=self._whose(task), most_epochs=self._most_epochs,
             )  # fmt: skip
             self._private = {task.digest: training}  # one task at a time holds the ledger
@@ -482,7 +499,7 @@ class TrainerService:
         from sovfed.clients.training.algorithms import Learner
         from sovfed.clients.training.model import FlatModel
 
-        records = self._load(task)
+        records = self._read(task)
         learner = Learner(
             task, records, site=self._site(task), device=self._device, precision=self._precision,
             make_model=self._make_model or FlatModel, reproducible=self._reproducible, most_epochs=self._most_epochs,
@@ -553,4 +570,5 @@ def make_trainer(
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data_of(task)),
         allowance=allowance, least_spread=least_spread, received=received, whose=lambda task: whose_of(config, task),
         most_epochs=most_epochs, check_values=check_values, check_run=check_run, orders=orders,
+        stamp=lambda task: opt_out_stamp(config.data_of(task)),
     )  # fmt: skip
