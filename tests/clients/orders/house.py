@@ -32,7 +32,7 @@ from sovfed.server.rounds.loop import NOTHING
 
 TASK = get_task("breast_cancer")
 MODEL = np.zeros(TASK.parameters, np.float32)
-SCALE = np.zeros(2 * TASK.transform.size)
+SCALE = np.repeat([-0.5, 0.5], TASK.transform.size)
 
 
 class House:
