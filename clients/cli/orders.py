@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -76,7 +76,7 @@ def list_(as_json: bool, home: Path) -> None:
     """
     from sovfed.federation.orders.shown import word
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "order": proposal.order.digest, "run": proposal.order.run, "task": proposal.order.task,
             "purpose": proposal.order.purpose, "epsilon": proposal.order.epsilon, "expires": proposal.order.expires,

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 AWAITING: Final = "awaiting"
-AHEAD: Final = 1 / 16  # of all messages, written down before they are answered: a crash forfeits so many
-SPARE: Final = 20  # messages beyond twice those that a run needs, for rounds that are repeated
+AHEAD: Final = 16  # messages are written down so many at a time, before they are answered: a crash forfeits some
+TIMES: Final = 4  # as many messages as a run needs, and SPARE more, are answered: for rounds that are repeated
+SPARE: Final = 200
 UNCOUNTED: Final = (SecaggRequest, LedgerRequest, ReleaseRequest)  # nothing is computed from records for these
 
 
@@ -227,14 +228,13 @@ class OrderGate:
     def _count(self, run: str, opened: _Open, kind: str) -> None:
         """Count a message before it is answered. Raises OrderError beyond what the order can need."""
         order = opened.order
-        most = 2 * max(order.sums, order.rounds) + SPARE
+        most = TIMES * max(order.sums, order.rounds) + SPARE
         if opened.total >= most:
             raise OrderError(f"run {run} was answered {most} times, more than its order can need")
         opened.answered[kind] = opened.answered.get(kind, 0) + 1
         if opened.total > opened.written:
-            more = int(AHEAD * most)
-            opened.written = opened.total + more
-            ahead = {**opened.answered, kind: opened.answered[kind] + more}
+            opened.written = opened.total + AHEAD
+            ahead = {**opened.answered, kind: opened.answered[kind] + AHEAD}
             self._runs[run] = replace(self._runs[run], answered=ahead)
             self._book.write_runs(self._runs)
 

@@ -112,5 +112,5 @@ def _personal(bound: Mapping[str, Bound], remove: Callable[[str], int]) -> Itera
             yield f"personal/ of run {name}: {count} files"
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value

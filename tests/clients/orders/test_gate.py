@@ -51,7 +51,7 @@ def every_message(run: str = "7") -> list[Request]:
     common = {"run": run, "task": train.task, "digest": train.digest, "normalisation": train.normalisation}
     model = {"model": train.model, "scale": train.scale}
     return [
-        ProfileRequest(begin=BYTES, **common),  # type: ignore[arg-type]
+        ProfileRequest(begin=BYTES, **common),
         train,
         EvaluateRequest(round=1, begin=BYTES, keep="study", **common, **model),  # type: ignore[arg-type]
         ReleaseRequest(round=1, facts=BYTES, sha256="0" * 64, **common, **model),  # type: ignore[arg-type]
@@ -291,12 +291,12 @@ def test_an_order_serves_one_run_at_a_time_and_no_more_than_it_needs(house: Hous
     gate.consider(dataclasses.replace(request, run="8"))
     with pytest.raises(OrderError, match="run 7 is under no order"):
         gate.require(training(CONFIG))
-    for number in range(2 * 13 + 20 - 1):
+    for number in range(4 * 13 + 200 - 1):
         if number % 10 == 0:
             gate.consider(dataclasses.replace(request, run=f"{number + 10}"))
         gate.require(training(CONFIG, f"{number // 10 * 10 + 10}", number % 10 + 1))
     with pytest.raises(OrderError, match="more than its order can need"):
-        gate.require(training(CONFIG, "50", 1))
+        gate.require(training(CONFIG, "260", 1))
 
 
 def test_a_run_goes_on_after_a_restart_and_what_was_answered_stays_counted(house: House) -> None:
