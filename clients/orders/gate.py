@@ -73,6 +73,7 @@ class OrderGate:
         self._open_identity, self._open_trust = open_identity, open_trust
         self._runs = book.runs()
         self._open: dict[str, _Open] = {}
+        self._own = (b"", "")  # this institution's certificate and the name in it
 
     def consider(self, request: RunRequest) -> tuple[str, Answer | None]:
         """What the institution says to the order of a whole run, and its signed word if it gave one.
@@ -249,4 +250,6 @@ class OrderGate:
 
     def _name(self) -> str:
         identity = self._open_identity()
-        return identity.verify(identity.certificate).institution
+        if self._own[0] != identity.certificate:
+            self._own = (identity.certificate, identity.verify(identity.certificate).institution)
+        return self._own[1]

@@ -73,8 +73,8 @@ def test_a_run_waits_for_officers_and_takes_those_alone_who_signed(ordered: Loca
     assert "would leave: up to 6 masked contributions" in told
     assert "malignant or benign, study 12" in told
     for person in ("ann", "bob"):
-        make_signer(ordered.folder / person, ordered.authority_home, person, "agency")
-        sovfed("run", "approve", str(file), "--yes", "--signer", str(ordered.folder / person))
+        make_signer(ordered.folder, ordered.authority_home, person, "agency")
+        sovfed("run", "approve", str(file), "--yes", "--signer", str(ordered.folder / f"signer-{person}-agency"))
     sovfed("run", "start", "--proposed", "study", "--no-follow", "--home", agency)
     books = {name: OrderBook(ordered.client_home(name)) for name in names}
     wait_for(lambda: all(book.proposals() for book in books.values()), "the order to arrive")

@@ -45,7 +45,7 @@ class House:
     def home(self, name: str) -> Path:
         """The home of institution `name`."""
         home = private_directory(self.folder / name)
-        if not (home / "identity").exists():
+        if not (home / "identity" / "cert.pem").exists():
             make_institution(self.authority, home / "identity", name)
             write_atomic(home / "identity" / "crl.pem", self.authority.crl())
         return home
