@@ -134,10 +134,12 @@ def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: b
 )  # fmt: skip
 @click.option("--allow-plain-updates", is_flag=True, help="Let the agency see this institution's own update.")
 @click.option("--without-privacy", is_flag=True, help="Answer runs without differential privacy too.")
+@click.option("--officers", is_flag=True, help="Answer no run before an officer has signed its order.")
 @HOME
 def init(
-    overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates: bool, without_privacy: bool, home: Path
-) -> None:
+    overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates: bool, without_privacy: bool,
+    officers: bool, home: Path,
+) -> None:  # fmt: skip
     """Make the home folder with client.yaml and policy.yaml, both commented. OVERRIDES set `data…` and `client…`.
 
     \b
@@ -150,14 +152,17 @@ def init(
     from sovfed.clients.home.overrides import client_config
 
     for line in begin(
-        home, client_config(overrides), tasks, plain_updates=allow_plain_updates, private_only=not without_privacy
-    ):
+        home, client_config(overrides), tasks, plain_updates=allow_plain_updates, private_only=not without_privacy,
+        officers=officers,
+    ):  # fmt: skip
         click.echo(line, err=True)
     click.echo(f"wrote {home / 'client.yaml'} and {home / 'policy.yaml'}")
     if not allow_plain_updates:
         click.echo("read policy.yaml: until you set allow_plain_updates, only secure aggregation is answered", err=True)
     if not without_privacy:
         click.echo("read policy.yaml: while require_privacy is true, only private runs are answered", err=True)
+    if not officers:
+        click.echo("orders within policy.yaml are signed by this node itself: `sovfed client orders consent`", err=True)
     _tell_obstacles(home)
     _tell_findings(home)
 
