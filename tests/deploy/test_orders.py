@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from tests.deploy.conftest import finished, make_config, make_federation, wait_for
 from tests.packages import make_signer
 
+from sovfed.clients.cli.institution import cli as client
 from sovfed.clients.home.policy import POLICY
 from sovfed.clients.orders.book import OrderBook
+from sovfed.server.cli.run import cli as run
 from sovfed.server.runs import folders
 from sovfed.server.runs.awaiting import read_awaiting
 from sovfed.simulations.deployment import LocalFederation
@@ -51,17 +52,11 @@ def key_of(federation: LocalFederation, name: str) -> Path:
     return federation.folder / f"{name}.pem"
 
 
-def sovfed(*words: str, code: int = 0) -> str:
-    """What the command prints, once it has ended with `code`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "sovfed", *words], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}"
-    return done.stdout + done.stderr
-
-
-def log_of(federation: LocalFederation, name: str) -> str:
-    return (federation.client_home(name) / "logs" / "trainer.log").read_text()
+def sovfed(*words: str) -> str:
+    """What the command prints, which ends well."""
+    done = CliRunner().invoke({"run": run, "client": client}[words[0]], words[1:])
+    assert done.exit_code == 0, f"{words}: {done.output} {done.exception!r}"
+    return done.output
 
 
 def test_a_run_waits_for_officers_and_takes_those_alone_who_signed(ordered: LocalFederation) -> None:
@@ -91,7 +86,7 @@ def test_a_run_waits_for_officers_and_takes_those_alone_who_signed(ordered: Loca
         yes = ["--yes"] if verb == "sign" else ["--reason", "not for this"]
         sovfed("client", "orders", verb, "study", *yes, "--key", str(key_of(ordered, name)), "--home", home)
     lines = finished(ordered, "study")
-    assert [line["participants"] for line in lines] == [sorted(names[:3])] * 3
+    assert [sorted(line["participants"]) for line in lines] == [sorted(names[:3])] * 3
     assert not (ordered.client_home(names[3]) / "received").joinpath("study").exists()
     explained = sovfed("run", "explain", "study", "--home", agency)
     assert f"{names[3]}: refused by ito" in explained and f"{names[0]}: signed by ito" in explained
