@@ -8,6 +8,7 @@
     ├── ProtocolError     a message from another process is malformed, oversized or out of place
     ├── PolicyError       the institution's own policy forbids what was asked
     │   ├── BoundError        a setting of it does, which `limit` names: to ask again changes nothing
+    │   ├── OrderError        it has signed no order for that, or for another run
     │   ├── NotPrivateError   it answers runs with differential privacy only
     │   └── WrongTaskError    its task of that name is another one
     ├── DataError         an institution's data is missing or does not fit the task's schema
@@ -69,6 +70,10 @@ class BoundError(PolicyError):
         self.limit = limit
 
 
+class OrderError(PolicyError):
+    code = "order"
+
+
 class NotPrivateError(PolicyError):
     code = "needs-privacy"
 
@@ -112,6 +117,7 @@ WIRE_SENTENCES: Final[dict[str, str]] = {
     "protocol": "The institution refused a malformed message.",
     "policy": "The institution's policy forbids this request.",
     "bound": "The run is beyond a bound of the institution's policy.",
+    "order": "The institution has signed no order for this (`sovfed client orders`, there).",
     "privacy": "The institution refused to break a privacy rule.",
     "needs-privacy": "The institution answers runs with differential privacy only (require_privacy in its policy).",
     "wrong-task": "The institution has no task of that name and digest (`sovfed task show` tells it).",

@@ -25,6 +25,7 @@ Words: TypeAlias = flat.Words
 OWN: Final = "own"
 NORMALISATIONS: Final = (OWN, "group")  # of a task's model: as it is built, or GroupNorm for BatchNorm
 SEALS: Final = ("", "none", "own namespace", "seccomp", "own namespace + seccomp")  # "": not told, a simulation
+ORDERS: Final = ("", "signed", "standing", "awaiting", "refused")  # "": not asked for, a simulation
 STEPS: Final = ("offer", "roster", "capsules", "confirmations", "reveal")
 
 
@@ -246,7 +247,8 @@ class RunRequest:
 
     `request` is JSON: the scalars of the last round's request (`codec.last_of`), of the kind `request_kind`. Beside it,
     what it cannot say without a model: its length, `masked` for secure aggregation under the ring `bits`, `clip`,
-    `max_weight`, and how many sums and evaluations without privacy there will be at most.
+    `max_weight`, and how many sums and evaluations without privacy there will be at most. `order` is the run's proposal
+    (`federation/orders/order.py`), by which the institution's officers know it.
     """
 
     run: str = named()
@@ -260,13 +262,19 @@ class RunRequest:
     max_weight: int = bounded(low=1, high=2**53)
     request_kind: str = choice("train", ("train", "private"))
     masked: bool = bounded(True)
+    order: Bytes = _empty("uint8")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunReply:
-    """`beyond` names the settings of the institution's policy that the run is beyond, with commas; empty: none."""
+    """`beyond` names the settings of the institution's policy that the run is beyond, with commas; empty: none.
+
+    `order` is what became of the run's order here; `answer` the institution's signed word on it, if it gave one.
+    """
 
     beyond: str = bounded("", 0, 1_024)
+    order: str = choice("", ORDERS)
+    answer: Bytes = _empty("uint8")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from sovfed.clients.cli.home import HOME
 from sovfed.clients.cli.join import announce, join
 from sovfed.clients.cli.ledger import ledger
 from sovfed.clients.cli.model import model
+from sovfed.clients.cli.orders import orders, purge
 from sovfed.clients.cli.personal import personal
 from sovfed.clients.cli.study import study
 from sovfed.clients.cli.task import task
@@ -68,6 +69,10 @@ def cli() -> None:
       sovfed client study add births --task birth.yaml data=csv data.path=/srv/births.csv
       sovfed client study check       read the records of every study, and say what to mend
     \b
+    Orders:
+      sovfed client orders list       what runs ask of this institution; show, sign or refuse one
+      sovfed client purge p-12        at the end of a permit: erase what its runs left
+    \b
     Models:
       sovfed client model list        what the federation made, and evaluate on the own records
     \b
@@ -88,7 +93,9 @@ cli.add_command(failures)
 cli.add_command(join)
 cli.add_command(ledger)
 cli.add_command(model)
+cli.add_command(orders)
 cli.add_command(personal)
+cli.add_command(purge)
 cli.add_command(study)
 cli.add_command(task)
 
@@ -132,10 +139,12 @@ def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: b
 )  # fmt: skip
 @click.option("--allow-plain-updates", is_flag=True, help="Let the agency see this institution's own update.")
 @click.option("--without-privacy", is_flag=True, help="Answer runs without differential privacy too.")
+@click.option("--officers", is_flag=True, help="Answer no run before an officer has signed its order.")
 @HOME
 def init(
-    overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates: bool, without_privacy: bool, home: Path
-) -> None:
+    overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates: bool, without_privacy: bool,
+    officers: bool, home: Path,
+) -> None:  # fmt: skip
     """Make the home folder with client.yaml and policy.yaml, both commented. OVERRIDES set `data…` and `client…`.
 
     \b
@@ -148,14 +157,17 @@ def init(
     from sovfed.clients.home.overrides import client_config
 
     for line in begin(
-        home, client_config(overrides), tasks, plain_updates=allow_plain_updates, private_only=not without_privacy
-    ):
+        home, client_config(overrides), tasks, plain_updates=allow_plain_updates, private_only=not without_privacy,
+        officers=officers,
+    ):  # fmt: skip
         click.echo(line, err=True)
     click.echo(f"wrote {home / 'client.yaml'} and {home / 'policy.yaml'}")
     if not allow_plain_updates:
         click.echo("read policy.yaml: until you set allow_plain_updates, only secure aggregation is answered", err=True)
     if not without_privacy:
         click.echo("read policy.yaml: while require_privacy is true, only private runs are answered", err=True)
+    if not officers:
+        click.echo("orders within policy.yaml are signed by this node itself: `sovfed client orders consent`", err=True)
     _tell_obstacles(home)
     _tell_findings(home)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 USER: Final = "institution"
 PASSWORD: Final = Path("secrets") / "console.password"
 SHOWN: Final = 50  # refusals, and sums that could be differenced
-LINKS: Final = (("/", "What left"), ("/status", "Status"), ("/studies", "Studies"))
+LINKS: Final = (("/", "What left"), ("/orders", "Orders"), ("/status", "Status"), ("/studies", "Studies"))
 
 
 def make_console(home: Path) -> ASGIApp:
@@ -52,10 +52,17 @@ def make_console(home: Path) -> ASGIApp:
     def studies(request: Request) -> Response:
         return shown(request, "studies.html", "Studies", studies=house.studies(), policy=house.policy())
 
+    def orders(request: Request) -> Response:
+        listed, wrong = house.orders()
+        return shown(request, "orders.html", "Orders", orders=listed, wrong=wrong, consent=house.consent())
+
     def file(request: Request) -> Response:
         return static(request.path_params["name"])
 
-    routes = [Route("/", left), Route("/status", status), Route("/studies", studies), Route("/static/{name}", file)]
+    routes = [
+        Route("/", left), Route("/orders", orders), Route("/status", status), Route("/studies", studies),
+        Route("/static/{name}", file),
+    ]  # fmt: skip
     secret = ensure_secret(home / PASSWORD)
     return guarded(behind_password(Starlette(routes=routes), USER, secret), LOOPBACK, tls=False)
 

@@ -17,16 +17,22 @@ from sovfed.clients.ledger.entries import YEAR_S, History, merged
 from sovfed.clients.ledger.file import ledgers, read_ledger, read_mark
 from sovfed.clients.models.received import FOLDER, ReceivedModels
 from sovfed.clients.node.sandbox import RUN
+from sovfed.clients.orders.book import OrderBook
+from sovfed.clients.orders.naming import consented
 from sovfed.clients.trainer.allowance import Tally, read_state
 from sovfed.federation.errors import SovfedError
 from sovfed.federation.host.sandbox import read_isolation
 from sovfed.federation.host.status import read_status
 from sovfed.federation.identity import load_certificate
+from sovfed.federation.orders.shown import word
 from sovfed.federation.privacy.accounting import epsilon
 from sovfed.federation.secagg.files import near_sums
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from sovfed.federation.orders.answers import Answer
+    from sovfed.federation.orders.order import RunOrder
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,19 @@ class ProcessView:
     since: float
     restarts: int
     reach: str
+
+
+@dataclass(frozen=True)
+class OrderView:
+    """What a run asked, and the institution's word on it."""
+
+    run: str
+    purpose: str
+    task: str
+    epsilon: str
+    expires: float
+    word: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -139,6 +158,20 @@ class House:
             "min_cohort": policy.secure_aggregation.min_cohort, "differencing": policy.secure_aggregation.differencing,
         }  # fmt: skip
 
+    def orders(self) -> tuple[list[OrderView], str]:
+        """What runs asked and what was said to it, the newest first; and why that cannot be told."""
+        try:
+            return [_order_view(proposal.order, answer) for proposal, answer in OrderBook(self._home).words()], ""
+        except SovfedError as error:
+            return [], str(error)
+
+    def consent(self) -> list[str]:
+        """What is signed without a person, in words."""
+        try:
+            return [line.strip() for line in consented(load_policy(self._home))]
+        except SovfedError:
+            return ["policy.yaml cannot be read: nothing is answered"]
+
     def ledgers(self) -> Ledgers:
         """What the ledgers say; one that is damaged says nothing but that."""
         told = Ledgers()
@@ -214,3 +247,10 @@ def _private_runs(history: History, population: str, label: str) -> list[Private
         spent = epsilon([event], plan.delta) if granted.charged else 0.0
         runs.append(PrivateRun(run, purpose, label, granted.at, granted.charged, plan.event.count, state, spent))
     return runs
+
+
+def _order_view(order: RunOrder, answer: Answer | None) -> OrderView:
+    epsilon_told = f"{order.epsilon:g}" if order.kind == "private" else "no bound"
+    return OrderView(
+        order.run, order.purpose, order.task, epsilon_told, order.expires, word(answer), order.digest[:12]
+    )  # fmt: skip

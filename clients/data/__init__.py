@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -91,6 +92,7 @@ class Connector:
     sites: Callable[[DataConfig], tuple[str, ...]] = lambda _config: ()  # the real institutions in the source, if any
     obstacle: Callable[[Task, DataConfig], str] = lambda _task, _config: ""  # to privacy, before a record is read
     task: str = ""  # the one task that it has records of; "": whichever fits
+    opts_out: bool = False  # whether `load` leaves out the persons of data.opt_out
     cuts: bool = False  # whether data.site, a number, chooses one of data.sites made-up parts
     survey: Callable[[Task, DataConfig], TableRead] | None = None  # all rows with what is wrong, for `check-data`
 
@@ -126,9 +128,22 @@ def connector(source: str) -> Connector:
 
 def load_records(task: Task, config: DataConfig) -> Dataset:
     """The institution's records for `task`, checked against its schema. Raises DataError saying what is wrong."""
+    if config.opt_out is not None and not connector(config.source).opts_out:
+        raise DataError(f"data.opt_out: the source '{config.source}' cannot leave persons out; take it away from there")
     records = connector(config.source).load(task, config)
     check(records, task.schema, f"{config.source}, site {config.site}")
     return records if config.limit is None else sample(records, config.limit, f"{config.source}/{config.site}")
+
+
+def opt_out_stamp(config: DataConfig) -> object:
+    """Changes when the list of persons who are left out does."""
+    if config.opt_out is None:
+        return None
+    try:
+        status = Path(config.opt_out).expanduser().stat()
+    except OSError:
+        return 0
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def check_private_data(task: Task, config: DataConfig) -> None:

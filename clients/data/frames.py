@@ -45,6 +45,6 @@ def records_of_frame(task: Task, frame: pd.DataFrame, config: DataConfig, where:
     """The records in `frame`, by the task's schema and `config`'s rules. Raises DataError."""
     read = read_table(task.schema, Frame(frame, where), config)
     settle(task.schema, config, read)
-    records = as_records(task, read)
+    records = as_records(task, read, config)
     check(records, task.schema, where)
     return records

@@ -25,6 +25,7 @@ from sovfed.clients.data.pictures import decode, look
 from sovfed.clients.data.tables import TableRead, refuse, words
 from sovfed.clients.data.tables.connect import connector, read_rows
 from sovfed.clients.data.tables.delimited import Delimited
+from sovfed.clients.data.tables.opt_out import remaining
 from sovfed.clients.data.tables.records import settle, split
 from sovfed.federation.errors import DataError
 
@@ -96,6 +97,7 @@ def load(task: Task, config: DataConfig) -> Images:
     names = None if read.persons is None else read.persons.filter(_arrow(sound))
     digests = {name: _digests(values) for name, values in files.items()}
     persons, train, test = split(task.name, columns | digests, names)
+    train, test = remaining(config, names, train, test)
     return Images(columns, files, folder, task.schema, persons, train, test, read.persons is not None, read.not_private)
 
 
@@ -191,4 +193,4 @@ def _sites(config: DataConfig) -> tuple[str, ...]:
 
 
 _TABLE: Final = connector(_open, ())
-CONNECTOR: Final = Connector(load, sites=_sites, obstacle=_TABLE.obstacle, survey=_survey)
+CONNECTOR: Final = Connector(load, opts_out=True, sites=_sites, obstacle=_TABLE.obstacle, survey=_survey)

@@ -8,6 +8,7 @@ from sovfed.clients.data import connector
 from sovfed.clients.home.folder import create
 from sovfed.clients.home.own_tasks import keep_task, known_task
 from sovfed.clients.home.policy import Policy
+from sovfed.clients.orders.rules import REQUIRED, STANDING, OrderRules
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.text import ARCHIVE
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 
 def begin(
-    home: Path, config: ClientConfig, tasks: Sequence[str], *, plain_updates: bool = False, private_only: bool = True
-) -> list[str]:
+    home: Path, config: ClientConfig, tasks: Sequence[str], *, plain_updates: bool = False, private_only: bool = True,
+    officers: bool = False,
+) -> list[str]:  # fmt: skip
     """Make `home`, in which runs may train `tasks` (default: the one that the records serve); lines for its operator.
 
     Raises ConfigError if the records serve no one task and none is named, or there is a home already.
@@ -31,10 +33,10 @@ def begin(
         raise ConfigError(f"data source '{config.data.source}' serves no one task; name those allowed with --task")
     policy = Policy(
         allowed_tasks=tuple(known_task(name) for name in allowed), allow_plain_updates=plain_updates,
-        require_privacy=private_only,
+        require_privacy=private_only, orders=OrderRules(REQUIRED if officers else STANDING),
     )  # fmt: skip
     create(home, config, policy)
-    lines = []
+    lines = ["orders wait for `sovfed client orders officer NAME`"] if officers else []
     for name in allowed:
         keep_task(home, name)
         if name.endswith(ARCHIVE):

@@ -13,6 +13,7 @@ import numpy as np
 
 from sovfed.clients.home.settings import read_settings
 from sovfed.clients.ledger.entries import LEDGER_NAME, NAME_RULE, Budget
+from sovfed.clients.orders.rules import DataPermit, OrderRules
 from sovfed.federation.algorithms import LOCAL
 from sovfed.federation.codec import last_of
 from sovfed.federation.config import LEAST_SPREAD
@@ -84,6 +85,11 @@ steps the sum of a few institutions' updates takes a few values only, one for ea
 the sign of each institution's own update. Add them for an agency that may know that; strategy=fedsgd trains with the
 same optimizers and without it. With mechanism institution, where the sum is noised, any built-in one may be asked for.
 
+orders: a run shows its order first: task, purpose, rounds, privacy, cohort, who asks, until when. Nothing of it is
+answered before this institution has signed that order, and nothing beyond it. mode "standing" signs orders within
+'standing' by itself, visibly as that: as it is written here, all that the rest of this file allows. "required" waits
+for one of 'officers' (`sovfed client orders`). min_approvers is how many people of the agency must have signed too.
+
 max_sums_…, max_evaluations_…: how many such questions are answered; private runs are bounded by the ledger instead.
 max_failures_…: how often this institution tells that it could not do the work, which says something about its records.
 After that it refuses until you have looked: `sovfed client status` says why, `sovfed client failures --clear` goes
@@ -122,6 +128,10 @@ class Policy:
     populations: dict[str, Budget] = field(
         default_factory=dict,
         metadata={"doc": "by name, budgets of further populations, of whom nobody is in another; studies name them"},
+    )
+    orders: OrderRules = field(default_factory=OrderRules)
+    permits: dict[str, DataPermit] = field(
+        default_factory=dict, metadata={"doc": "by the name that orders give: permits under which records may be used"}
     )
     reproducible: bool = bounded(
         False, doc="train in the same order when the same is asked again, so that two runs agree to the bit"

@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from sovfed.clients.orders.places import FOLDERS, ORDERS, STATE
 from sovfed.federation.errors import ServiceError, SovfedError
 from sovfed.federation.files import private_directory
 from sovfed.federation.host import landlock, sandbox, settings
@@ -35,7 +36,8 @@ RUN: Final = Path("run")  # a folder for each process, which none of the others 
 RULES: Final[dict[Name, dict[str, int]]] = {  # by the part of the home
     "trainer": {
         "": LISTEN, "policy.yaml": READ, "identity": READ, "secagg": WRITE, "privacy": WRITE, "personal": WRITE,
-        "received": WRITE, "tasks": READ, "spool/requests": READ, "spool/replies": WRITE,
+        "received": WRITE, "tasks": READ, str(ORDERS): READ, str(STATE): WRITE, "spool/requests": READ,
+        "spool/replies": WRITE,
     },
     "supernode": {"identity": READ, "secrets": READ, "state": WRITE},
     "gateway": {"identity": WRITE, "secrets": READ, "state": WRITE, "spool": WRITE},
@@ -53,7 +55,8 @@ def enter(name: Name, home: Path, *records: Path, files: Sequence[Path] = (), lo
     home = home.absolute()
     os.chdir(home)
     own = home / RUN / name
-    for folder in (RUN, RUN / name, Path("state"), Path("privacy"), Path("personal"), Path("received"), Path("tasks")):
+    folders = (Path("state"), Path("privacy"), Path("personal"), Path("received"), Path("tasks"), *FOLDERS)
+    for folder in (RUN, RUN / name, *folders):
         private_directory(home / folder)
     os.environ["HOME"] = os.environ["TMPDIR"] = str(own)  # no settings of the user's, no files among everybody's
     if name == "trainer":

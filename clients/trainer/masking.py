@@ -100,8 +100,11 @@ class Masking:
         open_store: Callable[[], Store],
         terms: Terms,
         clock: Callable[[], float] = time.time,
+        narrowed: Callable[[str, Terms], Terms] = lambda _run, terms: terms,
     ) -> None:
+        """`narrowed` says which of the terms are left for a run, under the order that it was signed."""
         self._open_identity, self._open_store, self._terms, self._clock = open_identity, open_store, terms, clock
+        self._narrowed = narrowed
         self._store: Store | None = None
         self._identities: dict[bytes, Identity] = {}  # by run: a renewed key signs for the next run, not for this one
         self._setups: dict[bytes, setup.Joining | setup.Pairing] = {}  # by run; the newest last
@@ -111,18 +114,19 @@ class Masking:
     def answer(self, request: SecaggRequest) -> SecaggReply:
         """The reply to a step of the setup, or to M3. Raises SovfedError, and then nothing is given out."""
         run, body = run_bytes(request.run), request.body.tobytes()
+        terms = self._narrowed(request.run, self._terms)
         match request.step:
             case "offer":
-                reply = self._join(run, body)
+                reply = self._join(run, body, terms)
             case "roster":
-                reply = self._encapsulate(run, body)
+                reply = self._encapsulate(run, body, terms)
             case "capsules":
                 pairing, reply = setup.confirm(self._begun(run, setup.Pairing), body)
                 self._setups[run] = pairing
             case "confirmations":
                 reply = self._finish(run, body, request.run)
             case _:
-                reply = self._reveal(run, body)
+                reply = self._reveal(run, body, terms)
         return SecaggReply(step=request.step, body=np.frombuffer(reply, np.uint8))
 
     def check_countersignature(self, request: LedgerRequest) -> None:
@@ -160,8 +164,8 @@ class Masking:
         identity, store = self._open()
         session = self._session(run_bytes(request.run), identity, store)
         permit = client.begin(
-            session, store.history, self._terms, request.begin.tobytes(), model_digest(request), task_digest(request),
-            subject(request), self._clock(),
+            session, store.history, self._narrowed(request.run, self._terms), request.begin.tobytes(),
+            model_digest(request), task_digest(request), subject(request), self._clock(),
         )  # fmt: skip
         if permit.begin.purpose != purpose(request):
             raise ProtocolError(f"the round is to {Purpose(permit.begin.purpose).name}, the request is another")
@@ -254,19 +258,19 @@ class Masking:
             self._store = self._open_store()
         return self._identities.get(run) or self._open_identity(), self._store
 
-    def _join(self, run: bytes, body: bytes) -> bytes:
+    def _join(self, run: bytes, body: bytes, terms: Terms) -> bytes:
         identity, store = self._open()
-        joining, reply = setup.join(body, identity, self._terms, store.history, self._clock(), os.urandom)
+        joining, reply = setup.join(body, identity, terms, store.history, self._clock(), os.urandom)
         if wire.Offer.decode(joining.offer).run != run:
             raise ProtocolError("the offer is for another run than the request")
         _keep_newest(self._setups, run, joining, MAX_SETUPS)
         _keep_newest(self._identities, run, identity, MAX_IDENTITIES)
         return reply
 
-    def _encapsulate(self, run: bytes, body: bytes) -> bytes:
+    def _encapsulate(self, run: bytes, body: bytes, terms: Terms) -> bytes:
         identity, _ = self._open(run)
         joining = self._begun(run, setup.Joining)
-        self._setups[run], reply = setup.encapsulate(joining, body, identity, self._terms, self._clock())
+        self._setups[run], reply = setup.encapsulate(joining, body, identity, terms, self._clock())
         return reply
 
     def _finish(self, run: bytes, body: bytes, title: str) -> bytes:
@@ -288,10 +292,10 @@ class Masking:
             raise ProtocolError("a step of a setup that this institution has not begun, or not so far")
         return begun
 
-    def _reveal(self, run: bytes, body: bytes) -> bytes:
+    def _reveal(self, run: bytes, body: bytes, terms: Terms) -> bytes:
         identity, store = self._open(run)
         session = self._session(run, identity, store)
-        reply, entries = client.reveal(session, store.history, self._terms, body, identity.sign)
+        reply, entries = client.reveal(session, store.history, terms, body, identity.sign)
         store.commit(entries)
         self._tell(store.history, entries)
         return reply

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,8 @@ from sovfed.clients.home.policy import Policy, load_policy
 from sovfed.clients.models.received import FOLDER as RECEIVED
 from sovfed.clients.models.received import ReceivedModels
 from sovfed.clients.node.sandbox import RUN, enter, places_of
+from sovfed.clients.orders.book import OrderBook
+from sovfed.clients.orders.gate import OrderGate
 from sovfed.clients.trainer.allowance import Allowance
 from sovfed.clients.trainer.frames import put_aside
 from sovfed.clients.trainer.masking import Masking
@@ -31,6 +34,7 @@ from sovfed.federation.host.processes import exit_code
 from sovfed.federation.host.pulse import Beat, Pulse, pulse_file
 from sovfed.federation.host.sandbox import Isolation, reaches_network
 from sovfed.federation.host.settings import passed_settings
+from sovfed.federation.identity import Trust
 from sovfed.federation.schema import bind
 from sovfed.federation.secagg.files import FileStore, FreshIdentity
 from sovfed.federation.tasks.shelf import Shelf
@@ -70,14 +74,17 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
             isolation = enter("trainer", home, *places.records, files=places.files)
         work = Pulse(pulse_file(home, "trainer")).start().watch("local work", config.stall_s)
         _check_network(isolation, policy)
-        masking = Masking(FreshIdentity(home / "identity"), lambda: FileStore(home), policy.secure_aggregation)
+        identity = FreshIdentity(home / "identity")
+        trust = lru_cache(maxsize=1)(partial(Trust, home / "identity"))
+        orders = OrderGate(OrderBook(home).make(), policy.orders, policy.permits, identity, trust)
+        masking = Masking(identity, lambda: FileStore(home), policy.secure_aggregation, narrowed=orders.narrowed)
         open_ledger = ledger_opener(home, policy)
         _open_early(open_ledger)
         trainer = make_trainer(
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible, least_spread=policy.least_spread,
             received=ReceivedModels(home / RECEIVED), most_epochs=policy.max_local_epochs,
-            check_values=policy.check_values, check_run=policy.check_run, put_aside=put_aside,
+            check_values=policy.check_values, check_run=policy.check_run, put_aside=put_aside, orders=orders,
         )  # fmt: skip
         Shelf(home).make_known(policy.allows_own)
         make_packages_known(home, policy)

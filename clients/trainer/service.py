@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sovfed.clients.data import Dataset, check_private_data, load_records
+from sovfed.clients.data import Dataset, check_private_data, load_records, opt_out_stamp
 from sovfed.clients.home.whose import whose_of
 from sovfed.clients.ledger.entries import Whose
 from sovfed.clients.models.received import facts_of_release, keep_released, plan_of
@@ -76,8 +76,10 @@ if TYPE_CHECKING:
 
     from sovfed.clients.ledger.book import PrivacyLedger
     from sovfed.clients.models.received import ReceivedModels
+    from sovfed.clients.orders.gate import OrderGate
     from sovfed.clients.training.model import FlatModel
     from sovfed.clients.training.private import PrivateTraining
+    from sovfed.federation.messages import Bytes
     from sovfed.federation.secagg.client import Permit
 
 log = logging.getLogger(__name__)
@@ -122,6 +124,8 @@ class TrainerService:
         check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
         check_run: Callable[[RunRequest], list[BoundError]] = lambda _request: [],
         put_aside: Callable[[Reply], Reply] = lambda reply: reply,
+        orders: OrderGate | None = None,
+        stamp: Callable[[Task], object] = lambda _task: None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
@@ -133,6 +137,10 @@ class TrainerService:
         `check_values` is asked too, once it is known how many of the model's first values are parameters.
 
         `check_run` says what of a whole run the institution would refuse; a simulation's refuses nothing.
+
+        `stamp` changes where a task's records are to be read again before the next run.
+
+        `orders` holds every message to an order that the institution has signed; a simulation has none.
 
         `most_epochs` bounds the passes over the records in one round, as `LocalTraining` does.
 
@@ -152,7 +160,8 @@ class TrainerService:
         """
         self._reproducible, self._on_error, self._received = reproducible, on_error, received
         self._whose, self._most_epochs, self._check_values = whose, most_epochs, check_values
-        self._check_run, self._put_aside = check_run, put_aside
+        self._check_run, self._orders, self._stamp, self._put_aside = check_run, orders, stamp, put_aside
+        self._stamps: dict[str, object] = {}  # of the records in memory, by the task's digest
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._device, self._precision, self._check = load, device, precision, check
         self._site: Callable[[Task], str] = site if callable(site) else lambda _task: site
@@ -257,7 +266,7 @@ class TrainerService:
 
         Raises SovfedError; nothing that it depends on comes from records.
         """
-        self._check(request)
+        self._allow(request)
         if isinstance(request, NOT_KEPT):
             return self._admit_anew(request)
         earlier = self._replies.get(request.run, {}).get(type(request))
@@ -295,21 +304,53 @@ class TrainerService:
             self._states.claim(request)
         return lambda: self._work(request, task, permit)
 
+    def _allow(self, request: Request) -> None:
+        """Raise PolicyError unless the policy, and an order that was signed here, allow `request`."""
+        self._check(request)
+        if self._orders is not None and not isinstance(request, RunRequest):  # which shows the order
+            self._orders.require(request)
+
     def _admit_run(self, request: RunRequest) -> Callable[[], Reply]:
         """What the policy, the study and the ledger say of a whole run; no record, mask or charge comes of it."""
         last = last_of(request)
         task = resolve(last, self._tasks)
         self._site(task)
+        self._read_again_if_changed(task)
         bounds = self._check_run(request)
         if isinstance(last, PrivateRequest) and (ledger := self._open_ledger()) is not None:
             from sovfed.clients.training.private import plan_of
 
             if reason := ledger.would_refuse(last.grant, plan_of(last), whose=self._whose(task)):
                 bounds.append(BoundError(reason, "privacy"))
+        state, answer = self._ordered(request, bounds)
         for error in bounds:
             self._quiet.tell("run %r would not be answered to its end: %s", request.run, error)
         beyond = ",".join(dict.fromkeys(error.limit for error in bounds))
-        return lambda: RunReply(beyond=beyond)
+        return lambda: RunReply(beyond=beyond, order=state, answer=answer)
+
+    def _read_again_if_changed(self, task: Task) -> None:
+        """Drop the records of `task` from memory if they are to be others by now: the next request reads them."""
+        if task.digest in self._stamps and self._stamps[task.digest] != self._stamp(task):
+            del self._stamps[task.digest]
+            self._workloads.pop(task.digest, None)
+            self._private.pop(task.digest, None)
+
+    def _read(self, task: Task) -> Dataset:
+        """The records of `task`, and of which moment they are."""
+        self._stamps.setdefault(task.digest, self._stamp(task))
+        return self._load(task)
+
+    def _ordered(self, request: RunRequest, bounds: list[BoundError]) -> tuple[str, Bytes]:
+        """What became of the run's order, and the institution's word on it; adds to `bounds` what a rule forbids."""
+        nothing_said = np.zeros(0, np.uint8)
+        if self._orders is None or bounds:
+            return "", nothing_said
+        try:
+            state, answer = self._orders.consider(request)
+        except BoundError as error:
+            bounds.append(error)
+            return "", nothing_said
+        return state, nothing_said if answer is None else np.frombuffer(answer.to_bytes(), np.uint8)
 
     def _admit_anew(self, request: RunRequest | LedgerRequest | ReleaseRequest) -> Callable[[], Reply]:
         """The work for a request whose reply is never kept."""
@@ -396,7 +437,7 @@ class TrainerService:
 
             ledger = self._open_ledger()
             training = PrivateTraining(
-                task, self._load(task), site=self._site(task), device=self._device, ledger=ledger,
+                task, self._read(task), site=self._site(task), device=self._device, ledger=ledger,
                 whose=self._whose(task), most_epochs=self._most_epochs,
             )  # fmt: skip
             self._private = {task.digest: training}  # one task at a time holds the ledger
@@ -464,7 +505,7 @@ class TrainerService:
         from sovfed.clients.training.algorithms import Learner
         from sovfed.clients.training.model import FlatModel
 
-        records = self._load(task)
+        records = self._read(task)
         learner = Learner(
             task, records, site=self._site(task), device=self._device, precision=self._precision,
             make_model=self._make_model or FlatModel, reproducible=self._reproducible, most_epochs=self._most_epochs,
@@ -551,6 +592,7 @@ def make_trainer(
     check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
     check_run: Callable[[RunRequest], list[BoundError]] = lambda _request: [],
     put_aside: Callable[[Reply], Reply] = lambda reply: reply,
+    orders: OrderGate | None = None,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
@@ -559,6 +601,6 @@ def make_trainer(
         precision=config.precision, check=check, masking=masking, open_ledger=open_ledger, states=states,
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data_of(task)),
         allowance=allowance, least_spread=least_spread, received=received, whose=lambda task: whose_of(config, task),
-        most_epochs=most_epochs, check_values=check_values, check_run=check_run,
-        put_aside=put_aside,
+        most_epochs=most_epochs, check_values=check_values, check_run=check_run, put_aside=put_aside,
+        orders=orders, stamp=lambda task: opt_out_stamp(config.data_of(task)),
     )  # fmt: skip

@@ -87,10 +87,12 @@ def certified(signature: Signature, where: str) -> tuple[str, str]:
     return names.person, names.organisation
 
 
-def check_signature(signature: Signature, manifest: bytes, trust: Trust, where: str) -> tuple[SignerIdentity, str]:
+def check_signature(
+    signature: Signature, manifest: bytes, trust: Trust, where: str, *, domain: bytes = DOMAIN
+) -> tuple[SignerIdentity, str]:
     """Who made `signature` of `manifest`, and why it counts no longer ("" if it does). Raises IdentityError."""
     der = _bytes(signature.certificate, where)
-    check_key(signature, manifest, where)
+    check_key(signature, manifest, where, domain=domain)
     try:
         return trust.verify_signer(der), ""
     except IdentityError as error:
@@ -98,13 +100,13 @@ def check_signature(signature: Signature, manifest: bytes, trust: Trust, where: 
         return _lapsed(der, trust, error), str(error)
 
 
-def check_key(signature: Signature, manifest: bytes, where: str) -> None:
+def check_key(signature: Signature, manifest: bytes, where: str, *, domain: bytes = DOMAIN) -> None:
     """Raise IdentityError unless the key of the certificate that `signature` shows has made it."""
     der = _bytes(signature.certificate, where)
     try:
         key = x509.load_der_x509_certificate(der).public_key()
         verify: Callable[..., None] = key.verify  # type: ignore[union-attr]
-        verify(_bytes(signature.signature, where), _said(manifest, signature.role), ec.ECDSA(hashes.SHA256()))
+        verify(_bytes(signature.signature, where), _said(manifest, signature.role, domain), ec.ECDSA(hashes.SHA256()))
     except (ValueError, TypeError, AttributeError, InvalidSignature) as error:
         raise IdentityError(f"{where}: not the signature of this manifest: one of both was changed") from error
 

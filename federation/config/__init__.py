@@ -5,6 +5,7 @@ binds the result here, so an unknown key, a wrong type or a value out of range i
 """
 
 from sovfed.federation.config.data import BAD_ROWS, LEAST_SPREAD, REST, DataConfig, StudyConfig, Versioned
+from sovfed.federation.config.order import OrderConfig
 from sovfed.federation.config.protection import LANE_BITS, SECURE_COHORT, PrivacyConfig, SecaggConfig
 from sovfed.federation.config.run import Config, stored, told
 from sovfed.federation.config.services import (
@@ -20,7 +21,7 @@ from sovfed.federation.config.training import STRATEGIES, StrategyConfig, TaskCo
 
 __all__ = [
     "BAD_ROWS", "LANE_BITS", "LEAST_SPREAD", "MESSAGE_BYTES_MAX", "PORT_MAX", "REST", "SECURE_COHORT", "STRATEGIES",
-    "ClientConfig", "ClusterConfig", "Config", "DataConfig", "PartitionConfig", "PrivacyConfig", "SecaggConfig",
-    "ServerConfig", "SimulationConfig", "StrategyConfig", "StudyConfig", "TaskConfig", "TrackingConfig", "Versioned",
-    "stored", "told",
+    "ClientConfig", "ClusterConfig", "Config", "DataConfig", "OrderConfig", "PartitionConfig", "PrivacyConfig",
+    "SecaggConfig", "ServerConfig", "SimulationConfig", "StrategyConfig", "StudyConfig", "TaskConfig", "TrackingConfig",
+    "Versioned", "stored", "told",
 ]  # fmt: skip

@@ -28,6 +28,9 @@ class DataConfig:
         doc="csv: the column that names a person, or 'row': each row is another person; null: the task's, "
         "else 'person' if it is there. Private runs need to know",
     )
+    opt_out: str | None = bounded(
+        None, 1, 4096, doc="tables, images: a file with a person a line, who are left out; best beside the records"
+    )
     site_column: str | None = bounded(
         None, 1, 64, doc="tables: the column whose values are the institutions; only the rows of `site` are read"
     )

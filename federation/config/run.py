@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from sovfed.federation.config.data import DataConfig
+from sovfed.federation.config.order import OrderConfig
 from sovfed.federation.config.protection import LANE_BITS, SECURE_COHORT, PrivacyConfig, SecaggConfig
 from sovfed.federation.config.services import ClientConfig, ServerConfig, TrackingConfig
 from sovfed.federation.config.simulation import PartitionConfig, SimulationConfig
@@ -36,6 +37,7 @@ class Config:
     strategy: StrategyConfig = StrategyConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     secagg: SecaggConfig = SecaggConfig()
+    order: OrderConfig = OrderConfig()
     server: ServerConfig = ServerConfig()
     client: ClientConfig = ClientConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sovfed.federation.config import ClientConfig, ServerConfig
 
 FILE: Final = "processes.json"
-PLACES: Final = ("path", "mapping", "url_file", "query_file")  # settings of `data` that are files or folders to read
+PLACES: Final = ("path", "mapping", "url_file", "query_file", "opt_out")  # settings of `data` that are files to read
 
 
 def settings_file(home: Path, config: ClientConfig | ServerConfig) -> Path:

@@ -145,7 +145,7 @@ class Decoder(nn.Module):
         rows = max(1, SCORES_AT_ONCE // self.head.out_features)
         if len(flat) <= rows:
             return self._log_p(flat, tokens).view_as(following)
-        pieces = zip(flat.split(rows), tokens.split(rows), strict=True)
+        pieces = zip(torch.split(flat, rows), torch.split(tokens, rows), strict=True)
         return torch.cat([self._again(self._log_p, *piece) for piece in pieces]).view_as(following)
 
     def _log_p(self, hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     length = query.shape[-2]
     later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
-    scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    scores: Tensor = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
     return scores.masked_fill(later, float("-inf")).softmax(-1) @ value
 
 

@@ -188,6 +188,9 @@ class StreamingGrid(Grid):
     def close(self) -> None:
         """Give back what this Grid itself holds: nothing, unless it says otherwise."""
 
+    def awaits(self, stage: str, since: float, nodes: Iterable[int], asked: int, until: float) -> None:
+        """Told what nodes are waited for outside of an exchange ("": nothing any more); whoever shows it overrides."""
+
     def presence(self) -> dict[str, Any] | None:
         """Who has joined, and who is missing since when; None where this Grid does not know."""
         return None

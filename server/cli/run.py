@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
-from sovfed.federation.host.homes import default_home
 from sovfed.federation.metrics import TOLD
 from sovfed.federation.text import PIPE_WIDTH, cell, visible
+from sovfed.server.cli.orders import DEFAULT_HOME, HOME, HOME_VARIABLE, JSON, approve, explain, propose
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
     from sovfed.federation.config import Config
     from sovfed.server.runs.control import ControlClient
 
-DEFAULT_HOME: Final = default_home("server")
-HOME_VARIABLE: Final = "SOVFED_SERVER_HOME"
-HOME: Final = click.option(
-    "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
-    default=DEFAULT_HOME, show_default="~/.sovfed/server", envvar=HOME_VARIABLE, help="The agency's home folder.",
-)  # fmt: skip
-JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 ENDED: Final = ("finished", "failed", "stopped")
 LOOK_S: Final = 5.0  # between two looks at whom a run waits for, where somebody follows it
 
@@ -46,34 +39,43 @@ def cli() -> None:
       sovfed run list
       sovfed run show heart-20260301-101500-1f2e
       sovfed run resume heart-20260301-101500-1f2e
+    \b
+    With the approval of two people, and what a run takes from whom:
+      sovfed run propose task=heart run_name=heart-2027 order.purpose="risk of infarction, study 12"
+      sovfed run approve ~/.sovfed/server/runs/heart-2027/order.json
+      sovfed run start --proposed heart-2027
+      sovfed run explain heart-2027
     """
     os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
+cli.add_command(propose)
+cli.add_command(approve)
+cli.add_command(explain)
+
+
 @cli.command()
 @click.argument("overrides", nargs=-1)
+@click.option("--proposed", default="", help="The run that `run propose` has proposed, as it was then.")
 @click.option(
     "--follow/--no-follow", default=True, help="Show each round until the run ends (Ctrl-C only stops watching)."
 )
 @HOME
 @JSON
-def start(overrides: tuple[str, ...], follow: bool, home: Path, as_json: bool) -> None:
-    """Start a run. OVERRIDES choose task, strategy and values: `task=heart rounds=50 task.learning_rate=0.05`."""
-    from sovfed.federation.compose import compose
-    from sovfed.federation.tasks.conformance import require_works
+def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, as_json: bool) -> None:
+    """Start a run. OVERRIDES choose task, strategy and values: `task=heart rounds=50 task.learning_rate=0.05`.
+
+    Institutions are shown its order first; it waits for the officers who have to sign (`order.wait_s`).
+    """
     from sovfed.federation.tasks.registry import configured_task
-    from sovfed.server.home import behind_cohort, load_settings, with_settings
-    from sovfed.server.own_tasks import offer, require_reviewed
+    from sovfed.server.orders.proposing import configured, proposed_overrides
     from sovfed.server.runs.folders import new_run_name, start_run
 
-    offer(home)
-    settings = load_settings(home)
-    config = with_settings(compose(behind_cohort(settings, overrides)).config, settings, overrides)
-    require_reviewed(home, config)  # before its code is imported here
-    task = configured_task(config.task)
-    require_works(task)
-    _warn_of_noise(config, task.parameters)
-    name = new_run_name(config)
+    if proposed and overrides:
+        raise click.UsageError("a proposed run is started as it was proposed: leave out OVERRIDES")
+    config = configured(home, proposed_overrides(home, proposed) if proposed else overrides)
+    _warn_of_noise(config, configured_task(config.task).parameters)
+    name = proposed or new_run_name(config)
     start_run(_control(home), home, name, config, resume=False)
     _report(home, name, follow, as_json)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +22,7 @@ from sovfed.server.rounds.aggregation import Answer, ask
 from sovfed.server.rounds.refusals import ADVICE, FINAL, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sovfed.federation.config import Config
     from sovfed.federation.wire.flower import StreamingGrid
@@ -29,45 +30,83 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 EVALUATIONS: Final = 2  # of the last model, and of the best
 SUMS: Final = 1 + EVALUATIONS  # beside the rounds: the profile of the columns
+SIGNATURES: Final = "the signature of their data officers"
+UNSIGNED: Final = "its data officer has not signed"
+MAX_ANSWER_BYTES: Final = 16_384
+LOOK_S: Final = 0.5
+AGAIN_S: Final = 2.0  # between two questions whether an officer has signed, before round 1
+LATER_S: Final = 30.0  # and once the run goes on without
 ANSWER_S: Final = 15.0  # who is silent for so long is asked for its first sum unasked, and refuses there
 
 
 class Agreement:
     """Asks each institution once whether it would answer the run that `request` describes."""
 
-    def __init__(self, grid: StreamingGrid, request: RunRequest, least: int) -> None:
-        self._grid, self._request, self._least = grid, request, least
+    def __init__(self, grid: StreamingGrid, request: RunRequest, least: int, wait_s: float = 0.0) -> None:
+        """`wait_s` is how long officers who have not answered yet are waited for."""
+        self._grid, self._request, self._least, self._wait_s = grid, request, least, wait_s
         self._asked: set[int] = set()
+        self._next = 0.0  # when (monotonic) those that are awaited are asked again
         self.beyond: dict[int, tuple[str, ...]] = {}  # by node that would refuse: settings of its policy, or a code
+        self.awaiting: set[int] = set()  # nodes whose officer has not answered
+        self.answers: dict[int, bytes] = {}  # the institutions' signed words on the order, as they came
 
-    def require(self, nodes: Sequence[int]) -> None:
-        """Raise DeclinedError, which names who would refuse and why, if too few of `nodes` are willing."""
-        if len(self.willing(nodes)) < self._least:
-            raise DeclinedError(self._told(len(nodes), self._names()))
+    def require(self, nodes: Callable[[], Sequence[int]]) -> None:
+        """Wait for the officers of `nodes`, which is asked again meanwhile.
 
-    def willing(self, nodes: Sequence[int]) -> Sequence[int]:
-        """Those of `nodes` that do not say no; asks those that are new."""
+        Raises DeclinedError, which names who would refuse and why, if too few are willing.
+        """
+        since, begun = time.time(), time.monotonic()
+        while True:
+            asked = nodes()
+            willing = self.willing(asked, AGAIN_S)
+            left_s = begun + self._wait_s - time.monotonic()
+            if not self.awaiting.intersection(asked) or left_s <= 0:
+                break
+            self._grid.awaits(SIGNATURES, since, self.awaiting, len(asked), time.time() + left_s)
+            time.sleep(LOOK_S)
+        self._grid.awaits("", since, (), 0, 0.0)
+        if len(willing) < self._least:
+            raise DeclinedError(self._told(len(asked), self._names()))
+
+    def willing(self, nodes: Sequence[int], again_s: float = LATER_S) -> Sequence[int]:
+        """Those of `nodes` that do not say no; asks those that are new, and again those whose officer is awaited."""
         new = [node for node in nodes if node not in self._asked]
         self._asked.update(new)
+        if self.awaiting and time.monotonic() >= self._next:
+            new += [node for node in nodes if node in self.awaiting and node not in new]
+            self._next = time.monotonic() + again_s
         for answer in ask(self._grid, dict.fromkeys(new, self._request), RunReply, ANSWER_S) if new else ():
-            if says := _says(answer):
-                self.beyond[answer.node_id] = says
-        if not self.beyond:
+            self._take(answer)
+        if not self.beyond and not self.awaiting:
             return nodes
         for node in new:
             if node in self.beyond:
                 log.warning("%s would not answer the whole run: %s", self._names().get(node, node), self._why(node))
-        return [node for node in nodes if node not in self.beyond]
+        return [node for node in nodes if node not in self.beyond and node not in self.awaiting]
+
+    def _take(self, answer: Answer[RunReply]) -> None:
+        node = answer.node_id
+        if says := _says(answer):
+            self.beyond[node] = says
+        if answer.reply is None:
+            return
+        self.awaiting.discard(node)
+        if answer.reply.order == "awaiting":
+            self.awaiting.add(node)
+        if 0 < answer.reply.answer.size <= MAX_ANSWER_BYTES:
+            self.answers[node] = answer.reply.answer.tobytes()
 
     def _names(self) -> dict[int, str]:
         return {node.node_id: node.name or str(node.node_id) for node in self._grid.get_nodes()}
 
     def _told(self, asked: int, names: Mapping[int, str]) -> str:
-        whose = listed(sorted(f"{names.get(node, str(node))}: {self._why(node)}" for node in self.beyond))
+        reasons = {node: self._why(node) for node in self.beyond} | dict.fromkeys(self.awaiting, UNSIGNED)
+        whose = listed(sorted(f"{names.get(node, str(node))}: {why}" for node, why in reasons.items()))
         codes = {says[0] for says in self.beyond.values() if says[0] in FINAL}
         advice = "; ".join(ADVICE[code] for code in sorted(codes & ADVICE.keys())) or ADVICE["bound"]
         return (
-            f"{len(self.beyond)} of {asked} institutions would not answer this run to its end, minimum cohort is "
+            f"{len(reasons)} of {asked} institutions would not answer this run to its end, minimum cohort is "
             f"{self._least}: {whose}; {advice}"
         )
 
@@ -79,6 +118,8 @@ def _says(answer: Answer[RunReply]) -> tuple[str, ...]:
     """The settings that the run is beyond, or the code of a refusal that would come again; else nothing."""
     if answer.reply is None:
         return (answer.refusal,) if answer.refusal in FINAL else ()
+    if answer.reply.order == "refused":
+        return ("order",)
     return tuple(name for name in answer.reply.beyond.split(",") if NAME.fullmatch(name))
 
 

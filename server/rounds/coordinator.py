@@ -24,7 +24,7 @@ from sovfed import __version__
 from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.files import write_private
-from sovfed.federation.messages import Sums, Vector
+from sovfed.federation.messages import Bytes, RunRequest, Sums, Vector
 from sovfed.federation.metrics import gain
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
@@ -33,6 +33,7 @@ from sovfed.federation.tasks import Task, initial_vector, summarise
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.text import plain_name
 from sovfed.federation.wire.flower import StreamingGrid
+from sovfed.server.orders.making import write_answers
 from sovfed.server.rounds import checkpoint
 from sovfed.server.rounds.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.rounds.ledger_heads import LedgerHeads, names_of
@@ -76,12 +77,14 @@ def coordinate(
     tracker: Tracker | None = None,
     resume: bool = False,
     on_round: Callable[[dict[str, Any]], None] = lambda line: None,
+    order: Callable[[RunRequest], Bytes] | None = None,
     engine: Callable[[Aggregation], Aggregation] = lambda usual: usual,
 ) -> Outcome:
     """Train for `config.rounds` rounds and return the outcome; with `resume`, go on after the last checkpoint.
 
     `identity` is the coordinator's, by which it speaks in secure aggregation; a run without it needs none. `heads` are
-    those of the institutions' privacy ledgers, which a private run countersigns; a simulation has none. `engine` puts
+    those of the institutions' privacy ledgers, which a private run countersigns; a simulation has none. `order` is what
+    institutions are shown of the run before anything else; neither has a simulation one. `engine` puts
     something in the place of the aggregation that the configuration asks for; only a simulation does. Raises
     CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
     """
@@ -89,7 +92,7 @@ def coordinate(
     _check(config, task)
     aggregation = _sampled(config, engine(_aggregation(grid, config, run, task, identity)))
     rounds = Rounds(config, run, grid, optimizer_of(config, task), aggregation)
-    rounds.name = plain_name(folder.name)
+    rounds.name, rounds.order = plain_name(folder.name), order
     if config.privacy.private:
         rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
         if rounds.plan.drowned:
@@ -99,6 +102,7 @@ def coordinate(
     stopping = Stopping(config, partial(gain, task.headline, metrics=task.metrics), folder)
     stopping.replay([(line["round"] - 1, line["metrics"].get(task.headline)) for line in read_rounds(folder)])
     names = names_of(grid)
+    _welcome(rounds, folder, names)
     if rounds.plan and heads:
         rounds.before = partial(heads.before_round, grid, run)
     if tracker:
@@ -132,6 +136,7 @@ def coordinate(
                 log.info("stopped after round %d: no better %s since round %d", number, task.headline, stopping.round)
                 break
     final, chosen = _final(rounds, task, stopping, last)
+    _welcome(rounds, folder, names_of(grid))
     summary = {
         **_summary(config, task, folder, final, names, transport, time.monotonic() - started, rounds.scale),
         **aggregation.describe(),
@@ -286,6 +291,14 @@ def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool, *, agree: boo
         rounds.scale = task.transform.public_scale
     (folder / ROUNDS).unlink(missing_ok=True)
     return 0
+
+
+def _welcome(rounds: Rounds, folder: Path, names: Mapping[int, str]) -> None:
+    """Show the order to those that have come since, who may take the model then; write down what was answered."""
+    agreement = rounds.agreement
+    if agreement is not None:
+        agreement.willing(sorted(rounds.grid.get_node_ids()))
+        write_answers(folder, {names.get(node, str(node)): answer for node, answer in agreement.answers.items()})
 
 
 def _deliver(rounds: Rounds, folder: Path, number: int, transport: str) -> list[str]:

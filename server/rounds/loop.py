@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -17,7 +17,17 @@ import numpy as np
 from sovfed.federation.algorithms.server_half import stepped_by
 from sovfed.federation.config import Config
 from sovfed.federation.errors import CohortError, DeclinedError, PrivacyError, TrainingError
-from sovfed.federation.messages import EvaluateRequest, ProfileRequest, SumRequest, Sums, TrainRequest, Vector
+from sovfed.federation.messages import (
+    Bytes,
+    EvaluateRequest,
+    ProfileRequest,
+    RunRequest,
+    SumRequest,
+    Sums,
+    TrainRequest,
+    Vector,
+)
+from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.rounds.aggregation import Aggregation, Total
@@ -79,6 +89,7 @@ class Rounds:
         self.left_out: Sequence[int] = ()  # of those that were connected when the cohort was chosen last
         self.standing = Standing(grid.heard)
         self.agreement: Agreement | None = None
+        self.order: Callable[[RunRequest], Bytes] | None = None  # what is shown of the run first; a simulation has none
 
     def cohort(self) -> Sequence[int]:
         """The nodes to ask now: those of `connected` that did not keep the last rounds waiting."""
@@ -156,14 +167,9 @@ class Rounds:
         )
 
     def _request(self, number: int, model: Vector, control: Vector) -> TrainRequest:
-        task, strategy = self.config.task, self.config.strategy
-        start_rate, end_rate = self.config.local_rates(number)
-        return TrainRequest(
-            run=self.run, round=number, task=task.name, seed=self.config.seed, control=control,
-            model=model, scale=self.scale, algorithm=strategy.algorithm.local, keep=self.name,
-            normalisation=task.normalisation, digest=self.task.digest, evaluate=self.evaluates(number),
-            rate_start=start_rate, rate_end=end_rate,
-            **strategy.sent, **self.config.local_fields(),
+        return replace(
+            blank_request(self.config, self.task, self.run, self.name, number),
+            model=model, control=control, scale=self.scale,
         )  # fmt: skip
 
     def agree(self) -> None:
@@ -171,19 +177,19 @@ class Rounds:
 
         Raises DeclinedError, which names who would not and why, if too few would.
         """
-        rounds, least = self.config.rounds, self.config.server.min_cohort
-        last = (
-            self._request(rounds, NOTHING, NOTHING)
-            if self.plan is None
-            else self.plan.request(self.run, rounds, NOTHING)
+        least, request = (
+            self.config.server.min_cohort,
+            whole_run(self.config, self.task, self.run, self.name, self.plan),
         )
-        agreement = Agreement(self.grid, run_request(self.config, last, self.task.parameters), least)
-        agreement.require(self.connected())
+        if self.order is not None:
+            request = replace(request, order=self.order(request))
+        agreement = Agreement(self.grid, request, least, self.config.order.wait_s)
+        agreement.require(self.connected)
         self.agreement = agreement
 
     def evaluates(self, number: int) -> bool:
         """Whether round `number` evaluates the model that it begins with."""
-        return (number - 1) % self.config.evaluate_every == 0
+        return evaluates(self.config, number)
 
     def evaluate(self, number: int) -> Total:
         """The metric sums of the model after round `number`."""
@@ -273,6 +279,32 @@ class Rounds:
         if self.plan is not None and len(cohort) - unpaid < least:  # a run taken up by itself would charge the others
             raise DeclinedError(why)
         raise CohortError(why)
+
+
+def evaluates(config: Config, number: int) -> bool:
+    """Whether round `number` evaluates the model that it begins with."""
+    return (number - 1) % config.evaluate_every == 0
+
+
+def blank_request(config: Config, task: Task, run: str, name: str, number: int) -> TrainRequest:
+    """The request of round `number` without model, control and scale; `name` is the run's own, `run` Flower's."""
+    strategy, (start_rate, end_rate) = config.strategy, config.local_rates(number)
+    return TrainRequest(
+        run=run, round=number, task=task.name, seed=config.seed, control=NOTHING, model=NOTHING,
+        scale=np.zeros(0, dtype=np.float64), algorithm=strategy.algorithm.local, keep=name,
+        normalisation=config.task.normalisation, digest=task.digest, evaluate=evaluates(config, number),
+        rate_start=start_rate, rate_end=end_rate, **strategy.sent, **config.local_fields(),
+    )  # fmt: skip
+
+
+def whole_run(config: Config, task: Task, run: str, name: str, plan: PrivacyPlan | None) -> RunRequest:
+    """All that the run asks for, `plan` of it if it is private."""
+    last = (
+        blank_request(config, task, run, name, config.rounds)
+        if plan is None
+        else plan.request(run, config.rounds, NOTHING)
+    )
+    return run_request(config, last, task.parameters)
 
 
 @dataclass

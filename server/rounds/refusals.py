@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 TOLD: Final = 32  # institutions named in a reason
-FINAL: Final = ("needs-privacy", "wrong-task", "config", "bound")  # refusals that no repetition changes
+FINAL: Final = ("needs-privacy", "wrong-task", "config", "bound", "order")  # refusals that no repetition changes
 _LOG: Final = "ask their operators, whose `sovfed client logs trainer` names the rule"
 ADVICE: Final = {
     "wrong-task": "their task of that name is another one: compare `sovfed task show` on both sides",
     "policy": _LOG,
     "bound": f"{_LOG} and the setting",
+    "order": "ask their data officers, who see it in `sovfed client orders list`",
     "privacy": f"{_LOG} and `sovfed client ledger show` says what is left and which run reserves it",
     "needs-privacy": "start it with privacy=distributed, or ask their operators, who set require_privacy",
     "failed": "ask their operators, whose `sovfed client logs trainer` says why",

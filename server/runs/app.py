@@ -34,10 +34,12 @@ from sovfed.federation.errors import (
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.pulse import Pulse
 from sovfed.federation.secagg.files import FollowingIdentity
+from sovfed.federation.text import plain_name
 from sovfed.federation.wire.flower import FlowerGrid, StreamingGrid
 from sovfed.server.home import load_settings
 from sovfed.server.network.grid import open_stream_grid
 from sovfed.server.network.presence import Awaited, Presence, write_presence
+from sovfed.server.orders.making import Ordering
 from sovfed.server.own_tasks import require_reviewed
 from sovfed.server.registry.enrolment import members
 from sovfed.server.rounds.coordinator import coordinate
@@ -119,13 +121,15 @@ def _passes(error: BaseException, folder: Path, resume: bool) -> bool:
 
 
 def _train(base: Grid, config: Config, home: Path, folder: Path, tracker: Tracker, resume: bool) -> None:
-    identity = FollowingIdentity(home / "identity") if config.secagg.enabled else None
+    own = FollowingIdentity(home / "identity")
+    identity = own if config.secagg.enabled else None
     lane, transport = connect(base, config, home, folder)
     grid = Attentive(lane, folder, config.server.min_cohort)
     try:
         coordinate(
             grid, config, run=str(base.run.run_id), folder=folder, transport=transport,
             identity=identity, heads=LedgerHeads(home, identity) if identity else None, tracker=tracker, resume=resume,
+            order=Ordering(config, plain_name(folder.name), folder, own),
         )  # fmt: skip
     finally:
         grid.close()

@@ -115,6 +115,11 @@ class Attentive(StreamingGrid):
     def heard(self, node_id: int) -> float:
         return self._grid.heard(node_id)
 
+    def awaits(self, stage: str, since: float, nodes: Iterable[int], asked: int, until: float) -> None:
+        names = {node.node_id: node.name or str(node.node_id) for node in self.get_nodes()} if stage else {}
+        missing = tuple(sorted(names.get(node, str(node)) for node in nodes))
+        self._see(Awaiting(stage, since, asked, missing, {}, until) if stage else None)
+
     def replies(
         self, messages: Iterable[FlowerMessage], timeout_s: float, left_s: LeftS = for_ever
     ) -> Iterator[FlowerMessage]:

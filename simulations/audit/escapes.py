@@ -103,7 +103,7 @@ def files(name: str, targets: Targets) -> Attempts:
     attempts["the records"] = lambda: Path(targets.records).read_bytes()
     attempts["their folder"] = lambda: _list(Path(targets.records).parent)
     attempts["a second name of the records"] = lambda: os.link(targets.records, home / "state" / "link")
-    for subfolder in ("secagg", "privacy", "personal", "run/trainer"):
+    for subfolder in ("secagg", "privacy", "personal", "orders", "run/trainer"):
         attempts[subfolder] = partial(_list, home / subfolder)
     return attempts
 

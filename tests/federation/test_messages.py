@@ -18,6 +18,7 @@ from sovfed.federation.errors import (
     ConfigError,
     DataError,
     NotPrivateError,
+    OrderError,
     ProtocolError,
     SovfedError,
     TrainingError,
@@ -65,8 +66,8 @@ MESSAGES: list[Message] = [
     ),
     MaskedReply(0.5, BLOB, WORDS),
     PrivateReply(BLOB, WORDS),
-    RunRequest("r", BLOB, 31, 103, 2, 3, 32, 1.0, 1_000),
-    RunReply("max_rounds,privacy"),
+    RunRequest("r", BLOB, 31, 103, 2, 3, 32, 1.0, 1_000, order=BLOB),
+    RunReply("max_rounds,privacy", "signed", BLOB),
     SecaggRequest("r", BLOB, "reveal"),
     SecaggReply(BLOB, "roster"),
     LedgerRequest("r", BLOB, BLOB, BLOB, BLOB, 7),
@@ -253,6 +254,7 @@ def test_no_code_tells_what_was_wrong_with_the_records() -> None:
     codes = {error.code for error in SovfedError.__subclasses__()} | {
         BoundError.code,
         NotPrivateError.code,
+        OrderError.code,
         WrongTaskError.code,
         "failed",
     }

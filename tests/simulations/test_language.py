@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[DeclaredTask, dict[s
     return task, {site: load(task, config[site]) for site in SITES}
 
 
-def trained(task: DeclaredTask, sites: dict[str, Any], folder: Path, rounds: int = 8, **settings: Any) -> Result:
+def trained(task: DeclaredTask, sites: dict[str, Any], folder: Path, *, rounds: int = 8, **settings: Any) -> Result:
     return simulate(task, sites, rounds=rounds, settings=RECIPE | settings, folder=folder)
 
 
@@ -71,8 +71,9 @@ def test_a_ring_that_would_drown_the_update_is_refused_in_the_first_round(
     made: tuple[DeclaredTask, dict[str, Windows]], tmp_path: Path
 ) -> None:
     task, sites = made
+    drowning: dict[str, Any] = {"secagg": "compact", "secagg.max_weight": 100_000}
     with pytest.raises(TrainingError, match=r"rounding is \d+% of the mean update of round 1.*Take secagg\.bits=32"):
-        trained(task, dict(sites), tmp_path / "refused", **{"secagg": "compact", "secagg.max_weight": 100_000})
-    fitting = {"secagg": "compact", "secagg.clip": 0.3, "secagg.max_weight": 1_000, "secagg.max_error": 0.5}
+        trained(task, dict(sites), tmp_path / "refused", **drowning)
+    fitting: dict[str, Any] = {"secagg": "compact", "secagg.clip": 0.3, "secagg.max_weight": 1_000, "secagg.max_error": 0.5}
     kept = trained(task, dict(sites), tmp_path / "kept", **fitting)
     assert float(kept.rounds["ring_error"].iloc[0]) < 0.5

@@ -41,7 +41,7 @@ def connector(open_: Open, suffixes: tuple[str, ...]) -> Connector:
     def load(task: Task, config: DataConfig) -> Records:
         read = read_rows(task.schema, config, open_)
         settle(task.schema, config, read)
-        return as_records(task, read)
+        return as_records(task, read, config)
 
     def obstacle(task: Task, config: DataConfig) -> str:
         source = open_(config, _names(task.schema, config))
@@ -52,7 +52,7 @@ def connector(open_: Open, suffixes: tuple[str, ...]) -> Connector:
         return sites_of(config, suffixes, open_)
 
     return Connector(
-        load, sites=sites, obstacle=obstacle,
+        load, opts_out=True, sites=sites, obstacle=obstacle,
         survey=lambda task, config: read_rows(task.schema, config, open_, keep=True),
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from sovfed.clients.data import Records
 from sovfed.clients.data.split import HELD_OUT, by_content, uniform
+from sovfed.clients.data.tables.opt_out import remaining
 from sovfed.clients.data.tables.report import COLUMNS
 from sovfed.clients.data.tables.units import suspicion
 from sovfed.federation.config import BAD_ROWS
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def as_records(task: Task, read: TableRead) -> Records:
+def as_records(task: Task, read: TableRead, config: DataConfig) -> Records:
     """The records of a table, with the held-out part chosen by person, of rows without one by their content."""
     persons, train, test = split(task.name, read.table, read.persons)
+    train, test = remaining(config, read.persons, train, test)
     return Records(
         read.table, persons, train, test, several_records=read.persons is not None, not_private=read.not_private
     )

@@ -22,7 +22,7 @@ from sovfed.federation.host.processes import listening
 from sovfed.federation.models.facts import facts_of
 
 VECTOR, SCALE = model_of(BINARY)
-PAGES = ("/", "/status", "/studies")
+PAGES = ("/", "/orders", "/status", "/studies")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,12 @@ def test_a_run_has_its_name_once_its_model_came_back(home: Path, page: httpx.Cli
     models.keep(BINARY, VECTOR, facts_of(BINARY, SCALE, RUN), owner="heart-open", plan={})
     assert f"{RUN.name}, heart-open" in page.get("/").text
     models.remove(RUN.name)
+
+
+def test_it_says_what_runs_asked_and_what_is_signed_without_anybody(page: httpx.Client) -> None:
+    text = re.sub(r"<[^>]+>", " ", page.get("/orders").text)
+    assert re.search(r"study\s.*?waits for an officer", text, re.DOTALL)
+    assert "asked by     anybody" in text and "&lt;script&gt;alert(1)" in text
 
 
 def test_hostile_names_of_runs_are_text(page: httpx.Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -21,12 +22,17 @@ from sovfed.clients.cli.institution import cli
 from sovfed.clients.home.folder import create
 from sovfed.clients.home.policy import Policy
 from sovfed.clients.node.up import make_supervisor
+from sovfed.federation.compose import compose
 from sovfed.federation.config import ClientConfig, DataConfig, ServerConfig
 from sovfed.federation.errors import ConfigError, IdentityError, PolicyError, ServiceError
+from sovfed.federation.files import private_directory
 from sovfed.federation.host.processes import read_status
-from sovfed.federation.messages import ProfileReply, ProfileRequest, Refusal
+from sovfed.federation.messages import Message, ProfileReply, ProfileRequest, Refusal, RunReply
+from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.tasks.registry import get_task
 from sovfed.federation.wire.flower import FlowerGrid, from_records, new_message, to_records
+from sovfed.server.orders.making import Ordering
+from sovfed.server.rounds.loop import whole_run
 
 POLICY = Policy(allowed_tasks=("echo",), allow_plain_updates=True, require_privacy=False)
 
@@ -178,6 +184,8 @@ def test_institution_answers_and_outlives_the_death_of_each_process(tmp_path: Pa
             wait_online(control, node)
             control.start_run({"do": "nothing"})
             with claimed_run(agency, server.control_port) as grid:
+                assert profile(grid, node, "echo") == Refusal(reason="order")  # it has shown none
+                assert show_order(grid, node, agency) == "standing"
                 assert isinstance(profile(grid, node, "echo"), ProfileReply)
                 refusal = profile(grid, node, "digits")  # the policy does not allow it
                 assert refusal == Refusal(reason="bound")
@@ -190,8 +198,23 @@ def test_institution_answers_and_outlives_the_death_of_each_process(tmp_path: Pa
 
 def profile(grid: FlowerGrid, node: Node, task: str) -> object:
     """The institution's answer to a request for the totals of `task`."""
-    records = to_records(ProfileRequest(run="r", task=task, digest=get_task(task).digest))
-    message = new_message(records, run_id=grid.run.run_id, node_id=node.node_id, kind="query.profile", group="0")
+    return answer(grid, node, "query.profile", ProfileRequest(run="r", task=task, digest=get_task(task).digest))
+
+
+def show_order(grid: FlowerGrid, node: Node, agency: Path) -> str:
+    """What the institution says to the order of run "r", as the agency's coordinator shows it."""
+    config = compose(["task=echo", "secagg=none"]).config
+    request = whole_run(config, get_task("echo"), "r", "study", None)
+    folder = private_directory(agency / "runs" / "study")
+    order = Ordering(config, "study", folder, load_identity(agency / "identity"))(request)
+    reply = answer(grid, node, "query.run", dataclasses.replace(request, order=order))
+    assert isinstance(reply, RunReply)
+    return reply.order
+
+
+def answer(grid: FlowerGrid, node: Node, kind: str, request: Message) -> object:
+    """The institution's answer to `request`."""
+    message = new_message(to_records(request), run_id=grid.run.run_id, node_id=node.node_id, kind=kind, group="0")
     (reply,) = grid.replies([message], 90)
     return from_records(reply.content)
 

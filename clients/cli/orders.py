@@ -1,0 +1,238 @@
+"""`sovfed client orders`: what runs ask of this institution, and its officers' word on it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from sovfed.clients.cli.home import HOME
+from sovfed.federation.text import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sovfed.clients.orders.book import OrderBook
+    from sovfed.federation.orders.order import Proposal
+
+KEY: Final = click.option(
+    "--key", type=click.Path(path_type=Path, dir_okay=False), default=Path.home() / ".sovfed" / "officer.pem",
+    show_default="~/.sovfed/officer.pem", envvar="SOVFED_OFFICER_KEY", help="The officer's own key.",
+)  # fmt: skip
+OFFICER: Final = click.option("--officer", default="", help="Who signs, where the policy names several.")
+ORDER: Final = click.argument("order")
+
+
+@click.group()
+def orders() -> None:
+    """What runs ask of this institution: read, sign or refuse it. Nothing is answered without that.
+
+    \b
+    Examples:
+      sovfed client orders officer dr-ito        once: a key of your own, named in policy.yaml
+      sovfed client orders list
+      sovfed client orders show 3f2a9c
+      sovfed client orders sign 3f2a9c
+      sovfed client orders refuse 3f2a9c --reason "not for this purpose"
+      sovfed client orders consent               what is signed without anybody, and within what bounds
+    """
+
+
+@orders.command()
+@click.argument("name")
+@click.option("--passphrase/--no-passphrase", default=True, help="Seal the key with a passphrase, which is asked for.")
+@KEY
+@HOME
+def officer(name: str, passphrase: bool, key: Path, home: Path) -> None:
+    """Make the key of officer NAME and enter its public half in policy.yaml. Keep the key where no server reads it.
+
+    \b
+    Example:
+      sovfed client orders officer dr-ito --key /media/card/dr-ito.pem
+    """
+    from sovfed.clients.orders.naming import allow_officer
+    from sovfed.federation.orders.answers import create_officer
+
+    words = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True) if passphrase else ""
+    key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    public = create_officer(key, words.encode())
+    allow_officer(home, name, public)
+    click.echo(f"{key}: the key of {visible(name)}; policy.yaml now names {visible(name)}={public}")
+    click.echo("it holds from the next `sovfed client up`; `orders: mode: required` lets no run begin without a person")
+
+
+@orders.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@HOME
+def list_(as_json: bool, home: Path) -> None:
+    """List the orders, the newest first, with this institution's word on each.
+
+    \b
+    Example:
+      sovfed client orders list
+    """
+    from sovfed.federation.orders.shown import word
+
+    rows: list[dict[str, Any]] = [
+        {
+            "order": proposal.order.digest, "run": proposal.order.run, "task": proposal.order.task,
+            "purpose": proposal.order.purpose, "epsilon": proposal.order.epsilon, "expires": proposal.order.expires,
+            "word": "waiting" if answer is None else answer.decision, "text": word(answer),
+        }
+        for proposal, answer in _book(home).words()
+    ]  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        click.echo("No run has shown an order here yet.")
+    for row in rows:
+        click.echo(visible(f"{row['order'][:12]}  {row['run']}  {row['task']}  {row['purpose']}"))
+        click.echo(visible(f"{' ' * 14}{row['text']}"))
+
+
+@orders.command()
+@ORDER
+@click.option("--json", "as_json", is_flag=True, help="Print the order itself.")
+@HOME
+def show(order: str, as_json: bool, home: Path) -> None:
+    """Show ORDER, a run's name or the first digits of an order: what would leave, at what cost, and what did.
+
+    \b
+    Example:
+      sovfed client orders show 3f2a9c
+    """
+    book = _book(home)
+    proposal = book.named(order)
+    if as_json:
+        click.echo(proposal.order.text.decode())
+        return
+    _tell(_explained(book, proposal))
+
+
+@orders.command()
+@ORDER
+@click.option("--yes", is_flag=True, help="Do not ask: it has been read.")
+@OFFICER
+@KEY
+@HOME
+def sign(order: str, yes: bool, officer: str, key: Path, home: Path) -> None:
+    """Show ORDER and sign it: its run is answered from then on, as far as the order says and the policy allows.
+
+    \b
+    Example:
+      sovfed client orders sign 3f2a9c
+    """
+    from sovfed.federation.errors import PolicyError
+    from sovfed.federation.orders.answers import SIGNED
+
+    book = _book(home)
+    proposal = book.named(order)
+    _tell(_explained(book, proposal))
+    if not yes and not click.confirm("Have you read it, and does this institution take part?"):
+        raise PolicyError("not signed")
+    _answer(home, proposal, SIGNED, officer, key, "")
+
+
+@orders.command()
+@ORDER
+@click.option("--reason", default="", help="Kept here, and told to the agency with the answer.")
+@OFFICER
+@KEY
+@HOME
+def refuse(order: str, reason: str, officer: str, key: Path, home: Path) -> None:
+    """Refuse ORDER, also one that was signed before: its run gets no further answer.
+
+    \b
+    Example:
+      sovfed client orders refuse 3f2a9c --reason "not for this purpose"
+    """
+    from sovfed.federation.orders.answers import REFUSED
+
+    _answer(home, _book(home).named(order), REFUSED, officer, key, reason)
+
+
+@orders.command()
+@HOME
+def consent(home: Path) -> None:
+    """Show what this institution signs without anybody: the standing consent of policy.yaml.
+
+    \b
+    Example:
+      sovfed client orders consent
+    """
+    from sovfed.clients.home.policy import load_policy
+    from sovfed.clients.orders.naming import consented
+
+    _tell(consented(load_policy(home)))
+
+
+@click.command()
+@click.argument("permit")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@HOME
+def purge(permit: str, yes: bool, home: Path) -> None:
+    """Erase what the runs under PERMIT left here: keys of secure aggregation, personal models. For good.
+
+    Writes a signed receipt of what was erased and what remains, and no run under PERMIT is answered again. The node
+    must be down, since its memory holds keys.
+
+    \b
+    Example:
+      sovfed client purge p-12
+    """
+    from sovfed.clients.orders.purge import purge as erase
+    from sovfed.clients.training.personal import FOLDER, PersonalStates
+    from sovfed.federation.errors import PolicyError
+    from sovfed.federation.secagg.files import load_identity
+
+    if not yes and not click.confirm(f"Erase what runs under permit {visible(permit)} left here?"):
+        raise PolicyError("nothing was erased")
+    remove = PersonalStates(home / FOLDER).remove
+    receipt = erase(home, _book(home), permit, load_identity(home / "identity"), remove, time.time())
+    _tell(f"erased: {name}" for name in receipt.erased or ("nothing was left",))
+    _tell(f"remains: {name}" for name in receipt.remains)
+    click.echo(f"receipt: {home / 'orders' / 'receipts' / f'{permit}.json'}")
+
+
+def _answer(home: Path, proposal: Proposal, decision: str, officer: str, key: Path, reason: str) -> None:
+    """Sign `decision` with the officer's key and put it where the trainer looks."""
+    from sovfed.clients.node.enrol import load_institution
+    from sovfed.clients.orders.naming import officer_of
+    from sovfed.federation.orders.answers import Answer, load_officer
+    from sovfed.federation.orders.events import OrderEvent, tell
+
+    public, signer = load_officer(key, lambda: click.prompt("Passphrase", hide_input=True).encode())
+    name, order = officer_of(home, public, officer), proposal.order
+    answer = Answer(
+        order.digest, load_institution(home).name, decision, name, reason, int(time.time()), public
+    ).signed(signer)  # fmt: skip
+    _book(home).write_answer(answer)
+    tell(OrderEvent(decision, order.digest, order.run, name))
+    click.echo(f"order {order.digest[:12]} of run {visible(order.run)}: {decision} by {visible(name)}")
+
+
+def _explained(book: OrderBook, proposal: Proposal) -> Iterable[str]:
+    from sovfed.federation.orders.shown import asked, leaves, left, word
+
+    order = proposal.order
+    yield from asked(order)
+    yield from leaves(order)
+    for run, bound in book.runs().items():
+        if bound.order == order.digest:
+            yield f"Flower's run {run}: {next(left(bound.answered, order))}"
+    yield word(book.answer(order.digest) or book.consent(order.digest))
+
+
+def _book(home: Path) -> OrderBook:
+    from sovfed.clients.orders.book import OrderBook
+
+    return OrderBook(home).make()
+
+
+def _tell(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(visible(line))

@@ -1,0 +1,164 @@
+"""An institution's orders on disk: what was proposed, what its officers answered, under which order each run is.
+
+orders/answers/DIGEST.json           an officer's signed word; the trainer reads it and cannot write there
+orders/state/proposed/DIGEST.json    a proposal as it came; the trainer's own, as all under orders/state
+orders/state/consents/DIGEST.json    the node's own word, where the institution consented in advance
+orders/state/runs.json               Flower's run → the order, and how many messages were answered under it
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from sovfed.clients.orders.places import ANSWERS, CONSENTS, FOLDERS, PROPOSED, RECEIPTS, RUNS
+from sovfed.federation.errors import IdentityError, OrderError, SovfedError
+from sovfed.federation.files import private_directory, write_private
+from sovfed.federation.orders.answers import Answer, read_answer
+from sovfed.federation.orders.order import Proposal, read_proposal
+from sovfed.federation.schema import bind, bounded, named, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+MAX_WAITING: Final = 64  # proposals without an answer; more are refused, so that none pushes another out
+MAX_KEPT: Final = 1_024  # proposals in all: of the answered, the oldest are forgotten
+MAX_RUNS: Final = 4_096  # beside those under a permit, of which none is forgotten
+SHORTEST: Final = 6  # digits that name an order on a command line
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Under which order a Flower run is, and what was answered under it at most, by kind of message."""
+
+    order: str = bounded(low=64, high=64)
+    name: str = named(high=128)
+    permit: str = named("", 0, 64)
+    epsilon: float = bounded(0.0, 0.0, 1e9)
+    at: float = 0.0
+    answered: dict[str, int] = field(default_factory=dict)
+
+
+class OrderBook:
+    """The orders of one home. Only the trainer writes `state`, only an officer's command `answers`."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+
+    def make(self) -> OrderBook:
+        """The book, its folders made where they are missing."""
+        for folder in FOLDERS:
+            private_directory(self._home / folder)
+        return self
+
+    def file(self, proposal: Proposal) -> bool:
+        """Keep `proposal`; whether it is new. Raises OrderError where too many wait for an answer already."""
+        path = self._home / PROPOSED / f"{proposal.order.digest}.json"
+        if path.exists():
+            return False
+        paths = sorted((self._home / PROPOSED).glob("*.json"), key=lambda known: known.stat().st_mtime_ns)
+        answered = [known for known in paths if self._is_answered(known.stem)]
+        if len(paths) - len(answered) >= MAX_WAITING:
+            raise OrderError(f"{MAX_WAITING} orders wait for an officer already; `sovfed client orders list`")
+        for old in answered[: max(0, len(paths) + 1 - MAX_KEPT)]:
+            old.unlink()
+            (self._home / CONSENTS / old.name).unlink(missing_ok=True)
+        write_private(path, proposal.to_bytes())
+        return True
+
+    def proposals(self) -> list[Proposal]:
+        """All that is kept, the newest first. Raises ProtocolError if one is damaged."""
+        paths = (self._home / PROPOSED).glob("*.json")
+        kept = [read_proposal(path.read_bytes(), str(path)) for path in paths]
+        return sorted(kept, key=lambda proposal: -proposal.order.proposed)
+
+    def proposal(self, digest: str) -> Proposal | None:
+        """The proposal of `digest`, which is recomputed; None if there is none, or it is damaged."""
+        path = self._home / PROPOSED / f"{digest}.json"
+        try:
+            kept = read_proposal(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            return None
+        except (OSError, SovfedError) as error:
+            log.warning("%s: %s", path, error)
+            return None
+        return kept if kept.order.digest == digest else None
+
+    def named(self, text: str) -> Proposal:
+        """The proposal whose digest begins with `text`, or whose run it names. Raises OrderError unless it is one."""
+        kept = self.proposals()
+        fitting = [
+            proposal for proposal in kept
+            if proposal.order.run == text or (len(text) >= SHORTEST and proposal.order.digest.startswith(text))
+        ]  # fmt: skip
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            digests = ", ".join(proposal.order.digest[:12] for proposal in fitting)
+            raise OrderError(f"'{text}' names {len(fitting)} orders: {digests}; name one by its digest")
+        raise OrderError(f"no order '{text[:64]}' here{nearest(text, (proposal.order.run for proposal in kept))}")
+
+    def answer(self, digest: str) -> Answer | None:
+        """What an officer wrote about the order of `digest`; None if nothing. Raises IdentityError if it is damaged."""
+        return _answer_in(self._home / ANSWERS / f"{digest}.json")
+
+    def answer_stamp(self, digest: str) -> tuple[int, int]:
+        """Changes when the officer's answer does."""
+        try:
+            status = (self._home / ANSWERS / f"{digest}.json").stat()
+        except FileNotFoundError:
+            return 0, 0
+        return status.st_mtime_ns, status.st_ino
+
+    def write_answer(self, answer: Answer) -> None:
+        write_private(self._home / ANSWERS / f"{answer.order}.json", answer.to_bytes())
+
+    def consent(self, digest: str) -> Answer | None:
+        """What this node consented to in the institution's name. Raises IdentityError."""
+        return _answer_in(self._home / CONSENTS / f"{digest}.json")
+
+    def write_consent(self, answer: Answer) -> None:
+        write_private(self._home / CONSENTS / f"{answer.order}.json", answer.to_bytes())
+
+    def runs(self) -> dict[str, Bound]:
+        """The runs that are, or were, under an order here, the newest last. Raises OrderError if that is damaged."""
+        path = self._home / RUNS
+        try:
+            values = json.loads(path.read_bytes())
+            return {str(run): bind(Bound, entry, str(path), OrderError) for run, entry in values.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise OrderError(f"{path}: cannot be read; remove it only if you know why") from error
+
+    def write_runs(self, runs: dict[str, Bound]) -> None:
+        newest = dict(list(runs.items())[-MAX_RUNS:])
+        newest = {run: entry for run, entry in runs.items() if run in newest or entry.permit}
+        write_private(self._home / RUNS, json.dumps({run: asdict(entry) for run, entry in newest.items()}).encode())
+
+    def is_purged(self, permit: str) -> bool:
+        """Whether what was under `permit` has been erased here."""
+        return (self._home / RECEIPTS / f"{permit}.json").exists()
+
+    def words(self) -> Iterator[tuple[Proposal, Answer | None]]:
+        """Each proposal with the institution's word on it, an officer's before the node's."""
+        for proposal in self.proposals():
+            digest = proposal.order.digest
+            yield proposal, self.answer(digest) or self.consent(digest)
+
+    def _is_answered(self, digest: str) -> bool:
+        return any((self._home / folder / f"{digest}.json").exists() for folder in (ANSWERS, CONSENTS))
+
+
+def _answer_in(path: Path) -> Answer | None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise IdentityError(f"{path}: cannot be read") from error
+    return read_answer(data, str(path))

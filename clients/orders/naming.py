@@ -1,0 +1,70 @@
+"""The officers in an institution's policy: entered there, and found by their keys."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Final
+
+from sovfed.clients.home.policy import POLICY, load_policy
+from sovfed.clients.orders.rules import STANDING
+from sovfed.federation.errors import ConfigError, IdentityError, PolicyError
+from sovfed.federation.files import write_private
+from sovfed.federation.text import NAME, NAME_IN_WORDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sovfed.clients.home.policy import Policy
+
+_OFFICERS: Final = re.compile(r"^( +officers:) *\[.*\] *$", re.MULTILINE)
+
+
+def allow_officer(home: Path, name: str, public: str) -> None:
+    """Enter officer `name` with the `public` key (base64) in the policy. Raises PolicyError if it is written anew."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"an officer's name must be {NAME_IN_WORDS}, got {name[:80]!a}")
+    rules = load_policy(home).orders
+    entries = [*(entry for entry in rules.officers if not entry.startswith(f"{name}=")), f"{name}={public}"]
+    text = (home / POLICY).read_text(encoding="utf-8")
+    changed, count = _OFFICERS.subn(rf"\1 {json.dumps(entries)}", text)
+    if count != 1:
+        raise PolicyError(f"{home / POLICY}: no single line 'officers: [...]'; add {name}={public} to it by hand")
+    write_private(home / POLICY, changed.encode())
+    load_policy(home)
+
+
+def officer_of(home: Path, public: str, name: str = "") -> str:
+    """The officer in the policy whose key `public` is. Raises IdentityError if none has it, or not `name`."""
+    keys = load_policy(home).orders.keys
+    names = [known for known, key in keys.items() if key == public and name in ("", known)]
+    if not names:
+        raise IdentityError(
+            f"this key is that of no officer in {home / POLICY} ({', '.join(keys) or 'none is named'}); "
+            "`sovfed client orders officer NAME` makes one"
+        )
+    return names[0]
+
+
+def consented(policy: Policy) -> Iterator[str]:
+    """What the institution signs in advance, in plain words."""
+    rules, standing = policy.orders, policy.orders.standing
+    if rules.mode != STANDING:
+        officers = ", ".join(rules.keys) or "nobody yet: no run is answered"
+        yield f"none: each order waits for an officer ({officers})"
+        return
+    yield "orders within these bounds are signed by this node, without a person; any other waits for an officer:"
+    yield f"  asked by     {_any(standing.proposers, 'anybody')}"
+    yield f"  for          {_any(standing.purposes, 'any purpose')}"
+    yield f"  tasks        {_any(standing.tasks or policy.allowed_tasks, 'none')}"
+    yield f"  at most      ε {standing.max_epsilon:g} and {standing.max_rounds} rounds a run"
+    yield f"  until        {standing.until or 'policy.yaml is changed'}"
+    if not policy.require_privacy:
+        yield "  also without differential privacy: require_privacy is false"
+    if rules.min_approvers:
+        yield f"  approved by  {rules.min_approvers} of {', '.join(rules.approvers)}"
+
+
+def _any(names: tuple[str, ...], otherwise: str) -> str:
+    return ", ".join(names) or otherwise

@@ -1,0 +1,120 @@
+"""An institution's signed word on an order, by one of its officers or by its node where it consented in advance.
+
+What is signed names the institution and the order, so no answer stands for another's, or for another run.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import rfc8785
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from sovfed.federation.errors import ConfigError, IdentityError
+from sovfed.federation.files import create_private, read_private
+from sovfed.federation.schema import bind, bounded, choice
+from sovfed.federation.secagg.keys import check_signature, encode_fields, public_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SIGNED: Final = "signed"
+REFUSED: Final = "refused"
+CONSENTED: Final = "standing"
+MAX_BYTES: Final = 16_384
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The word of `institution` on an `order` (its digest). Of a consent `officer` is empty, `key` a certificate."""
+
+    order: str = bounded(low=64, high=64)
+    institution: str = bounded(low=1, high=63)
+    decision: str = choice(REFUSED, (SIGNED, REFUSED, CONSENTED))
+    officer: str = bounded("", 0, 128)
+    reason: str = bounded("", 0, 500)
+    at: int = bounded(0, 0, 2**40)
+    key: str = bounded("", 0, 8192)
+    signature: str = bounded("", 0, 128)
+
+    @property
+    def message(self) -> bytes:
+        """What is signed: all but the signature."""
+        return encode_fields("order answer", rfc8785.dumps(asdict(replace(self, signature=""))))
+
+    def signed(self, sign: Callable[[bytes], bytes]) -> Answer:
+        return replace(self, signature=_text(sign(self.message)))
+
+    def to_bytes(self) -> bytes:
+        return rfc8785.dumps(asdict(self))
+
+    def check_officer(self, key: str) -> None:
+        """Raise IdentityError unless the officer with the public `key` (base64) signed this."""
+        if self.key != key or self.decision == CONSENTED:
+            raise IdentityError(f"answer of {self.officer!r}: signed with another key than the policy names")
+        check_signature(_public(key), self.message, _bytes(self.signature), f"officer {self.officer!r}")
+
+    def check_node(self) -> None:
+        """Raise IdentityError unless the node whose certificate is shown signed this; who certified it is not asked."""
+        check_signature(public_key(_bytes(self.key)), self.message, _bytes(self.signature), "node's consent")
+
+
+def read_answer(data: bytes, where: str) -> Answer:
+    """The answer that `data` spells. Raises IdentityError."""
+    try:
+        values: Any = json.loads(data) if len(data) <= MAX_BYTES else None
+    except (ValueError, RecursionError) as error:
+        raise IdentityError(f"{where}: not JSON") from error
+    if not isinstance(values, dict):
+        raise IdentityError(f"{where}: not an answer to an order")
+    return bind(Answer, values, where, IdentityError)
+
+
+def create_officer(path: Path, passphrase: bytes = b"") -> str:
+    """Make an officer's key in the new file `path`; the public key (base64). Raises ConfigError if it is there."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    sealed = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    with create_private(path) as file:
+        file.write(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, sealed))
+    return _text(key.public_key().public_bytes_raw())
+
+
+def load_officer(path: Path, passphrase: Callable[[], bytes]) -> tuple[str, Callable[[bytes], bytes]]:
+    """The public key (base64) in `path` and its signer; `passphrase` is asked for where it is sealed.
+
+    Raises IdentityError.
+    """
+    data = read_private(path)
+    sealed = b"ENCRYPTED" in data
+    try:
+        key = serialization.load_pem_private_key(data, passphrase() if sealed else None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise IdentityError(f"{path}: no readable key, or another passphrase") from error
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise IdentityError(f"{path}: not an officer's key (Ed25519)")
+    return _text(key.public_key().public_bytes_raw()), key.sign
+
+
+def _public(key: str) -> ed25519.Ed25519PublicKey:
+    try:
+        return ed25519.Ed25519PublicKey.from_public_bytes(_bytes(key))
+    except ValueError as error:
+        raise ConfigError("officers: not an Ed25519 public key in base64") from error
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise IdentityError("answer: not base64") from error

@@ -1,0 +1,239 @@
+"""A run's order: all that the run may ask of an institution, and why; what people read and sign.
+
+Its digest binds everything that the trainer can check of a message. So an order over 10 rounds covers no eleventh, and
+none with another task, optimizer, noise, cohort or ring.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+import rfc8785
+
+from sovfed.federation.archive.signing import Signature
+from sovfed.federation.codec import encode, last_of
+from sovfed.federation.errors import ProtocolError
+from sovfed.federation.messages import (
+    EvaluateRequest,
+    PrivateRequest,
+    ProfileRequest,
+    ReleaseRequest,
+    TrainRequest,
+)
+from sovfed.federation.privacy.events import Event
+from sovfed.federation.schema import bind, bounded, choice, named
+from sovfed.federation.secagg.keys import encode_fields
+
+if TYPE_CHECKING:
+    from sovfed.federation.messages import Request, RunRequest
+    from sovfed.federation.secagg.terms import Terms
+
+DOMAIN: Final = b"sovfed run order 1\0"  # of the signatures of people; another than that of archives
+MAX_BYTES: Final = 65_536
+MAX_APPROVALS: Final = 16
+MAX_COHORT: Final = 512
+MOST_EPSILON: Final = 1e6  # where no bound can be told
+VARIES: Final = ("run", "version", "round", "rate_start", "rate_end", "evaluate")  # from one round to the next
+UNDER: Final = {"train": (ProfileRequest, TrainRequest, EvaluateRequest), "private": (PrivateRequest,)}
+
+
+@dataclass(frozen=True)
+class RunOrder:
+    """What a run may ask of each institution. `work` is JSON: the settings that are the same in all its requests.
+
+    `epsilon` is what the run may tell of a person at `delta`, by the accountant; both 0 where it has no privacy.
+    """
+
+    run: str = named(high=128)
+    purpose: str = bounded(low=1, high=500)
+    proposer: str = bounded(low=1, high=128)
+    recipients: str = bounded(low=1, high=200)
+    population: str = bounded(low=0, high=200)
+    permit: str = named(low=0, high=64)
+    cohort: tuple[str, ...] = bounded(low=1, high=63)
+    proposed: int = bounded(low=0, high=2**40)
+    expires: int = bounded(low=0, high=2**40)
+    version: str = bounded(low=1, high=64)
+    strategy: str = named()
+    task: str = named()
+    task_digest: str = bounded(low=64, high=64)
+    kind: str = choice(MISSING, tuple(UNDER))
+    work: str = bounded(low=2, high=16_384)
+    rounds: int = bounded(low=1, high=1_000_000)
+    epsilon: float = bounded(low=0.0, high=1e9)
+    delta: float = bounded(low=0.0, high=1.0)
+    parameters: int = bounded(low=0, high=2**40)
+    sums: int = bounded(low=0, high=10**9)
+    evaluations: int = bounded(low=0, high=10**9)
+    min_cohort: int = bounded(low=1, high=100_000)
+    masked: bool = bounded()
+    bits: int = bounded(low=1, high=64)
+    clip: float = bounded(low=1e-9, high=1e9)
+    max_weight: int = bounded(low=1, high=2**53)
+
+    def __post_init__(self) -> None:
+        if self.expires <= self.proposed:
+            raise ValueError("it expires before it was proposed")
+        if len(self.cohort) > MAX_COHORT or len(set(self.cohort)) != len(self.cohort):
+            raise ValueError(f"a cohort of more than {MAX_COHORT}, or with a name twice")
+
+    @cached_property
+    def text(self) -> bytes:
+        """Its one spelling (RFC 8785): what is signed."""
+        return rfc8785.dumps({**asdict(self), "cohort": list(self.cohort)})
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of its spelling: what it is called."""
+        return hashlib.sha256(DOMAIN + self.text).hexdigest()
+
+    @property
+    def proposal_message(self) -> bytes:
+        """What the agency's server signs to propose it."""
+        return encode_fields("run order", bytes.fromhex(self.digest))
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """What `work` spells. Raises ProtocolError."""
+        try:
+            values: Any = json.loads(self.work)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError("order: its work is not JSON") from error
+        if not isinstance(values, dict):
+            raise ProtocolError("order: its work is not a JSON object")
+        return values
+
+    def lacks(self, request: RunRequest) -> str:
+        """What of the whole run `request` is otherwise than ordered; "" if nothing. Raises ProtocolError."""
+        asked = terms_of(request)
+        return ", ".join(name for name, value in asked.items() if not _same(name, getattr(self, name), value))
+
+    def forbids(self, request: Request) -> str:
+        """What of one message of the run is otherwise than ordered; "" if nothing."""
+        if isinstance(request, ReleaseRequest):
+            return _differing(self.settings, request, ("task", "digest", "normalisation"))
+        if not isinstance(request, ProfileRequest | TrainRequest | EvaluateRequest | PrivateRequest):
+            return ""
+        if not isinstance(request, UNDER[self.kind]):
+            return "a kind of message"
+        if (request.begin.size > 0) != self.masked:
+            return "masked"
+        if not isinstance(request, ProfileRequest) and request.round > self.rounds:
+            return f"round {request.round}"
+        return _differing(self.settings, request)
+
+    def narrowed(self, terms: Terms) -> Terms:
+        """`terms` of secure aggregation, as far as the order uses them: no offer of its run may differ from it."""
+        if not self.masked:
+            return terms
+        allowed = set(self.cohort) & set(terms.members) if self.cohort and terms.members else set(self.cohort)
+        return replace(
+            terms, bits=(self.bits,), min_clip=self.clip, max_clip=self.clip, max_weight=self.max_weight,
+            least_max_weight=self.max_weight, min_cohort=max(self.min_cohort, terms.min_cohort),
+            members=tuple(sorted(allowed)) or terms.members,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """An order, who of the agency's people approved it, and the agency's server (certificate in DER) that proposes it.
+
+    Bytes are in base64; those of the server are empty until it sends the order.
+    """
+
+    order: RunOrder
+    approvals: tuple[Signature, ...] = ()
+    certificate: str = bounded("", 0, 8192)
+    signature: str = bounded("", 0, 128)
+
+    def to_bytes(self) -> bytes:
+        """Its one spelling."""
+        order = {**asdict(self.order), "cohort": list(self.order.cohort)}
+        return rfc8785.dumps({**asdict(self), "order": order, "approvals": [asdict(entry) for entry in self.approvals]})
+
+    def signed(self, certificate: bytes, signature: bytes) -> Proposal:
+        """The proposal as the agency's server sends it."""
+        return replace(self, certificate=_text(certificate), signature=_text(signature))
+
+    @property
+    def server(self) -> tuple[bytes, bytes]:
+        """Certificate and signature of the agency's server. Raises ProtocolError."""
+        try:
+            return base64.b64decode(self.certificate, validate=True), base64.b64decode(self.signature, validate=True)
+        except binascii.Error as error:
+            raise ProtocolError("order: its server's signature is not base64") from error
+
+
+def read_proposal(data: bytes, where: str = "order") -> Proposal:
+    """The proposal that `data` spells. Raises ProtocolError if it is `to_bytes` of none."""
+    if len(data) > MAX_BYTES:
+        raise ProtocolError(f"{where}: {len(data)} bytes, at most {MAX_BYTES} are read")
+    try:
+        values: Any = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"{where}: not JSON") from error
+    if not isinstance(values, dict):
+        raise ProtocolError(f"{where}: not a JSON object")
+    proposal = bind(Proposal, values, where, ProtocolError)
+    if len(proposal.approvals) > MAX_APPROVALS:
+        raise ProtocolError(f"{where}: {len(proposal.approvals)} approvals, at most {MAX_APPROVALS} are read")
+    if proposal.to_bytes() != data:
+        raise ProtocolError(f"{where}: not in the spelling that is written")
+    return proposal
+
+
+def terms_of(request: RunRequest) -> dict[str, Any]:
+    """The fields of an order that the whole run `request` decides. Raises ProtocolError."""
+    last = last_of(request)
+    kind, scalars, _ = encode(last)
+    fixed = {name: value for name, value in scalars.items() if name not in VARIES}
+    return {
+        "task": last.task, "task_digest": last.digest, "kind": kind, "work": json.dumps(fixed, sort_keys=True),
+        "rounds": last.round, "parameters": request.parameters, "sums": request.sums,
+        "evaluations": request.evaluations, "min_cohort": request.min_cohort, "masked": request.masked,
+        "bits": request.bits, "clip": request.clip, "max_weight": request.max_weight, **_cost(last),
+    }  # fmt: skip
+
+
+def _cost(last: TrainRequest | PrivateRequest) -> dict[str, float]:
+    """ε and δ of all that a private run may release to one person's cost, by the accountant of the ledgers."""
+    if not isinstance(last, PrivateRequest):
+        return {"epsilon": 0.0, "delta": 0.0}
+    whole = last.mechanism == "institution"
+    noise = last.noise_multiplier / 2 if whole else last.noise_multiplier
+    event = Event(noise, 1.0 if whole else last.sampling_rate, last.rounds * last.steps + last.spare)
+    return {"epsilon": _epsilon(event, last.delta), "delta": last.delta}
+
+
+@lru_cache(maxsize=64)
+def _epsilon(event: Event, delta: float) -> float:
+    """ε of `event`, a bound that stays finite, rounded to what a person reads."""
+    from sovfed.federation.privacy.accounting import epsilon
+
+    return round(min(epsilon([event], delta), MOST_EPSILON), 4)
+
+
+def _same(name: str, value: Any, asked: Any) -> bool:
+    """Whether a field is as ordered; ε as far as two machines that compute it agree."""
+    if name == "epsilon":
+        return math.isclose(value, asked, rel_tol=1e-3, abs_tol=1e-3)
+    return bool(value == asked)
+
+
+def _differing(settings: Mapping[str, Any], request: Request, names: tuple[str, ...] = ()) -> str:
+    """The settings that `request` has otherwise than ordered."""
+    values = vars(request)
+    asked = names or [name for name in settings if name in values]
+    return ", ".join(name for name in asked if values[name] != settings.get(name))
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

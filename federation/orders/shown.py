@@ -1,0 +1,74 @@
+"""An order in plain words: what it asks, what would leave this house, what it would cost, what did leave."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from sovfed.federation.orders.answers import Answer
+    from sovfed.federation.orders.order import RunOrder
+
+WORDS: Final = {"signed": "signed", "refused": "refused", "standing": "standing consent, signed by this node"}
+
+
+def asked(order: RunOrder) -> Iterator[str]:
+    """What the order says, a line each."""
+    yield f"order      {order.digest}"
+    yield f"run        {order.run}"
+    yield f"purpose    {order.purpose}"
+    yield f"asked by   {order.proposer}; the model goes to {order.recipients}"
+    yield f"task       {order.task}@{order.task_digest[:32]}, strategy {order.strategy}, {order.parameters} parameters"
+    if order.population:
+        yield f"people     {order.population}"
+    who = ", ".join(order.cohort) or "any institution that the authority has certified"
+    yield f"with       {who}; at least {order.min_cohort} in each sum"
+    if order.permit:
+        yield f"permit     {order.permit}"
+    yield f"valid      {day_of(order.proposed)} to {day_of(order.expires)}; sovfed {order.version}"
+
+
+def leaves(order: RunOrder) -> Iterator[str]:
+    """What would leave this house, and at what cost to a person in its records."""
+    if order.kind == "private":
+        yield (
+            f"would leave: in each of {order.rounds} rounds one masked contribution, which only a sum over at least "
+            f"{order.min_cohort} institutions opens, with noise; no count, no metric"
+        )
+        yield f"would cost a person: ε {order.epsilon:g} at δ {order.delta:g}, charged to the ledger as it is spent"
+        return
+    if order.masked:
+        yield (
+            f"would leave: up to {order.sums} masked contributions (the columns' totals, each round's update, "
+            f"count and metrics, {order.evaluations} evaluations); only sums over at least {order.min_cohort} "
+            "institutions open"
+        )
+    else:
+        yield (
+            f"would leave: up to {order.sums} answers IN THE CLEAR: this institution's own update, record count and "
+            "metrics of each round, for whoever runs the server"
+        )
+    yield "would cost a person: no bound can be told, the run is without differential privacy"
+
+
+def left(answered: Mapping[str, int], order: RunOrder) -> Iterator[str]:
+    """What has left under the order: counts by kind of message, at most."""
+    kind = "masked" if order.masked else "in the clear"
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(answered.items()) if count)
+    yield f"has left: at most {counts}, {kind}" if counts else "has left: nothing yet"
+
+
+def word(answer: Answer | None) -> str:
+    """What the institution has said, and whose word it is."""
+    if answer is None:
+        return "waits for an officer"
+    whose = f" by {answer.officer}" if answer.officer else ""
+    reason = f": {answer.reason}" if answer.reason else ""
+    return f"{WORDS[answer.decision]}{whose} on {day_of(answer.at)}{reason}"
+
+
+def day_of(moment: float) -> str:
+    """A day and time (UTC) for people."""
+    return f"{datetime.fromtimestamp(moment, UTC):%F %R} UTC"

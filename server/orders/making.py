@@ -1,0 +1,97 @@
+"""A run's order at the agency: made of its configuration, kept in its folder, signed by the agency's server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from sovfed import __version__
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.files import write_private
+from sovfed.federation.orders.events import OrderEvent, tell
+from sovfed.federation.orders.order import Proposal, RunOrder, read_proposal, terms_of
+from sovfed.federation.schema import bind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from sovfed.federation.config import Config
+    from sovfed.federation.messages import Bytes, RunRequest
+    from sovfed.federation.secagg.keys import Identity
+
+FILE: Final = "order.json"  # in the run's folder
+ANSWERS: Final = "answers.json"
+DAY_S: Final = 86_400
+
+
+def make_order(config: Config, name: str, request: RunRequest, now: float) -> RunOrder:
+    """The order of run `name`, which asks for what `request` does."""
+    order, begins = config.order, int(now)
+    values: dict[str, Any] = {
+        "run": name, "purpose": order.purpose, "proposer": order.proposer, "recipients": order.recipients,
+        "population": order.population, "permit": order.permit, "cohort": order.cohort, "proposed": begins,
+        "expires": begins + order.valid_days * DAY_S, "version": __version__, "strategy": config.strategy.name,
+    }  # fmt: skip
+    return bind(RunOrder, {**values, **terms_of(request)}, "order")
+
+
+def read_order(folder: Path) -> Proposal | None:
+    """The proposal in a run's folder; None if there is none. Raises ProtocolError if it is damaged."""
+    path = folder / FILE
+    return read_proposal(path.read_bytes(), str(path)) if path.exists() else None
+
+
+def write_order(folder: Path, proposal: Proposal) -> None:
+    write_private(folder / FILE, proposal.to_bytes())
+
+
+def write_answers(folder: Path, answers: Mapping[str, bytes]) -> None:
+    """Keep what the institutions answered, by name, beside the order. What is no JSON object is left out."""
+    kept = {}
+    for name, data in answers.items():
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(data)
+            if isinstance(value, dict):
+                kept[name] = value
+    write_private(folder / ANSWERS, json.dumps(kept, indent=1, sort_keys=True).encode())
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """What the coordinator of the run in `folder` shows the institutions before anything else."""
+
+    config: Config
+    name: str
+    folder: Path
+    identity: Identity
+
+    def __call__(self, request: RunRequest) -> Bytes:
+        """The run's proposal, signed, as bytes: what was proposed and approved, else one that is made now.
+
+        Raises ConfigError if the run asks for something else than was approved, or later.
+        """
+        now, kept = time.time(), read_order(self.folder)
+        if kept is not None and (reason := _void(kept.order, request, now)):
+            if kept.approvals:
+                raise ConfigError(f"{self.folder / FILE}: {reason}; propose the run anew")
+            kept = None
+        if kept is None:
+            kept = Proposal(make_order(self.config, self.name, request, now))
+            write_order(self.folder, kept)
+            tell(OrderEvent("proposed", kept.order.digest, self.name))
+        identity = self.identity
+        signed = kept.signed(identity.certificate, identity.sign(kept.order.proposal_message))
+        return np.frombuffer(signed.to_bytes(), np.uint8)
+
+
+def _void(order: RunOrder, request: RunRequest, now: float) -> str:
+    """Why the run cannot go on under `order`; "" if it can."""
+    if lacking := order.lacks(request):
+        return f"the order is for another run, in: {lacking}"
+    return "the order has ended" if now >= order.expires else ""

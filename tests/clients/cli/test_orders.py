@@ -1,0 +1,103 @@
+"""An officer's commands: a key of their own, an order read, signed or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tests.clients.orders.house import CONFIG, House, whole
+
+from sovfed.clients.cli.institution import cli
+from sovfed.clients.home.folder import create
+from sovfed.clients.home.policy import POLICY, Policy, load_policy
+from sovfed.clients.orders.rules import OrderRules
+from sovfed.federation.config import ClientConfig
+from sovfed.federation.errors import IdentityError, SovfedError
+from sovfed.federation.files import write_atomic
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    """h1 has a home and a policy that waits for officers, and was shown an order."""
+    house = House(tmp_path)
+    home = tmp_path / "h1"
+    create(home, ClientConfig(home=str(home)), Policy(allowed_tasks=("breast_cancer",), orders=OrderRules("required")))
+    house.home("h1")
+    names = {"name": "h1", "fleet_address": "127.0.0.1:1", "lane_address": "127.0.0.1:2"}
+    write_atomic(home / "identity" / "institution.json", json.dumps(names).encode())
+    return house
+
+
+def shown(house: House) -> str:
+    """What the trainer says of the order now, under the policy as it is by now."""
+    request = whole(CONFIG)
+    gate = house.gate("h1", load_policy(house.folder / "h1").orders)
+    return gate.consider(house.show(request, house.proposal(request, CONFIG)))[0]
+
+
+def client(house: House, *words: str, text: str = "", code: int = 0) -> Result:
+    done = CliRunner().invoke(cli, [*words, "--home", str(house.folder / "h1")], input=text)
+    assert (done.exit_code == 0) == (code == 0), done.output
+    return done
+
+
+def test_an_officer_makes_a_key_reads_an_order_and_signs_it(house: House) -> None:
+    key = str(house.folder / "card" / "ito.pem")
+    assert shown(house) == "awaiting"
+    client(house, "orders", "officer", "ito", "--key", key, text="secret words\nsecret words\n")
+    assert "ENCRYPTED" in Path(key).read_text()
+    assert list(load_policy(house.folder / "h1").orders.keys) == ["ito"]
+    assert "waits for an officer" in client(house, "orders", "list").output
+    assert "would leave: up to 13 masked" in client(house, "orders", "show", "study").output
+    signed = client(house, "orders", "sign", "study", "--key", key, text="y\nsecret words\n")
+    assert "signed by ito" in signed.output
+    assert shown(house) == "signed"
+    (row,) = json.loads(client(house, "orders", "list", "--json").output)
+    assert row["word"] == "signed"
+    client(house, "orders", "refuse", "study", "--reason", "not for this", "--key", key, text="secret words\n")
+    assert shown(house) == "refused"
+    assert "not for this" in client(house, "orders", "show", row["order"][:8]).output
+
+
+def test_no_other_key_and_no_wrong_passphrase_signs(house: House) -> None:
+    assert shown(house) == "awaiting"
+    key, other = str(house.folder / "ito.pem"), str(house.folder / "other.pem")
+    client(house, "orders", "officer", "ito", "--key", key, text="secret words\nsecret words\n")
+    policy = (house.folder / "h1" / POLICY).read_text()
+    client(house, "orders", "officer", "eve", "--key", other, "--no-passphrase")
+    (house.folder / "h1" / POLICY).write_text(policy)  # eve is no officer any more
+    for words, text in (
+        (("--key", other), ""), (("--key", key), "wrong\n"), (("--key", key, "--officer", "eve"), "secret words\n"),
+        (("--key", str(house.folder / "none.pem")), ""), (("--key", str(house.folder / "h1" / POLICY)), ""),
+    ):  # fmt: skip
+        done = client(house, "orders", "sign", "study", "--yes", *words, text=text, code=3)
+        assert isinstance(done.exception, IdentityError), done.output
+    Path(key).chmod(0o644)  # others could read it
+    assert isinstance(
+        client(house, "orders", "sign", "study", "--yes", "--key", key, text="secret words\n", code=3).exception,
+        SovfedError,
+    )
+    assert shown(house) == "awaiting"
+
+
+def test_an_order_that_is_not_confirmed_or_not_there_is_not_signed(house: House) -> None:
+    key = str(house.folder / "ito.pem")
+    client(house, "orders", "officer", "ito", "--key", key, "--no-passphrase")
+    assert shown(house) == "awaiting"
+    client(house, "orders", "sign", "study", "--key", key, text="n\n", code=3)
+    client(house, "orders", "sign", "another", "--yes", "--key", key, code=3)
+    client(house, "orders", "officer", "ito", "--key", key, "--no-passphrase", code=2)  # a key is there already
+    client(house, "orders", "officer", "a=b", "--key", key + "2", "--no-passphrase", code=2)
+    assert shown(house) == "awaiting"
+
+
+def test_what_is_signed_without_anybody_is_said_in_words(house: House) -> None:
+    assert "each order waits for an officer (nobody yet" in client(house, "orders", "consent").output
+    path = house.folder / "h1" / POLICY
+    path.write_text(path.read_text().replace('mode: "required"', 'mode: "standing"'))
+    told = client(house, "orders", "consent").output
+    assert "asked by     anybody" in told and "tasks        breast_cancer" in told
+    assert shown(house) == "standing"
+    assert "standing consent, signed by this node" in client(house, "orders", "show", "study").output

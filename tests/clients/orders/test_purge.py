@@ -1,0 +1,47 @@
+"""What a permit's runs left is erased, and the receipt of it can be checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.clients.orders.house import CONFIG, House, whole
+
+from sovfed.clients.orders.book import OrderBook
+from sovfed.clients.orders.purge import purge, read_receipt
+from sovfed.clients.orders.rules import DataPermit, OrderRules
+from sovfed.federation.errors import BoundError, IdentityError, OrderError
+from sovfed.federation.files import private_directory, write_private
+from sovfed.federation.secagg.files import load_identity
+from sovfed.federation.secagg.request import run_bytes
+
+
+def test_keys_and_personal_models_of_a_permit_go_and_nothing_under_it_is_answered_again(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    rules, permits = OrderRules(), {"p-1": DataPermit(without_privacy=True)}
+    gate, home = house.gate("h1", rules, permits), house.home("h1")
+    under = house.show(whole(CONFIG), house.proposal(whole(CONFIG), CONFIG, permit="p-1"))
+    gate.consider(under)
+    gate.consider(house.show(whole(CONFIG, "8"), house.proposal(whole(CONFIG, "8"), CONFIG, purpose="another")))
+    folder = private_directory(home / "secagg")
+    own, other = (folder / f"{run_bytes(run).hex()}.session" for run in ("7.2", "8"))
+    for path in (own, other):
+        write_private(path, b"keys")
+    removed: list[str] = []
+    identity = load_identity(home / "identity")
+    receipt = purge(home, OrderBook(home), "p-1", identity, lambda run: removed.append(run) or 2, house.now)  # type: ignore[func-returns-value]
+    assert not own.exists() and other.exists() and removed == ["study"]
+    assert f"secagg/{own.name}" in receipt.erased and "personal/ of run study: 2 files" in receipt.erased
+    assert any("ledger" in line for line in receipt.remains)
+    path = home / "orders" / "receipts" / "p-1.json"
+    assert read_receipt(path) == receipt
+    values = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**values, "erased": []}))
+    with pytest.raises(IdentityError):
+        read_receipt(path)
+    for again in (gate, house.gate("h1", rules, permits)):
+        with pytest.raises(BoundError, match="has been erased"):
+            again.consider(under)
+    with pytest.raises(OrderError, match="no run was ever answered"):
+        purge(home, OrderBook(home), "p-2", identity, lambda _run: 0, house.now)

@@ -1,0 +1,99 @@
+"""A run proposed, approved by two people, and explained before and after."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tests.clients.orders.house import House
+
+from sovfed.clients.orders.rules import OrderRules
+from sovfed.federation.errors import ConfigError, IdentityError, ProtocolError
+from sovfed.federation.orders.answers import Answer
+from sovfed.server.cli.run import cli
+from sovfed.server.home import init
+from sovfed.server.orders.making import read_order, write_answers, write_order
+from sovfed.server.orders.proposing import configured, proposed_overrides
+from sovfed.server.runs.curves import ROUNDS
+
+WORDS = ("task=breast_cancer", "rounds=3", "run_name=study", "order.purpose=malignant or benign, study 12")
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    from sovfed.federation.compose import compose
+
+    house = House(tmp_path)
+    init(tmp_path / "server", compose([]).config)
+    return house
+
+
+def run(house: House, *words: str, code: int = 0) -> Result:
+    done = CliRunner().invoke(cli, [*words])
+    assert (done.exit_code == 0) == (code == 0), f"{done.output} {done.exception!r}"
+    return done
+
+
+def test_a_run_is_proposed_approved_and_explained(house: House) -> None:
+    home = str(house.folder / "server")
+    folder = house.folder / "server" / "runs" / "study"
+    told = run(house, "propose", *WORDS, "--home", home).output
+    assert "would leave: up to 6 masked contributions" in told and "malignant or benign, study 12" in told
+    assert proposed_overrides(house.folder / "server", "study") == WORDS
+    for person in ("ann", "bob", "ann"):  # who approves again is there once
+        signer = house.folder / "people" / person
+        if not signer.exists():
+            house.person(person)
+        run(house, "approve", str(folder / "order.json"), "--yes", "--signer", str(signer))
+    proposal = read_order(folder)
+    assert proposal is not None and len(proposal.approvals) == 2
+    told = run(house, "explain", "study", "--home", home).output
+    assert "approved by ann of agency" in told and "has left: nothing yet" in told
+    answer = Answer(proposal.order.digest, "h1", "refused", "ito", "not for this", int(house.now), "", "")
+    odd = b'{"order": 1}'
+    write_answers(folder, {"h1": answer.to_bytes(), "h2": odd, "h3": b"[]", "h4": b"\xff"})
+    (folder / ROUNDS).write_text(json.dumps({"round": 1, "participants": ["h5"]}) + "\n")
+    told = run(house, "explain", "study", "--home", home).output
+    assert "h1: refused by ito" in told and "not for this" in told
+    assert "h2: its answer cannot be read" in told and "h3" not in told
+    assert "has left: a contribution to 1 rounds from h5" in told
+    values = json.loads(run(house, "explain", "study", "--json", "--home", home).output)
+    assert values["digest"] == proposal.order.digest and values["order"]["rounds"] == 3
+
+
+def test_what_was_approved_is_what_is_started(house: House) -> None:
+    """The task or the agency's settings may have changed since; then the order is another run's."""
+    home = house.folder / "server"
+    run(house, "propose", *WORDS, "--home", str(home))
+    with pytest.raises(ConfigError, match="is there already"):
+        raise run(house, "propose", *WORDS, "--home", str(home), code=2).exception  # type: ignore[misc]
+    with pytest.raises(ConfigError, match="was not proposed"):
+        proposed_overrides(home, "another")
+    assert configured(home, proposed_overrides(home, "study")).order.purpose == "malignant or benign, study 12"
+    assert run(house, "start", "--proposed", "study", "rounds=5", "--home", str(home), code=2).exit_code == 2
+
+
+def test_an_order_that_was_changed_is_not_approved(house: House) -> None:
+    home, person = house.folder / "server", house.person("ann")
+    run(house, "propose", *WORDS, "--home", str(home))
+    folder = home / "runs" / "study"
+    path, signer = folder / "order.json", str(house.folder / "people" / "ann")
+    assert person.identity.person == "ann"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"rounds":3', b'"rounds": 3'))
+    assert isinstance(run(house, "approve", str(path), "--yes", "--signer", signer, code=2).exception, ProtocolError)
+    path.write_bytes(whole)
+    nobody = str(house.folder / "nobody")
+    assert isinstance(run(house, "approve", str(path), "--yes", "--signer", nobody, code=3).exception, IdentityError)
+    run(house, "approve", str(path), "--yes", "--signer", signer)
+    proposal = read_order(folder)
+    assert proposal is not None
+    write_order(folder, dataclasses.replace(proposal, order=dataclasses.replace(proposal.order, rounds=4)))
+    gate = house.gate("h1", OrderRules())
+    changed = read_order(folder)
+    assert changed is not None
+    with pytest.raises(IdentityError):
+        list(gate._approvers(changed))
