@@ -22,6 +22,7 @@ from sovfed.clients.cli.model import model
 from sovfed.clients.cli.personal import personal
 from sovfed.clients.cli.study import study
 from sovfed.clients.cli.task import task
+from sovfed.federation.evidence.cli import log_commands
 from sovfed.federation.host.service_options import options as service_options
 from sovfed.federation.text import visible
 
@@ -82,6 +83,7 @@ cli.add_command(console)
 cli.add_command(failures)
 cli.add_command(join)
 cli.add_command(ledger)
+cli.add_command(log_commands(HOME, "client"))
 cli.add_command(model)
 cli.add_command(personal)
 cli.add_command(study)

@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from sovfed.federation.errors import ServiceError
+from sovfed.federation.evidence.cli import log_commands
 from sovfed.federation.host.homes import default_home
 from sovfed.federation.host.service_options import options as service_options
 from sovfed.federation.text import cell, visible
@@ -53,6 +54,7 @@ def cli() -> None:
 
 
 cli.add_command(console)
+cli.add_command(log_commands(HOME, "server"))
 
 
 @cli.command()
