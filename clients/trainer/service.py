@@ -75,6 +75,7 @@ if TYPE_CHECKING:
 
     from sovfed.clients.ledger.book import PrivacyLedger
     from sovfed.clients.models.received import ReceivedModels
+    from sovfed.clients.trainer.evidence import Evidence
     from sovfed.clients.training.model import FlatModel
     from sovfed.clients.training.private import PrivateTraining
     from sovfed.federation.secagg.client import Permit
@@ -120,6 +121,7 @@ class TrainerService:
         most_epochs: int | None = None,
         check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
         check_run: Callable[[RunRequest], list[BoundError]] = lambda _request: [],
+        evidence: Evidence | None = None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
@@ -138,7 +140,7 @@ class TrainerService:
 
         `received` is where the models of ended runs are kept; without it, as in a simulation, they are not.
 
-        `allowance` counts what is answered and what fails; a simulation has none.
+        `allowance` counts what is answered and what fails, `evidence` logs it; a simulation has neither.
 
         Without `masking`, every request of secure aggregation is refused; without `states`, every algorithm that keeps
         something. `open_ledger` is called with the first private request; only a simulation has none. Only a simulation
@@ -148,7 +150,7 @@ class TrainerService:
         """
         self._reproducible, self._on_error, self._received = reproducible, on_error, received
         self._whose, self._most_epochs, self._check_values = whose, most_epochs, check_values
-        self._check_run = check_run
+        self._check_run, self._evidence = check_run, evidence
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._device, self._precision, self._check = load, device, precision, check
         self._site: Callable[[Task], str] = site if callable(site) else lambda _task: site
@@ -171,6 +173,7 @@ class TrainerService:
                 self._on_error(error)
                 self._quiet.tell("refused a %s of run %r: %r", type(request).__name__, request.run, error)
                 code = wire_code(error)
+                self._log_refusal(request, code)
                 if code == FAILED and not isinstance(
                     request, SecaggRequest | LedgerRequest | ReleaseRequest | RunRequest
                 ):
@@ -253,6 +256,8 @@ class TrainerService:
 
         Raises SovfedError; nothing that it depends on comes from records.
         """
+        if self._evidence is not None and not isinstance(request, ReleaseRequest):
+            self._evidence.require_whole()
         self._check(request)
         if isinstance(request, NOT_KEPT):
             return self._admit_anew(request)
@@ -282,13 +287,35 @@ class TrainerService:
         if isinstance(request, PrivateRequest):
             if permit is None:
                 raise PolicyError("a private run needs secure aggregation")
-            return self._admit_private(request, task, permit)
+            return self._logged(request, self._admit_private(request, task, permit))
         if self._allowance is not None:
             self._allowance.take(request)
         self._enter_unbounded(request, task)
         if self._states is not None and isinstance(request, TrainRequest | EvaluateRequest):
             self._states.claim(request)
-        return lambda: self._work(request, task, permit)
+        return self._logged(request, lambda: self._work(request, task, permit))
+
+    def _logged(self, request: SumRequest, work: Callable[[], Reply]) -> Callable[[], Reply]:
+        """`work`, whose reply leaves once the request is in the institution's log."""
+        if self._evidence is None:
+            return work
+        on_disk = self._evidence.admitted(request)
+
+        def logged() -> Reply:
+            reply = work()
+            on_disk()
+            return reply
+
+        return logged
+
+    def _log_refusal(self, request: Request, code: str) -> None:
+        """Count a refusal in the log; where that cannot be written, the refusal stands all the same."""
+        if self._evidence is None:
+            return
+        try:
+            self._evidence.refused(request, code)
+        except Exception:
+            log.exception("a refusal could not be logged")
 
     def _admit_run(self, request: RunRequest) -> Callable[[], Reply]:
         """What the policy, the study and the ledger say of a whole run; no record, mask or charge comes of it."""
@@ -328,6 +355,8 @@ class TrainerService:
                 trained, _ = self._replies.get(request.run, {}).get(TrainRequest, (None, None))
                 plan = plan_of(trained if isinstance(trained, TrainRequest) else None)
                 keep_released(self._received, task, request, facts, plan)
+            if self._evidence is not None:
+                self._evidence.received(request)
             return ReleaseReply()
 
         return keep
@@ -519,6 +548,7 @@ def make_trainer(
     most_epochs: int | None = None,
     check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
     check_run: Callable[[RunRequest], list[BoundError]] = lambda _request: [],
+    evidence: Evidence | None = None,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
@@ -528,4 +558,5 @@ def make_trainer(
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data_of(task)),
         allowance=allowance, least_spread=least_spread, received=received, whose=lambda task: whose_of(config, task),
         most_epochs=most_epochs, check_values=check_values, check_run=check_run,
+        evidence=evidence,
     )  # fmt: skip

@@ -86,13 +86,16 @@ def heads(home: Path) -> None:
     """Print what was seen of the logs of others, who cosigned this one, and what does not agree (exit code 3)."""
     from sovfed.federation.errors import EvidenceError
     from sovfed.federation.evidence.notes import read_checkpoint
-    from sovfed.federation.evidence.witness import all_seen, cosignatures, problems
+    from sovfed.federation.evidence.witness import all_seen, cosignatures, others, problems
 
     for seen in all_seen(home):
         when = datetime.fromtimestamp(seen.at, UTC)
         click.echo(f"seen: {visible(seen.head.origin)} with {seen.head.size} entries, {when:%F %T} UTC")
     for voucher, note in cosignatures(home):
         click.echo(f"cosigned by {visible(voucher.origin)}: the first {read_checkpoint(note).size} entries of this log")
+    for voucher, note in others(home):
+        cosigned = read_checkpoint(note)
+        click.echo(f"{visible(voucher.origin)} cosigned the first {cosigned.size} entries of {visible(cosigned.origin)}")
     if problem := problems(home):
         raise EvidenceError("; ".join(problem.values()))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import EvidenceError, ServiceError
 from sovfed.federation.evidence import merkle
-from sovfed.federation.evidence.entries import entry
+from sovfed.federation.evidence.entries import entry, read_entry
 from sovfed.federation.evidence.keys import LOG_KEY, VOUCHER, establish, load_key, read_voucher
 from sovfed.federation.evidence.notes import Checkpoint, sign
 from sovfed.federation.files import read_private
@@ -50,6 +50,15 @@ def record(home: Path, kind: str, /, **fields: Any) -> int:
     return int(size)
 
 
+def record_change(home: Path, kind: str, /, **fields: Any) -> bool:
+    """`record`, unless the newest entry of that kind says just the same; whether it did not."""
+    if has_log(home):
+        newest = next((values for values in LogReader(home).newest() if values["kind"] == kind), {})
+        if newest and {**fields, "kind": kind, "at": newest["at"], "v": newest["v"]} == newest:
+            return False
+    return record(home, kind, **fields) >= 0
+
+
 class LogReader:
     """What the log of `home` says, for proofs. A home without a log has none to read: `ServiceError`."""
 
@@ -72,6 +81,12 @@ class LogReader:
         with self._reading() as db:
             query = "SELECT seq, data FROM entries WHERE seq >= ? AND seq < ? ORDER BY seq"
             yield from ((int(seq), bytes(data)) for seq, data in db.execute(query, (start, last)))
+
+    def newest(self) -> Iterator[dict[str, Any]]:
+        """What the entries say, the newest first."""
+        with self._reading() as db:
+            for (data,) in db.execute("SELECT data FROM entries ORDER BY seq DESC"):
+                yield read_entry(bytes(data))
 
     def inclusion(self, position: int, size: int) -> list[bytes]:
         """The path of the entry at `position` to the root of the first `size`."""

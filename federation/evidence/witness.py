@@ -30,6 +30,7 @@ BUSY_S: Final = 30.0
 MAX_PROOF: Final = 64
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS seen (origin TEXT PRIMARY KEY, keys BLOB, note BLOB, at INTEGER);
+CREATE TABLE IF NOT EXISTS others (origin TEXT PRIMARY KEY, keys BLOB, note BLOB, at INTEGER);
 CREATE TABLE IF NOT EXISTS own (origin TEXT PRIMARY KEY, keys BLOB, note BLOB, at INTEGER);
 """
 
@@ -103,11 +104,27 @@ def keep_cosignature(home: Path, voucher: Voucher, own: Voucher, note: bytes) ->
 
 
 def cosignatures(home: Path) -> list[tuple[Voucher, bytes]]:
-    """The newest head of this home's own log that each other home has cosigned, by origin."""
+    """The newest head of this home's own log that each other home has cosigned, the newest first."""
+    return _kept(home, "own")
+
+
+def keep_other(home: Path, voucher: Voucher, note: bytes) -> None:
+    """Keep `note`, a head of the agency's log that another institution has cosigned, and that agrees with our own."""
+    with _database(home) as db:
+        values = (voucher.origin, voucher.to_bytes(), note, int(time.time()))
+        db.execute("INSERT OR REPLACE INTO others VALUES (?, ?, ?, ?)", values)
+
+
+def others(home: Path) -> list[tuple[Voucher, bytes]]:
+    """What other institutions have cosigned of the agency's log, as it told, the newest first."""
+    return _kept(home, "others")
+
+
+def _kept(home: Path, table: str) -> list[tuple[Voucher, bytes]]:
     if not (home / FILE).exists():
         return []
     with _database(home) as db:
-        rows = db.execute("SELECT keys, note FROM own ORDER BY origin").fetchall()
+        rows = db.execute(f"SELECT keys, note FROM {table} ORDER BY at DESC, origin").fetchall()  # noqa: S608 - ours
     return [(read_voucher(bytes(keys)), bytes(note)) for keys, note in rows]
 
 
@@ -132,7 +149,10 @@ def forget(home: Path, origin: str) -> bool:
     if not (home / FILE).exists():
         return known
     with _database(home) as db:
-        rows = [db.execute(f"DELETE FROM {table} WHERE origin = ?", (origin,)).rowcount for table in ("seen", "own")]  # noqa: S608
+        rows = [
+            db.execute(f"DELETE FROM {table} WHERE origin = ?", (origin,)).rowcount  # noqa: S608 - ours
+            for table in ("seen", "own", "others")
+        ]
     return known or any(rows)
 
 

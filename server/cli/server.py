@@ -92,9 +92,9 @@ def certificate(certificate: Path, root: Path, crl: Path, home: Path) -> None:
 @HOME
 def crl(crl: Path, home: Path) -> None:
     """Install a newer revocation list; running processes take it at once."""
-    from sovfed.federation.identity import install_crl
+    from sovfed.server.home import take_crl
 
-    install_crl(home / "identity", crl.read_bytes())
+    take_crl(home, crl.read_bytes())
     click.echo("installed")
 
 

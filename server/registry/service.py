@@ -52,6 +52,7 @@ from sovfed.server.network.door import raise_descriptor_limit
 from sovfed.server.network.guard import Context, Guard, Hall, RateLimit, unary
 from sovfed.server.network.repeats import leave_out_repeats
 from sovfed.server.registry import enrolment
+from sovfed.server.registry.heads import Heads
 from sovfed.server.registry.upkeep import keep_up
 
 ENROLMENT_RATE_PER_S: Final = 10.0
@@ -98,7 +99,7 @@ class Registry:
     """The handlers; what they know of institutions is in `server/registry/enrolment.py`."""
 
     def __init__(self, home: Path, trust: Trust) -> None:
-        self._home, self._trust = home, trust
+        self._home, self._trust, self._heads = home, trust, Heads(home)
         self.endpoints = Endpoints("", "", "")  # known once the ports are bound
 
     async def enrol(self, request: pb.EnrolRequest, _: Context) -> pb.EnrolReply:
@@ -144,6 +145,11 @@ class Registry:
     async def crl(self, _request: pb.Empty, _: Context) -> pb.CrlReply:
         """The revocation list in force."""
         return pb.CrlReply(crl=read_bounded(self._home / "identity" / "crl.pem"), roots=self._roots())
+
+    async def heads(self, request: pb.HeadsRequest, context: Context) -> pb.HeadsReply:
+        """Cosign the log of the institution at the other end, and show the agency's own."""
+        peer = self._trust.verify_auth_context(context.auth_context())
+        return await asyncio.to_thread(self._heads.answer, peer.institution, request)
 
     def _reply(self, certificate: bytes | None) -> pb.EnrolReply:
         if certificate is None:
@@ -249,6 +255,7 @@ def _registry_handlers(registry: Registry, *, renewals: bool) -> GenericHandler:
     }
     if renewals:
         handlers["Renew"] = unary(registry.renew, pb.RenewRequest.FromString, hall)
+        handlers["Heads"] = unary(registry.heads, pb.HeadsRequest.FromString, hall)
         handlers["Probe"] = unary(registry.probe, pb.ProbeRequest.FromString, hall)
     return grpc.method_handlers_generic_handler(REGISTRY_SERVICE, handlers)
 
