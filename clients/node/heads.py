@@ -118,7 +118,9 @@ class Exchange:
         shown = check_note(other.note, agency.log_key)
         check_cosignature(other.note, voucher.witness_key)
         if not merkle.consistent(shown.size, shown.root, head.size, head.root, tuple(other.proof)):
-            why = f"log {head.origin}: {voucher.origin} has cosigned {shown.size} entries that are others than shown here"
+            why = (
+                f"log {head.origin}: {voucher.origin} has cosigned {shown.size} entries that are others than shown here"
+            )
             note_split(self._home, head.origin, why, other.note)
             raise SplitError(why)
         keep_other(self._home, voucher, other.note)

@@ -47,7 +47,12 @@ def verify(home: Path, shown: tuple[Path, ...], as_json: bool) -> None:
 
     checked = check_log(home, [path.read_bytes() for path in shown])
     if as_json:
-        values = {"origin": checked.origin, "size": checked.size, "root": checked.root.hex(), "cosigned": checked.cosigned}
+        values = {
+            "origin": checked.origin,
+            "size": checked.size,
+            "root": checked.root.hex(),
+            "cosigned": checked.cosigned,
+        }
         click.echo(json.dumps(values))
         return
     click.echo(f"{checked.origin}: {checked.size} entries, as they were written")
@@ -95,7 +100,9 @@ def heads(home: Path) -> None:
         click.echo(f"cosigned by {visible(voucher.origin)}: the first {read_checkpoint(note).size} entries of this log")
     for voucher, note in others(home):
         cosigned = read_checkpoint(note)
-        click.echo(f"{visible(voucher.origin)} cosigned the first {cosigned.size} entries of {visible(cosigned.origin)}")
+        click.echo(
+            f"{visible(voucher.origin)} cosigned the first {cosigned.size} entries of {visible(cosigned.origin)}"
+        )
     if problem := problems(home):
         raise EvidenceError("; ".join(problem.values()))
 

@@ -77,7 +77,10 @@ class Voucher:
         """The origin of the log, once certificate, names and signature hold. Raises IdentityError."""
         der = _der(self.certificate)
         origin = _origin(verify_lapsed(der, roots))
-        if self.origin != origin or (self.witness_key.name, self.witness_key.kind) != (origin + AS_WITNESS, COSIGNATURE):
+        if self.origin != origin or (self.witness_key.name, self.witness_key.kind) != (
+            origin + AS_WITNESS,
+            COSIGNATURE,
+        ):
             raise EvidenceError(f"keys of {self.origin}: their certificate is that of {origin}")
         check_ecdsa(der, base64.b64decode(self.signature), DOMAIN + replace(self, signature="").to_bytes(), self.origin)
         return origin
@@ -185,5 +188,3 @@ def _der(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
         raise EvidenceError("keys of a log: certificate is not base64") from error
-
-

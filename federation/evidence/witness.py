@@ -17,8 +17,16 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import EvidenceError, ServiceError
 from sovfed.federation.evidence import merkle
-from sovfed.federation.evidence.keys import AS_WITNESS, WITNESS_FOLDER, WITNESS_KEY, Voucher, load_key, own_origin, read_voucher
-from sovfed.federation.evidence.notes import Checkpoint, check_cosignature, check_note, cosign, read_checkpoint
+from sovfed.federation.evidence.keys import (
+    AS_WITNESS,
+    WITNESS_FOLDER,
+    WITNESS_KEY,
+    Voucher,
+    load_key,
+    own_origin,
+    read_voucher,
+)
+from sovfed.federation.evidence.notes import Checkpoint, check_cosignature, check_note, cosign, read_checkpoint, signers
 from sovfed.federation.files import private_directory, read_private, write_private
 
 if TYPE_CHECKING:
@@ -96,6 +104,8 @@ def keep_cosignature(home: Path, voucher: Voucher, own: Voucher, note: bytes) ->
     """Keep `note`, a head of this home's own log that the home of `voucher` has cosigned. Raises EvidenceError."""
     head = check_note(note, own.log_key)
     check_cosignature(note, voucher.witness_key)
+    if len(signers(note)) != 2:
+        raise EvidenceError(f"log {head.origin}: a cosigned head with more lines than two")
     with _database(home) as db:
         row = db.execute("SELECT note FROM own WHERE origin = ?", (voucher.origin,)).fetchone()
         if row is None or read_checkpoint(bytes(row[0])).size <= head.size:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from sovfed.federation.errors import EvidenceError
-from sovfed.federation.evidence.counted import Counted
 from sovfed.federation.evidence.keys import INSTITUTION, read_voucher
 from sovfed.federation.evidence.notes import read_checkpoint
-from sovfed.federation.evidence.store import LogReader, has_log
+from sovfed.federation.evidence.store import LogReader, has_log, record
 from sovfed.federation.evidence.witness import SplitError, cosignatures, keep_cosignature, seen, watch
 from sovfed.federation.identity import load_roots
 from sovfed.federation.wire import enrolment_pb2 as pb
@@ -22,7 +21,7 @@ class Heads:
     """The log of the agency in `home`, and what it has seen of those of institutions."""
 
     def __init__(self, home: Path) -> None:
-        self._home, self._splits, self._lock = home, Counted(home, "split"), threading.Lock()
+        self._home, self._lock = home, threading.Lock()
 
     def answer(self, institution: str, request: pb.HeadsRequest) -> pb.HeadsReply:
         """What `institution` is told for its head, and what it has cosigned is kept. Raises IdentityError."""
@@ -53,7 +52,7 @@ class Heads:
         try:
             reply.cosigned = watch(self._home, voucher, request.head, tuple(request.proof))
         except SplitError as error:
-            self._splits.add(log=voucher.origin, why=str(error)[:500])
+            record(self._home, "split", log=voucher.origin, why=str(error))
             reply.problem = str(error)
         except EvidenceError as error:
             reply.problem = str(error)
