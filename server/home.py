@@ -92,7 +92,7 @@ def refresh_crl(home: Path, source: str | None) -> None:
 
 
 def take_crl(home: Path, pem: bytes) -> int:
-    """Put the revocation list `pem` in place if it holds, as `install_crl` does, and log it if it is new; its number."""
+    """Put the revocation list `pem` in place if it holds, as `install_crl`, and log it if it is new; its number."""
     number = install_crl(home / "identity", pem)
     record_change(home, "revocation", number=number, sha256=hashlib.sha256(pem).hexdigest())
     return number

@@ -20,6 +20,7 @@ from sovfed.clients.cli.join import announce, join
 from sovfed.clients.cli.ledger import ledger
 from sovfed.clients.cli.model import model
 from sovfed.clients.cli.personal import personal
+from sovfed.clients.cli.release import release
 from sovfed.clients.cli.study import study
 from sovfed.clients.cli.task import task
 from sovfed.federation.evidence.cli import log_commands
@@ -86,6 +87,7 @@ cli.add_command(ledger)
 cli.add_command(log_commands(HOME, "client"))
 cli.add_command(model)
 cli.add_command(personal)
+cli.add_command(release)
 cli.add_command(study)
 cli.add_command(task)
 

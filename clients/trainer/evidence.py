@@ -39,7 +39,7 @@ class Evidence:
         self._told = ""
 
     def require_whole(self) -> None:
-        """Raises PolicyError where the agency's log does not go on from what was seen of it, and policy refuses that."""
+        """Raises PolicyError where the agency's log does not go on from what was seen, and the policy refuses that."""
         if not (self._home / SPLIT).exists():
             return
         why = "; ".join(problems(self._home).values())

@@ -256,8 +256,7 @@ class TrainerService:
 
         Raises SovfedError; nothing that it depends on comes from records.
         """
-        if self._evidence is not None and not isinstance(request, ReleaseRequest):
-            self._evidence.require_whole()
+        self._require_whole(request)
         self._check(request)
         if isinstance(request, NOT_KEPT):
             return self._admit_anew(request)
@@ -294,6 +293,11 @@ class TrainerService:
         if self._states is not None and isinstance(request, TrainRequest | EvaluateRequest):
             self._states.claim(request)
         return self._logged(request, lambda: self._work(request, task, permit))
+
+    def _require_whole(self, request: Request) -> None:
+        """Raises PolicyError where the agency's log was seen in two forms; a model that comes back asks for nothing."""
+        if self._evidence is not None and not isinstance(request, ReleaseRequest):
+            self._evidence.require_whole()
 
     def _logged(self, request: SumRequest, work: Callable[[], Reply]) -> Callable[[], Reply]:
         """`work`, whose reply leaves once the request is in the institution's log."""

@@ -1,4 +1,4 @@
-"""`sovfed client log` and `sovfed server log`: what happened here, whether it was changed, and what others have seen."""
+"""`sovfed client log`, `sovfed server log`: what happened here, whether it was changed, what others have seen."""
 
 from __future__ import annotations
 

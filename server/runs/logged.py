@@ -28,7 +28,8 @@ class RunLog:
 
         self._note(
             "run", status="running", resumed=resume, task=config.task.name, config=config_digest(config),
-            secure_aggregation=config.secagg.enabled, privacy=config.privacy.mechanism if config.privacy.private else "",
+            secure_aggregation=config.secagg.enabled,
+            privacy=config.privacy.mechanism if config.privacy.private else "",
         )  # fmt: skip
 
     def round(self, line: dict[str, Any]) -> None:

@@ -105,7 +105,7 @@ def test_an_agency_that_rewrites_its_past_is_not_cosigned_again_and_its_runs_are
     with pytest.raises(PolicyError, match="log sovfed/agency/"):
         Evidence(home).require_whole()
     Evidence(home, on_split="record").require_whole()
-    assert [values["kind"] for values in LogReader(home).newest()][0] == "split"
+    assert next(LogReader(home).newest())["kind"] == "split"
     with pytest.raises(EvidenceError, match="log trust"):
         federation.exchange(home)
     assert forget(home, "sovfed/agency/localhost")
@@ -151,9 +151,7 @@ def test_an_institution_that_rewrites_its_past_is_not_cosigned_and_the_agency_lo
     assert next(LogReader(agency).newest())["log"] == origin
     federation.some_rounds(home, 9)
     federation.exchange(home)
-    assert dict((voucher.origin, len(note)) for voucher, note in cosignatures(home)).keys() == {
-        "sovfed/agency/localhost"
-    }
+    assert [voucher.origin for voucher, _ in cosignatures(home)] == ["sovfed/agency/localhost"]
     with pytest.raises(EvidenceError, match=r"missing|written anew"):
         check_log(home)
     assert forget(agency, origin)
