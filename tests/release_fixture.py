@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from cryptography import x509
-from tests.enrolment_fixture import Agency, make_agency
 
 from sovfed.clients.node.agency import mutual_channel
 from sovfed.clients.node.heads import Exchange
@@ -21,6 +20,7 @@ from sovfed.federation.identity import load_roots
 from sovfed.federation.tasks.registry import get_task
 from sovfed.server.runs.logged import RunLog
 from sovfed.server.runs.release import DIGEST, SUMMARY, publish
+from tests.enrolment_fixture import Agency, make_agency
 
 NAMES = ("hospital-1", "hospital-2")
 RUN = "digits-1"

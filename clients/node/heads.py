@@ -52,7 +52,7 @@ class Exchange:
         self._shown = b""
 
     def once(self, channel: grpc.Channel) -> None:
-        """Show and cosign what is new, until there is nothing. Raises SovfedError; SplitError where a log was changed."""
+        """Show and cosign what is new, until there is nothing. Raises SovfedError; SplitError where a log changed."""
         for _ in range(3):
             reply = ask(channel, f"/{REGISTRY_SERVICE}/Heads", self._request(), pb.HeadsReply, "exchange of heads")
             if not self._take(reply):

@@ -33,6 +33,11 @@ NEEDED: Final = (
     MODEL, SIGNATURE, PUBLIC_KEY, REVOKED, BILL, lineage.HEAD, lineage.KEYS, lineage.ENTRIES, lineage.COSIGNED,
 )  # fmt: skip
 MAX_BYTES: Final = 2 << 30
+LATER: Final = {  # by the statement's field
+    "orders": "orders: no institution's consent to the run is in it",
+    "training_content": "a summary of the training content",
+    "audits": "audits of memorisation",
+}
 
 
 @dataclass(frozen=True)
@@ -69,22 +74,26 @@ def read_release(data: bytes) -> tuple[dict[str, bytes], sealed.Envelope, dict[s
 def check_release(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
     """What the release `data` says, once all of it holds. Raises EvidenceError, and nothing else, if any does not."""
     try:
-        files, envelope, statement = read_release(data)
-        agency, institutions = _signers(envelope, roots, files[REVOKED])
-        if files[PUBLIC_KEY] != sealed.public_pem(envelope.signatures[0].certificate):
-            raise EvidenceError(f"{PUBLIC_KEY}: not the key that signed the release")
-        log, predicate = lineage.check(files, roots), statement["predicate"]
-        if log.origin != agency:
-            raise EvidenceError(f"signed by {agency}, and the log is that of {log.origin}")
-        _agree(predicate, log, hashlib.sha256(files[MODEL]).hexdigest())
-        holds = _holding(predicate, agency, institutions, log, len(files))
-        return Verdict(predicate, agency, institutions, log, holds, _missing(predicate, institutions, log))
+        return _checked(data, roots)
     except EvidenceError:
         raise
     except SovfedError as error:
         raise EvidenceError(str(error)) from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, UnsupportedAlgorithm) as error:
         raise EvidenceError("the release is not of the form that is written") from error
+
+
+def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
+    files, envelope, statement = read_release(data)
+    agency, institutions = _signers(envelope, roots, files[REVOKED])
+    if files[PUBLIC_KEY] != sealed.public_pem(envelope.signatures[0].certificate):
+        raise EvidenceError(f"{PUBLIC_KEY}: not the key that signed the release")
+    log, predicate = lineage.check(files, roots), statement["predicate"]
+    if log.origin != agency:
+        raise EvidenceError(f"signed by {agency}, and the log is that of {log.origin}")
+    _agree(predicate, log, hashlib.sha256(files[MODEL]).hexdigest())
+    holds = _holding(predicate, agency, institutions, log, len(files))
+    return Verdict(predicate, agency, institutions, log, holds, _missing(predicate, institutions, log))
 
 
 def with_signature(data: bytes, signed: sealed.Signed) -> bytes:
@@ -179,18 +188,11 @@ def _holding(
 
 
 def _missing(predicate: Mapping[str, Any], institutions: Sequence[str], log: Lineage) -> tuple[str, ...]:
-    named = predicate["institutions"]
-    lines = []
+    named, lines = predicate["institutions"], list[str]()
     if isinstance(named, list):
         if unsigned := sorted(set(named) - set(institutions)):
             lines.append(f"signatures of {', '.join(unsigned)}, which took part")
         if unseen := sorted(set(named) - set(log.whole)):
             lines.append(f"cosignatures of the log by {', '.join(unseen)}")
-    for what in ("orders", "training_content", "audits"):
-        if not predicate.get(what):
-            lines.append({
-                "orders": "orders: no institution's consent to the run is in it",
-                "training_content": "a summary of the training content",
-                "audits": "audits of memorisation",
-            }[what])  # fmt: skip
+    lines += [sentence for what, sentence in LATER.items() if not predicate.get(what)]
     return tuple(visible(line) for line in lines)

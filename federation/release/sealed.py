@@ -1,7 +1,7 @@
 """Signatures over a release: an in-toto statement in a DSSE envelope, and the form that OpenSSF model-signing reads.
 
-Sources: in-toto Attestation Framework, Statement v1; secure-systems-lab DSSE v1.0.0; model-signing v1.0's predicate in a
-Sigstore bundle v0.3. All are ECDSA P-256 with SHA-256 by the key of a certificate of the authority.
+Sources: in-toto Attestation Framework, Statement v1; secure-systems-lab DSSE v1.0.0; model-signing v1.0's predicate in
+a Sigstore bundle v0.3. All are ECDSA P-256 with SHA-256 by the key of a certificate of the authority.
 """
 
 from __future__ import annotations
@@ -93,10 +93,11 @@ def statement(digests: Mapping[str, str], predicate: Mapping[str, Any]) -> bytes
 def model_signature(files: Mapping[str, bytes], home: Path) -> bytes:
     """`model.sig` of a folder of `files`, as OpenSSF model-signing 1.1 reads it with the home's public key."""
     digests = {name: hashlib.sha256(data).digest() for name, data in sorted(files.items())}
+    whole = hashlib.sha256(b"".join(digests.values())).hexdigest()
     payload = canonical(
         {
             "_type": STATEMENT, "predicateType": MODEL_PREDICATE,
-            "subject": [{"name": "model", "digest": {"sha256": hashlib.sha256(b"".join(digests.values())).hexdigest()}}],
+            "subject": [{"name": "model", "digest": {"sha256": whole}}],
             "predicate": {
                 "serialization": {
                     "method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": [],

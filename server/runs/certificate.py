@@ -106,7 +106,7 @@ def _predicate(home: Path, run: str, summary: Mapping[str, Any], facts: Mapping[
         "model": {"sha256": summary[DIGEST], "round": summary["model_of_round"], "parameters": task["parameters"]},
         "institutions": listed(summary["institutions"]),
         "privacy": _privacy(folder, summary),
-        "secure_aggregation": summary.get("secure_aggregation_details", "") if summary.get("secure_aggregation") else "",
+        "secure_aggregation": summary.get("secure_aggregation_details", ""),
         "secure_aggregation_terms": summary.get("secure_aggregation_terms", {}),
         "isolation": summary.get("isolation", {}),
         "evaluation": {
@@ -143,7 +143,7 @@ def _moved(metrics: list[Mapping[str, float]]) -> dict[str, list[float]]:
 
 def _spread(by_institution: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """How far each metric differs among institutions; none where the agency has seen sums alone."""
-    if len(by_institution) < 2:  # noqa: PLR2004 - a spread is of two
+    if len(by_institution) < 2:
         return {}
     names = sorted({name for values in by_institution.values() for name in values})
     spread = {}
