@@ -29,9 +29,13 @@ _FIRST_DAY: Final = (1980, 1, 1, 0, 0, 0)
 _PLAIN_FILE: Final = 0o100444 << 16
 
 
-def write(entries: Mapping[str, bytes], *, most: int = MAX_BYTES) -> bytes:
-    """The one zip file of `entries`, by name, of at most `most` bytes. Raises ConfigError for what none may have."""
+def write(entries: Mapping[str, bytes], *, most: int = 0) -> bytes:
+    """The one zip file of `entries`, by name. Raises ConfigError for names or sizes that no archive may have.
+
+    `most` is how many bytes it may hold, else `MAX_BYTES`.
+    """
     check_names(entries)
+    most = most or MAX_BYTES
     if sum(map(len, entries.values())) > most:
         raise ConfigError(f"more than {most >> 20} MiB, which is more than is taken")
     content = io.BytesIO()
@@ -43,9 +47,9 @@ def write(entries: Mapping[str, bytes], *, most: int = MAX_BYTES) -> bytes:
     return content.getvalue()
 
 
-def read(data: bytes, *, most: int = MAX_BYTES, what: str = "archive of a task") -> dict[str, bytes]:
+def read(data: bytes, *, most: int = 0, what: str = "archive of a task") -> dict[str, bytes]:
     """The entries that `data` holds. Raises ConfigError, and nothing else, unless `write` gives these very bytes."""
-    _check_end(data, most, what)
+    _check_end(data, most or MAX_BYTES, what)
     try:
         entries = _entries(data)
     except (

@@ -31,7 +31,6 @@ from sovfed.federation.identity import (
     to_pem,
 )
 from sovfed.federation.release import lineage, sealed
-from sovfed.federation.release.bill import bill_of_materials
 from sovfed.federation.release.checking import (
     BILL,
     ENVELOPE,
@@ -43,6 +42,7 @@ from sovfed.federation.release.checking import (
     check_release,
 )
 from sovfed.server.rounds.checkpoint import config_digest
+from sovfed.server.runs.bill import bill_of_materials
 from sovfed.server.runs.curves import read_rounds
 from sovfed.server.runs.folders import read_summary, run_folder, stored_config
 from sovfed.server.runs.release import DIGEST, FILES, digest
