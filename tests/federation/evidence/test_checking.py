@@ -56,7 +56,11 @@ def test_an_edited_entry_is_named(hospital: Path) -> None:
 
 
 def test_an_edited_entry_whose_hashes_were_made_anew_is_named(hospital: Path) -> None:
-    _change(hospital, lambda db: (_edit(db, 3, participants=[]), _hash_anew(db)))
+    def edit(db: sqlite3.Connection) -> None:
+        _edit(db, 3, participants=[])
+        _hash_anew(db)
+
+    _change(hospital, edit)
 
     with pytest.raises(EvidenceError, match="entry 3: is not what the log's head was signed for"):
         check_log(hospital)
