@@ -52,6 +52,7 @@ def bench() -> None:
       sovfed bench algorithms --quick --plot algorithms.png
       sovfed bench population --quick
       sovfed bench own-task --quick --json own-task.json
+      sovfed bench release --quick --json release.json
       sovfed bench utility --heart /data/heart_disease
     """
 
@@ -82,6 +83,16 @@ def institutions(quick: bool, files: Files, console: Console) -> None:
 def soak(quick: bool, files: Files, console: Console) -> None:
     """What grows in each process and home by 1,000 rounds, and by a day at rest (compressed): slopes."""
     from sovfed.simulations.benchmarks.soak import run
+
+    run(quick=quick, files=files, console=console)
+
+
+@bench.command()
+@click.option("--quick", is_flag=True, help="Three turns instead of nine: under 3 minutes.")
+@reported
+def release(quick: bool, files: Files, console: Console) -> None:
+    """Seconds to check a release, and a round's time with the exchange of the logs' heads over that without."""
+    from sovfed.simulations.benchmarks.release import run
 
     run(quick=quick, files=files, console=console)
 

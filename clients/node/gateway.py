@@ -61,8 +61,8 @@ def run(home: Path, config: ClientConfig, stop: threading.Event, beat: Callable[
     keeping = (home, config.crl_refresh_s, stop, config.proxy)
     fresh = threading.Thread(target=keep_fresh, args=keeping, name="fresh", daemon=True)
     fresh.start()
-    heads = threading.Thread(target=keep_exchanging, args=(home, stop, rounds, config.proxy), name="heads", daemon=True)
-    heads.start()
+    exchanging = (home, config.heads_every_s, stop, rounds, config.proxy)
+    threading.Thread(target=keep_exchanging, args=exchanging, name="heads", daemon=True).start()
     log.info("taking tasks at %s for the trainer of %s", address, home)
     try:
         run_executor(address, ensure_secret(home / TASK_SECRET).encode("ascii"), app, stop, beat)

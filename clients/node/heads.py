@@ -7,6 +7,7 @@ agency shows two logs, and the head that somebody else has cosigned proves it.
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.node.agency import ask, mutual_channel
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 log = logging.getLogger(__name__)
-LEAST_S: Final = 1.0  # between exchanges, however many rounds there are
-MOST_S: Final = 60.0  # without a round
+MOST_S: Final = 60.0  # between exchanges without a round
+AGAIN_S: Final = 10.0  # after one that failed
+LOOK_S: Final = 1.0
 
 
 class Exchange:
@@ -126,8 +128,10 @@ class Exchange:
         keep_other(self._home, voucher, other.note)
 
 
-def keep_exchanging(home: Path, stop: threading.Event, wake: threading.Event, proxy: str | None = None) -> None:
-    """Exchange heads after each round, at most once a second, and once a minute without any, until `stop`."""
+def keep_exchanging(
+    home: Path, least_s: float, stop: threading.Event, wake: threading.Event, proxy: str | None = None
+) -> None:
+    """Exchange heads after each round, `least_s` apart at least, and once a minute without any, until `stop`."""
     exchange, address, said = Exchange(home), load_institution(home).lane_address, ""
     while not stop.is_set():
         try:
@@ -136,17 +140,18 @@ def keep_exchanging(home: Path, stop: threading.Event, wake: threading.Event, pr
                     if has_log(home):
                         exchange.once(channel)
                     said = ""
-                    _pause(stop, wake)
+                    _pause(least_s, stop, wake)
         except (SovfedError, OSError) as error:
             if str(error) != said:
                 said = str(error)
                 log.warning("heads were not exchanged: %s", error)
-            stop.wait(min(MOST_S, 10 * LEAST_S))
+            stop.wait(max(AGAIN_S, least_s))
 
 
-def _pause(stop: threading.Event, wake: threading.Event) -> None:
-    """Wait until there was a round, and a little, so that several share an exchange."""
-    waited_s = 0.0
-    while not stop.wait(LEAST_S) and waited_s < MOST_S and not wake.is_set():
-        waited_s += LEAST_S
+def _pause(least_s: float, stop: threading.Event, wake: threading.Event) -> None:
+    """Wait until there was a round, and `least_s`, so that several share an exchange."""
+    begun = time.monotonic()
+    stop.wait(least_s)
+    while not stop.is_set() and not wake.is_set() and time.monotonic() - begun < MOST_S:
+        stop.wait(LOOK_S)
     wake.clear()
