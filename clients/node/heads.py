@@ -21,8 +21,9 @@ from sovfed.federation.evidence.witness import (
     SplitError,
     all_seen,
     keep_cosignature,
-    keep_other,
+    keep_others,
     note_split,
+    others,
     seen,
     watch,
 )
@@ -84,8 +85,9 @@ class Exchange:
         self._require_the_agency(voucher, roots)
         cosigned = watch(self._home, voucher, reply.head, tuple(reply.proof))
         head = read_checkpoint(reply.head)
-        for other in reply.others:
-            self._compare(other, voucher, head, roots)
+        known = {note for _, note in others(self._home)}  # of which this log is known to go on from
+        fresh = [other for other in reply.others if other.note not in known]
+        keep_others(self._home, [self._compared(other, voucher, head, roots) for other in fresh])
         if reply.cosigned.startswith(self._shown):
             keep_cosignature(self._home, voucher, LogReader(self._home).voucher, reply.cosigned)
             self._old = read_checkpoint(self._shown).size
@@ -110,10 +112,13 @@ class Exchange:
             note_split(self._home, before.origin, why, known.note if known else b"")
             raise SplitError(why)
 
-    def _compare(
+    def _compared(
         self, other: pb.CosignedHead, agency: Voucher, head: Checkpoint, roots: Sequence[x509.Certificate]
-    ) -> None:
-        """Raises SplitError if what another institution has cosigned is no beginning of what is shown here."""
+    ) -> tuple[Voucher, bytes]:
+        """Who has cosigned which head of the agency's log.
+
+        Raises SplitError if that is no beginning of what is shown here.
+        """
         voucher = read_voucher(other.keys)
         if not voucher.check(roots).startswith(INSTITUTION):
             raise EvidenceError(f"{voucher.origin} is no institution")
@@ -125,7 +130,7 @@ class Exchange:
             )
             note_split(self._home, head.origin, why, other.note)
             raise SplitError(why)
-        keep_other(self._home, voucher, other.note)
+        return voucher, other.note
 
 
 def keep_exchanging(

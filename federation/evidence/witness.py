@@ -91,8 +91,9 @@ def watch(home: Path, voucher: Voucher, note: bytes, proof: Sequence[bytes]) -> 
                 raise EvidenceError(f"log {head.origin}: not cosigned before `sovfed log trust {head.origin}`")
             if row is not None:
                 _require_goes_on(read_voucher(bytes(row[0])), read_checkpoint(bytes(row[1])), voucher, head, proof)
-            values = (head.origin, voucher.to_bytes(), note, int(time.time()))
-            db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?)", values)
+            if row is None or bytes(row[1]) != note:
+                values = (head.origin, voucher.to_bytes(), note, int(time.time()))
+                db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?)", values)
     except SplitError as error:
         note_split(home, head.origin, str(error), note)
         raise
@@ -106,11 +107,7 @@ def keep_cosignature(home: Path, voucher: Voucher, own: Voucher, note: bytes) ->
     check_cosignature(note, voucher.witness_key)
     if len(signers(note)) != 2:
         raise EvidenceError(f"log {head.origin}: a cosigned head with more lines than two")
-    with _database(home) as db:
-        row = db.execute("SELECT note FROM own WHERE origin = ?", (voucher.origin,)).fetchone()
-        if row is None or read_checkpoint(bytes(row[0])).size <= head.size:
-            values = (voucher.origin, voucher.to_bytes(), note, int(time.time()))
-            db.execute("INSERT OR REPLACE INTO own VALUES (?, ?, ?, ?)", values)
+    _keep(home, "own", [(voucher, note)])
 
 
 def cosignatures(home: Path) -> list[tuple[Voucher, bytes]]:
@@ -118,16 +115,22 @@ def cosignatures(home: Path) -> list[tuple[Voucher, bytes]]:
     return _kept(home, "own")
 
 
-def keep_other(home: Path, voucher: Voucher, note: bytes) -> None:
-    """Keep `note`, a head of the agency's log that another institution has cosigned, and that agrees with our own."""
-    with _database(home) as db:
-        values = (voucher.origin, voucher.to_bytes(), note, int(time.time()))
-        db.execute("INSERT OR REPLACE INTO others VALUES (?, ?, ?, ?)", values)
+def keep_others(home: Path, cosigned: Sequence[tuple[Voucher, bytes]]) -> None:
+    """Keep heads of the agency's log that other institutions have cosigned, and that agree with what was seen here."""
+    if cosigned:
+        _keep(home, "others", cosigned)
 
 
 def others(home: Path) -> list[tuple[Voucher, bytes]]:
     """What other institutions have cosigned of the agency's log, as it told, the newest first."""
     return _kept(home, "others")
+
+
+def _keep(home: Path, table: str, cosigned: Sequence[tuple[Voucher, bytes]]) -> None:
+    now = int(time.time())
+    with _database(home) as db:
+        rows = [(voucher.origin, voucher.to_bytes(), note, now) for voucher, note in cosigned]
+        db.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", rows)  # noqa: S608 - ours
 
 
 def _kept(home: Path, table: str) -> list[tuple[Voucher, bytes]]:

@@ -57,6 +57,8 @@ from sovfed.server.registry.upkeep import keep_up
 
 ENROLMENT_RATE_PER_S: Final = 10.0
 ENROLMENT_BURST: Final = 50
+HEADS_RATE_PER_S: Final = 100.0  # of an address, behind which there may be several institutions
+HEADS_BURST: Final = 300
 MAX_ENROLMENTS: Final = 1024  # calls of all addresses together; none stays without its request (guard.py)
 STOP_GRACE_S: Final = 1.0
 CIPHER_SUITES: Final = "GRPC_SSL_CIPHER_SUITES"
@@ -255,7 +257,8 @@ def _registry_handlers(registry: Registry, *, renewals: bool) -> GenericHandler:
     }
     if renewals:
         handlers["Renew"] = unary(registry.renew, pb.RenewRequest.FromString, hall)
-        handlers["Heads"] = unary(registry.heads, pb.HeadsRequest.FromString, hall)
+        limit = RateLimit(HEADS_RATE_PER_S, HEADS_BURST)
+        handlers["Heads"] = unary(registry.heads, pb.HeadsRequest.FromString, hall, limit)
         handlers["Probe"] = unary(registry.probe, pb.ProbeRequest.FromString, hall)
     return grpc.method_handlers_generic_handler(REGISTRY_SERVICE, handlers)
 
