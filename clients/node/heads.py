@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 log = logging.getLogger(__name__)
-MOST_S: Final = 60.0  # between exchanges without a round
+MOST_S: Final = 10.0  # between exchanges without a round: what ends a run is logged after its last message
 AGAIN_S: Final = 10.0  # after one that failed
 LOOK_S: Final = 1.0
 
@@ -136,7 +136,7 @@ class Exchange:
 def keep_exchanging(
     home: Path, least_s: float, stop: threading.Event, wake: threading.Event, proxy: str | None = None
 ) -> None:
-    """Exchange heads after each round, `least_s` apart at least, and once a minute without any, until `stop`."""
+    """Exchange heads after each round, `least_s` apart at least, and every ten seconds without any, until `stop`."""
     exchange, address, said = Exchange(home), load_institution(home).lane_address, ""
     while not stop.is_set():
         try:

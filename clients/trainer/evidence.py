@@ -40,14 +40,19 @@ class Evidence:
 
     def require_whole(self) -> None:
         """Raises PolicyError where the agency's log does not go on from what was seen, and the policy refuses that."""
+        why = self._split()
+        if why and self._on_split == REFUSE:
+            raise PolicyError(f"{why}; see `sovfed client log heads`")
+
+    def _split(self) -> str:
+        """Why the agency's log is not cosigned any more, which is logged once; "" if it is."""
         if not (self._home / SPLIT).exists():
-            return
+            return ""
         why = "; ".join(problems(self._home).values())
         if why and why != self._told:
             record(self._home, "split", why=why)
             self._told = why
-        if why and self._on_split == REFUSE:
-            raise PolicyError(f"{why}; see `sovfed client log heads`")
+        return why
 
     def admitted(self, request: SumRequest) -> Callable[[], object]:
         """Log that `request` is answered, beside the work for it; the reply must not leave before this is called."""
@@ -67,7 +72,8 @@ class Evidence:
         self._refused.add(request=type(request).__name__, code=code)
 
     def look(self) -> None:
-        """Write what was counted, once a minute is over."""
+        """Write what was counted, once a minute is over, and that a log was seen to be another."""
+        self._split()
         self._refused.look()
         self._received.look()
 

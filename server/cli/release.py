@@ -13,7 +13,7 @@ from sovfed.server.cli.run import HOME
 @click.command()
 @click.argument("run")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The new file, else RUN.release.")
-@click.option("--wait", "wait_s", default=10.0, show_default=True, help="Seconds for institutions to cosign the log.")
+@click.option("--wait", "wait_s", default=20.0, show_default=True, help="Seconds for institutions to cosign the log.")
 @HOME
 def release(run: str, out: Path | None, wait_s: float, home: Path) -> None:
     """Release the model of a finished RUN: model, lineage, privacy, evaluation, log and signatures in one file.
