@@ -1,9 +1,9 @@
-"""Real processes log what they do and cosign each other's logs; a release of theirs holds; an agency that rolls back is
-refused."""
+"""Real processes log what they do and cosign each other's logs; a release holds; an agency that rolls back is refused."""
 
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,7 @@ def test_both_sides_have_logged_the_run_and_cosigned_each_other(trained: LocalFe
     assert _kinds(trained.home).count("round") == ROUNDS
     assert _kinds(trained.home).count("admission") == 4
     for home in _homes(trained):
-        wait_for(lambda home=home: _cosigned(home, check_log(home).size) == 1, "the agency to cosign an institution's")
+        wait_for(partial(_by_the_agency, home), "the agency to cosign an institution's")
         assert _kinds(home).count("round") >= ROUNDS
         assert problems(home) == {}
 
@@ -75,6 +75,11 @@ def test_an_agency_whose_log_was_rolled_back_gets_no_answer(trained: LocalFedera
 
     assert wait_for_run(trained, "after")["status"] != "finished"
     wait_for(lambda: all("split" in _kinds(home) for home in _homes(trained)), "it to be in their logs")
+
+
+def _by_the_agency(home: Path) -> bool:
+    """Whether the agency has cosigned all of the log of an institution's home."""
+    return _cosigned(home, check_log(home).size) == 1
 
 
 def _cosigned(home: Path, size: int) -> int:
