@@ -1,4 +1,4 @@
-"""Real processes log what they do and cosign each other's logs; a release holds; an agency that rolls back is refused."""
+"""Real processes log and cosign each other's logs; a release of theirs holds; an agency that rolls back is refused."""
 
 from __future__ import annotations
 

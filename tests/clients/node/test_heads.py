@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.enrolment_fixture import Agency, make_agency
+from tests.enrolment_fixture import make_agency
 
 from sovfed.clients.node.agency import mutual_channel
 from sovfed.clients.node.heads import Exchange
@@ -18,7 +18,7 @@ from sovfed.federation.errors import EvidenceError, IdentityError, PolicyError
 from sovfed.federation.evidence.checking import check_log
 from sovfed.federation.evidence.keys import INSTITUTION, establish
 from sovfed.federation.evidence.store import LogReader, record
-from sovfed.federation.evidence.witness import SplitError, cosignatures, forget, others, problems
+from sovfed.federation.evidence.witness import SplitError, all_seen, cosignatures, forget, others, problems
 
 NAMES = ("hospital-1", "hospital-2")
 
@@ -57,10 +57,6 @@ def rolled_back(home: Path) -> Iterator[None]:
 @pytest.fixture
 def federation(tmp_path: Path) -> Federation:
     return Federation(tmp_path)
-
-
-def _seen_of(agency: Agency) -> dict[str, int]:
-    return check_log(agency.home).cosigned
 
 
 def test_both_sides_cosign_what_goes_on_and_learn_who_else_has(federation: Federation) -> None:
@@ -166,7 +162,7 @@ def test_an_institution_cannot_show_the_log_of_another(federation: Federation) -
     with pytest.raises(IdentityError, match="refused"):
         federation.exchange(first)
 
-    assert not _seen_of(federation.agency)
+    assert not all_seen(federation.agency.home)  # nothing was cosigned under the other's name
 
 
 def test_keys_are_made_once(federation: Federation) -> None:

@@ -93,6 +93,12 @@ def test_one_bit_turned_anywhere_is_noticed(federation: Released, bundle: bytes)
             check_release(bytes(changed), federation.roots)
 
 
+def test_every_file_is_the_one_that_was_signed(federation: Released, bundle: bytes) -> None:
+    for name, content in zipped.read(bundle, most=MAX_BYTES).items():
+        with pytest.raises(EvidenceError):
+            check_release(_replaced(bundle, **{name: content[:-1] + bytes([content[-1] ^ 1])}), federation.roots)
+
+
 def test_bits_turned_in_every_part_of_the_signatures_are_noticed(federation: Released, bundle: bytes) -> None:
     envelope = zipped.read(bundle, most=MAX_BYTES)[ENVELOPE]
     for position in range(0, len(envelope), 37):
