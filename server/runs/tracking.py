@@ -189,13 +189,14 @@ class Tracker:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        if self._opened.search_model_versions(f"run_id = '{self.run_id}'"):
-            return  # an earlier try came that far
+        if made := self._opened.search_model_versions(f"run_id = '{self.run_id}'"):  # an earlier try came that far
+            self._opened.set_registered_model_alias(name, CANDIDATE, str(made[0].version))
+            return
         source = f"{self._opened.get_run(self.run_id).info.artifact_uri}/{FOLDER}"
         tags = {TAG: digest(self._folder / MODEL)}
         about = how_to_load(self._config, self._folder.name)
-        made = self._opened.create_model_version(name, source, run_id=self.run_id, tags=tags, description=about)
-        self._opened.set_registered_model_alias(name, CANDIDATE, str(made.version))
+        version = self._opened.create_model_version(name, source, run_id=self.run_id, tags=tags, description=about)
+        self._opened.set_registered_model_alias(name, CANDIDATE, str(version.version))
 
     def _describe_model(self) -> None:
         """Put beside the model's files what `mlflow.pyfunc.load_model` needs; a task without a model has none."""

@@ -22,6 +22,9 @@ from sovfed.federation.release import sealed
 from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, MODEL, check_release, read_release
 from sovfed.server.registry import authority
 from sovfed.server.runs.certificate import release
+from sovfed.server.runs.folders import stored_config
+from sovfed.server.runs.release import FILES
+from sovfed.server.runs.tracking import Tracker, approve, tracking_uri
 
 FLIPS = 300
 
@@ -248,6 +251,24 @@ def test_openssf_model_signing_verifies_the_model_too(bundle: bytes, tmp_path: P
 
     assert good.returncode == 0, good.stdout + good.stderr
     assert bad.returncode != 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # MLflow's own
+def test_mlflow_has_a_candidate_and_only_a_release_is_approved(federation: Released) -> None:
+    from mlflow import MlflowClient
+
+    home = federation.agency.home
+    config = stored_config(home, RUN)
+    tracker = Tracker(config, home, federation.folder, RUN)
+    tracker.finish("FINISHED", [federation.folder / name for name in FILES], register=True)
+    client = MlflowClient(tracking_uri(config, home))
+    before = dict(client.get_registered_model("sovfed-digits_linear").aliases)
+
+    assert approve(home, RUN) == []
+    after = dict(client.get_registered_model("sovfed-digits_linear").aliases)
+
+    assert before.keys() == {"candidate"} and after.keys() == {"candidate", "approved"}
+    assert after["approved"] == after["candidate"] == before["candidate"]
 
 
 def test_the_bill_of_materials_is_cyclonedx(bundle: bytes) -> None:
