@@ -3,6 +3,7 @@
     SovfedError
     ├── ConfigError       a configuration value is unknown, of the wrong type or out of range
     ├── IdentityError     a certificate, key, token or signature does not hold
+    │   ├── EvidenceError     a log, its head or a release was changed, or is not what was shown before
     │   ├── InvitationError   an invitation's token does
     │   └── NotValidNowError  by the clock: it did, or will, or the clock is wrong
     ├── ProtocolError     a message from another process is malformed, oversized or out of place
@@ -46,6 +47,10 @@ class IdentityError(SovfedError):
 
 class NotValidNowError(IdentityError):
     """What does not hold by the clock alone may hold later: whoever meets it waits, and is not over."""
+
+
+class EvidenceError(IdentityError):
+    """A log, its head or a release was changed, or is another than was shown before."""
 
 
 class InvitationError(IdentityError):

@@ -16,7 +16,7 @@ import ipaddress
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -55,8 +55,8 @@ __all__ = [
     "create_csr", "create_key", "create_root", "crl_number", "install_crl", "issuer_of", "key_fingerprint",
     "key_from_pem", "key_to_pem", "lists_of", "load_certificate", "load_crl", "load_roots", "make_crl",
     "node_key_bytes", "node_key_digest", "parse_certificate", "parse_crl", "private_directory", "read_pair",
-    "read_private", "sign_csr", "to_der", "to_pem", "verify_peer", "verify_server", "verify_signer", "write_atomic",
-    "write_private",
+    "read_private", "sign_csr", "to_der", "to_pem", "verify_lapsed", "verify_peer", "verify_server", "verify_signer",
+    "write_atomic", "write_private",
 ]  # fmt: skip
 
 MAX_ROOTS: Final = 2
@@ -140,6 +140,29 @@ def verify_signer(cert_der: bytes, root: x509.Certificate, now: datetime) -> Sig
     if not isinstance(key, ec.EllipticCurvePublicKey):  # the chain is the authority's, which signs no other
         raise IdentityError(f"{_label(certificate)}: not an elliptic-curve key")
     return SignerIdentity(names.person, names.organisation, key_fingerprint(key), certificate.serial_number)
+
+
+def verify_lapsed(cert_der: bytes, roots: Sequence[x509.Certificate]) -> Names:
+    """The names in a certificate of one of `roots` that held until it ended, whether it has, or was revoked, or not.
+
+    What was signed while it held stays signed. Raises IdentityError.
+    """
+    root = issuer_of(cert_der, roots)
+    try:
+        end = x509.load_der_x509_certificate(cert_der).not_valid_after_utc - timedelta(seconds=1)
+        purpose = x509.load_der_x509_certificate(cert_der).extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        raise IdentityError("certificate: unreadable, or an extension is missing") from error
+    if ExtendedKeyUsageOID.CODE_SIGNING in purpose.value:
+        raise IdentityError("certificate: a person's, expected an institution's or the agency's")
+    certificate, names = _read_leaf(cert_der, next(iter(purpose.value)))
+    policy = _policy(root, end)
+    with _verifying(certificate, end):
+        if isinstance(names, ServerNames):
+            policy.build_server_verifier(_host_name(names.hosts[0])).verify(certificate, [])
+        else:
+            policy.build_client_verifier().verify(certificate, [])
+    return names
 
 
 def check_crl(crl: x509.CertificateRevocationList, root: x509.Certificate, now: datetime) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from sovfed.federation.certificates import (
 )
 from sovfed.federation.config import Config, ServerConfig, TrackingConfig
 from sovfed.federation.errors import ConfigError, IdentityError, ServiceError
+from sovfed.federation.evidence.store import record_change
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic, write_private
 from sovfed.federation.identity import check_crl, install_crl, verify_server
 from sovfed.federation.schema import bind
@@ -86,7 +88,14 @@ def refresh_crl(home: Path, source: str | None) -> None:
     """Take in the revocation list at `source`, if there is one that holds: the one in place may be stale by now."""
     if source is not None:
         with contextlib.suppress(OSError, IdentityError):  # the registry goes on looking, and says what it finds
-            install_crl(home / "identity", read_bounded(Path(source)))
+            take_crl(home, read_bounded(Path(source)))
+
+
+def take_crl(home: Path, pem: bytes) -> int:
+    """Put the revocation list `pem` in place if it holds, as `install_crl`, and log it if it is new; its number."""
+    number = install_crl(home / "identity", pem)
+    record_change(home, "revocation", number=number, sha256=hashlib.sha256(pem).hexdigest())
+    return number
 
 
 def load_settings(home: Path) -> Settings:

@@ -6,14 +6,17 @@ where `tracking.serve` asks for it, MLflow's page on the loopback.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
+from sovfed import __version__
 from sovfed.federation.addresses import host_port
 from sovfed.federation.config import ServerConfig, TrackingConfig
 from sovfed.federation.errors import ServiceError
+from sovfed.federation.evidence.store import record_change
 from sovfed.federation.host.ports import check_ports
 from sovfed.federation.host.processes import Process, Supervisor, listening, read_status, start_detached
 from sovfed.federation.host.pulse import pulse_file
@@ -71,6 +74,8 @@ def make_supervisor(home: Path) -> Supervisor:
                 "then `sovfed server certificate CERT ROOT CRL`"
             )
     check_ports(home, home / SETTINGS, _ports(settings.server))
+    settled = hashlib.sha256((home / SETTINGS).read_bytes()).hexdigest()
+    record_change(home, "policy", settings=settled, version=__version__)
     return Supervisor(
         home, processes(home, settings.server, settings.tracking), settings.server.log_format,
         watch(home, settings.server),

@@ -53,6 +53,7 @@ def bench() -> None:
       sovfed bench algorithms --quick --plot algorithms.png
       sovfed bench population --quick
       sovfed bench own-task --quick --json own-task.json
+      sovfed bench release --quick --json release.json
       sovfed bench utility --heart /data/heart_disease
       sovfed bench language --quick --data /data/ja_law --json language.json
     """
@@ -98,6 +99,15 @@ def load(quick: bool, masks: bool, sizes: tuple[int, ...], files: Files, console
     from sovfed.simulations.benchmarks.load import run
 
     run(quick=quick, masks=masks, sizes=sizes, files=files, console=console)
+
+
+@click.option("--quick", is_flag=True, help="Three turns instead of nine: under 3 minutes.")
+@reported
+def release(quick: bool, files: Files, console: Console) -> None:
+    """Seconds to check a release, and a round's time with the exchange of the logs' heads over that without."""
+    from sovfed.simulations.benchmarks.release import run
+
+    run(quick=quick, files=files, console=console)
 
 
 @bench.command()

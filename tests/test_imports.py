@@ -150,6 +150,7 @@ OWN_OR_PEERS = {"sovfed", "_typeshed", "pfl"}  # pfl-research, where it is measu
 NAMES = {
     "google": "protobuf", "grpc": "grpcio", "hydra": "hydra-core", "sklearn": "scikit-learn", "yaml": "pyyaml",
     "dp_accounting": "dp-accounting", "PIL": "pillow", "prometheus_client": "prometheus-client",
+    "cyclonedx": "cyclonedx-python-lib",
 }  # fmt: skip
 NOT_EVERYWHERE = {  # libraries of an extra that files of every installation import when they are asked to
     ("clients/cli/ledger_shown.py", "matplotlib"),

@@ -51,6 +51,10 @@ class Lazy(NamedTuple):
 COMMANDS: Final[dict[str, Lazy]] = {
     "demo": Lazy("sovfed.simulations.cli", "demo", "Build a federation on this machine, train, show the gain."),
     "run": Lazy("sovfed.server.cli.run", "cli", "Start, list, show, resume and stop training runs (agency)."),
+    "release": Lazy("sovfed.server.cli.release", "release", "Seal a run's model with all that is said of it (agency)."),
+    "verify": Lazy(
+        "sovfed.federation.release.cli", "verify", "Check a release by the authority's root alone (anyone)."
+    ),
     "server": Lazy("sovfed.server.cli.server", "cli", "Set up and run the aggregation server (agency)."),
     "client": Lazy("sovfed.clients.cli.institution", "cli", "Enrol and run an institution's node (a hospital, say)."),
     "model": Lazy("sovfed.clients.cli.use", "cli", "Use a trained model: predict, export, show (anyone)."),
@@ -73,6 +77,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
 EXTRAS: Final[dict[str, str]] = {
     "run": "server",
     "server": "server",
+    "release": "server",
     **dict.fromkeys(("demo", "simulate", "partition", "compare", "config"), "simulate"),
     **dict.fromkeys(("audit", "bench"), "bench"),
 }

@@ -21,9 +21,11 @@ from sovfed.clients.cli.ledger import ledger
 from sovfed.clients.cli.model import model
 from sovfed.clients.cli.orders import orders, purge
 from sovfed.clients.cli.personal import personal
+from sovfed.clients.cli.release import release
 from sovfed.clients.cli.study import study
 from sovfed.clients.cli.task import task
 from sovfed.clients.cli.texts import data
+from sovfed.federation.evidence.cli import log_commands
 from sovfed.federation.host.service_options import options as service_options
 from sovfed.federation.text import visible
 
@@ -92,10 +94,12 @@ cli.add_command(data)
 cli.add_command(failures)
 cli.add_command(join)
 cli.add_command(ledger)
+cli.add_command(log_commands(HOME, "client"))
 cli.add_command(model)
 cli.add_command(orders)
 cli.add_command(personal)
 cli.add_command(purge)
+cli.add_command(release)
 cli.add_command(study)
 cli.add_command(task)
 
@@ -266,17 +270,19 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
     from sovfed.clients.home.policy import load_policy
     from sovfed.clients.node.renewal import last_contact
     from sovfed.clients.trainer.allowance import read_state
+    from sovfed.federation.evidence.witness import problems
     from sovfed.federation.host.status import read_status
     from sovfed.federation.secagg.files import near_sums
 
-    current, near, contact = read_status(home), near_sums(home), last_contact(home)
+    current, near, contact, split = read_status(home), near_sums(home), last_contact(home), problems(home)
     requests = describe(read_state(home), load_policy(home)) if (home / "policy.yaml").exists() else None
     if as_json:
         shown = dataclasses.asdict(current) if current else {"processes": []}
         for process in shown["processes"]:
             process["isolation"] = _isolation(home, process["name"], process["pid"])
         agency = dataclasses.asdict(contact) if contact else None
-        click.echo(json.dumps({**shown, "agency": agency, "requests": requests, "near_sums": near}, indent=2))
+        told_of = {"agency": agency, "requests": requests, "near_sums": near, "logs": split}
+        click.echo(json.dumps({**shown, **told_of}, indent=2))
     elif current:
         from rich.console import Console
 
@@ -290,6 +296,8 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
             _tell_obstacles(home)
     else:
         click.echo(f"not running; `sovfed client up --home {home}` starts it", err=True)
+    for why in () if as_json else split.values():
+        click.echo(visible(f"{why}; `sovfed client log heads` tells more"))
     if near and not as_json:
         click.echo(f"{len(near)} sums could be differenced with an earlier one, the newest:")
         for sentence in near[-NEAR_SHOWN:]:

@@ -46,8 +46,9 @@ def make_console(home: Path) -> ASGIApp:
     def status(request: Request) -> Response:
         _, _, reason = house.asked()
         return shown(
-            request, "status.html", "Status", processes=house.processes(), end=house.certificate_end(), reason=reason
-        )
+            request, "status.html", "Status", processes=house.processes(), end=house.certificate_end(), reason=reason,
+            logs=house.logs(),
+        )  # fmt: skip
 
     def studies(request: Request) -> Response:
         return shown(request, "studies.html", "Studies", studies=house.studies(), policy=house.policy())

@@ -21,6 +21,7 @@ from sovfed.clients.orders.book import OrderBook
 from sovfed.clients.orders.naming import consented
 from sovfed.clients.trainer.allowance import Tally, read_state
 from sovfed.federation.errors import SovfedError
+from sovfed.federation.evidence.witness import problems
 from sovfed.federation.host.sandbox import read_isolation
 from sovfed.federation.host.status import read_status
 from sovfed.federation.identity import load_certificate
@@ -195,6 +196,13 @@ class House:
         except SovfedError as error:
             return {}, Tally(), str(error)
         return dict(reversed(state.runs.items())), state.today, state.reason
+
+    def logs(self) -> list[str]:
+        """Why which logs of others are not cosigned any more."""
+        try:
+            return list(problems(self._home).values())
+        except SovfedError as error:
+            return [str(error)]
 
     def near(self) -> list[str]:
         """Sums that could be differenced with an earlier one, the newest first."""

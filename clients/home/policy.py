@@ -31,7 +31,7 @@ from sovfed.federation.messages import (
     Vector,
 )
 from sovfed.federation.plan import BUILT_IN, SGD, LocalPlan
-from sovfed.federation.schema import bind, bounded
+from sovfed.federation.schema import bind, bounded, choice
 from sovfed.federation.secagg.terms import Terms
 from sovfed.federation.text import AT, names_task
 
@@ -132,6 +132,11 @@ class Policy:
     orders: OrderRules = field(default_factory=OrderRules)
     permits: dict[str, DataPermit] = field(
         default_factory=dict, metadata={"doc": "by the name that orders give: permits under which records may be used"}
+    )
+    on_split: str = choice(
+        "refuse",
+        ("refuse", "record"),
+        doc="what becomes of runs once the agency's log was seen rolled back, or in two forms (docs/evidence.md)",
     )
     reproducible: bool = bounded(
         False, doc="train in the same order when the same is asked again, so that two runs agree to the bit"

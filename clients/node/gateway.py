@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,8 +26,10 @@ from sovfed.federation.schema import bind
 from sovfed.federation.wire.loopback import SECRET_HEADER, ensure_secret
 
 if TYPE_CHECKING:
+    from sovfed.clients.node.app import Trainer
     from sovfed.clients.trainer.socket import TrainerStub
     from sovfed.clients.trainer.spool import SpoolStub
+    from sovfed.federation.messages import Reply, Request
 
 LOOK_S: Final = 45.0  # without a look for tasks; the SuperNode keeps it waiting for 15 s
 log = logging.getLogger("sovfed.gateway")
@@ -39,30 +42,48 @@ def run(home: Path, config: ClientConfig, stop: threading.Event, beat: Callable[
     from sovfed.clients.node.app import make_client_app
     from sovfed.clients.node.enrol import load_institution
     from sovfed.clients.node.executor import run_executor
+    from sovfed.clients.node.heads import keep_exchanging
     from sovfed.clients.node.lane import LaneClient
     from sovfed.clients.node.renewal import keep_fresh
     from sovfed.federation.wire.flower_http import add_client_header
 
     address = f"127.0.0.1:{config.runtime_port}"
     add_client_header(SECRET_HEADER, ensure_secret(home / RUNTIME_SECRET), address)
-    trainer = _stub(home, config)
+    trainer, rounds = _stub(home, config), threading.Event()
     lane = LaneClient(
         home,
-        make_client_app(trainer),
+        make_client_app(Telling(trainer, rounds)),
         max_message_bytes=config.max_message_bytes,
         address=config.lane_address or load_institution(home).lane_address,  # a run cannot send us elsewhere
         proxy=config.proxy,
     )
-    app = make_client_app(trainer, join=lane.open)
+    app = make_client_app(Telling(trainer, rounds), join=lane.open)
     keeping = (home, config.crl_refresh_s, stop, config.proxy)
     fresh = threading.Thread(target=keep_fresh, args=keeping, name="fresh", daemon=True)
     fresh.start()
+    exchanging = (home, config.heads_every_s, stop, rounds, config.proxy)
+    threading.Thread(target=keep_exchanging, args=exchanging, name="heads", daemon=True).start()
     log.info("taking tasks at %s for the trainer of %s", address, home)
     try:
         run_executor(address, ensure_secret(home / TASK_SECRET).encode("ascii"), app, stop, beat)
     finally:
         lane.close()
         trainer.close()
+
+
+@dataclass(frozen=True)
+class Telling:
+    """A trainer, and what is set whenever it has answered."""
+
+    trainer: Trainer
+    answered: threading.Event
+
+    def answer(self, request: Request) -> Reply:
+        """The trainer's answer."""
+        try:
+            return self.trainer.answer(request)
+        finally:
+            self.answered.set()
 
 
 def _stub(home: Path, config: ClientConfig) -> TrainerStub | SpoolStub:

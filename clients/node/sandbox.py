@@ -5,9 +5,10 @@ longer be able to do, writes that to `home/run/NAME/isolation.json`, and then ru
 imports may start threads.
 
     trainer     no network: a namespace of its own, and a filter that lets it listen on a Unix socket and no more;
-                reads records and identity, writes ledger, journal and personal models
+                reads records and identity, writes ledger, journal, log and personal models
     supernode   reads identity and secrets; not the records
-    gateway     writes identity (revocation lists), reads secrets; not the records
+    gateway     writes identity (revocation lists) and what it saw of others' logs, reads secrets and the own log; not
+                the records
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ RULES: Final[dict[Name, dict[str, int]]] = {  # by the part of the home
     "trainer": {
         "": LISTEN, "policy.yaml": READ, "identity": READ, "secagg": WRITE, "privacy": WRITE, "personal": WRITE,
         "received": WRITE, "tasks": READ, str(ORDERS): READ, str(STATE): WRITE, "spool/requests": READ,
-        "spool/replies": WRITE,
+        "spool/replies": WRITE, "audit": WRITE, "audit-key": READ, "witness": READ,
     },
     "supernode": {"identity": READ, "secrets": READ, "state": WRITE},
-    "gateway": {"identity": WRITE, "secrets": READ, "state": WRITE, "spool": WRITE},
+    "gateway": {"identity": WRITE, "secrets": READ, "state": WRITE, "spool": WRITE, "audit": READ, "witness": WRITE},
 }  # fmt: skip
+EVIDENCE: Final = ("audit", "audit-key", "witness")  # as federation/evidence/keys.py has them, which is slow to load
 GPU: Final = ("nvidia*", "dri", "kfd")  # CUDA and ROCm work through device files, not through sockets
 
 
@@ -55,8 +57,8 @@ def enter(name: Name, home: Path, *records: Path, files: Sequence[Path] = (), lo
     home = home.absolute()
     os.chdir(home)
     own = home / RUN / name
-    folders = (Path("state"), Path("privacy"), Path("personal"), Path("received"), Path("tasks"), *FOLDERS)
-    for folder in (RUN, RUN / name, *folders):
+    kept = map(Path, ("state", "privacy", "personal", "received", "tasks", *EVIDENCE))
+    for folder in (RUN, RUN / name, *kept, *FOLDERS):
         private_directory(home / folder)
     os.environ["HOME"] = os.environ["TMPDIR"] = str(own)  # no settings of the user's, no files among everybody's
     if name == "trainer":

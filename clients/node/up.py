@@ -7,10 +7,12 @@ before the home is private, enrolled and has a policy.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import socket
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from sovfed import __version__
 from sovfed.clients.home.folder import (
     NEXT_CERTIFICATE,
     RUNTIME_SECRET,
@@ -19,7 +21,8 @@ from sovfed.clients.home.folder import (
     check_enrolled,
     load_config,
 )
-from sovfed.clients.home.policy import load_policy
+from sovfed.clients.home.policy import POLICY, load_policy
+from sovfed.federation.evidence.store import record_change
 from sovfed.federation.files import private_directory
 from sovfed.federation.host.ports import check_ports
 from sovfed.federation.host.processes import Process, Supervisor, listening, read_status, start_detached
@@ -72,6 +75,8 @@ def make_supervisor(home: Path, config: ClientConfig | None = None) -> Superviso
     check_enrolled(home, datetime.now(UTC))
     config = dataclasses.replace(config or load_config(home), home=str(home))
     load_policy(home)
+    digests = {name: hashlib.sha256((home / name).read_bytes()).hexdigest() for name in (POLICY, SETTINGS)}
+    record_change(home, "policy", policy=digests[POLICY], settings=digests[SETTINGS], version=__version__)
     for name in ("logs", "state"):
         private_directory(home / name)
     for secret in (RUNTIME_SECRET, TASK_SECRET):

@@ -20,6 +20,7 @@ from sovfed.clients.node.sandbox import RUN, enter, places_of
 from sovfed.clients.orders.book import OrderBook
 from sovfed.clients.orders.gate import OrderGate
 from sovfed.clients.trainer.allowance import Allowance
+from sovfed.clients.trainer.evidence import Evidence
 from sovfed.clients.trainer.frames import put_aside
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService, make_trainer
@@ -80,11 +81,13 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         masking = Masking(identity, lambda: FileStore(home), policy.secure_aggregation, narrowed=orders.narrowed)
         open_ledger = ledger_opener(home, policy)
         _open_early(open_ledger)
+        evidence = Evidence(home, policy.on_split)
         trainer = make_trainer(
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible, least_spread=policy.least_spread,
             received=ReceivedModels(home / RECEIVED), most_epochs=policy.max_local_epochs,
             check_values=policy.check_values, check_run=policy.check_run, put_aside=put_aside, orders=orders,
+            evidence=evidence,
         )  # fmt: skip
         Shelf(home).make_known(policy.allows_own)
         make_packages_known(home, policy)
@@ -98,7 +101,9 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
     while not stop.wait(SIGNAL_S) and not serving.done():  # a signal that another thread took wakes nobody
         beat()
         look()
+        _tell(evidence.look)
     serving.stop()
+    _tell(evidence.close)
     masking.forget()  # of a sum that is still being computed: its masks need not be finished
     return 0
 
@@ -183,6 +188,14 @@ def _heart(open_ledger: Callable[[], PrivacyLedger]) -> Callable[[], None]:
             log.warning("the privacy ledger did not see this day pass: %s", error)
 
     return beat
+
+
+def _tell(write: Callable[[], None]) -> None:
+    """Let the log write what it counted. One that cannot be written refuses what must be in it, all by itself."""
+    try:
+        write()
+    except SovfedError as error:
+        log.warning("%s", error)
 
 
 def _overseer(trainer: TrainerService, beat: Beat) -> Callable[[], None]:

@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from sovfed.clients.ledger.book import PrivacyLedger
     from sovfed.clients.models.received import ReceivedModels
     from sovfed.clients.orders.gate import OrderGate
+    from sovfed.clients.trainer.evidence import Evidence
     from sovfed.clients.training.model import FlatModel
     from sovfed.clients.training.private import PrivateTraining
     from sovfed.federation.messages import Bytes
@@ -126,6 +127,7 @@ class TrainerService:
         put_aside: Callable[[Reply], Reply] = lambda reply: reply,
         orders: OrderGate | None = None,
         stamp: Callable[[Task], object] = lambda _task: None,
+        evidence: Evidence | None = None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
@@ -150,7 +152,7 @@ class TrainerService:
 
         `put_aside` gives a reply whose vectors are not in this process, for it is kept until the next request.
 
-        `allowance` counts what is answered and what fails; a simulation has none.
+        `allowance` counts what is answered and what fails, `evidence` logs it; a simulation has neither.
 
         Without `masking`, every request of secure aggregation is refused; without `states`, every algorithm that keeps
         something. `open_ledger` is called with the first private request; only a simulation has none. Only a simulation
@@ -161,6 +163,7 @@ class TrainerService:
         self._reproducible, self._on_error, self._received = reproducible, on_error, received
         self._whose, self._most_epochs, self._check_values = whose, most_epochs, check_values
         self._check_run, self._orders, self._stamp, self._put_aside = check_run, orders, stamp, put_aside
+        self._evidence = evidence
         self._stamps: dict[str, object] = {}  # of the records in memory, by the task's digest
         self._states, self._make_model, self._repeats = states, make_model, repeats
         self._load, self._device, self._precision, self._check = load, device, precision, check
@@ -184,6 +187,7 @@ class TrainerService:
                 self._on_error(error)
                 self._quiet.tell("refused a %s of run %r: %r", type(request).__name__, request.run, error)
                 code = wire_code(error)
+                self._log_refusal(request, code)
                 if code == FAILED and not isinstance(
                     request, SecaggRequest | LedgerRequest | ReleaseRequest | RunRequest
                 ):
@@ -266,6 +270,7 @@ class TrainerService:
 
         Raises SovfedError; nothing that it depends on comes from records.
         """
+        self._require_whole(request)
         self._allow(request)
         if isinstance(request, NOT_KEPT):
             return self._admit_anew(request)
@@ -296,13 +301,40 @@ class TrainerService:
         if isinstance(request, PrivateRequest):
             if permit is None:
                 raise PolicyError("a private run needs secure aggregation")
-            return self._admit_private(request, task, permit)
+            return self._logged(request, self._admit_private(request, task, permit))
         if self._allowance is not None:
             self._allowance.take(request)
         self._enter_unbounded(request, task)
         if self._states is not None and isinstance(request, TrainRequest | EvaluateRequest):
             self._states.claim(request)
-        return lambda: self._work(request, task, permit)
+        return self._logged(request, lambda: self._work(request, task, permit))
+
+    def _require_whole(self, request: Request) -> None:
+        """Raises PolicyError where the agency's log was seen in two forms; a model that comes back asks for nothing."""
+        if self._evidence is not None and not isinstance(request, ReleaseRequest):
+            self._evidence.require_whole()
+
+    def _logged(self, request: SumRequest, work: Callable[[], Reply]) -> Callable[[], Reply]:
+        """`work`, whose reply leaves once the request is in the institution's log."""
+        if self._evidence is None:
+            return work
+        on_disk = self._evidence.admitted(request)
+
+        def logged() -> Reply:
+            reply = work()
+            on_disk()
+            return reply
+
+        return logged
+
+    def _log_refusal(self, request: Request, code: str) -> None:
+        """Count a refusal in the log; where that cannot be written, the refusal stands all the same."""
+        if self._evidence is None:
+            return
+        try:
+            self._evidence.refused(request, code)
+        except Exception:
+            log.exception("a refusal could not be logged")
 
     def _allow(self, request: Request) -> None:
         """Raise PolicyError unless the policy, and an order that was signed here, allow `request`."""
@@ -375,6 +407,8 @@ class TrainerService:
                 trained = None if kept is None else kept.request
                 plan = plan_of(trained if isinstance(trained, TrainRequest) else None)
                 keep_released(self._received, task, request, facts, plan)
+            if self._evidence is not None:
+                self._evidence.received(request)
             return ReleaseReply()
 
         return keep
@@ -593,6 +627,7 @@ def make_trainer(
     check_run: Callable[[RunRequest], list[BoundError]] = lambda _request: [],
     put_aside: Callable[[Reply], Reply] = lambda reply: reply,
     orders: OrderGate | None = None,
+    evidence: Evidence | None = None,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     return TrainerService(
@@ -602,5 +637,5 @@ def make_trainer(
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data_of(task)),
         allowance=allowance, least_spread=least_spread, received=received, whose=lambda task: whose_of(config, task),
         most_epochs=most_epochs, check_values=check_values, check_run=check_run, put_aside=put_aside,
-        orders=orders, stamp=lambda task: opt_out_stamp(config.data_of(task)),
+        orders=orders, stamp=lambda task: opt_out_stamp(config.data_of(task)), evidence=evidence,
     )  # fmt: skip

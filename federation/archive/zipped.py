@@ -29,11 +29,15 @@ _FIRST_DAY: Final = (1980, 1, 1, 0, 0, 0)
 _PLAIN_FILE: Final = 0o100444 << 16
 
 
-def write(entries: Mapping[str, bytes]) -> bytes:
-    """The one zip file of `entries`, by name. Raises ConfigError for names or sizes that no archive may have."""
+def write(entries: Mapping[str, bytes], *, most: int = 0) -> bytes:
+    """The one zip file of `entries`, by name. Raises ConfigError for names or sizes that no archive may have.
+
+    `most` is how many bytes it may hold, else `MAX_BYTES`.
+    """
     check_names(entries)
-    if sum(map(len, entries.values())) > MAX_BYTES:
-        raise ConfigError(f"more than {MAX_BYTES >> 20} MiB, which no task has")
+    most = most or MAX_BYTES
+    if sum(map(len, entries.values())) > most:
+        raise ConfigError(f"more than {most >> 20} MiB, which is more than is taken")
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED, allowZip64=False) as file:
         for name in sorted(entries):
@@ -43,9 +47,9 @@ def write(entries: Mapping[str, bytes]) -> bytes:
     return content.getvalue()
 
 
-def read(data: bytes) -> dict[str, bytes]:
+def read(data: bytes, *, most: int = 0, what: str = "archive of a task") -> dict[str, bytes]:
     """The entries that `data` holds. Raises ConfigError, and nothing else, unless `write` gives these very bytes."""
-    _check_end(data)
+    _check_end(data, most or MAX_BYTES, what)
     try:
         entries = _entries(data)
     except (
@@ -57,9 +61,9 @@ def read(data: bytes) -> dict[str, bytes]:
         ValueError,
         OSError,
     ) as error:
-        raise ConfigError(f"not an archive of a task: {visible(str(error), keep='')}") from error
-    if write(entries) != data:
-        raise ConfigError("not an archive of a task: bytes beside its files, or another form of zip than pack writes")
+        raise ConfigError(f"not an {what}: {visible(str(error), keep='')}") from error
+    if write(entries, most=most) != data:
+        raise ConfigError(f"not an {what}: bytes beside its files, or another form of zip than is written")
     return entries
 
 
@@ -87,15 +91,15 @@ def _plain(word: str) -> bool:
     return _NAME.fullmatch(word) is not None and not word.endswith(".")
 
 
-def _check_end(data: bytes) -> None:
+def _check_end(data: bytes, most: int, what: str) -> None:
     """Raise ConfigError unless the record at the end names as few entries as may be read, and nothing stands beside."""
-    if len(data) > MAX_BYTES + (MAX_FILES << 10):
-        raise ConfigError(f"more than {MAX_BYTES >> 20} MiB, which no task has")
+    if len(data) > most + (MAX_FILES << 10):
+        raise ConfigError(f"more than {most >> 20} MiB, which is more than is taken")
     if len(data) < _END.size:
-        raise ConfigError("not an archive of a task: too short")
+        raise ConfigError(f"not an {what}: too short")
     mark, _, _, listed, count, size, start, comment = _END.unpack_from(data, len(data) - _END.size)
     if mark != b"PK\5\6" or comment or listed != count or start + size + _END.size != len(data):
-        raise ConfigError("not an archive of a task: no zip file that ends where its list of files ends")
+        raise ConfigError(f"not an {what}: no zip file that ends where its list of files ends")
     if count > MAX_FILES:
         raise ConfigError(f"{count} files, at most {MAX_FILES} are taken")
 

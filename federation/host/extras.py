@@ -14,6 +14,7 @@ from sovfed.federation.errors import ConfigError
 
 PROJECT: Final = "sovfed"
 DISTRIBUTIONS: Final = {  # of modules that are not called as what brings them
+    "cyclonedx": "cyclonedx-python-lib",
     "hydra": "hydra-core",
     "ray": "flwr",
     "sklearn": "scikit-learn",

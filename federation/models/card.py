@@ -152,6 +152,11 @@ frame = pandas.read_csv("patients.csv")
 print(pandas.DataFrame(model.predict_rows(dict(frame))))</pre>
 <p>Without sovfed: <code>sovfed model export model.safetensors --torch model.pt2</code> (or <code>--onnx</code>) writes
 a program that takes raw values.</p>
+<h2>How to check where it comes from</h2>
+<pre>sovfed verify FILE.release --root root.pem</pre>
+<p>A release is one file that holds this page and the model. The authority's root certificate is all that is needed to
+tell who signed it, which institutions took part in which rounds by a log that they have cosigned, and what is missing.
+A model that came without a release is as good as the word of who gave it.</p>
 <h2>Limits</h2>
 <ul>{limits}</ul>
 </html>

@@ -95,3 +95,47 @@ class ProbeReply(_message.Message):
     node_id: int
     fleet: str
     def __init__(self, echo: _Optional[bytes] = ..., institution: _Optional[str] = ..., node_id: _Optional[int] = ..., fleet: _Optional[str] = ...) -> None: ...
+
+class HeadsRequest(_message.Message):
+    __slots__ = ("keys", "head", "proof", "old", "seen", "cosigned")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    OLD_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    COSIGNED_FIELD_NUMBER: _ClassVar[int]
+    keys: bytes
+    head: bytes
+    proof: _containers.RepeatedScalarFieldContainer[bytes]
+    old: int
+    seen: int
+    cosigned: bytes
+    def __init__(self, keys: _Optional[bytes] = ..., head: _Optional[bytes] = ..., proof: _Optional[_Iterable[bytes]] = ..., old: _Optional[int] = ..., seen: _Optional[int] = ..., cosigned: _Optional[bytes] = ...) -> None: ...
+
+class CosignedHead(_message.Message):
+    __slots__ = ("keys", "note", "proof")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    keys: bytes
+    note: bytes
+    proof: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, keys: _Optional[bytes] = ..., note: _Optional[bytes] = ..., proof: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class HeadsReply(_message.Message):
+    __slots__ = ("keys", "head", "proof", "old", "cosigned", "problem", "others")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    OLD_FIELD_NUMBER: _ClassVar[int]
+    COSIGNED_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
+    keys: bytes
+    head: bytes
+    proof: _containers.RepeatedScalarFieldContainer[bytes]
+    old: int
+    cosigned: bytes
+    problem: str
+    others: _containers.RepeatedCompositeFieldContainer[CosignedHead]
+    def __init__(self, keys: _Optional[bytes] = ..., head: _Optional[bytes] = ..., proof: _Optional[_Iterable[bytes]] = ..., old: _Optional[int] = ..., cosigned: _Optional[bytes] = ..., problem: _Optional[str] = ..., others: _Optional[_Iterable[_Union[CosignedHead, _Mapping]]] = ...) -> None: ...

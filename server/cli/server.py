@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from sovfed.federation.errors import ServiceError
+from sovfed.federation.evidence.cli import log_commands
 from sovfed.federation.host.homes import default_home
 from sovfed.federation.host.service_options import options as service_options
 from sovfed.federation.text import cell, visible
@@ -53,6 +54,7 @@ def cli() -> None:
 
 
 cli.add_command(console)
+cli.add_command(log_commands(HOME, "server"))
 
 
 @cli.command()
@@ -90,9 +92,9 @@ def certificate(certificate: Path, root: Path, crl: Path, home: Path) -> None:
 @HOME
 def crl(crl: Path, home: Path) -> None:
     """Install a newer revocation list; running processes take it at once."""
-    from sovfed.federation.identity import install_crl
+    from sovfed.server.home import take_crl
 
-    install_crl(home / "identity", crl.read_bytes())
+    take_crl(home, crl.read_bytes())
     click.echo("installed")
 
 
@@ -178,6 +180,7 @@ def down(home: Path) -> None:
 @JSON
 def status(home: Path, as_json: bool) -> None:
     """Show the server's processes and the institutions that are connected (exit code 4: not running)."""
+    from sovfed.federation.evidence.witness import problems
     from sovfed.federation.host.processes import read_status
     from sovfed.server.home import load_settings
     from sovfed.server.registry.enrolment import waiting
@@ -201,6 +204,7 @@ def status(home: Path, as_json: bool) -> None:
                     ],
                     "fingerprints": _fingerprints(home),
                     "runs_waiting": {name: lines for name, _, lines in runs_waiting},
+                    "logs": problems(home),
                 },
                 indent=2,
             )
@@ -217,7 +221,8 @@ def status(home: Path, as_json: bool) -> None:
             institutions.add_row(cell(node.name), cell(node.status), str(node.node_id))
         Console().print(processes, institutions)
         fingerprints = (f"{what}: {digest}" for what, digest in _fingerprints(home).items())
-        for line in (*server_status.complaints, *_waiting_lines(home), *fingerprints):
+        logs = [visible(f"{why}; `sovfed server log heads` tells more") for why in problems(home).values()]
+        for line in (*server_status.complaints, *logs, *_waiting_lines(home), *fingerprints):
             click.echo(line)
         for name, state, lines in runs_waiting:
             click.echo("\n  ".join([f"run {visible(name)}: {state}", *map(visible, lines)]))

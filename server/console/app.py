@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
@@ -20,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
 from sovfed.federation.errors import IdentityError, SovfedError
+from sovfed.federation.evidence.store import record
 from sovfed.federation.host.web import guarded, page, static, templates
 from sovfed.server.console.overview import Overview
 from sovfed.server.console.plots import plots
@@ -128,11 +130,12 @@ class _Console:
         if (wait := self._throttle.begin(address)) > 0:
             return self._login_page(request, f"Too many wrong logins; wait {wait / 60:.0f} minutes.", 429)
         try:
-            await run_in_threadpool(self._check, form.get("name", ""), form.get("password", ""))
+            user = await run_in_threadpool(self._check, form.get("name", ""), form.get("password", ""))
         except IdentityError:
             log.warning("a wrong login from %s", address)
             return self._login_page(request, "Name or password is wrong.", 401)
         self._throttle.right(address)
+        await run_in_threadpool(partial(record, self._home, "login", role=user.role))
         log.info("%s logged in from %s", form["name"], address)
         answer = RedirectResponse("/", 303)
         self._sessions.end(request.cookies.get(self.cookie, ""))

@@ -36,6 +36,9 @@ from sovfed.federation.certificates import (
     to_pem,
 )
 from sovfed.federation.errors import IdentityError, InvitationError, ServiceError
+from sovfed.federation.evidence.keys import INSTITUTION
+from sovfed.federation.evidence.store import record
+from sovfed.federation.evidence.witness import forget
 from sovfed.federation.files import private_directory, read_bounded, write_atomic
 from sovfed.federation.identity import (
     PeerIdentity,
@@ -192,6 +195,10 @@ def accept_certificate(
         )
         if updated.rowcount != 1:
             raise IdentityError(f"certificate of {peer.institution!r}: its request changed meanwhile")
+        if row["certificate"] is None:  # a home that is new has a log that is
+            forget(home, INSTITUTION + peer.institution)
+        fields = {"institution": peer.institution, "certificate": peer.fingerprint, "node": str(node_id)}
+        record(home, "admission", **fields, renewal=row["certificate"] is not None)
     _forget_request(home, peer.institution)
     return peer.institution
 
@@ -213,6 +220,7 @@ def remove(home: Path, name: str) -> int | None:
         row = db.execute("DELETE FROM institutions WHERE name = ? RETURNING node_id", (name,)).fetchone()
     if row is None:
         raise IdentityError(f"institution {name[:80]!r}: not known here")
+    record(home, "removal", institution=name)
     _forget_request(home, name)
     return int(row["node_id"]) if row["node_id"] else None
 

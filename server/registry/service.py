@@ -53,10 +53,13 @@ from sovfed.server.network.door import raise_descriptor_limit
 from sovfed.server.network.guard import Context, Guard, Hall, RateLimit, unary
 from sovfed.server.network.repeats import leave_out_repeats
 from sovfed.server.registry import enrolment
+from sovfed.server.registry.heads import Heads
 from sovfed.server.registry.upkeep import keep_up
 
 ENROLMENT_RATE_PER_S: Final = 10.0
 ENROLMENT_BURST: Final = 50
+HEADS_RATE_PER_S: Final = 100.0  # of an address, behind which there may be several institutions
+HEADS_BURST: Final = 300
 MAX_ENROLMENTS: Final = 1024  # calls of all addresses together; none stays without its request (guard.py)
 STOP_GRACE_S: Final = 1.0
 CIPHER_SUITES: Final = "GRPC_SSL_CIPHER_SUITES"
@@ -99,7 +102,7 @@ class Registry:
     """The handlers; what they know of institutions is in `server/registry/enrolment.py`."""
 
     def __init__(self, home: Path, trust: Trust) -> None:
-        self._home, self._trust = home, trust
+        self._home, self._trust, self._heads = home, trust, Heads(home)
         self.endpoints = Endpoints("", "", "")  # known once the ports are bound
 
     async def enrol(self, request: pb.EnrolRequest, _: Context) -> pb.EnrolReply:
@@ -145,6 +148,11 @@ class Registry:
     async def crl(self, _request: pb.Empty, _: Context) -> pb.CrlReply:
         """The revocation list in force."""
         return pb.CrlReply(crl=read_bounded(self._home / "identity" / "crl.pem"), roots=self._roots())
+
+    async def heads(self, request: pb.HeadsRequest, context: Context) -> pb.HeadsReply:
+        """Cosign the log of the institution at the other end, and show the agency's own."""
+        peer = self._trust.verify_auth_context(context.auth_context())
+        return await asyncio.to_thread(self._heads.answer, peer.institution, request)
 
     def _reply(self, certificate: bytes | None) -> pb.EnrolReply:
         if certificate is None:
@@ -250,6 +258,8 @@ def _registry_handlers(registry: Registry, *, renewals: bool) -> GenericHandler:
     }
     if renewals:
         handlers["Renew"] = unary(registry.renew, pb.RenewRequest.FromString, hall)
+        limit = RateLimit(HEADS_RATE_PER_S, HEADS_BURST)
+        handlers["Heads"] = unary(registry.heads, pb.HeadsRequest.FromString, hall, limit)
         handlers["Probe"] = unary(registry.probe, pb.ProbeRequest.FromString, hall)
     return grpc.method_handlers_generic_handler(REGISTRY_SERVICE, handlers)
 

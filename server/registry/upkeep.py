@@ -18,10 +18,11 @@ from cryptography import x509
 from sovfed.federation.certificates import create_csr, read_names, to_der, to_pem
 from sovfed.federation.errors import IdentityError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic
-from sovfed.federation.identity import Trust, install_crl, key_from_pem, load_certificate, parse_certificate
+from sovfed.federation.identity import Trust, key_from_pem, load_certificate, parse_certificate
 from sovfed.federation.renewal import endorse, is_due, make_renewal
 from sovfed.federation.roots import FILE as HANDOVER
 from sovfed.federation.roots import adopt, is_of_former_root, retire
+from sovfed.server.home import take_crl
 from sovfed.server.registry import enrolment
 from sovfed.server.registry.tending import CERTIFICATES
 
@@ -106,7 +107,7 @@ def _install_own(home: Path, pem: bytes) -> None:
 def _take_in_list(home: Path, source: str, installed: list[bytes]) -> None:
     crl = read_bounded(Path(source))
     if crl != installed[0]:
-        log.info("revocation list %d is in force", install_crl(home / "identity", crl))
+        log.info("revocation list %d is in force", take_crl(home, crl))
         installed[0] = crl
 
 

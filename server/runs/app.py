@@ -57,6 +57,7 @@ from sovfed.server.runs.folders import (
     stored_config,
     write_state,
 )  # fmt: skip
+from sovfed.server.runs.logged import RunLog
 from sovfed.server.runs.serverapp_runner import DROPPED, Stopped, run
 from sovfed.server.runs.spare import wait_for_task, write_output_to
 from sovfed.server.runs.tracking import Tracker
@@ -84,13 +85,15 @@ def serve_run(base: Grid, spec: dict[str, Any], home: Path) -> None:
         }  # fmt: skip
         write_state(folder, state, "running")
         Pulse(folder / PULSE).start()
-        tracker = Tracker(config, home, folder, name)
+        tracker, logged = Tracker(config, home, folder, name), RunLog(home, name, str(base.run.run_id))
         try:
             require_reviewed(home, config)
-            _train(base, config, home, folder, tracker, resume)
+            logged.begin(config, resume=resume)
+            _train(base, config, home, folder, tracker, resume, logged)
         except (Stopped, RunNotRunningException) as error:
             _ended(folder, home, state, INTERRUPTED, str(error) if isinstance(error, Stopped) else DROPPED)
             tracker.finish("KILLED", [], register=False)
+            logged.end(INTERRUPTED)
             raise
         except BaseException as error:
             reason = str(error) if isinstance(error, SovfedError) else type(error).__name__
@@ -98,8 +101,10 @@ def serve_run(base: Grid, spec: dict[str, Any], home: Path) -> None:
             _ended(folder, home, state, INTERRUPTED if _passes(error, folder, resume) else "failed", reason)
             tracker.note({"failure": reason[:500]})
             tracker.finish("FAILED", [], register=False)
+            logged.end("failed")
             raise
         write_state(folder, state, "finished")
+        logged.end("finished")
 
 
 def _ended(folder: Path, home: Path, state: dict[str, Any], status: str, reason: str) -> None:
@@ -120,17 +125,20 @@ def _passes(error: BaseException, folder: Path, resume: bool) -> bool:
     return isinstance(error, CohortError | ServiceError | OSError) and not isinstance(error, DeclinedError)
 
 
-def _train(base: Grid, config: Config, home: Path, folder: Path, tracker: Tracker, resume: bool) -> None:
+def _train(
+    base: Grid, config: Config, home: Path, folder: Path, tracker: Tracker, resume: bool, logged: RunLog
+) -> None:
     own = FollowingIdentity(home / "identity")
     identity = own if config.secagg.enabled else None
     lane, transport = connect(base, config, home, folder)
     grid = Attentive(lane, folder, config.server.min_cohort)
     try:
-        coordinate(
+        outcome = coordinate(
             grid, config, run=str(base.run.run_id), folder=folder, transport=transport,
             identity=identity, heads=LedgerHeads(home, identity) if identity else None, tracker=tracker, resume=resume,
-            order=Ordering(config, plain_name(folder.name), folder, own),
+            order=Ordering(config, plain_name(folder.name), folder, own), on_round=logged.round,
         )  # fmt: skip
+        logged.model(outcome.summary)
     finally:
         grid.close()
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.config import Config, stored
-from sovfed.federation.errors import ServiceError
+from sovfed.federation.errors import DataError, ServiceError
 from sovfed.federation.files import write_private
 from sovfed.federation.text import ARCHIVE, conceal
 from sovfed.server.runs.curves import read_rounds
-from sovfed.server.runs.folders import UNSENT
+from sovfed.server.runs.folders import UNSENT, run_folder, stored_config
 from sovfed.server.runs.release import FILES, FOLDER, MODEL, TAG, TRACKED, digest
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ CLOSE_TIMEOUT_S: Final = 120.0  # for artefacts; a server that is known to be aw
 TOGETHER_S: Final = 1.0  # rounds of so long are logged in one call
 MOST_POINTS: Final = 1_000  # that MLflow takes in one
 RETRY_S: Final = 30.0  # between two tries to reach a server that is away
+CANDIDATE: Final = "candidate"  # MLflow's alias of the newest model of a task that a run ended with
+APPROVED: Final = "approved"  # and of the newest that was released
 EVERY_ROUND: Final = "seconds"  # a figure that each round has
 
 
@@ -210,12 +212,14 @@ class Tracker:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        if self._opened.search_model_versions(f"run_id = '{self.run_id}'"):
-            return  # an earlier try came that far
+        if made := self._opened.search_model_versions(f"run_id = '{self.run_id}'"):  # an earlier try came that far
+            self._opened.set_registered_model_alias(name, CANDIDATE, str(made[0].version))
+            return
         source = f"{self._opened.get_run(self.run_id).info.artifact_uri}/{FOLDER}"
         tags = {TAG: digest(self._folder / MODEL)}
         about = how_to_load(self._config, self._folder.name)
-        self._opened.create_model_version(name, source, run_id=self.run_id, tags=tags, description=about)
+        version = self._opened.create_model_version(name, source, run_id=self.run_id, tags=tags, description=about)
+        self._opened.set_registered_model_alias(name, CANDIDATE, str(version.version))
 
     def _describe_model(self) -> None:
         """Put beside the model's files what `mlflow.pyfunc.load_model` needs; a task without a model has none."""
@@ -243,6 +247,25 @@ def send(config: Config, home: Path, folder: Path) -> bool:
     tracker.catch_up()
     tracker.finish(unsent["status"], [folder / name for name in unsent["artefacts"]], unsent["register"])
     return not (folder / UNSENT).exists()
+
+
+def approve(home: Path, run: str) -> list[str]:
+    """Give MLflow's version of the run's model the alias `APPROVED`, for it is released; lines about what was not done.
+
+    Raises DataError if MLflow's version is of another model.
+    """
+    from mlflow import MlflowClient
+
+    folder, config = run_folder(home, run), stored_config(home, run)
+    if not (folder / TRACKED).exists():
+        return [f"MLflow has nothing of this run, so no version of its model is called '{APPROVED}' there"]
+    client = MlflowClient(tracking_uri(config, home))
+    versions = client.search_model_versions(f"run_id = '{(folder / TRACKED).read_text().strip()}'")
+    for version in versions:
+        if version.tags.get(TAG) != digest(folder / MODEL):
+            raise DataError(f"MLflow's version {version.version} of {version.name} is of another model")
+        client.set_registered_model_alias(version.name, APPROVED, str(version.version))
+    return [] if versions else [f"MLflow has no version of this model, so none is called '{APPROVED}' there"]
 
 
 def how_to_load(config: Config, run: str) -> str | None:

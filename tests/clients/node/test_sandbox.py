@@ -26,6 +26,7 @@ from sovfed.clients.node.sandbox import Places, _passed_places
 from sovfed.clients.node.up import processes
 from sovfed.clients.trainer.socket import NAME, TrainerStub
 from sovfed.federation.config import ClientConfig, DataConfig
+from sovfed.federation.evidence.store import record
 from sovfed.federation.files import write_private
 from sovfed.federation.host import landlock, seccomp
 from sovfed.federation.host.quiet import quiet_environment
@@ -76,6 +77,7 @@ def home(folder: Path) -> Path:
     authority = Authority()
     enrolled_home(home, authority, server_config(make_home(authority, folder / "agency")))
     create_journal(home)
+    record(home, "policy", policy="00")
     (home / "secrets" / "loopback.secret").write_text("s")
     for name in ("privacy", "personal", "run", "run/trainer", "run/gateway"):
         (home / name).mkdir(mode=0o700, exist_ok=True)
@@ -89,7 +91,8 @@ def opened(name: str, home: Path) -> set[str]:
     parts = [
         "h/policy.yaml", "h/identity/key.pem", "h/identity/node_key", "h/secrets/loopback.secret", "h/secagg/journal",
         "h/privacy/a-file", "h/run/trainer/file", "h/run/gateway/file", "h/state/", "h/identity/", "h/secagg/",
-        "h/privacy/", "h/", "records/table.csv", "records/", "other", "",
+        "h/privacy/", "h/", "records/table.csv", "records/", "other", "", "h/audit/log.db", "h/audit/",
+        "h/audit-key/log.pem", "h/witness/witness.pem", "h/witness/",
     ]  # fmt: skip
     base = home.parent
     paths = [f"{base / part}/" if part.endswith("/") or not part else str(base / part) for part in parts]
@@ -107,14 +110,16 @@ def opened(name: str, home: Path) -> set[str]:
 def test_the_trainer_opens_records_and_its_own_state_only(home: Path) -> None:
     assert opened("trainer", home) == {
         "h/policy.yaml", "h/identity/key.pem", "h/identity/node_key", "h/secagg/journal", "h/privacy/a-file",
-        "h/run/trainer/file", "h/secagg/", "h/privacy/", "records/table.csv",
+        "h/run/trainer/file", "h/secagg/", "h/privacy/", "records/table.csv", "h/audit/log.db", "h/audit/",
+        "h/audit-key/log.pem", "h/witness/witness.pem",
     }  # fmt: skip
 
 
 @needs_landlock
 def test_gateway_and_supernode_cannot_open_the_records_nor_what_the_trainer_keeps(home: Path) -> None:
     common = {"h/identity/key.pem", "h/identity/node_key", "h/secrets/loopback.secret", "h/state/"}
-    assert opened("gateway", home) == {*common, "h/run/gateway/file", "h/identity/"}
+    seen = {"h/audit/log.db", "h/witness/witness.pem", "h/witness/"}  # it reads the log, and cannot write or sign it
+    assert opened("gateway", home) == {*common, *seen, "h/run/gateway/file", "h/identity/"}
     assert opened("supernode", home) == common
 
 

@@ -1,0 +1,84 @@
+"""What the trainer puts into the institution's log: each request that it admits, and, counted, what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+from sovfed.federation.errors import PolicyError
+from sovfed.federation.evidence.counted import Counted
+from sovfed.federation.evidence.store import record
+from sovfed.federation.evidence.witness import SPLIT, problems
+from sovfed.federation.messages import EvaluateRequest, PrivateRequest, ProfileRequest, ReleaseRequest, TrainRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sovfed.federation.messages import Request, SumRequest
+
+REFUSE: Final = "refuse"
+RECORD: Final = "record"
+ON_SPLIT: Final = (REFUSE, RECORD)
+ASKED: Final = {
+    ProfileRequest: "profile", TrainRequest: "train", PrivateRequest: "private", EvaluateRequest: "evaluate",
+}  # fmt: skip
+
+
+class Evidence:
+    """The log of the institution in `home`, as its trainer writes it.
+
+    `on_split` says what becomes of requests once the agency's log was seen to be shown in another form, or rolled back.
+    """
+
+    def __init__(self, home: Path, on_split: str = REFUSE) -> None:
+        self._home, self._on_split = home, on_split
+        self._refused, self._received = Counted(home, "refusal"), Counted(home, "received")
+        self._writer = ThreadPoolExecutor(1)
+        self._told = ""
+
+    def require_whole(self) -> None:
+        """Raises PolicyError where the agency's log does not go on from what was seen, and the policy refuses that."""
+        why = self._split()
+        if why and self._on_split == REFUSE:
+            raise PolicyError(f"{why}; see `sovfed client log heads`")
+
+    def _split(self) -> str:
+        """Why the agency's log is not cosigned any more, which is logged once; "" if it is."""
+        if not (self._home / SPLIT).exists():
+            return ""
+        why = "; ".join(problems(self._home).values())
+        if why and why != self._told:
+            record(self._home, "split", why=why)
+            self._told = why
+        return why
+
+    def admitted(self, request: SumRequest) -> Callable[[], object]:
+        """Log that `request` is answered, beside the work for it; the reply must not leave before this is called."""
+        fields = {
+            "run": request.run, "request": ASKED[type(request)], "task": request.task, "task_digest": request.digest,
+            "masked": bool(request.begin.size), "m1": hashlib.sha256(request.begin.tobytes()).hexdigest(),
+        }  # fmt: skip
+        number = 0 if isinstance(request, ProfileRequest) else request.round
+        return self._writer.submit(record, self._home, "round", **fields, round=number).result
+
+    def received(self, request: ReleaseRequest) -> None:
+        """Count a model that came back."""
+        self._received.add(task=request.task)
+
+    def refused(self, request: Request, code: str) -> None:
+        """Count a refusal."""
+        self._refused.add(request=type(request).__name__, code=code)
+
+    def look(self) -> None:
+        """Write what was counted, once a minute is over, and that a log was seen to be another."""
+        self._split()
+        self._refused.look()
+        self._received.look()
+
+    def close(self) -> None:
+        """Write all that was counted."""
+        self._refused.close()
+        self._received.close()
+        self._writer.shutdown()

@@ -1,0 +1,93 @@
+"""Whether a home's log is still what was written, and which entry is the first that is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sovfed.federation.errors import EvidenceError, SovfedError
+from sovfed.federation.evidence import merkle
+from sovfed.federation.evidence.entries import read_entry
+from sovfed.federation.evidence.notes import Checkpoint, check_cosignature, check_note
+from sovfed.federation.evidence.store import LogReader
+from sovfed.federation.evidence.witness import cosignatures
+from sovfed.federation.identity import load_roots
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A log that holds: its entries, and who cosigned how many of them."""
+
+    origin: str
+    size: int
+    root: bytes
+    cosigned: dict[str, int]
+
+
+def check_log(home: Path, shown: Sequence[bytes] = ()) -> Checked:
+    """The log of `home`, once each of its entries is what was written.
+
+    `shown` are heads of this log that somebody else has: the log must go on from each. Raises EvidenceError, which
+    names the first entry that is wrong.
+    """
+    log = LogReader(home)
+    log.voucher.check(load_roots(home / "identity" / "root.pem"))
+    roots = [*_replayed(log)]
+    key, size = log.voucher.log_key, len(roots) - 1
+    cosigned = {}
+    for note in shown:
+        _compare(check_note(note, key), roots, "a head that was shown to somebody")
+    for voucher, note in cosignatures(home):
+        name = voucher.check(load_roots(home / "identity" / "root.pem"))
+        check_cosignature(note, voucher.witness_key)
+        head = check_note(note, key)
+        _compare(head, roots, f"a head that {name} cosigned")
+        cosigned[name] = head.size
+    return Checked(log.voucher.origin, size, roots[-1], cosigned)
+
+
+def _replayed(log: LogReader) -> list[bytes]:
+    """The root of the first 0, 1, 2, … entries, each held to the head that was signed then."""
+    roots, made = [merkle.root_hash(0, _none)], dict[tuple[int, int], bytes]()
+    key, stored = log.voucher.log_key, {(level, at): value for level, at, value in log.nodes()}
+    heads, last = iter(log.heads()), 0
+    for seq, data in log.entries():
+        if seq != last:
+            raise EvidenceError(f"entry {last} is missing")
+        try:
+            read_entry(data)
+        except EvidenceError as error:
+            raise EvidenceError(f"entry {seq}: {error}") from error
+        for level, position, value in merkle.completed(seq, merkle.leaf_hash(data), lambda lv, at: made[lv, at]):
+            made[level, position] = value
+            if stored.get((level, position)) != value:
+                raise EvidenceError(f"entry {seq}: was changed, or its hash was")
+        roots.append(merkle.root_hash(seq + 1, lambda lv, at: made[lv, at]))
+        size, note = next(heads, (0, b""))
+        try:
+            head = check_note(note, key) if size == seq + 1 else None
+        except SovfedError as error:
+            raise EvidenceError(f"entry {seq}: its head does not hold: {error}") from error
+        if head is None or (head.size, head.root) != (seq + 1, roots[-1]):
+            raise EvidenceError(f"entry {seq}: is not what the log's head was signed for")
+        last = seq + 1
+    if (more := next(heads, None)) is not None:
+        raise EvidenceError(f"entry {last} is missing: a head of {more[0]} entries was signed")
+    if len(stored) != len(made):
+        raise EvidenceError(f"entry {last} is missing: there are hashes of more")
+    return roots
+
+
+def _compare(head: Checkpoint, roots: Sequence[bytes], what: str) -> None:
+    if head.size >= len(roots):
+        raise EvidenceError(f"entry {len(roots) - 1} is missing: {what} has {head.size} entries")
+    if head.root != roots[head.size]:
+        raise EvidenceError(f"an entry before {head.size} is another than in {what}: the log was written anew")
+
+
+def _none(level: int, position: int) -> bytes:
+    raise EvidenceError(f"no hash of level {level} at {position}")

@@ -1,0 +1,139 @@
+"""`sovfed client log`, `sovfed server log`: what happened here, whether it was changed, what others have seen."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sovfed.federation.text import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def log_commands(home_option: Callable[[Any], Any], role: str) -> click.Group:
+    """The group `log` for homes of `role`, which `home_option` names."""
+
+    @click.group(
+        name="log",
+        epilog=f"""\b
+Examples:
+  sovfed {role} log verify                 is it what was written? the first bad entry, if not
+  sovfed {role} log verify --head FILE     does it go on from a head that somebody else kept?
+  sovfed {role} log show --kind round      what happened
+  sovfed {role} log heads                  what was seen of the logs of others, who cosigned this one
+  sovfed {role} log export DIR             as files for any tool of transparency logs (C2SP tlog-tiles)
+""",
+    )
+    def log() -> None:
+        """Show and check the log that nobody rewrites alone: orders, rounds, releases, refusals, admissions."""
+
+    for command in (verify, show, head, heads, trust, export):
+        log.add_command(click.command(help=command.__doc__)(home_option(command)))
+    return log
+
+
+@click.option("--head", "shown", type=FILE, multiple=True, help="A head of this log that somebody else has kept.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def verify(home: Path, shown: tuple[Path, ...], as_json: bool) -> None:
+    """Check every entry of the log, and its heads (exit code 3: it was changed, and where)."""
+    from sovfed.federation.evidence.checking import check_log
+
+    checked = check_log(home, [path.read_bytes() for path in shown])
+    if as_json:
+        values = {
+            "origin": checked.origin,
+            "size": checked.size,
+            "root": checked.root.hex(),
+            "cosigned": checked.cosigned,
+        }
+        click.echo(json.dumps(values))
+        return
+    click.echo(f"{checked.origin}: {checked.size} entries, as they were written")
+    for name, size in checked.cosigned.items():
+        click.echo(f"  the first {size} cosigned by {visible(name)}")
+    if not checked.cosigned:
+        click.echo("  cosigned by nobody yet: whoever has this home's keys could write it anew")
+
+
+@click.option("--kind", help="Entries of this kind alone.")
+@click.option("--last", type=click.IntRange(1), default=50, show_default=True, help="The newest so many.")
+@click.option("--json", "as_json", is_flag=True, help="Print the entries as they are kept, a line each.")
+def show(home: Path, kind: str | None, last: int, as_json: bool) -> None:
+    """Print the newest entries."""
+    from collections import deque
+
+    from sovfed.federation.evidence.store import LogReader
+
+    newest: deque[tuple[int, dict[str, Any]]] = deque(maxlen=last)
+    for seq, data in LogReader(home).entries():
+        values = json.loads(data)
+        if kind in (None, values["kind"]):
+            newest.append((seq, values))
+    for seq, values in newest:
+        click.echo(json.dumps({"seq": seq, **values}) if as_json else _line(seq, values))
+
+
+def head(home: Path) -> None:
+    """Print the newest head of this log, for somebody else to keep."""
+    from sovfed.federation.evidence.store import LogReader
+
+    click.echo(LogReader(home).head().decode(), nl=False)
+
+
+def heads(home: Path) -> None:
+    """Print what was seen of the logs of others, who cosigned this one, and what does not agree (exit code 3)."""
+    from sovfed.federation.errors import EvidenceError
+    from sovfed.federation.evidence.notes import read_checkpoint
+    from sovfed.federation.evidence.witness import all_seen, cosignatures, others, problems
+
+    for seen in all_seen(home):
+        when = datetime.fromtimestamp(seen.at, UTC)
+        click.echo(f"seen: {visible(seen.head.origin)} with {seen.head.size} entries, {when:%F %T} UTC")
+    for voucher, note in cosignatures(home):
+        click.echo(f"cosigned by {visible(voucher.origin)}: the first {read_checkpoint(note).size} entries of this log")
+    for voucher, note in others(home):
+        cosigned = read_checkpoint(note)
+        click.echo(
+            f"{visible(voucher.origin)} cosigned the first {cosigned.size} entries of {visible(cosigned.origin)}"
+        )
+    if problem := problems(home):
+        raise EvidenceError("; ".join(problem.values()))
+
+
+@click.argument("origin")
+def trust(home: Path, origin: str) -> None:
+    """Take the log ORIGIN as it is shown next: you know why it does not go on from what was seen."""
+    from sovfed.federation.errors import ConfigError
+    from sovfed.federation.evidence.store import record
+    from sovfed.federation.evidence.witness import forget
+
+    if not forget(home, origin):
+        raise ConfigError(f"nothing was seen of a log '{origin}'; `log heads` names those that were")
+    record(home, "trust", log=origin)
+    click.echo(f"{visible(origin)} will be taken as it is shown next")
+
+
+@click.argument("folder", type=click.Path(path_type=Path))
+def export(home: Path, folder: Path) -> None:
+    """Write the log into the new FOLDER, as C2SP tlog-tiles."""
+    from sovfed.federation.evidence.store import LogReader
+    from sovfed.federation.evidence.tiles import export as write
+
+    log = LogReader(home)
+    size = write(log, folder)
+    click.echo(f"wrote {size} entries to {folder}; the key of its checkpoint is\n{log.voucher.log}")
+
+
+def _line(seq: int, values: dict[str, Any]) -> str:
+    """An entry as one line."""
+    when = datetime.fromtimestamp(values.pop("at"), UTC)
+    kind, _ = values.pop("kind"), values.pop("v")
+    fields = "  ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items())
+    return visible(f"{seq:6}  {when:%F %T}  {kind:10}  {fields}")

@@ -1,0 +1,161 @@
+"""A home's log: `audit/log.db`, a SQLite database to which entries are added and nothing else is ever done.
+
+Each entry is on disk, and the new head signed, before `append` returns. Every head is kept: so the first entry that
+somebody has changed can be named. Several processes of the home may append; an institution's gateway only reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.federation.errors import EvidenceError, ServiceError
+from sovfed.federation.evidence import merkle
+from sovfed.federation.evidence.entries import entry, read_entry
+from sovfed.federation.evidence.keys import LOG_KEY, VOUCHER, establish, load_key, read_voucher
+from sovfed.federation.evidence.notes import Checkpoint, sign
+from sovfed.federation.files import read_private
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FILE: Final = "audit/log.db"
+BUSY_S: Final = 30.0
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS entries (seq INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS nodes (level INTEGER, position INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, position))
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS heads (size INTEGER PRIMARY KEY, note BLOB NOT NULL);
+"""
+
+
+def record(home: Path, kind: str, /, **fields: Any) -> int:
+    """Append one entry to the home's log; its number. Before the home has a certificate there is no log: -1."""
+    voucher = establish(home)
+    if voucher is None:
+        return -1
+    origin, key = voucher.origin, load_key(home / LOG_KEY)
+    with _writing(home / FILE) as db:
+        (size,) = db.execute("SELECT coalesce(max(seq) + 1, 0) FROM entries").fetchone()
+        at = int(time.time())
+        data, nodes = entry(kind, at, fields), _nodes(db)
+        db.execute("INSERT INTO entries VALUES (?, ?)", (size, data))
+        db.executemany("INSERT INTO nodes VALUES (?, ?, ?)", merkle.completed(size, merkle.leaf_hash(data), nodes))
+        head = Checkpoint(origin, size + 1, merkle.root_hash(size + 1, nodes))
+        db.execute("INSERT INTO heads VALUES (?, ?)", (size + 1, sign(head, key)))
+    return int(size)
+
+
+def record_change(home: Path, kind: str, /, **fields: Any) -> bool:
+    """`record`, unless the newest entry of that kind says just the same; whether it did not."""
+    if has_log(home):
+        newest = next((values for values in LogReader(home).newest() if values["kind"] == kind), {})
+        if newest and {**fields, "kind": kind, "at": newest["at"], "v": newest["v"]} == newest:
+            return False
+    return record(home, kind, **fields) >= 0
+
+
+class LogReader:
+    """What the log of `home` says, for proofs. A home without a log has none to read: `ServiceError`."""
+
+    def __init__(self, home: Path) -> None:
+        self._path = home / FILE
+        self.voucher = read_voucher(read_private(home / VOUCHER))
+
+    def head(self, size: int | None = None) -> bytes:
+        """The signed note of the newest head, or of that of `size` entries. Raises EvidenceError if there is none."""
+        which = ("WHERE size = ?", (size,)) if size is not None else ("ORDER BY size DESC LIMIT 1", ())
+        with self._reading() as db:
+            row = db.execute(f"SELECT note FROM heads {which[0]}", which[1]).fetchone()  # noqa: S608 - ours
+        if row is None:
+            raise EvidenceError(f"{self._path}: no head" + ("" if size is None else f" of {size} entries"))
+        return bytes(row[0])
+
+    def entries(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
+        """Number and bytes of each entry from `start` to before `end`."""
+        last = (1 << 62) if end is None else end
+        with self._reading() as db:
+            query = "SELECT seq, data FROM entries WHERE seq >= ? AND seq < ? ORDER BY seq"
+            yield from ((int(seq), bytes(data)) for seq, data in db.execute(query, (start, last)))
+
+    def newest(self) -> Iterator[dict[str, Any]]:
+        """What the entries say, the newest first."""
+        with self._reading() as db:
+            for (data,) in db.execute("SELECT data FROM entries ORDER BY seq DESC"):
+                yield read_entry(bytes(data))
+
+    def inclusion(self, position: int, size: int) -> list[bytes]:
+        """The path of the entry at `position` to the root of the first `size`."""
+        with self._reading() as db:
+            return merkle.prove_inclusion(position, size, _nodes(db))
+
+    def consistency(self, old: int, size: int) -> list[bytes]:
+        """The proof that the first `old` entries are the beginning of the first `size`."""
+        with self._reading() as db:
+            return merkle.prove_consistency(old, size, _nodes(db))
+
+    def heads(self) -> Iterator[tuple[int, bytes]]:
+        """Size and note of each head, from the first."""
+        with self._reading() as db:
+            yield from ((int(size), bytes(note)) for size, note in db.execute("SELECT * FROM heads ORDER BY size"))
+
+    def nodes(self) -> Iterator[tuple[int, int, bytes]]:
+        """Each stored hash with its level and position."""
+        with self._reading() as db:
+            yield from ((int(lv), int(at), bytes(value)) for lv, at, value in db.execute("SELECT * FROM nodes"))
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        try:
+            db = sqlite3.connect(f"file:{self._path.absolute()}?mode=ro", uri=True, timeout=BUSY_S)
+        except sqlite3.OperationalError as error:
+            raise ServiceError(f"{self._path}: no log to read") from error
+        try:
+            yield db
+        except sqlite3.DatabaseError as error:
+            raise EvidenceError(f"{self._path}: cannot be read as a database: {error}") from error
+        finally:
+            db.close()
+
+
+def has_log(home: Path) -> bool:
+    """Whether anything was logged in `home` yet."""
+    return (home / FILE).exists()
+
+
+def _nodes(db: sqlite3.Connection) -> Callable[[int, int], bytes]:
+    def node(level: int, position: int) -> bytes:
+        row = db.execute("SELECT hash FROM nodes WHERE level = ? AND position = ?", (level, position)).fetchone()
+        if row is None:
+            raise EvidenceError(f"log: the hash of level {level} at {position} is missing")
+        return bytes(row[0])
+
+    return node
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[sqlite3.Connection]:
+    """One write transaction, on disk once this returns."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+    try:
+        db.execute("PRAGMA journal_mode = TRUNCATE")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("BEGIN IMMEDIATE")
+        for statement in _SCHEMA.split(";\n"):
+            db.execute(statement)
+        try:
+            yield db
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise ServiceError(f"{path}: the log cannot be written: {error}") from error
+    finally:
+        db.close()

@@ -1,0 +1,1 @@
+"""A model that is given away: one file with all that is said of it, signed, which anybody checks without a network."""

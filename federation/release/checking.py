@@ -1,0 +1,198 @@
+"""Whether a release holds: every byte of it, by the authority's root alone, and what is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
+from sovfed.federation.archive import zipped
+from sovfed.federation.certificates import InstitutionNames, ServerNames
+from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError, SovfedError
+from sovfed.federation.evidence.entries import canonical
+from sovfed.federation.identity import issuer_of, parse_crl, verify_lapsed
+from sovfed.federation.release import lineage, sealed
+from sovfed.federation.text import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sovfed.federation.release.lineage import Lineage
+
+ENVELOPE: Final = "release.dsse.json"
+MODEL: Final = "model/model.safetensors"
+SIGNATURE: Final = "model.sig"
+PUBLIC_KEY: Final = "agency.pub"
+REVOKED: Final = "crl.pem"
+BILL: Final = "mlbom.cdx.json"
+NEEDED: Final = (
+    MODEL, SIGNATURE, PUBLIC_KEY, REVOKED, BILL, lineage.HEAD, lineage.KEYS, lineage.ENTRIES, lineage.COSIGNED,
+)  # fmt: skip
+MAX_BYTES: Final = 2 << 30
+LATER: Final = {  # by the statement's field
+    "orders": "orders: no institution's consent to the run is in it",
+    "training_content": "a summary of the training content",
+    "audits": "audits of memorisation",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A release that holds: what it says, who signed it, and what is missing, in plain words."""
+
+    predicate: dict[str, Any]
+    agency: str
+    institutions: tuple[str, ...]
+    log: Lineage
+    holds: tuple[str, ...] = ()
+    missing: tuple[str, ...] = field(default=())
+
+
+def read_release(data: bytes) -> tuple[dict[str, bytes], sealed.Envelope, dict[str, Any]]:
+    """Files, signatures and statement of a release, whose spelling holds, and each digest. Raises EvidenceError."""
+    try:
+        files = zipped.read(data, most=MAX_BYTES, what="archive of a release")
+    except ConfigError as error:
+        raise EvidenceError(str(error)) from error
+    if missing := [name for name in (*NEEDED, ENVELOPE) if name not in files]:
+        raise EvidenceError(f"the release lacks {', '.join(missing)}")
+    envelope = sealed.read_envelope(files[ENVELOPE])
+    statement = _statement(envelope.payload)
+    digests = {entry["name"]: entry["digest"]["sha256"] for entry in statement["subject"]}
+    if digests.keys() != files.keys() - {ENVELOPE}:
+        raise EvidenceError("the release holds other files than those that were signed")
+    for name, digest in digests.items():
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise EvidenceError(f"{name}: not the file that was signed")
+    return files, envelope, statement
+
+
+def check_release(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
+    """What the release `data` says, once all of it holds. Raises EvidenceError, and nothing else, if any does not."""
+    try:
+        return _checked(data, roots)
+    except EvidenceError:
+        raise
+    except SovfedError as error:
+        raise EvidenceError(str(error)) from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, UnsupportedAlgorithm) as error:
+        raise EvidenceError("the release is not of the form that is written") from error
+
+
+def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
+    files, envelope, statement = read_release(data)
+    agency, institutions = _signers(envelope, roots, files[REVOKED])
+    if files[PUBLIC_KEY] != sealed.public_pem(envelope.signatures[0].certificate):
+        raise EvidenceError(f"{PUBLIC_KEY}: not the key that signed the release")
+    log, predicate = lineage.check(files, roots), statement["predicate"]
+    if log.origin != agency:
+        raise EvidenceError(f"signed by {agency}, and the log is that of {log.origin}")
+    _agree(predicate, log, hashlib.sha256(files[MODEL]).hexdigest())
+    holds = _holding(predicate, agency, institutions, log, len(files))
+    return Verdict(predicate, agency, institutions, log, holds, _missing(predicate, institutions, log))
+
+
+def with_signature(data: bytes, signed: sealed.Signed) -> bytes:
+    """The release `data` with one more signature of its statement. Raises EvidenceError if it is there already."""
+    files, envelope, _ = read_release(data)
+    if any(
+        sealed.public_pem(other.certificate) == sealed.public_pem(signed.certificate) for other in envelope.signatures
+    ):
+        raise EvidenceError("this key has signed the release already")
+    more = sealed.Envelope(envelope.payload, (*envelope.signatures, signed))
+    return zipped.write({**files, ENVELOPE: more.to_bytes()}, most=MAX_BYTES)
+
+
+def _statement(payload: bytes) -> dict[str, Any]:
+    statement: Any = json.loads(payload)
+    if not isinstance(statement, dict) or canonical(statement) != payload:
+        raise EvidenceError("the statement is not spelled as it is written")
+    if (statement["_type"], statement["predicateType"]) != (sealed.STATEMENT, sealed.PREDICATE):
+        raise EvidenceError("the statement is not that of a release")
+    return statement
+
+
+def _signers(
+    envelope: sealed.Envelope, roots: Sequence[x509.Certificate], revoked: bytes
+) -> tuple[str, tuple[str, ...]]:
+    """Who signed: the agency, first, and the institutions. Raises EvidenceError."""
+    names = []
+    for signed in envelope.signatures:
+        holder = verify_lapsed(signed.certificate, roots)
+        name = holder.hosts[0] if isinstance(holder, ServerNames) else getattr(holder, "institution", "")
+        sealed.check(envelope.payload, signed, name)
+        _require_not_revoked(signed.certificate, roots, revoked, name)
+        names.append(holder)
+    if not names or not isinstance(names[0], ServerNames):
+        raise EvidenceError("the release is not signed by an agency")
+    institutions = tuple(name.institution for name in names[1:] if isinstance(name, InstitutionNames))
+    if len(institutions) != len(names) - 1 or len(set(institutions)) != len(institutions):
+        raise EvidenceError("the release is signed by two agencies, or by an institution twice")
+    return names[0].hosts[0], institutions
+
+
+def _require_not_revoked(der: bytes, roots: Sequence[x509.Certificate], pem: bytes, name: str) -> None:
+    """Raise EvidenceError if the list that came with the release, which is as old as it, revokes the certificate."""
+    root, crl = issuer_of(der, roots), parse_crl(pem, REVOKED)
+    if crl.issuer != root.subject or not crl.is_signature_valid(root.public_key()):  # type: ignore[arg-type]
+        raise IdentityError(f"{REVOKED}: not signed by the authority")
+    if crl.get_revoked_certificate_by_serial_number(x509.load_der_x509_certificate(der).serial_number) is not None:
+        raise IdentityError(f"the certificate of {name} was revoked when the release was made")
+
+
+def _agree(predicate: Mapping[str, Any], log: Lineage, digest: str) -> None:
+    """Raise EvidenceError unless the statement says what the log says."""
+    models, released = log.of_kind("model"), log.of_kind("release")
+    if not models or models[-1]["sha256"] != digest or predicate["model"]["sha256"] != digest:
+        raise EvidenceError("the model is not the one that the log says the run ended with")
+    if not released or released[-1]["sha256"] != digest:
+        raise EvidenceError("the log does not say that this model was released")
+    if any(values["name"] != predicate["run"]["name"] for values in log.entries):
+        raise EvidenceError("the log's entries are of another run")
+    if models[-1]["institutions"] != predicate["institutions"]:
+        raise EvidenceError("the log names other institutions than the statement")
+    begun = [values for values in log.of_kind("run") if values["status"] == "running"]
+    if not begun or begun[-1]["config"] != predicate["run"]["config"]:
+        raise EvidenceError("the log names another configuration than the statement")
+    if begun[-1]["privacy"] != (predicate["privacy"] or {"mechanism": ""})["mechanism"]:
+        raise EvidenceError("the log names another privacy mechanism than the statement")
+
+
+def _holding(
+    predicate: Mapping[str, Any], agency: str, institutions: Sequence[str], log: Lineage, count: int
+) -> tuple[str, ...]:
+    run, privacy = predicate["run"], predicate["privacy"]
+    rounds = {values["round"] for values in log.of_kind("round")}
+    promise = (
+        f"the agency states differential privacy for each {privacy['unit']}: ε = {privacy['epsilon']:.3f}, "
+        f"δ = {privacy['delta']:g}, {privacy['mechanism']}; assumed: {privacy['assumed']}"
+        if privacy
+        else "no differential privacy: the model may tell whether a person's records were used"
+    )
+    sums = predicate["secure_aggregation"]
+    lines = [
+        f"signed by the agency {agency}" + (f" and by {', '.join(institutions)}" if institutions else ""),
+        f"each of its {count} files is the one that was signed",
+        f"the model is that of round {predicate['model']['round']} of run {run['name']}, task {run['task']['name']} "
+        f"{run['task']['digest'][:12]}…, as the agency's log says",
+        f"the log has its {len(rounds)} rounds among {log.size} entries",
+        *([f"the log with all of it is cosigned by {', '.join(log.whole)}"] if log.whole else []),
+        f"secure aggregation: {sums}" if sums else "no secure aggregation: the agency saw each institution's update",
+        promise,
+    ]
+    return tuple(visible(line) for line in lines)
+
+
+def _missing(predicate: Mapping[str, Any], institutions: Sequence[str], log: Lineage) -> tuple[str, ...]:
+    named, lines = predicate["institutions"], list[str]()
+    if isinstance(named, list):
+        if unsigned := sorted(set(named) - set(institutions)):
+            lines.append(f"signatures of {', '.join(unsigned)}, which took part")
+        if unseen := sorted(set(named) - set(log.whole)):
+            lines.append(f"cosignatures of the log by {', '.join(unseen)}")
+    lines += [sentence for what, sentence in LATER.items() if not predicate.get(what)]
+    return tuple(visible(line) for line in lines)

@@ -1,0 +1,44 @@
+"""`sovfed verify`: what holds of a release, and what is missing, by the authority's root alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("bundle", type=FILE)
+@click.option("--root", "root", type=FILE, required=True, help="The authority's root certificate, which you trust.")
+@click.option("--signed-by-all", is_flag=True, help="Refuse what an institution that took part has not signed.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def verify(bundle: Path, root: Path, signed_by_all: bool, as_json: bool) -> None:
+    """Check every byte of the release BUNDLE; no network, no other file (exit code 3: it does not hold).
+
+    \b
+    Examples:
+      sovfed verify heart.release --root root.pem
+      sovfed verify heart.release --root root.pem --signed-by-all
+    """
+    from sovfed.federation.errors import EvidenceError
+    from sovfed.federation.identity import load_roots
+    from sovfed.federation.release.checking import check_release
+
+    verdict = check_release(bundle.read_bytes(), load_roots(root))
+    unsigned = set(verdict.predicate["institutions"]) - set(verdict.institutions)
+    if signed_by_all and unsigned:
+        raise EvidenceError(f"{bundle}: not signed by {', '.join(sorted(map(str, unsigned)))}")
+    if as_json:
+        values = {
+            "agency": verdict.agency, "institutions": verdict.institutions, "cosigned": verdict.log.cosigned,
+            "holds": verdict.holds, "missing": verdict.missing, "statement": verdict.predicate,
+        }  # fmt: skip
+        click.echo(json.dumps(values, indent=2))
+        return
+    for line in verdict.holds:
+        click.echo(f"✓ {line}")
+    for line in verdict.missing:
+        click.echo(f"– missing: {line}")

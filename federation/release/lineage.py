@@ -1,0 +1,106 @@
+"""What the agency's log says of a run, with the proof that it is in the log, and who has cosigned that log."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.federation.errors import EvidenceError
+from sovfed.federation.evidence import merkle
+from sovfed.federation.evidence.entries import canonical, read_entry
+from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, read_voucher
+from sovfed.federation.evidence.notes import check_cosignature, check_note, read_checkpoint
+from sovfed.federation.evidence.store import LogReader
+from sovfed.federation.evidence.witness import cosignatures
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from cryptography import x509
+
+HEAD: Final = "log/checkpoint"
+KEYS: Final = "log/keys.json"
+ENTRIES: Final = "log/entries.json"
+COSIGNED: Final = "log/cosigned.json"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What the log of `origin` says of a run; `cosigned` is how many entries of it each institution has cosigned."""
+
+    origin: str
+    size: int
+    entries: tuple[dict[str, Any], ...]
+    cosigned: dict[str, int]
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """The entries of that kind, in the log's order."""
+        return [values for values in self.entries if values["kind"] == kind]
+
+    @property
+    def whole(self) -> list[str]:
+        """Those who have cosigned the log with all of these entries."""
+        return sorted(name for name, size in self.cosigned.items() if size >= self.size)
+
+
+def gather(home: Path, run: str) -> dict[str, bytes]:
+    """The files that show what the log of `home` says of `run`, under its newest head."""
+    log = LogReader(home)
+    note = log.head()
+    size = read_checkpoint(note).size
+    named = [(seq, data) for seq, data in log.entries(0, size) if json.loads(data).get("name") == run]
+    entries = [{"seq": seq, "entry": data.decode(), "proof": _texts(log.inclusion(seq, size))} for seq, data in named]
+    cosigned = []
+    for voucher, other in cosignatures(home):
+        theirs = read_checkpoint(other).size
+        proof = _texts(log.consistency(min(theirs, size), max(theirs, size)))
+        cosigned.append({"keys": voucher.to_bytes().decode(), "note": other.decode(), "proof": proof})
+    return {
+        HEAD: note, KEYS: log.voucher.to_bytes(), ENTRIES: canonical(entries), COSIGNED: canonical(cosigned),
+    }  # fmt: skip
+
+
+def check(files: Mapping[str, bytes], roots: Sequence[x509.Certificate]) -> Lineage:
+    """What the files of `gather` say, once every proof and signature in them holds. Raises EvidenceError."""
+    voucher = read_voucher(files[KEYS])
+    origin = voucher.check(roots)
+    if not origin.startswith(AGENCY):
+        raise EvidenceError(f"the log is that of {origin}, expected the agency's")
+    head = check_note(files[HEAD], voucher.log_key)
+    entries = []
+    for proven in _list(files[ENTRIES]):
+        data, proof = proven["entry"].encode(), _hashes(proven["proof"])
+        if not merkle.includes(merkle.leaf_hash(data), proven["seq"], head.size, proof, head.root):
+            raise EvidenceError(f"entry {proven['seq']} is not in the log of {head.size} entries")
+        entries.append(read_entry(data))
+    cosigned = {}
+    for cosigning in _list(files[COSIGNED]):
+        witness, note = read_voucher(cosigning["keys"].encode()), cosigning["note"].encode()
+        name = witness.check(roots)
+        other = check_note(note, voucher.log_key)
+        check_cosignature(note, witness.witness_key)
+        first, last = sorted((head, other), key=lambda each: each.size)
+        if not name.startswith(INSTITUTION) or not merkle.consistent(
+            first.size, first.root, last.size, last.root, _hashes(cosigning["proof"])
+        ):
+            raise EvidenceError(f"what {name} has cosigned is another log than this one")
+        cosigned[name.removeprefix(INSTITUTION)] = other.size
+    return Lineage(origin.removeprefix(AGENCY), head.size, tuple(entries), cosigned)
+
+
+def _list(data: bytes) -> list[dict[str, Any]]:
+    values: Any = json.loads(data)
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise EvidenceError("the log's part of the release is not a list")
+    return values
+
+
+def _texts(hashes: Sequence[bytes]) -> list[str]:
+    return [base64.b64encode(value).decode("ascii") for value in hashes]
+
+
+def _hashes(texts: Sequence[str]) -> list[bytes]:
+    return [base64.b64decode(text, validate=True) for text in texts]

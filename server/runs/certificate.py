@@ -1,0 +1,177 @@
+"""A release of a run's model: one file with all that is said of it, which the agency signs and logs.
+
+The model must be the one that the run's summary and the agency's log name. Nothing in the file is a time of its making:
+equal runs, logs and cosignatures make equal files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.federation.archive import zipped
+from sovfed.federation.errors import ConfigError, DataError, EvidenceError
+from sovfed.federation.evidence.entries import listed
+from sovfed.federation.evidence.notes import read_checkpoint
+from sovfed.federation.evidence.store import record
+from sovfed.federation.evidence.witness import cosignatures
+from sovfed.federation.files import read_bounded
+from sovfed.federation.identity import (
+    certificate_fingerprint,
+    issuer_of,
+    lists_of,
+    load_certificate,
+    load_roots,
+    to_der,
+    to_pem,
+)
+from sovfed.federation.release import lineage, sealed
+from sovfed.federation.release.checking import (
+    BILL,
+    ENVELOPE,
+    MAX_BYTES,
+    MODEL,
+    PUBLIC_KEY,
+    REVOKED,
+    SIGNATURE,
+    check_release,
+)
+from sovfed.server.rounds.checkpoint import config_digest
+from sovfed.server.runs.bill import bill_of_materials
+from sovfed.server.runs.curves import read_rounds
+from sovfed.server.runs.folders import read_summary, run_folder, stored_config
+from sovfed.server.runs.release import DIGEST, FILES, digest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+STATEMENTS: Final = ("privacy.json", "privacy.html")
+LAST: Final = 5  # rounds whose metrics tell how much the evaluation moves
+WAIT_LOOK_S: Final = 0.2
+
+
+def release(home: Path, run: str, *, wait_s: float) -> bytes:
+    """The release of the finished `run`, signed and in the agency's log.
+
+    Waits `wait_s` at most until all who took part have cosigned the log with it. Raises ConfigError where the run has
+    no model, DataError or EvidenceError where that is not the one that the run made.
+    """
+    folder, summary = run_folder(home, run), read_summary(home, run)
+    if summary is None:
+        raise ConfigError(f"run '{run}' has not finished, so it has no model to release")
+    if digest(folder / FILES[0]) != summary[DIGEST]:
+        raise DataError(f"{folder / FILES[0]}: not the model that the run's summary names")
+    size = record(home, "release", name=run, sha256=summary[DIGEST]) + 1
+    _wait(home, size, set(summary["institutions"]), wait_s)
+    data = _sealed(home, run, summary)
+    check_release(data, load_roots(home / "identity" / "root.pem"))
+    return data
+
+
+def _sealed(home: Path, run: str, summary: Mapping[str, Any]) -> bytes:
+    folder = run_folder(home, run)
+    models = {name: (folder / name).read_bytes() for name in FILES}
+    certificate = to_der(load_certificate(home / "identity" / "cert.pem"))
+    facts = json.loads(models["model.json"])
+    files = {
+        **{f"{Path(MODEL).parent}/{name}": data for name, data in models.items()},
+        **{name: (folder / name).read_bytes() for name in STATEMENTS if (folder / name).exists()},
+        **lineage.gather(home, run),
+        SIGNATURE: sealed.model_signature(models, home),
+        PUBLIC_KEY: sealed.public_pem(certificate),
+        REVOKED: _revoked(home, certificate),
+        BILL: bill_of_materials(facts, summary[DIGEST], models["model.json"]),
+    }
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    payload = sealed.statement(digests, _predicate(home, run, summary, facts))
+    envelope = sealed.Envelope(payload, (sealed.sign(payload, home),))
+    return zipped.write({**files, ENVELOPE: envelope.to_bytes()}, most=MAX_BYTES)
+
+
+def _predicate(home: Path, run: str, summary: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the agency states of the model."""
+    task, folder = facts["task"], run_folder(home, run)
+    lines = read_rounds(folder)
+    return {
+        "run": {
+            "name": run, "rounds": summary["rounds"], "strategy": summary["strategy"], "sovfed": facts["sovfed"],
+            "config": config_digest(stored_config(home, run)), "transport": summary["transport"],
+            "task": {"name": task["name"], "digest": task["digest"], "version": task["version"]},
+        },
+        "model": {"sha256": summary[DIGEST], "round": summary["model_of_round"], "parameters": task["parameters"]},
+        "institutions": listed(summary["institutions"]),
+        "privacy": _privacy(folder, summary),
+        "secure_aggregation": summary.get("secure_aggregation_details", ""),
+        "secure_aggregation_terms": summary.get("secure_aggregation_terms", {}),
+        "isolation": summary.get("isolation", {}),
+        "evaluation": {
+            "of": "held-out records of all institutions together", "metrics": summary["metrics"],
+            "over_last_rounds": _moved([line["metrics"] for line in lines[-LAST:] if line["metrics"]]),
+            "over_institutions": _spread(summary["metrics_by_institution"]),
+        },
+        "attendance": summary["attendance"] if len(summary["attendance"]) <= zipped.MAX_FILES else {},
+        "orders": [], "training_content": "", "audits": [],
+    }  # fmt: skip
+
+
+def _privacy(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """ε, δ and what they rest on, as the run's privacy statement has it."""
+    path = folder / STATEMENTS[0]
+    if summary.get("epsilon") is None or not path.exists():
+        return None
+    statement = json.loads(path.read_text())
+    honest, colluders = statement["threshold"], statement["colluders"]
+    assumed = f"{honest} of {statement['cohort']} institutions add their noise, at most {colluders} collude"
+    return {
+        "unit": statement["unit"], "adjacency": statement["adjacency"], "mechanism": statement["mechanism"],
+        "epsilon": summary["epsilon"], "delta": summary["delta"], "clip": statement["clip"],
+        "accountant": statement["accountant"], "assumed": assumed, "statement": STATEMENTS[0],
+    }  # fmt: skip
+
+
+def _moved(metrics: list[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The least and the largest of each metric over rounds."""
+    names = sorted({name for values in metrics for name in values})
+    by_name = {name: [values[name] for values in metrics if name in values] for name in names}
+    return {name: [min(values), max(values)] for name, values in by_name.items()}
+
+
+def _spread(by_institution: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """How far each metric differs among institutions; none where the agency has seen sums alone."""
+    if len(by_institution) < 2:
+        return {}
+    names = sorted({name for values in by_institution.values() for name in values})
+    spread = {}
+    for name in names:
+        values = [metrics[name] for metrics in by_institution.values() if name in metrics]
+        spread[name] = {"least": min(values), "most": max(values), "deviation": statistics.pstdev(values)}
+    return spread
+
+
+def _revoked(home: Path, certificate: bytes) -> bytes:
+    """The list in force of the root that signed the agency's certificate."""
+    roots = load_roots(home / "identity" / "root.pem")
+    lists = lists_of(read_bounded(home / "identity" / "crl.pem"), roots, datetime.now(UTC))
+    root = certificate_fingerprint(issuer_of(certificate, roots))
+    if root not in lists:
+        raise EvidenceError("there is no revocation list of the root that signed the agency's certificate")
+    return to_pem(lists[root])
+
+
+def _wait(home: Path, size: int, expected: set[str], wait_s: float) -> None:
+    """Until all of `expected` have cosigned the first `size` entries of the log, or the time is over."""
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        cosigned = {
+            voucher.origin.rpartition("/")[2]
+            for voucher, note in cosignatures(home)
+            if read_checkpoint(note).size >= size
+        }
+        if expected <= cosigned:
+            return
+        time.sleep(WAIT_LOOK_S)

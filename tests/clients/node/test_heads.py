@@ -1,0 +1,171 @@
+"""Heads are exchanged with a real registry: who rolls back, forks or shows two logs is seen, and not cosigned again."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.enrolment_fixture import make_agency
+
+from sovfed.clients.node.agency import mutual_channel
+from sovfed.clients.node.heads import Exchange
+from sovfed.clients.trainer.evidence import Evidence
+from sovfed.federation.errors import EvidenceError, IdentityError, PolicyError
+from sovfed.federation.evidence.checking import check_log
+from sovfed.federation.evidence.keys import INSTITUTION, establish
+from sovfed.federation.evidence.store import LogReader, record
+from sovfed.federation.evidence.witness import SplitError, all_seen, cosignatures, forget, others, problems
+
+NAMES = ("hospital-1", "hospital-2")
+
+
+class Federation:
+    """An agency and two institutions, each with a log of a few entries."""
+
+    def __init__(self, folder: Path) -> None:
+        self.agency = make_agency(folder)
+        self.homes = [folder / name for name in NAMES]
+        with self.agency.run():
+            for home, name in zip(self.homes, NAMES, strict=True):
+                self.agency.enrol(home, name)
+                record(home, "policy", policy="00")
+
+    def exchange(self, home: Path, exchange: Exchange | None = None) -> None:
+        """Heads of `home` and the agency."""
+        with self.agency.run() as where, mutual_channel(home, where.lane, None) as channel:
+            (exchange or Exchange(home)).once(channel)
+
+    def some_rounds(self, home: Path, count: int = 3) -> None:
+        for _ in range(count):
+            record(home, "round", run=secrets.token_hex(8))
+
+
+@contextmanager
+def rolled_back(home: Path) -> Iterator[None]:
+    """What is logged in the block is forgotten after it."""
+    copy = home.parent / "copy"
+    shutil.copytree(home / "audit", copy)
+    yield
+    shutil.rmtree(home / "audit")
+    copy.rename(home / "audit")
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Federation:
+    return Federation(tmp_path)
+
+
+def test_both_sides_cosign_what_goes_on_and_learn_who_else_has(federation: Federation) -> None:
+    first, second = federation.homes
+    for home in (first, second, first):
+        federation.some_rounds(federation.agency.home)
+        federation.some_rounds(home)
+        federation.exchange(home)
+
+    checked = check_log(federation.agency.home)
+    assert checked.cosigned[INSTITUTION + "hospital-1"] == checked.size
+    assert checked.cosigned[INSTITUTION + "hospital-2"] == checked.size - 3
+    assert [voucher.origin for voucher, _ in others(first)] == [INSTITUTION + "hospital-2"]
+    assert check_log(first).cosigned == {"sovfed/agency/localhost": check_log(first).size}
+    assert problems(first) == problems(second) == problems(federation.agency.home) == {}
+
+
+def test_heads_that_have_not_changed_add_nothing_to_either_log(federation: Federation) -> None:
+    exchange = Exchange(federation.homes[0])
+    sizes = []
+    for _ in range(3):
+        federation.exchange(federation.homes[0], exchange)
+        sizes.append((check_log(federation.homes[0]).size, check_log(federation.agency.home).size))
+
+    assert len(set(sizes)) == 1
+
+
+@pytest.mark.parametrize("rounds_after", [0, 3, 9], ids=["rolled back", "forked", "forked and longer"])
+def test_an_agency_that_rewrites_its_past_is_not_cosigned_again_and_its_runs_are_refused(
+    federation: Federation, rounds_after: int
+) -> None:
+    agency, home = federation.agency.home, federation.homes[0]
+    with rolled_back(agency):
+        federation.some_rounds(agency)
+        federation.exchange(home)
+        Evidence(home).require_whole()
+    federation.some_rounds(agency, rounds_after)
+
+    with pytest.raises(SplitError, match="log sovfed/agency/"):
+        federation.exchange(home)
+
+    with pytest.raises(PolicyError, match="log sovfed/agency/"):
+        Evidence(home).require_whole()
+    Evidence(home, on_split="record").require_whole()
+    assert next(LogReader(home).newest())["kind"] == "split"
+    with pytest.raises(EvidenceError, match="log trust"):
+        federation.exchange(home)
+    assert forget(home, "sovfed/agency/localhost")
+    federation.exchange(home)
+    Evidence(home).require_whole()
+
+
+def test_an_agency_that_shows_two_institutions_two_logs_is_told_by_what_one_of_them_cosigned(
+    federation: Federation,
+) -> None:
+    agency, (first, second) = federation.agency.home, federation.homes
+    with rolled_back(agency):
+        record(agency, "round", refused=["hospital-1"])
+        federation.exchange(first)
+    federation.some_rounds(agency, 4)
+
+    with pytest.raises(SplitError, match="hospital-1 has cosigned"):
+        federation.exchange(second)
+
+    with pytest.raises(PolicyError, match="hospital-1"):
+        Evidence(second).require_whole()
+
+
+def test_an_agency_that_begins_a_new_log_is_told(federation: Federation) -> None:
+    federation.exchange(federation.homes[0])
+    for folder in ("audit", "audit-key", "witness"):
+        shutil.rmtree(federation.agency.home / folder)
+    federation.some_rounds(federation.agency.home, 9)
+
+    with pytest.raises(SplitError, match="another key"):
+        federation.exchange(federation.homes[0])
+
+
+def test_an_institution_that_rewrites_its_past_is_not_cosigned_and_the_agency_logs_it(federation: Federation) -> None:
+    agency, home = federation.agency.home, federation.homes[0]
+    with rolled_back(home):
+        federation.some_rounds(home)
+        federation.exchange(home)
+    federation.exchange(home)
+
+    origin = INSTITUTION + "hospital-1"
+    assert "rolled back" in problems(agency)[origin]
+    assert next(LogReader(agency).newest())["log"] == origin
+    federation.some_rounds(home, 9)
+    federation.exchange(home)
+    assert [voucher.origin for voucher, _ in cosignatures(home)] == ["sovfed/agency/localhost"]
+    with pytest.raises(EvidenceError, match=r"missing|written anew"):
+        check_log(home)
+    assert forget(agency, origin)
+
+
+def test_an_institution_cannot_show_the_log_of_another(federation: Federation) -> None:
+    first, second = federation.homes
+    for folder in ("audit", "audit-key"):
+        shutil.rmtree(first / folder)
+        shutil.copytree(second / folder, first / folder)
+
+    with pytest.raises(IdentityError, match="refused"):
+        federation.exchange(first)
+
+    assert not all_seen(federation.agency.home)  # nothing was cosigned under the other's name
+
+
+def test_keys_are_made_once(federation: Federation) -> None:
+    home = federation.homes[0]
+
+    assert establish(home) == establish(home) == LogReader(home).voucher

@@ -1,0 +1,87 @@
+"""Real processes log and cosign each other's logs; a release of theirs holds; an agency that rolls back is refused."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+from tests.deploy.conftest import finished, make_config, wait_for, wait_for_run
+
+from sovfed.clients.models.released import signed_release
+from sovfed.federation.evidence.checking import check_log
+from sovfed.federation.evidence.store import LogReader
+from sovfed.federation.evidence.witness import problems
+from sovfed.federation.identity import load_roots
+from sovfed.federation.release.checking import check_release
+from sovfed.server.runs.certificate import release
+from sovfed.simulations.deployment import LocalFederation
+
+pytestmark = pytest.mark.deploy
+ROUNDS = 4
+
+
+def _homes(federation: LocalFederation) -> list[Path]:
+    return [federation.client_home(member.name) for member in federation.institutions]
+
+
+def _kinds(home: Path) -> list[str]:
+    return [values["kind"] for values in LogReader(home).newest()][::-1]
+
+
+@pytest.fixture(scope="module")
+def trained(federation: LocalFederation) -> LocalFederation:
+    federation.start_run("evidence", make_config(f"rounds={ROUNDS}"))
+    finished(federation, "evidence")
+    return federation
+
+
+def test_both_sides_have_logged_the_run_and_cosigned_each_other(trained: LocalFederation) -> None:
+    size = check_log(trained.home).size
+
+    wait_for(lambda: _cosigned(trained.home, size) == 4, "all institutions to cosign the agency's log")
+    assert _kinds(trained.home).count("round") == ROUNDS
+    assert _kinds(trained.home).count("admission") == 4
+    for home in _homes(trained):
+        wait_for(partial(_by_the_agency, home), "the agency to cosign an institution's")
+        assert _kinds(home).count("round") >= ROUNDS
+        assert problems(home) == {}
+
+
+def test_a_release_of_the_run_holds_by_the_root_alone(trained: LocalFederation) -> None:
+    data = release(trained.home, "evidence", wait_s=60.0)
+    for home in _homes(trained):
+        data = signed_release(home, data)
+
+    verdict = check_release(data, load_roots(trained.authority_home / "root.pem"))
+
+    assert len(verdict.institutions) == 4
+    assert sorted(verdict.institutions) == verdict.log.whole
+    assert not any("signatures" in line for line in verdict.missing)
+
+
+def test_an_agency_whose_log_was_rolled_back_gets_no_answer(trained: LocalFederation) -> None:
+    kept = trained.folder / "audit-before"
+    shutil.copytree(trained.home / "audit", kept)
+    trained.start_run("forgotten", make_config("rounds=2"))
+    finished(trained, "forgotten")
+    size = check_log(trained.home).size
+    wait_for(lambda: _cosigned(trained.home, size) == 4, "all institutions to cosign the agency's log")
+    shutil.copytree(kept, trained.home / "audit", dirs_exist_ok=True)
+
+    trained.start_run("after", make_config("rounds=50"))
+    wait_for(lambda: all(problems(home) for home in _homes(trained)), "all institutions to see that it was rolled back")
+
+    assert wait_for_run(trained, "after")["status"] != "finished"
+    wait_for(lambda: all("split" in _kinds(home) for home in _homes(trained)), "it to be in their logs")
+
+
+def _by_the_agency(home: Path) -> bool:
+    """Whether the agency has cosigned all of the log of an institution's home."""
+    return _cosigned(home, check_log(home).size) == 1
+
+
+def _cosigned(home: Path, size: int) -> int:
+    """How many have cosigned the first `size` entries of the home's log."""
+    return sum(cosigned >= size for cosigned in check_log(home).cosigned.values())

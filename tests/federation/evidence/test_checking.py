@@ -1,0 +1,157 @@
+"""Whoever changes a log's database is noticed, and the first entry that is wrong is named."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sovfed.federation.errors import EvidenceError
+from sovfed.federation.evidence import merkle
+from sovfed.federation.evidence.checking import check_log
+from sovfed.federation.evidence.entries import canonical, read_entry
+from sovfed.federation.evidence.store import FILE, LogReader, record
+from sovfed.federation.evidence.witness import keep_cosignature, watch
+from sovfed.federation.identity import load_roots
+
+
+def _change(home: Path, change: Callable[[sqlite3.Connection], object]) -> None:
+    with sqlite3.connect(home / FILE) as db:
+        change(db)
+    db.close()
+
+
+def _edit(db: sqlite3.Connection, seq: int, **fields: object) -> None:
+    (data,) = db.execute("SELECT data FROM entries WHERE seq = ?", (seq,)).fetchone()
+    db.execute("UPDATE entries SET data = ? WHERE seq = ?", (canonical({**read_entry(data), **fields}), seq))
+
+
+def _hash_anew(db: sqlite3.Connection) -> None:
+    """All that whoever has the database and not the key can make fit."""
+    entries = [bytes(data) for (data,) in db.execute("SELECT data FROM entries ORDER BY seq").fetchall()]
+    db.execute("DELETE FROM nodes")
+    made = dict[tuple[int, int], bytes]()
+    for position, data in enumerate(entries):
+        nodes = merkle.completed(position, merkle.leaf_hash(data), lambda level, at: made[level, at])
+        made.update({(level, at): value for level, at, value in nodes})
+        db.executemany("INSERT INTO nodes VALUES (?, ?, ?)", nodes)
+
+
+def test_a_log_that_nobody_touched_holds(hospital: Path) -> None:
+    record(hospital, "refusal", code="policy", count=3)
+
+    checked = check_log(hospital)
+
+    assert (checked.origin, checked.size) == ("sovfed/institution/hospital-1", 8)
+
+
+def test_an_edited_entry_is_named(hospital: Path) -> None:
+    _change(hospital, lambda db: _edit(db, 3, participants=[]))
+
+    with pytest.raises(EvidenceError, match="entry 3"):
+        check_log(hospital)
+
+
+def test_an_edited_entry_whose_hashes_were_made_anew_is_named(hospital: Path) -> None:
+    def edit(db: sqlite3.Connection) -> None:
+        _edit(db, 3, participants=[])
+        _hash_anew(db)
+
+    _change(hospital, edit)
+
+    with pytest.raises(EvidenceError, match="entry 3: is not what the log's head was signed for"):
+        check_log(hospital)
+
+
+def test_a_deleted_entry_is_named(hospital: Path) -> None:
+    _change(hospital, lambda db: db.execute("DELETE FROM entries WHERE seq = 2"))
+
+    with pytest.raises(EvidenceError, match="entry 2 is missing"):
+        check_log(hospital)
+
+
+def test_a_deleted_entry_whose_place_is_taken_is_named(hospital: Path) -> None:
+    def delete(db: sqlite3.Connection) -> None:
+        db.execute("DELETE FROM entries WHERE seq = 2")
+        for seq in range(3, 7):
+            db.execute("UPDATE entries SET seq = ? WHERE seq = ?", (seq - 1, seq))
+        db.execute("DELETE FROM heads WHERE size = 7")
+        _hash_anew(db)
+
+    _change(hospital, delete)
+
+    with pytest.raises(EvidenceError, match="entry 2"):
+        check_log(hospital)
+
+
+def test_two_entries_in_each_others_place_are_named(hospital: Path) -> None:
+    def swap(db: sqlite3.Connection) -> None:
+        for old, new in ((4, -1), (5, 4), (-1, 5)):
+            db.execute("UPDATE entries SET seq = ? WHERE seq = ?", (new, old))
+
+    _change(hospital, swap)
+
+    with pytest.raises(EvidenceError, match="entry 4"):
+        check_log(hospital)
+
+
+def test_entries_cut_from_the_end_are_missed(hospital: Path) -> None:
+    _change(hospital, lambda db: db.execute("DELETE FROM entries WHERE seq >= 5"))
+
+    with pytest.raises(EvidenceError, match="entry 5 is missing"):
+        check_log(hospital)
+
+
+def _cut(db: sqlite3.Connection) -> None:
+    db.execute("DELETE FROM entries WHERE seq >= 5")
+    db.execute("DELETE FROM heads WHERE size > 5")
+    _hash_anew(db)
+
+
+def test_a_log_cut_everywhere_is_missed_by_the_head_that_another_cosigned(hospital: Path, other: Path) -> None:
+    own, their = LogReader(hospital), LogReader(other)
+    keep_cosignature(hospital, their.voucher, own.voucher, watch(other, own.voucher, own.head(), []))
+    assert check_log(hospital).cosigned == {"sovfed/institution/hospital-2": 7}
+
+    _change(hospital, _cut)
+
+    with pytest.raises(EvidenceError, match="entry 5 is missing: a head that sovfed/institution/hospital-2"):
+        check_log(hospital)
+
+
+def test_a_log_cut_everywhere_is_missed_by_a_head_that_somebody_else_kept(hospital: Path) -> None:
+    note = LogReader(hospital).head()
+    _change(hospital, _cut)
+    check_log(hospital)  # nothing in the home itself tells
+
+    with pytest.raises(EvidenceError, match="entry 5 is missing"):
+        check_log(hospital, [note])
+
+
+def test_a_log_cut_and_written_anew_with_its_own_key_is_told_by_a_head_that_was_kept(hospital: Path) -> None:
+    note = LogReader(hospital).head()
+    _change(hospital, _cut)
+    for _ in range(4):
+        record(hospital, "round", run="another")
+    check_log(hospital)
+
+    with pytest.raises(EvidenceError, match="written anew"):
+        check_log(hospital, [note])
+
+
+def test_keys_of_another_home_are_not_taken(hospital: Path, other: Path) -> None:
+    shutil.copy(other / "audit" / "keys.json", hospital / "audit" / "keys.json")
+
+    with pytest.raises(EvidenceError, match="entry 0"):
+        check_log(hospital)
+
+
+def test_keys_that_no_certificate_vouches_for_are_not_taken(hospital: Path) -> None:
+    path = hospital / "audit" / "keys.json"
+    path.write_bytes(path.read_bytes().replace(b'"log":"sovfed/institution/', b'"log":"sovfed/agency/'))
+
+    with pytest.raises(EvidenceError, match=r"id than its own|certificate"):
+        LogReader(hospital).voucher.check(load_roots(hospital / "identity" / "root.pem"))

@@ -1,0 +1,286 @@
+"""A release is checked by the root alone: what holds, what is missing, and that no byte of it can be changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from tests.release_fixture import NAMES, ROUNDS, RUN, Released, finished_run
+
+from sovfed.clients.models.released import signed_release
+from sovfed.federation.archive import zipped
+from sovfed.federation.errors import DataError, EvidenceError
+from sovfed.federation.evidence.store import LogReader
+from sovfed.federation.identity import load_roots
+from sovfed.federation.release import sealed
+from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, MODEL, check_release, read_release
+from sovfed.server.registry import authority
+from sovfed.server.runs.certificate import release
+from sovfed.server.runs.folders import stored_config
+from sovfed.server.runs.release import FILES
+from sovfed.server.runs.tracking import Tracker, approve, tracking_uri
+
+FLIPS = 300
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Released:
+    return finished_run(tmp_path_factory.mktemp("federation"))
+
+
+@pytest.fixture(scope="module")
+def bundle(federation: Released) -> bytes:
+    """A release that both institutions have cosigned and signed."""
+    release(federation.agency.home, RUN, wait_s=0.0)  # logged: what is cosigned next holds it
+    federation.cosign(*federation.homes)
+    data = _sealed_again(federation)
+    for home in federation.homes:
+        data = signed_release(home, data)
+    return data
+
+
+def _sealed_again(federation: Released) -> bytes:
+    """The release of a log that does not grow by it."""
+    from sovfed.server.runs import certificate, folders
+
+    summary = folders.read_summary(federation.agency.home, RUN)
+    assert summary is not None
+    return certificate._sealed(federation.agency.home, RUN, summary)
+
+
+def _replaced(data: bytes, **files: bytes) -> bytes:
+    """The release with other files, which nobody has signed."""
+    entries = zipped.read(data, most=MAX_BYTES)
+    return zipped.write({**entries, **files}, most=MAX_BYTES)
+
+
+def test_a_whole_release_holds_and_says_what_is_missing(federation: Released, bundle: bytes) -> None:
+    verdict = check_release(bundle, federation.roots)
+
+    assert (verdict.agency, verdict.institutions) == ("localhost", NAMES)
+    assert verdict.log.whole == list(NAMES)
+    assert len(verdict.log.of_kind("round")) == ROUNDS
+    assert "the model may tell" in " ".join(verdict.holds)
+    assert not any("signatures of" in line or "cosignatures" in line for line in verdict.missing)
+    assert verdict.predicate["evaluation"]["over_last_rounds"] == {"accuracy": [0.75, 0.875]}
+
+
+def test_a_release_that_nobody_else_has_signed_or_cosigned_says_so(tmp_path: Path) -> None:
+    federation = finished_run(tmp_path)
+
+    verdict = check_release(release(federation.agency.home, RUN, wait_s=0.0), federation.roots)
+
+    assert verdict.institutions == () and verdict.log.whole == []
+    assert verdict.missing[:2] == (
+        "signatures of hospital-1, hospital-2, which took part", "cosignatures of the log by hospital-1, hospital-2",
+    )  # fmt: skip
+
+
+def test_equal_logs_make_equal_releases(federation: Released, bundle: bytes) -> None:
+    assert _sealed_again(federation) == _sealed_again(federation)
+
+
+def test_one_bit_turned_anywhere_is_noticed(federation: Released, bundle: bytes) -> None:
+    draw = random.Random(int(os.environ.get("SOVFED_FLIP_SEED", "15")))
+    for _ in range(FLIPS):
+        changed = bytearray(bundle)
+        position, bit = draw.randrange(len(bundle)), 1 << draw.randrange(8)
+        changed[position] ^= bit
+        with pytest.raises(EvidenceError):
+            check_release(bytes(changed), federation.roots)
+
+
+def test_every_file_is_the_one_that_was_signed(federation: Released, bundle: bytes) -> None:
+    for name, content in zipped.read(bundle, most=MAX_BYTES).items():
+        with pytest.raises(EvidenceError):
+            check_release(_replaced(bundle, **{name: content[:-1] + bytes([content[-1] ^ 1])}), federation.roots)
+
+
+def test_bits_turned_in_every_part_of_the_signatures_are_noticed(federation: Released, bundle: bytes) -> None:
+    envelope = zipped.read(bundle, most=MAX_BYTES)[ENVELOPE]
+    for position in range(0, len(envelope), 37):
+        changed = bytearray(envelope)
+        changed[position] ^= 2
+        with pytest.raises(EvidenceError):
+            check_release(_replaced(bundle, **{ENVELOPE: bytes(changed)}), federation.roots)
+
+
+@pytest.mark.parametrize("change", ["more", "less", "behind", "before"])
+def test_bytes_beside_the_files_are_noticed(federation: Released, bundle: bytes, change: str) -> None:
+    entries = zipped.read(bundle, most=MAX_BYTES)
+    changed = {
+        "more": lambda: zipped.write({**entries, "more.txt": b"x"}, most=MAX_BYTES),
+        "less": lambda: zipped.write({n: d for n, d in entries.items() if n != "model/model.html"}, most=MAX_BYTES),
+        "behind": lambda: bundle + b"\0",
+        "before": lambda: b"\0" + bundle,
+    }[change]()
+
+    with pytest.raises(EvidenceError):
+        check_release(changed, federation.roots)
+
+
+def test_a_dropped_signature_is_told_as_missing(federation: Released, bundle: bytes) -> None:
+    _, envelope, _ = read_release(bundle)
+    fewer = sealed.Envelope(envelope.payload, envelope.signatures[:2])
+
+    verdict = check_release(_replaced(bundle, **{ENVELOPE: fewer.to_bytes()}), federation.roots)
+
+    assert "signatures of hospital-2, which took part" in verdict.missing
+
+
+def test_a_release_without_the_agencys_signature_is_none(federation: Released, bundle: bytes) -> None:
+    _, envelope, _ = read_release(bundle)
+    fewer = sealed.Envelope(envelope.payload, envelope.signatures[1:])
+
+    with pytest.raises(EvidenceError, match="not signed by an agency"):
+        check_release(_replaced(bundle, **{ENVELOPE: fewer.to_bytes()}), federation.roots)
+
+
+def test_another_authoritys_release_is_none(bundle: bytes, tmp_path: Path) -> None:
+    authority.init(tmp_path / "other", "Somebody else")
+
+    with pytest.raises(EvidenceError, match="no chain to the root"):
+        check_release(bundle, load_roots(tmp_path / "other" / "root.pem"))
+
+
+def test_an_institution_cannot_seal_a_release_of_its_own(federation: Released, bundle: bytes) -> None:
+    _, envelope, _ = read_release(bundle)
+    forged = sealed.Envelope(envelope.payload, (sealed.sign(envelope.payload, federation.homes[0]),))
+
+    with pytest.raises(EvidenceError, match="not signed by an agency"):
+        check_release(_replaced(bundle, **{ENVELOPE: forged.to_bytes()}), federation.roots)
+
+
+def test_an_institution_does_not_sign_what_does_not_hold_or_twice(federation: Released, bundle: bytes) -> None:
+    with pytest.raises(EvidenceError, match="has signed"):
+        signed_release(federation.homes[0], bundle)
+    with pytest.raises(EvidenceError):
+        signed_release(federation.homes[0], _replaced(bundle, **{MODEL: b"another"}))
+
+
+def test_what_an_institution_signed_is_in_its_own_log(federation: Released, bundle: bytes) -> None:
+    newest = next(LogReader(federation.homes[0]).newest())
+
+    assert (newest["kind"], newest["name"]) == ("release", RUN)
+
+
+def _resealed(federation: Released, bundle: bytes, **changes: object) -> bytes:
+    """The release with another statement, which the agency itself has signed."""
+    _, _, statement = read_release(bundle)
+    digests = {entry["name"]: entry["digest"]["sha256"] for entry in statement["subject"]}
+    payload = sealed.statement(digests, {**statement["predicate"], **changes})
+    envelope = sealed.Envelope(payload, (sealed.sign(payload, federation.agency.home),))
+    return _replaced(bundle, **{ENVELOPE: envelope.to_bytes()})
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"institutions": ["hospital-1"]}, "other institutions"),
+        ({"institutions": [*NAMES, "hospital-3"]}, "other institutions"),
+        ({"model": {"sha256": "00" * 32, "round": 3, "parameters": 1}}, "not the one that the log"),
+        ({"privacy": {"mechanism": "distributed", "epsilon": 1.0, "delta": 1e-6}}, "another privacy mechanism"),
+    ],
+)
+def test_an_agency_that_states_what_its_log_does_not_say_is_told(
+    federation: Released, bundle: bytes, changes: dict[str, object], what: str
+) -> None:
+    with pytest.raises(EvidenceError, match=what):
+        check_release(_resealed(federation, bundle, **changes), federation.roots)
+
+
+def test_a_model_that_the_run_did_not_end_with_is_not_released(tmp_path: Path) -> None:
+    federation = finished_run(tmp_path)
+    path = federation.folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+
+    with pytest.raises(DataError, match="not the model"):
+        release(federation.agency.home, RUN, wait_s=0.0)
+
+
+def test_the_signature_of_an_institution_that_was_revoked_before_counts_for_nothing(tmp_path: Path) -> None:
+    federation = finished_run(tmp_path)
+    authority.revoke(federation.agency.authority, "hospital-1")
+    federation.agency.publish_crl((federation.agency.authority / "crl.pem").read_bytes())
+    data = release(federation.agency.home, RUN, wait_s=0.0)
+
+    with pytest.raises(EvidenceError, match="revoked"):
+        check_release(signed_release(federation.homes[0], data), federation.roots)
+    assert check_release(signed_release(federation.homes[1], data), federation.roots).institutions == ("hospital-2",)
+
+
+def test_verify_is_quick_and_needs_the_root_alone(federation: Released, bundle: bytes, tmp_path: Path) -> None:
+    path, root = tmp_path / "model.release", tmp_path / "root.pem"
+    path.write_bytes(bundle)
+    root.write_bytes((federation.agency.authority / "root.pem").read_bytes())
+    code = (
+        "import sys; from sovfed.cli import cli; cli(['verify', sys.argv[1], '--root', sys.argv[2]], "
+        "standalone_mode=False); print(sorted({'torch', 'mlflow', 'numpy', 'flwr'} & sys.modules.keys()))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(root)], check=True, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / ".src")},
+    )  # fmt: skip
+
+    assert "✓ signed by the agency localhost and by hospital-1, hospital-2" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_openssf_model_signing_verifies_the_model_too(bundle: bytes, tmp_path: Path) -> None:
+    """A foreign verifier, if it is installed: `pip install model-signing`."""
+    program = os.environ.get("SOVFED_MODEL_SIGNING", "")
+    if not program:
+        pytest.importorskip("model_signing", reason="model-signing is not installed")
+    with zipfile.ZipFile(_written(tmp_path / "x.release", bundle)) as file:
+        file.extractall(tmp_path / "x")
+    command = [program or sys.executable, "-m", "model_signing", "verify", "key", str(tmp_path / "x" / "model")]
+    command += ["--signature", str(tmp_path / "x" / "model.sig"), "--public_key", str(tmp_path / "x" / "agency.pub")]
+
+    good = subprocess.run(command, check=False, capture_output=True, text=True)
+    model = tmp_path / "x" / MODEL
+    model.chmod(0o600)
+    model.write_bytes(model.read_bytes()[:-1] + b"\1")
+    bad = subprocess.run(command, check=False, capture_output=True, text=True)
+
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert bad.returncode != 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # MLflow's own
+def test_mlflow_has_a_candidate_and_only_a_release_is_approved(federation: Released) -> None:
+    from mlflow import MlflowClient
+
+    home = federation.agency.home
+    config = stored_config(home, RUN)
+    tracker = Tracker(config, home, federation.folder, RUN)
+    tracker.finish("FINISHED", [federation.folder / name for name in FILES], register=True)
+    client = MlflowClient(tracking_uri(config, home))
+    before = dict(client.get_registered_model("sovfed-digits_linear").aliases)
+
+    assert approve(home, RUN) == []
+    after = dict(client.get_registered_model("sovfed-digits_linear").aliases)
+
+    assert before.keys() == {"candidate"} and after.keys() == {"candidate", "approved"}
+    assert after["approved"] == after["candidate"] == before["candidate"]
+
+
+def test_the_bill_of_materials_is_cyclonedx(bundle: bytes) -> None:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    bill = zipped.read(bundle, most=MAX_BYTES)["mlbom.cdx.json"].decode()
+
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
+    assert json.loads(bill)["metadata"]["component"]["type"] == "machine-learning-model"
+
+
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
