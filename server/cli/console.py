@@ -5,17 +5,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Final
 
 import click
 
 from sovfed.federation.errors import ConfigError
-
-HOME: Final = click.option(
-    "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
-    default=Path.home() / ".sovfed" / "server",
-    show_default="~/.sovfed/server", envvar="SOVFED_SERVER_HOME", help="The agency's home folder.",
-)  # fmt: skip
+from sovfed.server.cli.home import HOME
 
 
 @click.group(invoke_without_command=True)

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sovfed.federation.host.homes import default_home
 from sovfed.federation.text import visible
+from sovfed.server.cli.home import HOME, JSON
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sovfed.federation.orders.order import Proposal
-
-DEFAULT_HOME: Final = default_home("server")
-HOME_VARIABLE: Final = "SOVFED_SERVER_HOME"
-HOME: Final = click.option(
-    "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
-    default=DEFAULT_HOME, show_default="~/.sovfed/server", envvar=HOME_VARIABLE, help="The agency's home folder.",
-)  # fmt: skip
-JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
 @click.command()

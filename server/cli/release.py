@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sovfed.server.cli.orders import HOME
+from sovfed.server.cli.home import HOME
 
 
 @click.command()

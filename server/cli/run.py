@@ -16,7 +16,8 @@ import click
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.metrics import TOLD
 from sovfed.federation.text import PIPE_WIDTH, cell, visible
-from sovfed.server.cli.orders import DEFAULT_HOME, HOME, HOME_VARIABLE, JSON, approve, explain, propose
+from sovfed.server.cli.home import DEFAULT_HOME, HOME, HOME_VARIABLE, JSON
+from sovfed.server.cli.orders import approve, explain, propose
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -12,17 +12,11 @@ import click
 
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.evidence.cli import log_commands
-from sovfed.federation.host.homes import default_home
 from sovfed.federation.host.service_options import options as service_options
 from sovfed.federation.text import cell, visible
 from sovfed.server.cli.console import console
+from sovfed.server.cli.home import HOME, JSON
 
-HOME: Final = click.option(
-    "--home", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
-    default=default_home("server"),
-    show_default="~/.sovfed/server", envvar="SOVFED_SERVER_HOME", help="The agency's home folder.",
-)  # fmt: skip
-JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 PEM: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
