@@ -32,7 +32,7 @@ from sovfed.server.runs.control import ControlClient
 from sovfed.simulations.ports import free_ports
 
 ENROLMENT_TIMEOUT_S: Final = 60.0
-AT_ONCE: Final = 32  # institutions that enrol at the same time
+AT_ONCE: Final = 8  # institutions that enrol at the same time: the agency takes ten requests a second from one address
 TERMS: Final = Terms(min_cohort=LEAST_COHORT, colluders=0, differencing=RECORD)
 POLICY: Final = Policy(
     allowed_tasks=names(), require_privacy=False, secure_aggregation=TERMS, privacy=Budget(max_share_per_run=1.0),
