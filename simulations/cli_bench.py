@@ -80,10 +80,10 @@ def institutions(quick: bool, files: Files, console: Console) -> None:
 
 
 @bench.command()
-@click.option("--quick", is_flag=True, help="400 rounds and an hour instead of 5,000 and 24: some minutes.")
+@click.option("--quick", is_flag=True, help="400 rounds and two hours instead of 5,000 and 24: some minutes.")
 @reported
 def soak(quick: bool, files: Files, console: Console) -> None:
-    """What grows in each process and home by 1,000 rounds, and by a day at rest (compressed): slopes."""
+    """What grows in each process and home by 1,000 rounds, and by an hour at rest (compressed): slopes."""
     from sovfed.simulations.benchmarks.soak import run
 
     run(quick=quick, files=files, console=console)
