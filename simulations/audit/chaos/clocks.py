@@ -1,11 +1,15 @@
-"""One side of a federation by another clock (libfaketime), until it is started again by the right one."""
+"""One side of a federation by another clock, until it is started again by the right one."""
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
-import os
+import shutil
+import subprocess
+import tempfile
 import threading
 import time
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,35 +26,42 @@ from sovfed.simulations.ports import free_ports
 if TYPE_CHECKING:
     from sovfed.simulations.audit.chaos.field import Field
 
-LIBRARIES: Final = tuple(
-    Path("/usr/lib") / folder / "faketime" / "libfaketimeMT.so.1"
-    for folder in ("x86_64-linux-gnu", "aarch64-linux-gnu", "")
-)  # Debian's package libfaketime
-NAMED: Final = "SOVFED_FAKETIME"  # where it lies otherwise
+SOURCE: Final = Path(__file__).with_name("clock.c")
+DAY_S: Final = 86_400
 WORDS: Final = "clock says"
 SAID_S: Final = 90.0
 
 
+@cache
 def library() -> Path | None:
-    """Where libfaketime is; None if it is not installed."""
-    named = [Path(os.environ[NAMED])] if NAMED in os.environ else []
-    return next((path for path in (*named, *LIBRARIES) if path.exists()), None)
+    """What moves a process's wall clock and no other, built by this machine's C compiler; None if it has none.
+
+    libfaketime moves the monotonic clock too, by which locks wait, or lets sleeps fail where it does not.
+    """
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="sovfed-clock-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    built = folder / "clock.so"
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", str(built), str(SOURCE)], check=True)
+    built.chmod(0o644)
+    folder.chmod(0o755)  # processes in rooms of their own read it
+    return built
 
 
-def play(field: Field, owner: str, offset: str, faketime: Path) -> None:
-    """Start `owner` by a clock that is `offset` wrong, see both sides name the clock, and set it right."""
+def play(field: Field, owner: str, offset_s: int, moves: Path) -> None:
+    """Start `owner` by a clock that is `offset_s` wrong, see both sides name the clock, and set it right."""
     home = field.machine.home(owner)
-    stamp = home / "identity" / "faketime"  # which each of its processes may read
-    stamp.write_text(offset)
     field.machine.services[owner].stop()
     started = time.time()
-    supervisor = Supervisor(home, [_by(process, stamp, faketime) for process in _processes(home, owner)])
+    supervisor = Supervisor(home, [_by(process, offset_s, moves) for process in _processes(home, owner)])
     thread = threading.Thread(target=supervisor.start, daemon=True)
     thread.start()
     try:
         wait_until(lambda: _named(home, started), f"{owner} names the clock", SAID_S)
         if owner != AGENCY:
-            if not offset.startswith("-"):  # yesterday its certificate did not hold yet, so it does not call
+            if offset_s > 0:  # yesterday its certificate did not hold yet, so it does not call
                 wait_until(lambda: _named(field.agency, started), "the agency names the clock", SAID_S)
             name, watch = field.runs.begin(field.changed(start_cohort=0))
             field.require_finished(name, watch)
@@ -58,7 +69,6 @@ def play(field: Field, owner: str, offset: str, faketime: Path) -> None:
     finally:
         supervisor.stop()
         thread.join()
-        stamp.unlink()
         service = field.machine.services[owner] = Service(home, "server" if owner == AGENCY else "client")
         service.start()
     field.machine.settle(SETTLE_S)
@@ -76,19 +86,13 @@ def _processes(home: Path, owner: str) -> list[Process]:
     return client_up.processes(home, config)
 
 
-def _by(process: Process, stamp: Path, faketime: Path) -> Process:
-    return dataclasses.replace(process, env={**process.env, **environment(stamp, faketime)})
+def _by(process: Process, offset_s: int, moves: Path) -> Process:
+    return dataclasses.replace(process, env={**process.env, **environment(offset_s, moves)})
 
 
-def environment(stamp: Path, faketime: Path) -> dict[str, str]:
-    """What has a process go by the clock whose offset ("+1d") the file `stamp` says.
-
-    A wrong clock moves no monotonic one, and a process that were told so would wait for a day in each lock.
-    """
-    return {
-        "LD_PRELOAD": str(faketime), "FAKETIME_TIMESTAMP_FILE": str(stamp), "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }  # fmt: skip
+def environment(offset_s: int, moves: Path) -> dict[str, str]:
+    """What has a process go by a clock that is `offset_s` ahead; `moves` is the `library`."""
+    return {"LD_PRELOAD": str(moves), "SOVFED_CLOCK_S": str(offset_s)}
 
 
 def _named(home: Path, since: float) -> bool:

@@ -244,14 +244,14 @@ def postgresql(field: Field) -> None:
         require(not lacking, "; ".join(lacking))
 
 
-def clock(owner: str, offset: str) -> Callable[[Field], None]:
+def clock(owner: str, days: int) -> Callable[[Field], None]:
     """The clock of one side is a day wrong: its log and the other side's name the clock; it heals with the clock."""
 
     def play(field: Field) -> None:
         library = clocks.library()
         if library is None:
-            raise ImpossibleError("libfaketime is not installed")
-        clocks.play(field, AGENCY if owner == AGENCY else field.member, offset, library)
+            raise ImpossibleError("no C compiler, which builds the other clock")
+        clocks.play(field, AGENCY if owner == AGENCY else field.member, days * clocks.DAY_S, library)
 
     return play
 
@@ -267,8 +267,7 @@ FAULTS: Final[dict[str, Callable[[Field], None]]] = {
     "institution refuses": refusing,
     "two runs at once": two_at_once,
     "certificate expires": expired_certificate,
-    **{f"clock, {side}, {offset}": clock(side, offset)
-       for side in (AGENCY, "institution") for offset in ("+1d", "-1d")},
+    **{f"clock, {side}, {days:+d}d": clock(side, days) for side in (AGENCY, "institution") for days in (1, -1)},
     "MLflow dead": mlflow("refuse"),
     "MLflow slow": mlflow("delay"),
     "MLflow answers 500": mlflow("error"),
