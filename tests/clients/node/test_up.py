@@ -25,7 +25,7 @@ from sovfed.clients.node.up import make_supervisor
 from sovfed.federation.compose import compose
 from sovfed.federation.config import ClientConfig, DataConfig, ServerConfig
 from sovfed.federation.errors import ConfigError, IdentityError, PolicyError, ServiceError
-from sovfed.federation.files import private_directory
+from sovfed.federation.files import private_directory, write_atomic
 from sovfed.federation.host.processes import read_status
 from sovfed.federation.messages import Message, ProfileReply, ProfileRequest, Refusal, RunReply
 from sovfed.federation.secagg.files import load_identity
@@ -178,6 +178,7 @@ def test_institution_answers_and_outlives_the_death_of_each_process(tmp_path: Pa
     home = tmp_path / "hospital"
     create(home, ClientConfig(device="cpu", data=DataConfig(source="none")), POLICY)
     public_key = enrolled_home(home, authority, server)
+    write_atomic(home / "identity" / "crl.pem", authority.crl())  # without it no agency is trusted, and no order of it
     with superlink(agency, server) as (_, control):
         node = Node(home, ClientConfig(home=str(home)), control.register_node(public_key, "hospital-1"))
         with institution_up(home):
