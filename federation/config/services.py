@@ -142,7 +142,7 @@ class ClientConfig:
     )
     crl_refresh_s: float = bounded(60.0, 0.1, 86_400, unit="s", doc="how often the revocation list is fetched")
     heads_every_s: float = bounded(
-        1.0, 0.1, 86_400, unit="s", doc="least time between two exchanges of the logs' heads, however many rounds end"
+        5.0, 0.1, 86_400, unit="s", doc="least time between two exchanges of the logs' heads, however many rounds end"
     )
     hang_s: float = bounded(
         60.0, 2.0, 86_400, unit="s", doc="a process of ours without a sign of life for so long is started again"

@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.models.released import signed_release
+from sovfed.federation.config import ClientConfig
 from sovfed.federation.files import write_private
 from sovfed.federation.host.quiet import python_command, quiet_environment
 from sovfed.server.runs.certificate import release
@@ -43,7 +44,8 @@ def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
     files.check()
     measured_in = conditions(quick=quick)
     with workplace() as folder:
-        with_heads, without = _federation(folder / "with", 1.0), _federation(folder / "without", NEVER_S)
+        usual_s = ClientConfig().heads_every_s
+        with_heads, without = _federation(folder / "with", usual_s), _federation(folder / "without", NEVER_S)
         with with_heads, without:
             seconds: dict[str, list[float]] = {"with": [], "without": []}
             for _ in range(BLOCKS if quick else 3 * BLOCKS):
