@@ -41,6 +41,7 @@ class Bound:
     epsilon: float = bounded(0.0, 0.0, 1e9)
     at: float = 0.0
     answered: dict[str, int] = field(default_factory=dict)
+    earlier: tuple[str, ...] = ()  # Flower's runs that were under the order before: answered no more, purged with it
 
 
 class OrderBook:

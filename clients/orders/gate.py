@@ -22,7 +22,7 @@ from sovfed.federation.orders.answers import CONSENTED, SIGNED, Answer
 from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.order import DOMAIN, read_proposal
 from sovfed.federation.secagg import keys
-from sovfed.federation.secagg.request import whole_run
+from sovfed.federation.secagg.request import MAX_PARTS, run_parts, whole_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -99,6 +99,8 @@ class OrderGate:
     def require(self, request: Request) -> None:
         """Raise OrderError unless `request` is under an order that the institution has signed and not taken back."""
         run = whole_run(request.run)
+        if request.run not in run_parts(run):
+            raise OrderError(f"'{request.run}' is no part of a run: RUN.2 to RUN.{MAX_PARTS} are")
         opened = self._open.get(run) or self._reopen(run)
         order = opened.order
         try:
@@ -200,13 +202,19 @@ class OrderGate:
             raise OrderError(f"the order {order.digest[:12]} of run {order.run} is {state} here")
 
     def _bind(self, run: str, order: RunOrder) -> None:
-        """Answer `run` under `order` from now on, and no earlier run under it: a resumed run is another of Flower's."""
-        earlier = [known for known, bound in self._runs.items() if bound.order == order.digest and known != run]
-        answered = dict[str, int]()
-        for known in [*earlier, run]:
-            opened, kept = self._open.pop(known, None), self._runs.pop(known, None)
-            answered = opened.answered if opened else kept.answered if kept else answered
-        self._runs[run] = Bound(order.digest, order.run, order.permit, order.epsilon, self._clock(), answered)
+        """Answer `run` under `order` from now on, and no earlier run under it: a resumed run is another of Flower's.
+
+        Raises OrderError if the run is under another order: what was answered under that one would be forgotten.
+        """
+        if run in self._runs and self._runs[run].order != order.digest:
+            raise OrderError(f"run {run} is under order {self._runs[run].order[:12]} here, and can be under no other")
+        names, answered = set[str](), dict[str, int]()
+        for known in [known for known, bound in self._runs.items() if bound.order == order.digest]:
+            opened, kept = self._open.pop(known, None), self._runs.pop(known)
+            answered = opened.answered if opened else kept.answered
+            names |= {known, *kept.earlier}
+        earlier = tuple(sorted(names - {run}))
+        self._runs[run] = Bound(order.digest, order.run, order.permit, order.epsilon, self._clock(), answered, earlier)
         self._book.write_runs(self._runs)
         self._open[run] = self._opened(order, answered)
 

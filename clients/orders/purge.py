@@ -17,7 +17,7 @@ from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.schema import bind, bounded, named
 from sovfed.federation.secagg.files import FOLDER as SECAGG
 from sovfed.federation.secagg.keys import check_signature, encode_fields, public_key
-from sovfed.federation.secagg.request import run_bytes
+from sovfed.federation.secagg.request import run_bytes, run_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from sovfed.clients.orders.book import Bound, OrderBook
     from sovfed.federation.secagg.keys import Identity
 
-PARTS: Final = 64  # RUN.2, RUN.3, …: a run goes on under another name where somebody is gone for good
 REMAINS: Final = (
     "the privacy ledger and its heads: what was learnt stays learnt",
     "the secure-aggregation journal, without keys: which sums were answered",
@@ -97,12 +96,12 @@ def read_receipt(path: Path) -> Receipt:
 
 def _sessions(home: Path, bound: Mapping[str, Bound]) -> Iterator[str]:
     """Delete the keys of the runs' secure aggregation; each file's name."""
-    for run in bound:
-        for number in range(1, PARTS):
-            path = home / SECAGG / f"{run_bytes(run if number == 1 else f'{run}.{number}').hex()}.session"
-            if path.exists():
-                path.unlink()
-                yield str(path.relative_to(home))
+    runs = [known for run, entry in bound.items() for known in (run, *entry.earlier)]
+    for part in (part for run in runs for part in run_parts(run)):
+        path = home / SECAGG / f"{run_bytes(part).hex()}.session"
+        if path.exists():
+            path.unlink()
+            yield str(path.relative_to(home))
 
 
 def _personal(bound: Mapping[str, Bound], remove: Callable[[str], int]) -> Iterator[str]:

@@ -196,6 +196,7 @@ def terms_of(request: RunRequest) -> dict[str, Any]:
     kind, scalars, _ = encode(last)
     fixed = {name: value for name, value in scalars.items() if name not in VARIES}
     return {
+        "run": last.grant if isinstance(last, PrivateRequest) else last.keep,  # by which personal models and charges go
         "task": last.task, "task_digest": last.digest, "kind": kind, "work": json.dumps(fixed, sort_keys=True),
         "rounds": last.round, "parameters": request.parameters, "sums": request.sums,
         "evaluations": request.evaluations, "min_cohort": request.min_cohort, "masked": request.masked,

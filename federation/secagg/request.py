@@ -32,6 +32,7 @@ from sovfed.federation.tasks.registry import get_task
 
 SPOILT: Final = 1  # the first header metric of every sum without noise: how many contributions were spoilt
 TRAIN_METRICS: Final = 3  # before the evaluation: Σ countᵢ·lossᵢ, Σ countᵢ·stepsᵢ, the values beyond the clip
+MAX_PARTS: Final = 64  # of a run: more would be for institutions that go for good again and again
 WIDE: Final = 3  # words of a wide metric
 _COARSE: Final = 2.0**26
 _FINE: Final = 2.0**FRACTION_BITS
@@ -47,6 +48,12 @@ def run_bytes(run: str) -> bytes:
 def whole_run(run: str) -> str:
     """The run that `run` is, or is a part of: where survivors are gone for good it goes on as "RUN.2", "RUN.3"."""
     return run.partition(".")[0]
+
+
+@lru_cache(maxsize=64)
+def run_parts(run: str) -> tuple[str, ...]:
+    """The whole run `run` and all that may be a part of it."""
+    return run, *(f"{run}.{number}" for number in range(2, MAX_PARTS + 1))
 
 
 def purpose(request: SumRequest) -> Purpose:

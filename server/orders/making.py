@@ -38,7 +38,7 @@ def make_order(config: Config, name: str, request: RunRequest, now: float) -> Ru
         "population": order.population, "permit": order.permit, "cohort": order.cohort, "proposed": begins,
         "expires": begins + order.valid_days * DAY_S, "version": __version__, "strategy": config.strategy.name,
     }  # fmt: skip
-    return bind(RunOrder, {**values, **terms_of(request)}, "order")
+    return bind(RunOrder, {**terms_of(request), **values}, "order")
 
 
 def read_order(folder: Path) -> Proposal | None:

@@ -431,3 +431,35 @@ def test_the_runs_under_a_permit_share_its_epsilon(house: House) -> None:
     permit = DataPermit(epsilon=1.5)
     assert permit.why_not(order, 0.5, house.now) == ""
     assert "ε 0.6 + 1" in permit.why_not(order, 0.6, house.now)
+
+
+def test_a_run_under_an_order_takes_no_other_so_that_what_a_permit_has_cost_is_kept(house: House) -> None:
+    """Showing another order on the same run of Flower's made the first one, its ε and its answers be forgotten."""
+    permits = {"p-1": DataPermit(without_privacy=True)}
+    gate = house.gate("h1", OrderRules(), permits)
+    under, digest = shown(house, permit="p-1")
+    gate.consider(under)
+    gate.require(training(CONFIG))
+    other, _ = shown(house, purpose="another")
+    with pytest.raises(OrderError, match="can be under no other"):
+        gate.consider(other)
+    assert OrderBook(house.home("h1")).runs()["7"].order == digest
+    gate.consider(dataclasses.replace(other, run="8"))
+    gate.consider(dataclasses.replace(under, run="9"))
+    bound = OrderBook(house.home("h1")).runs()["9"]
+    assert bound.answered and bound.permit == "p-1" and bound.earlier == ("7",)
+
+
+def test_an_order_names_the_run_whose_personal_models_and_charges_it_is_for(house: House) -> None:
+    request = whole(CONFIG)
+    with pytest.raises(OrderError, match="run"):
+        house.gate("h1", OrderRules()).consider(house.show(request, house.proposal(request, CONFIG, run="other")))
+
+
+def test_a_run_has_only_such_parts_as_a_purge_looks_for(house: House) -> None:
+    gate = house.gate("h1", OrderRules())
+    gate.consider(shown(house)[0])
+    gate.require(training(CONFIG, "7.64"))
+    for part in ("7.65", "7.1", "7.x", "7.02", "7."):
+        with pytest.raises(OrderError, match="no part of a run"):
+            gate.require(training(CONFIG, part))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -45,3 +46,18 @@ def test_keys_and_personal_models_of_a_permit_go_and_nothing_under_it_is_answere
             again.consider(under)
     with pytest.raises(OrderError, match="no run was ever answered"):
         purge(home, OrderBook(home), "p-2", identity, lambda _run: 0, house.now)
+
+
+def test_the_keys_of_a_run_that_was_taken_up_again_go_with_it(tmp_path: Path) -> None:
+    """A resumed run is another of Flower's, and so is its session: that of the one before was left."""
+    house = House(tmp_path)
+    gate, home = house.gate("h1", OrderRules(), {"p-1": DataPermit(without_privacy=True)}), house.home("h1")
+    under = house.show(whole(CONFIG), house.proposal(whole(CONFIG), CONFIG, permit="p-1"))
+    folder = private_directory(home / "secagg")
+    paths = [folder / f"{run_bytes(run).hex()}.session" for run in ("7", "7.64", "8", "9")]
+    for path in paths:
+        write_private(path, b"keys")
+    for run in ("7", "8", "9"):
+        gate.consider(dataclasses.replace(under, run=run))
+    purge(home, OrderBook(home), "p-1", load_identity(home / "identity"), lambda _run: 0, house.now)
+    assert not [path for path in paths if path.exists()]
