@@ -53,6 +53,7 @@ def prepare(
     """
     from sovfed.clients.cli.data import task_of
     from sovfed.clients.data.documents import Keys, documents_in
+    from sovfed.clients.data.tables.opt_out import read_list
     from sovfed.clients.data.token_store import Rules, write_store
     from sovfed.federation.errors import ConfigError
     from sovfed.federation.tasks.tokenizer import read_tokenizer
@@ -61,8 +62,7 @@ def prepare(
     if not selected.tokenizer:
         raise ConfigError(f"task '{selected.name}' learns no text: its target is not of kind next_token")
     tokenizer = read_tokenizer(tokenizer_path, selected.tokenizer)
-    lines = [] if opt_out is None else opt_out.read_text(encoding="utf-8-sig").splitlines()
-    names = frozenset(line.strip() for line in lines) - {""}
+    names = frozenset[str]() if opt_out is None else read_list(opt_out)
     keys = Keys(text_key, id_key, person_key, split_key)
     counts = write_store(out, documents_in(files, keys), tokenizer, Rules(names, held_out))
     click.echo(

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sovfed.clients.data.split import uniform
+from sovfed.clients.data.tables.opt_out import likeness
 from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.tasks.tokenizer import DOCUMENT_TOKEN
@@ -59,7 +60,7 @@ class Document:
 class Rules:
     """What is left out, and how much is held out where a document does not say."""
 
-    opted_out: frozenset[str] = frozenset()  # names of documents and of persons
+    opted_out: frozenset[str] = frozenset()  # likenesses of names, of documents and of persons
     held_out: float = 0.1
 
 
@@ -162,7 +163,7 @@ def _kept(
     """The documents that are kept, each with the name of its person."""
     seen: set[bytes] = set()
     for document in documents:
-        if document.name in rules.opted_out or document.person in rules.opted_out:
+        if rules.opted_out and rules.opted_out & {likeness(document.name), likeness(document.person)}:
             counts.opted_out += 1
             continue
         if not document.text:

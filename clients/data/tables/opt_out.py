@@ -1,10 +1,16 @@
 """Persons who do not want to be learnt from: a list that the institution keeps, applied before anything is trained.
 
-Their rows neither train nor are held out. Nobody is told how many they are: it shows in nothing but the sums.
+Their rows neither train nor are held out. Nobody is told how many they are: it shows in nothing but the sums. A list is
+written by other hands than a table, and rather too many are left out than one too few: names are the same that differ
+in letters' case, quotes, invisible characters or zeros before a number, and of a line with separators the first field
+counts as well as the whole.
 """
 
 from __future__ import annotations
 
+import logging
+import re
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,14 +19,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sovfed.clients.data.files import unreadable
-from sovfed.clients.data.tables.cells import names_of
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
     from sovfed.clients.data import Indices
     from sovfed.federation.config import DataConfig
 
+log = logging.getLogger(__name__)
 MAX_BYTES: Final = 1 << 28
+_SEPARATORS: Final = re.compile(r"[,;\t|]")
+_ZEROS: Final = re.compile(r"(?<![0-9.])0+(?=[0-9])")  # before a number
+_WHOLE: Final = re.compile(r"([+-]?[0-9]+)\.0*")  # as a whole number is written where numbers have a point
+_AROUND: Final = "\"'`«»“”„‘’()[]<>.,;:|#*"
 
 
 def remaining(config: DataConfig, names: pa.ChunkedArray | None, *parts: Indices) -> tuple[Indices, ...]:
@@ -32,20 +42,43 @@ def remaining(config: DataConfig, names: pa.ChunkedArray | None, *parts: Indices
         return parts
     if names is None:
         raise DataError("data.opt_out names persons, and nothing says who is a person: set data.person")
-    out = pc.is_in(names, value_set=_listed(Path(config.opt_out).expanduser()))
-    left_out = np.asarray(out.combine_chunks().to_numpy(zero_copy_only=False), dtype=bool)
+    listed = read_list(Path(config.opt_out).expanduser())
+    out = pa.array([name for name in names.unique().to_pylist() if likeness(name) in listed], pa.string())
+    if listed and not len(out):
+        log.warning(
+            "data.opt_out: no line of the list names anybody in these records; is it of the column data.person?"
+        )
+    left_out = np.asarray(pc.is_in(names, value_set=out).to_numpy(), dtype=bool)
     return tuple(part[~left_out[part]] for part in parts)
 
 
-def _listed(path: Path) -> pa.Array:
-    """The persons in the file, one a line, as those of a table are compared; a file that is empty lists nobody."""
+def read_list(path: Path) -> frozenset[str]:
+    """The likenesses of the persons in the file, one a line; a file that is empty lists nobody. Raises DataError."""
     try:
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path}: data.opt_out must be a file of at most {MAX_BYTES} bytes, one person a line")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise unreadable(path, error) from error
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8") from None
-    stripped = [line.strip() for line in lines if line.strip()]
-    return names_of(pa.array(stripped, pa.string()))[0]
+    if "\0" in text:
+        raise DataError(f"{path}: not UTF-8 text, it holds zero bytes")
+    lines = re.split(r"[\r\n]+", text)
+    return frozenset(likeness(name) for line in lines for name in (line, *_SEPARATORS.split(line.strip())[:1])) - {""}
+
+
+def likeness(name: str) -> str:
+    """What `name` has in common with every other spelling of the same person; "" if there is no name in it."""
+    stripped = _shown(name).removeprefix("urn:uuid:").removeprefix("patient/").strip(_AROUND)
+    whole = _WHOLE.fullmatch(stripped)
+    return _ZEROS.sub("", whole[1] if whole else stripped)
+
+
+def _shown(name: str) -> str:
+    """The letters of `name` that are seen, in small ones, with one kind of dash."""
+    if name.isascii() and name.isprintable():
+        return name.lower().replace(" ", "")
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    kinds = [(letter, unicodedata.category(letter)) for letter in folded]
+    return "".join("-" if kind == "Pd" else letter for letter, kind in kinds if kind[0] not in "CZ")

@@ -55,6 +55,35 @@ def test_a_list_that_cannot_be_applied_lets_nothing_be_read(tmp_path: Path) -> N
         load_records(get_task("breast_cancer"), DataConfig(opt_out=str(tmp_path / "no.txt")))
 
 
+@pytest.mark.parametrize(
+    ("cell", "line"),
+    [
+        ("p3", "P3"), ("007", "7"), ("7", "007"), ("P-007", "p-7"), ("7", "7.0"), ("7.00", "7"), ("７", "7"),
+        ("p3", '"p3"'), ("p3", "'p3';"), ("p3", "p3,2026-01-31"), ("p3", "p3\tno"), ("p3", "p3\u200b"),
+        ("\ufeffp3", "p3"), ("p 3", "p\u00a0 3"), ("Zo\u00e9", "ZOE\u0301"), ("P-3", "P\u20113"), ("p\u20283", "p\u20283"),
+        ("ab", "Patient/ab"),
+    ],
+)  # fmt: skip
+def test_a_person_who_is_written_otherwise_on_the_list_is_left_out(tmp_path: Path, cell: str, line: str) -> None:
+    """Whoever was listed as a spreadsheet writes it was trained on, and nothing told."""
+    others = "".join(f"q{row},{20 + row},1,no\n" for row in range(20))
+    config = written(tmp_path, f"patient,age,dose,ill\n{cell},50,1,no\n{others}", opt_out=str(tmp_path / "no.txt"))
+    (tmp_path / "no.txt").write_text(f"somebody\n{line}\n", encoding="utf-8")
+    assert used(load_records(SMALL, config)) == set(range(1, 21))
+
+
+def test_a_list_of_which_nobody_is_there_is_told_and_one_with_zero_bytes_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = written(tmp_path, TEXT, opt_out=str(tmp_path / "no.txt"))
+    (tmp_path / "no.txt").write_text("case-1\n")
+    load_records(SMALL, config)
+    assert "names anybody in these records" in caplog.text and "case-1" not in caplog.text
+    (tmp_path / "no.txt").write_bytes("p3\n".encode("utf-16-le"))
+    with pytest.raises(DataError, match="zero bytes"):
+        load_records(SMALL, config)
+
+
 def test_a_list_that_has_changed_is_read_before_the_next_run(tmp_path: Path) -> None:
     listed = tmp_path / "no.txt"
     listed.write_text("p3\n")

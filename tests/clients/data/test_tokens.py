@@ -116,7 +116,7 @@ def test_windows_cover_documents_of_every_length(stride: int) -> None:
 def test_opted_out_repeated_and_empty_documents_are_left_out(tokenizer: Tokenizer, tmp_path: Path) -> None:
     documents = [
         Document("1", "a" * 50, "ann"), Document("2", "a" * 50, "ann"), Document("3", "a" * 50, "bob"),
-        Document("4", "no", "ann"), Document("5", "no", "eve"), Document("6", "", "ann"),
+        Document("4", "no", "ann"), Document("5", "no", "Eve "), Document("6", "", "ann"),
     ]  # fmt: skip
     counts = write_store(tmp_path / "s", documents, tokenizer, Rules(frozenset({"4", "eve"})))
     assert (counts.documents, counts.opted_out, counts.repeated, counts.empty) == (2, 2, 1, 1)
