@@ -20,7 +20,7 @@ import rfc8785
 
 from sovfed.federation.archive.signing import Signature
 from sovfed.federation.codec import encode, last_of
-from sovfed.federation.errors import ProtocolError
+from sovfed.federation.errors import BoundError, ProtocolError
 from sovfed.federation.messages import (
     EvaluateRequest,
     PrivateRequest,
@@ -131,14 +131,20 @@ class RunOrder:
         return _differing(self.settings, request)
 
     def narrowed(self, terms: Terms) -> Terms:
-        """`terms` of secure aggregation, as far as the order uses them: no offer of its run may differ from it."""
+        """`terms` of secure aggregation, as far as the order uses them: no offer of its run may differ from it.
+
+        Raises PolicyError where the order is not within `terms`, which may be narrower than when it was signed.
+        """
         if not self.masked:
             return terms
+        least = max(self.min_cohort, terms.min_cohort)
+        terms.check_parameters(bits=self.bits, clip=self.clip, max_weight=self.max_weight, min_cohort=least, size=0)
         allowed = set(self.cohort) & set(terms.members) if self.cohort and terms.members else set(self.cohort)
+        if self.cohort and not allowed:
+            raise BoundError("none of the order's cohort is among the members", "secure_aggregation.members")
         return replace(
             terms, bits=(self.bits,), min_clip=self.clip, max_clip=self.clip, max_weight=self.max_weight,
-            least_max_weight=self.max_weight, min_cohort=max(self.min_cohort, terms.min_cohort),
-            members=tuple(sorted(allowed)) or terms.members,
+            least_max_weight=self.max_weight, min_cohort=least, members=tuple(sorted(allowed)) or terms.members,
         )  # fmt: skip
 
 

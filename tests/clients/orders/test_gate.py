@@ -463,3 +463,15 @@ def test_a_run_has_only_such_parts_as_a_purge_looks_for(house: House) -> None:
     for part in ("7.65", "7.1", "7.x", "7.02", "7."):
         with pytest.raises(OrderError, match="no part of a run"):
             gate.require(training(CONFIG, part))
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_clip": 4.0}, {"bits": (16,)}, {"max_weight": 5_000}, {"members": ("h4", "h5", "h6")}]
+)
+def test_terms_that_were_narrowed_after_signing_hold_for_the_run_too(house: House, change: dict[str, Any]) -> None:
+    """After a restart with a stricter policy the order's own ring, clip and weight were taken for the policy's."""
+    house.gate("h1", OrderRules()).consider(shown(house, cohort=("h1", "h2", "h3"))[0])
+    gate = house.gate("h1", OrderRules())
+    gate.require(training(CONFIG))
+    with pytest.raises(BoundError, match="members|terms"):
+        gate.narrowed("7", dataclasses.replace(Terms(min_cohort=3, colluders=0), **change))
