@@ -53,9 +53,10 @@ def officer(name: str, passphrase: bool, key: Path, home: Path) -> None:
     Example:
       sovfed client orders officer dr-ito --key /media/card/dr-ito.pem
     """
-    from sovfed.clients.orders.naming import allow_officer
+    from sovfed.clients.orders.naming import allow_officer, check_officer
     from sovfed.federation.orders.answers import create_officer
 
+    check_officer(home, name)  # before there is a key
     words = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True) if passphrase else ""
     key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     public = create_officer(key, words.encode())
@@ -202,13 +203,14 @@ def _answer(home: Path, proposal: Proposal, decision: str, officer: str, key: Pa
     """Sign `decision` with the officer's key and put it where the trainer looks."""
     from sovfed.clients.node.enrol import load_institution
     from sovfed.clients.orders.naming import officer_of
-    from sovfed.federation.orders.answers import Answer, load_officer
+    from sovfed.federation.orders.answers import load_officer, make_answer
     from sovfed.federation.orders.events import OrderEvent, tell
 
     public, signer = load_officer(key, lambda: click.prompt("Passphrase", hide_input=True).encode())
     name, order = officer_of(home, public, officer), proposal.order
-    answer = Answer(
-        order.digest, load_institution(home).name, decision, name, reason, int(time.time()), public
+    answer = make_answer(
+        order=order.digest, institution=load_institution(home).name, decision=decision, officer=name, reason=reason,
+        at=int(time.time()), key=public,
     ).signed(signer)  # fmt: skip
     _book(home).write_answer(answer)
     tell(OrderEvent(decision, order.digest, order.run, name))
@@ -224,7 +226,7 @@ def _explained(book: OrderBook, proposal: Proposal) -> Iterable[str]:
     for run, bound in book.runs().items():
         if bound.order == order.digest:
             yield f"Flower's run {run}: {next(left(bound.answered, order))}"
-    yield word(book.answer(order.digest) or book.consent(order.digest))
+    yield word(book.word(order.digest))
 
 
 def _book(home: Path) -> OrderBook:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from sovfed.clients.orders.places import ANSWERS, CONSENTS, FOLDERS, PROPOSED, RECEIPTS, RUNS
 from sovfed.federation.errors import IdentityError, OrderError, SovfedError
 from sovfed.federation.files import private_directory, write_private
-from sovfed.federation.orders.answers import Answer, read_answer
+from sovfed.federation.orders.answers import UNREADABLE, Answer, read_answer
 from sovfed.federation.orders.order import Proposal, read_proposal
 from sovfed.federation.schema import bind, bounded, named, nearest
 
@@ -56,15 +56,23 @@ class OrderBook:
             private_directory(self._home / folder)
         return self
 
-    def file(self, proposal: Proposal) -> bool:
-        """Keep `proposal`; whether it is new. Raises OrderError where too many wait for an answer already."""
+    def file(self, proposal: Proposal, now: float) -> bool:
+        """Keep `proposal`; whether it is new. Raises OrderError where too many wait for an answer already.
+
+        One that has ended waits for nothing any more, and goes before one that has not.
+        """
         path = self._home / PROPOSED / f"{proposal.order.digest}.json"
         if path.exists():
             return False
         paths = sorted((self._home / PROPOSED).glob("*.json"), key=lambda known: known.stat().st_mtime_ns)
         answered = [known for known in paths if self._is_answered(known.stem)]
-        if len(paths) - len(answered) >= MAX_WAITING:
-            raise OrderError(f"{MAX_WAITING} orders wait for an officer already; `sovfed client orders list`")
+        waiting = [known for known in paths if known not in answered]
+        if len(waiting) >= MAX_WAITING and not self._is_answered(proposal.order.digest):
+            ended = [known for known in waiting if self._has_ended(known.stem, now)]
+            if not ended:
+                raise OrderError(f"{MAX_WAITING} orders wait for an officer already; `sovfed client orders list`")
+            for known in ended:
+                known.unlink()
         for old in answered[: max(0, len(paths) + 1 - MAX_KEPT)]:
             old.unlink()
             (self._home / CONSENTS / old.name).unlink(missing_ok=True)
@@ -72,10 +80,9 @@ class OrderBook:
         return True
 
     def proposals(self) -> list[Proposal]:
-        """All that is kept, the newest first. Raises ProtocolError if one is damaged."""
-        paths = (self._home / PROPOSED).glob("*.json")
-        kept = [read_proposal(path.read_bytes(), str(path)) for path in paths]
-        return sorted(kept, key=lambda proposal: -proposal.order.proposed)
+        """All that is kept and can be read, the newest first; a damaged one is told in the log."""
+        kept = [self.proposal(path.stem) for path in (self._home / PROPOSED).glob("*.json")]
+        return sorted((proposal for proposal in kept if proposal), key=lambda proposal: -proposal.order.proposed)
 
     def proposal(self, digest: str) -> Proposal | None:
         """The proposal of `digest`, which is recomputed; None if there is none, or it is damaged."""
@@ -148,8 +155,20 @@ class OrderBook:
     def words(self) -> Iterator[tuple[Proposal, Answer | None]]:
         """Each proposal with the institution's word on it, an officer's before the node's."""
         for proposal in self.proposals():
-            digest = proposal.order.digest
-            yield proposal, self.answer(digest) or self.consent(digest)
+            yield proposal, self.word(proposal.order.digest)
+
+    def word(self, digest: str) -> Answer | None:
+        """The institution's word on the order of `digest`, to be shown: one that cannot be read is UNREADABLE."""
+        try:
+            return self.answer(digest) or self.consent(digest)
+        except IdentityError as error:
+            log.warning("%s", error)
+            return Answer(digest, "", UNREADABLE)
+
+    def _has_ended(self, digest: str, now: float) -> bool:
+        """Whether the order of `digest` holds no more; one that cannot be read never holds."""
+        kept = self.proposal(digest)
+        return kept is None or kept.order.expires <= now
 
     def _is_answered(self, digest: str) -> bool:
         return any((self._home / folder / f"{digest}.json").exists() for folder in (ANSWERS, CONSENTS))

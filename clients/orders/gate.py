@@ -90,7 +90,7 @@ class OrderGate:
         self._check(order)
         self._rules.check_approvals([*self._approvers(proposal)])
         state, answer = self._word(order)
-        if self._book.file(proposal):
+        if self._book.file(proposal, self._clock()):
             tell(OrderEvent(state, order.digest, order.run, answer.officer if answer else ""))
         if state in (SIGNED, CONSENTED):
             self._bind(request.run, order)
@@ -227,6 +227,10 @@ class OrderGate:
         if proposal is None:
             raise OrderError(f"the order {bound.order[:12]} of run {run} is not kept here any more")
         self._require_word(proposal.order)
+        try:
+            self._rules.check_approvals([*self._approvers(proposal)])
+        except BoundError as error:
+            raise OrderError(str(error)) from error
         self._open[run] = self._opened(proposal.order, bound.answered)
         return self._open[run]
 

@@ -18,13 +18,22 @@ if TYPE_CHECKING:
 
     from sovfed.clients.home.policy import Policy
 
+LONGEST: Final = 63  # letters of an officer's name
 _OFFICERS: Final = re.compile(r"^( +officers:) *\[.*\] *$", re.MULTILINE)
+
+
+def check_officer(home: Path, name: str) -> None:
+    """Raise SovfedError, before there is a key, unless an officer of this `name` can be entered in the policy."""
+    if not NAME.fullmatch(name) or len(name) > LONGEST:
+        raise ConfigError(f"an officer's name must be {NAME_IN_WORDS}, at most {LONGEST} letters, got {name[:80]!a}")
+    load_policy(home)
+    if len(_OFFICERS.findall((home / POLICY).read_text(encoding="utf-8"))) != 1:
+        raise PolicyError(f"{home / POLICY}: no single line 'officers: [...]'; write one, or the officers by hand")
 
 
 def allow_officer(home: Path, name: str, public: str) -> None:
     """Enter officer `name` with the `public` key (base64) in the policy. Raises PolicyError if it is written anew."""
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"an officer's name must be {NAME_IN_WORDS}, got {name[:80]!a}")
+    check_officer(home, name)
     rules = load_policy(home).orders
     entries = [*(entry for entry in rules.officers if not entry.startswith(f"{name}=")), f"{name}={public}"]
     text = (home / POLICY).read_text(encoding="utf-8")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SIGNED: Final = "signed"
 REFUSED: Final = "refused"
 CONSENTED: Final = "standing"
+UNREADABLE: Final = "unreadable"  # never written or sent: what a damaged answer is shown as
 MAX_BYTES: Final = 16_384
 
 
@@ -64,6 +65,16 @@ class Answer:
     def check_node(self) -> None:
         """Raise IdentityError unless the node whose certificate is shown signed this; who certified it is not asked."""
         check_signature(public_key(_bytes(self.key)), self.message, _bytes(self.signature), "node's consent")
+
+
+def make_answer(**values: Any) -> Answer:
+    """The answer with `values`, not signed yet. Raises ConfigError if it could not be read again."""
+    answer = bind(Answer, values, "answer", ConfigError)
+    try:
+        answer.to_bytes()
+    except ValueError as error:  # bytes of a command line that are no text
+        raise ConfigError("answer: it cannot be written as text") from error
+    return answer
 
 
 def read_answer(data: bytes, where: str) -> Answer:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from sovfed.federation.orders.answers import UNREADABLE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -64,6 +66,8 @@ def word(answer: Answer | None) -> str:
     """What the institution has said, and whose word it is."""
     if answer is None:
         return "waits for an officer"
+    if answer.decision == UNREADABLE:
+        return "its answer cannot be read, and holds as none: waits for an officer to answer again"
     whose = f" by {answer.officer}" if answer.officer else ""
     reason = f": {answer.reason}" if answer.reason else ""
     return f"{WORDS[answer.decision]}{whose} on {day_of(answer.at)}{reason}"

@@ -38,7 +38,7 @@ def make_seen_house(home: Path) -> Path:
     ledger.countersign_head()
     ledger.unlock()
     order = dataclasses.replace(make_order(CONFIG, "study", whole(CONFIG), time.time()), purpose=HOSTILE[:-1])
-    OrderBook(home).make().file(Proposal(order))
+    OrderBook(home).make().file(Proposal(order), order.proposed)
     allowance = Allowance(home, policy)
     allowance.take(ProfileRequest(run="heart-open", task="breast_cancer", normalisation="own", digest="0" * 64))
     allowance.failed(HOSTILE, "data")

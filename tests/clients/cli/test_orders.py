@@ -101,3 +101,36 @@ def test_what_is_signed_without_anybody_is_said_in_words(house: House) -> None:
     assert "asked by     anybody" in told and "tasks        breast_cancer" in told
     assert shown(house) == "standing"
     assert "standing consent, signed by this node" in client(house, "orders", "show", "study").output
+
+
+def test_an_answer_too_long_to_be_read_again_is_not_written(house: House) -> None:
+    """A reason of 501 letters was written, did not hold, and `list` could not be used again."""
+    assert shown(house) == "awaiting"
+    key = str(house.folder / "ito.pem")
+    client(house, "orders", "officer", "ito", "--key", key, "--no-passphrase")
+    for reason in ("x" * 501, "\udcff"):
+        done = client(house, "orders", "refuse", "study", "--reason", reason, "--key", key, code=2)
+        assert isinstance(done.exception, SovfedError), done.output
+    client(house, "orders", "refuse", "study", "--reason", "x" * 500, "--key", key)
+    assert shown(house) == "refused"
+
+
+def test_a_damaged_answer_or_order_is_told_and_hides_no_other(house: House) -> None:
+    assert shown(house) == "awaiting"
+    state = house.folder / "h1" / "orders"
+    (path,) = (state / "state" / "proposed").glob("*.json")
+    answer = state / "answers" / path.name
+    answer.write_text("{")
+    assert "cannot be read" in client(house, "orders", "list").output
+    assert "cannot be read" in client(house, "orders", "show", "study").output
+    answer.unlink()
+    (path.parent / f"{'0' * 64}.json").write_text("{")
+    assert "waits for an officer" in client(house, "orders", "list").output
+
+
+def test_an_officer_whose_name_is_refused_can_try_again(house: House) -> None:
+    """The key was made before the name was looked at, and then was in the way."""
+    key = str(house.folder / "ito.pem")
+    done = client(house, "orders", "officer", "Dr Ito", "--key", key, "--no-passphrase", code=2)
+    assert isinstance(done.exception, SovfedError) and not Path(key).exists()
+    client(house, "orders", "officer", "dr-ito", "--key", key, "--no-passphrase")
