@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 AWAITING: Final = "awaiting"
 AHEAD: Final = 16  # messages are written down so many at a time, before they are answered: a crash forfeits some
-TIMES: Final = 4  # as many messages as a run needs, and SPARE more, are answered: for rounds that are repeated
-SPARE: Final = 200
 UNCOUNTED: Final = (SecaggRequest, LedgerRequest, ReleaseRequest)  # nothing is computed from records for these
 
 
@@ -51,6 +49,7 @@ class _Open:
     stamp: tuple[int, int]
     answered: dict[str, int]
     written: int
+    consented: bool  # by the node: as long as the standing consent lasts
 
     @property
     def total(self) -> int:
@@ -93,7 +92,7 @@ class OrderGate:
         if self._book.file(proposal, self._clock()):
             tell(OrderEvent(state, order.digest, order.run, answer.officer if answer else ""))
         if state in (SIGNED, CONSENTED):
-            self._bind(request.run, order)
+            self._bind(request.run, order, consented=state == CONSENTED)
         return state, answer
 
     def require(self, request: Request) -> None:
@@ -108,8 +107,10 @@ class OrderGate:
         except BoundError as error:
             raise OrderError(str(error)) from error
         if (stamp := self._book.answer_stamp(order.digest)) != opened.stamp:
-            self._require_word(order)
+            opened.consented = self._require_word(order)
             opened.stamp = stamp
+        if opened.consented and (reason := self._rules.standing.why_not(order, self._clock())):
+            raise OrderError(f"the standing consent to order {order.digest[:12]} does not hold any more: {reason}")
         if forbidden := order.forbids(request):
             raise OrderError(f"run {run} asks otherwise than its order in: {forbidden}")
         if not isinstance(request, UNCOUNTED):
@@ -196,12 +197,14 @@ class OrderGate:
         self._book.write_consent(consent)
         return consent
 
-    def _require_word(self, order: RunOrder) -> None:
+    def _require_word(self, order: RunOrder) -> bool:
+        """Whether it is the node that consented. Raises OrderError if nobody did."""
         state, _ = self._word(order)
         if state not in (SIGNED, CONSENTED):
             raise OrderError(f"the order {order.digest[:12]} of run {order.run} is {state} here")
+        return state == CONSENTED
 
-    def _bind(self, run: str, order: RunOrder) -> None:
+    def _bind(self, run: str, order: RunOrder, *, consented: bool) -> None:
         """Answer `run` under `order` from now on, and no earlier run under it: a resumed run is another of Flower's.
 
         Raises OrderError if the run is under another order: what was answered under that one would be forgotten.
@@ -216,7 +219,7 @@ class OrderGate:
         earlier = tuple(sorted(names - {run}))
         self._runs[run] = Bound(order.digest, order.run, order.permit, order.epsilon, self._clock(), answered, earlier)
         self._book.write_runs(self._runs)
-        self._open[run] = self._opened(order, answered)
+        self._open[run] = self._opened(order, answered, consented=consented)
 
     def _reopen(self, run: str) -> _Open:
         """The run after a restart, its order and the institution's word looked at anew. Raises OrderError."""
@@ -226,22 +229,21 @@ class OrderGate:
         proposal = self._book.proposal(bound.order)
         if proposal is None:
             raise OrderError(f"the order {bound.order[:12]} of run {run} is not kept here any more")
-        self._require_word(proposal.order)
+        consented = self._require_word(proposal.order)
         try:
             self._rules.check_approvals([*self._approvers(proposal)])
         except BoundError as error:
             raise OrderError(str(error)) from error
-        self._open[run] = self._opened(proposal.order, bound.answered)
+        self._open[run] = self._opened(proposal.order, bound.answered, consented=consented)
         return self._open[run]
 
-    def _opened(self, order: RunOrder, answered: Mapping[str, int]) -> _Open:
+    def _opened(self, order: RunOrder, answered: Mapping[str, int], *, consented: bool) -> _Open:
         counts = dict(answered)
-        return _Open(order, self._book.answer_stamp(order.digest), counts, sum(counts.values()))
+        return _Open(order, self._book.answer_stamp(order.digest), counts, sum(counts.values()), consented)
 
     def _count(self, run: str, opened: _Open, kind: str) -> None:
         """Count a message before it is answered. Raises OrderError beyond what the order can need."""
-        order = opened.order
-        most = TIMES * max(order.sums, order.rounds) + SPARE
+        most = opened.order.most_answers
         if opened.total >= most:
             raise OrderError(f"run {run} was answered {most} times, more than its order can need")
         opened.answered[kind] = opened.answered.get(kind, 0) + 1

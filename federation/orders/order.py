@@ -41,6 +41,8 @@ MAX_BYTES: Final = 65_536
 MAX_APPROVALS: Final = 16
 MAX_COHORT: Final = 512
 MOST_EPSILON: Final = 1e6  # where no bound can be told
+TIMES: Final = 4  # as many messages as a run needs, and SPARE more, are answered: for rounds that are repeated
+SPARE: Final = 200
 VARIES: Final = ("run", "version", "round", "rate_start", "rate_end", "evaluate")  # from one round to the next
 UNDER: Final = {"train": (ProfileRequest, TrainRequest, EvaluateRequest), "private": (PrivateRequest,)}
 
@@ -94,6 +96,11 @@ class RunOrder:
     def digest(self) -> str:
         """SHA-256 (hex) of its spelling: what it is called."""
         return hashlib.sha256(DOMAIN + self.text).hexdigest()
+
+    @property
+    def most_answers(self) -> int:
+        """How many messages that touch records are answered under it, over all restarts and repeats."""
+        return TIMES * max(self.sums, self.rounds) + SPARE
 
     @property
     def proposal_message(self) -> bytes:

@@ -58,6 +58,11 @@ def read_list(path: Path) -> frozenset[str]:
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path}: data.opt_out must be a file of at most {MAX_BYTES} bytes, one person a line")
         text = path.read_text(encoding="utf-8-sig")
+    except PermissionError as error:
+        raise DataError(
+            f"{path}: the trainer may not read it; one that an editor has replaced it may after a restart, or in the "
+            "folder of the records"
+        ) from error
     except OSError as error:
         raise unreadable(path, error) from error
     except UnicodeDecodeError:

@@ -51,6 +51,7 @@ def test_an_officer_makes_a_key_reads_an_order_and_signs_it(house: House) -> Non
     assert list(load_policy(house.folder / "h1").orders.keys) == ["ito"]
     assert "waits for an officer" in client(house, "orders", "list").output
     assert "would leave: up to 13 masked" in client(house, "orders", "show", "study").output
+    assert "up to 252 answers in all" in client(house, "orders", "show", "study").output
     signed = client(house, "orders", "sign", "study", "--key", key, text="y\nsecret words\n")
     assert "signed by ito" in signed.output
     assert shown(house) == "signed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -496,3 +497,14 @@ def test_terms_that_were_narrowed_after_signing_hold_for_the_run_too(house: Hous
     gate.require(training(CONFIG))
     with pytest.raises(BoundError, match=r"institution's terms|among the members"):
         gate.narrowed("7", dataclasses.replace(Terms(min_cohort=3, colluders=0), **change))
+
+
+def test_no_round_is_answered_after_the_standing_consent_has_ended(house: House) -> None:
+    """It ended for new runs and after a restart, but not for a run on its way."""
+    last = datetime.fromtimestamp(house.now + 86_400, UTC).date().isoformat()
+    gate = house.gate("h1", OrderRules(standing=Standing(until=last)))
+    gate.consider(shown(house)[0])
+    gate.require(training(CONFIG))
+    house.now += 3 * 86_400
+    with pytest.raises(OrderError, match="does not hold any more"):
+        gate.require(training(CONFIG, number=2))
