@@ -17,6 +17,7 @@ from sovfed.federation.errors import PolicyError
 from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.messages import EvaluateRequest, PrivateRequest, SumRequest
 from sovfed.federation.schema import bind, bounded
+from sovfed.federation.secagg.request import whole_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +62,10 @@ class State:
 
 
 class Allowance:
-    """One institution's counts. Only the trainer writes the file; one that cannot be read lets nothing start."""
+    """One institution's counts, of a run with all its parts. Only the trainer writes the file.
+
+    One that cannot be read lets nothing start.
+    """
 
     def __init__(self, home: Path, policy: Policy, clock: Callable[[], float] = time.time) -> None:
         """Raises PolicyError if the file is damaged."""
@@ -72,15 +76,15 @@ class Allowance:
 
     def require_open(self, run: str) -> None:
         """Raises PolicyError if too much has failed for anything to be tried."""
-        state = self._current()
+        state, run = self._current(), whole_run(run)
         if state.stopped or state.runs.get(run, Tally()).failures >= self._policy.max_failures_per_run:
             raise PolicyError("too many failures; see `sovfed client failures`, and --clear to go on")
 
     def take(self, request: SumRequest) -> None:
         """Count a request, before a record is read for it. Raises PolicyError where a bound is reached."""
         self.require_open(request.run)
-        state, policy = self._state, self._policy
-        run = state.runs.get(request.run, Tally())
+        state, policy, name = self._state, self._policy, whole_run(request.run)
+        run = state.runs.get(name, Tally())
         if isinstance(request, PrivateRequest):
             return
         evaluations = int(isinstance(request, EvaluateRequest))
@@ -90,15 +94,15 @@ class Allowance:
         if evaluations:
             _at_most(run.evaluations, policy.max_evaluations_per_run, "max_evaluations_per_run")
             _at_most(today.evaluations, policy.max_evaluations_per_day, "max_evaluations_per_day")
-        self._state = replace(state, today=today, runs=_with(state.runs, request.run, run))
+        self._state = replace(state, today=today, runs=_with(state.runs, name, run))
         self._ahead -= 1
         if self._ahead < 0 or evaluations:
             self._ahead = AHEAD - 1
-            self._write(self._ahead, request.run)
+            self._write(self._ahead, name)
 
     def failed(self, run: str, code: str) -> None:
         """Count a failure that the agency is about to see."""
-        state = self._current()
+        state, run = self._current(), whole_run(run)
         tally, today = state.runs.get(run, Tally()).plus(failures=1), state.today.plus(failures=1)
         stopped = state.stopped or today.failures >= self._policy.max_failures_per_day
         self._state = replace(

@@ -52,7 +52,7 @@ def leaves(order: RunOrder) -> Iterator[str]:
             f"would leave: up to {order.sums} answers IN THE CLEAR: this institution's own update, record count and "
             "metrics of each round, for whoever runs the server"
         )
-    yield f"where rounds are repeated: up to {order.most_answers} answers in all, each to a model of the agency's choice"
+    yield f"where rounds are repeated: up to {order.most_answers} answers in all, each to a model that the agency sends"
     yield "would cost a person: no bound can be told, the run is without differential privacy"
 
 

@@ -59,6 +59,19 @@ def test_evaluations_are_counted_by_themselves_and_exactly_over_a_restart(tmp_pa
             allowance.take(evaluation(run))
 
 
+def test_the_parts_of_a_run_share_what_it_may_ask(tmp_path: Path) -> None:
+    """RUN.2, RUN.3, … were each a run of its own, whoever named them."""
+    allowance = Allowance(tmp_path, Policy(max_sums_per_run=4, max_evaluations_per_run=2), lambda: 0.0)
+    for run in ("a", "a.2"):
+        allowance.take(evaluation(run))
+    with pytest.raises(PolicyError, match="max_evaluations_per_run"):
+        allowance.take(evaluation("a.3"))
+    for run in ("a.3", "a.4"):
+        allowance.take(profile(run))
+    with pytest.raises(PolicyError, match="max_sums_per_run"):
+        allowance.take(profile("a.5"))
+
+
 def test_a_restart_forgets_no_sum_and_forfeits_few(tmp_path: Path) -> None:
     allowance = Allowance(tmp_path, Policy(), lambda: 0.0)
     for count in range(1, 2 * AHEAD + 2):
