@@ -62,10 +62,11 @@ def approve(order: Path, signer: Path, yes: bool) -> None:
     from sovfed.server.orders.proposing import approve as approve_order
 
     person = load_signer(signer)
-    _tell(_order(read_proposal(order.read_bytes(), str(order))))
+    proposal = read_proposal(order.read_bytes(), str(order))
+    _tell(_order(proposal))
     if not yes and not click.confirm(f"Have you read it, and do you sign it as {person.identity}?"):
         raise PolicyError(f"{order}: not signed")
-    approve_order(order, person)
+    approve_order(order, proposal.order, person)
     click.echo(f"{order}: approved by {person.identity}")
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from sovfed.federation.archive.signer import SigningKey
     from sovfed.federation.config import Config
+    from sovfed.federation.orders.order import RunOrder
 
 OVERRIDES: Final = "proposed.json"  # in the run's folder
 
@@ -72,9 +73,15 @@ def proposed_overrides(home: Path, name: str) -> tuple[str, ...]:
     return tuple(json.loads(path.read_bytes()))
 
 
-def approve(path: Path, person: SigningKey) -> Proposal:
-    """Add the approval of `person` to the order in the file `path`."""
-    proposal = approved_by(read_proposal(path.read_bytes(), str(path)), person)
+def approve(path: Path, read: RunOrder, person: SigningKey) -> Proposal:
+    """Add the approval of `person` to the order in the file `path`, which must be the one that was `read`.
+
+    Raises ConfigError if it is another by now.
+    """
+    proposal = read_proposal(path.read_bytes(), str(path))
+    if proposal.order != read:
+        raise ConfigError(f"{path}: it holds another order than the one that was read; read it again")
+    proposal = approved_by(proposal, person)
     write_private(path, proposal.to_bytes())
     tell(OrderEvent("approved", proposal.order.digest, proposal.order.run, str(person.identity)))
     return proposal

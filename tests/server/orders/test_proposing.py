@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import pytest
 from click.testing import CliRunner, Result
@@ -74,6 +77,27 @@ def test_what_was_approved_is_what_is_started(house: House) -> None:
         proposed_overrides(home, "another")
     assert configured(home, proposed_overrides(home, "study")).order.purpose == "malignant or benign, study 12"
     assert run(house, "start", "--proposed", "study", "rounds=5", "--home", str(home), code=2).exit_code == 2
+
+
+def test_an_order_that_is_exchanged_while_it_is_read_is_not_approved(house: House) -> None:
+    """Whoever may write the run's folder put another order there before the answer was typed."""
+    runs = house.folder / "server" / "runs"
+    for name in ("study", "other"):
+        run(house, "propose", *WORDS[:2], WORDS[3], f"run_name={name}", "--home", str(house.folder / "server"))
+    path, command = runs / "study" / "order.json", "from sovfed.server.cli.run import cli; cli()"
+    house.person("ann")
+    words = [sys.executable, "-c", command, "approve", str(path), "--signer", str(house.folder / "people" / "ann")]
+    with subprocess.Popen(words, stdin=PIPE, stdout=PIPE, stderr=STDOUT, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        told = ""
+        while "Have you read it" not in told and (letter := process.stdout.read(1)):
+            told += letter
+        path.write_bytes((runs / "other" / "order.json").read_bytes())
+        process.stdin.write("y\n")
+        process.stdin.close()
+        told += process.stdout.read()
+    assert process.returncode != 0 and "another order than the one that was read" in told, told
+    assert not json.loads(path.read_bytes())["approvals"]
 
 
 def test_an_order_that_was_changed_is_not_approved(house: House) -> None:
