@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MAX_BYTES: Final = 1 << 28
 _SEPARATORS: Final = re.compile(r"[,;\t|]")
-_ZEROS: Final = re.compile(r"(?<![0-9.])0+(?=[0-9])")  # before a number
+_ZEROS: Final = re.compile(r"(?<![0-9])0+(?=[0-9])")  # before a number
 _WHOLE: Final = re.compile(r"([+-]?[0-9]+)\.0*")  # as a whole number is written where numbers have a point
 _AROUND: Final = "\"'`«»“”„‘’()[]<>.,;:|#*"
 
