@@ -70,11 +70,14 @@ def check(files: Mapping[str, bytes], roots: Sequence[x509.Certificate]) -> Line
     if not origin.startswith(AGENCY):
         raise EvidenceError(f"the log is that of {origin}, expected the agency's")
     head = check_note(files[HEAD], voucher.log_key)
-    entries = []
+    entries, last = [], -1
     for proven in _list(files[ENTRIES]):
         data, proof = proven["entry"].encode(), _hashes(proven["proof"])
-        if not merkle.includes(merkle.leaf_hash(data), proven["seq"], head.size, proof, head.root):
-            raise EvidenceError(f"entry {proven['seq']} is not in the log of {head.size} entries")
+        before, last = last, int(proven["seq"])
+        if last <= before:
+            raise EvidenceError(f"entry {last} comes twice, or after a later one")
+        if not merkle.includes(merkle.leaf_hash(data), last, head.size, proof, head.root):
+            raise EvidenceError(f"entry {last} is not in the log of {head.size} entries")
         entries.append(read_entry(data))
     cosigned = {}
     for cosigning in _list(files[COSIGNED]):
@@ -95,6 +98,8 @@ def _list(data: bytes) -> list[dict[str, Any]]:
     values: Any = json.loads(data)
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise EvidenceError("the log's part of the release is not a list")
+    if canonical(values) != data:
+        raise EvidenceError("the log's part of the release is not spelled as it is written")
     return values
 
 
