@@ -275,7 +275,7 @@ def test_an_agency_that_names_fewer_institutions_than_its_rounds_had_is_told(
     (federation.folder / "summary.json").write_text(json.dumps(summary))
     RunLog(federation.agency.home, RUN, "1").model(summary)
 
-    with pytest.raises(EvidenceError, match="no round in which|hospital-2 took part"):
+    with pytest.raises(EvidenceError, match=r"no round in which|hospital-2 took part"):
         release(federation.agency.home, RUN, wait_s=0.0)
 
 
