@@ -11,6 +11,7 @@ import base64
 import contextlib
 import json
 import os
+import secrets
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +25,7 @@ from sovfed.federation.certificates import InstitutionNames, ServerNames, key_fr
 from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.notes import COSIGNATURE, LOG, NoteKey, public, read_key
-from sovfed.federation.files import create_private, private_directory, read_private, write_private
+from sovfed.federation.files import private_directory, read_private, sync_folder, write_private
 from sovfed.federation.identity import load_certificate, parse_certificate, read_pair, to_der, verify_lapsed
 from sovfed.federation.schema import bind, bounded
 
@@ -75,14 +76,16 @@ class Voucher:
 
     def check(self, roots: Sequence[x509.Certificate]) -> str:
         """The origin of the log, once certificate, names and signature hold. Raises IdentityError."""
-        der = _der(self.certificate)
+        der = _base64(self.certificate, "certificate")
         origin = _origin(verify_lapsed(der, roots))
         if self.origin != origin or (self.witness_key.name, self.witness_key.kind) != (
             origin + AS_WITNESS,
             COSIGNATURE,
         ):
             raise EvidenceError(f"keys of {self.origin}: their certificate is that of {origin}")
-        check_ecdsa(der, base64.b64decode(self.signature), DOMAIN + replace(self, signature="").to_bytes(), self.origin)
+        check_ecdsa(
+            der, _base64(self.signature, "signature"), DOMAIN + replace(self, signature="").to_bytes(), self.origin
+        )
         return origin
 
 
@@ -163,16 +166,19 @@ def _vouch(home: Path) -> Voucher:
 
 
 def _make(path: Path) -> None:
-    """Make a key, unless there is one: another process may have been first."""
+    """Make a key, on disk before anything says that it is the log's; unless there is one: another may have been first.
+
+    A draft that was left by one that died is in nobody's way: it has a name of its own.
+    """
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    draft = path.with_suffix(f".{os.getpid()}")
-    with create_private(draft) as file:
-        file.write(pem)
+    draft = path.with_suffix(f".{secrets.token_hex(8)}")
+    write_private(draft, pem)
     with contextlib.suppress(FileExistsError):
         os.link(draft, path)
     draft.unlink()
+    sync_folder(path.parent)
 
 
 def _origin(names: object) -> str:
@@ -183,8 +189,8 @@ def _origin(names: object) -> str:
     raise IdentityError("certificate: a person's, who has no log")
 
 
-def _der(text: str) -> bytes:
+def _base64(text: str, what: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise EvidenceError("keys of a log: certificate is not base64") from error
+        raise EvidenceError(f"keys of a log: {what} is not base64") from error

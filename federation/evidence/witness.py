@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Final
 from sovfed.federation.errors import EvidenceError, ServiceError
 from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.keys import (
-    AS_WITNESS,
+    VOUCHER,
     WITNESS_FOLDER,
     WITNESS_KEY,
     Voucher,
     load_key,
-    own_origin,
     read_voucher,
 )
 from sovfed.federation.evidence.notes import Checkpoint, check_cosignature, check_note, cosign, read_checkpoint, signers
@@ -97,7 +96,7 @@ def watch(home: Path, voucher: Voucher, note: bytes, proof: Sequence[bytes]) -> 
     except SplitError as error:
         note_split(home, head.origin, str(error), note)
         raise
-    name = own_origin(home) + AS_WITNESS
+    name = read_voucher(read_private(home / VOUCHER)).witness_key.name  # not the certificate's of today
     return note + cosign(head, name, load_key(home / WITNESS_KEY), int(time.time()))
 
 
