@@ -53,9 +53,10 @@ def check_log(home: Path, shown: Sequence[bytes] = ()) -> Checked:
 def _replayed(log: LogReader) -> list[bytes]:
     """The root of the first 0, 1, 2, … entries, each held to the head that was signed then."""
     roots, made = [merkle.root_hash(0, _none)], dict[tuple[int, int], bytes]()
-    key, stored = log.voucher.log_key, {(level, at): value for level, at, value in log.nodes()}
-    heads, last = iter(log.heads()), 0
-    for seq, data in log.entries():
+    end = log.extent()  # what is appended meanwhile is not looked at
+    key, stored = log.voucher.log_key, {(level, at): value for level, at, value in log.nodes(end)}
+    heads, last = iter(log.heads(end)), 0
+    for seq, data in log.entries(0, end):
         if seq != last:
             raise EvidenceError(f"entry {last} is missing")
         try:

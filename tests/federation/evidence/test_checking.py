@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from sovfed.federation.errors import EvidenceError
-from sovfed.federation.evidence import merkle
+from sovfed.federation.evidence import merkle, store
 from sovfed.federation.evidence.checking import check_log
 from sovfed.federation.evidence.entries import canonical, read_entry
 from sovfed.federation.evidence.store import FILE, LogReader, record
@@ -155,3 +155,32 @@ def test_keys_that_no_certificate_vouches_for_are_not_taken(hospital: Path) -> N
 
     with pytest.raises(EvidenceError, match=r"id than its own|certificate"):
         LogReader(hospital).voucher.check(load_roots(hospital / "identity" / "root.pem"))
+
+
+def test_a_log_that_grows_while_it_is_checked_holds(hospital: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen: `log verify` during a run named the newest entry as changed."""
+    for name in ("nodes", "entries", "heads"):
+        read = getattr(LogReader, name)
+
+        def grows(log: LogReader, *arguments: int, read: Callable[..., Iterator[object]] = read) -> Iterator[object]:
+            rows = [*read(log, *arguments)]
+            record(hospital, "round", run="2")
+            return iter(rows)
+
+        monkeypatch.setattr(LogReader, name, grows)
+
+    assert check_log(hospital).size == 7
+    assert check_log(hospital).size == 10
+
+
+@pytest.mark.parametrize("read", [LogReader.entries, LogReader.newest, lambda log: log.heads(7)])
+def test_whoever_reads_slowly_keeps_nobody_from_appending(
+    hospital: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[LogReader], Iterator[object]]
+) -> None:
+    """Seen: a log that was being checked could not be appended to, for 30 s; then the round failed."""
+    monkeypatch.setattr(store, "BUSY_S", 0.2)
+    reading = read(LogReader(hospital))
+    next(reading)
+
+    assert record(hospital, "round", run="2") == 7
+    assert len([*reading]) in (6, 7)
