@@ -122,10 +122,9 @@ def _vectors(
         buffer, start = (beside, vector.offset) if away else (memoryview(frame), offset)
         if dtype is None or vector.name in vectors or start + vector.length * dtype.itemsize > len(buffer):
             raise ProtocolError(f"vector {vector.name[:40]!r}: {vector.length} x {vector.dtype[:40]!r} does not fit")
-        room -= vector.length * dtype.itemsize if away else 0
-        if room < 0:  # or a thousand vectors over the same bytes, each copied, would be a thousand times the file
-            raise ProtocolError("vectors that are longer together than the file that holds them")
         values = np.frombuffer(buffer, dtype, vector.length, start) if vector.length else np.empty(0, dtype)
+        if away and not values.flags.aligned and (room := room - values.nbytes) < 0:
+            raise ProtocolError("vectors over the same bytes, which would all be copied: longer than their file")
         vectors[vector.name] = values if values.flags.aligned else values.copy()
         offset += 0 if away else values.nbytes + len(_padding(values.nbytes))
     if offset != len(frame):
