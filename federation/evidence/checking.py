@@ -10,7 +10,7 @@ from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.entries import read_entry
 from sovfed.federation.evidence.notes import Checkpoint, check_cosignature, check_note
 from sovfed.federation.evidence.store import LogReader
-from sovfed.federation.evidence.witness import cosignatures
+from sovfed.federation.evidence.witness import holding_cosignatures
 from sovfed.federation.identity import load_roots
 
 if TYPE_CHECKING:
@@ -35,14 +35,15 @@ def check_log(home: Path, shown: Sequence[bytes] = ()) -> Checked:
     names the first entry that is wrong.
     """
     log = LogReader(home)
-    log.voucher.check(load_roots(home / "identity" / "root.pem"))
+    roots_of_trust = load_roots(home / "identity" / "root.pem")
+    log.voucher.check(roots_of_trust)
     roots = [*_replayed(log)]
     key, size = log.voucher.log_key, len(roots) - 1
     cosigned = {}
     for note in shown:
         _compare(check_note(note, key), roots, "a head that was shown to somebody")
-    for voucher, note in cosignatures(home):
-        name = voucher.check(load_roots(home / "identity" / "root.pem"))
+    for voucher, note in holding_cosignatures(home, roots_of_trust):
+        name = voucher.origin
         check_cosignature(note, voucher.witness_key)
         head = check_note(note, key)
         _compare(head, roots, f"a head that {name} cosigned")

@@ -2,7 +2,8 @@
 
 A home, of the agency or of an institution, has two Ed25519 keys: one signs its log's checkpoints (`audit-key/`, which
 an institution's gateway cannot open), the other the checkpoints of others (`witness/`). `audit/keys.json` is the
-voucher: both public keys, signed by the key of the certificate that was in place when they were made.
+voucher: both public keys, signed by the key of the certificate that was in place when they were made, or, once the
+authority has another root, of the first under that: the former root is given up, and the log goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sovfed.federation.certificates import InstitutionNames, ServerNames, key_from_pem, read_names
+from sovfed.federation.certificates import InstitutionNames, ServerNames, key_from_pem, read_names, same_issuer
 from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.notes import COSIGNATURE, LOG, NoteKey, public, read_key
@@ -114,7 +115,11 @@ def establish(home: Path) -> Voucher | None:
         for name in (LOG_KEY, WITNESS_KEY):
             _make(home / name)
         write_private(path, _vouch(home).to_bytes())
-    return read_voucher(read_private(path))
+    voucher = read_voucher(read_private(path))
+    if _is_of_former_root(home, voucher):
+        voucher = _vouch(home)
+        write_private(path, voucher.to_bytes())
+    return voucher
 
 
 def load_key(path: Path) -> Ed25519PrivateKey:
@@ -153,6 +158,14 @@ def own_origin(home: Path) -> str:
         x509.SubjectAlternativeName
     )
     return _origin(read_names(names.value))
+
+
+def _is_of_former_root(home: Path, voucher: Voucher) -> bool:
+    """Whether the home's certificate is of another root than the voucher's, and of the same name."""
+    former = x509.load_der_x509_certificate(_base64(voucher.certificate, "certificate"))
+    return (
+        not same_issuer(former, load_certificate(home / "identity" / "cert.pem")) and own_origin(home) == voucher.origin
+    )
 
 
 def _vouch(home: Path) -> Voucher:

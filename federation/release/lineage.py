@@ -13,7 +13,8 @@ from sovfed.federation.evidence.entries import canonical, read_entry
 from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, read_voucher
 from sovfed.federation.evidence.notes import check_cosignature, check_note, read_checkpoint
 from sovfed.federation.evidence.store import LogReader
-from sovfed.federation.evidence.witness import cosignatures
+from sovfed.federation.evidence.witness import holding_cosignatures
+from sovfed.federation.identity import load_roots
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,7 +55,7 @@ def gather(home: Path, run: str) -> dict[str, bytes]:
     named = [(seq, data) for seq, data in log.entries(0, size) if json.loads(data).get("name") == run]
     entries = [{"seq": seq, "entry": data.decode(), "proof": _texts(log.inclusion(seq, size))} for seq, data in named]
     cosigned = []
-    for voucher, other in cosignatures(home):
+    for voucher, other in holding_cosignatures(home, load_roots(home / "identity" / "root.pem")):
         theirs = read_checkpoint(other).size
         proof = _texts(log.consistency(min(theirs, size), max(theirs, size)))
         cosigned.append({"keys": voucher.to_bytes().decode(), "note": other.decode(), "proof": proof})

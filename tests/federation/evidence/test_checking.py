@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.lane_fixture import Authority
 
+from sovfed.federation.certificates import InstitutionNames, ServerNames
 from sovfed.federation.errors import EvidenceError
 from sovfed.federation.evidence import merkle, store
 from sovfed.federation.evidence.checking import check_log
@@ -184,3 +186,27 @@ def test_whoever_reads_slowly_keeps_nobody_from_appending(
 
     assert record(hospital, "round", run="2") == 7
     assert len([*reading]) in (6, 7)
+
+
+def test_a_log_goes_on_under_a_new_root_of_the_authority(authority: Authority, agency: Path, hospital: Path) -> None:
+    """Seen by reading: 90 days after `authority rotate`, when the former root is given up, no log held any more."""
+    cosigned = watch(hospital, LogReader(agency).voucher, LogReader(agency).head(), ())
+    keep_cosignature(agency, LogReader(hospital).voucher, LogReader(agency).voucher, cosigned)
+    before, successor = LogReader(agency).voucher, Authority(authority.now)
+    for home, names in (
+        (agency, ServerNames(("agency.example",))),
+        (hospital, InstitutionNames("hospital-1", "ab" * 32)),
+    ):
+        successor.write(home, names)
+    record(agency, "round", run="2")
+
+    voucher = LogReader(agency).voucher
+    checked = check_log(agency)
+
+    assert (voucher.log, voucher.witness) == (before.log, before.witness)
+    assert (checked.size, checked.cosigned) == (8, {})  # by keys for which nobody vouches now
+    record(hospital, "round", run="2")
+    proof = tuple(LogReader(agency).consistency(7, 8))
+    cosigned = watch(hospital, voucher, LogReader(agency).head(), proof)
+    keep_cosignature(agency, LogReader(hospital).voucher, voucher, cosigned)
+    assert check_log(agency).cosigned == {"sovfed/institution/hospital-1": 8}
