@@ -71,14 +71,14 @@ def check(files: Mapping[str, bytes], roots: Sequence[x509.Certificate]) -> Line
     if not origin.startswith(AGENCY):
         raise EvidenceError(f"the log is that of {origin}, expected the agency's")
     head = check_note(files[HEAD], voucher.log_key)
-    entries, last = [], -1
+    entries, seq = [], -1
     for proven in _list(files[ENTRIES]):
         data, proof = proven["entry"].encode(), _hashes(proven["proof"])
-        before, last = last, int(proven["seq"])
-        if last <= before:
-            raise EvidenceError(f"entry {last} comes twice, or after a later one")
-        if not merkle.includes(merkle.leaf_hash(data), last, head.size, proof, head.root):
-            raise EvidenceError(f"entry {last} is not in the log of {head.size} entries")
+        before, seq = seq, int(proven["seq"])
+        if seq <= before:
+            raise EvidenceError(f"entry {seq} comes twice, or after a later one")
+        if not merkle.includes(merkle.leaf_hash(data), seq, head.size, proof, head.root):
+            raise EvidenceError(f"entry {seq} is not in the log of {head.size} entries")
         entries.append(read_entry(data))
     cosigned = {}
     for cosigning in _list(files[COSIGNED]):

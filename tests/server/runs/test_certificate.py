@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.release_fixture import NAMES, ROUNDS, RUN, Released, finished_run
@@ -202,7 +203,7 @@ def _sealed_by_the_agency(federation: Released, files: Mapping[str, bytes], payl
     ],
 )
 def test_an_agency_that_states_what_its_log_does_not_say_is_told(
-    federation: Released, bundle: bytes, changes: dict[str, object], what: str
+    federation: Released, bundle: bytes, changes: dict[str, Any], what: str
 ) -> None:
     with pytest.raises(EvidenceError, match=what):
         check_release(_resealed(federation, bundle, **changes), federation.roots)
@@ -218,12 +219,12 @@ def test_an_agency_that_states_what_its_log_does_not_say_is_told(
     ],
 )
 def test_an_agency_that_states_another_round_or_task_is_told(
-    federation: Released, bundle: bytes, part: str, changes: dict[str, object], what: str
+    federation: Released, bundle: bytes, part: str, changes: dict[str, Any], what: str
 ) -> None:
     stated = {**read_release(bundle)[2]["predicate"][part], **changes}
 
     with pytest.raises(EvidenceError, match=what):
-        check_release(_resealed(federation, bundle, **{part: stated}), federation.roots)  # type: ignore[arg-type]
+        check_release(_resealed(federation, bundle, **{part: stated}), federation.roots)
 
 
 def test_an_agency_whose_files_are_of_another_model_than_it_states_is_told(federation: Released, bundle: bytes) -> None:
