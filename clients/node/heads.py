@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.node.agency import ask, mutual_channel
 from sovfed.clients.node.enrol import load_institution
-from sovfed.federation.errors import EvidenceError, SovfedError
+from sovfed.federation.errors import EvidenceError, IdentityError, SovfedError
 from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, Voucher, read_voucher
 from sovfed.federation.evidence.notes import Checkpoint, check_cosignature, check_note, read_checkpoint
@@ -53,16 +53,23 @@ class Exchange:
         self._old = 0  # how many entries of our log the agency says that it has seen
         self._cosigned = b""
         self._shown = b""
+        self._seen = 0  # how many entries of the agency's log we had seen when we asked
+        self._told = ""
 
     def once(self, channel: grpc.Channel) -> None:
         """Show and cosign what is new, until there is nothing. Raises SovfedError; SplitError where a log changed."""
         for _ in range(3):
-            reply = ask(channel, f"/{REGISTRY_SERVICE}/Heads", self._request(), pb.HeadsReply, "exchange of heads")
+            try:
+                reply = ask(channel, f"/{REGISTRY_SERVICE}/Heads", self._request(), pb.HeadsReply, "exchange of heads")
+            except IdentityError:  # it would be refused for ever, and so nothing be seen of the agency's log any more
+                self._cosigned = b""
+                raise
             if not self._take(reply):
                 return
 
     def _request(self) -> pb.HeadsRequest:
         own, before = LogReader(self._home), self._agency()
+        self._seen = before.size if before else 0
         self._shown = own.head()
         size = read_checkpoint(self._shown).size
         if self._old > size:
@@ -70,7 +77,7 @@ class Exchange:
         proof = own.consistency(self._old, size) if self._old <= size else ()
         return pb.HeadsRequest(
             keys=own.voucher.to_bytes(), head=self._shown, proof=proof, old=self._old, cosigned=self._cosigned,
-            seen=before.size if before else 0,
+            seen=self._seen,
         )  # fmt: skip
 
     def _take(self, reply: pb.HeadsReply) -> bool:
@@ -83,11 +90,13 @@ class Exchange:
         roots = load_roots(self._home / "identity" / "root.pem")
         voucher, before = read_voucher(reply.keys), self._agency()
         self._require_the_agency(voucher, roots)
+        if before is not None and before.size != self._seen:
+            return True  # its proof begins elsewhere: another of our processes has been told more meanwhile
         cosigned = watch(self._home, voucher, reply.head, tuple(reply.proof))
         head = read_checkpoint(reply.head)
         known = {note for _, note in others(self._home)}  # of which this log is known to go on from
         fresh = [other for other in reply.others if other.note not in known]
-        keep_others(self._home, [self._compared(other, voucher, head, roots) for other in fresh])
+        keep_others(self._home, [pair for other in fresh if (pair := self._judged(other, voucher, head, roots))])
         if reply.cosigned.startswith(self._shown):
             keep_cosignature(self._home, voucher, LogReader(self._home).voucher, reply.cosigned)
             self._old = read_checkpoint(self._shown).size
@@ -111,6 +120,20 @@ class Exchange:
             why = f"log {before.origin}: the agency shows another now, {origin}"
             note_split(self._home, before.origin, why, known.note if known else b"")
             raise SplitError(why)
+
+    def _judged(
+        self, other: pb.CosignedHead, agency: Voucher, head: Checkpoint, roots: Sequence[x509.Certificate]
+    ) -> tuple[Voucher, bytes] | None:
+        """`_compared`, or None for what cannot be read: one institution's keys keep no other from the exchange."""
+        try:
+            return self._compared(other, agency, head, roots)
+        except SplitError:
+            raise
+        except SovfedError as error:
+            if str(error) != self._told:
+                log.warning("what another institution has cosigned counts for nothing: %s", error)
+            self._told = str(error)
+            return None
 
     def _compared(
         self, other: pb.CosignedHead, agency: Voucher, head: Checkpoint, roots: Sequence[x509.Certificate]
@@ -146,10 +169,11 @@ def keep_exchanging(
                         exchange.once(channel)
                     said = ""
                     _pause(least_s, stop, wake)
-        except (SovfedError, OSError) as error:
+        except Exception as error:  # of whatever kind: no answer of the agency's ends the watch over its log
             if str(error) != said:
                 said = str(error)
-                log.warning("heads were not exchanged: %s", error)
+                expected = isinstance(error, SovfedError | OSError)
+                log.warning("heads were not exchanged: %s", error, exc_info=not expected)
             stop.wait(max(AGAIN_S, least_s))
 
 

@@ -116,13 +116,15 @@ def _vectors(
 ) -> dict[str, npt.NDArray[Any]]:
     """The vectors that `envelope` describes, those without a place in `stored` from `offset` of the frame on."""
     vectors: dict[str, npt.NDArray[Any]] = {}
-    beside = memoryview(b"") if stored is None else stored.view()
+    beside, room = memoryview(b"") if stored is None else stored.view(), 0 if stored is None else stored.size
     for vector in envelope.vectors:
         dtype, away = _DTYPES.get(vector.dtype), vector.HasField("offset")
         buffer, start = (beside, vector.offset) if away else (memoryview(frame), offset)
         if dtype is None or vector.name in vectors or start + vector.length * dtype.itemsize > len(buffer):
             raise ProtocolError(f"vector {vector.name[:40]!r}: {vector.length} x {vector.dtype[:40]!r} does not fit")
         values = np.frombuffer(buffer, dtype, vector.length, start) if vector.length else np.empty(0, dtype)
+        if away and not values.flags.aligned and (room := room - values.nbytes) < 0:
+            raise ProtocolError("vectors over the same bytes, which would all be copied: longer than their file")
         vectors[vector.name] = values if values.flags.aligned else values.copy()
         offset += 0 if away else values.nbytes + len(_padding(values.nbytes))
     if offset != len(frame):

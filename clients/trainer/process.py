@@ -194,7 +194,7 @@ def _tell(write: Callable[[], None]) -> None:
     """Let the log write what it counted. One that cannot be written refuses what must be in it, all by itself."""
     try:
         write()
-    except SovfedError as error:
+    except (SovfedError, OSError) as error:
         log.warning("%s", error)
 
 

@@ -10,7 +10,7 @@ from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.entries import read_entry
 from sovfed.federation.evidence.notes import Checkpoint, check_cosignature, check_note
 from sovfed.federation.evidence.store import LogReader
-from sovfed.federation.evidence.witness import cosignatures
+from sovfed.federation.evidence.witness import holding_cosignatures
 from sovfed.federation.identity import load_roots
 
 if TYPE_CHECKING:
@@ -35,14 +35,15 @@ def check_log(home: Path, shown: Sequence[bytes] = ()) -> Checked:
     names the first entry that is wrong.
     """
     log = LogReader(home)
-    log.voucher.check(load_roots(home / "identity" / "root.pem"))
+    roots_of_trust = load_roots(home / "identity" / "root.pem")
+    log.voucher.check(roots_of_trust)
     roots = [*_replayed(log)]
     key, size = log.voucher.log_key, len(roots) - 1
     cosigned = {}
     for note in shown:
         _compare(check_note(note, key), roots, "a head that was shown to somebody")
-    for voucher, note in cosignatures(home):
-        name = voucher.check(load_roots(home / "identity" / "root.pem"))
+    for voucher, note in holding_cosignatures(home, roots_of_trust):
+        name = voucher.origin
         check_cosignature(note, voucher.witness_key)
         head = check_note(note, key)
         _compare(head, roots, f"a head that {name} cosigned")
@@ -53,9 +54,10 @@ def check_log(home: Path, shown: Sequence[bytes] = ()) -> Checked:
 def _replayed(log: LogReader) -> list[bytes]:
     """The root of the first 0, 1, 2, … entries, each held to the head that was signed then."""
     roots, made = [merkle.root_hash(0, _none)], dict[tuple[int, int], bytes]()
-    key, stored = log.voucher.log_key, {(level, at): value for level, at, value in log.nodes()}
-    heads, last = iter(log.heads()), 0
-    for seq, data in log.entries():
+    end = log.extent()  # what is appended meanwhile is not looked at
+    key, stored = log.voucher.log_key, {(level, at): value for level, at, value in log.nodes(end)}
+    heads, last = iter(log.heads(end)), 0
+    for seq, data in log.entries(0, end):
         if seq != last:
             raise EvidenceError(f"entry {last} is missing")
         try:

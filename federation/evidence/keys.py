@@ -2,7 +2,8 @@
 
 A home, of the agency or of an institution, has two Ed25519 keys: one signs its log's checkpoints (`audit-key/`, which
 an institution's gateway cannot open), the other the checkpoints of others (`witness/`). `audit/keys.json` is the
-voucher: both public keys, signed by the key of the certificate that was in place when they were made.
+voucher: both public keys, signed by the key of the certificate that was in place when they were made, or, once the
+authority has another root, of the first under that: the former root is given up, and the log goes on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import base64
 import contextlib
 import json
 import os
+import secrets
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,11 +22,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sovfed.federation.certificates import InstitutionNames, ServerNames, key_from_pem, read_names
+from sovfed.federation.certificates import InstitutionNames, ServerNames, key_from_pem, read_names, same_issuer
 from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.notes import COSIGNATURE, LOG, NoteKey, public, read_key
-from sovfed.federation.files import create_private, private_directory, read_private, write_private
+from sovfed.federation.files import private_directory, read_private, sync_folder, write_private
 from sovfed.federation.identity import load_certificate, parse_certificate, read_pair, to_der, verify_lapsed
 from sovfed.federation.schema import bind, bounded
 
@@ -75,14 +77,16 @@ class Voucher:
 
     def check(self, roots: Sequence[x509.Certificate]) -> str:
         """The origin of the log, once certificate, names and signature hold. Raises IdentityError."""
-        der = _der(self.certificate)
+        der = _base64(self.certificate, "certificate")
         origin = _origin(verify_lapsed(der, roots))
         if self.origin != origin or (self.witness_key.name, self.witness_key.kind) != (
             origin + AS_WITNESS,
             COSIGNATURE,
         ):
             raise EvidenceError(f"keys of {self.origin}: their certificate is that of {origin}")
-        check_ecdsa(der, base64.b64decode(self.signature), DOMAIN + replace(self, signature="").to_bytes(), self.origin)
+        check_ecdsa(
+            der, _base64(self.signature, "signature"), DOMAIN + replace(self, signature="").to_bytes(), self.origin
+        )
         return origin
 
 
@@ -111,7 +115,11 @@ def establish(home: Path) -> Voucher | None:
         for name in (LOG_KEY, WITNESS_KEY):
             _make(home / name)
         write_private(path, _vouch(home).to_bytes())
-    return read_voucher(read_private(path))
+    voucher = read_voucher(read_private(path))
+    if _is_of_former_root(home, voucher):
+        voucher = _vouch(home)
+        write_private(path, voucher.to_bytes())
+    return voucher
 
 
 def load_key(path: Path) -> Ed25519PrivateKey:
@@ -152,6 +160,14 @@ def own_origin(home: Path) -> str:
     return _origin(read_names(names.value))
 
 
+def _is_of_former_root(home: Path, voucher: Voucher) -> bool:
+    """Whether the home's certificate is of another root than the voucher's, and of the same name."""
+    former = x509.load_der_x509_certificate(_base64(voucher.certificate, "certificate"))
+    return (
+        not same_issuer(former, load_certificate(home / "identity" / "cert.pem")) and own_origin(home) == voucher.origin
+    )
+
+
 def _vouch(home: Path) -> Voucher:
     origin = own_origin(home)
     log = public(origin, LOG, load_key(home / LOG_KEY))
@@ -163,16 +179,19 @@ def _vouch(home: Path) -> Voucher:
 
 
 def _make(path: Path) -> None:
-    """Make a key, unless there is one: another process may have been first."""
+    """Make a key, on disk before anything says that it is the log's; unless there is one: another may have been first.
+
+    A draft that was left by one that died is in nobody's way: it has a name of its own.
+    """
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    draft = path.with_suffix(f".{os.getpid()}")
-    with create_private(draft) as file:
-        file.write(pem)
+    draft = path.with_suffix(f".{secrets.token_hex(8)}")
+    write_private(draft, pem)
     with contextlib.suppress(FileExistsError):
         os.link(draft, path)
     draft.unlink()
+    sync_folder(path.parent)
 
 
 def _origin(names: object) -> str:
@@ -183,8 +202,8 @@ def _origin(names: object) -> str:
     raise IdentityError("certificate: a person's, who has no log")
 
 
-def _der(text: str) -> bytes:
+def _base64(text: str, what: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise EvidenceError("keys of a log: certificate is not base64") from error
+        raise EvidenceError(f"keys of a log: {what} is not base64") from error

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "audit/log.db"
 BUSY_S: Final = 30.0
+BATCH: Final = 1_000  # rows that are read at once; who appends waits for whoever reads
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS entries (seq INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS nodes (level INTEGER, position INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, position))
@@ -75,18 +76,25 @@ class LogReader:
             raise EvidenceError(f"{self._path}: no head" + ("" if size is None else f" of {size} entries"))
         return bytes(row[0])
 
+    def extent(self) -> int:
+        """How many entries there are by whichever of entries, hashes and heads has most, all at one moment."""
+        query = (
+            "SELECT max(coalesce((SELECT max(seq) + 1 FROM entries), 0), coalesce((SELECT max(size) FROM heads), 0), "
+            "coalesce((SELECT max((position + 1) << level) FROM nodes), 0))"
+        )
+        return int(self._rows(query)[0][0])
+
     def entries(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
         """Number and bytes of each entry from `start` to before `end`."""
-        last = (1 << 62) if end is None else end
-        with self._reading() as db:
-            query = "SELECT seq, data FROM entries WHERE seq >= ? AND seq < ? ORDER BY seq"
-            yield from ((int(seq), bytes(data)) for seq, data in db.execute(query, (start, last)))
+        query = "SELECT seq, data FROM entries WHERE seq >= ? AND seq < ? ORDER BY seq LIMIT ?"
+        yield from self._numbered(query, start, (1 << 62) if end is None else end)
 
     def newest(self) -> Iterator[dict[str, Any]]:
         """What the entries say, the newest first."""
-        with self._reading() as db:
-            for (data,) in db.execute("SELECT data FROM entries ORDER BY seq DESC"):
-                yield read_entry(bytes(data))
+        query, before = "SELECT seq, data FROM entries WHERE seq < ? ORDER BY seq DESC LIMIT ?", 1 << 62
+        while rows := self._rows(query, before, BATCH):
+            yield from (read_entry(bytes(data)) for _, data in rows)
+            before = int(rows[-1][0])
 
     def inclusion(self, position: int, size: int) -> list[bytes]:
         """The path of the entry at `position` to the root of the first `size`."""
@@ -98,15 +106,25 @@ class LogReader:
         with self._reading() as db:
             return merkle.prove_consistency(old, size, _nodes(db))
 
-    def heads(self) -> Iterator[tuple[int, bytes]]:
-        """Size and note of each head, from the first."""
-        with self._reading() as db:
-            yield from ((int(size), bytes(note)) for size, note in db.execute("SELECT * FROM heads ORDER BY size"))
+    def heads(self, end: int) -> Iterator[tuple[int, bytes]]:
+        """Size and note of each head of at most `end` entries, from the first."""
+        query = "SELECT size, note FROM heads WHERE size >= ? AND size < ? ORDER BY size LIMIT ?"
+        yield from self._numbered(query, 0, end + 1)
 
-    def nodes(self) -> Iterator[tuple[int, int, bytes]]:
-        """Each stored hash with its level and position."""
+    def nodes(self, end: int) -> Iterator[tuple[int, int, bytes]]:
+        """Each stored hash of the first `end` entries, with its level and position."""
+        rows = self._rows("SELECT level, position, hash FROM nodes WHERE (position + 1) << level <= ?", end)
+        yield from ((int(level), int(position), bytes(value)) for level, position, value in rows)
+
+    def _numbered(self, query: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """The rows of `query`, a batch at a time: between two of them whoever appends is let in."""
+        while rows := self._rows(query, start, end, BATCH):
+            yield from ((int(number), bytes(data)) for number, data in rows)
+            start = int(rows[-1][0]) + 1
+
+    def _rows(self, query: str, *values: int) -> list[Any]:
         with self._reading() as db:
-            yield from ((int(lv), int(at), bytes(value)) for lv, at, value in db.execute("SELECT * FROM nodes"))
+            return db.execute(query, values).fetchall()
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

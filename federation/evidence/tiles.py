@@ -26,7 +26,7 @@ def export(log: LogReader, folder: Path) -> int:
         raise ConfigError(f"{folder} exists; choose a new folder")
     note = log.head()
     size = read_checkpoint(note).size
-    nodes = {(level, position): value for level, position, value in log.nodes()}
+    nodes = {(level, position): value for level, position, value in log.nodes(size)}
     level, count = 0, size
     while count:
         hashes = [nodes[level * HEIGHT, position] for position in range(count)]

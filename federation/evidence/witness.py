@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.federation.errors import EvidenceError, ServiceError
+from sovfed.federation.errors import EvidenceError, IdentityError, ServiceError
 from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.keys import (
-    AS_WITNESS,
+    VOUCHER,
     WITNESS_FOLDER,
     WITNESS_KEY,
     Voucher,
     load_key,
-    own_origin,
     read_voucher,
 )
 from sovfed.federation.evidence.notes import Checkpoint, check_cosignature, check_note, cosign, read_checkpoint, signers
@@ -31,6 +30,8 @@ from sovfed.federation.files import private_directory, read_private, write_priva
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from cryptography import x509
 
 FILE: Final = "witness/heads.db"
 SPLIT: Final = "witness/split.json"
@@ -97,7 +98,7 @@ def watch(home: Path, voucher: Voucher, note: bytes, proof: Sequence[bytes]) -> 
     except SplitError as error:
         note_split(home, head.origin, str(error), note)
         raise
-    name = own_origin(home) + AS_WITNESS
+    name = read_voucher(read_private(home / VOUCHER)).witness_key.name  # not the certificate's of today
     return note + cosign(head, name, load_key(home / WITNESS_KEY), int(time.time()))
 
 
@@ -113,6 +114,18 @@ def keep_cosignature(home: Path, voucher: Voucher, own: Voucher, note: bytes) ->
 def cosignatures(home: Path) -> list[tuple[Voucher, bytes]]:
     """The newest head of this home's own log that each other home has cosigned, the newest first."""
     return _kept(home, "own")
+
+
+def holding_cosignatures(home: Path, roots: Sequence[x509.Certificate]) -> list[tuple[Voucher, bytes]]:
+    """Those of `cosignatures` whose keys the authority still vouches for: who left before its new root counts for
+    nothing, and is in nobody's way.
+    """
+    held = []
+    for voucher, note in cosignatures(home):
+        with contextlib.suppress(IdentityError):
+            voucher.check(roots)
+            held.append((voucher, note))
+    return held
 
 
 def keep_others(home: Path, cosigned: Sequence[tuple[Voucher, bytes]]) -> None:

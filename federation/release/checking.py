@@ -13,9 +13,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from sovfed.federation.archive import zipped
 from sovfed.federation.certificates import InstitutionNames, ServerNames
 from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError, SovfedError
-from sovfed.federation.evidence.entries import canonical
+from sovfed.federation.evidence.entries import canonical, listed
 from sovfed.federation.identity import issuer_of, parse_crl, verify_lapsed
 from sovfed.federation.release import lineage, sealed
+from sovfed.federation.release.agreement import BILL, FACTS, require_agreement
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -28,9 +29,8 @@ MODEL: Final = "model/model.safetensors"
 SIGNATURE: Final = "model.sig"
 PUBLIC_KEY: Final = "agency.pub"
 REVOKED: Final = "crl.pem"
-BILL: Final = "mlbom.cdx.json"
 NEEDED: Final = (
-    MODEL, SIGNATURE, PUBLIC_KEY, REVOKED, BILL, lineage.HEAD, lineage.KEYS, lineage.ENTRIES, lineage.COSIGNED,
+    MODEL, FACTS, SIGNATURE, PUBLIC_KEY, REVOKED, BILL, lineage.HEAD, lineage.KEYS, lineage.ENTRIES, lineage.COSIGNED,
 )  # fmt: skip
 MAX_BYTES: Final = 2 << 30
 LATER: Final = {  # by the statement's field
@@ -50,6 +50,12 @@ class Verdict:
     log: Lineage
     holds: tuple[str, ...] = ()
     missing: tuple[str, ...] = field(default=())
+
+    @property
+    def signed_by_all(self) -> bool:
+        """Whether all who took part have signed it."""
+        took_part: bool = listed(self.institutions) == self.predicate["institutions"]
+        return took_part
 
 
 def read_release(data: bytes) -> tuple[dict[str, bytes], sealed.Envelope, dict[str, Any]]:
@@ -79,7 +85,7 @@ def check_release(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
         raise
     except SovfedError as error:
         raise EvidenceError(str(error)) from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, UnsupportedAlgorithm) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError, UnsupportedAlgorithm) as error:
         raise EvidenceError("the release is not of the form that is written") from error
 
 
@@ -91,7 +97,11 @@ def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
     log, predicate = lineage.check(files, roots), statement["predicate"]
     if log.origin != agency:
         raise EvidenceError(f"signed by {agency}, and the log is that of {log.origin}")
-    _agree(predicate, log, hashlib.sha256(files[MODEL]).hexdigest())
+    require_agreement(files, predicate, log, hashlib.sha256(files[MODEL]).hexdigest())
+    _require_took_part(predicate, institutions)
+    folder = f"{MODEL.partition('/')[0]}/"
+    models = {name.removeprefix(folder): content for name, content in files.items() if name.startswith(folder)}
+    sealed.check_model_signature(files[SIGNATURE], models, envelope.signatures[0].certificate)
     holds = _holding(predicate, agency, institutions, log, len(files))
     return Verdict(predicate, agency, institutions, log, holds, _missing(predicate, institutions, log))
 
@@ -144,22 +154,11 @@ def _require_not_revoked(der: bytes, roots: Sequence[x509.Certificate], pem: byt
         raise IdentityError(f"the certificate of {name} was revoked when the release was made")
 
 
-def _agree(predicate: Mapping[str, Any], log: Lineage, digest: str) -> None:
-    """Raise EvidenceError unless the statement says what the log says."""
-    models, released = log.of_kind("model"), log.of_kind("release")
-    if not models or models[-1]["sha256"] != digest or predicate["model"]["sha256"] != digest:
-        raise EvidenceError("the model is not the one that the log says the run ended with")
-    if not released or released[-1]["sha256"] != digest:
-        raise EvidenceError("the log does not say that this model was released")
-    if any(values["name"] != predicate["run"]["name"] for values in log.entries):
-        raise EvidenceError("the log's entries are of another run")
-    if models[-1]["institutions"] != predicate["institutions"]:
-        raise EvidenceError("the log names other institutions than the statement")
-    begun = [values for values in log.of_kind("run") if values["status"] == "running"]
-    if not begun or begun[-1]["config"] != predicate["run"]["config"]:
-        raise EvidenceError("the log names another configuration than the statement")
-    if begun[-1]["privacy"] != (predicate["privacy"] or {"mechanism": ""})["mechanism"]:
-        raise EvidenceError("the log names another privacy mechanism than the statement")
+def _require_took_part(predicate: Mapping[str, Any], institutions: Sequence[str]) -> None:
+    """Raise EvidenceError if somebody has signed whom the statement does not name; of too many, it names none."""
+    named = predicate["institutions"]
+    if isinstance(named, list) and (others := sorted(set(institutions) - set(named))):
+        raise EvidenceError(f"signed by {', '.join(others)}, which did not take part")
 
 
 def _holding(
@@ -189,7 +188,10 @@ def _holding(
 
 def _missing(predicate: Mapping[str, Any], institutions: Sequence[str], log: Lineage) -> tuple[str, ...]:
     named, lines = predicate["institutions"], list[str]()
-    if isinstance(named, list):
+    if not isinstance(named, list):
+        if listed(institutions) != named:
+            lines.append(f"signatures of some of the {named['count']} institutions that took part")
+    else:
         if unsigned := sorted(set(named) - set(institutions)):
             lines.append(f"signatures of {', '.join(unsigned)}, which took part")
         if unseen := sorted(set(named) - set(log.whole)):

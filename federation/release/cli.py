@@ -28,9 +28,8 @@ def verify(bundle: Path, root: Path, signed_by_all: bool, as_json: bool) -> None
     from sovfed.federation.release.checking import check_release
 
     verdict = check_release(bundle.read_bytes(), load_roots(root))
-    unsigned = set(verdict.predicate["institutions"]) - set(verdict.institutions)
-    if signed_by_all and unsigned:
-        raise EvidenceError(f"{bundle}: not signed by {', '.join(sorted(map(str, unsigned)))}")
+    if signed_by_all and not verdict.signed_by_all:
+        raise EvidenceError(f"{bundle}: not signed by all that took part: {verdict.missing[0]}")
     if as_json:
         values = {
             "agency": verdict.agency, "institutions": verdict.institutions, "cosigned": verdict.log.cosigned,

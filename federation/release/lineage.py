@@ -13,7 +13,8 @@ from sovfed.federation.evidence.entries import canonical, read_entry
 from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, read_voucher
 from sovfed.federation.evidence.notes import check_cosignature, check_note, read_checkpoint
 from sovfed.federation.evidence.store import LogReader
-from sovfed.federation.evidence.witness import cosignatures
+from sovfed.federation.evidence.witness import holding_cosignatures
+from sovfed.federation.identity import load_roots
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,7 +55,7 @@ def gather(home: Path, run: str) -> dict[str, bytes]:
     named = [(seq, data) for seq, data in log.entries(0, size) if json.loads(data).get("name") == run]
     entries = [{"seq": seq, "entry": data.decode(), "proof": _texts(log.inclusion(seq, size))} for seq, data in named]
     cosigned = []
-    for voucher, other in cosignatures(home):
+    for voucher, other in holding_cosignatures(home, load_roots(home / "identity" / "root.pem")):
         theirs = read_checkpoint(other).size
         proof = _texts(log.consistency(min(theirs, size), max(theirs, size)))
         cosigned.append({"keys": voucher.to_bytes().decode(), "note": other.decode(), "proof": proof})
@@ -70,11 +71,14 @@ def check(files: Mapping[str, bytes], roots: Sequence[x509.Certificate]) -> Line
     if not origin.startswith(AGENCY):
         raise EvidenceError(f"the log is that of {origin}, expected the agency's")
     head = check_note(files[HEAD], voucher.log_key)
-    entries = []
+    entries, seq = [], -1
     for proven in _list(files[ENTRIES]):
         data, proof = proven["entry"].encode(), _hashes(proven["proof"])
-        if not merkle.includes(merkle.leaf_hash(data), proven["seq"], head.size, proof, head.root):
-            raise EvidenceError(f"entry {proven['seq']} is not in the log of {head.size} entries")
+        before, seq = seq, int(proven["seq"])
+        if seq <= before:
+            raise EvidenceError(f"entry {seq} comes twice, or after a later one")
+        if not merkle.includes(merkle.leaf_hash(data), seq, head.size, proof, head.root):
+            raise EvidenceError(f"entry {seq} is not in the log of {head.size} entries")
         entries.append(read_entry(data))
     cosigned = {}
     for cosigning in _list(files[COSIGNED]):
@@ -95,6 +99,8 @@ def _list(data: bytes) -> list[dict[str, Any]]:
     values: Any = json.loads(data)
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise EvidenceError("the log's part of the release is not a list")
+    if canonical(values) != data:
+        raise EvidenceError("the log's part of the release is not spelled as it is written")
     return values
 
 

@@ -92,9 +92,23 @@ def statement(digests: Mapping[str, str], predicate: Mapping[str, Any]) -> bytes
 
 def model_signature(files: Mapping[str, bytes], home: Path) -> bytes:
     """`model.sig` of a folder of `files`, as OpenSSF model-signing 1.1 reads it with the home's public key."""
+    payload = _model_payload(files)
+    return _sigstore(payload, sign(payload, home))
+
+
+def check_model_signature(data: bytes, files: Mapping[str, bytes], certificate: bytes) -> None:
+    """Raise EvidenceError unless `data` is the `model_signature` of `files` by the key of `certificate` (DER)."""
+    payload = _model_payload(files)
+    signed = Signed(_bytes(json.loads(data)["dsseEnvelope"]["signatures"][0]["sig"]), certificate)
+    if _sigstore(payload, signed) != data:
+        raise EvidenceError("the model's own signature is of other files, or spelled otherwise than it is written")
+    check(payload, signed, "the model's own signature")
+
+
+def _model_payload(files: Mapping[str, bytes]) -> bytes:
     digests = {name: hashlib.sha256(data).digest() for name, data in sorted(files.items())}
     whole = hashlib.sha256(b"".join(digests.values())).hexdigest()
-    payload = canonical(
+    return canonical(
         {
             "_type": STATEMENT, "predicateType": MODEL_PREDICATE,
             "subject": [{"name": "model", "digest": {"sha256": whole}}],
@@ -108,7 +122,9 @@ def model_signature(files: Mapping[str, bytes], home: Path) -> bytes:
             },
         }
     )  # fmt: skip
-    signed = sign(payload, home)
+
+
+def _sigstore(payload: bytes, signed: Signed) -> bytes:
     hint = hashlib.sha256(public_pem(signed.certificate)).hexdigest()
     envelope = {
         "payload": _text(payload), "payloadType": PAYLOAD_TYPE,

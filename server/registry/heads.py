@@ -47,8 +47,8 @@ class Heads:
         voucher = read_voucher(request.keys)
         before = seen(self._home, voucher.origin)
         reply.old = before.head.size if before else 0
-        if before is not None and request.old != reply.old <= read_checkpoint(request.head).size:
-            return  # it is asked again, with the proof that is needed
+        if before is not None and request.old != reply.old:
+            return  # it is asked again, with the proof that is needed, and what was under way meanwhile is no rollback
         try:
             reply.cosigned = watch(self._home, voucher, request.head, tuple(request.proof))
         except SplitError as error:

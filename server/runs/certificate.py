@@ -31,8 +31,8 @@ from sovfed.federation.identity import (
     to_pem,
 )
 from sovfed.federation.release import lineage, sealed
+from sovfed.federation.release.agreement import BILL
 from sovfed.federation.release.checking import (
-    BILL,
     ENVELOPE,
     MAX_BYTES,
     MODEL,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 RUN_STATE: Final = "run.json"
 LOCK: Final = "lock"
 COORDINATOR: Final = "sovfed.server.runs.app"
+TOLD: Final = 4  # exit code of one that has failed and said so; any other but 0 is that of one that died
 
 
 def coordinator_of(folder: Path, module: str = COORDINATOR) -> int:

@@ -33,7 +33,7 @@ from sovfed.federation.wire.flower_http import add_client_header
 from sovfed.federation.wire.loopback import SECRET_HEADER, ensure_secret
 from sovfed.server.network.flower_app import SUPEREXEC_SECRET_FILE
 from sovfed.server.runs.control import LOOPBACK_SECRET, ControlClient, log_path
-from sovfed.server.runs.coordinators import COORDINATOR
+from sovfed.server.runs.coordinators import COORDINATOR, TOLD
 from sovfed.server.runs.folders import ACTIVE, UNSENT, is_held, read_state
 from sovfed.server.runs.recovery import Recovery, end_coordinators
 from sovfed.server.runs.spare import Spare
@@ -158,6 +158,8 @@ class Executor:
             if code is not None:
                 del self._children[run_id]
                 _log.log(logging.INFO if code == 0 else logging.WARNING, "run %d: coordinator ended, %d", run_id, code)
+                if code not in (0, TOLD):
+                    self._recovery.note_death(run_id, code)
 
     def _send_unsent(self) -> None:
         """Send MLflow, by a process of its own, what it lacks of a run that ended while it was away."""

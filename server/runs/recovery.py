@@ -11,7 +11,7 @@ import json
 import logging
 import signal
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +22,7 @@ from sovfed.server.runs.coordinators import COORDINATOR, coordinator_of, send
 from sovfed.server.runs.curves import read_rounds
 from sovfed.server.runs.folders import (
     ACTIVE,
+    INTERRUPTED,
     PULSE,
     STARTING,
     STATE,
@@ -45,16 +46,21 @@ log = logging.getLogger("sovfed.executor")
 LOOK_S: Final = 2.0  # between two looks at the folders
 PAUSES_S: Final = (0.0, 5.0, 30.0, 120.0, 600.0)  # before a try, by those before it without a new round
 TRIES: Final = 150  # a day of the longest pause
+DEATHS: Final = 5  # of coordinators that cannot begin, say because a library is broken: no time mends that
 TRIED: Final = "recovery.json"
 
 
 @dataclass(frozen=True)
 class Tried:
-    """How often a run was taken up since round `round`, and when for the last time (Unix time)."""
+    """How often a run was taken up since round `round`, and when for the last time (Unix time).
+
+    `died` is how many of its coordinators have died since then before they had begun.
+    """
 
     round: int = 0
     count: int = 0
     at: float = 0.0
+    died: int = 0
 
     @property
     def next_at(self) -> float:
@@ -83,6 +89,25 @@ class Recovery:
                     self._ended[path.parent.name] = written
             except (SovfedError, OSError, ValueError, LookupError) as error:  # a damaged state, too
                 log.warning("run %s cannot be taken up yet: %s", path.parent.name, error)
+
+    def note_death(self, flower_run_id: int, code: int) -> None:
+        """A coordinator for Flower's run died with `code`; where it had not begun, the run's state says so at once.
+
+        Without this it would be said to start for as long as Flower waits for it.
+        """
+        for path in (self._home / "runs").glob(f"*/{STATE}"):
+            try:
+                self._note_death(path.parent, flower_run_id, f"signal {-code}" if code < 0 else f"exit code {code}")
+            except (SovfedError, OSError, ValueError, LookupError) as error:  # as in `step`
+                log.warning("run %s: it is not written down how it ended: %s", path.parent.name, error)
+
+    def _note_death(self, folder: Path, flower_run_id: int, how: str) -> None:
+        state, tried = read_state(self._home, folder.name), last_try(folder)
+        if (state["flower_run_id"], state["status"]) != (flower_run_id, STARTING) or is_held(folder):
+            return
+        self._write_tried(folder, replace(tried, died=tried.died + 1))
+        why = f"its coordinator died before it began ({how}); `sovfed run logs {folder.name}` may say why"
+        write_state(folder, state, INTERRUPTED, why)
 
     def _take_up(self, folder: Path) -> bool:
         """Take up the run in `folder` if it is due. False if it has ended."""
@@ -121,16 +146,22 @@ class Recovery:
         done = rounds[-1]["round"] if rounds else 0
         if done > tried.round:  # that try was not in vain
             tried = Tried(done)
+        if tried.died >= DEATHS:
+            write_state(folder, state, "failed", f"{tried.died} times: {state['reason']}")
+            return
         if tried.at <= time.time() < tried.next_at:
             return
         if tried.count >= TRIES:
             write_state(folder, state, "failed", f"{TRIES} times taken up without a new round: {state['reason']}")
             return
         count = tried.count + 1
-        write_private(folder / TRIED, json.dumps(asdict(Tried(done, count, time.time()))).encode())
+        self._write_tried(folder, replace(tried, round=done, count=count, at=time.time()))
         log.info("run %s: taken up after round %d, try %d", folder.name, done, count)
         config = stored_config(self._home, folder.name)
         start_run(self._control, self._home, folder.name, config, resume=True, by_itself=True)
+
+    def _write_tried(self, folder: Path, tried: Tried) -> None:
+        write_private(folder / TRIED, json.dumps(asdict(tried)).encode())
 
 
 def end_coordinators(home: Path, module: str, timeout_s: float) -> None:

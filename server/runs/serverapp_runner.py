@@ -24,6 +24,7 @@ from sovfed.federation.wire.flower_http import add_client_header
 from sovfed.federation.wire.loopback import SECRET_HEADER, read_secret
 from sovfed.server.network.state_db import LEASE_S
 from sovfed.server.runs.control import CONFIG_KEY, LOOPBACK_SECRET
+from sovfed.server.runs.coordinators import TOLD
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -89,7 +90,7 @@ def run(home: Path, port: int, token: str, app: App) -> int:
     except ServiceError as error:
         _log.warning("the result could not be reported: %s", error)
     over.set()
-    return 0 if status == SubStatus.COMPLETED else 1
+    return 0 if status == SubStatus.COMPLETED else TOLD
 
 
 def runtime_client(address: str, token: str) -> RuntimeHttpClient:

@@ -1,7 +1,8 @@
 """A coordinator that has started and waits for its task: what it imports takes seconds, which no run need wait for.
 
-It is the process that a coordinator is, under another name until it has its task. It waits for it on standard input,
-and ends when that is closed: with its executor.
+It is the process that a coordinator is, under another name until it has its task. It waits for it on standard input.
+Until it has one it ends with its executor, however that ends: the kernel kills it, whatever it imports at that moment;
+where the executor was gone before that was said, standard input is at its end.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import select
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 QUIET_S: Final = 15.0  # after a run has started, the processor is left to it
 AGAIN_S: Final = 60.0  # before one that has ended by itself is followed by another
 NAME: Final = "sovfed-spare"  # as the kernel tells it; 15 characters at most
+END_WITH_PARENT, NAME_THIS = 1, 15  # of prctl(2)
 MODULES: Final = ("flwr.superlink.grid", "flwr.supercore.interceptors", "flwr.supercore.runtime", "torch", "mlflow")
 
 
@@ -62,6 +65,7 @@ def wait_for_task() -> str:
     """Import what a coordinator needs, as long as its task is not here; the line that it is, or "" if none comes."""
     from importlib import import_module, invalidate_caches
 
+    _prctl(END_WITH_PARENT, signal.SIGKILL)
     _call_this_process(NAME)
     for module in MODULES:
         if select.select([sys.stdin], [], [], 0)[0]:  # it is here already
@@ -69,6 +73,8 @@ def wait_for_task() -> str:
         with contextlib.suppress(ImportError):  # the run that needs it says so
             import_module(module)
     line = sys.stdin.readline()
+    if line:  # a coordinator outlives its executor
+        _prctl(END_WITH_PARENT, 0)
     invalidate_caches()  # what was installed meanwhile is there
     _call_this_process(Path(sys.executable).name)
     return line
@@ -92,6 +98,9 @@ def write_output_to(path: Path) -> None:
 
 
 def _call_this_process(name: str) -> None:
+    _prctl(NAME_THIS, name.encode()[:15])
+
+
+def _prctl(what: int, value: int | bytes) -> None:
     if sys.platform == "linux":
-        pr_set_name = 15
-        ctypes.CDLL(None).prctl(pr_set_name, name.encode()[:15], 0, 0, 0)
+        ctypes.CDLL(None).prctl(what, value, 0, 0, 0)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.enrolment_fixture import make_agency
 
-from sovfed.clients.node.agency import mutual_channel
+from sovfed.clients.node import heads
+from sovfed.clients.node.agency import ask, mutual_channel
 from sovfed.clients.node.heads import Exchange
 from sovfed.clients.trainer.evidence import Evidence
 from sovfed.federation.errors import EvidenceError, IdentityError, PolicyError
 from sovfed.federation.evidence.checking import check_log
-from sovfed.federation.evidence.keys import INSTITUTION, establish
+from sovfed.federation.evidence.keys import INSTITUTION, establish, read_voucher
 from sovfed.federation.evidence.store import LogReader, record
 from sovfed.federation.evidence.witness import SplitError, all_seen, cosignatures, forget, others, problems
+from sovfed.federation.identity import load_roots
+from sovfed.federation.wire import enrolment_pb2 as pb
+from sovfed.federation.wire.enrolment import REGISTRY_SERVICE
 
 NAMES = ("hospital-1", "hospital-2")
 
@@ -169,3 +178,138 @@ def test_keys_are_made_once(federation: Federation) -> None:
     home = federation.homes[0]
 
     assert establish(home) == establish(home) == LogReader(home).voucher
+
+
+class Late(Exchange):
+    """Its first request reaches the agency after what another process of this institution has said."""
+
+    def __init__(self, home: Path, meanwhile: Callable[[], None]) -> None:
+        super().__init__(home)
+        self._meanwhile: list[Callable[[], None]] = [meanwhile]
+
+    def _request(self) -> pb.HeadsRequest:
+        request = super()._request()
+        while self._meanwhile:
+            self._meanwhile.pop()()
+        return request
+
+
+def test_a_head_that_was_under_way_while_a_newer_one_arrived_is_no_rollback(federation: Federation) -> None:
+    """A gateway that is started again while the last one's request is under way, or a slow network."""
+    agency, home = federation.agency.home, federation.homes[0]
+    with federation.agency.run() as where, mutual_channel(home, where.lane, None) as channel:
+        Exchange(home).once(channel)
+
+        def newer() -> None:
+            federation.some_rounds(home)
+            federation.some_rounds(agency)
+            Exchange(home).once(channel)
+
+        Late(home, newer).once(channel)
+
+    assert problems(agency) == problems(home) == {}
+    assert check_log(home).cosigned == {"sovfed/agency/localhost": check_log(home).size}
+    Evidence(home).require_whole()
+
+
+def test_an_answer_that_was_under_way_while_a_newer_one_arrived_is_no_rollback(federation: Federation) -> None:
+    agency, home = federation.agency.home, federation.homes[0]
+    with federation.agency.run() as where, mutual_channel(home, where.lane, None) as channel:
+        Exchange(home).once(channel)
+        late = Exchange(home)
+        answer = ask(channel, f"/{REGISTRY_SERVICE}/Heads", late._request(), pb.HeadsReply, "heads")
+        federation.some_rounds(agency)
+        Exchange(home).once(channel)
+        assert late._take(answer)
+
+    assert problems(home) == {}
+
+
+def test_an_agency_that_says_less_than_it_was_told_to_have_said_is_told(federation: Federation) -> None:
+    """The same answer, to a request that knew of more: that is a log which was rolled back."""
+    agency, home = federation.agency.home, federation.homes[0]
+    with federation.agency.run() as where, mutual_channel(home, where.lane, None) as channel:
+        old = ask(channel, f"/{REGISTRY_SERVICE}/Heads", Exchange(home)._request(), pb.HeadsReply, "heads")
+        federation.some_rounds(agency)
+        exchange = Exchange(home)
+        exchange.once(channel)
+        exchange._request()
+        with pytest.raises(SplitError, match="rolled back"):
+            exchange._take(old)
+
+
+@pytest.mark.parametrize("signature", ["A", "AAA=", "é"])
+def test_keys_that_nobody_can_read_end_no_watch(federation: Federation, signature: str) -> None:
+    """Seen: base64 that ends early raised what nothing caught, and the thread that watches the agency's log ended."""
+    voucher = replace(LogReader(federation.homes[0]).voucher, signature=signature)
+
+    with pytest.raises(EvidenceError):
+        voucher.check(load_roots(federation.homes[0] / "identity" / "root.pem"))
+
+
+def test_the_watch_over_the_agencys_log_goes_on_whatever_it_answers(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "AGAIN_S", 0.01)
+    tries, stop = list[int](), threading.Event()
+
+    def answer(*_: object) -> None:
+        tries.append(1)
+        if len(tries) == 3:
+            stop.set()
+        raise KeyError("no error of ours")
+
+    monkeypatch.setattr(Exchange, "once", answer)
+    with federation.agency.run():
+        heads.keep_exchanging(federation.homes[0], 0.01, stop, threading.Event())
+    assert len(tries) == 3
+
+
+def test_what_one_institution_cosigned_and_nobody_can_read_keeps_no_other_from_the_exchange(
+    federation: Federation,
+) -> None:
+    agency, (first, second) = federation.agency.home, federation.homes
+    federation.exchange(first)
+    with sqlite3.connect(agency / "witness" / "heads.db") as db:
+        (keys,) = db.execute("SELECT keys FROM own").fetchone()
+        text = read_voucher(bytes(keys))
+        db.execute("UPDATE own SET keys = ?", (replace(text, signature="AAAA").to_bytes(),))
+
+    federation.exchange(second)
+
+    assert others(second) == [] and problems(second) == {}
+    assert INSTITUTION + "hospital-2" in check_cosigners(agency)
+    Evidence(second).require_whole()
+
+
+def check_cosigners(home: Path) -> list[str]:
+    return [voucher.origin for voucher, _ in cosignatures(home)]
+
+
+def test_a_cosignature_that_is_refused_hides_no_rollback(federation: Federation) -> None:
+    """Seen by reading: the institution would show the same again and again, and never be shown the log."""
+    agency, home = federation.agency.home, federation.homes[0]
+    exchange = Exchange(home)
+    with rolled_back(agency):
+        federation.some_rounds(agency)
+        with federation.agency.run() as where, mutual_channel(home, where.lane, None) as channel:
+            answer = ask(channel, f"/{REGISTRY_SERVICE}/Heads", exchange._request(), pb.HeadsReply, "heads")
+            exchange._take(answer)  # cosigned, and not shown yet
+
+    with pytest.raises(IdentityError, match="refused"):
+        federation.exchange(home, exchange)
+    with pytest.raises(SplitError, match="rolled back"):
+        federation.exchange(home, exchange)
+
+
+def test_a_draft_of_a_key_that_somebody_left_is_in_nobodys_way(federation: Federation) -> None:
+    home = federation.homes[0]
+    shutil.rmtree(home / "audit-key")
+    (home / "audit" / "keys.json").unlink()
+    (home / "audit-key").mkdir(mode=0o700)
+    (home / "audit-key" / f"log.{os.getpid()}").write_bytes(b"")
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: establish(home), range(8)))
+
+    assert len({str(voucher) for voucher in made}) == 1
+    record(home, "round", run="1")

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -402,6 +403,21 @@ def test_a_vector_beyond_the_end_of_its_file_is_refused() -> None:
             from_frame(_frame(envelope), stored)
         with pytest.raises(ProtocolError, match="does not fit"):
             from_frame(_frame(envelope))
+
+
+def test_many_vectors_over_the_same_bytes_take_no_memory() -> None:
+    """A gateway that was taken over could have had the trainer copy one file a thousand times."""
+    stored = in_memory(32 * MIB)
+    stored.seal()
+    vectors = [Vector(name=f"v{number}", dtype="float64", length=4 * MIB - 1, offset=1) for number in range(1_000)]
+    envelope = Envelope(kind="profile-reply", scalars='{"version": 1}', vectors=vectors).SerializeToString()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError, match="same bytes"):
+            from_frame(_frame(envelope), stored)
+        assert tracemalloc.get_traced_memory()[1] < 40 * MIB
+    finally:
+        tracemalloc.stop()
 
 
 def test_connections_are_bounded_and_those_that_say_nothing_keep_nobody_out_for_ever(home: Path) -> None:

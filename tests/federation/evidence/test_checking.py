@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.lane_fixture import Authority
 
+from sovfed.federation.certificates import InstitutionNames, ServerNames
 from sovfed.federation.errors import EvidenceError
-from sovfed.federation.evidence import merkle
+from sovfed.federation.evidence import merkle, store
 from sovfed.federation.evidence.checking import check_log
 from sovfed.federation.evidence.entries import canonical, read_entry
 from sovfed.federation.evidence.store import FILE, LogReader, record
@@ -155,3 +157,56 @@ def test_keys_that_no_certificate_vouches_for_are_not_taken(hospital: Path) -> N
 
     with pytest.raises(EvidenceError, match=r"id than its own|certificate"):
         LogReader(hospital).voucher.check(load_roots(hospital / "identity" / "root.pem"))
+
+
+def test_a_log_that_grows_while_it_is_checked_holds(hospital: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen: `log verify` during a run named the newest entry as changed."""
+    for name in ("nodes", "entries", "heads"):
+        read = getattr(LogReader, name)
+
+        def grows(log: LogReader, *arguments: int, read: Callable[..., Iterator[object]] = read) -> Iterator[object]:
+            rows = [*read(log, *arguments)]
+            record(hospital, "round", run="2")
+            return iter(rows)
+
+        monkeypatch.setattr(LogReader, name, grows)
+
+    assert check_log(hospital).size == 7
+    assert check_log(hospital).size == 10
+
+
+@pytest.mark.parametrize("read", [LogReader.entries, LogReader.newest, lambda log: log.heads(7)])
+def test_whoever_reads_slowly_keeps_nobody_from_appending(
+    hospital: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[LogReader], Iterator[object]]
+) -> None:
+    """Seen: a log that was being checked could not be appended to, for 30 s; then the round failed."""
+    monkeypatch.setattr(store, "BUSY_S", 0.2)
+    reading = read(LogReader(hospital))
+    next(reading)
+
+    assert record(hospital, "round", run="2") == 7
+    assert len([*reading]) in (6, 7)
+
+
+def test_a_log_goes_on_under_a_new_root_of_the_authority(authority: Authority, agency: Path, hospital: Path) -> None:
+    """Seen by reading: 90 days after `authority rotate`, when the former root is given up, no log held any more."""
+    cosigned = watch(hospital, LogReader(agency).voucher, LogReader(agency).head(), ())
+    keep_cosignature(agency, LogReader(hospital).voucher, LogReader(agency).voucher, cosigned)
+    before, successor = LogReader(agency).voucher, Authority(authority.now)
+    for home, names in (
+        (agency, ServerNames(("agency.example",))),
+        (hospital, InstitutionNames("hospital-1", "ab" * 32)),
+    ):
+        successor.write(home, names)
+    record(agency, "round", run="2")
+
+    voucher = LogReader(agency).voucher
+    checked = check_log(agency)
+
+    assert (voucher.log, voucher.witness) == (before.log, before.witness)
+    assert (checked.size, checked.cosigned) == (8, {})  # by keys for which nobody vouches now
+    record(hospital, "round", run="2")
+    proof = tuple(LogReader(agency).consistency(7, 8))
+    cosigned = watch(hospital, voucher, LogReader(agency).head(), proof)
+    keep_cosignature(agency, LogReader(hospital).voucher, voucher, cosigned)
+    assert check_log(agency).cosigned == {"sovfed/institution/hospital-1": 8}

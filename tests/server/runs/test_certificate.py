@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.release_fixture import NAMES, ROUNDS, RUN, Released, finished_run
@@ -16,13 +20,15 @@ from tests.release_fixture import NAMES, ROUNDS, RUN, Released, finished_run
 from sovfed.clients.models.released import signed_release
 from sovfed.federation.archive import zipped
 from sovfed.federation.errors import DataError, EvidenceError
+from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.identity import load_roots
-from sovfed.federation.release import sealed
-from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, MODEL, check_release, read_release
+from sovfed.federation.release import lineage, sealed
+from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, MODEL, check_release, read_release, with_signature
 from sovfed.server.registry import authority
 from sovfed.server.runs.certificate import release
 from sovfed.server.runs.folders import stored_config
+from sovfed.server.runs.logged import RunLog
 from sovfed.server.runs.release import FILES
 from sovfed.server.runs.tracking import Tracker, approve, tracking_uri
 
@@ -170,13 +176,20 @@ def test_what_an_institution_signed_is_in_its_own_log(federation: Released, bund
     assert (newest["kind"], newest["name"]) == ("release", RUN)
 
 
-def _resealed(federation: Released, bundle: bytes, **changes: object) -> bytes:
-    """The release with another statement, which the agency itself has signed."""
+def _resealed(
+    federation: Released, bundle: bytes, files: Mapping[str, bytes] | None = None, **changes: object
+) -> bytes:
+    """The release with another statement and other files, which the agency itself has signed."""
     _, _, statement = read_release(bundle)
-    digests = {entry["name"]: entry["digest"]["sha256"] for entry in statement["subject"]}
+    whole = {**zipped.read(bundle, most=MAX_BYTES), **(files or {})}
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in whole.items() if name != ENVELOPE}
     payload = sealed.statement(digests, {**statement["predicate"], **changes})
+    return _sealed_by_the_agency(federation, whole, payload)
+
+
+def _sealed_by_the_agency(federation: Released, files: Mapping[str, bytes], payload: bytes) -> bytes:
     envelope = sealed.Envelope(payload, (sealed.sign(payload, federation.agency.home),))
-    return _replaced(bundle, **{ENVELOPE: envelope.to_bytes()})
+    return zipped.write({**files, ENVELOPE: envelope.to_bytes()}, most=MAX_BYTES)
 
 
 @pytest.mark.parametrize(
@@ -186,13 +199,99 @@ def _resealed(federation: Released, bundle: bytes, **changes: object) -> bytes:
         ({"institutions": [*NAMES, "hospital-3"]}, "other institutions"),
         ({"model": {"sha256": "00" * 32, "round": 3, "parameters": 1}}, "not the one that the log"),
         ({"privacy": {"mechanism": "distributed", "epsilon": 1.0, "delta": 1e-6}}, "another privacy mechanism"),
+        ({"secure_aggregation": ""}, "whether sums were masked"),
     ],
 )
 def test_an_agency_that_states_what_its_log_does_not_say_is_told(
-    federation: Released, bundle: bytes, changes: dict[str, object], what: str
+    federation: Released, bundle: bytes, changes: dict[str, Any], what: str
 ) -> None:
     with pytest.raises(EvidenceError, match=what):
         check_release(_resealed(federation, bundle, **changes), federation.roots)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "what"),
+    [
+        ("model", {"round": ROUNDS - 1}, "another round"),
+        ("run", {"rounds": ROUNDS + 1}, "another number"),
+        ("run", {"task": {"name": "heart", "digest": "00", "version": "1"}}, "another task"),
+        ("run", {"task": {"name": "digits_linear", "digest": "00", "version": "1"}}, "of another run or task"),
+    ],
+)
+def test_an_agency_that_states_another_round_or_task_is_told(
+    federation: Released, bundle: bytes, part: str, changes: dict[str, Any], what: str
+) -> None:
+    stated = {**read_release(bundle)[2]["predicate"][part], **changes}
+
+    with pytest.raises(EvidenceError, match=what):
+        check_release(_resealed(federation, bundle, **{part: stated}), federation.roots)
+
+
+def test_an_agency_whose_files_are_of_another_model_than_it_states_is_told(federation: Released, bundle: bytes) -> None:
+    files = zipped.read(bundle, most=MAX_BYTES)
+    facts, bill = json.loads(files["model/model.json"]), json.loads(files["mlbom.cdx.json"])
+    facts["task"]["digest"] = "00"
+    bill["metadata"]["component"]["hashes"][0]["content"] = "00" * 32
+    entries, signature = json.loads(files[lineage.ENTRIES]), sealed.model_signature({"x": b""}, federation.agency.home)
+    for name, content, what in (
+        ("model/model.json", json.dumps(facts).encode(), "of another run or task"),
+        ("mlbom.cdx.json", json.dumps(bill).encode(), "of another model"),
+        ("model.sig", signature, "of other files"),
+        (lineage.ENTRIES, canonical(entries[::-1]), "after a later one"),
+        (lineage.ENTRIES, canonical([*entries, entries[-1]]), "comes twice"),
+        (lineage.ENTRIES, b"[{}, " + files[lineage.ENTRIES][1:], "."),
+        (lineage.ENTRIES, files[lineage.ENTRIES] + b" ", "spelled"),
+        (lineage.ENTRIES, b"[" * 100_000, "form"),
+    ):
+        with pytest.raises(EvidenceError, match=what):
+            check_release(_resealed(federation, bundle, {name: content}), federation.roots)
+
+
+def test_a_statement_that_is_nested_too_deep_is_refused_like_any_other(federation: Released, bundle: bytes) -> None:
+    files = zipped.read(bundle, most=MAX_BYTES)
+    for payload in (b"[" * 100_000, b'{"a":' * 400 + b"1" + b"}" * 400, b'{"a":NaN}'):
+        with pytest.raises(EvidenceError):
+            check_release(_sealed_by_the_agency(federation, files, payload), federation.roots)
+
+
+def test_an_institution_that_did_not_take_part_cannot_sign(tmp_path: Path) -> None:
+    federation = finished_run(tmp_path)
+    stranger = tmp_path / "hospital-3"
+    with federation.agency.run():
+        federation.agency.enrol(stranger, "hospital-3")
+    data = release(federation.agency.home, RUN, wait_s=0.0)
+    _, envelope, _ = read_release(data)
+
+    with pytest.raises(EvidenceError, match="hospital-3, which did not take part"):
+        check_release(with_signature(data, sealed.sign(envelope.payload, stranger)), federation.roots)
+
+
+@pytest.mark.parametrize("institutions", [[], ["hospital-1"]], ids=["none", "fewer"])
+def test_an_agency_that_names_fewer_institutions_than_its_rounds_had_is_told(
+    tmp_path: Path, institutions: list[str]
+) -> None:
+    """Seen: with nobody named, `verify --signed-by-all` was content with nobody's signature."""
+    federation = finished_run(tmp_path)
+    summary = {**json.loads((federation.folder / "summary.json").read_text()), "institutions": institutions}
+    (federation.folder / "summary.json").write_text(json.dumps(summary))
+    RunLog(federation.agency.home, RUN, "1").model(summary)
+
+    with pytest.raises(EvidenceError, match=r"no round in which|hospital-2 took part"):
+        release(federation.agency.home, RUN, wait_s=0.0)
+
+
+def test_a_model_that_no_round_made_is_not_released(tmp_path: Path) -> None:
+    federation, name = finished_run(tmp_path), "digits-2"
+    folder = federation.folder.parent / name
+    shutil.copytree(federation.folder, folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    log = RunLog(federation.agency.home, name, "2")
+    log.begin(stored_config(federation.agency.home, RUN), resume=False)
+    log.model(summary)
+    log.end("finished")
+
+    with pytest.raises(EvidenceError, match="no round in which"):
+        release(federation.agency.home, name, wait_s=0.0)
 
 
 def test_a_model_that_the_run_did_not_end_with_is_not_released(tmp_path: Path) -> None:

@@ -19,8 +19,11 @@ import pytest
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import CohortError, ConfigError, DeclinedError, LostError
 from sovfed.federation.files import private_directory
+from sovfed.federation.wire.loopback import ensure_secret
 from sovfed.server.runs import app, coordinators, folders, recovery
+from sovfed.server.runs.control import LOOPBACK_SECRET
 from sovfed.server.runs.curves import ROUNDS
+from sovfed.server.runs.executor import Executor
 from sovfed.server.runs.recovery import Recovery
 from sovfed.server.runs.serverapp_runner import Stopped
 
@@ -121,6 +124,30 @@ def test_a_run_that_fails_while_it_is_stopped_is_stopped(home: Path, monkeypatch
     with pytest.raises(CohortError):
         serve(home, OLD)
     assert status(home) == "stopped"
+
+
+def test_a_coordinator_that_cannot_begin_is_told_of_at_once_and_not_tried_for_ever(
+    home: Path, flower: Flower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: one that died on an import left its run 'starting', and was started again and again for a day."""
+    monkeypatch.setattr(recovery, "LOOK_S", 0.0)
+    monkeypatch.setattr(recovery, "PAUSES_S", (0.0,))
+    ensure_secret(home / LOOPBACK_SECRET)
+    executor = Executor(home, 1, [sys.executable, "-c", "import no_such_module"])
+    taken_up = Recovery(home, flower)  # type: ignore[arg-type]
+    for death in range(1, recovery.DEATHS + 1):
+        taken_up.step()
+        assert status(home) == folders.STARTING
+        executor._spawn(NEW, "token")
+        while executor._children:
+            executor._reap()
+        state = folders.read_state(home, "study")
+        assert (state["status"], recovery.last_try(folders.run_folder(home, "study")).died) == ("interrupted", death)
+        assert "died before it began (exit code 1)" in state["reason"]
+    taken_up.step()
+    taken_up.step()
+    assert status(home) == "failed" and len(flower.started) == 1 + recovery.DEATHS
+    assert "5 times: its coordinator died" in folders.read_state(home, "study")["reason"]
 
 
 COORDINATOR = """

@@ -1,0 +1,71 @@
+"""What a release states of its model is what its files and the agency's log say of it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.federation.errors import EvidenceError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sovfed.federation.release.lineage import Lineage
+
+FACTS: Final = "model/model.json"
+BILL: Final = "mlbom.cdx.json"
+
+
+def require_agreement(files: Mapping[str, bytes], predicate: Mapping[str, Any], log: Lineage, digest: str) -> None:
+    """Raise EvidenceError unless statement, log and files say the same of the model with that SHA-256."""
+    _same_model(predicate, log, digest)
+    _same_run(predicate, log)
+    _same_institutions(predicate, log)
+    _same_files(files, predicate, digest)
+
+
+def _same_model(predicate: Mapping[str, Any], log: Lineage, digest: str) -> None:
+    models, released = log.of_kind("model"), log.of_kind("release")
+    if not models or models[-1]["sha256"] != digest or predicate["model"]["sha256"] != digest:
+        raise EvidenceError("the model is not the one that the log says the run ended with")
+    if not released or released[-1]["sha256"] != digest:
+        raise EvidenceError("the log does not say that this model was released")
+    if models[-1]["of_round"] != predicate["model"]["round"] or models[-1]["rounds"] != predicate["run"]["rounds"]:
+        raise EvidenceError("the log names another round of the model than the statement, or another number of them")
+
+
+def _same_run(predicate: Mapping[str, Any], log: Lineage) -> None:
+    run = predicate["run"]
+    if any(values["name"] != run["name"] for values in log.entries):
+        raise EvidenceError("the log's entries are of another run")
+    begun = [values for values in log.of_kind("run") if values["status"] == "running"]
+    if not begun or begun[-1]["config"] != run["config"]:
+        raise EvidenceError("the log names another configuration than the statement")
+    if begun[-1]["task"] != run["task"]["name"]:
+        raise EvidenceError("the log names another task than the statement")
+    if begun[-1]["privacy"] != (predicate["privacy"] or {"mechanism": ""})["mechanism"]:
+        raise EvidenceError("the log names another privacy mechanism than the statement")
+    if begun[-1]["secure_aggregation"] is not bool(predicate["secure_aggregation"]):
+        raise EvidenceError("the log says otherwise than the statement whether sums were masked")
+
+
+def _same_institutions(predicate: Mapping[str, Any], log: Lineage) -> None:
+    named = predicate["institutions"]
+    if log.of_kind("model")[-1]["institutions"] != named:
+        raise EvidenceError("the log names other institutions than the statement")
+    rounds = {values["round"]: values["participants"] for values in log.of_kind("round")}  # as it was repeated last
+    if not named or not any(rounds.values()):
+        raise EvidenceError("the log has no round in which an institution took part")
+    if isinstance(named, list):
+        others = {name for names in rounds.values() for name in names if isinstance(names, list)} - set(named)
+        if others:
+            raise EvidenceError(f"the log says that {', '.join(sorted(others))} took part, and the statement does not")
+
+
+def _same_files(files: Mapping[str, bytes], predicate: Mapping[str, Any], digest: str) -> None:
+    facts, task = json.loads(files[FACTS]), predicate["run"]["task"]
+    if facts["run"]["name"] != predicate["run"]["name"][:200] or any(facts["task"][key] != task[key] for key in task):
+        raise EvidenceError(f"{FACTS}: of another run or task than the statement")
+    hashes = json.loads(files[BILL])["metadata"]["component"]["hashes"]
+    if [entry["content"] for entry in hashes] != [digest]:
+        raise EvidenceError(f"{BILL}: of another model")
