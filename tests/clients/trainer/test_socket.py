@@ -24,13 +24,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from tests.clients.orders.house import House, planned, training, whole
+from tests.server.agency import make_institution
 
 from sovfed.clients.trainer.frames import frame_and_file, from_frame, to_frame
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.clients.trainer.socket import MAX_CONNECTIONS, NAME, TrainerStub, receive, serve
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import ProtocolError, ServiceError
-from sovfed.federation.files import write_private
+from sovfed.federation.evidence.keys import establish
+from sovfed.federation.files import private_directory, write_atomic, write_private
 from sovfed.federation.messages import (
     LaneOffer,
     Message,
@@ -39,6 +42,8 @@ from sovfed.federation.messages import (
     Refusal,
     Reply,
     Request,
+    RunReply,
+    RunRequest,
     TrainReply,
     TrainRequest,
 )
@@ -54,6 +59,7 @@ MIB = 1 << 20
 TRAINER = ("-m", "sovfed.clients.trainer.process")
 TASK = get_task("breast_cancer")
 ECHO = get_task("echo")
+PLAN = planned("task=breast_cancer", "secagg=none")
 
 
 def train_request(size: int = 31) -> TrainRequest:
@@ -217,10 +223,22 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def _prepare_home(home: Path) -> None:
+def _prepare_home(home: Path) -> RunRequest:
+    """An institution's home, and the agency's question about the whole run, with its order."""
     policy = "allowed_tasks: [breast_cancer]\nallow_plain_updates: true\nrequire_privacy: false\n"
-    (home / "policy.yaml").write_text(policy)
-    (home / "policy.yaml").chmod(0o600)
+    write_private(home / "policy.yaml", policy.encode())
+    house = House(private_directory(home / "others"))
+    make_institution(house.authority, home / "identity", "hospital-1")
+    write_atomic(home / "identity" / "crl.pem", house.authority.crl())
+    establish(home)  # as `client up` does before its processes start
+    request = whole(PLAN)
+    return house.show(request, house.proposal(request, PLAN))
+
+
+def _bound(stub: TrainerStub, shown: RunRequest) -> TrainerStub:
+    """`stub`, whose trainer has said yes to the order."""
+    assert isinstance(stub.answer(shown), RunReply)
+    return stub
 
 
 def _command(home: Path) -> list[str]:
@@ -249,20 +267,18 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _real_request() -> TrainRequest:
-    return TrainRequest(
-        run="r", round=1, task=TASK.name, seed=1, local_epochs=1, batch_size=32, learning_rate=0.1, proximal_mu=0.0,
-        model=initial_vector(TASK, 0), scale=TASK.transform.public_scale, digest=TASK.digest,
-    )  # fmt: skip
+    model, scale = initial_vector(TASK, 0), TASK.transform.public_scale
+    return training(PLAN, model=model, scale=scale, begin=np.zeros(0, np.uint8))
 
 
 @pytest.mark.deploy
 def test_a_killed_trainer_is_asked_again_and_gives_the_same_update(home: Path) -> None:
-    _prepare_home(home)
+    shown = _prepare_home(home)
     here = make_trainer(ClientConfig(device="cpu", data=DataConfig(site="3"))).answer(_real_request())
     stub = TrainerStub(home / NAME, MIB, timeout_s=60.0)
     replies: list[Reply] = []
     with running(_command(home)) as first:
-        replies.append(stub.answer(_real_request()))
+        replies.append(_bound(stub, shown).answer(_real_request()))
         first.kill()
         first.wait()
     waiting = threading.Thread(target=lambda: replies.append(stub.answer(_real_request())))
@@ -284,24 +300,23 @@ def test_the_trainer_binds_connects_and_sends_to_nothing_but_its_unix_socket(hom
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
-    _prepare_home(home)
+    shown = _prepare_home(home)
     trace = home / "trace"
     with running([strace, "-f", "--seccomp-bpf", "-e", "trace=%network", "-o", str(trace), *_command(home)]):
         stub = TrainerStub(home / NAME, MIB, timeout_s=60.0)
-        assert isinstance(stub.answer(_real_request()), TrainReply)
+        assert isinstance(_bound(stub, shown).answer(_real_request()), TrainReply)
         stub.close()
         text = trace.read_text()
-    # gRPC makes two unbound AF_INET sockets when it is loaded, to ask the kernel for options, and closes them unused.
     assert set(re.findall(r"sa_family=(AF_\w+)", text)) == {"AF_UNIX"}
     assert re.findall(r"bind\(\d+, .*", text) == re.findall(rf'bind\(\d+, .*"{home / NAME}".*', text)
 
 
 @pytest.mark.deploy
 def test_a_signal_that_another_thread_takes_ends_the_trainer(home: Path) -> None:
-    _prepare_home(home)
+    shown = _prepare_home(home)
     with running(_command(home)) as trainer:
         stub = TrainerStub(home / NAME, MIB, timeout_s=60.0)
-        assert isinstance(stub.answer(_real_request()), TrainReply)
+        assert isinstance(_bound(stub, shown).answer(_real_request()), TrainReply)
         stub.close()
         others = [
             int(path.name) for path in Path(f"/proc/{trainer.pid}/task").iterdir() if int(path.name) != trainer.pid
@@ -315,11 +330,11 @@ def test_the_trainer_works_without_any_network(home: Path) -> None:
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "--net", "true"], capture_output=True, check=False).returncode:
         pytest.skip("network namespaces may not be made here")
-    _prepare_home(home)
+    shown = _prepare_home(home)
     with running([unshare, "--net", *_command(home)]):
         stub = TrainerStub(home / NAME, MIB, timeout_s=60.0)
-        assert isinstance(stub.answer(_real_request()), TrainReply)
-        assert isinstance(stub.answer(ProfileRequest(run="r", task=TASK.name, digest=TASK.digest)), ProfileReply)
+        assert isinstance(_bound(stub, shown).answer(_real_request()), TrainReply)
+        assert isinstance(stub.answer(ProfileRequest(run="7", task=TASK.name, digest=TASK.digest)), ProfileReply)
         stub.close()
 
 
