@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import re
 import unicodedata
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from sovfed.federation.errors import SovfedError
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)  # of runs, tasks, grants: no path, no log line
 AT: Final = "@"  # between a task's name and its digest
@@ -95,3 +100,19 @@ def cell(text: str) -> str:
     from rich.markup import escape
 
     return escape(visible(text, keep=""))
+
+
+def to_base64(data: bytes) -> str:
+    """`data` in base64, without line breaks (RFC 4648, section 4)."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def from_base64(text: str, where: str, error: type[SovfedError]) -> bytes:
+    """What `text` encodes. Raises `error`, naming `where`, unless it is in the one spelling that `to_base64` writes."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as problem:
+        raise error(f"{where}: not base64") from problem
+    if to_base64(data) != text:
+        raise error(f"{where}: base64 in another spelling")
+    return data

@@ -7,8 +7,6 @@ changed it. One whose certificate has ended or was revoked counts for nobody.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
 import json
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sovfed.federation.errors import ConfigError, IdentityError
 from sovfed.federation.identity import verify_signer
 from sovfed.federation.schema import bind, bounded, choice
+from sovfed.federation.text import from_base64, to_base64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +53,7 @@ def sign(
 ) -> Signature:
     """The signature of `manifest` in `role`; equal ones for equal arguments (RFC 6979)."""
     signature = key.sign(_said(manifest, role, domain), ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
-    return Signature(_text(certificate), _text(signature), role)
+    return Signature(to_base64(certificate), to_base64(signature), role)
 
 
 def read_signature(data: bytes, where: str) -> Signature:
@@ -68,8 +67,8 @@ def read_signature(data: bytes, where: str) -> Signature:
     signature = bind(Signature, values, where)
     if signature.to_bytes() != data:
         raise ConfigError(f"{where}: not in the spelling that is written")
-    _bytes(signature.certificate, where)
-    _bytes(signature.signature, where)
+    from_base64(signature.certificate, where, ConfigError)
+    from_base64(signature.signature, where, ConfigError)
     return signature
 
 
@@ -78,7 +77,7 @@ def certified(signature: Signature, where: str) -> tuple[str, str]:
     from sovfed.federation.certificates import SignerNames, read_names
 
     try:
-        certificate = x509.load_der_x509_certificate(_bytes(signature.certificate, where))
+        certificate = x509.load_der_x509_certificate(from_base64(signature.certificate, where, ConfigError))
         names = read_names(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
         raise IdentityError(f"{where}: no readable certificate") from error
@@ -91,7 +90,7 @@ def check_signature(
     signature: Signature, manifest: bytes, trust: Trust, where: str, *, domain: bytes = DOMAIN
 ) -> tuple[SignerIdentity, str]:
     """Who made `signature` of `manifest`, and why it counts no longer ("" if it does). Raises IdentityError."""
-    der = _bytes(signature.certificate, where)
+    der = from_base64(signature.certificate, where, ConfigError)
     check_key(signature, manifest, where, domain=domain)
     try:
         return trust.verify_signer(der), ""
@@ -102,11 +101,12 @@ def check_signature(
 
 def check_key(signature: Signature, manifest: bytes, where: str, *, domain: bytes = DOMAIN) -> None:
     """Raise IdentityError unless the key of the certificate that `signature` shows has made it."""
-    der = _bytes(signature.certificate, where)
+    der = from_base64(signature.certificate, where, ConfigError)
     try:
         key = x509.load_der_x509_certificate(der).public_key()
         verify: Callable[..., None] = key.verify  # type: ignore[union-attr]
-        verify(_bytes(signature.signature, where), _said(manifest, signature.role, domain), ec.ECDSA(hashes.SHA256()))
+        made = from_base64(signature.signature, where, ConfigError)
+        verify(made, _said(manifest, signature.role, domain), ec.ECDSA(hashes.SHA256()))
     except (ValueError, TypeError, AttributeError, InvalidSignature) as error:
         raise IdentityError(f"{where}: not the signature of this manifest: one of both was changed") from error
 
@@ -122,18 +122,3 @@ def _lapsed(der: bytes, trust: Trust, error: IdentityError) -> SignerIdentity:
 
 def _said(manifest: bytes, role: str, domain: bytes = DOMAIN) -> bytes:
     return domain + role.encode() + b"\0" + manifest
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _bytes(text: str, where: str) -> bytes:
-    """What `text` encodes, in the one spelling."""
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ConfigError(f"{where}: not base64") from error
-    if _text(data) != text:
-        raise ConfigError(f"{where}: not in the spelling that is written")
-    return data

@@ -5,8 +5,6 @@ Source: C2SP signed-note (Ed25519, type 0x01), tlog-checkpoint and tlog-cosignat
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import re
 import struct
@@ -17,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from sovfed.federation.errors import EvidenceError
+from sovfed.federation.text import from_base64, to_base64
 
 LOG: Final = 1
 COSIGNATURE: Final = 4
@@ -42,7 +41,7 @@ class NoteKey:
 
     def __str__(self) -> str:
         """Its verifier key, as the tools of transparency logs take it."""
-        return f"{self.name}+{self.key_id.hex()}+{_text(bytes([self.kind]) + self.raw)}"
+        return f"{self.name}+{self.key_id.hex()}+{to_base64(bytes([self.kind]) + self.raw)}"
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,14 @@ class Checkpoint:
     @property
     def body(self) -> bytes:
         """What is signed."""
-        return f"{self.origin}\n{self.size}\n{_text(self.root)}\n".encode()
+        return f"{self.origin}\n{self.size}\n{to_base64(self.root)}\n".encode()
 
 
 def read_key(text: str) -> NoteKey:
     """The key that `text` (`str` of a `NoteKey`) gives. Raises EvidenceError if it is none."""
     name, _, rest = text.partition("+")
     key_id, _, encoded = rest.partition("+")
-    data = _bytes(encoded, "verifier key")
+    data = from_base64(encoded, "verifier key", EvidenceError)
     if not _NAME.fullmatch(name) or len(data) != 1 + HASH_BYTES or data[0] not in (LOG, COSIGNATURE):
         raise EvidenceError("verifier key: expected NAME+ID+KEY of Ed25519")
     key = NoteKey(name, data[0], data[1:])
@@ -98,7 +97,7 @@ def read_checkpoint(note: bytes) -> Checkpoint:
         origin, size, root = body.split("\n")
     except ValueError as error:
         raise EvidenceError("checkpoint: expected origin, size and root on three lines") from error
-    value = _bytes(root, "checkpoint")
+    value = from_base64(root, "checkpoint", EvidenceError)
     if not _NAME.fullmatch(origin) or not _SIZE.fullmatch(size) or len(value) != HASH_BYTES:
         raise EvidenceError("checkpoint: expected origin, size and root on three lines")
     if "".join(match.group() for match in _LINE.finditer(lines)) != lines or not lines:
@@ -136,7 +135,7 @@ def _timed(checkpoint: Checkpoint, at: int) -> bytes:
 
 def _signature(note: bytes, key: NoteKey) -> bytes:
     for match in _LINE.finditer(note.decode().partition("\n\n")[2]):
-        data = _bytes(match.group(2), "signature")
+        data = from_base64(match.group(2), "signature", EvidenceError)
         if match.group(1) == key.name and data[:4] == key.key_id:
             return data[4:]
     raise EvidenceError(f"checkpoint: not signed by {key.name}")
@@ -150,19 +149,4 @@ def _check(key: NoteKey, signature: bytes, message: bytes) -> None:
 
 
 def _signature_line(key: NoteKey, signature: bytes) -> bytes:
-    return f"— {key.name} {_text(key.key_id + signature)}\n".encode()
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _bytes(text: str, where: str) -> bytes:
-    """What `text` encodes, in the one spelling."""
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise EvidenceError(f"{where}: not base64") from error
-    if _text(data) != text:
-        raise EvidenceError(f"{where}: base64 in another spelling")
-    return data
+    return f"— {key.name} {to_base64(key.key_id + signature)}\n".encode()

@@ -7,12 +7,12 @@ somebody has changed can be named. Several processes of the home may append; an 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from sovfed.federation.database import BUSY_S, writing
 from sovfed.federation.errors import EvidenceError, ServiceError
 from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.entries import entry, read_entry
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 FILE: Final = "audit/log.db"
-BUSY_S: Final = 30.0
 BATCH: Final = 1_000  # rows that are read at once; who appends waits for whoever reads
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS entries (seq INTEGER PRIMARY KEY, data BLOB NOT NULL);
@@ -40,7 +39,7 @@ def record(home: Path, kind: str, /, **fields: Any) -> int:
     if voucher is None:
         return -1
     origin, key = voucher.origin, load_key(home / LOG_KEY)
-    with _writing(home / FILE) as db:
+    with writing(home / FILE, _SCHEMA) as db:
         (size,) = db.execute("SELECT coalesce(max(seq) + 1, 0) FROM entries").fetchone()
         at = int(time.time())
         data, nodes = entry(kind, at, fields), _nodes(db)
@@ -153,27 +152,3 @@ def _nodes(db: sqlite3.Connection) -> Callable[[int, int], bytes]:
         return bytes(row[0])
 
     return node
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[sqlite3.Connection]:
-    """One write transaction, on disk once this returns."""
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
-    try:
-        db.execute("PRAGMA journal_mode = TRUNCATE")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("BEGIN IMMEDIATE")
-        for statement in _SCHEMA.split(";\n"):
-            db.execute(statement)
-        try:
-            yield db
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
-        db.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise ServiceError(f"{path}: the log cannot be written: {error}") from error
-    finally:
-        db.close()

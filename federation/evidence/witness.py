@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.federation.errors import EvidenceError, IdentityError, ServiceError
+from sovfed.federation.database import writing
+from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.keys import (
     VOUCHER,
@@ -29,13 +29,13 @@ from sovfed.federation.evidence.notes import Checkpoint, check_cosignature, chec
 from sovfed.federation.files import private_directory, read_private, write_private
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from cryptography import x509
 
 FILE: Final = "witness/heads.db"
 SPLIT: Final = "witness/split.json"
-BUSY_S: Final = 30.0
 MAX_PROOF: Final = 64
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS seen (origin TEXT PRIMARY KEY, keys BLOB, note BLOB, at INTEGER);
@@ -201,25 +201,5 @@ def note_split(home: Path, origin: str, why: str, note: bytes) -> None:
     write_private(path, json.dumps(kept, indent=1).encode())
 
 
-@contextlib.contextmanager
-def _database(home: Path) -> Iterator[sqlite3.Connection]:
-    """One write transaction, on disk once this returns."""
-    path = private_directory(home / WITNESS_FOLDER) / Path(FILE).name
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
-    try:
-        db.execute("PRAGMA journal_mode = TRUNCATE")
-        db.execute("BEGIN IMMEDIATE")
-        for statement in _SCHEMA.split(";\n"):
-            db.execute(statement)
-        try:
-            yield db
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
-        db.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise ServiceError(f"{path}: {error}") from error
-    finally:
-        db.close()
+def _database(home: Path) -> AbstractContextManager[sqlite3.Connection]:
+    return writing(private_directory(home / WITNESS_FOLDER) / Path(FILE).name, _SCHEMA)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import secrets
 import sqlite3
 import time
@@ -35,6 +34,7 @@ from sovfed.federation.certificates import (
     to_der,
     to_pem,
 )
+from sovfed.federation.database import writing
 from sovfed.federation.errors import IdentityError, InvitationError, ServiceError
 from sovfed.federation.evidence.keys import INSTITUTION
 from sovfed.federation.evidence.store import record
@@ -369,25 +369,10 @@ def _sha256(token: str) -> str:
 def _transaction(home: Path) -> Iterator[sqlite3.Connection]:
     """One write transaction on the database, durable once this returns."""
     path = private_directory(home / "registry") / "enrolment.db"
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-    try:
+    with writing(path, _SCHEMA, _BUSY_TIMEOUT_S) as db:
         db.row_factory = sqlite3.Row
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("BEGIN IMMEDIATE")
-        db.execute(_SCHEMA)
         _add_columns(db)
-        try:
-            yield db
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
-        db.execute("COMMIT")
-    except sqlite3.OperationalError as error:
-        raise ServiceError(f"{path}: {error}") from error
-    finally:
-        db.close()
+        yield db
 
 
 def _add_columns(db: sqlite3.Connection) -> None:

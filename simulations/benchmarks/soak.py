@@ -18,7 +18,7 @@ from sovfed.federation.compose import compose
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ServiceError
 from sovfed.server.runs import folders
-from sovfed.simulations.audit.chaos.machine import AGENCY, COORDINATOR_NAME, SUPERVISOR, Machine
+from sovfed.simulations.audit.chaos.machine import AGENCY, COORDINATOR_NAME, SUPERVISOR, Machine, whole
 from sovfed.simulations.benchmarks.process_tree import open_files, resident_bytes, threads
 from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
 from sovfed.simulations.benchmarks.rounds import workplace
@@ -110,18 +110,8 @@ def _federation(folder: Path, rounds: int) -> Iterator[Machine]:
         f"server.min_cohort={INSTITUTIONS}", f"server.start_cohort={INSTITUTIONS}",
     ]).config  # fmt: skip
     federation = LocalFederation(folder, members, config, dataclasses.replace(POLICY, max_rounds=rounds))
-    try:
-        federation.build_agency()
-        federation.start_agency()
-        federation.enrol()
-    finally:
-        federation.stop()
-    with Machine(federation) as machine:
-        machine.settle(SETTLE_S)
-        try:
-            yield machine
-        finally:
-            federation.stop()
+    with whole(federation, SETTLE_S) as machine:
+        yield machine
 
 
 def _soak_rounds(machine: Machine, rounds: int) -> list[Sample]:

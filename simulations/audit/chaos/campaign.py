@@ -31,6 +31,7 @@ from sovfed.simulations.audit.chaos.machine import (
     Machine,
     send,
     stopped,
+    whole,
 )
 from sovfed.simulations.audit.chaos.moments import KIND
 from sovfed.simulations.audit.chaos.outcomes import Controls, Outcome
@@ -80,18 +81,8 @@ def small_federation(folder: Path) -> Iterator[Machine]:
     members = [Institution(name, source) for name, source in zip(institution_names(data), data, strict=True)]
     policy = dataclasses.replace(POLICY, max_local_epochs=1000, min_batch_size=1, privacy=BUDGET)
     federation = LocalFederation(folder, members, config, policy)
-    try:
-        federation.build_agency()
-        federation.start_agency()
-        federation.enrol()
-    finally:
-        federation.stop()
-    with Machine(federation) as machine:
-        machine.settle(SETTLE_S)
-        try:
-            yield machine
-        finally:
-            federation.stop()
+    with whole(federation, SETTLE_S) as machine:
+        yield machine
 
 
 class Campaign:

@@ -204,3 +204,20 @@ def send(pid: int, number: signal.Signals) -> None:
     """Send a signal to a process that may be gone."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+@contextlib.contextmanager
+def whole(federation: LocalFederation, settle_s: float) -> Iterator[Machine]:
+    """`federation`, enrolled, each side kept up by a supervisor of its own; whatever was started is ended."""
+    try:
+        federation.build_agency()
+        federation.start_agency()
+        federation.enrol()
+    finally:
+        federation.stop()
+    with Machine(federation) as machine:
+        machine.settle(settle_s)
+        try:
+            yield machine
+        finally:
+            federation.stop()

@@ -87,10 +87,12 @@ def test_code_that_prints_writes_or_waits_for_ever_is_ended_with_the_reason(
     publisher: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, said: str
 ) -> None:
     monkeypatch.setattr(trial, "BOUNDS", Bounds(seconds=30, printed=MIB, complained=MIB, scratch=4 * MIB))
-    before = set(Path(tempfile.gettempdir()).glob("sovfed-trial-*"))
+    scratch = tmp_path / "scratch"  # of this test alone: others have trials at the same time
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     with pytest.raises(ConfigError, match=said):
         pack(write_wheel(tmp_path, task=code), publisher)
-    assert set(Path(tempfile.gettempdir()).glob("sovfed-trial-*")) <= before
+    assert not list(scratch.glob("sovfed-trial-*"))
 
 
 @pytest.mark.parametrize(
