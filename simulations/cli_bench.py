@@ -101,6 +101,7 @@ def load(quick: bool, masks: bool, sizes: tuple[int, ...], files: Files, console
     run(quick=quick, masks=masks, sizes=sizes, files=files, console=console)
 
 
+@bench.command()
 @click.option("--quick", is_flag=True, help="Three turns instead of nine: under 3 minutes.")
 @reported
 def release(quick: bool, files: Files, console: Console) -> None:
