@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import json
 import logging
-import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from sovfed import __version__
-from sovfed.federation.config import Config, stored
-from sovfed.federation.errors import ConfigError, PrivacyError
+from sovfed.federation.config import Config
+from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
 from sovfed.federation.messages import Bytes, RunRequest, Sums, Vector
 from sovfed.federation.metrics import gain
-from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.secagg.keys import Identity
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.tasks import Task, initial_vector, summarise
@@ -39,21 +35,29 @@ from sovfed.server.rounds.aggregation import Aggregation, PlainAggregation, Tota
 from sovfed.server.rounds.ledger_heads import LedgerHeads, names_of
 from sovfed.server.rounds.loop import Round, Rounds
 from sovfed.server.rounds.patience import Patience
+from sovfed.server.rounds.possible import require_possible
 from sovfed.server.rounds.privacy import PrivacyPlan
+from sovfed.server.rounds.record import (
+    STATEMENT,
+    absence_tags,
+    drop_after,
+    line_of,
+    listed,
+    summary_of,
+    told,
+    versions,
+    write_statement,
+)
 from sovfed.server.rounds.sampling import MOST, Sampled
 from sovfed.server.rounds.secure_aggregation import SecureAggregation
 from sovfed.server.rounds.stopping import Stopping
-from sovfed.server.runs.attendance import attendance, participants
 from sovfed.server.runs.curves import ROUNDS, plot_curves, read_rounds
-from sovfed.server.runs.release import DIGEST, FILES, MODEL, SIMULATED, SUMMARY, deliver, digest, publish, release_of
+from sovfed.server.runs.release import DIGEST, FILES, SIMULATED, SUMMARY, deliver, publish, release_of
 from sovfed.server.runs.tracking import Tracker, figures
 from sovfed.server.strategies import optimizer_of
 
 log = logging.getLogger(__name__)
-TAG_LENGTH: Final = 5_000  # characters; MLflow takes 8,000
-NAMED: Final = 255  # institutions listed by name in a tag, which MLflow holds to 8,000 characters
 SPACING_S: Final = 0.25  # between checkpoints; rounds after the last are run again, with the same result
-STATEMENT: Final = ("privacy.json", "privacy.html")
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def coordinate(
     CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
     """
     task = configured_task(config.task)
-    _check(config, task)
+    require_possible(config, task)
     aggregation = _sampled(config, engine(_aggregation(grid, config, run, task, identity)))
     rounds = Rounds(config, run, grid, optimizer_of(config, task), aggregation)
     rounds.name, rounds.order = plain_name(folder.name), order
@@ -97,69 +101,172 @@ def coordinate(
         rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
         if rounds.plan.drowned:
             log.warning("%s", rounds.plan.drowned)
-    started = time.monotonic()
-    last = _begin(rounds, task, folder, resume, agree=transport not in SIMULATED)
-    stopping = Stopping(config, partial(gain, task.headline, metrics=task.metrics), folder)
-    stopping.replay([(line["round"] - 1, line["metrics"].get(task.headline)) for line in read_rounds(folder)])
-    names = names_of(grid)
-    _welcome(rounds, folder, names)
-    if rounds.plan and heads:
-        rounds.before = partial(heads.before_round, grid, run)
-    if tracker:
-        tracker.catch_up(last)
-        tracker.note({"transport": transport, "connected": _listed(names.values()), **versions()})
-    # A private round that is repeated is paid for again.
-    lasting = _Lasting(tracker)
-    writer = checkpoint.Writer(folder, 0.0 if config.privacy.private else SPACING_S, lasting.tell)
-    settled = checkpoint.config_digest(config)
-    with (folder / ROUNDS).open("a", encoding="utf-8") as lines, _closing(writer):
-        for number in range(last + 1, config.rounds + 1):
-            before, round_, last = rounds.model, rounds.train(number), number
-            _name_all(names, round_, grid)
-            line = _line(task, round_, names, rounds.scale)
-            lines.write(json.dumps(line) + "\n")
-            lines.flush()  # before the checkpoint: what is beyond that is dropped and run again, what lacks is lost
-            lasting.add(number, figures(line))
-            writer.submit(checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), settled))
-            if config.strategy.stateful:
-                writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
-            loss = "" if round_.train_loss is None else f" loss {round_.train_loss:.4f},"
-            overhead = "" if round_.overhead_seconds is None else f" (overhead {round_.overhead_seconds:.3f} s)"
-            log.info(
-                "round %d/%d: %d institutions,%s %.3f s%s",
-                number, config.rounds, len(round_.participants), loss, round_.seconds, overhead,
-            )  # fmt: skip
-            on_round(line)
-            stopping.see(number - 1, line["metrics"].get(task.headline), before)
-            del before  # or it would be in memory all of the next round
-            if stopping.due:
-                log.info("stopped after round %d: no better %s since round %d", number, task.headline, stopping.round)
-                break
-    final, chosen = _final(rounds, task, stopping, last)
-    _welcome(rounds, folder, names_of(grid))
-    summary = {
-        **_summary(config, task, folder, final, names, transport, time.monotonic() - started, rounds.scale),
-        **aggregation.describe(),
-        **(rounds.plan.describe() if rounds.plan else {"epsilon": None}),
-    }
-    summary |= {"rounds": len(read_rounds(folder)), "model_of_round": chosen, "presence": grid.presence()}
-    summary[DIGEST] = publish(folder, task, rounds.model, rounds.scale, summary)
-    artifacts = [*FILES, SUMMARY, ROUNDS, "curves.png"]
-    if rounds.plan:
-        if heads:
-            summary["privacy"]["ledger_heads"] = heads.countersign(grid, run, names_of(grid))
-        _write_statement(folder, rounds.plan, task, transport)
-        artifacts += STATEMENT
-    summary["delivered_to"] = _deliver(rounds, folder, chosen, transport)
-    plot_curves(folder)
-    if tracker:
-        tracker.note({"institutions": _listed(summary["institutions"]), **_absence_tags(summary["attendance"])})
-        tracker.round(config.rounds + 1, {f"held_out.{key}": value for key, value in summary["metrics"].items()})
+    training = _Training(rounds, folder, transport, heads, tracker)
+    training.begin(resume=resume)
+    training.train(on_round)
+    return training.finish()
+
+
+class _Training:
+    """One run from its first message to its published model, and what its folder and the tracker are told of it."""
+
+    def __init__(
+        self,
+        rounds: Rounds,
+        folder: Path,
+        transport: str,
+        heads: LedgerHeads | None,
+        tracker: Tracker | None,
+    ) -> None:
+        self._rounds, self._task, self._folder, self._transport = rounds, rounds.task, folder, transport
+        self._heads, self._tracker = heads, tracker
+        self._grid, self._config = rounds.grid, rounds.config
+        self._stopping = Stopping(
+            rounds.config, partial(gain, rounds.task.headline, metrics=rounds.task.metrics), folder
+        )
+        self._started = time.monotonic()
+        self._names: dict[int, str] = {}  # by node: all that were ever seen
+        self._last = 0  # the number of the last finished round
+
+    def begin(self, *, resume: bool) -> None:
+        """Agree with the institutions, and set model, scale and optimizer, new or from the checkpoint.
+
+        Those of a simulation have no policy to agree by.
+        """
+        if self._transport not in SIMULATED:
+            self._rounds.agree()
+        if not (resume and self._restore()):
+            self._start_anew()
+        headline = self._task.headline
+        lines = read_rounds(self._folder)
+        self._stopping.replay([(line["round"] - 1, line["metrics"].get(headline)) for line in lines])
+        self._names = names_of(self._grid)
+        _welcome(self._rounds, self._folder, self._names)
+        if self._rounds.plan and self._heads:
+            self._rounds.before = partial(self._heads.before_round, self._grid, self._rounds.run)
+        if self._tracker:
+            self._tracker.catch_up(self._last)
+            connected = listed(self._names.values())
+            self._tracker.note({"transport": self._transport, "connected": connected, **versions()})
+
+    def train(self, on_round: Callable[[dict[str, Any]], None]) -> None:
+        """Run the rounds that are left; a line of each to `on_round`."""
+        config, rounds, stopping = self._config, self._rounds, self._stopping
+        # A private round that is repeated is paid for again.
+        lasting = _Lasting(self._tracker)
+        writer = checkpoint.Writer(self._folder, 0.0 if config.privacy.private else SPACING_S, lasting.tell)
+        settled = checkpoint.config_digest(config)
+        with (self._folder / ROUNDS).open("a", encoding="utf-8") as lines, _closing(writer):
+            for number in range(self._last + 1, config.rounds + 1):
+                before, round_, self._last = rounds.model, rounds.train(number), number
+                self._name_all(round_)
+                line = line_of(self._task, round_, self._names, rounds.scale)
+                lines.write(json.dumps(line) + "\n")
+                lines.flush()  # before the checkpoint: what is beyond that is dropped and run again, what lacks is lost
+                lasting.add(number, figures(line))
+                writer.submit(
+                    checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), settled)
+                )
+                if config.strategy.stateful:
+                    writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
+                log.info("%s", told(round_, config.rounds))
+                on_round(line)
+                stopping.see(number - 1, line["metrics"].get(self._task.headline), before)
+                del before  # or it would be in memory all of the next round
+                if stopping.due:
+                    best = stopping.round
+                    log.info("stopped after round %d: no better %s since round %d", number, self._task.headline, best)
+                    break
+
+    def finish(self) -> Outcome:
+        """Evaluate the model, publish it with the run's summary and statement, and bring it to the institutions."""
+        rounds, folder = self._rounds, self._folder
+        final, chosen = self._choose()
+        _welcome(rounds, folder, names_of(self._grid))
+        summary = {
+            **summary_of(self._config, self._task, folder, final, self._names, rounds.scale),
+            "transport": self._transport, "seconds_training": time.monotonic() - self._started,
+            "model_of_round": chosen, "presence": self._grid.presence(),
+            **rounds.aggregation.describe(),
+            **(rounds.plan.describe() if rounds.plan else {"epsilon": None}),
+        }  # fmt: skip
+        summary[DIGEST] = publish(folder, self._task, rounds.model, rounds.scale, summary)
+        if rounds.plan:
+            if self._heads:
+                told_heads = self._heads.countersign(self._grid, rounds.run, names_of(self._grid))
+                summary["privacy"]["ledger_heads"] = told_heads
+            write_statement(folder, rounds.plan, self._task, self._transport)
+        summary["delivered_to"] = self._deliver(chosen)
+        plot_curves(folder)
+        if self._tracker:
+            self._track_end(self._tracker, summary)
+        write_private(folder / SUMMARY, json.dumps(summary, indent=2).encode())
+        if self._tracker:
+            artifacts = [*FILES, SUMMARY, ROUNDS, "curves.png", *(STATEMENT if rounds.plan else ())]
+            self._tracker.finish("FINISHED", [folder / name for name in artifacts], register=True)
+        return Outcome(rounds.model, rounds.scale, summary)
+
+    def _restore(self) -> bool:
+        """Go on where the checkpoint is, if there is one."""
+        rounds = self._rounds
+        restored = checkpoint.read(self._folder, rounds.config)
+        if restored is None:
+            return False
+        rounds.model, rounds.scale, self._last = restored.model, restored.scale, restored.round
+        rounds.optimizer.restore(restored.slots)
+        drop_after(self._folder, restored.round)
+        latest = read_rounds(self._folder)[-1:]
+        rounds.earlier = frozenset(name for line in latest for name in line["participants"])
+        log.info("resumed after round %d", restored.round)
+        return True
+
+    def _start_anew(self) -> None:
+        rounds, task = self._rounds, self._task
+        rounds.model = initial_vector(task, rounds.config.seed)
+        if task.transform.size and rounds.plan is None:
+            rounds.profile()
+        else:
+            rounds.scale = task.transform.public_scale
+        (self._folder / ROUNDS).unlink(missing_ok=True)
+
+    def _name_all(self, round_: Round) -> None:
+        """Know the names of institutions that have come since; those of the start keep theirs when they are gone."""
+        if not self._names.keys() >= {*round_.participants, *round_.refused, *round_.late, *round_.left_out}:
+            self._names.update(names_of(self._grid))
+
+    def _choose(self) -> tuple[Total, int]:
+        """The evaluation of the model that the run ends with, the last or the best, and the round that it is of.
+
+        Held-out records are persons' too: a private run tells no metric of them.
+        """
+        rounds, task = self._rounds, self._task
+        if rounds.plan is not None:
+            return Total(), self._last
+        final = rounds.evaluate(self._last)
+        metrics = {} if final.sums is None else summarise(task, final.sums, rounds.scale)
+        best = self._stopping.better(metrics.get(task.headline))
+        if best is None:
+            return final, self._last
+        log.info("the model of round %d is better than the last: it is the run's", best.round)
+        rounds.model = best.model
+        return rounds.evaluate(best.round), best.round
+
+    def _deliver(self, number: int) -> list[str]:
+        """Bring the published model to the institutions; those that took it. A simulation has none to bring it to."""
+        if self._transport in SIMULATED:
+            return []
+        rounds, config = self._rounds, self._config
+        release = release_of(
+            self._folder, self._task, rounds.model, rounds.scale, run=rounds.run, number=number,
+            normalisation=config.task.normalisation,
+        )  # fmt: skip
+        return deliver(rounds.grid, release, config.server.round_deadline_s)
+
+    def _track_end(self, tracker: Tracker, summary: dict[str, Any]) -> None:
+        tracker.note({"institutions": listed(summary["institutions"]), **absence_tags(summary["attendance"])})
+        held_out = {f"held_out.{key}": value for key, value in summary["metrics"].items()}
+        tracker.round(self._config.rounds + 1, held_out)
         summary["mlflow_run_id"] = tracker.run_id
-    write_private(folder / SUMMARY, json.dumps(summary, indent=2).encode())
-    if tracker:
-        tracker.finish("FINISHED", [folder / name for name in artifacts], register=True)
-    return Outcome(rounds.model, rounds.scale, summary)
 
 
 class _Lasting:
@@ -190,43 +297,6 @@ def _closing(writer: checkpoint.Writer) -> Iterator[None]:
     writer.close()
 
 
-def _listed(names: Collection[str]) -> str:
-    """The names for a tag; how many, where they are too many for one."""
-    return json.dumps(sorted(names)) if len(names) <= NAMED else str(len(names))
-
-
-def _absence_tags(by_name: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """A tag that says who was late, left out or refused, if there are not too many."""
-    missing = {name: entry for name, entry in by_name.items() if entry["late"] or entry["left_out"] or entry["refused"]}
-    text = json.dumps(missing)
-    return {"absences": text if len(text) <= TAG_LENGTH else f"{len(missing)} institutions"} if missing else {}
-
-
-def _check(config: Config, task: Task) -> None:
-    """Raise ConfigError if the strategy is not for this cohort or this task, PrivacyError if privacy is not."""
-    from sovfed.federation.optimizers import make
-    from sovfed.federation.tasks.conformance import require_works
-
-    require_works(task)
-    make(config.task.plan())  # or there is none of that name
-    strategy, cohort = config.strategy, config.server.min_cohort
-    if cohort < strategy.least_cohort:
-        raise ConfigError(
-            f"strategy '{strategy.name}' with malicious={strategy.malicious} needs {strategy.least_cohort} "
-            f"institutions a round, the minimum cohort is {cohort}"
-        )
-    if task.build is None and strategy.algorithm.partial:
-        raise ConfigError(f"task '{task.name}' trains nothing that could stay at the institutions: take fedavg")
-    if task.build is not None and (reason := strategy.algorithm.refusal(task.layout)):
-        raise ConfigError(f"task '{task.name}' {reason}")
-    if config.privacy.private and task.build is not None:
-        from sovfed.federation.privacy.compatibility import why_not_noised, why_not_private
-
-        per_institution = config.privacy.mechanism == "institution"
-        if reason := why_not_noised(task) if per_institution else why_not_private(task):
-            raise PrivacyError(f"task '{task.name}' cannot be trained privately: {reason}")
-
-
 def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, identity: Identity | None) -> Aggregation:
     server = config.server
     patience = partial(Patience, server.min_cohort, server.grace_s, server.grace_factor)
@@ -243,23 +313,6 @@ def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, iden
     )  # fmt: skip
 
 
-def _final(rounds: Rounds, task: Task, stopping: Stopping, last: int) -> tuple[Total, int]:
-    """The evaluation of the model that the run ends with, the last or the best, and the round that it is of.
-
-    Held-out records are persons' too: a private run tells no metric of them.
-    """
-    if rounds.plan is not None:
-        return Total(), last
-    final = rounds.evaluate(last)
-    metrics = {} if final.sums is None else summarise(task, final.sums, rounds.scale)
-    best = stopping.better(metrics.get(task.headline))
-    if best is None:
-        return final, last
-    log.info("the model of round %d is better than the last: it is the run's", best.round)
-    rounds.model = best.model
-    return rounds.evaluate(best.round), best.round
-
-
 def _sampled(config: Config, aggregation: Aggregation) -> Aggregation:
     """`aggregation` over a sample of the institutions in every round, if one is asked for or one sum takes no more."""
     server, secagg = config.server, config.secagg.enabled
@@ -269,138 +322,9 @@ def _sampled(config: Config, aggregation: Aggregation) -> Aggregation:
     return Sampled(aggregation, server.sample, server.min_cohort, config.seed, MAX_HOLDERS if secagg else MOST)
 
 
-def _begin(rounds: Rounds, task: Task, folder: Path, resume: bool, *, agree: bool) -> int:
-    """Set model, scale and optimizer, new or from the checkpoint; the number of the last finished round.
-
-    First of all, the institutions `agree` to the run; those of a simulation have no policy.
-    """
-    if agree:
-        rounds.agree()
-    restored = checkpoint.read(folder, rounds.config) if resume else None
-    if restored is not None:
-        rounds.model, rounds.scale = restored.model, restored.scale
-        rounds.optimizer.restore(restored.slots)
-        _truncate_lines(folder, restored.round)
-        rounds.earlier = frozenset(name for line in read_rounds(folder)[-1:] for name in line["participants"])
-        log.info("resumed after round %d", restored.round)
-        return restored.round
-    rounds.model = initial_vector(task, rounds.config.seed)
-    if task.transform.size and rounds.plan is None:
-        rounds.profile()
-    else:
-        rounds.scale = task.transform.public_scale
-    (folder / ROUNDS).unlink(missing_ok=True)
-    return 0
-
-
 def _welcome(rounds: Rounds, folder: Path, names: Mapping[int, str]) -> None:
     """Show the order to those that have come since, who may take the model then; write down what was answered."""
     agreement = rounds.agreement
     if agreement is not None:
         agreement.willing(sorted(rounds.grid.get_node_ids()))
         write_answers(folder, {names.get(node, str(node)): answer for node, answer in agreement.answers.items()})
-
-
-def _deliver(rounds: Rounds, folder: Path, number: int, transport: str) -> list[str]:
-    """Bring the published model to the institutions; those that took it. A simulation has none to bring it to."""
-    if transport in SIMULATED:
-        return []
-    config = rounds.config
-    release = release_of(
-        folder, rounds.task, rounds.model, rounds.scale, run=rounds.run, number=number,
-        normalisation=config.task.normalisation,
-    )  # fmt: skip
-    return deliver(rounds.grid, release, config.server.round_deadline_s)
-
-
-def _truncate_lines(folder: Path, last: int) -> None:
-    """Drop lines of rounds after `last`: they ran, but their checkpoint was not yet written."""
-    lines = [json.dumps(line) for line in read_rounds(folder) if line["round"] <= last]
-    write_private(folder / ROUNDS, "".join(line + "\n" for line in lines).encode())
-
-
-def _name_all(names: dict[int, str], round_: Round, grid: StreamingGrid) -> None:
-    """Add to `names` institutions that have come since; those of the start keep theirs when they are gone."""
-    if not names.keys() >= {*round_.participants, *round_.refused, *round_.late, *round_.left_out}:
-        names.update(names_of(grid))
-
-
-def _line(task: Task, round_: Round, names: dict[int, str], scale: Sums) -> dict[str, Any]:
-    """A round as one JSON object; `metrics` are of the model that the round began with."""
-    return {
-        "round": round_.number,
-        "participants": [names.get(node, str(node)) for node in sorted(round_.participants)],
-        "refused": {names.get(node, str(node)): code for node, code in round_.refused.items()},
-        "late": [names.get(node, str(node)) for node in sorted(round_.late)],
-        "left_out": [names.get(node, str(node)) for node in sorted(round_.left_out)],
-        "spoilt": round_.spoilt,
-        "ring_error": round_.ring_error,
-        "attempts": round_.attempts,
-        "count": round_.count,
-        "train_loss": round_.train_loss,
-        "metrics": summarise(task, round_.evaluation, scale) if round_.evaluation is not None else {},
-        "seconds": round_.seconds,
-        "seconds_compute": round_.seconds_compute,
-        "seconds_aggregate": round_.seconds_aggregate,
-        "overhead_seconds": round_.overhead_seconds,
-        "bytes_down": round_.bytes_down,
-        "bytes_up": round_.bytes_up,
-    }
-
-
-def _summary(
-    config: Config,
-    task: Task,
-    folder: Path,
-    final: Total,
-    names: dict[int, str],
-    transport: str,
-    seconds: float,
-    scale: Sums,
-) -> dict[str, Any]:
-    lines = read_rounds(folder)
-    by_name = {names.get(node, str(node)): sums for node, sums in final.by_node.items()}
-    return {
-        "task": task.name,
-        "split": "simulated" if task.simulated_split else "natural",
-        "institutions": participants(lines),
-        "attendance": attendance(lines),
-        "rounds": config.rounds,
-        "strategy": config.strategy.name,
-        "transport": transport,
-        "seconds_training": seconds,
-        "seconds_per_round_median": _median(lines, "seconds"),
-        "overhead_seconds_per_round_median": _median(lines, "overhead_seconds"),
-        "spoilt_contributions": sum(line.get("spoilt") or 0 for line in lines),
-        "bytes_up_per_round": _median(lines, "bytes_up"),
-        "bytes_down_per_round": _median(lines, "bytes_down"),
-        "metric": task.headline,
-        "metrics": summarise(task, final.sums, scale) if final.sums is not None else {},
-        "metrics_by_institution": {name: summarise(task, sums, scale) for name, sums in sorted(by_name.items())},
-        "config": stored(config),
-    }
-
-
-def _median(lines: list[dict[str, Any]], key: str) -> float | None:
-    """None also where the figure is not told, as of private rounds."""
-    values = [line[key] for line in lines if line[key] is not None]
-    return statistics.median(values) if values else None
-
-
-def _write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str) -> None:
-    """The release's privacy statement, for machines and for people; it names all that took part in any round."""
-    model_digest = digest(folder / MODEL)
-    where = " (a simulation in one process: no ledger was charged)" if transport in SIMULATED else ""
-    statement = plan.statement(
-        run=folder.name + where, model=f"{task.name}, {MODEL} with SHA-256 {model_digest}",
-        institutions=participants(read_rounds(folder)), date=datetime.now(UTC).date().isoformat(),
-    )  # fmt: skip
-    for name, text in zip(STATEMENT, (to_json(statement), to_html(statement)), strict=True):
-        write_private(folder / name, text.encode())
-
-
-def versions() -> dict[str, str]:
-    """The versions that decide the result, for the tracker."""
-    from importlib.metadata import version
-
-    return {"version.sovfed": __version__} | {f"version.{name}": version(name) for name in ("flwr", "torch", "numpy")}
