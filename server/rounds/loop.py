@@ -16,7 +16,7 @@ import numpy as np
 
 from sovfed.federation.algorithms.server_half import stepped_by
 from sovfed.federation.config import Config
-from sovfed.federation.errors import CohortError, DeclinedError, PrivacyError, TrainingError
+from sovfed.federation.errors import CohortError, DeclinedError, PrivacyError, SovfedError, TrainingError
 from sovfed.federation.messages import (
     Bytes,
     EvaluateRequest,
@@ -177,13 +177,10 @@ class Rounds:
 
         Raises DeclinedError, which names who would not and why, if too few would.
         """
-        least, request = (
-            self.config.server.min_cohort,
-            whole_run(self.config, self.task, self.run, self.name, self.plan),
-        )
+        request = whole_run(self.config, self.task, self.run, self.name, self.plan)
         if self.order is not None:
             request = replace(request, order=self.order(request))
-        agreement = Agreement(self.grid, request, least, self.config.order.wait_s)
+        agreement = Agreement(self.grid, request, self.config.server.min_cohort, self.config.order.wait_s)
         agreement.require(self.connected)
         self.agreement = agreement
 
@@ -233,9 +230,7 @@ class Rounds:
 
     def _collect(self, stage: str, request: SumRequest, width: int) -> tuple[Total, _Story]:
         """The total over at least the minimum cohort, and what it took."""
-        least, number, reasons = self.config.server.min_cohort, 0, dict[str, None]()
-        story = _Story()
-        refused = story.refused
+        least, number, reasons, story = self.config.server.min_cohort, 0, dict[str, None](), _Story()
         for attempt in range(1, MAX_ATTEMPTS + 1):
             cohort, story.attempts = self.cohort(), attempt
             story.left_out = self.left_out
@@ -243,7 +238,7 @@ class Rounds:
                 self.before(cohort, self._refused)
             total = self.aggregation.collect(request, cohort, width)
             self._refused = total.refused.keys()
-            refused += total.refused.items()
+            story.refused += total.refused.items()
             self._judge(stage, total, story)
             if attempt > 1 and total.sum_number != number and self.plan is not None:
                 self.repeats += 1
@@ -259,26 +254,39 @@ class Rounds:
                 stage, attempt, len(total.participants), least, total.refused, total.missing,
             )  # fmt: skip
             reasons |= {total.missing: None} if total.missing else {}
-            if len(cohort) - len(final := {node for node, code in total.refused.items() if code in FINAL}) < least:
-                raise DeclinedError(
-                    f"{stage}: {len(final)} of {len(cohort)} institutions refuse, and would again; minimum cohort is "
-                    f"{least}; refusals: {told(refused, self._names())}"
-                )
-            if self.plan is not None and total.missing and self.repeats >= self.plan.repeats:
-                raise DeclinedError(
-                    f"{stage}: {total.missing}; to repeat it is another release, and the {self.plan.repeats} repeats "
-                    "that privacy.spare_steps grants are used up"
-                )
+            self._require_hope(stage, total, cohort, story)
+        raise self._given_up(stage, total, cohort, [*reasons, *self._late(story)], story)
+
+    def _require_hope(self, stage: str, total: Total, cohort: Sequence[int], story: _Story) -> None:
+        """Raise DeclinedError if another attempt would come to the same, or is one that the plan does not pay for."""
+        least, final = self.config.server.min_cohort, sum(code in FINAL for code in total.refused.values())
+        if len(cohort) - final < least:
+            raise DeclinedError(
+                f"{stage}: {final} of {len(cohort)} institutions refuse, and would again; minimum cohort is "
+                f"{least}; refusals: {told(story.refused, self._names())}"
+            )
+        if self.plan is not None and total.missing and self.repeats >= self.plan.repeats:
+            raise DeclinedError(
+                f"{stage}: {total.missing}; to repeat it is another release, and the {self.plan.repeats} repeats "
+                "that privacy.spare_steps grants are used up"
+            )
+
+    def _given_up(
+        self, stage: str, total: Total, cohort: Sequence[int], reasons: list[str], story: _Story
+    ) -> SovfedError:
+        """What ends the run after the last attempt: a DeclinedError if a run taken up by itself would be in vain."""
+        least = self.config.server.min_cohort
+        told_why = "; ".join([*reasons, f"refusals: {told(story.refused, self._names())}"])
         why = (
             f"{stage}: {len(total.participants)} replies in {MAX_ATTEMPTS} attempts, minimum cohort is {least}; "
-            + "; ".join([*reasons, *self._late(story), f"refusals: {told(refused, self._names())}"])
+            f"{told_why}"
         )
-        if self.plan is None and not self._awaits_anybody(story) and _open_to(total, cohort) < least:
-            raise DeclinedError(why)
-        unpaid = sum(code == PrivacyError.code for code in total.refused.values())
-        if self.plan is not None and len(cohort) - unpaid < least:  # a run taken up by itself would charge the others
-            raise DeclinedError(why)
-        raise CohortError(why)
+        if self.plan is None:
+            vain = not self._awaits_anybody(story) and _open_to(total, cohort) < least
+        else:  # it would charge the others
+            unpaid = sum(code == PrivacyError.code for code in total.refused.values())
+            vain = len(cohort) - unpaid < least
+        return DeclinedError(why) if vain else CohortError(why)
 
 
 def evaluates(config: Config, number: int) -> bool:
@@ -299,11 +307,8 @@ def blank_request(config: Config, task: Task, run: str, name: str, number: int) 
 
 def whole_run(config: Config, task: Task, run: str, name: str, plan: PrivacyPlan | None) -> RunRequest:
     """All that the run asks for, `plan` of it if it is private."""
-    last = (
-        blank_request(config, task, run, name, config.rounds)
-        if plan is None
-        else plan.request(run, config.rounds, NOTHING)
-    )
+    rounds = config.rounds
+    last = plan.request(run, rounds, NOTHING) if plan else blank_request(config, task, run, name, rounds)
     return run_request(config, last, task.parameters)
 
 
