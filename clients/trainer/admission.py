@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sovfed.federation.algorithms import FEDAVG, LOCAL
-from sovfed.federation.errors import ConfigError, ProtocolError, WrongTaskError
+from sovfed.federation.errors import ConfigError, PolicyError, ProtocolError, WrongTaskError
 from sovfed.federation.messages import (
     EvaluateRequest,
     PrivateRequest,
@@ -18,6 +18,7 @@ from sovfed.federation.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sovfed.clients.training.personal import PersonalStates
     from sovfed.federation.messages import Sums, Vector
     from sovfed.federation.tasks import Task
 
@@ -72,6 +73,28 @@ def check_release(request: ReleaseRequest, task: Task) -> None:
     if task.build is not None:
         _length("model", request.model, task.parameters)
     _length("scale", request.scale, 2 * task.transform.size)
+
+
+def check_scale(request: SumRequest | ReleaseRequest, task: Task, least_spread: float) -> None:
+    """Raise PolicyError unless the scale is one that a federation's own columns could have."""
+    if not isinstance(request, TrainRequest | EvaluateRequest | ReleaseRequest) or task.build is None:
+        return
+    if reason := task.transform.admits(request.scale, least_spread):
+        raise PolicyError(reason)
+
+
+def require_room(request: SumRequest, states: PersonalStates | None) -> None:
+    """Raise SovfedError if what the request's algorithm keeps would have no name, or no place in `states`."""
+    if isinstance(request, ProfileRequest | PrivateRequest) or not LOCAL[request.algorithm].keeps:
+        return
+    if states is None or not request.keep:
+        raise ProtocolError("an algorithm that keeps something, without a name, or a place, to keep it")
+    states.check_room(request)
+
+
+def trained(task: Task) -> int:
+    """How many of the model's first values are parameters; all of them, where nothing is trained."""
+    return task.parameters if task.build is None else task.layout.trained
 
 
 def sums_width(request: SumRequest, task: Task) -> int:

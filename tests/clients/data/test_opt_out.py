@@ -90,12 +90,12 @@ def test_a_list_that_has_changed_is_read_before_the_next_run(tmp_path: Path) -> 
     config = written(tmp_path, TEXT, opt_out=str(listed))
     first, task = opt_out_stamp(config), dataclasses.replace(SMALL, build=None)
     trainer = make_trainer(ClientConfig(data=config, device="cpu"))
-    assert used(trainer._read(task)) == set(range(20)) - {3}
-    trainer._workloads[task.digest] = object()  # type: ignore[assignment]
-    trainer._read_again_if_changed(task)
-    assert task.digest in trainer._workloads
+    assert used(trainer._loaded.read(task)) == set(range(20)) - {3}
+    trainer._loaded.workloads[task.digest] = object()  # type: ignore[assignment]
+    trainer._loaded.drop_if_changed(task)
+    assert task.digest in trainer._loaded.workloads
     listed.write_text("p3\np7\n")
     assert opt_out_stamp(config) != first
-    trainer._read_again_if_changed(task)
-    assert task.digest not in trainer._workloads
-    assert used(trainer._read(task)) == set(range(20)) - {3, 7}
+    trainer._loaded.drop_if_changed(task)
+    assert task.digest not in trainer._loaded.workloads
+    assert used(trainer._loaded.read(task)) == set(range(20)) - {3, 7}

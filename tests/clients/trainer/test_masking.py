@@ -111,7 +111,7 @@ def test_training_that_fails_drops_the_masks_and_the_next_try_has_others(prepare
     world = World(4)
     trainer, sent = world.places[1].trainer, list[Reply]()
     world.rounds.profile()
-    load, workloads = trainer._load, trainer._workloads
+    load, workloads = trainer._loaded.load, trainer._loaded.workloads
 
     def unreadable(_: object) -> Records:
         raise OSError("the disk of the records is gone")
@@ -120,13 +120,13 @@ def test_training_that_fails_drops_the_masks_and_the_next_try_has_others(prepare
         if not isinstance(request, TrainRequest) or sent:
             return
         prepared.clear()
-        trainer._load, trainer._workloads = unreadable, {}
+        trainer._loaded.load, trainer._loaded.workloads = unreadable, {}
         sent.append(trainer.answer(request))
         assert isinstance(sent[0], Refusal)
         assert trainer._masking is not None and trainer._masking._agreed is None and not running()
         with pytest.raises(PrivacyError, match="used already"):
             prepared[0].spend(prepared[0].ctx)
-        trainer._load, trainer._workloads = load, workloads
+        trainer._loaded.load, trainer._loaded.workloads = load, workloads
 
     world.places[1].before = before
     done = world.rounds.train(1)

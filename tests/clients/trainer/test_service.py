@@ -13,7 +13,9 @@ from tests.records import inputs_of
 from sovfed.clients.data import Dataset, load_records
 from sovfed.clients.home.policy import Policy
 from sovfed.clients.trainer.allowance import Allowance, clear_failures, read_state
-from sovfed.clients.trainer.service import MAX_RUNS, TOLD_LINES, TrainerService, make_trainer
+from sovfed.clients.trainer.replies import MAX_RUNS
+from sovfed.clients.trainer.service import TrainerService, make_trainer
+from sovfed.clients.trainer.telling import TOLD_LINES
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import DataError, PolicyError
 from sovfed.federation.messages import (

@@ -67,7 +67,7 @@ class Ledgers(World):
         create_ledger(home, NAME, 1.8e9)
         ledger = self.ledgers[node] = PrivacyLedger(home, BUDGET, lambda: 1.8e9, lambda: 0.0)
         self.places[node].trainer._open_ledger = lambda: ledger
-        self.places[node].trainer._private = {}
+        self.places[node].trainer._loaded.private = {}
 
     def new_heads(self) -> LedgerHeads:
         return LedgerHeads(self.agency, self.speaker)

@@ -431,7 +431,7 @@ def test_two_runs_without_reproducible_differ_by_no_update_exactly() -> None:
     for reproducible in (True, False):
         world = World(6)
         for place in world.places.values():
-            place.trainer._reproducible = reproducible
+            place.trainer._loaded.reproducible = reproducible
         model, sums = world.rounds.model, []
         for run, nodes in (("7a", range(1, 7)), ("7b", range(1, 6))):
             aggregation = SecureAggregation(
@@ -444,7 +444,7 @@ def test_two_runs_without_reproducible_differ_by_no_update_exactly() -> None:
             total = aggregation.collect(request, list(nodes), TASK.evaluation_size)
             assert total.mean is not None
             sums.append(total.mean.astype(np.float64) * total.count)
-        workload = world.places[6].trainer._workloads[TASK.digest]
+        workload = world.places[6].trainer._loaded.workloads[TASK.digest]
         sixth, _ = workload.train(request)  # type: ignore[attr-defined]
         count = workload.count
         differences.append(np.linalg.norm((sums[0] - sums[1]) / count - sixth) / np.linalg.norm(sixth))
@@ -573,7 +573,7 @@ def test_what_overflows_at_one_institution_is_a_count_in_the_sum_and_no_refusal(
     world.rounds.profile()
     calm.rounds.profile()
     usual = calm.rounds.train(1)
-    monkeypatch.setattr(broken._workload(TASK), "_loss", lambda outputs, labels: outputs[:, 0] * np.inf)
+    monkeypatch.setattr(broken._loaded.workload(TASK), "_loss", lambda outputs, labels: outputs[:, 0] * np.inf)
     done = world.rounds.train(1)
     assert (done.refused, done.spoilt, usual.spoilt) == ({}, 1, 0)
     assert done.count == usual.count  # its weight stays, so that nobody's records can be counted by spoiling
@@ -592,7 +592,7 @@ def test_a_run_whose_every_contribution_is_spoilt_ends_and_says_why() -> None:
 def test_work_that_fails_on_the_records_in_any_way_is_nothing_in_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(4)
     world.rounds.profile()
-    workload = world.places[1].trainer._workload(TASK)
+    workload = world.places[1].trainer._loaded.workload(TASK)
 
     def fail(*_: object) -> None:
         raise MemoryError("patient Ada Lovelace")
@@ -636,7 +636,7 @@ def test_a_round_over_other_metrics_than_the_request_has_is_refused_before_any_r
     monkeypatch.setattr(secure_aggregation, "header_metrics", lambda _request, _width: 1)
     with pytest.raises(CohortError, match="protocol"):
         world.rounds.profile()
-    assert all(not place.trainer._workloads for place in world.places.values())
+    assert all(not place.trainer._loaded.workloads for place in world.places.values())
 
 
 def test_keys_that_are_not_signed_leave_out_whoever_sent_them_alone() -> None:
