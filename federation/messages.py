@@ -25,7 +25,7 @@ Words: TypeAlias = flat.Words
 OWN: Final = "own"
 NORMALISATIONS: Final = (OWN, "group")  # of a task's model: as it is built, or GroupNorm for BatchNorm
 SEALS: Final = ("", "none", "own namespace", "seccomp", "own namespace + seccomp")  # "": not told, a simulation
-ORDERS: Final = ("", "signed", "standing", "awaiting", "refused")  # "": not asked for, a simulation
+ORDERS: Final = ("", "signed", "standing", "awaiting", "refused", "withdrawn")  # "": not asked for, a simulation
 STEPS: Final = ("offer", "roster", "capsules", "confirmations", "reveal")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,21 @@ from cryptography import x509
 
 from sovfed.clients.node.agency import mutual_channel
 from sovfed.clients.node.heads import Exchange
+from sovfed.federation.archive import zipped
 from sovfed.federation.compose import compose
-from sovfed.federation.config import stored
+from sovfed.federation.config import Config, stored
 from sovfed.federation.evidence.store import record
 from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.identity import load_roots
+from sovfed.federation.orders.answers import CONSENTED, SIGNED, Answer, create_officer, load_officer
+from sovfed.federation.orders.events import OrderEvent, tell
+from sovfed.federation.orders.order import Proposal
+from sovfed.federation.release import sealed
+from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, read_release
+from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.tasks.registry import get_task
+from sovfed.server.orders.making import make_order, write_answers, write_order
+from sovfed.server.rounds.loop import whole_run
 from sovfed.server.runs.logged import RunLog
 from sovfed.server.runs.release import DIGEST, SUMMARY, publish
 from tests.enrolment_fixture import Agency, make_agency
@@ -61,6 +73,7 @@ def finished_run(folder: Path, *overrides: str) -> Released:
     write_private(run / "run.json", json.dumps({**state, "reason": "", "at": 2.0}).encode())
     log, lines = RunLog(agency.home, RUN, "1"), [_line(number) for number in range(1, ROUNDS + 1)]
     log.begin(config, resume=False)
+    _ordered(agency.home, run, config, homes, log)
     for line in lines:
         log.round(line)
     write_private(run / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -79,8 +92,46 @@ def finished_run(folder: Path, *overrides: str) -> Released:
     return Released(agency, homes, run)
 
 
+def _ordered(agency: Path, run: Path, config: Config, homes: list[Path], log: RunLog) -> None:
+    """The run's order: an officer of the first institution has signed it, the second consented in advance."""
+    task, identity = get_task("digits_linear"), load_identity(agency / "identity")
+    order = make_order(config, RUN, whole_run(config, task, "1", RUN, None), time.time())
+    write_order(run, Proposal(order).signed(identity.certificate, identity.sign(order.proposal_message)))
+    tell(agency, OrderEvent("proposed", order.digest, RUN))
+    answers = {name: word_of(home, order.digest, name, officer=not at) for at, (home, name) in enumerate(
+        zip(homes, NAMES, strict=True)
+    )}  # fmt: skip
+    log.answers(order.digest, write_answers(run, answers))
+
+
+def word_of(home: Path, digest: str, name: str, decision: str = "", *, officer: bool) -> bytes:
+    """What institution `name` says to the order of `digest`, as its node passes it on."""
+    node = load_identity(home / "identity")
+    if not officer:
+        return Answer(digest, name, decision or CONSENTED).by_node(node).to_bytes()
+    if not (home / "ito.pem").exists():
+        create_officer(home / "ito.pem")
+    public, sign = load_officer(home / "ito.pem", bytes)
+    signed = Answer(digest, name, decision or SIGNED, "ito", key=public).signed(sign)
+    return signed.vouched_by(node).to_bytes()
+
+
 def _line(number: int) -> dict[str, Any]:
     return {
         "round": number, "participants": list(NAMES), "refused": {"hospital-3": "policy"}, "late": [], "left_out": [],
         "attempts": 1, "metrics": {"accuracy": 0.6875 + number / 16},
     }  # fmt: skip
+
+
+def resealed(federation: Released, bundle: bytes, files: Mapping[str, bytes] | None = None, **changes: object) -> bytes:
+    """The release with another statement and other files, which the agency itself has signed."""
+    _, _, statement = read_release(bundle)
+    whole = {**zipped.read(bundle, most=MAX_BYTES), **(files or {})}
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in whole.items() if name != ENVELOPE}
+    payload = sealed.statement(digests, {**statement["predicate"], **changes})
+    return sealed_by_the_agency(federation, whole, payload)
+
+
+def sealed_by_the_agency(federation: Released, files: Mapping[str, bytes], payload: bytes) -> bytes:
+    envelope = sealed.Envelope(payload, (sealed.sign(payload, federation.agency.home),))
+    return zipped.write({**files, ENVELOPE: envelope.to_bytes()}, most=MAX_BYTES)

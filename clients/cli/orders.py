@@ -203,7 +203,7 @@ def _answer(home: Path, proposal: Proposal, decision: str, officer: str, key: Pa
     """Sign `decision` with the officer's key and put it where the trainer looks."""
     from sovfed.clients.node.enrol import load_institution
     from sovfed.clients.orders.naming import officer_of
-    from sovfed.federation.orders.answers import load_officer, make_answer
+    from sovfed.federation.orders.answers import SIGNED, load_officer, make_answer
     from sovfed.federation.orders.events import OrderEvent, tell
 
     public, signer = load_officer(key, lambda: click.prompt("Passphrase", hide_input=True).encode())
@@ -212,8 +212,11 @@ def _answer(home: Path, proposal: Proposal, decision: str, officer: str, key: Pa
         order=order.digest, institution=load_institution(home).name, decision=decision, officer=name, reason=reason,
         at=int(time.time()), key=public,
     ).signed(signer)  # fmt: skip
+    if decision == SIGNED:  # nothing is agreed to that is not in the log
+        tell(home, OrderEvent(decision, order.digest, order.run, name, public))
     _book(home).write_answer(answer)
-    tell(OrderEvent(decision, order.digest, order.run, name))
+    if decision != SIGNED:
+        tell(home, OrderEvent(decision, order.digest, order.run, name, public))
     click.echo(f"order {order.digest[:12]} of run {visible(order.run)}: {decision} by {visible(name)}")
 
 

@@ -1,5 +1,6 @@
 """An institution's orders on disk: what was proposed, what its officers answered, under which order each run is.
 
+orders/withdrawn.json                digests of tasks of which the institution has withdrawn from a run
 orders/answers/DIGEST.json           an officer's signed word; the trainer reads it and cannot write there
 orders/state/proposed/DIGEST.json    a proposal as it came; the trainer's own, as all under orders/state
 orders/state/consents/DIGEST.json    the node's own word, where the institution consented in advance
@@ -13,7 +14,7 @@ import logging
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from sovfed.clients.orders.places import ANSWERS, CONSENTS, FOLDERS, PROPOSED, RECEIPTS, RUNS
+from sovfed.clients.orders.places import ANSWERS, CONSENTS, FOLDERS, PROPOSED, RECEIPTS, RUNS, WITHDRAWN
 from sovfed.federation.errors import IdentityError, OrderError, SovfedError
 from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.orders.answers import UNREADABLE, Answer, read_answer
@@ -49,6 +50,11 @@ class OrderBook:
 
     def __init__(self, home: Path) -> None:
         self._home = home
+
+    @property
+    def home(self) -> Path:
+        """The home that it is of."""
+        return self._home
 
     def make(self) -> OrderBook:
         """The book, its folders made where they are missing."""
@@ -131,6 +137,25 @@ class OrderBook:
 
     def write_consent(self, answer: Answer) -> None:
         write_private(self._home / CONSENTS / f"{answer.order}.json", answer.to_bytes())
+
+    def withdrawn_tasks(self) -> frozenset[str]:
+        """Digests of the tasks of which this institution has withdrawn from a run: to no other is consented in advance.
+
+        Raises OrderError if that cannot be read.
+        """
+        path = self._home / WITHDRAWN
+        try:
+            return frozenset(str(digest) for digest in json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return frozenset()
+        except (OSError, ValueError, TypeError) as error:
+            raise OrderError(f"{path}: cannot be read") from error
+
+    def withdraw(self, answer: Answer, task_digest: str) -> None:
+        """Write down that the institution withdraws from the run of an order, and of which task that is."""
+        tasks = sorted(self.withdrawn_tasks() | {task_digest})
+        write_private(self._home / WITHDRAWN, json.dumps(tasks).encode())
+        self.write_answer(answer)
 
     def runs(self) -> dict[str, Bound]:
         """The runs that are, or were, under an order here, the newest last. Raises OrderError if that is damaged."""

@@ -7,7 +7,6 @@ only as often as the order's sums need. An officer who refuses later ends it wit
 
 from __future__ import annotations
 
-import base64
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from sovfed.clients.orders.rules import STANDING
 from sovfed.federation.archive.signing import REVIEWER, check_signature
 from sovfed.federation.errors import BoundError, IdentityError, OrderError
 from sovfed.federation.messages import LedgerRequest, ReleaseRequest, SecaggRequest
-from sovfed.federation.orders.answers import CONSENTED, SIGNED, Answer
+from sovfed.federation.orders.answers import CONSENTED, SIGNED, WITHDRAWN, Answer
 from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.order import DOMAIN, read_proposal
 from sovfed.federation.secagg import keys
@@ -90,7 +89,8 @@ class OrderGate:
         self._rules.check_approvals([*self._approvers(proposal)])
         state, answer = self._word(order)
         if self._book.file(proposal, self._clock()):
-            tell(OrderEvent(state, order.digest, order.run, answer.officer if answer else ""))
+            officer, key = (answer.officer, answer.key) if answer else ("", "")
+            tell(self._book.home, OrderEvent(state, order.digest, order.run, officer, key))
         if state in (SIGNED, CONSENTED):
             self._bind(request.run, order, consented=state == CONSENTED)
         return state, answer
@@ -166,8 +166,8 @@ class OrderGate:
             log.warning("the answer to order %s does not hold: %s", order.digest[:12], error)
             return AWAITING, None
         if answer is not None:
-            return answer.decision, answer
-        if self._rules.mode != STANDING:
+            return answer.decision, answer if answer.is_of_node else answer.vouched_by(self._open_identity())
+        if self._rules.mode != STANDING or order.task_digest in self._book.withdrawn_tasks():
             return AWAITING, None
         if reason := self._rules.standing.why_not(order, self._clock()):
             log.debug("order %s is not within the standing consent: %s", order.digest[:12], reason)
@@ -175,12 +175,15 @@ class OrderGate:
         return CONSENTED, self._consent(order)
 
     def _officer_answer(self, order: RunOrder) -> Answer | None:
-        """The answer of an officer whom the policy names. Raises IdentityError if it does not hold."""
+        """The answer of an officer whom the policy names, or the node's that withdraws. Raises IdentityError."""
         answer = self._book.answer(order.digest)
         if answer is None:
             return None
         if (answer.order, answer.institution) != (order.digest, self._name()):
             raise IdentityError("it is for another order, or another institution's")
+        if answer.is_of_node and answer.decision == WITHDRAWN:
+            answer.check_node()  # whosoever's key it is: what it asks is that nothing be answered
+            return answer
         if answer.officer not in self._rules.keys:
             raise IdentityError(f"{answer.officer!r} is not in the policy's officers")
         answer.check_officer(self._rules.keys[answer.officer])
@@ -188,12 +191,9 @@ class OrderGate:
 
     def _consent(self, order: RunOrder) -> Answer:
         """The node's own word, which says that it is one."""
-        identity = self._open_identity()
-        certificate = base64.b64encode(identity.certificate).decode("ascii")
         consent = Answer(
-            order.digest, self._name(), CONSENTED, reason="standing consent of policy.yaml", at=int(self._clock()),
-            key=certificate,
-        ).signed(identity.sign)  # fmt: skip
+            order.digest, self._name(), CONSENTED, reason="standing consent of policy.yaml", at=int(self._clock())
+        ).by_node(self._open_identity())
         self._book.write_consent(consent)
         return consent
 

@@ -8,6 +8,7 @@ from typing import Final
 ORDERS: Final = Path("orders")
 ANSWERS: Final = ORDERS / "answers"
 RECEIPTS: Final = ORDERS / "receipts"
+WITHDRAWN: Final = ORDERS / "withdrawn.json"  # by the operator's command alone
 STATE: Final = ORDERS / "state"  # the trainer's own: it may write nowhere else of these
 PROPOSED: Final = STATE / "proposed"
 CONSENTS: Final = STATE / "consents"

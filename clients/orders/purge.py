@@ -79,7 +79,7 @@ def purge(
     receipt = Receipt(permit, institution, int(now), names, tuple(erased), certificate=certificate)
     receipt = replace(receipt, signature=base64.b64encode(identity.sign(receipt.message)).decode("ascii"))
     write_private(home / RECEIPTS / f"{permit}.json", json.dumps(asdict(receipt), indent=1).encode())
-    tell(OrderEvent("purged", "", ", ".join(names)[:128], institution))
+    tell(home, OrderEvent("purged", "", ", ".join(names)[:128], institution))
     return receipt
 
 

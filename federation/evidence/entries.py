@@ -14,21 +14,34 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 KINDS: Final = (
-    "admission", "approval", "export", "login", "model", "order", "policy", "received", "refusal", "release", "removal",
-    "revocation", "round", "run", "split", "trust",
+    "admission", "approval", "audit", "export", "incident", "login", "model", "order", "policy", "received", "refusal",
+    "release", "removal", "revocation", "round", "run", "split", "trust", "unlearning", "withdrawal",
 )  # fmt: skip
 MAX_BYTES: Final = 65_535  # what tlog-tiles can say of an entry's length
 MAX_LISTED: Final = 256
 
 
 def entry(kind: str, at: int, fields: Mapping[str, Any]) -> bytes:
-    """The bytes of an entry. Raises EvidenceError if it is of no known kind, or too long."""
+    """The bytes of an entry; of one that would be too long, the longest values are their digests.
+
+    So whoever takes part under many long names ends no run. Raises EvidenceError if it is of no known kind.
+    """
     if kind not in KINDS:
         raise EvidenceError(f"log: entry of kind '{kind}', expected one of {', '.join(KINDS)}")
-    data = canonical({**fields, "kind": kind, "at": at, "v": 1})
-    if len(data) > MAX_BYTES:
-        raise EvidenceError(f"log: a {kind} of {len(data)} bytes, at most {MAX_BYTES} are taken")
+    values = {**fields, "kind": kind, "at": at, "v": 1}
+    data = canonical(values)
+    for name in sorted(fields, key=lambda name: -len(canonical(fields[name]))) if len(data) > MAX_BYTES else ():
+        values[name] = shortened(fields[name])
+        data = canonical(values)
+        if len(data) <= MAX_BYTES:
+            return data
     return data
+
+
+def shortened(value: Any) -> dict[str, Any]:
+    """What stands in an entry for a value that is too long for it."""
+    spelled = canonical(value)
+    return {"bytes": len(spelled), "sha256": hashlib.sha256(spelled).hexdigest()}
 
 
 def read_entry(data: bytes) -> dict[str, Any]:

@@ -18,37 +18,57 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from sovfed.federation.errors import ConfigError, IdentityError
 from sovfed.federation.files import create_private, read_private
+from sovfed.federation.identity import verify_lapsed
 from sovfed.federation.schema import bind, bounded, choice
 from sovfed.federation.secagg.keys import check_signature, encode_fields, public_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from cryptography import x509
+
+    from sovfed.federation.secagg.keys import Identity
 
 SIGNED: Final = "signed"
 REFUSED: Final = "refused"
 CONSENTED: Final = "standing"
+WITHDRAWN: Final = "withdrawn"  # refused from now on, and the run's model is to be made anew without the institution
 UNREADABLE: Final = "unreadable"  # never written or sent: what a damaged answer is shown as
 MAX_BYTES: Final = 16_384
+ADDED: Final = ("node", "vouched")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The word of `institution` on an `order` (its digest). Of a consent `officer` is empty, `key` a certificate."""
+    """The word of `institution` on an `order` (its digest). Of its node's own `officer` is empty, `key` a certificate.
+
+    An officer's key is known to the institution alone. So its node `vouched` for that, by the certificate `node`.
+    """
 
     order: str = bounded(low=64, high=64)
     institution: str = bounded(low=1, high=63)
-    decision: str = choice(REFUSED, (SIGNED, REFUSED, CONSENTED))
+    decision: str = choice(REFUSED, (SIGNED, REFUSED, CONSENTED, WITHDRAWN))
     officer: str = bounded("", 0, 128)
     reason: str = bounded("", 0, 500)
     at: int = bounded(0, 0, 2**40)
     key: str = bounded("", 0, 8192)
     signature: str = bounded("", 0, 128)
+    node: str = bounded("", 0, 8192)
+    vouched: str = bounded("", 0, 128)
 
     @property
     def message(self) -> bytes:
-        """What is signed: all but the signature."""
-        return encode_fields("order answer", rfc8785.dumps(asdict(replace(self, signature=""))))
+        """What is signed: all but the signature, and what the node adds."""
+        values = asdict(replace(self, signature=""))
+        return encode_fields(
+            "order answer", rfc8785.dumps({name: values[name] for name in values if name not in ADDED})
+        )
+
+    @property
+    def is_of_node(self) -> bool:
+        """Whether it is the node's own word, and no officer's."""
+        return not self.officer
 
     def signed(self, sign: Callable[[bytes], bytes]) -> Answer:
         return replace(self, signature=_text(sign(self.message)))
@@ -58,13 +78,37 @@ class Answer:
 
     def check_officer(self, key: str) -> None:
         """Raise IdentityError unless the officer with the public `key` (base64) signed this."""
-        if self.key != key or self.decision == CONSENTED:
+        if self.key != key or self.decision == CONSENTED or self.is_of_node:
             raise IdentityError(f"answer of {self.officer!r}: signed with another key than the policy names")
         check_signature(_public(key), self.message, _bytes(self.signature), f"officer {self.officer!r}")
 
     def check_node(self) -> None:
         """Raise IdentityError unless the node whose certificate is shown signed this; who certified it is not asked."""
-        check_signature(public_key(_bytes(self.key)), self.message, _bytes(self.signature), "node's consent")
+        check_signature(public_key(_bytes(self.key)), self.message, _bytes(self.signature), "node's word")
+
+    def by_node(self, identity: Identity) -> Answer:
+        """The answer as the node of `identity` signs it in its own name."""
+        return replace(self, key=_text(identity.certificate)).signed(identity.sign)
+
+    def vouched_by(self, identity: Identity) -> Answer:
+        """An officer's answer as the institution's node passes it on."""
+        return replace(self, node=_text(identity.certificate), vouched=_text(identity.sign(self._voucher)))
+
+    def check_origin(self, roots: Sequence[x509.Certificate]) -> None:
+        """Raise IdentityError unless `institution`, as one of `roots` certified it, has said this, by whomever."""
+        certificate = _bytes(self.key if self.is_of_node else self.node)
+        names = verify_lapsed(certificate, roots)
+        if getattr(names, "institution", "") != self.institution:
+            raise IdentityError(f"answer of {self.institution!r}: its certificate is another's")
+        if self.is_of_node:
+            self.check_node()
+            return
+        self.check_officer(self.key)
+        check_signature(public_key(certificate), self._voucher, _bytes(self.vouched), f"node of {self.institution}")
+
+    @property
+    def _voucher(self) -> bytes:
+        return encode_fields("officer of the institution", self.message, self.signature.encode())
 
 
 def make_answer(**values: Any) -> Answer:
@@ -86,6 +130,14 @@ def read_answer(data: bytes, where: str) -> Answer:
     if not isinstance(values, dict):
         raise IdentityError(f"{where}: not an answer to an order")
     return bind(Answer, values, where, IdentityError)
+
+
+def decision_in(data: bytes) -> str:
+    """The decision that `data` spells, UNREADABLE if it is no answer."""
+    try:
+        return read_answer(data, "answer").decision
+    except IdentityError:
+        return UNREADABLE
 
 
 def create_officer(path: Path, passphrase: bytes = b"") -> str:

@@ -19,21 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 import rfc8785
 
 from sovfed.federation.archive.signing import Signature
-from sovfed.federation.codec import encode, last_of
 from sovfed.federation.errors import BoundError, ProtocolError
-from sovfed.federation.messages import (
-    EvaluateRequest,
-    PrivateRequest,
-    ProfileRequest,
-    ReleaseRequest,
-    TrainRequest,
-)
-from sovfed.federation.privacy.events import Event
 from sovfed.federation.schema import bind, bounded, choice, named
 from sovfed.federation.secagg.keys import encode_fields
 
 if TYPE_CHECKING:
-    from sovfed.federation.messages import Request, RunRequest
+    from sovfed.federation.messages import PrivateRequest, Request, RunRequest, TrainRequest
+    from sovfed.federation.privacy.events import Event
     from sovfed.federation.secagg.terms import Terms
 
 DOMAIN: Final = b"sovfed run order 1\0"  # of the signatures of people; another than that of archives
@@ -44,7 +36,7 @@ MOST_EPSILON: Final = 1e6  # where no bound can be told
 TIMES: Final = 4  # as many messages as a run needs, and SPARE more, are answered: for rounds that are repeated
 SPARE: Final = 200
 VARIES: Final = ("run", "version", "round", "rate_start", "rate_end", "evaluate")  # from one round to the next
-UNDER: Final = {"train": (ProfileRequest, TrainRequest, EvaluateRequest), "private": (PrivateRequest,)}
+KINDS: Final = ("train", "private")
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ class RunOrder:
     strategy: str = named()
     task: str = named()
     task_digest: str = bounded(low=64, high=64)
-    kind: str = choice(MISSING, tuple(UNDER))
+    kind: str = choice(MISSING, KINDS)
     work: str = bounded(low=2, high=16_384)
     rounds: int = bounded(low=1, high=1_000_000)
     epsilon: float = bounded(low=0.0, high=1e9)
@@ -125,11 +117,20 @@ class RunOrder:
 
     def forbids(self, request: Request) -> str:
         """What of one message of the run is otherwise than ordered; "" if nothing."""
+        from sovfed.federation.messages import (  # not above: whoever reads an order of a release has no NumPy
+            EvaluateRequest,
+            PrivateRequest,
+            ProfileRequest,
+            ReleaseRequest,
+            TrainRequest,
+        )
+
         if isinstance(request, ReleaseRequest):
             return _differing(self.settings, request, ("task", "digest", "normalisation"))
         if not isinstance(request, ProfileRequest | TrainRequest | EvaluateRequest | PrivateRequest):
             return ""
-        if not isinstance(request, UNDER[self.kind]):
+        private = isinstance(request, PrivateRequest)
+        if private != (self.kind == "private"):
             return "a kind of message"
         if (request.begin.size > 0) != self.masked:
             return "masked"
@@ -205,6 +206,9 @@ def read_proposal(data: bytes, where: str = "order") -> Proposal:
 
 def terms_of(request: RunRequest) -> dict[str, Any]:
     """The fields of an order that the whole run `request` decides. Raises ProtocolError."""
+    from sovfed.federation.codec import encode, last_of
+    from sovfed.federation.messages import PrivateRequest
+
     last = last_of(request)
     kind, scalars, _ = encode(last)
     fixed = {name: value for name, value in scalars.items() if name not in VARIES}
@@ -219,6 +223,9 @@ def terms_of(request: RunRequest) -> dict[str, Any]:
 
 def _cost(last: TrainRequest | PrivateRequest) -> dict[str, float]:
     """ε and δ of all that a private run may release to one person's cost, by the accountant of the ledgers."""
+    from sovfed.federation.messages import PrivateRequest
+    from sovfed.federation.privacy.events import Event
+
     if not isinstance(last, PrivateRequest):
         return {"epsilon": 0.0, "delta": 0.0}
     whole = last.mechanism == "institution"

@@ -17,6 +17,7 @@ from sovfed.federation.evidence.entries import canonical, listed
 from sovfed.federation.identity import issuer_of, parse_crl, verify_lapsed
 from sovfed.federation.release import lineage, sealed
 from sovfed.federation.release.agreement import BILL, FACTS, require_agreement
+from sovfed.federation.release.ordered import check_orders
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -99,11 +100,13 @@ def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
         raise EvidenceError(f"signed by {agency}, and the log is that of {log.origin}")
     require_agreement(files, predicate, log, hashlib.sha256(files[MODEL]).hexdigest())
     _require_took_part(predicate, institutions)
+    ordered = check_orders(files, predicate, log, roots)
     folder = f"{MODEL.partition('/')[0]}/"
     models = {name.removeprefix(folder): content for name, content in files.items() if name.startswith(folder)}
     sealed.check_model_signature(files[SIGNATURE], models, envelope.signatures[0].certificate)
-    holds = _holding(predicate, agency, institutions, log, len(files))
-    return Verdict(predicate, agency, institutions, log, holds, _missing(predicate, institutions, log))
+    holds = [*_holding(predicate, agency, institutions, log, len(files)), *(ordered.holds if ordered else ())]
+    missing = [*_missing(predicate, institutions, log), *(ordered.missing if ordered else ())]
+    return Verdict(predicate, agency, institutions, log, tuple(map(visible, holds)), tuple(map(visible, missing)))
 
 
 def with_signature(data: bytes, signed: sealed.Signed) -> bytes:
@@ -183,7 +186,7 @@ def _holding(
         f"secure aggregation: {sums}" if sums else "no secure aggregation: the agency saw each institution's update",
         promise,
     ]
-    return tuple(visible(line) for line in lines)
+    return tuple(lines)
 
 
 def _missing(predicate: Mapping[str, Any], institutions: Sequence[str], log: Lineage) -> tuple[str, ...]:
@@ -197,4 +200,4 @@ def _missing(predicate: Mapping[str, Any], institutions: Sequence[str], log: Lin
         if unseen := sorted(set(named) - set(log.whole)):
             lines.append(f"cosignatures of the log by {', '.join(unseen)}")
     lines += [sentence for what, sentence in LATER.items() if not predicate.get(what)]
-    return tuple(visible(line) for line in lines)
+    return tuple(lines)

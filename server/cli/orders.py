@@ -82,11 +82,12 @@ def explain(name: str, home: Path, as_json: bool) -> None:
       sovfed run explain heart-2027
     """
     from sovfed.federation.orders.order import read_proposal
+    from sovfed.server.orders.making import read_answers
     from sovfed.server.orders.proposing import order_file
-    from sovfed.server.orders.taken import answers_in, taken
+    from sovfed.server.orders.taken import taken
 
     path = order_file(home, name)
-    proposal, answers = read_proposal(path.read_bytes(), str(path)), answers_in(path.parent)
+    proposal, answers = read_proposal(path.read_bytes(), str(path)), read_answers(path.parent)
     if as_json:
         order: dict[str, Any] = json.loads(proposal.order.text)
         values = {"digest": proposal.order.digest, "order": order, "answers": answers}

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sovfed import __version__
-from sovfed.federation.errors import ConfigError
+from sovfed.federation.errors import ConfigError, EvidenceError
+from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.files import write_private
 from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.order import Proposal, RunOrder, read_proposal, terms_of
@@ -51,15 +52,26 @@ def write_order(folder: Path, proposal: Proposal) -> None:
     write_private(folder / FILE, proposal.to_bytes())
 
 
-def write_answers(folder: Path, answers: Mapping[str, bytes]) -> None:
-    """Keep what the institutions answered, by name, beside the order. What is no JSON object is left out."""
-    kept = {}
+def write_answers(folder: Path, answers: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Keep what the institutions answered, by name, beside the order; as kept, each in its one spelling.
+
+    What is no JSON object is left out.
+    """
+    kept, spelled = {}, dict[str, bytes]()
     for name, data in answers.items():
-        with contextlib.suppress(ValueError, RecursionError):
+        with contextlib.suppress(ValueError, RecursionError, EvidenceError):
             value = json.loads(data)
             if isinstance(value, dict):
+                spelled[name] = canonical(value)
                 kept[name] = value
     write_private(folder / ANSWERS, json.dumps(kept, indent=1, sort_keys=True).encode())
+    return spelled
+
+
+def read_answers(folder: Path) -> dict[str, Any]:
+    """The institutions' words on the order of the run in `folder`, by name; nothing before it has begun."""
+    path = folder / ANSWERS
+    return dict(json.loads(path.read_bytes())) if path.exists() else {}
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,7 @@ class Ordering:
     name: str
     folder: Path
     identity: Identity
+    home: Path | None = None  # whose log it is entered into
 
     def __call__(self, request: RunRequest) -> Bytes:
         """The run's proposal, signed, as bytes: what was proposed and approved, else one that is made now.
@@ -83,10 +96,10 @@ class Ordering:
             kept = None
         if kept is None:
             kept = Proposal(make_order(self.config, self.name, request, now))
-            write_order(self.folder, kept)
-            tell(OrderEvent("proposed", kept.order.digest, self.name))
+            tell(self.home, OrderEvent("proposed", kept.order.digest, self.name))
         identity = self.identity
         signed = kept.signed(identity.certificate, identity.sign(kept.order.proposal_message))
+        write_order(self.folder, signed)
         return np.frombuffer(signed.to_bytes(), np.uint8)
 
 

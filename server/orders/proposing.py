@@ -11,7 +11,7 @@ from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.orders.approving import approve as approved_by
 from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.order import Proposal, read_proposal
-from sovfed.federation.text import plain_name
+from sovfed.federation.text import plain_name, to_base64
 from sovfed.server.orders.making import FILE, make_order, read_order, write_order
 from sovfed.server.runs.folders import STATE, run_folder
 
@@ -58,7 +58,7 @@ def propose(home: Path, name: str, config: Config, overrides: Sequence[str]) -> 
     private_directory(folder)
     write_private(folder / OVERRIDES, json.dumps(list(overrides)).encode())
     write_order(folder, proposal)
-    tell(OrderEvent("proposed", proposal.order.digest, kept_name))
+    tell(home, OrderEvent("proposed", proposal.order.digest, kept_name))
     return proposal
 
 
@@ -83,8 +83,15 @@ def approve(path: Path, read: RunOrder, person: SigningKey) -> Proposal:
         raise ConfigError(f"{path}: it holds another order than the one that was read; read it again")
     proposal = approved_by(proposal, person)
     write_private(path, proposal.to_bytes())
-    tell(OrderEvent("approved", proposal.order.digest, proposal.order.run, str(person.identity)))
+    key = to_base64(person.certificate)
+    tell(_home_of(path), OrderEvent("approved", proposal.order.digest, proposal.order.run, str(person.identity), key))
     return proposal
+
+
+def _home_of(path: Path) -> Path | None:
+    """The agency's home, if the order lies in one: it may be read and approved on another machine."""
+    home = path.resolve().parents[2] if len(path.resolve().parents) > 2 else None
+    return home if home is not None and (home / "identity").is_dir() else None
 
 
 def order_file(home: Path, name: str) -> Path:

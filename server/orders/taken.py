@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sovfed.server.orders.making import ANSWERS
 from sovfed.server.runs.attendance import participants
 from sovfed.server.runs.curves import read_rounds
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def answers_in(folder: Path) -> dict[str, Any]:
-    """The institutions' words on the order of the run in `folder`, by name; nothing before it has begun."""
-    path = folder / ANSWERS
-    return dict(json.loads(path.read_bytes())) if path.exists() else {}
 
 
 def taken(folder: Path) -> list[str]:

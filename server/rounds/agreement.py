@@ -118,7 +118,7 @@ def _says(answer: Answer[RunReply]) -> tuple[str, ...]:
     """The settings that the run is beyond, or the code of a refusal that would come again; else nothing."""
     if answer.reply is None:
         return (answer.refusal,) if answer.refusal in FINAL else ()
-    if answer.reply.order == "refused":
+    if answer.reply.order in ("refused", "withdrawn"):
         return ("order",)
     return tuple(name for name in answer.reply.beyond.split(",") if NAME.fullmatch(name))
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError
@@ -29,7 +29,7 @@ from sovfed.federation.tasks import Task, initial_vector, summarise
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.text import plain_name
 from sovfed.federation.wire.flower import StreamingGrid
-from sovfed.server.orders.making import write_answers
+from sovfed.server.orders.making import read_order, write_answers
 from sovfed.server.rounds import checkpoint
 from sovfed.server.rounds.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.rounds.ledger_heads import LedgerHeads, names_of
@@ -57,6 +57,7 @@ from sovfed.server.runs.tracking import Tracker, figures
 from sovfed.server.strategies import optimizer_of
 
 log = logging.getLogger(__name__)
+Answered: TypeAlias = Callable[[str, Mapping[str, bytes]], None]  # an order's digest, the institutions' words on it
 SPACING_S: Final = 0.25  # between checkpoints; rounds after the last are run again, with the same result
 
 
@@ -81,6 +82,7 @@ def coordinate(
     tracker: Tracker | None = None,
     resume: bool = False,
     on_round: Callable[[dict[str, Any]], None] = lambda line: None,
+    on_answers: Answered = lambda digest, answers: None,
     order: Callable[[RunRequest], Bytes] | None = None,
     engine: Callable[[Aggregation], Aggregation] = lambda usual: usual,
 ) -> Outcome:
@@ -88,8 +90,8 @@ def coordinate(
 
     `identity` is the coordinator's, by which it speaks in secure aggregation; a run without it needs none. `heads` are
     those of the institutions' privacy ledgers, which a private run countersigns; a simulation has none. `order` is what
-    institutions are shown of the run before anything else; neither has a simulation one. `engine` puts
-    something in the place of the aggregation that the configuration asks for; only a simulation does. Raises
+    institutions are shown of the run before anything else, `on_answers` takes what they say to it; neither has a
+    simulation one. `engine` puts something in the place of the aggregation that the configuration asks for; only a simulation does. Raises
     CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
     """
     task = configured_task(config.task)
@@ -101,7 +103,7 @@ def coordinate(
         rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
         if rounds.plan.drowned:
             log.warning("%s", rounds.plan.drowned)
-    training = _Training(rounds, folder, transport, heads, tracker)
+    training = _Training(rounds, folder, transport, heads, tracker, on_answers)
     training.begin(resume=resume)
     training.train(on_round)
     return training.finish()
@@ -117,10 +119,11 @@ class _Training:
         transport: str,
         heads: LedgerHeads | None,
         tracker: Tracker | None,
+        on_answers: Answered,
     ) -> None:
         self._rounds, self._task, self._folder, self._transport = rounds, rounds.task, folder, transport
         self._heads, self._tracker = heads, tracker
-        self._grid, self._config = rounds.grid, rounds.config
+        self._grid, self._config, self._on_answers = rounds.grid, rounds.config, on_answers
         self._stopping = Stopping(
             rounds.config, partial(gain, rounds.task.headline, metrics=rounds.task.metrics), folder
         )
@@ -141,7 +144,7 @@ class _Training:
         lines = read_rounds(self._folder)
         self._stopping.replay([(line["round"] - 1, line["metrics"].get(headline)) for line in lines])
         self._names = names_of(self._grid)
-        _welcome(self._rounds, self._folder, self._names)
+        _welcome(self._rounds, self._folder, self._names, self._on_answers)
         if self._rounds.plan and self._heads:
             self._rounds.before = partial(self._heads.before_round, self._grid, self._rounds.run)
         if self._tracker:
@@ -182,7 +185,7 @@ class _Training:
         """Evaluate the model, publish it with the run's summary and statement, and bring it to the institutions."""
         rounds, folder = self._rounds, self._folder
         final, chosen = self._choose()
-        _welcome(rounds, folder, names_of(self._grid))
+        _welcome(rounds, folder, names_of(self._grid), self._on_answers)
         summary = {
             **summary_of(self._config, self._task, folder, final, self._names, rounds.scale),
             "transport": self._transport, "seconds_training": time.monotonic() - self._started,
@@ -322,9 +325,13 @@ def _sampled(config: Config, aggregation: Aggregation) -> Aggregation:
     return Sampled(aggregation, server.sample, server.min_cohort, config.seed, MAX_HOLDERS if secagg else MOST)
 
 
-def _welcome(rounds: Rounds, folder: Path, names: Mapping[int, str]) -> None:
+def _welcome(rounds: Rounds, folder: Path, names: Mapping[int, str], on_answers: Answered) -> None:
     """Show the order to those that have come since, who may take the model then; write down what was answered."""
     agreement = rounds.agreement
-    if agreement is not None:
-        agreement.willing(sorted(rounds.grid.get_node_ids()))
-        write_answers(folder, {names.get(node, str(node)): answer for node, answer in agreement.answers.items()})
+    if agreement is None:
+        return
+    agreement.willing(sorted(rounds.grid.get_node_ids()))
+    answers = write_answers(folder, {names.get(node, str(node)): said for node, said in agreement.answers.items()})
+    proposal = read_order(folder)
+    if proposal is not None:
+        on_answers(proposal.order.digest, answers)

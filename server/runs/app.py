@@ -136,7 +136,8 @@ def _train(
         outcome = coordinate(
             grid, config, run=str(base.run.run_id), folder=folder, transport=transport,
             identity=identity, heads=LedgerHeads(home, identity) if identity else None, tracker=tracker, resume=resume,
-            order=Ordering(config, plain_name(folder.name), folder, own), on_round=logged.round,
+            order=Ordering(config, plain_name(folder.name), folder, own, home), on_round=logged.round,
+            on_answers=logged.answers,
         )  # fmt: skip
         logged.model(outcome.summary)
     finally:

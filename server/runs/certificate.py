@@ -30,7 +30,7 @@ from sovfed.federation.identity import (
     to_der,
     to_pem,
 )
-from sovfed.federation.release import lineage, sealed
+from sovfed.federation.release import lineage, ordered, sealed
 from sovfed.federation.release.agreement import BILL
 from sovfed.federation.release.checking import (
     ENVELOPE,
@@ -41,6 +41,7 @@ from sovfed.federation.release.checking import (
     SIGNATURE,
     check_release,
 )
+from sovfed.server.orders.making import read_answers, read_order
 from sovfed.server.rounds.checkpoint import config_digest
 from sovfed.server.runs.bill import bill_of_materials
 from sovfed.server.runs.curves import read_rounds
@@ -82,6 +83,7 @@ def _sealed(home: Path, run: str, summary: Mapping[str, Any]) -> bytes:
         **{f"{Path(MODEL).parent}/{name}": data for name, data in models.items()},
         **{name: (folder / name).read_bytes() for name in STATEMENTS if (folder / name).exists()},
         **lineage.gather(home, run),
+        **_orders(folder, summary),
         SIGNATURE: sealed.model_signature(models, home),
         PUBLIC_KEY: sealed.public_pem(certificate),
         REVOKED: _revoked(home, certificate),
@@ -115,8 +117,21 @@ def _predicate(home: Path, run: str, summary: Mapping[str, Any], facts: Mapping[
             "over_institutions": _spread(summary["metrics_by_institution"]),
         },
         "attendance": summary["attendance"] if len(summary["attendance"]) <= zipped.MAX_FILES else {},
-        "orders": [], "training_content": "", "audits": [],
+        "orders": _stated_orders(folder), "training_content": "", "audits": [],
     }  # fmt: skip
+
+
+def _orders(folder: Path, summary: Mapping[str, Any]) -> dict[str, bytes]:
+    """The run's order and what was said to it; nothing of a run that showed none."""
+    proposal = read_order(folder)
+    if proposal is None or not proposal.signature:
+        return {}
+    return ordered.files_of(proposal, read_answers(folder), summary["institutions"])
+
+
+def _stated_orders(folder: Path) -> list[dict[str, Any]]:
+    proposal = read_order(folder)
+    return [] if proposal is None or not proposal.signature else [ordered.summary_of(proposal.order)]
 
 
 def _privacy(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from sovfed.federation.evidence.entries import listed
 from sovfed.federation.evidence.store import record
+from sovfed.federation.orders.answers import decision_in
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sovfed.federation.config import Config
 
 
@@ -21,6 +25,7 @@ class RunLog:
         self._home, self._fields = home, {"name": name, "run": run}
         self._pool, self._last = ThreadPoolExecutor(1), Future[int]()
         self._last.set_result(0)
+        self._said: dict[str, Any] = {}
 
     def begin(self, config: Config, *, resume: bool) -> None:
         """The run begins, or goes on."""
@@ -44,6 +49,19 @@ class RunLog:
         }  # fmt: skip
         self._last.result()
         self._last = self._pool.submit(self._note, "round", **fields)
+
+    def answers(self, order: str, answers: Mapping[str, bytes]) -> None:
+        """What the institutions said to the `order` of that digest: each one's word, and the digest of what it sent."""
+        said = defaultdict[str, list[str]](list)
+        for name, data in answers.items():
+            said[decision_in(data)].append(name)
+        fields = {
+            "order": order, "answers": {name: hashlib.sha256(data).hexdigest() for name, data in answers.items()},
+            "said": {decision: listed(names) for decision, names in said.items()},
+        }  # fmt: skip
+        if answers and fields != self._said:
+            self._said = fields
+            self._note("order", event="answered", **fields)
 
     def model(self, summary: dict[str, Any]) -> None:
         """The run's model was made."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -10,12 +9,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.release_fixture import NAMES, ROUNDS, RUN, Released, finished_run
+from tests.release_fixture import NAMES, ROUNDS, RUN, Released, finished_run, resealed, sealed_by_the_agency
 
 from sovfed.clients.models.released import signed_release
 from sovfed.federation.archive import zipped
@@ -176,22 +174,6 @@ def test_what_an_institution_signed_is_in_its_own_log(federation: Released, bund
     assert (newest["kind"], newest["name"]) == ("release", RUN)
 
 
-def _resealed(
-    federation: Released, bundle: bytes, files: Mapping[str, bytes] | None = None, **changes: object
-) -> bytes:
-    """The release with another statement and other files, which the agency itself has signed."""
-    _, _, statement = read_release(bundle)
-    whole = {**zipped.read(bundle, most=MAX_BYTES), **(files or {})}
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in whole.items() if name != ENVELOPE}
-    payload = sealed.statement(digests, {**statement["predicate"], **changes})
-    return _sealed_by_the_agency(federation, whole, payload)
-
-
-def _sealed_by_the_agency(federation: Released, files: Mapping[str, bytes], payload: bytes) -> bytes:
-    envelope = sealed.Envelope(payload, (sealed.sign(payload, federation.agency.home),))
-    return zipped.write({**files, ENVELOPE: envelope.to_bytes()}, most=MAX_BYTES)
-
-
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
@@ -206,7 +188,7 @@ def test_an_agency_that_states_what_its_log_does_not_say_is_told(
     federation: Released, bundle: bytes, changes: dict[str, Any], what: str
 ) -> None:
     with pytest.raises(EvidenceError, match=what):
-        check_release(_resealed(federation, bundle, **changes), federation.roots)
+        check_release(resealed(federation, bundle, **changes), federation.roots)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +206,7 @@ def test_an_agency_that_states_another_round_or_task_is_told(
     stated = {**read_release(bundle)[2]["predicate"][part], **changes}
 
     with pytest.raises(EvidenceError, match=what):
-        check_release(_resealed(federation, bundle, **{part: stated}), federation.roots)
+        check_release(resealed(federation, bundle, **{part: stated}), federation.roots)
 
 
 def test_an_agency_whose_files_are_of_another_model_than_it_states_is_told(federation: Released, bundle: bytes) -> None:
@@ -244,14 +226,14 @@ def test_an_agency_whose_files_are_of_another_model_than_it_states_is_told(feder
         (lineage.ENTRIES, b"[" * 100_000, "form"),
     ):
         with pytest.raises(EvidenceError, match=what):
-            check_release(_resealed(federation, bundle, {name: content}), federation.roots)
+            check_release(resealed(federation, bundle, {name: content}), federation.roots)
 
 
 def test_a_statement_that_is_nested_too_deep_is_refused_like_any_other(federation: Released, bundle: bytes) -> None:
     files = zipped.read(bundle, most=MAX_BYTES)
     for payload in (b"[" * 100_000, b'{"a":' * 400 + b"1" + b"}" * 400, b'{"a":NaN}'):
         with pytest.raises(EvidenceError):
-            check_release(_sealed_by_the_agency(federation, files, payload), federation.roots)
+            check_release(sealed_by_the_agency(federation, files, payload), federation.roots)
 
 
 def test_an_institution_that_did_not_take_part_cannot_sign(tmp_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""A release holds the order that its run was made under and the institutions' own words on it; none can be invented."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+from subprocess import run
+from typing import Any
+
+import pytest
+from tests.release_fixture import NAMES, RUN, Released, finished_run, resealed, word_of
+
+from sovfed.federation.archive import zipped
+from sovfed.federation.errors import EvidenceError
+from sovfed.federation.evidence.entries import canonical
+from sovfed.federation.files import write_private
+from sovfed.federation.orders.order import Proposal, RunOrder, read_proposal
+from sovfed.federation.release.checking import MAX_BYTES, check_release
+from sovfed.federation.release.ordered import ANSWERS, ORDER, summary_of
+from sovfed.federation.secagg.files import load_identity
+from sovfed.server.orders.making import ANSWERS as KEPT
+from sovfed.server.runs.certificate import release
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Released:
+    return finished_run(tmp_path_factory.mktemp("federation"))
+
+
+@pytest.fixture(scope="module")
+def bundle(federation: Released) -> bytes:
+    return release(federation.agency.home, RUN, wait_s=0.0)
+
+
+def files_in(bundle: bytes) -> dict[str, bytes]:
+    return zipped.read(bundle, most=MAX_BYTES)
+
+
+def order_in(bundle: bytes) -> RunOrder:
+    return read_proposal(files_in(bundle)[ORDER]).order
+
+
+def answers_in(bundle: bytes) -> dict[str, Any]:
+    return dict(json.loads(files_in(bundle)[ANSWERS]))
+
+
+def reordered(federation: Released, bundle: bytes, **changes: Any) -> bytes:
+    """The release with another order, which the agency proposes and states."""
+    order = dataclasses.replace(order_in(bundle), **changes)
+    identity = load_identity(federation.agency.home / "identity")
+    proposal = Proposal(order).signed(identity.certificate, identity.sign(order.proposal_message))
+    return resealed(federation, bundle, {ORDER: proposal.to_bytes()}, orders=[summary_of(order)])
+
+
+def test_a_release_says_whose_word_its_run_rests_on(federation: Released, bundle: bytes) -> None:
+    verdict = check_release(bundle, federation.roots)
+
+    assert any("signed by an officer of hospital-1" in line for line in verdict.holds)
+    assert any("standing consent of hospital-2: no person signed" in line for line in verdict.holds)
+    assert not any("order" in line for line in verdict.missing)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"purpose": "something else"}, "log names another order"),
+        ({"run": "another"}, "in: run"),
+        ({"task_digest": "0" * 64}, "in: task"),
+        ({"rounds": 1}, "in: rounds"),
+        ({"strategy": "fedadam"}, "in: strategy"),
+        ({"masked": False}, "in: secure aggregation"),
+        ({"cohort": ("hospital-1",)}, "in: cohort"),
+    ],
+)
+def test_an_order_that_the_run_was_not_under_is_noticed(
+    federation: Released, bundle: bytes, changes: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(EvidenceError, match=what):
+        check_release(reordered(federation, bundle, **changes), federation.roots)
+
+
+def test_an_order_that_no_agency_of_the_authority_proposes_is_noticed(federation: Released, bundle: bytes) -> None:
+    order, hospital = order_in(bundle), load_identity(federation.homes[0] / "identity")
+    forged = Proposal(order).signed(hospital.certificate, hospital.sign(order.proposal_message))
+    unsigned = Proposal(order).signed(hospital.certificate, b"\0" * 64)
+
+    for proposal in (forged, unsigned):
+        with pytest.raises(EvidenceError):
+            check_release(resealed(federation, bundle, {ORDER: proposal.to_bytes()}), federation.roots)
+
+
+def test_an_order_that_is_stated_or_shown_alone_is_noticed(federation: Released, bundle: bytes) -> None:
+    with pytest.raises(EvidenceError, match="another order than the statement"):
+        check_release(resealed(federation, bundle, orders=[]), federation.roots)
+    with pytest.raises(EvidenceError, match="another order"):
+        check_release(resealed(federation, bundle, orders=[{"sha256": "00"}]), federation.roots)
+
+
+def test_consent_cannot_be_invented_exchanged_or_replayed(federation: Released, bundle: bytes) -> None:
+    answers, digest = answers_in(bundle), order_in(bundle).digest
+    first, second = federation.homes
+    forged = json.loads(word_of(first, digest, NAMES[1], officer=True))  # by the other institution's officer and node
+    replayed = json.loads(word_of(second, "0" * 64, NAMES[1], officer=True))
+    unvouched = {**json.loads(word_of(second, digest, NAMES[1], officer=True)), "vouched": "", "node": ""}
+    for changed in (
+        {**answers, NAMES[1]: forged},
+        {**answers, NAMES[1]: unvouched},
+        {**answers, NAMES[1]: replayed},
+        {**answers, NAMES[1]: {**answers[NAMES[1]], "at": 7}},
+        {NAMES[0]: answers[NAMES[1]], NAMES[1]: answers[NAMES[0]]},
+        [answers],
+    ):
+        with pytest.raises(EvidenceError):
+            check_release(resealed(federation, bundle, {ANSWERS: canonical(changed)}), federation.roots)
+
+
+def test_an_answer_that_the_agency_leaves_out_is_missing(federation: Released, bundle: bytes) -> None:
+    left = {NAMES[0]: answers_in(bundle)[NAMES[0]]}
+
+    verdict = check_release(resealed(federation, bundle, {ANSWERS: canonical(left)}), federation.roots)
+
+    assert any("consent to order" in line and NAMES[1] in line for line in verdict.missing)
+
+
+def test_a_refusal_is_not_shown_as_consent(tmp_path: Path) -> None:
+    """The agency's log has another answer than its release: it has exchanged it since."""
+    federation = finished_run(tmp_path)
+    kept = json.loads((federation.folder / KEPT).read_bytes())
+    order = read_proposal((federation.folder / "order.json").read_bytes()).order
+    kept[NAMES[1]] = json.loads(word_of(federation.homes[1], order.digest, NAMES[1], "refused", officer=True))
+    write_private(federation.folder / KEPT, json.dumps(kept).encode())
+
+    with pytest.raises(EvidenceError, match="the log has another answer of hospital-2"):
+        release(federation.agency.home, RUN, wait_s=0.0)
+
+
+def test_verify_needs_cryptography_and_little_else(federation: Released, bundle: bytes, tmp_path: Path) -> None:
+    """A Python without any installed package but these; two of them have no code but Python's."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for name in ("cryptography", "cffi", "pycparser", "rfc8785", "click"):
+        module = __import__(name)
+        (packages / name).symlink_to(Path(str(module.__file__)).parent)
+    for backend in Path(str(__import__("cffi").__file__)).parent.parent.glob("_cffi_backend*.so"):
+        (packages / backend.name).symlink_to(backend)
+    (packages / "sovfed").symlink_to(Path(__file__).parents[3] / ".src" / "sovfed")
+    (tmp_path / "x.release").write_bytes(bundle)
+    shutil.copy(federation.agency.authority / "root.pem", tmp_path / "root.pem")
+    code = f"import sys; sys.path.insert(0, {str(packages)!r}); from sovfed.cli import main; main()"
+    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+
+    done = run(
+        [str(base), "-I", "-S", "-c", code, "verify", str(tmp_path / "x.release"), "--root", str(tmp_path / "root.pem")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "✓ signed by the agency" in done.stdout
