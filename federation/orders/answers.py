@@ -60,10 +60,8 @@ class Answer:
     @property
     def message(self) -> bytes:
         """What is signed: all but the signature, and what the node adds."""
-        values = asdict(replace(self, signature=""))
-        return encode_fields(
-            "order answer", rfc8785.dumps({name: values[name] for name in values if name not in ADDED})
-        )
+        values = {name: value for name, value in asdict(replace(self, signature="")).items() if name not in ADDED}
+        return encode_fields("order answer", rfc8785.dumps(values))
 
     @property
     def is_of_node(self) -> bool:

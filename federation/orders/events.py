@@ -1,4 +1,4 @@
-"""The one place that each event of an order passes, at either side: a line of the process's log, an entry of the home's."""
+"""The one place that each event of an order passes, at either side: a line on standard error, an entry of the log."""
 
 from __future__ import annotations
 

@@ -152,10 +152,8 @@ def test_verify_needs_cryptography_and_little_else(federation: Released, bundle:
     code = f"import sys; sys.path.insert(0, {str(packages)!r}); from sovfed.cli import main; main()"
     base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
 
-    done = run(
-        [str(base), "-I", "-S", "-c", code, "verify", str(tmp_path / "x.release"), "--root", str(tmp_path / "root.pem")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    words = ["verify", str(tmp_path / "x.release"), "--root", str(tmp_path / "root.pem")]
+    done = run([str(base), "-I", "-S", "-c", code, *words], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
     assert "✓ signed by the agency" in done.stdout
