@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,6 +52,12 @@ class Released:
     def roots(self) -> tuple[x509.Certificate, ...]:
         return load_roots(self.agency.authority / "root.pem")
 
+    def copied(self, folder: Path) -> Released:
+        """The same federation in another `folder`."""
+        shutil.copytree(self.agency.home.parent, folder)
+        agency = Agency(folder / self.agency.authority.name, folder / self.agency.home.name)
+        return Released(agency, [folder / home.name for home in self.homes], agency.home / "runs" / RUN)
+
     def cosign(self, *homes: Path) -> None:
         """Have the institutions in `homes` cosign the agency's log."""
         with self.agency.run() as where:
@@ -59,19 +66,19 @@ class Released:
                     Exchange(home).once(channel)
 
 
-def finished_run(folder: Path, *overrides: str) -> Released:
+def finished_run(folder: Path, *overrides: str, names: tuple[str, ...] = NAMES) -> Released:
     """The federation, in `folder`."""
     agency = make_agency(folder)
-    homes = [folder / name for name in NAMES]
+    homes = [folder / name for name in names]
     with agency.run():
-        for home, name in zip(homes, NAMES, strict=True):
+        for home, name in zip(homes, names, strict=True):
             agency.enrol(home, name)
             record(home, "policy", policy="00")
     config = compose(["task=digits_linear", f"rounds={ROUNDS}", "server.min_cohort=3", *overrides]).config
     run = private_directory(private_directory(agency.home / "runs") / RUN)
     state = {"name": RUN, "flower_run_id": 1, "started": 1.0, "config": stored(config), "status": "finished"}
     write_private(run / "run.json", json.dumps({**state, "reason": "", "at": 2.0}).encode())
-    log, lines = RunLog(agency.home, RUN, "1"), [_line(number) for number in range(1, ROUNDS + 1)]
+    log, lines = RunLog(agency.home, RUN, "1"), [_line(number, names) for number in range(1, ROUNDS + 1)]
     log.begin(config, resume=False)
     _ordered(agency.home, run, config, homes, log)
     for line in lines:
@@ -79,10 +86,10 @@ def finished_run(folder: Path, *overrides: str) -> Released:
     write_private(run / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     task = get_task("digits_linear")
     summary: dict[str, Any] = {
-        "rounds": ROUNDS, "strategy": "fedavg", "institutions": list(NAMES), "transport": "stream", "epsilon": None,
+        "rounds": ROUNDS, "strategy": "fedavg", "institutions": list(names), "transport": "stream", "epsilon": None,
         "metrics": {"accuracy": 0.875}, "metrics_by_institution": {}, "attendance": {}, "model_of_round": ROUNDS,
         "secure_aggregation": True, "secure_aggregation_details": "on, cohort 2 of 2, threshold 2",
-        "config": stored(config), "delivered_to": list(NAMES),
+        "config": stored(config), "delivered_to": list(names),
     }  # fmt: skip
     vector = np.linspace(-1, 1, task.parameters, dtype=np.float32)
     summary[DIGEST] = publish(run, task, vector, task.transform.public_scale, summary)
@@ -98,9 +105,7 @@ def _ordered(agency: Path, run: Path, config: Config, homes: list[Path], log: Ru
     order = make_order(config, RUN, whole_run(config, task, "1", RUN, None), time.time())
     write_order(run, Proposal(order).signed(identity.certificate, identity.sign(order.proposal_message)))
     tell(agency, OrderEvent("proposed", order.digest, RUN))
-    answers = {name: word_of(home, order.digest, name, officer=not at) for at, (home, name) in enumerate(
-        zip(homes, NAMES, strict=True)
-    )}  # fmt: skip
+    answers = {home.name: word_of(home, order.digest, home.name, officer=home == homes[0]) for home in homes}
     log.answers(order.digest, write_answers(run, answers))
 
 
@@ -116,9 +121,9 @@ def word_of(home: Path, digest: str, name: str, decision: str = "", *, officer: 
     return signed.vouched_by(node).to_bytes()
 
 
-def _line(number: int) -> dict[str, Any]:
+def _line(number: int, names: tuple[str, ...]) -> dict[str, Any]:
     return {
-        "round": number, "participants": list(NAMES), "refused": {"hospital-3": "policy"}, "late": [], "left_out": [],
+        "round": number, "participants": list(names), "refused": {"hospital-3": "policy"}, "late": [], "left_out": [],
         "attempts": 1, "metrics": {"accuracy": 0.6875 + number / 16},
     }  # fmt: skip
 

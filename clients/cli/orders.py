@@ -37,6 +37,7 @@ def orders() -> None:
       sovfed client orders show 3f2a9c
       sovfed client orders sign 3f2a9c
       sovfed client orders refuse 3f2a9c --reason "not for this purpose"
+      sovfed client orders withdraw heart-2027   also of a run that is over: its model is made anew without you
       sovfed client orders consent               what is signed without anybody, and within what bounds
     """
 
@@ -154,6 +155,38 @@ def refuse(order: str, reason: str, officer: str, key: Path, home: Path) -> None
     from sovfed.federation.orders.answers import REFUSED
 
     _answer(home, _book(home).named(order), REFUSED, officer, key, reason)
+
+
+@orders.command()
+@ORDER
+@click.option("--reason", default="", help="Kept here, and told to the agency with the statement.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The new file, else RUN.withdrawal.")
+@OFFICER
+@KEY
+@HOME
+def withdraw(order: str, reason: str, out: Path | None, officer: str, key: Path, home: Path) -> None:
+    """Withdraw from ORDER, also after its run has ended: nothing more of it is answered, nor consented to in advance.
+
+    Writes the signed statement by which the agency records it and makes the model anew: send it there. Where the
+    policy names no officer, this node signs it.
+
+    \b
+    Example:
+      sovfed client orders withdraw heart-2027 --out hospital-4.withdrawal
+    """
+    from sovfed.clients.orders.leaving import withdraw as leave
+    from sovfed.federation.files import check_writable, write_private
+    from sovfed.federation.orders.answers import load_officer
+
+    book = _book(home)
+    proposal = book.named(order)
+    path = out or Path(f"{proposal.order.run}.withdrawal")
+    check_writable(path)
+    open_key = lambda: load_officer(key, lambda: click.prompt("Passphrase", hide_input=True).encode())  # noqa: E731
+    answer = leave(book, proposal.order, open_key, officer, reason, int(time.time()))
+    write_private(path, answer.to_bytes())
+    click.echo(f"withdrawn from run {visible(proposal.order.run)}: nothing more of it is answered here")
+    click.echo(f"send {path} to the agency, which records it: `sovfed run withdraw {visible(proposal.order.run)} …`")
 
 
 @orders.command()

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from sovfed.federation.orders.answers import Answer
     from sovfed.federation.orders.order import RunOrder
 
-WORDS: Final = {"signed": "signed", "refused": "refused", "standing": "standing consent, signed by this node"}
+WORDS: Final = {
+    "signed": "signed",
+    "refused": "refused",
+    "standing": "standing consent, signed by this node",
+    "withdrawn": "withdrawn",
+}
 
 
 def asked(order: RunOrder) -> Iterator[str]:

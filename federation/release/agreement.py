@@ -21,6 +21,7 @@ def require_agreement(files: Mapping[str, bytes], predicate: Mapping[str, Any], 
     _same_model(predicate, log, digest)
     _same_run(predicate, log)
     _same_institutions(predicate, log)
+    _same_unlearning(predicate, log)
     _same_files(files, predicate, digest)
 
 
@@ -60,6 +61,21 @@ def _same_institutions(predicate: Mapping[str, Any], log: Lineage) -> None:
         others = {name for names in rounds.values() for name in names if isinstance(names, list)} - set(named)
         if others:
             raise EvidenceError(f"the log says that {', '.join(sorted(others))} took part, and the statement does not")
+
+
+def _same_unlearning(predicate: Mapping[str, Any], log: Lineage) -> None:
+    """Raise EvidenceError where the log has another story of who was left out, or a round with one of them."""
+    logged, stated = log.of_kind("unlearning"), predicate.get("unlearning")
+    if bool(logged) != bool(stated):
+        raise EvidenceError("the log says otherwise than the statement whether the run was made anew without somebody")
+    if stated is None:
+        return
+    if any(logged[-1][name] != value for name, value in stated.items()):
+        raise EvidenceError("the log says otherwise than the statement what was made anew, and without whom")
+    gone = set(stated["withdrawn"]) if isinstance(stated["withdrawn"], list) else set()
+    took_part = {name for values in log.of_kind("round") for name in values["participants"]}
+    if again := sorted(gone & (took_part | set(predicate["institutions"]))):
+        raise EvidenceError(f"{', '.join(again)} had withdrawn, and took part again")
 
 
 def _same_files(files: Mapping[str, bytes], predicate: Mapping[str, Any], digest: str) -> None:

@@ -185,8 +185,23 @@ def _holding(
         *([f"the log with all of it is cosigned by {', '.join(log.whole)}"] if log.whole else []),
         f"secure aggregation: {sums}" if sums else "no secure aggregation: the agency saw each institution's update",
         promise,
+        *_unlearnt(predicate.get("unlearning")),
     ]
     return tuple(lines)
+
+
+def _unlearnt(made: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """What a run that was made anew without somebody is, and what that does not undo."""
+    if not made:
+        return ()
+    gone, begins = made["withdrawn"], made["from_round"]
+    names = ", ".join(gone) if isinstance(gone, list) else f"{gone['count']} institutions"
+    start = f"from the model after round {begins}, before their first" if begins else "from the beginning"
+    return (
+        f"made anew without {names}, which withdrew from run {made['of']}: {start}; nothing of theirs is in its rounds",
+        "not undone by that: models given away before, sums opened before, ε charged before, and settings that were "
+        "chosen after seeing the earlier run",
+    )
 
 
 def _missing(predicate: Mapping[str, Any], institutions: Sequence[str], log: Lineage) -> tuple[str, ...]:
@@ -199,5 +214,9 @@ def _missing(predicate: Mapping[str, Any], institutions: Sequence[str], log: Lin
             lines.append(f"signatures of {', '.join(unsigned)}, which took part")
         if unseen := sorted(set(named) - set(log.whole)):
             lines.append(f"cosignatures of the log by {', '.join(unseen)}")
+    lines += [
+        f"consent of {values['institution']}, which withdrew after the model was made with it"
+        for values in log.of_kind("withdrawal") if values["rounds"]
+    ]  # fmt: skip
     lines += [sentence for what, sentence in LATER.items() if not predicate.get(what)]
     return tuple(lines)

@@ -1,4 +1,4 @@
-"""`sovfed run propose|approve|explain`: a run's order, before it starts and after it ended."""
+"""`sovfed run propose|approve|explain|withdraw|unlearn`: a run's order, before it starts and after it ended."""
 
 from __future__ import annotations
 
@@ -85,6 +85,7 @@ def explain(name: str, home: Path, as_json: bool) -> None:
     from sovfed.server.orders.making import read_answers
     from sovfed.server.orders.proposing import order_file
     from sovfed.server.orders.taken import taken
+    from sovfed.server.orders.withdrawn import read_withdrawn
 
     path = order_file(home, name)
     proposal, answers = read_proposal(path.read_bytes(), str(path)), read_answers(path.parent)
@@ -95,7 +96,66 @@ def explain(name: str, home: Path, as_json: bool) -> None:
         return
     _tell(_order(proposal))
     _tell(_said(proposal, answers))
+    _tell(line for withdrawal in read_withdrawn(path.parent) for line in withdrawal.told())
     _tell(f"has left: {line}" for line in taken(path.parent))
+
+
+@click.command()
+@click.argument("name")
+@click.argument("institution")
+@click.option(
+    "--statement", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The file that `client orders withdraw` wrote, unless the institution has answered the run so.",
+)  # fmt: skip
+@HOME
+def withdraw(name: str, institution: str, statement: Path | None, home: Path) -> None:
+    """Record that INSTITUTION withdraws from run NAME: it is asked for nothing more, and what was made with it is told.
+
+    \b
+    Examples:
+      sovfed run withdraw heart-2027 hospital-4 --statement hospital-4.withdrawal
+      sovfed run unlearn heart-2027            then: the model made anew without it
+    """
+    from sovfed.server.orders.withdrawing import withdraw as record_withdrawal
+
+    said = None if statement is None else statement.read_bytes()
+    _tell(record_withdrawal(home, name, institution, said).told())
+
+
+@click.command()
+@click.argument("name")
+@click.option("--name", "new", default="", help="The new run's name, else NAME-without-N.")
+@HOME
+def unlearn(name: str, new: str, home: Path) -> None:
+    """Propose run NAME anew without those who have withdrawn from it: from the last model before their first round.
+
+    Approve and start it like any proposed run; its release names what it replaces.
+
+    \b
+    Example:
+      sovfed run unlearn heart-2027
+      sovfed run start --proposed heart-2027-without-1
+    """
+    from sovfed.server.orders.proposing import order_file
+    from sovfed.server.orders.unlearning import unlearn as propose_anew
+
+    made, proposal = propose_anew(home, name, new or _unused(home, name))
+    _tell(_order(proposal))
+    begins = f"from after round {made.from_round}" if made.from_round else "from the beginning"
+    click.echo(visible(f"made anew {begins}, without {', '.join(made.withdrawn)}"))
+    click.echo("not undone: models already given away, sums already opened, ε already charged to ledgers")
+    click.echo(f"next: `sovfed run start --proposed {proposal.order.run}`; where institutions ask for approvals, first")
+    click.echo(f"`sovfed run approve {order_file(home, proposal.order.run)}`")
+
+
+def _unused(home: Path, name: str) -> str:
+    """A name for the run that makes `name` anew."""
+    from itertools import count
+
+    from sovfed.server.runs.folders import run_folder
+
+    names = (f"{name}-without-{number}" for number in count(1))
+    return next(made for made in names if not run_folder(home, made).exists())
 
 
 def _order(proposal: Proposal) -> Iterator[str]:

@@ -17,7 +17,7 @@ from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.metrics import TOLD
 from sovfed.federation.text import PIPE_WIDTH, cell, visible
 from sovfed.server.cli.home import DEFAULT_HOME, HOME, HOME_VARIABLE, JSON
-from sovfed.server.cli.orders import approve, explain, propose
+from sovfed.server.cli.orders import approve, explain, propose, unlearn, withdraw
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -50,9 +50,8 @@ def cli() -> None:
     os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
-cli.add_command(propose)
-cli.add_command(approve)
-cli.add_command(explain)
+for _command in (propose, approve, explain, withdraw, unlearn):
+    cli.add_command(_command)
 
 
 @cli.command()
@@ -70,14 +69,16 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
     """
     from sovfed.federation.tasks.registry import configured_task
     from sovfed.server.orders.proposing import configured, proposed_overrides
+    from sovfed.server.orders.unlearning import unlearning_config
     from sovfed.server.runs.folders import new_run_name, start_run
 
     if proposed and overrides:
         raise click.UsageError("a proposed run is started as it was proposed: leave out OVERRIDES")
-    config = configured(home, proposed_overrides(home, proposed) if proposed else overrides)
+    again = unlearning_config(home, proposed) if proposed else None
+    config = again or configured(home, proposed_overrides(home, proposed) if proposed else overrides)
     _warn_of_noise(config, configured_task(config.task).parameters)
     name = proposed or new_run_name(config)
-    start_run(_control(home), home, name, config, resume=False)
+    start_run(_control(home), home, name, config, resume=again is not None)
     _report(home, name, follow, as_json)
 
 
@@ -139,6 +140,7 @@ def list_(home: Path, as_json: bool) -> None:
 @JSON
 def show(name: str, home: Path, as_json: bool) -> None:
     """Show one run: its state, last rounds, who was missing in which, and, once finished, its summary."""
+    from sovfed.server.orders.withdrawn import read_withdrawn
     from sovfed.server.runs.attendance import absences, attendance
     from sovfed.server.runs.curves import read_rounds
     from sovfed.server.runs.folders import read_run, read_summary, run_folder
@@ -171,6 +173,9 @@ def show(name: str, home: Path, as_json: bool) -> None:
             console.print(
                 cell(f"what keeps each trainer from the network, by its own word: {isolation}"), soft_wrap=True
             )
+    for withdrawal in read_withdrawn(run_folder(home, name)):
+        for line in withdrawal.told():
+            console.print(cell(line), soft_wrap=True)
     console.print(cell(f"folder: {run_folder(home, name)}"), soft_wrap=True)
 
 

@@ -22,7 +22,7 @@ from sovfed.server.rounds.aggregation import Answer, ask
 from sovfed.server.rounds.refusals import ADVICE, FINAL, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from sovfed.federation.config import Config
     from sovfed.federation.wire.flower import StreamingGrid
@@ -42,8 +42,19 @@ ANSWER_S: Final = 15.0  # who is silent for so long is asked for its first sum u
 class Agreement:
     """Asks each institution once whether it would answer the run that `request` describes."""
 
-    def __init__(self, grid: StreamingGrid, request: RunRequest, least: int, wait_s: float = 0.0) -> None:
-        """`wait_s` is how long officers who have not answered yet are waited for."""
+    def __init__(
+        self,
+        grid: StreamingGrid,
+        request: RunRequest,
+        least: int,
+        wait_s: float = 0.0,
+        only: Collection[str] = (),
+        withdrawn: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        """`wait_s` is how long officers who have not answered yet are waited for; asked are `only` these institutions,
+        if any are named, and none that has `withdrawn` by now.
+        """
+        self._only, self._withdrawn = only, withdrawn
         self._grid, self._request, self._least, self._wait_s = grid, request, least, wait_s
         self._asked: set[int] = set()
         self._next = 0.0  # when (monotonic) those that are awaited are asked again
@@ -71,6 +82,7 @@ class Agreement:
 
     def willing(self, nodes: Sequence[int], again_s: float = LATER_S) -> Sequence[int]:
         """Those of `nodes` that do not say no; asks those that are new, and again those whose officer is awaited."""
+        nodes = self._invited(nodes)
         new = [node for node in nodes if node not in self._asked]
         self._asked.update(new)
         if self.awaiting and time.monotonic() >= self._next:
@@ -84,6 +96,17 @@ class Agreement:
             if node in self.beyond:
                 log.warning("%s would not answer the whole run: %s", self._names().get(node, node), self._why(node))
         return [node for node in nodes if node not in self.beyond and node not in self.awaiting]
+
+    def _invited(self, nodes: Sequence[int]) -> Sequence[int]:
+        """Those of `nodes` whom the run is for."""
+        gone = self._withdrawn()
+        if not gone and not self._only:
+            return nodes
+        names = self._names()
+        return [
+            node for node in nodes
+            if (name := names.get(node, "")) not in gone and (not self._only or name in self._only)
+        ]  # fmt: skip
 
     def _take(self, answer: Answer[RunReply]) -> None:
         node = answer.node_id

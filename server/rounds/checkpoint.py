@@ -21,12 +21,14 @@ import numpy.typing as npt
 
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.files import replacing
+from sovfed.federation.files import private_directory, replacing
 from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.strategies import Slots
 
 NAME: Final = "checkpoint.safetensors"
+KEPT: Final = "before"  # a folder: of models that were made before an institution came, for `run unlearn`
+MOST_KEPT: Final = 8
 _SLOT: Final = "optimizer."
 
 
@@ -55,14 +57,26 @@ def config_digest(config: Config) -> str:
     return hashlib.sha256(json.dumps([parts, config.seed, task, *rounds], sort_keys=True).encode()).hexdigest()
 
 
-def write(folder: Path, checkpoint: Checkpoint) -> None:
+def write(folder: Path, checkpoint: Checkpoint, name: str = NAME) -> None:
     """Replace the run's checkpoint; on return it is on disk (fsync of file and folder)."""
     from safetensors.numpy import save_file  # which copies nothing, as `save` does
 
     tensors: dict[str, npt.NDArray[Any]] = {"model": checkpoint.model, "scale": checkpoint.scale}
     tensors |= {_SLOT + name: np.ascontiguousarray(value) for name, value in checkpoint.slots.items()}
-    with replacing(folder / NAME) as draft:
+    with replacing(folder / name) as draft:
         save_file(tensors, draft, metadata={"round": str(checkpoint.round), "digest": checkpoint.digest})
+
+
+def keep(folder: Path, checkpoint: Checkpoint, rounds: int) -> None:
+    """Keep `checkpoint` of a run of so many `rounds` for good, unless a little older one is: MOST_KEPT at most."""
+    kept = kept_rounds(folder)
+    if not kept or checkpoint.round - kept[-1] >= max(1, rounds // (MOST_KEPT - 1)):
+        write(private_directory(folder / KEPT), checkpoint, f"{checkpoint.round}.safetensors")
+
+
+def kept_rounds(folder: Path) -> list[int]:
+    """The rounds whose checkpoints are kept for good, ascending."""
+    return sorted(int(path.stem) for path in (folder / KEPT).glob("*.safetensors"))
 
 
 def read(folder: Path, config: Config) -> Checkpoint | None:

@@ -30,6 +30,7 @@ from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.text import plain_name
 from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.orders.making import read_order, write_answers
+from sovfed.server.orders.withdrawn import PROFILED, withdrawn_from
 from sovfed.server.rounds import checkpoint
 from sovfed.server.rounds.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.rounds.ledger_heads import LedgerHeads, names_of
@@ -51,6 +52,7 @@ from sovfed.server.rounds.record import (
 from sovfed.server.rounds.sampling import MOST, Sampled
 from sovfed.server.rounds.secure_aggregation import SecureAggregation
 from sovfed.server.rounds.stopping import Stopping
+from sovfed.server.runs.attendance import participants
 from sovfed.server.runs.curves import ROUNDS, plot_curves, read_rounds
 from sovfed.server.runs.release import DIGEST, FILES, SIMULATED, SUMMARY, deliver, publish, release_of
 from sovfed.server.runs.tracking import Tracker, figures
@@ -91,14 +93,15 @@ def coordinate(
     `identity` is the coordinator's, by which it speaks in secure aggregation; a run without it needs none. `heads` are
     those of the institutions' privacy ledgers, which a private run countersigns; a simulation has none. `order` is what
     institutions are shown of the run before anything else, `on_answers` takes what they say to it; neither has a
-    simulation one. `engine` puts something in the place of the aggregation that the configuration asks for; only a simulation does. Raises
-    CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
+    simulation. `engine` puts something in the place of the aggregation that the configuration asks for; only a
+    simulation does. Raises CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
     """
     task = configured_task(config.task)
     require_possible(config, task)
     aggregation = _sampled(config, engine(_aggregation(grid, config, run, task, identity)))
     rounds = Rounds(config, run, grid, optimizer_of(config, task), aggregation)
     rounds.name, rounds.order = plain_name(folder.name), order
+    rounds.withdrawn = partial(withdrawn_from, folder)
     if config.privacy.private:
         rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
         if rounds.plan.drowned:
@@ -159,8 +162,10 @@ class _Training:
         lasting = _Lasting(self._tracker)
         writer = checkpoint.Writer(self._folder, 0.0 if config.privacy.private else SPACING_S, lasting.tell)
         settled = checkpoint.config_digest(config)
+        newcomers = _Newcomers(rounds, self._folder, settled) if self._transport not in SIMULATED else _nobody
         with (self._folder / ROUNDS).open("a", encoding="utf-8") as lines, _closing(writer):
             for number in range(self._last + 1, config.rounds + 1):
+                newcomers(number)
                 before, round_, self._last = rounds.model, rounds.train(number), number
                 self._name_all(round_)
                 line = line_of(self._task, round_, self._names, rounds.scale)
@@ -227,7 +232,11 @@ class _Training:
         rounds, task = self._rounds, self._task
         rounds.model = initial_vector(task, rounds.config.seed)
         if task.transform.size and rounds.plan is None:
-            rounds.profile()
+            asked = rounds.profile()
+            if self._transport not in SIMULATED:
+                names = names_of(self._grid)
+                profiled = [names.get(node, str(node)) for node in asked]
+                write_private(self._folder / PROFILED, json.dumps(profiled).encode())
         else:
             rounds.scale = task.transform.public_scale
         (self._folder / ROUNDS).unlink(missing_ok=True)
@@ -270,6 +279,31 @@ class _Training:
         held_out = {f"held_out.{key}": value for key, value in summary["metrics"].items()}
         tracker.round(self._config.rounds + 1, held_out)
         summary["mlflow_run_id"] = tracker.run_id
+
+
+class _Newcomers:
+    """Keeps the model as it was before an institution came that may take part: it may withdraw one day."""
+
+    def __init__(self, rounds: Rounds, folder: Path, settled: str) -> None:
+        self._rounds, self._folder, self._settled = rounds, folder, settled
+        self._known = set(participants(read_rounds(folder)))
+        self._nodes = frozenset[int]()
+
+    def __call__(self, number: int) -> None:
+        """Round `number` is next."""
+        rounds, nodes = self._rounds, frozenset(self._rounds.grid.get_node_ids())
+        if nodes == self._nodes:
+            return
+        self._nodes, names = nodes, set(names_of(rounds.grid).values())
+        if names - self._known and number > 1:
+            slots = rounds.optimizer.slots()
+            kept = checkpoint.Checkpoint(number - 1, rounds.model, rounds.scale, slots, self._settled)
+            checkpoint.keep(self._folder, kept, rounds.config.rounds)
+        self._known |= names
+
+
+def _nobody(number: int) -> None:
+    """A simulation's institutions are all there from the beginning."""
 
 
 class _Lasting:

@@ -89,6 +89,7 @@ class Rounds:
         self.left_out: Sequence[int] = ()  # of those that were connected when the cohort was chosen last
         self.standing = Standing(grid.heard)
         self.agreement: Agreement | None = None
+        self.withdrawn: Callable[[], Collection[str]] = tuple  # institutions that are asked no more
         self.order: Callable[[RunRequest], Bytes] | None = None  # what is shown of the run first; a simulation has none
 
     def cohort(self) -> Sequence[int]:
@@ -118,8 +119,10 @@ class Rounds:
                 )
             time.sleep(0.2)
 
-    def profile(self) -> None:
+    def profile(self) -> Sequence[int]:
         """Set `scale` from federated sums: mean and standard deviation of each column over all training records.
+
+        Returns the nodes whose records are in them.
 
         Σu and Σu² are added over institutions, so no institution's own mean is used or kept.
         """
@@ -129,6 +132,7 @@ class Rounds:
         )
         total, _ = self._collect("the columns' profile", request, self.task.transform.profile_size)
         self.scale = self.task.transform.scale(_required(total.sums))
+        return total.participants
 
     def train(self, number: int) -> Round:
         """Run round `number`, retrying while too few institutions answer. Raises CohortError after MAX_ATTEMPTS."""
@@ -180,7 +184,8 @@ class Rounds:
         request = whole_run(self.config, self.task, self.run, self.name, self.plan)
         if self.order is not None:
             request = replace(request, order=self.order(request))
-        agreement = Agreement(self.grid, request, self.config.server.min_cohort, self.config.order.wait_s)
+        least, order = self.config.server.min_cohort, self.config.order
+        agreement = Agreement(self.grid, request, least, order.wait_s, order.cohort, self.withdrawn)
         agreement.require(self.connected)
         self.agreement = agreement
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.archive import zipped
-from sovfed.federation.errors import ConfigError, DataError, EvidenceError
+from sovfed.federation.errors import ConfigError, DataError, EvidenceError, PolicyError
 from sovfed.federation.evidence.entries import listed
 from sovfed.federation.evidence.notes import read_checkpoint
 from sovfed.federation.evidence.store import record
@@ -42,6 +42,8 @@ from sovfed.federation.release.checking import (
     check_release,
 )
 from sovfed.server.orders.making import read_answers, read_order
+from sovfed.server.orders.unlearning import read_unlearning, stated
+from sovfed.server.orders.withdrawn import withdrawn_from
 from sovfed.server.rounds.checkpoint import config_digest
 from sovfed.server.runs.bill import bill_of_materials
 from sovfed.server.runs.curves import read_rounds
@@ -67,6 +69,8 @@ def release(home: Path, run: str, *, wait_s: float) -> bytes:
         raise ConfigError(f"run '{run}' has not finished, so it has no model to release")
     if digest(folder / FILES[0]) != summary[DIGEST]:
         raise DataError(f"{folder / FILES[0]}: not the model that the run's summary names")
+    if gone := sorted(withdrawn_from(folder)):
+        raise PolicyError(f"{', '.join(gone)} withdrew from run '{run}'; `sovfed run unlearn {run}` makes it anew")
     size = record(home, "release", name=run, sha256=summary[DIGEST]) + 1
     _wait(home, size, set(summary["institutions"]), wait_s)
     data = _sealed(home, run, summary)
@@ -118,6 +122,7 @@ def _predicate(home: Path, run: str, summary: Mapping[str, Any], facts: Mapping[
         },
         "attendance": summary["attendance"] if len(summary["attendance"]) <= zipped.MAX_FILES else {},
         "orders": _stated_orders(folder), "training_content": "", "audits": [],
+        **({"unlearning": stated(made)} if (made := read_unlearning(folder)) else {}),
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sovfed.server.rounds.checkpoint import KEPT
 from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
 from sovfed.server.runs.folders import STATE, is_held, read_state
 
@@ -30,6 +31,7 @@ def _unneeded(home: Path, before: float) -> Iterator[Path]:
         said = read_state(home, folder.name)
         if said["status"] == "finished" and said["at"] < before and not is_held(folder):
             yield from folder.glob(CHECKPOINT)
+            yield from (folder / KEPT).glob("*.safetensors")
     for log in sorted((home / "logs").glob("coordinator-*.log")):
         if log.stat().st_mtime < before:
             yield log

@@ -1,0 +1,197 @@
+"""An institution withdraws from a run: it is taken no more, the model is made anew without it, and releases say so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tests.release_fixture import ROUNDS, RUN, Released, finished_run, resealed, word_of
+
+from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError, PolicyError
+from sovfed.federation.evidence.store import LogReader
+from sovfed.federation.files import write_private
+from sovfed.federation.orders.answers import WITHDRAWN
+from sovfed.federation.orders.order import read_proposal
+from sovfed.federation.release.checking import check_release
+from sovfed.federation.tasks.registry import get_task
+from sovfed.server.cli.run import cli
+from sovfed.server.orders.making import FILE as ORDER
+from sovfed.server.orders.unlearning import unlearn, unlearning_config
+from sovfed.server.orders.withdrawing import withdraw
+from sovfed.server.orders.withdrawn import FILE, PROFILED, withdrawn_from
+from sovfed.server.rounds import checkpoint
+from sovfed.server.runs.certificate import release
+from sovfed.server.runs.folders import run_folder, stored_config
+from sovfed.server.runs.logged import RunLog
+from sovfed.server.runs.release import DIGEST, publish
+
+HOSPITALS = ("hospital-1", "hospital-2", "hospital-3", "hospital-4")
+LAST = HOSPITALS[3]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Released:
+    return finished_run(tmp_path_factory.mktemp("finished"), names=HOSPITALS)
+
+
+@pytest.fixture
+def federation(finished: Released, tmp_path: Path) -> Released:
+    """The federation, for a test to change."""
+    return finished.copied(tmp_path / "copy")
+
+
+def digest_of(federation: Released) -> str:
+    return read_proposal((federation.folder / ORDER).read_bytes()).order.digest
+
+
+def statement(federation: Released, name: str = LAST, decision: str = WITHDRAWN, digest: str = "") -> bytes:
+    return word_of(federation.agency.home.parent / name, digest or digest_of(federation), name, decision, officer=True)
+
+
+def test_a_withdrawal_is_recorded_with_what_was_made_with_it(federation: Released) -> None:
+    path = federation.folder / "said"
+    path.write_bytes(statement(federation))
+    words = ["withdraw", RUN, LAST, "--statement", str(path), "--home", str(federation.agency.home)]
+
+    told = CliRunner().invoke(cli, words)
+
+    assert told.exit_code == 0, told.output
+    summary = json.loads((federation.folder / "summary.json").read_bytes())
+    assert f"took part in {ROUNDS} rounds" in told.output and summary[DIGEST] in told.output
+    (entry,) = [entry for entry in LogReader(federation.agency.home).newest() if entry["kind"] == "withdrawal"]
+    assert (entry["institution"], entry["rounds"], entry["models"]) == (LAST, ROUNDS, [summary[DIGEST]])
+    assert withdrawn_from(federation.folder) == {LAST}
+    with pytest.raises(PolicyError, match="hospital-4 withdrew"):
+        release(federation.agency.home, RUN, wait_s=0.0)
+
+
+def test_a_release_made_before_is_not_touched_and_a_copy_of_it_made_after_says_so(federation: Released) -> None:
+    before = release(federation.agency.home, RUN, wait_s=0.0)
+    withdraw(federation.agency.home, RUN, LAST, statement(federation))
+    (federation.folder / FILE).unlink()  # an agency that forgets it
+
+    after = check_release(release(federation.agency.home, RUN, wait_s=0.0), federation.roots)
+
+    assert not any("withdrew" in line for line in check_release(before, federation.roots).missing)
+    assert any("hospital-4, which withdrew after" in line for line in after.missing)
+
+
+def test_nobody_else_withdraws_an_institution(federation: Released) -> None:
+    home = federation.agency.home
+    by_another = word_of(federation.homes[0], digest_of(federation), LAST, WITHDRAWN, officer=True)
+    changed = json.dumps({**json.loads(statement(federation)), "reason": "another"}).encode()
+    for said, error in (
+        (by_another, IdentityError),
+        (changed, IdentityError),
+        (statement(federation, digest="0" * 64), IdentityError),
+        (statement(federation, HOSPITALS[0]), ConfigError),
+        (statement(federation, decision="refused"), ConfigError),
+        (None, ConfigError),  # its answer to the run is a consent
+    ):
+        with pytest.raises(error):
+            withdraw(home, RUN, LAST, said)
+    assert withdrawn_from(federation.folder) == frozenset()
+
+
+def test_a_withdrawal_that_cannot_be_read_lets_nobody_be_asked(federation: Released) -> None:
+    write_private(federation.folder / FILE, b"[{]")
+    with pytest.raises(ConfigError):
+        withdrawn_from(federation.folder)
+
+
+def test_the_model_is_made_anew_from_before_the_first_round_of_who_withdrew(federation: Released) -> None:
+    home, folder = federation.agency.home, federation.folder
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    lines[0]["participants"] = list(HOSPITALS[:3])
+    write_private(folder / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    config, model = stored_config(home, RUN), np.ones(get_task("digits_linear").parameters, np.float32)
+    made = checkpoint.Checkpoint(1, model, np.zeros(0), {}, checkpoint.config_digest(config))
+    checkpoint.keep(folder, made, ROUNDS)
+    write_private(folder / PROFILED, json.dumps(HOSPITALS[:3]).encode())
+    withdraw(home, RUN, LAST, statement(federation))
+
+    unlearning, proposal = unlearn(home, RUN, "anew")
+
+    assert (unlearning.from_round, unlearning.withdrawn) == (1, (LAST,))
+    assert proposal.order.cohort == HOSPITALS[:3] and proposal.order.run == "anew"
+    again = unlearning_config(home, "anew")
+    assert again is not None and again.order.cohort == HOSPITALS[:3]
+    restored = checkpoint.read(run_folder(home, "anew"), again)
+    assert restored is not None and restored.round == 1 and np.array_equal(restored.model, model)
+    withdraw(home, RUN, HOSPITALS[2], statement(federation, HOSPITALS[2]))
+    with pytest.raises(ConfigError, match="hospital-3 withdrew"):
+        unlearning_config(home, "anew")
+    with pytest.raises(ConfigError, match="there are 2 institutions, minimum cohort is 3"):
+        unlearn(home, RUN, "too-few")
+
+
+def test_without_a_model_from_before_it_is_made_from_the_beginning(federation: Released) -> None:
+    home = federation.agency.home
+    with pytest.raises(ConfigError, match="nobody has withdrawn"):
+        unlearn(home, RUN, "anew")
+    withdraw(home, RUN, LAST, statement(federation))
+
+    assert unlearn(home, RUN, "anew")[0].from_round == 0
+
+
+def test_a_release_of_the_model_made_anew_names_who_is_left_out(federation: Released) -> None:
+    bundle = release_anew(federation)
+
+    verdict = check_release(bundle, federation.roots)
+
+    assert any("made anew without hospital-4, which withdrew from run digits-1" in line for line in verdict.holds)
+    assert any("not undone by that" in line for line in verdict.holds)
+    assert verdict.predicate["institutions"] == list(HOSPITALS[:3])
+
+
+@pytest.mark.parametrize(
+    ("stated", "what"),
+    [
+        (None, "whether the run was made anew"),
+        ({"of": RUN, "withdrawn": [], "from_round": 0, "earlier_model": ""}, "what was made anew"),
+        ({"of": "other", "withdrawn": [LAST], "from_round": 0, "earlier_model": ""}, "what was made anew"),
+    ],
+)
+def test_an_agency_that_tells_another_story_of_it_is_told(
+    federation: Released, stated: dict[str, Any] | None, what: str
+) -> None:
+    bundle = release_anew(federation)
+    with pytest.raises(EvidenceError, match=what):
+        check_release(resealed(federation, bundle, unlearning=stated), federation.roots)
+
+
+def test_who_withdrew_and_takes_part_again_is_noticed(federation: Released) -> None:
+    with pytest.raises(EvidenceError, match="hospital-4 had withdrawn, and took part again"):
+        release_anew(federation, HOSPITALS)
+
+
+def release_anew(federation: Released, institutions: tuple[str, ...] = HOSPITALS[:3]) -> bytes:
+    """The release of a run that made the model anew, in whose rounds `institutions` took part; nothing was trained."""
+    home, task = federation.agency.home, get_task("digits_linear")
+    withdraw(home, RUN, LAST, statement(federation))
+    _, proposal = unlearn(home, RUN, "anew")
+    folder, old = run_folder(home, "anew"), federation.folder
+    (folder / ORDER).unlink()  # who agreed to it is told elsewhere
+    config, log = unlearning_config(home, "anew"), RunLog(home, "anew", "2")
+    assert config is not None and proposal.order.cohort == HOSPITALS[:3]
+    log.begin(config, resume=False)
+    rounds = (old / "rounds.jsonl").read_text().splitlines()
+    lines = [{**json.loads(line), "participants": institutions} for line in rounds]
+    for line in lines:
+        log.round(line)
+    write_private(folder / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    state = json.loads((old / "run.json").read_bytes())
+    write_private(folder / "run.json", json.dumps({**state, "name": "anew"}).encode())
+    summary = json.loads((old / "summary.json").read_bytes())
+    summary |= {"institutions": list(institutions), "delivered_to": []}
+    summary[DIGEST] = publish(
+        folder, task, np.full(task.parameters, 0.5, np.float32), task.transform.public_scale, summary
+    )
+    write_private(folder / "summary.json", json.dumps(summary).encode())
+    log.model(summary)
+    log.end("finished")
+    return release(home, "anew", wait_s=0.0)
