@@ -7,11 +7,13 @@ from typing import Final
 
 import click
 
+from sovfed.server.cli.home import HOME
+
 QUICK: Final = click.option("--quick", is_flag=True, help="Fewer cases or canaries: some seconds.")
 JSON: Final = click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results as JSON."
 )
-
+RUN: Final = click.option("--run", default="", help="At this finished run's parameters, for its release (agency).")
 MINUTES: Final = click.option("--minutes", type=click.FloatRange(min=0), help="Begin nothing after so many minutes.")
 
 
@@ -49,28 +51,34 @@ def noise(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
 @audit.command()
 @QUICK
 @JSON
+@RUN
+@HOME
 @click.pass_context
-def canary(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
+def canary(ctx: click.Context, quick: bool, json_path: Path | None, run: str, home: Path) -> None:
     """One-run audit (Steinke et al. 2023) with persons whose gradient lies in one coordinate."""
-    _run(ctx, "canary", quick, json_path)
+    _run(ctx, "canary", quick, json_path, run, home)
 
 
 @audit.command()
 @QUICK
 @JSON
+@RUN
+@HOME
 @click.pass_context
-def imprint(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
+def imprint(ctx: click.Context, quick: bool, json_path: Path | None, run: str, home: Path) -> None:
     """A malicious model that reads images out of a secure sum: some without privacy, none with."""
-    _run(ctx, "imprint", quick, json_path)
+    _run(ctx, "imprint", quick, json_path, run, home)
 
 
 @audit.command()
 @QUICK
 @JSON
+@RUN
+@HOME
 @click.pass_context
-def membership(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
+def membership(ctx: click.Context, quick: bool, json_path: Path | None, run: str, home: Path) -> None:
     """Likelihood-ratio attack with shadow models (LiRA) on trained models, with and without privacy."""
-    _run(ctx, "membership", quick, json_path)
+    _run(ctx, "membership", quick, json_path, run, home)
 
 
 @audit.command()
@@ -181,11 +189,20 @@ def faults(
     ctx.exit(0 if show_faults(only, json_path, console, minutes=minutes) else 1)
 
 
-def _run(ctx: click.Context, name: str, quick: bool, json_path: Path | None) -> None:
+def _run(
+    ctx: click.Context, name: str, quick: bool, json_path: Path | None, run: str = "", home: Path | None = None
+) -> None:
     from rich.console import Console
 
     from sovfed.federation.files import check_writable
     from sovfed.simulations.audit.report import publish
 
     check_writable(json_path)
+    if run and home is not None:
+        from sovfed.simulations.audit.of_run import audit_run
+
+        result = audit_run(home, run, name, quick=quick)
+        click.echo(f"{'passed' if result.passed else 'CONTRADICTED'}: {result.figure:g}; {result.power}")
+        click.echo("entered into the agency's log, for `sovfed release`")
+        ctx.exit(0 if result.passed else 1)
     ctx.exit(0 if publish(name, quick, json_path, Console()) else 1)

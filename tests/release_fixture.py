@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -140,3 +144,36 @@ def resealed(federation: Released, bundle: bytes, files: Mapping[str, bytes] | N
 def sealed_by_the_agency(federation: Released, files: Mapping[str, bytes], payload: bytes) -> bytes:
     envelope = sealed.Envelope(payload, (sealed.sign(payload, federation.agency.home),))
     return zipped.write({**files, ENVELOPE: envelope.to_bytes()}, most=MAX_BYTES)
+
+
+def verified_bare(bundle: bytes, root: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`sovfed verify` in `folder` by a Python that has no installed package but `cryptography`, rfc8785 and click."""
+    packages = folder / "packages"
+    packages.mkdir()
+    for name in ("cryptography", "cffi", "pycparser", "rfc8785", "click"):
+        (packages / name).symlink_to(Path(str(importlib.import_module(name).__file__)).parent)
+    for backend in (packages / "cffi").resolve().parent.glob("_cffi_backend*.so"):
+        (packages / backend.name).symlink_to(backend)
+    (packages / "sovfed").symlink_to(Path(__file__).parents[1] / ".src" / "sovfed")
+    (folder / "x.release").write_bytes(bundle)
+    code = f"import sys; sys.path.insert(0, {str(packages)!r}); from sovfed.cli import main; main()"
+    python = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    words = ["verify", str(folder / "x.release"), "--root", str(root)]
+    return subprocess.run([str(python), "-I", "-S", "-c", code, *words], capture_output=True, text=True, check=False)
+
+
+def verified_foreign(bundle: bytes, folder: Path) -> int | None:
+    """The exit code of OpenSSF model-signing over the model in `bundle`; None where it is not installed.
+
+    SOVFED_MODEL_SIGNING names a Python that has it: its dependencies need not be ours.
+    """
+    program = os.environ.get("SOVFED_MODEL_SIGNING", "")
+    if not program and importlib.util.find_spec("model_signing") is None:
+        return None
+    for name, content in zipped.read(bundle, most=MAX_BYTES).items():
+        path = folder / "x" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    command = [program or sys.executable, "-m", "model_signing", "verify", "key", str(folder / "x" / "model")]
+    command += ["--signature", str(folder / "x" / "model.sig"), "--public_key", str(folder / "x" / "agency.pub")]
+    return subprocess.run(command, check=False, capture_output=True).returncode

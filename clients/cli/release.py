@@ -22,6 +22,33 @@ def release() -> None:
 
 
 @release.command()
+@click.argument("order")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The new file, else RUN.declaration.")
+@HOME
+def declare(order: str, out: Path | None, home: Path) -> None:
+    """Sign what the run of ORDER was trained on here, as client.yaml describes its study (`content`), for the release.
+
+    No record or person is in it, and about how many there are only if policy.yaml says `declare_size`.
+
+    \b
+    Example:
+      sovfed client release declare heart-2027 --out hospital-1.declaration     (then send it to the agency)
+    """
+    from sovfed.clients.models.declared import declare as signed
+    from sovfed.clients.orders.book import OrderBook
+    from sovfed.federation.files import check_writable, write_private
+    from sovfed.federation.text import visible
+
+    proposed = OrderBook(home).make().named(order).order
+    path = out or Path(f"{proposed.run}.declaration")
+    check_writable(path)
+    declaration = signed(home, proposed)
+    write_private(path, declaration.to_bytes())
+    click.echo(visible(declaration.told()))
+    click.echo(f"wrote {path}; `sovfed release {visible(proposed.run)} --declaration …` puts it into the release")
+
+
+@release.command()
 @click.argument("bundle", type=FILE)
 @HOME
 def sign(bundle: Path, home: Path) -> None:

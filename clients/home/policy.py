@@ -133,6 +133,9 @@ class Policy:
     permits: dict[str, DataPermit] = field(
         default_factory=dict, metadata={"doc": "by the name that orders give: permits under which records may be used"}
     )
+    declare_size: bool = bounded(
+        False, doc="let a declaration of training content say about how many records there are, in powers of ten"
+    )
     on_split: str = choice(
         "refuse",
         ("refuse", "record"),

@@ -66,8 +66,9 @@ def _chosen(values: DataclassInstance, indent: str) -> Iterator[str]:
     for field in dataclasses.fields(values):
         value = getattr(values, field.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            yield f"{indent}{field.name}:"
-            yield from _chosen(value, indent + "  ")
+            if lines := [*_chosen(value, indent + "  ")]:
+                yield f"{indent}{field.name}:"
+                yield from lines
         elif value != field.default or field.name == "source":
             yield f"{indent}{field.name}: {_scalar(value)}"
 

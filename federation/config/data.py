@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from sovfed.federation.config.content import ContentConfig
 from sovfed.federation.schema import bounded, choice, named
 from sovfed.federation.text import AT, DIGEST, LEAST_DIGEST, NAME
 
@@ -84,6 +85,7 @@ class StudyConfig:
     population: str = bounded(
         "", 0, 64, doc="whose records these are, as in policy.yaml; empty: the home's own population"
     )
+    content: ContentConfig = ContentConfig()
 
     def __post_init__(self) -> None:
         name, at, digest = self.task.partition(AT)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.addresses import host_port
+from sovfed.federation.config.content import ContentConfig
 from sovfed.federation.config.data import REST, DataConfig, StudyConfig, Versioned
 from sovfed.federation.errors import WrongTaskError
 from sovfed.federation.schema import bounded, choice
@@ -71,6 +72,14 @@ class ServerConfig:
     )
     hang_s: float = bounded(
         60.0, 2.0, 86_400, unit="s", doc="a process of ours without a sign of life for so long is started again"
+    )
+    release_audits: tuple[str, ...] = bounded(
+        (), 1, 64, doc="audits that must have passed on a model before it is released: canary, imprint, membership, "
+        "each also as NAME<=FIGURE; []: none",
+    )  # fmt: skip
+    release_audit_days: int = bounded(30, 1, 3_660, unit="days", doc="how long such a result counts")
+    release_cosigners: int = bounded(
+        0, 0, 100_000, unit="institutions", doc="fewest that have cosigned the log with a release; fewer: none is made"
     )
     crl_source: str | None = bounded(None, 1, 4096, doc="file (absolute) where the authority's lists appear")
     min_reviewers: int = bounded(1, 0, 64, doc="people who must have reviewed a task's archive, but for its publisher")
@@ -152,6 +161,7 @@ class ClientConfig:
     )
     cluster: ClusterConfig = ClusterConfig()
     data: DataConfig = DataConfig()
+    content: ContentConfig = ContentConfig()
     studies: dict[str, StudyConfig] = field(
         default_factory=dict,
         metadata={"doc": "by name, the data of single tasks; `data` above serves those that no study names"},

@@ -78,6 +78,18 @@ def _same_unlearning(predicate: Mapping[str, Any], log: Lineage) -> None:
         raise EvidenceError(f"{', '.join(again)} had withdrawn, and took part again")
 
 
+def require_audits_logged(predicate: Mapping[str, Any], log: Lineage) -> tuple[str, ...]:
+    """What the stated audits found, once the log has each of them of this model. Raises EvidenceError."""
+    logged = [values for values in log.of_kind("audit") if values["model"] == predicate["model"]["sha256"]]
+    if any(audit not in logged for audit in predicate["audits"]):
+        raise EvidenceError("the statement names an audit of the model that the log does not have")
+    return tuple(
+        f"audit {audit['audit']}{' (quick)' if audit['quick'] else ''} at the run's parameters, on public records: "
+        f"{'passed' if audit['passed'] else 'CONTRADICTED'}, {audit['figure']:g}; {audit['power']}"
+        for audit in predicate["audits"]
+    )
+
+
 def _same_files(files: Mapping[str, bytes], predicate: Mapping[str, Any], digest: str) -> None:
     facts, task = json.loads(files[FACTS]), predicate["run"]["task"]
     if facts["run"]["name"] != predicate["run"]["name"][:200] or any(facts["task"][key] != task[key] for key in task):

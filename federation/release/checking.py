@@ -16,7 +16,8 @@ from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError, 
 from sovfed.federation.evidence.entries import canonical, listed
 from sovfed.federation.identity import issuer_of, parse_crl, verify_lapsed
 from sovfed.federation.release import lineage, sealed
-from sovfed.federation.release.agreement import BILL, FACTS, require_agreement
+from sovfed.federation.release.agreement import BILL, FACTS, require_agreement, require_audits_logged
+from sovfed.federation.release.content import check_content
 from sovfed.federation.release.ordered import check_orders
 from sovfed.federation.text import visible
 
@@ -101,11 +102,18 @@ def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
     require_agreement(files, predicate, log, hashlib.sha256(files[MODEL]).hexdigest())
     _require_took_part(predicate, institutions)
     ordered = check_orders(files, predicate, log, roots)
+    declared, undeclared = check_content(files, predicate, roots)
+    audited = require_audits_logged(predicate, log)
     folder = f"{MODEL.partition('/')[0]}/"
     models = {name.removeprefix(folder): content for name, content in files.items() if name.startswith(folder)}
     sealed.check_model_signature(files[SIGNATURE], models, envelope.signatures[0].certificate)
-    holds = [*_holding(predicate, agency, institutions, log, len(files)), *(ordered.holds if ordered else ())]
-    missing = [*_missing(predicate, institutions, log), *(ordered.missing if ordered else ())]
+    holds = [
+        *_holding(predicate, agency, institutions, log, len(files)),
+        *(ordered.holds if ordered else ()),
+        *audited,
+        *declared,
+    ]
+    missing = [*_missing(predicate, institutions, log), *(ordered.missing if ordered else ()), *undeclared]
     return Verdict(predicate, agency, institutions, log, tuple(map(visible, holds)), tuple(map(visible, missing)))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.archive import zipped
+from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ConfigError, DataError, EvidenceError, PolicyError
 from sovfed.federation.evidence.entries import listed
 from sovfed.federation.evidence.notes import read_checkpoint
@@ -41,13 +42,17 @@ from sovfed.federation.release.checking import (
     SIGNATURE,
     check_release,
 )
+from sovfed.server.home import SETTINGS, load_settings
 from sovfed.server.orders.making import read_answers, read_order
 from sovfed.server.orders.unlearning import read_unlearning, stated
 from sovfed.server.orders.withdrawn import withdrawn_from
 from sovfed.server.rounds.checkpoint import config_digest
+from sovfed.server.runs import declarations
 from sovfed.server.runs.bill import bill_of_materials
 from sovfed.server.runs.curves import read_rounds
+from sovfed.server.runs.declarations import declared
 from sovfed.server.runs.folders import read_summary, run_folder, stored_config
+from sovfed.server.runs.gates import audits_of, require_audits, require_cosigners
 from sovfed.server.runs.release import DIGEST, FILES, digest
 
 if TYPE_CHECKING:
@@ -71,8 +76,11 @@ def release(home: Path, run: str, *, wait_s: float) -> bytes:
         raise DataError(f"{folder / FILES[0]}: not the model that the run's summary names")
     if gone := sorted(withdrawn_from(folder)):
         raise PolicyError(f"{', '.join(gone)} withdrew from run '{run}'; `sovfed run unlearn {run}` makes it anew")
+    server = load_settings(home).server if (home / SETTINGS).exists() else ServerConfig()
+    require_audits(home, run, summary[DIGEST], server)
     size = record(home, "release", name=run, sha256=summary[DIGEST]) + 1
     _wait(home, size, set(summary["institutions"]), wait_s)
+    require_cosigners(home, size, server.release_cosigners)
     data = _sealed(home, run, summary)
     check_release(data, load_roots(home / "identity" / "root.pem"))
     return data
@@ -88,6 +96,7 @@ def _sealed(home: Path, run: str, summary: Mapping[str, Any]) -> bytes:
         **{name: (folder / name).read_bytes() for name in STATEMENTS if (folder / name).exists()},
         **lineage.gather(home, run),
         **_orders(folder, summary),
+        **declarations.files_of(folder, summary["institutions"]),
         SIGNATURE: sealed.model_signature(models, home),
         PUBLIC_KEY: sealed.public_pem(certificate),
         REVOKED: _revoked(home, certificate),
@@ -121,7 +130,8 @@ def _predicate(home: Path, run: str, summary: Mapping[str, Any], facts: Mapping[
             "over_institutions": _spread(summary["metrics_by_institution"]),
         },
         "attendance": summary["attendance"] if len(summary["attendance"]) <= zipped.MAX_FILES else {},
-        "orders": _stated_orders(folder), "training_content": "", "audits": [],
+        "orders": _stated_orders(folder), "training_content": sorted(declared(folder, summary["institutions"])),
+        "audits": audits_of(home, run, summary[DIGEST]),
         **({"unlearning": stated(made)} if (made := read_unlearning(folder)) else {}),
     }  # fmt: skip
 

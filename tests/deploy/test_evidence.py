@@ -1,4 +1,4 @@
-"""Real processes log and cosign each other's logs; a release of theirs holds; an agency that rolls back is refused."""
+"""Real processes log and cosign each other's logs; an agency that rolls back is refused. A release: test_orders.py."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from pathlib import Path
 import pytest
 from tests.deploy.conftest import finished, make_config, wait_for, wait_for_run
 
-from sovfed.clients.models.released import signed_release
 from sovfed.federation.evidence.checking import check_log
 from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.evidence.witness import problems
-from sovfed.federation.identity import load_roots
-from sovfed.federation.release.checking import check_release
-from sovfed.server.runs.certificate import release
 from sovfed.simulations.deployment import LocalFederation
 
 pytestmark = pytest.mark.deploy
@@ -47,18 +43,6 @@ def test_both_sides_have_logged_the_run_and_cosigned_each_other(trained: LocalFe
         wait_for(partial(_by_the_agency, home), "the agency to cosign an institution's")
         assert _kinds(home).count("round") >= ROUNDS
         assert problems(home) == {}
-
-
-def test_a_release_of_the_run_holds_by_the_root_alone(trained: LocalFederation) -> None:
-    data = release(trained.home, "evidence", wait_s=60.0)
-    for home in _homes(trained):
-        data = signed_release(home, data)
-
-    verdict = check_release(data, load_roots(trained.authority_home / "root.pem"))
-
-    assert len(verdict.institutions) == 4
-    assert sorted(verdict.institutions) == verdict.log.whole
-    assert not any("signatures" in line for line in verdict.missing)
 
 
 def test_an_agency_whose_log_was_rolled_back_gets_no_answer(trained: LocalFederation) -> None:

@@ -1,4 +1,4 @@
-"""Orders between real processes: proposed, approved, signed at some institutions, refused at others."""
+"""One run from proposal to release, and on to the one without an institution that withdrew, between real processes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ import pytest
 from click.testing import CliRunner
 from tests.deploy.conftest import finished, make_config, make_federation, wait_for
 from tests.packages import make_signer
+from tests.release_fixture import verified_bare, verified_foreign
 
 from sovfed.clients.cli.institution import cli as client
 from sovfed.clients.home.policy import POLICY
 from sovfed.clients.orders.book import OrderBook
+from sovfed.federation.files import private_directory
+from sovfed.federation.identity import load_roots
+from sovfed.federation.release.checking import check_release
+from sovfed.server.cli.release import release
 from sovfed.server.cli.run import cli as run
 from sovfed.server.runs import folders
 from sovfed.server.runs.awaiting import read_awaiting
@@ -28,11 +33,11 @@ pytestmark = pytest.mark.deploy
 
 @pytest.fixture(scope="module")
 def ordered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFederation]:
-    """Four hospitals whose officers sign each run, after two people of the agency."""
+    """Six hospitals whose officers sign each run, after two people of the agency."""
     from sovfed.clients.orders.rules import OrderRules
 
     rules = OrderRules(mode="required", min_approvers=2, approvers=("agency",))
-    config = make_config("server.start_cohort=4")
+    config = make_config("server.start_cohort=6", "simulation.institutions=6", "client.heads_every_s=1")
     federation = make_federation(tmp_path_factory.mktemp("orders"), config, orders=rules)
     try:
         federation.build_agency()
@@ -59,46 +64,93 @@ def sovfed(*words: str) -> str:
     if words[0] == "run" and words[1] in ("start", "show"):  # whose connection to the superlink ends with the process
         argv = [sys.executable, "-m", "sovfed", *words]
         return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120).stdout
-    done = CliRunner().invoke({"run": run, "client": client}[words[0]], words[1:])
+    done = CliRunner().invoke({"run": run, "client": client, "release": release}[words[0]], words[1:])
     assert done.exit_code == 0, f"{words}: {done.output} {done.exception!r}"
     return done.output
 
 
-def test_a_run_waits_for_officers_and_takes_those_alone_who_signed(ordered: LocalFederation) -> None:
-    """The agency sends its run to all four; who has not signed, or refuses, answers no message of it."""
-    agency, names = str(ordered.home), [member.name for member in ordered.institutions]
-    file = ordered.home / "runs" / "study" / "order.json"
-    told = sovfed("run", "propose", "task=breast_cancer", "rounds=3", "run_name=study", "server.min_cohort=3",
-                  "order.purpose=malignant or benign, study 12", "--home", agency)  # fmt: skip
-    assert "would leave: up to 6 masked contributions" in told
-    assert "malignant or benign, study 12" in told
+def approved(federation: LocalFederation, name: str) -> None:
+    """Two people of the agency approve the run's order."""
     for person in ("ann", "bob"):
-        make_signer(ordered.folder, ordered.authority_home, person, "agency")
-        sovfed("run", "approve", str(file), "--yes", "--signer", str(ordered.folder / f"signer-{person}-agency"))
+        signer = federation.folder / f"signer-{person}-agency"
+        if not signer.exists():
+            make_signer(federation.folder, federation.authority_home, person, "agency")
+        sovfed("run", "approve", str(federation.home / "runs" / name / "order.json"), "--yes", "--signer", str(signer))
+
+
+def answered(federation: LocalFederation, name: str, words: dict[str, str]) -> None:
+    """Each institution's officer says its word to the order of run `name`, once it is there."""
+    books = {member: OrderBook(federation.client_home(member)) for member in words}
+    arrived = lambda book: any(proposal.order.run == name for proposal in book.proposals())  # noqa: E731
+    wait_for(lambda: all(map(arrived, books.values())), "the order to arrive")
+    for member, verb in words.items():
+        more = ["--yes"] if verb == "sign" else ["--reason", "not for this"]
+        at = ("--key", str(key_of(federation, member)), "--home", str(federation.client_home(member)))
+        sovfed("client", "orders", verb, name, *more, *at)
+
+
+def released(federation: LocalFederation, name: str, members: list[str], *more: str) -> bytes:
+    """The release of run `name`, signed by `members` too."""
+    file = federation.folder / f"{name}.release"
+    sovfed("release", name, "--out", str(file), "--wait", "60", "--home", str(federation.home), *more)
+    for member in members:
+        sovfed("client", "release", "sign", str(file), "--home", str(federation.client_home(member)))
+    return file.read_bytes()
+
+
+def test_a_run_from_its_proposal_to_its_release_and_to_the_one_without_who_withdrew(
+    ordered: LocalFederation, tmp_path: Path
+) -> None:
+    """Five of six sign; who has not signed, or refuses, answers nothing. Whoever withdraws is not in the next model."""
+    agency, names = str(ordered.home), [member.name for member in ordered.institutions]
+    folder = ordered.home / "runs" / "study"
+    told = sovfed("run", "propose", "task=breast_cancer", "rounds=3", "run_name=study", "server.min_cohort=3",
+                  "privacy=distributed", "privacy.epsilon=3", "privacy.population=400", "privacy.colluders=0",
+                  "order.purpose=malignant or benign, study 12", "--home", agency)  # fmt: skip
+    assert "one masked contribution" in told and "malignant or benign, study 12" in told
+    approved(ordered, "study")
     sovfed("run", "start", "--proposed", "study", "--no-follow", "--home", agency)
-    books = {name: OrderBook(ordered.client_home(name)) for name in names}
-    wait_for(lambda: all(book.proposals() for book in books.values()), "the order to arrive")
 
     def awaited() -> tuple[str, ...]:
-        awaiting = read_awaiting(file.parent)
+        awaiting = read_awaiting(folder)
         return () if awaiting is None else awaiting.missing
 
     wait_for(lambda: awaited() == tuple(sorted(names)), "run show to name the officers")
     assert "data officers" in sovfed("run", "show", "study", "--home", agency)
-    word = dict.fromkeys(names[:3], "sign") | {names[3]: "refuse"}
-    for name, verb in word.items():
-        home = str(ordered.client_home(name))
-        yes = ["--yes"] if verb == "sign" else ["--reason", "not for this"]
-        sovfed("client", "orders", verb, "study", *yes, "--key", str(key_of(ordered, name)), "--home", home)
+    answered(ordered, "study", dict.fromkeys(names[:5], "sign") | {names[5]: "refuse"})
     lines = finished(ordered, "study")
-    assert [sorted(line["participants"]) for line in lines] == [sorted(names[:3])] * 3
-    assert not (ordered.client_home(names[3]) / "received").joinpath("study").exists()
+    assert [sorted(line["participants"]) for line in lines] == [sorted(names[:5])] * 3
     explained = sovfed("run", "explain", "study", "--home", agency)
-    assert f"{names[3]}: refused by ito" in explained and f"{names[0]}: signed by ito" in explained
-    assert f"a contribution to 3 rounds from {names[0]}" in explained and f"from {names[3]}" not in explained
+    assert f"{names[5]}: refused by ito" in explained and f"{names[0]}: signed by ito" in explained
+    assert f"a contribution to 3 rounds from {names[0]}" in explained and f"from {names[5]}" not in explained
     shown = sovfed("client", "orders", "show", "study", "--home", str(ordered.client_home(names[0])))
     assert "has left: at most" in shown and "signed by ito" in shown
-    assert "nothing yet" not in shown
+
+    bundle, root = released(ordered, "study", names[:5]), ordered.authority_home / "root.pem"
+    verified = verified_bare(bundle, root, private_directory(tmp_path / "bare"))
+    assert verified.returncode == 0, verified.stderr
+    assert f"the order is signed by an officer of {', '.join(sorted(names[:5]))}" in verified.stdout
+    assert "approved by ann of agency, bob of agency" in verified.stdout
+    assert "differential privacy for each" in verified.stdout
+    assert verified_foreign(bundle, tmp_path) in (0, None)
+    verdict = check_release(bundle, load_roots(root))
+    assert verdict.signed_by_all and verdict.log.whole == sorted(names[:5])
+
+    gone, left = names[4], names[:4]
+    statement = tmp_path / "withdrawal"
+    at = ("--key", str(key_of(ordered, gone)), "--home", str(ordered.client_home(gone)))
+    sovfed("client", "orders", "withdraw", "study", "--out", str(statement), *at)
+    told = sovfed("run", "withdraw", "study", gone, "--statement", str(statement), "--home", agency)
+    assert f"{gone}: took part in 3 rounds" in told and verdict.predicate["model"]["sha256"] in told
+    assert "made anew from the beginning" in sovfed("run", "unlearn", "study", "--name", "anew", "--home", agency)
+    approved(ordered, "anew")
+    sovfed("run", "start", "--proposed", "anew", "--no-follow", "--home", agency)
+    answered(ordered, "anew", dict.fromkeys(left, "sign"))
+    assert [sorted(line["participants"]) for line in finished(ordered, "anew")] == [sorted(left)] * 3
+    again = check_release(released(ordered, "anew", left), load_roots(root))
+    assert again.signed_by_all and again.predicate["institutions"] == sorted(left)
+    assert again.predicate["unlearning"]["withdrawn"] == [gone]
+    assert any(f"made anew without {gone}, which withdrew from run study" in line for line in again.holds)
 
 
 def test_an_agency_that_dispatches_to_all_without_a_signature_gets_nothing(ordered: LocalFederation) -> None:
@@ -113,8 +165,8 @@ def test_an_agency_that_dispatches_to_all_without_a_signature_gets_nothing(order
     folders.start_run(ordered.control, ordered.home, "replayed", config, resume=False)
     ended(ordered, "replayed", "propose the run anew")
     for member in ordered.institutions:
-        answered = [bound.answered for bound in OrderBook(ordered.client_home(member.name)).runs().values()]
-        assert len(answered) <= 1  # the study's
+        counts = [bound.answered for bound in OrderBook(ordered.client_home(member.name)).runs().values()]
+        assert len(counts) <= 2  # the study's, and the one made anew
 
 
 def ended(federation: LocalFederation, name: str, why: str) -> dict[str, Any]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import sys
 from pathlib import Path
-from subprocess import run
 from typing import Any
 
 import pytest
-from tests.release_fixture import NAMES, RUN, Released, finished_run, resealed, word_of
+from tests.release_fixture import NAMES, RUN, Released, finished_run, resealed, verified_bare, word_of
 
 from sovfed.federation.archive import zipped
 from sovfed.federation.errors import EvidenceError
@@ -138,22 +135,7 @@ def test_a_refusal_is_not_shown_as_consent(tmp_path: Path) -> None:
 
 
 def test_verify_needs_cryptography_and_little_else(federation: Released, bundle: bytes, tmp_path: Path) -> None:
-    """A Python without any installed package but these; two of them have no code but Python's."""
-    packages = tmp_path / "packages"
-    packages.mkdir()
-    for name in ("cryptography", "cffi", "pycparser", "rfc8785", "click"):
-        module = __import__(name)
-        (packages / name).symlink_to(Path(str(module.__file__)).parent)
-    for backend in Path(str(__import__("cffi").__file__)).parent.parent.glob("_cffi_backend*.so"):
-        (packages / backend.name).symlink_to(backend)
-    (packages / "sovfed").symlink_to(Path(__file__).parents[3] / ".src" / "sovfed")
-    (tmp_path / "x.release").write_bytes(bundle)
-    shutil.copy(federation.agency.authority / "root.pem", tmp_path / "root.pem")
-    code = f"import sys; sys.path.insert(0, {str(packages)!r}); from sovfed.cli import main; main()"
-    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-
-    words = ["verify", str(tmp_path / "x.release"), "--root", str(tmp_path / "root.pem")]
-    done = run([str(base), "-I", "-S", "-c", code, *words], capture_output=True, text=True, check=False)
+    done = verified_bare(bundle, federation.agency.authority / "root.pem", tmp_path)
 
     assert done.returncode == 0, done.stderr
     assert "✓ signed by the agency" in done.stdout
