@@ -55,6 +55,12 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "verify": Lazy(
         "sovfed.federation.release.cli", "verify", "Check a release by the authority's root alone (anyone)."
     ),
+    "incident": Lazy(
+        "sovfed.federation.release.incident_cli", "incident", "Tell a regulator what a home's log has of a time."
+    ),
+    "evidence": Lazy(
+        "sovfed.federation.evidence.frameworks.cli", "evidence", "Fill the table of a framework from this home."
+    ),
     "server": Lazy("sovfed.server.cli.server", "cli", "Set up and run the aggregation server (agency)."),
     "client": Lazy("sovfed.clients.cli.institution", "cli", "Enrol and run an institution's node (a hospital, say)."),
     "model": Lazy("sovfed.clients.cli.use", "cli", "Use a trained model: predict, export, show (anyone)."),

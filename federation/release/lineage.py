@@ -17,7 +17,7 @@ from sovfed.federation.evidence.witness import holding_cosignatures
 from sovfed.federation.identity import load_roots
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from cryptography import x509
@@ -49,10 +49,15 @@ class Lineage:
 
 def gather(home: Path, run: str) -> dict[str, bytes]:
     """The files that show what the log of `home` says of `run`, under its newest head."""
+    return show(home, lambda values: bool(values.get("name") == run))
+
+
+def show(home: Path, chosen: Callable[[dict[str, Any]], bool]) -> dict[str, bytes]:
+    """The files that show those entries of the log of `home` that are `chosen`, under its newest head."""
     log = LogReader(home)
     note = log.head()
     size = read_checkpoint(note).size
-    named = [(seq, data) for seq, data in log.entries(0, size) if json.loads(data).get("name") == run]
+    named = [(seq, data) for seq, data in log.entries(0, size) if chosen(json.loads(data))]
     entries = [{"seq": seq, "entry": data.decode(), "proof": _texts(log.inclusion(seq, size))} for seq, data in named]
     cosigned = []
     for voucher, other in holding_cosignatures(home, load_roots(home / "identity" / "root.pem")):
@@ -64,12 +69,16 @@ def gather(home: Path, run: str) -> dict[str, bytes]:
     }  # fmt: skip
 
 
-def check(files: Mapping[str, bytes], roots: Sequence[x509.Certificate]) -> Lineage:
-    """What the files of `gather` say, once every proof and signature in them holds. Raises EvidenceError."""
+def check(files: Mapping[str, bytes], roots: Sequence[x509.Certificate], of: str = AGENCY) -> Lineage:
+    """What the files of `show` say, once every proof and signature in them holds. Raises EvidenceError.
+
+    `of` is whose log it must be: an origin, or what it begins with up to a slash.
+    """
     voucher = read_voucher(files[KEYS])
     origin = voucher.check(roots)
-    if not origin.startswith(AGENCY):
-        raise EvidenceError(f"the log is that of {origin}, expected the agency's")
+    if origin != of and not (of.endswith("/") and origin.startswith(of)):
+        raise EvidenceError(f"the log is that of {origin}, expected {of}")
+    by = INSTITUTION if origin.startswith(AGENCY) else AGENCY
     head = check_note(files[HEAD], voucher.log_key)
     entries, seq = [], -1
     for proven in _list(files[ENTRIES]):
@@ -87,11 +96,11 @@ def check(files: Mapping[str, bytes], roots: Sequence[x509.Certificate]) -> Line
         other = check_note(note, voucher.log_key)
         check_cosignature(note, witness.witness_key)
         first, last = sorted((head, other), key=lambda each: each.size)
-        if not name.startswith(INSTITUTION) or not merkle.consistent(
+        if not name.startswith(by) or not merkle.consistent(
             first.size, first.root, last.size, last.root, _hashes(cosigning["proof"])
         ):
             raise EvidenceError(f"what {name} has cosigned is another log than this one")
-        cosigned[name.removeprefix(INSTITUTION)] = other.size
+        cosigned[name.removeprefix(by)] = other.size
     return Lineage(origin.removeprefix(AGENCY), head.size, tuple(entries), cosigned)
 
 

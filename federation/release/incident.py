@@ -1,0 +1,125 @@
+"""What a regulator is told of an incident: the log's entries of that time with their proofs, signed by the home.
+
+It holds no record, weight, count of records or name of a person, for no entry of a log does. A supervisory authority
+that has the root's certificate checks it offline, and later holds the whole log to its head.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed import __version__
+from sovfed.federation.archive import zipped
+from sovfed.federation.errors import ConfigError, EvidenceError, SovfedError
+from sovfed.federation.evidence.entries import canonical
+from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, own_origin
+from sovfed.federation.evidence.store import LogReader, has_log, record
+from sovfed.federation.evidence.witness import problems
+from sovfed.federation.identity import verify_lapsed
+from sovfed.federation.release import lineage, sealed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from cryptography import x509
+
+REPORT: Final = "incident.dsse.json"
+MAX_BYTES: Final = 1 << 30
+RETOLD: Final = {  # kinds of entries, in the order in which a reader asks for them
+    "split": "a log that does not go on from what was seen of it", "refusal": "refused", "revocation": "revoked",
+    "removal": "removed", "admission": "admitted", "login": "logged in", "policy": "settings changed",
+    "order": "orders", "withdrawal": "withdrew", "run": "runs begun or ended", "round": "rounds", "release": "released",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A bundle that holds: whose it is, what it says, and its entries."""
+
+    origin: str
+    report: dict[str, Any]
+    entries: tuple[dict[str, Any], ...]
+
+
+def make_bundle(home: Path, begin: int, end: int, note: str, *, early: bool) -> bytes:
+    """The bundle of what the log of `home` has from `begin` to `end` (Unix time), signed by the home and in its log.
+
+    An `early` one, for the first 24 hours, has counts and heads and no entries. Raises ConfigError without a log.
+    """
+    if not has_log(home):
+        raise ConfigError(f"{home}: no log, so nothing to tell")
+    files = lineage.show(home, lambda values: begin <= values["at"] <= end and not early)
+    entries = [values for values in _entries(home) if begin <= values["at"] <= end]
+    report = {
+        "origin": own_origin(home), "from": begin, "to": end, "early": early, "note": note,
+        "versions": {"sovfed": __version__, "python": platform.python_version(), "system": platform.system()},
+        "counts": dict(Counter(str(values["kind"]) for values in entries)), "problems": problems(home),
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }  # fmt: skip
+    payload = canonical(report)
+    data = zipped.write(
+        {**files, REPORT: sealed.Envelope(payload, (sealed.sign(payload, home),)).to_bytes()}, most=MAX_BYTES
+    )
+    record(home, "incident", begin=begin, end=end, early=early, sha256=hashlib.sha256(data).hexdigest())
+    return data
+
+
+def check_bundle(data: bytes, roots: Sequence[x509.Certificate]) -> Incident:
+    """What the bundle says, once its signature and each entry's proof hold. Raises EvidenceError, and nothing else."""
+    try:
+        return _checked(data, roots)
+    except EvidenceError:
+        raise
+    except (SovfedError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise EvidenceError(f"not an incident bundle that holds: {error}") from error
+
+
+def told(incident: Incident) -> list[str]:
+    """It in plain words."""
+    report = incident.report
+    versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
+    lines = [f"{incident.origin}, {_day(report['from'])} to {_day(report['to'])}; {versions}"]
+    lines += [report["note"]] if report["note"] else []
+    lines += [f"problem: {why}" for why in report["problems"].values()]
+    lines += [f"{report['counts'][kind]} × {words}" for kind, words in RETOLD.items() if kind in report["counts"]]
+    return lines
+
+
+def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Incident:
+    files = zipped.read(data, most=MAX_BYTES, what="incident bundle")
+    envelope = sealed.read_envelope(files.pop(REPORT))
+    report = json.loads(envelope.payload)
+    (signed,) = envelope.signatures
+    names = verify_lapsed(signed.certificate, roots)
+    sealed.check(envelope.payload, signed, report["origin"])
+    if canonical(report) != envelope.payload or report["origin"] != _origin(names):
+        raise EvidenceError("the incident bundle is not signed by the home whose log it shows")
+    if report["files"] != {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}:
+        raise EvidenceError("the incident bundle holds other files than those that were signed")
+    log = lineage.check(files, roots, of=report["origin"])
+    if any(not report["from"] <= values["at"] <= report["to"] for values in log.entries):
+        raise EvidenceError("an entry of the incident bundle is of another time")
+    counted = dict(Counter(str(values["kind"]) for values in log.entries))
+    if not report["early"] and counted != report["counts"]:
+        raise EvidenceError("the incident bundle leaves entries out that its report counts")
+    return Incident(report["origin"], report, log.entries)
+
+
+def _origin(names: Any) -> str:
+    hosts = getattr(names, "hosts", ())
+    return AGENCY + hosts[0] if hosts else INSTITUTION + str(names.institution)
+
+
+def _entries(home: Path) -> list[Mapping[str, Any]]:
+    return [json.loads(data) for _, data in LogReader(home).entries()]
+
+
+def _day(moment: int) -> str:
+    return f"{datetime.fromtimestamp(moment, UTC):%F %T} UTC"
