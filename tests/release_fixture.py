@@ -87,6 +87,8 @@ def finished_run(folder: Path, *overrides: str, names: tuple[str, ...] = NAMES) 
     _ordered(agency.home, run, config, homes, log)
     for line in lines:
         log.round(line)
+        for home in homes:
+            record(home, "round", run="1", request="train", round=line["round"])
     write_private(run / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     task = get_task("digits_linear")
     summary: dict[str, Any] = {

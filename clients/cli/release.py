@@ -13,7 +13,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.group()
 def release() -> None:
-    """Sign releases that this institution took part in.
+    """Declare what was trained on here, hold releases to this institution's own books, and sign them.
 
     \b
     Example:
@@ -46,6 +46,29 @@ def declare(order: str, out: Path | None, home: Path) -> None:
     write_private(path, declaration.to_bytes())
     click.echo(visible(declaration.told()))
     click.echo(f"wrote {path}; `sovfed release {visible(proposed.run)} --declaration …` puts it into the release")
+
+
+@release.command()
+@click.argument("bundle", type=FILE)
+@HOME
+def compare(bundle: Path, home: Path) -> None:
+    """Hold the release BUNDLE to this institution's own books: its word on the order, its rounds (exit code 3: not so).
+
+    Also for who has refused and took no part: an agency that leaves that out of its log is told.
+
+    \b
+    Example:
+      sovfed client release compare heart.release
+    """
+    from sovfed.clients.models.compared import differences
+    from sovfed.federation.errors import EvidenceError
+    from sovfed.federation.identity import load_roots
+    from sovfed.federation.release.checking import check_release
+
+    verdict = check_release(bundle.read_bytes(), load_roots(home / "identity" / "root.pem"))
+    if said := differences(home, verdict):
+        raise EvidenceError("; ".join(said))
+    click.echo("the release says of this institution what its own books say")
 
 
 @release.command()

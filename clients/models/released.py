@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sovfed.federation.errors import PolicyError
+from sovfed.clients.models.compared import differences
+from sovfed.federation.errors import EvidenceError, PolicyError
 from sovfed.federation.evidence.keys import INSTITUTION, own_origin
 from sovfed.federation.evidence.store import record
 from sovfed.federation.identity import load_roots
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
 def signed_release(home: Path, data: bytes) -> bytes:
     """The release `data` with the signature of the institution in `home`, which is in its log.
 
-    Raises EvidenceError if the release does not hold, PolicyError if it says nothing of this institution.
+    Raises EvidenceError if the release does not hold, or says of this institution what its own books do not, and
+    PolicyError if it says nothing of it.
     """
     roots = load_roots(home / "identity" / "root.pem")
     verdict, name = check_release(data, roots), own_origin(home).removeprefix(INSTITUTION)
     if isinstance(verdict.predicate["institutions"], list) and name not in verdict.predicate["institutions"]:
         raise PolicyError(f"the release does not name {name} among those that took part")
+    if said := differences(home, verdict):
+        raise EvidenceError("; ".join(said))
     _, envelope, _ = read_release(data)
     signed = with_signature(data, sealed.sign(envelope.payload, home))
     record(home, "release", name=verdict.predicate["run"]["name"], sha256=verdict.predicate["model"]["sha256"])

@@ -14,14 +14,15 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("bundle", type=FILE)
 @click.option("--root", "root", type=FILE, required=True, help="The authority's root certificate, which you trust.")
 @click.option("--signed-by-all", is_flag=True, help="Refuse what an institution that took part has not signed.")
+@click.option("--cosigned-by", "least", type=click.IntRange(0), default=0, help="Refuse a log that fewer cosigned.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-def verify(bundle: Path, root: Path, signed_by_all: bool, as_json: bool) -> None:
+def verify(bundle: Path, root: Path, signed_by_all: bool, least: int, as_json: bool) -> None:
     """Check every byte of the release BUNDLE; no network, no other file (exit code 3: it does not hold).
 
     \b
     Examples:
       sovfed verify heart.release --root root.pem
-      sovfed verify heart.release --root root.pem --signed-by-all
+      sovfed verify heart.release --root root.pem --signed-by-all --cosigned-by 3
     """
     from sovfed.federation.errors import EvidenceError
     from sovfed.federation.identity import load_roots
@@ -30,6 +31,9 @@ def verify(bundle: Path, root: Path, signed_by_all: bool, as_json: bool) -> None
     verdict = check_release(bundle.read_bytes(), load_roots(root))
     if signed_by_all and not verdict.signed_by_all:
         raise EvidenceError(f"{bundle}: not signed by all that took part: {verdict.missing[0]}")
+    if len(verdict.log.whole) < least:
+        who = ", ".join(verdict.log.whole) or "nobody"
+        raise EvidenceError(f"{bundle}: the log with the release is cosigned by {who}, expected {least} institutions")
     if as_json:
         values = {
             "agency": verdict.agency, "institutions": verdict.institutions, "cosigned": verdict.log.cosigned,

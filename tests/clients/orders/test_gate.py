@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.clients.orders.house import CONFIG, House, training, whole
+from tests.clients.orders.house import CONFIG, TASK, House, training, whole
 
+from sovfed.clients.home.begin import create
+from sovfed.clients.home.policy import Policy
 from sovfed.clients.orders.book import MAX_WAITING, OrderBook
+from sovfed.clients.orders.leaving import withdraw
 from sovfed.clients.orders.rules import DataPermit, OrderRules, Standing
+from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import BoundError, IdentityError, OrderError, ProtocolError, SovfedError
 from sovfed.federation.messages import (
     EvaluateRequest,
@@ -508,3 +512,39 @@ def test_no_round_is_answered_after_the_standing_consent_has_ended(house: House)
     house.now += 3 * 86_400
     with pytest.raises(OrderError, match="does not hold any more"):
         gate.require(training(CONFIG, number=2))
+
+
+@pytest.mark.parametrize("officer", [True, False])
+def test_who_withdrew_answers_nothing_more_of_the_run_and_consents_to_no_other_of_its_task(
+    tmp_path: Path, officer: bool
+) -> None:
+    """By its officer's word, or by the node's where it has none; also after a restart."""
+    house = House(tmp_path)
+    home, rules = house.home("h1"), house.required("h1") if officer else OrderRules()
+    create(home, ClientConfig(), Policy((TASK.name,), orders=rules))
+    request, other = whole(CONFIG), whole(CONFIG, "8")
+    proposal = house.proposal(request, CONFIG)
+    gate = house.gate("h1", rules)
+    if officer:
+        house.answer("h1", proposal.order.digest)
+    assert gate.consider(house.show(request, proposal))[0] == ("signed" if officer else "standing")
+    gate.require(training(CONFIG))
+
+    said = withdraw(OrderBook(home), proposal.order, lambda: house.officer("h1"), "", "", int(house.now))
+
+    said.check_origin((house.authority.root,))
+    for now in (gate, house.gate("h1", rules)):
+        with pytest.raises(OrderError, match="withdrawn here"):
+            now.require(training(CONFIG))
+    state, answer = house.gate("h1", rules).consider(house.show(request, proposal))
+    assert (state, answer and answer.decision) == ("withdrawn", "withdrawn")
+    again = house.proposal(other, CONFIG, purpose="again, without asking")
+    assert gate.consider(house.show(other, again)) == ("awaiting", None)
+
+
+def test_a_list_of_withdrawals_that_cannot_be_read_consents_to_nothing(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    gate = house.gate("h1", OrderRules())
+    (house.home("h1") / "orders" / "withdrawn.json").write_bytes(b"[")
+    with pytest.raises(OrderError, match="cannot be read"):
+        gate.consider(house.show(whole(CONFIG), house.proposal(whole(CONFIG), CONFIG)))

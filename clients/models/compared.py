@@ -1,0 +1,60 @@
+"""Whether a release says of this institution what its own books say: what it signed, and in which rounds it took part.
+
+An agency that left a refusal out of its log, or wrote an institution into a round that it never answered, shows here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sovfed.clients.orders.book import OrderBook
+from sovfed.federation.evidence.keys import INSTITUTION, own_origin
+from sovfed.federation.evidence.store import LogReader, has_log
+from sovfed.federation.secagg.request import whole_run
+from sovfed.federation.text import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import Any
+
+    from sovfed.federation.release.checking import Verdict
+    from sovfed.federation.release.lineage import Lineage
+
+ASKED = ("train", "private")  # requests of the rounds that the agency's log tells of
+
+
+def differences(home: Path, verdict: Verdict) -> list[str]:
+    """What the release says of the institution in `home` otherwise than its own books, in plain words."""
+    name = own_origin(home).removeprefix(INSTITUTION)
+    said = [*_words(OrderBook(home), verdict, name), *_rounds(home, verdict.log, name)]
+    return [visible(line) for line in said]
+
+
+def _words(book: OrderBook, verdict: Verdict, name: str) -> Iterator[str]:
+    """An order to which this institution has said something else than the agency's log has."""
+    for order in verdict.predicate["orders"]:
+        own = book.word(order["sha256"])
+        noted = [entry for entry in verdict.log.of_kind("order") if entry["event"] == "answered"]
+        told = [entry["said"] for entry in noted if entry["order"] == order["sha256"]]
+        if own is None or not told:
+            continue
+        decisions = [decision for decision, names in told[-1].items() if isinstance(names, list) and name in names]
+        counted = any(not isinstance(names, list) for names in told[-1].values())  # too many to be named
+        if own.decision not in decisions and not counted:
+            other = f"'{decisions[0]}'" if decisions else "nothing"
+            yield f"{name} has '{own.decision}' to order {order['sha256'][:12]}, and the agency's log says {other}"
+
+
+def _rounds(home: Path, log: Lineage, name: str) -> Iterator[str]:
+    """A round in which the agency says this institution took part, and of which its own log has nothing."""
+    own = {(whole_run(entry["run"]), entry["round"]) for entry in _own(home) if entry["request"] in ASKED}
+    for entry in log.of_kind("round"):
+        took_part = isinstance(entry["participants"], list) and name in entry["participants"]
+        if took_part and (entry["run"], entry["round"]) not in own:
+            yield f"the agency's log has {name} in round {entry['round']}, and this institution's own log has not"
+
+
+def _own(home: Path) -> Iterator[dict[str, Any]]:
+    if has_log(home):
+        yield from (entry for entry in LogReader(home).newest() if entry["kind"] == "round")
