@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sovfed.clients.home.folder import SETTINGS, load_config
 from sovfed.clients.home.policy import load_policy
 from sovfed.federation.config import REST
-from sovfed.federation.config.content import ContentConfig
+from sovfed.federation.content import ContentConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.evidence.store import record
 from sovfed.federation.release.content import Declaration

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from sovfed.federation.config.content import ContentConfig
+from sovfed.federation.content import ContentConfig
 from sovfed.federation.schema import bounded, choice, named
 from sovfed.federation.text import AT, DIGEST, LEAST_DIGEST, NAME
 

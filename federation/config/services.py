@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.addresses import host_port
-from sovfed.federation.config.content import ContentConfig
 from sovfed.federation.config.data import REST, DataConfig, StudyConfig, Versioned
+from sovfed.federation.content import ContentConfig
 from sovfed.federation.errors import WrongTaskError
 from sovfed.federation.schema import bounded, choice
 from sovfed.federation.text import AT, LEAST_DIGEST, NAME, NAME_IN_WORDS, names_task

@@ -93,12 +93,13 @@ def check_release(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
 
 def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
     files, envelope, statement = read_release(data)
-    agency, institutions = _signers(envelope, roots, files[REVOKED])
+    hosts, institutions = _signers(envelope, roots, files[REVOKED])
     if files[PUBLIC_KEY] != sealed.public_pem(envelope.signatures[0].certificate):
         raise EvidenceError(f"{PUBLIC_KEY}: not the key that signed the release")
     log, predicate = lineage.check(files, roots), statement["predicate"]
-    if log.origin != agency:
-        raise EvidenceError(f"signed by {agency}, and the log is that of {log.origin}")
+    agency = log.origin  # which its first certificate named first; a later one may name another of its hosts first
+    if agency not in hosts:
+        raise EvidenceError(f"signed by {hosts[0]}, and the log is that of {agency}")
     require_agreement(files, predicate, log, hashlib.sha256(files[MODEL]).hexdigest())
     _require_took_part(predicate, institutions)
     ordered = check_orders(files, predicate, log, roots)
@@ -139,8 +140,8 @@ def _statement(payload: bytes) -> dict[str, Any]:
 
 def _signers(
     envelope: sealed.Envelope, roots: Sequence[x509.Certificate], revoked: bytes
-) -> tuple[str, tuple[str, ...]]:
-    """Who signed: the agency, first, and the institutions. Raises EvidenceError."""
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Who signed: the agency, first, by its hosts, and the institutions. Raises EvidenceError."""
     names = []
     for signed in envelope.signatures:
         holder = verify_lapsed(signed.certificate, roots)
@@ -153,7 +154,7 @@ def _signers(
     institutions = tuple(name.institution for name in names[1:] if isinstance(name, InstitutionNames))
     if len(institutions) != len(names) - 1 or len(set(institutions)) != len(institutions):
         raise EvidenceError("the release is signed by two agencies, or by an institution twice")
-    return names[0].hosts[0], institutions
+    return names[0].hosts, institutions
 
 
 def _require_not_revoked(der: bytes, roots: Sequence[x509.Certificate], pem: bytes, name: str) -> None:

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from sovfed.federation.config.content import ContentConfig
+from sovfed.federation.content import ContentConfig
 from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.identity import verify_lapsed

@@ -11,6 +11,7 @@ import pytest
 from tests.release_fixture import NAMES, RUN, Released, finished_run, resealed, verified_bare, word_of
 
 from sovfed.federation.archive import zipped
+from sovfed.federation.certificates import ServerNames, create_csr, key_from_pem, to_pem
 from sovfed.federation.errors import EvidenceError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.files import write_private
@@ -19,6 +20,7 @@ from sovfed.federation.release.checking import MAX_BYTES, check_release
 from sovfed.federation.release.ordered import ANSWERS, ORDER, summary_of
 from sovfed.federation.secagg.files import load_identity
 from sovfed.server.orders.making import ANSWERS as KEPT
+from sovfed.server.registry import authority
 from sovfed.server.runs.certificate import release
 
 
@@ -132,6 +134,22 @@ def test_a_refusal_is_not_shown_as_consent(tmp_path: Path) -> None:
 
     with pytest.raises(EvidenceError, match="the log has another answer of hospital-2"):
         release(federation.agency.home, RUN, wait_s=0.0)
+
+
+def test_an_agency_whose_certificate_names_another_of_its_hosts_first_still_releases(
+    federation: Released, tmp_path: Path
+) -> None:
+    copy = federation.copied(tmp_path / "copy")
+    identity = copy.agency.home / "identity"
+    key = key_from_pem((identity / "key.pem").read_bytes(), "key.pem")
+    for hosts, holds in ((("a.example", "localhost"), True), (("a.example",), False)):
+        request = to_pem(create_csr(key, ServerNames(hosts)))
+        write_private(identity / "cert.pem", authority.sign(copy.agency.authority, request, server=True))
+        if holds:
+            assert check_release(release(copy.agency.home, RUN, wait_s=0.0), copy.roots).agency == "localhost"
+        else:
+            with pytest.raises(EvidenceError, match=r"signed by a\.example, and the log is that of localhost"):
+                release(copy.agency.home, RUN, wait_s=0.0)
 
 
 def test_verify_needs_cryptography_and_little_else(federation: Released, bundle: bytes, tmp_path: Path) -> None:

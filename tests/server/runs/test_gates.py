@@ -17,7 +17,7 @@ from sovfed.clients.models.declared import declare
 from sovfed.federation.archive import zipped
 from sovfed.federation.compose import compose
 from sovfed.federation.config import ClientConfig
-from sovfed.federation.config.content import ContentConfig
+from sovfed.federation.content import ContentConfig
 from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError, PolicyError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.store import record
