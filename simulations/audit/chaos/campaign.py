@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import math
 import signal
-import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from sovfed.simulations.audit.chaos.machine import (
     COORDINATOR_NAME,
     SUPERVISOR,
     Machine,
+    exit_when_told,
     send,
     stopped,
     whole,
@@ -263,7 +263,7 @@ def run_campaign(
 
     `told` gets each result and how much is left. Raises ServiceError if the federation does not come back whole.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and end what was started
+    exit_when_told()
     pace, known, several = Pace(minutes), record.results.get(Controls.name), any(len(points) > 1 for points in runs)
     remaining = [[point for point in points if point.name not in record.results] for points in runs]
     remaining = [points for points in remaining if points]

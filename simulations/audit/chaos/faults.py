@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from sovfed.server.registry import authority
 from sovfed.server.runs.folders import UNSENT, run_folder
 from sovfed.simulations.audit.chaos import clocks, disks, stores
 from sovfed.simulations.audit.chaos.field import ENDLESS, Field, require, tried_field
-from sovfed.simulations.audit.chaos.machine import AGENCY, SUPERVISOR, Service, send
+from sovfed.simulations.audit.chaos.machine import AGENCY, SUPERVISOR, Service, exit_when_told, send
 from sovfed.simulations.audit.chaos.pace import Pace
 
 if TYPE_CHECKING:
@@ -292,7 +291,7 @@ def run_faults(
     """Try those of `names` that are not in `record` yet, each taken into it, at one federation that is whole again
     after each; none is begun after so many `minutes`. `told` gets each result and how much is left.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and end what was started
+    exit_when_told()
     pace, remaining = Pace(minutes), record.remaining(names)
     if not remaining:
         return
