@@ -38,7 +38,7 @@ read -r fleet enrolment lane control < <(free_ports 4)
 ports=("server.fleet_port=$fleet" "server.enrolment_port=$enrolment" "server.lane_port=$lane" "server.control_port=$control")
 
 echo "# The authority and the agency, from nothing"
-types authority sovfed authority init authority --name "Health Authority"
+types authority sovfed authority init authority --name health.example
 types agency sovfed server init --home agency server.host=127.0.0.1 "server.crl_source=$folder/authority/crl.pem" "${ports[@]}"
 types authority sovfed authority sign agency/identity/server.csr --server --out server.pem --home authority --yes
 types agency sovfed server certificate server.pem authority/root.pem authority/crl.pem --home agency
