@@ -81,12 +81,14 @@ def institutions(quick: bool, files: Files, console: Console) -> None:
 
 @bench.command()
 @click.option("--quick", is_flag=True, help="400 rounds and two hours instead of 5,000 and 24: some minutes.")
+@click.option("--minutes", type=click.FloatRange(min=0.5), help="Stop the run after so many minutes.")
+@click.option("--hours", type=click.FloatRange(min=0), help="So many hours at rest, of a minute each.")
 @reported
-def soak(quick: bool, files: Files, console: Console) -> None:
+def soak(quick: bool, minutes: float | None, hours: float | None, files: Files, console: Console) -> None:
     """What grows in each process and home by 1,000 rounds, and by an hour at rest (compressed): slopes."""
     from sovfed.simulations.benchmarks.soak import run
 
-    run(quick=quick, files=files, console=console)
+    run(quick=quick, files=files, console=console, minutes=minutes, hours=hours)
 
 
 @bench.command()

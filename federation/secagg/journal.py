@@ -14,11 +14,11 @@ import hashlib
 import os
 import struct
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias, TypeVar
 
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.secagg import wire
@@ -40,7 +40,7 @@ def name_tag(name: str) -> bytes:
     return digest("name", name.encode())[:NAME_BYTES]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Joined(wire.Wire):
     """This institution finished the setup of `epoch`, with `names`; `title` is what the run is called."""
 
@@ -62,7 +62,7 @@ class Joined(wire.Wire):
         return cls(run, epoch, roster, title, tuple(_read_text(reader) for _ in range(reader.number(1))))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Spent(wire.Wire):
     """This institution masked an update in (round, attempt) under `ctx`; nothing is ever masked under it again."""
 
@@ -89,7 +89,7 @@ class Spent(wire.Wire):
         return cls(run, roster, number, attempt, purpose, model, subject, ctx, payload)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Revealed(wire.Wire):
     """This institution gave out its shares for `chosen` = H(ctx, U1), the survivors being `names` (tags).
 
@@ -119,7 +119,7 @@ class Revealed(wire.Wire):
         return cls(run, number, chosen, purpose, model, subject, least, names)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pinned(wire.Wire):
     """The terms of the first training sum without privacy, which was about `subject`; see `opened.check_bounds`."""
 
@@ -147,6 +147,7 @@ def _read_text(reader: wire.Reader) -> str:
     return text
 
 
+KeptT = TypeVar("KeptT", bound=Hashable)
 Entry: TypeAlias = Joined | Spent | Revealed | Pinned
 _KINDS: Final[dict[int, type[Entry]]] = {cls.KIND: cls for cls in (Joined, Spent, Revealed, Pinned)}
 
@@ -164,7 +165,7 @@ class History:
     names: dict[bytes, str] = field(default_factory=dict)
     rosters: dict[bytes, frozenset[bytes]] = field(default_factory=dict)
     spent: dict[tuple[bytes, int], list[Spent]] = field(default_factory=dict)
-    masked: dict[tuple[bytes, int, bytes], set[frozenset[bytes]]] = field(default_factory=dict)
+    masked: dict[tuple[bytes, int, bytes], tuple[frozenset[bytes], ...]] = field(default_factory=dict)
     rosters_masked: set[frozenset[bytes]] = field(default_factory=set)
     revealed: dict[tuple[bytes, int], Revealed] = field(default_factory=dict)
     sums: dict[tuple[bytes, int, bytes], frozenset[bytes]] = field(default_factory=dict)
@@ -172,6 +173,7 @@ class History:
     near: deque[tuple[Revealed, Revealed]] = field(default_factory=lambda: deque(maxlen=NEAR_KEPT))
     last_round: dict[bytes, int] = field(default_factory=dict)
     pinned: Pinned | None = None
+    _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def add(self, entry: Entry) -> None:
         if isinstance(entry, Joined):
@@ -180,19 +182,31 @@ class History:
             self.names.update(tags)
             self.rosters[entry.roster] = frozenset(tags)
         elif isinstance(entry, Spent):
+            entry = replace(
+                entry, run=self._same(entry.run), roster=self._same(entry.roster), subject=self._same(entry.subject)
+            )
             self.spent.setdefault((entry.run, entry.round), []).append(entry)
             self.last_round[entry.run] = max(entry.round, self.last_round.get(entry.run, 0))
             roster = self.rosters.get(entry.roster, frozenset())
-            self.masked.setdefault((entry.run, entry.purpose, entry.model), set()).add(roster)
+            key = (entry.run, entry.purpose, entry.model)
+            self.masked[key] = tuple({*self.masked.get(key, ()), roster})
             if Purpose(entry.purpose).without_privacy:
                 self.rosters_masked.add(roster)
         elif isinstance(entry, Pinned):
             self.pinned = self.pinned or entry
         else:
+            entry = replace(
+                entry, run=self._same(entry.run), subject=self._same(entry.subject), names=self._same(entry.names)
+            )
             self.revealed[entry.run, entry.round] = entry
-            self.sums[entry.run, entry.purpose, entry.model] = frozenset(entry.names)
+            self.sums[entry.run, entry.purpose, entry.model] = self._same(frozenset(entry.names))
             if Purpose(entry.purpose).without_privacy:
                 self._add_cohort(entry)
+
+    def _same(self, value: KeptT) -> KeptT:
+        """`value`, held once however many entries have it: rounds differ in little, and a run has many."""
+        kept: KeptT = self._kept.setdefault(value, value)
+        return kept
 
     def _add_cohort(self, entry: Revealed) -> None:
         names, cohorts = frozenset(entry.names), self.cohorts

@@ -97,6 +97,7 @@ def bitmap(members: Iterable[int]) -> bytes:
 class Wire(ABC):
     """A message: `encode` gives head and body, `decode` takes them apart again."""
 
+    __slots__ = ()
     KIND: ClassVar[int]
     LIMIT: ClassVar[int]
 

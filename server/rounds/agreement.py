@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from sovfed.federation.codec import encode
-from sovfed.federation.errors import DeclinedError
+from sovfed.federation.errors import BoundError, DeclinedError
 from sovfed.federation.messages import PrivateRequest, RunReply, RunRequest, TrainRequest
 from sovfed.federation.text import NAME
 from sovfed.server.rounds.aggregation import Answer, ask
@@ -107,6 +107,11 @@ class Agreement:
             node for node in nodes
             if (name := names.get(node, "")) not in gone and (not self._only or name in self._only)
         ]  # fmt: skip
+
+    def refusals(self, nodes: Collection[int]) -> dict[int, str]:
+        """The code of each of `nodes` that would refuse."""
+        return {node: says[0] if says[0] in FINAL else BoundError.code
+                for node, says in self.beyond.items() if node in nodes}  # fmt: skip
 
     def _take(self, answer: Answer[RunReply]) -> None:
         node = answer.node_id

@@ -154,7 +154,7 @@ class Rounds:
         return Round(
             number=number,
             participants=total.participants,
-            refused={node: code for node, code in story.refused if node not in total.participants},
+            refused=self._refusing() | {node: code for node, code in story.refused if node not in total.participants},
             late=sorted(story.late),
             left_out=story.left_out,
             spoilt=total.spoilt,
@@ -169,6 +169,12 @@ class Rounds:
             bytes_up=self.grid.bytes_up - up,
             attempts=story.attempts,
         )
+
+    def _refusing(self) -> dict[int, str]:
+        """Those that are here and are not asked, since they have said that they would refuse; with their codes."""
+        if self.agreement is None or not self.agreement.beyond:
+            return {}
+        return self.agreement.refusals(set(self.grid.get_node_ids()))
 
     def _request(self, number: int, model: Vector, control: Vector) -> TrainRequest:
         return replace(

@@ -23,6 +23,7 @@ from sovfed.federation.compose import compose
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ServiceError
 from sovfed.server.runs import folders
+from sovfed.server.runs.coordinators import coordinator_of
 from sovfed.server.runs.curves import read_rounds
 from sovfed.simulations.benchmarks.process_tree import cpu_seconds, proportional_bytes
 from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
@@ -88,6 +89,11 @@ COLUMNS: Final = (
     Column("superlink_cpu_s", "superlink s", "{:.3f}".format),
     Column("node_cpu_s", "node s", "{:.3f}".format),
     Column("round_ms", "round ms", "{:.0f}".format),
+    Column("round_cpu_ms", "of CPU", "{:.0f}".format),
+    Column("round_coordinator_ms", "coordinator", "{:.0f}".format),
+    Column("round_registry_ms", "registry", "{:.0f}".format),
+    Column("round_trainer_ms", "trainers", "{:.0f}".format),
+    Column("round_gateway_ms", "gateways", "{:.0f}".format),
     Column("idle_millicores", "idle millicores", "{:.1f}".format),
     Column("idle_superlink", "of it superlink", "{:.1f}".format),
     Column("idle_supervisor", "supervisor", "{:.1f}".format),
@@ -133,11 +139,7 @@ def _grow(federation: LocalFederation, size: int) -> float:
 def _idle(federation: LocalFederation, size: int) -> dict[str, float]:
     """Millicores that each of `size` institutions takes at rest, with its share of the agency's; memory of one."""
     time.sleep(SETTLE_S)
-    kinds = {
-        **{name: [federation.pid("agency", name)] for name in AGENCY},
-        **{name: _processes(federation, name) for name in PROCESSES},
-        "supervisor": [os.getpid()],
-    }
+    kinds = _kinds(federation)
     before, clock = _spent(kinds), time.monotonic()
     time.sleep(IDLE_S)
     seconds, after = time.monotonic() - clock, _spent(kinds)
@@ -148,6 +150,15 @@ def _idle(federation: LocalFederation, size: int) -> dict[str, float]:
         **millicores,
         **memory,
         "memory_mb": sum(memory.values()),
+    }
+
+
+def _kinds(federation: LocalFederation) -> dict[str, list[int]]:
+    """The processes of the agency and of all institutions, by kind."""
+    return {
+        **{name: [federation.pid("agency", name)] for name in AGENCY},
+        **{name: _processes(federation, name) for name in PROCESSES},
+        "supervisor": [os.getpid()],
     }
 
 
@@ -177,6 +188,7 @@ def _run(federation: LocalFederation, size: int, name: str) -> dict[str, Any]:
     while not read_rounds(folder):
         _check(federation, name, started)
     first_s, after = time.monotonic() - started, (cpu_seconds(superlink), cpu_seconds(nodes))
+    spent = _round_ms(federation, folder, name, started)
     while folders.read_run(federation.home, name)["status"] != "finished":
         _check(federation, name, started)
     lines = read_rounds(folder)
@@ -189,7 +201,21 @@ def _run(federation: LocalFederation, size: int, name: str) -> dict[str, Any]:
         "superlink_cpu_s": (after[0] - before[0]) / size,
         "node_cpu_s": (after[1] - before[1]) / size,
         "round_ms": 1000 * statistics.median(line["seconds"] for line in lines[WARM_UP:]),
+        **{f"round_{kind}_ms": spent_ms for kind, spent_ms in spent.items()},
+        "round_cpu_ms": sum(spent.values()),
     }
+
+
+def _round_ms(federation: LocalFederation, folder: Path, name: str, started: float) -> dict[str, float]:
+    """Processor milliseconds of a round by kind of process, all institutions' together, from `WARM_UP` on."""
+    kinds = {**_kinds(federation), "coordinator": [coordinator_of(folder)]}
+    measured = list[tuple[int, dict[str, float]]]()
+    for least in (WARM_UP, ROUNDS - 1):
+        while (count := len(read_rounds(folder))) < least:
+            _check(federation, name, started)
+        measured.append((count, _spent(kinds)))
+    (first, before), (last, after) = measured
+    return {kind: 1000 * (after[kind] - before[kind]) / max(1, last - first) for kind in kinds}
 
 
 def _check(federation: LocalFederation, name: str, started: float) -> None:

@@ -61,24 +61,30 @@ class Sample:
     usage: dict[str, Usage]
 
 
-def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
-    """Measure, print, write the files that are asked for; what the JSON file holds."""
+def run(
+    quick: bool, files: Files, console: Console, *, minutes: float | None = None, hours: float | None = None
+) -> dict[str, Any]:
+    """Measure, print, write the files that are asked for; what the JSON file holds.
+
+    The run is stopped after so many `minutes`, however many rounds there were.
+    """
     files.check()
-    rounds, hours = (QUICK_ROUNDS, QUICK_HOURS) if quick else (ROUNDS, HOURS)
+    rounds, usual = (QUICK_ROUNDS, QUICK_HOURS) if quick else (ROUNDS, HOURS)
+    hours = usual if hours is None else hours
     started, measured_in = time.monotonic(), conditions(quick=quick, rounds=rounds, hours=hours)
     with workplace() as folder, _federation(folder, rounds) as machine:
         with console.status(f"{rounds} rounds"):
-            busy = _soak_rounds(machine, rounds)
-        console.print(f"[green]✓[/] {rounds} rounds")
+            busy, done = _soak_rounds(machine, rounds, minutes)
+        console.print(f"[green]✓[/] {done} of {rounds} rounds")
         with console.status(f"{hours:g} hours at rest, in {hours * HOUR_S / 60:g} min"):
             resting = _soak_hours(machine, hours)
-    rows = [*_rows("1,000 rounds", busy, 1_000.0), *_rows("hour at rest", resting, 1.0)]
+    rows = [*_rows("1,000 rounds", busy, 1_000.0), *(_rows("hour at rest", resting, 1.0) if resting else ())]
     report = Report(
         title="What grows, by 1,000 rounds and by an hour at rest",
         columns=COLUMNS,
         rows=rows,
         ratios={},
-        figures={**_worst(rows), "seconds_total": time.monotonic() - started},
+        figures={**_worst(rows), "rounds_done": float(done), "seconds_total": time.monotonic() - started},
         conditions=measured_in,
         bars=Bars("memory_mb", "memory_mb", "memory_mb", "who", "per", "MB", log=False, only=("is", "process")),
     )
@@ -109,30 +115,35 @@ def _federation(folder: Path, rounds: int) -> Iterator[Machine]:
         f"rounds={rounds}", f"client.crl_refresh_s={HOUR_S / 60}",
         f"server.min_cohort={INSTITUTIONS}", f"server.start_cohort={INSTITUTIONS}",
     ]).config  # fmt: skip
-    federation = LocalFederation(folder, members, config, dataclasses.replace(POLICY, max_rounds=rounds))
+    policy = dataclasses.replace(POLICY, max_rounds=rounds, max_sums_per_run=2 * rounds)
+    federation = LocalFederation(folder, members, config, policy)
     with whole(federation, SETTLE_S) as machine:
         yield machine
 
 
-def _soak_rounds(machine: Machine, rounds: int) -> list[Sample]:
-    """Samples of a run of so many rounds, taken while it goes on."""
+def _soak_rounds(machine: Machine, rounds: int, minutes: float | None) -> tuple[list[Sample], int]:
+    """Samples of a run of so many rounds, taken while it goes on, and its last round; it is stopped after `minutes`."""
     federation, name, samples = machine.federation, "soak", list[Sample]()
     federation.start_run(name, federation.config)
-    deadline = time.monotonic() + START_S + ROUND_S * rounds
+    started, most_s = time.monotonic(), 60 * minutes if minutes else START_S + ROUND_S * rounds
     while (run := folders.read_run(federation.home, name))["status"] in folders.ACTIVE:
-        done = run["rounds_done"]
-        if len(samples) * rounds / SAMPLES < done < rounds:
+        done, gone = run["rounds_done"], (time.monotonic() - started) / most_s
+        if len(samples) / SAMPLES < (gone if minutes else done / rounds) and 0 < done < rounds:
             samples.append(Sample(done, _usage(machine)))
-        if time.monotonic() > deadline:
+        if gone > 1 and minutes:
+            folders.stop_run(federation.control, federation.home, name)
+        elif gone > 1:
             raise ServiceError(f"{done} of {rounds} rounds; logs in {federation.home / 'logs'}")
         time.sleep(POLL_S)
-    if run["status"] != "finished":
+    if run["status"] not in ("finished", "stopped" if minutes else "finished"):
         raise ServiceError(f"the run {run['status']}: {run['reason']}; logs in {federation.home / 'logs'}")
-    return samples
+    return samples, run["rounds_done"]
 
 
 def _soak_hours(machine: Machine, hours: float) -> list[Sample]:
     """Samples of a federation in which nothing runs any more."""
+    if not hours:
+        return []
     time.sleep(AFTER_S)
     started, samples = time.monotonic(), list[Sample]()
     for number in range(SAMPLES):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sovfed.federation.errors import ConfigError
-from sovfed.simulations.audit.chaos.campaign import NOISE, Campaign, small_federation
+from sovfed.simulations.audit.chaos.campaign import Campaign, small_federation
 from sovfed.simulations.audit.chaos.points import QUICK, chosen, every_point
 
 SAMPLE = ("coordinator:unmasking:kill", "institution:masking:kill", "agency:last:kill")
@@ -18,7 +18,7 @@ SAMPLE = ("coordinator:unmasking:kill", "institution:masking:kill", "agency:last
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
     folder = tmp_path_factory.mktemp("chaos")
     with small_federation(folder / "f") as machine:
-        yield Campaign(machine, folder, NOISE)
+        yield Campaign(machine, folder)
 
 
 @pytest.mark.deploy

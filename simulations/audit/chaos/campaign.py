@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import math
 import signal
-import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from sovfed.simulations.audit.chaos.machine import (
     COORDINATOR_NAME,
     SUPERVISOR,
     Machine,
+    exit_when_told,
     send,
     stopped,
     whole,
@@ -57,8 +57,7 @@ SETTLE_S: Final = 180.0
 CONTROL_S: Final = 8.0
 HANG_S: Final = 15.0  # instead of 60, so that what is stopped takes a quarter of the time
 REVIVED_S: Final = HANG_S + 60.0  # within which what was stopped must be started anew, on a busy machine
-UNDISTURBED: Final = 2  # runs
-NOISE: Final = 1e-5  # more than undisturbed runs were ever seen to differ by
+NOISE: Final = 1e-5  # more than undisturbed runs were ever seen to differ by, which is 3e-6; a round less is 8e-2
 POPULATION: Final = "persons"
 COHORT: Final = (
     "server.min_cohort=4", "server.start_cohort=4", "privacy.colluders=0", "server.round_deadline_s=15",
@@ -88,27 +87,21 @@ def small_federation(folder: Path) -> Iterator[Machine]:
 class Campaign:
     """Runs at one federation, which is whole again after each."""
 
-    def __init__(
-        self, machine: Machine, folder: Path, noise: float | None = None, rounds: int = ROUNDS,
-        undisturbed: int = UNDISTURBED,
-    ) -> None:  # fmt: skip
-        """`noise` is how far undisturbed runs lie from the simulation; so many of them measure it if it is None."""
+    def __init__(self, machine: Machine, folder: Path, noise: float = NOISE, rounds: int = ROUNDS) -> None:
+        """`noise` is how far undisturbed runs lie from the simulation at most."""
         self._machine, self._federation, self._folder = machine, machine.federation, folder
-        self._plain = dataclasses.replace(compose(list(PLAIN)).config, rounds=rounds)
-        self._private = compose(list(PRIVATE)).config
+        self._plain = dataclasses.replace(self._federation.config, rounds=rounds)
+        self._private = dataclasses.replace(compose(list(PRIVATE)).config, server=self._plain.server)
         self._runs = Runs(machine, MEMBER)
         self._shorter = self._simulated(rounds - 1)
-        expected = self._simulated(rounds, resume=True)
-        if noise is None:
-            noise = max(checks.distance(self._undisturbed(), expected) for _ in range(undisturbed))
-        self.reference = checks.Reference(expected, noise)
+        self.reference = checks.Reference(self._simulated(rounds, resume=True), noise)
 
     def play(self, points: Sequence[Point]) -> list[Outcome]:
         """Disturb one run at each of `points` and see how it comes out; then all must be whole again by itself.
 
-        The run's verdict is that of each point.
+        The run's verdict is that of each point until the first whose moment did not come; those behind it have none.
         """
-        started = time.monotonic()
+        started, hit = time.monotonic(), 0
         name, watch = self._runs.next_watch()
         config = self._private if any(point.private for point in points) else self._plain
         struck, waits, problem, finished = list[int](), list[float](), "", False
@@ -116,6 +109,7 @@ class Campaign:
             self._begin(points[0], config, name, struck)
             for point in points:
                 self._disturb(point, config, watch, struck)
+                hit += 1
                 at, count = time.monotonic(), watch.rounds()
                 if point is not points[-1]:
                     watch.await_rounds(count + 1)
@@ -123,7 +117,7 @@ class Campaign:
             finished, next_round_s = self._runs.await_end(name, watch, at, count, FINISH_S)
             waits.append(next_round_s)
         except ServiceError as error:
-            problem = str(error)
+            problem, finished = str(error), self._runs.finished(name)
         verdict = self._judge(config, name, finished, time.monotonic() - started).and_problem(problem)
         verdict = dataclasses.replace(verdict, hung=self._still_stopped(struck))
         if not finished:
@@ -134,9 +128,12 @@ class Campaign:
             verdict = dataclasses.replace(verdict.and_problem(str(error)), needed_operator=True)
         ended = datetime.now(UTC).isoformat(timespec="seconds")
         waits += [math.inf] * (len(points) - len(waits))
+        known = points[: max(1, hit + finished)]
         return [
-            dataclasses.replace(verdict, point=point.name, seconds_to_next_round=wait, ended=ended)
-            for point, wait in zip(points, waits, strict=True)
+            dataclasses.replace(
+                verdict, point=point.name, seconds_to_next_round=wait, ended=ended, missed=finished and number > hit
+            )
+            for number, (point, wait) in enumerate(zip(known, waits, strict=False), 1)
         ]
 
     def controls(self) -> Controls:
@@ -156,13 +153,6 @@ class Campaign:
         folders.stop_run(self._federation.control, self._federation.home, name)
         finished, _ = self._runs.await_end(name, watch, time.monotonic(), watch.rounds(), CONTROL_S)
         return not finished
-
-    def _undisturbed(self) -> Vector:
-        name, watch = self._runs.begin(self._plain)
-        finished, _ = self._runs.await_end(name, watch, time.monotonic(), 0, FINISH_S)
-        if not finished:
-            raise ServiceError(f"an undisturbed run has not finished: {self._runs.state(name)}")
-        return checks.model_of(self._federation.home, name)
 
     def _begin(self, point: Point, config: Config, name: str, struck: list[int]) -> None:
         """Start the run, and before that send the signals of a point whose moment is then."""
@@ -273,18 +263,14 @@ def run_campaign(
 
     `told` gets each result and how much is left. Raises ServiceError if the federation does not come back whole.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and end what was started
+    exit_when_told()
     pace, known, several = Pace(minutes), record.results.get(Controls.name), any(len(points) > 1 for points in runs)
     remaining = [[point for point in points if point.name not in record.results] for points in runs]
     remaining = [points for points in remaining if points]
     if not remaining and known is not None:
         return
     with tempfile.TemporaryDirectory(prefix="sovfed-") as name, small_federation(Path(name) / "f") as machine:
-        noise = known.noise if isinstance(known, Controls) else None
-        campaign = (
-            Campaign(machine, Path(name), noise, MOST_ROUNDS, undisturbed=1) if several
-            else Campaign(machine, Path(name), noise)
-        )  # fmt: skip
+        campaign = Campaign(machine, Path(name), rounds=MOST_ROUNDS if several else ROUNDS)
         if known is None:
             record.add(controls := campaign.controls())
             told(controls, "")

@@ -13,7 +13,7 @@ from sovfed.clients.ledger.file import read_ledger
 from sovfed.federation.privacy.accounting import epsilon
 from sovfed.server.runs import folders
 from sovfed.server.runs.curves import read_rounds
-from sovfed.server.runs.release import read_model
+from sovfed.server.runs.release import TRACKED, read_model
 from sovfed.server.runs.tracking import figures, tracking_uri
 
 if TYPE_CHECKING:
@@ -63,9 +63,8 @@ def lacking_in_mlflow(agency: Path, config: Config, name: str) -> list[str]:
     from mlflow import MlflowClient
 
     folder = folders.run_folder(agency, name)
-    summary = folders.read_summary(agency, name) or {}
     client = MlflowClient(tracking_uri(config, agency))
-    run = client.get_run(summary["mlflow_run_id"])
+    run = client.get_run((folder / TRACKED).read_text().strip())
     lacking = [] if run.info.status == "FINISHED" else [f"its status is {run.info.status}"]
     lines = read_rounds(folder)
     for key in sorted({key for line in lines for key in figures(line)}):

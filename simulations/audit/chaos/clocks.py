@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 SOURCE: Final = Path(__file__).with_name("clock.c")
 DAY_S: Final = 86_400
 WORDS: Final = "clock says"
-SAID_S: Final = 90.0
 
 
 @cache
@@ -59,10 +58,10 @@ def play(field: Field, owner: str, offset_s: int, moves: Path) -> None:
     thread = threading.Thread(target=supervisor.start, daemon=True)
     thread.start()
     try:
-        wait_until(lambda: _named(home, started), f"{owner} names the clock", SAID_S)
+        wait_until(lambda: _named(home, started), f"{owner} names the clock")
         if owner != AGENCY:
             if offset_s > 0:  # yesterday its certificate did not hold yet, so it does not call
-                wait_until(lambda: _named(field.agency, started), "the agency names the clock", SAID_S)
+                wait_until(lambda: _named(field.agency, started), "the agency names the clock")
             name, watch = field.runs.begin(field.changed(start_cohort=0))
             field.require_finished(name, watch)
             require(not field.took_part(name, owner), f"{owner} took part by a wrong clock")

@@ -8,27 +8,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from subprocess import SubprocessError
 from typing import TYPE_CHECKING, Final
 
 from cryptography.x509 import SubjectAlternativeName
 
 from sovfed.federation.certificates import create_csr, key_from_pem, read_names, to_pem
-from sovfed.federation.errors import ConfigError, SovfedError
+from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import read_private, write_atomic
 from sovfed.federation.identity import load_certificate
 from sovfed.federation.schema import nearest
 from sovfed.server.registry import authority
 from sovfed.server.runs.folders import UNSENT, run_folder
 from sovfed.simulations.audit.chaos import clocks, disks, stores
-from sovfed.simulations.audit.chaos.field import Field, require, tried_field, wait_until
-from sovfed.simulations.audit.chaos.machine import AGENCY, SUPERVISOR, Service, send
+from sovfed.simulations.audit.chaos.field import ENDLESS, Field, require, tried_field
+from sovfed.simulations.audit.chaos.machine import AGENCY, SUPERVISOR, Service, exit_when_told, send
 from sovfed.simulations.audit.chaos.pace import Pace
 
 if TYPE_CHECKING:
@@ -125,17 +123,18 @@ def weather(mode: Mode) -> Callable[[Field], None]:
 def late(field: Field) -> None:
     """An institution starts in the middle of a run, and joins it."""
     with _down(field, "hospital-4"):
-        name, watch = field.begun(config=dataclasses.replace(field.changed(start_cohort=0), rounds=100))
-        count = watch.rounds()
-    wait_until(lambda: "hospital-4" in field.rounds(name)[-1]["participants"], f"hospital-4 in a round after {count}")
-    field.require_finished(name, watch, 100)
+        name, _ = field.begun(config=dataclasses.replace(field.changed(start_cohort=0), rounds=ENDLESS))
+    field.await_member(name, "hospital-4", present=True)
+    field.require_stopped(name)
 
 
 def leaving(field: Field) -> None:
     """An institution ends in the middle of a run, which goes on with the others."""
-    name, watch = field.begun()
+    name, watch = field.begun(config=dataclasses.replace(field.config, rounds=ENDLESS))
     with _down(field, "hospital-4"):
-        field.require_finished(name, watch)
+        field.await_member(name, "hospital-4", present=False)
+        watch.await_rounds(watch.rounds() + 2)
+        field.require_stopped(name)
 
 
 def refusing(field: Field) -> None:
@@ -196,9 +195,9 @@ def expired_certificate(field: Field) -> None:
     request = to_pem(create_csr(key, names))
     short = authority.sign(field.machine.federation.authority_home, request, days=1, now=made)
     write_atomic(identity / "cert.pem", short)
-    name, watch = field.begun(config=dataclasses.replace(field.config, rounds=150))
-    wait_until(lambda: field.member not in field.rounds(name)[-1]["participants"], "a round without the expired one")
-    field.require_finished(name, watch, 150)
+    name, _ = field.begun(config=dataclasses.replace(field.config, rounds=ENDLESS))
+    field.await_member(name, field.member, present=False)
+    field.require_stopped(name)
     write_atomic(identity / "cert.pem", whole)
     field.machine.settle(180.0)
     name, watch = field.runs.begin(field.config)
@@ -292,7 +291,7 @@ def run_faults(
     """Try those of `names` that are not in `record` yet, each taken into it, at one federation that is whole again
     after each; none is begun after so many `minutes`. `told` gets each result and how much is left.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and end what was started
+    exit_when_told()
     pace, remaining = Pace(minutes), record.remaining(names)
     if not remaining:
         return
@@ -311,6 +310,6 @@ def _try(name: str, field: Field) -> Tried:
         FAULTS[name](field)
     except ImpossibleError as error:
         return Tried(name, True, False, 0.0, str(error), began)
-    except (SovfedError, OSError, LookupError, ValueError, SubprocessError) as error:
+    except Exception as error:  # whatever it is, MLflow's too: the others are tried all the same
         return Tried(name, False, True, time.monotonic() - started, f"{type(error).__name__}: {error}", began)
     return Tried(name, True, True, time.monotonic() - started, began=began)

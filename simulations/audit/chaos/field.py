@@ -33,8 +33,9 @@ KeptT = TypeVar("KeptT")
 AGENCY_MB: Final = 160
 INSTITUTION_MB: Final = 24
 SETTLE_S: Final = 180.0
-FINISH_S: Final = 180.0
+FINISH_S: Final = 300.0  # a run that hangs; one that is slow is none, on a machine that others use too
 ROUNDS: Final = 12
+ENDLESS: Final = 1000  # rounds of a run that is stopped once it has shown what it is for, however fast it is
 OVERRIDES: Final = (
     "server.min_cohort=3", "server.start_cohort=4", "privacy.colluders=0", "server.round_deadline_s=15",
     "server.node_wait_s=20", "server.lane=stream", "server.lane_timeout_s=60",
@@ -90,9 +91,26 @@ class Field:
         if not finished:
             state = self.runs.state(name)
             raise ServiceError(f"the run waits for an operator: {state['status']}, {state['reason']}")
+        self._require_each_once(name, rounds)
+
+    def require_stopped(self, name: str) -> None:
+        """Stop the run, as its operator. Raises ServiceError unless it did, with each of its rounds once."""
+        folders.stop_run(self.machine.federation.control, self.agency, name)
+        state = self.runs.state(name)
+        require(state["status"] == "stopped", f"told to stop, the run is {state['status']}: {state['reason']}")
+        self._require_each_once(name, len(self.rounds(name)))
+
+    def _require_each_once(self, name: str, rounds: int) -> None:
         numbers = [line["round"] for line in self.rounds(name)]
-        if numbers != list(range(1, rounds + 1)):
-            raise ServiceError(f"rounds {numbers}, expected 1 to {rounds}")
+        require(numbers == list(range(1, rounds + 1)), f"rounds {numbers}, expected 1 to {rounds}")
+
+    def await_member(self, name: str, member: str, *, present: bool) -> None:
+        """Until the run's last round was with `member`, or without it. Raises ServiceError if that does not come."""
+        with_or_without = "with" if present else "without"
+        wait_until(
+            lambda: (member in self.rounds(name)[-1]["participants"]) == present,
+            f"a round of {name} {with_or_without} {member}",
+        )
 
     def took_part(self, name: str, member: str) -> list[int]:
         """The rounds in which `member` took part."""

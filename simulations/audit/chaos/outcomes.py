@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, ClassVar, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-COUNTED: Final = ("needed_operator", "wrong_model", "overspent", "mlflow_lacks", "hung")
+COUNTED: Final = ("needed_operator", "wrong_model", "overspent", "mlflow_lacks", "hung", "missed")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a disturbed run came out; `hung`: what was stopped by a signal was never started anew."""
+    """How a disturbed run came out.
+
+    `hung`: what was stopped by a signal was never started anew. `missed`: the moment did not come, nothing was struck.
+    """
 
     point: str
     needed_operator: bool
@@ -27,6 +30,7 @@ class Outcome:
     seconds: float
     model_error: float | None = None
     hung: bool = False
+    missed: bool = False
     problem: str = ""
     ended: str = ""  # when, as YYYY-MM-DDThh:mm:ss+00:00
 
@@ -48,7 +52,7 @@ class Outcome:
             word for word, told in (
                 ("waits for an operator", self.needed_operator), ("wrong model", self.wrong_model),
                 ("wrong ledger", self.overspent), ("MLflow is not whole", self.mlflow_lacks),
-                ("what was stopped is stopped still", self.hung),
+                ("what was stopped is stopped still", self.hung), ("its moment did not come", self.missed),
             ) if told
         ]  # fmt: skip
         model = "" if self.model_error is None else f", model within {self.model_error:.1e}"
@@ -76,7 +80,7 @@ class Controls:
         return (
             "controls, a round too few and a run that waits for an operator: "
             f"{'both are found out' if self.found_out else 'NOT found out'}; undisturbed models differ by "
-            f"{self.noise:.1e}, allowed {self.tolerance:.1e}"
+            f"at most {self.noise:.1e}, allowed {self.tolerance:.1e}"
         )
 
 

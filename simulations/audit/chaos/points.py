@@ -83,6 +83,7 @@ def every_point() -> list[Point]:
     return points
 
 
+MIDDLE, PRIVATE_MIDDLE = 8, 2  # points of one run between its beginning and its end
 # by run, each of which is disturbed at one point after the other
 QUICK: Final = (
     (
@@ -95,10 +96,38 @@ QUICK: Final = (
 )  # fmt: skip
 
 
+def shared(points: Sequence[Point]) -> list[list[Point]]:
+    """`points` by run, of which each has at most one point as it begins, some in the middle and one as it ends.
+
+    Fuller runs come first; private ones, which pay for each repeat and so take fewer, are spread among the others.
+    """
+    kinds = [_packed([point for point in points if point.private is private], most)
+             for private, most in ((False, MIDDLE), (True, PRIVATE_MIDDLE))]  # fmt: skip
+    placed = [(number / len(runs), run) for runs in kinds for number, run in enumerate(runs, 1)]
+    return [run for _, run in sorted(placed, key=lambda pair: pair[0])]
+
+
+def _packed(points: Sequence[Point], most: int) -> list[list[Point]]:
+    slots = {0: 1, 1: most, 2: 1}
+    runs = list[list[Point]]()
+    for point in points:
+        slot = _slot(point)
+        run = next((run for run in runs if sum(_slot(other) == slot for other in run) < slots[slot]), None)
+        if run is None:
+            runs.append(run := [])
+        run.append(point)
+    return sorted((sorted(run, key=_slot) for run in runs), key=len, reverse=True)
+
+
+def _slot(point: Point) -> int:
+    """Where in a run its moment is: 0 as it begins, 1 in the middle, 2 as it ends."""
+    return 0 if point.moment in ("idle", "start-up", "setup") else 2 if point.moment == "last" else 1
+
+
 def chosen(names: Sequence[str], *, quick: bool) -> list[list[Point]]:
     """The points of these names, or, of a name that none has, those that begin so; of no names, all or the quick ones.
 
-    They stand in lists, one a run, which but for the quick ones are of one point. All are in an order that is ever the
+    They stand in lists, one a run; those that are named in runs of their own. All are in an order that is ever the
     same and begins with points of every kind, as a campaign may be cut short. ConfigError for a name that no point has.
     """
     points = every_point()
@@ -106,7 +135,7 @@ def chosen(names: Sequence[str], *, quick: bool) -> list[list[Point]]:
     if not names:
         if quick:
             return [[by_name[name] for name in run] for run in QUICK]
-        return [[point] for point in random.Random(1).sample(points, len(points))]  # noqa: S311 - no secret
+        return shared(random.Random(1).sample(points, len(points)))  # noqa: S311 - no secret
     wanted = dict[Point, None]()
     for name in names:
         named = (

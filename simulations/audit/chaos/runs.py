@@ -38,10 +38,10 @@ class Runs:
 
     def start(self, name: str, config: Config) -> None:
         """Ask for the run until the agency takes it. Raises ServiceError after `START_S`."""
-        deadline = time.monotonic() + START_S
+        deadline, federation = time.monotonic() + START_S, self.machine.federation
         while True:
             try:
-                self.machine.federation.start_run(name, config)
+                folders.start_run(federation.control, federation.home, name, config, resume=False)
             except (ServiceError, OSError):
                 if time.monotonic() > deadline:
                     raise
@@ -59,6 +59,11 @@ class Runs:
                 return status == "finished", next_round_s or time.monotonic() - since
             time.sleep(LOOK_S)
         return False, next_round_s or timeout_s
+
+    def finished(self, name: str) -> bool:
+        """Whether the run has finished; False of one that was never begun."""
+        begun = (folders.run_folder(self.machine.federation.home, name) / folders.STATE).exists()
+        return begun and self.state(name)["status"] == "finished"
 
     def state(self, name: str) -> dict[str, Any]:
         return folders.read_state(self.machine.federation.home, name)

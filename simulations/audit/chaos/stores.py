@@ -100,10 +100,18 @@ def postgresql_server() -> Iterator[PostgreSQL | None]:
             shutil.chown(name, user["user"])
         server = PostgreSQL(Path(name), programs, user)
         server.start()
+        _make_tables(server.uri)
         try:
             yield server
         finally:
             server.stop()
+
+
+def _make_tables(uri: str) -> None:
+    """MLflow's, which stand where it is in use: a server that dies as they are made leaves what MLflow refuses."""
+    from mlflow import MlflowClient
+
+    MlflowClient(uri).search_experiments()
 
 
 def send_again(agency: Path, config: Config, name: str) -> None:

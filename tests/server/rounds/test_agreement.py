@@ -103,6 +103,21 @@ def test_who_would_refuse_is_left_out_while_there_are_enough_others() -> None:
     assert made.cohort() == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("change", "code"), [({"allowed_tasks": ("digits",)}, "bound"), ({"require_privacy": True}, "needs-privacy")]
+)
+def test_who_would_refuse_stands_with_its_code_in_every_round(change: dict[str, object], code: str) -> None:
+    """Seen: it stood in the coordinator's log alone, and in no round, summary or MLflow run."""
+    willing = dataclasses.replace(OPEN, allow_plain_updates=True, allowed_tasks=("echo",))
+    strict = dataclasses.replace(willing, **change)  # type: ignore[arg-type]
+    made = rounds(willing, willing, willing, strict, config=planned("task=echo", "secagg=none"))
+    made.agree()
+    made.model = np.zeros(made.task.parameters, np.float32)
+    for number in (1, 2):
+        round_ = made.train(number)
+        assert (sorted(round_.participants), round_.refused) == ([1, 2, 3], {4: code})
+
+
 def test_a_budget_that_does_not_suffice_is_told_and_nothing_is_charged(tmp_path: Path) -> None:
     poor = dataclasses.replace(OPEN, privacy=Budget(epsilon=0.5, annual_epsilon=0.5, max_share_per_run=1.0))
     config = planned("privacy=distributed", "privacy.epsilon=1", "rounds=10")

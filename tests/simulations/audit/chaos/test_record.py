@@ -11,7 +11,7 @@ import pytest
 
 from sovfed.federation.errors import ConfigError
 from sovfed.simulations.audit.chaos.outcomes import Controls, Outcome, ratios
-from sovfed.simulations.audit.chaos.points import chosen
+from sovfed.simulations.audit.chaos.points import chosen, every_point
 from sovfed.simulations.audit.chaos.record import Record
 
 QUICK = [point.name for points in chosen((), quick=True) for point in points]
@@ -45,7 +45,7 @@ def test_what_went_wrong_is_counted_and_stays(tmp_path: Path) -> None:
     record.add(replace(outcome("superlink:idle:stop"), hung=True))
     content = json.loads((tmp_path / "chaos.json").read_text())
     assert content["ratios"] == {
-        "points": 3, "needed_operator": 1, "wrong_model": 0, "overspent": 0, "mlflow_lacks": 0, "hung": 1,
+        "points": 3, "needed_operator": 1, "wrong_model": 0, "overspent": 0, "mlflow_lacks": 0, "hung": 1, "missed": 0,
         "seconds_to_next_round_median": 2.5, "seconds_to_next_round_worst": 2.5,
     }  # fmt: skip
     assert [row["as_it_should_be"] for row in content["rows"]] == [True, False, False]
@@ -71,7 +71,18 @@ def test_another_file_is_refused_and_not_overwritten(tmp_path: Path, content: st
 
 def test_a_campaign_begins_with_points_of_every_kind() -> None:
     assert chosen((), quick=False) == chosen((), quick=False)
-    points = [point for (point,) in chosen((), quick=False)]
+    points = [point for points in chosen((), quick=False) for point in points]
     assert len({point.target for point in points[:60]}) == len({point.target for point in points})
     assert {point.signal for point in points[:60]} == {"kill", "term", "stop"}
+    assert {point.private for point in points[:60]} == {True, False}
     assert len({point.moment for point in points[:60]}) == 9
+
+
+def test_a_run_has_one_point_as_it_begins_and_one_as_it_ends_and_each_point_is_in_one() -> None:
+    runs = chosen((), quick=False)
+    assert sorted(point.name for run in runs for point in run) == sorted(point.name for point in every_point())
+    for run in runs:
+        early = [number for number, point in enumerate(run) if point.moment in ("idle", "start-up", "setup")]
+        late = [number for number, point in enumerate(run) if point.moment == "last"]
+        assert early in ([], [0]) and late in ([], [len(run) - 1])
+        assert len({point.private for point in run}) == 1
