@@ -161,12 +161,11 @@ def _address(data: memoryview | npt.NDArray[Any]) -> int:
 
 
 class Pieces:
-    """`vector` by slices; one that lies on disk is read from there, and does not become part of this process."""
+    """`vector` by slices; one that lies in a file is read from there, and does not become part of this process."""
 
     def __init__(self, vector: npt.NDArray[Any]) -> None:
         self._vector = vector
-        stretch = origin(vector) if vector.nbytes > PIECE_BYTES else None
-        self._stretch = stretch if stretch is not None and stretch.stored.on_disk else None
+        self._stretch = origin(vector) if vector.nbytes > PIECE_BYTES else None
 
     def __getitem__(self, where: slice) -> npt.NDArray[Any]:
         view = self._vector[where]
@@ -176,7 +175,7 @@ class Pieces:
         return np.frombuffer(self._stretch.read(start, view.nbytes), view.dtype)
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
-        """All of it, a MiB at a time if it lies on disk."""
+        """All of it, a MiB at a time if it lies in a file."""
         step = max(1, self._vector.size if self._stretch is None else PIECE_BYTES // self._vector.itemsize)
         return (self[start : start + step] for start in range(0, self._vector.size, step))
 

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.secagg.keys import digest
+from sovfed.federation.stored import Pieces
 
 Words: TypeAlias = npt.NDArray[np.uint64]
 Backend: TypeAlias = Literal["gcm", "ctr"]
@@ -191,6 +192,7 @@ def tag(cipher: AESGCM, segment: int, words: Words) -> bytes:
 
 def hash_vector(vector: npt.NDArray[Any]) -> bytes:
     """A digest of a flat vector, its dtype and its length, by BLAKE3: four times as fast as SHA-256 on one core."""
-    flat = np.ascontiguousarray(vector).view(np.uint8).reshape(-1)
-    content = blake3(flat.data).digest()
-    return digest("vector", vector.dtype.str.encode(), vector.size.to_bytes(8, "big"), content)
+    content = blake3()
+    for piece in Pieces(np.ascontiguousarray(vector).reshape(-1)):
+        content.update(piece.view(np.uint8).data)
+    return digest("vector", vector.dtype.str.encode(), vector.size.to_bytes(8, "big"), content.digest())
