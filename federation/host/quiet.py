@@ -46,9 +46,9 @@ REMOVED: Final = (
 )
 
 # Freed memory stays with the process, in one heap of huge pages. glibc would hand it back and have the kernel zero it
-# anew, page by page, several times a message: half of a 40 MB round's CPU time. A thread's own heap would end at 64 MiB,
-# so there is one for all. Longer vectors are mapped one by one, in huge pages too, and given back: in the heap small
-# objects settle in the hole that such a one leaves, and the next does not fit there.
+# anew, page by page, several times a message: half of a 40 MB round's CPU time. A thread's own heap would end at
+# 64 MiB, so there is one for all. Longer vectors are mapped one by one, in huge pages too, and given back: in the heap
+# small objects settle in the hole that such a one leaves, and the next does not fit there.
 LONG_BYTES: Final = 1 << 26
 HEAP: Final[Mapping[str, str]] = {
     "MALLOC_MMAP_THRESHOLD_": str(LONG_BYTES),
