@@ -160,6 +160,39 @@ def _address(data: memoryview | npt.NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+class Draft:
+    """Room in this process for a vector of `size` values, which are undefined until they are written."""
+
+    def __init__(self, size: int, dtype: npt.DTypeLike) -> None:
+        self.values: npt.NDArray[Any] = np.empty(size, dtype)
+
+    def finish(self) -> npt.NDArray[Any]:
+        """The vector, once it is written and nobody holds `values` any more."""
+        return self.values
+
+
+class FileDraft(Draft):
+    """The same in a file of memory: the vector goes to another process as it is, sealed where it was written."""
+
+    def __init__(self, size: int, dtype: npt.DTypeLike) -> None:
+        """Raises OSError where there is no room for it."""
+        self._stored = in_memory(size * np.dtype(dtype).itemsize)
+        self._mapping = mmap.mmap(self._stored.descriptor, self._stored.size)
+        self.values = np.frombuffer(self._mapping, dtype)
+
+    def finish(self) -> npt.NDArray[Any]:
+        """The vector. Raises BufferError where somebody could still write into it."""
+        dtype, self.values = self.values.dtype, np.empty(0, np.uint8)
+        self._mapping.close()
+        self._stored.seal()
+        return np.frombuffer(self._stored.view(), dtype)
+
+
+def draft(size: int, dtype: npt.DTypeLike) -> Draft:
+    """Room for a vector that leaves this process: in a file, if it is long."""
+    return (FileDraft if size * np.dtype(dtype).itemsize > PIECE_BYTES else Draft)(size, dtype)
+
+
 class Pieces:
     """`vector` by slices; one that lies in a file is read from there, and does not become part of this process."""
 

@@ -29,10 +29,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.secagg.keys import digest
-from sovfed.federation.stored import Pieces
+from sovfed.federation.stored import Draft, Pieces
 
 Words: TypeAlias = npt.NDArray[np.uint64]
 Backend: TypeAlias = Literal["gcm", "ctr"]
+MakeDraft: TypeAlias = Callable[[int, npt.DTypeLike], Draft]
 SEGMENT_WORDS: Final = 1 << 15  # 256 KiB
 HEADER_SEGMENT: Final = 2**96 - 1
 THREADS: Final = 2
@@ -153,8 +154,12 @@ class MaskSum:
     `run` does it here and `start` in a thread, until `stop`. One thread, since the update is being trained meanwhile.
     """
 
-    def __init__(self, size: int, streams: Sequence[Stream], scratch: Scratch | None = None) -> None:
-        self.words: Words = np.empty(size, np.uint64)
+    def __init__(
+        self, size: int, streams: Sequence[Stream], scratch: Scratch | None = None, draft: MakeDraft = Draft
+    ) -> None:
+        """`draft` makes room for the words, which the update is added to later."""
+        self._draft = draft(size, np.uint64)
+        self.words: Words = self._draft.values
         self.streams, self.scratch = tuple(streams), scratch or Scratch()
         self._done, self._stopped = 0, threading.Event()
         self._thread: threading.Thread | None = None
@@ -183,6 +188,11 @@ class MaskSum:
         if self._thread is not None:
             self._thread.join()
         return self._done
+
+    def finish(self) -> Words:
+        """The words, once the update is in them. There are none here from now on."""
+        self.words = np.empty(0, np.uint64)
+        return self._draft.finish()
 
 
 def tag(cipher: AESGCM, segment: int, words: Words) -> bytes:
