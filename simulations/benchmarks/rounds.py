@@ -19,7 +19,8 @@ Two more systems stand beside `lane` in the same blocks, and are compared with e
     bare      a gRPC stream with mutual TLS to as many processes, and nothing else (`bare.py`)
 
 Last, a fresh federation runs masked rounds of 100 MB, and tells how far each process grew over one that had only seen
-10 KB: `memory_…` in multiples of the vector.
+10 KB: `memory_…` in multiples of the vector. `memory_files` are an institution's files of memory, which belong to no
+process that has not mapped them; those that the trainer maps count twice.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ PARAMETERS: Final = {"10kb": 2_500, "40mb": 10_000_000}  # float32
 BLOCK_TIMEOUT_S: Final = 900.0
 LANES: Final = {"lane": "stream", "masked": "stream", "fallback": "flower"}
 LARGE: Final = 25_000_000  # float32, 100 MB
-WEIGHED: Final = ("coordinator", "gateway", "trainer", "registry", "supernode")
+WEIGHED: Final = ("coordinator", "gateway", "trainer", "registry", "supernode", "files")
 LONG_RUN, EARLY = 200, 20  # rounds: how long the server is watched, and when it is weighed first
 QUICK_S: Final = 130.0  # blocks of slow systems that start later are cut to one round: the whole is 3 to 6 minutes
 SLOW: Final = ("stock", "fallback")
