@@ -160,13 +160,45 @@ def _address(data: memoryview | npt.NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+class Draft:
+    """Room in this process for a vector of `size` values, which are undefined until they are written."""
+
+    def __init__(self, size: int, dtype: npt.DTypeLike) -> None:
+        self.values: npt.NDArray[Any] = np.empty(size, dtype)
+
+    def finish(self) -> npt.NDArray[Any]:
+        """The vector, once it is written and nobody holds `values` any more."""
+        return self.values
+
+
+class FileDraft(Draft):
+    """The same in a file of memory: the vector goes to another process as it is, sealed where it was written."""
+
+    def __init__(self, size: int, dtype: npt.DTypeLike) -> None:
+        """Raises OSError where there is no room for it."""
+        self._stored = in_memory(size * np.dtype(dtype).itemsize)
+        self._mapping = mmap.mmap(self._stored.descriptor, self._stored.size)
+        self.values = np.frombuffer(self._mapping, dtype)
+
+    def finish(self) -> npt.NDArray[Any]:
+        """The vector. Raises BufferError where somebody could still write into it."""
+        dtype, self.values = self.values.dtype, np.empty(0, np.uint8)
+        self._mapping.close()
+        self._stored.seal()
+        return np.frombuffer(self._stored.view(), dtype)
+
+
+def draft(size: int, dtype: npt.DTypeLike) -> Draft:
+    """Room for a vector that leaves this process: in a file, if it is long."""
+    return (FileDraft if size * np.dtype(dtype).itemsize > PIECE_BYTES else Draft)(size, dtype)
+
+
 class Pieces:
-    """`vector` by slices; one that lies on disk is read from there, and does not become part of this process."""
+    """`vector` by slices; one that lies in a file is read from there, and does not become part of this process."""
 
     def __init__(self, vector: npt.NDArray[Any]) -> None:
         self._vector = vector
-        stretch = origin(vector) if vector.nbytes > PIECE_BYTES else None
-        self._stretch = stretch if stretch is not None and stretch.stored.on_disk else None
+        self._stretch = origin(vector) if vector.nbytes > PIECE_BYTES else None
 
     def __getitem__(self, where: slice) -> npt.NDArray[Any]:
         view = self._vector[where]
@@ -176,7 +208,7 @@ class Pieces:
         return np.frombuffer(self._stretch.read(start, view.nbytes), view.dtype)
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
-        """All of it, a MiB at a time if it lies on disk."""
+        """All of it, a MiB at a time if it lies in a file."""
         step = max(1, self._vector.size if self._stretch is None else PIECE_BYTES // self._vector.itemsize)
         return (self[start : start + step] for start in range(0, self._vector.size, step))
 

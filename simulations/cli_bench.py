@@ -60,7 +60,7 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--quick", is_flag=True, help="Few rounds: under 3 minutes.")
+@click.option("--quick", is_flag=True, help="Few rounds: 3 minutes, 6 on a busy machine.")
 @reported
 def rounds(quick: bool, files: Files, console: Console) -> None:
     """Round overhead (round wall − slowest institution's compute), 4 nodes, 10 KB and 40 MB, against stock Flower."""

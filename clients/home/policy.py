@@ -9,8 +9,6 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from sovfed.clients.home.settings import read_settings
 from sovfed.clients.ledger.entries import LEDGER_NAME, NAME_RULE, Budget
 from sovfed.clients.orders.rules import DataPermit, OrderRules
@@ -33,6 +31,7 @@ from sovfed.federation.messages import (
 from sovfed.federation.plan import BUILT_IN, SGD, LocalPlan
 from sovfed.federation.schema import bind, bounded, choice
 from sovfed.federation.secagg.terms import Terms
+from sovfed.federation.stored import Pieces
 from sovfed.federation.text import AT, names_task
 
 if TYPE_CHECKING:
@@ -298,7 +297,7 @@ class Policy:
 
 def _largest(values: Vector) -> float:
     """The largest of `values` in size."""
-    return float(np.abs(values).max(initial=0.0))
+    return max((max(float(piece.max()), -float(piece.min())) for piece in Pieces(values)), default=0.0)
 
 
 def _at_most(what: str, value: float, name: str, bound: float) -> None:

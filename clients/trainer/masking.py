@@ -51,11 +51,13 @@ from sovfed.federation.secagg.request import (
 )
 from sovfed.federation.secagg.ring import metric_bound, saturated
 from sovfed.federation.secagg.session import Session
+from sovfed.federation.stored import Draft
 
 if TYPE_CHECKING:
     from sovfed.federation.secagg.client import Masks, Permit
     from sovfed.federation.secagg.journal import Entry, History
     from sovfed.federation.secagg.keys import Identity
+    from sovfed.federation.secagg.mask import MakeDraft
     from sovfed.federation.secagg.ring import Integers
     from sovfed.federation.secagg.terms import Terms
 
@@ -101,10 +103,14 @@ class Masking:
         terms: Terms,
         clock: Callable[[], float] = time.time,
         narrowed: Callable[[str, Terms], Terms] = lambda _run, terms: terms,
+        draft: MakeDraft = Draft,
     ) -> None:
-        """`narrowed` says which of the terms are left for a run, under the order that it was signed."""
+        """`narrowed` says which of the terms are left for a run, under the order that it was signed.
+
+        `draft` makes room for a masked update.
+        """
         self._open_identity, self._open_store, self._terms, self._clock = open_identity, open_store, terms, clock
-        self._narrowed = narrowed
+        self._narrowed, self._draft = narrowed, draft
         self._store: Store | None = None
         self._identities: dict[bytes, Identity] = {}  # by run: a renewed key signs for the next run, not for this one
         self._setups: dict[bytes, setup.Joining | setup.Pairing] = {}  # by run; the newest last
@@ -173,7 +179,7 @@ class Masking:
             raise ProtocolError(f"the round is over {permit.begin.size} values, the request for {update_size(request)}")
         if permit.begin.metrics != (expected := header_metrics(request, width)):
             raise ProtocolError(f"the round is over {permit.begin.metrics} metrics, the request for {expected}")
-        masks = client.prepare(session, permit, os.urandom)
+        masks = client.prepare(session, permit, os.urandom, self._draft)
         self._agreed = (permit, masks)
         masks.sums.start()
         return permit

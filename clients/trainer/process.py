@@ -38,6 +38,7 @@ from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.identity import Trust
 from sovfed.federation.schema import bind
 from sovfed.federation.secagg.files import FileStore, FreshIdentity
+from sovfed.federation.stored import draft
 from sovfed.federation.tasks.shelf import Shelf
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         identity = FreshIdentity(home / "identity")
         trust = lru_cache(maxsize=1)(partial(Trust, home / "identity"))
         orders = OrderGate(OrderBook(home).make(), policy.orders, policy.permits, identity, trust)
-        masking = Masking(identity, lambda: FileStore(home), policy.secure_aggregation, narrowed=orders.narrowed)
+        masking = Masking(
+            identity, lambda: FileStore(home), policy.secure_aggregation, narrowed=orders.narrowed, draft=draft
+        )
         open_ledger = ledger_opener(home, policy)
         _open_early(open_ledger)
         evidence = Evidence(home, policy.on_split)

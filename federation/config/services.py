@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PORT_MAX: Final = 65_535
 LOG_FORMATS: Final = ("text", "json")
-MESSAGE_BYTES_MAX: Final = 2**31 - 1  # of one protobuf message
+MESSAGE_BYTES_MAX: Final = 2**33  # a model of 10⁹ parameters, and as long a control variate
 
 
 @dataclass(frozen=True)

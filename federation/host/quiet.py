@@ -45,11 +45,13 @@ REMOVED: Final = (
     "FLWR_LICENSE_KEY",
 )
 
-# Freed memory of a model's size stays with the process, in one heap of huge pages. glibc would hand it back and have
-# the kernel zero it anew, page by page, several times a message: half of a 40 MB round's CPU time. A thread's own heap
-# would end at 64 MiB, so there is one for all. Blocks above 1 GiB are returned all the same.
+# Freed memory stays with the process, in one heap of huge pages. glibc would hand it back and have the kernel zero it
+# anew, page by page, several times a message: half of a 40 MB round's CPU time. A thread's own heap would end at
+# 64 MiB, so there is one for all. Longer vectors are mapped one by one, in huge pages too, and given back: in the heap
+# small objects settle in the hole that such a one leaves, and the next does not fit there.
+LONG_BYTES: Final = 1 << 26
 HEAP: Final[Mapping[str, str]] = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_MMAP_THRESHOLD_": str(LONG_BYTES),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_ARENA_MAX": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",

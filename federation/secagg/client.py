@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,6 +39,7 @@ from sovfed.federation.secagg.keys import (
 )
 from sovfed.federation.secagg.mask import (
     SEGMENT_WORDS,
+    MakeDraft,
     MaskSum,
     Scratch,
     Stream,
@@ -62,6 +63,7 @@ from sovfed.federation.secagg.roster import (
 from sovfed.federation.secagg.session import Session
 from sovfed.federation.secagg.shares import split
 from sovfed.federation.secagg.terms import Terms, check_value_bits
+from sovfed.federation.stored import Draft
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,11 @@ def begin(
     return Permit(message, roster.context(message))
 
 
-def prepare(session: Session, permit: Permit, entropy: Entropy) -> Masks:
-    """Fresh seeds for one upload under `permit`, shared among the roster; `sums.start()` then makes the long masks."""
+def prepare(session: Session, permit: Permit, entropy: Entropy, draft: MakeDraft = Draft) -> Masks:
+    """Fresh seeds for one upload under `permit`, shared among the roster; `sums.start()` then makes the long masks.
+
+    `draft` makes room for these, and so for the payload.
+    """
     message, ctx, index, roster = permit.begin, permit.ctx, session.index, session.roster
     peers = [peer for peer in message.cohort if peer != index]
     own_seed, rounding = entropy(32), entropy(32)
@@ -170,7 +175,7 @@ def prepare(session: Session, permit: Permit, entropy: Entropy) -> Masks:
     commit_pairs = tuple(commit_pair(ctx, index, peer, seed) for peer, seed in zip(peers, seeds, strict=True))
     commitments = commitments_digest(ctx, index, commitment, commit_pairs)
     header: Words = np.zeros(header_size(message.metrics), np.uint64)
-    sums = MaskSum(roster.ring(message).words(message.size), streams)
+    sums = MaskSum(roster.ring(message).words(message.size), streams, draft=draft)
     apply_header(header, streams, sums.scratch)
     shares = split(own_seed + b"".join(seeds), roster.threshold, len(roster.members), entropy)
     seal_keys = _ShareKeys(session, ctx, index)
@@ -204,13 +209,30 @@ def mask(
     ready = prepared.spend(ctx)
     header = pack_header(weight, metrics, roster.offer.fraction_bits) + prepared.header
     authentic = payload_cipher(session.upload, ctx, index, prepared.commitments)
-    payload, streams = prepared.sums.words, prepared.sums.streams
+    tags, clipped = _hide(prepared.sums, ready, lambda: Quantiser(ring, update, weight, prepared.rounding), authentic)
+    payload = prepared.sums.finish()
+    summary = payload_digest(ctx, header.tobytes(), tags)
+    signature = sign(masked_message(ctx, index, summary, prepared.commitments))
+    reply = wire.Masked(
+        ctx, index, header.tobytes(), summary, prepared.commit_self, prepared.commit_pairs,
+        tuple(own for own, _ in prepared.sealed), tuple(pairs for _, pairs in prepared.sealed), signature,
+    )  # fmt: skip
+    entry = Spent(
+        roster.offer.run, roster.digest, message.round, message.attempt, message.purpose, message.model,
+        message.subject, ctx, summary,
+    )  # fmt: skip
+    return Upload(reply.encode(), payload, clipped), entry
+
+
+def _hide(sums: MaskSum, ready: int, quantiser: Callable[[], Quantiser], authentic: AESGCM) -> tuple[list[bytes], int]:
+    """Add the update to the words of `sums`, of which `ready` segments are made: the tags, and the clipped values."""
+    payload, streams = sums.words, sums.streams
     tags = [b""] * -(-payload.size // SEGMENT_WORDS)
     workers: list[Quantiser] = []
-    spare = [prepared.sums.scratch]  # it has the streams' ciphers already
+    spare = [sums.scratch]  # it has the streams' ciphers already
 
     def worker() -> tuple[Quantiser, Scratch]:
-        workers.append(Quantiser(ring, update, weight, prepared.rounding))
+        workers.append(quantiser())
         return workers[-1], spare.pop() if spare else Scratch()
 
     def work(segment: int, where: slice, own: tuple[Quantiser, Scratch]) -> None:
@@ -226,17 +248,7 @@ def mask(
 
     if payload.size:
         for_segments(payload.size, work, worker)
-    summary = payload_digest(ctx, header.tobytes(), tags)
-    signature = sign(masked_message(ctx, index, summary, prepared.commitments))
-    reply = wire.Masked(
-        ctx, index, header.tobytes(), summary, prepared.commit_self, prepared.commit_pairs,
-        tuple(own for own, _ in prepared.sealed), tuple(pairs for _, pairs in prepared.sealed), signature,
-    )  # fmt: skip
-    entry = Spent(
-        roster.offer.run, roster.digest, message.round, message.attempt, message.purpose, message.model,
-        message.subject, ctx, summary,
-    )  # fmt: skip
-    return Upload(reply.encode(), payload, sum(worker.clipped for worker in workers)), entry
+    return tags, sum(worker.clipped for worker in workers)
 
 
 def reveal(

@@ -29,9 +29,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.secagg.keys import digest
+from sovfed.federation.stored import Draft, Pieces
 
 Words: TypeAlias = npt.NDArray[np.uint64]
 Backend: TypeAlias = Literal["gcm", "ctr"]
+MakeDraft: TypeAlias = Callable[[int, npt.DTypeLike], Draft]
 SEGMENT_WORDS: Final = 1 << 15  # 256 KiB
 HEADER_SEGMENT: Final = 2**96 - 1
 THREADS: Final = 2
@@ -152,8 +154,12 @@ class MaskSum:
     `run` does it here and `start` in a thread, until `stop`. One thread, since the update is being trained meanwhile.
     """
 
-    def __init__(self, size: int, streams: Sequence[Stream], scratch: Scratch | None = None) -> None:
-        self.words: Words = np.empty(size, np.uint64)
+    def __init__(
+        self, size: int, streams: Sequence[Stream], scratch: Scratch | None = None, draft: MakeDraft = Draft
+    ) -> None:
+        """`draft` makes room for the words, which the update is added to later."""
+        self._draft = draft(size, np.uint64)
+        self.words: Words = self._draft.values
         self.streams, self.scratch = tuple(streams), scratch or Scratch()
         self._done, self._stopped = 0, threading.Event()
         self._thread: threading.Thread | None = None
@@ -183,6 +189,11 @@ class MaskSum:
             self._thread.join()
         return self._done
 
+    def finish(self) -> Words:
+        """The words, once the update is in them. There are none here from now on."""
+        self.words = np.empty(0, np.uint64)
+        return self._draft.finish()
+
 
 def tag(cipher: AESGCM, segment: int, words: Words) -> bytes:
     """GMAC of one segment, 16 bytes: integrity at 25 GB/s where SHA-256 gives 1.6."""
@@ -191,6 +202,7 @@ def tag(cipher: AESGCM, segment: int, words: Words) -> bytes:
 
 def hash_vector(vector: npt.NDArray[Any]) -> bytes:
     """A digest of a flat vector, its dtype and its length, by BLAKE3: four times as fast as SHA-256 on one core."""
-    flat = np.ascontiguousarray(vector).view(np.uint8).reshape(-1)
-    content = blake3(flat.data).digest()
-    return digest("vector", vector.dtype.str.encode(), vector.size.to_bytes(8, "big"), content)
+    content = blake3()
+    for piece in Pieces(np.ascontiguousarray(vector).reshape(-1)):
+        content.update(piece.view(np.uint8).data)
+    return digest("vector", vector.dtype.str.encode(), vector.size.to_bytes(8, "big"), content.digest())

@@ -82,6 +82,15 @@ class _Carried(UserDict[str, Any]):
         return {"header": header, "vectors": arrays} if arrays else {"header": header}
 
 
+def arrays_of(records: RecordDict) -> list[Array]:
+    """All arrays in `records`.
+
+    Not by `RecordDict.array_records`: what that makes refers to itself and to the records, and so keeps a model in
+    memory until Python looks for such circles.
+    """
+    return [array for record in records.values() if isinstance(record, ArrayRecord) for array in record.values()]
+
+
 def _carried(records: RecordDict) -> Message | None:
     """The message that `to_records` was given in this process, if its records were not made yet."""
     data = records.__dict__["_data"]
@@ -282,6 +291,6 @@ def size_bytes(message: FlowerMessage) -> int:
         return 0
     if (carried := _carried(message.content)) is not None:
         return sum(vector.nbytes for vector in vectors(carried).values())
-    short = (value for record in message.content.config_records.values() for value in record.values())
-    arrays = (array.data for record in message.content.array_records.values() for array in record.values())
-    return sum(map(len, arrays)) + sum(len(value) for value in short if isinstance(value, bytes))
+    headers = (record for record in message.content.values() if isinstance(record, ConfigRecord))
+    short = (value for header in headers for value in header.values() if isinstance(value, bytes))
+    return sum(len(array.data) for array in arrays_of(message.content)) + sum(map(len, short))

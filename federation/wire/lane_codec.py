@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from sovfed.federation.errors import ProtocolError
 from sovfed.federation.stored import origin
+from sovfed.federation.wire.flower import arrays_of
 from sovfed.federation.wire.lane import Buffer, Outgoing, length_of
 
 Parts: TypeAlias = tuple[Buffer, ...]
@@ -78,11 +79,7 @@ def unpack(data: bytearray | memoryview) -> FlowerMessage:
         message = message_from_proto(ProtoMessage.FromString(_lift(memoryview(data).toreadonly(), _DATA, values)))
     except (DecodeError, ValueError, TypeError) as error:
         raise ProtocolError(f"{len(data)} bytes that are no Flower message") from error
-    empty_arrays = (
-        [a for record in message.content.array_records.values() for a in record.values()]
-        if message.has_content()
-        else []
-    )
+    empty_arrays = arrays_of(message.content) if message.has_content() else []
     if len(empty_arrays) != len(values):
         raise ProtocolError(f"{len(empty_arrays)} arrays with {len(values)} times data")
     for array, view in zip(empty_arrays, values, strict=True):

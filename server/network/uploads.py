@@ -1,8 +1,9 @@
 """Where the long replies of institutions are while they come and until they are added: few in memory, the rest on disk.
 
-However many institutions answer at the same time, they take no more memory than one does. A reply that comes while the
+However many institutions answer at the same time, they take no more memory than some do. A reply that comes while the
 others have it all waits for a moment, as they are added one after another; where that takes longer, since one of them
-is slow, it goes to a file in the run's folder, which has no name and is gone with the reply.
+is slow, it goes to a file in the run's folder, which has no name and is gone with the reply. One as long as a large
+model goes there at once: beside the model and the sum there is no third of their length in the coordinator.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
+from sovfed.federation.host.quiet import LONG_BYTES
 from sovfed.federation.stored import Plot, on_disk
 from sovfed.federation.wire.lane_codec import shift_of
 
 log = logging.getLogger(__name__)
-MEMORY_BYTES: Final = 192_000_000  # of all long replies together, where more than one would be in memory
+MEMORY_BYTES: Final = 192_000_000  # of all replies together that are in memory
 PATIENCE_S: Final = 0.5  # before a reply goes to the disk, which costs more processor time than the network
 
 
@@ -36,7 +38,7 @@ class Uploads:
     async def plot(self, size: int, head: memoryview) -> Plot:
         """Room for a message of `size` bytes that begins with `head`."""
         shift = shift_of(head)
-        if not await self._wait_for(size, PATIENCE_S):
+        if size > LONG_BYTES or not await self._wait_for(size, PATIENCE_S):
             try:
                 return Plot(size, await asyncio.to_thread(on_disk, self._folder, size + shift), shift)
             except OSError as error:

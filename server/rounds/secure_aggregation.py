@@ -1,30 +1,25 @@
-"""Secure aggregation at the coordinator: sets up a roster, sends M1 with each request, and opens nothing but sums.
+"""Secure aggregation at the coordinator: sends M1 with each request to a roster, and opens nothing but sums.
 
-The protocol is `federation/secagg/`; here it meets the Grid. A roster is made anew (an epoch) when an institution has
-come, or too few of its members are left to unmask. A sum has a number of its own, which is never used again once
-holders were asked to reveal it; an attempt that too few joined is repeated under the same number. Once holders were
-asked, institutions sum the same model over the same survivors only: where some of those are gone, the run goes on as a
-new part, under a name of its own, and each institution's policy says whether it answers there. Where policies refuse
-sums over almost the same institutions, the run keeps to those of its last sum.
+The protocol is `federation/secagg/`; here it meets the Grid, over the rosters of `epochs.py`. A sum has a number of its
+own, which is never used again once holders were asked to reveal it; an attempt that too few joined is repeated under
+the same number. Once holders were asked, institutions sum the same model over the same survivors only: where some of
+those are gone, the run goes on as a new part, under a name of its own, and each institution's policy says whether it
+answers there. Where policies refuse sums over almost the same institutions, the run keeps to those of its last sum.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from sovfed.federation.config import SecaggConfig
 from sovfed.federation.errors import (
-    CohortError,
-    DeclinedError,
     IdentityError,
-    LostError,
     ProtocolError,
     SovfedError,
     TrainingError,
@@ -35,15 +30,13 @@ from sovfed.federation.messages import (
     PrivateReply,
     PrivateRequest,
     ProfileRequest,
-    SecaggReply,
-    SecaggRequest,
     SumRequest,
     TrainRequest,
     Vector,
 )
-from sovfed.federation.secagg import setup, wire
+from sovfed.federation.secagg import wire
 from sovfed.federation.secagg.coordinator import Aggregate, Round, open_round
-from sovfed.federation.secagg.keys import Identity, generate
+from sovfed.federation.secagg.keys import Identity
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.request import (
     SPOILT,
@@ -52,53 +45,27 @@ from sovfed.federation.secagg.request import (
     model_digest,
     narrow,
     purpose,
-    run_bytes,
     subject,
     task_digest,
     update_size,
 )
-from sovfed.federation.secagg.ring import FRACTION_BITS, Ring
-from sovfed.federation.secagg.roster import Roster, read_ad
+from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.rounds.aggregation import Total, ask, silent
-from sovfed.server.rounds.patience import REST_S, Patience
-from sovfed.server.rounds.refusals import FINAL as NO_REPEAT
-from sovfed.server.rounds.refusals import told
+from sovfed.server.rounds.epochs import Epoch, Epochs
+from sovfed.server.rounds.patience import Patience
 
 log = logging.getLogger(__name__)
-SETUP_TRIES: Final = 3  # epochs, each without those that failed in the last
-SETUP_S: Final = 60.0  # longest wait for one step of the setup
 CROWD_S: Final = 0.005  # replies closer together than this are added together; others at once, while nobody waits
 REVEAL_S: Final = 15.0  # longest wait for one answer of the holders that are connected
 FINAL: Final = ("identity", "malformed", "policy", "privacy", "protocol")  # refusals that no repeat changes
-SILENT: Final = "no answer"
-LOST: Final = {SILENT, "service", "protocol"}  # why one is left out that restarted in the middle of a setup
 AGAIN_S: Final = 0.5  # between two times of asking the holders that have not answered
 WAIT_S: Final = 60.0  # longest wait for holders that went away to come back, unless told otherwise
 TOLD_ERROR: Final = 0.05  # share of the mean update that is rounding, above which every round says so
-LIFETIME_S: Final = 7 * 86400  # of a roster's keys
 
 
-@dataclasses.dataclass(frozen=True)
-class _Outside:
-    """Why a setup left a node out, and until when (monotonic) no other is made for its sake."""
-
-    why: str
-    pause_s: float
-    until: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Epoch:
-    """A roster, the node behind each member, and the keys that authenticate their payloads."""
-
-    roster: Roster
-    nodes: tuple[int, ...]
-    upload_keys: tuple[bytes, ...]
-
-
-class SecureAggregation:
+class SecureAggregation(Epochs):
     """All sums of one run. `config_digest` (32 bytes) says in the offer what the run is configured to do."""
 
     def __init__(
@@ -121,23 +88,18 @@ class SecureAggregation:
 
         `patience` makes one for each collection of uploads.
         """
-        self._sampled, self._patience = sampled, patience
-        self._grid, self._identity, self._config, self._run = grid, identity, config, run
-        self._name, self._part, self._wait_s = run, 1, min(wait_s, deadline_s)
+        super().__init__(
+            grid, identity, config, run=run, min_cohort=min_cohort, deadline_s=deadline_s, max_size=max_size,
+            config_digest=config_digest, patience=patience, clock=clock,
+        )  # fmt: skip
+        self._sampled, self._name, self._part = sampled, run, 1
+        self._wait_s = min(wait_s, deadline_s)
         self._answered = False  # whether a holder may have helped with the last sum that it was asked for
         self._mute: list[int] = []  # connected holders that did not answer when they were asked last
         self._steady: frozenset[int] = frozenset()  # nodes of the last sum without privacy
         self._strict = False  # institutions refuse sums over almost the same nodes
         self._asked: dict[tuple[Purpose, bytes], frozenset[int]] = {}  # nodes whose sum of a model never opened
-        self._min_cohort, self._deadline_s, self._clock = min_cohort, deadline_s, clock
-        self._max_size, self._config_digest = max_size, config_digest
-        self._epoch: Epoch | None = None
-        self._epochs = 0
-        self._outside: dict[int, _Outside] = {}  # nodes that the last setup left out
-        self._number, self._attempt = 1, 1
         self._ring_error: float | None = None  # of the last sum of updates
-        self._seals: dict[int, str] = {}  # by node: what it says keeps its trainer from the network
-        self._isolation: dict[str, str] = {}  # the same by institution, of all that were ever in a roster
         self._last: tuple[int, int, int] | None = None  # survivors, roster, threshold
 
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
@@ -349,152 +311,6 @@ class SecureAggregation:
             del refused[node]  # it is asked again
         return aggregate
 
-    def _ready(self, nodes: Sequence[int]) -> Epoch:
-        """The epoch in force, or a new one where an institution has come or too few holders are left."""
-        present = frozenset(nodes)
-        epoch = self._epoch
-        if epoch is not None:
-            holders = present & set(epoch.nodes)
-            self._outside = {node: left for node, left in self._outside.items() if node in present}
-            waiting = {node for node, left in self._outside.items() if time.monotonic() < left.until}
-            come = present - set(epoch.nodes) - waiting
-            enough = len(holders) >= max(epoch.roster.threshold, self._min_cohort)
-            if enough and not come and self._clock() < epoch.roster.offer.expires - self._deadline_s:
-                return epoch
-        candidates, left_out = present, dict[int, str]()
-        for _ in range(SETUP_TRIES):
-            if len(candidates) > MAX_HOLDERS:
-                raise CohortError(
-                    f"{len(candidates)} institutions; one secure sum takes up to {MAX_HOLDERS}, and "
-                    "privacy.mechanism 'distributed' is over all"
-                )
-            new_epoch, failed = self._set_up(sorted(candidates))
-            left_out |= failed
-            if new_epoch is not None:
-                self._epoch = new_epoch
-                self._outside = {node: self._left(node, why) for node, why in left_out.items()}
-                self._number, self._attempt = self._number + 1, 1
-                return new_epoch
-            candidates -= set(failed)
-            if len(candidates) < self._min_cohort:
-                break
-        names = {node.node_id: node.name or str(node.node_id) for node in self._grid.get_nodes()}
-        final = sum(code in NO_REPEAT for code in left_out.values())
-        kind = LostError if set(left_out.values()) <= LOST else CohortError
-        raise (DeclinedError if len(present) - final < self._min_cohort else kind)(
-            f"secure aggregation: {len(candidates)} institutions agree on keys, minimum cohort is {self._min_cohort}; "
-            f"refusals: {told(left_out.items(), names)}"
-        )
-
-    def _left(self, node: int, why: str) -> _Outside:
-        """That a setup left `node` out; it is tried again after a pause, which doubles."""
-        earlier = self._outside.get(node)
-        pause = REST_S[0] if earlier is None else min(2 * earlier.pause_s, REST_S[1])
-        return _Outside(why, pause, time.monotonic() + pause)
-
-    def _refused_outside(self, nodes: Sequence[int], epoch: Epoch) -> dict[int, str]:
-        """By node that the setup left out, why; those that did not answer are late, not unwilling."""
-        outside = {node: self._outside.get(node) for node in nodes if node not in epoch.nodes}
-        return {
-            node: "not in the roster" if left is None else left.why
-            for node, left in outside.items()
-            if left is None or left.why != SILENT
-        }
-
-    def _set_up(self, nodes: Sequence[int]) -> tuple[Epoch | None, dict[int, str]]:
-        """One epoch with `nodes`: the new one, or None and why which nodes failed."""
-        self._epochs += 1
-        secret = generate(os.urandom, post_quantum=False)
-        expires, config = int(self._clock()) + LIFETIME_S, self._config
-        offer = setup.make_offer(
-            wire.Offer(
-                b"", run_bytes(self._run), self._epochs, self._config_digest, config.bits, config.clip,
-                config.max_weight, FRACTION_BITS, self._min_cohort, self._max_size, wire.MAX_HEADER - 2, expires,
-                secret.exchange_public, self._identity.certificate,
-            ),
-            self._identity.sign,
-        )  # fmt: skip
-        refused: dict[int, str] = {}
-        ads = self._step("offer", dict.fromkeys(nodes, offer), SETUP_S, refused)
-        refused |= {node: SILENT for node in nodes if node not in ads and node not in refused}
-        names: dict[str, int] = {}
-        used_keys: set[bytes] = set()
-        for node, ad in ads.items():
-            try:
-                member = read_ad(offer, ad, self._identity.verify, self._clock())
-            except SovfedError as error:
-                log.warning("node %d: keys refused: %s", node, error)
-                refused[node] = "identity"
-                continue
-            own = {member.ad.exchange, member.ad.kem, member.ad.nonce} - {b""}
-            if used_keys.isdisjoint(own):
-                names.setdefault(member.name, node)
-            used_keys |= own
-        order = [names[name] for name in sorted(names)]
-        refused |= {node: "twice" for node in ads if node not in order and node not in refused}
-        if len(order) < self._min_cohort:
-            return None, refused
-        roster, listing = setup.gather(offer, [ads[node] for node in order], self._identity.verify, self._clock())
-        capsules = self._all("roster", dict.fromkeys(order, listing), refused)
-        if capsules is None:
-            return None, refused
-        try:
-            bodies = _by_node(order, setup.route_capsules(roster, dict(enumerate(capsules))))
-            confirmations = self._all("capsules", bodies, refused)
-            if confirmations is None:
-                return None, refused
-            bodies = _by_node(order, setup.route_confirmations(roster, dict(enumerate(confirmations))))
-        except ProtocolError as error:
-            log.warning("secure aggregation, epoch %d: %s", self._epochs, error)
-            return None, refused
-        if self._all("confirmations", bodies, refused) is None:
-            return None, refused
-        log.info(
-            "secure aggregation: epoch %d of %d institutions, threshold %d", self._epochs, len(order), roster.threshold
-        )
-        self._isolation |= {name: self._seals[node] or "not told" for name, node in names.items() if node in order}
-        return Epoch(roster, tuple(order), setup.upload_keys(roster, secret)), refused
-
-    def _all(self, step: str, bodies: Mapping[int, bytes], refused: dict[int, str]) -> list[bytes] | None:
-        """The replies in the order of `bodies`, or None if one is missing."""
-        replies = self._step(step, bodies, SETUP_S, refused)
-        for node in bodies:
-            if node not in replies:
-                refused.setdefault(node, SILENT)
-        return [replies[node] for node in bodies] if len(replies) == len(bodies) else None
-
-    def _step(
-        self, step: str, bodies: Mapping[int, bytes], timeout_s: float, refused: dict[int, str] | None = None
-    ) -> dict[int, bytes]:
-        """Send each node its `body` and return the replies' bodies by node; `refused` is told of the others."""
-        replies, patience = dict[int, bytes](), self._patience()
-        for node, body in self._answers(step, bodies, timeout_s, {} if refused is None else refused, patience):
-            replies[node] = body
-            patience.answered()
-        return replies
-
-    def _answers(
-        self,
-        step: str,
-        bodies: Mapping[int, bytes],
-        timeout_s: float,
-        refused: dict[int, str],
-        patience: Patience | None = None,
-    ) -> Iterator[tuple[int, bytes]]:
-        """As `_step`, each body as it comes, until `patience` ends."""
-        by_body: dict[int, SecaggRequest] = {}  # by the identity of the body, which nodes may share
-        for body in bodies.values():
-            by_body.setdefault(id(body), SecaggRequest(run=self._run, step=step, body=np.frombuffer(body, np.uint8)))
-        requests = {node: by_body[id(body)] for node, body in bodies.items()}
-        for answer in ask(self._grid, requests, SecaggReply, timeout_s, "secagg", patience) if requests else ():
-            if answer.reply is not None and answer.reply.step == step:
-                if step == "offer":
-                    self._seals[answer.node_id] = answer.reply.seal
-                yield answer.node_id, answer.reply.body.tobytes()
-                continue
-            log.warning("node %d refused the step '%s': %s", answer.node_id, step, answer.refusal or "malformed")
-            refused[answer.node_id] = answer.refusal or "malformed"
-
 
 def _missing(epoch: Epoch, answered: Collection[int], refused: Mapping[int, str]) -> str:
     """Why a quorum did not come about: shares got and needed, who is gone, who refused with which code."""
@@ -504,10 +320,6 @@ def _missing(epoch: Epoch, answered: Collection[int], refused: Mapping[int, str]
     parts += [f"{gone} gone"] if gone else []
     parts += [f"{name[node]} refused ({code})" for node, code in refused.items()]
     return "; ".join(parts)
-
-
-def _by_node(order: Sequence[int], bodies: Mapping[int, bytes]) -> dict[int, bytes]:
-    return {order[index]: body for index, body in bodies.items()}
 
 
 def _fill(total: Total, request: SumRequest, aggregate: Aggregate) -> None:

@@ -176,7 +176,7 @@ def _refusal(reply: FlowerMessage) -> str:
     """The code of a reply that declines, or that Flower made because nobody answers; else ""."""
     if reply.has_error():
         return f"flower-{reply.error.code}"
-    header = reply.content.config_records.get("header")
+    header = reply.content.get("header")
     return str(header["reason"]) if header is not None and header.get("kind") == "refusal" else ""
 
 

@@ -58,10 +58,11 @@ from sovfed.federation.secagg.terms import RECORD, REFUSE, Terms, colluders_tole
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
 from sovfed.server.rounds.aggregation import Total
+from sovfed.server.rounds.epochs import Epoch
 from sovfed.server.rounds.ledger_heads import LedgerHeads
 from sovfed.server.rounds.patience import Patience
 from sovfed.server.rounds.privacy import PrivacyPlan
-from sovfed.server.rounds.secure_aggregation import Epoch, SecureAggregation
+from sovfed.server.rounds.secure_aggregation import SecureAggregation
 from sovfed.simulations.grid import InMemoryGrid
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import logging
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from sovfed.clients.data import Records, table_of
 from sovfed.clients.home.policy import Policy
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.trainer.admission import sums_width
+from sovfed.clients.trainer.computing import Computing
 from sovfed.clients.trainer.masking import LEAST_TOLD_S, MOST_TOLD_S, Masking
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.clients.training.local import LocalTraining
@@ -52,7 +53,9 @@ from sovfed.server.rounds.secure_aggregation import SecureAggregation
 from sovfed.simulations.grid import InMemoryGrid
 
 if TYPE_CHECKING:
-    from sovfed.clients.data import Indices
+    from collections.abc import Callable
+
+    from sovfed.clients.data import Dataset, Indices
     from sovfed.federation.messages import EvaluateReply, ProfileReply, Sums, TrainReply, Vector
     from sovfed.federation.secagg.client import Permit
     from sovfed.federation.secagg.keys import Identity
@@ -104,19 +107,27 @@ class Verdict:
 class Refusing(TrainerService):
     """The control: what the trainer did before, when what failed on the records was refused with a code."""
 
-    def _work(
-        self, request: ProfileRequest | TrainRequest | EvaluateRequest, task: Task, permit: Permit | None
+    def __init__(self, load: Callable[[Task], Dataset], **others: Any) -> None:
+        super().__init__(load, **others)
+        self._computing = Failing(self._loaded, self._states, self._telling)
+
+
+class Failing(Computing):
+    """The control's work."""
+
+    def masked(
+        self, request: ProfileRequest | TrainRequest | EvaluateRequest, task: Task, masking: Masking, permit: Permit
     ) -> Reply:
-        workload = self._workload(task)
+        workload = self._loaded.workload(task)
         reply, failed, _ = self._compute(request, workload, 0.0)
         if not isinstance(request, ProfileRequest) and isinstance(workload, LocalTraining):
             outputs = workload.logits(request.model, request.scale, workload.records.test)
             failed = failed or ("" if (np.abs(outputs) < 2.0**30).all() else "outputs")
         if failed:
             raise TrainingError("values are not finite")
-        if isinstance(self._masking, Strict):
-            self._masking.demand(reply)
-        return super()._work(request, task, permit)
+        if isinstance(masking, Strict):
+            masking.demand(reply)
+        return super().masked(request, task, masking, permit)
 
 
 class Strict(Masking):

@@ -14,7 +14,7 @@ from sovfed.federation.compose import compose
 from sovfed.federation.errors import ServiceError
 from sovfed.server.runs import folders
 from sovfed.server.runs.curves import read_rounds
-from sovfed.simulations.benchmarks.process_tree import peak_bytes, resident_bytes
+from sovfed.simulations.benchmarks.process_tree import memory_file_bytes, peak_bytes, resident_bytes
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, sites
 
@@ -37,7 +37,8 @@ class Run:
 
     Weights are taken ten times a second, the last one before the last round ends: then the coordinator draws curves,
     which is not a cost of rounds. `peaks` are the largest resident sets so far of the coordinator, the registry, and
-    the first institution's processes, in bytes.
+    the first institution's processes, in bytes, and the most that was seen in files of memory of that institution:
+    where no process has mapped them, they are in no resident set.
     """
 
     lines: list[dict[str, Any]]
@@ -105,13 +106,13 @@ class Ours:
         while run["status"] in folders.ACTIVE:
             if 0 < run["rounds_done"] < rounds:
                 weights.append(self._weigh(folder, run["rounds_done"]))
-                peaks |= self._peaks(folder)
+                peaks |= self._peaks(folder, peaks.get("files", 0))
             if time.monotonic() > deadline:
                 raise ServiceError(f"sovfed: {rounds} rounds not within {timeout_s:g} s; logs in {home / 'logs'}")
             time.sleep(POLL_S)
             # Flower is asked only while the run's own process has not yet told that it is there.
             run = folders.read_run(home, name, control if run["status"] == "starting" else None)
-        peaks |= self._peaks(folder, over=True)
+        peaks |= self._peaks(folder, peaks.get("files", 0), over=True)
         summary = folders.read_summary(home, name)
         if run["status"] != "finished" or summary is None:
             raise ServiceError(f"sovfed: run {name} {run['status']}: {run['reason']}; logs in {home / 'logs'}")
@@ -120,14 +121,15 @@ class Ours:
         lines = [{**line, "bytes": line["bytes_down"] + line["bytes_up"]} for line in read_rounds(folder)]
         return Run(lines, summary["seconds_training"], weights, peaks)
 
-    def _peaks(self, folder: Path, *, over: bool = False) -> dict[str, int]:
+    def _peaks(self, folder: Path, files: int, *, over: bool = False) -> dict[str, int]:
         """As `Run` has them; once the run is `over` without the coordinator, which has ended."""
         first = self.federation.institutions[0].name
         pids = {name: self.federation.pid(first, name) for name in ("gateway", "trainer", "supernode")}
         pids["registry"] = self.federation.pid("agency", "registry")
         if not over:
             pids["coordinator"] = json.loads((folder / folders.STATE).read_text())["pid"]
-        return {name: peak for name, pid in pids.items() if (peak := peak_bytes(pid))}
+        files = max(files, memory_file_bytes((pids["gateway"], pids["trainer"])))
+        return {name: peak for name, pid in pids.items() if (peak := peak_bytes(pid))} | {"files": files}
 
     def identities(self) -> tuple[Path, list[Path]]:
         """The folders of the agency's key and certificate, and of each institution's."""

@@ -74,6 +74,19 @@ def peak_bytes(pid: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
+def memory_file_bytes(pids: Iterable[int]) -> int:
+    """What the files of memory (memfd_create(2)) hold that processes `pids` have open, each file once."""
+    sizes: dict[int, int] = {}
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):  # it was closed
+                    if str(entry.readlink()).startswith("/memfd:"):
+                        status = entry.stat()
+                        sizes[status.st_ino] = 512 * status.st_blocks
+    return sum(sizes.values())
+
+
 def cpu_seconds(roots: Iterable[int], children: bool = True) -> float:
     """User and system seconds of `roots`, their living descendants, and the children that these have waited for.
 

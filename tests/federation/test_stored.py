@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from sovfed.federation.errors import ProtocolError, ServiceError
-from sovfed.federation.stored import PIECE_BYTES, Pieces, Plot, Stretch, handed_over, in_memory, on_disk, origin
+from sovfed.federation.stored import PIECE_BYTES, Pieces, Plot, Stretch, draft, handed_over, in_memory, on_disk, origin
 
 SIZE = 3 * PIECE_BYTES
 
@@ -84,6 +84,25 @@ def test_what_lies_on_disk_is_read_by_pieces_and_does_not_become_part_of_the_pro
     assert sum(int(piece.sum(dtype=np.uint64) % 1000) >= 0 for piece in pieces) == 64
     assert np.array_equal(pieces[10:20], np.frombuffer(filled(PIECE_BYTES), "<u8")[10:20])
     assert resident_bytes() - before < 8 * PIECE_BYTES
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="nothing can be sealed")
+def test_a_draft_is_sealed_where_it_was_written_and_not_while_somebody_could_still_write() -> None:
+    writing = draft(SIZE, np.uint64)
+    writing.values[:] = 7
+    view = writing.values[5:]
+    with pytest.raises(BufferError):
+        writing.finish()
+    del view
+    writing = draft(SIZE, np.uint64)
+    writing.values[:] = 7
+    finished = writing.finish()
+    stretch = origin(finished)
+    assert stretch is not None and (finished == 7).all() and finished.dtype == np.uint64
+    assert handed_over(os.dup(stretch.stored.descriptor), 8 * SIZE).size == 8 * SIZE
+    with pytest.raises(PermissionError):
+        stretch.stored.write(0, b"x")
+    assert origin(draft(8, np.uint64).finish()) is None
 
 
 def test_a_file_that_ends_before_it_should_is_an_error_and_no_endless_loop() -> None:

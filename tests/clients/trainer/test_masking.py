@@ -22,9 +22,10 @@ from sovfed.federation.secagg.coordinator import Round
 from sovfed.federation.secagg.files import FileStore, create_journal
 from sovfed.federation.secagg.keys import Entropy
 from sovfed.federation.secagg.local import Federation, found, random_updates
-from sovfed.federation.secagg.mask import SEGMENT_WORDS, hash_vector
+from sovfed.federation.secagg.mask import SEGMENT_WORDS, MakeDraft, hash_vector
 from sovfed.federation.secagg.request import run_bytes
 from sovfed.federation.secagg.session import Session
+from sovfed.federation.stored import Draft, FileDraft, origin
 from sovfed.server.rounds import secure_aggregation
 
 SIZE = 5 * SEGMENT_WORDS + 77  # values: three segments at 32 bits, the last one short
@@ -45,16 +46,17 @@ def upload(
     return client.mask(institution.session, permit, update, 10, (0.5,), lambda _: bytes(64), entropy, made)[0]
 
 
+@pytest.mark.parametrize("draft", [Draft, FileDraft])
 @pytest.mark.parametrize("made", [0, 1, 2, 3])
 @pytest.mark.parametrize("bits", [16, 21, 32])
-def test_masks_made_ahead_wholly_or_in_part_give_the_same_bytes(bits: int, made: int) -> None:
+def test_masks_made_ahead_wholly_or_in_part_give_the_same_bytes(bits: int, made: int, draft: MakeDraft) -> None:
     size = SIZE * {16: 2, 21: 1, 32: 1}[bits]
     federation, model = found(3, bits=bits), np.zeros(size, np.float32)
     round_ = federation.open(1, model, metrics=1)
 
     def ahead(permit: client.Permit) -> client.Masks:
         entropy = fixed_entropy()
-        masks = client.prepare(federation.institutions[1].session, permit, entropy)
+        masks = client.prepare(federation.institutions[1].session, permit, entropy, draft)
         masks.sums.run()
         masks.sums._done = min(made, masks.sums._done)  # as if the update had come before the rest
         masks.sums.words[made * SEGMENT_WORDS :] = 12345
@@ -63,6 +65,7 @@ def test_masks_made_ahead_wholly_or_in_part_give_the_same_bytes(bits: int, made:
     expected, found_ = (upload(federation, round_, model, masks) for masks in (lambda _: None, ahead))
     assert found_.message == expected.message
     assert found_.payload.tobytes() == expected.payload.tobytes()
+    assert (origin(found_.payload) is not None) == (draft is FileDraft)
 
 
 def test_masks_are_used_once_and_for_their_own_context_only() -> None:
@@ -89,8 +92,8 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[client.Masks]:
     """All masks that are made from now on, even for short vectors by a thread."""
     honest, made = client.prepare, list[client.Masks]()
 
-    def prepare(session: Session, permit: client.Permit, entropy: Entropy) -> client.Masks:
-        made.append(honest(session, permit, entropy))
+    def prepare(session: Session, permit: client.Permit, entropy: Entropy, draft: MakeDraft = Draft) -> client.Masks:
+        made.append(honest(session, permit, entropy, draft))
         return made[-1]
 
     monkeypatch.setattr(client, "prepare", prepare)

@@ -17,7 +17,7 @@ from torch import nn
 
 from sovfed.clients.data import load_records
 from sovfed.clients.ledger.book import PrivacyLedger, replay
-from sovfed.clients.ledger.entries import Budget, History
+from sovfed.clients.ledger.entries import Budget, History, Whose
 from sovfed.clients.ledger.file import create_ledger, read_ledger
 from sovfed.clients.trainer.service import make_trainer
 from sovfed.clients.training.local import LocalTraining
@@ -307,7 +307,7 @@ def test_a_table_that_names_no_person_is_refused_before_a_record_is_read(tmp_pat
     with pytest.raises(PolicyError, match="needs secure aggregation"):
         declared._admit(REQUEST)
     with pytest.raises(DataError, match="line 2"):
-        declared._private_training(TASK)
+        declared._loaded.private_training(TASK, lambda: None, Whose())
 
 
 def headed() -> nn.Module:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -10,7 +13,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 
 from sovfed.federation.errors import ProtocolError
 from sovfed.federation.stored import Plot, in_memory, origin
-from sovfed.federation.wire.flower import RAW, new_message
+from sovfed.federation.wire.flower import RAW, arrays_of, new_message, size_bytes
 from sovfed.federation.wire.lane import Outgoing
 from sovfed.federation.wire.lane_codec import content_parts, error_reply, pack, shift_of, unpack
 
@@ -49,6 +52,25 @@ def test_content_given_as_parts_is_shared_and_not_copied() -> None:
     messages = [pack(new_message(RECORDS, run_id=1, node_id=node, kind="train", group="1"), parts) for node in (5, 6)]
     assert all(any(part is DATA for part in message.parts) for message in messages)
     assert [unpack(bytearray(joined(m))).metadata.dst_node_id for m in messages] == [5, 6]
+
+
+def test_a_message_is_gone_with_its_last_user_and_not_with_the_next_search_for_circles() -> None:
+    """Else each large message stays in memory for rounds: Flower's own views of records are such circles."""
+    data = joined(pack(new_message(RECORDS, run_id=1, node_id=5, kind="train", group="1")))
+    gc.disable()
+    try:
+        stored = in_memory(len(data))
+        stored.write(0, data)
+        stored.seal()
+        message, gone = unpack(stored.view()), weakref.ref(stored)
+        assert sum(len(array.data) for array in arrays_of(message.content)) == len(DATA)
+        assert size_bytes(message) == len(DATA) + 2
+        del stored
+        assert gone() is not None
+        del message
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_an_error_crosses_as_code_and_sentence() -> None:

@@ -70,3 +70,13 @@ def test_a_full_disk_makes_it_wait_for_memory(tmp_path: Path, monkeypatch: pytes
         assert in_memory(await waiting)
 
     run(story, tmp_path)
+
+
+def test_one_as_long_as_a_large_model_goes_to_disk_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "LONG_BYTES", 400)
+
+    async def story(room: Uploads) -> None:
+        assert in_memory(await room.plot(400, HEAD))
+        assert not in_memory(await room.plot(401, HEAD))  # although there is memory
+
+    run(story, tmp_path)

@@ -18,7 +18,7 @@ from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.terms import RECORD, REFUSE, Terms
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
-from sovfed.server.rounds import secure_aggregation
+from sovfed.server.rounds import epochs, secure_aggregation
 from sovfed.server.rounds.aggregation import Aggregation, PlainAggregation
 from sovfed.server.rounds.loop import Rounds
 from sovfed.server.rounds.sampling import MOST, Sampled
@@ -80,7 +80,8 @@ def test_more_than_one_sum_takes_are_summed_in_samples_that_it_takes(
     monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     """As with 300 institutions, of which 255 are in each sum: here 5 of 8."""
-    monkeypatch.setattr(secure_aggregation, "MAX_HOLDERS", COHORT)
+    for module in (secure_aggregation, epochs):
+        monkeypatch.setattr(module, "MAX_HOLDERS", COHORT)
     models, cohorts = [], []
     for secure in (True, False):
         rounds = federation(secure, share=share, most=COHORT)
@@ -95,7 +96,8 @@ def test_more_than_one_sum_takes_are_summed_in_samples_that_it_takes(
 def test_policies_that_refuse_differencing_hold_a_run_to_one_sample_of_as_many_as_a_sum_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(secure_aggregation, "MAX_HOLDERS", COHORT)
+    for module in (secure_aggregation, epochs):
+        monkeypatch.setattr(module, "MAX_HOLDERS", COHORT)
     rounds = federation(True, REFUSE, share=1.0, most=COHORT)
     rounds.profile()
     cohorts = [sorted(rounds.train(number).participants) for number in range(1, 4)]
