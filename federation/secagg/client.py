@@ -187,9 +187,11 @@ def mask(
     sign: Signer,
     entropy: Entropy,
     masks: Masks | None = None,
+    owed: Vector | None = None,
 ) -> tuple[Upload, Spent]:
     """Weight, clip, round and mask `update` (shape [size]) with `masks`, or with some that are made now.
 
+    What rounding takes from each value is put into `owed`, shape [size], if there is one (`Quantiser`).
     Nothing that depends on records makes this fail: values and metrics saturate (`ring.py`), and so does the weight.
     Raises PrivacyError on masks that are not this permit's or were used before.
     """
@@ -210,7 +212,7 @@ def mask(
     spare = [prepared.sums.scratch]  # it has the streams' ciphers already
 
     def worker() -> tuple[Quantiser, Scratch]:
-        workers.append(Quantiser(ring, update, weight, prepared.rounding))
+        workers.append(Quantiser(ring, update, weight, prepared.rounding, owed))
         return workers[-1], spare.pop() if spare else Scratch()
 
     def work(segment: int, where: slice, own: tuple[Quantiser, Scratch]) -> None:

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 SUFFIX: Final = ".jsonl.xz"
 PUBLIC: Final = ("diet_acts", "bundestag_gesetze")  # what parliaments have published: the tokenizer's text
 SYMBOLS, CONTEXT = 4_096, 128
-WINDOWS: Final = 4  # of a ministry in a step
-ROUNDS, QUICK_ROUNDS = 1_200, 240
-RING_ROUNDS: Final = 6  # as many times fewer, in which rings are compared
+WINDOWS: Final = 2  # of a ministry in a step
+ROUNDS, QUICK_ROUNDS = 1_200, 400
+RING_ROUNDS: Final = 8  # as many times fewer, in which rings are compared
 TESTED, QUICK_TESTED = 1_000, 120  # windows of each ministry at most
 LOOKS: Final = 8  # evaluations of a ministry alone, the best of which counts
 KEYS: Final = Keys(side="split")
@@ -114,7 +114,7 @@ def run(
         task, sites = prepared(data, Path(folder), QUICK_TESTED if quick else TESTED, symbols)
         bench = Bench(task, sites, rounds or (QUICK_ROUNDS if quick else ROUNDS), console, [])
         ratios = {**_against_pooled(bench), **_rings(bench, QUICK_RINGS if quick else tuple(RINGS))}
-        ours, bare = tokens_per_s(task, next(iter(sites.values())), 2 * WINDOWS, 3 if quick else 20)
+        ours, bare = tokens_per_s(task, next(iter(sites.values())), 4 * WINDOWS, 3 if quick else 20)
         figures = {"tokens_per_s": ours, "bare_tokens_per_s": bare}
         if not quick:
             ratios |= _more_local_steps(bench)
