@@ -61,6 +61,7 @@ RINGS: Final[dict[str, dict[str, Any]]] = {
     "32 bits": {"secagg": "full"},
     "16 bits": {"secagg": "compact", **SCALED},
     "12 bits": {"secagg": "compact", "secagg.bits": 12, **SCALED},
+    "8 bits": {"secagg": "compact", "secagg.bits": 8, "secagg.max_error": 100, **SCALED},  # what rounding takes waits
 }
 QUICK_RINGS: Final = ("32 bits", "16 bits")
 LOCAL_STEPS: Final = (1, 2, 5, 10)
@@ -141,7 +142,7 @@ def _rings(bench: Bench, names: tuple[str, ...]) -> dict[str, float]:
         name: bench.train(f"federated, {name}", bench.sites, {**CENTRAL, **RINGS[name]}, rounds).metrics
         for name in names
     }
-    words = {"16 bits": "sixteen", "12 bits": "twelve"}
+    words = {"16 bits": "sixteen", "12 bits": "twelve", "8 bits": "eight"}
     widest = told["32 bits"]["bits_per_byte"]
     return {f"{words[name]}_bits_over_32": told[name]["bits_per_byte"] / widest for name in names if name in words}
 
