@@ -56,6 +56,7 @@ def bench() -> None:
       sovfed bench release --quick --json release.json
       sovfed bench utility --heart /data/heart_disease
       sovfed bench language --quick --data /data/ja_law --json language.json
+      sovfed bench persons --epsilon 8
     """
 
 
@@ -244,7 +245,7 @@ def utility(
     "--data", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of one language's law, a file SITE.jsonl.xz a ministry.",
 )  # fmt: skip
-@click.option("--quick", is_flag=True, help="300 rounds instead of 1,600.")
+@click.option("--quick", is_flag=True, help="Few rounds, no ministry alone: about 12 minutes of one core.")
 @click.option("--rounds", type=click.IntRange(2, 100_000), help="As many rounds instead.")
 @reported
 def language(data: Path, quick: bool, rounds: int | None, files: Files, console: Console) -> None:
@@ -252,3 +253,15 @@ def language(data: Path, quick: bool, rounds: int | None, files: Files, console:
     from sovfed.simulations.benchmarks.language import run
 
     run(data=data, quick=quick, rounds=rounds, files=files, console=console)
+
+
+@bench.command()
+@click.option(
+    "--epsilon", type=click.FloatRange(0.01, 100.0), default=8.0, show_default=True, help="Over the whole run."
+)
+@reported
+def persons(epsilon: float, files: Files, console: Console) -> None:
+    """What privacy costs by the number of persons and of trained values, as the accountant has it: seconds."""
+    from sovfed.simulations.benchmarks.persons import run
+
+    run(epsilon=epsilon, files=files, console=console)

@@ -49,7 +49,7 @@ from sovfed.federation.secagg.request import (
     update_size,
     widen,
 )
-from sovfed.federation.secagg.ring import metric_bound, saturated
+from sovfed.federation.secagg.ring import COARSE, metric_bound, saturated
 from sovfed.federation.secagg.session import Session
 from sovfed.federation.stored import Draft
 
@@ -66,6 +66,7 @@ T = TypeVar("T")
 V = TypeVar("V")
 MAX_IDENTITIES: Final = 256  # runs that are signed for with the key that they were joined with
 MAX_SETUPS: Final = 16  # runs that are set up at the same time; the oldest setup is dropped for the next
+MAX_OWED: Final = 2  # runs whose rounding is kept, a vector each
 LEAST_TOLD_S: Final = 2.0**-6
 MOST_TOLD_S: Final = 2.0**17
 
@@ -116,6 +117,7 @@ class Masking:
         self._setups: dict[bytes, setup.Joining | setup.Pairing] = {}  # by run; the newest last
         self._sessions: dict[bytes, Session] = {}
         self._agreed: tuple[Permit, Masks] | None = None  # one sum at a time
+        self._owed: dict[bytes, Vector] = {}  # by run: what a coarse ring's rounding took from the last update
 
     def answer(self, request: SecaggRequest) -> SecaggReply:
         """The reply to a step of the setup, or to M3. Raises SovfedError, and then nothing is given out."""
@@ -198,7 +200,8 @@ class Masking:
         No value in `reply` makes this fail. An update that is not finite counts as none; metrics are cut to what the
         header holds, the count to W_max. That it was so, or that the work was `spoilt` before, is one more summand, so
         that the coordinator learns how many of the cohort it happened to. A private reply has neither that nor
-        `seconds` of computing. Raises PrivacyError unless `permit` is the last one given, and unused.
+        `seconds` of computing. In a coarse ring, what rounding takes from an update is added to the run's next one.
+        Raises PrivacyError unless `permit` is the last one given, and unused.
         """
         agreed = self._agreed
         if agreed is None or agreed[0] is not permit:
@@ -206,7 +209,7 @@ class Masking:
         identity, store = self._open(run_bytes(run))
         session = self._session(run_bytes(run), identity, store)
         update: Vector | Integers = np.zeros(0, np.float32)
-        weight, metrics = 0, np.zeros(0)
+        weight, metrics, owed = 0, np.zeros(0), None
         match reply:
             case PrivateUpdate():  # no count and no metric: they would not be private
                 update = reply.vector
@@ -215,7 +218,8 @@ class Masking:
                 metrics = widen(saturated(reply.sums, WIDEST))
                 spoilt |= not _within(reply.sums, WIDEST)
             case TrainReply():
-                update, most = reply.update, session.roster.offer.max_weight
+                owed, update = self._with_owed(run_bytes(run), session.roster.offer.bits, reply.update)
+                most = session.roster.offer.max_weight
                 weight = min(max(reply.count, 1), most)
                 if reply.count > most:
                     log.warning("%d training records count as secagg.max_weight %d of this run", reply.count, most)
@@ -230,7 +234,7 @@ class Masking:
             spoilt |= not _within(metrics, metric_bound(session.roster.offer.fraction_bits))
             metrics = np.concatenate([[float(spoilt)], metrics])
         upload, entry = client.mask(
-            session, permit, update, weight, metrics.tolist(), identity.sign, os.urandom, agreed[1]
+            session, permit, update, weight, metrics.tolist(), identity.sign, os.urandom, agreed[1], owed
         )
         self._agreed = None
         if isinstance(reply, TrainReply) and store.history.pinned is None:
@@ -241,6 +245,17 @@ class Masking:
         if isinstance(reply, PrivateUpdate):
             return PrivateReply(message=message, payload=upload.payload)
         return MaskedReply(seconds=told_seconds(seconds()), message=message, payload=upload.payload)
+
+    def _with_owed(self, run: bytes, bits: int, update: Vector) -> tuple[Vector | None, Vector]:
+        """Where what rounding takes will be kept, None in a ring that is not coarse, and `update` with the last one's.
+
+        It waits through rounds that this institution misses, and ends with this process: less than a step a value.
+        """
+        if bits not in COARSE:
+            return None, update
+        earlier, owed = self._owed.get(run), np.zeros_like(update)
+        _keep_newest(self._owed, run, owed, MAX_OWED)
+        return owed, update if earlier is None or earlier.shape != update.shape else update + earlier
 
     def room(self, request: PrivateRequest, permit: Permit) -> int:
         """The largest integer of one member in the round's ring.

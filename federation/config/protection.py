@@ -7,7 +7,7 @@ from typing import Final
 
 from sovfed.federation.schema import bounded, choice
 
-LANE_BITS: Final = (12, 16, 21, 32)  # of a word of the ring; federation/secagg/ring.py
+LANE_BITS: Final = (8, 12, 16, 21, 32)  # of a word of the ring; federation/secagg/ring.py
 SECURE_COHORT: Final = 3  # of two, one colluder learns the other's update from the sum
 
 
@@ -49,7 +49,11 @@ class SecaggConfig:
     """Secure aggregation: the coordinator sees sums over the cohort, and no institution's own update or metric."""
 
     enabled: bool = bounded(True, doc="false: the server sees each institution's update; their policies must allow it")
-    bits: int = bounded(32, 12, 32, unit="bits", doc="ring lane of a parameter: 12, 16, 21 or 32; fewer are coarser")
+    bits: int = bounded(
+        32, 8, 32, unit="bits",
+        doc="ring lane of a parameter: 8, 12, 16, 21 or 32; fewer are coarser; with 8 and 12, what rounding takes "
+        "is sent with the next update",
+    )  # fmt: skip
     clip: float = bounded(
         8.0, 1e-6, 1e3, doc="bound on each value of an update; one with a value beyond it is shrunk as a whole"
     )

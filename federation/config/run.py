@@ -75,12 +75,12 @@ class Config:
     def local_fields(self) -> dict[str, Any]:
         """What a request says of local training: fields of `TrainRequest` and of `PrivateRequest`.
 
-        Where the gradient is sent, that is one plain step with a learning rate of 1: the update is its negative.
+        Where the gradient is sent, that is one plain step: with a learning rate of 1 the update is its negative.
         """
         task, plan = self.task, self.task.plan()
         if self.strategy.algorithm.gradient:
-            size, batches = task.batch_size, task.accumulation
-            plan = LocalPlan(accumulation=batches, local_steps=1, batch_size=size, learning_rate=1.0)
+            size, batches, scale = task.batch_size, task.accumulation, self.strategy.gradient_scale
+            plan = LocalPlan(accumulation=batches, local_steps=1, batch_size=size, learning_rate=scale)
         return {name.name: getattr(plan, name.name) for name in fields(plan) if name.name not in NOT_SENT}
 
     def local_rates(self, number: int) -> tuple[float, float]:

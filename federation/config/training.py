@@ -136,6 +136,10 @@ class StrategyConfig:
         1, 1, 10_000, unit="institutions", doc="whose updates 'krum' averages; more than one is Multi-Krum"
     )
     fairness: float = bounded(0.1, 0.0, 100.0, doc="q of 'qfedavg': how much more a large loss weighs; 0 is FedAvg")
+    gradient_scale: float = bounded(
+        1.0, 1.0, 1e3, doc="of 'fedsgd': institutions send so many times the gradient, whose small values then fill "
+        "a ring of few bits; their policies' max_learning_rate bounds it",
+    )  # fmt: skip
 
     @property
     def individual(self) -> bool:
@@ -165,6 +169,8 @@ class StrategyConfig:
     def __post_init__(self) -> None:
         if self.institution is not None and self.name in ALGORITHMS:
             raise ValueError(f"institution is '{self.institution}', which strategy={self.name} settles itself")
+        if self.gradient_scale != 1.0 and not self.algorithm.gradient:
+            raise ValueError(f"gradient_scale is {self.gradient_scale:g}, but only strategy=fedsgd sends gradients")
         if self.proximal_mu and "proximal_mu" not in self.algorithm.settings:
             users = " and ".join(name for name, algorithm in ALGORITHMS.items() if "proximal_mu" in algorithm.settings)
             raise ValueError(f"proximal_mu is {self.proximal_mu:g}, but only strategy={users} uses it")

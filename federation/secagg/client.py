@@ -16,6 +16,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -192,9 +193,11 @@ def mask(
     sign: Signer,
     entropy: Entropy,
     masks: Masks | None = None,
+    owed: Vector | None = None,
 ) -> tuple[Upload, Spent]:
     """Weight, clip, round and mask `update` (shape [size]) with `masks`, or with some that are made now.
 
+    What rounding takes from each value is put into `owed`, shape [size], if there is one (`Quantiser`).
     Nothing that depends on records makes this fail: values and metrics saturate (`ring.py`), and so does the weight.
     Raises PrivacyError on masks that are not this permit's or were used before.
     """
@@ -209,7 +212,8 @@ def mask(
     ready = prepared.spend(ctx)
     header = pack_header(weight, metrics, roster.offer.fraction_bits) + prepared.header
     authentic = payload_cipher(session.upload, ctx, index, prepared.commitments)
-    tags, clipped = _hide(prepared.sums, ready, lambda: Quantiser(ring, update, weight, prepared.rounding), authentic)
+    quantiser = partial(Quantiser, ring, update, weight, prepared.rounding, owed)
+    tags, clipped = _hide(prepared.sums, ready, quantiser, authentic)
     payload = prepared.sums.finish()
     summary = payload_digest(ctx, header.tobytes(), tags)
     signature = sign(masked_message(ctx, index, summary, prepared.commitments))

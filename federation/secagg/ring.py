@@ -1,8 +1,9 @@
 """Real vectors to words of the ring Z/2^64 and back: weighting, clipping, stochastic rounding, lanes, header.
 
-A word carries 5, 4, 3 or 2 lanes of b = 12, 16, 21 or 32 bits, lane 0 lowest. A value takes q = b − ⌈log2 cohort⌉
-bits and is offset by 2^(q−1), so the honest sum over the cohort cannot leave its lane: |rounded| ≤ L + 1 with
-L ≤ 2^(q−1) − 2. Both halves stand here: `quantise` at the institution, `dequantise` at the coordinator.
+A word carries 8, 5, 4, 3 or 2 lanes of b = 8, 12, 16, 21 or 32 bits, lane 0 lowest. A value takes
+q = b − ⌈log2 cohort⌉ bits and is offset by 2^(q−1), so the honest sum over the cohort cannot leave its lane:
+|rounded| ≤ L + 1 with L ≤ 2^(q−1) − 2. Both halves stand here: `quantise` at the institution, `dequantise` at the
+coordinator.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from sovfed.federation.errors import ServiceError
 from sovfed.federation.messages import Vector
 from sovfed.federation.secagg.mask import SEGMENT_WORDS, Words
 
-LANES: Final = {12: 5, 16: 4, 21: 3, 32: 2}  # bits → lanes of a word
+LANES: Final = {8: 8, 12: 5, 16: 4, 21: 3, 32: 2}  # bits → lanes of a word
+COARSE: Final = (8, 12)  # bits of a ring whose members keep what rounding takes, and add it to their next update
 HEADER_COUNT, HEADER_WEIGHT, HEADER_METRICS = 0, 1, 2  # word positions; the rest of the header is metrics, then zeros
 HEADER_UNIT: Final = 8
 FRACTION_BITS: Final = 24  # of every metric in the header: a coordinator that chose would read Σ min(nᵢ, 2^k)
 METRIC_BITS: Final = 54  # |metric| · 2^fraction_bits ≤ 2^54, so that 255 of them cannot leave 63 bits
-WHOLE: Final = {16: np.uint16, 32: np.uint32}  # bits → the type of a lane where the processor has one
+WHOLE: Final = {8: np.uint8, 16: np.uint16, 32: np.uint32}  # bits → the type of a lane where the processor has one
 LARGEST_ERROR: Final = 10.0  # as is told: beyond it nothing is left of the update
 _PART: Final = 1 << 16  # values at a time: the temporaries stay in the L2 cache
 
@@ -126,9 +128,14 @@ class Quantiser:
     rounding. No value makes this fail, for a failure would be seen: what is not finite counts as 0, an integer is cut
     to its lane. The weight, from 1 to W_max, is the caller's to saturate. `clipped` counts the values that the clip
     changed.
+
+    With `owed`, a vector like a float32 update, values are rounded to the nearest, and what that takes from each is put
+    there: added to the next update it is sent after all, so sums over rounds err by half a step in all.
     """
 
-    def __init__(self, ring: Ring, update: Vector | Integers, weight: int, key: bytes) -> None:
+    def __init__(
+        self, ring: Ring, update: Vector | Integers, weight: int, key: bytes, owed: Vector | None = None
+    ) -> None:
         if not 1 <= weight <= ring.max_weight:
             raise ValueError(f"weight {weight} is outside 1 to {ring.max_weight}")
         self._ring = ring
@@ -137,8 +144,8 @@ class Quantiser:
         self._factor = np.float32(float(ring.limit) / ring.clip * share)
         self._bound = min(np.float32(float(ring.limit) * share), ring.limit)
         block_size = min(_PART, update.size)
-        random = AESGCM(key).encrypt(bytes(12), bytes(2 * block_size), None)
-        self._dither = np.frombuffer(random, np.uint16, block_size) * np.float32(2**-16)
+        self._owed = owed
+        self._dither = np.full(block_size, 0.5, np.float32) if owed is not None else _dither(key, block_size)
         self._scaled = np.empty(block_size, np.float32)
         self._integers = np.empty(0 if ring.bits in WHOLE else block_size, np.uint32)
         self.clipped = 0
@@ -155,6 +162,8 @@ class Quantiser:
             integers = self._integers[: block.size] if direct is None else direct[start : start + block.size]
             if block.dtype == np.float32:
                 self._round(block, integers)
+                if self._owed is not None:
+                    self._keep(integers, self._owed[first + start :][: block.size])
             else:
                 self._offset(block, integers)
             if direct is None:
@@ -193,6 +202,19 @@ class Quantiser:
         np.floor(scaled, out=out.view(f"i{out.itemsize}"), casting="unsafe")
         np.add(out, out.dtype.type(self._ring.half), out=out)
 
+    def _keep(self, integers: npt.NDArray[Any], owed: Vector) -> None:
+        """Write what the last `_round` took from its values to `owed`."""
+        scaled, rounded = self._scaled[: owed.size], integers.astype(np.float32)
+        np.subtract(scaled, rounded - np.float32(self._ring.half - 0.5), out=owed)
+        np.divide(owed, self._factor, out=owed)
+
+
+def _dither(key: bytes, size: int) -> Vector:
+    """Uniform on [0, 1), shape [size]."""
+    random = AESGCM(key).encrypt(bytes(12), bytes(2 * size), None)
+    uniform: Vector = np.frombuffer(random, np.uint16, size) * np.float32(2**-16)
+    return uniform
+
 
 def pack(values: npt.NDArray[np.uint32], bits: int, out: Words) -> None:
     """Write `values` (each below 2^bits) to `out`, lane by lane; lanes beyond the last value are zero."""
@@ -209,7 +231,7 @@ def pack(values: npt.NDArray[np.uint32], bits: int, out: Words) -> None:
 
 
 def unpack(words: Words, bits: int, size: int) -> npt.NDArray[Any]:
-    """The first `size` lanes of `words`, as uint16 (a view) for 16 bits, else as uint32 (a view for 32)."""
+    """The first `size` lanes of `words`, as integers of that width where there are such (a view), else as uint32."""
     if bits in WHOLE:
         return words.view(WHOLE[bits])[:size]
     values = np.empty((words.size, LANES[bits]), np.uint32)

@@ -13,7 +13,7 @@ from sovfed.federation.secagg.ring import FRACTION_BITS, LANES, Ring
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 
 LEAST_COHORT: Final = 3  # honest institutions in a sum: of two, each learns the other's update from it
-LEAST_VALUE_BITS: Final = 7
+LEAST_VALUE_BITS: Final = 4  # what is still too coarse to learn from, the coordinator refuses (secagg.max_error)
 REFUSE: Final = "refuse"
 RECORD: Final = "record"
 
@@ -39,7 +39,7 @@ class Terms:
 
     min_cohort: int = bounded(5, LEAST_COHORT, MAX_HOLDERS, doc="fewest institutions in any sum; colluders feared + 3")
     colluders: int = bounded(1, 0, MAX_HOLDERS, doc="institutions that may side with the coordinator")
-    bits: tuple[int, ...] = bounded((12, 16, 21, 32), 12, 32, doc="ring widths allowed, per parameter")
+    bits: tuple[int, ...] = bounded((8, 12, 16, 21, 32), 8, 32, doc="ring widths allowed, per parameter")
     min_clip: float = bounded(1.0, 0.0, 1e9, doc="smallest clip: what it shrinks depends on records")
     max_clip: float = bounded(1e3, 0.0, 1e9, doc="largest clip")
     max_weight: int = bounded(10_000_000, 1, 2**48, doc="largest W_max", unit="records")

@@ -80,7 +80,8 @@ def _make(
     if algorithm.gradient:
         from sovfed.server.strategies.central import FedSgd
 
-        return FedSgd(plan or LocalPlan(learning_rate=config.server_learning_rate), schedule, layout)
+        own = plan or LocalPlan(learning_rate=config.server_learning_rate)
+        return FedSgd(own, schedule, layout, config.gradient_scale)
     if not algorithm.masked:
         from sovfed.server.strategies.robust import Robust
 

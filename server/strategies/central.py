@@ -1,6 +1,7 @@
 """FedSGD (McMahan et al. 2017, arXiv:1602.05629, section 2): central training on the institutions' mean gradient.
 
-An institution takes one plain step with a learning rate of 1, so its update is the negative mean gradient of a batch.
+An institution takes one plain step with a learning rate of 1 (or `strategy.gradient_scale`), so its update is the
+negative mean gradient of a batch.
 The mean of these, weighted by records, is the gradient of the pooled loss (of all records, or in expectation). The
 server steps on it with the task's optimizer, learning rate and schedule, and keeps the optimizer's state from round to
 round. Nobody sees a gradient but their sum.
@@ -31,11 +32,14 @@ COUNT: Final = "count"  # the slot of the steps taken
 class FedSgd:
     """One step of the plan's optimizer on the negative mean update, at the mean rate of the round."""
 
-    def __init__(self, plan: LocalPlan, schedule: Schedule, layout: Layout | None) -> None:
-        """`layout` tells where each parameter stands; without it the vector is one. Raises ConfigError."""
+    def __init__(self, plan: LocalPlan, schedule: Schedule, layout: Layout | None, scale: float = 1.0) -> None:
+        """`layout` tells where each parameter stands; without it the vector is one. Raises ConfigError.
+
+        An update is `scale` times the negative gradient.
+        """
         if layout is None and plan.optimizer == "muon":
             raise ConfigError("muon steps on matrices, and this task's vector has none")
-        self._plan, self._schedule = plan, schedule
+        self._plan, self._schedule, self._scale = plan, schedule, np.float32(scale)
         self._optimizer = make(plan)
         self._shapes = None if layout is None else [_shape(spec, layout) for spec in layout.parts if spec.trained]
         self._state: State | None = None
@@ -44,7 +48,7 @@ class FedSgd:
     def step(self, round: int, model: Vector, mean_update: Vector) -> Vector:
         flat = torch.from_numpy(np.array(model, dtype=np.float32))
         values = self._split(flat)
-        gradients = self._split(torch.from_numpy(np.negative(mean_update, dtype=np.float32)))
+        gradients = self._split(torch.from_numpy(np.divide(mean_update, -self._scale, dtype=np.float32)))
         state = self._ready(values)
         self._optimizer.step(values, gradients, state, self._plan.learning_rate * self._schedule.middle(round))
         stepped: Vector = flat.numpy()

@@ -2,7 +2,12 @@
 
 Model, start, steps, batch, optimizer and schedule are the same; Muon and AdamW run at the server. Test text is a fixed
 sample of each ministry's, half a window before every token that counts. Tokenizer and store are made as an operator
-makes them; the tokenizer's text is the parliament's, which is public.
+makes them; the tokenizer's text is the parliament's, which is public. What rings of few bits cost is measured over
+fewer rounds, each ring over the same.
+
+At length also: more local steps between two exchanges, as FedAvg and as DiLoCo (Douillard et al. 2023,
+arXiv:2311.08105, with heavy-ball momentum), and each ministry alone, given the federation's whole compute and the best
+of its evaluations.
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,12 +24,15 @@ import numpy as np
 from sovfed.clients.data.documents import Keys, documents_in
 from sovfed.clients.data.token_store import Rules, write_store
 from sovfed.clients.data.tokens import Windows, load
+from sovfed.clients.training.local import LocalTraining
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.tasks import summarise
 from sovfed.federation.tasks.declared import DeclaredTask, task_from_text
 from sovfed.federation.tasks.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
-from sovfed.simulations.api import simulate
+from sovfed.simulations.api import Result, simulate
 from sovfed.simulations.baselines import merge
+from sovfed.simulations.benchmarks.bare_language import tokens_per_s
 from sovfed.simulations.benchmarks.report import Column, Files, Report, conditions, publish
 
 if TYPE_CHECKING:
@@ -35,27 +43,66 @@ if TYPE_CHECKING:
 SUFFIX: Final = ".jsonl.xz"
 PUBLIC: Final = ("diet_acts", "bundestag_gesetze")  # what parliaments have published: the tokenizer's text
 SYMBOLS, CONTEXT = 4_096, 128
-ROUNDS, QUICK_ROUNDS = 1_600, 300
-TESTED, QUICK_TESTED = 200, 60  # windows of each ministry
+WINDOWS: Final = 2  # of a ministry in a step
+ROUNDS, QUICK_ROUNDS = 1_200, 400
+RING_ROUNDS: Final = 8  # as many times fewer, in which rings are compared
+TESTED, QUICK_TESTED = 1_000, 120  # windows of each ministry at most
+LOOKS: Final = 8  # evaluations of a ministry alone, the best of which counts
 KEYS: Final = Keys(side="split")
-CLIP: Final = 0.05  # on a value of a gradient whose norm is near 1: known before any data
-RECIPE: Final = {
-    "strategy": "fedsgd", "task.optimizer": "muon", "task.learning_rate": 0.007, "task.beta_1": 0.9,
-    "task.beta_2": 0.95, "task.schedule": "wsd", "task.warmup": 0.03, "task.cooldown": 0.4, "task.floor": 0.03,
-    "task.gradient_clip": 1.0, "client": "cpu",
+RATE: Final = 0.007
+PLAN: Final = {
+    "task.optimizer": "muon", "task.learning_rate": RATE, "task.beta_1": 0.9, "task.beta_2": 0.95,
+    "task.schedule": "wsd", "task.warmup": 0.03, "task.cooldown": 0.4, "task.floor": 0.03, "task.gradient_clip": 1.0,
+    "task.batch_size": WINDOWS, "client": "cpu",
 }  # fmt: skip
-ARMS: Final[dict[str, dict[str, Any]]] = {
-    "pooled": {"secagg": "none"},
-    "federated": {"secagg": "full"},
-    "federated, 16 bits": {"secagg": "full", "secagg.bits": 16, "secagg.clip": CLIP},
+CENTRAL: Final = {**PLAN, "strategy": "fedsgd"}
+SCALED: Final = {"strategy.gradient_scale": 10, "secagg.clip": 1.0}  # no value of a gradient comes near a tenth
+RINGS: Final[dict[str, dict[str, Any]]] = {
+    "32 bits": {"secagg": "full"},
+    "16 bits": {"secagg": "compact", **SCALED},
+    "12 bits": {"secagg": "compact", "secagg.bits": 12, **SCALED},
+    "8 bits": {"secagg": "compact", "secagg.bits": 8, "secagg.max_error": 100, **SCALED},  # what rounding takes waits
+}
+QUICK_RINGS: Final = ("32 bits", "16 bits")
+LOCAL_STEPS: Final = (1, 2, 5, 10)
+OUTSIDE: Final[dict[str, dict[str, Any]]] = {
+    "FedAvg": {"strategy": "fedavg"},
+    "DiLoCo": {"strategy": "fedavgm", "strategy.server_learning_rate": 0.7, "strategy.server_momentum": 0.9},
 }
 COLUMNS: Final = (
     Column("model", "model"),
     Column("rounds", "rounds"),
     Column("tokens", "tokens", "{:,}".format),
     Column("bits_per_byte", "bits per byte", "{:.4f}".format),
+    Column("rounding", "rounding", lambda share: "" if share is None else f"{share:.1%}"),
     Column("cpu_s", "CPU s", "{:.0f}".format),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """The task, each ministry's windows, and where rows are told as they come."""
+
+    task: DeclaredTask
+    sites: Mapping[str, Windows]
+    rounds: int
+    console: Console
+    rows: list[dict[str, Any]]
+
+    def train(
+        self, name: str, data: Mapping[str, Dataset], settings: Mapping[str, Any], rounds: int, steps: int = 1
+    ) -> Result:
+        """A run over `data`, and its row: of `steps` steps a round, each on `WINDOWS` windows of every ministry."""
+        start = time.process_time()
+        result = simulate(self.task, dict(data), rounds=rounds, settings={"evaluate_every": rounds, **settings})
+        errors = result.rounds["ring_error"].dropna()
+        bits, seconds = result.metrics["bits_per_byte"], time.process_time() - start
+        self.rows.append({
+            "model": name, "rounds": rounds, "tokens": rounds * steps * len(self.sites) * WINDOWS * CONTEXT,
+            "bits_per_byte": bits, "rounding": float(errors.mean()) if len(errors) else None, "cpu_s": seconds,
+        })  # fmt: skip
+        self.console.print(f"{name}: {bits:.4f} bits per byte, {rounds} rounds, {seconds:.0f} CPU s")
+        return result
 
 
 def run(
@@ -63,20 +110,79 @@ def run(
 ) -> dict[str, Any]:
     """Train pooled and federated on the ministries of the folder `data`, and publish the report."""
     files.check()
-    steps = rounds or (QUICK_ROUNDS if quick else ROUNDS)
+    start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         task, sites = prepared(data, Path(folder), QUICK_TESTED if quick else TESTED, symbols)
-        rows = []
-        for name, settings in ARMS.items():
-            rows.append(_row(task, sites, name, settings, steps))
-            console.print(f"{name}: {rows[-1]['bits_per_byte']:.4f} bits per byte, {rows[-1]['cpu_s']:.0f} CPU s")
-    pooled, federated, narrow = (row["bits_per_byte"] for row in rows)
-    ratios = {
-        "federated_bpb": federated, "pooled_bpb": pooled, "federated_over_pooled": federated / pooled,
-        "sixteen_bits_over_32": narrow / federated,
-    }  # fmt: skip
+        bench = Bench(task, sites, rounds or (QUICK_ROUNDS if quick else ROUNDS), console, [])
+        ratios = {**_against_pooled(bench), **_rings(bench, QUICK_RINGS if quick else tuple(RINGS))}
+        ours, bare = tokens_per_s(task, next(iter(sites.values())), 4 * WINDOWS, 3 if quick else 20)
+        figures = {"tokens_per_s": ours, "bare_tokens_per_s": bare}
+        if not quick:
+            ratios |= _more_local_steps(bench)
+            figures |= _alone(bench)
+    figures["cpu_s"] = time.process_time() - start
     title = f"A language model by {len(sites)} institutions: federated against pooled"
-    return publish(Report(title, COLUMNS, rows, ratios, conditions=conditions()), console, files)
+    report = Report(title, COLUMNS, bench.rows, {**ratios, "step_over_bare": ours / bare}, figures, conditions())
+    return publish(report, console, files)
+
+
+def _against_pooled(bench: Bench) -> dict[str, float]:
+    """One machine with all texts, and the federation under secure aggregation of 16 bits."""
+    together = {**CENTRAL, "secagg": "none", "task.batch_size": WINDOWS * len(bench.sites)}
+    pooled = bench.train("pooled", {"pooled": merge(list(bench.sites.values()))}, together, bench.rounds)
+    federated = bench.train("federated", bench.sites, {**CENTRAL, **RINGS["16 bits"]}, bench.rounds)
+    ours, theirs = (result.metrics["bits_per_byte"] for result in (federated, pooled))
+    return {"federated_bpb": ours, "pooled_bpb": theirs, "federated_over_pooled": ours / theirs}
+
+
+def _rings(bench: Bench, names: tuple[str, ...]) -> dict[str, float]:
+    """Bits per byte of each ring over that of 32 bits, over fewer rounds."""
+    rounds = max(2, bench.rounds // RING_ROUNDS)
+    told = {
+        name: bench.train(f"federated, {name}", bench.sites, {**CENTRAL, **RINGS[name]}, rounds).metrics
+        for name in names
+    }
+    words = {"16 bits": "sixteen", "12 bits": "twelve", "8 bits": "eight"}
+    widest = told["32 bits"]["bits_per_byte"]
+    return {f"{words[name]}_bits_over_32": told[name]["bits_per_byte"] / widest for name in names if name in words}
+
+
+def _more_local_steps(bench: Bench) -> dict[str, float]:
+    """Over the federated model: as many steps in all, H of them with Muon at each ministry between two exchanges."""
+    federated = bench.rows[1]["bits_per_byte"]
+    return {
+        f"{name.lower()}_h{steps}_over_federated": bench.train(
+            f"{name}, H = {steps}", bench.sites, {**PLAN, **outside, "secagg": "full", "task.local_steps": steps},
+            max(2, bench.rounds // steps), steps,
+        ).metrics["bits_per_byte"] / federated
+        for name, outside in OUTSIDE.items() for steps in LOCAL_STEPS
+    }  # fmt: skip
+
+
+def _alone(bench: Bench) -> dict[str, float]:
+    """In how many ministries the federated model is better on their own test text than their own, and by how much.
+
+    A ministry's own model has the federation's rounds and batch, and is the best of `LOOKS` on its test text.
+    """
+    rounds, each = bench.rounds, max(1, bench.rounds // LOOKS)
+    settings = {
+        **CENTRAL, "secagg": "none", "task.batch_size": WINDOWS * len(bench.sites), "evaluate_every": each,
+        "keep_best": True,
+    }  # fmt: skip
+    federated = simulate(
+        bench.task, dict(bench.sites), rounds=rounds, settings={**CENTRAL, "secagg": "none", "evaluate_every": rounds}
+    )
+    shares = []
+    for site, windows in bench.sites.items():
+        own = bench.train(f"{site} alone", {site: windows}, settings, rounds).metrics["bits_per_byte"]
+        shares.append(_own_test(federated, windows) / own)
+    return {"better_than_alone": sum(share < 1 for share in shares), "federated_over_alone": float(np.mean(shares))}
+
+
+def _own_test(result: Result, windows: Windows) -> float:
+    """Bits per byte of the model of `result` on the held-out text of `windows`."""
+    training = LocalTraining(result.task, windows, site="", device="cpu")
+    return summarise(result.task, training.evaluate(result.vector, result.scale), result.scale)["bits_per_byte"]
 
 
 def prepared(data: Path, folder: Path, tested: int, symbols: int) -> tuple[DeclaredTask, dict[str, Windows]]:
@@ -89,14 +195,18 @@ def prepared(data: Path, folder: Path, tested: int, symbols: int) -> tuple[Decla
     (folder / "tokenizer.json").write_bytes(train_tokenizer(texts, symbols))
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     task = task_of(tokenizer, CONTEXT)
-    sites = {}
+    return task, dict(_sites(task, tokenizer, packed, folder, tested))
+
+
+def _sites(
+    task: DeclaredTask, tokenizer: Tokenizer, packed: list[Path], folder: Path, tested: int
+) -> Iterator[tuple[str, Windows]]:
     for path in packed:
         site = path.name.removesuffix(SUFFIX)
         write_store(folder / site, documents_in([path], KEYS), tokenizer, Rules())
         windows = load(task, DataConfig(source="tokens", path=str(folder), site=site))
         sample = np.linspace(0, len(windows.test) - 1, min(tested, len(windows.test))).astype(np.int64)
-        sites[site] = dataclasses.replace(windows, test=windows.test[sample])
-    return task, sites
+        yield site, dataclasses.replace(windows, test=windows.test[sample])
 
 
 def task_of(tokenizer: Tokenizer, context: int) -> DeclaredTask:
@@ -107,21 +217,3 @@ def task_of(tokenizer: Tokenizer, context: int) -> DeclaredTask:
         f'target: {{kind: next_token, tokenizer: "{tokenizer.sha256}"}}\n'
         "model: {family: decoder, width: 128, blocks: 3, heads: 4, hidden: 512}\n"
     )
-
-
-def _row(
-    task: DeclaredTask, sites: Mapping[str, Windows], name: str, settings: Mapping[str, Any], rounds: int
-) -> dict[str, Any]:
-    """One run, each step of it on a window of every ministry, or on as many of the pooled ones."""
-    together = name == "pooled"
-    data: dict[str, Dataset] = {"pooled": merge(list(sites.values()))} if together else dict(sites)
-    batch = len(sites) if together else 1
-    start = time.process_time()
-    result = simulate(
-        task, data, rounds=rounds,
-        settings={**RECIPE, **settings, "task.batch_size": batch, "evaluate_every": rounds},
-    )  # fmt: skip
-    return {
-        "model": name, "rounds": rounds, "tokens": rounds * len(sites) * CONTEXT,
-        "bits_per_byte": result.metrics["bits_per_byte"], "cpu_s": time.process_time() - start,
-    }  # fmt: skip

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from sovfed.cli import cli
 from sovfed.clients.cli.use import cli as model
 from sovfed.clients.home.own_tasks import allow_task, keep_task
 from sovfed.federation.compose import compose
+from sovfed.federation.tasks.tokenizer import read_tokenizer, train_tokenizer
 from sovfed.server.runs import folders
 from sovfed.simulations.deployment import LocalFederation
 
@@ -38,6 +40,15 @@ model: {family: mlp, hidden: [8]}
 training: {learning_rate: 0.1, momentum: 0.9, batch_size: 16}
 """
 HEADS = TASK.replace("name: birth", "name: birth_heads").replace("[8]}", "[8], personal: head}")
+NOTES = """\
+name: notes
+title: Notes
+person: document
+columns:
+  window: {{kind: tokens, shape: [17], high: 299}}
+target: {{kind: next_token, tokenizer: "{}"}}
+model: {{family: decoder, width: 16, blocks: 1, heads: 2, hidden: 32}}
+"""
 HEADER = ("patient_id", "Age", "bmi", "smoker", "parity", "glucose", "outcome")
 
 
@@ -60,12 +71,21 @@ def table(site: str, count: int) -> str:
     return text.getvalue()
 
 
+def documents(site: str, count: int) -> list[str]:
+    """Made-up notes in two languages, no two alike."""
+    return [
+        f"{site}: Patientin {number}, Woche {number % 40}。第{number}条 経過は良好である。\n" for number in range(count)
+    ]
+
+
 @pytest.fixture(scope="module")
 def clinics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with task.yaml and a table for each of four clinics."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "birth.yaml").write_text(TASK)
     (folder / "heads.yaml").write_text(HEADS)
+    (folder / "tokenizer.json").write_bytes(train_tokenizer(documents("public", 40), 300))
+    (folder / "notes.yaml").write_text(NOTES.format(read_tokenizer(folder / "tokenizer.json").sha256))
     (folder / "clinics").mkdir()
     for site, count in (("north", 200), ("south", 160), ("east", 120), ("west", 120)):
         (folder / "clinics" / f"{site}.csv").write_text(table(site, count))
@@ -83,10 +103,45 @@ def own(clinics: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loc
         for clinic in federation.institutions:
             keep_task(federation.client_home(clinic.name), str(clinics / "heads.yaml"))
             allow_task(federation.client_home(clinic.name), clinics / "heads.yaml")
+            prepare_notes(federation.client_home(clinic.name), clinics, clinic.name)
         federation.start_institutions()
         yield federation
     finally:
         federation.stop()
+
+
+def prepare_notes(home: Path, folder: Path, site: str) -> None:
+    """What an institution does before it takes part in a language model, by its commands."""
+    lines = [json.dumps({"id": str(row), "text": text}) for row, text in enumerate(documents(site, 60))]
+    (folder / f"{site}.jsonl").write_text("\n".join(lines))
+    store, task = folder / f"{site}-tokens", str(folder / "notes.yaml")
+    for command in (
+        ["data", "prepare", task, str(folder / f"{site}.jsonl"), "--tokenizer", str(folder / "tokenizer.json"),
+         "--out", str(store)],
+        ["study", "add", "notes", "--task", task, "--allow", "data=tokens", f"data.path={store}", "--home", str(home)],
+    ):  # fmt: skip
+        done = CliRunner().invoke(cli, ["client", *command], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+
+
+def test_a_language_model_learns_from_sums_of_sixteen_bits_and_writes_text(own: LocalFederation, clinics: Path) -> None:
+    """With the clip that every policy takes; Muon and AdamW step at the agency."""
+    config = compose([
+        f"task={clinics / 'notes.yaml'}", "strategy=fedsgd", "strategy.gradient_scale=10", "secagg=compact",
+        "secagg.max_weight=1000", "task.optimizer=muon", "task.learning_rate=0.02", "task.gradient_clip=1",
+        "task.batch_size=64", "evaluate_every=8",
+    ]).config  # fmt: skip
+    chosen = {name: getattr(config, name) for name in ("task", "strategy", "secagg", "evaluate_every")}
+    own.start_run("notes", dataclasses.replace(own.config, rounds=8, **chosen))
+    lines = finished(own, "notes")
+    told = summary(own, "notes")
+    assert lines[-1]["train_loss"] < 0.9 * lines[0]["train_loss"]
+    assert 0 < told["metrics"]["bits_per_byte"] < 5
+    assert (told["secure_aggregation"], told["secure_aggregation_terms"]["bits"]) == (True, 16)
+    assert all(0 < line["ring_error"] < 0.2 for line in lines)
+    arguments = ["generate", "notes", "--tokenizer", str(clinics / "tokenizer.json"), "--prompt", "第", "--tokens", "8"]
+    written = CliRunner().invoke(cli, [*arguments, "--home", str(own.home)], catch_exceptions=False)
+    assert written.exit_code == 0 and written.output.startswith("第"), written.output
 
 
 def test_a_table_and_a_task_yaml_become_a_model_that_reads_new_tables(own: LocalFederation, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sovfed.federation.messages import Vector
 from sovfed.federation.secagg.mask import SEGMENT_WORDS, Words
 from sovfed.federation.secagg.ring import (
+    COARSE,
     LANES,
     Quantiser,
     Ring,
@@ -86,6 +87,23 @@ def test_rounding_is_independent_within_a_part_and_between_institutions(bits: in
     assert 0.2 < errors[0].std() < 0.6
     for left, right in ((first[1:], first[:-1]), (first, second)):
         assert abs(np.mean(left * right)) < 6 / np.sqrt(count)
+
+
+@pytest.mark.parametrize("bits", COARSE)
+def test_what_rounding_takes_and_keeps_is_sent_after_all(bits: int) -> None:
+    """Over several segments and parts, values of which most are far below a step: the sums differ by half a step."""
+    ring, size, rounds = Ring(bits, 1.0, 1000, 10), SEGMENT_WORDS * LANES[bits] + 70_001, 12
+    update = np.random.default_rng(bits).normal(0, 0.2 / float(ring.limit), size).astype(np.float32)
+    sent, owed = np.zeros(size), np.zeros(size, np.float32)
+    for _ in range(rounds):
+        words, given = np.empty(ring.words(size), np.uint64), update + owed
+        quantiser = Quantiser(ring, given, 1000, bytes(32), owed)
+        for segment, start in enumerate(range(0, words.size, SEGMENT_WORDS)):
+            quantiser.quantise(segment, words[start : start + SEGMENT_WORDS])
+        sent += dequantise(ring, words, size, 1, 1000)
+    np.testing.assert_allclose(sent + owed, rounds * update.astype(np.float64), atol=1e-5)
+    assert np.abs(owed).max() <= 0.5001 * ring.step(1000)
+    assert np.count_nonzero(sent) > size / 2
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -36,6 +36,7 @@ from sovfed.federation.messages import (
 )
 from sovfed.federation.secagg.files import FileStore, MemoryStore, create_journal
 from sovfed.federation.secagg.local import Authority
+from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.secagg.terms import RECORD, Terms
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
@@ -624,6 +625,24 @@ def test_updates_beyond_the_clip_are_shrunk_as_a_whole_and_told_of(caplog: pytes
     total = sum(one.count for one in replies)
     expected = sum(one.count / total * 0.001 * one.update / np.abs(one.update).max() for one in replies)
     np.testing.assert_allclose(world.rounds.model - initial_vector(TASK, 0), expected, atol=2e-7)
+
+
+def test_in_a_coarse_ring_what_rounding_takes_goes_with_the_next_update() -> None:
+    """Of updates that are far below a step little would arrive; kept and added up, they arrive a step at a time."""
+    training = ("task.learning_rate=0.1", "task.batch_size=1000", "secagg.max_error=1000")
+    coarse = World(4, "secagg.bits=8", "secagg.clip=1", "secagg.max_weight=1000", *training)
+    plain = World(4, "secagg=none", *training)
+    for world in (coarse, plain):
+        world.rounds.profile()
+        for number in range(1, 21):
+            world.rounds.train(number)
+    moved, gap = (np.abs(plain.rounds.model - other).max() for other in (initial_vector(TASK, 0), coarse.rounds.model))
+    replies = [place.replies for place in plain.places.values()]
+    total = sum(next(reply.count for reply in each if isinstance(reply, TrainReply)) for each in replies)
+    step = Ring(8, 1.0, 1000, 4).step(total)
+    updates = [reply.update for each in replies for reply in each if isinstance(reply, TrainReply)]
+    assert np.median(np.abs(updates)) < step / 2  # of what one alone can move the mean by
+    assert gap < 4 * step / 2 < moved  # each institution still owes half of a step at most
 
 
 def test_a_round_over_other_metrics_than_the_request_has_is_refused_before_any_record(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sovfed.federation.config import StrategyConfig
+from sovfed.federation.config import Config, StrategyConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.plan import LocalPlan, Schedule
 from sovfed.federation.tasks.layout import Layout, Part
@@ -74,6 +74,21 @@ def test_the_rate_of_a_round_is_the_middle_of_its_schedule() -> None:
         model = optimizer.step(number, model, update)
         seen.append(float(model[0]))
     np.testing.assert_allclose(np.diff([0.0, *seen]), [0.875, 0.625, 0.375, 0.125])
+
+
+def test_a_gradient_that_was_sent_larger_makes_the_same_step() -> None:
+    shapes, update = layout((2, 2)), np.array([0.5, -0.25, 0.125, 1.0], np.float32)  # which ten times are exact
+    plain, scaled = (
+        make_optimizer(StrategyConfig(name="fedsgd", gradient_scale=scale), plan=ADAMW, layout=shapes)
+        for scale in (1.0, 10.0)
+    )
+    model = other = np.zeros(4, np.float32)
+    for number in (1, 2):
+        model, other = plain.step(number, model, update), scaled.step(number, other, 10 * update)
+    np.testing.assert_array_equal(model, other)
+    assert Config(strategy=StrategyConfig(name="fedsgd", gradient_scale=10.0)).local_fields()["learning_rate"] == 10.0
+    with pytest.raises(ValueError, match="only strategy=fedsgd sends gradients"):
+        StrategyConfig(gradient_scale=2.0)
 
 
 @pytest.mark.parametrize("plan", [ADAMW, LocalPlan(optimizer="muon", momentum=0.9), LocalPlan(momentum=0.9)])

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from sovfed.federation.errors import ConfigError
-from sovfed.simulations.benchmarks.language import ARMS, run
+from sovfed.simulations.benchmarks.language import QUICK_RINGS, WINDOWS, run
 from sovfed.simulations.benchmarks.report import Files
 
 pytest.importorskip("tokenizers")
@@ -36,9 +36,12 @@ def test_it_trains_pooled_federated_and_in_sixteen_bits_and_writes_the_ratios(tm
     files = Files(json=tmp_path / "language.json")
     run(data=laws(tmp_path, *SITES), quick=True, rounds=2, files=files, console=Console(quiet=True), symbols=262)
     told = json.loads((tmp_path / "language.json").read_text())
-    assert [row["model"] for row in told["rows"]] == list(ARMS)
-    assert all(row["tokens"] == 2 * 3 * 128 and row["bits_per_byte"] > 0 for row in told["rows"])
-    assert set(told["ratios"]) == {"federated_bpb", "pooled_bpb", "federated_over_pooled", "sixteen_bits_over_32"}
+    rings = [f"federated, {name}" for name in QUICK_RINGS]
+    assert [row["model"] for row in told["rows"]] == ["pooled", "federated", *rings]
+    assert all(row["tokens"] == 2 * 3 * WINDOWS * 128 and row["bits_per_byte"] > 0 for row in told["rows"])
+    assert set(told["ratios"]) == {
+        "federated_bpb", "pooled_bpb", "federated_over_pooled", "sixteen_bits_over_32", "step_over_bare",
+    }  # fmt: skip
     assert told["ratios"]["sixteen_bits_over_32"] == pytest.approx(1.0, abs=0.1)  # a clip for longer texts
 
 

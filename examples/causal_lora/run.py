@@ -1,0 +1,91 @@
+"""A Hugging Face causal language model goes on learning by LoRA at three institutions; transformers loads the result.
+
+pip install 'sovfed[simulate,llm]'
+python examples/causal_lora/run.py [--quick] [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils import vector_to_parameters
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from causal_lora import make_base
+from causal_lora.task import BASE, LoRA, NextToken, adapted, task_of
+from causal_lora.texts import sentences
+
+import sovfed
+from sovfed.clients.data.token_store import Document, Rules, write_store
+from sovfed.federation.tasks.tokenizer import read_tokenizer
+
+NAMES = ("east", "north", "south")
+TEXTS = 200  # documents of an institution, one in ten held out
+PLAIN: Mapping[str, Any] = {
+    "strategy": "fedsgd", "secagg": "compact", "secagg.max_weight": 1_000,
+    "task.optimizer": "adamw", "task.learning_rate": 0.01, "task.beta_2": 0.95, "task.schedule": "wsd",
+    "task.warmup": 0.05, "task.batch_size": 16, "client": "cpu", "server.min_cohort": 3, "privacy.colluders": 0,
+}  # fmt: skip
+PRIVATE: Mapping[str, Any] = {
+    "secagg": "full", "privacy": "distributed", "privacy.epsilon": 8, "privacy.delta": 1e-4, "evaluate_every": 1,
+    "privacy.population": 9 * TEXTS * len(NAMES) // 10, "privacy.sampling_rate": 0.5, "task.learning_rate": 0.002,
+    "task.schedule": "constant", "task.warmup": 0,
+}  # fmt: skip
+
+
+def prepare(folder: Path, base: Path) -> Path:
+    """A token store for each institution, as `sovfed client data prepare` makes it of its documents."""
+    tokenizer = read_tokenizer(base / "tokenizer.json")
+    for seed, name in enumerate(NAMES, start=10):
+        documents = [Document(f"{name}-{row}", text) for row, text in enumerate(sentences(TEXTS, seed))]
+        write_store(folder / name, documents, tokenizer, Rules())
+    return folder
+
+
+def trained(base: Path, stores: Path, rounds: int, **settings: Any) -> sovfed.Result:
+    """The federation of the stores in `stores`, in this process; its first round tells the base's own bits per byte."""
+    told = {"data": "tokens", "data.path": stores, "evaluate_every": max(1, rounds), **PLAIN, **settings}
+    return sovfed.simulate(task_of(base), settings=told, rounds=rounds, institutions=len(NAMES))
+
+
+def export(result: sovfed.Result, base: Path, folder: Path) -> Path:
+    """What was learnt, merged into the base: `folder` as `from_pretrained` reads it, with no path of this machine."""
+    model: NextToken = adapted(base)
+    vector_to_parameters(torch.from_numpy(result.vector.copy()), [p for p in model.parameters() if p.requires_grad])
+    for name, layer in list(model.model.named_modules()):
+        if isinstance(layer, LoRA):
+            model.model.set_submodule(name, layer.merged())
+    model.model.config._name_or_path = ""
+    model.model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base / name, folder / name)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a fifth of the rounds")
+    parser.add_argument("--private", action="store_true", help="with ε = 8 for each document")
+    parser.add_argument("--out", type=Path, help="where the model is written for transformers")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        base = BASE if BASE.exists() else make_base.prepare(Path(temporary) / "base")
+        stores = prepare(Path(temporary) / "stores", base)
+        before = trained(base, stores, 1).rounds["bits_per_byte"].iloc[0]
+        rounds = 20 if chosen.quick or chosen.private else 100
+        result = trained(base, stores, rounds, **(PRIVATE if chosen.private else {}))
+        print(f"bits per byte: {before:.3f} of the base, {result.metrics['bits_per_byte']:.3f} after {rounds} rounds; "
+              f"{result.task.parameters:,} values travel")  # fmt: skip
+        if chosen.out:
+            print(export(result, base, chosen.out))
+
+
+if __name__ == "__main__":
+    main()
