@@ -44,6 +44,7 @@ class RunOrder:
     """What a run may ask of each institution. `work` is JSON: the settings that are the same in all its requests.
 
     `epsilon` is what the run may tell of a person at `delta`, by the accountant; both 0 where it has no privacy.
+    `keys` are those of the cohort's certificates, one each (SHA-256, hex), where a cohort is named.
     """
 
     run: str = named(high=128)
@@ -72,17 +73,26 @@ class RunOrder:
     bits: int = bounded(low=1, high=64)
     clip: float = bounded(low=1e-9, high=1e9)
     max_weight: int = bounded(low=1, high=2**53)
+    keys: tuple[str, ...] = bounded((), 64, 64)
 
     def __post_init__(self) -> None:
         if self.expires <= self.proposed:
             raise ValueError("it expires before it was proposed")
         if len(self.cohort) > MAX_COHORT or len(set(self.cohort)) != len(self.cohort):
             raise ValueError(f"a cohort of more than {MAX_COHORT}, or with a name twice")
+        if self.keys and len(self.keys) != len(self.cohort):
+            raise ValueError(f"{len(self.keys)} keys of a cohort of {len(self.cohort)}")
 
     @cached_property
     def text(self) -> bytes:
         """Its one spelling (RFC 8785): what is signed."""
-        return rfc8785.dumps({**asdict(self), "cohort": list(self.cohort)})
+        return rfc8785.dumps(self.spelled)
+
+    @property
+    def spelled(self) -> dict[str, Any]:
+        """Its fields as JSON has them."""
+        values = {**asdict(self), "cohort": list(self.cohort), "keys": list(self.keys)}
+        return {name: value for name, value in values.items() if name != "keys" or value}
 
     @cached_property
     def digest(self) -> str:
@@ -153,6 +163,7 @@ class RunOrder:
         return replace(
             terms, bits=(self.bits,), min_clip=self.clip, max_clip=self.clip, max_weight=self.max_weight,
             least_max_weight=self.max_weight, min_cohort=least, members=tuple(sorted(allowed)) or terms.members,
+            member_keys=(*map("=".join, zip(self.cohort, self.keys, strict=False)), *terms.member_keys),
         )  # fmt: skip
 
 
@@ -170,8 +181,8 @@ class Proposal:
 
     def to_bytes(self) -> bytes:
         """Its one spelling."""
-        order = {**asdict(self.order), "cohort": list(self.order.cohort)}
-        return rfc8785.dumps({**asdict(self), "order": order, "approvals": [asdict(entry) for entry in self.approvals]})
+        approvals = [asdict(entry) for entry in self.approvals]
+        return rfc8785.dumps({**asdict(self), "order": self.order.spelled, "approvals": approvals})
 
     def signed(self, certificate: bytes, signature: bytes) -> Proposal:
         """The proposal as the agency's server sends it."""

@@ -32,6 +32,9 @@ def asked(order: RunOrder) -> Iterator[str]:
         yield f"people     {order.population}"
     who = ", ".join(order.cohort) or "any institution that the authority has certified"
     yield f"with       {who}; at least {order.min_cohort} in each sum"
+    if order.keys:
+        keys = (f"{name} {key[:16]}" for name, key in zip(order.cohort, order.keys, strict=True))
+        yield f"keys       {', '.join(keys)}"
     if order.permit:
         yield f"permit     {order.permit}"
     yield f"valid      {day_of(order.proposed)} to {day_of(order.expires)}; sovfed {order.version}"

@@ -15,7 +15,7 @@ from typing import Final, Protocol, TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mlkem, utils, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -131,6 +131,12 @@ def told_head(seq: int, head: bytes) -> bytes:
 def countersigned_head(run: str, seq: int, head: bytes) -> bytes:
     """What the coordinator of `run` signs: it knows of no newer entry of that ledger than `seq` with `head`."""
     return encode_fields("countersigned ledger head", run.encode(), seq.to_bytes(8, "big"), head)
+
+
+def fingerprint(key: PublicKey) -> str:
+    """SHA-256 (hex) of the key, as people compare it."""
+    info = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(info).hexdigest()
 
 
 def check_signature(key: PublicKey, message: bytes, signature: bytes, author: str) -> None:

@@ -30,6 +30,7 @@ from sovfed.federation.secagg.keys import (
     confirmation,
     decapsulate,
     digest,
+    fingerprint,
     generate,
     pair_key,
     public_key,
@@ -120,6 +121,7 @@ def encapsulate(
     server_key = public_key(wire.Offer.decode(joining.offer).certificate)
     roster = make_roster(joining.offer, listing, identity.verify, now, server_key)
     terms.check_roster(roster.names, roster.suite)
+    terms.check_keys({member.name: fingerprint(member.key) for member in roster.members} if terms.member_keys else {})
     index = listing.ads.index(joining.ad)
     keys: dict[int, bytes] = {}
     capsules: list[wire.Capsule] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,6 +52,9 @@ class Terms:
     post_quantum: bool = bounded(True, doc="refuse a roster that falls back to X25519 alone")
     members: tuple[str, ...] = bounded((), doc="the only institutions to aggregate with; empty = all certified")
     expected: tuple[str, ...] = bounded((), doc="institutions that every roster must hold")
+    member_keys: tuple[str, ...] = bounded(
+        (), 66, 128, doc="institutions whose key must be this one, as NAME=SHA-256 of it; an order can name more"
+    )
     differencing: str = choice(
         REFUSE,
         (REFUSE, RECORD),
@@ -100,6 +103,12 @@ class Terms:
         _require(not strangers, f"institutions not on the list of members: {', '.join(strangers)}", self.members)
         absent = sorted(set(self.expected) - set(names))
         _require(not absent, f"institutions missing from the roster: {', '.join(absent)}", self.expected)
+
+    def check_keys(self, keys: Mapping[str, str]) -> None:
+        """Raise PolicyError unless the institutions of a roster have the keys (SHA-256, by name) that are theirs."""
+        pinned = [entry.partition("=")[::2] for entry in self.member_keys]
+        others = sorted({name for name, key in pinned if keys.get(name, key) != key})
+        _require(not others, f"another key of {', '.join(others)}", "that which order or policy names")
 
     def check_cohort(self, size: int, offered: int) -> None:
         """Raise PolicyError unless a sum over `size` institutions may be revealed."""

@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sovfed import __version__
+from sovfed.federation.certificates import to_der
 from sovfed.federation.errors import ConfigError, EvidenceError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.files import write_private
+from sovfed.federation.identity import parse_certificate
 from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.order import Proposal, RunOrder, read_proposal, terms_of
 from sovfed.federation.schema import bind
+from sovfed.federation.secagg.keys import fingerprint, public_key
+from sovfed.server.registry.enrolment import members
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from sovfed.federation.config import Config
@@ -31,15 +35,26 @@ ANSWERS: Final = "answers.json"
 DAY_S: Final = 86_400
 
 
-def make_order(config: Config, name: str, request: RunRequest, now: float) -> RunOrder:
-    """The order of run `name`, which asks for what `request` does."""
+def make_order(config: Config, name: str, request: RunRequest, now: float, keys: tuple[str, ...] = ()) -> RunOrder:
+    """The order of run `name`, which asks for what `request` does, of a cohort with these `keys`, if it names one."""
     order, begins = config.order, int(now)
     values: dict[str, Any] = {
         "run": name, "purpose": order.purpose, "proposer": order.proposer, "recipients": order.recipients,
         "population": order.population, "permit": order.permit, "cohort": order.cohort, "proposed": begins,
         "expires": begins + order.valid_days * DAY_S, "version": __version__, "strategy": config.strategy.name,
+        "keys": keys,
     }  # fmt: skip
     return bind(RunOrder, {**terms_of(request), **values}, "order")
+
+
+def keys_of(home: Path, cohort: Sequence[str]) -> tuple[str, ...]:
+    """The key of each of `cohort` as it is certified now; none if one of them is not enrolled here."""
+    if not cohort:
+        return ()
+    certified = {member.institution: member.certificate for member in members(home)}
+    if set(cohort) - certified.keys():
+        return ()
+    return tuple(fingerprint(public_key(to_der(parse_certificate(certified[name], name)))) for name in cohort)
 
 
 def read_order(folder: Path) -> Proposal | None:
@@ -95,7 +110,8 @@ class Ordering:
                 raise ConfigError(f"{self.folder / FILE}: {reason}; propose the run anew")
             kept = None
         if kept is None:
-            kept = Proposal(make_order(self.config, self.name, request, now))
+            keys = keys_of(self.home, self.config.order.cohort) if self.home else ()
+            kept = Proposal(make_order(self.config, self.name, request, now, keys))
             tell(self.home, OrderEvent("proposed", kept.order.digest, self.name))
         identity = self.identity
         signed = kept.signed(identity.certificate, identity.sign(kept.order.proposal_message))

@@ -12,7 +12,7 @@ from sovfed.federation.orders.approving import approve as approved_by
 from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.order import Proposal, read_proposal
 from sovfed.federation.text import plain_name, to_base64
-from sovfed.server.orders.making import FILE, make_order, read_order, write_order
+from sovfed.server.orders.making import FILE, keys_of, make_order, read_order, write_order
 from sovfed.server.runs.folders import STATE, run_folder
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def propose(home: Path, name: str, config: Config, overrides: Sequence[str]) -> 
     task, kept_name = configured_task(config.task), plain_name(name)
     plan = PrivacyPlan.make(config, kept_name, task.parameters) if config.privacy.private else None
     request = whole_run(config, task, "proposed", kept_name, plan)
-    proposal = Proposal(make_order(config, kept_name, request, time.time()))
+    keys = keys_of(home, config.order.cohort)
+    proposal = Proposal(make_order(config, kept_name, request, time.time(), keys))
     private_directory(folder)
     write_private(folder / OVERRIDES, json.dumps(list(overrides)).encode())
     write_order(folder, proposal)

@@ -16,10 +16,13 @@ from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.federation.compose import compose
 from sovfed.federation.config import ClientConfig, Config, DataConfig
+from sovfed.federation.errors import CohortError, DeclinedError
 from sovfed.federation.orders.order import read_proposal
 from sovfed.federation.secagg.files import MemoryStore, load_identity
+from sovfed.federation.secagg.keys import fingerprint, public_key
 from sovfed.federation.secagg.terms import RECORD, Terms
 from sovfed.federation.tasks import initial_vector
+from sovfed.server.orders import making
 from sovfed.server.orders.making import Ordering
 from sovfed.server.rounds.loop import Rounds
 from sovfed.server.rounds.privacy import PrivacyPlan
@@ -87,3 +90,24 @@ def test_a_masked_run_is_answered_to_its_end_under_its_order(tmp_path: Path, pri
         assert made.train(number).participants == [1, 2, 3]
     if not private:
         assert made.evaluate(2).sums is not None
+
+
+@pytest.mark.parametrize("whose", ["h3", "h4"])
+def test_a_roster_with_another_key_than_the_order_names_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    """The order has the key of `whose` for h3."""
+    house = House(tmp_path)
+    certificates = {name: load_identity(house.home(name) / "identity").certificate for name in ("h1", "h2", "h3", "h4")}
+    keys = tuple(fingerprint(public_key(certificates[name])) for name in ("h1", "h2", whose))
+    monkeypatch.setattr(making, "keys_of", lambda home, cohort: keys)
+    config = compose(["server.min_cohort=3", "rounds=2", "order.cohort=[h1,h2,h3]", "server.node_wait_s=0.1"]).config
+    made = rounds(house, config)
+    made.order = Ordering(config, "study", tmp_path / "study", house.agency, tmp_path / "agency-without-log")
+    made.agree()
+    if whose == "h3":
+        made.profile()
+        assert read_proposal((tmp_path / "study" / "order.json").read_bytes()).order.keys == keys
+        return
+    with pytest.raises((CohortError, DeclinedError)):
+        made.profile()
