@@ -201,7 +201,7 @@ def consent(home: Path) -> None:
     from sovfed.clients.home.policy import load_policy
     from sovfed.clients.orders.naming import consented
 
-    _tell(consented(load_policy(home)))
+    _tell(consented(load_policy(home), _book(home).withdrawn_tasks()))
 
 
 @click.command()

@@ -169,9 +169,10 @@ class House:
     def consent(self) -> list[str]:
         """What is signed without a person, in words."""
         try:
-            return [line.strip() for line in consented(load_policy(self._home))]
+            withdrawn = OrderBook(self._home).withdrawn_tasks()
+            return [line.strip() for line in consented(load_policy(self._home), withdrawn)]
         except SovfedError:
-            return ["policy.yaml cannot be read: nothing is answered"]
+            return ["policy.yaml, or orders/withdrawn.json, cannot be read: nothing is answered"]
 
     def ledgers(self) -> Ledgers:
         """What the ledgers say; one that is damaged says nothing but that."""

@@ -13,7 +13,7 @@ from sovfed.federation.files import write_private
 from sovfed.federation.text import NAME, NAME_IN_WORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from sovfed.clients.home.policy import Policy
@@ -56,8 +56,8 @@ def officer_of(home: Path, public: str, name: str = "") -> str:
     return names[0]
 
 
-def consented(policy: Policy) -> Iterator[str]:
-    """What the institution signs in advance, in plain words."""
+def consented(policy: Policy, withdrawn: Collection[str] = ()) -> Iterator[str]:
+    """What the institution signs in advance, in plain words; `withdrawn` are digests of tasks that it has left."""
     rules, standing = policy.orders, policy.orders.standing
     if rules.mode != STANDING:
         officers = ", ".join(rules.keys) or "nobody yet: no run is answered"
@@ -71,6 +71,9 @@ def consented(policy: Policy) -> Iterator[str]:
     yield f"  until        {standing.until or 'policy.yaml is changed'}"
     if not policy.require_privacy:
         yield "  also without differential privacy: require_privacy is false"
+    if withdrawn:
+        tasks = ", ".join(digest[:32] for digest in sorted(withdrawn))
+        yield f"  but no task of a run that this institution has withdrawn from: {tasks}"
     if rules.min_approvers:
         yield f"  approved by  {rules.min_approvers} of {', '.join(rules.approvers)}"
 
