@@ -70,7 +70,8 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
     from sovfed.federation.tasks.registry import configured_task
     from sovfed.server.orders.proposing import configured, proposed_overrides
     from sovfed.server.orders.unlearning import unlearning_config
-    from sovfed.server.runs.folders import new_run_name, start_run
+    from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
+    from sovfed.server.runs.folders import new_run_name, run_folder, start_run
 
     if proposed and overrides:
         raise click.UsageError("a proposed run is started as it was proposed: leave out OVERRIDES")
@@ -78,7 +79,8 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
     config = again or configured(home, proposed_overrides(home, proposed) if proposed else overrides)
     _warn_of_noise(config, configured_task(config.task).parameters)
     name = proposed or new_run_name(config)
-    start_run(_control(home), home, name, config, resume=again is not None)
+    folder = run_folder(home, name)
+    start_run(_control(home), home, name, config, resume=again is not None and (folder / CHECKPOINT).exists())
     _report(home, name, follow, as_json)
 
 

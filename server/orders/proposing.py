@@ -16,7 +16,7 @@ from sovfed.server.orders.making import FILE, keys_of, make_order, read_order, w
 from sovfed.server.runs.folders import STATE, run_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from sovfed.federation.archive.signer import SigningKey
@@ -42,8 +42,13 @@ def configured(home: Path, overrides: Sequence[str]) -> Config:
     return config
 
 
-def propose(home: Path, name: str, config: Config, overrides: Sequence[str]) -> Proposal:
-    """Make and keep the order of run `name`; nothing is asked of an institution. Raises ConfigError if it is there."""
+def propose(
+    home: Path, name: str, config: Config, overrides: Sequence[str], files: Mapping[str, bytes] | None = None
+) -> Proposal:
+    """Make and keep the order of run `name`, with `files` beside it; nothing is asked of an institution.
+
+    Raises ConfigError if the run is there.
+    """
     from sovfed.federation.tasks.registry import configured_task
     from sovfed.server.rounds.loop import whole_run
     from sovfed.server.rounds.privacy import PrivacyPlan
@@ -57,6 +62,8 @@ def propose(home: Path, name: str, config: Config, overrides: Sequence[str]) -> 
     keys = keys_of(home, config.order.cohort)
     proposal = Proposal(make_order(config, kept_name, request, time.time(), keys))
     private_directory(folder)
+    for file, data in (files or {}).items():
+        write_private(folder / file, data)
     write_private(folder / OVERRIDES, json.dumps(list(overrides)).encode())
     write_order(folder, proposal)
     tell(home, OrderEvent("proposed", proposal.order.digest, kept_name))

@@ -11,7 +11,7 @@ from sovfed.federation.errors import ConfigError
 from sovfed.federation.evidence.entries import canonical, listed
 from sovfed.federation.evidence.store import record
 from sovfed.federation.files import write_private
-from sovfed.federation.orders.answers import CONSENTED, SIGNED, read_answer
+from sovfed.federation.orders.answers import CONSENTED, SIGNED, decision_in
 from sovfed.federation.schema import bind, bounded, named
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.orders.making import read_answers
@@ -67,8 +67,8 @@ def unlearn(home: Path, run: str, name: str) -> tuple[Unlearning, Proposal]:
         least = config.server.min_cohort
         raise ConfigError(f"without {', '.join(gone)} there are {len(left)} institutions, minimum cohort is {least}")
     made = Unlearning(run, gone, left, _from_round(old, config, gone), (summary or {}).get("model_sha256", ""))
-    proposal = propose(home, name, _without(config, name, made), ())
-    write_private(folder / FILE, json.dumps(asdict(made), indent=1).encode())
+    kept = {FILE: json.dumps(asdict(made), indent=1).encode()}  # before there is an order that could be started
+    proposal = propose(home, name, _without(config, name, made), (), kept)
     if made.from_round:
         shutil.copyfile(old / KEPT / f"{made.from_round}.safetensors", folder / NAME)
         lines = [json.dumps(line) + "\n" for line in read_rounds(old) if line["round"] <= made.from_round]
@@ -105,8 +105,8 @@ def _willing(folder: Path, config: Config) -> list[str]:
     """Whom the run was for: those it named, else those who took part or agreed to."""
     if config.order.cohort:
         return sorted(config.order.cohort)
-    answers = {name: read_answer(canonical(value), name) for name, value in read_answers(folder).items()}
-    agreed = {name for name, answer in answers.items() if answer.decision in (SIGNED, CONSENTED)}
+    words = {name: decision_in(canonical(value)) for name, value in read_answers(folder).items()}
+    agreed = {name for name, decision in words.items() if decision in (SIGNED, CONSENTED)}
     return sorted(agreed | set(participants(read_rounds(folder))))
 
 
