@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tests.clients.orders.house import CONFIG, TASK, House, training, whole
 
-from sovfed.clients.home.begin import create
+from sovfed.clients.home.folder import create
 from sovfed.clients.home.policy import Policy
 from sovfed.clients.orders.book import MAX_WAITING, OrderBook
 from sovfed.clients.orders.leaving import withdraw

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tests.release_fixture import NAMES, RUN, Released, finished_run, resealed
 
-from sovfed.clients.home.begin import create
+from sovfed.clients.home.folder import create
 from sovfed.clients.home.policy import Policy
 from sovfed.clients.models.declared import declare
 from sovfed.federation.archive import zipped
