@@ -109,8 +109,9 @@ def test_the_model_is_made_anew_from_before_the_first_round_of_who_withdrew(fede
     lines[0]["participants"] = list(HOSPITALS[:3])
     write_private(folder / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     config, model = stored_config(home, RUN), np.ones(get_task("digits_linear").parameters, np.float32)
-    made = checkpoint.Checkpoint(1, model, np.zeros(0), {}, checkpoint.config_digest(config))
-    checkpoint.keep(folder, made, ROUNDS)
+    for number, vector in ((1, model), (2, model * 2)):  # the second holds who withdraws already
+        made = checkpoint.Checkpoint(number, vector, np.zeros(0), {}, checkpoint.config_digest(config))
+        checkpoint.keep(folder, made, ROUNDS)
     write_private(folder / PROFILED, json.dumps(HOSPITALS[:3]).encode())
     withdraw(home, RUN, LAST, statement(federation))
 
