@@ -35,7 +35,11 @@ class ShortWords:
 
     def codes(self, cells: pa.StringArray) -> npt.NDArray[np.int32] | None:
         """Of each cell the place of its word; None if a cell is empty of a value or holds any other text."""
-        if self._factor is None or cells.null_count or (keys := _keys(cells)) is None:
+        return None if cells.null_count or (keys := _keys(cells)) is None else self.codes_of(keys)
+
+    def codes_of(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32] | None:
+        """The same, given the cells' bytes as whole numbers."""
+        if self._factor is None:
             return None
         places = _places(keys, self._factor)
         return self._codes[places] if (self._keys[places] == keys).all() else None

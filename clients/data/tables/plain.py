@@ -1,0 +1,275 @@
+"""Pieces of a text table whose cells stand plainly side by side, found and read by whole arrays instead of one by one.
+
+What is read is what Arrow or `words.py` would read, to the bit, or it is not read here: a number has at most eight
+characters, so digits over a power of ten, both exact, and one rounded division; a word at most eight bytes.
+"""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sovfed.clients.data.tables.short import LETTERS, MASKS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sovfed.clients.data.tables.report import Mask
+
+    Places = npt.NDArray[np.int64]
+    Keys = npt.NDArray[np.uint64]
+
+PAD: Final = 64  # zeros after a piece's bytes, so that eight can be taken from each place
+NEWLINE, RETURN, QUOTE, MINUS, ZERO = b'\n\r"-0'
+ENCODINGS: Final = frozenset({"utf-8", "utf-8-sig", "ascii", "cp1252", "iso8859-1", "iso8859-15"})  # ASCII is itself
+NONE: Final = ("NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "-", ".", "?")  # as a number
+
+
+def _bytes(code: int) -> np.uint64:
+    return np.uint64(int.from_bytes(bytes([code] * LETTERS), "little"))
+
+
+ONE, EIGHT, NINE, FIRST = np.uint64(1), np.uint64(8), np.uint64(9), np.uint64(0xFF)
+ZEROS, NO_DIGIT, OVER_NINE, HIGH = _bytes(ZERO), _bytes(0x10), _bytes(0x76), _bytes(0x80)
+LAST: Final = np.uint64(1 << 56)
+_NONE: Final = np.array([int.from_bytes(word.encode(), "little") for word in NONE], np.uint64)
+_NOTHING: Final = pa.array(["", *NONE])
+_STEPS: Final = tuple(  # each puts neighbours together: of one digit, of two, of four
+    (np.uint64(1 + (power << shift)), np.uint64(shift), np.uint64(mask)) for power, shift, mask in (
+        (10, 8, 0x00FF00FF00FF00FF), (100, 16, 0x0000FFFF0000FFFF), (10_000, 32, 0x00000000FFFFFFFF),
+    )
+)  # fmt: skip
+_POWERS: Final = np.array([10.0 ** (8 - bits // 8) for bits in range(65)])  # by the bits before the mark; none: 64
+
+
+class Numbers(NamedTuple):
+    """The plain numbers of a piece [rows, columns], NaN where there is none, and the columns that are not all such."""
+
+    values: npt.NDArray[np.float64]
+    other: Mask
+
+
+@dataclass(frozen=True, eq=False)
+class ShortCells:
+    """A column's cells as whole numbers of their bytes, for all are short."""
+
+    keys: Keys
+    lengths: Places
+
+    def text(self) -> pa.Array:
+        """The same as Arrow has it."""
+        used = np.arange(LETTERS) < self.lengths[:, None]
+        return _strings(self.keys.view(np.uint8).reshape(-1, LETTERS)[used], self.lengths)
+
+
+def takes(encoding: str, separator: str) -> bool:
+    """Whether tables in this encoding can be read here: each byte below 128 is its character."""
+    return codecs.lookup(encoding).name in ENCODINGS and separator.isascii() and separator not in '\r\n"'
+
+
+class Piece:
+    """The cells of whole rows [rows, cells]: where each starts and ends."""
+
+    def __init__(self, content: npt.NDArray[np.uint8], starts: Places, ends: Places, *, quoted: bool) -> None:
+        self._content, self._starts, self._ends, self._quoted = content, starts, ends, quoted
+        self._eight = np.ndarray((len(content) - LETTERS,), "<u8", content, 0, (1,))  # from each byte on
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def numbers(self, columns: Sequence[int], decimal: str) -> Numbers:
+        """The cells of `columns` as numbers with `decimal` as their mark."""
+        starts, ends = self._where(columns)
+        lengths = ends - starts
+        values, wrong = _numbers(self._eight.take(starts, mode="clip"), lengths, ord(decimal))
+        if (lengths == 0).any():
+            values[lengths == 0] = np.nan
+        if wrong is None:
+            return Numbers(values, np.zeros(len(columns), bool))
+        wrong &= lengths > 0
+        row, column = np.nonzero(wrong)
+        chosen = lengths[row, column]
+        keys = self._eight[starts[row, column]] & MASKS[np.minimum(chosen, LETTERS)]
+        none = (chosen <= LETTERS) & np.isin(keys, _NONE)
+        values[row[none], column[none]] = np.nan
+        wrong[row[none], column[none]] = False
+        return Numbers(values, wrong.any(0))
+
+    def texts(self, columns: Sequence[int], encoding: str) -> list[pa.Array | ShortCells] | None:
+        """The cells of each of `columns`; None if one is no text in `encoding`."""
+        starts, ends = (places.T for places in self._where(columns))
+        lengths = np.ascontiguousarray(ends - starts)
+        keys = self._eight.take(starts, mode="clip") & MASKS.take(lengths, mode="clip")
+        plain = not int(np.bitwise_or.reduce(keys, axis=None)) & int(HIGH)
+        cells: list[pa.Array | ShortCells] = []
+        for index, most in enumerate(lengths.max(1).tolist()):
+            if most <= LETTERS and plain:
+                cells.append(ShortCells(keys[index], lengths[index]))
+                continue
+            text = _decoded(self._bytes(starts[index], lengths[index]), lengths[index], encoding)
+            if text is None:
+                return None
+            cells.append(text)
+        return cells
+
+    def _where(self, columns: Sequence[int]) -> tuple[Places, Places]:
+        """Where the cells of `columns` start and end, without quotes around them."""
+        if list(columns) == list(range(columns[0], columns[-1] + 1)):
+            starts, ends = (places[:, columns[0] : columns[-1] + 1] for places in (self._starts, self._ends))
+        else:
+            starts, ends = self._starts[:, columns], self._ends[:, columns]
+        if self._quoted and (quoted := self._content.take(starts, mode="clip") == QUOTE).any():
+            return starts + quoted, ends - quoted
+        return starts, ends
+
+    def _bytes(self, starts: Places, lengths: Places) -> npt.NDArray[np.uint8]:
+        """The bytes of cells, one after the other."""
+        length = int(lengths[0])
+        if length and (lengths == length).all():
+            each = np.ndarray((len(self._content) - length,), f"V{length}", self._content, 0, (1,))
+            return each[starts].view(np.uint8)
+        ends = np.cumsum(lengths)
+        return self._content[np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)]
+
+
+def split(buffer: bytearray, size: int, separator: str, cells: int) -> Piece | None:
+    """The rows in the first `size` bytes, which end in a line break; `buffer` has `PAD` more.
+
+    None if a row has another number of cells, or a quote stands where it may mean something else.
+    """
+    content = np.frombuffer(buffer, np.uint8)
+    used = content[:size]
+    breaks = used == NEWLINE
+    parting = used == ord(separator)
+    parting |= breaks
+    quoted = buffer.find(b'"', 0, size) >= 0
+    if buffer.find(b"\0", 0, size) >= 0 or (quoted and not _unquoted(used, parting, breaks)):
+        return None
+    ends = np.flatnonzero(parting)
+    if len(ends) % cells or not breaks[ends[cells - 1 :: cells]].all() or np.count_nonzero(breaks) * cells != len(ends):
+        return None
+    starts = np.empty_like(ends)
+    starts[0] = 0
+    np.add(ends[:-1], 1, out=starts[1:])
+    starts, ends = starts.reshape(-1, cells), ends.reshape(-1, cells)
+    if returns := buffer.count(b"\r", 0, size):
+        last = ends[:, -1]
+        if returns != len(last) or not (content.take(last - 1, mode="clip") == RETURN).all():
+            return None
+        last -= 1
+    return Piece(content, starts, ends, quoted=quoted)
+
+
+def _unquoted(used: npt.NDArray[np.uint8], parting: Mask, breaks: Mask) -> bool:
+    """Take what stands within quotes out of `parting`; False unless each pair stands around a whole cell of a line."""
+    quotes = used == QUOTE
+    inside = _parity(quotes)  # from each opening quote to before its closing one
+    opening = quotes & inside
+    closing = quotes > inside
+    ends = parting | (used == RETURN)
+    fits = not (
+        (opening[1:] > parting[:-1]).any() or (closing[:-1] > ends[1:]).any() or (inside & breaks).any()
+    )  # fmt: skip
+    np.greater(parting, inside, out=parting)
+    return fits
+
+
+def _parity(bits: Mask) -> Mask:
+    """Of each place whether an odd number of `bits` up to and with it are set: 64 of them at once."""
+    packed = np.packbits(bits, bitorder="little")
+    words = np.zeros(-(-len(packed) // 8), np.uint64)
+    words.view(np.uint8)[: len(packed)] = packed
+    for shift in (1, 2, 4, 8, 16, 32):
+        words ^= words << np.uint64(shift)
+    odd = np.bitwise_xor.accumulate(words >> np.uint64(63))
+    words[1:] ^= np.negative(odd[:-1])
+    return np.unpackbits(words.view(np.uint8), count=len(bits), bitorder="little").view(bool)
+
+
+def _numbers(keys: Keys, lengths: Places, mark: int) -> tuple[npt.NDArray[np.float64], Mask | None]:
+    """The numbers in cells of which `keys` are the first eight bytes, and where there is none that is plain.
+
+    All digits of a cell are handled as one whole number of 64 bits (Lemire: Number parsing at a gigabyte a second).
+    """
+    digits = np.bitwise_xor(keys, ZEROS, out=keys)
+    negative = (digits & FIRST) == np.uint64(MINUS ^ ZERO)
+    signed = bool(negative.any())
+    if signed:
+        digits[negative] &= ~FIRST
+    room = np.subtract(LETTERS, lengths)
+    room *= 8
+    digits <<= room.view(np.uint64)  # the last character last, digits 0 before the first; by 64 bits or more: all 0
+    at = digits & NO_DIGIT
+    work = np.negative(at)
+    at &= work
+    at >>= np.uint64(4)  # 1 in the byte of the first that is no digit
+    np.multiply(at, np.uint64(mark ^ ZERO), out=work)
+    digits ^= work  # 0, if it was the mark
+    np.multiply(at, NINE, out=work)
+    work += OVER_NINE
+    work += digits  # over 127 in a byte that is over nine, or not 0 in the mark's place
+    work |= digits
+    wrong: Mask | None = None
+    if (
+        int(np.bitwise_or.reduce(work, axis=None)) & int(HIGH) or int(np.bitwise_or.reduce(at, axis=None)) & int(LAST)
+        or lengths.max() > LETTERS or (signed and (lengths[negative] == 1).any())
+    ):  # fmt: skip
+        wrong = ((work & HIGH) != 0) | (at == LAST) | (lengths > LETTERS) | (negative & (lengths == 1))
+    at -= ONE  # all bits before the mark
+    np.bitwise_and(digits, at, out=work)
+    digits ^= work
+    digits >>= EIGHT
+    digits |= work  # the mark's place is taken by what follows it, so a 0 is at the end
+    for factor, shift, mask in _STEPS:
+        digits *= factor
+        digits >>= shift
+        digits &= mask
+    values = digits.view(np.int64).astype(np.float64)
+    values /= _POWERS.take(np.bitwise_count(at), mode="clip")
+    if signed:
+        np.negative(values, out=values, where=negative)
+    return values, wrong
+
+
+def long_numbers(cells: pa.Array | ShortCells, mark: str) -> pa.Array | None:
+    """The cells as Arrow reads numbers, if it reads all."""
+    if mark != ".":
+        return None
+    text = cells.text() if isinstance(cells, ShortCells) else cells
+    try:
+        values = pc.cast(pc.if_else(pc.is_in(text, _NOTHING), pa.scalar(None, pa.string()), text), pa.float64())
+    except pa.ArrowInvalid:
+        return None
+    return values if pc.all(pc.is_finite(values)).as_py() is not False else None
+
+
+def _decoded(content: npt.NDArray[np.uint8], lengths: Places, encoding: str) -> pa.Array | None:
+    raw = content.tobytes()
+    if raw.isascii():
+        return _strings(content, lengths)
+    if encoding.startswith("utf-8"):
+        text = _strings(content, lengths)
+        try:
+            text.validate(full=True)
+        except pa.ArrowInvalid:
+            return None
+        return text
+    ends = np.cumsum(lengths)
+    try:
+        return pa.array(
+            [raw[end - length : end].decode(encoding) for end, length in zip(ends, lengths, strict=True)], pa.string()
+        )
+    except UnicodeDecodeError:
+        return None
+
+
+def _strings(content: npt.NDArray[np.uint8], lengths: Places) -> pa.Array:
+    offsets = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    return pa.StringArray.from_buffers(len(lengths), pa.py_buffer(offsets), pa.py_buffer(content))
