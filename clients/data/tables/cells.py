@@ -42,10 +42,10 @@ class Decoded(NamedTuple):
     absent: Mask
     faults: list[tuple[str, Mask]]
 
-    def at(self, codes: npt.NDArray[np.int32]) -> Decoded:
+    def at(self, codes: npt.NDArray[np.integer[Any]]) -> Decoded:
         """Of each row what is decoded at its code."""
         absent = self.absent[codes] if self.absent.any() else np.zeros(len(codes), bool)
-        return Decoded(self.values[codes], absent, [(kind, mask[codes]) for kind, mask in self.faults])
+        return Decoded(self.values.take(codes, 0), absent, [(kind, mask[codes]) for kind, mask in self.faults])
 
 
 class _Known(dict[str, tuple[float, str]]):

@@ -35,7 +35,8 @@ def _bytes(code: int) -> np.uint64:
     return np.uint64(int.from_bytes(bytes([code] * LETTERS), "little"))
 
 
-ONE, EIGHT, NINE, FIRST = np.uint64(1), np.uint64(8), np.uint64(9), np.uint64(0xFF)
+ONE, EIGHT, NINE, _63, _64 = map(np.uint64, (1, 8, 9, 63, 64))
+FIRST: Final = np.uint64(0xFF)
 ZEROS, NO_DIGIT, OVER_NINE, HIGH = _bytes(ZERO), _bytes(0x10), _bytes(0x76), _bytes(0x80)
 LAST: Final = np.uint64(1 << 56)
 _NONE: Final = np.array([int.from_bytes(word.encode(), "little") for word in NONE], np.uint64)
@@ -78,24 +79,23 @@ class Piece:
 
     def __init__(self, content: npt.NDArray[np.uint8], starts: Places, ends: Places, *, quoted: bool) -> None:
         self._content, self._starts, self._ends, self._quoted = content, starts, ends, quoted
-        self._eight = np.ndarray((len(content) - LETTERS,), "<u8", content, 0, (1,))  # from each byte on
+        self._words = content[: len(content) // LETTERS * LETTERS].view("<u8")
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def numbers(self, columns: Sequence[int], decimal: str) -> Numbers:
         """The cells of `columns` as numbers with `decimal` as their mark."""
-        starts, ends = self._where(columns)
-        lengths = ends - starts
-        values, wrong = _numbers(self._eight.take(starts, mode="clip"), lengths, ord(decimal))
-        if (lengths == 0).any():
+        keys, starts, lengths = self._keys(columns)
+        values, wrong = _numbers(keys, lengths, ord(decimal))
+        if not lengths.min():
             values[lengths == 0] = np.nan
         if wrong is None:
             return Numbers(values, np.zeros(len(columns), bool))
         wrong &= lengths > 0
         row, column = np.nonzero(wrong)
         chosen = lengths[row, column]
-        keys = self._eight[starts[row, column]] & MASKS[np.minimum(chosen, LETTERS)]
+        keys = self._eight(starts[row, column]) & MASKS[np.minimum(chosen, LETTERS)]
         none = (chosen <= LETTERS) & np.isin(keys, _NONE)
         values[row[none], column[none]] = np.nan
         wrong[row[none], column[none]] = False
@@ -103,9 +103,8 @@ class Piece:
 
     def texts(self, columns: Sequence[int], encoding: str) -> list[pa.Array | ShortCells] | None:
         """The cells of each of `columns`; None if one is no text in `encoding`."""
-        starts, ends = (places.T for places in self._where(columns))
-        lengths = np.ascontiguousarray(ends - starts)
-        keys = self._eight.take(starts, mode="clip") & MASKS.take(lengths, mode="clip")
+        keys, starts, lengths = self._keys(columns, by_column=True)
+        keys &= MASKS.take(lengths, mode="clip")
         plain = not int(np.bitwise_or.reduce(keys, axis=None)) & int(HIGH)
         cells: list[pa.Array | ShortCells] = []
         for index, most in enumerate(lengths.max(1).tolist()):
@@ -118,15 +117,34 @@ class Piece:
             cells.append(text)
         return cells
 
-    def _where(self, columns: Sequence[int]) -> tuple[Places, Places]:
-        """Where the cells of `columns` start and end, without quotes around them."""
-        if list(columns) == list(range(columns[0], columns[-1] + 1)):
-            starts, ends = (places[:, columns[0] : columns[-1] + 1] for places in (self._starts, self._ends))
-        else:
-            starts, ends = self._starts[:, columns], self._ends[:, columns]
-        if self._quoted and (quoted := self._content.take(starts, mode="clip") == QUOTE).any():
-            return starts + quoted, ends - quoted
-        return starts, ends
+    def _keys(self, columns: Sequence[int], *, by_column: bool = False) -> tuple[Keys, Places, Places]:
+        """Of the cells of `columns` the first eight bytes, where they start, and their lengths, without their quotes."""
+        together = len(columns) == columns[-1] - columns[0] + 1 and list(columns) == sorted(columns)
+        chosen = slice(columns[0], columns[-1] + 1) if together else list(columns)
+        starts, ends = self._starts[:, chosen], self._ends[:, chosen]
+        if by_column:
+            starts, ends = starts.T, ends.T
+        starts = np.ascontiguousarray(starts)
+        lengths = np.subtract(ends, starts, order="C")
+        keys = self._eight(starts)
+        if self._quoted and (quoted := (keys & FIRST) == QUOTE).any():
+            starts = starts + quoted
+            lengths -= 2 * quoted
+            keys = self._eight(starts)
+        return keys, starts, lengths
+
+    def _eight(self, starts: Places) -> Keys:
+        """The eight bytes from each place on: out of two words, since unaligned ones are slow to gather."""
+        place = starts >> 3
+        keys = self._words.take(place, mode="clip")
+        following = self._words[1:].take(place, mode="clip")
+        bits = (starts & 7).view(np.uint64)
+        bits <<= np.uint64(3)
+        keys >>= bits
+        np.subtract(_64, bits, out=bits)
+        following <<= bits  # by 64 bits: 0
+        keys |= following
+        return keys
 
     def _bytes(self, starts: Places, lengths: Places) -> npt.NDArray[np.uint8]:
         """The bytes of cells, one after the other."""
@@ -148,9 +166,13 @@ def split(buffer: bytearray, size: int, separator: str, cells: int) -> Piece | N
     breaks = used == NEWLINE
     parting = used == ord(separator)
     parting |= breaks
-    quoted = buffer.find(b'"', 0, size) >= 0
-    if buffer.find(b"\0", 0, size) >= 0 or (quoted and not _unquoted(used, parting, breaks)):
+    if buffer.find(b"\0", 0, size) >= 0:
         return None
+    if quoted := buffer.find(b'"', 0, size) >= 0:
+        unquoted = _unquoted(used, parting, breaks)
+        if unquoted is None:
+            return None
+        parting = unquoted
     ends = np.flatnonzero(parting)
     if len(ends) % cells or not breaks[ends[cells - 1 :: cells]].all() or np.count_nonzero(breaks) * cells != len(ends):
         return None
@@ -158,38 +180,40 @@ def split(buffer: bytearray, size: int, separator: str, cells: int) -> Piece | N
     starts[0] = 0
     np.add(ends[:-1], 1, out=starts[1:])
     starts, ends = starts.reshape(-1, cells), ends.reshape(-1, cells)
-    if returns := buffer.count(b"\r", 0, size):
+    if buffer.find(b"\r", 0, size) >= 0:
         last = ends[:, -1]
-        if returns != len(last) or not (content.take(last - 1, mode="clip") == RETURN).all():
+        if buffer.count(b"\r", 0, size) != len(last) or not (content.take(last - 1, mode="clip") == RETURN).all():
             return None
         last -= 1
     return Piece(content, starts, ends, quoted=quoted)
 
 
-def _unquoted(used: npt.NDArray[np.uint8], parting: Mask, breaks: Mask) -> bool:
-    """Take what stands within quotes out of `parting`; False unless each pair stands around a whole cell of a line."""
-    quotes = used == QUOTE
-    inside = _parity(quotes)  # from each opening quote to before its closing one
-    opening = quotes & inside
-    closing = quotes > inside
-    ends = parting | (used == RETURN)
-    fits = not (
-        (opening[1:] > parting[:-1]).any() or (closing[:-1] > ends[1:]).any() or (inside & breaks).any()
-    )  # fmt: skip
-    np.greater(parting, inside, out=parting)
-    return fits
-
-
-def _parity(bits: Mask) -> Mask:
-    """Of each place whether an odd number of `bits` up to and with it are set: 64 of them at once."""
-    packed = np.packbits(bits, bitorder="little")
-    words = np.zeros(-(-len(packed) // 8), np.uint64)
-    words.view(np.uint8)[: len(packed)] = packed
+def _unquoted(used: npt.NDArray[np.uint8], parting: Mask, breaks: Mask) -> Mask | None:
+    """`parting` without what stands within quotes; None unless each pair stands around a whole cell of a line."""
+    quotes, parts = _packed(used == QUOTE), _packed(parting)
+    inside = quotes.copy()  # from each opening quote to before its closing one
     for shift in (1, 2, 4, 8, 16, 32):
-        words ^= words << np.uint64(shift)
-    odd = np.bitwise_xor.accumulate(words >> np.uint64(63))
-    words[1:] ^= np.negative(odd[:-1])
-    return np.unpackbits(words.view(np.uint8), count=len(bits), bitorder="little").view(bool)
+        inside ^= inside << np.uint64(shift)
+    odd = np.bitwise_xor.accumulate(inside >> _63)
+    inside[1:] ^= np.negative(odd[:-1])
+    ends = parts | _packed(used == RETURN)
+    after, before = parts << ONE, ends >> ONE
+    after[0] |= ONE
+    after[1:] |= parts[:-1] >> _63
+    before[:-1] |= ends[1:] << _63
+    wrong = (quotes & inside & ~after) | (quotes & ~inside & ~before) | (inside & _packed(breaks))
+    if wrong.any():
+        return None
+    parts &= ~inside
+    return np.unpackbits(parts.view(np.uint8), count=len(used), bitorder="little").view(bool)
+
+
+def _packed(bits: Mask) -> Keys:
+    """64 of the bits in each word, the first the lowest."""
+    packed = np.packbits(bits, bitorder="little")
+    words = np.zeros(-(-len(packed) // LETTERS), np.uint64)
+    words.view(np.uint8)[: len(packed)] = packed
+    return words
 
 
 def _numbers(keys: Keys, lengths: Places, mark: int) -> tuple[npt.NDArray[np.float64], Mask | None]:
@@ -243,10 +267,9 @@ def long_numbers(cells: pa.Array | ShortCells, mark: str) -> pa.Array | None:
         return None
     text = cells.text() if isinstance(cells, ShortCells) else cells
     try:
-        values = pc.cast(pc.if_else(pc.is_in(text, _NOTHING), pa.scalar(None, pa.string()), text), pa.float64())
+        return pc.cast(pc.if_else(pc.is_in(text, _NOTHING), pa.scalar(None, pa.string()), text), pa.float64())
     except pa.ArrowInvalid:
         return None
-    return values if pc.all(pc.is_finite(values)).as_py() is not False else None
 
 
 def _decoded(content: npt.NDArray[np.uint8], lengths: Places, encoding: str) -> pa.Array | None:
