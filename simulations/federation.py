@@ -194,9 +194,7 @@ def _grid(
     from sovfed.simulations.workers import WorkersGrid
 
     log.info("%d processes train", workers)
-    return WorkersGrid(
-        apps, nodes, workers, task.parameters, keeping=config.secagg.enabled, failures=failures
-    )
+    return WorkersGrid(apps, nodes, workers, task.parameters, keeping=config.secagg.enabled, failures=failures)
 
 
 def _training_s(config: Config, task: Task, institution: Institution) -> float:

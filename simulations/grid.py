@@ -16,7 +16,6 @@ from flwr.supercore.run import Run
 from sovfed.federation.errors import ConfigError, DataError, WrongTaskError
 from sovfed.federation.wire.flower import LeftS, StreamingGrid, for_ever, size_bytes
 
-
 LASTING: Final = {kind.code: kind for kind in (DataError, WrongTaskError, ConfigError)}  # however often it is tried
 
 
@@ -29,7 +28,7 @@ class Failures:
 
     def note(self, error: Exception) -> None:
         self.first = self.first or error
-        if isinstance(error, tuple(LASTING.values())):
+        if isinstance(error, DataError | WrongTaskError | ConfigError):
             self.lasting = self.lasting or error
 
     def check(self) -> None:

@@ -144,9 +144,9 @@ class PrivacyPlan:
         who = "institutions" if whole else "persons"
         there = self.institutions if whole else privacy.population
         return (
-            f"what to expect at ε = {self.epsilon:.3g}: each step's mean, of length {privacy.clip:g} at most, has noise "
-            f"of {noise:.2g} on each of {self.parameters} parameters; over {self._all_steps} steps what is learnt is at "
-            f"most {self._share:.2g} times as long as the noise, with {there} {who}; as long as it with "
+            f"what to expect at ε = {self.epsilon:.3g}: each step's mean, of length {privacy.clip:g} at most, has "
+            f"noise of {noise:.2g} on each of {self.parameters} parameters; over {self._all_steps} steps what is "
+            f"learnt is at most {self._share:.2g} times as long as the noise, with {there} {who}; as long as it with "
             f"{math.ceil(there / self._share)}"
         )
 
@@ -157,8 +157,8 @@ class PrivacyPlan:
             return ""
         who = "institutions" if self.config.privacy.mechanism == "institution" else "persons"
         return (
-            f"hardly anything can be learnt: all that {self._each:.4g} {who} a step can say in {self._all_steps} steps, "
-            f"even if they agreed, is {self._share:.1g} times as long as the noise (multiplier "
+            f"hardly anything can be learnt: all that {self._each:.4g} {who} a step can say in {self._all_steps} "
+            f"steps, even if they agreed, is {self._share:.1g} times as long as the noise (multiplier "
             f"{self.noise_multiplier:.3g}, {self.parameters} parameters): it takes more {who} (privacy.population, if "
             "there are more), a larger privacy.sampling_rate or privacy.epsilon, or a smaller model"
         )

@@ -182,7 +182,9 @@ def test_other_engines_take_no_workers(tmp_path: Path) -> None:
         _run(tmp_path, *PLAIN, "simulation.engine=vectorised", "simulation.workers=2")
 
 
-@pytest.mark.parametrize("settings", [("secagg=none", "simulation.workers=0"), ("simulation.workers=2",), ("simulation.workers=0",)])
+@pytest.mark.parametrize(
+    "settings", [("secagg=none", "simulation.workers=0"), ("simulation.workers=2",), ("simulation.workers=0",)]
+)
 def test_records_that_are_wrong_end_the_simulation_at_once(tmp_path: Path, settings: tuple[str, ...]) -> None:
     config = compose([*BASE, "simulation.institutions=4", *settings]).config
     population = list(make_population(config))

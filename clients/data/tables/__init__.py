@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sovfed.federation.config import DataConfig
     from sovfed.federation.tasks.columns import Column, Schema, Table
 
+ROWS: Final = 64  # that are compared at once
 ATTEMPTS: Final = 8  # at reading a file whose way of writing is found out on the way
 
 
@@ -163,7 +164,8 @@ class _Reader:
             if column.name not in self._files
             for position in self.places.columns[column.name]
         ]
-        for batch in self.source.batches(self._wanted, sorted(set(numeric)), report):
+        names = {self.places.person, self.places.site}  # which are text, whatever else they are
+        for batch in self.source.batches(self._wanted, sorted(set(numeric) - names), report):
             self._take(batch, state)
             del batch  # before the next one is made
         return state
@@ -214,7 +216,8 @@ class _Reader:
         elif tuple(places) != batch.numeric:
             numbers = numbers[:, [batch.numeric.index(place) for place in places]]
         low, high = self._bounds[plain].T
-        sound = (numbers.min(0) >= low) & (numbers.max(0) <= high)  # not if one is NaN
+        least, most = _ends(numbers)
+        sound = (least >= low) & (most <= high)  # not if one is NaN
         names = {self._plain[index][2] for index, fits in zip(plain, sound, strict=True) if fits}
         return _Numbers(numbers, [self._plain[index][0] for index in plain]), names
 
@@ -262,6 +265,17 @@ class _Reader:
             state.persons.append(persons if all_kept else persons.filter(pa.array(kept)))
         if self.lines:
             state.lines.append(lines[kept])
+
+
+def _ends(numbers: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Least and greatest of each column; of many rows at once, for a row alone is short."""
+    whole = len(numbers) // ROWS * ROWS
+    if whole and numbers.flags.c_contiguous:
+        wide = numbers[:whole].reshape(-1, ROWS * numbers.shape[1])
+        narrow = [fold.reduce(wide).reshape(ROWS, -1) for fold in (np.minimum, np.maximum)]
+        rest = numbers[whole:]
+        return np.minimum.reduce([*narrow[0], *rest]), np.maximum.reduce([*narrow[1], *rest])
+    return numbers.min(0), numbers.max(0)
 
 
 def _is_floating(cells: Cells) -> bool:

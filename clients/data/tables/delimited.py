@@ -8,15 +8,16 @@ from __future__ import annotations
 import csv
 import itertools
 from functools import cache
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from sovfed.clients.data.files import unreadable
-from sovfed.clients.data.tables import plain, words
+from sovfed.clients.data.tables import words
 from sovfed.clients.data.tables.dialect import look_at
+from sovfed.clients.data.tables.pieces import Pieces
 from sovfed.clients.data.tables.source import Batch, Restart
 from sovfed.federation.errors import DataError
 
@@ -24,16 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from sovfed.clients.data.tables.cells import Cells
     from sovfed.clients.data.tables.report import Report
     from sovfed.federation.config import DataConfig
 
-PIECE: Final = 1 << 19  # bytes that are looked at together: a record must fit
 BLOCK: Final = 1 << 17  # bytes that Arrow parses at once, of which it reads up to 32 ahead; a record must fit
 TOGETHER: Final = 8  # blocks that are decoded together
 LARGER: Final = 16  # times, for a record that does not fit
-LARGE_PIECE: Final = 1 << 19  # bytes that are looked at together: a record must fit
-BLOCK: Final = 1 << 25
+LARGE_BLOCK: Final = 1 << 25
 FEW: Final = 3  # columns that are found one by one not to be plain numbers; then all are read as text
 MAX_ODD: Final = 100_000  # rows with another number of cells than the header
 MAX_ODD_BYTES: Final = 1 << 26
@@ -53,7 +51,7 @@ class Delimited:
         self._text = set[int]()  # columns with cells that are no plain numbers
         self._block = BLOCK
         self._broken = False  # whether a cell may have line breaks: looking for them is a second pass over all bytes
-        self._start = (0, 0)  # from which byte on Arrow reads, and how many rows come before
+        self._pieces = Pieces(path, self.dialect)
         self._odd: list[tuple[int, list[str]]] = []  # rows with cells too many or too few, by their number
         self._odd_bytes = 0
 
@@ -66,8 +64,8 @@ class Delimited:
         typed = {f"c{position}": pa.float64() for position in numeric if position not in self._text}
         kinds = dict.fromkeys((f"c{position}" for position in wanted), pa.string()) | typed
         try:
-            yield from self._plain(wanted, numeric)
-            start, row = self._start
+            yield from self._pieces.batches(wanted, numeric)
+            start, row = self._pieces.start, self._pieces.rows
             if row and start >= self.path.stat().st_size:
                 return
             with self._below(start) as file, self._open(file, names, kinds) as reader:
@@ -85,49 +83,6 @@ class Delimited:
         if odd_rows := self._rest(wanted, report):
             yield odd_rows
 
-    def _plain(self, wanted: Sequence[int], numeric: Sequence[int]) -> Iterator[Batch]:
-        """The rows up to the first piece that is not plain, from where on Arrow reads."""
-        self._start = (0, 0)
-        if not plain.takes(self.dialect.encoding, self.dialect.separator):
-            return
-        buffer, kept, row = bytearray(PIECE + plain.PAD), 0, 0
-        with self.path.open("rb") as file:
-            start = _skipped(file, self.dialect.skipped)
-            while start:
-                size = kept + file.readinto(memoryview(buffer)[kept:PIECE])
-                if size < PIECE and size and buffer[size - 1] != plain.NEWLINE:  # the file's last line
-                    buffer[size] = plain.NEWLINE
-                    size += 1
-                end = buffer.rfind(b"\n", 0, size) + 1
-                piece = plain.split(buffer, end, self.dialect.separator, self.dialect.cells) if end else None
-                batch = self._batch(piece, wanted, numeric, row) if piece else None
-                if batch is None:
-                    return
-                yield batch
-                start, row = start + end, row + len(batch.lines)
-                self._start = (start, row)
-                kept = size - end
-                buffer[:kept] = buffer[end:size]
-
-    def _batch(self, piece: plain.Piece, wanted: Sequence[int], numeric: Sequence[int], row: int) -> Batch | None:
-        """A piece's rows; None if Arrow reads most of its numbers faster, or a cell is no text."""
-        encoding, decimal = self.dialect.encoding, self.decimal
-        numbers = piece.numbers(numeric, decimal) if numeric else None
-        taken = tuple(itertools.compress(numeric, ~numbers.other)) if numbers else ()
-        others = [place for place in wanted if place not in taken]
-        texts = piece.texts(others, encoding) if others else []
-        if texts is None:
-            return None
-        cells: dict[int, Cells] = dict(zip(others, texts, strict=True))
-        long = {place: plain.long_numbers(cells[place], decimal) for place in numeric if place in cells}
-        cells |= (longer := {place: values for place, values in long.items() if values is not None})
-        if 2 * len(longer) > len(numeric):
-            return None
-        values = numbers.values if numbers and taken else None
-        if values is not None and len(taken) < len(numeric):
-            values = values[:, ~numbers.other]
-        return Batch([cells.get(place) for place in wanted], self._lines(row, len(piece)), values, taken)
-
     def _below(self, start: int) -> pa.NativeFile:
         """The file from byte `start` on."""
         file = pa.OSFile(str(self.path))
@@ -139,7 +94,7 @@ class Delimited:
         return arrow_csv.open_csv(
             file,
             arrow_csv.ReadOptions(
-                use_threads=False, column_names=names, skip_rows=0 if self._start[1] else self.dialect.skipped,
+                use_threads=False, column_names=names, skip_rows=0 if self._pieces.rows else self.dialect.skipped,
                 block_size=self._block, encoding=encoding,
             ),
             arrow_csv.ParseOptions(
@@ -162,7 +117,7 @@ class Delimited:
             cells = next(csv.reader([row.text or ""], delimiter=self.dialect.separator), [])
         except csv.Error:  # a cell over csv's own bound
             cells = ["?"] * (len(self.header) + 1)
-        before = self._start[1] + self.dialect.skipped if self._start[1] else 0
+        before = self._pieces.rows + self.dialect.skipped if self._pieces.rows else 0
         self._odd.append((before + (row.number or 0), cells))
         return "skip"
 
@@ -211,13 +166,6 @@ class Delimited:
         if "straddling" in error:
             raise DataError(f"{self.path}: a record has over {LARGE_BLOCK} bytes, or a quote is not closed")
         raise DataError(f"{self.path}: malformed CSV, or not {self.dialect.encoding} text (data.encoding)")
-
-
-def _skipped(file: BinaryIO, lines: int) -> int:
-    """Where in `file` the line after so many begins; 0 if lines end in another way than in a line feed."""
-    content = b"".join(file.readline(PIECE) for _ in range(lines))
-    plain_ends = content.endswith(b"\n") and content.count(b"\n") == lines
-    return file.tell() if plain_ends and content.count(b"\r") == content.count(b"\r\n") else 0
 
 
 def _joined(reader: arrow_csv.CSVStreamingReader, together: int) -> Iterator[list[pa.Array]]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sovfed.clients.data.tables.report import Mask
 
+    Values = npt.NDArray[np.float64]
     Places = npt.NDArray[np.int64]
     Keys = npt.NDArray[np.uint64]
 
@@ -50,10 +51,18 @@ _POWERS: Final = np.array([10.0 ** (8 - bits // 8) for bits in range(65)])  # by
 
 
 class Numbers(NamedTuple):
-    """The plain numbers of a piece [rows, columns], NaN where there is none, and the columns that are not all such."""
+    """Plain numbers of a piece [rows, columns], NaN where there is none; where a cell is something else, if any is."""
 
-    values: npt.NDArray[np.float64]
-    other: Mask
+    values: Values
+    other: Mask | None
+
+
+class PartlyNumbers(NamedTuple):
+    """A column of numbers but for the cells in `rows`, which have `texts`."""
+
+    values: Values
+    rows: Places
+    texts: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +100,7 @@ class Piece:
         if not lengths.min():
             values[lengths == 0] = np.nan
         if wrong is None:
-            return Numbers(values, np.zeros(len(columns), bool))
+            return Numbers(values, None)
         wrong &= lengths > 0
         row, column = np.nonzero(wrong)
         chosen = lengths[row, column]
@@ -99,7 +108,18 @@ class Piece:
         none = (chosen <= LETTERS) & np.isin(keys, _NONE)
         values[row[none], column[none]] = np.nan
         wrong[row[none], column[none]] = False
-        return Numbers(values, wrong.any(0))
+        return Numbers(values, wrong if wrong.any() else None)
+
+    def partly(self, column: int, values: Values, other: Mask, encoding: str) -> PartlyNumbers | None:
+        """The cells of `column`, of which `other` are no plain numbers; None if one of them is no text."""
+        rows = np.flatnonzero(other)
+        cells = zip(self._starts[rows, column].tolist(), self._ends[rows, column].tolist(), strict=True)
+        try:
+            texts = [self._content[start:end].tobytes().decode(encoding) for start, end in cells]
+        except UnicodeDecodeError:
+            return None
+        texts = [text[1:-1] if text.startswith('"') else text for text in texts] if self._quoted else texts
+        return PartlyNumbers(np.ascontiguousarray(values), rows, texts)
 
     def texts(self, columns: Sequence[int], encoding: str) -> list[pa.Array | ShortCells] | None:
         """The cells of each of `columns`; None if one is no text in `encoding`."""
@@ -118,7 +138,7 @@ class Piece:
         return cells
 
     def _keys(self, columns: Sequence[int], *, by_column: bool = False) -> tuple[Keys, Places, Places]:
-        """Of the cells of `columns` the first eight bytes, where they start, and their lengths, without their quotes."""
+        """The first eight bytes of the cells of `columns`, where they start, and their lengths: without quotes."""
         together = len(columns) == columns[-1] - columns[0] + 1 and list(columns) == sorted(columns)
         chosen = slice(columns[0], columns[-1] + 1) if together else list(columns)
         starts, ends = self._starts[:, chosen], self._ends[:, chosen]
@@ -151,9 +171,12 @@ class Piece:
         length = int(lengths[0])
         if length and (lengths == length).all():
             each = np.ndarray((len(self._content) - length,), f"V{length}", self._content, 0, (1,))
-            return each[starts].view(np.uint8)
+            return np.frombuffer(each[starts].tobytes(), np.uint8)
         ends = np.cumsum(lengths)
-        return self._content[np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)]
+        chosen: npt.NDArray[np.uint8] = self._content[
+            np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
+        ]
+        return chosen
 
 
 def split(buffer: bytearray, size: int, separator: str, cells: int) -> Piece | None:
@@ -179,13 +202,12 @@ def split(buffer: bytearray, size: int, separator: str, cells: int) -> Piece | N
     starts = np.empty_like(ends)
     starts[0] = 0
     np.add(ends[:-1], 1, out=starts[1:])
-    starts, ends = starts.reshape(-1, cells), ends.reshape(-1, cells)
+    last = ends[cells - 1 :: cells]
     if buffer.find(b"\r", 0, size) >= 0:
-        last = ends[:, -1]
         if buffer.count(b"\r", 0, size) != len(last) or not (content.take(last - 1, mode="clip") == RETURN).all():
             return None
         last -= 1
-    return Piece(content, starts, ends, quoted=quoted)
+    return Piece(content, starts.reshape(-1, cells), ends.reshape(-1, cells), quoted=quoted)
 
 
 def _unquoted(used: npt.NDArray[np.uint8], parting: Mask, breaks: Mask) -> Mask | None:
@@ -216,7 +238,7 @@ def _packed(bits: Mask) -> Keys:
     return words
 
 
-def _numbers(keys: Keys, lengths: Places, mark: int) -> tuple[npt.NDArray[np.float64], Mask | None]:
+def _numbers(keys: Keys, lengths: Places, mark: int) -> tuple[Values, Mask | None]:
     """The numbers in cells of which `keys` are the first eight bytes, and where there is none that is plain.
 
     All digits of a cell are handled as one whole number of 64 bits (Lemire: Number parsing at a gigabyte a second).
@@ -262,10 +284,12 @@ def _numbers(keys: Keys, lengths: Places, mark: int) -> tuple[npt.NDArray[np.flo
 
 
 def long_numbers(cells: pa.Array | ShortCells, mark: str) -> pa.Array | None:
-    """The cells as Arrow reads numbers, if it reads all."""
-    if mark != ".":
-        return None
+    """The cells as Arrow reads numbers with that mark, if it reads all."""
     text = cells.text() if isinstance(cells, ShortCells) else cells
+    if mark != ".":
+        if pc.any(pc.match_substring(text, ".")).as_py():
+            return None
+        text = pc.replace_substring(text, mark, ".")
     try:
         return pc.cast(pc.if_else(pc.is_in(text, _NOTHING), pa.scalar(None, pa.string()), text), pa.float64())
     except pa.ArrowInvalid:

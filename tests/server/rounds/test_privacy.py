@@ -97,10 +97,16 @@ def test_noise_beyond_all_that_could_be_said_is_told(overrides: list[str], share
 
 @pytest.mark.parametrize("mechanism", ["distributed", "silo"])
 def test_with_the_persons_that_are_asked_for_noise_is_as_long_as_what_is_learnt(mechanism: str) -> None:
-    settings = (f"privacy={mechanism}", "privacy.sampling_rate=0.1", "server.start_cohort=5", "privacy.noise_multiplier=2")
+    settings = (
+        f"privacy={mechanism}",
+        "privacy.sampling_rate=0.1",
+        "privacy.noise_multiplier=2",
+        "server.start_cohort=5",
+    )
     few = made(*settings, "privacy.population=10")
     asked = int(few.expectation.rpartition(" ")[2])
-    assert few.drowned and not made(*settings, f"privacy.population={asked}").drowned
+    assert few.drowned
+    assert not made(*settings, f"privacy.population={asked}").drowned
     assert made(*settings, f"privacy.population={asked - 1}").drowned
     each = few.batch * (5**0.5 if mechanism == "silo" else 1)
     assert f"noise of {2 * few.config.privacy.clip / each:.2g} on each of" in few.expectation

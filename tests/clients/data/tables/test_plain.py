@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sovfed.clients.data.tables import delimited, plain, read_table
+from sovfed.clients.data.tables import pieces, plain, read_table
 from sovfed.clients.data.tables.delimited import Delimited
 from sovfed.clients.data.tables.words import Rules
 from sovfed.federation.config import DataConfig
@@ -80,7 +80,7 @@ def test_a_table_reads_the_same_either_way(
 ) -> None:  # fmt: skip
     path = _written(tmp_path / "t.csv", rows, separator, end, quoted)
     config = DataConfig(source="csv", path=str(path), separator=separator, decimal=decimal, encoding="utf-8")
-    monkeypatch.setattr(delimited, "PIECE", piece)
+    monkeypatch.setattr(pieces, "PIECE", piece)
     by_arrays = _read(path, config, by_arrays=True, monkeypatch=monkeypatch)
     assert by_arrays == _read(path, config, by_arrays=False, monkeypatch=monkeypatch)
 
@@ -95,7 +95,7 @@ def test_a_number_is_what_the_rules_say_or_is_none_here(cells: list[str], mark: 
     numbers = piece.numbers([0, 1], mark)
     for row, cell in enumerate(cells):
         value, fault = Rules(mark).number(cell)
-        if not numbers.other[0]:
+        if numbers.other is None or not numbers.other[row, 0]:
             assert fault in ("", "missing")
             assert np.array_equal(numbers.values[row], [value, value], equal_nan=True)
             assert np.signbit(numbers.values[row, 0]) == np.signbit(value) or np.isnan(value)
@@ -107,11 +107,37 @@ def test_every_number_of_three_decimals_is_exact() -> None:
     piece = plain.split(bytearray(text + bytes(plain.PAD)), len(text), ",", 1)
     assert piece is not None
     numbers = piece.numbers([0], ".")
-    assert not numbers.other.any()
+    assert numbers.other is None
     assert numbers.values[:, 0].tolist() == list(map(float, values))
 
 
-@pytest.mark.parametrize("text", ["a,b\n1\n", 'a,"b\nc",d\n', 'a,"b"c\n', 'a,b"c\n', "a,b\0\n", "a\r,b\r\n", "a\r\nb\n"])
+@pytest.mark.parametrize(
+    "text", ["a,b\n1\n", 'a,"b\nc",d\n', 'a,"b"c\n', 'a,b"c\n', "a,b\0\n", "a\r,b\r\n", "a\r\nb\n"]
+)
 def test_what_may_mean_something_else_is_left_to_arrow(text: str) -> None:
     content = text.encode()
-    assert plain.split(bytearray(content + bytes(plain.PAD)), len(content), ",", text.partition("\n")[0].count(",") + 1) is None
+    assert (
+        plain.split(bytearray(content + bytes(plain.PAD)), len(content), ",", text.partition("\n")[0].count(",") + 1)
+        is None
+    )
+
+
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_long_numbers_and_a_few_words_among_them_read_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decimal: str
+) -> None:
+    """In pieces of few rows: some have long numbers only, some a word among short ones, some both."""
+    long = [f"{row / 7!r}".replace(".", decimal) for row in range(300)]
+    cells = [f"<0{decimal}2" if row % 50 == 0 else "NA" if row % 11 == 0 else text for row, text in enumerate(long)]
+    cells[200:] = map(str, range(200, 300))
+    rows = [(f"p{row}", cells[row], "", long[row], "none", "2020-01-31", "no") for row in range(300)]
+    path = _written(tmp_path / "t.csv", rows, ";", "\n", "")
+    for limit, words in (("refuse", ()), ("limit", ("-99", "5"))):
+        config = DataConfig(
+            source="csv", path=str(path), separator=";", decimal=decimal, encoding="utf-8", detection_limit=limit,
+            missing_words=words,
+        )  # fmt: skip
+        for piece in (300, 2000, 1 << 19):
+            monkeypatch.setattr(pieces, "PIECE", piece)
+            by_arrays = _read(path, config, by_arrays=True, monkeypatch=monkeypatch)
+            assert by_arrays == _read(path, config, by_arrays=False, monkeypatch=monkeypatch)
