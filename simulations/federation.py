@@ -38,7 +38,7 @@ from sovfed.server.rounds.coordinator import Outcome, coordinate
 from sovfed.server.runs.release import SUMMARY
 from sovfed.server.runs.tracking import Tracker
 from sovfed.simulations.baselines import merge
-from sovfed.simulations.grid import Apps, InMemoryGrid
+from sovfed.simulations.grid import Apps, Failures, InMemoryGrid
 from sovfed.simulations.population import KEPT, Institution, institution_names, of_sites, sites
 
 __all__ = ["institution_names", "simulate", "simulate_population", "sites"]
@@ -87,12 +87,8 @@ def simulate_population(
             Terms.min_clip,
         )
     authority = Authority() if config.secagg.enabled else None
-    errors: list[Exception] = []
+    failures = Failures()
     make_model = lru_cache(1)(FlatModel)  # institutions are called one after the other: one model does for all
-
-    def noted(error: Exception) -> None:
-        if not errors:
-            errors.append(error)
 
     def trainer(node: int) -> TrainerService:
         institution = population[node - 1]
@@ -100,7 +96,7 @@ def simulate_population(
             institution.load, site=institution.site, device=config.client.device, precision=config.client.precision,
             masking=_masking(authority, institution.name, cohort, config.secagg.clip),
             states=PersonalStates(folder / INSTITUTIONS / institution.name, durable=False), make_model=make_model,
-            repeats=authority is not None, reproducible=True, on_error=noted,
+            repeats=authority is not None, reproducible=True, on_error=failures.note,
         )  # fmt: skip
 
     # An institution's identity, keys and journal must outlive the round; without them it is cheap to make again.
@@ -125,8 +121,8 @@ def simulate_population(
         from sovfed.simulations.ray_engine import run_on_ray
 
         return run_on_ray(config, names, folder, run)
-    with _kept_heap(), _threads(config), closing(_grid(config, apps, names, population[0], cohort)) as grid:
-        outcome = _told(lambda: run(grid, "in-memory"), errors)
+    with _kept_heap(), _threads(config), closing(_grid(config, apps, names, population[0], cohort, failures)) as grid:
+        outcome = _told(lambda: run(grid, "in-memory"), failures)
     if config.privacy.private:
         outcome.summary[OUTSIDE] = _measure(config, population, outcome)
         write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())
@@ -143,13 +139,13 @@ def _kept_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _told(run: Callable[[], Outcome], errors: Sequence[Exception]) -> Outcome:
-    """What `run` gives; where institutions failed, the first of their `errors`, which a researcher is to see."""
+def _told(run: Callable[[], Outcome], failures: Failures) -> Outcome:
+    """What `run` gives; where institutions failed, the first of their `failures`, which a researcher is to see."""
     try:
         return run()
     except (CohortError, TrainingError) as error:
-        if errors:
-            raise errors[0] from error
+        if failures.first is not None:
+            raise failures.first from error
         raise
 
 
@@ -180,7 +176,9 @@ def _threads(config: Config) -> AbstractContextManager[None]:
     return one_thread() if on_cpu and config.simulation.engine != "vectorised" else nullcontext()
 
 
-def _grid(config: Config, apps: Apps, names: Sequence[str], first: Institution, cohort: int) -> StreamingGrid:
+def _grid(
+    config: Config, apps: Apps, names: Sequence[str], first: Institution, cohort: int, failures: Failures
+) -> StreamingGrid:
     """The Grid that calls `apps`, here or in worker processes."""
     workers, nodes = config.simulation.workers, dict(enumerate(names, start=1))
     task, on_cpu = configured_task(config.task), choose_device(config.client.device).type == "cpu"
@@ -192,11 +190,11 @@ def _grid(config: Config, apps: Apps, names: Sequence[str], first: Institution, 
         able = on_cpu and spare > 1 and config.simulation.engine != "vectorised" and task.build is not None
         workers = spare if able and _training_s(config, task, first) > WORTH_S else 0
     if not workers:
-        return InMemoryGrid(apps, nodes)
+        return InMemoryGrid(apps, nodes, failures=failures)
     from sovfed.simulations.workers import WorkersGrid
 
     log.info("%d processes train", workers)
-    return WorkersGrid(apps, nodes, workers, task.parameters, keeping=config.secagg.enabled)
+    return WorkersGrid(apps, nodes, workers, task.parameters, keeping=config.secagg.enabled, failures=failures)
 
 
 def _training_s(config: Config, task: Task, institution: Institution) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import count
+from typing import Final
 
 from flwr.app import Context, RecordDict
 from flwr.app import Message as FlowerMessage
@@ -12,7 +13,28 @@ from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.run import Run
 
+from sovfed.federation.errors import ConfigError, DataError, WrongTaskError
 from sovfed.federation.wire.flower import LeftS, StreamingGrid, for_ever, size_bytes
+
+LASTING: Final = {kind.code: kind for kind in (DataError, WrongTaskError, ConfigError)}  # however often it is tried
+
+
+class Failures:
+    """What institutions of a simulation met: whoever simulates may see it, and what lasts ends the simulation."""
+
+    def __init__(self) -> None:
+        self.first: Exception | None = None
+        self.lasting: DataError | WrongTaskError | ConfigError | None = None
+
+    def note(self, error: Exception) -> None:
+        self.first = self.first or error
+        if isinstance(error, DataError | WrongTaskError | ConfigError):
+            self.lasting = self.lasting or error
+
+    def check(self) -> None:
+        """Raise what lasts, if there was any."""
+        if self.lasting is not None:
+            raise self.lasting
 
 
 class Apps(Mapping[int, ClientApp]):
@@ -36,11 +58,15 @@ class Apps(Mapping[int, ClientApp]):
 class InMemoryGrid(StreamingGrid):
     """Answers each message by calling the node's ClientApp; replies come in the order of the messages.
 
-    `apps` is read, never copied: institutions may come and go, or be made when they are called.
+    `apps` is read, never copied: institutions may come and go, or be made when they are called. What lasts of their
+    `failures` is raised where the message was sent.
     """
 
-    def __init__(self, apps: Mapping[int, ClientApp], names: Mapping[int, str] | None = None, run_id: int = 1) -> None:
-        self._apps, self._names = apps, names or {}
+    def __init__(
+        self, apps: Mapping[int, ClientApp], names: Mapping[int, str] | None = None, run_id: int = 1,
+        failures: Failures | None = None,
+    ) -> None:  # fmt: skip
+        self._apps, self._names, self._failures = apps, names or {}, failures or Failures()
         self._run = Run.create_empty(run_id)
         self._ids = count(1)
         self._answered: dict[str, FlowerMessage] = {}
@@ -84,6 +110,7 @@ class InMemoryGrid(StreamingGrid):
     def _call(self, message: FlowerMessage) -> FlowerMessage:
         self.bytes_down += size_bytes(message)
         reply = call(self._apps, message)
+        self._failures.check()
         self.bytes_up += size_bytes(reply)
         return reply
 

@@ -28,7 +28,7 @@ from flwr.clientapp import ClientApp
 from sovfed.clients.trainer.frames import frame_parts, from_frame, to_frame
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.wire.flower import LeftS, for_ever, from_records, new_message, size_bytes, to_records
-from sovfed.simulations.grid import InMemoryGrid, call
+from sovfed.simulations.grid import LASTING, Failures, InMemoryGrid, call
 
 log = logging.getLogger(__name__)
 STOP_S: Final = 5.0
@@ -38,6 +38,7 @@ SLOT_BYTES_PARAMETER: Final = 16  # of memory for a reply, of which SCAFFOLD's s
 SLOT_BYTES_BESIDE: Final = 2**20
 _ASKED: Final = struct.Struct("<?QIQ")  # first of a batch, node, which content, its frame's bytes if it is new there
 _DONE: Final = struct.Struct("<Q")  # bytes of the reply's frame
+_FAILED: Final = 2**64 - 1  # instead: code and text of what ends the simulation follow
 
 
 @dataclass
@@ -86,12 +87,13 @@ class WorkersGrid(InMemoryGrid):
     """
 
     def __init__(
-        self, apps: Mapping[int, ClientApp], names: Mapping[int, str], workers: int, parameters: int, *, keeping: bool
-    ) -> None:
+        self, apps: Mapping[int, ClientApp], names: Mapping[int, str], workers: int, parameters: int, *, keeping: bool,
+        failures: Failures | None = None,
+    ) -> None:  # fmt: skip
         """`parameters` of the model make the shared memory. Institutions that are `keeping` something stay where they
         are; others are answered for by whoever is free, rather by whoever did before and has their records.
         """
-        super().__init__(apps, names)
+        super().__init__(apps, names, failures=failures)
         self._workers: list[Worker] = []
         self._homes: dict[int, int] = {}
         self._keeping = keeping
@@ -103,7 +105,7 @@ class WorkersGrid(InMemoryGrid):
             memory = mmap.mmap(-1, DEPTH * self._slot)
             inherited = [worker.pipe for worker in self._workers] + [parent_end]
             process = context.Process(
-                target=_work, args=(apps, child_end, inherited, self._shared, memory),
+                target=_work, args=(apps, child_end, inherited, self._shared, memory, self._failures),
                 name=f"worker-{number + 1}", daemon=True,
             )  # fmt: skip
             process.start()
@@ -211,6 +213,9 @@ class WorkersGrid(InMemoryGrid):
         worker.answered += 1
         try:
             (size,) = _DONE.unpack(worker.pipe.recv_bytes())
+            if size == _FAILED:
+                code, _, text = worker.pipe.recv_bytes().decode().partition(" ")
+                raise LASTING[code](text)
             return worker.memory[start : start + size] if size <= self._slot else worker.pipe.recv_bytes()
         except (EOFError, OSError) as error:
             raise self._died(worker) from error
@@ -229,6 +234,7 @@ def _work(
     inherited: Sequence[Connection],
     shared: mmap.mmap,
     memory: mmap.mmap,
+    failures: Failures,
 ) -> None:
     """Answer what is asked until the pipe is closed."""
     for connection in inherited:
@@ -251,7 +257,12 @@ def _work(
                 contents[which] = to_records(from_frame(frame))
             kind = order[_ASKED.size :].decode()
             message = new_message(contents[which], run_id=1, node_id=node, kind=kind, group="")
-            chunks = frame_parts(from_records(call(apps, message).content))
+            reply = call(apps, message)
+            if failures.lasting is not None:
+                pipe.send_bytes(_DONE.pack(_FAILED))
+                pipe.send_bytes(f"{failures.lasting.code} {failures.lasting}".encode())
+                continue
+            chunks = frame_parts(from_records(reply.content))
             offset = slot * (answered % DEPTH)
             answered += 1
             if (length := sum(len(chunk) for chunk in chunks)) > slot:

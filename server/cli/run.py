@@ -77,21 +77,23 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
         raise click.UsageError("a proposed run is started as it was proposed: leave out OVERRIDES")
     again = unlearning_config(home, proposed) if proposed else None
     config = again or configured(home, proposed_overrides(home, proposed) if proposed else overrides)
-    _warn_of_noise(config, configured_task(config.task).parameters)
+    _tell_of_noise(config, configured_task(config.task).parameters)
     name = proposed or new_run_name(config)
     folder = run_folder(home, name)
     start_run(_control(home), home, name, config, resume=again is not None and (folder / CHECKPOINT).exists())
     _report(home, name, follow, as_json)
 
 
-def _warn_of_noise(config: Config, parameters: int) -> None:
-    """Say so of a private run that hardly learns anything, before the institutions' budgets are spent on it."""
+def _tell_of_noise(config: Config, parameters: int) -> None:
+    """Say what to expect of a private run, before the institutions' budgets are spent on it."""
     if not config.privacy.private:
         return
     from sovfed.server.rounds.privacy import PrivacyPlan
 
-    if drowned := PrivacyPlan.make(config, "", parameters).drowned:
-        click.echo(f"warning: {drowned}", err=True)
+    plan = PrivacyPlan.make(config, "", parameters)
+    click.echo(plan.expectation, err=True)
+    if plan.drowned:
+        click.echo(f"warning: {plan.drowned}", err=True)
 
 
 @cli.command()

@@ -114,25 +114,53 @@ class PrivacyPlan:
         return everybody / self.institutions if self.config.privacy.mechanism == "silo" else everybody
 
     @cached_property
-    def drowned(self) -> str:
-        """Why hardly anything can be learnt, or "".
+    def _share(self) -> float:
+        """How many times as long as the noise what is learnt can be.
 
         Of T steps the clipped gradients of b persons add up to a length of at most T·b·clip, if all point one way; the
         noise to one of about √(T·d)·z·clip in expectation. Whatever the learning rate, it scales both.
         """
-        config, mechanism = self.config, self.config.privacy.mechanism
-        each = float(self.institutions) if mechanism == "institution" else self.batch
-        at_once = self.institutions if mechanism == "silo" else 1  # whose noise is averaged
-        steps = config.rounds * _steps(config)
-        share = math.sqrt(steps * at_once / self.parameters) * each / self.noise_multiplier
-        if share >= 1:
-            return ""
-        who = "institutions" if mechanism == "institution" else "persons"
+        return math.sqrt(self._all_steps * self._noises / self.parameters) * self._each / self.noise_multiplier
+
+    @property
+    def _all_steps(self) -> int:
+        return self.config.rounds * _steps(self.config)
+
+    @property
+    def _each(self) -> float:
+        """How many speak in a step: persons, or institutions."""
+        return float(self.institutions) if self.config.privacy.mechanism == "institution" else self.batch
+
+    @property
+    def _noises(self) -> int:
+        """How many noises are averaged."""
+        return self.institutions if self.config.privacy.mechanism == "silo" else 1
+
+    @cached_property
+    def expectation(self) -> str:
+        """What to expect of the noise, and from how many persons on it no longer outweighs them, in one sentence."""
+        privacy, whole = self.config.privacy, self.config.privacy.mechanism == "institution"
+        noise = self.noise_multiplier * privacy.clip / (self._each * math.sqrt(self._noises))
+        who = "institutions" if whole else "persons"
+        there = self.institutions if whole else privacy.population
         return (
-            f"hardly anything can be learnt: all that {each:.4g} {who} a step can say in {steps} steps, even if they "
-            f"agreed, is {share:.1g} times as long as the noise (multiplier {self.noise_multiplier:.3g}, "
-            f"{self.parameters} parameters): it takes more {who} (privacy.population, if there are more), a larger "
-            "privacy.sampling_rate or privacy.epsilon, or a smaller model"
+            f"what to expect at ε = {self.epsilon:.3g}: each step's mean, of length {privacy.clip:g} at most, has "
+            f"noise of {noise:.2g} on each of {self.parameters} parameters; over {self._all_steps} steps what is "
+            f"learnt is at most {self._share:.2g} times as long as the noise, with {there} {who}; as long as it with "
+            f"{math.ceil(there / self._share)}"
+        )
+
+    @cached_property
+    def drowned(self) -> str:
+        """Why hardly anything can be learnt, or ""."""
+        if self._share >= 1:
+            return ""
+        who = "institutions" if self.config.privacy.mechanism == "institution" else "persons"
+        return (
+            f"hardly anything can be learnt: all that {self._each:.4g} {who} a step can say in {self._all_steps} "
+            f"steps, even if they agreed, is {self._share:.1g} times as long as the noise (multiplier "
+            f"{self.noise_multiplier:.3g}, {self.parameters} parameters): it takes more {who} (privacy.population, if "
+            "there are more), a larger privacy.sampling_rate or privacy.epsilon, or a smaller model"
         )
 
     @property

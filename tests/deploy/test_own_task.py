@@ -8,6 +8,8 @@ import dataclasses
 import io
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +17,16 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 from tests.deploy.conftest import finished, make_config, make_federation, summary, wait_for_run
+from tests.packages import NET, make_signer, write_wheel
 
 from sovfed.cli import cli
 from sovfed.clients.cli.use import cli as model
 from sovfed.clients.home.own_tasks import allow_task, keep_task
+from sovfed.federation.archive.packing import pack
+from sovfed.federation.archive.signing import REVIEWER
 from sovfed.federation.compose import compose
 from sovfed.federation.tasks.tokenizer import read_tokenizer, train_tokenizer
+from sovfed.server import own_tasks
 from sovfed.server.runs import folders
 from sovfed.simulations.deployment import LocalFederation
 
@@ -48,6 +54,19 @@ columns:
   window: {{kind: tokens, shape: [17], high: 299}}
 target: {{kind: next_token, tokenizer: "{}"}}
 model: {{family: decoder, width: 16, blocks: 1, heads: 2, hidden: 32}}
+"""
+PACKAGE = """
+from wardnet.net import Net
+from sovfed.task import Schema, Task, losses, metrics, number, target
+
+TASK = Task(
+    name="sepsis", title="Preterm birth, by a net of one's own",
+    schema=Schema(
+        (number("age", 10, 60), number("bmi", 10, 70), target("outcome", "term", "preterm")), person="patient_id"
+    ),
+    build=lambda: Net(8), loss=losses.binary_cross_entropy, metrics=metrics.BinaryMetrics(), headline="auc",
+    personal=lambda name: name.startswith("out."),
+)
 """
 HEADER = ("patient_id", "Age", "bmi", "smoker", "parity", "glucose", "outcome")
 
@@ -92,6 +111,23 @@ def clinics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def sovfed(*arguments: str | Path) -> str:
+    """What the command prints; it must succeed."""
+    done = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def _packed(folder: Path, authority_home: Path) -> Path:
+    """A task as code whose net has a head that stays at home, packed and reviewed."""
+    wheel = write_wheel(folder, task=PACKAGE, net=NET.replace("nn.Linear(5,", "nn.Linear(2,"))
+    archive, _ = pack(wheel, make_signer(folder, authority_home, "pat", "vendor"))
+    reviewer = make_signer(folder, authority_home, "ann", "north")
+    path = folder / "sepsis-1.sovtask"
+    path.write_bytes(archive.signed(reviewer.sign(archive.text, REVIEWER)).to_bytes())
+    return path
+
+
 @pytest.fixture(scope="module")
 def own(clinics: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFederation]:
     config = make_config(f"task={clinics / 'birth.yaml'}", f"data.path={clinics / 'clinics'}", "rounds=12")
@@ -104,6 +140,10 @@ def own(clinics: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loc
             keep_task(federation.client_home(clinic.name), str(clinics / "heads.yaml"))
             allow_task(federation.client_home(clinic.name), clinics / "heads.yaml")
             prepare_notes(federation.client_home(clinic.name), clinics, clinic.name)
+        archive = _packed(clinics, federation.authority_home)
+        sovfed("server", "task", "add", archive, "--home", federation.home)
+        for clinic in federation.institutions:
+            sovfed("client", "task", "add", archive, "--allow", "--home", federation.client_home(clinic.name))
         federation.start_institutions()
         yield federation
     finally:
@@ -179,6 +219,34 @@ def test_each_clinic_s_own_head_stays_there_and_comes_with_its_model(
         cli, ["model", "predict", str(tmp_path / "north"), str(clinics / "clinics" / "north.csv")]
     )
     assert len(read.stdout.splitlines()) == 201
+
+
+def test_a_head_of_a_packaged_net_stays_too_and_is_measured_at_home(own: LocalFederation, tmp_path: Path) -> None:
+    own_tasks.offer(own.home)
+    config = compose(["task=sepsis", "strategy=fedper", "task.learning_rate=0.1", "task.batch_size=16"]).config
+    own.start_run("package", dataclasses.replace(own.config, task=config.task, strategy=config.strategy, rounds=3))
+    assert {name for line in finished(own, "package") for name in line["participants"]} == {
+        "east",
+        "north",
+        "south",
+        "west",
+    }
+    tensors, told = {}, {}
+    for clinic in ("north", "south"):
+        home = str(own.client_home(clinic))
+        for command in (["get", "package", str(tmp_path / clinic)], ["evaluate", "package", "--no-alone"]):
+            arguments = [sys.executable, "-m", "sovfed", "client", "model", *command, "--home", home]
+            done = subprocess.run(arguments, capture_output=True, text=True, check=False)  # it seals itself
+            assert done.returncode == 0, done.stderr
+            told[clinic, command[0]] = done.stdout + done.stderr
+        assert "parts that stay here (strategy=fedper)" in told[clinic, "get"]
+        assert "parts that stay here (strategy=fedper)" in told[clinic, "evaluate"]
+        tensors[clinic] = load_file(tmp_path / clinic / "model.safetensors")
+    published = load_file(next((folders.run_folder(own.home, "package")).rglob("model.safetensors")))
+    north, south = tensors.values()
+    for name in north:
+        assert (north[name] == south[name]).all() == (not name.startswith("out."))
+        assert (north[name] == published[name]).all() == (not name.startswith("out."))
 
 
 def test_it_trains_privately_and_each_ledger_pays(own: LocalFederation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections import Counter
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 from flwr.clientapp import ClientApp
 
+from sovfed.clients.data import Dataset
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.training.local import SMALL
 from sovfed.federation.compose import compose
-from sovfed.federation.errors import ConfigError, ServiceError
+from sovfed.federation.errors import ConfigError, DataError, ServiceError
 from sovfed.federation.messages import Reply, Request, TrainReply, TrainRequest
+from sovfed.federation.tasks import Task
 from sovfed.federation.wire.flower import from_records, new_message, to_records
 from sovfed.server.rounds.coordinator import Outcome
 from sovfed.simulations import federation, workers
@@ -142,9 +145,9 @@ def test_workers_are_made_where_training_takes_long_enough(tmp_path: Path, monke
     made: list[int] = []
 
     class Noted(WorkersGrid):
-        def __init__(self, apps: Any, names: Any, workers: int, parameters: int, *, keeping: bool) -> None:
+        def __init__(self, apps: Any, names: Any, workers: int, parameters: int, **rest: Any) -> None:
             made.append(workers)
-            super().__init__(apps, names, workers, parameters, keeping=keeping)
+            super().__init__(apps, names, workers, parameters, **rest)
 
     monkeypatch.setattr(workers, "WorkersGrid", Noted)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
@@ -177,3 +180,21 @@ def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
 def test_other_engines_take_no_workers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not for 'vectorised'"):
         _run(tmp_path, *PLAIN, "simulation.engine=vectorised", "simulation.workers=2")
+
+
+@pytest.mark.parametrize(
+    "settings", [("secagg=none", "simulation.workers=0"), ("simulation.workers=2",), ("simulation.workers=0",)]
+)
+def test_records_that_are_wrong_end_the_simulation_at_once(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    config = compose([*BASE, "simulation.institutions=4", *settings]).config
+    population = list(make_population(config))
+    reads = []
+
+    def wrong(task: Task) -> Dataset:
+        reads.append(1)
+        raise DataError("site.csv: the header lacks 1 columns: 'age'")
+
+    population[-1] = dataclasses.replace(population[-1], load=wrong)
+    with pytest.raises(DataError, match="the header lacks 1 columns: 'age'"):
+        simulate_population(config, population, tmp_path)
+    assert len(reads) <= 1

@@ -5,7 +5,7 @@ Text is read by `words.py`, each distinct text once; what Arrow holds as numbers
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from sovfed.clients.data.tables import short, words
+from sovfed.clients.data.tables.plain import PartlyNumbers, ShortCells
 from sovfed.clients.data.tables.short import ShortWords
 from sovfed.clients.data.tables.words import Rules, Words
 from sovfed.federation.tasks.columns import REFUSE
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks.columns import Column
 
     Read = Callable[[str], tuple[float, str]]
+    Cells: TypeAlias = pa.Array | ShortCells | PartlyNumbers
 
 KEPT: Final = 1 << 15  # texts of a column whose meaning is kept for the batches that follow
 KEPT_LETTERS: Final = 64  # of such a text
@@ -40,10 +42,10 @@ class Decoded(NamedTuple):
     absent: Mask
     faults: list[tuple[str, Mask]]
 
-    def at(self, codes: npt.NDArray[np.int32]) -> Decoded:
+    def at(self, codes: npt.NDArray[np.integer[Any]]) -> Decoded:
         """Of each row what is decoded at its code."""
         absent = self.absent[codes] if self.absent.any() else np.zeros(len(codes), bool)
-        return Decoded(self.values[codes], absent, [(kind, mask[codes]) for kind, mask in self.faults])
+        return Decoded(self.values.take(codes, 0), absent, [(kind, mask[codes]) for kind, mask in self.faults])
 
 
 class _Known(dict[str, tuple[float, str]]):
@@ -74,11 +76,11 @@ class Decoder:
         self._whole = column.kind in ("image", "tokens")
         self._short: tuple[ShortWords, Decoded] | None = None  # a column's few words, and what is decoded of each
 
-    def decode(self, cells: list[pa.Array]) -> Decoded:
+    def decode(self, cells: list[Cells]) -> Decoded:
         """The column's values in a batch; `cells` has one array, or as many as the column has values."""
         if self.column.kind == "text":
             return self._text(cells[0])
-        if self.column.shape and len(cells) == 1 and _is_list(cells[0].type):
+        if self.column.shape and len(cells) == 1 and isinstance(cells[0], pa.Array) and _is_list(cells[0].type):
             cells = _spread(cells[0], self.column.size)
         if len(cells) == 1 and not self.column.shape:
             return self._decoded(cells[0])
@@ -91,7 +93,13 @@ class Decoder:
         ]
         return Decoded(values, np.logical_and.reduce([column.absent for column in parts]), faults)
 
-    def _decoded(self, cells: pa.Array) -> Decoded:
+    def _decoded(self, cells: Cells) -> Decoded:
+        if isinstance(cells, ShortCells):
+            if self._short is not None and (codes := self._short[0].codes_of(cells.keys)) is not None:
+                return self._short[1].at(codes)
+            cells = cells.text()
+        if isinstance(cells, PartlyNumbers):
+            return self._partly(cells)
         if types.is_dictionary(cells.type):
             cells = cells.cast(cells.type.value_type)
         kind = self.column.kind
@@ -133,6 +141,18 @@ class Decoder:
         values = np.array([np.nan if fault else value for value, fault in meanings], np.float64)
         kinds = sorted({fault for _, fault in meanings} - {"", words.MISSING})
         faults = [(kind, np.array([fault == kind for _, fault in meanings])) for kind in kinds]
+        return self._checked(values, faults)
+
+    def _partly(self, cells: PartlyNumbers) -> Decoded:
+        """Numbers, and the texts among them by the rules, each as by itself."""
+        values, _ = self._present(cells.values, [])
+        meanings = [self._known[text] for text in cells.texts]
+        values[cells.rows] = [np.nan if fault else value for value, fault in meanings]
+        faults = []
+        for kind in sorted({fault for _, fault in meanings} - {"", words.MISSING}):
+            mask = np.zeros(len(values), bool)
+            mask[cells.rows] = [fault == kind for _, fault in meanings]
+            faults.append((kind, mask))
         return self._checked(values, faults)
 
     def _present(
@@ -189,8 +209,10 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def as_text(cells: pa.Array) -> pa.Array:
+def as_text(cells: pa.Array | ShortCells) -> pa.Array:
     """The cells as text: whole numbers without a decimal point, as an identifier or a class number is written."""
+    if isinstance(cells, ShortCells):
+        return cells.text()
     if types.is_dictionary(cells.type):
         cells = cells.cast(cells.type.value_type)
     if is_text(cells.type):
@@ -209,7 +231,7 @@ def as_text(cells: pa.Array) -> pa.Array:
     return cells.cast(pa.string())
 
 
-def names_of(cells: pa.Array) -> tuple[pa.Array, Mask]:
+def names_of(cells: pa.Array | ShortCells) -> tuple[pa.Array, Mask]:
     """The persons' names as they are compared, and where there is none."""
     text = as_text(cells).cast(pa.string())
     odd = pc.match_substring_regex(text, _SEVERAL)

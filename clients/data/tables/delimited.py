@@ -1,4 +1,4 @@
-"""A text table (CSV) as batches of cells: read by Arrow in pieces, and only the columns that are used.
+"""A text table (CSV) as batches of cells: plain pieces of it by whole arrays, the rest by Arrow; only columns in use.
 
 Lines are counted as a spreadsheet counts its rows: a quoted cell with line breaks in it is one.
 """
@@ -17,6 +17,7 @@ import pyarrow.csv as arrow_csv
 from sovfed.clients.data.files import unreadable
 from sovfed.clients.data.tables import words
 from sovfed.clients.data.tables.dialect import look_at
+from sovfed.clients.data.tables.pieces import Pieces
 from sovfed.clients.data.tables.source import Batch, Restart
 from sovfed.federation.errors import DataError
 
@@ -50,6 +51,7 @@ class Delimited:
         self._text = set[int]()  # columns with cells that are no plain numbers
         self._block = BLOCK
         self._broken = False  # whether a cell may have line breaks: looking for them is a second pass over all bytes
+        self._pieces = Pieces(path, self.dialect)
         self._odd: list[tuple[int, list[str]]] = []  # rows with cells too many or too few, by their number
         self._odd_bytes = 0
 
@@ -61,9 +63,12 @@ class Delimited:
         names = [f"c{position}" for position in range(self.dialect.cells)]
         typed = {f"c{position}": pa.float64() for position in numeric if position not in self._text}
         kinds = dict.fromkeys((f"c{position}" for position in wanted), pa.string()) | typed
-        row = 0
         try:
-            with pa.OSFile(str(self.path)) as file, self._open(file, names, kinds) as reader:
+            yield from self._pieces.batches(wanted, numeric)
+            start, row = self._pieces.start, self._pieces.rows
+            if row and start >= self.path.stat().st_size:
+                return
+            with self._below(start) as file, self._open(file, names, kinds) as reader:
                 for cells in _joined(reader, TOGETHER if self._block == BLOCK else 1):
                     lines = self._lines(row, len(cells[0]))
                     row += len(cells[0])
@@ -78,13 +83,19 @@ class Delimited:
         if odd_rows := self._rest(wanted, report):
             yield odd_rows
 
+    def _below(self, start: int) -> pa.NativeFile:
+        """The file from byte `start` on."""
+        file = pa.OSFile(str(self.path))
+        file.seek(start)
+        return file
+
     def _open(self, file: object, names: list[str], kinds: dict[str, pa.DataType]) -> arrow_csv.CSVStreamingReader:
         encoding = "utf8" if self.dialect.encoding in ("utf-8", "utf-8-sig") else self.dialect.encoding
         return arrow_csv.open_csv(
             file,
             arrow_csv.ReadOptions(
-                use_threads=False, column_names=names, skip_rows=self.dialect.skipped, block_size=self._block,
-                encoding=encoding,
+                use_threads=False, column_names=names, skip_rows=0 if self._pieces.rows else self.dialect.skipped,
+                block_size=self._block, encoding=encoding,
             ),
             arrow_csv.ParseOptions(
                 delimiter=self.dialect.separator, newlines_in_values=self._broken, ignore_empty_lines=False,
@@ -106,7 +117,8 @@ class Delimited:
             cells = next(csv.reader([row.text or ""], delimiter=self.dialect.separator), [])
         except csv.Error:  # a cell over csv's own bound
             cells = ["?"] * (len(self.header) + 1)
-        self._odd.append((row.number or 0, cells))
+        before = self._pieces.rows + self.dialect.skipped if self._pieces.rows else 0
+        self._odd.append((before + (row.number or 0), cells))
         return "skip"
 
     def _lines(self, row: int, count: int) -> np.typing.NDArray[np.int64]:

@@ -22,3 +22,4 @@ def test_a_run_that_noise_drowns_is_warned_of(tmp_path: Path, overrides: tuple[s
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code
     assert ("warning: hardly anything can be learnt" in done.stderr) is warned
+    assert done.stderr.count("what to expect at ε = ") == bool(overrides)

@@ -95,6 +95,23 @@ def test_noise_beyond_all_that_could_be_said_is_told(overrides: list[str], share
     assert f"is {share} times as long as the noise" in made("server.start_cohort=5", *overrides).drowned
 
 
+@pytest.mark.parametrize("mechanism", ["distributed", "silo"])
+def test_with_the_persons_that_are_asked_for_noise_is_as_long_as_what_is_learnt(mechanism: str) -> None:
+    settings = (
+        f"privacy={mechanism}",
+        "privacy.sampling_rate=0.1",
+        "privacy.noise_multiplier=2",
+        "server.start_cohort=5",
+    )
+    few = made(*settings, "privacy.population=10")
+    asked = int(few.expectation.rpartition(" ")[2])
+    assert few.drowned
+    assert not made(*settings, f"privacy.population={asked}").drowned
+    assert made(*settings, f"privacy.population={asked - 1}").drowned
+    each = few.batch * (5**0.5 if mechanism == "silo" else 1)
+    assert f"noise of {2 * few.config.privacy.clip / each:.2g} on each of" in few.expectation
+
+
 @pytest.mark.parametrize("mechanism", ["distributed", "silo", "institution"])
 def test_a_run_that_may_learn_is_not_warned_of(mechanism: str, caplog: pytest.LogCaptureFixture) -> None:
     assert made(f"privacy={mechanism}", "privacy.noise_multiplier=1").drowned == ""
