@@ -26,6 +26,7 @@ from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.clients.trainer.socket import NAME, serve
 from sovfed.clients.trainer.spool import SPOOL, SpoolServer
+from sovfed.clients.trainer.whole_runs import and_room
 from sovfed.clients.training.personal import FOLDER, PersonalStates
 from sovfed.federation.config import BAD_ROWS, ClientConfig
 from sovfed.federation.errors import PolicyError, ServiceError, SovfedError
@@ -89,8 +90,8 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible, least_spread=policy.least_spread,
             received=ReceivedModels(home / RECEIVED), most_epochs=policy.max_local_epochs,
-            check_values=policy.check_values, check_run=policy.check_run, put_aside=put_aside, orders=orders,
-            evidence=evidence,
+            check_values=policy.check_values, check_run=and_room(policy.check_run, config.max_message_bytes),
+            put_aside=put_aside, orders=orders, evidence=evidence,
         )  # fmt: skip
         Shelf(home).make_known(policy.allows_own)
         make_packages_known(home, policy)

@@ -6,7 +6,7 @@ Nothing here touches a record or a mask, and no reply is kept: asked again, it m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
@@ -38,11 +38,15 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks import Task
 
 
+CheckRun: TypeAlias = "Callable[[RunRequest], list[BoundError]]"
+BESIDE_BYTES: Final = 1 << 14  # of a message, beside the model
+
+
 @dataclass(frozen=True)
 class WholeRuns:
     """What the policy, the study and the ledger say of whole runs; the fields are as `TrainerService` has them."""
 
-    check_run: Callable[[RunRequest], list[BoundError]]
+    check_run: CheckRun
     orders: OrderGate | None
     whose: Callable[[Task], Whose]
     telling: Telling
@@ -78,6 +82,22 @@ class WholeRuns:
             bounds.append(error)
             return "", nothing_said
         return state, nothing_said if answer is None else np.frombuffer(answer.to_bytes(), np.uint8)
+
+
+def and_room(check_run: CheckRun, most_bytes: int) -> CheckRun:
+    """`check_run`, and that a message with the run's model is no longer than this node takes (`max_message_bytes`).
+
+    Else such a message would be cut off on its way, again and again, and nobody at the agency would know why.
+    """
+
+    def check(request: RunRequest) -> list[BoundError]:
+        bounds, size = check_run(request), 4 * request.parameters + BESIDE_BYTES
+        if size > most_bytes:
+            text = f"messages of {size} bytes are above client.max_message_bytes {most_bytes}"
+            bounds.append(BoundError(text, "client.max_message_bytes"))
+        return bounds
+
+    return check
 
 
 def countersign(request: LedgerRequest, masking: Masking, ledger: PrivacyLedger | None) -> LedgerReply:

@@ -98,7 +98,9 @@ class StreamGrid(StreamingGrid):
             return message_id
         outgoing = pack(message, content)
         if outgoing.size > self._max_message_bytes:
-            raise ProtocolError(f"a message of {outgoing.size} bytes, limit is {self._max_message_bytes}")
+            raise ProtocolError(
+                f"a message of {outgoing.size} bytes, limit is {self._max_message_bytes} (server.max_message_bytes)"
+            )
         with self._changed:
             self._asked[message_id] = link
         try:

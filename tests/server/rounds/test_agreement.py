@@ -15,6 +15,7 @@ from sovfed.clients.ledger.entries import Budget
 from sovfed.clients.ledger.file import create_ledger
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.trainer.service import make_trainer
+from sovfed.clients.trainer.whole_runs import and_room
 from sovfed.federation.codec import last_of
 from sovfed.federation.compose import compose
 from sovfed.federation.config import Config
@@ -24,7 +25,7 @@ from sovfed.federation.secagg.terms import Terms
 from sovfed.federation.tasks.registry import get_task
 from sovfed.server.rounds.aggregation import PlainAggregation
 from sovfed.server.rounds.agreement import Agreement
-from sovfed.server.rounds.loop import Rounds
+from sovfed.server.rounds.loop import Rounds, whole_run
 from sovfed.server.rounds.privacy import PrivacyPlan
 from sovfed.server.strategies import make_optimizer
 from sovfed.simulations.grid import InMemoryGrid
@@ -161,6 +162,15 @@ def test_a_malformed_question_is_refused(text: bytes) -> None:
         _ = last_of(request)
     trainer = make_trainer(planned().client, OPEN.check, check_run=OPEN.check_run)
     assert trainer.answer(request) == Refusal("protocol")
+
+
+def test_an_institution_whose_node_takes_no_message_as_long_as_the_model_says_so_before_round_1() -> None:
+    config = planned("rounds=1")
+    request = whole_run(config, TASK, "7", "study", None)
+    for most_bytes, beyond in ((2**20, ""), (2**14, "client.max_message_bytes")):
+        trainer = make_trainer(config.client, OPEN.check, check_run=and_room(OPEN.check_run, most_bytes))
+        reply = trainer.answer(request)
+        assert isinstance(reply, RunReply) and reply.beyond == beyond
 
 
 def test_newcomers_are_asked_when_they_come() -> None:
