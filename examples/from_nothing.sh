@@ -8,6 +8,7 @@ sovfed=${SOVFED:-sovfed}
 folder=$(mktemp -d "${TMPDIR:-/tmp}/five-XXXX")
 cd "$folder"
 five=(hospital-1 hospital-2 hospital-3 hospital-4 hospital-5)
+coming=()
 
 types() { # types WHO COMMAND…: show it as somebody types it, and do it
     local who=$1
@@ -45,15 +46,17 @@ types agency sovfed server certificate server.pem authority/root.pem authority/c
 types agency sovfed server up --detach --home agency
 
 echo "# Five institutions: one command of the agency and one of theirs for each"
-for name in "${five[@]}"; do
-    admitted=$folder/$name.admitted joined=$folder/$name.joined
-    (types agency sovfed server admit "$name" --yes --home agency) >"$admitted" &
-    until [[ -s $name.invitation ]]; do sleep 0.2; done
-    site=$((${name#hospital-} - 1))
-    (types "$name" sovfed client join "$name.invitation" --data breast_cancer data.sites=5 "data.site=$site" \
-        --without-privacy --yes --home "$name") >"$joined"
+come_in() { # come_in NAME: both sides at the same time, each on a screen of its own
+    types agency sovfed server admit "$1" --yes --home agency >"$1.agency" &
+    until [[ -s $1.invitation ]]; do sleep 0.2; done
+    types "$1" sovfed client join "$1.invitation" --data breast_cancer data.sites=5 "data.site=$((${1#hospital-} - 1))" \
+        --without-privacy --yes --home "$1" >"$1.own"
     wait $!
-    cat "$admitted" "$joined"
+}
+for name in "${five[@]}"; do come_in "$name" & coming+=($!); done
+for number in "${!five[@]}"; do
+    wait "${coming[$number]}"
+    cat "${five[$number]}.agency" "${five[$number]}.own"
 done
 types agency sovfed server status --home agency
 
@@ -63,15 +66,16 @@ types agency sovfed run start run_name=study task=breast_cancer rounds=40 task.l
 until [[ $(grep --count . agency/runs/study/rounds.jsonl 2>/dev/null || true) -ge 15 ]]; do sleep 0.2; done
 
 echo "# The power fails: every process of everybody is killed at once"
-everything | xargs kill -9
+everything | xargs kill -9 || true
 sleep 1
 types agency sovfed run show study --home agency
 
 echo "# The machines start. Their init systems do this (\`install-service\`), and nobody types anything about the run"
 types agency sovfed server up --detach --home agency
-for name in "${five[@]}"; do
-    types "$name" sovfed client up --detach --home "$name"
-done
+starting=()
+for name in "${five[@]}"; do types "$name" sovfed client up --detach --home "$name" >"$name.up" & starting+=($!); done
+wait "${starting[@]}"
+cat hospital-?.up
 until grep --quiet '"status": "\(finished\|failed\|stopped\)"' agency/runs/study/run.json; do sleep 0.5; done
 types agency sovfed run show study --home agency
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from sovfed.simulations.audit.chaos.record import Record
 
 ROUNDS: Final = 8
-MOST_ROUNDS: Final = 40  # of a run that is disturbed again and again
+MOST_ROUNDS: Final = 24  # of a run that is disturbed again and again
 BEFORE: Final = 2  # rounds before a process is disturbed in the middle of a run
 SHUT_DOWN_S: Final = 0.05  # from the order to stop to the signal
 SETTLE_S: Final = 180.0

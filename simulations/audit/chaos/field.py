@@ -7,6 +7,7 @@ import dataclasses
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sovfed.federation.compose import compose
@@ -150,13 +151,8 @@ def tried_field(folder: Path) -> Iterator[Field]:
         disks.mount_small(home, size_mb)
     try:
         federation.build_agency()
-        federation.start_agency()
-        federation.enrol()
-        federation.stop()
-        for member in members:
-            _lead_through(federation.client_home(member.name), fleet)
         with Machine(federation) as machine:
-            machine.settle(SETTLE_S)
+            machine.start(SETTLE_S, partial(_lead_through, federation, fleet))
             field = Field(machine, Runs(machine, MEMBER), fleet, lane, federation.config)
             with field.stack:
                 yield field
@@ -168,8 +164,9 @@ def tried_field(folder: Path) -> Iterator[Field]:
             disks.unmount(home)
 
 
-def _lead_through(home: Path, fleet: Weather) -> None:
-    """Have the institution in `home` reach the fleet port through the weather."""
-    path = home / "identity" / "institution.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
-    write_private(path, json.dumps({**values, "fleet_address": f"127.0.0.1:{fleet.port}"}).encode())
+def _lead_through(federation: LocalFederation, fleet: Weather) -> None:
+    """Have the institutions reach the fleet port through the weather."""
+    for member in federation.institutions:
+        path = federation.client_home(member.name) / "identity" / "institution.json"
+        values = json.loads(path.read_text(encoding="utf-8"))
+        write_private(path, json.dumps({**values, "fleet_address": f"127.0.0.1:{fleet.port}"}).encode())

@@ -23,7 +23,7 @@ from sovfed.server.runs.coordinators import COORDINATOR
 from sovfed.server.runs.spare import is_spare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from sovfed.simulations.deployment import LocalFederation
 
@@ -99,7 +99,7 @@ def _watch(process: subprocess.Popen[bytes], heard: socket.socket) -> None:
 
 
 class Machine:
-    """The agency and the institutions of `federation`, which has enrolled them and started nothing."""
+    """The agency and the institutions of `federation`, none of which is started yet; whatever is, is ended."""
 
     def __init__(self, federation: LocalFederation) -> None:
         self.federation = federation
@@ -108,8 +108,6 @@ class Machine:
             self.services[member.name] = Service(federation.client_home(member.name), "client")
 
     def __enter__(self) -> Self:
-        for service in self.services.values():
-            service.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,6 +116,19 @@ class Machine:
             thread.start()
         for thread in closing:
             thread.join()
+
+    def start(self, settle_s: float, enrolled: Callable[[], None] = lambda: None) -> None:
+        """Start the agency, have it admit the institutions, do what `enrolled` does, and start them, too.
+
+        Raises ServiceError if they are not all connected in time.
+        """
+        self.services[AGENCY].start()
+        self._wait(lambda: self._unready([AGENCY]), settle_s)
+        self.federation.enrol()
+        enrolled()
+        for member in self.federation.institutions:
+            self.services[member.name].start()
+        self.settle(settle_s)
 
     def home(self, owner: str) -> Path:
         return self.services[owner].home
@@ -160,18 +171,18 @@ class Machine:
 
     def unready(self, but: str = "") -> list[str]:
         """What does not run as it should, by owner, all but one's; empty when every institution is connected, too."""
+        lacking = self._unready([owner for owner in self.services if owner != but])
+        return lacking or [f"{name}: not connected" for name in self._offline()]
+
+    def _unready(self, owners: Iterable[str]) -> list[str]:
         lacking = []
-        for owner, service in self.services.items():
-            if owner == but:
-                continue
-            status = read_status(service.home)
+        for owner in owners:
+            status = read_status(self.home(owner))
             if status is None:
                 lacking.append(f"{owner}: not running")
             else:
                 lacking += [f"{owner}: {child.name} is {child.state}" for child in status.processes
                             if child.state != "ready" and not child.optional]  # fmt: skip
-        if not lacking:
-            lacking += [f"{name}: not connected" for name in self._offline()]
         return lacking
 
     def _offline(self) -> list[str]:
@@ -186,8 +197,11 @@ class Machine:
 
         Raises ServiceError saying what is after `timeout_s`.
         """
+        self._wait(lambda: self.unready(but), timeout_s)
+
+    def _wait(self, unready: Callable[[], list[str]], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while lacking := self.unready(but):
+        while lacking := unready():
             if time.monotonic() > deadline:
                 raise ServiceError(f"not ready within {timeout_s:g} s: {'; '.join(lacking)}")
             time.sleep(0.2)
@@ -220,14 +234,9 @@ def send(pid: int, number: signal.Signals) -> None:
 @contextlib.contextmanager
 def whole(federation: LocalFederation, settle_s: float) -> Iterator[Machine]:
     """`federation`, enrolled, each side kept up by a supervisor of its own; whatever was started is ended."""
-    try:
-        federation.build_agency()
-        federation.start_agency()
-        federation.enrol()
-    finally:
-        federation.stop()
+    federation.build_agency()
     with Machine(federation) as machine:
-        machine.settle(settle_s)
+        machine.start(settle_s)
         try:
             yield machine
         finally:

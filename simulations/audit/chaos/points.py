@@ -83,14 +83,16 @@ def every_point() -> list[Point]:
     return points
 
 
-MIDDLE, PRIVATE_MIDDLE = 8, 2  # points of one run between its beginning and its end
+MIDDLE, PRIVATE_MIDDLE = 4, 2  # points of one run between its beginning and its end
 # by run, each of which is disturbed at one point after the other
 QUICK: Final = (
     (
         "supernode:setup:kill", "trainer:masking:kill", "gateway:mid-round:kill", "registry:unmasking:kill",
-        "executor:mid-round:term", "coordinator:between:kill", "institution-supervisor:shut-down:kill",
-        "agency-supervisor:mid-round:kill", "superlink:mid-round:stop", "everybody:masking:kill",
-        "coordinator:last:kill",
+        "executor:mid-round:term", "coordinator:last:kill",
+    ),
+    (
+        "institution-supervisor:shut-down:kill", "coordinator:between:kill", "agency-supervisor:mid-round:kill",
+        "superlink:mid-round:stop", "everybody:masking:kill",
     ),
     ("trainer:unmasking:kill:private",),
 )  # fmt: skip

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Mode: TypeAlias = Literal["fair", "refuse", "delay", "throttle", "silent", "resets", "error"]
 CHUNK: Final = 16_384
 DELAY_S: Final = 0.3
+END_S: Final = 2.0  # for what is under way when it is closed
 BYTES_A_SECOND: Final = 1_000_000
 RESET: Final = 0.05  # of what is read
 ERROR: Final = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -44,7 +45,7 @@ class Weather:
         self._run(self._cut())
 
     def close(self) -> None:
-        self.cut()
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
@@ -53,6 +54,13 @@ class Weather:
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+
+    async def _end(self) -> None:
+        self.mode = "fair"
+        self._server.close()
+        await self._cut()
+        if passing := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(passing, timeout=END_S)
 
     async def _cut(self) -> None:
         for writer in self._open:
