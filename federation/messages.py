@@ -159,8 +159,9 @@ class TrainReply:
 class PrivateRequest(LocalWork):
     """Train `model` (shape [d]) under differential privacy; the reply is masked, and says nothing but its sum.
 
-    Everything is a public constant of the run. The first round asks the institution's ledger for rounds · steps + spare
-    steps under the name `grant`, which a resumed run keeps.
+    With `statistics` persons are counted instead (`federation/statistics/question.py`), and only the length of `model`
+    is used. Everything is a public constant of the run. The first round asks the institution's ledger for rounds ·
+    steps + spare steps under the name `grant`, which a resumed run keeps.
     """
 
     run: str = named()
@@ -186,6 +187,7 @@ class PrivateRequest(LocalWork):
     begin: Bytes = _begin()
     normalisation: str = choice(OWN, NORMALISATIONS)
     digest: str = _digest()
+    statistics: str = bounded("", 0, 4096)
 
     @property
     def plan(self) -> LocalPlan:
@@ -328,6 +330,7 @@ class LedgerReply:
 class ReleaseRequest:
     """The model that the run ended with, `model` (shape [d]) and its `scale` as in `TrainRequest`, for the institution.
 
+    With `statistics` it is a table: `model` the noised sums and `scale` their noise's standard deviation, shape [1].
     `round` is the one that it is of, `facts` JSON of the run it came of (`told` of `federation/models/facts.py`), and
     `sha256` the digest of the file that the agency published. Nothing is computed from records for it.
     """
@@ -341,6 +344,7 @@ class ReleaseRequest:
     sha256: str = bounded(low=64, high=64)
     normalisation: str = choice(OWN, NORMALISATIONS)
     digest: str = _digest()
+    statistics: str = bounded("", 0, 4096)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from sovfed.clients.cli.model import model
 from sovfed.clients.cli.orders import orders, purge
 from sovfed.clients.cli.personal import personal
 from sovfed.clients.cli.release import release
+from sovfed.clients.cli.statistics import statistics
 from sovfed.clients.cli.study import study
 from sovfed.clients.cli.task import task
 from sovfed.clients.cli.texts import data
@@ -77,6 +78,7 @@ def cli() -> None:
     \b
     Models:
       sovfed client model list        what the federation made, and evaluate on the own records
+      sovfed client statistics        what it counted, with the own figures beside it
     \b
     Personal models:
       sovfed client personal list     what runs with strategy=ditto, fedbn or fedper left here
@@ -100,6 +102,7 @@ cli.add_command(orders)
 cli.add_command(personal)
 cli.add_command(purge)
 cli.add_command(release)
+cli.add_command(statistics)
 cli.add_command(study)
 cli.add_command(task)
 

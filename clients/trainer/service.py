@@ -32,7 +32,7 @@ from sovfed.clients.trainer.loaded import Loaded
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.replies import NOT_KEPT, Replies
 from sovfed.clients.trainer.telling import Telling
-from sovfed.clients.trainer.whole_runs import WholeRuns, countersign, keeping
+from sovfed.clients.trainer.whole_runs import WholeRuns, countersign, keeping, keeping_table
 from sovfed.clients.training.personal import PersonalStates
 from sovfed.federation.codec import last_of
 from sovfed.federation.config import LEAST_SPREAD, REST, ClientConfig
@@ -323,6 +323,8 @@ class TrainerService:
         """The work of keeping a run's model: it touches no record, ledger, allowance or mask."""
         task = sized(resolve(request, self._tasks), request.model.size)
         check_release(request, task)
+        if request.statistics:
+            return keeping_table(request, task, self._received, self._evidence)
         check_scale(request, task, self._least_spread)
         self._check_values(request, trained(task))
         return keeping(request, task, self._received, self._replies.last_trained, self._evidence)

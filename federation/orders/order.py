@@ -90,6 +90,11 @@ class RunOrder:
         return hashlib.sha256(DOMAIN + self.text).hexdigest()
 
     @property
+    def statistics(self) -> str:
+        """The question that it asks of everybody's records; "" if it trains a model. Raises ProtocolError."""
+        return str(self.settings.get("statistics", ""))
+
+    @property
     def most_answers(self) -> int:
         """How many messages that touch records are answered under it, over all restarts and repeats."""
         return TIMES * max(self.sums, self.rounds) + SPARE
@@ -126,7 +131,7 @@ class RunOrder:
         )
 
         if isinstance(request, ReleaseRequest):
-            return _differing(self.settings, request, ("task", "digest", "normalisation"))
+            return _differing(self.settings, request, ("task", "digest", "normalisation", "statistics"))
         if not isinstance(request, ProfileRequest | TrainRequest | EvaluateRequest | PrivateRequest):
             return ""
         private = isinstance(request, PrivateRequest)
@@ -253,7 +258,7 @@ def _differing(settings: Mapping[str, Any], request: Request, names: tuple[str, 
     """The settings that `request` has otherwise than ordered."""
     values = vars(request)
     asked = names or [name for name in settings if name in values]
-    return ", ".join(name for name in asked if values[name] != settings.get(name))
+    return ", ".join(name for name in asked if values[name] != settings.get(name, ""))
 
 
 def _text(data: bytes) -> str:

@@ -18,6 +18,7 @@ from sovfed.federation.metrics import TOLD
 from sovfed.federation.text import PIPE_WIDTH, cell, visible
 from sovfed.server.cli.home import DEFAULT_HOME, HOME, HOME_VARIABLE, JSON
 from sovfed.server.cli.orders import approve, explain, propose, unlearn, withdraw
+from sovfed.server.cli.table import table
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -46,11 +47,15 @@ def cli() -> None:
       sovfed run approve ~/.sovfed/server/runs/heart-2027/order.json
       sovfed run start --proposed heart-2027
       sovfed run explain heart-2027
+    \b
+    Counts instead of a model:
+      sovfed run start task=heart statistics="age, sex*target" run_name=heart-counts
+      sovfed run table heart-counts
     """
     os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
-for _command in (propose, approve, explain, withdraw, unlearn):
+for _command in (propose, approve, explain, withdraw, unlearn, table):
     cli.add_command(_command)
 
 
@@ -70,13 +75,14 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
     from sovfed.federation.tasks.registry import configured_task
     from sovfed.server.orders.proposing import configured, proposed_overrides
     from sovfed.server.orders.unlearning import unlearning_config
+    from sovfed.server.rounds.privacy import vector_size
     from sovfed.server.runs.folders import new_run_name, start_run
 
     if proposed and overrides:
         raise click.UsageError("a proposed run is started as it was proposed: leave out OVERRIDES")
     again = unlearning_config(home, proposed) if proposed else None
     config = again or configured(home, proposed_overrides(home, proposed) if proposed else overrides)
-    _warn_of_noise(config, configured_task(config.task).parameters)
+    _warn_of_noise(config, vector_size(config, configured_task(config.task)))
     name = proposed or new_run_name(config)
     start_run(_control(home), home, name, config, resume=again is not None)
     _report(home, name, follow, as_json)

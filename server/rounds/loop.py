@@ -33,7 +33,7 @@ from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.rounds.aggregation import Aggregation, Total
 from sovfed.server.rounds.agreement import Agreement, run_request
 from sovfed.server.rounds.patience import Standing
-from sovfed.server.rounds.privacy import PrivacyPlan
+from sovfed.server.rounds.privacy import PrivacyPlan, vector_size
 from sovfed.server.rounds.refusals import FINAL, listed, told
 from sovfed.server.strategies import Combining, Controlling, ServerOptimizer
 
@@ -320,7 +320,7 @@ def whole_run(config: Config, task: Task, run: str, name: str, plan: PrivacyPlan
     """All that the run asks for, `plan` of it if it is private."""
     rounds = config.rounds
     last = plan.request(run, rounds, NOTHING) if plan else blank_request(config, task, run, name, rounds)
-    return run_request(config, last, task.parameters)
+    return run_request(config, last, vector_size(config, task))
 
 
 @dataclass

@@ -20,7 +20,7 @@ from sovfed.server.rounds.loop import Round
 from sovfed.server.rounds.privacy import PrivacyPlan
 from sovfed.server.runs.attendance import attendance, participants
 from sovfed.server.runs.curves import ROUNDS, read_rounds
-from sovfed.server.runs.release import MODEL, SIMULATED, digest
+from sovfed.server.runs.release import MODEL, SIMULATED, TABLE, digest
 
 TAG_LENGTH: Final = 5_000  # characters; MLflow takes 8,000
 NAMED: Final = 255  # institutions listed by name in a tag, which MLflow holds to 8,000 characters
@@ -95,10 +95,11 @@ def summary_of(
 
 def write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str) -> None:
     """The release's privacy statement, for machines and for people; it names all that took part in any round."""
-    model_digest = digest(folder / MODEL)
+    name = MODEL if plan.question is None else TABLE
+    model_digest = digest(folder / name)
     where = " (a simulation in one process: no ledger was charged)" if transport in SIMULATED else ""
     statement = plan.statement(
-        run=folder.name + where, model=f"{task.name}, {MODEL} with SHA-256 {model_digest}",
+        run=folder.name + where, model=f"{task.name}, {name} with SHA-256 {model_digest}",
         institutions=participants(read_rounds(folder)), date=datetime.now(UTC).date().isoformat(),
     )  # fmt: skip
     for name, text in zip(STATEMENT, (to_json(statement), to_html(statement)), strict=True):
