@@ -52,19 +52,22 @@ def lines_of(table: dict[str, Any]) -> Iterator[str]:
         yield f"{column['name']}{unit and f' ({unit.strip()})'}"
         if "mean" in column:
             yield f"  mean {_figure(column, 'mean')}{unit}, standard deviation {_figure(column, 'deviation')}{unit}"
-            told = "  ".join(f"{share}: {_value(column, value)}" for share, value in column["quantiles"].items())
-            yield f"  quantiles  {told}"
+            shares = (f"{share}: {_value(column, value)}" for share, value in column["quantiles"].items())
+            yield f"  quantiles  {'  '.join(shares)}"
         width = max(map(len, column["cells"]))
         for cell, count in column["cells"].items():
             yield f"  {cell.ljust(width)}  {_told(count)}"
     for cross in table["crosses"]:
         yield f"{cross['rows']} × {cross['columns']}"
         width = max(map(len, cross["cells"]))
-        names = list(next(iter(cross["cells"].values())))
-        yield f"  {' ' * width}  {'  '.join(names)}"
-        for row, counts in cross["cells"].items():
-            told = "  ".join(_told(counts[name]).rjust(len(name)) for name in names)
-            yield f"  {row.ljust(width)}  {told}"
+        told = {row: {name: _told(count) for name, count in line.items()} for row, line in cross["cells"].items()}
+        names = list(next(iter(told.values())))
+        widths = [max(len(name), *(len(line[name]) for line in told.values())) for name in names]
+        heads = (name.rjust(size) for name, size in zip(names, widths, strict=True))
+        yield f"  {' ' * width}  {'  '.join(heads)}"
+        for row, line in told.items():
+            counts = (line[name].rjust(size) for name, size in zip(names, widths, strict=True))
+            yield f"  {row.ljust(width)}  {'  '.join(counts)}"
 
 
 def _single(block: Block) -> bool:

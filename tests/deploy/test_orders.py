@@ -18,17 +18,21 @@ from tests.release_fixture import verified_bare, verified_foreign
 
 from sovfed.clients.cli.institution import cli as client
 from sovfed.clients.home.policy import POLICY
+from sovfed.clients.ledger.book import replay
+from sovfed.clients.ledger.file import read_ledger
 from sovfed.clients.orders.book import OrderBook
 from sovfed.federation.files import private_directory
 from sovfed.federation.identity import load_roots
 from sovfed.federation.release.checking import check_release
 from sovfed.server.cli.release import release
+from sovfed.federation.release.cli import verify
 from sovfed.server.cli.run import cli as run
 from sovfed.server.runs import folders
 from sovfed.server.runs.awaiting import read_awaiting
 from sovfed.simulations.deployment import LocalFederation
 
 pytestmark = pytest.mark.deploy
+POPULATION = "persons"
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +182,40 @@ def ended(federation: LocalFederation, name: str, why: str) -> dict[str, Any]:
     run = folders.read_run(federation.home, name, federation.control)
     assert run["status"] == "failed" and why in run["reason"], json.dumps(run)
     return run
+
+
+def test_statistics_are_counted_under_a_signed_order_and_given_away_signed(ordered: LocalFederation) -> None:
+    """Command, order, officers, trainers, one masked sum, ledgers, signed table; each site sees its own beside it."""
+    agency, names = str(ordered.home), [member.name for member in ordered.institutions]
+    asked = "mean radius, mean texture*malignant, bins=4"
+    told = sovfed("run", "propose", "task=breast_cancer", f"statistics={asked}", "run_name=counts", "--home", agency,
+                  "server.min_cohort=3", "privacy.colluders=0", "privacy.epsilon=1.4", "order.wait_s=60")  # fmt: skip
+    assert f"purpose    statistics: {asked}" in told and "masked counts of persons" in told
+    assert "would cost a person: ε 1.4 at δ 1e-06" in told
+    file = ordered.home / "runs" / "counts" / "order.json"
+    for person in ("ann", "bob"):
+        sovfed("run", "approve", str(file), "--yes", "--signer", str(ordered.folder / f"signer-{person}-agency"))
+    sovfed("run", "start", "--proposed", "counts", "--no-follow", "--home", agency)
+    books = {name: OrderBook(ordered.client_home(name)) for name in names}
+    wait_for(lambda: all("counts" in _runs(book) for book in books.values()), "the order to arrive")
+    for name in names:
+        verb = ["sign", "counts", "--yes"] if name != names[3] else ["refuse", "counts"]
+        home = str(ordered.client_home(name))
+        sovfed("client", "orders", *verb, "--key", str(key_of(ordered, name)), "--home", home)
+    (line,) = finished(ordered, "counts")
+    assert sorted(line["participants"]) == sorted(names[:3])
+    content = json.loads(sovfed("run", "table", "counts", "--json", "--home", agency))
+    assert content["table"]["columns"][0]["name"] == "mean radius"
+    for name in names:
+        spends = replay(read_ledger(ordered.client_home(name), POPULATION)[0]).spends
+        assert [entry.release.event.sampling_rate for _, entry in spends] == ([1.0] if name != names[3] else [])
+    own = sovfed("client", "statistics", "counts", "--home", str(ordered.client_home(names[0])))
+    assert "mean radius: " in own and "here" in own and "federation" in own
+    sheet, root = ordered.folder / "counts.table", ordered.authority_home / "root.pem"
+    sovfed("run", "table", "counts", "--out", str(sheet), "--home", agency)
+    checked = CliRunner().invoke(verify, [str(sheet), "--root", str(root)])
+    assert checked.exit_code == 0 and "signed by the agency 127.0.0.1" in checked.output, checked.output
+
+
+def _runs(book: OrderBook) -> list[str]:
+    return [proposal.order.run for proposal in book.proposals()]
