@@ -191,7 +191,7 @@ def test_statistics_are_counted_under_a_signed_order_and_given_away_signed(order
     told = sovfed("run", "propose", "task=breast_cancer", f"statistics={asked}", "run_name=counts", "--home", agency,
                   "server.min_cohort=3", "privacy.colluders=0", "privacy.epsilon=1.4", "order.wait_s=60")  # fmt: skip
     assert f"purpose    statistics: {asked}" in told and "masked counts of persons" in told
-    assert "would cost a person: ε 1.4 at δ 1e-06" in told
+    assert "at δ 1e-06, charged to the ledger as it is spent" in told
     file = ordered.home / "runs" / "counts" / "order.json"
     for person in ("ann", "bob"):
         sovfed("run", "approve", str(file), "--yes", "--signer", str(ordered.folder / f"signer-{person}-agency"))
