@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 
@@ -27,7 +30,7 @@ def records(rows: int, persons: int, seed: int = 1) -> Records:
     numbers = np.stack([generator.uniform(0, 100, rows), generator.uniform(-5, 5, rows)], 1).astype(np.float32)
     numbers[0], numbers[1] = (0, -5), (100, 5)  # at the bounds
     numbers[generator.random(rows) < 0.2, 1] = np.nan
-    table = {
+    table: dict[str, npt.NDArray[Any]] = {
         NUMBERS: numbers, CODES: generator.integers(-1, 3, (rows, 1)).astype(np.int16),
         "ill": generator.integers(0, 2, rows).astype(SCHEMA.targets[0].dtype),
     }  # fmt: skip
@@ -80,7 +83,7 @@ def test_adding_a_person_moves_the_sums_by_at_most_the_clip(seed: int) -> None:
 def test_the_clip_is_reached_by_a_person_at_the_bounds() -> None:
     """So it is no larger than it must be: a row with every number at an end."""
     question = read_question("age, ill", SCHEMA)
-    table = {
+    table: dict[str, npt.NDArray[Any]] = {
         NUMBERS: np.array([[100.0, 0.0]], np.float32), CODES: np.zeros((1, 1), np.int16),
         "ill": np.ones(1, SCHEMA.targets[0].dtype),
     }  # fmt: skip
