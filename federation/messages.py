@@ -200,7 +200,11 @@ class PrivateRequest(LocalWork):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluateRequest:
-    """Evaluate `model` (shape [d]) on the held-out records; `scale`, `algorithm` and `keep` as in `TrainRequest`."""
+    """Evaluate `model` (shape [d]) on the held-out records; `scale`, `algorithm` and `keep` as in `TrainRequest`.
+
+    `candidates` are the digests of all models of a run that scores and does not train, this one's at place `round`,
+    with commas (`federation/orders/candidates.py`).
+    """
 
     run: str = named()
     round: int = bounded(low=0, high=1_000_000)
@@ -212,6 +216,7 @@ class EvaluateRequest:
     keep: str = named("", 0, 128)
     normalisation: str = choice(OWN, NORMALISATIONS)
     digest: str = _digest()
+    candidates: str = bounded("", 0, 4096)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -262,7 +267,7 @@ class RunRequest:
     bits: int = bounded(low=1, high=64)
     clip: float = bounded(low=1e-9, high=1e9)
     max_weight: int = bounded(low=1, high=2**53)
-    request_kind: str = choice("train", ("train", "private"))
+    request_kind: str = choice("train", ("train", "private", "evaluate"))
     masked: bool = bounded(True)
     order: Bytes = _empty("uint8")
 
@@ -392,6 +397,7 @@ Message: TypeAlias = (
     | ReleaseReply | LaneOffer | LaneReply | Refusal
 )  # fmt: skip
 SumRequest: TypeAlias = ProfileRequest | TrainRequest | PrivateRequest | EvaluateRequest  # its replies are added up
+LastRequest: TypeAlias = TrainRequest | PrivateRequest | EvaluateRequest  # by which a whole run is told
 Request: TypeAlias = RunRequest | SumRequest | SecaggRequest | LedgerRequest | ReleaseRequest
 MaskedSum: TypeAlias = MaskedReply | PrivateReply
 Reply: TypeAlias = (

@@ -14,6 +14,7 @@ import click
 
 from sovfed.clients.cli.console import console
 from sovfed.clients.cli.data import check_data
+from sovfed.clients.cli.evaluations import evaluations
 from sovfed.clients.cli.failures import failures
 from sovfed.clients.cli.home import HOME
 from sovfed.clients.cli.join import announce, join
@@ -93,6 +94,7 @@ def cli() -> None:
 cli.add_command(check_data)
 cli.add_command(console)
 cli.add_command(data)
+cli.add_command(evaluations)
 cli.add_command(failures)
 cli.add_command(join)
 cli.add_command(ledger)

@@ -12,11 +12,13 @@ from __future__ import annotations
 import dataclasses
 import threading
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.data import Dataset, check_private_data, load_records, opt_out_stamp
 from sovfed.clients.home.whose import whose_of
 from sovfed.clients.ledger.entries import Whose
+from sovfed.clients.statistics.scores import keep_score
 from sovfed.clients.trainer.admission import (
     check_release,
     check_scale,
@@ -152,7 +154,7 @@ class TrainerService:
             load, self._site, stamp, make_model,
             device=device, precision=precision, reproducible=reproducible, most_epochs=most_epochs,
         )  # fmt: skip
-        self._computing = Computing(self._loaded, states, self._telling)
+        self._computing = Computing(self._loaded, states, self._telling, partial(keep_score, received))
         self._whole_runs = WholeRuns(check_run, orders, whose, self._telling)
         self._replies = Replies()
         self._lock = threading.Lock()

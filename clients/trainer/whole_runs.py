@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sovfed.clients.trainer.evidence import Evidence
     from sovfed.clients.trainer.masking import Masking
     from sovfed.clients.trainer.telling import Telling
-    from sovfed.federation.messages import Bytes
+    from sovfed.federation.messages import Bytes, LastRequest
     from sovfed.federation.tasks import Task
 
 
@@ -52,7 +52,7 @@ class WholeRuns:
     def consider(
         self,
         request: RunRequest,
-        last: TrainRequest | PrivateRequest,
+        last: LastRequest,
         task: Task,
         open_ledger: Callable[[], PrivacyLedger | None],
     ) -> RunReply:

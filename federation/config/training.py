@@ -52,6 +52,9 @@ class TaskConfig:
         OWN, NORMALISATIONS, doc="own: the task's layers; group: GroupNorm for BatchNorm, which no private run may have"
     )
 
+    candidates: tuple[str, ...] = bounded(
+        (), 1, 4096, doc="files or folders of models to score rather than to train, one a round; `sovfed evaluate`"
+    )
     statistics: str = bounded(
         "",
         0,

@@ -37,7 +37,10 @@ class Sheet:
             f"✓ of run {run['name']}, task {run['task']['name']} {run['task']['digest'][:12]}…, order "
             f"{self.predicate['order'][:12]}…, {len(self.predicate['institutions'])} institutions"
         )
-        yield f"✓ the agency states ε = {privacy['epsilon']:.3f} at δ = {privacy['delta']:g} for each person"
+        if privacy is None:
+            yield "✓ no differential privacy: exact sums over all of these institutions' held-out records"
+        else:
+            yield f"✓ the agency states ε = {privacy['epsilon']:.3f} at δ = {privacy['delta']:g} for each person"
         yield from lines_of(self.predicate["table"])
 
 

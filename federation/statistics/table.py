@@ -44,7 +44,10 @@ def table_of(
 
 
 def lines_of(table: dict[str, Any]) -> Iterator[str]:
-    """The table for people, a line each."""
+    """The table for people, a line each: counts, or models with their scores."""
+    if "models" in table:
+        yield from _scores(table)
+        return
     noise = WIDE * table["noise_deviation"]
     yield f"{_told(table['persons'])} persons; each count is ± {noise:.0f} (95 %); below {table['least']} none is shown"
     for column in table["columns"]:
@@ -146,3 +149,20 @@ def _value(column: dict[str, Any], value: float | None) -> str:
     if column["kind"] != "date":
         return f"{value:.4g}"
     return f"{EPOCH + timedelta(days=round(value))}"
+
+
+def _scores(table: dict[str, Any]) -> Iterator[str]:
+    """Models, the best by the headline metric first; an interval of 95 % where the sums tell one."""
+    headline = table["headline"]
+    sign = 1 if headline in table["smaller"] else -1
+
+    def place(entry: dict[str, Any]) -> float:
+        return sign * float(entry["metrics"].get(headline, math.inf * sign))
+
+    for entry in sorted(table["models"], key=place):
+        model, records = entry["model"], entry["records"]
+        count = "too few held-out records to tell" if records is None else f"{records:,} held-out records"
+        yield f"{model['name']}  {model['sha256'][:12]}…  {count}"
+        for name, value in entry["metrics"].items():
+            within = entry["intervals"].get(name)
+            yield f"  {name.ljust(13)}  {value:.4f}" + (f"  ({within[0]:.4f} to {within[1]:.4f})" if within else "")

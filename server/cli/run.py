@@ -378,6 +378,7 @@ def round_text(line: dict[str, Any]) -> str:
     """One line about a round: institutions, training loss, metrics of the model that it began with."""
     metrics = "  ".join(f"{name} {line['metrics'][name]:.3f}" for name in TOLD if name in line["metrics"])
     loss = "private" if line["train_loss"] is None else f"loss {line['train_loss']:.4f}"
+    loss = visible(line["model"]["name"]) if "model" in line else loss
     missing = sorted({*line.get("late", ()), *line.get("left_out", ()), *line.get("refused", ())})
     names = missing[0] if len(missing) == 1 else f"{len(missing)} others"
     without = f" without {visible(names)}" if missing else ""

@@ -46,6 +46,7 @@ from sovfed.server.rounds.record import (
     drop_after,
     line_of,
     listed,
+    scored,
     summary_of,
     told,
     versions,
@@ -171,6 +172,8 @@ class _Training:
                 before, round_, self._last = rounds.model, rounds.train(number), number
                 self._name_all(round_)
                 line = line_of(self._task, round_, self._names, rounds.scale)
+                if rounds.candidates:
+                    line |= scored(self._task, rounds.candidates[number - 1], round_, rounds.scale)
                 lines.write(json.dumps(line) + "\n")
                 lines.flush()  # before the checkpoint: what is beyond that is dropped and run again, what lacks is lost
                 lasting.add(number, figures(line))
@@ -214,7 +217,7 @@ class _Training:
             self._track_end(self._tracker, summary)
         write_private(folder / SUMMARY, json.dumps(summary, indent=2).encode())
         if self._tracker:
-            made = FILES if (learnt := not self._config.task.statistics) else (TABLE,)
+            made = FILES if (learnt := not (self._config.task.statistics or rounds.candidates)) else (TABLE,)
             artifacts = [*made, SUMMARY, ROUNDS, "curves.png", *(STATEMENT if rounds.plan else ())]
             self._tracker.finish("FINISHED", [folder / name for name in artifacts], register=learnt)
         return Outcome(rounds.model, rounds.scale, summary)
@@ -238,7 +241,7 @@ class _Training:
         rounds.model = initial_vector(task, rounds.config.seed)
         if rounds.config.task.statistics:
             rounds.model = np.zeros(vector_size(rounds.config, task), np.float32)
-        if task.transform.size and rounds.plan is None:
+        if task.transform.size and rounds.plan is None and not rounds.candidates:
             asked = rounds.profile()
             if self._transport not in SIMULATED:
                 names = names_of(self._grid)
@@ -259,7 +262,7 @@ class _Training:
         Held-out records are persons' too: a private run tells no metric of them.
         """
         rounds, task = self._rounds, self._task
-        if rounds.plan is not None:
+        if rounds.plan is not None or rounds.candidates:
             return Total(), self._last
         final = rounds.evaluate(self._last)
         metrics = {} if final.sums is None else summarise(task, final.sums, rounds.scale)
@@ -272,7 +275,7 @@ class _Training:
 
     def _deliver(self, number: int) -> list[str]:
         """Bring the published model to the institutions; those that took it. A simulation has none to bring it to."""
-        if self._transport in SIMULATED:
+        if self._transport in SIMULATED or self._rounds.candidates:
             return []
         rounds, config = self._rounds, self._config
         release = release_of(

@@ -72,8 +72,8 @@ def release(home: Path, run: str, *, wait_s: float) -> bytes:
     folder, summary = run_folder(home, run), read_summary(home, run)
     if summary is None:
         raise ConfigError(f"run '{run}' has not finished, so it has no model to release")
-    if "statistics" in summary:
-        raise ConfigError(f"run '{run}' has counted and made no model; `sovfed run table {run}` gives its table away")
+    if "table" in summary:
+        raise ConfigError(f"run '{run}' made a table and no model; `sovfed run table {run}` gives its table away")
     if digest(folder / FILES[0]) != summary[DIGEST]:
         raise DataError(f"{folder / FILES[0]}: not the model that the run's summary names")
     if gone := sorted(withdrawn_from(folder)):

@@ -29,7 +29,7 @@ def ending(summary: dict[str, Any], folder: Path, model: str, option: str = "") 
             f"δ = {summary['delta']:g} for every person; no metric left the institutions"
         )
         lines.append(f"statement: {folder / STATEMENT}")
-    if "statistics" in summary:
+    if "table" in summary:
         lines.append(f"table: {folder / TABLE}")
         if recipients := summary.get("delivered_to"):
             lines.append(

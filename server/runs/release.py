@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 SIMULATED: Final = ("in-memory", "ray")  # transports of a simulation, which has no institutions
 MODEL: Final = "model.safetensors"
 FILES: Final = (MODEL, "model.json", "model.html")  # as `federation/models/stored.py` names them
-TABLE: Final = "statistics.json"  # of a run that counted, in the place of a model
+TABLE: Final = "table.json"  # of a run that counted or scored, in the place of a model
 FOLDER: Final = "model"  # of a run's artefacts in MLflow: these files, and what MLflow needs to load them
 SUMMARY: Final = "summary.json"
 DIGEST: Final = "model_sha256"  # in the summary
@@ -50,7 +50,8 @@ def publish(folder: Path, task: Task, model: Vector, scale: Sums, summary: dict[
 
     Of a run that counted, its table as `TABLE`, and that one's digest.
     """
-    if summary["config"]["task"].get("statistics"):
+    asked = summary["config"]["task"]
+    if asked.get("statistics") or asked.get("candidates"):
         return _publish_table(folder, task, model, scale, summary)
     from sovfed.federation.models.saved import save_model
 
@@ -59,19 +60,27 @@ def publish(folder: Path, task: Task, model: Vector, scale: Sums, summary: dict[
 
 
 def _publish_table(folder: Path, task: Task, sums: Vector, scale: Sums, summary: dict[str, Any]) -> str:
-    """Write the table of what the run counted into its folder as `TABLE`; its digest. `scale` is [noise's deviation].
+    """Write the table of what the run counted or scored into its folder as `TABLE`; its digest.
+
+    Of a count `sums` are the noised sums and `scale` is [the noise's deviation].
 
     The table stands in `summary` too.
     """
     from sovfed.federation.files import write_private
     from sovfed.federation.statistics.question import read_question
     from sovfed.federation.statistics.table import table_of
+    from sovfed.server.runs.curves import read_rounds
 
     asked = summary["config"]["task"]["statistics"]
-    summary["statistics"] = table_of(read_question(asked, task.schema), sums, float(scale[0]))
+    if asked:
+        summary["table"] = table_of(read_question(asked, task.schema), sums, float(scale[0]))
+    else:
+        told = ("model", "records", "metrics", "intervals")
+        models = [{name: line[name] for name in told} for line in read_rounds(folder)]
+        summary["table"] = {"models": models, "headline": task.headline, "smaller": sorted(task.metrics.smaller)}
     content = {
         "run": asdict(run_facts(folder.name, summary)), "task": {"name": task.name, "digest": task.digest},
-        "question": asked, "table": summary["statistics"],
+        "question": asked, "table": summary["table"],
     }  # fmt: skip
     write_private(folder / TABLE, json.dumps(content, indent=1, ensure_ascii=False).encode())
     return digest(folder / TABLE)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def table_in(home: Path, run: str) -> dict[str, Any]:
     """What the finished `run` told in its table. Raises ConfigError if it made none, DataError if it is another."""
     summary = read_summary(home, run)
-    if summary is None or "statistics" not in summary:
+    if summary is None or "table" not in summary:
         raise ConfigError(f"run '{run}' has no table: it has not finished, or trained a model")
     path = run_folder(home, run) / TABLE
     if digest(path) != summary[DIGEST]:

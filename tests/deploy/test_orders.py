@@ -18,21 +18,24 @@ from tests.release_fixture import verified_bare, verified_foreign
 
 from sovfed.clients.cli.institution import cli as client
 from sovfed.clients.home.policy import POLICY
-from sovfed.clients.ledger.book import replay
-from sovfed.clients.ledger.file import read_ledger
 from sovfed.clients.orders.book import OrderBook
 from sovfed.federation.files import private_directory
 from sovfed.federation.identity import load_roots
+from sovfed.federation.models.facts import RunFacts
+from sovfed.federation.models.saved import save_model
 from sovfed.federation.release.checking import check_release
-from sovfed.server.cli.release import release
 from sovfed.federation.release.cli import verify
+from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks.registry import get_task
+from sovfed.server.cli.evaluate import evaluate
+from sovfed.server.cli.release import release
 from sovfed.server.cli.run import cli as run
 from sovfed.server.runs import folders
 from sovfed.server.runs.awaiting import read_awaiting
 from sovfed.simulations.deployment import LocalFederation
 
 pytestmark = pytest.mark.deploy
-POPULATION = "persons"
+COMMANDS = {"run": run, "client": client, "release": release, "evaluate": evaluate}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def sovfed(*words: str) -> str:
     if words[0] == "run" and words[1] in ("start", "show"):  # whose connection to the superlink ends with the process
         argv = [sys.executable, "-m", "sovfed", *words]
         return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120).stdout
-    done = CliRunner().invoke({"run": run, "client": client, "release": release}[words[0]], words[1:])
+    done = CliRunner().invoke(COMMANDS[words[0]], words[1:])
     assert done.exit_code == 0, f"{words}: {done.output} {done.exception!r}"
     return done.output
 
@@ -184,40 +187,32 @@ def ended(federation: LocalFederation, name: str, why: str) -> dict[str, Any]:
     return run
 
 
-def test_statistics_are_counted_under_a_signed_order_and_given_away_signed(ordered: LocalFederation) -> None:
-    """Command, order, officers, trainers, one masked sum, ledgers, signed table; each site sees its own beside it."""
+def test_models_are_scored_under_a_signed_order_that_names_them(ordered: LocalFederation) -> None:
+    """`sovfed evaluate`, officers, masked sums, the signed table; own figures at each site, and nowhere else."""
     agency, names = str(ordered.home), [member.name for member in ordered.institutions]
-    asked = "mean radius, mean texture*malignant, bins=4"
-    told = sovfed("run", "propose", "task=breast_cancer", f"statistics={asked}", "run_name=counts", "--home", agency,
-                  "server.min_cohort=3", "privacy.colluders=0", "privacy.epsilon=1.4", "order.wait_s=60")  # fmt: skip
-    assert f"purpose    statistics: {asked}" in told and "masked counts of persons" in told
-    assert "at δ 1e-06, charged to the ledger as it is spent" in told
-    file = ordered.home / "runs" / "counts" / "order.json"
-    for person in ("ann", "bob"):
-        if not (ordered.folder / f"signer-{person}-agency").exists():
-            make_signer(ordered.folder, ordered.authority_home, person, "agency")
-        sovfed("run", "approve", str(file), "--yes", "--signer", str(ordered.folder / f"signer-{person}-agency"))
-    sovfed("run", "start", "--proposed", "counts", "--no-follow", "--home", agency)
-    books = {name: OrderBook(ordered.client_home(name)) for name in names}
-    wait_for(lambda: all("counts" in _runs(book) for book in books.values()), "the order to arrive")
-    for name in names:
-        verb = ["sign", "counts", "--yes"] if name != names[3] else ["refuse", "counts"]
-        home = str(ordered.client_home(name))
-        sovfed("client", "orders", *verb, "--key", str(key_of(ordered, name)), "--home", home)
-    (line,) = finished(ordered, "counts")
-    assert sorted(line["participants"]) == sorted(names[:3])
-    content = json.loads(sovfed("run", "table", "counts", "--json", "--home", agency))
-    assert content["table"]["columns"][0]["name"] == "mean radius"
-    for name in names:
-        spends = replay(read_ledger(ordered.client_home(name), POPULATION)[0]).spends
-        assert [entry.release.event.sampling_rate for _, entry in spends] == ([1.0] if name != names[3] else [])
-    own = sovfed("client", "statistics", "counts", "--home", str(ordered.client_home(names[0])))
-    assert "mean radius: " in own and "here" in own and "federation" in own
-    sheet, root = ordered.folder / "counts.table", ordered.authority_home / "root.pem"
-    sovfed("run", "table", "counts", "--out", str(sheet), "--home", agency)
+    task, paths = get_task("breast_cancer"), []
+    for number in (1, 2):
+        path = ordered.folder / f"model-{number}"
+        path.mkdir()
+        vector, scale = initial_vector(task, number), task.transform.public_scale
+        save_model(path, task, vector, scale, RunFacts(f"model-{number}"))
+        paths.append(str(path))
+    settings = ("run_name=choice", "server.min_cohort=3", "privacy.colluders=0", "order.wait_s=60")
+    asked = [word for setting in settings for word in ("--set", setting)]
+    told = sovfed("evaluate", *paths, "--task", "breast_cancer", "--home", agency, "--propose", *asked)
+    assert "evaluation of 2 models" in told and told.count("model      ") == 2
+    approved(ordered, "choice")
+    sovfed("run", "start", "--proposed", "choice", "--no-follow", "--home", agency)
+    answered(ordered, "choice", dict.fromkeys(names, "sign"))
+    lines = finished(ordered, "choice")
+    assert [line["model"]["name"] for line in lines] == ["model-1", "model-2"]
+    homes = {name: str(ordered.client_home(name)) for name in lines[0]["participants"]}
+    own = [json.loads(sovfed("client", "evaluations", "--json", "--home", home)) for home in homes.values()]
+    for line in lines:
+        scores = [runs[0]["models"][line["model"]["digest"]] for runs in own]
+        assert sum(score["records"] for score in scores) == line["records"]
+    sheet, root = ordered.folder / "choice.table", ordered.authority_home / "root.pem"
+    sovfed("run", "table", "choice", "--out", str(sheet), "--home", agency)
     checked = CliRunner().invoke(verify, [str(sheet), "--root", str(root)])
-    assert checked.exit_code == 0 and "signed by the agency localhost" in checked.output, checked.output
-
-
-def _runs(book: OrderBook) -> list[str]:
-    return [proposal.order.run for proposal in book.proposals()]
+    assert checked.exit_code == 0 and "no differential privacy" in checked.output, checked.output
+    assert f"model-1  {lines[0]['model']['sha256'][:12]}…  {lines[0]['records']} held-out records" in checked.output
