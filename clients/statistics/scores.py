@@ -35,7 +35,7 @@ def keep_score(received: ReceivedModels | None, request: EvaluateRequest, task: 
     path = received.folder / f"{key}{SUFFIX}"
     try:
         private_directory(received.folder)
-        kept = _read(path) if path.exists() else {"run": request.keep, "task": task.name, "models": {}}
+        kept: dict[str, Any] = _read(path) if path.exists() else {"run": request.keep, "task": task.name, "models": {}}
         if not path.exists() and len(list(received.folder.glob(f"*{SUFFIX}"))) >= MAX_RUNS:
             log.warning(
                 "own scores of run %r are not kept: there are %d runs' in %s", request.keep, MAX_RUNS, path.parent

@@ -110,7 +110,8 @@ def test_two_models_are_scored_side_by_side_and_each_site_keeps_its_own_figures(
         assert line.evaluation[0] == sum(each["records"] for each in own)
         accuracy = sum(each["accuracy"] * each["records"] for each in own) / line.evaluation[0]
         assert summarise(TASK, line.evaluation, SCALE)["accuracy"] == pytest.approx(accuracy)
-    assert lines[0].evaluation is not None and not np.array_equal(lines[0].evaluation, lines[1].evaluation)
+    first, second = (line.evaluation for line in lines)
+    assert first is not None and second is not None and not np.array_equal(first, second)
 
 
 def test_an_order_names_the_models_and_no_other_is_scored_under_it(tmp_path: Path) -> None:
