@@ -10,7 +10,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from sovfed.federation.errors import EvidenceError, SovfedError
 from sovfed.federation.release import sealed
 from sovfed.federation.release.checking import read_statement, signers
-from sovfed.federation.statistics.table import lines_of
+from sovfed.federation.statistics.shown import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

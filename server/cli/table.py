@@ -28,7 +28,7 @@ def table(run: str, out: Path | None, home: Path, as_json: bool) -> None:
       sovfed verify heart-counts.table --root root.pem     (anybody, anywhere)
     """
     from sovfed.federation.files import check_writable, write_atomic
-    from sovfed.federation.statistics.table import lines_of
+    from sovfed.federation.statistics.shown import lines_of
     from sovfed.server.runs.sheet import signed_table, table_in
 
     content = table_in(home, run)

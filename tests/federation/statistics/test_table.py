@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sovfed.federation.statistics.question import read_question
-from sovfed.federation.statistics.table import lines_of, table_of
+from sovfed.federation.statistics.shown import lines_of
+from sovfed.federation.statistics.table import table_of
 from sovfed.federation.tasks.columns import Column, Schema, number, target
 
 SCHEMA = Schema(
