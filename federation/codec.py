@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sovfed.federation.errors import ProtocolError
-from sovfed.federation.messages import KINDS, Message, PrivateRequest, RunRequest, TrainRequest
+from sovfed.federation.messages import KINDS, LastRequest, Message, RunRequest
 from sovfed.federation.schema import bind
 from sovfed.federation.stored import Pieces
 from sovfed.federation.text import NAME
@@ -90,7 +90,7 @@ def decode(
     return cls(**values, **vectors)  # type: ignore[no-any-return]
 
 
-def last_of(run: RunRequest) -> TrainRequest | PrivateRequest:
+def last_of(run: RunRequest) -> LastRequest:
     """The last round's request of `run`, its model left out. Raises ProtocolError."""
     cls = KINDS[run.request_kind]
     vectors = {name: np.zeros(int(name == "begin" and run.masked), dtype) for name, dtype in _DTYPES[cls].items()}
@@ -100,7 +100,7 @@ def last_of(run: RunRequest) -> TrainRequest | PrivateRequest:
         raise ProtocolError("the run's request is malformed") from error
     if run.request.size > MAX_SCALARS_BYTES or not isinstance(scalars, dict):
         raise ProtocolError("the run's request is malformed")
-    return cast("TrainRequest | PrivateRequest", decode(run.request_kind, scalars, vectors))
+    return cast("LastRequest", decode(run.request_kind, scalars, vectors))
 
 
 def _check_vectors(kind: str, found: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]], *, judged: bool) -> None:

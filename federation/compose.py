@@ -28,6 +28,14 @@ STRATEGIES: Final = "sovfed.strategies"  # entry points of packages that bring s
 PARTITIONS: Final = "sovfed.partitions"  # and of packages that bring partitions
 GROUP: Final = "sovfed.conf"  # entry points of packages that bring settings of their own: a module beside them
 OWN: Final = "own"  # the option of `task` and `data` for a task that brings no settings
+STATISTICS: Final = "statistics"  # a key that stands for a run which counts
+COUNTING: Final = (
+    "privacy=distributed", "privacy.sampling_rate=1.0", "privacy.spare_steps=0", "privacy.grid_bits=8",
+    "privacy.epsilon=0.5", "rounds=1", "strategy=fedavg", "simulation.engine=inprocess", "simulation.workers=0",
+)  # fmt: skip
+SCORES: Final = "evaluate"  # a key that stands for a run which scores models
+ONE_RUN: Final = (STATISTICS, SCORES)  # whose commas are between columns or models of one run
+SCORING: Final = ("privacy=none", "strategy=fedavg")
 BROUGHT: Final = {"strategy": STRATEGIES, "partition": PARTITIONS}  # which need no settings of their own
 SUFFIXES: Final = (".yaml", ".yml")
 DEFAULT: Final = "default"
@@ -76,11 +84,19 @@ def _folder(module: str) -> Path:
 
 
 def _expanded(text: str, folders: Sequence[Path]) -> list[tuple[str, str]]:
-    """`text`, or what it stands for if it names a task by its file, or what a package brings without settings.
+    """`text`, or what it stands for: a task by its file, what a package brings without settings, or statistics.
 
     Beside each stands its origin: who asks for it, or the task that recommends it.
     """
     key, _, raw = text.partition("=")
+    if key == STATISTICS and raw:
+        purpose = f"order.purpose={STATISTICS}: {raw[:400]}"
+        return [(f"task.statistics={raw}", OVERRIDE), *((setting, text) for setting in (*COUNTING, purpose))]
+    if key == SCORES and raw:
+        models = [str(Path(model).expanduser().absolute()) for model in raw.split(",")]
+        chosen = [f"task.candidates={json.dumps(models)}", f"rounds={len(models)}"]
+        purpose = f"order.purpose=evaluation of {len(models)} models"
+        return [*((setting, OVERRIDE) for setting in chosen), *((setting, text) for setting in (*SCORING, purpose))]
     if raw in groups(folders).get(key, ()) and (key, raw) != ("task", OWN):
         return [(text, OVERRIDE)]
     if key in BROUGHT and raw in plugins.installed(BROUGHT[key]):

@@ -159,8 +159,9 @@ class TrainReply:
 class PrivateRequest(LocalWork):
     """Train `model` (shape [d]) under differential privacy; the reply is masked, and says nothing but its sum.
 
-    Everything is a public constant of the run. The first round asks the institution's ledger for rounds · steps + spare
-    steps under the name `grant`, which a resumed run keeps.
+    With `statistics` persons are counted instead (`federation/statistics/question.py`), and only the length of `model`
+    is used. Everything is a public constant of the run. The first round asks the institution's ledger for rounds ·
+    steps + spare steps under the name `grant`, which a resumed run keeps.
     """
 
     run: str = named()
@@ -186,6 +187,7 @@ class PrivateRequest(LocalWork):
     begin: Bytes = _begin()
     normalisation: str = choice(OWN, NORMALISATIONS)
     digest: str = _digest()
+    statistics: str = bounded("", 0, 4096)
 
     @property
     def plan(self) -> LocalPlan:
@@ -198,7 +200,11 @@ class PrivateRequest(LocalWork):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluateRequest:
-    """Evaluate `model` (shape [d]) on the held-out records; `scale`, `algorithm` and `keep` as in `TrainRequest`."""
+    """Evaluate `model` (shape [d]) on the held-out records; `scale`, `algorithm` and `keep` as in `TrainRequest`.
+
+    `candidates` are the digests of all models of a run that scores and does not train, this one's at place `round`,
+    with commas (`federation/orders/candidates.py`).
+    """
 
     run: str = named()
     round: int = bounded(low=0, high=1_000_000)
@@ -210,6 +216,7 @@ class EvaluateRequest:
     keep: str = named("", 0, 128)
     normalisation: str = choice(OWN, NORMALISATIONS)
     digest: str = _digest()
+    candidates: str = bounded("", 0, 4096)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -260,7 +267,7 @@ class RunRequest:
     bits: int = bounded(low=1, high=64)
     clip: float = bounded(low=1e-9, high=1e9)
     max_weight: int = bounded(low=1, high=2**53)
-    request_kind: str = choice("train", ("train", "private"))
+    request_kind: str = choice("train", ("train", "private", "evaluate"))
     masked: bool = bounded(True)
     order: Bytes = _empty("uint8")
 
@@ -328,6 +335,7 @@ class LedgerReply:
 class ReleaseRequest:
     """The model that the run ended with, `model` (shape [d]) and its `scale` as in `TrainRequest`, for the institution.
 
+    With `statistics` it is a table: `model` the noised sums and `scale` their noise's standard deviation, shape [1].
     `round` is the one that it is of, `facts` JSON of the run it came of (`told` of `federation/models/facts.py`), and
     `sha256` the digest of the file that the agency published. Nothing is computed from records for it.
     """
@@ -341,6 +349,7 @@ class ReleaseRequest:
     sha256: str = bounded(low=64, high=64)
     normalisation: str = choice(OWN, NORMALISATIONS)
     digest: str = _digest()
+    statistics: str = bounded("", 0, 4096)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -388,6 +397,7 @@ Message: TypeAlias = (
     | ReleaseReply | LaneOffer | LaneReply | Refusal
 )  # fmt: skip
 SumRequest: TypeAlias = ProfileRequest | TrainRequest | PrivateRequest | EvaluateRequest  # its replies are added up
+LastRequest: TypeAlias = TrainRequest | PrivateRequest | EvaluateRequest  # by which a whole run is told
 Request: TypeAlias = RunRequest | SumRequest | SecaggRequest | LedgerRequest | ReleaseRequest
 MaskedSum: TypeAlias = MaskedReply | PrivateReply
 Reply: TypeAlias = (

@@ -123,7 +123,7 @@ def simulate_population(
         return run_on_ray(config, names, folder, run)
     with _kept_heap(), _threads(config), closing(_grid(config, apps, names, population[0], cohort, failures)) as grid:
         outcome = _told(lambda: run(grid, "in-memory"), failures)
-    if config.privacy.private:
+    if config.privacy.private and not config.task.statistics:
         outcome.summary[OUTSIDE] = _measure(config, population, outcome)
         write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())
     return outcome

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed import __version__
-from sovfed.federation.compose import compose, groups
+from sovfed.federation.compose import ONE_RUN, compose, groups
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.files import write_private
 from sovfed.federation.text import plain_name, without_credentials
@@ -227,6 +227,8 @@ def _values(text: str) -> list[str]:
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
 
+    if text.partition("=")[0] in ONE_RUN:
+        return [text]
     try:
         parsed = OverridesParser.create().parse_override(text)
     except HydraException:

@@ -51,6 +51,9 @@ class Lazy(NamedTuple):
 COMMANDS: Final[dict[str, Lazy]] = {
     "demo": Lazy("sovfed.simulations.cli", "demo", "Build a federation on this machine, train, show the gain."),
     "run": Lazy("sovfed.server.cli.run", "cli", "Start, list, show, resume and stop training runs (agency)."),
+    "evaluate": Lazy(
+        "sovfed.server.cli.evaluate", "evaluate", "Score models at all institutions, side by side (agency)."
+    ),
     "release": Lazy("sovfed.server.cli.release", "release", "Seal a run's model with all that is said of it (agency)."),
     "verify": Lazy(
         "sovfed.federation.release.cli", "verify", "Check a release by the authority's root alone (anyone)."
@@ -84,6 +87,7 @@ EXTRAS: Final[dict[str, str]] = {
     "run": "server",
     "server": "server",
     "release": "server",
+    "evaluate": "server",
     **dict.fromkeys(("demo", "simulate", "partition", "compare", "config"), "simulate"),
     **dict.fromkeys(("audit", "bench"), "bench"),
 }

@@ -14,6 +14,7 @@ import click
 
 from sovfed.clients.cli.console import console
 from sovfed.clients.cli.data import check_data
+from sovfed.clients.cli.evaluations import evaluations
 from sovfed.clients.cli.failures import failures
 from sovfed.clients.cli.home import HOME
 from sovfed.clients.cli.join import announce, join
@@ -22,6 +23,7 @@ from sovfed.clients.cli.model import model
 from sovfed.clients.cli.orders import orders, purge
 from sovfed.clients.cli.personal import personal
 from sovfed.clients.cli.release import release
+from sovfed.clients.cli.statistics import statistics
 from sovfed.clients.cli.study import study
 from sovfed.clients.cli.task import task
 from sovfed.clients.cli.texts import data
@@ -77,6 +79,7 @@ def cli() -> None:
     \b
     Models:
       sovfed client model list        what the federation made, and evaluate on the own records
+      sovfed client statistics        what it counted, with the own figures beside it
     \b
     Personal models:
       sovfed client personal list     what runs with strategy=ditto, fedbn or fedper left here
@@ -91,6 +94,7 @@ def cli() -> None:
 cli.add_command(check_data)
 cli.add_command(console)
 cli.add_command(data)
+cli.add_command(evaluations)
 cli.add_command(failures)
 cli.add_command(join)
 cli.add_command(ledger)
@@ -100,6 +104,7 @@ cli.add_command(orders)
 cli.add_command(personal)
 cli.add_command(purge)
 cli.add_command(release)
+cli.add_command(statistics)
 cli.add_command(study)
 cli.add_command(task)
 

@@ -31,6 +31,7 @@ from sovfed.federation.messages import (
 from sovfed.federation.plan import BUILT_IN, SGD, LocalPlan
 from sovfed.federation.schema import bind, bounded, choice
 from sovfed.federation.secagg.terms import Terms
+from sovfed.federation.statistics.question import least_of
 from sovfed.federation.stored import Pieces
 from sovfed.federation.text import AT, names_task
 
@@ -86,8 +87,9 @@ same optimizers and without it. With mechanism institution, where the sum is noi
 
 orders: a run shows its order first: task, purpose, rounds, privacy, cohort, who asks, until when. Nothing of it is
 answered before this institution has signed that order, and nothing beyond it. mode "standing" signs orders within
-'standing' by itself, visibly as that: as it is written here, all that the rest of this file allows. "required" waits
-for one of 'officers' (`sovfed client orders`). min_approvers is how many people of the agency must have signed too.
+'standing' by itself, visibly as that: as it is written here, all that the rest of this file allows, but for tables of
+statistics, for which an officer signs unless standing.statistics is true. "required" waits for one of 'officers'
+(`sovfed client orders`). min_approvers is how many people of the agency must have signed too.
 
 max_sums_…, max_evaluations_…: how many such questions are answered; private runs are bounded by the ledger instead.
 max_failures_…: how often this institution tells that it could not do the work, which says something about its records.
@@ -166,6 +168,13 @@ class Policy:
     max_sums_per_day: int = bounded(10_000, 1, 10**9, doc="the same for all runs of a day (UTC)")
     max_evaluations_per_run: int = bounded(20, 1, 10**9, doc="evaluations without training among them")
     max_evaluations_per_day: int = bounded(200, 1, 10**9, doc="the same for all runs of a day (UTC)")
+    min_cell: int = bounded(
+        10,
+        1,
+        10**9,
+        unit="persons",
+        doc="smallest count that a table of statistics may show; a smaller 'least' is refused",
+    )
     max_failures_per_run: int = bounded(3, 1, 10**6, doc="refusals of one run because of records, memory or disk")
     max_failures_per_day: int = bounded(10, 1, 10**6, doc="the same for all runs of a day (UTC)")
 
@@ -219,6 +228,8 @@ class Policy:
             )
         if self.require_privacy and not isinstance(request, PrivateRequest):
             raise NotPrivateError("this run is without differential privacy, and require_privacy is true")
+        if isinstance(request, PrivateRequest) and request.statistics:
+            self._check_least(request)
         if isinstance(request, TrainRequest | PrivateRequest | EvaluateRequest):
             self._check_model(request)
         if isinstance(request, TrainRequest):
@@ -235,6 +246,13 @@ class Policy:
             self._check_plan(request.plan, private=isinstance(request, PrivateRequest))
         if isinstance(request, TrainRequest) and (reason := LOCAL[request.algorithm].why_not(request.plan)):
             raise PolicyError(reason)
+
+    def _check_least(self, request: PrivateRequest) -> None:
+        """Raises PolicyError if the table that is asked for would show smaller counts than `min_cell`."""
+        if least_of(request.statistics) < self.min_cell:
+            raise BoundError(
+                f"a table with counts from {least_of(request.statistics)} on is below min_cell", "min_cell"
+            )
 
     def check_run(self, request: RunRequest) -> list[BoundError]:
         """What of a whole run is beyond these bounds, one for each setting. Raises other PolicyErrors as `check`."""

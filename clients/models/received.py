@@ -73,6 +73,10 @@ class ReceivedModels:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
     def check_room(self, run: str, task: str, owner: str, size: int) -> None:
         """Raise PolicyError if a model of `size` values would be one too many, or too large: none is deleted for it."""
         paths = [path for path in self._kept() if _key_of(path) != _key(run, task, owner)]

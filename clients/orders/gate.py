@@ -141,6 +141,7 @@ class OrderGate:
         """Raise BoundError unless the order holds now, for this institution, and its permit allows it."""
         now = self._clock()
         self._rules.check_times(order, now)
+        self._rules.check_purpose(order)
         if order.cohort and self._name() not in order.cohort:
             raise BoundError(f"the order is for {', '.join(order.cohort)}", "orders.cohort")
         if not order.permit:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from sovfed.federation.errors import BoundError
 from sovfed.federation.orders.shown import day_of
 from sovfed.federation.schema import bounded, choice
+from sovfed.federation.statistics.question import PURPOSE
 from sovfed.federation.text import names_task
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Standing:
     tasks: tuple[str, ...] = bounded((), 1, 128, doc="which tasks, by name or NAME@DIGEST; []: all in allowed_tasks")
     max_epsilon: float = bounded(100.0, 0.0, 1e9, doc="most that one run may tell of a person")
     max_rounds: int = bounded(100_000, 0, 1_000_000, doc="most rounds of one run")
+    statistics: bool = bounded(False, doc="tables of statistics too; false: an officer signs each")
     until: str = bounded("", 0, 10, doc="last day of it, as 2027-12-31; empty: until this file is changed")
 
     def __post_init__(self) -> None:
@@ -43,6 +45,7 @@ class Standing:
             (not self.proposers or order.proposer in self.proposers, f"proposer {order.proposer!r}"),
             (not self.purposes or order.purpose in self.purposes, "its purpose"),
             (not self.tasks or any(names_task(entry, order.task, order.task_digest) for entry in self.tasks), "task"),
+            (not order.statistics or self.statistics, "it asks for statistics"),
             (order.epsilon <= self.max_epsilon, f"ε {order.epsilon:g} above {self.max_epsilon:g}"),
             (order.rounds <= self.max_rounds, f"{order.rounds} rounds, more than {self.max_rounds}"),
             (now <= _last_second(self.until), f"it ended on {self.until}"),
@@ -121,6 +124,14 @@ class OrderRules:
             raise BoundError(f"the order is of {day_of(order.proposed)}, which is not yet here", "orders.clock")
         if order.expires - order.proposed > self.max_days * DAY_S:
             raise BoundError(f"the order is for longer than max_days {self.max_days}", "orders.max_days")
+
+    def check_purpose(self, order: RunOrder) -> None:
+        """Raise BoundError if the order asks for statistics and is for something else, or says so and does not."""
+        if bool(order.statistics) != order.purpose.startswith(PURPOSE):
+            raise BoundError(
+                f"the order is for {order.purpose!r}; one that asks for statistics says so, and no other",
+                "orders.purpose",
+            )
 
     def check_approvals(self, approvers: Collection[SignerIdentity]) -> None:
         """Raise BoundError unless enough of the agency's people approved, each person and each key once."""

@@ -14,6 +14,7 @@ from sovfed.federation.messages import (
     SumRequest,
     TrainRequest,
 )
+from sovfed.federation.statistics.question import question_of, read_question
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,6 +52,9 @@ def check_shapes(request: SumRequest, task: Task) -> None:
     """
     if isinstance(request, ProfileRequest):
         return
+    if isinstance(request, PrivateRequest) and request.statistics:
+        _length("model", request.model, question_of(request, task.schema).size)
+        return
     if task.build is not None:  # the echo takes vectors of every length
         _length("model", request.model, task.parameters)
     if task.build is not None and isinstance(request, TrainRequest | EvaluateRequest | PrivateRequest):
@@ -69,7 +73,11 @@ def check_shapes(request: SumRequest, task: Task) -> None:
 
 
 def check_release(request: ReleaseRequest, task: Task) -> None:
-    """Raise ProtocolError unless model and scale have the lengths that `task` declares."""
+    """Raise ProtocolError unless model and scale have the lengths that `task` declares, or its statistics."""
+    if request.statistics:
+        _length("model", request.model, read_question(request.statistics, task.schema).size)
+        _length("scale", request.scale, 1)
+        return
     if task.build is not None:
         _length("model", request.model, task.parameters)
     _length("scale", request.scale, 2 * task.transform.size)
@@ -95,6 +103,13 @@ def require_room(request: SumRequest, states: PersonalStates | None) -> None:
 def trained(task: Task) -> int:
     """How many of the model's first values are parameters; all of them, where nothing is trained."""
     return task.parameters if task.build is None else task.layout.trained
+
+
+def require_question(request: PrivateRequest, task: Task, parameters: int) -> None:
+    """Raise ProtocolError unless the statistics that `request` asks for are `parameters` sums of `task`'s columns."""
+    size = question_of(request, task.schema).size
+    if parameters != size:
+        raise ProtocolError(f"statistics of {parameters} sums, expected {size}")
 
 
 def sums_width(request: SumRequest, task: Task) -> int:

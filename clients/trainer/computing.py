@@ -21,11 +21,14 @@ from sovfed.federation.messages import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sovfed.clients.trainer.loaded import Loaded
     from sovfed.clients.trainer.masking import Masking
     from sovfed.clients.trainer.telling import Telling
     from sovfed.clients.trainer.workload import Workload
     from sovfed.clients.training.personal import PersonalStates
+    from sovfed.federation.messages import Sums
     from sovfed.federation.secagg.client import Permit
     from sovfed.federation.tasks import Task
 
@@ -35,13 +38,20 @@ log = logging.getLogger(__name__)
 class Computing:
     """Learns, evaluates and adds up on what is `loaded`; what an algorithm keeps from round to round is in `states`."""
 
-    def __init__(self, loaded: Loaded, states: PersonalStates | None, telling: Telling) -> None:
-        self._loaded, self._states, self._telling = loaded, states, telling
+    def __init__(
+        self,
+        loaded: Loaded,
+        states: PersonalStates | None,
+        telling: Telling,
+        keep_score: Callable[[EvaluateRequest, Task, Sums], None],
+    ) -> None:
+        """`keep_score` is told what a candidate is worth on the own held-out records."""
+        self._loaded, self._states, self._telling, self._keep_score = loaded, states, telling, keep_score
 
     def in_the_clear(self, request: ProfileRequest | TrainRequest | EvaluateRequest, task: Task) -> Reply:
         """Raises TrainingError if no update came of it."""
         start = time.monotonic()
-        reply, failed, _ = self._compute(request, self._loaded.workload(task), start)
+        reply, failed, _ = self._compute(request, task, self._loaded.workload(task), start)
         if failed:
             raise TrainingError(failed)
         return reply
@@ -53,7 +63,7 @@ class Computing:
         start = time.monotonic()
         workload = self._loaded.workload(task)
         try:
-            reply, failed, cut = self._compute(request, workload, start)
+            reply, failed, cut = self._compute(request, task, workload, start)
         except Exception as error:  # may be one record's doing
             self._telling.error(error)
             reply, failed, cut = nothing(request, workload, task), repr(error), True
@@ -63,13 +73,15 @@ class Computing:
         return masking.mask(request.run, permit, reply, lambda: time.monotonic() - start, spoilt)
 
     def _compute(
-        self, request: ProfileRequest | TrainRequest | EvaluateRequest, workload: Workload, start: float
+        self, request: ProfileRequest | TrainRequest | EvaluateRequest, task: Task, workload: Workload, start: float
     ) -> tuple[ProfileReply | TrainReply | EvaluateReply, str, bool]:
         """The reply, why there is no update in it ("" if there is), and whether an output of the model was cut."""
         if isinstance(request, ProfileRequest):
             return ProfileReply(sums=workload.profile()), "", False
         if isinstance(request, EvaluateRequest):
             evaluation, cut = workload.measure(self._in_use(request, workload), request.scale)
+            if request.candidates:
+                self._keep_score(request, task, evaluation)
             seconds = time.monotonic() - start
             return EvaluateReply(round=request.round, seconds=seconds, evaluation=evaluation), "", cut
         learned = workload.learn(request, self._state(request, request.round - 1))

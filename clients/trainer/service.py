@@ -12,11 +12,13 @@ from __future__ import annotations
 import dataclasses
 import threading
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.data import Dataset, check_private_data, load_records, opt_out_stamp
 from sovfed.clients.home.whose import whose_of
 from sovfed.clients.ledger.entries import Whose
+from sovfed.clients.statistics.scores import keep_score
 from sovfed.clients.trainer.admission import (
     check_release,
     check_scale,
@@ -32,7 +34,7 @@ from sovfed.clients.trainer.loaded import Loaded
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.replies import NOT_KEPT, Replies
 from sovfed.clients.trainer.telling import Telling
-from sovfed.clients.trainer.whole_runs import WholeRuns, countersign, keeping
+from sovfed.clients.trainer.whole_runs import WholeRuns, countersign, keeping, keeping_table
 from sovfed.clients.training.personal import PersonalStates
 from sovfed.federation.codec import last_of
 from sovfed.federation.config import LEAST_SPREAD, REST, ClientConfig
@@ -152,7 +154,7 @@ class TrainerService:
             load, self._site, stamp, make_model,
             device=device, precision=precision, reproducible=reproducible, most_epochs=most_epochs,
         )  # fmt: skip
-        self._computing = Computing(self._loaded, states, self._telling)
+        self._computing = Computing(self._loaded, states, self._telling, partial(keep_score, received))
         self._whole_runs = WholeRuns(check_run, orders, whose, self._telling)
         self._replies = Replies()
         self._lock = threading.Lock()
@@ -323,6 +325,8 @@ class TrainerService:
         """The work of keeping a run's model: it touches no record, ledger, allowance or mask."""
         task = sized(resolve(request, self._tasks), request.model.size)
         check_release(request, task)
+        if request.statistics:
+            return keeping_table(request, task, self._received, self._evidence)
         check_scale(request, task, self._least_spread)
         self._check_values(request, trained(task))
         return keeping(request, task, self._received, self._replies.last_trained, self._evidence)

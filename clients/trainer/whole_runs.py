@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 
 from sovfed.clients.models.received import facts_of_release, keep_released, plan_of
+from sovfed.clients.statistics.received import keep_table, received_table
+from sovfed.clients.trainer.admission import require_question
 from sovfed.federation.errors import BoundError, PolicyError
 from sovfed.federation.messages import (
     LedgerReply,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from sovfed.clients.trainer.evidence import Evidence
     from sovfed.clients.trainer.masking import Masking
     from sovfed.clients.trainer.telling import Telling
-    from sovfed.federation.messages import Bytes
+    from sovfed.federation.messages import Bytes, LastRequest
     from sovfed.federation.tasks import Task
 
 
@@ -54,12 +56,14 @@ class WholeRuns:
     def consider(
         self,
         request: RunRequest,
-        last: TrainRequest | PrivateRequest,
+        last: LastRequest,
         task: Task,
         open_ledger: Callable[[], PrivacyLedger | None],
     ) -> RunReply:
         """What of the run, which ends with `last`, would be refused, and what became of its order."""
         bounds = self.check_run(request)
+        if isinstance(last, PrivateRequest) and last.statistics:
+            require_question(last, task, request.parameters)
         if isinstance(last, PrivateRequest) and (ledger := open_ledger()) is not None:
             from sovfed.clients.training.private import plan_of
 
@@ -129,6 +133,22 @@ def keeping(
     def keep() -> ReleaseReply:
         if received is not None:
             keep_released(received, task, request, facts, plan_of(last_trained(request.run)))
+        if evidence is not None:
+            evidence.received(request)
+        return ReleaseReply()
+
+    return keep
+
+
+def keeping_table(
+    request: ReleaseRequest, task: Task, received: ReceivedModels | None, evidence: Evidence | None
+) -> Callable[[], ReleaseReply]:
+    """The work of keeping a run's table of statistics. Raises SovfedError where the request is not whole."""
+    table = received_table(request, task)
+
+    def keep() -> ReleaseReply:
+        if received is not None:
+            keep_table(received.folder, table)
         if evidence is not None:
             evidence.received(request)
         return ReleaseReply()

@@ -22,6 +22,7 @@ from sovfed.clients.ledger.entries import Grant, Plan, Release, Whose
 from sovfed.clients.trainer.masking import PrivateUpdate
 from sovfed.clients.training.feed import Feed
 from sovfed.clients.training.local import LocalTraining, choose_device
+from sovfed.clients.training.statistics import totals
 from sovfed.federation.errors import ConfigError, PrivacyError, ProtocolError
 from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector, local_work
 from sovfed.federation.privacy.compatibility import EXAMPLES, why_not_noised, why_not_private
@@ -30,6 +31,7 @@ from sovfed.federation.privacy.events import Event
 from sovfed.federation.privacy.noise import Units, release, share_variance
 from sovfed.federation.privacy.sampling import poisson_sample
 from sovfed.federation.secagg.request import whole_run
+from sovfed.federation.statistics.question import question_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -91,10 +93,7 @@ class PrivateTraining:
         if request.mechanism == "silo":
             values: Vector | Integers = self._descend(request)
         else:
-            total = (
-                self._local_update(request) if request.mechanism == "institution" else self._sum(request, request.model)
-            )
-            values = self._noised(request, total, room)
+            values = self._noised(request, self._total(request), room)
         if grant is not None and ledger is not None:
             self._spend(ledger, grant, request, values)
         update = PrivateUpdate(values)
@@ -104,6 +103,23 @@ class PrivateTraining:
     def keeps(self, request: PrivateRequest, number: SumNumber) -> bool:
         """Whether the release for that sum was made and paid for already."""
         return self._kept is not None and self._kept[0] == _key(request, number)
+
+    def _total(self, request: PrivateRequest) -> npt.NDArray[np.float64]:
+        """What is released with noise, shape [d]: a person moves it by the clip at most."""
+        if request.statistics:
+            return self._counts(request)
+        if request.mechanism == "institution":
+            return self._local_update(request)
+        return self._sum(request, request.model)
+
+    def _counts(self, request: PrivateRequest) -> npt.NDArray[np.float64]:
+        """What this institution's persons add to a table of statistics; nothing if that fails."""
+        question = question_of(request, self.task.schema)
+        try:
+            return totals(self._records, self.task.schema, question)
+        except Exception:  # may be one record's doing, which a refusal would tell
+            log.exception("round %d: nothing was counted; nothing but noise is released", request.round)
+            return np.zeros(question.size)
 
     def _sum(self, request: PrivateRequest, model: Vector) -> npt.NDArray[np.float64]:
         """The sum of the sampled persons' clipped gradients at `model`, shape [d]."""
@@ -195,7 +211,9 @@ def admit(
         if request.steps != 1:
             raise ProtocolError(f"{request.steps} steps a round; mechanism '{request.mechanism}' makes one release")
         noise_reserve(request, request.model.size, room)
-    if reason := why_not_noised(task) if request.mechanism == "institution" else why_not_private(task):
+    if request.statistics:
+        question_of(request, task.schema)
+    elif reason := why_not_noised(task) if request.mechanism == "institution" else why_not_private(task):
         raise PrivacyError(reason)
     if ledger is not None:
         base_run = whole_run(request.run)

@@ -92,8 +92,38 @@ class Config:
 
 def conflicts(config: Config) -> Iterator[str]:
     """Why the configured training, stopping or choice of a model does not go with the strategy or with privacy."""
+    yield from _of_statistics(config)
+    yield from _of_candidates(config)
     yield from _of_training(config)
     yield from _of_validation(config)
+
+
+def _of_statistics(config: Config) -> Iterator[str]:
+    """Why what is asked for is no table of statistics; nothing where a model is trained."""
+    if not config.task.statistics:
+        return
+    asked = (config.privacy.mechanism, config.privacy.sampling_rate, config.rounds, config.strategy.name)
+    if asked != ("distributed", 1.0, 1, "fedavg"):
+        yield (
+            "task.statistics counts everybody once, with noise: choose it as statistics=…, which asks for "
+            f"privacy=distributed privacy.sampling_rate=1 rounds=1 strategy=fedavg, and not for {asked}"
+        )
+    if config.simulation.engine in ("ray", "vectorised"):
+        yield f"simulation.engine '{config.simulation.engine}' trains models: statistics are counted by inprocess"
+
+
+def _of_candidates(config: Config) -> Iterator[str]:
+    """Why the models that are asked for cannot be scored; nothing where one is trained."""
+    if not config.task.candidates:
+        return
+    asked = (config.privacy.mechanism, config.rounds, config.strategy.name)
+    if asked != ("none", len(config.task.candidates), "fedavg"):
+        yield (
+            "task.candidates are scored, one a round: choose them by `sovfed evaluate`, which asks for privacy=none "
+            f"strategy=fedavg rounds={len(config.task.candidates)}, and not for {asked}"
+        )
+    if config.patience or config.keep_best or config.task.statistics:
+        yield "task.candidates are scored and nothing else: leave patience, keep_best and task.statistics"
 
 
 def _of_training(config: Config) -> Iterator[str]:

@@ -52,6 +52,16 @@ class TaskConfig:
         OWN, NORMALISATIONS, doc="own: the task's layers; group: GroupNorm for BatchNorm, which no private run may have"
     )
 
+    candidates: tuple[str, ...] = bounded(
+        (), 1, 4096, doc="files or folders of models to score rather than to train, one a round; `sovfed evaluate`"
+    )
+    statistics: str = bounded(
+        "",
+        0,
+        4096,
+        doc="columns and cross tables to count rather than to train, as in all, or age, sex*smoker, bins=20",
+    )
+
     def __post_init__(self) -> None:
         if self.name == "echo" and self.normalisation != OWN:
             raise ValueError("task 'echo' has no model whose normalisation could be another")

@@ -140,7 +140,7 @@ class _Message:
     facts: Told
 
 
-def told(facts: Facts) -> bytes:
+def told(facts: Facts | Told) -> bytes:
     """The run and version of `facts` as JSON, for a message."""
     return json.dumps(dataclasses.asdict(Told(facts.run, facts.sovfed)), allow_nan=False).encode()
 

@@ -20,11 +20,12 @@ import rfc8785
 
 from sovfed.federation.archive.signing import Signature
 from sovfed.federation.errors import BoundError, ProtocolError
+from sovfed.federation.orders.candidates import is_ordered
 from sovfed.federation.schema import bind, bounded, choice, named
 from sovfed.federation.secagg.keys import encode_fields
 
 if TYPE_CHECKING:
-    from sovfed.federation.messages import PrivateRequest, Request, RunRequest, TrainRequest
+    from sovfed.federation.messages import LastRequest, Request, RunRequest
     from sovfed.federation.privacy.events import Event
     from sovfed.federation.secagg.terms import Terms
 
@@ -36,7 +37,7 @@ MOST_EPSILON: Final = 1e6  # where no bound can be told
 TIMES: Final = 4  # as many messages as a run needs, and SPARE more, are answered: for rounds that are repeated
 SPARE: Final = 200
 VARIES: Final = ("run", "version", "round", "rate_start", "rate_end", "evaluate")  # from one round to the next
-KINDS: Final = ("train", "private")
+KINDS: Final = ("train", "private", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,16 @@ class RunOrder:
         return hashlib.sha256(DOMAIN + self.text).hexdigest()
 
     @property
+    def statistics(self) -> str:
+        """The question that it asks of everybody's records; "" if it trains a model. Raises ProtocolError."""
+        return str(self.settings.get("statistics", ""))
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The digests of the models that it scores; () if it trains or counts. Raises ProtocolError."""
+        return tuple(filter(None, str(self.settings.get("candidates", "")).split(",")))
+
+    @property
     def most_answers(self) -> int:
         """How many messages that touch records are answered under it, over all restarts and repeats."""
         return TIMES * max(self.sums, self.rounds) + SPARE
@@ -123,6 +134,8 @@ class RunOrder:
     def lacks(self, request: RunRequest) -> str:
         """What of the whole run `request` is otherwise than ordered; "" if nothing. Raises ProtocolError."""
         asked = terms_of(request)
+        if self.kind == "evaluate" and len(self.candidates) != self.rounds:
+            return "candidates"  # or it would be for any model
         return ", ".join(name for name, value in asked.items() if not _same(name, getattr(self, name), value))
 
     def forbids(self, request: Request) -> str:
@@ -136,16 +149,18 @@ class RunOrder:
         )
 
         if isinstance(request, ReleaseRequest):
-            return _differing(self.settings, request, ("task", "digest", "normalisation"))
+            return _differing(self.settings, request, ("task", "digest", "normalisation", "statistics"))
         if not isinstance(request, ProfileRequest | TrainRequest | EvaluateRequest | PrivateRequest):
             return ""
-        private = isinstance(request, PrivateRequest)
-        if private != (self.kind == "private"):
+        under: dict[str, tuple[type, ...]] = {"private": (PrivateRequest,), "evaluate": (EvaluateRequest,)}
+        if not isinstance(request, under.get(self.kind, (ProfileRequest, TrainRequest, EvaluateRequest))):
             return "a kind of message"
         if (request.begin.size > 0) != self.masked:
             return "masked"
         if not isinstance(request, ProfileRequest) and request.round > self.rounds:
             return f"round {request.round}"
+        if isinstance(request, EvaluateRequest) and not is_ordered(request):
+            return "model"
         return _differing(self.settings, request)
 
     def narrowed(self, terms: Terms) -> Terms:
@@ -232,7 +247,7 @@ def terms_of(request: RunRequest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _cost(last: TrainRequest | PrivateRequest) -> dict[str, float]:
+def _cost(last: LastRequest) -> dict[str, float]:
     """ε and δ of all that a private run may release to one person's cost, by the accountant of the ledgers."""
     from sovfed.federation.messages import PrivateRequest
     from sovfed.federation.privacy.events import Event
@@ -264,7 +279,7 @@ def _differing(settings: Mapping[str, Any], request: Request, names: tuple[str, 
     """The settings that `request` has otherwise than ordered."""
     values = vars(request)
     asked = names or [name for name in settings if name in values]
-    return ", ".join(name for name in asked if values[name] != settings.get(name))
+    return ", ".join(name for name in asked if values[name] != settings.get(name, ""))
 
 
 def _text(data: bytes) -> str:

@@ -42,14 +42,29 @@ def asked(order: RunOrder) -> Iterator[str]:
 
 def leaves(order: RunOrder) -> Iterator[str]:
     """What would leave this house, and at what cost to a person in its records."""
-    if order.kind == "private":
+    if order.statistics:
+        yield f"statistics: {order.statistics}"
+        yield (
+            f"would leave: once, {order.parameters} masked counts of persons, each of weight 1 however many rows they "
+            f"have; only a sum over at least {order.min_cohort} institutions opens, with noise"
+        )
+    elif order.kind == "private":
         yield (
             f"would leave: in each of {order.rounds} rounds one masked contribution, which only a sum over at least "
             f"{order.min_cohort} institutions opens, with noise; no count, no metric"
         )
+    elif order.kind == "evaluate":
+        yield from (f"model      {digest}" for digest in order.candidates)
+        secret = (
+            f"masked: only sums over at least {order.min_cohort} institutions open" if order.masked else "IN THE CLEAR"
+        )
+        yield f"would leave: for each of these models, sums of its metrics over the held-out records, {secret}"
+    if order.kind == "private":
         yield f"would cost a person: ε {order.epsilon:g} at δ {order.delta:g}, charged to the ledger as it is spent"
         return
-    if order.masked:
+    if order.kind == "evaluate":
+        pass
+    elif order.masked:
         yield (
             f"would leave: up to {order.sums} masked contributions (the columns' totals, each round's update, "
             f"count and metrics, {order.evaluations} evaluations); only sums over at least {order.min_cohort} "

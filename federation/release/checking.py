@@ -69,7 +69,7 @@ def read_release(data: bytes) -> tuple[dict[str, bytes], sealed.Envelope, dict[s
     if missing := [name for name in (*NEEDED, ENVELOPE) if name not in files]:
         raise EvidenceError(f"the release lacks {', '.join(missing)}")
     envelope = sealed.read_envelope(files[ENVELOPE])
-    statement = _statement(envelope.payload)
+    statement = read_statement(envelope.payload, sealed.PREDICATE, "a release")
     digests = {entry["name"]: entry["digest"]["sha256"] for entry in statement["subject"]}
     if digests.keys() != files.keys() - {ENVELOPE}:
         raise EvidenceError("the release holds other files than those that were signed")
@@ -93,7 +93,7 @@ def check_release(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
 
 def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
     files, envelope, statement = read_release(data)
-    hosts, institutions = _signers(envelope, roots, files[REVOKED])
+    hosts, institutions = signers(envelope, roots, files[REVOKED])
     if files[PUBLIC_KEY] != sealed.public_pem(envelope.signatures[0].certificate):
         raise EvidenceError(f"{PUBLIC_KEY}: not the key that signed the release")
     log, predicate = lineage.check(files, roots), statement["predicate"]
@@ -129,16 +129,17 @@ def with_signature(data: bytes, signed: sealed.Signed) -> bytes:
     return zipped.write({**files, ENVELOPE: more.to_bytes()}, most=MAX_BYTES)
 
 
-def _statement(payload: bytes) -> dict[str, Any]:
+def read_statement(payload: bytes, kind: str, what: str) -> dict[str, Any]:
+    """The statement that `payload` spells. Raises EvidenceError unless it is one of this `kind`, which is `what`."""
     statement: Any = json.loads(payload)
     if not isinstance(statement, dict) or canonical(statement) != payload:
         raise EvidenceError("the statement is not spelled as it is written")
-    if (statement["_type"], statement["predicateType"]) != (sealed.STATEMENT, sealed.PREDICATE):
-        raise EvidenceError("the statement is not that of a release")
+    if (statement["_type"], statement["predicateType"]) != (sealed.STATEMENT, kind):
+        raise EvidenceError(f"the statement is not that of {what}")
     return statement
 
 
-def _signers(
+def signers(
     envelope: sealed.Envelope, roots: Sequence[x509.Certificate], revoked: bytes
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Who signed: the agency, first, by its hosts, and the institutions. Raises EvidenceError."""

@@ -17,18 +17,30 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--cosigned-by", "least", type=click.IntRange(0), default=0, help="Refuse a log that fewer cosigned.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def verify(bundle: Path, root: Path, signed_by_all: bool, least: int, as_json: bool) -> None:
-    """Check every byte of the release BUNDLE; no network, no other file (exit code 3: it does not hold).
+    """Check every byte of BUNDLE, a release or a signed table; no network, no other file (exit code 3: does not hold).
 
     \b
     Examples:
+      sovfed verify heart-counts.table --root root.pem
       sovfed verify heart.release --root root.pem
       sovfed verify heart.release --root root.pem --signed-by-all --cosigned-by 3
     """
     from sovfed.federation.errors import EvidenceError
     from sovfed.federation.identity import load_roots
     from sovfed.federation.release.checking import check_release
+    from sovfed.federation.release.sheet import check_sheet, is_sheet
+    from sovfed.federation.text import visible
 
-    verdict = check_release(bundle.read_bytes(), load_roots(root))
+    data, roots = bundle.read_bytes(), load_roots(root)
+    if is_sheet(data):
+        sheet = check_sheet(data, roots)
+        if as_json:
+            click.echo(json.dumps(sheet.predicate, indent=2))
+            return
+        for line in sheet.lines():
+            click.echo(visible(line))
+        return
+    verdict = check_release(data, roots)
     if signed_by_all and not verdict.signed_by_all:
         raise EvidenceError(f"{bundle}: not signed by all that took part: {verdict.missing[0]}")
     if len(verdict.log.whole) < least:

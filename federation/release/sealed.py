@@ -84,10 +84,10 @@ def pre_authentication(payload: bytes) -> bytes:
     return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
 
 
-def statement(digests: Mapping[str, str], predicate: Mapping[str, Any]) -> bytes:
-    """The statement that files of these SHA-256 (hex) by name are what `predicate` says."""
+def statement(digests: Mapping[str, str], predicate: Mapping[str, Any], kind: str = PREDICATE) -> bytes:
+    """The statement that files of these SHA-256 (hex) by name are what `predicate`, of that `kind`, says."""
     subject = [{"name": name, "digest": {"sha256": value}} for name, value in sorted(digests.items())]
-    return canonical({"_type": STATEMENT, "predicateType": PREDICATE, "subject": subject, "predicate": predicate})
+    return canonical({"_type": STATEMENT, "predicateType": kind, "subject": subject, "predicate": predicate})
 
 
 def model_signature(files: Mapping[str, bytes], home: Path) -> bytes:

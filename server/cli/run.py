@@ -18,6 +18,7 @@ from sovfed.federation.metrics import TOLD
 from sovfed.federation.text import PIPE_WIDTH, cell, visible
 from sovfed.server.cli.home import DEFAULT_HOME, HOME, HOME_VARIABLE, JSON
 from sovfed.server.cli.orders import approve, explain, propose, unlearn, withdraw
+from sovfed.server.cli.table import table
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -46,11 +47,15 @@ def cli() -> None:
       sovfed run approve ~/.sovfed/server/runs/heart-2027/order.json
       sovfed run start --proposed heart-2027
       sovfed run explain heart-2027
+    \b
+    Counts instead of a model:
+      sovfed run start task=heart statistics="age, sex*target" run_name=heart-counts
+      sovfed run table heart-counts
     """
     os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
-for _command in (propose, approve, explain, withdraw, unlearn):
+for _command in (propose, approve, explain, withdraw, unlearn, table):
     cli.add_command(_command)
 
 
@@ -71,13 +76,14 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
     from sovfed.server.orders.proposing import configured, proposed_overrides
     from sovfed.server.orders.unlearning import unlearning_config
     from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
+    from sovfed.server.rounds.privacy import vector_size
     from sovfed.server.runs.folders import new_run_name, run_folder, start_run
 
     if proposed and overrides:
         raise click.UsageError("a proposed run is started as it was proposed: leave out OVERRIDES")
     again = unlearning_config(home, proposed) if proposed else None
     config = again or configured(home, proposed_overrides(home, proposed) if proposed else overrides)
-    _tell_of_noise(config, configured_task(config.task).parameters)
+    _tell_of_noise(config, vector_size(config, configured_task(config.task)))
     name = proposed or new_run_name(config)
     folder = run_folder(home, name)
     start_run(_control(home), home, name, config, resume=again is not None and (folder / CHECKPOINT).exists())
@@ -86,7 +92,7 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
 
 def _tell_of_noise(config: Config, parameters: int) -> None:
     """Say what to expect of a private run, before the institutions' budgets are spent on it."""
-    if not config.privacy.private:
+    if not config.privacy.private or config.task.statistics:
         return
     from sovfed.server.rounds.privacy import PrivacyPlan
 
@@ -376,6 +382,7 @@ def round_text(line: dict[str, Any]) -> str:
     """One line about a round: institutions, training loss, metrics of the model that it began with."""
     metrics = "  ".join(f"{name} {line['metrics'][name]:.3f}" for name in TOLD if name in line["metrics"])
     loss = "private" if line["train_loss"] is None else f"loss {line['train_loss']:.4f}"
+    loss = visible(line["model"]["name"]) if "model" in line else loss
     missing = sorted({*line.get("late", ()), *line.get("left_out", ()), *line.get("refused", ())})
     names = missing[0] if len(missing) == 1 else f"{len(missing)} others"
     without = f" without {visible(names)}" if missing else ""

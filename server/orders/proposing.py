@@ -51,13 +51,13 @@ def propose(
     """
     from sovfed.federation.tasks.registry import configured_task
     from sovfed.server.rounds.loop import whole_run
-    from sovfed.server.rounds.privacy import PrivacyPlan
+    from sovfed.server.rounds.privacy import PrivacyPlan, vector_size
 
     folder = run_folder(home, name)
     if folder.exists():
         raise ConfigError(f"run '{name}' is there already; choose another run_name")
     task, kept_name = configured_task(config.task), plain_name(name)
-    plan = PrivacyPlan.make(config, kept_name, task.parameters) if config.privacy.private else None
+    plan = PrivacyPlan.make(config, kept_name, vector_size(config, task)) if config.privacy.private else None
     request = whole_run(config, task, "proposed", kept_name, plan)
     keys = keys_of(home, config.order.cohort)
     proposal = Proposal(make_order(config, kept_name, request, time.time(), keys))

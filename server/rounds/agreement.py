@@ -16,7 +16,7 @@ import numpy as np
 
 from sovfed.federation.codec import encode
 from sovfed.federation.errors import BoundError, DeclinedError
-from sovfed.federation.messages import PrivateRequest, RunReply, RunRequest, TrainRequest
+from sovfed.federation.messages import EvaluateRequest, LastRequest, PrivateRequest, RunReply, RunRequest
 from sovfed.federation.text import NAME
 from sovfed.server.rounds.aggregation import Answer, ask
 from sovfed.server.rounds.refusals import ADVICE, FINAL, listed
@@ -151,13 +151,14 @@ def _says(answer: Answer[RunReply]) -> tuple[str, ...]:
     return tuple(name for name in answer.reply.beyond.split(",") if NAME.fullmatch(name))
 
 
-def run_request(config: Config, last: TrainRequest | PrivateRequest, parameters: int) -> RunRequest:
+def run_request(config: Config, last: LastRequest, parameters: int) -> RunRequest:
     """The whole run, of which `last` is the last round's request and whose model has so many `parameters`."""
     kind, scalars, _ = encode(last)
-    private, secagg = isinstance(last, PrivateRequest), config.secagg
+    private, scored, secagg = isinstance(last, PrivateRequest), isinstance(last, EvaluateRequest), config.secagg
     request = np.frombuffer(json.dumps(scalars).encode(), np.uint8)
     return RunRequest(
         run=last.run, request_kind=kind, request=request, parameters=parameters,
-        sums=0 if private else config.rounds + SUMS, evaluations=0 if private else EVALUATIONS, masked=secagg.enabled,
+        sums=0 if private else config.rounds + (0 if scored else SUMS),
+        evaluations=config.rounds if scored else 0 if private else EVALUATIONS, masked=secagg.enabled,
         min_cohort=config.server.min_cohort, bits=secagg.bits, clip=secagg.clip, max_weight=secagg.max_weight,
     )  # fmt: skip

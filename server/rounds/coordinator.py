@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import numpy as np
+
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
@@ -37,13 +39,14 @@ from sovfed.server.rounds.ledger_heads import LedgerHeads, names_of
 from sovfed.server.rounds.loop import Round, Rounds
 from sovfed.server.rounds.patience import Patience
 from sovfed.server.rounds.possible import require_possible
-from sovfed.server.rounds.privacy import PrivacyPlan
+from sovfed.server.rounds.privacy import PrivacyPlan, vector_size
 from sovfed.server.rounds.record import (
     STATEMENT,
     absence_tags,
     drop_after,
     line_of,
     listed,
+    scored,
     summary_of,
     told,
     versions,
@@ -54,7 +57,7 @@ from sovfed.server.rounds.secure_aggregation import SecureAggregation
 from sovfed.server.rounds.stopping import Stopping
 from sovfed.server.runs.attendance import participants
 from sovfed.server.runs.curves import ROUNDS, plot_curves, read_rounds
-from sovfed.server.runs.release import DIGEST, FILES, SIMULATED, SUMMARY, deliver, publish, release_of
+from sovfed.server.runs.release import DIGEST, FILES, SIMULATED, SUMMARY, TABLE, deliver, publish, release_of
 from sovfed.server.runs.tracking import Tracker, figures
 from sovfed.server.strategies import optimizer_of
 
@@ -103,7 +106,7 @@ def coordinate(
     rounds.name, rounds.order = plain_name(folder.name), order
     rounds.withdrawn = partial(withdrawn_from, folder)
     if config.privacy.private:
-        rounds.plan = PrivacyPlan.make(config, rounds.name, task.parameters)
+        rounds.plan = PrivacyPlan.make(config, rounds.name, vector_size(config, task))
         if rounds.plan.drowned:
             log.warning("%s", rounds.plan.drowned)
     training = _Training(rounds, folder, transport, heads, tracker, on_answers)
@@ -169,6 +172,8 @@ class _Training:
                 before, round_, self._last = rounds.model, rounds.train(number), number
                 self._name_all(round_)
                 line = line_of(self._task, round_, self._names, rounds.scale)
+                if rounds.candidates:
+                    line |= scored(self._task, rounds.candidates[number - 1], round_, rounds.scale)
                 lines.write(json.dumps(line) + "\n")
                 lines.flush()  # before the checkpoint: what is beyond that is dropped and run again, what lacks is lost
                 lasting.add(number, figures(line))
@@ -198,6 +203,8 @@ class _Training:
             **rounds.aggregation.describe(),
             **(rounds.plan.describe() if rounds.plan else {"epsilon": None}),
         }  # fmt: skip
+        if rounds.plan and rounds.plan.question:
+            rounds.scale = np.array([rounds.plan.deviation(len(summary["institutions"]))])
         summary[DIGEST] = publish(folder, self._task, rounds.model, rounds.scale, summary)
         if rounds.plan:
             if self._heads:
@@ -210,8 +217,9 @@ class _Training:
             self._track_end(self._tracker, summary)
         write_private(folder / SUMMARY, json.dumps(summary, indent=2).encode())
         if self._tracker:
-            artifacts = [*FILES, SUMMARY, ROUNDS, "curves.png", *(STATEMENT if rounds.plan else ())]
-            self._tracker.finish("FINISHED", [folder / name for name in artifacts], register=True)
+            made = FILES if (learnt := not (self._config.task.statistics or rounds.candidates)) else (TABLE,)
+            artifacts = [*made, SUMMARY, ROUNDS, "curves.png", *(STATEMENT if rounds.plan else ())]
+            self._tracker.finish("FINISHED", [folder / name for name in artifacts], register=learnt)
         return Outcome(rounds.model, rounds.scale, summary)
 
     def _restore(self) -> bool:
@@ -231,7 +239,9 @@ class _Training:
     def _start_anew(self) -> None:
         rounds, task = self._rounds, self._task
         rounds.model = initial_vector(task, rounds.config.seed)
-        if task.transform.size and rounds.plan is None:
+        if rounds.config.task.statistics:
+            rounds.model = np.zeros(vector_size(rounds.config, task), np.float32)
+        if task.transform.size and rounds.plan is None and not rounds.candidates:
             asked = rounds.profile()
             if self._transport not in SIMULATED:
                 names = names_of(self._grid)
@@ -252,7 +262,7 @@ class _Training:
         Held-out records are persons' too: a private run tells no metric of them.
         """
         rounds, task = self._rounds, self._task
-        if rounds.plan is not None:
+        if rounds.plan is not None or rounds.candidates:
             return Total(), self._last
         final = rounds.evaluate(self._last)
         metrics = {} if final.sums is None else summarise(task, final.sums, rounds.scale)
@@ -265,12 +275,12 @@ class _Training:
 
     def _deliver(self, number: int) -> list[str]:
         """Bring the published model to the institutions; those that took it. A simulation has none to bring it to."""
-        if self._transport in SIMULATED:
+        if self._transport in SIMULATED or self._rounds.candidates:
             return []
         rounds, config = self._rounds, self._config
         release = release_of(
             self._folder, self._task, rounds.model, rounds.scale, run=rounds.run, number=number,
-            normalisation=config.task.normalisation,
+            normalisation=config.task.normalisation, statistics=config.task.statistics,
         )  # fmt: skip
         return deliver(rounds.grid, release, config.server.round_deadline_s)
 
@@ -342,7 +352,7 @@ def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, iden
         return PlainAggregation(grid, server.round_deadline_s, keep=config.strategy.individual, patience=patience)
     if identity is None:
         raise ConfigError("secure aggregation needs the coordinator's certificate and key")
-    size = 2 * task.parameters if config.strategy.algorithm.variate else task.parameters
+    size = 2 * task.parameters if config.strategy.algorithm.variate else vector_size(config, task)
     return SecureAggregation(
         grid, identity, config.secagg, run=run, min_cohort=server.min_cohort, deadline_s=server.round_deadline_s,
         wait_s=server.node_wait_s, patience=patience,

@@ -32,8 +32,9 @@ from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.rounds.aggregation import Aggregation, Total
 from sovfed.server.rounds.agreement import Agreement, run_request
+from sovfed.server.rounds.candidates import Candidate, read_candidates, scoring_request
 from sovfed.server.rounds.patience import Standing
-from sovfed.server.rounds.privacy import PrivacyPlan
+from sovfed.server.rounds.privacy import PrivacyPlan, vector_size
 from sovfed.server.rounds.refusals import FINAL, listed, told
 from sovfed.server.strategies import Combining, Controlling, ServerOptimizer
 
@@ -90,6 +91,9 @@ class Rounds:
         self.standing = Standing(grid.heard)
         self.agreement: Agreement | None = None
         self.withdrawn: Callable[[], Collection[str]] = tuple  # institutions that are asked no more
+        self.candidates: Sequence[Candidate] = (
+            read_candidates(config, self.task) if config.task.candidates else ()
+        )  # to be scored, one a round; nothing is trained then
         self.order: Callable[[RunRequest], Bytes] | None = None  # what is shown of the run first; a simulation has none
 
     def cohort(self) -> Sequence[int]:
@@ -137,7 +141,10 @@ class Rounds:
     def train(self, number: int) -> Round:
         """Run round `number`, retrying while too few institutions answer. Raises CohortError after MAX_ATTEMPTS."""
         start, down, up = time.monotonic(), self.grid.bytes_down, self.grid.bytes_up
-        if self.plan is None:
+        if self.candidates:
+            total, story = self._score(number)
+            update = np.zeros_like(self.model)
+        elif self.plan is None:
             request = self._request(number, self.model, self._control())
             total, story = self._collect(f"round {number}", request, self.task.evaluation_size)
             update = _required(total.mean)
@@ -160,7 +167,7 @@ class Rounds:
             spoilt=total.spoilt,
             ring_error=total.ring_error,
             count=total.count,
-            train_loss=None if self.plan else total.loss / total.count,
+            train_loss=None if self.plan or self.candidates else total.loss / total.count,
             evaluation=None if self.plan or not self.evaluates(number) else total.sums,
             seconds=time.monotonic() - start,
             seconds_compute=None if self.plan else total.seconds_compute,
@@ -175,6 +182,14 @@ class Rounds:
         if self.agreement is None or not self.agreement.beyond:
             return {}
         return self.agreement.refusals(set(self.grid.get_node_ids()))
+
+    def _score(self, number: int) -> tuple[Total, _Story]:
+        """The metric sums of candidate `number`, which is the model from now on."""
+        candidate = self.candidates[number - 1]
+        self.model, self.scale = candidate.model, candidate.scale
+        request = scoring_request(self.config, self.task, self.run, self.name, self.candidates)
+        request = replace(request, round=number, model=self.model, scale=self.scale)
+        return self._collect(f"model {number}", request, self.task.evaluation_size)
 
     def _request(self, number: int, model: Vector, control: Vector) -> TrainRequest:
         return replace(
@@ -319,8 +334,11 @@ def blank_request(config: Config, task: Task, run: str, name: str, number: int) 
 def whole_run(config: Config, task: Task, run: str, name: str, plan: PrivacyPlan | None) -> RunRequest:
     """All that the run asks for, `plan` of it if it is private."""
     rounds = config.rounds
+    if config.task.candidates:
+        scored = scoring_request(config, task, run, name, read_candidates(config, task))
+        return run_request(config, scored, task.parameters)
     last = plan.request(run, rounds, NOTHING) if plan else blank_request(config, task, run, name, rounds)
-    return run_request(config, last, task.parameters)
+    return run_request(config, last, vector_size(config, task))
 
 
 @dataclass

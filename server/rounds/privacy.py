@@ -26,6 +26,8 @@ from sovfed.federation.privacy.accounting import (
 from sovfed.federation.privacy.events import Event
 from sovfed.federation.privacy.noise import Units, added_delta, distributed_event, share_variance
 from sovfed.federation.privacy.statement import Statement, make_statement, promise
+from sovfed.federation.statistics.question import Question, read_question
+from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.rounds.aggregation import Total
 
@@ -71,6 +73,25 @@ class PrivacyPlan:
         return self.config.server.min_cohort - self.config.privacy.colluders
 
     @cached_property
+    def question(self) -> Question | None:
+        """What is counted; None where a model is trained."""
+        return asked_of(self.config)
+
+    @property
+    def clip(self) -> float:
+        """By how much one person may move a sum, in L2."""
+        return self.config.privacy.clip if self.question is None else self.question.clip
+
+    @property
+    def units(self) -> Units:
+        return Units(self.clip, self.parameters, self.config.privacy.grid_bits)
+
+    def deviation(self, shares: int) -> float:
+        """The standard deviation of the noise in each value of a sum that `shares` institutions added noise to."""
+        variance = share_variance(self.noise_multiplier, self.units, self.honest)
+        return math.sqrt(shares * variance) * 2.0**self.units.exponent
+
+    @cached_property
     def event(self) -> Event:
         """All planned steps, as one person's accountant sees them."""
         privacy, config = self.config.privacy, self.config
@@ -86,9 +107,8 @@ class PrivacyPlan:
     @cached_property
     def distance_delta(self) -> float:
         """What the samplers' distance from their distributions adds to δ."""
-        units = Units(self.config.privacy.clip, self.parameters, self.config.privacy.grid_bits)
-        variance = share_variance(self.noise_multiplier, units, self.honest)
-        _, distance = distributed_event(variance, self.honest, units, 1.0, self.event.count)
+        variance = share_variance(self.noise_multiplier, self.units, self.honest)
+        _, distance = distributed_event(variance, self.honest, self.units, 1.0, self.event.count)
         return added_delta(min(self.config.privacy.epsilon, 100.0), distance)
 
     def request(self, run: str, number: int, model: Vector) -> PrivateRequest:
@@ -97,9 +117,10 @@ class PrivacyPlan:
         return PrivateRequest(
             run=run, grant=self.grant, round=number, task=task.name, mechanism=privacy.mechanism,
             rounds=config.rounds, steps=_steps(config), spare=privacy.spare_steps,
-            noise_multiplier=self.noise_multiplier, sampling_rate=_rate(config), clip=privacy.clip,
+            noise_multiplier=self.noise_multiplier, sampling_rate=_rate(config), clip=self.clip,
             delta=privacy.delta, honest=self.honest, grid_bits=privacy.grid_bits, batch=self.batch, seed=config.seed,
-            model=model, normalisation=task.normalisation, digest=configured_task(task).digest, **config.local_fields(),
+            model=model, normalisation=task.normalisation, digest=configured_task(task).digest,
+            statistics=task.statistics, **config.local_fields(),
         )  # fmt: skip
 
     @property
@@ -153,7 +174,7 @@ class PrivacyPlan:
     @cached_property
     def drowned(self) -> str:
         """Why hardly anything can be learnt, or ""."""
-        if self._share >= 1:
+        if self.question is not None or self._share >= 1:
             return ""
         who = "institutions" if self.config.privacy.mechanism == "institution" else "persons"
         return (
@@ -178,8 +199,9 @@ class PrivacyPlan:
             return total.mean
         if total.integers is None:
             raise CohortError("no private sum came")
-        units = Units(self.config.privacy.clip, self.parameters, self.config.privacy.grid_bits)
-        summed = units.dequantise(total.integers)
+        summed = self.units.dequantise(total.integers)
+        if self.question is not None:
+            return summed.astype(np.float32)
         if self.config.privacy.mechanism == "institution":
             return (summed / total.count).astype(np.float32)
         rate: float = self.config.local_fields()["learning_rate"] * sum(self.config.local_rates(number)) / 2
@@ -191,7 +213,7 @@ class PrivacyPlan:
         privacy = self.config.privacy
         promises = [promise(name, (self.event,), privacy.delta, SLACK * privacy.delta) for name in institutions]
         return make_statement(
-            model=model, run=run, date=date, mechanism=privacy.mechanism, clip=privacy.clip, cohort=len(institutions),
+            model=model, run=run, date=date, mechanism=privacy.mechanism, clip=self.clip, cohort=len(institutions),
             threshold=self.honest, colluders=privacy.colluders if self.honest > 1 else 0, promises=tuple(promises),
         )  # fmt: skip
 
@@ -203,7 +225,7 @@ class PrivacyPlan:
             "delta": privacy.delta,
             "privacy": {
                 "mechanism": privacy.mechanism, "unit": "person", "adjacency": "add or remove one",
-                "noise_multiplier": self.noise_multiplier, "clip": privacy.clip,
+                "noise_multiplier": self.noise_multiplier, "clip": self.clip,
                 "sampling_rate": self.event.sampling_rate, "steps": self.event.count, "honest": self.honest,
                 "accountant": accountant_version(),
             },
@@ -217,3 +239,16 @@ def _steps(config: Config) -> int:
 
 def _rate(config: Config) -> float:
     return 1.0 if config.privacy.mechanism == "institution" else config.privacy.sampling_rate
+
+
+def asked_of(config: Config) -> Question | None:
+    """What the run counts; None if it trains a model. Raises ConfigError if the task has no such column."""
+    if not config.task.statistics:
+        return None
+    return read_question(config.task.statistics, configured_task(config.task).schema)
+
+
+def vector_size(config: Config, task: Task) -> int:
+    """Length of the vector that the run's sums are of: of the task's model, or of what is counted."""
+    question = asked_of(config)
+    return task.parameters if question is None else question.size

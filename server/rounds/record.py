@@ -13,18 +13,21 @@ from sovfed import __version__
 from sovfed.federation.config import Config, stored
 from sovfed.federation.files import write_private
 from sovfed.federation.messages import Sums
+from sovfed.federation.metrics.intervals import intervals
 from sovfed.federation.privacy.statement import to_html, to_json
 from sovfed.federation.tasks import Task, summarise
 from sovfed.server.rounds.aggregation import Total
+from sovfed.server.rounds.candidates import Candidate
 from sovfed.server.rounds.loop import Round
 from sovfed.server.rounds.privacy import PrivacyPlan
 from sovfed.server.runs.attendance import attendance, participants
 from sovfed.server.runs.curves import ROUNDS, read_rounds
-from sovfed.server.runs.release import MODEL, SIMULATED, digest
+from sovfed.server.runs.release import MODEL, SIMULATED, TABLE, digest
 
 TAG_LENGTH: Final = 5_000  # characters; MLflow takes 8,000
 NAMED: Final = 255  # institutions listed by name in a tag, which MLflow holds to 8,000 characters
 STATEMENT: Final = ("privacy.json", "privacy.html")
+LEAST_SCORED: Final = 10  # held-out records of all institutions, of fewer of which no figure is told
 
 
 def line_of(task: Task, round_: Round, names: Mapping[int, str], scale: Sums) -> dict[str, Any]:
@@ -52,6 +55,18 @@ def line_of(task: Task, round_: Round, names: Mapping[int, str], scale: Sums) ->
         "bytes_down": round_.bytes_down,
         "bytes_up": round_.bytes_up,
     }
+
+
+def scored(task: Task, candidate: Candidate, round_: Round, scale: Sums) -> dict[str, Any]:
+    """What a line says of a candidate instead of a round: figures of fewer than `LEAST_SCORED` records are left out."""
+    sums = round_.evaluation
+    records = 0 if sums is None else round(float(sums[0]))
+    few = sums is None or records < LEAST_SCORED
+    within = {} if few or sums is None else intervals(task.metrics, sums, task.transform.unit(scale))
+    return {
+        "model": {"name": candidate.name, "sha256": candidate.sha256, "digest": candidate.digest},
+        "records": None if few else records, "intervals": within, **({"metrics": {}} if few else {}),
+    }  # fmt: skip
 
 
 def told(round_: Round, rounds: int) -> str:
@@ -95,10 +110,11 @@ def summary_of(
 
 def write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str) -> None:
     """The release's privacy statement, for machines and for people; it names all that took part in any round."""
-    model_digest = digest(folder / MODEL)
+    name = MODEL if plan.question is None else TABLE
+    model_digest = digest(folder / name)
     where = " (a simulation in one process: no ledger was charged)" if transport in SIMULATED else ""
     statement = plan.statement(
-        run=folder.name + where, model=f"{task.name}, {MODEL} with SHA-256 {model_digest}",
+        run=folder.name + where, model=f"{task.name}, {name} with SHA-256 {model_digest}",
         institutions=participants(read_rounds(folder)), date=datetime.now(UTC).date().isoformat(),
     )  # fmt: skip
     for name, text in zip(STATEMENT, (to_json(statement), to_html(statement)), strict=True):

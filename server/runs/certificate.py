@@ -72,6 +72,8 @@ def release(home: Path, run: str, *, wait_s: float) -> bytes:
     folder, summary = run_folder(home, run), read_summary(home, run)
     if summary is None:
         raise ConfigError(f"run '{run}' has not finished, so it has no model to release")
+    if "table" in summary:
+        raise ConfigError(f"run '{run}' made a table and no model; `sovfed run table {run}` gives its table away")
     if digest(folder / FILES[0]) != summary[DIGEST]:
         raise DataError(f"{folder / FILES[0]}: not the model that the run's summary names")
     if gone := sorted(withdrawn_from(folder)):
@@ -99,7 +101,7 @@ def _sealed(home: Path, run: str, summary: Mapping[str, Any]) -> bytes:
         **declarations.files_of(folder, summary["institutions"]),
         SIGNATURE: sealed.model_signature(models, home),
         PUBLIC_KEY: sealed.public_pem(certificate),
-        REVOKED: _revoked(home, certificate),
+        REVOKED: revoked(home, certificate),
         BILL: bill_of_materials(facts, summary[DIGEST], models["model.json"]),
     }
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -183,7 +185,7 @@ def _spread(by_institution: Mapping[str, Mapping[str, float]]) -> dict[str, dict
     return spread
 
 
-def _revoked(home: Path, certificate: bytes) -> bytes:
+def revoked(home: Path, certificate: bytes) -> bytes:
     """The list in force of the root that signed the agency's certificate."""
     roots = load_roots(home / "identity" / "root.pem")
     lists = lists_of(read_bounded(home / "identity" / "crl.pem"), roots, datetime.now(UTC))

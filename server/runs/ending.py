@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any, Final
 
-from sovfed.server.runs.release import MODEL
+from sovfed.server.runs.release import MODEL, TABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +29,13 @@ def ending(summary: dict[str, Any], folder: Path, model: str, option: str = "") 
             f"δ = {summary['delta']:g} for every person; no metric left the institutions"
         )
         lines.append(f"statement: {folder / STATEMENT}")
+    if "table" in summary:
+        lines.append(f"table: {folder / TABLE}")
+        if recipients := summary.get("delivered_to"):
+            lines.append(
+                f"delivered to {len(recipients)} institutions: `sovfed client statistics` shows their own beside"
+            )
+        return lines
     lines.append(f"model: {folder / MODEL}, card: {folder / CARD}")
     if recipients := summary.get("delivered_to"):
         lines.append(f"delivered to {len(recipients)} institutions, who measure it with `sovfed client model evaluate`")

@@ -7,6 +7,7 @@ import hmac
 import json
 import logging
 import tempfile
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from sovfed.federation.messages import ReleaseRequest, Sums, Vector
+    from sovfed.federation.models.facts import RunFacts
     from sovfed.federation.models.saved import LoadedModel
     from sovfed.federation.tasks import Task
     from sovfed.federation.wire.flower import StreamingGrid
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 SIMULATED: Final = ("in-memory", "ray")  # transports of a simulation, which has no institutions
 MODEL: Final = "model.safetensors"
 FILES: Final = (MODEL, "model.json", "model.html")  # as `federation/models/stored.py` names them
+TABLE: Final = "table.json"  # of a run that counted or scored, in the place of a model
 FOLDER: Final = "model"  # of a run's artefacts in MLflow: these files, and what MLflow needs to load them
 SUMMARY: Final = "summary.json"
 DIGEST: Final = "model_sha256"  # in the summary
@@ -43,32 +46,85 @@ def digest(path: Path) -> str:
 
 
 def publish(folder: Path, task: Task, model: Vector, scale: Sums, summary: dict[str, Any]) -> str:
-    """Write the run's model [d] into its folder as `FILES`, with what `summary` says of it; the digest of `MODEL`."""
-    from sovfed.federation.models.facts import Privacy, RunFacts
+    """Write the run's model [d] into its folder as `FILES`, with what `summary` says of it; the digest of `MODEL`.
+
+    Of a run that counted, its table as `TABLE`, and that one's digest.
+    """
+    asked = summary["config"]["task"]
+    if asked.get("statistics") or asked.get("candidates"):
+        return _publish_table(folder, task, model, scale, summary)
     from sovfed.federation.models.saved import save_model
+
+    run = run_facts(folder.name, summary)
+    return save_model(folder, task, model, scale, run, summary["config"]["task"].get("normalisation", OWN))
+
+
+def _publish_table(folder: Path, task: Task, sums: Vector, scale: Sums, summary: dict[str, Any]) -> str:
+    """Write the table of what the run counted or scored into its folder as `TABLE`; its digest.
+
+    Of a count `sums` are the noised sums and `scale` is [the noise's deviation].
+
+    The table stands in `summary` too.
+    """
+    from sovfed.federation.files import write_private
+    from sovfed.federation.statistics.question import read_question
+    from sovfed.federation.statistics.table import table_of
+    from sovfed.server.runs.curves import read_rounds
+
+    asked = summary["config"]["task"]["statistics"]
+    if asked:
+        summary["table"] = table_of(read_question(asked, task.schema), sums, float(scale[0]))
+    else:
+        told = ("model", "records", "metrics", "intervals")
+        models = [{name: line[name] for name in told} for line in read_rounds(folder)]
+        summary["table"] = {"models": models, "headline": task.headline, "smaller": sorted(task.metrics.smaller)}
+    content = {
+        "run": asdict(run_facts(folder.name, summary)), "task": {"name": task.name, "digest": task.digest},
+        "question": asked, "table": summary["table"],
+    }  # fmt: skip
+    write_private(folder / TABLE, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    return digest(folder / TABLE)
+
+
+def run_facts(name: str, summary: dict[str, Any]) -> RunFacts:
+    """What may be told of the run called `name`, which `summary` is of."""
+    from sovfed.federation.models.facts import Privacy, RunFacts
 
     privacy = None
     if summary.get("epsilon") is not None:
         privacy = Privacy(summary["privacy"]["mechanism"], summary["epsilon"], summary["delta"])
-    run = RunFacts(
-        name=folder.name[:200], rounds=summary["rounds"], strategy=summary["strategy"],
+    return RunFacts(
+        name=name[:200], rounds=summary["rounds"], strategy=summary["strategy"],
         date=datetime.now(UTC).date().isoformat(), institutions=tuple(map(str, summary["institutions"])),
         simulated=summary["transport"] in SIMULATED, metrics=dict(summary["metrics"]), privacy=privacy,
     )  # fmt: skip
-    return save_model(folder, task, model, scale, run, summary["config"]["task"].get("normalisation", OWN))
 
 
 def release_of(
-    folder: Path, task: Task, model: Vector, scale: Sums, *, run: str, number: int, normalisation: str
+    folder: Path,
+    task: Task,
+    model: Vector,
+    scale: Sums,
+    *,
+    run: str,
+    number: int,
+    normalisation: str,
+    statistics: str = "",
 ) -> ReleaseRequest:
-    """The message that brings the model of round `number`, published in `folder`, to the institutions of `run`."""
+    """The message that brings the model of round `number`, or the table, in `folder` to the institutions of `run`."""
     from sovfed.federation.messages import ReleaseRequest
-    from sovfed.federation.models.facts import told
+    from sovfed.federation.models.facts import RunFacts, Told, told
     from sovfed.federation.models.saved import read_facts
+    from sovfed.federation.schema import bind
 
+    if statistics:
+        facts = told(Told(bind(RunFacts, json.loads((folder / TABLE).read_bytes())["run"])))
+    else:
+        facts = told(read_facts(folder))
     return ReleaseRequest(
-        run=run, round=number, task=task.name, model=model, scale=scale, sha256=digest(folder / MODEL),
-        facts=np.frombuffer(told(read_facts(folder)), np.uint8), normalisation=normalisation, digest=task.digest,
+        run=run, round=number, task=task.name, model=model, scale=scale,
+        sha256=digest(folder / (TABLE if statistics else MODEL)), facts=np.frombuffer(facts, np.uint8),
+        normalisation=normalisation, digest=task.digest, statistics=statistics,
     )  # fmt: skip
 
 

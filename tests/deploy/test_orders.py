@@ -21,7 +21,13 @@ from sovfed.clients.home.policy import POLICY
 from sovfed.clients.orders.book import OrderBook
 from sovfed.federation.files import private_directory
 from sovfed.federation.identity import load_roots
+from sovfed.federation.models.facts import RunFacts
+from sovfed.federation.models.saved import save_model
 from sovfed.federation.release.checking import check_release
+from sovfed.federation.release.cli import verify
+from sovfed.federation.tasks import initial_vector
+from sovfed.federation.tasks.registry import get_task
+from sovfed.server.cli.evaluate import evaluate
 from sovfed.server.cli.release import release
 from sovfed.server.cli.run import cli as run
 from sovfed.server.runs import folders
@@ -29,6 +35,7 @@ from sovfed.server.runs.awaiting import read_awaiting
 from sovfed.simulations.deployment import LocalFederation
 
 pytestmark = pytest.mark.deploy
+COMMANDS = {"run": run, "client": client, "release": release, "evaluate": evaluate}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +71,7 @@ def sovfed(*words: str) -> str:
     if words[0] == "run" and words[1] in ("start", "show"):  # whose connection to the superlink ends with the process
         argv = [sys.executable, "-m", "sovfed", *words]
         return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120).stdout
-    done = CliRunner().invoke({"run": run, "client": client, "release": release}[words[0]], words[1:])
+    done = CliRunner().invoke(COMMANDS[words[0]], words[1:])
     assert done.exit_code == 0, f"{words}: {done.output} {done.exception!r}"
     return done.output
 
@@ -178,3 +185,34 @@ def ended(federation: LocalFederation, name: str, why: str) -> dict[str, Any]:
     run = folders.read_run(federation.home, name, federation.control)
     assert run["status"] == "failed" and why in run["reason"], json.dumps(run)
     return run
+
+
+def test_models_are_scored_under_a_signed_order_that_names_them(ordered: LocalFederation) -> None:
+    """`sovfed evaluate`, officers, masked sums, the signed table; own figures at each site, and nowhere else."""
+    agency, names = str(ordered.home), [member.name for member in ordered.institutions]
+    task, paths = get_task("breast_cancer"), []
+    for number in (1, 2):
+        path = ordered.folder / f"model-{number}"
+        path.mkdir()
+        vector, scale = initial_vector(task, number), task.transform.public_scale
+        save_model(path, task, vector, scale, RunFacts(f"model-{number}"))
+        paths.append(str(path))
+    settings = ("run_name=choice", "server.min_cohort=3", "privacy.colluders=0", "order.wait_s=60")
+    asked = [word for setting in settings for word in ("--set", setting)]
+    told = sovfed("evaluate", *paths, "--task", "breast_cancer", "--home", agency, "--propose", *asked)
+    assert "evaluation of 2 models" in told and told.count("model      ") == 2
+    approved(ordered, "choice")
+    sovfed("run", "start", "--proposed", "choice", "--no-follow", "--home", agency)
+    answered(ordered, "choice", dict.fromkeys(names, "sign"))
+    lines = finished(ordered, "choice")
+    assert [line["model"]["name"] for line in lines] == ["model-1", "model-2"]
+    homes = {name: str(ordered.client_home(name)) for name in lines[0]["participants"]}
+    own = [json.loads(sovfed("client", "evaluations", "--json", "--home", home)) for home in homes.values()]
+    for line in lines:
+        scores = [runs[0]["models"][line["model"]["digest"]] for runs in own]
+        assert sum(score["records"] for score in scores) == line["records"]
+    sheet, root = ordered.folder / "choice.table", ordered.authority_home / "root.pem"
+    sovfed("run", "table", "choice", "--out", str(sheet), "--home", agency)
+    checked = CliRunner().invoke(verify, [str(sheet), "--root", str(root)])
+    assert checked.exit_code == 0 and "no differential privacy" in checked.output, checked.output
+    assert f"model-1  {lines[0]['model']['sha256'][:12]}…  {lines[0]['records']} held-out records" in checked.output

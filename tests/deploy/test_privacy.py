@@ -12,12 +12,16 @@ import pytest
 from click.testing import CliRunner
 from tests.deploy.conftest import finished, make_config, make_federation, summary, wait_for_run
 
+from sovfed.clients.cli.institution import cli as client_cli
 from sovfed.clients.cli.ledger import ledger as ledger_cli
 from sovfed.clients.ledger.book import replay
 from sovfed.clients.ledger.entries import History
 from sovfed.clients.ledger.file import ledger_path, read_ledger
+from sovfed.clients.orders.rules import OrderRules, Standing
 from sovfed.federation.privacy.accounting import epsilon
 from sovfed.federation.privacy.statement import from_json
+from sovfed.federation.release.cli import verify
+from sovfed.server.cli.run import cli as run_cli
 from sovfed.server.rounds.ledger_heads import FILE as HEADS
 from sovfed.server.runs import folders
 from sovfed.simulations.deployment import LocalFederation
@@ -30,7 +34,8 @@ ASKED = (f"rounds={ROUNDS}", "task.learning_rate=1.0", "privacy.population=400",
 
 @pytest.fixture(scope="module")
 def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFederation]:
-    with make_federation(tmp_path_factory.mktemp("private"), make_config()) as running:
+    rules = OrderRules(standing=Standing(statistics=True))
+    with make_federation(tmp_path_factory.mktemp("private"), make_config(), orders=rules) as running:
         yield running
 
 
@@ -106,3 +111,25 @@ def test_a_ledger_that_was_rolled_back_pays_for_nothing(private: LocalFederation
     assert name not in summary(private, "after")["privacy"]["ledger_heads"]
     assert "rolled back" in history(home).refusals[-1][1].reason
     assert CliRunner().invoke(ledger_cli, ["restored", "--home", str(home)]).exit_code != 0  # it is not
+
+
+def test_statistics_are_counted_charged_and_given_away_signed(private: LocalFederation) -> None:
+    """By those whose ledgers pay: order, trainers, one masked sum, table, signature; each sees its own beside it."""
+    asked = "mean radius, mean texture*malignant, bins=2"
+    config = make_config(f"statistics={asked}", "privacy.epsilon=0.2", "privacy.delta=1e-6")
+    private.start_run("counts", config)
+    (line,) = finished(private, "counts")
+    table = summary(private, "counts")["table"]
+    assert [column["name"] for column in table["columns"]] == ["mean radius"]
+    for home, member in zip(homes(private), private.institutions, strict=True):
+        if member.name in line["participants"]:
+            released = history(home).spends[-1][1].release
+            assert (released.event.sampling_rate, released.event.count) == (1.0, 1)
+    name = line["participants"][0]
+    told = CliRunner().invoke(client_cli, ["statistics", "counts", "--json", "--home", str(private.client_home(name))])
+    assert told.exit_code == 0 and json.loads(told.output)[0]["own"]["cells"], told.output
+    sheet, root = private.folder / "counts.table", private.authority_home / "root.pem"
+    done = CliRunner().invoke(run_cli, ["table", "counts", "--out", str(sheet), "--home", str(private.home)])
+    assert done.exit_code == 0, done.output
+    checked = CliRunner().invoke(verify, [str(sheet), "--root", str(root)])
+    assert checked.exit_code == 0 and "ε = 0.200 at δ = 1e-06" in checked.output, checked.output

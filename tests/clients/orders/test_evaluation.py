@@ -1,0 +1,195 @@
+"""Models scored under an order that names them: what was not named is not scored, and one institution never alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.clients.orders.house import TASK, House
+
+from sovfed.clients.home.policy import Policy
+from sovfed.clients.models.received import ReceivedModels
+from sovfed.clients.node.app import make_client_app
+from sovfed.clients.orders.rules import OrderRules
+from sovfed.clients.statistics.scores import scores_in
+from sovfed.clients.trainer.masking import Masking
+from sovfed.clients.trainer.service import TrainerService, make_trainer
+from sovfed.federation.compose import compose
+from sovfed.federation.config import ClientConfig, Config, DataConfig
+from sovfed.federation.errors import ConfigError, DeclinedError, NotPrivateError, OrderError
+from sovfed.federation.messages import EvaluateRequest, RunRequest, TrainRequest
+from sovfed.federation.models.facts import RunFacts
+from sovfed.federation.models.saved import save_model
+from sovfed.federation.orders.answers import CONSENTED, SIGNED
+from sovfed.federation.orders.shown import leaves
+from sovfed.federation.secagg.files import MemoryStore, load_identity
+from sovfed.federation.secagg.terms import RECORD, Terms
+from sovfed.federation.tasks import initial_vector, summarise
+from sovfed.server.orders.making import Ordering
+from sovfed.server.rounds.candidates import read_candidates, scoring_request
+from sovfed.server.rounds.loop import Rounds, whole_run
+from sovfed.server.rounds.secure_aggregation import SecureAggregation
+from sovfed.server.strategies import make_optimizer
+from sovfed.simulations.grid import InMemoryGrid
+
+TERMS = Terms(min_cohort=3, colluders=0, differencing=RECORD)
+SCALE = TASK.transform.public_scale
+
+
+def models(folder: Path, count: int = 2) -> list[Path]:
+    """Folders of models that nobody trained here."""
+    paths = []
+    for number in range(count):
+        path = folder / f"model-{number}"
+        path.mkdir()
+        vector = initial_vector(TASK, number) + np.float32(number)
+        save_model(path, TASK, vector.astype(np.float32), SCALE, RunFacts(f"model-{number}"))
+        paths.append(path)
+    return paths
+
+
+def scoring(paths: list[Path], *more: str) -> Config:
+    asked = f"evaluate={','.join(map(str, paths))}"
+    return compose(
+        ["task=breast_cancer", "server.min_cohort=3", "privacy.colluders=0", asked, "order.wait_s=0", *more]
+    ).config
+
+
+def whole(config: Config, name: str = "study") -> RunRequest:
+    return whole_run(config, TASK, "7", name, None)
+
+
+def message(config: Config, number: int, **changes: Any) -> EvaluateRequest:
+    """What the agency sends to have candidate `number` scored."""
+    candidates = read_candidates(config, TASK)
+    request = scoring_request(config, TASK, "7", "study", candidates)
+    chosen = candidates[number - 1]
+    request = dataclasses.replace(request, round=number, model=chosen.model, scale=chosen.scale)
+    return dataclasses.replace(request, begin=np.ones(1, np.uint8), **changes)
+
+
+def trainer(house: House, name: str, rules: OrderRules) -> TrainerService:
+    home, gate = house.home(name), house.gate(name, rules)
+    identity, store = load_identity(home / "identity"), MemoryStore()
+    return make_trainer(
+        ClientConfig(device="cpu", data=DataConfig(site=name[1:])), orders=gate,
+        masking=Masking(lambda: identity, lambda: store, TERMS, narrowed=gate.narrowed),
+        received=ReceivedModels(home / "received"),
+    )  # fmt: skip
+
+
+def rounds(house: House, config: Config, rules: dict[str, OrderRules]) -> Rounds:
+    folder, names = house.folder / "study", dict(enumerate(rules, start=1))
+    folder.mkdir()
+    grid = InMemoryGrid(
+        {node: make_client_app(trainer(house, name, rules[name])) for node, name in names.items()}, names
+    )
+    aggregation = SecureAggregation(
+        grid, house.agency, config.secagg, run="7", min_cohort=3, deadline_s=60.0, max_size=TASK.parameters,
+        config_digest=bytes(32), wait_s=0.3,
+    )  # fmt: skip
+    made = Rounds(config, "7", grid, make_optimizer(config.strategy), aggregation)
+    made.name, made.order = "study", Ordering(config, "study", folder, house.agency)
+    made.model = np.zeros(TASK.parameters, np.float32)
+    return made
+
+
+def test_two_models_are_scored_side_by_side_and_each_site_keeps_its_own_figures(tmp_path: Path) -> None:
+    house, config = House(tmp_path), scoring(models(tmp_path))
+    made = rounds(house, config, dict.fromkeys(("h1", "h2", "h3"), OrderRules()))
+    made.agree()
+    lines = [made.train(number) for number in (1, 2)]
+    by_site = {name: scores_in(house.home(name) / "received") for name in ("h1", "h2", "h3")}
+    for candidate, line in zip(made.candidates, lines, strict=True):
+        assert line.evaluation is not None
+        own = [scores[0]["models"][candidate.digest] for scores in by_site.values()]
+        assert line.evaluation[0] == sum(each["records"] for each in own)
+        accuracy = sum(each["accuracy"] * each["records"] for each in own) / line.evaluation[0]
+        assert summarise(TASK, line.evaluation, SCALE)["accuracy"] == pytest.approx(accuracy)
+    first, second = (line.evaluation for line in lines)
+    assert first is not None and second is not None and not np.array_equal(first, second)
+
+
+def test_an_order_names_the_models_and_no_other_is_scored_under_it(tmp_path: Path) -> None:
+    house, paths = House(tmp_path), models(tmp_path, 3)
+    config, other = scoring(paths[:2]), scoring(paths[1:])
+    gate, request = house.gate("h1", house.required("h1")), whole(config)
+    proposal = house.proposal(request, config)
+    assert len(proposal.order.candidates) == 2
+    assert all(digest in "\n".join(leaves(proposal.order)) for digest in proposal.order.candidates)
+    shown = house.show(request, proposal)
+    assert gate.consider(shown) == ("awaiting", None)
+    house.answer("h1", proposal.order.digest)
+    assert gate.consider(shown)[0] == SIGNED
+    gate.require(message(config, 1))
+    gate.require(message(config, 2))
+    changed = message(config, 1)
+    forged = [
+        message(other, 1), message(other, 2),
+        dataclasses.replace(changed, model=changed.model + np.float32(1e-3)),
+        dataclasses.replace(changed, scale=changed.scale * 0.5), dataclasses.replace(changed, candidates=""),
+        dataclasses.replace(changed, round=2), dataclasses.replace(changed, round=3),
+        dataclasses.replace(changed, run="8"), dataclasses.replace(changed, begin=np.zeros(0, np.uint8)),
+        dataclasses.replace(message(other, 2), candidates=changed.candidates),
+    ]  # fmt: skip
+    for each in forged:
+        with pytest.raises(OrderError):
+            gate.require(each)
+
+
+def test_an_order_to_score_that_names_no_models_or_too_few_is_none(tmp_path: Path) -> None:
+    """It would be for any model that the agency likes to ask with."""
+    house, config = House(tmp_path), scoring(models(tmp_path))
+    for candidates in ("", message(config, 1).candidates.partition(",")[0]):
+        request = whole(config)
+        scalars = {**json.loads(request.request.tobytes()), "candidates": candidates}
+        forged = dataclasses.replace(request, request=np.frombuffer(json.dumps(scalars).encode(), np.uint8))
+        with pytest.raises(OrderError, match="candidates"):
+            house.gate("h1", OrderRules()).consider(house.show(forged, house.proposal(forged, config)))
+
+
+def test_nothing_is_trained_under_an_order_to_score(tmp_path: Path) -> None:
+    house, config = House(tmp_path), scoring(models(tmp_path))
+    gate, request = house.gate("h1", OrderRules()), whole(config)
+    assert gate.consider(house.show(request, house.proposal(request, config)))[0] == CONSENTED
+    scored = message(config, 1)
+    train = TrainRequest(
+        run="7", round=1, task=TASK.name, seed=0, local_epochs=1, batch_size=32, learning_rate=0.1, proximal_mu=0.0,
+        model=scored.model, scale=scored.scale, begin=scored.begin, digest=TASK.digest, keep="study",
+    )  # fmt: skip
+    with pytest.raises(OrderError, match="a kind of message"):
+        gate.require(train)
+
+
+def test_one_institution_is_never_scored_alone(tmp_path: Path) -> None:
+    house, paths = House(tmp_path), models(tmp_path)
+    with pytest.raises(ConfigError, match="min_cohort"):
+        scoring(paths, "server.min_cohort=1")
+    rules = {"h1": OrderRules(), "h2": house.required("h2"), "h3": house.required("h3")}
+    with pytest.raises(DeclinedError, match="2 of 3 institutions would not answer"):
+        rounds(house, scoring(paths), rules).agree()
+
+
+def test_the_default_policy_answers_no_scores_without_privacy(tmp_path: Path) -> None:
+    config = scoring(models(tmp_path))
+    policy = Policy(allowed_tasks=("breast_cancer",), secure_aggregation=TERMS)
+    with pytest.raises(NotPrivateError):
+        policy.check_run(whole(config))
+    willing = dataclasses.replace(policy, require_privacy=False)
+    assert willing.check_run(whole(config)) == []
+    few = dataclasses.replace(willing, max_evaluations_per_run=1)
+    assert [error.limit for error in few.check_run(whole(config))] == ["max_evaluations_per_run"]
+
+
+def test_models_of_another_task_or_twice_are_told_before_anybody_is_asked(tmp_path: Path) -> None:
+    paths = models(tmp_path)
+    with pytest.raises(ConfigError, match="a model is there twice"):
+        whole(scoring([paths[0], paths[0]]))
+    with pytest.raises(ConfigError, match=r"candidates are scored, one a round"):
+        scoring(paths, "rounds=3")
+    with pytest.raises(ConfigError, match=r"candidates are scored, one a round"):
+        scoring(paths, "privacy=distributed")

@@ -1,0 +1,101 @@
+"""An institution's sums against pandas, and that no person moves them by more than the question's clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+
+from sovfed.clients.data import Records
+from sovfed.clients.training.statistics import totals
+from sovfed.federation.statistics.question import read_question
+from sovfed.federation.tasks.columns import CODES, NUMBERS, Column, Schema, number, target
+
+SCHEMA = Schema(
+    (
+        number("age", 0, 100),
+        number("dose", -5, 5, missing="mean"),
+        Column("ward", "category", categories=("a", "b", "c"), missing="category"),
+        target("ill", "no", "yes"),
+    )
+)
+QUESTION = read_question("all, ward*ill, age*dose, bins=4", SCHEMA)
+
+
+def records(rows: int, persons: int, seed: int = 1) -> Records:
+    generator = np.random.default_rng(seed)
+    numbers = np.stack([generator.uniform(0, 100, rows), generator.uniform(-5, 5, rows)], 1).astype(np.float32)
+    numbers[0], numbers[1] = (0, -5), (100, 5)  # at the bounds
+    numbers[generator.random(rows) < 0.2, 1] = np.nan
+    table: dict[str, npt.NDArray[Any]] = {
+        NUMBERS: numbers, CODES: generator.integers(-1, 3, (rows, 1)).astype(np.int16),
+        "ill": generator.integers(0, 2, rows).astype(SCHEMA.targets[0].dtype),
+    }  # fmt: skip
+    whose = generator.integers(0, persons, rows) if persons < rows else np.arange(rows)
+    held_out = generator.random(rows) < 0.3
+    return Records(table, whose, np.flatnonzero(~held_out), np.flatnonzero(held_out))
+
+
+def test_sums_are_what_pandas_counts_of_all_records() -> None:
+    data = records(5_000, 5_000)
+    frame = pd.DataFrame(
+        {"age": data.columns[NUMBERS][:, 0].astype(float), "dose": data.columns[NUMBERS][:, 1].astype(float),
+         "ward": data.columns[CODES][:, 0], "ill": data.columns["ill"]}
+    )  # fmt: skip
+    total = totals(data, SCHEMA, QUESTION)
+    assert total[0] == 5_000
+    age, dose, ward, _ill, cross, both = QUESTION.blocks
+    bins = pd.cut(frame["age"], [0, 25, 50, 75, 100], right=False, include_lowest=True).cat.codes
+    bins[frame["age"] == 100] = 3
+    assert total[age.start : age.end].tolist() == bins.value_counts().sort_index().tolist()
+    assert total[dose.end - 1] == frame["dose"].isna().sum()
+    assert total[ward.start : ward.end].tolist() == [(frame["ward"] == code).sum() for code in (0, 1, 2, -1)]
+    v = frame["age"] / 100 - 0.5
+    assert total[age.end : age.end + 2] == pytest.approx([v.sum(), (v**2).sum()], abs=1e-5)
+    expected = [((frame["ward"] == code) & (frame["ill"] == yes)).sum() for code in (0, 1, 2, -1) for yes in (0, 1)]
+    assert total[cross.start : cross.end].tolist() == expected
+    assert total[both.start : both.end].sum() == 5_000
+
+
+def test_a_person_with_many_rows_counts_as_one() -> None:
+    data = records(4_000, 300)
+    total = totals(data, SCHEMA, QUESTION)
+    present = len(np.unique(data.persons))
+    assert total[0] == pytest.approx(present, abs=1e-5)
+    for block in QUESTION.blocks:
+        assert total[block.start : block.end].sum() == pytest.approx(present, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_adding_a_person_moves_the_sums_by_at_most_the_clip(seed: int) -> None:
+    """Whatever the rows: at the bounds, missing, one or hundreds of them."""
+    data = records(400, 20, seed)
+    whole = totals(data, SCHEMA, QUESTION)
+    for person in np.unique(data.persons):
+        train, test = (rows[data.persons[rows] != person] for rows in (data.train, data.test))
+        without = totals(Records(data.columns, data.persons, train, test), SCHEMA, QUESTION)
+        assert np.linalg.norm(whole - without) <= QUESTION.clip
+
+
+def test_the_clip_is_reached_by_a_person_at_the_bounds() -> None:
+    """So it is no larger than it must be: a row with every number at an end."""
+    question = read_question("age, ill", SCHEMA)
+    table: dict[str, npt.NDArray[Any]] = {
+        NUMBERS: np.array([[100.0, 0.0]], np.float32), CODES: np.zeros((1, 1), np.int16),
+        "ill": np.ones(1, SCHEMA.targets[0].dtype),
+    }  # fmt: skip
+    one = Records(table, np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int64))
+    assert np.linalg.norm(totals(one, SCHEMA, question)) == pytest.approx(question.clip, rel=2e-3)
+
+
+def test_sums_do_not_depend_on_the_order_of_the_rows() -> None:
+    data = records(3_000, 100)
+    order = np.random.default_rng(2).permutation(3_000)
+    shuffled = Records(
+        {name: values[order] for name, values in data.columns.items()}, data.persons[order],
+        np.arange(1_500), np.arange(1_500, 3_000),
+    )  # fmt: skip
+    np.testing.assert_array_equal(totals(data, SCHEMA, QUESTION), totals(shuffled, SCHEMA, QUESTION))
