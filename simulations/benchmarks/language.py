@@ -45,7 +45,7 @@ PUBLIC: Final = ("diet_acts", "bundestag_gesetze")  # what parliaments have publ
 SYMBOLS, CONTEXT = 4_096, 128
 WINDOWS: Final = 2  # of a ministry in a step
 ROUNDS, QUICK_ROUNDS = 1_200, 400
-RING_ROUNDS: Final = 8  # as many times fewer, in which rings are compared
+RING_ROUNDS: Final = 10  # as many times fewer, in which rings are compared
 TESTED, QUICK_TESTED = 1_000, 120  # windows of each ministry at most
 LOOKS: Final = 8  # evaluations of a ministry alone, the best of which counts
 KEYS: Final = Keys(side="split")

@@ -48,7 +48,7 @@ def test_three_institutions_learn_and_transformers_loads_what_came_of_it(
     assert result.metrics["bits_per_byte"] < 0.9 * result.rounds["bits_per_byte"].iloc[0]
     assert (result.rounds["ring_error"] < 0.2).all()
     folder = example.export(result, base, tmp_path / "merged")
-    loaded = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+    loaded = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)  # to evaluate, as it comes
     windows = torch.randint(0, 400, (2, example.adapted(base).model.config.max_position_embeddings // 4 + 1))
     with torch.no_grad():
         own = result.model(windows)
