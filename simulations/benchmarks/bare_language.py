@@ -51,7 +51,7 @@ def _loop(task: Task, windows: Windows, batch: int) -> Callable[[], object]:
     rows = torch.from_numpy(windows.take(windows.train)[task.schema.shaped[0].name].astype("int64"))
 
     def steps() -> None:
-        for index in torch.randperm(len(rows))[: STEPS * batch].split(batch):
+        for index in torch.split(torch.randperm(len(rows))[: STEPS * batch], batch):
             optimizer.zero_grad()
             (-module(rows[index]).mean()).backward()
             optimizer.step()
