@@ -60,8 +60,8 @@ SCALED: Final = {"strategy.gradient_scale": 10, "secagg.clip": 1.0}  # no value 
 RINGS: Final[dict[str, dict[str, Any]]] = {
     "32 bits": {"secagg": "full"},
     "16 bits": {"secagg": "compact", **SCALED},
-    "12 bits": {"secagg": "compact", "secagg.bits": 12, **SCALED},
-    "8 bits": {"secagg": "compact", "secagg.bits": 8, "secagg.max_error": 100, **SCALED},  # what rounding takes waits
+    "12 bits": {"secagg": "compact", "secagg.bits": 12, "secagg.max_error": 100, **SCALED},  # what rounding takes waits
+    "8 bits": {"secagg": "compact", "secagg.bits": 8, "secagg.max_error": 100, **SCALED},
 }
 QUICK_RINGS: Final = ("32 bits", "16 bits")
 LOCAL_STEPS: Final = (1, 2, 5, 10)
