@@ -61,13 +61,20 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--quick", is_flag=True, help="Few rounds: 3 minutes, 6 on a busy machine.")
+@click.option("--quick", is_flag=True, help="Few rounds: 3 minutes; on a busy machine take it by parts.")
+@click.option(
+    "--part",
+    "parts",
+    type=click.Choice(("bare", "stock", "memory")),
+    multiple=True,
+    help="Only this: against a bare stream, against stock Flower, or what each process grows by; repeatable.",
+)
 @reported
-def rounds(quick: bool, files: Files, console: Console) -> None:
+def rounds(quick: bool, parts: tuple[str, ...], files: Files, console: Console) -> None:
     """Round overhead (round wall − slowest institution's compute), 4 nodes, 10 KB and 40 MB, against stock Flower."""
-    from sovfed.simulations.benchmarks.rounds import run
+    from sovfed.simulations.benchmarks.rounds import PARTS, run
 
-    run(quick=quick, files=files, console=console)
+    run(quick=quick, files=files, console=console, parts=parts or tuple(PARTS))
 
 
 @bench.command()

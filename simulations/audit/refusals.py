@@ -109,7 +109,7 @@ class Refusing(TrainerService):
 
     def __init__(self, load: Callable[[Task], Dataset], **others: Any) -> None:
         super().__init__(load, **others)
-        self._computing = Failing(self._loaded, self._states, self._telling)
+        self._computing = Failing(self._loaded, self._states, self._telling, lambda _request, _task, _sums: None)
 
 
 class Failing(Computing):
@@ -119,7 +119,7 @@ class Failing(Computing):
         self, request: ProfileRequest | TrainRequest | EvaluateRequest, task: Task, masking: Masking, permit: Permit
     ) -> Reply:
         workload = self._loaded.workload(task)
-        reply, failed, _ = self._compute(request, workload, 0.0)
+        reply, failed, _ = self._compute(request, task, workload, 0.0)
         if not isinstance(request, ProfileRequest) and isinstance(workload, LocalTraining):
             outputs = workload.logits(request.model, request.scale, workload.records.test)
             failed = failed or ("" if (np.abs(outputs) < 2.0**30).all() else "outputs")

@@ -57,6 +57,9 @@ WEIGHED: Final = ("coordinator", "gateway", "trainer", "registry", "supernode", 
 LONG_RUN, EARLY = 200, 20  # rounds: how long the server is watched, and when it is weighed first
 QUICK_S: Final = 130.0  # blocks of slow systems that start later are cut to one round: the whole is 3 to 6 minutes
 SLOW: Final = ("stock", "fallback")
+BARE, STOCK, MEMORY = "bare", "stock", "memory"
+PARTS: Final = {BARE: ("bare", "lane", "masked"), STOCK: ("stock", "lane", "fallback"), MEMORY: ()}
+NO_RUN: Final = Run([], 0.0, [])
 MB: Final = 1e6
 
 
@@ -70,12 +73,12 @@ class Block:
     warm_up: int = 0
 
 
-# Stock Flower alone needs 13 s and more for a round of 10 KB and 15 s and more for one of 40 MB.
+# Stock Flower alone needs 13 s and more for a round of 10 KB and 15 s and more for one of 40 MB: it comes last.
 QUICK: Final = (
-    Block("stock", "10kb", 2, 1), Block("bare", "10kb", 300, 20), Block("lane", "10kb", LONG_RUN - 10, 10),
-    Block("bare", "10kb", 300, 20), Block("masked", "10kb", 90, 10), Block("fallback", "10kb", 3, 1),
-    Block("stock", "40mb", 2), Block("bare", "40mb", 6, 2), Block("lane", "40mb", 8, 4), Block("bare", "40mb", 6, 2),
-    Block("masked", "40mb", 6, 3), Block("fallback", "40mb", 2),
+    Block("bare", "10kb", 300, 20), Block("lane", "10kb", LONG_RUN - 10, 10), Block("bare", "10kb", 300, 20),
+    Block("masked", "10kb", 90, 10), Block("bare", "40mb", 6, 2), Block("lane", "40mb", 8, 4),
+    Block("bare", "40mb", 6, 2), Block("masked", "40mb", 6, 3), Block("stock", "10kb", 2, 1),
+    Block("fallback", "10kb", 3, 1), Block("stock", "40mb", 2), Block("fallback", "40mb", 2),
 )  # fmt: skip
 FULL: Final = 3 * (
     Block("stock", "10kb", 5, 1), Block("bare", "10kb", 300, 20), Block("lane", "10kb", LONG_RUN - 10, 10),
@@ -85,30 +88,36 @@ FULL: Final = 3 * (
 )  # fmt: skip
 
 
-def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
-    """Measure, print, write the files that are asked for; what the JSON file holds.
+def run(quick: bool, files: Files, console: Console, parts: Sequence[str] = tuple(PARTS)) -> dict[str, Any]:
+    """Measure, print, write the files that are asked for; what the JSON file holds, of these `parts` alone.
 
     Everything that was started is ended whatever happens. A failure leaves the folder with the logs and names it.
     """
     files.check()
     started = time.monotonic()
     measured_in = conditions(quick=quick)
-    with workplace() as folder, _federations(folder, console) as (stock, sovfed):
-        deadline = started + QUICK_S if quick else math.inf
-        lines, long_run = _measure(QUICK if quick else FULL, stock, sovfed, deadline, console)
-        stock_database = _size(stock.database)
-    with workplace() as folder, Ours(folder / "large", NODES) as sovfed:
-        growth = _growth(sovfed)
+    systems = {system for part in parts for system in PARTS[part]}
+    blocks = [block for block in (QUICK if quick else FULL) if block.system in systems]
+    lines, long_run, database, growth = dict[tuple[str, str], list[dict[str, Any]]](), NO_RUN, 0, dict[str, int]()
+    if blocks:
+        with workplace() as folder, _federations(folder, console, STOCK in parts) as (stock, sovfed):
+            deadline = started + QUICK_S if quick else math.inf
+            lines, long_run = _measure(blocks, stock, sovfed, deadline, console)
+            database = _size(stock.database) if stock else 0
+    if MEMORY in parts:
+        with workplace() as folder, Ours(folder / "large", NODES) as sovfed:
+            growth = _growth(sovfed)
+    memory = {f"memory_{name}": size / (4 * LARGE) for name, size in growth.items()}
     rows = [_row(*of, block_lines) for of, block_lines in lines.items()]
     report = Report(
         title=f"Round overhead, {NODES} institutions",
         columns=COLUMNS,
         rows=rows,
-        ratios=_ratios(rows) | _over_bare(rows) | {f"memory_{name}": growth[name] / (4 * LARGE) for name in WEIGHED},
+        ratios=_ratios(rows) | _over_bare(rows) | memory,
         figures={
-            **_figures(long_run),
-            "stock_database_mb": stock_database / MB,
-            **{f"growth_mb_{name}": growth[name] / MB for name in WEIGHED},
+            **(_figures(long_run) if long_run.lines else {}),
+            **({"stock_database_mb": database / MB} if database else {}),
+            **{f"growth_mb_{name}": size / MB for name, size in growth.items()},
             "seconds_total": time.monotonic() - started,
         },
         conditions=measured_in,
@@ -120,24 +129,25 @@ def run(quick: bool, files: Files, console: Console) -> dict[str, Any]:
 
 
 def _measure(
-    blocks: Sequence[Block], stock: StockFlower, ours: Ours, deadline: float, console: Console
+    blocks: Sequence[Block], stock: StockFlower | None, ours: Ours, deadline: float, console: Console
 ) -> tuple[dict[tuple[str, str], list[dict[str, Any]]], Run]:
     """The counted rounds of every (system, payload), and the last long run. One federation stands still meanwhile.
 
     On a slow machine, blocks of the slow systems that start after `deadline` are cut to one round.
     """
     lines_by_block: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    long_run = Run([], 0.0, [])
+    long_run = NO_RUN
     for block in blocks:
+        peers = [] if stock is None else stock.roots()
         clock = time.monotonic()
         late = clock > deadline and block.system in SLOW
         warm_up, rounds = (0, 1) if late else (block.warm_up, block.rounds)
         arguments = (warm_up + rounds, PARAMETERS[block.payload], BLOCK_TIMEOUT_S)
-        with paused(ours.roots() if block.system in ("stock", "bare") else stock.roots()):
-            if block.system == "stock":
+        with paused(ours.roots() if block.system in ("stock", "bare") else peers):
+            if block.system == "stock" and stock is not None:
                 lines = stock.run_rounds(*arguments)
             elif block.system == "bare":
-                with paused(stock.roots()):
+                with paused(peers):
                     lines = _bare(ours, warm_up + rounds, PARAMETERS[block.payload])
             else:
                 run = ours.run_rounds(LANES[block.system], *arguments, masked=block.system == "masked")
@@ -214,6 +224,7 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
         for peer in ("stock", "stock_training")
         for system, name in (("lane", "ours"), ("fallback", "fallback"))
         for payload in PARAMETERS
+        if (peer, payload) in median and (system, payload) in median
     }
 
 
@@ -224,6 +235,7 @@ def _over_bare(rows: list[dict[str, Any]]) -> dict[str, float]:
         f"ours_over_bare_{payload}{suffix}": wall[system, payload] / wall["bare", payload]
         for payload in PARAMETERS
         for system, suffix in (("lane", ""), ("masked", "_secagg"))
+        if (system, payload) in wall and ("bare", payload) in wall
     }
 
 
@@ -243,8 +255,12 @@ def _size(database: Path) -> int:
 
 
 @contextlib.contextmanager
-def _federations(folder: Path, console: Console) -> Iterator[tuple[StockFlower, Ours]]:
-    """Both federations, up; both are stopped at the end, also if only one of them started."""
+def _federations(folder: Path, console: Console, both: bool) -> Iterator[tuple[StockFlower | None, Ours]]:
+    """Both federations, up, or ours alone; both are stopped at the end, also if only one of them started."""
+    if not both:
+        with Ours(folder / "ours", NODES) as sovfed:
+            yield None, sovfed
+        return
     stock, sovfed = StockFlower(folder / "stock", NODES), Ours(folder / "ours", NODES)
     try:
         with console.status("starting both federations"), ThreadPoolExecutor(2) as pool:

@@ -228,7 +228,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_measurement(tmp_pat
 @pytest.mark.timeout(300)
 def test_three_systems(tmp_path: Path) -> None:
     blocks = (Block("stock", "10kb", 1), Block("lane", "10kb", 20, 10), Block("fallback", "10kb", 1))
-    with rounds._federations(tmp_path, Console(quiet=True)) as (stock, ours):
+    with rounds._federations(tmp_path, Console(quiet=True), both=True) as (stock, ours):
         members = process_tree.tree([os.getpid()])
         members.pop(os.getpid())
         lines, _ = rounds._measure(blocks, stock, ours, math.inf, Console(quiet=True))
