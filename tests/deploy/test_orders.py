@@ -112,7 +112,7 @@ def test_a_run_from_its_proposal_to_its_release_and_to_the_one_without_who_withd
     agency, names = str(ordered.home), [member.name for member in ordered.institutions]
     folder = ordered.home / "runs" / "study"
     told = sovfed("run", "propose", "task=breast_cancer", "rounds=3", "run_name=study", "server.min_cohort=3",
-                  "privacy=distributed", "privacy.epsilon=3", "privacy.population=400", "privacy.colluders=0",
+                  "privacy=distributed", "privacy.epsilon=1.2", "privacy.population=400", "privacy.colluders=0",
                   "order.purpose=malignant or benign, study 12", "--home", agency)  # fmt: skip
     assert "one masked contribution" in told and "malignant or benign, study 12" in told
     approved(ordered, "study")
