@@ -28,14 +28,13 @@ from sovfed.federation.release.cli import verify
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
 from sovfed.server.cli.evaluate import evaluate
-from sovfed.server.cli.release import release
 from sovfed.server.cli.run import cli as run
 from sovfed.server.runs import folders
 from sovfed.server.runs.awaiting import read_awaiting
 from sovfed.simulations.deployment import LocalFederation
 
 pytestmark = pytest.mark.deploy
-COMMANDS = {"run": run, "client": client, "release": release, "evaluate": evaluate}
+COMMANDS = {"run": run, "client": client, "evaluate": evaluate}
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +67,11 @@ def key_of(federation: LocalFederation, name: str) -> Path:
 
 def sovfed(*words: str) -> str:
     """What the command prints, which ends well."""
-    if words[0] == "run" and words[1] in ("start", "show"):  # whose connection to the superlink ends with the process
+    if words[0] == "release" or words[1] in ("start", "show"):  # MLflow, and a connection to the superlink, end with it
         argv = [sys.executable, "-m", "sovfed", *words]
-        return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120).stdout
+        ran = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=180)
+        assert ran.returncode == 0, f"{words}: {ran.stdout} {ran.stderr}"
+        return ran.stdout
     done = CliRunner().invoke(COMMANDS[words[0]], words[1:])
     assert done.exit_code == 0, f"{words}: {done.output} {done.exception!r}"
     return done.output
@@ -112,7 +113,7 @@ def test_a_run_from_its_proposal_to_its_release_and_to_the_one_without_who_withd
     agency, names = str(ordered.home), [member.name for member in ordered.institutions]
     folder = ordered.home / "runs" / "study"
     told = sovfed("run", "propose", "task=breast_cancer", "rounds=3", "run_name=study", "server.min_cohort=3",
-                  "privacy=distributed", "privacy.epsilon=3", "privacy.population=400", "privacy.colluders=0",
+                  "privacy=distributed", "privacy.epsilon=1.2", "privacy.population=400", "privacy.colluders=0",
                   "order.purpose=malignant or benign, study 12", "--home", agency)  # fmt: skip
     assert "one masked contribution" in told and "malignant or benign, study 12" in told
     approved(ordered, "study")
@@ -141,7 +142,7 @@ def test_a_run_from_its_proposal_to_its_release_and_to_the_one_without_who_withd
     assert "differential privacy for each" in verified.stdout
     assert verified_foreign(bundle, tmp_path) in (0, None)
     verdict = check_release(bundle, load_roots(root))
-    assert verdict.signed_by_all and verdict.log.whole == sorted(names[:5])
+    assert verdict.signed_by_all and set(names[:5]) <= set(verdict.log.whole)
 
     gone, left = names[4], names[:4]
     statement = tmp_path / "withdrawal"
