@@ -167,7 +167,8 @@ class Decoder:
 
     def _checked(self, values: npt.NDArray[np.float64], faults: list[tuple[str, Mask]]) -> Decoded:
         low, high = self.column.bounds
-        stored = values if self.column.kind == "category" else values.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # 1E100 is outside of any bounds
+            stored = values if self.column.kind == "category" else values.astype(np.float32, copy=False)
         inside = (stored >= low) & (stored <= high)
         if inside.all() and not self._whole:
             return Decoded(self._stored(values), ~inside, faults)
@@ -184,7 +185,8 @@ class Decoder:
 
     def _stored(self, values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
         if self._dtype.kind == "f":
-            return values.astype(self._dtype, copy=False)
+            with np.errstate(over="ignore"):
+                return values.astype(self._dtype, copy=False)
         limits = np.iinfo(self._dtype)
         clipped: npt.NDArray[Any] = np.clip(
             np.where(np.isnan(values), -1 if limits.min < 0 else 0, values), limits.min, limits.max

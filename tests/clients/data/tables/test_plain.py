@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -42,7 +44,7 @@ ROWS = st.tuples(
 TABLES = st.lists(ROWS, min_size=1, max_size=12)
 
 
-def _written(path: Path, rows: list[tuple[str, ...]], separator: str, end: str, quoted: str) -> Path:
+def _written(path: Path, rows: Sequence[tuple[str, ...]], separator: str, end: str, quoted: str) -> Path:
     def cell(text: str) -> str:
         needs = any(mark in text for mark in (separator, '"', "\n")) or quoted == "all" or (quoted == "words" and text)
         return '"' + text.replace('"', '""') + '"' if needs else text
@@ -61,10 +63,12 @@ def _read(path: Path, config: DataConfig, *, by_arrays: bool, monkeypatch: pytes
         return str(error)
     finally:
         monkeypatch.undo()
+    assert read.lines is not None
+    assert read.persons is not None
     report = read.report
     order = np.argsort(read.lines, kind="stable")
     table = {name: values[order].tobytes() for name, values in read.table.items()}
-    persons = np.array(read.persons.to_pylist(), object)[order].tolist()
+    persons = read.persons.take(pa.array(order)).to_pylist()
     counts = (report.rows, report.used, report.empty, report.bad, +Counter(report.missing))
     return table, persons, read.lines[order].tolist(), counts, sorted(report.bad_lines)
 

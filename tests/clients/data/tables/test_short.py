@@ -42,7 +42,7 @@ def test_words_that_are_long_many_or_padded_do_not_fit() -> None:
     assert not fits([str(number) for number in range(100)])
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(TEXT, min_size=1, max_size=30), min_size=2, max_size=6))
 def test_batches_are_decoded_alike_whatever_came_before(batches: list[list[str]]) -> None:
     for column in (GRADE, Column("ill", "boolean", role="target"), number("age", 0.0, 99.0)):
