@@ -17,9 +17,10 @@ class Pace:
     begun: list[float] = field(default_factory=list)
 
     def may_begin(self) -> bool:
-        """Whether another try may be begun, which is taken to begin now."""
+        """Whether another try may be begun, which is taken to begin now. The first may: whoever repeats comes on."""
         self.begun.append(time.monotonic())
-        return self.minutes is None or self.begun[-1] - self.made <= 60 * self.minutes
+        first = len(self.begun) == 1
+        return first or self.minutes is None or self.begun[-1] - self.made <= 60 * self.minutes
 
     def left(self, tries: int) -> str:
         """How many tries are left, and how long they will take, in words; nothing if there are none."""
