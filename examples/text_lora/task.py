@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, logging
@@ -13,6 +14,7 @@ from sovfed.task import Column, Task, classifier
 
 AREAS = ("tax", "traffic", "health")
 LENGTH = 52  # bytes of a text that are read
+HIDDEN = torch.finfo(torch.float32).min  # added to the score of a place behind the end
 BASE = Path(__file__).with_name("base")  # `make_base.py` writes it
 LORA = LoraConfig(
     task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["query", "key", "value"],
@@ -40,8 +42,9 @@ def task_of(folder: Path) -> Task:
 
 def predict(model: nn.Module, text: Tensor) -> Tensor:
     """The logits of texts, each byte plus one, and zeros behind the end."""
-    seen = (text > 0)[:, None, None, :].expand(-1, 1, LENGTH, -1)  # of [n, L] the model would look into, as no vmap may
-    logits: Tensor = model(input_ids=text.long(), attention_mask=seen).logits
+    # Of shape [n, L] the model would look into it, as no vmap may; what is added to each score it takes as it is.
+    hidden = HIDDEN * (text == 0)[:, None, None, :].expand(-1, 1, LENGTH, -1)
+    logits: Tensor = model(input_ids=text.long(), attention_mask=hidden).logits
     return logits
 
 
