@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from sovfed.clients.data.survey import ColumnReport, DataReport
-    from sovfed.federation.config import DataConfig
     from sovfed.federation.tasks import Task
 
 
@@ -36,9 +35,10 @@ def check_data(ctx: click.Context, task: str, file: Path, settings: tuple[str, .
       sovfed client check-data renal.yaml patients.csv data.person=mrn data.decimal=,
       sovfed client check-data heart patients.parquet --json
     """
+    from sovfed.clients.data.chosen import chosen
     from sovfed.clients.data.survey import report
 
-    result = report(task_of(task), _config(file, settings))
+    result = report(task_of(task), chosen(file, settings))
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))
     else:
@@ -96,29 +96,6 @@ def _outlined(path: Path) -> Task:
     from sovfed.federation.archive.outline import outline
 
     return outline(read_archive(path).manifest)
-
-
-def _config(file: Path, settings: tuple[str, ...]) -> DataConfig:
-    """The settings of the group data. Raises ConfigError."""
-    import yaml
-
-    from sovfed.clients.data.tables.prediction import source_of
-    from sovfed.federation.config import DataConfig
-    from sovfed.federation.errors import ConfigError
-    from sovfed.federation.schema import bind
-
-    values: dict[str, object] = {}
-    for setting in settings:
-        key, sign, text = setting.partition("=")
-        if not sign:
-            raise ConfigError(f"'{setting[:64]}' is no KEY=VALUE, as in data.person=mrn")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        values[key.removeprefix("data.")] = text if isinstance(value, (int, float)) and key.endswith("site") else value
-    values.setdefault("source", source_of(file) if "source" not in values else values["source"])
-    return bind(DataConfig, {**values, "path": str(file)}, "data", ConfigError)
 
 
 def _show(report: DataReport) -> None:

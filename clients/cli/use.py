@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sovfed.federation.errors import ConfigError
+from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.host.homes import default_home
 from sovfed.federation.text import NAME, visible
 
@@ -68,42 +68,64 @@ def show(model: str, home: Path, as_json: bool) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("table", type=FILE)
+@click.argument("settings", nargs=-1)
 @click.option("--out", type=FILE, help="Write the predictions here (a file of yours alone); default: print them.")
 @click.option("--id", "keep", default="", help="A column of TABLE to carry through; default: the line.")
 @ARCHIVE
 @ANY_VERSION
 @HOME
 def predict(
-    model: str, table: Path, out: Path | None, keep: str, archive: Path | None, any_version: bool, home: Path
-) -> None:
+    model: str, table: Path, settings: tuple[str, ...], out: Path | None, keep: str, archive: Path | None,
+    any_version: bool, home: Path,
+) -> None:  # fmt: skip
     """Predict for each row of TABLE (CSV, Parquet, JSON lines) with the model's input columns as they are, unscaled.
 
-    Where the task is code out of an archive, that runs in a process without network that opens these files alone.
+    SETTINGS of the group data say how TABLE is written, as in data.missing_words=[-99]; days without data.date_format
+    may be 2026-01-31 or 31.01.2026. Where the task is code out of an archive, that runs in a process without network
+    that opens these files alone.
 
     \b
     Examples:
       sovfed model predict heart-20260301-101500-1f2e patients.csv --out predictions.csv
       sovfed model predict model.safetensors patients.csv --id patient_id
+      sovfed model predict model.safetensors patients.csv data.missing_words=[-99]
       sovfed model predict model.safetensors patients.csv --task lab-1.sovtask
     """
+    from sovfed.clients.data.chosen import for_prediction
     from sovfed.federation.files import write_private
 
+    if not table.is_file():
+        raise DataError(f"{table}: {'not a regular file' if table.exists() else 'no such file'}")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}")
+    for_prediction(settings)
     path = find(model, home)
     archive = archive or _archive_of(path, home)
     if archive is None:
         from sovfed.clients.models.predicted import table_of
 
-        text = table_of(load(model, home, any_version=any_version), table, keep)
+        text = table_of(load(model, home, any_version=any_version), table, keep, settings)
     else:
         from sovfed.clients.models.prediction_apart import Prediction, predictions_apart
 
         paths = [str(file.absolute()) for file in (path, archive, table)]
-        text = predictions_apart(Prediction(paths[0], paths[1], paths[2], keep, any_version))
+        text = predictions_apart(
+            Prediction(paths[0], paths[1], paths[2], keep, any_version, settings=_absolute(settings))
+        )
     if out is None:
         click.echo(text, nl=False)
         return
     write_private(out, text.encode())
     click.echo(f"{out}: {text.count(chr(10)) - 1} predictions")
+
+
+def _absolute(settings: tuple[str, ...]) -> tuple[str, ...]:
+    """`settings` with the mapping's whole path: whoever reads it works in another folder."""
+    pairs = [text.partition("=") for text in settings]
+    return tuple(
+        f"{key}={Path(value).expanduser().absolute()}" if key.removeprefix("data.") == "mapping" else f"{key}={value}"
+        for key, _, value in pairs
+    )
 
 
 def _archive_of(path: Path, home: Path) -> Path | None:

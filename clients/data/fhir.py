@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.data.jsonl import Jsonl
-from sovfed.clients.data.tables.connect import connector, read_mapping
+from sovfed.clients.data.tables.connect import connector
 from sovfed.clients.data.tables.facts import Facts, Gathered, Rule, rules_of
+from sovfed.clients.data.tables.mapping import read_mapping
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:

@@ -22,14 +22,14 @@ def unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"{path}: cannot be read ({error.strerror}){hint}")
 
 
-def read_file(path: Path, max_bytes: int, sha256: str | None = None) -> bytes:
+def read_file(path: Path, max_bytes: int, sha256: str | None = None, *, setting: str = "data.path") -> bytes:
     """The bytes of a regular, non-empty file of at most `max_bytes`, with checksum `sha256` if one is known.
 
-    Raises DataError.
+    `setting` is what names it. Raises DataError.
     """
     try:
         if not path.is_file():
-            raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}; check data.path")
+            raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}; check {setting}")
         size = path.stat().st_size
         if not 0 < size <= max_bytes:
             raise DataError(f"{path}: {size} bytes, expected 1 to {max_bytes}")

@@ -22,10 +22,11 @@ import pyarrow.compute as pc
 from sovfed.clients.data.parquet import Parquet
 from sovfed.clients.data.sql import Sql
 from sovfed.clients.data.tables.cells import as_text
-from sovfed.clients.data.tables.connect import connector, read_mapping
+from sovfed.clients.data.tables.connect import connector
 from sovfed.clients.data.tables.delimited import Delimited
 from sovfed.clients.data.tables.facts import Facts, Gathered, Rule, rules_of
 from sovfed.clients.data.tables.header import Index
+from sovfed.clients.data.tables.mapping import read_mapping
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:

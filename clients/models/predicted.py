@@ -6,38 +6,37 @@ import csv
 import dataclasses
 import io
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from sovfed.clients.data.chosen import for_prediction
 from sovfed.clients.data.tables.prediction import read_for_prediction
-from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import DataError
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from sovfed.federation.models.outputs import Predictions
     from sovfed.federation.models.saved import LoadedModel
     from sovfed.federation.tasks.columns import Schema, Table
 
-DAY: Final = "%d.%m.%Y"  # how days may be written, beside year-month-day: neither can be taken for the other
 FORMULA: Final = re.compile(r"[=@\t\r]|[+-](?![0-9.,]*$)")  # how a spreadsheet's formulas begin, but for numbers
 
 
-def table_of(loaded: LoadedModel, table: Path, keep: str) -> str:
-    """The predictions for each row of `table`, in CSV, with its column `keep` or the line."""
-    inputs, rows = _read(loaded.task.schema, table, keep)
+def table_of(loaded: LoadedModel, table: Path, keep: str, settings: Sequence[str] = ()) -> str:
+    """The predictions for each row of `table`, in CSV, with its column `keep` or the line.
+
+    `settings` are those of the group data that say how the table is written; days may be written either way without.
+    """
+    inputs, rows = _read(loaded.task.schema, table, keep, settings)
     return _csv(keep or "line", rows, loaded.predict(inputs))
 
 
-def _read(schema: Schema, path: Path, keep: str) -> tuple[Table, list[str]]:
+def _read(schema: Schema, path: Path, keep: str, settings: Sequence[str]) -> tuple[Table, list[str]]:
     """The inputs of each row, and its text in column `keep`, or its line in the file. Raises DataError."""
-    without_person, config = dataclasses.replace(schema, person=""), DataConfig(person=keep or None)
-    try:
-        read = read_for_prediction(without_person, path, config)
-    except DataError:
-        if not any(column.kind == "date" for column in schema.inputs):
-            raise
-        read = read_for_prediction(without_person, path, dataclasses.replace(config, date_format=DAY))
+    without_person = dataclasses.replace(schema, person="")
+    read = read_for_prediction(without_person, path, for_prediction(settings, keep))
     if keep and read.persons is not None:
         return read.table, read.persons.to_pylist()
     return read.table, [] if read.lines is None else list(map(str, read.lines.tolist()))

@@ -41,7 +41,8 @@ DATA: Final = (".json", ".safetensors", ".txt", ".model", ".md")  # of an export
 class Prediction:
     """Which model, of which archive's task, is to say what of which table, or to be written as what; whole paths.
 
-    `state` is what an institution kept of the run, for the form `OWN`.
+    `settings` say how the table is written, each KEY=VALUE of the group data; `state` is what an institution kept of
+    the run, for the form `OWN`.
     """
 
     model: str = bounded(low=1, high=4096)
@@ -51,6 +52,7 @@ class Prediction:
     any_version: bool = False
     form: str = choice(PREDICT, (PREDICT, *FORMS))
     state: str = bounded("", 0, 4096)
+    settings: tuple[str, ...] = bounded((), 0, 4096)
 
 
 def predictions_apart(asked: Prediction) -> str:
@@ -125,9 +127,12 @@ def main() -> int:
 
 
 def _seal(asked: Prediction) -> None:
+    from sovfed.clients.data.chosen import for_prediction
+
     model = Path(asked.model)
     paths = [model if model.is_dir() else model.parent, Path(asked.archive)]
-    paths += [Path(path) for path in (asked.table, asked.state) if path]
+    mapping = for_prediction(asked.settings).mapping
+    paths += [Path(path) for path in (asked.table, asked.state, mapping) if path]
     rules = [landlock.Rule(path, landlock.READ) for path in paths]
     scratch = landlock.Rule(Path(os.environ["TMPDIR"]), landlock.WRITE)
     isolation = seal([*system_rules(), *rules, scratch], network=False)
@@ -142,7 +147,8 @@ def _predicted(asked: Prediction) -> str:
     from sovfed.federation.tasks.registry import add
 
     add(open_task(Path(asked.archive)))
-    return table_of(load_model(Path(asked.model), any_version=asked.any_version), Path(asked.table), asked.keep)
+    loaded = load_model(Path(asked.model), any_version=asked.any_version)
+    return table_of(loaded, Path(asked.table), asked.keep, asked.settings)
 
 
 def _exported(asked: Prediction) -> str:

@@ -16,6 +16,7 @@ from sovfed.clients.data.tables import words
 from sovfed.clients.data.tables.cells import Decoded, Decoder, as_text, names_of
 from sovfed.clients.data.tables.grown import Grown
 from sovfed.clients.data.tables.header import Places, locate
+from sovfed.clients.data.tables.mapping import renamed
 from sovfed.clients.data.tables.report import Report
 from sovfed.clients.data.tables.source import Batch, Restart, Source, no_rows, not_private
 from sovfed.clients.data.tables.words import Rules
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from sovfed.clients.data.tables.cells import Cells
+    from sovfed.clients.data.tables.mapping import OwnColumn
     from sovfed.clients.data.tables.report import Lines, Mask
     from sovfed.federation.config import DataConfig
     from sovfed.federation.tasks.columns import Column, Schema, Table
@@ -65,15 +67,18 @@ class _Pass:
 
 def read_table(
     schema: Schema, source: Source, config: DataConfig, *,
-    targets: bool = True, files: bool = False, keep: bool = False, renamed: Mapping[str, str] | None = None,
+    targets: bool = True, files: bool = False, keep: bool = False, own: Mapping[str, OwnColumn] | None = None,
 ) -> TableRead:  # fmt: skip
     """Read `source` as `config` says. Raises DataError unless its rows fit `schema`, but for the share that may not.
 
     Without `targets` what is learnt need not be there. With `files` a column of images holds files' names, which are
     given back. With `keep` no row is refused or left out, whatever is wrong with it: for looking at a table.
     """
-    places = locate(schema, source.header, config, source.where, targets=targets, files=files, renamed=renamed)
-    reader = _Reader(schema, source, config, places, keep=keep, lines=keep or files or not targets, files=files)
+    own = own or {}
+    places = locate(schema, source.header, config, source.where, targets=targets, files=files, renamed=renamed(own))
+    rules = Rules.of(config, source.decimal, either_day=not targets)
+    lines = keep or files or not targets
+    reader = _Reader(schema, source, config.site, rules, places, own, keep=keep, lines=lines, files=files)
     report = Report(source.where)
     for _ in range(ATTEMPTS):
         try:
@@ -128,17 +133,19 @@ class _Reader:
     """Takes batches in turn, and keeps of each what the schema stores."""
 
     def __init__(
-        self, schema: Schema, source: Source, config: DataConfig, places: Places,
+        self, schema: Schema, source: Source, site: str, rules: Rules, places: Places, own: Mapping[str, OwnColumn],
         *, keep: bool, lines: bool, files: bool,
     ) -> None:  # fmt: skip
         self.schema, self.source, self.places = schema, source, places
         self.keep, self.lines = keep, lines
-        self._site = config.site if places.site is not None else None
+        self._site = site if places.site is not None else None
         self._wanted = places.wanted
-        rules = Rules.of(config, source.decimal)
         self._columns = [column for column in schema.columns if column.name in places.columns]
         self._files = {column.name for column in self._columns if files and column.kind == "image"}
-        self._decoders = {column.name: Decoder(column, rules) for column in self._columns}
+        self._decoders = {
+            column.name: Decoder(column, rules, own[column.name].folded if column.name in own else {})
+            for column in self._columns
+        }
         self._numbers = {column.name: position for position, column in enumerate(schema.numbers)}
         self._codes = {column.name: position for position, column in enumerate(schema.codes)}
         self._absent = rules.absent

@@ -20,7 +20,7 @@ from sovfed.clients.data.tables.words import Rules, Words
 from sovfed.federation.tasks.columns import REFUSE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sovfed.clients.data.tables.report import Mask
     from sovfed.federation.tasks.columns import Column
@@ -65,11 +65,16 @@ class _Known(dict[str, tuple[float, str]]):
 class Decoder:
     """Reads the cells of one column of a schema."""
 
-    def __init__(self, column: Column, rules: Rules) -> None:
-        self.column = column
+    def __init__(self, column: Column, rules: Rules, own: Mapping[str, str] | None = None) -> None:
+        """`own` gives the column's word for an institution's, as `fold` writes that."""
+        self.column, self._own = column, own or {}
         codes = column.kind in ("boolean", "category")
         self._known = _Known(
-            Words(column, rules).code if codes else rules.day if column.kind == "date" else rules.number
+            _translated(Words(column, rules).code, self._own)
+            if codes
+            else rules.day
+            if column.kind == "date"
+            else rules.number
         )
         self._rules = rules
         self._dtype = column.dtype
@@ -104,7 +109,7 @@ class Decoder:
             cells = cells.cast(cells.type.value_type)
         kind = self.column.kind
         if kind in ("boolean", "category"):
-            plain = kind == "boolean" and types.is_boolean(cells.type)
+            plain = kind == "boolean" and types.is_boolean(cells.type) and not self._own
             return self._checked(*_numbers(cells)) if plain else self._distinct(as_text(cells))
         if kind == "date":
             days = self._days(cells)
@@ -204,6 +209,11 @@ class Decoder:
             values[row, : len(content)] = content.astype(self._dtype) + 1
         faults = [(words.MISSING, absent)] if absent.any() else []
         return Decoded(values.reshape(-1, *self.column.shape), absent, faults)
+
+
+def _translated(read: Read, own: Mapping[str, str]) -> Read:
+    """`read`, with the words that are an institution's `own` put into the task's."""
+    return (lambda text: read(own.get(words.fold(text), text))) if own else read
 
 
 def is_text(kind: pa.DataType) -> bool:

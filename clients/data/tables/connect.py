@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import yaml
-
 from sovfed.clients.data import Connector
-from sovfed.clients.data.files import read_file, unreadable
+from sovfed.clients.data.files import unreadable
 from sovfed.clients.data.tables import ATTEMPTS, read_table
 from sovfed.clients.data.tables.cells import names_of
 from sovfed.clients.data.tables.header import Index, locate
+from sovfed.clients.data.tables.mapping import own_columns, renamed
 from sovfed.clients.data.tables.records import as_records, settle
 from sovfed.clients.data.tables.report import Report
 from sovfed.clients.data.tables.source import Restart, not_private
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 MAX_SITES: Final = 10_000
 MAX_SITE: Final = 64  # letters of a site's name
-MAX_MAPPING: Final = 1 << 20  # bytes
 
 
 def connector(open_: Open, suffixes: tuple[str, ...]) -> Connector:
@@ -44,8 +42,9 @@ def connector(open_: Open, suffixes: tuple[str, ...]) -> Connector:
         return as_records(task, read, config)
 
     def obstacle(task: Task, config: DataConfig) -> str:
-        source = open_(config, _names(task.schema, config))
-        places = locate(task.schema, source.header, config, source.where, renamed=renamed(config))
+        own = renamed(own_columns(task.schema, config))
+        source = open_(config, _names(task.schema, own))
+        places = locate(task.schema, source.header, config, source.where, renamed=own)
         return not_private(places, source)
 
     def sites(config: DataConfig) -> tuple[str, ...]:
@@ -61,8 +60,9 @@ def read_rows(
     schema: Schema, config: DataConfig, open_: Open, *, targets: bool = True, files: bool = False, keep: bool = False
 ) -> TableRead:
     """The rows of one site. Raises DataError."""
-    source = open_(config, _names(schema, config))
-    return read_table(schema, source, config, targets=targets, files=files, keep=keep, renamed=renamed(config))
+    own = own_columns(schema, config)
+    source = open_(config, _names(schema, renamed(own)))
+    return read_table(schema, source, config, targets=targets, files=files, keep=keep, own=own)
 
 
 def file_of(config: DataConfig, suffixes: tuple[str, ...]) -> Path:
@@ -86,32 +86,7 @@ def sites_of(config: DataConfig, suffixes: tuple[str, ...], open_: Open) -> tupl
     return _in_column(config, open_) if config.site_column else ()
 
 
-def renamed(config: DataConfig) -> Mapping[str, str]:
-    """The table's own word for columns of the task: `columns: {age: Alter}` in the file of data.mapping."""
-    if config.mapping is None or config.source in ("fhir", "omop"):
-        return {}
-    columns = read_mapping(config).get("columns", {})
-    if not isinstance(columns, dict) or not all(isinstance(name, str) for pair in columns.items() for name in pair):
-        raise DataError(f"{config.mapping}: 'columns' must give each column of the task its own name in the table")
-    return columns
-
-
-def read_mapping(config: DataConfig) -> dict[str, object]:
-    """What stands in the file of data.mapping. Raises DataError."""
-    if config.mapping is None:
-        raise DataError(f"data.source '{config.source}' needs data.mapping: a YAML file that says what a column is")
-    path = Path(config.mapping).expanduser()
-    try:
-        content = yaml.safe_load(read_file(path, MAX_MAPPING))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: not YAML ({type(error).__name__})") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: expected 'columns' with a line for each")
-    return content
-
-
-def _names(schema: Schema, config: DataConfig) -> list[str]:
-    own = renamed(config)
+def _names(schema: Schema, own: Mapping[str, str]) -> list[str]:
     return [own.get(column.name, column.name) for column in schema.columns]
 
 

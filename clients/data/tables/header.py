@@ -81,7 +81,7 @@ def locate(
     if lacking:
         raise DataError(index.lacks(lacking))
     site = index.demand(config.site_column, "data.site_column") if config.site_column else None
-    person, declared = _person(schema, config, index)
+    person, declared = _person(schema, config, index, "data.person" if targets else "--id")
     used = {position for positions in columns.values() for position in positions} | {site}
     unused = [name for position, name in enumerate(header) if position not in used]
     suspects = () if person is not None else tuple(like_persons(unused))
@@ -143,7 +143,7 @@ def _of(column: Column, index: Index, own: str | None, *, files: bool) -> list[i
     return [index.place(name) for name in column.cells()]
 
 
-def _person(schema: Schema, config: DataConfig, index: Index) -> tuple[int | None, bool]:
+def _person(schema: Schema, config: DataConfig, index: Index, setting: str) -> tuple[int | None, bool]:
     """Where the person's column stands, and whether anything declares who is a person. Raises DataError."""
     by_row = config.person == ROW or (schema.one_row_a_person and config.person is None)
     if by_row:
@@ -155,7 +155,7 @@ def _person(schema: Schema, config: DataConfig, index: Index) -> tuple[int | Non
             )
         return None, True
     if config.person:
-        return index.demand(config.person, "data.person"), True
+        return index.demand(config.person, setting), True
     if schema.person:
         return index.demand(schema.person, "the task, which names the person,"), True
     position = index.place(PERSON)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 FIRST: Final = 5  # lines that are named
 COLUMNS: Final = 8  # columns that are named
+OWN_WORDS: Final = (
+    ", or your own words for these in the file of data.mapping: columns: {COLUMN: {values: {OWN WORD: TASK'S WORD}}}"
+)
 MAX_LINES: Final = 1_000_000  # of bad rows that are written down
 Mask = npt.NDArray[np.bool_]
 Lines = npt.NDArray[np.int64]
@@ -99,6 +102,10 @@ def _fix(column: Column | None, kind: str) -> str:
             return "; see data.decimal and data.missing_words"
         case words.DATE:
             return "; expected year-month-day, or as said: data.date_format=%d.%m.%Y"
+        case words.OUTSIDE if column is not None and column.kind == "number":
+            low, high = column.bounds
+            unit = f" {column.unit}" if column.unit else ""
+            return f"; expected {low:g} to {high:g}{unit}; a number that says 'missing' is declared: data.missing_words=[-99]"
         case words.OUTSIDE if column is not None:
             low, high = column.bounds
             return f"; expected {low:g} to {high:g}{f' {column.unit}' if column.unit else ''}"
@@ -113,7 +120,7 @@ def _expected(column: Column, kind: str) -> str:
     options = column.categories or ("no", "yes")
     shown = ", ".join(f"'{word}'" for word in options[:COLUMNS]) + ("…" if len(options) > COLUMNS else "")
     declared = "; codes such as 1 and 2 have a meaning only where the task's `true` and `false` give it"
-    return f"; expected {shown}{declared if kind == words.CODED and len(options) == 2 else ''}"
+    return f"; expected {shown}{declared if kind == words.CODED and len(options) == 2 else OWN_WORDS}"
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

@@ -45,6 +45,7 @@ _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]
 _CENSORED: Final = re.compile(r"[<>≤≥]=?\s*(?=[+-]?[0-9.,])")
 _WHOLE: Final = re.compile(r"([0-9]+)\.0+")
 _ISO: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ][0-9:.]*(?:Z|[+-][0-9:]{2,6})?)?")
+_DAY_FIRST: Final = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})")
 _EPOCH: Final = datetime.date(1970, 1, 1).toordinal()
 
 
@@ -66,11 +67,12 @@ class Rules:
     limits: str = "refuse"  # of a value below detection, as in <0.2; "limit" takes the limit
     date_format: str = ""  # "": ISO 8601
     more_absent: tuple[str, ...] = ()
+    either_day: bool = False  # without a format also as in 31.01.2026: neither can be taken for the other
 
     @classmethod
-    def of(cls, config: DataConfig, decimal: str = ".") -> Rules:
+    def of(cls, config: DataConfig, decimal: str = ".", *, either_day: bool = False) -> Rules:
         """The rules that the settings declare, with the file's own decimal mark."""
-        return cls(decimal, config.detection_limit, config.date_format or "", config.missing_words)
+        return cls(decimal, config.detection_limit, config.date_format or "", config.missing_words, either_day)
 
     @cached_property
     def absent(self) -> frozenset[str]:
@@ -119,6 +121,8 @@ class Rules:
                 date = datetime.datetime.strptime(text, self.date_format).date()  # noqa: DTZ007 - a day has no zone
             elif iso := _ISO.fullmatch(text):
                 date = datetime.date.fromisoformat(iso[1])
+            elif self.either_day and (own := _DAY_FIRST.fullmatch(text)):
+                date = datetime.date(int(own[3]), int(own[2]), int(own[1]))
             else:
                 return float("nan"), DATE
         except ValueError:

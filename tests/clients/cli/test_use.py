@@ -117,3 +117,33 @@ def test_code_of_an_archive_prints_no_formula_and_steers_no_terminal(monkeypatch
     assert cells == ["class", "\\x1b[2Jill", "'=1+1", "-1e-05", "'=x", "a\nb", "\ufffd"]
     with pytest.raises(DataError, match="printed no table"):
         predictions_apart(Prediction("/m", "/a", "/t"))
+
+
+@pytest.mark.parametrize("seen", ["1970-01-02", "02.01.1970"])
+def test_only_what_is_wrong_is_told_whichever_way_days_are_written(home: Path, seen: str) -> None:
+    (home / "wrong.csv").write_text(TABLE.replace("1970-01-02", seen).replace(";m", ";villa"))
+    with pytest.raises(DataError) as caught:
+        run(home, "predict", "study-1", str(home / "wrong.csv"))
+    assert "column 'sex': 1 value is no known word (line 2)" in str(caught.value)
+    assert "column 'seen'" not in str(caught.value)
+
+
+def test_a_prediction_takes_how_its_table_is_written_and_nothing_else(home: Path) -> None:
+    (home / "own.csv").write_text(TABLE.replace(";50;", ";-99;").replace(";m", ";Herr"))
+    (home / "own.yaml").write_text("columns: {sex: {values: {herr: m}}}")
+    settings = ["data.missing_words=[-99]", f"data.mapping={home / 'own.yaml'}"]
+    with pytest.raises(DataError, match="column 'age': 1 value is missing"):
+        run(home, "predict", "study-1", str(home / "own.csv"), *settings)
+    (home / "own.csv").write_text(TABLE.replace(";m", ";Herr"))
+    told = run(home, "predict", "study-1", str(home / "own.csv"), *settings)
+    assert told == run(home, "predict", "study-1", str(home / "table.csv"))
+    for setting, said in (("data.person=patient", "--id"), ("data.limit=3", "says nothing of a table to predict for")):
+        with pytest.raises(ConfigError, match=said):
+            run(home, "predict", "study-1", str(home / "own.csv"), setting)
+
+
+def test_what_is_named_wrong_is_told_as_it_was_named(home: Path) -> None:
+    with pytest.raises(DataError, match="lacks the column 'mrn' of --id"):
+        run(home, "predict", "study-1", str(home / "table.csv"), "--id", "mrn")
+    with pytest.raises(ConfigError, match="there is no folder"):
+        run(home, "predict", "study-1", str(home / "table.csv"), "--out", str(home / "none" / "p.csv"))

@@ -1,0 +1,58 @@
+"""The settings of the group `data` as a command line has them, for a file that it names."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Final
+
+import yaml
+
+from sovfed.clients.data.tables.prediction import source_of
+from sovfed.federation.config import DataConfig
+from sovfed.federation.errors import ConfigError
+from sovfed.federation.schema import bind, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+OF_A_PREDICTION: Final = frozenset(
+    {
+        "encoding", "separator", "decimal", "date_format", "missing_words", "detection_limit", "mapping", "bad_rows",
+        "max_bad_share",
+    }
+)  # fmt: skip
+
+
+def chosen(file: Path, settings: Sequence[str]) -> DataConfig:
+    """The records in `file` as `settings` say, each `data.KEY=VALUE`. Raises ConfigError."""
+    values = _values(settings)
+    source = values["source"] if "source" in values else source_of(file)
+    return bind(DataConfig, {**values, "source": source, "path": str(file)}, "data", ConfigError)
+
+
+def for_prediction(settings: Sequence[str], keep: str = "") -> DataConfig:
+    """How the table to predict for is written; its column `keep` is carried through. Raises ConfigError."""
+    values = _values(settings)
+    for key in values:
+        if key not in OF_A_PREDICTION:
+            hint = "; --id names the column to carry through" if key == "person" else nearest(key, OF_A_PREDICTION)
+            raise ConfigError(
+                f"data.{key[:64]} says nothing of a table to predict for{hint}; expected one of "
+                + ", ".join(f"data.{name}" for name in sorted(OF_A_PREDICTION))
+            )
+    return dataclasses.replace(bind(DataConfig, values, "data", ConfigError), person=keep or None)
+
+
+def _values(settings: Sequence[str]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        if not sign:
+            raise ConfigError(f"'{setting[:64]}' is no KEY=VALUE, as in data.decimal=,")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        values[key.removeprefix("data.")] = text if isinstance(value, (int, float)) and key.endswith("site") else value
+    return values

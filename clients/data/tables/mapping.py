@@ -1,0 +1,110 @@
+"""What an institution's own table calls the task's columns and words, as the file of data.mapping declares it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+
+from sovfed.clients.data.files import read_file
+from sovfed.clients.data.tables.words import MISSING, Rules, Words, fold
+from sovfed.federation.errors import DataError
+from sovfed.federation.schema import bind, bounded, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sovfed.federation.config import DataConfig
+    from sovfed.federation.tasks.columns import Column, Schema
+
+MAX_MAPPING: Final = 1 << 20  # bytes
+WORDED: Final = ("boolean", "category")  # kinds of columns whose cells are words
+OF_FACTS: Final = ("fhir", "omop")  # sources whose mapping says how columns are gathered
+
+
+@dataclass(frozen=True)
+class OwnColumn:
+    """A column of the task in the institution's table: its name there, and the task's word for each of its own."""
+
+    name: str = bounded("", 0, 256)
+    values: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def folded(self) -> dict[str, str]:
+        """The task's words by the table's as they are compared."""
+        return {fold(own): word for own, word in self.values.items()}
+
+
+def own_columns(schema: Schema, config: DataConfig) -> Mapping[str, OwnColumn]:
+    """`columns: {age: Alter, home: {name: Wohnform, values: {zu Hause: own}}}` of data.mapping. Raises DataError."""
+    if config.mapping is None or config.source in OF_FACTS:
+        return {}
+    content = read_mapping(config)
+    for key in content:
+        if key != "columns":
+            hint = "; words stand with their column: columns: {COLUMN: {values: {OWN WORD: TASK'S WORD}}}"
+            raise DataError(f"{config.mapping}: unknown key '{str(key)[:64]}', expected 'columns' alone{hint}")
+    columns = content.get("columns") or {}
+    if not isinstance(columns, dict):
+        raise DataError(f"{config.mapping}: 'columns' must give each column of the task its own name in the table")
+    by_name = {column.name: column for column in schema.columns}
+    own = {}
+    for name, told in columns.items():
+        where = f"{config.mapping}: columns.{str(name)[:64]}"
+        if name not in by_name:
+            raise DataError(f"{where}: the task has no such column{nearest(str(name), by_name)}")
+        own[name] = bind(OwnColumn, _plain(told, where), where, DataError)
+        _check_words(by_name[name], own[name], where)
+    return own
+
+
+def renamed(own: Mapping[str, OwnColumn]) -> dict[str, str]:
+    """The table's own name for columns of the task."""
+    return {name: column.name for name, column in own.items() if column.name}
+
+
+def read_mapping(config: DataConfig) -> dict[str, object]:
+    """What stands in the file of data.mapping. Raises DataError."""
+    if config.mapping is None:
+        raise DataError(f"data.source '{config.source}' needs data.mapping: a YAML file that says what a column is")
+    path = Path(config.mapping).expanduser()
+    try:
+        content = yaml.safe_load(read_file(path, MAX_MAPPING, setting="data.mapping"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: not YAML ({type(error).__name__})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected 'columns' with a line for each")
+    return content
+
+
+def _plain(told: object, where: str) -> dict[str, Any]:
+    """A column's own name alone, or with its words; numbers as the text that they are written as."""
+    if not isinstance(told, dict):
+        return {"name": told}
+    plain: dict[str, Any] = {str(key): value for key, value in told.items()}
+    values = plain.get("values")
+    if isinstance(values, dict):
+        if any(not isinstance(word, (str, int)) or isinstance(word, bool) for pair in values.items() for word in pair):
+            raise DataError(f"{where}.values: expected words; yes, no, days and decimals are words in quotes alone")
+        plain["values"] = {str(own): str(word) for own, word in values.items()}
+    return plain
+
+
+def _check_words(column: Column, own: OwnColumn, where: str) -> None:
+    """Raise DataError unless the words that are meant are the task's, or say that a value is missing."""
+    if not own.values:
+        return
+    if column.kind not in WORDED:
+        raise DataError(
+            f"{where}.values: a {column.kind} has no words; of what stands for a missing value: data.missing_words"
+        )
+    words = Words(column, Rules())
+    for word in own.values.values():
+        if words.code(word)[1] not in ("", MISSING):
+            options = column.categories or ("no", "yes")
+            raise DataError(
+                f"{where}.values: '{word[:64]}' is no word of the task's{nearest(word, options)}, "
+                f"expected one of {', '.join(options[:20])}"
+            )
