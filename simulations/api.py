@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-import tempfile
+import shutil
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from sovfed.simulations.baselines import Comparison, compare
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.partition import Partition
 from sovfed.simulations.population import Institution, Partitioned, labels, make_population
+from sovfed.simulations.run_folder import run_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,9 +35,9 @@ Data: TypeAlias = "str | Path | pd.DataFrame | Mapping[str, Part] | Sequence[Par
 Callback: TypeAlias = Callable[[dict[str, Any]], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Result:
-    """A simulation's outcome. `folder` is the run's, as a deployment would leave it."""
+    """A simulation's outcome. `folder` is the run's, as a deployment would leave it; if nobody chose it, it goes with this."""
 
     config: Config
     task: Task
@@ -44,6 +46,13 @@ class Result:
     summary: dict[str, Any]
     folder: Path
     population: Sequence[Institution]
+
+    def __repr__(self) -> str:
+        figures = "  ".join(f"{name} {value:.3f}" for name, value in self.metrics.items())
+        return (
+            f"<{self.task.name}: {self.config.rounds} rounds, {len(self.population)} institutions, "
+            f"{len(self.vector)} parameters; {figures or 'no metrics'}; folder {self.folder}>"
+        )
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -82,7 +91,10 @@ class Result:
         """The headline metric beside one model on all records pooled, and each institution's own model."""
         names = [institution.site for institution in self.population]
         datasets = [institution.load(self.task) for institution in self.population]
-        return compare(self.config, datasets, names, self.vector, self.scale)
+        comparison = compare(self.config, datasets, names, self.vector, self.scale)
+        for institution, row in zip(self.population, comparison.rows, strict=True):
+            row["institution"] = institution.name
+        return comparison
 
 
 def simulate(
@@ -106,7 +118,8 @@ def simulate(
     and what is held out (`sovfed.task.records`). `strategy` is a name, or an object: a `ServerOptimizer`, or one of
     `flwr.serverapp.strategy`. `settings` are those of `sovfed config options`, as a mapping of dotted keys or as
     "key=value".
-    Each of `callbacks` is called with every round's figures. Raises SovfedError.
+    Each of `callbacks` is called with every round's figures. `folder`, new or empty, keeps the run; without, it goes
+    with the result. Raises SovfedError.
 
         result = sovfed.simulate("birth.yaml", "clinics/", rounds=50)
         result.metrics, result.rounds, result.plot(), result.baselines
@@ -120,15 +133,18 @@ def simulate(
     resolved = configured_task(config.task)
     require_works(resolved)
     population = _population(config, resolved, data)
-    run_folder = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="sovfed-simulation-"))
 
     def report(line: dict[str, Any]) -> None:
         for callback in callbacks:
             callback(line)
 
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies tell of every aggregation
-    outcome = simulate_population(config, population, run_folder, on_round=report)
-    return Result(config, resolved, outcome.model, outcome.scale, outcome.summary, run_folder, population)
+    with run_folder(None if folder is None else Path(folder)) as kept:
+        outcome = simulate_population(config, population, kept, on_round=report)
+    result = Result(config, resolved, outcome.model, outcome.scale, outcome.summary, kept, population)
+    if folder is None:
+        weakref.finalize(result, shutil.rmtree, kept, ignore_errors=True)
+    return result
 
 
 def _config(

@@ -43,8 +43,8 @@ class Comparison:
     """The headline metric on held-out records; None where it is undefined, as an AUC is with one class.
 
     `pooled`, `federated` and `alone_mean` are on all institutions' held-out records together; `alone_mean` is the mean
-    over institutions' own models. A row is one institution's own held-out records: `train`, `test` (counts), `pooled`,
-    `alone`, `federated`, and `alone_union`, its own model on everybody's.
+    over institutions' own models. A row is one institution's own held-out records: `institution` (its name), `train`,
+    `test` (counts), `pooled`, `alone`, `federated`, and `alone_union`, its own model on everybody's.
     """
 
     metric: str
@@ -70,13 +70,14 @@ def compare(config: Config, parts: Sequence[Dataset], sites: Sequence[str], mode
     own = [alone(config, records, site) for records, site in zip(parts, sites, strict=True)]
     rows: list[dict[str, Any]] = [
         {
+            "institution": site,
             "train": len(records.train),
             "test": len(records.test),
             **{name: score(task, trained, records) for name, trained in models.items()},
             "alone": score(task, own_model, records),
             "alone_union": score(task, own_model, union),
         }
-        for records, own_model in zip(parts, own, strict=True)
+        for site, records, own_model in zip(sites, parts, own, strict=True)
     ]
     overall = {name: _defined(task, score(task, trained, union)) for name, trained in models.items()}
     alone_mean = float(np.mean([_defined(task, row["alone_union"]) for row in rows]))

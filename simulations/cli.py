@@ -93,6 +93,7 @@ def simulate(
     from sovfed.server.runs.tracking import Tracker
     from sovfed.simulations.federation import simulate_population
     from sovfed.simulations.population import make_population
+    from sovfed.simulations.run_folder import run_folder
     from sovfed.simulations.sweep import swept
 
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies tell of every aggregation
@@ -107,14 +108,12 @@ def simulate(
     if several := swept(overrides):
         raise ConfigError(f"{several[0]} has several values: add -m for a run for each of them")
     config = _compose(overrides)
-    folder = folder or _fresh("sovfed-simulation-")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    tracker = Tracker(config, folder, folder, config.run_name or folder.name) if track else None
+    population = make_population(config)
     console = _console(as_json)
-    with _RoundsBar(console, config.rounds) as on_round:
-        outcome = simulate_population(
-            config, make_population(config), folder, tracker=tracker, resume=resume, on_round=on_round
-        )
+    with run_folder(folder, Path.cwd(), resume=resume) as folder:
+        tracker = Tracker(config, folder, folder, config.run_name or folder.name) if track else None
+        with _RoundsBar(console, config.rounds) as on_round:
+            outcome = simulate_population(config, population, folder, tracker=tracker, resume=resume, on_round=on_round)
     if as_json:
         click.echo(json.dumps(outcome.summary, indent=2))
         return

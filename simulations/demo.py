@@ -88,7 +88,7 @@ def _summarise(federation: LocalFederation, institutions: list[Institution], sta
         "alone_mean": comparison.alone_mean,
         "federated": comparison.federated,
         "by_institution": [
-            {"institution": member.name, **row} for member, row in zip(institutions, comparison.rows, strict=True)
+            {**row, "institution": member.name} for member, row in zip(institutions, comparison.rows, strict=True)
         ],
     }
     write_atomic(federation.folder / "summary.json", json.dumps(summary, indent=2).encode())
@@ -112,7 +112,9 @@ def _baseline(config: Config) -> Config:
 def _print(console: Console, federation: LocalFederation, summary: dict[str, Any]) -> None:
     task = configured_task(federation.config.task)
     if summary["split"] == "simulated":
-        console.print("[yellow]The split is simulated:[/] one public data set, cut into four unequal 'hospitals'.")
+        console.print(
+            f"[yellow]The split is simulated:[/] one data set, cut into {len(federation.institutions)} parts."
+        )
     table = Table(title=f"{task.title}: held-out {summary['metric']}")
     for column in ("institution", "train", "test", "pooled", "alone", "federated", "gain"):
         table.add_column(column, justify="left" if column == "institution" else "right")

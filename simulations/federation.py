@@ -23,7 +23,7 @@ from sovfed.clients.training.local import WARMING, LocalTraining, choose_device,
 from sovfed.clients.training.model import FlatModel
 from sovfed.clients.training.personal import PersonalStates
 from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
-from sovfed.federation.errors import CohortError, ConfigError, TrainingError
+from sovfed.federation.errors import CohortError, ConfigError, DataError, TrainingError
 from sovfed.federation.files import write_private
 from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.local import Authority
@@ -39,7 +39,7 @@ from sovfed.server.runs.release import SUMMARY
 from sovfed.server.runs.tracking import Tracker
 from sovfed.simulations.baselines import merge
 from sovfed.simulations.grid import Apps, Failures, InMemoryGrid
-from sovfed.simulations.population import KEPT, Institution, institution_names, of_sites, sites
+from sovfed.simulations.population import KEPT, Institution, institution_names, of_sites, sites, wrong_data
 
 __all__ = ["institution_names", "simulate", "simulate_population", "sites"]
 log = logging.getLogger(__name__)
@@ -122,7 +122,11 @@ def simulate_population(
 
         return run_on_ray(config, names, folder, run)
     with _kept_heap(), _threads(config), closing(_grid(config, apps, names, population[0], cohort, failures)) as grid:
-        outcome = _told(lambda: run(grid, "in-memory"), failures)
+        try:
+            with failures.unlogged():
+                outcome = _told(lambda: run(grid, "in-memory"), failures)
+        except DataError as error:
+            raise wrong_data(population, configured_task(config.task), error) from error
     if config.privacy.private and not config.task.statistics:
         outcome.summary[OUTSIDE] = _measure(config, population, outcome)
         write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import count
 from typing import Final
@@ -13,10 +15,15 @@ from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.run import Run
 
+from sovfed.clients.node import app
+from sovfed.clients.trainer import telling
 from sovfed.federation.errors import ConfigError, DataError, WrongTaskError
 from sovfed.federation.wire.flower import LeftS, StreamingGrid, for_ever, size_bytes
 
 LASTING: Final = {kind.code: kind for kind in (DataError, WrongTaskError, ConfigError)}  # however often it is tried
+
+
+TELLING: Final = (app.__name__, telling.__name__)  # whose logs tell of failures with a traceback
 
 
 class Failures:
@@ -31,10 +38,28 @@ class Failures:
         if isinstance(error, DataError | WrongTaskError | ConfigError):
             self.lasting = self.lasting or error
 
+    @contextmanager
+    def unlogged(self) -> Iterator[None]:
+        """The institutions' logs leave out meanwhile what lasts: it is raised, once for all."""
+        loggers = [logging.getLogger(name) for name in TELLING]
+        for logger in loggers:
+            logger.addFilter(_of_another)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(_of_another)
+
     def check(self) -> None:
         """Raise what lasts, if there was any."""
         if self.lasting is not None:
             raise self.lasting
+
+
+def _of_another(record: logging.LogRecord) -> bool:
+    """Whether a line of the log tells of anything but what lasts."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, tuple(LASTING.values()))
 
 
 class Apps(Mapping[int, ClientApp]):

@@ -18,7 +18,8 @@ A package brings others (entry points `sovfed.partitions`): a function of the se
 record, how many classes and parts there are, and the seeded generator to draw from.
 
 More institutions than the records give parts for (`PART_RECORDS` each) share them: beyond the last part, institution k
-is a bootstrap sample (Efron 1979) of part k mod parts. Training and held-out records never mix. Everything follows from
+is a bootstrap sample (Efron 1979) of part k mod parts. Training and held-out records never mix, and a person
+goes to one institution with all records, dealt by the class of the first. Everything follows from
 (seed, institution), so that an institution's records are made when it is trained, and nothing is kept of the others.
 """
 
@@ -31,7 +32,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.clients.data import Dataset, Indices, Records, load_records, natural_sites
+from sovfed.clients.data import Dataset, Indices, Records, load_records
 from sovfed.federation import plugins
 from sovfed.federation.compose import PARTITIONS
 from sovfed.federation.config import Config, PartitionConfig
@@ -40,6 +41,7 @@ from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.columns import NUMBERS
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.simulations.baselines import columns_of, merge
+from sovfed.simulations.own_settings import natural_institutions
 
 PART_RECORDS: Final = 10  # training records of a part, on average and at least
 LEAST: Final = {"train": 2, "test": 1}  # records of a part, taken from the largest where the shares give fewer
@@ -52,8 +54,8 @@ Recipe = Callable[[PartitionConfig, Indices, int, int, np.random.Generator], npt
 
 def pooled(task: Task, config: Config) -> Dataset:
     """All records of `task` as one institution's. Raises DataError."""
-    if names := natural_sites(config.data):
-        return merge([load_records(task, replace(config.data, site=name)) for name in names])
+    if sources := natural_institutions(config.data):
+        return merge([load_records(task, source) for source in sources])
     return load_records(task, replace(config.data, site="0", sites=1))
 
 
@@ -61,22 +63,26 @@ class Partition:
     """The records of every simulated institution, by its number."""
 
     def __init__(self, task: Task, records: Dataset, config: PartitionConfig, institutions: int, seed: int) -> None:
-        """Raises DataError where there are too few records, a person has several, or it needs classes and has none."""
-        if len(np.unique(records.persons)) != len(records.persons):
-            raise DataError("records of one person would go to several institutions; only partition=natural keeps them")
+        """Raises DataError where there are too few records, or it needs classes and has none."""
+        self._several = len(np.unique(records.persons)) != len(records.persons)
         self.institutions, self._records, self._config, self._seed = institutions, records, config, seed
         self._changed = _changeable(task) if config.name == "feature" else {}
         labels, classes = _strata(task, records, config)
-        parts = min(institutions, len(records.train) // PART_RECORDS)
-        if parts < 1 or parts > len(records.test):
+        sides = {"train": records.train, "test": records.test}
+        heads = {name: _heads(records.persons, rows) for name, rows in sides.items()}
+        parts = min(institutions, len(heads["train"]) // PART_RECORDS)
+        if parts < 1 or parts > len(heads["test"]):
+            what = "persons" if self._several else "records"
             raise DataError(
-                f"{len(records.train)} training and {len(records.test)} held-out records are too few to cut up"
+                f"{len(heads['train'])} training and {len(heads['test'])} held-out {what} are too few to cut up"
             )
         generator = np.random.default_rng([seed, 0])
-        shares = make_shares(config, labels[records.train], classes, parts, generator)
+        shares = make_shares(config, labels[heads["train"]], classes, parts, generator)
         self._parts = {
-            name: _top_up(_deal(labels, rows, shares, generator), LEAST[name])
-            for name, rows in (("train", records.train), ("test", records.test))
+            name: [_all_rows(records.persons, sides[name], hand) for hand in hands]
+            for name, hands in (
+                (name, _top_up(_deal(labels, rows, shares, generator), LEAST[name])) for name, rows in heads.items()
+            )
         }
 
     @property
@@ -106,7 +112,7 @@ class Partition:
                 columns[name] = self._shifted(name, columns[name], institution, generator)
         return Records(
             columns, self._records.persons[union], train, test,
-            several_records=institution >= len(self._parts["train"]),  # a bootstrap sample may have a person twice
+            several_records=self._several or institution >= len(self._parts["train"]),  # as in a bootstrap sample
             not_private=self._records.not_private,
         )  # fmt: skip
 
@@ -186,6 +192,17 @@ def _shards(
 _OURS: Final[dict[str, Recipe]] = {
     "iid": _equal, "feature": _equal, "dirichlet": _by_label, "quantity": _by_quantity, "shards": _shards,
 }  # fmt: skip
+
+
+def _heads(persons: Indices, rows: Indices) -> Indices:
+    """The first of each person's records among `rows`: it stands for them all, and its class for the person's."""
+    heads: Indices = np.sort(rows[np.unique(persons[rows], return_index=True)[1]])
+    return heads
+
+
+def _all_rows(persons: Indices, rows: Indices, heads: Indices) -> Indices:
+    """All of `rows` that are of a person one of whose records is in `heads`."""
+    return rows[np.isin(persons[rows], persons[heads])]
 
 
 def _deal(labels: Indices, rows: Indices, shares: Shares, generator: np.random.Generator) -> list[Indices]:

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, overload
 
-from sovfed.clients.data import Dataset, check_private_data, load_records, natural_sites, single
+from sovfed.clients.data import Dataset, check_private_data, load_records, single
 from sovfed.federation.config import Config, DataConfig
-from sovfed.federation.errors import ConfigError
+from sovfed.federation.errors import ConfigError, DataError, PrivacyError
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.registry import configured_task
+from sovfed.simulations.own_settings import natural_institutions, settings_file
 from sovfed.simulations.partition import Partition, make_partition
 
 LABEL: Final = 63  # letters of a DNS label
 SPELT: Final = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "æ": "ae", "ø": "oe", "å": "aa", "ł": "l"})
+LOOKED_AT: Final = 100  # institutions whose records are looked at, once those of one of them cannot be used
 KEPT: Final = 1_000  # institutions whose records, or trainers, are kept from round to round
 
 
@@ -30,6 +32,7 @@ class Institution:
     name: str
     site: str
     load: Callable[[Task], Dataset]
+    settings: str = ""  # the file that has its own ones, if there is one or not
 
 
 class Partitioned(Sequence[Institution]):
@@ -60,8 +63,7 @@ def make_population(config: Config) -> Sequence[Institution]:
     task = configured_task(config.task)  # first: out of an archive it may bring the connector
     natural = sites(config) if config.partition.name == "natural" else []
     if config.privacy.private:
-        for source in natural or [config.data]:
-            check_private_data(task, source)
+        _check_private(task, natural or [config.data])
     if natural:
         return of_sites(natural)
     if config.data.source == "none":
@@ -69,17 +71,47 @@ def make_population(config: Config) -> Sequence[Institution]:
     return Partitioned(make_partition(config))
 
 
+def _check_private(task: Task, sources: Sequence[DataConfig]) -> None:
+    """Raise PrivacyError with what each of the sources lacks."""
+    lacking = []
+    for source in sources:
+        try:
+            check_private_data(task, source)
+        except PrivacyError as error:
+            lacking.append(str(error))
+    if lacking:
+        raise PrivacyError("\n".join(dict.fromkeys(lacking)))
+
+
 def of_sites(data: Sequence[DataConfig]) -> list[Institution]:
     """One institution for each entry of `data`, as its connector has it."""
     return [
-        Institution(name, source.site, lambda task, source=source: load_records(task, source))  # type: ignore[misc]
+        Institution(name, source.site, lambda task, source=source: load_records(task, source), settings_file(source))  # type: ignore[misc]
         for name, source in zip(institution_names(data), data, strict=True)
     ]
 
 
+def wrong_data(population: Sequence[Institution], task: Task, first: DataError) -> DataError:
+    """What is wrong with the records of every institution, where it is more than `first`."""
+    told: dict[str, str] = {}
+    for institution in population[:LOOKED_AT] if not isinstance(population, Partitioned) else ():
+        try:
+            institution.load(task)
+        except DataError as error:
+            told[institution.name] = str(error)
+    files = [institution.settings for institution in population[:LOOKED_AT] if institution.name in told]
+    own = f"\nsettings for one institution alone: {files[0]}, as in 'data: {{encoding: cp1252}}'" if any(files) else ""
+    if len(told) < 2:
+        return DataError(f"{first}{own}")
+    lines = "\n".join(f"{name}: {text}" for name, text in told.items())
+    return DataError(f"{len(told)} of {len(population)} institutions have records that cannot be used\n{lines}{own}")
+
+
 def sites(config: Config) -> list[DataConfig]:
     """One DataConfig per institution: the real ones that the source has records of, or shares of a simulated split."""
-    names = natural_sites(config.data) or [str(site) for site in range(config.simulation.institutions)]
+    if natural := natural_institutions(config.data):
+        return natural
+    names = [str(site) for site in range(config.simulation.institutions)]
     if single(config.data) and len(names) > 1:
         raise ConfigError(
             f"{config.data.path or config.data.source}: one file is one institution, and {len(names)} are asked for: "

@@ -26,7 +26,14 @@ for command in (pack, review, diff, signer, tokenizer, language):
 
 @task.command()
 @click.argument("name")
-@click.option("--from-csv", "path", required=True, type=click.Path(path_type=Path), help="A file of your own records.")
+@click.option(
+    "--from-csv",
+    "paths",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A file of your own records, or a folder of them; several times: bounds and words cover all.",
+)
 @click.option(
     "--target", "targets", multiple=True, help="What is to be learnt; several times: labels. With --event: a time."
 )
@@ -37,13 +44,20 @@ for command in (pack, review, diff, signer, tokenizer, language):
 @click.option("--output", type=click.Path(path_type=Path), help="Where to write it; NAME.yaml unless given.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def new(
-    name: str, path: Path, targets: tuple[str, ...], event: str, person: str, output: Path | None, force: bool
+    name: str,
+    paths: tuple[Path, ...],
+    targets: tuple[str, ...],
+    event: str,
+    person: str,
+    output: Path | None,
+    force: bool,
 ) -> None:
-    """Propose NAME.yaml from the records in a CSV file: what to confirm is marked, and no record is printed.
+    """Propose NAME.yaml from the records in CSV files: what to confirm is marked, and no record is printed.
 
     \b
     Examples:
       sovfed task new birth --from-csv clinic.csv --target preterm --person patient_id
+      sovfed task new birth --from-csv clinics/ --target preterm
       sovfed task new relapse --from-csv clinic.csv --target days --event relapsed --person row
       sovfed task new signs --from-csv clinic.csv --target cough --target fever
     """
@@ -54,7 +68,7 @@ def new(
     where = Path(f"{name}.yaml") if output is None else output
     if where.exists() and not force:
         raise ConfigError(f"{where} is there already; --force writes over it, --output another")
-    proposal = propose(name, path, targets, event=event, person=person)
+    proposal = propose(name, paths, targets, event=event, person=person)
     where.write_text(proposal.text, encoding="utf-8")
     for line in proposal.told:
         click.echo(visible(line, keep=""))

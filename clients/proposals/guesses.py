@@ -63,7 +63,9 @@ def look(name: str, cells: Sequence[str], decimal: str) -> Seen:
         return guess
     if (days := _dates(present)) is not None:
         bounds = {"low": _january(min(days), -1), "high": _january(max(days), 2) - 1}
-        written = f"{CONFIRM}; its days need data.date_format=%d.%m.%Y" if "." in present[0] else CONFIRM
+        written = (
+            f"{CONFIRM}; its days need data.date_format=%d.%m.%Y" if any("." in cell for cell in present) else CONFIRM
+        )
         return Seen("date", values={**bounds, **_mean(missing, len(cells))}, note=written)
     return _category(name, present, words, missing)
 

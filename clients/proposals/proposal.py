@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.data.tables.header import like_persons
 from sovfed.clients.proposals.guesses import CONFIRM, Seen, absent, look
-from sovfed.clients.proposals.sniffing import Sheet, read_sheet
+from sovfed.clients.proposals.sniffing import Sheet, files_of, read_sheet, together
 from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.schema import bind, nearest
 from sovfed.federation.tasks.columns import Column
@@ -23,7 +24,6 @@ from sovfed.federation.text import steers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 ENOUGH: Final = 1_000  # records, from which on a perceptron is proposed
 LEARNT: Final = re.compile(
@@ -39,15 +39,24 @@ class Proposal:
     told: tuple[str, ...]
 
 
-def propose(name: str, path: Path, targets: Sequence[str] = (), *, event: str = "", person: str = "") -> Proposal:
-    """The proposal from the CSV file `path`. Raises DataError if it cannot be read, ConfigError for a wrong name."""
-    sheet = read_sheet(path)
-    if not sheet.rows:
-        raise DataError(f"{path.name}: no records below the header")
+def propose(
+    name: str, path: Path | Sequence[Path], targets: Sequence[str] = (), *, event: str = "", person: str = ""
+) -> Proposal:
+    """The proposal from a CSV file, from several or a folder of them: what it says covers them all.
+
+    Raises DataError if one cannot be read, ConfigError for a wrong name.
+    """
+    files = files_of([path] if isinstance(path, Path) else path)
+    sheets = [read_sheet(file) for file in files]
+    for file, read in zip(files, sheets, strict=True):
+        if not read.rows:
+            raise DataError(f"{file.name}: no records below the header")
+    sheet, lacking = together(sheets)
     learnt = [_known(sheet, target, "--target") for target in targets]
     learnt += [_known(sheet, event, "--event")] if event else []
     whose, whose_note = _person(sheet, person, learnt)
-    profiles = {name: look(name, sheet.column(name), sheet.decimal) for name in sheet.names if name and name != whose}
+    profiles = {name: _looked(name, sheet, sheets) for name in sheet.names if name and name != whose}
+    profiles |= {name: Seen("", "another file lacks it") for name in lacking}
     guessed = not learnt
     if guessed:
         learnt = [_guess(profiles)]
@@ -69,8 +78,21 @@ def propose(name: str, path: Path, targets: Sequence[str] = (), *, event: str = 
     left_out = [f"left out: '{column}': {profile.reason}" for column, profile in profiles.items() if not profile.kind]
     empty = [(name, sum(map(absent, sheet.column(name)))) for name in learnt]
     lost = [f"'{name}', which is to be learnt, is missing in {count} records" for name, count in empty if count]
-    remarks = [f"{len(sheet.rows)} records, {len(inputs)} inputs; {sheet.said}", *left_out, *lost]
+    read_as = [f"{file.name}: {len(read.rows)} records; {read.said}" for file, read in zip(files, sheets, strict=True)]
+    head = f"{len(sheet.rows)} records, {len(inputs)} inputs"
+    remarks = [*([f"{head}; {sheet.said}"] if len(files) == 1 else [*read_as, head]), *left_out, *lost]
     return Proposal("".join(f"# {_plain(line)}\n" for line in left_out) + to_text(file, notes), tuple(remarks))
+
+
+def _looked(name: str, sheet: Sheet, sheets: Sequence[Sheet]) -> Seen:
+    """What a column is in all files together; what numbers the records of each file does so, though numbers recur."""
+    seen = look(name, sheet.column(name), sheet.decimal)
+    if len(sheets) == 1 or not seen.kind:
+        return seen
+    each = [look(name, own.column_like(name), own.decimal) for own in sheets]
+    numbers_records = all("in every record" in profile.reason and not profile.kind for profile in each)
+    constant = any(len(set(own.column_like(name))) == 1 for own in sheets)
+    return each[0] if numbers_records and not constant else seen
 
 
 def _plain(line: str) -> str:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
+from sovfed.clients.data.csv import SUFFIXES as CSV
 from sovfed.clients.data.tables.dialect import look_at
+from sovfed.clients.data.tables.words import fold
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+_DECIMAL: Final = re.compile(r"[<>≤≥]?\s*[-+]?[0-9]*,[0-9]+")
 MAX_ROWS: Final = 100_000  # that are looked at
 MAX_NAMES: Final = 10_000
 _NAMES: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -33,6 +38,10 @@ class Sheet:
     def column(self, name: str) -> list[str]:
         position = self._places[name]
         return [row[position] for row in self.rows]
+
+    def column_like(self, name: str) -> list[str]:
+        """The cells of the column of that name, whatever the case of its letters."""
+        return self.column(next(own for own in self.names if fold(own) == fold(name)))
 
     @property
     def said(self) -> str:
@@ -65,6 +74,42 @@ def read_sheet(path: Path) -> Sheet:
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path.name}: not readable as CSV: {type(error).__name__}") from error
     return Sheet(dialect.header, rows, dialect.encoding, dialect.separator, dialect.decimal)
+
+
+def files_of(paths: Sequence[Path]) -> list[Path]:
+    """The CSV files among `paths`, of a folder all that lie in it. Raises DataError."""
+    files: list[Path] = []
+    for path in paths:
+        inside = sorted(child for child in path.iterdir() if child.name.lower().endswith(CSV)) if path.is_dir() else []
+        if path.is_dir() and not inside:
+            raise DataError(f"{path}: no file in it ends in {', '.join(CSV)}")
+        files += inside or [path]
+    return files
+
+
+def together(sheets: Sequence[Sheet]) -> tuple[Sheet, list[str]]:
+    """All records of `sheets` by the first one's names, and those of its columns that another one lacks."""
+    first, *others = sheets
+    if not others:
+        return first, []
+    places = [{fold(name): position for position, name in enumerate(sheet.names)} for sheet in sheets]
+    shared = [name for name in first.names if name and all(fold(name) in own for own in places)]
+    lacking = [name for name in first.names if name and name not in shared]
+    marks = {sheet.decimal for sheet in sheets}
+    rows = [
+        [_pointed(row[own[fold(name)]], sheet.decimal, marks) for name in shared]
+        for sheet, own in zip(sheets, places, strict=True)
+        for row in sheet.rows
+    ]
+    mark = first.decimal if len(marks) == 1 else "."
+    return Sheet(tuple(shared), rows, first.encoding, first.separator, mark), lacking
+
+
+def _pointed(cell: str, mark: str, marks: set[str]) -> str:
+    """A number with a decimal point, where files differ in the mark; any other cell as it is."""
+    if mark == "." or len(marks) == 1 or not _DECIMAL.fullmatch(cell):
+        return cell
+    return cell.replace(mark, ".")
 
 
 def _fitting(cells: list[str], width: int, line: int, path: Path) -> list[str]:

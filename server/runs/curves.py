@@ -84,7 +84,8 @@ def _draw_seconds(axes: Axes, lines: list[dict[str, Any]]) -> None:
     else:  # a private round: who computed how long is not told
         axes.bar(numbers, [line["seconds"] for line in lines], label="whole round")
     axes.set(title="Seconds per round", xlabel="round")
-    axes.legend()
+    axes.margins(y=0.35)  # the legend stands above the bars
+    axes.legend(loc="upper center", fontsize="small")
 
 
 def _or_nan(value: float | None) -> float:

@@ -11,7 +11,6 @@ from click.testing import CliRunner
 
 from sovfed.clients.data import Dataset, Records, check
 from sovfed.federation.compose import compose
-from sovfed.federation.errors import DataError
 from sovfed.federation.tasks.registry import get_task
 from sovfed.simulations.baselines import columns_of, labels_of
 from sovfed.simulations.cli import partition as partition_command
@@ -89,11 +88,19 @@ def test_more_institutions_than_records_are_bootstrap_samples_of_one_part() -> N
     assert not np.array_equal(later.persons, partition.records(7 + 4 * parts).persons)
 
 
-def test_a_person_with_several_records_is_never_split() -> None:
-    whole, config = all_records(), compose(["partition=iid"]).config
-    doubled = Records(columns_of(whole), whole.persons // 2, whole.train, whole.test)
-    with pytest.raises(DataError, match="one person"):
-        Partition(TASK, doubled, config.partition, 4, 0)
+@pytest.mark.parametrize("name", ["iid", "dirichlet", "quantity", "shards", "feature"])
+def test_a_person_goes_to_one_institution_with_all_records(name: str) -> None:
+    whole, config = all_records(), compose([f"partition={name}"]).config
+    persons = np.empty(len(whole), np.int64)
+    for rows in (whole.train, whole.test):
+        persons[rows] = rows[np.arange(len(rows)) // 3 * 3]
+    tripled = Records(columns_of(whole), persons, whole.train, whole.test)
+    held = [Partition(TASK, tripled, config.partition, 4, 0).records(number) for number in range(4)]
+    assert all(records.several_records for records in held)
+    owners = [set(records.persons.tolist()) for records in held]
+    assert set.union(*owners) == set(persons.tolist()) and sum(map(len, owners)) == len(set(persons.tolist()))
+    assert sum(len(records.train) for records in held) == len(whole.train)
+    assert sum(len(records.test) for records in held) == len(whole.test)
 
 
 def test_the_command_shows_and_draws_what_each_institution_holds(tmp_path: Path) -> None:

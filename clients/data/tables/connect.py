@@ -45,7 +45,8 @@ def connector(open_: Open, suffixes: tuple[str, ...]) -> Connector:
         own = renamed(own_columns(task.schema, config))
         source = open_(config, _names(task.schema, own))
         places = locate(task.schema, source.header, config, source.where, renamed=own)
-        return not_private(places, source)
+        reason = not_private(places, source)
+        return reason and f"{source.where}: {reason}"
 
     def sites(config: DataConfig) -> tuple[str, ...]:
         return sites_of(config, suffixes, open_)
@@ -81,6 +82,8 @@ def file_of(config: DataConfig, suffixes: tuple[str, ...]) -> Path:
 def sites_of(config: DataConfig, suffixes: tuple[str, ...], open_: Open) -> tuple[str, ...]:
     """The institutions in a folder of one file a site, or in the column of sites; () for a single file's one."""
     path = Path(config.path).expanduser() if config.path else None
+    if path is not None and not path.exists():
+        raise DataError(f"{path}: no such file or folder; check data.path")
     if path is not None and path.is_dir() and not config.site_column:
         return tuple(_files(path, suffixes))
     return _in_column(config, open_) if config.site_column else ()

@@ -105,7 +105,7 @@ def _fix(column: Column | None, kind: str) -> str:
         case words.OUTSIDE if column is not None and column.kind == "number":
             low, high = column.bounds
             unit = f" {column.unit}" if column.unit else ""
-            return f"; expected {low:g} to {high:g}{unit}; a number that says 'missing' is declared: data.missing_words=[-99]"
+            return f"; expected {low:g} to {high:g}{unit}, or, of one that says 'missing', data.missing_words=[-99]"
         case words.OUTSIDE if column is not None:
             low, high = column.bounds
             return f"; expected {low:g} to {high:g}{f' {column.unit}' if column.unit else ''}"

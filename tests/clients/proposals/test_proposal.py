@@ -164,3 +164,27 @@ def test_the_person_is_the_patient_rather_than_the_case(tmp_path: Path) -> None:
     assert "\nperson: Patienten-ID  # to be confirmed" in propose("sturz", file).text
     file.write_text(f"Fall-Nr;Bett;Alter;Sturz\n{rows}", encoding="utf-8")
     assert "\nperson: Fall-Nr  # to be confirmed" in propose("sturz", file).text
+
+
+def test_several_files_give_one_task_that_fits_them_all(tmp_path: Path) -> None:
+    """Marks of decimals, days and words differ; a column that one lacks, and a running number of each, are left out."""
+    folder = tmp_path / "clinics"
+    folder.mkdir()
+    draw = random.Random(2)
+    for name, (sep, mark, word, top) in {"north": (",", ".", "own", 60), "south": (";", ",", "Heim", 190)}.items():
+        head = ["No", "age", "home", "ill"] + ["extra"] * (name == "north")
+        lines = [sep.join(head)]
+        for row in range(40):
+            age = f"{draw.uniform(20, top):.1f}".replace(".", mark)
+            cells = [str(row), age, draw.choice(["care", word]), draw.choice(["yes", "no"]), str(draw.random())]
+            lines.append(sep.join(cells[: len(head)]))
+        (folder / f"{name}.csv").write_text("\n".join(lines))
+    proposal = propose("stay", [folder], ["ill"])
+    columns = {column.name: column for column in task_from_text(proposal.text).schema.columns}
+    assert list(columns) == ["age", "home", "ill"]
+    assert columns["age"].high >= 190 and columns["home"].categories == ("Heim", "care", "own")
+    assert "left out: 'extra': another file lacks it" in proposal.told
+    files = [folder / "north.csv", folder / "south.csv"]
+    assert propose("stay", files, ["ill"]).text == proposal.text
+    with pytest.raises(DataError, match="no file in it"):
+        propose("stay", [tmp_path / "clinics" / ".."], ["ill"])
