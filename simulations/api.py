@@ -37,7 +37,7 @@ Callback: TypeAlias = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Result:
-    """A simulation's outcome. `folder` is the run's, as a deployment would leave it; if nobody chose it, it goes with this."""
+    """A simulation's outcome. `folder` is the run's, as a deployment leaves it; one that nobody chose goes with it."""
 
     config: Config
     task: Task

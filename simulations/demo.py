@@ -13,6 +13,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from sovfed.clients.data import natural_sites
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import write_atomic
@@ -111,7 +112,7 @@ def _baseline(config: Config) -> Config:
 
 def _print(console: Console, federation: LocalFederation, summary: dict[str, Any]) -> None:
     task = configured_task(federation.config.task)
-    if summary["split"] == "simulated":
+    if summary["split"] == "simulated" and not natural_sites(federation.config.data):
         console.print(
             f"[yellow]The split is simulated:[/] one data set, cut into {len(federation.institutions)} parts."
         )

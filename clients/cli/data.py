@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from sovfed.federation.text import ARCHIVE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
+    from rich.table import Table
 
     from sovfed.clients.data.survey import ColumnReport, DataReport
     from sovfed.federation.tasks import Task
+
+KEPT: Final = ("column", "kind", "missing")
+LONGEST: Final = 32  # letters of a column's name that are never broken
+ONE_LINE: Final = ("kind", "missing", "outside", "unknown", "unreadable")
 
 
 @click.command("check-data")
@@ -107,20 +114,15 @@ def _show(report: DataReport) -> None:
 
 
 def _parts(report: DataReport) -> list[RenderableType]:
-    from rich.table import Column, Table
     from rich.text import Text
 
-    counts = ("missing", "outside", "unknown", "unreadable")
-    table = Table(Column("column", overflow="fold"), "kind", "unit", *counts, "first lines", box=None)
-    for column in report.columns:
-        table.add_row(*_row(column))
     head = f"{report.rows} rows ({report.empty} empty ones skipped), {report.bad} at fault, {report.persons} persons"
     sides = f"{report.train} rows train, {report.test} are held out"
     classes = ", ".join(f"{name}: {count}" for name, count in report.classes.items())
     verdict = "it can be used as it is" if report.usable else "it cannot be used as it is"
     lines = [
         Text(report.where, style="bold"), Text(head), Text(sides), *([Text(f"classes: {classes}")] if classes else []),
-        *(Text(f"note: {note}") for note in report.notes), table if report.columns else Text(""),
+        *(Text(f"note: {note}") for note in report.notes), _table(report.columns) if report.columns else Text(""),
         *(Text(f"fault: {fault}", style="red") for fault in report.faults),
         *(Text(f"warning: {warning}", style="yellow") for warning in report.warnings),
         *([Text(f"no private run may use it: {report.not_private}", style="yellow")] if report.not_private else []),
@@ -129,7 +131,26 @@ def _parts(report: DataReport) -> list[RenderableType]:
     return list(lines)
 
 
-def _row(column: ColumnReport) -> list[str]:
-    counts = [column.missing, column.outside, column.unknown, column.unreadable]
-    role = f"{column.kind}{' (target)' if column.role == 'target' else ''}"
-    return [column.name, role, column.unit, *map(str, counts), ", ".join(map(str, column.first_lines))]
+def _table(columns: Sequence[ColumnReport]) -> Table:
+    """A line a column; counts that are 0 everywhere are left out, so that 80 letters are enough for most."""
+    from rich.table import Column, Table
+
+    rows = [_row(column) for column in columns]
+    names = [name for name in rows[0] if name in KEPT or any(row[name] not in ("", "0") for row in rows)]
+    least = min(LONGEST, max(len(row["column"]) for row in rows))
+    table = Table(Column("column", overflow="fold", min_width=least), box=None)
+    for name in names[1:]:
+        table.add_column(name, no_wrap=name in ONE_LINE, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
+    return table
+
+
+def _row(column: ColumnReport) -> dict[str, str]:
+    return {
+        "column": column.name,
+        "kind": f"{column.kind}{' (target)' if column.role == 'target' else ''}",
+        "unit": column.unit,
+        **{name: str(getattr(column, name)) for name in ("missing", "outside", "unknown", "unreadable")},
+        "first lines": ", ".join(map(str, column.first_lines)),
+    }

@@ -193,14 +193,16 @@ def require_task(task: Task, source: str, *names: str) -> None:
         raise DataError(f"data.source '{source}' holds records for task {expected}, not for '{task.name}'")
 
 
-def check(records: Dataset, schema: Schema, where: str) -> None:
+def check(records: Dataset, schema: Schema, where: str, hint: str = "") -> None:
     """Raise DataError unless `records` fit `schema`, and no person is both in the training and the held-out part.
+
+    `hint` says how bounds are declared.
 
     Values that are all in memory are looked at here; those that are decoded later, by who decodes them.
     """
     count = len(records.persons)
     if isinstance(records, Records):
-        _check_columns(records.columns, schema, count, where)
+        _check_columns(records.columns, schema, count, where, hint)
     sides = [rows for rows in (records.train, records.test) if len(rows)]
     if not sides:
         raise DataError(f"{where}: no training and no held-out records")
@@ -237,7 +239,7 @@ def _on_both_sides(records: Dataset) -> int:
     return len(np.intersect1d(persons[records.train], persons[records.test]))
 
 
-def _check_columns(table: Table, schema: Schema, count: int, where: str) -> None:
+def _check_columns(table: Table, schema: Schema, count: int, where: str, hint: str) -> None:
     stored = schema.stored()
     if set(table) != set(stored):
         raise DataError(f"{where}: columns {sorted(table)[:8]}, expected {sorted(stored)[:8]}")
@@ -247,11 +249,11 @@ def _check_columns(table: Table, schema: Schema, count: int, where: str) -> None
             raise DataError(f"{where}: column '{name}': {actual}, expected {dtype} of shape {(count, *shape)}")
     if not _all_inside(table, schema):
         for position, column in enumerate(schema.numbers):
-            _check_values(table[NUMBERS][:, position], column, where)
+            _check_values(table[NUMBERS][:, position], column, where, hint)
     for position, column in enumerate(schema.codes):
         _check_values(table[CODES][:, position], column, where)
     for column in (*schema.shaped, *schema.targets):
-        _check_values(table[column.name], column, where)
+        _check_values(table[column.name], column, where, hint)
 
 
 def _all_inside(table: Table, schema: Schema) -> bool:
@@ -263,7 +265,7 @@ def _all_inside(table: Table, schema: Schema) -> bool:
     return all(bool(((block >= low) & (block <= high)).all()) for block in parts)
 
 
-def _check_values(values: npt.NDArray[Any], column: Column, where: str) -> None:
+def _check_values(values: npt.NDArray[Any], column: Column, where: str, hint: str = "") -> None:
     """Raise DataError unless all are within the column's bounds, or missing where they may be."""
     low, high = column.bounds
     outside = 0
@@ -274,5 +276,5 @@ def _check_values(values: npt.NDArray[Any], column: Column, where: str) -> None:
             fits |= (block == MISSING_CODE) if block.dtype.kind in "iu" else np.isnan(block)
         outside += int((~fits).sum())
     if outside:
-        fault = "are no known class" if column.kind == "category" else f"missing or outside [{low:g}, {high:g}]"
+        fault = "are no known class" if column.kind == "category" else f"missing or outside [{low:g}, {high:g}]{hint}"
         raise DataError(f"{where}: column '{column.name}': {outside} of {values.size} values {fault}")

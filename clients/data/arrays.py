@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 Arrays: TypeAlias = "npt.ArrayLike | Mapping[str, npt.ArrayLike]"
 Part: TypeAlias = "tuple[Arrays, Arrays]"  # inputs and targets
+BOUNDED: Final = "; bounds=(low, high) of classifier() or regressor(), or the column's own, say what can be"
+UNSCALED: Final = 20.0  # features beyond it are no scaled ones
+LOOKED_AT: Final = 1_000  # records
+log = logging.getLogger(__name__)
 UNKNOWN: Final = (
     "nothing says who is a person: give records() `persons`, or declare one_row_a_person where each row is another"
 )
@@ -52,8 +57,22 @@ def records(task: Task, train: Part, test: Part | None = None, *, persons: npt.A
     result = Records(
         table, numbers, *parts, several_records=names is not None, not_private="" if persons_known else UNKNOWN
     )
-    check(result, task.schema, f"task '{task.name}'")
+    check(result, task.schema, f"task '{task.name}'", BOUNDED)
+    _warn_unscaled(task, result)
     return result
+
+
+def _warn_unscaled(task: Task, result: Records) -> None:
+    """Say in the log that features which reach the model as they are, are no scaled ones: it hardly learns then."""
+    for column in task.schema.shaped:
+        if column.kind == "number" and column.scaling == "none" and len(column.shape) == 1 and len(result.train):
+            largest = float(np.abs(result.columns[column.name][result.train[:LOOKED_AT]]).max())
+            if largest > UNSCALED:
+                log.warning(
+                    "task '%s': '%s' reaches to %.3g and goes into the model unscaled, which hardly learns from it: "
+                    'scale it, or name the columns, [number("age", 0, 120), …], which the federation scales',
+                    task.name, column.name, largest,
+                )  # fmt: skip
 
 
 def _table(task: Task, part: Part) -> dict[str, npt.NDArray[Any]]:

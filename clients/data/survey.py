@@ -88,7 +88,8 @@ def report(task: Task, config: DataConfig) -> DataReport:
         read.report.where, read.report.rows, read.report.empty, bad, bad <= allowed and len(train) + len(test) > 0,
         len(np.unique(persons)), len(train), len(test), columns, _classes(schema, table),
         tuple(sentence(by_name.get(name), name, kind, count) for (name, kind), count in read.report.faults.items()),
-        tuple(read.report.notes), (*read.report.warnings, *_warnings(read, columns)), read.not_private,
+        tuple(read.report.notes),
+        (*read.report.warnings, *_warnings(read, columns), *_too_many(read, config)), read.not_private,
     )  # fmt: skip
 
 
@@ -144,3 +145,12 @@ def _classes(schema: Schema, table: Any) -> dict[str, int]:
 
 def _warnings(read: TableRead, columns: tuple[ColumnReport, ...]) -> list[str]:
     return [column.suspicion for column in columns if column.suspicion]
+
+
+def _too_many(read: TableRead, config: DataConfig) -> list[str]:
+    """That rows at fault are left out, but not as many as there are."""
+    bad, rows = read.report.bad, read.report.rows
+    if config.bad_rows != "quarantine" or bad <= config.max_bad_share * rows:
+        return []
+    share = config.max_bad_share
+    return [f"{bad} of {rows} rows are at fault, more than data.max_bad_share, {share:g}, lets be left out"]

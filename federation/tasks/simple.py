@@ -29,32 +29,35 @@ FEATURES: Final = "features"
 
 def classifier(
     name: str, build: Callable[[], Module], inputs: Inputs, classes: int | Sequence[str], *, logits: int | None = None,
-    bounds: tuple[float, float] = BOUNDS, one_row_a_person: bool = False, **rest: Any,
+    bounds: tuple[float, float] = BOUNDS, learnt: str = "label", one_row_a_person: bool = False, **rest: Any,
 ) -> Task:  # fmt: skip
     """A task whose model puts each record into one of `classes` (their words, or how many): one logit for each.
 
-    `inputs` are columns, or the shape of a record's numbers, which reach the model as they are and lie within `bounds`.
-    `logits` = 1 is for two classes and a model with one logit, of the second class. `rest` is `Task`'s.
+    `inputs` are columns, or the shape of a record's numbers, which reach the model as they are, unscaled, and lie
+    within `bounds`; columns made by `number(…)` are scaled by the federation's mean and deviation. `learnt` is what a
+    table calls the class. `logits` = 1 is for two classes and a model with one logit, of the second class. `rest` is
+    `Task`'s.
     """
     words = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
     if logits == 1 and len(words) != 2:
         raise ValueError(f"task '{name}': one logit is for 2 classes, not for {len(words)}")
     metrics: Metric = BinaryMetrics() if logits == 1 else ClassMetrics(len(words))
     loss = losses.binary_cross_entropy if logits == 1 else losses.cross_entropy
-    columns = (*_columns(inputs, bounds), target("label", *words))
+    columns = (*_columns(inputs, bounds), target(learnt, *words))
     schema = Schema(columns, one_row_a_person=one_row_a_person)
     return _task(name, build, schema, metrics, "accuracy", loss, rest)
 
 
 def regressor(
     name: str, build: Callable[[], Module], inputs: Inputs, low: float, high: float, *,
-    bounds: tuple[float, float] = BOUNDS, one_row_a_person: bool = False, **rest: Any,
+    bounds: tuple[float, float] = BOUNDS, learnt: str = "value", one_row_a_person: bool = False, **rest: Any,
 ) -> Task:  # fmt: skip
     """A task whose model gives a number in [`low`, `high`] for each record: outputs [n, 1].
 
-    It is learnt in deviations from the federation's mean, which `predict` takes back into the number's own unit.
+    `inputs` and `bounds` as in `classifier`; `learnt` is what a table calls the number. It is
+    learnt in deviations from the federation's mean, which `predict` takes back into the number's own unit.
     """
-    columns = (*_columns(inputs, bounds), number("value", low, high, role="target"))
+    columns = (*_columns(inputs, bounds), number(learnt, low, high, role="target"))
     schema = Schema(columns, one_row_a_person=one_row_a_person)
     return _task(name, build, schema, RegressionMetrics(), "r2", losses.squared_error, rest)
 

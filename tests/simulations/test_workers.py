@@ -197,4 +197,4 @@ def test_records_that_are_wrong_end_the_simulation_at_once(tmp_path: Path, setti
     population[-1] = dataclasses.replace(population[-1], load=wrong)
     with pytest.raises(DataError, match="the header lacks 1 columns: 'age'"):
         simulate_population(config, population, tmp_path)
-    assert len(reads) <= 1
+    assert len(reads) <= 2  # for the run, and to tell of all that are wrong: never for another attempt

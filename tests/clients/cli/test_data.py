@@ -101,3 +101,20 @@ def test_all_sources_are_listed_with_what_they_are() -> None:
     assert {"csv", "parquet", "sql", "images", "jsonl", "fhir", "omop", "uci_heart"} <= set(told)
     assert told["csv"].startswith("CSV as institutions export it")
     assert all(told.values())
+
+
+def test_the_table_is_whole_at_80_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ["hours_to_surgery", "destination_after", "haemoglobin_at_admission"]
+    columns = "\n".join(f"  {name}: {{kind: number, low: 0, high: 9}}" for name in names)
+    (tmp_path / "hip.yaml").write_text(
+        f'format: 1\nname: hip\ntitle: hip\nversion: "1"\nperson: one row a person\ncolumns:\n{columns}\n'
+        'target: {kind: binary, column: outcome, classes: ["no", "yes"]}\nmodel: {family: linear}\n'
+    )
+    lines = [",".join([*names, "outcome"]), *(f"{99 if row < 9 else 1},1,1,yes" for row in range(40))]
+    (tmp_path / "clinic.csv").write_text("\n".join(lines))
+    arguments = [str(tmp_path / "hip.yaml"), str(tmp_path / "clinic.csv")]
+    shown = CliRunner().invoke(check_data, arguments).output
+    assert all(any(name in line for line in shown.splitlines()) for name in names)
+    assert "unit" not in shown and "data.missing_words=[-99]" in shown
+    assert "data.max_bad_share" in CliRunner().invoke(check_data, [*arguments, "data.bad_rows=quarantine"]).output

@@ -76,3 +76,13 @@ def test_what_does_not_fit_is_told_without_a_value(inputs: object, targets: obje
 def test_persons_are_counted() -> None:
     with pytest.raises(DataError, match="3 persons for 200 records"):
         records(TASK, (X, Y), persons=[1, 2, 3])
+
+
+def test_values_beyond_the_bounds_and_unscaled_ones_are_told_with_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    ages = np.linspace(20, 90, 40, dtype=np.float32).reshape(-1, 1)
+    learnt = (ages[:, 0] > 50).astype(np.int64)
+    with pytest.raises(DataError, match=r"bounds=\(low, high\) of classifier"):
+        records(classifier("own", nn.Linear, (1,), 2, one_row_a_person=True), (ages, learnt))
+    records(classifier("own", nn.Linear, (1,), 2, bounds=(0, 120), one_row_a_person=True), (ages, learnt))
+    assert "unscaled" in caplog.text and "number(" in caplog.text
+    assert classifier("own", nn.Linear, (1,), 2, learnt="outcome").schema.targets[0].name == "outcome"
