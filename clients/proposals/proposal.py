@@ -48,9 +48,9 @@ def propose(
     """
     files = files_of([path] if isinstance(path, Path) else path)
     sheets = [read_sheet(file) for file in files]
-    for file, read in zip(files, sheets, strict=True):
+    for csv_file, read in zip(files, sheets, strict=True):
         if not read.rows:
-            raise DataError(f"{file.name}: no records below the header")
+            raise DataError(f"{csv_file.name}: no records below the header")
     sheet, lacking = together(sheets)
     learnt = [_known(sheet, target, "--target") for target in targets]
     learnt += [_known(sheet, event, "--event")] if event else []
@@ -78,7 +78,9 @@ def propose(
     left_out = [f"left out: '{column}': {profile.reason}" for column, profile in profiles.items() if not profile.kind]
     empty = [(name, sum(map(absent, sheet.column(name)))) for name in learnt]
     lost = [f"'{name}', which is to be learnt, is missing in {count} records" for name, count in empty if count]
-    read_as = [f"{file.name}: {len(read.rows)} records; {read.said}" for file, read in zip(files, sheets, strict=True)]
+    read_as = [
+        f"{csv_file.name}: {len(read.rows)} records; {read.said}" for csv_file, read in zip(files, sheets, strict=True)
+    ]
     head = f"{len(sheet.rows)} records, {len(inputs)} inputs"
     remarks = [*([f"{head}; {sheet.said}"] if len(files) == 1 else [*read_as, head]), *left_out, *lost]
     return Proposal("".join(f"# {_plain(line)}\n" for line in left_out) + to_text(file, notes), tuple(remarks))

@@ -91,7 +91,7 @@ def test_more_institutions_than_records_are_bootstrap_samples_of_one_part() -> N
 @pytest.mark.parametrize("name", ["iid", "dirichlet", "quantity", "shards", "feature"])
 def test_a_person_goes_to_one_institution_with_all_records(name: str) -> None:
     whole, config = all_records(), compose([f"partition={name}"]).config
-    persons = np.empty(len(whole), np.int64)
+    persons = np.empty(len(whole.persons), np.int64)
     for rows in (whole.train, whole.test):
         persons[rows] = rows[np.arange(len(rows)) // 3 * 3]
     tripled = Records(columns_of(whole), persons, whole.train, whole.test)

@@ -77,8 +77,8 @@ def read_table(
     own = own or {}
     places = locate(schema, source.header, config, source.where, targets=targets, files=files, renamed=renamed(own))
     rules = Rules.of(config, source.decimal, either_day=not targets)
-    lines = keep or files or not targets
-    reader = _Reader(schema, source, config.site, rules, places, own, keep=keep, lines=lines, files=files)
+    numbered = keep or files or not targets
+    reader = _Reader(schema, source, config.site, rules, places, own, keep=keep, lines=numbered, files=files)
     report = Report(source.where)
     for _ in range(ATTEMPTS):
         try:

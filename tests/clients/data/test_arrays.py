@@ -82,7 +82,7 @@ def test_values_beyond_the_bounds_and_unscaled_ones_are_told_with_what_to_do(cap
     ages = np.linspace(20, 90, 40, dtype=np.float32).reshape(-1, 1)
     learnt = (ages[:, 0] > 50).astype(np.int64)
     with pytest.raises(DataError, match=r"bounds=\(low, high\) of classifier"):
-        records(classifier("own", nn.Linear, (1,), 2, one_row_a_person=True), (ages, learnt))
-    records(classifier("own", nn.Linear, (1,), 2, bounds=(0, 120), one_row_a_person=True), (ages, learnt))
+        records(classifier("own", lambda: nn.Linear(1, 2), (1,), 2, one_row_a_person=True), (ages, learnt))
+    records(classifier("own", lambda: nn.Linear(1, 2), (1,), 2, bounds=(0, 120), one_row_a_person=True), (ages, learnt))
     assert "unscaled" in caplog.text and "number(" in caplog.text
-    assert classifier("own", nn.Linear, (1,), 2, learnt="outcome").schema.targets[0].name == "outcome"
+    assert classifier("own", lambda: nn.Linear(1, 2), (1,), 2, learnt="outcome").schema.targets[0].name == "outcome"
