@@ -123,7 +123,9 @@ def _absolute(settings: tuple[str, ...]) -> tuple[str, ...]:
     """`settings` with the mapping's whole path: whoever reads it works in another folder."""
     pairs = [text.partition("=") for text in settings]
     return tuple(
-        f"{key}={Path(value).expanduser().absolute()}" if key.removeprefix("data.") == "mapping" else f"{key}={value}"
+        f"data.mapping={Path(value).expanduser().absolute()}"
+        if key.removeprefix("data.") == "mapping"
+        else f"{key}={value}"
         for key, _, value in pairs
     )
 

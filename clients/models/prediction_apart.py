@@ -127,12 +127,11 @@ def main() -> int:
 
 
 def _seal(asked: Prediction) -> None:
-    from sovfed.clients.data.chosen import for_prediction
-
     model = Path(asked.model)
     paths = [model if model.is_dir() else model.parent, Path(asked.archive)]
-    mapping = for_prediction(asked.settings).mapping
-    paths += [Path(path) for path in (asked.table, asked.state, mapping) if path]
+    paths += [Path(path) for path in (asked.table, asked.state) if path]
+    pairs = [setting.partition("=") for setting in asked.settings]  # by hand: imports start threads
+    paths += [Path(value) for key, _, value in pairs if key == "data.mapping"]
     rules = [landlock.Rule(path, landlock.READ) for path in paths]
     scratch = landlock.Rule(Path(os.environ["TMPDIR"]), landlock.WRITE)
     isolation = seal([*system_rules(), *rules, scratch], network=False)

@@ -67,5 +67,7 @@ def test_a_packaged_head_stays_and_comes_with_the_institutions_model(tmp_path: P
     shared, with_head = (load_file(folder / "model.safetensors") for folder in (Path(received), own))
     differ = {name for name in shared if not np.array_equal(shared[name], with_head[name])}
     assert differ and all("out." in name for name in differ), differ
-    told = predictions_apart(Prediction(model=str(own), archive=str(archive), table=str(table), keep="patient"))
-    assert len(told.splitlines()) == 121
+    (tmp_path / "own.yaml").write_text("columns: {}")
+    settings = (f"data.mapping={tmp_path / 'own.yaml'}", "data.missing_words=[-99]")
+    asked = Prediction(model=str(own), archive=str(archive), table=str(table), keep="patient", settings=settings)
+    assert len(predictions_apart(asked).splitlines()) == 121
