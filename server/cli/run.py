@@ -77,6 +77,7 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
     from sovfed.server.orders.unlearning import unlearning_config
     from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
     from sovfed.server.rounds.privacy import vector_size
+    from sovfed.server.runs.enough import require_enough
     from sovfed.server.runs.folders import new_run_name, run_folder, start_run
 
     if proposed and overrides:
@@ -84,9 +85,11 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
     again = unlearning_config(home, proposed) if proposed else None
     config = again or configured(home, proposed_overrides(home, proposed) if proposed else overrides)
     _tell_of_noise(config, vector_size(config, configured_task(config.task)))
-    name = proposed or new_run_name(config)
+    name, control = proposed or new_run_name(config), _control(home)
+    if waits := require_enough(config, control.list_nodes()):
+        click.echo(visible(waits), err=True)
     folder = run_folder(home, name)
-    start_run(_control(home), home, name, config, resume=again is not None and (folder / CHECKPOINT).exists())
+    start_run(control, home, name, config, resume=again is not None and (folder / CHECKPOINT).exists())
     _report(home, name, follow, as_json)
 
 

@@ -119,7 +119,8 @@ class Rounds:
             if time.monotonic() > deadline:
                 willing = " that would answer" if self.agreement else ""
                 raise CohortError(
-                    f"{len(nodes)} institutions{willing} are connected after {patience:g} s, minimum cohort is {least}"
+                    f"{len(nodes)} institutions{willing} are connected after {patience:g} s, "
+                    f"server.min_cohort is {least}"
                 )
             time.sleep(0.2)
 
