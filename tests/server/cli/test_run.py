@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from sovfed.federation.compose import compose
 from sovfed.server import home as agency
+from sovfed.server.cli.release import release
 from sovfed.server.cli.run import cli
 
 FEW = ("privacy=distributed", "privacy.population=10", "privacy.sampling_rate=0.1", "rounds=1")
@@ -23,3 +24,18 @@ def test_a_run_that_noise_drowns_is_warned_of(tmp_path: Path, overrides: tuple[s
     assert done.exit_code
     assert ("warning: hardly anything can be learnt" in done.stderr) is warned
     assert done.stderr.count("what to expect at ε = ") == bool(overrides)
+
+
+@pytest.mark.parametrize("verb", ["start", "propose"])
+def test_what_real_institutions_train_is_nobodys_default(tmp_path: Path, verb: str) -> None:
+    agency.init(tmp_path / "agency", compose([]).config)
+    done = CliRunner().invoke(cli, [verb, "rounds=2", "--home", str(tmp_path / "agency")])
+    assert "which task?" in str(done.exception)
+
+
+def test_a_release_with_signatures_is_not_written_over(tmp_path: Path) -> None:
+    signed = tmp_path / "heart.release"
+    signed.write_bytes(b"signed by two")
+    done = CliRunner().invoke(release, ["heart", "--out", str(signed), "--home", str(tmp_path)])
+    assert "exists" in str(done.exception) and "--force" in str(done.exception)
+    assert signed.read_bytes() == b"signed by two"
