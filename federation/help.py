@@ -30,7 +30,7 @@ class FoldingFormatter(click.HelpFormatter):
 
 
 def folded(line: str, room: int) -> Iterator[str]:
-    """`line` in lines of at most `room`: what a command does goes below it, what is one command goes on after a backslash."""
+    """`line` in lines of at most `room`: what it does goes below it, one command goes on after a backslash."""
     if len(line) <= room:
         yield line
         return

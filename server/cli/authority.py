@@ -260,10 +260,8 @@ def show(as_json: bool, home: Path) -> None:
     """
     from dataclasses import asdict
 
-    from rich.console import Console
-    from rich.table import Table
-
     from sovfed.federation.identity import certificate_fingerprint, load_certificate, load_crl
+    from sovfed.federation.tables import print_rows
     from sovfed.server.registry import authority
 
     register, now = authority.read_register(home), datetime.now(UTC)
@@ -273,14 +271,13 @@ def show(as_json: bool, home: Path) -> None:
         extra = {"root_fingerprint": fingerprint, "crl_expires": expires.isoformat() if expires else None}
         click.echo(json.dumps({**asdict(register), **extra}, indent=2))
         return
-    table = Table(title=f"{register.name} · root {fingerprint[:16]}… · revocation list good until {expires:%F}")
-    for column in ("name", "kind", "state", "until", "serial", "key", "key's age"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for issued in register.issued:
         state = "valid" if issued.valid(now) else "revoked" if issued.revoked else "expired"
         age = f"{authority.key_age(register, issued.key, now).days} days"
-        table.add_row(issued.name, issued.kind, state, issued.until[:10], issued.serial, issued.key[:16] + "…", age)
-    Console().print(table)
+        rows.append((issued.name, issued.kind, state, issued.until[:10], issued.serial, issued.key[:16] + "…", age))
+    title = f"{register.name} · root {fingerprint[:16]}… · revocation list good until {expires:%F}"
+    print_rows(("name", "kind", "state", "until", "serial", "key", "key's age"), rows, title)
 
 
 def _passphrase(ask: bool, *, confirm: bool = False) -> bytes | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +13,7 @@ import click
 
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.metrics import TOLD
-from sovfed.federation.text import PIPE_WIDTH, cell, visible
+from sovfed.federation.text import cell, visible
 from sovfed.server.cli.home import HOME, JSON, option
 from sovfed.server.cli.orders import approve, explain, propose, unlearn, withdraw
 from sovfed.server.cli.table import table
@@ -150,17 +149,16 @@ def list_(home: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(runs, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Column, Table
+    from sovfed.federation.tables import print_rows
 
-    columns = (Column(name, overflow="fold") for name in ("task", "status", "rounds", "institutions", "started"))
-    table = Table(Column("run", no_wrap=True), *columns)
-    for run in runs:
-        started = time.strftime("%F", time.localtime(run["started"]))
-        rounds = f"{run['rounds_done']}/{run['rounds']}"
-        values = (run["name"], run["task"], run["status"], rounds, str(run["institutions"]), started)
-        table.add_row(*map(cell, values))
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    rows = [
+        (
+            run["name"], run["task"], run["status"], f"{run['rounds_done']}/{run['rounds']}", str(run["institutions"]),
+            time.strftime("%F", time.localtime(run["started"])),
+        )
+        for run in runs
+    ]  # fmt: skip
+    print_rows(("run", "task", "status", "rounds", "institutions", "started"), rows)
     for run in filter(lambda run: run["reason"], runs):
         click.echo(f"{visible(run['name'])}: {visible(run['reason'])}")
 
@@ -203,7 +201,8 @@ def show(name: str, home: Path, as_json: bool) -> None:
         console.print(cell(sentence), soft_wrap=True)
     if summary:
         metrics = summary["metrics"] or "not told by a private run; privacy.html in its folder says what is promised"
-        console.print("held-out metrics of all institutions:", metrics, markup=False)
+        told = "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()) if isinstance(metrics, dict) else metrics
+        console.print(f"held-out metrics of all institutions: {told}", markup=False)
         if sealed := summary.get("isolation"):
             isolation = ", ".join(f"{institution}: {seal}" for institution, seal in sorted(sealed.items()))
             console.print(

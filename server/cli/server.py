@@ -13,7 +13,7 @@ import click
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.evidence.cli import log_commands
 from sovfed.federation.host.service_options import options as service_options
-from sovfed.federation.text import cell, visible
+from sovfed.federation.text import visible
 from sovfed.server.cli.console import console
 from sovfed.server.cli.home import HOME, JSON
 
@@ -244,13 +244,13 @@ def status(home: Path, as_json: bool) -> None:
         from rich.console import Console
         from rich.table import Table
 
+        from sovfed.federation.tables import print_rows
+
         processes = Table("process", "state", "pid", "restarts", title=str(home))
         for process in server_status.processes:
             processes.add_row(process.name, process.state, str(process.pid), str(process.restarts))
-        institutions = Table("institution", "status", "node", title="institutions")
-        for node in nodes:
-            institutions.add_row(cell(node.name), cell(node.status), str(node.node_id))
-        Console().print(processes, institutions)
+        Console().print(processes)
+        print_rows(("institution", "status", "node"), [(node.name, node.status, str(node.node_id)) for node in nodes])
         fingerprints = (f"{what}: {digest}" for what, digest in _fingerprints(home).items())
         logs = [visible(f"{why}; `sovfed server log heads` tells more") for why in problems(home).values()]
         for line in (*server_status.complaints, *logs, *_waiting_lines(home), *fingerprints):
