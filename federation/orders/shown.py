@@ -31,7 +31,8 @@ def asked(order: RunOrder) -> Iterator[str]:
     if order.population:
         yield f"people     {order.population}"
     who = ", ".join(order.cohort) or "any institution that the authority has certified"
-    yield f"work       {order.rounds} rounds of {_work(order)}"
+    if work := _work(order):
+        yield f"work       {order.rounds} rounds of {work}"
     yield f"with       {who}; at least {order.min_cohort} in each sum"
     if order.keys:
         keys = (f"{name} {key[:16]}" for name, key in zip(order.cohort, order.keys, strict=True))
@@ -42,10 +43,10 @@ def asked(order: RunOrder) -> Iterator[str]:
 
 
 def _work(order: RunOrder) -> str:
-    """What is done in a round, as far as the order's own settings say."""
+    """What is trained in a round, as far as the order's own settings say; "" if nothing is."""
     names = ("optimizer", "learning_rate", "batch_size", "local_epochs", "local_steps")
     said = [f"{name} {order.settings[name]}" for name in names if order.settings.get(name)]
-    return ", ".join(said) or "one exchange"
+    return ", ".join(said)
 
 
 def leaves(order: RunOrder) -> Iterator[str]:
