@@ -60,11 +60,11 @@ def list_(as_json: bool, home: Path) -> None:
         return
     from sovfed.federation.tables import print_rows
 
-    rows = [
+    told = [
         (state.run, state.flower_run, state.task, state.algorithm, str(state.round), WHAT[state.kind])
         for state in states
     ]
-    print_rows(("run", "Flower's number", "task", "strategy", "round", "what"), rows)
+    print_rows(("run", "Flower's number", "task", "strategy", "round", "what"), told)
 
 
 @personal.command()
