@@ -63,7 +63,10 @@ def test_once_nothing_is_asked_the_order_counts_what_has_left(tmp_path: Path) ->
     proposal = house.proposal(whole(CONFIG), CONFIG)
     service.answer(house.show(whole(CONFIG), proposal))
     assert isinstance(service.answer(training(CONFIG, begin=NONE)), TrainReply)
-    answered = lambda: OrderBook(house.home("h1")).runs()[training(CONFIG).run].answered  # noqa: E731
+
+    def answered() -> dict[str, int]:
+        return OrderBook(house.home("h1")).runs()[training(CONFIG).run].answered
+
     assert answered()["train"] > 1  # ahead of it, so that a crash forgets none
     service.settle()
     service.settle()
