@@ -44,7 +44,12 @@ def audit() -> None:
 @JSON
 @click.pass_context
 def noise(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
-    """χ² test of the noise in sums that the shipped secure aggregation opened."""
+    """χ² test of the noise in sums that the shipped secure aggregation opened.
+
+    \b
+    Example:
+      sovfed audit noise --quick
+    """
     _run(ctx, "noise", quick, json_path)
 
 
@@ -55,7 +60,12 @@ def noise(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
 @HOME
 @click.pass_context
 def canary(ctx: click.Context, quick: bool, json_path: Path | None, run: str, home: Path) -> None:
-    """One-run audit (Steinke et al. 2023) with persons whose gradient lies in one coordinate."""
+    """One-run audit (Steinke et al. 2023) with persons whose gradient lies in one coordinate.
+
+    \b
+    Example:
+      sovfed audit canary --quick
+    """
     _run(ctx, "canary", quick, json_path, run, home)
 
 
@@ -66,7 +76,12 @@ def canary(ctx: click.Context, quick: bool, json_path: Path | None, run: str, ho
 @HOME
 @click.pass_context
 def imprint(ctx: click.Context, quick: bool, json_path: Path | None, run: str, home: Path) -> None:
-    """A malicious model that reads images out of a secure sum: some without privacy, none with."""
+    """A malicious model that reads images out of a secure sum: some without privacy, none with.
+
+    \b
+    Example:
+      sovfed audit imprint --quick
+    """
     _run(ctx, "imprint", quick, json_path, run, home)
 
 
@@ -77,7 +92,12 @@ def imprint(ctx: click.Context, quick: bool, json_path: Path | None, run: str, h
 @HOME
 @click.pass_context
 def membership(ctx: click.Context, quick: bool, json_path: Path | None, run: str, home: Path) -> None:
-    """Likelihood-ratio attack with shadow models (LiRA) on trained models, with and without privacy."""
+    """Likelihood-ratio attack with shadow models (LiRA) on trained models, with and without privacy.
+
+    \b
+    Example:
+      sovfed audit membership --quick
+    """
     _run(ctx, "membership", quick, json_path, run, home)
 
 
@@ -86,7 +106,12 @@ def membership(ctx: click.Context, quick: bool, json_path: Path | None, run: str
 @JSON
 @click.pass_context
 def isolation(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
-    """Looks at a running institution's processes from outside, and tries to break out of each from inside."""
+    """Looks at a running institution's processes from outside, and tries to break out of each from inside.
+
+    \b
+    Example:
+      sovfed audit isolation --quick
+    """
     _run(ctx, "isolation", quick, json_path)
 
 
@@ -95,7 +120,12 @@ def isolation(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
 @JSON
 @click.pass_context
 def refusals(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
-    """Neighbouring data sets and crafted requests: all that leaves one institution in the clear must be the same."""
+    """Neighbouring data sets and crafted requests: all that leaves one institution in the clear must be the same.
+
+    \b
+    Example:
+      sovfed audit refusals --quick
+    """
     _run(ctx, "refusals", quick, json_path)
 
 
@@ -104,7 +134,12 @@ def refusals(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
 @JSON
 @click.pass_context
 def sensitivity(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
-    """How far one person moves the sum that noise is added to, at every engine's edges: at most one clip."""
+    """How far one person moves the sum that noise is added to, at every engine's edges: at most one clip.
+
+    \b
+    Example:
+      sovfed audit sensitivity --quick
+    """
     _run(ctx, "sensitivity", quick, json_path)
 
 
@@ -113,7 +148,12 @@ def sensitivity(ctx: click.Context, quick: bool, json_path: Path | None) -> None
 @JSON
 @click.pass_context
 def differencing(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
-    """A malicious agency, with colluding holders, that looks for two sums to subtract from each other."""
+    """A malicious agency, with colluding holders, that looks for two sums to subtract from each other.
+
+    \b
+    Example:
+      sovfed audit differencing --quick
+    """
     _run(ctx, "differencing", quick, json_path)
 
 

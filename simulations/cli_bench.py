@@ -71,7 +71,12 @@ def bench() -> None:
 )
 @reported
 def rounds(quick: bool, parts: tuple[str, ...], files: Files, console: Console) -> None:
-    """Round overhead (round wall − slowest institution's compute), 4 nodes, 10 KB and 40 MB, against stock Flower."""
+    """Round overhead (round wall − slowest institution's compute), 4 nodes, 10 KB and 40 MB, against stock Flower.
+
+    \b
+    Example:
+      sovfed bench rounds --quick
+    """
     from sovfed.simulations.benchmarks.rounds import PARTS, run
 
     run(quick=quick, files=files, console=console, parts=parts or tuple(PARTS))
@@ -81,7 +86,12 @@ def rounds(quick: bool, parts: tuple[str, ...], files: Files, console: Console) 
 @click.option("--quick", is_flag=True, help="32 institutions only: under 6 minutes.")
 @reported
 def institutions(quick: bool, files: Files, console: Console) -> None:
-    """Up to 32 institutions of real processes: who joins a run, how soon, and what each costs at rest."""
+    """Up to 32 institutions of real processes: who joins a run, how soon, and what each costs at rest.
+
+    \b
+    Example:
+      sovfed bench institutions --quick
+    """
     from sovfed.simulations.benchmarks.institutions import run
 
     run(quick=quick, files=files, console=console)
@@ -93,7 +103,12 @@ def institutions(quick: bool, files: Files, console: Console) -> None:
 @click.option("--hours", type=click.FloatRange(min=0), help="So many hours at rest, of a minute each.")
 @reported
 def soak(quick: bool, minutes: float | None, hours: float | None, files: Files, console: Console) -> None:
-    """What grows in each process and home by 1,000 rounds, and by an hour at rest (compressed): slopes."""
+    """What grows in each process and home by 1,000 rounds, and by an hour at rest (compressed): slopes.
+
+    \b
+    Example:
+      sovfed bench soak --quick
+    """
     from sovfed.simulations.benchmarks.soak import run
 
     run(quick=quick, files=files, console=console, minutes=minutes, hours=hours)
@@ -105,7 +120,12 @@ def soak(quick: bool, minutes: float | None, hours: float | None, files: Files, 
 @click.option("--size", "sizes", type=click.IntRange(3, 4096), multiple=True, help="So many institutions; repeatable.")
 @reported
 def load(quick: bool, masks: bool, sizes: tuple[int, ...], files: Files, console: Console) -> None:
-    """What an agency costs with 100, 300 and 1,000 institutions, and so with 10,000: processor, memory, bytes, disk."""
+    """What an agency costs with 100, 300 and 1,000 institutions, and so with 10,000: processor, memory, bytes, disk.
+
+    \b
+    Example:
+      sovfed bench load --quick
+    """
     from sovfed.simulations.benchmarks.load import run
 
     run(quick=quick, masks=masks, sizes=sizes, files=files, console=console)
@@ -115,7 +135,12 @@ def load(quick: bool, masks: bool, sizes: tuple[int, ...], files: Files, console
 @click.option("--quick", is_flag=True, help="Three turns instead of nine: under 3 minutes.")
 @reported
 def release(quick: bool, files: Files, console: Console) -> None:
-    """Seconds to check a release, and a round's time with the exchange of the logs' heads over that without."""
+    """Seconds to check a release, and a round's time with the exchange of the logs' heads over that without.
+
+    \b
+    Example:
+      sovfed bench release --quick
+    """
     from sovfed.simulations.benchmarks.release import run
 
     run(quick=quick, files=files, console=console)
@@ -125,7 +150,12 @@ def release(quick: bool, files: Files, console: Console) -> None:
 @click.option("--quick", is_flag=True, help="16 institutions, a million parameters: under 3 minutes.")
 @reported
 def secagg(quick: bool, files: Files, console: Console) -> None:
-    """Secure aggregation against Flower's SecAgg+: CPU, bytes, memory and trips of a round, 0 and 2 dropouts."""
+    """Secure aggregation against Flower's SecAgg+: CPU, bytes, memory and trips of a round, 0 and 2 dropouts.
+
+    \b
+    Example:
+      sovfed bench secagg --quick
+    """
     from sovfed.simulations.benchmarks.secagg import run
 
     run(quick=quick, files=files, console=console)
@@ -136,7 +166,12 @@ def secagg(quick: bool, files: Files, console: Console) -> None:
 @click.option("--tune", "tuning", is_flag=True, help="Try the whole grid of settings, and nothing else: long.")
 @reported
 def privacy(quick: bool, tuning: bool, files: Files, console: Console) -> None:
-    """Accuracy of a trusted curator, distributed noise through secure aggregation, and each institution's own noise."""
+    """Accuracy of a trusted curator, distributed noise through secure aggregation, and each institution's own noise.
+
+    \b
+    Example:
+      sovfed bench privacy --quick
+    """
     from sovfed.simulations.benchmarks.privacy import run, tune
 
     if tuning:
@@ -149,7 +184,12 @@ def privacy(quick: bool, tuning: bool, files: Files, console: Console) -> None:
 @click.option("--quick", is_flag=True, help="A quarter of the turns: some seconds.")
 @reported
 def noise(quick: bool, files: Files, console: Console) -> None:
-    """Nanoseconds a sample of discrete Gaussian noise, beside generators that promise less."""
+    """Nanoseconds a sample of discrete Gaussian noise, beside generators that promise less.
+
+    \b
+    Example:
+      sovfed bench noise --quick
+    """
     from sovfed.simulations.benchmarks.noise import run
 
     run(quick=quick, files=files, console=console)
@@ -159,7 +199,12 @@ def noise(quick: bool, files: Files, console: Console) -> None:
 @click.option("--quick", is_flag=True, help="A third of the turns: under a minute.")
 @reported
 def private_step(quick: bool, files: Files, console: Console) -> None:
-    """CPU time of a private gradient step over a plain one, ours and each engine of Opacus."""
+    """CPU time of a private gradient step over a plain one, ours and each engine of Opacus.
+
+    \b
+    Example:
+      sovfed bench private-step --quick
+    """
     from sovfed.simulations.benchmarks.private_step import run
 
     run(quick=quick, files=files, console=console)
@@ -173,6 +218,10 @@ def simulation(quick: bool, files: Files, console: Console) -> None:
 
     pfl-research is installed into the user's cache folder at first, unless SOVFED_PFL_PYTHON names the python of an
     environment with pfl 0.6; where neither can be, it is left out. Without --quick: about 40 minutes.
+
+    \b
+    Example:
+      sovfed bench simulation --quick
     """
     from sovfed.simulations.benchmarks.simulation import run
     from sovfed.simulations.benchmarks.simulation_private import measured
@@ -184,7 +233,12 @@ def simulation(quick: bool, files: Files, console: Console) -> None:
 @click.option("--quick", is_flag=True, help="Two seeds instead of five: under 3 minutes.")
 @reported
 def algorithms(quick: bool, files: Files, console: Console) -> None:
-    """SCAFFOLD, FedNova, FedBN and Ditto against FedAvg, each where its paper says that it helps."""
+    """SCAFFOLD, FedNova, FedBN and Ditto against FedAvg, each where its paper says that it helps.
+
+    \b
+    Example:
+      sovfed bench algorithms --quick
+    """
     from sovfed.simulations.benchmarks.algorithms import run
 
     run(quick=quick, files=files, console=console)
@@ -199,6 +253,10 @@ def population(overrides: tuple[str, ...], quick: bool, device: str, files: File
     """CPU, wall and memory of a round of 100 out of 1,000, 10,000 and 100,000 institutions, by both engines.
 
     OVERRIDES as for `sovfed simulate`, for another task or partition.
+
+    \b
+    Example:
+      sovfed bench population --quick
     """
     from sovfed.simulations.benchmarks.population import run
 
@@ -214,7 +272,12 @@ def population(overrides: tuple[str, ...], quick: bool, device: str, files: File
 )
 @reported
 def own_task(quick: bool, before: Path | None, files: Files, console: Console) -> None:
-    """Memory, CSV, engines and steps of tasks that are not ours, against the columns' bytes, pandas, Ray and torch."""
+    """Memory, CSV, engines and steps of tasks that are not ours, against the columns' bytes, pandas, Ray and torch.
+
+    \b
+    Example:
+      sovfed bench own-task --quick
+    """
     from sovfed.simulations.benchmarks.own_task import run
 
     run(quick, before, files=files, console=console)
@@ -241,7 +304,12 @@ def utility(
     files: Files,
     console: Console,
 ) -> None:
-    """Federated against pooled and lone training on every task, five seeds."""
+    """Federated against pooled and lone training on every task, five seeds.
+
+    \b
+    Example:
+      sovfed bench utility --quick
+    """
     from sovfed.simulations.benchmarks.utility import run
 
     run(heart=heart, pneumonia=pneumonia, statutes=statutes, quick=quick, files=files, console=console)
@@ -256,7 +324,12 @@ def utility(
 @click.option("--rounds", type=click.IntRange(2, 100_000), help="As many rounds instead.")
 @reported
 def language(data: Path, quick: bool, rounds: int | None, files: Files, console: Console) -> None:
-    """Bits per byte of a language model by ten ministries against the pooled one, and what a 16-bit ring costs."""
+    """Bits per byte of a language model by ten ministries against the pooled one, and what a 16-bit ring costs.
+
+    \b
+    Example:
+      sovfed bench language --quick
+    """
     from sovfed.simulations.benchmarks.language import run
 
     run(data=data, quick=quick, rounds=rounds, files=files, console=console)
@@ -268,7 +341,12 @@ def language(data: Path, quick: bool, rounds: int | None, files: Files, console:
 )
 @reported
 def persons(epsilon: float, files: Files, console: Console) -> None:
-    """What privacy costs by the number of persons and of trained values, as the accountant has it: seconds."""
+    """What privacy costs by the number of persons and of trained values, as the accountant has it: seconds.
+
+    \b
+    Example:
+      sovfed bench persons
+    """
     from sovfed.simulations.benchmarks.persons import run
 
     run(epsilon=epsilon, files=files, console=console)

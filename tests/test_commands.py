@@ -55,3 +55,15 @@ def test_what_is_missing_is_noticed() -> None:
     assert unknown("audit isolation|nothing") == "nothing"
     assert unknown("client model get birth") is None
     assert set(COMMANDS) <= {path.split()[-1] for path, _ in commands(cli)}
+
+
+def test_every_command_has_examples_and_help_that_is_whole_at_80_columns() -> None:
+    """README says so."""
+    without, wide = [], []
+    for path, command in commands(cli):
+        told = command.get_help(click.Context(command, info_name=path, terminal_width=80))
+        shown = path if " log" not in path else path.replace("sovfed server", "sovfed client")
+        if not re.search(rf"^ +(sudo )?({re.escape(path)}|{re.escape(shown)})( |$)", told, re.MULTILINE):
+            without.append(path)
+        wide += [line for line in told.splitlines() if len(line) > 80]
+    assert (without, wide) == ([], [])

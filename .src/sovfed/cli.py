@@ -27,6 +27,7 @@ from sovfed.federation.errors import (
     ServiceError,
     SovfedError,
 )
+from sovfed.federation.help import FoldingFormatter
 from sovfed.federation.text import in_other_words, visible
 
 EXIT_CODES: Final[dict[type[SovfedError], int]] = {
@@ -38,6 +39,7 @@ EXIT_CODES: Final[dict[type[SovfedError], int]] = {
 }
 NEWLINE: Final = "\n\t"  # which our own messages have
 INTERRUPTED: Final = 130  # what a shell reports for SIGINT
+click.Context.formatter_class = FoldingFormatter  # of every command
 
 
 class Lazy(NamedTuple):

@@ -25,8 +25,10 @@ def console(port: int, home: Path) -> None:
     from sovfed.clients.console.app import PASSWORD, USER, serve
     from sovfed.clients.home.folder import load_config
     from sovfed.federation.host.logs import log_to_stderr
+    from sovfed.federation.host.ports import check_port
 
     load_config(home)  # says what is missing
+    check_port("127.0.0.1", port)
     log_to_stderr()
     click.echo(f"http://127.0.0.1:{port}  user {USER}, password in {home / PASSWORD}  (Ctrl-C stops)")
     serve(home, port)

@@ -60,7 +60,10 @@ def describe(state: State, policy: Policy) -> dict[str, Any]:
 
 def told(found: dict[str, Any]) -> str:
     """The same in a line or two; names of runs are the agency's words, and so shown as literals."""
-    lines = [f"sums without privacy answered today: {found['sums_today']}, evaluations {found['evaluations_today']}"]
+    lines = [
+        f"sums without privacy answered today: {found['sums_today']}, of them evaluations {found['evaluations_today']} "
+        "(`sovfed client orders show RUN`: those of one run)"
+    ]
     if not found["failures"]:
         return "\n".join(["failures: none", *lines])
     when = datetime.fromtimestamp(found["last_at"], UTC)

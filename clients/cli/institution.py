@@ -22,6 +22,7 @@ from sovfed.clients.cli.ledger import ledger
 from sovfed.clients.cli.model import model
 from sovfed.clients.cli.orders import orders, purge
 from sovfed.clients.cli.personal import personal
+from sovfed.clients.cli.policy_options import policy_options
 from sovfed.clients.cli.release import release
 from sovfed.clients.cli.statistics import statistics
 from sovfed.clients.cli.study import study
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from sovfed.clients.home.begin import Chosen
     from sovfed.federation.host.status import Status
 
 NOT_RUNNING: Final = 4
@@ -141,19 +143,9 @@ def check_private(ctx: click.Context, tasks: tuple[str, ...], several_records: b
 
 @cli.command()
 @click.argument("overrides", nargs=-1)
-@click.option(
-    "--task", "tasks", multiple=True,
-    help="A task that runs may train here: a name, an archive, or a task.yaml, of which a copy is kept. Default: the "
-    "source's.",
-)  # fmt: skip
-@click.option("--allow-plain-updates", is_flag=True, help="Let the agency see this institution's own update.")
-@click.option("--without-privacy", is_flag=True, help="Answer runs without differential privacy too.")
-@click.option("--officers", is_flag=True, help="Answer no run before an officer has signed its order.")
+@policy_options
 @HOME
-def init(
-    overrides: tuple[str, ...], tasks: tuple[str, ...], allow_plain_updates: bool, without_privacy: bool,
-    officers: bool, home: Path,
-) -> None:  # fmt: skip
+def init(overrides: tuple[str, ...], chosen: Chosen, home: Path) -> None:
     """Make the home folder with client.yaml and policy.yaml, both commented. OVERRIDES set `data…` and `client…`.
 
     \b
@@ -161,21 +153,19 @@ def init(
       sovfed client init
       sovfed client init data=heart data.path=/srv/heart data.site=cleveland client.device=cuda
       sovfed client init --task birth.yaml data=own data.path=/srv/birth.csv
+      sovfed client init data=heart data.path=/srv/heart --min-cohort 4 --officers
     """
     from sovfed.clients.home.begin import begin
     from sovfed.clients.home.overrides import client_config
 
-    for line in begin(
-        home, client_config(overrides), tasks, plain_updates=allow_plain_updates, private_only=not without_privacy,
-        officers=officers,
-    ):  # fmt: skip
+    for line in begin(home, client_config(overrides), chosen):
         click.echo(line, err=True)
     click.echo(f"wrote {home / 'client.yaml'} and {home / 'policy.yaml'}")
-    if not allow_plain_updates:
+    if not chosen.plain_updates:
         click.echo("read policy.yaml: until you set allow_plain_updates, only secure aggregation is answered", err=True)
-    if not without_privacy:
+    if not chosen.without_privacy:
         click.echo("read policy.yaml: while require_privacy is true, only private runs are answered", err=True)
-    if not officers:
+    if not chosen.officers:
         click.echo("orders within policy.yaml are signed by this node itself: `sovfed client orders consent`", err=True)
     _tell_obstacles(home)
     _tell_findings(home)

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from sovfed.clients.cli.home import HOME
+from sovfed.clients.cli.policy_options import policy_options
 from sovfed.federation.errors import ConfigError, DataError, IdentityError
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from sovfed.clients.home.begin import Chosen
     from sovfed.clients.node.enrol import Fingerprints
     from sovfed.federation.config import ClientConfig
     from sovfed.federation.wire.enrolment import Invitation
@@ -32,9 +34,7 @@ TOLD_EVERY_S: Final = 60.0  # where no terminal shows a line that changes
 @click.argument("invitation", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("overrides", nargs=-1)
 @click.option("--data", help="The records: a file or folder (with --task), a source by name, or else data.… settings.")
-@click.option("--task", "tasks", multiple=True, help="A task that runs may train here, as with `init`.")
-@click.option("--allow-plain-updates", is_flag=True, help="Let the agency see this institution's own update.")
-@click.option("--without-privacy", is_flag=True, help="Answer runs without differential privacy too.")
+@policy_options
 @click.option("--authority", help="The root's fingerprint as the authority itself gave it; another root is refused.")
 @click.option("--yes", is_flag=True, help="Do not ask: the root's fingerprint was compared with the authority.")
 @click.option("--proxy", help="http://HOST:PORT on the way to the agency; by default HTTPS_PROXY. Kept in client.yaml.")
@@ -45,19 +45,20 @@ TOLD_EVERY_S: Final = 60.0  # where no terminal shows a line that changes
 @click.option("--timeout", "timeout_s", default=WEEK_S, help="Seconds to wait for admission.  [default: a week]")
 @HOME
 def join(
-    invitation: Path | None, overrides: tuple[str, ...], data: str | None, tasks: tuple[str, ...],
-    allow_plain_updates: bool, without_privacy: bool, authority: str | None, yes: bool, proxy: str | None,
-    proxy_login: Path | None, detach: bool, timeout_s: float, home: Path,
+    invitation: Path | None, overrides: tuple[str, ...], data: str | None, chosen: Chosen, authority: str | None,
+    yes: bool, proxy: str | None, proxy_login: Path | None, detach: bool, timeout_s: float, home: Path,
 ) -> None:  # fmt: skip
     """Join a federation with the agency's INVITATION: settings, keys, admission, start, and proof that all of it works.
 
     Nothing is asked for but a look at the authority's fingerprint. Interrupted by Ctrl-C, a reboot or a refusal that
-    was mended, the same command goes on where it was; a home that is there already is kept as it is.
+    was mended, the same command goes on where it was; a home that is there already is kept as it is, and where its
+    policy.yaml says otherwise than the options here, nothing is done.
 
     \b
     Examples:
       sovfed client join hospital-1.invitation --task birth.yaml --data /srv/birth.csv
       sovfed client join hospital-1.invitation --data breast_cancer --authority "5f2c 88…"
+      sovfed client join hospital-1.invitation --task birth.yaml --data birth.csv --min-cohort 4 --officers
       sovfed client join hospital-1.invitation data=sql data.url_file=/srv/url --task birth.yaml
       sovfed client join                       go on
     """
@@ -71,8 +72,8 @@ def join(
     login = proxy_login.read_text(encoding="utf-8") if proxy_login else ""
     if proxy is None and given is not None and not (home / SETTINGS).exists():
         proxy, login = _environment_proxy(home, given, login)
-    words = [*data_overrides(data, tasks), *overrides]
-    made = _settle(home, words, tasks, allow_plain_updates, without_privacy, proxy)
+    words = [*data_overrides(data, chosen.tasks), *overrides]
+    made = _settle(home, words, chosen, proxy)
     if login:
         from sovfed.federation.wire.proxy import keep_credentials
 
@@ -111,21 +112,19 @@ def data_overrides(data: str | None, tasks: Sequence[str]) -> list[str]:
     raise click.UsageError(f"--data {data}: no such file or folder, and no source (`sovfed data` lists them)")
 
 
-def _settle(
-    home: Path, words: list[str], tasks: tuple[str, ...], plain: bool, without_privacy: bool, proxy: str | None
-) -> list[Path]:
+def _settle(home: Path, words: list[str], chosen: Chosen, proxy: str | None) -> list[Path]:
     """Write client.yaml and policy.yaml, or see that those that are there say the same of the records; what is new."""
     from sovfed.clients.home.begin import begin
     from sovfed.clients.home.folder import SETTINGS, load_config, whole
     from sovfed.clients.home.overrides import client_config
-    from sovfed.clients.home.policy import POLICY
+    from sovfed.clients.home.policy import POLICY, load_policy
 
     if not (home / SETTINGS).exists():
         if not words:
             raise ConfigError("which records? --data FILE --task TASK, or --data SOURCE (`sovfed data` lists them)")
         config = client_config(words)
         config = dataclasses.replace(config, proxy=proxy or config.proxy)
-        for line in begin(home, config, tasks, plain_updates=plain, private_only=not without_privacy):
+        for line in begin(home, config, chosen):
             click.echo(line, err=True)
         click.echo(f"settings: {home / SETTINGS}, and policy.yaml: what runs may ask of you")
         return [home / SETTINGS, home / POLICY]
@@ -134,7 +133,9 @@ def _settle(
         raise ConfigError(f"{home / SETTINGS} names other records than this command; edit it, or leave them out here")
     if proxy is not None and proxy != kept.proxy:
         raise ConfigError(f"{home / SETTINGS} has proxy: {kept.proxy}, the command {proxy}; edit the file")
-    click.echo(f"settings: {home / SETTINGS} is kept as it is")
+    if unlike := list(chosen.unlike(load_policy(home))):
+        raise ConfigError(f"{home / POLICY}: {'; '.join(unlike)}; edit the file, or leave the option out")
+    click.echo(f"settings: {home / SETTINGS} and {POLICY} are kept as they are")
     return []
 
 

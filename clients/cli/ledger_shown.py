@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import PrivacyError
+from sovfed.federation.tables import print_rows
 from sovfed.federation.text import PIPE_WIDTH
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.table import Table
+    from rich.console import Console
 
     from sovfed.clients.ledger.entries import Budget, History
     from sovfed.federation.privacy.events import Event
@@ -99,7 +100,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     budget, spent = summary["budget"], summary["epsilon"]
-    console.print(_runs(summary))
+    _print_runs(summary, console)
     if summary["rolled_back"]:
         console.print(f"PAYS NOTHING: {summary['rolled_back']}", style="red", markup=False, soft_wrap=True)
     unbounded = summary["no_bound"]
@@ -125,20 +126,17 @@ def print_summary(summary: dict[str, Any]) -> None:
         console.print(text, style="yellow", markup=False, soft_wrap=True)
 
 
-def _runs(summary: dict[str, Any]) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("run", "purpose", "mechanism", "z, q, clip", "steps", "state", "granted", title=summary["population"])
+def _print_runs(summary: dict[str, Any], console: Console) -> None:
+    rows = []
     for run in summary["runs"]:
         plan, event = run["plan"], run["plan"]["event"]
         terms = ", ".join(f"{value:g}" for value in (event["noise_multiplier"], event["sampling_rate"], plan["clip"]))
         reserved = run["steps_reserved"]
         state = "closed" if run["closed"] else f"{reserved} reserved" if reserved else "used up"
         steps = f"{run['steps_spent']} of {event['count']}"
-        names = [escape(run["run"]), escape(run["purpose"]), plan["mechanism"]]
-        table.add_row(*names, terms, steps, state, run["granted"][:10])
-    return table
+        rows.append((run["run"], run["purpose"], plan["mechanism"], terms, steps, state, run["granted"][:10]))
+    headings = ("run", "purpose", "mechanism", "z, q, clip", "steps", "state", "granted")
+    print_rows(headings, rows, summary["population"], console)
 
 
 def draw(home: Path, name: str, now: float, file: Path) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +13,7 @@ import click
 
 from sovfed.clients.cli.home import HOME
 from sovfed.federation.errors import ConfigError, DataError, PolicyError
-from sovfed.federation.text import PIPE_WIDTH, cell, visible
+from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
     from sovfed.clients.models.own_figures import Figures
@@ -62,14 +61,13 @@ def list_(as_json: bool, home: Path) -> None:
     if not models:
         click.echo("Nothing yet: models come with the runs that this institution takes part in.")
         return
-    from rich.console import Console
-    from rich.table import Column, Table
+    from sovfed.federation.tables import print_rows
 
-    table = Table(Column("run", no_wrap=True), "task", "rounds", "privacy", "file", "Flower's number")
-    for each in models:
-        cells = (each.run, each.facts.task.name, str(each.facts.run.rounds), _privacy(each), _same(each), each.owner)
-        table.add_row(*map(cell, cells))
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    rows = [
+        (each.run, each.facts.task.name, str(each.facts.run.rounds), _privacy(each), _same(each), each.owner)
+        for each in models
+    ]
+    print_rows(("run", "task", "rounds", "privacy", "file", "Flower's number"), rows)
 
 
 @model.command()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sovfed.clients.cli.home import HOME
+from sovfed.federation.asking import ask_secret
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def officer(name: str, passphrase: bool, key: Path, home: Path) -> None:
     from sovfed.federation.orders.answers import create_officer
 
     check_officer(home, name)  # before there is a key
-    words = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True) if passphrase else ""
+    words = ask_secret("passphrase", "--no-passphrase, or a terminal", twice=True) if passphrase else ""
     key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     public = create_officer(key, words.encode())
     allow_officer(home, name, public)
@@ -182,7 +183,7 @@ def withdraw(order: str, reason: str, out: Path | None, officer: str, key: Path,
     proposal = book.named(order)
     path = out or Path(f"{proposal.order.run}.withdrawal")
     check_writable(path)
-    open_key = lambda: load_officer(key, lambda: click.prompt("Passphrase", hide_input=True).encode())  # noqa: E731
+    open_key = lambda: load_officer(key, lambda: ask_secret("passphrase", "the key is sealed; use a terminal").encode())  # noqa: E731
     answer = leave(book, proposal.order, open_key, officer, reason, int(time.time()))
     write_private(path, answer.to_bytes())
     click.echo(f"withdrawn from run {visible(proposal.order.run)}: nothing more of it is answered here")
@@ -239,7 +240,7 @@ def _answer(home: Path, proposal: Proposal, decision: str, officer: str, key: Pa
     from sovfed.federation.orders.answers import SIGNED, load_officer, make_answer
     from sovfed.federation.orders.events import OrderEvent, tell
 
-    public, signer = load_officer(key, lambda: click.prompt("Passphrase", hide_input=True).encode())
+    public, signer = load_officer(key, lambda: ask_secret("passphrase", "the key is sealed; use a terminal").encode())
     name, order = officer_of(home, public, officer), proposal.order
     answer = make_answer(
         order=order.digest, institution=load_institution(home).name, decision=decision, officer=name, reason=reason,

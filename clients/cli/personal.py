@@ -10,7 +10,7 @@ import click
 
 from sovfed.clients.cli.home import HOME
 from sovfed.federation.errors import DataError
-from sovfed.federation.text import cell, visible
+from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
     from sovfed.clients.training.personal import Kept
@@ -58,15 +58,13 @@ def list_(as_json: bool, home: Path) -> None:
     if not states:
         click.echo("Nothing yet: personal models come of runs with strategy=ditto, fedbn or fedper.")
         return
-    from rich.console import Console
-    from rich.table import Table
+    from sovfed.federation.tables import print_rows
 
-    table = Table("run", "Flower's number", "task", "strategy", "round", "what")
-    for state in states:
-        table.add_row(
-            *map(cell, (state.run, state.flower_run, state.task, state.algorithm)), str(state.round), WHAT[state.kind]
-        )
-    Console().print(table)
+    told = [
+        (state.run, state.flower_run, state.task, state.algorithm, str(state.round), WHAT[state.kind])
+        for state in states
+    ]
+    print_rows(("run", "Flower's number", "task", "strategy", "round", "what"), told)
 
 
 @personal.command()

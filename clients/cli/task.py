@@ -33,6 +33,10 @@ def add(file: Path, allow: bool, home: Path) -> None:
     Nothing in a task.yaml is run. An archive must be signed under the federation's root and reviewed as policy.yaml
     asks; its code is tried once, in a process without network and files, and then runs in the trainer alone. The digest
     stands for every byte: the agency's must be the same.
+
+    \b
+    Example:
+      sovfed client task add birth.yaml --allow
     """
     from sovfed.clients.home.own_tasks import added, allow_task
 
@@ -46,7 +50,12 @@ def add(file: Path, allow: bool, home: Path) -> None:
 @task.command(name="list")
 @HOME
 def list_tasks(home: Path) -> None:
-    """The tasks in this home, the oldest first, and whether the policy allows them."""
+    """The tasks in this home, the oldest first, and whether the policy allows them.
+
+    \b
+    Example:
+      sovfed client task list
+    """
     from sovfed.clients.home.own_tasks import listed
 
     for line in listed(home):

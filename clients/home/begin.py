@@ -2,41 +2,90 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sovfed.clients.data import connector
 from sovfed.clients.home.folder import create
 from sovfed.clients.home.own_tasks import keep_task, known_task
-from sovfed.clients.home.policy import Policy
+from sovfed.clients.home.policy import POLICY, Policy
 from sovfed.clients.orders.rules import REQUIRED, STANDING, OrderRules
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.secagg.terms import LEAST_COHORT, Terms
 from sovfed.federation.text import ARCHIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from sovfed.federation.config import ClientConfig
 
 
-def begin(
-    home: Path, config: ClientConfig, tasks: Sequence[str], *, plain_updates: bool = False, private_only: bool = True,
-    officers: bool = False,
-) -> list[str]:  # fmt: skip
-    """Make `home`, in which runs may train `tasks` (default: the one that the records serve); lines for its operator.
+@dataclass(frozen=True)
+class Chosen:
+    """What a command line says of a policy; without a word its defaults hold, `min_cohort` 0 among them."""
+
+    tasks: tuple[str, ...] = ()
+    plain_updates: bool = False
+    without_privacy: bool = False
+    officers: bool = False
+    min_cohort: int = 0
+
+    @property
+    def terms(self) -> Terms:
+        """Those of secure aggregation, with as many colluders feared as so small a cohort bears. Raises ConfigError."""
+        if not self.min_cohort:
+            return Terms()
+        try:
+            return Terms(
+                min_cohort=self.min_cohort, colluders=max(0, min(Terms.colluders, self.min_cohort - LEAST_COHORT))
+            )
+        except ValueError as error:
+            raise ConfigError(f"--min-cohort: {error}") from error
+
+    def meaning(self) -> Iterator[str]:
+        """What a smaller cohort than the default's gives up, for whoever chose it."""
+        if not self.min_cohort or self.min_cohort >= Terms.min_cohort:
+            return
+        feared = self.terms.colluders
+        usual = Terms.min_cohort
+        yield f"{POLICY}: secure_aggregation.min_cohort {self.min_cohort}, colluders {feared}; the default is {usual}"
+        yield f"  the agency sees sums over {self.min_cohort} institutions or more, of which this one is a larger share"
+        yield f"  with one that sides with it, it learns the sum of the other {self.min_cohort - 1}"
+
+    def unlike(self, policy: Policy) -> Iterator[str]:
+        """The lines of `policy` that say otherwise than what was chosen here."""
+        kept = policy.secure_aggregation.min_cohort
+        for name in self.tasks:
+            if (entry := known_task(name)) not in policy.allowed_tasks:
+                yield f"allowed_tasks lacks {entry} (--task)"
+        if self.plain_updates and not policy.allow_plain_updates:
+            yield "allow_plain_updates is false (--allow-plain-updates)"
+        if self.without_privacy and policy.require_privacy:
+            yield "require_privacy is true (--without-privacy)"
+        if self.officers and policy.orders.mode != REQUIRED:
+            yield f"orders.mode is {policy.orders.mode} (--officers)"
+        if self.min_cohort and self.min_cohort != kept:
+            yield f"secure_aggregation.min_cohort is {kept} (--min-cohort)"
+
+
+def begin(home: Path, config: ClientConfig, chosen: Chosen) -> list[str]:
+    """Make `home` with the policy that was `chosen`, its tasks by default what the records serve; lines to tell.
 
     Raises ConfigError if the records serve no one task and none is named, or there is a home already.
     """
     served = connector(config.data.source).task
-    allowed = tuple(tasks) or ((served,) if served else ())
+    allowed = chosen.tasks or ((served,) if served else ())
     if not allowed:
         raise ConfigError(f"data source '{config.data.source}' serves no one task; name those allowed with --task")
     policy = Policy(
-        allowed_tasks=tuple(known_task(name) for name in allowed), allow_plain_updates=plain_updates,
-        require_privacy=private_only, orders=OrderRules(REQUIRED if officers else STANDING),
+        allowed_tasks=tuple(known_task(name) for name in allowed), allow_plain_updates=chosen.plain_updates,
+        require_privacy=not chosen.without_privacy, secure_aggregation=chosen.terms,
+        orders=OrderRules(REQUIRED if chosen.officers else STANDING),
     )  # fmt: skip
     create(home, config, policy)
-    lines = ["orders wait for `sovfed client orders officer NAME`"] if officers else []
+    lines = ["orders wait for `sovfed client orders officer NAME`"] if chosen.officers else []
+    lines += chosen.meaning()
     for name in allowed:
         keep_task(home, name)
         if name.endswith(ARCHIVE):

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 
 POLICY: Final = "policy.yaml"
 POLICY_HEAD: Final = """\
-What this institution lets a run ask of it. Read by the trainer alone, and changed by nobody but you.
+What this institution lets a run ask of it. Read by the trainer alone, and changed by nobody but you. It is read when
+the trainer starts: after a change, `sovfed client down` and `up`.
 
 allow_plain_updates: a run without secure aggregation shows this institution's own update, record count and metrics to
 whoever runs the aggregation server, not only the sums over all institutions, and an update can tell things about single
@@ -53,6 +54,8 @@ records. While this is false, such a run gets nothing from here. Set it to true 
 secure_aggregation: the terms on which this institution lets its share go into a sum. The agency proposes a run's
 parameters; what is outside these bounds is refused. min_cohort is the fewest institutions of any sum: c institutions
 that side with the agency learn the sum of the others, so it is at least colluders, the number that you fear, plus 3.
+A federation of four needs min_cohort 4 in each policy and at the agency (server.min_cohort); one of three needs 3 and
+colluders 0.
 
 secure_aggregation.differencing: two sums over almost the same institutions, subtracted, tell what the few that differ
 hold: their record counts, means and updates. "refuse", the default, answers no sum without differential privacy whose

@@ -49,6 +49,7 @@ class _Open:
     answered: dict[str, int]
     written: int
     consented: bool  # by the node: as long as the standing consent lasts
+    settling: int = -1  # `total` at the last `settle`
 
     @property
     def total(self) -> int:
@@ -115,6 +116,15 @@ class OrderGate:
             raise OrderError(f"run {run} asks otherwise than its order in: {forbidden}")
         if not isinstance(request, UNCOUNTED):
             self._count(run, opened, type(request).__name__.removesuffix("Request").lower())
+
+    def settle(self) -> None:
+        """Write down how much was answered and no more, of runs of which nothing was since the last call."""
+        for run, opened in self._open.items():
+            if opened.written > opened.total == opened.settling:
+                self._runs[run] = replace(self._runs[run], answered=dict(opened.answered))
+                self._book.write_runs(self._runs)
+                opened.written = opened.total
+            opened.settling = opened.total
 
     def narrowed(self, run: str, terms: Terms) -> Terms:
         """`terms` of secure aggregation for `run`, which `require` has let through, as narrow as its order."""

@@ -37,7 +37,7 @@ class Standing:
     until: str = bounded("", 0, 10, doc="last day of it, as 2027-12-31; empty: until this file is changed")
 
     def __post_init__(self) -> None:
-        _last_second(self.until)
+        _last_second(self.until, "orders.standing.until")
 
     def why_not(self, order: RunOrder, now: float) -> str:
         """Why `order` needs a person; "" if it does not."""
@@ -65,7 +65,7 @@ class DataPermit:
     expires: str = bounded("", 0, 10, doc="last day, as 2027-12-31: no round is answered after it; empty: none")
 
     def __post_init__(self) -> None:
-        _last_second(self.expires)
+        _last_second(self.expires, "permits: expires")
 
     @property
     def ends(self) -> float:
@@ -149,9 +149,12 @@ class OrderRules:
             )
 
 
-def _last_second(day: str) -> float:
+def _last_second(day: str, setting: str = "") -> float:
     """Until when `day` lasts (UTC), in Unix time; for ever if it is empty. Raises ValueError if it is no day."""
     if not day:
         return float("inf")
-    last = date.fromisoformat(day) + timedelta(days=1)
+    try:
+        last = date.fromisoformat(day) + timedelta(days=1)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{setting}: '{day}' is no day, expected one as 2027-12-31") from error
     return datetime(last.year, last.month, last.day, tzinfo=UTC).timestamp()

@@ -105,6 +105,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
     while not stop.wait(SIGNAL_S) and not serving.done():  # a signal that another thread took wakes nobody
         beat()
         look()
+        _tell(trainer.settle)
         _tell(evidence.look)
     serving.stop()
     _tell(evidence.close)

@@ -181,6 +181,21 @@ class TrainerService:
                 self._replies.keep(request, reply)
             return reply
 
+    def settle(self) -> None:
+        """Write down exactly what was answered, unless a request is in work; for whoever calls this now and then.
+
+        Raises OSError or SovfedError where that cannot be written; more stands there then than was answered.
+        """
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            if self._allowance is not None:
+                self._allowance.settle()
+            if self._orders is not None:
+                self._orders.settle()
+        finally:
+            self._lock.release()
+
     @property
     def answering(self) -> int:
         """The number of the request that is being answered; 0 if there is none."""

@@ -42,7 +42,13 @@ Examples:
 @click.option("--head", "shown", type=FILE, multiple=True, help="A head of this log that somebody else has kept.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def verify(home: Path, shown: tuple[Path, ...], as_json: bool) -> None:
-    """Check every entry of the log, and its heads (exit code 3: it was changed, and where)."""
+    """Check every entry of the log, and its heads (exit code 3: it was changed, and where).
+
+    \b
+    Examples:
+      sovfed server log verify
+      sovfed client log verify
+    """
     from sovfed.federation.evidence.checking import check_log
 
     checked = check_log(home, [path.read_bytes() for path in shown])
@@ -66,7 +72,13 @@ def verify(home: Path, shown: tuple[Path, ...], as_json: bool) -> None:
 @click.option("--last", type=click.IntRange(1), default=50, show_default=True, help="The newest so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print the entries as they are kept, a line each.")
 def show(home: Path, kind: str | None, last: int, as_json: bool) -> None:
-    """Print the newest entries."""
+    """Print the newest entries.
+
+    \b
+    Examples:
+      sovfed server log show --kind round --last 20
+      sovfed client log show --kind order
+    """
     from collections import deque
 
     from sovfed.federation.evidence.store import LogReader
@@ -81,14 +93,26 @@ def show(home: Path, kind: str | None, last: int, as_json: bool) -> None:
 
 
 def head(home: Path) -> None:
-    """Print the newest head of this log, for somebody else to keep."""
+    """Print the newest head of this log, for somebody else to keep.
+
+    \b
+    Examples:
+      sovfed server log head
+      sovfed client log head
+    """
     from sovfed.federation.evidence.store import LogReader
 
     click.echo(LogReader(home).head().decode(), nl=False)
 
 
 def heads(home: Path) -> None:
-    """Print what was seen of the logs of others, who cosigned this one, and what does not agree (exit code 3)."""
+    """Print what was seen of the logs of others, who cosigned this one, and what does not agree (exit code 3).
+
+    \b
+    Examples:
+      sovfed server log heads
+      sovfed client log heads
+    """
     from sovfed.federation.errors import EvidenceError
     from sovfed.federation.evidence.notes import read_checkpoint
     from sovfed.federation.evidence.witness import all_seen, cosignatures, others, problems
@@ -109,7 +133,13 @@ def heads(home: Path) -> None:
 
 @click.argument("origin")
 def trust(home: Path, origin: str) -> None:
-    """Take the log ORIGIN as it is shown next: you know why it does not go on from what was seen."""
+    """Take the log ORIGIN as it is shown next: you know why it does not go on from what was seen.
+
+    \b
+    Examples:
+      sovfed server log trust hospital-1
+      sovfed client log trust agency
+    """
     from sovfed.federation.errors import ConfigError
     from sovfed.federation.evidence.store import record
     from sovfed.federation.evidence.witness import forget
@@ -122,7 +152,13 @@ def trust(home: Path, origin: str) -> None:
 
 @click.argument("folder", type=click.Path(path_type=Path))
 def export(home: Path, folder: Path) -> None:
-    """Write the log into the new FOLDER, as C2SP tlog-tiles."""
+    """Write the log into the new FOLDER, as C2SP tlog-tiles.
+
+    \b
+    Examples:
+      sovfed server log export evidence/
+      sovfed client log export evidence/
+    """
     from sovfed.federation.evidence.store import LogReader
     from sovfed.federation.evidence.tiles import export as write
 

@@ -23,12 +23,25 @@ def check_ports(home: Path, settings: Path, ports: Mapping[str, tuple[str, int]]
     if read_status(home) is not None:
         raise ServiceError(f"{home} is in use: its processes are running already")
     for setting, (host, port) in ports.items():
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                raise ServiceError(
-                    f"{setting} = {port}: cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}); "
-                    f"end what uses the port, or choose another {setting} in {settings}"
-                ) from error
+        if why := taken(host, port):
+            raise ServiceError(
+                f"{setting} = {port}: cannot listen on {host}:{port} ({why}); "
+                f"end what uses the port, or choose another {setting} in {settings}"
+            )
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ServiceError, which names `--port`, if nothing more can listen there."""
+    if why := taken(host, port):
+        raise ServiceError(f"cannot listen on {host}:{port} ({why}); end what uses the port, or choose another: --port")
+
+
+def taken(host: str, port: int) -> str:
+    """Why nothing more can listen on `host`:`port`; "" if it can."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return os.strerror(error.errno or 0)
+    return ""

@@ -31,6 +31,8 @@ def asked(order: RunOrder) -> Iterator[str]:
     if order.population:
         yield f"people     {order.population}"
     who = ", ".join(order.cohort) or "any institution that the authority has certified"
+    if work := _work(order):
+        yield f"work       {order.rounds} rounds of {work}"
     yield f"with       {who}; at least {order.min_cohort} in each sum"
     if order.keys:
         keys = (f"{name} {key[:16]}" for name, key in zip(order.cohort, order.keys, strict=True))
@@ -38,6 +40,13 @@ def asked(order: RunOrder) -> Iterator[str]:
     if order.permit:
         yield f"permit     {order.permit}"
     yield f"valid      {day_of(order.proposed)} to {day_of(order.expires)}; sovfed {order.version}"
+
+
+def _work(order: RunOrder) -> str:
+    """What is trained in a round, as far as the order's own settings say; "" if nothing is."""
+    names = ("optimizer", "learning_rate", "batch_size", "local_epochs", "local_steps")
+    said = [f"{name} {order.settings[name]}" for name in names if order.settings.get(name)]
+    return ", ".join(said)
 
 
 def leaves(order: RunOrder) -> Iterator[str]:

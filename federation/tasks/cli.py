@@ -92,15 +92,13 @@ def show(name: str, as_json: bool) -> None:
         click.echo(json.dumps(described(selected) | {"schema": selected.schema.to_dict()}, indent=2, default=str))
         return
     from rich.console import Console
-    from rich.table import Table
 
+    from sovfed.federation.tables import print_rows
     from sovfed.federation.text import cell
 
-    table = Table("column", "kind", "values", "unit", "if missing", "role", box=None, title=cell(selected.title))
-    for column in selected.schema.columns:
-        table.add_row(*map(cell, _row(column)))
     console = Console()
-    console.print(table)
+    headings = ("column", "kind", "values", "unit", "if missing", "role")
+    print_rows(headings, [_row(column) for column in selected.schema.columns], selected.title, console)
     for key, value in described(selected).items():
         console.print(f"{key:>11}  {cell(_line(value))}", soft_wrap=True)
 

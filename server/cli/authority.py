@@ -51,7 +51,12 @@ def cli() -> None:
 @click.option("--name", required=True, help="Name of the authority, in its root certificate.")
 @PASSPHRASE
 def init(home: Path, name: str, passphrase: bool) -> None:
-    """Make a new authority in DIR: root key (0600), root certificate and an empty revocation list."""
+    """Make a new authority in DIR: root key (0600), root certificate and an empty revocation list.
+
+    \b
+    Example:
+      sovfed authority init authority --name "Health Authority"
+    """
     from sovfed.federation.identity import certificate_fingerprint
     from sovfed.server.registry import authority
 
@@ -72,7 +77,13 @@ def init(home: Path, name: str, passphrase: bool) -> None:
 def sign(
     csr: Path, out: Path, server: bool, signer: bool, days: int | None, yes: bool, home: Path, passphrase: bool
 ) -> None:
-    """Sign the request CSR, once its key fingerprint has been compared with its owner (not with who carried it)."""
+    """Sign the request CSR, once its key fingerprint has been compared with its owner (not with who carried it).
+
+    \b
+    Examples:
+      sovfed authority sign server.csr --server --out server.pem --home authority
+      sovfed authority sign hospital-1.csr --out hospital-1.pem
+    """
     from sovfed.federation.files import read_bounded, write_atomic
     from sovfed.server.registry import authority
 
@@ -94,7 +105,12 @@ def sign(
 @HOME
 @PASSPHRASE
 def revoke(target: str, server: bool, signer: bool, home: Path, passphrase: bool) -> None:
-    """Revoke all certificates of an institution, or the one with a SERIAL, and publish a new revocation list."""
+    """Revoke all certificates of an institution, or the one with a SERIAL, and publish a new revocation list.
+
+    \b
+    Example:
+      sovfed authority revoke hospital-1 --home authority
+    """
     from sovfed.server.registry import authority
 
     named: authority.Kind = "server" if server else "signer" if signer else "institution"
@@ -112,7 +128,12 @@ def revoke(target: str, server: bool, signer: bool, home: Path, passphrase: bool
 @HOME
 @PASSPHRASE
 def crl(days: int, out: Path | None, home: Path, passphrase: bool) -> None:
-    """Sign the revocation list again. Without a fresh list every process refuses every peer."""
+    """Sign the revocation list again. Without a fresh list every process refuses every peer.
+
+    \b
+    Example:
+      sovfed authority crl --home authority --out crl.pem
+    """
     from sovfed.federation.files import write_atomic
     from sovfed.server.registry import authority
 
@@ -231,13 +252,16 @@ def tend(agency: Path, every_s: float | None, days: float, home: Path, passphras
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 @HOME
 def show(as_json: bool, home: Path) -> None:
-    """Show every certificate that the authority has issued, and until when the revocation list is good."""
+    """Show every certificate that the authority has issued, and until when the revocation list is good.
+
+    \b
+    Example:
+      sovfed authority show --home authority
+    """
     from dataclasses import asdict
 
-    from rich.console import Console
-    from rich.table import Table
-
     from sovfed.federation.identity import certificate_fingerprint, load_certificate, load_crl
+    from sovfed.federation.tables import print_rows
     from sovfed.server.registry import authority
 
     register, now = authority.read_register(home), datetime.now(UTC)
@@ -247,14 +271,13 @@ def show(as_json: bool, home: Path) -> None:
         extra = {"root_fingerprint": fingerprint, "crl_expires": expires.isoformat() if expires else None}
         click.echo(json.dumps({**asdict(register), **extra}, indent=2))
         return
-    table = Table(title=f"{register.name} · root {fingerprint[:16]}… · revocation list good until {expires:%F}")
-    for column in ("name", "kind", "state", "until", "serial", "key", "key's age"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for issued in register.issued:
         state = "valid" if issued.valid(now) else "revoked" if issued.revoked else "expired"
         age = f"{authority.key_age(register, issued.key, now).days} days"
-        table.add_row(issued.name, issued.kind, state, issued.until[:10], issued.serial, issued.key[:16] + "…", age)
-    Console().print(table)
+        rows.append((issued.name, issued.kind, state, issued.until[:10], issued.serial, issued.key[:16] + "…", age))
+    title = f"{register.name} · root {fingerprint[:16]}… · revocation list good until {expires:%F}"
+    print_rows(("name", "kind", "state", "until", "serial", "key", "key's age"), rows, title)
 
 
 def _passphrase(ask: bool, *, confirm: bool = False) -> bytes | None:

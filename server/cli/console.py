@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from sovfed.federation.asking import ask_secret
 from sovfed.federation.errors import ConfigError
 from sovfed.server.cli.home import HOME
 
@@ -30,7 +31,8 @@ def console(ctx: click.Context, port: int | None, home: Path) -> None:
         return
     from sovfed.federation.host.extras import require
     from sovfed.federation.host.logs import log_to_stderr
-    from sovfed.server.console.process import serve
+    from sovfed.federation.host.ports import check_port
+    from sovfed.server.console.process import PORT, serve
     from sovfed.server.console.users import read_users
     from sovfed.server.home import load_settings
 
@@ -38,8 +40,9 @@ def console(ctx: click.Context, port: int | None, home: Path) -> None:
     config = load_settings(home).server
     if not read_users(home):
         raise ConfigError(f"nobody may open it yet: `sovfed server console user add NAME --home {home}`")
+    chosen = dataclasses.replace(config, console_port=port or config.console_port or PORT)
+    check_port(chosen.console_host, chosen.console_port)
     log_to_stderr()
-    chosen = dataclasses.replace(config, console_port=port or config.console_port)
     serve(home, chosen, lambda address: click.echo(f"{address}  (Ctrl-C stops)"))
 
 
@@ -64,7 +67,12 @@ def user() -> None:
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input instead of asking for it.")
 @HOME
 def add(name: str, role: str, password_stdin: bool, home: Path) -> None:
-    """Let NAME open the page, or give them another role or password. The password is asked for, never an argument."""
+    """Let NAME open the page, or give them another role or password. The password is asked for, never an argument.
+
+    \b
+    Example:
+      sovfed server console user add anna --role operator
+    """
     from sovfed.server.console.users import add_user
     from sovfed.server.home import load_settings
 
@@ -72,7 +80,7 @@ def add(name: str, role: str, password_stdin: bool, home: Path) -> None:
     if password_stdin:
         password = sys.stdin.readline().rstrip("\r\n")
     else:
-        password = click.prompt("password", hide_input=True, confirmation_prompt=True)
+        password = ask_secret("password", "--password-stdin, or a terminal", twice=True)
     add_user(home, name, role, password)
     click.echo(f"{name} may open it as {role}")
 
@@ -80,7 +88,12 @@ def add(name: str, role: str, password_stdin: bool, home: Path) -> None:
 @user.command(name="list")
 @HOME
 def list_users(home: Path) -> None:
-    """Show who may open the page."""
+    """Show who may open the page.
+
+    \b
+    Example:
+      sovfed server console user list
+    """
     from sovfed.server.console.users import read_users
 
     for name, entry in sorted(read_users(home).items()):
@@ -91,7 +104,12 @@ def list_users(home: Path) -> None:
 @click.argument("name")
 @HOME
 def remove(name: str, home: Path) -> None:
-    """Let NAME open the page no longer; an open session ends with its next request."""
+    """Let NAME open the page no longer; an open session ends with its next request.
+
+    \b
+    Example:
+      sovfed server console user remove anna
+    """
     from sovfed.server.console.users import remove_user
 
     remove_user(home, name)

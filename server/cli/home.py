@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 from typing import Final
 
@@ -16,3 +18,9 @@ HOME: Final = click.option(
     default=DEFAULT_HOME, show_default="~/.sovfed/server", envvar=HOME_VARIABLE, help="The agency's home folder.",
 )  # fmt: skip
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+def option(home: Path) -> str:
+    """What a further command needs, to find the same home."""
+    usual = home == DEFAULT_HOME or os.environ.get(HOME_VARIABLE) == str(home)
+    return "" if usual else f" --home {shlex.quote(str(home))}"

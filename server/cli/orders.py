@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sovfed.federation.text import visible
-from sovfed.server.cli.home import HOME, JSON
+from sovfed.server.cli.home import HOME, JSON, option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,16 +28,16 @@ def propose(overrides: tuple[str, ...], home: Path) -> None:
       sovfed run propose task=heart run_name=heart-2027 order.purpose="risk of infarction, study 12"
       sovfed run propose task=heart privacy=distributed order.permit=p-12 order.valid_days=90
     """
-    from sovfed.server.orders.proposing import configured, order_file
+    from sovfed.server.orders.proposing import configured, require_task
     from sovfed.server.orders.proposing import propose as propose_run
     from sovfed.server.runs.folders import new_run_name
 
+    require_task(overrides)
     config = configured(home, overrides)
     name = new_run_name(config)
     proposal = propose_run(home, name, config, overrides)
     _tell(_order(proposal))
-    click.echo(f"next: two people sign it, `sovfed run approve {order_file(home, name)}`")
-    click.echo(f"then `sovfed run start --proposed {name}`")
+    _next(home, name)
 
 
 @click.command()
@@ -136,7 +136,6 @@ def unlearn(name: str, new: str, home: Path) -> None:
       sovfed run unlearn heart-2027
       sovfed run start --proposed heart-2027-without-1
     """
-    from sovfed.server.orders.proposing import order_file
     from sovfed.server.orders.unlearning import unlearn as propose_anew
 
     made, proposal = propose_anew(home, name, new or _unused(home, name))
@@ -144,8 +143,16 @@ def unlearn(name: str, new: str, home: Path) -> None:
     begins = f"from after round {made.from_round}" if made.from_round else "from the beginning"
     click.echo(visible(f"made anew {begins}, without {', '.join(made.withdrawn)}"))
     click.echo("not undone: models already given away, sums already opened, ε already charged to ledgers")
-    click.echo(f"next: `sovfed run start --proposed {proposal.order.run}`; where institutions ask for approvals, first")
-    click.echo(f"`sovfed run approve {order_file(home, proposal.order.run)}`")
+    _next(home, proposal.order.run)
+
+
+def _next(home: Path, name: str) -> None:
+    """How a run that is proposed begins."""
+    from sovfed.server.orders.proposing import order_file
+
+    click.echo(f"next: `sovfed run start --proposed {name}{option(home)}`")
+    click.echo("where institutions ask for approvals (orders.min_approvers; by default none do), each person first:")
+    click.echo(f"`sovfed run approve {order_file(home, name)}`")
 
 
 def _unused(home: Path, name: str) -> str:

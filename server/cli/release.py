@@ -18,8 +18,11 @@ from sovfed.server.cli.home import HOME
     "--declaration", "declarations", type=click.Path(exists=True, dir_okay=False, path_type=Path), multiple=True,
     help="What `client release declare` wrote at an institution; may be given several times.",
 )  # fmt: skip
+@click.option("--force", is_flag=True, help="Write over a release that is there, with the signatures in it.")
 @HOME
-def release(run: str, out: Path | None, wait_s: float, declarations: tuple[Path, ...], home: Path) -> None:
+def release(
+    run: str, out: Path | None, wait_s: float, declarations: tuple[Path, ...], force: bool, home: Path
+) -> None:  # fmt: skip
     """Release the model of a finished RUN: model, lineage, privacy, evaluation, log and signatures in one file.
 
     Nothing is released before the audits of server.release_audits have passed on the model, after an institution has
@@ -32,6 +35,7 @@ def release(run: str, out: Path | None, wait_s: float, declarations: tuple[Path,
       sovfed release heart-2027 --declaration hospital-1.declaration
       sovfed client release sign heart.release             (each institution that took part)
     """
+    from sovfed.federation.errors import ConfigError
     from sovfed.federation.files import check_writable, write_atomic
     from sovfed.server.runs.certificate import release as make
     from sovfed.server.runs.declarations import take
@@ -40,6 +44,8 @@ def release(run: str, out: Path | None, wait_s: float, declarations: tuple[Path,
     os.umask(0o077)
     path = out or Path(f"{run}.release")
     check_writable(path)
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists, and institutions may have signed it; another --out, or --force")
     for file in declarations:
         click.echo(f"{file}: what {take(home, run, file)} declares of its records")
     write_atomic(path, make(home, run, wait_s=wait_s))

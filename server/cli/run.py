@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,8 +13,8 @@ import click
 
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.metrics import TOLD
-from sovfed.federation.text import PIPE_WIDTH, cell, visible
-from sovfed.server.cli.home import DEFAULT_HOME, HOME, HOME_VARIABLE, JSON
+from sovfed.federation.text import cell, visible
+from sovfed.server.cli.home import HOME, JSON, option
 from sovfed.server.cli.orders import approve, explain, propose, unlearn, withdraw
 from sovfed.server.cli.table import table
 
@@ -68,25 +66,37 @@ for _command in (propose, approve, explain, withdraw, unlearn, table):
 @HOME
 @JSON
 def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, as_json: bool) -> None:
-    """Start a run. OVERRIDES choose task, strategy and values: `task=heart rounds=50 task.learning_rate=0.05`.
+    """Start a run. OVERRIDES choose task, which must be named, strategy and values.
 
-    Institutions are shown its order first; it waits for the officers who have to sign (`order.wait_s`).
+    Institutions are shown its order first; it waits for the officers who have to sign (`order.wait_s`). Fewer
+    institutions than `server.min_cohort` (5, unless `server init` or OVERRIDES say otherwise) make no run.
+
+    \b
+    Examples:
+      sovfed run start task=heart rounds=50 task.learning_rate=0.05
+      sovfed run start task=birth.yaml server.min_cohort=4 --home agency
+      sovfed run start --proposed heart-2027 --no-follow
     """
     from sovfed.federation.tasks.registry import configured_task
-    from sovfed.server.orders.proposing import configured, proposed_overrides
+    from sovfed.server.orders.proposing import configured, proposed_overrides, require_task
     from sovfed.server.orders.unlearning import unlearning_config
     from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
     from sovfed.server.rounds.privacy import vector_size
+    from sovfed.server.runs.enough import require_enough
     from sovfed.server.runs.folders import new_run_name, run_folder, start_run
 
     if proposed and overrides:
         raise click.UsageError("a proposed run is started as it was proposed: leave out OVERRIDES")
+    if not proposed:
+        require_task(overrides)
     again = unlearning_config(home, proposed) if proposed else None
     config = again or configured(home, proposed_overrides(home, proposed) if proposed else overrides)
     _tell_of_noise(config, vector_size(config, configured_task(config.task)))
-    name = proposed or new_run_name(config)
+    name, control = proposed or new_run_name(config), _control(home)
+    if waits := require_enough(config, control.list_nodes()):
+        click.echo(visible(waits), err=True)
     folder = run_folder(home, name)
-    start_run(_control(home), home, name, config, resume=again is not None and (folder / CHECKPOINT).exists())
+    start_run(control, home, name, config, resume=again is not None and (folder / CHECKPOINT).exists())
     _report(home, name, follow, as_json)
 
 
@@ -111,6 +121,10 @@ def resume(name: str, follow: bool, home: Path, as_json: bool) -> None:
     """Go on with a run that failed or was stopped, from its last checkpoint.
 
     A run that was interrupted (a process or the machine came down) goes on by itself while `sovfed server up` runs.
+
+    \b
+    Example:
+      sovfed run resume heart-2027
     """
     from sovfed.server.runs.recovery import resume_run
 
@@ -122,24 +136,29 @@ def resume(name: str, follow: bool, home: Path, as_json: bool) -> None:
 @HOME
 @JSON
 def list_(home: Path, as_json: bool) -> None:
-    """List the runs, the newest first."""
+    """List the runs, the newest first.
+
+    \b
+    Examples:
+      sovfed run list
+      sovfed run list --json --home agency
+    """
     from sovfed.server.runs.folders import read_runs
 
     runs = read_runs(home, _control(home, required=False))
     if as_json:
         click.echo(json.dumps(runs, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Column, Table
+    from sovfed.federation.tables import print_rows
 
-    columns = (Column(name, overflow="fold") for name in ("task", "status", "rounds", "institutions", "started"))
-    table = Table(Column("run", no_wrap=True), *columns)
-    for run in runs:
-        started = time.strftime("%F", time.localtime(run["started"]))
-        rounds = f"{run['rounds_done']}/{run['rounds']}"
-        values = (run["name"], run["task"], run["status"], rounds, str(run["institutions"]), started)
-        table.add_row(*map(cell, values))
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    rows = [
+        (
+            run["name"], run["task"], run["status"], f"{run['rounds_done']}/{run['rounds']}", str(run["institutions"]),
+            time.strftime("%F", time.localtime(run["started"])),
+        )
+        for run in runs
+    ]  # fmt: skip
+    print_rows(("run", "task", "status", "rounds", "institutions", "started"), rows)
     for run in filter(lambda run: run["reason"], runs):
         click.echo(f"{visible(run['name'])}: {visible(run['reason'])}")
 
@@ -149,7 +168,12 @@ def list_(home: Path, as_json: bool) -> None:
 @HOME
 @JSON
 def show(name: str, home: Path, as_json: bool) -> None:
-    """Show one run: its state, last rounds, who was missing in which, and, once finished, its summary."""
+    """Show one run: its state, last rounds, who was missing in which, and, once finished, its summary.
+
+    \b
+    Example:
+      sovfed run show heart-2027
+    """
     from sovfed.server.orders.withdrawn import read_withdrawn
     from sovfed.server.runs.attendance import absences, attendance
     from sovfed.server.runs.curves import read_rounds
@@ -177,7 +201,8 @@ def show(name: str, home: Path, as_json: bool) -> None:
         console.print(cell(sentence), soft_wrap=True)
     if summary:
         metrics = summary["metrics"] or "not told by a private run; privacy.html in its folder says what is promised"
-        console.print("held-out metrics of all institutions:", metrics, markup=False)
+        told = "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()) if isinstance(metrics, dict) else metrics
+        console.print(f"held-out metrics of all institutions: {told}", markup=False)
         if sealed := summary.get("isolation"):
             isolation = ", ".join(f"{institution}: {seal}" for institution, seal in sorted(sealed.items()))
             console.print(
@@ -193,11 +218,20 @@ def show(name: str, home: Path, as_json: bool) -> None:
 @click.argument("name")
 @HOME
 def stop(name: str, home: Path) -> None:
-    """Stop a run. Its checkpoint stays, so `sovfed run resume` can go on with it."""
-    from sovfed.server.runs.folders import stop_run
+    """Stop a run. Its checkpoint stays, so `sovfed run resume` can go on with it.
 
+    \b
+    Example:
+      sovfed run stop heart-2027
+    """
+    from sovfed.server.runs.folders import read_run, stop_run
+
+    before = read_run(home, name)
+    if before["status"] in ENDED:
+        click.echo(f"run '{name}' had ended already: {before['status']}")
+        return
     stop_run(_control(home), home, name)
-    click.echo(f"run '{name}' is stopped; `sovfed run resume {name}` goes on from its last round")
+    click.echo(f"run '{name}' is stopped; `sovfed run resume {name}{option(home)}` goes on from its last round")
 
 
 @cli.command()
@@ -205,7 +239,12 @@ def stop(name: str, home: Path) -> None:
 @click.option("--follow", "-f", is_flag=True, help="Go on printing as the run writes.")
 @HOME
 def logs(name: str, follow: bool, home: Path) -> None:
-    """Print the coordinator's log of a run."""
+    """Print the coordinator's log of a run.
+
+    \b
+    Example:
+      sovfed run logs heart-2027 -f
+    """
     from sovfed.server.runs.folders import follow_log
 
     for line in follow_log(home, name, follow):
@@ -218,10 +257,18 @@ def logs(name: str, follow: bool, home: Path) -> None:
 def check(name: str, home: Path) -> None:
     """Check that a finished run's model, MLflow's copy of it and its registered version are what the run made.
 
+    NAME may be a folder, as of a simulation: of that the model alone is checked.
+
     \b
-    Example:
+    Examples:
       sovfed run check heart-20260301-101500-1f2e
+      sovfed run check birth-sim
     """
+    from sovfed.server.runs.release import MODEL, SUMMARY, read_model
+
+    if (Path(name) / SUMMARY).exists():
+        click.echo(visible(f"{Path(name) / MODEL}: SHA-256 {read_model(Path(name)).sha256}, as the run made it"))
+        return
     from mlflow import MlflowClient
 
     from sovfed.server.runs.folders import read_summary, run_folder, stored_config
@@ -254,7 +301,12 @@ def prune(days: int, home: Path) -> None:
 @click.argument("name")
 @HOME
 def track(name: str, home: Path) -> None:
-    """Send MLflow what it lacks of an ended run, because it was away. `sovfed server up` does so by itself, in time."""
+    """Send MLflow what it lacks of an ended run, because it was away. `sovfed server up` does so by itself, in time.
+
+    \b
+    Example:
+      sovfed run track heart-2027
+    """
     from sovfed.server.runs.folders import ACTIVE, UNSENT, read_run, run_folder, stored_config
     from sovfed.server.runs.tracking import send
 
@@ -286,7 +338,7 @@ def _report(home: Path, name: str, follow: bool, as_json: bool) -> None:
         click.echo(
             json.dumps({"run": name})
             if as_json
-            else f"started run '{name}'; `sovfed run show {name}` tells how it goes"
+            else f"started run '{name}'; `sovfed run show {name}{option(home)}` tells how it goes"
         )
         return
     run = watch(home, name, quiet=as_json)
@@ -294,25 +346,16 @@ def _report(home: Path, name: str, follow: bool, as_json: bool) -> None:
         click.echo(json.dumps({**read_run(home, name, _control(home)), "summary": read_summary(home, name)}, indent=2))
     if run["status"] != "finished":
         then = (
-            f"once that is mended, `sovfed run resume {name}{_option(home)}` goes on"
+            f"once that is mended, `sovfed run resume {name}{option(home)}` goes on"
             if run["resumable"]
             else "to go on with it would end in the same way: start another run, with other settings"
         )
         raise SovfedError(f"run '{name}' {run['status']}: {run['reason']}; {then}")  # the work failed, exit code 1
     if as_json:
         return
-    click.echo(f"finished; `sovfed run show {name}` tells more")
-    for line in ending(read_summary(home, name) or {"metrics": {}}, run_folder(home, name), name, _option(home)):
+    click.echo(f"finished; `sovfed run show {name}{option(home)}` tells more")
+    for line in ending(read_summary(home, name) or {"metrics": {}}, run_folder(home, name), name, option(home)):
         click.echo(visible(line))
-
-
-def _option(home: Path) -> str:
-    """What a further command needs, to find the same home."""
-    return (
-        ""
-        if home == DEFAULT_HOME or os.environ.get(HOME_VARIABLE) == str(home)
-        else f" --home {shlex.quote(str(home))}"
-    )
 
 
 def watch(home: Path, name: str, quiet: bool = False) -> dict[str, Any]:

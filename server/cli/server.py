@@ -13,7 +13,7 @@ import click
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.evidence.cli import log_commands
 from sovfed.federation.host.service_options import options as service_options
-from sovfed.federation.text import cell, visible
+from sovfed.federation.text import visible
 from sovfed.server.cli.console import console
 from sovfed.server.cli.home import HOME, JSON
 
@@ -35,14 +35,14 @@ def cli() -> None:
       sovfed server admit hospital-1 --authority DIR              (there: `sovfed client join hospital-1.invitation`)
     \b
     Step by step, as where the authority is another machine:
-      sovfed server invite hospital-1 --out hospital-1.invitation (give it to the hospital, and to nobody else)
+      sovfed server invite hospital-1 --out hospital-1.invitation  (give it to the hospital, and to nobody else)
       sovfed server requests                                      (what waits, since when, with its fingerprint)
       sovfed authority sign REQUEST --out hospital-1.pem
       sovfed server accept hospital-1.pem
     \b
     Revocation lists end after 30 days, and all trust with them; new ones come by hand, or by themselves:
       sovfed server crl crl.pem                                   (takes effect at once)
-      sovfed server init server.crl_source=/srv/authority/crl.pem (looked at while the server runs)
+      `crl_source` in server.json: "/srv/authority/crl.pem"       (looked at while the server runs)
     """
     os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
@@ -55,7 +55,14 @@ cli.add_command(log_commands(HOME, "server"))
 @click.argument("overrides", nargs=-1)
 @HOME
 def init(overrides: tuple[str, ...], home: Path) -> None:
-    """Create the home folder, the server's key and a certificate request. OVERRIDES set `server.…` and `tracking.…`."""
+    """Create the home folder, the server's key and a certificate request. OVERRIDES set `server.…` and `tracking.…`.
+
+    \b
+    Examples:
+      sovfed server init --home agency server.host=fed.example.org
+      sovfed server init server.names='[agency.example]' server.host=0.0.0.0
+      sovfed server init --home agency server.min_cohort=4   # four institutions
+    """
     from sovfed.federation.compose import compose
     from sovfed.server import home as agency
 
@@ -74,7 +81,12 @@ def init(overrides: tuple[str, ...], home: Path) -> None:
 @click.argument("crl", type=PEM)
 @HOME
 def certificate(certificate: Path, root: Path, crl: Path, home: Path) -> None:
-    """Install the signed CERTIFICATE with the authority's ROOT and revocation list CRL (all PEM)."""
+    """Install the signed CERTIFICATE with the authority's ROOT and revocation list CRL (all PEM).
+
+    \b
+    Example:
+      sovfed server certificate server.pem root.pem crl.pem --home agency
+    """
     from sovfed.server.home import install_certificate
 
     install_certificate(home, certificate.read_bytes(), root.read_bytes(), crl.read_bytes())
@@ -85,7 +97,12 @@ def certificate(certificate: Path, root: Path, crl: Path, home: Path) -> None:
 @click.argument("crl", type=PEM)
 @HOME
 def crl(crl: Path, home: Path) -> None:
-    """Install a newer revocation list; running processes take it at once."""
+    """Install a newer revocation list; running processes take it at once.
+
+    \b
+    Example:
+      sovfed server crl crl.pem
+    """
     from sovfed.server.home import take_crl
 
     take_crl(home, crl.read_bytes())
@@ -122,7 +139,12 @@ def add_task(file: Path, home: Path) -> None:
 @task.command(name="list")
 @HOME
 def list_tasks(home: Path) -> None:
-    """The archives in this home, the oldest first."""
+    """The archives in this home, the oldest first.
+
+    \b
+    Example:
+      sovfed server task list
+    """
     from sovfed.server.own_tasks import listed
 
     for line in listed(home):
@@ -133,7 +155,12 @@ def list_tasks(home: Path) -> None:
 @click.option("--detach", is_flag=True, help="Return once everything runs; `sovfed server down` stops it.")
 @HOME
 def up(detach: bool, home: Path) -> None:
-    """Run superlink, registry, executor and (if tracking.serve) MLflow's page; restart what dies. Ctrl-C stops all."""
+    """Run superlink, registry, executor and (if tracking.serve) MLflow's page; restart what dies. Ctrl-C stops all.
+
+    \b
+    Example:
+      sovfed server up --detach --home agency
+    """
     from sovfed.federation.host.extras import require
     from sovfed.server.up import supervise
 
@@ -161,7 +188,12 @@ def install_service(user: str, name: str, folder: Path, start: bool, show: bool,
 @cli.command()
 @HOME
 def down(home: Path) -> None:
-    """Stop a server that was started with `up --detach`."""
+    """Stop a server that was started with `up --detach`.
+
+    \b
+    Example:
+      sovfed server down --home agency
+    """
     from sovfed.federation.host.processes import stop_supervisor
     from sovfed.federation.host.service_options import refuse_to_stop_a_service
 
@@ -173,7 +205,12 @@ def down(home: Path) -> None:
 @HOME
 @JSON
 def status(home: Path, as_json: bool) -> None:
-    """Show the server's processes and the institutions that are connected (exit code 4: not running)."""
+    """Show the server's processes and the institutions that are connected (exit code 4: not running).
+
+    \b
+    Example:
+      sovfed server status --home agency
+    """
     from sovfed.federation.evidence.witness import problems
     from sovfed.federation.host.processes import read_status
     from sovfed.server.home import load_settings
@@ -183,7 +220,7 @@ def status(home: Path, as_json: bool) -> None:
 
     server_status = read_status(home)
     control = ControlClient(home, load_settings(home).server.control_port)
-    nodes = control.list_nodes() if control.alive() else []
+    nodes = control.list_nodes() if server_status and control.alive() else []  # or another's server holds the port
     runs_waiting = waiting_runs(home, nodes)
     if as_json:
         click.echo(
@@ -207,13 +244,13 @@ def status(home: Path, as_json: bool) -> None:
         from rich.console import Console
         from rich.table import Table
 
+        from sovfed.federation.tables import print_rows
+
         processes = Table("process", "state", "pid", "restarts", title=str(home))
         for process in server_status.processes:
             processes.add_row(process.name, process.state, str(process.pid), str(process.restarts))
-        institutions = Table("institution", "status", "node", title="institutions")
-        for node in nodes:
-            institutions.add_row(cell(node.name), cell(node.status), str(node.node_id))
-        Console().print(processes, institutions)
+        Console().print(processes)
+        print_rows(("institution", "status", "node"), [(node.name, node.status, str(node.node_id)) for node in nodes])
         fingerprints = (f"{what}: {digest}" for what, digest in _fingerprints(home).items())
         logs = [visible(f"{why}; `sovfed server log heads` tells more") for why in problems(home).values()]
         for line in (*server_status.complaints, *logs, *_waiting_lines(home), *fingerprints):
@@ -235,6 +272,10 @@ def invite(name: str, out: Path | None, home: Path) -> None:
 
     The token is a secret: whoever has it first enrols as NAME. Without --out it is printed; a shell's `>` would leave
     it to everybody on this machine.
+
+    \b
+    Example:
+      sovfed server invite hospital-1 --out hospital-1.invitation
     """
     from sovfed.federation.files import create_private
     from sovfed.server.registry.enrolment import invite
@@ -283,7 +324,12 @@ def admit(
 @cli.command()
 @HOME
 def fingerprint(home: Path) -> None:
-    """Print the fingerprints of this server's key, which the authority compares, and of the authority's root."""
+    """Print the fingerprints of this server's key, which the authority compares, and of the authority's root.
+
+    \b
+    Example:
+      sovfed server fingerprint
+    """
     for what, digest in _fingerprints(home).items():
         click.echo(f"{what:17} SHA-256 {digest}")
 
@@ -292,7 +338,12 @@ def fingerprint(home: Path) -> None:
 @HOME
 @JSON
 def requests(home: Path, as_json: bool) -> None:
-    """List invitations that are open and requests that wait: since when, with which fingerprint, and what is next."""
+    """List invitations that are open and requests that wait: since when, with which fingerprint, and what is next.
+
+    \b
+    Example:
+      sovfed server requests
+    """
     from sovfed.server.registry.enrolment import waiting
 
     entries = waiting(home)
@@ -306,7 +357,12 @@ def requests(home: Path, as_json: bool) -> None:
 @click.argument("certificate", type=PEM)
 @HOME
 def accept(certificate: Path, home: Path) -> None:
-    """Put a CERTIFICATE in that the authority has signed; the waiting institution receives it and may connect."""
+    """Put a CERTIFICATE in that the authority has signed; the waiting institution receives it and may connect.
+
+    \b
+    Example:
+      sovfed server accept hospital-1.pem
+    """
     from sovfed.server.registry.enrolment import accept_certificate
 
     name = accept_certificate(home, certificate.read_bytes())
@@ -317,7 +373,12 @@ def accept(certificate: Path, home: Path) -> None:
 @click.argument("name")
 @HOME
 def remove(name: str, home: Path) -> None:
-    """Forget institution NAME, so that it may be invited anew. To shut it out, have the authority revoke it too."""
+    """Forget institution NAME, so that it may be invited anew. To shut it out, have the authority revoke it too.
+
+    \b
+    Example:
+      sovfed server remove hospital-1
+    """
     from sovfed.server.home import load_settings
     from sovfed.server.registry.enrolment import remove
     from sovfed.server.runs.control import ControlClient
@@ -334,7 +395,12 @@ def remove(name: str, home: Path) -> None:
 @click.option("--lines", default=50, show_default=True, help="How many of the last lines.")
 @HOME
 def logs(name: str, lines: int, home: Path) -> None:
-    """Print the last lines of one process's log."""
+    """Print the last lines of one process's log.
+
+    \b
+    Example:
+      sovfed server logs executor --lines 200
+    """
     path = home / "logs" / f"{name}.log"
     if not path.exists():
         raise ServiceError(f"{path} is not there; has the server been started?")

@@ -42,6 +42,13 @@ def configured(home: Path, overrides: Sequence[str]) -> Config:
     return config
 
 
+def require_task(overrides: Sequence[str]) -> None:
+    """Raise ConfigError unless the words name a task: what real institutions train is nobody's default."""
+    names = [word.lstrip("+").partition("=")[0] for word in overrides]
+    if not {"task", "task.name", "task.file", "experiment"}.intersection(names):
+        raise ConfigError("which task? task=NAME or task=FILE.yaml (`sovfed task list`)")
+
+
 def propose(
     home: Path, name: str, config: Config, overrides: Sequence[str], files: Mapping[str, bytes] | None = None
 ) -> Proposal:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from sovfed.federation.codec import encode
-from sovfed.federation.errors import BoundError, DeclinedError
+from sovfed.federation.errors import BoundError, DeclinedError, IdentityError
 from sovfed.federation.messages import EvaluateRequest, LastRequest, PrivateRequest, RunReply, RunRequest
-from sovfed.federation.text import NAME
+from sovfed.federation.orders.answers import read_answer
+from sovfed.federation.orders.shown import word
+from sovfed.federation.text import NAME, visible
 from sovfed.server.rounds.aggregation import Answer, ask
 from sovfed.server.rounds.refusals import ADVICE, FINAL, listed
 
@@ -50,10 +52,12 @@ class Agreement:
         wait_s: float = 0.0,
         only: Collection[str] = (),
         withdrawn: Callable[[], Collection[str]] = tuple,
+        said: Callable[[Mapping[int, bytes]], None] = lambda answers: None,
     ) -> None:
         """`wait_s` is how long officers who have not answered yet are waited for; asked are `only` these institutions,
-        if any are named, and none that has `withdrawn` by now.
+        if any are named, and none that has `withdrawn` by now. `said` takes all words on the order when one is new.
         """
+        self._said, self._told_of = said, dict[int, bytes]()
         self._only, self._withdrawn = only, withdrawn
         self._grid, self._request, self._least, self._wait_s = grid, request, least, wait_s
         self._asked: set[int] = set()
@@ -88,14 +92,21 @@ class Agreement:
         if self.awaiting and time.monotonic() >= self._next:
             new += [node for node in nodes if node in self.awaiting and node not in new]
             self._next = time.monotonic() + again_s
-        for answer in ask(self._grid, dict.fromkeys(new, self._request), RunReply, ANSWER_S) if new else ():
-            self._take(answer)
+        self.hear(new)
         if not self.beyond and not self.awaiting:
             return nodes
         for node in new:
             if node in self.beyond:
                 log.warning("%s would not answer the whole run: %s", self._names().get(node, node), self._why(node))
         return [node for node in nodes if node not in self.beyond and node not in self.awaiting]
+
+    def hear(self, nodes: Sequence[int]) -> None:
+        """Ask `nodes`, also those that have answered before: an officer may have said otherwise since, and why."""
+        for answer in ask(self._grid, dict.fromkeys(nodes, self._request), RunReply, ANSWER_S) if nodes else ():
+            self._take(answer)
+        if self.answers != self._told_of:
+            self._told_of = dict(self.answers)
+            self._said(self._told_of)
 
     def _invited(self, nodes: Sequence[int]) -> Sequence[int]:
         """Those of `nodes` whom the run is for."""
@@ -139,7 +150,8 @@ class Agreement:
         )
 
     def _why(self, node: int) -> str:
-        return ", ".join(self.beyond[node])
+        why = ", ".join(self.beyond[node])
+        return f"{why} ({_word(self.answers[node])})" if why == "order" and node in self.answers else why
 
 
 def _says(answer: Answer[RunReply]) -> tuple[str, ...]:
@@ -149,6 +161,14 @@ def _says(answer: Answer[RunReply]) -> tuple[str, ...]:
     if answer.reply.order in ("refused", "withdrawn"):
         return ("order",)
     return tuple(name for name in answer.reply.beyond.split(",") if NAME.fullmatch(name))
+
+
+def _word(answer: bytes) -> str:
+    """What an institution said, and why, with nothing in it that could forge a line."""
+    try:
+        return visible(word(read_answer(answer, "answer")))
+    except IdentityError:
+        return "its answer cannot be read"
 
 
 def run_request(config: Config, last: LastRequest, parameters: int) -> RunRequest:

@@ -143,6 +143,7 @@ class _Training:
         Those of a simulation have no policy to agree by.
         """
         if self._transport not in SIMULATED:
+            self._rounds.said = self._write_down
             self._rounds.agree()
         if not (resume and self._restore()):
             self._start_anew()
@@ -150,13 +151,21 @@ class _Training:
         lines = read_rounds(self._folder)
         self._stopping.replay([(line["round"] - 1, line["metrics"].get(headline)) for line in lines])
         self._names = names_of(self._grid)
-        _welcome(self._rounds, self._folder, self._names, self._on_answers)
+        _welcome(self._rounds)
         if self._rounds.plan and self._heads:
             self._rounds.before = partial(self._heads.before_round, self._grid, self._rounds.run)
         if self._tracker:
             self._tracker.catch_up(self._last)
             connected = listed(self._names.values())
             self._tracker.note({"transport": self._transport, "connected": connected, **versions()})
+
+    def _write_down(self, answers: Mapping[int, bytes]) -> None:
+        """Keep the institutions' words on the order, also of a run that nothing comes of; enter them in the log."""
+        names = self._names | names_of(self._grid)
+        kept = write_answers(self._folder, {names.get(node, str(node)): said for node, said in answers.items()})
+        proposal = read_order(self._folder)
+        if proposal is not None:
+            self._on_answers(proposal.order.digest, kept)
 
     def train(self, on_round: Callable[[dict[str, Any]], None]) -> None:
         """Run the rounds that are left; a line of each to `on_round`."""
@@ -195,7 +204,7 @@ class _Training:
         """Evaluate the model, publish it with the run's summary and statement, and bring it to the institutions."""
         rounds, folder = self._rounds, self._folder
         final, chosen = self._choose()
-        _welcome(rounds, folder, names_of(self._grid), self._on_answers)
+        _welcome(rounds)
         summary = {
             **summary_of(self._config, self._task, folder, final, self._names, rounds.scale),
             "transport": self._transport, "seconds_training": time.monotonic() - self._started,
@@ -369,13 +378,7 @@ def _sampled(config: Config, aggregation: Aggregation) -> Aggregation:
     return Sampled(aggregation, server.sample, server.min_cohort, config.seed, MAX_HOLDERS if secagg else MOST)
 
 
-def _welcome(rounds: Rounds, folder: Path, names: Mapping[int, str], on_answers: Answered) -> None:
-    """Show the order to those that have come since, who may take the model then; write down what was answered."""
-    agreement = rounds.agreement
-    if agreement is None:
-        return
-    agreement.willing(sorted(rounds.grid.get_node_ids()))
-    answers = write_answers(folder, {names.get(node, str(node)): said for node, said in agreement.answers.items()})
-    proposal = read_order(folder)
-    if proposal is not None:
-        on_answers(proposal.order.digest, answers)
+def _welcome(rounds: Rounds) -> None:
+    """Show the order to those that have come since, who may take the model then."""
+    if rounds.agreement is not None:
+        rounds.agreement.willing(sorted(rounds.grid.get_node_ids()))

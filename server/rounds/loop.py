@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -94,6 +94,7 @@ class Rounds:
         self.candidates: Sequence[Candidate] = (
             read_candidates(config, self.task) if config.task.candidates else ()
         )  # to be scored, one a round; nothing is trained then
+        self.said: Callable[[Mapping[int, bytes]], None] = lambda answers: None  # takes the words on the order
         self.order: Callable[[RunRequest], Bytes] | None = None  # what is shown of the run first; a simulation has none
 
     def cohort(self) -> Sequence[int]:
@@ -119,7 +120,8 @@ class Rounds:
             if time.monotonic() > deadline:
                 willing = " that would answer" if self.agreement else ""
                 raise CohortError(
-                    f"{len(nodes)} institutions{willing} are connected after {patience:g} s, minimum cohort is {least}"
+                    f"{len(nodes)} institutions{willing} are connected after {patience:g} s, "
+                    f"server.min_cohort is {least}"
                 )
             time.sleep(0.2)
 
@@ -206,7 +208,7 @@ class Rounds:
         if self.order is not None:
             request = replace(request, order=self.order(request))
         least, order = self.config.server.min_cohort, self.config.order
-        agreement = Agreement(self.grid, request, least, order.wait_s, order.cohort, self.withdrawn)
+        agreement = Agreement(self.grid, request, least, order.wait_s, order.cohort, self.withdrawn, self.said)
         agreement.require(self.connected)
         self.agreement = agreement
 
@@ -264,6 +266,8 @@ class Rounds:
                 self.before(cohort, self._refused)
             total = self.aggregation.collect(request, cohort, width)
             self._refused = total.refused.keys()
+            if self.agreement and (unsigned := [node for node, code in total.refused.items() if code == "order"]):
+                self.agreement.hear(unsigned)  # for the officer's word, which a refusal does not carry
             story.refused += total.refused.items()
             self._judge(stage, total, story)
             if attempt > 1 and total.sum_number != number and self.plan is not None:

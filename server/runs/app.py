@@ -200,7 +200,7 @@ def _wait_for_cohort(base: Grid, config: Config) -> list[Any]:
             return nodes
         if now >= deadline:
             raise CohortError(
-                f"{len(nodes)} institutions are connected after {patience:g} s, minimum cohort is {least}"
+                f"{len(nodes)} institutions are connected after {patience:g} s, server.min_cohort is {least}"
             )
         time.sleep(0.1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 from tests.clients.orders.house import MODEL, House, planned, training, whole
 
 from sovfed.clients.node.app import make_client_app
+from sovfed.clients.orders.book import OrderBook
 from sovfed.clients.orders.rules import OrderRules
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import DeclinedError
+from sovfed.federation.files import private_directory
 from sovfed.federation.messages import ProfileRequest, Refusal, RunReply, TrainReply
 from sovfed.federation.orders.answers import REFUSED, read_answer
 from sovfed.server.orders.making import Ordering, read_order
@@ -54,6 +57,24 @@ def test_a_trainer_answers_nothing_that_is_under_no_order(tmp_path: Path) -> Non
     assert service.answer(training(CONFIG, begin=NONE)) == Refusal("order")  # though it was answered before
 
 
+def test_once_nothing_is_asked_the_order_counts_what_has_left(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    service = trainer(house, "h1", OrderRules())
+    proposal = house.proposal(whole(CONFIG), CONFIG)
+    service.answer(house.show(whole(CONFIG), proposal))
+    assert isinstance(service.answer(training(CONFIG, begin=NONE)), TrainReply)
+
+    def answered() -> dict[str, int]:
+        return OrderBook(house.home("h1")).runs()[training(CONFIG).run].answered
+
+    assert answered()["train"] > 1  # ahead of it, so that a crash forgets none
+    service.settle()
+    service.settle()
+    assert answered() == {"train": 1}
+    assert isinstance(service.answer(training(CONFIG, begin=NONE)), TrainReply)
+    assert answered()["train"] > 1
+
+
 def test_a_rule_that_forbids_an_order_is_told_by_its_name(tmp_path: Path) -> None:
     house = House(tmp_path)
     service = trainer(house, "h1", OrderRules(require_permit=True))
@@ -72,6 +93,44 @@ def rounds(house: House, folder: Path, *rules: OrderRules, wait_s: float = 0.0) 
     made = Rounds(config, "7", grid, make_optimizer(config.strategy), PlainAggregation(grid, 60.0))
     made.name, made.order = "study", Ordering(config, "study", folder, house.agency)
     return made
+
+
+def test_why_an_officer_refused_is_told_of_a_run_that_nothing_comes_of(tmp_path: Path) -> None:
+    """Seen: "birke: order", and nobody's word anywhere, with the reason that the command promises to tell."""
+    house, said = House(tmp_path), dict[int, bytes]()
+    folder = private_directory(tmp_path / "run")
+    made = rounds(house, folder, *(house.required(name) for name in ("h1", "h2", "h3")))
+    made.said = said.update
+    with pytest.raises(DeclinedError):
+        made.agree()  # nobody has signed yet, and the order is there now
+    order = read_order(folder)
+    assert order is not None
+    house.answer("h1", order.order.digest)
+    house.answer("h2", order.order.digest, REFUSED, reason="not for this purpose")
+    with pytest.raises(DeclinedError, match=r"h2: order \(refused by ito on .* not for this purpose"):
+        made.agree()
+    words = {node: read_answer(data, "answer") for node, data in said.items()}
+    assert words[1].decision == "signed" and words[2].reason.startswith("not for this purpose")
+
+
+def test_an_officer_who_refuses_later_is_heard_with_the_reason(tmp_path: Path) -> None:
+    house, said = House(tmp_path), dict[int, bytes]()
+    folder = private_directory(tmp_path / "run")
+    names = ("h1", "h2", "h3", "h4")
+    made = rounds(house, folder, *(OrderRules() for _ in names[:3]), house.required("h4"))
+    made.said = said.update
+    with contextlib.suppress(DeclinedError):
+        made.agree()
+    order = read_order(folder)
+    assert order is not None
+    house.answer("h4", order.order.digest)
+    made.agree()
+    made.profile()
+    house.answer("h4", order.order.digest, REFUSED, reason="stop")
+    made.model = MODEL
+    assert sorted(made.train(1).participants) == [1, 2, 3]
+    assert read_answer(said[4], "answer").reason == "stop"
+    assert 4 not in made.cohort()
 
 
 def test_who_refuses_or_has_not_signed_is_not_in_the_cohort(tmp_path: Path) -> None:

@@ -79,6 +79,21 @@ def test_a_restart_forgets_no_sum_and_forfeits_few(tmp_path: Path) -> None:
         assert count <= read_state(tmp_path).today.sums < count + AHEAD
 
 
+def test_once_nothing_is_asked_the_count_is_what_was_answered(tmp_path: Path) -> None:
+    """Seen: 43 sums in `client status` after a run of 12, whose order promised 13 at most."""
+    allowance = Allowance(tmp_path, Policy(), lambda: 0.0)
+    for _ in range(12):
+        allowance.take(profile())
+        allowance.settle()
+    assert read_state(tmp_path).today.sums > 12
+    allowance.settle()
+    state = read_state(tmp_path)
+    assert state.today.sums == 12 and [tally.sums for tally in state.runs.values()] == [12]
+    allowance.take(profile())  # a crash now forgets none
+    assert read_state(tmp_path).today.sums >= 13
+    assert Allowance(tmp_path, Policy(), lambda: 0.0)._current().today.sums >= 13  # nor does a restart
+
+
 def test_failures_stop_a_run_and_then_everything_and_only_clearing_helps(tmp_path: Path) -> None:
     now = [0.0]
     policy = Policy(max_failures_per_run=2, max_failures_per_day=3)

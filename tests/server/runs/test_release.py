@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from sovfed.federation.errors import DataError
 from sovfed.federation.files import write_private
 from sovfed.federation.models.facts import Privacy
 from sovfed.federation.tasks.registry import get_task
+from sovfed.server.cli.run import cli as run
 from sovfed.server.runs.release import DIGEST, FILES, SUMMARY, digest, publish, read_model
 
 TASK = get_task("digits_cnn", normalisation="group")
@@ -58,3 +60,13 @@ def test_a_run_without_a_digest_gives_no_model(tmp_path: Path) -> None:
     write_private(tmp_path / SUMMARY, json.dumps(SUMMED).encode())
     with pytest.raises(DataError, match="expected 'None'"):
         read_model(tmp_path)
+
+
+def test_run_check_takes_a_folder_and_notices_a_changed_model(tmp_path: Path) -> None:
+    """Seen: "has not finished" of a simulation's folder, which the documents say that a RUN may be."""
+    found = published(tmp_path)
+    done = CliRunner().invoke(run, ["check", str(tmp_path)])
+    assert done.exit_code == 0 and found in done.output
+    model = tmp_path / FILES[0]
+    model.write_bytes(model.read_bytes()[:-1] + b"x")
+    assert isinstance(CliRunner().invoke(run, ["check", str(tmp_path)]).exception, DataError)
