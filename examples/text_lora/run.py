@@ -53,7 +53,7 @@ def study(base: Path = BASE) -> Study:
 
     local = {"task.optimizer": "adamw", "task.learning_rate": 2 * RATE, "task.schedule": "cosine"}
     return Study(
-        "text_lora", task, "accuracy", "arrays", prepare, pooled, "plain torch", persons=300, rounds=20,
+        "text_lora", task, "accuracy", "arrays", prepare, pooled, "plain torch", persons=300, rounds=40,
         plain={**local, "task.batch_size": BATCH}, private={"task.learning_rate": 1.0},
     )  # fmt: skip
 
