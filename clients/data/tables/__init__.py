@@ -28,13 +28,11 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from sovfed.clients.data.tables.cells import Cells
     from sovfed.clients.data.tables.mapping import OwnColumn
     from sovfed.clients.data.tables.report import Lines, Mask
     from sovfed.federation.config import DataConfig
     from sovfed.federation.tasks.columns import Column, Schema, Table
 
-ROWS: Final = 64  # that are compared at once
 ATTEMPTS: Final = 8  # at reading a file whose way of writing is found out on the way
 
 
@@ -179,13 +177,12 @@ class _Reader:
 
     def _take(self, batch: Batch, state: _Pass) -> None:
         """Add a batch's rows, but for those of other sites, those that are empty, and those at fault."""
-        cells = {place: cell for place, cell in zip(self._wanted, batch.cells, strict=True) if cell is not None}
+        cells = dict(zip(self._wanted, batch.cells, strict=True))
         chosen = np.ones(len(batch.lines), bool)
         if self._site is not None and self.places.site is not None:
             names, _ = names_of(cells[self.places.site])
             chosen = np.asarray(names.to_numpy(zero_copy_only=False) == words.person_name(self._site), bool)
-        numbers, sound = self._sound(cells, batch)
-        _as_cells(batch, {place for _, place, name in self._plain if name in sound}, cells)
+        numbers, sound = self._sound(cells, len(batch.lines))
         decoded = {column.name: self._decoded(column, cells) for column in self._columns if column.name not in sound}
         empty = (
             ~chosen
@@ -207,28 +204,21 @@ class _Reader:
         kept = chosen if self.keep else chosen & ~bad
         self._store(decoded, numbers, kept, persons, batch.lines, state)
 
-    def _sound(self, cells: Mapping[int, Cells], batch: Batch) -> tuple[_Numbers, set[str]]:
+    def _sound(self, cells: Mapping[int, pa.Array], count: int) -> tuple[_Numbers, set[str]]:
         """The plain numbers of a batch, and the names of those columns that are all within their bounds."""
-        plain = [] if self._odd or not len(batch.lines) else [
-            index for index, (_, place, _) in enumerate(self._plain)
-            if place in batch.numeric or (batch.numbers is None and _is_floating(cells[place]))
+        plain = [] if self._odd or not count else [
+            index for index, (_, cell, _) in enumerate(self._plain) if types.is_floating(cells[cell].type)
         ]  # fmt: skip
         if not plain:
-            return _Numbers(np.zeros((len(batch.lines), 0)), []), set()
-        places = [self._plain[index][1] for index in plain]
-        numbers = batch.numbers
-        if numbers is None:
-            columns = pa.RecordBatch.from_arrays([cells[place] for place in places], list(map(str, plain)))
-            numbers = columns.to_tensor(null_to_nan=True, row_major=False).to_numpy()
-        elif tuple(places) != batch.numeric:
-            numbers = numbers[:, [batch.numeric.index(place) for place in places]]
+            return _Numbers(np.zeros((count, 0)), []), set()
+        batch = pa.RecordBatch.from_arrays([cells[self._plain[index][1]] for index in plain], list(map(str, plain)))
+        numbers = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy()
         low, high = self._bounds[plain].T
-        least, most = _ends(numbers)
-        sound = (least >= low) & (most <= high)  # not if one is NaN
+        sound = (numbers.min(0) >= low) & (numbers.max(0) <= high)  # not if one is NaN
         names = {self._plain[index][2] for index, fits in zip(plain, sound, strict=True) if fits}
         return _Numbers(numbers, [self._plain[index][0] for index in plain]), names
 
-    def _decoded(self, column: Column, cells: Mapping[int, Cells]) -> Decoded:
+    def _decoded(self, column: Column, cells: Mapping[int, pa.Array]) -> Decoded:
         parts = [cells[position] for position in self.places.columns[column.name]]
         if column.name not in self._files:
             return self._decoders[column.name].decode(parts)
@@ -272,27 +262,3 @@ class _Reader:
             state.persons.append(persons if all_kept else persons.filter(pa.array(kept)))
         if self.lines:
             state.lines.append(lines[kept])
-
-
-def _ends(numbers: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Least and greatest of each column; of many rows at once, for a row alone is short."""
-    whole = len(numbers) // ROWS * ROWS
-    if whole and numbers.flags.c_contiguous:
-        wide = numbers[:whole].reshape(-1, ROWS * numbers.shape[1])
-        narrow = [fold.reduce(wide).reshape(ROWS, -1) for fold in (np.minimum, np.maximum)]
-        rest = numbers[whole:]
-        return np.minimum.reduce([*narrow[0], *rest]), np.maximum.reduce([*narrow[1], *rest])
-    return numbers.min(0), numbers.max(0)
-
-
-def _is_floating(cells: Cells) -> bool:
-    return isinstance(cells, pa.Array) and types.is_floating(cells.type)
-
-
-def _as_cells(batch: Batch, done: set[int], cells: dict[int, Cells]) -> None:
-    """Give the numbers of a batch as cells too, but for those columns that are done with."""
-    if batch.numbers is None:
-        return
-    for column, place in enumerate(batch.numeric):
-        if place not in done:
-            cells[place] = pa.array(np.ascontiguousarray(batch.numbers[:, column]))

@@ -5,7 +5,7 @@ Text is read by `words.py`, each distinct text once; what Arrow holds as numbers
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from sovfed.clients.data.tables import short, words
-from sovfed.clients.data.tables.plain import PartlyNumbers, ShortCells
 from sovfed.clients.data.tables.short import ShortWords
 from sovfed.clients.data.tables.words import Rules, Words
 from sovfed.federation.tasks.columns import REFUSE
@@ -26,11 +25,13 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks.columns import Column
 
     Read = Callable[[str], tuple[float, str]]
-    Cells: TypeAlias = pa.Array | ShortCells | PartlyNumbers
 
 KEPT: Final = 1 << 15  # texts of a column whose meaning is kept for the batches that follow
 KEPT_LETTERS: Final = 64  # of such a text
 FIRST_DAY, LAST_DAY = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31
+_PLAIN: Final = {  # by the decimal mark: as the rules read them, whatever they say of other texts
+    mark: rf"^-?[0-9]{{1,15}}(?:\\{mark}[0-9]{{1,15}})?$" for mark in (".", ",")
+}
 _SEVERAL: Final = r"[^!-~]"  # a name with anything but ASCII's printed characters
 _PERSONS: Final = pa.array(sorted(words.NOBODY))
 
@@ -81,11 +82,11 @@ class Decoder:
         self._whole = column.kind in ("image", "tokens")
         self._short: tuple[ShortWords, Decoded] | None = None  # a column's few words, and what is decoded of each
 
-    def decode(self, cells: list[Cells]) -> Decoded:
+    def decode(self, cells: list[pa.Array]) -> Decoded:
         """The column's values in a batch; `cells` has one array, or as many as the column has values."""
         if self.column.kind == "text":
             return self._text(cells[0])
-        if self.column.shape and len(cells) == 1 and isinstance(cells[0], pa.Array) and _is_list(cells[0].type):
+        if self.column.shape and len(cells) == 1 and _is_list(cells[0].type):
             cells = _spread(cells[0], self.column.size)
         if len(cells) == 1 and not self.column.shape:
             return self._decoded(cells[0])
@@ -98,13 +99,7 @@ class Decoder:
         ]
         return Decoded(values, np.logical_and.reduce([column.absent for column in parts]), faults)
 
-    def _decoded(self, cells: Cells) -> Decoded:
-        if isinstance(cells, ShortCells):
-            if self._short is not None and (codes := self._short[0].codes_of(cells.keys)) is not None:
-                return self._short[1].at(codes)
-            cells = cells.text()
-        if isinstance(cells, PartlyNumbers):
-            return self._partly(cells)
+    def _decoded(self, cells: pa.Array) -> Decoded:
         if types.is_dictionary(cells.type):
             cells = cells.cast(cells.type.value_type)
         kind = self.column.kind
@@ -114,7 +109,7 @@ class Decoder:
         if kind == "date":
             days = self._days(cells)
             return self._distinct(as_text(cells)) if days is None else self._checked(*_numbers(days.view(pa.int32())))
-        return self._distinct(cells) if is_text(cells.type) else self._checked(*self._present(*_numbers(cells)))
+        return self._written(cells) if is_text(cells.type) else self._checked(*self._present(*_numbers(cells)))
 
     def _days(self, cells: pa.Array) -> pa.Array | None:
         """The days since 1970-01-01, as long as each cell is a date or a text of the plainest form, as 2026-01-31."""
@@ -148,15 +143,19 @@ class Decoder:
         faults = [(kind, np.array([fault == kind for _, fault in meanings])) for kind in kinds]
         return self._checked(values, faults)
 
-    def _partly(self, cells: PartlyNumbers) -> Decoded:
-        """Numbers, and the texts among them by the rules, each as by itself."""
-        values, _ = self._present(cells.values, [])
-        meanings = [self._known[text] for text in cells.texts]
-        values[cells.rows] = [np.nan if fault else value for value, fault in meanings]
+    def _written(self, cells: pa.Array) -> Decoded:
+        """Numbers as text: the plain ones, mostly all, are cast together; each other text is read by the rules."""
+        cells = pc.fill_null(cells.cast(pa.string()), "")
+        plain = pc.match_substring_regex(cells, _PLAIN[self._rules.decimal])
+        written = pc.if_else(plain, pc.replace_substring(cells, ",", "."), pa.scalar(None, pa.string()))
+        values = self._present(np.array(pc.cast(written, pa.float64())), [])[0]
+        rows = np.flatnonzero(~plain.to_numpy(zero_copy_only=False))
+        meanings = [self._known[text] for text in cells.take(pa.array(rows)).to_pylist()]
+        values[rows] = [np.nan if fault else value for value, fault in meanings]
         faults = []
         for kind in sorted({fault for _, fault in meanings} - {"", words.MISSING}):
             mask = np.zeros(len(values), bool)
-            mask[cells.rows] = [fault == kind for _, fault in meanings]
+            mask[rows] = [fault == kind for _, fault in meanings]
             faults.append((kind, mask))
         return self._checked(values, faults)
 
@@ -221,10 +220,8 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def as_text(cells: pa.Array | ShortCells) -> pa.Array:
+def as_text(cells: pa.Array) -> pa.Array:
     """The cells as text: whole numbers without a decimal point, as an identifier or a class number is written."""
-    if isinstance(cells, ShortCells):
-        return cells.text()
     if types.is_dictionary(cells.type):
         cells = cells.cast(cells.type.value_type)
     if is_text(cells.type):
@@ -243,7 +240,7 @@ def as_text(cells: pa.Array | ShortCells) -> pa.Array:
     return cells.cast(pa.string())
 
 
-def names_of(cells: pa.Array | ShortCells) -> tuple[pa.Array, Mask]:
+def names_of(cells: pa.Array) -> tuple[pa.Array, Mask]:
     """The persons' names as they are compared, and where there is none."""
     text = as_text(cells).cast(pa.string())
     odd = pc.match_substring_regex(text, _SEVERAL)

@@ -1,14 +1,18 @@
-"""A text table (CSV) as batches of cells: plain pieces of it by whole arrays, the rest by Arrow; only columns in use.
+"""A text table (CSV) as batches of cells: read by Arrow in pieces, and only the columns that are used.
+
+A piece without quotes ends where a line does and is read by itself, with odd cells of its own; from the first quote on
+Arrow finds where records end.
 
 Lines are counted as a spreadsheet counts its rows: a quoted cell with line breaks in it is one.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import itertools
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
@@ -17,17 +21,19 @@ import pyarrow.csv as arrow_csv
 from sovfed.clients.data.files import unreadable
 from sovfed.clients.data.tables import words
 from sovfed.clients.data.tables.dialect import look_at
-from sovfed.clients.data.tables.pieces import Pieces
 from sovfed.clients.data.tables.source import Batch, Restart
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from sovfed.clients.data.tables.dialect import Dialect
     from sovfed.clients.data.tables.report import Report
     from sovfed.federation.config import DataConfig
 
+PIECE: Final = 1 << 19  # bytes, and the rest of their last line, that are read by themselves
+ENCODINGS: Final = frozenset({"utf-8", "utf-8-sig", "ascii", "cp1252", "iso8859-1", "iso8859-15"})  # ASCII is itself
 BLOCK: Final = 1 << 17  # bytes that Arrow parses at once, of which it reads up to 32 ahead; a record must fit
 TOGETHER: Final = 8  # blocks that are decoded together
 LARGER: Final = 16  # times, for a record that does not fit
@@ -51,7 +57,7 @@ class Delimited:
         self._text = set[int]()  # columns with cells that are no plain numbers
         self._block = BLOCK
         self._broken = False  # whether a cell may have line breaks: looking for them is a second pass over all bytes
-        self._pieces = Pieces(path, self.dialect)
+        self._before = 0  # lines before those that Arrow counts
         self._odd: list[tuple[int, list[str]]] = []  # rows with cells too many or too few, by their number
         self._odd_bytes = 0
 
@@ -60,20 +66,13 @@ class Delimited:
         if not report.notes:
             report.notes += self.dialect.notes
         self._odd, self._odd_bytes = [], 0
-        names = [f"c{position}" for position in range(self.dialect.cells)]
-        typed = {f"c{position}": pa.float64() for position in numeric if position not in self._text}
-        kinds = dict.fromkeys((f"c{position}" for position in wanted), pa.string()) | typed
+        row = 0
         try:
-            yield from self._pieces.batches(wanted, numeric)
-            start, row = self._pieces.start, self._pieces.rows
-            if row and start >= self.path.stat().st_size:
-                return
-            with self._below(start) as file, self._open(file, names, kinds) as reader:
-                for cells in _joined(reader, TOGETHER if self._block == BLOCK else 1):
-                    lines = self._lines(row, len(cells[0]))
-                    row += len(cells[0])
-                    yield Batch(cells, lines)
-                    del cells  # before the next ones are there
+            for columns in self._columns(wanted, numeric):
+                lines = self._lines(row, len(columns[0]))
+                row += len(columns[0])
+                yield Batch(columns, lines)
+                del columns  # before the next ones are there
         except OSError as error:
             raise unreadable(self.path, error) from error
         except (UnicodeDecodeError, pa.ArrowInvalid) as error:
@@ -83,29 +82,71 @@ class Delimited:
         if odd_rows := self._rest(wanted, report):
             yield odd_rows
 
-    def _below(self, start: int) -> pa.NativeFile:
-        """The file from byte `start` on."""
-        file = pa.OSFile(str(self.path))
-        file.seek(start)
-        return file
+    def _columns(self, wanted: Sequence[int], numeric: Sequence[int]) -> Iterator[list[pa.Array]]:
+        """The columns of some rows after the other."""
+        start = yield from self._pieces(wanted, numeric)
+        if start and start >= self.path.stat().st_size:
+            return
+        options = self._options(
+            wanted, set(numeric) - self._text, 0 if start else self.dialect.skipped, self._block,
+            quoted=self.dialect.quoted,
+        )  # fmt: skip
+        with pa.OSFile(str(self.path)) as file:
+            file.seek(start)
+            with arrow_csv.open_csv(file, *options, memory_pool=_pool()) as reader:
+                yield from _joined(reader, TOGETHER if self._block == BLOCK else 1)
 
-    def _open(self, file: object, names: list[str], kinds: dict[str, pa.DataType]) -> arrow_csv.CSVStreamingReader:
+    def _pieces(self, wanted: Sequence[int], numeric: Sequence[int]) -> Generator[list[pa.Array], None, int]:
+        """The columns of pieces without quotes; the byte after them, 0 if there are none."""
+        with self.path.open("rb") as file:
+            start, rows = _start(file, self.dialect), 0
+            self._before = self.dialect.skipped if start else 0
+            while start and (content := file.read(PIECE) + file.readline(PIECE)):
+                whole = content.endswith(b"\n") or not file.peek(1)
+                if not whole or (self.dialect.quoted and b'"' in content):
+                    break
+                for batch in self._parsed(content, wanted, numeric):
+                    rows += batch.num_rows
+                    yield batch.columns
+                    del batch
+                start += len(content)
+                self._before = self.dialect.skipped + rows + len(self._odd)
+        return start
+
+    def _parsed(self, content: bytes, wanted: Sequence[int], numeric: Sequence[int]) -> list[pa.RecordBatch]:
+        """Whole lines, with columns of `numeric` that do not only hold numbers as text. Raises ArrowInvalid."""
+        text, odd, odd_bytes = set[int](), len(self._odd), self._odd_bytes
+        while True:
+            options = self._options(wanted, set(numeric) - text, 0, len(content) + 1, quoted=False)
+            try:
+                table = arrow_csv.read_csv(pa.BufferReader(content), *options, memory_pool=_pool())
+            except pa.ArrowInvalid as error:
+                if not (more := _no_numbers(str(error), text, numeric)):
+                    raise
+                text |= more
+                del self._odd[odd:]  # which comes again
+                self._odd_bytes = odd_bytes
+            else:
+                return [batch for batch in table.to_batches() if batch.num_rows]
+
+    def _options(
+        self, wanted: Sequence[int], numeric: Collection[int], skipped: int, block: int, *, quoted: bool
+    ) -> tuple[arrow_csv.ReadOptions, arrow_csv.ParseOptions, arrow_csv.ConvertOptions]:
+        names = [f"c{position}" for position in range(self.dialect.cells)]
+        kinds = {names[position]: pa.float64() if position in numeric else pa.string() for position in wanted}
         encoding = "utf8" if self.dialect.encoding in ("utf-8", "utf-8-sig") else self.dialect.encoding
-        return arrow_csv.open_csv(
-            file,
+        return (
             arrow_csv.ReadOptions(
-                use_threads=False, column_names=names, skip_rows=0 if self._pieces.rows else self.dialect.skipped,
-                block_size=self._block, encoding=encoding,
+                use_threads=False, column_names=names, skip_rows=skipped, block_size=block, encoding=encoding,
             ),
             arrow_csv.ParseOptions(
                 delimiter=self.dialect.separator, newlines_in_values=self._broken, ignore_empty_lines=False,
-                quote_char='"' if self.dialect.quoted else False, invalid_row_handler=self._keep,
+                quote_char='"' if quoted else False, invalid_row_handler=self._keep,
             ),
             arrow_csv.ConvertOptions(
                 column_types=kinds, include_columns=list(kinds), null_values=list(_TYPED), strings_can_be_null=False,
                 quoted_strings_can_be_null=True, decimal_point=self.decimal, check_utf8=True,
             ),
-            memory_pool=_pool(),
         )  # fmt: skip
 
     def _keep(self, row: arrow_csv.InvalidRow) -> str:
@@ -117,8 +158,7 @@ class Delimited:
             cells = next(csv.reader([row.text or ""], delimiter=self.dialect.separator), [])
         except csv.Error:  # a cell over csv's own bound
             cells = ["?"] * (len(self.header) + 1)
-        before = self._pieces.rows + self.dialect.skipped if self._pieces.rows else 0
-        self._odd.append((before + (row.number or 0), cells))
+        self._odd.append((self._before + (row.number or 0), cells))
         return "skip"
 
     def _lines(self, row: int, count: int) -> np.typing.NDArray[np.int64]:
@@ -151,9 +191,8 @@ class Delimited:
 
     def _learn(self, error: str, numeric: Sequence[int]) -> None:
         """Read the file in another way, or say that it cannot be. Arrow's own words hold values: they go nowhere."""
-        if "conversion error" in error and "UTF8" not in error and len(self._text) < len(set(numeric)):
-            column = error.partition("#")[2].partition(":")[0]
-            self._text |= {int(column)} if column.isdecimal() and len(self._text) < FEW else set(numeric)
+        if more := _no_numbers(error, self._text, numeric):
+            self._text |= more
             raise Restart
         if "out of sync" in error and self.dialect.quoted and not self._broken:  # a block ended within a quoted cell
             self._broken = True
@@ -166,6 +205,23 @@ class Delimited:
         if "straddling" in error:
             raise DataError(f"{self.path}: a record has over {LARGE_BLOCK} bytes, or a quote is not closed")
         raise DataError(f"{self.path}: malformed CSV, or not {self.dialect.encoding} text (data.encoding)")
+
+
+def _start(file: BinaryIO, dialect: Dialect) -> int:
+    """The byte after the lines above the records; 0 if bytes do not tell where a line ends."""
+    if codecs.lookup(dialect.encoding).name not in ENCODINGS:
+        return 0
+    content = b"".join(file.readline(PIECE) for _ in range(dialect.skipped))
+    plain = content.endswith(b"\n") and content.count(b"\n") == dialect.skipped
+    return len(content) if plain and content.count(b"\r") == content.count(b"\r\n") else 0
+
+
+def _no_numbers(error: str, text: Collection[int], numeric: Sequence[int]) -> set[int]:
+    """Columns that are to be read as text beside those in `text`, after Arrow's `error`; none if that was another."""
+    if "conversion error" not in error or "UTF8" in error:
+        return set()
+    column = error.partition("#")[2].partition(":")[0]
+    return ({int(column)} if column.isdecimal() and len(text) < FEW else set(numeric)) - set(text)
 
 
 def _joined(reader: arrow_csv.CSVStreamingReader, together: int) -> Iterator[list[pa.Array]]:

@@ -28,21 +28,17 @@ class ShortWords:
         keys = np.array([int.from_bytes(word.encode(), "little") for word in words], np.uint64)
         self._factor = next((factor for factor in FACTORS if len(np.unique(_places(keys, factor))) == len(keys)), None)
         self._keys = np.full(1 << BITS, NOTHING)
-        self._codes = np.zeros(1 << BITS, np.int64)
+        self._codes = np.zeros(1 << BITS, np.int32)
         if self._factor is not None:
             self._keys[_places(keys, self._factor)] = keys
             self._codes[_places(keys, self._factor)] = np.arange(len(keys))
 
-    def codes(self, cells: pa.StringArray) -> npt.NDArray[np.int64] | None:
+    def codes(self, cells: pa.StringArray) -> npt.NDArray[np.int32] | None:
         """Of each cell the place of its word; None if a cell is empty of a value or holds any other text."""
-        return None if cells.null_count or (keys := _keys(cells)) is None else self.codes_of(keys)
-
-    def codes_of(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64] | None:
-        """The same, given the cells' bytes as whole numbers."""
-        if self._factor is None:
+        if self._factor is None or cells.null_count or (keys := _keys(cells)) is None:
             return None
-        places = _places(keys, self._factor).view(np.int64)
-        return self._codes.take(places, mode="clip") if (self._keys.take(places, mode="clip") == keys).all() else None
+        places = _places(keys, self._factor)
+        return self._codes[places] if (self._keys[places] == keys).all() else None
 
 
 def fits(words: Sequence[str]) -> bool:

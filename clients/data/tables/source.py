@@ -7,24 +7,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
-    import numpy.typing as npt
+    import pyarrow as pa
 
-    from sovfed.clients.data.tables.cells import Cells
     from sovfed.clients.data.tables.header import Places
     from sovfed.clients.data.tables.report import Lines, Report
 
 
 class Batch(NamedTuple):
-    """Some rows: of each column that was asked for its cells, and each row's line.
+    """Some rows: of each column that was asked for its cells, and each row's line."""
 
-    Columns may come as `numbers` [rows, columns] instead, NaN where there is none: those at the places `numeric`.
-    """
-
-    cells: Sequence[Cells | None]
+    cells: list[pa.Array]
     lines: Lines
-    numbers: npt.NDArray[np.float64] | None = None
-    numeric: tuple[int, ...] = ()
 
 
 class Restart(Exception):  # noqa: N818 - no error: the source has learnt how the file is written

@@ -1,4 +1,4 @@
-"""Whatever is read by whole arrays is what Arrow and the words read, cell by cell: to the bit, with the same faults."""
+"""A table reads the same however it falls into pieces, and numbers as text as the rules read each: to the bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sovfed.clients.data.tables import pieces, plain, read_table
+from sovfed.clients.data.tables import delimited, read_table
+from sovfed.clients.data.tables.cells import Decoder
 from sovfed.clients.data.tables.delimited import Delimited
 from sovfed.clients.data.tables.words import Rules
 from sovfed.federation.config import DataConfig
@@ -54,9 +55,9 @@ def _written(path: Path, rows: Sequence[tuple[str, ...]], separator: str, end: s
     return path
 
 
-def _read(path: Path, config: DataConfig, *, by_arrays: bool, monkeypatch: pytest.MonkeyPatch) -> Any:
-    if not by_arrays:
-        monkeypatch.setattr(plain, "takes", lambda encoding, separator: False)
+def _read(path: Path, config: DataConfig, *, pieces: bool, monkeypatch: pytest.MonkeyPatch) -> Any:
+    if not pieces:
+        monkeypatch.setattr(delimited, "ENCODINGS", frozenset())
     try:
         read = read_table(SCHEMA, Delimited(path, config, NAMES), config, keep=True)
     except DataError as error:
@@ -84,46 +85,28 @@ def test_a_table_reads_the_same_either_way(
 ) -> None:  # fmt: skip
     path = _written(tmp_path / "t.csv", rows, separator, end, quoted)
     config = DataConfig(source="csv", path=str(path), separator=separator, decimal=decimal, encoding="utf-8")
-    monkeypatch.setattr(pieces, "PIECE", piece)
-    by_arrays = _read(path, config, by_arrays=True, monkeypatch=monkeypatch)
-    assert by_arrays == _read(path, config, by_arrays=False, monkeypatch=monkeypatch)
+    monkeypatch.setattr(delimited, "PIECE", piece)
+    in_pieces = _read(path, config, pieces=True, monkeypatch=monkeypatch)
+    assert in_pieces == _read(path, config, pieces=False, monkeypatch=monkeypatch)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(NUMBERS, min_size=1, max_size=40), st.sampled_from((".", ",")))
-def test_a_number_is_what_the_rules_say_or_is_none_here(cells: list[str], mark: str) -> None:
-    cells = [cell.replace(";", "").replace('"', "") for cell in cells]
-    text = "".join(f"{cell};{cell}\n" for cell in cells).encode()
-    piece = plain.split(bytearray(text + bytes(plain.PAD)), len(text), ";", 2)
-    assert piece is not None
-    numbers = piece.numbers([0, 1], mark)
+@given(st.lists(NUMBERS, min_size=1, max_size=40), st.sampled_from((".", ",")), st.sampled_from(("refuse", "limit")))
+def test_numbers_as_text_are_read_as_the_rules_read_each(cells: list[str], mark: str, limits: str) -> None:
+    rules = Rules(mark, limits, more_absent=("-99", "5"))
+    decoded = Decoder(number("a", -1e9, 1e9, missing="mean"), rules).decode([pa.array(cells, pa.string())])
     for row, cell in enumerate(cells):
-        value, fault = Rules(mark).number(cell)
-        if numbers.other is None or not numbers.other[row, 0]:
-            assert fault in ("", "missing")
-            assert np.array_equal(numbers.values[row], [value, value], equal_nan=True)
-            assert np.signbit(numbers.values[row, 0]) == np.signbit(value) or np.isnan(value)
+        value, fault = rules.number(cell)
+        told = {kind for kind, mask in decoded.faults if mask[row]}
+        outside = {"outside"} if not fault and not -1e9 <= value <= 1e9 else set()
+        assert told == ({fault} - {"", "missing"}) | outside
+        assert np.array_equal(decoded.values[row], np.float32("nan" if fault else value), equal_nan=True)
 
 
 def test_every_number_of_three_decimals_is_exact() -> None:
     values = [f"{thousandths / 1000:.3f}" for thousandths in range(-99_999, 100_000, 7)]
-    text = "".join(f"{value}\n" for value in values).encode()
-    piece = plain.split(bytearray(text + bytes(plain.PAD)), len(text), ",", 1)
-    assert piece is not None
-    numbers = piece.numbers([0], ".")
-    assert numbers.other is None
-    assert numbers.values[:, 0].tolist() == list(map(float, values))
-
-
-@pytest.mark.parametrize(
-    "text", ["a,b\n1\n", 'a,"b\nc",d\n', 'a,"b"c\n', 'a,b"c\n', "a,b\0\n", "a\r,b\r\n", "a\r\nb\n"]
-)
-def test_what_may_mean_something_else_is_left_to_arrow(text: str) -> None:
-    content = text.encode()
-    assert (
-        plain.split(bytearray(content + bytes(plain.PAD)), len(content), ",", text.partition("\n")[0].count(",") + 1)
-        is None
-    )
+    decoded = Decoder(number("a", -100, 100), Rules()).decode([pa.array([*values, "<x"], pa.string())])
+    assert decoded.values[:-1].tolist() == np.array(list(map(float, values)), np.float32).tolist()
 
 
 @pytest.mark.parametrize("decimal", [".", ","])
@@ -142,6 +125,6 @@ def test_long_numbers_and_a_few_words_among_them_read_the_same(
             missing_words=words,
         )  # fmt: skip
         for piece in (300, 2000, 1 << 19):
-            monkeypatch.setattr(pieces, "PIECE", piece)
-            by_arrays = _read(path, config, by_arrays=True, monkeypatch=monkeypatch)
-            assert by_arrays == _read(path, config, by_arrays=False, monkeypatch=monkeypatch)
+            monkeypatch.setattr(delimited, "PIECE", piece)
+            in_pieces = _read(path, config, pieces=True, monkeypatch=monkeypatch)
+            assert in_pieces == _read(path, config, pieces=False, monkeypatch=monkeypatch)
