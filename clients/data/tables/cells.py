@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 KEPT: Final = 1 << 15  # texts of a column whose meaning is kept for the batches that follow
 KEPT_LETTERS: Final = 64  # of such a text
 FIRST_DAY, LAST_DAY = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31
-_PLAIN: Final = {  # by the decimal mark: as the rules read them, whatever they say of other texts
-    mark: rf"^-?[0-9]{{1,15}}(?:\\{mark}[0-9]{{1,15}})?$" for mark in (".", ",")
+_PLAIN: Final = {  # by the decimal mark: numbers that the rules read as Arrow does
+    mark: rf"^-?[0-9]{{1,15}}(?:[{mark}][0-9]{{1,15}})?$" for mark in (".", ",")
 }
 _SEVERAL: Final = r"[^!-~]"  # a name with anything but ASCII's printed characters
 _PERSONS: Final = pa.array(sorted(words.NOBODY))

@@ -103,10 +103,12 @@ def test_numbers_as_text_are_read_as_the_rules_read_each(cells: list[str], mark:
         assert np.array_equal(decoded.values[row], np.float32("nan" if fault else value), equal_nan=True)
 
 
-def test_every_number_of_three_decimals_is_exact() -> None:
+def test_numbers_are_exact_and_read_together() -> None:
     values = [f"{thousandths / 1000:.3f}" for thousandths in range(-99_999, 100_000, 7)]
-    decoded = Decoder(number("a", -100, 100), Rules()).decode([pa.array([*values, "<x"], pa.string())])
+    decoder = Decoder(number("a", -100, 100), Rules())
+    decoded = decoder.decode([pa.array([*values, "<x"], pa.string())])
     assert decoded.values[:-1].tolist() == np.array(list(map(float, values)), np.float32).tolist()
+    assert list(decoder._known) == ["<x"]  # the only one that was read by itself
 
 
 @pytest.mark.parametrize("decimal", [".", ","])
