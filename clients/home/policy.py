@@ -31,7 +31,7 @@ from sovfed.federation.messages import (
 from sovfed.federation.plan import BUILT_IN, SGD, LocalPlan
 from sovfed.federation.schema import bind, bounded, choice
 from sovfed.federation.secagg.terms import Terms
-from sovfed.federation.statistics.question import least_of
+from sovfed.federation.statistics.settings import least_of
 from sovfed.federation.stored import Pieces
 from sovfed.federation.text import AT, names_task
 

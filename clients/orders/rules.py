@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from sovfed.federation.errors import BoundError
 from sovfed.federation.orders.shown import day_of
 from sovfed.federation.schema import bounded, choice
-from sovfed.federation.statistics.question import PURPOSE
+from sovfed.federation.statistics.settings import PURPOSE
 from sovfed.federation.text import names_task
 
 if TYPE_CHECKING:

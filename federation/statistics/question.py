@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import ConfigError, ProtocolError
 from sovfed.federation.schema import nearest
+from sovfed.federation.statistics.settings import LEAST, MOST, setting
 from sovfed.federation.tasks.columns import EPOCH, REFUSE, SCALARS
 
 if TYPE_CHECKING:
@@ -27,11 +28,9 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks.columns import Column, Schema
 
 ALL: Final = "all"
-PURPOSE: Final = "statistics"  # what the purpose of an order for statistics begins with
 COUNTED: Final = (*SCALARS, "category")
 MAX_TEXT: Final = 4_096
 MAX_CELLS: Final = 1 << 16
-MOST: Final = {"bins": 1_000, "least": 10**9}
 MARGIN: Final = 2.0**-10  # of the clip: it pays for the rounding of the sum to float64
 MISSING: Final = "missing"
 
@@ -61,7 +60,7 @@ class Question:
     columns: tuple[Column, ...]
     crosses: tuple[tuple[Column, Column], ...]
     bins: int = 10
-    least: int = 10
+    least: int = LEAST
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -111,12 +110,6 @@ def shown_value(column: Column, value: float) -> str:
     return f"{EPOCH + timedelta(days=round(value))}" if column.kind == "date" else f"{value:.6g}"
 
 
-def least_of(text: str) -> int:
-    """The smallest count that the answer to `text` shows. Raises ConfigError if it is no count."""
-    given = [item.partition("=")[2] for item in text.split(",") if item.partition("=")[0].strip() == "least"]
-    return min((_setting("least", value) for value in given), default=Question.least)
-
-
 def read_question(text: str, schema: Schema) -> Question:
     """What `text` asks of records of `schema`. Raises ConfigError naming what is no column, or cannot be counted."""
     known = {column.name: column for column in schema.columns if not column.shape and column.kind in COUNTED}
@@ -126,7 +119,7 @@ def read_question(text: str, schema: Schema) -> Question:
     for item in (item.strip() for item in text.split(",") if item.strip()):
         name, equals, value = item.partition("=")
         if equals and name.strip() in MOST:
-            settings[name.strip()] = _setting(name.strip(), value)
+            settings[name.strip()] = setting(name.strip(), value)
         elif item == ALL:
             columns |= known
         elif item in known:
@@ -168,13 +161,3 @@ def _column(name: str, known: dict[str, Column], schema: Schema) -> Column:
     if any(column.name == name for column in schema.columns):
         raise ConfigError(f"statistics: column '{name[:64]}' is of values that cannot be counted, as images are")
     raise ConfigError(f"statistics: the task has no column '{name[:64]}'{nearest(name, known)}")
-
-
-def _setting(name: str, value: str) -> int:
-    try:
-        number = int(value)
-    except ValueError:
-        number = 0
-    if not 1 <= number <= MOST[name]:
-        raise ConfigError(f"statistics: {name}={value.strip()[:20]!r}, expected 1 to {MOST[name]}")
-    return number

@@ -141,9 +141,7 @@ def test_init_writes_a_policy_without_consent_and_says_so(tmp_path: Path) -> Non
     assert 'device: "cpu"' in (home / "client.yaml").read_text()
 
 
-@pytest.mark.parametrize(
-    ("person", "told"), [("null", "runs will be refused: nothing says whose a row is"), ("patient", ""), ("row", "")]
-)
+@pytest.mark.parametrize(("person", "told"), [("null", "nothing says whose a row is"), ("patient", ""), ("row", "")])
 def test_init_says_when_every_run_would_be_refused_for_the_settings_of_the_records(
     tmp_path: Path, person: str, told: str
 ) -> None:

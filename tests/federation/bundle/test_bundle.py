@@ -274,5 +274,5 @@ def test_an_institution_gets_what_it_needs_and_torch_without_cuda() -> None:
 
 
 def test_what_is_not_installed_here_is_told() -> None:
-    with pytest.raises(ConfigError, match=r"peft.* is not installed here"):
-        locked("institution", ("llm",))
+    with pytest.raises(ConfigError, match=r"sovfed-bench.* is not installed here"):
+        locked("institution", ("bench",))  # which a checkout has without

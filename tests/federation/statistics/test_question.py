@@ -10,7 +10,8 @@ import pytest
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ConfigError, ProtocolError
 from sovfed.federation.messages import PrivateRequest
-from sovfed.federation.statistics.question import least_of, question_of, read_question
+from sovfed.federation.statistics.question import question_of, read_question
+from sovfed.federation.statistics.settings import least_of
 from sovfed.federation.tasks.columns import Column, Schema, number, target
 from sovfed.federation.tasks.registry import get_task
 from sovfed.server.rounds.privacy import PrivacyPlan, vector_size
