@@ -6,6 +6,7 @@ order, and what a person adds depends on that person's rows alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -16,7 +17,7 @@ from sovfed.federation.tasks.columns import CODES, NUMBERS, REFUSE
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from sovfed.clients.data import Dataset
+    from sovfed.clients.data import Dataset, Indices
     from sovfed.federation.statistics.question import Block, Question
     from sovfed.federation.tasks.columns import Column, Schema, Table
 
@@ -32,8 +33,20 @@ def totals(records: Dataset, schema: Schema, question: Question) -> npt.NDArray[
     total = np.zeros(question.size, np.int64)
     for start in range(0, len(rows), ROWS):
         chunk = rows[start : start + ROWS]
-        _add(total, records.take(chunk), weights[start : start + ROWS], schema, question)
+        _add(total, _counted(records, chunk, schema, question), weights[start : start + ROWS], schema, question)
     return total / WEIGHT
+
+
+def _counted(records: Dataset, rows: Indices, schema: Schema, question: Question) -> Table:
+    """The records at `rows`, where it can be of what is counted alone: no image is decoded to count its person.
+
+    So one that cannot be decoded does not take all persons of its institution out of the sum.
+    """
+    asked = {NUMBERS, CODES, *(column.name for block in question.blocks for column in block.columns)}
+    names, columns = asked & schema.stored().keys(), getattr(records, "columns", None)
+    if isinstance(columns, Mapping) and names <= columns.keys():
+        return {name: columns[name][rows] for name in names}
+    return records.take(rows)
 
 
 def _add(

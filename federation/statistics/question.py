@@ -33,6 +33,7 @@ MAX_TEXT: Final = 4_096
 MAX_CELLS: Final = 1 << 16
 MARGIN: Final = 2.0**-10  # of the clip: it pays for the rounding of the sum to float64
 MISSING: Final = "missing"
+DIGITS: Final = (6, 9, 12, 17)  # of a bin's edge
 
 
 @dataclass(frozen=True)
@@ -86,17 +87,22 @@ class Question:
         return math.sqrt(1 + len(self.blocks) + 5 / 16 * numbers) * (1 + MARGIN)
 
     def cells(self, column: Column) -> tuple[str, ...]:
-        """The name of each cell of `column`; the last one is `missing` where a value may be."""
-        own = self._edges(column) if measured(column) else column.categories or ("no", "yes")
-        return (*own, MISSING) if column.missing != REFUSE else tuple(own)
+        """The name of each cell of `column`, no two alike; the last one is `missing` where a value may be."""
+        own = self._bins(column) if measured(column) else column.categories or ("no", "yes")
+        return _unequal((*own, MISSING) if column.missing != REFUSE else tuple(own))
 
     def edges(self, column: Column) -> tuple[float, ...]:
         """Of a number: the least value of each bin, and the greatest of the last."""
         low, high = column.bounds
         return tuple(low + (high - low) * step / self.bins for step in range(self.bins + 1))
 
-    def _edges(self, column: Column) -> list[str]:
-        shown = [shown_value(column, edge) for edge in self.edges(column)]
+    def _bins(self, column: Column) -> list[str]:
+        """In as few digits as tell the edges apart."""
+        edges = self.edges(column)
+        shown = next(
+            (words for digits in DIGITS if len(set(words := _shown(column, edges, digits))) == len(edges)),
+            _shown(column, edges, DIGITS[-1]),
+        )
         return [f"{low} to {high}" for low, high in pairwise(shown)]
 
 
@@ -105,9 +111,23 @@ def measured(column: Column) -> bool:
     return column.kind in ("number", "date")
 
 
-def shown_value(column: Column, value: float) -> str:
-    """A value for people: of a date its day."""
-    return f"{EPOCH + timedelta(days=round(value))}" if column.kind == "date" else f"{value:.6g}"
+def _shown(column: Column, values: tuple[float, ...], digits: int) -> list[str]:
+    """Values for people: of a date its day."""
+    if column.kind == "date":
+        return [f"{EPOCH + timedelta(days=round(value))}" for value in values]
+    return [f"{value:.{digits}g}" for value in values]
+
+
+def _unequal(names: tuple[str, ...]) -> tuple[str, ...]:
+    """`names`, a further one of the same told by a number: bins within one day, a category that is called missing."""
+    told, times = dict[str, None](), dict[str, int]()
+    for name in names:
+        other = name
+        while other in told:
+            times[name] = times.get(name, 1) + 1
+            other = f"{name} ({times[name]})"
+        told[other] = None
+    return tuple(told)
 
 
 def read_question(text: str, schema: Schema) -> Question:

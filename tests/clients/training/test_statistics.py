@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+from PIL import Image
+from tests.clients.data.cases import task_of
 
-from sovfed.clients.data import Records
+from sovfed.clients.data import Records, load_records
 from sovfed.clients.training.statistics import totals
+from sovfed.federation.config import DataConfig
 from sovfed.federation.statistics.question import read_question
 from sovfed.federation.tasks.columns import CODES, NUMBERS, Column, Schema, number, target
 
@@ -99,3 +103,16 @@ def test_sums_do_not_depend_on_the_order_of_the_rows() -> None:
         np.arange(1_500), np.arange(1_500, 3_000),
     )  # fmt: skip
     np.testing.assert_array_equal(totals(data, SCHEMA, QUESTION), totals(shuffled, SCHEMA, QUESTION))
+
+
+def test_an_image_that_cannot_be_decoded_takes_nobody_out_of_the_sum(tmp_path: Path) -> None:
+    """Else one person's file would decide about all of the institution's: no noise is made for that."""
+    schema = Schema((Column("scan", "image", shape=(1, 8, 8)), number("age", 0, 100), target("ill", "no", "yes")))
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8), np.uint8)
+    for place, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{place}.png")
+    (tmp_path / "table.csv").write_text("\n".join(["scan,age,ill", *(f"{place}.png,50,no" for place in range(12))]))
+    data = load_records(task_of(*schema.columns), DataConfig(source="images", path=str(tmp_path), person="row"))
+    broken = tmp_path / "3.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    assert totals(data, schema, read_question("all, age*ill", schema))[0] == 12

@@ -55,3 +55,21 @@ def test_people_read_the_interval_and_what_is_hidden() -> None:
     assert "100 persons; each count is ± 4 (95 %); below 10 none is shown" in text
     assert "mean 52.78 ± 4.4 years" in text
     assert text.endswith("smokes × ill\n       no  yes\n  no   60    –\n  yes  20   16")
+
+
+def test_no_bin_or_category_hides_behind_another_of_its_name() -> None:
+    """Edges that agree in six digits, bins within one day, and a category that is called as the missing are."""
+    schema = Schema(
+        (
+            number("charge", 1e6, 1e6 + 10),
+            Column("day", "date", low=18_000, high=18_005),
+            Column("ward", "category", categories=("missing", "missing (2)", "a"), missing="category"),
+            target("ill", "no", "yes"),
+        )
+    )
+    question = read_question("all, day*ward, bins=20", schema)
+    table = table_of(question, np.arange(question.size) + 1000.0, 1.0)
+    assert [len(column["cells"]) for column in table["columns"]] == [20, 20, 4, 2]
+    (cross,) = table["crosses"]
+    assert len(cross["cells"]) == 20 and {len(line) for line in cross["cells"].values()} == {4}
+    assert list(table["columns"][0]["cells"])[:2] == ["1000000 to 1000000.5", "1000000.5 to 1000001"]
