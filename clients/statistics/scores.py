@@ -30,21 +30,26 @@ def keep_score(received: ReceivedModels | None, request: EvaluateRequest, task: 
     """Keep the own metrics of the candidate in `request`, or say in the own log why not."""
     if received is None:  # a simulation
         return
+    try:
+        _keep(received, request, task, sums)
+    except Exception as error:  # whatever a package's own metrics raise: the sums leave whether or not they are kept
+        log.warning("own scores of run %r are not kept: %s", request.keep, error)
+
+
+def _keep(received: ReceivedModels, request: EvaluateRequest, task: Task, sums: Sums) -> None:
+    """Raises DataError where the file is damaged, OSError where it cannot be written."""
     digest = request.candidates.split(",")[request.round - 1]
     key = hashlib.sha256(f"{request.keep}\0{whole_run(request.run)}".encode()).hexdigest()[:24]
     path = received.folder / f"{key}{SUFFIX}"
-    try:
-        private_directory(received.folder)
-        kept: dict[str, Any] = _read(path) if path.exists() else {"run": request.keep, "task": task.name, "models": {}}
-        if not path.exists() and len(list(received.folder.glob(f"*{SUFFIX}"))) >= MAX_RUNS:
-            log.warning(
-                "own scores of run %r are not kept: there are %d runs' in %s", request.keep, MAX_RUNS, path.parent
-            )
-            return
-        kept["models"][digest] = {"records": int(sums[0]), **summarise(task, sums, request.scale)}
-        write_private(path, json.dumps(kept).encode())
-    except (OSError, DataError) as error:
-        log.warning("own scores of run %r are not kept: %s", request.keep, error)
+    private_directory(received.folder)
+    kept: dict[str, Any] = _read(path) if path.exists() else {"run": request.keep, "task": task.name, "models": {}}
+    if not path.exists() and len(list(received.folder.glob(f"*{SUFFIX}"))) >= MAX_RUNS:
+        log.warning(
+            "own scores of run %r are not kept: there are %d runs' in %s", request.keep, MAX_RUNS, path.parent
+        )
+        return
+    kept["models"][digest] = {"records": int(sums[0]), **summarise(task, sums, request.scale)}
+    write_private(path, json.dumps(kept).encode())
 
 
 def scores_in(folder: Path) -> Sequence[dict[str, Any]]:

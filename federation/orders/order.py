@@ -133,9 +133,13 @@ class RunOrder:
 
     def lacks(self, request: RunRequest) -> str:
         """What of the whole run `request` is otherwise than ordered; "" if nothing. Raises ProtocolError."""
+        from sovfed.federation.algorithms import FEDAVG
+
         asked = terms_of(request)
         if self.kind == "evaluate" and len(self.candidates) != self.rounds:
             return "candidates"  # or it would be for any model
+        if self.kind == "evaluate" and self.settings.get("algorithm") != FEDAVG.local:
+            return "algorithm"  # or institutions' own models would be scored in the place of those that are named
         return ", ".join(name for name, value in asked.items() if not _same(name, getattr(self, name), value))
 
     def forbids(self, request: Request) -> str:
@@ -159,6 +163,8 @@ class RunOrder:
             return "masked"
         if not isinstance(request, ProfileRequest) and request.round > self.rounds:
             return f"round {request.round}"
+        if isinstance(request, EvaluateRequest) and request.candidates != self.settings.get("candidates", ""):
+            return "candidates"
         if isinstance(request, EvaluateRequest) and not is_ordered(request):
             return "model"
         return _differing(self.settings, request)

@@ -34,6 +34,8 @@ def verify(bundle: Path, root: Path, signed_by_all: bool, least: int, as_json: b
     data, roots = bundle.read_bytes(), load_roots(root)
     if is_sheet(data):
         sheet = check_sheet(data, roots)
+        if signed_by_all or least:
+            raise EvidenceError(f"{bundle}: a table is signed by the agency alone, and cosigned by nobody")
         if as_json:
             click.echo(json.dumps(sheet.predicate, indent=2))
             return

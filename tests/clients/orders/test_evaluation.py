@@ -15,7 +15,7 @@ from sovfed.clients.home.policy import Policy
 from sovfed.clients.models.received import ReceivedModels
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.orders.rules import OrderRules
-from sovfed.clients.statistics.scores import scores_in
+from sovfed.clients.statistics.scores import keep_score, scores_in
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.federation.compose import compose
@@ -150,6 +150,40 @@ def test_an_order_to_score_that_names_no_models_or_too_few_is_none(tmp_path: Pat
         forged = dataclasses.replace(request, request=np.frombuffer(json.dumps(scalars).encode(), np.uint8))
         with pytest.raises(OrderError, match="candidates"):
             house.gate("h1", OrderRules()).consider(house.show(forged, house.proposal(forged, config)))
+
+
+@pytest.mark.parametrize("algorithm", ["ditto", "fedbn", "scaffold"])
+def test_an_order_to_score_institutions_own_models_in_place_of_the_named_is_none(
+    tmp_path: Path, algorithm: str
+) -> None:
+    """Under a name by which personal models are kept, those would be what is measured."""
+    house, config = House(tmp_path), scoring(models(tmp_path))
+    request = whole(config)
+    scalars = {**json.loads(request.request.tobytes()), "algorithm": algorithm}
+    forged = dataclasses.replace(request, request=np.frombuffer(json.dumps(scalars).encode(), np.uint8))
+    with pytest.raises(OrderError, match="algorithm"):
+        house.gate("h1", OrderRules()).consider(house.show(forged, house.proposal(forged, config)))
+
+
+def test_no_candidate_is_scored_under_an_order_to_train(tmp_path: Path) -> None:
+    """Its officers were shown none, and would read in `client evaluations` that they had agreed to one."""
+    house, config = House(tmp_path), scoring(models(tmp_path))
+    trained = compose(["task=breast_cancer", "server.min_cohort=3", "privacy.colluders=0", "rounds=2"]).config
+    gate, request = house.gate("h1", OrderRules()), whole_run(trained, TASK, "7", "study", None)
+    assert gate.consider(house.show(request, house.proposal(request, trained)))[0] == CONSENTED
+    gate.require(message(config, 1, candidates=""))
+    with pytest.raises(OrderError, match="candidates"):
+        gate.require(message(config, 1))
+
+
+def test_metrics_that_fail_keep_no_figure_and_fail_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sums of another length, as a package's own metrics may make them: what leaves does not depend on it."""
+    config = scoring(models(tmp_path))
+    for sums in (np.zeros(0), np.full(TASK.evaluation_size, np.nan)):
+        keep_score(ReceivedModels(tmp_path / "received"), message(config, 1), TASK, sums)
+    assert caplog.text.count("are not kept") == 2 and not scores_in(tmp_path / "received")
 
 
 def test_nothing_is_trained_under_an_order_to_score(tmp_path: Path) -> None:

@@ -15,13 +15,15 @@ from tests.clients.trainer.test_service import SCALE, TASK, train_request
 from sovfed.clients.data import Dataset, load_records
 from sovfed.clients.home.policy import Policy
 from sovfed.clients.models.received import ReceivedModels
+from sovfed.clients.statistics.received import tables_in
 from sovfed.clients.trainer.allowance import Allowance
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ProtocolError
 from sovfed.federation.messages import Refusal, ReleaseReply, ReleaseRequest, Request, local_work
-from sovfed.federation.models.facts import MAX_TOLD_BYTES, Privacy, RunFacts, facts_of, from_told, told
+from sovfed.federation.models.facts import MAX_TOLD_BYTES, Privacy, RunFacts, Told, facts_of, from_told, told
 from sovfed.federation.models.saved import load_model, save_model
+from sovfed.federation.statistics.question import read_question
 from sovfed.federation.tasks import Task, initial_vector
 
 RUN = RunFacts(
@@ -106,6 +108,19 @@ def test_the_policy_is_asked_first(models: ReceivedModels) -> None:
     trainer = service(models, check=Policy(allowed_tasks=("heart",)).check)
     assert trainer.answer(release()) == Refusal("bound")
     assert models.list() == []
+
+
+def test_a_table_of_millions_of_persons_is_kept(models: ReceivedModels, tmp_path: Path) -> None:
+    """The policy bounds a model's parameters; counts are none."""
+    question = f"{TASK.schema.columns[-1].name}"
+    size = read_question(question, TASK.schema).size
+    table = release(
+        statistics=question, model=np.full(size, 6e7, np.float32), scale=np.array([30.0]),
+        facts=as_bytes(told(Told(RUN))),
+    )  # fmt: skip
+    assert service(models, check=Policy(allowed_tasks=(TASK.name,)).check).answer(table) == ReleaseReply()
+    (kept,) = tables_in(tmp_path / "received")
+    assert kept.sums == (6e7,) * size
 
 
 def changed(**run: object) -> bytes:

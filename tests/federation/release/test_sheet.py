@@ -67,6 +67,16 @@ def test_the_command_tells_a_table_from_a_release(federation: Released, sheet: b
     assert json.loads(done.output)["question"] == "malignant"
 
 
+@pytest.mark.parametrize("asked", [["--signed-by-all"], ["--cosigned-by", "1"]])
+def test_a_table_is_never_taken_for_one_that_institutions_signed(
+    federation: Released, sheet: bytes, tmp_path: Path, asked: list[str]
+) -> None:
+    path, root = tmp_path / "counts.table", federation.agency.authority / "root.pem"
+    path.write_bytes(sheet)
+    done = CliRunner().invoke(verify, [str(path), "--root", str(root), *asked])
+    assert isinstance(done.exception, EvidenceError) and "✓" not in done.output
+
+
 def test_one_flipped_bit_anywhere_is_found(federation: Released, sheet: bytes) -> None:
     generator = random.Random(1)
     for place in generator.sample(range(8 * len(sheet)), FLIPS):
