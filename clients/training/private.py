@@ -140,7 +140,11 @@ class PrivateTraining:
         units = Units(request.clip, total.size, request.grid_bits)
         variance, reserve = noise_reserve(request, total.size, room)
         bound = room - reserve  # cutting the sum to a box moves no person's influence up
-        integers = np.clip(units.quantise(total), -bound, bound) + discrete_gaussian(total.size, variance)
+        exact = units.quantise(total)
+        if request.statistics and exact.max() > bound:  # told here alone
+            log.warning("round %d: counts above %.0f do not fit the ring, and were cut to it", request.round,
+                        units.dequantise(np.array([bound]))[0])  # fmt: skip
+        integers = np.clip(exact, -bound, bound) + discrete_gaussian(total.size, variance)
         return integers.astype(np.int32)
 
     def _descend(self, request: PrivateRequest) -> Vector:

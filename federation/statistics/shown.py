@@ -19,6 +19,8 @@ def lines_of(table: dict[str, Any]) -> Iterator[str]:
         return
     noise = WIDE * table["noise_deviation"]
     yield f"{_told(table['persons'])} persons; each count is ± {noise:.0f} (95 %); below {table['least']} none is shown"
+    if "cut_at" in table:
+        yield f"at most {_told(table['cut_at'])} of a count are one institution's: larger counts may be too small"
     for column in table["columns"]:
         unit = f" {column['unit']}" if column["unit"] else ""
         yield f"{column['name']}{unit and f' ({unit.strip()})'}"

@@ -24,11 +24,16 @@ QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def table_of(
-    question: Question, vector: npt.NDArray[Any], deviation: float, least: int | None = None
+    question: Question,
+    vector: npt.NDArray[Any],
+    deviation: float,
+    least: int | None = None,
+    most: int | None = None,
 ) -> dict[str, Any]:
     """What `vector` (shape [size]) tells, as plain values; `deviation` is that of the noise of each of its values.
 
-    Counts from `least` on are shown, the question's unless given, and none that the noise cannot be told from.
+    Counts from `least` on are shown, the question's unless given, and none that the noise cannot be told from. `most`
+    is the largest that one institution can tell: only where there is no such count was surely none cut to it.
     """
     vector = vector.astype(np.float64)
     least = max(question.least if least is None else least, math.ceil(WIDE * deviation))
@@ -37,6 +42,7 @@ def table_of(
     return {
         "persons": _shown(vector[0], least), "columns": columns, "crosses": crosses,
         "noise_deviation": deviation, "least": least,
+        **({} if most is None or vector.max() < most else {"cut_at": most}),
     }  # fmt: skip
 
 

@@ -214,6 +214,7 @@ class _Training:
         }  # fmt: skip
         if rounds.plan and rounds.plan.question:
             rounds.scale = np.array([rounds.plan.deviation(len(summary["institutions"]))])
+            summary["privacy"]["most_counted"] = rounds.plan.most_counted(len(summary["institutions"]))
         summary[DIGEST] = publish(folder, self._task, rounds.model, rounds.scale, summary)
         if rounds.plan:
             if self._heads:

@@ -26,12 +26,14 @@ from sovfed.federation.privacy.accounting import (
 from sovfed.federation.privacy.events import Event
 from sovfed.federation.privacy.noise import Units, added_delta, distributed_event, share_variance
 from sovfed.federation.privacy.statement import Statement, make_statement, promise
+from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.statistics.question import Question, read_question
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.rounds.aggregation import Total
 
 log = logging.getLogger(__name__)
+BESIDE: Final = 15  # standard deviations of an institution's noise, for which it leaves room in the ring
 SLACK: Final = 1e-3  # share of δ that is kept for the samplers' distance
 
 
@@ -90,6 +92,12 @@ class PrivacyPlan:
         """The standard deviation of the noise in each value of a sum that `shares` institutions added noise to."""
         variance = share_variance(self.noise_multiplier, self.units, self.honest)
         return math.sqrt(shares * variance) * 2.0**self.units.exponent
+
+    def most_counted(self, institutions: int) -> int:
+        """The largest count that the ring of a sum over `institutions` lets one of them tell beside its noise."""
+        secagg = self.config.secagg
+        ring = Ring(secagg.bits, secagg.clip, secagg.max_weight, institutions)
+        return int(ring.half * 2.0**self.units.exponent - BESIDE * self.deviation(1))
 
     @cached_property
     def event(self) -> Event:

@@ -73,7 +73,8 @@ def _publish_table(folder: Path, task: Task, sums: Vector, scale: Sums, summary:
 
     asked = summary["config"]["task"]["statistics"]
     if asked:
-        summary["table"] = table_of(read_question(asked, task.schema), sums, float(scale[0]))
+        question, most = read_question(asked, task.schema), summary["privacy"].get("most_counted")
+        summary["table"] = table_of(question, sums, float(scale[0]), most=most)
     else:
         told = ("model", "records", "metrics", "intervals")
         models = [{name: line[name] for name in told} for line in read_rounds(folder)]

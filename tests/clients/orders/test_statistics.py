@@ -19,6 +19,7 @@ from sovfed.clients.node.app import make_client_app
 from sovfed.clients.orders.rules import OrderRules, Standing
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService, make_trainer
+from sovfed.clients.training.private import noise_reserve
 from sovfed.federation.compose import compose
 from sovfed.federation.config import ClientConfig, Config, DataConfig
 from sovfed.federation.errors import BoundError, ConfigError, DeclinedError, OrderError, PolicyError
@@ -27,7 +28,9 @@ from sovfed.federation.orders.answers import SIGNED
 from sovfed.federation.orders.shown import asked, leaves
 from sovfed.federation.privacy.accounting import epsilon
 from sovfed.federation.secagg.files import MemoryStore, load_identity
+from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.secagg.terms import RECORD, Terms
+from sovfed.federation.statistics.shown import lines_of
 from sovfed.federation.statistics.table import table_of
 from sovfed.server.orders.making import Ordering
 from sovfed.server.rounds.loop import Rounds, whole_run
@@ -126,6 +129,24 @@ def test_statistics_asked_again_and_again_end_at_the_budget(tmp_path: Path) -> N
     assert len(history.spends) == done > 1
     assert epsilon(history.spent(), 1e-6) <= 3.0 < epsilon([*history.spent(), history.spent()[0]], 1e-6)
     counted(house, trainers, counting("mean radius", "privacy.epsilon=0.02"), "9", "small")
+
+
+@pytest.mark.parametrize("institutions", [3, 4, 5, 17, 63])
+@pytest.mark.parametrize("question", ["malignant", "all, bins=5"])
+def test_a_table_says_where_one_institution_s_counts_would_have_been_cut(question: str, institutions: int) -> None:
+    """By what the ring holds there: a register with more persons would else be counted as a smaller one unseen."""
+    plan = plan_of(counting(question))
+    ring = Ring(32, plan.config.secagg.clip, plan.config.secagg.max_weight, institutions)
+    request = plan.request("7", 1, np.zeros(plan.parameters, np.float32))
+    most, bound = plan.most_counted(institutions), ring.half - 2 - noise_reserve(request, plan.parameters, ring.half)[1]
+    assert plan.units.quantise(np.full(plan.parameters, float(most))).max() <= bound
+    assert plan.units.quantise(np.full(plan.parameters, most * 1.01)).min() > bound
+    assert plan.question is not None
+    for largest, said in ((most - 1, False), (most + 1, True)):
+        vector = np.full(plan.parameters, 100.0)
+        vector[0] = largest
+        table = table_of(plan.question, vector, plan.deviation(3), most=most)
+        assert (table.get("cut_at") == most) is said is ("may be too small" in "".join(lines_of(table)))
 
 
 def test_one_institution_alone_is_never_counted(tmp_path: Path) -> None:
