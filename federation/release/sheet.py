@@ -65,7 +65,9 @@ def check_sheet(data: bytes, roots: Sequence[x509.Certificate]) -> Sheet:
         raise
     except SovfedError as error:
         raise EvidenceError(str(error)) from error
-    except (LookupError, ValueError, TypeError, AttributeError, RecursionError, UnsupportedAlgorithm) as error:
+    except (
+        LookupError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError, UnsupportedAlgorithm,
+    ) as error:  # fmt: skip
         raise EvidenceError("the table is not of the form that is written") from error
 
 

@@ -96,6 +96,26 @@ def predicate(federation: Released, sheet: bytes) -> dict[str, Any]:
     return check_sheet(sheet, federation.roots).predicate
 
 
+@pytest.mark.parametrize(
+    ("changes", "column"),
+    [
+        ({"table": {}}, {}), ({"table": {"models": [{}]}}, {}), ({"table": []}, {}), ({"privacy": {}}, {}),
+        ({"institutions": 5}, {}), ({}, {"quantiles": {"0.5": 1e30}}), ({}, {"quantiles": {"0.5": "x"}}),
+        ({}, {"mean": "x"}), ({}, {"mean": 1e300}),
+    ],
+)  # fmt: skip
+def test_an_agency_that_signs_what_cannot_be_shown_has_signed_no_table(
+    federation: Released, sheet: bytes, changes: dict[str, Any], column: dict[str, Any]
+) -> None:
+    told = predicate(federation, sheet)
+    day = {"name": "day", "unit": "", "kind": "date", "cells": {"a": 1}, "mean": 1.0, "mean_within": 1.0,
+           "deviation": 1.0, "quantiles": {}}  # fmt: skip
+    table = {**told["table"], "columns": [day | column]}
+    forged = make_sheet({**told, "table": table, **changes}, {}, federation.agency.home)
+    with pytest.raises(EvidenceError):
+        check_sheet(forged, federation.roots)
+
+
 def test_an_institution_signs_no_table(federation: Released, sheet: bytes) -> None:
     forged = make_sheet(predicate(federation, sheet), {}, federation.homes[0])
     with pytest.raises(EvidenceError, match="not signed by an agency"):
