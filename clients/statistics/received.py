@@ -57,8 +57,8 @@ def received_table(request: ReleaseRequest, task: Task) -> ReceivedTable:
 
 
 def keep_table(folder: Path, table: ReceivedTable) -> None:
-    """Keep `table`, or say in the own log why not: whoever sent it is told neither."""
-    key = hashlib.sha256(f"{table.run}\0{table.owner}".encode()).hexdigest()[:24]
+    """Keep `table` as the only one of its owner, or say in the own log why not: whoever sent it is told neither."""
+    key = hashlib.sha256(table.owner.encode()).hexdigest()[:24]
     path = folder / f"{key}{SUFFIX}"
     try:
         private_directory(folder)
