@@ -222,8 +222,7 @@ class Policy:
                 "allowed_tasks",
             )
         if isinstance(request, ReleaseRequest):  # which gives, and asks for nothing: neither setting below is for it
-            if not request.statistics:  # whose counts are no parameters
-                self._check_model(request)
+            self._check_model(request)
             return
         if not request.begin.size and not self.allow_plain_updates:
             raise BoundError(
@@ -287,6 +286,8 @@ class Policy:
 
     def _check_model(self, request: TrainRequest | PrivateRequest | EvaluateRequest | ReleaseRequest) -> None:
         """Raises PolicyError unless round, length and values of the model are within these bounds."""
+        if isinstance(request, ReleaseRequest) and request.statistics:
+            return  # a table: counts are no parameters
         _at_most("round", request.round, "max_rounds", self.max_rounds)
         _at_most("parameters", request.model.size, "max_parameters", self.max_parameters)
         self.check_values(request, 0)  # whichever of its values are parameters

@@ -44,9 +44,7 @@ def _keep(received: ReceivedModels, request: EvaluateRequest, task: Task, sums: 
     private_directory(received.folder)
     kept: dict[str, Any] = _read(path) if path.exists() else {"run": request.keep, "task": task.name, "models": {}}
     if not path.exists() and len(list(received.folder.glob(f"*{SUFFIX}"))) >= MAX_RUNS:
-        log.warning(
-            "own scores of run %r are not kept: there are %d runs' in %s", request.keep, MAX_RUNS, path.parent
-        )
+        log.warning("own scores of run %r are not kept: there are %d runs' in %s", request.keep, MAX_RUNS, path.parent)
         return
     kept["models"][digest] = {"records": int(sums[0]), **summarise(task, sums, request.scale)}
     write_private(path, json.dumps(kept).encode())

@@ -176,9 +176,7 @@ def test_no_candidate_is_scored_under_an_order_to_train(tmp_path: Path) -> None:
         gate.require(message(config, 1))
 
 
-def test_metrics_that_fail_keep_no_figure_and_fail_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_metrics_that_fail_keep_no_figure_and_fail_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Sums of another length, as a package's own metrics may make them: what leaves does not depend on it."""
     config = scoring(models(tmp_path))
     for sums in (np.zeros(0), np.full(TASK.evaluation_size, np.nan)):
