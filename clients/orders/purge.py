@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import rfc8785
 
+from sovfed.clients.models.received import FOLDER as RECEIVED
 from sovfed.clients.orders.places import RECEIPTS
+from sovfed.clients.statistics.scores import scores_of
 from sovfed.federation.errors import IdentityError, OrderError, ServiceError
 from sovfed.federation.files import write_private
 from sovfed.federation.host.status import read_status
@@ -30,7 +32,7 @@ REMAINS: Final = (
     "the privacy ledger and its heads: what was learnt stays learnt",
     "the secure-aggregation journal, without keys: which sums were answered",
     "the orders of the permit and this institution's answers to them",
-    "models that were released (received/), and the logs",
+    "models and tables that were released (received/), and the logs",
     "what the agency and other institutions hold",
 )
 
@@ -72,7 +74,7 @@ def purge(
     bound = {run: entry for run, entry in book.runs().items() if entry.permit == permit}
     if not bound:
         raise OrderError(f"no run was ever answered here under permit '{permit[:64]}'")
-    erased = [*_sessions(home, bound), *_personal(bound, remove_personal)]
+    erased = [*_sessions(home, bound), *_personal(bound, remove_personal), *_scores(home, bound)]
     names = tuple(sorted({entry.name for entry in bound.values()}))
     institution = identity.verify(identity.certificate).institution
     certificate = base64.b64encode(identity.certificate).decode("ascii")
@@ -109,6 +111,16 @@ def _personal(bound: Mapping[str, Bound], remove: Callable[[str], int]) -> Itera
     for name in sorted({entry.name for entry in bound.values()}):
         if count := remove(name):
             yield f"personal/ of run {name}: {count} files"
+
+
+def _scores(home: Path, bound: Mapping[str, Bound]) -> Iterator[str]:
+    """Delete what candidates were worth on the own records, exact figures; each file's name."""
+    for run, entry in bound.items():
+        for known in (run, *entry.earlier):
+            path = scores_of(home / RECEIVED, entry.name, known)
+            if path.exists():
+                path.unlink()
+                yield str(path.relative_to(home))
 
 
 def _plain(value: Any) -> Any:

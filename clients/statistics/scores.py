@@ -39,8 +39,7 @@ def keep_score(received: ReceivedModels | None, request: EvaluateRequest, task: 
 def _keep(received: ReceivedModels, request: EvaluateRequest, task: Task, sums: Sums) -> None:
     """Raises DataError where the file is damaged, OSError where it cannot be written."""
     digest = request.candidates.split(",")[request.round - 1]
-    key = hashlib.sha256(f"{request.keep}\0{whole_run(request.run)}".encode()).hexdigest()[:24]
-    path = received.folder / f"{key}{SUFFIX}"
+    path = scores_of(received.folder, request.keep, whole_run(request.run))
     private_directory(received.folder)
     kept: dict[str, Any] = _read(path) if path.exists() else {"run": request.keep, "task": task.name, "models": {}}
     if not path.exists() and len(list(received.folder.glob(f"*{SUFFIX}"))) >= MAX_RUNS:
@@ -48,6 +47,12 @@ def _keep(received: ReceivedModels, request: EvaluateRequest, task: Task, sums: 
         return
     kept["models"][digest] = {"records": int(sums[0]), **summarise(task, sums, request.scale)}
     write_private(path, json.dumps(kept).encode())
+
+
+def scores_of(folder: Path, name: str, run: str) -> Path:
+    """Where the own scores of the run called `name` are kept; `run` is Flower's number of it."""
+    key = hashlib.sha256(f"{name}\0{run}".encode()).hexdigest()[:24]
+    return folder / f"{key}{SUFFIX}"
 
 
 def scores_in(folder: Path) -> Sequence[dict[str, Any]]:

@@ -6,16 +6,21 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tests.clients.orders.house import CONFIG, House, whole
+from tests.clients.orders.house import CONFIG, TASK, House, whole
+from tests.clients.orders.test_evaluation import message, models, scoring
 
+from sovfed.clients.models.received import ReceivedModels
 from sovfed.clients.orders.book import OrderBook
 from sovfed.clients.orders.purge import purge, read_receipt
 from sovfed.clients.orders.rules import DataPermit, OrderRules
+from sovfed.clients.statistics.scores import keep_score, scores_of
 from sovfed.federation.errors import BoundError, IdentityError, OrderError
 from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.secagg.request import run_bytes
+from sovfed.server.rounds.loop import whole_run
 
 
 def test_keys_and_personal_models_of_a_permit_go_and_nothing_under_it_is_answered_again(tmp_path: Path) -> None:
@@ -61,3 +66,19 @@ def test_the_keys_of_a_run_that_was_taken_up_again_go_with_it(tmp_path: Path) ->
         gate.consider(dataclasses.replace(under, run=run))
     purge(home, OrderBook(home), "p-1", load_identity(home / "identity"), lambda _run: 0, house.now)
     assert not [path for path in paths if path.exists()]
+
+
+def test_the_own_scores_of_a_permit_s_evaluations_go_with_it(tmp_path: Path) -> None:
+    """They are exact figures of this house's held-out records, which a receipt may not pass over."""
+    house, config = House(tmp_path), scoring(models(tmp_path))
+    gate, home = house.gate("h1", OrderRules(), {"p-1": DataPermit(without_privacy=True)}), house.home("h1")
+    request = whole_run(config, TASK, "7", "study", None)
+    gate.consider(house.show(request, house.proposal(request, config, permit="p-1")))
+    received = ReceivedModels(home / "received")
+    for run in ("7", "8"):
+        scored = message(config, 1, run=run)
+        keep_score(received, scored, TASK, np.ones(TASK.evaluation_size))
+    own, other = (scores_of(received.folder, "study", run) for run in ("7", "8"))
+    assert own.exists() and other.exists()
+    receipt = purge(home, OrderBook(home), "p-1", load_identity(home / "identity"), lambda _run: 0, house.now)
+    assert not own.exists() and other.exists() and f"received/{own.name}" in receipt.erased
