@@ -66,7 +66,7 @@ def _add(
 
 def _cells(column: Column, values: npt.NDArray[np.float64], question: Question) -> npt.NDArray[np.int64]:
     """The number of the cell that each value is in."""
-    last = len(question.cells(column)) - 1
+    last = question.count(column) - 1
     absent = np.isnan(values) | (values < 0 if not measured(column) else False)
     if measured(column):
         low, high = column.bounds

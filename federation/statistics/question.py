@@ -69,7 +69,7 @@ class Question:
         blocks: list[Block] = []
         start = 1
         for columns in (*((column,) for column in self.columns), *self.crosses):
-            block = Block(columns, start, tuple(len(self.cells(column)) for column in columns))
+            block = Block(columns, start, tuple(map(self.count, columns)))
             blocks.append(block)
             start = block.end + 2 * block.moments
         return tuple(blocks)
@@ -85,6 +85,11 @@ class Question:
         """By how much one person can move the vector, in L2: the proof is at the head of this module."""
         numbers = sum(block.moments for block in self.blocks)
         return math.sqrt(1 + len(self.blocks) + 5 / 16 * numbers) * (1 + MARGIN)
+
+    def count(self, column: Column) -> int:
+        """How many cells `column` has."""
+        own = self.bins if measured(column) else len(column.categories or ("no", "yes"))
+        return own + (column.missing != REFUSE)
 
     def cells(self, column: Column) -> tuple[str, ...]:
         """The name of each cell of `column`, no two alike; the last one is `missing` where a value may be."""

@@ -70,6 +70,7 @@ def test_no_bin_or_category_hides_behind_another_of_its_name() -> None:
     question = read_question("all, day*ward, bins=20", schema)
     table = table_of(question, np.arange(question.size) + 1000.0, 1.0)
     assert [len(column["cells"]) for column in table["columns"]] == [20, 20, 4, 2]
+    assert [question.count(column) for column in question.columns] == [20, 20, 4, 2]
     (cross,) = table["crosses"]
     assert len(cross["cells"]) == 20 and {len(line) for line in cross["cells"].values()} == {4}
     assert list(table["columns"][0]["cells"])[:2] == ["1000000 to 1000000.5", "1000000.5 to 1000001"]
