@@ -257,17 +257,18 @@ def logs(name: str, follow: bool, home: Path) -> None:
 def check(name: str, home: Path) -> None:
     """Check that a finished run's model, MLflow's copy of it and its registered version are what the run made.
 
-    NAME may be a folder, as of a simulation: of that the model alone is checked.
+    NAME may be a folder, as of a simulation: of that the model alone is checked. Of a run that counted, its table is.
 
     \b
     Examples:
       sovfed run check heart-20260301-101500-1f2e
       sovfed run check birth-sim
     """
-    from sovfed.server.runs.release import MODEL, SUMMARY, read_model
+    from sovfed.server.runs.release import SUMMARY, made_by
 
     if (Path(name) / SUMMARY).exists():
-        click.echo(visible(f"{Path(name) / MODEL}: SHA-256 {read_model(Path(name)).sha256}, as the run made it"))
+        made, sha256 = made_by(Path(name))
+        click.echo(visible(f"{Path(name) / made}: SHA-256 {sha256}, as the run made it"))
         return
     from mlflow import MlflowClient
 

@@ -163,23 +163,35 @@ def read_model(folder: Path) -> LoadedModel:
     return load_model(folder, sha256=str(summary.get(DIGEST)))
 
 
+def made_by(folder: Path) -> tuple[str, str]:
+    """The file that the run in `folder` made, its model or its table, and its SHA-256. Raises DataError if another."""
+    summary = json.loads((folder / SUMMARY).read_text())
+    if "table" not in summary:
+        return MODEL, read_model(folder).sha256
+    if not (folder / TABLE).is_file() or digest(folder / TABLE) != summary.get(DIGEST):
+        raise DataError(f"{folder / TABLE}: not the table that the run's summary names")
+    return TABLE, str(summary[DIGEST])
+
+
 def check_copies(folder: Path, client: MlflowClient) -> list[str]:
-    """What was found of the run's model: here, among MLflow's artefacts and in its registry; DataError if one differs.
+    """What was found of the run's model or table: here, among MLflow's artefacts, in its registry; DataError if other.
 
     The run's summary says what is right: MLflow's own tags stand in a database that its API writes to.
     """
     from sovfed.federation.models.pyfunc import MLMODEL, check_flavor
 
-    expected, marker = read_model(folder).sha256, folder / TRACKED
-    results = [f"{folder / MODEL}: SHA-256 {expected}, as the run made it"]
+    (name, expected), marker = made_by(folder), folder / TRACKED
+    results = [f"{folder / name}: SHA-256 {expected}, as the run made it"]
     if not marker.exists():
         return results
     run_id = marker.read_text().strip()
     with tempfile.TemporaryDirectory() as download_folder:
-        copy = Path(client.download_artifacts(run_id, f"{FOLDER}/{MODEL}", download_folder))
+        among = f"{FOLDER}/{name}" if name == MODEL else name
+        copy = Path(client.download_artifacts(run_id, among, download_folder))
         if not hmac.compare_digest(copy_digest := digest(copy), expected):
-            raise DataError(f"MLflow's copy of {MODEL}: SHA-256 {copy_digest}, the run's summary says {expected}")
-        check_flavor(Path(client.download_artifacts(run_id, f"{FOLDER}/{MLMODEL}", download_folder)))
+            raise DataError(f"MLflow's copy of {name}: SHA-256 {copy_digest}, the run's summary says {expected}")
+        if name == MODEL:
+            check_flavor(Path(client.download_artifacts(run_id, f"{FOLDER}/{MLMODEL}", download_folder)))
     results.append(f"MLflow run {run_id}: the same")
     for version in client.search_model_versions(f"run_id='{run_id}'"):
         where = f"{version.name} version {version.version}"

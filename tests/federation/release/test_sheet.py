@@ -20,8 +20,9 @@ from sovfed.federation.release.sheet import check_sheet, make_sheet
 from sovfed.federation.statistics.question import read_question
 from sovfed.federation.statistics.table import table_of
 from sovfed.federation.tasks.registry import get_task
+from sovfed.server.cli.run import cli as run_cli
 from sovfed.server.registry import authority
-from sovfed.server.runs.release import DIGEST, SUMMARY, TABLE, digest
+from sovfed.server.runs.release import DIGEST, SUMMARY, TABLE, TRACKED, check_copies, digest
 from sovfed.server.runs.sheet import signed_table, table_in
 
 FLIPS = 300
@@ -137,6 +138,27 @@ def test_a_run_that_trained_has_no_table_and_a_changed_one_is_noticed(tmp_path: 
     (trained.folder / TABLE).write_text("{}")
     with pytest.raises(DataError, match="not the table"):
         signed_table(trained.agency.home, RUN)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # MLflow's own
+def test_a_run_that_counted_is_checked_by_its_table_here_and_at_mlflow(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    (tmp_path / TABLE).write_text("{}")
+    (tmp_path / SUMMARY).write_text(json.dumps({"table": {}, DIGEST: digest(tmp_path / TABLE)}))
+    done = CliRunner().invoke(run_cli, ["check", str(tmp_path)])
+    assert done.exit_code == 0 and f"{TABLE}: SHA-256 {digest(tmp_path / TABLE)}" in done.output
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.create_experiment("counts", artifact_location=(tmp_path / "artifacts").as_uri())
+    run = client.create_run(experiment).info.run_id
+    client.log_artifact(run, str(tmp_path / TABLE))
+    (tmp_path / TRACKED).write_text(run)
+    assert check_copies(tmp_path, client)[1:] == [f"MLflow run {run}: the same"]
+    (tmp_path / "artifacts" / run / "artifacts" / TABLE).write_text("{ }")
+    with pytest.raises(DataError, match="MLflow's copy"):
+        check_copies(tmp_path, client)
+    (tmp_path / TABLE).write_text("[]")
+    assert isinstance(CliRunner().invoke(run_cli, ["check", str(tmp_path)]).exception, DataError)
 
 
 def test_a_certificate_that_was_revoked_signs_none(federation: Released, sheet: bytes) -> None:
