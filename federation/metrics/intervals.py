@@ -43,7 +43,7 @@ def intervals(metrics: Metric, sums: Sums, unit: float = 1.0) -> dict[str, Inter
 
 def wilson(successes: float, count: float) -> Interval:
     """The interval of a share. Source: Wilson 1927, as in Brown, Cai and DasGupta 2001, equation 4."""
-    share, square = successes / count, Z**2
+    share, square = min(max(successes / count, 0.0), 1.0), Z**2  # an institution may have sent any number
     middle = (share + square / (2 * count)) / (1 + square / count)
     half = Z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
     return max(0.0, middle - half), min(1.0, middle + half)
@@ -66,6 +66,7 @@ def area_and_error(negatives: Floats, positives: Floats) -> Interval | None:
 
     Source: DeLong, DeLong and Clarke-Pearson 1988, equations 1 to 6, with records of one bin counted half.
     """
+    negatives, positives = np.maximum(negatives, 0.0), np.maximum(positives, 0.0)
     n, m = float(negatives.sum()), float(positives.sum())
     if n < 2 or m < 2:
         return None

@@ -57,6 +57,6 @@ class MultiLabelMetrics:
         if count <= 0:
             return {}
         metrics = mean_auc(*sums[_TOTALS:].reshape(2, len(self.columns), self.bins))
-        if true + wrong + missed > 0:
+        if 2 * true + wrong + missed > 0:
             metrics["f1"] = 2 * true / (2 * true + wrong + missed)
         return {**metrics, "exact_match": exact / count, "loss": loss / count}

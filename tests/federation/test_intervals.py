@@ -6,8 +6,37 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from sovfed.federation.metrics import BinaryMetrics, ClassMetrics, RegressionMetrics, TextMetrics
+from sovfed.federation.metrics import (
+    BinaryMetrics,
+    ClassMetrics,
+    Metric,
+    MultiLabelMetrics,
+    RegressionMetrics,
+    SurvivalMetrics,
+    TextMetrics,
+    TokenMetrics,
+)
 from sovfed.federation.metrics.intervals import area_and_error, intervals, wilson
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        BinaryMetrics(), ClassMetrics(3), TextMetrics(), TokenMetrics(), RegressionMetrics(),
+        MultiLabelMetrics(("a", "b")), SurvivalMetrics("t", "e", (0.0, 1.0)),
+    ],
+    ids=lambda metrics: type(metrics).__name__,
+)  # fmt: skip
+def test_no_sum_that_an_institution_may_send_ends_a_run(metrics: Metric) -> None:
+    """Seen: more right answers than records, or fewer than none in a bin, and no model was scored at all."""
+    generator = np.random.default_rng(0)
+    for trial in range(1_000):
+        wild = generator.choice([0, 1, -1, 2, 10, 100, -100, 1e9, -1e9, 2.0**30, 1e-9, 0.5], metrics.size)
+        near = np.abs(generator.normal(50, 40, metrics.size)) * generator.choice([1, 1, 1, -1], metrics.size)
+        sums = wild if trial % 2 else near
+        sums[0] = generator.choice([1, 10, 11, 12.5, 100, 1e9])
+        told = [*metrics.summarise(sums).values(), *sum(intervals(metrics, sums).values(), ())]
+        assert np.isfinite(told).all()
 
 
 @pytest.mark.parametrize(("successes", "count"), [(0, 20), (7, 20), (166, 170), (500, 500)])
