@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from sovfed.federation.errors import ConfigError, DataError
+from sovfed.federation.errors import ConfigError, DataError, PolicyError
 from sovfed.federation.evidence.store import record
 from sovfed.federation.identity import load_certificate, load_roots, to_der
 from sovfed.federation.release.sheet import check_sheet, make_sheet
 from sovfed.server.orders.making import read_order
+from sovfed.server.orders.withdrawn import withdrawn_from
 from sovfed.server.rounds.checkpoint import config_digest
 from sovfed.server.runs.certificate import revoked
 from sovfed.server.runs.folders import read_summary, run_folder, stored_config
@@ -32,8 +33,13 @@ def table_in(home: Path, run: str) -> dict[str, Any]:
 
 
 def signed_table(home: Path, run: str) -> bytes:
-    """The table of `run` as a file that anybody checks with the authority's root."""
+    """The table of `run` as a file that anybody checks with the authority's root.
+
+    Raises PolicyError where an institution has withdrawn from the run: its records are in the table.
+    """
     content, folder = table_in(home, run), run_folder(home, run)
+    if gone := sorted(withdrawn_from(folder)):
+        raise PolicyError(f"{', '.join(gone)} withdrew from run '{run}': its table is not signed any more")
     order, facts = read_order(folder), content["run"]
     sha256 = digest(folder / TABLE)
     predicate = {

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from tests.release_fixture import RUN, Released, finished_run
 
-from sovfed.federation.errors import ConfigError, DataError, EvidenceError
+from sovfed.federation.errors import ConfigError, DataError, EvidenceError, PolicyError
 from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.files import write_private
 from sovfed.federation.release.cli import verify
@@ -21,6 +21,8 @@ from sovfed.federation.statistics.question import read_question
 from sovfed.federation.statistics.table import table_of
 from sovfed.federation.tasks.registry import get_task
 from sovfed.server.cli.run import cli as run_cli
+from sovfed.server.orders.withdrawn import FILE as WITHDRAWN
+from sovfed.server.orders.withdrawn import Withdrawal, add_withdrawal
 from sovfed.server.registry import authority
 from sovfed.server.runs.release import DIGEST, SUMMARY, TABLE, TRACKED, check_copies, digest
 from sovfed.server.runs.sheet import signed_table, table_in
@@ -138,6 +140,13 @@ def test_a_run_that_trained_has_no_table_and_a_changed_one_is_noticed(tmp_path: 
     (trained.folder / TABLE).write_text("{}")
     with pytest.raises(DataError, match="not the table"):
         signed_table(trained.agency.home, RUN)
+
+
+def test_a_table_of_a_run_that_somebody_withdrew_from_is_signed_no_more(federation: Released) -> None:
+    add_withdrawal(federation.folder, Withdrawal("hospital-1", 1_900_000_000, "0" * 64, 1, 1))
+    with pytest.raises(PolicyError, match="hospital-1 withdrew"):
+        signed_table(federation.agency.home, RUN)
+    (federation.folder / WITHDRAWN).unlink()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # MLflow's own
