@@ -49,7 +49,7 @@ from sovfed.federation.secagg.request import (
     update_size,
     widen,
 )
-from sovfed.federation.secagg.ring import COARSE, metric_bound, saturated
+from sovfed.federation.secagg.ring import metric_bound, saturated
 from sovfed.federation.secagg.session import Session
 from sovfed.federation.stored import Draft
 
@@ -218,9 +218,10 @@ class Masking:
                 metrics = widen(saturated(reply.sums, WIDEST))
                 spoilt |= not _within(reply.sums, WIDEST)
             case TrainReply():
-                owed, update = self._with_owed(run_bytes(run), session.roster.offer.bits, reply.update)
                 most = session.roster.offer.max_weight
                 weight = min(max(reply.count, 1), most)
+                coarse = session.roster.ring(permit.begin).settles(weight)
+                owed, update = self._with_owed(run_bytes(run), reply.update) if coarse else (None, reply.update)
                 if reply.count > most:
                     log.warning("%d training records count as secagg.max_weight %d of this run", reply.count, most)
                 fitted = fit(update, session.roster.offer.clip)
@@ -246,13 +247,11 @@ class Masking:
             return PrivateReply(message=message, payload=upload.payload)
         return MaskedReply(seconds=told_seconds(seconds()), message=message, payload=upload.payload)
 
-    def _with_owed(self, run: bytes, bits: int, update: Vector) -> tuple[Vector | None, Vector]:
-        """Where what rounding takes will be kept, None in a ring that is not coarse, and `update` with the last one's.
+    def _with_owed(self, run: bytes, update: Vector) -> tuple[Vector, Vector]:
+        """Where what rounding takes will be kept, and `update` with what it took from the last one.
 
         It waits through rounds that this institution misses, and ends with this process: less than a step a value.
         """
-        if bits not in COARSE:
-            return None, update
         earlier, owed = self._owed.get(run), np.zeros_like(update)
         _keep_newest(self._owed, run, owed, MAX_OWED)
         return owed, update if earlier is None or earlier.shape != update.shape else update + earlier

@@ -7,6 +7,7 @@ that has the root's certificate checks it offline, and later holds the whole log
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import platform
 from collections import Counter
@@ -19,6 +20,7 @@ from sovfed.federation.archive import zipped
 from sovfed.federation.errors import ConfigError, EvidenceError, SovfedError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, own_origin
+from sovfed.federation.evidence.notes import read_checkpoint
 from sovfed.federation.evidence.store import LogReader, has_log, record
 from sovfed.federation.evidence.witness import problems
 from sovfed.federation.identity import verify_lapsed
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cryptography import x509
+
+    from sovfed.federation.release.lineage import Lineage
 
 REPORT: Final = "incident.dsse.json"
 MAX_BYTES: Final = 1 << 30
@@ -55,8 +59,12 @@ def make_bundle(home: Path, begin: int, end: int, note: str, *, early: bool) -> 
     """
     if not has_log(home):
         raise ConfigError(f"{home}: no log, so nothing to tell")
-    files = lineage.show(home, lambda values: begin <= values["at"] <= end and not early)
-    entries = [values for values in _entries(home) if begin <= values["at"] <= end]
+    log = LogReader(home)
+    size, seqs = read_checkpoint(log.head()).size, itertools.count()
+    logged = [json.loads(data) for _, data in log.entries(0, size)]
+    shown = range(0) if early else _around([values["at"] for values in logged], begin, end)
+    files = lineage.show(home, lambda _: next(seqs) in shown, size)
+    entries = _within(logged, begin, end)
     report = {
         "origin": own_origin(home), "from": begin, "to": end, "early": early, "note": note,
         "versions": {"sovfed": __version__, "python": platform.python_version(), "system": platform.system()},
@@ -104,21 +112,44 @@ def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Incident:
     if report["files"] != {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}:
         raise EvidenceError("the incident bundle holds other files than those that were signed")
     log = lineage.check(files, roots, of=report["origin"])
-    if any(not report["from"] <= values["at"] <= report["to"] for values in log.entries):
-        raise EvidenceError("an entry of the incident bundle is of another time")
-    counted = dict(Counter(str(values["kind"]) for values in log.entries))
-    if not report["early"] and counted != report["counts"]:
-        raise EvidenceError("the incident bundle leaves entries out that its report counts")
-    return Incident(report["origin"], report, log.entries)
+    entries = _within(log.entries, report["from"], report["to"])
+    if report["early"] and log.entries:
+        raise EvidenceError("an early incident bundle has no entries")
+    if not report["early"]:
+        _require_whole(log, report)
+        if dict(Counter(str(values["kind"]) for values in entries)) != report["counts"]:
+            raise EvidenceError("the incident bundle leaves entries out that its report counts")
+    return Incident(report["origin"], report, tuple(entries))
+
+
+def _require_whole(log: Lineage, report: Mapping[str, Any]) -> None:
+    """Raise EvidenceError unless the entries follow one another from before the report's time to after it.
+
+    Its counts do not tell, for whoever leaves an entry out may leave it out of them too.
+    """
+    seqs, times = log.seqs, [values["at"] for values in log.entries]
+    if not seqs or list(seqs) != list(range(seqs[0], seqs[0] + len(seqs))):
+        raise EvidenceError("the incident bundle leaves entries of its log out")
+    if seqs[0] and times[0] >= report["from"] or seqs[-1] + 1 < log.size and times[-1] <= report["to"]:
+        raise EvidenceError("the incident bundle does not reach over all of its report's time")
+
+
+def _around(times: Sequence[int], begin: int, end: int) -> range:
+    """The places of the entries from the last before `begin` to the first after `end`, as far as there are such."""
+    inside = [place for place, at in enumerate(times) if begin <= at <= end]
+    last = inside[-1] if inside else -1
+    stop = next((place for place in range(last + 1, len(times)) if times[place] > end), len(times) - 1)
+    first = min([*inside[:1], stop])
+    return range(next((place for place in range(first, -1, -1) if times[place] < begin), 0), stop + 1)
+
+
+def _within(entries: Sequence[dict[str, Any]], begin: int, end: int) -> list[dict[str, Any]]:
+    return [values for values in entries if begin <= values["at"] <= end]
 
 
 def _origin(names: Any) -> str:
     hosts = getattr(names, "hosts", ())
     return AGENCY + hosts[0] if hosts else INSTITUTION + str(names.institution)
-
-
-def _entries(home: Path) -> list[Mapping[str, Any]]:
-    return [json.loads(data) for _, data in LogReader(home).entries()]
 
 
 def _day(moment: int) -> str:

@@ -36,6 +36,7 @@ class Lineage:
     size: int
     entries: tuple[dict[str, Any], ...]
     cosigned: dict[str, int]
+    seqs: tuple[int, ...] = ()  # of each entry its place in the log
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The entries of that kind, in the log's order."""
@@ -52,10 +53,13 @@ def gather(home: Path, run: str) -> dict[str, bytes]:
     return show(home, lambda values: bool(values.get("name") == run))
 
 
-def show(home: Path, chosen: Callable[[dict[str, Any]], bool]) -> dict[str, bytes]:
-    """The files that show those entries of the log of `home` that are `chosen`, under its newest head."""
+def show(home: Path, chosen: Callable[[dict[str, Any]], bool], size: int | None = None) -> dict[str, bytes]:
+    """The files that show those entries of the log of `home` that are `chosen`, under the head of `size`, or the newest.
+
+    It is asked about each entry in the log's order.
+    """
     log = LogReader(home)
-    note = log.head()
+    note = log.head(size)
     size = read_checkpoint(note).size
     named = [(seq, data) for seq, data in log.entries(0, size) if chosen(json.loads(data))]
     entries = [{"seq": seq, "entry": data.decode(), "proof": _texts(log.inclusion(seq, size))} for seq, data in named]
@@ -80,7 +84,7 @@ def check(files: Mapping[str, bytes], roots: Sequence[x509.Certificate], of: str
         raise EvidenceError(f"the log is that of {origin}, expected {of}")
     by = INSTITUTION if origin.startswith(AGENCY) else AGENCY
     head = check_note(files[HEAD], voucher.log_key)
-    entries, seq = [], -1
+    entries, seqs, seq = [], list[int](), -1
     for proven in _list(files[ENTRIES]):
         data, proof = proven["entry"].encode(), _hashes(proven["proof"])
         before, seq = seq, int(proven["seq"])
@@ -89,6 +93,7 @@ def check(files: Mapping[str, bytes], roots: Sequence[x509.Certificate], of: str
         if not merkle.includes(merkle.leaf_hash(data), seq, head.size, proof, head.root):
             raise EvidenceError(f"entry {seq} is not in the log of {head.size} entries")
         entries.append(read_entry(data))
+        seqs.append(seq)
     cosigned = {}
     for cosigning in _list(files[COSIGNED]):
         witness, note = read_voucher(cosigning["keys"].encode()), cosigning["note"].encode()
@@ -101,7 +106,7 @@ def check(files: Mapping[str, bytes], roots: Sequence[x509.Certificate], of: str
         ):
             raise EvidenceError(f"what {name} has cosigned is another log than this one")
         cosigned[name.removeprefix(by)] = other.size
-    return Lineage(origin.removeprefix(AGENCY), head.size, tuple(entries), cosigned)
+    return Lineage(origin.removeprefix(AGENCY), head.size, tuple(entries), cosigned, tuple(seqs))
 
 
 def _list(data: bytes) -> list[dict[str, Any]]:

@@ -75,12 +75,23 @@ class Ring:
         """What 1 in the ring is in the weighted mean."""
         return self.clip / float(self.limit) * self.max_weight / total_weight
 
+    def settles(self, weight: int) -> bool:
+        """Whether a member of this weight keeps what rounding takes: in a coarse ring, where that is within the clip.
+
+        Half a step of its own is then two thirds of the clip at most. With fewer records the clip would cut what is
+        kept before it comes to half a step, and all be rounded to 0 in every round.
+        """
+        return self.bits in COARSE and 4 * weight * float(self.limit) >= 3 * self.max_weight
+
     def relative_error(self, mean: Vector, survivors: int, total_weight: int) -> float:
         """About what share of the mean (its root mean square, shape [d]) is rounding, as who sees the mean can tell.
 
         A value rounded at random errs by a sixth of a step squared on average, and not at all if it is zero: a place
-        whose sum is 0 counts as one that nobody moved. Updates far below a step give about 1 or more.
+        whose sum is 0 counts as one that nobody moved. Updates far below a step give about 1 or more; in a coarse ring
+        they are all rounded to 0.
         """
+        if self.bits in COARSE and mean.size and not mean.any():
+            return LARGEST_ERROR
         square = float(np.dot(mean, mean))
         noise = np.count_nonzero(mean) * survivors * self.step(total_weight) ** 2 / 6
         return math.sqrt(noise / max(square - noise, square / LARGEST_ERROR**2)) if square > 0 else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,14 @@ def test_a_bundle_that_leaves_out_changes_or_borrows_does_not_hold(
         envelope = sealed.Envelope(payload, (sealed.sign(payload, home),)).to_bytes()
         return zipped.write({**shown, REPORT: envelope}, most=MAX_BYTES)
 
+    def told_less(home: Path, begin: int, kept: slice, **changes: object) -> bytes:
+        """A bundle of its own making: entries left out of the counts too."""
+        fewer = entries[kept]
+        kinds = [json.loads(shown["entry"]) for shown in fewer]
+        counts = Counter(values["kind"] for values in kinds if begin <= values["at"])
+        shown = {**files, lineage.ENTRIES: canonical(fewer)}
+        return signed(home, shown, **{"from": begin, "counts": counts, **changes})
+
     left_out = {**files, lineage.ENTRIES: canonical(entries[1:])}
     changed = {**files, lineage.ENTRIES: files[lineage.ENTRIES].replace(b"hospital-2", b"hospital-3")}
     for bad in (
@@ -85,9 +94,32 @@ def test_a_bundle_that_leaves_out_changes_or_borrows_does_not_hold(
         signed(hospital, {**files, **borrowed}),
         signed(other, files),
         signed(hospital, files, to=report["from"]),
+        told_less(hospital, report["from"], slice(1, None)),
+        told_less(hospital, report["from"], slice(None, -1)),
+        told_less(hospital, report["from"], slice(None, None, 2)),
+        told_less(hospital, report["from"], slice(0)),
+        signed(hospital, files, early=True),
         data[:-1],
         b"",
     ):
         with pytest.raises(EvidenceError):
             check_bundle(bad, roots)
     assert check_bundle(signed(hospital, files), roots).entries
+    assert check_bundle(told_less(hospital, report["from"], slice(None)), roots).entries
+
+
+def test_a_bundle_reaches_over_its_time_whatever_the_clock_said(
+    hospital: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its neighbours show that nothing between them was left out, and are told to nobody."""
+    roots, now = load_roots(hospital / "identity" / "root.pem"), int(time.time())
+    for later in (100, 90, 200, 150, 300):  # a clock that was set back
+        monkeypatch.setattr(time, "time", lambda later=later: float(now + later))
+        record(hospital, "refusal", request="TrainRequest", code=str(later), count=1)
+    for begin, end, codes in (
+        (95, 180, ["100", "150"]), (201, 299, []), (90, 90, ["90"]), (400, 500, []), (300, 500, ["300"]),
+    ):  # fmt: skip
+        monkeypatch.setattr(time, "time", lambda: float(now + 10_000))
+        checked = check_bundle(make_bundle(hospital, now + begin, now + end, "", early=False), roots)
+        assert [values["code"] for values in checked.entries] == codes
+        assert checked.report["counts"] == ({"refusal": len(codes)} if codes else {})

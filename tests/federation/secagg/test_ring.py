@@ -12,6 +12,7 @@ from sovfed.federation.secagg.mask import SEGMENT_WORDS, Words
 from sovfed.federation.secagg.ring import (
     COARSE,
     LANES,
+    LARGEST_ERROR,
     Quantiser,
     Ring,
     dequantise,
@@ -104,6 +105,19 @@ def test_what_rounding_takes_and_keeps_is_sent_after_all(bits: int) -> None:
     np.testing.assert_allclose(sent + owed, rounds * update.astype(np.float64), atol=1e-5)
     assert np.abs(owed).max() <= 0.5001 * ring.step(1000)
     assert np.count_nonzero(sent) > size / 2
+
+
+@pytest.mark.parametrize("bits", COARSE)
+def test_who_has_too_few_records_for_a_step_is_not_rounded_away_for_ever(bits: int) -> None:
+    """Its clip would cut what it is owed before that comes to half a step; so it is rounded at random, as elsewhere."""
+    ring = Ring(bits, 1.0, 10_000, 5)
+    few, enough = int(0.4 * 10_000 / float(ring.limit)), 1 + int(0.75 * 10_000 / float(ring.limit))
+    assert ring.settles(enough) and not ring.settles(few)
+    update, sent = np.full(70_000, 0.3, np.float32), np.zeros(70_000)
+    for _ in range(20):
+        sent += dequantise(ring, quantise(ring, update, few)[0], update.size, 1, few)
+    assert sent.mean() / 20 == pytest.approx(0.3, rel=0.1)
+    assert ring.relative_error(np.zeros(5, np.float32), 5, 5 * few) == LARGEST_ERROR
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

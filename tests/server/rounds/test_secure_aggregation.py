@@ -645,6 +645,16 @@ def test_in_a_coarse_ring_what_rounding_takes_goes_with_the_next_update() -> Non
     assert gap < 4 * step / 2 < moved  # each institution still owes half of a step at most
 
 
+def test_in_a_coarse_ring_institutions_with_few_records_are_not_silenced() -> None:
+    """Seen: with a hundredth of secagg.max_weight and less, all of their updates were rounded to 0, told as no rounding at all."""
+    ring = ("secagg.bits=8", "secagg.clip=1", "secagg.max_weight=40000", "secagg.max_error=1000")
+    world = World(4, *ring, "task.learning_rate=1")
+    world.rounds.profile()
+    for number in range(1, 16):
+        world.rounds.train(number)
+    assert np.abs(world.rounds.model - initial_vector(TASK, 0)).max() > 0
+
+
 def test_a_round_over_other_metrics_than_the_request_has_is_refused_before_any_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
