@@ -33,14 +33,19 @@ def differences(home: Path, verdict: Verdict) -> list[str]:
 
 def _words(book: OrderBook, verdict: Verdict, name: str) -> Iterator[str]:
     """An order to which this institution has said something else than the agency's log has."""
+    if not verdict.predicate["orders"]:
+        for proposal, own in book.words():
+            if own is not None and proposal.order.run == verdict.predicate["run"]["name"]:
+                yield f"{name} has '{own.decision}' to order {proposal.order.digest[:12]}, and the release has no order"
     for order in verdict.predicate["orders"]:
         own = book.word(order["sha256"])
         noted = [entry for entry in verdict.log.of_kind("order") if entry["event"] == "answered"]
         told = [entry["said"] for entry in noted if entry["order"] == order["sha256"]]
-        if own is None or not told:
+        if own is None:
             continue
-        decisions = [decision for decision, names in told[-1].items() if isinstance(names, list) and name in names]
-        counted = any(not isinstance(names, list) for names in told[-1].values())  # too many to be named
+        last = told[-1] if told else {}
+        decisions = [decision for decision, names in last.items() if isinstance(names, list) and name in names]
+        counted = any(not isinstance(names, list) for names in last.values())  # too many to be named
         if own.decision not in decisions and not counted:
             other = f"'{decisions[0]}'" if decisions else "nothing"
             yield f"{name} has '{own.decision}' to order {order['sha256'][:12]}, and the agency's log says {other}"

@@ -79,14 +79,18 @@ def _same_unlearning(predicate: Mapping[str, Any], log: Lineage) -> None:
 
 
 def require_audits_logged(predicate: Mapping[str, Any], log: Lineage) -> tuple[str, ...]:
-    """What the stated audits found, once the log has each of them of this model. Raises EvidenceError."""
+    """What the stated audits found, once the log has each of them of this model, and those that contradicted it before.
+
+    Raises EvidenceError.
+    """
     logged = [values for values in log.of_kind("audit") if values["model"] == predicate["model"]["sha256"]]
     if any(audit not in logged for audit in predicate["audits"]):
         raise EvidenceError("the statement names an audit of the model that the log does not have")
+    failed = [audit for audit in logged if not audit["passed"] and audit not in predicate["audits"]]
     return tuple(
         f"audit {audit['audit']}{' (quick)' if audit['quick'] else ''} at the run's parameters, on public records: "
         f"{'passed' if audit['passed'] else 'CONTRADICTED'}, {audit['figure']:g}; {audit['power']}"
-        for audit in predicate["audits"]
+        for audit in (*predicate["audits"], *failed)
     )
 
 

@@ -6,6 +6,7 @@ out is told as missing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from sovfed.federation.archive.signing import REVIEWER, certified, check_key
 from sovfed.federation.certificates import ServerNames
-from sovfed.federation.errors import ConfigError, EvidenceError
+from sovfed.federation.errors import ConfigError, EvidenceError, SovfedError
 from sovfed.federation.evidence.entries import canonical, listed
 from sovfed.federation.identity import issuer_of, verify_lapsed, verify_signer
 from sovfed.federation.orders.answers import CONSENTED, SIGNED, WITHDRAWN, read_answer
@@ -68,12 +70,15 @@ class Ordered:
         return sorted(name for name, answer in self.answers.items() if answer.decision == decision)
 
 
-def files_of(proposal: Proposal, answers: Mapping[str, Any], institutions: Sequence[str]) -> dict[str, bytes]:
+def files_of(
+    proposal: Proposal, answers: Mapping[str, Any], institutions: Sequence[str], roots: Sequence[x509.Certificate]
+) -> dict[str, bytes]:
     """The files of a release that show the order, and what those who took part said to it.
 
-    Words of others, with their reasons, are nobody's business: the log has who they are.
+    Words of others, with their reasons, are nobody's business: the log has who they are. One that does not hold, as
+    an institution may send, is left out, and so told as missing: it would keep the model from being released.
     """
-    said = {name: answers[name] for name in sorted(institutions) if name in answers}
+    said = {name: answers[name] for name in sorted(holding(answers, roots).keys() & set(institutions))}
     return {ORDER: proposal.to_bytes(), ANSWERS: canonical(said)}
 
 
@@ -159,12 +164,26 @@ def _answers(
     values: Any = json.loads(data)
     if not isinstance(values, dict) or canonical(values) != data:
         raise EvidenceError(f"{ANSWERS}: not spelled as it is written")
-    answers = {name: read_answer(canonical(value), f"answer of {name}") for name, value in values.items()}
-    for name, answer in answers.items():
-        if answer.institution != name:
-            raise EvidenceError(f"{ANSWERS}: the answer of {answer.institution} as that of {name}")
-        answer.check_origin(roots)
+    answers = {name: _answer_of(name, value, roots) for name, value in values.items()}
     return {name: answer for name, answer in answers.items() if answer.order == order.digest}
+
+
+def _answer_of(name: str, value: Any, roots: Sequence[x509.Certificate]) -> Answer:
+    """The word of institution `name` that `value` is. Raises SovfedError if it is not by it."""
+    answer = read_answer(canonical(value), f"answer of {name}")
+    if answer.institution != name:
+        raise EvidenceError(f"{ANSWERS}: the answer of {answer.institution} as that of {name}")
+    answer.check_origin(roots)
+    return answer
+
+
+def holding(answers: Mapping[str, Any], roots: Sequence[x509.Certificate]) -> dict[str, Answer]:
+    """Those of the institutions' words, by name, that are by them."""
+    held = {}
+    for name, value in answers.items():
+        with contextlib.suppress(SovfedError, ValueError, TypeError, UnsupportedAlgorithm):
+            held[name] = _answer_of(name, value, roots)
+    return held
 
 
 def _require_answers_logged(data: bytes, order: RunOrder, log: Lineage) -> tuple[str, ...]:

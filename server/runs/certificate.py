@@ -31,6 +31,7 @@ from sovfed.federation.identity import (
     to_der,
     to_pem,
 )
+from sovfed.federation.orders.answers import WITHDRAWN
 from sovfed.federation.release import lineage, ordered, sealed
 from sovfed.federation.release.agreement import BILL
 from sovfed.federation.release.checking import (
@@ -76,16 +77,31 @@ def release(home: Path, run: str, *, wait_s: float) -> bytes:
         raise ConfigError(f"run '{run}' made a table and no model; `sovfed run table {run}` gives its table away")
     if digest(folder / FILES[0]) != summary[DIGEST]:
         raise DataError(f"{folder / FILES[0]}: not the model that the run's summary names")
-    if gone := sorted(withdrawn_from(folder)):
-        raise PolicyError(f"{', '.join(gone)} withdrew from run '{run}'; `sovfed run unlearn {run}` makes it anew")
+    _require_nobody_withdrew(home, folder)
     server = load_settings(home).server if (home / SETTINGS).exists() else ServerConfig()
     require_audits(home, run, summary[DIGEST], server)
     size = record(home, "release", name=run, sha256=summary[DIGEST]) + 1
     _wait(home, size, set(summary["institutions"]), wait_s)
     require_cosigners(home, size, server.release_cosigners)
+    _require_nobody_withdrew(home, folder)  # while it was waited
     data = _sealed(home, run, summary)
     check_release(data, load_roots(home / "identity" / "root.pem"))
     return data
+
+
+def _require_nobody_withdrew(home: Path, folder: Path) -> None:
+    """Raise PolicyError if an institution has withdrawn from the run in `folder`, recorded or by its own answer."""
+    proposal, roots = read_order(folder), load_roots(home / "identity" / "root.pem")
+    words = ordered.holding(read_answers(folder), roots) if proposal else {}
+    said = {
+        name for name, word in words.items()
+        if word.decision == WITHDRAWN and proposal and word.order == proposal.order.digest
+    }  # fmt: skip
+    if gone := sorted(withdrawn_from(folder) | said):
+        raise PolicyError(
+            f"{', '.join(gone)} withdrew from run '{folder.name}'; `sovfed run withdraw` records it, and "
+            f"`sovfed run unlearn {folder.name}` makes the model anew"
+        )
 
 
 def _sealed(home: Path, run: str, summary: Mapping[str, Any]) -> bytes:
@@ -97,7 +113,7 @@ def _sealed(home: Path, run: str, summary: Mapping[str, Any]) -> bytes:
         **{f"{Path(MODEL).parent}/{name}": data for name, data in models.items()},
         **{name: (folder / name).read_bytes() for name in STATEMENTS if (folder / name).exists()},
         **lineage.gather(home, run),
-        **_orders(folder, summary),
+        **_orders(home, folder, summary),
         **declarations.files_of(folder, summary["institutions"]),
         SIGNATURE: sealed.model_signature(models, home),
         PUBLIC_KEY: sealed.public_pem(certificate),
@@ -138,12 +154,12 @@ def _predicate(home: Path, run: str, summary: Mapping[str, Any], facts: Mapping[
     }  # fmt: skip
 
 
-def _orders(folder: Path, summary: Mapping[str, Any]) -> dict[str, bytes]:
+def _orders(home: Path, folder: Path, summary: Mapping[str, Any]) -> dict[str, bytes]:
     """The run's order and what was said to it; nothing of a run that showed none."""
     proposal = read_order(folder)
     if proposal is None or not proposal.signature:
         return {}
-    return ordered.files_of(proposal, read_answers(folder), summary["institutions"])
+    return ordered.files_of(proposal, read_answers(folder), summary["institutions"], load_roots(home / "identity" / "root.pem"))
 
 
 def _stated_orders(folder: Path) -> list[dict[str, Any]]:

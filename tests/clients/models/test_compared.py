@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,34 @@ def test_an_agency_that_leaves_a_refusal_out_of_its_log_is_told(federation: Rele
     assert "the agency's log says 'standing'" in str(told.exception)
     with pytest.raises(EvidenceError, match="has 'refused'"):
         signed_release(home, file.read_bytes())
+
+
+def test_an_agency_that_leaves_every_word_or_the_order_out_is_told(federation: Released) -> None:
+    """Nothing in its log, or no order at all: what the institution said is then in the institution's books alone."""
+    home = federation.homes[1]
+    refused(federation, home)
+    bundle = release(federation.agency.home, RUN, wait_s=0.0)
+    OrderBook(home).file(read_proposal((federation.folder / "order.json").read_bytes()), 0.0)
+    verdict = check_release(bundle, federation.roots)
+    silent = tuple(entry for entry in verdict.log.entries if entry.get("event") != "answered")
+    nothing = replace(verdict, log=replace(verdict.log, entries=silent))
+    unordered = replace(verdict, predicate={**verdict.predicate, "orders": []})
+
+    assert "log says nothing" in differences(home, nothing)[0]
+    assert "the release has no order" in differences(home, unordered)[0]
+
+
+def test_a_word_that_does_not_hold_is_left_out_and_keeps_no_model_from_release(federation: Released) -> None:
+    """Seen: an institution that took part sent another's word, or none that can be read, and no release was made."""
+    kept = json.loads((federation.folder / "answers.json").read_bytes())
+    for bad in ({}, {"order": "x"}, kept[NAMES[0]], {**kept[NAMES[1]], "key": "AAAA"}, {**kept[NAMES[1]], "at": 1}):
+        answers = {name: json.dumps(value).encode() for name, value in {**kept, NAMES[1]: bad}.items()}
+        digest = read_proposal((federation.folder / "order.json").read_bytes()).order.digest
+        RunLog(federation.agency.home, RUN, "1").answers(digest, write_answers(federation.folder, answers))
+
+        verdict = check_release(release(federation.agency.home, RUN, wait_s=0.0), federation.roots)
+
+        assert any("consent to order" in line and NAMES[1] in line for line in verdict.missing)
 
 
 def test_a_refusal_that_is_in_the_agencys_log_is_no_difference(federation: Released) -> None:

@@ -19,11 +19,13 @@ from sovfed.federation.orders.order import read_proposal
 from sovfed.federation.release.checking import check_release
 from sovfed.federation.tasks.registry import get_task
 from sovfed.server.cli.run import cli
+from sovfed.server.orders.making import ANSWERS, read_answers
 from sovfed.server.orders.making import FILE as ORDER
 from sovfed.server.orders.unlearning import unlearn, unlearning_config
 from sovfed.server.orders.withdrawing import withdraw
 from sovfed.server.orders.withdrawn import FILE, PROFILED, withdrawn_from
 from sovfed.server.rounds import checkpoint
+from sovfed.server.runs import certificate
 from sovfed.server.runs.certificate import release
 from sovfed.server.runs.folders import run_folder, stored_config
 from sovfed.server.runs.logged import RunLog
@@ -78,6 +80,26 @@ def test_a_release_made_before_is_not_touched_and_a_copy_of_it_made_after_says_s
 
     assert not any("withdrew" in line for line in check_release(before, federation.roots).missing)
     assert any("hospital-4, which withdrew after" in line for line in after.missing)
+
+
+def test_a_withdrawal_that_nobody_has_recorded_yet_keeps_the_model_from_release(
+    federation: Released, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the institution's own answer, or while the release waits for cosignatures."""
+    home, kept = federation.agency.home, read_answers(federation.folder)
+    by_another = word_of(federation.homes[0], digest_of(federation), LAST, WITHDRAWN, officer=True)
+    for word in (by_another, statement(federation, digest="0" * 64)):
+        write_private(federation.folder / ANSWERS, json.dumps({**kept, LAST: json.loads(word)}).encode())
+        certificate._require_nobody_withdrew(home, federation.folder)
+    write_private(federation.folder / ANSWERS, json.dumps({**kept, LAST: json.loads(statement(federation))}).encode())
+    with pytest.raises(PolicyError, match="hospital-4 withdrew"):
+        release(home, RUN, wait_s=0.0)
+    write_private(federation.folder / ANSWERS, json.dumps(kept).encode())
+    monkeypatch.setattr(
+        certificate, "_wait", lambda *_: withdraw(home, RUN, HOSPITALS[0], statement(federation, HOSPITALS[0]))
+    )
+    with pytest.raises(PolicyError, match="hospital-1 withdrew"):
+        release(home, RUN, wait_s=0.0)
 
 
 def test_nobody_else_withdraws_an_institution(federation: Released) -> None:

@@ -84,7 +84,7 @@ def test_a_release_waits_for_the_audits_that_the_agency_demands(federation: Rele
 
     verdict = check_release(release(home, RUN, wait_s=0.0), federation.roots)
 
-    assert sum(line.startswith("audit ") for line in verdict.holds) == 2
+    assert sum(line.startswith("audit ") for line in verdict.holds) == 3  # with the one that failed before
     assert not any("audits" in line for line in verdict.missing)
 
 
@@ -109,6 +109,15 @@ def test_an_audit_that_the_log_does_not_have_is_noticed(federation: Released) ->
     (audit,) = check_release(bundle, federation.roots).predicate["audits"]
     with pytest.raises(EvidenceError, match="an audit of the model that the log does not have"):
         check_release(resealed(federation, bundle, audits=[{**audit, "passed": True}]), federation.roots)
+
+
+def test_an_audit_that_was_repeated_until_it_passed_is_told_with_what_it_found_before(federation: Released) -> None:
+    noted(federation, passed=False, figure=3.0, quick=False)
+    noted(federation, quick=True)
+    verdict = check_release(release(federation.agency.home, RUN, wait_s=0.0), federation.roots)
+    assert [("(quick)" in line, "CONTRADICTED, 3" in line) for line in verdict.holds if line.startswith("audit ")] == [
+        (True, False), (False, True),
+    ]  # fmt: skip
 
 
 def test_an_audit_of_the_run_is_of_its_model_and_in_the_log(federation: Released) -> None:
