@@ -130,7 +130,9 @@ def _require_whole(log: Lineage, report: Mapping[str, Any]) -> None:
     seqs, times = log.seqs, [values["at"] for values in log.entries]
     if not seqs or list(seqs) != list(range(seqs[0], seqs[0] + len(seqs))):
         raise EvidenceError("the incident bundle leaves entries of its log out")
-    if seqs[0] and times[0] >= report["from"] or seqs[-1] + 1 < log.size and times[-1] <= report["to"]:
+    begins = seqs[0] == 0 or times[0] < report["from"]
+    ends = seqs[-1] + 1 == log.size or times[-1] > report["to"]
+    if not begins or not ends:
         raise EvidenceError("the incident bundle does not reach over all of its report's time")
 
 

@@ -159,7 +159,8 @@ def _orders(home: Path, folder: Path, summary: Mapping[str, Any]) -> dict[str, b
     proposal = read_order(folder)
     if proposal is None or not proposal.signature:
         return {}
-    return ordered.files_of(proposal, read_answers(folder), summary["institutions"], load_roots(home / "identity" / "root.pem"))
+    roots = load_roots(home / "identity" / "root.pem")
+    return ordered.files_of(proposal, read_answers(folder), summary["institutions"], roots)
 
 
 def _stated_orders(folder: Path) -> list[dict[str, Any]]:
