@@ -54,7 +54,7 @@ def gather(home: Path, run: str) -> dict[str, bytes]:
 
 
 def show(home: Path, chosen: Callable[[dict[str, Any]], bool], size: int | None = None) -> dict[str, bytes]:
-    """The files that show the entries of the log of `home` that are `chosen`, under the head of `size`, else the newest.
+    """The files that show the `chosen` entries of the log of `home`, under the head of `size`, or the newest.
 
     It is asked about each entry in the log's order.
     """

@@ -646,7 +646,7 @@ def test_in_a_coarse_ring_what_rounding_takes_goes_with_the_next_update() -> Non
 
 
 def test_in_a_coarse_ring_institutions_with_few_records_are_not_silenced() -> None:
-    """Seen: with a hundredth of secagg.max_weight all of their updates were rounded to 0, told as no rounding at all."""
+    """Seen: with a hundredth of secagg.max_weight all of an update was rounded to 0, told as no rounding at all."""
     ring = ("secagg.bits=8", "secagg.clip=1", "secagg.max_weight=40000", "secagg.max_error=1000")
     world = World(4, *ring, "task.learning_rate=1")
     world.rounds.profile()
