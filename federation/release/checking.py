@@ -96,7 +96,7 @@ def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
     hosts, institutions = signers(envelope, roots, files[REVOKED])
     if files[PUBLIC_KEY] != sealed.public_pem(envelope.signatures[0].certificate):
         raise EvidenceError(f"{PUBLIC_KEY}: not the key that signed the release")
-    log, predicate = lineage.check(files, roots), statement["predicate"]
+    log, predicate = lineage.check(files, roots, revoked=files[REVOKED]), statement["predicate"]
     agency = log.origin  # which its first certificate named first; a later one may name another of its hosts first
     if agency not in hosts:
         raise EvidenceError(f"signed by {hosts[0]}, and the log is that of {agency}")

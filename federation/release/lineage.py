@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from cryptography import x509
+
 from sovfed.federation.errors import EvidenceError
 from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.entries import canonical, read_entry
@@ -14,13 +16,13 @@ from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, read_voucher
 from sovfed.federation.evidence.notes import check_cosignature, check_note, read_checkpoint
 from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.evidence.witness import holding_cosignatures
-from sovfed.federation.identity import load_roots
+from sovfed.federation.identity import issuer_of, load_roots, parse_crl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from cryptography import x509
+    from sovfed.federation.evidence.keys import Voucher
 
 HEAD: Final = "log/checkpoint"
 KEYS: Final = "log/keys.json"
@@ -73,10 +75,13 @@ def show(home: Path, chosen: Callable[[dict[str, Any]], bool], size: int | None 
     }  # fmt: skip
 
 
-def check(files: Mapping[str, bytes], roots: Sequence[x509.Certificate], of: str = AGENCY) -> Lineage:
+def check(
+    files: Mapping[str, bytes], roots: Sequence[x509.Certificate], of: str = AGENCY, revoked: bytes = b""
+) -> Lineage:
     """What the files of `show` say, once every proof and signature in them holds. Raises EvidenceError.
 
-    `of` is whose log it must be: an origin, or what it begins with up to a slash.
+    `of` is whose log it must be: an origin, or what it begins with up to a slash. The cosignature of who is on the
+    list `revoked` (PEM) counts for nothing, and is in nobody's way.
     """
     voucher = read_voucher(files[KEYS])
     origin = voucher.check(roots)
@@ -105,8 +110,18 @@ def check(files: Mapping[str, bytes], roots: Sequence[x509.Certificate], of: str
             first.size, first.root, last.size, last.root, _hashes(cosigning["proof"])
         ):
             raise EvidenceError(f"what {name} has cosigned is another log than this one")
-        cosigned[name.removeprefix(by)] = other.size
+        if not revoked or not is_revoked(witness, roots, revoked):
+            cosigned[name.removeprefix(by)] = other.size
     return Lineage(origin.removeprefix(AGENCY), head.size, tuple(entries), cosigned, tuple(seqs))
+
+
+def is_revoked(voucher: Voucher, roots: Sequence[x509.Certificate], pem: bytes) -> bool:
+    """Whether `pem`, if it is the list of the root that signed the voucher's certificate, revokes that one."""
+    der = base64.b64decode(voucher.certificate, validate=True)
+    root, crl = issuer_of(der, roots), parse_crl(pem, "revocation list")
+    serial = x509.load_der_x509_certificate(der).serial_number
+    own = crl.issuer == root.subject and crl.is_signature_valid(root.public_key())  # type: ignore[arg-type]
+    return own and crl.get_revoked_certificate_by_serial_number(serial) is not None
 
 
 def _list(data: bytes) -> list[dict[str, Any]]:

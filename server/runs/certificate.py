@@ -82,7 +82,9 @@ def release(home: Path, run: str, *, wait_s: float) -> bytes:
     require_audits(home, run, summary[DIGEST], server)
     size = record(home, "release", name=run, sha256=summary[DIGEST]) + 1
     _wait(home, size, set(summary["institutions"]), wait_s)
-    require_cosigners(home, size, server.release_cosigners)
+    if server.release_cosigners:
+        list_of = revoked(home, to_der(load_certificate(home / "identity" / "cert.pem")))
+        require_cosigners(home, size, server.release_cosigners, list_of)
     _require_nobody_withdrew(home, folder)  # while it was waited
     data = _sealed(home, run, summary)
     check_release(data, load_roots(home / "identity" / "root.pem"))

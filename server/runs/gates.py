@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.errors import ConfigError, PolicyError
 from sovfed.federation.evidence.notes import read_checkpoint
 from sovfed.federation.evidence.store import LogReader, has_log
-from sovfed.federation.evidence.witness import cosignatures
+from sovfed.federation.evidence.witness import holding_cosignatures
+from sovfed.federation.identity import load_roots
+from sovfed.federation.release.lineage import is_revoked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,9 +41,9 @@ def require_audits(home: Path, run: str, model: str, server: ServerConfig) -> No
         raise PolicyError(f"run '{run}' is not released: {'; '.join(reasons)}")
 
 
-def require_cosigners(home: Path, size: int, least: int) -> None:
-    """Raise PolicyError unless `least` institutions have cosigned the first `size` entries of the log."""
-    names = sorted(_cosigners(home, size))
+def require_cosigners(home: Path, size: int, least: int, revoked: bytes) -> None:
+    """Raise PolicyError unless `least` institutions, none on the list `revoked`, cosigned the first `size` entries."""
+    names = sorted(_cosigners(home, size, revoked))
     if len(names) < least:
         who = ", ".join(names) or "nobody"
         raise PolicyError(f"the log with this release is cosigned by {who}; release_cosigners is {least}")
@@ -64,7 +66,8 @@ def _lacks(demand: str, results: dict[str, dict[str, Any]], server: ServerConfig
     return ""
 
 
-def _cosigners(home: Path, size: int) -> Iterator[str]:
-    for voucher, note in cosignatures(home):
-        if read_checkpoint(note).size >= size:
+def _cosigners(home: Path, size: int, revoked: bytes) -> Iterator[str]:
+    roots = load_roots(home / "identity" / "root.pem")
+    for voucher, note in holding_cosignatures(home, roots):
+        if read_checkpoint(note).size >= size and not is_revoked(voucher, roots, revoked):
             yield voucher.origin.rpartition("/")[2]

@@ -89,6 +89,8 @@ def _plain(told: object, where: str) -> dict[str, Any]:
         if any(not isinstance(word, (str, int)) or isinstance(word, bool) for pair in values.items() for word in pair):
             raise DataError(f"{where}.values: expected words; yes, no, days and decimals are words in quotes alone")
         plain["values"] = {str(own): str(word) for own, word in values.items()}
+        if len(plain["values"]) < len(values):
+            raise DataError(f"{where}.values: a word stands twice, as a number and in quotes")
     return plain
 
 
@@ -101,6 +103,10 @@ def _check_words(column: Column, own: OwnColumn, where: str) -> None:
             f"{where}.values: a {column.kind} has no words; of what stands for a missing value: data.missing_words"
         )
     words = Words(column, Rules())
+    meant = dict[str, str]()
+    for table_word, word in own.values.items():
+        if meant.setdefault(fold(table_word), word) != word:
+            raise DataError(f"{where}.values: '{table_word[:64]}' stands twice, as capitals and spaces do not count")
     for word in own.values.values():
         if words.code(word)[1] not in ("", MISSING):
             options = column.categories or ("no", "yes")

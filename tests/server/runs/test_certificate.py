@@ -17,7 +17,7 @@ from tests.release_fixture import NAMES, ROUNDS, RUN, Released, finished_run, re
 
 from sovfed.clients.models.released import signed_release
 from sovfed.federation.archive import zipped
-from sovfed.federation.errors import DataError, EvidenceError
+from sovfed.federation.errors import DataError, EvidenceError, PolicyError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.identity import load_roots
@@ -26,6 +26,7 @@ from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, MODEL, check
 from sovfed.server.registry import authority
 from sovfed.server.runs.certificate import release
 from sovfed.server.runs.folders import stored_config
+from sovfed.server.runs.gates import require_cosigners
 from sovfed.server.runs.logged import RunLog
 from sovfed.server.runs.release import FILES
 from sovfed.server.runs.tracking import Tracker, approve, tracking_uri
@@ -294,6 +295,24 @@ def test_the_signature_of_an_institution_that_was_revoked_before_counts_for_noth
     with pytest.raises(EvidenceError, match="revoked"):
         check_release(signed_release(federation.homes[0], data), federation.roots)
     assert check_release(signed_release(federation.homes[1], data), federation.roots).institutions == ("hospital-2",)
+
+
+def test_the_cosignature_of_an_institution_that_was_revoked_counts_for_nothing(tmp_path: Path) -> None:
+    """Seen: `verify --cosigned-by 2` was content with one that was on the release's own list of the revoked."""
+    federation = finished_run(tmp_path)
+    home = federation.agency.home
+    size = LogReader(home).extent()
+    federation.cosign(*federation.homes)
+    authority.revoke(federation.agency.authority, "hospital-1")
+    federation.agency.publish_crl((federation.agency.authority / "crl.pem").read_bytes())
+
+    verdict = check_release(release(home, RUN, wait_s=0.0), federation.roots)
+
+    assert list(verdict.log.cosigned) == ["hospital-2"]
+    revoked = (federation.agency.authority / "crl.pem").read_bytes()
+    require_cosigners(home, size, 1, revoked)
+    with pytest.raises(PolicyError, match="cosigned by hospital-2; release_cosigners is 2"):
+        require_cosigners(home, size, 2, revoked)
 
 
 def test_verify_is_quick_and_needs_the_root_alone(federation: Released, bundle: bytes, tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ def test_own_names_and_own_words_are_the_tasks(tmp_path: Path) -> None:
         ("columns: {residence: {values: {Heim: cared}}}", "'cared' is no word of the task's"),
         ("columns: {ill: {values: {krank: yes}}}", "in quotes"),
         ("columns: {age: {values: {alt: 99}}}", "data.missing_words"),
+        ("columns: {residence: {values: {Heim: care, HEIM: home}}}", "'HEIM' stands twice"),
+        ("columns: {residence: {values: {3: care, '3': home}}}", "stands twice, as a number"),
     ],
 )
 def test_what_would_be_ignored_is_refused(tmp_path: Path, text: str, told: str) -> None:
