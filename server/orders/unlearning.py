@@ -73,6 +73,8 @@ def unlearn(home: Path, run: str, name: str) -> tuple[Unlearning, Proposal]:
         shutil.copyfile(old / KEPT / f"{made.from_round}.safetensors", folder / NAME)
         lines = [json.dumps(line) + "\n" for line in read_rounds(old) if line["round"] <= made.from_round]
         write_private(folder / ROUNDS, "".join(lines).encode())
+        if (old / PROFILED).exists():  # the scale goes on too
+            shutil.copyfile(old / PROFILED, folder / PROFILED)
     record(home, "unlearning", name=name, **stated(made))
     return made, proposal
 
@@ -86,6 +88,17 @@ def unlearning_config(home: Path, name: str) -> Config | None:
     if more:
         raise ConfigError(f"{', '.join(sorted(more))} withdrew from run '{made.of}' since; `sovfed run unlearn` anew")
     return _without(stored_config(home, made.of), name, made)
+
+
+def left_since(home: Path, name: str) -> set[str]:
+    """Who has withdrawn from the run with whose model run `name` begins, since then, and is in that model."""
+    folder = run_folder(home, name)
+    made = read_unlearning(folder)
+    if made is None or not made.from_round:
+        return set()
+    begun = (line for line in read_rounds(folder) if line["round"] <= made.from_round)
+    gone = {entry.institution for entry in read_withdrawn(run_folder(home, made.of))} - set(made.withdrawn)
+    return (gone & ({*participants(begun)} | _profiled(folder, tuple(gone)))) | left_since(home, made.of)
 
 
 def stated(made: Unlearning) -> dict[str, object]:

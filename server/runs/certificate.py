@@ -45,7 +45,7 @@ from sovfed.federation.release.checking import (
 )
 from sovfed.server.home import SETTINGS, load_settings
 from sovfed.server.orders.making import read_answers, read_order
-from sovfed.server.orders.unlearning import read_unlearning, stated
+from sovfed.server.orders.unlearning import left_since, read_unlearning, stated
 from sovfed.server.orders.withdrawn import withdrawn_from
 from sovfed.server.rounds.checkpoint import config_digest
 from sovfed.server.runs import declarations
@@ -103,6 +103,11 @@ def _require_nobody_withdrew(home: Path, folder: Path) -> None:
         raise PolicyError(
             f"{', '.join(gone)} withdrew from run '{folder.name}'; `sovfed run withdraw` records it, and "
             f"`sovfed run unlearn {folder.name}` makes the model anew"
+        )
+    if gone := sorted(left_since(home, folder.name)):
+        raise PolicyError(
+            f"{', '.join(gone)} withdrew from the run with whose model '{folder.name}' begins, and is in that; "
+            "`sovfed run unlearn` of that run makes it anew"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sovfed.federation.tasks.registry import get_task
 from sovfed.server.cli.run import cli
 from sovfed.server.orders.making import ANSWERS, read_answers
 from sovfed.server.orders.making import FILE as ORDER
-from sovfed.server.orders.unlearning import unlearn, unlearning_config
+from sovfed.server.orders.unlearning import left_since, unlearn, unlearning_config
 from sovfed.server.orders.withdrawing import withdraw
 from sovfed.server.orders.withdrawn import FILE, PROFILED, withdrawn_from
 from sovfed.server.rounds import checkpoint
@@ -150,6 +151,34 @@ def test_the_model_is_made_anew_from_before_the_first_round_of_who_withdrew(fede
         unlearning_config(home, "anew")
     with pytest.raises(ConfigError, match="there are 2 institutions, minimum cohort is 3"):
         unlearn(home, RUN, "too-few")
+
+
+def test_who_is_in_the_model_that_a_run_made_anew_begins_with_may_still_leave(federation: Released) -> None:
+    """By the rounds before it, or by the columns' profile alone; who came to the earlier run later is not in it."""
+    home, folder = federation.agency.home, federation.folder
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    for line, names in zip(lines, (HOSPITALS[:1], HOSPITALS[2:], HOSPITALS[1:]), strict=True):
+        line["participants"] = list(names)
+    write_private(folder / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    config, model = stored_config(home, RUN), np.ones(get_task("digits_linear").parameters, np.float32)
+    checkpoint.keep(folder, checkpoint.Checkpoint(1, model, np.zeros(0), {}, checkpoint.config_digest(config)), ROUNDS)
+    write_private(folder / PROFILED, json.dumps(HOSPITALS[1:2]).encode())
+    withdraw(home, RUN, LAST, statement(federation))
+    assert unlearn(home, RUN, "anew")[0].from_round == 1
+
+    for name, within in ((HOSPITALS[2], set()), (HOSPITALS[1], {HOSPITALS[1]}), (HOSPITALS[0], set(HOSPITALS[:2]))):
+        withdraw(home, RUN, name, statement(federation, name))
+        assert left_since(home, "anew") == within
+    for file in ("run.json", "summary.json", "model.safetensors"):
+        shutil.copyfile(folder / file, run_folder(home, "anew") / file)
+    with pytest.raises(
+        PolicyError, match="hospital-1, hospital-2 withdrew from the run with whose model 'anew' begins"
+    ):
+        release(home, "anew", wait_s=0.0)
+    digest = read_proposal((run_folder(home, "anew") / ORDER).read_bytes()).order.digest
+    withdraw(home, "anew", HOSPITALS[1], statement(federation, HOSPITALS[1], digest=digest))
+    with pytest.raises(ConfigError, match="without hospital-2 there are"):  # it is in the profile alone
+        unlearn(home, "anew", "again")
 
 
 def test_without_a_model_from_before_it_is_made_from_the_beginning(federation: Released) -> None:
