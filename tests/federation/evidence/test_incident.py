@@ -99,6 +99,7 @@ def test_a_bundle_that_leaves_out_changes_or_borrows_does_not_hold(
         told_less(hospital, report["from"], slice(None, None, 2)),
         told_less(hospital, report["from"], slice(0)),
         signed(hospital, files, early=True),
+        signed(hospital, files, counts={**report["counts"], "round": 6}),
         data[:-1],
         b"",
     ):
