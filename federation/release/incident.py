@@ -85,7 +85,7 @@ def check_bundle(data: bytes, roots: Sequence[x509.Certificate]) -> Incident:
         return _checked(data, roots)
     except EvidenceError:
         raise
-    except (SovfedError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (SovfedError, LookupError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise EvidenceError(f"not an incident bundle that holds: {error}") from error
 
 
@@ -120,7 +120,9 @@ def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Incident:
     counted = dict(Counter(str(values["kind"]) for values in entries))
     if not report["early"] and counted != report["counts"]:
         raise EvidenceError("the incident bundle counts other entries than it holds")
-    return Incident(report["origin"], report, tuple(entries))
+    incident = Incident(report["origin"], report, tuple(entries))
+    told(incident)  # or it cannot be shown
+    return incident
 
 
 def _require_whole(log: Lineage, report: Mapping[str, Any]) -> None:

@@ -100,6 +100,8 @@ def test_a_bundle_that_leaves_out_changes_or_borrows_does_not_hold(
         told_less(hospital, report["from"], slice(0)),
         signed(hospital, files, early=True),
         signed(hospital, files, counts={**report["counts"], "round": 6}),
+        *(signed(hospital, files, to=end) for end in (10**12, 2**52, 1e300, "later", None)),
+        signed(hospital, files, versions=[]),
         data[:-1],
         b"",
     ):
