@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.wire import flower_http
 from sovfed.simulations.benchmarks import load
 from sovfed.simulations.benchmarks.report import Files
 
@@ -28,7 +30,15 @@ def test_more_institutions_than_one_secure_sum_takes_are_refused(tmp_path: Path)
         load.run(False, True, (256,), Files(), Console(file=io.StringIO()))
 
 
+@pytest.fixture
+def _own_presented() -> Iterator[None]:
+    """A thin institution shows its certificate for the whole process, which outlives the institution's files."""
+    yield
+    flower_http._presented.clear()
+
+
 @pytest.mark.deploy
+@pytest.mark.usefixtures("_own_presented")
 def test_thin_institutions_join_and_are_in_every_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "SETTLE_S", 0.1)
     monkeypatch.setattr(load, "IDLE_S", 1.0)
