@@ -38,7 +38,7 @@ MAX_ANSWER_BYTES: Final = 16_384
 LOOK_S: Final = 0.5
 AGAIN_S: Final = 2.0  # between two questions whether an officer has signed, before round 1
 LATER_S: Final = 30.0  # and once the run goes on without
-ANSWER_S: Final = 15.0  # who is silent for so long is asked for its first sum unasked, and refuses there
+ANSWER_S: Final = 60.0  # who is silent for so long is asked for its first sum unasked, and refuses there
 
 
 class Agreement:
