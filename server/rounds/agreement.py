@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -38,11 +39,12 @@ MAX_ANSWER_BYTES: Final = 16_384
 LOOK_S: Final = 0.5
 AGAIN_S: Final = 2.0  # between two questions whether an officer has signed, before round 1
 LATER_S: Final = 30.0  # and once the run goes on without
-ANSWER_S: Final = 60.0  # who is silent for so long is asked for its first sum unasked, and refuses there
+ANSWER_S: Final = 15.0  # longest wait for one answer
+TRIES: Final = 4  # who is silent so often is asked for its first sum unasked, and refuses there
 
 
 class Agreement:
-    """Asks each institution once whether it would answer the run that `request` describes."""
+    """Asks each institution whether it would answer the run that `request` describes, until it has said so."""
 
     def __init__(
         self,
@@ -60,7 +62,8 @@ class Agreement:
         self._said, self._told_of = said, dict[int, bytes]()
         self._only, self._withdrawn = only, withdrawn
         self._grid, self._request, self._least, self._wait_s = grid, request, least, wait_s
-        self._asked: set[int] = set()
+        self._tries: Counter[int] = Counter()  # by node: how often it was asked
+        self._heard: set[int] = set()
         self._next = 0.0  # when (monotonic) those that are awaited are asked again
         self.beyond: dict[int, tuple[str, ...]] = {}  # by node that would refuse: settings of its policy, or a code
         self.awaiting: set[int] = set()  # nodes whose officer has not answered
@@ -76,19 +79,19 @@ class Agreement:
             asked = nodes()
             willing = self.willing(asked, AGAIN_S)
             left_s = begun + self._wait_s - time.monotonic()
-            if not self.awaiting.intersection(asked) or left_s <= 0:
+            if self.awaiting.intersection(asked) and left_s > 0:
+                self._grid.awaits(SIGNATURES, since, self.awaiting, len(asked), time.time() + left_s)
+            elif not self._unheard(self._invited(asked)):
                 break
-            self._grid.awaits(SIGNATURES, since, self.awaiting, len(asked), time.time() + left_s)
             time.sleep(LOOK_S)
         self._grid.awaits("", since, (), 0, 0.0)
         if len(willing) < self._least:
             raise DeclinedError(self._told(len(asked), self._names()))
 
     def willing(self, nodes: Sequence[int], again_s: float = LATER_S) -> Sequence[int]:
-        """Those of `nodes` that do not say no; asks those that are new, and again those whose officer is awaited."""
+        """Those of `nodes` that do not say no; asks those not heard of, and again those whose officer is awaited."""
         nodes = self._invited(nodes)
-        new = [node for node in nodes if node not in self._asked]
-        self._asked.update(new)
+        new = self._unheard(nodes)
         if self.awaiting and time.monotonic() >= self._next:
             new += [node for node in nodes if node in self.awaiting and node not in new]
             self._next = time.monotonic() + again_s
@@ -104,9 +107,14 @@ class Agreement:
         """Ask `nodes`, also those that have answered before: an officer may have said otherwise since, and why."""
         for answer in ask(self._grid, dict.fromkeys(nodes, self._request), RunReply, ANSWER_S) if nodes else ():
             self._take(answer)
+        self._tries.update(nodes)
         if self.answers != self._told_of:
             self._told_of = dict(self.answers)
             self._said(self._told_of)
+
+    def _unheard(self, nodes: Sequence[int]) -> list[int]:
+        """Those of `nodes` that have said nothing, and may yet: in a stall the first question is answered by nobody."""
+        return [node for node in nodes if node not in self._heard and self._tries[node] < TRIES]
 
     def _invited(self, nodes: Sequence[int]) -> Sequence[int]:
         """Those of `nodes` whom the run is for."""
@@ -126,6 +134,7 @@ class Agreement:
 
     def _take(self, answer: Answer[RunReply]) -> None:
         node = answer.node_id
+        self._heard.add(node)
         if says := _says(answer):
             self.beyond[node] = says
         if answer.reply is None:

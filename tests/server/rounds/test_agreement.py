@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from sovfed.federation.errors import DeclinedError, ProtocolError
 from sovfed.federation.messages import Refusal, RunReply, RunRequest
 from sovfed.federation.secagg.terms import Terms
 from sovfed.federation.tasks.registry import get_task
+from sovfed.server.rounds import aggregation, agreement
 from sovfed.server.rounds.aggregation import PlainAggregation
 from sovfed.server.rounds.agreement import Agreement
 from sovfed.server.rounds.loop import Rounds, whole_run
@@ -182,3 +184,25 @@ def test_newcomers_are_asked_when_they_come() -> None:
         apps[number] = make_client_app(make_trainer(planned().client, policy.check, check_run=policy.check_run))
     assert made.cohort() == [1, 2, 3, 5]
     assert isinstance(made.agreement, Agreement) and made.agreement.beyond == {4: ("max_rounds",)}
+
+
+@pytest.mark.parametrize(("silent", "asked"), [(1, 2), (agreement.TRIES, agreement.TRIES)])
+def test_who_is_silent_is_asked_again_before_round_1_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch, silent: int, asked: int
+) -> None:
+    """Seen: in a stall nobody answered the first question, so no officer was waited for, and all refused round 1."""
+    strict = dataclasses.replace(OPEN, max_rounds=5)
+    made = rounds(OPEN, OPEN, OPEN, strict, config=planned("rounds=10"))
+    questions = []
+
+    def stalled(grid: Any, requests: Any, *args: Any) -> Any:
+        questions.append(sorted(requests))
+        for answer in aggregation.ask(grid, requests, *args):
+            if answer.node_id != 4 or len(questions) > silent:
+                yield answer
+
+    monkeypatch.setattr(agreement, "ask", stalled)
+    made.agree()
+    assert questions == [[1, 2, 3, 4]] + [[4]] * (asked - 1)
+    assert made.cohort() == ([1, 2, 3] if silent < agreement.TRIES else [1, 2, 3, 4])
+    assert len(questions) == asked
