@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from sovfed.federation.archive import zipped
 from sovfed.federation.certificates import InstitutionNames, ServerNames
-from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError, SovfedError
+from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical, listed
 from sovfed.federation.identity import issuer_of, parse_crl, verify_lapsed
 from sovfed.federation.release import lineage, sealed
 from sovfed.federation.release.agreement import BILL, FACTS, require_agreement, require_audits_logged
 from sovfed.federation.release.content import check_content
+from sovfed.federation.release.holding import holding
 from sovfed.federation.release.ordered import check_orders
 from sovfed.federation.text import visible
 
@@ -81,14 +81,8 @@ def read_release(data: bytes) -> tuple[dict[str, bytes], sealed.Envelope, dict[s
 
 def check_release(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
     """What the release `data` says, once all of it holds. Raises EvidenceError, and nothing else, if any does not."""
-    try:
+    with holding("the release"):
         return _checked(data, roots)
-    except EvidenceError:
-        raise
-    except SovfedError as error:
-        raise EvidenceError(str(error)) from error
-    except (LookupError, ValueError, TypeError, AttributeError, RecursionError, UnsupportedAlgorithm) as error:
-        raise EvidenceError("the release is not of the form that is written") from error
 
 
 def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:

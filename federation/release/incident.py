@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed import __version__
 from sovfed.federation.archive import zipped
-from sovfed.federation.errors import ConfigError, EvidenceError, SovfedError
+from sovfed.federation.errors import ConfigError, EvidenceError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, own_origin
 from sovfed.federation.evidence.notes import read_checkpoint
@@ -25,6 +25,7 @@ from sovfed.federation.evidence.store import LogReader, has_log, record
 from sovfed.federation.evidence.witness import problems
 from sovfed.federation.identity import verify_lapsed
 from sovfed.federation.release import lineage, sealed
+from sovfed.federation.release.holding import holding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,12 +82,8 @@ def make_bundle(home: Path, begin: int, end: int, note: str, *, early: bool) -> 
 
 def check_bundle(data: bytes, roots: Sequence[x509.Certificate]) -> Incident:
     """What the bundle says, once its signature and each entry's proof hold. Raises EvidenceError, and nothing else."""
-    try:
+    with holding("the incident bundle"):
         return _checked(data, roots)
-    except EvidenceError:
-        raise
-    except (SovfedError, LookupError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise EvidenceError(f"not an incident bundle that holds: {error}") from error
 
 
 def told(incident: Incident) -> list[str]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
-
-from sovfed.federation.errors import EvidenceError, SovfedError
+from sovfed.federation.errors import EvidenceError
 from sovfed.federation.release import sealed
 from sovfed.federation.release.checking import read_statement, signers
+from sovfed.federation.release.holding import holding
 from sovfed.federation.statistics.shown import lines_of
 
 if TYPE_CHECKING:
@@ -59,16 +58,8 @@ def check_sheet(data: bytes, roots: Sequence[x509.Certificate]) -> Sheet:
     """What the table `data` says, once all of it holds. Raises EvidenceError, and nothing else, if any does not."""
     if len(data) > MAX_BYTES:
         raise EvidenceError(f"a table of {len(data)} bytes, at most {MAX_BYTES}")
-    try:
+    with holding("the table"):
         return _checked(data, roots)
-    except EvidenceError:
-        raise
-    except SovfedError as error:
-        raise EvidenceError(str(error)) from error
-    except (
-        LookupError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError, UnsupportedAlgorithm,
-    ) as error:  # fmt: skip
-        raise EvidenceError("the table is not of the form that is written") from error
 
 
 def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Sheet:
