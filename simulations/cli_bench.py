@@ -322,17 +322,25 @@ def utility(
 )  # fmt: skip
 @click.option("--quick", is_flag=True, help="Few rounds, no ministry alone: about 12 minutes of one core.")
 @click.option("--rounds", type=click.IntRange(2, 100_000), help="As many rounds instead.")
+@click.option("--deployed", is_flag=True, help="By real processes of all ministries: an hour for three seeds.")
+@click.option("--seeds", type=click.IntRange(1, 20), default=3, show_default=True, help="With --deployed.")
 @reported
-def language(data: Path, quick: bool, rounds: int | None, files: Files, console: Console) -> None:
+def language(
+    data: Path, quick: bool, rounds: int | None, deployed: bool, seeds: int, files: Files, console: Console
+) -> None:
     """Bits per byte of a language model by ten ministries against the pooled one, and what a 16-bit ring costs.
 
     \b
-    Example:
-      sovfed bench language --quick
+    Examples:
+      sovfed bench language --quick --data /data/ja_law
+      sovfed bench language --deployed --seeds 1 --data /data/ja_law
     """
-    from sovfed.simulations.benchmarks.language import run
+    from sovfed.simulations.benchmarks.language import run, run_deployed
 
-    run(data=data, quick=quick, rounds=rounds, files=files, console=console)
+    if deployed:
+        run_deployed(data=data, rounds=rounds, seeds=seeds, files=files, console=console)
+    else:
+        run(data=data, quick=quick, rounds=rounds, files=files, console=console)
 
 
 @bench.command()

@@ -5,7 +5,7 @@
     while …: beat(); …                                   # in that loop, each time
     beat.rest()                                          # it waits for something that may take for ever
 
-The file is touched every second by a thread of its own, but only while no watched loop is overdue: a process that is
+The file is touched every two seconds by a thread of its own, but only while no watched loop is overdue: a process that is
 stopped (SIGSTOP, swap, a dead disk) and one whose loop hangs look alike. A supervisor watches the file where its
 `Process` names one (`pulse=`), and ends and restarts what is silent for `hang_s`.
 """
@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Final, Self
 
 log = logging.getLogger(__name__)
-BEAT_S: Final = 1.0
+BEAT_S: Final = 2.0
 HANG_S: Final = 60.0  # longest silence, unless told otherwise
 LOOP_S: Final = 60.0  # an event loop that does not come round for so long is hung
-LOOK_S: Final = 1.0  # between two looks at a file
+LOOK_S: Final = 2.0  # between two looks at a file
 DOZE_S: Final = 5.0  # a longer pause between two looks counts as this: the onlooker itself was stopped
 
 

@@ -13,6 +13,7 @@ of its evaluations.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,7 @@ from sovfed.federation.tasks.tokenizer import Tokenizer, read_tokenizer, train_t
 from sovfed.simulations.api import Result, simulate
 from sovfed.simulations.baselines import merge
 from sovfed.simulations.benchmarks.bare_language import tokens_per_s
+from sovfed.simulations.benchmarks.language_deployed import deployed
 from sovfed.simulations.benchmarks.report import Column, Files, Report, conditions, publish
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ WINDOWS: Final = 2  # of a ministry in a step
 ROUNDS, QUICK_ROUNDS = 1_200, 400
 RING_ROUNDS: Final = 10  # as many times fewer, in which rings are compared
 TESTED, QUICK_TESTED = 1_000, 120  # windows of each ministry at most
+DEPLOYED_ROUNDS: Final = 1_800
 LOOKS: Final = 8  # evaluations of a ministry alone, the best of which counts
 KEYS: Final = Keys(side="split")
 RATE: Final = 0.007
@@ -89,19 +92,23 @@ class Bench:
     console: Console
     rows: list[dict[str, Any]]
 
+    def tell(self, name: str, rounds: int, steps: int, bits: float, rounding: float | None, cpu_s: float) -> None:
+        """Keep a run's row, and say it."""
+        self.rows.append({
+            "model": name, "rounds": rounds, "tokens": rounds * steps * len(self.sites) * WINDOWS * CONTEXT,
+            "bits_per_byte": bits, "rounding": rounding, "cpu_s": cpu_s,
+        })  # fmt: skip
+        self.console.print(f"{name}: {bits:.4f} bits per byte, {rounds} rounds, {cpu_s:.0f} CPU s")
+
     def train(
         self, name: str, data: Mapping[str, Dataset], settings: Mapping[str, Any], rounds: int, steps: int = 1
     ) -> Result:
         """A run over `data`, and its row: of `steps` steps a round, each on `WINDOWS` windows of every ministry."""
         start = time.process_time()
         result = simulate(self.task, dict(data), rounds=rounds, settings={"evaluate_every": rounds, **settings})
-        errors = result.rounds["ring_error"].dropna()
-        bits, seconds = result.metrics["bits_per_byte"], time.process_time() - start
-        self.rows.append({
-            "model": name, "rounds": rounds, "tokens": rounds * steps * len(self.sites) * WINDOWS * CONTEXT,
-            "bits_per_byte": bits, "rounding": float(errors.mean()) if len(errors) else None, "cpu_s": seconds,
-        })  # fmt: skip
-        self.console.print(f"{name}: {bits:.4f} bits per byte, {rounds} rounds, {seconds:.0f} CPU s")
+        errors, bits = result.rounds["ring_error"].dropna(), result.metrics["bits_per_byte"]
+        rounding = float(errors.mean()) if len(errors) else None
+        self.tell(name, rounds, steps, bits, rounding, time.process_time() - start)
         return result
 
 
@@ -126,10 +133,48 @@ def run(
     return publish(report, console, files)
 
 
+def run_deployed(
+    *, data: Path, rounds: int | None, seeds: int, files: Files, console: Console, symbols: int = SYMBOLS
+) -> dict[str, Any]:
+    """Train pooled here and federated by real processes, once for each seed, and publish the report.
+
+    All held-out text is the test.
+    """
+    files.check()
+    start = time.process_time()
+    ratios = dict[str, float]()
+    with tempfile.TemporaryDirectory() as folder:
+        task, sites = prepared(data, Path(folder), sys.maxsize, symbols)
+        bench = Bench(task, sites, rounds or DEPLOYED_ROUNDS, console, [])
+        figures = [_deployed(bench, Path(folder), seed) for seed in range(seeds)]
+    for name in ("federated_bpb", "pooled_bpb", "federated_over_pooled"):
+        ratios[name] = max(line[name] for line in figures)
+    title = f"A language model by {len(sites)} institutions of real processes: federated against pooled"
+    told = {"seeds": seeds, "seed_by_seed": figures, "cpu_s": time.process_time() - start}
+    return publish(Report(title, COLUMNS, bench.rows, ratios, told, conditions()), console, files)
+
+
+def _deployed(bench: Bench, stores: Path, seed: int) -> dict[str, float]:
+    """The worst seed counts, so that a ratio holds for each."""
+    pooled = _pooled(bench, seed)
+    got = deployed(bench.task, stores, bench.sites, {**CENTRAL, **RINGS["16 bits"]}, bench.rounds, seed)
+    bench.tell(f"deployed, seed {seed}", bench.rounds, 1, got.bits_per_byte, got.rounding, got.cpu_s)
+    theirs = pooled.metrics["bits_per_byte"]
+    return {
+        "federated_bpb": got.bits_per_byte, "pooled_bpb": theirs, "federated_over_pooled": got.bits_per_byte / theirs,
+        "wall_s": got.wall_s, "slowest_training_s": got.training_s,
+    }  # fmt: skip
+
+
+def _pooled(bench: Bench, seed: int = 0) -> Result:
+    """One machine with all texts, the same batch, steps and optimizer."""
+    together = {**CENTRAL, "secagg": "none", "task.batch_size": WINDOWS * len(bench.sites), "seed": seed}
+    return bench.train("pooled", {"pooled": merge(list(bench.sites.values()))}, together, bench.rounds)
+
+
 def _against_pooled(bench: Bench) -> dict[str, float]:
     """One machine with all texts, and the federation under secure aggregation of 16 bits."""
-    together = {**CENTRAL, "secagg": "none", "task.batch_size": WINDOWS * len(bench.sites)}
-    pooled = bench.train("pooled", {"pooled": merge(list(bench.sites.values()))}, together, bench.rounds)
+    pooled = _pooled(bench)
     federated = bench.train("federated", bench.sites, {**CENTRAL, **RINGS["16 bits"]}, bench.rounds)
     ours, theirs = (result.metrics["bits_per_byte"] for result in (federated, pooled))
     return {"federated_bpb": ours, "pooled_bpb": theirs, "federated_over_pooled": ours / theirs}

@@ -1,0 +1,72 @@
+"""The model of `bench language` by real processes: ministries and their agency on this machine, and secure sums.
+
+Each ministry has its certificate, ledger, gateway, SuperNode and trainer; the agency's registry, superlink and
+coordinator are those of every run. What a stranger could reach is what is on the lane: masked sums of 16 bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sovfed.federation.compose import compose
+from sovfed.federation.config import Config, DataConfig
+from sovfed.federation.errors import ServiceError
+from sovfed.federation.tasks.taskfile import to_text
+from sovfed.server.cli.run import watch
+from sovfed.server.runs import folders
+from sovfed.server.runs.curves import read_rounds
+from sovfed.simulations.benchmarks.process_tree import cpu_seconds
+from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
+
+if TYPE_CHECKING:
+    from sovfed.federation.tasks.declared import DeclaredTask
+
+TASK, RUN = "law.yaml", "law"
+
+
+@dataclasses.dataclass(frozen=True)
+class Deployed:
+    """What came of a run: its metric, and processor and wall seconds of all processes from its start to its end."""
+
+    bits_per_byte: float
+    rounding: float
+    cpu_s: float
+    wall_s: float
+    training_s: float  # of the slowest ministry in each round, added up
+
+
+def deployed(
+    task: DeclaredTask, stores: Path, sites: Iterable[str], settings: Mapping[str, Any], rounds: int, seed: int
+) -> Deployed:
+    """Train `task`, a task as a file, at `sites`, each on its store in `stores`. Raises ServiceError if that fails."""
+    if task.file is None:
+        raise ServiceError(f"task '{task.name}' has no file")
+    (stores / TASK).write_text(to_text(task.file))
+    config = _config(stores / TASK, settings, rounds, seed)
+    members = [Institution(site, DataConfig(source="tokens", path=str(stores), site=site)) for site in sites]
+    policy = dataclasses.replace(POLICY, max_rounds=rounds, max_sums_per_run=2 * rounds, max_sums_per_day=4 * rounds)
+    with LocalFederation(stores / "federation", members, config, policy) as federation:
+        before, start = cpu_seconds([os.getpid()]), time.monotonic()
+        federation.start_run(RUN)
+        ended = watch(federation.home, RUN)
+        if ended["status"] != "finished":
+            raise ServiceError(f"the run {ended['status']}: {ended['reason']}")
+        seconds = cpu_seconds([os.getpid()]) - before, time.monotonic() - start
+        return _figures(federation.home, *seconds)
+
+
+def _figures(home: Path, cpu_s: float, wall_s: float) -> Deployed:
+    lines = read_rounds(folders.run_folder(home, RUN))
+    metrics = (folders.read_summary(home, RUN) or {})["metrics"]
+    rounding = sum(line["ring_error"] for line in lines) / len(lines)
+    return Deployed(metrics["bits_per_byte"], rounding, cpu_s, wall_s, sum(line["seconds_compute"] for line in lines))
+
+
+def _config(task: Path, settings: Mapping[str, Any], rounds: int, seed: int) -> Config:
+    chosen = {**settings, "evaluate_every": rounds, "rounds": rounds, "seed": seed}
+    return compose([f"task={task}", *(f"{name}={value}" for name, value in chosen.items())]).config
