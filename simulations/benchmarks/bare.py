@@ -114,14 +114,18 @@ async def answer(address: str, identity: Path) -> None:
     credentials = grpc.ssl_channel_credentials(root, key, certificate)
     async with grpc.aio.secure_channel(address, credentials) as channel:
         streams: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(JOIN)
-        call = streams()
-        while isinstance(head := await call.read(), bytes):
-            chunks, length = list[bytes](), int.from_bytes(head, "big")
-            while length > 0:
-                chunks.append(await _read(call))
-                length -= len(chunks[-1])
-            for chunk in chunks:
-                await call.write(chunk)
+        with contextlib.suppress(grpc.aio.AioRpcError):  # the server is gone
+            await _echo(streams())
+
+
+async def _echo(call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+    while isinstance(head := await call.read(), bytes):
+        chunks, length = list[bytes](), int.from_bytes(head, "big")
+        while length > 0:
+            chunks.append(await _read(call))
+            length -= len(chunks[-1])
+        for chunk in chunks:
+            await call.write(chunk)
 
 
 if __name__ == "__main__":

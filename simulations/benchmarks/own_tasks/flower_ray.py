@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from sovfed.federation.config import DataConfig
 from sovfed.simulations.benchmarks.own_tasks.dictionary import BATCH, NAME, RATE, TASK, Net, load
 from sovfed.simulations.benchmarks.process_tree import cpu_seconds
+from sovfed.simulations.benchmarks.ray_process import run_or_exit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,8 +50,6 @@ def train(message: Message, context: Context) -> Message:
 def simulate(folder: Path, institutions: int, rounds: int) -> dict[str, Any]:
     """As `rounds.simulate`, by `flwr.simulation.run_simulation` with an actor a CPU."""
     os.environ["FLWR_HOME"] = str(folder / "flwr")  # before it is imported
-    from flwr.simulation import run_simulation
-
     marks: list[tuple[float, float]] = []  # wall and CPU seconds when a round had ended
     accuracies: list[float] = []
     server_app = ServerApp()
@@ -81,7 +80,7 @@ def simulate(folder: Path, institutions: int, rounds: int) -> dict[str, Any]:
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
         "init_args": {"num_cpus": os.cpu_count(), "include_dashboard": False},
     }
-    run_simulation(server_app, client_app, num_supernodes=institutions, backend_config=backend)
+    run_or_exit(server_app, client_app, institutions, backend)
     if len(marks) != rounds + 1:
         raise RuntimeError(f"Flower's simulation ended after {len(marks)} of {rounds + 1} rounds")
     wall, cpu = ((last - first) / rounds for first, last in zip(marks[0], marks[-1], strict=True))

@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from sovfed.simulations.benchmarks.ray_process import run_or_exit
 from sovfed.simulations.benchmarks.simulators.workload import FOLDER, Clock, Job, Workload, cached_work
 
 client_app = ClientApp()
@@ -38,8 +39,6 @@ def train(message: Message, context: Context) -> Message:
 
 def run(system: str, job: Job, rounds: int, clock: Clock) -> None:
     """`flwr.simulation.run_simulation` with an actor a CPU."""
-    from flwr.simulation import run_simulation
-
     os.environ[FOLDER] = str(job.folder)
     server_app = ServerApp()
 
@@ -73,6 +72,6 @@ def run(system: str, job: Job, rounds: int, clock: Clock) -> None:
     app = client_app
     if system == "flower_ray_opacus":
         from sovfed.simulations.benchmarks.simulators.opacus_client import client_app as app
-    run_simulation(server_app, app, num_supernodes=job.institutions, backend_config=backend)
+    run_or_exit(server_app, app, job.institutions, backend)
     if len(clock.marks) != rounds:
         raise RuntimeError(f"Flower's simulation ended after {len(clock.marks)} of {rounds} rounds")
