@@ -248,7 +248,7 @@ def _sites(
     task: DeclaredTask, tokenizer: Tokenizer, packed: list[Path], folder: Path, tested: int
 ) -> Iterator[tuple[str, Windows]]:
     for path in packed:
-        site = path.name.removesuffix(SUFFIX)
+        site = path.name.removesuffix(SUFFIX).replace("_", "-")  # as institutions are named
         write_store(folder / site, documents_in([path], KEYS), tokenizer, Rules())
         windows = load(task, DataConfig(source="tokens", path=str(folder), site=site))
         sample = np.linspace(0, len(windows.test) - 1, min(tested, len(windows.test))).astype(np.int64)

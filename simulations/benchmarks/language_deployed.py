@@ -49,7 +49,10 @@ def deployed(
     (stores / TASK).write_text(to_text(task.file))
     config = _config(stores / TASK, settings, rounds, seed)
     members = [Institution(site, DataConfig(source="tokens", path=str(stores), site=site)) for site in sites]
-    policy = dataclasses.replace(POLICY, max_rounds=rounds, max_sums_per_run=2 * rounds, max_sums_per_day=4 * rounds)
+    policy = dataclasses.replace(
+        POLICY, max_rounds=rounds, max_sums_per_run=2 * rounds, max_sums_per_day=4 * rounds,
+        min_batch_size=config.task.batch_size,
+    )  # fmt: skip
     with LocalFederation(stores / "federation", members, config, policy) as federation:
         before, start = cpu_seconds([os.getpid()]), time.monotonic()
         federation.start_run(RUN)
