@@ -13,6 +13,7 @@ QUICK: Final = click.option("--quick", is_flag=True, help="Fewer cases or canari
 JSON: Final = click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results as JSON."
 )
+FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
 RUN: Final = click.option("--run", default="", help="At this finished run's parameters, for its release (agency).")
 MINUTES: Final = click.option("--minutes", type=click.FloatRange(min=0), help="Begin nothing after so many minutes.")
 
@@ -28,6 +29,7 @@ def audit() -> None:
     Examples:
       sovfed audit noise --quick        is there as much noise in an opened sum as was claimed?
       sovfed audit canary               a lower bound on ε from one step
+      sovfed audit canary --text        does a language model give away lines of its training text?
       sovfed audit imprint              can a malicious agency read records out of a secure sum?
       sovfed audit refusals             does a refusal, a size or a code tell of an institution's records?
       sovfed audit differencing         can it subtract two opened sums, or have one release in two?
@@ -58,15 +60,43 @@ def noise(ctx: click.Context, quick: bool, json_path: Path | None) -> None:
 @JSON
 @RUN
 @HOME
+@click.option("--text", is_flag=True, help="Random lines in the training texts of a language model instead.")
+@click.option("--data", type=FOLDER, help="With --text: a folder of law, SITE.jsonl.xz; default: made-up texts.")
+@click.option("--person", is_flag=True, help="With --text: all copies of a line are one person's.")
+@click.option("--goldfish", type=click.IntRange(2, 128), help="With --text: also train without one token in K.")
 @click.pass_context
-def canary(ctx: click.Context, quick: bool, json_path: Path | None, run: str, home: Path) -> None:
+def canary(
+    ctx: click.Context, quick: bool, json_path: Path | None, run: str, home: Path, text: bool, data: Path | None,
+    person: bool, goldfish: int | None,
+) -> None:  # fmt: skip
     """One-run audit (Steinke et al. 2023) with persons whose gradient lies in one coordinate.
 
+    --text: how well a language model knows lines that one institution holds 1, 4 and 16 times (exposure, Carlini et
+    al. 2019), and how many it completes from their first half; with ε = 8 and without. Each copy is a document, so a
+    person, by itself, and privacy is promised to one of them; --person makes them one person's.
+
     \b
-    Example:
+    Examples:
       sovfed audit canary --quick
+      sovfed audit canary --text --quick --goldfish 4
+      sovfed audit canary --text --quick --person --data /data/ja_law
     """
-    _run(ctx, "canary", quick, json_path, run, home)
+    if not text and (data or person or goldfish):
+        raise click.UsageError("--data, --person and --goldfish belong to --text")
+    if not text:
+        _run(ctx, "canary", quick, json_path, run, home)
+        return
+    if run:
+        raise click.UsageError("--text trains models of its own: leave --run out")
+    from rich.console import Console
+
+    from sovfed.federation.files import check_writable
+    from sovfed.simulations.audit.report import show
+    from sovfed.simulations.audit.text_canary import run_text
+
+    check_writable(json_path)
+    findings = run_text(data, quick=quick, alone=person, goldfish=goldfish or 0)
+    ctx.exit(0 if show("canary-text", findings, json_path, Console(soft_wrap=True)) else 1)
 
 
 @audit.command()

@@ -52,11 +52,12 @@ def tokenizer(files: tuple[Path, ...], out: Path, size: int, text_key: str, spli
 @click.option("--width", type=int, default=128, show_default=True)
 @click.option("--blocks", type=int, default=3, show_default=True)
 @click.option("--heads", type=int, default=4, show_default=True)
+@click.option("--goldfish", type=click.IntRange(0, 128), default=0, help="Leave one token in K out of the loss.")
 @click.option("--title", default="", help="What people are told it is.")
 @click.option("--output", type=FILE, help="Where to write it; NAME.yaml unless given.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def language(
-    name: str, tokenizer_path: Path, context: int, width: int, blocks: int, heads: int, title: str,
+    name: str, tokenizer_path: Path, context: int, width: int, blocks: int, heads: int, goldfish: int, title: str,
     output: Path | None, force: bool,
 ) -> None:  # fmt: skip
     """Write NAME.yaml: a task that learns the next token, with a decoder of these sizes.
@@ -65,6 +66,7 @@ def language(
     Examples:
       sovfed task language law --tokenizer tokenizer.json
       sovfed task language law --tokenizer tokenizer.json --context 256 --width 192 --blocks 4 --heads 6
+      sovfed task language law --tokenizer tokenizer.json --goldfish 4
     """
     from sovfed.federation.tasks.document import flow
     from sovfed.federation.tasks.taskfile import read_text, to_text
@@ -79,7 +81,8 @@ def language(
         f"format: 1\nname: {name}\ntitle: {flow(title or name)}\nperson: document\n"
         f"columns:\n  window: {{kind: tokens, shape: [{context + 1}], high: {read.symbols - 1}}}\n"
         f'target: {{kind: next_token, tokenizer: "{read.sha256}"}}\n'
-        f"model: {{family: decoder, width: {width}, blocks: {blocks}, heads: {heads}, hidden: {4 * width}}}\n"
+        f"model: {{family: decoder, width: {width}, blocks: {blocks}, heads: {heads}, hidden: {4 * width}, "
+        f"goldfish: {goldfish}}}\n"
     )
     where.write_text(to_text(file), encoding="utf-8")
     click.echo(f"wrote {where}; next: sovfed task check {where}")

@@ -119,11 +119,16 @@ def get(run: str, out: Path, owner: str | None, home: Path) -> None:
 @click.option("--batch-size", type=click.IntRange(1, 1_000_000), help="Default: as in RUN.")
 @click.option("--learning-rate", type=click.FloatRange(1e-9, 1e3), help="Default: as in RUN.")
 @ANY_VERSION
+@click.option(
+    "--tokenizer", "tokenizer_path", type=click.Path(dir_okay=False, path_type=Path),
+    help="Of a language model: also tell text that stands in the own training text apart from new text.",
+)  # fmt: skip
 @JSON
 @HOME
 def evaluate(
-    run: str, owner: str | None, alone: bool, any_version: bool, as_json: bool, home: Path, **asked: float | None
-) -> None:
+    run: str, owner: str | None, alone: bool, any_version: bool, tokenizer_path: Path | None, as_json: bool,
+    home: Path, **asked: float | None,
+) -> None:  # fmt: skip
     """Measure the model of RUN on the own held-out records, beside one trained here alone with the same plan.
 
     Everything is computed here and told to nobody: nothing of it leaves, and no ledger is charged. A private run tells
@@ -134,13 +139,16 @@ def evaluate(
       sovfed client model evaluate heart-2026-11
       sovfed client model evaluate heart-2026-11 --no-alone --json
       sovfed client model evaluate private-2026 --rounds 50 --learning-rate 0.05
+      sovfed client model evaluate law-1 --no-alone --tokenizer tokenizer.json
     """
     config = _know_tasks(home)
+    from sovfed.clients.models.own_evaluation import measure  # after the seal: what it loads starts threads
+
     received = _models(home).find(run, owner)
     loaded, own = _with_own_parts(home, received, any_version)
     plan = {**received.plan, **{name: value for name, value in asked.items() if value is not None}}
     plan.setdefault("rounds", max(1, received.facts.run.rounds))
-    figures = _measure(config, loaded, plan if alone else None)
+    figures = measure(config, loaded, plan if alone else None, tokenizer_path)
     if as_json:
         click.echo(json.dumps({"run": run, "task": loaded.task.name, **figures.to_dict()}, indent=2))
         return
@@ -181,6 +189,11 @@ def told(figures: Figures) -> list[str]:
         better = "lower" if name in figures.smaller else "higher"
         alone = "" if figures.alone is None else f"   alone {_figure(figures.alone.get(name))}"
         lines.append(f"{name:<14} federated {_figure(figures.federated[name])}{alone}   ({better} is better)")
+    if (passages := figures.passages) is not None:
+        lines.append(
+            f"{passages.copied_share:.1%} of the held-out text stands in the own training text; bits per byte there "
+            f"{_figure(passages.copied)}, elsewhere {_figure(passages.new)}"
+        )
     return lines
 
 
@@ -203,17 +216,6 @@ def _know_tasks(home: Path) -> ClientConfig:
         make_packages_known(home, policy)
     Shelf(home).make_known()
     return config
-
-
-def _measure(config: ClientConfig, loaded: LoadedModel, plan: dict[str, Any] | None) -> Figures:
-    from sovfed.clients.data import load_records
-    from sovfed.clients.models.own_figures import own_figures
-    from sovfed.clients.training.local import LocalTraining
-
-    data = config.data_of(loaded.task)
-    dataset = load_records(loaded.task, data)
-    training = LocalTraining(loaded.task, dataset, site=data.site, device=config.device, precision=config.precision)
-    return own_figures(loaded, dataset, training, plan)
 
 
 def _with_own_parts(home: Path, received: Received, any_version: bool = False) -> tuple[LoadedModel, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from sovfed.clients.data import Connector
 from sovfed.clients.data.token_store import HEAD, HELD_OUT, TRAIN, read_store
@@ -57,10 +58,15 @@ class Windows:
         places = self.firsts[rows, None] + np.arange(window.size)
         begins = self.store.starts[self.documents[rows], None]
         tokens = np.where(places < begins, DOCUMENT_TOKEN, self.store.tokens[np.maximum(places, begins)])
-        counted = np.arange(window.size - 1) >= self.given[rows, None]
+        counted = self.predicted(rows)[1]
         texts = (self.store.lengths[tokens[:, 1:]] * counted).sum(1)
         table = {window.name: tokens, GIVEN: self.given[rows], BYTES: texts}
         return {name: table[name].astype(kind) for name, (kind, _) in self.schema.stored().items()}
+
+    def predicted(self, rows: Indices) -> tuple[Indices, npt.NDArray[np.bool_]]:
+        """The store's places of all tokens but the first of the windows at `rows`, and which are not given [n, t]."""
+        order = np.arange(self.schema.shaped[0].size - 1)
+        return self.firsts[rows, None] + 1 + order, order >= self.given[rows, None]
 
 
 def load(task: Task, config: DataConfig) -> Windows:

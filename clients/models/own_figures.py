@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from sovfed.clients.data import Dataset
+    from sovfed.clients.models.passages import Apart
     from sovfed.federation.messages import Sums, Vector
     from sovfed.federation.models.saved import LoadedModel
     from sovfed.federation.tasks import Task
@@ -41,7 +42,8 @@ class Training(Protocol):
 class Figures:
     """Metrics by name on the own held-out records; `alone` None: no model was trained alone.
 
-    `smaller` are the metrics that are better when smaller."""
+    `smaller` are the metrics that are better when smaller. `passages` is of a language model, where it was asked for.
+    """
 
     train: int
     test: int
@@ -49,6 +51,7 @@ class Figures:
     federated: dict[str, float]
     alone: dict[str, float] | None
     smaller: frozenset[str] = SMALLER_IS_BETTER
+    passages: Apart | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "smaller": sorted(self.smaller)}

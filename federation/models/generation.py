@@ -35,8 +35,13 @@ def continued(model: LoadedModel, tokenizer: Tokenizer, prompt: str, drawing: Dr
     """What follows `prompt`, in pieces of whole characters, until a document ends. Raises ConfigError."""
     if not isinstance(model.module, Decoder) or model.task.tokenizer != tokenizer.sha256:
         raise ConfigError(f"task '{model.task.name}' is no language model of the tokenizer {tokenizer.sha256[:16]}…")
+    return written(model.module, tokenizer, prompt, drawing)
+
+
+def written(module: Decoder, tokenizer: Tokenizer, prompt: str, drawing: Drawing) -> Iterator[str]:
+    """As `continued`, by a module alone."""
     text = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in _tokens(model.module.eval(), [DOCUMENT_TOKEN, *tokenizer.encode([prompt])[0]], drawing):
+    for token in _tokens(module.eval(), [DOCUMENT_TOKEN, *tokenizer.encode([prompt])[0]], drawing):
         if piece := text.decode(tokenizer.pieces[token]):
             yield piece
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from sovfed.federation.tasks.goldfish import weights
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -104,15 +106,15 @@ class Decoder(nn.Module):
 
     def __init__(
         self, symbols: int, context: int, width: int, blocks: int, heads: int, hidden: int, activation: str = "relu2",
-        *, tied: bool = False, recompute: bool = False,
+        *, tied: bool = False, recompute: bool = False, goldfish: int = 0,
     ) -> None:  # fmt: skip
         """`context` is the most tokens that it sees, `tied`: one matrix embeds tokens and scores them.
 
         `recompute` keeps the inputs of blocks alone for the gradient and computes the rest again: less memory, a third
-        more time.
+        more time. `goldfish`: in training one token in so many counts nothing (`goldfish.weights`); 0: all count.
         """
         super().__init__()
-        self.context, self.recompute = context, recompute
+        self.context, self.recompute, self.goldfish = context, recompute, goldfish
         self.embedding = nn.Embedding(symbols, width)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         self.blocks = nn.ModuleList(Block(width, heads, hidden, context, activation) for _ in range(blocks))
@@ -125,7 +127,8 @@ class Decoder(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         codes = windows.long()
         hidden = self.hidden(codes[:, :-1])
-        return self._told(hidden, codes[:, 1:])
+        told = self._told(hidden, codes[:, 1:])
+        return told * weights(codes, self.goldfish) if self.training and self.goldfish else told
 
     def hidden(self, codes: Tensor) -> Tensor:
         """What the last block makes of `codes` [n, t], normalised: [n, t, width]."""

@@ -214,10 +214,13 @@ class Decoder(Family):
     activation: str = choice("relu2", ("relu2", "swiglu"))
     tied: bool = bounded(False, doc="whether one matrix embeds tokens and scores them")
     recompute: bool = bounded(False, doc="compute blocks again for the gradient: less memory, a third more time")
+    goldfish: int = bounded(0, 0, 128, doc="in training one token in so many counts nothing; 0: all count")
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} is no multiple of twice the heads, {2 * self.heads}")
+        if self.goldfish == 1:
+            raise ValueError("goldfish 1 leaves every token out; expected 0 (none), or 2 and more")
 
     def obstacle(self, schema: Schema) -> str:
         if not (reason := super().obstacle(schema)) and Transform(schema).width:
@@ -230,7 +233,7 @@ class Decoder(Family):
         context = _shaped(schema).size - 1
         return decoder.Decoder(
             outputs, context, self.width, self.blocks, self.heads, self.hidden, self.activation, tied=self.tied,
-            recompute=self.recompute,
+            recompute=self.recompute, goldfish=self.goldfish,
         )  # fmt: skip
 
     def values(self, schema: Schema) -> int:

@@ -128,9 +128,8 @@ def to_text(task: TaskFile, notes: Mapping[str, str] | None = None) -> str:
 def _sizes(model: Family) -> dict[str, Any]:
     """What `model` is made of; what came later, and is not asked for, is not said: digests stay what they were."""
     sizes = dataclasses.asdict(model)
-    if sizes["personal"] == "none":
-        del sizes["personal"]
-    return sizes
+    later = {"personal": "none", "goldfish": 0}
+    return {name: size for name, size in sizes.items() if name not in later or size != later[name]}
 
 
 def _group(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

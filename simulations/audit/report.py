@@ -279,7 +279,11 @@ AUDITS = {
 
 def publish(name: str, quick: bool, json_path: Path | None, console: Console) -> bool:
     """Run the audit `name`, print and write it; whether all is as it should be."""
-    findings = AUDITS[name](quick)
+    return show(name, AUDITS[name](quick), json_path, console)
+
+
+def show(name: str, findings: Findings, json_path: Path | None, console: Console) -> bool:
+    """Print and write `findings`; whether all is as it should be."""
     for _, sentence, fine in findings.cases:
         console.print(verdict(sentence, fine))
     return write(name, findings, json_path, console)

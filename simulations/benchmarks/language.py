@@ -3,7 +3,7 @@
 Model, start, steps, batch, optimizer and schedule are the same; Muon and AdamW run at the server. Test text is a fixed
 sample of each ministry's, half a window before every token that counts. Tokenizer and store are made as an operator
 makes them; the tokenizer's text is the parliament's, which is public. What rings of few bits cost is measured over
-fewer rounds, each ring over the same.
+fewer rounds, each ring over the same. What of the test text stands in some ministry's training text is told apart.
 
 At length also: more local steps between two exchanges, as FedAvg and as DiLoCo (Douillard et al. 2023,
 arXiv:2311.08105, with heavy-ball momentum), and each ministry alone, given the federation's whole compute and the best
@@ -34,6 +34,7 @@ from sovfed.federation.tasks.tokenizer import Tokenizer, read_tokenizer, train_t
 from sovfed.simulations.api import Result, simulate
 from sovfed.simulations.baselines import merge
 from sovfed.simulations.benchmarks.bare_language import tokens_per_s
+from sovfed.simulations.benchmarks.language_apart import Groups, apart_figures, groups_of
 from sovfed.simulations.benchmarks.language_deployed import deployed
 from sovfed.simulations.benchmarks.report import Column, Files, Report, conditions, publish
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from sovfed.clients.data import Dataset
 
 SUFFIX: Final = ".jsonl.xz"
+TOKENIZER: Final = "tokenizer.json"
 PUBLIC: Final = ("diet_acts", "bundestag_gesetze")  # what parliaments have published: the tokenizer's text
 SYMBOLS, CONTEXT = 4_096, 128
 WINDOWS: Final = 2  # of a ministry in a step
@@ -120,10 +122,12 @@ def run(
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         task, sites = prepared(data, Path(folder), QUICK_TESTED if quick else TESTED, symbols)
+        groups = groups_of(read_tokenizer(Path(folder) / TOKENIZER), sites, _files(data))
         bench = Bench(task, sites, rounds or (QUICK_ROUNDS if quick else ROUNDS), console, [])
-        ratios = {**_against_pooled(bench), **_rings(bench, QUICK_RINGS if quick else tuple(RINGS))}
+        ratios, figures = _against_pooled(bench, groups)
+        ratios |= _rings(bench, QUICK_RINGS if quick else tuple(RINGS))
         ours, bare = tokens_per_s(task, next(iter(sites.values())), 4 * WINDOWS, 3 if quick else 20)
-        figures = {"tokens_per_s": ours, "bare_tokens_per_s": bare}
+        figures |= {"tokens_per_s": ours, "bare_tokens_per_s": bare}
         if not quick:
             ratios |= _more_local_steps(bench)
             figures |= _alone(bench)
@@ -173,12 +177,14 @@ def _pooled(bench: Bench, seed: int = 0) -> Result:
     return bench.train("pooled", {"pooled": merge(list(bench.sites.values()))}, together, bench.rounds)
 
 
-def _against_pooled(bench: Bench) -> dict[str, float]:
-    """One machine with all texts, and the federation under secure aggregation of 16 bits."""
+def _against_pooled(bench: Bench, groups: Groups) -> tuple[dict[str, float], dict[str, float]]:
+    """One machine with all texts, and the federation under secure aggregation of 16 bits: ratios, and bits by part."""
     pooled = _pooled(bench)
     federated = bench.train("federated", bench.sites, {**CENTRAL, **RINGS["16 bits"]}, bench.rounds)
     ours, theirs = (result.metrics["bits_per_byte"] for result in (federated, pooled))
-    return {"federated_bpb": ours, "pooled_bpb": theirs, "federated_over_pooled": ours / theirs}
+    figures = apart_figures("pooled", pooled, bench.sites, groups)
+    figures |= apart_figures("federated", federated, bench.sites, groups)
+    return {"federated_bpb": ours, "pooled_bpb": theirs, "federated_over_pooled": ours / theirs}, figures
 
 
 def _rings(bench: Bench, names: tuple[str, ...]) -> dict[str, float]:
@@ -233,15 +239,19 @@ def _own_test(result: Result, windows: Windows) -> float:
 
 def prepared(data: Path, folder: Path, tested: int, symbols: int) -> tuple[DeclaredTask, dict[str, Windows]]:
     """The task, and each ministry's windows with `tested` held-out ones, made in `folder`. Raises ConfigError."""
-    packed = sorted(data.glob(f"*{SUFFIX}"))
+    packed = list(_files(data).values())
     public = [path for path in packed if path.name.removesuffix(SUFFIX) in PUBLIC]
     if not public or len(packed) < 3:
         raise ConfigError(f"{data}: {len(packed)} files *{SUFFIX}, expected 3 or more, one of them of {PUBLIC}")
     texts = (document.text for document in documents_in(public, KEYS) if document.side == "train")
-    (folder / "tokenizer.json").write_bytes(train_tokenizer(texts, symbols))
-    tokenizer = read_tokenizer(folder / "tokenizer.json")
+    (folder / TOKENIZER).write_bytes(train_tokenizer(texts, symbols))
+    tokenizer = read_tokenizer(folder / TOKENIZER)
     task = task_of(tokenizer, CONTEXT)
     return task, dict(_sites(task, tokenizer, packed, folder, tested))
+
+
+def _files(data: Path) -> dict[str, Path]:
+    return {path.name.removesuffix(SUFFIX): path for path in sorted(data.glob(f"*{SUFFIX}"))}
 
 
 def _sites(

@@ -14,6 +14,7 @@ from sovfed.simulations.benchmarks.language import QUICK_RINGS, WINDOWS, run
 from sovfed.simulations.benchmarks.report import Files
 
 pytest.importorskip("tokenizers")
+SHARED = "この規定は、公布の日から施行し、別に定める場合を除き、これを適用する。"
 SITES = ("diet_acts", "mof_finance", "moj_justice")
 
 
@@ -23,7 +24,8 @@ def laws(folder: Path, *sites: str) -> Path:
             {
                 "id": f"{site}{row}",
                 "split": "test" if row < 2 else "train",
-                "text": f"第{row}条 {site} {number * row}。\n" * 30,
+                "promulgated": ("1950-01-01", "2005-02-03")[row % 2],
+                "text": f"第{row}条 {site} {number * row}。{SHARED}\n" * 30,
             }
             for row in range(6)
         ]
@@ -42,6 +44,13 @@ def test_it_trains_pooled_federated_and_in_sixteen_bits_and_writes_the_ratios(tm
     assert set(told["ratios"]) == {
         "federated_bpb", "pooled_bpb", "federated_over_pooled", "sixteen_bits_over_32", "step_over_bare",
     }  # fmt: skip
+    figures = told["figures"]
+    share, copied, new = (figures[name] for name in ("copied_share", "federated_bpb_copied", "federated_bpb_new"))
+    own = 1 - len(SHARED) / len(f"第0条 moj_justice 0。{SHARED}\n")  # of a line; others' have some of it too
+    assert 0 < 1 - share < own
+    assert share * copied + (1 - share) * new == pytest.approx(told["ratios"]["federated_bpb"], rel=1e-4)
+    assert figures["copied_share_before_1980"] == pytest.approx(figures["copied_share_from_2005"], abs=0.05)
+    assert "federated_bpb_copied_1980_to_2004" not in figures
     assert told["ratios"]["sixteen_bits_over_32"] == pytest.approx(1.0, abs=0.1)  # a clip for longer texts
 
 

@@ -1,0 +1,194 @@
+"""Does a language model give away lines that it was trained on? Canaries with one, four and sixteen copies.
+
+    exposure    Carlini, Liu, Erlingsson, Kos, Song 2019, arXiv:1802.08232, definition 4.1: log₂|R| − log₂ rank, the
+                rank of a canary's likelihood among lines that were never trained on. A line that was not either has
+                1.44 bits on average, and t bits or more with probability 2^−t at most
+    extraction  whether greedy decoding completes a canary from its first half, to the letter
+
+Models are trained by the shipped coordinator and trainers, under secure aggregation. What (ε, δ) grants an attacker is
+much at ε = 8: t bits or more with probability e^ε · 2^−t + δ. So a canary near chance says more than the claim, and
+none of the exposures that this audit can see would contradict it.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sovfed.federation.models.generation import Drawing, written
+from sovfed.federation.tasks.decoder import Decoder
+from sovfed.federation.tasks.tokenizer import DOCUMENT_TOKEN
+from sovfed.simulations.api import simulate
+from sovfed.simulations.audit.canary_texts import COPIES, LENGTH, Field, make_field, task_of
+from sovfed.simulations.audit.report import Case, Findings
+
+if TYPE_CHECKING:
+    from sovfed.federation.tasks.tokenizer import Tokenizer
+
+EPSILON: Final = 8.0
+CHANCE: Final = 1 / math.log(2)  # bits, of a line that was never trained on
+NEAR: Final = 1e-3  # the probability of so much exposure by chance, from which on canaries are near it
+FOUND: Final = 1e-6  # and below which they are found
+TOGETHER: Final = 512  # lines that are scored at once
+LITTLE: Final = 0.25  # noise multiplier of a control that is sold as ε = 8, whose own is near 1
+PLAIN, PRIVATE, BARE, GOLDFISH = "without privacy", f"ε = {EPSILON:g}", "control, little noise", "goldfish"
+RECIPE: Final[dict[str, Any]] = {
+    "strategy": "fedsgd", "secagg": "full", "client": "cpu", "task.beta_2": 0.95, "task.batch_size": 24,
+    "server.min_cohort": 3, "privacy.colluders": 0,
+}  # fmt: skip
+LEARNING: Final = {
+    "task.optimizer": "muon", "task.learning_rate": 0.02, "task.schedule": "wsd", "task.warmup": 0.05,
+}  # fmt: skip
+NOISED: Final = {
+    "task.optimizer": "adamw", "task.learning_rate": 0.01, "privacy": "distributed", "privacy.delta": 1e-4,
+    "privacy.sampling_rate": 0.1,
+}  # fmt: skip
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Documents of an institution, canaries for each number of copies, rounds without privacy and with."""
+
+    documents: int = 2_000
+    canaries: int = 16
+    references: int = 4_095
+    rounds: int = 1_000
+    private_rounds: int = 200
+
+
+QUICK: Final = Size(documents=500, canaries=8, rounds=300, private_rounds=100)
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """The canaries of so many `copies` under a model: their exposures in bits, and how many it completes.
+
+    `persons` are those that one canary's copies belong to, `p_value` the probability of as much exposure by chance.
+    """
+
+    model: str
+    copies: int
+    persons: int
+    exposures: tuple[float, ...]
+    p_value: float
+    extracted: int
+    bits_per_byte: float
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.exposures))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model}, {self.copies} copies of {self.persons} persons: exposure {self.mean:.1f} bits ± "
+            f"{np.std(self.exposures, ddof=1):.1f}, p = {self.p_value:.2g}; {self.extracted} of {len(self.exposures)} "
+            "completed"
+        )
+
+
+def run_text(data: Path | None, *, quick: bool, alone: bool, goldfish: int, size: Size | None = None) -> Findings:
+    """A case for each model and number of copies. `alone`: all copies of a canary are one person's."""
+    size = size or (QUICK if quick else Size())
+    with tempfile.TemporaryDirectory() as folder:
+        field = make_field(
+            Path(folder), data, documents=size.documents, canaries=size.canaries, references=size.references,
+            alone=alone,
+        )  # fmt: skip
+        noised = {**NOISED, "privacy.population": field.persons}
+        exposed = {
+            PLAIN: audit_texts(field, PLAIN, LEARNING, size.rounds),
+            PRIVATE: audit_texts(field, PRIVATE, {**noised, "privacy.epsilon": EPSILON}, size.private_rounds),
+            BARE: audit_texts(field, BARE, {**noised, "privacy.noise_multiplier": LITTLE}, size.private_rounds),
+        }
+        if goldfish:
+            exposed[GOLDFISH] = audit_texts(field, f"{GOLDFISH} {goldfish}", LEARNING, size.rounds, goldfish)
+    return Findings([_case(each, exposed) for group in exposed.values() for each in group], _ratios(exposed))
+
+
+def audit_texts(field: Field, name: str, settings: Mapping[str, Any], rounds: int, goldfish: int = 0) -> list[Exposed]:
+    """Train a model on `field` and look for its canaries, a result for each number of copies."""
+    task = task_of(field.tokenizer, goldfish)
+    asked = {"evaluate_every": rounds, **RECIPE, **settings}
+    result = simulate(task, dict(field.sites), rounds=rounds, settings=asked)
+    module = cast("Decoder", result.model)
+    references = log_p(module, field.tokenizer, field.canaries.references)
+    exposed = []
+    for copies, lines in field.canaries.inserted.items():
+        bits = exposures(log_p(module, field.tokenizer, lines), references)
+        completed = sum(completes(module, field.tokenizer, line) for line in lines)
+        persons = 1 if field.alone else copies
+        bits_per_byte = result.metrics["bits_per_byte"]
+        exposed.append(Exposed(name, copies, persons, tuple(bits), by_chance(bits), completed, bits_per_byte))
+    return exposed
+
+
+def exposures(scores: Floats, references: Floats) -> Floats:
+    """Bits [n] of lines with log p `scores` [n] among `references` [r] and each itself; a tie ranks behind."""
+    ranks = 1 + (references >= scores[:, None]).sum(1)
+    return np.log2(len(references) + 1) - np.log2(ranks)
+
+
+def by_chance(bits: Floats) -> float:
+    """At least the probability that lines never trained on have so many `bits` together, were they independent.
+
+    Each has t or more with probability 2^−t at most, so it is at most exponential; they share their references, which
+    are many.
+    """
+    from scipy.stats import gamma
+
+    return float(gamma.sf(bits.sum() / CHANCE, len(bits)))
+
+
+@torch.no_grad()
+def log_p(module: Decoder, tokenizer: Tokenizer, lines: Sequence[str]) -> Floats:
+    """log p in nats of each line at the beginning of a document [n]."""
+    codes = tokenizer.encode(lines)
+    windows = torch.full((len(codes), 1 + max(map(len, codes))), DOCUMENT_TOKEN)
+    counted = torch.zeros(len(codes), windows.shape[1] - 1, dtype=torch.bool)
+    for row, own in enumerate(codes):
+        windows[row, 1 : 1 + len(own)] = torch.tensor(own)
+        counted[row, : len(own)] = True
+    told = torch.cat([module.eval()(piece) for piece in torch.split(windows, TOGETHER)])
+    scores: Floats = (told * counted).sum(1).double().numpy()
+    return scores
+
+
+def completes(module: Decoder, tokenizer: Tokenizer, line: str) -> bool:
+    """Whether greedy decoding writes the second half of `line` behind the first, to the letter."""
+    half = len(line) // 2
+    text = "".join(written(module, tokenizer, line[:half], Drawing(tokens=LENGTH, temperature=0.0)))
+    return text.startswith(line[half:])
+
+
+def _case(exposed: Exposed, every: Mapping[str, list[Exposed]]) -> Case:
+    """What is held against it: a control must be found, one person's canaries near chance, goldfish complete less."""
+    sentence, most = str(exposed), exposed.copies == max(COPIES)
+    if exposed.model == PRIVATE:
+        if exposed.persons > 1:
+            return exposed, f"limit, {sentence}: ε is of one person", True
+        return exposed, sentence, exposed.p_value >= NEAR and not exposed.extracted
+    if exposed.model in (PLAIN, BARE):
+        return exposed, sentence, exposed.p_value < FOUND or not most
+    return exposed, sentence, _completed(every[GOLDFISH]) < _completed(every[PLAIN]) or not most
+
+
+def _completed(exposed: Sequence[Exposed]) -> int:
+    return sum(each.extracted for each in exposed)
+
+
+def _ratios(every: Mapping[str, list[Exposed]]) -> dict[str, float]:
+    words = {PLAIN: "plain", PRIVATE: "private", BARE: "little_noise", GOLDFISH: "goldfish"}
+    ratios = {"exposure_by_chance": CHANCE}
+    for name, group in every.items():
+        ratios |= {f"exposure_{words[name]}_{each.copies}": each.mean for each in group}
+        ratios |= {f"completed_{words[name]}": float(_completed(group)), f"bpb_{words[name]}": group[0].bits_per_byte}
+    return ratios
