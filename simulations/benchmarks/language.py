@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 SUFFIX: Final = ".jsonl.xz"
 TOKENIZER: Final = "tokenizer.json"
-PUBLIC: Final = ("diet_acts", "bundestag_gesetze")  # what parliaments have published: the tokenizer's text
+PUBLIC: Final = ("diet-acts", "bundestag-gesetze")  # what parliaments have published: the tokenizer's text
 SYMBOLS, CONTEXT = 4_096, 128
 WINDOWS: Final = 2  # of a ministry in a step
 ROUNDS, QUICK_ROUNDS = 1_200, 400
@@ -239,26 +239,26 @@ def _own_test(result: Result, windows: Windows) -> float:
 
 def prepared(data: Path, folder: Path, tested: int, symbols: int) -> tuple[DeclaredTask, dict[str, Windows]]:
     """The task, and each ministry's windows with `tested` held-out ones, made in `folder`. Raises ConfigError."""
-    packed = list(_files(data).values())
-    public = [path for path in packed if path.name.removesuffix(SUFFIX) in PUBLIC]
-    if not public or len(packed) < 3:
-        raise ConfigError(f"{data}: {len(packed)} files *{SUFFIX}, expected 3 or more, one of them of {PUBLIC}")
+    files = _files(data)
+    public = [path for site, path in files.items() if site in PUBLIC]
+    if not public or len(files) < 3:
+        raise ConfigError(f"{data}: {len(files)} files *{SUFFIX}, expected 3 or more, one of them of {PUBLIC}")
     texts = (document.text for document in documents_in(public, KEYS) if document.side == "train")
     (folder / TOKENIZER).write_bytes(train_tokenizer(texts, symbols))
     tokenizer = read_tokenizer(folder / TOKENIZER)
     task = task_of(tokenizer, CONTEXT)
-    return task, dict(_sites(task, tokenizer, packed, folder, tested))
+    return task, dict(_sites(task, tokenizer, files, folder, tested))
 
 
 def _files(data: Path) -> dict[str, Path]:
-    return {path.name.removesuffix(SUFFIX): path for path in sorted(data.glob(f"*{SUFFIX}"))}
+    """Each ministry's file, by a name that an institution may have."""
+    return {path.name.removesuffix(SUFFIX).replace("_", "-"): path for path in sorted(data.glob(f"*{SUFFIX}"))}
 
 
 def _sites(
-    task: DeclaredTask, tokenizer: Tokenizer, packed: list[Path], folder: Path, tested: int
+    task: DeclaredTask, tokenizer: Tokenizer, files: dict[str, Path], folder: Path, tested: int
 ) -> Iterator[tuple[str, Windows]]:
-    for path in packed:
-        site = path.name.removesuffix(SUFFIX).replace("_", "-")  # as institutions are named
+    for site, path in files.items():
         write_store(folder / site, documents_in([path], KEYS), tokenizer, Rules())
         windows = load(task, DataConfig(source="tokens", path=str(folder), site=site))
         sample = np.linspace(0, len(windows.test) - 1, min(tested, len(windows.test))).astype(np.int64)
