@@ -26,6 +26,7 @@ for command in (pack, review, diff, signer, tokenizer, language):
 
 @task.command()
 @click.argument("name")
+@click.argument("settings", nargs=-1)
 @click.option(
     "--from-csv",
     "paths",
@@ -45,6 +46,7 @@ for command in (pack, review, diff, signer, tokenizer, language):
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def new(
     name: str,
+    settings: tuple[str, ...],
     paths: tuple[Path, ...],
     targets: tuple[str, ...],
     event: str,
@@ -54,13 +56,17 @@ def new(
 ) -> None:
     """Propose NAME.yaml from the records in CSV files: what to confirm is marked, and no record is printed.
 
+    SETTINGS of the group data say how the files are written.
+
     \b
     Examples:
       sovfed task new birth --from-csv clinic.csv --target preterm --person patient_id
       sovfed task new birth --from-csv clinics/ --target preterm
+      sovfed task new birth --from-csv clinics/ data.missing_words=[-99]
       sovfed task new relapse --from-csv clinic.csv --target days --event relapsed --person row
       sovfed task new signs --from-csv clinic.csv --target cough --target fever
     """
+    from sovfed.clients.data.chosen import as_written
     from sovfed.clients.proposals.proposal import propose
 
     if not NAME.fullmatch(name) or len(name) > 64:
@@ -68,7 +74,7 @@ def new(
     where = Path(f"{name}.yaml") if output is None else output
     if where.exists() and not force:
         raise ConfigError(f"{where} is there already; --force writes over it, --output another")
-    proposal = propose(name, paths, targets, event=event, person=person)
+    proposal = propose(name, paths, targets, event=event, person=person, written=as_written(settings))
     where.write_text(proposal.text, encoding="utf-8")
     for line in proposal.told:
         click.echo(visible(line, keep=""))

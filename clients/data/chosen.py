@@ -31,6 +31,11 @@ def chosen(file: Path, settings: Sequence[str]) -> DataConfig:
     return bind(DataConfig, {**values, "source": source, "path": str(file)}, "data", ConfigError)
 
 
+def as_written(settings: Sequence[str]) -> DataConfig:
+    """How tables are written as `settings` say, whichever they are. Raises ConfigError."""
+    return bind(DataConfig, _values(settings), "data", ConfigError)
+
+
 def for_prediction(settings: Sequence[str], keep: str = "") -> DataConfig:
     """How the table to predict for is written; its column `keep` is carried through. Raises ConfigError."""
     values = _values(settings)

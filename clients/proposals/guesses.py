@@ -9,6 +9,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.data.tables.words import ABSENT, FALSE, TRUE, fold
+from sovfed.clients.proposals.outliers import Apart, set_apart
 from sovfed.federation.tasks.columns import PACKED
 from sovfed.federation.tasks.taskfile import EPOCH, LONGEST_WORD
 from sovfed.federation.text import steers
@@ -39,6 +40,8 @@ class Seen:
     reason: str = ""
     values: dict[str, Any] = field(default_factory=dict)
     note: str = CONFIRM
+    told: tuple[str, ...] = ()  # what whoever proposes should know, without a value of a record
+    middle: float | None = None  # of a column of numbers
 
 
 def absent(cell: str) -> bool:
@@ -103,10 +106,20 @@ def _number(name: str, numbers: Sequence[float], missing: int, count: int) -> Se
     running = different == len(numbers) and max(numbers) - min(numbers) + 1 == different
     if all_integers and different > 2 and different == len(numbers) and (IDS.fullmatch(name) or running):
         return Seen("", "another whole number in every record: an identifier")
-    low, high = _beyond(min(numbers), max(numbers))
-    values = {"low": low, "high": high, **_plausible(numbers, low, high), **_mean(missing, count)}
+    apart = set_apart(numbers)
+    low, high = _beyond(min(apart.rest), max(apart.rest))
+    values = {"low": low, "high": high, **_plausible(apart.rest, low, high), **_mean(missing + apart.coded, count)}
     few = all_integers and different <= FEW and max(numbers) < 100
-    return Seen("number", values=values, note=f"{CONFIRM}: or the codes of categories?" if few else CONFIRM)
+    note = f"{CONFIRM}: or the codes of categories?" if few else CONFIRM
+    return Seen("number", values=values, note=note, told=_apart(apart), middle=sorted(apart.rest)[len(apart.rest) // 2])
+
+
+def _apart(apart: Apart) -> tuple[str, ...]:
+    """What stands outside of the proposed bounds, and what to do about it."""
+    codes = ", ".join(f"{code:g}" for code in apart.codes)
+    coded = f"{apart.coded} cells hold {codes}, taken for a missing value: data.missing_words=[{codes}] says so"
+    slips = f"{apart.slips} values lie far from all others and outside of the proposed bounds: look at them"
+    return (*([coded] if apart.codes else []), *([slips] if apart.slips else []))
 
 
 def _mean(missing: int, count: int) -> dict[str, Any]:
@@ -169,10 +182,14 @@ def _nice(value: float, *, up: bool = True) -> float:
 
 
 def _plausible(numbers: Sequence[float], low: float, high: float) -> dict[str, Any]:
+    middle = sorted(numbers)[len(numbers) // 2]
+    return {} if min(numbers) < 0 or len(set(numbers)) <= FEW else plausible(middle, low, high)
+
+
+def plausible(middle: float, low: float, high: float) -> dict[str, Any]:
     """Where the middle of another institution's values may lie, which tells another unit; of positive numbers only.
 
     It lies within the bounds."""
-    middle = sorted(numbers)[len(numbers) // 2]
-    if min(numbers) < 0 or middle <= 0 or len(set(numbers)) <= FEW:
+    if middle <= 0:
         return {}
     return {"plausible": (max(low, _nice(middle / 2, up=False)), min(high, _nice(middle * 2)))}

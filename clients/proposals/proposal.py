@@ -7,13 +7,15 @@ them. What cannot be learnt from (identifiers, free text, constants) is left out
 from __future__ import annotations
 
 import re
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.data.tables.header import like_persons
-from sovfed.clients.proposals.guesses import CONFIRM, Seen, absent, look
+from sovfed.clients.proposals.guesses import CONFIRM, Seen, absent, look, plausible
 from sovfed.clients.proposals.sniffing import Sheet, files_of, read_sheet, together
+from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.schema import bind, nearest
 from sovfed.federation.tasks.columns import Column
@@ -25,6 +27,8 @@ from sovfed.federation.text import steers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+AS_FOUND: Final = DataConfig()
+UNLIKE: Final = 1.8  # times as high: two units of one thing differ by more, two clinics' patients hardly
 ENOUGH: Final = 1_000  # records, from which on a perceptron is proposed
 LEARNT: Final = re.compile(
     r"target|label|outcome|class|y|diagnosis|disease|ill|died|death|event|readmitted", re.IGNORECASE
@@ -40,14 +44,15 @@ class Proposal:
 
 
 def propose(
-    name: str, path: Path | Sequence[Path], targets: Sequence[str] = (), *, event: str = "", person: str = ""
-) -> Proposal:
+    name: str, path: Path | Sequence[Path], targets: Sequence[str] = (), *, event: str = "", person: str = "",
+    written: DataConfig = AS_FOUND,
+) -> Proposal:  # fmt: skip
     """The proposal from a CSV file, from several or a folder of them: what it says covers them all.
 
-    Raises DataError if one cannot be read, ConfigError for a wrong name.
+    `written` says how their cells are. Raises DataError if one cannot be read, ConfigError for a wrong name.
     """
     files = files_of([path] if isinstance(path, Path) else path)
-    sheets = [read_sheet(file) for file in files]
+    sheets = [read_sheet(file, written) for file in files]
     for csv_file, read in zip(files, sheets, strict=True):
         if not read.rows:
             raise DataError(f"{csv_file.name}: no records below the header")
@@ -82,7 +87,11 @@ def propose(
         f"{csv_file.name}: {len(read.rows)} records; {read.said}" for csv_file, read in zip(files, sheets, strict=True)
     ]
     head = f"{len(sheet.rows)} records, {len(inputs)} inputs"
-    remarks = [*([f"{head}; {sheet.said}"] if len(files) == 1 else [*read_as, head]), *left_out, *lost]
+    apart = [f"'{column}': {line}" for column, profile in profiles.items() for line in profile.told]
+    differ = [line for column, profile in inputs.items() if profile.middle for line in _middles(column, files, sheets)]
+    remarks = [
+        *([f"{head}; {sheet.said}"] if len(files) == 1 else [*read_as, head]), *left_out, *lost, *apart, *differ,
+    ]  # fmt: skip
     return Proposal("".join(f"# {_plain(line)}\n" for line in left_out) + to_text(file, notes), tuple(remarks))
 
 
@@ -94,7 +103,22 @@ def _looked(name: str, sheet: Sheet, sheets: Sequence[Sheet]) -> Seen:
     each = [look(name, own.column_like(name), own.decimal) for own in sheets]
     numbers_records = all("in every record" in profile.reason and not profile.kind for profile in each)
     constant = any(len(set(own.column_like(name))) == 1 for own in sheets)
+    if "plausible" in seen.values:  # one file in another unit does not move the middle of the files' middles
+        middle = statistics.median(own.middle for own in each if own.middle is not None)
+        seen.values |= plausible(middle, seen.values["low"], seen.values["high"])
     return each[0] if numbers_records and not constant else seen
+
+
+def _middles(name: str, files: Sequence[Path], sheets: Sequence[Sheet]) -> list[str]:
+    """A line for each file whose numbers in a column lie about twice as high as the others', or half as high."""
+    looked = [look(name, own.column_like(name), own.decimal).middle for own in sheets]
+    middles = {file.name: middle for file, middle in zip(files, looked, strict=True) if middle and middle > 0}
+    lines = []
+    for file, middle in middles.items():
+        others = [other for own, other in middles.items() if own != file]
+        if others and not 1 / UNLIKE < (ratio := middle / statistics.median(others)) < UNLIKE:
+            lines.append(f"'{name}': the middle of {file} is {ratio:.2g} times that of the others: another unit?")
+    return lines
 
 
 def _plain(line: str) -> str:

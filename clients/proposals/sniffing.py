@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Final
 from sovfed.clients.data.csv import SUFFIXES as CSV
 from sovfed.clients.data.tables.dialect import look_at
 from sovfed.clients.data.tables.words import fold
-from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from sovfed.federation.config import DataConfig
 
 _DECIMAL: Final = re.compile(r"[<>≤≥]?\s*[-+]?[0-9]*,[0-9]+")
 MAX_ROWS: Final = 100_000  # that are looked at
@@ -55,11 +56,15 @@ class Sheet:
         return {name: position for position, name in enumerate(self.names)}
 
 
-def read_sheet(path: Path) -> Sheet:
-    """The first 100,000 records of the CSV file `path`. Raises DataError, with the line but never a value."""
+def read_sheet(path: Path, written: DataConfig) -> Sheet:
+    """The first 100,000 records of the CSV file `path`; of a cell that is in `written.missing_words` "" is left.
+
+    Raises DataError, with the line but never a value.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    dialect = look_at(path, DataConfig(), ())
+    dialect = look_at(path, written, ())
+    missing = {fold(word) for word in written.missing_words}
     _check_names(dialect.header, path)
     rows = []
     try:
@@ -68,7 +73,7 @@ def read_sheet(path: Path) -> Sheet:
                 next(file, "")
             lines = csv.reader(file, delimiter=dialect.separator, strict=True)
             for row in itertools.islice(lines, MAX_ROWS):
-                cells = [cell.strip() for cell in row]
+                cells = [text if fold(text := cell.strip()) not in missing else "" for cell in row]
                 if any(cells):  # spreadsheets leave empty rows behind
                     rows.append(_fitting(cells, len(dialect.header), dialect.skipped + lines.line_num, path))
     except (csv.Error, UnicodeDecodeError) as error:

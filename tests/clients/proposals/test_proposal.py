@@ -188,3 +188,52 @@ def test_several_files_give_one_task_that_fits_them_all(tmp_path: Path) -> None:
     assert propose("stay", files, ["ill"]).text == proposal.text
     with pytest.raises(DataError, match="no file in it"):
         propose("stay", [tmp_path / "clinics" / ".."], ["ill"])
+
+
+def _weights(folder: Path, site: str, factor: float = 1.0, odd: tuple[str, ...] = ()) -> Path:
+    """90 made-up persons: age, weight, whether ill; `odd` cells stand in the place of the first weights."""
+    draw = random.Random(site)
+    lines = ["age,weight,ill"]
+    for row in range(90):
+        weight = odd[row] if row < len(odd) else f"{factor * draw.gauss(75, 12):.1f}"
+        lines.append(f"{draw.randint(18, 95)},{weight},{draw.choice(['yes', 'no'])}")
+    path = folder / f"{site}.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_codes_of_a_missing_value_and_slips_do_not_widen_the_bounds(tmp_path: Path) -> None:
+    clinic = _weights(tmp_path, "north", odd=("-99", "-99", "-99"))
+    clinic.write_text(clinic.read_text().replace("\n", "\n620,71.5,no\n", 1))
+    proposal = propose("ward", clinic, ["ill"])
+    age, weight = task_from_text(proposal.text).schema.numbers
+    assert (age.low, age.high, weight.low) == (0.0, 120.0, 0.0)
+    assert weight.plausible and weight.missing == "mean" and weight.high < 200
+    told = "\n".join(proposal.told)
+    assert "'weight': 3 cells hold -99, taken for a missing value: data.missing_words=[-99] says so" in told
+    assert "'age': 1 values lie far from all others" in told and "620" not in proposal.text + told
+
+
+def test_a_code_that_is_declared_is_missing_and_no_more_said_of_it(tmp_path: Path) -> None:
+    clinic = _weights(tmp_path, "north", odd=("-99", "-99"))
+    arguments = ["new", "ward", "--from-csv", str(clinic), "--target", "ill", "data.missing_words=[-99]"]
+    done = CliRunner().invoke(group, [*arguments, "--output", str(tmp_path / "ward.yaml")], catch_exceptions=False)
+    assert done.exit_code == 0 and "-99" not in done.output
+    weight = task_from_text((tmp_path / "ward.yaml").read_text()).schema.numbers[1]
+    assert (weight.low, weight.missing) == (0.0, "mean")
+
+
+def test_a_file_in_another_unit_is_named_and_does_not_become_plausible(tmp_path: Path) -> None:
+    files = [_weights(tmp_path, site) for site in ("north", "south", "west")]
+    proposal = propose("ward", [*files, _weights(tmp_path, "east", factor=2.2046)], ["ill"])
+    (line,) = [line for line in proposal.told if "another unit" in line]
+    assert line.startswith("'weight': the middle of east.csv is 2.")
+    weight = task_from_text(proposal.text).schema.numbers[1]
+    assert weight.plausible is not None and weight.plausible[1] < 160
+
+
+def test_a_few_numbers_and_long_tails_are_left_as_they_are() -> None:
+    draw = random.Random(3)
+    for numbers in ([-99.0, 5.0, 7.0], [float(f"{draw.lognormvariate(1, 1):.3f}") for _ in range(400)]):
+        cells = [f"{number:g}" for number in numbers]
+        assert look("value", cells, ".").told == ()
