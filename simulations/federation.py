@@ -121,12 +121,14 @@ def simulate_population(
         from sovfed.simulations.ray_engine import run_on_ray
 
         return run_on_ray(config, names, folder, run)
-    with _kept_heap(), _threads(config), closing(_grid(config, apps, names, population[0], cohort, failures)) as grid:
-        try:
-            with failures.unlogged():
-                outcome = _told(lambda: run(grid, "in-memory"), failures)
-        except DataError as error:
-            raise wrong_data(population, configured_task(config.task), error) from error
+    try:
+        with (
+            _kept_heap(), _threads(config), failures.unlogged(),
+            closing(_grid(config, apps, names, population[0], cohort, failures)) as grid,
+        ):  # fmt: skip
+            outcome = _told(lambda: run(grid, "in-memory"), failures)
+    except DataError as error:
+        raise wrong_data(population, configured_task(config.task), error) from error
     if config.privacy.private and not config.task.statistics:
         outcome.summary[OUTSIDE] = _measure(config, population, outcome)
         write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())

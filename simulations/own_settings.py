@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.data import natural_sites
-from sovfed.clients.home.settings import read_settings
+from sovfed.clients.data.beside import ENDING, GROUP, is_settings, own_settings
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.schema import bind, nearest
@@ -15,9 +15,6 @@ from sovfed.federation.schema import bind, nearest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ENDING: Final = ".yaml"
-GROUP: Final = "data"
-FILES: Final = ("mapping", "url_file", "query_file", "opt_out", "bad_rows_file")  # as they stand from the folder
 GIVEN: Final = frozenset({"source", "path", "site", "sites", "site_column"})  # by the simulation
 
 
@@ -48,9 +45,7 @@ def _bound(data: DataConfig, own: dict[str, Any], folder: Path | None, name: str
     where = f"{folder / name}{ENDING}: {GROUP}"
     if given := sorted(GIVEN & set(own)):
         raise ConfigError(f"{where}.{given[0]}: that is the simulation's; this file says how one table is written")
-    values = {**vars(data), **own}
-    files = {key: str(folder / Path(own[key]).expanduser()) for key in FILES if isinstance(own.get(key), str)}
-    return bind(DataConfig, values | files, where)
+    return bind(DataConfig, {**vars(data), **own}, where)
 
 
 def _own_settings(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -61,19 +56,11 @@ def _own_settings(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any
         if name not in names:
             _check_nobodys(path, name, names)
             continue
-        content = read_settings(path)
-        own = content.get(GROUP)
-        if set(content) != {GROUP} or not isinstance(own, dict):
-            raise ConfigError(f"{path}: expected '{GROUP}:' alone, with that institution's settings below it")
-        settings[name] = own
+        settings[name] = own_settings(path)
     return settings
 
 
 def _check_nobodys(path: Path, name: str, names: Sequence[str]) -> None:
     """Raise ConfigError if the file looks like an institution's settings, which would be ignored."""
-    try:
-        content = read_settings(path)
-    except ConfigError:
-        return
-    if set(content) == {GROUP}:
+    if is_settings(path):
         raise ConfigError(f"{path}: there is no table of an institution '{name}'{nearest(name, names)}")

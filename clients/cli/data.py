@@ -33,8 +33,8 @@ ONE_LINE: Final = ("kind", "missing", "outside", "unknown", "unreadable")
 def check_data(ctx: click.Context, task: str, file: Path, settings: tuple[str, ...], as_json: bool) -> None:
     """Look at FILE as TASK would read it, and say what to mend. Shows counts and lines, and no value of a record.
 
-    TASK is an installed task or a task.yaml, FILE a table or a folder. SETTINGS are those of the group data. Exits with
-    1 if the file cannot be used as it is.
+    TASK is an installed task or a task.yaml, FILE a table or a folder. SETTINGS are those of the group data, over those
+    in a file NAME.yaml beside NAME.csv, as a simulation has them. Exits with 1 if the file cannot be used as it is.
 
     \b
     Examples:
@@ -42,10 +42,14 @@ def check_data(ctx: click.Context, task: str, file: Path, settings: tuple[str, .
       sovfed client check-data renal.yaml patients.csv data.person=mrn data.decimal=,
       sovfed client check-data heart patients.parquet --json
     """
+    from sovfed.clients.data.beside import ENDING, is_settings
     from sovfed.clients.data.chosen import chosen
     from sovfed.clients.data.survey import report
 
-    result = report(task_of(task), chosen(file, settings))
+    own = file.with_suffix(ENDING) if file.is_file() and is_settings(file.with_suffix(ENDING)) else None
+    result = report(task_of(task), chosen(file, settings, own))
+    if own is not None and not as_json:
+        click.echo(f"with the settings in {own}; an institution's node has those of its client.yaml")
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))
     else:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks.columns import Column, Schema, Table
 
 GROUP: Final = "sovfed.connectors"
+OF_ONE: Final = {"sql": ("query", "query_file", "url_file"), "images": ("table",)}  # settings of one source alone
+OURS: Final = ("csv", "parquet", "sql", "images", "jsonl", "fhir", "omop", "tokens")
 LIMITED: Final = (
     "data.limit takes a sample in which one person's coming is another's going; a private run needs all records "
     "(data.limit=null)"
@@ -130,9 +132,18 @@ def load_records(task: Task, config: DataConfig) -> Dataset:
     """The institution's records for `task`, checked against its schema. Raises DataError saying what is wrong."""
     if config.opt_out is not None and not connector(config.source).opts_out:
         raise DataError(f"data.opt_out: the source '{config.source}' cannot leave persons out; take it away from there")
+    _check_meant(config)
     records = connector(config.source).load(task, config)
     check(records, task.schema, f"{config.source}, site {config.site}")
     return records if config.limit is None else sample(records, config.limit, f"{config.source}/{config.site}")
+
+
+def _check_meant(config: DataConfig) -> None:
+    """Raise DataError for a setting of another of our sources, which would be ignored; a stranger's may read any."""
+    for source, names in OF_ONE.items():
+        given = next((name for name in names if getattr(config, name) is not None), None)
+        if given and config.source != source and config.source in OURS:
+            raise DataError(f"data.{given} is for data.source '{source}'; '{config.source}' has no use for it")
 
 
 def opt_out_stamp(config: DataConfig) -> object:

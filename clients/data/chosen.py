@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import yaml
 
+from sovfed.clients.data.beside import own_settings
 from sovfed.clients.data.tables.prediction import source_of
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError
@@ -24,9 +25,9 @@ OF_A_PREDICTION: Final = frozenset(
 )  # fmt: skip
 
 
-def chosen(file: Path, settings: Sequence[str]) -> DataConfig:
-    """The records in `file` as `settings` say, each `data.KEY=VALUE`. Raises ConfigError."""
-    values = _values(settings)
+def chosen(file: Path, settings: Sequence[str], own: Path | None = None) -> DataConfig:
+    """The records in `file` as `settings` say, each `data.KEY=VALUE`, and the file `own`. Raises ConfigError."""
+    values = {**({} if own is None else own_settings(own)), **_values(settings)}
     source = values["source"] if "source" in values else source_of(file)
     return bind(DataConfig, {**values, "source": source, "path": str(file)}, "data", ConfigError)
 

@@ -31,8 +31,10 @@ def read_file(path: Path, max_bytes: int, sha256: str | None = None, *, setting:
         if not path.is_file():
             raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}; check {setting}")
         size = path.stat().st_size
-        if not 0 < size <= max_bytes:
-            raise DataError(f"{path}: {size} bytes, expected 1 to {max_bytes}")
+        if size == 0:
+            raise DataError(f"{path}: the file is empty; check {setting}")
+        if size > max_bytes:
+            raise DataError(f"{path}: {size} bytes, expected {max_bytes} at most")
         content = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error

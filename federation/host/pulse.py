@@ -5,7 +5,7 @@
     while …: beat(); …                                   # in that loop, each time
     beat.rest()                                          # it waits for something that may take for ever
 
-The file is touched every two seconds by a thread of its own, but only while no watched loop is overdue: a process that is
+The file is touched every two seconds by a thread of its own, but only while no watched loop is overdue: one that is
 stopped (SIGSTOP, swap, a dead disk) and one whose loop hangs look alike. A supervisor watches the file where its
 `Process` names one (`pulse=`), and ends and restarts what is silent for `hang_s`.
 """

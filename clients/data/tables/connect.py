@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +20,7 @@ from sovfed.federation.errors import DataError
 from sovfed.federation.schema import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sovfed.clients.data import Records
     from sovfed.clients.data.tables import TableRead
@@ -85,7 +87,9 @@ def sites_of(config: DataConfig, suffixes: tuple[str, ...], open_: Open) -> tupl
     if path is not None and not path.exists():
         raise DataError(f"{path}: no such file or folder; check data.path")
     if path is not None and path.is_dir() and not config.site_column:
-        return tuple(_files(path, suffixes))
+        files = _files(path, suffixes)
+        _check_differ(list(files.values()))
+        return tuple(files)
     return _in_column(config, open_) if config.site_column else ()
 
 
@@ -105,12 +109,25 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
         if suffix is None or path.name.startswith(".") or not path.is_file():
             continue
         site = path.name[: -len(suffix)]
-        if site in files:
-            raise DataError(f"{folder}: two files of site '{site[:MAX_SITE]}'")
+        if twice := next((own for own in files if own.casefold() == site.casefold()), ""):
+            raise DataError(f"{folder}: two files of site '{site[:MAX_SITE]}': {files[twice].name} and {path.name}")
         files[site] = path
     if not files or len(files) > MAX_SITES:
         raise DataError(f"{folder}: {len(files)} files that end in {' or '.join(suffixes)}, expected one for each site")
     return files
+
+
+def _check_differ(files: Sequence[Path]) -> None:
+    """Raise DataError where two sites have the same table, whose persons would count twice."""
+    seen: dict[tuple[int, str], Path] = {}
+    sizes = collections.Counter(path.stat().st_size for path in files)
+    for path in files:
+        if sizes[size := path.stat().st_size] > 1:
+            with path.open("rb") as file:
+                key = size, hashlib.file_digest(file, "sha256").hexdigest()
+            if key in seen:
+                raise DataError(f"{path.parent}: {seen[key].name} and {path.name} are the same, byte for byte")
+            seen[key] = path
 
 
 def _in_column(config: DataConfig, open_: Open) -> tuple[str, ...]:

@@ -45,6 +45,8 @@ _END: Final = re.compile(r"\r\n?|\n")
 _LINE: Final = re.compile(r"[^\r\n]*(?:\r\n?|\n|\Z)")
 _EMPTY: Final = re.compile(r"(?:[ \t;,|]*(?:\r\n?|\n))*(?:[ \t;,|]*\Z)?")
 _NOT_WINDOWS: Final = (0x81, 0x8D, 0x8F, 0x90, 0x9D)
+_CONTROLS: Final = bytes(code for code in range(32) if code not in b"\t\n\v\f\r")
+NO_TEXT: Final = 0.02  # share of control characters, of which a text has hardly any and an image or archive a tenth
 _POINT: Final = re.compile(r"[+-]?[0-9]*\.[0-9]+(?:[eE][+-]?[0-9]+)?")
 _COMMA: Final = re.compile(r"[+-]?[0-9]*,[0-9]+(?:[eE][+-]?[0-9]+)?")
 
@@ -108,15 +110,19 @@ def _encoding(path: Path, declared: str | None) -> tuple[str, bool]:
     if not path.is_file():
         raise DataError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}; check data.path")
     size = path.stat().st_size
-    if not 0 < size <= MAX_BYTES:
-        raise DataError(f"{path}: {size} bytes, expected 1 to {MAX_BYTES}")
+    if size == 0:
+        raise DataError(f"{path}: the file is empty; check data.path")
+    if size > MAX_BYTES:
+        raise DataError(f"{path}: {size} bytes, expected {MAX_BYTES} at most")
     with path.open("rb") as file:
-        start = file.read(64)
+        start = file.read(HEAD)
         for magic, description in OTHERS:
             if start.startswith(magic):
                 raise DataError(f"{path}: {description}")
         if declared is None:
-            declared = next((name for bom, name in BOMS if start.startswith(bom)), None) or _without_bom(start)
+            declared = next((name for bom, name in BOMS if start.startswith(bom)), None) or _without_bom(start[:64])
+            if declared is None and len(start.translate(None, _CONTROLS)) < (1 - NO_TEXT) * len(start):
+                raise DataError(f"{path}: this is no text, so no CSV file; check data.path and data.source")
         file.seek(0)
         return _scan(file, declared, path)
 

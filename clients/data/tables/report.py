@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from sovfed.clients.data.tables import words
 from sovfed.federation.schema import nearest
+from sovfed.federation.tasks.columns import REFUSE
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def _fix(column: Column | None, kind: str) -> str:
         case words.OUTSIDE if column is not None and column.kind == "number":
             low, high = column.bounds
             unit = f" {column.unit}" if column.unit else ""
-            return f"; expected {low:g} to {high:g}{unit}, or, of one that says 'missing', data.missing_words=[-99]"
+            coded = "goes into data.missing_words" if column.missing != REFUSE else "needs a rule 'missing' in the task"
+            return f"; expected {low:g} to {high:g}{unit}; a code of a missing value, such as -99, {coded}"
         case words.OUTSIDE if column is not None:
             low, high = column.bounds
             return f"; expected {low:g} to {high:g}{f' {column.unit}' if column.unit else ''}"

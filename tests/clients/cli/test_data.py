@@ -116,5 +116,20 @@ def test_the_table_is_whole_at_80_letters(tmp_path: Path, monkeypatch: pytest.Mo
     arguments = [str(tmp_path / "hip.yaml"), str(tmp_path / "clinic.csv")]
     shown = CliRunner().invoke(check_data, arguments).output
     assert all(any(name in line for line in shown.splitlines()) for name in names)
-    assert "unit" not in shown and "data.missing_words=[-99]" in shown
+    assert "unit" not in shown and "such as -99" in shown
     assert "data.max_bad_share" in CliRunner().invoke(check_data, [*arguments, "data.bad_rows=quarantine"]).output
+
+
+def test_a_table_s_own_settings_beside_it_are_taken_and_said(tmp_path: Path) -> None:
+    (tmp_path / "hip.yaml").write_text(
+        "format: 1\nname: hip\ntitle: hip\nversion: '1'\nperson: one row a person\n"
+        "columns: {seen: {kind: date, low: 2000-01-01, high: 2030-01-01}}\n"
+        'target: {kind: binary, column: outcome, classes: ["no", "yes"]}\nmodel: {family: linear}\n'
+    )
+    rows = "".join(f"{row % 28 + 1:02d}.03.2024,{'yes' if row % 3 else 'no'}\n" for row in range(40))
+    (tmp_path / "birch.csv").write_text(f"seen,outcome\n{rows}")
+    arguments = [str(tmp_path / "hip.yaml"), str(tmp_path / "birch.csv")]
+    assert CliRunner().invoke(check_data, arguments).exit_code == 1
+    (tmp_path / "birch.yaml").write_text("data: {date_format: '%d.%m.%Y'}\n")
+    shown = CliRunner().invoke(check_data, arguments)
+    assert shown.exit_code == 0 and "with the settings in" in shown.output and "birch.yaml" in shown.output

@@ -107,7 +107,7 @@ def test_the_log_says_how_a_file_was_read(tmp_path: Path, caplog: pytest.LogCapt
         ('age,dose,ill\n50,1,"0', "malformed CSV: a quote is not closed"),
         ("age;dose;ill\n50,5;1.5;0\n51;1,5;1\n52,5;1;0\n53,5;2;0\n", r"column 'dose': 1 value is no number \(line 2\)"),
         ("age;dose;ill\n50,5;1;0\n1.050,5;1,5;0\n", r"column 'age': 1 value is no number \(line 3\)"),
-        ("", "0 bytes"),
+        ("", "the file is empty"),
         ("\n\n", "no header"),
         ("age,dose,ill\n", "no training and no held-out records"),
         (b"PK\x03\x04....", "save it as 'CSV UTF-8'"),
@@ -517,3 +517,32 @@ def test_line_breaks_in_quoted_cells_are_read_wherever_a_block_of_the_file_ends(
     records = _load(written(tmp_path, "\n".join(["age,report,dose,ill", *lines, ""])))
     expected = [[row % 90, row % 32 / 8, row % 2] for row in range(len(reports))]
     assert rows(records) == expected
+
+
+def test_what_is_no_text_and_what_is_empty_is_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "image.csv").write_bytes(b"\x89PNG" + np.random.default_rng(0).bytes(5_000))
+    (tmp_path / "none.csv").touch()
+    for name, told in (("image", "no text, so no CSV file"), ("none", "the file is empty")):
+        with pytest.raises(DataError, match=told):
+            load_records(task_of(AGE, ILL), DataConfig(source="csv", path=str(tmp_path / f"{name}.csv")))
+
+
+def test_two_sites_of_one_table_or_one_name_are_refused(tmp_path: Path) -> None:
+    """Their persons would count twice, and stand on both sides of a comparison."""
+    config = DataConfig(source="csv", path=str(tmp_path))
+    for name in ("alder", "birch"):
+        (tmp_path / f"{name}.csv").write_text("age,ill\n30,1\n40,0\n")
+    with pytest.raises(DataError, match=r"alder\.csv and birch\.csv are the same"):
+        natural_sites(config)
+    (tmp_path / "birch.csv").rename(tmp_path / "Alder.CSV")
+    with pytest.raises(DataError, match=r"two files of site 'alder'.*Alder\.CSV"):
+        natural_sites(config)
+
+
+def test_a_setting_of_another_source_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ward.csv"
+    path.write_text("age,ill\n30,1\n40,0\n")
+    for name, source in (("query", "sql"), ("table", "images")):
+        config = DataConfig(source="csv", path=str(path), **{name: "select 1"})
+        with pytest.raises(DataError, match=f"data.{name} is for data.source '{source}'"):
+            load_records(task_of(AGE, ILL), config)

@@ -59,5 +59,5 @@ def test_what_would_be_ignored_is_refused(tmp_path: Path, text: str, told: str) 
 def test_words_and_numbers_that_are_not_the_tasks_are_told_with_the_way_to_declare_them(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_records(TASK, written(tmp_path, "age,residence,ill\n-99,Heim,0\n"))
-    assert "data.mapping" in str(caught.value) and "data.missing_words=[-99]" in str(caught.value)
+    assert "data.mapping" in str(caught.value) and "such as -99" in str(caught.value)
     assert "Heim" not in str(caught.value)
