@@ -14,6 +14,7 @@ import click
 
 from sovfed.clients.cli.home import HOME
 from sovfed.clients.cli.policy_options import policy_options
+from sovfed.clients.cli.way_options import Way, way_options
 from sovfed.federation.errors import ConfigError, DataError, IdentityError
 from sovfed.federation.text import visible
 
@@ -37,16 +38,13 @@ TOLD_EVERY_S: Final = 60.0  # where no terminal shows a line that changes
 @policy_options
 @click.option("--authority", help="The root's fingerprint as the authority itself gave it; another root is refused.")
 @click.option("--yes", is_flag=True, help="Do not ask: the root's fingerprint was compared with the authority.")
-@click.option("--proxy", help="http://HOST:PORT on the way to the agency; by default HTTPS_PROXY. Kept in client.yaml.")
-@click.option(
-    "--proxy-login", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="File with user:password."
-)
+@way_options
 @click.option("--detach/--foreground", default=True, help="Return once joined, or stay until Ctrl-C.")
 @click.option("--timeout", "timeout_s", default=WEEK_S, help="Seconds to wait for admission.  [default: a week]")
 @HOME
 def join(
     invitation: Path | None, overrides: tuple[str, ...], data: str | None, chosen: Chosen, authority: str | None,
-    yes: bool, proxy: str | None, proxy_login: Path | None, detach: bool, timeout_s: float, home: Path,
+    yes: bool, way: Way, detach: bool, timeout_s: float, home: Path,
 ) -> None:  # fmt: skip
     """Join a federation with the agency's INVITATION: settings, keys, admission, start, and proof that all of it works.
 
@@ -69,15 +67,11 @@ def join(
 
     home = home.absolute()
     given = Invitation.from_json(invitation.read_text(encoding="utf-8")) if invitation else kept_invitation(home)
-    login = proxy_login.read_text(encoding="utf-8") if proxy_login else ""
-    if proxy is None and given is not None and not (home / SETTINGS).exists():
-        proxy, login = _environment_proxy(home, given, login)
+    if given is not None and not (home / SETTINGS).exists():
+        way = way.else_of_environment(home, given.address)
     words = [*data_overrides(data, chosen.tasks), *overrides]
-    made = _settle(home, words, chosen, proxy)
-    if login:
-        from sovfed.federation.wire.proxy import keep_credentials
-
-        keep_credentials(home, login)
+    made = _settle(home, words, chosen, way.proxy)
+    way.keep(home)
     try:
         _look_at_records(home)
     except DataError:
@@ -137,16 +131,6 @@ def _settle(home: Path, words: list[str], chosen: Chosen, proxy: str | None) -> 
         raise ConfigError(f"{home / POLICY}: {'; '.join(unlike)}; edit the file, or leave the option out")
     click.echo(f"settings: {home / SETTINGS} and {POLICY} are kept as they are")
     return []
-
-
-def _environment_proxy(home: Path, invitation: Invitation, login: str) -> tuple[str | None, str]:
-    """The proxy that the environment names for the agency, and its login: after a reboot nobody sets the variable."""
-    from sovfed.federation.wire.proxy import proxy_for
-
-    proxy = proxy_for(invitation.address, None, home)
-    if proxy is None:
-        return None, login
-    return f"http://{proxy.address}", login or (f"{proxy.user}:{proxy.password}" if proxy.user else "")
 
 
 def _look_at_records(home: Path) -> None:

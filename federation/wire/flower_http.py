@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from sovfed.federation.addresses import host_port
 from sovfed.federation.errors import IdentityError, ProtocolError, ServiceError
+from sovfed.federation.wire.bridge import bridged
 from sovfed.federation.wire.clocks import note_time, tell_difference
 from sovfed.federation.wire.reach import TIMEOUT_S, UnreachableError, connect
 
@@ -223,11 +224,13 @@ def _tunnel(proxy: Proxy) -> httpcore.NetworkBackend:
     """What makes connections through `proxy`."""
     import httpcore
 
+    near = bridged(proxy)
+
     class Tunnel(httpcore.SyncBackend):
         def connect_tcp(self, host: str, port: int, *args: Any, **options: Any) -> httpcore.NetworkStream:
-            stream = super().connect_tcp(proxy.host, proxy.port, *args, **options)
+            stream = super().connect_tcp(near.host, near.port, *args, **options)
             try:
-                connect(_Bytes(stream), host_port(host, port), proxy)
+                connect(_Bytes(stream), host_port(host, port), near)
             except UnreachableError as error:
                 stream.close()
                 raise httpcore.ConnectError(f"{error}; {error.fix}") from error
