@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sovfed.clients.home.begin import Chosen
     from sovfed.clients.node.enrol import Fingerprints
     from sovfed.federation.config import ClientConfig
+    from sovfed.federation.host.units import Unit
     from sovfed.federation.wire.enrolment import Invitation
 
 WEEK_S: Final = 7 * 86_400.0
@@ -40,11 +41,19 @@ TOLD_EVERY_S: Final = 60.0  # where no terminal shows a line that changes
 @click.option("--yes", is_flag=True, help="Do not ask: the root's fingerprint was compared with the authority.")
 @way_options
 @click.option("--detach/--foreground", default=True, help="Return once joined, or stay until Ctrl-C.")
+@click.option("--service", is_flag=True, help="Have systemd keep it up, also after a reboot.")
+@click.option(
+    "--service-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="/etc/systemd/system",
+    show_default=True,
+    help="Where the service's unit is written.",
+)
 @click.option("--timeout", "timeout_s", default=WEEK_S, help="Seconds to wait for admission.  [default: a week]")
 @HOME
 def join(
     invitation: Path | None, overrides: tuple[str, ...], data: str | None, chosen: Chosen, authority: str | None,
-    yes: bool, way: Way, detach: bool, timeout_s: float, home: Path,
+    yes: bool, way: Way, detach: bool, service: bool, service_folder: Path, timeout_s: float, home: Path,
 ) -> None:  # fmt: skip
     """Join a federation with the agency's INVITATION: settings, keys, admission, start, and proof that all of it works.
 
@@ -58,8 +67,11 @@ def join(
       sovfed client join hospital-1.invitation --data breast_cancer --authority "5f2c 88…"
       sovfed client join hospital-1.invitation --task birth.yaml --data birth.csv --min-cohort 4 --officers
       sovfed client join hospital-1.invitation data=sql data.url_file=/srv/url --task birth.yaml
+      sovfed client join hospital-1.invitation --task birth.yaml --data birth.csv --service
       sovfed client join                       go on
     """
+    if service and not detach:
+        raise click.UsageError("--service and --foreground: one of the two starts it")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it says of a failed connection, we say in words
     from sovfed.clients.home.folder import SETTINGS, load_config
     from sovfed.clients.node.join import kept_invitation
@@ -72,6 +84,7 @@ def join(
     words = [*data_overrides(data, chosen.tasks), *overrides]
     made = _settle(home, words, chosen, way.proxy)
     way.keep(home)
+    unit = _unit(home, service_folder, given) if service else None
     try:
         _look_at_records(home)
     except DataError:
@@ -79,7 +92,18 @@ def join(
             path.unlink()
         raise
     _enrol(home, given, authority, yes, timeout_s)
+    if unit is not None:
+        from sovfed.clients.cli.join_service import keep_up
+
+        keep_up(home, unit, service_folder, timeout_s)
     _start(home, detach, lambda: _prove(home, load_config(home)))
+
+
+def _unit(home: Path, folder: Path, invitation: Invitation | None) -> Unit:
+    from sovfed.clients.cli.join_service import unit_for
+    from sovfed.clients.node.enrol import load_institution
+
+    return unit_for(home, folder, invitation.institution if invitation is not None else load_institution(home).name)
 
 
 def announce(prints: Fingerprints) -> None:
