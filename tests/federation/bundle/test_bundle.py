@@ -58,7 +58,7 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> Signed:
     return Signed(folder / "authority", make_signer(folder, folder / "authority", "ann", "agency"))
 
 
-def write_bundle(folder: Path, version: str, signer: SigningKey) -> Path:
+def write_bundle(folder: Path, version: str, signer: SigningKey, role: str = "institution") -> Path:
     """A whole bundle whose one wheel is a sovfed that says its version and no more: ours brings 400 MB."""
     (folder / "wheels").mkdir(parents=True)
     info = f"sovfed-{version}.dist-info"
@@ -71,7 +71,7 @@ def write_bundle(folder: Path, version: str, signer: SigningKey) -> Path:
     (folder / "lock.txt").write_text("")
     (folder / "sbom.json").write_text('{"bomFormat": "CycloneDX"}')
     shutil.copy(Path(installer.__file__), folder / "install.py")
-    put_signed(folder, manifest_of(folder, "institution", (), version), signer)
+    put_signed(folder, manifest_of(folder, role, (), version), signer)
     return folder
 
 
@@ -87,7 +87,8 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False)
 
 
-def test_it_installs_upgrades_and_takes_back_without_a_network(tmp_path: Path, signed: Signed) -> None:
+@pytest.mark.parametrize("role", ["institution", "agency"])
+def test_it_installs_upgrades_and_takes_back_without_a_network(tmp_path: Path, signed: Signed, role: str) -> None:
     prefix, home = tmp_path / "opt", tmp_path / "home"
     home.mkdir()
     (home / "ledger.jsonl").write_text("what was learnt\n")
@@ -99,12 +100,12 @@ def test_it_installs_upgrades_and_takes_back_without_a_network(tmp_path: Path, s
         ).stdout.strip()
 
     for version in ("1.0", "1.1"):
-        made = packed(write_bundle(tmp_path / version, version, signed.signer), tmp_path / f"{version}.tar")
+        made = packed(write_bundle(tmp_path / version, version, signed.signer, role), tmp_path / f"{version}.tar")
         (tmp_path / "unpacked").mkdir(exist_ok=True)
         subprocess.run(["tar", "-xf", made, "-C", tmp_path / "unpacked"], check=True)
         done = run(tmp_path / "unpacked" / version, "install", *trusted)
         assert done.returncode == 0, done.stderr
-        assert "signed by URI:urn:sovfed:signer:ann" in done.stdout
+        assert "signed by URI:urn:sovfed:signer:ann" in done.stdout and f"for an {role}: every" in done.stdout
         assert says() == f"sovfed, version {version}"
     for version in ("1.0", "1.1"):  # back, and forth again
         done = run(tmp_path / "unpacked" / "1.1", "rollback", "--prefix", str(prefix))
@@ -217,6 +218,17 @@ def test_an_older_version_is_installed_only_if_that_is_meant(tmp_path: Path, sig
     assert (done.returncode, "older than 1.10" in done.stderr) == (1, True)
     assert (prefix / "current").resolve().name.startswith("1.10-")
     assert run(older, "install", *trusted, "--older").returncode == 0
+
+
+def test_an_agency_is_not_replaced_by_an_institutions_bundle_which_lacks_its_server(
+    tmp_path: Path, signed: Signed
+) -> None:
+    prefix = tmp_path / "opt"
+    trusted = ("--root", str(signed.root), "--fingerprint", signed.fingerprint, "--prefix", str(prefix))
+    assert run(write_bundle(tmp_path / "ours", "1.0", signed.signer, "agency"), "install", *trusted).returncode == 0
+    done = run(write_bundle(tmp_path / "theirs", "1.1", signed.signer), "install", *trusted)
+    assert (done.returncode, "is of an agency" in done.stderr) == (1, True), done.stderr
+    assert (prefix / "current").resolve().name.startswith("1.0-agency-")
 
 
 def test_another_root_is_refused_by_its_fingerprint(bundle: Path, signed: Signed) -> None:
