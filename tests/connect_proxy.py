@@ -144,7 +144,7 @@ def proxy_identity(folder: Path, name: str = "127.0.0.1") -> tuple[ssl.SSLContex
     for path, data in zip(paths, (to_pem(root), to_pem(certificate), key_to_pem(key)), strict=True):
         path.write_bytes(data)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*paths[1:])
+    context.load_cert_chain(paths[1], paths[2])
     return context, paths[0]
 
 

@@ -79,7 +79,7 @@ class Bridge:
             try:
                 far_reader, far_writer = await self._reach()
             except (OSError, TimeoutError, ConfigError) as error:
-                log.warning("the proxy %s is not reached over TLS: %s", self._proxy.address, error or "no answer")
+                log.warning("the proxy %s is not reached over TLS: %s", self._proxy.address, str(error) or "no answer")
                 writer.write(_refusal(UNREACHED))
                 return
             with contextlib.closing(far_writer):

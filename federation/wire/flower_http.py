@@ -139,7 +139,10 @@ def refuse_unbounded(response: httpx.Response) -> None:
         raise ProtocolError(f"{response.url}: a response of {size} bytes, at most {MAX_RESPONSE_BYTES}")
 
 
-_HOOKS: Final = {"request": [note_time], "response": [tell_difference, refuse_unbounded]}
+_HOOKS: Final[dict[str, list[Callable[..., Any]]]] = {
+    "request": [note_time],
+    "response": [tell_difference, refuse_unbounded],
+}
 
 
 def _is_loopback(url: str) -> bool:

@@ -87,8 +87,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("role", ["institution", "agency"])
-def test_it_installs_upgrades_and_takes_back_without_a_network(tmp_path: Path, signed: Signed, role: str) -> None:
+def test_it_installs_upgrades_and_takes_back_without_a_network(tmp_path: Path, signed: Signed) -> None:
     prefix, home = tmp_path / "opt", tmp_path / "home"
     home.mkdir()
     (home / "ledger.jsonl").write_text("what was learnt\n")
@@ -100,12 +99,12 @@ def test_it_installs_upgrades_and_takes_back_without_a_network(tmp_path: Path, s
         ).stdout.strip()
 
     for version in ("1.0", "1.1"):
-        made = packed(write_bundle(tmp_path / version, version, signed.signer, role), tmp_path / f"{version}.tar")
+        made = packed(write_bundle(tmp_path / version, version, signed.signer), tmp_path / f"{version}.tar")
         (tmp_path / "unpacked").mkdir(exist_ok=True)
         subprocess.run(["tar", "-xf", made, "-C", tmp_path / "unpacked"], check=True)
         done = run(tmp_path / "unpacked" / version, "install", *trusted)
         assert done.returncode == 0, done.stderr
-        assert "signed by URI:urn:sovfed:signer:ann" in done.stdout and f"for an {role}: every" in done.stdout
+        assert "signed by URI:urn:sovfed:signer:ann" in done.stdout
         assert says() == f"sovfed, version {version}"
     for version in ("1.0", "1.1"):  # back, and forth again
         done = run(tmp_path / "unpacked" / "1.1", "rollback", "--prefix", str(prefix))
@@ -220,14 +219,17 @@ def test_an_older_version_is_installed_only_if_that_is_meant(tmp_path: Path, sig
     assert run(older, "install", *trusted, "--older").returncode == 0
 
 
-def test_an_agency_is_not_replaced_by_an_institutions_bundle_which_lacks_its_server(
+def test_an_agency_is_upgraded_and_taken_back_and_not_replaced_by_an_institutions_bundle_which_lacks_its_server(
     tmp_path: Path, signed: Signed
 ) -> None:
     prefix = tmp_path / "opt"
     trusted = ("--root", str(signed.root), "--fingerprint", signed.fingerprint, "--prefix", str(prefix))
-    assert run(write_bundle(tmp_path / "ours", "1.0", signed.signer, "agency"), "install", *trusted).returncode == 0
-    done = run(write_bundle(tmp_path / "theirs", "1.1", signed.signer), "install", *trusted)
+    for version in ("1.0", "1.1"):
+        done = run(write_bundle(tmp_path / version, version, signed.signer, "agency"), "install", *trusted)
+        assert done.returncode == 0 and f"sovfed {version} for an agency: every file holds" in done.stdout, done.stderr
+    done = run(write_bundle(tmp_path / "theirs", "1.2", signed.signer), "install", *trusted)
     assert (done.returncode, "is of an agency" in done.stderr) == (1, True), done.stderr
+    assert run(tmp_path / "1.1", "rollback", "--prefix", str(prefix)).returncode == 0
     assert (prefix / "current").resolve().name.startswith("1.0-agency-")
 
 
