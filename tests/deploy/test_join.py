@@ -50,7 +50,7 @@ class World:
         return done.stdout + done.stderr
 
     def join(self, name: str, *words: object, code: int = 0) -> str:
-        way = ("--proxy", self.proxy.url)
+        way: tuple[str, ...] = ("--proxy", self.proxy.url)
         if name == "hospital-2":
             way = ("--proxy", self.secured.url, "--proxy-ca", "proxy-ca.pem")
         proxy = ("--authority", self.root, *way)

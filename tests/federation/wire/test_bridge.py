@@ -6,6 +6,8 @@ import contextlib
 import logging
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from tests.federation.wire.test_reach import PINNED, ROOT, server
 from sovfed.federation.certificates import to_pem
 from sovfed.federation.wire.bridge import UNREACHED, bridged, grpc_options
 from sovfed.federation.wire.flower_http import Presented, _connecting
-from sovfed.federation.wire.proxy import Proxy, Tls
+from sovfed.federation.wire.proxy import Proxy, Tls, keep_credentials, keep_roots
 from sovfed.federation.wire.reach import UnreachableError, look
 
 PASSWORD = "s3cret-word"
@@ -57,7 +59,7 @@ def ready(address: str, way: Proxy, timeout_s: float) -> bool:
     credentials = grpc.ssl_channel_credentials(to_pem(ROOT))
     with grpc.secure_channel(address, credentials, grpc_options(way)) as channel:
         try:
-            grpc.channel_ready_future(channel).result(timeout_s)  # type: ignore[no-untyped-call]
+            grpc.channel_ready_future(channel).result(timeout_s)
         except grpc.FutureTimeoutError:
             return False
     return True
@@ -86,6 +88,31 @@ def grpc_server(folder: Path) -> Iterator[str]:
             yield f"127.0.0.1:{port}"
         finally:
             running.stop(None).wait()
+
+
+SEALED = """
+import sys
+from pathlib import Path
+from sovfed.clients.node.sandbox import enter
+name, home, address, root, setting = sys.argv[1:]
+enter(name, Path(home), Path("/srv/records"))
+from sovfed.federation.wire.proxy import proxy_for
+from sovfed.federation.wire.reach import Pinned, look
+look(address, Pinned(root), proxy_for(address, setting, Path(home)))
+"""
+
+
+@pytest.mark.parametrize("name", ["supernode", "gateway"])
+def test_the_processes_that_go_out_reach_it_when_they_are_sealed(tmp_path: Path, name: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    with server(tmp_path) as address, secured(tmp_path, login=f"ann:{PASSWORD}") as (proxy, way):
+        keep_credentials(home, f"ann:{PASSWORD}")
+        keep_roots(home, (tmp_path / "proxy-ca.pem").read_bytes())
+        argv = [sys.executable, "-c", SEALED, name, str(home), address, to_pem(ROOT).decode(), way.setting]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        assert set(proxy.asked) == {address}
 
 
 def problem(address: str, way: Proxy) -> UnreachableError:

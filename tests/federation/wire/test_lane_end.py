@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def give(message: bytes = MESSAGE) -> LaneEnd:
 
 
 @asynccontextmanager
-async def running(*work: Awaitable[None]) -> AsyncIterator[list[asyncio.Future[None]]]:
+async def running(*work: Awaitable[None]) -> AsyncIterator[Sequence[asyncio.Future[None]]]:
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         yield tasks
