@@ -29,7 +29,8 @@ def unit_for(home: Path, folder: Path, institution: str) -> Unit:
     """
     if shutil.which("systemctl") is None:
         raise ServiceError("there is no systemctl on this machine: leave --service out, and have it start at boot")
-    if os.geteuid() == 0 != (owner := home.stat().st_uid):
+    owner = home.stat().st_uid
+    if os.geteuid() == 0 and owner != 0:
         raise ConfigError(f"{home} is of user {owner}, who is to join: `sudo -u '#{owner}' sovfed client join …`")
     unit = service("client", home, "--plain", "--no-look")
     there = folder / unit.name
