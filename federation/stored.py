@@ -8,6 +8,7 @@ piece, without becoming part of this process.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -104,6 +105,18 @@ def on_disk(folder: Path | None, size: int) -> Stored:
     """A new file on the disk of `folder`, which has room for all of it. Raises OSError if there is none."""
     with tempfile.TemporaryFile(dir=folder) as file:
         os.posix_fallocate(file.fileno(), 0, size)
+        return Stored(os.dup(file.fileno()), size, on_disk=True)
+
+
+def spooled(folder: Path | None, size: int) -> Stored:
+    """A new file on the disk of `folder` for `size` bytes, which takes what is written into it and no more.
+
+    Raises OSError where there is no room for all of it now.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        disk = os.fstatvfs(file.fileno())
+        if disk.f_bavail * disk.f_frsize < size:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {size} bytes")
         return Stored(os.dup(file.fileno()), size, on_disk=True)
 
 

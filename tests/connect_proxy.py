@@ -6,9 +6,23 @@ import asyncio
 import base64
 import contextlib
 import random
+import ssl
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sovfed.federation.certificates import (
+    ServerNames,
+    create_csr,
+    create_key,
+    create_root,
+    key_to_pem,
+    sign_csr,
+    to_pem,
+)
 
 
 @dataclass
@@ -25,20 +39,23 @@ class Faults:
 
 @dataclass
 class ConnectProxy:
-    """Where it listens, whom it was asked for, and its faults."""
+    """Where it listens, whom it was asked for, and its faults; with `tls` it is asked over TLS."""
 
     faults: Faults = field(default_factory=Faults)
+    tls: ssl.SSLContext | None = None
     port: int = 0
     asked: list[str] = field(default_factory=list)
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    _all: weakref.WeakSet[asyncio.StreamWriter] = field(default_factory=weakref.WeakSet)
     _frozen: set[asyncio.StreamWriter] = field(default_factory=set)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, ValueError):
+        self._all.add(writer)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             method, target, _ = head[0].split(" ")
             self.asked.append(target)
@@ -60,6 +77,7 @@ class ConnectProxy:
     async def _carry(self, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = target.rpartition(":")
         there = await asyncio.open_connection(host.strip("[]"), int(port))
+        self._all.add(there[1])
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         both = {writer, there[1]}
         self._writers |= both
@@ -110,21 +128,40 @@ class ConnectProxy:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    async def end(self) -> None:
+        """Reset also what is being closed, which takes TLS two turns of the loop."""
+        for writer in list(self._all):
+            writer.transport.abort()
+        await asyncio.sleep(0.1 if self.tls else 0)
+
+
+def proxy_identity(folder: Path, name: str = "127.0.0.1") -> tuple[ssl.SSLContext, Path]:
+    """TLS of a proxy whose certificate is for `name`, by an authority of its own, and that authority's certificate."""
+    now = datetime.now(UTC)
+    (signer, root), key = create_root("Network of the house", now), create_key()
+    certificate = sign_csr(signer, root, to_pem(create_csr(key, ServerNames((name,)))), now, 30)
+    paths = [folder / f"proxy-{part}.pem" for part in ("ca", "cert", "key")]
+    for path, data in zip(paths, (to_pem(root), to_pem(certificate), key_to_pem(key)), strict=True):
+        path.write_bytes(data)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(paths[1], paths[2])
+    return context, paths[0]
+
 
 @contextlib.contextmanager
-def connect_proxy(faults: Faults | None = None) -> Iterator[ConnectProxy]:
+def connect_proxy(faults: Faults | None = None, tls: ssl.SSLContext | None = None) -> Iterator[ConnectProxy]:
     """A proxy on a free loopback port."""
-    proxy, ready, ends = ConnectProxy(faults or Faults()), threading.Event(), []
+    proxy, ready, ends = ConnectProxy(faults or Faults(), tls), threading.Event(), []
 
     async def main() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=tls)
         proxy.port = server.sockets[0].getsockname()[1]
         ends.append(lambda: loop.call_soon_threadsafe(stop.set))
         ready.set()
         await stop.wait()
         server.close()
-        await proxy.throw_out()
+        await proxy.end()
 
     thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
     thread.start()

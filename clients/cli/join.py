@@ -14,6 +14,7 @@ import click
 
 from sovfed.clients.cli.home import HOME
 from sovfed.clients.cli.policy_options import policy_options
+from sovfed.clients.cli.way_options import Way, way_options
 from sovfed.federation.errors import ConfigError, DataError, IdentityError
 from sovfed.federation.text import visible
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sovfed.clients.home.begin import Chosen
     from sovfed.clients.node.enrol import Fingerprints
     from sovfed.federation.config import ClientConfig
+    from sovfed.federation.host.units import Unit
     from sovfed.federation.wire.enrolment import Invitation
 
 WEEK_S: Final = 7 * 86_400.0
@@ -37,16 +39,21 @@ TOLD_EVERY_S: Final = 60.0  # where no terminal shows a line that changes
 @policy_options
 @click.option("--authority", help="The root's fingerprint as the authority itself gave it; another root is refused.")
 @click.option("--yes", is_flag=True, help="Do not ask: the root's fingerprint was compared with the authority.")
-@click.option("--proxy", help="http://HOST:PORT on the way to the agency; by default HTTPS_PROXY. Kept in client.yaml.")
-@click.option(
-    "--proxy-login", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="File with user:password."
-)
+@way_options
 @click.option("--detach/--foreground", default=True, help="Return once joined, or stay until Ctrl-C.")
+@click.option("--service", is_flag=True, help="Have systemd keep it up, also after a reboot.")
+@click.option(
+    "--service-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="/etc/systemd/system",
+    show_default=True,
+    help="Where the service's unit is written.",
+)
 @click.option("--timeout", "timeout_s", default=WEEK_S, help="Seconds to wait for admission.  [default: a week]")
 @HOME
 def join(
     invitation: Path | None, overrides: tuple[str, ...], data: str | None, chosen: Chosen, authority: str | None,
-    yes: bool, proxy: str | None, proxy_login: Path | None, detach: bool, timeout_s: float, home: Path,
+    yes: bool, way: Way, detach: bool, service: bool, service_folder: Path, timeout_s: float, home: Path,
 ) -> None:  # fmt: skip
     """Join a federation with the agency's INVITATION: settings, keys, admission, start, and proof that all of it works.
 
@@ -60,8 +67,11 @@ def join(
       sovfed client join hospital-1.invitation --data breast_cancer --authority "5f2c 88…"
       sovfed client join hospital-1.invitation --task birth.yaml --data birth.csv --min-cohort 4 --officers
       sovfed client join hospital-1.invitation data=sql data.url_file=/srv/url --task birth.yaml
+      sovfed client join hospital-1.invitation --task birth.yaml --data birth.csv --service
       sovfed client join                       go on
     """
+    if service and not detach:
+        raise click.UsageError("--service and --foreground: one of the two starts it")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it says of a failed connection, we say in words
     from sovfed.clients.home.folder import SETTINGS, load_config
     from sovfed.clients.node.join import kept_invitation
@@ -69,15 +79,12 @@ def join(
 
     home = home.absolute()
     given = Invitation.from_json(invitation.read_text(encoding="utf-8")) if invitation else kept_invitation(home)
-    login = proxy_login.read_text(encoding="utf-8") if proxy_login else ""
-    if proxy is None and given is not None and not (home / SETTINGS).exists():
-        proxy, login = _environment_proxy(home, given, login)
+    if given is not None and not (home / SETTINGS).exists():
+        way = way.else_of_environment(home, given.address)
     words = [*data_overrides(data, chosen.tasks), *overrides]
-    made = _settle(home, words, chosen, proxy)
-    if login:
-        from sovfed.federation.wire.proxy import keep_credentials
-
-        keep_credentials(home, login)
+    made = _settle(home, words, chosen, way.proxy)
+    way.keep(home)
+    unit = _unit(home, service_folder, given) if service else None
     try:
         _look_at_records(home)
     except DataError:
@@ -85,7 +92,18 @@ def join(
             path.unlink()
         raise
     _enrol(home, given, authority, yes, timeout_s)
+    if unit is not None:
+        from sovfed.clients.cli.join_service import keep_up
+
+        keep_up(home, unit, service_folder, timeout_s)
     _start(home, detach, lambda: _prove(home, load_config(home)))
+
+
+def _unit(home: Path, folder: Path, invitation: Invitation | None) -> Unit:
+    from sovfed.clients.cli.join_service import unit_for
+    from sovfed.clients.node.enrol import load_institution
+
+    return unit_for(home, folder, invitation.institution if invitation is not None else load_institution(home).name)
 
 
 def announce(prints: Fingerprints) -> None:
@@ -137,16 +155,6 @@ def _settle(home: Path, words: list[str], chosen: Chosen, proxy: str | None) -> 
         raise ConfigError(f"{home / POLICY}: {'; '.join(unlike)}; edit the file, or leave the option out")
     click.echo(f"settings: {home / SETTINGS} and {POLICY} are kept as they are")
     return []
-
-
-def _environment_proxy(home: Path, invitation: Invitation, login: str) -> tuple[str | None, str]:
-    """The proxy that the environment names for the agency, and its login: after a reboot nobody sets the variable."""
-    from sovfed.federation.wire.proxy import proxy_for
-
-    proxy = proxy_for(invitation.address, None, home)
-    if proxy is None:
-        return None, login
-    return f"http://{proxy.address}", login or (f"{proxy.user}:{proxy.password}" if proxy.user else "")
 
 
 def _look_at_records(home: Path) -> None:

@@ -11,8 +11,9 @@ from sovfed.federation.errors import IdentityError, ServiceError
 from sovfed.federation.files import read_bounded
 from sovfed.federation.identity import read_pair
 from sovfed.federation.wire import enrolment_pb2 as pb
+from sovfed.federation.wire.bridge import grpc_options
 from sovfed.federation.wire.enrolment import MAX_REGISTRY_BYTES, TOLD
-from sovfed.federation.wire.proxy import grpc_options, proxy_for
+from sovfed.federation.wire.proxy import proxy_for
 from sovfed.federation.wire.reach import Pinned, UnreachableError, look
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from sovfed.federation.errors import WIRE_SENTENCES, IdentityError, ProtocolErro
 from sovfed.federation.identity import Trust, read_pair
 from sovfed.federation.messages import LaneOffer
 from sovfed.federation.stored import Plot, in_memory
+from sovfed.federation.wire.bridge import grpc_options
 from sovfed.federation.wire.flower import SERVER_NODE_ID
 from sovfed.federation.wire.lane import Outgoing
 from sovfed.federation.wire.lane_codec import error_reply, pack, shift_of, unpack
@@ -38,7 +39,7 @@ from sovfed.federation.wire.lane_end import (
     session_number,
 )
 from sovfed.federation.wire.lane_offer import check_offer
-from sovfed.federation.wire.proxy import DIRECT, grpc_options, proxy_for
+from sovfed.federation.wire.proxy import DIRECT, proxy_for
 
 log = logging.getLogger(__name__)
 App = Callable[[FlowerMessage, Context], FlowerMessage]

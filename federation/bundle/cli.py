@@ -42,6 +42,7 @@ def bundle(
     \b
     Examples:
       sovfed bundle institution --signer ~/.sovfed/signer --from sovfed-0.1.0-py3-none-any.whl --out /media/stick
+      sovfed bundle agency --signer ~/.sovfed/signer --from sovfed-0.1.0-py3-none-any.whl --extra postgresql
       tar xf sovfed-0.1.0-institution-linux_x86_64.tar && cd sovfed-0.1.0-institution-linux_x86_64
       python3 -I install.py install --root root.pem --fingerprint 5f2c… --prefix /opt/sovfed
     """

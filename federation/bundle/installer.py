@@ -103,9 +103,14 @@ def _openssl(*arguments: str, given: bytes = b"") -> bytes:
 def install(folder: Path, values: dict[str, Any], prefix: Path, *, older: bool = False) -> Path:
     """A working environment of the bundle, which `prefix`/current names from now on.
 
-    Raises RefusedError, also for a version before the one in use unless `older`: its signature holds for ever.
+    Raises RefusedError, also for another role's, and for a version before the one in use unless `older`: its signature
+    holds for ever.
     """
-    used = (prefix / "current").resolve().name.partition("-")[0] if (prefix / "current").is_symlink() else ""
+    named = (prefix / "current").resolve().name if (prefix / "current").is_symlink() else ""
+    used, _, rest = named.partition("-")
+    role = rest.rpartition("-")[0]
+    if role and role != values["role"]:
+        raise RefusedError(f"{prefix} is of an {role}, which may need more; an {values['role']} has another --prefix")
     if not older and _order(values["version"]) < _order(used):
         raise RefusedError(f"version {values['version']} is older than {used} in use; --older if that is meant")
     digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]

@@ -138,8 +138,9 @@ class ClientConfig:
     fleet_address: str | None = bounded(None, 3, 262, doc="host:port of the agency's Fleet port; null = as enrolled")
     lane_address: str | None = bounded(None, 3, 262, doc="host:port of the agency's lane; null = as the run announces")
     proxy: str | None = bounded(
-        None, 1, 512, doc="http://HOST:PORT of the proxy towards the agency; null = HTTPS_PROXY and NO_PROXY of the "
-        "environment; direct = none. User and password, if any, in secrets/proxy: user:password",
+        None, 1, 512, doc="http://HOST:PORT of the proxy towards the agency, https:// where it wants TLS itself; "
+        "null = HTTPS_PROXY and NO_PROXY of the environment; direct = none. User and password, if any, in "
+        "secrets/proxy: user:password",
     )  # fmt: skip
     runtime_port: int = bounded(0, 0, PORT_MAX, doc="SuperNode's Runtime port, on loopback only; 0 = any free port")
     watch_port: int = bounded(0, 0, PORT_MAX, doc="port of /metrics and /health, on loopback only; 0 = off")

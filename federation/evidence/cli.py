@@ -81,6 +81,7 @@ def show(home: Path, kind: str | None, last: int, as_json: bool) -> None:
     """
     from collections import deque
 
+    from sovfed.federation.evidence.shown import columns, entry_lines
     from sovfed.federation.evidence.store import LogReader
 
     newest: deque[tuple[int, dict[str, Any]]] = deque(maxlen=last)
@@ -89,7 +90,8 @@ def show(home: Path, kind: str | None, last: int, as_json: bool) -> None:
         if kind in (None, values["kind"]):
             newest.append((seq, values))
     for seq, values in newest:
-        click.echo(json.dumps({"seq": seq, **values}) if as_json else _line(seq, values))
+        lines = [json.dumps({"seq": seq, **values})] if as_json else entry_lines(seq, values, columns())
+        click.echo("\n".join(lines))
 
 
 def head(home: Path) -> None:
@@ -115,18 +117,22 @@ def heads(home: Path) -> None:
     """
     from sovfed.federation.errors import EvidenceError
     from sovfed.federation.evidence.notes import read_checkpoint
+    from sovfed.federation.evidence.shown import columns, hung
     from sovfed.federation.evidence.witness import all_seen, cosignatures, others, problems
 
+    said = []
     for seen in all_seen(home):
         when = datetime.fromtimestamp(seen.at, UTC)
-        click.echo(f"seen: {visible(seen.head.origin)} with {seen.head.size} entries, {when:%F %T} UTC")
+        said.append(f"seen: {visible(seen.head.origin)} with {seen.head.size} entries, {when:%F %T} UTC")
     for voucher, note in cosignatures(home):
-        click.echo(f"cosigned by {visible(voucher.origin)}: the first {read_checkpoint(note).size} entries of this log")
+        size = read_checkpoint(note).size
+        said.append(f"cosigned by {visible(voucher.origin)}: the first {size} entries of this log")
     for voucher, note in others(home):
         cosigned = read_checkpoint(note)
-        click.echo(
-            f"{visible(voucher.origin)} cosigned the first {cosigned.size} entries of {visible(cosigned.origin)}"
-        )
+        of = f"the first {cosigned.size} entries of {visible(cosigned.origin)}"
+        said.append(f"{visible(voucher.origin)} cosigned {of}")
+    for line in said:
+        click.echo(hung(line, columns()))
     if problem := problems(home):
         raise EvidenceError("; ".join(problem.values()))
 
@@ -165,11 +171,3 @@ def export(home: Path, folder: Path) -> None:
     log = LogReader(home)
     size = write(log, folder)
     click.echo(f"wrote {size} entries to {folder}; the key of its checkpoint is\n{log.voucher.log}")
-
-
-def _line(seq: int, values: dict[str, Any]) -> str:
-    """An entry as one line."""
-    when = datetime.fromtimestamp(values.pop("at"), UTC)
-    kind, _ = values.pop("kind"), values.pop("v")
-    fields = "  ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items())
-    return visible(f"{seq:6}  {when:%F %T}  {kind:10}  {fields}")

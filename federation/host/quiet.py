@@ -23,6 +23,7 @@ QUIET: Final[Mapping[str, str]] = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else the SuperLink runs `uv sync` against PyPI
     "FLWR_TRACING_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is away is tried again later, by us
     "DO_NOT_TRACK": "true",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -21,6 +21,7 @@ BEHIND_S: Final = 305.0  # and behind it, on its way included
 SET: Final = "timedatectl set-ntp true"
 AGAIN_S: Final = 300.0  # between two warnings
 log = logging.getLogger("sovfed.clock")
+_ASKED: Final = "sovfed.asked_s"
 _warned: list[float] = []
 
 
@@ -36,12 +37,14 @@ def signed_too_far(stamp: bytes | None, now: datetime) -> str:
     return f"its clock says {signed:%F %T} UTC and this one {now:%F %T} UTC, {_words(-behind_s)}: one of them is wrong"
 
 
-def difference(date: str, waited_s: float = 0.0) -> str:
-    """How this clock differs from the agency's, whose answer after `waited_s` bears `date`, if it refuses us for that.
+def difference(date: str, asked_s: float) -> str:
+    """How this clock differs from the agency's, whose answer bears `date`, if it refuses us for that; "" if not.
 
-    "" if it does not. `date` has whole seconds (RFC 9110, section 5.6.7). Raises ValueError if it is none.
+    It was asked at `asked_s` (`time.monotonic`) and wrote `date` at some time since: how long the answer took tells
+    nothing of its clock. `date` has whole seconds (RFC 9110, section 5.6.7). Raises ValueError if it is none.
     """
     now = datetime.now(UTC)
+    waited_s = time.monotonic() - asked_s  # read last: a pause between the two is part of the wait
     try:
         theirs = parsedate_to_datetime(date)
         ahead_s = (now - (theirs if theirs.tzinfo else theirs.replace(tzinfo=UTC))).total_seconds()
@@ -52,10 +55,18 @@ def difference(date: str, waited_s: float = 0.0) -> str:
     return f"this machine's clock says {now:%F %T} UTC and the agency's {theirs:%F %T} UTC, {_words(ahead_s)}"
 
 
+def note_time(request: httpx.Request) -> None:
+    """Keep when `request` leaves, for `tell_difference`."""
+    request.extensions[_ASKED] = time.monotonic()
+
+
 def tell_difference(response: httpx.Response) -> None:
-    """Warn, now and then, if the agency's clock, as its answer has it, is another than this machine's."""
+    """Warn, now and then, if the agency's clock, as its answer has it, is another than this machine's.
+
+    Nothing is said of an answer to a request that `note_time` has not seen.
+    """
     try:
-        said = difference(response.headers["date"])
+        said = difference(response.headers["date"], response.request.extensions[_ASKED])
     except (KeyError, ValueError):
         return
     if not said or (_warned and time.monotonic() - _warned[0] < AGAIN_S):

@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 
 from sovfed.federation.addresses import host_port
 from sovfed.federation.errors import IdentityError, ProtocolError, ServiceError
-from sovfed.federation.wire.clocks import tell_difference
+from sovfed.federation.wire.bridge import bridged
+from sovfed.federation.wire.clocks import note_time, tell_difference
 from sovfed.federation.wire.reach import TIMEOUT_S, UnreachableError, connect
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _patch() -> None:
             timeout=plain.timeout,
             limits=httpx.Limits(max_connections=MOST_OPEN, keepalive_expiry=KEPT_S),
             headers={"accept-encoding": "identity", **_headers_for(base_url)},
-            event_hooks={"response": [tell_difference, refuse_unbounded] if base_url.startswith("https:") else []},
+            event_hooks=_HOOKS if base_url.startswith("https:") else {},
             transport=_transport_for(base_url, verify),
             verify=verify,
             trust_env=not _is_loopback(base_url),  # no proxy from the environment sees the secret
@@ -136,6 +137,12 @@ def refuse_unbounded(response: httpx.Response) -> None:
     if not length.isdecimal() or int(length) > MAX_RESPONSE_BYTES or "content-encoding" in response.headers:
         size = length[:20] or "unknown"
         raise ProtocolError(f"{response.url}: a response of {size} bytes, at most {MAX_RESPONSE_BYTES}")
+
+
+_HOOKS: Final[dict[str, list[Callable[..., Any]]]] = {
+    "request": [note_time],
+    "response": [tell_difference, refuse_unbounded],
+}
 
 
 def _is_loopback(url: str) -> bool:
@@ -220,11 +227,13 @@ def _tunnel(proxy: Proxy) -> httpcore.NetworkBackend:
     """What makes connections through `proxy`."""
     import httpcore
 
+    near = bridged(proxy)
+
     class Tunnel(httpcore.SyncBackend):
         def connect_tcp(self, host: str, port: int, *args: Any, **options: Any) -> httpcore.NetworkStream:
-            stream = super().connect_tcp(proxy.host, proxy.port, *args, **options)
+            stream = super().connect_tcp(near.host, near.port, *args, **options)
             try:
-                connect(_Bytes(stream), host_port(host, port), proxy)
+                connect(_Bytes(stream), host_port(host, port), near)
             except UnreachableError as error:
                 stream.close()
                 raise httpcore.ConnectError(f"{error}; {error.fix}") from error

@@ -173,9 +173,18 @@ class Receiver:
         self._plot, self._size = NO_PLOT, 0
         self.consumed = 0
 
+    @property
+    def position(self) -> tuple[int, int]:
+        """The number of the message that is due, and how many bytes of it are here."""
+        return self._sequence, self._offset
+
     def hello(self, session: int) -> bytes:
         """The frame that tells the peer where to go on."""
         return Frame(HELLO, self._sequence, self._offset, session, self.consumed).to_bytes()
+
+    def drop(self) -> None:
+        """Forget what is here of a message that is not whole: on the next stream the peer begins it again."""
+        self._plot, self._size, self._offset = NO_PLOT, 0, 0
 
     def check(self, frame: Frame) -> None:
         """Raise ProtocolError on any chunk that is not exactly the next one, exceeds the announced size, or belongs to

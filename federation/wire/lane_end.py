@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, TypeAlias
 
@@ -26,6 +27,7 @@ from sovfed.federation.wire.lane import (
 )
 
 ACK_DELAY_S: Final = 0.02  # an acknowledgement waits this long for a DATA frame to travel with
+STALL_S: Final = 120.0  # in which a chunk more of a message must come, or the message is forgotten
 BACK_OFF_S: Final = (0.05, 5.0)  # first and longest pause between attempts to reconnect
 MAX_OUTSTANDING: Final = 16  # messages one end holds for its peer
 
@@ -83,6 +85,8 @@ def session_number(token: str) -> int:
 class LaneEnd:
     """Sends and receives messages over a succession of streams; lives as long as the session.
 
+    What has come of a message that stands still is forgotten, and the peer sends it again from its beginning: who
+    announces much and sends little holds what it has sent, for two times `STALL_S` at most.
     `send`, `withdraw` and `consume` may be called from any thread; `deliver` is called on the loop's thread, and
     `consume` must follow once for each message it was given.
     """
@@ -105,6 +109,8 @@ class LaneEnd:
         self._wake = asyncio.Event()
         self._acked = asyncio.Event()
         self._ack_sent = 0
+        self._looked: tuple[int, int] | None = None  # the receiver's position when it was looked at last
+        self._stood_still = asyncio.Event()
 
     def send(self, message: Outgoing) -> None:
         """Queue `message`. Raises ServiceError if too much is outstanding."""
@@ -135,22 +141,23 @@ class LaneEnd:
 
     async def pump(self, stream: Stream) -> None:
         """Carry messages over `stream` until it ends. Raises ProtocolError if the peer breaks the protocol."""
+        self._stood_still.clear()
         await stream.write(self._receiver.hello(self._session))
         self._ack_sent = self._receiver.consumed
         if not await self._meet(stream):
             return
         self.connected = True
         self.streams += 1
-        both = [asyncio.ensure_future(self._read(stream)), asyncio.ensure_future(self._write(stream))]
+        tasks = [asyncio.ensure_future(each) for each in (self._read(stream), self._write(stream), self._given_up())]
         try:
-            finished, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            finished, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in finished:
                 task.result()
         finally:
             self.connected = False
-            for task in both:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*both, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _meet(self, stream: Stream) -> bool:
         data = await stream.read()
@@ -179,7 +186,28 @@ class LaneEnd:
                 self._wake.set()
             if message is not None:
                 self._deliver(self, message)
+            self._look_later()
             del plot, message  # so that they are gone when their reader is done with them
+
+    def _look_later(self) -> None:
+        """Look in a while at the message that has begun, unless that is to be done already."""
+        if self._looked is None and self._receiver.position[1]:
+            self._looked = self._receiver.position
+            self._loop.call_later(STALL_S, _call, weakref.WeakMethod(self._look))
+
+    def _look(self) -> None:
+        """Forget the message that has begun if no chunk of it has come since the last look."""
+        before, self._looked = self._looked or (0, 0), None
+        sequence, offset = self._receiver.position
+        if sequence == before[0] and offset - before[1] < CHUNK_BYTES:
+            with self._lock:
+                self._receiver.drop()
+            self._stood_still.set()
+        self._look_later()
+
+    async def _given_up(self) -> None:
+        await self._stood_still.wait()
+        raise ProtocolError(f"no chunk of a message that has begun within {STALL_S:g} s; it is forgotten")
 
     async def _room_for(self, frame: Frame) -> Plot | None:
         """Room for the long message that `frame` begins, if it does; nothing is made for one that is not due."""
@@ -205,6 +233,11 @@ class LaneEnd:
                     frame = ack_frame(ack)
             self._ack_sent = ack
             await stream.write(frame)
+
+
+def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    if (bound := method()) is not None:
+        bound()
 
 
 class LoopThread:

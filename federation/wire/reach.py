@@ -9,7 +9,6 @@ import contextlib
 import socket
 import ssl
 import time
-from base64 import b64encode
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -18,12 +17,14 @@ from cryptography import x509
 from sovfed.federation.addresses import host_port, split_host_port
 from sovfed.federation.text import visible
 from sovfed.federation.wire import clocks
+from sovfed.federation.wire.bridge import UNREACHED, bridged
+from sovfed.federation.wire.proxy import ROOTS, connect_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from sovfed.federation.wire.proxy import Proxy
+    from sovfed.federation.wire.proxy import Proxy, Tls
 
 TIMEOUT_S: Final = 10.0
 MAX_HEAD_BYTES: Final = 16_384
@@ -63,8 +64,8 @@ def look_at_clock(address: str, pinned: Pinned, proxy: Proxy | None = None, time
         try:
             tls.sendall(f"GET / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n".encode())
             head = _head(tls)
-            status, date, waited_s = _status(head), _header(head, "date"), time.monotonic() - asked
-            differs = clocks.difference(date, waited_s) if date else ""
+            status, date = _status(head), _header(head, "date")
+            differs = clocks.difference(date, asked) if date else ""
         except (OSError, ValueError) as error:
             raise UnreachableError(
                 f"{address}: the connection ended before an answer ({error})",
@@ -124,13 +125,34 @@ def _opened(address: str, proxy: Proxy | None, timeout_s: float) -> socket.socke
         raise UnreachableError(
             f"{where}: {error.strerror or error}", "is it running, and is this its address and port?", passing=True
         ) from error
-    if proxy is not None:
-        try:
-            connect(connection, address, proxy)
-        except UnreachableError:
-            connection.close()
-            raise
-    return connection
+    if proxy is None:
+        return connection
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(connection)
+        if proxy.tls is not None:
+            connection = opened.enter_context(_secured(connection, proxy, proxy.tls))
+        connect(connection, address, proxy)
+        if proxy.tls is None:
+            opened.pop_all()
+            return connection
+    return _opened(address, bridged(proxy), timeout_s)  # TLS through TLS, now that the way is known to be open
+
+
+def _secured(connection: socket.socket, proxy: Proxy, tls: Tls) -> ssl.SSLSocket:
+    """TLS with the proxy itself."""
+    try:
+        return tls.context().wrap_socket(connection, server_hostname=proxy.host)
+    except ssl.SSLCertVerificationError as error:
+        raise UnreachableError(
+            f"the proxy {proxy.address}: its certificate does not hold here ({error.verify_message})",
+            "have its people give you the authority's certificate: `sovfed client join --proxy-ca FILE`, or "
+            f"{ROOTS} of the home; its name there must be {proxy.host}",
+        ) from error
+    except OSError as error:
+        raise UnreachableError(
+            f"the proxy {proxy.address}: no TLS ({error})", "one that is asked in plain is http://HOST:PORT",
+            passing=True,
+        ) from error  # fmt: skip
 
 
 class Wire(Protocol):
@@ -143,15 +165,13 @@ class Wire(Protocol):
 
 def connect(connection: Wire, address: str, proxy: Proxy) -> None:
     """Have `proxy`, at the other end of `connection`, open the way to `address`. Raises UnreachableError."""
-    login = b64encode(f"{proxy.user}:{proxy.password}".encode()).decode()
-    authorisation = f"proxy-authorization: Basic {login}\r\n" if proxy.user else ""
     try:
-        connection.sendall(f"CONNECT {address} HTTP/1.1\r\nhost: {address}\r\n{authorisation}\r\n".encode())
+        connection.sendall(connect_request(address, proxy))
         status = _status(_head(connection))
     except (OSError, ValueError) as error:
         raise UnreachableError(
             f"the proxy {proxy.address} did not answer to CONNECT ({error})",
-            "is it an HTTP proxy? Its people know its address and port",
+            "is it an HTTP proxy? Its people know its address and port, and whether it is https://",
             passing=True,
         ) from error
     if status == 200:
@@ -161,6 +181,7 @@ def connect(connection: Wire, address: str, proxy: Proxy) -> None:
 
 
 _FIXES: Final = {
+    UNREACHED: "this machine does not reach it over TLS; `sovfed doctor --home HOME` says why",
     407: "it asks for user and password: `sovfed client join --proxy-login FILE`, or secrets/proxy (user:password)",
     403: "have its people allow CONNECT to the agency's host and its three ports, without looking into TLS",
     502: "it cannot reach the agency either: is the address right, and is the agency up?",

@@ -2,8 +2,9 @@
 
 However many institutions answer at the same time, they take no more memory than some do. A reply that comes while the
 others have it all waits for a moment, as they are added one after another; where that takes longer, since one of them
-is slow, it goes to a file in the run's folder, which has no name and is gone with the reply. One as long as a large
-model goes there at once: beside the model and the sum there is no third of their length in the coordinator.
+is slow, it goes to a file in the run's folder, which has no name, grows as the reply comes and is gone with it. One as
+long as a large model goes there at once: beside the model and the sum there is no third of their length in the
+coordinator. What is announced and does not come takes nothing, and its place is given back (`LaneEnd`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from sovfed.federation.host.quiet import LONG_BYTES
-from sovfed.federation.stored import Plot, on_disk
+from sovfed.federation.stored import Plot, spooled
 from sovfed.federation.wire.lane_codec import shift_of
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Uploads:
         shift = shift_of(head)
         if size > LONG_BYTES or not await self._wait_for(size, PATIENCE_S):
             try:
-                return Plot(size, await asyncio.to_thread(on_disk, self._folder, size + shift), shift)
+                return Plot(size, await asyncio.to_thread(spooled, self._folder, size + shift), shift)
             except OSError as error:
                 log.warning("an upload of %d bytes waits for memory: %s", size, error)
                 await self._wait_for(size, None)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from tests.connect_proxy import ConnectProxy, Faults, connect_proxy
+from tests.connect_proxy import ConnectProxy, Faults, connect_proxy, proxy_identity
 from tests.deploy.conftest import wait_for
 
 from sovfed.federation.host.status import read_status
@@ -30,10 +30,11 @@ RECORDS = ("--data", "none", "--task", "echo", "--allow-plain-updates", "--witho
 
 @dataclasses.dataclass
 class World:
-    """A folder with an authority and a running agency, and the proxy that leads to it."""
+    """A folder with an authority and a running agency, and the proxies that lead to it; `secured` wants TLS itself."""
 
     folder: Path
     proxy: ConnectProxy
+    secured: ConnectProxy
     root: str
 
     @property
@@ -49,7 +50,10 @@ class World:
         return done.stdout + done.stderr
 
     def join(self, name: str, *words: object, code: int = 0) -> str:
-        proxy = ("--authority", self.root, "--proxy", self.proxy.url)
+        way: tuple[str, ...] = ("--proxy", self.proxy.url)
+        if name == "hospital-2":
+            way = ("--proxy", self.secured.url, "--proxy-ca", "proxy-ca.pem")
+        proxy = ("--authority", self.root, *way)
         return self("client", "join", f"{name}.invitation", *RECORDS, *proxy, *words, "--home", name, code=code)
 
 
@@ -63,8 +67,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder.chmod(0o700)
     names = ("fleet", "enrolment", "lane", "control")
     ports = [f"server.{name}_port={port}" for name, port in zip(names, free_ports(4), strict=True)]
-    with connect_proxy(Faults(login=LOGIN, delay_s=0.01)) as proxy:
-        made = World(folder, proxy, "")
+    tls, _ = proxy_identity(folder)
+    with connect_proxy(Faults(login=LOGIN, delay_s=0.01)) as proxy, connect_proxy(Faults(login=LOGIN), tls) as secured:
+        made = World(folder, proxy, secured, "")
         (folder / "login").write_text(f"{LOGIN}\n")
         made("authority", "init", "authority", "--name", "Ministry")
         source = f"server.crl_source={folder}/authority/crl.pem"
@@ -138,7 +143,10 @@ def test_certificates_end_and_no_round_is_lost(world: World) -> None:
         cwd=world.folder,
     )
     try:
-        assert "joined: hospital-2" in world("client", "join", "--home", "hospital-2")
+        joined = world("client", "join", "--home", "hospital-2")
+        assert "joined: hospital-2" in joined
+        assert f"through the proxy 127.0.0.1:{world.secured.port}" in joined, "which itself wants TLS"
+        assert len(set(world.secured.asked)) == 3, "enrolment, fleet and lane"
         world(
             "run", "start", "task=echo", "secagg=none", "server.min_cohort=1", "server.start_cohort=2",
             "server.round_deadline_s=60", "rounds=1000", "run_name=endless", "--no-follow",

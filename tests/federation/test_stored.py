@@ -11,7 +11,18 @@ import numpy.typing as npt
 import pytest
 
 from sovfed.federation.errors import ProtocolError, ServiceError
-from sovfed.federation.stored import PIECE_BYTES, Pieces, Plot, Stretch, draft, handed_over, in_memory, on_disk, origin
+from sovfed.federation.stored import (
+    PIECE_BYTES,
+    Pieces,
+    Plot,
+    Stretch,
+    draft,
+    handed_over,
+    in_memory,
+    on_disk,
+    origin,
+    spooled,
+)
 
 SIZE = 3 * PIECE_BYTES
 
@@ -114,3 +125,14 @@ def test_a_file_that_ends_before_it_should_is_an_error_and_no_endless_loop() -> 
 def test_a_disk_without_room_says_so_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"space|large"):
         on_disk(tmp_path, 1 << 55)
+    with pytest.raises(OSError, match="space"):
+        spooled(tmp_path, 1 << 55)
+
+
+def test_a_file_that_is_spooled_takes_what_is_written_and_is_whole_in_the_end(tmp_path: Path) -> None:
+    stored = spooled(tmp_path, SIZE + 3)
+    plot = Plot(SIZE, stored, 3)
+    assert os.fstat(stored.descriptor).st_blocks == 0 and list(tmp_path.iterdir()) == []
+    for start in range(0, SIZE, PIECE_BYTES):
+        plot.write(start, filled()[start : start + PIECE_BYTES].data)
+    assert bytes(plot.whole()) == filled().tobytes()

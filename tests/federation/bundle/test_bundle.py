@@ -58,7 +58,7 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> Signed:
     return Signed(folder / "authority", make_signer(folder, folder / "authority", "ann", "agency"))
 
 
-def write_bundle(folder: Path, version: str, signer: SigningKey) -> Path:
+def write_bundle(folder: Path, version: str, signer: SigningKey, role: str = "institution") -> Path:
     """A whole bundle whose one wheel is a sovfed that says its version and no more: ours brings 400 MB."""
     (folder / "wheels").mkdir(parents=True)
     info = f"sovfed-{version}.dist-info"
@@ -71,7 +71,7 @@ def write_bundle(folder: Path, version: str, signer: SigningKey) -> Path:
     (folder / "lock.txt").write_text("")
     (folder / "sbom.json").write_text('{"bomFormat": "CycloneDX"}')
     shutil.copy(Path(installer.__file__), folder / "install.py")
-    put_signed(folder, manifest_of(folder, "institution", (), version), signer)
+    put_signed(folder, manifest_of(folder, role, (), version), signer)
     return folder
 
 
@@ -217,6 +217,20 @@ def test_an_older_version_is_installed_only_if_that_is_meant(tmp_path: Path, sig
     assert (done.returncode, "older than 1.10" in done.stderr) == (1, True)
     assert (prefix / "current").resolve().name.startswith("1.10-")
     assert run(older, "install", *trusted, "--older").returncode == 0
+
+
+def test_an_agency_is_upgraded_and_taken_back_and_not_replaced_by_an_institutions_bundle_which_lacks_its_server(
+    tmp_path: Path, signed: Signed
+) -> None:
+    prefix = tmp_path / "opt"
+    trusted = ("--root", str(signed.root), "--fingerprint", signed.fingerprint, "--prefix", str(prefix))
+    for version in ("1.0", "1.1"):
+        done = run(write_bundle(tmp_path / version, version, signed.signer, "agency"), "install", *trusted)
+        assert done.returncode == 0 and f"sovfed {version} for an agency: every file holds" in done.stdout, done.stderr
+    done = run(write_bundle(tmp_path / "theirs", "1.2", signed.signer), "install", *trusted)
+    assert (done.returncode, "is of an agency" in done.stderr) == (1, True), done.stderr
+    assert run(tmp_path / "1.1", "rollback", "--prefix", str(prefix)).returncode == 0
+    assert (prefix / "current").resolve().name.startswith("1.0-agency-")
 
 
 def test_another_root_is_refused_by_its_fingerprint(bundle: Path, signed: Signed) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.connect_proxy import proxy_identity
 
 from sovfed.federation.errors import ConfigError, IdentityError
-from sovfed.federation.wire.proxy import CREDENTIALS, Proxy, keep_credentials, proxy_for
+from sovfed.federation.wire.proxy import CREDENTIALS, ROOTS, Proxy, Tls, keep_credentials, keep_roots, proxy_for
 
 AGENCY = "agency.example:8445"
 VARIABLE = {"HTTPS_PROXY": "http://proxy.example:8080"}
@@ -47,9 +48,20 @@ def test_a_login_comes_from_its_file_or_the_variable_and_is_not_shown(tmp_path: 
         proxy_for(AGENCY, "http://proxy:1", tmp_path, {})
 
 
+def test_a_proxy_that_wants_tls_is_asked_under_the_systems_authorities_or_the_homes_own(tmp_path: Path) -> None:
+    named = proxy_for(AGENCY, "https://proxy", tmp_path, {})
+    assert named == Proxy("proxy", 443, tls=Tls()) and named.setting == "https://proxy:443"
+    _, root = proxy_identity(tmp_path)
+    keep_roots(tmp_path, root.read_bytes())
+    own = proxy_for(AGENCY, None, tmp_path, {"HTTPS_PROXY": "https://ann:pw@proxy:8443"})
+    assert own == Proxy("proxy", 8443, "ann", "pw", Tls(tmp_path / ROOTS)) and own.setting == "https://proxy:8443"
+    with pytest.raises(ConfigError, match="PEM"):
+        keep_roots(tmp_path, b"no certificate")
+
+
 @pytest.mark.parametrize(
-    "setting", ["https://proxy:1", "socks5://proxy:1", "http://ann:pw@proxy:1", "http://", "http://proxy:0", "http://p:x",
-                "http://proxy:1/path"],
+    "setting", ["socks5://proxy:1", "http://ann:pw@proxy:1", "http://", "http://proxy:0", "http://p:x",
+                "https://ann:pw@proxy:1", "http://proxy:1/path"],
 )  # fmt: skip
 def test_what_is_no_proxy_or_holds_a_password_is_refused(tmp_path: Path, setting: str) -> None:
     with pytest.raises(ConfigError, match=r"client\.proxy"):

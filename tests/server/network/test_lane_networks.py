@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.connect_proxy import ConnectProxy, Faults, connect_proxy
+from tests.connect_proxy import ConnectProxy, Faults, connect_proxy, proxy_identity
 from tests.lane_fixture import Agency, agency, wait_until
 from tests.server.network.test_stream_grid import ask_all, messages, node_ids, opened, request
 
 from sovfed.clients.node import lane
 from sovfed.federation.files import write_atomic
 from sovfed.federation.wire.flower import from_records
+from sovfed.federation.wire.proxy import keep_credentials, keep_roots
 
 MODEL = np.arange(25_000, dtype=np.float32)  # 100 KB
 FAULTS = {
@@ -23,15 +24,15 @@ FAULTS = {
 }
 
 
-@pytest.fixture
-def behind(tmp_path: Path) -> Iterator[tuple[Agency, ConnectProxy]]:
-    """Four institutions; the lane of the first goes through a proxy that asks for a password."""
-    with connect_proxy(Faults(login="ann:s3cret")) as proxy, agency(tmp_path) as made:
+@pytest.fixture(params=["http", "https"])
+def behind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Agency, ConnectProxy]]:
+    """Four institutions; the lane of the first goes through a proxy that asks for a password, and may want TLS."""
+    context, roots = proxy_identity(tmp_path)
+    tls = context if request.param == "https" else None
+    with connect_proxy(Faults(login="ann:s3cret"), tls) as proxy, agency(tmp_path) as made:
         first, *others = made.gateways
-        secrets = first.home / "secrets"
-        secrets.mkdir(mode=0o700)
-        (secrets / "proxy").write_text("ann:s3cret")
-        (secrets / "proxy").chmod(0o600)
+        keep_credentials(first.home, "ann:s3cret")
+        keep_roots(first.home, roots.read_bytes())
         first.start(proxy=proxy.url)
         for gateway in others:
             gateway.start()

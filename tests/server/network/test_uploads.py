@@ -59,7 +59,7 @@ def test_a_full_disk_makes_it_wait_for_memory(tmp_path: Path, monkeypatch: pytes
     def full(_folder: Path, _size: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(uploads, "on_disk", full)
+    monkeypatch.setattr(uploads, "spooled", full)
 
     async def story(room: Uploads) -> None:
         first = await room.plot(900, HEAD)
