@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -24,7 +24,7 @@ from torch import nn
 
 from sovfed.clients.dpsgd.engines import GhostEngine, build_engine, clip_and_sum, clip_factors, one_by_one
 from sovfed.clients.dpsgd.layers import ENGINES, choose, refusals, trace
-from sovfed.clients.training.local import SMALL, one_thread
+from sovfed.clients.training.device import OUT_OF_MEMORY, SMALL, matrices, one_thread
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.privacy.compatibility import check_private_compatible, still
 from sovfed.federation.schema import nearest
@@ -99,12 +99,14 @@ class PrivateStep:
             raise PrivacyError(f"engine {self.engine} is wrong here: {'; '.join(against)}. Use engine auto or vmap")
         self._engine = build_engine(self.engine, self._module, loss)
         self._piece = self._records_at_once(traced.record_bytes)
-        self._try_engine(loss, features, labels)
+        while not self._has_memory(loss, features, labels):
+            self._piece //= 2
         preferred = self._piece
         for records in (preferred, 2 * preferred, 1):  # vector kernels may need a multiple of their width
             self._piece = records
-            if self._bits_are_their_own(features, labels):
-                break
+            with suppress(*OUT_OF_MEMORY):  # of twice as many
+                if self._bits_are_their_own(features, labels):
+                    break
         if self._piece < preferred:
             log.warning("private step: on this machine a record's numbers depend on others; computed one at a time")
         log.info("private step: engine=%s because %s; %d records at once", self.engine, self.reason, self._piece)
@@ -131,7 +133,7 @@ class PrivateStep:
         total = torch.zeros(self._flat.shape, dtype=torch.float64, device=self._device)
         if not len(person_groups):
             return total, 0
-        persons, owners, counts = torch.unique(person_groups, return_inverse=True, return_counts=True)
+        persons, owners, counts = torch.unique(person_groups.cpu(), return_inverse=True, return_counts=True)
         if not self._several and len(persons) < len(person_groups):
             raise PrivacyError("a person has several records, though one for each was declared")
         self._module.train()
@@ -182,9 +184,9 @@ class PrivateStep:
         """
         if isinstance(self._engine, GhostEngine):
             raise PrivacyError("ghost clipping has no gradients of persons")
-        counts = counts.to(self._device)
-        order = torch.argsort(owners, stable=True).to(self._device)
-        owners = owners.to(self._device)[order]
+        order = torch.argsort(owners, stable=True)
+        owners = owners[order]  # which stay on the processor: to ask a GPU is to wait for it
+        counts, order = counts.to(self._device), order.to(self._device)
         begun: Tensor | None = None  # the sum over the records so far of a person who goes on in this piece
         end = 0
         for records, targets, count in self._pieces(rows(features, order), rows(labels, order)):
@@ -239,6 +241,19 @@ class PrivateStep:
                         return False
         return True
 
+    def _has_memory(self, loss: RecordLoss, features: Tree, labels: Tree) -> bool:
+        """Whether memory does for a piece of made-up records, so that its size follows from the machine still.
+
+        Raises PrivacyError if it does not do for one record, and as `_try_engine`.
+        """
+        try:
+            self._try_engine(loss, features, labels)
+        except OUT_OF_MEMORY as error:
+            if self._piece == 1:
+                raise PrivacyError(f"out of memory on {self._device} for the gradient of one record") from error
+            return False
+        return True
+
     def _try_engine(self, loss: RecordLoss, features: Tree, labels: Tree) -> None:
         """Hold the engine to plain autograd, one made-up record at a time, before it sees a real one."""
         with still(self._module), self._steady():
@@ -248,6 +263,8 @@ class PrivateStep:
                 expected = (each * clip_factors(each.norm(dim=1), clip * (1 - CLIP_MARGIN)).unsqueeze(1)).sum(0)
                 total = torch.zeros(self._flat.shape, dtype=torch.float64, device=self._device)
                 used = self._sum(total, features, labels, None, clip)
+            except OUT_OF_MEMORY:
+                raise
             except (RuntimeError, NotImplementedError) as error:
                 reason = str(error).partition("\n")[0]
                 raise PrivacyError(
@@ -265,6 +282,7 @@ class PrivateStep:
         with (
             one_thread() if self._flat.numel() < SMALL else nullcontext(),
             torch.autocast(self._device.type, enabled=False),
+            matrices("float32"),
             torch.backends.cudnn.flags(allow_tf32=False, deterministic=True),
         ):
             yield

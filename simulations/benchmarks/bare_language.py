@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
-from sovfed.clients.training.local import PRECISIONS, LocalTraining, choose_device
+from sovfed.clients.training.device import autocast, choose_device
+from sovfed.clients.training.local import LocalTraining
 from sovfed.federation.messages import TrainRequest
 from sovfed.federation.tasks import initial_vector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
 
     from sovfed.clients.data import Dataset
     from sovfed.federation.tasks import Task
@@ -75,13 +74,9 @@ def _loop(
     def work() -> None:
         for index in torch.split(torch.randperm(len(rows), device=device)[: steps * batch], batch):
             optimizer.zero_grad()
-            with _autocast(device, precision):
+            with autocast(device, precision):
                 log_p = module(rows[index])
             (-log_p.float().mean()).backward()
             optimizer.step()
 
     return work
-
-
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=PRECISIONS[precision])

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from sovfed.clients.data import Records
-from sovfed.clients.training.local import PRECISIONS, choose_device
+from sovfed.clients.training.device import PRECISIONS, choose_device
 from sovfed.federation.secagg.local import found, random_updates
 from sovfed.simulations.benchmarks.bare_language import seconds, tokens_per_s
 from sovfed.simulations.benchmarks.language import Size, decoder_task
