@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +27,14 @@ from sovfed.clients.training.device import (
     one_thread,
     require_precision,
 )
-from sovfed.clients.training.feed import Feed, Targets, arrays_of, batches_of, profile_of, tensors_of, together
+from sovfed.clients.training.feed import Feed, Targets, arrays_of, batches_of, profile_of, together
+from sovfed.clients.training.judging import judged
 from sovfed.clients.training.model import FlatModel
 from sovfed.clients.training.progress import PROGRESS
+from sovfed.clients.training.staging import Coming, one_behind
 from sovfed.clients.training.steps import make_stepper
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
 from sovfed.federation.messages import TrainRequest
-from sovfed.federation.secagg.ring import saturated
 from sovfed.federation.tasks.trees import size, split
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks.trees import Tree
 
 log = logging.getLogger(__name__)
-LARGEST_OUTPUT: Final = 1e3  # of a model, and of the loss of one record, as they are measured
 WARMING: Final = 64  # records
 
 
@@ -190,18 +190,24 @@ class LocalTraining:
 
     def outputs(self, model: Vector, scale: Sums, rows: Indices) -> Iterator[tuple[npt.NDArray[np.float32], Targets]]:
         """The model's float32 outputs [n, …] for `rows`, and their targets, at most `evaluation_batch` at a time."""
-        feed, start = self.feed(scale), 0
+        for coming in one_behind(self._forwards(model, self.feed(scale), rows)):
+            outputs, targets = (arrays_of(tree) for tree in coming.arrived())
+            yield cast("npt.NDArray[np.float32]", outputs), targets
+
+    def _forwards(self, model: Vector, feed: Feed, rows: Indices) -> Iterator[Coming]:
+        """Outputs and targets for `rows`, as many at once as memory does for. Raises TrainingError."""
+        start = 0
         while start < len(rows):
             at_once = together(self._most_evaluated, feed.bytes_each)
-            found = self._forward(model, feed, torch.from_numpy(rows[start : start + at_once]))
-            if found is None:
+            coming = self._forward(model, feed, torch.from_numpy(rows[start : start + at_once]))
+            if coming is None:
                 self._most_evaluated = -(-at_once // 2)
                 forget_freed(self.device)
                 continue
             start += at_once
-            yield found
+            yield coming
 
-    def _forward(self, model: Vector, feed: Feed, index: Tensor) -> tuple[npt.NDArray[np.float32], Targets] | None:
+    def _forward(self, model: Vector, feed: Feed, index: Tensor) -> Coming | None:
         """Outputs and targets of the records at `index`; None if memory does not do for so many at once.
 
         Raises TrainingError if it does not do for one.
@@ -214,12 +220,11 @@ class LocalTraining:
                 with autocast(self.device, self.precision):
                     outputs = self._model.module(inputs)
                 del inputs  # before the next ones are decoded
-                result: npt.NDArray[np.float32] = outputs.float().cpu().numpy()
+                return Coming(self.device, outputs.float(), targets)
         except OUT_OF_MEMORY as error:
             if len(index) == 1:
                 raise TrainingError(f"evaluation: out of memory on {self.device}") from error
-            return None
-        return result, arrays_of(targets)
+        return None
 
     def feed(self, scale: Sums) -> Feed:
         """The records as the model takes them, scaled with `scale`, kept until another comes. Raises ProtocolError."""
@@ -293,20 +298,6 @@ class LocalTraining:
     def threads(self) -> AbstractContextManager[None]:
         """One CPU thread for a small model: the number depends on the task, so that results do not on the machine."""
         return nullcontext() if self.task.parameters >= SMALL else one_thread()
-
-
-def judged(task: Task, outputs: npt.NDArray[np.float32], targets: Targets) -> tuple[Sums, bool]:
-    """The task's metric sums of `outputs` [n, …], and whether one of them had to be cut.
-
-    Each record by itself: what is not a number counts as 0, and outputs and losses are cut to ±`LARGEST_OUTPUT`, which
-    no sane model comes near. So a record moves a sum by a bounded amount, the records beside it not at all, and no
-    model can make an evaluation fail.
-    """
-    if task.loss is None:
-        raise ConfigError(f"task '{task.name}' has no model to evaluate")
-    fitting = saturated(outputs, LARGEST_OUTPUT)
-    losses = task.loss(torch.from_numpy(fitting), tensors_of(targets)).numpy()
-    return task.metrics.sums(fitting, targets, saturated(losses, LARGEST_OUTPUT)), fitting is not outputs
 
 
 def order_seed(seed: int, round_number: int, site: str, sum_: bytes = b"") -> int:

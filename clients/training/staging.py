@@ -1,4 +1,4 @@
-"""Records on their way to a GPU: through pinned memory that is used again, and decoded while the device computes."""
+"""What is on its way to a GPU, or back: through pinned memory that is used again, while the device computes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from sovfed.federation.tasks.trees import Tree, mapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +57,30 @@ class Buffer:
         if self._pinned:
             self._copied = torch.cuda.current_stream(self._device).record_event()
         return sent
+
+
+class Coming:
+    """Trees on their way from `device` to main memory, behind what it has been given to compute so far."""
+
+    def __init__(self, device: torch.device, *trees: Tree) -> None:
+        asynchronous = device.type == "cuda"  # then torch pins the memory that it copies to
+        self._trees = [mapped(lambda leaf: leaf.to("cpu", non_blocking=asynchronous), tree) for tree in trees]
+        self._copied = torch.cuda.current_stream(device).record_event() if asynchronous else None
+
+    def arrived(self) -> list[Tree]:
+        """The trees, once they are there."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._trees
+
+
+def one_behind(items: Iterator[T]) -> Iterator[T]:
+    """The same items in the same order, each once the next is begun: the device has work while this one is read."""
+    before: list[T] = []
+    for item in items:
+        yield from before
+        before = [item]
+    yield from before
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

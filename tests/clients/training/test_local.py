@@ -12,7 +12,8 @@ from tests.records import in_memory, inputs_of, records_of, targets_of, u_of
 
 from sovfed.clients.data import load_records
 from sovfed.clients.training.device import choose_device
-from sovfed.clients.training.local import LARGEST_OUTPUT, LocalTraining, judged
+from sovfed.clients.training.judging import LARGEST_OUTPUT, judged
+from sovfed.clients.training.local import LocalTraining
 from sovfed.clients.training.model import FlatModel
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError

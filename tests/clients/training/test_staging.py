@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sovfed.clients.training.staging import BUFFERS, Staging, ahead
+from sovfed.clients.training.staging import BUFFERS, Staging, ahead, one_behind
 
 CPU = torch.device("cpu")
 
@@ -64,3 +64,16 @@ def test_what_goes_wrong_ahead_is_told_in_its_turn_and_no_thread_is_left() -> No
     next(stopped)
     stopped.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_an_item_is_read_once_the_next_is_begun(count: int) -> None:
+    begun: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(count):
+            begun.append(number)
+            yield number
+
+    read = [(item, len(begun)) for item in one_behind(items())]
+    assert read == [(number, min(number + 2, count)) for number in range(count)]
