@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -99,14 +99,12 @@ class PrivateStep:
             raise PrivacyError(f"engine {self.engine} is wrong here: {'; '.join(against)}. Use engine auto or vmap")
         self._engine = build_engine(self.engine, self._module, loss)
         self._piece = self._records_at_once(traced.record_bytes)
-        while not self._has_memory(loss, features, labels):
-            self._piece //= 2
+        self._try_engine(loss, features, labels)
         preferred = self._piece
         for records in (preferred, 2 * preferred, 1):  # vector kernels may need a multiple of their width
             self._piece = records
-            with suppress(*OUT_OF_MEMORY):  # of twice as many
-                if self._bits_are_their_own(features, labels):
-                    break
+            if self._bits_are_their_own(features, labels):
+                break
         if self._piece < preferred:
             log.warning("private step: on this machine a record's numbers depend on others; computed one at a time")
         log.info("private step: engine=%s because %s; %d records at once", self.engine, self.reason, self._piece)
@@ -241,19 +239,6 @@ class PrivateStep:
                         return False
         return True
 
-    def _has_memory(self, loss: RecordLoss, features: Tree, labels: Tree) -> bool:
-        """Whether memory does for a piece of made-up records, so that its size follows from the machine still.
-
-        Raises PrivacyError if it does not do for one record, and as `_try_engine`.
-        """
-        try:
-            self._try_engine(loss, features, labels)
-        except OUT_OF_MEMORY as error:
-            if self._piece == 1:
-                raise PrivacyError(f"out of memory on {self._device} for the gradient of one record") from error
-            return False
-        return True
-
     def _try_engine(self, loss: RecordLoss, features: Tree, labels: Tree) -> None:
         """Hold the engine to plain autograd, one made-up record at a time, before it sees a real one."""
         with still(self._module), self._steady():
@@ -263,8 +248,8 @@ class PrivateStep:
                 expected = (each * clip_factors(each.norm(dim=1), clip * (1 - CLIP_MARGIN)).unsqueeze(1)).sum(0)
                 total = torch.zeros(self._flat.shape, dtype=torch.float64, device=self._device)
                 used = self._sum(total, features, labels, None, clip)
-            except OUT_OF_MEMORY:
-                raise
+            except OUT_OF_MEMORY as error:  # no smaller piece: how much is free depends on how many records lie there
+                raise PrivacyError(f"out of memory on {self._device} for {self._piece} records at once") from error
             except (RuntimeError, NotImplementedError) as error:
                 reason = str(error).partition("\n")[0]
                 raise PrivacyError(
