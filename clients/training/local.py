@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from contextlib import nullcontext
+from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
@@ -38,7 +39,7 @@ from sovfed.federation.messages import TrainRequest
 from sovfed.federation.tasks.trees import size, split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from sovfed.clients.data import Dataset, Indices
@@ -258,17 +259,19 @@ class LocalTraining:
             raise TrainingError(f"round {request.round}: loss or update is not finite; is the learning rate too high?")
         return update, mean_loss
 
-    def _losses(self, inputs: Tree, targets: Tree, told: list[Tensor]) -> Iterator[Tensor]:
+    def _losses(self, inputs: Tree, targets: Tree, told: list[Tensor]) -> Iterable[Tensor]:
         """The losses of a batch [n], in pieces of as many records as memory does for; `told` gets them too."""
-        pieces = [(inputs, targets)]
-        if self._most is not None and size(targets) > self._most:
-            pieces = list(zip(split(inputs, self._most), split(targets, self._most), strict=True))
-        for piece, labels in pieces:
-            with autocast(self.device, self.precision):
-                outputs = self._model.module(piece)
-            losses = self._loss(outputs.float(), labels)
-            told.append(losses.detach())
-            yield losses
+        most = self._most
+        if most is None or size(targets) <= most:
+            return (self._losses_of(inputs, targets, told),)
+        return starmap(self._losses_of, zip(split(inputs, most), split(targets, most), repeat(told), strict=False))
+
+    def _losses_of(self, inputs: Tree, targets: Tree, told: list[Tensor]) -> Tensor:
+        with autocast(self.device, self.precision):
+            outputs = self._model.module(inputs)
+        losses = self._loss(outputs.float(), targets)
+        told.append(losses.detach())
+        return losses
 
     def _make_pull(
         self, request: TrainRequest, correction: Vector | None, anchor: Vector | None

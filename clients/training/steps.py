@@ -58,7 +58,8 @@ def mean_gradients(
     """
     total: Sequence[Tensor | None] = ()
     for losses in pieces:
-        slopes = gradients(losses, shares[: len(losses)], parameters)
+        weights = shares if len(losses) == len(shares) else shares[: len(losses)]
+        slopes = gradients(losses, weights, parameters)
         total = [_sum(one, other) for one, other in zip(total, slopes, strict=True)] if total else slopes
     return total
 
@@ -90,6 +91,7 @@ class Plain:
         self._model, self._rates, self._pull = model, rates, pull
         self._parameters, self._values = tuple(model.parameters), model.values
         self._flat = model.flat[: model.trained]
+        self._together = self._flat.device.type != "cpu"  # a GPU waits for each call, a processor for lists
 
     def __call__(self, pieces: Iterable[Tensor], count: int) -> bool:
         rate = self._rates()
@@ -97,9 +99,11 @@ class Plain:
         if (added := self._pull()) is not None:
             self._flat.sub_(added, alpha=rate)
         moved = [(value, slope) for value, slope in zip(self._values, slopes, strict=True) if slope is not None]
-        if moved:
-            values, directions = zip(*moved, strict=True)
-            torch._foreach_add_(values, directions, alpha=-rate)
+        if self._together and moved:
+            torch._foreach_add_(*map(list, zip(*moved, strict=True)), alpha=-rate)
+        else:
+            for value, slope in moved:
+                value.sub_(slope, alpha=rate)
         self._model.scattered()
         return True
 

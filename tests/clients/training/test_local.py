@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sovfed.clients.training.device import choose_device
 from sovfed.clients.training.judging import LARGEST_OUTPUT, judged
 from sovfed.clients.training.local import LocalTraining
 from sovfed.clients.training.model import FlatModel
+from sovfed.clients.training.steps import Plain
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
 from sovfed.federation.messages import Sums, TrainRequest
@@ -272,6 +274,18 @@ def test_where_memory_runs_out_a_step_is_taken_on_the_same_records_in_pieces(pla
     assert crowded._most == 4  # of 32: 16, 8, 4
     assert crowded.steps(request) == roomy.steps(request)
     assert np.array_equal(crowded.train(request)[0], update)  # which it remembers
+
+
+def test_values_move_alike_whether_one_by_one_or_by_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, _ = _engine().train(_request())
+
+    def together(self: Plain, *arguments: Any) -> None:
+        made(self, *arguments)
+        self._together = True  # as on a GPU
+
+    made = Plain.__init__
+    monkeypatch.setattr(Plain, "__init__", together)
+    assert np.array_equal(_engine().train(_request())[0], alone)
 
 
 def test_memory_that_does_not_do_for_one_record_is_a_failure() -> None:
