@@ -52,12 +52,12 @@ STUDIES: Final = (
     Study(
         "CNN, GroupNorm", Path(__file__).with_name("task.yaml"),
         plain={"rounds": 10, "task.learning_rate": 0.1, "task.momentum": 0.9},
-        private={"rounds": 60, "task.learning_rate": 1.0},
+        private={"rounds": 80, "task.learning_rate": 1.0},
     ),
     Study(
         "ViT, LayerNorm", vit.TASK,
-        plain={"rounds": 10, "task.learning_rate": 0.02, "task.momentum": 0.9},
-        private={"rounds": 40, "task.learning_rate": 1.0},
+        plain={"rounds": 12, "task.learning_rate": 0.02, "task.momentum": 0.9},
+        private={"rounds": 40, "task.learning_rate": 0.5},
     ),
 )  # fmt: skip
 PUBLISHED: Final = (  # Yang et al. 2023, doi 10.1038/s41597-022-01721-8: of the same images, trained on all others
