@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PROTOS := $(wildcard federation/wire/*.proto)
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs mutants proto clean
+.PHONY: help demo test check docs mutants gpu proto clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -28,6 +28,13 @@ docs: $(STAMP) ## the documents as a site, in build/docs: strict, and nothing in
 
 mutants: $(STAMP) ## break each security decision in a copy: some test must notice (long)
 	$(BIN)/python -m tests.mutants
+
+# Nothing here is skipped on such a machine; elsewhere `sovfed bench gpu --device cpu` runs the same code.
+gpu: $(STAMP) ## on a machine with an NVIDIA or AMD GPU: its tests, and tokens a second in build/gpu-*.json
+	mkdir -p build
+	$(BIN)/pytest -q -n 0 tests/clients/training tests/clients/dpsgd
+	$(BIN)/sovfed bench gpu --quick --device cuda --precision bf16 --json build/gpu-bf16.json
+	$(BIN)/sovfed bench gpu --quick --device cuda --precision tf32 --json build/gpu-tf32.json
 
 proto: $(STAMP) ## regenerate the code of federation/wire/*.proto
 	$(BIN)/python -m grpc_tools.protoc -I.src --python_out=.src --pyi_out=.src $(PROTOS:%=sovfed/%)

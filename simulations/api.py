@@ -63,7 +63,7 @@ class Result:
     @cached_property
     def model(self) -> Any:
         """The trained `torch.nn.Module`: takes inputs as the task's transform makes them."""
-        from sovfed.clients.training.local import choose_device
+        from sovfed.clients.training.device import choose_device
         from sovfed.clients.training.model import FlatModel
 
         flat = FlatModel(self.task, choose_device("cpu"))

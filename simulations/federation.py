@@ -19,7 +19,8 @@ from sovfed.clients.data import Dataset
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService
-from sovfed.clients.training.local import WARMING, LocalTraining, choose_device, one_thread
+from sovfed.clients.training.device import choose_device, make_deterministic, one_thread
+from sovfed.clients.training.local import WARMING, LocalTraining
 from sovfed.clients.training.model import FlatModel
 from sovfed.clients.training.personal import PersonalStates
 from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
@@ -76,6 +77,8 @@ def simulate_population(
 
     Raises ConfigError if the engine cannot train the task, or there are too many for secure aggregation.
     """
+    if config.client.deterministic:
+        make_deterministic()
     require_works(configured_task(config.task))
     cohort = min(config.simulation.cohort or len(population), len(population))
     config = _settled(config, cohort)

@@ -26,7 +26,7 @@ from flwr.supercore import telemetry
 
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.trainer.service import TrainerService
-from sovfed.clients.training.local import choose_device
+from sovfed.clients.training.device import choose_device
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.host.quiet import be_quiet

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sovfed.clients.training.device import choose_device
 from sovfed.clients.training.feed import Feed, profile_of
-from sovfed.clients.training.local import LocalTraining, choose_device, judged, order_seed
+from sovfed.clients.training.judging import judged
+from sovfed.clients.training.local import LocalTraining, order_seed
 from sovfed.federation.errors import ConfigError, PrivacyError, TrainingError, wire_code
 from sovfed.federation.messages import (
     EvaluateRequest,

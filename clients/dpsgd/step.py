@@ -24,7 +24,7 @@ from torch import nn
 
 from sovfed.clients.dpsgd.engines import GhostEngine, build_engine, clip_and_sum, clip_factors, one_by_one
 from sovfed.clients.dpsgd.layers import ENGINES, choose, refusals, trace
-from sovfed.clients.training.local import SMALL, one_thread
+from sovfed.clients.training.device import OUT_OF_MEMORY, SMALL, matrices, one_thread
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.privacy.compatibility import check_private_compatible, still
 from sovfed.federation.schema import nearest
@@ -131,7 +131,7 @@ class PrivateStep:
         total = torch.zeros(self._flat.shape, dtype=torch.float64, device=self._device)
         if not len(person_groups):
             return total, 0
-        persons, owners, counts = torch.unique(person_groups, return_inverse=True, return_counts=True)
+        persons, owners, counts = torch.unique(person_groups.cpu(), return_inverse=True, return_counts=True)
         if not self._several and len(persons) < len(person_groups):
             raise PrivacyError("a person has several records, though one for each was declared")
         self._module.train()
@@ -182,9 +182,9 @@ class PrivateStep:
         """
         if isinstance(self._engine, GhostEngine):
             raise PrivacyError("ghost clipping has no gradients of persons")
-        counts = counts.to(self._device)
-        order = torch.argsort(owners, stable=True).to(self._device)
-        owners = owners.to(self._device)[order]
+        order = torch.argsort(owners, stable=True)
+        owners = owners[order]  # which stay on the processor: to ask a GPU is to wait for it
+        counts, order = counts.to(self._device), order.to(self._device)
         begun: Tensor | None = None  # the sum over the records so far of a person who goes on in this piece
         end = 0
         for records, targets, count in self._pieces(rows(features, order), rows(labels, order)):
@@ -248,6 +248,8 @@ class PrivateStep:
                 expected = (each * clip_factors(each.norm(dim=1), clip * (1 - CLIP_MARGIN)).unsqueeze(1)).sum(0)
                 total = torch.zeros(self._flat.shape, dtype=torch.float64, device=self._device)
                 used = self._sum(total, features, labels, None, clip)
+            except OUT_OF_MEMORY as error:  # no smaller piece: how much is free depends on how many records lie there
+                raise PrivacyError(f"out of memory on {self._device} for {self._piece} records at once") from error
             except (RuntimeError, NotImplementedError) as error:
                 reason = str(error).partition("\n")[0]
                 raise PrivacyError(
@@ -265,6 +267,7 @@ class PrivateStep:
         with (
             one_thread() if self._flat.numel() < SMALL else nullcontext(),
             torch.autocast(self._device.type, enabled=False),
+            matrices("float32"),
             torch.backends.cudnn.flags(allow_tf32=False, deterministic=True),
         ):
             yield

@@ -397,6 +397,10 @@ def make_trainer(
     evidence: Evidence | None = None,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
+    if config.deterministic:
+        from sovfed.clients.training.device import make_deterministic
+
+        make_deterministic()
     return TrainerService(
         lambda task: load_records(task, config.data_of(task)), site=lambda task: config.data_of(task).site,
         device=config.device,

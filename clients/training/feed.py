@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sovfed.clients.data import Records
 from sovfed.clients.training.progress import PROGRESS
+from sovfed.clients.training.staging import Staging, ahead
 from sovfed.federation.tasks.trees import Tree, joined, leaves, mapped, rows, split
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Feed:
     def __init__(self, task: Task, records: Dataset, scale: Sums, device: torch.device) -> None:
         """`bytes_each` is what a record takes as the model is given it."""
         self._records, self._device = records, device
+        self._staging = Staging(device) if device.type == "cuda" else None
         self._scale = scale.copy() if scale.flags.writeable else scale
         self._bound = task.transform.bound(scale, device)
         self.bytes_each = sum(leaf[0].nbytes for tree in task.made_up(1) for leaf in leaves(tree))
@@ -76,8 +78,10 @@ class Feed:
             return
         last = count - 1 - batch if coupled and count % batch == 1 else count
         together = max(1, GATHERED // max(1, self.bytes_each * batch)) * batch
-        for start in range(0, last, together):
-            chunk = self.take(order[start : min(start + together, last)])
+        if self._whole is not None:
+            order = order.to(self._device)  # once, and not for every chunk
+        chunks = (self.take(order[start : min(start + together, last)]) for start in range(0, last, together))
+        for chunk in chunks if self._staging is None or self._whole is not None else ahead(chunks):
             yield from zip(split(chunk[0], batch), split(chunk[1], batch), strict=True)
         if last < count:
             yield self.take(order[last:])
@@ -88,19 +92,18 @@ class Feed:
         return RESIDENT_SHARE * torch.cuda.mem_get_info(self._device)[0]
 
     def _decoded(self, index: Indices) -> tuple[Tree, Tree]:
-        table = {name: self._sent(column) for name, column in self._records.take(index).items()}
+        table = {name: self._sent(name, column) for name, column in self._records.take(index).items()}
         return self._bound.inputs(table), self._bound.targets(table)
 
     def _decoded_all(self, count: int) -> tuple[Tree, Tree]:
         chunks = [self._decoded(np.arange(first, min(first + CHUNK, count))) for first in range(0, count, CHUNK)]
         return joined([inputs for inputs, _ in chunks]), joined([targets for _, targets in chunks])
 
-    def _sent(self, values: npt.NDArray[Any]) -> Tensor:
-        """On the device; to a GPU through a pinned, asynchronous copy."""
-        tensor = torch.from_numpy(np.ascontiguousarray(values))
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(self._device)
+    def _sent(self, name: str, values: npt.NDArray[Any]) -> Tensor:
+        """On the device."""
+        if self._staging is not None:
+            return self._staging.send(name, values)
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
 
 
 def batches_of(count: int, batch: int, *, coupled: bool) -> int:

@@ -7,51 +7,49 @@ Institutions of one process may share a model: nothing of it outlives a call.
 from __future__ import annotations
 
 import hashlib
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Final
+import logging
+from contextlib import nullcontext
+from itertools import repeat, starmap
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sovfed.clients.training.feed import Feed, Targets, arrays_of, batches_of, profile_of, tensors_of, together
+from sovfed.clients.training.device import (
+    OUT_OF_MEMORY,
+    SMALL,
+    autocast,
+    choose_device,
+    device_name,
+    forget_freed,
+    matrices,
+    one_thread,
+    require_precision,
+)
+from sovfed.clients.training.feed import Feed, Targets, arrays_of, batches_of, profile_of, together
+from sovfed.clients.training.judging import judged
 from sovfed.clients.training.model import FlatModel
 from sovfed.clients.training.progress import PROGRESS
+from sovfed.clients.training.staging import Coming, one_behind
 from sovfed.clients.training.steps import make_stepper
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
 from sovfed.federation.messages import TrainRequest
-from sovfed.federation.secagg.ring import saturated
+from sovfed.federation.tasks.trees import size, split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from sovfed.clients.data import Dataset, Indices
     from sovfed.federation.messages import Sums, Vector
     from sovfed.federation.plan import LocalPlan
     from sovfed.federation.tasks import Task
+    from sovfed.federation.tasks.trees import Tree
 
-LARGEST_OUTPUT: Final = 1e3  # of a model, and of the loss of one record, as they are measured
+log = logging.getLogger(__name__)
 WARMING: Final = 64  # records
-SMALL: Final = 1 << 20  # parameters; a smaller model trains on one CPU thread, which is faster where cores are shared
-PRECISIONS: Final = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device called `wanted`; "auto" takes a CUDA or ROCm GPU, then Apple's, then the CPU.
-
-    torch calls ROCm devices "cuda" (torch.version.hip is set). Raises ConfigError if the device is not there.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return torch.device(next(name for name, present in available.items() if present))
-    name = "cuda" if wanted == "rocm" else wanted
-    if not available.get(name) or (wanted == "rocm" and torch.version.hip is None):
-        raise ConfigError(
-            f"device '{wanted}' is not there; present: {[name for name, usable in available.items() if usable]}"
-        )
-    return torch.device(name)
 
 
 class LocalTraining:
@@ -76,12 +74,13 @@ class LocalTraining:
         """
         if task.loss is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision is '{precision}', expected one of {sorted(PRECISIONS)}")
-        self.task, self.records, self.device, self.precision = task, records, choose_device(device), precision
+        self.task, self.records, self.device = task, records, choose_device(device)
+        self.precision = require_precision(precision)
         self._site, self._loss, self._reproducible, self._most_epochs = site, task.loss, reproducible, most_epochs
         self._model = make_model(task, self.device)
         self._feed: Feed | None = None
+        self._most: int | None = None  # records at once of a step, and of an evaluation, since memory ran out
+        self._most_evaluated = task.evaluation_batch
         self._train, self._test = records.train, records.test
 
     @property
@@ -92,7 +91,7 @@ class LocalTraining:
     @property
     def device_name(self) -> str:
         """The device, with the maker's name of a GPU."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return device_name(self.device)
 
     def profile(self) -> Sums:
         """`Transform.profile` of the training records."""
@@ -139,25 +138,40 @@ class LocalTraining:
 
         Minimises F(w) + mu/2 · |w − anchor|² (Li et al. 2020, arXiv:1812.06127, equation 2) by the request's plan;
         the anchor, shape [d], is the model received unless given. `correction`, shape [d], is added to each gradient.
-        Deterministic on a CPU (with `SMALL` or more parameters: for a given number of threads). Raises TrainingError if
-        a value is not finite or memory runs out.
+        Deterministic on a CPU (with `SMALL` or more parameters: for a given number of threads). Where memory runs out,
+        the round begins anew with half as many records at once, a step's gradient being that of all of them still.
+        Raises TrainingError if a value is not finite, or memory does not do for one record.
         """
         if not self.count:
             raise TrainingError(f"round {request.round}: there are no training records")
+        while (trained := self._tried(request, correction, anchor)) is None:
+            forget_freed(self.device)
+        return trained
+
+    def _tried(
+        self, request: TrainRequest, correction: Vector | None, anchor: Vector | None
+    ) -> tuple[Vector, float] | None:
+        """As `train`; None if memory ran out, and fewer records at once may do. Raises TrainingError."""
+        try:
+            return self._seeded(request, correction, anchor)
+        except OUT_OF_MEMORY as error:
+            at_once = min(self._most or request.batch_size, request.batch_size)
+            if at_once == 1 or self.task.layout.coupled:  # whose statistics are of all records of a batch
+                raise TrainingError(f"round {request.round}: out of memory on {self.device}") from error
+        self._most = -(-at_once // 2)
+        log.warning("out of memory on %s: %d records of a step at once from now on", self.device, self._most)
+        return None
+
+    def _seeded(self, request: TrainRequest, correction: Vector | None, anchor: Vector | None) -> tuple[Vector, float]:
         feed = self.feed(request.scale)
         sum_ = b"" if self._reproducible else request.begin.tobytes()  # no two sums have the same M1
         seed = order_seed(request.seed, request.round, self._site, sum_)
         cards = [self.device] if self.device.type == "cuda" else []
-        try:
-            with self.threads(), torch.random.fork_rng(devices=cards):
-                # For models with dropout. Off CUDA, torch.manual_seed would format and keep a stack trace each time.
-                (torch.manual_seed if cards else torch.default_generator.manual_seed)(seed)
-                pull = self._make_pull(request, correction, anchor)
-                return self._descend(request, feed, torch.Generator().manual_seed(seed), pull)
-        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-            if cards:
-                torch.cuda.empty_cache()
-            raise TrainingError(f"round {request.round}: out of memory on {self.device}") from error
+        with self.threads(), matrices(self.precision), torch.random.fork_rng(devices=cards):
+            # For models with dropout. Off CUDA, torch.manual_seed would format and keep a stack trace each time.
+            (torch.manual_seed if cards else torch.default_generator.manual_seed)(seed)
+            pull = self._make_pull(request, correction, anchor)
+            return self._descend(request, feed, torch.Generator().manual_seed(seed), pull)
 
     def evaluate(self, model: Vector, scale: Sums) -> Sums:
         """The task's metric sums of `model` (shape [d]) over the held-out records."""
@@ -177,18 +191,41 @@ class LocalTraining:
 
     def outputs(self, model: Vector, scale: Sums, rows: Indices) -> Iterator[tuple[npt.NDArray[np.float32], Targets]]:
         """The model's float32 outputs [n, …] for `rows`, and their targets, at most `evaluation_batch` at a time."""
-        feed = self.feed(scale)
-        count = together(self.task.evaluation_batch, feed.bytes_each)
-        for index in torch.split(torch.from_numpy(rows), count) if len(rows) else ():
-            with self.threads(), torch.inference_mode():
+        for coming in one_behind(self._forwards(model, self.feed(scale), rows)):
+            outputs, targets = (arrays_of(tree) for tree in coming.arrived())
+            yield cast("npt.NDArray[np.float32]", outputs), targets
+
+    def _forwards(self, model: Vector, feed: Feed, rows: Indices) -> Iterator[Coming]:
+        """Outputs and targets for `rows`, as many at once as memory does for. Raises TrainingError."""
+        start = 0
+        while start < len(rows):
+            at_once = together(self._most_evaluated, feed.bytes_each)
+            coming = self._forward(model, feed, torch.from_numpy(rows[start : start + at_once]))
+            if coming is None:
+                self._most_evaluated = -(-at_once // 2)
+                forget_freed(self.device)
+                continue
+            start += at_once
+            yield coming
+
+    def _forward(self, model: Vector, feed: Feed, index: Tensor) -> Coming | None:
+        """Outputs and targets of the records at `index`; None if memory does not do for so many at once.
+
+        Raises TrainingError if it does not do for one.
+        """
+        try:
+            with self.threads(), matrices(self.precision), torch.inference_mode():
                 self._model.load(model)
                 self._model.mode(training=False)
                 inputs, targets = feed.take(index)
-                with self._autocast():
+                with autocast(self.device, self.precision):
                     outputs = self._model.module(inputs)
                 del inputs  # before the next ones are decoded
-                result: npt.NDArray[np.float32] = outputs.float().cpu().numpy()
-            yield result, arrays_of(targets)
+                return Coming(self.device, outputs.float(), targets)
+        except OUT_OF_MEMORY as error:
+            if len(index) == 1:
+                raise TrainingError(f"evaluation: out of memory on {self.device}") from error
+        return None
 
     def feed(self, scale: Sums) -> Feed:
         """The records as the model takes them, scaled with `scale`, kept until another comes. Raises ProtocolError."""
@@ -210,11 +247,7 @@ class LocalTraining:
         while remaining:
             order, losses = rows[torch.randperm(len(rows), generator=generator)], []
             for inputs, targets in feed.batches(order, request.batch_size, coupled=self.task.layout.coupled):
-                with self._autocast():
-                    outputs = self._model.module(inputs)
-                each = self._loss(outputs.float(), targets)
-                losses.append(each.detach())
-                remaining -= stepper(each)
+                remaining -= stepper(self._losses(inputs, targets, losses), size(targets))
                 PROGRESS.step()
                 if not remaining:
                     break
@@ -225,6 +258,20 @@ class LocalTraining:
         if not (np.isfinite(mean_loss) and np.isfinite(update).all()):
             raise TrainingError(f"round {request.round}: loss or update is not finite; is the learning rate too high?")
         return update, mean_loss
+
+    def _losses(self, inputs: Tree, targets: Tree, told: list[Tensor]) -> Iterable[Tensor]:
+        """The losses of a batch [n], in pieces of as many records as memory does for; `told` gets them too."""
+        most = self._most
+        if most is None or size(targets) <= most:
+            return (self._losses_of(inputs, targets, told),)
+        return starmap(self._losses_of, zip(split(inputs, most), split(targets, most), repeat(told), strict=False))
+
+    def _losses_of(self, inputs: Tree, targets: Tree, told: list[Tensor]) -> Tensor:
+        with autocast(self.device, self.precision):
+            outputs = self._model.module(inputs)
+        losses = self._loss(outputs.float(), targets)
+        told.append(losses.detach())
+        return losses
 
     def _make_pull(
         self, request: TrainRequest, correction: Vector | None, anchor: Vector | None
@@ -254,39 +301,6 @@ class LocalTraining:
     def threads(self) -> AbstractContextManager[None]:
         """One CPU thread for a small model: the number depends on the task, so that results do not on the machine."""
         return nullcontext() if self.task.parameters >= SMALL else one_thread()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision])
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch computes on one CPU thread meanwhile."""
-    before = torch.get_num_threads()
-    if before == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def judged(task: Task, outputs: npt.NDArray[np.float32], targets: Targets) -> tuple[Sums, bool]:
-    """The task's metric sums of `outputs` [n, …], and whether one of them had to be cut.
-
-    Each record by itself: what is not a number counts as 0, and outputs and losses are cut to ±`LARGEST_OUTPUT`, which
-    no sane model comes near. So a record moves a sum by a bounded amount, the records beside it not at all, and no
-    model can make an evaluation fail.
-    """
-    if task.loss is None:
-        raise ConfigError(f"task '{task.name}' has no model to evaluate")
-    fitting = saturated(outputs, LARGEST_OUTPUT)
-    losses = task.loss(torch.from_numpy(fitting), tensors_of(targets)).numpy()
-    return task.metrics.sums(fitting, targets, saturated(losses, LARGEST_OUTPUT)), fitting is not outputs
 
 
 def order_seed(seed: int, round_number: int, site: str, sum_: bytes = b"") -> int:

@@ -20,8 +20,9 @@ from sovfed.clients.dpsgd.step import PrivateStep
 from sovfed.clients.ledger.book import HOME, PrivacyLedger
 from sovfed.clients.ledger.entries import Grant, Plan, Release, Whose
 from sovfed.clients.trainer.masking import PrivateUpdate
+from sovfed.clients.training.device import choose_device
 from sovfed.clients.training.feed import Feed
-from sovfed.clients.training.local import LocalTraining, choose_device
+from sovfed.clients.training.local import LocalTraining
 from sovfed.clients.training.statistics import totals
 from sovfed.federation.errors import ConfigError, PrivacyError, ProtocolError
 from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector, local_work

@@ -1,11 +1,12 @@
 """The gradient steps of local training: plain SGD without torch.optim, with a scaled loss, or any optimizer.
 
-A stepper is called with a batch's losses and says whether a step was taken on them: with accumulation, not on all.
+A stepper is called with a batch's losses, in as many pieces as memory asks for, and says whether a step was taken on
+them: with accumulation, not on all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
@@ -26,8 +27,8 @@ Pull = Callable[[], Tensor | None]  # what is added to every gradient, shape [tr
 class Stepper(Protocol):
     """Takes the steps of a round."""
 
-    def __call__(self, losses: Tensor) -> bool:
-        """Go on by the losses of a batch [n]; whether a step was taken."""
+    def __call__(self, pieces: Iterable[Tensor], count: int) -> bool:
+        """Go on by the losses of a batch of `count` records, which come in pieces; whether a step was taken."""
 
     def end_epoch(self) -> bool:
         """Take the step that is due on batches that came to no full accumulation; whether there was one."""
@@ -46,6 +47,25 @@ def make_stepper(model: FlatModel, plan: LocalPlan, steps: int, pull: Pull, *, s
     if plan.plain and plan.accumulation == 1:
         return Plain(model, Rates(plan.learning_rate, rates), pull)
     return General(model, plan, Rates(plan.learning_rate, rates), pull)
+
+
+def mean_gradients(
+    pieces: Iterable[Tensor], shares: Tensor, parameters: tuple[torch.nn.Parameter, ...]
+) -> Sequence[Tensor | None]:
+    """The gradients of a batch's mean loss, whose losses come in pieces; `shares` [n] is what each weighs.
+
+    Nothing is kept of a piece but its gradients.
+    """
+    total: Sequence[Tensor | None] = ()
+    for losses in pieces:
+        weights = shares if len(losses) == len(shares) else shares[: len(losses)]
+        slopes = gradients(losses, weights, parameters)
+        total = [_sum(one, other) for one, other in zip(total, slopes, strict=True)] if total else slopes
+    return total
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if one is None else one if other is None else one + other
 
 
 class Rates:
@@ -69,15 +89,20 @@ class Plain:
 
     def __init__(self, model: FlatModel, rates: Rates, pull: Pull) -> None:
         self._model, self._rates, self._pull = model, rates, pull
-        self._parameters, self._flat = tuple(model.parameters), model.flat[: model.trained]
+        self._parameters, self._values = tuple(model.parameters), model.values
+        self._flat = model.flat[: model.trained]
+        self._together = self._flat.device.type != "cpu"  # a GPU waits for each call, a processor for lists
 
-    def __call__(self, losses: Tensor) -> bool:
+    def __call__(self, pieces: Iterable[Tensor], count: int) -> bool:
         rate = self._rates()
-        slopes = gradients(losses, self._model.shares(len(losses)), self._parameters)
+        slopes = mean_gradients(pieces, self._model.shares(count), self._parameters)
         if (added := self._pull()) is not None:
             self._flat.sub_(added, alpha=rate)
-        for value, slope in zip(self._model.values, slopes, strict=True):
-            if slope is not None:
+        moved = [(value, slope) for value, slope in zip(self._values, slopes, strict=True) if slope is not None]
+        if self._together and moved:
+            torch._foreach_add_(*map(list, zip(*moved, strict=True)), alpha=-rate)
+        else:
+            for value, slope in moved:
                 value.sub_(slope, alpha=rate)
         self._model.scattered()
         return True
@@ -101,14 +126,14 @@ class General:
         self._state = self._optimizer.init(model.values if self._flat is None else [self._flat])
         self._batches = Accumulator(plan.accumulation, self._shapes) if plan.accumulation > 1 else None
 
-    def __call__(self, losses: Tensor) -> bool:
-        slopes = gradients(losses, self._model.shares(len(losses)), self._parameters)
+    def __call__(self, pieces: Iterable[Tensor], count: int) -> bool:
+        slopes = mean_gradients(pieces, self._model.shares(count), self._parameters)
         if self._flat is not None:
             return self._step_flat(self._flat, slopes)
         floats = [None if slope is None else slope.float() for slope in slopes]
         if self._batches is None:
             return self._step(floats)
-        if not self._batches.add(floats, len(losses), self._model.values):
+        if not self._batches.add(floats, count, self._model.values):
             return False
         return self._step(self._batches.mean())
 
@@ -151,11 +176,12 @@ class Scaled:
         self._optimizer = torch.optim.SGD([self._weights], lr=1.0)
         self._scaler = torch.amp.GradScaler(model.flat.device.type, init_scale=FP16_SCALE)
 
-    def __call__(self, losses: Tensor) -> bool:
-        slopes = torch.autograd.grad(
-            self._scaler.scale(losses.mean()), self._model.parameters, allow_unused=True, materialize_grads=True
-        )
-        self._weights.grad = torch.cat([slope.reshape(-1).float() for slope in slopes])
+    def __call__(self, pieces: Iterable[Tensor], count: int) -> bool:
+        self._weights.grad = torch.zeros_like(self._weights)
+        for losses in pieces:
+            scaled = self._scaler.scale((losses * self._model.shares(count)[: len(losses)]).sum())
+            slopes = torch.autograd.grad(scaled, self._model.parameters, allow_unused=True, materialize_grads=True)
+            self._weights.grad += torch.cat([slope.reshape(-1).float() for slope in slopes])
         self._optimizer.param_groups[0]["lr"] = self._rates()
         self._scaler.unscale_(self._optimizer)
         if (added := self._pull()) is not None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PORT_MAX: Final = 65_535
 LOG_FORMATS: Final = ("text", "json")
+DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d{1,2})?")
 MESSAGE_BYTES_MAX: Final = 2**33  # a model of 10⁹ parameters, and as long a control variate
 
 
@@ -145,8 +146,13 @@ class ClientConfig:
     runtime_port: int = bounded(0, 0, PORT_MAX, doc="SuperNode's Runtime port, on loopback only; 0 = any free port")
     watch_port: int = bounded(0, 0, PORT_MAX, doc="port of /metrics and /health, on loopback only; 0 = off")
     log_format: str = choice("text", LOG_FORMATS, doc="of the lines in logs/; json is one object a line")
-    device: str = choice("auto", ("auto", "cpu", "cuda", "mps"), doc="auto takes the best; cuda is also ROCm's name")
-    precision: str = choice("float32", ("float32", "bf16", "fp16"), doc="arithmetic of local training")
+    device: str = bounded(
+        "auto", 3, 8, doc="cpu, cuda (also ROCm's name), cuda:1 and so on, mps; auto takes the best that is there"
+    )
+    precision: str = choice("float32", ("float32", "tf32", "bf16", "fp16"), doc="arithmetic of local training")
+    deterministic: bool = bounded(
+        False, doc="the same bits for the same request on the same GPU too, or failure; slower. A CPU repeats itself"
+    )
     max_message_bytes: int = bounded(
         2**30, 2**16, MESSAGE_BYTES_MAX, unit="bytes", doc="larger messages are refused before allocation"
     )
@@ -169,6 +175,8 @@ class ClientConfig:
     )
 
     def __post_init__(self) -> None:
+        if not DEVICE.fullmatch(self.device):
+            raise ValueError(f"device: {self.device!a}, expected auto, cpu, cuda, cuda:NUMBER or mps")
         for name in self.studies:
             if not NAME.fullmatch(name) or name == REST:
                 raise ValueError(f"studies: {name[:80]!a} is no name of a study: expected one {NAME_IN_WORDS}")

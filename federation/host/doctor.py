@@ -107,8 +107,9 @@ def device() -> Finding:
     import torch
 
     if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        return Finding("device", "ok", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB (torch {torch.__version__})")
+        cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        named = [f"cuda:{number} {card.name}, {card.total_memory / 2**30:.0f} GiB" for number, card in enumerate(cards)]
+        return Finding("device", "ok", f"{'; '.join(named)} (torch {torch.__version__})")
     if torch.backends.mps.is_available():
         return Finding("device", "ok", f"Apple GPU (torch {torch.__version__})")
     processor = f"processor, {torch.get_num_threads()} threads (torch {torch.__version__})"

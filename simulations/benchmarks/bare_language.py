@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from sovfed.clients.training.device import autocast, choose_device
 from sovfed.clients.training.local import LocalTraining
 from sovfed.federation.messages import TrainRequest
 from sovfed.federation.tasks import initial_vector
@@ -14,46 +15,68 @@ from sovfed.federation.tasks import initial_vector
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sovfed.clients.data.tokens import Windows
+    from sovfed.clients.data import Dataset
     from sovfed.federation.tasks import Task
 
 STEPS: Final = 6  # of a round
 RATE: Final = 0.01
 
 
-def tokens_per_s(task: Task, windows: Windows, batch: int, times: int) -> tuple[float, float]:
-    """Tokens a CPU second of the trainer's rounds and of a loop with `torch.optim.SGD`, the best of `times` turns."""
-    ours, bare = _trainer(task, windows, batch), _loop(task, windows, batch)
-    seconds = [(_seconds(ours), _seconds(bare)) for _ in range(times + 1)][1:]  # the first warms up
-    tokens = STEPS * batch * (task.schema.shaped[0].size - 1)
-    return tokens / min(own for own, _ in seconds), tokens / min(loop for _, loop in seconds)
+def tokens_per_s(
+    task: Task, windows: Dataset, batch: int, times: int, *, steps: int = STEPS, device: str = "cpu",
+    precision: str = "float32",
+) -> tuple[float, float]:  # fmt: skip
+    """Tokens a second (`seconds`) of the trainer's rounds of `steps` steps and of a loop with `torch.optim.SGD`.
+
+    Each the best of `times` turns, which they take one after the other.
+    """
+    place = choose_device(device)
+    ours = _trainer(task, windows, batch, steps, device, precision)
+    bare = _loop(task, windows, batch, steps, place, precision)
+    pairs = [(seconds(ours, place), seconds(bare, place)) for _ in range(times + 1)][1:]  # the first warms up
+    tokens = steps * batch * (task.schema.shaped[0].size - 1)
+    return tokens / min(own for own, _ in pairs), tokens / min(loop for _, loop in pairs)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """What `work` takes: of a processor its seconds in all threads, of another device those that pass."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    _settle(device)
+    start = clock()
     work()
-    return time.process_time() - start
+    _settle(device)
+    return clock() - start
 
 
-def _trainer(task: Task, windows: Windows, batch: int) -> Callable[[], object]:
-    training, model = LocalTraining(task, windows, site="", device="cpu"), initial_vector(task, 0)
+def _settle(device: torch.device) -> None:
+    """Wait for what the device was given to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _trainer(task: Task, windows: Dataset, batch: int, steps: int, device: str, precision: str) -> Callable[[], object]:
+    training = LocalTraining(task, windows, site="", device=device, precision=precision)
     request = TrainRequest(
-        run="bench", round=1, task=task.name, seed=0, local_epochs=1, local_steps=STEPS, batch_size=batch,
-        learning_rate=RATE, proximal_mu=0.0, model=model, scale=task.transform.public_scale,
+        run="bench", round=1, task=task.name, seed=0, local_epochs=1, local_steps=steps, batch_size=batch,
+        learning_rate=RATE, proximal_mu=0.0, model=initial_vector(task, 0), scale=task.transform.public_scale,
     )  # fmt: skip
     return lambda: training.train(request)
 
 
-def _loop(task: Task, windows: Windows, batch: int) -> Callable[[], object]:
-    """As a researcher would write it, with all windows in memory."""
-    module = task.model().train()
+def _loop(
+    task: Task, windows: Dataset, batch: int, steps: int, device: torch.device, precision: str
+) -> Callable[[], object]:
+    """As a researcher would write it, with all windows in the device's memory."""
+    module = task.model().to(device).train()
     optimizer = torch.optim.SGD(module.parameters(), RATE)
-    rows = torch.from_numpy(windows.take(windows.train)[task.schema.shaped[0].name].astype("int64"))
+    rows = torch.from_numpy(windows.take(windows.train)[task.schema.shaped[0].name].astype("int64")).to(device)
 
-    def steps() -> None:
-        for index in torch.split(torch.randperm(len(rows))[: STEPS * batch], batch):
+    def work() -> None:
+        for index in torch.split(torch.randperm(len(rows), device=device)[: steps * batch], batch):
             optimizer.zero_grad()
-            (-module(rows[index]).mean()).backward()
+            with autocast(device, precision):
+                log_p = module(rows[index])
+            (-log_p.float().mean()).backward()
             optimizer.step()
 
-    return steps
+    return work

@@ -85,6 +85,16 @@ COLUMNS: Final = (
 
 
 @dataclasses.dataclass(frozen=True)
+class Size:
+    """Of a decoder: tokens that it sees, values of each, blocks, heads."""
+
+    context: int
+    width: int = 128
+    blocks: int = 3
+    heads: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
 class Bench:
     """The task, each ministry's windows, and where rows are told as they come."""
 
@@ -267,9 +277,15 @@ def _sites(
 
 def task_of(tokenizer: Tokenizer, context: int) -> DeclaredTask:
     """The next token of law, by the smallest decoder that is worth training."""
+    return decoder_task("law", tokenizer.symbols, tokenizer.sha256, Size(context))
+
+
+def decoder_task(name: str, symbols: int, tokenizer: str, size: Size) -> DeclaredTask:
+    """The next of `symbols` tokens; `tokenizer` is the SHA-256 of the file that makes them."""
     return task_from_text(
-        "format: 1\nname: law\ntitle: Law\nperson: document\n"
-        f"columns:\n  window: {{kind: tokens, shape: [{context + 1}], high: {tokenizer.symbols - 1}}}\n"
-        f'target: {{kind: next_token, tokenizer: "{tokenizer.sha256}"}}\n'
-        "model: {family: decoder, width: 128, blocks: 3, heads: 4, hidden: 512}\n"
+        f"format: 1\nname: {name}\ntitle: {name.capitalize()}\nperson: document\n"
+        f"columns:\n  window: {{kind: tokens, shape: [{size.context + 1}], high: {symbols - 1}}}\n"
+        f'target: {{kind: next_token, tokenizer: "{tokenizer}"}}\n'
+        f"model: {{family: decoder, width: {size.width}, blocks: {size.blocks}, heads: {size.heads}, "
+        f"hidden: {4 * size.width}}}\n"
     )

@@ -97,7 +97,7 @@ def measure(
 
 def simulate(folder: Path, settings: Sequence[str]) -> dict[str, Any]:
     """Median CPU and wall of a round in ms, the process's largest memory in MB, and the device."""
-    from sovfed.clients.training.local import choose_device
+    from sovfed.clients.training.device import choose_device
     from sovfed.federation.compose import compose
     from sovfed.simulations.federation import simulate_population
     from sovfed.simulations.population import make_population

@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 
 from sovfed.clients.data import Dataset
 from sovfed.clients.node.app import make_client_app
-from sovfed.clients.training.local import SMALL
+from sovfed.clients.training.device import SMALL
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ConfigError, DataError, ServiceError
 from sovfed.federation.messages import Reply, Request, TrainReply, TrainRequest

@@ -467,3 +467,44 @@ def test_benchmark_models_are_private_steps(setting: object) -> None:
     found = setting.build()  # type: ignore[attr-defined]
     step = PrivateStep(found, cross_entropy, CLIP, example=setting.batch_of(5), several_records=False)  # type: ignore[attr-defined]
     assert step.parameters == flat(found).numel()
+
+
+class Room(nn.Module):
+    """Has memory for so many records at once."""
+
+    records = 1 << 30
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.records:
+            raise torch.OutOfMemoryError(f"{len(x)} records at once")
+        return x
+
+
+def test_where_memory_runs_out_a_private_step_is_refused_and_its_pieces_stay_what_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """How much is free may depend on how many records there are, and a piece's size must not."""
+    monkeypatch.setattr(Room, "records", 9)
+    with pytest.raises(PrivacyError, match="out of memory on cpu for 64 records at once"):
+        PrivateStep(nn.Sequential(Room(), nn.Linear(6, 3)), cross_entropy, CLIP, example=floats(6)(5),
+                    several_records=False)  # fmt: skip
+
+
+def test_no_setting_of_the_process_makes_a_private_step_less_exact() -> None:
+    class Asked(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.add(torch.get_float32_matmul_precision())
+            return super().forward(x)
+
+    seen: set[str] = set()
+    features, labels = floats(6)(8)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")  # TF32 or bf16 on a GPU, bf16 on some processors
+    try:
+        step = PrivateStep(Asked(6, 3), cross_entropy, CLIP, example=floats(6)(5), several_records=False)
+        seen.clear()
+        step.clipped_sum(torch.randn(step.parameters), features, labels, torch.arange(8))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == {"highest"}

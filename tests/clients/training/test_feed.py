@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sovfed.clients.data import Records
 from sovfed.clients.training import feed as module
 from sovfed.clients.training.feed import Feed, arrays_of, batches_of, profile_of, tensors_of
+from sovfed.clients.training.staging import Staging
 from sovfed.federation.metrics import BinaryMetrics
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.columns import NUMBERS, Column, Schema, number, target
@@ -202,6 +205,46 @@ def test_memory_does_not_grow_with_the_records_that_are_not_kept() -> None:
     assert feed._whole is None and largest == 32 * 3 * 64 * 64 * 4
     assert peak < 4 << 20
     assert first == pytest.approx(((np.arange(4_000) % 256) - 127.5) / 127.5, abs=1e-6)
+
+
+class Moves(TorchFunctionMode):
+    """Counts how often row numbers are sent to another device."""
+
+    count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is Tensor.to and args[0].dtype == torch.int64 and args[0].device != torch.device("meta"):
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_epochs_order_goes_to_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GATHERED", 1)
+    records = Records(table(50), np.arange(50), np.arange(49), np.array([49]))
+    feed = Feed(MIXED, records, SCALE, torch.device("meta"))  # a device that holds nothing
+    assert feed._whole is not None
+    with Moves() as moves:
+        assert len(list(feed.batches(torch.arange(50), 8))) == 7
+    assert moves.count == 1
+
+
+def test_what_goes_through_staging_is_the_same_and_is_read_while_a_batch_is_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "GATHERED", 1)
+    plain, lazy = Feed(MIXED, Counting(table(50)), SCALE, CPU), Counting(table(50))
+    staged = Feed(MIXED, lazy, SCALE, CPU)
+    staged._staging = Staging(CPU)
+    order = torch.randperm(50)
+    batches, seen = staged.batches(order, 8), []
+    seen.append(next(batches))
+    until = time.monotonic() + 10
+    while len(lazy.asked) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert lazy.asked == [8, 8]  # nobody has asked for the second yet, and no third is made
+    seen += batches
+    for one, other in zip(seen, plain.batches(order, 8), strict=True):
+        assert equal(one[0], other[0]) and equal(one[1], other[1])
 
 
 def test_a_profile_of_many_records_is_that_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ import torch
 from tests.records import in_memory, inputs_of, records_of, targets_of, u_of
 
 from sovfed.clients.data import load_records
-from sovfed.clients.training.local import LARGEST_OUTPUT, LocalTraining, choose_device, judged
+from sovfed.clients.training.device import choose_device
+from sovfed.clients.training.judging import LARGEST_OUTPUT, judged
+from sovfed.clients.training.local import LocalTraining
 from sovfed.clients.training.model import FlatModel
+from sovfed.clients.training.steps import Plain
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
 from sovfed.federation.messages import Sums, TrainRequest
@@ -239,6 +243,111 @@ def test_a_feature_that_never_varies_does_no_harm() -> None:
 def test_a_device_that_is_not_there_is_refused(device: str) -> None:
     with pytest.raises(ConfigError, match=f"device '{device}' is not there"):
         choose_device(device)
+
+
+class Crowded(torch.nn.Linear):
+    """Has memory for so many records at once."""
+
+    room = 1 << 30
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError(f"{len(x)} records at once")
+        return super().forward(x)
+
+
+def _crowded(room: int) -> LocalTraining:
+    task = dataclasses.replace(TASK, build=lambda: Crowded(30, 1))
+    engine = LocalTraining(task, RECORDS, site="0", device="cpu")
+    engine._model.module.room = room  # type: ignore[assignment]
+    return engine
+
+
+@pytest.mark.parametrize("plan", [{}, {"optimizer": "adamw"}, {"momentum": 0.9, "accumulation": 3}])
+def test_where_memory_runs_out_a_step_is_taken_on_the_same_records_in_pieces(plan: dict[str, object]) -> None:
+    request = _request(**plan)
+    roomy, crowded = _crowded(1_000), _crowded(5)
+    expected, loss = roomy.train(request)
+    update, same_loss = crowded.train(request)
+    assert np.allclose(update, expected, rtol=1e-4, atol=1e-6)
+    assert same_loss == pytest.approx(loss, rel=1e-5)
+    assert crowded._most == 4  # of 32: 16, 8, 4
+    assert crowded.steps(request) == roomy.steps(request)
+    assert np.array_equal(crowded.train(request)[0], update)  # which it remembers
+
+
+def test_values_move_alike_whether_one_by_one_or_by_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, _ = _engine().train(_request())
+
+    def together(self: Plain, *arguments: Any) -> None:
+        made(self, *arguments)
+        self._together = True  # as on a GPU
+
+    made = Plain.__init__
+    monkeypatch.setattr(Plain, "__init__", together)
+    assert np.array_equal(_engine().train(_request())[0], alone)
+
+
+def test_memory_that_does_not_do_for_one_record_is_a_failure() -> None:
+    with pytest.raises(TrainingError, match="out of memory"):
+        _crowded(0).train(_request())
+    with pytest.raises(TrainingError, match="out of memory"):
+        _crowded(0).evaluate(initial_vector(TASK, 0), SCALE)
+
+
+def test_records_that_are_coupled_are_not_torn_apart_where_memory_runs_out() -> None:
+    task = get_task("digits_cnn")
+    records = load_records(task, DataConfig(source="digits", site="0"))
+    engine = LocalTraining(task, records, site="0", device="cpu")
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    engine._model.module.register_forward_pre_hook(full)
+    model = initial_vector(task, 0)
+    with pytest.raises(TrainingError, match="out of memory"):
+        engine.train(_request(task=task.name, model=model, scale=task.transform.public_scale))
+    assert engine._most is None
+
+
+def test_an_evaluation_goes_on_with_fewer_records_where_memory_runs_out() -> None:
+    roomy, crowded, model = _crowded(1_000), _crowded(7), initial_vector(TASK, 3)
+    assert np.allclose(crowded.evaluate(model, SCALE), roomy.evaluate(model, SCALE))
+    assert crowded._most_evaluated <= 7
+    assert np.allclose(crowded.logits(model, SCALE, RECORDS.train), roomy.logits(model, SCALE, RECORDS.train))
+
+
+def test_bf16_steps_on_a_float32_model_so_that_small_ones_add_up() -> None:
+    """A step of 1e-4 is lost on a bf16 weight of 1, whose neighbours are 2⁻⁷ away."""
+    ones = np.ones_like(initial_vector(TASK, 0))
+    request = _request(model=ones, learning_rate=1e-4, local_epochs=20)
+    update, _ = _engine(precision="bf16").train(request)
+    expected, _ = _engine().train(request)
+    assert 0 < np.abs(expected).max() < 2**-8
+    assert np.linalg.norm(update - expected) < 0.05 * np.linalg.norm(expected)
+
+
+class Asked(torch.nn.Linear):
+    """Notes how matrices are multiplied."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = torch.get_float32_matmul_precision()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("float32", "highest"), ("tf32", "high"), ("bf16", "highest")])
+def test_tf32_is_for_whoever_asks_for_it_and_for_nobody_after(precision: str, expected: str) -> None:
+    task = dataclasses.replace(TASK, build=lambda: Asked(30, 1))
+    engine = LocalTraining(task, RECORDS, site="0", device="cpu", precision=precision)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")  # by other code of this process
+    try:
+        for work in (lambda: engine.train(_request()), lambda: engine.evaluate(initial_vector(TASK, 0), SCALE)):
+            work()
+            assert engine._model.module.seen == expected
+            assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_a_device_is_always_found() -> None:
