@@ -63,6 +63,8 @@ def purpose(request: SumRequest) -> Purpose:
         case TrainRequest():
             return Purpose.TRAIN
         case PrivateRequest():
+            if request.statistics:
+                return Purpose.COUNT
             return Purpose.SILO if request.mechanism == "silo" else Purpose.STEP
         case EvaluateRequest():
             return Purpose.EVALUATE

@@ -311,11 +311,10 @@ class Rounds:
             f"{stage}: {len(total.participants)} replies in {MAX_ATTEMPTS} attempts, minimum cohort is {least}; "
             f"{told_why}"
         )
-        if self.plan is None:
-            vain = not self._awaits_anybody(story) and _open_to(total, cohort) < least
-        else:  # it would charge the others
+        vain = not self._awaits_anybody(story) and _open_to(total, cohort) < least
+        if self.plan is not None:  # it would charge the others
             unpaid = sum(code == PrivacyError.code for code in total.refused.values())
-            vain = len(cohort) - unpaid < least
+            vain |= len(cohort) - unpaid < least
         return DeclinedError(why) if vain else CohortError(why)
 
 
