@@ -160,7 +160,9 @@ class PrivateRequest(LocalWork):
     """Train `model` (shape [d]) under differential privacy; the reply is masked, and says nothing but its sum.
 
     With `statistics` persons are counted instead (`federation/statistics/question.py`), and only the length of `model`
-    is used. Everything is a public constant of the run. The first round asks the institution's ledger for rounds ·
+    is used. With `candidates`, as in `EvaluateRequest`, the one at place `round` is scored on held-out records:
+    `scores` is the length of its sums (`federation/statistics/scores.py`), `scale` as in `TrainRequest`, and else both
+    are empty. Everything is a public constant of the run. The first round asks the institution's ledger for rounds ·
     steps + spare steps under the name `grant`, which a resumed run keeps.
     """
 
@@ -188,6 +190,14 @@ class PrivateRequest(LocalWork):
     normalisation: str = choice(OWN, NORMALISATIONS)
     digest: str = _digest()
     statistics: str = bounded("", 0, 4096)
+    candidates: str = bounded("", 0, 4096)
+    scores: int = bounded(0, 0, 64)
+    scale: Sums = _empty("float64")
+
+    @property
+    def width(self) -> int:
+        """Length of the vector that answers it."""
+        return self.scores if self.candidates else self.model.size
 
     @property
     def plan(self) -> LocalPlan:

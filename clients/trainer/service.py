@@ -154,7 +154,8 @@ class TrainerService:
             load, self._site, stamp, make_model,
             device=device, precision=precision, reproducible=reproducible, most_epochs=most_epochs,
         )  # fmt: skip
-        self._computing = Computing(self._loaded, states, self._telling, partial(keep_score, received))
+        self._keep_score = partial(keep_score, received)
+        self._computing = Computing(self._loaded, states, self._telling, self._keep_score)
         self._whole_runs = WholeRuns(check_run, orders, whose, self._telling)
         self._replies = Replies()
         self._lock = threading.Lock()
@@ -358,7 +359,7 @@ class TrainerService:
         admit(request, task, room, self._open_ledger(), paid=paid, whose=whose)
 
         def work() -> Reply:
-            training = self._loaded.private_training(task, self._open_ledger, whose)
+            training = self._loaded.private_training(task, self._open_ledger, whose, self._keep_score)
             return masking.mask(request.run, permit, training.update(request, room, number), lambda: 0.0)
 
         return work

@@ -62,7 +62,7 @@ class WholeRuns:
     ) -> RunReply:
         """What of the run, which ends with `last`, would be refused, and what became of its order."""
         bounds = self.check_run(request)
-        if isinstance(last, PrivateRequest) and last.statistics:
+        if isinstance(last, PrivateRequest):
             require_question(last, task, request.parameters)
         if isinstance(last, PrivateRequest) and (ledger := open_ledger()) is not None:
             from sovfed.clients.training.private import plan_of

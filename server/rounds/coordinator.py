@@ -182,7 +182,7 @@ class _Training:
                 self._name_all(round_)
                 line = line_of(self._task, round_, self._names, rounds.scale)
                 if rounds.candidates:
-                    line |= scored(self._task, rounds.candidates[number - 1], round_, rounds.scale)
+                    line |= scored(self._task, rounds.candidates[number - 1], round_, rounds.scale, rounds.plan)
                 lines.write(json.dumps(line) + "\n")
                 lines.flush()  # before the checkpoint: what is beyond that is dropped and run again, what lacks is lost
                 lasting.add(number, figures(line))

@@ -72,7 +72,8 @@ def trainer(house: House, name: str, rules: OrderRules = WILLING, terms: Terms =
     ledger = Unwitnessed(home, Budget())
     ledger._runs()
     return make_trainer(
-        ClientConfig(device="cpu", data=DataConfig(site=str(int(name[1:]) % 4))), orders=gate, open_ledger=lambda: ledger,
+        ClientConfig(device="cpu", data=DataConfig(site=str(int(name[1:]) % 4))), orders=gate,
+        open_ledger=lambda: ledger,
         masking=Masking(lambda: identity, lambda: store, terms, narrowed=gate.narrowed),
     )  # fmt: skip
 

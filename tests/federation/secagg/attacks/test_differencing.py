@@ -49,8 +49,7 @@ def opens(federation: Federation, number: int, cohort: Collection[int], purpose:
     round_ = federation.open(number, model, cohort=cohort, purpose=purpose)
     for index, update in random_updates(len(federation.institutions), SIZE).items():
         if index in cohort:
-            update = update.astype(purpose.dtype)
-            upload = federation.upload(round_, index, model, update, 10)
+            upload = federation.upload(round_, index, model, update.astype(purpose.dtype), 10)
             round_.add(upload.message, upload.payload)
     for holder, ask in round_.ask().items():
         round_.answer(federation.institutions[holder].reveal(ask))
@@ -128,7 +127,8 @@ def test_private_sums_are_answered_and_leave_no_trace(purpose: Purpose) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [(Purpose.COUNT, Purpose.COUNT), (Purpose.COUNT, Purpose.TRAIN), (Purpose.TRAIN, Purpose.COUNT)]
+    ("first", "second"),
+    [(Purpose.COUNT, Purpose.COUNT), (Purpose.COUNT, Purpose.TRAIN), (Purpose.TRAIN, Purpose.COUNT)],
 )
 def test_a_table_and_a_sum_without_privacy_judge_each_other(first: Purpose, second: Purpose) -> None:
     federation = federation_of(7)
