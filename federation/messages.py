@@ -346,6 +346,8 @@ class ReleaseRequest:
     """The model that the run ended with, `model` (shape [d]) and its `scale` as in `TrainRequest`, for the institution.
 
     With `statistics` it is a table: `model` the noised sums and `scale` their noise's standard deviation, shape [1].
+    `table` is a table as the agency signed it (`federation/release/sheet.py`), of statistics or of scores; with scores
+    there is neither model nor scale.
     `round` is the one that it is of, `facts` JSON of the run it came of (`told` of `federation/models/facts.py`), and
     `sha256` the digest of the file that the agency published. Nothing is computed from records for it.
     """
@@ -360,6 +362,12 @@ class ReleaseRequest:
     normalisation: str = choice(OWN, NORMALISATIONS)
     digest: str = _digest()
     statistics: str = bounded("", 0, 4096)
+    table: Bytes = _empty("uint8")
+
+    @property
+    def of_scores(self) -> bool:
+        """Whether it is a table of scores: a signed one, and nothing beside it."""
+        return bool(self.table.size) and not self.statistics
 
 
 @dataclasses.dataclass(frozen=True)

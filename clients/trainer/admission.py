@@ -78,7 +78,11 @@ def check_shapes(request: SumRequest, task: Task) -> None:
 
 
 def check_release(request: ReleaseRequest, task: Task) -> None:
-    """Raise ProtocolError unless model and scale have the lengths that `task` declares, or its statistics."""
+    """Raise ProtocolError unless model and scale have the lengths that `task` declares, or its table."""
+    if request.of_scores:
+        _length("model", request.model, 0)
+        _length("scale", request.scale, 0)
+        return
     if request.statistics:
         _length("model", request.model, read_question(request.statistics, task.schema).size)
         _length("scale", request.scale, 1)

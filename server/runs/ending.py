@@ -34,7 +34,7 @@ def ending(summary: dict[str, Any], folder: Path, model: str, option: str = "") 
         lines.append(f"table: {folder / TABLE}")
         if recipients := summary.get("delivered_to"):
             lines.append(
-                f"delivered to {len(recipients)} institutions: `sovfed client statistics` shows their own beside"
+                f"delivered, signed, to {len(recipients)} institutions, who have it by `sovfed client table get`"
             )
         return lines
     lines.append(f"model: {folder / MODEL}, card: {folder / CARD}")

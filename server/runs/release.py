@@ -121,21 +121,26 @@ def release_of(
     number: int,
     normalisation: str,
     statistics: str = "",
+    table: bytes = b"",
 ) -> ReleaseRequest:
-    """The message that brings the model of round `number`, or the table, in `folder` to the institutions of `run`."""
+    """The message that brings the model of round `number`, or the table, in `folder` to the institutions of `run`.
+
+    `table` is that as it was signed.
+    """
     from sovfed.federation.messages import ReleaseRequest
     from sovfed.federation.models.facts import RunFacts, Told, told
     from sovfed.federation.models.saved import read_facts
     from sovfed.federation.schema import bind
 
-    if statistics:
+    told_table = bool(statistics or table)
+    if told_table:
         facts = told(Told(bind(RunFacts, json.loads((folder / TABLE).read_bytes())["run"])))
     else:
         facts = told(read_facts(folder))
     return ReleaseRequest(
         run=run, round=number, task=task.name, model=model, scale=scale,
-        sha256=digest(folder / (TABLE if statistics else MODEL)), facts=np.frombuffer(facts, np.uint8),
-        normalisation=normalisation, digest=task.digest, statistics=statistics,
+        sha256=digest(folder / (TABLE if told_table else MODEL)), facts=np.frombuffer(facts, np.uint8),
+        normalisation=normalisation, digest=task.digest, statistics=statistics, table=np.frombuffer(table, np.uint8),
     )  # fmt: skip
 
 

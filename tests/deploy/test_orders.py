@@ -217,3 +217,7 @@ def test_models_are_scored_under_a_signed_order_that_names_them(ordered: LocalFe
     checked = CliRunner().invoke(verify, [str(sheet), "--root", str(root)])
     assert checked.exit_code == 0 and "no differential privacy" in checked.output, checked.output
     assert f"model-1  {lines[0]['model']['sha256'][:12]}…  {lines[0]['records']} held-out records" in checked.output
+    received = ordered.folder / "received.table"
+    told = sovfed("client", "table", "get", "choice", str(received), "--home", next(iter(homes.values())))
+    assert f"{lines[0]['records']} held-out records" in told
+    assert CliRunner().invoke(verify, [str(received), "--root", str(root)]).exit_code == 0
