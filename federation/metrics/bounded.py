@@ -35,7 +35,7 @@ def bounded_names(metrics: Metric) -> tuple[str, ...]:
 
 def bounded_scores(metrics: Metric, outputs: Floats, targets: Any, losses: Floats) -> Floats:
     """The scores of records, shape [n, names], each a share of its `MOST`; arguments are as in `Metric.sums`."""
-    values = {LOSS: losses.astype(np.float64)}
+    values: dict[str, Floats] = {LOSS: losses}
     if isinstance(metrics, BinaryMetrics):
         values[ACCURACY] = (outputs[:, 0] > 0) == (targets == 1)
     elif isinstance(metrics, ClassMetrics):

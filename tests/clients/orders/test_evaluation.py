@@ -321,7 +321,7 @@ def declined(made: Rounds) -> bool:
 def test_private_scores_end_at_the_budget(tmp_path: Path) -> None:
     """Each ledger lets ε = 3 a year: what goes beyond is refused before anything is computed."""
     house, config, done = House(tmp_path), private(models(tmp_path, 1)), 0
-    while (made := private_rounds(house, config, run=str(done))) and not declined(made):
+    while not declined(made := private_rounds(house, config, run=str(done))):
         made.train(1)
         done += 1
     history = replay(read_ledger(house.home("h1"), Budget().population_name)[0])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.clients.orders.house import TASK
 
-from sovfed.clients.data import Records, load_records
+from sovfed.clients.data import Indices, Records, load_records
 from sovfed.clients.training.local import LocalTraining
 from sovfed.clients.training.scores import score_totals
 from sovfed.federation.config import DataConfig
-from sovfed.federation.messages import Sums
+from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.statistics.scores import Scores
 from sovfed.federation.tasks import initial_vector, summarise
 
@@ -66,3 +67,25 @@ def test_taking_a_person_away_moves_the_sums_by_at_most_the_clip_and_nobody_else
         assert np.linalg.norm(moved) <= SCORES.clip
         assert np.array_equal(moved, parts[-1])
     assert np.array_equal(sum(parts), whole)
+
+
+class Unreadable(LocalTraining):
+    """One whose record `bad` cannot be decoded."""
+
+    bad = 0
+
+    def outputs(self, model: Vector, scale: Sums, rows: Indices) -> Any:
+        if self.bad in rows:
+            raise OSError("this image is cut short")
+        return super().outputs(model, scale, rows)
+
+
+def test_a_record_that_cannot_be_read_takes_nobody_else_out_of_the_sum(caplog: pytest.LogCaptureFixture) -> None:
+    """Else its person would move the sum by everybody's part, which the noise is not for."""
+    records = loaded()
+    training = Unreadable(TASK, records, site="2", device="cpu")
+    training.bad = int(records.test[3])
+    total, _ = score_totals(training, records, MODEL, SCALE, SCORES)
+    others = np.delete(records.test, 3)
+    assert np.array_equal(total, totals(dataclasses.replace(records, test=others))[0])
+    assert "1 of 29 held-out records could not be scored" in caplog.text
