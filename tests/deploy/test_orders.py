@@ -231,7 +231,7 @@ def scored_privately(ordered: LocalFederation, paths: list[str], root: Path) -> 
     private = ("privacy=distributed", "privacy.epsilon=1.4")
     asked = [word for setting in (*settings, *private) for word in ("--set", setting)]
     told = sovfed("evaluate", *paths, "--task", "breast_cancer", "--home", agency, "--propose", *asked)
-    assert "3 masked sums of scores of held-out persons" in told and "ε 1.4" in told
+    assert "3 masked sums of scores of held-out persons" in told and "would cost a person: ε 1." in told
     approved(ordered, "quiet")
     sovfed("run", "start", "--proposed", "quiet", "--no-follow", "--home", agency)
     answered(ordered, "quiet", dict.fromkeys(names, "sign"))
