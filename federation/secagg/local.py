@@ -96,8 +96,9 @@ class Institution:
         upload, entry = client.mask(
             self.session, permit, update, weight, metrics, self.identity.sign, os.urandom, masks
         )
-        for made in (*dated(self.history, entry.purpose, entry.run, time.time()), entry):
-            self.history.add(made)
+        for earlier in dated(self.history, entry.purpose, entry.run, time.time()):
+            self.history.add(earlier)
+        self.history.add(entry)
         return upload
 
     def reveal(self, ask: bytes) -> bytes:
