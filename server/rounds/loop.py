@@ -345,8 +345,8 @@ def whole_run(config: Config, task: Task, run: str, name: str, plan: PrivacyPlan
     if config.task.candidates:
         candidates = read_candidates(config, task)
         if plan is not None:
-            last = with_candidate(plan.request(run, rounds, NOTHING), candidates, rounds)
-            return run_request(config, last, plan.parameters)
+            private = with_candidate(plan.request(run, rounds, NOTHING), candidates, rounds)
+            return run_request(config, private, plan.parameters)
         return run_request(config, scoring_request(config, task, run, name, candidates), task.parameters)
     last = plan.request(run, rounds, NOTHING) if plan else blank_request(config, task, run, name, rounds)
     return run_request(config, last, vector_size(config, task))

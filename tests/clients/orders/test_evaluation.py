@@ -27,7 +27,7 @@ from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.federation.compose import compose
 from sovfed.federation.config import ClientConfig, Config, DataConfig
 from sovfed.federation.errors import ConfigError, DeclinedError, NotPrivateError, OrderError
-from sovfed.federation.messages import EvaluateRequest, PrivateRequest, RunRequest, TrainRequest
+from sovfed.federation.messages import EvaluateRequest, PrivateRequest, Request, RunRequest, TrainRequest
 from sovfed.federation.models.facts import RunFacts
 from sovfed.federation.models.saved import save_model
 from sovfed.federation.orders.answers import CONSENTED, SIGNED
@@ -342,7 +342,7 @@ def test_an_order_for_private_scores_names_the_models_and_no_other_is_scored_und
     gate.require(private_message(config, 1))
     gate.require(private_message(config, 2))
     changed = private_message(config, 1)
-    forged = [
+    forged: list[Request] = [
         private_message(other, 1), private_message(other, 2), message(config, 1),
         dataclasses.replace(changed, model=changed.model + np.float32(1e-3)),
         dataclasses.replace(changed, scale=changed.scale * 0.5), dataclasses.replace(changed, candidates=""),
