@@ -29,13 +29,16 @@ PARTITIONS: Final = "sovfed.partitions"  # and of packages that bring partitions
 GROUP: Final = "sovfed.conf"  # entry points of packages that bring settings of their own: a module beside them
 OWN: Final = "own"  # the option of `task` and `data` for a task that brings no settings
 STATISTICS: Final = "statistics"  # a key that stands for a run which counts
+ONCE: Final = (
+    "privacy.sampling_rate=1.0", "privacy.spare_steps=0", "privacy.grid_bits=8", "privacy.epsilon=0.5",
+    "strategy=fedavg",
+)  # fmt: skip
 COUNTING: Final = (
-    "privacy=distributed", "privacy.sampling_rate=1.0", "privacy.spare_steps=0", "privacy.grid_bits=8",
-    "privacy.epsilon=0.5", "rounds=1", "strategy=fedavg", "simulation.engine=inprocess", "simulation.workers=0",
+    *ONCE, "privacy=distributed", "rounds=1", "simulation.engine=inprocess", "simulation.workers=0",
 )  # fmt: skip
 SCORES: Final = "evaluate"  # a key that stands for a run which scores models
 ONE_RUN: Final = (STATISTICS, SCORES)  # whose commas are between columns or models of one run
-SCORING: Final = ("privacy=none", "strategy=fedavg")
+SCORING: Final = (*ONCE, "privacy=none")
 BROUGHT: Final = {"strategy": STRATEGIES, "partition": PARTITIONS}  # which need no settings of their own
 SUFFIXES: Final = (".yaml", ".yml")
 DEFAULT: Final = "default"
@@ -93,8 +96,8 @@ def _expanded(text: str, folders: Sequence[Path]) -> list[tuple[str, str]]:
         purpose = f"order.purpose={STATISTICS}: {raw[:400]}"
         return [(f"task.statistics={raw}", OVERRIDE), *((setting, text) for setting in (*COUNTING, purpose))]
     if key == SCORES and raw:
-        models = [str(Path(model).expanduser().absolute()) for model in raw.split(",")]
-        chosen = [f"task.candidates={json.dumps(models)}", f"rounds={len(models)}"]
+        models = [str(Path(model).expanduser().absolute()) for model in _listed(raw)]
+        chosen = [f"task.candidates=[{','.join(map(_quote, models))}]", f"rounds={len(models)}"]
         purpose = f"order.purpose=evaluation of {len(models)} models"
         return [*((setting, OVERRIDE) for setting in chosen), *((setting, text) for setting in (*SCORING, purpose))]
     if raw in groups(folders).get(key, ()) and (key, raw) != ("task", OWN):
@@ -119,6 +122,19 @@ def _expanded(text: str, folders: Sequence[Path]) -> list[tuple[str, str]]:
     if raw.endswith(ARCHIVE) or offered(raw):
         return _of_archive(offered(raw) or Path(raw).expanduser(), raw)
     return [(part, OVERRIDE) for part in ([f"task={OWN}", f"task.name={raw}"] if raw in names() else [text])]
+
+
+def _listed(raw: str) -> list[str]:
+    """The paths in `raw`: with commas between them, or a JSON list, where one may hold a comma. Raises ConfigError."""
+    if not raw.startswith("["):
+        return raw.split(",")
+    try:
+        paths: Any = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{SCORES}={raw[:80]!r} is no JSON list of paths") from error
+    if not (paths and all(isinstance(path, str) for path in paths)):
+        raise ConfigError(f"{SCORES}={raw[:80]!r} is no JSON list of paths")
+    return list(paths)
 
 
 def _institution(strategy: str) -> str:

@@ -160,7 +160,9 @@ class PrivateRequest(LocalWork):
     """Train `model` (shape [d]) under differential privacy; the reply is masked, and says nothing but its sum.
 
     With `statistics` persons are counted instead (`federation/statistics/question.py`), and only the length of `model`
-    is used. Everything is a public constant of the run. The first round asks the institution's ledger for rounds ·
+    is used. With `candidates`, as in `EvaluateRequest`, the one at place `round` is scored on held-out records:
+    `scores` is the length of its sums (`federation/statistics/scores.py`), `scale` as in `TrainRequest`, and else both
+    are empty. Everything is a public constant of the run. The first round asks the institution's ledger for rounds ·
     steps + spare steps under the name `grant`, which a resumed run keeps.
     """
 
@@ -188,6 +190,14 @@ class PrivateRequest(LocalWork):
     normalisation: str = choice(OWN, NORMALISATIONS)
     digest: str = _digest()
     statistics: str = bounded("", 0, 4096)
+    candidates: str = bounded("", 0, 4096)
+    scores: int = bounded(0, 0, 64)
+    scale: Sums = _empty("float64")
+
+    @property
+    def width(self) -> int:
+        """Length of the vector that answers it."""
+        return self.scores if self.candidates else self.model.size
 
     @property
     def plan(self) -> LocalPlan:
@@ -336,6 +346,8 @@ class ReleaseRequest:
     """The model that the run ended with, `model` (shape [d]) and its `scale` as in `TrainRequest`, for the institution.
 
     With `statistics` it is a table: `model` the noised sums and `scale` their noise's standard deviation, shape [1].
+    `table` is a table as the agency signed it (`federation/release/sheet.py`), of statistics or of scores; with scores
+    there is neither model nor scale.
     `round` is the one that it is of, `facts` JSON of the run it came of (`told` of `federation/models/facts.py`), and
     `sha256` the digest of the file that the agency published. Nothing is computed from records for it.
     """
@@ -350,6 +362,12 @@ class ReleaseRequest:
     normalisation: str = choice(OWN, NORMALISATIONS)
     digest: str = _digest()
     statistics: str = bounded("", 0, 4096)
+    table: Bytes = _empty("uint8")
+
+    @property
+    def of_scores(self) -> bool:
+        """Whether it is a table of scores: a signed one, and nothing beside it."""
+        return bool(self.table.size) and not self.statistics
 
 
 @dataclasses.dataclass(frozen=True)

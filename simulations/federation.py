@@ -132,7 +132,7 @@ def simulate_population(
             outcome = _told(lambda: run(grid, "in-memory"), failures)
     except DataError as error:
         raise wrong_data(population, configured_task(config.task), error) from error
-    if config.privacy.private and not config.task.statistics:
+    if config.privacy.private and not config.task.tells_table:
         outcome.summary[OUTSIDE] = _measure(config, population, outcome)
         write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())
     return outcome

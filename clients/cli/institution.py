@@ -26,6 +26,7 @@ from sovfed.clients.cli.policy_options import policy_options
 from sovfed.clients.cli.release import release
 from sovfed.clients.cli.statistics import statistics
 from sovfed.clients.cli.study import study
+from sovfed.clients.cli.table import table
 from sovfed.clients.cli.task import task
 from sovfed.clients.cli.texts import data
 from sovfed.federation.evidence.cli import log_commands
@@ -107,6 +108,7 @@ cli.add_command(personal)
 cli.add_command(purge)
 cli.add_command(release)
 cli.add_command(statistics)
+cli.add_command(table)
 cli.add_command(study)
 cli.add_command(task)
 

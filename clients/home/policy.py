@@ -61,8 +61,10 @@ secure_aggregation.differencing: two sums over almost the same institutions, sub
 hold: their record counts, means and updates. "refuse", the default, answers no sum without differential privacy whose
 institutions differ from an earlier one's by fewer than min_cohort, in whatever run. So one institution that drops out
 for good ends training without privacy, and a later run needs the same institutions. "record" answers, and names
-each such sum in the trainer's log and in `sovfed client status`. Sums with differential privacy are answered under
-either: each is noised anew and charged. reproducible: true makes such a difference exact; leave it false.
+each such sum in the trainer's log and in `sovfed client status`. Private training is answered under either: it is
+noised anew and charged. The noise of a table of statistics or of private scores hides persons and not what an
+institution holds: for table_days it is judged, and judges, like a sum without privacy; table_days: 0 answers all.
+reproducible: true makes such a difference exact; leave it false.
 
 privacy: what all runs together may learn about one person in the records. Each private run is charged to the ledger in
 privacy/ before anything leaves, and refused when the budget is spent; `sovfed client ledger show` tells how much is

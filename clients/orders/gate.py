@@ -117,6 +117,10 @@ class OrderGate:
         if not isinstance(request, UNCOUNTED):
             self._count(run, opened, type(request).__name__.removesuffix("Request").lower())
 
+    def order_of(self, run: str) -> RunOrder:
+        """The order of `run`, which `require` has let through."""
+        return self._open[whole_run(run)].order
+
     def settle(self) -> None:
         """Write down how much was answered and no more, of runs of which nothing was since the last call."""
         for run, opened in self._open.items():

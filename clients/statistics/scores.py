@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import DataError
 from sovfed.federation.files import private_directory, write_private
+from sovfed.federation.messages import EvaluateRequest
 from sovfed.federation.secagg.request import whole_run
 from sovfed.federation.tasks import summarise
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sovfed.clients.models.received import ReceivedModels
-    from sovfed.federation.messages import EvaluateRequest, Sums
+    from sovfed.federation.messages import PrivateRequest, Sums
     from sovfed.federation.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -26,24 +27,32 @@ MAX_RUNS: Final = 256
 MAX_BYTES: Final = 1 << 20
 
 
-def keep_score(received: ReceivedModels | None, request: EvaluateRequest, task: Task, sums: Sums) -> None:
+def keep_score(
+    received: ReceivedModels | None, request: EvaluateRequest | PrivateRequest, task: Task, sums: Sums
+) -> None:
     """Keep the own metrics of the candidate in `request`, or say in the own log why not."""
     if received is None:  # a simulation
         return
     try:
         _keep(received, request, task, sums)
     except Exception as error:  # whatever a package's own metrics raise: the sums leave whether or not they are kept
-        log.warning("own scores of run %r are not kept: %s", request.keep, error)
+        log.warning("own scores of run %r are not kept: %s", _name(request), error)
 
 
-def _keep(received: ReceivedModels, request: EvaluateRequest, task: Task, sums: Sums) -> None:
+def _name(request: EvaluateRequest | PrivateRequest) -> str:
+    """The run's own name."""
+    return request.keep if isinstance(request, EvaluateRequest) else request.grant
+
+
+def _keep(received: ReceivedModels, request: EvaluateRequest | PrivateRequest, task: Task, sums: Sums) -> None:
     """Raises DataError where the file is damaged, OSError where it cannot be written."""
     digest = request.candidates.split(",")[request.round - 1]
-    path = scores_of(received.folder, request.keep, whole_run(request.run))
+    name = _name(request)
+    path = scores_of(received.folder, name, whole_run(request.run))
     private_directory(received.folder)
-    kept: dict[str, Any] = _read(path) if path.exists() else {"run": request.keep, "task": task.name, "models": {}}
+    kept: dict[str, Any] = _read(path) if path.exists() else {"run": name, "task": task.name, "models": {}}
     if not path.exists() and len(list(received.folder.glob(f"*{SUFFIX}"))) >= MAX_RUNS:
-        log.warning("own scores of run %r are not kept: there are %d runs' in %s", request.keep, MAX_RUNS, path.parent)
+        log.warning("own scores of run %r are not kept: there are %d runs' in %s", name, MAX_RUNS, path.parent)
         return
     kept["models"][digest] = {"records": int(sums[0]), **summarise(task, sums, request.scale)}
     write_private(path, json.dumps(kept).encode())

@@ -15,6 +15,7 @@ from sovfed.federation.messages import (
     TrainRequest,
 )
 from sovfed.federation.statistics.question import question_of, read_question
+from sovfed.federation.statistics.scores import scores_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,9 +53,13 @@ def check_shapes(request: SumRequest, task: Task) -> None:
     """
     if isinstance(request, ProfileRequest):
         return
-    if isinstance(request, PrivateRequest) and request.statistics:
-        _length("model", request.model, question_of(request, task.schema).size)
-        return
+    if isinstance(request, PrivateRequest):
+        if request.candidates:
+            scores_of(request, task.metrics)
+        _length("scale", request.scale, 2 * task.transform.size if request.candidates else 0)
+        if request.statistics:
+            _length("model", request.model, question_of(request, task.schema).size)
+            return
     if task.build is not None:  # the echo takes vectors of every length
         _length("model", request.model, task.parameters)
     if task.build is not None and isinstance(request, TrainRequest | EvaluateRequest | PrivateRequest):
@@ -73,7 +78,11 @@ def check_shapes(request: SumRequest, task: Task) -> None:
 
 
 def check_release(request: ReleaseRequest, task: Task) -> None:
-    """Raise ProtocolError unless model and scale have the lengths that `task` declares, or its statistics."""
+    """Raise ProtocolError unless model and scale have the lengths that `task` declares, or its table."""
+    if request.of_scores:
+        _length("model", request.model, 0)
+        _length("scale", request.scale, 0)
+        return
     if request.statistics:
         _length("model", request.model, read_question(request.statistics, task.schema).size)
         _length("scale", request.scale, 1)
@@ -85,7 +94,9 @@ def check_release(request: ReleaseRequest, task: Task) -> None:
 
 def check_scale(request: SumRequest | ReleaseRequest, task: Task, least_spread: float) -> None:
     """Raise PolicyError unless the scale is one that a federation's own columns could have."""
-    if not isinstance(request, TrainRequest | EvaluateRequest | ReleaseRequest) or task.build is None:
+    if isinstance(request, ProfileRequest) or task.build is None:
+        return
+    if isinstance(request, PrivateRequest) and not request.candidates:
         return
     if reason := task.transform.admits(request.scale, least_spread):
         raise PolicyError(reason)
@@ -106,10 +117,12 @@ def trained(task: Task) -> int:
 
 
 def require_question(request: PrivateRequest, task: Task, parameters: int) -> None:
-    """Raise ProtocolError unless the statistics that `request` asks for are `parameters` sums of `task`'s columns."""
-    size = question_of(request, task.schema).size
+    """Raise ProtocolError unless what `request` counts, if it does, are `parameters` sums over `task`'s records."""
+    if not (request.statistics or request.candidates):
+        return
+    size = (scores_of(request, task.metrics) if request.candidates else question_of(request, task.schema)).size
     if parameters != size:
-        raise ProtocolError(f"statistics of {parameters} sums, expected {size}")
+        raise ProtocolError(f"a table of {parameters} sums, expected {size}")
 
 
 def sums_width(request: SumRequest, task: Task) -> int:

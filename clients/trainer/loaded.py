@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sovfed.clients.ledger.entries import Whose
     from sovfed.clients.training.model import FlatModel
     from sovfed.clients.training.private import PrivateTraining
+    from sovfed.federation.messages import PrivateRequest, Sums
     from sovfed.federation.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,11 @@ class Loaded:
         return workload
 
     def private_training(
-        self, task: Task, open_ledger: Callable[[], PrivacyLedger | None], whose: Whose
+        self,
+        task: Task,
+        open_ledger: Callable[[], PrivacyLedger | None],
+        whose: Whose,
+        keep_score: Callable[[PrivateRequest, Task, Sums], None],
     ) -> PrivateTraining:
         """The private workload of `task`; the ledger is opened before any record is read."""
         training = self.private.get(task.digest)
@@ -69,7 +74,7 @@ class Loaded:
             ledger = open_ledger()
             training = PrivateTraining(
                 task, self.read(task), site=self._site(task), device=self._device, ledger=ledger, whose=whose,
-                most_epochs=self._most_epochs,
+                most_epochs=self._most_epochs, keep_score=keep_score,
             )  # fmt: skip
             self.private = {task.digest: training}  # one task at a time holds the ledger
         return training

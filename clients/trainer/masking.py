@@ -37,6 +37,7 @@ from sovfed.federation.messages import (
 from sovfed.federation.secagg import client, setup, wire
 from sovfed.federation.secagg.journal import Pinned
 from sovfed.federation.secagg.keys import check_signature, countersigned_head, public_key, told_head
+from sovfed.federation.secagg.opened import dated
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.request import (
     WIDEST,
@@ -241,7 +242,7 @@ class Masking:
         if isinstance(reply, TrainReply) and store.history.pinned is None:
             offer = session.roster.offer
             store.commit([Pinned(entry.subject, offer.clip, offer.max_weight)])
-        store.commit([entry])
+        store.commit([*dated(store.history, entry.purpose, entry.run, self._clock()), entry])
         message = np.frombuffer(upload.message, np.uint8)
         if isinstance(reply, PrivateUpdate):
             return PrivateReply(message=message, payload=upload.payload)
@@ -315,7 +316,7 @@ class Masking:
     def _reveal(self, run: bytes, body: bytes, terms: Terms) -> bytes:
         identity, store = self._open(run)
         session = self._session(run, identity, store)
-        reply, entries = client.reveal(session, store.history, terms, body, identity.sign)
+        reply, entries = client.reveal(session, store.history, terms, body, identity.sign, self._clock())
         store.commit(entries)
         self._tell(store.history, entries)
         return reply

@@ -19,6 +19,7 @@ from sovfed.clients.models.received import ReceivedModels
 from sovfed.clients.node.sandbox import RUN, enter, places_of
 from sovfed.clients.orders.book import OrderBook
 from sovfed.clients.orders.gate import OrderGate
+from sovfed.clients.statistics.sheets import KeptSheets
 from sovfed.clients.trainer.allowance import Allowance
 from sovfed.clients.trainer.evidence import Evidence
 from sovfed.clients.trainer.frames import put_aside
@@ -89,7 +90,8 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         trainer = make_trainer(
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible, least_spread=policy.least_spread,
-            received=ReceivedModels(home / RECEIVED), most_epochs=policy.max_local_epochs,
+            received=ReceivedModels(home / RECEIVED),
+            sheets=KeptSheets(home / RECEIVED, home / "identity" / "root.pem"), most_epochs=policy.max_local_epochs,
             check_values=policy.check_values, check_run=and_room(policy.check_run, config.max_message_bytes),
             put_aside=put_aside, orders=orders, evidence=evidence,
         )  # fmt: skip

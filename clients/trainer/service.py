@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from sovfed.clients.ledger.book import PrivacyLedger
     from sovfed.clients.models.received import ReceivedModels
     from sovfed.clients.orders.gate import OrderGate
+    from sovfed.clients.statistics.sheets import KeptSheets
     from sovfed.clients.trainer.evidence import Evidence
     from sovfed.clients.training.model import FlatModel
     from sovfed.federation.secagg.client import Permit
@@ -111,6 +112,7 @@ class TrainerService:
         orders: OrderGate | None = None,
         stamp: Callable[[Task], object] = lambda _task: None,
         evidence: Evidence | None = None,
+        sheets: KeptSheets | None = None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
@@ -131,7 +133,8 @@ class TrainerService:
 
         `whose` says to which population in the ledger the runs of a task are charged.
 
-        `received` is where the models of ended runs are kept; without it, as in a simulation, they are not.
+        `received` is where the models of ended runs are kept, `sheets` where their signed tables are; without them, as
+        in a simulation, they are not.
 
         `put_aside` gives a reply whose vectors are not in this process, for it is kept until the next request.
 
@@ -146,7 +149,7 @@ class TrainerService:
         self._site: Callable[[Task], str] = site if callable(site) else lambda _task: site
         self._check, self._check_values, self._check_private_data = check, check_values, check_private_data
         self._masking, self._open_ledger, self._allowance = masking, open_ledger, allowance
-        self._orders, self._evidence, self._received = orders, evidence, received
+        self._orders, self._evidence, self._received, self._sheets = orders, evidence, received, sheets
         self._whose, self._tasks, self._least_spread = whose, tasks, least_spread
         self._precision, self._states, self._repeats, self._put_aside = precision, states, repeats, put_aside
         self._telling = Telling(on_error, allowance, evidence)
@@ -154,7 +157,8 @@ class TrainerService:
             load, self._site, stamp, make_model,
             device=device, precision=precision, reproducible=reproducible, most_epochs=most_epochs,
         )  # fmt: skip
-        self._computing = Computing(self._loaded, states, self._telling, partial(keep_score, received))
+        self._keep_score = partial(keep_score, received)
+        self._computing = Computing(self._loaded, states, self._telling, self._keep_score)
         self._whole_runs = WholeRuns(check_run, orders, whose, self._telling)
         self._replies = Replies()
         self._lock = threading.Lock()
@@ -340,8 +344,9 @@ class TrainerService:
         """The work of keeping a run's model: it touches no record, ledger, allowance or mask."""
         task = sized(resolve(request, self._tasks), request.model.size)
         check_release(request, task)
-        if request.statistics:
-            return keeping_table(request, task, self._received, self._evidence)
+        if request.statistics or request.of_scores:
+            order = None if self._orders is None else self._orders.order_of(request.run)
+            return keeping_table(request, task, self._received, self._sheets, order, self._evidence)
         check_scale(request, task, self._least_spread)
         self._check_values(request, trained(task))
         return keeping(request, task, self._received, self._replies.last_trained, self._evidence)
@@ -358,7 +363,7 @@ class TrainerService:
         admit(request, task, room, self._open_ledger(), paid=paid, whose=whose)
 
         def work() -> Reply:
-            training = self._loaded.private_training(task, self._open_ledger, whose)
+            training = self._loaded.private_training(task, self._open_ledger, whose, self._keep_score)
             return masking.mask(request.run, permit, training.update(request, room, number), lambda: 0.0)
 
         return work
@@ -395,6 +400,7 @@ def make_trainer(
     put_aside: Callable[[Reply], Reply] = lambda reply: reply,
     orders: OrderGate | None = None,
     evidence: Evidence | None = None,
+    sheets: KeptSheets | None = None,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     if config.deterministic:
@@ -408,5 +414,5 @@ def make_trainer(
         reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data_of(task)),
         allowance=allowance, least_spread=least_spread, received=received, whose=lambda task: whose_of(config, task),
         most_epochs=most_epochs, check_values=check_values, check_run=check_run, put_aside=put_aside,
-        orders=orders, stamp=lambda task: opt_out_stamp(config.data_of(task)), evidence=evidence,
+        orders=orders, stamp=lambda task: opt_out_stamp(config.data_of(task)), evidence=evidence, sheets=sheets,
     )  # fmt: skip

@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from sovfed.clients.ledger.entries import Whose
     from sovfed.clients.models.received import ReceivedModels
     from sovfed.clients.orders.gate import OrderGate
+    from sovfed.clients.statistics.sheets import KeptSheets
     from sovfed.clients.trainer.evidence import Evidence
     from sovfed.clients.trainer.masking import Masking
     from sovfed.clients.trainer.telling import Telling
     from sovfed.federation.messages import Bytes, LastRequest
+    from sovfed.federation.orders.order import RunOrder
     from sovfed.federation.tasks import Task
 
 
@@ -62,7 +64,7 @@ class WholeRuns:
     ) -> RunReply:
         """What of the run, which ends with `last`, would be refused, and what became of its order."""
         bounds = self.check_run(request)
-        if isinstance(last, PrivateRequest) and last.statistics:
+        if isinstance(last, PrivateRequest):
             require_question(last, task, request.parameters)
         if isinstance(last, PrivateRequest) and (ledger := open_ledger()) is not None:
             from sovfed.clients.training.private import plan_of
@@ -141,14 +143,25 @@ def keeping(
 
 
 def keeping_table(
-    request: ReleaseRequest, task: Task, received: ReceivedModels | None, evidence: Evidence | None
+    request: ReleaseRequest,
+    task: Task,
+    received: ReceivedModels | None,
+    sheets: KeptSheets | None,
+    order: RunOrder | None,
+    evidence: Evidence | None,
 ) -> Callable[[], ReleaseReply]:
-    """The work of keeping a run's table of statistics. Raises SovfedError where the request is not whole."""
-    table = received_table(request, task)
+    """The work of keeping a run's table, its noised sums and as it was signed.
+
+    Raises SovfedError where the request is not whole, or the table is not of the run's `order`.
+    """
+    table = received_table(request, task) if request.statistics else None
+    signed = sheets.check(request, order) if sheets is not None and request.table.size else b""
 
     def keep() -> ReleaseReply:
-        if received is not None:
+        if received is not None and table is not None:
             keep_table(received.folder, table)
+        if sheets is not None and signed:
+            sheets.keep(request.run, signed)
         if evidence is not None:
             evidence.received(request)
         return ReleaseReply()

@@ -20,7 +20,15 @@ LARGEST_OUTPUT: Final = 1e3  # of a model, and of the loss of one record, as the
 
 
 def judged(task: Task, outputs: npt.NDArray[np.float32], targets: Targets) -> tuple[Sums, bool]:
-    """The task's metric sums of `outputs` [n, …], and whether one of them had to be cut.
+    """The task's metric sums of `outputs` [n, …], and whether one of them had to be cut (`fitted`)."""
+    fitting, losses = fitted(task, outputs, targets)
+    return task.metrics.sums(fitting, targets, losses), fitting is not outputs
+
+
+def fitted(
+    task: Task, outputs: npt.NDArray[np.float32], targets: Targets
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """`outputs` [n, …] as they are measured, and the losses of the records [n].
 
     Each record by itself: what is not a number counts as 0, and outputs and losses are cut to ±`LARGEST_OUTPUT`, which
     no sane model comes near. So a record moves a sum by a bounded amount, the records beside it not at all, and no
@@ -30,4 +38,4 @@ def judged(task: Task, outputs: npt.NDArray[np.float32], targets: Targets) -> tu
         raise ConfigError(f"task '{task.name}' has no model to evaluate")
     fitting = saturated(outputs, LARGEST_OUTPUT)
     losses = task.loss(torch.from_numpy(fitting), tensors_of(targets)).numpy()
-    return task.metrics.sums(fitting, targets, saturated(losses, LARGEST_OUTPUT)), fitting is not outputs
+    return fitting, saturated(losses, LARGEST_OUTPUT)

@@ -23,6 +23,7 @@ from sovfed.clients.trainer.masking import PrivateUpdate
 from sovfed.clients.training.device import choose_device
 from sovfed.clients.training.feed import Feed
 from sovfed.clients.training.local import LocalTraining
+from sovfed.clients.training.scores import score_totals
 from sovfed.clients.training.statistics import totals
 from sovfed.federation.errors import ConfigError, PrivacyError, ProtocolError
 from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector, local_work
@@ -33,11 +34,15 @@ from sovfed.federation.privacy.noise import Units, release, share_variance
 from sovfed.federation.privacy.sampling import poisson_sample
 from sovfed.federation.secagg.request import whole_run
 from sovfed.federation.statistics.question import question_of
+from sovfed.federation.statistics.scores import scores_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from sovfed.clients.data import Dataset
+    from sovfed.federation.messages import Sums
     from sovfed.federation.secagg.ring import Integers
     from sovfed.federation.tasks import Task
 
@@ -46,7 +51,8 @@ TAIL: Final = 14  # standard deviations of noise that must fit beside the sum: b
 SumNumber: TypeAlias = tuple[bytes, int]  # the roster's digest, and the number of the sum under it
 ReleaseKey: TypeAlias = tuple[SumNumber, str, str, int, Plan, bytes]
 NO_DIGEST: Final = "0" * 64  # of a release that was not made yet
-CONSTANTS: Final = ("round", "model", "begin", "run")  # fields of a request that are not constant over a run
+CONSTANTS: Final = ("round", "model", "begin", "run", "scale")  # fields of a request that are not constant over a run
+SCORED: Final = ("candidates", "scores")  # fields that are left out where they say nothing: plans were kept before them
 
 
 class PrivateTraining:
@@ -62,13 +68,15 @@ class PrivateTraining:
         ledger: PrivacyLedger | None,
         whose: Whose = HOME,
         most_epochs: int | None = None,
+        keep_score: Callable[[PrivateRequest, Task, Sums], None] = lambda _request, _task, _sums: None,
     ) -> None:
+        """`keep_score` is told what a candidate is worth on the own held-out records."""
         if task.build is None or task.loss is None:
             raise ConfigError(f"task '{task.name}' trains nothing, so there is nothing to make private")
         if records.not_private:
             raise PrivacyError(records.not_private)
         self.task, self._records, self._ledger, self._whose = task, records, ledger, whose
-        self._site, self._device, self._most_epochs = site, device, most_epochs
+        self._site, self._device, self._most_epochs, self._keep_score = site, device, most_epochs, keep_score
         self._feed = Feed(task, records, task.transform.public_scale, choose_device(device))
         self._rows = torch.from_numpy(records.train)
         persons = np.unique(records.persons[records.train], return_inverse=True)[1]
@@ -109,6 +117,8 @@ class PrivateTraining:
         """What is released with noise, shape [d]: a person moves it by the clip at most."""
         if request.statistics:
             return self._counts(request)
+        if request.candidates:
+            return self._scores(request)
         if request.mechanism == "institution":
             return self._local_update(request)
         return self._sum(request, request.model)
@@ -121,6 +131,18 @@ class PrivateTraining:
         except Exception:  # may be one record's doing, which a refusal would tell
             log.exception("round %d: nothing was counted; nothing but noise is released", request.round)
             return np.zeros(question.size)
+
+    def _scores(self, request: PrivateRequest) -> npt.NDArray[np.float64]:
+        """What the scores of this institution's held-out persons add to a candidate's; nothing if that fails."""
+        scores = scores_of(request, self.task.metrics)
+        training = LocalTraining(self.task, self._records, site=self._site, device=self._device)
+        try:
+            total, sums = score_totals(training, self._records, request.model, request.scale, scores)
+        except Exception:  # may be one record's doing, which a refusal would tell
+            log.exception("model %d: nothing was scored; nothing but noise is released", request.round)
+            return np.zeros(scores.size)
+        self._keep_score(request, self.task, sums)
+        return total
 
     def _sum(self, request: PrivateRequest, model: Vector) -> npt.NDArray[np.float64]:
         """The sum of the sampled persons' clipped gradients at `model`, shape [d]."""
@@ -142,7 +164,7 @@ class PrivateTraining:
         variance, reserve = noise_reserve(request, total.size, room)
         bound = room - reserve  # cutting the sum to a box moves no person's influence up
         exact = units.quantise(total)
-        if request.statistics and exact.max() > bound:  # told here alone
+        if (request.statistics or request.candidates) and exact.max() > bound:  # told here alone
             log.warning("round %d: counts above %.0f do not fit the ring, and were cut to it", request.round,
                         units.dequantise(np.array([bound]))[0])  # fmt: skip
         integers = np.clip(exact, -bound, bound) + discrete_gaussian(total.size, variance)
@@ -215,8 +237,10 @@ def admit(
     if request.mechanism != "silo":
         if request.steps != 1:
             raise ProtocolError(f"{request.steps} steps a round; mechanism '{request.mechanism}' makes one release")
-        noise_reserve(request, request.model.size, room)
-    if request.statistics:
+        noise_reserve(request, request.width, room)
+    if request.candidates:
+        scores_of(request, task.metrics)
+    elif request.statistics:
         question_of(request, task.schema)
     elif reason := why_not_noised(task) if request.mechanism == "institution" else why_not_private(task):
         raise PrivacyError(reason)
@@ -269,6 +293,7 @@ def plan_of(request: PrivateRequest) -> Plan:
     """
     by_institution = request.mechanism == "institution"
     constants = {f.name: getattr(request, f.name) for f in fields(request) if f.name not in CONSTANTS}
+    constants = {name: value for name, value in constants.items() if value or name not in SCORED}
     return Plan(
         event=Event(
             request.noise_multiplier / 2 if by_institution else request.noise_multiplier,

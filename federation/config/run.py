@@ -116,12 +116,17 @@ def _of_candidates(config: Config) -> Iterator[str]:
     """Why the models that are asked for cannot be scored; nothing where one is trained."""
     if not config.task.candidates:
         return
-    asked = (config.privacy.mechanism, config.rounds, config.strategy.name)
-    if asked != ("none", len(config.task.candidates), "fedavg"):
+    privacy, models = config.privacy, len(config.task.candidates)
+    asked = (config.rounds, config.strategy.name, privacy.mechanism)
+    if asked not in ((models, "fedavg", "none"), (models, "fedavg", "distributed")):
         yield (
-            "task.candidates are scored, one a round: choose them by `sovfed evaluate`, which asks for privacy=none "
-            f"strategy=fedavg rounds={len(config.task.candidates)}, and not for {asked}"
+            "task.candidates are scored, one a round: choose them by `sovfed evaluate`, which asks for strategy=fedavg "
+            f"rounds={models} and privacy=none or distributed, and not for {asked}"
         )
+    elif privacy.private and privacy.sampling_rate != 1.0:
+        yield f"task.candidates are scored on all held-out persons: privacy.sampling_rate is {privacy.sampling_rate:g}"
+    if privacy.private and config.simulation.engine in ("ray", "vectorised"):
+        yield f"simulation.engine '{config.simulation.engine}' trains models: they are scored privately by inprocess"
     if config.patience or config.keep_best or config.task.statistics:
         yield "task.candidates are scored and nothing else: leave patience, keep_best and task.statistics"
 

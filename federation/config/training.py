@@ -75,6 +75,11 @@ class TaskConfig:
             raise ValueError(f"floor is {self.floor:g}, but schedule 'constant' never falls to it")
 
     @property
+    def tells_table(self) -> bool:
+        """Whether records are counted, or models scored, and none is trained."""
+        return bool(self.statistics or self.candidates)
+
+    @property
     def momentum_in_use(self) -> float:
         """The momentum, or the optimizer's own."""
         return self.momentum if self.momentum is not None else MUON_MOMENTUM if self.optimizer == "muon" else 0.0

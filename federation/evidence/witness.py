@@ -140,10 +140,22 @@ def others(home: Path) -> list[tuple[Voucher, bytes]]:
 
 
 def _keep(home: Path, table: str, cosigned: Sequence[tuple[Voucher, bytes]]) -> None:
-    now = int(time.time())
+    """Keep what is new; the same head cosigned once more is not, and costs no write while nothing happens."""
+    now, known = int(time.time()), {voucher.origin: _said(voucher, note) for voucher, note in _kept(home, table)}
+    rows = [
+        (voucher.origin, voucher.to_bytes(), note, now)
+        for voucher, note in cosigned
+        if known.get(voucher.origin) != _said(voucher, note)
+    ]
+    if not rows:
+        return
     with _database(home) as db:
-        rows = [(voucher.origin, voucher.to_bytes(), note, now) for voucher, note in cosigned]
         db.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", rows)  # noqa: S608 - ours
+
+
+def _said(voucher: Voucher, note: bytes) -> tuple[bytes, Checkpoint]:
+    """By which keys which head is cosigned: all but when."""
+    return voucher.to_bytes(), read_checkpoint(note)
 
 
 def _kept(home: Path, table: str) -> list[tuple[Voucher, bytes]]:

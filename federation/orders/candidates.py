@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sovfed.federation.messages import EvaluateRequest, Sums, Vector
+    from sovfed.federation.messages import EvaluateRequest, PrivateRequest, Sums, Vector
 
 MOST: Final = 60  # of a run: their digests stand in one field of a message
 
@@ -19,7 +19,7 @@ def candidate_digest(model: Vector, scale: Sums) -> str:
     return content.hexdigest()
 
 
-def is_ordered(request: EvaluateRequest) -> bool:
+def is_ordered(request: EvaluateRequest | PrivateRequest) -> bool:
     """Whether the model in `request` is the candidate that its digests name at its place; also where none are named."""
     if not request.candidates:
         return True

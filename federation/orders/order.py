@@ -136,7 +136,7 @@ class RunOrder:
         from sovfed.federation.algorithms import FEDAVG
 
         asked = terms_of(request)
-        if self.kind == "evaluate" and len(self.candidates) != self.rounds:
+        if (self.kind == "evaluate" or self.candidates) and len(self.candidates) != self.rounds:
             return "candidates"  # or it would be for any model
         if self.kind == "evaluate" and self.settings.get("algorithm") != FEDAVG.local:
             return "algorithm"  # or institutions' own models would be scored in the place of those that are named
@@ -163,10 +163,11 @@ class RunOrder:
             return "masked"
         if not isinstance(request, ProfileRequest) and request.round > self.rounds:
             return f"round {request.round}"
-        if isinstance(request, EvaluateRequest) and request.candidates != self.settings.get("candidates", ""):
-            return "candidates"
-        if isinstance(request, EvaluateRequest) and not is_ordered(request):
-            return "model"
+        if isinstance(request, EvaluateRequest | PrivateRequest):
+            if request.candidates != self.settings.get("candidates", ""):
+                return "candidates"
+            if not is_ordered(request):
+                return "model"
         return _differing(self.settings, request)
 
     def narrowed(self, terms: Terms) -> Terms:

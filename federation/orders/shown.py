@@ -57,6 +57,12 @@ def leaves(order: RunOrder) -> Iterator[str]:
             f"would leave: once, {order.parameters} masked counts of persons, each of weight 1 however many rows they "
             f"have; only a sum over at least {order.min_cohort} institutions opens, with noise"
         )
+    elif order.kind == "private" and order.candidates:
+        yield from (f"model      {digest}" for digest in order.candidates)
+        yield (
+            f"would leave: for each of these models {order.parameters} masked sums of scores of held-out persons, each "
+            f"of weight 1; only a sum over at least {order.min_cohort} institutions opens, with noise"
+        )
     elif order.kind == "private":
         yield (
             f"would leave: in each of {order.rounds} rounds one masked contribution, which only a sum over at least "

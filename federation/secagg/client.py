@@ -50,7 +50,16 @@ from sovfed.federation.secagg.mask import (
     for_segments,
     tag,
 )
-from sovfed.federation.secagg.opened import check_apart, check_bounds, check_differencing, check_once, check_rosters
+from sovfed.federation.secagg.opened import (
+    check_apart,
+    check_bounds,
+    check_differencing,
+    check_once,
+    check_rosters,
+    dated,
+    day_of,
+    is_judged,
+)
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.ring import Integers, Quantiser, header_size, pack_header
 from sovfed.federation.secagg.roster import (
@@ -152,11 +161,12 @@ def begin(
         raise PrivacyError(f"{where}: masked under another roster already")
     if any(entry.attempt >= message.attempt for entry in spent):
         raise PrivacyError(f"{where}: masked already; the attempt is burnt")
-    _check_earlier(roster, history, terms, message, message.cohort, where, announced=True)
+    today = day_of(now)
+    _check_earlier(roster, history, terms, message, message.cohort, where, today, announced=True)
     everybody = _tags(roster, range(len(roster.members)))
     check_rosters(history, terms, (run, message.purpose, model), everybody, where)
-    if Purpose(message.purpose).without_privacy:
-        check_apart(history, terms, everybody, where)
+    if is_judged(Purpose(message.purpose), terms):
+        check_apart(history, terms, everybody, where, today)
     if message.purpose == Purpose.TRAIN:
         check_bounds(history, terms, roster.ring(message), where)
     return Permit(message, roster.context(message))
@@ -256,7 +266,7 @@ def _hide(sums: MaskSum, ready: int, quantiser: Callable[[], Quantiser], authent
 
 
 def reveal(
-    session: Session, history: History, terms: Terms, ask_bytes: bytes, sign: Signer
+    session: Session, history: History, terms: Terms, ask_bytes: bytes, sign: Signer, now: float
 ) -> tuple[bytes, tuple[Entry, ...]]:
     """This holder's shares for the sum over the survivors named in M3, if it may be revealed.
 
@@ -294,10 +304,13 @@ def reveal(
     earlier = history.revealed.get((run, message.round))
     entries: tuple[Entry, ...] = ()
     if earlier is None:
-        _check_earlier(roster, history, terms, message, ask.survivors, where, announced=False)
+        _check_earlier(roster, history, terms, message, ask.survivors, where, day_of(now), announced=False)
         names = tuple(sorted(_tags(roster, ask.survivors)))
         least = max(terms.min_cohort, roster.offer.min_cohort)
-        entries = (Revealed(run, message.round, chosen, message.purpose, message.model, message.subject, least, names),)
+        entries = (
+            *dated(history, message.purpose, run, now),
+            Revealed(run, message.round, chosen, message.purpose, message.model, message.subject, least, names),
+        )
     elif earlier.chosen != chosen:
         raise PrivacyError(f"{where}: another sum of this round was revealed already")
     answer = wire.Reveal(b"", ctx, chosen, session.index, b"".join(own_shares + pair_shares))
@@ -311,15 +324,16 @@ def _check_earlier(
     message: wire.Begin,
     members: Collection[int],
     where: str,
+    today: int,
     *,
     announced: bool,
 ) -> None:
     """Raise unless a sum over `members`, the announced cohort or the survivors, may be opened beside earlier ones."""
     names = _tags(roster, members)
     check_once(history, (roster.offer.run, message.purpose, message.model), names, where, announced=announced)
-    if Purpose(message.purpose).without_privacy:
+    if is_judged(Purpose(message.purpose), terms):
         least = max(terms.min_cohort, roster.offer.min_cohort)
-        check_differencing(history, terms, names, least, where)
+        check_differencing(history, terms, names, least, where, today)
 
 
 def _tags(roster: Roster, members: Collection[int]) -> frozenset[bytes]:

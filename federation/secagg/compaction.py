@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from sovfed.federation.secagg import wire
-from sovfed.federation.secagg.journal import Entry, Joined, Pinned, Spent, name_tag
+from sovfed.federation.secagg.journal import Dated, Entry, Joined, Pinned, Spent, name_tag
 from sovfed.federation.secagg.purpose import Purpose
 
 OVER: Final = 2**32 - 1  # an epoch that no offer's exceeds
@@ -24,6 +24,7 @@ def essence(entries: Sequence[Entry], live: Collection[bytes]) -> list[Entry]:
     needed = {entry.run for entry in judged if not isinstance(entry, Pinned)}
     kept = {id(entry) for entry in judged}
     kept |= {id(entry) for entry in entries if isinstance(entry, Joined) and entry.run in needed and entry.epoch < OVER}
+    kept |= {id(entry) for entry in entries if isinstance(entry, Dated) and entry.run in needed}
     titles = {entry.run: entry.title for entry in entries if isinstance(entry, Joined)}
     over = [
         Joined(run, OVER, bytes(wire.HASH), title if run in needed else "", ())
@@ -33,21 +34,25 @@ def essence(entries: Sequence[Entry], live: Collection[bytes]) -> list[Entry]:
 
 
 def _judged(entries: Sequence[Entry], live: Collection[bytes]) -> Iterator[Entry]:
-    """All of live runs, and of others the first sum of each cohort and the first masking under each roster."""
+    """All of live runs, and of others the first sum of each cohort and the first masking under each roster.
+
+    Of tables, those of each run: they judge others by their age.
+    """
     rosters, pinned = dict[bytes, frozenset[bytes]](), False
-    masked, cohorts = set[frozenset[bytes]](), set[frozenset[bytes]]()
+    masked, cohorts = set[tuple[bytes, frozenset[bytes]]](), set[tuple[bytes, frozenset[bytes]]]()
     for entry in entries:
         fresh = False
         if isinstance(entry, Joined):
             rosters[entry.roster] = frozenset(map(name_tag, entry.names))
         elif isinstance(entry, Pinned):
             fresh, pinned = not pinned, True
-        elif Purpose(entry.purpose).without_privacy:
+        elif not isinstance(entry, Dated) and (purpose := Purpose(entry.purpose)).tells_apart:
             known, names = (
                 (masked, rosters.get(entry.roster, frozenset[bytes]())) if isinstance(entry, Spent)
                 else (cohorts, frozenset(entry.names))
             )  # fmt: skip
-            fresh = names not in known
-            known.add(names)
+            sum_ = (entry.run if purpose is Purpose.COUNT else b"", names)
+            fresh = sum_ not in known
+            known.add(sum_)
         if fresh or (not isinstance(entry, Pinned) and entry.run in live):
             yield entry

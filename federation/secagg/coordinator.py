@@ -254,7 +254,7 @@ class Round:
             raise ProtocolError(f"round {self.begin.round}: the unmasked header is inconsistent; sum discarded")
         ring = self.roster.ring(self.begin)
         metrics = unpack_metrics(header, self.begin.metrics, self.roster.offer.fraction_bits)
-        if self.begin.purpose == Purpose.STEP:
+        if Purpose(self.begin.purpose).dtype is np.int32:
             integers = integer_sums(ring, words, self.begin.size, count)
             return Aggregate(np.empty(0, np.float32), weight, metrics, self.survivors, lies, integers)
         mean = dequantise(ring, words, self.begin.size, count, weight or 1)

@@ -136,6 +136,22 @@ class Pinned(wire.Wire):
         return cls(reader.take(wire.HASH), reader.real(), reader.number(8))
 
 
+@dataclass(frozen=True, slots=True)
+class Dated(wire.Wire):
+    """The day (UTC, since 1970) on which the first table of `run` was made: how long it judges others is bounded."""
+
+    KIND, LIMIT = 132, 64
+    run: bytes
+    day: int
+
+    def body(self) -> bytes:
+        return self.run + wire.number(self.day, 4)
+
+    @classmethod
+    def read(cls, reader: wire.Reader) -> Self:
+        return cls(reader.take(wire.RUN_BYTES), reader.number(4))
+
+
 def _text(text: str) -> bytes:
     return wire.variable(text[:MAX_NAME].encode())
 
@@ -148,8 +164,8 @@ def _read_text(reader: wire.Reader) -> str:
 
 
 KeptT = TypeVar("KeptT", bound=Hashable)
-Entry: TypeAlias = Joined | Spent | Revealed | Pinned
-_KINDS: Final[dict[int, type[Entry]]] = {cls.KIND: cls for cls in (Joined, Spent, Revealed, Pinned)}
+Entry: TypeAlias = Joined | Spent | Revealed | Pinned | Dated
+_KINDS: Final[dict[int, type[Entry]]] = {cls.KIND: cls for cls in (Joined, Spent, Revealed, Pinned, Dated)}
 
 
 @dataclass
@@ -157,7 +173,8 @@ class History:
     """The entries, indexed for the rules of `client.py` and `opened.py`; read there, changed by `add` alone.
 
     Institutions are known by their tags, a sum's key is (run, purpose, model). `cohorts` and `rosters_masked` hold
-    what was done without privacy; `near` the pairs of sums whose difference tells of few institutions.
+    what was done without privacy, `tables` and `rosters_counted` the newest run that made tables of these institutions;
+    `near` the pairs of sums whose difference tells of few institutions.
     """
 
     epochs: dict[bytes, int] = field(default_factory=dict)
@@ -170,6 +187,9 @@ class History:
     revealed: dict[tuple[bytes, int], Revealed] = field(default_factory=dict)
     sums: dict[tuple[bytes, int, bytes], frozenset[bytes]] = field(default_factory=dict)
     cohorts: dict[frozenset[bytes], Revealed] = field(default_factory=dict)
+    tables: dict[frozenset[bytes], Revealed] = field(default_factory=dict)
+    rosters_counted: dict[frozenset[bytes], bytes] = field(default_factory=dict)
+    days: dict[bytes, int] = field(default_factory=dict)
     near: deque[tuple[Revealed, Revealed]] = field(default_factory=lambda: deque(maxlen=NEAR_KEPT))
     last_round: dict[bytes, int] = field(default_factory=dict)
     pinned: Pinned | None = None
@@ -190,17 +210,21 @@ class History:
             roster = self.rosters.get(entry.roster, frozenset())
             key = (entry.run, entry.purpose, entry.model)
             self.masked[key] = tuple({*self.masked.get(key, ()), roster})
-            if Purpose(entry.purpose).without_privacy:
+            if entry.purpose == Purpose.COUNT:
+                self.rosters_counted[roster] = entry.run
+            elif Purpose(entry.purpose).without_privacy:
                 self.rosters_masked.add(roster)
         elif isinstance(entry, Pinned):
             self.pinned = self.pinned or entry
+        elif isinstance(entry, Dated):
+            self.days.setdefault(entry.run, entry.day)
         else:
             entry = replace(
                 entry, run=self._same(entry.run), subject=self._same(entry.subject), names=self._same(entry.names)
             )
             self.revealed[entry.run, entry.round] = entry
             self.sums[entry.run, entry.purpose, entry.model] = self._same(frozenset(entry.names))
-            if Purpose(entry.purpose).without_privacy:
+            if Purpose(entry.purpose).tells_apart:
                 self._add_cohort(entry)
 
     def _same(self, value: KeptT) -> KeptT:
@@ -209,12 +233,19 @@ class History:
         return kept
 
     def _add_cohort(self, entry: Revealed) -> None:
-        names, cohorts = frozenset(entry.names), self.cohorts
-        for cohort, earlier in reversed(cohorts.items()):
+        names = frozenset(entry.names)
+        for cohort, earlier in (*reversed(self.cohorts.items()), *reversed(self.tables.items())):
             if 0 < len(names ^ cohort) < entry.least:
                 self.near.append((entry, earlier))
                 break
-        cohorts.setdefault(names, entry)
+        if entry.purpose == Purpose.COUNT:
+            self.tables[names] = entry
+        else:
+            self.cohorts.setdefault(names, entry)
+
+    def recent(self, run: bytes, today: int, days: int) -> bool:
+        """Whether a table of `run` is less than `days` old; also where its day is not known, or is yet to come."""
+        return self.days.get(run, today) > today - days
 
     def epoch(self, run: bytes) -> int | None:
         return self.epochs.get(run)

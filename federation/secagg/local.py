@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from sovfed.federation.secagg.coordinator import Aggregate, Round, open_round
 from sovfed.federation.secagg.journal import History
 from sovfed.federation.secagg.keys import Identity, Named, Signer, generate, signer
 from sovfed.federation.secagg.mask import hash_vector
+from sovfed.federation.secagg.opened import dated
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.ring import Integers
 from sovfed.federation.secagg.roster import Roster
@@ -94,11 +96,13 @@ class Institution:
         upload, entry = client.mask(
             self.session, permit, update, weight, metrics, self.identity.sign, os.urandom, masks
         )
+        for earlier in dated(self.history, entry.purpose, entry.run, time.time()):
+            self.history.add(earlier)
         self.history.add(entry)
         return upload
 
     def reveal(self, ask: bytes) -> bytes:
-        answer, entries = client.reveal(self.session, self.history, self.terms, ask, self.identity.sign)
+        answer, entries = client.reveal(self.session, self.history, self.terms, ask, self.identity.sign, time.time())
         for entry in entries:
             self.history.add(entry)
         return answer

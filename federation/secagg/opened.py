@@ -5,6 +5,9 @@ columns it names: a second task may read the same columns under other names, and
 about the same people is not the coordinator's to say. Nor is it a single institution's: what hides the one that stands
 alone in a difference is that *others* refuse, and they do not know its files.
 
+A table (`Purpose.COUNT`) is noised for persons: what an institution as a whole holds, two of them tell within that
+noise. So tables are judged like sums without privacy, and judge these, for `Terms.table_days`.
+
 Each rule looks at one pair of sums, and an honest institution judges it by what it did itself. The rules hold for the
 federation because two quorums, of one roster or of two that pass `check_rosters`, have an honest holder in common.
 The argument stands in `docs/secure-aggregation.md`.
@@ -12,17 +15,44 @@ The argument stands in `docs/secure-aggregation.md`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from sovfed.federation.errors import PolicyError, PrivacyError
-from sovfed.federation.secagg.journal import History
+from sovfed.federation.secagg.journal import Dated, History, Revealed
+from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.secagg.terms import REFUSE, Terms, shared_holders
 
 MAX_COHORTS: Final = 2_000  # different ones that the journal may hold; further ones are refused
 _ADVICE: Final = "policy.yaml says secure_aggregation.differencing: refuse"
 Names = frozenset[bytes]  # tags of institutions
+
+
+def is_judged(purpose: Purpose, terms: Terms) -> bool:
+    """Whether a sum for `purpose` is held against earlier ones of other institutions."""
+    return purpose.without_privacy or (purpose.tells_apart and terms.table_days > 0)
+
+
+def earlier_sums(history: History, terms: Terms, today: int) -> Mapping[Names, Revealed]:
+    """The sums that another is held against, by their institutions: tables for `table_days`, others for ever."""
+    days = terms.table_days
+    return {n: sum_ for n, sum_ in history.tables.items() if history.recent(sum_.run, today, days)} | history.cohorts
+
+
+def _earlier_rosters(history: History, terms: Terms, today: int) -> set[Names]:
+    counted = history.rosters_counted.items()
+    return history.rosters_masked | {n for n, run in counted if history.recent(run, today, terms.table_days)}
+
+
+def dated(history: History, purpose: int, run: bytes, now: float) -> tuple[Dated, ...]:
+    """The entry that goes before the first one of a run of tables; nothing for any other."""
+    return (Dated(run, day_of(now)),) if purpose == Purpose.COUNT and run not in history.days else ()
+
+
+def day_of(now: float) -> int:
+    """The day (UTC, since 1970) of the time `now`."""
+    return max(0, int(now // 86_400))
 
 
 def check_rosters(history: History, terms: Terms, key: tuple[bytes, int, bytes], roster: Names, where: str) -> None:
@@ -45,17 +75,17 @@ def check_once(history: History, key: tuple[bytes, int, bytes], names: Names, wh
         raise PrivacyError(f"{where}: this model was summed over {len(opened)} other institutions in this run already")
 
 
-def check_apart(history: History, terms: Terms, roster: Names, where: str) -> None:
+def check_apart(history: History, terms: Terms, roster: Names, where: str, today: int) -> None:
     """Raise PolicyError if our records were masked under a roster that ours shares too few holders with.
 
     A sum under one could then be told apart from a sum under the other by nobody who answered both.
     """
     if terms.differencing != REFUSE:
         return
-    for earlier in history.rosters_masked:
+    for earlier in _earlier_rosters(history, terms, today):
         if earlier != roster and shared_holders(roster, earlier) <= terms.colluders:
             raise PolicyError(
-                f"{where}: our records were summed without privacy in a roster of {len(earlier)}, which shares too "
+                f"{where}: our records were summed in a roster of {len(earlier)}, which shares too "
                 f"few holders with this one of {len(roster)} to tell their sums apart; {_ADVICE}"
             )
 
@@ -74,13 +104,15 @@ def check_bounds(history: History, terms: Terms, ring: Ring, where: str) -> None
         )
 
 
-def check_differencing(history: History, terms: Terms, names: Names, least: int, where: str) -> None:
+def check_differencing(history: History, terms: Terms, names: Names, least: int, where: str, today: int) -> None:
     """Raise PolicyError if a sum over `names` would, with earlier ones, tell of fewer than `least`.
+
+    `today` is a day since 1970.
 
     Two sums are refused if their institutions differ by fewer than `least`. Of more than two, every combination gives
     the same weight to those who were in the same sums; so `names` may not cut such a group to fewer than `least`.
     """
-    cohorts = history.cohorts
+    cohorts = earlier_sums(history, terms, today)
     if names in cohorts:
         return
     if len(cohorts) >= MAX_COHORTS:

@@ -63,6 +63,8 @@ def purpose(request: SumRequest) -> Purpose:
         case TrainRequest():
             return Purpose.TRAIN
         case PrivateRequest():
+            if request.statistics or request.candidates:
+                return Purpose.COUNT
             return Purpose.SILO if request.mechanism == "silo" else Purpose.STEP
         case EvaluateRequest():
             return Purpose.EVALUATE
@@ -74,7 +76,7 @@ def update_size(request: SumRequest) -> int:
         case TrainRequest():
             return request.update_size
         case PrivateRequest():
-            return request.model.size
+            return request.width
         case _:
             return 0
 

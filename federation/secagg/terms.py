@@ -60,6 +60,13 @@ class Terms:
         (REFUSE, RECORD),
         doc="a sum without privacy over almost the same institutions as an earlier one: refuse it, or record it",
     )
+    table_days: int = bounded(
+        365,
+        0,
+        36_500,
+        unit="days",
+        doc="for which a table, whose noise hides persons only, counts as such a sum; 0: never",
+    )
 
     def __post_init__(self) -> None:
         if self.min_cohort < self.colluders + LEAST_COHORT:

@@ -66,6 +66,10 @@ def _value(column: dict[str, Any], value: float | None) -> str:
     return f"{date(1970, 1, 1) + timedelta(days=round(value))}"
 
 
+def _noise(entry: dict[str, Any]) -> str:
+    return f" ± {WIDE * entry['noise_deviation']:.0f}, each sum of scores too"
+
+
 def _scores(table: dict[str, Any]) -> Iterator[str]:
     """Models, the best by the headline metric first; an interval of 95 % where the sums tell one."""
     headline = table["headline"]
@@ -76,7 +80,8 @@ def _scores(table: dict[str, Any]) -> Iterator[str]:
 
     for entry in sorted(table["models"], key=place):
         model, records = entry["model"], entry["records"]
-        count = "too few held-out records to tell" if records is None else f"{records:,} held-out records"
+        kind, noise = ("records", "") if "noise_deviation" not in entry else ("persons", _noise(entry))
+        count = f"too few held-out {kind} to tell" if records is None else f"{records:,} held-out {kind}{noise}"
         yield f"{model['name']}  {model['sha256'][:12]}…  {count}"
         for name, value in entry["metrics"].items():
             within = entry["intervals"].get(name)

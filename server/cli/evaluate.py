@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -36,13 +37,15 @@ def evaluate(
     \b
     Examples:
       sovfed evaluate ours/ theirs/ --task heart --set run_name=choice
+      sovfed evaluate ours/ --task heart --set privacy=distributed
       sovfed run table choice --out choice.table
       sovfed verify choice.table --root root.pem
     """
     from sovfed.server.cli.orders import propose as propose_run
     from sovfed.server.cli.run import start
 
-    asked = (f"task={task}", f"evaluate={','.join(str(model.absolute()) for model in models)}", *overrides)
+    paths = json.dumps([str(model.absolute()) for model in models], ensure_ascii=False)  # which may hold commas
+    asked = (f"task={task}", f"evaluate={paths}", *overrides)
     if propose:
         context.invoke(propose_run, overrides=asked, home=home)
     else:

@@ -102,7 +102,7 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
 
 def _tell_of_noise(config: Config, parameters: int) -> None:
     """Say what to expect of a private run, before the institutions' budgets are spent on it."""
-    if not config.privacy.private or config.task.statistics:
+    if not config.privacy.private or config.task.tells_table:
         return
     from sovfed.server.rounds.privacy import PrivacyPlan
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sovfed.federation.config import Config
-    from sovfed.federation.messages import Sums, Vector
+    from sovfed.federation.messages import PrivateRequest, Sums, Vector
     from sovfed.federation.tasks import Task
 
 
@@ -49,6 +49,15 @@ def read_candidates(config: Config, task: Task) -> Sequence[Candidate]:
     if len({candidate.digest for candidate in candidates}) < len(candidates):
         raise ConfigError("a model is there twice: each is scored once")
     return candidates
+
+
+def with_candidate(request: PrivateRequest, candidates: Sequence[Candidate], number: int) -> PrivateRequest:
+    """`request` for the scores of candidate `number`."""
+    chosen = candidates[number - 1]
+    return replace(
+        request, round=number, model=chosen.model, scale=chosen.scale,
+        candidates=",".join(candidate.digest for candidate in candidates),
+    )  # fmt: skip
 
 
 def scoring_request(

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from sovfed.federation.config import Config
-from sovfed.federation.errors import ConfigError
+from sovfed.federation.errors import ConfigError, SovfedError
 from sovfed.federation.files import write_private
 from sovfed.federation.messages import Bytes, RunRequest, Sums, Vector
 from sovfed.federation.metrics import gain
@@ -36,7 +36,7 @@ from sovfed.server.orders.withdrawn import PROFILED, withdrawn_from
 from sovfed.server.rounds import checkpoint
 from sovfed.server.rounds.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.rounds.ledger_heads import LedgerHeads, names_of
-from sovfed.server.rounds.loop import Round, Rounds
+from sovfed.server.rounds.loop import NOTHING, Round, Rounds
 from sovfed.server.rounds.patience import Patience
 from sovfed.server.rounds.possible import require_possible
 from sovfed.server.rounds.privacy import PrivacyPlan, vector_size
@@ -90,6 +90,7 @@ def coordinate(
     on_answers: Answered = lambda digest, answers: None,
     order: Callable[[RunRequest], Bytes] | None = None,
     engine: Callable[[Aggregation], Aggregation] = lambda usual: usual,
+    sign_table: Callable[[dict[str, Any]], bytes] = lambda _table: b"",
 ) -> Outcome:
     """Train for `config.rounds` rounds and return the outcome; with `resume`, go on after the last checkpoint.
 
@@ -97,7 +98,9 @@ def coordinate(
     those of the institutions' privacy ledgers, which a private run countersigns; a simulation has none. `order` is what
     institutions are shown of the run before anything else, `on_answers` takes what they say to it; neither has a
     simulation. `engine` puts something in the place of the aggregation that the configuration asks for; only a
-    simulation does. Raises CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
+    simulation does. `sign_table` makes of what stands in `TABLE` the file that institutions are sent; a simulation has
+    nobody to send it to. Raises CohortError when too few institutions answer; the checkpoint then lets the run be
+    resumed.
     """
     task = configured_task(config.task)
     require_possible(config, task)
@@ -109,7 +112,7 @@ def coordinate(
         rounds.plan = PrivacyPlan.make(config, rounds.name, vector_size(config, task))
         if rounds.plan.drowned:
             log.warning("%s", rounds.plan.drowned)
-    training = _Training(rounds, folder, transport, heads, tracker, on_answers)
+    training = _Training(rounds, folder, transport, heads, tracker, on_answers, sign_table)
     training.begin(resume=resume)
     training.train(on_round)
     return training.finish()
@@ -126,9 +129,10 @@ class _Training:
         heads: LedgerHeads | None,
         tracker: Tracker | None,
         on_answers: Answered,
+        sign_table: Callable[[dict[str, Any]], bytes],
     ) -> None:
         self._rounds, self._task, self._folder, self._transport = rounds, rounds.task, folder, transport
-        self._heads, self._tracker = heads, tracker
+        self._heads, self._tracker, self._sign_table = heads, tracker, sign_table
         self._grid, self._config, self._on_answers = rounds.grid, rounds.config, on_answers
         self._stopping = Stopping(
             rounds.config, partial(gain, rounds.task.headline, metrics=rounds.task.metrics), folder
@@ -182,7 +186,7 @@ class _Training:
                 self._name_all(round_)
                 line = line_of(self._task, round_, self._names, rounds.scale)
                 if rounds.candidates:
-                    line |= scored(self._task, rounds.candidates[number - 1], round_, rounds.scale)
+                    line |= scored(self._task, rounds.candidates[number - 1], round_, rounds.scale, rounds.plan)
                 lines.write(json.dumps(line) + "\n")
                 lines.flush()  # before the checkpoint: what is beyond that is dropped and run again, what lacks is lost
                 lasting.add(number, figures(line))
@@ -285,14 +289,26 @@ class _Training:
 
     def _deliver(self, number: int) -> list[str]:
         """Bring the published model to the institutions; those that took it. A simulation has none to bring it to."""
-        if self._transport in SIMULATED or self._rounds.candidates:
-            return []
         rounds, config = self._rounds, self._config
+        if self._transport in SIMULATED:
+            return []
+        table = self._signed() if config.task.tells_table else b""
+        if rounds.candidates and not table:
+            return []
+        model, scale = (NOTHING, np.zeros(0)) if rounds.candidates else (rounds.model, rounds.scale)
         release = release_of(
-            self._folder, self._task, rounds.model, rounds.scale, run=rounds.run, number=number,
+            self._folder, self._task, model, scale, run=rounds.run, number=number, table=table,
             normalisation=config.task.normalisation, statistics=config.task.statistics,
         )  # fmt: skip
         return deliver(rounds.grid, release, config.server.round_deadline_s)
+
+    def _signed(self) -> bytes:
+        """The run's table as institutions are sent it; nothing where it cannot be signed: the run is over."""
+        try:
+            return self._sign_table(json.loads((self._folder / TABLE).read_bytes()))
+        except (SovfedError, OSError) as error:
+            log.warning("the table is sent to nobody as a signed file: %s", error)
+            return b""
 
     def _track_end(self, tracker: Tracker, summary: dict[str, Any]) -> None:
         tracker.note({"institutions": listed(summary["institutions"]), **absence_tags(summary["attendance"])})

@@ -32,7 +32,7 @@ from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.rounds.aggregation import Aggregation, Total
 from sovfed.server.rounds.agreement import Agreement, run_request
-from sovfed.server.rounds.candidates import Candidate, read_candidates, scoring_request
+from sovfed.server.rounds.candidates import Candidate, read_candidates, scoring_request, with_candidate
 from sovfed.server.rounds.patience import Standing
 from sovfed.server.rounds.privacy import PrivacyPlan, vector_size
 from sovfed.server.rounds.refusals import FINAL, listed, told
@@ -57,6 +57,7 @@ class Round:
     count: int = 0
     train_loss: float | None = None  # not told of a private round, nor are evaluation and compute
     evaluation: Sums | None = None
+    scores: Vector | None = None  # noised sums of those of a candidate, in a private run
     seconds: float = 0.0
     seconds_compute: float | None = None  # the slowest institution's own
     seconds_aggregate: float = 0.0
@@ -171,6 +172,7 @@ class Rounds:
             count=total.count,
             train_loss=None if self.plan or self.candidates else total.loss / total.count,
             evaluation=None if self.plan or not self.evaluates(number) else total.sums,
+            scores=self.plan.mean_update(total) if self.plan and self.candidates else None,
             seconds=time.monotonic() - start,
             seconds_compute=None if self.plan else total.seconds_compute,
             seconds_aggregate=total.seconds_aggregate + stepped,
@@ -186,9 +188,12 @@ class Rounds:
         return self.agreement.refusals(set(self.grid.get_node_ids()))
 
     def _score(self, number: int) -> tuple[Total, _Story]:
-        """The metric sums of candidate `number`, which is the model from now on."""
+        """The sums of candidate `number`, which is the model from now on: of its metrics, or noised ones of scores."""
         candidate = self.candidates[number - 1]
         self.model, self.scale = candidate.model, candidate.scale
+        if self.plan is not None:
+            private = with_candidate(self.plan.request(self.run, number, self.model), self.candidates, number)
+            return self._collect(f"model {number}", private, 0)
         request = scoring_request(self.config, self.task, self.run, self.name, self.candidates)
         request = replace(request, round=number, model=self.model, scale=self.scale)
         return self._collect(f"model {number}", request, self.task.evaluation_size)
@@ -311,11 +316,10 @@ class Rounds:
             f"{stage}: {len(total.participants)} replies in {MAX_ATTEMPTS} attempts, minimum cohort is {least}; "
             f"{told_why}"
         )
-        if self.plan is None:
-            vain = not self._awaits_anybody(story) and _open_to(total, cohort) < least
-        else:  # it would charge the others
+        vain = not self._awaits_anybody(story) and _open_to(total, cohort) < least
+        if self.plan is not None:  # it would charge the others
             unpaid = sum(code == PrivacyError.code for code in total.refused.values())
-            vain = len(cohort) - unpaid < least
+            vain |= len(cohort) - unpaid < least
         return DeclinedError(why) if vain else CohortError(why)
 
 
@@ -339,8 +343,11 @@ def whole_run(config: Config, task: Task, run: str, name: str, plan: PrivacyPlan
     """All that the run asks for, `plan` of it if it is private."""
     rounds = config.rounds
     if config.task.candidates:
-        scored = scoring_request(config, task, run, name, read_candidates(config, task))
-        return run_request(config, scored, task.parameters)
+        candidates = read_candidates(config, task)
+        if plan is not None:
+            private = with_candidate(plan.request(run, rounds, NOTHING), candidates, rounds)
+            return run_request(config, private, plan.parameters)
+        return run_request(config, scoring_request(config, task, run, name, candidates), task.parameters)
     last = plan.request(run, rounds, NOTHING) if plan else blank_request(config, task, run, name, rounds)
     return run_request(config, last, vector_size(config, task))
 

@@ -24,7 +24,7 @@ def require_possible(config: Config, task: Task) -> None:
         raise ConfigError(f"task '{task.name}' trains nothing that could stay at the institutions: take fedavg")
     if task.build is not None and (reason := strategy.algorithm.refusal(task.layout)):
         raise ConfigError(f"task '{task.name}' {reason}")
-    if config.privacy.private and task.build is not None and not config.task.statistics:
+    if config.privacy.private and task.build is not None and not config.task.tells_table:
         from sovfed.federation.privacy.compatibility import why_not_noised, why_not_private
 
         per_institution = config.privacy.mechanism == "institution"

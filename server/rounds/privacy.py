@@ -28,6 +28,7 @@ from sovfed.federation.privacy.noise import Units, added_delta, distributed_even
 from sovfed.federation.privacy.statement import Statement, make_statement, promise
 from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.statistics.question import Question, read_question
+from sovfed.federation.statistics.scores import Scores
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.rounds.aggregation import Total
@@ -79,10 +80,20 @@ class PrivacyPlan:
         """What is counted; None where a model is trained."""
         return asked_of(self.config)
 
+    @cached_property
+    def scores(self) -> Scores | None:
+        """What is summed of models that are scored; None where there are none."""
+        return Scores.of(configured_task(self.config.task).metrics) if self.config.task.candidates else None
+
+    @property
+    def counted(self) -> Question | Scores | None:
+        """What the sums are of; None where a model is trained."""
+        return self.scores if self.question is None else self.question
+
     @property
     def clip(self) -> float:
         """By how much one person may move a sum, in L2."""
-        return self.config.privacy.clip if self.question is None else self.question.clip
+        return self.config.privacy.clip if self.counted is None else self.counted.clip
 
     @property
     def units(self) -> Units:
@@ -128,7 +139,7 @@ class PrivacyPlan:
             noise_multiplier=self.noise_multiplier, sampling_rate=_rate(config), clip=self.clip,
             delta=privacy.delta, honest=self.honest, grid_bits=privacy.grid_bits, batch=self.batch, seed=config.seed,
             model=model, normalisation=task.normalisation, digest=configured_task(task).digest,
-            statistics=task.statistics, **config.local_fields(),
+            statistics=task.statistics, scores=0 if self.scores is None else self.scores.size, **config.local_fields(),
         )  # fmt: skip
 
     @property
@@ -182,7 +193,7 @@ class PrivacyPlan:
     @cached_property
     def drowned(self) -> str:
         """Why hardly anything can be learnt, or ""."""
-        if self.question is not None or self._share >= 1:
+        if self.counted is not None or self._share >= 1:
             return ""
         who = "institutions" if self.config.privacy.mechanism == "institution" else "persons"
         return (
@@ -208,7 +219,7 @@ class PrivacyPlan:
         if total.integers is None:
             raise CohortError("no private sum came")
         summed = self.units.dequantise(total.integers)
-        if self.question is not None:
+        if self.counted is not None:
             return summed.astype(np.float32)
         if self.config.privacy.mechanism == "institution":
             return (summed / total.count).astype(np.float32)
@@ -257,6 +268,8 @@ def asked_of(config: Config) -> Question | None:
 
 
 def vector_size(config: Config, task: Task) -> int:
-    """Length of the vector that the run's sums are of: of the task's model, or of what is counted."""
+    """Length of the vector that the run's sums are of: of the task's model, or of what is counted or scored."""
+    if config.task.candidates and config.privacy.private:
+        return Scores.of(task.metrics).size
     question = asked_of(config)
     return task.parameters if question is None else question.size

@@ -15,6 +15,7 @@ from sovfed.federation.files import write_private
 from sovfed.federation.messages import Sums
 from sovfed.federation.metrics.intervals import intervals
 from sovfed.federation.privacy.statement import to_html, to_json
+from sovfed.federation.statistics.scores import told_scores
 from sovfed.federation.tasks import Task, summarise
 from sovfed.server.rounds.aggregation import Total
 from sovfed.server.rounds.candidates import Candidate
@@ -57,14 +58,21 @@ def line_of(task: Task, round_: Round, names: Mapping[int, str], scale: Sums) ->
     }
 
 
-def scored(task: Task, candidate: Candidate, round_: Round, scale: Sums) -> dict[str, Any]:
-    """What a line says of a candidate instead of a round: figures of fewer than `LEAST_SCORED` records are left out."""
+def scored(task: Task, candidate: Candidate, round_: Round, scale: Sums, plan: PrivacyPlan | None) -> dict[str, Any]:
+    """What a line says of a candidate instead of a round: figures of fewer than `LEAST_SCORED` records are left out.
+
+    Under a `plan` they are of the noised sums.
+    """
+    model = {"name": candidate.name, "sha256": candidate.sha256, "digest": candidate.digest}
+    if plan is not None and plan.scores is not None and round_.scores is not None:
+        deviation = plan.deviation(len(round_.participants))
+        return {"model": model, **told_scores(plan.scores, round_.scores, deviation, task.transform.unit(scale))}
     sums = round_.evaluation
     records = 0 if sums is None else round(float(sums[0]))
     few = sums is None or records < LEAST_SCORED
     within = {} if few or sums is None else intervals(task.metrics, sums, task.transform.unit(scale))
     return {
-        "model": {"name": candidate.name, "sha256": candidate.sha256, "digest": candidate.digest},
+        "model": model,
         "records": None if few else records, "intervals": within, **({"metrics": {}} if few else {}),
     }  # fmt: skip
 
@@ -110,7 +118,7 @@ def summary_of(
 
 def write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str) -> None:
     """The release's privacy statement, for machines and for people; it names all that took part in any round."""
-    name = MODEL if plan.question is None else TABLE
+    name = MODEL if plan.counted is None else TABLE
     model_digest = digest(folder / name)
     where = " (a simulation in one process: no ledger was charged)" if transport in SIMULATED else ""
     statement = plan.statement(

@@ -107,7 +107,7 @@ class SecureAggregation(Epochs):
         start = time.monotonic()
         key = (purpose(request), model_digest(request))
         present = frozenset(nodes)
-        if self._strict and key[0].without_privacy:
+        if self._strict and key[0].tells_apart:
             present = self._await_steady(present)
         summed = self._again(key, present)
         epoch = self._ready(sorted(self._holders(present, nodes)))
@@ -143,7 +143,7 @@ class SecureAggregation(Epochs):
             else:
                 self._strict = True  # the holders' policies forbid these survivors
             return total
-        if key[0].without_privacy:
+        if key[0].tells_apart:
             self._steady = frozenset(total.participants)
         self._last = (len(aggregate.survivors), len(epoch.nodes), epoch.roster.threshold)
         _fill(total, request, aggregate)
@@ -221,7 +221,7 @@ class SecureAggregation(Epochs):
         uploaded: dict[int, int] = {}
         since = time.monotonic()
         # Where institutions refuse sums over almost the same nodes, nothing is won by going on without one.
-        patience = Patience(len(members)) if self._strict and purpose(request).without_privacy else self._patience()
+        patience = Patience(len(members)) if self._strict and purpose(request).tells_apart else self._patience()
         for answer in ask(self._grid, dict.fromkeys(members, request), kind, self._deadline_s, group, patience):
             clock, refusal = time.monotonic(), answer.refusal
             if answer.reply is not None:

@@ -59,6 +59,7 @@ from sovfed.server.runs.folders import (
 )  # fmt: skip
 from sovfed.server.runs.logged import RunLog
 from sovfed.server.runs.serverapp_runner import DROPPED, Stopped, run
+from sovfed.server.runs.sheet import sign_table
 from sovfed.server.runs.spare import wait_for_task, write_output_to
 from sovfed.server.runs.tracking import Tracker
 
@@ -137,7 +138,7 @@ def _train(
             grid, config, run=str(base.run.run_id), folder=folder, transport=transport,
             identity=identity, heads=LedgerHeads(home, identity) if identity else None, tracker=tracker, resume=resume,
             order=Ordering(config, plain_name(folder.name), folder, own, home), on_round=logged.round,
-            on_answers=logged.answers,
+            on_answers=logged.answers, sign_table=partial(sign_table, home, folder.name),
         )  # fmt: skip
         logged.model(outcome.summary)
     finally:

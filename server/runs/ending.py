@@ -24,16 +24,17 @@ def ending(summary: dict[str, Any], folder: Path, model: str, option: str = "") 
         figures = "  ".join(f"{name} {value:.3f}" for name, value in summary["metrics"].items())
         lines.append(f"held-out metrics of all institutions: {figures}")
     if summary.get("epsilon") is not None:
+        silent = "" if "table" in summary else "; no metric left the institutions"
         lines.append(
             f"differential privacy: {summary['privacy']['mechanism']}, ε = {summary['epsilon']:.3f} at "
-            f"δ = {summary['delta']:g} for every person; no metric left the institutions"
+            f"δ = {summary['delta']:g} for every person{silent}"
         )
         lines.append(f"statement: {folder / STATEMENT}")
     if "table" in summary:
         lines.append(f"table: {folder / TABLE}")
         if recipients := summary.get("delivered_to"):
             lines.append(
-                f"delivered to {len(recipients)} institutions: `sovfed client statistics` shows their own beside"
+                f"delivered, signed, to {len(recipients)} institutions, who have it by `sovfed client table get`"
             )
         return lines
     lines.append(f"model: {folder / MODEL}, card: {folder / CARD}")

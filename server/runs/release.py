@@ -76,15 +76,25 @@ def _publish_table(folder: Path, task: Task, sums: Vector, scale: Sums, summary:
         question, most = read_question(asked, task.schema), summary["privacy"].get("most_counted")
         summary["table"] = table_of(question, sums, float(scale[0]), most=most)
     else:
-        told = ("model", "records", "metrics", "intervals")
-        models = [{name: line[name] for name in told} for line in read_rounds(folder)]
-        summary["table"] = {"models": models, "headline": task.headline, "smaller": sorted(task.metrics.smaller)}
+        told = ("model", "records", "metrics", "intervals", "noise_deviation")
+        models = [{name: line[name] for name in told if name in line} for line in read_rounds(folder)]
+        summary["table"] = {"models": models, **_compared(task, private=summary.get("epsilon") is not None)}
     content = {
         "run": asdict(run_facts(folder.name, summary)), "task": {"name": task.name, "digest": task.digest},
         "question": asked, "table": summary["table"],
     }  # fmt: skip
     write_private(folder / TABLE, json.dumps(content, indent=1, ensure_ascii=False).encode())
     return digest(folder / TABLE)
+
+
+def _compared(task: Task, *, private: bool) -> dict[str, Any]:
+    """Which metric models are compared by first, and which are better when they are smaller."""
+    from sovfed.federation.metrics.bounded import LOSS, bounded_names
+
+    names = bounded_names(task.metrics) if private else task.metrics.names
+    smaller = task.metrics.smaller | {LOSS}
+    headline = task.headline if not private or task.headline in names else names[0]
+    return {"headline": headline, "smaller": sorted(smaller & set(names))}
 
 
 def run_facts(name: str, summary: dict[str, Any]) -> RunFacts:
@@ -111,21 +121,26 @@ def release_of(
     number: int,
     normalisation: str,
     statistics: str = "",
+    table: bytes = b"",
 ) -> ReleaseRequest:
-    """The message that brings the model of round `number`, or the table, in `folder` to the institutions of `run`."""
+    """The message that brings the model of round `number`, or the table, in `folder` to the institutions of `run`.
+
+    `table` is that as it was signed.
+    """
     from sovfed.federation.messages import ReleaseRequest
     from sovfed.federation.models.facts import RunFacts, Told, told
     from sovfed.federation.models.saved import read_facts
     from sovfed.federation.schema import bind
 
-    if statistics:
+    told_table = bool(statistics or table)
+    if told_table:
         facts = told(Told(bind(RunFacts, json.loads((folder / TABLE).read_bytes())["run"])))
     else:
         facts = told(read_facts(folder))
     return ReleaseRequest(
         run=run, round=number, task=task.name, model=model, scale=scale,
-        sha256=digest(folder / (TABLE if statistics else MODEL)), facts=np.frombuffer(facts, np.uint8),
-        normalisation=normalisation, digest=task.digest, statistics=statistics,
+        sha256=digest(folder / (TABLE if told_table else MODEL)), facts=np.frombuffer(facts, np.uint8),
+        normalisation=normalisation, digest=task.digest, statistics=statistics, table=np.frombuffer(table, np.uint8),
     )  # fmt: skip
 
 

@@ -37,7 +37,12 @@ def signed_table(home: Path, run: str) -> bytes:
 
     Raises PolicyError where an institution has withdrawn from the run: its records are in the table.
     """
-    content, folder = table_in(home, run), run_folder(home, run)
+    return sign_table(home, run, table_in(home, run))
+
+
+def sign_table(home: Path, run: str, content: dict[str, Any]) -> bytes:
+    """`content`, the table in the folder of `run`, signed as `signed_table` has it, also before the run is over."""
+    folder = run_folder(home, run)
     if gone := sorted(withdrawn_from(folder)):
         raise PolicyError(f"{', '.join(gone)} withdrew from run '{run}': its table is not signed any more")
     order, facts = read_order(folder), content["run"]

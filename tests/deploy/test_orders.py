@@ -217,3 +217,29 @@ def test_models_are_scored_under_a_signed_order_that_names_them(ordered: LocalFe
     checked = CliRunner().invoke(verify, [str(sheet), "--root", str(root)])
     assert checked.exit_code == 0 and "no differential privacy" in checked.output, checked.output
     assert f"model-1  {lines[0]['model']['sha256'][:12]}…  {lines[0]['records']} held-out records" in checked.output
+    received = ordered.folder / "received.table"
+    told = sovfed("client", "table", "get", "choice", str(received), "--home", next(iter(homes.values())))
+    assert f"{lines[0]['records']} held-out records" in told
+    assert CliRunner().invoke(verify, [str(received), "--root", str(root)]).exit_code == 0
+    scored_privately(ordered, paths, root)
+
+
+def scored_privately(ordered: LocalFederation, paths: list[str], root: Path) -> None:
+    """The same models under differential privacy: charged, noised, and delivered signed."""
+    agency, names = str(ordered.home), [member.name for member in ordered.institutions]
+    settings = ("run_name=quiet", "server.min_cohort=3", "privacy.colluders=0", "order.wait_s=60")
+    private = ("privacy=distributed", "privacy.epsilon=1.4")
+    asked = [word for setting in (*settings, *private) for word in ("--set", setting)]
+    told = sovfed("evaluate", *paths, "--task", "breast_cancer", "--home", agency, "--propose", *asked)
+    assert "3 masked sums of scores of held-out persons" in told and "would cost a person: ε 1." in told
+    approved(ordered, "quiet")
+    sovfed("run", "start", "--proposed", "quiet", "--no-follow", "--home", agency)
+    answered(ordered, "quiet", dict.fromkeys(names, "sign"))
+    lines = finished(ordered, "quiet")
+    assert [line["model"]["name"] for line in lines] == ["model-1", "model-2"]
+    assert all(line["noise_deviation"] > 1 and line["metrics"].keys() <= {"accuracy", "loss"} for line in lines)
+    received = ordered.folder / "quiet.table"
+    home = str(ordered.client_home(lines[0]["participants"][0]))
+    assert "held-out persons" in sovfed("client", "table", "get", "quiet", str(received), "--home", home)
+    checked = CliRunner().invoke(verify, [str(received), "--root", str(root)])
+    assert checked.exit_code == 0 and "the agency states ε = 1.4" in checked.output, checked.output

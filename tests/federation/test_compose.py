@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,15 @@ def test_no_text_steers_a_terminal() -> None:
 def test_a_task_of_ones_own_must_be_named() -> None:
     with pytest.raises(ConfigError, match=r"'task\.name' must be given"):
         compose(["task=own"])
+
+
+@pytest.mark.parametrize("path", ["/models/a,b", "/models/ü's", '/models/"q\\z', "/models/[a]={b}"])
+def test_a_model_to_score_may_lie_in_a_folder_of_any_name(path: str) -> None:
+    asked = json.dumps([path, "/models/other"], ensure_ascii=False)
+    assert compose(["task=heart", f"evaluate={asked}"]).config.task.candidates == (path, "/models/other")
+
+
+@pytest.mark.parametrize("asked", ["[", "[]", "[1]", '["a", ["b"]]', "[" * 100_000])
+def test_a_list_of_models_that_is_none_is_told(asked: str) -> None:
+    with pytest.raises(ConfigError, match="is no JSON list of paths"):
+        compose(["task=heart", f"evaluate={asked}"])

@@ -93,6 +93,22 @@ def test_heads_that_have_not_changed_add_nothing_to_either_log(federation: Feder
     assert len(set(sizes)) == 1
 
 
+def test_nothing_is_written_on_either_side_while_nothing_happens(federation: Federation) -> None:
+    """A cosignature has the time in it: the same head, cosigned again, is no news."""
+    first, agency = federation.homes[0], federation.agency.home
+    exchange = Exchange(first)
+    for _ in range(2):
+        federation.exchange(first, exchange)
+    databases = [home / "witness" / "heads.db" for home in (first, agency)]
+    before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in databases]
+    for _ in range(3):
+        federation.exchange(first, exchange)
+    assert [(path.stat().st_mtime_ns, path.read_bytes()) for path in databases] == before
+    federation.some_rounds(first)
+    federation.exchange(first, exchange)
+    assert all(path.read_bytes() != content for path, (_, content) in zip(databases, before, strict=True))
+
+
 @pytest.mark.parametrize("rounds_after", [0, 3, 9], ids=["rolled back", "forked", "forked and longer"])
 def test_an_agency_that_rewrites_its_past_is_not_cosigned_again_and_its_runs_are_refused(
     federation: Federation, rounds_after: int

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -23,13 +24,13 @@ from sovfed.clients.training.private import noise_reserve
 from sovfed.federation.compose import compose
 from sovfed.federation.config import ClientConfig, Config, DataConfig
 from sovfed.federation.errors import BoundError, ConfigError, DeclinedError, OrderError, PolicyError
-from sovfed.federation.messages import PrivateRequest, Refusal, RunReply, RunRequest
+from sovfed.federation.messages import PrivateRequest, Refusal, Request, RunReply, RunRequest
 from sovfed.federation.orders.answers import SIGNED
 from sovfed.federation.orders.shown import asked, leaves
 from sovfed.federation.privacy.accounting import epsilon
 from sovfed.federation.secagg.files import MemoryStore, load_identity
 from sovfed.federation.secagg.ring import Ring
-from sovfed.federation.secagg.terms import RECORD, Terms
+from sovfed.federation.secagg.terms import RECORD, REFUSE, Terms
 from sovfed.federation.statistics.shown import lines_of
 from sovfed.federation.statistics.table import table_of
 from sovfed.server.orders.making import Ordering
@@ -64,15 +65,16 @@ class Unwitnessed(PrivacyLedger):
             self._shown[run] = None
 
 
-def trainer(house: House, name: str, rules: OrderRules = WILLING, **more: Any) -> TrainerService:
+def trainer(house: House, name: str, rules: OrderRules = WILLING, terms: Terms = TERMS) -> TrainerService:
     home, gate = house.home(name), house.gate(name, rules)
     identity, store = load_identity(home / "identity"), MemoryStore()
     create_ledger(home, Budget().population_name, house.now - 9)
     ledger = Unwitnessed(home, Budget())
     ledger._runs()
     return make_trainer(
-        ClientConfig(device="cpu", data=DataConfig(site=name[1:])), orders=gate, open_ledger=lambda: ledger,
-        masking=Masking(lambda: identity, lambda: store, TERMS, narrowed=gate.narrowed), **more,
+        ClientConfig(device="cpu", data=DataConfig(site=str(int(name[1:]) % 4))), orders=gate,
+        open_ledger=lambda: ledger,
+        masking=Masking(lambda: identity, lambda: store, terms, narrowed=gate.narrowed),
     )  # fmt: skip
 
 
@@ -105,6 +107,78 @@ def test_three_institutions_count_and_the_sum_is_right_within_its_noise(tmp_path
     shares = [len(rows_of(site)) for site in "123"]
     assert table["persons"] == pytest.approx(sum(shares), abs=6 * plan.deviation(3))
     assert sum(table["columns"][1]["cells"].values()) == pytest.approx(sum(shares), abs=9 * plan.deviation(3))
+
+
+SIX: Final = ("h1", "h2", "h3", "h4", "h5", "h6")
+
+
+def charges(house: House, name: str) -> int:
+    return len(replay(read_ledger(house.home(name), Budget().population_name)[0]).spends)
+
+
+def test_a_second_table_over_one_institution_less_is_refused_by_each_and_charged_to_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A table over {h1 … h6}, then one over {h1 … h5}: subtracted, they would tell what h6 holds within the noise."""
+    house, strict = House(tmp_path), dataclasses.replace(TERMS, differencing=REFUSE)
+    trainers = {name: trainer(house, name, terms=strict) for name in SIX}
+    counted(house, trainers, counting("malignant", "privacy.epsilon=0.2"), "7", "all-six")
+    fewer = {name: trainers[name] for name in SIX[:5]}
+    with pytest.raises(DeclinedError, match=r"policy \(h1, h2, h3, h4, h5\)") as raised:
+        counted(house, fewer, counting("mean radius", "privacy.epsilon=0.2"), "8", "without-h6")
+    assert "h6" not in str(raised.value)
+    told = "the institutions of this sum and of run 7, sum 2 (count) differ by h6, fewer than 3"
+    assert caplog.text.count(told) >= 5
+    assert [charges(house, name) for name in SIX] == [1] * 6
+    counted(house, trainers, counting("mean radius", "privacy.epsilon=0.2"), "9", "all-six-again")
+    three = {name: trainers[name] for name in SIX[:3]}
+    counted(house, three, counting("malignant", "privacy.epsilon=0.2"), "6", "half")  # differs by three
+
+
+@pytest.mark.parametrize("days", [0, 365])
+def test_a_table_judges_the_next_ones_for_as_long_as_the_policy_says(tmp_path: Path, days: int) -> None:
+    house, strict = House(tmp_path), dataclasses.replace(TERMS, differencing=REFUSE, table_days=days)
+    trainers = {name: trainer(house, name, terms=strict) for name in SIX}
+    question = counting("malignant", "privacy.epsilon=0.2")
+    counted(house, trainers, question, "7", "all-six")
+    fewer = {name: trainers[name] for name in SIX[:5]}
+    if days:
+        for each in fewer.values():
+            age(each, days - 1)
+        with pytest.raises(DeclinedError, match="policy"):
+            counted(house, fewer, question, "8", "a-day-early")
+        for each in fewer.values():
+            age(each, days)
+    counted(house, fewer, question, "9", "later")
+
+
+def age(service: TrainerService, days: int) -> None:
+    """The institution's tables are so many days old."""
+    masking = service._masking
+    assert masking is not None and masking._store is not None
+    kept = masking._store.history.days
+    for run in kept:
+        kept[run] = int(time.time() // 86_400) - days
+
+
+def test_who_drops_out_of_a_table_leaves_none_of_the_others_beside_an_earlier_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """h6 answers the order and then nothing: holders open no table over h1 … h5, after all of them had masked."""
+    house, strict = House(tmp_path), dataclasses.replace(TERMS, differencing=REFUSE)
+    trainers = {name: trainer(house, name, terms=strict) for name in SIX}
+    question = counting("malignant", "privacy.epsilon=0.2")
+    counted(house, trainers, question, "7", "all-six")
+    trainers["h6"]._check = silent_in_sums
+    with pytest.raises(DeclinedError):
+        counted(house, trainers, question, "8", "one-drops-out")
+    assert "differ by h6, fewer than 3" in caplog.text
+    assert [charges(house, name) for name in SIX] == [2] * 5 + [1]  # what remains: noise that nobody sees is paid for
+
+
+def silent_in_sums(request: Request) -> None:
+    if isinstance(request, PrivateRequest):
+        raise PolicyError("this one answers no sum")
 
 
 def rows_of(site: str) -> np.ndarray[Any, Any]:

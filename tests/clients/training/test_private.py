@@ -307,7 +307,7 @@ def test_a_table_that_names_no_person_is_refused_before_a_record_is_read(tmp_pat
     with pytest.raises(PolicyError, match="needs secure aggregation"):
         declared._admit(REQUEST)
     with pytest.raises(DataError, match="line 2"):
-        declared._loaded.private_training(TASK, lambda: None, Whose())
+        declared._loaded.private_training(TASK, lambda: None, Whose(), lambda *_: None)
 
 
 def headed() -> nn.Module:

@@ -16,7 +16,7 @@ from sovfed.federation.errors import ProtocolError, ServiceError
 from sovfed.federation.secagg import files, setup
 from sovfed.federation.secagg.compaction import OVER, essence
 from sovfed.federation.secagg.files import FileStore, create_journal
-from sovfed.federation.secagg.journal import Entry, History, Joined, Journal, Pinned, Revealed, Spent, name_tag
+from sovfed.federation.secagg.journal import Dated, Entry, History, Joined, Journal, Pinned, Revealed, Spent, name_tag
 from sovfed.federation.secagg.local import Authority, make_offer
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms
@@ -71,6 +71,18 @@ def test_what_later_sums_are_judged_by_stays_whole(years: list[Entry]) -> None:
     for cohort, revealed in after.cohorts.items():
         assert after.describe(revealed) == before.describe(revealed)
         assert after.list_names(cohort) == before.list_names(cohort)
+
+
+def test_tables_judge_by_their_day_after_compaction() -> None:
+    """Of each run's tables those of one cohort are kept once, with the day; rosters too."""
+    entries = [*run_entries(1, purpose=Purpose.COUNT), Dated(run_id(1), 20_000), *run_entries(2, purpose=Purpose.COUNT)]
+    before, after = folded(entries), folded(essence(entries, set()))
+    assert after.tables.keys() == before.tables.keys() and len(after.tables) == 2
+    assert {entry.run for entry in after.tables.values()} == {run_id(2)}
+    assert after.rosters_counted == before.rosters_counted and after.days == {run_id(1): 20_000}
+    assert after.recent(run_id(1), 20_364, 365) and not after.recent(run_id(1), 20_365, 365)
+    assert after.recent(run_id(2), 20_365, 365)  # its day is not known
+    assert len(essence(entries, set())) < 14
 
 
 def test_a_live_run_keeps_every_entry(years: list[Entry]) -> None:

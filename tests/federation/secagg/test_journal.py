@@ -113,7 +113,7 @@ def reveal_once(federation: Federation, ask: bytes, path: Path) -> Callable[[], 
     def work() -> bytes:
         journal = Journal(path)
         answer, entries = client.reveal(
-            institution.session, journal.history, institution.terms, ask, institution.identity.sign
+            institution.session, journal.history, institution.terms, ask, institution.identity.sign, federation.now
         )
         journal.commit(entries)
         return answer

@@ -16,6 +16,8 @@ from sovfed.server.console.users import add_user
 
 CHROMIUM = shutil.which("chromium")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright` and Debian's chromium")
+BEYOND = """[...document.querySelectorAll("main td, main th, main dd, main code")].filter(
+    (cell) => cell.getBoundingClientRect().right > window.innerWidth + 1).map((cell) => cell.textContent)"""
 
 
 @pytest.fixture
@@ -47,6 +49,7 @@ def test_a_person_with_a_keyboard_logs_in_and_sees_every_page_on_a_phone(address
         for path in (*PAGES, "/runs/hostile"):
             page.goto(f"{address}{path}")
             assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+            assert page.evaluate(BEYOND) == [], path
             assert page.get_by_role("main").count() == 1
         page.goto(f"{address}/runs")
         with page.expect_response(lambda answer: answer.request.headers.get("hx-request") == "true") as fetched:

@@ -49,7 +49,7 @@ def opens(federation: Federation, number: int, cohort: Collection[int], purpose:
     round_ = federation.open(number, model, cohort=cohort, purpose=purpose)
     for index, update in random_updates(len(federation.institutions), SIZE).items():
         if index in cohort:
-            upload = federation.upload(round_, index, model, update, 10)
+            upload = federation.upload(round_, index, model, update.astype(purpose.dtype), 10)
             round_.add(upload.message, upload.payload)
     for holder, ask in round_.ask().items():
         round_.answer(federation.institutions[holder].reveal(ask))
@@ -126,6 +126,39 @@ def test_private_sums_are_answered_and_leave_no_trace(purpose: Purpose) -> None:
     assert opens(federation, 4, range(7))
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(Purpose.COUNT, Purpose.COUNT), (Purpose.COUNT, Purpose.TRAIN), (Purpose.TRAIN, Purpose.COUNT)],
+)
+def test_a_table_and_a_sum_without_privacy_judge_each_other(first: Purpose, second: Purpose) -> None:
+    federation = federation_of(7)
+    assert opens(federation, 1, range(7), first)
+    for later in (federation, another_run(federation, range(6))):
+        with pytest.raises(PolicyError, match=r"differ by hospital-006, fewer than 4"):
+            opens(later, 2, range(6), second)
+    assert opens(federation, 3, range(7), second)
+
+
+def test_tables_are_not_judged_where_the_policy_says_so_and_exact_sums_still_are() -> None:
+    federation = federation_of(7, replace(STRICT, table_days=0))
+    assert opens(federation, 1, range(7), Purpose.COUNT)
+    assert opens(federation, 2, range(6), Purpose.COUNT)
+    assert opens(federation, 3, range(7))
+    with pytest.raises(PolicyError, match=r"differ by hospital-006, fewer than 4"):
+        opens(federation, 4, range(6))
+
+
+def test_a_roster_that_shares_too_few_holders_with_a_table_s_is_refused_while_that_judges() -> None:
+    federation = federation_of(16)
+    assert opens(federation, 1, range(16), Purpose.COUNT)
+    later = another_run(federation, range(5))
+    with pytest.raises(PolicyError, match="roster of 16, which shares too few holders with this one of 5"):
+        opens(later, 2, range(5), Purpose.COUNT)
+    for one in later.institutions:
+        one.history.days = dict.fromkeys(one.history.days, 0)  # in 1970
+    assert opens(later, 3, range(5), Purpose.COUNT)
+
+
 def test_a_roster_that_shares_too_few_holders_is_refused() -> None:
     """Sixteen, then five of them: eleven of the sixteen may have opened a sum that no four of the five know of."""
     federation = federation_of(16)
@@ -181,9 +214,9 @@ def test_the_number_of_cohorts_is_bounded_whatever_the_policy() -> None:
         terms = replace(STRICT, differencing=differencing)
         known = frozenset(history.cohorts.popitem()[0])
         history.cohorts[known] = entry(0, [])
-        check_differencing(history, terms, known, 4, "round 1")
+        check_differencing(history, terms, known, 4, "round 1", 0)
         with pytest.raises(PolicyError, match="holds 2000 cohorts"):
-            check_differencing(history, terms, frozenset({b"a", b"b", b"c", b"d"}), 4, "round 1")
+            check_differencing(history, terms, frozenset({b"a", b"b", b"c", b"d"}), 4, "round 1", 0)
 
 
 def test_the_same_records_under_a_task_with_other_columns_are_the_same_records() -> None:
@@ -192,12 +225,12 @@ def test_the_same_records_under_a_task_with_other_columns_are_the_same_records()
     history.add(entry(1, "abcdefg", subject=bytes(31) + b"\1"))
     fewer = frozenset(name_tag(name) for name in "abcdef")
     with pytest.raises(PolicyError, match="differ by"):
-        check_differencing(history, STRICT, fewer, 4, "round 1")
+        check_differencing(history, STRICT, fewer, 4, "round 1", 0)
     history.add(Joined(bytes(RUN_BYTES), 1, S, "run", tuple("abcdefg")))
     history.add(Spent(bytes(RUN_BYTES), S, 1, 1, Purpose.TRAIN, S, bytes(31) + b"\1", S, S))
     others = frozenset(name_tag(name) for name in "ghijklm")
     with pytest.raises(PolicyError, match="too few holders"):
-        check_apart(history, STRICT, others, "round 1")
+        check_apart(history, STRICT, others, "round 1", 0)
 
 
 def test_a_whole_round_under_other_columns_is_held_against_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
