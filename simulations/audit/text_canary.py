@@ -21,22 +21,19 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from sovfed.federation.models.generation import Drawing, written
-from sovfed.federation.tasks.decoder import Decoder
-from sovfed.federation.tasks.tokenizer import DOCUMENT_TOKEN
+from sovfed.federation.models.generation import Drawing, log_p, written
 from sovfed.simulations.api import simulate
 from sovfed.simulations.audit.canary_texts import COPIES, LENGTH, Field, make_field, task_of
 from sovfed.simulations.audit.report import Case, Findings
 
 if TYPE_CHECKING:
+    from sovfed.federation.tasks.decoder import Decoder
     from sovfed.federation.tasks.tokenizer import Tokenizer
 
 EPSILON: Final = 8.0
 CHANCE: Final = 1 / math.log(2)  # bits, of a line that was never trained on
 FOUND: Final = 1e-6  # canaries are found if as much exposure is less probable than this by chance
-TOGETHER: Final = 512  # lines that are scored at once
 LITTLE_NOISE: Final = 0.25  # noise multiplier of a control that is sold as ε = 8, whose own is near 1
 PLAIN, PRIVATE, GOLDFISH = "without privacy", f"ε = {EPSILON:g}", "goldfish"
 LITTLE, APART = "control, little noise", f"control, {PRIVATE} of each copy alone"
@@ -90,7 +87,7 @@ class Exposed:
 
     def __str__(self) -> str:
         return (
-            f"{self.model}, {self.copies} copies of {self.persons} persons: exposure {self.mean:.1f} bits ± "
+            f"{self.model}, copies {self.copies}, persons {self.persons}: exposure {self.mean:.1f} bits ± "
             f"{np.std(self.exposures, ddof=1):.1f}, p = {self.p_value:.2g}; {self.extracted} of {len(self.exposures)} "
             "completed"
         )
@@ -159,20 +156,6 @@ def by_chance(bits: Floats) -> float:
     from scipy.stats import gamma
 
     return float(gamma.sf(bits.sum() / CHANCE, len(bits)))
-
-
-@torch.no_grad()
-def log_p(module: Decoder, tokenizer: Tokenizer, lines: Sequence[str]) -> Floats:
-    """log p in nats of each line at the beginning of a document [n]."""
-    codes = tokenizer.encode(lines)
-    windows = torch.full((len(codes), 1 + max(map(len, codes))), DOCUMENT_TOKEN)
-    counted = torch.zeros(len(codes), windows.shape[1] - 1, dtype=torch.bool)
-    for row, own in enumerate(codes):
-        windows[row, 1 : 1 + len(own)] = torch.tensor(own)
-        counted[row, : len(own)] = True
-    told = torch.cat([module.eval()(piece) for piece in torch.split(windows, TOGETHER)])
-    scores: Floats = (told * counted).sum(1).double().numpy()
-    return scores
 
 
 def completes(module: Decoder, tokenizer: Tokenizer, line: str) -> bool:

@@ -3,7 +3,8 @@
 Model, start, steps, batch, optimizer and schedule are the same; Muon and AdamW run at the server. Test text is a fixed
 sample of each ministry's, half a window before every token that counts. Tokenizer and store are made as an operator
 makes them; the tokenizer's text is the parliament's, which is public. What rings of few bits cost is measured over
-fewer rounds, each ring over the same. What of the test text stands in some ministry's training text is told apart.
+fewer rounds, each ring over the same. What of the test text stands in some ministry's training text is told apart, and
+hidden terms and numbers are asked for (`cloze.py`).
 
 At length also: more local steps between two exchanges, as FedAvg and as DiLoCo (Douillard et al. 2023,
 arXiv:2311.08105, with heavy-ball momentum), and each ministry alone, given the federation's whole compute and the best
@@ -33,7 +34,8 @@ from sovfed.federation.tasks.tokenizer import Tokenizer, read_tokenizer, train_t
 from sovfed.simulations.api import Result, simulate
 from sovfed.simulations.baselines import merge
 from sovfed.simulations.benchmarks.bare_language import tokens_per_s
-from sovfed.simulations.benchmarks.language_apart import Groups, apart_figures, groups_of
+from sovfed.simulations.benchmarks.cloze import cloze_figures
+from sovfed.simulations.benchmarks.language_apart import apart_figures, groups_of
 from sovfed.simulations.benchmarks.report import Column, Files, Report, conditions, publish
 
 if TYPE_CHECKING:
@@ -115,9 +117,9 @@ def run(
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         task, sites = prepared(data, Path(folder), QUICK_TESTED if quick else TESTED, symbols)
-        groups = groups_of(read_tokenizer(Path(folder) / TOKENIZER), sites, _files(data))
         bench = Bench(task, sites, rounds or (QUICK_ROUNDS if quick else ROUNDS), console, [])
-        ratios, figures = _against_pooled(bench, groups)
+        tokenizer = read_tokenizer(Path(folder) / TOKENIZER)
+        ratios, figures = _against_pooled(bench, tokenizer, data)
         ratios |= _rings(bench, QUICK_RINGS if quick else tuple(RINGS))
         ours, bare = tokens_per_s(task, next(iter(sites.values())), 4 * WINDOWS, 3 if quick else 20)
         figures |= {"tokens_per_s": ours, "bare_tokens_per_s": bare}
@@ -130,14 +132,17 @@ def run(
     return publish(report, console, files)
 
 
-def _against_pooled(bench: Bench, groups: Groups) -> tuple[dict[str, float], dict[str, float]]:
-    """One machine with all texts, and the federation under secure aggregation of 16 bits: ratios, and bits by part."""
+def _against_pooled(bench: Bench, tokenizer: Tokenizer, data: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """One machine with all texts, and the federation under secure aggregation of 16 bits: ratios, and more figures."""
     together = {**CENTRAL, "secagg": "none", "task.batch_size": WINDOWS * len(bench.sites)}
     pooled = bench.train("pooled", {"pooled": merge(list(bench.sites.values()))}, together, bench.rounds)
     federated = bench.train("federated", bench.sites, {**CENTRAL, **RINGS["16 bits"]}, bench.rounds)
     ours, theirs = (result.metrics["bits_per_byte"] for result in (federated, pooled))
-    figures = apart_figures("pooled", pooled, bench.sites, groups)
-    figures |= apart_figures("federated", federated, bench.sites, groups)
+    groups, tests = groups_of(tokenizer, bench.sites, _files(data)), _tests(data)
+    figures = dict[str, float]()
+    for name, result in (("pooled", pooled), ("federated", federated)):
+        figures |= apart_figures(name, result, bench.sites, groups)
+        figures |= cloze_figures(name, result.model, tokenizer, tests)
     return {"federated_bpb": ours, "pooled_bpb": theirs, "federated_over_pooled": ours / theirs}, figures
 
 
@@ -206,6 +211,10 @@ def prepared(data: Path, folder: Path, tested: int, symbols: int) -> tuple[Decla
 
 def _files(data: Path) -> dict[str, Path]:
     return {path.name.removesuffix(SUFFIX): path for path in sorted(data.glob(f"*{SUFFIX}"))}
+
+
+def _tests(data: Path) -> list[str]:
+    return [document.text for document in documents_in(_files(data).values(), KEYS) if document.side == "test"]
 
 
 def _sites(

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 from sovfed.clients.data.token_store import TRAIN
 from sovfed.clients.models.passages import text_of
 from sovfed.federation.tasks.decoder import Decoder
-from sovfed.federation.tasks.tokenizer import DOCUMENT_TOKEN
 from sovfed.simulations.audit import text_canary
 from sovfed.simulations.audit.canary_texts import COPIES, LENGTH, Field, make_field, task_of
 from sovfed.simulations.audit.text_canary import (
@@ -31,7 +29,6 @@ from sovfed.simulations.audit.text_canary import (
     by_chance,
     completes,
     exposures,
-    log_p,
     run_text,
 )
 from sovfed.simulations.cli_audit import audit
@@ -91,20 +88,7 @@ def test_copies_stand_in_training_documents_of_the_first_institution_alone(field
     assert field.persons - together.persons == TINY.canaries * (sum(COPIES) - len(COPIES))
 
 
-def test_the_likelihood_of_a_line_is_the_models_own_whatever_stands_beside_it(field: Field) -> None:
-    torch.manual_seed(1)
-    module = task_of(field.tokenizer).model(0).eval()
-    assert isinstance(module, Decoder)
-    lines = ["a", *field.canaries.references[:3]]
-    for line, score in zip(lines, log_p(module, field.tokenizer, lines), strict=True):
-        codes = [DOCUMENT_TOKEN, *field.tokenizer.encode([line])[0]]
-        told = [
-            float(module.scores(torch.tensor([codes[:end]])).log_softmax(-1)[0, codes[end]].detach())
-            for end in range(1, len(codes))
-        ]
-        assert score == pytest.approx(sum(told), rel=1e-4)
-
-
+@pytest.mark.timeout(300)
 def test_without_privacy_many_copies_are_found_and_a_short_training_completes_nothing(field: Field) -> None:
     exposed = audit_texts(field, PLAIN, LEARNING, TINY.rounds)
     assert [each.copies for each in exposed] == list(COPIES)
@@ -138,6 +122,7 @@ def test_verdicts_hold_what_the_audit_claims_against_what_it_saw() -> None:
     assert not fine(exposed("goldfish 4"), before=0)
 
 
+@pytest.mark.timeout(300)  # four models, two of them private
 def test_a_result_for_each_model_and_number_of_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = Size(documents=60, canaries=2, references=63, rounds=2, private_rounds=2)
     findings = run_text(None, quick=True, alone=False, goldfish=4, size=size)
