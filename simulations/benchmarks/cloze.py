@@ -64,7 +64,7 @@ def cloze(module: Decoder, tokenizer: Tokenizer, items: Sequence[Item]) -> tuple
 
 def cloze_figures(name: str, module: Decoder, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float]:
     """Accuracy, its 95 % interval and the number of items of each kind, as figures of `name`."""
-    figures = {}
+    figures = dict[str, float]()
     for kind in HIDDEN:
         right, count = cloze(module, tokenizer, items_of(texts, kind))
         if count:
