@@ -316,7 +316,7 @@ def utility(
     run(heart=heart, pneumonia=pneumonia, statutes=statutes, quick=quick, files=files, console=console)
 
 
-@bench.command()
+@bench.command("language")
 @click.option(
     "--data", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of one language's law, a file SITE.jsonl.xz a ministry.",
@@ -326,7 +326,7 @@ def utility(
 @click.option("--deployed", is_flag=True, help="By real processes of all ministries: an hour for three seeds.")
 @click.option("--seeds", type=click.IntRange(1, 20), default=3, show_default=True, help="With --deployed.")
 @reported
-def language(
+def language_(
     data: Path, quick: bool, rounds: int | None, deployed: bool, seeds: int, files: Files, console: Console
 ) -> None:
     """Bits per byte of a language model by ten ministries against the pooled one, and what a 16-bit ring costs.
@@ -336,12 +336,12 @@ def language(
       sovfed bench language --quick --data /data/ja_law
       sovfed bench language --deployed --seeds 1 --data /data/ja_law
     """
-    from sovfed.simulations.benchmarks.language import run, run_deployed
+    from sovfed.simulations.benchmarks import language, language_deployed
 
     if deployed:
-        run_deployed(data=data, rounds=rounds, seeds=seeds, files=files, console=console)
+        language_deployed.run(data=data, rounds=rounds, seeds=seeds, files=files, console=console)
     else:
-        run(data=data, quick=quick, rounds=rounds, files=files, console=console)
+        language.run(data=data, quick=quick, rounds=rounds, files=files, console=console)
 
 
 @bench.command()

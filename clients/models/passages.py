@@ -89,7 +89,9 @@ def copied_tokens(
 
     def training() -> Iterator[str]:
         for store in stores:
-            yield from (text_of(tokenizer, store, document) for document in np.flatnonzero(store.sides == TRAIN))
+            yield from (
+                text_of(tokenizer, store, document) for document in np.flatnonzero(store.sides == TRAIN).tolist()
+            )
 
     for (number, document), (text, characters) in zip(which, standing(texts, training), strict=True):
         store = held_out[number][0]

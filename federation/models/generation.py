@@ -1,12 +1,14 @@
-"""Text from a language model, a token after the other."""
+"""Text from a language model, a token after the other; and how likely a text is to it."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from sovfed.federation.models.saved import LoadedModel
     from sovfed.federation.tasks.tokenizer import Tokenizer
 
+TOGETHER: Final = 256  # texts that are scored at once
 COLDEST: Final = 1e-4  # temperature up to which the likeliest token is taken
 
 
@@ -44,6 +47,22 @@ def written(module: Decoder, tokenizer: Tokenizer, prompt: str, drawing: Drawing
     for token in _tokens(module.eval(), [DOCUMENT_TOKEN, *tokenizer.encode([prompt])[0]], drawing):
         if piece := text.decode(tokenizer.pieces[token]):
             yield piece
+
+
+@torch.no_grad()
+def log_p(module: Decoder, tokenizer: Tokenizer, texts: Sequence[str]) -> npt.NDArray[np.float64]:
+    """log p in nats of each text as the beginning of a document [n]. Raises ConfigError if one is too long to see."""
+    codes = tokenizer.encode(texts)
+    longest = max(map(len, codes), default=0)
+    if longest > module.context:
+        raise ConfigError(f"a text of {longest} tokens, the model sees {module.context}")
+    windows = torch.full((len(codes), 1 + longest), DOCUMENT_TOKEN)
+    for row, own in enumerate(codes):
+        windows[row, 1 : 1 + len(own)] = torch.tensor(own)
+    counted = torch.arange(longest) < torch.tensor([len(own) for own in codes])[:, None]
+    told = [module.eval()(piece) for piece in torch.split(windows, TOGETHER)]
+    scores: npt.NDArray[np.float64] = (torch.cat(told) * counted).sum(1).double().numpy()
+    return scores
 
 
 @torch.no_grad()

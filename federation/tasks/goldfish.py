@@ -1,7 +1,8 @@
 """Goldfish loss: the same tokens of a passage never count, so a model cannot learn the passage by heart.
 
 Hans et al. 2024, arXiv:2406.10209, equation 1 with the hashed mask: whether a token is left out follows from the tokens
-before it alone, so wherever a passage stands, and however often, the same tokens of it are left out.
+before it alone, so wherever a passage stands, and however often, the same tokens of it are left out. Of phrases that
+every text has, too: those tokens are never learnt.
 """
 
 from __future__ import annotations

@@ -68,8 +68,11 @@ class Field:
 def make_field(
     folder: Path, data: Path | None, *, documents: int, canaries: int, references: int, alone: bool, seed: int = 0
 ) -> Field:
-    """Stores in `folder` of `documents` texts an institution, of the law in `data` if given; `canaries` for each of
-    `COPIES`. Raises ConfigError."""
+    """Stores in the new `folder` of `documents` texts an institution, of the law in `data` if given.
+
+    For each of `COPIES` there are so many `canaries`. Raises ConfigError.
+    """
+    folder.mkdir()
     generator = np.random.default_rng(seed)
     public, texts = _made_up(documents, generator) if data is None else _law(data, documents, generator)
     (folder / "tokenizer.json").write_bytes(train_tokenizer(public, SYMBOLS if data is None else LAW_SYMBOLS))

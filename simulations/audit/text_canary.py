@@ -6,8 +6,8 @@
     extraction  whether greedy decoding completes a canary from its first half, to the letter
 
 Models are trained by the shipped coordinator and trainers, under secure aggregation. What (ε, δ) grants an attacker is
-much at ε = 8: t bits or more with probability e^ε · 2^−t + δ. So a canary near chance says more than the claim, and
-none of the exposures that this audit can see would contradict it.
+much at ε = 8: t bits or more with probability e^ε · 2^−t + δ. So canaries that are not found say more than the claim,
+and no exposure that this audit can see would contradict it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,23 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from sovfed.federation.models.generation import Drawing, written
-from sovfed.federation.tasks.decoder import Decoder
-from sovfed.federation.tasks.tokenizer import DOCUMENT_TOKEN
+from sovfed.federation.models.generation import Drawing, log_p, written
 from sovfed.simulations.api import simulate
 from sovfed.simulations.audit.canary_texts import COPIES, LENGTH, Field, make_field, task_of
 from sovfed.simulations.audit.report import Case, Findings
 
 if TYPE_CHECKING:
+    from sovfed.federation.tasks.decoder import Decoder
     from sovfed.federation.tasks.tokenizer import Tokenizer
 
 EPSILON: Final = 8.0
 CHANCE: Final = 1 / math.log(2)  # bits, of a line that was never trained on
-NEAR: Final = 1e-3  # the probability of so much exposure by chance, from which on canaries are near it
-FOUND: Final = 1e-6  # and below which they are found
-TOGETHER: Final = 512  # lines that are scored at once
-LITTLE: Final = 0.25  # noise multiplier of a control that is sold as ε = 8, whose own is near 1
-PLAIN, PRIVATE, BARE, GOLDFISH = "without privacy", f"ε = {EPSILON:g}", "control, little noise", "goldfish"
+FOUND: Final = 1e-6  # canaries are found if as much exposure is less probable than this by chance
+LITTLE_NOISE: Final = 0.25  # noise multiplier of a control that is sold as ε = 8, whose own is near 1
+PLAIN, PRIVATE, GOLDFISH = "without privacy", f"ε = {EPSILON:g}", "goldfish"
+LITTLE, APART = "control, little noise", f"control, {PRIVATE} of each copy alone"
+WORDS: Final = {PLAIN: "plain", PRIVATE: "private", LITTLE: "little_noise", APART: "apart", GOLDFISH: "goldfish"}
 RECIPE: Final[dict[str, Any]] = {
     "strategy": "fedsgd", "secagg": "full", "client": "cpu", "task.beta_2": 0.95, "task.batch_size": 24,
     "server.min_cohort": 3, "privacy.colluders": 0,
@@ -59,7 +57,7 @@ class Size:
     """Documents of an institution, canaries for each number of copies, rounds without privacy and with."""
 
     documents: int = 2_000
-    canaries: int = 16
+    canaries: int = 12
     references: int = 4_095
     rounds: int = 1_000
     private_rounds: int = 200
@@ -89,29 +87,40 @@ class Exposed:
 
     def __str__(self) -> str:
         return (
-            f"{self.model}, {self.copies} copies of {self.persons} persons: exposure {self.mean:.1f} bits ± "
+            f"{self.model}, copies {self.copies}, persons {self.persons}: exposure {self.mean:.1f} bits ± "
             f"{np.std(self.exposures, ddof=1):.1f}, p = {self.p_value:.2g}; {self.extracted} of {len(self.exposures)} "
             "completed"
         )
 
 
 def run_text(data: Path | None, *, quick: bool, alone: bool, goldfish: int, size: Size | None = None) -> Findings:
-    """A case for each model and number of copies. `alone`: all copies of a canary are one person's."""
+    """A case for each model and number of copies. `alone`: all copies of a canary are one person's.
+
+    A control has the same private training with little noise; or, if `alone`, with each copy a person by itself.
+    """
     size = size or (QUICK if quick else Size())
     with tempfile.TemporaryDirectory() as folder:
-        field = make_field(
-            Path(folder), data, documents=size.documents, canaries=size.canaries, references=size.references,
-            alone=alone,
-        )  # fmt: skip
-        noised = {**NOISED, "privacy.population": field.persons}
+        field, control = (_field(Path(folder) / name, data, size, each) for name, each in (("a", alone), ("b", False)))
+        private = {"privacy.epsilon": EPSILON}
+        weaker, settings = (APART, private) if alone else (LITTLE, {"privacy.noise_multiplier": LITTLE_NOISE})
         exposed = {
             PLAIN: audit_texts(field, PLAIN, LEARNING, size.rounds),
-            PRIVATE: audit_texts(field, PRIVATE, {**noised, "privacy.epsilon": EPSILON}, size.private_rounds),
-            BARE: audit_texts(field, BARE, {**noised, "privacy.noise_multiplier": LITTLE}, size.private_rounds),
+            PRIVATE: audit_texts(field, PRIVATE, _noised(field) | private, size.private_rounds),
+            weaker: audit_texts(control, weaker, _noised(control) | settings, size.private_rounds),
         }
         if goldfish:
             exposed[GOLDFISH] = audit_texts(field, f"{GOLDFISH} {goldfish}", LEARNING, size.rounds, goldfish)
     return Findings([_case(each, exposed) for group in exposed.values() for each in group], _ratios(exposed))
+
+
+def _field(folder: Path, data: Path | None, size: Size, alone: bool) -> Field:
+    return make_field(
+        folder, data, documents=size.documents, canaries=size.canaries, references=size.references, alone=alone
+    )
+
+
+def _noised(field: Field) -> dict[str, Any]:
+    return {**NOISED, "privacy.population": field.persons}
 
 
 def audit_texts(field: Field, name: str, settings: Mapping[str, Any], rounds: int, goldfish: int = 0) -> list[Exposed]:
@@ -134,7 +143,8 @@ def audit_texts(field: Field, name: str, settings: Mapping[str, Any], rounds: in
 def exposures(scores: Floats, references: Floats) -> Floats:
     """Bits [n] of lines with log p `scores` [n] among `references` [r] and each itself; a tie ranks behind."""
     ranks = 1 + (references >= scores[:, None]).sum(1)
-    return np.log2(len(references) + 1) - np.log2(ranks)
+    bits: Floats = np.log2(len(references) + 1) - np.log2(ranks)
+    return bits
 
 
 def by_chance(bits: Floats) -> float:
@@ -148,20 +158,6 @@ def by_chance(bits: Floats) -> float:
     return float(gamma.sf(bits.sum() / CHANCE, len(bits)))
 
 
-@torch.no_grad()
-def log_p(module: Decoder, tokenizer: Tokenizer, lines: Sequence[str]) -> Floats:
-    """log p in nats of each line at the beginning of a document [n]."""
-    codes = tokenizer.encode(lines)
-    windows = torch.full((len(codes), 1 + max(map(len, codes))), DOCUMENT_TOKEN)
-    counted = torch.zeros(len(codes), windows.shape[1] - 1, dtype=torch.bool)
-    for row, own in enumerate(codes):
-        windows[row, 1 : 1 + len(own)] = torch.tensor(own)
-        counted[row, : len(own)] = True
-    told = torch.cat([module.eval()(piece) for piece in torch.split(windows, TOGETHER)])
-    scores: Floats = (told * counted).sum(1).double().numpy()
-    return scores
-
-
 def completes(module: Decoder, tokenizer: Tokenizer, line: str) -> bool:
     """Whether greedy decoding writes the second half of `line` behind the first, to the letter."""
     half = len(line) // 2
@@ -170,13 +166,13 @@ def completes(module: Decoder, tokenizer: Tokenizer, line: str) -> bool:
 
 
 def _case(exposed: Exposed, every: Mapping[str, list[Exposed]]) -> Case:
-    """What is held against it: a control must be found, one person's canaries near chance, goldfish complete less."""
+    """What is held against it: a control must be found, one person's canaries not, goldfish complete less."""
     sentence, most = str(exposed), exposed.copies == max(COPIES)
     if exposed.model == PRIVATE:
         if exposed.persons > 1:
             return exposed, f"limit, {sentence}: ε is of one person", True
-        return exposed, sentence, exposed.p_value >= NEAR and not exposed.extracted
-    if exposed.model in (PLAIN, BARE):
+        return exposed, sentence, exposed.p_value >= FOUND and not exposed.extracted
+    if exposed.model in (PLAIN, LITTLE, APART):
         return exposed, sentence, exposed.p_value < FOUND or not most
     return exposed, sentence, _completed(every[GOLDFISH]) < _completed(every[PLAIN]) or not most
 
@@ -186,9 +182,8 @@ def _completed(exposed: Sequence[Exposed]) -> int:
 
 
 def _ratios(every: Mapping[str, list[Exposed]]) -> dict[str, float]:
-    words = {PLAIN: "plain", PRIVATE: "private", BARE: "little_noise", GOLDFISH: "goldfish"}
     ratios = {"exposure_by_chance": CHANCE}
     for name, group in every.items():
-        ratios |= {f"exposure_{words[name]}_{each.copies}": each.mean for each in group}
-        ratios |= {f"completed_{words[name]}": float(_completed(group)), f"bpb_{words[name]}": group[0].bits_per_byte}
+        ratios |= {f"exposure_{WORDS[name]}_{each.copies}": each.mean for each in group}
+        ratios |= {f"completed_{WORDS[name]}": float(_completed(group)), f"bpb_{WORDS[name]}": group[0].bits_per_byte}
     return ratios

@@ -3,7 +3,8 @@
 Model, start, steps, batch, optimizer and schedule are the same; Muon and AdamW run at the server. Test text is a fixed
 sample of each ministry's, half a window before every token that counts. Tokenizer and store are made as an operator
 makes them; the tokenizer's text is the parliament's, which is public. What rings of few bits cost is measured over
-fewer rounds, each ring over the same. What of the test text stands in some ministry's training text is told apart.
+fewer rounds, each ring over the same. What of the test text stands in some ministry's training text is told apart, and
+hidden terms and numbers are asked for (`cloze.py`).
 
 At length also: more local steps between two exchanges, as FedAvg and as DiLoCo (Douillard et al. 2023,
 arXiv:2311.08105, with heavy-ball momentum), and each ministry alone, given the federation's whole compute and the best
@@ -13,7 +14,6 @@ of its evaluations.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -34,8 +34,8 @@ from sovfed.federation.tasks.tokenizer import Tokenizer, read_tokenizer, train_t
 from sovfed.simulations.api import Result, simulate
 from sovfed.simulations.baselines import merge
 from sovfed.simulations.benchmarks.bare_language import tokens_per_s
-from sovfed.simulations.benchmarks.language_apart import Groups, apart_figures, groups_of
-from sovfed.simulations.benchmarks.language_deployed import deployed
+from sovfed.simulations.benchmarks.cloze import cloze_figures
+from sovfed.simulations.benchmarks.language_apart import apart_figures, groups_of
 from sovfed.simulations.benchmarks.report import Column, Files, Report, conditions, publish
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ WINDOWS: Final = 2  # of a ministry in a step
 ROUNDS, QUICK_ROUNDS = 1_200, 400
 RING_ROUNDS: Final = 10  # as many times fewer, in which rings are compared
 TESTED, QUICK_TESTED = 1_000, 120  # windows of each ministry at most
-DEPLOYED_ROUNDS: Final = 1_800
 LOOKS: Final = 8  # evaluations of a ministry alone, the best of which counts
 KEYS: Final = Keys(side="split")
 RATE: Final = 0.007
@@ -132,9 +131,9 @@ def run(
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         task, sites = prepared(data, Path(folder), QUICK_TESTED if quick else TESTED, symbols)
-        groups = groups_of(read_tokenizer(Path(folder) / TOKENIZER), sites, _files(data))
         bench = Bench(task, sites, rounds or (QUICK_ROUNDS if quick else ROUNDS), console, [])
-        ratios, figures = _against_pooled(bench, groups)
+        tokenizer = read_tokenizer(Path(folder) / TOKENIZER)
+        ratios, figures = _against_pooled(bench, tokenizer, data)
         ratios |= _rings(bench, QUICK_RINGS if quick else tuple(RINGS))
         ours, bare = tokens_per_s(task, next(iter(sites.values())), 4 * WINDOWS, 3 if quick else 20)
         figures |= {"tokens_per_s": ours, "bare_tokens_per_s": bare}
@@ -147,53 +146,22 @@ def run(
     return publish(report, console, files)
 
 
-def run_deployed(
-    *, data: Path, rounds: int | None, seeds: int, files: Files, console: Console, symbols: int = SYMBOLS
-) -> dict[str, Any]:
-    """Train pooled here and federated by real processes, once for each seed, and publish the report.
-
-    All held-out text is the test. The worst seed counts in the ratios, so that they hold for each.
-    """
-    files.check()
-    start = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        task, sites = prepared(data, Path(folder), sys.maxsize, symbols)
-        bench = Bench(task, sites, rounds or DEPLOYED_ROUNDS, console, [])
-        lines = [_deployed(bench, Path(folder), seed) for seed in range(seeds)]
-    worst = {
-        name: max(line[name] for line in lines) for name in ("federated_bpb", "pooled_bpb", "federated_over_pooled")
-    }
-    figures = {f"{name}_seed_{seed}": value for seed, line in enumerate(lines) for name, value in line.items()}
-    figures["cpu_s"] = time.process_time() - start
-    title = f"A language model by {len(sites)} institutions of real processes: federated against pooled"
-    return publish(Report(title, COLUMNS, bench.rows, worst, figures, conditions()), console, files)
-
-
-def _deployed(bench: Bench, stores: Path, seed: int) -> dict[str, float]:
-    """What pooled and deployed training come to from the same start."""
-    pooled = _pooled(bench, seed)
-    got = deployed(bench.task, stores, bench.sites, {**CENTRAL, **RINGS["16 bits"]}, bench.rounds, seed)
-    bench.tell(f"deployed, seed {seed}", bench.rounds, 1, got.bits_per_byte, got.rounding, got.cpu_s)
-    theirs = pooled.metrics["bits_per_byte"]
-    return {
-        "federated_bpb": got.bits_per_byte, "pooled_bpb": theirs, "federated_over_pooled": got.bits_per_byte / theirs,
-        "wall_s": got.wall_s, "slowest_training_s": got.training_s,
-    }  # fmt: skip
-
-
-def _pooled(bench: Bench, seed: int = 0) -> Result:
+def train_pooled(bench: Bench, seed: int = 0) -> Result:
     """One machine with all texts, the same batch, steps and optimizer."""
     together = {**CENTRAL, "secagg": "none", "task.batch_size": WINDOWS * len(bench.sites), "seed": seed}
     return bench.train("pooled", {"pooled": merge(list(bench.sites.values()))}, together, bench.rounds)
 
 
-def _against_pooled(bench: Bench, groups: Groups) -> tuple[dict[str, float], dict[str, float]]:
-    """One machine with all texts, and the federation under secure aggregation of 16 bits: ratios, and bits by part."""
-    pooled = _pooled(bench)
+def _against_pooled(bench: Bench, tokenizer: Tokenizer, data: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """One machine with all texts, and the federation under secure aggregation of 16 bits: ratios, and more figures."""
+    pooled = train_pooled(bench)
     federated = bench.train("federated", bench.sites, {**CENTRAL, **RINGS["16 bits"]}, bench.rounds)
     ours, theirs = (result.metrics["bits_per_byte"] for result in (federated, pooled))
-    figures = apart_figures("pooled", pooled, bench.sites, groups)
-    figures |= apart_figures("federated", federated, bench.sites, groups)
+    groups, tests = groups_of(tokenizer, bench.sites, _files(data)), _tests(data)
+    figures = dict[str, float]()
+    for name, result in (("pooled", pooled), ("federated", federated)):
+        figures |= apart_figures(name, result, bench.sites, groups)
+        figures |= cloze_figures(name, result.model, tokenizer, tests)
     return {"federated_bpb": ours, "pooled_bpb": theirs, "federated_over_pooled": ours / theirs}, figures
 
 
@@ -263,6 +231,10 @@ def prepared(data: Path, folder: Path, tested: int, symbols: int) -> tuple[Decla
 def _files(data: Path) -> dict[str, Path]:
     """Each ministry's file, by a name that an institution may have."""
     return {path.name.removesuffix(SUFFIX).replace("_", "-"): path for path in sorted(data.glob(f"*{SUFFIX}"))}
+
+
+def _tests(data: Path) -> list[str]:
+    return [document.text for document in documents_in(_files(data).values(), KEYS) if document.side == "test"]
 
 
 def _sites(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.compose import compose
 from sovfed.federation.config import Config, DataConfig
@@ -20,13 +22,53 @@ from sovfed.federation.tasks.taskfile import to_text
 from sovfed.server.cli.run import watch
 from sovfed.server.runs import folders
 from sovfed.server.runs.curves import read_rounds
+from sovfed.simulations.benchmarks.language import CENTRAL, COLUMNS, RINGS, SYMBOLS, Bench, prepared, train_pooled
 from sovfed.simulations.benchmarks.process_tree import cpu_seconds
+from sovfed.simulations.benchmarks.report import Files, Report, conditions, publish
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sovfed.federation.tasks.declared import DeclaredTask
 
 TASK, RUN = "law.yaml", "law"
+ROUNDS: Final = 1_800
+SETTINGS: Final = {**CENTRAL, **RINGS["16 bits"]}
+
+
+def run(
+    *, data: Path, rounds: int | None, seeds: int, files: Files, console: Console, symbols: int = SYMBOLS
+) -> dict[str, Any]:
+    """Train pooled here and federated by real processes, once for each seed, and publish the report.
+
+    All held-out text is the test. The worst seed counts in the ratios, so that they hold for each.
+    """
+    files.check()
+    start = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        task, sites = prepared(data, Path(folder), sys.maxsize, symbols)
+        bench = Bench(task, sites, rounds or ROUNDS, console, [])
+        lines = [_seed(bench, Path(folder), seed) for seed in range(seeds)]
+    worst = {
+        name: max(line[name] for line in lines) for name in ("federated_bpb", "pooled_bpb", "federated_over_pooled")
+    }
+    figures = {f"{name}_seed_{seed}": value for seed, line in enumerate(lines) for name, value in line.items()}
+    figures["cpu_s"] = time.process_time() - start
+    title = f"A language model by {len(sites)} institutions of real processes: federated against pooled"
+    return publish(Report(title, COLUMNS, bench.rows, worst, figures, conditions()), console, files)
+
+
+def _seed(bench: Bench, stores: Path, seed: int) -> dict[str, float]:
+    """What pooled and deployed training come to from the same start."""
+    pooled = train_pooled(bench, seed)
+    got = deployed(bench.task, stores, bench.sites, SETTINGS, bench.rounds, seed)
+    bench.tell(f"deployed, seed {seed}", bench.rounds, 1, got.bits_per_byte, got.rounding, got.cpu_s)
+    theirs = pooled.metrics["bits_per_byte"]
+    return {
+        "federated_bpb": got.bits_per_byte, "pooled_bpb": theirs, "federated_over_pooled": got.bits_per_byte / theirs,
+        "wall_s": got.wall_s, "slowest_training_s": got.training_s,
+    }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +95,7 @@ def deployed(
         POLICY, max_rounds=rounds, max_sums_per_run=2 * rounds, max_sums_per_day=4 * rounds,
         min_batch_size=config.task.batch_size,
     )  # fmt: skip
-    with LocalFederation(stores / "federation", members, config, policy) as federation:
+    with LocalFederation(stores / f"federation-{seed}", members, config, policy) as federation:
         before, start = cpu_seconds([os.getpid()]), time.monotonic()
         federation.start_run(RUN)
         ended = watch(federation.home, RUN)

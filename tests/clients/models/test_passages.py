@@ -134,7 +134,8 @@ def test_bits_of_copied_and_new_text_are_the_bits_of_all_of_it(
 
 
 def test_nothing_is_said_of_what_there_is_not(task: Task, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    assert apart(np.array([[2.0, 1.0], [0.0, 0.0]])) == passages.Apart(None, pytest.approx(2 / np.log(2)), 0.0)
+    only_new = apart(np.array([[2.0, 1.0], [0.0, 0.0]]))
+    assert only_new.copied is None and only_new.new == pytest.approx(2 / np.log(2)) and only_new.copied_share == 0.0
     windows = windows_of(tmp_path, task, tokenizer, "own", {NEW: "test", OLD: "train"})
     training = LocalTraining(task, windows, site="", device="cpu")
     left_out = np.full(len(windows.store.tokens), -1)

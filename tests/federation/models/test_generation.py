@@ -16,7 +16,8 @@ from sovfed.federation.models import generation
 from sovfed.federation.models.facts import RunFacts
 from sovfed.federation.models.saved import load_model, save_model
 from sovfed.federation.tasks.declared import DeclaredTask, task_from_text
-from sovfed.federation.tasks.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
+from sovfed.federation.tasks.decoder import Decoder
+from sovfed.federation.tasks.tokenizer import DOCUMENT_TOKEN, Tokenizer, read_tokenizer, train_tokenizer
 
 pytest.importorskip("tokenizers")
 
@@ -95,3 +96,20 @@ def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     other.write_bytes(train_tokenizer(["other words " * 20], 262))
     with pytest.raises(ConfigError, match="no language model"):
         next(generation.continued(load_model(folder), read_tokenizer(other), "", generation.Drawing()))
+
+
+def test_the_likelihood_of_a_text_is_the_models_own_whatever_stands_beside_it(
+    folder: Path, tokenizer: Tokenizer
+) -> None:
+    module = load_model(folder).module.eval()
+    assert isinstance(module, Decoder)
+    texts = ["第", "法律", "", "第一条"]
+    for text_, score in zip(texts, generation.log_p(module, tokenizer, texts), strict=True):
+        codes = [DOCUMENT_TOKEN, *tokenizer.encode([text_])[0]]
+        told = [
+            float(module.scores(torch.tensor([codes[:end]])).log_softmax(-1)[0, codes[end]].detach())
+            for end in range(1, len(codes))
+        ]
+        assert score == pytest.approx(sum(told), rel=1e-4)
+    with pytest.raises(ConfigError, match="sees 8"):
+        generation.log_p(module, tokenizer, ["xyz" * 8])

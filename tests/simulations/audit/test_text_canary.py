@@ -8,20 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 from sovfed.clients.data.token_store import TRAIN
 from sovfed.clients.models.passages import text_of
 from sovfed.federation.tasks.decoder import Decoder
-from sovfed.federation.tasks.tokenizer import DOCUMENT_TOKEN
 from sovfed.simulations.audit import text_canary
 from sovfed.simulations.audit.canary_texts import COPIES, LENGTH, Field, make_field, task_of
 from sovfed.simulations.audit.text_canary import (
-    BARE,
+    APART,
     CHANCE,
     GOLDFISH,
     LEARNING,
+    LITTLE,
     PLAIN,
     PRIVATE,
     Exposed,
@@ -30,7 +29,6 @@ from sovfed.simulations.audit.text_canary import (
     by_chance,
     completes,
     exposures,
-    log_p,
     run_text,
 )
 from sovfed.simulations.cli_audit import audit
@@ -47,7 +45,7 @@ def field_of(folder: Path, *, alone: bool = False, size: Size = TINY) -> Field:
 
 @pytest.fixture(scope="module")
 def field(tmp_path_factory: pytest.TempPathFactory) -> Field:
-    return field_of(tmp_path_factory.mktemp("field"))
+    return field_of(tmp_path_factory.mktemp("field") / "stores")
 
 
 def test_exposure_is_of_the_rank_among_all_that_could_have_been() -> None:
@@ -66,14 +64,14 @@ def test_lines_that_were_never_trained_on_are_at_chance() -> None:
         p_values.append(by_chance(bits))
     assert np.mean(p_values) > 0.47  # at least what the probability is, so at least uniform
     assert np.mean(np.array(p_values) < 0.05) < 0.1
-    for bits in (CHANCE, 3.0, 12.0):  # beyond x, a gamma of shape 8 has e^−x Σ x^k / k! over k < 8
-        x = 8 * bits * math.log(2)
+    for each in (CHANCE, 3.0, 12.0):  # beyond x, a gamma of shape 8 has e^−x Σ x^k / k! over k < 8
+        x = 8 * each * math.log(2)
         beyond = math.exp(-x) * sum(x**k / math.factorial(k) for k in range(8))
-        assert by_chance(np.full(8, bits)) == pytest.approx(beyond, rel=1e-6)
+        assert by_chance(np.full(8, each)) == pytest.approx(beyond, rel=1e-6)
 
 
 def test_copies_stand_in_training_documents_of_the_first_institution_alone(field: Field, tmp_path: Path) -> None:
-    together = field_of(tmp_path, alone=True)
+    together = field_of(tmp_path / "stores", alone=True)
     for each, persons_of in ((field, lambda copies: copies), (together, lambda copies: 1)):
         first, *others = each.sites.values()
         texts = [text_of(each.tokenizer, first.store, row) for row in range(len(first.store.persons))]
@@ -90,20 +88,7 @@ def test_copies_stand_in_training_documents_of_the_first_institution_alone(field
     assert field.persons - together.persons == TINY.canaries * (sum(COPIES) - len(COPIES))
 
 
-def test_the_likelihood_of_a_line_is_the_models_own_whatever_stands_beside_it(field: Field) -> None:
-    torch.manual_seed(1)
-    module = task_of(field.tokenizer).model(0).eval()
-    assert isinstance(module, Decoder)
-    lines = ["a", *field.canaries.references[:3]]
-    for line, score in zip(lines, log_p(module, field.tokenizer, lines), strict=True):
-        codes = [DOCUMENT_TOKEN, *field.tokenizer.encode([line])[0]]
-        told = [
-            float(module.scores(torch.tensor([codes[:end]])).log_softmax(-1)[0, codes[end]].detach())
-            for end in range(1, len(codes))
-        ]
-        assert score == pytest.approx(sum(told), rel=1e-4)
-
-
+@pytest.mark.timeout(300)
 def test_without_privacy_many_copies_are_found_and_a_short_training_completes_nothing(field: Field) -> None:
     exposed = audit_texts(field, PLAIN, LEARNING, TINY.rounds)
     assert [each.copies for each in exposed] == list(COPIES)
@@ -114,6 +99,7 @@ def test_without_privacy_many_copies_are_found_and_a_short_training_completes_no
 def test_a_line_is_completed_only_to_the_letter(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
     line = field.canaries.references[0]
     module = task_of(field.tokenizer).model(0)
+    assert isinstance(module, Decoder)
     for text, completed in ((line[12:], True), (line[12:] + " more", True), (line[12:-1], False), ("x", False)):
         monkeypatch.setattr(text_canary, "written", lambda *_, text=text: iter(text))
         assert completes(module, field.tokenizer, line) is completed
@@ -128,17 +114,19 @@ def test_verdicts_hold_what_the_audit_claims_against_what_it_saw() -> None:
         return text_canary._case(each, every)[2]
 
     assert fine(exposed(PLAIN)) and not fine(exposed(PLAIN, p=0.01)) and fine(exposed(PLAIN, copies=1, p=0.5))
-    assert fine(exposed(BARE)) and not fine(exposed(BARE, p=0.01))
-    assert fine(exposed(PRIVATE, persons=1, p=0.2)) and not fine(exposed(PRIVATE, persons=1, p=1e-4))
+    for control in (LITTLE, APART):
+        assert fine(exposed(control)) and not fine(exposed(control, p=0.01))
+    assert fine(exposed(PRIVATE, persons=1, p=1e-3)) and not fine(exposed(PRIVATE, persons=1, p=1e-7))
     assert not fine(exposed(PRIVATE, persons=1, p=0.2, completed=1)) and fine(exposed(PRIVATE, persons=16))
     assert fine(exposed("goldfish 4", completed=2)) and not fine(exposed("goldfish 4", completed=3))
     assert not fine(exposed("goldfish 4"), before=0)
 
 
+@pytest.mark.timeout(300)  # four models, two of them private
 def test_a_result_for_each_model_and_number_of_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = Size(documents=60, canaries=2, references=63, rounds=2, private_rounds=2)
     findings = run_text(None, quick=True, alone=False, goldfish=4, size=size)
-    models = [PLAIN, PRIVATE, BARE, "goldfish 4"]
+    models = [PLAIN, PRIVATE, LITTLE, "goldfish 4"]
     assert [result.model for result, _, _ in findings.cases] == [name for name in models for _ in COPIES]
     assert {"exposure_private_1", "completed_goldfish", "bpb_plain", "exposure_by_chance"} <= set(findings.ratios)
     monkeypatch.setattr(text_canary, "run_text", lambda *_, **__: findings)
