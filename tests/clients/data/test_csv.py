@@ -542,7 +542,8 @@ def test_two_sites_of_one_table_or_one_name_are_refused(tmp_path: Path) -> None:
 def test_a_setting_of_another_source_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ward.csv"
     path.write_text("age,ill\n30,1\n40,0\n")
-    for name, source in (("query", "sql"), ("table", "images")):
-        config = DataConfig(source="csv", path=str(path), **{name: "select 1"})
-        with pytest.raises(DataError, match=f"data.{name} is for data.source '{source}'"):
+    asked = DataConfig(source="csv", path=str(path), query="select 1")
+    beside = DataConfig(source="csv", path=str(path), table="persons.csv")
+    for config, told in ((asked, r"data\.query is for data\.source 'sql'"), (beside, r"data\.table is for .*'images'")):
+        with pytest.raises(DataError, match=told):
             load_records(task_of(AGE, ILL), config)
