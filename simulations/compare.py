@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SAME: Final = ("seed", "run_name", "server.", "client.", "tracking.", "data.site")  # settings that make no other group
 LEADING: Final = ("name", "mechanism", "enabled")  # of a group's settings: the one that the others follow
 PLAN: Final = "sweep.json"  # in the folder of a sweep
+WORST: Final = "worst site"
 RUNS: Final = "runs"  # folder of a deployment's runs
 
 
@@ -106,7 +107,7 @@ def _read(folder: Path) -> Run:
             config=_settings(summary["config"]),
             rounds=rounds,
             metrics=summary["metrics"] or summary.get(OUTSIDE, {}),
-            by_institution=summary["metrics_by_institution"],
+            by_institution=summary["metrics_by_institution"] or _beside_baselines(summary),
             headline=summary["metric"],
             epsilon=summary.get("epsilon"),
             seconds=summary["seconds_training"],
@@ -114,6 +115,12 @@ def _read(folder: Path) -> Run:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder}: its files are not those of a run: {error!r}") from error
+
+
+def _beside_baselines(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The headline at each institution, which a simulation with baselines measured; {} of any other run."""
+    rows = summary.get("by_institution", [])
+    return {row["institution"]: {summary["metric"]: row["federated"]} for row in rows if row["federated"] is not None}
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -197,23 +204,26 @@ def figures(group: Group, metric: str) -> dict[str, Any]:
 
 
 def table(groups: Sequence[Group], metric: str) -> Table:
-    """The groups, a line each."""
+    """The groups, a line each; the institution that fares worst, where any run tells of single institutions."""
     from rich.box import SIMPLE
     from rich.table import Table
 
     title = f"{metric}: mean ± standard deviation over runs" if metric else None
+    lines = [figures(group, metric) for group in groups]
+    worst = [WORST] if any(line[f"worst_{metric}"] is not None for line in lines) else []
     shown = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     shown.add_column("group", min_width=20)
-    for name in ("runs", "rounds", metric or "metric", "worst", "ε", "MB", "seconds"):
+    for name in ("runs", "rounds", metric or "metric", *worst, "ε", "MB", "seconds"):
         shown.add_column(name, justify="right", no_wrap=True)
-    for group in groups:
-        line = figures(group, metric)
+    for line in lines:
         runs = str(line["runs"]) if line["finished"] == line["runs"] else f"{line['finished']} of {line['runs']}"
         shown.add_row(
-            group.label, runs, str(line["rounds"]), _mean(line, metric, "{:.3f}"),
-            _mean(line, f"worst_{metric}", "{:.3f}"), _only(line, "epsilon", "{:.2f}"),
+            line["group"], runs, str(line["rounds"]), _mean(line, metric, "{:.3f}"),
+            *(_mean(line, f"worst_{metric}", "{:.3f}") for _ in worst), _only(line, "epsilon", "{:.2f}"),
             _only(line, "bytes_moved", "{:.2f}", 1e-6), _only(line, "seconds", "{:.1f}"),
         )  # fmt: skip
+    if worst:
+        shown.caption = f"{WORST}: {metric} of the institution that fares worst"
     return shown
 
 
