@@ -33,7 +33,7 @@ def test_baselines_stand_in_the_table_the_summary_and_a_comparison(tmp_path: Pat
     worst = min(row["federated"] for row in summary["by_institution"])
     compared = json.loads(CliRunner().invoke(compare, [str(tmp_path / "run"), "--json"]).stdout)
     assert compared["groups"][0]["worst_auc"] == worst
-    assert "worst site: auc of the institution" in CliRunner().invoke(compare, [str(tmp_path / "run")]).stdout
+    assert "worst: auc of the institution" in CliRunner().invoke(compare, [str(tmp_path / "run")]).stdout
 
 
 def test_without_baselines_there_is_no_table_and_no_column_that_nobody_can_fill(tmp_path: Path) -> None:
