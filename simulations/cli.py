@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -126,11 +127,13 @@ def simulate(
     if baselines:
         _require_model(config)
     population = make_population(config)
-    console = _console(as_json)
+    console, on_start = _console(as_json), partial(click.echo, err=True)
     with run_folder(folder, Path.cwd(), resume=resume) as folder:
         tracker = Tracker(config, folder, folder, config.run_name or folder.name) if track else None
         with _RoundsBar(console, config.rounds) as on_round:
-            outcome = simulate_population(config, population, folder, tracker=tracker, resume=resume, on_round=on_round)
+            outcome = simulate_population(
+                config, population, folder, tracker=tracker, resume=resume, on_round=on_round, on_start=on_start
+            )
     comparison = _beside(console, config, population, outcome, folder) if baselines else None
     if as_json:
         click.echo(json.dumps(outcome.summary, indent=2))

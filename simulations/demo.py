@@ -16,7 +16,8 @@ from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import write_atomic
 from sovfed.federation.tasks.registry import configured_task
-from sovfed.server.cli.run import watch
+from sovfed.server.cli.run import tell_of_noise, watch
+from sovfed.server.rounds.privacy import vector_size
 from sovfed.server.runs import folders
 from sovfed.server.runs.release import read_model
 from sovfed.simulations.baselines import Comparison, compare_sites
@@ -39,6 +40,7 @@ def run_demo(config: Config, folder: Path, console: Console, keep: bool = False)
     """
     if configured_task(config.task).build is None:
         raise ConfigError(f"task '{config.task.name}' trains no model, so there is no gain to show; try task=digits")
+    tell_of_noise(config, vector_size(config, configured_task(config.task)))
     if folder.exists() and any(folder.iterdir()):
         raise ServiceError(f"{folder} is not empty; choose another --folder or remove it")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.models.saved import load_model
 from sovfed.federation.tasks.registry import get_task
 from sovfed.simulations.baselines import Comparison
 from sovfed.simulations.cli import simulate
@@ -57,3 +58,18 @@ def test_the_table_names_the_first_and_counts_all() -> None:
     assert columns[1] == ["3", "3", "9"]
     assert columns[4] == ["–", "–", "0.250"]
     assert columns[6] == ["–", "–", "+0.250"]
+
+
+def test_a_private_run_says_what_to_expect_and_its_card_what_only_a_simulation_knows(
+    tmp_path: Path,
+) -> None:
+    asked = ("privacy=distributed", "privacy.noise_multiplier=1", "task.momentum=0")
+    told = simulated(tmp_path / "run", *asked)
+    expected = "privacy.population = 1000 persons (the default: declare a lower bound of your own)"
+    assert told.stderr.startswith("what to expect at ε = ") and expected in told.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    card = (tmp_path / "run" / "model.html").read_text()
+    assert "No metrics" not in card and "As only a simulation can know it" in card
+    assert f"<td>auc</td><td>{summary['simulated_metrics']['auc']:.4g}</td>" in card
+    assert summary["model_sha256"] in card
+    assert load_model(tmp_path / "run").facts.run.metrics == {}  # what a deployed one would tell
