@@ -43,7 +43,8 @@ def demo(overrides: tuple[str, ...], folder: Path | None, keep: bool, as_json: b
     """Build a whole federation on this machine and train one model with it.
 
     An authority, the agency's server and four institutions: real processes, keys and TLS on free loopback ports.
-    Trains, compares with pooled and lone training, stops everything, leaves summary.json, curves.png and MLflow's runs.
+    Trains, compares with pooled and lone training, and stops everything. The folder keeps the model, summary.json,
+    curves.png and MLflow's runs, beside the homes and keys of all parties: delete it when you are done.
 
     \b
     Examples:

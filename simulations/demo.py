@@ -19,6 +19,7 @@ from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.cli.run import tell_of_noise, watch
 from sovfed.server.rounds.privacy import vector_size
 from sovfed.server.runs import folders
+from sovfed.server.runs.ending import ending
 from sovfed.server.runs.release import read_model
 from sovfed.simulations.baselines import Comparison, compare_sites
 from sovfed.simulations.comparison_view import in_summary, table
@@ -69,6 +70,7 @@ def run_demo(config: Config, folder: Path, console: Console, keep: bool = False)
     finally:
         with _step(console, "everything that was started is stopped"):
             federation.stop()
+        _tell(console, f"delete {folder} when you are done with it: it holds the demonstration's homes, keys and logs")
     return summary
 
 
@@ -106,11 +108,20 @@ def _print(console: Console, federation: LocalFederation, summary: dict[str, Any
         f"transport: {summary['transport']}   {summary['rounds']} rounds in {summary['seconds_training']:.1f} s, "
         f"{summary['seconds_per_round_median'] * 1e3:.0f} ms a round "
         f"({_milliseconds(summary['overhead_seconds_per_round_median'])} overhead); "
-        f"{summary['seconds_total']:.0f} s in all\n"
-        f"summary: {federation.folder / 'summary.json'}\ncurves:  {federation.folder / 'curves.png'}\n"
-        f"MLflow:  python -m sovfed.server.runs.mlflow_page --home {federation.home} --port 5000\n"
-        f"         (http://127.0.0.1:5000, user agency, password in its secrets/mlflow.password)"
+        f"{summary['seconds_total']:.0f} s in all"
     )
+    run_folder = folders.run_folder(federation.home, RUN)
+    for line in ending(summary, run_folder, str(run_folder)):
+        _tell(console, line)
+    _tell(console, f"summary: {federation.folder / 'summary.json'}")
+    _tell(console, f"curves: {federation.folder / 'curves.png'}")
+    _tell(console, f"MLflow: python -m sovfed.server.runs.mlflow_page --home {federation.home} --port 5000")
+    _tell(console, "        (http://127.0.0.1:5000, user agency, password in its secrets/mlflow.password)")
+
+
+def _tell(console: Console, line: str) -> None:
+    """A line that can be copied whole, whatever is in its paths."""
+    console.print(line, markup=False, soft_wrap=True, highlight=False)
 
 
 def _protection(summary: dict[str, Any]) -> str:
