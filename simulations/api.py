@@ -18,10 +18,10 @@ from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.conformance import require_works
 from sovfed.federation.tasks.registry import add, configured_task
 from sovfed.server.strategies import registry
-from sovfed.simulations.baselines import Comparison, compare_population
+from sovfed.simulations.baselines import Comparison
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.partition import Partition
-from sovfed.simulations.population import Institution, Partitioned, labels, make_population
+from sovfed.simulations.population import Institution, Partitioned, compare_population, labels, make_population
 from sovfed.simulations.run_folder import run_folder
 
 if TYPE_CHECKING:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from sovfed.clients.data import Indices
     from sovfed.federation.config import Config, DataConfig
     from sovfed.federation.tasks.columns import Table
-    from sovfed.simulations.population import Institution
 
 Logits = npt.NDArray[np.float32]
 
@@ -53,13 +52,6 @@ class Comparison:
     alone_mean: float
     federated: float
     rows: list[dict[str, Any]]
-
-
-def compare_population(config: Config, population: Sequence[Institution], model: Vector, scale: Sums) -> Comparison:
-    """As `compare`, over a simulation's institutions, by their names."""
-    task = configured_task(config.task)
-    parts, sites = [member.load(task) for member in population], [member.site for member in population]
-    return compare(config, parts, sites, model, scale, [member.name for member in population])
 
 
 def compare_sites(

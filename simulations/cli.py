@@ -171,8 +171,8 @@ def _beside(
     """The baselines, which the run's summary tells too."""
     from sovfed.federation.files import write_private
     from sovfed.server.runs.release import SUMMARY
-    from sovfed.simulations.baselines import compare_population
     from sovfed.simulations.comparison_view import in_summary
+    from sovfed.simulations.population import compare_population
 
     with console.status("baselines: pooled, and each institution alone"):
         comparison = compare_population(config, population, outcome.model, outcome.scale)

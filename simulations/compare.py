@@ -153,18 +153,6 @@ def choose_metric(runs: Sequence[Run], wanted: str | None) -> str:
     return headlines[0] if headlines else next((name for name in ("auc", "accuracy", "loss") if name in available), "")
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """The runs by what differs in their settings but the seed; an unfinished run stands alone."""
-    from sovfed.simulations.compare_names import joined, named
-
-    keys, names = telling(runs), named(runs)
-    groups: dict[Any, tuple[dict[str, Any], list[Run]]] = {}
-    for run in runs:
-        values = {key: run.config.get(key) for key in keys} if run.finished else {}
-        groups.setdefault(settings_text(values) if run.finished else run.folder, (values, []))[1].append(run)
-    return [Group(joined([names[run.folder] for run in alike]), values, alike) for values, alike in groups.values()]
-
-
 def settings_text(values: dict[str, Any]) -> str:
     """`key=value, …` without the groups' names, and without what is null."""
     return ", ".join(f"{_short(key)}={_text(value)}" for key, value in values.items() if value is not None)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sovfed.simulations.compare import Group, Run, choose_metric, group_runs, settings_text
+from sovfed.simulations.compare import Group, Run, choose_metric, settings_text
+from sovfed.simulations.compare_groups import group_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

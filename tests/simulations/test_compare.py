@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sovfed.simulations.compare import Group, group_runs, read_runs
+from sovfed.simulations.compare import Group, read_runs
+from sovfed.simulations.compare_groups import group_runs
 from sovfed.simulations.compare_plot import draw
 
 

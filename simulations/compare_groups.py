@@ -1,19 +1,32 @@
-"""What runs are called beside each other: by their folders, and within a sweep by the settings that it varies."""
+"""Runs in groups that differ in nothing but the seed, and what each is called beside the others.
+
+A run is called as its folder is, within a sweep by the settings that it varies.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from sovfed.simulations.compare import PLAN, RUNS, Run, settings_text, telling
+from sovfed.simulations.compare import PLAN, RUNS, Group, Run, settings_text, telling
 
 INSIDE: Final = (RUNS, "agency")  # folders of a deployment that tell nothing of its runs
 JOINED: Final = 3  # names of runs that share a line
 
 
-def named(runs: Sequence[Run]) -> dict[Path, str]:
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """The runs by what differs in their settings but the seed; an unfinished run stands alone."""
+    keys, names = telling(runs), _named(runs)
+    groups: dict[Any, tuple[dict[str, Any], list[Run]]] = {}
+    for run in runs:
+        values = {key: run.config.get(key) for key in keys} if run.finished else {}
+        groups.setdefault(settings_text(values) if run.finished else run.folder, (values, []))[1].append(run)
+    return [Group(_joined([names[run.folder] for run in alike]), values, alike) for values, alike in groups.values()]
+
+
+def _named(runs: Sequence[Run]) -> dict[Path, str]:
     """A name for the run in each folder."""
     sweeps = {run.folder: run.folder.parent for run in runs if (run.folder.parent / PLAN).exists()}
     places = _shortest({sweeps.get(run.folder, run.folder) for run in runs})
@@ -24,7 +37,7 @@ def named(runs: Sequence[Run]) -> dict[Path, str]:
     return {run.folder: names[run.folder] + ("" if run.finished else " (unfinished)") for run in runs}
 
 
-def joined(names: Iterable[str]) -> str:
+def _joined(names: Iterable[str]) -> str:
     """The names of runs that share a line."""
     distinct = list(dict.fromkeys(names))
     more = f" and {len(distinct) - JOINED} more" if len(distinct) > JOINED else ""
