@@ -18,10 +18,10 @@ from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.conformance import require_works
 from sovfed.federation.tasks.registry import add, configured_task
 from sovfed.server.strategies import registry
-from sovfed.simulations.baselines import Comparison, compare
+from sovfed.simulations.baselines import Comparison
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.partition import Partition
-from sovfed.simulations.population import Institution, Partitioned, labels, make_population
+from sovfed.simulations.population import Institution, Partitioned, compare_population, labels, make_population
 from sovfed.simulations.run_folder import run_folder
 
 if TYPE_CHECKING:
@@ -89,12 +89,7 @@ class Result:
     @cached_property
     def baselines(self) -> Comparison:
         """The headline metric beside one model on all records pooled, and each institution's own model."""
-        names = [institution.site for institution in self.population]
-        datasets = [institution.load(self.task) for institution in self.population]
-        comparison = compare(self.config, datasets, names, self.vector, self.scale)
-        for institution, row in zip(self.population, comparison.rows, strict=True):
-            row["institution"] = institution.name
-        return comparison
+        return compare_population(self.config, self.population, self.vector, self.scale)
 
 
 def simulate(

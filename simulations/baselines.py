@@ -54,34 +54,53 @@ class Comparison:
     rows: list[dict[str, Any]]
 
 
-def compare_sites(config: Config, data: Sequence[DataConfig], model: Vector, scale: Sums) -> Comparison:
+def compare_sites(
+    config: Config, data: Sequence[DataConfig], model: Vector, scale: Sums, names: Sequence[str] | None = None
+) -> Comparison:
     """As `compare`, over the records of the institutions `data`."""
     task = configured_task(config.task)
-    return compare(
-        config, [load_records(task, source) for source in data], [source.site for source in data], model, scale
-    )
+    parts = [load_records(task, source) for source in data]
+    return compare(config, parts, [source.site for source in data], model, scale, names)
 
 
-def compare(config: Config, parts: Sequence[Dataset], sites: Sequence[str], model: Vector, scale: Sums) -> Comparison:
-    """Train the baselines for `config` on the institutions' records, and hold the federated model against them."""
-    task = configured_task(config.task)
+def compare(
+    config: Config, parts: Sequence[Dataset], sites: Sequence[str], model: Vector, scale: Sums,
+    names: Sequence[str] | None = None,
+) -> Comparison:  # fmt: skip
+    """Train the baselines for `config` on the institutions' records, and hold the federated model against them.
+
+    Of `sites` the order of records in training follows; `names`, unless left out, stand in the rows.
+    """
+    task, config = configured_task(config.task), _without_privacy(config)
     union = merge(parts)
     models = {"pooled": pooled(config, union), "federated": Trained(model, scale)}
     own = [alone(config, records, site) for records, site in zip(parts, sites, strict=True)]
     rows: list[dict[str, Any]] = [
         {
-            "institution": site,
+            "institution": name,
             "train": len(records.train),
             "test": len(records.test),
             **{name: score(task, trained, records) for name, trained in models.items()},
             "alone": score(task, own_model, records),
             "alone_union": score(task, own_model, union),
         }
-        for site, records, own_model in zip(sites, parts, own, strict=True)
+        for name, records, own_model in zip(names or sites, parts, own, strict=True)
     ]
     overall = {name: _defined(task, score(task, trained, union)) for name, trained in models.items()}
     alone_mean = float(np.mean([_defined(task, row["alone_union"]) for row in rows]))
     return Comparison(task.headline, overall["pooled"], alone_mean, overall["federated"], rows)
+
+
+def _without_privacy(config: Config) -> Config:
+    """What the baselines are trained with. A private round is one step on a few persons, at a rate of its own: there
+    they keep the task's settings.
+    """
+    if not config.privacy.private:
+        return config
+    from sovfed.federation.compose import compose
+
+    usual = compose([f"task={config.task.file or config.task.name}"]).config
+    return dataclasses.replace(config, rounds=usual.rounds, task=usual.task)
 
 
 def merge(parts: Sequence[Dataset]) -> Records:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,9 +14,14 @@ import click
 from sovfed.federation.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from sovfed.federation.config import Config
+    from sovfed.server.rounds.coordinator import Outcome
+    from sovfed.simulations.baselines import Comparison
+    from sovfed.simulations.population import Institution
 
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON and nothing else.")
 LISTED: Final = 40  # institutions told one by one
@@ -37,7 +43,8 @@ def demo(overrides: tuple[str, ...], folder: Path | None, keep: bool, as_json: b
     """Build a whole federation on this machine and train one model with it.
 
     An authority, the agency's server and four institutions: real processes, keys and TLS on free loopback ports.
-    Trains, compares with pooled and lone training, stops everything, leaves summary.json, curves.png and MLflow's runs.
+    Trains, compares with pooled and lone training, and stops everything. The folder keeps the model, summary.json,
+    curves.png and MLflow's runs, beside the homes and keys of all parties: delete it when you are done.
 
     \b
     Examples:
@@ -61,6 +68,9 @@ def demo(overrides: tuple[str, ...], folder: Path | None, keep: bool, as_json: b
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --folder.")
 @click.option("-m", "--multirun", is_flag=True, help="A sweep: a run for every combination of the values given.")
 @click.option(
+    "--baselines", is_flag=True, help="Then train pooled and each alone: what federating gains, as `demo` tells."
+)
+@click.option(
     "--track/--no-track", default=True, help="Log the run to MLflow (in --folder unless tracking.uri is set)."
 )
 @JSON
@@ -71,6 +81,7 @@ def simulate(
     folder: Path | None,
     resume: bool,
     multirun: bool,
+    baselines: bool,
     track: bool,
     as_json: bool,
 ) -> None:
@@ -80,10 +91,14 @@ def simulate(
     own, a child run in MLflow, and a table and figure of all of them at the end. --resume goes on with an interrupted
     one; runs that ended are not done again.
 
+    --baselines adds a table: the held-out headline metric of one model on all records pooled, of each institution's
+    own and of the federated one. Only a simulation can know it, for it reads all records.
+
     \b
     Examples:
       sovfed simulate
       sovfed simulate task=heart data.path=/data/heart_disease strategy=fedadam rounds=50
+      sovfed simulate task=digits --baselines
       sovfed simulate task=digits simulation.institutions=20 partition=dirichlet partition.alpha=0.3
       sovfed simulate task=digits partition=iid simulation.institutions=10000 simulation.cohort=100 secagg=none
       sovfed simulate -m task=digits strategy=fedavg,fedprox seed=1,2,3 --folder sweep
@@ -99,6 +114,8 @@ def simulate(
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies tell of every aggregation
     if resume and folder is None:
         raise ConfigError("--resume needs --folder, the folder of the run to go on with")
+    if multirun and baselines:
+        raise ConfigError("--baselines is for one run: leave out -m")
     if multirun:
         from sovfed.simulations.cli_sweep import sweep
 
@@ -108,12 +125,17 @@ def simulate(
     if several := swept(overrides):
         raise ConfigError(f"{several[0]} has several values: add -m for a run for each of them")
     config = _compose(overrides)
+    if baselines:
+        _require_model(config)
     population = make_population(config)
-    console = _console(as_json)
+    console, on_start = _console(as_json), partial(click.echo, err=True)
     with run_folder(folder, Path.cwd(), resume=resume) as folder:
         tracker = Tracker(config, folder, folder, config.run_name or folder.name) if track else None
         with _RoundsBar(console, config.rounds) as on_round:
-            outcome = simulate_population(config, population, folder, tracker=tracker, resume=resume, on_round=on_round)
+            outcome = simulate_population(
+                config, population, folder, tracker=tracker, resume=resume, on_round=on_round, on_start=on_start
+            )
+    comparison = _beside(console, config, population, outcome, folder) if baselines else None
     if as_json:
         click.echo(json.dumps(outcome.summary, indent=2))
         return
@@ -125,9 +147,38 @@ def simulate(
         console.print(f"[bold]the final model, as only a simulation can know it[/]: {figures}")
     if why := outcome.summary.get("engine_reason"):
         console.print(f"engine: {outcome.summary['engine']}, since {why}")
+    if comparison is not None:
+        from sovfed.federation.tasks.registry import configured_task
+        from sovfed.simulations.comparison_view import table
+
+        console.print(table(configured_task(config.task), comparison, LISTED))
     for line in ending(outcome.summary, folder, str(folder)):
         console.print(line, markup=False, soft_wrap=True, highlight=False)
     console.print(f"folder: {folder}", markup=False)
+
+
+def _require_model(config: Config) -> None:
+    """Raises ConfigError where there is no training to compare with."""
+    from sovfed.federation.tasks.registry import configured_task
+
+    if configured_task(config.task).build is None or config.task.statistics or config.task.candidates:
+        raise ConfigError("--baselines: this run trains no model that others could be compared with")
+
+
+def _beside(
+    console: Console, config: Config, population: Sequence[Institution], outcome: Outcome, folder: Path
+) -> Comparison:
+    """The baselines, which the run's summary tells too."""
+    from sovfed.federation.files import write_private
+    from sovfed.server.runs.release import SUMMARY
+    from sovfed.simulations.comparison_view import in_summary
+    from sovfed.simulations.population import compare_population
+
+    with console.status("baselines: pooled, and each institution alone"):
+        comparison = compare_population(config, population, outcome.model, outcome.scale)
+    outcome.summary.update(in_summary(comparison))
+    write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())
+    return comparison
 
 
 @click.command()

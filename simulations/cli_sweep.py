@@ -37,7 +37,8 @@ def sweep(
 
 
 def _show(sweep_plan: Sweep, failed: dict[str, str], as_json: bool, console: Console) -> None:
-    from sovfed.simulations.compare import choose_metric, figures, group_runs, read_runs, table
+    from sovfed.simulations.compare import choose_metric, figures, read_runs, table
+    from sovfed.simulations.compare_groups import group_runs
 
     runs = [run for run in read_runs([sweep_plan.folder]) if run.rounds] if len(failed) < len(sweep_plan.runs) else []
     metric, groups = (choose_metric(runs, None), group_runs(runs)) if runs else ("", [])
@@ -109,7 +110,8 @@ def compare(
     """
     from rich.console import Console
 
-    from sovfed.simulations.compare import choose_metric, figures, group_runs, read_runs, table, write_csv
+    from sovfed.simulations.compare import choose_metric, figures, read_runs, table, write_csv
+    from sovfed.simulations.compare_groups import group_runs
     from sovfed.simulations.compare_plot import plot
 
     runs = read_runs(folders)

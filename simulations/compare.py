@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SAME: Final = ("seed", "run_name", "server.", "client.", "tracking.", "data.site")  # settings that make no other group
 LEADING: Final = ("name", "mechanism", "enabled")  # of a group's settings: the one that the others follow
 PLAN: Final = "sweep.json"  # in the folder of a sweep
+WORST: Final = "worst"
 RUNS: Final = "runs"  # folder of a deployment's runs
 
 
@@ -55,11 +56,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed; `label` tells what sets them apart from the other groups."""
+    """Runs that differ in nothing but the seed: `label` names them, `values` set them apart from the other groups."""
 
     label: str
     values: dict[str, Any]
     runs: list[Run]
+
+    @property
+    def settings(self) -> str:
+        """`values` in words."""
+        return settings_text(self.values)
 
     def spread(self, of: Iterable[float | None]) -> tuple[float, float] | None:
         """Mean and standard deviation (0 of one) over the group's runs; None if nothing is known."""
@@ -106,7 +112,7 @@ def _read(folder: Path) -> Run:
             config=_settings(summary["config"]),
             rounds=rounds,
             metrics=summary["metrics"] or summary.get(OUTSIDE, {}),
-            by_institution=summary["metrics_by_institution"],
+            by_institution=summary["metrics_by_institution"] or _beside_baselines(summary),
             headline=summary["metric"],
             epsilon=summary.get("epsilon"),
             seconds=summary["seconds_training"],
@@ -114,6 +120,12 @@ def _read(folder: Path) -> Run:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder}: its files are not those of a run: {error!r}") from error
+
+
+def _beside_baselines(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The headline at each institution, which a simulation with baselines measured; {} of any other run."""
+    rows = summary.get("by_institution", [])
+    return {row["institution"]: {summary["metric"]: row["federated"]} for row in rows if row["federated"] is not None}
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -141,21 +153,14 @@ def choose_metric(runs: Sequence[Run], wanted: str | None) -> str:
     return headlines[0] if headlines else next((name for name in ("auc", "accuracy", "loss") if name in available), "")
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """The runs by what differs in their settings but the seed; an unfinished run stands alone, by its folder's name."""
-    finished = [run for run in runs if run.finished]
-    keys = _telling(finished)
-    groups: dict[str, Group] = {}
-    for run in runs:
-        values = {key: run.config.get(key) for key in keys} if run.finished else {}
-        label = ", ".join(f"{_short(key)}={_text(value)}" for key, value in values.items() if value is not None)
-        label = label or (str(run.config.get("task.name", run.name)) if run.finished else f"{run.name} (unfinished)")
-        groups.setdefault(label, Group(label, values, [])).runs.append(run)
-    return list(groups.values())
+def settings_text(values: dict[str, Any]) -> str:
+    """`key=value, …` without the groups' names, and without what is null."""
+    return ", ".join(f"{_short(key)}={_text(value)}" for key, value in values.items() if value is not None)
 
 
-def _telling(runs: Sequence[Run]) -> list[str]:
-    """The settings that differ, without those that follow from the one that leads their group."""
+def telling(runs: Sequence[Run]) -> list[str]:
+    """The settings that differ between finished runs, without those that follow from the one that leads their group."""
+    runs = [run for run in runs if run.finished]
     keys = [key for key in dict.fromkeys(key for run in runs for key in run.config) if not key.startswith(SAME)]
     differing = [key for key in keys if len({_text(run.config.get(key)) for run in runs}) > 1]
     return [key for key in differing if not any(_follows(key, leader, runs) for leader in differing)]
@@ -197,24 +202,32 @@ def figures(group: Group, metric: str) -> dict[str, Any]:
 
 
 def table(groups: Sequence[Group], metric: str) -> Table:
-    """The groups, a line each."""
+    """The groups, a line each; the institution that fares worst, where any run tells of single institutions."""
     from rich.box import SIMPLE
     from rich.table import Table
 
     title = f"{metric}: mean ± standard deviation over runs" if metric else None
+    lines = [figures(group, metric) for group in groups]
+    worst = [WORST] if any(line[f"worst_{metric}"] is not None for line in lines) else []
     shown = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    shown.add_column("group", min_width=20)
-    for name in ("runs", "rounds", metric or "metric", "worst", "ε", "MB", "seconds"):
+    shown.add_column("group", min_width=16)
+    for name in ("runs", "rounds", metric or "metric", *worst, "ε", "MB", "seconds"):
         shown.add_column(name, justify="right", no_wrap=True)
-    for group in groups:
-        line = figures(group, metric)
+    for group, line in zip(groups, lines, strict=True):
         runs = str(line["runs"]) if line["finished"] == line["runs"] else f"{line['finished']} of {line['runs']}"
         shown.add_row(
-            group.label, runs, str(line["rounds"]), _mean(line, metric, "{:.3f}"),
-            _mean(line, f"worst_{metric}", "{:.3f}"), _only(line, "epsilon", "{:.2f}"),
+            _titled(group), runs, str(line["rounds"]), _mean(line, metric, "{:.3f}"),
+            *(_mean(line, f"worst_{metric}", "{:.3f}") for _ in worst), _only(line, "epsilon", "{:.2f}"),
             _only(line, "bytes_moved", "{:.2f}", 1e-6), _only(line, "seconds", "{:.1f}"),
         )  # fmt: skip
+    if worst:
+        shown.caption = f"{WORST}: {metric} of the institution that fares worst"
     return shown
+
+
+def _titled(group: Group) -> str:
+    """Its name, and below it the settings unless that says them."""
+    return group.label if group.settings in group.label else f"{group.label}\n{group.settings}"
 
 
 def _only(line: dict[str, Any], name: str, form: str, scale: float = 1.0) -> str:
@@ -228,7 +241,7 @@ def _mean(line: dict[str, Any], name: str, form: str) -> str:
 
 def write_csv(runs: Sequence[Run], path: Path) -> None:
     """A line a run: what sets it apart, its seed, and what came of it."""
-    keys = _telling([run for run in runs if run.finished])
+    keys = telling(runs)
     metrics = list(dict.fromkeys(name for run in runs for name in run.metrics))
     fixed = ("run", "finished", "rounds", "seed", "epsilon", "bytes_moved", "seconds")
     with path.open("w", newline="", encoding="utf-8") as file:

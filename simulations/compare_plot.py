@@ -3,43 +3,56 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sovfed.simulations.compare import Group, Run, choose_metric, group_runs
+from sovfed.simulations.compare import Group, Run, choose_metric, settings_text
+from sovfed.simulations.compare_groups import group_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MAX_NAMED: Final = 12  # groups named at an axis
 BAND: Final = 0.2  # opacity
+LABEL: Final = 36  # letters on a line of a label
+LEGEND_IN: Final = 0.085  # inches that a letter of the legend takes
+KEY: Final = 7  # letters' room for a line's sample and the gap beside it
 
 
 def plot(runs: Sequence[Run], path: Path, wanted: str | None = None) -> None:
     """Draw the runs into the PNG at `path`, by the metric `wanted` or the tasks' own. Raises ConfigError."""
+    draw(runs, wanted).savefig(path, dpi=120)
+
+
+def draw(runs: Sequence[Run], wanted: str | None = None) -> Figure:
+    """What `plot` writes."""
     from matplotlib.figure import Figure
 
     metric, groups = choose_metric(runs, wanted), group_runs(runs)
     panels: list[Callable[[Axes, Sequence[Group], str], None]] = []
     if any(metric in line["metrics"] for run in runs for line in run.rounds):
         panels.append(_by_round)
-    if len({run.epsilon for run in runs if run.epsilon is not None and metric in run.metrics}) > 1:
+    if len(groups) > 1 and any(run.epsilon is not None and metric in run.metrics for run in runs):
         panels.append(_by_epsilon)
     if any(metric in institution_metrics for run in runs for institution_metrics in run.by_institution.values()):
         panels.append(_by_institution)
     panels.append(_by_bytes)
-    height = 3.8 + 0.16 * len(groups)
-    figure = Figure(figsize=(5.2 * len(panels), height), layout="constrained")
+    width, lines = 5.2 * len(panels), sum(_wrapped(group.label).count("\n") + 1 for group in groups)
+    figure = Figure(figsize=(width, 3.8 + 0.16 * lines), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for draw, axis in zip(panels, axes, strict=True):
-        draw(axis, groups, metric)
+    for panel, axis in zip(panels, axes, strict=True):
+        panel(axis, groups, metric)
     handles, labels = axes[0].get_legend_handles_labels()
     if handles and len(groups) > 1:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize="small")
-    figure.savefig(path, dpi=120)
+        entry = LEGEND_IN * (KEY + max(len(line) for label in labels for line in label.split("\n")))
+        columns = max(1, min(len(labels), int(width / entry)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
+    return figure
 
 
 def _by_round(axis: Axes, groups: Sequence[Group], metric: str) -> None:
@@ -53,12 +66,15 @@ def _by_round(axis: Axes, groups: Sequence[Group], metric: str) -> None:
         for row, curve in zip(padded, curves, strict=True):
             row[: len(curve)] = curve
         reported = ~np.isnan(padded).all(0)
-        if reported.sum() < 2:  # a private run tells of its end only
+        if not reported.any():
             continue
-        rounds, values = np.flatnonzero(reported), padded[:, reported]
+        rounds, values, color = np.flatnonzero(reported), padded[:, reported], f"C{number % 10}"
         mean, spread = np.nanmean(values, 0), np.nanstd(values, 0)
-        axis.plot(rounds, mean, label=group.label, color=f"C{number % 10}", linestyle=_style(number))
-        axis.fill_between(rounds, mean - spread, mean + spread, color=f"C{number % 10}", alpha=BAND, linewidth=0)
+        if len(rounds) == 1:  # a private run tells of its end only
+            axis.errorbar(rounds, mean, spread, label=_wrapped(group.label), color=color, marker="o", linestyle="")
+            continue
+        axis.plot(rounds, mean, label=_wrapped(group.label), color=color, linestyle=_style(number))
+        axis.fill_between(rounds, mean - spread, mean + spread, color=color, alpha=BAND, linewidth=0)
     axis.set(title=f"{metric} by round, mean ± standard deviation", xlabel="round")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -71,23 +87,21 @@ def _curve(run: Run, metric: str) -> list[float]:
 
 def _by_epsilon(axis: Axes, groups: Sequence[Group], metric: str) -> None:
     """Privacy and utility: the metric at each epsilon; without privacy as a line."""
-    families: dict[str, list[tuple[float, float, float]]] = {}
-    for group in groups:
+    families: dict[str, list[tuple[float, float, float, str]]] = {}
+    for number, group in enumerate(groups):
         spread, epsilon = group.spread(run.metrics.get(metric) for run in group.runs), group.spread(_epsilons(group))
         if spread is None:
             continue
         if epsilon is None:
-            axis.axhline(spread[0], linestyle="--", color="grey", label=group.label)
+            axis.axhline(spread[0], linestyle="--", color=f"C{number % 10}", label=_wrapped(group.label))
             continue
-        settings = [
-            f"{key.rpartition('.')[0]}={value}"
-            for key, value in group.values.items()
-            if value is not None and "epsilon" not in key
-        ]
-        families.setdefault(", ".join(settings) or metric, []).append((epsilon[0], *spread))
-    for name, points in families.items():
-        epsilons, means, spreads = zip(*sorted(points), strict=True)
-        axis.errorbar(epsilons, means, yerr=spreads, marker="o", capsize=3, label=name)
+        alike = settings_text({key: value for key, value in group.values.items() if "epsilon" not in key})
+        families.setdefault(alike, []).append((epsilon[0], *spread, group.label))
+    for number, (alike, points) in enumerate(families.items()):
+        epsilons, means, spreads, labels = zip(*sorted(points), strict=True)
+        name = _wrapped(labels[0] if len(points) == 1 else alike or metric)
+        marker = "os^Dv"[number % 5]
+        axis.errorbar(epsilons, means, yerr=spreads, marker=marker, color="black", capsize=3, label=name)
     axis.set(title="Privacy and utility", xlabel="ε (smaller: more private)", ylabel=metric, xscale="log")
     ticks = sorted({point[0] for points in families.values() for point in points})
     axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
@@ -130,9 +144,14 @@ def _by_bytes(axis: Axes, groups: Sequence[Group], metric: str) -> None:
 
 
 def _name(axis: Axes, labels: Sequence[str], places: Sequence[int]) -> None:
-    shown = [label if len(label) <= 40 else f"{label[:39]}…" for label in labels]
-    axis.set_yticks(list(places), shown if len(shown) <= MAX_NAMED else [""] * len(shown), fontsize="x-small")
+    shown = [_wrapped(label) if len(labels) <= MAX_NAMED else "" for label in labels]
+    axis.set_yticks(list(places), shown, fontsize="x-small")
     axis.invert_yaxis()
+
+
+def _wrapped(label: str) -> str:
+    """The whole label in short lines: cut, two of them could read the same."""
+    return textwrap.fill(label, LABEL)
 
 
 def _style(number: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -11,18 +10,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.table import Table
 
 from sovfed.clients.data import natural_sites
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import write_atomic
-from sovfed.federation.metrics import gain
 from sovfed.federation.tasks.registry import configured_task
-from sovfed.server.cli.run import watch
+from sovfed.server.cli.run import tell_of_noise, watch
+from sovfed.server.rounds.privacy import vector_size
 from sovfed.server.runs import folders
+from sovfed.server.runs.ending import ending
 from sovfed.server.runs.release import read_model
-from sovfed.simulations.baselines import compare_sites
+from sovfed.simulations.baselines import Comparison, compare_sites
+from sovfed.simulations.comparison_view import in_summary, table
 from sovfed.simulations.deployment import Institution, LocalFederation
 from sovfed.simulations.federation import institution_names, sites
 
@@ -41,6 +41,7 @@ def run_demo(config: Config, folder: Path, console: Console, keep: bool = False)
     """
     if configured_task(config.task).build is None:
         raise ConfigError(f"task '{config.task.name}' trains no model, so there is no gain to show; try task=digits")
+    tell_of_noise(config, vector_size(config, configured_task(config.task)))
     if folder.exists() and any(folder.iterdir()):
         raise ServiceError(f"{folder} is not empty; choose another --folder or remove it")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -62,88 +63,65 @@ def run_demo(config: Config, folder: Path, console: Console, keep: bool = False)
         if run["status"] != "finished":
             raise ServiceError(f"the run {run['status']}: {run['reason']}; logs in {federation.home / 'logs'}")
         with _step(console, "baselines: pooled, and each institution alone"):
-            summary = _summarise(federation, institutions, started)
-        _print(console, federation, summary)
+            summary, comparison = _summarise(federation, institutions, started)
+        _print(console, federation, summary, comparison)
         if keep:
             _wait(console, federation)
     finally:
         with _step(console, "everything that was started is stopped"):
             federation.stop()
+        _tell(console, f"delete {folder} when you are done with it: it holds the demonstration's homes, keys and logs")
     return summary
 
 
-def _summarise(federation: LocalFederation, institutions: list[Institution], started: float) -> dict[str, Any]:
+def _summarise(
+    federation: LocalFederation, institutions: list[Institution], started: float
+) -> tuple[dict[str, Any], Comparison]:
     run_summary = folders.read_summary(federation.home, RUN)
     if run_summary is None:
         raise ServiceError("the run finished without a summary")
     trained = read_model(folders.run_folder(federation.home, RUN))
-    comparison = compare_sites(
-        _baseline(federation.config), [member.data for member in institutions], trained.vector, trained.scale
-    )
+    data, names = [member.data for member in institutions], [member.name for member in institutions]
+    comparison = compare_sites(federation.config, data, trained.vector, trained.scale, names)
     summary = {
         **run_summary,
         "institutions": len(institutions),
-        "institution_names": [member.name for member in institutions],
+        "institution_names": names,
         "seconds_total": time.monotonic() - started,
-        "pooled": comparison.pooled,
-        "alone_mean": comparison.alone_mean,
-        "federated": comparison.federated,
-        "by_institution": [
-            {**row, "institution": member.name} for member, row in zip(institutions, comparison.rows, strict=True)
-        ],
+        **in_summary(comparison),
     }
     write_atomic(federation.folder / "summary.json", json.dumps(summary, indent=2).encode())
     curves = folders.run_folder(federation.home, RUN) / "curves.png"
     write_atomic(federation.folder / "curves.png", curves.read_bytes())
-    return summary
+    return summary, comparison
 
 
-def _baseline(config: Config) -> Config:
-    """What the baselines are trained with. A private round is one step on a few persons, at a rate of its own: there
-    they keep the task's settings.
-    """
-    if not config.privacy.private:
-        return config
-    from sovfed.federation.compose import compose
-
-    usual = compose([f"task={config.task.file or config.task.name}"]).config
-    return dataclasses.replace(config, rounds=usual.rounds, task=usual.task)
-
-
-def _print(console: Console, federation: LocalFederation, summary: dict[str, Any]) -> None:
+def _print(console: Console, federation: LocalFederation, summary: dict[str, Any], comparison: Comparison) -> None:
     task = configured_task(federation.config.task)
     if summary["split"] == "simulated" and not natural_sites(federation.config.data):
         console.print(
             f"[yellow]The split is simulated:[/] one data set, cut into {len(federation.institutions)} parts."
         )
-    table = Table(title=f"{task.title}: held-out {summary['metric']}")
-    for column in ("institution", "train", "test", "pooled", "alone", "federated", "gain"):
-        table.add_column(column, justify="left" if column == "institution" else "right")
-    for row in summary["by_institution"]:
-        comparable = row["alone"] is not None and row["federated"] is not None
-        gained = f"{gain(summary['metric'], row['federated'], row['alone'], task.metrics):+.3f}" if comparable else "–"
-        table.add_row(
-            row["institution"], str(row["train"]), str(row["test"]), _figure(row["pooled"]), _figure(row["alone"]),
-            _figure(row["federated"]), gained,
-        )  # fmt: skip
-    table.add_section()
-    rows = summary["by_institution"]
-    table.add_row(
-        "all tests together", str(sum(row["train"] for row in rows)), str(sum(row["test"] for row in rows)),
-        _figure(summary["pooled"]), _figure(summary["alone_mean"]), _figure(summary["federated"]),
-        f"{gain(summary['metric'], summary['federated'], summary['alone_mean'], task.metrics):+.3f}",
-    )  # fmt: skip
-    console.print(table)
+    console.print(table(task, comparison))
     console.print(
         f"secure aggregation: {_protection(summary)}   differential privacy: {_privacy(summary)}\n"
         f"transport: {summary['transport']}   {summary['rounds']} rounds in {summary['seconds_training']:.1f} s, "
         f"{summary['seconds_per_round_median'] * 1e3:.0f} ms a round "
         f"({_milliseconds(summary['overhead_seconds_per_round_median'])} overhead); "
-        f"{summary['seconds_total']:.0f} s in all\n"
-        f"summary: {federation.folder / 'summary.json'}\ncurves:  {federation.folder / 'curves.png'}\n"
-        f"MLflow:  python -m sovfed.server.runs.mlflow_page --home {federation.home} --port 5000\n"
-        f"         (http://127.0.0.1:5000, user agency, password in its secrets/mlflow.password)"
+        f"{summary['seconds_total']:.0f} s in all"
     )
+    run_folder = folders.run_folder(federation.home, RUN)
+    for line in ending(summary, run_folder, str(run_folder)):
+        _tell(console, line)
+    _tell(console, f"summary: {federation.folder / 'summary.json'}")
+    _tell(console, f"curves: {federation.folder / 'curves.png'}")
+    _tell(console, f"MLflow: python -m sovfed.server.runs.mlflow_page --home {federation.home} --port 5000")
+    _tell(console, "        (http://127.0.0.1:5000, user agency, password in its secrets/mlflow.password)")
+
+
+def _tell(console: Console, line: str) -> None:
+    """A line that can be copied whole, whatever is in its paths."""
+    console.print(line, markup=False, soft_wrap=True, highlight=False)
 
 
 def _protection(summary: dict[str, Any]) -> str:
@@ -155,10 +133,6 @@ def _privacy(summary: dict[str, Any]) -> str:
     if summary["epsilon"] is None:
         return "[yellow]off[/]"
     return f"[green]{summary['privacy']['mechanism']}, ε = {summary['epsilon']:.2f} at δ = {summary['delta']:g}[/]"
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def _milliseconds(seconds: float | None) -> str:

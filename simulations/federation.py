@@ -26,6 +26,7 @@ from sovfed.clients.training.personal import PersonalStates
 from sovfed.federation.config import SECURE_COHORT, Config, DataConfig
 from sovfed.federation.errors import CohortError, ConfigError, DataError, TrainingError
 from sovfed.federation.files import write_private
+from sovfed.federation.models.saved import write_card
 from sovfed.federation.secagg.files import MemoryStore
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.shares import MAX_HOLDERS
@@ -36,6 +37,7 @@ from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.rounds.aggregation import Aggregation
 from sovfed.server.rounds.coordinator import Outcome, coordinate
+from sovfed.server.rounds.privacy import PrivacyPlan, vector_size
 from sovfed.server.runs.release import SUMMARY
 from sovfed.server.runs.tracking import Tracker
 from sovfed.simulations.baselines import merge
@@ -72,10 +74,12 @@ def simulate_population(
     tracker: Tracker | None = None,
     resume: bool = False,
     on_round: Callable[[dict[str, Any]], None] = lambda line: None,
+    on_start: Callable[[str], None] = log.info,
 ) -> Outcome:
     """Train over `population`, or a sample of `simulation.cohort` of it in every round, by `simulation.engine`.
 
-    Raises ConfigError if the engine cannot train the task, or there are too many for secure aggregation.
+    `on_start` is told what to expect of the noise, if the run is private and trains. Raises ConfigError if the engine
+    cannot train the task, or there are too many for secure aggregation.
     """
     if config.client.deterministic:
         make_deterministic()
@@ -89,6 +93,9 @@ def simulate_population(
             config.secagg.clip,
             Terms.min_clip,
         )
+    if config.privacy.private and not config.task.statistics:
+        task = configured_task(config.task)
+        on_start(PrivacyPlan.make(config, "", vector_size(config, task)).expectation)
     authority = Authority() if config.secagg.enabled else None
     failures = Failures()
     make_model = lru_cache(1)(FlatModel)  # institutions are called one after the other: one model does for all
@@ -134,6 +141,7 @@ def simulate_population(
         raise wrong_data(population, configured_task(config.task), error) from error
     if config.privacy.private and not config.task.tells_table:
         outcome.summary[OUTSIDE] = _measure(config, population, outcome)
+        write_card(folder, outside=outcome.summary[OUTSIDE])
         write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())
     return outcome
 

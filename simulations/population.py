@@ -14,8 +14,10 @@ from typing import Final, overload
 from sovfed.clients.data import Dataset, check_private_data, load_records, single
 from sovfed.federation.config import Config, DataConfig
 from sovfed.federation.errors import ConfigError, DataError, PrivacyError
+from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.registry import configured_task
+from sovfed.simulations.baselines import Comparison, compare
 from sovfed.simulations.own_settings import natural_institutions, settings_file
 from sovfed.simulations.partition import Partition, make_partition
 
@@ -140,3 +142,10 @@ def _label(site: str) -> str:
     spelt = unicodedata.normalize("NFKD", unicodedata.normalize("NFC", site).lower().translate(SPELT))
     plain = spelt.encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", plain)[:LABEL].strip("-")
+
+
+def compare_population(config: Config, population: Sequence[Institution], model: Vector, scale: Sums) -> Comparison:
+    """As `compare`, over a simulation's institutions, by their names."""
+    task = configured_task(config.task)
+    parts, sites = [member.load(task) for member in population], [member.site for member in population]
+    return compare(config, parts, sites, model, scale, [member.name for member in population])

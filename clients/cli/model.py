@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -251,9 +250,7 @@ def _written_apart(received: Received, archive: Archive, state: Kept, out: Path)
 
     from sovfed.clients.models.prediction_apart import OWN, Prediction, exported_apart
     from sovfed.federation.files import write_private
-    from sovfed.federation.models.card import to_html
-    from sovfed.federation.models.saved import read_facts
-    from sovfed.federation.models.stored import CARD, MODEL
+    from sovfed.federation.models.saved import write_card
 
     with tempfile.TemporaryDirectory(prefix="sovfed-archive-") as scratch:
         file = Path(scratch) / archive.file_name
@@ -262,7 +259,7 @@ def _written_apart(received: Received, archive: Archive, state: Kept, out: Path)
         asked = Prediction(model=model, archive=archive_file, state=parts, form=OWN)
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
         own = exported_apart(asked, out)
-    write_private(out / CARD, to_html(read_facts(out), hashlib.sha256((out / MODEL).read_bytes()).hexdigest()).encode())
+    write_card(out)
     return own
 
 

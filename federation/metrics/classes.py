@@ -61,6 +61,7 @@ class ClassMetrics:
     """Macro one-vs-rest AUC, accuracy, log loss, Brier score and top-label calibration error of `classes` outputs.
 
     The vector is [records, Σ loss, correct, Σ |p − y|², calibration [3, 15], negatives [classes, bins], positives].
+    The Brier score is the sum over all classes (Brier 1950): of two, twice that of `BinaryMetrics`.
     """
 
     classes: int

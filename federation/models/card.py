@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.privacy.statement import detection_rate
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sovfed.federation.models.facts import Facts, Privacy
     from sovfed.federation.tasks.columns import Column
 
@@ -15,8 +17,11 @@ MAX_ROWS: Final = 500  # of the schema's table
 LISTED: Final = 100  # institutions that are named
 
 
-def to_html(facts: Facts, sha256: str) -> str:
-    """The page, self-contained; all text from outside is escaped. `sha256` is of `model.safetensors`."""
+def to_html(facts: Facts, sha256: str, outside: Mapping[str, float] | None = None) -> str:
+    """The page, self-contained; all text from outside is escaped. `sha256` is of `model.safetensors`.
+
+    `outside` are metrics that a simulator measured of a private model; the page says that no ε covers them.
+    """
     task, run = facts.task, facts.run
     targets = [column for column in task.schema.columns if column.role == "target"]
     return _PAGE.format(
@@ -24,7 +29,7 @@ def to_html(facts: Facts, sha256: str) -> str:
         digest=_safe(task.digest), sha256=_safe(sha256), run=_safe(run.name), date=_safe(run.date),
         purpose=_purpose(targets), data=_data(facts), rows="".join(map(_row, task.schema.columns[:MAX_ROWS])),
         more="" if len(task.schema.columns) <= MAX_ROWS else f"<p>… {len(task.schema.columns)} columns in all.</p>",
-        metrics=_metrics(facts), privacy=_privacy(run.privacy), parameters=f"{task.parameters:,}",
+        metrics=_metrics(facts, outside or {}), privacy=_privacy(run.privacy), parameters=f"{task.parameters:,}",
         rounds=run.rounds, strategy=_safe(run.strategy or "–"), sovfed=_safe(facts.sovfed), limits=_limits(facts),
         source=f"<p>Data: {_safe(task.citation)} {_safe(task.licence and f'({task.licence})')}</p>"
         if task.citation or task.licence else "",
@@ -58,21 +63,26 @@ def _row(column: Column) -> str:
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def _metrics(facts: Facts) -> str:
-    if not facts.run.metrics:
-        private = "a private run tells none, since held-out records are persons' too"
-        why = private if facts.run.privacy else "none given"
+def _metrics(facts: Facts, outside: Mapping[str, float]) -> str:
+    if facts.run.metrics:
+        return "<p>On the held-out records of all institutions together.</p>" + _measured(facts.run.metrics)
+    if outside:
         return (
-            f"<p>No metrics: {why}. An institution measures the model on its own held-out records with "
-            "<code>sovfed client model evaluate</code>.</p>"
+            "<p><strong>As only a simulation can know it</strong>: the simulator, who holds all records, measured the "
+            "final model on the held-out ones, outside of the federation. ε does not cover these figures; a deployed "
+            "private run tells none.</p>" + _measured(outside)
         )
-    rows = "".join(
-        f"<tr><td>{_safe(name)}</td><td>{value:.4g}</td></tr>" for name, value in sorted(facts.run.metrics.items())
-    )
+    private = "a private run tells none, since held-out records are persons' too"
+    why = private if facts.run.privacy else "none given"
     return (
-        "<p>On the held-out records of all institutions together.</p>"
-        f"<table><tr><th>Metric</th><th>Value</th></tr>{rows}</table>"
+        f"<p>No metrics: {why}. An institution measures the model on its own held-out records with "
+        "<code>sovfed client model evaluate</code>.</p>"
     )
+
+
+def _measured(metrics: Mapping[str, float]) -> str:
+    rows = "".join(f"<tr><td>{_safe(name)}</td><td>{value:.4g}</td></tr>" for name, value in sorted(metrics.items()))
+    return f"<table><tr><th>Metric</th><th>Value</th></tr>{rows}</table>"
 
 
 def _privacy(privacy: Privacy | None) -> str:

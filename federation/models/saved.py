@@ -136,6 +136,12 @@ def write_model(folder: Path, task: Task, vector: Vector, facts: Facts) -> str:
     return digest
 
 
+def write_card(folder: Path, outside: Mapping[str, float] | None = None) -> None:
+    """Write the card of the model in `folder` anew, with metrics from `outside` of the federation (`to_html`)."""
+    digest = hashlib.sha256(read(folder / MODEL)).hexdigest()
+    write_private(folder / CARD, to_html(read_facts(folder), digest, outside).encode())
+
+
 def tensors_of(task: Task, vector: Vector) -> dict[str, Tensor]:
     """Every tensor of the task's model by name, those of `vector` [d] in their places. Raises DataError."""
     if vector.shape != (task.parameters,) or not np.isfinite(vector).all():

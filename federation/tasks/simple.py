@@ -36,7 +36,7 @@ def classifier(
     `inputs` are columns, or the shape of a record's numbers, which reach the model as they are, unscaled, and lie
     within `bounds`; columns made by `number(…)` are scaled by the federation's mean and deviation. `learnt` is what a
     table calls the class. `logits` = 1 is for two classes and a model with one logit, of the second class. `rest` is
-    `Task`'s.
+    `Task`'s; accuracy is reported first unless it has another `headline`.
     """
     words = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
     if logits == 1 and len(words) != 2:

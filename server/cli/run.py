@@ -91,7 +91,7 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
         require_task(overrides)
     again = unlearning_config(home, proposed) if proposed else None
     config = again or configured(home, proposed_overrides(home, proposed) if proposed else overrides)
-    _tell_of_noise(config, vector_size(config, configured_task(config.task)))
+    tell_of_noise(config, vector_size(config, configured_task(config.task)))
     name, control = proposed or new_run_name(config), _control(home)
     if waits := require_enough(config, control.list_nodes()):
         click.echo(visible(waits), err=True)
@@ -100,7 +100,7 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
     _report(home, name, follow, as_json)
 
 
-def _tell_of_noise(config: Config, parameters: int) -> None:
+def tell_of_noise(config: Config, parameters: int) -> None:
     """Say what to expect of a private run, before the institutions' budgets are spent on it."""
     if not config.privacy.private or config.task.tells_table:
         return

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from sovfed.federation.config import Config
+from sovfed.federation.config import Config, PrivacyConfig
 from sovfed.federation.errors import CohortError, PrivacyError
 from sovfed.federation.messages import PrivateRequest, Vector
 from sovfed.federation.privacy.accounting import (
@@ -35,6 +35,7 @@ from sovfed.server.rounds.aggregation import Total
 
 log = logging.getLogger(__name__)
 BESIDE: Final = 15  # standard deviations of an institution's noise, for which it leaves room in the ring
+DEFAULT: Final = " (the default: declare a lower bound of your own)"
 SLACK: Final = 1e-3  # share of δ that is kept for the samplers' distance
 
 
@@ -183,10 +184,12 @@ class PrivacyPlan:
         noise = self.noise_multiplier * privacy.clip / (self._each * math.sqrt(self._noises))
         who = "institutions" if whole else "persons"
         there = self.institutions if whole else privacy.population
+        default = not whole and privacy.population == PrivacyConfig().population
+        many = f"{there} {who}" if whole else f"privacy.population = {there} {who}{DEFAULT * default}"
         return (
             f"what to expect at ε = {self.epsilon:.3g}: each step's mean, of length {privacy.clip:g} at most, has "
             f"noise of {noise:.2g} on each of {self.parameters} parameters; over {self._all_steps} steps what is "
-            f"learnt is at most {self._share:.2g} times as long as the noise, with {there} {who}; as long as it with "
+            f"learnt is at most {self._share:.2g} times as long as the noise, with {many}; as long as it with "
             f"{math.ceil(there / self._share)}"
         )
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -12,8 +11,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Curve: TypeAlias = list[tuple[int, float]]  # round and value
 ROUNDS: Final = "rounds.jsonl"
 CURVES: Final = "curves.png"
+UNTOLD: Final = "No institution tells a loss or a metric in this run"
 APART: Final = ("loss", "brier")  # metrics that are not drawn beside the others
 
 
@@ -36,43 +37,54 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
 
 
 def plot_curves(folder: Path) -> None:
-    """Draw loss, the task's metrics and seconds by round into `curves.png`."""
+    """`draw_curves` into `curves.png`."""
     if read_rounds(folder):
         draw_curves(folder).savefig(folder / CURVES, dpi=120)
 
 
 def draw_curves(folder: Path) -> Figure:
-    """Loss, the task's metrics and seconds by round."""
+    """Loss, the task's metrics and seconds by round: a panel for each of them that the run tells of."""
     from matplotlib.figure import Figure
 
     lines = read_rounds(folder)
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    loss, metric, seconds = figure.subplots(1, 3)
-    _draw_loss(loss, lines)
-    _draw_metrics(metric, lines)
-    _draw_seconds(seconds, lines)
+    losses, metrics = _losses(lines), _metrics(lines)
+    width = 11 if losses and metrics else 8
+    figure = Figure(figsize=(width, 3.4), layout="constrained")
+    panels = figure.subplots(1, 1 + bool(losses) + bool(metrics), squeeze=False)[0]
+    if losses:
+        _draw(panels[0], losses, "Loss")
+    if metrics:
+        _draw(panels[-2], metrics, "Held-out metrics of all institutions")
+    _draw_seconds(panels[-1], lines)
+    if not losses and not metrics:
+        figure.suptitle(UNTOLD, fontsize="medium")
     return figure
 
 
-def _draw_loss(axes: Axes, lines: list[dict[str, Any]]) -> None:
-    numbers = [line["round"] for line in lines]
-    axes.plot(numbers, [_or_nan(line["train_loss"]) for line in lines], label="training")
-    measured = [line for line in lines if line["metrics"]]  # of some rounds only, by `evaluate_every`
-    held_out = [line["metrics"].get("loss", math.nan) for line in measured]
-    axes.plot([line["round"] - 1 for line in measured], held_out, label="held out")
-    axes.set(title="Loss", xlabel="round")
+def _losses(lines: list[dict[str, Any]]) -> dict[str, Curve]:
+    curves = {
+        "training": [(line["round"], line["train_loss"]) for line in lines if line["train_loss"] is not None],
+        "held out": _measured(lines, "loss"),
+    }
+    return {name: curve for name, curve in curves.items() if curve}
+
+
+def _metrics(lines: list[dict[str, Any]]) -> dict[str, Curve]:
+    names = dict.fromkeys(name for line in lines for name in line["metrics"] if name not in APART)
+    return {name: _measured(lines, name) for name in names}
+
+
+def _measured(lines: list[dict[str, Any]], name: str) -> Curve:
+    """The metric after each round that it was measured in: a round's line tells that of the model it began with."""
+    return [(line["round"] - 1, line["metrics"][name]) for line in lines if name in line["metrics"]]
+
+
+def _draw(axes: Axes, curves: dict[str, Curve], title: str) -> None:
+    for name, curve in curves.items():
+        marker = "o" if len(curve) == 1 else None  # a line has two ends
+        axes.plot([number for number, _ in curve], [value for _, value in curve], label=name, marker=marker)
+    axes.set(title=title, xlabel="round")
     axes.legend()
-
-
-def _draw_metrics(axes: Axes, lines: list[dict[str, Any]]) -> None:
-    measured = [line for line in lines if line["metrics"]]
-    names = dict.fromkeys(name for line in measured for name in line["metrics"] if name not in APART)
-    for name in names:
-        values = [line["metrics"].get(name, math.nan) for line in measured]
-        axes.plot([line["round"] - 1 for line in measured], values, label=name)
-    axes.set(title="Held-out metrics of all institutions", xlabel="round")
-    if names:
-        axes.legend()
 
 
 def _draw_seconds(axes: Axes, lines: list[dict[str, Any]]) -> None:
@@ -84,9 +96,6 @@ def _draw_seconds(axes: Axes, lines: list[dict[str, Any]]) -> None:
     else:  # a private round: who computed how long is not told
         axes.bar(numbers, [line["seconds"] for line in lines], label="whole round")
     axes.set(title="Seconds per round", xlabel="round")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.margins(y=0.35)  # the legend stands above the bars
     axes.legend(loc="upper center", fontsize="small")
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value

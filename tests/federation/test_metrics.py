@@ -206,6 +206,16 @@ def test_concordance_by_hand() -> None:
     assert found["concordance"] == pytest.approx(3 / 5)  # 3 pairs won of the first, 2 lost of the second
 
 
+def test_the_brier_score_of_two_classes_is_twice_that_of_one_probability() -> None:
+    logits, labels, losses = _binary(400, 3, 1.0)
+    probability = 1 / (1 + np.exp(-logits[:, 0]))
+    one, two = BinaryMetrics(), ClassMetrics(2)
+    of_one = one.summarise(one.sums(logits, labels, losses))["brier"]
+    of_two = two.summarise(two.sums(np.hstack([np.zeros_like(logits), logits]), labels, losses))["brier"]
+    assert of_one == pytest.approx(brier_score_loss(labels, probability))
+    assert of_two == pytest.approx(2 * of_one)
+
+
 def test_the_brier_score_is_grafs_with_weights_of_kaplan_and_meier() -> None:
     logits, time, event = _survival(300, 6)
     metrics = SurvivalMetrics("t", "e", EDGES)

@@ -19,7 +19,8 @@ from sovfed.server.runs.release import read_model
 from sovfed.simulations import sweep
 from sovfed.simulations.cli import simulate
 from sovfed.simulations.cli_sweep import compare
-from sovfed.simulations.compare import choose_metric, figures, group_runs, read_runs
+from sovfed.simulations.compare import choose_metric, figures, read_runs
+from sovfed.simulations.compare_groups import group_runs
 from sovfed.simulations.compare_plot import plot
 
 BASE = ("task=digits", "partition=dirichlet", "simulation.institutions=4", "secagg=none", "simulation.engine=inprocess")

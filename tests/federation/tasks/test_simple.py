@@ -58,3 +58,4 @@ def test_several_labels_have_a_logit_each() -> None:
 def test_what_is_not_said_is_said_of_the_task() -> None:
     task = classifier("named", lambda: nn.Linear(3, 2), (3,), 2, title="A title", headline="auc", version="7")
     assert (task.title, task.headline, task.version) == ("A title", "auc", "7")
+    assert classifier("usual", lambda: nn.Linear(3, 2), (3,), 2).headline == "accuracy"

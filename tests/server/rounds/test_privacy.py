@@ -112,6 +112,13 @@ def test_with_the_persons_that_are_asked_for_noise_is_as_long_as_what_is_learnt(
     assert f"noise of {2 * few.config.privacy.clip / each:.2g} on each of" in few.expectation
 
 
+def test_a_population_that_nobody_chose_is_said_to_be_the_default() -> None:
+    assert "privacy.population = 1000 persons (the default" in made("privacy.noise_multiplier=1").expectation
+    chosen = made("privacy.noise_multiplier=1", "privacy.population=1300").expectation
+    assert "privacy.population = 1300 persons; as long" in chosen and "default" not in chosen
+    assert "population" not in made("privacy=institution", "privacy.noise_multiplier=9").expectation
+
+
 @pytest.mark.parametrize("mechanism", ["distributed", "silo", "institution"])
 def test_a_run_that_may_learn_is_not_warned_of(mechanism: str, caplog: pytest.LogCaptureFixture) -> None:
     assert made(f"privacy={mechanism}", "privacy.noise_multiplier=1").drowned == ""
