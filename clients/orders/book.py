@@ -133,7 +133,7 @@ class OrderBook:
         write_private(self._home / ANSWERS / f"{answer.order}.json", answer.to_bytes())
 
     def officers_in_force(self) -> dict[str, str]:
-        """The officers by whose keys (base64) the trainer that started last takes words; none where that is not said."""
+        """The officers whose words the trainer that started last takes, with their keys (base64)."""
         try:
             values = json.loads((self._home / IN_FORCE).read_bytes())
             return {str(name): str(key) for name, key in values.items()}
