@@ -95,6 +95,6 @@ def test_a_data_frame_is_no_pair_of_arrays_and_is_told_where_it_goes(columns: li
     frame = pd.DataFrame(np.zeros((4, len(columns))), columns=columns)
     said = r"takes \(inputs, targets\), got DataFrame; a data frame goes into simulate\(\) as it is"
     with pytest.raises(DataError, match=said):
-        records(TASK, frame)  # type: ignore[arg-type]
+        records(TASK, frame)
     with pytest.raises(DataError, match=said):
-        records(TASK, (X, Y), frame)  # type: ignore[arg-type]
+        records(TASK, (X, Y), frame)
