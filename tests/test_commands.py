@@ -12,7 +12,7 @@ from sovfed.cli import COMMANDS, cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NAMED = re.compile(r"(?:^\s*(?:\$ )?|`)sovfed ((?:[a-z][a-z-]*(?:\|[a-z-]+)* ?)+)", re.MULTILINE)
+NAMED = re.compile(r"(?:^\s*(?:[a-z0-9-]*\$ )?|`)sovfed ((?:[a-z][a-z-]*(?:\|[a-z-]+)* ?)+)", re.MULTILINE)
 
 
 def commands(command: click.Command, path: str = "sovfed") -> Iterator[tuple[str, click.Command]]:

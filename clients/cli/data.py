@@ -123,16 +123,25 @@ def _parts(report: DataReport) -> list[RenderableType]:
     head = f"{report.rows} rows ({report.empty} empty ones skipped), {report.bad} at fault, {report.persons} persons"
     sides = f"{report.train} rows train, {report.test} are held out"
     classes = ", ".join(f"{name}: {count}" for name, count in report.classes.items())
-    verdict = "it can be used as it is" if report.usable else "it cannot be used as it is"
+    verdict, colour = _verdict(report)
     lines = [
         Text(report.where, style="bold"), Text(head), Text(sides), *([Text(f"classes: {classes}")] if classes else []),
         *(Text(f"note: {note}") for note in report.notes), _table(report.columns) if report.columns else Text(""),
         *(Text(f"fault: {fault}", style="red") for fault in report.faults),
         *(Text(f"warning: {warning}", style="yellow") for warning in report.warnings),
         *([Text(f"no private run may use it: {report.not_private}", style="yellow")] if report.not_private else []),
-        Text(verdict, style="bold green" if report.usable else "bold red"),
+        Text(verdict, style=f"bold {colour}"),
     ]  # fmt: skip
     return list(lines)
+
+
+def _verdict(report: DataReport) -> tuple[str, str]:
+    """Whether a run would take the records, and in which colour that is said."""
+    if not report.usable:
+        return "it cannot be used as it is", "red"
+    if doubtful := [column.name for column in report.columns if column.suspicion]:
+        return f"it can be read; before it is used, see to the unit of {', '.join(doubtful)}", "yellow"
+    return "it can be used as it is", "green"
 
 
 def _table(columns: Sequence[ColumnReport]) -> Table:

@@ -243,11 +243,14 @@ def _start(home: Path, detach: bool, prove: Callable[[], None]) -> None:
 def _prove(home: Path, config: ClientConfig) -> None:
     from sovfed.clients.node.enrol import load_institution
     from sovfed.clients.node.join import prove
+    from sovfed.clients.orders.naming import nobody
 
     with _progress("waiting") as told:
         for line in prove(home, config, PROOF_S, told):
             click.echo(visible(line))
     click.echo(f"joined: {load_institution(home).name}; `sovfed client status --home {home}`")
+    if line := nobody(home):
+        click.echo(visible(line))
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def officer(name: str, passphrase: bool, key: Path, home: Path) -> None:
     Example:
       sovfed client orders officer dr-ito --key /media/card/dr-ito.pem
     """
-    from sovfed.clients.orders.naming import allow_officer, check_officer
+    from sovfed.clients.orders.naming import allow_officer, check_officer, from_when
     from sovfed.federation.orders.answers import create_officer
 
     check_officer(home, name)  # before there is a key
@@ -64,7 +64,7 @@ def officer(name: str, passphrase: bool, key: Path, home: Path) -> None:
     public = create_officer(key, words.encode())
     allow_officer(home, name, public)
     click.echo(f"{key}: the key of {visible(name)}; policy.yaml now names {visible(name)}={public}")
-    click.echo("it holds from the next `sovfed client up`; `orders: mode: required` lets no run begin without a person")
+    click.echo(f"{from_when(home)}; `orders: mode: required` lets no run begin without a person")
 
 
 @orders.command(name="list")
@@ -77,6 +77,7 @@ def list_(as_json: bool, home: Path) -> None:
     Example:
       sovfed client orders list
     """
+    from sovfed.clients.orders.naming import nobody
     from sovfed.federation.orders.shown import word
 
     rows: list[dict[str, Any]] = [
@@ -95,6 +96,8 @@ def list_(as_json: bool, home: Path) -> None:
     for row in rows:
         click.echo(visible(f"{row['order'][:12]}  {row['run']}  {row['task']}  {row['purpose']}"))
         click.echo(visible(f"{' ' * 14}{row['text']}"))
+    if any(row["word"] == "waiting" for row in rows) and (line := nobody(home)):
+        click.echo(visible(line))
 
 
 @orders.command()
@@ -236,12 +239,13 @@ def purge(permit: str, yes: bool, home: Path) -> None:
 def _answer(home: Path, proposal: Proposal, decision: str, officer: str, key: Path, reason: str) -> None:
     """Sign `decision` with the officer's key and put it where the trainer looks."""
     from sovfed.clients.node.enrol import load_institution
-    from sovfed.clients.orders.naming import officer_of
+    from sovfed.clients.orders.naming import check_in_force, officer_of
     from sovfed.federation.orders.answers import SIGNED, load_officer, make_answer
     from sovfed.federation.orders.events import OrderEvent, tell
 
     public, signer = load_officer(key, lambda: ask_secret("passphrase", "the key is sealed; use a terminal").encode())
     name, order = officer_of(home, public, officer), proposal.order
+    check_in_force(_book(home), name, public)
     answer = make_answer(
         order=order.digest, institution=load_institution(home).name, decision=decision, officer=name, reason=reason,
         at=int(time.time()), key=public,
@@ -255,6 +259,7 @@ def _answer(home: Path, proposal: Proposal, decision: str, officer: str, key: Pa
 
 
 def _explained(book: OrderBook, proposal: Proposal) -> Iterable[str]:
+    from sovfed.clients.orders.naming import nobody
     from sovfed.federation.orders.shown import asked, leaves, left, word
 
     order = proposal.order
@@ -263,7 +268,10 @@ def _explained(book: OrderBook, proposal: Proposal) -> Iterable[str]:
     for run, bound in book.runs().items():
         if bound.order == order.digest:
             yield f"Flower's run {run}: {next(left(bound.answered, order))}"
-    yield word(book.word(order.digest))
+    answer = book.word(order.digest)
+    yield word(answer)
+    if answer is None and (line := nobody(book.home)):
+        yield line
 
 
 def _book(home: Path) -> OrderBook:

@@ -75,9 +75,19 @@ def _warn_unscaled(task: Task, result: Records) -> None:
                 )  # fmt: skip
 
 
+def _pair(task: Task, part: Part) -> Part:
+    """`part`, which is what it should be. Raises DataError if it is a data frame, say, whose names are no arrays."""
+    if isinstance(part, (tuple, list)) and len(part) == 2:
+        return part[0], part[1]
+    raise DataError(
+        f"task '{task.name}': records() takes (inputs, targets), got {type(part).__name__}; a data frame goes into "
+        "simulate() as it is, simulate(task, {NAME: frame})"
+    )
+
+
 def _table(task: Task, part: Part) -> dict[str, npt.NDArray[Any]]:
     schema = task.schema
-    inputs, targets = part
+    inputs, targets = _pair(task, part)
     learnt = {column.name for column in schema.targets}
     input_names = [name for name in schema.stored() if name not in learnt]
     arrays = _by_name(task, inputs, input_names) | _by_name(task, targets, [column.name for column in schema.targets])

@@ -4,6 +4,7 @@ orders/withdrawn.json                digests of tasks of which the institution h
 orders/answers/DIGEST.json           an officer's signed word; the trainer reads it and cannot write there
 orders/state/proposed/DIGEST.json    a proposal as it came; the trainer's own, as all under orders/state
 orders/state/consents/DIGEST.json    the node's own word, where the institution consented in advance
+orders/state/officers.json           the officers in the policy that the trainer read as it started, with their keys
 orders/state/runs.json               Flower's run → the order, and how many messages were answered under it
 """
 
@@ -14,7 +15,7 @@ import logging
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from sovfed.clients.orders.places import ANSWERS, CONSENTS, FOLDERS, PROPOSED, RECEIPTS, RUNS, WITHDRAWN
+from sovfed.clients.orders.places import ANSWERS, CONSENTS, FOLDERS, IN_FORCE, PROPOSED, RECEIPTS, RUNS, WITHDRAWN
 from sovfed.federation.errors import IdentityError, OrderError, SovfedError
 from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.orders.answers import UNREADABLE, Answer, read_answer
@@ -22,7 +23,7 @@ from sovfed.federation.orders.order import Proposal, read_proposal
 from sovfed.federation.schema import bind, bounded, named, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,18 @@ class OrderBook:
 
     def write_answer(self, answer: Answer) -> None:
         write_private(self._home / ANSWERS / f"{answer.order}.json", answer.to_bytes())
+
+    def officers_in_force(self) -> dict[str, str]:
+        """The officers whose words the trainer that started last takes, with their keys (base64)."""
+        try:
+            values = json.loads((self._home / IN_FORCE).read_bytes())
+            return {str(name): str(key) for name, key in values.items()}
+        except (OSError, ValueError, AttributeError):
+            return {}
+
+    def put_in_force(self, officers: Mapping[str, str]) -> None:
+        """Write down by whose keys words are taken from now on."""
+        write_private(self._home / IN_FORCE, json.dumps(dict(officers)).encode())
 
     def consent(self, digest: str) -> Answer | None:
         """What this node consented to in the institution's name. Raises IdentityError."""

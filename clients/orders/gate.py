@@ -71,6 +71,7 @@ class OrderGate:
         self._book, self._rules, self._permits, self._clock = book, rules, permits, clock
         self._open_identity, self._open_trust = open_identity, open_trust
         self._runs = book.runs()
+        book.put_in_force(rules.keys)
         self._open: dict[str, _Open] = {}
         self._own = (b"", "")  # this institution's certificate and the name in it
 

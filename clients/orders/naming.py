@@ -10,6 +10,7 @@ from sovfed.clients.home.policy import POLICY, load_policy
 from sovfed.clients.orders.rules import STANDING
 from sovfed.federation.errors import ConfigError, IdentityError, PolicyError
 from sovfed.federation.files import write_private
+from sovfed.federation.host.status import read_status
 from sovfed.federation.text import NAME, NAME_IN_WORDS
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sovfed.clients.home.policy import Policy
+    from sovfed.clients.orders.book import OrderBook
 
 LONGEST: Final = 63  # letters of an officer's name
 _OFFICERS: Final = re.compile(r"^( +officers:) *\[.*\] *$", re.MULTILINE)
@@ -54,6 +56,42 @@ def officer_of(home: Path, public: str, name: str = "") -> str:
             "`sovfed client orders officer NAME` makes one"
         )
     return names[0]
+
+
+def check_in_force(book: OrderBook, name: str, public: str) -> None:
+    """Raise PolicyError where a trainer runs that read the policy before officer `name` had this `public` key in it.
+
+    It reads the policy once, as it starts, so that nobody who writes into the home later becomes an officer unseen.
+    """
+    if read_status(book.home) is not None and book.officers_in_force().get(name) != public:
+        raise PolicyError(
+            f"the node was started before {name} was in {POLICY} with this key, and would not take the word: nothing "
+            f"was written; {restart(book.home)}, then this command again"
+        )
+
+
+def restart(home: Path) -> str:
+    """The commands by which a changed policy holds."""
+    return f"`sovfed client down --home {home}`, `sovfed client up --detach --home {home}`"
+
+
+def from_when(home: Path) -> str:
+    """From when on an officer holds who was entered just now."""
+    if read_status(home) is None:
+        return "it holds from the next `sovfed client up`"
+    return f"the node that runs does not know it yet; next: {restart(home)}"
+
+
+def nobody(home: Path) -> str:
+    """What waits for an officer while the policy names none, and how one is made; "" where nothing does."""
+    rules = load_policy(home).orders
+    if rules.officers or (rules.mode == STANDING and rules.standing.statistics):
+        return ""
+    waits = "statistics wait" if rules.mode == STANDING else "every run waits"
+    command = f"`sovfed client orders officer NAME --home {home}`"
+    return f"no officer yet, and {waits} for one: {command}" + (
+        "" if read_status(home) is None else f", {restart(home)}"
+    )
 
 
 def consented(policy: Policy, withdrawn: Collection[str] = ()) -> Iterator[str]:

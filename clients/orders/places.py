@@ -13,4 +13,5 @@ STATE: Final = ORDERS / "state"  # the trainer's own: it may write nowhere else 
 PROPOSED: Final = STATE / "proposed"
 CONSENTS: Final = STATE / "consents"
 RUNS: Final = STATE / "runs.json"
+IN_FORCE: Final = STATE / "officers.json"
 FOLDERS: Final = (ORDERS, ANSWERS, RECEIPTS, STATE, PROPOSED, CONSENTS)

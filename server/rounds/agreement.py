@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 EVALUATIONS: Final = 2  # of the last model, and of the best
 SUMS: Final = 1 + EVALUATIONS  # beside the rounds: the profile of the columns
-SIGNATURES: Final = "the signature of their data officers"
+SIGNATURES: Final = "the signature of their data officers (where there is none: `sovfed client orders officer NAME`)"
 UNSIGNED: Final = "its data officer has not signed"
 MAX_ANSWER_BYTES: Final = 16_384
 LOOK_S: Final = 0.5

@@ -141,7 +141,9 @@ class _Reader:
         self._columns = [column for column in schema.columns if column.name in places.columns]
         self._files = {column.name for column in self._columns if files and column.kind == "image"}
         self._decoders = {
-            column.name: Decoder(column, rules, own[column.name].folded if column.name in own else {})
+            column.name: Decoder(column, rules, told.folded, told)
+            if (told := own.get(column.name))
+            else Decoder(column, rules)
             for column in self._columns
         }
         self._numbers = {column.name: position for position, column in enumerate(schema.numbers)}
@@ -150,7 +152,7 @@ class _Reader:
         self._odd = len(rules.absent_numbers) > 0  # numbers that are none, so that bounds alone do not tell
         self._plain = [
             (position, places.columns[column.name][0], column.name) for position, column in enumerate(schema.numbers)
-            if column.kind == "number"
+            if column.kind == "number" and not (column.name in own and own[column.name].changes)
         ]  # fmt: skip
         self._bounds = np.array([schema.numbers[position].bounds for position, _, _ in self._plain]).reshape(-1, 2)
 

@@ -15,6 +15,7 @@ from pyarrow import types
 
 from sovfed.clients.data.tables import short, words
 from sovfed.clients.data.tables.short import ShortWords
+from sovfed.clients.data.tables.units import Conversion
 from sovfed.clients.data.tables.words import Rules, Words
 from sovfed.federation.tasks.columns import REFUSE
 
@@ -66,9 +67,12 @@ class _Known(dict[str, tuple[float, str]]):
 class Decoder:
     """Reads the cells of one column of a schema."""
 
-    def __init__(self, column: Column, rules: Rules, own: Mapping[str, str] | None = None) -> None:
-        """`own` gives the column's word for an institution's, as `fold` writes that."""
+    def __init__(
+        self, column: Column, rules: Rules, own: Mapping[str, str] | None = None, unit: Conversion | None = None
+    ) -> None:
+        """`own` gives the column's word for an institution's, as `fold` writes that; `unit` its unit for theirs."""
         self.column, self._own = column, own or {}
+        self._unit = unit if unit is not None and unit.changes else None
         codes = column.kind in ("boolean", "category")
         self._known = _Known(
             _translated(Words(column, rules).code, self._own)
@@ -171,6 +175,7 @@ class Decoder:
 
     def _checked(self, values: npt.NDArray[np.float64], faults: list[tuple[str, Mask]]) -> Decoded:
         low, high = self.column.bounds
+        values = values if self._unit is None else self._unit.of(values)
         with np.errstate(over="ignore"):  # 1E100 is outside of any bounds
             stored = values if self.column.kind == "category" else values.astype(np.float32, copy=False)
         inside = (stored >= low) & (stored <= high)

@@ -14,6 +14,7 @@ import numpy as np
 
 from sovfed.clients.data.tables.header import PERSON
 from sovfed.clients.data.tables.source import Batch
+from sovfed.clients.data.tables.units import Conversion
 from sovfed.clients.data.tables.values import cells_of
 from sovfed.federation.errors import DataError
 from sovfed.federation.schema import bind, bounded, choice
@@ -28,8 +29,11 @@ ROWS: Final = 1 << 13
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What becomes a column: of `table` (FHIR: a resource) the value at `path`, of the entries with one of `codes`."""
+class Rule(Conversion):
+    """What becomes a column: of `table` (FHIR: a resource) the value at `path`, of the entries with one of `codes`.
+
+    Its unit is converted where the table is read (`cells.py`), as that of any other one.
+    """
 
     table: str = bounded(low=1, high=64)
     path: str = bounded("", 0, 256, doc="the value's field; FHIR: with dots between; empty: the entry's own value")

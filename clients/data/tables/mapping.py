@@ -1,4 +1,4 @@
-"""What an institution's own table calls the task's columns and words, as the file of data.mapping declares it."""
+"""What an institution's own table calls the task's columns and words, and in which units it is: data.mapping's file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from sovfed.clients.data.files import read_file
+from sovfed.clients.data.tables.units import Conversion
 from sovfed.clients.data.tables.words import MISSING, Rules, Words, fold
 from sovfed.federation.errors import DataError
 from sovfed.federation.schema import bind, bounded, nearest
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 MAX_MAPPING: Final = 1 << 20  # bytes
 WORDED: Final = ("boolean", "category")  # kinds of columns whose cells are words
 OF_FACTS: Final = ("fhir", "omop")  # sources whose mapping says how columns are gathered
+UNIT: Final = ("multiply", "add")
 
 
 @dataclass(frozen=True)
-class OwnColumn:
-    """A column of the task in the institution's table: its name there, and the task's word for each of its own."""
+class OwnColumn(Conversion):
+    """A column of the task in the institution's table: its name, the task's word for each of its own, its unit."""
 
     name: str = bounded("", 0, 256)
     values: dict[str, str] = field(default_factory=dict)
@@ -39,9 +41,11 @@ class OwnColumn:
 
 def own_columns(schema: Schema, config: DataConfig) -> Mapping[str, OwnColumn]:
     """`columns: {age: Alter, home: {name: Wohnform, values: {zu Hause: own}}}` of data.mapping. Raises DataError."""
-    if config.mapping is None or config.source in OF_FACTS:
+    if config.mapping is None:
         return {}
     content = read_mapping(config)
+    if config.source in OF_FACTS:
+        content = _units_of_facts(schema, content)
     for key in content:
         if key != "columns":
             hint = "; words stand with their column: columns: {COLUMN: {values: {OWN WORD: TASK'S WORD}}}"
@@ -57,6 +61,8 @@ def own_columns(schema: Schema, config: DataConfig) -> Mapping[str, OwnColumn]:
             raise DataError(f"{where}: the task has no such column{nearest(str(name), by_name)}")
         own[name] = bind(OwnColumn, _plain(told, where), where, DataError)
         _check_words(by_name[name], own[name], where)
+        if own[name].changes and by_name[name].kind != "number":
+            raise DataError(f"{where}: a {by_name[name].kind} has no unit; multiply and add are for numbers")
     return own
 
 
@@ -77,6 +83,20 @@ def read_mapping(config: DataConfig) -> dict[str, object]:
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected 'columns' with a line for each")
     return content
+
+
+def _units_of_facts(schema: Schema, content: Mapping[str, object]) -> dict[str, object]:
+    """Of a mapping that says how columns are gathered, which `rules_of` reads, the units alone."""
+    columns = content.get("columns")
+    rules = columns.items() if isinstance(columns, dict) else ()
+    names = {column.name for column in schema.columns}
+    return {
+        "columns": {
+            name: {key: rule[key] for key in UNIT if key in rule}
+            for name, rule in rules
+            if name in names and isinstance(rule, dict)
+        }
+    }
 
 
 def _plain(told: object, where: str) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_a_table_is_counted_by_column_and_line(table: Path) -> None:
     assert "divided by 18" not in columns["glucose"].suspicion
     assert columns["glucose"].suspicion == (
         "column 'glucose' (mg/dl): the middle of the values lies below what is plausible and would fit times 18.02; is "
-        "it in another unit?"
+        "it in another unit? If so, in the file of data.mapping: columns: {glucose: {multiply: 18.02}}"
     )
 
 
@@ -71,6 +71,23 @@ def test_values_outside_the_bounds_also_tell_a_wrong_unit(tmp_path: Path) -> Non
     assert told.columns[0].outside == 9
     assert "100% of the values are outside the bounds and would fit divided by 1000" in told.warnings[0]
     assert "nothing says whose a row is" in told.not_private
+
+
+def test_a_suspected_unit_is_no_table_to_use_as_it_is_until_the_mapping_that_is_told_mends_it(tmp_path: Path) -> None:
+    registry.add(
+        dataclasses.replace(task_of(number("kg", 1, 400, unit="kg", plausible=(50, 110)), ILL), name="weighed")
+    )
+    path, own = tmp_path / "x.csv", tmp_path / "own.yaml"
+    path.write_text("kg,ill\n" + "".join(f"{170 + row},{row % 2}\n" for row in range(9)))
+    looked = CliRunner().invoke(check_data, ["weighed", str(path)])
+    told = " ".join(looked.output.split())
+    assert "would fit divided by 2.2046" in told
+    assert "it can be used as it is" not in told and told.endswith("see to the unit of kg")
+    own.write_text(told.partition("data.mapping: ")[2].partition("}}")[0] + "}}")
+    assert own.read_text() == "columns: {kg: {multiply: 0.45359237}}"
+    mended = CliRunner().invoke(check_data, ["weighed", str(path), f"data.mapping={own}"])
+    assert (looked.exit_code, mended.exit_code) == (0, 0)
+    assert mended.output.rstrip().endswith("it can be used as it is") and "warning" not in mended.output
 
 
 def test_the_command_shows_counts_and_no_value(table: Path) -> None:

@@ -12,10 +12,12 @@ from tests.clients.orders.house import CONFIG, House, whole
 from sovfed.clients.cli.institution import cli
 from sovfed.clients.home.folder import create
 from sovfed.clients.home.policy import POLICY, Policy, load_policy
-from sovfed.clients.orders.rules import OrderRules
+from sovfed.clients.orders.naming import nobody
+from sovfed.clients.orders.rules import OrderRules, Standing
 from sovfed.federation.config import ClientConfig
-from sovfed.federation.errors import IdentityError, SovfedError
+from sovfed.federation.errors import IdentityError, PolicyError, SovfedError
 from sovfed.federation.files import write_atomic
+from sovfed.federation.host.status import Status, supervising, write_status
 
 
 @pytest.fixture
@@ -60,6 +62,48 @@ def test_an_officer_makes_a_key_reads_an_order_and_signs_it(house: House) -> Non
     client(house, "orders", "refuse", "study", "--reason", "not for this", "--key", key, text="secret words\n")
     assert shown(house) == "refused"
     assert "not for this" in client(house, "orders", "show", row["order"][:8]).output
+
+
+def test_the_word_of_an_officer_whom_the_running_node_does_not_know_is_refused_with_the_way_to_make_it_hold(
+    house: House,
+) -> None:
+    """`refuse` said "refused by ito", `list` agreed, and the agency waited on for a day."""
+    home, key = house.folder / "h1", str(house.folder / "ito.pem")
+    restart = f"`sovfed client down --home {home}`, `sovfed client up --detach --home {home}`"
+    assert shown(house) == "awaiting"
+    with supervising(home):
+        write_status(home, Status(1, 0.0, ()))
+        made = f"every run waits for one: `sovfed client orders officer NAME --home {home}`, {restart}"
+        assert (
+            made in client(house, "orders", "list").output and made in client(house, "orders", "show", "study").output
+        )
+        told = client(house, "orders", "officer", "ito", "--key", key, "--no-passphrase").output
+        assert f"the node that runs does not know it yet; next: {restart}" in told
+        for words in (("sign", "study", "--yes"), ("refuse", "study")):
+            done = client(house, "orders", *words, "--key", key, code=3)
+            assert isinstance(done.exception, PolicyError) and restart in str(done.exception)
+        waits = client(house, "orders", "list").output
+        assert "waits for an officer" in waits and "officer NAME" not in waits
+        assert shown(house) == "awaiting"  # a trainer that starts anew
+        client(house, "orders", "refuse", "study", "--key", key)
+    assert shown(house) == "refused"
+
+
+def test_without_a_node_that_runs_an_officer_signs_for_the_next_one(house: House) -> None:
+    assert shown(house) == "awaiting"
+    key = str(house.folder / "ito.pem")
+    told = client(house, "orders", "officer", "ito", "--key", key, "--no-passphrase").output
+    assert "it holds from the next `sovfed client up`" in told
+    client(house, "orders", "sign", "study", "--yes", "--key", key)
+    assert shown(house) == "signed"
+
+
+def test_a_home_without_an_officer_is_told_that_statistics_wait_for_one(tmp_path: Path) -> None:
+    for statistics, said in ((False, "no officer yet, and statistics wait for one"), (True, "")):
+        home = tmp_path / str(statistics)
+        rules = OrderRules(standing=Standing(statistics=statistics))
+        create(home, ClientConfig(home=str(home)), Policy(allowed_tasks=("breast_cancer",), orders=rules))
+        assert nobody(home).startswith(said) and bool(nobody(home)) == bool(said)
 
 
 def test_no_other_key_and_no_wrong_passphrase_signs(house: House) -> None:

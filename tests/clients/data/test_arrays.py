@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -86,3 +87,14 @@ def test_values_beyond_the_bounds_and_unscaled_ones_are_told_with_what_to_do(cap
     records(classifier("own", lambda: nn.Linear(1, 2), (1,), 2, bounds=(0, 120), one_row_a_person=True), (ages, learnt))
     assert "unscaled" in caplog.text and "number(" in caplog.text
     assert classifier("own", lambda: nn.Linear(1, 2), (1,), 2, learnt="outcome").schema.targets[0].name == "outcome"
+
+
+@pytest.mark.parametrize("columns", [["a", "label"], ["a", "b", "label"]])
+def test_a_data_frame_is_no_pair_of_arrays_and_is_told_where_it_goes(columns: list[str]) -> None:
+    """A frame of two columns was taken for their names, one of three was a bare ValueError."""
+    frame = pd.DataFrame(np.zeros((4, len(columns))), columns=columns)
+    said = r"takes \(inputs, targets\), got DataFrame; a data frame goes into simulate\(\) as it is"
+    with pytest.raises(DataError, match=said):
+        records(TASK, frame)
+    with pytest.raises(DataError, match=said):
+        records(TASK, (X, Y), frame)

@@ -84,6 +84,18 @@ def test_each_patient_is_a_row(tmp_path: Path) -> None:
     assert records.not_private == ""
 
 
+def test_a_declared_unit_is_converted_before_the_bounds_are_checked(tmp_path: Path) -> None:
+    millimol = [_observation("p2", "2339-0", 6, "2025-01-01", valueQuantity={"value": 6, "unit": "mmol/L"})]
+    config = _export(tmp_path, millimol)
+    text = MAPPING.replace("unit: mg/dL", "unit: mmol/L, multiply: 18.02")
+    text = text.replace("path: birthDate, age_at: 2026-01-01", "path: birthDate, age_at: 2026-01-01, add: 1")
+    (tmp_path / "mapping.yaml").write_text(text)
+    (tmp_path / "Observation.000.ndjson").unlink()
+    read = rows(load_records(TASK, config))
+    assert [row[0] for row in read] == [46, 37, 27]
+    assert read[1][2] == pytest.approx(108.12)
+
+
 def test_another_unit_is_refused(tmp_path: Path) -> None:
     wrong = [_observation("p2", "2339-0", 6, "2025-01-01", valueQuantity={"value": 6, "unit": "mmol/L"})]
     with pytest.raises(DataError, match="column 'glucose' is in another unit than 'mg/dL'"):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.clients.data.cases import AGE, ILL, rows, task_of, written
 
 from sovfed.clients.data import load_records
 from sovfed.federation.errors import DataError
-from sovfed.federation.tasks.columns import CODES, Column
+from sovfed.federation.tasks.columns import CODES, Column, number
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,9 +41,40 @@ def test_own_names_and_own_words_are_the_tasks(tmp_path: Path) -> None:
     assert records.take(records.persons)[CODES].tolist() == [[0], [0], [1], [1]]
 
 
+WEIGHED = task_of(number("kg", 40, 120, missing="mean"), number("celsius", 30, 45), ILL)
+POUNDS = "kg,celsius,ill\n{},98.6,0\n-99,104,1\n"
+UNITS = "columns: {kg: {multiply: 0.45359237}, celsius: {multiply: 0.5555555555555556, add: -17.77777777777778}}"
+
+
+@pytest.mark.parametrize("pounds", ["200", "<200"])
+def test_a_declared_unit_is_converted_before_bounds_and_after_words_for_what_is_missing(
+    tmp_path: Path, pounds: str
+) -> None:
+    config = mapped(tmp_path, UNITS, POUNDS.format(pounds))
+    records = load_records(WEIGHED, dataclasses.replace(config, missing_words=("-99",), detection_limit="limit"))
+    assert rows(records)[0] == [np.float32(90.718474), pytest.approx(37), 0]
+    assert np.isnan(rows(records)[1][0]) and rows(records)[1][1] == pytest.approx(40)
+    with pytest.raises(DataError, match="'kg': 1 value is outside its bounds"):
+        load_records(WEIGHED, dataclasses.replace(config, missing_words=("-9",), detection_limit="limit"))
+
+
+def test_numbers_of_parquet_are_converted_in_double_precision(tmp_path: Path) -> None:
+    config = mapped(tmp_path, UNITS)
+    path = tmp_path / "records.parquet"
+    pq.write_table(
+        pa.table({"kg": pa.array([200.0, 150.0], pa.float32()), "celsius": [98.6, 100], "ill": [0, 1]}), path
+    )
+    records = load_records(WEIGHED, dataclasses.replace(config, source="parquet", path=str(path)))
+    assert [row[0] for row in rows(records)] == [np.float32(90.718474), np.float32(68.0388555)]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("columns: {residence: {multiply: 2}}", "a category has no unit"),
+        ("columns: {age: {multiply: 0}}", "outside"),
+        ("columns: {age: {multiply: .nan}}", "must be finite"),
+        ("columns: {age: {multiply: '2'}}", "must be float"),
         ("values: {residence: {Heim: care}}", "unknown key 'values'.*columns: {COLUMN: {values"),
         ("columns: {residense: Wohnform}", "no such column .did you mean 'residence'"),
         ("columns: {residence: {word: care}}", "unknown key"),
