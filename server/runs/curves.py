@@ -88,6 +88,8 @@ def _draw(axes: Axes, curves: dict[str, Curve], title: str) -> None:
 
 
 def _draw_seconds(axes: Axes, lines: list[dict[str, Any]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     numbers = [line["round"] for line in lines]
     if all(line["seconds_compute"] is not None for line in lines):
         compute = [line["seconds_compute"] for line in lines]
@@ -96,6 +98,6 @@ def _draw_seconds(axes: Axes, lines: list[dict[str, Any]]) -> None:
     else:  # a private round: who computed how long is not told
         axes.bar(numbers, [line["seconds"] for line in lines], label="whole round")
     axes.set(title="Seconds per round", xlabel="round")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.35)  # the legend stands above the bars
     axes.legend(loc="upper center", fontsize="small")
