@@ -47,5 +47,4 @@ def binned(score: Floats, bins: int) -> npt.NDArray[np.int64]:
 def middles(bins: int) -> Floats:
     """The score in the middle of each bin of `binned` [bins]."""
     place = 2.0 * (np.arange(bins) + 0.5) / bins - 1.0
-    scores: Floats = FINE * np.sinh(np.arcsinh(FARTHEST / FINE) * place)
-    return scores
+    return FINE * np.sinh(np.arcsinh(FARTHEST / FINE) * place)
