@@ -10,8 +10,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[Any]  # of float32 or float64
 Labels = npt.NDArray[np.int64]
 LARGEST: Final = 1e3  # by which a record moves a sum at most
-FARTHEST: Final = 1e3  # scores are told apart so far from 0
-FINE: Final = 0.5  # bins are about equally wide up to here, and grow with the score beyond
+SQUASH: Final = 4.0  # scores are binned by sigmoid(logit / 4): fine in the middle, resolved to |logit| of about 30
 
 
 def auc(negatives: Floats, positives: Floats) -> float | None:
@@ -37,14 +36,6 @@ def sigmoid(logit: Floats) -> Floats:
     return 0.5 * (1.0 + np.tanh(0.5 * logit))
 
 
-def binned(score: Floats, bins: int) -> npt.NDArray[np.int64]:
-    """The bin 0 … bins − 1 of each score, by arsinh(score / FINE): near 0 as far apart, beyond by their ratio."""
-    place: Floats = np.arcsinh(np.clip(score, -FARTHEST, FARTHEST) / FINE) / np.arcsinh(FARTHEST / FINE)
-    bin_of: npt.NDArray[np.int64] = np.minimum((0.5 * (place + 1.0) * bins).astype(np.int64), bins - 1)
-    return bin_of
-
-
-def middles(bins: int) -> Floats:
-    """The score in the middle of each bin of `binned` [bins]."""
-    place = 2.0 * (np.arange(bins) + 0.5) / bins - 1.0
-    return FINE * np.sinh(np.arcsinh(FARTHEST / FINE) * place)
+def binned(logit: Floats, bins: int, squash: float = SQUASH) -> npt.NDArray[np.int64]:
+    """The bin 0 … bins − 1 of each score, by sigmoid(logit / squash)."""
+    return np.minimum((sigmoid(logit / squash) * bins).astype(np.int64), bins - 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.federation.metrics.counts import Floats, Labels, sigmoid
+from sovfed.federation.metrics.counts import Floats, Labels, binned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sovfed.federation.messages import Sums
 
 _TOTALS: Final = 2
-_SQUASH: Final = 2.0  # log cumulative hazards lie between -5 and 5 or so: binned by sigmoid(log hazard / 2)
+_SQUASH: Final = 2.0  # log cumulative hazards lie closer together than logits
 _LEAST: Final = 1e-300
 CELLS: Final = 40  # of time, at least: pairs in one cell cannot be compared, which makes a concordance look better
 
@@ -69,8 +69,7 @@ class SurvivalMetrics:
         cell = np.searchsorted(self._grid[1:], targets[self.time].astype(np.float64), side="right")
         fallen = targets[self.event] > 0
         hazards = np.cumsum(np.logaddexp(0.0, outputs.astype(np.float64)), 1)  # −log S at the end of each interval
-        place = sigmoid(np.log(np.maximum(hazards[:, -1], _LEAST)) / _SQUASH)
-        risk = np.minimum((place * self.bins).astype(np.int64), self.bins - 1)
+        risk = binned(np.log(np.maximum(hazards[:, -1], _LEAST)), self.bins, _SQUASH)
         counts = np.bincount((fallen * self._cells + cell) * self.bins + risk, minlength=self._counts)
         totals = [len(cell), losses.sum(dtype=np.float64)]
         squares = self._squares(np.exp(-hazards), cell // self._parts, fallen)

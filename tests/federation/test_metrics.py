@@ -64,14 +64,6 @@ def test_binary_metrics_of_added_parts_equal_scikit_learns(count: int, spread: f
     assert found["ece"] == pytest.approx(_calibration_error(labels, probability), abs=0.02)
 
 
-@pytest.mark.parametrize("spread", [0.1, 30.0, 300.0])
-def test_an_auc_is_told_of_scores_close_together_and_far_apart(spread: float) -> None:
-    """As of a model that noise has made large: bins that end at a score of 30 told 0.79 in the place of 0.98."""
-    logits, labels, losses = _binary(400, 5, spread)
-    found = BinaryMetrics().summarise(BinaryMetrics().sums(logits, labels, losses))
-    assert found["auc"] == pytest.approx(roc_auc_score(labels, logits[:, 0]), abs=0.015 if spread < 0.5 else 4e-3)
-
-
 def _calibration_error(labels: npt.NDArray[np.int64], probability: Array) -> float:
     """By definition (Guo et al. 2017, equation 3), on the exact scores."""
     which = np.minimum((probability * 15).astype(int), 14)
