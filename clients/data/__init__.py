@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks.columns import Column, Schema, Table
 
 GROUP: Final = "sovfed.connectors"
-OF_ONE: Final = {"sql": ("query", "query_file", "url_file"), "images": ("table",)}  # settings of one source alone
 OURS: Final = ("csv", "parquet", "sql", "images", "jsonl", "fhir", "omop", "tokens")
+READ_BY: Final = {"query": ("sql",), "query_file": ("sql",), "url_file": ("sql", "omop"), "table": ("images",)}
 LIMITED: Final = (
     "data.limit takes a sample in which one person's coming is another's going; a private run needs all records "
     "(data.limit=null)"
@@ -140,10 +140,9 @@ def load_records(task: Task, config: DataConfig) -> Dataset:
 
 def _check_meant(config: DataConfig) -> None:
     """Raise DataError for a setting of another of our sources, which would be ignored; a stranger's may read any."""
-    for source, names in OF_ONE.items():
-        given = next((name for name in names if getattr(config, name) is not None), None)
-        if given and config.source != source and config.source in OURS:
-            raise DataError(f"data.{given} is for data.source '{source}'; '{config.source}' has no use for it")
+    for name, readers in READ_BY.items():
+        if getattr(config, name) is not None and config.source in OURS and config.source not in readers:
+            raise DataError(f"data.{name} is for data.source '{readers[0]}'; '{config.source}' has no use for it")
 
 
 def opt_out_stamp(config: DataConfig) -> object:

@@ -104,8 +104,9 @@ def _looked(name: str, sheet: Sheet, sheets: Sequence[Sheet]) -> Seen:
     numbers_records = all("in every record" in profile.reason and not profile.kind for profile in each)
     constant = any(len(set(own.column_like(name))) == 1 for own in sheets)
     if "plausible" in seen.values:  # one file in another unit does not move the middle of the files' middles
-        middle = statistics.median(own.middle for own in each if own.middle is not None)
-        seen.values |= plausible(middle, seen.values["low"], seen.values["high"])
+        middles = [own.middle for own in each if own.middle is not None]
+        if middles:
+            seen.values |= plausible(statistics.median(middles), seen.values["low"], seen.values["high"])
     return each[0] if numbers_records and not constant else seen
 
 
