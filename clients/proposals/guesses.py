@@ -42,6 +42,7 @@ class Seen:
     note: str = CONFIRM
     told: tuple[str, ...] = ()  # what whoever proposes should know, without a value of a record
     middle: float | None = None  # of a column of numbers
+    middles: tuple[float | None, ...] = ()  # of each file by itself, where there are several
 
 
 def absent(cell: str) -> bool:

@@ -88,7 +88,7 @@ def propose(
     ]
     head = f"{len(sheet.rows)} records, {len(inputs)} inputs"
     apart = [f"'{column}': {line}" for column, profile in profiles.items() for line in profile.told]
-    differ = [line for column, profile in inputs.items() if profile.middle for line in _middles(column, files, sheets)]
+    differ = [line for column, profile in inputs.items() for line in _middles(column, files, profile.middles)]
     remarks = [
         *([f"{head}; {sheet.said}"] if len(files) == 1 else [*read_as, head]), *left_out, *lost, *apart, *differ,
     ]  # fmt: skip
@@ -101,19 +101,19 @@ def _looked(name: str, sheet: Sheet, sheets: Sequence[Sheet]) -> Seen:
     if len(sheets) == 1 or not seen.kind:
         return seen
     each = [look(name, own.column_like(name), own.decimal) for own in sheets]
+    seen.middles = tuple(own.middle for own in each)
     numbers_records = all("in every record" in profile.reason and not profile.kind for profile in each)
     constant = any(len(set(own.column_like(name))) == 1 for own in sheets)
     if "plausible" in seen.values:  # one file in another unit does not move the middle of the files' middles
-        middles = [own.middle for own in each if own.middle is not None]
+        middles = [middle for middle in seen.middles if middle is not None]
         if middles:
             seen.values |= plausible(statistics.median(middles), seen.values["low"], seen.values["high"])
     return each[0] if numbers_records and not constant else seen
 
 
-def _middles(name: str, files: Sequence[Path], sheets: Sequence[Sheet]) -> list[str]:
+def _middles(name: str, files: Sequence[Path], looked: Sequence[float | None]) -> list[str]:
     """A line for each file whose numbers in a column lie about twice as high as the others', or half as high."""
-    looked = [look(name, own.column_like(name), own.decimal).middle for own in sheets]
-    middles = {file.name: middle for file, middle in zip(files, looked, strict=True) if middle and middle > 0}
+    middles = {file.name: middle for file, middle in zip(files, looked, strict=False) if middle and middle > 0}
     lines = []
     for file, middle in middles.items():
         others = [other for own, other in middles.items() if own != file]
