@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sovfed.federation.errors import ProtocolError
-from sovfed.federation.messages import KINDS, LastRequest, Message, RunRequest
+from sovfed.federation.messages import KINDS, LATER, LastRequest, Message, RunRequest
 from sovfed.federation.schema import bind
 from sovfed.federation.stored import Pieces
 from sovfed.federation.text import NAME
@@ -38,6 +38,10 @@ def _vector_dtypes(cls: type[Any]) -> dict[str, np.dtype[Any]]:
 
 
 _DTYPES: Final = {cls: _vector_dtypes(cls) for cls in KINDS.values()}
+_LATER: Final = {
+    cls: {field.name: cast("Scalar", field.default) for field in dataclasses.fields(cls) if field.name in LATER}
+    for cls in KINDS.values()
+}
 
 
 def encode(message: Message) -> tuple[str, dict[str, Scalar], dict[str, npt.NDArray[Any]]]:
@@ -45,7 +49,15 @@ def encode(message: Message) -> tuple[str, dict[str, Scalar], dict[str, npt.NDAr
     dtypes, values = _DTYPES[type(message)], vars(message)
     scalars: dict[str, Scalar] = {"version": PROTOCOL_VERSION}
     scalars.update({name: value for name, value in values.items() if name not in dtypes})
+    for name, default in _LATER[type(message)].items():
+        if scalars[name] == default:
+            del scalars[name]
     return _NAMES[type(message)], scalars, {name: values[name] for name in dtypes}
+
+
+def unsaid(message: Message) -> Mapping[str, Scalar]:
+    """The fields of `message`'s kind that may be left out of what is sent and signed, and what they are then."""
+    return _LATER[type(message)]
 
 
 def vectors(message: Message) -> dict[str, npt.NDArray[Any]]:
@@ -75,7 +87,7 @@ def decode(
     cls = KINDS.get(kind)
     if cls is None:
         raise ProtocolError(f"unknown message kind {kind[:40]!r}")
-    values = dict(scalars)
+    values = {**_LATER[cls], **scalars}
     if values.pop("version", None) != PROTOCOL_VERSION:
         raise ProtocolError(f"{kind}: protocol version {scalars.get('version')!r}, expected {PROTOCOL_VERSION}")
     dtypes = _DTYPES[cls]

@@ -37,6 +37,11 @@ def _empty(dtype: str) -> Any:
     return dataclasses.field(default_factory=lambda: np.zeros(0, dtype=dtype), metadata={"dtype": dtype})
 
 
+LATER: Final = frozenset({"person_records"})
+"""Fields that messages were sent without at first. With their default they are in nothing that is sent, signed or
+digested: so an older peer, an order signed before, and a plan that a ledger keeps still fit after an upgrade."""
+
+
 def _digest() -> Any:
     """The digest of the task (`Task.digest`) as the coordinator has it, 64 hexadecimal digits."""
     return bounded("", 0, 64)
@@ -192,6 +197,7 @@ class PrivateRequest(LocalWork):
     statistics: str = bounded("", 0, 4096)
     candidates: str = bounded("", 0, 4096)
     scores: int = bounded(0, 0, 64)
+    person_records: int = bounded(0, 0, 100_000)
     scale: Sums = _empty("float64")
 
     @property

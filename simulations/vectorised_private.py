@@ -30,7 +30,7 @@ from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.privacy.compatibility import EXAMPLES
 from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian
 from sovfed.federation.privacy.noise import Units, share_variance
-from sovfed.federation.privacy.sampling import Entropy, poisson_sample
+from sovfed.federation.privacy.sampling import Entropy, at_most, poisson_sample
 from sovfed.federation.tasks.trees import Tree, mapped, widened
 from sovfed.federation.tasks.trees import rows as take
 from sovfed.simulations.stacked import StackedModel
@@ -69,6 +69,14 @@ class Persons:
     def together(self) -> Persons:
         """The same, as if they were all of one institution."""
         return replace(self, owner=np.zeros_like(self.owner), institutions=1)
+
+    def at_most(self, records: int, entropy: Entropy = os.urandom) -> Persons:
+        """The same persons with so many of their records, drawn anew, or with all where that is 0."""
+        if not records or not self.several:
+            return self
+        rows = at_most(np.repeat(np.arange(len(self.first)), self.count), records, entropy)
+        count = np.minimum(self.count, records)
+        return replace(self, rows=self.rows[rows], first=np.cumsum(count) - count, count=count)
 
     @property
     def several(self) -> bool:
@@ -110,7 +118,8 @@ class StackedPrivate:
         units, table = Units(request.clip, d, SILO_BITS), Units(request.clip, copies * d, SILO_BITS)
         variance = share_variance(request.noise_multiplier, units)
         for sampled in _sampled(len(persons.first), request.steps, request.sampling_rate, entropy):
-            total = self.clipped_sums(models.float().double(), feed, persons, sampled).cpu().numpy()
+            drawn = persons.at_most(request.person_records, entropy)
+            total = self.clipped_sums(models.float().double(), feed, drawn, sampled).cpu().numpy()
             noised = table.quantise(total.reshape(-1)) + discrete_gaussian(copies * d, variance, entropy)
             step = torch.from_numpy(table.dequantise(noised).reshape(copies, d)).to(models.device)
             models.sub_(step, alpha=request.learning_rate / request.batch)
@@ -123,7 +132,8 @@ class StackedPrivate:
         """
         (sampled,) = _sampled(len(persons.first), 1, request.sampling_rate, entropy)
         model = torch.tensor(request.model, dtype=torch.float64, device=self._device).unsqueeze(0)
-        total = self.clipped_sums(model, feed, persons.together(), sampled)
+        drawn = persons.together().at_most(request.person_records, entropy)
+        total = self.clipped_sums(model, feed, drawn, sampled)
         return noised_sum(total.cpu().numpy(), request, persons.institutions, entropy)
 
     def clipped_sums(self, models: Tensor, feed: Feed, persons: Persons, who: Indices) -> Tensor:

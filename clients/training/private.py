@@ -26,12 +26,12 @@ from sovfed.clients.training.local import LocalTraining
 from sovfed.clients.training.scores import score_totals
 from sovfed.clients.training.statistics import totals
 from sovfed.federation.errors import ConfigError, PrivacyError, ProtocolError
-from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector, local_work
+from sovfed.federation.messages import LATER, PrivateRequest, TrainRequest, Vector, local_work
 from sovfed.federation.privacy.compatibility import EXAMPLES, why_not_noised, why_not_private
 from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian
 from sovfed.federation.privacy.events import Event
 from sovfed.federation.privacy.noise import Units, release, share_variance
-from sovfed.federation.privacy.sampling import poisson_sample
+from sovfed.federation.privacy.sampling import at_most, poisson_sample
 from sovfed.federation.secagg.request import whole_run
 from sovfed.federation.statistics.question import question_of
 from sovfed.federation.statistics.scores import scores_of
@@ -146,9 +146,7 @@ class PrivateTraining:
 
     def _sum(self, request: PrivateRequest, model: Vector) -> npt.NDArray[np.float64]:
         """The sum of the sampled persons' clipped gradients at `model`, shape [d]."""
-        chosen = torch.zeros(self._count, dtype=torch.bool)
-        chosen[torch.from_numpy(poisson_sample(self._count, request.sampling_rate))] = True
-        drawn = chosen[self._persons]
+        drawn = self._drawn(request)
         step = self._step(request.clip)
         try:
             inputs, targets = self._feed.take(self._rows[drawn])
@@ -157,6 +155,15 @@ class PrivateTraining:
             log.exception("round %d: no gradient; nothing but noise is released", request.round)
             return np.zeros(model.size)
         return total.cpu().numpy()
+
+    def _drawn(self, request: PrivateRequest) -> torch.Tensor:
+        """Places of the sampled persons' training records, ascending: of each at most `person_records`."""
+        chosen = torch.zeros(self._count, dtype=torch.bool)
+        chosen[torch.from_numpy(poisson_sample(self._count, request.sampling_rate))] = True
+        drawn = chosen[self._persons].nonzero().flatten()
+        if request.person_records:
+            drawn = drawn[torch.from_numpy(at_most(self._persons[drawn].numpy(), request.person_records))]
+        return drawn
 
     def _noised(self, request: PrivateRequest, total: npt.NDArray[np.float64], room: int) -> Integers:
         """`total` in units, with this institution's share of the noise."""
@@ -293,7 +300,7 @@ def plan_of(request: PrivateRequest) -> Plan:
     """
     by_institution = request.mechanism == "institution"
     constants = {f.name: getattr(request, f.name) for f in fields(request) if f.name not in CONSTANTS}
-    constants = {name: value for name, value in constants.items() if value or name not in SCORED}
+    constants = {name: value for name, value in constants.items() if value or name not in (*SCORED, *LATER)}
     return Plan(
         event=Event(
             request.noise_multiplier / 2 if by_institution else request.noise_multiplier,

@@ -34,6 +34,9 @@ class PrivacyConfig:
     population: int = bounded(
         1_000, 1, 10**10, unit="persons", doc="declared public number of persons in training, all institutions together"
     )
+    person_records: int = bounded(
+        0, 0, 100_000, unit="records", doc="most records of a person in a step, drawn anew for each; 0: all of them"
+    )
     local_steps: int = bounded(10, 1, 10_000, doc="private steps of each institution in a round; 'silo' only")
     spare_steps: int = bounded(2, 0, 10_000, doc="steps granted beyond the planned, to repeat what a crash has cost")
     colluders: int = bounded(1, 0, 254, doc="institutions that may side with the agency: their noise is not counted on")

@@ -156,6 +156,11 @@ def _of_training(config: Config) -> Iterator[str]:
             f"privacy.mechanism '{mechanism}' samples persons rather than batches: leave task.local_steps and "
             "task.accumulation; privacy.local_steps is how many steps 'silo' takes"
         )
+    if mechanism == "institution" and config.privacy.person_records:
+        yield (
+            "privacy.person_records: under privacy.mechanism 'institution' an update of ordinary training is released, "
+            "not gradients of persons: leave it at 0"
+        )
     if mechanism in ("silo", "institution") and task.scheduled:
         yield (
             f"task.schedule: under privacy.mechanism '{mechanism}' the learning rate is a constant of the run's plan, "

@@ -284,9 +284,11 @@ def _same(name: str, value: Any, asked: Any) -> bool:
 
 def _differing(settings: Mapping[str, Any], request: Request, names: tuple[str, ...] = ()) -> str:
     """The settings that `request` has otherwise than ordered."""
-    values = vars(request)
-    asked = names or [name for name in settings if name in values]
-    return ", ".join(name for name in asked if values[name] != settings.get(name, ""))
+    from sovfed.federation.codec import unsaid
+
+    values, ordered = vars(request), {**unsaid(request), **settings}
+    asked = names or [name for name in ordered if name in values]
+    return ", ".join(name for name in asked if values[name] != ordered.get(name, ""))
 
 
 def _text(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Random bits for privacy, and the Poisson sample of persons drawn from them.
+"""Random bits for privacy; the Poisson sample of persons, and some of each one's records, drawn from them.
 
 Every call that draws takes 32 fresh bytes from `entropy` as the key of an AES-256-CTR keystream: no state outlives the
 call, so a forked process, a restored machine image or a second thread cannot repeat noise. `entropy` is `os.urandom`
@@ -60,3 +60,20 @@ def poisson_sample(persons: int, rate: float, entropy: Entropy = os.urandom) -> 
         stream.fill(block)
         sampled.append(np.flatnonzero(block < threshold) + start)
     return np.concatenate(sampled)
+
+
+def at_most(owners: npt.NDArray[np.int64], most: int, entropy: Entropy = os.urandom) -> npt.NDArray[np.int64]:
+    """Ascending places of `most` records of each owner, drawn evenly, or of all it has; `owners` is each record's.
+
+    One person's draw depends on nothing of another's, so it changes no bound on what a person moves a clipped sum by.
+    Raises PrivacyError unless most ≥ 1.
+    """
+    if most < 1:
+        raise PrivacyError(f"cannot draw {most} records of a person: at least one")
+    keys = np.empty(len(owners), "<u8")
+    Keystream(entropy).fill(keys)
+    order = np.lexsort((keys, owners))
+    sorted_owners = owners[order]
+    begins = np.flatnonzero(np.diff(sorted_owners, prepend=sorted_owners[:1] - 1))
+    turns = np.arange(len(order)) - np.repeat(begins, np.diff(np.append(begins, len(order))))
+    return np.sort(order[turns < most])

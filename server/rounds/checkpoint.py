@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,13 +48,21 @@ def config_digest(config: Config) -> str:
 
     `rounds` may grow, unless the learning rate has a schedule over them.
     """
-    parts = {name: asdict(getattr(config, name)) for name in ("task", "strategy", "privacy", "secagg")}
-    if config.strategy.institution is None:  # as before there was this setting
-        del parts["strategy"]["institution"]
-    del parts["secagg"]["max_error"]  # which only says when a run is refused
+    parts = {name: _chosen(getattr(config, name)) for name in ("task", "strategy", "privacy", "secagg")}
+    parts["secagg"].pop("max_error", None)  # which only says when a run is refused
     task = configured_task(config.task).digest
     rounds = [config.rounds] if config.task.scheduled else []  # over which the learning rate runs
     return hashlib.sha256(json.dumps([parts, config.seed, task, *rounds], sort_keys=True).encode()).hexdigest()
+
+
+def _chosen(part: Any) -> dict[str, Any]:
+    """The settings that are not as they are by default: a version with more settings goes on with a run of an older."""
+    values = asdict(part)
+    return {
+        field.name: values[field.name]
+        for field in fields(part)
+        if getattr(part, field.name) != (field.default if field.default_factory is MISSING else field.default_factory())
+    }
 
 
 def write(folder: Path, checkpoint: Checkpoint, name: str = NAME) -> None:

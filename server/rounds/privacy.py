@@ -140,7 +140,8 @@ class PrivacyPlan:
             noise_multiplier=self.noise_multiplier, sampling_rate=_rate(config), clip=self.clip,
             delta=privacy.delta, honest=self.honest, grid_bits=privacy.grid_bits, batch=self.batch, seed=config.seed,
             model=model, normalisation=task.normalisation, digest=configured_task(task).digest,
-            statistics=task.statistics, scores=0 if self.scores is None else self.scores.size, **config.local_fields(),
+            person_records=privacy.person_records, statistics=task.statistics,
+            scores=0 if self.scores is None else self.scores.size, **config.local_fields(),
         )  # fmt: skip
 
     @property

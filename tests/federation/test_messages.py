@@ -101,6 +101,14 @@ def test_a_message_survives_the_codec(message: Message) -> None:
     assert equal(decode(*encode(message)), message)
 
 
+def test_a_field_that_came_later_is_sent_only_where_it_says_something() -> None:
+    """Else an agency of today could not speak to an institution of yesterday."""
+    private = next(message for message in MESSAGES if isinstance(message, PrivateRequest))
+    few = dataclasses.replace(private, person_records=3)
+    assert "person_records" not in encode(private)[1] and encode(few)[1]["person_records"] == 3
+    assert equal(decode(*encode(few)), few)
+
+
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_a_message_survives_flowers_records(message: Message) -> None:
     """Seen: a field called `kind` took the place of the message's own in the header, once it left the process."""

@@ -144,6 +144,22 @@ def test_local_steps_are_those_of_the_deployed_code(several: bool) -> None:
     assert np.abs(np.stack(deployed)).max(1).min() > 1e-3
 
 
+def test_of_a_person_no_more_records_than_asked_for_are_in_a_step() -> None:
+    people = np.array([5, 5, 5, 2, 2, 8, 1, 1, 1, 1])
+    persons = Persons.of([np.arange(3), np.arange(3, 6), np.arange(6, 10)], people)
+    assert persons.at_most(0) is persons
+    seen: set[int] = set()
+    for _ in range(60):
+        few = persons.at_most(2)
+        pieces = [few.rows[first : first + count] for first, count in zip(few.first, few.count, strict=True)]
+        assert few.count.tolist() == np.minimum(persons.count, 2).tolist()
+        assert all(len(set(people[piece])) == 1 for piece in pieces)
+        assert [people[piece[0]] for piece in pieces] == [people[persons.rows[first]] for first in persons.first]
+        assert few.owner is persons.owner
+        seen.update(few.rows.tolist())
+    assert seen == set(range(10))
+
+
 def test_every_step_samples_everybody_anew_at_the_rate() -> None:
     steps = list(_sampled(500, 400, 0.3, np.random.default_rng(0).bytes))
     there = np.zeros((400, 500), bool)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ from sovfed.clients.ledger.entries import Budget, History, Whose
 from sovfed.clients.ledger.file import create_ledger, read_ledger
 from sovfed.clients.trainer.service import make_trainer
 from sovfed.clients.training.local import LocalTraining
-from sovfed.clients.training.private import PrivateTraining, admit, plan_of
+from sovfed.clients.training.private import CONSTANTS, PrivateTraining, admit, plan_of
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import ConfigError, DataError, PolicyError, PrivacyError
 from sovfed.federation.messages import PrivateRequest
@@ -242,6 +244,34 @@ def test_persons_are_sampled_whole() -> None:
     assert place._count == len(np.unique(twin.persons[twin.train]))
     total = place._sum(dataclasses.replace(REQUEST, sampling_rate=1.0, clip=1e-3), REQUEST.model)
     assert np.linalg.norm(total) <= 1e-3 * place._count
+
+
+def test_of_a_person_no_more_records_than_asked_for_are_in_a_step() -> None:
+    """Three records of a person, all but one of them the same as its first: their mean is that record's gradient."""
+    records = in_memory(load_records(TASK, DATA))
+    train = np.sort(records.train)[: len(records.train) // 3 * 3]
+    people = records.persons.copy()
+    people[train] = np.arange(len(train)) // 3
+    columns = {name: values.copy() for name, values in records.columns.items()}
+    for values in columns.values():
+        values[train] = values[train[::3]].repeat(3, axis=0)
+    thrice = dataclasses.replace(records, columns=columns, persons=people, train=train, several_records=True)
+    place = PrivateTraining(TASK, thrice, site="0", device="cpu", ledger=None)
+    asked = dataclasses.replace(REQUEST, sampling_rate=1.0)
+    drawn = place._drawn(dataclasses.replace(asked, person_records=2)).numpy()
+    assert np.bincount(drawn // 3).tolist() == [2] * (len(train) // 3)
+    expected = place._sum(asked, asked.model)
+    for count in (1, 2):
+        total = place._sum(dataclasses.replace(asked, person_records=count), asked.model)
+        np.testing.assert_allclose(total, expected, atol=1e-4)
+    assert np.linalg.norm(expected) > 5
+
+
+def test_how_many_records_of_a_person_are_taken_is_part_of_the_plan_unless_it_is_all() -> None:
+    assert plan_of(dataclasses.replace(REQUEST, person_records=4)).config != plan_of(REQUEST).config
+    names = {f.name for f in dataclasses.fields(REQUEST)} - {*CONSTANTS, "candidates", "scores", "person_records"}
+    before = json.dumps({name: getattr(REQUEST, name) for name in names}, sort_keys=True)  # as plans were kept before
+    assert plan_of(REQUEST).config == hashlib.sha256(before.encode()).hexdigest()
 
 
 def test_a_task_without_a_model_cannot_be_private() -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.clients.orders.house import CONFIG, TASK, House, planned, whole
 
@@ -97,6 +98,18 @@ def test_an_order_that_claims_less_epsilon_than_its_run_costs_is_refused(tmp_pat
         lie = dataclasses.replace(honest, order=dataclasses.replace(honest.order, epsilon=claim))
         with pytest.raises(OrderError, match="epsilon"):
             gate.consider(house.show(request, lie))
+
+
+def test_an_order_holds_a_run_to_settings_that_came_after_it(tmp_path: Path) -> None:
+    """What it does not say is as it always was: an upgrade spoils no order, and opens none."""
+    config = planned("privacy=distributed", "privacy.epsilon=2", "rounds=10")
+    plan = PrivacyPlan.make(config, "study", TASK.parameters)
+    order = House(tmp_path).proposal(whole_run(config, TASK, "7", "study", plan), config).order
+    assert "person_records" not in order.settings
+    asked = plan.request("7", 3, np.zeros(TASK.parameters, np.float32))
+    begun = dataclasses.replace(asked, begin=np.ones(1, np.uint8))
+    assert order.forbids(begun) == ""
+    assert order.forbids(dataclasses.replace(begun, person_records=5)) == "person_records"
 
 
 def test_a_run_is_held_to_what_was_approved(tmp_path: Path) -> None:

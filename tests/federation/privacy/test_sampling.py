@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sovfed.federation.errors import PrivacyError
-from sovfed.federation.privacy.sampling import Keystream, poisson_sample
+from sovfed.federation.privacy.sampling import Keystream, at_most, poisson_sample
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "privacy" / "persons.json"
 
@@ -73,3 +73,22 @@ def test_edges() -> None:
 def test_rates_out_of_range_are_refused(persons: int, rate: float) -> None:
     with pytest.raises(PrivacyError, match="cannot sample"):
         poisson_sample(persons, rate)
+
+
+def test_of_each_owner_so_many_records_are_drawn_and_each_as_often_as_another() -> None:
+    owners = np.array([7, 3, 7, 7, 3, 9, 7])
+    entropy, times = np.random.default_rng(0).bytes, np.zeros(len(owners))
+    for _ in range(3_000):
+        drawn = at_most(owners, 2, entropy)
+        assert (np.diff(drawn) > 0).all()
+        assert [np.count_nonzero(owners[drawn] == owner) for owner in (3, 7, 9)] == [2, 2, 1]
+        times[drawn] += 1
+    assert times[[1, 4, 5]].tolist() == [3_000] * 3
+    assert np.abs(times[owners == 7] - 1_500).max() < 5 * np.sqrt(3_000 / 4)  # two of four
+
+
+def test_what_is_drawn_of_a_person_may_be_all_or_nobody_s_but_not_nothing() -> None:
+    assert at_most(np.array([4, 4, 2]), 3).tolist() == [0, 1, 2]
+    assert at_most(np.empty(0, np.int64), 1).size == 0
+    with pytest.raises(PrivacyError, match="at least one"):
+        at_most(np.array([1]), 0)

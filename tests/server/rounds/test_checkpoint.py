@@ -101,3 +101,15 @@ def test_what_decides_the_training_is_in_the_digest(override: str) -> None:
     from sovfed.federation.compose import compose
 
     assert checkpoint.config_digest(compose([override]).config) != checkpoint.config_digest(compose([]).config)
+
+
+def test_a_version_with_more_settings_goes_on_with_an_older_version_s_run() -> None:
+    """Else an upgrade would end every run that is going on: a supervisor starts its coordinator again."""
+    config = CONFIG
+    newer = dataclasses.make_dataclass(
+        "Newer", [("later", int, dataclasses.field(default=3))], bases=(type(config.privacy),), frozen=True
+    )
+    values = {field.name: getattr(config.privacy, field.name) for field in dataclasses.fields(config.privacy)}
+    same = dataclasses.replace(config, privacy=newer(**values))
+    other = dataclasses.replace(config, privacy=newer(**values, later=4))
+    assert checkpoint.config_digest(same) == checkpoint.config_digest(config) != checkpoint.config_digest(other)
