@@ -17,6 +17,7 @@ import sqlite3
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import UTC, datetime
+from email.utils import formatdate
 from typing import Any, Final, Protocol, TypeAlias
 
 from sovfed.federation.errors import IdentityError
@@ -114,6 +115,7 @@ class FleetGate:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})  # there is no lifespan on this side
             return
+        send = _dated(send)
         try:
             peer, key = self._admit(scope)
             body = await _read_body(scope, receive, body_limit(scope["path"]))
@@ -153,6 +155,18 @@ class FleetGate:
         if why := signed_too_far(_header(scope, TIMESTAMP_HEADER), datetime.now(UTC)):
             raise RefusedError(401, f"{peer.institution}: {why}")
         return peer, key
+
+
+def _dated(send: Send) -> Send:
+    """`send` with the time of now: uvicorn's is of its last tick, and old for a while on a machine that stood still."""
+
+    async def dated(event: Event) -> None:
+        if event["type"] == "http.response.start":
+            date = (b"date", formatdate(usegmt=True).encode("ascii"))
+            event = {**event, "headers": [*event.get("headers", ()), date]}
+        await send(event)
+
+    return dated
 
 
 class _DisconnectedError(Exception):

@@ -197,6 +197,7 @@ def _public_server(app: App, home: Path, trust: Trust, max_message_bytes: int, d
         FleetGate(app, trust, FleetRules(FleetState(home / STATE_FILE), max_message_bytes)),
         http=type("NetworkProtocol", (CertificateProtocol,), {"door": door, "trust": trust}),
         lifespan="off",
+        date_header=False,  # the gate's
         ssl_context_factory=lambda _config, _default: tls_context(home / "identity"),
         **_COMMON,
     )

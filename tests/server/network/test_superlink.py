@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
+import signal
 import socket
 import sqlite3
 import stat
+import time
 from collections.abc import Iterator
 from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +242,7 @@ class Served:
     hospital: Institution
     other: Institution
     node_id: int
+    pid: int
 
 
 @pytest.fixture(scope="module")
@@ -248,9 +253,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     hospital = make_institution(authority, folder / "hospital", "hospital-1")
     other = make_institution(authority, folder / "other", "hospital-2")
     config = server_config(home)
-    with superlink(home, config) as (_, control):
+    with superlink(home, config) as (process, control):
         node_id = control.register_node(hospital.public_key, "hospital-1")
-        yield Served(authority, home, config, control, hospital, other, node_id)
+        yield Served(authority, home, config, control, hospital, other, node_id, process.pid)
 
 
 def activate(served: Served, client: httpx.Client, node: Institution) -> httpx.Response:
@@ -264,6 +269,21 @@ def test_an_enrolled_institution_activates_its_node(served: Served) -> None:
         response = activate(served, client, served.hospital)
     assert response.status_code == 200
     assert ActivateNodeResponse.FromString(response.content).node_id == served.node_id
+
+
+@pytest.mark.deploy
+def test_an_agency_that_stood_still_answers_with_the_time_of_now(served: Served) -> None:
+    """Seen: the answer bore the time of when it stopped, and institutions said that a clock was wrong."""
+    with network_client(served.config.fleet_port, served.hospital.folder) as client:
+        activate(served, client, served.hospital)
+        os.kill(served.pid, signal.SIGSTOP)
+        try:
+            time.sleep(3.5)  # nothing tells when a clock has gone on
+        finally:
+            os.kill(served.pid, signal.SIGCONT)
+        response = activate(served, client, served.hospital)
+    (date,) = response.headers.get_list("date")
+    assert abs(parsedate_to_datetime(date).timestamp() - time.time()) < 2.5
 
 
 @pytest.mark.deploy
