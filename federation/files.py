@@ -83,6 +83,15 @@ def write_private(path: Path, data: bytes) -> None:
     write_atomic(path, data, 0o600)
 
 
+def stamp(path: Path | str) -> tuple[int, int, int] | None:
+    """What changes when the file or folder at `path` does, its mode included; None if it cannot be looked at."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a Path takes longer to make
+    except OSError:
+        return None
+    return status.st_ctime_ns, status.st_size, status.st_ino
+
+
 def read_private(path: Path) -> bytes:
     """The bytes of a secret file; refuses one that another user could read, or that is not a plain file of ours."""
     try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.orders.places import ANSWERS, CONSENTS, FOLDERS, IN_FORCE, PROPOSED, RECEIPTS, RUNS, WITHDRAWN
 from sovfed.federation.errors import IdentityError, OrderError, SovfedError
-from sovfed.federation.files import private_directory, write_private
+from sovfed.federation.files import private_directory, stamp, write_private
 from sovfed.federation.orders.answers import UNREADABLE, Answer, read_answer
 from sovfed.federation.orders.order import Proposal, read_proposal
 from sovfed.federation.schema import bind, bounded, named, nearest
@@ -121,13 +121,9 @@ class OrderBook:
         """What an officer wrote about the order of `digest`; None if nothing. Raises IdentityError if it is damaged."""
         return _answer_in(self._home / ANSWERS / f"{digest}.json")
 
-    def answer_stamp(self, digest: str) -> tuple[int, int]:
+    def answer_stamp(self, digest: str) -> tuple[int, int, int] | None:
         """Changes when the officer's answer does."""
-        try:
-            status = (self._home / ANSWERS / f"{digest}.json").stat()
-        except FileNotFoundError:
-            return 0, 0
-        return status.st_mtime_ns, status.st_ino
+        return stamp(self._home / ANSWERS / f"{digest}.json")
 
     def write_answer(self, answer: Answer) -> None:
         write_private(self._home / ANSWERS / f"{answer.order}.json", answer.to_bytes())

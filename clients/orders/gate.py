@@ -45,7 +45,7 @@ class _Open:
     """A run that is answered: its order, and how much of it was used."""
 
     order: RunOrder
-    stamp: tuple[int, int]
+    stamp: tuple[int, int, int] | None
     answered: dict[str, int]
     written: int
     consented: bool  # by the node: as long as the standing consent lasts

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import PolicyError
-from sovfed.federation.files import private_directory, write_private
+from sovfed.federation.files import private_directory, stamp, write_private
 from sovfed.federation.messages import EvaluateRequest, PrivateRequest, SumRequest
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.secagg.request import whole_run
@@ -140,12 +140,8 @@ class Allowance:
         _save(self._home, replace(state, today=state.today.plus(ahead), runs=runs))
         self._stamp = self._modified()
 
-    def _modified(self) -> tuple[int, int]:
-        try:
-            status = (self._home / FILE).stat()
-        except FileNotFoundError:
-            return 0, 0
-        return status.st_mtime_ns, status.st_ino
+    def _modified(self) -> tuple[int, int, int] | None:
+        return stamp(self._home / FILE)
 
 
 def read_state(home: Path) -> State:

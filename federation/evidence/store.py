@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,14 +17,17 @@ from sovfed.federation.database import BUSY_S, writing
 from sovfed.federation.errors import EvidenceError, ServiceError
 from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.entries import entry, read_entry
-from sovfed.federation.evidence.keys import LOG_KEY, VOUCHER, establish, load_key, read_voucher
+from sovfed.federation.evidence.keys import FOLDERS, LOG_KEY, VOUCHER, establish, load_key, read_voucher
 from sovfed.federation.evidence.notes import Checkpoint, sign
-from sovfed.federation.files import read_private
+from sovfed.federation.files import read_private, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 FILE: Final = "audit/log.db"
+SIGNED_BY: Final = ("identity/cert.pem", VOUCHER, LOG_KEY, *FOLDERS)
 BATCH: Final = 1_000  # rows that are read at once; who appends waits for whoever reads
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS entries (seq INTEGER PRIMARY KEY, data BLOB NOT NULL);
@@ -35,10 +39,10 @@ CREATE TABLE IF NOT EXISTS heads (size INTEGER PRIMARY KEY, note BLOB NOT NULL);
 
 def record(home: Path, kind: str, /, **fields: Any) -> int:
     """Append one entry to the home's log; its number. Before the home has a certificate there is no log: -1."""
-    voucher = establish(home)
-    if voucher is None:
+    signer = _signer(str(home), _stamps(home))
+    if signer is None:
         return -1
-    origin, key = voucher.origin, load_key(home / LOG_KEY)
+    origin, key = signer
     with writing(home / FILE, _SCHEMA) as db:
         (size,) = db.execute("SELECT coalesce(max(seq) + 1, 0) FROM entries").fetchone()
         at = int(time.time())
@@ -48,6 +52,18 @@ def record(home: Path, kind: str, /, **fields: Any) -> int:
         head = Checkpoint(origin, size + 1, merkle.root_hash(size + 1, nodes))
         db.execute("INSERT INTO heads VALUES (?, ?)", (size + 1, sign(head, key)))
     return int(size)
+
+
+@lru_cache(maxsize=8)
+def _signer(home: str, _: object) -> tuple[str, Ed25519PrivateKey] | None:
+    """Origin and key of the log, as the files of these `_stamps` have them; None before there is a certificate."""
+    voucher = establish(Path(home))
+    return None if voucher is None else (voucher.origin, load_key(Path(home) / LOG_KEY))
+
+
+def _stamps(home: Path) -> tuple[tuple[int, int, int] | None, ...]:
+    """What changes with the home's certificate, and with its log's keys: reading them costs more than an entry."""
+    return tuple(stamp(f"{home}/{name}") for name in SIGNED_BY)
 
 
 def record_change(home: Path, kind: str, /, **fields: Any) -> bool:

@@ -11,10 +11,11 @@ import pytest
 from tests.lane_fixture import Authority
 
 from sovfed.federation.certificates import InstitutionNames, ServerNames
-from sovfed.federation.errors import EvidenceError
+from sovfed.federation.errors import EvidenceError, IdentityError, ServiceError
 from sovfed.federation.evidence import merkle, store
 from sovfed.federation.evidence.checking import check_log
 from sovfed.federation.evidence.entries import canonical, read_entry
+from sovfed.federation.evidence.keys import LOG_KEY
 from sovfed.federation.evidence.store import FILE, LogReader, record
 from sovfed.federation.evidence.witness import keep_cosignature, watch
 from sovfed.federation.identity import load_roots
@@ -186,6 +187,19 @@ def test_whoever_reads_slowly_keeps_nobody_from_appending(
 
     assert record(hospital, "round", run="2") == 7
     assert len([*reading]) in (6, 7)
+
+
+@pytest.mark.parametrize("name", [LOG_KEY, "audit-key"])
+def test_a_key_that_others_may_read_is_noticed_while_the_log_goes_on(hospital: Path, name: str) -> None:
+    """The key is read once, and again only when a file or folder that matters is another."""
+    record(hospital, "round", run="1", round=8, participants=["hospital-1"])
+    before = (hospital / name).stat().st_mode
+    (hospital / name).chmod(before | 0o055)
+    with pytest.raises((IdentityError, ServiceError), match="expected 0"):
+        record(hospital, "round", run="1", round=9, participants=["hospital-1"])
+    (hospital / name).chmod(before)
+    record(hospital, "round", run="1", round=9, participants=["hospital-1"])
+    assert check_log(hospital).size == 9
 
 
 def test_a_log_goes_on_under_a_new_root_of_the_authority(authority: Authority, agency: Path, hospital: Path) -> None:
