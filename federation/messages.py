@@ -37,7 +37,7 @@ def _empty(dtype: str) -> Any:
     return dataclasses.field(default_factory=lambda: np.zeros(0, dtype=dtype), metadata={"dtype": dtype})
 
 
-LATER: Final = frozenset({"person_records"})
+LATER: Final = frozenset({"person_records", "rate_units"})
 """Fields that messages were sent without at first. With their default they are in nothing that is sent, signed or
 digested: so an older peer, an order signed before, and a plan that a ledger keeps still fit after an upgrade."""
 
@@ -105,7 +105,7 @@ class TrainRequest(LocalWork):
     is the name under which the institution keeps what `algorithm` carries from round to round; a resumed run has the
     same. `control` is SCAFFOLD's c, shape [d], and empty for the others. `normalisation` is `TaskConfig`'s.
     `rate_start` and `rate_end` are the shares of `learning_rate` as the round begins and ends. Without `evaluate`
-    nothing is evaluated, and zeros stand for it.
+    nothing is evaluated, and zeros stand for it. With `rate_units` an update is sent in multiples of `LocalPlan.reach`.
     """
 
     run: str = named()
@@ -128,6 +128,12 @@ class TrainRequest(LocalWork):
     rate_start: float = bounded(1.0, 0.0, 1.0)
     rate_end: float = bounded(1.0, 0.0, 1.0)
     evaluate: bool = bounded(True)
+    rate_units: bool = bounded(False)
+
+    @property
+    def unit(self) -> float:
+        """What an update's trained values are sent in multiples of."""
+        return (self.rate_units and self.plan.reach) or 1.0
 
     @property
     def plan(self) -> LocalPlan:

@@ -14,6 +14,8 @@ SGD: Final = "sgd"
 BUILT_IN: Final = (SGD, "adamw", "muon")  # `optimizers.py` has them
 SCHEDULES: Final = ("constant", "linear", "cosine", "wsd")
 NOT_SENT: Final = ("final_rate", "proximal_mu")  # which the request says in its own way
+REACHING: Final = ("adamw", "muon")  # whose steps are as long as the rate, whatever the gradient
+REACH: Final = 1.5  # times the sum of the rates: room for values that move the same way in all steps
 MUON_MOMENTUM: Final = 0.95  # Jordan 2024
 
 
@@ -74,6 +76,16 @@ class LocalPlan:
         if self.learning_rate == self.final_rate:
             return self.learning_rate
         return self.learning_rate + (self.final_rate - self.learning_rate) * (step + 0.5) / steps
+
+    @property
+    def reach(self) -> float:
+        """How far the learning rates let a value move in the round, about: known before any record is read.
+
+        A step of AdamW moves it by little more than the rate, one of Muon by a fifth of it on the root mean square
+        (`optimizers.py`), so this holds for both; weight decay comes on top. 0 where no such bound is known: other
+        optimizers move by as much as the gradient says, and epochs take as many steps as there are records.
+        """
+        return REACH * self.local_steps * self.mean_rate if self.optimizer in REACHING else 0.0
 
     @property
     def mean_rate(self) -> float:

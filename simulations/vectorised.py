@@ -408,7 +408,8 @@ class VectorisedAggregation:
             total.count += int(weights.sum(dtype=torch.float64))
         total.participants = [node for node in total.participants if node not in total.refused]
         if total.count:
-            total.mean = (summed / total.count).astype(np.float32)
+            mean = (summed / total.count).astype(np.float32)
+            total.mean = mean if request.unit == 1.0 else mean / np.float32(request.unit)
 
     def _evaluate(
         self, request: TrainRequest | EvaluateRequest, cohort: Cohort, parts: Sequence[Indices]

@@ -14,12 +14,13 @@ import numpy as np
 
 from sovfed.clients.training.local import LocalTraining
 from sovfed.clients.training.personal import Learned
-from sovfed.federation.algorithms import LOCAL
+from sovfed.federation.algorithms import FEDAVG, LOCAL
 from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
+from sovfed.federation.messages import TrainRequest
 
 if TYPE_CHECKING:
     from sovfed.federation.algorithms import Algorithm
-    from sovfed.federation.messages import EvaluateRequest, Sums, TrainRequest, Vector
+    from sovfed.federation.messages import EvaluateRequest, Sums, Vector
     from sovfed.federation.tasks.layout import Layout
 
 
@@ -50,7 +51,7 @@ class Learner(LocalTraining):
             _require_finite(learned)
         except TrainingError as error:
             return replace(self.nothing(request, state), evaluation=evaluation, cut=cut, failed=str(error))
-        return replace(learned, cut=cut, update=self.task.layout.sent(learned.update, request.model))
+        return replace(learned, cut=cut, update=self.task.layout.sent(learned.update, request.model, request.unit))
 
     def nothing(self, request: TrainRequest, state: Vector | None = None) -> Learned:
         """What an institution that did not move has learnt, without an evaluation."""
@@ -69,6 +70,12 @@ class Learner(LocalTraining):
     def _algorithm(self, request: TrainRequest | EvaluateRequest) -> Algorithm:
         """What the request asks for. Raises ConfigError if the task's model cannot be trained so."""
         algorithm = LOCAL[request.algorithm]
+        if (
+            isinstance(request, TrainRequest)
+            and request.rate_units
+            and (not request.plan.reach or algorithm is not FEDAVG)
+        ):
+            raise ConfigError(f"'{request.optimizer}' under '{request.algorithm}' has no rate units")
         if reason := algorithm.refusal(self.task.layout):
             raise ConfigError(f"task '{self.task.name}' {reason}")
         return algorithm

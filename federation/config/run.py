@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from sovfed.federation.algorithms import FEDAVG
 from sovfed.federation.config.data import DataConfig
 from sovfed.federation.config.order import OrderConfig
 from sovfed.federation.config.protection import LANE_BITS, SECURE_COHORT, PrivacyConfig, SecaggConfig
 from sovfed.federation.config.services import ClientConfig, ServerConfig, TrackingConfig
 from sovfed.federation.config.simulation import PartitionConfig, SimulationConfig
 from sovfed.federation.config.training import StrategyConfig, TaskConfig
-from sovfed.federation.plan import NOT_SENT, SGD, LocalPlan
+from sovfed.federation.plan import NOT_SENT, REACHING, SGD, LocalPlan
 from sovfed.federation.schema import bounded, named
 from sovfed.federation.text import without_credentials
 
@@ -138,6 +139,13 @@ def _of_training(config: Config) -> Iterator[str]:
     end = 0.0 if task.scheduled else 1.0  # some other rate than at the start
     if reason := strategy.algorithm.why_not(task.plan(1.0, end)):
         yield f"strategy {reason}"
+    if strategy.rate_units and (not task.plan().reach or gradient or strategy.algorithm.local != FEDAVG.local):
+        yield (
+            "strategy.rate_units divides by what a known number of steps may move a value: take task.optimizer="
+            f"{' or '.join(REACHING)}, task.local_steps, and a strategy whose institutions train as under fedavg"
+        )
+    if strategy.rate_units and config.privacy.private:
+        yield "strategy.rate_units is for updates; private runs send clipped and noised sums: leave it"
     if gradient and task.local_steps > 1:
         yield f"task.local_steps is {task.local_steps}; '{strategy.name}' takes one step a round: leave it at 0"
     if gradient and mechanism in ("silo", "institution"):

@@ -155,6 +155,10 @@ class StrategyConfig:
         1.0, 1.0, 1e3, doc="of 'fedsgd': institutions send so many times the gradient, whose small values then fill "
         "a ring of few bits; their policies' max_learning_rate bounds it",
     )  # fmt: skip
+    rate_units: bool = bounded(
+        False, doc="with task.optimizer=adamw or muon and task.local_steps: institutions send each value divided by "
+        "what the learning rates let it move, which fills a ring of few bits; the server multiplies it again",
+    )  # fmt: skip
 
     @property
     def individual(self) -> bool:
@@ -179,7 +183,8 @@ class StrategyConfig:
     @property
     def sent(self) -> dict[str, Any]:
         """The settings that institutions are told with every request, fields of `TrainRequest`."""
-        return {"proximal_mu": 0.0} | {name: getattr(self, name) for name in self.algorithm.settings}
+        units = {"proximal_mu": 0.0, "rate_units": self.rate_units}
+        return units | {name: getattr(self, name) for name in self.algorithm.settings}
 
     def __post_init__(self) -> None:
         if self.institution is not None and self.name in ALGORITHMS:

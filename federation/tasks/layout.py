@@ -122,26 +122,29 @@ class Layout:
             mask[block.place] = block.name in names
         return mask
 
-    def sent(self, update: Vector, model: Vector) -> Vector:
-        """`update` (shape [d]) with its running statistics in units of `reach`, cut to ±1, as it travels.
+    def sent(self, update: Vector, model: Vector, unit: float = 1.0) -> Vector:
+        """`update` (shape [d]) as it travels: what is trained in multiples of `unit`, running statistics of `reach`.
 
-        A variance of thousands would be cut to the clip that is meant for weights' updates, or shrink them with it.
+        Those are cut to ±1: a variance of thousands would be cut to the clip that is meant for weights' updates, or
+        shrink them with it.
         """
-        return self._rescaled(update, lambda part: np.clip(part / self._reach(model), -1.0, 1.0))
+        return self._rescaled(update, 1.0 / unit, lambda part: np.clip(part / self._reach(model), -1.0, 1.0))
 
-    def received(self, update: Vector, model: Vector) -> Vector:
+    def received(self, update: Vector, model: Vector, unit: float = 1.0) -> Vector:
         """The inverse of `sent`, of a mean as well: `model` is public."""
-        return self._rescaled(update, lambda part: part * self._reach(model))
+        return self._rescaled(update, unit, lambda part: part * self._reach(model))
 
     def _reach(self, model: Vector) -> Vector:
         """How far each running statistic may move in a round: it may become nine times what it is."""
         reach: Vector = np.float32(8.0) * np.maximum(np.float32(1.0), np.abs(model[self.trained :]))
         return reach
 
-    def _rescaled(self, update: Vector, change: Callable[[Vector], Vector]) -> Vector:
-        if self.trained == self.size:
+    def _rescaled(self, update: Vector, factor: float, change: Callable[[Vector], Vector]) -> Vector:
+        if self.trained == self.size and factor == 1.0:
             return update
         changed = update.copy()
+        if factor != 1.0:
+            changed[: self.trained] *= np.float32(factor)
         changed[self.trained : self.size] = change(update[self.trained : self.size])
         return changed
 

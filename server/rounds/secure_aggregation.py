@@ -166,7 +166,8 @@ class SecureAggregation(Epochs):
                 f"secure aggregation: rounding is {error:.0%} of the mean update of round 1, above secagg.max_error "
                 f"{config.max_error:.0%}: with secagg.bits={config.bits} and secagg.clip={config.clip:g} a step of the "
                 f"ring is {ring.step(total.count):.1e}, values are {_rms(mean):.1e}. Take secagg.bits=32, a clip "
-                "nearer to the largest update, or a secagg.max_weight nearer to the institutions' records"
+                "nearer to the largest update, or a secagg.max_weight nearer to the institutions' records; with adamw "
+                "or muon and task.local_steps also strategy.rate_units=true"
             )
         if error > TOLD_ERROR:
             log.warning("round %d: rounding in the ring is %.0f %% of the mean update", number, 100 * error)

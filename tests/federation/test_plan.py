@@ -117,6 +117,13 @@ PRIVATE: dict[str, Any] = {"server": {"min_cohort": 5}}
         ({"task": {"optimizer": "adamw", "momentum": 0.9}}, "beta_1"),
         ({"task": {"schedule": "wsd", "warmup": 0.9}}, "more than all rounds"),
         ({"task": {"floor": 0.1}}, "never falls"),
+        ({"strategy": {"rate_units": True}}, "task.optimizer=adamw or muon, task.local_steps"),
+        ({"strategy": {"rate_units": True}, "task": ADAMW}, "task.local_steps"),
+        ({"strategy": {"rate_units": True, "name": "fedsgd"}, "task": ADAMW}, "as under fedavg"),
+        (
+            {"strategy": {"rate_units": True}, "task": {**ADAMW, "local_steps": 3}, "privacy": {"mechanism": "silo"}},
+            "clipped and",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_the_reason(values: dict[str, Any], message: str) -> None:
@@ -131,6 +138,7 @@ def test_what_does_not_go_together_is_refused_with_the_reason(values: dict[str, 
         {"task": ADAMW, "strategy": {"name": "fedsgd"}, "privacy": {"mechanism": "distributed"}, **PRIVATE},
         {"task": COSINE, "privacy": {"mechanism": "distributed"}, **PRIVATE},
         {"task": {"optimizer": "adamw", "schedule": "wsd", "warmup": 0.1}, "patience": 5, "keep_best": True},
+        {"task": {"optimizer": "muon", "local_steps": 3}, "strategy": {"name": "fedadam", "rate_units": True}},
     ],
 )
 def test_what_goes_together_is_accepted(values: dict[str, Any]) -> None:

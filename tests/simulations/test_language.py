@@ -77,3 +77,44 @@ def test_a_ring_that_would_drown_the_update_is_refused_in_the_first_round(
     fitting: dict[str, Any] = drowning | {"secagg.clip": 0.3, "secagg.max_weight": 1_000, "secagg.max_error": 0.5}
     kept = trained(task, dict(sites), tmp_path / "kept", **fitting)
     assert float(kept.rounds["ring_error"].iloc[0]) < 0.5
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_in_units_of_the_rates_sixteen_bits_hold_the_updates_of_local_steps(
+    made: tuple[DeclaredTask, dict[str, Windows]], tmp_path: Path, optimizer: str
+) -> None:
+    """How far learning rates let a value move is known to everybody before any text is read."""
+    task, sites = made
+    local = {
+        "strategy": "fedavg", "task.optimizer": optimizer, "task.local_steps": 5, "task.batch_size": 4,
+        "task.learning_rate": 0.004, "secagg.max_weight": 1_000, "secagg.max_error": 100.0,
+    }  # fmt: skip
+    wide, plain, fitted = (
+        trained(task, dict(sites), tmp_path / name, rounds=4, **{**local, **settings})
+        for name, settings in {
+            "wide": {"secagg": "full"}, "plain": {"secagg": "compact"},
+            "fitted": {"secagg": "compact", "strategy.rate_units": True},
+        }.items()
+    )  # fmt: skip
+    assert (fitted.rounds["ring_error"] < 0.1 * plain.rounds["ring_error"]).all()
+    assert (
+        fitted.rounds["ring_error"] < 0.05
+    ).all()  # a ministry here has a few of the thousand windows that may count
+    near = {"adamw": 0.003, "muon": 0.05}[optimizer]  # Muon makes what rounding stirs up as long as what it learns
+    assert fitted.metrics["bits_per_byte"] == pytest.approx(wide.metrics["bits_per_byte"], rel=near)
+
+
+@pytest.mark.parametrize(("engine", "optimizer"), [("inprocess", "muon"), ("vectorised", "adamw")])
+def test_units_of_the_rates_change_nothing_but_what_travels(engine: str, optimizer: str, tmp_path: Path) -> None:
+    settings = {
+        "task.optimizer": optimizer, "task.local_steps": 4, "task.learning_rate": 0.01, "task.schedule": "cosine",
+        "secagg": "none", "client": "cpu", "simulation.engine": engine, "strategy": "fedavgm",
+    }  # fmt: skip
+    models = [
+        simulate(
+            "breast_cancer", rounds=3, settings=settings | {"strategy.rate_units": units}, folder=tmp_path / str(units)
+        )
+        for units in (False, True)
+    ]
+    np.testing.assert_allclose(models[1].vector, models[0].vector, atol=1e-6)
+    assert np.abs(models[0].vector).max() > 0.01
