@@ -19,6 +19,7 @@
     │   ├── DeclinedError     and to ask again would change nothing
     │   └── LostError         that were there a moment ago, and may be back
     └── ServiceError      a process of ours is not running, or would start unsafely
+        └── AwayError         that its supervisor starts again
 
 What an institution tells the coordinator about a failure is a `code` and the sentence in `WIRE_SENTENCES`; exception
 text stays in the institution's own log. Every code but `failed` is decided before a record is touched, from the
@@ -113,6 +114,10 @@ class LostError(CohortError):
 
 class ServiceError(SovfedError):
     code = "service"
+
+
+class AwayError(ServiceError):
+    """A process of the agency's own is away: its supervisor starts it again, and then it may be tried again."""
 
 
 WIRE_SENTENCES: Final[dict[str, str]] = {

@@ -19,7 +19,7 @@ import grpc
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp.grid import Grid
 
-from sovfed.federation.errors import ProtocolError, ServiceError
+from sovfed.federation.errors import AwayError, ProtocolError, ServiceError
 from sovfed.federation.messages import LaneOffer, LaneReply
 from sovfed.federation.secagg.keys import Identity
 from sovfed.federation.wire.flower import from_records, new_message, to_records
@@ -52,7 +52,7 @@ LOST_NODES_S, NEW_NODES_S = 1.0, 5.0  # how often to look which nodes are online
 POLL_S: Final = (0.02, 0.5)  # between looks at who has joined
 COLLECT_S: Final = (0.5, 5.0)  # between looks for replies, by which only those that decline are known; longer for many
 RECONNECT_S: Final = (0.02, 0.5)  # pauses before a broken stream to the relay is opened again
-REGISTER_S, JOIN_S = 5.0, 2.0  # longest waits for the relay to register a run, and to end it
+JOIN_S: Final = 2.0  # longest wait for the relay to end a run
 
 
 class Receiver(Protocol):
@@ -200,8 +200,8 @@ class Links:
         """
         started = time.monotonic()
         asyncio.run_coroutine_threadsafe(self._keep_control(), self._thread.loop)
-        if not self._registered.wait(min(REGISTER_S, self._offer_timeout_s)):
-            raise ServiceError(f"no lane relay answers at {self._socket}")
+        if not self._registered.wait(self._offer_timeout_s):
+            raise AwayError(f"no lane relay answers at {self._socket}")
         self._offers.start()
         while not self._all_there(time.monotonic() - started):
             self._stop.wait(0.02)

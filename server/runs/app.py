@@ -21,6 +21,7 @@ from flwr.supercore.run import RunNotRunningException
 
 from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import (
+    AwayError,
     CohortError,
     ConfigError,
     DeclinedError,
@@ -119,10 +120,10 @@ def _passes(error: BaseException, folder: Path, resume: bool) -> bool:
     """Whether what ended the run may pass by itself, as a full disk or absent institutions do.
 
     Whoever starts a run looks at its first round, and is told at once that nothing comes of it; not where that was
-    taken up again already, or where institutions were there and were lost.
+    taken up again already, where institutions were there and were lost, or where the agency's own processes are away.
     """
     if not (resume or read_rounds(folder)):
-        return isinstance(error, LostError | OSError)
+        return isinstance(error, LostError | AwayError | OSError)
     return isinstance(error, CohortError | ServiceError | OSError) and not isinstance(error, DeclinedError)
 
 
@@ -168,13 +169,11 @@ def connect(base: Grid, config: Config, home: Path, folder: Path) -> tuple[Strea
         if len(list(grid.get_node_ids())) >= server.min_cohort:
             return grid, "stream"
         grid.close()
-        problem = "too few institutions opened their stream"
+        kind, problem = ServiceError, "too few institutions opened their stream"
     except (CohortError, IdentityError, ServiceError) as error:
-        problem = str(error)
+        kind, problem = AwayError if isinstance(error, AwayError) else ServiceError, str(error)
     if server.lane == "stream":
-        raise ServiceError(
-            f"the lane could not be opened: {problem}; server.lane=auto would fall back to Flower's Grid"
-        )
+        raise kind(f"the lane could not be opened: {problem}; server.lane=auto would fall back to Flower's Grid")
     log.warning("the lane could not be opened (%s); falling back to Flower's own Grid, which is slower", problem)
     return FlowerGrid(base), "flower"
 

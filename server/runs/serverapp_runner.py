@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
-from sovfed.federation.errors import ConfigError, ServiceError
+from sovfed.federation.errors import AwayError, ConfigError, ServiceError
 from sovfed.federation.host.processes import die_with_parent
 from sovfed.federation.wire.flower_http import add_client_header
 from sovfed.federation.wire.loopback import SECRET_HEADER, read_secret
@@ -106,7 +106,7 @@ def runtime_client(address: str, token: str) -> RuntimeHttpClient:
 
 
 def patiently(call: Callable[[], T], timeout_s: float = AWAY_S) -> T:
-    """The result of `call`, tried again while the superlink is away or busy; ServiceError after `timeout_s`."""
+    """The result of `call`, tried again while the superlink is away or busy; AwayError after `timeout_s`."""
     import httpx
 
     deadline, pause = time.monotonic() + timeout_s, 0.1
@@ -115,10 +115,10 @@ def patiently(call: Callable[[], T], timeout_s: float = AWAY_S) -> T:
             return call()
         except httpx.HTTPStatusError as error:
             if error.response.status_code < 500 or time.monotonic() >= deadline:
-                raise ServiceError(f"superlink: {error}") from error
+                raise AwayError(f"superlink: {error}") from error
         except httpx.TransportError as error:
             if time.monotonic() >= deadline:
-                raise ServiceError(f"superlink: {error}") from error
+                raise AwayError(f"superlink: {error}") from error
         time.sleep(pause)
         pause = min(2 * pause, MAX_RETRY_S)
 

@@ -19,7 +19,7 @@ from flwr.app import Message as FlowerMessage
 from flwr.proto.node_pb2 import NodeInfo
 from tests.lane_fixture import MAX_BYTES, RUN_ID, Agency, Cutter, DirectGrid, agency, wait_until
 
-from sovfed.federation.errors import ProtocolError, ServiceError
+from sovfed.federation.errors import AwayError, ProtocolError, ServiceError
 from sovfed.federation.messages import LaneOffer, Refusal, TrainReply, TrainRequest
 from sovfed.federation.wire.flower import from_records, new_message, to_records
 from sovfed.server.network import lane_links
@@ -309,7 +309,7 @@ def test_closing_the_grid_ends_the_institutions_streams(found: Agency) -> None:
 
 
 def test_without_a_relay_the_lane_cannot_be_opened(found: Agency, tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match="no lane relay answers"), opened(found, home=tmp_path, timeout_s=0.5):
+    with pytest.raises(AwayError, match="no lane relay answers"), opened(found, home=tmp_path, timeout_s=0.5):
         pass
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from sovfed.federation.compose import compose
-from sovfed.federation.errors import CohortError, ConfigError, DeclinedError, LostError
+from sovfed.federation.errors import AwayError, CohortError, ConfigError, DeclinedError, LostError, ServiceError
 from sovfed.federation.files import private_directory
 from sovfed.federation.wire.loopback import ensure_secret
 from sovfed.server.runs import app, coordinators, folders, recovery
@@ -215,6 +215,8 @@ def test_a_run_is_stopped_though_the_superlink_hangs(home: Path, flower: Flower)
         (CohortError("too few"), 1, False, True),
         (CohortError("too few"), 0, True, True),  # the machine came up again, and the institutions not yet
         (LostError("a trainer was killed in the setup"), 0, False, True),
+        (AwayError("no lane relay answers"), 0, False, True),  # its supervisor starts it again
+        (ServiceError("too few institutions opened their stream"), 0, False, False),
         (OSError(28, "No space left on device"), 0, False, True),
         (DeclinedError("they would again"), 5, True, False),
         (ConfigError("no such strategy"), 5, True, False),
