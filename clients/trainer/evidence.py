@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from sovfed.federation.errors import PolicyError
+from sovfed.federation.errors import EvidenceError, PolicyError, ServiceError
 from sovfed.federation.evidence.counted import Counted
-from sovfed.federation.evidence.store import record
+from sovfed.federation.evidence.store import LogReader, has_log, record
 from sovfed.federation.evidence.witness import SPLIT, problems
 from sovfed.federation.messages import EvaluateRequest, PrivateRequest, ProfileRequest, ReleaseRequest, TrainRequest
 
@@ -37,6 +38,9 @@ class Evidence:
         self._refused, self._received = Counted(home, "refusal"), Counted(home, "received")
         self._writer = ThreadPoolExecutor(1)
         self._told = ""
+        with contextlib.suppress(EvidenceError, ServiceError):  # whoever writes next says so
+            if has_log(home):
+                LogReader(home).extent()  # undoes what a trainer that died has left half done: the gateway cannot
 
     def require_whole(self) -> None:
         """Raises PolicyError where the agency's log does not go on from what was seen, and the policy refuses that."""

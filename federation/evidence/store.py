@@ -143,13 +143,22 @@ class LogReader:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
+        """Opened for writing where that is allowed, though nothing is written but what undoes a dead writer's half.
+
+        Else a power cut within a transaction would keep everything from starting that reads the log first. A gateway
+        may not write: it waits for whoever does.
+        """
         try:
-            db = sqlite3.connect(f"file:{self._path.absolute()}?mode=ro", uri=True, timeout=BUSY_S)
+            db = sqlite3.connect(f"file:{self._path.absolute()}?mode=rw", uri=True, timeout=BUSY_S)
         except sqlite3.OperationalError as error:
             raise ServiceError(f"{self._path}: no log to read") from error
         try:
             yield db
         except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
+                raise ServiceError(
+                    f"{self._path}: a writer died in the middle; whoever writes next undoes it"
+                ) from error
             raise EvidenceError(f"{self._path}: cannot be read as a database: {error}") from error
         finally:
             db.close()

@@ -179,11 +179,18 @@ class Machine:
         for owner in owners:
             status = read_status(self.home(owner))
             if status is None:
-                lacking.append(f"{owner}: not running")
+                lacking.append(f"{owner}: not running, started {self.services[owner].starts} times{self._last(owner)}")
             else:
                 lacking += [f"{owner}: {child.name} is {child.state}" for child in status.processes
                             if child.state != "ready" and not child.optional]  # fmt: skip
         return lacking
+
+    def _last(self, owner: str) -> str:
+        """What the supervisor of `owner` said last, which is gone with the folder."""
+        with contextlib.suppress(OSError):
+            lines = (self.home(owner) / "logs" / "supervisor.log").read_text(errors="replace").splitlines()
+            return "".join(f"; {line[:200]}" for line in lines[-3:])
+        return ""
 
     def _offline(self) -> list[str]:
         try:

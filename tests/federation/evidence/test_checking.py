@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.lane_fixture import Authority
 
+from sovfed.clients.trainer.evidence import Evidence
 from sovfed.federation.certificates import InstitutionNames, ServerNames
 from sovfed.federation.errors import EvidenceError, IdentityError, ServiceError
 from sovfed.federation.evidence import merkle, store
@@ -18,6 +21,7 @@ from sovfed.federation.evidence.entries import canonical, read_entry
 from sovfed.federation.evidence.keys import LOG_KEY
 from sovfed.federation.evidence.store import FILE, LogReader, record
 from sovfed.federation.evidence.witness import keep_cosignature, watch
+from sovfed.federation.host import landlock
 from sovfed.federation.identity import load_roots
 
 
@@ -187,6 +191,45 @@ def test_whoever_reads_slowly_keeps_nobody_from_appending(
 
     assert record(hospital, "round", run="2") == 7
     assert len([*reading]) in (6, 7)
+
+
+def _die_in_a_transaction(home: Path) -> None:
+    """As in a power cut: the journal is on disk, and half of what was to be written."""
+    script = (
+        "import os, sqlite3, sys\n"
+        "db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "db.execute('PRAGMA journal_mode = TRUNCATE'); db.execute('PRAGMA cache_size = 1')\n"
+        "db.execute('BEGIN IMMEDIATE')\n"
+        "db.execute('UPDATE entries SET data = ?', (b'x' * 3000,))\n"
+        "for number in range(1000, 1200):\n"
+        "    db.execute('INSERT INTO entries VALUES (?, ?)', (number, b'x' * 3000))\n"
+        "os._exit(9)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(home / FILE)], check=False, timeout=60)
+    assert (home / f"{FILE}-journal").stat().st_size > 0
+
+
+def test_whoever_reads_first_undoes_what_a_dead_writer_left(hospital: Path) -> None:
+    """Seen: after a power cut in the middle of an entry nothing started any more, for all read the log first."""
+    _die_in_a_transaction(hospital)
+    assert LogReader(hospital).extent() == 7
+    assert check_log(hospital).size == 7
+
+
+@pytest.mark.skipif(landlock.version() == 0, reason="this kernel has no Landlock")
+def test_who_may_only_read_is_told_to_wait_and_suspects_nobody(hospital: Path) -> None:
+    """A gateway; until a trainer has started again, or anybody has written."""
+    _die_in_a_transaction(hospital)
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom sovfed.clients.node.sandbox import seal_as\n"
+        "from sovfed.federation.evidence.store import LogReader\nhome = Path(sys.argv[1])\n"
+        "seal_as('gateway', home)\nLogReader(home).extent()\n"
+    )
+    command = [sys.executable, "-c", script, str(hospital)]
+    refused = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert "ServiceError" in refused.stderr and "a writer died in the middle" in refused.stderr
+    Evidence(hospital)
+    assert subprocess.run(command, check=False, timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize("name", [LOG_KEY, "audit-key"])
