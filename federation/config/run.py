@@ -134,6 +134,8 @@ def _of_candidates(config: Config) -> Iterator[str]:
 
 def _of_training(config: Config) -> Iterator[str]:
     """Why the task's local training does not go with the strategy or with privacy."""
+    if config.task.start and config.task.tells_table:
+        yield "task.start is the model that a run trains further; this one trains none: leave it"
     task, strategy, mechanism = config.task, config.strategy, config.privacy.mechanism
     gradient = strategy.algorithm.gradient
     end = 0.0 if task.scheduled else 1.0  # some other rate than at the start

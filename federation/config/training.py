@@ -52,6 +52,10 @@ class TaskConfig:
         OWN, NORMALISATIONS, doc="own: the task's layers; group: GroupNorm for BatchNorm, which no private run may have"
     )
 
+    start: str | None = bounded(
+        None, 1, 4096, doc="a model's file or folder, or one of the agency's runs, to train further; "
+        "null: a fresh model; start=… says the same",
+    )  # fmt: skip
     candidates: tuple[str, ...] = bounded(
         (), 1, 4096, doc="files or folders of models to score rather than to train, one a round; `sovfed evaluate`"
     )

@@ -35,6 +35,7 @@ from sovfed.server.orders.making import read_order, write_answers
 from sovfed.server.orders.withdrawn import PROFILED, withdrawn_from
 from sovfed.server.rounds import checkpoint
 from sovfed.server.rounds.aggregation import Aggregation, PlainAggregation, Total
+from sovfed.server.rounds.beginning import read_start
 from sovfed.server.rounds.ledger_heads import LedgerHeads, names_of
 from sovfed.server.rounds.loop import NOTHING, Round, Rounds
 from sovfed.server.rounds.patience import Patience
@@ -224,7 +225,8 @@ class _Training:
             if self._heads:
                 told_heads = self._heads.countersign(self._grid, rounds.run, names_of(self._grid))
                 summary["privacy"]["ledger_heads"] = told_heads
-            write_statement(folder, rounds.plan, self._task, self._transport)
+            started_from = summary.get("started_from_sha256", "")
+            write_statement(folder, rounds.plan, self._task, self._transport, started_from)
         summary["delivered_to"] = self._deliver(chosen)
         plot_curves(folder)
         if self._tracker:
@@ -252,16 +254,18 @@ class _Training:
 
     def _start_anew(self) -> None:
         rounds, task = self._rounds, self._task
-        rounds.model = initial_vector(task, rounds.config.seed)
+        start, rounds.model = rounds.config.task.start, initial_vector(task, rounds.config.seed)
+        if start is not None:
+            rounds.model, rounds.scale = read_start(Path(start), task, private=rounds.plan is not None)
         if rounds.config.task.statistics:
             rounds.model = np.zeros(vector_size(rounds.config, task), np.float32)
-        if task.transform.size and rounds.plan is None and not rounds.candidates:
+        if task.transform.size and rounds.plan is None and not rounds.candidates and start is None:
             asked = rounds.profile()
             if self._transport not in SIMULATED:
                 names = names_of(self._grid)
                 profiled = [names.get(node, str(node)) for node in asked]
                 write_private(self._folder / PROFILED, json.dumps(profiled).encode())
-        else:
+        elif start is None:
             rounds.scale = task.transform.public_scale
         (self._folder / ROUNDS).unlink(missing_ok=True)
 

@@ -104,6 +104,7 @@ def summary_of(
         "attendance": attendance(lines),
         "rounds": len(lines),
         "strategy": config.strategy.name,
+        **({} if config.task.start is None else {"started_from_sha256": digest(Path(config.task.start))}),
         "seconds_per_round_median": _median(lines, "seconds"),
         "overhead_seconds_per_round_median": _median(lines, "overhead_seconds"),
         "spoilt_contributions": sum(line.get("spoilt") or 0 for line in lines),
@@ -116,13 +117,16 @@ def summary_of(
     }
 
 
-def write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str) -> None:
+def write_statement(folder: Path, plan: PrivacyPlan, task: Task, transport: str, started_from: str = "") -> None:
     """The release's privacy statement, for machines and for people; it names all that took part in any round."""
     name = MODEL if plan.counted is None else TABLE
     model_digest = digest(folder / name)
+    further = (
+        f", trained further from one with SHA-256 {started_from}, of which this says nothing" if started_from else ""
+    )
     where = " (a simulation in one process: no ledger was charged)" if transport in SIMULATED else ""
     statement = plan.statement(
-        run=folder.name + where, model=f"{task.name}, {name} with SHA-256 {model_digest}",
+        run=folder.name + where, model=f"{task.name}, {name} with SHA-256 {model_digest}{further}",
         institutions=participants(read_rounds(folder)), date=datetime.now(UTC).date().isoformat(),
     )  # fmt: skip
     for name, text in zip(STATEMENT, (to_json(statement), to_html(statement)), strict=True):

@@ -21,6 +21,7 @@ from sovfed.federation.text import NAME, NAME_IN_WORDS, NAME_LENGTH
 from sovfed.server.network.presence import read_presence
 from sovfed.server.own_tasks import in_folder, require_reviewed
 from sovfed.server.runs.coordinators import LOCK, RUN_STATE, coordinator_of, send
+from sovfed.server.runs.release import MODEL
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -36,6 +37,7 @@ PULSE: Final = "pulse"  # touched by the coordinator while it goes on
 UNSENT: Final = "unsent.json"  # what is to be done at MLflow, which was away
 ACTIVE: Final = (STARTING, "running", INTERRUPTED)
 FILE: Final = "task.yaml"  # of a run whose task is a file
+BEGINNING: Final = "start.safetensors"  # of one that trains a model further
 LOCK_S: Final = 30.0  # a coordinator that is told to stop finishes its tracking first
 SETTLE_S: Final = 2.0  # from a task's end in Flower's books to the coordinator's last word in the folder
 
@@ -98,6 +100,7 @@ def start_run(
     archive = require_reviewed(home, config)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     config = _with_own_task(folder, config) if archive is None else in_folder(folder, config, archive)
+    config = _with_own_start(home, folder, config)
     with _locked(folder):  # the last coordinator has written its last word; the next one waits for ours
         if by_itself and (status := read_state(home, name)["status"]) not in ACTIVE:
             raise ConfigError(f"run '{name}' is {status} by now")
@@ -117,6 +120,21 @@ def _with_own_task(folder: Path, config: Config) -> Config:
 
     write_private(folder / FILE, read_bounded(Path(config.task.file)))
     return replace(config, task=replace(config.task, file=str(folder / FILE)))
+
+
+def _with_own_start(home: Path, folder: Path, config: Config) -> Config:
+    """`config` with the model that it trains further, a file's or a run's, copied into the run's folder."""
+    start, own = config.task.start, folder / BEGINNING
+    if start is None or Path(start) == own:
+        return config
+    path = Path(start) if Path(start).exists() else run_folder(home, start)
+    path = path / MODEL if path.is_dir() else path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"task.start={start}: neither a model's file or folder nor a finished run") from error
+    write_private(own, content)
+    return replace(config, task=replace(config.task, start=str(own)))
 
 
 def stop_run(control: ControlClient, home: Path, name: str) -> None:

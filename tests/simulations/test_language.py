@@ -85,21 +85,19 @@ def test_in_units_of_the_rates_sixteen_bits_hold_the_updates_of_local_steps(
 ) -> None:
     """How far learning rates let a value move is known to everybody before any text is read."""
     task, sites = made
-    local = {
+    local: dict[str, Any] = {
         "strategy": "fedavg", "task.optimizer": optimizer, "task.local_steps": 5, "task.batch_size": 4,
         "task.learning_rate": 0.004, "secagg.max_weight": 1_000, "secagg.max_error": 100.0,
     }  # fmt: skip
+    fitting: dict[str, Any] = {"secagg": "compact", "strategy.rate_units": True}
     wide, plain, fitted = (
         trained(task, dict(sites), tmp_path / name, rounds=4, **{**local, **settings})
         for name, settings in {
-            "wide": {"secagg": "full"}, "plain": {"secagg": "compact"},
-            "fitted": {"secagg": "compact", "strategy.rate_units": True},
+            "wide": {"secagg": "full"}, "plain": {"secagg": "compact"}, "fitted": fitting,
         }.items()
     )  # fmt: skip
     assert (fitted.rounds["ring_error"] < 0.1 * plain.rounds["ring_error"]).all()
-    assert (
-        fitted.rounds["ring_error"] < 0.05
-    ).all()  # a ministry here has a few of the thousand windows that may count
+    assert (fitted.rounds["ring_error"] < 0.05).all()  # with windows of the thousand that count, less
     near = {"adamw": 0.003, "muon": 0.05}[optimizer]  # Muon makes what rounding stirs up as long as what it learns
     assert fitted.metrics["bits_per_byte"] == pytest.approx(wide.metrics["bits_per_byte"], rel=near)
 
