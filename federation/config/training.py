@@ -140,6 +140,7 @@ class StrategyConfig:
     proximal_mu: float = bounded(0.0, 0.0, 1e6, doc="weight of FedProx's pull of local training towards the model")
     server_learning_rate: float = bounded(1.0, 1e-9, 1e3, doc="server step size (eta in Reddi et al. 2021)")
     server_momentum: float = bounded(0.0, 0.0, 0.9999, doc="momentum of FedAvgM")
+    server_nesterov: bool = bounded(False, doc="Nesterov's momentum for 'fedavgm', as DiLoCo's outer step has it")
     beta_1: float = bounded(0.9, 0.0, 0.999999, doc="first-moment decay of FedAdam and FedYogi")
     beta_2: float = bounded(0.99, 0.0, 0.999999, doc="second-moment decay of FedAdam and FedYogi")
     tau: float = bounded(1e-3, 1e-12, 1e3, doc="degree of adaptivity of FedAdam, FedYogi and FedAdagrad")
@@ -193,6 +194,8 @@ class StrategyConfig:
     def __post_init__(self) -> None:
         if self.institution is not None and self.name in ALGORITHMS:
             raise ValueError(f"institution is '{self.institution}', which strategy={self.name} settles itself")
+        if self.server_nesterov and self.name != "fedavgm":
+            raise ValueError(f"server_nesterov is of strategy=fedavgm; '{self.name}' has no use for it")
         if self.gradient_scale != 1.0 and not self.algorithm.gradient:
             raise ValueError(f"gradient_scale is {self.gradient_scale:g}, but only strategy=fedsgd sends gradients")
         if self.proximal_mu and "proximal_mu" not in self.algorithm.settings:

@@ -1,6 +1,6 @@
 """FedAvgM, FedAdagrad, FedAdam and FedYogi, a piece of the vector at a time and their moments in place.
 
-The steps are those of Flower's classes of these names (`tests/server/strategies/test_adaptive.py`), which make a
+The steps are those of Flower's classes of these names (`tests/server/strategies/test_strategies.py`), which make a
 new vector in each of these operations; here a step makes one, the next model.
 
 Sources: FedAvgM, Hsu et al. 2019, arXiv:1909.06335; the others Reddi et al. 2021, arXiv:2003.00295, Algorithm 2,
@@ -72,7 +72,10 @@ class _Stateful(ABC):
 
 
 class FedAvgM(_Stateful):
-    """b ← μ·b − Δ, x ← x − η·b for the mean update Δ."""
+    """b ← μ·b − Δ, x ← x − η·b for the mean update Δ; with Nesterov's look ahead x ← x − η·(μ·b − Δ).
+
+    That is DiLoCo's outer step (Douillard et al. 2023, arXiv:2311.08105), as torch.optim.SGD has it.
+    """
 
     moments = ("momentum",)
 
@@ -80,7 +83,12 @@ class FedAvgM(_Stateful):
         (momentum,) = moments
         momentum *= self._config.server_momentum
         momentum -= update
-        np.multiply(momentum, -self._config.server_learning_rate, out=following)
+        rate = self._config.server_learning_rate
+        if self._config.server_nesterov:
+            np.multiply(momentum, -rate * self._config.server_momentum, out=following)
+            following += np.float32(rate) * update
+        else:
+            np.multiply(momentum, -rate, out=following)
         following += model
 
 

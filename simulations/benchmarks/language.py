@@ -7,7 +7,7 @@ fewer rounds, each ring over the same. What of the test text stands in some mini
 hidden terms and numbers are asked for (`cloze.py`).
 
 At length also: more local steps between two exchanges, as FedAvg and as DiLoCo (Douillard et al. 2023,
-arXiv:2311.08105, with heavy-ball momentum), and each ministry alone, given the federation's whole compute and the best
+arXiv:2311.08105), and each ministry alone, given the federation's whole compute and the best
 of its evaluations.
 """
 
@@ -71,7 +71,12 @@ QUICK_RINGS: Final = ("32 bits", "16 bits")
 LOCAL_STEPS: Final = (1, 2, 5, 10)
 OUTSIDE: Final[dict[str, dict[str, Any]]] = {
     "FedAvg": {"strategy": "fedavg"},
-    "DiLoCo": {"strategy": "fedavgm", "strategy.server_learning_rate": 0.7, "strategy.server_momentum": 0.9},
+    "DiLoCo": {
+        "strategy": "fedavgm",
+        "strategy.server_learning_rate": 0.7,
+        "strategy.server_momentum": 0.9,
+        "strategy.server_nesterov": True,
+    },
 }
 COLUMNS: Final = (
     Column("model", "model"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
 
@@ -81,6 +82,22 @@ def test_step_with_the_mean_update_equals_flowers_own_strategy(name: str, monkey
         ours = optimizer.step(number, ours, fold.mean())
         assert ours.dtype == np.float32
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
+
+
+def test_with_nesterov_the_outer_step_is_torchs_on_the_mean_update_as_a_gradient() -> None:
+    rng = np.random.default_rng(2)
+    settings = StrategyConfig(name="fedavgm", server_learning_rate=0.7, server_momentum=0.9, server_nesterov=True)
+    ours, optimizer = rng.normal(size=30).astype(np.float32), make_optimizer(settings)
+    value = torch.nn.Parameter(torch.from_numpy(ours.copy()))
+    theirs = torch.optim.SGD([value], lr=0.7, momentum=0.9, nesterov=True)
+    for number in (1, 2, 3, 4):
+        update = rng.normal(size=30).astype(np.float32)
+        value.grad = torch.from_numpy(-update)
+        theirs.step()
+        ours = optimizer.step(number, ours, update)
+        np.testing.assert_allclose(ours, value.detach().numpy(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="strategy=fedavgm"):
+        StrategyConfig(name="fedavg", server_nesterov=True)
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
