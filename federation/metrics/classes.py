@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.federation.metrics.counts import SQUASH, Floats, Labels, binned, mean_auc, sigmoid
+from sovfed.federation.metrics.counts import Floats, Labels, binned, logits_at, mean_auc, sigmoid
 
 if TYPE_CHECKING:
     from sovfed.federation.messages import Sums
@@ -26,8 +26,8 @@ class BinaryMetrics:
 
     The vector is [records, Σ loss, correct, Σ (p − y)², histogram of negatives [bins], histogram of positives [bins]].
     Every bin is a count that a crafted model can put a question to, so there are as few as the AUC bears: over 400
-    records whose logits spread by 0.5 (1, 3) it is off by up to 0.004 (0.002, 0.001); with 64 bins by 0.013 (0.004,
-    0.002), with 1,024 by 0.0005.
+    records whose logits spread by anything from 0.5 to 300 it is off by up to 0.004 (by 0.2, by up to 0.009), with 64
+    bins by up to 0.007, with 1,024 by 0.0006.
     """
 
     bins: int = 128
@@ -48,8 +48,7 @@ class BinaryMetrics:
 
     def summarise(self, sums: Sums, unit: float = 1.0) -> dict[str, float]:
         histograms = sums[_TOTALS:].reshape(2, self.bins)
-        centres = (np.arange(self.bins) + 0.5) / self.bins
-        probability = sigmoid(SQUASH * np.log(centres / (1.0 - centres)))
+        probability = sigmoid(logits_at(np.arange(self.bins) + 0.5, self.bins))
         which = np.minimum((probability * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
         cells = np.stack([histograms.sum(0), histograms.sum(0) * probability, histograms[1]])
         calibration = np.array([np.bincount(which, cell, CALIBRATION_BINS) for cell in cells], dtype=np.float64)

@@ -10,7 +10,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[Any]  # of float32 or float64
 Labels = npt.NDArray[np.int64]
 LARGEST: Final = 1e3  # by which a record moves a sum at most
-SQUASH: Final = 4.0  # scores are binned by sigmoid(logit / 4): fine in the middle, resolved to |logit| of about 30
+MIDDLE: Final = 0.5  # logits on either side of 0 over which bins are of about one width; beyond they widen as |logit|
+FURTHEST: Final = 1e3  # logits beyond which scores are told apart no more
+_SPREAD: Final = float(np.arcsinh(FURTHEST / MIDDLE))
 
 
 def auc(negatives: Floats, positives: Floats) -> float | None:
@@ -36,6 +38,13 @@ def sigmoid(logit: Floats) -> Floats:
     return 0.5 * (1.0 + np.tanh(0.5 * logit))
 
 
-def binned(logit: Floats, bins: int, squash: float = SQUASH) -> npt.NDArray[np.int64]:
-    """The bin 0 … bins − 1 of each score, by sigmoid(logit / squash)."""
-    return np.minimum((sigmoid(logit / squash) * bins).astype(np.int64), bins - 1)
+def binned(logit: Floats, bins: int) -> npt.NDArray[np.int64]:
+    """The bin 0 … bins − 1 of each score, by arsinh(logit / MIDDLE): models may be as sure as noise makes them."""
+    within = np.arcsinh(np.clip(logit, -FURTHEST, FURTHEST) / MIDDLE) / _SPREAD
+    return np.minimum(((within + 1) / 2 * bins).astype(np.int64), bins - 1)
+
+
+def logits_at(places: Floats, bins: int) -> Floats:
+    """The logits at `places` of the axis of bins: k is where bin k begins, k + ½ its middle."""
+    logits: Floats = MIDDLE * np.sinh(_SPREAD * (2 * np.asarray(places) / bins - 1))
+    return logits

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from sovfed.federation.metrics.counts import Floats, Labels, binned
+from sovfed.federation.metrics.counts import Floats, Labels, sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +69,8 @@ class SurvivalMetrics:
         cell = np.searchsorted(self._grid[1:], targets[self.time].astype(np.float64), side="right")
         fallen = targets[self.event] > 0
         hazards = np.cumsum(np.logaddexp(0.0, outputs.astype(np.float64)), 1)  # −log S at the end of each interval
-        risk = binned(np.log(np.maximum(hazards[:, -1], _LEAST)), self.bins, _SQUASH)
+        share = sigmoid(np.log(np.maximum(hazards[:, -1], _LEAST)) / _SQUASH)
+        risk = np.minimum((share * self.bins).astype(np.int64), self.bins - 1)
         counts = np.bincount((fallen * self._cells + cell) * self.bins + risk, minlength=self._counts)
         totals = [len(cell), losses.sum(dtype=np.float64)]
         squares = self._squares(np.exp(-hazards), cell // self._parts, fallen)

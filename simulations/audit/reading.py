@@ -20,6 +20,7 @@ from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import PolicyError
 from sovfed.federation.messages import EvaluateRequest, Sums, Vector
 from sovfed.federation.metrics import BinaryMetrics
+from sovfed.federation.metrics.counts import logits_at
 from sovfed.federation.tasks.columns import NUMBERS
 from sovfed.federation.tasks.registry import get_task
 
@@ -30,7 +31,7 @@ SITES: Final = ("0", "1", "2", "3")
 POLICY: Final = Policy(allowed_tasks=("breast_cancer",), require_privacy=False)
 FEATURE: Final = 0  # by whose largest value the patient is found
 LOW, RANGE = -1.0, 2.0  # of a feature in u, where its declared bounds are −1 and 1
-SPAN: Final = 20.0  # logits on either side that the bins resolve
+SPAN: Final = 20.0  # logits on either side that are looked at
 ZOOMS: Final = 2  # sums for one feature
 CLEAR: Final = 60.0  # logits below which every other record has to stay
 
@@ -150,7 +151,7 @@ def _ask(
 
 
 def _edges() -> npt.NDArray[np.float64]:
-    """The bins' edges as shares of the range that is mapped to ±SPAN logits, shape [bins + 1]."""
-    inner = np.arange(1, BinaryMetrics().bins) / BinaryMetrics().bins
-    logits = 4.0 * np.log(inner / (1 - inner))
-    return np.concatenate([[0.0], (logits / SPAN + 1) / 2, [1.0]])
+    """The bins' edges as shares of the range that is mapped to ±SPAN logits, shape [bins + 1]; most lie within it."""
+    bins = BinaryMetrics().bins
+    edges: npt.NDArray[np.float64] = (logits_at(np.arange(bins + 1), bins) / SPAN + 1) / 2
+    return edges
