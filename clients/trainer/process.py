@@ -28,6 +28,8 @@ from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.clients.trainer.socket import NAME, serve
 from sovfed.clients.trainer.spool import SPOOL, SpoolServer
 from sovfed.clients.trainer.whole_runs import and_room
+from sovfed.clients.training.halfway import FILE as HALFWAY
+from sovfed.clients.training.halfway import Halfway
 from sovfed.clients.training.personal import FOLDER, PersonalStates
 from sovfed.federation.config import BAD_ROWS, ClientConfig
 from sovfed.federation.errors import PolicyError, ServiceError, SovfedError
@@ -93,7 +95,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
             received=ReceivedModels(home / RECEIVED),
             sheets=KeptSheets(home / RECEIVED, home / "identity" / "root.pem"), most_epochs=policy.max_local_epochs,
             check_values=policy.check_values, check_run=and_room(policy.check_run, config.max_message_bytes),
-            put_aside=put_aside, orders=orders, evidence=evidence,
+            put_aside=put_aside, orders=orders, evidence=evidence, halfway=Halfway(home / HALFWAY, config.halfway_s),
         )  # fmt: skip
         Shelf(home).make_known(policy.allows_own)
         make_packages_known(home, policy)

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from sovfed.clients.orders.gate import OrderGate
     from sovfed.clients.statistics.sheets import KeptSheets
     from sovfed.clients.trainer.evidence import Evidence
+    from sovfed.clients.training.halfway import Halfway
     from sovfed.clients.training.model import FlatModel
     from sovfed.federation.secagg.client import Permit
 
@@ -113,6 +114,7 @@ class TrainerService:
         stamp: Callable[[Task], object] = lambda _task: None,
         evidence: Evidence | None = None,
         sheets: KeptSheets | None = None,
+        halfway: Halfway | None = None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
@@ -138,6 +140,8 @@ class TrainerService:
 
         `put_aside` gives a reply whose vectors are not in this process, for it is kept until the next request.
 
+        `halfway` keeps the state of a long round on disk; a simulation begins one anew.
+
         `allowance` counts what is answered and what fails, `evidence` logs it; a simulation has neither.
 
         Without `masking`, every request of secure aggregation is refused; without `states`, every algorithm that keeps
@@ -155,7 +159,7 @@ class TrainerService:
         self._telling = Telling(on_error, allowance, evidence)
         self._loaded = Loaded(
             load, self._site, stamp, make_model,
-            device=device, precision=precision, reproducible=reproducible, most_epochs=most_epochs,
+            device=device, precision=precision, reproducible=reproducible, most_epochs=most_epochs, halfway=halfway,
         )  # fmt: skip
         self._keep_score = partial(keep_score, received)
         self._computing = Computing(self._loaded, states, self._telling, self._keep_score)
@@ -401,6 +405,7 @@ def make_trainer(
     orders: OrderGate | None = None,
     evidence: Evidence | None = None,
     sheets: KeptSheets | None = None,
+    halfway: Halfway | None = None,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
     if config.deterministic:
@@ -415,4 +420,5 @@ def make_trainer(
         allowance=allowance, least_spread=least_spread, received=received, whose=lambda task: whose_of(config, task),
         most_epochs=most_epochs, check_values=check_values, check_run=check_run, put_aside=put_aside,
         orders=orders, stamp=lambda task: opt_out_stamp(config.data_of(task)), evidence=evidence, sheets=sheets,
+        halfway=halfway,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Final, cast
 
@@ -29,6 +30,7 @@ from sovfed.clients.training.device import (
     require_precision,
 )
 from sovfed.clients.training.feed import Feed, Targets, arrays_of, batches_of, profile_of, together
+from sovfed.clients.training.halfway import Halfway, Key, generators, set_generators
 from sovfed.clients.training.judging import judged
 from sovfed.clients.training.model import FlatModel
 from sovfed.clients.training.progress import PROGRESS
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from sovfed.clients.data import Dataset, Indices
+    from sovfed.clients.training.steps import Stepper
     from sovfed.federation.messages import Sums, Vector
     from sovfed.federation.plan import LocalPlan
     from sovfed.federation.tasks import Task
@@ -50,6 +53,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 WARMING: Final = 64  # records
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Where a round stands: steps still to take, and of this epoch the records to come and the losses so far [n]."""
+
+    remaining: int
+    order: Tensor
+    losses: Tensor
 
 
 class LocalTraining:
@@ -66,18 +78,20 @@ class LocalTraining:
         make_model: Callable[[Task, torch.device], FlatModel] = FlatModel,
         reproducible: bool = False,
         most_epochs: int | None = None,
+        halfway: Halfway | None = None,
     ) -> None:
         """`site` makes the order of this institution's records its own, and so does the sum that an update goes into.
 
         `reproducible` leaves the sum out of it. A round passes over the records `most_epochs` times at most, however
-        many steps are asked for: to refuse would tell how many records there are. Raises ConfigError.
+        many steps are asked for: to refuse would tell how many records there are. `halfway` keeps the state of a long
+        round. Raises ConfigError.
         """
         if task.loss is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
         self.task, self.records, self.device = task, records, choose_device(device)
         self.precision = require_precision(precision)
         self._site, self._loss, self._reproducible, self._most_epochs = site, task.loss, reproducible, most_epochs
-        self._model = make_model(task, self.device)
+        self._model, self._halfway = make_model(task, self.device), halfway
         self._feed: Feed | None = None
         self._most: int | None = None  # records at once of a step, and of an evaluation, since memory ran out
         self._most_evaluated = task.evaluation_batch
@@ -99,8 +113,8 @@ class LocalTraining:
 
     def warm_up(self) -> None:
         """Take one step and one evaluation, so that the first round waits for nothing that torch loads late."""
-        everything = self._train, self._test
-        self._train, self._test = self._train[:WARMING], self._test[:WARMING]
+        everything = self._train, self._test, self._halfway
+        self._train, self._test, self._halfway = self._train[:WARMING], self._test[:WARMING], None
         scale = self.task.transform.public_scale
         model = np.zeros(self.task.parameters, dtype=np.float32)
         request = TrainRequest(
@@ -112,7 +126,7 @@ class LocalTraining:
                 self.train(request)
             self.evaluate(model, scale)
         finally:
-            self._train, self._test = everything
+            self._train, self._test, self._halfway = everything
 
     def steps(self, request: TrainRequest) -> int:
         """The gradient steps of `request`'s round here."""
@@ -171,7 +185,9 @@ class LocalTraining:
             # For models with dropout. Off CUDA, torch.manual_seed would format and keep a stack trace each time.
             (torch.manual_seed if cards else torch.default_generator.manual_seed)(seed)
             pull = self._make_pull(request, correction, anchor)
-            return self._descend(request, feed, torch.Generator().manual_seed(seed), pull)
+            about = (self._site, self.count, str(self.device), self.precision, seed)
+            key = Key(request, about, (correction, anchor))
+            return self._descend(request, feed, torch.Generator().manual_seed(seed), pull, key)
 
     def evaluate(self, model: Vector, scale: Sums) -> Sums:
         """The task's metric sums of `model` (shape [d]) over the held-out records."""
@@ -238,26 +254,61 @@ class LocalTraining:
         return self._feed
 
     def _descend(
-        self, request: TrainRequest, feed: Feed, generator: torch.Generator, pull: Callable[[], Tensor | None]
+        self,
+        request: TrainRequest,
+        feed: Feed,
+        generator: torch.Generator,
+        pull: Callable[[], Tensor | None],
+        key: Key,
     ) -> tuple[Vector, float]:
         self._model.load(request.model)
         self._model.mode(training=True)
         remaining, rows, losses = self.steps(request), torch.from_numpy(self._train), list[Tensor]()
         stepper = make_stepper(self._model, request.plan, remaining, pull, scaled=self.precision == "fp16")
+        halfway = self._halfway
+        begun = None if halfway is None else self._begun(halfway, key, stepper, generator)
         while remaining:
-            order, losses = rows[torch.randperm(len(rows), generator=generator)], []
-            for inputs, targets in feed.batches(order, request.batch_size, coupled=self.task.layout.coupled):
+            done, coming = 0, rows[torch.randperm(len(rows), generator=generator)] if begun is None else begun.order
+            losses = [] if begun is None else [begun.losses]
+            remaining, begun = remaining if begun is None else begun.remaining, None
+            for inputs, targets in feed.batches(coming, request.batch_size, coupled=self.task.layout.coupled):
                 remaining -= stepper(self._losses(inputs, targets, losses), size(targets))
                 PROGRESS.step()
+                done += size(targets)
                 if not remaining:
                     break
+                if halfway is not None and done < len(coming) and halfway.due():
+                    self._keep(halfway, key, stepper, Begun(remaining, coming[done:], torch.cat(losses)), generator)
             remaining -= remaining and stepper.end_epoch()
+        if halfway is not None:
+            halfway.end()
         with np.errstate(over="ignore", invalid="ignore"):  # found out below
             update: Vector = self._model.gathered().cpu().numpy() - request.model
         mean_loss = float(torch.cat(losses).mean())
         if not (np.isfinite(mean_loss) and np.isfinite(update).all()):
             raise TrainingError(f"round {request.round}: loss or update is not finite; is the learning rate too high?")
         return update, mean_loss
+
+    def _begun(self, halfway: Halfway, key: Key, stepper: Stepper, generator: torch.Generator) -> Begun | None:
+        """Where the round stood when a trainer died in it, with everything set to that; None of one that is new."""
+        kept = halfway.begin(key)
+        if kept is None:
+            return None
+        remaining, counts, tensors = kept
+        self._model.restore(tensors)
+        stepper.restore(counts, tensors)
+        generator.set_state(tensors["order.generator"])
+        set_generators(self.device, tensors)
+        return Begun(remaining, tensors["order"], tensors["losses"].to(self.device))
+
+    def _keep(self, halfway: Halfway, key: Key, stepper: Stepper, begun: Begun, generator: torch.Generator) -> None:
+        """Put down where the round stands, unless the stepper is in the middle of something."""
+        state = stepper.state()
+        if state is None:
+            return
+        counts, tensors = state
+        tensors |= {"order": begun.order, "losses": begun.losses, "order.generator": generator.get_state()}
+        halfway.keep(key, begun.remaining, counts, tensors | self._model.state() | generators(self.device))
 
     def _losses(self, inputs: Tree, targets: Tree, told: list[Tensor]) -> Iterable[Tensor]:
         """The losses of a batch [n], in pieces of as many records as memory does for; `told` gets them too."""

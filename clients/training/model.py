@@ -13,6 +13,8 @@ from sovfed.federation.tasks.layout import SAMPLE
 from sovfed.federation.tasks.trees import to_device
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sovfed.federation.messages import Vector
     from sovfed.federation.tasks import Task
 
@@ -77,6 +79,21 @@ class FlatModel:
             if not isinstance(tensor, torch.nn.Parameter):
                 view.copy_(tensor)
         return self.flat
+
+    def state(self) -> dict[str, Tensor]:
+        """All that training has changed: `flat`, and the buffers, those that do not travel too."""
+        buffers = {f"buffer.{name}": tensor for name, tensor in self.module.named_buffers()}
+        return {"model": self.gathered(), **buffers}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` told."""
+        self.flat.copy_(state["model"])
+        self._loaded = None
+        for view, tensor in self._copies:
+            tensor.copy_(view)
+        for name, tensor in self.module.named_buffers():
+            tensor.copy_(state[f"buffer.{name}"])
 
     def mode(self, *, training: bool) -> None:
         """`Module.train`, without its checks at every module; what is trained is no longer what was loaded."""

@@ -6,7 +6,7 @@ them: with accumulation, not on all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
@@ -32,6 +32,12 @@ class Stepper(Protocol):
 
     def end_epoch(self) -> bool:
         """Take the step that is due on batches that came to no full accumulation; whether there was one."""
+
+    def state(self) -> tuple[dict[str, int], dict[str, Tensor]] | None:
+        """What `restore` goes on from: counts and tensors; None where that cannot be told now."""
+
+    def restore(self, counts: Mapping[str, int], tensors: Mapping[str, Tensor]) -> None:
+        """Go on where another stepper of the same plan was."""
 
 
 def make_stepper(model: FlatModel, plan: LocalPlan, steps: int, pull: Pull, *, scaled: bool) -> Stepper:
@@ -72,13 +78,13 @@ class Rates:
     """The learning rate of each step, in order."""
 
     def __init__(self, constant: float, rates: list[float]) -> None:
-        self._constant, self._rates, self._step = constant, rates, 0
+        self._constant, self._rates, self.step = constant, rates, 0
 
     def __call__(self) -> float:
         if not self._rates:
             return self._constant
-        self._step += 1
-        return self._rates[self._step - 1]
+        self.step += 1
+        return self._rates[self.step - 1]
 
 
 class Plain:
@@ -110,6 +116,12 @@ class Plain:
     def end_epoch(self) -> bool:
         return False
 
+    def state(self) -> tuple[dict[str, int], dict[str, Tensor]] | None:
+        return {"step": self._rates.step}, {}
+
+    def restore(self, counts: Mapping[str, int], tensors: Mapping[str, Tensor]) -> None:
+        self._rates.step = counts["step"]
+
 
 class General:
     """Steps by an optimizer of `federation/optimizers.py`, on the mean gradient of the batches that it accumulates."""
@@ -139,6 +151,17 @@ class General:
 
     def end_epoch(self) -> bool:
         return self._batches is not None and self._batches.pending and self._step(self._batches.mean())
+
+    def state(self) -> tuple[dict[str, int], dict[str, Tensor]] | None:
+        if self._batches is not None and self._batches.pending:
+            return None
+        slots = {f"slot.{name}": torch.from_numpy(vector) for name, vector in self._state.vectors().items()}
+        return {"step": self._rates.step, "taken": self._state.count}, slots
+
+    def restore(self, counts: Mapping[str, int], tensors: Mapping[str, Tensor]) -> None:
+        self._rates.step = counts["step"]
+        slots = {name.removeprefix("slot."): value for name, value in tensors.items() if name.startswith("slot.")}
+        self._state.load({name: value.numpy() for name, value in slots.items()}, counts["taken"])
 
     def _step_flat(self, flat: Tensor, slopes: Sequence[Tensor | None]) -> bool:
         """The same step of all values as one tensor, which takes one operation where a list takes one for each."""
@@ -193,3 +216,9 @@ class Scaled:
 
     def end_epoch(self) -> bool:
         return False
+
+    def state(self) -> None:
+        """Not told: the loss scale is torch's own."""
+
+    def restore(self, counts: Mapping[str, int], tensors: Mapping[str, Tensor]) -> None:
+        raise ConfigError("a round in fp16 begins anew")

@@ -166,6 +166,10 @@ class ClientConfig:
     stall_s: float = bounded(
         1_800.0, 2.0, 604_800, unit="s", doc="longest step of local training; a trainer that takes longer is hung"
     )
+    halfway_s: float = bounded(
+        300.0, 0.01, 604_800, unit="s", doc="how often the state of a round is put on disk, from which a trainer that "
+        "died goes on",
+    )  # fmt: skip
     cluster: ClusterConfig = ClusterConfig()
     data: DataConfig = DataConfig()
     content: ContentConfig = ContentConfig()
