@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.deploy.conftest import make_config, make_federation, rounds_done, wait_for, wait_for_run
+from tests.deploy.conftest import finished, make_config, make_federation, rounds_done, wait_for, wait_for_run
 from tests.deploy.test_faults import coordinator_pid
 
+from sovfed.clients.training.halfway import FILE as HALFWAY
 from sovfed.server.runs import folders
 from sovfed.server.runs.attendance import attendance
 from sovfed.server.runs.curves import read_rounds
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.deploy
 RUN = "endless"
 SETTINGS = (
     "server.hang_s=8", "client.hang_s=8", "server.grace_s=2", "server.grace_factor=1", "server.node_wait_s=60",
-    "rounds=100000", "task.local_epochs=20", "task.batch_size=8",
+    "rounds=100000", "task.local_epochs=20", "task.batch_size=8", "client.halfway_s=0.5",
 )  # fmt: skip
 
 
@@ -101,6 +102,19 @@ def test_a_run_is_stopped_while_the_superlink_hangs_and_says_by_whom(running: Lo
     folders.stop_run(running.control, running.home, RUN)
     told = folders.read_run(running.home, RUN)
     assert (told["status"], told["reason"]) == ("stopped", "stopped by the operator")
+
+
+def test_a_trainer_that_is_killed_in_a_long_round_goes_on_at_its_step(running: LocalFederation) -> None:
+    wait_for(running.control.alive, "the superlink")
+    home, pid = running.client_home("hospital-2"), running.pid("hospital-2", "trainer")
+    long = ("rounds=1", "task.local_epochs=1000", "task.batch_size=1", "client.halfway_s=0.5", "server.node_wait_s=60")
+    running.start_run("long", make_config(*long))
+    wait_for((home / HALFWAY).exists, "the state of a round on disk")
+    os.kill(pid, signal.SIGKILL)
+    log = home / "logs" / "trainer.log"
+    wait_for(lambda: "goes on where it was" in log.read_text(), "the round to go on")
+    finished(running, "long")
+    wait_for(lambda: not (home / HALFWAY).exists(), "the state to be gone")
 
 
 def test_a_run_beyond_a_bound_fails_at_once_and_names_who_and_what(running: LocalFederation) -> None:
