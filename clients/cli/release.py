@@ -62,10 +62,12 @@ def compare(bundle: Path, home: Path) -> None:
     """
     from sovfed.clients.models.compared import differences
     from sovfed.federation.errors import EvidenceError
+    from sovfed.federation.files import read_whole
     from sovfed.federation.identity import load_roots
-    from sovfed.federation.release.checking import check_release
+    from sovfed.federation.release.checking import LARGEST, check_release
 
-    verdict = check_release(bundle.read_bytes(), load_roots(home / "identity" / "root.pem"))
+    data = read_whole(bundle, LARGEST)
+    verdict = check_release(data, load_roots(home / "identity" / "root.pem"))
     if said := differences(home, verdict):
         raise EvidenceError("; ".join(said))
     click.echo("the release says of this institution what its own books say")
@@ -82,7 +84,8 @@ def sign(bundle: Path, home: Path) -> None:
       sovfed client release sign heart.release      (then `sovfed verify heart.release --root root.pem`)
     """
     from sovfed.clients.models.released import signed_release
-    from sovfed.federation.files import write_atomic
+    from sovfed.federation.files import read_whole, write_atomic
+    from sovfed.federation.release.checking import LARGEST
 
-    write_atomic(bundle, signed_release(home, bundle.read_bytes()))
+    write_atomic(bundle, signed_release(home, read_whole(bundle, LARGEST)))
     click.echo(f"{bundle} is signed by this institution too")

@@ -26,12 +26,13 @@ def verify(bundle: Path, root: Path, signed_by_all: bool, least: int, as_json: b
       sovfed verify heart.release --root root.pem --signed-by-all --cosigned-by 3
     """
     from sovfed.federation.errors import EvidenceError
+    from sovfed.federation.files import read_whole
     from sovfed.federation.identity import load_roots
-    from sovfed.federation.release.checking import check_release
+    from sovfed.federation.release.checking import LARGEST, check_release
     from sovfed.federation.release.sheet import check_sheet, is_sheet
     from sovfed.federation.text import visible
 
-    data, roots = bundle.read_bytes(), load_roots(root)
+    data, roots = read_whole(bundle, LARGEST), load_roots(root)
     if is_sheet(data):
         sheet = check_sheet(data, roots)
         if signed_by_all or least:

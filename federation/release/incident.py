@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 REPORT: Final = "incident.dsse.json"
 MAX_BYTES: Final = 1 << 30
+LARGEST: Final = MAX_BYTES + (4 << 20)  # with the names of its files
 RETOLD: Final = {  # kinds of entries, in the order in which a reader asks for them
     "split": "a log that does not go on from what was seen of it", "refusal": "refused", "revocation": "revoked",
     "removal": "removed", "admission": "admitted", "login": "logged in", "policy": "settings changed",

@@ -61,11 +61,12 @@ def check(file: Path, root: Path, as_json: bool) -> None:
     Example:
       sovfed incident check full.incident --root root.pem
     """
+    from sovfed.federation.files import read_whole
     from sovfed.federation.identity import load_roots
-    from sovfed.federation.release.incident import check_bundle, told
+    from sovfed.federation.release.incident import LARGEST, check_bundle, told
     from sovfed.federation.text import visible
 
-    checked = check_bundle(file.read_bytes(), load_roots(root))
+    checked = check_bundle(read_whole(file, LARGEST), load_roots(root))
     if as_json:
         click.echo(json.dumps({"report": checked.report, "entries": checked.entries}, indent=2))
         return

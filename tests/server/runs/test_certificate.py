@@ -22,7 +22,8 @@ from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.identity import load_roots
 from sovfed.federation.release import lineage, sealed
-from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, MODEL, check_release, read_release, with_signature
+from sovfed.federation.release.agreement import MODEL
+from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, check_release, read_release, with_signature
 from sovfed.server.registry import authority
 from sovfed.server.runs.certificate import release
 from sovfed.server.runs.folders import stored_config
