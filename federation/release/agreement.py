@@ -24,12 +24,13 @@ CLOSE: Final = 1e-6  # of an ε that two computed
 
 def require_agreement(files: Mapping[str, bytes], predicate: Mapping[str, Any], log: Lineage, digest: str) -> None:
     """Raise EvidenceError unless statement, log and files say the same of the model with that SHA-256."""
+    _ = log.unbroken  # raises where an entry is left out
     _same_model(predicate, log, digest)
     _same_run(predicate, log)
     _same_institutions(predicate, log)
     _same_unlearning(predicate, log)
     _same_files(files, predicate, digest)
-    _same_promise(files, predicate)
+    require_promise(files, predicate)
 
 
 def _same_model(predicate: Mapping[str, Any], log: Lineage, digest: str) -> None:
@@ -119,7 +120,7 @@ def _same_files(files: Mapping[str, bytes], predicate: Mapping[str, Any], digest
         raise EvidenceError(f"{FACTS}: names other institutions or metrics than the statement")
 
 
-def _same_promise(files: Mapping[str, bytes], predicate: Mapping[str, Any]) -> None:
+def require_promise(files: Mapping[str, bytes], predicate: Mapping[str, Any]) -> None:
     """Raise EvidenceError unless the privacy statement is there where privacy is stated, and promises the same."""
     stated = predicate["privacy"]
     if (PROMISE in files) != (stated is not None):

@@ -108,7 +108,7 @@ def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
         raise EvidenceError(f"signed by {hosts[0]}, and the log is that of {agency}")
     require_agreement(files, predicate, log, hashlib.sha256(files[MODEL]).hexdigest())
     _require_took_part(predicate, institutions)
-    _require_of_its_day(envelope, files[REVOKED], log)
+    require_of_its_day(envelope, files[REVOKED], log)
     ordered = check_orders(files, predicate, log, roots, files[REVOKED])
     declared, undeclared = check_content(files, predicate, roots, files[REVOKED])
     audited = require_audits_logged(predicate, log)
@@ -174,7 +174,7 @@ def _require_not_revoked(der: bytes, roots: Sequence[x509.Certificate], pem: byt
         raise IdentityError(f"the certificate of {name} was revoked when the release was made")
 
 
-def _require_of_its_day(envelope: sealed.Envelope, revoked: bytes, log: Lineage) -> None:
+def require_of_its_day(envelope: sealed.Envelope, revoked: bytes, log: Lineage) -> None:
     """Raise EvidenceError unless list and certificates held on the day of the release, which cosigners have seen."""
     day, crl = released_on(log), parse_crl(revoked, REVOKED)
     if day < crl.last_update_utc - SKEW or (crl.next_update_utc is not None and day > crl.next_update_utc + SKEW):
