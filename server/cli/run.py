@@ -78,6 +78,7 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
       sovfed run start --proposed heart-2027 --no-follow
     """
     from sovfed.federation.tasks.registry import configured_task
+    from sovfed.server.orders.apart import refusals_of_config
     from sovfed.server.orders.proposing import configured, proposed_overrides, require_task
     from sovfed.server.orders.unlearning import unlearning_config
     from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
@@ -95,6 +96,8 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
     name, control = proposed or new_run_name(config), _control(home)
     if waits := require_enough(config, control.list_nodes()):
         click.echo(visible(waits), err=True)
+    for line in refusals_of_config(home, name, config):
+        click.echo(visible(f"warning: {line}"), err=True)
     folder = run_folder(home, name)
     start_run(control, home, name, config, resume=again is not None and (folder / CHECKPOINT).exists())
     _report(home, name, follow, as_json)
