@@ -233,7 +233,8 @@ def purge(permit: str, yes: bool, home: Path) -> None:
     receipt = erase(home, _book(home), permit, load_identity(home / "identity"), remove, time.time())
     _tell(f"erased: {name}" for name in receipt.erased or ("nothing was left",))
     _tell(f"remains: {name}" for name in receipt.remains)
-    click.echo(f"receipt: {home / 'orders' / 'receipts' / f'{permit}.json'}")
+    path = home / "orders" / "receipts" / f"{permit}.json"
+    click.echo(f"receipt: {path}; `sovfed verify {path} --root root.pem` checks it")
 
 
 def _answer(home: Path, proposal: Proposal, decision: str, officer: str, key: Path, reason: str) -> None:

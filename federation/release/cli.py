@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -17,7 +18,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--cosigned-by", "least", type=click.IntRange(0), default=0, help="Refuse a log that fewer cosigned.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def verify(bundle: Path, root: Path, signed_by_all: bool, least: int, as_json: bool) -> None:
-    """Check every byte of BUNDLE, a release or a signed table; no network, no other file (exit code 3: does not hold).
+    """Check every byte of BUNDLE, a release, a signed table or a receipt of `client purge`; no network, no other file.
+
+    Exit code 3: it does not hold.
 
     \b
     Examples:
@@ -28,11 +31,17 @@ def verify(bundle: Path, root: Path, signed_by_all: bool, least: int, as_json: b
     from sovfed.federation.errors import EvidenceError
     from sovfed.federation.files import read_whole
     from sovfed.federation.identity import load_roots
+    from sovfed.federation.orders.receipts import is_receipt, read_receipt
     from sovfed.federation.release.checking import LARGEST, check_release
     from sovfed.federation.release.sheet import check_sheet, is_sheet
     from sovfed.federation.text import visible
 
     data, roots = read_whole(bundle, LARGEST), load_roots(root)
+    if is_receipt(data):
+        receipt = read_receipt(data, roots)
+        for line in [json.dumps(asdict(receipt), indent=2)] if as_json else map(visible, receipt.lines()):
+            click.echo(line)
+        return
     if is_sheet(data):
         sheet = check_sheet(data, roots)
         if signed_by_all or least:

@@ -132,6 +132,28 @@ def test_a_kept_table_that_was_damaged_is_named_and_one_that_is_not_there_is_tol
     with pytest.raises(DataError, match=r"no signed table of run 'stud' was received here.*study"):
         sheets.find("stud")
     (path,) = (site.home / FOLDER).glob("*.table")
-    path.write_bytes(path.read_bytes().replace(b"signatures", b"signatureS"))
-    with pytest.raises(EvidenceError):
-        sheets.list()
+    damaged = path.with_name("damaged.table")
+    damaged.write_bytes(path.read_bytes().replace(b"signatures", b"signatureS"))
+    kept, (wrong,) = sheets.list()
+    assert [sheet.run for sheet in kept] == ["study"] and str(damaged) in wrong
+    assert sheets.find("study").path == path  # one that is damaged, or of a root that was given up, hides no other
+    told = CliRunner().invoke(cli, ["table", "list", "--home", str(site.home)])
+    assert "study" in told.output and isinstance(told.exception, EvidenceError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"privacy": {"epsilon": 0.1, "delta": 1e-6}}, "privacy"),
+        ({"question": "mean radius"}, "question"),
+        ({"institutions": ["h1", "h2"]}, "smallest cohort"),
+        ({"institutions": ["h1", "h2", "h2"]}, "smallest cohort"),
+    ],
+)
+def test_a_table_that_says_otherwise_than_its_order_is_not_kept(
+    site: Site, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], what: str
+) -> None:
+    """As one that promises differential privacy to whoever is shown it, where exact sums were opened."""
+    assert site.answer(site.signed(**changes)) == Refusal("order")
+    assert f"in: {what}" in caplog.text
+    assert not list((site.home / FOLDER).glob("*.table"))
