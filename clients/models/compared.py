@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sovfed.clients.models.received import FOLDER, ReceivedModels
 from sovfed.clients.orders.book import OrderBook
 from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, own_origin
 from sovfed.federation.evidence.store import LogReader, has_log
@@ -28,7 +29,12 @@ ASKED = ("train", "private")  # requests of the rounds that the agency's log tel
 def differences(home: Path, verdict: Verdict) -> list[str]:
     """What the release says of the institution in `home` otherwise than its own books, in plain words."""
     name = own_origin(home).removeprefix(INSTITUTION)
-    said = [*_words(OrderBook(home), verdict, name), *_rounds(home, verdict.log, name), *_log(home, verdict.log, name)]
+    said = [
+        *_words(OrderBook(home), verdict, name),
+        *_rounds(home, verdict.log, name),
+        *_log(home, verdict.log, name),
+        *_model(home, verdict),
+    ]
     return [visible(line) for line in said]
 
 
@@ -73,6 +79,14 @@ def _log(home: Path, log: Lineage, name: str) -> Iterator[str]:
         yield f"{where}, and those of the release are others"
     elif own < min(head.size, log.size) and not log.whole:
         yield f"{where}; of the {log.size} in the release {own} are shown to be among them: it is to be made anew"
+
+
+def _model(home: Path, verdict: Verdict) -> Iterator[str]:
+    """Another model than the one that the agency sent to this institution when the run ended."""
+    released, run = verdict.predicate["model"]["sha256"], verdict.log.of_kind("model")[-1]["run"]
+    for kept in ReceivedModels(home / FOLDER).list() if (home / FOLDER).is_dir() else ():
+        if whole_run(kept.owner) == run and kept.published not in ("", released):
+            yield f"run {kept.run} has sent the model {kept.published[:12]} here, and the release has {released[:12]}"
 
 
 def _own(home: Path) -> Iterator[dict[str, Any]]:

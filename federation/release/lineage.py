@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography import x509
@@ -41,6 +41,7 @@ class Lineage:
     cosigned: dict[str, int]
     seqs: tuple[int, ...] = ()  # of each entry its place in the log
     root: bytes = b""
+    times: dict[str, int] = field(default_factory=dict)  # when each has cosigned it, by its own clock (Unix time)
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The entries of that kind, in the log's order."""
@@ -113,12 +114,12 @@ def check(
             raise EvidenceError(f"entry {seq} is not in the log of {head.size} entries")
         entries.append(read_entry(data))
         seqs.append(seq)
-    cosigned = {}
+    cosigned, times = dict[str, int](), dict[str, int]()
     for cosigning in _list(files[COSIGNED]):
         witness, note = read_voucher(cosigning["keys"].encode()), cosigning["note"].encode()
         name = witness.check(roots)
         other = check_note(note, voucher.log_key)
-        check_cosignature(note, witness.witness_key)
+        at = check_cosignature(note, witness.witness_key)
         if other.size > head.size:
             raise EvidenceError(f"the log is behind what {name} has cosigned: {head.size} entries of {other.size}")
         if not name.startswith(by) or not merkle.consistent(
@@ -126,8 +127,8 @@ def check(
         ):
             raise EvidenceError(f"what {name} has cosigned is another log than this one")
         if not revoked or not is_revoked(witness, roots, revoked):
-            cosigned[name.removeprefix(by)] = other.size
-    return Lineage(origin.removeprefix(AGENCY), head.size, tuple(entries), cosigned, tuple(seqs), head.root)
+            cosigned[name.removeprefix(by)], times[name.removeprefix(by)] = other.size, at
+    return Lineage(origin.removeprefix(AGENCY), head.size, tuple(entries), cosigned, tuple(seqs), head.root, times)
 
 
 def is_revoked(voucher: Voucher, roots: Sequence[x509.Certificate], pem: bytes) -> bool:
