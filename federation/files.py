@@ -78,6 +78,13 @@ def check_writable(*paths: Path | None) -> None:
             raise ConfigError(f"{path}: its folder does not exist or cannot be written")
 
 
+def check_new(path: Path) -> None:
+    """`check_writable`, and raise ConfigError if there is something already: it would be lost."""
+    check_writable(path)
+    if path.exists():
+        raise ConfigError(f"{path} exists; choose another name")
+
+
 def write_private(path: Path, data: bytes) -> None:
     """`write_atomic`, readable by the owner alone from its first byte."""
     write_atomic(path, data, 0o600)

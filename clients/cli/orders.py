@@ -179,13 +179,13 @@ def withdraw(order: str, reason: str, out: Path | None, officer: str, key: Path,
       sovfed client orders withdraw heart-2027 --out hospital-4.withdrawal
     """
     from sovfed.clients.orders.leaving import withdraw as leave
-    from sovfed.federation.files import check_writable, write_private
+    from sovfed.federation.files import check_new, write_private
     from sovfed.federation.orders.answers import load_officer
 
     book = _book(home)
     proposal = book.named(order)
     path = out or Path(f"{proposal.order.run}.withdrawal")
-    check_writable(path)
+    check_new(path)
     open_key = lambda: load_officer(key, lambda: ask_secret("passphrase", "the key is sealed; use a terminal").encode())  # noqa: E731
     answer = leave(book, proposal.order, open_key, officer, reason, int(time.time()))
     write_private(path, answer.to_bytes())

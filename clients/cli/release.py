@@ -36,12 +36,12 @@ def declare(order: str, out: Path | None, home: Path) -> None:
     """
     from sovfed.clients.models.declared import declare as signed
     from sovfed.clients.orders.book import OrderBook
-    from sovfed.federation.files import check_writable, write_private
+    from sovfed.federation.files import check_new, write_private
     from sovfed.federation.text import visible
 
     proposed = OrderBook(home).make().named(order).order
     path = out or Path(f"{proposed.run}.declaration")
-    check_writable(path)
+    check_new(path)
     declaration = signed(home, proposed)
     write_private(path, declaration.to_bytes())
     click.echo(visible(declaration.told()))

@@ -63,11 +63,11 @@ def get(run: str, out: Path, home: Path) -> None:
       sovfed client table get heart-counts heart-counts.table
       sovfed verify heart-counts.table --root root.pem     (anybody, anywhere)
     """
-    from sovfed.federation.files import check_writable, write_private
+    from sovfed.federation.files import check_new, write_private
     from sovfed.federation.statistics.shown import lines_of
 
     sheet = _sheets(home).find(run)
-    check_writable(out)
+    check_new(out)
     for line in lines_of(sheet.predicate["table"]):
         click.echo(visible(line))
     write_private(out, sheet.path.read_bytes())

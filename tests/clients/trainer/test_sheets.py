@@ -21,7 +21,7 @@ from sovfed.clients.statistics.sheets import KeptSheets
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.federation.config import ClientConfig, DataConfig
-from sovfed.federation.errors import DataError, EvidenceError
+from sovfed.federation.errors import ConfigError, DataError, EvidenceError
 from sovfed.federation.messages import Refusal, ReleaseReply, ReleaseRequest, Reply
 from sovfed.federation.models.facts import RunFacts, facts_of, told
 from sovfed.federation.orders.order import Proposal
@@ -87,6 +87,8 @@ def test_a_table_of_scores_is_kept_as_it_was_signed_and_anybody_can_check_it(sit
     out = tmp_path / "study.table"
     assert "ours  000000000000…  120 held-out records" in site.client("table", "get", "study", str(out))
     assert out.read_bytes() == sheet
+    again = CliRunner().invoke(cli, ["table", "get", "study", str(out), "--home", str(site.home)])
+    assert isinstance(again.exception, ConfigError) and "exists; choose another name" in str(again.exception)
     checked = CliRunner().invoke(verify, [str(out), "--root", str(site.home / "identity" / "root.pem")])
     assert checked.exit_code == 0 and "signed by the agency" in checked.output
 
