@@ -77,7 +77,9 @@ def list_(as_json: bool, home: Path) -> None:
     Example:
       sovfed client orders list
     """
+    from sovfed.clients.home.policy import load_policy
     from sovfed.clients.orders.naming import nobody
+    from sovfed.clients.orders.purge import unpurged
     from sovfed.federation.orders.shown import word
 
     rows: list[dict[str, Any]] = [
@@ -98,6 +100,7 @@ def list_(as_json: bool, home: Path) -> None:
         click.echo(visible(f"{' ' * 14}{row['text']}"))
     if any(row["word"] == "waiting" for row in rows) and (line := nobody(home)):
         click.echo(visible(line))
+    _tell(unpurged(_book(home), load_policy(home).permits, time.time()))
 
 
 @orders.command()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sovfed.clients.orders.book import Bound, OrderBook
+    from sovfed.clients.orders.rules import DataPermit
     from sovfed.federation.secagg.keys import Identity
 
 
@@ -44,6 +45,14 @@ def purge(
     write_private(home / RECEIPTS / f"{permit}.json", json.dumps(asdict(receipt), indent=1).encode())
     tell(home, OrderEvent("purged", "", ", ".join(names)[:128], institution))
     return receipt
+
+
+def unpurged(book: OrderBook, permits: Mapping[str, DataPermit], now: float) -> Iterator[str]:
+    """Which permits have ended with something of their runs still here, and how that is erased."""
+    bound = {entry.permit for entry in book.runs().values()} - {""}
+    for name in sorted(bound):
+        if name in permits and now > permits[name].ends and not book.is_purged(name):
+            yield f"permit {name} ended on {permits[name].expires}: `sovfed client purge {name}` erases what it left"
 
 
 def _sessions(home: Path, bound: Mapping[str, Bound]) -> Iterator[str]:

@@ -7,8 +7,10 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from sovfed.federation.certificates import ServerNames
 from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical
+from sovfed.federation.evidence.keys import AGENCY
 from sovfed.federation.identity import verify_lapsed
 from sovfed.federation.orders.shown import day_of
 from sovfed.federation.schema import bind, bounded, named
@@ -33,10 +35,13 @@ REMAINS: Final = (
 
 @dataclass(frozen=True)
 class Receipt:
-    """What `institution` erased of a permit's runs; `erased` are files of its home, `certificate` (DER) is base64."""
+    """What `institution`, or an agency by the origin of its log, erased of a permit's runs, as files of its home.
+
+    `certificate` (DER) is base64.
+    """
 
     permit: str = named()
-    institution: str = bounded(low=1, high=63)
+    institution: str = bounded(low=1, high=300)
     at: int = bounded(low=0, high=2**40)
     runs: tuple[str, ...] = ()
     erased: tuple[str, ...] = ()
@@ -56,12 +61,14 @@ class Receipt:
         return replace(shown, signature=base64.b64encode(identity.sign(shown.message)).decode("ascii"))
 
     def check(self, roots: Sequence[x509.Certificate]) -> None:
-        """Raise IdentityError unless the institution, as one of `roots` certified it, has signed this."""
+        """Raise IdentityError unless the institution, or agency, as one of `roots` certified it, has signed this."""
         try:
             der, signature = (base64.b64decode(text, validate=True) for text in (self.certificate, self.signature))
         except ValueError as error:
             raise IdentityError("receipt: not base64") from error
-        if getattr(verify_lapsed(der, roots), "institution", "") != self.institution:
+        names = verify_lapsed(der, roots)
+        holder = AGENCY + names.hosts[0] if isinstance(names, ServerNames) else getattr(names, "institution", "")
+        if holder != self.institution:
             raise IdentityError(f"receipt of {self.institution}: its certificate is another's")
         check_signature(public_key(der), self.message, signature, f"receipt of {self.institution}")
 

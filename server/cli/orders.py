@@ -1,8 +1,9 @@
-"""`sovfed run propose|approve|explain|withdraw|unlearn`: a run's order, before it starts and after it ended."""
+"""`sovfed run propose|approve|explain|withdraw|unlearn|purge`: a run's order, before it starts and after it ended."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,30 @@ def withdraw(name: str, institution: str, statement: Path | None, home: Path) ->
 
     said = None if statement is None else statement.read_bytes()
     _tell(record_withdrawal(home, name, institution, said).told())
+
+
+@click.command()
+@click.argument("permit")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@HOME
+def purge(permit: str, yes: bool, home: Path) -> None:
+    """Erase the checkpoints of all runs under PERMIT, which has ended. For good; each institution purges its own home.
+
+    Writes a signed receipt of what was erased and what remains.
+
+    \b
+    Example:
+      sovfed run purge p-12
+    """
+    from sovfed.federation.errors import PolicyError
+    from sovfed.server.orders.purging import FOLDER
+    from sovfed.server.orders.purging import purge as erase
+
+    if not yes and not click.confirm(f"Erase the checkpoints of all runs under permit {visible(permit)}?"):
+        raise PolicyError("nothing was erased")
+    _tell(erase(home, permit, time.time()).lines())
+    path = home / FOLDER / f"{permit}.json"
+    click.echo(f"receipt: {path}; `sovfed verify {path} --root root.pem` checks it")
 
 
 @click.command()

@@ -15,7 +15,7 @@ from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.metrics import TOLD
 from sovfed.federation.text import cell, visible
 from sovfed.server.cli.home import HOME, JSON, option
-from sovfed.server.cli.orders import approve, explain, propose, unlearn, withdraw
+from sovfed.server.cli.orders import approve, explain, propose, purge, unlearn, withdraw
 from sovfed.server.cli.table import table
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def cli() -> None:
     os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
-for _command in (propose, approve, explain, withdraw, unlearn, table):
+for _command in (propose, approve, explain, withdraw, unlearn, purge, table):
     cli.add_command(_command)
 
 

@@ -14,7 +14,7 @@ from tests.clients.orders.test_evaluation import message, models, scoring
 
 from sovfed.clients.models.received import ReceivedModels
 from sovfed.clients.orders.book import OrderBook
-from sovfed.clients.orders.purge import purge
+from sovfed.clients.orders.purge import purge, unpurged
 from sovfed.clients.orders.rules import DataPermit, OrderRules
 from sovfed.clients.statistics.scores import keep_score, scores_of
 from sovfed.federation.errors import BoundError, EvidenceError, OrderError
@@ -108,3 +108,15 @@ def test_the_own_scores_of_a_permit_s_evaluations_go_with_it(tmp_path: Path) -> 
     assert own.exists() and other.exists()
     receipt = purge(home, OrderBook(home), "p-1", load_identity(home / "identity"), lambda _run: 0, house.now)
     assert not own.exists() and other.exists() and f"received/{own.name}" in receipt.erased
+
+
+def test_a_permit_that_has_ended_is_told_until_it_is_purged(tmp_path: Path) -> None:
+    house, permits = House(tmp_path), {"p-1": DataPermit(without_privacy=True, expires="2999-12-31")}
+    gate, home = house.gate("h1", OrderRules(), permits), house.home("h1")
+    gate.consider(house.show(whole(CONFIG), house.proposal(whole(CONFIG), CONFIG, permit="p-1")))
+    book, after = OrderBook(home), permits["p-1"].ends + 1
+    assert [*unpurged(book, permits, house.now)] == [] and [*unpurged(book, {}, after)] == []
+    (said,) = unpurged(book, permits, after)
+    assert said == "permit p-1 ended on 2999-12-31: `sovfed client purge p-1` erases what it left"
+    purge(home, book, "p-1", load_identity(home / "identity"), lambda _run: 0, house.now)
+    assert [*unpurged(book, permits, after)] == []
