@@ -95,6 +95,10 @@ def finished_run(folder: Path, *overrides: str, names: tuple[str, ...] = NAMES) 
         "rounds": ROUNDS, "strategy": "fedavg", "institutions": list(names), "transport": "stream", "epsilon": None,
         "metrics": {"accuracy": 0.875}, "metrics_by_institution": {}, "attendance": {}, "model_of_round": ROUNDS,
         "secure_aggregation": True, "secure_aggregation_details": "on, cohort 2 of 2, threshold 2",
+        "secure_aggregation_terms": {
+            "cohort": 3, "roster": 3, "threshold": 2, "bits": config.secagg.bits, "clip": config.secagg.clip,
+            "max_weight": config.secagg.max_weight,
+        },
         "config": stored(config), "delivered_to": list(names),
     }  # fmt: skip
     vector = np.linspace(-1, 1, task.parameters, dtype=np.float32)

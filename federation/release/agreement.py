@@ -115,6 +115,9 @@ def _same_files(files: Mapping[str, bytes], predicate: Mapping[str, Any], digest
     names = ("mechanism", "epsilon", "delta")
     if (told is None) != (stated is None) or (told and (told["seeded"] or any(told[n] != stated[n] for n in names))):
         raise EvidenceError(f"{FACTS}: promises other privacy than the statement")
+    stated_of = predicate["model"]["parameters"], predicate["run"]["sovfed"], predicate["run"]["strategy"]
+    if (facts["task"]["parameters"], facts["sovfed"], facts["run"]["strategy"]) != stated_of:
+        raise EvidenceError(f"{FACTS}: of another size, version or strategy than the statement")
     run, metrics = facts["run"], predicate["evaluation"]["metrics"]
     if (listed(run["institutions"]), run["metrics"]) != (predicate["institutions"], metrics):
         raise EvidenceError(f"{FACTS}: names other institutions or metrics than the statement")

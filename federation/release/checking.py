@@ -218,7 +218,9 @@ def _holding(
         + (", and no other entry of it up to its release" if log.unbroken else ""),
         f"released on {released_on(log):%F}, by the log",
         *([f"the log with all of it is cosigned by {', '.join(log.whole)}"] if log.whole else []),
-        f"secure aggregation: {sums}" if sums else "no secure aggregation: the agency saw each institution's update",
+        f"the agency states secure aggregation: {sums}"
+        if sums
+        else "no secure aggregation: the agency saw each institution's update",
         promise,
         *_unlearnt(predicate.get("unlearning")),
     ]

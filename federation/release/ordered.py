@@ -60,6 +60,8 @@ class Ordered:
         gone = [f"{name} has {word(self.answers[name])}" for name in self._said(WITHDRAWN)]
         approved = f", approved by {', '.join(self.approvers)}" if self.approvers else ""
         lines = [f"made under order {order.digest[:12]} of {order.proposer} for: {order.purpose}{approved}"]
+        if order.masked:
+            lines.append(f"the order is for sums over at least {order.min_cohort} institutions, and for no others")
         officers = sorted(name for name in self._said(SIGNED))
         if officers:
             lines.append(f"the order is signed by an officer of {', '.join(officers)}")
@@ -142,12 +144,19 @@ def _require_allows(order: RunOrder, predicate: Mapping[str, Any]) -> None:
         (order.strategy == run["strategy"], "strategy"),
         (run["rounds"] <= order.rounds, "rounds"),
         (order.masked == bool(predicate["secure_aggregation"]), "secure aggregation"),
+        (_within(order, predicate["secure_aggregation_terms"]), "terms of secure aggregation"),
         ((order.kind == "private") == (privacy is not None), "privacy"),
         (privacy is None or privacy["epsilon"] <= order.epsilon * (1 + LOOSE) + LOOSE, "ε"),
         (not order.cohort or not isinstance(named, list) or set(named) <= set(order.cohort), "cohort"),
     )
     if beyond := [what for holds, what in limits if not holds]:
         raise EvidenceError(f"the run was otherwise than its order in: {', '.join(beyond)}")
+
+
+def _within(order: RunOrder, terms: Mapping[str, Any]) -> bool:
+    """Whether the stated `terms` of the sums, {} if there are none, are the order's."""
+    same = all(terms[name] == getattr(order, name) for name in ("bits", "clip", "max_weight") if terms)
+    return same and (not terms or terms["cohort"] >= order.min_cohort)
 
 
 def _require_logged(order: RunOrder, log: Lineage) -> None:

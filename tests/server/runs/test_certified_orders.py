@@ -71,6 +71,8 @@ def test_a_release_says_whose_word_its_run_rests_on(federation: Released, bundle
         ({"rounds": 1}, "in: rounds"),
         ({"strategy": "fedadam"}, "in: strategy"),
         ({"masked": False}, "in: secure aggregation"),
+        ({"bits": 8}, "in: terms of secure aggregation"),
+        ({"min_cohort": 4}, "in: terms of secure aggregation"),
         ({"cohort": ("hospital-1",)}, "in: cohort"),
     ],
 )
