@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import random
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,10 +35,13 @@ from sovfed.federation.release.agreement import BILL, FACTS, MODEL, PROMISE, req
 from sovfed.federation.release.checking import MAX_BYTES, REVOKED, check_release, read_release, require_of_its_day
 from sovfed.federation.release.cli import verify
 from sovfed.federation.release.sealed import model_signature
+from sovfed.federation.text import steers
 from sovfed.server.orders.making import write_answers
 from sovfed.server.registry import authority
 from sovfed.server.runs.certificate import release
 from sovfed.server.runs.logged import RunLog
+
+FORGED = 120  # releases that are sealed anew with something odd in them
 
 
 @pytest.fixture(scope="module")
@@ -329,3 +336,51 @@ def test_what_is_no_file_or_too_long_is_not_read(finished: Released, tmp_path: P
         assert isinstance(told.exception, EvidenceError) and "no file of at most" in str(told.exception)
         assert time.process_time() - begun < 60  # it is not read
     assert read_release(release(finished.agency.home, RUN, wait_s=0.0)) and cosignatures(finished.agency.home) == []
+
+
+ODD: tuple[Any, ...] = (
+    None, True, 0, -1, 2**53 - 1, 1e300, "", "0" * 64, "\n✓ signed by the ministry", "\u202e", [], [[]], {}, {"a": 1},
+    [None], [*NAMES, *NAMES], 10**15,
+)  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something stands in a JSON `value`."""
+    if path:
+        yield path
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(each, (*path, key))
+
+
+def changed(value: Any, draw: random.Random) -> Any:
+    """`value` with something in it left out, or another thing in its place."""
+    made = json.loads(json.dumps(value))
+    *path, last = draw.choice(list(places(made)))
+    inner = made
+    for key in path:
+        inner = inner[key]
+    if draw.random() < 0.2:
+        del inner[last]
+    else:
+        inner[last] = draw.choice(ODD)
+    return made
+
+
+def test_nothing_that_an_agency_seals_ends_the_reader_or_steers_a_terminal(finished: Released, bundle: bytes) -> None:
+    """Whatever stands in the statement or a file: the release holds, or an EvidenceError says that it does not."""
+    draw, stated = random.Random(int(os.environ.get("SOVFED_FLIP_SEED", "15"))), read_release(bundle)[2]["predicate"]
+    names = (FACTS, BILL, lineage.ENTRIES, lineage.KEYS, "orders/order.json", "orders/answers.json")
+    held = 0
+    for number in range(FORGED):
+        if number % 2:
+            predicate = changed(stated, draw)
+            sealed = resealed(finished, bundle, None, **{name: predicate.get(name) for name in stated})
+        else:
+            name = draw.choice(names)
+            content = canonical(changed(json.loads(files_in(bundle)[name]), draw))
+            sealed = resealed(finished, bundle, signed_again(finished, bundle, {name: content}))
+        with suppress(EvidenceError):
+            verdict = check_release(sealed, finished.roots)
+            held += 1
+            assert not any(steers(line) for line in (*verdict.holds, *verdict.missing))
+    assert 0 < held < FORGED / 2
