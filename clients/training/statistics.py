@@ -1,7 +1,7 @@
 """One institution's share of a table of statistics: the exact sum over its persons, before noise.
 
-Every value is a whole number of 2^-30: a person's rows weigh ⌊2^30 / rows⌋ each, so that sums do not depend on the
-order, and what a person adds depends on that person's rows alone.
+Every sum is a whole number of 2^-30: a person's rows weigh ⌊2^30 / rows⌋ each, so that sums do not depend on the order,
+and what a person adds depends on that person's rows alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ def totals(records: Dataset, schema: Schema, question: Question) -> tuple[npt.ND
     total, failed = np.zeros(question.size, np.int64), 0
     for start in range(0, len(rows), ROWS):
         failed += _add_rows(total, records, rows[start : start + ROWS], weights[start : start + ROWS], schema, question)
-    return total / WEIGHT, failed
+    vector: npt.NDArray[np.float64] = total / WEIGHT
+    for place, block in enumerate(question.blocks[: len(question.columns)] if question.sites else ()):
+        cells = vector[block.start : block.end]
+        vector[question.between + place] = cells @ cells / (2 * vector[0]) if vector[0] else 0.0
+    return vector, failed
 
 
 def _add_rows(

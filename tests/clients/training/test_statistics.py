@@ -16,7 +16,7 @@ from tests.records import Unreadable
 from sovfed.clients.data import Records, load_records
 from sovfed.clients.training.statistics import totals
 from sovfed.federation.config import DataConfig
-from sovfed.federation.statistics.question import read_question
+from sovfed.federation.statistics.question import Question, read_question
 from sovfed.federation.tasks.columns import CODES, NUMBERS, Column, Schema, number, target
 
 SCHEMA = Schema(
@@ -74,15 +74,33 @@ def test_a_person_with_many_rows_counts_as_one() -> None:
         assert total[block.start : block.end].sum() == pytest.approx(present, abs=1e-5)
 
 
+@pytest.mark.parametrize("question", [QUESTION, read_question("all, bins=4, sites=1", SCHEMA)], ids=["", "sites"])
 @pytest.mark.parametrize("seed", range(4))
-def test_adding_a_person_moves_the_sums_by_at_most_the_clip(seed: int) -> None:
+def test_adding_a_person_moves_the_sums_by_at_most_the_clip(seed: int, question: Question) -> None:
     """Whatever the rows: at the bounds, missing, one or hundreds of them."""
     data = records(400, 20, seed)
-    whole, _ = totals(data, SCHEMA, QUESTION)
+    whole, _ = totals(data, SCHEMA, question)
     for person in np.unique(data.persons):
         train, test = (rows[data.persons[rows] != person] for rows in (data.train, data.test))
-        without, _ = totals(Records(data.columns, data.persons, train, test), SCHEMA, QUESTION)
-        assert np.linalg.norm(whole - without) <= QUESTION.clip
+        without, _ = totals(Records(data.columns, data.persons, train, test), SCHEMA, question)
+        assert np.linalg.norm(whole - without) <= question.clip
+        assert (np.abs(whole - without)[question.between :] <= 1).all()
+
+
+def test_what_tells_of_sites_moves_by_at_most_one_where_a_person_matters_most() -> None:
+    """Of a person alone, one among many who are alike, and one who is unlike all others: by hand, Σk²/2n."""
+    question = read_question("ill, sites=1", SCHEMA)
+
+    def spread(no: int, yes: int) -> float:
+        table: dict[str, npt.NDArray[Any]] = {
+            NUMBERS: np.zeros((no + yes, 2), np.float32), CODES: np.zeros((no + yes, 1), np.int16),
+            "ill": np.repeat([0, 1], [no, yes]).astype(SCHEMA.targets[0].dtype),
+        }  # fmt: skip
+        everybody = np.arange(no + yes)
+        return float(totals(Records(table, everybody, everybody, everybody[:0]), SCHEMA, question)[0][question.between])
+
+    assert [spread(0, 0), spread(1, 0), spread(500, 0), spread(500, 1)] == pytest.approx([0, 0.5, 250, 250_001 / 1002])
+    assert spread(501, 0) - spread(500, 0) <= 1 and spread(500, 0) - spread(500, 1) <= 1
 
 
 def test_the_clip_is_reached_by_a_person_at_the_bounds() -> None:
