@@ -1,4 +1,4 @@
-"""`sovfed verify`: what holds of a release, and what is missing, by the authority's root alone."""
+"""`sovfed verify`: what holds of a release, and what is missing, by the authority's root alone; it as one file."""
 
 from __future__ import annotations
 
@@ -69,3 +69,22 @@ def verify(bundle: Path, root: Path, signed_by_all: bool, least: int, as_json: b
         click.echo(f"✓ {line}")
     for line in verdict.missing:
         click.echo(f"– missing: {line}")
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def verifier(file: Path) -> None:
+    """Write `sovfed verify` into the new FILE, for whoever has Python 3.11 and `cryptography` and nothing else.
+
+    Equal versions write equal files: whoever is given one compares its SHA-256 with that of an own one.
+
+    \b
+    Examples:
+      sovfed verifier verify.pyz
+      python verify.pyz heart.release --root root.pem
+    """
+    from sovfed.federation.files import check_new
+    from sovfed.federation.release.standalone import write_verifier
+
+    check_new(file)
+    click.echo(f"wrote {file}, SHA-256 {write_verifier(file)}")
