@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
 
-from sovfed.federation.errors import ConfigError, IdentityError, ServiceError
+from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError, ServiceError
 
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024  # of a key, certificate or revocation list
 
@@ -76,6 +76,13 @@ def check_writable(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and (not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
             raise ConfigError(f"{path}: its folder does not exist or cannot be written")
+
+
+def check_new(path: Path) -> None:
+    """`check_writable`, and raise ConfigError if there is something already: it would be lost."""
+    check_writable(path)
+    if path.exists():
+        raise ConfigError(f"{path} exists; choose another name")
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -151,6 +158,18 @@ def read_plain(path: Path) -> bytes:
             return file.read(MAX_FILE_BYTES)
     except OSError as error:
         raise IdentityError(f"{path}: missing, no plain file or not readable") from error
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """The bytes of the file `path`, which somebody else made. Raises EvidenceError if it has more than `most`."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+                raise EvidenceError(f"{path}: no file of at most {most} bytes")
+            return file.read(status.st_size)
+    except OSError as error:
+        raise EvidenceError(f"{path}: not readable") from error
 
 
 def read_bounded(path: Path) -> bytes:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from sovfed.clients.data import Dataset, Records, table_of
 
 if TYPE_CHECKING:
-    from sovfed.federation.tasks.columns import Schema
+    from sovfed.clients.data import Indices
+    from sovfed.federation.tasks.columns import Schema, Table
 
 Array = npt.NDArray[Any]
 
@@ -20,6 +21,23 @@ def records_of(
 ) -> Records:
     """Records of which each is another person's."""
     return Records(table_of(schema, inputs, targets), np.arange(len(targets)), train, test, several_records)
+
+
+class Unreadable:
+    """`records`, read when they are asked for; those at the rows `bad` cannot be."""
+
+    def __init__(self, records: Records, bad: tuple[int, ...]) -> None:
+        self._records, self._bad = records, set(bad)
+        self.persons, self.train, self.test = records.persons, records.train, records.test
+        self.several_records, self.not_private = records.several_records, records.not_private
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def take(self, rows: Indices) -> Table:
+        if self._bad.intersection(rows.tolist()):
+            raise OSError("this record is cut short")
+        return self._records.take(rows)
 
 
 def inputs_of(records: Dataset) -> Array:

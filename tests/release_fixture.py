@@ -31,6 +31,7 @@ from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.order import Proposal
 from sovfed.federation.release import sealed
 from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, read_release
+from sovfed.federation.release.standalone import write_verifier
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.tasks.registry import get_task
 from sovfed.server.orders.making import make_order, write_answers, write_order
@@ -95,6 +96,10 @@ def finished_run(folder: Path, *overrides: str, names: tuple[str, ...] = NAMES) 
         "rounds": ROUNDS, "strategy": "fedavg", "institutions": list(names), "transport": "stream", "epsilon": None,
         "metrics": {"accuracy": 0.875}, "metrics_by_institution": {}, "attendance": {}, "model_of_round": ROUNDS,
         "secure_aggregation": True, "secure_aggregation_details": "on, cohort 2 of 2, threshold 2",
+        "secure_aggregation_terms": {
+            "cohort": 3, "roster": 3, "threshold": 2, "bits": config.secagg.bits, "clip": config.secagg.clip,
+            "max_weight": config.secagg.max_weight,
+        },
         "config": stored(config), "delivered_to": list(names),
     }  # fmt: skip
     vector = np.linspace(-1, 1, task.parameters, dtype=np.float32)
@@ -149,18 +154,23 @@ def sealed_by_the_agency(federation: Released, files: Mapping[str, bytes], paylo
 
 
 def verified_bare(bundle: bytes, root: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """`sovfed verify` in `folder` by a Python that has no installed package but `cryptography`, rfc8785 and click."""
-    packages = folder / "packages"
+    """`sovfed verify`, as `sovfed verifier` wrote it into `folder`, by a Python that has `cryptography` alone.
+
+    Beside it are what `cryptography` itself needs.
+    """
+    packages, verifier = folder / "packages", folder / "verify.pyz"
     packages.mkdir()
-    for name in ("cryptography", "cffi", "pycparser", "rfc8785", "click"):
+    for name in ("cryptography", "cffi", "pycparser"):
         (packages / name).symlink_to(Path(str(importlib.import_module(name).__file__)).parent)
     for backend in (packages / "cffi").resolve().parent.glob("_cffi_backend*.so"):
         (packages / backend.name).symlink_to(backend)
-    (packages / "sovfed").symlink_to(Path(__file__).parents[1] / ".src" / "sovfed")
+    write_verifier(verifier)
     (folder / "x.release").write_bytes(bundle)
-    code = f"import sys; sys.path.insert(0, {str(packages)!r}); from sovfed.cli import main; main()"
+    code = (
+        f"import runpy, sys; sys.path.insert(0, {str(packages)!r}); runpy.run_path({str(verifier)!r}, None, '__main__')"
+    )
     python = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-    words = ["verify", str(folder / "x.release"), "--root", str(root)]
+    words = [str(folder / "x.release"), "--root", str(root)]
     return subprocess.run([str(python), "-I", "-S", "-c", code, *words], capture_output=True, text=True, check=False)
 
 

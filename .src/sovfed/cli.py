@@ -60,6 +60,9 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "verify": Lazy(
         "sovfed.federation.release.cli", "verify", "Check a release by the authority's root alone (anyone)."
     ),
+    "verifier": Lazy(
+        "sovfed.federation.release.cli", "verifier", "Write `verify` as one file that needs `cryptography` alone."
+    ),
     "incident": Lazy(
         "sovfed.federation.release.incident_cli", "incident", "Tell a regulator what a home's log has of a time."
     ),

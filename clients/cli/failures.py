@@ -53,6 +53,7 @@ def describe(state: State, policy: Policy) -> dict[str, Any]:
         "refuses_all": state.stopped,
         "last_reason": state.reason,
         "last_at": state.at,
+        "lacking": state.lacking,
         "sums_today": state.today.sums,
         "evaluations_today": state.today.evaluations,
     }
@@ -63,6 +64,11 @@ def told(found: dict[str, Any]) -> str:
     lines = [
         f"sums without privacy answered today: {found['sums_today']}, of them evaluations {found['evaluations_today']} "
         "(`sovfed client orders show RUN`: those of one run)"
+    ]
+    lines += [
+        f"{count} sums of run {run!r} lack records of this institution, or all: the trainer's log says why, and nobody "
+        "else was told"
+        for run, count in found["lacking"].items()
     ]
     if not found["failures"]:
         return "\n".join(["failures: none", *lines])

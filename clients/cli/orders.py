@@ -77,7 +77,9 @@ def list_(as_json: bool, home: Path) -> None:
     Example:
       sovfed client orders list
     """
+    from sovfed.clients.home.policy import load_policy
     from sovfed.clients.orders.naming import nobody
+    from sovfed.clients.orders.purge import unpurged
     from sovfed.federation.orders.shown import word
 
     rows: list[dict[str, Any]] = [
@@ -98,6 +100,7 @@ def list_(as_json: bool, home: Path) -> None:
         click.echo(visible(f"{' ' * 14}{row['text']}"))
     if any(row["word"] == "waiting" for row in rows) and (line := nobody(home)):
         click.echo(visible(line))
+    _tell(unpurged(_book(home), load_policy(home).permits, time.time()))
 
 
 @orders.command()
@@ -179,13 +182,13 @@ def withdraw(order: str, reason: str, out: Path | None, officer: str, key: Path,
       sovfed client orders withdraw heart-2027 --out hospital-4.withdrawal
     """
     from sovfed.clients.orders.leaving import withdraw as leave
-    from sovfed.federation.files import check_writable, write_private
+    from sovfed.federation.files import check_new, write_private
     from sovfed.federation.orders.answers import load_officer
 
     book = _book(home)
     proposal = book.named(order)
     path = out or Path(f"{proposal.order.run}.withdrawal")
-    check_writable(path)
+    check_new(path)
     open_key = lambda: load_officer(key, lambda: ask_secret("passphrase", "the key is sealed; use a terminal").encode())  # noqa: E731
     answer = leave(book, proposal.order, open_key, officer, reason, int(time.time()))
     write_private(path, answer.to_bytes())
@@ -233,7 +236,8 @@ def purge(permit: str, yes: bool, home: Path) -> None:
     receipt = erase(home, _book(home), permit, load_identity(home / "identity"), remove, time.time())
     _tell(f"erased: {name}" for name in receipt.erased or ("nothing was left",))
     _tell(f"remains: {name}" for name in receipt.remains)
-    click.echo(f"receipt: {home / 'orders' / 'receipts' / f'{permit}.json'}")
+    path = home / "orders" / "receipts" / f"{permit}.json"
+    click.echo(f"receipt: {path}; `sovfed verify {path} --root root.pem` checks it")
 
 
 def _answer(home: Path, proposal: Proposal, decision: str, officer: str, key: Path, reason: str) -> None:

@@ -36,12 +36,12 @@ def declare(order: str, out: Path | None, home: Path) -> None:
     """
     from sovfed.clients.models.declared import declare as signed
     from sovfed.clients.orders.book import OrderBook
-    from sovfed.federation.files import check_writable, write_private
+    from sovfed.federation.files import check_new, write_private
     from sovfed.federation.text import visible
 
     proposed = OrderBook(home).make().named(order).order
     path = out or Path(f"{proposed.run}.declaration")
-    check_writable(path)
+    check_new(path)
     declaration = signed(home, proposed)
     write_private(path, declaration.to_bytes())
     click.echo(visible(declaration.told()))
@@ -62,10 +62,12 @@ def compare(bundle: Path, home: Path) -> None:
     """
     from sovfed.clients.models.compared import differences
     from sovfed.federation.errors import EvidenceError
+    from sovfed.federation.files import read_whole
     from sovfed.federation.identity import load_roots
-    from sovfed.federation.release.checking import check_release
+    from sovfed.federation.release.checking import LARGEST, check_release
 
-    verdict = check_release(bundle.read_bytes(), load_roots(home / "identity" / "root.pem"))
+    data = read_whole(bundle, LARGEST)
+    verdict = check_release(data, load_roots(home / "identity" / "root.pem"))
     if said := differences(home, verdict):
         raise EvidenceError("; ".join(said))
     click.echo("the release says of this institution what its own books say")
@@ -82,7 +84,8 @@ def sign(bundle: Path, home: Path) -> None:
       sovfed client release sign heart.release      (then `sovfed verify heart.release --root root.pem`)
     """
     from sovfed.clients.models.released import signed_release
-    from sovfed.federation.files import write_atomic
+    from sovfed.federation.files import read_whole, write_atomic
+    from sovfed.federation.release.checking import LARGEST
 
-    write_atomic(bundle, signed_release(home, bundle.read_bytes()))
+    write_atomic(bundle, signed_release(home, read_whole(bundle, LARGEST)))
     click.echo(f"{bundle} is signed by this institution too")

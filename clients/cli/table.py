@@ -36,15 +36,19 @@ def list_(as_json: bool, home: Path) -> None:
     Example:
       sovfed client table list
     """
+    from sovfed.federation.errors import EvidenceError
     from sovfed.federation.tables import print_rows
 
-    rows = [_row(sheet.predicate) for sheet in _sheets(home).list()]
+    sheets, wrong = _sheets(home).list()
+    rows = [_row(sheet.predicate) for sheet in sheets]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif rows:
         print_rows(("run", "date", "task", "of", "privacy"), [tuple(row.values()) for row in rows])
-    else:
+    elif not wrong:
         click.echo("Nothing yet: tables come with the runs that this institution takes part in.")
+    if wrong:
+        raise EvidenceError("; ".join(wrong))
 
 
 @table.command()
@@ -59,11 +63,11 @@ def get(run: str, out: Path, home: Path) -> None:
       sovfed client table get heart-counts heart-counts.table
       sovfed verify heart-counts.table --root root.pem     (anybody, anywhere)
     """
-    from sovfed.federation.files import check_writable, write_private
+    from sovfed.federation.files import check_new, write_private
     from sovfed.federation.statistics.shown import lines_of
 
     sheet = _sheets(home).find(run)
-    check_writable(out)
+    check_new(out)
     for line in lines_of(sheet.predicate["table"]):
         click.echo(visible(line))
     write_private(out, sheet.path.read_bytes())

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sovfed.clients.models.received import FOLDER, ReceivedModels
 from sovfed.clients.orders.book import OrderBook
-from sovfed.federation.evidence.keys import INSTITUTION, own_origin
+from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, own_origin
 from sovfed.federation.evidence.store import LogReader, has_log
+from sovfed.federation.evidence.witness import seen
 from sovfed.federation.secagg.request import whole_run
 from sovfed.federation.text import visible
 
@@ -27,7 +29,12 @@ ASKED = ("train", "private")  # requests of the rounds that the agency's log tel
 def differences(home: Path, verdict: Verdict) -> list[str]:
     """What the release says of the institution in `home` otherwise than its own books, in plain words."""
     name = own_origin(home).removeprefix(INSTITUTION)
-    said = [*_words(OrderBook(home), verdict, name), *_rounds(home, verdict.log, name)]
+    said = [
+        *_words(OrderBook(home), verdict, name),
+        *_rounds(home, verdict.log, name),
+        *_log(home, verdict.log, name),
+        *_model(home, verdict),
+    ]
     return [visible(line) for line in said]
 
 
@@ -58,6 +65,28 @@ def _rounds(home: Path, log: Lineage, name: str) -> Iterator[str]:
         took_part = isinstance(entry["participants"], list) and name in entry["participants"]
         if took_part and (entry["run"], entry["round"]) not in own:
             yield f"the agency's log has {name} in round {entry['round']}, and this institution's own log has not"
+
+
+def _log(home: Path, log: Lineage, name: str) -> Iterator[str]:
+    """A log that is not shown to go on from what this institution has seen of it."""
+    known, own = seen(home, AGENCY + log.origin), log.cosigned.get(name, 0)
+    if known is None:
+        return
+    head, where = known.head, f"{name} has seen {known.head.size} entries of the agency's log"
+    if not own:
+        yield f"{where}, and the release has no cosignature by it"
+    elif head.size == log.size and head.root != log.root:
+        yield f"{where}, and those of the release are others"
+    elif own < min(head.size, log.size) and not log.whole:
+        yield f"{where}; of the {log.size} in the release {own} are shown to be among them: it is to be made anew"
+
+
+def _model(home: Path, verdict: Verdict) -> Iterator[str]:
+    """Another model than the one that the agency sent to this institution when the run ended."""
+    released, run = verdict.predicate["model"]["sha256"], verdict.log.of_kind("model")[-1]["run"]
+    for kept in ReceivedModels(home / FOLDER).list() if (home / FOLDER).is_dir() else ():
+        if whole_run(kept.owner) == run and kept.published not in ("", released):
+            yield f"run {kept.run} has sent the model {kept.published[:12]} here, and the release has {released[:12]}"
 
 
 def _own(home: Path) -> Iterator[dict[str, Any]]:

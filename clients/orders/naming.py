@@ -105,6 +105,8 @@ def consented(policy: Policy, withdrawn: Collection[str] = ()) -> Iterator[str]:
     yield f"  asked by     {_any(standing.proposers, 'anybody')}"
     yield f"  for          {_any(standing.purposes, 'any purpose')}"
     yield f"  tasks        {_any(standing.tasks or policy.allowed_tasks, 'none')}"
+    tables = ", tables of statistics" if standing.statistics else "; a table of statistics waits for an officer"
+    yield f"  to do        training, scoring of models that others have trained{tables}"
     yield f"  at most      ε {standing.max_epsilon:g} and {standing.max_rounds} rounds a run"
     yield f"  until        {standing.until or 'policy.yaml is changed'}"
     if not policy.require_privacy:

@@ -45,7 +45,7 @@ class Standing:
 
 def compare(table: ReceivedTable, records: Dataset, schema: Schema, question: Question) -> list[Standing]:
     """Every column of `table` beside the own one, and how far they are apart."""
-    own, federation = totals(records, schema, question), np.array(table.sums)
+    own, federation = totals(records, schema, question)[0], np.array(table.sums)
     own_table, told = table_of(question, own, 0.0, least=0), table_of(question, federation, table.deviation)
     blocks = [block for block in question.blocks if len(block.columns) == 1]
     rows = zip(blocks, own_table["columns"], told["columns"], strict=True)

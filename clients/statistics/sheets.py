@@ -7,9 +7,11 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sovfed.federation.errors import DataError, OrderError, ProtocolError
+from sovfed.federation.errors import DataError, OrderError, ProtocolError, SovfedError
 from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.identity import load_roots
+from sovfed.federation.release.holding import holding
+from sovfed.federation.release.ordered import LOOSE
 from sovfed.federation.release.sheet import check_sheet
 from sovfed.federation.schema import nearest
 
@@ -53,8 +55,11 @@ class KeptSheets:
         if len(data) > MAX_BYTES:
             raise ProtocolError(f"a signed table of {len(data)} bytes, at most {MAX_BYTES} are kept")
         predicate = check_sheet(data, load_roots(self._root)).predicate
-        if order is not None and (predicate["order"], predicate["run"]["name"]) != (order.digest, order.run):
-            raise OrderError(f"the table is of another order than {order.digest[:12]} of run {order.run}")
+        if order is not None:
+            with holding("the table"):
+                other = _otherwise(predicate, order)
+            if other:
+                raise OrderError(f"the table is another than that of order {order.digest[:12]}, in: {', '.join(other)}")
         return data
 
     def keep(self, owner: str, data: bytes) -> None:
@@ -69,19 +74,40 @@ class KeptSheets:
         except OSError as error:
             log.warning("a signed table is not kept: %s", error)
 
-    def list(self) -> Sequence[KeptSheet]:
-        """The tables that are kept, the newest first. Raises DataError or EvidenceError naming one that was damaged."""
+    def list(self) -> tuple[Sequence[KeptSheet], Sequence[str]]:
+        """The tables that are kept, the newest first; and why which do not hold (any more): they hide no other."""
         paths = sorted(self._folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        roots = load_roots(self._root) if paths else ()
-        return [KeptSheet(path, check_sheet(_read(path), roots).predicate) for path in paths]
+        roots, sheets, wrong = load_roots(self._root) if paths else (), list[KeptSheet](), list[str]()
+        for path in paths:
+            try:
+                sheets.append(KeptSheet(path, check_sheet(_read(path), roots).predicate))
+            except SovfedError as error:
+                wrong.append(f"{path}: {error}")
+        return sheets, wrong
 
     def find(self, run: str) -> KeptSheet:
-        """The newest table of `run`. Raises DataError if none was received."""
-        sheets = self.list()
+        """The newest table of `run`. Raises DataError if none was received, or that does not hold."""
+        sheets, wrong = self.list()
         for sheet in sheets:
             if sheet.run == run:
                 return sheet
-        raise DataError(f"no signed table of run '{run}' was received here{nearest(run, {s.run for s in sheets})}")
+        said = "; ".join([f"no signed table of run '{run}' was received here", *wrong])
+        raise DataError(f"{said}{nearest(run, {sheet.run for sheet in sheets})}")
+
+
+def _otherwise(predicate: dict[str, Any], order: RunOrder) -> Sequence[str]:
+    """What the table says of itself otherwise than its order: whose it is, of what, at which cost, over whom."""
+    privacy, named = predicate["privacy"], predicate["institutions"]
+    limits = (
+        ((predicate["order"], predicate["run"]["name"]) == (order.digest, order.run), "order"),
+        (predicate["run"]["task"] == {"name": order.task, "digest": order.task_digest}, "task"),
+        (predicate["question"] == order.statistics, "question"),
+        ((privacy is not None) == (order.kind == "private"), "privacy"),
+        (privacy is None or privacy["epsilon"] <= order.epsilon * (1 + LOOSE) + LOOSE, "ε"),
+        (not order.cohort or set(named) <= set(order.cohort), "cohort"),
+        (len(set(named)) >= order.min_cohort, "smallest cohort"),
+    )
+    return [what for holds, what in limits if not holds]
 
 
 def _read(path: Path) -> bytes:

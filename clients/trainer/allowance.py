@@ -46,7 +46,11 @@ class Tally:
 
 @dataclass(frozen=True)
 class State:
-    """What the file holds. `reason` is the last failure's own code, which stays here; `at` its Unix time."""
+    """What the file holds. `reason` is the last failure's own code, which stays here; `at` its Unix time.
+
+    `lacking` are the runs, with how many sums, that went on without records of this institution: told here alone, and
+    nothing is refused for it, since what is refused is seen.
+    """
 
     day: int = 0
     today: Tally = field(default_factory=Tally)
@@ -54,6 +58,7 @@ class State:
     stopped: bool = False
     reason: str = ""
     at: float = 0.0
+    lacking: dict[str, int] = field(default_factory=dict)  # newest last
 
     @property
     def failures(self) -> int:
@@ -125,6 +130,14 @@ class Allowance:
             )
         self._write(max(self._ahead, 0), run)
 
+    def lacking(self, run: str) -> None:
+        """Count a sum of `run` that lacks something of this institution."""
+        state, run = self._current(), whole_run(run)
+        others = {name: count for name, count in state.lacking.items() if name != run}
+        kept = dict([*others.items(), (run, state.lacking.get(run, 0) + 1)][-RUNS:])
+        self._state = replace(state, lacking=kept, runs=_with(state.runs, run, state.runs.get(run, Tally())))
+        self._write(max(self._ahead, 0), run)
+
     def _current(self) -> State:
         """The state of today, as the operator may have cleared it meanwhile; a clock set back begins no new day."""
         if (stamp := self._modified()) != self._stamp:
@@ -153,9 +166,11 @@ def read_state(home: Path) -> State:
         content = json.loads(path.read_bytes())
         runs = {str(run): bind(Tally, tally, str(path), PolicyError) for run, tally in content.pop("runs").items()}
         today = bind(Tally, content.pop("today"), str(path), PolicyError)
+        lacking = {str(run): int(count) for run, count in content.get("lacking", {}).items()}
         return State(
-            int(content["day"]), today, runs, bool(content["stopped"]), str(content["reason"]), float(content["at"])
-        )
+            int(content["day"]), today, runs, bool(content["stopped"]), str(content["reason"]), float(content["at"]),
+            lacking,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PolicyError(f"{path}: cannot be read; remove it only if you know why") from error
 
@@ -164,7 +179,10 @@ def clear_failures(home: Path) -> State:
     """Let runs go on after the operator has looked; what was answered stays counted. Returns what was cleared."""
     state = read_state(home)
     runs = {run: replace(tally, failures=0) for run, tally in state.runs.items()}
-    _save(home, replace(state, today=replace(state.today, failures=0), runs=runs, stopped=False, reason="", at=0.0))
+    _save(
+        home,
+        replace(state, today=replace(state.today, failures=0), runs=runs, stopped=False, reason="", at=0.0, lacking={}),
+    )
     return state
 
 

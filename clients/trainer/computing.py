@@ -68,7 +68,7 @@ class Computing:
             self._telling.error(error)
             reply, failed, cut = nothing(request, workload, task), repr(error), True
         if failed:
-            self._telling.warn("run %r: nothing of this institution goes into a sum: %s", request.run, failed)
+            self._telling.lacking(request, f"nothing of this institution goes into it: {failed}")
         spoilt = bool(failed) or cut
         return masking.mask(request.run, permit, reply, lambda: time.monotonic() - start, spoilt)
 

@@ -68,6 +68,7 @@ class Loaded:
         open_ledger: Callable[[], PrivacyLedger | None],
         whose: Whose,
         keep_score: Callable[[PrivateRequest, Task, Sums], None],
+        lacking: Callable[[PrivateRequest, str], None],
     ) -> PrivateTraining:
         """The private workload of `task`; the ledger is opened before any record is read."""
         training = self.private.get(task.digest)
@@ -77,7 +78,7 @@ class Loaded:
             ledger = open_ledger()
             training = PrivateTraining(
                 task, self.read(task), site=self._site(task), device=self._device, ledger=ledger, whose=whose,
-                most_epochs=self._most_epochs, keep_score=keep_score,
+                most_epochs=self._most_epochs, keep_score=keep_score, lacking=lacking,
             )  # fmt: skip
             self.private = {task.digest: training}  # one task at a time holds the ledger
         return training

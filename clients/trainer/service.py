@@ -367,7 +367,9 @@ class TrainerService:
         admit(request, task, room, self._open_ledger(), paid=paid, whose=whose)
 
         def work() -> Reply:
-            training = self._loaded.private_training(task, self._open_ledger, whose, self._keep_score)
+            training = self._loaded.private_training(
+                task, self._open_ledger, whose, self._keep_score, self._telling.lacking
+            )
             return masking.mask(request.run, permit, training.update(request, room, number), lambda: 0.0)
 
         return work

@@ -48,6 +48,16 @@ class Telling:
         """A line of the log that the network can cause, and so is not written any number of times."""
         self._quiet.tell(line, *values)
 
+    def lacking(self, request: Request, why: str) -> None:
+        """A sum of the run goes on with nothing of this institution, or without some of its records."""
+        self.warn("run %r: what this institution adds to a sum is lacking: %s", request.run, why)
+        if self._allowance is None:
+            return
+        try:
+            self._allowance.lacking(request.run)
+        except Exception:
+            log.exception("what a sum lacks could not be counted")
+
     def error(self, error: Exception) -> None:
         """What went wrong and became nothing in a sum."""
         self._on_error(error)

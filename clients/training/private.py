@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 import torch
 
-from sovfed.clients.dpsgd.step import PrivateStep
+from sovfed.clients.dpsgd.step import LevelSum, PrivateStep
 from sovfed.clients.ledger.book import HOME, PrivacyLedger
 from sovfed.clients.ledger.entries import Grant, Plan, Release, Whose
 from sovfed.clients.trainer.masking import PrivateUpdate
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy.typing as npt
+    from torch import Tensor
 
     from sovfed.clients.data import Dataset
     from sovfed.federation.messages import Sums
@@ -69,14 +70,16 @@ class PrivateTraining:
         whose: Whose = HOME,
         most_epochs: int | None = None,
         keep_score: Callable[[PrivateRequest, Task, Sums], None] = lambda _request, _task, _sums: None,
+        lacking: Callable[[PrivateRequest, str], None] = lambda _request, _why: None,
     ) -> None:
-        """`keep_score` is told what a candidate is worth on the own held-out records."""
+        """`keep_score` is told what a candidate is worth on the own held-out records, `lacking` of what a sum lacks."""
         if task.build is None or task.loss is None:
             raise ConfigError(f"task '{task.name}' trains nothing, so there is nothing to make private")
         if records.not_private:
             raise PrivacyError(records.not_private)
         self.task, self._records, self._ledger, self._whose = task, records, ledger, whose
         self._site, self._device, self._most_epochs, self._keep_score = site, device, most_epochs, keep_score
+        self._lacking = lacking
         self._feed = Feed(task, records, task.transform.public_scale, choose_device(device))
         self._rows = torch.from_numpy(records.train)
         persons = np.unique(records.persons[records.train], return_inverse=True)[1]
@@ -127,33 +130,42 @@ class PrivateTraining:
         """What this institution's persons add to a table of statistics; nothing if that fails."""
         question = question_of(request, self.task.schema)
         try:
-            return totals(self._records, self.task.schema, question)
-        except Exception:  # may be one record's doing, which a refusal would tell
+            total, failed = totals(self._records, self.task.schema, question)
+        except Exception:  # of all records: one by itself takes nobody else out of the sum
             log.exception("round %d: nothing was counted; nothing but noise is released", request.round)
+            self._lacking(request, "nothing was counted")
             return np.zeros(question.size)
+        if failed:
+            self._lacking(request, f"{failed} records could not be counted")
+        return total
 
     def _scores(self, request: PrivateRequest) -> npt.NDArray[np.float64]:
         """What the scores of this institution's held-out persons add to a candidate's; nothing if that fails."""
         scores = scores_of(request, self.task.metrics)
         training = LocalTraining(self.task, self._records, site=self._site, device=self._device)
         try:
-            total, sums = score_totals(training, self._records, request.model, request.scale, scores)
-        except Exception:  # may be one record's doing, which a refusal would tell
+            total, sums, failed = score_totals(training, self._records, request.model, request.scale, scores)
+        except Exception:  # of all records: one by itself takes nobody else out of the sum
             log.exception("model %d: nothing was scored; nothing but noise is released", request.round)
+            self._lacking(request, "nothing was scored")
             return np.zeros(scores.size)
+        if failed:
+            self._lacking(request, f"{failed} held-out records could not be scored")
         self._keep_score(request, self.task, sums)
         return total
 
     def _sum(self, request: PrivateRequest, model: Vector) -> npt.NDArray[np.float64]:
         """The sum of the sampled persons' clipped gradients at `model`, shape [d]."""
-        drawn = self._drawn(request)
-        step = self._step(request.clip)
+        drawn, step, flat = self._drawn(request), self._step(request.clip), torch.from_numpy(np.array(model))
+        rows, owners = self._rows[drawn], self._persons[drawn]
         try:
-            inputs, targets = self._feed.take(self._rows[drawn])
-            total, _ = step.clipped_sum(torch.from_numpy(np.array(model)), inputs, targets, self._persons[drawn])
-        except Exception:  # may be one record's doing, which a refusal would tell
-            log.exception("round %d: no gradient; nothing but noise is released", request.round)
-            return np.zeros(model.size)
+            total = step.clipped_sum(flat, *self._feed.take(rows), owners)[0]
+        except Exception:  # may be one record's doing, which neither a refusal nor the others' absence may tell
+            log.exception("round %d: some persons fail; the others are taken without them", request.round)
+            sums = LevelSum()
+            sums.add([torch.zeros(len(flat), dtype=torch.float64)])
+            failed, total = self._others(step, flat, rows, owners, sums), sums.total()[0]
+            self._lacking(request, f"{failed} persons of a step could not be trained on")
         return total.cpu().numpy()
 
     def _drawn(self, request: PrivateRequest) -> torch.Tensor:
@@ -164,6 +176,20 @@ class PrivateTraining:
         if request.person_records:
             drawn = drawn[torch.from_numpy(at_most(self._persons[drawn].numpy(), request.person_records))]
         return drawn
+
+    def _others(self, step: PrivateStep, flat: Tensor, rows: Tensor, owners: Tensor, sums: LevelSum) -> int:
+        """Add to `sums` who can be computed, half by half down to single persons; how many persons cannot.
+
+        Those alone are left out: else one of them would move the sum by everybody's part, which the noise is not for.
+        """
+        persons, failed = torch.unique(owners), 0
+        for part in persons.tensor_split(2) if len(persons) > 1 else (persons,):
+            own = torch.isin(owners, part)
+            try:
+                sums.add([step.clipped_sum(flat, *self._feed.take(rows[own]), owners[own])[0].cpu()])
+            except Exception:
+                failed += 1 if len(part) == 1 else self._others(step, flat, rows[own], owners[own], sums)
+        return failed
 
     def _noised(self, request: PrivateRequest, total: npt.NDArray[np.float64], room: int) -> Integers:
         """`total` in units, with this institution's share of the noise."""

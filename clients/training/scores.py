@@ -7,7 +7,6 @@ otherwise where there is another beside it.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,15 +24,13 @@ if TYPE_CHECKING:
     from sovfed.federation.messages import Sums, Vector
     from sovfed.federation.statistics.scores import Scores
 
-log = logging.getLogger(__name__)
-
 
 def score_totals(
     training: LocalTraining, records: Dataset, model: Vector, scale: Sums, scores: Scores
-) -> tuple[npt.NDArray[np.float64], Sums]:
+) -> tuple[npt.NDArray[np.float64], Sums, int]:
     """What the held-out persons of `records` add to the vector of `model`, shape [size], and the task's metric sums.
 
-    A record that cannot be read, or fails the model, adds nothing, and no other adds less for it.
+    Also how many records add nothing, since they cannot be read or fail the model: no other adds less for them.
     """
     task, rows, model = training.task, records.test, np.array(model)
     model.flags.writeable = False  # or it would be loaded anew for each record
@@ -51,6 +48,4 @@ def score_totals(
             continue
         total += np.trunc(weight * np.concatenate([[1.0], shares - HALF])).astype(np.int64)
         sums += own
-    if failed:  # told here alone
-        log.warning("%d of %d held-out records could not be scored", failed, len(rows))
-    return total / WEIGHT, sums
+    return total / WEIGHT, sums, failed

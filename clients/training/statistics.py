@@ -1,7 +1,7 @@
 """One institution's share of a table of statistics: the exact sum over its persons, before noise.
 
-Every value is a whole number of 2^-30: a person's rows weigh ⌊2^30 / rows⌋ each, so that sums do not depend on the
-order, and what a person adds depends on that person's rows alone.
+Every sum is a whole number of 2^-30: a person's rows weigh ⌊2^30 / rows⌋ each, so that sums do not depend on the order,
+and what a person adds depends on that person's rows alone.
 """
 
 from __future__ import annotations
@@ -25,16 +25,42 @@ WEIGHT: Final = 1 << 30  # of a person
 ROWS: Final = 1 << 16  # at once; their weights add up to less than 2^53
 
 
-def totals(records: Dataset, schema: Schema, question: Question) -> npt.NDArray[np.float64]:
-    """What the persons of `records`, trained on or held out, add to the vector of `question`, shape [size]."""
+def totals(records: Dataset, schema: Schema, question: Question) -> tuple[npt.NDArray[np.float64], int]:
+    """What the persons of `records`, trained on or held out, add to the vector of `question`, shape [size].
+
+    Also how many records add nothing, since they cannot be read: no other adds less for them.
+    """
     rows = np.sort(np.concatenate([records.train, records.test]))
     _, owners, counts = np.unique(records.persons[rows], return_inverse=True, return_counts=True)
     weights = (WEIGHT // counts)[owners]
-    total = np.zeros(question.size, np.int64)
+    total, failed = np.zeros(question.size, np.int64), 0
     for start in range(0, len(rows), ROWS):
-        chunk = rows[start : start + ROWS]
-        _add(total, _counted(records, chunk, schema, question), weights[start : start + ROWS], schema, question)
-    return total / WEIGHT
+        failed += _add_rows(total, records, rows[start : start + ROWS], weights[start : start + ROWS], schema, question)
+    vector: npt.NDArray[np.float64] = total / WEIGHT
+    for place, block in enumerate(question.blocks[: len(question.columns)] if question.sites else ()):
+        cells = vector[block.start : block.end]
+        vector[question.between + place] = cells @ cells / (2 * vector[0]) if vector[0] else 0.0
+    return vector, failed
+
+
+def _add_rows(
+    total: npt.NDArray[np.int64], records: Dataset, rows: Indices, weights: npt.NDArray[np.int64],
+    schema: Schema, question: Question,
+) -> int:  # fmt: skip
+    """Add the records at `rows` to `total`, in halves down to those that cannot be read; how many those are."""
+    try:
+        part = np.zeros_like(total)
+        _add(part, _counted(records, rows, schema, question), weights, schema, question)
+    except Exception:  # one record's doing, whatever it is
+        if len(rows) == 1:
+            return 1
+        middle = len(rows) // 2
+        return sum(
+            _add_rows(total, records, rows[half], weights[half], schema, question)
+            for half in (slice(middle), slice(middle, None))
+        )
+    total += part
+    return 0
 
 
 def _counted(records: Dataset, rows: Indices, schema: Schema, question: Question) -> Table:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sovfed.federation.errors import EvidenceError, SovfedError
 from sovfed.federation.evidence import merkle
-from sovfed.federation.evidence.entries import read_entry
+from sovfed.federation.evidence.entries import BEFORE, NAME, read_entry
 from sovfed.federation.evidence.notes import Checkpoint, check_cosignature, check_note
 from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.evidence.witness import holding_cosignatures
@@ -54,14 +54,14 @@ def check_log(home: Path, shown: Sequence[bytes] = ()) -> Checked:
 def _replayed(log: LogReader) -> list[bytes]:
     """The root of the first 0, 1, 2, … entries, each held to the head that was signed then."""
     roots, made = [merkle.root_hash(0, _none)], dict[tuple[int, int], bytes]()
-    end = log.extent()  # what is appended meanwhile is not looked at
+    end, named = log.extent(), dict[str, int]()  # what is appended meanwhile is not looked at
     key, stored = log.voucher.log_key, {(level, at): value for level, at, value in log.nodes(end)}
     heads, last = iter(log.heads(end)), 0
     for seq, data in log.entries(0, end):
         if seq != last:
             raise EvidenceError(f"entry {last} is missing")
         try:
-            read_entry(data)
+            _require_linked(read_entry(data), seq, named)
         except EvidenceError as error:
             raise EvidenceError(f"entry {seq}: {error}") from error
         for level, position, value in merkle.completed(seq, merkle.leaf_hash(data), lambda lv, at: made[lv, at]):
@@ -82,6 +82,16 @@ def _replayed(log: LogReader) -> list[bytes]:
     if len(stored) != len(made):
         raise EvidenceError(f"entry {last} is missing: there are hashes of more")
     return roots
+
+
+def _require_linked(values: dict[str, Any], seq: int, named: dict[str, int]) -> None:
+    """Raise EvidenceError unless an entry of a run names the one of that run before it; older logs name none."""
+    name = values.get(NAME)
+    if not isinstance(name, str):
+        return
+    if values.get(BEFORE, named.get(name, -1)) != named.get(name, -1):
+        raise EvidenceError(f"names another entry of '{name}' before it than there is")
+    named[name] = seq
 
 
 def _compare(head: Checkpoint, roots: Sequence[bytes], what: str) -> None:

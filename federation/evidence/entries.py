@@ -19,6 +19,8 @@ KINDS: Final = (
 )  # fmt: skip
 MAX_BYTES: Final = 65_535  # what tlog-tiles can say of an entry's length
 MAX_LISTED: Final = 256
+NAME: Final = "name"  # of the run that an entry is of
+BEFORE: Final = "before"  # the place of the entry of the same run before it, -1 of its first
 
 
 def entry(kind: str, at: int, fields: Mapping[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.database import BUSY_S, writing
 from sovfed.federation.errors import EvidenceError, ServiceError
 from sovfed.federation.evidence import merkle
-from sovfed.federation.evidence.entries import entry, read_entry
+from sovfed.federation.evidence.entries import BEFORE, NAME, canonical, entry, read_entry
 from sovfed.federation.evidence.keys import FOLDERS, LOG_KEY, VOUCHER, establish, load_key, read_voucher
 from sovfed.federation.evidence.notes import Checkpoint, sign
 from sovfed.federation.files import read_private, stamp
@@ -34,11 +34,16 @@ CREATE TABLE IF NOT EXISTS entries (seq INTEGER PRIMARY KEY, data BLOB NOT NULL)
 CREATE TABLE IF NOT EXISTS nodes (level INTEGER, position INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, position))
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS heads (size INTEGER PRIMARY KEY, note BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS named (name TEXT PRIMARY KEY, seq INTEGER NOT NULL);
 """
 
 
 def record(home: Path, kind: str, /, **fields: Any) -> int:
-    """Append one entry to the home's log; its number. Before the home has a certificate there is no log: -1."""
+    """Append one entry to the home's log; its number. Before the home has a certificate there is no log: -1.
+
+    One of a run, by its `name`, has the number of the entry of that run before it: who shows a run's entries to others
+    can leave none out between two of them.
+    """
     signer = _signer(str(home), _stamps(home))
     if signer is None:
         return -1
@@ -46,7 +51,7 @@ def record(home: Path, kind: str, /, **fields: Any) -> int:
     with writing(home / FILE, _SCHEMA) as db:
         (size,) = db.execute("SELECT coalesce(max(seq) + 1, 0) FROM entries").fetchone()
         at = int(time.time())
-        data, nodes = entry(kind, at, fields), _nodes(db)
+        data, nodes = entry(kind, at, _linked(db, fields, size)), _nodes(db)
         db.execute("INSERT INTO entries VALUES (?, ?)", (size, data))
         db.executemany("INSERT INTO nodes VALUES (?, ?, ?)", merkle.completed(size, merkle.leaf_hash(data), nodes))
         head = Checkpoint(origin, size + 1, merkle.root_hash(size + 1, nodes))
@@ -64,6 +69,24 @@ def _signer(home: str, _: object) -> tuple[str, Ed25519PrivateKey] | None:
 def _stamps(home: Path) -> tuple[tuple[int, int, int] | None, ...]:
     """What changes with the home's certificate, and with its log's keys: reading them costs more than an entry."""
     return tuple(stamp(f"{home}/{name}") for name in SIGNED_BY)
+
+
+def _linked(db: sqlite3.Connection, fields: dict[str, Any], seq: int) -> dict[str, Any]:
+    """`fields` of entry `seq`, with the place of the entry of the same name before it, -1 if there is none."""
+    name = fields.get(NAME)
+    if not isinstance(name, str):
+        return fields
+    row = db.execute("SELECT seq FROM named WHERE name = ?", (name,)).fetchone()
+    before = int(row[0]) if row else _newest_named(db, name)
+    db.execute("INSERT OR REPLACE INTO named VALUES (?, ?)", (name, seq))
+    return {**fields, BEFORE: before}
+
+
+def _newest_named(db: sqlite3.Connection, name: str) -> int:
+    """The last entry of that name in a log that was written before entries named one another; -1 if none."""
+    query = "SELECT seq, data FROM entries WHERE instr(data, ?) ORDER BY seq DESC"
+    rows = db.execute(query, (canonical({NAME: name})[1:-1],))
+    return next((int(seq) for seq, data in rows if read_entry(bytes(data)).get(NAME) == name), -1)
 
 
 def record_change(home: Path, kind: str, /, **fields: Any) -> bool:

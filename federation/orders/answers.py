@@ -94,15 +94,20 @@ class Answer:
 
     def check_origin(self, roots: Sequence[x509.Certificate]) -> None:
         """Raise IdentityError unless `institution`, as one of `roots` certified it, has said this, by whomever."""
-        certificate = _bytes(self.key if self.is_of_node else self.node)
-        names = verify_lapsed(certificate, roots)
+        names = verify_lapsed(self.certificate, roots)
         if getattr(names, "institution", "") != self.institution:
             raise IdentityError(f"answer of {self.institution!r}: its certificate is another's")
         if self.is_of_node:
             self.check_node()
             return
         self.check_officer(self.key)
-        check_signature(public_key(certificate), self._voucher, _bytes(self.vouched), f"node of {self.institution}")
+        node = public_key(self.certificate)
+        check_signature(node, self._voucher, _bytes(self.vouched), f"node of {self.institution}")
+
+    @property
+    def certificate(self) -> bytes:
+        """That of the institution's node (DER), which has said this or passed it on. Raises IdentityError."""
+        return _bytes(self.key if self.is_of_node else self.node)
 
     @property
     def _voucher(self) -> bytes:

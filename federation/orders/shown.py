@@ -53,6 +53,8 @@ def leaves(order: RunOrder) -> Iterator[str]:
     """What would leave this house, and at what cost to a person in its records."""
     if order.statistics:
         yield f"statistics: {order.statistics}"
+        if "sites" in order.statistics:
+            yield "with them, of each column, how this institution's persons are spread over the cells, as one number"
         yield (
             f"would leave: once, {order.parameters} masked counts of persons, each of weight 1 however many rows they "
             f"have; only a sum over at least {order.min_cohort} institutions opens, with noise"

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import EvidenceError
+from sovfed.federation.evidence.entries import listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sovfed.federation.release.lineage import Lineage
 
+MODEL: Final = "model/model.safetensors"
 FACTS: Final = "model/model.json"
 BILL: Final = "mlbom.cdx.json"
+PROMISE: Final = "privacy.json"
+HEAD_BYTES: Final = 8  # of a safetensors file: the length of the JSON that follows
+CLOSE: Final = 1e-6  # of an ε that two computed
 
 
 def require_agreement(files: Mapping[str, bytes], predicate: Mapping[str, Any], log: Lineage, digest: str) -> None:
     """Raise EvidenceError unless statement, log and files say the same of the model with that SHA-256."""
+    _ = log.unbroken  # raises where an entry is left out
     _same_model(predicate, log, digest)
     _same_run(predicate, log)
     _same_institutions(predicate, log)
     _same_unlearning(predicate, log)
     _same_files(files, predicate, digest)
+    require_promise(files, predicate)
 
 
 def _same_model(predicate: Mapping[str, Any], log: Lineage, digest: str) -> None:
@@ -95,9 +103,53 @@ def require_audits_logged(predicate: Mapping[str, Any], log: Lineage) -> tuple[s
 
 
 def _same_files(files: Mapping[str, bytes], predicate: Mapping[str, Any], digest: str) -> None:
-    facts, task = json.loads(files[FACTS]), predicate["run"]["task"]
+    facts, task = _read(files[FACTS], FACTS), predicate["run"]["task"]
     if facts["run"]["name"] != predicate["run"]["name"][:200] or any(facts["task"][key] != task[key] for key in task):
         raise EvidenceError(f"{FACTS}: of another run or task than the statement")
-    hashes = json.loads(files[BILL])["metadata"]["component"]["hashes"]
-    if [entry["content"] for entry in hashes] != [digest]:
+    component = _read(files[BILL], BILL)["metadata"]["component"]
+    if [entry["content"] for entry in component["hashes"]] != [digest] or component["name"] != task["name"]:
         raise EvidenceError(f"{BILL}: of another model")
+    if facts.pop("model_sha256") != digest or facts != _head(files[MODEL]):
+        raise EvidenceError(f"{FACTS}: says otherwise than the head of {MODEL}, or is of another one")
+    told, stated = facts["run"]["privacy"], predicate["privacy"]
+    names = ("mechanism", "epsilon", "delta")
+    if (told is None) != (stated is None) or (told and (told["seeded"] or any(told[n] != stated[n] for n in names))):
+        raise EvidenceError(f"{FACTS}: promises other privacy than the statement")
+    stated_of = predicate["model"]["parameters"], predicate["run"]["sovfed"], predicate["run"]["strategy"]
+    if (facts["task"]["parameters"], facts["sovfed"], facts["run"]["strategy"]) != stated_of:
+        raise EvidenceError(f"{FACTS}: of another size, version or strategy than the statement")
+    run, metrics = facts["run"], predicate["evaluation"]["metrics"]
+    if (listed(run["institutions"]), run["metrics"]) != (predicate["institutions"], metrics):
+        raise EvidenceError(f"{FACTS}: names other institutions or metrics than the statement")
+
+
+def require_promise(files: Mapping[str, bytes], predicate: Mapping[str, Any]) -> None:
+    """Raise EvidenceError unless the privacy statement is there where privacy is stated, and promises the same."""
+    stated = predicate["privacy"]
+    if (PROMISE in files) != (stated is not None):
+        raise EvidenceError(f"{PROMISE}: there without a promise in the statement, or missing beside one")
+    if stated is None:
+        return
+    promise = _read(files[PROMISE], PROMISE)
+    names = ("mechanism", "delta", "clip", "unit", "adjacency", "accountant")
+    same = all(promise[name] == stated[name] for name in names) and promise["run"] == predicate["run"]["name"]
+    if not same or promise["seeded"] or not math.isclose(promise["epsilon"], stated["epsilon"], rel_tol=CLOSE):
+        raise EvidenceError(f"{PROMISE}: promises otherwise than the statement")
+
+
+def _head(model: bytes) -> Any:
+    """What the head of a safetensors file says of its model: whoever has that file alone reads this."""
+    end = HEAD_BYTES + int.from_bytes(model[:HEAD_BYTES], "little")
+    return _read(_read(model[HEAD_BYTES:end], MODEL)["__metadata__"]["sovfed"], MODEL)
+
+
+def _read(text: bytes | str, name: str) -> Any:
+    """The JSON `text` of file `name`. Raises EvidenceError where a name comes twice: readers differ on which holds."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) != len(pairs):
+            raise EvidenceError(f"{name}: a name comes twice in it")
+        return values
+
+    return json.loads(text, object_pairs_hook=once)

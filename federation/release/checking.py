@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography import x509
@@ -15,10 +16,17 @@ from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical, listed
 from sovfed.federation.identity import issuer_of, parse_crl, verify_lapsed
 from sovfed.federation.release import lineage, sealed
-from sovfed.federation.release.agreement import BILL, FACTS, require_agreement, require_audits_logged
-from sovfed.federation.release.content import check_content
+from sovfed.federation.release.agreement import (
+    BILL,
+    FACTS,
+    MODEL,
+    PROMISE,
+    require_agreement,
+    require_audits_logged,
+)
+from sovfed.federation.release.content import CONTENT, check_content
 from sovfed.federation.release.holding import holding
-from sovfed.federation.release.ordered import check_orders
+from sovfed.federation.release.ordered import ANSWERS, ORDER, check_orders
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -27,14 +35,16 @@ if TYPE_CHECKING:
     from sovfed.federation.release.lineage import Lineage
 
 ENVELOPE: Final = "release.dsse.json"
-MODEL: Final = "model/model.safetensors"
 SIGNATURE: Final = "model.sig"
 PUBLIC_KEY: Final = "agency.pub"
 REVOKED: Final = "crl.pem"
 NEEDED: Final = (
     MODEL, FACTS, SIGNATURE, PUBLIC_KEY, REVOKED, BILL, lineage.HEAD, lineage.KEYS, lineage.ENTRIES, lineage.COSIGNED,
 )  # fmt: skip
+OTHERS: Final = (ENVELOPE, "model/model.html", PROMISE, "privacy.html", ORDER, ANSWERS, CONTENT)
 MAX_BYTES: Final = 2 << 30
+LARGEST: Final = MAX_BYTES + (4 << 20)  # with the names of its files
+SKEW: Final = timedelta(minutes=10)  # by which clocks of authority and agency may differ
 LATER: Final = {  # by the statement's field
     "orders": "orders: no institution's consent to the run is in it",
     "training_content": "a summary of the training content",
@@ -68,6 +78,8 @@ def read_release(data: bytes) -> tuple[dict[str, bytes], sealed.Envelope, dict[s
         raise EvidenceError(str(error)) from error
     if missing := [name for name in (*NEEDED, ENVELOPE) if name not in files]:
         raise EvidenceError(f"the release lacks {', '.join(missing)}")
+    if strange := sorted(files.keys() - {*NEEDED, *OTHERS}):
+        raise EvidenceError(f"the release holds {strange[0]}, and no release has such a file")
     envelope = sealed.read_envelope(files[ENVELOPE])
     statement = read_statement(envelope.payload, sealed.PREDICATE, "a release")
     digests = {entry["name"]: entry["digest"]["sha256"] for entry in statement["subject"]}
@@ -96,8 +108,9 @@ def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:
         raise EvidenceError(f"signed by {hosts[0]}, and the log is that of {agency}")
     require_agreement(files, predicate, log, hashlib.sha256(files[MODEL]).hexdigest())
     _require_took_part(predicate, institutions)
-    ordered = check_orders(files, predicate, log, roots)
-    declared, undeclared = check_content(files, predicate, roots)
+    require_of_its_day(envelope, files[REVOKED], log)
+    ordered = check_orders(files, predicate, log, roots, files[REVOKED])
+    declared, undeclared = check_content(files, predicate, roots, files[REVOKED])
     audited = require_audits_logged(predicate, log)
     folder = f"{MODEL.partition('/')[0]}/"
     models = {name.removeprefix(folder): content for name, content in files.items() if name.startswith(folder)}
@@ -161,6 +174,22 @@ def _require_not_revoked(der: bytes, roots: Sequence[x509.Certificate], pem: byt
         raise IdentityError(f"the certificate of {name} was revoked when the release was made")
 
 
+def require_of_its_day(envelope: sealed.Envelope, revoked: bytes, log: Lineage) -> None:
+    """Raise EvidenceError unless list and certificates held on the day of the release, which cosigners have seen."""
+    day, crl = released_on(log), parse_crl(revoked, REVOKED)
+    if day < crl.last_update_utc - SKEW or (crl.next_update_utc is not None and day > crl.next_update_utc + SKEW):
+        raise EvidenceError(f"{REVOKED}: not the list that was in force when the log says that it was released")
+    for signed in envelope.signatures:
+        end = x509.load_der_x509_certificate(signed.certificate).not_valid_after_utc
+        if end < day - SKEW:
+            raise EvidenceError(f"a certificate that signed the release had ended before, on {end:%F}")
+
+
+def released_on(log: Lineage) -> datetime:
+    """When the agency's log says that the model was released."""
+    return datetime.fromtimestamp(log.of_kind("release")[-1]["at"], UTC)
+
+
 def _require_took_part(predicate: Mapping[str, Any], institutions: Sequence[str]) -> None:
     """Raise EvidenceError if somebody has signed whom the statement does not name; of too many, it names none."""
     named = predicate["institutions"]
@@ -185,9 +214,13 @@ def _holding(
         f"each of its {count} files is the one that was signed",
         f"the model is that of round {predicate['model']['round']} of run {run['name']}, task {run['task']['name']} "
         f"{run['task']['digest'][:12]}…, as the agency's log says",
-        f"the log has its {len(rounds)} rounds among {log.size} entries",
+        f"the log has its {len(rounds)} rounds among {log.size} entries"
+        + (", and no other entry of it up to its release" if log.unbroken else ""),
+        f"released on {released_on(log):%F}, by the log",
         *([f"the log with all of it is cosigned by {', '.join(log.whole)}"] if log.whole else []),
-        f"secure aggregation: {sums}" if sums else "no secure aggregation: the agency saw each institution's update",
+        f"the agency states secure aggregation: {sums}"
+        if sums
+        else "no secure aggregation: the agency saw each institution's update",
         promise,
         *_unlearnt(predicate.get("unlearning")),
     ]
@@ -222,5 +255,7 @@ def _missing(predicate: Mapping[str, Any], institutions: Sequence[str], log: Lin
         f"consent of {values['institution']}, which withdrew after the model was made with it"
         for values in log.of_kind("withdrawal") if values["rounds"]
     ]  # fmt: skip
+    if not log.unbroken:
+        lines.append("whether the log has more of the run than is shown: it is of a version that did not say")
     lines += [sentence for what, sentence in LATER.items() if not predicate.get(what)]
     return tuple(lines)

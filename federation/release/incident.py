@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 REPORT: Final = "incident.dsse.json"
 MAX_BYTES: Final = 1 << 30
+LARGEST: Final = MAX_BYTES + (4 << 20)  # with the names of its files
 RETOLD: Final = {  # kinds of entries, in the order in which a reader asks for them
     "split": "a log that does not go on from what was seen of it", "refusal": "refused", "revocation": "revoked",
     "removal": "removed", "admission": "admitted", "login": "logged in", "policy": "settings changed",
@@ -51,6 +52,7 @@ class Incident:
     origin: str
     report: dict[str, Any]
     entries: tuple[dict[str, Any], ...]
+    log: Lineage
 
 
 def make_bundle(home: Path, begin: int, end: int, note: str, *, early: bool) -> bytes:
@@ -91,9 +93,15 @@ def told(incident: Incident) -> list[str]:
     report = incident.report
     versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
     lines = [f"{incident.origin}, {_day(report['from'])} to {_day(report['to'])}; {versions}"]
+    lines += ["an early word: counts by its own account, and no entries"] if report["early"] else []
     lines += [report["note"]] if report["note"] else []
     lines += [f"problem: {why}" for why in report["problems"].values()]
     lines += [f"{report['counts'][kind]} × {words}" for kind, words in RETOLD.items() if kind in report["counts"]]
+    log = incident.log
+    lines += [
+        f"of the log's {log.size} entries the first {size} are cosigned by {name} on {_day(log.times[name])}"
+        for name, size in log.cosigned.items()
+    ] or [f"nobody has cosigned the log of {log.size} entries: its home alone says that this is all"]
     return lines
 
 
@@ -117,7 +125,7 @@ def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Incident:
     counted = dict(Counter(str(values["kind"]) for values in entries))
     if not report["early"] and counted != report["counts"]:
         raise EvidenceError("the incident bundle counts other entries than it holds")
-    incident = Incident(report["origin"], report, tuple(entries))
+    incident = Incident(report["origin"], report, tuple(entries), log)
     told(incident)  # or it cannot be shown
     return incident
 

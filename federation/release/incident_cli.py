@@ -41,11 +41,11 @@ def bundle(home: Path, hours: float, until: object, early: bool, note: str, out:
     """
     from datetime import UTC, datetime
 
-    from sovfed.federation.files import check_writable, write_private
+    from sovfed.federation.files import check_new, write_private
     from sovfed.federation.release.incident import make_bundle
 
     end = until.replace(tzinfo=UTC).timestamp() if isinstance(until, datetime) else time.time()
-    check_writable(out)
+    check_new(out)
     write_private(out, make_bundle(home, int(end - hours * 3600), int(end), note[:500], early=early))
     click.echo(f"wrote {out}; no record, weight or name of a person is in it; `sovfed incident check` reads it")
 
@@ -61,11 +61,12 @@ def check(file: Path, root: Path, as_json: bool) -> None:
     Example:
       sovfed incident check full.incident --root root.pem
     """
+    from sovfed.federation.files import read_whole
     from sovfed.federation.identity import load_roots
-    from sovfed.federation.release.incident import check_bundle, told
+    from sovfed.federation.release.incident import LARGEST, check_bundle, told
     from sovfed.federation.text import visible
 
-    checked = check_bundle(file.read_bytes(), load_roots(root))
+    checked = check_bundle(read_whole(file, LARGEST), load_roots(root))
     if as_json:
         click.echo(json.dumps({"report": checked.report, "entries": checked.entries}, indent=2))
         return

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography import x509
 
 from sovfed.federation.errors import EvidenceError
 from sovfed.federation.evidence import merkle
-from sovfed.federation.evidence.entries import canonical, read_entry
+from sovfed.federation.evidence.entries import BEFORE, canonical, read_entry
 from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, read_voucher
 from sovfed.federation.evidence.notes import check_cosignature, check_note, read_checkpoint
 from sovfed.federation.evidence.store import LogReader
@@ -20,6 +20,7 @@ from sovfed.federation.identity import issuer_of, load_roots, parse_crl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
     from pathlib import Path
 
     from sovfed.federation.evidence.keys import Voucher
@@ -39,6 +40,8 @@ class Lineage:
     entries: tuple[dict[str, Any], ...]
     cosigned: dict[str, int]
     seqs: tuple[int, ...] = ()  # of each entry its place in the log
+    root: bytes = b""
+    times: dict[str, int] = field(default_factory=dict)  # when each has cosigned it, by its own clock (Unix time)
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The entries of that kind, in the log's order."""
@@ -47,7 +50,19 @@ class Lineage:
     @property
     def whole(self) -> list[str]:
         """Those who have cosigned the log with all of these entries."""
-        return sorted(name for name, size in self.cosigned.items() if size >= self.size)
+        least = self.seqs[-1] + 1 if self.seqs else self.size
+        return sorted(name for name, size in self.cosigned.items() if size >= least)
+
+    @property
+    def unbroken(self) -> bool:
+        """Whether each entry names the one of the run before it; a log of an older version's does not.
+
+        Raises EvidenceError where an entry is left out between two of them, or before the first.
+        """
+        for before, seq, values in zip((-1, *self.seqs), self.seqs, self.entries, strict=False):
+            if values.get(BEFORE, before) != before:
+                raise EvidenceError(f"the log has an entry of the run before entry {seq} that is not shown")
+        return all(BEFORE in values for values in self.entries)
 
 
 def gather(home: Path, run: str) -> dict[str, bytes]:
@@ -60,16 +75,16 @@ def show(home: Path, chosen: Callable[[dict[str, Any]], bool], size: int | None 
 
     It is asked about each entry in the log's order.
     """
-    log = LogReader(home)
-    note = log.head(size)
+    log, held = LogReader(home), holding_cosignatures(home, load_roots(home / "identity" / "root.pem"))
+    note = log.head(size)  # no older than what was cosigned, unless one was asked for
     size = read_checkpoint(note).size
     named = [(seq, data) for seq, data in log.entries(0, size) if chosen(json.loads(data))]
     entries = [{"seq": seq, "entry": data.decode(), "proof": _texts(log.inclusion(seq, size))} for seq, data in named]
     cosigned = []
-    for voucher, other in holding_cosignatures(home, load_roots(home / "identity" / "root.pem")):
-        theirs = read_checkpoint(other).size
-        proof = _texts(log.consistency(min(theirs, size), max(theirs, size)))
-        cosigned.append({"keys": voucher.to_bytes().decode(), "note": other.decode(), "proof": proof})
+    for voucher, other in held:
+        if (theirs := read_checkpoint(other).size) <= size:
+            proof = _texts(log.consistency(theirs, size))
+            cosigned.append({"keys": voucher.to_bytes().decode(), "note": other.decode(), "proof": proof})
     return {
         HEAD: note, KEYS: log.voucher.to_bytes(), ENTRIES: canonical(entries), COSIGNED: canonical(cosigned),
     }  # fmt: skip
@@ -99,29 +114,36 @@ def check(
             raise EvidenceError(f"entry {seq} is not in the log of {head.size} entries")
         entries.append(read_entry(data))
         seqs.append(seq)
-    cosigned = {}
+    cosigned, times = dict[str, int](), dict[str, int]()
     for cosigning in _list(files[COSIGNED]):
         witness, note = read_voucher(cosigning["keys"].encode()), cosigning["note"].encode()
         name = witness.check(roots)
         other = check_note(note, voucher.log_key)
-        check_cosignature(note, witness.witness_key)
-        first, last = sorted((head, other), key=lambda each: each.size)
+        at = check_cosignature(note, witness.witness_key)
+        if other.size > head.size:
+            raise EvidenceError(f"the log is behind what {name} has cosigned: {head.size} entries of {other.size}")
         if not name.startswith(by) or not merkle.consistent(
-            first.size, first.root, last.size, last.root, _hashes(cosigning["proof"])
+            other.size, other.root, head.size, head.root, _hashes(cosigning["proof"])
         ):
             raise EvidenceError(f"what {name} has cosigned is another log than this one")
         if not revoked or not is_revoked(witness, roots, revoked):
-            cosigned[name.removeprefix(by)] = other.size
-    return Lineage(origin.removeprefix(AGENCY), head.size, tuple(entries), cosigned, tuple(seqs))
+            cosigned[name.removeprefix(by)], times[name.removeprefix(by)] = other.size, at
+    return Lineage(origin.removeprefix(AGENCY), head.size, tuple(entries), cosigned, tuple(seqs), head.root, times)
 
 
 def is_revoked(voucher: Voucher, roots: Sequence[x509.Certificate], pem: bytes) -> bool:
     """Whether `pem`, if it is the list of the root that signed the voucher's certificate, revokes that one."""
-    der = base64.b64decode(voucher.certificate, validate=True)
+    return revoked_at(base64.b64decode(voucher.certificate, validate=True), roots, pem) is not None
+
+
+def revoked_at(der: bytes, roots: Sequence[x509.Certificate], pem: bytes) -> datetime | None:
+    """When `pem`, if it is the list of the root that signed the certificate `der`, has revoked that; None if not."""
     root, crl = issuer_of(der, roots), parse_crl(pem, "revocation list")
     serial = x509.load_der_x509_certificate(der).serial_number
-    own = crl.issuer == root.subject and crl.is_signature_valid(root.public_key())  # type: ignore[arg-type]
-    return own and crl.get_revoked_certificate_by_serial_number(serial) is not None
+    if crl.issuer != root.subject or not crl.is_signature_valid(root.public_key()):  # type: ignore[arg-type]
+        return None
+    entry = crl.get_revoked_certificate_by_serial_number(serial)
+    return None if entry is None else entry.revocation_date_utc
 
 
 def _list(data: bytes) -> list[dict[str, Any]]:

@@ -24,11 +24,13 @@ from sovfed.federation.identity import issuer_of, verify_lapsed, verify_signer
 from sovfed.federation.orders.answers import CONSENTED, SIGNED, WITHDRAWN, read_answer
 from sovfed.federation.orders.order import DOMAIN, read_proposal
 from sovfed.federation.orders.shown import word
+from sovfed.federation.release.lineage import revoked_at
 from sovfed.federation.secagg.keys import check_signature, public_key
 from sovfed.federation.text import from_base64
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
     from sovfed.federation.archive.signing import Signature
     from sovfed.federation.orders.answers import Answer
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 ORDER: Final = "orders/order.json"
 ANSWERS: Final = "orders/answers.json"
+LATE_S: Final = 86_400  # a round that was begun in time has ended by then
 LOOSE: Final = 1e-3  # ε of the ledgers and of the order are rounded apart
 
 
@@ -57,6 +60,8 @@ class Ordered:
         gone = [f"{name} has {word(self.answers[name])}" for name in self._said(WITHDRAWN)]
         approved = f", approved by {', '.join(self.approvers)}" if self.approvers else ""
         lines = [f"made under order {order.digest[:12]} of {order.proposer} for: {order.purpose}{approved}"]
+        if order.masked:
+            lines.append(f"the order is for sums over at least {order.min_cohort} institutions, and for no others")
         officers = sorted(name for name in self._said(SIGNED))
         if officers:
             lines.append(f"the order is signed by an officer of {', '.join(officers)}")
@@ -91,7 +96,11 @@ def summary_of(order: RunOrder) -> dict[str, Any]:
 
 
 def check_orders(
-    files: Mapping[str, bytes], predicate: Mapping[str, Any], log: Lineage, roots: Sequence[x509.Certificate]
+    files: Mapping[str, bytes],
+    predicate: Mapping[str, Any],
+    log: Lineage,
+    roots: Sequence[x509.Certificate],
+    revoked: bytes,
 ) -> Ordered | None:
     """The order in the release's `files`, once all signatures on it hold and it allows what the release says.
 
@@ -109,10 +118,14 @@ def check_orders(
     _require_proposed(proposal, roots)
     _require_allows(order, predicate)
     _require_logged(order, log)
+    _require_in_time(order, log)
     approvers = tuple(dict.fromkeys(_approver(approval, order.text, roots) for approval in proposal.approvals))
     answers = _answers(files[ANSWERS], order, predicate, roots)
     unlogged = _require_answers_logged(files[ANSWERS], order, log)
-    return Ordered(order, approvers, answers, (*_missing(answers, predicate, order), *unlogged))
+    for name, answer in answers.items():
+        _require_not_revoked(name, answer, log, revoked_at(answer.certificate, roots, revoked))
+    missing = (*_missing(answers, predicate, order), *unlogged, *_earlier(order, log))
+    return Ordered(order, approvers, answers, missing)
 
 
 def _require_proposed(proposal: Proposal, roots: Sequence[x509.Certificate]) -> None:
@@ -131,6 +144,7 @@ def _require_allows(order: RunOrder, predicate: Mapping[str, Any]) -> None:
         (order.strategy == run["strategy"], "strategy"),
         (run["rounds"] <= order.rounds, "rounds"),
         (order.masked == bool(predicate["secure_aggregation"]), "secure aggregation"),
+        (_within(order, predicate["secure_aggregation_terms"]), "terms of secure aggregation"),
         ((order.kind == "private") == (privacy is not None), "privacy"),
         (privacy is None or privacy["epsilon"] <= order.epsilon * (1 + LOOSE) + LOOSE, "ε"),
         (not order.cohort or not isinstance(named, list) or set(named) <= set(order.cohort), "cohort"),
@@ -139,10 +153,30 @@ def _require_allows(order: RunOrder, predicate: Mapping[str, Any]) -> None:
         raise EvidenceError(f"the run was otherwise than its order in: {', '.join(beyond)}")
 
 
+def _within(order: RunOrder, terms: Mapping[str, Any]) -> bool:
+    """Whether the stated `terms` of the sums, {} if there are none, are the order's."""
+    same = all(terms[name] == getattr(order, name) for name in ("bits", "clip", "max_weight") if terms)
+    return same and (not terms or terms["cohort"] >= order.min_cohort)
+
+
 def _require_logged(order: RunOrder, log: Lineage) -> None:
     proposed = [values["order"] for values in log.of_kind("order") if values["event"] == "proposed"]
     if not proposed or proposed[-1] != order.digest:
         raise EvidenceError("the log names another order of the run than the release, or none")
+
+
+def _require_in_time(order: RunOrder, log: Lineage) -> None:
+    """Raise EvidenceError if a round was over long after the order."""
+    if any(values["at"] > order.expires + LATE_S for values in log.of_kind("round")):
+        raise EvidenceError("the log has rounds that were made after the order had ended")
+
+
+def _earlier(order: RunOrder, log: Lineage) -> tuple[str, ...]:
+    """What is missing where rounds were made before the order was proposed, under another or none."""
+    proposed = ("order", "proposed", order.digest)
+    begun = [(values["kind"], values.get("event"), values.get("order")) for values in log.entries].index(proposed)
+    count = sum(values["kind"] == "round" for values in log.entries[:begun])
+    return (f"the order of {count} rounds that were made before this one was proposed",) if count else ()
 
 
 def _approver(approval: Signature, text: bytes, roots: Sequence[x509.Certificate]) -> str:
@@ -196,6 +230,17 @@ def _require_answers_logged(data: bytes, order: RunOrder, log: Lineage) -> tuple
         if logged.get(name) != hashlib.sha256(canonical(value)).hexdigest():
             raise EvidenceError(f"{ANSWERS}: the log has another answer of {name}, or none")
     return ()
+
+
+def _require_not_revoked(name: str, answer: Answer, log: Lineage, since: datetime | None) -> None:
+    """Raise EvidenceError if the log has the answer only after its institution's certificate was revoked, `since`."""
+    noted = [
+        entry["at"] for entry in log.of_kind("order")
+        if entry["event"] == "answered" and entry["order"] == answer.order
+        and entry["answers"].get(name, "") in ("", hashlib.sha256(answer.to_bytes()).hexdigest())
+    ]  # fmt: skip
+    if since is not None and (not noted or since.timestamp() < noted[0]):
+        raise EvidenceError(f"{ANSWERS}: {name} was revoked before the log had its answer")
 
 
 def _missing(answers: Mapping[str, Answer], predicate: Mapping[str, Any], order: RunOrder) -> tuple[str, ...]:

@@ -2,11 +2,16 @@
 
 A question is text, as in `age, sex*smoker, bins=20`: columns, cross tables of two columns, settings; `all` is every
 column that can be counted. Its vector is [persons] and then, for each column, a count a cell and, of a number, Σv and
-Σv² with v in [−½, ½] over its declared bounds; for each cross table a count a pair of cells.
+Σv² with v in [−½, ½] over its declared bounds; for each cross table a count a pair of cells; with `sites=1`, for each
+column, each institution's own Σk²/2n over the cells' counts k of its n persons, which tells how far sites are apart.
 
 Sensitivity. A person adds the mean of their rows' vectors. Of a row, the counts of a column have a norm of 1, its v and
 v² of at most ½ and ¼, a cross table of 1, the first value of 1; norms are convex, so the mean's is at most
 √(1 + columns + 5/16 · numbers + crosses), however many rows the person has. Adjacency: add or remove one person.
+
+Σk²/2n is no sum over persons. One who adds a ≤ 1 to n, and as much to the cells together, moves Σk²/n by
+[2Σka + Σa² − a·Σk²/n]/(n + a): at most (2na + a²)/(n + a) ≤ 2a, since k ≤ n, and at least −a, since Σk² ≤ n². So each
+of these values moves by at most 1, and their number goes under the root.
 """
 
 from __future__ import annotations
@@ -56,12 +61,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Question:
-    """A question that was read: `bins` of each number, and `least`, the smallest count that is shown."""
+    """A question that was read: `bins` of each number, `least`, the smallest count that is shown, and `sites`.
+
+    `sites` is 1 where it is asked how far institutions are apart, else 0.
+    """
 
     columns: tuple[Column, ...]
     crosses: tuple[tuple[Column, Column], ...]
     bins: int = 10
     least: int = LEAST
+    sites: int = 0
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -75,16 +84,21 @@ class Question:
         return tuple(blocks)
 
     @property
-    def size(self) -> int:
-        """Length of the vector."""
+    def between(self) -> int:
+        """Where the values stand that tell of sites, one for each of `columns` where they are asked for."""
         last = self.blocks[-1]
         return last.end + 2 * last.moments
+
+    @property
+    def size(self) -> int:
+        """Length of the vector."""
+        return self.between + self.sites * len(self.columns)
 
     @property
     def clip(self) -> float:
         """By how much one person can move the vector, in L2: the proof is at the head of this module."""
         numbers = sum(block.moments for block in self.blocks)
-        return math.sqrt(1 + len(self.blocks) + 5 / 16 * numbers) * (1 + MARGIN)
+        return math.sqrt(1 + len(self.blocks) + 5 / 16 * numbers + self.sites * len(self.columns)) * (1 + MARGIN)
 
     def count(self, column: Column) -> int:
         """How many cells `column` has."""

@@ -7,7 +7,7 @@ from typing import Final
 from sovfed.federation.errors import ConfigError
 
 PURPOSE: Final = "statistics"  # what the purpose of an order for statistics begins with
-MOST: Final = {"bins": 1_000, "least": 10**9}
+MOST: Final = {"bins": 1_000, "least": 10**9, "sites": 1}
 LEAST: Final = 10  # the smallest count that is shown, if the question does not say
 
 

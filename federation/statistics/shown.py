@@ -28,6 +28,10 @@ def lines_of(table: dict[str, Any]) -> Iterator[str]:
             yield f"  mean {_figure(column, 'mean')}{unit}, standard deviation {_figure(column, 'deviation')}{unit}"
             shares = (f"{share}: {_value(column, value)}" for share, value in column["quantiles"].items())
             yield f"  quantiles  {'  '.join(shares)}"
+        if column.get("apart") is not None:
+            apart, within = column["apart"], column["apart_within"]
+            word = "sites differ" if apart > within else "no difference between sites can be told"
+            yield f"  between sites {apart:.3f} ± {within:.3f} (0: all alike): {word}"
         width = max(map(len, column["cells"]))
         for cell, count in column["cells"].items():
             yield f"  {cell.ljust(width)}  {_told(count)}"

@@ -59,7 +59,26 @@ def _column(question: Question, block: Block, vector: npt.NDArray[Any], deviatio
         absent = counts[-1] if column.missing != REFUSE else 0.0
         told |= _moments(column, vector[0] - absent, vector[block.end : block.end + 2], deviation, least)
         told["quantiles"] = _quantiles(question, column, counts, least)
+    if question.sites:
+        spread = float(vector[question.between + question.columns.index(column)])
+        told["apart"], told["apart_within"] = _apart(counts, spread, float(vector[0]), deviation, least)
     return told
+
+
+def _apart(
+    counts: npt.NDArray[Any], spread: float, persons: float, noise: float, least: int
+) -> tuple[float | None, float | None]:
+    """How far the sites' shares of the cells are from those of all, Σn‖p − P‖²/N, with half of its 95 % interval.
+
+    0: all alike; at most 1 − 1/sites. It is 2Σ(Σk²/2n)/N − ΣK²/N², where what noise adds to ΣK² is taken off. Its
+    variance is that of the noise in spread, counts and persons, to first order, and of its squares.
+    """
+    if persons < max(least, 1):
+        return None, None
+    square = (float(counts @ counts) - len(counts) * noise**2) / persons**2
+    apart = 2 * spread / persons - square
+    variance = noise**2 * (1 + max(square, 0.0) + max(square, 0.0) ** 2 / 4) + noise**4 * len(counts) / 2 / persons**2
+    return apart, WIDE * 2 / persons * math.sqrt(variance)
 
 
 def _moments(column: Column, present: float, sums: npt.NDArray[Any], noise: float, least: int) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""`sovfed run propose|approve|explain|withdraw|unlearn`: a run's order, before it starts and after it ended."""
+"""`sovfed run propose|approve|explain|withdraw|unlearn|purge`: a run's order, before it starts and after it ended."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from sovfed.federation.text import visible
 from sovfed.server.cli.home import HOME, JSON, option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from sovfed.federation.orders.order import Proposal
 
@@ -30,13 +31,15 @@ def propose(overrides: tuple[str, ...], home: Path) -> None:
     """
     from sovfed.server.orders.proposing import configured, require_task
     from sovfed.server.orders.proposing import propose as propose_run
+    from sovfed.server.orders.told import order_lines
     from sovfed.server.runs.folders import new_run_name
 
     require_task(overrides)
     config = configured(home, overrides)
     name = new_run_name(config)
     proposal = propose_run(home, name, config, overrides)
-    _tell(_order(proposal))
+    _tell(order_lines(proposal))
+    _warn(home, proposal)
     _next(home, name)
 
 
@@ -60,10 +63,14 @@ def approve(order: Path, signer: Path, yes: bool) -> None:
     from sovfed.federation.errors import PolicyError
     from sovfed.federation.orders.order import read_proposal
     from sovfed.server.orders.proposing import approve as approve_order
+    from sovfed.server.orders.proposing import home_of
+    from sovfed.server.orders.told import order_lines
 
     person = load_signer(signer)
     proposal = read_proposal(order.read_bytes(), str(order))
-    _tell(_order(proposal))
+    _tell(order_lines(proposal))
+    if (home := home_of(order)) is not None:
+        _warn(home, proposal)
     if not yes and not click.confirm(f"Have you read it, and do you sign it as {person.identity}?"):
         raise PolicyError(f"{order}: not signed")
     approve_order(order, proposal.order, person)
@@ -85,6 +92,7 @@ def explain(name: str, home: Path, as_json: bool) -> None:
     from sovfed.server.orders.making import read_answers
     from sovfed.server.orders.proposing import order_file
     from sovfed.server.orders.taken import taken
+    from sovfed.server.orders.told import order_lines, said_lines
     from sovfed.server.orders.withdrawn import read_withdrawn
 
     path = order_file(home, name)
@@ -94,8 +102,9 @@ def explain(name: str, home: Path, as_json: bool) -> None:
         values = {"digest": proposal.order.digest, "order": order, "answers": answers}
         click.echo(json.dumps(values | {"taken": taken(path.parent)}, indent=2))
         return
-    _tell(_order(proposal))
-    _tell(_said(proposal, answers))
+    _tell(order_lines(proposal))
+    _warn(home, proposal)
+    _tell(said_lines(proposal, answers))
     _tell(line for withdrawal in read_withdrawn(path.parent) for line in withdrawal.told())
     _tell(f"has left: {line}" for line in taken(path.parent))
 
@@ -123,6 +132,30 @@ def withdraw(name: str, institution: str, statement: Path | None, home: Path) ->
 
 
 @click.command()
+@click.argument("permit")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@HOME
+def purge(permit: str, yes: bool, home: Path) -> None:
+    """Erase the checkpoints of all runs under PERMIT, which has ended. For good; each institution purges its own home.
+
+    Writes a signed receipt of what was erased and what remains.
+
+    \b
+    Example:
+      sovfed run purge p-12
+    """
+    from sovfed.federation.errors import PolicyError
+    from sovfed.server.orders.purging import FOLDER
+    from sovfed.server.orders.purging import purge as erase
+
+    if not yes and not click.confirm(f"Erase the checkpoints of all runs under permit {visible(permit)}?"):
+        raise PolicyError("nothing was erased")
+    _tell(erase(home, permit, time.time()).lines())
+    path = home / FOLDER / f"{permit}.json"
+    click.echo(f"receipt: {path}; `sovfed verify {path} --root root.pem` checks it")
+
+
+@click.command()
 @click.argument("name")
 @click.option("--name", "new", default="", help="The new run's name, else NAME-without-N.")
 @HOME
@@ -136,10 +169,12 @@ def unlearn(name: str, new: str, home: Path) -> None:
       sovfed run unlearn heart-2027
       sovfed run start --proposed heart-2027-without-1
     """
+    from sovfed.server.orders.told import order_lines
     from sovfed.server.orders.unlearning import unlearn as propose_anew
 
     made, proposal = propose_anew(home, name, new or _unused(home, name))
-    _tell(_order(proposal))
+    _tell(order_lines(proposal))
+    _warn(home, proposal)
     begins = f"from after round {made.from_round}" if made.from_round else "from the beginning"
     click.echo(visible(f"made anew {begins}, without {', '.join(made.withdrawn)}"))
     click.echo("not undone: models already given away, sums already opened, ε already charged to ledgers")
@@ -149,10 +184,21 @@ def unlearn(name: str, new: str, home: Path) -> None:
 def _next(home: Path, name: str) -> None:
     """How a run that is proposed begins."""
     from sovfed.server.orders.proposing import order_file
+    from sovfed.server.orders.told import officer_commands
 
     click.echo(f"next: `sovfed run start --proposed {name}{option(home)}`")
     click.echo("where institutions ask for approvals (orders.min_approvers; by default none do), each person first:")
     click.echo(f"`sovfed run approve {order_file(home, name)}`")
+    _, sign, _ = officer_commands(name)
+    click.echo(f"once it is started, the data officer of each institution whose policy asks for one: `{sign}`")
+
+
+def _warn(home: Path, proposal: Proposal) -> None:
+    """Say on standard error why institutions will refuse, as far as the agency's own records tell."""
+    from sovfed.server.orders.apart import refusals_of
+
+    for line in refusals_of(home, proposal.order):
+        click.echo(visible(f"warning: {line}"), err=True)
 
 
 def _unused(home: Path, name: str) -> str:
@@ -163,33 +209,6 @@ def _unused(home: Path, name: str) -> str:
 
     names = (f"{name}-without-{number}" for number in count(1))
     return next(made for made in names if not run_folder(home, made).exists())
-
-
-def _order(proposal: Proposal) -> Iterator[str]:
-    """The order, what it takes, and who of the agency has approved it."""
-    from sovfed.federation.archive.signing import certified
-    from sovfed.federation.orders.shown import asked, leaves
-
-    yield from asked(proposal.order)
-    yield from leaves(proposal.order)
-    for approval in proposal.approvals:
-        yield "approved by {} of {}".format(*certified(approval, "approval"))
-
-
-def _said(proposal: Proposal, answers: dict[str, Any]) -> Iterator[str]:
-    """What each institution answered, as it said itself."""
-    from sovfed.federation.errors import SovfedError
-    from sovfed.federation.orders.answers import read_answer
-    from sovfed.federation.orders.shown import word
-
-    for name, value in sorted(answers.items()):
-        try:
-            answer = read_answer(json.dumps(value).encode(), name)
-        except SovfedError as error:
-            yield f"{name}: its answer cannot be read: {error}"
-            continue
-        old = "" if answer.order == proposal.order.digest else " (to an earlier order)"
-        yield f"{name}: {word(answer)}{old}"
 
 
 def _tell(lines: Iterable[str]) -> None:

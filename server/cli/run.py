@@ -15,7 +15,7 @@ from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.metrics import TOLD
 from sovfed.federation.text import cell, visible
 from sovfed.server.cli.home import HOME, JSON, option
-from sovfed.server.cli.orders import approve, explain, propose, unlearn, withdraw
+from sovfed.server.cli.orders import approve, explain, propose, purge, unlearn, withdraw
 from sovfed.server.cli.table import table
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def cli() -> None:
     os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
-for _command in (propose, approve, explain, withdraw, unlearn, table):
+for _command in (propose, approve, explain, withdraw, unlearn, purge, table):
     cli.add_command(_command)
 
 
@@ -78,6 +78,7 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
       sovfed run start --proposed heart-2027 --no-follow
     """
     from sovfed.federation.tasks.registry import configured_task
+    from sovfed.server.orders.apart import refusals_of_config
     from sovfed.server.orders.proposing import configured, proposed_overrides, require_task
     from sovfed.server.orders.unlearning import unlearning_config
     from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
@@ -95,6 +96,8 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
     name, control = proposed or new_run_name(config), _control(home)
     if waits := require_enough(config, control.list_nodes()):
         click.echo(visible(waits), err=True)
+    for line in refusals_of_config(home, name, config):
+        click.echo(visible(f"warning: {line}"), err=True)
     folder = run_folder(home, name)
     start_run(control, home, name, config, resume=again is not None and (folder / CHECKPOINT).exists())
     _report(home, name, follow, as_json)

@@ -27,7 +27,7 @@ def table(run: str, out: Path | None, home: Path, as_json: bool) -> None:
       sovfed run table heart-counts --out heart-counts.table
       sovfed verify heart-counts.table --root root.pem     (anybody, anywhere)
     """
-    from sovfed.federation.files import check_writable, write_atomic
+    from sovfed.federation.files import check_new, write_atomic
     from sovfed.federation.statistics.shown import lines_of
     from sovfed.server.runs.sheet import signed_table, table_in
 
@@ -39,6 +39,6 @@ def table(run: str, out: Path | None, home: Path, as_json: bool) -> None:
             click.echo(visible(line))
     if out is not None:
         os.umask(0o077)
-        check_writable(out)
+        check_new(out)
         write_atomic(out, signed_table(home, run))
         click.echo(f"wrote {out}; `sovfed verify {out} --root root.pem` checks it", err=True)

@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 FORM_BYTES: Final = 8_192
 AT_ONCE: Final = 2  # logins that are computed at a time: each takes 32 MiB
 LINKS: Final = (
-    ("/", "Overview"), ("/institutions", "Institutions"), ("/runs", "Runs"), ("/budgets", "Budgets"),
-    ("/releases", "Releases"), ("/requests", "Requests"),
+    ("/", "Overview"), ("/institutions", "Institutions"), ("/runs", "Runs"), ("/orders", "Orders"),
+    ("/budgets", "Budgets"), ("/releases", "Releases"), ("/requests", "Requests"),
 )  # fmt: skip
 Act = Callable[[str], None]
 
@@ -86,7 +86,8 @@ class _Console:
         app.add_api_route("/runs/{name}/{act}", self._act, methods=["POST"], response_model=None)
         pages = {
             "/": self._home_page, "/institutions": self._institutions, "/runs": self._runs, "/runs/{name}": self._run,
-            "/budgets": self._budgets, "/releases": self._releases, "/requests": self._requests,
+            "/orders": self._orders, "/budgets": self._budgets, "/releases": self._releases,
+            "/requests": self._requests,
         }  # fmt: skip
         for path, show in pages.items():
             app.add_api_route(path, show, response_model=None, dependencies=[visitor])  # type: ignore[arg-type]
@@ -221,6 +222,9 @@ class _Console:
     def _run(self, request: Request, name: str) -> Response:
         told = self._overview.run(name, self._overview.nodes())
         return self._page(request, "run.html", f"Run {name}", plots=plots(told["lines"]), **told)
+
+    def _orders(self, request: Request) -> Response:
+        return self._page(request, "orders.html", "Orders", orders=self._overview.orders())
 
     def _budgets(self, request: Request) -> Response:
         return self._page(request, "budgets.html", "Privacy budgets", budgets=self._overview.budgets())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,21 @@ from sovfed.federation.errors import SovfedError
 from sovfed.federation.host.processes import read_status
 from sovfed.federation.identity import parse_certificate
 from sovfed.server.home import load_settings
+from sovfed.server.orders.apart import refusals_of
+from sovfed.server.orders.making import FILE as ORDER
+from sovfed.server.orders.making import read_answers, read_order
+from sovfed.server.orders.told import officer_commands, order_lines, said_lines
 from sovfed.server.registry.enrolment import members, waiting_requests
 from sovfed.server.rounds.ledger_heads import behind
 from sovfed.server.runs.attendance import absences, attendance
 from sovfed.server.runs.awaiting import ago, nodes_of, why_waiting
 from sovfed.server.runs.control import ControlClient
 from sovfed.server.runs.curves import read_rounds
-from sovfed.server.runs.folders import read_run, read_runs, read_summary, run_folder
+from sovfed.server.runs.folders import STATE, read_run, read_runs, read_summary, run_folder
 
 if TYPE_CHECKING:
     from sovfed.federation.host.processes import ProcessStatus
+    from sovfed.federation.orders.order import Proposal
     from sovfed.server.runs.control import NodeRecord
 
 SOON_S: Final = 14 * 86_400.0  # a certificate that ends within this is told in warning
@@ -43,6 +49,19 @@ class InstitutionView:
     @property
     def ends_soon(self) -> bool:
         return self.certificate_end - time.time() < SOON_S
+
+
+@dataclass(frozen=True)
+class OrderView:
+    """The order of `run`: what it asks, what was said to it, why it will be refused, what an officer types."""
+
+    run: str
+    state: str
+    lines: tuple[str, ...]
+    said: tuple[str, ...]
+    against: tuple[str, ...]
+    officers: tuple[str, ...]
+    file: str
 
 
 @dataclass(frozen=True)
@@ -113,6 +132,26 @@ class Overview:
             for run in self.runs()
             if run["status"] not in ("finished", "failed", "stopped")
         }
+
+    def orders(self) -> list[OrderView]:
+        """The orders of runs that were proposed or started, the newest first; one that is damaged is left out."""
+        orders = []
+        for path in (self._home / "runs").glob(f"*/{ORDER}"):
+            with contextlib.suppress(SovfedError, OSError, ValueError):
+                proposal = read_order(path.parent)
+                if proposal is not None:
+                    orders.append((proposal, path))
+        orders.sort(key=lambda pair: -pair[0].order.proposed)
+        return [self._order(proposal, path) for proposal, path in orders[:SHOWN]]
+
+    def _order(self, proposal: Proposal, path: Path) -> OrderView:
+        name = path.parent.name
+        begun = (path.parent / STATE).exists()
+        return OrderView(
+            name, read_run(self._home, name)["status"] if begun else "proposed", tuple(order_lines(proposal)),
+            tuple(said_lines(proposal, read_answers(path.parent))), tuple(refusals_of(self._home, proposal.order)),
+            officer_commands(name), str(path),
+        )  # fmt: skip
 
     def budgets(self) -> list[dict[str, Any]]:
         """The private runs, with what they were planned for and, of those that finished, what they promise."""

@@ -99,11 +99,11 @@ def approve(path: Path, read: RunOrder, person: SigningKey) -> Proposal:
     proposal = approved_by(proposal, person)
     write_private(path, proposal.to_bytes())
     key = to_base64(person.certificate)
-    tell(_home_of(path), OrderEvent("approved", proposal.order.digest, proposal.order.run, str(person.identity), key))
+    tell(home_of(path), OrderEvent("approved", proposal.order.digest, proposal.order.run, str(person.identity), key))
     return proposal
 
 
-def _home_of(path: Path) -> Path | None:
+def home_of(path: Path) -> Path | None:
     """The agency's home, if the order lies in one: it may be read and approved on another machine."""
     home = path.resolve().parents[2] if len(path.resolve().parents) > 2 else None
     return home if home is not None and (home / "identity").is_dir() else None

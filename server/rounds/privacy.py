@@ -61,6 +61,11 @@ class PrivacyPlan:
             privacy.epsilon, privacy.delta * (1 - SLACK), _rate(config), steps
         )
         plan = cls(config, grant, parameters, multiplier)
+        if not math.isfinite(plan.epsilon):
+            raise PrivacyError(
+                f"noise multiplier {multiplier:g} over {steps} steps keeps no ε that can be told: it is in the "
+                "hundreds or more; take fewer rounds or a larger privacy.noise_multiplier"
+            )
         if plan.distance_delta > SLACK * privacy.delta:
             raise PrivacyError(f"the noise samplers' distance adds {plan.distance_delta:.2g} to δ = {privacy.delta:g}")
         log.info(

@@ -33,11 +33,10 @@ from sovfed.federation.identity import (
 )
 from sovfed.federation.orders.answers import WITHDRAWN
 from sovfed.federation.release import lineage, ordered, sealed
-from sovfed.federation.release.agreement import BILL
+from sovfed.federation.release.agreement import BILL, MODEL
 from sovfed.federation.release.checking import (
     ENVELOPE,
     MAX_BYTES,
-    MODEL,
     PUBLIC_KEY,
     REVOKED,
     SIGNATURE,

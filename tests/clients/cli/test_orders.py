@@ -143,6 +143,7 @@ def test_what_is_signed_without_anybody_is_said_in_words(house: House) -> None:
     path = house.folder / "h1" / POLICY
     path.write_text(path.read_text().replace('mode: "required"', 'mode: "standing"'))
     told = client(house, "orders", "consent").output
+    assert "scoring of models that others have trained; a table of statistics waits for an officer" in told
     assert "asked by     anybody" in told and "tasks        breast_cancer" in told
     assert shown(house) == "standing"
     assert "standing consent, signed by this node" in client(house, "orders", "show", "study").output

@@ -6,18 +6,22 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from tests.release_fixture import NAMES, RUN, Released, finished_run, word_of
 
 from sovfed.clients.cli.institution import cli
 from sovfed.clients.models.compared import differences
+from sovfed.clients.models.received import FOLDER, ReceivedModels
 from sovfed.clients.models.released import signed_release
 from sovfed.clients.orders.book import OrderBook
 from sovfed.federation.errors import EvidenceError
+from sovfed.federation.models.facts import RunFacts, facts_of
 from sovfed.federation.orders.answers import REFUSED, read_answer
 from sovfed.federation.orders.order import read_proposal
 from sovfed.federation.release.checking import check_release
+from sovfed.federation.tasks.registry import get_task
 from sovfed.server.orders.making import write_answers
 from sovfed.server.runs.certificate import release
 from sovfed.server.runs.logged import RunLog
@@ -116,3 +120,17 @@ def test_an_agency_that_writes_an_institution_into_a_round_is_told(federation: R
     assert differences(federation.homes[0], verdict) == [
         "the agency's log has hospital-1 in round 1, and this institution's own log has not"
     ]
+
+
+def test_an_agency_that_releases_another_model_than_it_sent_is_told(federation: Released) -> None:
+    """What came back here when the run ended, by Flower's number of the run, was another file."""
+    home, task = federation.homes[0], get_task("digits_linear")
+    vector, scale = np.zeros(task.parameters, np.float32), task.transform.public_scale
+    verdict = check_release(release(federation.agency.home, RUN, wait_s=0.0), federation.roots)
+    facts = facts_of(task, scale, RunFacts(RUN))
+    for owner, published in (("2", "a" * 64), ("1", verdict.predicate["model"]["sha256"])):
+        ReceivedModels(home / FOLDER).keep(task, vector, facts, owner=owner, published=published, plan={})
+    assert differences(home, verdict) == []
+    ReceivedModels(home / FOLDER).keep(task, vector, facts, owner="1", published="b" * 64, plan={})
+    (said,) = differences(home, verdict)
+    assert said.startswith(f"run {RUN} has sent the model bbbbbbbbbbbb here")

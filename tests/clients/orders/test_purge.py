@@ -8,16 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tests.clients.orders.house import CONFIG, TASK, House, whole
 from tests.clients.orders.test_evaluation import message, models, scoring
 
 from sovfed.clients.models.received import ReceivedModels
 from sovfed.clients.orders.book import OrderBook
-from sovfed.clients.orders.purge import purge, read_receipt
+from sovfed.clients.orders.purge import purge, unpurged
 from sovfed.clients.orders.rules import DataPermit, OrderRules
 from sovfed.clients.statistics.scores import keep_score, scores_of
-from sovfed.federation.errors import BoundError, IdentityError, OrderError
+from sovfed.federation.errors import BoundError, EvidenceError, OrderError
 from sovfed.federation.files import private_directory, write_private
+from sovfed.federation.identity import load_roots
+from sovfed.federation.orders.receipts import Receipt, read_receipt
+from sovfed.federation.release.cli import verify
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.secagg.request import run_bytes
 from sovfed.server.rounds.loop import whole_run
@@ -41,16 +45,38 @@ def test_keys_and_personal_models_of_a_permit_go_and_nothing_under_it_is_answere
     assert f"secagg/{own.name}" in receipt.erased and "personal/ of run study: 2 files" in receipt.erased
     assert any("ledger" in line for line in receipt.remains)
     path = home / "orders" / "receipts" / "p-1.json"
-    assert read_receipt(path) == receipt
+    roots = load_roots(home / "identity" / "root.pem")
+    assert read_receipt(path.read_bytes(), roots) == receipt
+    told = CliRunner().invoke(verify, [str(path), "--root", str(home / "identity" / "root.pem")])
+    assert "signed by h1" in told.output and f"erased   secagg/{own.name}" in told.output
     values = json.loads(path.read_bytes())
-    path.write_text(json.dumps({**values, "erased": []}))
-    with pytest.raises(IdentityError):
-        read_receipt(path)
+    with pytest.raises(EvidenceError, match="signature"):
+        read_receipt(json.dumps({**values, "erased": []}).encode(), roots)
     for again in (gate, house.gate("h1", rules, permits)):
         with pytest.raises(BoundError, match="has been erased"):
             again.consider(under)
     with pytest.raises(OrderError, match="no run was ever answered"):
         purge(home, OrderBook(home), "p-2", identity, lambda _run: 0, house.now)
+
+
+def test_a_receipt_of_a_stranger_or_of_another_institution_does_not_hold(tmp_path: Path) -> None:
+    """Seen: a receipt was checked by the certificate in it, whoever had made that."""
+    house, other = House(tmp_path / "a"), House(tmp_path / "b")
+    own, stranger = (load_identity(each.home("h1") / "identity") for each in (house, other))
+    roots = load_roots(house.home("h1") / "identity" / "root.pem")
+    receipt = Receipt("p-1", "h1", 1, ("study",), ("secagg/x.session",))
+    assert read_receipt(as_json(receipt.signed(own)), roots).permit == "p-1"
+    neighbour = load_identity(house.home("h2") / "identity")
+    for forged in (receipt.signed(stranger), receipt.signed(neighbour), receipt.signed(house.agency)):
+        with pytest.raises(EvidenceError):
+            read_receipt(as_json(forged), roots)
+    for odd in (b"{}", b"[]", b"[" * 100_000, b'{"permit": 1}', b"\xff", as_json(receipt)):
+        with pytest.raises(EvidenceError):
+            read_receipt(odd, roots)
+
+
+def as_json(receipt: Receipt) -> bytes:
+    return json.dumps(dataclasses.asdict(receipt)).encode()
 
 
 def test_the_keys_of_a_run_that_was_taken_up_again_go_with_it(tmp_path: Path) -> None:
@@ -82,3 +108,15 @@ def test_the_own_scores_of_a_permit_s_evaluations_go_with_it(tmp_path: Path) -> 
     assert own.exists() and other.exists()
     receipt = purge(home, OrderBook(home), "p-1", load_identity(home / "identity"), lambda _run: 0, house.now)
     assert not own.exists() and other.exists() and f"received/{own.name}" in receipt.erased
+
+
+def test_a_permit_that_has_ended_is_told_until_it_is_purged(tmp_path: Path) -> None:
+    house, permits = House(tmp_path), {"p-1": DataPermit(without_privacy=True, expires="2999-12-31")}
+    gate, home = house.gate("h1", OrderRules(), permits), house.home("h1")
+    gate.consider(house.show(whole(CONFIG), house.proposal(whole(CONFIG), CONFIG, permit="p-1")))
+    book, after = OrderBook(home), permits["p-1"].ends + 1
+    assert [*unpurged(book, permits, house.now)] == [] and [*unpurged(book, {}, after)] == []
+    (said,) = unpurged(book, permits, after)
+    assert said == "permit p-1 ended on 2999-12-31: `sovfed client purge p-1` erases what it left"
+    purge(home, book, "p-1", load_identity(home / "identity"), lambda _run: 0, house.now)
+    assert [*unpurged(book, permits, after)] == []

@@ -149,3 +149,17 @@ def test_the_operator_sees_failures_and_clears_them(tmp_path: Path) -> None:
     found = json.loads(runner.invoke(cli, ["status", "--json", "--home", str(home)]).stdout)["requests"]
     assert (found["failures"], found["sums_today"] > 0) == (0, True)
     allowance.take(profile("a"))
+
+
+def test_what_a_sum_lacks_is_told_at_home_and_refuses_nothing(tmp_path: Path) -> None:
+    """Whatever is refused is seen: an institution that stopped after it would tell what its records are like."""
+    home = tmp_path / "home"
+    create(home, ClientConfig(home=str(home)), SMALL)
+    allowance = Allowance(home, SMALL)
+    for _ in range(RUNS):
+        allowance.lacking("counts")
+    allowance.require_open("counts")
+    assert read_state(home).lacking == {"counts": RUNS} and read_state(home).failures == 0
+    told = CliRunner().invoke(cli, ["failures", "--clear", "--home", str(home)])
+    assert f"{RUNS} sums of run 'counts' lack records of this institution" in told.output
+    assert read_state(home).lacking == {}

@@ -21,7 +21,7 @@ from sovfed.clients.statistics.sheets import KeptSheets
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.federation.config import ClientConfig, DataConfig
-from sovfed.federation.errors import DataError, EvidenceError
+from sovfed.federation.errors import ConfigError, DataError, EvidenceError
 from sovfed.federation.messages import Refusal, ReleaseReply, ReleaseRequest, Reply
 from sovfed.federation.models.facts import RunFacts, facts_of, told
 from sovfed.federation.orders.order import Proposal
@@ -87,6 +87,8 @@ def test_a_table_of_scores_is_kept_as_it_was_signed_and_anybody_can_check_it(sit
     out = tmp_path / "study.table"
     assert "ours  000000000000…  120 held-out records" in site.client("table", "get", "study", str(out))
     assert out.read_bytes() == sheet
+    again = CliRunner().invoke(cli, ["table", "get", "study", str(out), "--home", str(site.home)])
+    assert isinstance(again.exception, ConfigError) and "exists; choose another name" in str(again.exception)
     checked = CliRunner().invoke(verify, [str(out), "--root", str(site.home / "identity" / "root.pem")])
     assert checked.exit_code == 0 and "signed by the agency" in checked.output
 
@@ -132,6 +134,28 @@ def test_a_kept_table_that_was_damaged_is_named_and_one_that_is_not_there_is_tol
     with pytest.raises(DataError, match=r"no signed table of run 'stud' was received here.*study"):
         sheets.find("stud")
     (path,) = (site.home / FOLDER).glob("*.table")
-    path.write_bytes(path.read_bytes().replace(b"signatures", b"signatureS"))
-    with pytest.raises(EvidenceError):
-        sheets.list()
+    damaged = path.with_name("damaged.table")
+    damaged.write_bytes(path.read_bytes().replace(b"signatures", b"signatureS"))
+    kept, (wrong,) = sheets.list()
+    assert [sheet.run for sheet in kept] == ["study"] and str(damaged) in wrong
+    assert sheets.find("study").path == path  # one that is damaged, or of a root that was given up, hides no other
+    told = CliRunner().invoke(cli, ["table", "list", "--home", str(site.home)])
+    assert "study" in told.output and isinstance(told.exception, EvidenceError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"privacy": {"epsilon": 0.1, "delta": 1e-6}}, "privacy"),
+        ({"question": "mean radius"}, "question"),
+        ({"institutions": ["h1", "h2"]}, "smallest cohort"),
+        ({"institutions": ["h1", "h2", "h2"]}, "smallest cohort"),
+    ],
+)
+def test_a_table_that_says_otherwise_than_its_order_is_not_kept(
+    site: Site, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], what: str
+) -> None:
+    """As one that promises differential privacy to whoever is shown it, where exact sums were opened."""
+    assert site.answer(site.signed(**changes)) == Refusal("order")
+    assert f"in: {what}" in caplog.text
+    assert not list((site.home / FOLDER).glob("*.table"))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2
-from tests.records import in_memory, records_of
+from tests.records import Unreadable, in_memory, records_of
 from torch import nn
 
 from sovfed.clients.data import load_records
@@ -274,6 +274,22 @@ def test_how_many_records_of_a_person_are_taken_is_part_of_the_plan_unless_it_is
     assert plan_of(REQUEST).config == hashlib.sha256(before.encode()).hexdigest()
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_record_that_cannot_be_read_takes_nobody_else_out_of_a_step(several: bool) -> None:
+    """Else its person would move the sum by everybody's part, which the noise is not for. It is told at home alone."""
+    records = dataclasses.replace(in_memory(load_records(TASK, DATA)), several_records=several)
+    bad = tuple(int(row) for row in records.train[[2, 31, 32]])
+    said: list[str] = []
+    place = PrivateTraining(
+        TASK, Unreadable(records, bad), site="0", device="cpu", ledger=None, lacking=lambda _, why: said.append(why)
+    )
+    request = dataclasses.replace(REQUEST, sampling_rate=1.0)
+    others = dataclasses.replace(records, train=np.setdiff1d(records.train, bad))
+    expected = PrivateTraining(TASK, others, site="0", device="cpu", ledger=None)._sum(request, request.model)
+    np.testing.assert_allclose(place._sum(request, request.model), expected, rtol=0, atol=1e-9)
+    assert np.linalg.norm(expected) > 3 and said == ["3 persons of a step could not be trained on"]
+
+
 def test_a_task_without_a_model_cannot_be_private() -> None:
     with pytest.raises(ConfigError, match="trains nothing"):
         PrivateTraining(get_task("echo"), load_records(TASK, DATA), site="0", device="cpu", ledger=None)
@@ -337,7 +353,7 @@ def test_a_table_that_names_no_person_is_refused_before_a_record_is_read(tmp_pat
     with pytest.raises(PolicyError, match="needs secure aggregation"):
         declared._admit(REQUEST)
     with pytest.raises(DataError, match="line 2"):
-        declared._loaded.private_training(TASK, lambda: None, Whose(), lambda *_: None)
+        declared._loaded.private_training(TASK, lambda: None, Whose(), lambda *_: None, lambda *_: None)
 
 
 def headed() -> nn.Module:

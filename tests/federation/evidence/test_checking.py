@@ -267,3 +267,28 @@ def test_a_log_goes_on_under_a_new_root_of_the_authority(authority: Authority, a
     cosigned = watch(hospital, voucher, LogReader(agency).head(), proof)
     keep_cosignature(agency, LogReader(hospital).voucher, voucher, cosigned)
     assert check_log(agency).cosigned == {"sovfed/institution/hospital-1": 8}
+
+
+def test_an_entry_of_a_run_names_the_one_before_it(hospital: Path) -> None:
+    """Numbers by hand: seven entries of no run are there already."""
+    for name in ("a", "b", "a", "a"):
+        record(hospital, "model", name=name)
+    with sqlite3.connect(hospital / FILE) as db:
+        db.execute("DROP TABLE named")  # as a log of an older version has none
+    db.close()
+    record(hospital, "model", name="b")
+
+    values = [read_entry(data) for _, data in LogReader(hospital).entries(7)]
+    assert [entry["before"] for entry in values] == [-1, -1, 7, 9, 8]
+    assert check_log(hospital).size == 12
+
+
+def test_an_entry_that_names_another_before_it_than_there_is_is_named(hospital: Path) -> None:
+    """By whoever has the log's key: a withdrawal that later entries of the run step over."""
+    for kind in ("run", "withdrawal"):
+        record(hospital, kind, name="a")
+    _change(hospital, lambda db: db.execute("UPDATE named SET seq = 7"))
+    record(hospital, "release", name="a")
+
+    with pytest.raises(EvidenceError, match="entry 9: names another entry of 'a' before it"):
+        check_log(hospital)

@@ -16,7 +16,8 @@ from tests.lane_fixture import Authority
 from sovfed.federation.archive import zipped
 from sovfed.federation.errors import ConfigError, EvidenceError
 from sovfed.federation.evidence.entries import canonical
-from sovfed.federation.evidence.store import record
+from sovfed.federation.evidence.store import LogReader, record
+from sovfed.federation.evidence.witness import keep_cosignature, watch
 from sovfed.federation.identity import load_roots
 from sovfed.federation.release import lineage, sealed
 from sovfed.federation.release.incident import MAX_BYTES, REPORT, check_bundle, make_bundle, told
@@ -47,6 +48,19 @@ def test_a_bundle_holds_the_entries_of_its_time_and_is_in_the_log_itself(hospita
 def test_the_early_word_has_counts_and_no_entry(hospital: Path) -> None:
     checked = check_bundle(bundle_of(hospital, early=True), load_roots(hospital / "identity" / "root.pem"))
     assert checked.entries == () and checked.report["counts"] == {"round": 7}
+    assert "an early word: counts by its own account, and no entries" in told(checked)
+
+
+def test_a_regulator_is_told_who_has_cosigned_the_log_that_is_shown(hospital: Path, agency: Path) -> None:
+    """Times are the home's own: what somebody else has seen, and when, stands beside them."""
+    roots = load_roots(hospital / "identity" / "root.pem")
+    assert any(
+        "nobody has cosigned the log of 7 entries" in line for line in told(check_bundle(bundle_of(hospital), roots))
+    )
+    note = watch(agency, LogReader(hospital).voucher, LogReader(hospital).head(), ())
+    keep_cosignature(hospital, LogReader(agency).voucher, LogReader(hospital).voucher, note)
+    lines = told(check_bundle(bundle_of(hospital), roots))
+    assert any("of the log's 8 entries the first 8 are cosigned by agency.example on 20" in line for line in lines)
 
 
 def test_both_sides_have_commands_for_it(agency: Path, tmp_path: Path) -> None:

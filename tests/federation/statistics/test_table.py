@@ -74,3 +74,31 @@ def test_no_bin_or_category_hides_behind_another_of_its_name() -> None:
     (cross,) = table["crosses"]
     assert len(cross["cells"]) == 20 and {len(line) for line in cross["cells"].values()} == {4}
     assert list(table["columns"][0]["cells"])[:2] == ["1000000 to 1000000.5", "1000000.5 to 1000001"]
+
+
+def test_how_far_sites_are_apart_is_the_mean_square_of_their_shares_from_those_of_all() -> None:
+    """Two sites of 60 and 40 persons, by hand: all of the first below 50, a half of the second."""
+    question = read_question("age, smokes, bins=2, sites=1", SCHEMA)
+    assert (question.size, question.between) == (10, 8)
+    first, second = (60, 60, 0, 0, 0, 0, 30, 30, 60**2 / 120, 2 * 30**2 / 120), (40, 20, 20, 0, 0, 0, 20, 20, 10, 10)
+    age, smokes = table_of(question, np.add(first, second), 0.0)["columns"]
+    assert age["apart"] == pytest.approx((60 * 2 * 0.2**2 + 40 * 2 * 0.3**2) / 100) and age["apart_within"] == 0
+    assert smokes["apart"] == pytest.approx(0.0)
+    text = "\n".join(lines_of(table_of(question, np.add(first, second), 0.0)))
+    assert "between sites 0.120 ± 0.000 (0: all alike): sites differ" in text
+    noisy = "\n".join(lines_of(table_of(question, np.add(first, second), 8.0)))
+    assert "no difference between sites can be told" in noisy
+    few = table_of(question, np.add(first, second) / 20, 0.0)["columns"][0]
+    assert few["apart"] is None and "between" not in "\n".join(lines_of(table_of(question, np.zeros(10), 1.0)))
+
+
+@pytest.mark.parametrize("noise", [2.0, 12.0])
+def test_the_interval_of_how_far_sites_are_apart_holds_the_truth_in_95_of_100(noise: float) -> None:
+    question, draw = read_question("age, smokes, bins=2, sites=1", SCHEMA), np.random.default_rng(3)
+    exact = np.array([1000, 550, 450, 0, 0, 0, 500, 500, 300, 252.0])
+    truth = [column["apart"] for column in table_of(question, exact, 0.0)["columns"]]
+    held = [
+        [abs(column["apart"] - true) <= column["apart_within"] for column, true in zip(told, truth, strict=True)]
+        for told in (table_of(question, exact + draw.normal(0, noise, 10), noise)["columns"] for _ in range(2_000))
+    ]
+    assert (np.abs(np.mean(held, 0) - 0.95) < 0.02).all()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 import ssl
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,17 +16,22 @@ from pathlib import Path
 import httpx
 import pytest
 from filelock import FileLock
+from tests.clients.orders.house import CONFIG, whole
 from tests.server.agency import free_port, process, wait_until
 from tests.server.seen_home import NAMES, add_run, changed_settings, make_seen_home, with_refusal
 
+from sovfed.federation.files import private_directory
 from sovfed.federation.host.processes import listening
+from sovfed.federation.orders.answers import Answer
+from sovfed.federation.orders.order import Proposal
 from sovfed.server.console.sessions import IDLE_S, LONGEST_S, TRIES, Sessions, Throttle
 from sovfed.server.console.users import add_user, remove_user
+from sovfed.server.orders.making import make_order, write_answers, write_order
 from sovfed.server.runs.awaiting import FILE
 
 PASSWORD = "correct horse battery"
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\x1b[2J\u202e"
-PAGES = ("/", "/institutions", "/runs", "/runs/heart-1", "/budgets", "/releases", "/requests")
+PAGES = ("/", "/institutions", "/runs", "/runs/heart-1", "/orders", "/budgets", "/releases", "/requests")
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +45,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     running = add_run(made, "heart-2", "running", 7)
     waiting = {"stage": "training of round 8", "since": 1.0, "asked": 3, "missing": ["hospital-3"], "refused": {}}
     (running / FILE).write_text(json.dumps({**waiting, "until": 0.0}))
+    for name, purpose in (("heart-1", "risk of infarction, study 12"), ("heart-3", HOSTILE.replace("\x1b", ""))):
+        order = dataclasses.replace(make_order(CONFIG, "study", whole(CONFIG), time.time()), run=name)
+        hostile = dataclasses.replace(order, purpose=purpose.replace("\u202e", ""))
+        write_order(private_directory(made / "runs" / name), Proposal(hostile))
+    write_answers(made / "runs" / "heart-1", {"hospital-2": Answer(order.digest, "hospital-2", "refused").to_bytes()})
     add_user(made, "anna", "operator", PASSWORD)
     add_user(made, "vera", "viewer", PASSWORD)
     changed_settings(made, console_port=free_port())
@@ -108,6 +120,10 @@ def test_every_page_has_what_it_is_for(anna: httpx.Client) -> None:
     assert "privacy" in text["/runs/heart-1"].partition("Refusals")[2]
     assert "heart-private" in text["/budgets"] and "heart-1" not in text["/budgets"]
     assert "5f2c5f2c" in text["/releases"]
+    asked, proposed = text["/orders"].split("<h2>heart-1</h2>")[1], text["/orders"].split("<h2>heart-3</h2>")[1]
+    assert "purpose    risk of infarction, study 12" in asked and "hospital-2: refused" in asked
+    assert "<code>sovfed client orders sign heart-1</code>" in asked and "sovfed run start" not in asked
+    assert "<code>sovfed run start --proposed heart-3</code>" in proposed and "sovfed run approve" in proposed
     assert anna.get("/runs/none").status_code == 409
     assert anna.get("/runs/..%2f..%2fserver.json").status_code in (404, 409)
 
@@ -129,6 +145,7 @@ def test_every_page_is_made_for_keyboard_and_screen_reader(anna: httpx.Client) -
 
 
 def test_hostile_text_is_text(anna: httpx.Client) -> None:
+    assert "&lt;script&gt;alert(1)" in anna.get("/orders").text
     for path in ("/", "/runs", "/runs/hostile"):
         text = anna.get(path).text
         assert "&lt;script&gt;alert(1)" in text and "\\x1b[2J\\u202e" in text

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sovfed.federation.compose import compose
-from sovfed.federation.errors import CohortError, ConfigError
+from sovfed.federation.errors import CohortError, ConfigError, PrivacyError
 from sovfed.federation.privacy.accounting import epsilon
 from sovfed.federation.privacy.events import Event
 from sovfed.federation.privacy.noise import Units
@@ -41,6 +41,12 @@ def test_noise_stays_the_same_over_the_rounds_and_a_resumed_run() -> None:
     requests = [found.request("1", 1, model), found.request("1", 50, model), made().request("2", 7, model)]
     assert len({request.noise_multiplier for request in requests}) == 1
     assert {(request.rounds, request.steps, request.spare) for request in requests} == {(50, 1, 2)}
+
+
+def test_noise_that_keeps_no_promise_is_refused_before_anything_is_asked() -> None:
+    """And not when the model is published, after every ledger was charged."""
+    with pytest.raises(PrivacyError, match="over 1002 steps keeps no ε that can be told"):
+        made("privacy=silo", "privacy.noise_multiplier=0.3", "privacy.local_steps=20")
 
 
 @pytest.mark.parametrize(("cohort", "colluders", "honest"), [(5, 1, 4), (5, 2, 3), (20, 0, 20)])

@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from tests.release_fixture import NAMES, ROUNDS, RUN, Released, finished_run, resealed, sealed_by_the_agency
 
+from sovfed.cli import cli
 from sovfed.clients.models.released import signed_release
 from sovfed.federation.archive import zipped
-from sovfed.federation.errors import DataError, EvidenceError, PolicyError
+from sovfed.federation.errors import ConfigError, DataError, EvidenceError, PolicyError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.identity import load_roots
 from sovfed.federation.release import lineage, sealed
-from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, MODEL, check_release, read_release, with_signature
+from sovfed.federation.release.agreement import MODEL
+from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, check_release, read_release, with_signature
+from sovfed.federation.release.standalone import write_verifier
 from sovfed.server.registry import authority
 from sovfed.server.runs.certificate import release
 from sovfed.server.runs.folders import stored_config
@@ -313,6 +317,14 @@ def test_the_cosignature_of_an_institution_that_was_revoked_counts_for_nothing(t
     require_cosigners(home, size, 1, revoked)
     with pytest.raises(PolicyError, match="cosigned by hospital-2; release_cosigners is 2"):
         require_cosigners(home, size, 2, revoked)
+
+
+def test_the_verifier_is_one_file_of_equal_bytes(tmp_path: Path) -> None:
+    first, second = (tmp_path / name for name in ("one.pyz", "two.pyz"))
+    told = CliRunner().invoke(cli, ["verifier", str(first)], catch_exceptions=False)
+    assert write_verifier(second) in told.output and first.read_bytes() == second.read_bytes()
+    again = CliRunner().invoke(cli, ["verifier", str(first)])
+    assert isinstance(again.exception, ConfigError) and "exists" in str(again.exception)
 
 
 def test_verify_is_quick_and_needs_the_root_alone(federation: Released, bundle: bytes, tmp_path: Path) -> None:

@@ -15,13 +15,17 @@ from sovfed.federation.certificates import ServerNames, create_csr, key_from_pem
 from sovfed.federation.errors import EvidenceError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.files import write_private
+from sovfed.federation.orders.answers import SIGNED, Answer, create_officer, load_officer
 from sovfed.federation.orders.order import Proposal, RunOrder, read_proposal
 from sovfed.federation.release.checking import MAX_BYTES, check_release
 from sovfed.federation.release.ordered import ANSWERS, ORDER, summary_of
 from sovfed.federation.secagg.files import load_identity
+from sovfed.federation.text import to_base64
 from sovfed.server.orders.making import ANSWERS as KEPT
+from sovfed.server.orders.making import write_answers
 from sovfed.server.registry import authority
 from sovfed.server.runs.certificate import release
+from sovfed.server.runs.logged import RunLog
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,8 @@ def test_a_release_says_whose_word_its_run_rests_on(federation: Released, bundle
         ({"rounds": 1}, "in: rounds"),
         ({"strategy": "fedadam"}, "in: strategy"),
         ({"masked": False}, "in: secure aggregation"),
+        ({"bits": 8}, "in: terms of secure aggregation"),
+        ({"min_cohort": 4}, "in: terms of secure aggregation"),
         ({"cohort": ("hospital-1",)}, "in: cohort"),
     ],
 )
@@ -114,6 +120,29 @@ def test_consent_cannot_be_invented_exchanged_or_replayed(federation: Released, 
     ):
         with pytest.raises(EvidenceError):
             check_release(resealed(federation, bundle, {ANSWERS: canonical(changed)}), federation.roots)
+
+
+def test_an_officer_whom_the_agency_made_up_gives_no_consent(federation: Released, tmp_path: Path) -> None:
+    """With the institution's real certificate, which is no secret, and in the agency's own log."""
+    copy = federation.copied(tmp_path / "copy")
+    digest = read_proposal((copy.folder / "order.json").read_bytes()).order.digest
+    create_officer(tmp_path / "made-up.pem")
+    public, sign = load_officer(tmp_path / "made-up.pem", bytes)
+    signed = Answer(digest, NAMES[1], SIGNED, "ito", key=public).signed(sign)
+    node, stolen = (
+        load_identity(copy.homes[1] / "identity"),
+        signed.vouched_by(load_identity(copy.homes[0] / "identity")),
+    )
+    forged = dataclasses.replace(stolen, node=to_base64(node.certificate))
+    kept = json.loads((copy.folder / KEPT).read_bytes())
+    answers = {**kept, NAMES[1]: json.loads(forged.to_bytes())}
+    spelled = {name: canonical(value) for name, value in answers.items()}
+    RunLog(copy.agency.home, RUN, "1").answers(digest, write_answers(copy.folder, spelled))
+    bundle = release(copy.agency.home, RUN, wait_s=0.0)
+
+    assert any("consent to order" in line and NAMES[1] in line for line in check_release(bundle, copy.roots).missing)
+    with pytest.raises(EvidenceError, match="node of hospital-2"):
+        check_release(resealed(copy, bundle, {ANSWERS: canonical(answers)}), copy.roots)
 
 
 def test_an_answer_that_the_agency_leaves_out_is_missing(federation: Released, bundle: bytes) -> None:

@@ -1,0 +1,67 @@
+"""The end of a permit at the agency: what its runs need no more is erased, and a signed receipt says what remains."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+from sovfed.federation.errors import ConfigError, SovfedError
+from sovfed.federation.evidence.keys import own_origin
+from sovfed.federation.files import private_directory, write_private
+from sovfed.federation.orders.events import OrderEvent, tell
+from sovfed.federation.orders.receipts import Receipt
+from sovfed.federation.secagg.files import load_identity
+from sovfed.federation.text import NAME
+from sovfed.server.orders.making import read_order
+from sovfed.server.rounds.checkpoint import KEPT
+from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
+from sovfed.server.runs.folders import ACTIVE, STATE, is_held, read_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FOLDER: Final = "receipts"
+REMAINS: Final = (
+    "the models and tables that the runs ended with, their summaries, rounds and privacy statements",
+    "the orders with approvals and answers, the log, MLflow's copies",
+    "what institutions hold",
+)
+
+
+def purge(home: Path, permit: str, now: float) -> Receipt:
+    """Erase the checkpoints of all runs under `permit`, and write the receipt.
+
+    Raises ConfigError if one of them goes on, or there is none.
+    """
+    if not NAME.fullmatch(permit):
+        raise ConfigError(f"'{permit[:64]}' is no name of a permit")
+    runs = [*_under(home, permit)]
+    if not runs:
+        raise ConfigError(f"no run here was proposed under permit '{permit}'")
+    if active := [run.name for run in runs if _goes_on(home, run)]:
+        raise ConfigError(f"{', '.join(active)} goes on; `sovfed run stop` first: nothing was erased")
+    erased = []
+    for path in (path for run in runs for path in (*run.glob(CHECKPOINT), *sorted((run / KEPT).glob("*.safetensors")))):
+        path.unlink()
+        erased.append(str(path.relative_to(home)))
+    names = tuple(run.name for run in runs)
+    receipt = Receipt(permit, own_origin(home), int(now), names, tuple(erased), REMAINS)
+    receipt = receipt.signed(load_identity(home / "identity"))
+    write_private(private_directory(home / FOLDER) / f"{permit}.json", json.dumps(asdict(receipt), indent=1).encode())
+    tell(home, OrderEvent("purged", "", ", ".join(names)[:128]))
+    return receipt
+
+
+def _under(home: Path, permit: str) -> Iterator[Path]:
+    for folder in sorted((home / "runs").glob("*")):
+        with contextlib.suppress(SovfedError, OSError):
+            proposal = read_order(folder)
+            if proposal is not None and proposal.order.permit == permit:
+                yield folder
+
+
+def _goes_on(home: Path, run: Path) -> bool:
+    return is_held(run) or ((run / STATE).exists() and read_state(home, run.name)["status"] in ACTIVE)
