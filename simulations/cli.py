@@ -210,9 +210,9 @@ def partition(overrides: tuple[str, ...], plot_path: Path | None, as_json: bool)
 
 
 def _compose(overrides: tuple[str, ...], *defaults: str) -> Config:
-    from sovfed.federation.compose import compose
+    from sovfed.simulations.configured import simulated
 
-    return compose([*defaults, *overrides]).config
+    return simulated([*defaults, *overrides])
 
 
 def _fresh(prefix: str) -> Path:
