@@ -55,6 +55,24 @@ def decode(path: Path, column: Column) -> npt.NDArray[np.uint8]:
         raise DataError(f"an image of column '{column.name}' no longer fits: {reason}") from None
 
 
+def shape_of(folder: Path, name: str) -> tuple[int, int, int] | None:
+    """Channels, height and width of the image `name` in `folder`, by its head; None if it is no image of ours."""
+    if not name or not _inside(folder, name):
+        return None
+    path = folder / name
+    try:
+        if not path.is_file():
+            return None
+        if _is_dicom(path):
+            data = _dicom(path, pixels=False)
+            return int(data.get("SamplesPerPixel", 1)), int(data.get("Rows", 0)), int(data.get("Columns", 0))
+        with _picture(path) as image:
+            channels = next((count for count, modes in MODES.items() if image.mode in modes), 0)
+            return (channels, image.height, image.width) if channels else None
+    except (_UnfitError, DataError, OSError):
+        return None
+
+
 def _pixels(path: Path, column: Column) -> npt.NDArray[np.uint8]:
     """Shape [channels, height, width]. Raises _UnfitError, and DataError where pydicom is not installed."""
     _check_size(path, column)
