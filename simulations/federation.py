@@ -127,11 +127,11 @@ def simulate_population(
     if not resume:
         engine_file.unlink(missing_ok=True)
     names = [institution.name for institution in population]
-    if config.simulation.engine == "ray":
-        from sovfed.simulations.ray_engine import run_on_ray
-
-        return run_on_ray(config, names, folder, run)
     try:
+        if config.simulation.engine == "ray":
+            from sovfed.simulations.ray_engine import run_on_ray
+
+            return run_on_ray(config, names, folder, run)
         with (
             _kept_heap(), _threads(config), failures.unlogged(),
             closing(_grid(config, apps, names, population[0], cohort, failures)) as grid,

@@ -143,3 +143,14 @@ def test_one_table_for_several_institutions_is_told_how_to_cut_it_up(clinics: Pa
     (clinics / "clinics" / "ahorn.csv").rename(alone / "ahorn.csv")
     with pytest.raises(ConfigError, match=r"^1 institution a round; .* partition=iid or data\.site_column"):
         sovfed.simulate(clinics / "hip.yaml", alone, rounds=1)
+
+
+@pytest.mark.parametrize(
+    "engine", [["simulation.workers=0"], ["simulation.workers=2"], ["simulation.engine=vectorised"]], ids=str
+)
+def test_every_engine_ends_at_once_with_what_is_wrong(
+    clinics: Path, caplog: pytest.LogCaptureFixture, engine: list[str]
+) -> None:
+    with pytest.raises(DataError, match=r"2 of 3 institutions .*\n.*birke\.csv.*\n.*eiche\.csv"):
+        sovfed.simulate(clinics / "hip.yaml", clinics / "clinics", rounds=2, settings=[*engine, "secagg=none"])
+    assert "attempt" not in caplog.text
