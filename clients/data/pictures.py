@@ -77,8 +77,6 @@ def _pixels(path: Path, column: Column) -> npt.NDArray[np.uint8]:
     """Shape [channels, height, width]. Raises _UnfitError, and DataError where pydicom is not installed."""
     _check_size(path, column)
     if _is_dicom(path):
-        data = _dicom(path, pixels=False)
-        _check_dicom(data, column)
         return _dicom_pixels(_dicom(path, pixels=True), column)
     try:
         with _picture(path) as image:
