@@ -55,7 +55,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A hint ' (did you mean X?)', or the known names when nothing is close."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else f" (known: {', '.join(names)})"
+    return f" (did you mean '{close[0]}'?)" if close else f" (known: {', '.join(names) or 'none'})"
 
 
 @cache

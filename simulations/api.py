@@ -19,6 +19,7 @@ from sovfed.federation.tasks.conformance import require_works
 from sovfed.federation.tasks.registry import add, configured_task
 from sovfed.server.strategies import registry
 from sovfed.simulations.baselines import Comparison
+from sovfed.simulations.configured import simulated
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.partition import Partition
 from sovfed.simulations.population import Institution, Partitioned, compare_population, labels, make_population
@@ -160,8 +161,11 @@ def _config(
     }  # fmt: skip
     chosen |= {key: value for key, value in arguments.items() if value is not None}
     if isinstance(settings, Mapping):
-        return compose([f"{key}={value}" for key, value in {**chosen, **settings}.items()]).config
-    return compose([*(f"{key}={value}" for key, value in chosen.items()), *settings]).config
+        overrides = [f"{key}={value}" for key, value in {**chosen, **settings}.items()]
+    else:
+        overrides = [*(f"{key}={value}" for key, value in chosen.items()), *settings]
+    in_files = data is None or isinstance(data, (str, Path))
+    return simulated(overrides) if in_files else compose(overrides).config
 
 
 def _with_strategy(strategy: Any, settings: Mapping[str, Any] | Sequence[str]) -> Mapping[str, Any] | Sequence[str]:

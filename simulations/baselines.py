@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sovfed.federation.config import Config, DataConfig
     from sovfed.federation.tasks.columns import Table
 
+SHOWN: Final = 40  # institutions that are told one by one
 Logits = npt.NDArray[np.float32]
 
 
@@ -38,7 +39,7 @@ class Trained:
     scale: Sums
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The headline metric on held-out records; None where it is undefined, as an AUC is with one class.
 
@@ -52,6 +53,18 @@ class Comparison:
     alone_mean: float
     federated: float
     rows: list[dict[str, Any]]
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{row['institution']}: {_figures(row['pooled'], row['alone'], row['federated'])}" for row in self.rows
+        ]
+        every = f"all held-out records: {_figures(self.pooled, self.alone_mean, self.federated)}"
+        return f"<{self.metric} of {len(self.rows)} institutions\n  " + "\n  ".join([*lines[:SHOWN], every]) + ">"
+
+
+def _figures(pooled: float | None, alone: float | None, federated: float | None) -> str:
+    figures = {"pooled": pooled, "alone": alone, "federated": federated}
+    return "  ".join(f"{name} {'–' if value is None else format(value, '.3f')}" for name, value in figures.items())
 
 
 def compare_sites(

@@ -56,7 +56,7 @@ def demo(overrides: tuple[str, ...], folder: Path | None, keep: bool, as_json: b
     """
     from sovfed.simulations.demo import run_demo
 
-    config = _compose(overrides, "server.min_cohort=3", "privacy.colluders=0", "server.start_cohort=4")
+    config = _compose(overrides, "server.min_cohort=3", "privacy.colluders=0")
     summary = run_demo(config, folder or _fresh("sovfed-demo-"), _console(as_json), keep=keep)
     if as_json:
         click.echo(json.dumps(summary, indent=2))
@@ -210,9 +210,9 @@ def partition(overrides: tuple[str, ...], plot_path: Path | None, as_json: bool)
 
 
 def _compose(overrides: tuple[str, ...], *defaults: str) -> Config:
-    from sovfed.federation.compose import compose
+    from sovfed.simulations.configured import simulated
 
-    return compose([*defaults, *overrides]).config
+    return simulated([*defaults, *overrides])
 
 
 def _fresh(prefix: str) -> Path:

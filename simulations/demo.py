@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -41,12 +42,13 @@ def run_demo(config: Config, folder: Path, console: Console, keep: bool = False)
     """
     if configured_task(config.task).build is None:
         raise ConfigError(f"task '{config.task.name}' trains no model, so there is no gain to show; try task=digits")
+    data = sites(config)
+    config = _with_all(config, len(data))
     tell_of_noise(config, vector_size(config, configured_task(config.task)))
     if folder.exists() and any(folder.iterdir()):
         raise ServiceError(f"{folder} is not empty; choose another --folder or remove it")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     started = time.monotonic()
-    data = sites(config)
     institutions = [Institution(name, source) for name, source in zip(institution_names(data), data, strict=True)]
     federation = LocalFederation(folder, institutions, config)
     try:
@@ -72,6 +74,17 @@ def run_demo(config: Config, folder: Path, console: Console, keep: bool = False)
             federation.stop()
         _tell(console, f"delete {folder} when you are done with it: it holds the demonstration's homes, keys and logs")
     return summary
+
+
+def _with_all(config: Config, institutions: int) -> Config:
+    """`config` with a first round that waits for all of them, unless it says for how many. Raises ConfigError."""
+    if institutions < config.server.min_cohort:
+        raise ConfigError(
+            f"{institutions} institution{'s' if institutions > 1 else ''}; a sum is over {config.server.min_cohort} or "
+            "more: data.path=FOLDER of one table a site, or data.site_column=COLUMN that tells the sites apart"
+        )
+    start = config.server.start_cohort or institutions
+    return dataclasses.replace(config, server=dataclasses.replace(config.server, start_cohort=start))
 
 
 def _summarise(

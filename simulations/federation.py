@@ -127,11 +127,11 @@ def simulate_population(
     if not resume:
         engine_file.unlink(missing_ok=True)
     names = [institution.name for institution in population]
-    if config.simulation.engine == "ray":
-        from sovfed.simulations.ray_engine import run_on_ray
-
-        return run_on_ray(config, names, folder, run)
     try:
+        if config.simulation.engine == "ray":
+            from sovfed.simulations.ray_engine import run_on_ray
+
+            return run_on_ray(config, names, folder, run)
         with (
             _kept_heap(), _threads(config), failures.unlogged(),
             closing(_grid(config, apps, names, population[0], cohort, failures)) as grid,
@@ -170,9 +170,10 @@ def _settled(config: Config, cohort: int) -> Config:
     """`config` with the cohort that there is, and what the engine leaves out. Raises ConfigError."""
     stacked = config.simulation.engine == "vectorised"
     if config.secagg.enabled and not stacked and not SECURE_COHORT <= cohort <= MAX_HOLDERS:
+        more = "cut one table up with partition=iid or data.site_column=COLUMN, or " if cohort < SECURE_COHORT else ""
         raise ConfigError(
-            f"{cohort} institutions a round; secure aggregation takes {SECURE_COHORT} to {MAX_HOLDERS}: add "
-            "`secagg=none`"
+            f"{cohort} institution{'s' if cohort > 1 else ''} a round; secure aggregation takes {SECURE_COHORT} to "
+            f"{MAX_HOLDERS}: {more}add `secagg=none`"
         )
     if config.privacy.private and cohort < config.privacy.colluders + SECURE_COHORT:
         least = config.privacy.colluders + SECURE_COHORT

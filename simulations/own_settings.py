@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.data import natural_sites
-from sovfed.clients.data.beside import ENDING, GROUP, is_settings, own_settings
+from sovfed.clients.data.beside import ENDING, GROUP, is_settings, is_task, own_settings
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.schema import bind, nearest
@@ -56,7 +56,8 @@ def _own_settings(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any
         if name not in names:
             _check_nobodys(path, name, names)
             continue
-        settings[name] = own_settings(path)
+        if not is_task(path):
+            settings[name] = own_settings(path)
     return settings
 
 

@@ -33,8 +33,10 @@ from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.schema import bind
 from sovfed.federation.wire.flower import FlowerGrid, LeftS, StreamingGrid, for_ever, new_message
 from sovfed.server.rounds.coordinator import Outcome
+from sovfed.simulations.grid import LASTING, Failures
 from sovfed.simulations.population import KEPT, Institution, make_population
 
+FAILURE: Final = "failure"  # in a reply: what lasts, however often it is tried
 WHICH: Final = "query.partition"  # a virtual node's first message: which institution it is
 NODES_S: Final = 120.0  # for all virtual nodes to be there and to say which they are
 Run = Callable[[StreamingGrid], Outcome]
@@ -125,6 +127,7 @@ class RayGrid(FlowerGrid):
             for message in batch
         ]
         for reply in super().replies(copies, timeout_s, left_s):
+            _raise_failure(reply)
             for message, copy in zip(batch, copies, strict=True):
                 message.metadata.__dict__["_message_id"] = copy.metadata.message_id
             batch, copies = [], []
@@ -142,7 +145,13 @@ class RayApp(ClientApp):
         index = int(context.node_config["partition-id"])
         if message.metadata.message_type == WHICH:
             return FlowerMessage(RecordDict({"node": ConfigRecord({"place": index})}), reply_to=message)
-        return _app(self._config, index)(message, context)
+        app, failures = _app(self._config, index)
+        with failures.unlogged():
+            reply = app(message, context)
+        if (error := failures.lasting) is None:
+            return reply
+        failure = ConfigRecord({"code": error.code, "text": str(error)})
+        return FlowerMessage(RecordDict({FAILURE: failure}), reply_to=message)
 
 
 @lru_cache(1)
@@ -152,14 +161,22 @@ def _population(config: str) -> tuple[Config, Sequence[Institution]]:
 
 
 @lru_cache(KEPT)
-def _app(text: str, index: int) -> ClientApp:
+def _app(text: str, index: int) -> tuple[ClientApp, Failures]:
+    """The institution's app, and what it met."""
     config, population = _population(text)
-    institution = population[index]
-    return make_client_app(
-        TrainerService(
-            institution.load, site=institution.site, device=config.client.device, precision=config.client.precision
-        )
-    )
+    institution, failures = population[index], Failures()
+    trainer = TrainerService(
+        institution.load, site=institution.site, device=config.client.device, precision=config.client.precision,
+        on_error=failures.note,
+    )  # fmt: skip
+    return make_client_app(trainer), failures
+
+
+def _raise_failure(reply: FlowerMessage) -> None:
+    """Raise what an institution met, if it lasts: to ask again, which rounds do, would come to the same."""
+    failure = reply.content.config_records.get(FAILURE) if reply.has_content() else None
+    if failure is not None:
+        raise LASTING[str(failure["code"])](str(failure["text"]))
 
 
 def _place(reply: FlowerMessage) -> int:

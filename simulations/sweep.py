@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed import __version__
-from sovfed.federation.compose import ONE_RUN, compose, groups
+from sovfed.federation.compose import ONE_RUN, groups
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.files import write_private
 from sovfed.federation.text import plain_name, without_credentials
 from sovfed.simulations.compare import PLAN
+from sovfed.simulations.configured import simulated
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -212,7 +213,7 @@ def _checked(runs: Sequence[tuple[str, tuple[str, ...]]]) -> list[Combination]:
         if not name or _UNSAFE.search(name) or name.startswith("."):
             raise ConfigError(f"a run of a sweep cannot be called {name[:MAX_NAME]!r}")
         try:
-            config = compose(overrides).config
+            config = simulated(overrides)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}" if len(runs) > 1 else str(error)) from error
         combinations.append(

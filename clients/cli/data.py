@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,15 +14,16 @@ from sovfed.federation.text import ARCHIVE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.console import RenderableType
-    from rich.table import Table
+    from rich.console import Console, RenderableType
 
     from sovfed.clients.data.survey import ColumnReport, DataReport
     from sovfed.federation.tasks import Task
+    from sovfed.federation.tasks.columns import Schema
 
 KEPT: Final = ("column", "kind", "missing")
-LONGEST: Final = 32  # letters of a column's name that are never broken
-ONE_LINE: Final = ("kind", "missing", "outside", "unknown", "unreadable")
+COUNTS: Final = ("missing", "outside", "unknown", "unreadable")
+WIDE: Final = 10_000  # letters, more than any table takes
+LEAST: Final = 12  # letters of a column's name that are never broken
 
 
 @click.command("check-data")
@@ -47,13 +49,17 @@ def check_data(ctx: click.Context, task: str, file: Path, settings: tuple[str, .
     from sovfed.clients.data.survey import report
 
     own = file.with_suffix(ENDING) if file.is_file() and is_settings(file.with_suffix(ENDING)) else None
-    result = report(task_of(task), chosen(file, settings, own))
+    read_as = task_of(task)
+    result = report(read_as, chosen(file, settings, own, read_as.schema))
     if own is not None and not as_json:
         click.echo(f"with the settings in {own}; an institution's node has those of its client.yaml")
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))
     else:
         _show(result)
+        if result.usable and not any(column.suspicion for column in result.columns):
+            given = shlex.join(["--task", task, "--data", str(file), *settings])
+            click.echo(f"next: sovfed client join INVITATION {given}")
     ctx.exit(0 if result.usable else 1)
 
 
@@ -101,6 +107,12 @@ def task_of(name: str) -> Task:
     return get_task(name)
 
 
+def schema_of(names: Sequence[str]) -> Schema | None:
+    """The columns of the first of these tasks that is a file: whether its records hold an image."""
+    file = next((name for name in names if name.endswith((".yaml", ".yml", ARCHIVE))), "")
+    return task_of(file).schema if file else None
+
+
 def _outlined(path: Path) -> Task:
     """The columns of an archive's task; nothing of it is imported."""
     from sovfed.federation.archive.archive import read_archive
@@ -113,11 +125,11 @@ def _show(report: DataReport) -> None:
     from rich.console import Console
 
     console = Console()
-    for section in _parts(report):
+    for section in _parts(report, console):
         console.print(section, highlight=False)
 
 
-def _parts(report: DataReport) -> list[RenderableType]:
+def _parts(report: DataReport, console: Console) -> list[RenderableType]:
     from rich.text import Text
 
     head = f"{report.rows} rows ({report.empty} empty ones skipped), {report.bad} at fault, {report.persons} persons"
@@ -126,7 +138,7 @@ def _parts(report: DataReport) -> list[RenderableType]:
     verdict, colour = _verdict(report)
     lines = [
         Text(report.where, style="bold"), Text(head), Text(sides), *([Text(f"classes: {classes}")] if classes else []),
-        *(Text(f"note: {note}") for note in report.notes), _table(report.columns) if report.columns else Text(""),
+        *(Text(f"note: {note}") for note in report.notes), *_columns(report.columns, console),
         *(Text(f"fault: {fault}", style="red") for fault in report.faults),
         *(Text(f"warning: {warning}", style="yellow") for warning in report.warnings),
         *([Text(f"no private run may use it: {report.not_private}", style="yellow")] if report.not_private else []),
@@ -141,22 +153,36 @@ def _verdict(report: DataReport) -> tuple[str, str]:
         return "it cannot be used as it is", "red"
     if doubtful := [column.name for column in report.columns if column.suspicion]:
         return f"it can be read; before it is used, see to the unit of {', '.join(doubtful)}", "yellow"
+    if report.not_private:
+        return (
+            "it can be used as it is, but by no private run, and an institution answers others only if it says so",
+            "yellow",
+        )
     return "it can be used as it is", "green"
 
 
-def _table(columns: Sequence[ColumnReport]) -> Table:
-    """A line a column; counts that are 0 everywhere are left out, so that 80 letters are enough for most."""
+def _columns(columns: Sequence[ColumnReport], console: Console) -> list[RenderableType]:
+    """A row a column; counts that are 0 everywhere are left out. Where that is too wide, a line of words a column."""
     from rich.table import Column, Table
+    from rich.text import Text
 
     rows = [_row(column) for column in columns]
-    names = [name for name in rows[0] if name in KEPT or any(row[name] not in ("", "0") for row in rows)]
-    least = min(LONGEST, max(len(row["column"]) for row in rows))
-    table = Table(Column("column", overflow="fold", min_width=least), box=None)
+    names = (
+        [name for name in rows[0] if name in KEPT or any(row[name] not in ("", "0") for row in rows)] if rows else []
+    )
+    table = Table(Column("column", overflow="fold", min_width=LEAST), box=None)
     for name in names[1:]:
-        table.add_column(name, no_wrap=name in ONE_LINE, overflow="fold")
+        table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(*(row[name] for name in names))
-    return table
+    if console.measure(table, options=console.options.update(max_width=WIDE)).minimum <= console.width:
+        return [table] if rows else []
+    return [Text(f" {row['column']}: {', '.join(_words(row))}") for row in rows]
+
+
+def _words(row: dict[str, str]) -> list[str]:
+    counts = [f"{row[name]} {name}" for name in COUNTS if row[name] != "0"]
+    return [row["kind"], *filter(None, [row["unit"]]), *counts]
 
 
 def _row(column: ColumnReport) -> dict[str, str]:
@@ -164,6 +190,5 @@ def _row(column: ColumnReport) -> dict[str, str]:
         "column": column.name,
         "kind": f"{column.kind}{' (target)' if column.role == 'target' else ''}",
         "unit": column.unit,
-        **{name: str(getattr(column, name)) for name in ("missing", "outside", "unknown", "unreadable")},
-        "first lines": ", ".join(map(str, column.first_lines)),
+        **{name: str(getattr(column, name)) for name in COUNTS},
     }

@@ -19,7 +19,7 @@ from sovfed.federation.errors import ConfigError, DataError, IdentityError
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from sovfed.clients.home.begin import Chosen
     from sovfed.clients.node.enrol import Fingerprints
@@ -81,7 +81,7 @@ def join(
     given = Invitation.from_json(invitation.read_text(encoding="utf-8")) if invitation else kept_invitation(home)
     if given is not None and not (home / SETTINGS).exists():
         way = way.else_of_environment(home, given.address)
-    words = [*data_overrides(data, chosen.tasks), *overrides]
+    words = [*data_overrides(data), *overrides]
     made = _settle(home, words, chosen, way.proxy)
     way.keep(home)
     unit = _unit(home, service_folder, given) if service else None
@@ -112,7 +112,7 @@ def announce(prints: Fingerprints) -> None:
     click.echo("compare both with the authority by telephone; waiting for its signature", err=True)
 
 
-def data_overrides(data: str | None, tasks: Sequence[str]) -> list[str]:
+def data_overrides(data: str | None) -> list[str]:
     """What `--data` chooses, as `init` takes it. Raises UsageError if it is neither a path nor a source."""
     from sovfed.clients.data import sources
     from sovfed.federation.compose import PACKAGED, groups
@@ -122,7 +122,7 @@ def data_overrides(data: str | None, tasks: Sequence[str]) -> list[str]:
     if "=" in data and not Path(data).exists():
         return [data if data.startswith("data") else f"data.{data}"]
     if Path(data).exists():
-        return ["data=own" if tasks else "data=csv", f"data.path={data}"]
+        return ["data=own", f"data.path={data}"]
     if data in groups([PACKAGED])["data"]:
         return [f"data={data}"]
     if data in sources():
@@ -132,6 +132,7 @@ def data_overrides(data: str | None, tasks: Sequence[str]) -> list[str]:
 
 def _settle(home: Path, words: list[str], chosen: Chosen, proxy: str | None) -> list[Path]:
     """Write client.yaml and policy.yaml, or see that those that are there say the same of the records; what is new."""
+    from sovfed.clients.cli.data import schema_of
     from sovfed.clients.home.begin import begin
     from sovfed.clients.home.folder import SETTINGS, load_config, whole
     from sovfed.clients.home.overrides import client_config
@@ -140,14 +141,14 @@ def _settle(home: Path, words: list[str], chosen: Chosen, proxy: str | None) -> 
     if not (home / SETTINGS).exists():
         if not words:
             raise ConfigError("which records? --data FILE --task TASK, or --data SOURCE (`sovfed data` lists them)")
-        config = client_config(words)
+        config = client_config(words, schema=schema_of(chosen.tasks))
         config = dataclasses.replace(config, proxy=proxy or config.proxy)
         for line in begin(home, config, chosen):
             click.echo(line, err=True)
         click.echo(f"settings: {home / SETTINGS}, and policy.yaml: what runs may ask of you")
         return [home / SETTINGS, home / POLICY]
     kept = load_config(home)
-    if words and whole(client_config(words).data, Path.cwd()) != kept.data:
+    if words and whole(client_config(words, schema=schema_of(chosen.tasks)).data, Path.cwd()) != kept.data:
         raise ConfigError(f"{home / SETTINGS} names other records than this command; edit it, or leave them out here")
     if proxy is not None and proxy != kept.proxy:
         raise ConfigError(f"{home / SETTINGS} has proxy: {kept.proxy}, the command {proxy}; edit the file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ for command in (pack, review, diff, signer, tokenizer, language):
     required=True,
     multiple=True,
     type=click.Path(path_type=Path),
-    help="A file of your own records, or a folder of them; several times: bounds and words cover all.",
+    help="A file of your own records (CSV, Parquet), or a folder of them; several times: bounds and words cover all.",
 )
 @click.option(
     "--target", "targets", multiple=True, help="What is to be learnt; several times: labels. With --event: a time."
@@ -54,7 +55,9 @@ def new(
     output: Path | None,
     force: bool,
 ) -> None:
-    """Propose NAME.yaml from the records in CSV files: what to confirm is marked, and no record is printed.
+    """Propose NAME.yaml from records in CSV or Parquet: what to confirm is marked, and no record is printed.
+
+    A column that names PNG, JPEG or DICOM files beside the table is proposed as images.
 
     SETTINGS of the group data say how the files are written.
 
@@ -79,6 +82,10 @@ def new(
     for line in proposal.told:
         click.echo(visible(line, keep=""))
     click.echo(f"wrote {where}: confirm what is marked '# to be confirmed', then `sovfed task check {where}`")
+    given = {setting.partition("=")[0].removeprefix("data.") for setting in settings}
+    needed = [setting for setting in proposal.settings if setting.partition("=")[0].removeprefix("data.") not in given]
+    told = shlex.join([str(where), str(proposal.first), *settings, *needed])
+    click.echo(f"and `sovfed client check-data {visible(told, keep='')}`")
 
 
 @task.command()

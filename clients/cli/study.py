@@ -58,6 +58,7 @@ def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, populatio
       sovfed client study add births --task birth.yaml --allow data=csv data.path=/srv/births.csv
       sovfed client study add hearts --task heart data=heart data.path=/srv/heart data.site=cleveland
     """
+    from sovfed.clients.cli.data import schema_of
     from sovfed.clients.home.folder import whole
     from sovfed.clients.home.looked import data_findings, population_findings
     from sovfed.clients.home.overrides import client_config
@@ -70,7 +71,8 @@ def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, populatio
         raise click.UsageError(
             f"{visible(wrong[0])[:64]!r} is no setting of a study's data, as in data.path=births.csv"
         )
-    config = add_study(home, name, entry, whole(client_config(overrides).data, Path.cwd()), population)
+    data = whole(client_config(overrides, schema=schema_of([task])).data, Path.cwd())
+    config = add_study(home, name, entry, data, population)
     keep_task(home, task)
     click.echo(f"client.yaml now has study {name}, of {entry}; it holds from the next `sovfed client up`")
     if allow:

@@ -7,6 +7,7 @@ found as entry points `sovfed.connectors`, our own like a stranger's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks.columns import Column, Schema, Table
 
 GROUP: Final = "sovfed.connectors"
-OURS: Final = ("csv", "parquet", "sql", "images", "jsonl", "fhir", "omop", "tokens")
-READ_BY: Final = {"query": ("sql",), "query_file": ("sql",), "url_file": ("sql", "omop"), "table": ("images",)}
+PARTICULAR: Final = ("query", "query_file", "url_file", "table")  # settings that most connectors have no use for
 LIMITED: Final = (
     "data.limit takes a sample in which one person's coming is another's going; a private run needs all records "
     "(data.limit=null)"
@@ -97,6 +97,7 @@ class Connector:
     opts_out: bool = False  # whether `load` leaves out the persons of data.opt_out
     cuts: bool = False  # whether data.site, a number, chooses one of data.sites made-up parts
     survey: Callable[[Task, DataConfig], TableRead] | None = None  # all rows with what is wrong, for `check-data`
+    reads: tuple[str, ...] | None = None  # which of `PARTICULAR`; another one is refused. None: any may be meant for it
 
 
 def sources() -> tuple[str, ...]:
@@ -132,17 +133,28 @@ def load_records(task: Task, config: DataConfig) -> Dataset:
     """The institution's records for `task`, checked against its schema. Raises DataError saying what is wrong."""
     if config.opt_out is not None and not connector(config.source).opts_out:
         raise DataError(f"data.opt_out: the source '{config.source}' cannot leave persons out; take it away from there")
-    _check_meant(config)
+    check_meant(config)
     records = connector(config.source).load(task, config)
     check(records, task.schema, f"{config.source}, site {config.site}")
     return records if config.limit is None else sample(records, config.limit, f"{config.source}/{config.site}")
 
 
-def _check_meant(config: DataConfig) -> None:
-    """Raise DataError for a setting of another of our sources, which would be ignored; a stranger's may read any."""
-    for name, readers in READ_BY.items():
-        if getattr(config, name) is not None and config.source in OURS and config.source not in readers:
-            raise DataError(f"data.{name} is for data.source '{readers[0]}'; '{config.source}' has no use for it")
+def check_meant(config: DataConfig) -> None:
+    """Raise DataError for a setting that is meant for another connector, and would be ignored."""
+    reads = connector(config.source).reads
+    for name in PARTICULAR:
+        if getattr(config, name) is not None and reads is not None and name not in reads:
+            meant = ", ".join(f"'{other}'" for other in _readers(name)) or "another connector"
+            raise DataError(f"data.{name} is for data.source {meant}; '{config.source}' has no use for it")
+
+
+def _readers(setting: str) -> list[str]:
+    """The connectors installed here that say they read `setting`; one that cannot be loaded says nothing."""
+    readers = []
+    for name in sources():
+        with suppress(ConfigError):
+            readers += [name] if setting in (connector(name).reads or ()) else []
+    return readers
 
 
 def opt_out_stamp(config: DataConfig) -> object:

@@ -28,3 +28,11 @@ def is_settings(path: Path) -> bool:
         return path.is_file() and set(read_settings(path)) == {GROUP}
     except ConfigError:
         return False
+
+
+def is_task(path: Path) -> bool:
+    """Whether the file is a task.yaml, which may have a table's name and lie beside it."""
+    try:
+        return {"format", "target"} <= set(read_settings(path))
+    except ConfigError:
+        return False

@@ -34,4 +34,4 @@ def load(task: Task, config: DataConfig) -> Records:
     return Records(table_of(task.schema, features[rows], labels), rows, train, test, several_records=False)
 
 
-CONNECTOR: Final = Connector(load, task="breast_cancer", cuts=True)
+CONNECTOR: Final = Connector(load, task="breast_cancer", cuts=True, reads=())

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import yaml
 
 from sovfed.clients.data.beside import own_settings
-from sovfed.clients.data.tables.prediction import source_of
+from sovfed.clients.data.tables.prediction import place_of
 from sovfed.federation.config import DataConfig
-from sovfed.federation.errors import ConfigError
+from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.schema import bind, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
+    from sovfed.federation.tasks.columns import Schema
+
+AUTO: Final = "auto"  # the source that stands for whichever reads what lies at data.path
 OF_A_PREDICTION: Final = frozenset(
     {
         "encoding", "separator", "decimal", "date_format", "missing_words", "detection_limit", "mapping", "bad_rows",
@@ -25,11 +28,20 @@ OF_A_PREDICTION: Final = frozenset(
 )  # fmt: skip
 
 
-def chosen(file: Path, settings: Sequence[str], own: Path | None = None) -> DataConfig:
+def chosen(file: Path, settings: Sequence[str], own: Path | None = None, schema: Schema | None = None) -> DataConfig:
     """The records in `file` as `settings` say, each `data.KEY=VALUE`, and the file `own`. Raises ConfigError."""
     values = {**({} if own is None else own_settings(own)), **_values(settings)}
-    source = values["source"] if "source" in values else source_of(file)
-    return bind(DataConfig, {**values, "source": source, "path": str(file)}, "data", ConfigError)
+    place = {"path": str(file)} if "source" in values else place_of(file, schema)
+    return bind(DataConfig, {**values, **place}, "data", ConfigError)
+
+
+def settled(data: DataConfig, schema: Schema | None = None) -> DataConfig:
+    """`data` with the connector of what lies at its path, where `auto` stands for it. Raises DataError."""
+    if data.source != AUTO:
+        return data
+    if not data.path:
+        raise DataError("which records? data.path=FILE, or a folder of one file a site; or data.source")
+    return dataclasses.replace(data, **place_of(Path(data.path).expanduser(), schema))  # type: ignore[arg-type]
 
 
 def as_written(settings: Sequence[str]) -> DataConfig:

@@ -20,4 +20,4 @@ def open_csv(config: DataConfig, names: Iterable[str]) -> Delimited:
     return Delimited(file_of(config, SUFFIXES), config, names)
 
 
-CONNECTOR: Final = connector(open_csv, SUFFIXES)
+CONNECTOR: Final = connector(open_csv, SUFFIXES, reads=())

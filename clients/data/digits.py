@@ -28,4 +28,4 @@ def load(task: Task, config: DataConfig) -> Records:
     return Records(table_of(task.schema, features[rows], labels[rows]), rows, train, test, several_records=False)
 
 
-CONNECTOR: Final = Connector(load, task="digits", cuts=True)
+CONNECTOR: Final = Connector(load, task="digits", cuts=True, reads=())

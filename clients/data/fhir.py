@@ -148,4 +148,4 @@ def open_fhir(config: DataConfig, names: Iterable[str]) -> Fhir:
     return Fhir(folder, rules_of(read_mapping(config), config.mapping or "", TABLES))
 
 
-CONNECTOR: Final = connector(open_fhir, ())
+CONNECTOR: Final = connector(open_fhir, (), reads=())

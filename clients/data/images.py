@@ -2,15 +2,15 @@
 
 `data.path` is the folder, `data.table` the table in it (CSV or Parquet; else the only one there). The table's column of
 the schema's image holds the file's name within the folder. Images are decoded when they are asked for, a batch at a
-time; only their heads are read before. An image must have the schema's size and channels: nothing is resized or
-turned, since every institution must do the same.
+time, and once before, each by itself: one that cannot be is a row at fault. An image must have the schema's size and
+channels: nothing is resized or turned, since every institution must do the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks import Task
     from sovfed.federation.tasks.columns import Column, Schema, Table
 
+    Files = dict[str, npt.NDArray[np.object_]]  # by column of images the names within the folder
+
 THREADS: Final = 4
 TOLD: Final = 5  # files that are named
 
@@ -47,7 +49,7 @@ class Images:
     """A `Dataset` whose images lie in files until they are asked for."""
 
     columns: Table
-    files: dict[str, npt.NDArray[np.object_]]  # by column of images the names within the folder
+    files: Files
     folder: Path
     schema: Schema
     persons: Indices
@@ -68,7 +70,7 @@ class Images:
         for column in self.schema.columns:
             if column.name in self.files:
                 table[column.name] = self._decoded(column, self.files[column.name][rows])
-        return {name: table[name] for name in self.schema.stored()}
+        return {name: table[name] for name in self.schema.stored() if name in table}  # to predict for: no targets
 
     def _decoded(self, column: Column, names: npt.NDArray[np.object_]) -> npt.NDArray[Any]:
         result = np.empty((len(names), *column.shape), column.dtype)
@@ -87,18 +89,35 @@ class Images:
 
 def load(task: Task, config: DataConfig) -> Images:
     """The records of the configured folder. Raises DataError."""
-    folder = _folder(config)
-    read = _read(task.schema, config, keep=False)
-    sound = _look_at(read, task.schema, folder, keep=False)
-    refuse(read.report, task.schema, config)
+    read, files = _sound(task.schema, config)
     settle(task.schema, config, read)
-    files = {name: np.array(names, object)[sound] for name, names in read.files.items()}
-    columns = {name: values[sound] for name, values in read.table.items()}
-    names = None if read.persons is None else read.persons.filter(_arrow(sound))
     digests = {name: _digests(values) for name, values in files.items()}
-    persons, train, test = split(task.name, columns | digests, names)
-    train, test = remaining(config, names, train, test)
-    return Images(columns, files, folder, task.schema, persons, train, test, read.persons is not None, read.not_private)
+    persons, train, test = split(task.name, {**read.table, **digests}, read.persons)
+    train, test = remaining(config, read.persons, train, test)
+    return Images(
+        read.table, files, _folder(config), task.schema, persons, train, test, read.persons is not None,
+        read.not_private,
+    )  # fmt: skip
+
+
+def to_predict(schema: Schema, config: DataConfig) -> tuple[TableRead, Images]:
+    """The rows of the configured table without what is learnt, and the same with their images. Raises DataError."""
+    read, files = _sound(schema, config, targets=False)
+    everybody = np.arange(read.report.used)
+    images = Images(read.table, files, _folder(config), schema, everybody, everybody, everybody[:0], True, "")
+    return read, images
+
+
+def _sound(schema: Schema, config: DataConfig, *, targets: bool = True) -> tuple[TableRead, Files]:
+    """The rows without fault, and of each column of images the files' names. Raises DataError."""
+    read = _read(schema, config, keep=False, targets=targets)
+    sound = _look_at(read, schema, _folder(config), keep=False)
+    refuse(read.report, schema, config)
+    files = {name: np.array(names, object)[sound] for name, names in read.files.items()}
+    table = {name: values[sound] for name, values in read.table.items()}
+    persons = None if read.persons is None else read.persons.filter(_arrow(sound))
+    lines = None if read.lines is None else read.lines[sound]
+    return replace(read, table=table, persons=persons, lines=lines), files
 
 
 def _survey(task: Task, config: DataConfig) -> TableRead:
@@ -107,15 +126,15 @@ def _survey(task: Task, config: DataConfig) -> TableRead:
     return read
 
 
-def _read(schema: Schema, config: DataConfig, *, keep: bool) -> TableRead:
+def _read(schema: Schema, config: DataConfig, *, keep: bool, targets: bool = True) -> TableRead:
     """The table's rows. Raises DataError."""
     if not any(column.kind == "image" for column in schema.inputs):
         raise DataError("data.source 'images' is for a task with a column of kind image; this one has none")
-    return read_rows(schema, config, _open, files=True, keep=keep)
+    return read_rows(schema, config, _open, files=True, keep=keep, targets=targets)
 
 
 def _look_at(read: TableRead, schema: Schema, folder: Path, *, keep: bool) -> Mask:
-    """Look at the head of each image; those that do not fit are told to the report. Which rows are sound [n]."""
+    """Look at each image; those that do not fit are told to the report. Which rows are sound [n]."""
     sound = np.ones(read.report.used, bool)
     lines = read.lines if read.lines is not None else np.arange(1, read.report.used + 1)
     reasons: list[str] = []
@@ -158,8 +177,10 @@ def _folder(config: DataConfig) -> Path:
         and not (config.table and (folder / config.table).is_file())
     ):
         folder = folder / config.site
+    if folder.is_file():
+        raise DataError(f"{folder}: no folder; name its folder: data.path={folder.parent} data.table={folder.name}")
     if not folder.is_dir():
-        raise DataError(f"{folder}: {'no folder' if folder.exists() else 'no such folder'}; check data.path")
+        raise DataError(f"{folder}: no such folder; check data.path")
     return folder
 
 
@@ -193,4 +214,6 @@ def _sites(config: DataConfig) -> tuple[str, ...]:
 
 
 _TABLE: Final = connector(_open, ())
-CONNECTOR: Final = Connector(load, opts_out=True, sites=_sites, obstacle=_TABLE.obstacle, survey=_survey)
+CONNECTOR: Final = Connector(
+    load, opts_out=True, sites=_sites, obstacle=_TABLE.obstacle, survey=_survey, reads=("table",)
+)

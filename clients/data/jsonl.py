@@ -152,4 +152,4 @@ def open_jsonl(config: DataConfig, names: Iterable[str]) -> Jsonl:
     return Jsonl(file_of(config, SUFFIXES), names)
 
 
-CONNECTOR: Final = connector(open_jsonl, SUFFIXES)
+CONNECTOR: Final = connector(open_jsonl, SUFFIXES, reads=())

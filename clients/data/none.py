@@ -16,4 +16,4 @@ def load(task: Task, config: DataConfig) -> NoReturn:
     raise DataError(f"data.source is 'none': this institution holds no records for task '{task.name}'")
 
 
-CONNECTOR: Final = Connector(load, task="echo", cuts=True)
+CONNECTOR: Final = Connector(load, task="echo", cuts=True, reads=())

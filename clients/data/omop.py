@@ -124,4 +124,4 @@ def open_omop(config: DataConfig, names: Iterable[str]) -> Omop:
     return Omop(config, rules)
 
 
-CONNECTOR: Final = connector(open_omop, ())
+CONNECTOR: Final = connector(open_omop, (), reads=("url_file",))

@@ -83,4 +83,4 @@ def open_parquet(config: DataConfig, names: Iterable[str]) -> Parquet:
     return Parquet(file_of(config, SUFFIXES))
 
 
-CONNECTOR: Final = connector(open_parquet, SUFFIXES)
+CONNECTOR: Final = connector(open_parquet, SUFFIXES, reads=())

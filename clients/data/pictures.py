@@ -1,6 +1,7 @@
 """One image's file as whole numbers 0 to 255 [channels, height, width]: PNG and JPEG by Pillow, DICOM by pydicom.
 
-Sizes are read from the file's head and compared with what is expected before a pixel is decoded.
+Sizes are read from the file's head and compared with what is expected before a pixel is decoded. `look` decodes too:
+a file that breaks off in the middle is then a row at fault when records are loaded, and not a failed round.
 """
 
 from __future__ import annotations
@@ -36,17 +37,11 @@ class _UnfitError(Exception):
 
 
 def look(folder: Path, name: str, column: Column) -> str:
-    """Why the image `name` in `folder` does not fit `column`, or "". Its head alone is read."""
+    """Why the image `name` in `folder` does not fit `column`, or cannot be decoded to its end; "" if it can."""
     if not name or not _inside(folder, name):
         return "a name is empty or leads out of the folder"
-    path = folder / name
     try:
-        _check_size(path, column)
-        if _is_dicom(path):
-            _check_dicom(_dicom(path, pixels=False), column)
-        else:
-            with _picture(path) as image:
-                _check(image, column)
+        _pixels(folder / name, column)
     except _UnfitError as reason:
         return str(reason)
     return ""
@@ -55,16 +50,40 @@ def look(folder: Path, name: str, column: Column) -> str:
 def decode(path: Path, column: Column) -> npt.NDArray[np.uint8]:
     """The image's pixels. Raises DataError."""
     try:
-        _check_size(path, column)
+        return _pixels(path, column)
+    except _UnfitError as reason:
+        raise DataError(f"an image of column '{column.name}' no longer fits: {reason}") from None
+
+
+def shape_of(folder: Path, name: str) -> tuple[int, int, int] | None:
+    """Channels, height and width of the image `name` in `folder`, by its head; None if it is no image of ours."""
+    if not name or not _inside(folder, name):
+        return None
+    path = folder / name
+    try:
+        if not path.is_file():
+            return None
         if _is_dicom(path):
-            return _dicom_pixels(_dicom(path, pixels=True), column)
+            data = _dicom(path, pixels=False)
+            return int(data.get("SamplesPerPixel", 1)), int(data.get("Rows", 0)), int(data.get("Columns", 0))
+        with _picture(path) as image:
+            channels = next((count for count, modes in MODES.items() if image.mode in modes), 0)
+            return (channels, image.height, image.width) if channels else None
+    except (_UnfitError, DataError, OSError):
+        return None
+
+
+def _pixels(path: Path, column: Column) -> npt.NDArray[np.uint8]:
+    """Shape [channels, height, width]. Raises _UnfitError, and DataError where pydicom is not installed."""
+    _check_size(path, column)
+    if _is_dicom(path):
+        return _dicom_pixels(_dicom(path, pixels=True), column)
+    try:
         with _picture(path) as image:
             _check(image, column)
             pixels = np.asarray(image.convert(_mode(column)), np.uint8)
-    except _UnfitError as reason:
-        raise DataError(f"an image of column '{column.name}' no longer fits: {reason}") from None
     except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"an image of column '{column.name}' cannot be decoded ({type(error).__name__})") from None
+        raise _UnfitError(f"a file cannot be decoded to its end ({type(error).__name__})") from None
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

@@ -82,4 +82,4 @@ def _parse(content: bytes, path: Path) -> dict[str, tuple[Images, Indices]]:
     return splits
 
 
-CONNECTOR: Final = Connector(load, task="pneumonia", cuts=True)
+CONNECTOR: Final = Connector(load, task="pneumonia", cuts=True, reads=())

@@ -144,4 +144,4 @@ def open_sql(config: DataConfig, names: Iterable[str]) -> Sql:
     return Sql(config)
 
 
-CONNECTOR: Final = connector(open_sql, ())
+CONNECTOR: Final = connector(open_sql, (), reads=("query", "query_file", "url_file"))

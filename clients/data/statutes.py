@@ -144,4 +144,4 @@ def _parse(content: bytes, path: Path) -> dict[str, list[bytes]]:
     return texts
 
 
-CONNECTOR: Final = Connector(load, sites=lambda config: sites_in(config.path or ""), task="statutes")
+CONNECTOR: Final = Connector(load, sites=lambda config: sites_in(config.path or ""), task="statutes", reads=())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sovfed.clients.data import connector, load_records
+from sovfed.clients.data import check_meant, connector, load_records
 from sovfed.clients.data.tables import words
 from sovfed.clients.data.tables.records import split
 from sovfed.clients.data.tables.report import sentence
@@ -67,6 +67,7 @@ class DataReport:
 
 def report(task: Task, config: DataConfig) -> DataReport:
     """Look at all of the source's records for `task`. Raises DataError where it cannot be read at all."""
+    check_meant(config)
     survey = connector(config.source).survey
     if survey is None:
         return _of_records(task, config)

@@ -56,4 +56,4 @@ def _sequences(
     return walk[:, :-1].astype(np.float32), walk[:, -1]
 
 
-CONNECTOR: Final = Connector(load, cuts=True)
+CONNECTOR: Final = Connector(load, cuts=True, reads=())

@@ -120,4 +120,4 @@ def _sites(config: DataConfig) -> tuple[str, ...]:
     return tuple(sorted(path.name for path in folder.iterdir() if (path / HEAD).is_file()))
 
 
-CONNECTOR: Final = Connector(load, sites=_sites)
+CONNECTOR: Final = Connector(load, sites=_sites, reads=())

@@ -92,4 +92,4 @@ def _split(labels: Indices) -> tuple[Indices, Indices]:
     return np.sort(train), np.sort(test)
 
 
-CONNECTOR: Final = Connector(load, sites=lambda _config: SITES, task="heart")
+CONNECTOR: Final = Connector(load, sites=lambda _config: SITES, task="heart", reads=())

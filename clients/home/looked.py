@@ -152,7 +152,7 @@ def _too_large(data: DataConfig) -> str:
         return ""
     size = 0
     for count, path in enumerate(_files(Path(data.path).expanduser())):
-        size += _size(path) if data.source != "images" else 0  # of which only the heads are read
+        size += _size(path) if data.source != "images" else 0  # an image at a time
         if size > MOST_BYTES or count >= MANY_FILES:
             return f"more than {MOST_BYTES >> 20} MB" if size > MOST_BYTES else f"more than {MANY_FILES} files"
     return ""

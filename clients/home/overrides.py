@@ -9,15 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from sovfed.clients.data.chosen import settled
 from sovfed.clients.home.settings import read_settings
 from sovfed.federation.compose import PACKAGED, groups, split_override, takes_text
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.schema import bind
+
+if TYPE_CHECKING:
+    from sovfed.federation.tasks.columns import Schema
 
 OWN: Final = ("client", "data")  # groups whose settings are an institution's; `task` chooses the data made for it
 OF_TASK: Final = "${task}"
@@ -25,8 +29,12 @@ _WORDS: Final = {"null": None, "true": True, "false": False}
 _INTEGER: Final = re.compile(r"[+-]?\d+")
 
 
-def client_config(overrides: Sequence[str] = (), folders: Sequence[Path] = (PACKAGED,)) -> ClientConfig:
+def client_config(
+    overrides: Sequence[str] = (), folders: Sequence[Path] = (PACKAGED,), *, schema: Schema | None = None
+) -> ClientConfig:
     """The settings that `overrides` (`data=csv`, `data.path=/srv/heart.csv`, `client.device=cuda`) choose.
+
+    `schema` is the task's, which says whether a folder is one of images.
 
     Raises ConfigError on anything else, as `compose` does, and for settings that are not an institution's.
     """
@@ -47,7 +55,7 @@ def client_config(overrides: Sequence[str] = (), folders: Sequence[Path] = (PACK
         chosen["data"] = _data_of(chosen["task"], options["data"])
     data = _option("data", chosen["data"], folders) | values.pop("data", {})
     client = _option("client", chosen["client"], folders) | values
-    return bind(ClientConfig, {**client, "data": bind(DataConfig, data, "data")}, "client")
+    return bind(ClientConfig, {**client, "data": settled(bind(DataConfig, data, "data"), schema)}, "client")
 
 
 def _defaults() -> dict[str, str]:

@@ -8,18 +8,21 @@ import io
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from sovfed.clients.data.chosen import for_prediction
-from sovfed.clients.data.tables.prediction import read_for_prediction
+from sovfed.clients.data.tables.prediction import place_of, read_for_prediction
 from sovfed.federation.errors import DataError
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from sovfed.federation.models.outputs import Predictions
     from sovfed.federation.models.saved import LoadedModel
-    from sovfed.federation.tasks.columns import Schema, Table
+    from sovfed.federation.tasks import Task
+    from sovfed.federation.tasks.columns import Table
 
 FORMULA: Final = re.compile(r"[=@\t\r]|[+-](?![0-9.,]*$)")  # how a spreadsheet's formulas begin, but for numbers
 
@@ -29,17 +32,30 @@ def table_of(loaded: LoadedModel, table: Path, keep: str, settings: Sequence[str
 
     `settings` are those of the group data that say how the table is written; days may be written either way without.
     """
-    inputs, rows = _read(loaded.task.schema, table, keep, settings)
-    return _csv(keep or "line", rows, loaded.predict(inputs))
+    blocks, rows = _read(loaded.task, table, keep, settings)
+    parts = [loaded.predict(block) for block in blocks]
+    return _csv(keep or "line", rows, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
-def _read(schema: Schema, path: Path, keep: str, settings: Sequence[str]) -> tuple[Table, list[str]]:
-    """The inputs of each row, and its text in column `keep`, or its line in the file. Raises DataError."""
-    without_person = dataclasses.replace(schema, person="")
-    read = read_for_prediction(without_person, path, for_prediction(settings, keep))
+def _read(task: Task, path: Path, keep: str, settings: Sequence[str]) -> tuple[Iterator[Table], list[str]]:
+    """The inputs, some rows after the other, and of each row its text in column `keep`, or its line. Raises DataError.
+
+    Images, which the table names, lie beside it; they are decoded a batch at a time.
+    """
+    schema, config = dataclasses.replace(task.schema, person=""), for_prediction(settings, keep)
+    place = place_of(path, schema)
+    if place["source"] == "images":
+        from sovfed.clients.data.images import to_predict
+
+        read, images = to_predict(schema, dataclasses.replace(config, **place))  # type: ignore[arg-type]
+        starts = range(0, max(len(images), 1), task.evaluation_batch)
+        blocks = (images.take(np.arange(len(images))[start : start + task.evaluation_batch]) for start in starts)
+    else:
+        read = read_for_prediction(schema, path, config)
+        blocks = (table for table in [read.table])
     if keep and read.persons is not None:
-        return read.table, read.persons.to_pylist()
-    return read.table, [] if read.lines is None else list(map(str, read.lines.tolist()))
+        return blocks, read.persons.to_pylist()
+    return blocks, [] if read.lines is None else list(map(str, read.lines.tolist()))
 
 
 def _csv(first: str, rows: list[str], predictions: Predictions) -> str:

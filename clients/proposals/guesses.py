@@ -29,6 +29,8 @@ NICE: Final = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 IDS: Final = re.compile(r"(.*[ _-])?(id|nr|no|number|key|uuid|guid|mrn|index)", re.IGNORECASE)
 NUMBER: Final = re.compile(r"[<>≤≥]?\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
 LIMITS: Final = "<>≤≥"
+LIMIT: Final = "data.detection_limit=limit"
+GERMAN_DAYS: Final = "data.date_format=%d.%m.%Y"
 DAY: Final = re.compile(r"(\d{4})-(\d{2})-(\d{2})|(\d{1,2})\.(\d{1,2})\.(\d{4})", re.ASCII)
 
 
@@ -42,6 +44,8 @@ class Seen:
     note: str = CONFIRM
     told: tuple[str, ...] = ()  # what whoever proposes should know, without a value of a record
     middle: float | None = None  # of a column of numbers
+    needs: tuple[str, ...] = ()  # settings without which the table is not read
+    codes: tuple[str, ...] = ()  # that stand for a missing number
     middles: tuple[float | None, ...] = ()  # of each file by itself, where there are several
 
 
@@ -68,9 +72,10 @@ def look(name: str, cells: Sequence[str], decimal: str) -> Seen:
     if (days := _dates(present)) is not None:
         bounds = {"low": _january(min(days), -1), "high": _january(max(days), 2) - 1}
         written = (
-            f"{CONFIRM}; its days need data.date_format=%d.%m.%Y" if any("." in cell for cell in present) else CONFIRM
+            f"{CONFIRM}; its days need {GERMAN_DAYS}" if (german := any("." in cell for cell in present)) else CONFIRM
         )
-        return Seen("date", values={**bounds, **_mean(missing, len(cells))}, note=written)
+        needs = (GERMAN_DAYS,) if german else ()
+        return Seen("date", values={**bounds, **_mean(missing, len(cells))}, note=written, needs=needs)
     return _category(name, present, words, missing)
 
 
@@ -83,7 +88,8 @@ def _numeric(name: str, present: Sequence[str], missing: int, count: int, decima
         return None
     guess = _number(name, numbers, missing + strange, count)
     if guess.kind and any(cell[0] in LIMITS for cell in readable):
-        guess.note += "; values below or above a limit need data.detection_limit=limit"
+        guess.note += f"; values below or above a limit need {LIMIT}"
+        guess.needs += (LIMIT,)
     if guess.kind and strange:
         guess.note += f"; {strange} cells hold another word: data.missing_words says which stand for a missing value"
     return guess
@@ -112,7 +118,9 @@ def _number(name: str, numbers: Sequence[float], missing: int, count: int) -> Se
     values = {"low": low, "high": high, **_plausible(apart.rest, low, high), **_mean(missing + apart.coded, count)}
     few = all_integers and different <= FEW and max(numbers) < 100
     note = f"{CONFIRM}: or the codes of categories?" if few else CONFIRM
-    return Seen("number", values=values, note=note, told=_apart(apart), middle=sorted(apart.rest)[len(apart.rest) // 2])
+    middle = sorted(apart.rest)[len(apart.rest) // 2]
+    codes = tuple(f"{code:g}" for code in apart.codes)
+    return Seen("number", values=values, note=note, told=_apart(apart), middle=middle, codes=codes)
 
 
 def _apart(apart: Apart) -> tuple[str, ...]:

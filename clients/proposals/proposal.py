@@ -1,4 +1,4 @@
-"""A task.yaml proposed from an institution's own CSV file: kinds, bounds, categories, missing values, what to learn.
+"""A task.yaml proposed from an institution's own table: kinds, bounds, categories, missing values, what to learn.
 
 Of the records it tells the words of categories and rounded bounds, nothing else; whoever reads the proposal confirms
 them. What cannot be learnt from (identifiers, free text, constants) is left out and named with the reason.
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.data.tables.header import like_persons
 from sovfed.clients.proposals.guesses import CONFIRM, Seen, absent, look, plausible
+from sovfed.clients.proposals.imaging import pictured
 from sovfed.clients.proposals.sniffing import Sheet, files_of, read_sheet, together
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.schema import bind, nearest
 from sovfed.federation.tasks.columns import Column
-from sovfed.federation.tasks.families import MLP, Family, Linear
+from sovfed.federation.tasks.families import CNN, MLP, Family, Linear
 from sovfed.federation.tasks.targets import Target
 from sovfed.federation.tasks.taskfile import ONE_ROW, TaskFile, Training, to_text
 from sovfed.federation.text import steers
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 AS_FOUND: Final = DataConfig()
 UNLIKE: Final = 1.8  # times as high: two units of one thing differ by more, two clinics' patients hardly
+BY_ITSELF: Final = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be")  # encodings that a file tells of itself
 ENOUGH: Final = 1_000  # records, from which on a perceptron is proposed
 LEARNT: Final = re.compile(
     r"target|label|outcome|class|y|diagnosis|disease|ill|died|death|event|readmitted", re.IGNORECASE
@@ -37,25 +39,26 @@ LEARNT: Final = re.compile(
 
 @dataclass(frozen=True)
 class Proposal:
-    """The text of a task.yaml, and what there is to tell beside it, a line each."""
+    """The text of a task.yaml, what there is to tell beside it, a line each, and how the first table is read."""
 
     text: str
     told: tuple[str, ...]
+    first: Path
+    settings: tuple[str, ...] = ()  # of the group data, without which the tables are not read, or not for private runs
 
 
 def propose(
     name: str, path: Path | Sequence[Path], targets: Sequence[str] = (), *, event: str = "", person: str = "",
     written: DataConfig = AS_FOUND,
 ) -> Proposal:  # fmt: skip
-    """The proposal from a CSV file, from several or a folder of them: what it says covers them all.
+    """The proposal from a table (CSV, Parquet), from several or a folder of them: what it says covers them all.
 
     `written` says how their cells are. Raises DataError if one cannot be read, ConfigError for a wrong name.
     """
     files = files_of([path] if isinstance(path, Path) else path)
     sheets = [read_sheet(file, written) for file in files]
-    for csv_file, read in zip(files, sheets, strict=True):
-        if not read.rows:
-            raise DataError(f"{csv_file.name}: no records below the header")
+    if empty := [read.path.name for read in sheets if not read.rows]:
+        raise DataError(f"{empty[0]}: no records below the header")
     sheet, lacking = together(sheets)
     learnt = [_known(sheet, target, "--target") for target in targets]
     learnt += [_known(sheet, event, "--event")] if event else []
@@ -66,13 +69,14 @@ def propose(
     if guessed:
         learnt = [_guess(profiles)]
     target = _target(learnt, profiles, event=bool(event))
+    family, why = _family(len(sheet.rows), any(profile.kind == "image" for profile in profiles.values()))
     inputs = {column: profile for column, profile in profiles.items() if profile.kind and column not in learnt}
     file = bind(
         TaskFile,
         {
             "name": name, "title": name, "person": whose or ONE_ROW, "target": target,
             "columns": tuple(_column(column, profile) for column, profile in inputs.items()),
-            "model": _family(len(sheet.rows)),
+            "model": family,
             "training": Training(learning_rate=0.1, batch_size=32, local_epochs=1),  # plain SGD: private runs too
         },
     )  # fmt: skip
@@ -81,25 +85,39 @@ def propose(
     if guessed:
         notes["target.column"] = "guessed: --target COLUMN says it"
     left_out = [f"left out: '{column}': {profile.reason}" for column, profile in profiles.items() if not profile.kind]
-    empty = [(name, sum(map(absent, sheet.column(name)))) for name in learnt]
-    lost = [f"'{name}', which is to be learnt, is missing in {count} records" for name, count in empty if count]
-    read_as = [
-        f"{csv_file.name}: {len(read.rows)} records; {read.said}" for csv_file, read in zip(files, sheets, strict=True)
-    ]
+    gaps = [(name, sum(map(absent, sheet.column(name)))) for name in learnt]
+    lost = [f"'{name}', which is to be learnt, is missing in {count} records" for name, count in gaps if count]
+    read_as = [f"{read.path.name}: {len(read.rows)} records; {read.said}" for read in sheets]
     head = f"{len(sheet.rows)} records, {len(inputs)} inputs"
     apart = [f"'{column}': {line}" for column, profile in profiles.items() for line in profile.told]
     differ = [line for column, profile in inputs.items() for line in _middles(column, files, profile.middles)]
     remarks = [
         *([f"{head}; {sheet.said}"] if len(files) == 1 else [*read_as, head]), *left_out, *lost, *apart, *differ,
+        f"model: {family.family}, {why}",
     ]  # fmt: skip
-    return Proposal("".join(f"# {_plain(line)}\n" for line in left_out) + to_text(file, notes), tuple(remarks))
+    text = "".join(f"# {_plain(line)}\n" for line in left_out) + to_text(file, notes | {"model.family": why})
+    return Proposal(text, tuple(remarks), sheets[0].path, _settings(sheets[0], profiles))
+
+
+def _settings(sheet: Sheet, profiles: dict[str, Seen]) -> tuple[str, ...]:
+    """How `sheet` is to be read, by what its cells were like."""
+    encoding = () if sheet.encoding in ("", *BY_ITSELF) else (f"data.encoding={sheet.encoding}",)
+    needs = tuple(dict.fromkeys(need for profile in profiles.values() if profile.kind for need in profile.needs))
+    codes = dict.fromkeys(code for profile in profiles.values() if profile.kind for code in profile.codes)
+    return (*encoding, *needs, *([f"data.missing_words=[{','.join(codes)}]"] if codes else []))
 
 
 def _looked(name: str, sheet: Sheet, sheets: Sequence[Sheet]) -> Seen:
     """What a column is in all files together; what numbers the records of each file does so, though numbers recur."""
+    if name in sheet.nested:
+        return Seen("", "lists: if each is as long, write {kind: number, shape: [LENGTH], low: …, high: …}")
+    if (images := pictured([(own.path.parent, own.column_like(name)) for own in sheets])) is not None:
+        return images
     seen = look(name, sheet.column(name), sheet.decimal)
     if len(sheets) == 1 or not seen.kind:
         return seen
+    if _names_files([own.column_like(name) for own in sheets]):
+        return Seen("", "one word in each file: it names the institution, and tells nothing within one")
     each = [look(name, own.column_like(name), own.decimal) for own in sheets]
     seen.middles = tuple(own.middle for own in each)
     numbers_records = all("in every record" in profile.reason and not profile.kind for profile in each)
@@ -109,6 +127,12 @@ def _looked(name: str, sheet: Sheet, sheets: Sequence[Sheet]) -> Seen:
         if middles:
             seen.values |= plausible(statistics.median(middles), seen.values["low"], seen.values["high"])
     return each[0] if numbers_records and not constant else seen
+
+
+def _names_files(columns: Sequence[Sequence[str]]) -> bool:
+    """Whether a column has one and the same word in all of a file, and another one in each."""
+    words = [{cell for cell in cells if not absent(cell)} for cells in columns]
+    return all(len(own) == 1 for own in words) and len(set().union(*words)) == len(words)
 
 
 def _middles(name: str, files: Sequence[Path], looked: Sequence[float | None]) -> list[str]:
@@ -191,5 +215,12 @@ def _made(values: dict[str, Any]) -> Target:
     return bind(Target, values, "target")
 
 
-def _family(records: int) -> Family:
-    return MLP(hidden=(32,)) if records >= ENOUGH else Linear()
+def _family(records: int, image: bool) -> tuple[Family, str]:
+    """The family of models, and why it."""
+    if image:
+        return CNN(), "a small convolutional network, since there is an image; resnet is a larger one"
+    if records < ENOUGH:
+        return Linear(), f"since there are fewer than {ENOUGH:,} records here; mlp learns bends and interactions"
+    return MLP(
+        hidden=(32,)
+    ), f"a small network, since there are {ENOUGH:,} records or more; linear is what it has to beat"

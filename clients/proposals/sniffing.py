@@ -1,4 +1,4 @@
-"""The cells of a CSV file as programs export it: how it is written is found as a training's connector finds it."""
+"""The cells of a table, Parquet or CSV as programs export it: how that is written is found as a connector finds it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
+from pyarrow import types
+
 from sovfed.clients.data.csv import SUFFIXES as CSV
+from sovfed.clients.data.parquet import SUFFIXES as PARQUET
+from sovfed.clients.data.parquet import Parquet
+from sovfed.clients.data.tables.cells import as_text
 from sovfed.clients.data.tables.dialect import look_at
+from sovfed.clients.data.tables.report import Report
 from sovfed.clients.data.tables.words import fold
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from sovfed.federation.config import DataConfig
 
 _DECIMAL: Final = re.compile(r"[<>≤≥]?\s*[-+]?[0-9]*,[0-9]+")
+TABLES: Final = (*CSV, *PARQUET)
 MAX_ROWS: Final = 100_000  # that are looked at
 MAX_NAMES: Final = 10_000
 _NAMES: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -28,13 +35,15 @@ _NAMES: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 @dataclass(frozen=True, repr=False)
 class Sheet:
-    """Names and rows of text cells, all without spaces around them."""
+    """Names and rows of text cells, all without spaces around them. Parquet has no `encoding` and no `separator`."""
 
     names: tuple[str, ...]
     rows: list[list[str]]
     encoding: str
     separator: str
     decimal: str
+    path: Path
+    nested: tuple[str, ...] = ()  # columns of lists, whose cells are empty here
 
     def column(self, name: str) -> list[str]:
         position = self._places[name]
@@ -47,6 +56,8 @@ class Sheet:
     @property
     def said(self) -> str:
         """How the file was read."""
+        if not self.encoding:
+            return "read as Parquet"
         mark = "decimal comma" if self.decimal == "," else "decimal point"
         separator = _NAMES.get(self.separator, repr(self.separator))
         return f"read as {self.encoding.removesuffix('-sig')}, separated by {separator}, {mark}"
@@ -57,14 +68,22 @@ class Sheet:
 
 
 def read_sheet(path: Path, written: DataConfig) -> Sheet:
-    """The first 100,000 records of the CSV file `path`; of a cell that is in `written.missing_words` "" is left.
+    """The first 100,000 records of the table `path`; of a cell that is in `written.missing_words` "" is left.
 
     Raises DataError, with the line but never a value.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    dialect = look_at(path, written, ())
     missing = {fold(word) for word in written.missing_words}
+
+    def told(cells: Iterable[str | None]) -> list[str]:
+        return [text if fold(text := (cell or "").strip()) not in missing else "" for cell in cells]
+
+    return _of_parquet(path, told) if path.name.lower().endswith(PARQUET) else _of_csv(path, written, told)
+
+
+def _of_csv(path: Path, written: DataConfig, told: Callable[[Iterable[str | None]], list[str]]) -> Sheet:
+    dialect = look_at(path, written, ())
     _check_names(dialect.header, path)
     rows = []
     try:
@@ -73,22 +92,40 @@ def read_sheet(path: Path, written: DataConfig) -> Sheet:
                 next(file, "")
             lines = csv.reader(file, delimiter=dialect.separator, strict=True)
             for row in itertools.islice(lines, MAX_ROWS):
-                cells = [text if fold(text := cell.strip()) not in missing else "" for cell in row]
+                cells = told(row)
                 if any(cells):  # spreadsheets leave empty rows behind
                     rows.append(_fitting(cells, len(dialect.header), dialect.skipped + lines.line_num, path))
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path.name}: not readable as CSV: {type(error).__name__}") from error
-    return Sheet(dialect.header, rows, dialect.encoding, dialect.separator, dialect.decimal)
+    return Sheet(dialect.header, rows, dialect.encoding, dialect.separator, dialect.decimal, path)
+
+
+def _of_parquet(path: Path, told: Callable[[Iterable[str | None]], list[str]]) -> Sheet:
+    source = Parquet(path)
+    names = tuple(source.header)
+    _check_names(names, path)
+    rows: list[list[str]] = []
+    nested: tuple[str, ...] = ()
+    for batch in source.batches(range(len(names)), [], Report(str(path))):
+        nested = tuple(name for name, cells in zip(names, batch.cells, strict=True) if types.is_nested(cells.type))
+        columns = [told(as_text(cells).to_pylist()) for cells in batch.cells]
+        rows += [list(row) for row in zip(*columns, strict=True) if any(row)]
+        if len(rows) >= MAX_ROWS:
+            break
+    return Sheet(names, rows[:MAX_ROWS], "", "", source.decimal, path, nested)
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
-    """The CSV files among `paths`, of a folder all that lie in it. Raises DataError."""
+    """The tables among `paths`, of a folder all that lie in it. Raises DataError."""
     files: list[Path] = []
     for path in paths:
-        inside = sorted(child for child in path.iterdir() if child.name.lower().endswith(CSV)) if path.is_dir() else []
-        if path.is_dir() and not inside:
-            raise DataError(f"{path}: no file in it ends in {', '.join(CSV)}")
-        files += inside or [path]
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = sorted(child for child in path.iterdir() if child.name.lower().endswith(TABLES))
+        if not inside:
+            raise DataError(f"{path}: no file in it ends in {', '.join(TABLES)}")
+        files += inside
     return files
 
 
@@ -107,7 +144,8 @@ def together(sheets: Sequence[Sheet]) -> tuple[Sheet, list[str]]:
         for row in sheet.rows
     ]
     mark = first.decimal if len(marks) == 1 else "."
-    return Sheet(tuple(shared), rows, first.encoding, first.separator, mark), lacking
+    nested = tuple(name for name in shared if any(name in sheet.nested for sheet in sheets))
+    return Sheet(tuple(shared), rows, first.encoding, first.separator, mark, first.path, nested), lacking
 
 
 def _pointed(cell: str, mark: str, marks: set[str]) -> str:

@@ -70,7 +70,8 @@ class Config:
         if self.privacy.private and self.server.min_cohort < self.privacy.colluders + SECURE_COHORT:
             raise ValueError(
                 f"privacy.colluders is {self.privacy.colluders}, server.min_cohort {self.server.min_cohort}, expected "
-                f"at least {self.privacy.colluders + SECURE_COHORT}: too few would be left that do not collude"
+                f"at least {self.privacy.colluders + SECURE_COHORT}: too few would be left that do not collude; "
+                f"with {SECURE_COHORT} institutions none may be feared to: privacy.colluders=0"
             )
 
     def local_fields(self) -> dict[str, Any]:

@@ -114,10 +114,17 @@ WRITERS: Final[dict[str, Callable[[LoadedModel, Path], None]]] = {
 
 
 def inputs_of(model: LoadedModel) -> str:
-    """What a program of the model takes, in words."""
-    program = Program(model)
-    pairs = zip(program.names, program.examples, strict=True)
-    return ", ".join(f"{name} {str(x.dtype).removeprefix('torch.')} {['n', *x.shape[1:]]}" for name, x in pairs)
+    """What a program of the model takes, in words, with the columns that stand side by side, in their order."""
+    program, schema = Program(model), model.task.schema
+    columns = {
+        NUMBERS.removeprefix("."): [column.name for column in schema.numbers],
+        CODES.removeprefix("."): [f"{column.name}: {'/'.join(column.categories)}" for column in schema.codes],
+    }
+    told = []
+    for name, example in zip(program.names, program.examples, strict=True):
+        inside = f" ({', '.join(columns[name])})" if columns.get(name) else ""
+        told.append(f"{name} {str(example.dtype).removeprefix('torch.')} {['n', *example.shape[1:]]}{inside}")
+    return ", ".join(told)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CLASSES: Final = "classes"  # of one target: outputs [n, classes], or [n, 1], the logit of the second of two
 LABELS: Final = "labels"  # several booleans: a logit each
 NUMBERS: Final = "numbers"  # one or more numbers, scaled like their targets
-SURVIVAL: Final = "survival"  # time and event: a logit of the hazard in each interval between `cuts` of the metrics
+SURVIVAL: Final = "survival"  # time and event: a logit of the hazard in each interval between `edges` of the metrics
 RAW: Final = "raw"  # anything else stays as the model gives it
 Predictions = dict[str, npt.NDArray[Any]]  # by name, the first dimension the record
 
@@ -37,9 +37,9 @@ def kind_of(task: Task) -> str:
 
 
 def cuts(task: Task) -> tuple[float, ...]:
-    """The ends of the intervals of a survival model, as its metrics hold them; () of any other."""
-    declared = getattr(task.metrics, "cuts", ())
-    return tuple(float(cut) for cut in declared)
+    """The ends of the intervals of a survival model, whose metrics hold all edges; () of any other."""
+    edges = getattr(task.metrics, "edges", ())
+    return tuple(float(edge) for edge in edges[1:])
 
 
 class Reading(nn.Module):

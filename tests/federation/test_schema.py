@@ -110,3 +110,4 @@ def test_any_value_is_bound_exactly_or_refused(value: Any) -> None:
 def test_nearest_offers_the_closest_name_or_lists_all() -> None:
     assert nearest("fedadm", ("fedavg", "fedadam")) == " (did you mean 'fedadam'?)"
     assert nearest("zzz", ("b", "a")) == " (known: a, b)"
+    assert nearest("zzz", ()) == " (known: none)"

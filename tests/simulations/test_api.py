@@ -61,6 +61,10 @@ def test_a_result_has_model_rounds_metrics_curves_and_baselines(tmp_path: Path) 
         assert result.model(torch.zeros(5, 2)).shape == (5, 1)
     assert len(result.plot().axes) == 3
     assert len(result.baselines.rows) == 3 and result.baselines.pooled > 0.8
+    told = repr(result.baselines).splitlines()
+    assert (
+        told[0] == "<auc of 3 institutions" and told[1].startswith("  site-0: pooled 0.") and "federated 0." in told[4]
+    )
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 

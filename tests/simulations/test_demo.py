@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from sovfed.federation.compose import compose
-from sovfed.federation.errors import ServiceError
+from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.simulations import demo
 from sovfed.simulations.baselines import Comparison
 from sovfed.simulations.deployment import LocalFederation
@@ -46,9 +46,18 @@ def test_what_is_left_in_the_folder_is_said_even_if_a_step_fails(
         monkeypatch.setattr(LocalFederation, step, fail if step == failing else lambda _federation: None)
     out = StringIO()
     with pytest.raises(ServiceError, match="no room"):
-        demo.run_demo(compose([]).config, tmp_path / "demo", Console(file=out, width=80))
+        demo.run_demo(compose(["server.min_cohort=3"]).config, tmp_path / "demo", Console(file=out, width=80))
     last = out.getvalue().splitlines()[-1]
     assert (
         last
         == f"delete {tmp_path / 'demo'} when you are done with it: it holds the demonstration's homes, keys and logs"
     )
+
+
+@pytest.mark.parametrize(("chosen", "institutions", "awaited"), [(0, 3, 3), (0, 32, 32), (4, 6, 4)])
+def test_the_first_round_waits_for_all_that_there_are(chosen: int, institutions: int, awaited: int) -> None:
+    """It waited for four: two minutes in vain where there are three, and for no more where there are."""
+    config = compose(["server.min_cohort=3", f"server.start_cohort={chosen}"]).config
+    assert demo._with_all(config, institutions).server.start_cohort == awaited
+    with pytest.raises(ConfigError, match=r"^1 institution; a sum is over 3 or more: .* data\.site_column"):
+        demo._with_all(config, 1)

@@ -6,6 +6,8 @@ import datetime
 import logging
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -118,3 +120,37 @@ def test_a_finished_run_is_not_written_over(clinics: Path) -> None:
 def test_a_path_that_is_not_there_is_said_so(clinics: Path) -> None:
     with pytest.raises(DataError, match=r"sam: no such file or folder"):
         sovfed.simulate(clinics / "hip.yaml", clinics / "sam", rounds=1)
+
+
+def test_a_folder_of_parquet_files_needs_no_word_and_a_task_may_lie_beside_a_table(tmp_path: Path) -> None:
+    clinics = tmp_path / "clinics"
+    clinics.mkdir()
+    for number, name in enumerate(("hip", "knee", "hand")):
+        ages = [40 + (number + row) % 50 for row in range(60)]
+        table = {"age": ages, "patient": [f"{name}{row}" for row in range(60)]}
+        outcome = ["yes" if age > 60 else "no" for age in ages]
+        pq.write_table(pa.table({**table, "outcome": outcome}), clinics / f"{name}.parquet")
+    lines = [line for line in TASK.splitlines() if "admission" not in line and "ward" not in line]
+    (clinics / "hip.yaml").write_text("\n".join(lines))  # not the settings of hip.parquet
+    result = sovfed.simulate(clinics / "hip.yaml", clinics, rounds=1)
+    assert (result.config.data.source, len(result.population)) == ("parquet", 3)
+
+
+def test_one_table_for_several_institutions_is_told_how_to_cut_it_up(clinics: Path) -> None:
+    declare(clinics)
+    alone = clinics / "alone"
+    alone.mkdir()
+    (clinics / "clinics" / "ahorn.csv").rename(alone / "ahorn.csv")
+    with pytest.raises(ConfigError, match=r"^1 institution a round; .* partition=iid or data\.site_column"):
+        sovfed.simulate(clinics / "hip.yaml", alone, rounds=1)
+
+
+@pytest.mark.parametrize(
+    "engine", [["simulation.workers=0"], ["simulation.workers=2"], ["simulation.engine=vectorised"]], ids=str
+)
+def test_every_engine_ends_at_once_with_what_is_wrong(
+    clinics: Path, caplog: pytest.LogCaptureFixture, engine: list[str]
+) -> None:
+    with pytest.raises(DataError, match=r"2 of 3 institutions .*\n.*birke\.csv.*\n.*eiche\.csv"):
+        sovfed.simulate(clinics / "hip.yaml", clinics / "clinics", rounds=2, settings=[*engine, "secagg=none"])
+    assert "attempt" not in caplog.text

@@ -17,7 +17,9 @@ from sovfed.clients.data.tables import short, words
 from sovfed.clients.data.tables.short import ShortWords
 from sovfed.clients.data.tables.units import Conversion
 from sovfed.clients.data.tables.words import Rules, Words
+from sovfed.federation.errors import DataError
 from sovfed.federation.tasks.columns import REFUSE
+from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -94,6 +96,8 @@ class Decoder:
             cells = _spread(cells[0], self.column.size)
         if len(cells) == 1 and not self.column.shape:
             return self._decoded(cells[0])
+        if len(cells) != self.column.size:
+            raise DataError(self._one_cell())
         parts = [self._decoded(cell) for cell in cells]
         values = np.stack([column.values for column in parts], 1).reshape(-1, *self.column.shape)
         kinds = {kind for column in parts for kind, _ in column.faults}
@@ -102,6 +106,15 @@ class Decoder:
             for kind in sorted(kinds)
         ]
         return Decoded(values, np.logical_and.reduce([column.absent for column in parts]), faults)
+
+    def _one_cell(self) -> str:
+        """What to say of a single cell where there should be as many values as the column's shape has."""
+        name, size = visible(self.column.name), self.column.size
+        if self.column.kind == "image":
+            return f"column '{name}' holds no pixels; if it names files, add data.source=images and data.path=FOLDER"
+        return (
+            f"column '{name}' holds one value a row, expected {size}: in {name}_0, {name}_1 …, or as a list in Parquet"
+        )
 
     def _decoded(self, cells: pa.Array) -> Decoded:
         if types.is_dictionary(cells.type):

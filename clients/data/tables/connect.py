@@ -18,6 +18,7 @@ from sovfed.clients.data.tables.report import Report
 from sovfed.clients.data.tables.source import Restart, not_private
 from sovfed.federation.errors import DataError
 from sovfed.federation.schema import nearest
+from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,8 +36,8 @@ MAX_SITES: Final = 10_000
 MAX_SITE: Final = 64  # letters of a site's name
 
 
-def connector(open_: Open, suffixes: tuple[str, ...]) -> Connector:
-    """The connector of tables that `open_` opens, from files that end in one of `suffixes`."""
+def connector(open_: Open, suffixes: tuple[str, ...], reads: tuple[str, ...] | None = None) -> Connector:
+    """The connector of tables that `open_` opens, from files that end in `suffixes`; `reads` is `Connector.reads`."""
 
     def load(task: Task, config: DataConfig) -> Records:
         read = read_rows(task.schema, config, open_)
@@ -56,6 +57,7 @@ def connector(open_: Open, suffixes: tuple[str, ...]) -> Connector:
     return Connector(
         load, opts_out=True, sites=sites, obstacle=obstacle,
         survey=lambda task, config: read_rows(task.schema, config, open_, keep=True),
+        reads=reads,
     )  # fmt: skip
 
 
@@ -77,7 +79,8 @@ def file_of(config: DataConfig, suffixes: tuple[str, ...]) -> Path:
         return path
     files = _files(path, suffixes)
     if config.site not in files:
-        raise DataError(f"{path}: no file of site '{config.site}'{nearest(config.site, files)}")
+        more = "; name the file itself, or its data.site"
+        raise DataError(f"{path}: no file of site '{visible(config.site)}'{nearest(config.site, files)}{more}")
     return files[config.site]
 
 

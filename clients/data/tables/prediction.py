@@ -24,19 +24,32 @@ OPENERS: Final = (("csv", CSV, open_csv), ("parquet", PARQUET, open_parquet), ("
 
 
 def source_of(path: str | Path) -> str:
-    """The connector that reads a file of this name, or the folder. Raises DataError."""
-    name, location = Path(path).name.lower(), Path(path)
-    if location.is_dir():
-        if any(child.name.split(".")[0] == "Patient" for child in location.iterdir()):
-            return "fhir"
-        return "omop" if any(child.stem == "condition_occurrence" for child in location.iterdir()) else "images"
+    """The connector that reads a file of this name, or a folder of such files. Raises DataError."""
+    location = Path(path)
+    names = [child.name for child in sorted(location.iterdir())] if location.is_dir() else [location.name]
+    if location.is_dir() and any(name.split(".")[0] == "Patient" for name in names):
+        return "fhir"
+    if location.is_dir() and any(Path(name).stem == "condition_occurrence" for name in names):
+        return "omop"
     for source, suffixes, _ in OPENERS:
-        if name.endswith(suffixes):
+        if any(name.lower().endswith(suffixes) and not name.startswith(".") for name in names):
             return source
     known_suffixes = ", ".join(suffix for _, suffixes, _ in OPENERS for suffix in suffixes)
-    raise DataError(
-        f"{path}: what it is does not show from its name ({known_suffixes}); name the source with data.source"
-    )
+    if not location.exists():
+        raise DataError(f"{path}: no such file or folder; check data.path")
+    what = "no file in it ends in one of" if location.is_dir() else "what it is does not show from its name, as from"
+    raise DataError(f"{path}: {what} {known_suffixes}; name the source with data.source")
+
+
+def place_of(path: Path, schema: Schema | None = None) -> dict[str, str]:
+    """The settings of the group data for what lies at `path`, by names alone: no record is looked at.
+
+    A table, or a folder, of a `schema` with an image is that of images. Raises DataError.
+    """
+    if schema is not None and any(column.kind == "image" for column in schema.inputs):
+        beside = {} if path.is_dir() else {"table": path.name}
+        return {"source": "images", "path": str(path if path.is_dir() else path.parent), **beside}
+    return {"source": source_of(path), "path": str(path)}
 
 
 def read_for_prediction(schema: Schema, path: str | Path, config: DataConfig | None = None) -> TableRead:

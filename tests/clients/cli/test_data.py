@@ -87,7 +87,8 @@ def test_a_suspected_unit_is_no_table_to_use_as_it_is_until_the_mapping_that_is_
     assert own.read_text() == "columns: {kg: {multiply: 0.45359237}}"
     mended = CliRunner().invoke(check_data, ["weighed", str(path), f"data.mapping={own}"])
     assert (looked.exit_code, mended.exit_code) == (0, 0)
-    assert mended.output.rstrip().endswith("it can be used as it is") and "warning" not in mended.output
+    assert "\nit can be used as it is" in mended.output and "warning" not in mended.output
+    assert mended.output.splitlines()[-1].startswith("next: sovfed client join INVITATION --task weighed --data ")
 
 
 def test_the_command_shows_counts_and_no_value(table: Path) -> None:
@@ -135,6 +136,31 @@ def test_the_table_is_whole_at_80_letters(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(any(name in line for line in shown.splitlines()) for name in names)
     assert "unit" not in shown and "such as -99" in shown
     assert "data.max_bad_share" in CliRunner().invoke(check_data, [*arguments, "data.bad_rows=quarantine"]).output
+
+
+@pytest.mark.parametrize(
+    ("width", "age", "target"),
+    [(80, "age number 0 1 0 1", "ill category (target) 0 0 0 0"),
+     (60, "age: number, 1 outside, 1 unreadable", "ill: category (target)")],
+)  # fmt: skip
+def test_a_narrow_terminal_cuts_nothing_off(
+    table: Path, monkeypatch: pytest.MonkeyPatch, width: int, age: str, target: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = CliRunner().invoke(check_data, ["looked-at", str(table), "data.person=mrn"]).output.splitlines()
+    lines = [" ".join(line.split()) for line in shown]
+    assert age in lines and target in lines and max(map(len, shown[1:])) <= width
+    assert any("(line 25)" in line for line in lines)
+
+
+def test_records_that_no_private_run_takes_are_not_called_fit_for_use(tmp_path: Path) -> None:
+    registry.add(dataclasses.replace(task_of(AGE, ILL), name="aged"))
+    (tmp_path / "x.csv").write_text("age,ill,mrn\n" + "".join(f"{40 + row},{row % 2},{row}\n" for row in range(20)))
+    shown = CliRunner().invoke(check_data, ["aged", str(tmp_path / "x.csv")])
+    told = " ".join(shown.output.split())
+    assert shown.exit_code == 0 and "it can be used as it is, but by no private run" in told
+    shown = CliRunner().invoke(check_data, ["aged", str(tmp_path / "x.csv"), "data.person=mrn"])
+    assert "it can be used as it is\nnext: " in shown.output
 
 
 def test_a_table_s_own_settings_beside_it_are_taken_and_said(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from tests.federation.models.made_tasks import BINARY, RUN, model_of
 
 from sovfed.clients.cli.use import cli
@@ -19,6 +21,8 @@ from sovfed.clients.models.prediction_apart import Prediction, predictions_apart
 from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.host.apart import Completed
 from sovfed.federation.models.saved import load_model, save_model
+from sovfed.federation.tasks import registry
+from sovfed.federation.tasks.declared import task_from_text
 
 TABLE = """patient;age;dose;flat;smoker;seen;ward;sex
 a-1;50;;7;oui;1970-01-02;;m
@@ -94,7 +98,34 @@ def test_what_cannot_be_done_is_one_line(
 def test_an_export_says_what_it_takes(home: Path) -> None:
     out = home / "model.pt2"
     told = run(home, "export", "study-1", "--torch", str(out))
-    assert told == f"{out}: written; inputs: numbers float32 ['n', 5], codes int64 ['n', 2]\n" and out.exists()
+    takes = "numbers float32 ['n', 5] (age, dose, flat, smoker, seen), codes int64 ['n', 2] (ward: A/B/C, sex: f/m)"
+    assert told == f"{out}: written; inputs: {takes}\n" and out.exists()
+
+
+def test_images_are_predicted_by_the_table_that_names_them(home: Path) -> None:
+    """In batches of two, each beside its name; expected from the module itself, image by image."""
+    text = (
+        'format: 1\nname: leaves\ntitle: leaves\nversion: "1"\nperson: one row a person\n'
+        "columns: {scan: {kind: image, shape: [1, 8, 8]}}\n"
+        "target: {kind: binary, column: ill, classes: [well, ill]}\nmodel: {family: cnn, widths: [4]}\n"
+    )
+    task = dataclasses.replace(task_from_text(text), evaluation_batch=2)
+    registry.add(task)
+    (home / "leaves").mkdir()
+    save_model(home / "leaves", task, *model_of(task), RUN)
+    scans = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), np.uint8)
+    for number, scan in enumerate(scans):
+        Image.fromarray(scan[0]).save(home / f"leaf{number}.png")
+    (home / "new.csv").write_text("scan\n" + "".join(f"leaf{number}.png\n" for number in range(5)))
+    told = run(home, "predict", str(home / "leaves"), str(home / "new.csv"), "--id", "scan")
+    rows = list(csv.DictReader(told.splitlines()))
+    assert [row["scan"] for row in rows] == [f"leaf{number}.png" for number in range(5)]
+    loaded = load_model(home / "leaves")
+    expected = [loaded.predict({"scan": scan[None]})["probability_ill"][0] for scan in scans]
+    assert [float(row["probability_ill"]) for row in rows] == pytest.approx(expected, rel=1e-4)
+    (home / "leaf3.png").write_bytes(b"")
+    result = CliRunner().invoke(cli, ["predict", str(home / "leaves"), str(home / "new.csv"), "--home", str(home)])
+    assert isinstance(result.exception, DataError) and "1 file does not fit (line 5)" in str(result.exception)
 
 
 def test_no_word_of_a_task_becomes_a_formula_in_a_spreadsheet() -> None:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from tests.real_data import published
 
-from sovfed.clients.data import Records, check, check_private_data, load_records, uci_heart
+from sovfed.clients.data import (
+    GROUP,
+    Connector,
+    Records,
+    check,
+    check_private_data,
+    connector,
+    load_records,
+    uci_heart,
+)
 from sovfed.clients.data.split import by_person, simulated_site, stratified
+from sovfed.clients.data.survey import report
+from sovfed.federation import plugins
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError, DataError, PrivacyError
+from sovfed.federation.schema import bind
 from sovfed.federation.tasks.columns import NUMBERS, Schema, number, target
 from sovfed.federation.tasks.registry import get_task
 
@@ -245,3 +258,40 @@ def test_about_three_of_ten_persons_are_held_out() -> None:
     train, test = by_person("t", (f"p{number}" for number in range(10_000)))
     assert 2_700 < len(test) < 3_300
     assert len(train) + len(test) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("source", "setting", "value", "meant"),
+    [
+        ("csv", "table", "other.csv", "'images'"),
+        ("parquet", "query", "SELECT 1", "'sql'"),
+        ("csv", "url_file", "/srv/url", "'omop', 'sql'"),
+        ("breast_cancer", "query_file", "/srv/query", "'sql'"),
+        ("images", "query", "SELECT 1", "'sql'"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused_with_the_source_that_reads_it(
+    source: str, setting: str, value: str, meant: str
+) -> None:
+    config = bind(DataConfig, {"source": source, setting: value}, "data")
+    for look in (load_records, report):
+        with pytest.raises(DataError, match=rf"^data\.{setting} is for data\.source {meant}; '{source}' has no use"):
+            look(get_task("breast_cancer"), config)
+
+
+def test_an_outside_connector_says_itself_which_settings_it_reads() -> None:
+    point = EntryPoint("lab_queries", f"{__name__}:STRANGER", GROUP)
+    plugins.bring([point])
+    try:
+        task, config = get_task("breast_cancer"), DataConfig(source="lab_queries", query="SELECT 1")
+        assert len(load_records(task, config).persons) == 569
+        with pytest.raises(DataError, match=r"data\.query is for data\.source 'lab_queries', 'sql'; 'csv' has no use"):
+            load_records(task, dataclasses.replace(config, source="csv"))
+        with pytest.raises(DataError, match=r"data\.table is for data\.source 'images'; 'lab_queries' has no use"):
+            load_records(task, dataclasses.replace(config, table="a.csv"))
+    finally:
+        plugins._BROUGHT.clear()
+        connector.cache_clear()
+
+
+STRANGER = Connector(lambda task, _: load_records(task, DataConfig(sites=1)), reads=("query",))

@@ -14,7 +14,9 @@ from PIL import Image
 from tests.clients.data.cases import AGE, ILL, NAMELESS, task_of
 
 from sovfed.clients.data import load_records, natural_sites, single
+from sovfed.clients.data.images import to_predict
 from sovfed.clients.data.pictures import look
+from sovfed.clients.data.survey import report
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import DataError
 from sovfed.federation.tasks.columns import NUMBERS, Column
@@ -120,14 +122,38 @@ def test_a_file_that_changes_later_is_told(tmp_path: Path) -> None:
         records.take(np.array([0]))
 
 
-def test_a_truncated_image_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["x.png", "x.jpg"])
+def test_an_image_that_breaks_off_is_a_row_at_fault_when_it_is_loaded(tmp_path: Path, name: str) -> None:
+    """Its head is sound. Only its pixels tell, which a round met first: all of the institution's sum was lost."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
     task = task_of(Column("scan", "image", shape=(1, 64, 64)), AGE, ILL)
-    config = _folder(tmp_path, {"x.png": pixels})
-    whole = (tmp_path / "x.png").read_bytes()
-    (tmp_path / "x.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="an image of column 'scan'"):
-        load_records(task, config).take(np.array([0]))
+    config = _folder(tmp_path, {"a.png": pixels, name: pixels, "b.png": pixels // 2})
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"column 'scan': 1 file does not fit \(line 3\)"):
+        load_records(task, config)
+    told = report(task, config)
+    assert (told.bad, told.usable) == (1, False)
+    assert told.warnings == ("images: a file cannot be decoded to its end (OSError)",)
+    records = load_records(task, dataclasses.replace(config, bad_rows="quarantine", max_bad_share=0.5))
+    assert np.array_equal(records.take(np.arange(2))["scan"][:, 0], np.stack([pixels, pixels // 2]))
+
+
+def test_a_table_of_images_without_its_source_is_told_how(tmp_path: Path) -> None:
+    _folder(tmp_path, {"x.png": PIXELS})
+    csv = DataConfig(source="csv", path=str(tmp_path / "table.csv"), person="row")
+    with pytest.raises(DataError, match=r"column 'scan' holds no pixels; .* data\.source=images"):
+        load_records(GREY, csv)
+    with pytest.raises(DataError, match=r"no folder; name its folder: data\.path=.* data\.table=table\.csv"):
+        load_records(GREY, dataclasses.replace(csv, source="images"))
+
+
+def test_images_to_predict_for_need_no_target_and_keep_their_lines(tmp_path: Path) -> None:
+    config = _folder(tmp_path, {"x.png": PIXELS, "broken.png": b"no image", "y.png": PIXELS + 1}, "scan,age", "50")
+    read, images = to_predict(GREY.schema, dataclasses.replace(config, bad_rows="quarantine", max_bad_share=0.5))
+    assert read.lines is not None and read.lines.tolist() == [2, 4]
+    table = images.take(np.array([1]))
+    assert list(table) == [NUMBERS, "scan"] and table["scan"][0, 0].tolist() == (PIXELS + 1).tolist()
 
 
 def test_a_task_without_images_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from sovfed.clients.home.overrides import client_config
 from sovfed.federation.compose import PACKAGED, compose
 from sovfed.federation.config import ClientConfig, DataConfig
-from sovfed.federation.errors import ConfigError
+from sovfed.federation.errors import ConfigError, DataError
+from sovfed.federation.tasks.columns import Column, Schema, target
 
 
 def test_what_is_chosen_is_what_is_said_and_the_rest_is_the_default() -> None:
@@ -81,6 +82,17 @@ def test_a_task_without_data_of_its_own_asks_for_them(tmp_path: Path) -> None:
     (tmp_path / "task" / "mine.yaml").write_text("name: mine\n")
     with pytest.raises(ConfigError, match="data=csv"):
         client_config(["task=mine"], [PACKAGED, tmp_path])
+
+
+def test_the_connector_is_that_of_the_file_where_none_is_named(tmp_path: Path) -> None:
+    for name, source in (("a.csv", "csv"), ("b.parquet", "parquet"), ("c.jsonl", "jsonl")):
+        data = client_config(["data=own", f"data.path={tmp_path / name}"]).data
+        assert (data.source, data.path) == (source, str(tmp_path / name))
+    scans = Schema((Column("scan", "image", shape=(1, 2, 2)), target("ill", "no", "yes")))
+    data = client_config(["data=own", f"data.path={tmp_path / 'a.csv'}"], schema=scans).data
+    assert (data.source, data.path, data.table) == ("images", str(tmp_path), "a.csv")
+    with pytest.raises(DataError, match="no such file or folder"):
+        client_config(["data=own", f"data.path={tmp_path / 'nothing'}"])
 
 
 def test_hydra_is_not_loaded() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import random
+import shlex
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
+from sovfed.clients.cli.data import check_data
 from sovfed.clients.cli.propose import task as group
 from sovfed.clients.proposals.guesses import look
 from sovfed.clients.proposals.proposal import propose
@@ -54,7 +60,10 @@ def test_kinds_bounds_words_and_what_may_be_missing_are_proposed(tmp_path: Path,
     assert (columns["Wert"].low, columns["Wert"].high) == (-10.0, 20.0)  # a fifth beyond -5 and 17
     assert task.file is not None and task.file.target.kind == "survival"
     assert task.schema.person == "patient_id"
-    assert [line.split(":")[1] for line in proposal.told[1:]] == [" 'Befund'", " 'Nr'", " 'Land'"]
+    assert [line.split(":")[1] for line in proposal.told[1:-1]] == [" 'Befund'", " 'Nr'", " 'Land'"]
+    assert proposal.told[-1].startswith("model: linear, since there are fewer than 1,000 records here")
+    declared = () if encoding.startswith("utf") else ("data.encoding=cp1252",)
+    assert proposal.settings == (*declared, "data.date_format=%d.%m.%Y", "data.detection_limit=limit")
     assert all(check.held for check in conform(task))
 
 
@@ -237,3 +246,71 @@ def test_a_few_numbers_and_long_tails_are_left_as_they_are() -> None:
     for numbers in ([-99.0, 5.0, 7.0], [float(f"{draw.lognormvariate(1, 1):.3f}") for _ in range(400)]):
         cells = [f"{number:g}" for number in numbers]
         assert look("value", cells, ".").told == ()
+
+
+def test_the_next_command_reads_the_table_as_it_is(tmp_path: Path) -> None:
+    """Typed as it is printed: what a person declares of a table stands in it, and nothing twice."""
+    clinic, output = _clinic(tmp_path / "clinic.csv"), tmp_path / "relapse.yaml"
+    arguments = ["new", "relapse", "--from-csv", str(clinic), "--target", "Raucher", "--output", str(output)]
+    done = CliRunner().invoke(group, [*arguments, "encoding=cp1252"], catch_exceptions=False)
+    words = shlex.split(done.output.splitlines()[-1].partition("`")[2].removesuffix("`"))
+    settings = ["encoding=cp1252", "data.date_format=%d.%m.%Y", "data.detection_limit=limit"]
+    assert words == ["sovfed", "client", "check-data", str(output), str(clinic), *settings]
+    quarantine = ["data.bad_rows=quarantine", "data.max_bad_share=0.5"]  # what is learnt is missing in some
+    assert CliRunner().invoke(check_data, [*words[3:], *quarantine]).exit_code == 0
+
+
+def test_parquet_is_proposed_from_as_csv_is(tmp_path: Path) -> None:
+    draw = random.Random(4)
+    ages = [draw.randint(18, 90) if row % 9 else None for row in range(90)]
+    table = pa.table(
+        {
+            "pupil": [f"{row:05d}" for row in range(90)], "age": pa.array(ages, pa.int8()),
+            "mark": [draw.choice([7.5, 8.0, 9.5, 4.25, 6.0, 5.5, 9.0]) for _ in range(90)],
+            "meal": [draw.random() < 0.5 for _ in range(90)],
+            "born": [datetime.date(2009, 1 + row % 12, 3) for row in range(90)],
+            "tongue": pa.array([draw.choice(["fi", "sv"]) for _ in range(90)]).dictionary_encode(),
+            "curve": [[1.0, 2.0]] * 90, "repeats": [draw.choice(["yes", "no"]) for _ in range(90)],
+        }
+    )  # fmt: skip
+    pq.write_table(table, tmp_path / "school.parquet")
+    proposal = propose("repeat", tmp_path / "school.parquet", ["repeats"])
+    kinds = {column.name: column.kind for column in task_from_text(proposal.text).schema.inputs}
+    assert kinds == {"age": "number", "mark": "number", "meal": "boolean", "born": "date", "tongue": "category"}
+    assert proposal.told[0] == "90 records, 5 inputs; read as Parquet" and proposal.settings == ()
+    assert any(line.startswith("left out: 'curve': lists") for line in proposal.told)
+    (tmp_path / "repeat.yaml").write_text(proposal.text)
+    looked = CliRunner().invoke(check_data, [str(tmp_path / "repeat.yaml"), str(tmp_path / "school.parquet")])
+    assert "it can be used as it is" in looked.output
+    (tmp_path / "broken.parquet").write_text("no Parquet")
+    with pytest.raises(DataError, match="no Parquet file"):
+        propose("repeat", tmp_path / "broken.parquet")
+
+
+def test_a_column_that_names_images_is_an_image_of_their_shape(tmp_path: Path) -> None:
+    for row in range(30):
+        Image.new("RGB", (6, 4) if row else (5, 5), (row, 0, 0)).save(tmp_path / f"leaf{row}.png")
+    rows = "".join(f"leaf{row}.png,{row % 2}\n" for row in range(30))
+    (tmp_path / "leaves.csv").write_text(f"scan,ill\n{rows}gone.png,1\n")
+    proposal = propose("leaves", tmp_path / "leaves.csv", ["ill"], person="row")
+    task = task_from_text(proposal.text)
+    assert [(column.kind, column.shape) for column in task.schema.inputs] == [("image", (3, 4, 6))]
+    assert task.file is not None and task.file.model.family == "cnn" and all(check.held for check in conform(task))
+    told = "\n".join(proposal.told)
+    assert "'scan': 1 of 30 images looked at have another size or colours" in told
+    assert "'scan': 1 of the images looked at are missing" in told
+    assert "leaf" not in proposal.text.replace("name: leaves", "").replace("title: leaves", "") and "leaf3" not in told
+    (tmp_path / "far").mkdir()
+    (tmp_path / "leaves.csv").rename(tmp_path / "far" / "leaves.csv")
+    with pytest.raises(ConfigError, match="'scan' cannot be learnt: it names images, and none of them lies beside"):
+        propose("leaves", tmp_path / "far" / "leaves.csv", ["scan"])
+
+
+def test_a_word_that_only_names_the_file_s_institution_is_no_input(tmp_path: Path) -> None:
+    for site in ("north", "south"):
+        clinic = _weights(tmp_path, site)
+        lines = clinic.read_text().splitlines()
+        clinic.write_text("\n".join([f"{lines[0]},clinic", *(f"{line},{site}" for line in lines[1:])]))
+    proposal = propose("ward", [tmp_path], ["ill"])
+    assert [column.name for column in task_from_text(proposal.text).schema.inputs] == ["age", "weight"]
+    assert any(line.startswith("left out: 'clinic': one word in each file") for line in proposal.told)

@@ -34,8 +34,8 @@ MIXED = Schema(
 
 
 @dataclass(frozen=True)
-class Cuts(NoMetrics):
-    cuts: tuple[float, ...] = (1.0, 2.0, 5.0)
+class Edges(NoMetrics):
+    edges: tuple[float, ...] = (0.0, 1.0, 2.0, 5.0)
 
 
 def squares(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -94,7 +94,7 @@ TASKS = {
     "several": task("t_several", with_targets(target("grade", "1", "2", "3")), 3),
     "number": task("t_number", with_targets(_SIZE), 1),
     "labels": task("t_labels", with_targets(*_LABELS), 2),
-    "survival": task("t_survival", with_targets(_TIME, Column("event", "boolean", role="target")), 3, Cuts()),
+    "survival": task("t_survival", with_targets(_TIME, Column("event", "boolean", role="target")), 3, Edges()),
     "buffers": add(replace(BINARY, name="t_buffers", build=WithBuffers)),
 }
 

@@ -11,6 +11,9 @@ from tests.federation.models.made_tasks import RUN, TASKS, model_of
 
 from sovfed.federation.models.outputs import CLASSES, LABELS, NUMBERS, RAW, SURVIVAL, kind_of
 from sovfed.federation.models.saved import LoadedModel, load_model, save_model
+from sovfed.federation.tasks import registry
+from sovfed.federation.tasks.columns import NUMBERS as SCALARS
+from sovfed.federation.tasks.declared import task_from_text
 from sovfed.federation.tasks.registry import get_task
 
 ROWS: dict[str, list[object]] = {
@@ -78,6 +81,23 @@ def test_survival_is_the_product_of_what_is_left(tmp_path: Path) -> None:
     for place, cut in enumerate(("1", "2", "5")):
         np.testing.assert_allclose(found[f"survival_{cut}"], left[:, place], rtol=1e-3, atol=1e-12)
     np.testing.assert_allclose(found["risk"], 1 - left[:, -1], rtol=1e-4)
+
+
+def test_survival_of_a_task_yaml_has_a_column_for_the_end_of_each_interval(tmp_path: Path) -> None:
+    """It was told as arrays, which no table holds: only the metrics of a test had what was looked for."""
+    task = task_from_text(
+        'format: 1\nname: t_stay\ntitle: t\nversion: "1"\nperson: one row a person\n'
+        "columns: {age: {kind: number, low: 0, high: 120}}\n"
+        "target: {kind: survival, time: days, event: died, high: 1000, intervals: 4}\nmodel: {family: linear}\n"
+    )
+    registry.add(task)
+    save_model(tmp_path, task, *model_of(task), RUN)
+    model = load_model(tmp_path)
+    found = model.predict_rows({"age": [30, 90]})
+    assert list(found) == ["risk", "survival_250", "survival_500", "survival_750", "survival_1000"]
+    left = np.cumprod(1 - expit(model.outputs({SCALARS: np.array([[30], [90]], np.float32)})), 1)
+    np.testing.assert_allclose(np.stack(list(found.values())[1:], 1), left, rtol=1e-3)
+    np.testing.assert_allclose(found["risk"], 1 - left[:, -1], rtol=1e-3)
 
 
 @pytest.mark.parametrize(
