@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sovfed.clients.models.received import FOLDER as RECEIVED
 from sovfed.clients.orders.places import RECEIPTS
 from sovfed.clients.statistics.scores import scores_of
+from sovfed.clients.training.halfway import FILE as HALFWAY
 from sovfed.federation.errors import OrderError, ServiceError
 from sovfed.federation.files import write_private
 from sovfed.federation.host.status import read_status
@@ -38,7 +39,9 @@ def purge(
     bound = {run: entry for run, entry in book.runs().items() if entry.permit == permit}
     if not bound:
         raise OrderError(f"no run was ever answered here under permit '{permit[:64]}'")
-    erased = [*_sessions(home, bound), *_personal(bound, remove_personal), *_scores(home, bound)]
+    erased = [
+        *_sessions(home, bound), *_personal(bound, remove_personal), *_scores(home, bound), *_round_begun(home)
+    ]  # fmt: skip
     names = tuple(sorted({entry.name for entry in bound.values()}))
     institution = identity.verify(identity.certificate).institution
     receipt = Receipt(permit, institution, int(now), names, tuple(erased)).signed(identity)
@@ -80,3 +83,11 @@ def _scores(home: Path, bound: Mapping[str, Bound]) -> Iterator[str]:
             if path.exists():
                 path.unlink()
                 yield str(path.relative_to(home))
+
+
+def _round_begun(home: Path) -> Iterator[str]:
+    """Delete the state of a round that no trainer ended, whosever it is: such a round begins anew."""
+    path = home / HALFWAY
+    if path.exists():
+        path.unlink()
+        yield str(path.relative_to(home))

@@ -222,9 +222,20 @@ def _holding(
         if sums
         else "no secure aggregation: the agency saw each institution's update",
         promise,
+        *_further(predicate.get("started_from")),
         *_unlearnt(predicate.get("unlearning")),
     ]
     return tuple(lines)
+
+
+def _further(started_from: object) -> tuple[str, ...]:
+    """What a run that trained a model further says nothing of."""
+    if not started_from:
+        return ()
+    return (
+        f"trained further from the model with SHA-256 {str(started_from)[:64]}: whoever is in that model is in this "
+        "one, and neither ε nor rounds told here are of it",
+    )
 
 
 def _unlearnt(made: Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -156,6 +156,7 @@ def _predicate(home: Path, run: str, summary: Mapping[str, Any], facts: Mapping[
         "attendance": summary["attendance"] if len(summary["attendance"]) <= zipped.MAX_FILES else {},
         "orders": _stated_orders(folder), "training_content": sorted(declared(folder, summary["institutions"])),
         "audits": audits_of(home, run, summary[DIGEST]),
+        **({"started_from": begun} if (begun := summary.get("started_from_sha256")) else {}),
         **({"unlearning": stated(made)} if (made := read_unlearning(folder)) else {}),
     }  # fmt: skip
 

@@ -17,6 +17,7 @@ from sovfed.clients.orders.book import OrderBook
 from sovfed.clients.orders.purge import purge, unpurged
 from sovfed.clients.orders.rules import DataPermit, OrderRules
 from sovfed.clients.statistics.scores import keep_score, scores_of
+from sovfed.clients.training.halfway import FILE as HALFWAY
 from sovfed.federation.errors import BoundError, EvidenceError, OrderError
 from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.identity import load_roots
@@ -106,8 +107,11 @@ def test_the_own_scores_of_a_permit_s_evaluations_go_with_it(tmp_path: Path) -> 
         keep_score(received, scored, TASK, np.ones(TASK.evaluation_size))
     own, other = (scores_of(received.folder, "study", run) for run in ("7", "8"))
     assert own.exists() and other.exists()
+    begun = private_directory((home / HALFWAY).parent) / (home / HALFWAY).name
+    begun.write_bytes(b"what a trainer had learnt in a round that it did not end")
     receipt = purge(home, OrderBook(home), "p-1", load_identity(home / "identity"), lambda _run: 0, house.now)
     assert not own.exists() and other.exists() and f"received/{own.name}" in receipt.erased
+    assert not begun.exists() and HALFWAY in receipt.erased
 
 
 def test_a_permit_that_has_ended_is_told_until_it_is_purged(tmp_path: Path) -> None:

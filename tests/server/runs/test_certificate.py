@@ -69,6 +69,16 @@ def _replaced(data: bytes, **files: bytes) -> bytes:
     return zipped.write({**entries, **files}, most=MAX_BYTES)
 
 
+def test_a_model_that_was_trained_further_says_what_its_promises_are_not_of(federation: Released) -> None:
+    from sovfed.server.runs import certificate, folders
+
+    summary = folders.read_summary(federation.agency.home, RUN)
+    assert summary is not None
+    data = certificate._sealed(federation.agency.home, RUN, {**summary, "started_from_sha256": "ab" * 32})
+    holds = check_release(data, federation.roots).holds
+    assert any(f"trained further from the model with SHA-256 {'ab' * 32}" in line for line in holds)
+
+
 def test_a_whole_release_holds_and_says_what_is_missing(federation: Released, bundle: bytes) -> None:
     verdict = check_release(bundle, federation.roots)
 
