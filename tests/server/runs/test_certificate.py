@@ -69,6 +69,7 @@ def _replaced(data: bytes, **files: bytes) -> bytes:
     return zipped.write({**entries, **files}, most=MAX_BYTES)
 
 
+@pytest.mark.usefixtures("bundle")
 def test_a_model_that_was_trained_further_says_what_its_promises_are_not_of(federation: Released) -> None:
     from sovfed.server.runs import certificate, folders
 
