@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from sovfed.federation import plugins
 from sovfed.federation.errors import ConfigError, DataError, PrivacyError
+from sovfed.federation.files import stamp
 from sovfed.federation.tasks.columns import CODES, MISSING_CODE, NUMBERS, REFUSE
 
 if TYPE_CHECKING:
@@ -159,13 +160,7 @@ def _readers(setting: str) -> list[str]:
 
 def opt_out_stamp(config: DataConfig) -> object:
     """Changes when the list of persons who are left out does."""
-    if config.opt_out is None:
-        return None
-    try:
-        status = Path(config.opt_out).expanduser().stat()
-    except OSError:
-        return 0
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return None if config.opt_out is None else (stamp(Path(config.opt_out).expanduser()),)
 
 
 def check_private_data(task: Task, config: DataConfig) -> None:

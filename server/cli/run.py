@@ -193,11 +193,12 @@ def show(name: str, home: Path, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    console = Console()
-    console.print(f"[bold]{cell(name)}[/bold]  {run['status']}  {cell(run['reason'])}")
+    console, waiting = Console(), list(_waiting(home, run))
+    reason = "" if any(run["reason"] in line for line in waiting) else cell(run["reason"])
+    console.print(f"[bold]{cell(name)}[/bold]  {run['status']}  {reason}".rstrip(), soft_wrap=True)
     if run["presence"]:
         console.print(cell(run["presence"]["sentence"]), soft_wrap=True)
-    for line in _waiting(home, run):
+    for line in waiting:
         console.print(cell(line), soft_wrap=True)
     console.print(round_table(lines[-10:]))
     for sentence in absences(attendance(lines), len(lines)):
