@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from sovfed.federation.algorithms import FEDAVG
+from sovfed.federation.algorithms import ALGORITHMS, FEDAVG
 from sovfed.federation.config.data import DataConfig
 from sovfed.federation.config.order import OrderConfig
 from sovfed.federation.config.protection import LANE_BITS, SECURE_COHORT, PrivacyConfig, SecaggConfig
@@ -146,6 +146,12 @@ def _of_training(config: Config) -> Iterator[str]:
         yield (
             "strategy.rate_units divides by what a known number of steps may move a value: take task.optimizer="
             f"{' or '.join(REACHING)}, task.local_steps, and a strategy whose institutions train as under fedavg"
+        )
+    ours = strategy.algorithm.local == FEDAVG.local and strategy.name in ALGORITHMS and not strategy.individual
+    if strategy.ema and (config.keep_best or not ours):
+        yield (
+            "strategy.ema publishes an average of models: take a strategy of ours whose institutions train as under "
+            "fedavg and whose server sees their mean, without keep_best, which publishes one round's model"
         )
     if strategy.rate_units and config.privacy.private:
         yield "strategy.rate_units is for updates; private runs send clipped and noised sums: leave it"

@@ -160,6 +160,10 @@ class StrategyConfig:
         1.0, 1.0, 1e3, doc="of 'fedsgd': institutions send so many times the gradient, whose small values then fill "
         "a ring of few bits; their policies' max_learning_rate bounds it",
     )  # fmt: skip
+    ema: float = bounded(
+        0.0, 0.0, 0.999999, doc="decay of a running average over the rounds' models, which is evaluated and published "
+        "in the end; 0: the last model is",
+    )  # fmt: skip
     rate_units: bool = bounded(
         False, doc="with task.optimizer=adamw or muon and task.local_steps: institutions send each value divided by "
         "what the learning rates let it move, which fills a ring of few bits; the server multiplies it again",

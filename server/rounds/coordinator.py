@@ -61,6 +61,7 @@ from sovfed.server.runs.curves import ROUNDS, plot_curves, read_rounds
 from sovfed.server.runs.release import DIGEST, FILES, SIMULATED, SUMMARY, TABLE, deliver, publish, release_of
 from sovfed.server.runs.tracking import Tracker, figures
 from sovfed.server.strategies import optimizer_of
+from sovfed.server.strategies.averaged import Averaged
 
 log = logging.getLogger(__name__)
 Answered: TypeAlias = Callable[[str, Mapping[str, bytes]], None]  # an order's digest, the institutions' words on it
@@ -208,6 +209,8 @@ class _Training:
     def finish(self) -> Outcome:
         """Evaluate the model, publish it with the run's summary and statement, and bring it to the institutions."""
         rounds, folder = self._rounds, self._folder
+        if isinstance(rounds.optimizer, Averaged):
+            rounds.model = rounds.optimizer.average(rounds.model)
         final, chosen = self._choose()
         _welcome(rounds)
         summary = {

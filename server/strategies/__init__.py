@@ -3,7 +3,7 @@
 Those with a half at the institutions, and FedAvg, have both in `federation/algorithms/`; the others are here:
 `adaptive.py` with moments of the mean update, `central.py` FedSGD, `robust.py` Flower's classes that compare the
 institutions' own updates, `stock.py` any strategy of Flower's kind. `stepping.py` keeps all of them off the running
-statistics.
+statistics, `averaged.py` a running average beside any that sees sums alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from sovfed.federation.algorithms import ALGORITHMS
 from sovfed.federation.algorithms.server_half import Averaging, Combining, Controlling, ServerOptimizer, Slots
 from sovfed.federation.config import STRATEGIES, StrategyConfig
 from sovfed.federation.plan import CONSTANT, LocalPlan, Schedule
+from sovfed.server.strategies.averaged import Averaged
 
 if TYPE_CHECKING:
     from sovfed.federation.config import Config
@@ -26,10 +27,11 @@ __all__ = ["Averaging", "Combining", "Controlling", "ServerOptimizer", "Slots", 
 def optimizer_of(config: Config, task: Task) -> ServerOptimizer:
     """The server optimizer of a run. Raises ConfigError."""
     layout = None if task.build is None else task.layout
-    return make_optimizer(
+    optimizer = make_optimizer(
         config.strategy, config.task.learning_rate, layout=layout, trained=None if layout is None else layout.trained,
         plan=config.task.plan(), schedule=config.task.schedule_over(config.rounds),
     )  # fmt: skip
+    return Averaged(optimizer, config.strategy.ema) if config.strategy.ema else optimizer
 
 
 def make_optimizer(

@@ -117,6 +117,8 @@ PRIVATE: dict[str, Any] = {"server": {"min_cohort": 5}}
         ({"task": {"optimizer": "adamw", "momentum": 0.9}}, "beta_1"),
         ({"task": {"schedule": "wsd", "warmup": 0.9}}, "more than all rounds"),
         ({"task": {"floor": 0.1}}, "never falls"),
+        ({"strategy": {"ema": 0.9, "name": "fednova"}}, "strategy.ema publishes"),
+        ({"strategy": {"ema": 0.9}, "keep_best": True}, "strategy.ema publishes"),
         ({"strategy": {"rate_units": True}}, "task.optimizer=adamw or muon, task.local_steps"),
         ({"strategy": {"rate_units": True}, "task": ADAMW}, "task.local_steps"),
         ({"strategy": {"rate_units": True, "name": "fedsgd"}, "task": ADAMW}, "as under fedavg"),

@@ -74,3 +74,14 @@ def test_where_the_files_of_a_run_lie_makes_it_no_other_run(tmp_path: Path) -> N
         (tmp_path / place / "task.yaml").write_text(text)
         digests.add(config_digest(compose([f"task={tmp_path / place / 'task.yaml'}", f"start={place}"]).config))
     assert len(digests) == 1
+
+
+def test_a_run_with_a_running_average_ends_with_that(tmp_path: Path) -> None:
+    """Of the same rounds: the average changes none of them."""
+    ema: dict[str, Any] = {"strategy.ema": 0.5}
+    last, averaged = trained(tmp_path / "a", rounds=4), trained(tmp_path / "b", rounds=4, **ema)
+    np.testing.assert_array_equal(averaged.rounds["train_loss"], last.rounds["train_loss"])
+    assert not np.allclose(averaged.vector, last.vector)
+    earlier = trained(tmp_path / "c", rounds=3)
+    distance = np.linalg.norm(last.vector - earlier.vector)
+    assert 0.1 * distance < np.linalg.norm(averaged.vector - last.vector) < 3 * distance

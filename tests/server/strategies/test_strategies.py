@@ -17,6 +17,7 @@ from sovfed.federation.errors import ConfigError
 from sovfed.federation.wire.flower import new_message
 from sovfed.server.rounds.aggregation import Fold
 from sovfed.server.strategies import adaptive, make_optimizer
+from sovfed.server.strategies.averaged import Averaged
 
 COUNTS = (256, 17, 90)
 
@@ -164,3 +165,23 @@ def test_fold_does_not_depend_on_the_order_of_replies() -> None:
         forward.add(updates[i], counts[i])
         backward.add(updates[4 - i], counts[4 - i])
     np.testing.assert_array_equal(forward.mean(), backward.mean())
+
+
+def test_the_running_average_is_that_of_the_models_and_survives_a_restart() -> None:
+    rng, decay = np.random.default_rng(3), 0.8
+    model = rng.normal(size=200_000).astype(np.float32)
+    updates = [rng.normal(size=model.size).astype(np.float32) for _ in range(5)]
+    kept, models = Averaged(make_optimizer(config("fedavgm")), decay), [model]
+    assert kept.average(model) is model
+    for number, update in enumerate(updates, start=1):
+        if number == 3:
+            slots, kept = kept.slots(), Averaged(make_optimizer(config("fedavgm")), decay)
+            kept.restore(slots)
+        models.append(kept.step(number, models[-1], update))
+    weights = decay ** np.arange(4, -1, -1)
+    expected = np.tensordot(weights / weights.sum(), np.stack(models[1:]), 1)
+    np.testing.assert_allclose(kept.average(models[-1]), expected, rtol=1e-4, atol=1e-5)
+    plain = make_optimizer(config("fedavgm"))
+    plain.restore({name: slot for name, slot in kept.slots().items() if not name.startswith("ema.")})
+    with pytest.raises(ConfigError):
+        plain.restore(kept.slots())
