@@ -131,9 +131,9 @@ class TrainRequest(LocalWork):
     rate_units: bool = bounded(False)
 
     @property
-    def unit(self) -> float:
-        """What an update's trained values are sent in multiples of."""
-        return (self.rate_units and self.plan.reach) or 1.0
+    def units(self) -> LocalPlan | None:
+        """The plan in whose reaches the update's trained values are sent; None: as they are."""
+        return self.plan if self.rate_units else None
 
     @property
     def plan(self) -> LocalPlan:

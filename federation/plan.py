@@ -15,7 +15,7 @@ BUILT_IN: Final = (SGD, "adamw", "muon")  # `optimizers.py` has them
 SCHEDULES: Final = ("constant", "linear", "cosine", "wsd")
 NOT_SENT: Final = ("final_rate", "proximal_mu")  # which the request says in its own way
 REACHING: Final = ("adamw", "muon")  # whose steps are as long as the rate, whatever the gradient
-REACH: Final = 1.5  # times the sum of the rates: room for values that move the same way in all steps
+MARGIN: Final = 1.25
 MUON_MOMENTUM: Final = 0.95  # Jordan 2024
 
 
@@ -78,14 +78,25 @@ class LocalPlan:
         return self.learning_rate + (self.final_rate - self.learning_rate) * (step + 0.5) / steps
 
     @property
-    def reach(self) -> float:
-        """How far the learning rates let a value move in the round, about: known before any record is read.
+    def bounded(self) -> bool:
+        """Whether it is known before any record is read how far a value may move: by steps as long as their rate.
 
-        A step of AdamW moves it by little more than the rate, one of Muon by a fifth of it on the root mean square
-        (`optimizers.py`), so this holds for both; weight decay comes on top. 0 where no such bound is known: other
-        optimizers move by as much as the gradient says, and epochs take as many steps as there are records.
+        Other optimizers move by as much as the gradient says, and epochs take as many steps as there are records.
         """
-        return REACH * self.local_steps * self.mean_rate if self.optimizer in REACHING else 0.0
+        return self.optimizer in REACHING and self.local_steps > 0
+
+    def reach(self, shape: tuple[int, ...]) -> float:
+        """How far values of a tensor of `shape` move in the round, about; weight decay comes on top.
+
+        A step of AdamW moves a value by its rate at most (Kingma and Ba 2015, arXiv:1412.6980, section 2.1), but where
+        gradients are rare. One of Muon has a root mean square of a fifth of the rate, and of √(long side / short side)
+        as much where few rows of a long matrix have a gradient, as in an embedding; five times that are room enough.
+        """
+        moved = self.local_steps * self.mean_rate
+        if self.optimizer == "muon" and len(shape) > 1:
+            sides = shape[0], math.prod(shape[1:])
+            return moved * math.sqrt(max(sides) / max(1, min(sides)))
+        return MARGIN * moved
 
     @property
     def mean_rate(self) -> float:

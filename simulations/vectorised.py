@@ -409,7 +409,7 @@ class VectorisedAggregation:
         total.participants = [node for node in total.participants if node not in total.refused]
         if total.count:
             mean = (summed / total.count).astype(np.float32)
-            total.mean = mean if request.unit == 1.0 else mean / np.float32(request.unit)
+            total.mean = self._task.layout.sent(mean, request.model, request.units) if request.units else mean
 
     def _evaluate(
         self, request: TrainRequest | EvaluateRequest, cohort: Cohort, parts: Sequence[Indices]

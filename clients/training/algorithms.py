@@ -51,7 +51,7 @@ class Learner(LocalTraining):
             _require_finite(learned)
         except TrainingError as error:
             return replace(self.nothing(request, state), evaluation=evaluation, cut=cut, failed=str(error))
-        return replace(learned, cut=cut, update=self.task.layout.sent(learned.update, request.model, request.unit))
+        return replace(learned, cut=cut, update=self.task.layout.sent(learned.update, request.model, request.units))
 
     def nothing(self, request: TrainRequest, state: Vector | None = None) -> Learned:
         """What an institution that did not move has learnt, without an evaluation."""
@@ -73,7 +73,7 @@ class Learner(LocalTraining):
         if (
             isinstance(request, TrainRequest)
             and request.rate_units
-            and (not request.plan.reach or algorithm is not FEDAVG)
+            and (not request.plan.bounded or algorithm is not FEDAVG)
         ):
             raise ConfigError(f"'{request.optimizer}' under '{request.algorithm}' has no rate units")
         if reason := algorithm.refusal(self.task.layout):

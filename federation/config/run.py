@@ -142,7 +142,7 @@ def _of_training(config: Config) -> Iterator[str]:
     end = 0.0 if task.scheduled else 1.0  # some other rate than at the start
     if reason := strategy.algorithm.why_not(task.plan(1.0, end)):
         yield f"strategy {reason}"
-    if strategy.rate_units and (not task.plan().reach or gradient or strategy.algorithm.local != FEDAVG.local):
+    if strategy.rate_units and (not task.plan().bounded or gradient or strategy.algorithm.local != FEDAVG.local):
         yield (
             "strategy.rate_units divides by what a known number of steps may move a value: take task.optimizer="
             f"{' or '.join(REACHING)}, task.local_steps, and a strategy whose institutions train as under fedavg"

@@ -23,11 +23,12 @@ from sovfed.federation.tasks.trees import mapped
 from sovfed.federation.vectors import MAX_PARAMETERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
     from torch import Tensor
 
+    from sovfed.federation.plan import LocalPlan
     from sovfed.federation.tasks.trees import Tree
     from sovfed.federation.vectors import Vector
 
@@ -122,29 +123,37 @@ class Layout:
             mask[block.place] = block.name in names
         return mask
 
-    def sent(self, update: Vector, model: Vector, unit: float = 1.0) -> Vector:
-        """`update` (shape [d]) as it travels: what is trained in multiples of `unit`, running statistics of `reach`.
+    def sent(self, update: Vector, model: Vector, units: LocalPlan | None = None) -> Vector:
+        """`update` (shape [d]) as it travels: trained tensors in multiples of how far `units` lets them move.
 
-        Those are cut to ±1: a variance of thousands would be cut to the clip that is meant for weights' updates, or
-        shrink them with it.
+        Running statistics travel in multiples of how far they may, cut to ±1: a variance of thousands would be cut to
+        the clip that is meant for weights' updates, or shrink them with it.
         """
-        return self._rescaled(update, 1.0 / unit, lambda part: np.clip(part / self._reach(model), -1.0, 1.0))
+        factors = [] if units is None else [(block.place, 1.0 / units.reach(block.shape)) for block in self._trained]
+        return self._rescaled(update, factors, lambda part: np.clip(part / self._reach(model), -1.0, 1.0))
 
-    def received(self, update: Vector, model: Vector, unit: float = 1.0) -> Vector:
+    def received(self, update: Vector, model: Vector, units: LocalPlan | None = None) -> Vector:
         """The inverse of `sent`, of a mean as well: `model` is public."""
-        return self._rescaled(update, unit, lambda part: part * self._reach(model))
+        factors = [] if units is None else [(block.place, units.reach(block.shape)) for block in self._trained]
+        return self._rescaled(update, factors, lambda part: part * self._reach(model))
+
+    @property
+    def _trained(self) -> Iterator[Part]:
+        return (block for block in self.parts if block.trained)
 
     def _reach(self, model: Vector) -> Vector:
         """How far each running statistic may move in a round: it may become nine times what it is."""
         reach: Vector = np.float32(8.0) * np.maximum(np.float32(1.0), np.abs(model[self.trained :]))
         return reach
 
-    def _rescaled(self, update: Vector, factor: float, change: Callable[[Vector], Vector]) -> Vector:
-        if self.trained == self.size and factor == 1.0:
+    def _rescaled(
+        self, update: Vector, factors: Sequence[tuple[slice, float]], change: Callable[[Vector], Vector]
+    ) -> Vector:
+        if self.trained == self.size and not factors:
             return update
         changed = update.copy()
-        if factor != 1.0:
-            changed[: self.trained] *= np.float32(factor)
+        for place, factor in factors:
+            changed[place] *= np.float32(factor)
         changed[self.trained : self.size] = change(update[self.trained : self.size])
         return changed
 

@@ -154,7 +154,7 @@ class Rounds:
             if isinstance(self.optimizer, Combining):
                 update = self.optimizer.combine(number, total, len(self.connected()))
             if self.task.build is not None:
-                update = self.task.layout.received(update, self.model, request.unit)
+                update = self.task.layout.received(update, self.model, request.units)
         else:
             total, story = self._collect(f"round {number}", self.plan.request(self.run, number, self.model), 0)
             update = self.plan.mean_update(total, number)

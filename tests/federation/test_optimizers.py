@@ -329,3 +329,24 @@ def test_an_optimizer_of_an_installed_package_is_found_and_stacks(
     finally:
         plugins._installed.cache_clear()
     torch.testing.assert_close(mine[0], torch.tensor([[0.85, -0.85], [1.8, -0.2]]))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("rows", [2048, 100, 10])
+def test_values_stay_within_the_reach_that_is_known_beforehand(optimizer: str, rows: int) -> None:
+    """Also of a matrix of which few rows have a gradient, as of an embedding."""
+    plan = LocalPlan(
+        optimizer=optimizer, local_steps=8, learning_rate=0.01, final_rate=0.002, momentum=0.95, nesterov=True
+    )
+    generator = torch.Generator().manual_seed(rows)
+    shapes = [(2048, 64), (64, 64), (16, 3, 3, 3), (64,)]
+    values = [torch.randn(shape, generator=generator) for shape in shapes]
+    before, stepper = [value.clone() for value in values], make(plan)
+    state, slope = stepper.init(values), [torch.randn(shape, generator=generator) for shape in shapes]
+    for step in range(8):
+        gradients = [torch.randn(shape, generator=generator) + one for shape, one in zip(shapes, slope, strict=True)]
+        gradients[0][torch.randperm(2048, generator=generator)[rows:]] = 0.0
+        stepper.step(values, gradients, state, plan.rate(step, 8))
+    moved = [float((value - old).abs().max()) / plan.reach(shape)
+             for value, old, shape in zip(values, before, shapes, strict=True)]  # fmt: skip
+    assert max(moved) <= 1.0 and min(moved) > 0.02, moved
