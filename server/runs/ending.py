@@ -39,6 +39,7 @@ def ending(summary: dict[str, Any], folder: Path, model: str, option: str = "") 
         return lines
     lines.append(f"model: {folder / MODEL}, card: {folder / CARD}")
     if recipients := summary.get("delivered_to"):
-        lines.append(f"delivered to {len(recipients)} institutions, who measure it with `sovfed client model evaluate`")
+        measured = "sovfed client model evaluate RUN"
+        lines.append(f"delivered to {len(recipients)} institutions, who measure it with `{measured}`")
     lines.append(f"next: sovfed model predict {shlex.quote(model)} FILE.csv{option}")
     return lines
