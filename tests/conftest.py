@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import shutil
@@ -30,6 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("deploy") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(DEPLOY_TIMEOUT_S))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kept_modules() -> None:
+    """What was imported stays, so nobody looks through it for garbage: Flower would, each time it hands out arrays."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
