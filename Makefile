@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 PROTOS := $(wildcard federation/wire/*.proto)
+DEPLOY = $(shell grep -rl 'mark\.deploy' tests --include='test_*.py')
 .DEFAULT_GOAL := help
 .PHONY: help demo test check docs mutants gpu proto clean
 
@@ -14,7 +15,7 @@ demo: $(STAMP) ## a whole federation on this machine: authority, agency, four in
 
 test: check ## the checks, then every test
 	$(BIN)/pytest -n 2 -m "not deploy"
-	$(BIN)/pytest -n 2 --dist loadfile -m deploy
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m deploy $(DEPLOY)
 
 check: $(STAMP) ## lint, format, types, and who may import whom
 	$(BIN)/ruff check .

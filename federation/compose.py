@@ -317,7 +317,8 @@ def _origins(
     config: Config, choices: Mapping[str, str], overridden: Mapping[str, str], folders: Sequence[Path]
 ) -> dict[str, str]:
     """Who chose each key; later sources win, as in the defaults list: groups, config.yaml, experiment, overrides."""
-    options = {group: f"{group}/{option}.yaml" for group, option in choices.items() if group in groups(folders)}
+    known = groups(folders)
+    options = {group: f"{group}/{option}.yaml" for group, option in choices.items() if group in known}
     experiment = options.pop("experiment", None)
     files = [(f"{group}.", file) for group, file in options.items()] + [("", "config.yaml")]
     if experiment:

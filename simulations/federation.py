@@ -149,11 +149,13 @@ def simulate_population(
 @contextmanager
 def _kept_heap() -> Iterator[None]:
     """What is there already, modules above all, is not searched for garbage again and again meanwhile."""
+    kept = gc.get_freeze_count() > 0  # by whoever calls us, who goes on with it
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not kept:
+            gc.unfreeze()
 
 
 def _told(run: Callable[[], Outcome], failures: Failures) -> Outcome:

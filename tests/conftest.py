@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import shutil
@@ -17,19 +18,44 @@ from sovfed.federation.host.quiet import be_quiet
 HOME = Path(tempfile.mkdtemp(prefix="sovfed-tests-"))
 APART = "SOVFED_TESTS_APART"
 DEPLOY_TIMEOUT_S = 400  # a federation of seventeen processes starts, runs and stops, on two busy cores too
+# The longest files of real processes: begun first, none of them is left to one core at the end.
+LONGEST = (
+    "test_own_task", "test_faults", "test_seam", "test_orders", "test_join", "test_task_package", "test_supernode",
+    "test_deploy", "test_isolation", "test_hangs", "test_chaos", "test_presence", "test_privacy", "test_executor",
+    "test_secure_aggregation", "test_crash", "test_simulation", "test_rounds", "test_superlink", "test_seeing",
+)  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
     be_quiet(HOME)
     os.environ["MPLBACKEND"] = "Agg"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests and processes share the cores: threads would spin for them
     sys.addaudithook(_refuse_outside)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of real processes have longer: what they wait for ends first, and says what it waited for."""
+    """Tests of real processes have longer: what they wait for ends first, and says what it waited for.
+
+    The longest of them begin.
+    """
     for item in items:
         if item.get_closest_marker("deploy") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(DEPLOY_TIMEOUT_S))
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    """A test's turn: files without real processes as they come, then the longest, then the others."""
+    if not item.get_closest_marker("deploy"):
+        return -1
+    return LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kept_modules() -> None:
+    """What was imported stays, so nobody looks through it for garbage: Flower would, each time it hands out arrays."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:

@@ -144,8 +144,10 @@ def cli(debug: bool) -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code that this module's docstring gives."""
+    from sovfed.federation.host.heap import leave_at_once
     from sovfed.federation.host.quiet import be_quiet
 
+    leave_at_once()
     be_quiet()  # before flwr, mlflow or ray is imported
     _speak_any_encoding()
     arguments = list(sys.argv[1:] if args is None else args)

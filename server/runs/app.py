@@ -32,6 +32,7 @@ from sovfed.federation.errors import (
     SovfedError,
     TrainingError,
 )
+from sovfed.federation.host.heap import keep_loaded, leave_at_once
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.pulse import Pulse
 from sovfed.federation.secagg.files import FollowingIdentity
@@ -221,6 +222,7 @@ def main() -> int:
     parser.add_argument("--spare", action="store_true", help="import all first, and then wait for the task")
     args = parser.parse_args()
     os.umask(0o077)
+    leave_at_once()
     line = wait_for_task() if args.spare else sys.stdin.readline()
     if not line:
         return 0
@@ -228,6 +230,7 @@ def main() -> int:
     if args.spare:
         write_output_to(Path(task["log"]))
     log_to_stderr(_log_form(args.home))
+    keep_loaded()
     return run(args.home, args.port, task["token"], lambda grid, context, spec: serve_run(grid, spec, args.home))
 
 

@@ -42,10 +42,11 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFedera
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = RUN_TIMEOUT_S) -> None:
-    deadline = time.monotonic() + timeout_s
+    deadline, pause = time.monotonic() + timeout_s, 0.05
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.05)
+        time.sleep(pause)
+        pause = min(1.1 * pause, 0.3)  # each look reads all rounds, and the processes looked at need the processor
 
 
 def wait_for_run(federation: LocalFederation, name: str, timeout_s: float = RUN_TIMEOUT_S) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def superlink_argv(home: Path, config: ServerConfig) -> list[str]:
     return [sys.executable, "-m", "sovfed.server.network.superlink", "--home", str(home), "--config", str(settings)]
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 40.0, what: str = "the condition") -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 120.0, what: str = "the condition") -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

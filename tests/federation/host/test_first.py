@@ -10,7 +10,13 @@ import sys
 
 import pytest
 
-RUN = "import sys; from sovfed.federation.host.first import run; sys.exit(run(sys.argv[1:]))"
+RUN = """
+import signal, sys
+from sovfed.federation.host.first import run
+for number in (signal.SIGINT, signal.SIGHUP):  # which a job in the background ignores, and all that it starts
+    signal.signal(number, signal.SIG_DFL)
+sys.exit(run(sys.argv[1:]))
+"""
 
 
 def start(*argv: str, apart: bool = False) -> subprocess.Popen[str]:

@@ -20,10 +20,7 @@ from sovfed.federation.models.saved import LoadedModel, load_model, save_model
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.registry import add
 
-pytestmark = [
-    pytest.mark.apart,
-    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # torch's and onnx's own
-]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # torch's and onnx's own
 PLAIN = """
 import sys, json, numpy, torch
 arrays = numpy.load(sys.argv[2])
@@ -33,6 +30,7 @@ print(json.dumps([found.tolist(), sorted(name for name in sys.modules if name.st
 
 
 def loaded(folder: Path, task: Task) -> LoadedModel:
+    folder.mkdir(exist_ok=True)
     save_model(folder, task, *model_of(task), RUN)
     return load_model(folder)
 
@@ -50,6 +48,7 @@ def expected(model: LoadedModel, table: dict[str, np.ndarray]) -> np.ndarray:
     return np.stack([found[f"probability_{word}"] for word in model.facts.classes], 1)
 
 
+@pytest.mark.apart
 def test_torch_alone_runs_the_program(tmp_path: Path) -> None:
     """In a process that never imports sovfed."""
     model, table = loaded(tmp_path, BINARY), raw(BINARY)
@@ -65,19 +64,20 @@ def test_torch_alone_runs_the_program(tmp_path: Path) -> None:
     assert json.loads(said["model.json"])["task"]["digest"] == BINARY.digest
 
 
-@pytest.mark.parametrize("name", ["several", "buffers"])
-def test_onnx_gives_the_same_for_any_number_of_records(tmp_path: Path, name: str) -> None:
+@pytest.mark.apart
+def test_onnx_gives_the_same_for_any_number_of_records(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model, table = loaded(tmp_path, TASKS[name]), raw(TASKS[name])
-    to_onnx(model, tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    assert [given.name for given in session.get_inputs()] == ["numbers", "codes"]
-    for rows in (slice(None), slice(1)):
-        given = {"numbers": table[".numbers"][rows], "codes": table[".codes"][rows].astype(np.int64)}
-        (found,) = session.run(["prediction"], given)
-        np.testing.assert_allclose(found, expected(model, table)[rows], rtol=1e-4, atol=1e-6)
-    assert json.loads(session.get_modelmeta().custom_metadata_map["sovfed"])["run"]["name"] == "study-1"
+    for name in ("several", "buffers"):
+        model, table = loaded(tmp_path / name, TASKS[name]), raw(TASKS[name])
+        to_onnx(model, tmp_path / f"{name}.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
+        assert [given.name for given in session.get_inputs()] == ["numbers", "codes"]
+        for rows in (slice(None), slice(1)):
+            given = {"numbers": table[".numbers"][rows], "codes": table[".codes"][rows].astype(np.int64)}
+            (found,) = session.run(["prediction"], given)
+            np.testing.assert_allclose(found, expected(model, table)[rows], rtol=1e-4, atol=1e-6)
+        assert json.loads(session.get_modelmeta().custom_metadata_map["sovfed"])["run"]["name"] == "study-1"
 
 
 class Untraceable(nn.Linear):
@@ -85,6 +85,7 @@ class Untraceable(nn.Linear):
         return super().forward(x) * (2.0 if x.sum().item() > 0 else 1.0)
 
 
+@pytest.mark.apart
 def test_what_cannot_be_traced_is_one_line(tmp_path: Path) -> None:
     task = add(replace(BINARY, name="t_untraceable", build=lambda: Untraceable(12, 1), code="1"))
     with pytest.raises(ConfigError, match="'t_untraceable' cannot be exported"):

@@ -60,6 +60,7 @@ def test_records_are_read_out_of_a_secure_sum_unless_it_is_private() -> None:
     assert private.recovered == 0
 
 
+@pytest.mark.timeout(300)  # dozens of models
 def test_members_are_found_by_lira_but_not_in_a_private_model() -> None:
     plain, wrong = audit_membership(models=24)
     assert (plain.persons, wrong.persons, plain.bound) == ("as they are", "mislabelled", 1.0)
@@ -72,6 +73,7 @@ def test_members_are_found_by_lira_but_not_in_a_private_model() -> None:
         assert private.lira.auc < 0.6
 
 
+@pytest.mark.timeout(300)  # dozens of models
 def test_a_model_with_too_little_noise_is_found() -> None:
     _, wrong = audit_membership(40.0, models=24, claimed=1.0)
     assert wrong.contradicted
