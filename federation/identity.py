@@ -305,24 +305,31 @@ def lists_of(pem: bytes, roots: Sequence[x509.Certificate], now: datetime) -> di
     One of a root that is not trusted here (any more, or yet) is left out. Raises IdentityError if one does not hold, or
     none is left.
     """
-    lists = [parse_crl(part + _CRL_END, "revocation list") for part in pem.split(_CRL_END)[:-1]] or [
-        parse_crl(pem, "revocation list")
-    ]
-    held = {}
+    lists, held = parse_crls(pem, "revocation list"), {}
     for root in roots:
-        for crl in lists:
-            key = root.public_key()
-            if (
-                isinstance(key, ec.EllipticCurvePublicKey)
-                and crl.issuer == root.subject
-                and crl.is_signature_valid(key)
-            ):
-                check_crl(crl, root, now)
-                held[certificate_fingerprint(root)] = crl
+        if (crl := crl_of(root, lists)) is not None:
+            check_crl(crl, root, now)
+            held[certificate_fingerprint(root)] = crl
     if not held:
         check_crl(lists[0], roots[0], now)
         raise IdentityError("revocation list: of no root that is trusted here")
     return held
+
+
+def parse_crls(pem: bytes, where: str) -> list[x509.CertificateRevocationList]:
+    """The lists in `pem`, at least one: two while one root takes over from another. IdentityError names `where`."""
+    return [parse_crl(part + _CRL_END, where) for part in pem.split(_CRL_END)[:-1]] or [parse_crl(pem, where)]
+
+
+def crl_of(
+    root: x509.Certificate, lists: Sequence[x509.CertificateRevocationList]
+) -> x509.CertificateRevocationList | None:
+    """The last of `lists` that `root` signed, stale or not; None if it signed none."""
+    key = root.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        return None
+    signed = [crl for crl in lists if crl.issuer == root.subject and crl.is_signature_valid(key)]
+    return signed[-1] if signed else None
 
 
 def certificate_fingerprint(certificate: x509.Certificate) -> str:

@@ -14,7 +14,7 @@ from sovfed.federation.archive import zipped
 from sovfed.federation.certificates import InstitutionNames, ServerNames
 from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical, listed
-from sovfed.federation.identity import issuer_of, parse_crl, verify_lapsed
+from sovfed.federation.identity import crl_of, issuer_of, parse_crls, verify_lapsed
 from sovfed.federation.release import lineage, sealed
 from sovfed.federation.release.agreement import (
     BILL,
@@ -167,18 +167,19 @@ def signers(
 
 def _require_not_revoked(der: bytes, roots: Sequence[x509.Certificate], pem: bytes, name: str) -> None:
     """Raise EvidenceError if the list that came with the release, which is as old as it, revokes the certificate."""
-    root, crl = issuer_of(der, roots), parse_crl(pem, REVOKED)
-    if crl.issuer != root.subject or not crl.is_signature_valid(root.public_key()):  # type: ignore[arg-type]
-        raise IdentityError(f"{REVOKED}: not signed by the authority")
+    crl = crl_of(issuer_of(der, roots), parse_crls(pem, REVOKED))
+    if crl is None:
+        raise IdentityError(f"{REVOKED}: not signed by the authority that certified {name}")
     if crl.get_revoked_certificate_by_serial_number(x509.load_der_x509_certificate(der).serial_number) is not None:
         raise IdentityError(f"the certificate of {name} was revoked when the release was made")
 
 
 def require_of_its_day(envelope: sealed.Envelope, revoked: bytes, log: Lineage) -> None:
     """Raise EvidenceError unless list and certificates held on the day of the release, which cosigners have seen."""
-    day, crl = released_on(log), parse_crl(revoked, REVOKED)
-    if day < crl.last_update_utc - SKEW or (crl.next_update_utc is not None and day > crl.next_update_utc + SKEW):
-        raise EvidenceError(f"{REVOKED}: not the list that was in force when the log says that it was released")
+    day = released_on(log)
+    for crl in parse_crls(revoked, REVOKED):
+        if day < crl.last_update_utc - SKEW or (crl.next_update_utc is not None and day > crl.next_update_utc + SKEW):
+            raise EvidenceError(f"{REVOKED}: not the list that was in force when the log says that it was released")
     for signed in envelope.signatures:
         end = x509.load_der_x509_certificate(signed.certificate).not_valid_after_utc
         if end < day - SKEW:

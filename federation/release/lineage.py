@@ -16,7 +16,7 @@ from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, read_voucher
 from sovfed.federation.evidence.notes import check_cosignature, check_note, read_checkpoint
 from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.evidence.witness import holding_cosignatures
-from sovfed.federation.identity import issuer_of, load_roots, parse_crl
+from sovfed.federation.identity import crl_of, issuer_of, load_roots, parse_crls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -137,11 +137,11 @@ def is_revoked(voucher: Voucher, roots: Sequence[x509.Certificate], pem: bytes) 
 
 
 def revoked_at(der: bytes, roots: Sequence[x509.Certificate], pem: bytes) -> datetime | None:
-    """When `pem`, if it is the list of the root that signed the certificate `der`, has revoked that; None if not."""
-    root, crl = issuer_of(der, roots), parse_crl(pem, "revocation list")
-    serial = x509.load_der_x509_certificate(der).serial_number
-    if crl.issuer != root.subject or not crl.is_signature_valid(root.public_key()):  # type: ignore[arg-type]
+    """When the list in `pem` of the root that signed the certificate `der` revoked that; None if none did."""
+    crl = crl_of(issuer_of(der, roots), parse_crls(pem, "revocation list"))
+    if crl is None:
         return None
+    serial = x509.load_der_x509_certificate(der).serial_number
     entry = crl.get_revoked_certificate_by_serial_number(serial)
     return None if entry is None else entry.revocation_date_utc
 

@@ -210,13 +210,13 @@ def _spread(by_institution: Mapping[str, Mapping[str, float]]) -> dict[str, dict
 
 
 def revoked(home: Path, certificate: bytes) -> bytes:
-    """The list in force of the root that signed the agency's certificate."""
+    """The lists in force, of each root that is trusted: that of the agency's own certificate must be there."""
     roots = load_roots(home / "identity" / "root.pem")
     lists = lists_of(read_bounded(home / "identity" / "crl.pem"), roots, datetime.now(UTC))
     root = certificate_fingerprint(issuer_of(certificate, roots))
     if root not in lists:
         raise EvidenceError("there is no revocation list of the root that signed the agency's certificate")
-    return to_pem(lists[root])
+    return b"".join(map(to_pem, lists.values()))
 
 
 def _wait(home: Path, size: int, expected: set[str], wait_s: float) -> None:

@@ -1,0 +1,37 @@
+"""While one root of the authority takes over from another, a release may bear signatures under both."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from tests.lane_fixture import Authority
+
+from sovfed.federation.certificates import InstitutionNames, ServerNames
+from sovfed.federation.errors import IdentityError
+from sovfed.federation.identity import load_roots
+from sovfed.federation.release import sealed
+from sovfed.federation.release.checking import signers
+
+
+def test_each_signature_is_held_to_the_list_of_its_own_root(tmp_path: Path) -> None:
+    """Seen by reading: an institution that had renewed under the new root spoilt every release."""
+    now = datetime.now(UTC)
+    former, following = Authority(now), Authority(now)
+    agency, hospital = tmp_path / "agency", tmp_path / "hospital"
+    former.write(agency, ServerNames(("agency.example",)))
+    certificate = following.write(hospital, InstitutionNames("hospital-1", "ab" * 32))
+    envelope = sealed.Envelope(b"{}", tuple(sealed.sign(b"{}", home) for home in (agency, hospital)))
+    both = tmp_path / "roots.pem"
+    both.write_bytes(b"".join((home / "identity" / "root.pem").read_bytes() for home in (hospital, agency)))
+    roots, lists = load_roots(both), [(home / "identity" / "crl.pem").read_bytes() for home in (agency, hospital)]
+
+    assert signers(envelope, roots, b"".join(lists)) == (("agency.example",), ("hospital-1",))
+    assert signers(envelope, roots, b"".join(lists[::-1])) == (("agency.example",), ("hospital-1",))
+    for one in lists:
+        with pytest.raises(IdentityError, match="not signed by the authority that certified"):
+            signers(envelope, roots, one)
+    following.revoke(hospital, certificate.serial_number)
+    with pytest.raises(IdentityError, match="hospital-1 was revoked"):
+        signers(envelope, roots, lists[0] + (hospital / "identity" / "crl.pem").read_bytes())
