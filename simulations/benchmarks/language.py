@@ -68,6 +68,7 @@ RINGS: Final[dict[str, dict[str, Any]]] = {
     "8 bits": {"secagg": "compact", "secagg.bits": 8, "secagg.max_error": 100, **SCALED},
 }
 QUICK_RINGS: Final = ("32 bits", "16 bits")
+FITTED: Final = {"secagg": "compact", "strategy.rate_units": True}  # 16 bits for local steps
 LOCAL_STEPS: Final = (1, 2, 5, 10)
 OUTSIDE: Final[dict[str, dict[str, Any]]] = {
     "FedAvg": {"strategy": "fedavg"},
@@ -187,7 +188,7 @@ def _more_local_steps(bench: Bench) -> dict[str, float]:
     federated = bench.rows[1]["bits_per_byte"]
     return {
         f"{name.lower()}_h{steps}_over_federated": bench.train(
-            f"{name}, H = {steps}", bench.sites, {**PLAN, **outside, "secagg": "full", "task.local_steps": steps},
+            f"{name}, H = {steps}", bench.sites, {**PLAN, **outside, **FITTED, "task.local_steps": steps},
             max(2, bench.rounds // steps), steps,
         ).metrics["bits_per_byte"] / federated
         for name, outside in OUTSIDE.items() for steps in LOCAL_STEPS
