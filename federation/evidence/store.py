@@ -44,7 +44,8 @@ def record(home: Path, kind: str, /, **fields: Any) -> int:
     One of a run, by its `name`, has the number of the entry of that run before it: who shows a run's entries to others
     can leave none out between two of them.
     """
-    signer = _signer(str(home), _stamps(home))
+    stamps = tuple(stamp(f"{home}/{name}") for name in SIGNED_BY)
+    signer = _signer(str(home)) if None in stamps else _same_signer(str(home), stamps)
     if signer is None:
         return -1
     origin, key = signer
@@ -60,15 +61,15 @@ def record(home: Path, kind: str, /, **fields: Any) -> int:
 
 
 @lru_cache(maxsize=8)
-def _signer(home: str, _: object) -> tuple[str, Ed25519PrivateKey] | None:
-    """Origin and key of the log, as the files of these `_stamps` have them; None before there is a certificate."""
+def _same_signer(home: str, _: object) -> tuple[str, Ed25519PrivateKey] | None:
+    """`_signer` of files with these stamps: reading and checking them costs more than an entry."""
+    return _signer(home)
+
+
+def _signer(home: str) -> tuple[str, Ed25519PrivateKey] | None:
+    """Origin and key of the home's log, made if there is none; None before there is a certificate."""
     voucher = establish(Path(home))
     return None if voucher is None else (voucher.origin, load_key(Path(home) / LOG_KEY))
-
-
-def _stamps(home: Path) -> tuple[tuple[int, int, int] | None, ...]:
-    """What changes with the home's certificate, and with its log's keys: reading them costs more than an entry."""
-    return tuple(stamp(f"{home}/{name}") for name in SIGNED_BY)
 
 
 def _linked(db: sqlite3.Connection, fields: dict[str, Any], seq: int) -> dict[str, Any]:
