@@ -16,7 +16,11 @@ def simulated(overrides: Sequence[str]) -> Config:
 
     Raises ConfigError, and DataError where nothing that can be read lies there.
     """
-    config = compose(overrides).config
+    return with_connector(compose(overrides).config)
+
+
+def with_connector(config: Config) -> Config:
+    """`config`, its data by the connector of what lies at data.path where none is named. Raises as `simulated`."""
     if config.data.source != AUTO:
         return config
     return dataclasses.replace(config, data=settled(config.data, configured_task(config.task).schema))

@@ -18,6 +18,7 @@ from sovfed.federation.messages import Sums, Vector
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.simulations.baselines import Comparison, compare
+from sovfed.simulations.configured import with_connector
 from sovfed.simulations.own_settings import natural_institutions, settings_file
 from sovfed.simulations.partition import Partition, make_partition
 
@@ -111,6 +112,7 @@ def wrong_data(population: Sequence[Institution], task: Task, first: DataError) 
 
 def sites(config: Config) -> list[DataConfig]:
     """One DataConfig per institution: the real ones that the source has records of, or shares of a simulated split."""
+    config = with_connector(config)
     if natural := natural_institutions(config.data):
         return natural
     names = [str(site) for site in range(config.simulation.institutions)]
