@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PREFIX: Final = "sovfed-simulation-"
+REMOVE_S: Final = 5.0
 
 
 @contextmanager
@@ -38,5 +40,7 @@ def run_folder(chosen: Path | None, beside: Path | None = None, *, resume: bool 
 def _remove_unless_worth(folder: Path) -> None:
     from sovfed.server.runs.curves import read_rounds
 
-    if not read_rounds(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+    deadline = time.monotonic() + REMOVE_S
+    while not read_rounds(folder) and folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)  # while a tracker's thread may be making its database in it
+        time.sleep(0.02)
