@@ -324,12 +324,12 @@ def parse_crls(pem: bytes, where: str) -> list[x509.CertificateRevocationList]:
 def crl_of(
     root: x509.Certificate, lists: Sequence[x509.CertificateRevocationList]
 ) -> x509.CertificateRevocationList | None:
-    """The last of `lists` that `root` signed, stale or not; None if it signed none."""
+    """The newest of `lists` that `root` signed, stale or not; None if it signed none."""
     key = root.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
         return None
     signed = [crl for crl in lists if crl.issuer == root.subject and crl.is_signature_valid(key)]
-    return signed[-1] if signed else None
+    return max(signed, key=lambda crl: crl.last_update_utc, default=None)
 
 
 def certificate_fingerprint(certificate: x509.Certificate) -> str:

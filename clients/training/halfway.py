@@ -62,7 +62,6 @@ class Halfway:
         """Put down a state in the place of the last."""
         from safetensors.torch import save_file
 
-        self._written = time.monotonic()
         try:
             private_directory(self._path.parent)
             with replacing(self._path) as draft:

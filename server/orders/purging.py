@@ -17,7 +17,7 @@ from sovfed.federation.text import NAME
 from sovfed.server.orders.making import read_order
 from sovfed.server.rounds.checkpoint import KEPT
 from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
-from sovfed.server.runs.folders import ACTIVE, STATE, is_held, read_state
+from sovfed.server.runs.folders import ACTIVE, BEGINNING, STATE, is_held, read_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ def purge(home: Path, permit: str, now: float) -> Receipt:
     if active := [run.name for run in runs if _goes_on(home, run)]:
         raise ConfigError(f"{', '.join(active)} goes on; `sovfed run stop` first: nothing was erased")
     erased = []
-    for path in (path for run in runs for path in (*run.glob(CHECKPOINT), *sorted((run / KEPT).glob("*.safetensors")))):
+    for path in (path for run in runs for path in _needed_no_more(run)):
         path.unlink()
         erased.append(str(path.relative_to(home)))
     names = tuple(run.name for run in runs)
@@ -53,6 +53,12 @@ def purge(home: Path, permit: str, now: float) -> Receipt:
     write_private(private_directory(home / FOLDER) / f"{permit}.json", json.dumps(asdict(receipt), indent=1).encode())
     tell(home, OrderEvent("purged", "", ", ".join(names)[:128]))
     return receipt
+
+
+def _needed_no_more(run: Path) -> Iterator[Path]:
+    """What only training reads: checkpoints, and the copy of the model that it began with."""
+    yield from (path for path in (run / CHECKPOINT, run / BEGINNING) if path.exists())
+    yield from sorted((run / KEPT).glob("*.safetensors"))
 
 
 def _under(home: Path, permit: str) -> Iterator[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,9 @@ def test_each_signature_is_held_to_the_list_of_its_own_root(tmp_path: Path) -> N
     for one in lists:
         with pytest.raises(IdentityError, match="not signed by the authority that certified"):
             signers(envelope, roots, one)
+    following.now += timedelta(minutes=1)
     following.revoke(hospital, certificate.serial_number)
     with pytest.raises(IdentityError, match="hospital-1 was revoked"):
         signers(envelope, roots, lists[0] + (hospital / "identity" / "crl.pem").read_bytes())
+    with pytest.raises(IdentityError, match="hospital-1 was revoked"):  # of two of one root the newest, in any order
+        signers(envelope, roots, (hospital / "identity" / "crl.pem").read_bytes() + lists[0] + lists[1])

@@ -22,7 +22,8 @@ from sovfed.server.runs.folders import STATE
 @pytest.fixture
 def federation(tmp_path: Path) -> Released:
     made = finished_run(tmp_path, "order.permit=p-12")
-    write_private(made.folder / "checkpoint.safetensors", b"x")
+    for name in ("checkpoint.safetensors", "start.safetensors"):
+        write_private(made.folder / name, b"x")
     write_private(private_directory(made.folder / "before") / "2.safetensors", b"x")
     return made
 
@@ -36,7 +37,9 @@ def test_checkpoints_of_a_permit_go_and_the_model_stays(federation: Released) ->
     path = home / "receipts" / "p-12.json"
     receipt = read_receipt(path.read_bytes(), federation.roots)
     assert receipt.runs == (RUN,) and receipt.institution == "sovfed/agency/localhost"
-    assert receipt.erased == (f"runs/{RUN}/checkpoint.safetensors", f"runs/{RUN}/before/2.safetensors")
+    assert receipt.erased == tuple(
+        f"runs/{RUN}/{name}" for name in ("checkpoint.safetensors", "start.safetensors", "before/2.safetensors")
+    )
     told = CliRunner().invoke(verify, [str(path), "--root", str(root)])
     assert "signed by sovfed/agency/localhost" in told.output and "remains  what institutions hold" in told.output
     assert next(LogReader(home).newest())["event"] == "purged"
