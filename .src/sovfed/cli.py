@@ -142,37 +142,41 @@ def cli(debug: bool) -> None:
     """Train one model across institutions that keep their records at home."""
 
 
-def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit with the code that this module's docstring gives."""
-    from sovfed.federation.host.heap import leave_at_once
+def main() -> NoReturn:
+    """The script `sovfed`: run this process's command line and end with the code that this module's docstring gives."""
+    from sovfed.federation.host.leaving import leave
+
+    leave(lambda: run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; its exit code."""
     from sovfed.federation.host.quiet import be_quiet
 
-    leave_at_once()
     be_quiet()  # before flwr, mlflow or ray is imported
     _speak_any_encoding()
-    arguments = list(sys.argv[1:] if args is None else args)
     try:
-        sys.exit(_run(arguments))
+        return _run(arguments)
     except SovfedError as error:
         if "--debug" in arguments:
             traceback.print_exc()
         click.echo(f"error: {visible(str(error), keep=NEWLINE)}", err=True)
-        sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1))
+        return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
     except OSError as error:  # a folder without permission, a full disk: the operator's to mend, not a bug to report
         if "--debug" in arguments:
             traceback.print_exc()
         reason = error.strerror or str(error) or type(error).__name__
         message = f"{reason}: {error.filename}" if error.filename else reason
         click.echo(f"error: {visible(message)}", err=True)
-        sys.exit(1)
+        return 1
     except ModuleNotFoundError as error:
         if "--debug" in arguments or not (message := _advice(error, arguments)):
             raise
         click.echo(f"error: {message}", err=True)
-        sys.exit(EXIT_CODES[ConfigError])
+        return EXIT_CODES[ConfigError]
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
 
 
 def _speak_any_encoding() -> None:
@@ -191,9 +195,9 @@ def _advice(error: ModuleNotFoundError, given: Sequence[str]) -> str:
     return advice(error.name or "", EXTRAS.get(command, ""))
 
 
-def _run(args: list[str]) -> int:
+def _run(args: Sequence[str]) -> int:
     try:
-        result = cli.main(args=args, prog_name="sovfed", standalone_mode=False)
+        result = cli.main(args=list(args), prog_name="sovfed", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -20,7 +20,7 @@ from sovfed.federation.errors import ConfigError, SovfedError
 from sovfed.federation.files import write_private
 from sovfed.federation.host import landlock
 from sovfed.federation.host.apart import MIB, Bounds, run_apart
-from sovfed.federation.host.heap import leave_at_once
+from sovfed.federation.host.leaving import leave
 from sovfed.federation.host.processes import die_with_parent
 from sovfed.federation.host.sandbox import seal, system_rules
 from sovfed.federation.schema import bind, bounded, choice
@@ -114,7 +114,6 @@ def _take_folder(source: Path, out: Path) -> None:
 def main() -> int:
     """Seal this process and print, or write, what standard input asks for."""
     die_with_parent()
-    leave_at_once()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the task's code prints is no prediction
     try:
@@ -178,4 +177,4 @@ def _with_own(loaded: LoadedModel, state: Path, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

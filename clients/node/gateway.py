@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from sovfed.clients.home.folder import RUNTIME_SECRET, TASK_SECRET
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ConfigError, SovfedError
 from sovfed.federation.host.begin import begin
+from sovfed.federation.host.leaving import leave
 from sovfed.federation.host.processes import exit_code
 from sovfed.federation.host.pulse import Pulse, pulse_file
 from sovfed.federation.host.settings import passed_settings
@@ -115,4 +115,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -26,6 +26,7 @@ from sovfed.federation.errors import ServiceError, SovfedError
 from sovfed.federation.files import private_directory
 from sovfed.federation.host import landlock, sandbox, settings
 from sovfed.federation.host.landlock import DEVICE, LISTEN, READ, WRITE, Rule
+from sovfed.federation.host.leaving import leave
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -171,4 +172,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

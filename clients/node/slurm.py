@@ -26,6 +26,7 @@ from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory
 from sovfed.federation.host.begin import begin
+from sovfed.federation.host.leaving import leave
 from sovfed.federation.host.processes import exit_code
 from sovfed.federation.host.quiet import python_command
 from sovfed.federation.host.settings import passed_settings
@@ -196,4 +197,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -34,6 +34,7 @@ from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import NotValidNowError, ProtocolError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_private
 from sovfed.federation.host.begin import begin
+from sovfed.federation.host.leaving import leave
 from sovfed.federation.host.processes import exit_code
 from sovfed.federation.host.pulse import LOOP_S, Pulse, pulse_file
 from sovfed.federation.host.settings import passed_settings
@@ -395,4 +396,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -35,6 +35,7 @@ from sovfed.federation.config import BAD_ROWS, ClientConfig
 from sovfed.federation.errors import PolicyError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory
 from sovfed.federation.host.begin import begin
+from sovfed.federation.host.leaving import leave
 from sovfed.federation.host.processes import exit_code
 from sovfed.federation.host.pulse import Beat, Pulse, pulse_file
 from sovfed.federation.host.sandbox import Isolation, reaches_network
@@ -239,4 +240,4 @@ def _prepare(trainer: TrainerService, allowed: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

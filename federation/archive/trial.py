@@ -18,7 +18,7 @@ from sovfed.federation.archive.manifest import Tensor, Tried
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
 from sovfed.federation.host import landlock
 from sovfed.federation.host.apart import MIB, Bounds, Completed, run_apart
-from sovfed.federation.host.heap import leave_at_once
+from sovfed.federation.host.leaving import leave
 from sovfed.federation.host.processes import die_with_parent
 from sovfed.federation.host.sandbox import reaches_network, seal, system_rules
 from sovfed.federation.schema import bind, bounded
@@ -134,7 +134,6 @@ def _settings(task: Task) -> dict[str, str]:
 def main() -> int:
     """Seal this process, load the task that standard input names, and describe it on standard output."""
     die_with_parent()
-    leave_at_once()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the task's code prints is no answer
     request = json.loads(sys.stdin.buffer.read())
@@ -162,4 +161,4 @@ def _tried(folder: Path, digests: Mapping[str, str], entry: str) -> dict[str, An
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -6,7 +6,6 @@ import argparse
 import os
 from pathlib import Path
 
-from sovfed.federation.host.heap import leave_at_once
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent
 from sovfed.federation.host.quiet import be_quiet
@@ -19,7 +18,6 @@ def begin(description: str, arguments: list[str] | None = None) -> tuple[Path, P
     Ends the process with exit code 2 where `arguments`, by default the command line's, are others.
     """
     die_with_parent()
-    leave_at_once()
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--config", type=Path, required=True, help="private file with its settings as JSON")

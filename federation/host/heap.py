@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 
 
@@ -13,8 +12,3 @@ def keep_loaded() -> None:
     institution's arrays.
     """
     gc.freeze()
-
-
-def leave_at_once() -> None:
-    """Have this process end without searching for garbage: all its memory goes with it. A second, where torch is."""
-    atexit.register(gc.freeze)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import ConfigError, SovfedError
 from sovfed.federation.files import read_private
-from sovfed.federation.host.heap import leave_at_once
+from sovfed.federation.host.leaving import leave
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent, exit_code
 from sovfed.federation.host.quiet import be_quiet
@@ -108,7 +108,6 @@ def serve(home: Path, config: ServerConfig, ready: Callable[[str], None] = lambd
 def main(arguments: list[str] | None = None) -> int:
     """Serve as a child of `sovfed server up`; its exit codes are `exit_code`'s."""
     die_with_parent()
-    leave_at_once()
     parser = argparse.ArgumentParser(description="the agency's console")
     parser.add_argument("--home", type=Path, required=True)
     options = parser.parse_args(arguments)
@@ -125,4 +124,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

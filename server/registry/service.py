@@ -33,6 +33,7 @@ from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import IdentityError, NotValidNowError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded
 from sovfed.federation.host.begin import begin
+from sovfed.federation.host.leaving import leave
 from sovfed.federation.host.pulse import LOOP_S, Beat, Pulse, beating, pulse_file
 from sovfed.federation.host.settings import passed_settings
 from sovfed.federation.host.status import WAITS
@@ -347,4 +348,4 @@ def _private_umask() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

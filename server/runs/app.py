@@ -32,7 +32,8 @@ from sovfed.federation.errors import (
     SovfedError,
     TrainingError,
 )
-from sovfed.federation.host.heap import keep_loaded, leave_at_once
+from sovfed.federation.host.heap import keep_loaded
+from sovfed.federation.host.leaving import leave
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.pulse import Pulse
 from sovfed.federation.secagg.files import FollowingIdentity
@@ -222,7 +223,6 @@ def main() -> int:
     parser.add_argument("--spare", action="store_true", help="import all first, and then wait for the task")
     args = parser.parse_args()
     os.umask(0o077)
-    leave_at_once()
     line = wait_for_task() if args.spare else sys.stdin.readline()
     if not line:
         return 0
@@ -235,4 +235,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Final, cast
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import SovfedError
 from sovfed.federation.host.begin import begin
+from sovfed.federation.host.leaving import leave
 from sovfed.federation.host.processes import exit_code
 from sovfed.federation.host.pulse import HANG_S, Pulse, pulse_file
 from sovfed.federation.host.quiet import TRACKING, python_command, quiet_environment
@@ -233,4 +234,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

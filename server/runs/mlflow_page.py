@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Final
 
-from sovfed.federation.host.heap import leave_at_once
+from sovfed.federation.host.leaving import leave
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent
 from sovfed.federation.host.quiet import be_quiet
@@ -38,7 +37,6 @@ def settings(home: Path) -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM."""
     die_with_parent()
-    leave_at_once()
     parser = argparse.ArgumentParser(description="MLflow's page behind a password")
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
@@ -65,4 +63,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -19,11 +19,9 @@ SRC = Path(__file__).parent.parent.parent / ".src"
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(args)
-    assert isinstance(caught.value.code, int)
+    code = cli.run(args)
     captured = capsys.readouterr()
-    return caught.value.code, captured.out, captured.err
+    return code, captured.out, captured.err
 
 
 @pytest.fixture

@@ -20,10 +20,7 @@ import sys
 from sovfed import cli
 shown = [["config", "show"], ["task", "list"], ["task", "show", "heart"]]
 for words in [*([name, "--help"] for name in {list(COMMANDS)!r}), *shown]:
-    try:
-        cli.main(words)
-    except SystemExit as end:
-        assert end.code == 0, (words, end.code)
+    assert cli.run(words) == 0, words
 print("ε ≤ 3 ✓ – ╭─╮ 日")
 """
     env = os.environ | {"PYTHONIOENCODING": encoding, "LC_ALL": "C"}

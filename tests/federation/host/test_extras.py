@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sovfed.cli import COMMANDS, EXTRAS, main
+from sovfed.cli import COMMANDS, EXTRAS, run
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.host import extras as module
 from sovfed.federation.host.doctor import packages
@@ -51,9 +51,7 @@ def test_a_command_without_its_extra_is_one_line_and_code_2(
     arguments: list[str], module: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # as Python sees what is not there
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    assert exit_.value.code == 2
+    assert run(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: this command needs `pip install 'sovfed[{extra}]'`") and error.count("\n") == 1
 
@@ -61,7 +59,7 @@ def test_a_command_without_its_extra_is_one_line_and_code_2(
 def test_a_module_of_our_own_that_is_missing_is_a_fault_and_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sovfed.federation.compose", None)
     with pytest.raises(ModuleNotFoundError):
-        main(["config", "show"])
+        run(["config", "show"])
 
 
 def test_what_is_required_beforehand_is_looked_for_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sovfed.cli import main
+from sovfed.cli import run
 from sovfed.federation.host.quiet import QUIET, REMOVED, TRACKING, be_quiet, python_command, quiet_environment
 
 
@@ -140,8 +140,7 @@ print(json.dumps([FLWR_TELEMETRY_ENABLED, FLWR_DISABLE_UPDATE_CHECK, FLWR_DISABL
 def test_the_command_line_is_quiet_before_it_does_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in QUIET:
         monkeypatch.setenv(name, "as it was")
-    with pytest.raises(SystemExit):
-        main(["--version"])
+    assert run(["--version"]) == 0
     assert {name: os.environ[name] for name in QUIET} == dict(QUIET)
 
 
@@ -149,7 +148,5 @@ def test_a_folder_that_cannot_be_written_is_an_error_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit) as caught:
-        main(["client", "init", "--home", str(tmp_path / "file" / "home")])
-    assert caught.value.code == 1
+    assert run(["client", "init", "--home", str(tmp_path / "file" / "home")]) == 1
     assert capsys.readouterr().err == f"error: Not a directory: {tmp_path / 'file' / 'home'}\n"
