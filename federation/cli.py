@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sovfed.federation.help import Group
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from sovfed.federation.compose import Composed
 
 
-@click.group()
+@click.group(cls=Group)
 def config() -> None:
     """Show the configuration and where each value comes from.
 

@@ -1,4 +1,4 @@
-"""Help that is whole on a terminal of 80 columns: what stands there as it was written is folded where it is wider."""
+"""Help that is whole: a group says what each command does, and no line is wider than a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 VERBATIM: Final = "\b"  # Click's mark of a paragraph that is not wrapped
 HANGING: Final = 4
 WORD: Final = "\x00"  # a blank at which nothing is folded
+SENTENCE: Final = 10_000  # characters: more than any command's first one has
 _QUOTED: Final = re.compile(r"\"[^\"]*\"|'[^']*'")
 _NOTED: Final = re.compile(r"( *)(\S.*?\S) {2,}(\S.*)")  # a command, a gap, and what it does
 
@@ -27,6 +28,27 @@ class FoldingFormatter(click.HelpFormatter):
                 lines = [lines[0], *(part for line in lines[1:] for part in folded(line, room))]
             paragraphs.append("\n".join(lines))
         super().write_text("\n\n".join(paragraphs))
+
+
+class Group(click.Group):
+    """Lists its commands with the whole first sentence of each, and says which one was meant by a wrong name."""
+
+    group_class = type  # groups within it are such groups too
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        listed = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(SENTENCE)) for name, command in listed if command])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        names = self.list_commands(ctx)
+        if args and args[0] not in names and not args[0].startswith("-"):
+            from sovfed.federation.schema import nearest
+
+            ctx.fail(f"No such command '{args[0]}'{nearest(args[0], names)}.")
+        return super().resolve_command(ctx, args)
 
 
 def folded(line: str, room: int) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Final
 
 import click
 
+from sovfed.federation.help import Group
 from sovfed.server.cli.home import HOME
 
 QUICK: Final = click.option("--quick", is_flag=True, help="Fewer cases or canaries: some seconds.")
@@ -18,7 +19,7 @@ RUN: Final = click.option("--run", default="", help="At this finished run's para
 MINUTES: Final = click.option("--minutes", type=click.FloatRange(min=0), help="Begin nothing after so many minutes.")
 
 
-@click.group()
+@click.group(cls=Group)
 def audit() -> None:
     """Attack the privacy claims of this installation, on this machine. Exits with 1 if a claim is contradicted.
 
@@ -69,7 +70,7 @@ def canary(
     ctx: click.Context, quick: bool, json_path: Path | None, run: str, home: Path, text: bool, data: Path | None,
     person: bool, goldfish: int | None,
 ) -> None:  # fmt: skip
-    """One-run audit (Steinke et al. 2023) with persons whose gradient lies in one coordinate.
+    """One-run audit of ε (Steinke, Nasr, Jagielski 2023) with persons whose gradient lies in one coordinate.
 
     --text: how well a language model knows lines that one institution holds 1, 4 and 16 times (exposure, Carlini et
     al. 2019), and how many it completes from their first half; with ε = 8 and without. Each copy is a document, so a

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import pytest
 
 from sovfed.cli import COMMANDS, cli
 
@@ -59,11 +60,21 @@ def test_what_is_missing_is_noticed() -> None:
 
 def test_every_command_has_examples_and_help_that_is_whole_at_80_columns() -> None:
     """README says so."""
-    without, wide = [], []
+    without, wide, cut = [], [], []
     for path, command in commands(cli):
         told = command.get_help(click.Context(command, info_name=path, terminal_width=80))
         shown = path if " log" not in path else path.replace("sovfed server", "sovfed client")
         if not re.search(rf"^ +(sudo )?({re.escape(path)}|{re.escape(shown)})( |$)", told, re.MULTILINE):
             without.append(path)
         wide += [line for line in told.splitlines() if len(line) > 80]
-    assert (without, wide) == ([], [])
+        listed = told.partition("\nCommands:\n")[2]
+        cut += [f"{path}: {line}" for line in listed.splitlines() if line.endswith(("...", "al."))]
+    assert (without, wide, cut) == ([], [], [])
+
+
+def test_a_wrong_command_of_any_group_is_told_the_right_one() -> None:
+    for path, command in commands(cli):
+        if isinstance(command, click.Group):
+            name = command.list_commands(click.Context(command))[0]
+            with pytest.raises(click.UsageError, match=rf"did you mean '{name}'"):
+                command.resolve_command(click.Context(command, info_name=path), [f"{name}x"])

@@ -27,7 +27,7 @@ from sovfed.federation.errors import (
     ServiceError,
     SovfedError,
 )
-from sovfed.federation.help import FoldingFormatter
+from sovfed.federation.help import FoldingFormatter, Group
 from sovfed.federation.text import in_other_words, visible
 
 EXIT_CODES: Final[dict[type[SovfedError], int]] = {
@@ -98,7 +98,7 @@ EXTRAS: Final[dict[str, str]] = {
 }
 
 
-class Root(click.Group):
+class Root(Group):
     """A group that lists its commands without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -110,15 +110,6 @@ class Root(click.Group):
         lazy = COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(lazy.module), lazy.attribute)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from sovfed.federation.schema import nearest
-
-            ctx.fail(f"No such command '{args[0]}'{nearest(args[0], COMMANDS)}.")
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

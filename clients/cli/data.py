@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from sovfed.federation.help import Group
 from sovfed.federation.text import ARCHIVE
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def check_data(ctx: click.Context, task: str, file: Path, settings: tuple[str, .
     ctx.exit(0 if result.usable else 1)
 
 
-@click.group()
+@click.group(cls=Group)
 def data() -> None:
     """List the sources that records can come from.
 

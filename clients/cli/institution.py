@@ -30,6 +30,7 @@ from sovfed.clients.cli.table import table
 from sovfed.clients.cli.task import task
 from sovfed.clients.cli.texts import data
 from sovfed.federation.evidence.cli import log_commands
+from sovfed.federation.help import Group
 from sovfed.federation.host.service_options import options as service_options
 from sovfed.federation.text import visible
 
@@ -47,7 +48,7 @@ WAIT: Final = click.option("--timeout", "timeout_s", default=600.0, show_default
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
-@click.group(name="client")
+@click.group(cls=Group, name="client")
 def cli() -> None:
     """Enrol and run an institution's node (hospital, ministry).
 

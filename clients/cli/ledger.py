@@ -13,6 +13,7 @@ import click
 from sovfed.clients.cli.home import HOME
 from sovfed.clients.cli.ledger_shown import day, draw, print_summary, summaries
 from sovfed.federation.errors import PrivacyError, SovfedError
+from sovfed.federation.help import Group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
-@click.group(name="ledger")
+@click.group(cls=Group, name="ledger")
 def ledger() -> None:
     """Show, verify, export and tidy the privacy ledger of this home's population, over all runs and years.
 

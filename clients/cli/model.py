@@ -12,6 +12,7 @@ import click
 
 from sovfed.clients.cli.home import HOME
 from sovfed.federation.errors import ConfigError, DataError, PolicyError
+from sovfed.federation.help import Group
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ ANY_VERSION: Final = click.option(
 MANY: Final = 20
 
 
-@click.group(name="model")
+@click.group(cls=Group, name="model")
 def model() -> None:
     """The federation's models, received here: files like the agency's own.
 

@@ -11,6 +11,7 @@ import click
 
 from sovfed.clients.cli.home import HOME
 from sovfed.federation.asking import ask_secret
+from sovfed.federation.help import Group
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ OFFICER: Final = click.option("--officer", default="", help="Who signs, where th
 ORDER: Final = click.argument("order")
 
 
-@click.group()
+@click.group(cls=Group)
 def orders() -> None:
     """What runs ask of this institution: read, sign or refuse it. Nothing is answered without that.
 

@@ -10,6 +10,7 @@ import click
 
 from sovfed.clients.cli.home import HOME
 from sovfed.federation.errors import DataError
+from sovfed.federation.help import Group
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 WHAT: Final = {"personal": "a model", "variate": "a control variate", "place": "a place, no model came"}
 
 
-@click.group(name="personal")
+@click.group(cls=Group, name="personal")
 def personal() -> None:
     """Personal models (strategy=ditto, fedbn, fedper): made here, kept here, never sent.
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from sovfed.clients.cli.home import HOME
+from sovfed.federation.help import Group
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group()
+@click.group(cls=Group)
 def release() -> None:
     """Declare what was trained on here, hold releases to this institution's own books, and sign them.
 

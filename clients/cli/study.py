@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from sovfed.clients.cli.home import HOME
+from sovfed.federation.help import Group
 from sovfed.federation.text import visible
 
 
-@click.group()
+@click.group(cls=Group)
 def study() -> None:
     """List, add and check studies: each has a task and its own records.
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sovfed.clients.cli.home import HOME
+from sovfed.federation.help import Group
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
     from sovfed.clients.statistics.sheets import KeptSheets
 
 
-@click.group(name="table")
+@click.group(cls=Group, name="table")
 def table() -> None:
     """Tables of statistics and of scores, signed by the agency and received here.
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from sovfed.clients.cli.home import HOME
+from sovfed.federation.help import Group
 from sovfed.federation.text import visible
 
 
-@click.group()
+@click.group(cls=Group)
 def task() -> None:
     """Look at, allow and list tasks that are a file (task.yaml, or an archive, .sovtask).
 

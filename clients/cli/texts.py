@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from sovfed.federation.help import Group
 
-@click.group()
+
+@click.group(cls=Group)
 def data() -> None:
     """Make an institution's texts ready for a language model.
 

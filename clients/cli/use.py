@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from sovfed.federation.errors import ConfigError, DataError
+from sovfed.federation.help import Group
 from sovfed.federation.host.homes import default_home
 from sovfed.federation.text import NAME, visible
 
@@ -29,7 +30,7 @@ ANY_VERSION: Final = click.option(
 )
 
 
-@click.group(name="model")
+@click.group(cls=Group, name="model")
 def cli() -> None:
     """Use a trained model. MODEL is a run's name, a run's folder, or a model.safetensors.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from sovfed.federation.help import Group
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def diff(old: Path, new: Path) -> None:
     _tell(lines or ["nothing differs but perhaps the signatures"])
 
 
-@click.group()
+@click.group(cls=Group)
 def signer() -> None:
     """Get a key to sign tasks with: the authority certifies it for you and your organisation.
 

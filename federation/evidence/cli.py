@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sovfed.federation.help import Group
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def log_commands(home_option: Callable[[Any], Any], role: str) -> click.Group:
     """The group `log` for homes of `role`, which `home_option` names."""
 
     @click.group(
+        cls=Group,
         name="log",
         epilog=f"""\b
 Examples:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import click
 
+from sovfed.federation.help import Group
+
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group()
+@click.group(cls=Group)
 def incident() -> None:
     """Tell a supervisory authority what happened, in a form that it can check without asking anybody.
 

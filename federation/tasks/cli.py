@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from sovfed.federation.help import Group
 from sovfed.federation.text import ARCHIVE
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ SUFFIXES: Final = (".yaml", ".yml")
 WORDS_SHOWN: Final = 6
 
 
-@click.group()
+@click.group(cls=Group)
 def task() -> None:
     """Propose, list, show and check tasks: what is learnt from which columns.
 

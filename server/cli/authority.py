@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from sovfed.federation.errors import IdentityError
+from sovfed.federation.help import Group
 from sovfed.federation.host.service_options import options as service_options
 
 ENVIRONMENT: Final = "SOVFED_AUTHORITY_PASSPHRASE"
@@ -29,7 +30,7 @@ PASSPHRASE: Final = click.option(
 FILE: Final = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.group(name="authority")
+@click.group(cls=Group, name="authority")
 def cli() -> None:
     """Sign, renew and revoke identities. Run it apart from the agency's server, best on a machine without a network.
 

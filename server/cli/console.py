@@ -10,10 +10,11 @@ import click
 
 from sovfed.federation.asking import ask_secret
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.help import Group
 from sovfed.server.cli.home import HOME
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.option("--port", type=click.IntRange(1, 65_535), help="Default: server.console_port, else 8448.")
 @HOME
 @click.pass_context

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
+from sovfed.federation.help import Group
 from sovfed.federation.metrics import TOLD
 from sovfed.federation.text import cell, visible
 from sovfed.server.cli.home import HOME, JSON, option
@@ -28,7 +29,7 @@ ENDED: Final = ("finished", "failed", "stopped")
 LOOK_S: Final = 5.0  # between two looks at whom a run waits for, where somebody follows it
 
 
-@click.group(name="run")
+@click.group(cls=Group, name="run")
 def cli() -> None:
     """Start, watch, stop and resume training runs. Run it on the agency's server, as the server's user.
 

@@ -12,6 +12,7 @@ import click
 
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.evidence.cli import log_commands
+from sovfed.federation.help import Group
 from sovfed.federation.host.service_options import options as service_options
 from sovfed.federation.text import visible
 from sovfed.server.cli.console import console
@@ -20,7 +21,7 @@ from sovfed.server.cli.home import HOME, JSON
 PEM: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group(name="server")
+@click.group(cls=Group, name="server")
 def cli() -> None:
     """Set up and run the agency's aggregation server.
 
