@@ -263,7 +263,9 @@ def _require_not_ended(name: str, answer: Answer, log: Lineage, ended: datetime)
         and entry["answers"].get(name, "") in ("", hashlib.sha256(answer.to_bytes()).hexdigest())
     ]  # fmt: skip
     if not noted or ended.timestamp() < noted[0]:
-        raise EvidenceError(f"{ANSWERS}: {name} was revoked, or its certificate had ended, before the log had its answer")
+        raise EvidenceError(
+            f"{ANSWERS}: {name} was revoked, or its certificate had ended, before the log had its answer"
+        )
 
 
 def _missing(answers: Mapping[str, Answer], predicate: Mapping[str, Any], order: RunOrder) -> tuple[str, ...]:
