@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -48,10 +49,22 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A draft for somebody to write that takes the place of `path` as the block ends, on disk before that returns.
+    """A draft for safetensors to write that takes the place of `path` as the block ends, on disk before that returns.
 
-    As with `write_private` readers see the old or the new, and only the owner reads it.
+    As with `write_private` readers see the old or the new, and only the owner reads it. What cannot be written, as on a
+    full disk, is an OSError, as with any file.
     """
+    from safetensors import SafetensorError
+
+    try:
+        with _replacing(path) as draft:
+            yield draft
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     draft = Path(name)
     try:
@@ -69,6 +82,15 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         os.close(handle)
     sync_folder(path.parent)
+
+
+def drafts(folder: Path, of: str = "") -> list[Path]:
+    """What processes that died while they were writing a file have left in `folder`: all, or those `of` that file.
+
+    safetensors names its own after no file: they are of any.
+    """
+    named = re.compile(rf"\.{re.escape(of) or '.+'}\.[a-z0-9_]{{8}}|\.tmp\w{{6}}")
+    return sorted(path for path in folder.glob(".*") if named.fullmatch(path.name) and path.is_file())
 
 
 def check_writable(*paths: Path | None) -> None:

@@ -324,12 +324,12 @@ def parse_crls(pem: bytes, where: str) -> list[x509.CertificateRevocationList]:
 def crl_of(
     root: x509.Certificate, lists: Sequence[x509.CertificateRevocationList]
 ) -> x509.CertificateRevocationList | None:
-    """The newest of `lists` that `root` signed, stale or not; None if it signed none."""
+    """The newest of `lists` that `root` signed, stale or not; None if it signed none. Raises IdentityError."""
     key = root.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
         return None
     signed = [crl for crl in lists if crl.issuer == root.subject and crl.is_signature_valid(key)]
-    return max(signed, key=lambda crl: crl.last_update_utc, default=None)
+    return max(signed, key=crl_number, default=None)
 
 
 def certificate_fingerprint(certificate: x509.Certificate) -> str:
@@ -394,14 +394,9 @@ def install_crl(identity: Path, pem: bytes, now: datetime | None = None) -> int:
 def _numbers(path: Path, roots: Sequence[x509.Certificate]) -> dict[str, int]:
     """The numbers of the lists in `path`, stale or not, by the fingerprint of the root."""
     pem = read_bounded(path) if path.exists() else b""
-    numbers = {}
-    for part in pem.split(_CRL_END)[:-1]:
-        crl = parse_crl(part + _CRL_END, str(path))
-        for root in roots:
-            key = root.public_key()
-            if isinstance(key, ec.EllipticCurvePublicKey) and crl.is_signature_valid(key):
-                numbers[certificate_fingerprint(root)] = crl_number(crl)
-    return numbers
+    lists = parse_crls(pem, str(path)) if _CRL_END in pem else []
+    newest = {certificate_fingerprint(root): crl_of(root, lists) for root in roots}
+    return {print_: crl_number(crl) for print_, crl in newest.items() if crl is not None}
 
 
 def crl_number(crl: x509.CertificateRevocationList) -> int:

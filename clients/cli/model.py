@@ -279,6 +279,7 @@ def _said(received: Received) -> dict[str, Any]:
         "task_digest": received.facts.task.digest,
         "rounds": received.facts.run.rounds,
         "privacy": None if privacy is None else dataclasses.asdict(privacy),
+        "started_from": received.facts.run.started_from or None,
         "sha256": received.sha256,
         "as_published": received.same,
         "path": str(received.path),
@@ -287,7 +288,8 @@ def _said(received: Received) -> dict[str, Any]:
 
 def _privacy(received: Received) -> str:
     privacy = received.facts.run.privacy
-    return "none" if privacy is None else f"{privacy.mechanism}, ε = {privacy.epsilon:.2f}"
+    further = ", trained further" if received.facts.run.started_from else ""
+    return ("none" if privacy is None else f"{privacy.mechanism}, ε = {privacy.epsilon:.2f}") + further
 
 
 def _same(received: Received) -> str:

@@ -163,6 +163,15 @@ def opt_out_stamp(config: DataConfig) -> object:
     return None if config.opt_out is None else (stamp(Path(config.opt_out).expanduser()),)
 
 
+def source_stamp(config: DataConfig) -> object:
+    """Changes when the list of persons who are left out does, or the table, or a file of the folder, of the records."""
+    if config.path is None:
+        return opt_out_stamp(config)
+    path = Path(config.path).expanduser()
+    files = tuple(stamp(file) for file in sorted(path.iterdir())) if path.is_dir() else ()
+    return opt_out_stamp(config), stamp(path), files
+
+
 def check_private_data(task: Task, config: DataConfig) -> None:
     """Raise PrivacyError unless the settings say who is a person; no record is read for it, of a table the header.
 

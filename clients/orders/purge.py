@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -10,9 +11,10 @@ from sovfed.clients.models.received import FOLDER as RECEIVED
 from sovfed.clients.orders.places import RECEIPTS
 from sovfed.clients.statistics.scores import scores_of
 from sovfed.clients.training.halfway import FILE as HALFWAY
+from sovfed.clients.training.personal import FOLDER as PERSONAL
 from sovfed.federation.errors import OrderError, ServiceError
-from sovfed.federation.files import write_private
-from sovfed.federation.host.status import read_status
+from sovfed.federation.files import drafts, write_private
+from sovfed.federation.host.status import supervising
 from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.receipts import Receipt
 from sovfed.federation.secagg.files import FOLDER as SECAGG
@@ -32,15 +34,25 @@ def purge(
 ) -> Receipt:
     """Erase what the runs under `permit` left, and write the receipt; no order under that permit is answered again.
 
-    `remove_personal` deletes a run's personal models. Raises ServiceError while the node is up: its memory holds keys.
+    `remove_personal` deletes a run's personal models. Raises ServiceError while the node is up: its memory holds keys;
+    and it comes up only once all is erased.
     """
-    if read_status(home) is not None:
-        raise ServiceError("the node is up, and holds keys in memory: `sovfed client down` first")
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(supervising(home, patience_s=0.5))
+        except ServiceError as error:
+            raise ServiceError("the node is up, and holds keys in memory: `sovfed client down` first") from error
+        return _purged(home, book, permit, identity, remove_personal, now)
+
+
+def _purged(
+    home: Path, book: OrderBook, permit: str, identity: Identity, remove_personal: Callable[[str], int], now: float
+) -> Receipt:
     bound = {run: entry for run, entry in book.runs().items() if entry.permit == permit}
     if not bound:
         raise OrderError(f"no run was ever answered here under permit '{permit[:64]}'")
     erased = [
-        *_sessions(home, bound), *_personal(bound, remove_personal), *_scores(home, bound), *_round_begun(home)
+        *_sessions(home, bound), *_personal(bound, remove_personal), *_scores(home, bound), *_unfinished(home)
     ]  # fmt: skip
     names = tuple(sorted({entry.name for entry in bound.values()}))
     institution = identity.verify(identity.certificate).institution
@@ -85,9 +97,10 @@ def _scores(home: Path, bound: Mapping[str, Bound]) -> Iterator[str]:
                 yield str(path.relative_to(home))
 
 
-def _round_begun(home: Path) -> Iterator[str]:
-    """Delete the state of a round that no trainer ended, whosever it is: such a round begins anew."""
-    path = home / HALFWAY
-    if path.exists():
+def _unfinished(home: Path) -> Iterator[str]:
+    """Delete what no trainer ended, whosever it is: the state of a round, which begins anew, and files half written."""
+    state = home / HALFWAY
+    folders = (home / SECAGG, home / PERSONAL, home / RECEIVED, state.parent)
+    for path in (*([state] if state.exists() else ()), *(draft for folder in folders for draft in drafts(folder))):
         path.unlink()
         yield str(path.relative_to(home))

@@ -101,11 +101,12 @@ class Loaded:
         from sovfed.clients.training.algorithms import Learner
         from sovfed.clients.training.model import FlatModel
 
+        source = None if self._halfway is None else self._halfway.source(task)
         records = self.read(task)
         learner = Learner(
             task, records, site=self._site(task), device=self._device, precision=self._precision,
             make_model=self._make_model or FlatModel, reproducible=self.reproducible, most_epochs=self._most_epochs,
-            halfway=self._halfway,
+            halfway=self._halfway, source=source,
         )  # fmt: skip
         log.info("task %s: %r on %s, %s", task.name, records, learner.device_name, self._precision)
         return learner

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sovfed.clients.data import source_stamp
 from sovfed.clients.home.packages import make_packages_known
 from sovfed.clients.home.policy import Policy, load_policy
 from sovfed.clients.models.received import FOLDER as RECEIVED
@@ -96,7 +97,8 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
             received=ReceivedModels(home / RECEIVED),
             sheets=KeptSheets(home / RECEIVED, home / "identity" / "root.pem"), most_epochs=policy.max_local_epochs,
             check_values=policy.check_values, check_run=and_room(policy.check_run, config.max_message_bytes),
-            put_aside=put_aside, orders=orders, evidence=evidence, halfway=Halfway(home / HALFWAY, config.halfway_s),
+            put_aside=put_aside, orders=orders, evidence=evidence,
+            halfway=Halfway(home / HALFWAY, config.halfway_s, lambda task: source_stamp(config.data_of(task))),
         )  # fmt: skip
         Shelf(home).make_known(policy.allows_own)
         make_packages_known(home, policy)

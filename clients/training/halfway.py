@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.codec import encode
-from sovfed.federation.files import private_directory, replacing
+from sovfed.federation.files import drafts, private_directory, replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from typing import TypeAlias
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sovfed.federation.messages import TrainRequest, Vector
+    from sovfed.federation.tasks import Task
 
     Kept: TypeAlias = tuple[int, dict[str, int], dict[str, Tensor]]  # steps to take, counts, tensors
 
@@ -35,10 +36,16 @@ KEY, COUNTS = "key", "counts"
 
 
 class Halfway:
-    """Keeps the state of a round in `path`, `every_s` seconds apart. What cannot be written or read is done without."""
+    """Keeps the state of a round in `path`, `every_s` seconds apart. What cannot be written or read is done without.
 
-    def __init__(self, path: Path, every_s: float) -> None:
-        self._path, self._every_s = path, every_s
+    `source` changes where the records of a task are others by now, whose round then begins anew. One process at a time
+    has the file: what a dead one was writing is removed.
+    """
+
+    def __init__(self, path: Path, every_s: float, source: Callable[[Task], object] = lambda _task: None) -> None:
+        self._path, self._every_s, self.source = path, every_s, source
+        for draft in drafts(path.parent, path.name):
+            draft.unlink(missing_ok=True)
         self._written = time.monotonic()
         self._there = path.exists()  # a dead trainer's
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sovfed import __version__
 from sovfed.clients.training.device import (
     OUT_OF_MEMORY,
     SMALL,
@@ -79,19 +80,20 @@ class LocalTraining:
         reproducible: bool = False,
         most_epochs: int | None = None,
         halfway: Halfway | None = None,
+        source: object = None,
     ) -> None:
         """`site` makes the order of this institution's records its own, and so does the sum that an update goes into.
 
         `reproducible` leaves the sum out of it. A round passes over the records `most_epochs` times at most, however
         many steps are asked for: to refuse would tell how many records there are. `halfway` keeps the state of a long
-        round. Raises ConfigError.
+        round; `source` is its word on where the records came from, at the moment they were read. Raises ConfigError.
         """
         if task.loss is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
         self.task, self.records, self.device = task, records, choose_device(device)
         self.precision = require_precision(precision)
         self._site, self._loss, self._reproducible, self._most_epochs = site, task.loss, reproducible, most_epochs
-        self._model, self._halfway = make_model(task, self.device), halfway
+        self._model, self._halfway, self._source = make_model(task, self.device), halfway, source
         self._feed: Feed | None = None
         self._most: int | None = None  # records at once of a step, and of an evaluation, since memory ran out
         self._most_evaluated = task.evaluation_batch
@@ -185,7 +187,7 @@ class LocalTraining:
             # For models with dropout. Off CUDA, torch.manual_seed would format and keep a stack trace each time.
             (torch.manual_seed if cards else torch.default_generator.manual_seed)(seed)
             pull = self._make_pull(request, correction, anchor)
-            about = (self._site, self.count, str(self.device), self.precision, seed)
+            about = (__version__, self._site, self.count, self._source, str(self.device), self.precision, seed)
             key = Key(request, about, (correction, anchor))
             return self._descend(request, feed, torch.Generator().manual_seed(seed), pull, key)
 

@@ -16,7 +16,7 @@ from sovfed.federation.certificates import (
 )
 from sovfed.federation.errors import ConfigError, IdentityError
 from sovfed.federation.files import private_directory, read_private, write_atomic, write_private
-from sovfed.federation.identity import Trust, check_crl, load_certificate, parse_certificate, parse_crl, to_der, to_pem
+from sovfed.federation.identity import Trust, lists_of, load_certificate, parse_certificate, to_der, to_pem
 from sovfed.federation.identity import verify_signer as verify
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def create_signer(home: Path, person: str, organisation: str) -> tuple[Path, str
 def install_signer(home: Path, certificate: bytes, root: bytes, crl: bytes, now: datetime) -> SignerIdentity:
     """Put certificate, root and revocation list (PEM) into `home` once they hold. Raises IdentityError."""
     leaf, authority = parse_certificate(certificate, "certificate"), parse_certificate(root, "root")
-    check_crl(parse_crl(crl, "revocation list"), authority, now)
+    lists_of(crl, (authority,), now)
     identity = verify(to_der(leaf), authority, now)
     if leaf.public_key() != _key(home).public_key():
         raise IdentityError(f"the certificate is for another key than {home / KEY}")

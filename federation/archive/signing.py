@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sovfed.federation.errors import ConfigError, IdentityError
-from sovfed.federation.identity import verify_signer
+from sovfed.federation.identity import issuer_of, verify_signer
 from sovfed.federation.schema import bind, bounded, choice
 from sovfed.federation.text import from_base64, to_base64
 
@@ -115,7 +115,7 @@ def _lapsed(der: bytes, trust: Trust, error: IdentityError) -> SignerIdentity:
     """The signer of a certificate that held until it ended or was revoked; raises `error` if it never did."""
     try:
         end = x509.load_der_x509_certificate(der).not_valid_after_utc
-        return verify_signer(der, trust.root, end - timedelta(seconds=1))
+        return verify_signer(der, issuer_of(der, trust.roots), end - timedelta(seconds=1))
     except (IdentityError, ValueError) as problem:
         raise error from problem
 

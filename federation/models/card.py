@@ -29,7 +29,7 @@ def to_html(facts: Facts, sha256: str, outside: Mapping[str, float] | None = Non
         digest=_safe(task.digest), sha256=_safe(sha256), run=_safe(run.name), date=_safe(run.date),
         purpose=_purpose(targets), data=_data(facts), rows="".join(map(_row, task.schema.columns[:MAX_ROWS])),
         more="" if len(task.schema.columns) <= MAX_ROWS else f"<p>… {len(task.schema.columns)} columns in all.</p>",
-        metrics=_metrics(facts, outside or {}), privacy=_privacy(run.privacy), parameters=f"{task.parameters:,}",
+        metrics=_metrics(facts, outside or {}), privacy=_privacy(run.privacy) + _further(run.started_from), parameters=f"{task.parameters:,}",
         rounds=run.rounds, strategy=_safe(run.strategy or "–"), sovfed=_safe(facts.sovfed), limits=_limits(facts),
         source=f"<p>Data: {_safe(task.citation)} {_safe(task.licence and f'({task.licence})')}</p>"
         if task.citation or task.licence else "",
@@ -99,6 +99,16 @@ def _privacy(privacy: Privacy | None) -> str:
         f"{_safe(privacy.mechanism)}. A test that wrongly accuses 1 % of those who did not take part finds at most "
         f"{100 * most:.1f} % of those who did. The statement (<code>privacy.html</code> beside this page) says what "
         "that means and what it does not.</p>"
+    )
+
+
+def _further(started_from: str) -> str:
+    """What a run that trained a model further promises nothing of."""
+    if not started_from:
+        return ""
+    return (
+        f"<p class=warning>It was trained further from another model, and this says nothing of the model with SHA-256 "
+        f"<code>{_safe(started_from)}</code>: whoever is in that one is in this one.</p>"
     )
 
 

@@ -47,6 +47,7 @@ class RunFacts:
     simulated: bool = bounded(False, doc="in one process, without institutions")
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     privacy: Privacy | None = None
+    started_from: str = bounded("", 0, 64, doc="SHA-256 of the model that was trained further, hexadecimal")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def facts_of(task: Task, scale: Sums, run: RunFacts, normalisation: str = OWN) -
 
 def to_json(facts: Facts, **more: str) -> str:
     """As text, with `more` beside it; `from_json` reads it again."""
-    fields = dataclasses.asdict(facts)
+    fields = _as_dict(facts)
     text = fields["task"].pop("text")
     return json.dumps({**fields, **({TEXT: text} if text else {}), **more}, indent=1, allow_nan=False) + "\n"
 
@@ -142,7 +143,7 @@ class _Message:
 
 def told(facts: Facts | Told) -> bytes:
     """The run and version of `facts` as JSON, for a message."""
-    return json.dumps(dataclasses.asdict(Told(facts.run, facts.sovfed)), allow_nan=False).encode()
+    return json.dumps(_as_dict(Told(facts.run, facts.sovfed)), allow_nan=False).encode()
 
 
 def from_told(content: bytes) -> Told:
@@ -161,6 +162,14 @@ def from_told(content: bytes) -> Told:
     if any(steers(metric) or len(metric) > MAX_METRIC_NAME for metric in read.run.metrics):
         raise ProtocolError("facts: a metric's name is too long or holds control characters")
     return read
+
+
+def _as_dict(facts: Facts | Told) -> dict[str, Any]:
+    """The fields; what the run began with only where that was a model: earlier versions know no such field."""
+    fields = dataclasses.asdict(facts)
+    if not facts.run.started_from:
+        del fields["run"]["started_from"]
+    return fields
 
 
 def _short(values: Any) -> tuple[float, ...]:

@@ -26,6 +26,7 @@ def require_agreement(files: Mapping[str, bytes], predicate: Mapping[str, Any], 
     """Raise EvidenceError unless statement, log and files say the same of the model with that SHA-256."""
     _ = log.unbroken  # raises where an entry is left out
     _same_model(predicate, log, digest)
+    _same_start(files, predicate, log)
     _same_run(predicate, log)
     _same_institutions(predicate, log)
     _same_unlearning(predicate, log)
@@ -41,6 +42,14 @@ def _same_model(predicate: Mapping[str, Any], log: Lineage, digest: str) -> None
         raise EvidenceError("the log does not say that this model was released")
     if models[-1]["of_round"] != predicate["model"]["round"] or models[-1]["rounds"] != predicate["run"]["rounds"]:
         raise EvidenceError("the log names another round of the model than the statement, or another number of them")
+
+
+def _same_start(files: Mapping[str, bytes], predicate: Mapping[str, Any], log: Lineage) -> None:
+    """Raise EvidenceError where log or card know of another model than the statement that the run began with."""
+    stated = predicate.get("started_from", "")
+    facts, logged = _read(files[FACTS], FACTS)["run"], log.of_kind("model")[-1]
+    if any(of.get("started_from", "") != stated for of in (facts, logged)):
+        raise EvidenceError("the log or the model's own facts name another model that the run began with, or none")
 
 
 def _same_run(predicate: Mapping[str, Any], log: Lineage) -> None:

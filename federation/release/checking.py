@@ -14,7 +14,7 @@ from sovfed.federation.archive import zipped
 from sovfed.federation.certificates import InstitutionNames, ServerNames
 from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical, listed
-from sovfed.federation.identity import crl_of, issuer_of, parse_crls, verify_lapsed
+from sovfed.federation.identity import parse_crls, verify_lapsed
 from sovfed.federation.release import lineage, sealed
 from sovfed.federation.release.agreement import (
     BILL,
@@ -167,10 +167,7 @@ def signers(
 
 def _require_not_revoked(der: bytes, roots: Sequence[x509.Certificate], pem: bytes, name: str) -> None:
     """Raise EvidenceError if the list that came with the release, which is as old as it, revokes the certificate."""
-    crl = crl_of(issuer_of(der, roots), parse_crls(pem, REVOKED))
-    if crl is None:
-        raise IdentityError(f"{REVOKED}: not signed by the authority that certified {name}")
-    if crl.get_revoked_certificate_by_serial_number(x509.load_der_x509_certificate(der).serial_number) is not None:
+    if lineage.revoked_at(der, roots, pem) is not None:
         raise IdentityError(f"the certificate of {name} was revoked when the release was made")
 
 

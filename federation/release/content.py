@@ -15,7 +15,7 @@ from sovfed.federation.content import ContentConfig
 from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.identity import verify_lapsed
-from sovfed.federation.release.lineage import revoked_at
+from sovfed.federation.release.lineage import ended_at
 from sovfed.federation.schema import bind, bounded, named
 from sovfed.federation.secagg.keys import check_signature, encode_fields, public_key
 
@@ -98,8 +98,7 @@ def check_content(
     for name, value in values.items():
         declaration = read_declaration(canonical(value), f"declaration of {name}")
         declaration.check(roots)
-        at = revoked_at(base64.b64decode(declaration.certificate), roots, revoked)
-        if at is not None and at.timestamp() < declaration.at:
+        if ended_at(base64.b64decode(declaration.certificate), roots, revoked).timestamp() < declaration.at:
             raise EvidenceError(f"{CONTENT}: {name} was revoked before it declared anything")
         if declaration.institution != name or declaration.order not in orders:
             raise EvidenceError(f"{CONTENT}: the declaration of {name} is another's, or of another run")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cryptography import x509
 
-from sovfed.federation.errors import EvidenceError
+from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.entries import BEFORE, canonical, read_entry
 from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, read_voucher
@@ -29,6 +29,7 @@ HEAD: Final = "log/checkpoint"
 KEYS: Final = "log/keys.json"
 ENTRIES: Final = "log/entries.json"
 COSIGNED: Final = "log/cosigned.json"
+LISTS: Final = "revocation list"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def check(
     """What the files of `show` say, once every proof and signature in them holds. Raises EvidenceError.
 
     `of` is whose log it must be: an origin, or what it begins with up to a slash. The cosignature of who is on the
-    list `revoked` (PEM) counts for nothing, and is in nobody's way.
+    lists `revoked` (PEM), or of whose root none is there, counts for nothing, and is in nobody's way.
     """
     voucher = read_voucher(files[KEYS])
     origin = voucher.check(roots)
@@ -126,24 +127,37 @@ def check(
             other.size, other.root, head.size, head.root, _hashes(cosigning["proof"])
         ):
             raise EvidenceError(f"what {name} has cosigned is another log than this one")
-        if not revoked or not is_revoked(witness, roots, revoked):
+        if not revoked or counts(witness, roots, revoked):
             cosigned[name.removeprefix(by)], times[name.removeprefix(by)] = other.size, at
     return Lineage(origin.removeprefix(AGENCY), head.size, tuple(entries), cosigned, tuple(seqs), head.root, times)
 
 
-def is_revoked(voucher: Voucher, roots: Sequence[x509.Certificate], pem: bytes) -> bool:
-    """Whether `pem`, if it is the list of the root that signed the voucher's certificate, revokes that one."""
-    return revoked_at(base64.b64decode(voucher.certificate, validate=True), roots, pem) is not None
+def counts(voucher: Voucher, roots: Sequence[x509.Certificate], pem: bytes) -> bool:
+    """Whether the list in `pem` of the root that signed the voucher's certificate is there, and does not revoke it."""
+    der = base64.b64decode(voucher.certificate, validate=True)
+    return crl_of(issuer_of(der, roots), parse_crls(pem, LISTS)) is not None and revoked_at(der, roots, pem) is None
 
 
 def revoked_at(der: bytes, roots: Sequence[x509.Certificate], pem: bytes) -> datetime | None:
-    """When the list in `pem` of the root that signed the certificate `der` revoked that; None if none did."""
-    crl = crl_of(issuer_of(der, roots), parse_crls(pem, "revocation list"))
+    """When the list in `pem` of the root that signed the certificate `der` revoked that; None if it did not.
+
+    Raises IdentityError without that list: one root's says nothing of whom the other certified.
+    """
+    crl = crl_of(issuer_of(der, roots), parse_crls(pem, LISTS))
+    certificate = x509.load_der_x509_certificate(der)
     if crl is None:
-        return None
-    serial = x509.load_der_x509_certificate(der).serial_number
-    entry = crl.get_revoked_certificate_by_serial_number(serial)
+        raise IdentityError(
+            f"no revocation list of the authority that certified {certificate.subject.rfc4514_string()}: it is needed "
+            "with whatever that one signed"
+        )
+    entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
     return None if entry is None else entry.revocation_date_utc
+
+
+def ended_at(der: bytes, roots: Sequence[x509.Certificate], pem: bytes) -> datetime:
+    """From when on the certificate `der` counts no more: `revoked_at`, or its end, after which no list names it."""
+    end = x509.load_der_x509_certificate(der).not_valid_after_utc
+    return min(revoked_at(der, roots, pem) or end, end)
 
 
 def _list(data: bytes) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from sovfed.federation.identity import issuer_of, verify_lapsed, verify_signer
 from sovfed.federation.orders.answers import CONSENTED, SIGNED, WITHDRAWN, read_answer
 from sovfed.federation.orders.order import DOMAIN, read_proposal
 from sovfed.federation.orders.shown import word
-from sovfed.federation.release.lineage import revoked_at
+from sovfed.federation.release.lineage import ended_at
 from sovfed.federation.secagg.keys import check_signature, public_key
 from sovfed.federation.text import from_base64
 
@@ -119,12 +119,12 @@ def check_orders(
     _require_allows(order, predicate)
     _require_logged(order, log)
     _require_in_time(order, log)
-    approvers = tuple(dict.fromkeys(_approver(approval, order.text, roots) for approval in proposal.approvals))
+    approvers, unproven = _approvers(proposal, log, roots, revoked)
     answers = _answers(files[ANSWERS], order, predicate, roots)
     unlogged = _require_answers_logged(files[ANSWERS], order, log)
     for name, answer in answers.items():
-        _require_not_revoked(name, answer, log, revoked_at(answer.certificate, roots, revoked))
-    missing = (*_missing(answers, predicate, order), *unlogged, *_earlier(order, log))
+        _require_not_ended(name, answer, log, ended_at(answer.certificate, roots, revoked))
+    missing = (*_missing(answers, predicate, order), *unproven, *unlogged, *_earlier(order, log))
     return Ordered(order, approvers, answers, missing)
 
 
@@ -177,6 +177,29 @@ def _earlier(order: RunOrder, log: Lineage) -> tuple[str, ...]:
     begun = [(values["kind"], values.get("event"), values.get("order")) for values in log.entries].index(proposed)
     count = sum(values["kind"] == "round" for values in log.entries[:begun])
     return (f"the order of {count} rounds that were made before this one was proposed",) if count else ()
+
+
+def _approvers(
+    proposal: Proposal, log: Lineage, roots: Sequence[x509.Certificate], revoked: bytes
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Who approved the order; and what is missing, where the log has an approval only after its certificate ended.
+
+    It may be by a key that was stolen since. One that the log has not, as it was made elsewhere, is of the release's day.
+    """
+    noted, gone = dict[str, int](), list[str]()
+    for entry in log.of_kind("order"):
+        if entry["event"] == "approved" and entry["order"] == proposal.order.digest:
+            noted.setdefault(entry["by"], entry["at"])
+    names = dict[str, None]()
+    for approval in proposal.approvals:
+        name = _approver(approval, proposal.order.text, roots)
+        ended = ended_at(from_base64(approval.certificate, "approval of the order", ConfigError), roots, revoked)
+        by = hashlib.sha256(approval.certificate.encode()).hexdigest()
+        if ended.timestamp() < noted.get(by, log.of_kind("release")[-1]["at"]):
+            gone.append(f"approval of the order by {name} from before their certificate was revoked or had ended")
+        else:
+            names[name] = None
+    return tuple(names), tuple(gone)
 
 
 def _approver(approval: Signature, text: bytes, roots: Sequence[x509.Certificate]) -> str:
@@ -232,15 +255,17 @@ def _require_answers_logged(data: bytes, order: RunOrder, log: Lineage) -> tuple
     return ()
 
 
-def _require_not_revoked(name: str, answer: Answer, log: Lineage, since: datetime | None) -> None:
-    """Raise EvidenceError if the log has the answer only after its institution's certificate was revoked, `since`."""
+def _require_not_ended(name: str, answer: Answer, log: Lineage, ended: datetime) -> None:
+    """Raise EvidenceError if the log has the answer only after its institution's certificate had `ended`."""
     noted = [
         entry["at"] for entry in log.of_kind("order")
         if entry["event"] == "answered" and entry["order"] == answer.order
         and entry["answers"].get(name, "") in ("", hashlib.sha256(answer.to_bytes()).hexdigest())
     ]  # fmt: skip
-    if since is not None and (not noted or since.timestamp() < noted[0]):
-        raise EvidenceError(f"{ANSWERS}: {name} was revoked before the log had its answer")
+    if not noted or ended.timestamp() < noted[0]:
+        raise EvidenceError(
+            f"{ANSWERS}: {name} was revoked, or its certificate had ended, before the log had its answer"
+        )
 
 
 def _missing(answers: Mapping[str, Answer], predicate: Mapping[str, Any], order: RunOrder) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import ConfigError, SovfedError
 from sovfed.federation.evidence.keys import own_origin
-from sovfed.federation.files import private_directory, write_private
+from sovfed.federation.files import drafts, private_directory, write_private
 from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.receipts import Receipt
 from sovfed.federation.secagg.files import load_identity
@@ -17,7 +17,8 @@ from sovfed.federation.text import NAME
 from sovfed.server.orders.making import read_order
 from sovfed.server.rounds.checkpoint import KEPT
 from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
-from sovfed.server.runs.folders import ACTIVE, BEGINNING, STATE, is_held, read_state
+from sovfed.server.rounds.stopping import BEST
+from sovfed.server.runs.folders import ACTIVE, BEGINNING, STATE, lock, read_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,12 +42,13 @@ def purge(home: Path, permit: str, now: float) -> Receipt:
     runs = [*_under(home, permit)]
     if not runs:
         raise ConfigError(f"no run here was proposed under permit '{permit}'")
-    if active := [run.name for run in runs if _goes_on(home, run)]:
-        raise ConfigError(f"{', '.join(active)} goes on; `sovfed run stop` first: nothing was erased")
-    erased = []
-    for path in (path for run in runs for path in _needed_no_more(run)):
-        path.unlink()
-        erased.append(str(path.relative_to(home)))
+    with contextlib.ExitStack() as held:  # no coordinator begins meanwhile
+        if active := [run.name for run in runs if _goes_on(home, run, held)]:
+            raise ConfigError(f"{', '.join(active)} goes on; `sovfed run stop` first: nothing was erased")
+        erased = []
+        for path in (path for run in runs for path in _needed_no_more(run)):
+            path.unlink()
+            erased.append(str(path.relative_to(home)))
     names = tuple(run.name for run in runs)
     receipt = Receipt(permit, own_origin(home), int(now), names, tuple(erased), REMAINS)
     receipt = receipt.signed(load_identity(home / "identity"))
@@ -56,9 +58,11 @@ def purge(home: Path, permit: str, now: float) -> Receipt:
 
 
 def _needed_no_more(run: Path) -> Iterator[Path]:
-    """What only training reads: checkpoints, and the copy of the model that it began with."""
-    yield from (path for path in (run / CHECKPOINT, run / BEGINNING) if path.exists())
+    """What only training reads: checkpoints, the best model, the copy of the one that it began with; halves of them."""
+    yield from (path for path in (run / CHECKPOINT, run / BEST, run / BEGINNING) if path.exists())
+    yield from drafts(run)
     yield from sorted((run / KEPT).glob("*.safetensors"))
+    yield from drafts(run / KEPT)
 
 
 def _under(home: Path, permit: str) -> Iterator[Path]:
@@ -69,5 +73,12 @@ def _under(home: Path, permit: str) -> Iterator[Path]:
                 yield folder
 
 
-def _goes_on(home: Path, run: Path) -> bool:
-    return is_held(run) or ((run / STATE).exists() and read_state(home, run.name)["status"] in ACTIVE)
+def _goes_on(home: Path, run: Path, held: contextlib.ExitStack) -> bool:
+    """Whether somebody has the run in hand, or will take it up; else it is `held`, and nobody can."""
+    from filelock import Timeout
+
+    try:
+        held.enter_context(lock(run).acquire(timeout=0.5))
+    except Timeout:
+        return True
+    return (run / STATE).exists() and read_state(home, run.name)["status"] in ACTIVE

@@ -11,7 +11,7 @@ from sovfed.federation.evidence.notes import read_checkpoint
 from sovfed.federation.evidence.store import LogReader, has_log
 from sovfed.federation.evidence.witness import holding_cosignatures
 from sovfed.federation.identity import load_roots
-from sovfed.federation.release.lineage import is_revoked
+from sovfed.federation.release.lineage import counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,5 +69,5 @@ def _lacks(demand: str, results: dict[str, dict[str, Any]], server: ServerConfig
 def _cosigners(home: Path, size: int, revoked: bytes) -> Iterator[str]:
     roots = load_roots(home / "identity" / "root.pem")
     for voucher, note in holding_cosignatures(home, roots):
-        if read_checkpoint(note).size >= size and not is_revoked(voucher, roots, revoked):
+        if read_checkpoint(note).size >= size and counts(voucher, roots, revoked):
             yield voucher.origin.rpartition("/")[2]

@@ -68,6 +68,7 @@ class RunLog:
         self._note(
             "model", sha256=summary["model_sha256"], rounds=summary["rounds"], of_round=summary["model_of_round"],
             institutions=listed(summary["institutions"]), delivered_to=listed(summary["delivered_to"]),
+            **({"started_from": begun} if (begun := summary.get("started_from_sha256")) else {}),
         )  # fmt: skip
 
     def end(self, status: str) -> None:

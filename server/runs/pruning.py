@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sovfed.federation.files import drafts
 from sovfed.server.rounds.checkpoint import KEPT
 from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
 from sovfed.server.runs.folders import STATE, is_held, read_state
@@ -30,8 +31,8 @@ def _unneeded(home: Path, before: float) -> Iterator[Path]:
         folder = state.parent
         said = read_state(home, folder.name)
         if said["status"] == "finished" and said["at"] < before and not is_held(folder):
-            yield from folder.glob(CHECKPOINT)
-            yield from (folder / KEPT).glob("*.safetensors")
+            yield from (*folder.glob(CHECKPOINT), *drafts(folder))
+            yield from (*(folder / KEPT).glob("*.safetensors"), *drafts(folder / KEPT))
     for log in sorted((home / "logs").glob("coordinator-*.log")):
         if log.stat().st_mtime < before:
             yield log

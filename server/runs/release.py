@@ -108,6 +108,7 @@ def run_facts(name: str, summary: dict[str, Any]) -> RunFacts:
         name=name[:200], rounds=summary["rounds"], strategy=summary["strategy"],
         date=datetime.now(UTC).date().isoformat(), institutions=tuple(map(str, summary["institutions"])),
         simulated=summary["transport"] in SIMULATED, metrics=dict(summary["metrics"]), privacy=privacy,
+        started_from=summary.get("started_from_sha256", ""),
     )  # fmt: skip
 
 

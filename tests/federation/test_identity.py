@@ -34,7 +34,7 @@ from sovfed.federation.certificates import (
 )
 from sovfed.federation.errors import IdentityError, ServiceError
 from sovfed.federation.files import private_directory, read_private, write_atomic, write_private
-from sovfed.federation.identity import Trust, install_crl, node_key_bytes, verify_peer, verify_server
+from sovfed.federation.identity import Trust, crl_of, install_crl, node_key_bytes, verify_peer, verify_server
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 HOSPITAL = InstitutionNames("hospital-1", "ab" * 32)
@@ -360,6 +360,31 @@ def test_trust_does_not_go_back_to_an_older_list(tmp_path: Path, authority: Auth
     write_atomic(tmp_path / "crl.pem", to_pem(authority.crl(number=4)))
     with pytest.raises(IdentityError, match="but 5 was seen before"):
         trust.verify(to_der(certificate))
+
+
+def test_an_old_list_in_the_new_one_s_file_opens_no_way_back(tmp_path: Path, authority: Authority) -> None:
+    """Who brings the lists, the agency, adds an old one behind the newest: from then on any since counted as newer."""
+    certificate = authority.leaf()
+    write_trust(tmp_path, authority, authority.crl())
+    newest, old, older = (
+        to_pem(authority.crl(*serials, number=number, now=NOW + timedelta(seconds=number)))
+        for number, serials in ((7, [certificate.serial_number]), (5, []), (3, []))
+    )
+    for both in (newest + older, older + newest):
+        write_trust(tmp_path, authority, authority.crl())
+        install_crl(tmp_path, both, NOW)
+        with pytest.raises(IdentityError, match="revocation list 5: 7 is already in place"):
+            install_crl(tmp_path, old, NOW)
+        with pytest.raises(IdentityError, match="revoked"):
+            Trust(tmp_path, lambda: NOW).verify(to_der(certificate))
+
+
+def test_of_two_lists_of_one_second_the_later_counts(authority: Authority) -> None:
+    """A list is renewed and somebody revoked within the second that a list tells."""
+    lists = [authority.crl(number=number) for number in (8, 9, 7)]
+
+    assert crl_of(authority.root, lists) == lists[1]
+    assert crl_of(authority.root, [authority.crl(number=2, now=NOW - timedelta(days=1)), *lists[2:]]) == lists[2]
 
 
 def test_trust_fails_closed_when_the_list_goes_stale_or_missing(tmp_path: Path, authority: Authority) -> None:

@@ -18,8 +18,9 @@ from sovfed.clients.orders.purge import purge, unpurged
 from sovfed.clients.orders.rules import DataPermit, OrderRules
 from sovfed.clients.statistics.scores import keep_score, scores_of
 from sovfed.clients.training.halfway import FILE as HALFWAY
-from sovfed.federation.errors import BoundError, EvidenceError, OrderError
+from sovfed.federation.errors import BoundError, EvidenceError, OrderError, ServiceError
 from sovfed.federation.files import private_directory, write_private
+from sovfed.federation.host.status import supervising
 from sovfed.federation.identity import load_roots
 from sovfed.federation.orders.receipts import Receipt, read_receipt
 from sovfed.federation.release.cli import verify
@@ -108,10 +109,31 @@ def test_the_own_scores_of_a_permit_s_evaluations_go_with_it(tmp_path: Path) -> 
     own, other = (scores_of(received.folder, "study", run) for run in ("7", "8"))
     assert own.exists() and other.exists()
     begun = private_directory((home / HALFWAY).parent) / (home / HALFWAY).name
-    begun.write_bytes(b"what a trainer had learnt in a round that it did not end")
+    half = begun.with_name(f".{begun.name}.x8_k2ab7")
+    for path in (begun, half):
+        path.write_bytes(b"what a trainer had learnt in a round that it did not end")
     receipt = purge(home, OrderBook(home), "p-1", load_identity(home / "identity"), lambda _run: 0, house.now)
     assert not own.exists() and other.exists() and f"received/{own.name}" in receipt.erased
-    assert not begun.exists() and HALFWAY in receipt.erased
+    assert not begun.exists() and not half.exists() and HALFWAY in receipt.erased and len(receipt.erased) == 3
+
+
+def test_nothing_is_purged_while_the_node_comes_up_or_goes_down_and_it_comes_up_after(tmp_path: Path) -> None:
+    """It has the lock and no status yet: its trainer had read the keys, and wrote what it had learnt after the receipt."""
+    house = House(tmp_path)
+    gate, home = house.gate("h1", OrderRules(), {"p-1": DataPermit(without_privacy=True)}), house.home("h1")
+    gate.consider(house.show(whole(CONFIG), house.proposal(whole(CONFIG), CONFIG, permit="p-1")))
+    arguments = home, OrderBook(home), "p-1", load_identity(home / "identity")
+    with supervising(home), pytest.raises(ServiceError, match="client down"):
+        purge(*arguments, lambda _run: 0, house.now)
+
+    def starting(_run: str) -> int:
+        with pytest.raises(ServiceError, match="in use"), supervising(home, 0.0):
+            pass
+        return 0
+
+    assert purge(*arguments, starting, house.now).permit == "p-1"
+    with supervising(home):
+        pass
 
 
 def test_a_permit_that_has_ended_is_told_until_it_is_purged(tmp_path: Path) -> None:

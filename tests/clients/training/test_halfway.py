@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from tests.records import in_memory
 from torch import Tensor, nn
 
-from sovfed.clients.data import load_records
+from sovfed.clients.data import load_records, source_stamp
 from sovfed.clients.training.algorithms import Learner
 from sovfed.clients.training.halfway import Halfway
 from sovfed.clients.training.local import LocalTraining
@@ -140,6 +141,57 @@ def test_a_disk_that_takes_nothing_stops_no_round(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         trainer(path).learn(request(), None).update, trainer(None).learn(request(), None).update
     )
+
+
+def test_a_disk_that_is_full_stops_no_round(tmp_path: Path) -> None:
+    """The library that writes tensors has an error of its own for it."""
+    path, (soft, hard) = tmp_path / "halfway.safetensors", resource.getrlimit(resource.RLIMIT_FSIZE)
+    expected = trainer(None).learn(request(), None).update
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        learned = trainer(path).learn(request(), None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    np.testing.assert_array_equal(learned.update, expected)
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_a_trainer_was_writing_as_it_was_killed_is_not_left(tmp_path: Path) -> None:
+    """Half of a model that nothing ever removed: of each kill another, until the disk was full."""
+    path = tmp_path / "halfway.safetensors"
+    for name in (".halfway.safetensors.k3_x9ab7", ".tmp5yezEK"):
+        (tmp_path / name).write_bytes(b"half of a model")
+    (tmp_path / "isolation.json").touch()
+    Halfway(path, 1e6)
+    assert [left.name for left in tmp_path.iterdir()] == ["isolation.json"]
+
+
+def test_a_round_begins_anew_where_the_records_are_others_by_now(tmp_path: Path) -> None:
+    """A person opts out while the trainer is down, and another is there again: as many records as before."""
+    path, opt_out = tmp_path / "halfway.safetensors", tmp_path / "opt-out.txt"
+    opt_out.write_text("ann")
+    config = DataConfig(path=str(tmp_path / "table.csv"), opt_out=str(opt_out))
+    kept = Halfway(path, 0.0, lambda _task: source_stamp(config))
+    for dies_after, changed in ((5, False), (2, True)):
+        learner = trainer(None, dies_after)
+        learner._halfway, learner._source = kept, kept.source(TASK)
+        opt_out.write_text("bob" if changed else "ann")  # while it trains on what it has read
+        with pytest.raises(Death):
+            learner.learn(request(), None)
+        again = Halfway(path, 1e6, kept.source)
+        held = Learner(TASK, RECORDS, site="0", device="cpu", halfway=again, source=again.source(TASK))
+        np.testing.assert_array_equal(held.learn(request(), None).update, trainer(None).learn(request(), None).update)
+        assert not path.exists()
+
+
+def test_what_of_a_source_is_looked_at(tmp_path: Path) -> None:
+    config = DataConfig(path=str(tmp_path), opt_out=str(tmp_path / "none.txt"))
+    seen = {source_stamp(DataConfig()), source_stamp(config)}
+    for name in ("a.csv", "none.txt"):
+        (tmp_path / name).write_text("x")
+        seen.add(source_stamp(config))
+    (tmp_path / "a.csv").write_text("xy")
+    assert source_stamp(config) not in seen and len(seen) == 4
 
 
 def test_warming_up_forgets_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.packages import make_signer
 from sovfed.federation.archive.archive import Archive
 from sovfed.federation.archive.packing import pack
 from sovfed.federation.archive.review import Rule, require_reviews, vouched
-from sovfed.federation.archive.signer import SigningKey, load_signer
+from sovfed.federation.archive.signer import SigningKey, install_signer, load_signer
 from sovfed.federation.archive.signing import PUBLISHER, REVIEWER
 from sovfed.federation.errors import IdentityError, PolicyError
 from sovfed.federation.identity import Trust
@@ -122,6 +122,34 @@ def test_who_was_revoked_no_longer_counts_and_the_others_do(
     authority.revoke(root, "pat", "signer")
     with pytest.raises(IdentityError, match=r"no publisher .*revoked"):
         vouched(archive, Trust(root))
+
+
+def test_who_signed_under_the_former_root_and_was_revoked_counts_no_longer_and_spoils_nothing(
+    packed: Archive, people: dict[str, SigningKey], root: Path, tmp_path: Path
+) -> None:
+    """One former reviewer could keep a task from every institution while one root took over from the other."""
+    archive = reviewed(packed, people, "ann", "bob")
+    former = (root / "root.pem").read_bytes()
+    authority.rotate(root)
+    authority.revoke(root, "bob", "signer")
+    trusting = tmp_path / "trusting"
+    trusting.mkdir()
+    (trusting / "root.pem").write_bytes((root / "root.pem").read_bytes() + former)
+    (trusting / "crl.pem").write_bytes((root / "crl.pem").read_bytes())
+
+    vouchers = vouched(archive, Trust(trusting))
+
+    assert [signer.person for signer in vouchers.reviewers] == ["ann"]
+    assert "bob of south: certificate" in vouchers.lapsed[0] and "revoked" in vouchers.lapsed[0]
+
+
+def test_a_signer_installs_the_lists_of_either_root(people: dict[str, SigningKey], root: Path, tmp_path: Path) -> None:
+    former, home = (root / "root.pem").read_bytes(), tmp_path / "signer-ann-north"
+    authority.rotate(root)
+    lists = (root / "crl.pem").read_bytes()
+
+    assert install_signer(home, (home / "cert.pem").read_bytes(), former, lists, datetime.now(UTC)).person == "ann"
+    assert load_signer(home).identity.person == "ann"
 
 
 def test_a_certificate_that_ended_counts_no_longer_until_its_owner_signs_again(

@@ -16,15 +16,20 @@ from sovfed.federation.orders.receipts import read_receipt
 from sovfed.federation.release.cli import verify
 from sovfed.server.cli.run import cli
 from sovfed.server.orders.purging import purge
-from sovfed.server.runs.folders import STATE
+from sovfed.server.runs.folders import STATE, lock
+
+ERASED = (
+    "checkpoint.safetensors", "best.safetensors", "start.safetensors", ".checkpoint.safetensors.ab3_k9x_",
+    ".tmp5yezEK", "before/2.safetensors", "before/.2.safetensors.ab3_k9x_",
+)  # fmt: skip
 
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Released:
     made = finished_run(tmp_path, "order.permit=p-12")
-    for name in ("checkpoint.safetensors", "start.safetensors"):
+    private_directory(made.folder / "before")
+    for name in ERASED:
         write_private(made.folder / name, b"x")
-    write_private(private_directory(made.folder / "before") / "2.safetensors", b"x")
     return made
 
 
@@ -37,9 +42,7 @@ def test_checkpoints_of_a_permit_go_and_the_model_stays(federation: Released) ->
     path = home / "receipts" / "p-12.json"
     receipt = read_receipt(path.read_bytes(), federation.roots)
     assert receipt.runs == (RUN,) and receipt.institution == "sovfed/agency/localhost"
-    assert receipt.erased == tuple(
-        f"runs/{RUN}/{name}" for name in ("checkpoint.safetensors", "start.safetensors", "before/2.safetensors")
-    )
+    assert receipt.erased == tuple(f"runs/{RUN}/{name}" for name in ERASED)
     told = CliRunner().invoke(verify, [str(path), "--root", str(root)])
     assert "signed by sovfed/agency/localhost" in told.output and "remains  what institutions hold" in told.output
     assert next(LogReader(home).newest())["event"] == "purged"
@@ -47,6 +50,15 @@ def test_checkpoints_of_a_permit_go_and_the_model_stays(federation: Released) ->
     for name, value in (("erased", []), ("institution", "localhost"), ("institution", "sovfed/agency/other")):
         with pytest.raises(EvidenceError):
             read_receipt(json.dumps({**values, name: value}).encode(), federation.roots)
+
+
+def test_nothing_is_erased_beneath_a_coordinator_and_none_begins_beneath_a_purge(federation: Released) -> None:
+    with lock(federation.folder), pytest.raises(ConfigError, match=f"{RUN} goes on"):
+        purge(federation.agency.home, "p-12", 1.0)
+    assert (federation.folder / "checkpoint.safetensors").exists()
+    purge(federation.agency.home, "p-12", 1.0)
+    with lock(federation.folder):
+        pass
 
 
 def test_nothing_is_erased_while_a_run_of_the_permit_goes_on(federation: Released) -> None:

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from tests.release_fixture import NAMES, ROUNDS, RUN, Released, finished_run, resealed, sealed_by_the_agency
@@ -22,17 +23,19 @@ from sovfed.federation.archive import zipped
 from sovfed.federation.errors import ConfigError, DataError, EvidenceError, PolicyError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.store import LogReader
+from sovfed.federation.files import write_private
 from sovfed.federation.identity import load_roots
 from sovfed.federation.release import lineage, sealed
 from sovfed.federation.release.agreement import MODEL
 from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, check_release, read_release, with_signature
 from sovfed.federation.release.standalone import write_verifier
+from sovfed.federation.tasks.registry import get_task
 from sovfed.server.registry import authority
 from sovfed.server.runs.certificate import release
 from sovfed.server.runs.folders import stored_config
 from sovfed.server.runs.gates import require_cosigners
 from sovfed.server.runs.logged import RunLog
-from sovfed.server.runs.release import FILES
+from sovfed.server.runs.release import DIGEST, FILES, SUMMARY, publish
 from sovfed.server.runs.tracking import Tracker, approve, tracking_uri
 
 FLIPS = 300
@@ -69,15 +72,25 @@ def _replaced(data: bytes, **files: bytes) -> bytes:
     return zipped.write({**entries, **files}, most=MAX_BYTES)
 
 
-@pytest.mark.usefixtures("bundle")
-def test_a_model_that_was_trained_further_says_what_its_promises_are_not_of(federation: Released) -> None:
-    from sovfed.server.runs import certificate, folders
+def test_a_model_that_was_trained_further_says_so_wherever_it_is_shown(federation: Released, tmp_path: Path) -> None:
+    """A private run that began with a model of bare records: its card promised ε, and its release could as well."""
+    copy, first = federation.copied(tmp_path / "copy"), "ab" * 32
+    summary = json.loads((copy.folder / SUMMARY).read_text()) | {"started_from_sha256": first}
+    task = get_task("digits_linear")
+    vector = np.linspace(-1, 1, task.parameters, dtype=np.float32)
+    private = summary | {"epsilon": 3.0, "delta": 1e-5, "privacy": {"mechanism": "distributed"}}
+    publish(copy.folder, task, vector, task.transform.public_scale, private)
+    assert f"says nothing of the model with SHA-256 <code>{first}" in (copy.folder / "model.html").read_text()
+    summary[DIGEST] = publish(copy.folder, task, vector, task.transform.public_scale, summary)
+    write_private(copy.folder / SUMMARY, json.dumps(summary).encode())
+    RunLog(copy.agency.home, RUN, "1").model(summary)
+    sealed_further = release(copy.agency.home, RUN, wait_s=0.0)
 
-    summary = folders.read_summary(federation.agency.home, RUN)
-    assert summary is not None
-    data = certificate._sealed(federation.agency.home, RUN, {**summary, "started_from_sha256": "ab" * 32})
-    holds = check_release(data, federation.roots).holds
-    assert any(f"trained further from the model with SHA-256 {'ab' * 32}" in line for line in holds)
+    holds = check_release(sealed_further, copy.roots).holds
+    assert any(f"trained further from the model with SHA-256 {first}" in line for line in holds)
+    for other in (None, "", "cd" * 32):
+        with pytest.raises(EvidenceError, match="began with"):
+            check_release(resealed(copy, sealed_further, started_from=other), copy.roots)
 
 
 def test_a_whole_release_holds_and_says_what_is_missing(federation: Released, bundle: bytes) -> None:

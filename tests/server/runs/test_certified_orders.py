@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from tests.packages import make_signer
 from tests.release_fixture import NAMES, RUN, Released, finished_run, resealed, verified_bare, word_of
 
 from sovfed.federation.archive import zipped
-from sovfed.federation.certificates import ServerNames, create_csr, key_from_pem, to_pem
+from sovfed.federation.certificates import (
+    ServerNames,
+    create_csr,
+    create_key,
+    key_from_pem,
+    key_to_pem,
+    make_crl,
+    sign_csr,
+    to_pem,
+)
 from sovfed.federation.errors import EvidenceError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.files import write_private
+from sovfed.federation.identity import crl_of, load_roots, parse_crls
 from sovfed.federation.orders.answers import SIGNED, Answer, create_officer, load_officer
+from sovfed.federation.orders.approving import approve as approved
 from sovfed.federation.orders.order import Proposal, RunOrder, read_proposal
-from sovfed.federation.release.checking import MAX_BYTES, check_release
+from sovfed.federation.release import lineage
+from sovfed.federation.release.checking import MAX_BYTES, REVOKED, check_release
 from sovfed.federation.release.ordered import ANSWERS, ORDER, summary_of
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.text import to_base64
 from sovfed.server.orders.making import ANSWERS as KEPT
 from sovfed.server.orders.making import write_answers
+from sovfed.server.orders.proposing import approve
 from sovfed.server.registry import authority
 from sovfed.server.runs.certificate import release
 from sovfed.server.runs.logged import RunLog
@@ -186,3 +202,58 @@ def test_verify_needs_cryptography_and_little_else(federation: Released, bundle:
 
     assert done.returncode == 0, done.stderr
     assert "✓ signed by the agency" in done.stdout
+
+
+def test_who_was_revoked_before_the_log_had_it_has_approved_nothing(
+    federation: Released, bundle: bytes, tmp_path: Path
+) -> None:
+    """An agency approves its order with the stolen key of a person whom the authority has revoked long ago."""
+    copy = federation.copied(tmp_path / "copy")
+    ann = make_signer(tmp_path, copy.agency.authority, "ann", "ministry")
+    forged = approved(read_proposal(files_in(bundle)[ORDER]), ann).to_bytes()
+    held = check_release(resealed(copy, bundle, {ORDER: forged}), copy.roots)
+    path = copy.folder / "order.json"
+    approve(path, read_proposal(path.read_bytes()).order, ann)
+    logged = release(copy.agency.home, RUN, wait_s=0.0)
+    key = key_from_pem((copy.agency.authority / "root.key").read_bytes(), "root.key")
+    serial, now = x509.load_der_x509_certificate(ann.certificate).serial_number, datetime.now(UTC)
+    before, since = (
+        to_pem(make_crl(key, copy.roots[0], [(serial, now + timedelta(hours=hours))], 9, now, 30)) for hours in (-1, 1)
+    )
+
+    false = check_release(resealed(copy, bundle, {ORDER: forged, REVOKED: before}), copy.roots)
+    true = check_release(resealed(copy, logged, {REVOKED: since}), copy.roots)
+
+    for verdict, holds in ((held, True), (false, False), (true, True)):
+        assert any("approved by ann of ministry" in line for line in verdict.holds) is holds
+        assert any("approval of the order by ann of ministry" in line for line in verdict.missing) is not holds
+
+
+def test_lists_of_one_root_hide_nobody_who_was_revoked_under_the_other(tmp_path: Path) -> None:
+    """Between two roots the agency leaves out the list that revokes an institution whose key it has."""
+    federation = finished_run(tmp_path)
+    federation.cosign(*federation.homes)
+    agency, former = federation.agency, (federation.agency.authority / "root.pem").read_bytes()
+    authority.rotate(agency.authority, overlap=timedelta(days=40))
+    identity = agency.home / "identity"
+    identity.joinpath("root.pem").write_bytes((agency.authority / "root.pem").read_bytes() + former)
+    identity.joinpath("crl.pem").write_bytes((agency.authority / "crl.pem").read_bytes())
+    roots, both = load_roots(identity / "root.pem"), parse_crls((identity / "crl.pem").read_bytes(), "lists")
+    of_new = next(to_pem(crl) for crl in both if crl == crl_of(roots[0], both))
+    key, pem = renewed_under(agency.authority / "root.key", roots[0], ServerNames(("localhost",)))
+    write_private(identity / "key.pem", key)
+    write_private(identity / "cert.pem", pem)
+    bundle = release(agency.home, RUN, wait_s=0.0)
+
+    assert list(check_release(bundle, roots).log.cosigned) == list(NAMES)
+    with pytest.raises(EvidenceError, match="no revocation list of the authority that certified"):
+        check_release(resealed(federation, bundle, {REVOKED: of_new}), roots)
+    assert not lineage.check(files_in(bundle), roots, revoked=of_new).cosigned
+
+
+def renewed_under(root_key: Path, root: x509.Certificate, names: ServerNames) -> tuple[bytes, bytes]:
+    """Key and certificate (PEM) that the root signs now."""
+    key = create_key()
+    request = to_pem(create_csr(key, names))
+    signing = key_from_pem(root_key.read_bytes(), "root.key")
+    return key_to_pem(key), to_pem(sign_csr(signing, root, request, datetime.now(UTC), 30))
