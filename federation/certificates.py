@@ -22,11 +22,12 @@ from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
+from sovfed.federation.decoded import request_of
 from sovfed.federation.errors import IdentityError
 
 INSTITUTION_URN: Final = "urn:sovfed:institution:"
@@ -148,12 +149,9 @@ def check_csr(pem: bytes) -> tuple[Names, ec.EllipticCurvePublicKey]:
     """
     if len(pem) > MAX_CSR_BYTES:
         raise IdentityError(f"signing request: {len(pem)} bytes, at most {MAX_CSR_BYTES} are taken")
-    try:
-        csr = x509.load_pem_x509_csr(pem)
-        key, signed, extensions = csr.public_key(), csr.is_signature_valid, csr.extensions
-        attributes = [attribute.oid for attribute in csr.attributes]
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature, x509.DuplicateExtension) as error:
-        raise IdentityError("signing request: not readable as PEM PKCS#10") from error
+    csr = request_of(pem)
+    key, signed, extensions = csr.public_key(), csr.is_signature_valid, csr.extensions
+    attributes = [attribute.oid for attribute in csr.attributes]
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
         raise IdentityError("signing request: the key is not P-256")
     if not signed:

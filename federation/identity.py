@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
@@ -47,6 +46,7 @@ from sovfed.federation.certificates import (
     to_der,
     to_pem,
 )
+from sovfed.federation.decoded import UNREADABLE, certificate_of, certificates_of, reading, revocations_of
 from sovfed.federation.errors import IdentityError, NotValidNowError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic, write_private
 
@@ -148,11 +148,10 @@ def verify_lapsed(cert_der: bytes, roots: Sequence[x509.Certificate]) -> Names:
     What was signed while it held stays signed. Raises IdentityError.
     """
     root = issuer_of(cert_der, roots)
-    try:
-        end = x509.load_der_x509_certificate(cert_der).not_valid_after_utc - timedelta(seconds=1)
-        purpose = x509.load_der_x509_certificate(cert_der).extensions.get_extension_for_class(x509.ExtendedKeyUsage)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
-        raise IdentityError("certificate: unreadable, or an extension is missing") from error
+    shown = certificate_of(cert_der)
+    end = shown.not_valid_after_utc - timedelta(seconds=1)
+    with reading("certificate: an extension is missing"):
+        purpose = shown.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
     if ExtendedKeyUsageOID.CODE_SIGNING in purpose.value:
         raise IdentityError("certificate: a person's, expected an institution's or the agency's")
     certificate, names = _read_leaf(cert_der, next(iter(purpose.value)))
@@ -226,7 +225,7 @@ class Trust:
         """The signer behind `cert_der` at this moment; raises IdentityError."""
         root, crl = self._judges(cert_der)
         signer = verify_signer(cert_der, root, self._clock())
-        _check_revoked(x509.load_der_x509_certificate(cert_der), crl, root, self._clock())
+        _check_revoked(certificate_of(cert_der), crl, root, self._clock())
         return signer
 
     def check(self) -> None:
@@ -241,10 +240,7 @@ class Trust:
         shown = list(auth_context.get("x509_pem_cert", ()))
         if len(shown) != 1:
             raise IdentityError(f"gRPC peer: {len(shown)} certificates, expected 1")
-        try:
-            certificate = x509.load_pem_x509_certificate(shown[0])
-        except ValueError as error:
-            raise IdentityError("gRPC peer: certificate not readable") from error
+        certificate = certificates_of(shown[0], "gRPC peer")[0]
         return self.verify(certificate.public_bytes(serialization.Encoding.DER))
 
     def _judges(self, cert_der: bytes) -> tuple[x509.Certificate, x509.CertificateRevocationList]:
@@ -281,10 +277,7 @@ def _stamp_of(path: Path) -> tuple[int, int, int]:
 
 def load_roots(path: Path) -> tuple[x509.Certificate, ...]:
     """The roots in the PEM file `path`, one, or two while one takes over from the other: the newer first."""
-    try:
-        roots = x509.load_pem_x509_certificates(read_bounded(path))
-    except ValueError as error:
-        raise IdentityError(f"{path}: expected one PEM certificate, or two") from error
+    roots = certificates_of(read_bounded(path), str(path))
     if not 1 <= len(roots) <= MAX_ROOTS:
         raise IdentityError(f"{path}: {len(roots)} certificates, expected one PEM certificate, or two")
     return tuple(roots)
@@ -293,8 +286,8 @@ def load_roots(path: Path) -> tuple[x509.Certificate, ...]:
 def issuer_of(cert_der: bytes, roots: Sequence[x509.Certificate]) -> x509.Certificate:
     """The one of `roots` that signed `cert_der`; the first if none did, which then refuses it."""
     for root in roots if len(roots) > 1 else ():
-        with contextlib.suppress(ValueError, TypeError, InvalidSignature):
-            x509.load_der_x509_certificate(cert_der).verify_directly_issued_by(root)
+        with contextlib.suppress(IdentityError, *UNREADABLE):
+            certificate_of(cert_der).verify_directly_issued_by(root)
             return root
     return roots[0]
 
@@ -401,40 +394,32 @@ def _numbers(path: Path, roots: Sequence[x509.Certificate]) -> dict[str, int]:
 
 def crl_number(crl: x509.CertificateRevocationList) -> int:
     """The number of `crl`, which grows with every list; raises IdentityError if it has none."""
-    try:
+    with reading("revocation list: without a number"):
         return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
-        raise IdentityError("revocation list: malformed, or without a number") from error
 
 
 def parse_certificate(pem: bytes, where: str) -> x509.Certificate:
     """The one certificate in `pem`; IdentityError names `where`."""
-    try:
-        (certificate,) = x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
-        raise IdentityError(f"{where}: expected one PEM certificate") from error
-    return certificate
+    first, *others = certificates_of(pem, where)
+    if others:
+        raise IdentityError(f"{where}: {len(others) + 1} certificates, expected one")
+    return first
 
 
 def parse_crl(pem: bytes, where: str) -> x509.CertificateRevocationList:
     """The revocation list in `pem`; IdentityError names `where`."""
-    try:
-        return x509.load_pem_x509_crl(pem)
-    except ValueError as error:
-        raise IdentityError(f"{where}: expected a PEM revocation list") from error
+    return revocations_of(pem, where)
 
 
 def _read_leaf(cert_der: bytes, purpose: x509.ObjectIdentifier) -> tuple[x509.Certificate, Names]:
     """The certificate and its names, after its basic constraints, key usage and sole purpose."""
-    try:
-        certificate = x509.load_der_x509_certificate(cert_der)
+    certificate = certificate_of(cert_der)
+    with reading("certificate: an extension is missing"):
         extensions = certificate.extensions
         constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = extensions.get_extension_for_class(x509.KeyUsage).value
         purposes = list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
         alternatives = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
-        raise IdentityError("certificate: unreadable, or an extension is missing") from error
     if constraints.ca or not usage.digital_signature or usage.key_cert_sign or usage.crl_sign:
         raise IdentityError(f"{_label(certificate)}: basic constraints or key usage are not a leaf's")
     if purposes != [purpose]:

@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from cryptography import x509
-
 from sovfed.federation.addresses import socket_path
 from sovfed.federation.certificates import (
     ServerNames,
@@ -27,7 +25,7 @@ from sovfed.federation.config import Config, ServerConfig, TrackingConfig
 from sovfed.federation.errors import ConfigError, IdentityError, ServiceError
 from sovfed.federation.evidence.store import record_change
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic, write_private
-from sovfed.federation.identity import check_crl, install_crl, verify_server
+from sovfed.federation.identity import check_crl, install_crl, parse_certificate, parse_crl, verify_server
 from sovfed.federation.schema import bind
 from sovfed.federation.wire.loopback import ensure_secret
 
@@ -69,11 +67,8 @@ def install_certificate(home: Path, certificate: bytes, root: bytes, crl: bytes)
 
     Raises IdentityError if the certificate is for another key, was signed by another root, or the list is stale.
     """
-    try:
-        leaf, authority = x509.load_pem_x509_certificate(certificate), x509.load_pem_x509_certificate(root)
-        revoked = x509.load_pem_x509_crl(crl)
-    except ValueError as error:
-        raise IdentityError("certificate, root or revocation list is not readable as PEM") from error
+    leaf, authority = parse_certificate(certificate, "certificate"), parse_certificate(root, "root")
+    revoked = parse_crl(crl, "revocation list")
     now = datetime.now(UTC)
     check_crl(revoked, authority, now)
     verify_server(to_der(leaf), authority, revoked, now)

@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from sovfed.federation.decoded import certificate_of, reading
 from sovfed.federation.errors import ConfigError, IdentityError
 from sovfed.federation.identity import issuer_of, verify_signer
 from sovfed.federation.schema import bind, bounded, choice
@@ -76,11 +77,9 @@ def certified(signature: Signature, where: str) -> tuple[str, str]:
     """Person and organisation that the certificate names, whoever signed that. Raises IdentityError."""
     from sovfed.federation.certificates import SignerNames, read_names
 
-    try:
-        certificate = x509.load_der_x509_certificate(from_base64(signature.certificate, where, ConfigError))
+    certificate = certificate_of(from_base64(signature.certificate, where, ConfigError), where)
+    with reading(f"{where}: the certificate names nobody"):
         names = read_names(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
-        raise IdentityError(f"{where}: no readable certificate") from error
     if not isinstance(names, SignerNames):
         raise IdentityError(f"{where}: the certificate is not that of a person who signs tasks")
     return names.person, names.organisation
@@ -102,8 +101,8 @@ def check_signature(
 def check_key(signature: Signature, manifest: bytes, where: str, *, domain: bytes = DOMAIN) -> None:
     """Raise IdentityError unless the key of the certificate that `signature` shows has made it."""
     der = from_base64(signature.certificate, where, ConfigError)
+    key = certificate_of(der, where).public_key()
     try:
-        key = x509.load_der_x509_certificate(der).public_key()
         verify: Callable[..., None] = key.verify  # type: ignore[union-attr]
         made = from_base64(signature.signature, where, ConfigError)
         verify(made, _said(manifest, signature.role, domain), ec.ECDSA(hashes.SHA256()))
@@ -114,7 +113,7 @@ def check_key(signature: Signature, manifest: bytes, where: str, *, domain: byte
 def _lapsed(der: bytes, trust: Trust, error: IdentityError) -> SignerIdentity:
     """The signer of a certificate that held until it ended or was revoked; raises `error` if it never did."""
     try:
-        end = x509.load_der_x509_certificate(der).not_valid_after_utc
+        end = certificate_of(der).not_valid_after_utc
         return verify_signer(der, issuer_of(der, trust.roots), end - timedelta(seconds=1))
     except (IdentityError, ValueError) as problem:
         raise error from problem

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sovfed.federation.certificates import InstitutionNames, ServerNames, key_from_pem, read_names, same_issuer
+from sovfed.federation.decoded import certificate_of
 from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.notes import COSIGNATURE, LOG, NoteKey, public, read_key
@@ -135,11 +136,13 @@ def load_key(path: Path) -> Ed25519PrivateKey:
 
 def check_ecdsa(der: bytes, signature: bytes, message: bytes, whose: str) -> None:
     """Raise EvidenceError unless the key of the certificate `der` has signed `message`."""
-    key = x509.load_der_x509_certificate(der).public_key()
     try:
+        key = certificate_of(der, whose).public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise EvidenceError(f"{whose}: not an elliptic-curve key")
         key.verify(signature, message, ec.ECDSA(hashes.SHA256()))
+    except IdentityError as error:
+        raise EvidenceError(str(error)) from error
     except InvalidSignature as error:
         raise EvidenceError(f"{whose}: the signature does not hold") from error
 
@@ -162,7 +165,7 @@ def own_origin(home: Path) -> str:
 
 def _is_of_former_root(home: Path, voucher: Voucher) -> bool:
     """Whether the home's certificate is of another root than the voucher's, and of the same name."""
-    former = x509.load_der_x509_certificate(_base64(voucher.certificate, "certificate"))
+    former = certificate_of(_base64(voucher.certificate, "certificate"))
     return (
         not same_issuer(former, load_certificate(home / "identity" / "cert.pem")) and own_origin(home) == voucher.origin
     )

@@ -12,6 +12,7 @@ from cryptography import x509
 
 from sovfed.federation.archive import zipped
 from sovfed.federation.certificates import InstitutionNames, ServerNames
+from sovfed.federation.decoded import certificate_of
 from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical, listed
 from sovfed.federation.identity import parse_crls, verify_lapsed
@@ -178,7 +179,7 @@ def require_of_its_day(envelope: sealed.Envelope, revoked: bytes, log: Lineage) 
         if day < crl.last_update_utc - SKEW or (crl.next_update_utc is not None and day > crl.next_update_utc + SKEW):
             raise EvidenceError(f"{REVOKED}: not the list that was in force when the log says that it was released")
     for signed in envelope.signatures:
-        end = x509.load_der_x509_certificate(signed.certificate).not_valid_after_utc
+        end = certificate_of(signed.certificate).not_valid_after_utc
         if end < day - SKEW:
             raise EvidenceError(f"a certificate that signed the release had ended before, on {end:%F}")
 

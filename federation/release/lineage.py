@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cryptography import x509
 
+from sovfed.federation.decoded import certificate_of
 from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.entries import BEFORE, canonical, read_entry
@@ -144,7 +145,7 @@ def revoked_at(der: bytes, roots: Sequence[x509.Certificate], pem: bytes) -> dat
     Raises IdentityError without that list: one root's says nothing of whom the other certified.
     """
     crl = crl_of(issuer_of(der, roots), parse_crls(pem, LISTS))
-    certificate = x509.load_der_x509_certificate(der)
+    certificate = certificate_of(der)
     if crl is None:
         raise IdentityError(
             f"no revocation list of the authority that certified {certificate.subject.rfc4514_string()}: it is needed "
@@ -156,7 +157,7 @@ def revoked_at(der: bytes, roots: Sequence[x509.Certificate], pem: bytes) -> dat
 
 def ended_at(der: bytes, roots: Sequence[x509.Certificate], pem: bytes) -> datetime:
     """From when on the certificate `der` counts no more: `revoked_at`, or its end, after which no list names it."""
-    end = x509.load_der_x509_certificate(der).not_valid_after_utc
+    end = certificate_of(der).not_valid_after_utc
     return min(revoked_at(der, roots, pem) or end, end)
 
 

@@ -18,6 +18,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 
 from sovfed.federation.archive.signing import REVIEWER, certified, check_key
 from sovfed.federation.certificates import ServerNames
+from sovfed.federation.decoded import certificate_of
 from sovfed.federation.errors import ConfigError, EvidenceError, SovfedError
 from sovfed.federation.evidence.entries import canonical, listed
 from sovfed.federation.identity import issuer_of, verify_lapsed, verify_signer
@@ -207,7 +208,7 @@ def _approver(approval: Signature, text: bytes, roots: Sequence[x509.Certificate
     person, organisation = certified(approval, "approval of the order")
     check_key(approval, text, "approval of the order", domain=DOMAIN)
     der = from_base64(approval.certificate, "approval of the order", ConfigError)
-    end = x509.load_der_x509_certificate(der).not_valid_after_utc
+    end = certificate_of(der).not_valid_after_utc
     verify_signer(der, issuer_of(der, roots), end - timedelta(seconds=1))
     if approval.role != REVIEWER:
         raise EvidenceError("approval of the order: a signature of another kind")

@@ -12,11 +12,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
-from sovfed.federation.errors import EvidenceError
+from sovfed.federation.decoded import certificate_of
+from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.keys import check_ecdsa, sign_ecdsa
 
@@ -136,14 +135,14 @@ def _sigstore(payload: bytes, signed: Signed) -> bytes:
 
 def public_pem(certificate: bytes) -> bytes:
     """The public key of a certificate (DER), as PEM."""
-    key = x509.load_der_x509_certificate(certificate).public_key()
+    key = certificate_of(certificate).public_key()
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _key_id(certificate: bytes) -> str:
     try:
         return hashlib.sha256(public_pem(certificate)).hexdigest()
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except IdentityError as error:
         raise EvidenceError("a certificate of the release cannot be read") from error
 
 

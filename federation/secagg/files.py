@@ -9,8 +9,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from cryptography import x509
-
+from sovfed.federation.decoded import certificates_of
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_private
 from sovfed.federation.identity import Trust, key_from_pem, parse_certificate, read_pair, to_der
@@ -36,7 +35,7 @@ def load_identity(folder: Path) -> Identity:
     """
     trust = Trust(folder)
     key, certificate = read_pair(folder)
-    former = x509.load_pem_x509_certificates(read_bounded(path)) if (path := folder / FORMER).exists() else ()
+    former = certificates_of(read_bounded(path), str(path)) if (path := folder / FORMER).exists() else ()
     return Identity(
         to_der(parse_certificate(certificate, str(folder / "cert.pem"))), signer(key_from_pem(key, "key.pem")),
         trust.verify, trust.verify_server, tuple(map(to_der, former)),

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final, Protocol, TypeAlias
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mlkem, utils, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from sovfed.federation.decoded import certificate_of
 from sovfed.federation.errors import IdentityError, ProtocolError
 
 LABEL: Final = b"sovfed/secagg/1/"
@@ -112,10 +112,7 @@ def signer(key: PrivateKey) -> Signer:
 
 def public_key(certificate: bytes) -> PublicKey:
     """The signature key of a certificate (DER) that has been verified already."""
-    try:
-        key = x509.load_der_x509_certificate(certificate).public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise IdentityError("certificate: its key is not readable") from error
+    key = certificate_of(certificate).public_key()
     if isinstance(key, ed25519.Ed25519PublicKey):
         return key
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):

@@ -136,11 +136,12 @@ def keep_roots(home: Path, pem: bytes) -> None:
     """Put the authorities of an `https://` proxy where `proxy_for` looks. Raises ConfigError if they are none."""
     from cryptography import x509
 
+    from sovfed.federation.decoded import UNREADABLE
     from sovfed.federation.files import private_directory, write_private
 
     try:
         x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise ConfigError("the proxy's authorities: expected certificates (PEM)") from error
     private_directory(home / ROOTS.parent)
     write_private(home / ROOTS, pem)

@@ -12,9 +12,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from cryptography import x509
-
 from sovfed.federation.addresses import host_port, split_host_port
+from sovfed.federation.decoded import certificate_of
+from sovfed.federation.errors import IdentityError
 from sovfed.federation.text import visible
 from sovfed.federation.wire import clocks
 from sovfed.federation.wire.bridge import UNREACHED, bridged
@@ -219,8 +219,8 @@ def _issuer(address: str, proxy: Proxy | None, timeout_s: float) -> str:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
         with _opened(address, proxy, timeout_s) as plain, context.wrap_socket(plain) as tls:
-            certificate = x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
-    except (UnreachableError, OSError, ValueError):
+            certificate = certificate_of(tls.getpeercert(binary_form=True) or b"")
+    except (UnreachableError, IdentityError, OSError, ValueError):
         return "unknown"
     return visible(certificate.issuer.rfc4514_string()[:200], keep="")
 

@@ -87,6 +87,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.timeout(400)  # six installations by pip, each many small files
 def test_it_installs_upgrades_and_takes_back_without_a_network(tmp_path: Path, signed: Signed) -> None:
     prefix, home = tmp_path / "opt", tmp_path / "home"
     home.mkdir()
