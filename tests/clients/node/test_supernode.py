@@ -368,7 +368,7 @@ def test_superlink_that_restarts_is_met_again(tmp_path: Path) -> None:
             other = Federation(agency, authority, config, control, node)
             with other.run() as grid:
                 (reply,) = other.ask(grid, timeout_s=60)
-            assert reply.has_content()
+            assert reply.has_content(), node.log()
             assert supernode.poll() is None
 
 
