@@ -325,17 +325,24 @@ def utility(
 )  # fmt: skip
 @click.option("--quick", is_flag=True, help="Few rounds, no ministry alone: about 12 minutes of one core.")
 @click.option("--rounds", type=click.IntRange(2, 100_000), help="As many rounds instead.")
+@click.option(
+    "--part", "parts", multiple=True, type=click.Choice(["pooled", "rings", "steps", "alone"]),
+    help="Only this: against the pooled model, rings of few bits, more local steps a round, or each ministry alone; "
+    "repeatable. Without it all, with --quick the first two.",
+)  # fmt: skip
 @click.option("--deployed", is_flag=True, help="By real processes of all ministries: an hour for three seeds.")
 @click.option("--seeds", type=click.IntRange(1, 20), default=3, show_default=True, help="With --deployed.")
 @reported
 def language_(
-    data: Path, quick: bool, rounds: int | None, deployed: bool, seeds: int, files: Files, console: Console
-) -> None:
+    data: Path, quick: bool, rounds: int | None, parts: tuple[str, ...], deployed: bool, seeds: int, files: Files,
+    console: Console,
+) -> None:  # fmt: skip
     """Bits per byte of a language model by ten ministries against the pooled one, and what a 16-bit ring costs.
 
     \b
     Examples:
       sovfed bench language --quick --data /data/ja_law
+      sovfed bench language --part alone --rounds 400 --data /data/ja_law
       sovfed bench language --deployed --seeds 1 --data /data/ja_law
     """
     from sovfed.simulations.benchmarks import language, language_deployed
@@ -343,7 +350,7 @@ def language_(
     if deployed:
         language_deployed.run(data=data, rounds=rounds, seeds=seeds, files=files, console=console)
     else:
-        language.run(data=data, quick=quick, rounds=rounds, files=files, console=console)
+        language.run(data=data, quick=quick, rounds=rounds, files=files, console=console, parts=parts)
 
 
 @bench.command()

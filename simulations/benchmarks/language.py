@@ -51,6 +51,9 @@ WINDOWS: Final = 2  # of a ministry in a step
 ROUNDS, QUICK_ROUNDS = 1_200, 400
 RING_ROUNDS: Final = 10  # as many times fewer, in which rings are compared
 TESTED, QUICK_TESTED = 1_000, 120  # windows of each ministry at most
+POOLED, RINGED, STEPS, ALONE = "pooled", "rings", "steps", "alone"  # what is compared
+PARTS: Final = (POOLED, RINGED, STEPS, ALONE)
+QUICK_PARTS: Final = (POOLED, RINGED)
 LOOKS: Final = 8  # evaluations of a ministry alone, the best of which counts
 KEYS: Final = Keys(side="split")
 RATE: Final = 0.007
@@ -130,21 +133,26 @@ class Bench:
 
 
 def run(
-    *, data: Path, quick: bool, rounds: int | None, files: Files, console: Console, symbols: int = SYMBOLS
-) -> dict[str, Any]:
-    """Train pooled and federated on the ministries of the folder `data`, and publish the report."""
+    *, data: Path, quick: bool, rounds: int | None, files: Files, console: Console, symbols: int = SYMBOLS,
+    parts: tuple[str, ...] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Train on the ministries of the folder `data` what is compared in `parts`, by default all or those of `quick`."""
     files.check()
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         task, sites = prepared(data, Path(folder), QUICK_TESTED if quick else TESTED, symbols)
         bench = Bench(task, sites, rounds or (QUICK_ROUNDS if quick else ROUNDS), console, [])
-        tokenizer = read_tokenizer(Path(folder) / TOKENIZER)
-        ratios, figures = _against_pooled(bench, tokenizer, data)
-        ratios |= _rings(bench, QUICK_RINGS if quick else tuple(RINGS))
+        parts = parts or (QUICK_PARTS if quick else PARTS)
+        ratios, figures = dict[str, float](), dict[str, float]()
+        if POOLED in parts:
+            ratios, figures = _against_pooled(bench, read_tokenizer(Path(folder) / TOKENIZER), data)
+        if RINGED in parts:
+            ratios |= _rings(bench, QUICK_RINGS if quick else tuple(RINGS))
         ours, bare = tokens_per_s(task, next(iter(sites.values())), 4 * WINDOWS, 3 if quick else 20)
         figures |= {"tokens_per_s": ours, "bare_tokens_per_s": bare}
-        if not quick:
+        if STEPS in parts:
             ratios |= _more_local_steps(bench)
+        if ALONE in parts:
             figures |= _alone(bench)
     figures["cpu_s"] = time.process_time() - start
     title = f"A language model by {len(sites)} institutions: federated against pooled"
@@ -161,7 +169,7 @@ def train_pooled(bench: Bench, seed: int = 0) -> Result:
 def _against_pooled(bench: Bench, tokenizer: Tokenizer, data: Path) -> tuple[dict[str, float], dict[str, float]]:
     """One machine with all texts, and the federation under secure aggregation of 16 bits: ratios, and more figures."""
     pooled = train_pooled(bench)
-    federated = bench.train("federated", bench.sites, {**CENTRAL, **RINGS["16 bits"]}, bench.rounds)
+    federated = _train_federated(bench)
     ours, theirs = (result.metrics["bits_per_byte"] for result in (federated, pooled))
     groups, tests = groups_of(tokenizer, bench.sites, _files(data)), _tests(data)
     figures = dict[str, float]()
@@ -169,6 +177,11 @@ def _against_pooled(bench: Bench, tokenizer: Tokenizer, data: Path) -> tuple[dic
         figures |= apart_figures(name, result, bench.sites, groups)
         figures |= cloze_figures(name, result.model, tokenizer, tests)
     return {"federated_bpb": ours, "pooled_bpb": theirs, "federated_over_pooled": ours / theirs}, figures
+
+
+def _train_federated(bench: Bench) -> Result:
+    """One step a round on the ministries' mean gradient, under secure aggregation of 16 bits."""
+    return bench.train("federated", bench.sites, {**CENTRAL, **RINGS["16 bits"]}, bench.rounds)
 
 
 def _rings(bench: Bench, names: tuple[str, ...]) -> dict[str, float]:
@@ -185,7 +198,8 @@ def _rings(bench: Bench, names: tuple[str, ...]) -> dict[str, float]:
 
 def _more_local_steps(bench: Bench) -> dict[str, float]:
     """Over the federated model: as many steps in all, H of them with Muon at each ministry between two exchanges."""
-    federated = bench.rows[1]["bits_per_byte"]
+    known = [row["bits_per_byte"] for row in bench.rows if row["model"] == "federated"]
+    federated = known[0] if known else _train_federated(bench).metrics["bits_per_byte"]
     return {
         f"{name.lower()}_h{steps}_over_federated": bench.train(
             f"{name}, H = {steps}", bench.sites, {**PLAN, **outside, **FITTED, "task.local_steps": steps},

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from sovfed.federation.errors import ConfigError
-from sovfed.simulations.benchmarks.language import QUICK_RINGS, WINDOWS, run
+from sovfed.simulations.benchmarks import language
+from sovfed.simulations.benchmarks.language import ALONE, OUTSIDE, QUICK_RINGS, STEPS, WINDOWS, run
 from sovfed.simulations.benchmarks.report import Files
 
 pytest.importorskip("tokenizers")
@@ -52,6 +53,19 @@ def test_it_trains_pooled_federated_and_in_sixteen_bits_and_writes_the_ratios(tm
     assert figures["copied_share_before_1980"] == pytest.approx(figures["copied_share_from_2005"], abs=0.05)
     assert "federated_bpb_copied_1980_to_2004" not in figures
     assert told["ratios"]["sixteen_bits_over_32"] == pytest.approx(1.0, abs=0.1)  # a clip for longer texts
+
+
+def test_by_parts_only_what_is_asked_for_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "LOCAL_STEPS", (2,))
+    told = run(
+        data=laws(tmp_path, *SITES), quick=True, rounds=2, files=Files(), console=Console(quiet=True), symbols=262,
+        parts=(STEPS, ALONE),
+    )  # fmt: skip
+    steps = [f"{name}, H = 2" for name in OUTSIDE]
+    sites = [f"{site.replace('_', '-')} alone" for site in sorted(SITES)]
+    assert [row["model"] for row in told["rows"]] == ["federated", *steps, *sites]
+    assert "pooled_bpb" not in told["ratios"] and told["ratios"]["diloco_h2_over_federated"] > 0
+    assert 0 <= told["figures"]["better_than_alone"] <= len(SITES)
 
 
 def test_text_that_is_not_public_makes_no_tokenizer(tmp_path: Path) -> None:
