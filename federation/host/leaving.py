@@ -49,7 +49,7 @@ def _code(main: Callable[[], int]) -> int:
 def _tell() -> None:
     """Tell of the exception as Python does: by the hook that is set, with which it is one record of the log."""
     try:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]  # there is one
+        sys.excepthook(*sys.exc_info())
     except BaseException:
         traceback.print_exc()
 

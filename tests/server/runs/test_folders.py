@@ -159,9 +159,7 @@ def test_who_looks_whether_a_run_is_held_does_not_hold_it(home: Path) -> None:
         assert folders.is_held(folder)
 
 
-def test_a_start_that_is_no_model_s_file_or_would_fill_the_memory_is_refused_at_once(
-    home: Path, tmp_path: Path
-) -> None:
+def test_a_start_that_is_no_file_or_would_fill_the_memory_is_refused_at_once(home: Path, tmp_path: Path) -> None:
     """What came from another machine: as long as no model may be, or a pipe, which was waited for."""
     folder, huge, pipe = private_directory(tmp_path / "run"), tmp_path / "huge", tmp_path / "pipe"
     with huge.open("wb") as file:
