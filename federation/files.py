@@ -185,7 +185,7 @@ def read_plain(path: Path) -> bytes:
 def read_whole(path: Path, most: int) -> bytes:
     """The bytes of the file `path`, which somebody else made. Raises EvidenceError if it has more than `most`."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or status.st_size > most:
                 raise EvidenceError(f"{path}: no file of at most {most} bytes")

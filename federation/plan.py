@@ -16,6 +16,7 @@ SCHEDULES: Final = ("constant", "linear", "cosine", "wsd")
 NOT_SENT: Final = ("final_rate", "proximal_mu")  # which the request says in its own way
 REACHING: Final = ("adamw", "muon")  # whose steps are as long as the rate, whatever the gradient
 MARGIN: Final = 1.25
+LEAST_RATE: Final = 1e-30  # whose inverse still is a float32
 MUON_MOMENTUM: Final = 0.95  # Jordan 2024
 
 
@@ -81,9 +82,10 @@ class LocalPlan:
     def bounded(self) -> bool:
         """Whether it is known before any record is read how far a value may move: by steps as long as their rate.
 
-        Other optimizers move by as much as the gradient says, and epochs take as many steps as there are records.
+        Other optimizers move by as much as the gradient says, and epochs take as many steps as there are records; at a
+        rate of nothing, nothing moves, and a multiple of that is no number.
         """
-        return self.optimizer in REACHING and self.local_steps > 0
+        return self.optimizer in REACHING and self.local_steps > 0 and self.mean_rate >= LEAST_RATE
 
     def reach(self, shape: tuple[int, ...]) -> float:
         """How far values of a tensor of `shape` move in the round, about; weight decay comes on top.

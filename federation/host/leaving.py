@@ -22,12 +22,8 @@ def leave(main: Callable[[], int]) -> NoReturn:
     out), the process is gone, which also spares the search for garbage (a second, where torch is).
     """
     code = _code(main)
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]  # those that are no daemons, as Python's own end waits for
-        atexit._run_exitfuncs()
-    except BaseException:  # a signal's handler may raise here too
-        traceback.print_exc()
-        code = code or 1
+    code = _code(_wait_for_threads) or code
+    code = _code(_run_atexit) or code
     logging.shutdown()
     for stream in sys.stdout, sys.stderr:
         try:
@@ -46,5 +42,24 @@ def _code(main: Callable[[], int]) -> int:
         sys.stderr.write(f"{end.code}\n")
         return 1
     except BaseException:
-        traceback.print_exc()
+        _tell()
         return 1
+
+
+def _tell() -> None:
+    """Tell of the exception as Python does: by the hook that is set, with which it is one record of the log."""
+    try:
+        sys.excepthook(*sys.exc_info())
+    except BaseException:
+        traceback.print_exc()
+
+
+def _wait_for_threads() -> int:
+    """Until all that are no daemons have ended, as Python's own end does; a signal's handler may raise here too."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    return 0
+
+
+def _run_atexit() -> int:
+    atexit._run_exitfuncs()
+    return 0

@@ -29,7 +29,8 @@ def to_html(facts: Facts, sha256: str, outside: Mapping[str, float] | None = Non
         digest=_safe(task.digest), sha256=_safe(sha256), run=_safe(run.name), date=_safe(run.date),
         purpose=_purpose(targets), data=_data(facts), rows="".join(map(_row, task.schema.columns[:MAX_ROWS])),
         more="" if len(task.schema.columns) <= MAX_ROWS else f"<p>… {len(task.schema.columns)} columns in all.</p>",
-        metrics=_metrics(facts, outside or {}), privacy=_privacy(run.privacy) + _further(run.started_from), parameters=f"{task.parameters:,}",
+        metrics=_metrics(facts, outside or {}), privacy=_privacy(run.privacy) + _further(run.started_from),
+        parameters=f"{task.parameters:,}",
         rounds=run.rounds, strategy=_safe(run.strategy or "–"), sovfed=_safe(facts.sovfed), limits=_limits(facts),
         source=f"<p>Data: {_safe(task.citation)} {_safe(task.licence and f'({task.licence})')}</p>"
         if task.citation or task.licence else "",

@@ -19,6 +19,7 @@ FACTS: Final = "model/model.json"
 BILL: Final = "mlbom.cdx.json"
 PROMISE: Final = "privacy.json"
 HEAD_BYTES: Final = 8  # of a safetensors file: the length of the JSON that follows
+MAX_HEAD_BYTES: Final = 100_000_000  # what safetensors allows
 CLOSE: Final = 1e-6  # of an ε that two computed
 
 
@@ -149,6 +150,8 @@ def require_promise(files: Mapping[str, bytes], predicate: Mapping[str, Any]) ->
 def _head(model: bytes) -> Any:
     """What the head of a safetensors file says of its model: whoever has that file alone reads this."""
     end = HEAD_BYTES + int.from_bytes(model[:HEAD_BYTES], "little")
+    if end > MAX_HEAD_BYTES:
+        raise EvidenceError(f"{MODEL}: a head of {end} bytes, at most {MAX_HEAD_BYTES} are read")
     return _read(_read(model[HEAD_BYTES:end], MODEL)["__metadata__"]["sovfed"], MODEL)
 
 

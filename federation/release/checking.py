@@ -44,6 +44,7 @@ NEEDED: Final = (
 )  # fmt: skip
 OTHERS: Final = (ENVELOPE, "model/model.html", PROMISE, "privacy.html", ORDER, ANSWERS, CONTENT)
 MAX_BYTES: Final = 2 << 30
+MAX_TEXT_BYTES: Final = 128 << 20  # 100,000 rounds' entries with their proofs
 LARGEST: Final = MAX_BYTES + (4 << 20)  # with the names of its files
 SKEW: Final = timedelta(minutes=10)  # by which clocks of authority and agency may differ
 LATER: Final = {  # by the statement's field
@@ -81,6 +82,7 @@ def read_release(data: bytes) -> tuple[dict[str, bytes], sealed.Envelope, dict[s
         raise EvidenceError(f"the release lacks {', '.join(missing)}")
     if strange := sorted(files.keys() - {*NEEDED, *OTHERS}):
         raise EvidenceError(f"the release holds {strange[0]}, and no release has such a file")
+    require_short(files)
     envelope = sealed.read_envelope(files[ENVELOPE])
     statement = read_statement(envelope.payload, sealed.PREDICATE, "a release")
     digests = {entry["name"]: entry["digest"]["sha256"] for entry in statement["subject"]}
@@ -90,6 +92,13 @@ def read_release(data: bytes) -> tuple[dict[str, bytes], sealed.Envelope, dict[s
         if hashlib.sha256(files[name]).hexdigest() != digest:
             raise EvidenceError(f"{name}: not the file that was signed")
     return files, envelope, statement
+
+
+def require_short(files: Mapping[str, bytes]) -> None:
+    """Raise EvidenceError for a file, but for the model, that would take many times its length as it is read."""
+    for name, content in files.items():
+        if name != MODEL and len(content) > MAX_TEXT_BYTES:
+            raise EvidenceError(f"{name}: {len(content)} bytes, at most {MAX_TEXT_BYTES} are read")
 
 
 def check_release(data: bytes, roots: Sequence[x509.Certificate]) -> Verdict:

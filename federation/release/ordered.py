@@ -185,7 +185,8 @@ def _approvers(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Who approved the order; and what is missing, where the log has an approval only after its certificate ended.
 
-    It may be by a key that was stolen since. One that the log has not, as it was made elsewhere, is of the release's day.
+    It may be by a key that was stolen since. One that the log has not, as it was given elsewhere, is of the release's
+    day.
     """
     noted, gone = dict[str, int](), list[str]()
     for entry in log.of_kind("order"):

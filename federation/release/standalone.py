@@ -17,9 +17,11 @@ from sovfed.federation.files import write_atomic
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PARTS: Final = (("click", "."), ("rfc8785", "."), ("sovfed", "federation"))
+PARTS: Final = {
+    "click": ("**/*.py",), "rfc8785": ("**/*.py",), "sovfed": ("__init__.py", "cli.py", "federation/**/*.py"),
+}  # fmt: skip
 FIRST: Final = b"#!/usr/bin/env python3\n"
-MAIN: Final = b"from sovfed.federation.release.cli import verify\n\nverify(prog_name='verify')\n"
+MAIN: Final = b"import sys\n\nfrom sovfed.cli import run\n\nsys.exit(run(['verify', *sys.argv[1:]]))\n"
 _FIRST_DAY: Final = (1980, 1, 1, 0, 0, 0)
 
 
@@ -35,8 +37,7 @@ def write_verifier(path: Path) -> str:
 
 
 def _sources() -> Iterator[tuple[str, bytes]]:
-    for package, below in PARTS:
+    for package, patterns in PARTS.items():
         folder = Path(str(import_module(package).__file__)).parent
-        paths = {folder / "__init__.py", *(folder / below).rglob("*.py")}
-        for path in sorted(paths):
+        for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
             yield f"{package}/{path.relative_to(folder)}", path.read_bytes()

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.config import Config, stored
-from sovfed.federation.errors import ConfigError, ServiceError
-from sovfed.federation.files import read_private, write_private
+from sovfed.federation.errors import ConfigError, EvidenceError, ServiceError
+from sovfed.federation.files import read_private, read_whole, write_private
 from sovfed.federation.host.status import is_locked
 from sovfed.federation.schema import bind, nearest
 from sovfed.federation.text import NAME, NAME_IN_WORDS, NAME_LENGTH
@@ -38,6 +38,7 @@ UNSENT: Final = "unsent.json"  # what is to be done at MLflow, which was away
 ACTIVE: Final = (STARTING, "running", INTERRUPTED)
 FILE: Final = "task.yaml"  # of a run whose task is a file
 BEGINNING: Final = "start.safetensors"  # of one that trains a model further
+MAX_START_BYTES: Final = 1 << 35  # as any model's file
 LOCK_S: Final = 30.0  # a coordinator that is told to stop finishes its tracking first
 SETTLE_S: Final = 2.0  # from a task's end in Flower's books to the coordinator's last word in the folder
 
@@ -130,8 +131,8 @@ def _with_own_start(home: Path, folder: Path, config: Config) -> Config:
     path = Path(start) if Path(start).exists() else run_folder(home, start)
     path = path / MODEL if path.is_dir() else path
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        content = read_whole(path, MAX_START_BYTES)
+    except EvidenceError as error:
         raise ConfigError(f"task.start={start}: neither a model's file or folder nor a finished run") from error
     write_private(own, content)
     return replace(config, task=replace(config.task, start=str(own)))

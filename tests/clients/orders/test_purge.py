@@ -118,7 +118,7 @@ def test_the_own_scores_of_a_permit_s_evaluations_go_with_it(tmp_path: Path) -> 
 
 
 def test_nothing_is_purged_while_the_node_comes_up_or_goes_down_and_it_comes_up_after(tmp_path: Path) -> None:
-    """It has the lock and no status yet: its trainer had read the keys, and wrote what it had learnt after the receipt."""
+    """It has the lock and no status yet: its trainer had read the keys, and wrote after the receipt what it learnt."""
     house = House(tmp_path)
     gate, home = house.gate("h1", OrderRules(), {"p-1": DataPermit(without_privacy=True)}), house.home("h1")
     gate.consider(house.show(whole(CONFIG), house.proposal(whole(CONFIG), CONFIG, permit="p-1")))

@@ -142,3 +142,13 @@ def test_a_control_of_the_wrong_length_is_refused(algorithm: str, size: int) -> 
 def test_fedbn_refuses_a_model_without_normalisation() -> None:
     with pytest.raises(ConfigError, match="no normalisation layer"):
         make().learn(make_request(algorithm="fedbn"), np.zeros_like(make_request().model))
+
+
+def test_units_of_a_rate_of_nothing_are_refused_before_a_record_is_read() -> None:
+    """A malicious agency's: a multiple of 0, or of what no float32 is the inverse of, failed after training."""
+    learner = make()
+    learner._test = np.array([], np.int64)
+    for share in (0.0, 1e-38):
+        request = make_request(optimizer="adamw", local_steps=1, rate_units=True, rate_start=share, rate_end=share)
+        with pytest.raises(ConfigError, match="no rate units"):
+            learner.learn(request, None)

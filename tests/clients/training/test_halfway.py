@@ -172,15 +172,17 @@ def test_a_round_begins_anew_where_the_records_are_others_by_now(tmp_path: Path)
     opt_out.write_text("ann")
     config = DataConfig(path=str(tmp_path / "table.csv"), opt_out=str(opt_out))
     kept = Halfway(path, 0.0, lambda _task: source_stamp(config))
-    for dies_after, changed in ((5, False), (2, True)):
-        learner = trainer(None, dies_after)
+    others = dataclasses.replace(RECORDS, train=RECORDS.train[::-1].copy())
+    expected = Learner(TASK, others, site="0", device="cpu").learn(request(), None).update
+    for list_now in ("bob", "eve"):  # also while it still trains on what it had read before
+        learner = trainer(None, 5)
         learner._halfway, learner._source = kept, kept.source(TASK)
-        opt_out.write_text("bob" if changed else "ann")  # while it trains on what it has read
+        opt_out.write_text(list_now)
         with pytest.raises(Death):
             learner.learn(request(), None)
         again = Halfway(path, 1e6, kept.source)
-        held = Learner(TASK, RECORDS, site="0", device="cpu", halfway=again, source=again.source(TASK))
-        np.testing.assert_array_equal(held.learn(request(), None).update, trainer(None).learn(request(), None).update)
+        held = Learner(TASK, others, site="0", device="cpu", halfway=again, source=again.source(TASK))
+        np.testing.assert_array_equal(held.learn(request(), None).update, expected)
         assert not path.exists()
 
 

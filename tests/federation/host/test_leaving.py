@@ -47,6 +47,30 @@ def test_process_ends_with_its_code(end: str, code: int, words: str) -> None:
     assert ended.stdout == "thread\natexit\n"
 
 
+def test_what_ends_a_process_is_in_its_log_and_forges_no_line_there() -> None:
+    """What a peer sent may stand in an exception, which came out as lines of its own, with a terminal's codes."""
+    for form in ("json", "%(levelname)s %(name)s: %(message)s"):
+        program = (
+            "from sovfed.federation.host.leaving import leave\nfrom sovfed.federation.host.logs import log_to_stderr\n"
+            f"log_to_stderr({form!r})\n"
+            "def main(): raise ValueError('a fault\\nINFO sovfed: all is well\\x1b[2J')\nleave(main)\n"
+        )
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert ended.returncode == 1 and "a fault" in ended.stderr and "ended by an exception" in ended.stderr
+        assert "\x1b" not in ended.stderr and "\nINFO" not in ended.stderr
+        assert (len(ended.stderr.splitlines()) == 1) is (form == "json")
+
+
+def test_a_signal_while_threads_are_waited_for_leaves_nothing_undone() -> None:
+    """A folder of records' copies, or of a task's code, would lie there for ever."""
+    main = "signal.signal(signal.SIGALRM, signal.default_int_handler); signal.setitimer(0, 0.1); return 0"
+    ended = subprocess.run(
+        [sys.executable, "-c", "import signal" + PROGRAM.format(end=main)], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1 and "KeyboardInterrupt" in ended.stderr
+    assert ended.stdout.endswith("atexit\n")
+
+
 def test_lost_reader_is_an_error_and_no_crash() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM.format(end="print('x' * 100_000); return 0")], stdout=subprocess.PIPE, text=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,21 @@ def test_a_failing_disk_stops_the_rounds(tmp_path: Path) -> None:
     writer.submit(made(1))
     with pytest.raises(FileNotFoundError):
         writer.close()
+
+
+def test_a_full_disk_is_told_as_one_so_that_the_run_is_taken_up_again(tmp_path: Path) -> None:
+    """What passes by itself is an OSError; safetensors has an error of its own, which ended the run for good."""
+    checkpoint.write(tmp_path, made(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="large"):
+            checkpoint.write(tmp_path, made(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    found = checkpoint.read(tmp_path, CONFIG)
+    assert found is not None and found.round == 1
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
 
 
 @pytest.mark.parametrize("override", ["secagg=compact", "secagg.clip=7", "task=heart", "seed=3", "privacy.delta=1e-7"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,15 @@ def test_who_looks_whether_a_run_is_held_does_not_hold_it(home: Path) -> None:
         assert not folders.is_held(folder)
     with folders.lock(folder):
         assert folders.is_held(folder)
+
+
+def test_a_start_that_is_no_file_or_would_fill_the_memory_is_refused_at_once(home: Path, tmp_path: Path) -> None:
+    """What came from another machine: as long as no model may be, or a pipe, which was waited for."""
+    folder, huge, pipe = private_directory(tmp_path / "run"), tmp_path / "huge", tmp_path / "pipe"
+    with huge.open("wb") as file:
+        file.truncate((1 << 35) + 1)
+    os.mkfifo(pipe)
+    for start in (huge, pipe, tmp_path / "missing", "no-such-run", "../../etc"):
+        with pytest.raises(ConfigError):
+            folders._with_own_start(home, folder, compose([f"task.start={start}"]).config)
+    assert not any(folder.iterdir())

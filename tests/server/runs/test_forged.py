@@ -31,8 +31,17 @@ from sovfed.federation.evidence.store import LogReader, record
 from sovfed.federation.evidence.witness import cosignatures
 from sovfed.federation.orders.order import read_proposal
 from sovfed.federation.release import lineage
-from sovfed.federation.release.agreement import BILL, FACTS, MODEL, PROMISE, require_promise
-from sovfed.federation.release.checking import MAX_BYTES, REVOKED, check_release, read_release, require_of_its_day
+from sovfed.federation.release.agreement import BILL, FACTS, MODEL, PROMISE, _head, require_promise
+from sovfed.federation.release.checking import (
+    ENVELOPE,
+    MAX_BYTES,
+    MAX_TEXT_BYTES,
+    REVOKED,
+    check_release,
+    read_release,
+    require_of_its_day,
+    require_short,
+)
 from sovfed.federation.release.cli import verify
 from sovfed.federation.release.sealed import model_signature
 from sovfed.federation.text import steers
@@ -324,6 +333,16 @@ def test_rounds_after_the_order_s_end_and_before_any_order_are_told(finished: Re
     assert _earlier(order, early) == ("the order of 1 rounds that were made before this one was proposed",)
     with pytest.raises(EvidenceError, match="after the order had ended"):
         _require_in_time(order, late)
+
+
+def test_what_would_fill_the_memory_as_it_is_read_is_refused_before() -> None:
+    """JSON takes twenty times its length once it is read: the whole of a release could be its signatures."""
+    for name in (ENVELOPE, lineage.ENTRIES, BILL):
+        with pytest.raises(EvidenceError, match=f"{name}: 134217729 bytes"):
+            require_short({name: bytes(MAX_TEXT_BYTES + 1)})
+    require_short({MODEL: bytes(MAX_TEXT_BYTES + 1), ENVELOPE: b"{}"})
+    with pytest.raises(EvidenceError, match="a head of"):
+        _head((1 << 30).to_bytes(8, "little") + b"{}")
 
 
 def test_what_is_no_file_or_too_long_is_not_read(finished: Released, tmp_path: Path) -> None:
