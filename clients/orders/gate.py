@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.orders.book import Bound
 from sovfed.clients.orders.rules import STANDING
-from sovfed.federation.archive.signing import REVIEWER, check_signature
 from sovfed.federation.errors import BoundError, IdentityError, OrderError
 from sovfed.federation.messages import LedgerRequest, ReleaseRequest, SecaggRequest
 from sovfed.federation.orders.answers import CONSENTED, SIGNED, WITHDRAWN, Answer
+from sovfed.federation.orders.approving import signer_of
 from sovfed.federation.orders.events import OrderEvent, tell
-from sovfed.federation.orders.order import DOMAIN, read_proposal
+from sovfed.federation.orders.order import read_proposal
 from sovfed.federation.secagg import keys
 from sovfed.federation.secagg.request import MAX_PARTS, run_parts, whole_run
 
@@ -147,9 +147,8 @@ class OrderGate:
     def _approvers(self, proposal: Proposal) -> Iterator[SignerIdentity]:
         """The agency's people whose approval holds now. Raises IdentityError if one was changed, or is a stranger's."""
         for approval in proposal.approvals:
-            where = "approval of the order"
-            signer, lapsed = check_signature(approval, proposal.order.text, self._open_trust(), where, domain=DOMAIN)
-            if approval.role == REVIEWER and not lapsed:
+            signer = signer_of(approval, proposal.order, self._open_trust())
+            if signer is not None:
                 yield signer
 
     def _check(self, order: RunOrder) -> None:

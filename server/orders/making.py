@@ -20,6 +20,7 @@ from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.order import Proposal, RunOrder, read_proposal, terms_of
 from sovfed.federation.schema import bind
 from sovfed.federation.secagg.keys import fingerprint, public_key
+from sovfed.server.orders.approved import require_approved
 from sovfed.server.registry.enrolment import members
 
 if TYPE_CHECKING:
@@ -102,13 +103,16 @@ class Ordering:
     def __call__(self, request: RunRequest) -> Bytes:
         """The run's proposal, signed, as bytes: what was proposed and approved, else one that is made now.
 
-        Raises ConfigError if the run asks for something else than was approved, or later.
+        Raises ConfigError if the run asks for something else than was approved, or later; PolicyError if the agency is
+        bound to its people's approvals and they are missing.
         """
         now, kept = time.time(), read_order(self.folder)
         if kept is not None and (reason := _void(kept.order, request, now)):
             if kept.approvals:
                 raise ConfigError(f"{self.folder / FILE}: {reason}; propose the run anew")
             kept = None
+        if self.home is not None:
+            require_approved(self.home, self.folder.name, kept, self.config.server.min_approvers)
         if kept is None:
             keys = keys_of(self.home, self.config.order.cohort) if self.home else ()
             kept = Proposal(make_order(self.config, self.name, request, now, keys))

@@ -19,6 +19,8 @@ from sovfed.federation.host.status import is_locked
 from sovfed.federation.schema import bind, nearest
 from sovfed.federation.text import NAME, NAME_IN_WORDS, NAME_LENGTH
 from sovfed.server.network.presence import read_presence
+from sovfed.server.orders.approved import require_approved
+from sovfed.server.orders.making import read_order
 from sovfed.server.own_tasks import in_folder, require_reviewed
 from sovfed.server.runs.coordinators import LOCK, RUN_STATE, coordinator_of, send
 from sovfed.server.runs.release import MODEL
@@ -87,7 +89,8 @@ def start_run(
 ) -> int:
     """Ask Flower to start the coordinator of run `name`; Flower's run id. A name is used once, but for resuming.
 
-    `by_itself`: not where the run has ended meanwhile, since nobody asked. Raises ConfigError.
+    `by_itself`: not where the run has ended meanwhile, since nobody asked. Raises ConfigError, and PolicyError where
+    approvals of its order are missing.
     """
     folder = run_folder(home, name)
     if (folder / STATE).exists():
@@ -98,6 +101,7 @@ def start_run(
         with contextlib.suppress(ServiceError):  # it has ended already, as it should
             control.stop_run(read_state(home, name)["flower_run_id"])
     archive = require_reviewed(home, config)
+    require_approved(home, name, read_order(folder), config.server.min_approvers)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     config = _with_own_task(folder, config) if archive is None else in_folder(folder, config, archive)
     config = _with_own_start(home, folder, config)
