@@ -20,6 +20,7 @@ import rfc8785
 
 from sovfed.federation.archive.signing import Signature
 from sovfed.federation.errors import BoundError, ProtocolError
+from sovfed.federation.orders.beginning import begins_otherwise
 from sovfed.federation.orders.candidates import is_ordered
 from sovfed.federation.schema import bind, bounded, choice, named
 from sovfed.federation.secagg.keys import encode_fields
@@ -38,6 +39,7 @@ TIMES: Final = 4  # as many messages as a run needs, and SPARE more, are answere
 SPARE: Final = 200
 VARIES: Final = ("run", "version", "round", "rate_start", "rate_end", "evaluate")  # from one round to the next
 KINDS: Final = ("train", "private", "evaluate")
+LATER: Final = ("keys", "start", "start_from", "start_round")  # fields that came later: spelled where they are set
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class RunOrder:
     """What a run may ask of each institution. `work` is JSON: the settings that are the same in all its requests.
 
     `epsilon` is what the run may tell of a person at `delta`, by the accountant; both 0 where it has no privacy.
-    `keys` are those of the cohort's certificates, one each (SHA-256, hex), where a cohort is named.
+    `keys` are those of the cohort's certificates, one each (SHA-256, hex), where a cohort is named. `start` and what
+    follows are as in `Beginning`.
     """
 
     run: str = named(high=128)
@@ -75,8 +78,15 @@ class RunOrder:
     clip: float = bounded(low=1e-9, high=1e9)
     max_weight: int = bounded(low=1, high=2**53)
     keys: tuple[str, ...] = bounded((), 64, 64)
+    start: str = bounded("", 0, 64)
+    start_from: str = bounded("", 0, 300)
+    start_round: int = bounded(0, 0, 1_000_000)
 
     def __post_init__(self) -> None:
+        if len(self.start) not in (0, 64) or bool(self.start) != bool(self.start_from):
+            raise ValueError("the model that it begins with has a SHA-256 and words, or neither")
+        if self.start_round and (not self.start or self.start_round >= self.rounds):
+            raise ValueError(f"it begins after round {self.start_round} of {self.rounds}, with no model or no round")
         if self.expires <= self.proposed:
             raise ValueError("it expires before it was proposed")
         if len(self.cohort) > MAX_COHORT or len(set(self.cohort)) != len(self.cohort):
@@ -93,7 +103,7 @@ class RunOrder:
     def spelled(self) -> dict[str, Any]:
         """Its fields as JSON has them."""
         values = {**asdict(self), "cohort": list(self.cohort), "keys": list(self.keys)}
-        return {name: value for name, value in values.items() if name != "keys" or value}
+        return {name: value for name, value in values.items() if name not in LATER or value}
 
     @cached_property
     def digest(self) -> str:
@@ -168,6 +178,8 @@ class RunOrder:
                 return "candidates"
             if not is_ordered(request):
                 return "model"
+        if isinstance(request, TrainRequest | PrivateRequest) and (other := begins_otherwise(self, request)):
+            return other
         return _differing(self.settings, request)
 
     def narrowed(self, terms: Terms) -> Terms:

@@ -16,10 +16,13 @@ from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import read_private, write_private
 from sovfed.federation.host.status import is_locked
+from sovfed.federation.orders.beginning import Beginning
 from sovfed.federation.schema import bind, nearest
 from sovfed.federation.text import NAME, NAME_IN_WORDS, NAME_LENGTH
 from sovfed.server.network.presence import read_presence
 from sovfed.server.orders.approved import require_approved
+from sovfed.server.orders.beginning import beginning as beginning_with
+from sovfed.server.orders.beginning import keep_origin, origin
 from sovfed.server.orders.making import read_order
 from sovfed.server.own_tasks import in_folder, require_reviewed
 from sovfed.server.runs.coordinators import LOCK, RUN_STATE, coordinator_of, send
@@ -131,14 +134,29 @@ def _with_own_start(home: Path, folder: Path, config: Config) -> Config:
     start, own = config.task.start, folder / BEGINNING
     if start is None or Path(start) == own:
         return config
-    path = Path(start) if Path(start).exists() else run_folder(home, start)
+    path, words = _start_file(home, start)
+    write_private(own, path.read_bytes())
+    keep_origin(own, words)
+    return replace(config, task=replace(config.task, start=str(own)))
+
+
+def _start_file(home: Path, start: str) -> tuple[Path, str]:
+    """The file of the model that `task.start` names, a path or a run, and where it is from. Raises ConfigError."""
+    run = "" if Path(start).exists() else start
+    path = run_folder(home, run) if run else Path(start)
     path = path / MODEL if path.is_dir() else path
     try:
-        content = path.read_bytes()
+        return path, origin(path, run)
     except OSError as error:
         raise ConfigError(f"task.start={start}: neither a model's file or folder nor a finished run") from error
-    write_private(own, content)
-    return replace(config, task=replace(config.task, start=str(own)))
+
+
+def beginning(home: Path, config: Config) -> Beginning:
+    """The model that a run of `config` will begin with, as its order names it. Raises SovfedError."""
+    if config.task.start is None:
+        return Beginning()
+    path, words = _start_file(home, config.task.start)
+    return replace(beginning_with(replace(config, task=replace(config.task, start=str(path)))), start_from=words)
 
 
 def stop_run(control: ControlClient, home: Path, name: str) -> None:
