@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import WIRE_SENTENCES
+from sovfed.federation.sums import FORM
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ ADVICE: Final = {
     "privacy": f"{_LOG} and `sovfed client ledger show` says what is left and which run reserves it",
     "needs-privacy": "start it with privacy=distributed, or ask their operators, who set require_privacy",
     "failed": "ask their operators, whose `sovfed client logs trainer` says why",
+    "protocol": "they cannot read the run's order: update the older side's sovfed",
+    FORM: "what they add up has another form than here: update the older side's sovfed",
 }
 
 
