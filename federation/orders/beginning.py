@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector
-    from sovfed.federation.orders.order import RunOrder
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,14 @@ def start_digest(model: Vector) -> str:
     return content.hexdigest()
 
 
-def begins_otherwise(order: RunOrder, request: TrainRequest | PrivateRequest) -> str:
-    """What of the model in `request` is otherwise than the model that `order` begins with; "" if nothing, or no word.
+def begins_otherwise(begins: Beginning, request: TrainRequest | PrivateRequest) -> str:
+    """What of the model in `request` is otherwise than an order that `begins` so says; "" if nothing, or it says none.
 
     One SHA-256 in the first round. Whoever is asked for a later one is sent what others have trained, which no order
     knows.
     """
-    if not order.start or request.round > order.start_round + 1:
+    if not begins.start or request.round > begins.start_round + 1:
         return ""
-    if request.round <= order.start_round:
+    if request.round <= begins.start_round:
         return f"round {request.round}, which was before it begins"
-    return "" if start_digest(request.model) == order.start else "the model that it begins with"
+    return "" if start_digest(request.model) == begins.start else "the model that it begins with"

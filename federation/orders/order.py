@@ -20,7 +20,7 @@ import rfc8785
 
 from sovfed.federation.archive.signing import Signature
 from sovfed.federation.errors import BoundError, ProtocolError
-from sovfed.federation.orders.beginning import begins_otherwise
+from sovfed.federation.orders.beginning import Beginning, begins_otherwise
 from sovfed.federation.orders.candidates import is_ordered
 from sovfed.federation.schema import bind, bounded, choice, named
 from sovfed.federation.secagg.keys import encode_fields
@@ -118,6 +118,11 @@ class RunOrder:
         """SHA-256 (hex) of its spelling: what it is called."""
         return hashlib.sha256(DOMAIN + self.text).hexdigest()
 
+    @property
+    def begins(self) -> Beginning:
+        """The model that the run begins with, as far as the order names one."""
+        return Beginning(self.start, self.start_from, self.start_round)
+
     def form_by(self, forms: Mapping[str, int] = FORMS) -> str:
         """The form of the run's sums in a version of sovfed with these `forms`. Raises ProtocolError."""
         asked = sums_of(self.kind, statistics=bool(self.statistics), candidates=bool(self.candidates))
@@ -191,7 +196,7 @@ class RunOrder:
                 return "candidates"
             if not is_ordered(request):
                 return "model"
-        if isinstance(request, TrainRequest | PrivateRequest) and (other := begins_otherwise(self, request)):
+        if isinstance(request, TrainRequest | PrivateRequest) and (other := begins_otherwise(self.begins, request)):
             return other
         return _differing(self.settings, request)
 

@@ -116,8 +116,8 @@ class Ordering:
         bound to its people's approvals and they are missing.
         """
         now, kept = time.time(), read_order(self.folder)
-        anew = kept.order if kept is not None and kept.order.start_round else None  # whose model nobody has by then
-        begins = Beginning(anew.start, anew.start_from, anew.start_round) if anew else beginning(self.config)
+        anew = kept is not None and kept.order.start_round > 0  # from a checkpoint, which later ones have replaced
+        begins = kept.order.begins if kept is not None and anew else beginning(self.config)
         if kept is not None and (reason := _void(kept.order, request, begins, now)):
             if kept.approvals:
                 raise ConfigError(f"{self.folder / FILE}: {reason}; propose the run anew")
