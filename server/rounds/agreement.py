@@ -23,7 +23,7 @@ from sovfed.federation.orders.shown import word
 from sovfed.federation.sums import FORM
 from sovfed.federation.text import NAME, visible
 from sovfed.server.rounds.aggregation import Answer, ask
-from sovfed.server.rounds.refusals import ADVICE, FINAL, listed
+from sovfed.server.rounds.refusals import ADVICE, APPROVERS, FINAL, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -153,7 +153,7 @@ class Agreement:
     def _told(self, asked: int, names: Mapping[int, str]) -> str:
         reasons = {node: self._why(node) for node in self.beyond} | dict.fromkeys(self.awaiting, UNSIGNED)
         whose = listed(sorted(f"{names.get(node, str(node))}: {why}" for node, why in reasons.items()))
-        codes = {says[0] for says in self.beyond.values() if says[0] in (*NEVER, FORM)}
+        codes = {says[0] for says in self.beyond.values() if says[0] in (*NEVER, APPROVERS, FORM)}
         advice = "; ".join(ADVICE[code] for code in sorted(codes & ADVICE.keys())) or ADVICE["bound"]
         return (
             f"{len(reasons)} of {asked} institutions would not answer this run to its end, minimum cohort is "

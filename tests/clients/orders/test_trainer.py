@@ -183,3 +183,10 @@ def test_a_run_waits_for_its_officers_and_takes_in_who_signs_later(
     house.answer("h3", proposal.order.digest)
     waiting.join(60.0)
     assert not waiting.is_alive() and made.cohort() == [1, 2, 3]
+
+
+def test_a_run_that_too_few_of_the_agency_have_approved_is_told_what_is_next(tmp_path: Path) -> None:
+    asks = OrderRules(min_approvers=2, approvers=("agency",))
+    made = rounds(House(tmp_path), private_directory(tmp_path / "run"), asks, asks, asks)
+    with pytest.raises(DeclinedError, match=r"h1: orders\.min_approvers, .* `sovfed run propose`, `approve`"):
+        made.agree()
